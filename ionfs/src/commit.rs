@@ -1,0 +1,504 @@
+//! The commit of an event (DESIGN.md section 3): blobs, document, publish, mark.
+//!
+//! Knows nothing of the kernel: [`Committer`] is given the content of an event file and a [`Staging`] that
+//! answers for the files it names.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::clock::{self, Millis};
+use crate::event::{
+    Context, DocumentType, Event, EventFile, FileEntry, KeyValue, Publication, clean_path, is_event_type,
+};
+use crate::id::{EventId, JobId};
+use crate::metrics::Metrics;
+use crate::record::{CommitMode, InsightRecord};
+use crate::stores::{Collection, DataPlane, Guard, Inserted, StoreError, decode, encode};
+use crate::upload::{UploadError, store_bytes};
+
+/// Files that a document lists itself; a longer list becomes a blob. Documents are limited to 2 MiB on Cosmos DB,
+/// and one entry takes about 300 bytes.
+pub const LISTED_MAX: usize = 1000;
+
+/// Bytes of that list, for the same reason.
+const LIST_BYTES_MAX: usize = 256 << 10;
+
+/// Bytes of an event file. 16 MiB name about 200,000 files; a larger one is more likely data than an event.
+pub const EVENT_FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// How long a commit whose document is in waits for the bus before it leaves the publishing to the relay.
+const PUBLISH_WAIT: Duration = Duration::from_secs(5);
+
+/// Why an event file was refused. Each has one errno (the table of DESIGN.md section 3).
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// Not a document of either form, no `eventType`, a path that leaves `out/data`.
+    #[error("{0}")]
+    Invalid(String),
+    /// The type is not in the module's `emits`.
+    #[error("module {module:?} may not publish {event_type:?}; its pipeline allows: {allowed}")]
+    NotEmitted {
+        /// The module.
+        module: String,
+        /// The type it tried.
+        event_type: String,
+        /// What it may publish.
+        allowed: String,
+    },
+    /// A named file is not there.
+    #[error("file {0:?} is not in out/data")]
+    Missing(String),
+    /// A named file is still open.
+    #[error("file {0:?} is still open for writing; close it before the event")]
+    StillOpen(String),
+    /// Over a limit.
+    #[error("{0}")]
+    TooBig(String),
+    /// Committed before with other content.
+    #[error("this event was committed before with other content (event {0})")]
+    Differs(EventId),
+    /// A named file cannot be read from the staging folder.
+    #[error("file {path:?} cannot be read: {source}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// The system's error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The stores could not make it durable. Nothing was published.
+    #[error("the stores could not make it durable: {0}; nothing was published")]
+    Stores(String),
+    /// A later attempt of the job has begun.
+    #[error("a later attempt of this job has begun; nothing was published")]
+    Fenced,
+}
+
+impl Refusal {
+    /// What close(), fsync() or rename() returns.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Invalid(_) => Errno::INVAL,
+            Self::NotEmitted { .. } => Errno::ACCESS,
+            Self::Missing(_) => Errno::NOENT,
+            Self::StillOpen(_) => Errno::BUSY,
+            Self::TooBig(_) => Errno::TOOBIG,
+            Self::Differs(_) => Errno::EXIST,
+            Self::Unreadable { source, .. } => Errno::from_io_error(source).unwrap_or(Errno::IO),
+            Self::Stores(_) | Self::Fenced => Errno::IO,
+        }
+    }
+
+    /// The errno's name, as `rejected/<name>.json` shows it.
+    pub fn errno_name(&self) -> &'static str {
+        match self.errno() {
+            Errno::INVAL => "EINVAL",
+            Errno::ACCESS => "EACCES",
+            Errno::NOENT => "ENOENT",
+            Errno::BUSY => "EBUSY",
+            Errno::TOOBIG => "E2BIG",
+            Errno::EXIST => "EEXIST",
+            Errno::NOSPC => "ENOSPC",
+            Errno::DQUOT => "EDQUOT",
+            _ => "EIO",
+        }
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Fenced => Self::Fenced,
+            error => Self::Stores(chain(&error)),
+        }
+    }
+}
+
+impl From<UploadError> for Refusal {
+    fn from(error: UploadError) -> Self {
+        match error {
+            UploadError::Read { path, source } => Self::Unreadable { path, source },
+            UploadError::Store { source, .. } => source.into(),
+        }
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+/// What a job leaves in `events/published/<name>.json`: the event is committed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Receipt {
+    /// The event file's name.
+    pub name: String,
+    /// The event.
+    pub event_id: EventId,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub event_type: String,
+    /// How many files it names.
+    pub files: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// When it was committed (or, for an on-success job, staged).
+    pub at: Millis,
+    /// Whether the bus has it; if not, the relay publishes it.
+    pub published: bool,
+}
+
+/// What a job leaves in `events/rejected/<name>.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejection {
+    /// The event file's name.
+    pub name: String,
+    /// The errno's name.
+    pub errno: String,
+    /// Why, in words.
+    pub reason: String,
+    /// When.
+    pub at: Millis,
+}
+
+impl Rejection {
+    /// The record of a refusal.
+    pub fn new(name: &str, refusal: &Refusal) -> Self {
+        Self {
+            name: name.to_owned(),
+            errno: refusal.errno_name().to_owned(),
+            reason: refusal.to_string(),
+            at: clock::now(),
+        }
+    }
+}
+
+/// Who commits: one attempt of one job.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The job.
+    pub job_id: JobId,
+    /// Its attempt: the fence of every write.
+    pub attempt: u32,
+    /// The module's name.
+    pub module: String,
+    /// The event types it may publish; none: any.
+    pub emits: Option<Vec<String>>,
+    /// When its events become visible.
+    pub commit: CommitMode,
+    /// The context of the event it works on.
+    pub parent: Context,
+}
+
+impl Origin {
+    /// What must hold of the ledger at every write this attempt makes.
+    fn guard(&self) -> Guard {
+        Guard {
+            collection: Collection::Jobs,
+            id: self.job_id.as_str().to_owned(),
+            equals: vec![("attempt", json!(self.attempt))],
+        }
+    }
+
+    fn context(&self, event_id: EventId, document_type: DocumentType) -> Context {
+        Context {
+            name: self.module.clone(),
+            event_id,
+            correlation_id: self.parent.correlation_id.clone(),
+            parent_event_id: self.parent.event_id.to_string(),
+            document_type,
+        }
+    }
+}
+
+/// Answers for the files in `out/data`.
+#[async_trait]
+pub trait Staging: Send + Sync {
+    /// The entry of the file at a clean path, durable in the object store when this returns.
+    async fn durable(&self, path: &str) -> Result<FileEntry, Refusal>;
+
+    /// A key for one more blob of this attempt, never given before.
+    fn fresh_key(&self, path: &str) -> String;
+}
+
+/// Commits one attempt's events.
+#[derive(Debug)]
+pub struct Committer {
+    plane: DataPlane,
+    metrics: Arc<Metrics>,
+    origin: Origin,
+    deadline: Duration,
+}
+
+impl Committer {
+    /// For one attempt; `deadline` bounds each commit until its document is durable.
+    pub fn new(plane: DataPlane, metrics: Arc<Metrics>, origin: Origin, deadline: Duration) -> Self {
+        Self { plane, metrics, origin, deadline }
+    }
+
+    /// Who commits.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// Commits the event that the event file `name` describes.
+    ///
+    /// # Flow
+    /// 1. every named file durable in the object store; 2. the document, in one guarded insert: this is the
+    /// commit; 3. publish; 4. mark it published. On-success jobs stop after 2, with a staged document.
+    ///
+    /// # Guarantees
+    /// `Ok`: the event will be published exactly once in effect, whatever dies. `Err`: nothing was published. The
+    /// id depends on parent, module and name alone, so a repeated commit finds its own document.
+    ///
+    /// # After a crash
+    /// Before step 2 is done nothing happened but blobs that `gc` removes; after it the relay does 3 and 4.
+    ///
+    /// # Errors
+    /// A [`Refusal`]. After a time-out inside step 2 the document may be in: the next attempt finds it there.
+    pub async fn commit(
+        &self,
+        name: &str,
+        file: EventFile,
+        staging: &dyn Staging,
+    ) -> Result<Receipt, Refusal> {
+        let durable = tokio::time::timeout(self.deadline, self.make_durable(name, file, staging)).await;
+        let outcome = match durable {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Refusal::Stores(format!("no answer within {} s", self.deadline.as_secs()))),
+        };
+        let (event, mut receipt) = outcome.inspect_err(|_| self.metrics.refusals.add(1))?;
+        self.metrics.commits.add(1);
+        receipt.published = match event.publication {
+            Publication::Published => true,
+            Publication::Staged => false,
+            Publication::Unpublished => self.publish(event).await,
+        };
+        Ok(receipt)
+    }
+
+    /// Steps 1 and 2.
+    async fn make_durable(
+        &self,
+        name: &str,
+        file: EventFile,
+        staging: &dyn Staging,
+    ) -> Result<(Event, Receipt), Refusal> {
+        let event_type = self.checked_type(file.event_type)?;
+        let paths = clean_paths(&file.files)?;
+        // Step 1. All at once: the staging bounds what runs in parallel.
+        let files =
+            futures_util::future::try_join_all(paths.iter().map(|path| staging.durable(path))).await?;
+        let (listed, file_list) = self.shorten(&files, staging).await?;
+        let id = EventId::derive(&self.origin.parent.event_id, &self.origin.module, name);
+        let mut event = Event {
+            context: self.origin.context(id.clone(), DocumentType::EventMeta),
+            id,
+            event_type,
+            files: listed,
+            file_list,
+            data: file.data,
+            created: clock::now(),
+            publication: match self.origin.commit {
+                CommitMode::OnClose => Publication::Unpublished,
+                CommitMode::OnSuccess => Publication::Staged,
+            },
+            file_name: Some(name.to_owned()),
+            job_id: Some(self.origin.job_id.clone()),
+            attempt: Some(self.origin.attempt),
+            unrouted: false,
+        };
+        // Step 2.
+        if let Some(earlier) = self.insert(&event, &files).await? {
+            event = earlier;
+        }
+        let receipt = Receipt {
+            name: name.to_owned(),
+            event_id: event.id.clone(),
+            event_type: event.event_type.clone(),
+            files: files.len(),
+            bytes: files.iter().map(|file| file.size).sum(),
+            at: event.created,
+            published: false,
+        };
+        Ok((event, receipt))
+    }
+
+    fn checked_type(&self, event_type: Option<String>) -> Result<String, Refusal> {
+        let Some(event_type) = event_type else {
+            return Err(Refusal::Invalid("there is no \"eventType\"".into()));
+        };
+        if !is_event_type(&event_type) {
+            return Err(Refusal::Invalid(format!(
+                "{event_type:?} cannot be an event type: letters, digits, '.', '_' and '-', at most 200, are allowed"
+            )));
+        }
+        match &self.origin.emits {
+            Some(allowed) if !allowed.contains(&event_type) => Err(Refusal::NotEmitted {
+                module: self.origin.module.clone(),
+                event_type,
+                allowed: if allowed.is_empty() { "nothing".into() } else { allowed.join(", ") },
+            }),
+            _ => Ok(event_type),
+        }
+    }
+
+    /// The list as the document holds it: itself, or the blob it became.
+    async fn shorten(
+        &self,
+        files: &[FileEntry],
+        staging: &dyn Staging,
+    ) -> Result<(Vec<FileEntry>, Option<FileEntry>), Refusal> {
+        let long = files.len() > LISTED_MAX;
+        let json = if files.len() > 100 || long {
+            serde_json::to_vec(files).unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        if !long && json.len() <= LIST_BYTES_MAX {
+            return Ok((files.to_vec(), None));
+        }
+        let key = staging.fresh_key(".ion-files.json");
+        let list = store_bytes(&*self.plane.blobs, key, "files.json".into(), Bytes::from(json)).await?;
+        Ok((Vec::new(), Some(list)))
+    }
+
+    /// Inserts the document; gives the one that was there before, if it says the same.
+    async fn insert(&self, event: &Event, files: &[FileEntry]) -> Result<Option<Event>, Refusal> {
+        let documents = &self.plane.documents;
+        let inserted = documents.insert(Collection::Events, encode(event), Some(self.origin.guard())).await?;
+        let Inserted::Existing(existing) = inserted else {
+            return Ok(None);
+        };
+        let earlier: Event = decode(Collection::Events, existing)?;
+        let of_an_earlier_attempt = earlier.attempt < event.attempt;
+        if earlier.publication == Publication::Staged && of_an_earlier_attempt {
+            // That attempt failed and nobody saw its event: this one's stands in its place.
+            let expect =
+                vec![("publication", json!(Publication::Staged)), ("attempt", json!(earlier.attempt))];
+            if documents.replace(Collection::Events, encode(event), expect, Some(self.origin.guard())).await?
+            {
+                return Ok(None);
+            }
+            return Err(Refusal::Stores("the staged event changed while it was being replaced".into()));
+        }
+        let earlier_files = files_of(&self.plane, &earlier).await?;
+        if event.same_content(files, &earlier, &earlier_files) {
+            Ok(Some(earlier))
+        } else {
+            Err(Refusal::Differs(event.id.clone()))
+        }
+    }
+
+    /// Steps 3 and 4; whether both are done.
+    async fn publish(&self, event: Event) -> bool {
+        let id = event.id.clone();
+        let published = match tokio::time::timeout(PUBLISH_WAIT, publish(&self.plane, event)).await {
+            Ok(Ok(())) => return true,
+            Ok(Err(error)) => chain(&error),
+            Err(_) => format!("no answer within {} s", PUBLISH_WAIT.as_secs()),
+        };
+        tracing::warn!(event = %id, reason = published, "the event is committed but not published yet; the relay will");
+        false
+    }
+
+    /// Keeps the values of `insights.json`. The document's id is the job's, so closing the file again replaces it.
+    pub async fn keep_insights(&self, data: Vec<KeyValue>) -> Result<(), Refusal> {
+        let record = InsightRecord {
+            id: insight_id(&self.origin.job_id),
+            context: self.origin.context(self.origin.parent.event_id.clone(), DocumentType::Insight),
+            data,
+            created: clock::now(),
+            job_id: self.origin.job_id.clone(),
+            staged: self.origin.commit == CommitMode::OnSuccess,
+        };
+        let put = self.plane.documents.put(Collection::Events, encode(&record), Some(self.origin.guard()));
+        match tokio::time::timeout(self.deadline, put).await {
+            Ok(kept) => Ok(kept?),
+            Err(_) => Err(Refusal::Stores(format!("no answer within {} s", self.deadline.as_secs()))),
+        }
+    }
+}
+
+/// The id of a job's insight document.
+pub(crate) fn insight_id(job: &JobId) -> String {
+    format!("insight:{job}")
+}
+
+fn clean_paths(files: &[String]) -> Result<Vec<String>, Refusal> {
+    let mut paths: Vec<String> = Vec::with_capacity(files.len());
+    let mut seen = std::collections::HashSet::new();
+    for file in files {
+        let Some(path) = clean_path(file) else {
+            return Err(Refusal::Invalid(format!("{file:?} is not a path below out/data")));
+        };
+        if seen.insert(path.clone()) {
+            paths.push(path);
+        }
+    }
+    Ok(paths)
+}
+
+/// All files of an event, also of one whose list is a blob.
+pub async fn files_of(plane: &DataPlane, event: &Event) -> Result<Vec<FileEntry>, StoreError> {
+    let Some(list) = &event.file_list else {
+        return Ok(event.files.clone());
+    };
+    let bytes = plane.blobs.get_range(&list.key, 0..list.size).await?;
+    serde_json::from_slice(&bytes).map_err(|source| StoreError::Malformed {
+        id: list.key.clone(),
+        collection: "file lists",
+        source,
+    })
+}
+
+/// Creates a first event, or one on behalf of a person: inserts and publishes it.
+///
+/// # Errors
+/// [`Refusal::Differs`] when an event of that id is there with other content; the same content is `Ok`.
+pub async fn create_event(plane: &DataPlane, event: Event) -> Result<(), Refusal> {
+    let inserted = plane.documents.insert(Collection::Events, encode(&event), None).await?;
+    let event = match inserted {
+        Inserted::New => event,
+        Inserted::Existing(existing) => {
+            let earlier: Event = decode(Collection::Events, existing)?;
+            if !event.same_content(
+                &files_of(plane, &event).await?,
+                &earlier,
+                &files_of(plane, &earlier).await?,
+            ) {
+                return Err(Refusal::Differs(event.id));
+            }
+            earlier
+        }
+    };
+    if event.publication == Publication::Unpublished {
+        publish(plane, event).await?;
+    }
+    Ok(())
+}
+
+/// Steps 3 and 4 of a commit. Publishing twice is harmless: the ledger knows the job.
+pub(crate) async fn publish(plane: &DataPlane, mut event: Event) -> Result<(), StoreError> {
+    use crate::stores::Routed;
+    // Publish before the mark: a crash in between publishes again; reversed, it would publish never.
+    event.unrouted = plane.bus.publish(&event.message()).await? == Routed::Nowhere;
+    event.publication = Publication::Published;
+    let expect: Vec<(&'static str, Value)> = vec![("publication", json!(Publication::Unpublished))];
+    plane.documents.replace(Collection::Events, encode(&event), expect, None).await?;
+    Ok(())
+}

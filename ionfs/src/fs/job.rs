@@ -1,0 +1,188 @@
+//! The tree a module sees: `in/`, `out/` and `events/` of one attempt (DESIGN.md section 2).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::output::Output;
+use super::view::{Item, View, files_tree};
+use super::{FOREVER, Tree, lineage};
+use crate::commit::{Committer, Origin, Receipt, Rejection, files_of};
+use crate::event::{Event, FileEntry, event_json};
+use crate::node::{Node as Daemon, job_dir};
+use crate::stores::StoreError;
+
+/// Why a job's tree could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A document or list could not be read.
+    #[error("the event's files cannot be read")]
+    Store(#[from] StoreError),
+    /// The staging folder could not be made.
+    #[error("the staging folder {path:?} cannot be made")]
+    Staging {
+        /// The folder.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What a job's tree is made of.
+#[derive(Clone, Debug)]
+pub struct JobSpec {
+    /// Who commits.
+    pub origin: Origin,
+    /// The event it works on.
+    pub event: Event,
+    /// The gathered events of a gathering job, in order; none for others.
+    pub gathered: Option<Vec<Event>>,
+}
+
+/// How a job's filesystem work ended.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// What was committed (or staged, for on-success).
+    pub receipts: Vec<Receipt>,
+    /// What was refused and not committed since: a job with any fails.
+    pub rejections: Vec<Rejection>,
+}
+
+/// One attempt's tree and its staging folder.
+#[derive(Debug)]
+pub struct JobTree {
+    tree: Arc<Tree>,
+    output: Arc<Output>,
+    directory: PathBuf,
+}
+
+impl JobTree {
+    /// Makes the tree of an attempt. Reads the event's list of files and nothing of their bytes.
+    pub async fn open(daemon: &Arc<Daemon>, spec: JobSpec) -> Result<Self, OpenError> {
+        let directory =
+            job_dir(&daemon.settings.home, &spec.origin.job_id, spec.origin.attempt).join("stage");
+        let staging = |source| OpenError::Staging { path: directory.clone(), source };
+        // Left by a daemon that died in this very attempt: nothing in it was committed under a name we know.
+        match std::fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(staging(error)),
+            _ => {}
+        }
+        let deadline = daemon.settings.commit_deadline;
+        let committer =
+            Committer::new(daemon.plane.clone(), daemon.metrics.clone(), spec.origin.clone(), deadline);
+        let output = Output::new(daemon.clone(), committer, &directory).map_err(staging)?;
+        let input = input_items(daemon, &spec).await?;
+        let events = events_item(daemon.clone(), output.clone(), Arc::new(spec.event));
+        let root = Item::fixed([("in".to_owned(), Item::fixed(input)), ("events".to_owned(), events)]);
+        let tree =
+            Arc::new(Tree { daemon: daemon.clone(), view: View::new(root), output: Some(output.clone()) });
+        Ok(Self { tree, output, directory })
+    }
+
+    /// The filesystem to mount.
+    pub fn tree(&self) -> Arc<Tree> {
+        self.tree.clone()
+    }
+
+    /// The folder where what the module writes is staged.
+    pub fn staging(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The module has ended and its mount is gone: decides what is left open, and gives the outcome. The staging
+    /// folder is removed.
+    pub async fn finish(&self) -> Outcome {
+        self.output.finish().await;
+        let directory = self.directory.clone();
+        let removed = crate::cache::blocking(move || std::fs::remove_dir_all(&directory)).await;
+        if let Err(error) = removed {
+            tracing::warn!(folder = %self.directory.display(), %error, "a staging folder could not be removed");
+        }
+        Outcome {
+            receipts: self.output.receipts().into_values().collect(),
+            rejections: self.output.rejections().into_values().collect(),
+        }
+    }
+}
+
+/// `in/`
+async fn input_items(daemon: &Daemon, spec: &JobSpec) -> Result<Vec<(String, Item)>, StoreError> {
+    let at = spec.event.created;
+    let own = files_of(&daemon.plane, &spec.event).await?;
+    let mut items = Vec::new();
+    let mut files = own.clone();
+    if let Some(gathered) = &spec.gathered {
+        files.clear();
+        let mut list: Vec<Value> = Vec::with_capacity(gathered.len());
+        for (n, event) in gathered.iter().enumerate() {
+            let of_event = files_of(&daemon.plane, event).await?;
+            list.push(event_json(event, &of_event));
+            files.extend(
+                of_event.into_iter().map(|file| FileEntry { name: format!("{n}/{}", file.name), ..file }),
+            );
+        }
+        items.push(("events.json".to_owned(), Item::json(&list, at)));
+    }
+    let mut values = BTreeMap::new();
+    for pair in &spec.event.data {
+        // A key that cannot be a name is still in eventmeta.json.
+        if !pair.key.is_empty()
+            && pair.key.len() <= 255
+            && pair.key != "."
+            && pair.key != ".."
+            && !pair.key.contains(['/', '\0'])
+        {
+            values.insert(pair.key.clone(), Item::Text(pair.value.clone().into(), at));
+        }
+    }
+    items.extend([
+        ("data".to_owned(), files_tree(&files)),
+        ("eventmeta.json".to_owned(), Item::json(&spec.event.data, at)),
+        ("event.json".to_owned(), Item::json(&event_json(&spec.event, &own), at)),
+        ("meta".to_owned(), Item::fixed(values)),
+    ]);
+    Ok(items)
+}
+
+/// `events/`: the lineage is read when it is first looked at; receipts and rejections are always current.
+fn events_item(daemon: Arc<Daemon>, output: Arc<Output>, event: Arc<Event>) -> Item {
+    Item::lazy(FOREVER, move || {
+        let (daemon, output, event) = (daemon.clone(), output.clone(), event.clone());
+        async move {
+            let mut items = lineage::lineage_items(&daemon, &event).await?;
+            let receipts = output.clone();
+            items.push((
+                "published".into(),
+                records(move || receipts.receipts(), |receipt: &Receipt| receipt.at),
+            ));
+            items.push((
+                "rejected".into(),
+                records(move || output.rejections(), |rejection: &Rejection| rejection.at),
+            ));
+            Ok(items)
+        }
+    })
+}
+
+/// A directory of JSON documents, one for each event file.
+fn records<T: Serialize + 'static>(
+    current: impl Fn() -> BTreeMap<String, T> + Send + Sync + 'static,
+    at: fn(&T) -> i64,
+) -> Item {
+    Item::lazy(Duration::ZERO, move || {
+        let items = current()
+            .iter()
+            .map(|(name, record)| {
+                let name = if name.ends_with(".json") { name.clone() } else { format!("{name}.json") };
+                (name, Item::json(&json!(record), at(record)))
+            })
+            .collect();
+        std::future::ready(Ok(items))
+    })
+}

@@ -1,0 +1,1288 @@
+//! What a module writes: `out/`, staged on a real local directory.
+//!
+//! # How it works
+//! The table of names ([`table`]) is the truth; the staging folder holds content and attributes. Writes come to
+//! the daemon, so that each change is seen and a file's blob is known to be of its last content. A file copied,
+//! linked or moved from `in/data` is a *reference*: a hole in the staging folder and the name of a blob, until
+//! somebody writes to it. Files upload in the background when their last writer closes them; a commit waits
+//! only for what is not stored yet.
+//!
+//! # What it never does
+//! Follow a symbolic link out of `out/data`; hold its lock across a wait; let an event file change after its commit.
+
+mod table;
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
+use tokio::sync::Notify;
+
+use self::table::{Body, FileNode, Node, Reference, Stored, Table};
+pub(crate) use self::table::{DATA, EVENTS, OUT};
+use super::eventfile::{Asked, Decision};
+use super::{Attr, DirEntry, Errno, FOREVER, Ino, Kind, ROOT, Result, Seek, errno, seek_dense};
+use crate::cache::CachedBlob;
+use crate::commit::{Committer, EVENT_FILE_BYTES_MAX, Receipt, Refusal, Rejection, Staging};
+use crate::event::{self, FileEntry, Parsed, is_draft};
+use crate::node::Node as Daemon;
+use crate::upload::{UploadError, store_file};
+
+/// How long a commit waits for the kernel to report the end of a handle that was closed: RELEASE comes after
+/// close() has returned. Shorter refuses events on a busy machine; longer delays the refusal of a file that
+/// really is open.
+const RELEASE_WAIT: Duration = Duration::from_secs(2);
+
+/// Bytes copied at a time when a reference becomes a file.
+const COPY_PIECE: u64 = 4 << 20;
+
+/// Symbolic links followed in one path, as the kernel's own limit.
+const LINKS_MAX: usize = 40;
+
+/// An open staged file.
+#[derive(Debug)]
+pub struct Staged {
+    ino: Ino,
+    file: File,
+    writable: bool,
+    /// A FLUSH came after the last write: some closer is done, RELEASE should follow. The table holds it too,
+    /// for as long as the handle may write.
+    flushed: Arc<AtomicBool>,
+}
+
+impl Staged {
+    /// Its inode.
+    pub fn ino(&self) -> Ino {
+        self.ino
+    }
+}
+
+/// How a file is to be opened.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenHow {
+    /// The open flags as the kernel gave them.
+    pub flags: i32,
+}
+
+impl OpenHow {
+    fn writes(self) -> bool {
+        self.flags & libc::O_ACCMODE != libc::O_RDONLY
+    }
+
+    /// Whether anything may change by it.
+    pub(crate) fn changes(self) -> bool {
+        self.writes() || self.truncates()
+    }
+
+    /// Whether the bytes that are there must be in the staging folder: they are written over, not cut away.
+    pub(crate) fn needs_own_content(self) -> bool {
+        self.writes() && !self.truncates()
+    }
+
+    fn truncates(self) -> bool {
+        self.flags & libc::O_TRUNC != 0
+    }
+
+    /// What the staging file is opened with: creation, append and links are ours to decide.
+    fn backing(self) -> OFlags {
+        let access = self.flags & (libc::O_ACCMODE | libc::O_TRUNC | libc::O_SYNC | libc::O_DSYNC);
+        OFlags::from_bits_retain(access.cast_unsigned()) | OFlags::CLOEXEC | OFlags::NOFOLLOW
+    }
+}
+
+/// A change of attributes; what is none stays.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SetAttr {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length.
+    pub size: Option<u64>,
+    /// Last read; none inside: now.
+    pub atime: Option<Option<SystemTime>>,
+    /// Last write; none inside: now.
+    pub mtime: Option<Option<SystemTime>>,
+}
+
+/// The output tree of one attempt.
+#[derive(Debug)]
+pub struct Output {
+    daemon: Arc<Daemon>,
+    committer: Committer,
+    root: OwnedFd,
+    root_path: PathBuf,
+    table: Mutex<Table>,
+    /// Rung whenever a writer's handle is gone.
+    released: Notify,
+    blobs_made: AtomicU64,
+    receipts: Mutex<BTreeMap<String, Receipt>>,
+    rejections: Mutex<BTreeMap<String, Rejection>>,
+    /// Keys uploaded, and whether an event names them.
+    uploaded: Mutex<BTreeMap<String, bool>>,
+    runtime: tokio::runtime::Handle,
+}
+
+/// Where content lies.
+enum Content {
+    Staged,
+    Blob(Reference),
+}
+
+impl Output {
+    /// An empty tree staged at `directory`, which must not exist yet. Must be called inside a Tokio runtime.
+    pub(super) fn new(daemon: Arc<Daemon>, committer: Committer, directory: &Path) -> io::Result<Arc<Self>> {
+        for part in ["data", "events"] {
+            std::fs::create_dir_all(directory.join(part))?;
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = fs::open(directory, flags, Mode::empty())?;
+        let output = Self {
+            daemon,
+            committer,
+            root,
+            root_path: directory.to_owned(),
+            table: Mutex::new(Table::new()),
+            released: Notify::new(),
+            blobs_made: AtomicU64::new(0),
+            receipts: Mutex::default(),
+            rejections: Mutex::default(),
+            uploaded: Mutex::default(),
+            runtime: tokio::runtime::Handle::current(),
+        };
+        // Older modules open insights.json without creating it.
+        output.make_file(OUT, OsStr::new("insights.json"), 0o644)?;
+        Ok(Arc::new(output))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // ---- names and attributes ----
+
+    /// What stands under a name; none: nothing.
+    pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Option<Attr>> {
+        let table = self.lock();
+        table.child(parent, name)?.map(|ino| self.attr(&table, ino)).transpose()
+    }
+
+    /// An inode's attributes.
+    pub fn getattr(&self, ino: Ino) -> Result<Attr> {
+        self.attr(&self.lock(), ino)
+    }
+
+    /// The names of a directory.
+    pub fn list(&self, ino: Ino) -> Result<Vec<DirEntry>> {
+        let table = self.lock();
+        let children = table.children(ino)?.iter();
+        children
+            .map(|(name, ino)| Ok(DirEntry { name: name.clone(), attr: self.attr(&table, *ino)? }))
+            .collect()
+    }
+
+    /// The parent of a directory.
+    pub fn parent(&self, ino: Ino) -> Ino {
+        if ino == OUT {
+            return ROOT;
+        }
+        self.lock()
+            .node(ino)
+            .ok()
+            .and_then(|node| node.links.first().map(|(parent, _)| *parent))
+            .unwrap_or(OUT)
+    }
+
+    fn attr(&self, table: &Table, ino: Ino) -> Result<Attr> {
+        let node = table.node(ino)?;
+        let stat = match table.path(ino) {
+            Some(path) => fs::statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW)?,
+            None => fs::fstat(node.orphan.as_ref().ok_or(Errno::NOENT)?)?,
+        };
+        Ok(attr_of(ino, node, &stat))
+    }
+
+    /// Calls `work` with a folder and a path that name the inode.
+    fn at<T>(
+        &self,
+        table: &Table,
+        ino: Ino,
+        work: impl FnOnce(BorrowedFd<'_>, &Path) -> Result<T>,
+    ) -> Result<T> {
+        match table.path(ino) {
+            Some(path) => work(self.root.as_fd(), &path),
+            None => {
+                let orphan = table.node(ino)?.orphan.clone().ok_or(Errno::NOENT)?;
+                work(CWD, Path::new(&format!("/proc/self/fd/{}", orphan.as_raw_fd())))
+            }
+        }
+    }
+
+    /// Changes attributes. A change of length of a reference needs [`Output::own_content`] first.
+    pub fn setattr(&self, ino: Ino, change: SetAttr) -> Result<Attr> {
+        let mut table = self.lock();
+        if let Some(size) = change.size {
+            self.resize(&mut table, ino, size)?;
+        }
+        self.at(&table, ino, |folder, path| {
+            if change.uid.is_some() || change.gid.is_some() {
+                let uid = change.uid.map(fs::Uid::from_raw);
+                let gid = change.gid.map(fs::Gid::from_raw);
+                fs::chownat(folder, path, uid, gid, no_follow(path))?;
+            }
+            if let Some(mode) = change.mode {
+                fs::chmodat(folder, path, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())?;
+            }
+            if change.atime.is_some() || change.mtime.is_some() {
+                let times = Timestamps {
+                    last_access: timespec(change.atime),
+                    last_modification: timespec(change.mtime),
+                };
+                fs::utimensat(folder, path, &times, no_follow(path))?;
+            }
+            Ok(())
+        })?;
+        self.attr(&table, ino)
+    }
+
+    fn resize(&self, table: &mut Table, ino: Ino, size: u64) -> Result<()> {
+        let folder_and_file = self.at(table, ino, |folder, path| {
+            Ok(File::from(fs::openat(folder, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?))
+        })?;
+        let file = table.file_mut(ino)?;
+        forbid_if_committed(file)?;
+        folder_and_file.set_len(size).map_err(|error| errno(&error))?;
+        if let Some(reference) = &mut file.reference {
+            reference.length = reference.length.min(size);
+            if size == 0 {
+                file.reference = None;
+            }
+        }
+        content_changed(file, false);
+        Ok(())
+    }
+
+    /// Makes a directory.
+    pub fn mkdir(&self, parent: Ino, name: &OsStr, mode: u32) -> Result<Attr> {
+        let mut table = self.lock();
+        may_hold_more(&table, parent, name, Kind::Directory)?;
+        let path = new_path(&table, parent, name)?;
+        fs::mkdirat(&self.root, &path, Mode::from_raw_mode(mode & 0o7777))?;
+        self.exact_mode(&path, mode)?;
+        let ino = table.add(parent, name, Body::Directory(BTreeMap::new()))?;
+        self.attr(&table, ino)
+    }
+
+    /// Makes a symbolic link. Its target must stay inside `out/data`: what points elsewhere is refused.
+    pub fn symlink(&self, parent: Ino, name: &OsStr, target: &Path) -> Result<Attr> {
+        let mut table = self.lock();
+        may_hold_more(&table, parent, name, Kind::Symlink)?;
+        let path = new_path(&table, parent, name)?;
+        if !stays_inside(&path, target) {
+            return Err(Errno::PERM);
+        }
+        fs::symlinkat(target, &self.root, &path)?;
+        let ino = table.add(parent, name, Body::Symlink)?;
+        self.attr(&table, ino)
+    }
+
+    /// Where a symbolic link points.
+    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        let table = self.lock();
+        self.at(&table, ino, |folder, path| Ok(fs::readlinkat(folder, path, Vec::new())?.into_bytes()))
+    }
+
+    /// Makes a regular file without opening it.
+    pub fn mknod(&self, parent: Ino, name: &OsStr, mode: u32) -> Result<Attr> {
+        if FileType::from_raw_mode(mode) != FileType::RegularFile {
+            return Err(Errno::PERM);
+        }
+        let ino = self.make_file(parent, name, mode)?;
+        self.getattr(ino)
+    }
+
+    fn make_file(&self, parent: Ino, name: &OsStr, mode: u32) -> Result<Ino> {
+        let mut table = self.lock();
+        may_hold_more(&table, parent, name, Kind::File)?;
+        let path = new_path(&table, parent, name)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        drop(fs::openat(&self.root, &path, flags, Mode::from_raw_mode(mode & 0o7777))?);
+        self.exact_mode(&path, mode)?;
+        add_file(&mut table, parent, name)
+    }
+
+    /// The kernel has applied the module's umask already; the daemon's own must not take more away.
+    fn exact_mode(&self, path: &Path, mode: u32) -> Result<()> {
+        if mode & 0o7022 != 0 {
+            fs::chmodat(&self.root, path, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    /// A hard link inside `out/data`.
+    pub fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
+        let mut table = self.lock();
+        forbid_if_committed(table.file(ino)?)?;
+        may_hold_more(&table, parent, name, Kind::File)?;
+        let path = new_path(&table, parent, name)?;
+        self.at(&table, ino, |folder, from| {
+            Ok(fs::linkat(folder, from, &self.root, &path, AtFlags::SYMLINK_FOLLOW)?)
+        })?;
+        table.link(ino, parent, name)?;
+        self.attr(&table, ino)
+    }
+
+    /// Removes a name of a file or link.
+    pub fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        let mut table = self.lock();
+        let ino = table.child(parent, name)?.ok_or(Errno::NOENT)?;
+        if let Body::File(file) = &table.node(ino)?.body {
+            forbid_if_committed(file)?;
+        }
+        let orphan = self.orphan(&table, ino)?;
+        fs::unlinkat(&self.root, table.path_in(parent, name)?, AtFlags::empty())?;
+        table.unlink(parent, name, orphan)
+    }
+
+    /// A descriptor that keeps a file whose last name is about to go and that is still open.
+    fn orphan(&self, table: &Table, ino: Ino) -> Result<Option<OwnedFd>> {
+        let node = table.node(ino)?;
+        match &node.body {
+            Body::File(file) if file.opens > 0 && node.links.len() == 1 => {
+                let path = table.path(ino).ok_or(Errno::NOENT)?;
+                Ok(Some(fs::openat(
+                    &self.root,
+                    path,
+                    OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )?))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        let mut table = self.lock();
+        let ino = table.child(parent, name)?.ok_or(Errno::NOENT)?;
+        if ino == DATA || ino == EVENTS {
+            return Err(Errno::PERM);
+        }
+        fs::unlinkat(&self.root, table.path_in(parent, name)?, AtFlags::REMOVEDIR)?;
+        table.unlink(parent, name, None)
+    }
+
+    /// Renames inside `out/`, with nothing to commit. `keep_target`: fail if the new name is taken.
+    fn rename_plain(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        newparent: Ino,
+        newname: &OsStr,
+        keep_target: bool,
+    ) -> Result<()> {
+        let mut table = self.lock();
+        let ino = table.child(parent, name)?.ok_or(Errno::NOENT)?;
+        if ino == DATA || ino == EVENTS {
+            return Err(Errno::PERM);
+        }
+        let kind = kind_of(&table.node(ino)?.body);
+        if let Body::File(file) = &table.node(ino)?.body {
+            forbid_if_committed(file)?;
+        }
+        may_hold_more(&table, newparent, newname, kind)?;
+        if kind == Kind::Directory && table.is_below(newparent, ino) {
+            return Err(Errno::INVAL);
+        }
+        let target = table.child(newparent, newname)?;
+        if target.is_some() && keep_target {
+            return Err(Errno::EXIST);
+        }
+        if target == Some(ino) {
+            // Two names of one file: rename does nothing, as POSIX says.
+            return Ok(());
+        }
+        if let Some(target) = target
+            && let Body::File(file) = &table.node(target)?.body
+        {
+            forbid_if_committed(file)?;
+        }
+        let orphan = target.map(|target| self.orphan(&table, target)).transpose()?.flatten();
+        let (from, to) = (table.path_in(parent, name)?, table.path_in(newparent, newname)?);
+        fs::renameat(&self.root, from, &self.root, to)?;
+        if target.is_some() {
+            table.unlink(newparent, newname, orphan)?;
+        }
+        // Linked before unlinked: a file without a name and without a handle would be forgotten.
+        table.link(ino, newparent, newname)?;
+        table.unlink(parent, name, None)?;
+        if (newparent == EVENTS || table.is_insights(newparent, newname))
+            && let Ok(file) = table.file_mut(ino)
+        {
+            file.event.get_or_insert_default();
+        }
+        Ok(())
+    }
+
+    // ---- open files ----
+
+    /// Opens a file. A reference that is to be written (and not truncated) needs [`Output::own_content`] first.
+    pub fn open(&self, ino: Ino, how: OpenHow) -> Result<Arc<Staged>> {
+        let mut table = self.lock();
+        let file = table.file(ino)?;
+        if how.writes() || how.truncates() {
+            forbid_if_committed(file)?;
+        }
+        let flags = how.backing();
+        // An orphan is reached through /proc, where the last component is a link.
+        let backing = self.at(&table, ino, |folder, path| {
+            let flags = if path.is_absolute() { flags - OFlags::NOFOLLOW } else { flags };
+            Ok(fs::openat(folder, path, flags, Mode::empty())?)
+        })?;
+        self.handle(&mut table, ino, backing, how)
+    }
+
+    /// Makes a file, or opens the one that is there, in one step.
+    pub fn create(&self, parent: Ino, name: &OsStr, mode: u32, how: OpenHow) -> Result<(Attr, Arc<Staged>)> {
+        let existing = self.lock().child(parent, name)?;
+        if let Some(ino) = existing {
+            if how.flags & libc::O_EXCL != 0 {
+                return Err(Errno::EXIST);
+            }
+            let staged = self.open(ino, how)?;
+            return Ok((self.getattr(ino)?, staged));
+        }
+        let mut table = self.lock();
+        may_hold_more(&table, parent, name, Kind::File)?;
+        let path = new_path(&table, parent, name)?;
+        let flags = how.backing() | OFlags::CREATE | OFlags::EXCL;
+        let backing = fs::openat(&self.root, &path, flags, Mode::from_raw_mode(mode & 0o7777))?;
+        self.exact_mode(&path, mode)?;
+        let ino = add_file(&mut table, parent, name)?;
+        let staged = self.handle(&mut table, ino, backing, OpenHow { flags: how.flags & !libc::O_TRUNC })?;
+        Ok((self.attr(&table, ino)?, staged))
+    }
+
+    fn handle(&self, table: &mut Table, ino: Ino, backing: OwnedFd, how: OpenHow) -> Result<Arc<Staged>> {
+        let file = table.file_mut(ino)?;
+        let flushed = Arc::new(AtomicBool::new(false));
+        file.opens += 1;
+        if how.writes() {
+            file.writers.push(flushed.clone());
+        }
+        if how.truncates() {
+            file.reference = None;
+            content_changed(file, false);
+        }
+        Ok(Arc::new(Staged { ino, file: backing.into(), writable: how.writes(), flushed }))
+    }
+
+    /// The file the kernel may read by itself: staged content that nobody writes.
+    pub fn passable<'a>(&self, staged: &'a Staged) -> Option<&'a File> {
+        let table = self.lock();
+        let file = table.file(staged.ino).ok()?;
+        let quiet = file.reference.is_none() && file.event.is_none() && file.writers.is_empty();
+        (quiet && !staged.writable).then_some(&staged.file)
+    }
+
+    fn content(&self, ino: Ino) -> Result<Content> {
+        let table = self.lock();
+        Ok(match &table.file(ino)?.reference {
+            Some(reference) => Content::Blob(reference.clone()),
+            None => Content::Staged,
+        })
+    }
+
+    /// The blob to read instead of the staged file, and how much of it.
+    pub fn referenced(&self, ino: Ino) -> Result<Option<(FileEntry, u64)>> {
+        Ok(match self.content(ino)? {
+            Content::Blob(reference) => Some((reference.entry, reference.length)),
+            Content::Staged => None,
+        })
+    }
+
+    /// Reads staged content.
+    pub fn read(&self, staged: &Staged, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match staged.file.read_at(&mut buffer[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(errno(&error)),
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Writes. A reference needs [`Output::own_content`] first.
+    pub fn write(&self, staged: &Staged, offset: u64, data: &[u8]) -> Result<()> {
+        {
+            let mut table = self.lock();
+            let file = table.file_mut(staged.ino)?;
+            forbid_if_committed(file)?;
+            if file.event.is_some() && offset + data.len() as u64 > EVENT_FILE_BYTES_MAX {
+                return Err(Errno::FBIG);
+            }
+            content_changed(file, true);
+        }
+        staged.flushed.store(false, Ordering::Release);
+        staged.file.write_all_at(data, offset).map_err(|error| errno(&error))
+    }
+
+    /// Gives or takes space (fallocate).
+    pub fn allocate(&self, staged: &Staged, offset: u64, length: u64, mode: i32) -> Result<()> {
+        let mut table = self.lock();
+        let file = table.file_mut(staged.ino)?;
+        forbid_if_committed(file)?;
+        content_changed(file, true);
+        let flags = fs::FallocateFlags::from_bits_retain(mode.cast_unsigned());
+        fs::fallocate(&staged.file, flags, offset, length)
+    }
+
+    /// The next data or hole of a staged file.
+    pub fn seek(&self, staged: &Staged, offset: u64, whence: Seek) -> Result<u64> {
+        if let Some((_, length)) = self.referenced(staged.ino)? {
+            return seek_dense(length, offset, whence);
+        }
+        fs::seek(
+            &staged.file,
+            match whence {
+                Seek::Data => fs::SeekFrom::Data(offset),
+                Seek::Hole => fs::SeekFrom::Hole(offset),
+            },
+        )
+    }
+
+    /// Makes the file durable on the local disk.
+    pub fn sync(&self, staged: &Staged) -> Result<()> {
+        staged.file.sync_all().map_err(|error| errno(&error))
+    }
+
+    /// Copies between two staged files by the kernel.
+    pub fn copy_range(
+        &self,
+        from: &Staged,
+        from_offset: u64,
+        to: &Staged,
+        to_offset: u64,
+        length: u64,
+    ) -> Result<u64> {
+        {
+            let mut table = self.lock();
+            let file = table.file_mut(to.ino)?;
+            forbid_if_committed(file)?;
+            if file.reference.is_some() || file.event.is_some() {
+                return Err(Errno::OPNOTSUPP);
+            }
+            content_changed(file, true);
+        }
+        to.flushed.store(false, Ordering::Release);
+        let (mut from_at, mut to_at) = (from_offset, to_offset);
+        let length = usize::try_from(length.min(1 << 30)).unwrap_or(1 << 30);
+        Ok(fs::copy_file_range(&from.file, Some(&mut from_at), &to.file, Some(&mut to_at), length)? as u64)
+    }
+
+    /// Makes the next bytes of `to` a reference to the blob `entry`, without moving any; gives how many. Only for
+    /// an empty file, or one that is the same blob up to just there; else `EOPNOTSUPP`, and the bytes are copied.
+    pub fn refer(
+        &self,
+        to: &Staged,
+        entry: &FileEntry,
+        from_offset: u64,
+        to_offset: u64,
+        length: u64,
+    ) -> Result<u64> {
+        let mut table = self.lock();
+        let file = table.file_mut(to.ino)?;
+        forbid_if_committed(file)?;
+        let held = match &file.reference {
+            Some(reference) if reference.entry.key == entry.key => reference.length,
+            None if to.file.metadata().is_ok_and(|metadata| metadata.len() == 0) => 0,
+            _ => return Err(Errno::OPNOTSUPP),
+        };
+        // Another reader may have the hole open by passthrough, and an event file's content must be here.
+        if from_offset != held || to_offset != held || file.opens != 1 || file.event.is_some() {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let end = held.saturating_add(length).min(entry.size);
+        // The kernel takes at most 4 GiB less a page as an answer.
+        let end = end.min(held + (u64::from(u32::MAX) & !0xfff));
+        to.file.set_len(end).map_err(|error| errno(&error))?;
+        content_changed(file, true);
+        file.reference = Some(Reference { entry: entry.clone(), length: end });
+        to.flushed.store(false, Ordering::Release);
+        Ok(end - held)
+    }
+
+    /// A new file in `out/data` that refers to a blob (`ln` and `mv` from `in/data`).
+    pub fn add_reference(&self, parent: Ino, name: &OsStr, entry: &FileEntry, mode: u32) -> Result<Attr> {
+        if !self.lock().is_below(parent, DATA) {
+            return Err(Errno::XDEV);
+        }
+        let ino = self.make_file(parent, name, mode | libc::S_IFREG)?;
+        let mut table = self.lock();
+        self.at(&table, ino, |folder, path| {
+            let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            // chmod first would lock an ordinary user out of a read-only file.
+            fs::chmodat(folder, path, Mode::from_raw_mode(mode & 0o7777 | 0o200), AtFlags::empty())?;
+            let file = File::from(fs::openat(folder, path, flags, Mode::empty())?);
+            file.set_len(entry.size).map_err(|error| errno(&error))?;
+            let at = crate::clock::system_time(entry.mtime);
+            let times = Timestamps {
+                last_access: timespec(Some(Some(at))),
+                last_modification: timespec(Some(Some(at))),
+            };
+            fs::futimens(&file, &times)?;
+            Ok(fs::chmodat(folder, path, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())?)
+        })?;
+        if entry.size > 0 {
+            table.file_mut(ino)?.reference = Some(Reference { entry: entry.clone(), length: entry.size });
+        }
+        self.attr(&table, ino)
+    }
+
+    /// Copies a reference's bytes into the staging folder, so that it can be written. Nothing to do for others.
+    pub async fn own_content(&self, ino: Ino) -> Result<()> {
+        let Content::Blob(reference) = self.content(ino)? else { return Ok(()) };
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = self.at(&self.lock(), ino, |folder, path| {
+            Ok(File::from(fs::openat(folder, path, flags, Mode::empty())?))
+        })?;
+        let blob = self.daemon.cache.open(&reference.entry).map_err(|_| Errno::IO)?;
+        let mut offset = 0;
+        while offset < reference.length {
+            let piece =
+                read_within(&self.daemon, &blob, offset, COPY_PIECE.min(reference.length - offset)).await?;
+            file.write_all_at(&piece, offset).map_err(|error| errno(&error))?;
+            offset += piece.len() as u64;
+        }
+        let mut table = self.lock();
+        let node = table.file_mut(ino)?;
+        // Still the same one: another writer may have been faster, or the file was truncated.
+        if node
+            .reference
+            .as_ref()
+            .is_some_and(|now| now.entry.key == reference.entry.key && now.length <= offset)
+        {
+            node.reference = None;
+        }
+        Ok(())
+    }
+
+    /// FLUSH: a descriptor of the file was closed. Gives what close() is to return.
+    pub async fn flush(&self, staged: &Staged) -> Result<()> {
+        staged.flushed.store(true, Ordering::Release);
+        if !staged.writable {
+            return Ok(());
+        }
+        self.decide(staged.ino, Asked::Flush).await
+    }
+
+    /// fsync: durable locally; an event file commits as at FLUSH.
+    pub async fn fsync(&self, staged: &Staged) -> Result<()> {
+        self.sync(staged)?;
+        self.decide(staged.ino, Asked::Flush).await
+    }
+
+    /// RELEASE: the handle is gone. The last writer of an event file makes its content final; of a data file,
+    /// begins its upload.
+    pub fn release(self: &Arc<Self>, staged: &Staged) {
+        let ino = staged.ino;
+        let last_writer = {
+            let mut table = self.lock();
+            let Ok(file) = table.file_mut(ino) else { return };
+            file.opens -= 1;
+            file.writers.retain(|writer| !Arc::ptr_eq(writer, &staged.flushed));
+            let last = staged.writable && file.writers.is_empty();
+            table.drop_if_gone(ino);
+            last
+        };
+        self.released.notify_waiters();
+        if !last_writer {
+            return;
+        }
+        let this = self.clone();
+        self.runtime.spawn(async move {
+            if this.is_event_file(ino) {
+                // Its errno reaches nobody; the rejection is on record.
+                let _ = this.decide(ino, Asked::Final).await;
+            } else if let Err(refusal) = this.upload_in_background(ino).await {
+                tracing::debug!(%refusal, "a file was not stored ahead; its event will try again");
+            }
+        });
+    }
+
+    fn is_event_file(&self, ino: Ino) -> bool {
+        self.lock().file(ino).is_ok_and(|file| file.event.is_some())
+    }
+
+    // ---- events ----
+
+    /// Renames or links; into an event's name it commits first and then moves (rules 5 and 6).
+    pub async fn rename(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        newparent: Ino,
+        newname: &OsStr,
+        keep_target: bool,
+    ) -> Result<()> {
+        if let Some(event_name) = self.event_name(newparent, newname) {
+            let ino = self.lock().child(parent, name)?.ok_or(Errno::NOENT)?;
+            return self
+                .adopt_as_event(ino, &event_name, || {
+                    self.rename_plain(parent, name, newparent, newname, keep_target)
+                })
+                .await;
+        }
+        self.rename_plain(parent, name, newparent, newname, keep_target)?;
+        let insights = {
+            let table = self.lock();
+            if table.is_insights(newparent, newname) { table.child(newparent, newname)? } else { None }
+        };
+        match insights {
+            Some(ino) => self.decide(ino, Asked::Final).await,
+            None => Ok(()),
+        }
+    }
+
+    /// A hard link; to an event's name it commits first.
+    pub async fn link_or_commit(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
+        if let Some(event_name) = self.event_name(parent, name) {
+            self.adopt_as_event(ino, &event_name, || self.link(ino, parent, name).map(|_| ())).await?;
+            return self.getattr(ino);
+        }
+        self.link(ino, parent, name)
+    }
+
+    /// The name of the event that a file under this name is; none for drafts and other places.
+    fn event_name(&self, parent: Ino, name: &OsStr) -> Option<String> {
+        if parent != EVENTS {
+            return None;
+        }
+        // A name that is no UTF-8 becomes one: it only has to be the same on every attempt.
+        let name = name.to_string_lossy();
+        (!is_draft(&name)).then(|| name.into_owned())
+    }
+
+    /// Commits the content of `ino` under an event's name, then lets `moved` put it there.
+    async fn adopt_as_event(&self, ino: Ino, name: &str, moved: impl Fn() -> Result<()>) -> Result<()> {
+        let (writing, generation_lock, committed) = {
+            let mut table = self.lock();
+            let file = table.file_mut(ino)?;
+            let writing = file.writers.iter().any(|flushed| !flushed.load(Ordering::Acquire));
+            let state = file.event.get_or_insert_default();
+            (writing, state.deciding.clone(), state.committed.clone())
+        };
+        if committed.is_some() {
+            return Err(Errno::ROFS);
+        }
+        let _one_decision = generation_lock.lock().await;
+        let content = self.event_content(ino).await?;
+        let decision = match event::parse(&content) {
+            Parsed::Complete(file) => Decision::Commit(file),
+            Parsed::Invalid(reason) => Decision::Refuse(reason),
+            // Empty, or a writer is still at it: its own close decides.
+            Parsed::Empty => Decision::Nothing,
+            Parsed::Incomplete if writing => Decision::Nothing,
+            Parsed::Incomplete => Decision::Refuse("the JSON document is cut off".into()),
+        };
+        let over_committed = self.committed_under(name);
+        match decision {
+            Decision::Nothing if over_committed.is_some() => Err(Errno::ROFS),
+            Decision::Nothing => moved(),
+            Decision::Refuse(reason) => Err(self.reject(name, &Refusal::Invalid(reason))),
+            Decision::Commit(file) => {
+                let receipt = match self.committer.commit(name, file, self).await {
+                    Ok(receipt) => receipt,
+                    Err(refusal) => return Err(self.reject(name, &refusal)),
+                };
+                if over_committed.is_some() {
+                    // The same event again: the name stays with the file that was committed first, and the draft
+                    // stays where it is.
+                    return Ok(());
+                }
+                moved()?;
+                self.accept(ino, receipt);
+                Ok(())
+            }
+        }
+    }
+
+    fn committed_under(&self, name: &str) -> Option<Receipt> {
+        let table = self.lock();
+        let ino = table.child(EVENTS, OsStr::new(name)).ok()??;
+        table.file(ino).ok()?.event.as_ref()?.committed.clone()
+    }
+
+    /// Applies the rule of section 3 to an event file or to `insights.json`; others: nothing.
+    async fn decide(&self, ino: Ino, asked: Asked) -> Result<()> {
+        let Some((name, insights)) = self.decided_name(ino) else { return Ok(()) };
+        let deciding = {
+            let table = self.lock();
+            let Some(state) = &table.file(ino)?.event else { return Ok(()) };
+            if !state.is_news(asked) {
+                return Ok(());
+            }
+            state.deciding.clone()
+        };
+        let _one_decision = deciding.lock().await;
+        let content = self.event_content(ino).await?;
+        let decision = {
+            let mut table = self.lock();
+            let Some(state) = &mut table.file_mut(ino)?.event else { return Ok(()) };
+            state.decide(asked, event::parse(&content))
+        };
+        let refused = match decision {
+            Decision::Nothing => return Ok(()),
+            Decision::Refuse(reason) => Refusal::Invalid(reason),
+            Decision::Commit(file) if insights => {
+                let kept = self.committer.keep_insights(insight_values(file)).await;
+                match kept {
+                    Ok(()) => {
+                        self.rejections.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+                        return Ok(());
+                    }
+                    Err(refusal) => refusal,
+                }
+            }
+            Decision::Commit(file) => match self.committer.commit(&name, file, self).await {
+                Ok(receipt) => {
+                    self.accept(ino, receipt);
+                    return Ok(());
+                }
+                Err(refusal) => refusal,
+            },
+        };
+        if let Ok(file) = self.lock().file_mut(ino)
+            && let Some(state) = &mut file.event
+        {
+            state.was_refused();
+        }
+        Err(self.reject(&name, &refused))
+    }
+
+    /// Under what name a file is decided upon, and whether it is `insights.json`; none for drafts and data.
+    fn decided_name(&self, ino: Ino) -> Option<(String, bool)> {
+        let table = self.lock();
+        let links = &table.node(ino).ok()?.links;
+        if links.iter().any(|(parent, name)| table.is_insights(*parent, name)) {
+            return Some(("insights.json".into(), true));
+        }
+        let (_, name) = links.iter().find(|(parent, name)| self.event_name(*parent, name).is_some())?;
+        Some((name.to_string_lossy().into_owned(), false))
+    }
+
+    async fn event_content(&self, ino: Ino) -> Result<Vec<u8>> {
+        self.own_content(ino).await?;
+        let file = self.at(&self.lock(), ino, |folder, path| {
+            Ok(File::from(fs::openat(folder, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
+        })?;
+        crate::cache::blocking(move || {
+            let mut content = Vec::new();
+            io::Read::read_to_end(&mut io::Read::take(&file, EVENT_FILE_BYTES_MAX + 1), &mut content)
+                .map_err(|error| errno(&error))?;
+            if content.len() as u64 > EVENT_FILE_BYTES_MAX { Err(Errno::TOOBIG) } else { Ok(content) }
+        })
+        .await
+    }
+
+    fn accept(&self, ino: Ino, receipt: Receipt) {
+        if let Ok(file) = self.lock().file_mut(ino) {
+            file.event.get_or_insert_default().committed = Some(receipt.clone());
+        }
+        self.rejections.lock().unwrap_or_else(PoisonError::into_inner).remove(&receipt.name);
+        self.receipts.lock().unwrap_or_else(PoisonError::into_inner).insert(receipt.name.clone(), receipt);
+    }
+
+    fn reject(&self, name: &str, refusal: &Refusal) -> Errno {
+        let rejection = Rejection::new(name, refusal);
+        tracing::warn!(
+            job = %self.committer.origin().job_id, event = name, errno = rejection.errno, reason = rejection.reason,
+            "an event was rejected"
+        );
+        self.rejections.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), rejection);
+        refusal.errno()
+    }
+
+    /// The events committed so far, by file name.
+    pub fn receipts(&self) -> BTreeMap<String, Receipt> {
+        self.receipts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The event files refused and not committed since, by name.
+    pub fn rejections(&self) -> BTreeMap<String, Rejection> {
+        self.rejections.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The module has ended: what is in its event files now is final, and blobs no event names go.
+    pub(super) async fn finish(&self) {
+        let open_ended: Vec<Ino> = {
+            let table = self.lock();
+            let events = table.files_in(EVENTS).into_iter();
+            let insights = table.files_in(OUT).into_iter().filter(|(name, _)| table.is_insights(OUT, name));
+            events.chain(insights).map(|(_, ino)| ino).collect()
+        };
+        for ino in open_ended {
+            let _ = self.decide(ino, Asked::Final).await;
+        }
+        let unnamed: Vec<String> = {
+            let uploaded = self.uploaded.lock().unwrap_or_else(PoisonError::into_inner);
+            uploaded.iter().filter(|(_, named)| !**named).map(|(key, _)| key.clone()).collect()
+        };
+        for key in unnamed {
+            // What stays behind is `ion gc`'s.
+            if let Err(error) = self.daemon.plane.blobs.delete(&key).await {
+                tracing::debug!(key, %error, "a blob that no event names could not be removed");
+            }
+        }
+    }
+
+    // ---- files become blobs ----
+
+    async fn upload_in_background(&self, ino: Ino) -> std::result::Result<(), Refusal> {
+        let path = {
+            let table = self.lock();
+            let Some(path) = table.path(ino) else { return Ok(()) };
+            let Ok(path) = path.strip_prefix("data") else { return Ok(()) };
+            let Some(path) = path.to_str().map(str::to_owned) else { return Ok(()) };
+            path
+        };
+        if path.rsplit('/').next().is_some_and(is_draft) {
+            return Ok(());
+        }
+        self.stored(ino, &path).await.map(|_| ())
+    }
+
+    /// The blob of the file's content now: the one there is, or a new one.
+    async fn stored(&self, ino: Ino, path: &str) -> std::result::Result<FileEntry, Refusal> {
+        let (generation, cell) = {
+            let mut table = self.lock();
+            let missing = |_| Refusal::Missing(path.to_owned());
+            let file = table.file_mut(ino).map_err(missing)?;
+            if let Some(Reference { entry, length }) = &file.reference
+                && *length == entry.size
+            {
+                return Ok(entry.clone());
+            }
+            match &file.stored {
+                Some((generation, cell)) if *generation == file.generation => (*generation, cell.clone()),
+                _ => {
+                    let cell = Stored::default();
+                    file.stored = Some((file.generation, cell.clone()));
+                    (file.generation, cell)
+                }
+            }
+        };
+        let entry = cell.get_or_try_init(|| self.upload(ino, path)).await?.clone();
+        let now = self.lock().file(ino).map(|file| file.generation).ok();
+        // Written to while it was read: the blob may hold half of each.
+        if now == Some(generation) { Ok(entry) } else { Err(Refusal::StillOpen(path.to_owned())) }
+    }
+
+    async fn upload(&self, ino: Ino, path: &str) -> std::result::Result<FileEntry, Refusal> {
+        let unreadable = |errno: Errno| Refusal::Unreadable { path: path.to_owned(), source: errno.into() };
+        self.own_content(ino).await.map_err(unreadable)?;
+        let _slot = self.daemon.uploads.acquire().await.expect("the semaphore is never closed");
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = self.at(&self.lock(), ino, |folder, path| {
+            Ok(File::from(fs::openat(folder, path, flags, Mode::empty())?))
+        });
+        let key = self.fresh_key(path);
+        self.uploaded.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), false);
+        let stored =
+            store_file(&*self.daemon.plane.blobs, key, path.to_owned(), file.map_err(unreadable)?).await;
+        let entry = stored.map_err(|error| match error {
+            UploadError::Read { source, .. } => Refusal::Unreadable { path: path.to_owned(), source },
+            error => error.into(),
+        })?;
+        self.daemon.metrics.bytes_uploaded.add(entry.size);
+        Ok(entry)
+    }
+
+    /// The inode of a path below `out/data`, symbolic links that stay inside followed.
+    fn resolve(&self, path: &str) -> std::result::Result<Ino, Refusal> {
+        let table = self.lock();
+        let missing = || Refusal::Missing(path.to_owned());
+        let mut todo: Vec<OsString> = path.split('/').rev().map(OsString::from).collect();
+        let mut at = DATA;
+        let mut links = 0;
+        while let Some(part) = todo.pop() {
+            if part == "." || part.is_empty() {
+                continue;
+            }
+            if part == ".." {
+                if at == DATA {
+                    return Err(Refusal::Invalid(format!("{path:?} leads out of out/data")));
+                }
+                at = table
+                    .node(at)
+                    .ok()
+                    .and_then(|node| node.links.first())
+                    .map_or(DATA, |(parent, _)| *parent);
+                continue;
+            }
+            let child = table.child(at, &part).ok().flatten().ok_or_else(missing)?;
+            let Ok(node) = table.node(child) else { return Err(missing()) };
+            if !matches!(node.body, Body::Symlink) {
+                at = child;
+                continue;
+            }
+            links += 1;
+            let target = self.at(&table, child, |folder, path| Ok(fs::readlinkat(folder, path, Vec::new())?));
+            let target = target.map_err(|_| missing())?;
+            if links > LINKS_MAX || target.as_bytes().starts_with(b"/") {
+                return Err(Refusal::Invalid(format!("{path:?} leads out of out/data")));
+            }
+            use std::os::unix::ffi::OsStrExt as _;
+            let parts = target.as_bytes().split(|byte| *byte == b'/');
+            todo.extend(parts.rev().map(|part| OsStr::from_bytes(part).to_owned()));
+        }
+        match table.file(at) {
+            Ok(_) => Ok(at),
+            Err(_) => Err(Refusal::Invalid(format!("{path:?} is a directory; name its files"))),
+        }
+    }
+
+    /// Waits until no handle can write the file any more. One that nobody closed yet is an error at once; one
+    /// that was closed has its RELEASE on the way.
+    async fn closed(&self, ino: Ino, path: &str) -> std::result::Result<(), Refusal> {
+        let deadline = tokio::time::Instant::now() + RELEASE_WAIT;
+        loop {
+            let released = self.released.notified();
+            {
+                let table = self.lock();
+                let file = table.file(ino).map_err(|_| Refusal::Missing(path.to_owned()))?;
+                if file.writers.is_empty() {
+                    return Ok(());
+                }
+                if file.writers.iter().any(|flushed| !flushed.load(Ordering::Acquire)) {
+                    return Err(Refusal::StillOpen(path.to_owned()));
+                }
+            }
+            if tokio::time::timeout_at(deadline, released).await.is_err() {
+                return Err(Refusal::StillOpen(path.to_owned()));
+            }
+        }
+    }
+
+    // ---- extended attributes and space ----
+
+    /// The absolute path of an inode, for calls that take no folder.
+    fn absolute(&self, ino: Ino) -> Result<PathBuf> {
+        let table = self.lock();
+        self.at(&table, ino, |_, path| {
+            Ok(if path.is_absolute() { path.to_owned() } else { self.root_path.join(path) })
+        })
+    }
+
+    /// An extended attribute's value, as far as the backing file system allows any.
+    pub fn getxattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
+        let path = self.absolute(ino)?;
+        let mut value = vec![0; 65_536];
+        let length = fs::lgetxattr(path, name, &mut value)?;
+        value.truncate(length);
+        Ok(value)
+    }
+
+    /// Sets an extended attribute.
+    pub fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
+        let flags = fs::XattrFlags::from_bits_retain(flags.cast_unsigned());
+        fs::lsetxattr(self.absolute(ino)?, name, value, flags)
+    }
+
+    /// The names of the extended attributes, each ended by a zero byte.
+    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
+        let path = self.absolute(ino)?;
+        let mut names = vec![0; 65_536];
+        let length = fs::llistxattr(path, &mut names)?;
+        names.truncate(length);
+        Ok(names)
+    }
+
+    /// Removes an extended attribute.
+    pub fn removexattr(&self, ino: Ino, name: &OsStr) -> Result<()> {
+        fs::lremovexattr(self.absolute(ino)?, name)
+    }
+
+    /// The space of the staging disk.
+    pub fn statfs(&self) -> Result<fs::StatVfs> {
+        fs::fstatvfs(&self.root)
+    }
+}
+
+#[async_trait]
+impl Staging for Output {
+    async fn durable(&self, path: &str) -> std::result::Result<FileEntry, Refusal> {
+        let ino = self.resolve(path)?;
+        self.closed(ino, path).await?;
+        let stored = self.stored(ino, path).await?;
+        let attr = self.getattr(ino).map_err(|_| Refusal::Missing(path.to_owned()))?;
+        if let Some(named) = self.uploaded.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&stored.key)
+        {
+            // Before the document is in: a blob too many is gc's, a blob too few is lost data.
+            *named = true;
+        }
+        let mtime = attr.mtime.duration_since(SystemTime::UNIX_EPOCH).map_or(0, crate::clock::millis);
+        Ok(FileEntry { name: path.to_owned(), mtime, mode: u32::from(attr.perm), ..stored })
+    }
+
+    fn fresh_key(&self, path: &str) -> String {
+        let origin = self.committer.origin();
+        // Attempt and a number: written once, also when a later attempt makes the same file again.
+        let generation = self.blobs_made.fetch_add(1, Ordering::Relaxed);
+        format!("{}/{}/{}.{generation}/{path}", origin.parent.correlation_id, origin.job_id, origin.attempt)
+    }
+}
+
+/// Reads a blob within the daemon's deadline.
+pub(crate) async fn read_within(
+    daemon: &Daemon,
+    blob: &Arc<CachedBlob>,
+    offset: u64,
+    length: u64,
+) -> Result<bytes::Bytes> {
+    match tokio::time::timeout(daemon.settings.read_deadline, blob.read(offset, length)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(_)) => Err(Errno::IO),
+        Err(_) => {
+            tracing::error!(offset, length, "a read of a blob was not answered in time");
+            Err(Errno::IO)
+        }
+    }
+}
+
+/// The values of `insights.json`: all of them, whatever their names.
+fn insight_values(file: event::EventFile) -> Vec<event::KeyValue> {
+    let pair = |key: &str, value| event::KeyValue { key: key.to_owned(), value };
+    let event_type = file.event_type.map(|value| pair("eventType", value));
+    let files = (!file.files.is_empty()).then(|| pair("files", file.files.join(",")));
+    event_type.into_iter().chain(files).chain(file.data).collect()
+}
+
+/// Whether a directory of the fixed part of the tree may hold this.
+fn may_hold_more(table: &Table, parent: Ino, name: &OsStr, kind: Kind) -> Result<()> {
+    match parent {
+        EVENTS if kind != Kind::File => Err(Errno::PERM),
+        // Editors and `sed -i` put a draft beside insights.json; anything else there is a mistake worth an error.
+        OUT if kind != Kind::File => Err(Errno::PERM),
+        OUT if !table.is_insights(parent, name) && !is_draft(&name.to_string_lossy()) => Err(Errno::PERM),
+        _ => Ok(()),
+    }
+}
+
+fn new_path(table: &Table, parent: Ino, name: &OsStr) -> Result<PathBuf> {
+    if name.len() > 255 {
+        return Err(Errno::NAMETOOLONG);
+    }
+    match table.child(parent, name)? {
+        Some(_) => Err(Errno::EXIST),
+        None => table.path_in(parent, name),
+    }
+}
+
+fn add_file(table: &mut Table, parent: Ino, name: &OsStr) -> Result<Ino> {
+    let decided = parent == EVENTS || parent == OUT;
+    let file = FileNode { event: decided.then(Box::default), ..FileNode::default() };
+    table.add(parent, name, Body::File(file))
+}
+
+fn forbid_if_committed(file: &FileNode) -> Result<()> {
+    match &file.event {
+        Some(event) if event.committed.is_some() => Err(Errno::ROFS),
+        _ => Ok(()),
+    }
+}
+
+fn content_changed(file: &mut FileNode, by_writing: bool) {
+    file.generation += 1;
+    if let Some(event) = &mut file.event {
+        event.changed(by_writing);
+    }
+}
+
+/// Whether a link's target, read from where the link stands, stays below `out/data`.
+fn stays_inside(link: &Path, target: &Path) -> bool {
+    use std::path::Component;
+    let mut depth = link.components().count() - 2;
+    for part in target.components() {
+        match part {
+            Component::RootDir | Component::Prefix(_) => return false,
+            Component::CurDir => {}
+            Component::Normal(_) => depth += 1,
+            Component::ParentDir if depth == 0 => return false,
+            Component::ParentDir => depth -= 1,
+        }
+    }
+    link.starts_with("data")
+}
+
+fn kind_of(body: &Body) -> Kind {
+    match body {
+        Body::Directory(_) => Kind::Directory,
+        Body::File(_) => Kind::File,
+        Body::Symlink => Kind::Symlink,
+    }
+}
+
+fn attr_of(ino: Ino, node: &Node, stat: &Stat) -> Attr {
+    let time = |seconds: i64, nanos: u64| {
+        let nanos = Duration::from_nanos(nanos);
+        match u64::try_from(seconds) {
+            Ok(seconds) => SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + nanos,
+            Err(_) => SystemTime::UNIX_EPOCH - Duration::from_secs(seconds.unsigned_abs()) + nanos,
+        }
+    };
+    let size = stat.st_size.cast_unsigned();
+    let refers = matches!(&node.body, Body::File(file) if file.reference.is_some());
+    Attr {
+        ino,
+        kind: kind_of(&node.body),
+        size,
+        // A reference is a hole on the disk and full of data to read: `cp` must not skip it.
+        blocks: if refers { size.div_ceil(512) } else { stat.st_blocks.cast_unsigned() },
+        atime: time(stat.st_atime, stat.st_atime_nsec),
+        mtime: time(stat.st_mtime, stat.st_mtime_nsec),
+        ctime: time(stat.st_ctime, stat.st_ctime_nsec),
+        perm: u16::try_from(stat.st_mode & 0o7777).unwrap_or(0),
+        nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        ttl: FOREVER,
+    }
+}
+
+fn timespec(time: Option<Option<SystemTime>>) -> Timespec {
+    match time {
+        None => Timespec { tv_sec: 0, tv_nsec: fs::UTIME_OMIT },
+        Some(None) => Timespec { tv_sec: 0, tv_nsec: fs::UTIME_NOW },
+        Some(Some(time)) => match time.duration_since(SystemTime::UNIX_EPOCH) {
+            Ok(since) => {
+                Timespec { tv_sec: since.as_secs().cast_signed(), tv_nsec: since.subsec_nanos().into() }
+            }
+            Err(before) => {
+                let before = before.duration();
+                let borrow = i64::from(before.subsec_nanos() > 0);
+                let nanos = if borrow == 1 { 1_000_000_000 - before.subsec_nanos() } else { 0 };
+                Timespec { tv_sec: -before.as_secs().cast_signed() - borrow, tv_nsec: nanos.into() }
+            }
+        },
+    }
+}
+
+/// Symbolic links are changed themselves; an orphan is reached through one.
+fn no_follow(path: &Path) -> AtFlags {
+    if path.is_absolute() { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW }
+}

@@ -1,0 +1,210 @@
+//! The names below `out/`: which inode stands where, and what is known of each file.
+//!
+//! The staged tree changes only through this filesystem, so the table is the truth and the staging folder its
+//! image: no lookup asks the disk, and a path is made by walking up.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use tokio::sync::OnceCell;
+
+use super::super::eventfile::EventState;
+use super::super::{Errno, Ino, Result, STAGED};
+use crate::event::FileEntry;
+
+/// `out`
+pub(crate) const OUT: Ino = STAGED;
+/// `out/data`
+pub(crate) const DATA: Ino = STAGED + 1;
+/// `out/events`
+pub(crate) const EVENTS: Ino = STAGED + 2;
+
+/// Content that is a blob's first bytes and lies nowhere in the staging folder: the file there is a hole.
+#[derive(Clone, Debug)]
+pub(super) struct Reference {
+    pub(super) entry: FileEntry,
+    /// How many of the blob's bytes; all of them unless a copy is still growing or was cut.
+    pub(super) length: u64,
+}
+
+/// The blob that one generation of a file became, or is becoming.
+pub(super) type Stored = Arc<OnceCell<FileEntry>>;
+
+#[derive(Debug, Default)]
+pub(super) struct FileNode {
+    /// Open handles.
+    pub(super) opens: u32,
+    /// Those that may write: whether each was flushed since its last write.
+    pub(super) writers: Vec<Arc<AtomicBool>>,
+    /// Raised by every change of content.
+    pub(super) generation: u64,
+    pub(super) reference: Option<Reference>,
+    pub(super) stored: Option<(u64, Stored)>,
+    /// Of files in `out/events` and of `insights.json`.
+    pub(super) event: Option<Box<EventState>>,
+}
+
+#[derive(Debug)]
+pub(super) enum Body {
+    Directory(BTreeMap<OsString, Ino>),
+    File(FileNode),
+    Symlink,
+}
+
+#[derive(Debug)]
+pub(super) struct Node {
+    /// Where it stands; none: unlinked. More than one: hard links.
+    pub(super) links: Vec<(Ino, OsString)>,
+    pub(super) body: Body,
+    /// An unlinked file that is still open.
+    pub(super) orphan: Option<Arc<OwnedFd>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Table {
+    nodes: HashMap<Ino, Node>,
+    next: Ino,
+}
+
+impl Table {
+    pub(super) fn new() -> Self {
+        let directory = |parent: Ino, name: &str, children: &[(&str, Ino)]| Node {
+            links: if parent == OUT && name.is_empty() { vec![] } else { vec![(parent, name.into())] },
+            body: Body::Directory(children.iter().map(|(name, ino)| ((*name).into(), *ino)).collect()),
+            orphan: None,
+        };
+        let nodes = HashMap::from([
+            (OUT, directory(OUT, "", &[("data", DATA), ("events", EVENTS)])),
+            (DATA, directory(OUT, "data", &[])),
+            (EVENTS, directory(OUT, "events", &[])),
+        ]);
+        Self { nodes, next: EVENTS + 1 }
+    }
+
+    pub(super) fn node(&self, ino: Ino) -> Result<&Node> {
+        self.nodes.get(&ino).ok_or(Errno::STALE)
+    }
+
+    pub(super) fn node_mut(&mut self, ino: Ino) -> Result<&mut Node> {
+        self.nodes.get_mut(&ino).ok_or(Errno::STALE)
+    }
+
+    pub(super) fn file(&self, ino: Ino) -> Result<&FileNode> {
+        match &self.node(ino)?.body {
+            Body::File(file) => Ok(file),
+            Body::Directory(_) => Err(Errno::ISDIR),
+            Body::Symlink => Err(Errno::INVAL),
+        }
+    }
+
+    pub(super) fn file_mut(&mut self, ino: Ino) -> Result<&mut FileNode> {
+        match &mut self.node_mut(ino)?.body {
+            Body::File(file) => Ok(file),
+            Body::Directory(_) => Err(Errno::ISDIR),
+            Body::Symlink => Err(Errno::INVAL),
+        }
+    }
+
+    pub(super) fn children(&self, ino: Ino) -> Result<&BTreeMap<OsString, Ino>> {
+        match &self.node(ino)?.body {
+            Body::Directory(children) => Ok(children),
+            _ => Err(Errno::NOTDIR),
+        }
+    }
+
+    pub(super) fn child(&self, parent: Ino, name: &OsStr) -> Result<Option<Ino>> {
+        Ok(self.children(parent)?.get(name).copied())
+    }
+
+    /// The files of one directory.
+    pub(super) fn files_in(&self, parent: Ino) -> Vec<(OsString, Ino)> {
+        let children = self.children(parent).into_iter().flatten();
+        children.filter(|(_, ino)| self.file(**ino).is_ok()).map(|(name, ino)| (name.clone(), *ino)).collect()
+    }
+
+    /// Where the inode stands below the staging folder; none when it was unlinked.
+    pub(super) fn path(&self, ino: Ino) -> Option<PathBuf> {
+        if ino == OUT {
+            return Some(PathBuf::from("."));
+        }
+        let mut parts: Vec<&OsStr> = Vec::new();
+        let mut at = ino;
+        while at != OUT {
+            let (parent, name) = self.nodes.get(&at)?.links.first()?;
+            parts.push(name);
+            at = *parent;
+        }
+        Some(parts.iter().rev().collect())
+    }
+
+    /// The path of a name in a directory.
+    pub(super) fn path_in(&self, parent: Ino, name: &OsStr) -> Result<PathBuf> {
+        self.children(parent)?;
+        Ok(self.path(parent).ok_or(Errno::NOENT)?.join(name))
+    }
+
+    /// Whether `ino` is `ancestor` or lies below it.
+    pub(super) fn is_below(&self, ino: Ino, ancestor: Ino) -> bool {
+        let mut at = ino;
+        loop {
+            if at == ancestor {
+                return true;
+            }
+            match self.nodes.get(&at).and_then(|node| node.links.first()) {
+                Some((parent, _)) => at = *parent,
+                None => return false,
+            }
+        }
+    }
+
+    pub(super) fn add(&mut self, parent: Ino, name: &OsStr, body: Body) -> Result<Ino> {
+        let ino = self.next;
+        self.next += 1;
+        self.nodes.insert(ino, Node { links: vec![], body, orphan: None });
+        self.link(ino, parent, name)?;
+        Ok(ino)
+    }
+
+    pub(super) fn link(&mut self, ino: Ino, parent: Ino, name: &OsStr) -> Result<()> {
+        let Body::Directory(children) = &mut self.node_mut(parent)?.body else { return Err(Errno::NOTDIR) };
+        children.insert(name.to_owned(), ino);
+        self.node_mut(ino)?.links.push((parent, name.to_owned()));
+        Ok(())
+    }
+
+    /// Takes a name away. `orphan` keeps the content of a file whose last name it was and that is still open.
+    pub(super) fn unlink(&mut self, parent: Ino, name: &OsStr, orphan: Option<OwnedFd>) -> Result<()> {
+        let Body::Directory(children) = &mut self.node_mut(parent)?.body else { return Err(Errno::NOTDIR) };
+        let ino = children.remove(name).ok_or(Errno::NOENT)?;
+        let node = self.node_mut(ino)?;
+        node.links.retain(|(at, as_name)| !(*at == parent && as_name == name));
+        if node.links.is_empty() {
+            node.orphan = orphan.map(Arc::new);
+        }
+        self.drop_if_gone(ino);
+        Ok(())
+    }
+
+    /// Forgets an inode that has neither a name nor an open handle.
+    pub(super) fn drop_if_gone(&mut self, ino: Ino) {
+        let gone = self.nodes.get(&ino).is_some_and(|node| {
+            node.links.is_empty()
+                && match &node.body {
+                    Body::File(file) => file.opens == 0,
+                    Body::Directory(_) | Body::Symlink => true,
+                }
+        });
+        if gone && ino > EVENTS {
+            self.nodes.remove(&ino);
+        }
+    }
+
+    /// Every inode that the event or draft rule is asked about: files directly in `out/events`, and `insights.json`.
+    pub(super) fn is_insights(&self, parent: Ino, name: &OsStr) -> bool {
+        parent == OUT && name == "insights.json"
+    }
+}

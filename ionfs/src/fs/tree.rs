@@ -1,0 +1,150 @@
+//! Views and output under one root.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::output::{OUT, Output};
+use super::view::{Item, View};
+use super::{Attr, DirEntry, Errno, FOREVER, Ino, ROOT, Result, is_staged};
+use crate::cache::CachedBlob;
+use crate::event::FileEntry;
+use crate::node::Node as Daemon;
+
+/// One mounted tree: what is read, and, for a job, what it writes.
+#[derive(Debug)]
+pub struct Tree {
+    pub(crate) daemon: Arc<Daemon>,
+    pub(crate) view: View,
+    pub(crate) output: Option<Arc<Output>>,
+}
+
+/// What a name stands for: an inode, or nothing for so long.
+pub type Found = std::result::Result<Attr, Duration>;
+
+impl Tree {
+    /// The output side; EROFS where there is none.
+    pub(crate) fn output(&self) -> Result<&Arc<Output>> {
+        self.output.as_ref().ok_or(Errno::ROFS)
+    }
+
+    /// What an inode number means now.
+    pub(crate) fn current(&self, ino: Ino) -> Ino {
+        if is_staged(ino) { ino } else { self.view.current(ino) }
+    }
+
+    /// What stands under a name.
+    pub(crate) async fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Found> {
+        if is_staged(parent) {
+            // Nothing, and not to be remembered: the kernel sees each name made here, but not what `sed` means.
+            return Ok(self.output()?.lookup(parent, name)?.ok_or(Duration::ZERO));
+        }
+        if let (ROOT, Some("out"), Some(output)) = (parent, name.to_str(), &self.output) {
+            return output.getattr(OUT).map(Ok);
+        }
+        match name.to_str() {
+            Some(name) => self.view.lookup(parent, name).await,
+            None => Ok(Err(FOREVER)),
+        }
+    }
+
+    /// An inode's attributes.
+    pub(crate) fn getattr(&self, ino: Ino) -> Result<Attr> {
+        if is_staged(ino) { self.output()?.getattr(ino) } else { self.view.getattr(ino) }
+    }
+
+    /// The names of a directory, `.` and `..` first.
+    pub(crate) async fn list(&self, ino: Ino) -> Result<Vec<DirEntry>> {
+        let (parent, mut entries) = if is_staged(ino) {
+            let output = self.output()?;
+            (output.parent(ino), output.list(ino)?)
+        } else {
+            (self.view.parent(ino), self.view.list(ino).await?)
+        };
+        if let (ROOT, Some(output)) = (ino, &self.output) {
+            entries.push(DirEntry { name: "out".into(), attr: output.getattr(OUT)? });
+        }
+        let dots = [(".", ino), ("..", parent)];
+        let mut all = Vec::with_capacity(entries.len() + 2);
+        for (name, ino) in dots {
+            all.push(DirEntry { name: name.into(), attr: self.getattr(ino)? });
+        }
+        all.append(&mut entries);
+        Ok(all)
+    }
+
+    /// The blob an inode's bytes are, and how many of them: of a file of `in/`, or of a reference in `out/`.
+    pub(crate) fn blob_of(&self, ino: Ino) -> Result<Option<(FileEntry, u64)>> {
+        if is_staged(ino) {
+            return self.output()?.referenced(ino);
+        }
+        Ok(match self.view.item(ino)? {
+            Item::Blob(entry) => {
+                let size = entry.size;
+                Some((entry, size))
+            }
+            _ => None,
+        })
+    }
+
+    /// The blob behind an entry, opened.
+    pub(crate) fn open_blob(&self, entry: &FileEntry) -> Result<Arc<CachedBlob>> {
+        self.daemon.cache.open(entry).map_err(|error| {
+            tracing::error!(error = crate::commit::chain(&error), "a blob cannot be opened");
+            Errno::IO
+        })
+    }
+
+    /// `ln` of a file of `in/` into `out/data`: a new file that refers to the same blob.
+    pub(crate) fn link_in(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
+        let Item::Blob(entry) = self.view.item(ino)? else { return Err(Errno::XDEV) };
+        let mode = u32::from(self.view.getattr(ino)?.perm);
+        self.output()?.add_reference(parent, name, &entry, mode)
+    }
+
+    /// `mv` of a file or directory of `in/data` into `out/data`: it is gone there and a reference here. Only the
+    /// job's own view changes; the event keeps its files.
+    pub(crate) async fn move_in(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        newparent: Ino,
+        newname: &OsStr,
+    ) -> Result<()> {
+        let Some(text) = name.to_str() else { return Err(Errno::NOENT) };
+        let path = PathBuf::from(self.view.path(parent));
+        if !path.starts_with("in/data") {
+            return Err(Errno::ROFS);
+        }
+        let output = self.output()?;
+        if let Some(target) = output.lookup(newparent, newname)? {
+            if target.kind == super::Kind::Directory {
+                return Err(Errno::ISDIR);
+            }
+            output.unlink(newparent, newname)?;
+        }
+        self.move_item(parent, text, newparent, newname).await
+    }
+
+    async fn move_item(&self, parent: Ino, name: &str, newparent: Ino, newname: &OsStr) -> Result<()> {
+        let output = self.output()?;
+        let attr = self.view.lookup(parent, name).await?.map_err(|_| Errno::NOENT)?;
+        let moved = match self.view.item(attr.ino)? {
+            Item::Blob(entry) => output.add_reference(newparent, newname, &entry, u32::from(attr.perm))?.ino,
+            Item::Directory(_) => {
+                let directory = output.mkdir(newparent, newname, 0o755)?.ino;
+                for child in self.view.list(attr.ino).await? {
+                    let Some(child_name) = child.name.to_str() else { continue };
+                    Box::pin(self.move_item(attr.ino, child_name, directory, &child.name)).await?;
+                }
+                directory
+            }
+            _ => return Err(Errno::XDEV),
+        };
+        self.view.carry(parent, name, moved);
+        // The lookup above was ours, not the kernel's.
+        self.view.forget(attr.ino, 1);
+        Ok(())
+    }
+}

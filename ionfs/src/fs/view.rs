@@ -1,0 +1,376 @@
+//! What is only read: directories that are listed when first looked at, files whose bytes are fetched when read.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{Attr, DirEntry, Errno, FOREVER, Ino, Kind, ROOT, Result};
+use crate::clock::{self, Millis};
+use crate::event::FileEntry;
+
+/// What stands under a name.
+#[derive(Clone, Debug)]
+pub enum Item {
+    /// A directory.
+    Directory(Arc<dyn Directory>),
+    /// A small file whose bytes are at hand, and its time.
+    Text(Bytes, Millis),
+    /// A file whose bytes are a blob.
+    Blob(FileEntry),
+    /// A local file that grows: the output of a job that runs on this machine.
+    Live(PathBuf),
+    /// A symbolic link.
+    Link(String),
+}
+
+impl Item {
+    /// A directory whose entries are known and never change.
+    pub fn fixed(entries: impl IntoIterator<Item = (String, Item)>) -> Self {
+        Self::Directory(Arc::new(Fixed(Arc::new(entries.into_iter().collect()))))
+    }
+
+    /// A directory that is listed when it is looked at; a listing stays true for `ttl`.
+    pub fn lazy<F, L>(ttl: Duration, list: F) -> Self
+    where
+        F: Fn() -> L + Send + Sync + 'static,
+        L: Future<Output = Result<Vec<(String, Item)>>> + Send + 'static,
+    {
+        Self::Directory(Arc::new(Lazy { ttl, list }))
+    }
+
+    /// A file that holds a JSON document, pretty, with a newline at its end.
+    pub fn json(value: &impl serde::Serialize, at: Millis) -> Self {
+        let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
+        text.push('\n');
+        Self::Text(text.into(), at)
+    }
+}
+
+/// The names in a directory.
+pub type Listing = Arc<BTreeMap<String, Item>>;
+
+/// A directory that can be listed.
+#[async_trait]
+pub trait Directory: Send + Sync + std::fmt::Debug {
+    /// Its names.
+    async fn list(&self) -> Result<Listing>;
+
+    /// How long a listing stays true.
+    fn ttl(&self) -> Duration {
+        FOREVER
+    }
+
+    /// Its modification time.
+    fn mtime(&self) -> Millis {
+        0
+    }
+}
+
+/// A directory that a closure lists.
+struct Lazy<F> {
+    ttl: Duration,
+    list: F,
+}
+
+impl<F> std::fmt::Debug for Lazy<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lazy").field("ttl", &self.ttl).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl<F, L> Directory for Lazy<F>
+where
+    F: Fn() -> L + Send + Sync,
+    L: Future<Output = Result<Vec<(String, Item)>>> + Send,
+{
+    async fn list(&self) -> Result<Listing> {
+        Ok(Arc::new((self.list)().await?.into_iter().collect()))
+    }
+
+    fn ttl(&self) -> Duration {
+        self.ttl
+    }
+}
+
+/// A directory whose entries are known.
+#[derive(Debug)]
+struct Fixed(Listing);
+
+#[async_trait]
+impl Directory for Fixed {
+    async fn list(&self) -> Result<Listing> {
+        Ok(self.0.clone())
+    }
+}
+
+/// The directory that holds these files under their paths; directories come of the slashes.
+pub fn files_tree(files: &[FileEntry]) -> Item {
+    #[derive(Default)]
+    struct Branch {
+        branches: BTreeMap<String, Branch>,
+        leaves: BTreeMap<String, FileEntry>,
+    }
+    fn grown(branch: Branch) -> Item {
+        let leaves = branch.leaves.into_iter().map(|(name, entry)| (name, Item::Blob(entry)));
+        // A directory wins over a file of the same name: its files could not be reached otherwise.
+        let branches = branch.branches.into_iter().map(|(name, branch)| (name, grown(branch)));
+        Item::fixed(leaves.chain(branches))
+    }
+    let mut root = Branch::default();
+    for file in files {
+        let mut branch = &mut root;
+        let mut parts = file.name.split('/').peekable();
+        while let Some(part) = parts.next() {
+            if parts.peek().is_some() {
+                branch = branch.branches.entry(part.to_owned()).or_default();
+            } else {
+                branch.leaves.insert(part.to_owned(), file.clone());
+            }
+        }
+    }
+    grown(root)
+}
+
+#[derive(Debug)]
+struct Inode {
+    parent: Ino,
+    name: String,
+    item: Item,
+    /// How often the kernel looked it up and has not forgotten it.
+    lookups: u64,
+    children: HashMap<String, Ino>,
+    listing: Option<(Instant, Listing)>,
+    /// Names that were moved away (`mv` from `in/data` to `out/data`): gone for this mount.
+    moved_away: HashSet<String>,
+}
+
+/// The inodes of what is only read.
+#[derive(Debug)]
+pub struct View {
+    state: Mutex<State>,
+    uid: u32,
+    gid: u32,
+}
+
+#[derive(Debug)]
+struct State {
+    inodes: HashMap<Ino, Inode>,
+    next: Ino,
+    /// Inodes that `mv` carried over to `out/`, and what they are there: the kernel still calls them by their
+    /// old number.
+    carried: HashMap<Ino, Ino>,
+}
+
+impl View {
+    /// A view whose root is `root`.
+    pub fn new(root: Item) -> Self {
+        let root = Inode::new(ROOT, String::new(), root);
+        Self {
+            state: Mutex::new(State {
+                inodes: HashMap::from([(ROOT, root)]),
+                next: ROOT + 1,
+                carried: HashMap::new(),
+            }),
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the kernel means by this number: itself, or the staged inode it became by `mv`.
+    pub fn current(&self, ino: Ino) -> Ino {
+        self.lock().carried.get(&ino).copied().unwrap_or(ino)
+    }
+
+    /// What an inode is.
+    pub fn item(&self, ino: Ino) -> Result<Item> {
+        Ok(self.lock().inodes.get(&ino).ok_or(Errno::STALE)?.item.clone())
+    }
+
+    /// The parent of a directory.
+    pub fn parent(&self, ino: Ino) -> Ino {
+        self.lock().inodes.get(&ino).map_or(ROOT, |inode| inode.parent)
+    }
+
+    /// The name an inode is known by, from the root down.
+    pub fn path(&self, ino: Ino) -> String {
+        let state = self.lock();
+        let mut parts = Vec::new();
+        let mut at = ino;
+        while let Some(inode) = state.inodes.get(&at).filter(|_| at != ROOT) {
+            parts.push(inode.name.clone());
+            at = inode.parent;
+        }
+        parts.reverse();
+        parts.join("/")
+    }
+
+    /// An inode's attributes.
+    pub fn getattr(&self, ino: Ino) -> Result<Attr> {
+        let item = self.item(ino)?;
+        self.attr(ino, &item)
+    }
+
+    /// What stands under a name; counts as a lookup by the kernel. None: nothing, for so long.
+    pub async fn lookup(&self, parent: Ino, name: &str) -> Result<std::result::Result<Attr, Duration>> {
+        let (listing, ttl) = self.listing(parent, false).await?;
+        match listing.get(name).filter(|_| !self.is_moved_away(parent, name)) {
+            Some(item) => self.entry(parent, name, item, true).map(Ok),
+            None => Ok(Err(ttl)),
+        }
+    }
+
+    /// The names of a directory, afresh.
+    pub async fn list(&self, ino: Ino) -> Result<Vec<DirEntry>> {
+        let (listing, _) = self.listing(ino, true).await?;
+        let mut entries = Vec::with_capacity(listing.len());
+        for (name, item) in listing.iter().filter(|(name, _)| !self.is_moved_away(ino, name)) {
+            entries.push(DirEntry { name: name.into(), attr: self.entry(ino, name, item, false)? });
+        }
+        Ok(entries)
+    }
+
+    /// The kernel was given this inode in a listing: one more lookup.
+    pub fn remember(&self, ino: Ino) {
+        if let Some(inode) = self.lock().inodes.get_mut(&ino) {
+            inode.lookups += 1;
+        }
+    }
+
+    /// The kernel forgets so many lookups of an inode.
+    pub fn forget(&self, ino: Ino, lookups: u64) {
+        let mut state = self.lock();
+        let Some(inode) = state.inodes.get_mut(&ino).filter(|_| ino != ROOT) else { return };
+        inode.lookups = inode.lookups.saturating_sub(lookups);
+        if inode.lookups > 0 || !inode.children.is_empty() || !inode.moved_away.is_empty() {
+            return;
+        }
+        // A parent that was waiting only for this child goes with it.
+        let mut at = ino;
+        while let Some(inode) = state.inodes.get(&at) {
+            if at == ROOT || inode.lookups > 0 || !inode.children.is_empty() || !inode.moved_away.is_empty() {
+                break;
+            }
+            let (parent, name) = (inode.parent, inode.name.clone());
+            state.inodes.remove(&at);
+            if let Some(parent) = state.inodes.get_mut(&parent)
+                && parent.children.get(&name) == Some(&at)
+            {
+                parent.children.remove(&name);
+            }
+            at = parent;
+        }
+    }
+
+    /// `mv` took `name` away from here: it is gone, and `ino` is the staged inode `to` from now on.
+    pub fn carry(&self, parent: Ino, name: &str, to: Ino) {
+        let mut state = self.lock();
+        let Some(inode) = state.inodes.get_mut(&parent) else { return };
+        inode.moved_away.insert(name.to_owned());
+        if let Some(ino) = inode.children.remove(name) {
+            state.carried.insert(ino, to);
+        }
+    }
+
+    fn is_moved_away(&self, parent: Ino, name: &str) -> bool {
+        self.lock().inodes.get(&parent).is_some_and(|inode| inode.moved_away.contains(name))
+    }
+
+    /// A directory's listing, kept as long as it may be; `afresh` asks again if it can change at all.
+    async fn listing(&self, ino: Ino, afresh: bool) -> Result<(Listing, Duration)> {
+        let directory = {
+            let state = self.lock();
+            let inode = state.inodes.get(&ino).ok_or(Errno::STALE)?;
+            let Item::Directory(directory) = &inode.item else { return Err(Errno::NOTDIR) };
+            let ttl = directory.ttl();
+            if let Some((since, listing)) = &inode.listing
+                && (ttl == FOREVER || (!afresh && since.elapsed() < ttl))
+            {
+                return Ok((listing.clone(), ttl));
+            }
+            directory.clone()
+        };
+        let listing = directory.list().await?;
+        if let Some(inode) = self.lock().inodes.get_mut(&ino) {
+            inode.listing = Some((Instant::now(), listing.clone()));
+        }
+        Ok((listing, directory.ttl()))
+    }
+
+    /// The inode of a name, made if there is none yet.
+    fn entry(&self, parent: Ino, name: &str, item: &Item, looked_up: bool) -> Result<Attr> {
+        let mut state = self.lock();
+        let next = state.next;
+        let directory = state.inodes.get_mut(&parent).ok_or(Errno::STALE)?;
+        let ttl = match &directory.item {
+            Item::Directory(directory) => directory.ttl(),
+            _ => Duration::ZERO,
+        };
+        let ino = *directory.children.entry(name.to_owned()).or_insert(next);
+        if ino == next {
+            state.next += 1;
+            state.inodes.insert(ino, Inode::new(parent, name.to_owned(), item.clone()));
+        }
+        let inode = state.inodes.get_mut(&ino).ok_or(Errno::STALE)?;
+        inode.item = item.clone();
+        inode.lookups += u64::from(looked_up);
+        drop(state);
+        let mut attr = self.attr(ino, item)?;
+        attr.ttl = attr.ttl.min(ttl);
+        Ok(attr)
+    }
+
+    fn attr(&self, ino: Ino, item: &Item) -> Result<Attr> {
+        let (kind, size, at, perm, ttl) = match item {
+            Item::Directory(directory) => (Kind::Directory, 0, directory.mtime(), 0o555, directory.ttl()),
+            Item::Text(bytes, at) => (Kind::File, bytes.len() as u64, *at, 0o444, FOREVER),
+            Item::Blob(entry) => {
+                let perm = 0o444 | (u16::try_from(entry.mode & 0o555).unwrap_or(0));
+                (Kind::File, entry.size, entry.mtime, perm, FOREVER)
+            }
+            Item::Live(path) => {
+                let metadata = std::fs::metadata(path).map_err(|error| super::errno(&error))?;
+                (Kind::File, metadata.size(), crate::upload::mtime(&metadata), 0o444, Duration::ZERO)
+            }
+            Item::Link(target) => (Kind::Symlink, target.len() as u64, 0, 0o777, FOREVER),
+        };
+        let at = clock::system_time(at);
+        Ok(Attr {
+            ino,
+            kind,
+            size,
+            blocks: size.div_ceil(512),
+            atime: at,
+            mtime: at,
+            ctime: at,
+            perm,
+            nlink: if kind == Kind::Directory { 2 } else { 1 },
+            uid: self.uid,
+            gid: self.gid,
+            ttl,
+        })
+    }
+}
+
+impl Inode {
+    fn new(parent: Ino, name: String, item: Item) -> Self {
+        Self {
+            parent,
+            name,
+            item,
+            lookups: 0,
+            children: HashMap::new(),
+            listing: None,
+            moved_away: HashSet::new(),
+        }
+    }
+}

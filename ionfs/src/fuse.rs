@@ -1,0 +1,981 @@
+//! The kernel's calls, answered by a [`Tree`].
+//!
+//! A kernel thread answers at once what memory or the local disk can answer, and moves everything else (the
+//! stores, a commit) into a task that carries the reply, so that no request waits behind another's network. Every
+//! such task has a deadline; the kernel's caller gets EIO when it runs out.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use fuser::{
+    BackingId, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use tokio::runtime::Handle as Runtime;
+
+use crate::cache::CachedBlob;
+use crate::fs::output::{OpenHow, SetAttr, Staged, read_within};
+use crate::fs::view::Item;
+use crate::fs::{Attr, DirEntry, Errno, Ino, Kind, Result, Seek, Tree, is_staged, seek_dense};
+
+/// Bytes of one write request. The kernel's default of 128 KiB costs eight times the round trips; more than 1 MiB
+/// wins nothing measurable.
+const WRITE_MAX: u32 = 1 << 20;
+
+/// Requests the kernel may have under way in the background (read-ahead, releases). Its default of 16 lets few
+/// slow reads block all others.
+const BACKGROUND_MAX: u16 = 256;
+
+/// A blob this small is fetched whole when it is opened: one request then, and passthrough from the first read.
+const WHOLE_AT_OPEN: u64 = 4 << 20;
+
+/// How long a rename, a flush or a copy may take beyond the commit's own deadline.
+const MARGIN: Duration = Duration::from_secs(10);
+
+/// What an open file is.
+#[derive(Debug, Clone)]
+enum Open {
+    Staged(Arc<Staged>),
+    Blob(Arc<CachedBlob>),
+    Text(Bytes),
+    Live(Arc<File>),
+    Directory(Arc<Vec<DirEntry>>),
+}
+
+#[derive(Debug)]
+struct Handle {
+    ino: Ino,
+    open: Open,
+    mode: Mode,
+}
+
+/// Who moves an open file's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// The daemon, through the kernel's page cache.
+    Cached,
+    /// The daemon, past the page cache.
+    Direct,
+    /// The kernel, from the backing file.
+    Passed,
+}
+
+/// The handles open on one inode: the kernel refuses to mix cached and passed ones.
+#[derive(Debug, Default)]
+struct Modes {
+    cached: u32,
+    passed: u32,
+    backing: Option<Arc<BackingId>>,
+}
+
+#[derive(Debug, Default)]
+struct Handles {
+    by_number: HashMap<u64, Arc<Handle>>,
+    modes: HashMap<Ino, Modes>,
+}
+
+/// Answers the kernel for one mount.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    tree: Arc<Tree>,
+    runtime: Runtime,
+    handles: Mutex<Handles>,
+    next_handle: AtomicU64,
+}
+
+impl Kernel {
+    pub(crate) fn new(tree: Arc<Tree>, runtime: Runtime) -> Self {
+        let shared = Shared { tree, runtime, handles: Mutex::default(), next_handle: AtomicU64::new(1) };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Runs `work` beside the kernel threads and lets `reply` have its outcome, EIO after `deadline`.
+    fn later<T, F, L>(&self, deadline: Duration, work: F, reply: impl FnOnce(Result<T>) + Send + 'static)
+    where
+        T: Send + 'static,
+        F: FnOnce(Arc<Shared>) -> L,
+        L: Future<Output = Result<T>> + Send + 'static,
+    {
+        let work = work(self.shared.clone());
+        self.shared.runtime.spawn(async move {
+            reply(tokio::time::timeout(deadline, work).await.unwrap_or(Err(Errno::IO)));
+        });
+    }
+
+    fn read_deadline(&self) -> Duration {
+        self.shared.tree.daemon.settings.read_deadline
+    }
+
+    /// For what may commit an event: the commit has a deadline of its own, this one only catches what hangs.
+    fn commit_deadline(&self) -> Duration {
+        self.shared.tree.daemon.settings.commit_deadline + MARGIN
+    }
+}
+
+impl Shared {
+    fn handles(&self) -> MutexGuard<'_, Handles> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn handle(&self, number: FileHandle) -> Result<Arc<Handle>> {
+        self.handles().by_number.get(&number.0).cloned().ok_or(Errno::BADF)
+    }
+
+    fn staged(&self, number: FileHandle) -> Result<Arc<Staged>> {
+        match &self.handle(number)?.open {
+            Open::Staged(staged) => Ok(staged.clone()),
+            Open::Directory(_) => Err(Errno::ISDIR),
+            _ => Err(Errno::ROFS),
+        }
+    }
+
+    fn add(&self, ino: Ino, open: Open, mode: Mode) -> FileHandle {
+        let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.handles().by_number.insert(number, Arc::new(Handle { ino, open, mode }));
+        FileHandle(number)
+    }
+
+    /// Decides who moves the bytes of a file that is being opened, and counts it.
+    fn choose(
+        &self,
+        ino: Ino,
+        backing: Option<&File>,
+        open_backing: impl FnOnce(&File) -> io::Result<BackingId>,
+    ) -> (Mode, Option<Arc<BackingId>>) {
+        let daemon = &self.tree.daemon;
+        let mut handles = self.handles();
+        let modes = handles.modes.entry(ino).or_default();
+        if let Some(file) = backing.filter(|_| modes.cached == 0 && daemon.may_pass_through()) {
+            let id = match &modes.backing {
+                Some(id) => Ok(id.clone()),
+                None => open_backing(file).map(Arc::new),
+            };
+            match id {
+                Ok(id) => {
+                    modes.passed += 1;
+                    modes.backing = Some(id.clone());
+                    daemon.metrics.opens_passthrough.add(1);
+                    return (Mode::Passed, Some(id));
+                }
+                Err(error) => daemon.passthrough_was_refused(&error),
+            }
+        }
+        daemon.metrics.opens_served.add(1);
+        if modes.passed > 0 {
+            return (Mode::Direct, None);
+        }
+        modes.cached += 1;
+        (Mode::Cached, None)
+    }
+
+    /// Opens what is only read.
+    async fn open_view(&self, ino: Ino) -> Result<Open> {
+        Ok(match self.tree.view.item(ino)? {
+            Item::Directory(_) => return Err(Errno::ISDIR),
+            Item::Link(_) => return Err(Errno::LOOP),
+            Item::Text(bytes, _) => Open::Text(bytes),
+            Item::Live(path) => {
+                Open::Live(Arc::new(File::open(path).map_err(|error| crate::fs::errno(&error))?))
+            }
+            Item::Blob(entry) => {
+                let blob = self.tree.open_blob(&entry)?;
+                if entry.size <= WHOLE_AT_OPEN {
+                    // The read that follows would fetch the same bytes; a failure is its to report.
+                    let _ = blob.require(0, entry.size).await;
+                }
+                Open::Blob(blob)
+            }
+        })
+    }
+
+    fn finish_open(&self, ino: Ino, open: Open, reply: ReplyOpen) {
+        let backing = match &open {
+            Open::Staged(staged) => self.tree.output.as_ref().and_then(|output| output.passable(staged)),
+            Open::Blob(blob) => blob.whole(),
+            _ => None,
+        };
+        let (mode, id) = self.choose(ino, backing, |file| reply.open_backing(file));
+        let live = matches!(open, Open::Live(_));
+        // A blob never changes: what the kernel holds of it stays right. A staged file may change while the
+        // daemon reads it past the cache.
+        let keep = matches!(open, Open::Blob(_) | Open::Text(_));
+        let number = self.add(ino, open, mode);
+        match (mode, id) {
+            (Mode::Passed, Some(id)) => reply.opened_passthrough(number, FopenFlags::empty(), &id),
+            (Mode::Direct, _) => reply.opened(number, FopenFlags::FOPEN_DIRECT_IO),
+            _ if live => reply.opened(number, FopenFlags::FOPEN_DIRECT_IO),
+            _ if keep => reply.opened(number, FopenFlags::FOPEN_KEEP_CACHE),
+            _ => reply.opened(number, FopenFlags::empty()),
+        }
+    }
+
+    fn release(&self, number: FileHandle) {
+        let mut handles = self.handles();
+        let Some(handle) = handles.by_number.remove(&number.0) else { return };
+        if let Some(modes) = handles.modes.get_mut(&handle.ino) {
+            match handle.mode {
+                Mode::Cached => modes.cached -= 1,
+                Mode::Passed => modes.passed -= 1,
+                Mode::Direct => {}
+            }
+            if modes.cached == 0 && modes.passed == 0 {
+                handles.modes.remove(&handle.ino);
+            }
+        }
+        drop(handles);
+        if let (Open::Staged(staged), Some(output)) = (&handle.open, &self.tree.output) {
+            output.release(staged);
+        }
+    }
+
+    async fn read(&self, handle: &Handle, offset: u64, size: u32) -> Result<Bytes> {
+        match &handle.open {
+            Open::Blob(blob) => read_within(&self.tree.daemon, blob, offset, size.into()).await,
+            Open::Staged(staged) => {
+                let Some((entry, length)) = self.tree.output()?.referenced(staged.ino())? else {
+                    return self.read_staged(staged, offset, size);
+                };
+                let blob = self.tree.open_blob(&entry)?;
+                let end = offset.saturating_add(size.into()).min(length);
+                if offset >= end {
+                    return Ok(Bytes::new());
+                }
+                read_within(&self.tree.daemon, &blob, offset, end - offset).await
+            }
+            _ => Err(Errno::BADF),
+        }
+    }
+
+    fn read_staged(&self, staged: &Staged, offset: u64, size: u32) -> Result<Bytes> {
+        let mut buffer = vec![0; size as usize];
+        let length = self.tree.output()?.read(staged, offset, &mut buffer)?;
+        buffer.truncate(length);
+        Ok(buffer.into())
+    }
+}
+
+fn file_attr(attr: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(attr.ino),
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: attr.atime,
+        mtime: attr.mtime,
+        ctime: attr.ctime,
+        crtime: attr.mtime,
+        kind: file_type(attr.kind),
+        perm: attr.perm,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::Directory => FileType::Directory,
+        Kind::File => FileType::RegularFile,
+        Kind::Symlink => FileType::Symlink,
+    }
+}
+
+fn fuse_errno(errno: Errno) -> fuser::Errno {
+    fuser::Errno::from_i32(errno.raw_os_error())
+}
+
+fn reply_entry(reply: ReplyEntry, outcome: Result<Attr>) {
+    match outcome {
+        Ok(attr) => reply.entry(&attr.ttl, &file_attr(&attr), Generation(0)),
+        Err(errno) => reply.error(fuse_errno(errno)),
+    }
+}
+
+fn reply_empty(reply: ReplyEmpty, outcome: Result<()>) {
+    match outcome {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(fuse_errno(errno)),
+    }
+}
+
+fn reply_attr(reply: ReplyAttr, outcome: Result<Attr>) {
+    match outcome {
+        Ok(attr) => reply.attr(&attr.ttl, &file_attr(&attr)),
+        Err(errno) => reply.error(fuse_errno(errno)),
+    }
+}
+
+fn reply_data(reply: ReplyData, outcome: Result<Bytes>) {
+    match outcome {
+        Ok(bytes) => reply.data(&bytes),
+        Err(errno) => reply.error(fuse_errno(errno)),
+    }
+}
+
+fn reply_written(reply: ReplyWrite, outcome: Result<u64>) {
+    match outcome {
+        Ok(length) => reply.written(u32::try_from(length).unwrap_or(u32::MAX)),
+        Err(errno) => reply.error(fuse_errno(errno)),
+    }
+}
+
+fn reply_xattr(reply: ReplyXattr, size: u32, outcome: Result<Vec<u8>>) {
+    match outcome {
+        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+        Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(errno) => reply.error(fuse_errno(errno)),
+    }
+}
+
+fn moment(time: TimeOrNow) -> Option<SystemTime> {
+    match time {
+        TimeOrNow::SpecificTime(time) => Some(time),
+        TimeOrNow::Now => None,
+    }
+}
+
+impl Filesystem for Kernel {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Each is asked for by itself: an older kernel that lacks one still mounts.
+        for wanted in [
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+        ] {
+            let _ = config.add_capabilities(wanted);
+        }
+        if self.shared.tree.daemon.may_pass_through()
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+        {
+            let _ = config.set_max_stack_depth(1);
+        }
+        let _ = config.set_max_write(WRITE_MAX);
+        let _ = config.set_max_readahead(WRITE_MAX).or_else(|most| config.set_max_readahead(most));
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let parent = self.shared.tree.current(parent.0);
+        let name = name.to_owned();
+        let answer = |reply: ReplyEntry, outcome: Result<crate::fs::Found>| match outcome {
+            Ok(Ok(attr)) => reply_entry(reply, Ok(attr)),
+            // An entry with inode 0 lets the kernel remember that there is nothing.
+            Ok(Err(ttl)) if !ttl.is_zero() => reply.entry(&ttl, &file_attr(&nothing()), Generation(0)),
+            Ok(Err(_)) => reply.error(fuser::Errno::ENOENT),
+            Err(errno) => reply.error(fuse_errno(errno)),
+        };
+        if is_staged(parent) {
+            let found = self.shared.tree.output().and_then(|output| output.lookup(parent, &name));
+            return answer(reply, found.map(|attr| attr.ok_or(Duration::ZERO)));
+        }
+        let work = |shared: Arc<Shared>| async move { shared.tree.lookup(parent, &name).await };
+        self.later(self.read_deadline(), work, move |outcome| answer(reply, outcome));
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        if !is_staged(ino.0) {
+            self.shared.tree.view.forget(ino.0, nlookup);
+        }
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        reply_attr(reply, self.shared.tree.getattr(self.shared.tree.current(ino.0)));
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let ino = self.shared.tree.current(ino.0);
+        let change = SetAttr { mode, uid, gid, size, atime: atime.map(moment), mtime: mtime.map(moment) };
+        if !is_staged(ino) {
+            return reply.error(fuser::Errno::EROFS);
+        }
+        let output = match self.shared.tree.output() {
+            Ok(output) => output.clone(),
+            Err(errno) => return reply.error(fuse_errno(errno)),
+        };
+        // A reference can be cut without its bytes, but not grown.
+        let grows = |length: u64| size.is_some_and(|size| size > length);
+        match output.referenced(ino) {
+            Ok(Some((_, length))) if grows(length) => {
+                let work = move |_| async move {
+                    output.own_content(ino).await?;
+                    output.setattr(ino, change)
+                };
+                self.later(self.commit_deadline(), work, move |outcome| reply_attr(reply, outcome));
+            }
+            _ => reply_attr(reply, output.setattr(ino, change)),
+        }
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let ino = self.shared.tree.current(ino.0);
+        let target = if is_staged(ino) {
+            self.shared.tree.output().and_then(|output| output.readlink(ino)).map(Bytes::from)
+        } else {
+            self.shared.tree.view.item(ino).and_then(|item| match item {
+                Item::Link(target) => Ok(Bytes::from(target)),
+                _ => Err(Errno::INVAL),
+            })
+        };
+        reply_data(reply, target);
+    }
+
+    fn mknod(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let parent = self.shared.tree.current(parent.0);
+        reply_entry(reply, self.output_at(parent).and_then(|output| output.mknod(parent, name, mode)));
+    }
+
+    fn mkdir(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let parent = self.shared.tree.current(parent.0);
+        reply_entry(reply, self.output_at(parent).and_then(|output| output.mkdir(parent, name, mode)));
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let parent = self.shared.tree.current(parent.0);
+        reply_empty(reply, self.output_at(parent).and_then(|output| output.unlink(parent, name)));
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let parent = self.shared.tree.current(parent.0);
+        reply_empty(reply, self.output_at(parent).and_then(|output| output.rmdir(parent, name)));
+    }
+
+    fn symlink(&self, _req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let parent = self.shared.tree.current(parent.0);
+        reply_entry(
+            reply,
+            self.output_at(parent).and_then(|output| output.symlink(parent, link_name, target)),
+        );
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        if !(flags & !RenameFlags::RENAME_NOREPLACE).is_empty() {
+            return reply.error(fuser::Errno::EINVAL);
+        }
+        let keep_target = flags.contains(RenameFlags::RENAME_NOREPLACE);
+        let (parent, newparent) = (self.shared.tree.current(parent.0), self.shared.tree.current(newparent.0));
+        let (name, newname) = (name.to_owned(), newname.to_owned());
+        if !is_staged(newparent) {
+            return reply.error(fuser::Errno::EROFS);
+        }
+        let work = move |shared: Arc<Shared>| async move {
+            let output = shared.tree.output()?;
+            if is_staged(parent) {
+                return output.rename(parent, &name, newparent, &newname, keep_target).await;
+            }
+            if keep_target && output.lookup(newparent, &newname)?.is_some() {
+                return Err(Errno::EXIST);
+            }
+            shared.tree.move_in(parent, &name, newparent, &newname).await
+        };
+        self.later(self.commit_deadline(), work, move |outcome| reply_empty(reply, outcome));
+    }
+
+    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let (ino, newparent) = (self.shared.tree.current(ino.0), self.shared.tree.current(newparent.0));
+        if !is_staged(newparent) {
+            return reply.error(fuser::Errno::EROFS);
+        }
+        if !is_staged(ino) {
+            return reply_entry(reply, self.shared.tree.link_in(ino, newparent, newname));
+        }
+        let newname = newname.to_owned();
+        let work = move |shared: Arc<Shared>| async move {
+            shared.tree.output()?.link_or_commit(ino, newparent, &newname).await
+        };
+        self.later(self.commit_deadline(), work, move |outcome| reply_entry(reply, outcome));
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let ino = self.shared.tree.current(ino.0);
+        let how = OpenHow { flags: flags.0 };
+        if !is_staged(ino) {
+            if how.changes() {
+                return reply.error(fuser::Errno::EROFS);
+            }
+            let work = |shared: Arc<Shared>| async move {
+                shared.open_view(ino).await.map(|open| (shared.clone(), open))
+            };
+            return self.later(self.read_deadline(), work, move |outcome| match outcome {
+                Ok((shared, open)) => shared.finish_open(ino, open, reply),
+                Err(errno) => reply.error(fuse_errno(errno)),
+            });
+        }
+        let output = match self.shared.tree.output() {
+            Ok(output) => output.clone(),
+            Err(errno) => return reply.error(fuse_errno(errno)),
+        };
+        let finish = move |shared: &Shared, reply: ReplyOpen, opened: Result<Arc<Staged>>| match opened {
+            Ok(staged) => shared.finish_open(ino, Open::Staged(staged), reply),
+            Err(errno) => reply.error(fuse_errno(errno)),
+        };
+        if how.needs_own_content() && matches!(output.referenced(ino), Ok(Some(_))) {
+            let work = move |shared: Arc<Shared>| async move {
+                output.own_content(ino).await?;
+                Ok((shared, output.open(ino, how)?))
+            };
+            return self.later(self.commit_deadline(), work, move |outcome| match outcome {
+                Ok((shared, staged)) => finish(&shared, reply, Ok(staged)),
+                Err(errno) => reply.error(fuse_errno(errno)),
+            });
+        }
+        finish(&self.shared, reply, output.open(ino, how));
+    }
+
+    fn create(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let parent = self.shared.tree.current(parent.0);
+        match self.output_at(parent).and_then(|output| output.create(parent, name, mode, OpenHow { flags })) {
+            Ok((attr, staged)) => {
+                let (mode, _) =
+                    self.shared.choose(attr.ino, None, |_| Err(io::ErrorKind::Unsupported.into()));
+                let number = self.shared.add(attr.ino, Open::Staged(staged), mode);
+                let flags =
+                    if mode == Mode::Direct { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() };
+                reply.created(&attr.ttl, &file_attr(&attr), Generation(0), number, flags);
+            }
+            Err(errno) => reply.error(fuse_errno(errno)),
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let handle = match self.shared.handle(fh) {
+            Ok(handle) => handle,
+            Err(errno) => return reply.error(fuse_errno(errno)),
+        };
+        match &handle.open {
+            Open::Text(bytes) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                reply.data(&bytes[start..start.saturating_add(size as usize).min(bytes.len())]);
+            }
+            Open::Live(file) => {
+                let mut buffer = vec![0; size as usize];
+                match std::os::unix::fs::FileExt::read_at(&**file, &mut buffer, offset) {
+                    Ok(length) => reply.data(&buffer[..length]),
+                    Err(error) => reply.error(fuse_errno(crate::fs::errno(&error))),
+                }
+            }
+            Open::Staged(staged)
+                if self
+                    .shared
+                    .tree
+                    .output()
+                    .and_then(|output| output.referenced(staged.ino()))
+                    .is_ok_and(|r| r.is_none()) =>
+            {
+                reply_data(reply, self.shared.read_staged(staged, offset, size));
+            }
+            Open::Directory(_) => reply.error(fuser::Errno::EISDIR),
+            Open::Staged(_) | Open::Blob(_) => {
+                let work = move |shared: Arc<Shared>| async move { shared.read(&handle, offset, size).await };
+                self.later(self.read_deadline() + MARGIN, work, move |outcome| reply_data(reply, outcome));
+            }
+        }
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let (output, staged) = match self
+            .shared
+            .tree
+            .output()
+            .and_then(|output| Ok((output.clone(), self.shared.staged(fh)?)))
+        {
+            Ok(found) => found,
+            Err(errno) => return reply.error(fuse_errno(errno)),
+        };
+        let length = data.len() as u64;
+        if matches!(output.referenced(staged.ino()), Ok(Some(_))) {
+            let data = Bytes::copy_from_slice(data);
+            let work = move |_| async move {
+                output.own_content(staged.ino()).await?;
+                output.write(&staged, offset, &data)
+            };
+            return self.later(self.commit_deadline(), work, move |outcome| {
+                reply_written(reply, outcome.map(|()| length))
+            });
+        }
+        reply_written(reply, output.write(&staged, offset, data).map(|()| length));
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        let Ok(staged) = self.shared.staged(fh) else { return reply.ok() };
+        let work = move |shared: Arc<Shared>| async move { shared.tree.output()?.flush(&staged).await };
+        self.later(self.commit_deadline(), work, move |outcome| reply_empty(reply, outcome));
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.release(fh);
+        reply.ok();
+    }
+
+    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let Ok(staged) = self.shared.staged(fh) else { return reply.ok() };
+        let work = move |shared: Arc<Shared>| async move { shared.tree.output()?.fsync(&staged).await };
+        self.later(self.commit_deadline(), work, move |outcome| reply_empty(reply, outcome));
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let ino = self.shared.tree.current(ino.0);
+        let work = move |shared: Arc<Shared>| async move {
+            let entries = shared.tree.list(ino).await?;
+            Ok(shared.add(ino, Open::Directory(Arc::new(entries)), Mode::Direct))
+        };
+        self.later(self.read_deadline(), work, move |outcome| match outcome {
+            Ok(number) => reply.opened(number, FopenFlags::empty()),
+            Err(errno) => reply.error(fuse_errno(errno)),
+        });
+    }
+
+    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let entries = match self.shared.directory(fh) {
+            Ok(entries) => entries,
+            Err(errno) => return reply.error(fuse_errno(errno)),
+        };
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (index, entry) in entries.iter().enumerate().skip(start) {
+            if reply.add(INodeNo(entry.attr.ino), index as u64 + 1, file_type(entry.attr.kind), &entry.name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let entries = match self.shared.directory(fh) {
+            Ok(entries) => entries,
+            Err(errno) => return reply.error(fuse_errno(errno)),
+        };
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (index, entry) in entries.iter().enumerate().skip(start) {
+            let full = reply.add(
+                INodeNo(entry.attr.ino),
+                index as u64 + 1,
+                &entry.name,
+                &entry.attr.ttl,
+                &file_attr(&entry.attr),
+                Generation(0),
+            );
+            if full {
+                break;
+            }
+            // `.` and `..` are not looked up by being listed.
+            if index >= 2 && !is_staged(entry.attr.ino) {
+                self.shared.tree.view.remember(entry.attr.ino);
+            }
+        }
+        reply.ok();
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.release(fh);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let Some(output) = &self.shared.tree.output else {
+            return reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
+        };
+        match output.statfs() {
+            Ok(stat) => {
+                let size = |bytes: u64| u32::try_from(bytes).unwrap_or(4096);
+                reply.statfs(
+                    stat.f_blocks,
+                    stat.f_bfree,
+                    stat.f_bavail,
+                    stat.f_files,
+                    stat.f_ffree,
+                    size(stat.f_bsize),
+                    255,
+                    size(stat.f_frsize),
+                );
+            }
+            Err(errno) => reply.error(fuse_errno(errno)),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let ino = self.shared.tree.current(ino.0);
+        reply_empty(reply, self.output_at(ino).and_then(|output| output.setxattr(ino, name, value, flags)));
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let ino = self.shared.tree.current(ino.0);
+        // ENOSYS would switch attributes off for the whole mount.
+        let value = if is_staged(ino) {
+            self.output_at(ino).and_then(|output| output.getxattr(ino, name))
+        } else {
+            Err(Errno::NODATA)
+        };
+        reply_xattr(reply, size, value);
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let ino = self.shared.tree.current(ino.0);
+        let names = if is_staged(ino) {
+            self.output_at(ino).and_then(|output| output.listxattr(ino))
+        } else {
+            Ok(Vec::new())
+        };
+        reply_xattr(reply, size, names);
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let ino = self.shared.tree.current(ino.0);
+        reply_empty(reply, self.output_at(ino).and_then(|output| output.removexattr(ino, name)));
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let (output, staged) = match self
+            .shared
+            .tree
+            .output()
+            .and_then(|output| Ok((output.clone(), self.shared.staged(fh)?)))
+        {
+            Ok(found) => found,
+            Err(errno) => return reply.error(fuse_errno(errno)),
+        };
+        let work = move |_| async move {
+            output.own_content(staged.ino()).await?;
+            output.allocate(&staged, offset, length, mode)
+        };
+        self.later(self.commit_deadline(), work, move |outcome| reply_empty(reply, outcome));
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let whence = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(fuser::Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(fuser::Errno::ENXIO) };
+        let found = match self.shared.staged(fh) {
+            Ok(staged) => self.shared.tree.output().and_then(|output| output.seek(&staged, offset, whence)),
+            Err(_) => self
+                .shared
+                .tree
+                .getattr(self.shared.tree.current(ino.0))
+                .and_then(|attr| seek_dense(attr.size, offset, whence)),
+        };
+        match found {
+            Ok(offset) => reply.offset(offset.cast_signed()),
+            Err(errno) => reply.error(fuse_errno(errno)),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let tree = &self.shared.tree;
+        let ino_in = tree.current(ino_in.0);
+        let copied = (|| {
+            let output = tree.output()?;
+            let to = self.shared.staged(fh_out)?;
+            if let Some((entry, length)) = tree.blob_of(ino_in)? {
+                // Only the bytes that are the file's: a copy of a cut reference is cut too.
+                let len = len.min(length.saturating_sub(offset_in));
+                return if len == 0 { Ok(0) } else { output.refer(&to, &entry, offset_in, offset_out, len) };
+            }
+            // EOPNOTSUPP: the kernel reads and writes instead.
+            let from = self.shared.staged(fh_in).map_err(|_| Errno::OPNOTSUPP)?;
+            output.copy_range(&from, offset_in, &to, offset_out, len)
+        })();
+        reply_written(reply, copied);
+    }
+}
+
+impl Kernel {
+    /// The output side, for an operation that changes something at `ino`.
+    fn output_at(&self, ino: Ino) -> Result<&Arc<crate::fs::output::Output>> {
+        if is_staged(ino) { self.shared.tree.output() } else { Err(Errno::ROFS) }
+    }
+}
+
+impl Shared {
+    fn directory(&self, number: FileHandle) -> Result<Arc<Vec<DirEntry>>> {
+        match &self.handle(number)?.open {
+            Open::Directory(entries) => Ok(entries.clone()),
+            _ => Err(Errno::NOTDIR),
+        }
+    }
+}
+
+/// The attributes of what is not there: inode 0.
+fn nothing() -> Attr {
+    let epoch = SystemTime::UNIX_EPOCH;
+    Attr {
+        ino: 0,
+        kind: Kind::File,
+        size: 0,
+        blocks: 0,
+        atime: epoch,
+        mtime: epoch,
+        ctime: epoch,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        ttl: Duration::ZERO,
+    }
+}

@@ -1,0 +1,109 @@
+//! Ids. Each kind is a type of its own, so that an event's id cannot be passed for a job's.
+//!
+//! They are strings, not UUIDs, because older Ion's documents hold ids such as `frontapi`. Those
+//! that Ion derives are UUIDv5: the same parent, module and file name give the same id on every
+//! attempt and every host, which is what makes a repeated commit harmless.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(String);
+
+        impl $name {
+            /// An id as it stands in a document or a message.
+            pub fn new(text: impl Into<String>) -> Self {
+                Self(text.into())
+            }
+
+            /// A fresh random id (UUIDv4).
+            pub fn random() -> Self {
+                Self(Uuid::new_v4().to_string())
+            }
+
+            /// The id's text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+
+            /// The first eight characters: enough for people to tell ids apart.
+            pub fn short(&self) -> &str {
+                self.0.char_indices().nth(8).map_or(&self.0, |(end, _)| &self.0[..end])
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({})", stringify!($name), self.0)
+            }
+        }
+
+        impl From<$name> for serde_json::Value {
+            fn from(id: $name) -> Self {
+                Self::String(id.0)
+            }
+        }
+    };
+}
+
+id! {
+    /// One event.
+    EventId
+}
+id! {
+    /// All that came of one first event.
+    CorrelationId
+}
+id! {
+    /// One module on one event.
+    JobId
+}
+
+/// The namespace of an id that need not be a UUID itself.
+fn namespace(id: &str) -> Uuid {
+    Uuid::parse_str(id).unwrap_or_else(|_| Uuid::new_v5(&Uuid::NAMESPACE_OID, id.as_bytes()))
+}
+
+impl EventId {
+    /// The id of the event that `module`, started by `parent`, publishes from the event file
+    /// `file_name`.
+    pub fn derive(parent: &EventId, module: &str, file_name: &str) -> Self {
+        // The zero byte keeps ("a", "bc") apart from ("ab", "c"): neither part can hold one.
+        let name = format!("{module}\0{file_name}");
+        Self(Uuid::new_v5(&namespace(parent.as_str()), name.as_bytes()).to_string())
+    }
+}
+
+impl JobId {
+    /// The id of the job of `module` on `event`.
+    pub fn derive(event: &EventId, module: &str) -> Self {
+        Self(Uuid::new_v5(&namespace(event.as_str()), module.as_bytes()).to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_event_file_gives_the_same_id() {
+        let parent = EventId::new("frontapi");
+        let id = EventId::derive(&parent, "sample", "a.json");
+        assert_eq!(id, EventId::derive(&parent, "sample", "a.json"));
+        assert_ne!(id, EventId::derive(&parent, "sample", "b.json"));
+        assert_ne!(id, EventId::derive(&parent, "samplea", ".json"));
+        assert_ne!(id.as_str(), JobId::derive(&parent, "sample").as_str());
+    }
+}

@@ -1,0 +1,30 @@
+//! Ion's data plane: the event model, the stores, the commit protocol and the filesystem at `/ion`.
+//!
+//! A map of the crate, lower layers first; a module names only modules above it in this list:
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`id`], [`clock`], [`metrics`] | ids as newtypes, made deterministically; milliseconds; counters |
+//! | [`checksum`], [`event`], [`record`] | block checksums; events and both forms of event files; the other documents |
+//! | [`stores`] | the traits `Blobs`, `Documents`, `Bus`; their backends; opening by URL |
+//! | [`cache`], [`upload`] | verified reads; closed files become blobs |
+//! | [`commit`], [`relay`], [`audit`] | steps 1-4 of a commit; the outbox; `check` and `gc` |
+//! | [`node`] | what all mounts of one daemon share |
+//! | [`fs`] | the filesystem in Ion's own types |
+//! | [`mount`] | the kernel's calls; one mount |
+
+pub mod cache;
+pub mod checksum;
+pub mod clock;
+pub mod commit;
+pub mod event;
+pub mod fs;
+mod fuse;
+pub mod id;
+pub mod metrics;
+pub mod mount;
+pub mod node;
+pub mod record;
+pub mod relay;
+pub mod stores;
+pub mod upload;

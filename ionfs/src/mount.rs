@@ -1,0 +1,94 @@
+//! One mount: a kernel device and the threads that answer it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use fuser::{Config, MountOption, Session, SessionACL};
+use tokio::runtime::Handle as Runtime;
+
+use crate::fs::Tree;
+use crate::fuse::Kernel;
+
+/// Threads that answer one mount. Each blocks for a local disk operation at most; the rest is tasks. More win
+/// nothing on few cores and cost a buffer each.
+const THREADS: usize = 2;
+
+/// A tree being served.
+#[derive(Debug)]
+pub struct Mounted {
+    served: tokio::task::JoinHandle<io::Result<()>>,
+    unmounter: Option<fuser::SessionUnmounter>,
+}
+
+fn config(acl: SessionACL) -> Config {
+    let mut config = Config::default();
+    config.acl = acl;
+    config.n_threads = Some(THREADS);
+    config.mount_options = vec![
+        MountOption::FSName("ion".into()),
+        MountOption::Subtype("ion".into()),
+        MountOption::DefaultPermissions,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+    ];
+    config
+}
+
+/// Serves a tree through a kernel device that somebody else mounted. Must be called inside a Tokio runtime.
+///
+/// # Errors
+/// When the kernel does not shake hands.
+pub async fn serve(device: OwnedFd, tree: Arc<Tree>) -> io::Result<Mounted> {
+    let kernel = Kernel::new(tree, Runtime::current());
+    let session = crate::cache::blocking(move || {
+        Session::from_fd(kernel, device, SessionACL::All, config(SessionACL::All))
+    })
+    .await?;
+    Ok(Mounted { served: run(session), unmounter: None })
+}
+
+/// Mounts a tree at `directory` in this process's own mount namespace and serves it. Must be called inside a
+/// Tokio runtime.
+///
+/// # Errors
+/// When mounting is refused: an ordinary user needs the `fusermount3` program of the package `fuse3`.
+pub async fn mount_at(directory: &Path, tree: Arc<Tree>) -> io::Result<Mounted> {
+    let kernel = Kernel::new(tree, Runtime::current());
+    let directory = directory.to_owned();
+    let acl = if rustix::process::geteuid().is_root() { SessionACL::All } else { SessionACL::Owner };
+    let mut session = crate::cache::blocking(move || Session::new(kernel, &directory, &config(acl))).await?;
+    let unmounter = session.unmount_callable();
+    Ok(Mounted { served: run(session), unmounter: Some(unmounter) })
+}
+
+/// The session's own thread is a blocking one: it waits for its workers until the mount is gone.
+fn run(session: Session<Kernel>) -> tokio::task::JoinHandle<io::Result<()>> {
+    tokio::task::spawn_blocking(move || session.run())
+}
+
+impl Mounted {
+    /// Waits until the mount is gone and every request was answered.
+    ///
+    /// # Errors
+    /// What ended the session, if not an unmount.
+    pub async fn ended(&mut self) -> io::Result<()> {
+        match (&mut self.served).await {
+            Ok(outcome) => outcome,
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+
+    /// Unmounts and waits until every request was answered. Only for what [`mount_at`] mounted; the mount of a
+    /// job's own namespace goes with the namespace.
+    ///
+    /// # Errors
+    /// When the mount is busy or refuses.
+    pub async fn unmount(mut self) -> io::Result<()> {
+        if let Some(mut unmounter) = self.unmounter.take() {
+            crate::cache::blocking(move || unmounter.unmount()).await?;
+        }
+        self.ended().await
+    }
+}

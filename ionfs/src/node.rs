@@ -1,0 +1,107 @@
+//! What all mounts of one daemon share: the stores, the cache, the counters, the folders and the deadlines.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use crate::cache::{Cache, CacheLimits};
+use crate::id::JobId;
+use crate::metrics::Metrics;
+use crate::stores::DataPlane;
+
+/// Files uploaded at the same time by one daemon. Fewer leave a remote store idle between small files; more
+/// hold more buffers (about 1 MiB each) and win nothing on a local disk.
+const UPLOADS_MAX: usize = 8;
+
+/// How a daemon behaves.
+#[derive(Clone, Debug)]
+pub struct NodeSettings {
+    /// The folder of all state: staging, cache, locks.
+    pub home: PathBuf,
+    /// Whether the kernel may serve staged files and whole blobs by itself, where it can. Default true; off, the
+    /// daemon answers every read: slower, and the same to see.
+    pub passthrough: bool,
+    /// How long a close of an event file may take until the stores have made it durable. Default 60 s: shorter
+    /// fails commits that a slow store would finish, longer lets a module hang on a dead one.
+    pub commit_deadline: Duration,
+    /// How long one read or listing may take. Default 30 s.
+    pub read_deadline: Duration,
+    /// What the cache may hold.
+    pub cache: CacheLimits,
+}
+
+impl NodeSettings {
+    /// The defaults, with all state below `home`.
+    pub fn new(home: impl Into<PathBuf>) -> Self {
+        Self {
+            home: home.into(),
+            passthrough: true,
+            commit_deadline: Duration::from_secs(60),
+            read_deadline: Duration::from_secs(30),
+            cache: CacheLimits::default(),
+        }
+    }
+}
+
+/// One daemon's shared parts.
+#[derive(Debug)]
+pub struct Node {
+    /// The stores.
+    pub plane: DataPlane,
+    /// How it behaves.
+    pub settings: NodeSettings,
+    /// Verified blocks of blobs.
+    pub cache: Cache,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Bounds the uploads under way.
+    pub(crate) uploads: Arc<Semaphore>,
+    passthrough_refused: AtomicBool,
+}
+
+impl Node {
+    /// A daemon over these stores.
+    ///
+    /// # Errors
+    /// When its folders cannot be made.
+    pub fn new(plane: DataPlane, settings: NodeSettings) -> std::io::Result<Arc<Self>> {
+        std::fs::create_dir_all(settings.home.join("jobs"))?;
+        let cache_dir = settings.home.join("cache");
+        std::fs::create_dir_all(&cache_dir)?;
+        let metrics = Arc::new(Metrics::default());
+        let cache = Cache::new(plane.blobs.clone(), cache_dir, settings.cache, metrics.clone());
+        Ok(Arc::new(Self {
+            plane,
+            settings,
+            cache,
+            metrics,
+            uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
+            passthrough_refused: AtomicBool::new(false),
+        }))
+    }
+
+    /// Whether to offer the kernel a file of its own.
+    pub(crate) fn may_pass_through(&self) -> bool {
+        self.settings.passthrough && !self.passthrough_refused.load(Ordering::Relaxed)
+    }
+
+    /// The kernel refused: it would refuse again, so the daemon answers from now on.
+    pub(crate) fn passthrough_was_refused(&self, error: &std::io::Error) {
+        if !self.passthrough_refused.swap(true, Ordering::Relaxed) {
+            tracing::info!(%error, "the kernel refuses passthrough; the daemon answers reads itself");
+        }
+    }
+}
+
+/// The folder of one attempt: its staged files and its live log.
+pub fn job_dir(home: &Path, job: &JobId, attempt: u32) -> PathBuf {
+    home.join("jobs").join(format!("{job}-{attempt}"))
+}
+
+/// Where an attempt's output is kept while it runs.
+pub fn live_log(home: &Path, job: &JobId, attempt: u32) -> PathBuf {
+    job_dir(home, job, attempt).join("log")
+}

@@ -1,0 +1,200 @@
+//! The documents beside events: jobs, modules, insights and module logs, as they are stored.
+//!
+//! Plain data. What a job may become next is the dispatcher's to say; the data plane reads a job's
+//! record to fence its commits and to show it in the browsing mount.
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Millis;
+use crate::event::{Context, FileEntry, KeyValue};
+use crate::id::{CorrelationId, EventId, JobId};
+
+/// Where a job stands (DESIGN.md section 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobState {
+    /// A gathering job: the work below its event has not ended yet.
+    Waiting,
+    /// May start once `notBefore` has come and a slot is free.
+    Queued,
+    /// Claimed; its filesystem and process are being made.
+    Starting,
+    /// Its process runs.
+    Running,
+    /// Ended well; final.
+    Succeeded,
+    /// Ended badly with no retries left; final until `ion dead retry` revives it.
+    Dead,
+    /// Ended by `ion job cancel` or dropped from the dead; final.
+    Cancelled,
+}
+
+impl JobState {
+    /// Whether no attempt will follow by itself.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Dead | Self::Cancelled)
+    }
+
+    /// Whether an attempt is under way.
+    pub fn is_active(self) -> bool {
+        matches!(self, Self::Starting | Self::Running)
+    }
+
+    /// The word stored in documents and shown to people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Queued => "queued",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Dead => "dead",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// How one attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttemptEnd {
+    /// Exit status 0 and no rejected event.
+    Succeeded,
+    /// Another exit status, a signal, a rejected event, or it could not start.
+    Failed,
+    /// Over the module's timeout.
+    TimedOut,
+    /// Its dispatcher died or lost its lease. Counts against `LOST_MAX`, not against the module's retries.
+    Lost,
+    /// Its dispatcher was shut down. Does not count against the retries.
+    Released,
+    /// Cancelled by a person.
+    Cancelled,
+}
+
+/// One attempt of a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attempt {
+    /// 1 for the first.
+    pub number: u32,
+    /// When it was claimed.
+    pub started: Millis,
+    /// When it ended; none while it is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Millis>,
+    /// How it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<AttemptEnd>,
+    /// The exit status, when the process exited by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// Why, in words: `exit status 3`, `killed by signal 9`, `event "a.json" rejected: ...`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The blob that holds its output (stdout and stderr).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<FileEntry>,
+}
+
+/// A job: one module on one event. The ledger's only truth.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JobRecord {
+    /// `UUIDv5(event id, module)`.
+    pub id: JobId,
+    /// Raised by every write; each write names the version it read, so a stale one is refused.
+    pub version: i64,
+    /// The module's name.
+    pub module: String,
+    /// The event it works on.
+    pub event_id: EventId,
+    /// That event's type.
+    pub event_type: String,
+    /// The correlation of that event.
+    pub correlation_id: CorrelationId,
+    /// Where it stands.
+    pub state: JobState,
+    /// The number of the latest attempt; 0 before the first.
+    pub attempt: u32,
+    /// Every attempt, oldest first.
+    #[serde(default)]
+    pub attempts: Vec<Attempt>,
+    /// Who runs the attempt: a dispatcher's id. None when nobody does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<String>,
+    /// The lease's end while the job is active; the earliest start while it is queued; else 0.
+    pub due: Millis,
+    /// When it was claimed first.
+    pub created: Millis,
+    /// When it became final.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Millis>,
+    /// A person asked for it to be stopped.
+    #[serde(default)]
+    pub cancel: bool,
+    /// It succeeded and events staged by it (`commit: on-success`) are still to be promoted.
+    #[serde(default)]
+    pub outbox: bool,
+    /// Attempts that ended in a way that counts against the module's retries.
+    #[serde(default)]
+    pub failures: u32,
+    /// Attempts that were lost with their dispatcher.
+    #[serde(default)]
+    pub losses: u32,
+}
+
+/// When a job's events are committed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CommitMode {
+    /// Each at its close.
+    #[default]
+    OnClose,
+    /// All together, by the write that marks the job succeeded.
+    OnSuccess,
+}
+
+/// An insight document: values a module keeps for analysis.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InsightRecord {
+    /// Deterministic: one for each job.
+    pub id: String,
+    /// `name` is the module that kept them; `eventId` the event it worked on.
+    pub context: Context,
+    /// The values.
+    pub data: Vec<KeyValue>,
+    /// When they were kept.
+    pub created: Millis,
+    /// The job and attempt that kept them.
+    pub job_id: JobId,
+    /// See [`crate::event::Publication`]: `staged` until an on-success job has succeeded.
+    #[serde(default)]
+    pub staged: bool,
+}
+
+/// A `modulelogs` document: where one attempt's output is kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LogRecord {
+    /// `module:M-event:E-attempt:N`, as in older Ion.
+    pub id: String,
+    /// The same text, as in older Ion.
+    pub desc: String,
+    /// `name` is the module; `eventId` the event it worked on.
+    pub context: Context,
+    /// The blob.
+    pub logs: FileEntry,
+    /// Whether the attempt succeeded.
+    pub succeeded: bool,
+    /// When it was stored.
+    pub created: Millis,
+}
+
+impl LogRecord {
+    /// The id of the document of one attempt's log.
+    pub fn id(module: &str, event: &EventId, attempt: u32) -> String {
+        format!("module:{module}-event:{event}-attempt:{attempt}")
+    }
+}

@@ -1,0 +1,85 @@
+//! The outbox: publishes what was committed and not published, and what on-success jobs staged.
+//!
+//! Any number of relays may run; each step is idempotent, so two that meet do no harm.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::clock::{self, Millis};
+use crate::commit::{insight_id, publish};
+use crate::event::{Event, Publication};
+use crate::id::JobId;
+use crate::record::{InsightRecord, JobRecord, JobState};
+use crate::stores::{Collection, DataPlane, Query, StoreError, encode};
+
+/// How long a committed event is left to its own writer. Shorter makes relays publish what the writer is about to.
+pub const GRACE: Duration = Duration::from_secs(10);
+
+/// Events and jobs looked at in one round.
+const BATCH: usize = 1000;
+
+/// One round: publishes what is older than `grace`, promotes what succeeded; gives how many events it published.
+pub async fn run_once(plane: &DataPlane, grace: Duration) -> Result<usize, StoreError> {
+    let mut published = 0;
+    let before: Millis = clock::now() - clock::millis(grace);
+    let unpublished = Query {
+        at_most: Some(("created", before)),
+        ..Query::equal(Collection::Events, vec![("publication", json!(Publication::Unpublished))])
+            .order_by("created")
+            .limit(BATCH)
+    };
+    for event in plane.documents.find_as::<Event>(unpublished).await? {
+        publish(plane, event).await?;
+        published += 1;
+    }
+    let waiting = Query::equal(Collection::Jobs, vec![("outbox", json!(true))]).limit(BATCH);
+    for job in plane.documents.find_as::<JobRecord>(waiting).await? {
+        published += promote(plane, &job.id).await?;
+    }
+    Ok(published)
+}
+
+/// Publishes what a succeeded on-success job staged, and clears its outbox; gives how many events that were.
+///
+/// # Guarantees
+/// The job's own record says that it succeeded: that one write committed all of them, and this only carries it
+/// out. Repeating it, or two at once, changes nothing.
+pub async fn promote(plane: &DataPlane, job_id: &JobId) -> Result<usize, StoreError> {
+    let documents = &plane.documents;
+    let Some(job) = documents.get_as::<JobRecord>(Collection::Jobs, job_id.as_str()).await? else {
+        return Ok(0);
+    };
+    if job.state != JobState::Succeeded || !job.outbox {
+        return Ok(0);
+    }
+    let of_job = vec![("context.parentEventId", json!(job.event_id)), ("jobId", json!(job_id))];
+    let staged = |mut equals: Vec<(&'static str, serde_json::Value)>| {
+        equals.push(("publication", json!(Publication::Staged)));
+        Query::equal(Collection::Events, equals)
+    };
+    let mut promoted = 0;
+    for mut event in documents.find_as::<Event>(staged(of_job)).await? {
+        let expect = vec![("publication", json!(Publication::Staged)), ("attempt", json!(event.attempt))];
+        if event.attempt != Some(job.attempt) {
+            // Of an attempt that failed: it was never committed.
+            documents.delete(Collection::Events, event.id.as_str(), expect).await?;
+            continue;
+        }
+        event.publication = Publication::Unpublished;
+        if documents.replace(Collection::Events, encode(&event), expect, None).await? {
+            publish(plane, event).await?;
+            promoted += 1;
+        }
+    }
+    let insight = documents.get_as::<InsightRecord>(Collection::Events, &insight_id(job_id)).await?;
+    if let Some(mut insight) = insight.filter(|insight| insight.staged) {
+        insight.staged = false;
+        documents.replace(Collection::Events, encode(&insight), vec![("staged", json!(true))], None).await?;
+    }
+    let mut done = job.clone();
+    done.outbox = false;
+    done.version += 1;
+    documents.replace(Collection::Jobs, encode(&done), vec![("version", json!(job.version))], None).await?;
+    Ok(promoted)
+}

@@ -1,0 +1,389 @@
+//! The stores: blobs, documents and the bus, each behind a small trait, each chosen by one URL.
+//!
+//! Nothing of a backend leaks through: no SQL, no path, no broker's frame. What every backend promises is
+//! written at the traits and checked by one contract (`stores/contract.rs`) that each backend runs.
+
+pub mod object;
+pub mod open;
+pub mod sqlite;
+
+#[cfg(test)]
+mod contract;
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::clock::Millis;
+use crate::event::Message;
+
+/// Why a store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// There is no blob of that key.
+    #[error("there is no blob {0:?}")]
+    NoSuchBlob(String),
+    /// The guard of a write does not hold any more: a later attempt has begun.
+    #[error("a later attempt of the job has begun")]
+    Fenced,
+    /// The store could not be reached or failed; asking again may help.
+    #[error("{store}: {what}")]
+    Unavailable {
+        /// Which store: its URL without credentials.
+        store: String,
+        /// What was being done.
+        what: String,
+        /// The backend's own error.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A stored document does not have the shape it must have.
+    #[error("document {id:?} in {collection} is malformed")]
+    Malformed {
+        /// Its id.
+        id: String,
+        /// Its collection.
+        collection: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A URL that names no store.
+    #[error("{url:?} is no {kind} store: {reason}")]
+    Url {
+        /// The URL as given, without credentials.
+        url: String,
+        /// `blob`, `document` or `bus`.
+        kind: &'static str,
+        /// What is wrong, and what is allowed.
+        reason: String,
+    },
+}
+
+/// Files' bytes. A key is written once and never changed; readers need no coherence.
+#[async_trait]
+pub trait Blobs: Send + Sync + fmt::Debug {
+    /// Makes the blob `key` of all bytes of `body`, durable when this returns; gives its length. Bytes arrive in
+    /// pieces; memory use is bounded whatever the length. A failed put leaves no blob to be read.
+    async fn put(&self, key: &str, body: BoxStream<'_, std::io::Result<Bytes>>) -> Result<u64, StoreError>;
+
+    /// The bytes of a range; shorter only where the blob ends.
+    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError>;
+
+    /// The blob's length, none if there is no such blob.
+    async fn size(&self, key: &str) -> Result<Option<u64>, StoreError>;
+
+    /// Every blob whose key begins with `prefix` (whole components), in no order.
+    async fn list(&self, prefix: &str) -> Result<BoxStream<'_, Result<BlobInfo, StoreError>>, StoreError>;
+
+    /// Removes the blob of this key; it is no error if it was gone.
+    async fn delete(&self, key: &str) -> Result<(), StoreError>;
+
+    /// Removes a blob that [`Blobs::list`] gave.
+    async fn delete_listed(&self, listed: &BlobInfo) -> Result<(), StoreError>;
+
+    /// The key as a listing shows it: a store may escape or shorten what it cannot hold as a name. The canonical
+    /// form of a canonical key need not be itself.
+    fn canonical(&self, key: &str) -> String {
+        key.to_owned()
+    }
+
+    /// The blob as a local file opened for reading, where the store has one. It spares a copy into the node's
+    /// cache and lets the kernel read it directly; its bytes are checked like any others.
+    fn open_local(&self, _key: &str) -> Option<std::fs::File> {
+        None
+    }
+}
+
+/// One blob in a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlobInfo {
+    /// Its key.
+    pub key: String,
+    /// Its length in bytes.
+    pub size: u64,
+    /// When it was stored.
+    pub modified: Millis,
+}
+
+/// The collections of documents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Collection {
+    /// Events, insights and module logs: older Ion's one collection.
+    Events,
+    /// The job ledger.
+    Jobs,
+    /// Registered modules.
+    Modules,
+    /// Running dispatchers, for people to see.
+    Dispatchers,
+}
+
+impl Collection {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Events, Self::Jobs, Self::Modules, Self::Dispatchers];
+
+    /// Its name in a store.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Events => "events",
+            Self::Jobs => "jobs",
+            Self::Modules => "modules",
+            Self::Dispatchers => "dispatchers",
+        }
+    }
+}
+
+/// A field of a document (a dotted path) and the value it must have; a missing field equals null.
+pub type Equals = (&'static str, Value);
+
+/// A condition on another document that must hold at the moment of a write.
+#[derive(Clone, Debug)]
+pub struct Guard {
+    /// The collection of the guarding document.
+    pub collection: Collection,
+    /// Its id.
+    pub id: String,
+    /// What must hold of it. A missing document fails the guard.
+    pub equals: Vec<Equals>,
+}
+
+/// What an insert found.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Inserted {
+    /// The document is new and durable.
+    New,
+    /// A document of this id was there before; it is unchanged.
+    Existing(Value),
+}
+
+/// Which documents to find.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// Where.
+    pub collection: Collection,
+    /// What must hold; at least one of the indexed fields.
+    pub equals: Vec<Equals>,
+    /// A field that must be a number at most this large.
+    pub at_most: Option<(&'static str, i64)>,
+    /// Sorted by this field, ascending, then by id; by id alone when none.
+    pub order_by: Option<&'static str>,
+    /// At most this many.
+    pub limit: usize,
+}
+
+impl Query {
+    /// All documents of a collection with these fields, bounded by [`Query::LIMIT`].
+    pub fn equal(collection: Collection, equals: Vec<Equals>) -> Self {
+        Self { collection, equals, at_most: None, order_by: None, limit: Self::LIMIT }
+    }
+
+    /// More than any correlation holds, and a bound all the same.
+    pub const LIMIT: usize = 1_000_000;
+
+    /// Sorted by a field.
+    #[must_use]
+    pub fn order_by(mut self, field: &'static str) -> Self {
+        self.order_by = Some(field);
+        self
+    }
+
+    /// Bounded.
+    #[must_use]
+    pub fn limit(mut self, limit: usize) -> Self {
+        self.limit = limit;
+        self
+    }
+}
+
+/// JSON documents under ids. Each write is durable when it returns and atomic by itself; nothing needs a
+/// transaction over several documents.
+#[async_trait]
+pub trait Documents: Send + Sync + fmt::Debug {
+    /// Inserts `document` (its `id` field is its key) unless one of that id is there. With a guard that does not
+    /// hold: [`StoreError::Fenced`], and nothing was written.
+    async fn insert(
+        &self,
+        collection: Collection,
+        document: Value,
+        guard: Option<Guard>,
+    ) -> Result<Inserted, StoreError>;
+
+    /// Replaces the document of the same id if it has the fields of `expect`; false, and nothing written, when it
+    /// has not or is missing.
+    async fn replace(
+        &self,
+        collection: Collection,
+        document: Value,
+        expect: Vec<Equals>,
+        guard: Option<Guard>,
+    ) -> Result<bool, StoreError>;
+
+    /// The document of an id.
+    async fn get(&self, collection: Collection, id: &str) -> Result<Option<Value>, StoreError>;
+
+    /// The documents that fit.
+    async fn find(&self, query: Query) -> Result<Vec<Value>, StoreError>;
+
+    /// Removes a document if it has the fields of `expect`; whether one was removed.
+    async fn delete(&self, collection: Collection, id: &str, expect: Vec<Equals>)
+    -> Result<bool, StoreError>;
+}
+
+/// Reads a stored document as what it must be.
+pub fn decode<T: DeserializeOwned>(collection: Collection, document: Value) -> Result<T, StoreError> {
+    let id = document.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
+    serde_json::from_value(document).map_err(|source| StoreError::Malformed {
+        id,
+        collection: collection.as_str(),
+        source,
+    })
+}
+
+/// The JSON form of a record of ours.
+pub fn encode<T: Serialize>(record: &T) -> Value {
+    serde_json::to_value(record).expect("a record has string keys only, so it has a JSON form")
+}
+
+impl dyn Documents {
+    /// The document of an id, as a record.
+    pub async fn get_as<T: DeserializeOwned>(
+        &self,
+        collection: Collection,
+        id: &str,
+    ) -> Result<Option<T>, StoreError> {
+        self.get(collection, id).await?.map(|document| decode(collection, document)).transpose()
+    }
+
+    /// The documents that fit, as records.
+    pub async fn find_as<T: DeserializeOwned>(&self, query: Query) -> Result<Vec<T>, StoreError> {
+        let collection = query.collection;
+        self.find(query).await?.into_iter().map(|document| decode(collection, document)).collect()
+    }
+
+    /// Inserts the document, or replaces the one that is there.
+    pub async fn put(
+        &self,
+        collection: Collection,
+        document: Value,
+        guard: Option<Guard>,
+    ) -> Result<(), StoreError> {
+        loop {
+            if self.insert(collection, document.clone(), guard.clone()).await? == Inserted::New {
+                return Ok(());
+            }
+            // Removed between the two calls: insert again.
+            if self.replace(collection, document.clone(), vec![], guard.clone()).await? {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// What became of a published message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Routed {
+    /// It stands in this many queues (a broker that cannot count says 1).
+    To(usize),
+    /// Nobody subscribes to its type.
+    Nowhere,
+}
+
+/// A message given to a subscriber, to be acknowledged or rejected.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// What the subscription knows it by.
+    pub tag: u64,
+    /// The message; or, if it is none of ours, its bytes and what is wrong with them.
+    pub message: Result<Message, Unreadable>,
+}
+
+/// A message that is not one of Ion's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Its body.
+    pub body: Vec<u8>,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// A dead letter: a message no module could be run for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The module whose queue it came from.
+    pub module: String,
+    /// The event's id; the empty text for an unreadable message.
+    pub event_id: String,
+    /// The message's body.
+    pub body: String,
+    /// Why it is dead.
+    pub reason: String,
+    /// Since when.
+    pub at: Millis,
+}
+
+/// Announces events to modules. At least once: a message is given again unless it was acknowledged.
+#[async_trait]
+pub trait Bus: Send + Sync + fmt::Debug {
+    /// Makes the module's queue, bound to exactly these event types. Idempotent; messages in it stay.
+    async fn declare(&self, module: &str, event_types: &[String]) -> Result<(), StoreError>;
+
+    /// Removes the module's queue and what is in it.
+    async fn retire(&self, module: &str) -> Result<(), StoreError>;
+
+    /// Puts the message into every queue bound to its type; durable when this returns.
+    async fn publish(&self, message: &Message) -> Result<Routed, StoreError>;
+
+    /// Puts the message into one module's queue.
+    async fn send(&self, module: &str, message: &Message) -> Result<(), StoreError>;
+
+    /// Begins to receive from the module's queue, at most `prefetch` messages unacknowledged.
+    async fn subscribe(
+        self: Arc<Self>,
+        module: &str,
+        prefetch: usize,
+    ) -> Result<Box<dyn Subscription>, StoreError>;
+
+    /// The first messages of the module's queue, without receiving them.
+    async fn peek(&self, module: &str, limit: usize) -> Result<Vec<Message>, StoreError>;
+
+    /// Puts a dead letter aside for people to look at. Idempotent by module and event.
+    async fn bury(&self, letter: DeadLetter) -> Result<(), StoreError>;
+
+    /// The dead letters, oldest first.
+    async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, StoreError>;
+
+    /// Removes a dead letter; whether there was one.
+    async fn exhume(&self, module: &str, event_id: &str) -> Result<bool, StoreError>;
+}
+
+/// One subscriber's end of a queue. Dropped: what it has not acknowledged goes to the next one.
+#[async_trait]
+pub trait Subscription: Send {
+    /// The next message; waits until there is one.
+    async fn next(&mut self) -> Result<Delivery, StoreError>;
+
+    /// The message is dealt with and leaves the queue.
+    async fn acknowledge(&mut self, tag: u64) -> Result<(), StoreError>;
+
+    /// The message goes back to its queue, to be given again.
+    async fn give_back(&mut self, tag: u64) -> Result<(), StoreError>;
+}
+
+/// The three stores together.
+#[derive(Clone, Debug)]
+pub struct DataPlane {
+    /// Files' bytes.
+    pub blobs: Arc<dyn Blobs>,
+    /// Events, jobs, modules.
+    pub documents: Arc<dyn Documents>,
+    /// Who is told of events.
+    pub bus: Arc<dyn Bus>,
+}

@@ -1,0 +1,241 @@
+//! Documents and the bus in one SQLite file, which several processes may share.
+//!
+//! # How it works
+//! WAL with `synchronous=FULL`: what was answered is on the disk. One thread holds the only writing connection;
+//! it takes all requests that wait, runs each in a savepoint of one transaction, commits once and answers all: a
+//! hundred writers at a time cost one sync. Readers have connections of their own and never wait for the writer.
+//!
+//! # What it never does
+//! Wait without a bound: the queue of requests is bounded, and another process that holds the file is waited for
+//! no longer than [`BUSY_WAIT`].
+
+mod bus;
+mod documents;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+
+use super::{Collection, StoreError};
+use crate::cache::blocking;
+
+/// How long another process may hold the file before a request fails. Shorter fails commits on a slow disk.
+const BUSY_WAIT: Duration = Duration::from_secs(30);
+
+/// Requests waiting for the writer. More wait at their callers.
+const QUEUE: usize = 1024;
+
+/// Requests in one transaction. More delay the first one's answer; fewer cost more syncs.
+const BATCH: usize = 256;
+
+/// Readers at a time: SQLite reads from the page cache, more threads than this win nothing.
+const READERS: usize = 4;
+
+/// The layout of the tables; raised when they change.
+const SCHEMA_VERSION: i64 = 1;
+
+/// Why one request failed inside the writer.
+#[derive(Debug)]
+enum Failure {
+    Sql(rusqlite::Error),
+    Fenced,
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+/// Answers the caller once the transaction is on the disk, or is not.
+type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
+
+/// One request: does its work and gives how to answer.
+type Work = Box<dyn FnOnce(&mut Connection) -> Answer + Send>;
+
+/// A SQLite file as a store.
+#[derive(Debug)]
+pub struct Sqlite {
+    path: PathBuf,
+    writer: Option<mpsc::Sender<Work>>,
+    thread: Option<JoinHandle<()>>,
+    readers: Arc<Mutex<Vec<Connection>>>,
+    reading: Semaphore,
+    /// Rung when a message was put into some queue.
+    arrived: Arc<Notify>,
+}
+
+impl Sqlite {
+    /// Opens the file, made with its folders if it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be opened, is no database, or was written by a newer Ion.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let failed = |what: &str, source: Box<dyn std::error::Error + Send + Sync>| StoreError::Unavailable {
+            store: format!("sqlite://{}", path.display()),
+            what: what.to_owned(),
+            source,
+        };
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)
+                .map_err(|error| failed("its folder cannot be made", error.into()))?;
+        }
+        let mut connection = connect(path).map_err(|error| failed("it cannot be opened", error.into()))?;
+        prepare(&mut connection).map_err(|error| failed("it cannot be prepared", error))?;
+        let (writer, requests) = mpsc::channel(QUEUE);
+        let thread = std::thread::Builder::new()
+            .name("ion-sqlite".into())
+            .spawn(move || write_loop(connection, requests))
+            .map_err(|error| failed("its thread cannot be started", error.into()))?;
+        Ok(Self {
+            path: path.to_owned(),
+            writer: Some(writer),
+            thread: Some(thread),
+            readers: Arc::default(),
+            reading: Semaphore::new(READERS),
+            arrived: Arc::default(),
+        })
+    }
+
+    fn failed(&self, what: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
+        StoreError::Unavailable {
+            store: format!("sqlite://{}", self.path.display()),
+            what: what.to_owned(),
+            source: source.into(),
+        }
+    }
+
+    /// Runs `work` in the writer, durable when this returns.
+    async fn write<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&Connection) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let request: Work = Box::new(move |connection| {
+            let outcome = in_savepoint(connection, work);
+            Box::new(move |committed| {
+                // The caller may have given up; its write is done all the same.
+                let _ = answer.send(committed.map(|()| outcome));
+            })
+        });
+        let writer = self.writer.as_ref().expect("the writer is there until the store is dropped");
+        let stopped = "its writer has stopped";
+        writer.send(request).await.map_err(|_| self.failed(what, stopped))?;
+        match answered.await {
+            Ok(Ok(Ok(value))) => Ok(value),
+            Ok(Ok(Err(Failure::Fenced))) => Err(StoreError::Fenced),
+            Ok(Ok(Err(Failure::Sql(error)))) => Err(self.failed(what, error)),
+            Ok(Err(error)) => Err(self.failed(what, error)),
+            Err(_) => Err(self.failed(what, stopped)),
+        }
+    }
+
+    /// Runs `work` on a reading connection.
+    async fn read<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let _slot = self.reading.acquire().await.expect("the semaphore is never closed");
+        let (path, readers) = (self.path.clone(), self.readers.clone());
+        let outcome = blocking(move || {
+            let free = readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let connection = match free {
+                Some(connection) => connection,
+                None => connect(&path)?,
+            };
+            let outcome = work(&connection);
+            readers.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+            outcome
+        })
+        .await;
+        outcome.map_err(|error| self.failed(what, error))
+    }
+}
+
+impl Drop for Sqlite {
+    fn drop(&mut self) {
+        drop(self.writer.take());
+        // Its channel is closed, so it ends after what it holds.
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_WAIT)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+/// Makes the tables, unless they are there.
+fn prepare(connection: &mut Connection) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let version: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version > SCHEMA_VERSION {
+        return Err(format!(
+            "it was written by a newer Ion (layout {version}, this one knows {SCHEMA_VERSION})"
+        )
+        .into());
+    }
+    if version < SCHEMA_VERSION {
+        for collection in Collection::ALL {
+            transaction.execute_batch(&documents::schema(collection))?;
+        }
+        transaction.execute_batch(bus::SCHEMA)?;
+        transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+fn in_savepoint<T>(
+    connection: &mut Connection,
+    work: impl FnOnce(&Connection) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let savepoint = connection.savepoint()?;
+    let value = work(&savepoint)?;
+    savepoint.commit()?;
+    Ok(value)
+}
+
+/// The writer: all that waits in one transaction, then all answers.
+fn write_loop(mut connection: Connection, mut requests: mpsc::Receiver<Work>) {
+    while let Some(first) = requests.blocking_recv() {
+        let mut answers = Vec::new();
+        let committed = match connection.execute_batch("BEGIN IMMEDIATE") {
+            Ok(()) => {
+                answers.push(first(&mut connection));
+                while answers.len() < BATCH
+                    && let Ok(next) = requests.try_recv()
+                {
+                    answers.push(next(&mut connection));
+                }
+                connection.execute_batch("COMMIT").map_err(|error| {
+                    let _ = connection.execute_batch("ROLLBACK");
+                    error.to_string()
+                })
+            }
+            Err(error) => {
+                tracing::error!(%error, "the database cannot be written");
+                // Dropped unanswered, its caller learns that the writer gave up.
+                drop(first);
+                continue;
+            }
+        };
+        for answer in answers {
+            answer(committed.clone());
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! The bus: queues, their bindings and their messages.
+//!
+//! A message that was given to a subscriber is hidden for [`TAKEN`]; unacknowledged by then, it is given again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rusqlite::{Connection, OptionalExtension as _};
+
+use super::{Failure, Sqlite};
+use crate::clock::{self, Millis};
+use crate::event::Message;
+use crate::stores::{Bus, DeadLetter, Delivery, Routed, StoreError, Subscription, Unreadable};
+
+/// How long a subscriber may hold a message. It only claims the job in that time; longer delays what a dead
+/// dispatcher held.
+const TAKEN: Duration = Duration::from_secs(30);
+
+/// How often a waiting subscriber looks for messages of other processes. Those of its own process wake it.
+const POLL: Duration = Duration::from_millis(50);
+
+pub(super) const SCHEMA: &str = "
+    CREATE TABLE queues (module TEXT PRIMARY KEY) WITHOUT ROWID;
+    CREATE TABLE bindings (event_type TEXT, module TEXT, PRIMARY KEY (event_type, module)) WITHOUT ROWID;
+    CREATE TABLE messages (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, module TEXT NOT NULL, body TEXT NOT NULL, taken_until INTEGER NOT NULL DEFAULT 0
+    );
+    CREATE INDEX messages_module ON messages (module, seq);
+    CREATE TABLE dead_letters (
+        module TEXT, event_id TEXT, body TEXT NOT NULL, reason TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (module, event_id)
+    ) WITHOUT ROWID;
+";
+
+fn body(message: &Message) -> String {
+    serde_json::to_string(message).expect("a message has string keys only, so it has a JSON form")
+}
+
+fn enqueue(connection: &Connection, module: &str, body: &str) -> Result<(), Failure> {
+    connection
+        .prepare_cached("INSERT INTO messages (module, body) VALUES (?1, ?2)")?
+        .execute((module, body))?;
+    Ok(())
+}
+
+#[async_trait]
+impl Bus for Sqlite {
+    async fn declare(&self, module: &str, event_types: &[String]) -> Result<(), StoreError> {
+        let (module, event_types) = (module.to_owned(), event_types.to_vec());
+        self.write("declaring a queue", move |connection| {
+            connection
+                .execute("INSERT INTO queues (module) VALUES (?1) ON CONFLICT DO NOTHING", [&module])?;
+            connection.execute("DELETE FROM bindings WHERE module = ?1", [&module])?;
+            for event_type in event_types {
+                connection.execute(
+                    "INSERT INTO bindings (event_type, module) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+                    (event_type, &module),
+                )?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn retire(&self, module: &str) -> Result<(), StoreError> {
+        let module = module.to_owned();
+        self.write("removing a queue", move |connection| {
+            for table in ["bindings", "messages", "queues"] {
+                connection.execute(&format!("DELETE FROM {table} WHERE module = ?1"), [&module])?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn publish(&self, message: &Message) -> Result<Routed, StoreError> {
+        let (event_type, body) = (message.event_type.clone(), body(message));
+        let queues = self
+            .write("publishing", move |connection| {
+                let mut bound =
+                    connection.prepare_cached("SELECT module FROM bindings WHERE event_type = ?1")?;
+                let modules: Vec<String> =
+                    bound.query_map([event_type], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+                for module in &modules {
+                    enqueue(connection, module, &body)?;
+                }
+                Ok(modules.len())
+            })
+            .await?;
+        self.arrived.notify_waiters();
+        Ok(if queues == 0 { Routed::Nowhere } else { Routed::To(queues) })
+    }
+
+    async fn send(&self, module: &str, message: &Message) -> Result<(), StoreError> {
+        let (module, body) = (module.to_owned(), body(message));
+        self.write("sending", move |connection| enqueue(connection, &module, &body)).await?;
+        self.arrived.notify_waiters();
+        Ok(())
+    }
+
+    async fn subscribe(
+        self: Arc<Self>,
+        module: &str,
+        prefetch: usize,
+    ) -> Result<Box<dyn Subscription>, StoreError> {
+        Ok(Box::new(Subscriber {
+            store: self,
+            module: module.to_owned(),
+            prefetch: prefetch.max(1),
+            held: Vec::new(),
+            runtime: tokio::runtime::Handle::current(),
+        }))
+    }
+
+    async fn peek(&self, module: &str, limit: usize) -> Result<Vec<Message>, StoreError> {
+        let module = module.to_owned();
+        self.read("looking into a queue", move |connection| {
+            let mut select = connection
+                .prepare_cached("SELECT body FROM messages WHERE module = ?1 ORDER BY seq LIMIT ?2")?;
+            let bodies = select.query_map((module, i64::try_from(limit).unwrap_or(i64::MAX)), |row| {
+                row.get::<_, String>(0)
+            })?;
+            let mut messages = Vec::new();
+            for body in bodies {
+                messages.extend(serde_json::from_str(&body?).ok());
+            }
+            Ok(messages)
+        })
+        .await
+    }
+
+    async fn bury(&self, letter: DeadLetter) -> Result<(), StoreError> {
+        self.write("burying a message", move |connection| {
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO dead_letters (module, event_id, body, reason, at) VALUES (?1, ?2, ?3, ?4, ?5)")?
+                .execute((letter.module, letter.event_id, letter.body, letter.reason, letter.at))?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, StoreError> {
+        self.read("listing dead letters", move |connection| {
+            let mut select = connection.prepare_cached(
+                "SELECT module, event_id, body, reason, at FROM dead_letters ORDER BY at LIMIT ?1",
+            )?;
+            let letters = select.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
+                Ok(DeadLetter {
+                    module: row.get(0)?,
+                    event_id: row.get(1)?,
+                    body: row.get(2)?,
+                    reason: row.get(3)?,
+                    at: row.get(4)?,
+                })
+            })?;
+            letters.collect()
+        })
+        .await
+    }
+
+    async fn exhume(&self, module: &str, event_id: &str) -> Result<bool, StoreError> {
+        let (module, event_id) = (module.to_owned(), event_id.to_owned());
+        self.write("exhuming a message", move |connection| {
+            Ok(connection.execute(
+                "DELETE FROM dead_letters WHERE module = ?1 AND event_id = ?2",
+                (module, event_id),
+            )? > 0)
+        })
+        .await
+    }
+}
+
+/// One subscriber of one queue.
+struct Subscriber {
+    store: Arc<Sqlite>,
+    module: String,
+    prefetch: usize,
+    /// Tags given and not acknowledged.
+    held: Vec<u64>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Subscriber {
+    async fn take(&mut self) -> Result<Option<Delivery>, StoreError> {
+        let (module, now) = (self.module.clone(), clock::now());
+        // Looked at before it is written: an idle subscriber must not sync the disk.
+        let waiting = self.store.read("looking into a queue", move |connection| {
+            connection
+                .prepare_cached(
+                    "SELECT EXISTS (SELECT 1 FROM messages WHERE module = ?1 AND taken_until <= ?2)",
+                )?
+                .query_row((module, now), |row| row.get::<_, bool>(0))
+        });
+        if !waiting.await? {
+            return Ok(None);
+        }
+        let (module, until): (_, Millis) = (self.module.clone(), now + clock::millis(TAKEN));
+        let taken = self.store.write("receiving", move |connection| {
+            let mut update = connection.prepare_cached(
+                "UPDATE messages SET taken_until = ?1 WHERE seq = (
+                    SELECT seq FROM messages WHERE module = ?2 AND taken_until <= ?3 ORDER BY seq LIMIT 1
+                 ) RETURNING seq, body",
+            )?;
+            Ok(update
+                .query_row((until, module, now), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))
+                .optional()?)
+        });
+        let Some((seq, body)) = taken.await? else { return Ok(None) };
+        let tag = seq.cast_unsigned();
+        self.held.push(tag);
+        let message = serde_json::from_str(&body)
+            .map_err(|error| Unreadable { reason: error.to_string(), body: body.into_bytes() });
+        Ok(Some(Delivery { tag, message }))
+    }
+
+    async fn settle(&mut self, tag: u64, statement: &'static str) -> Result<(), StoreError> {
+        self.held.retain(|held| *held != tag);
+        self.store
+            .write("settling a message", move |connection| {
+                Ok(connection.execute(statement, [tag.cast_signed()])?)
+            })
+            .await?;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Subscription for Subscriber {
+    async fn next(&mut self) -> Result<Delivery, StoreError> {
+        let arrived = self.store.arrived.clone();
+        loop {
+            // Listening before looking: what arrives in between is not missed.
+            let mut ring = std::pin::pin!(arrived.notified());
+            ring.as_mut().enable();
+            if self.held.len() < self.prefetch
+                && let Some(delivery) = self.take().await?
+            {
+                return Ok(delivery);
+            }
+            let _ = tokio::time::timeout(POLL, ring).await;
+        }
+    }
+
+    async fn acknowledge(&mut self, tag: u64) -> Result<(), StoreError> {
+        self.settle(tag, "DELETE FROM messages WHERE seq = ?1").await
+    }
+
+    async fn give_back(&mut self, tag: u64) -> Result<(), StoreError> {
+        self.settle(tag, "UPDATE messages SET taken_until = 0 WHERE seq = ?1").await?;
+        self.store.arrived.notify_waiters();
+        Ok(())
+    }
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        if self.held.is_empty() {
+            return;
+        }
+        let (store, held) = (self.store.clone(), std::mem::take(&mut self.held));
+        // Best effort: whatever is not given back now is given again when its time is up.
+        self.runtime.spawn(async move {
+            for tag in held {
+                let give_back = move |connection: &Connection| {
+                    Ok(connection
+                        .execute("UPDATE messages SET taken_until = 0 WHERE seq = ?1", [tag.cast_signed()])?)
+                };
+                let _ = store.write("giving back a message", give_back).await;
+            }
+            store.arrived.notify_waiters();
+        });
+    }
+}

@@ -1,0 +1,247 @@
+//! Documents: a table for each collection, JSON in it, an expression index for every query the system makes.
+
+use async_trait::async_trait;
+use rusqlite::types::Value as Sql;
+use rusqlite::{Connection, OptionalExtension as _, params_from_iter};
+use serde_json::Value;
+
+use super::{Failure, Sqlite};
+use crate::stores::{Collection, Documents, Equals, Guard, Inserted, Query, StoreError};
+
+/// The fields that queries name, for each collection; the last of a row may be what it is sorted by.
+fn indexes(collection: Collection) -> &'static [&'static [&'static str]] {
+    match collection {
+        Collection::Events => &[
+            &["context.correlationId", "created"],
+            &["context.parentEventId", "jobId"],
+            &["publication", "created"],
+            &["type", "created"],
+            &["context.documentType", "created"],
+        ],
+        Collection::Jobs => &[
+            &["correlationId", "created"],
+            &["eventId"],
+            &["module", "state", "due"],
+            &["state", "due"],
+            &["outbox"],
+        ],
+        Collection::Modules | Collection::Dispatchers => &[],
+    }
+}
+
+/// The statements that make a collection's table and indexes.
+pub(super) fn schema(collection: Collection) -> String {
+    let table = collection.as_str();
+    let mut sql =
+        format!("CREATE TABLE {table} (id TEXT PRIMARY KEY, document TEXT NOT NULL) WITHOUT ROWID;\n");
+    for fields in indexes(collection) {
+        let name = fields.join("_").replace('.', "_");
+        let columns: Vec<String> = fields.iter().map(|field| extract(field)).collect();
+        sql.push_str(&format!("CREATE INDEX {table}_{name} ON {table} ({});\n", columns.join(", ")));
+    }
+    sql
+}
+
+/// The expression for a field. Fields are names in our own code, never input.
+fn extract(field: &str) -> String {
+    debug_assert!(field.chars().all(|c| c.is_ascii_alphanumeric() || c == '.'), "{field:?} is no field");
+    format!("json_extract(document, '$.{field}')")
+}
+
+fn sql_value(value: &Value) -> Sql {
+    match value {
+        Value::Null => Sql::Null,
+        Value::Bool(flag) => Sql::Integer((*flag).into()),
+        Value::Number(number) => match number.as_i64() {
+            Some(integer) => Sql::Integer(integer),
+            None => Sql::Real(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Value::String(text) => Sql::Text(text.clone()),
+        // json_extract gives these as their text.
+        Value::Array(_) | Value::Object(_) => Sql::Text(value.to_string()),
+    }
+}
+
+/// ` AND <field> = ?` for each; null is `IS NULL`, as nothing equals null in SQL.
+fn conditions(equals: &[Equals], values: &mut Vec<Sql>) -> String {
+    let mut sql = String::new();
+    for (field, value) in equals {
+        match sql_value(value) {
+            Sql::Null => sql.push_str(&format!(" AND {} IS NULL", extract(field))),
+            value => {
+                values.push(value);
+                sql.push_str(&format!(" AND {} = ?{}", extract(field), values.len()));
+            }
+        }
+    }
+    sql
+}
+
+fn id_of(document: &Value) -> String {
+    document.get("id").and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+/// Fails unless the guard's document is there and has the fields.
+fn check(connection: &Connection, guard: Option<&Guard>) -> Result<(), Failure> {
+    let Some(guard) = guard else { return Ok(()) };
+    let mut values = vec![Sql::Text(guard.id.clone())];
+    let conditions = conditions(&guard.equals, &mut values);
+    let sql = format!("SELECT 1 FROM {} WHERE id = ?1{conditions}", guard.collection.as_str());
+    let holds = connection.prepare_cached(&sql)?.exists(params_from_iter(values))?;
+    if holds { Ok(()) } else { Err(Failure::Fenced) }
+}
+
+fn parse(text: &str) -> rusqlite::Result<Value> {
+    serde_json::from_str(text).map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into())
+    })
+}
+
+/// The statement and values of a query.
+pub(super) fn select(query: &Query) -> (String, Vec<Sql>) {
+    let mut values = Vec::new();
+    let mut sql = format!(
+        "SELECT document FROM {} WHERE 1{}",
+        query.collection.as_str(),
+        conditions(&query.equals, &mut values)
+    );
+    if let Some((field, most)) = query.at_most {
+        values.push(Sql::Integer(most));
+        sql.push_str(&format!(" AND {} <= ?{}", extract(field), values.len()));
+    }
+    match query.order_by {
+        Some(field) => sql.push_str(&format!(" ORDER BY {}, id", extract(field))),
+        None => sql.push_str(" ORDER BY id"),
+    }
+    values.push(Sql::Integer(i64::try_from(query.limit).unwrap_or(i64::MAX)));
+    sql.push_str(&format!(" LIMIT ?{}", values.len()));
+    (sql, values)
+}
+
+#[async_trait]
+impl Documents for Sqlite {
+    async fn insert(
+        &self,
+        collection: Collection,
+        document: Value,
+        guard: Option<Guard>,
+    ) -> Result<Inserted, StoreError> {
+        let table = collection.as_str();
+        self.write("inserting a document", move |connection| {
+            check(connection, guard.as_ref())?;
+            let id = id_of(&document);
+            let insert =
+                format!("INSERT INTO {table} (id, document) VALUES (?1, ?2) ON CONFLICT (id) DO NOTHING");
+            if connection.prepare_cached(&insert)?.execute((&id, document.to_string()))? == 1 {
+                return Ok(Inserted::New);
+            }
+            let select = format!("SELECT document FROM {table} WHERE id = ?1");
+            let existing: String = connection.prepare_cached(&select)?.query_row([&id], |row| row.get(0))?;
+            Ok(Inserted::Existing(parse(&existing)?))
+        })
+        .await
+    }
+
+    async fn replace(
+        &self,
+        collection: Collection,
+        document: Value,
+        expect: Vec<Equals>,
+        guard: Option<Guard>,
+    ) -> Result<bool, StoreError> {
+        self.write("replacing a document", move |connection| {
+            check(connection, guard.as_ref())?;
+            let mut values = vec![Sql::Text(id_of(&document)), Sql::Text(document.to_string())];
+            let conditions = conditions(&expect, &mut values);
+            let update =
+                format!("UPDATE {} SET document = ?2 WHERE id = ?1{conditions}", collection.as_str());
+            Ok(connection.prepare_cached(&update)?.execute(params_from_iter(values))? == 1)
+        })
+        .await
+    }
+
+    async fn get(&self, collection: Collection, id: &str) -> Result<Option<Value>, StoreError> {
+        let id = id.to_owned();
+        self.read("reading a document", move |connection| {
+            let select = format!("SELECT document FROM {} WHERE id = ?1", collection.as_str());
+            let found: Option<String> =
+                connection.prepare_cached(&select)?.query_row([id], |row| row.get(0)).optional()?;
+            found.map(|text| parse(&text)).transpose()
+        })
+        .await
+    }
+
+    async fn find(&self, query: Query) -> Result<Vec<Value>, StoreError> {
+        self.read("finding documents", move |connection| {
+            let (sql, values) = select(&query);
+            let mut statement = connection.prepare_cached(&sql)?;
+            let rows =
+                statement.query_map(params_from_iter(values), |row| parse(row.get_ref(0)?.as_str()?))?;
+            rows.collect()
+        })
+        .await
+    }
+
+    async fn delete(
+        &self,
+        collection: Collection,
+        id: &str,
+        expect: Vec<Equals>,
+    ) -> Result<bool, StoreError> {
+        let id = id.to_owned();
+        self.write("removing a document", move |connection| {
+            let mut values = vec![Sql::Text(id)];
+            let conditions = conditions(&expect, &mut values);
+            let delete = format!("DELETE FROM {} WHERE id = ?1{conditions}", collection.as_str());
+            Ok(connection.prepare_cached(&delete)?.execute(params_from_iter(values))? == 1)
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_query_the_system_makes_uses_an_index() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Sqlite::open(&folder.path().join("ion.db")).unwrap();
+        let connection = super::super::connect(&store.path).unwrap();
+        let equal = |collection, fields: &[&'static str]| {
+            Query::equal(collection, fields.iter().map(|field| (*field, json!("x"))).collect())
+        };
+        let queries = [
+            equal(Collection::Events, &["context.correlationId", "context.documentType"]).order_by("created"),
+            equal(Collection::Events, &["context.parentEventId", "jobId", "publication"]),
+            Query {
+                at_most: Some(("created", 1)),
+                ..equal(Collection::Events, &["publication"]).order_by("created")
+            },
+            equal(Collection::Events, &["type", "context.documentType"]).order_by("created"),
+            equal(Collection::Events, &["context.documentType"]).order_by("created"),
+            equal(Collection::Jobs, &["correlationId"]).order_by("created"),
+            equal(Collection::Jobs, &["eventId"]).order_by("created"),
+            equal(Collection::Jobs, &["module", "state"]).order_by("created"),
+            Query {
+                at_most: Some(("due", 1)),
+                ..equal(Collection::Jobs, &["module", "state"]).order_by("due")
+            },
+            Query { at_most: Some(("due", 1)), ..equal(Collection::Jobs, &["state"]).order_by("due") },
+            equal(Collection::Jobs, &["outbox"]),
+        ];
+        for query in queries {
+            let (sql, values) = select(&query);
+            let plan: Vec<String> = connection
+                .prepare(&format!("EXPLAIN QUERY PLAN {sql}"))
+                .unwrap()
+                .query_map(params_from_iter(values), |row| row.get(3))
+                .unwrap()
+                .collect::<rusqlite::Result<_>>()
+                .unwrap();
+            assert!(plan[0].contains("USING INDEX"), "{sql}\n{plan:?}");
+        }
+    }
+}

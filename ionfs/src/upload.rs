@@ -1,0 +1,125 @@
+//! Files become blobs: read once, checksummed on the way, durable when this returns.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
+
+use crate::cache::blocking;
+use crate::checksum::{self, Summer};
+use crate::clock::Millis;
+use crate::event::FileEntry;
+use crate::stores::{Blobs, StoreError};
+
+/// Bytes read at a time: one block, so that memory stays small and a store still gets large parts.
+const PIECE: usize = 1 << 20;
+
+/// Why a file did not become a blob.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// The file could not be read.
+    #[error("{path:?} cannot be read")]
+    Read {
+        /// Its path, as people know it.
+        path: String,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The blob store refused or failed.
+    #[error("{path:?} cannot be stored")]
+    Store {
+        /// Its path, as people know it.
+        path: String,
+        /// The store's error.
+        #[source]
+        source: StoreError,
+    },
+}
+
+/// Stores the file at `path` as blob `key` and gives its entry under `name`.
+pub async fn store_path(
+    blobs: &dyn Blobs,
+    key: String,
+    name: String,
+    path: &Path,
+) -> Result<FileEntry, UploadError> {
+    let owned = path.to_owned();
+    let opened = blocking(move || {
+        let file = File::open(&owned)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+        }
+        Ok(file)
+    });
+    let file =
+        opened.await.map_err(|source| UploadError::Read { path: path.display().to_string(), source })?;
+    store_file(blobs, key, name, file).await
+}
+
+/// Stores an open file, from its beginning to its end, as blob `key` and gives its entry under `name`.
+pub async fn store_file(
+    blobs: &dyn Blobs,
+    key: String,
+    name: String,
+    file: File,
+) -> Result<FileEntry, UploadError> {
+    let unreadable = |source| UploadError::Read { path: name.clone(), source };
+    let metadata = file.metadata().map_err(unreadable)?;
+    let body = stream::try_unfold(file, |mut file| async move {
+        let (file, piece) = blocking(move || {
+            let mut piece = Vec::with_capacity(PIECE);
+            let read = (&mut file).take(PIECE as u64).read_to_end(&mut piece);
+            (file, read.map(|_| Bytes::from(piece)))
+        })
+        .await;
+        let piece = piece?;
+        Ok((!piece.is_empty()).then_some((piece, file)))
+    });
+    let (size, checksums) = put_summed(blobs, &key, &name, body.boxed()).await?;
+    Ok(FileEntry { name, key, size, mtime: mtime(&metadata), mode: metadata.mode() & 0o7777, checksums })
+}
+
+/// Stores bytes at hand as blob `key` and gives their entry under `name`.
+pub async fn store_bytes(
+    blobs: &dyn Blobs,
+    key: String,
+    name: String,
+    bytes: Bytes,
+) -> Result<FileEntry, UploadError> {
+    let checksums = checksum::of(&bytes);
+    let size = bytes.len() as u64;
+    let body = stream::once(async move { Ok(bytes) }).boxed();
+    blobs.put(&key, body).await.map_err(|source| UploadError::Store { path: name.clone(), source })?;
+    Ok(FileEntry { name, key, size, mtime: crate::clock::now(), mode: 0o644, checksums })
+}
+
+/// Stores a stream as blob `key`; gives its length and checksums.
+pub(crate) async fn put_summed(
+    blobs: &dyn Blobs,
+    key: &str,
+    name: &str,
+    body: BoxStream<'_, io::Result<Bytes>>,
+) -> Result<(u64, checksum::Checksums), UploadError> {
+    let summer = Arc::new(Mutex::new(Summer::default()));
+    let passing = summer.clone();
+    let body = body.inspect(move |piece| {
+        if let Ok(piece) = piece {
+            passing.lock().unwrap_or_else(PoisonError::into_inner).update(piece);
+        }
+    });
+    let stored = blobs.put(key, body.boxed()).await;
+    stored.map_err(|source| UploadError::Store { path: name.to_owned(), source })?;
+    let summer = std::mem::take(&mut *summer.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok((summer.total(), summer.finish()))
+}
+
+/// A file's modification time.
+pub(crate) fn mtime(metadata: &std::fs::Metadata) -> Millis {
+    metadata.mtime().saturating_mul(1000).saturating_add(metadata.mtime_nsec() / 1_000_000)
+}
