@@ -1,2 +1,127 @@
-//! x
-fn main() {}
+//! `ion`: the command.
+
+mod completions;
+mod dead;
+mod doctor;
+mod event;
+mod gc;
+mod job;
+mod module;
+mod mount;
+mod output;
+mod run;
+mod settings;
+mod trace;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::settings::{Global, Settings};
+
+/// Runs data-processing pipelines whose modules only read and write files.
+///
+/// A module is any program. For each event it subscribes to, Ion starts a job of it with a filesystem at /ion:
+/// the event's files in /ion/in, a place for results in /ion/out. Closing a file in /ion/out/events commits the files
+/// it names and publishes an event, which starts the next modules.
+#[derive(Debug, Parser)]
+#[command(name = "ion", version, after_help = "\
+Examples:
+  ion up examples/words/pipeline.yaml                 run a pipeline's modules on this machine
+  ion event create new_text --file README.md --wait   give them something to do, and wait for all of it
+  ion trace                                           what became of it
+  ion mount /tmp/plane                                browse everything as files")]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Up(up::Args),
+    Run(run::Args),
+    #[command(subcommand)]
+    Event(event::Command),
+    #[command(subcommand)]
+    Module(module::Command),
+    #[command(subcommand)]
+    Job(job::Command),
+    Trace(trace::Args),
+    #[command(subcommand)]
+    Dead(dead::Command),
+    Mount(mount::Args),
+    Check(gc::CheckArgs),
+    Gc(gc::GcArgs),
+    Doctor(doctor::Args),
+    Completions(completions::CompletionArgs),
+    Man(completions::ManArgs),
+}
+
+/// Why a command did not do its work: one line for people.
+#[derive(Debug)]
+pub(crate) struct Failure(pub(crate) String);
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(ionfs::errors::chain(&error))
+    }
+}
+
+/// What a command gives: whether the work it looked at went well.
+pub(crate) type Outcome = Result<Verdict, Failure>;
+
+/// The exit code, in words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// 0
+    Well,
+    /// 1: the command worked, and what it looked at failed.
+    Failed,
+}
+
+fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|word| word == dispatcher::executor::sandbox::INIT_WORD) {
+        dispatcher::executor::sandbox::init_main();
+    }
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let outcome = match runtime {
+        Ok(runtime) => {
+            let outcome = runtime.block_on(work(cli));
+            // A task that hangs on a dead store must not hold the command.
+            runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+            outcome
+        }
+        Err(error) => Err(error.into()),
+    };
+    match outcome {
+        Ok(Verdict::Well) => ExitCode::SUCCESS,
+        Ok(Verdict::Failed) => ExitCode::from(1),
+        Err(Failure(text)) => {
+            output::complain(&text);
+            ExitCode::from(1)
+        }
+    }
+}
+
+async fn work(cli: Cli) -> Outcome {
+    let settings = Settings::resolve(cli.global)?;
+    match cli.command {
+        Command::Up(args) => up::run(&settings, args).await,
+        Command::Run(args) => run::run(&settings, args).await,
+        Command::Event(command) => event::run(&settings, command).await,
+        Command::Module(command) => module::run(&settings, command).await,
+        Command::Job(command) => job::run(&settings, command).await,
+        Command::Trace(args) => trace::run(&settings, args).await,
+        Command::Dead(command) => dead::run(&settings, command).await,
+        Command::Mount(args) => mount::run(&settings, args).await,
+        Command::Check(args) => gc::check(&settings, args).await,
+        Command::Gc(args) => gc::collect(&settings, args).await,
+        Command::Doctor(args) => doctor::run(&settings, args).await,
+        Command::Completions(args) => completions::completions(&args),
+        Command::Man(args) => completions::man(&args),
+    }
+}

@@ -1,1 +1,23 @@
-//! x
+//! From events to jobs.
+//!
+//! The way of an event: a module's queue gives a message; the ledger claims the job by one insert; the message is
+//! acknowledged; an executor runs the module; what it committed is in other queues by then, and the ledger has how
+//! it ended.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`pipeline`] | modules, and the pipeline file that declares them |
+//! | [`job`] | what a job may become next, without any I/O |
+//! | [`ledger`] | job documents: claims, leases, retries, the dead |
+//! | [`gather`] | when everything below an event has ended |
+//! | [`executor`] | how a job runs on this machine |
+//! | [`dispatch`] | queues to jobs, within limits |
+//! | [`progress`] | how far a correlation has come |
+
+pub mod dispatch;
+pub mod executor;
+pub mod gather;
+pub mod job;
+pub mod ledger;
+pub mod pipeline;
+pub mod progress;

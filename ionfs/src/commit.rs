@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::clock::{self, Millis};
+use crate::errors::chain;
 use crate::event::{
     Context, DocumentType, Event, EventFile, FileEntry, KeyValue, Publication, clean_path, is_event_type,
 };
@@ -127,18 +128,6 @@ impl From<UploadError> for Refusal {
             UploadError::Store { source, .. } => source.into(),
         }
     }
-}
-
-/// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 /// What a job leaves in `events/published/<name>.json`: the event is committed.

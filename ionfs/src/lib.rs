@@ -4,8 +4,9 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | [`id`], [`clock`], [`metrics`] | ids as newtypes, made deterministically; milliseconds; counters |
+//! | [`id`], [`clock`], [`errors`], [`metrics`] | ids as newtypes, made deterministically; milliseconds; an error in one line; counters |
 //! | [`checksum`], [`event`], [`record`] | block checksums; events and both forms of event files; the other documents |
+//! | [`sys`] | every `unsafe` line |
 //! | [`stores`] | the traits `Blobs`, `Documents`, `Bus`; their backends; opening by URL |
 //! | [`cache`], [`upload`] | verified reads; closed files become blobs |
 //! | [`commit`], [`relay`], [`audit`] | steps 1-4 of a commit; the outbox; `check` and `gc` |
@@ -13,10 +14,12 @@
 //! | [`fs`] | the filesystem in Ion's own types |
 //! | [`mount`] | the kernel's calls; one mount |
 
+pub mod audit;
 pub mod cache;
 pub mod checksum;
 pub mod clock;
 pub mod commit;
+pub mod errors;
 pub mod event;
 pub mod fs;
 mod fuse;
@@ -27,4 +30,5 @@ pub mod node;
 pub mod record;
 pub mod relay;
 pub mod stores;
+pub mod sys;
 pub mod upload;

@@ -92,3 +92,17 @@ impl Mounted {
         self.ended().await
     }
 }
+
+/// Unmounts what a daemon that was killed left mounted at `directory`.
+///
+/// # Errors
+/// When nothing is mounted there, or this user may not unmount it.
+pub fn unmount_stale(directory: &Path) -> io::Result<()> {
+    // A mount whose daemon is gone answers every call so; one that is alive is somebody's.
+    match std::fs::metadata(directory) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {}
+        Err(error) => return Err(error),
+        Ok(_) => return Err(io::Error::other("it is not a stale mount")),
+    }
+    Ok(rustix::mount::unmount(directory, rustix::mount::UnmountFlags::DETACH)?)
+}

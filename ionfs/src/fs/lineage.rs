@@ -6,7 +6,8 @@ use serde_json::json;
 
 use super::view::{Item, files_tree};
 use super::{Errno, FOREVER, Result};
-use crate::commit::{chain, files_of, insight_id};
+use crate::commit::{files_of, insight_id};
+use crate::errors::chain;
 use crate::event::{Event, event_json};
 use crate::id::{EventId, JobId};
 use crate::node::{Node as Daemon, live_log};

@@ -91,7 +91,7 @@ impl Tree {
     /// The blob behind an entry, opened.
     pub(crate) fn open_blob(&self, entry: &FileEntry) -> Result<Arc<CachedBlob>> {
         self.daemon.cache.open(entry).map_err(|error| {
-            tracing::error!(error = crate::commit::chain(&error), "a blob cannot be opened");
+            tracing::error!(error = crate::errors::chain(&error), "a blob cannot be opened");
             Errno::IO
         })
     }

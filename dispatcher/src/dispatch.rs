@@ -1,0 +1,508 @@
+//! Queues to jobs, within limits.
+//!
+//! # How it works
+//! One task a module receives: it holds a free slot *before* it takes a message, claims the job in the ledger, and
+//! only then acknowledges, so that a message is never lost with its dispatcher. The same task takes jobs that wait in
+//! the ledger (retries, released, gathered ones). Each job has a task that runs it, renews its lease and writes how
+//! it ended. One more task keeps house: the outbox, expired leases, gathering.
+//!
+//! # After a crash
+//! Nothing is in memory only. Another dispatcher, or this one started again, finds the job's record; one on the same
+//! machine knows at once that its holder is dead, because the holder's lock file is free.
+
+mod presence;
+
+pub use self::presence::served_modules;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ionfs::clock::{self, Millis, millis};
+use ionfs::errors::chain;
+use ionfs::event::{Event, Message};
+use ionfs::id::JobId;
+use ionfs::record::{AttemptEnd, JobRecord, JobState};
+use ionfs::relay;
+use ionfs::stores::{DataPlane, DeadLetter, Delivery, StoreError, Subscription};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::presence::Presence;
+use crate::executor::{Ended, Executor, Start, Stop};
+use crate::gather::{Readiness, readiness};
+use crate::job::{self, Happening};
+use crate::ledger::{Claim, Ledger, LedgerError};
+use crate::pipeline::Module;
+
+/// How often a module looks into the ledger for jobs that wait there, unless it is told of one.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// How often house is kept: outbox, leases, gathering.
+const KEEP: Duration = Duration::from_secs(1);
+
+/// The wait after a store failed, before the same is tried again. The stores have deadlines of their own.
+const STORE_WAIT: Duration = Duration::from_secs(1);
+
+/// Tries of a write that ends a job. With [`STORE_WAIT`] between them they outlast a store's restart; after that the
+/// lease runs out and another attempt finds its commits there.
+const END_TRIES: u32 = 60;
+
+/// How a dispatcher behaves.
+#[derive(Clone, Debug)]
+pub struct DispatchSettings {
+    /// The folder of all state; presence locks lie there.
+    pub home: PathBuf,
+    /// How long a job is a dead dispatcher's. Default 15 s: shorter takes jobs from dispatchers that are only slow.
+    pub lease: Duration,
+    /// Jobs at a time of all modules together. Default: twice the processors.
+    pub slots: usize,
+}
+
+impl DispatchSettings {
+    /// The defaults.
+    pub fn new(home: impl Into<PathBuf>) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { home: home.into(), lease: Duration::from_secs(15), slots: 2 * processors }
+    }
+}
+
+/// Something a person who watches wants to know.
+#[derive(Clone, Debug)]
+pub enum Notice {
+    /// An attempt runs.
+    Started(JobRecord),
+    /// An attempt ended; the record says what follows.
+    Ended(JobRecord),
+}
+
+/// Runs modules on the events of a plane.
+pub struct Dispatcher {
+    shared: Arc<Shared>,
+    modules: Vec<Module>,
+}
+
+struct Shared {
+    ledger: Ledger,
+    executor: Arc<dyn Executor>,
+    settings: DispatchSettings,
+    id: String,
+    slots: Arc<Semaphore>,
+    notices: Option<mpsc::Sender<Notice>>,
+    /// Rung when a job of a module waits in the ledger.
+    due: HashMap<String, Notify>,
+    /// Rung when a job ended: something gathered may be ready.
+    ended: Notify,
+    /// Rung when a slot was given back.
+    freed: Notify,
+    running: Mutex<HashMap<JobId, watch::Sender<Option<Stop>>>>,
+    stopping: CancellationToken,
+}
+
+impl Dispatcher {
+    /// A dispatcher of these modules.
+    pub fn new(
+        plane: DataPlane,
+        executor: Arc<dyn Executor>,
+        modules: Vec<Module>,
+        settings: DispatchSettings,
+        notices: Option<mpsc::Sender<Notice>>,
+    ) -> Self {
+        let due = modules.iter().map(|module| (module.name.clone(), Notify::new())).collect();
+        let shared = Shared {
+            ledger: Ledger::new(plane),
+            executor,
+            id: presence::fresh_id(),
+            slots: Arc::new(Semaphore::new(settings.slots.max(1))),
+            settings,
+            notices,
+            due,
+            ended: Notify::new(),
+            freed: Notify::new(),
+            running: Mutex::default(),
+            stopping: CancellationToken::new(),
+        };
+        Self { shared: Arc::new(shared), modules }
+    }
+
+    /// Registers the modules and runs their jobs until `shutdown`; `ready` is told when every queue is served.
+    ///
+    /// # Guarantees
+    /// When this returns no job of it runs; those that did are queued again.
+    ///
+    /// # Errors
+    /// When the modules cannot be registered at the start.
+    pub async fn run(self, shutdown: CancellationToken, ready: oneshot::Sender<()>) -> Result<(), LedgerError> {
+        let Self { shared, modules } = self;
+        for module in &modules {
+            shared.ledger.put_module(module).await?;
+        }
+        let presence = Presence::announce(&shared.ledger, &shared.settings.home, &shared.id, &modules).await?;
+        for dead in presence.dead_neighbours() {
+            for job in shared.ledger.held_by(&dead).await? {
+                shared.lose(&job).await;
+            }
+            presence.forget(&shared.ledger, &dead).await?;
+        }
+        let mut tasks = JoinSet::new();
+        for module in modules {
+            let queue = shared.ledger.plane().bus.clone().subscribe(&module.name, module.concurrency).await?;
+            tasks.spawn(shared.clone().serve(Arc::new(module), queue));
+        }
+        tasks.spawn(shared.clone().keep_house(presence));
+        let _ = ready.send(());
+        shutdown.cancelled().await;
+        shared.stopping.cancel();
+        shared.stop_all(Stop::Shutdown);
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a dispatcher task ended badly");
+            }
+        }
+        presence::withdraw(&shared.ledger, &shared.settings.home, &shared.id).await;
+        Ok(())
+    }
+}
+
+/// A place to run one job: of its module and of the whole dispatcher.
+type Slot = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+impl Shared {
+    fn lease_end(&self) -> Millis {
+        clock::now() + millis(self.settings.lease)
+    }
+
+    fn stop_all(&self, stop: Stop) {
+        for running in self.running.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            running.send_replace(Some(stop));
+        }
+    }
+
+    async fn notice(&self, notice: Notice) {
+        if let Some(notices) = &self.notices {
+            // A watcher that does not keep up must not stop the work.
+            let _ = notices.try_send(notice);
+        }
+    }
+
+    /// A free slot; none when the dispatcher stops.
+    async fn slot(&self, of_module: &Arc<Semaphore>) -> Option<Slot> {
+        let both = async {
+            let own = of_module.clone().acquire_owned().await.expect("the semaphore is never closed");
+            let all = self.slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+            (own, all)
+        };
+        tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => None,
+            slot = both => Some(slot),
+        }
+    }
+
+    /// One module's queue and its jobs in the ledger.
+    async fn serve(self: Arc<Self>, module: Arc<Module>, mut queue: Box<dyn Subscription>) {
+        let of_module = Arc::new(Semaphore::new(module.concurrency.max(1)));
+        let mut jobs = JoinSet::new();
+        'messages: loop {
+            let taken = {
+                let mut next = queue.next();
+                loop {
+                    if !self.run_due(&module, &of_module, &mut jobs).await {
+                        break 'messages;
+                    }
+                    let freed = self.freed.notified();
+                    // No message without a place to run its job: another dispatcher may have one.
+                    let place = of_module.available_permits() > 0 && self.slots.available_permits() > 0;
+                    tokio::select! {
+                        biased;
+                        () = self.stopping.cancelled() => break 'messages,
+                        delivery = &mut next, if place => break delivery,
+                        () = freed => {}
+                        () = self.due[&module.name].notified() => {}
+                        Some(_) = jobs.join_next() => {}
+                        () = tokio::time::sleep(LOOK) => {}
+                    }
+                }
+            };
+            match taken {
+                Ok(delivery) => {
+                    let tag = delivery.tag;
+                    let Some(slot) = self.slot(&of_module).await else {
+                        let _ = queue.give_back(tag).await;
+                        break;
+                    };
+                    match self.claim(&module, delivery).await {
+                        Ok(claimed) => {
+                            // After the claim: the job is in the ledger, so the message has done its work.
+                            if let Err(error) = queue.acknowledge(tag).await {
+                                tracing::warn!(error = chain(&error), "a message could not be acknowledged; it will come again and find its job there");
+                            }
+                            if let Some((job, event)) = claimed {
+                                jobs.spawn(self.clone().run(module.clone(), job, event, None, slot));
+                            }
+                        }
+                        Err(error) => {
+                            tracing::warn!(module = module.name, error = chain(&error), "a job could not be claimed; its message goes back");
+                            let _ = queue.give_back(tag).await;
+                            tokio::time::sleep(STORE_WAIT).await;
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(module = module.name, error = chain(&error), "the queue cannot be read");
+                    tokio::time::sleep(STORE_WAIT).await;
+                }
+            }
+        }
+        drop(queue);
+        while jobs.join_next().await.is_some() {}
+    }
+
+    /// Starts what waits in the ledger while there are free slots. False when the dispatcher stops.
+    async fn run_due(self: &Arc<Self>, module: &Arc<Module>, of_module: &Arc<Semaphore>, jobs: &mut JoinSet<()>) -> bool {
+        loop {
+            if self.stopping.is_cancelled() {
+                return false;
+            }
+            let Ok(own) = of_module.clone().try_acquire_owned() else { return true };
+            let Ok(all) = self.slots.clone().try_acquire_owned() else { return true };
+            let taken = self.ledger.take_due(&module.name, &self.id, self.lease_end()).await;
+            let job = match taken {
+                Ok(Some(job)) => job,
+                Ok(None) => return true,
+                Err(error) => {
+                    tracing::warn!(module = module.name, error = chain(&error), "the ledger cannot be read");
+                    return true;
+                }
+            };
+            match self.materials(&job, module).await {
+                Ok((event, gathered)) => {
+                    jobs.spawn(self.clone().run(module.clone(), job, event, gathered, (own, all)));
+                }
+                Err(reason) => {
+                    self.end(&job, module, Ended::failed(reason)).await;
+                }
+            }
+        }
+    }
+
+    /// The event of a job and what it gathers, read again: the ledger holds ids only.
+    async fn materials(&self, job: &JobRecord, module: &Module) -> Result<(Event, Option<Vec<Event>>), String> {
+        let event = self.ledger.event(&job.event_id).await.map_err(|error| chain(&error))?;
+        let event = event.ok_or_else(|| format!("event {} is not there any more", job.event_id))?;
+        if module.gather.is_none() {
+            return Ok((event, None));
+        }
+        let modules = self.ledger.modules().await.map_err(|error| chain(&error))?;
+        match readiness(&self.ledger, job, module, &modules).await.map_err(|error| chain(&error))? {
+            Readiness::Ready(gathered) => Ok((event, Some(gathered))),
+            Readiness::Waiting { .. } => Err("what it gathers is being worked on again".into()),
+        }
+    }
+
+    /// Claims the job a message asks for. None: nothing to run (known, waiting, or no message of ours).
+    async fn claim(&self, module: &Module, delivery: Delivery) -> Result<Option<(JobRecord, Event)>, LedgerError> {
+        let message: Message = match delivery.message {
+            Ok(message) => message,
+            Err(unreadable) => {
+                let body = String::from_utf8_lossy(&unreadable.body).into_owned();
+                self.bury(module, String::new(), body, format!("it is no message of Ion's: {}", unreadable.reason)).await?;
+                return Ok(None);
+            }
+        };
+        let id = message.context.event_id.clone();
+        let Some(event) = self.ledger.event(&id).await? else {
+            // The document is inserted before its message is published, so this event never was, or was removed.
+            self.bury(module, id.to_string(), String::new(), format!("event {id} is not in the document store")).await?;
+            return Ok(None);
+        };
+        match self.ledger.claim(module, &event, &self.id, self.lease_end()).await? {
+            Claim::Won(job) if job.state == JobState::Waiting => {
+                self.ended.notify_one();
+                Ok(None)
+            }
+            Claim::Won(job) => Ok(Some((job, event))),
+            Claim::Known(_) => Ok(None),
+        }
+    }
+
+    async fn bury(&self, module: &Module, event_id: String, body: String, reason: String) -> Result<(), StoreError> {
+        tracing::warn!(module = module.name, reason, "a message is dead");
+        let letter = DeadLetter { module: module.name.clone(), event_id, body, reason, at: clock::now() };
+        self.ledger.plane().bus.bury(letter).await
+    }
+
+    /// Runs one attempt to its end.
+    async fn run(self: Arc<Self>, module: Arc<Module>, job: JobRecord, event: Event, gathered: Option<Vec<Event>>, slot: Slot) {
+        let (stop, stopped) = watch::channel(None);
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(job.id.clone(), stop.clone());
+        if self.stopping.is_cancelled() {
+            stop.send_replace(Some(Stop::Shutdown));
+        }
+        let (running, runs) = oneshot::channel();
+        let start = Start { job: job.clone(), module: (*module).clone(), event, gathered, running };
+        let work = self.executor.run(start, stopped);
+        let ended = tokio::select! {
+            ended = work => ended,
+            never = self.hold(&job, runs, &stop) => match never {},
+        };
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.id);
+        self.end(&job, &module, ended).await;
+        drop(slot);
+        self.freed.notify_waiters();
+    }
+
+    /// Keeps a running job's record true: marks it running, renews its lease, sees that it is to be cancelled.
+    /// Never returns.
+    async fn hold(&self, job: &JobRecord, mut runs: oneshot::Receiver<()>, stop: &watch::Sender<Option<Stop>>) -> std::convert::Infallible {
+        let mut told = false;
+        let mut every = tokio::time::interval(KEEP.min(self.settings.lease / 3));
+        let mut renewed = clock::now();
+        loop {
+            tokio::select! {
+                biased;
+                started = &mut runs, if !told => {
+                    told = true;
+                    if started.is_ok()
+                        && let Ok(record) = self.ledger.advance(job, &Happening::Running).await
+                    {
+                        self.notice(Notice::Started(record)).await;
+                    }
+                }
+                _ = every.tick() => {
+                    let due = clock::now() - renewed >= millis(self.settings.lease / 3);
+                    let seen = if due {
+                        self.ledger.advance(job, &Happening::Renewed { until: self.lease_end() }).await
+                    } else {
+                        self.ledger.get(&job.id).await
+                    };
+                    match seen {
+                        Ok(record) if record.attempt != job.attempt || record.holder != job.holder => {
+                            stop.send_replace(Some(Stop::LostLease));
+                        }
+                        Ok(record) => {
+                            if due {
+                                renewed = clock::now();
+                            }
+                            if record.cancel {
+                                stop.send_replace(Some(Stop::Cancel));
+                            }
+                        }
+                        Err(LedgerError::Store(error)) => {
+                            tracing::warn!(job = %job.id, error = chain(&error), "the lease could not be renewed");
+                            // By its own clock, well before others may take the job.
+                            if clock::now() - renewed > millis(self.settings.lease * 2 / 3) {
+                                stop.send_replace(Some(Stop::LostLease));
+                            }
+                        }
+                        Err(_) => {
+                            stop.send_replace(Some(Stop::LostLease));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes how an attempt ended and wakes whoever waits for it.
+    async fn end(&self, job: &JobRecord, module: &Module, ended: Ended) {
+        let happening = Happening::Ended(job::Ended {
+            end: ended.end,
+            exit_code: ended.exit_code,
+            reason: ended.reason,
+            log: ended.log,
+            staged: ended.staged,
+            retries: module.retries,
+            jitter: jitter(job),
+        });
+        let mut tries = 0;
+        let record = loop {
+            match self.ledger.advance(job, &happening).await {
+                Ok(record) => break record,
+                Err(LedgerError::Store(error)) if tries < END_TRIES && !self.stopping.is_cancelled() => {
+                    tries += 1;
+                    tracing::warn!(job = %job.id, error = chain(&error), "a job's end could not be written yet");
+                    tokio::time::sleep(STORE_WAIT).await;
+                }
+                Err(error) => {
+                    tracing::warn!(job = %job.id, error = chain(&error), "a job's end was not written");
+                    return;
+                }
+            }
+        };
+        if record.outbox
+            && let Err(error) = relay::promote(self.ledger.plane(), &record.id).await
+        {
+            tracing::warn!(job = %job.id, error = chain(&error), "staged events are committed but not published yet; the relay will");
+        }
+        self.ended.notify_one();
+        self.notice(Notice::Ended(record)).await;
+    }
+
+    /// The job's holder is gone: another attempt, or dead.
+    async fn lose(&self, job: &JobRecord) {
+        let lost = Happening::Ended(job::Ended {
+            end: AttemptEnd::Lost,
+            exit_code: None,
+            reason: Some("its dispatcher died".into()),
+            log: None,
+            staged: false,
+            retries: 0,
+            jitter: 0.0,
+        });
+        match self.ledger.advance(job, &lost).await {
+            Ok(record) => {
+                if let Some(due) = self.due.get(&record.module) {
+                    due.notify_one();
+                }
+                self.notice(Notice::Ended(record)).await;
+            }
+            // Somebody else was faster, which is as good.
+            Err(error) => tracing::debug!(job = %job.id, error = chain(&error), "a lost job was not ours to move"),
+        }
+    }
+
+    async fn keep_house(self: Arc<Self>, mut presence: Presence) {
+        while !self.stopping.is_cancelled() {
+            if let Err(error) = self.keep_house_once(&mut presence).await {
+                tracing::warn!(error = chain(&error), "the outbox and leases could not be looked after");
+            }
+            tokio::select! {
+                () = self.stopping.cancelled() => {}
+                () = self.ended.notified() => {}
+                () = tokio::time::sleep(KEEP) => {}
+            }
+        }
+    }
+
+    async fn keep_house_once(&self, presence: &mut Presence) -> Result<(), LedgerError> {
+        presence.renew(&self.ledger).await?;
+        relay::run_once(self.ledger.plane(), relay::GRACE).await?;
+        for job in self.ledger.expired().await? {
+            self.lose(&job).await;
+        }
+        let waiting = self.ledger.waiting().await?;
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let modules = self.ledger.modules().await?;
+        for job in waiting {
+            let Some(module) = modules.iter().find(|module| module.name == job.module) else { continue };
+            if let Readiness::Ready(_) = readiness(&self.ledger, &job, module, &modules).await?
+                && self.ledger.advance(&job, &Happening::Gathered).await.is_ok()
+                && let Some(due) = self.due.get(&job.module)
+            {
+                due.notify_one();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Spreads retries by the job's own id: no randomness, so a test sees the same wait each time.
+fn jitter(job: &JobRecord) -> f64 {
+    let sum: u32 = job.id.as_str().bytes().map(u32::from).sum();
+    f64::from(sum % 256) / 256.0
+}

@@ -1,0 +1,109 @@
+//! Who dispatches: a document that people see, and a lock file that proves life to neighbours on the same machine.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ionfs::clock::{self, Millis, millis};
+use ionfs::stores::{Collection, Query, StoreError};
+use rustix::fs::{FlockOperation, flock};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::ledger::{Ledger, LedgerError};
+use crate::pipeline::Module;
+
+/// How often the document says that its dispatcher lives.
+const RENEW: Duration = Duration::from_secs(5);
+
+/// A document not renewed for so long is of a dispatcher that is gone.
+const GONE: Duration = Duration::from_secs(30);
+
+/// One dispatcher's presence; its lock goes with it, however it ends.
+pub(super) struct Presence {
+    folder: PathBuf,
+    id: String,
+    modules: Vec<String>,
+    renewed: Millis,
+    _lock: File,
+}
+
+/// An id that no other dispatcher has: host, process and chance.
+pub(super) fn fresh_id() -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let random = Uuid::new_v4().simple().to_string();
+    format!("{host}-{}-{}", rustix::process::getpid().as_raw_nonzero(), &random[..8])
+}
+
+fn lock_path(folder: &Path, id: &str) -> PathBuf {
+    folder.join(format!("{id}.lock"))
+}
+
+impl Presence {
+    pub(super) async fn announce(ledger: &Ledger, home: &Path, id: &str, modules: &[Module]) -> Result<Self, LedgerError> {
+        let folder = home.join("dispatchers");
+        let locked = std::fs::create_dir_all(&folder).and_then(|()| {
+            let file = File::create(lock_path(&folder, id))?;
+            flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+            Ok(file)
+        });
+        let lock = locked.map_err(|source| StoreError::Unavailable {
+            store: folder.display().to_string(),
+            what: "the dispatcher's lock cannot be taken".into(),
+            source: source.into(),
+        })?;
+        let modules = modules.iter().map(|module| module.name.clone()).collect();
+        let mut presence = Self { folder, id: id.to_owned(), modules, renewed: 0, _lock: lock };
+        presence.renew(ledger).await?;
+        Ok(presence)
+    }
+
+    /// Says again that it lives, if it is time.
+    pub(super) async fn renew(&mut self, ledger: &Ledger) -> Result<(), StoreError> {
+        let now = clock::now();
+        if now - self.renewed < millis(RENEW) {
+            return Ok(());
+        }
+        self.renewed = now;
+        let document = json!({"id": self.id, "modules": self.modules, "seen": now});
+        ledger.plane().documents.put(Collection::Dispatchers, document, None).await
+    }
+
+    /// The dispatchers that ran from this folder and do not live any more: nobody holds their lock.
+    pub(super) fn dead_neighbours(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| {
+                let id = entry.file_name().to_str()?.strip_suffix(".lock")?.to_owned();
+                let file = File::open(entry.path()).ok()?;
+                (id != self.id && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()).then_some(id)
+            })
+            .collect()
+    }
+
+    /// Removes what a dead neighbour left.
+    pub(super) async fn forget(&self, ledger: &Ledger, id: &str) -> Result<(), StoreError> {
+        ledger.plane().documents.delete(Collection::Dispatchers, id, vec![]).await?;
+        let _ = std::fs::remove_file(lock_path(&self.folder, id));
+        Ok(())
+    }
+}
+
+/// Removes a dispatcher's own traces at its orderly end.
+pub(super) async fn withdraw(ledger: &Ledger, home: &Path, id: &str) {
+    let _ = ledger.plane().documents.delete(Collection::Dispatchers, id, vec![]).await;
+    let _ = std::fs::remove_file(lock_path(&home.join("dispatchers"), id));
+}
+
+/// The modules that some living dispatcher serves.
+///
+/// # Errors
+/// When the documents cannot be read.
+pub async fn served_modules(ledger: &Ledger) -> Result<Vec<String>, StoreError> {
+    let documents = ledger.plane().documents.find(Query::equal(Collection::Dispatchers, vec![])).await?;
+    let living = documents.iter().filter(|document| {
+        document["seen"].as_i64().is_some_and(|seen| clock::now() - seen < millis(GONE))
+    });
+    let modules = living.flat_map(|document| document["modules"].as_array().into_iter().flatten());
+    Ok(modules.filter_map(|module| module.as_str().map(str::to_owned)).collect())
+}

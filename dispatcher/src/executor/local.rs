@@ -1,0 +1,359 @@
+//! Jobs on this machine: a filesystem and a process tree in namespaces of their own.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use ionfs::clock;
+use ionfs::commit::{Origin, Rejection};
+use ionfs::errors::chain;
+use ionfs::event::{Context, DocumentType, FileEntry};
+use ionfs::fs::job::{JobSpec, JobTree, Outcome};
+use ionfs::mount::{Mounted, mount_at, serve};
+use ionfs::node::{Node, job_dir, live_log};
+use ionfs::record::{AttemptEnd, CommitMode, LogRecord};
+use ionfs::stores::{Collection, encode};
+use ionfs::upload::store_path;
+use tokio::io::AsyncReadExt as _;
+use tokio::sync::watch;
+
+use crate::pipeline::ANY_TYPE;
+
+use super::sandbox::{self, Command, Exit, Mode, Sandbox, SandboxError};
+use super::{Ended, Executor, OutputLine, OutputSink, Start, Stop};
+
+/// Between SIGTERM and SIGKILL. Shorter cuts off modules that tidy up; longer delays every timeout and shutdown.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How long a killed job may take to be gone, and its mount with it.
+const GONE_WAIT: Duration = Duration::from_secs(10);
+
+/// Bytes of output kept of one attempt. A module that says more is cut off there; it goes on.
+const LOG_MAX: u64 = 256 << 20;
+
+/// Bytes of a line shown live.
+const LINE_MAX: usize = 4096;
+
+/// Where the tree stands for a module.
+const MOUNT_AT: &str = "/ion";
+
+/// What the local executor needs to know.
+#[derive(Clone, Debug)]
+pub struct LocalSettings {
+    /// The program that is `job-init`: `ion` itself.
+    pub program: PathBuf,
+    /// What every module's environment begins with: `PATH`, `HOME` and the like. No credential.
+    pub env: Vec<(String, String)>,
+}
+
+/// Runs jobs as processes of this machine.
+#[derive(Debug)]
+pub struct LocalExecutor {
+    node: Arc<Node>,
+    settings: LocalSettings,
+    mode: Mode,
+    output: Option<OutputSink>,
+}
+
+impl LocalExecutor {
+    /// Finds out what separates jobs here, and why not more.
+    pub async fn new(node: Arc<Node>, settings: LocalSettings, output: Option<OutputSink>) -> Self {
+        let (mode, refused) = sandbox::best_mode(&settings.program).await;
+        for (mode, reason) in refused {
+            tracing::warn!(?mode, reason, "jobs run without namespaces of their own: ION_DIR says where their tree is");
+        }
+        Self { node, settings, mode, output }
+    }
+
+    /// What separates jobs from this machine.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    async fn attempt(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Ended {
+        let spec = JobSpec { origin: origin(&start), event: start.event.clone(), gathered: start.gathered.clone() };
+        let tree = match JobTree::open(&self.node, spec).await {
+            Ok(tree) => tree,
+            Err(error) => return Ended::failed(chain(&error)),
+        };
+        let commit = start.module.commit;
+        let ran = self.process(start, &tree, stop).await;
+        let outcome = tree.finish().await;
+        verdict(ran, &outcome, commit)
+    }
+
+    /// Runs the process; its tree is unmounted when this returns.
+    async fn process(&self, start: Start, tree: &JobTree, mut stop: watch::Receiver<Option<Stop>>) -> Ran {
+        let job = &start.job;
+        let plain = self.node.settings.home.join("mnt").join(format!("{}-{}", job.id, job.attempt));
+        let ion_dir = if self.mode == Mode::Plain { plain.clone() } else { MOUNT_AT.into() };
+        let command = Command {
+            argv: start.module.argv(),
+            env: environment(&self.settings.env, &start, &ion_dir),
+            cwd: start.module.directory.clone(),
+            mount_at: MOUNT_AT.into(),
+            mode: self.mode,
+        };
+        let spawned = match sandbox::spawn(&self.settings.program, command).await {
+            Ok(spawned) => spawned,
+            Err(error) => return Ran::NotStarted(chain(&error)),
+        };
+        let mounted = match spawned.device {
+            Some(device) => serve(device, tree.tree()).await,
+            None => match tokio::fs::create_dir_all(&plain).await {
+                Ok(()) => mount_at(&plain, tree.tree()).await,
+                Err(error) => Err(error),
+            },
+        };
+        let mounted = match mounted {
+            Ok(mounted) => mounted,
+            Err(error) => return Ran::NotStarted(format!("the filesystem cannot be mounted: {error}")),
+        };
+        let log = live_log(&self.node.settings.home, &job.id, job.attempt);
+        let sink = self.output.clone().map(|sink| (sink, job.module.clone(), job.id.short().to_owned()));
+        let reading = tokio::spawn(keep_output(spawned.output, log, sink));
+        let mut sandbox = spawned.sandbox;
+        let ran = match sandbox.go().await {
+            Ok(()) => {
+                let _ = start.running.send(());
+                supervise(&mut sandbox, start.module.timeout, &mut stop).await
+            }
+            Err(error) => Ran::NotStarted(chain(&error)),
+        };
+        // Dropped: whatever is left is killed, and the mount goes with it.
+        drop(sandbox);
+        self.unmounted(mounted, &plain).await;
+        // Every writer is gone, so the pipe has ended; a stuck disk must not hold the job for ever.
+        if tokio::time::timeout(GONE_WAIT, reading).await.is_err() {
+            tracing::warn!(job = %job.id, "the job's output did not end with it");
+        }
+        ran
+    }
+
+    async fn unmounted(&self, mut mounted: Mounted, plain: &Path) {
+        let gone = if self.mode == Mode::Plain {
+            let unmount = tokio::time::timeout(GONE_WAIT, mounted.unmount()).await;
+            let _ = tokio::fs::remove_dir(plain).await;
+            unmount
+        } else {
+            tokio::time::timeout(GONE_WAIT, mounted.ended()).await
+        };
+        match gone {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "a job's filesystem ended badly"),
+            Err(_) => tracing::warn!("a job's filesystem is still mounted after its end"),
+        }
+    }
+
+    /// Stores the attempt's output and the document that says where.
+    async fn store_log(&self, context: Context, id: &JobLog, succeeded: bool) -> Option<FileEntry> {
+        let key = format!("logs/{}/{}/{}-attempt-{}.log", context.correlation_id, context.event_id, context.name, id.attempt);
+        let stored = store_path(&*self.node.plane.blobs, key, "log".into(), &id.path).await;
+        let entry = match stored {
+            Ok(entry) => entry,
+            Err(error) => {
+                tracing::error!(error = chain(&error), "a job's output could not be stored");
+                return None;
+            }
+        };
+        let name = LogRecord::id(&context.name, &context.event_id, id.attempt);
+        let record = LogRecord {
+            id: name.clone(),
+            desc: name,
+            context: Context { document_type: DocumentType::ModuleLogs, ..context },
+            logs: entry.clone(),
+            succeeded,
+            created: clock::now(),
+        };
+        if let Err(error) = self.node.plane.documents.put(Collection::Events, encode(&record), None).await {
+            tracing::error!(error = chain(&error), "the document of a job's output could not be stored");
+        }
+        Some(entry)
+    }
+}
+
+/// Where an attempt's output lies.
+struct JobLog {
+    attempt: u32,
+    path: PathBuf,
+}
+
+#[async_trait]
+impl Executor for LocalExecutor {
+    async fn run(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Ended {
+        let home = &self.node.settings.home;
+        let (job, attempt) = (start.job.id.clone(), start.job.attempt);
+        let log = JobLog { attempt, path: live_log(home, &job, attempt) };
+        let context = Context { name: start.module.name.clone(), ..start.event.context.clone() };
+        if let Err(error) = prepare_log(&log.path) {
+            return Ended::failed(format!("the log {} cannot be made: {error}", log.path.display()));
+        }
+        let mut ended = self.attempt(start, stop).await;
+        if let Some(reason) = &ended.reason {
+            note(&log.path, reason);
+        }
+        ended.log = self.store_log(context, &log, ended.end == AttemptEnd::Succeeded).await;
+        let folder = job_dir(home, &job, attempt);
+        if let Err(error) = tokio::fs::remove_dir_all(&folder).await {
+            tracing::warn!(folder = %folder.display(), %error, "a job's folder could not be removed");
+        }
+        ended
+    }
+}
+
+fn prepare_log(path: &Path) -> std::io::Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::write(path, b"")
+}
+
+/// Ion's own word at the end of a log: why the attempt failed stands where people look first.
+fn note(path: &Path, reason: &str) {
+    let appended = std::fs::OpenOptions::new().append(true).open(path).and_then(|mut log| writeln!(log, "ion: {reason}"));
+    if let Err(error) = appended {
+        tracing::warn!(%error, "the reason of a failure could not be added to its log");
+    }
+}
+
+fn origin(start: &Start) -> Origin {
+    Origin {
+        job_id: start.job.id.clone(),
+        attempt: start.job.attempt,
+        module: start.module.name.clone(),
+        emits: (!start.module.emits.iter().any(|one| one == ANY_TYPE)).then(|| start.module.emits.clone()),
+        commit: start.module.commit,
+        parent: start.event.context.clone(),
+    }
+}
+
+/// A module's whole environment (DESIGN.md section 2).
+fn environment(base: &[(String, String)], start: &Start, ion_dir: &Path) -> Vec<(String, String)> {
+    let ion_dir = ion_dir.display().to_string();
+    let own = [
+        ("ION_DIR", ion_dir.clone()),
+        ("ION_EVENT_ID", start.event.id.to_string()),
+        ("ION_CORRELATION_ID", start.event.context.correlation_id.to_string()),
+        ("ION_MODULE", start.module.name.clone()),
+        ("ION_ATTEMPT", start.job.attempt.to_string()),
+        ("HANDLER_BASE_DIR", ion_dir),
+    ];
+    let own = own.into_iter().map(|(key, value)| (key.to_owned(), value));
+    base.iter().cloned().chain(start.module.env.clone()).chain(own).collect()
+}
+
+/// How the process part of an attempt ended.
+enum Ran {
+    Exited(Exit),
+    TimedOut(Duration),
+    Stopped(Stop),
+    NotStarted(String),
+    Vanished(String),
+}
+
+/// Waits for the module's end, and brings it about when its time is up or somebody asks.
+async fn supervise(sandbox: &mut Sandbox, timeout: Duration, stop: &mut watch::Receiver<Option<Stop>>) -> Ran {
+    let why = tokio::select! {
+        exit = sandbox.wait() => return exited(exit),
+        () = tokio::time::sleep(timeout) => Ran::TimedOut(timeout),
+        stop = asked(stop) => Ran::Stopped(stop),
+    };
+    sandbox.terminate().await;
+    if tokio::time::timeout(GRACE, sandbox.wait()).await.is_err() {
+        sandbox.kill().await;
+        if tokio::time::timeout(GONE_WAIT, sandbox.wait()).await.is_err() {
+            tracing::warn!("a killed job is not gone yet");
+        }
+    }
+    why
+}
+
+async fn asked(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
+    loop {
+        if let Some(stop) = *stop.borrow_and_update() {
+            return stop;
+        }
+        if stop.changed().await.is_err() {
+            // Nobody is left to ask: only the job's own end counts.
+            return std::future::pending().await;
+        }
+    }
+}
+
+fn exited(exit: Result<Exit, SandboxError>) -> Ran {
+    match exit {
+        Ok(exit) => Ran::Exited(exit),
+        Err(error) => Ran::Vanished(chain(&error)),
+    }
+}
+
+/// The attempt's end: exit status, and no event refused.
+fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended {
+    let (end, exit_code, reason) = match ran {
+        Ran::Exited(Exit::Code(0)) => match outcome.rejections.first() {
+            None => (AttemptEnd::Succeeded, Some(0), None),
+            Some(first) => (AttemptEnd::Failed, Some(0), Some(refused(first, outcome.rejections.len()))),
+        },
+        Ran::Exited(Exit::Code(code)) => {
+            let refused = outcome.rejections.first().map(|first| format!("; {}", refused(first, outcome.rejections.len())));
+            (AttemptEnd::Failed, Some(code), Some(format!("exit status {code}{}", refused.unwrap_or_default())))
+        }
+        Ran::Exited(Exit::Signal(signal)) => (AttemptEnd::Failed, None, Some(format!("killed by signal {signal}"))),
+        Ran::TimedOut(timeout) => {
+            (AttemptEnd::TimedOut, None, Some(format!("over its timeout of {}", humantime::format_duration(timeout))))
+        }
+        Ran::Stopped(Stop::Cancel) => (AttemptEnd::Cancelled, None, Some("cancelled".into())),
+        Ran::Stopped(Stop::Shutdown) => (AttemptEnd::Released, None, Some("its dispatcher was shut down".into())),
+        Ran::Stopped(Stop::LostLease) => (AttemptEnd::Lost, None, Some("another dispatcher took it over".into())),
+        Ran::NotStarted(reason) => (AttemptEnd::Failed, None, Some(reason)),
+        Ran::Vanished(reason) => (AttemptEnd::Failed, None, Some(reason)),
+    };
+    let staged = end == AttemptEnd::Succeeded && commit == CommitMode::OnSuccess;
+    Ended { end, exit_code, reason, log: None, staged }
+}
+
+fn refused(first: &Rejection, count: usize) -> String {
+    let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
+    format!("event file {:?} was rejected: {}: {}{more}", first.name, first.errno, first.reason)
+}
+
+/// Keeps a module's output as it comes, and shows it line by line to whoever watches.
+async fn keep_output(mut pipe: tokio::net::unix::pipe::Receiver, log: PathBuf, sink: Option<(OutputSink, String, String)>) {
+    let mut file = match std::fs::OpenOptions::new().append(true).open(&log) {
+        Ok(file) => Some(file),
+        Err(error) => {
+            tracing::error!(%error, "a job's output is not kept");
+            None
+        }
+    };
+    let mut kept = 0;
+    let mut line = Vec::new();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let piece = match pipe.read(&mut buffer).await {
+            Ok(0) | Err(_) => break,
+            Ok(length) => &buffer[..length],
+        };
+        if let Some(log) = &mut file
+            && kept < LOG_MAX
+        {
+            kept += piece.len() as u64;
+            let cut = if kept >= LOG_MAX { &b"\nion: more output than is kept\n"[..] } else { b"" };
+            if let Err(error) = log.write_all(piece).and_then(|()| log.write_all(cut)) {
+                tracing::error!(%error, "a job's output is not kept any further");
+                file = None;
+            }
+        }
+        let Some((sink, module, job)) = &sink else { continue };
+        for part in piece.split_inclusive(|byte| *byte == b'\n') {
+            line.extend_from_slice(&part[..part.len().min(LINE_MAX)]);
+            if part.ends_with(b"\n") || line.len() >= LINE_MAX {
+                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+                let _ = sink.try_send(OutputLine { module: module.clone(), job: job.clone(), text });
+                line.clear();
+            }
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! A job's processes: in namespaces of their own, with the tree at `/ion` there and nowhere else.
+//!
+//! # How it works
+//! The daemon starts its own program as `job-init`, which makes the namespaces, mounts a FUSE device in them and
+//! hands the device over a socket; the daemon serves it, says `go`, and `job-init` starts the module as a child of the
+//! namespace's first process. When the module ends, all it left behind is killed. The socket is also the leash: if
+//! the daemon dies, however, `job-init` sees it close and ends everything, and the mount goes with the namespace.
+//!
+//! # What it never does
+//! Put anything of the module's environment on a command line; leave a mount or a process behind.
+
+mod init;
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType,
+};
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixDatagram;
+use tokio::process::{Child, Command as TokioCommand};
+
+pub use self::init::main as init_main;
+
+/// The word that makes the `ion` program a `job-init`.
+pub const INIT_WORD: &str = "job-init";
+
+/// How long starting may take: namespaces, mount and exec are milliseconds; more means the machine is stuck.
+const START_WAIT: Duration = Duration::from_secs(20);
+
+/// Bytes of one message on the socket: environment and arguments of a module fit well.
+const MESSAGE_MAX: usize = 160 << 10;
+
+/// What separates a job from the rest of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// Mount and PID namespaces, as root.
+    Root,
+    /// The same inside a user namespace, as an ordinary user.
+    User,
+    /// None: the daemon mounts the tree in a folder, and `ION_DIR` says where.
+    Plain,
+}
+
+/// What to run and how.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Command {
+    /// The program and its arguments.
+    pub argv: Vec<String>,
+    /// The whole environment.
+    pub env: Vec<(String, String)>,
+    /// The working folder.
+    pub cwd: PathBuf,
+    /// Where the tree stands for the module: `/ion`; unused in [`Mode::Plain`].
+    pub mount_at: PathBuf,
+    /// What separates it.
+    pub mode: Mode,
+}
+
+/// How a module's process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Exit {
+    /// By itself, with this status.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+/// Why a sandbox could not be made or lost its module.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// `job-init` itself could not be started.
+    #[error("the job's first process cannot be started")]
+    Spawn(#[source] io::Error),
+    /// It said why it could not go on: the program is missing or not executable, a mount is refused.
+    #[error("{0}")]
+    Failed(String),
+    /// It ended or was silent without saying anything.
+    #[error("the job's first process ended without a word")]
+    Silent,
+}
+
+/// From the daemon to `job-init`.
+#[derive(Debug, Serialize, Deserialize)]
+enum Order {
+    Prepare(Command),
+    Go,
+    Terminate,
+    Kill,
+    Probe,
+}
+
+/// From `job-init` to the daemon. `Mounted` carries the device.
+#[derive(Debug, Serialize, Deserialize)]
+enum Report {
+    Mounted,
+    Ready,
+    Started,
+    Failed(String),
+    Exited(Exit),
+    Probed(Result<(), String>),
+}
+
+/// A running job's processes. Dropped, they are killed.
+#[derive(Debug)]
+pub struct Sandbox {
+    socket: UnixDatagram,
+    init: Child,
+}
+
+/// What [`spawn`] gives: the sandbox, the device to serve (none in [`Mode::Plain`]), and the module's output.
+#[derive(Debug)]
+pub struct Spawned {
+    /// The processes, waiting for [`Sandbox::go`].
+    pub sandbox: Sandbox,
+    /// The FUSE device that is mounted for the module and not served yet.
+    pub device: Option<OwnedFd>,
+    /// Where its stdout and stderr arrive, in the order written.
+    pub output: tokio::net::unix::pipe::Receiver,
+}
+
+/// Starts `job-init` and lets it prepare; the module starts at [`Sandbox::go`].
+pub async fn spawn(program: &Path, command: Command) -> Result<Spawned, SandboxError> {
+    let plain = command.mode == Mode::Plain;
+    let (output, output_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| SandboxError::Spawn(error.into()))?;
+    let sandbox = start(program, output_end)?;
+    let output = tokio::net::unix::pipe::Receiver::from_owned_fd(output).map_err(SandboxError::Spawn)?;
+    sandbox.order(&Order::Prepare(command)).await?;
+    match sandbox.report_soon().await? {
+        (Report::Mounted, Some(device)) => Ok(Spawned { sandbox, device: Some(device), output }),
+        (Report::Ready, None) if plain => Ok(Spawned { sandbox, device: None, output }),
+        (Report::Failed(reason), _) => Err(SandboxError::Failed(reason)),
+        _ => Err(SandboxError::Silent),
+    }
+}
+
+fn start(program: &Path, output: OwnedFd) -> Result<Sandbox, SandboxError> {
+    let failed = |error: io::Error| SandboxError::Spawn(error);
+    // A packet socket keeps messages apart, so that a device cannot come with half of one.
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .map_err(|error| failed(error.into()))?;
+    rustix::io::ioctl_fionbio(&ours, true).map_err(|error| failed(error.into()))?;
+    let output_too = output.try_clone().map_err(failed)?;
+    #[expect(clippy::disallowed_methods, reason = "the door for starting job-init")]
+    let init = TokioCommand::new(program)
+        .arg(INIT_WORD)
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::from(output))
+        .stderr(Stdio::from(output_too))
+        // Its own group: Ctrl-C on the terminal reaches the daemon alone, which stops its jobs in order.
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(failed)?;
+    // A packet socket answers to the same calls as a datagram socket.
+    let socket = UnixDatagram::from_std(ours.into()).map_err(failed)?;
+    Ok(Sandbox { socket, init })
+}
+
+impl Sandbox {
+    /// Starts the module.
+    pub async fn go(&mut self) -> Result<(), SandboxError> {
+        self.order(&Order::Go).await?;
+        match self.report_soon().await? {
+            (Report::Started, _) => Ok(()),
+            (Report::Failed(reason), _) => Err(SandboxError::Failed(reason)),
+            _ => Err(SandboxError::Silent),
+        }
+    }
+
+    /// Waits until the module has ended and nothing of it is left. May be called again after it was dropped.
+    pub async fn wait(&mut self) -> Result<Exit, SandboxError> {
+        let exit = match self.report().await? {
+            (Report::Exited(exit), _) => exit,
+            (Report::Failed(reason), _) => return Err(SandboxError::Failed(reason)),
+            _ => return Err(SandboxError::Silent),
+        };
+        // With the first process the namespace and its mount are gone.
+        let _ = tokio::time::timeout(START_WAIT, self.init.wait()).await;
+        Ok(exit)
+    }
+
+    /// Asks every process of the job to end (SIGTERM).
+    pub async fn terminate(&self) {
+        // Gone already: that is what was asked for.
+        let _ = self.order(&Order::Terminate).await;
+    }
+
+    /// Ends every process of the job (SIGKILL).
+    pub async fn kill(&self) {
+        let _ = self.order(&Order::Kill).await;
+    }
+
+    async fn order(&self, order: &Order) -> Result<(), SandboxError> {
+        let text = serde_json::to_vec(order).map_err(|error| SandboxError::Failed(error.to_string()))?;
+        if text.len() > MESSAGE_MAX {
+            return Err(SandboxError::Failed(format!(
+                "the module's arguments and environment take {} bytes; at most {MESSAGE_MAX} are allowed",
+                text.len()
+            )));
+        }
+        let sent = self.socket.async_io(tokio::io::Interest::WRITABLE, || send(&self.socket, &text, None));
+        match tokio::time::timeout(START_WAIT, sent).await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(SandboxError::Silent),
+        }
+    }
+
+    async fn report(&self) -> Result<(Report, Option<OwnedFd>), SandboxError> {
+        let received = self.socket.async_io(tokio::io::Interest::READABLE, || receive(&self.socket)).await;
+        match received {
+            Ok((text, device)) if !text.is_empty() => {
+                Ok((serde_json::from_slice(&text).map_err(|error| SandboxError::Failed(error.to_string()))?, device))
+            }
+            _ => Err(SandboxError::Silent),
+        }
+    }
+
+    async fn report_soon(&self) -> Result<(Report, Option<OwnedFd>), SandboxError> {
+        tokio::time::timeout(START_WAIT, self.report()).await.unwrap_or(Err(SandboxError::Silent))
+    }
+}
+
+/// Tries out, in a process of its own, whether jobs can have `mode`; the reason if not.
+pub async fn probe(program: &Path, mode: Mode) -> Result<(), String> {
+    let nothing = Command { argv: vec![], env: vec![], cwd: "/".into(), mount_at: "/ion".into(), mode };
+    let said = |error: SandboxError| error.to_string();
+    let (_output, end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| error.to_string())?;
+    let sandbox = start(program, end).map_err(said)?;
+    sandbox.order(&Order::Prepare(nothing)).await.map_err(said)?;
+    match sandbox.report_soon().await.map_err(said)? {
+        (Report::Mounted, Some(_)) | (Report::Ready, None) => Ok(()),
+        (Report::Failed(reason), _) => Err(reason),
+        _ => Err("it said something unexpected".into()),
+    }
+}
+
+/// The strongest mode that works here, and why the stronger ones do not.
+pub async fn best_mode(program: &Path) -> (Mode, Vec<(Mode, String)>) {
+    let mut refused = Vec::new();
+    let first = if rustix::process::geteuid().is_root() { Mode::Root } else { Mode::User };
+    match probe(program, first).await {
+        Ok(()) => return (first, refused),
+        Err(reason) => refused.push((first, reason)),
+    }
+    (Mode::Plain, refused)
+}
+
+/// Sends one message, with a descriptor or without.
+fn send(socket: impl AsFd, text: &[u8], device: Option<&OwnedFd>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let descriptors = device.map(|device| [device.as_fd()]);
+    if let Some(descriptors) = &descriptors {
+        ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+    }
+    rustix::net::sendmsg(socket, &[IoSlice::new(text)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Receives one message and the descriptor that came with it. Nothing: the other end is closed.
+fn receive(socket: impl AsFd) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+    let mut text = vec![0; MESSAGE_MAX];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut text)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    text.truncate(received.bytes);
+    let device = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    Ok((text, device))
+}

@@ -1,0 +1,93 @@
+//! Fan-in without an API: when everything below an event has ended.
+//!
+//! A gathering module's queue is bound to its `per` type. Claiming inserts the job as *waiting*, in the ledger, so
+//! nothing is lost with a dispatcher; whoever sees that all has ended moves it to *queued* by one conditional write,
+//! so it fires once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ionfs::event::Event;
+use ionfs::record::{JobRecord, JobState};
+use ionfs::stores::StoreError;
+
+use crate::ledger::{JobFilter, Ledger};
+use crate::pipeline::{Module, OnDead, reachable};
+
+/// Whether a gathering job may start.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Readiness {
+    /// Everything below has ended; the gathered events, in order.
+    Ready(Vec<Event>),
+    /// Not yet.
+    Waiting {
+        /// Jobs that are not final, and events no module has claimed yet.
+        open: usize,
+        /// Dead jobs that hold it back until they are retried or dropped.
+        dead: usize,
+    },
+}
+
+/// Reads the correlation and says whether the gathering job of `module` on the event `root` may start.
+///
+/// # Guarantees
+/// Never early. Jobs are read before events: a job that is final in the first reading has all its events in the
+/// second, and one that is not keeps the answer at [`Readiness::Waiting`]. Read the other way round, an event
+/// committed between the readings by a job that ended between them would be missed.
+pub async fn readiness(ledger: &Ledger, waiting: &JobRecord, module: &Module, modules: &[Module]) -> Result<Readiness, StoreError> {
+    let correlation = waiting.correlation_id.to_string();
+    let filter = JobFilter { correlation: Some(correlation.clone()), ..JobFilter::default() };
+    let jobs = ledger.list(&filter, usize::MAX >> 1).await?;
+    let events = ledger.events_of(&correlation).await?;
+    Ok(judge(waiting, module, modules, &jobs, &events))
+}
+
+/// The pure part of [`readiness`].
+fn judge(waiting: &JobRecord, module: &Module, modules: &[Module], jobs: &[JobRecord], events: &[Event]) -> Readiness {
+    let below = below(waiting.event_id.as_str(), events);
+    let jobs: BTreeMap<(&str, &str), &JobRecord> =
+        jobs.iter().map(|job| ((job.event_id.as_str(), job.module.as_str()), job)).collect();
+    let gathered = module.gather.as_deref().unwrap_or_default();
+    let (mut open, mut dead) = (0, 0);
+    for event in &below {
+        for other in modules {
+            // Another gathering module counts as work below only if what it makes can be gathered here; two that
+            // cannot feed each other would otherwise wait for each other.
+            let matters = other.on.contains(&event.event_type)
+                || (other.per.as_deref() == Some(&event.event_type)
+                    && other.name != module.name
+                    && reachable(modules, &other.emits).contains(gathered));
+            if !matters {
+                continue;
+            }
+            match jobs.get(&(event.id.as_str(), other.name.as_str())) {
+                Some(job) if job.state == JobState::Dead => dead += usize::from(module.on_dead == OnDead::Wait),
+                Some(job) if job.state.is_final() && !job.outbox => {}
+                _ => open += 1,
+            }
+        }
+    }
+    if open + dead > 0 {
+        return Readiness::Waiting { open, dead };
+    }
+    Readiness::Ready(below.into_iter().filter(|event| event.event_type == gathered).cloned().collect())
+}
+
+/// The event `root` and all that came of it, by time and id.
+fn below<'a>(root: &str, events: &'a [Event]) -> Vec<&'a Event> {
+    let mut children: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
+    for event in events {
+        children.entry(&event.context.parent_event_id).or_default().push(event);
+    }
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
+    let mut found: Vec<&Event> = events.iter().filter(|event| event.id.as_str() == root).collect();
+    let mut at = 0;
+    while let Some(event) = found.get(at) {
+        at += 1;
+        if seen.insert(event.id.as_str()) {
+            found.extend(children.get(event.id.as_str()).into_iter().flatten());
+        }
+    }
+    found.sort_by(|a, b| (a.created, a.id.as_str()).cmp(&(b.created, b.id.as_str())));
+    found.dedup_by(|a, b| a.id == b.id);
+    found
+}

@@ -1,0 +1,269 @@
+//! What a job may become next: a pure function of its record and what happened. No I/O, no clock.
+
+use std::time::Duration;
+
+use ionfs::clock::{Millis, millis};
+use ionfs::event::FileEntry;
+use ionfs::record::{Attempt, AttemptEnd, JobRecord, JobState};
+
+/// Attempts that may be lost with their dispatchers before a job is dead: a job that takes its host down must not
+/// go on for ever, and a cluster's ordinary restarts must not end one.
+pub const LOST_MAX: u32 = 5;
+
+/// The wait before the first retry; it doubles up to [`BACKOFF_MAX`].
+const BACKOFF: Duration = Duration::from_secs(1);
+
+/// The longest wait between two attempts.
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+
+/// What happened to a job.
+#[derive(Clone, Debug)]
+pub enum Happening {
+    /// A gathering job: everything below its event has ended.
+    Gathered,
+    /// A dispatcher takes it, and holds it until then.
+    Claimed {
+        /// The dispatcher's id.
+        holder: String,
+        /// When its lease ends.
+        until: Millis,
+    },
+    /// Its process runs.
+    Running,
+    /// Its holder goes on until then.
+    Renewed {
+        /// When the lease ends.
+        until: Millis,
+    },
+    /// The attempt ended.
+    Ended(Ended),
+    /// A person wants it stopped, or the dead one dropped.
+    CancelAsked,
+    /// A person wants it tried again.
+    Revived,
+}
+
+/// How an attempt ended, and what the module allows next.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// How.
+    pub end: AttemptEnd,
+    /// The exit status, if it exited by itself.
+    pub exit_code: Option<i32>,
+    /// Why, in words.
+    pub reason: Option<String>,
+    /// Its output.
+    pub log: Option<FileEntry>,
+    /// Events are staged and become visible by this very write.
+    pub staged: bool,
+    /// How often the module may be tried again in all.
+    pub retries: u32,
+    /// Between 0 and 1: spreads retries of jobs that failed together.
+    pub jitter: f64,
+}
+
+/// Something happened that cannot happen to a job in this state.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a job that is {} cannot be {happening}", state.as_str())]
+pub struct IllegalStep {
+    /// Where the job stands.
+    pub state: JobState,
+    /// What should have happened.
+    pub happening: &'static str,
+}
+
+impl Happening {
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Gathered => "gathered for",
+            Self::Claimed { .. } => "claimed",
+            Self::Running => "running",
+            Self::Renewed { .. } => "renewed",
+            Self::Ended(_) => "ended",
+            Self::CancelAsked => "cancelled",
+            Self::Revived => "revived",
+        }
+    }
+}
+
+/// The record after `happening`. Its version is the ledger's to raise.
+///
+/// # Errors
+/// [`IllegalStep`] when that cannot happen now.
+pub fn next(job: &JobRecord, happening: &Happening, now: Millis) -> Result<JobRecord, IllegalStep> {
+    let mut job = job.clone();
+    match (job.state, happening) {
+        (JobState::Waiting, Happening::Gathered) => queue(&mut job, now),
+        (JobState::Queued, Happening::Claimed { holder, until }) => {
+            job.state = JobState::Starting;
+            job.attempt += 1;
+            job.holder = Some(holder.clone());
+            job.due = *until;
+            job.attempts.push(Attempt {
+                number: job.attempt,
+                started: now,
+                ended: None,
+                end: None,
+                exit_code: None,
+                reason: None,
+                log: None,
+            });
+        }
+        (JobState::Starting, Happening::Running) => job.state = JobState::Running,
+        (JobState::Starting | JobState::Running, Happening::Renewed { until }) => job.due = *until,
+        (JobState::Starting | JobState::Running, Happening::Ended(ended)) => end(&mut job, ended, now),
+        (JobState::Starting | JobState::Running, Happening::CancelAsked) => job.cancel = true,
+        (JobState::Waiting | JobState::Queued | JobState::Dead, Happening::CancelAsked) => finish(&mut job, JobState::Cancelled, now),
+        (JobState::Dead | JobState::Cancelled, Happening::Revived) => {
+            job.failures = 0;
+            job.losses = 0;
+            job.cancel = false;
+            job.ended = None;
+            queue(&mut job, now);
+        }
+        (state, happening) => return Err(IllegalStep { state, happening: happening.word() }),
+    }
+    Ok(job)
+}
+
+fn queue(job: &mut JobRecord, due: Millis) {
+    job.state = JobState::Queued;
+    job.holder = None;
+    job.due = due;
+}
+
+fn finish(job: &mut JobRecord, state: JobState, now: Millis) {
+    job.state = state;
+    job.holder = None;
+    job.due = 0;
+    job.ended = Some(now);
+}
+
+fn end(job: &mut JobRecord, ended: &Ended, now: Millis) {
+    if let Some(attempt) = job.attempts.last_mut() {
+        attempt.ended = Some(now);
+        attempt.end = Some(ended.end);
+        attempt.exit_code = ended.exit_code;
+        attempt.reason.clone_from(&ended.reason);
+        attempt.log.clone_from(&ended.log);
+    }
+    match ended.end {
+        AttemptEnd::Succeeded => {
+            job.outbox = ended.staged;
+            finish(job, JobState::Succeeded, now);
+        }
+        AttemptEnd::Cancelled => finish(job, JobState::Cancelled, now),
+        // A person asked while it was ending by itself: no other attempt follows.
+        _ if job.cancel => finish(job, JobState::Cancelled, now),
+        AttemptEnd::Released => queue(job, now),
+        AttemptEnd::Lost => {
+            job.losses += 1;
+            if job.losses > LOST_MAX { finish(job, JobState::Dead, now) } else { queue(job, now) }
+        }
+        AttemptEnd::Failed | AttemptEnd::TimedOut => {
+            job.failures += 1;
+            if job.failures > ended.retries {
+                finish(job, JobState::Dead, now);
+            } else {
+                queue(job, now + millis(backoff(job.failures, ended.jitter)));
+            }
+        }
+    }
+}
+
+/// The wait after so many failures: doubling, bounded, shortened by up to a quarter.
+fn backoff(failures: u32, jitter: f64) -> Duration {
+    let doubled = BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(BACKOFF_MAX);
+    doubled.mul_f64(1.0 - 0.25 * jitter.clamp(0.0, 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use ionfs::id::{CorrelationId, EventId, JobId};
+
+    use super::*;
+
+    fn job(state: JobState) -> JobRecord {
+        JobRecord {
+            id: JobId::new("j"),
+            version: 1,
+            module: "m".into(),
+            event_id: EventId::new("e"),
+            event_type: "t".into(),
+            correlation_id: CorrelationId::new("c"),
+            state,
+            attempt: 0,
+            attempts: vec![],
+            holder: None,
+            due: 0,
+            created: 0,
+            ended: None,
+            cancel: false,
+            outbox: false,
+            failures: 0,
+            losses: 0,
+        }
+    }
+
+    fn ended(end: AttemptEnd) -> Happening {
+        Happening::Ended(Ended { end, exit_code: None, reason: None, log: None, staged: false, retries: 1, jitter: 0.0 })
+    }
+
+    #[test]
+    fn every_state_meets_every_happening() {
+        use JobState::{Cancelled, Dead, Queued, Running, Starting, Succeeded, Waiting};
+        let claimed = || Happening::Claimed { holder: "h".into(), until: 9 };
+        let renewed = || Happening::Renewed { until: 9 };
+        let table = [
+            (Waiting, vec![(Happening::Gathered, Queued), (Happening::CancelAsked, Cancelled)]),
+            (Queued, vec![(claimed(), Starting), (Happening::CancelAsked, Cancelled)]),
+            (Starting, vec![(Happening::Running, Running), (renewed(), Starting), (ended(AttemptEnd::Succeeded), Succeeded), (Happening::CancelAsked, Starting)]),
+            (Running, vec![(renewed(), Running), (ended(AttemptEnd::Failed), Queued), (ended(AttemptEnd::Lost), Queued), (ended(AttemptEnd::Released), Queued), (ended(AttemptEnd::Cancelled), Cancelled), (Happening::CancelAsked, Running)]),
+            (Succeeded, vec![]),
+            (Dead, vec![(Happening::Revived, Queued), (Happening::CancelAsked, Cancelled)]),
+            (Cancelled, vec![(Happening::Revived, Queued)]),
+        ];
+        let all = [Happening::Gathered, claimed(), Happening::Running, renewed(), ended(AttemptEnd::Failed), Happening::CancelAsked, Happening::Revived];
+        for (state, allowed) in table {
+            for (happening, becomes) in &allowed {
+                assert_eq!(next(&job(state), happening, 5).unwrap().state, *becomes, "{state:?} {happening:?}");
+            }
+            for happening in &all {
+                let legal = allowed.iter().any(|(one, _)| one.word() == happening.word());
+                assert_eq!(next(&job(state), happening, 5).is_ok(), legal, "{state:?} {happening:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn retries_run_out_and_losses_have_a_bound_of_their_own() {
+        let claimed = Happening::Claimed { holder: "h".into(), until: 9 };
+        let again = |record: &JobRecord, end| next(&next(record, &claimed, 5).unwrap(), &ended(end), 6).unwrap();
+        let once = again(&job(JobState::Queued), AttemptEnd::Failed);
+        assert_eq!((once.state, once.due, once.attempt), (JobState::Queued, 1006, 1));
+        let twice = again(&once, AttemptEnd::TimedOut);
+        assert_eq!((twice.state, twice.attempts.len()), (JobState::Dead, 2));
+        let mut lost = job(JobState::Queued);
+        for _ in 0..LOST_MAX {
+            lost = again(&lost, AttemptEnd::Lost);
+            assert_eq!((lost.state, lost.failures), (JobState::Queued, 0));
+        }
+        assert_eq!(again(&lost, AttemptEnd::Lost).state, JobState::Dead);
+        assert_eq!(next(&twice, &Happening::Revived, 7).unwrap().failures, 0);
+    }
+
+    #[test]
+    fn the_wait_doubles_to_a_bound() {
+        assert_eq!(backoff(1, 0.0), Duration::from_secs(1));
+        assert_eq!(backoff(3, 0.0), Duration::from_secs(4));
+        assert_eq!(backoff(40, 0.0), BACKOFF_MAX);
+        assert_eq!(backoff(1, 1.0), Duration::from_millis(750));
+    }
+
+    #[test]
+    fn a_cancelled_job_is_not_tried_again() {
+        let mut running = job(JobState::Running);
+        running.cancel = true;
+        assert_eq!(next(&running, &ended(AttemptEnd::Failed), 5).unwrap().state, JobState::Cancelled);
+    }
+}

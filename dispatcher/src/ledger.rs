@@ -1,0 +1,291 @@
+//! The job ledger: the only truth about jobs. Every write names the version it read, so a stale one is refused.
+
+use ionfs::clock::{self, Millis};
+use ionfs::event::{Event, Message, Publication};
+use ionfs::id::{EventId, JobId};
+use ionfs::record::{JobRecord, JobState};
+use ionfs::stores::{Collection, DataPlane, DeadLetter, Inserted, Query, StoreError, decode, encode};
+use serde_json::{Value, json};
+
+use crate::job::{Happening, IllegalStep, next};
+use crate::pipeline::Module;
+
+/// Times a write is tried again when another one came first. Each loss means somebody else made progress.
+const RACES_MAX: usize = 16;
+
+/// Why the ledger did not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The document store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is no such job.
+    #[error("there is no job {0}")]
+    NoSuchJob(String),
+    /// The job is in a state where that cannot happen.
+    #[error("job {id}: {source}")]
+    Illegal {
+        /// The job.
+        id: JobId,
+        /// What cannot happen.
+        #[source]
+        source: IllegalStep,
+    },
+    /// Another dispatcher has the job, or a later attempt of it.
+    #[error("job {0} is not held any more: another dispatcher took it over")]
+    Lost(JobId),
+    /// Others kept writing first.
+    #[error("job {0} was written by others again and again; try once more")]
+    Contended(JobId),
+}
+
+/// Which jobs to list. What is none does not matter.
+#[derive(Clone, Debug, Default)]
+pub struct JobFilter {
+    /// Of this module.
+    pub module: Option<String>,
+    /// In this state.
+    pub state: Option<JobState>,
+    /// Of this correlation.
+    pub correlation: Option<String>,
+}
+
+/// What a claim found.
+#[derive(Clone, Debug)]
+pub enum Claim {
+    /// The job is new and ours to start (a gathering one: waits).
+    Won(JobRecord),
+    /// It was there before.
+    Known(JobRecord),
+}
+
+/// The job ledger of a plane.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    plane: DataPlane,
+}
+
+impl Ledger {
+    /// The ledger of this plane.
+    pub fn new(plane: DataPlane) -> Self {
+        Self { plane }
+    }
+
+    /// The plane it is part of.
+    pub fn plane(&self) -> &DataPlane {
+        &self.plane
+    }
+
+    // ---- modules ----
+
+    /// Registers a module and binds its queue.
+    ///
+    /// # Guarantees
+    /// The queue first: an event published once the module is seen finds its queue.
+    pub async fn put_module(&self, module: &Module) -> Result<(), StoreError> {
+        self.plane.bus.declare(&module.name, &module.subscribes()).await?;
+        self.plane.documents.put(Collection::Modules, encode(module), None).await
+    }
+
+    /// The registered modules, by name.
+    pub async fn modules(&self) -> Result<Vec<Module>, StoreError> {
+        self.plane.documents.find_as(Query::equal(Collection::Modules, vec![])).await
+    }
+
+    /// One module.
+    pub async fn module(&self, name: &str) -> Result<Option<Module>, StoreError> {
+        self.plane.documents.get_as(Collection::Modules, name).await
+    }
+
+    /// Removes a module and its queue; its jobs stay in the ledger. Whether it was there.
+    pub async fn delete_module(&self, name: &str) -> Result<bool, StoreError> {
+        self.plane.bus.retire(name).await?;
+        self.plane.documents.delete(Collection::Modules, name, vec![]).await
+    }
+
+    // ---- jobs ----
+
+    /// Claims the job of a module on an event by one insert. Of many who try, one wins.
+    pub async fn claim(&self, module: &Module, event: &Event, holder: &str, until: Millis) -> Result<Claim, LedgerError> {
+        let now = clock::now();
+        let queued = JobRecord {
+            id: JobId::derive(&event.id, &module.name),
+            version: 1,
+            module: module.name.clone(),
+            event_id: event.id.clone(),
+            event_type: event.event_type.clone(),
+            correlation_id: event.context.correlation_id.clone(),
+            state: if module.gather.is_some() { JobState::Waiting } else { JobState::Queued },
+            attempt: 0,
+            attempts: vec![],
+            holder: None,
+            due: now,
+            created: now,
+            ended: None,
+            cancel: false,
+            outbox: false,
+            failures: 0,
+            losses: 0,
+        };
+        let record = match queued.state {
+            JobState::Waiting => queued,
+            _ => step(&queued, &Happening::Claimed { holder: holder.to_owned(), until })?,
+        };
+        Ok(match self.plane.documents.insert(Collection::Jobs, encode(&record), None).await? {
+            Inserted::New => Claim::Won(record),
+            Inserted::Existing(existing) => Claim::Known(decode(Collection::Jobs, existing)?),
+        })
+    }
+
+    /// The job of this id.
+    pub async fn get(&self, id: &JobId) -> Result<JobRecord, LedgerError> {
+        let found = self.plane.documents.get_as(Collection::Jobs, id.as_str()).await?;
+        found.ok_or_else(|| LedgerError::NoSuchJob(id.to_string()))
+    }
+
+    /// Jobs, oldest first, at most `limit`.
+    pub async fn list(&self, filter: &JobFilter, limit: usize) -> Result<Vec<JobRecord>, StoreError> {
+        let mut equals: Vec<(&'static str, Value)> = Vec::new();
+        equals.extend(filter.correlation.as_ref().map(|id| ("correlationId", json!(id))));
+        equals.extend(filter.module.as_ref().map(|name| ("module", json!(name))));
+        equals.extend(filter.state.map(|state| ("state", json!(state))));
+        self.plane.documents.find_as(Query::equal(Collection::Jobs, equals).order_by("created").limit(limit)).await
+    }
+
+    /// Lets `happening` happen to the job as its holder knows it.
+    ///
+    /// # Errors
+    /// [`LedgerError::Lost`] when somebody else holds the job by now, or a later attempt has begun.
+    pub async fn advance(&self, job: &JobRecord, happening: &Happening) -> Result<JobRecord, LedgerError> {
+        let mut current = job.clone();
+        for _ in 0..RACES_MAX {
+            let after = step(&current, happening)?;
+            if self.write(&current, &after).await? {
+                return Ok(after);
+            }
+            // A person may have asked for its end meanwhile; that changes the version, not the holder.
+            current = self.get(&job.id).await?;
+            if current.attempt != job.attempt || current.holder != job.holder {
+                return Err(LedgerError::Lost(job.id.clone()));
+            }
+        }
+        Err(LedgerError::Contended(job.id.clone()))
+    }
+
+    /// Lets `happening` happen to whatever the job is by now.
+    async fn force(&self, id: &JobId, happening: &Happening) -> Result<JobRecord, LedgerError> {
+        for _ in 0..RACES_MAX {
+            let current = self.get(id).await?;
+            let after = step(&current, happening)?;
+            if self.write(&current, &after).await? {
+                return Ok(after);
+            }
+        }
+        Err(LedgerError::Contended(id.clone()))
+    }
+
+    async fn write(&self, before: &JobRecord, after: &JobRecord) -> Result<bool, LedgerError> {
+        if after.state == JobState::Dead && before.state != JobState::Dead {
+            // The letter first: a crash in between leaves a letter too many, which the retry removes; reversed,
+            // nobody would be told.
+            self.bury(after).await?;
+        }
+        let expect = vec![("version", json!(before.version))];
+        Ok(self.plane.documents.replace(Collection::Jobs, encode(after), expect, None).await?)
+    }
+
+    async fn bury(&self, job: &JobRecord) -> Result<(), StoreError> {
+        let event: Option<Event> = self.plane.documents.get_as(Collection::Events, job.event_id.as_str()).await?;
+        let message: Option<Message> = event.map(|event| event.message());
+        let reason = job.attempts.last().and_then(|attempt| attempt.reason.clone());
+        let letter = DeadLetter {
+            module: job.module.clone(),
+            event_id: job.event_id.to_string(),
+            body: message.map(|message| encode(&message).to_string()).unwrap_or_default(),
+            reason: reason.unwrap_or_else(|| "it failed".into()),
+            at: clock::now(),
+        };
+        self.plane.bus.bury(letter).await
+    }
+
+    /// Takes the module's next job that waits in the ledger: a retry, a released or a gathered one.
+    pub async fn take_due(&self, module: &str, holder: &str, until: Millis) -> Result<Option<JobRecord>, LedgerError> {
+        let query = Query {
+            at_most: Some(("due", clock::now())),
+            ..Query::equal(Collection::Jobs, vec![("module", json!(module)), ("state", json!(JobState::Queued))])
+                .order_by("due")
+                .limit(8)
+        };
+        for job in self.plane.documents.find_as::<JobRecord>(query).await? {
+            let claimed = step(&job, &Happening::Claimed { holder: holder.to_owned(), until })?;
+            if self.write(&job, &claimed).await? {
+                return Ok(Some(claimed));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The active jobs whose lease has ended.
+    pub async fn expired(&self) -> Result<Vec<JobRecord>, StoreError> {
+        let mut expired = Vec::new();
+        for state in [JobState::Starting, JobState::Running] {
+            let query = Query {
+                at_most: Some(("due", clock::now())),
+                ..Query::equal(Collection::Jobs, vec![("state", json!(state))]).order_by("due").limit(1000)
+            };
+            expired.extend(self.plane.documents.find_as::<JobRecord>(query).await?);
+        }
+        Ok(expired)
+    }
+
+    /// The jobs that a dispatcher holds.
+    pub async fn held_by(&self, holder: &str) -> Result<Vec<JobRecord>, StoreError> {
+        let mut held = Vec::new();
+        for state in [JobState::Starting, JobState::Running] {
+            let jobs: Vec<JobRecord> = self.plane.documents.find_as(Query::equal(Collection::Jobs, vec![("state", json!(state))])).await?;
+            held.extend(jobs.into_iter().filter(|job| job.holder.as_deref() == Some(holder)));
+        }
+        Ok(held)
+    }
+
+    /// The gathering jobs that wait.
+    pub async fn waiting(&self) -> Result<Vec<JobRecord>, StoreError> {
+        self.list(&JobFilter { state: Some(JobState::Waiting), ..JobFilter::default() }, Query::LIMIT).await
+    }
+
+    /// Stops a job: at once if it does not run, else as soon as its dispatcher sees it. A succeeded job cannot be.
+    pub async fn cancel(&self, id: &JobId) -> Result<JobRecord, LedgerError> {
+        let job = self.force(id, &Happening::CancelAsked).await?;
+        self.plane.bus.exhume(&job.module, job.event_id.as_str()).await?;
+        Ok(job)
+    }
+
+    /// Lets a dead or cancelled job run again, with all its retries.
+    pub async fn retry(&self, id: &JobId) -> Result<JobRecord, LedgerError> {
+        let job = self.force(id, &Happening::Revived).await?;
+        self.plane.bus.exhume(&job.module, job.event_id.as_str()).await?;
+        Ok(job)
+    }
+
+    /// The visible events of a correlation, oldest first.
+    pub async fn events_of(&self, correlation: &str) -> Result<Vec<Event>, StoreError> {
+        let equals = vec![("context.correlationId", json!(correlation)), ("context.documentType", json!("eventMeta"))];
+        let mut events: Vec<Event> =
+            self.plane.documents.find_as(Query::equal(Collection::Events, equals).order_by("created")).await?;
+        events.retain(|event| event.publication != Publication::Staged);
+        Ok(events)
+    }
+
+    /// An event.
+    pub async fn event(&self, id: &EventId) -> Result<Option<Event>, StoreError> {
+        self.plane.documents.get_as(Collection::Events, id.as_str()).await
+    }
+}
+
+/// The record after a happening, its version raised.
+fn step(job: &JobRecord, happening: &Happening) -> Result<JobRecord, LedgerError> {
+    let after = next(job, happening, clock::now());
+    let mut after = after.map_err(|source| LedgerError::Illegal { id: job.id.clone(), source })?;
+    after.version += 1;
+    Ok(after)
+}

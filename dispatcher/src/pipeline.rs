@@ -1,0 +1,495 @@
+//! Modules, and the pipeline file that declares them (DESIGN.md section 8).
+//!
+//! A file that is wrong is refused before anything starts, with its line, the field and what is allowed there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ionfs::event::is_event_type;
+use ionfs::record::CommitMode;
+use serde::{Deserialize, Serialize};
+use serde_saphyr::{Location, Spanned};
+
+/// How long a job may run unless its module says otherwise: older Ion's default.
+const TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Retries unless the module says otherwise. Commits are idempotent, so trying again is safe; three outlast a
+/// store's restart.
+const RETRIES: u32 = 3;
+
+/// In a module's `emits`: any event type. For `ion run`; no pipeline file may say it.
+pub const ANY_TYPE: &str = "*";
+
+/// What is wrong with a pipeline file.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// It cannot be read.
+    #[error("{path} cannot be read")]
+    Read {
+        /// The file.
+        path: String,
+        /// The system's error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It says something that is not allowed.
+    #[error("{path}:{line}:{column}: {reason}")]
+    Wrong {
+        /// The file.
+        path: String,
+        /// The line, from 1.
+        line: u64,
+        /// The column, from 1.
+        column: u64,
+        /// What is wrong and what is allowed.
+        reason: String,
+    },
+}
+
+/// What a gathering module does about a dead job below its event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDead {
+    /// Waits until it is retried or dropped.
+    #[default]
+    Wait,
+    /// Starts without what it would have made.
+    Go,
+}
+
+/// One module, as registered in the plane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Module {
+    /// Its name: the id of its document.
+    #[serde(rename = "id")]
+    pub name: String,
+    /// Event types it starts on; empty for a gathering module.
+    #[serde(default)]
+    pub on: Vec<String>,
+    /// The event type it gathers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gather: Option<String>,
+    /// Below one event of this type.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per: Option<String>,
+    /// What a dead job below does.
+    #[serde(default)]
+    pub on_dead: OnDead,
+    /// Event types it may publish.
+    #[serde(default)]
+    pub emits: Vec<String>,
+    /// The program and its arguments.
+    pub run: Vec<String>,
+    /// What it adds to the environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// When its events are committed.
+    #[serde(default)]
+    pub commit: CommitMode,
+    /// How long a job may run.
+    #[serde(with = "milliseconds", rename = "timeoutMs")]
+    pub timeout: Duration,
+    /// How often a failed job is tried again.
+    pub retries: u32,
+    /// Jobs at a time in one dispatcher.
+    pub concurrency: usize,
+    /// The working folder: that of the pipeline file.
+    pub directory: PathBuf,
+}
+
+mod milliseconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_millis)
+    }
+}
+
+impl Module {
+    /// A module with nothing but a name and a program; all else as a pipeline file leaves it.
+    pub fn new(name: &str, run: Vec<String>, directory: PathBuf) -> Self {
+        Self {
+            name: name.to_owned(),
+            on: vec![],
+            gather: None,
+            per: None,
+            on_dead: OnDead::default(),
+            emits: vec![],
+            run,
+            env: BTreeMap::new(),
+            commit: CommitMode::default(),
+            timeout: TIMEOUT,
+            retries: RETRIES,
+            concurrency: default_concurrency(),
+            directory,
+        }
+    }
+
+    /// The event types whose messages reach it.
+    pub fn subscribes(&self) -> Vec<String> {
+        self.on.iter().chain(&self.per).cloned().collect()
+    }
+
+    /// The program with its path made sure, and its arguments.
+    pub fn argv(&self) -> Vec<String> {
+        let mut argv = self.run.clone();
+        if let Some(program) = argv.first_mut()
+            && program.contains('/')
+        {
+            *program = self.directory.join(&*program).display().to_string();
+        }
+        argv
+    }
+
+    /// Whether the program is there and may be executed; what to do about it if not.
+    ///
+    /// # Errors
+    /// The reason, in words.
+    pub fn check_program(&self, path: &str) -> Result<(), String> {
+        let Some(program) = self.argv().into_iter().next() else { return Err("\"run\" is empty".into()) };
+        let executable = |file: &Path| file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+        if program.contains('/') {
+            let file = Path::new(&program);
+            return match file.metadata() {
+                Err(_) => Err(format!("program {program} is not there")),
+                Ok(_) if !executable(file) => Err(format!("program {program} is not executable; allow it with `chmod +x {program}`")),
+                Ok(_) => Ok(()),
+            };
+        }
+        let found = path.split(':').any(|folder| executable(&Path::new(folder).join(&program)));
+        if found { Ok(()) } else { Err(format!("program {program:?} is in no folder of PATH; for one beside this file write ./{program}")) }
+    }
+}
+
+fn default_concurrency() -> usize {
+    std::thread::available_parallelism().map_or(1, Into::into)
+}
+
+/// A pipeline: modules that work together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pipeline {
+    /// Its name.
+    pub name: String,
+    /// Its modules, by name.
+    pub modules: Vec<Module>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    name: Option<String>,
+    modules: Option<Spanned<BTreeMap<String, Spanned<Entry>>>>,
+    #[serde(rename = "Chain")]
+    chain: Option<Spanned<serde::de::IgnoredAny>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    on: Option<Spanned<Vec<Spanned<String>>>>,
+    gather: Option<Spanned<String>>,
+    per: Option<Spanned<String>>,
+    #[serde(rename = "on-dead")]
+    on_dead: Option<OnDead>,
+    emits: Option<Vec<Spanned<String>>>,
+    run: Option<Spanned<Vec<String>>>,
+    image: Option<Spanned<String>>,
+    env: Option<BTreeMap<String, String>>,
+    commit: Option<CommitMode>,
+    timeout: Option<Spanned<String>>,
+    retries: Option<u32>,
+    concurrency: Option<Spanned<usize>>,
+    executor: Option<Spanned<String>>,
+    stdio: Option<Spanned<bool>>,
+}
+
+/// What is wrong, and where.
+type Wrong = (Location, String);
+
+impl Pipeline {
+    /// Reads and checks a pipeline file; `path` is where programs without a slash are looked for.
+    ///
+    /// # Errors
+    /// The first mistake, with its place.
+    pub fn load(file: &Path, path: &str) -> Result<Self, PipelineError> {
+        let name = file.display().to_string();
+        let unreadable = |source| PipelineError::Read { path: name.clone(), source };
+        let bytes = std::fs::read(file).map_err(unreadable)?;
+        let file = std::path::absolute(file).map_err(unreadable)?;
+        let directory = file.parent().unwrap_or(Path::new("/"));
+        let pipeline = Self::parse(&bytes, &name, directory)?;
+        pipeline.0.check_programs(&pipeline.1, &name, path)?;
+        Ok(pipeline.0)
+    }
+
+    fn check_programs(&self, places: &BTreeMap<String, Location>, file: &str, path: &str) -> Result<(), PipelineError> {
+        for module in &self.modules {
+            module.check_program(path).map_err(|reason| {
+                let place = places.get(&module.name).copied().unwrap_or(Location::UNKNOWN);
+                wrong(file, (place, format!("module {:?}: {reason}", module.name)))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Checks everything but the programs; gives where each module's `run` stands too.
+    fn parse(bytes: &[u8], name: &str, directory: &Path) -> Result<(Self, BTreeMap<String, Location>), PipelineError> {
+        let text = std::str::from_utf8(bytes).map_err(|error| PipelineError::Wrong {
+            path: name.to_owned(),
+            line: 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() as u64,
+            column: 1,
+            reason: "the file is not UTF-8".into(),
+        })?;
+        let file: File = serde_saphyr::from_str(text).map_err(|error| {
+            let place = error.location().unwrap_or(Location::UNKNOWN);
+            wrong(name, (place, explained(&error.without_snippet().to_string())))
+        })?;
+        build(file, directory).map_err(|at| wrong(name, at))
+    }
+}
+
+fn wrong(path: &str, (place, reason): Wrong) -> PipelineError {
+    // An empty file has no place; the first line is where something belongs.
+    PipelineError::Wrong { path: path.to_owned(), line: place.line().max(1), column: place.column().max(1), reason }
+}
+
+/// A parser's message with the nearest field, and without its own words for the place.
+fn explained(message: &str) -> String {
+    let message = message.split(" at line ").next().unwrap_or(message);
+    let message = message.split_once("): ").filter(|(place, _)| place.contains("line ")).map_or(message, |(_, rest)| rest);
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    if message.contains("unknown field")
+        && let Some(field) = quoted.next()
+    {
+        let allowed: Vec<&str> = quoted.collect();
+        let nearest = allowed.iter().min_by_key(|candidate| distance(field, candidate));
+        let hint = match nearest {
+            Some(nearest) if distance(field, nearest) <= 3 => format!("; did you mean {nearest:?}?"),
+            _ => ";".to_owned(),
+        };
+        return format!("unknown field {field:?}{hint} allowed: {}", allowed.join(", "));
+    }
+    message.trim().to_owned()
+}
+
+/// How many letters have to be changed, added or left out (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.chars().enumerate() {
+            let changed = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.chars().count()]
+}
+
+fn build(file: File, directory: &Path) -> Result<(Pipeline, BTreeMap<String, Location>), Wrong> {
+    if let Some(chain) = file.chain {
+        return Err((chain.referenced, "this build does not run chains of stdin-to-stdout links; declare \"modules\" instead".into()));
+    }
+    let Some(entries) = file.modules else {
+        return Err((Location::UNKNOWN, "there is no \"modules\": a map from names to modules".into()));
+    };
+    if entries.value.is_empty() {
+        return Err((entries.referenced, "\"modules\" is empty".into()));
+    }
+    let mut places = BTreeMap::new();
+    let mut gathers = BTreeMap::new();
+    let mut modules = Vec::new();
+    for (name, entry) in entries.value {
+        let place = entry.referenced;
+        let in_module = |(place, reason): Wrong| (place, format!("module {name:?}: {reason}"));
+        if !is_event_type(&name) {
+            return Err((place, format!("{name:?} cannot be a module's name: letters, digits, '.', '_' and '-' are allowed")));
+        }
+        places.insert(name.clone(), entry.value.run.as_ref().map_or(place, |run| run.referenced));
+        gathers.extend(entry.value.gather.as_ref().map(|gather| (name.clone(), gather.referenced)));
+        modules.push(module(&name, entry.value, place, directory).map_err(in_module)?);
+    }
+    check_gathers(&modules, &gathers)?;
+    let name = file.name.unwrap_or_else(|| "pipeline".into());
+    Ok((Pipeline { name, modules }, places))
+}
+
+fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result<Module, Wrong> {
+    if let Some(image) = entry.image {
+        return Err((image.referenced, "this build runs no images; say what to run with \"run\"".into()));
+    }
+    if let Some(executor) = entry.executor.filter(|executor| executor.value != "local") {
+        return Err((executor.referenced, format!("this build has no executor {:?}; allowed: local", executor.value)));
+    }
+    if let Some(stdio) = entry.stdio.filter(|stdio| stdio.value) {
+        return Err((stdio.referenced, "this build does not run stdin-to-stdout links".into()));
+    }
+    let run = entry.run.ok_or((place, "\"run\" is missing: the program and its arguments, as in run: [./sample.sh]".to_owned()))?;
+    if run.value.first().is_none_or(String::is_empty) {
+        return Err((run.referenced, "\"run\" is empty: the program and its arguments are needed".into()));
+    }
+    let mut module = Module::new(name, run.value, directory.to_owned());
+    match (entry.on, entry.gather, entry.per) {
+        (Some(on), None, None) => {
+            if on.value.is_empty() {
+                return Err((on.referenced, "\"on\" is empty: no event would ever start it".into()));
+            }
+            module.on = event_types(on.value)?;
+        }
+        (None, Some(gather), Some(per)) => {
+            module.gather = event_types(vec![gather])?.pop();
+            module.per = event_types(vec![per])?.pop();
+        }
+        (None, Some(gather), None) => return Err((gather.referenced, "\"gather\" needs \"per\": the event type below which it gathers".into())),
+        (None, None, Some(per)) => return Err((per.referenced, "\"per\" belongs to \"gather\"".into())),
+        (None, None, None) => return Err((place, "\"on\" is missing: the event types it starts on (or \"gather\" and \"per\")".into())),
+        (Some(on), _, _) => return Err((on.referenced, "\"on\" and \"gather\" exclude each other".into())),
+    }
+    module.emits = event_types(entry.emits.unwrap_or_default())?;
+    module.env = entry.env.unwrap_or_default();
+    module.commit = entry.commit.unwrap_or_default();
+    module.on_dead = entry.on_dead.unwrap_or_default();
+    module.retries = entry.retries.unwrap_or(RETRIES);
+    if let Some(timeout) = entry.timeout {
+        module.timeout = humantime::parse_duration(&timeout.value)
+            .map_err(|error| (timeout.referenced, format!("\"timeout\" {:?}: {error}; write it as 30s, 10m or 2h", timeout.value)))?;
+    }
+    if let Some(concurrency) = entry.concurrency {
+        if concurrency.value == 0 {
+            return Err((concurrency.referenced, "\"concurrency\" is 0: no job would ever start; 1 or more is allowed".into()));
+        }
+        module.concurrency = concurrency.value;
+    }
+    Ok(module)
+}
+
+fn event_types(types: Vec<Spanned<String>>) -> Result<Vec<String>, Wrong> {
+    let checked = |event_type: Spanned<String>| {
+        if is_event_type(&event_type.value) {
+            Ok(event_type.value)
+        } else {
+            Err((
+                event_type.referenced,
+                format!("{:?} cannot be an event type: letters, digits, '.', '_' and '-' are allowed, at most 200", event_type.value),
+            ))
+        }
+    };
+    types.into_iter().map(checked).collect()
+}
+
+/// The event types that can come of `from`, through whatever modules there are.
+pub(crate) fn reachable(modules: &[Module], from: &[String]) -> BTreeSet<String> {
+    let mut found: BTreeSet<String> = from.iter().cloned().collect();
+    loop {
+        let before = found.len();
+        for module in modules {
+            if module.on.iter().chain(&module.gather).any(|event_type| found.contains(event_type)) {
+                found.extend(module.emits.iter().cloned());
+            }
+        }
+        if found.len() == before {
+            return found;
+        }
+    }
+}
+
+/// Refuses gathering what nobody publishes, and gathers that wait for each other.
+fn check_gathers(modules: &[Module], places: &BTreeMap<String, Location>) -> Result<(), Wrong> {
+    for module in modules {
+        let Some(gather) = &module.gather else { continue };
+        let place = places.get(&module.name).copied().unwrap_or(Location::UNKNOWN);
+        if !modules.iter().any(|other| other.emits.contains(gather)) {
+            return Err((place, format!("module {:?}: it gathers {gather:?}, which no module emits", module.name)));
+        }
+        if reachable(modules, &module.emits).contains(gather) {
+            return Err((place, format!("module {:?}: what it emits leads to {gather:?}, which it waits for", module.name)));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Pipeline, String> {
+        Pipeline::parse(text.as_bytes(), "p.yaml", Path::new("/somewhere")).map(|(p, _)| p).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_whole_file_is_read() {
+        let pipeline = parse(
+            "name: video\nmodules:\n  sample:\n    on: [new_video]\n    emits: [frame]\n    run: [./sample.sh]\n    env: {FPS: \"1\"}\n    commit: on-success\n    timeout: 2m\n    retries: 0\n    concurrency: 4\n    executor: local\n  sheet:\n    gather: frame\n    per: new_video\n    on-dead: go\n    run: [python3, sheet.py]\n",
+        )
+        .unwrap();
+        let [sample, sheet] = &pipeline.modules[..] else { panic!("two modules") };
+        assert_eq!((sample.timeout, sample.retries, sample.concurrency), (Duration::from_secs(120), 0, 4));
+        assert_eq!(sample.commit, CommitMode::OnSuccess);
+        assert_eq!(sample.argv(), ["/somewhere/./sample.sh"]);
+        assert_eq!(sheet.subscribes(), ["new_video"]);
+        assert_eq!(sheet.argv(), ["python3", "sheet.py"]);
+        assert_eq!(sheet.on_dead, OnDead::Go);
+    }
+
+    #[test]
+    fn each_mistake_is_named_with_its_line_and_the_way_out() {
+        let module = |fields: &str| format!("modules:\n  a:\n    on: [x]\n    run: [cat]\n    {fields}\n");
+        let cases = [
+            (module("retrys: 3"), "p.yaml:5:", "did you mean \"retries\"? allowed: on, gather"),
+            (module("timeout: soon"), "p.yaml:5:", "write it as 30s"),
+            (module("concurrency: 0"), "p.yaml:5:", "1 or more"),
+            (module("executor: moon"), "p.yaml:5:", "allowed: local"),
+            (module("gather: y"), "p.yaml:3:", "exclude each other"),
+            (module("retries: many"), "p.yaml:5:", ""),
+            (module("run: [ls]"), "p.yaml:5:", ""),
+            (module("emits: [a b]"), "p.yaml:5:", "cannot be an event type"),
+            ("modules:\n  a:\n    on: [x]\n".into(), "p.yaml:", "\"run\" is missing"),
+            ("modules:\n  a:\n    run: [cat]\n".into(), "p.yaml:", "\"on\" is missing"),
+            ("modules:\n  a:\n    gather: y\n    per: x\n    run: [cat]\n".into(), "p.yaml:3:", "no module emits"),
+            (
+                "modules:\n  a:\n    gather: y\n    per: x\n    emits: [z]\n    run: [cat]\n  b: {on: [z], emits: [y], run: [cat]}\n".into(),
+                "p.yaml:3:",
+                "which it waits for",
+            ),
+            ("modules: {}".into(), "p.yaml:1:", "empty"),
+            ("Chain:\n  - Image: x\n".into(), "p.yaml:", "chains"),
+            (String::new(), "p.yaml:1:", ""),
+        ];
+        for (text, place, words) in cases {
+            let error = parse(&text).unwrap_err();
+            assert!(error.starts_with(place) && error.contains(words), "{text}\n=> {error}");
+        }
+    }
+
+    #[test]
+    fn a_program_that_cannot_run_is_found_before_anything_starts() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pipeline.yaml");
+        std::fs::write(&file, "modules:\n  a:\n    on: [x]\n    run: [./tool.sh]\n").unwrap();
+        let error = |path: &str| Pipeline::load(&file, path).unwrap_err().to_string();
+        assert!(error("/bin").contains(":4:") && error("/bin").contains("is not there"), "{}", error("/bin"));
+        std::fs::write(folder.path().join("tool.sh"), "#!/bin/sh\n").unwrap();
+        assert!(error("/bin").contains("chmod +x"), "{}", error("/bin"));
+        std::fs::write(&file, "modules:\n  a:\n    on: [x]\n    run: [tool.sh]\n").unwrap();
+        assert!(error("/bin").contains("write ./tool.sh"), "{}", error("/bin"));
+    }
+
+    proptest! {
+        #[test]
+        fn reading_survives_anything(text in "[a-z:\\[\\]{}\\- \n\"'&*#|>]{0,200}") {
+            let _ = parse(&text);
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Every `unsafe` line of Ion: what the kernel offers and no safe library wraps.
+#![expect(unsafe_code, reason = "the one room where it is allowed")]
+
+use std::io;
+
+use rustix::process::{Pid, Signal};
+use rustix::thread::UnshareFlags;
+
+/// Whether this process is root's.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Which side of a fork runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fork {
+    /// The process that called, and the child's pid.
+    Parent(Pid),
+    /// The new process.
+    Child,
+}
+
+/// Forks a process that has one thread only.
+///
+/// # Errors
+/// When the process has more threads, or the kernel refuses.
+pub fn fork_single_threaded() -> io::Result<Fork> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("a process with several threads must not fork"));
+    }
+    // SAFETY: checked above: there is one thread, so no lock can be held by another in the child.
+    let pid = unsafe { libc::fork() };
+    match Pid::from_raw(pid) {
+        _ if pid < 0 => Err(io::Error::last_os_error()),
+        Some(pid) => Ok(Fork::Parent(pid)),
+        None => Ok(Fork::Child),
+    }
+}
+
+/// Leaves the namespaces that `flags` name for new ones.
+///
+/// # Errors
+/// EPERM where the kernel does not allow it.
+pub fn unshare(flags: UnshareFlags) -> io::Result<()> {
+    let allowed = UnshareFlags::NEWNS | UnshareFlags::NEWPID | UnshareFlags::NEWUSER;
+    assert!(allowed.contains(flags), "only namespaces are unshared");
+    // SAFETY: only CLONE_FILES and CLONE_FS-like flags can break other code's assumptions about descriptors.
+    unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(Into::into)
+}
+
+/// Sends a signal to every process of this PID namespace but the caller, which must be its first process: anywhere
+/// else it would reach strangers.
+///
+/// # Errors
+/// ESRCH when there is no other process.
+pub fn kill_namespace(signal: Signal) -> io::Result<()> {
+    assert!(rustix::process::getpid().is_init(), "only the first process of a namespace may end all others");
+    // SAFETY: kill() touches no memory of ours.
+    match unsafe { libc::kill(-1, signal.as_raw()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,81 @@
+//! `ion doctor`: what this machine can do, and what to do about the rest.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use clap::Args as ClapArgs;
+use dispatcher::executor::sandbox::{self, Mode};
+use serde_json::json;
+
+use crate::output::{self, Colour};
+use crate::settings::Settings;
+use crate::{Outcome, Verdict};
+
+/// Say what this machine can do, and what to do about the rest; exit 1 if Ion cannot run here
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Args {}
+
+struct Finding {
+    what: &'static str,
+    good: bool,
+    needed: bool,
+    text: String,
+}
+
+pub(crate) async fn run(settings: &Settings, _args: Args) -> Outcome {
+    let mut findings = vec![device()];
+    let program = std::env::current_exe()?;
+    let root = ionfs::sys::is_root();
+    let mode = if root { Mode::Root } else { Mode::User };
+    findings.push(match sandbox::probe(&program, mode).await {
+        Ok(()) => good("namespaces", "each job has its own, with the tree at /ion"),
+        Err(reason) => Finding {
+            what: "namespaces",
+            good: false,
+            needed: false,
+            text: format!("{reason}; jobs find their tree at $ION_DIR instead{}", if root { "" } else { " (this needs the program fusermount3, of package fuse3)" }),
+        },
+    });
+    findings.push(if root {
+        good("passthrough", "offered to the kernel (Linux 6.9 and later); it reads whole files by itself")
+    } else {
+        Finding { what: "passthrough", good: false, needed: false, text: "needs root; the daemon answers reads itself, slower and the same to see".into() }
+    });
+    findings.push(match settings.plane().await {
+        Ok(_) => good("stores", &format!("{} and {}", settings.urls().blobs, settings.urls().documents)),
+        Err(crate::Failure(reason)) => Finding { what: "stores", good: false, needed: true, text: reason },
+    });
+    let well = findings.iter().all(|finding| finding.good || !finding.needed);
+    if settings.json {
+        let list: Vec<_> = findings.iter().map(|f| json!({"what": f.what, "good": f.good, "needed": f.needed, "text": f.text})).collect();
+        output::json(&list);
+    } else {
+        for finding in findings {
+            let (mark, colour) = match (finding.good, finding.needed) {
+                (true, _) => ("good", Colour::Green),
+                (false, false) => ("so-so", Colour::Yellow),
+                (false, true) => ("bad", Colour::Red),
+            };
+            output::line(format!("{:<12} {:<5}  {}", finding.what, output::coloured(mark, colour), finding.text));
+        }
+    }
+    Ok(if well { Verdict::Well } else { Verdict::Failed })
+}
+
+fn good(what: &'static str, text: &str) -> Finding {
+    Finding { what, good: true, needed: true, text: text.to_owned() }
+}
+
+fn device() -> Finding {
+    let path = Path::new("/dev/fuse");
+    let opened = std::fs::OpenOptions::new().read(true).write(true).open(path);
+    let bad = |text: String| Finding { what: "fuse", good: false, needed: true, text };
+    match (opened, path.metadata()) {
+        (Ok(_), _) => good("fuse", "/dev/fuse can be opened"),
+        (Err(_), Err(_)) => bad("/dev/fuse is not there; load it with `modprobe fuse`, or give the container --device /dev/fuse".into()),
+        (Err(error), Ok(metadata)) => bad(format!(
+            "/dev/fuse cannot be opened: {error} (mode {:o}); allow it with `chmod 666 /dev/fuse`, as distributions do",
+            metadata.permissions().mode() & 0o777
+        )),
+    }
+}

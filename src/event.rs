@@ -1,0 +1,256 @@
+//! `ion event`: create, get, peek.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use dispatcher::dispatch::served_modules;
+use dispatcher::ledger::Ledger;
+use ionfs::clock;
+use ionfs::commit::{LISTED_MAX, create_event};
+use ionfs::event::{Context, DocumentType, Event, FileEntry, KeyValue, Publication, is_event_type};
+use ionfs::id::{CorrelationId, EventId};
+use ionfs::stores::DataPlane;
+use ionfs::upload::{store_bytes, store_path};
+
+use crate::settings::Settings;
+use crate::{Failure, Outcome, Verdict, output, trace};
+
+/// Create events, and look at them
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Create(CreateArgs),
+    Get(GetArgs),
+    Peek(PeekArgs),
+}
+
+/// Create an event: store files, and start every module that subscribes to its type
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ion event create new_video --file clip.mp4 --wait
+  ion event create order --data customer=7 --data note='call first'
+  ion event create scan --file scans/             every file below scans/, under its path there")]
+pub(crate) struct CreateArgs {
+    /// The event type
+    #[arg(value_name = "TYPE")]
+    event_type: String,
+    /// A file or folder to store with it; under another name with PATH=NAME
+    #[arg(short, long = "file", value_name = "PATH[=NAME]")]
+    files: Vec<String>,
+    /// A value for the modules
+    #[arg(short, long = "data", value_name = "KEY=VALUE", value_parser = pair)]
+    data: Vec<(String, String)>,
+    /// The event's id; the same id with the same content is the same event [default: a new one]
+    #[arg(long)]
+    id: Option<String>,
+    /// The correlation it belongs to [default: a new one]
+    #[arg(long)]
+    correlation: Option<String>,
+    /// The event it came of
+    #[arg(long)]
+    parent: Option<String>,
+    /// Wait until all that comes of it has ended; exit 0 only if all of it succeeded
+    #[arg(short, long)]
+    wait: bool,
+    /// How long to wait at most
+    #[arg(long, default_value = "1h", value_parser = humantime::parse_duration, requires = "wait")]
+    timeout: Duration,
+}
+
+/// Print an event's document
+#[derive(Debug, Args)]
+pub(crate) struct GetArgs {
+    /// The event's id, or the beginning of one
+    id: String,
+}
+
+/// Print the messages that wait for a module, without taking them
+#[derive(Debug, Args)]
+pub(crate) struct PeekArgs {
+    /// The module
+    module: String,
+    /// At most so many
+    #[arg(long, default_value_t = 100)]
+    limit: usize,
+}
+
+/// `KEY=VALUE`
+pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("it must be KEY=VALUE".into()),
+    }
+}
+
+pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
+    match command {
+        Command::Create(args) => create(settings, args).await,
+        Command::Get(args) => get(settings, args).await,
+        Command::Peek(args) => peek(settings, args).await,
+    }
+}
+
+async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
+    if !is_event_type(&args.event_type) {
+        return Err(Failure(format!("{:?} cannot be an event type: letters, digits, '.', '_' and '-' are allowed", args.event_type)));
+    }
+    let plane = settings.plane().await?;
+    let id = args.id.map_or_else(EventId::random, EventId::new);
+    let correlation = args.correlation.map_or_else(CorrelationId::random, CorrelationId::new);
+    let files = store_files(&plane, &format!("{correlation}/{id}"), &args.files).await?;
+    let data = args.data.into_iter().map(|(key, value)| KeyValue { key, value }).collect();
+    let event = first_event(&plane, id, correlation, args.event_type, files, data, args.parent).await?;
+    create_event(&plane, event.clone()).await?;
+    if settings.json && !args.wait {
+        output::json(&event);
+    } else {
+        output::line(format!("event {} correlation {}", event.id, event.context.correlation_id));
+    }
+    let ledger = Ledger::new(plane);
+    let modules = ledger.modules().await?;
+    let subscribed: Vec<&str> =
+        modules.iter().filter(|m| m.subscribes().contains(&event.event_type)).map(|m| m.name.as_str()).collect();
+    if subscribed.is_empty() {
+        output::say(&format!("no module subscribes to {:?}: nothing will start", event.event_type));
+    }
+    if !args.wait {
+        return Ok(Verdict::Well);
+    }
+    let served = served_modules(&ledger).await?;
+    if let Some(module) = subscribed.iter().find(|module| !served.iter().any(|name| name == *module)) {
+        output::say(&format!("no dispatcher serves module {module:?}: start one with `ion up`"));
+    }
+    trace::wait(settings, &ledger, event.context.correlation_id.as_str(), args.timeout).await
+}
+
+/// The document of an event that no job made.
+pub(crate) async fn first_event(
+    plane: &DataPlane,
+    id: EventId,
+    correlation_id: CorrelationId,
+    event_type: String,
+    files: Vec<FileEntry>,
+    data: Vec<KeyValue>,
+    parent: Option<String>,
+) -> Result<Event, Failure> {
+    let (files, file_list) = if files.len() > LISTED_MAX {
+        let list = serde_json::to_vec(&files)?;
+        let key = format!("{correlation_id}/{id}/.ion-files.json");
+        (vec![], Some(store_bytes(&*plane.blobs, key, "files.json".into(), list.into()).await?))
+    } else {
+        (files, None)
+    };
+    let context = Context {
+        name: "ion".into(),
+        event_id: id.clone(),
+        correlation_id,
+        parent_event_id: parent.unwrap_or_default(),
+        document_type: DocumentType::EventMeta,
+    };
+    Ok(Event {
+        id,
+        context,
+        event_type,
+        files,
+        file_list,
+        data,
+        created: clock::now(),
+        publication: Publication::Unpublished,
+        file_name: None,
+        job_id: None,
+        attempt: None,
+        unrouted: false,
+    })
+}
+
+/// Stores files and folders named on the command line.
+pub(crate) async fn store_files(plane: &DataPlane, prefix: &str, named: &[String]) -> Result<Vec<FileEntry>, Failure> {
+    let mut found = Vec::new();
+    for text in named {
+        let (path, name) = match text.split_once('=') {
+            Some((path, name)) if !Path::new(text).exists() => (PathBuf::from(path), Some(name.to_owned())),
+            _ => (PathBuf::from(text), None),
+        };
+        if path.is_dir() {
+            walk(&path, name.as_deref().unwrap_or_default(), &mut found)?;
+        } else {
+            let own = path.file_name().map(|name| name.to_string_lossy().into_owned());
+            let name = name.or(own).ok_or_else(|| Failure(format!("{} has no file name", path.display())))?;
+            found.push((path, name));
+        }
+    }
+    let bar = progress(found.len());
+    let mut entries = Vec::with_capacity(found.len());
+    for (n, (path, name)) in found.iter().enumerate() {
+        bar.set_message(name.clone());
+        // A number keeps apart two files that were given one name.
+        let key = format!("{prefix}/{n}/{name}");
+        entries.push(store_path(&*plane.blobs, key, name.clone(), path).await?);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let mut names = std::collections::HashSet::new();
+    match entries.iter().find(|entry| !names.insert(entry.name.as_str())) {
+        Some(twice) => Err(Failure(format!("two files would be {:?}; give one another name with PATH=NAME", twice.name))),
+        None => Ok(entries),
+    }
+}
+
+fn walk(folder: &Path, prefix: &str, found: &mut Vec<(PathBuf, String)>) -> Result<(), Failure> {
+    let mut entries: Vec<_> = std::fs::read_dir(folder)?.collect::<Result<_, _>>()?;
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let own = entry.file_name().to_string_lossy().into_owned();
+        let name = if prefix.is_empty() { own } else { format!("{prefix}/{own}") };
+        if entry.path().is_dir() {
+            walk(&entry.path(), &name, found)?;
+        } else {
+            found.push((entry.path(), name));
+        }
+    }
+    Ok(())
+}
+
+/// A bar for long work on a terminal; nothing in a pipe.
+fn progress(total: usize) -> indicatif::ProgressBar {
+    let style = indicatif::ProgressStyle::with_template("{spinner} storing {pos}/{len} {msg}");
+    let bar = indicatif::ProgressBar::new(total as u64);
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+async fn get(settings: &Settings, args: GetArgs) -> Outcome {
+    let ledger = Ledger::new(settings.plane().await?);
+    let event = trace::find_event(&ledger, &args.id).await?;
+    output::json(&event);
+    Ok(Verdict::Well)
+}
+
+async fn peek(settings: &Settings, args: PeekArgs) -> Outcome {
+    let plane = settings.plane().await?;
+    let messages = plane.bus.peek(&args.module, args.limit).await?;
+    if settings.json {
+        output::json(&messages);
+    } else {
+        let row = |m: &ionfs::event::Message| {
+            vec![m.context.event_id.to_string(), m.event_type.clone(), m.context.name.clone(), m.context.correlation_id.to_string()]
+        };
+        output::table(&["EVENT", "TYPE", "BY", "CORRELATION"], &messages.iter().map(row).collect::<Vec<_>>());
+    }
+    Ok(Verdict::Well)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pair;
+
+    #[test]
+    fn values_may_hold_anything_but_a_key_is_needed() {
+        assert_eq!(pair("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert_eq!(pair("a="), Ok(("a".into(), String::new())));
+        assert!(pair("=b").is_err() && pair("a").is_err());
+    }
+}

@@ -1,0 +1,167 @@
+//! `ion job`: list, get, logs, cancel, retry.
+
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use dispatcher::ledger::{JobFilter, Ledger};
+use ionfs::clock;
+use ionfs::id::JobId;
+use ionfs::node::live_log;
+use ionfs::record::{JobRecord, JobState};
+
+use crate::settings::Settings;
+use crate::{Failure, Outcome, Verdict, output};
+
+/// How often a log that is followed is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Bytes of a log read at a time.
+const PIECE: u64 = 1 << 20;
+
+/// Look at jobs, and steer them
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    List(ListArgs),
+    /// Print a job's document
+    Get(IdArgs),
+    Logs(LogArgs),
+    /// Stop a job; one that runs gets SIGTERM, and SIGKILL after a while
+    Cancel(IdArgs),
+    /// Let a dead or cancelled job run again
+    Retry(IdArgs),
+}
+
+/// A job's id.
+#[derive(Debug, Args)]
+pub(crate) struct IdArgs {
+    /// The job's id, or the beginning of one
+    id: String,
+}
+
+/// List jobs, the latest last
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Of this module
+    #[arg(short, long)]
+    module: Option<String>,
+    /// In this state
+    #[arg(short, long, value_parser = state)]
+    state: Option<JobState>,
+    /// Of this correlation
+    #[arg(short, long)]
+    correlation: Option<String>,
+    /// At most so many
+    #[arg(long, default_value_t = 1000)]
+    limit: usize,
+}
+
+/// Print what a job wrote to stdout and stderr
+#[derive(Debug, Args)]
+pub(crate) struct LogArgs {
+    /// The job's id, or the beginning of one
+    id: String,
+    /// Of this attempt [default: the latest]
+    #[arg(long)]
+    attempt: Option<u32>,
+    /// Go on until the attempt ends
+    #[arg(short, long)]
+    follow: bool,
+}
+
+fn state(text: &str) -> Result<JobState, String> {
+    serde_json::from_value(text.into()).map_err(|_| {
+        "allowed: waiting, queued, starting, running, succeeded, dead, cancelled".to_owned()
+    })
+}
+
+pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
+    let ledger = Ledger::new(settings.plane().await?);
+    match command {
+        Command::List(args) => {
+            let filter = JobFilter { module: args.module, state: args.state, correlation: args.correlation };
+            show(settings, &ledger.list(&filter, args.limit).await?);
+        }
+        Command::Get(args) => output::json(&find(&ledger, &args.id).await?),
+        Command::Logs(args) => return logs(settings, &ledger, args).await,
+        Command::Cancel(args) => {
+            let job = ledger.cancel(&find(&ledger, &args.id).await?.id).await?;
+            let what = if job.state == JobState::Cancelled { "is cancelled" } else { "is asked to stop" };
+            output::say(&format!("job {} {what}", job.id));
+        }
+        Command::Retry(args) => {
+            let job = ledger.retry(&find(&ledger, &args.id).await?.id).await?;
+            output::say(&format!("job {} is queued again", job.id));
+        }
+    }
+    Ok(Verdict::Well)
+}
+
+/// The job of an id, or of the only id that begins so.
+pub(crate) async fn find(ledger: &Ledger, id: &str) -> Result<JobRecord, Failure> {
+    if let Ok(job) = ledger.get(&JobId::new(id)).await {
+        return Ok(job);
+    }
+    let all = ledger.list(&JobFilter::default(), usize::MAX >> 1).await?;
+    let mut found: Vec<JobRecord> = all.into_iter().filter(|job| job.id.as_str().starts_with(id)).collect();
+    match (found.pop(), found.len()) {
+        (Some(job), 0) => Ok(job),
+        (Some(_), more) => Err(Failure(format!("{} jobs begin with {id:?}; give more of the id", more + 1))),
+        (None, _) => Err(Failure(format!("there is no job {id:?}; `ion job list` shows what there is"))),
+    }
+}
+
+/// Prints jobs as a table or as documents.
+pub(crate) fn show(settings: &Settings, jobs: &[JobRecord]) {
+    if settings.json {
+        return output::json(&jobs);
+    }
+    let row = |job: &JobRecord| {
+        let last = job.attempts.last();
+        let took = last.map(|a| output::duration((a.ended.unwrap_or_else(clock::now) - a.started).max(0)));
+        let reason = last.and_then(|a| a.reason.clone()).filter(|_| job.state != JobState::Succeeded);
+        vec![
+            job.id.short().to_owned(),
+            job.module.clone(),
+            job.state.as_str().to_owned(),
+            job.attempt.to_string(),
+            took.unwrap_or_default(),
+            output::ago(job.created),
+            format!("{} {}", job.event_type, job.event_id.short()),
+            reason.unwrap_or_default(),
+        ]
+    };
+    output::table(&["JOB", "MODULE", "STATE", "ATTEMPT", "TOOK", "CREATED", "EVENT", "REASON"], &jobs.iter().map(row).collect::<Vec<_>>());
+}
+
+async fn logs(settings: &Settings, ledger: &Ledger, args: LogArgs) -> Outcome {
+    let job = find(ledger, &args.id).await?;
+    let number = args.attempt.unwrap_or(job.attempt);
+    let live = live_log(&settings.home, &job.id, number);
+    let mut printed = 0;
+    loop {
+        // The record before the file: once the record says it ended, the stored log is whole.
+        let now = ledger.get(&job.id).await?;
+        let attempt = now.attempts.iter().find(|attempt| attempt.number == number);
+        let attempt = attempt.ok_or_else(|| Failure(format!("job {} has no attempt {number}", job.id)))?;
+        if let Some(log) = &attempt.log {
+            while printed < log.size {
+                let piece = ledger.plane().blobs.get_range(&log.key, printed..(printed + PIECE).min(log.size)).await?;
+                printed += piece.len() as u64;
+                output::raw(&piece);
+            }
+            return Ok(Verdict::Well);
+        }
+        if let Ok(mut file) = std::fs::File::open(&live) {
+            let mut text = Vec::new();
+            file.seek(SeekFrom::Start(printed))?;
+            file.take(PIECE).read_to_end(&mut text)?;
+            printed += text.len() as u64;
+            output::raw(&text);
+        }
+        if !args.follow || attempt.ended.is_some() {
+            return Ok(Verdict::Well);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}

@@ -1,0 +1,43 @@
+//! `ion mount`: the whole plane as a tree to browse.
+
+use std::path::PathBuf;
+
+use clap::Args as ClapArgs;
+use ionfs::fs::browse;
+use ionfs::mount::mount_at;
+use ionfs::node::Node;
+
+use crate::settings::Settings;
+use crate::up::until_asked_to_stop;
+use crate::{Failure, Outcome, Verdict, output};
+
+/// Mount the whole plane as a read-only tree, until Ctrl-C
+///
+/// correlations/<id>/<n>-<type>-<id8>/ holds an event's files, values, insights, and its jobs with their logs;
+/// modules/<name>/<state>/ and types/<event type>/ link into it. Nothing is fetched before it is read.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  ion mount /tmp/plane &
+  ls -lR /tmp/plane/correlations
+  grep -r Traceback /tmp/plane/modules/detect/failed/")]
+pub(crate) struct Args {
+    /// The folder to mount at; made if it is missing
+    folder: PathBuf,
+}
+
+pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
+    let node = Node::new(settings.plane().await?, settings.node())?;
+    std::fs::create_dir_all(&args.folder)?;
+    let tree = browse::tree(node);
+    let mounted = mount_at(&args.folder, tree).await;
+    let mut mounted = mounted.map_err(|error| {
+        Failure(format!("{} cannot be mounted: {error}; `ion doctor` says what this machine can do", args.folder.display()))
+    })?;
+    output::say(&format!("mounted at {}; Ctrl-C unmounts", args.folder.display()));
+    tokio::select! {
+        ended = mounted.ended() => ended?,
+        () = until_asked_to_stop() => mounted.unmount().await?,
+    }
+    Ok(Verdict::Well)
+}

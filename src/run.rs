@@ -1,0 +1,134 @@
+//! `ion run`: one module once.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args as ClapArgs;
+use dispatcher::executor::{Executor as _, Start};
+use dispatcher::ledger::{Claim, Ledger};
+use dispatcher::pipeline::{ANY_TYPE, Module, Pipeline};
+use ionfs::clock::{self, millis};
+use ionfs::commit::create_event;
+use ionfs::event::{Event, KeyValue, Publication};
+use ionfs::id::{CorrelationId, EventId};
+use ionfs::node::Node;
+use ionfs::record::AttemptEnd;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::event::{first_event, pair, store_files};
+use crate::settings::{Settings, search_path};
+use crate::up::{local_executor, until_asked_to_stop};
+use crate::{Failure, Outcome, Verdict, output};
+
+/// Run one module once, on files and values given here, and print what it published
+///
+/// What it publishes is committed for real, and starts other modules if a dispatcher serves them.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  ion run sample --pipeline examples/video/pipeline.yaml --file clip.mp4
+  ion run --file README.md -- sh -c 'wc -w /ion/in/data/* > /ion/out/data/n'")]
+pub(crate) struct Args {
+    /// The module
+    #[arg(required_unless_present = "argv")]
+    module: Option<String>,
+    /// The pipeline file it is in [default: ./pipeline.yaml, else the registered modules]
+    #[arg(short, long, value_name = "FILE")]
+    pipeline: Option<PathBuf>,
+    /// A file or folder for in/data; under another name with PATH=NAME
+    #[arg(short, long = "file", value_name = "PATH[=NAME]")]
+    files: Vec<String>,
+    /// A value for in/meta
+    #[arg(short, long = "data", value_name = "KEY=VALUE", value_parser = pair)]
+    data: Vec<(String, String)>,
+    /// Instead of a module: a program and its arguments, which may publish anything
+    #[arg(last = true, conflicts_with = "module")]
+    argv: Vec<String>,
+}
+
+pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
+    let plane = settings.plane().await?;
+    let ledger = Ledger::new(plane.clone());
+    let module = module(&ledger, &args).await?;
+    let node = Node::new(plane.clone(), settings.node())?;
+    let (id, correlation) = (EventId::random(), CorrelationId::random());
+    let files = store_files(&plane, &format!("{correlation}/{id}"), &args.files).await?;
+    let data = args.data.into_iter().map(|(key, value)| KeyValue { key, value }).collect();
+    // Of the type the module subscribes to, but marked as published: this event starts this module and no other.
+    let event_type = module.subscribes().into_iter().next().unwrap_or_else(|| "run".into());
+    let event = first_event(&plane, id, correlation.clone(), event_type, files, data, None).await?;
+    let event = Event { publication: Publication::Published, ..event };
+    create_event(&plane, event.clone()).await?;
+    let lease = clock::now() + millis(module.timeout + Duration::from_secs(60));
+    let single = Module { gather: None, per: None, ..module.clone() };
+    let Claim::Won(job) = ledger.claim(&single, &event, "ion run", lease).await? else {
+        return Err(Failure("the job of a new event was there already".into()));
+    };
+    let (lines, mut shown) = mpsc::channel(4096);
+    let executor = local_executor(node, Some(lines)).await?;
+    let showing = tokio::spawn(async move {
+        while let Some(line) = shown.recv().await {
+            output::say(&format!("{} | {}", line.module, line.text));
+        }
+    });
+    let (stop, stopped) = watch::channel(None);
+    tokio::spawn(async move {
+        until_asked_to_stop().await;
+        stop.send_replace(Some(dispatcher::executor::Stop::Cancel));
+        // Kept alive: a dropped sender would say that nobody can stop it.
+        std::future::pending::<()>().await;
+    });
+    let gathered = module.gather.is_some().then(Vec::new);
+    let (running, _runs) = oneshot::channel();
+    let start = Start { job: job.clone(), module: module.clone(), event, gathered, running };
+    let ended = executor.run(start, stopped).await;
+    drop(executor);
+    showing.await?;
+    let well = ended.end == AttemptEnd::Succeeded;
+    let reason = ended.reason.clone();
+    let happening = dispatcher::job::Happening::Ended(dispatcher::job::Ended {
+        end: ended.end,
+        exit_code: ended.exit_code,
+        reason: ended.reason,
+        log: ended.log,
+        staged: ended.staged,
+        retries: 0,
+        jitter: 0.0,
+    });
+    let job = ledger.advance(&job, &happening).await?;
+    if job.outbox {
+        ionfs::relay::promote(&plane, &job.id).await?;
+    }
+    let published: Vec<Event> =
+        ledger.events_of(correlation.as_str()).await?.into_iter().filter(|event| event.job_id.is_some()).collect();
+    if settings.json {
+        output::json(&published);
+    } else {
+        for event in &published {
+            let files: Vec<&str> = event.files.iter().map(|file| file.name.as_str()).collect();
+            output::line(format!("{}  {}  {}", event.event_type, event.id, files.join(" ")));
+        }
+    }
+    match reason.filter(|_| !well) {
+        Some(reason) => Err(Failure(format!("{}: {reason}", module.name))),
+        None => Ok(Verdict::Well),
+    }
+}
+
+async fn module(ledger: &Ledger, args: &Args) -> Result<Module, Failure> {
+    let Some(name) = &args.module else {
+        let mut module = Module::new("run", args.argv.clone(), std::env::current_dir()?);
+        module.emits = vec![ANY_TYPE.into()];
+        module.check_program(&search_path()).map_err(Failure)?;
+        return Ok(module);
+    };
+    let file = args.pipeline.clone().or_else(|| Some(PathBuf::from("pipeline.yaml")).filter(|file| file.exists()));
+    let found = match &file {
+        Some(file) => Pipeline::load(file, &search_path())?.modules.into_iter().find(|module| module.name == *name),
+        None => ledger.module(name).await?,
+    };
+    found.ok_or_else(|| match file {
+        Some(file) => Failure(format!("{} has no module {name:?}", file.display())),
+        None => Failure(format!("there is no module {name:?}; name its pipeline file with --pipeline")),
+    })
+}
