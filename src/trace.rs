@@ -161,8 +161,7 @@ fn event_line(event: &Event) -> String {
         (None, 1) => format!("{} ({})", event.files[0].name, output::size(bytes)),
         (None, n) => format!("{n} files ({})", output::size(bytes)),
     };
-    let unrouted = if event.unrouted { "  nobody subscribes" } else { "" };
-    format!("{}  {}  {files}{unrouted}", output::coloured(&event.event_type, output::Colour::Yellow), event.id.short()).trim_end().to_owned()
+    format!("{}  {}  {files}", output::coloured(&event.event_type, output::Colour::Yellow), event.id.short()).trim_end().to_owned()
 }
 
 fn job_line(job: &JobRecord) -> String {
