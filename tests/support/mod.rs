@@ -1,0 +1,192 @@
+//! What the suites share: a home of one's own, the `ion` command, and waiting for a condition with a deadline.
+#![allow(dead_code, reason = "each suite uses a part of it")]
+#![allow(clippy::disallowed_methods, reason = "tests start programs and wait")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// The deadline of every wait: long enough for a busy machine of two cores.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The `ion` program under test.
+pub const ION: &str = env!("CARGO_BIN_EXE_ion");
+
+/// A folder of state of its own, removed at the end.
+pub struct Home {
+    folder: tempfile::TempDir,
+}
+
+impl Home {
+    pub fn new() -> Self {
+        // Not on /tmp: there a tmpfs may stand, and what is tested is durable disks.
+        let folder = tempfile::Builder::new().prefix("ion-test-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        Self { folder }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Where Ion keeps its state.
+    pub fn state(&self) -> PathBuf {
+        self.path().join("state")
+    }
+
+    /// The `ion` command with this state.
+    pub fn ion(&self) -> Command {
+        let mut command = Command::new(ION);
+        command.env("ION_HOME", self.state()).env_remove("ION_LOG").current_dir(self.path()).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `ion` with these words.
+    pub fn run<S: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Ran {
+        Ran::of(self.ion().args(words).output().unwrap())
+    }
+
+    /// Runs a shell script as a job of a module that may publish anything.
+    pub fn script(&self, script: &str) -> Ran {
+        self.script_in("sh", script)
+    }
+
+    pub fn script_in(&self, shell: &str, script: &str) -> Ran {
+        self.run(["--json", "run", "--", shell, "-c", script])
+    }
+
+    /// Writes a file below the folder.
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// Writes an executable script.
+    pub fn program(&self, name: &str, script: &str) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = self.write(name, script);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    /// Starts `ion up` and waits until it is ready.
+    pub fn up(&self, pipeline: &Path) -> Up {
+        let log = self.path().join(format!("up-{}.log", std::process::id()));
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        let from = file.metadata().unwrap().len() as usize;
+        let child = self.ion().arg("up").arg(pipeline).stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+        let up = Up { child, log: log.clone() };
+        wait_for("ion up to be ready", || std::fs::read_to_string(&log).unwrap()[from..].contains("ready"));
+        up
+    }
+
+    /// All jobs, as documents.
+    pub fn jobs(&self) -> Vec<Value> {
+        let jobs = self.run(["--json", "job", "list"]);
+        serde_json::from_str(&jobs.stdout).unwrap_or_default()
+    }
+
+    /// The events of the latest correlation, as documents.
+    pub fn trace(&self) -> Vec<Value> {
+        serde_json::from_str(&self.run(["--json", "trace"]).stdout).unwrap()
+    }
+}
+
+/// What a command printed and how it ended.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    pub fn of(output: Output) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
+    #[track_caller]
+    pub fn well(self) -> Self {
+        assert_eq!(self.code, Some(0), "{self:#?}");
+        self
+    }
+
+    #[track_caller]
+    pub fn failed(self) -> Self {
+        assert_eq!(self.code, Some(1), "{self:#?}");
+        self
+    }
+
+    /// The events that `ion run` printed.
+    #[track_caller]
+    pub fn events(&self) -> Vec<Value> {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:#?}"))
+    }
+
+    /// Their types, sorted.
+    #[track_caller]
+    pub fn types(&self) -> Vec<String> {
+        let mut types: Vec<String> = self.events().iter().map(|e| e["type"].as_str().unwrap().to_owned()).collect();
+        types.sort();
+        types
+    }
+}
+
+/// A running `ion up`.
+pub struct Up {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Up {
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGTERM, and its exit code.
+    pub fn stop(mut self) -> Option<i32> {
+        signal(self.child.id(), "TERM");
+        let code = self.child.wait().unwrap().code();
+        std::mem::forget(self);
+        code
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- ion up\n{}", self.log());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn signal(pid: u32, name: &str) {
+    Command::new("kill").args([format!("-{name}"), pid.to_string()]).status().unwrap();
+}
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited for {what} in vain");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
