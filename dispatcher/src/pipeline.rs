@@ -264,21 +264,20 @@ fn wrong(path: &str, (place, reason): Wrong) -> PipelineError {
 
 /// A parser's message with the nearest field, and without its own words for the place.
 fn explained(message: &str) -> String {
-    let message = message.split(" at line ").next().unwrap_or(message);
-    let message = message.split_once("): ").filter(|(place, _)| place.contains("line ")).map_or(message, |(_, rest)| rest);
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    if message.contains("unknown field")
-        && let Some(field) = quoted.next()
-    {
-        let allowed: Vec<&str> = quoted.collect();
-        let nearest = allowed.iter().min_by_key(|candidate| distance(field, candidate));
+    let message = message.rsplit_once(" at line ").map_or(message, |(message, _)| message);
+    let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split_once("`, expected one of "));
+    if let Some((field, allowed)) = unknown {
+        let nearest = allowed.split(", ").min_by_key(|candidate| distance(field, candidate));
         let hint = match nearest {
             Some(nearest) if distance(field, nearest) <= 3 => format!("; did you mean {nearest:?}?"),
             _ => ";".to_owned(),
         };
-        return format!("unknown field {field:?}{hint} allowed: {}", allowed.join(", "));
+        return format!("unknown field {field:?}{hint} allowed: {allowed}");
     }
-    message.trim().to_owned()
+    match message.strip_prefix("duplicate mapping key: ").and_then(|rest| rest.split_once(',')) {
+        Some((key, _)) => format!("{key:?} stands here a second time; it is allowed once"),
+        None => message.trim().to_owned(),
+    }
 }
 
 /// How many letters have to be changed, added or left out (Levenshtein).

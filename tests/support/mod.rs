@@ -1,5 +1,5 @@
 //! What the suites share: a home of one's own, the `ion` command, and waiting for a condition with a deadline.
-#![allow(dead_code, reason = "each suite uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each suite uses a part of it")]
 #![allow(clippy::disallowed_methods, reason = "tests start programs and wait")]
 
 use std::path::{Path, PathBuf};

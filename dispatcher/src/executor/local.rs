@@ -33,6 +33,9 @@ const GONE_WAIT: Duration = Duration::from_secs(10);
 /// Bytes of output kept of one attempt. A module that says more is cut off there; it goes on.
 const LOG_MAX: u64 = 256 << 20;
 
+/// Bytes of output that wait while the disk does not take them.
+const PENDING_MAX: usize = 1 << 20;
+
 /// Bytes of a line shown live.
 const LINE_MAX: usize = 4096;
 
@@ -321,14 +324,7 @@ fn refused(first: &Rejection, count: usize) -> String {
 
 /// Keeps a module's output as it comes, and shows it line by line to whoever watches.
 async fn keep_output(mut pipe: tokio::net::unix::pipe::Receiver, log: PathBuf, sink: Option<(OutputSink, String, String)>) {
-    let mut file = match std::fs::OpenOptions::new().append(true).open(&log) {
-        Ok(file) => Some(file),
-        Err(error) => {
-            tracing::error!(%error, "a job's output is not kept");
-            None
-        }
-    };
-    let mut kept = 0;
+    let mut kept = Kept { file: std::fs::OpenOptions::new().append(true).open(&log).ok(), length: 0, pending: Vec::new() };
     let mut line = Vec::new();
     let mut buffer = vec![0; 64 << 10];
     loop {
@@ -336,16 +332,7 @@ async fn keep_output(mut pipe: tokio::net::unix::pipe::Receiver, log: PathBuf, s
             Ok(0) | Err(_) => break,
             Ok(length) => &buffer[..length],
         };
-        if let Some(log) = &mut file
-            && kept < LOG_MAX
-        {
-            kept += piece.len() as u64;
-            let cut = if kept >= LOG_MAX { &b"\nion: more output than is kept\n"[..] } else { b"" };
-            if let Err(error) = log.write_all(piece).and_then(|()| log.write_all(cut)) {
-                tracing::error!(%error, "a job's output is not kept any further");
-                file = None;
-            }
-        }
+        kept.add(piece);
         let Some((sink, module, job)) = &sink else { continue };
         for part in piece.split_inclusive(|byte| *byte == b'\n') {
             line.extend_from_slice(&part[..part.len().min(LINE_MAX)]);
@@ -353,6 +340,47 @@ async fn keep_output(mut pipe: tokio::net::unix::pipe::Receiver, log: PathBuf, s
                 let text = String::from_utf8_lossy(&line).trim_end().to_owned();
                 let _ = sink.try_send(OutputLine { module: module.clone(), job: job.clone(), text });
                 line.clear();
+            }
+        }
+    }
+    kept.write();
+    if !kept.pending.is_empty() {
+        tracing::error!(log = %log.display(), bytes = kept.pending.len(), "the end of a job's output could not be kept");
+    }
+}
+
+/// A log being written. What a full disk does not take waits for a while: the module's own words about it are in
+/// there, and it may make room again.
+struct Kept {
+    file: Option<std::fs::File>,
+    length: u64,
+    pending: Vec<u8>,
+}
+
+impl Kept {
+    fn add(&mut self, piece: &[u8]) {
+        if self.length >= LOG_MAX {
+            return;
+        }
+        self.length += piece.len() as u64;
+        if self.pending.len() < PENDING_MAX {
+            self.pending.extend_from_slice(piece);
+        }
+        if self.length >= LOG_MAX {
+            self.pending.extend_from_slice(b"\nion: more output than is kept\n");
+        }
+        self.write();
+    }
+
+    fn write(&mut self) {
+        let Some(file) = &mut self.file else { return };
+        while !self.pending.is_empty() {
+            match file.write(&self.pending) {
+                Ok(length) => drop(self.pending.drain(..length)),
+                Err(error) => {
+                    tracing::debug!(%error, "a job's output is not kept yet");
+                    return;
+                }
             }
         }
     }

@@ -333,11 +333,20 @@ impl Output {
     /// A hard link inside `out/data`.
     pub fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
         let mut table = self.lock();
-        forbid_if_committed(table.file(ino)?)?;
-        may_hold_more(&table, parent, name, Kind::File)?;
+        let kind = match &table.node(ino)?.body {
+            Body::File(file) => {
+                forbid_if_committed(file)?;
+                Kind::File
+            }
+            Body::Symlink => Kind::Symlink,
+            Body::Directory(_) => return Err(Errno::PERM),
+        };
+        may_hold_more(&table, parent, name, kind)?;
         let path = new_path(&table, parent, name)?;
         self.at(&table, ino, |folder, from| {
-            Ok(fs::linkat(folder, from, &self.root, &path, AtFlags::SYMLINK_FOLLOW)?)
+            // An orphan is reached through a link in /proc; a symbolic link is linked itself.
+            let follow = if from.is_absolute() { AtFlags::SYMLINK_FOLLOW } else { AtFlags::empty() };
+            Ok(fs::linkat(folder, from, &self.root, &path, follow)?)
         })?;
         table.link(ino, parent, name)?;
         self.attr(&table, ino)

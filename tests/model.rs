@@ -1,0 +1,515 @@
+//! The filesystem against a plain directory: the same operations on both, the same outcome and the same bytes.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use ionfs::cache::CacheLimits;
+use ionfs::clock;
+use ionfs::commit::Origin;
+use ionfs::event::{Context, DocumentType, Event, FileEntry, Publication};
+use ionfs::fs::job::{JobSpec, JobTree};
+use ionfs::id::{CorrelationId, EventId, JobId};
+use ionfs::mount::{Mounted, mount_at};
+use ionfs::node::{Node, NodeSettings};
+use ionfs::record::CommitMode;
+use ionfs::stores::object::ObjectBlobs;
+use ionfs::stores::open::{StoreUrls, open};
+use ionfs::stores::{Collection, encode};
+use ionfs::upload::store_path;
+use proptest::prelude::*;
+use support::Home;
+
+/// A job's tree, mounted for this process.
+struct Mount {
+    runtime: tokio::runtime::Runtime,
+    home: Home,
+    node: Arc<Node>,
+    tree: JobTree,
+    mounted: Option<Mounted>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Passthrough {
+    Allowed,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blobs {
+    Files,
+    /// As a store that is not on this machine: no local file to read from.
+    Memory,
+}
+
+impl Mount {
+    fn new(passthrough: Passthrough, blobs: Blobs, inputs: &[(&str, &[u8])]) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let home = Home::new();
+        let (node, tree, mounted) = runtime.block_on(async {
+            let mut plane = open(&StoreUrls::embedded(&home.state())).await.unwrap();
+            if blobs == Blobs::Memory {
+                plane.blobs = Arc::new(ObjectBlobs::memory());
+            }
+            let mut files: Vec<FileEntry> = Vec::new();
+            for (name, content) in inputs {
+                let path = home.write("input", content);
+                files.push(store_path(&*plane.blobs, format!("c/e/0/{name}"), (*name).to_owned(), &path).await.unwrap());
+            }
+            let context = Context {
+                name: "test".into(),
+                event_id: EventId::new("e"),
+                correlation_id: CorrelationId::new("c"),
+                parent_event_id: String::new(),
+                document_type: DocumentType::EventMeta,
+            };
+            let event = Event {
+                id: EventId::new("e"),
+                context: context.clone(),
+                event_type: "t".into(),
+                files,
+                file_list: None,
+                data: vec![],
+                created: clock::now(),
+                publication: Publication::Published,
+                file_name: None,
+                job_id: None,
+                attempt: None,
+                unrouted: false,
+            };
+            plane.documents.insert(Collection::Events, encode(&event), None).await.unwrap();
+            let job = serde_json::json!({"id": "j", "attempt": 1});
+            plane.documents.insert(Collection::Jobs, job, None).await.unwrap();
+            let settings = NodeSettings {
+                passthrough: passthrough == Passthrough::Allowed,
+                cache: CacheLimits::default(),
+                ..NodeSettings::new(home.state())
+            };
+            let node = Node::new(plane, settings).unwrap();
+            let origin = Origin {
+                job_id: JobId::new("j"),
+                attempt: 1,
+                module: "m".into(),
+                emits: None,
+                commit: CommitMode::OnClose,
+                parent: context,
+            };
+            let tree = JobTree::open(&node, JobSpec { origin, event, gathered: None }).await.unwrap();
+            let at = home.path().join("ion");
+            fs::create_dir(&at).unwrap();
+            let mounted = mount_at(&at, tree.tree()).await.unwrap();
+            (node, tree, mounted)
+        });
+        Self { runtime, home, node, tree, mounted: Some(mounted) }
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.home.path().join("ion").join(path)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.at("out/data")
+    }
+
+    fn metric(&self, name: &str) -> u64 {
+        self.node.metrics.snapshot().into_iter().find(|(one, _)| *one == name).unwrap().1
+    }
+
+    /// Commits `files` and gives the event's document.
+    fn commit(&self, files: &[&str]) -> Event {
+        let document = serde_json::json!({"eventType": "made", "files": files});
+        fs::write(self.at("out/events/made.json"), document.to_string()).unwrap();
+        let id = EventId::derive(&EventId::new("e"), "m", "made.json");
+        let found = self.runtime.block_on(self.node.plane.documents.get_as(Collection::Events, id.as_str()));
+        found.unwrap().unwrap()
+    }
+
+    fn content(&self, entry: &FileEntry) -> Vec<u8> {
+        self.runtime.block_on(self.node.plane.blobs.get_range(&entry.key, 0..entry.size)).unwrap().to_vec()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let mounted = self.mounted.take().unwrap();
+        let tree = &self.tree;
+        self.runtime.block_on(async {
+            mounted.unmount().await.unwrap();
+            tree.finish().await;
+        });
+    }
+}
+
+fn run(program: &str, words: &[&str]) {
+    #[allow(clippy::disallowed_methods, reason = "tests start programs")]
+    let output = Command::new(program).args(words).output().unwrap();
+    assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+// ---- generated operations ----
+
+#[derive(Clone, Debug)]
+enum Op {
+    Create(u8),
+    CreateNew(u8),
+    Write(u8, u32, u16),
+    Append(u8, u16),
+    Truncate(u8, u32),
+    Read(u8),
+    Remove(u8),
+    Rename(u8, u8),
+    Link(u8, u8),
+    Symlink(u8, u8),
+    Mkdir(u8),
+    Rmdir(u8),
+    Chmod(u8, u16),
+    Touch(u8, u32),
+    List(u8),
+    Allocate(u8, u32, u16),
+    WriteUnlinked(u8, u16),
+    Rewrite(u8, u16),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let n = 0..24u8;
+    prop_oneof![
+        3 => n.clone().prop_map(Op::Create),
+        1 => n.clone().prop_map(Op::CreateNew),
+        4 => (n.clone(), 0..300_000u32, any::<u16>()).prop_map(|(a, b, c)| Op::Write(a, b, c)),
+        2 => (n.clone(), any::<u16>()).prop_map(|(a, b)| Op::Append(a, b)),
+        2 => (n.clone(), 0..400_000u32).prop_map(|(a, b)| Op::Truncate(a, b)),
+        3 => n.clone().prop_map(Op::Read),
+        2 => n.clone().prop_map(Op::Remove),
+        3 => (n.clone(), n.clone()).prop_map(|(a, b)| Op::Rename(a, b)),
+        2 => (n.clone(), n.clone()).prop_map(|(a, b)| Op::Link(a, b)),
+        1 => (n.clone(), n.clone()).prop_map(|(a, b)| Op::Symlink(a, b)),
+        2 => n.clone().prop_map(Op::Mkdir),
+        1 => n.clone().prop_map(Op::Rmdir),
+        1 => (n.clone(), 0..0o1000u16).prop_map(|(a, b)| Op::Chmod(a, b)),
+        1 => (n.clone(), any::<u32>()).prop_map(|(a, b)| Op::Touch(a, b)),
+        1 => n.clone().prop_map(Op::List),
+        1 => (n.clone(), 0..200_000u32, any::<u16>()).prop_map(|(a, b, c)| Op::Allocate(a, b, c)),
+        1 => (n.clone(), any::<u16>()).prop_map(|(a, b)| Op::WriteUnlinked(a, b)),
+        2 => (n, any::<u16>()).prop_map(|(a, b)| Op::Rewrite(a, b)),
+    ]
+}
+
+/// Names three levels deep; the same number is the same name on both sides.
+fn name(n: u8) -> String {
+    match n {
+        0..8 => format!("n{n}"),
+        8..16 => format!("n{}/m{n}", n % 4),
+        _ => format!("n{}/m{}/l{n}", n % 4, 8 + n % 4),
+    }
+}
+
+fn bytes(seed: u16) -> Vec<u8> {
+    (0..usize::from(seed) * 3 + 1).map(|i| u8::try_from((i * 7 + usize::from(seed)) % 251).unwrap()).collect()
+}
+
+/// Does one operation below `root` and says what came of it.
+fn apply(root: &Path, op: &Op) -> Result<String, Option<i32>> {
+    let at = |n: &u8| root.join(name(*n));
+    let done = |()| String::new();
+    let outcome: io::Result<String> = match op {
+        Op::Create(n) => File::create(at(n)).map(|_| ()).map(done),
+        Op::CreateNew(n) => File::create_new(at(n)).map(|_| ()).map(done),
+        Op::Write(n, offset, seed) => OpenOptions::new().write(true).open(at(n)).and_then(|f| f.write_all_at(&bytes(*seed), u64::from(*offset))).map(done),
+        Op::Append(n, seed) => OpenOptions::new().append(true).open(at(n)).and_then(|mut f| f.write_all(&bytes(*seed))).map(done),
+        Op::Truncate(n, length) => OpenOptions::new().write(true).open(at(n)).and_then(|f| f.set_len(u64::from(*length))).map(done),
+        Op::Read(n) => fs::read(at(n)).map(|content| format!("{} {:x}", content.len(), ionfs_sum(&content))),
+        Op::Remove(n) => fs::remove_file(at(n)).map(done),
+        Op::Rename(a, b) => fs::rename(at(a), at(b)).map(done),
+        Op::Link(a, b) => fs::hard_link(at(a), at(b)).map(done),
+        Op::Symlink(a, b) => std::os::unix::fs::symlink(format!("n{}", a % 8), at(b)).map(done),
+        Op::Mkdir(n) => fs::create_dir(at(n)).map(done),
+        Op::Rmdir(n) => fs::remove_dir(at(n)).map(done),
+        Op::Chmod(n, mode) => fs::set_permissions(at(n), fs::Permissions::from_mode(u32::from(*mode))).map(done),
+        Op::Touch(n, seconds) => File::open(at(n)).and_then(|f| f.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(u64::from(*seconds)))).map(done),
+        Op::List(n) => fs::read_dir(at(n)).map(|entries| {
+            let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names.join(",")
+        }),
+        Op::Allocate(n, offset, length) => OpenOptions::new().write(true).open(at(n)).and_then(|f| {
+            Ok(rustix::fs::fallocate(&f, rustix::fs::FallocateFlags::empty(), u64::from(*offset), u64::from(*length) + 1)?)
+        }).map(done),
+        Op::WriteUnlinked(n, seed) => OpenOptions::new().read(true).write(true).open(at(n)).and_then(|f| {
+            fs::remove_file(at(n))?;
+            f.write_all_at(&bytes(*seed), 11)?;
+            Ok(format!("{} {}", f.metadata()?.len(), f.metadata()?.nlink()))
+        }),
+        Op::Rewrite(n, seed) => {
+            let new = root.join("rewrite.tmp");
+            fs::write(&new, bytes(*seed)).and_then(|()| fs::rename(&new, at(n)).inspect_err(|_| fs::remove_file(&new).unwrap())).map(done)
+        }
+    };
+    outcome.map_err(|error| error.raw_os_error())
+}
+
+fn ionfs_sum(content: &[u8]) -> u64 {
+    content.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Every name below `root` with what is there.
+fn picture(root: &Path) -> BTreeMap<PathBuf, String> {
+    fn walk(root: &Path, at: &Path, into: &mut BTreeMap<PathBuf, String>) {
+        for entry in fs::read_dir(at).unwrap() {
+            let path = entry.unwrap().path();
+            let m = fs::symlink_metadata(&path).unwrap();
+            let what = if m.is_dir() {
+                format!("d {:o}", m.mode())
+            } else if m.is_symlink() {
+                format!("l {}", fs::read_link(&path).unwrap().display())
+            } else {
+                let mut content = Vec::new();
+                File::open(&path).unwrap().read_to_end(&mut content).unwrap();
+                assert_eq!(content.len() as u64, m.len(), "{}", path.display());
+                format!("f {:o} {} {} {:x}", m.mode(), m.nlink(), m.len(), ionfs_sum(&content))
+            };
+            into.insert(path.strip_prefix(root).unwrap().to_owned(), what);
+            if m.is_dir() {
+                walk(root, &path, into);
+            }
+        }
+    }
+    let mut all = BTreeMap::new();
+    walk(root, root, &mut all);
+    all
+}
+
+fn agree(mount: &Mount, cases: u32) {
+    let reference = Home::new();
+    let round = std::cell::Cell::new(0);
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig { cases, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() });
+    let outcome = runner.run(&proptest::collection::vec(op(), 1..60), |ops| {
+        round.set(round.get() + 1);
+        let round = round.get();
+        let (ours, theirs) = (mount.data().join(round.to_string()), reference.path().join(round.to_string()));
+        fs::create_dir(&ours).unwrap();
+        fs::create_dir(&theirs).unwrap();
+        for op in &ops {
+            prop_assert_eq!(apply(&ours, op), apply(&theirs, op), "{:?} of {:?}", op, ops);
+        }
+        prop_assert_eq!(picture(&ours), picture(&theirs), "{:?}", ops);
+        Ok(())
+    });
+    outcome.unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn a_staged_tree_behaves_as_a_plain_directory() {
+    agree(&Mount::new(Passthrough::Allowed, Blobs::Files, &[]), 150);
+}
+
+#[test]
+fn a_staged_tree_behaves_as_a_plain_directory_without_passthrough() {
+    agree(&Mount::new(Passthrough::Off, Blobs::Memory, &[]), 150);
+}
+
+// ---- reading ----
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|i| u8::try_from(i % 249).unwrap()).collect()
+}
+
+#[test]
+fn inputs_read_the_same_whoever_moves_the_bytes() {
+    let big = pattern(9_000_001);
+    let files: &[(&str, &[u8])] = &[("empty", b""), ("small.txt", b"hello"), ("deep/er/big", &big)];
+    for (passthrough, blobs) in [(Passthrough::Allowed, Blobs::Files), (Passthrough::Allowed, Blobs::Memory), (Passthrough::Off, Blobs::Files), (Passthrough::Off, Blobs::Memory)] {
+        let mount = Mount::new(passthrough, blobs, files);
+        for _ in 0..3 {
+            for (name, content) in files {
+                assert_eq!(fs::read(mount.at(&format!("in/data/{name}"))).unwrap(), *content, "{name} {passthrough:?} {blobs:?}");
+            }
+        }
+        // Each byte was fetched once for three readings.
+        assert_eq!(mount.metric("bytesFetched"), big.len() as u64 + 5, "{passthrough:?} {blobs:?}");
+        // What is whole is read by the kernel, where it may.
+        assert_eq!(mount.metric("opensPassthrough") > 0, passthrough == Passthrough::Allowed, "{passthrough:?} {blobs:?}");
+        assert_eq!(fs::write(mount.at("in/data/small.txt"), "x").unwrap_err().raw_os_error(), Some(libc::EROFS));
+        assert_eq!(fs::remove_file(mount.at("in/data/small.txt")).unwrap_err().raw_os_error(), Some(libc::EROFS));
+    }
+}
+
+#[test]
+fn a_megabyte_of_ten_gigabytes_fetches_about_a_megabyte() {
+    let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[]);
+    drop(mount);
+    let home = Home::new();
+    let path = home.path().join("huge");
+    // A sparse file: ten gigabytes to read, nothing on the disk.
+    File::create(&path).unwrap().set_len(10 << 30).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let (node, tree, mounted) = runtime.block_on(async {
+        let plane = open(&StoreUrls::embedded(&home.state())).await.unwrap();
+        // Put under its key as it is: an upload would read all of it.
+        let key = "c/e/0/huge";
+        let target = home.state().join("blobs").join(key);
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::rename(&path, &target).unwrap();
+        let mut summer = ionfs::checksum::Summer::default();
+        let zeroes = vec![0; 64 << 20];
+        for _ in 0..160 {
+            summer.update(&zeroes);
+        }
+        let entry = FileEntry { name: "huge".into(), key: key.into(), size: 10 << 30, mtime: 0, mode: 0o644, checksums: summer.finish() };
+        let context = Context { name: "t".into(), event_id: EventId::new("e"), correlation_id: CorrelationId::new("c"), parent_event_id: String::new(), document_type: DocumentType::EventMeta };
+        let event = Event { id: EventId::new("e"), context: context.clone(), event_type: "t".into(), files: vec![entry], file_list: None, data: vec![], created: 0, publication: Publication::Published, file_name: None, job_id: None, attempt: None, unrouted: false };
+        let node = Node::new(plane, NodeSettings::new(home.state())).unwrap();
+        let origin = Origin { job_id: JobId::new("j"), attempt: 1, module: "m".into(), emits: None, commit: CommitMode::OnClose, parent: context };
+        let tree = JobTree::open(&node, JobSpec { origin, event, gathered: None }).await.unwrap();
+        let at = home.path().join("ion");
+        fs::create_dir(&at).unwrap();
+        (node, tree.tree(), mount_at(&at, tree.tree()).await.unwrap())
+    });
+    let file = File::open(home.path().join("ion/in/data/huge")).unwrap();
+    let mut buffer = vec![1; 1 << 20];
+    file.read_exact_at(&mut buffer, 7 << 30).unwrap();
+    assert!(buffer.iter().all(|byte| *byte == 0));
+    let fetched = node.metrics.bytes_fetched.get();
+    assert!(fetched <= 3 << 20, "{fetched} bytes were fetched for one megabyte");
+    drop((file, tree));
+    runtime.block_on(mounted.unmount()).unwrap();
+}
+
+#[test]
+fn a_flipped_bit_in_the_store_is_eio_and_never_wrong_bytes() {
+    let content = pattern(3_000_000);
+    let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[("f", &content)]);
+    let blob = mount.home.state().join("blobs/c/e/0/f");
+    let file = OpenOptions::new().write(true).open(blob).unwrap();
+    file.write_all_at(&[content[1_500_000] ^ 1], 1_500_000).unwrap();
+    let file = File::open(mount.at("in/data/f")).unwrap();
+    let mut buffer = vec![0; 4096];
+    file.read_exact_at(&mut buffer, 0).unwrap();
+    assert_eq!(buffer, content[..4096]);
+    assert_eq!(file.read_exact_at(&mut buffer, 1_500_000 - 100).unwrap_err().raw_os_error(), Some(libc::EIO));
+}
+
+// ---- references ----
+
+#[test]
+fn cp_ln_and_mv_from_the_input_move_no_bytes() {
+    let big = pattern(5_000_000);
+    let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[("big", &big), ("d/one", b"1"), ("d/two", b"2")]);
+    let (from, to) = (mount.at("in/data/big"), mount.data());
+    let from = from.to_str().unwrap();
+    run("cp", &[from, to.join("copied").to_str().unwrap()]);
+    run("ln", &[from, to.join("linked").to_str().unwrap()]);
+    run("mv", &[from, to.join("moved").to_str().unwrap()]);
+    run("mv", &[mount.at("in/data/d").to_str().unwrap(), to.join("d").to_str().unwrap()]);
+    assert_eq!((mount.metric("bytesFetched"), mount.metric("bytesUploaded")), (0, 0));
+    assert!(!mount.at("in/data/big").exists());
+    let event = mount.commit(&["copied", "linked", "moved", "d/one", "d/two"]);
+    assert_eq!((mount.metric("bytesFetched"), mount.metric("bytesUploaded")), (0, 0));
+    for (file, key) in event.files.iter().zip(["big", "big", "big", "d/one", "d/two"]) {
+        assert_eq!(file.key, format!("c/e/0/{key}"));
+    }
+    for name in ["copied", "linked", "moved"] {
+        assert_eq!(fs::read(to.join(name)).unwrap(), big, "{name}");
+        // Not a hole, or `cp` would copy zeroes.
+        assert_eq!(fs::metadata(to.join(name)).unwrap().blocks(), (big.len() as u64).div_ceil(512));
+    }
+    run("cp", &["--sparse=always", to.join("linked").to_str().unwrap(), mount.home.path().join("outside").to_str().unwrap()]);
+    assert_eq!(fs::read(mount.home.path().join("outside")).unwrap(), big);
+}
+
+#[test]
+fn a_reference_that_is_written_becomes_a_file_of_its_own() {
+    let content = pattern(2_500_000);
+    let mount = Mount::new(Passthrough::Allowed, Blobs::Memory, &[("f", &content)]);
+    let path = |name: &str| mount.data().join(name);
+    for name in ["patched", "appended", "cut", "grown", "mapped"] {
+        fs::hard_link(mount.at("in/data/f"), path(name)).unwrap();
+        fs::set_permissions(path(name), fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    let edit = |name: &str| OpenOptions::new().read(true).write(true).open(path(name)).unwrap();
+    edit("patched").write_all_at(b"XYZ", 1_234_567).unwrap();
+    OpenOptions::new().append(true).open(path("appended")).unwrap().write_all(b"tail").unwrap();
+    edit("cut").set_len(1_000_000).unwrap();
+    fs::File::options().write(true).open(path("grown")).unwrap().set_len(2_500_010).unwrap();
+    run("python3", &["-c", &format!("import mmap\nf=open({:?},'r+b')\nm=mmap.mmap(f.fileno(),0)\nm[5:8]=b'ABC'\nm.flush()\nm.close()\nf.close()", path("mapped"))]);
+    let mut expected = BTreeMap::new();
+    let with = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut copy = content.clone();
+        change(&mut copy);
+        copy
+    };
+    expected.insert("patched", with(&|c| c[1_234_567..1_234_570].copy_from_slice(b"XYZ")));
+    expected.insert("appended", with(&|c| c.extend_from_slice(b"tail")));
+    expected.insert("cut", with(&|c| c.truncate(1_000_000)));
+    expected.insert("grown", with(&|c| c.resize(2_500_010, 0)));
+    expected.insert("mapped", with(&|c| c[5..8].copy_from_slice(b"ABC")));
+    let event = mount.commit(&["patched", "appended", "cut", "grown", "mapped"]);
+    for file in &event.files {
+        assert_eq!(fs::read(path(&file.name)).unwrap(), expected[file.name.as_str()], "{}", file.name);
+        assert_eq!(mount.content(file), expected[file.name.as_str()], "{}", file.name);
+    }
+    assert_eq!(fs::read(mount.at("in/data/f")).unwrap(), content);
+}
+
+// ---- what is committed ----
+
+#[test]
+fn a_commit_names_each_files_last_content() {
+    let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[]);
+    let path = mount.data().join("f");
+    for round in 0..20u8 {
+        fs::write(&path, vec![round; 1000 + usize::from(round)]).unwrap();
+    }
+    run("setfattr", &["-n", "user.colour", "-v", "blue", path.to_str().unwrap()]);
+    fs::create_dir(mount.data().join("sub")).unwrap();
+    std::os::unix::fs::symlink("../f", mount.data().join("sub/link")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o750)).unwrap();
+    let event = mount.commit(&["f", "sub/link"]);
+    for file in &event.files {
+        assert_eq!(mount.content(file), vec![19; 1019]);
+        assert_eq!(file.mode, 0o750);
+    }
+    for target in ["/etc/passwd", "../../../etc/passwd"] {
+        let refused = std::os::unix::fs::symlink(target, mount.data().join("escape")).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EPERM), "{target}");
+    }
+}
+
+#[test]
+fn space_is_told_as_the_staging_disk_has_it() {
+    let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[]);
+    let (ours, disk) = (rustix::fs::statvfs(mount.data()).unwrap(), rustix::fs::statvfs(mount.home.path()).unwrap());
+    assert_eq!((ours.f_blocks, ours.f_frsize, ours.f_files), (disk.f_blocks, disk.f_frsize, disk.f_files));
+}
+
+#[test]
+fn many_names_are_listed_and_found() {
+    let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[]);
+    for n in 0..3000 {
+        File::create(mount.data().join(format!("f{n}"))).unwrap();
+    }
+    assert_eq!(fs::read_dir(mount.data()).unwrap().count(), 3000);
+    let names: Vec<String> = (0..3000).map(|n| format!("f{n}")).collect();
+    let event = mount.commit(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(event.files.is_empty() && event.file_list.is_some(), "a long list is a blob of its own");
+    let files = mount.runtime.block_on(ionfs::commit::files_of(&mount.node.plane, &event)).unwrap();
+    assert_eq!(files.len(), 3000);
+}
+
+/// A million operations, every byte compared. The tool is installed by scripts/setup-tests.sh.
+#[test]
+fn fsx_finds_no_mismatch() {
+    let cache = std::env::var("ION_TEST_CACHE").unwrap_or_else(|_| format!("{}/.cache/ion-test", std::env::var("HOME").unwrap()));
+    let fsx = format!("{cache}/bin/fsx");
+    assert!(Path::new(&fsx).exists(), "{fsx} is missing; scripts/setup-tests.sh installs it");
+    for passthrough in [Passthrough::Allowed, Passthrough::Off] {
+        let mount = Mount::new(passthrough, Blobs::Files, &[]);
+        let operations = "500000";
+        run(&fsx, &["-q", "-N", operations, "-S", "7", mount.data().join("fsx").to_str().unwrap()]);
+    }
+}

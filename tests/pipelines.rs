@@ -1,0 +1,312 @@
+//! Whole pipelines through the command alone: dispatch, retries, timeouts, gathering, mistakes, and what people see.
+
+mod support;
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+use support::{Home, signal, wait_for};
+
+/// A pipeline file beside its programs.
+fn pipeline(home: &Home, modules: &str) -> PathBuf {
+    home.write("pipeline.yaml", format!("name: test\nmodules:\n{modules}"))
+}
+
+fn state_of(jobs: &[Value], module: &str) -> String {
+    jobs.iter().find(|job| job["module"] == module).map_or(String::new(), |job| job["state"].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn fan_out_and_fan_in_run_each_event_once_and_gather_all_in_order() {
+    let home = Home::new();
+    home.program("split", "#!/bin/sh\nset -e\nfor i in 0 1 2 3 4 5 6 7; do echo $i > /ion/out/data/p; echo '{\"eventType\":\"piece\",\"files\":[\"p\"],\"i\":'$i'}' > /ion/out/events/$i; done\n");
+    home.program("double", "#!/bin/sh\nset -e\necho $(( $(cat /ion/in/data/p) * 2 )) > /ion/out/data/d; echo '{\"eventType\":\"doubled\",\"files\":[\"d\"]}' > /ion/out/events/d\n");
+    home.program("sum", "#!/bin/sh\nset -e\ncat /ion/in/data/*/d | sort -n | tr '\\n' ' ' > /ion/out/data/all; grep -c '\"type\"' /ion/in/events.json >> /ion/out/data/all\necho '{\"eventType\":\"sum\",\"files\":[\"all\"]}' > /ion/out/events/sum\n");
+    let file = pipeline(
+        &home,
+        "  split: {on: [start], emits: [piece], run: [./split]}\n  double: {on: [piece], emits: [doubled], run: [./double], concurrency: 3}\n  sum: {gather: doubled, per: start, emits: [sum], run: [./sum], commit: on-success}\n",
+    );
+    let up = home.up(&file);
+    home.run(["event", "create", "start", "--wait"]).well();
+    let trace = home.trace();
+    let count = |name: &str| trace.iter().filter(|d| d["type"] == name).count();
+    assert_eq!((count("piece"), count("doubled"), count("sum")), (8, 8, 1));
+    assert_eq!(home.jobs().len(), 10);
+    let sum = trace.iter().find(|d| d["type"] == "sum").unwrap();
+    let blob = home.state().join("blobs").join(sum["files"][0]["key"].as_str().unwrap());
+    assert_eq!(std::fs::read_to_string(blob).unwrap(), "0 2 4 6 8 10 12 14 8\n");
+    home.run(["check", "--deep"]).well();
+    assert_eq!(up.stop(), Some(0));
+}
+
+#[test]
+fn a_failing_module_is_retried_then_dead_and_can_be_revived() {
+    let home = Home::new();
+    home.program("flaky", "#!/bin/sh\necho attempt $ION_ATTEMPT\ntest -e \"$MARK\" || exit 7\necho '{\"eventType\":\"done\"}' > /ion/out/events/done\n");
+    let mark = home.path().join("mark");
+    let file = pipeline(&home, &format!("  flaky: {{on: [start], emits: [done], run: [./flaky], retries: 1, env: {{MARK: {}}}}}\n", mark.display()));
+    let up = home.up(&file);
+    let failed = home.run(["event", "create", "start", "--wait"]).failed();
+    assert!(failed.stdout.contains("exit status 7"), "{failed:#?}");
+    let dead = home.run(["dead", "list"]).well();
+    assert!(dead.stdout.contains("flaky") && dead.stdout.contains("exit status 7"), "{dead:#?}");
+    let job = &home.jobs()[0];
+    assert_eq!((job["attempt"].as_u64(), job["failures"].as_u64()), (Some(2), Some(2)));
+    let id = job["id"].as_str().unwrap();
+    let log = home.run(["job", "logs", &id[..8], "--attempt", "1"]).well();
+    assert_eq!(log.stdout, "attempt 1\nion: exit status 7\n");
+    std::fs::write(&mark, "").unwrap();
+    home.run(["dead", "retry", "--all"]).well();
+    wait_for("the revived job", || state_of(&home.jobs(), "flaky") == "succeeded");
+    assert_eq!(home.run(["--json", "dead", "list"]).well().stdout.trim(), "[]");
+    assert_eq!(up.stop(), Some(0));
+}
+
+#[test]
+fn a_retried_job_publishes_its_events_once() {
+    let home = Home::new();
+    home.program("twice", "#!/bin/sh\nset -e\necho x > /ion/out/data/x; echo '{\"eventType\":\"done\",\"files\":[\"x\"]}' > /ion/out/events/done\ntest $ION_ATTEMPT -gt 1\n");
+    home.program("next", "#!/bin/sh\necho ran\n");
+    let file = pipeline(&home, "  twice: {on: [start], emits: [done], run: [./twice], retries: 2}\n  next: {on: [done], run: [./next]}\n");
+    let up = home.up(&file);
+    home.run(["event", "create", "start", "--wait"]).well();
+    let jobs = home.jobs();
+    assert_eq!(jobs.iter().map(|j| (j["module"].as_str().unwrap(), j["attempt"].as_u64().unwrap())).collect::<Vec<_>>(), [("twice", 2), ("next", 1)]);
+    assert_eq!(up.stop(), Some(0));
+}
+
+#[test]
+fn on_success_shows_nothing_of_a_failed_attempt_and_all_of_a_good_one() {
+    let home = Home::new();
+    home.program("all", "#!/bin/sh\nset -e\necho $ION_ATTEMPT > /ion/out/data/x\nfor i in 1 2 3; do echo '{\"eventType\":\"done\",\"files\":[\"x\"],\"i\":'$i'}' > /ion/out/events/$i; done\necho '{\"tries\":'$ION_ATTEMPT'}' > /ion/out/insights.json\ntest $ION_ATTEMPT -gt 1\n");
+    home.program("next", "#!/bin/sh\ncat /ion/in/data/x\n");
+    let file = pipeline(&home, "  all: {on: [start], emits: [done], run: [./all], retries: 1, commit: on-success}\n  next: {on: [done], run: [./next]}\n");
+    let up = home.up(&file);
+    home.run(["event", "create", "start", "--wait"]).well();
+    let jobs = home.jobs();
+    let nexts: Vec<_> = jobs.iter().filter(|j| j["module"] == "next").collect();
+    assert_eq!(nexts.len(), 3);
+    for next in nexts {
+        // Each saw the file of the attempt that succeeded.
+        assert_eq!(home.run(["job", "logs", next["id"].as_str().unwrap()]).well().stdout, "2\n");
+    }
+    let insight = home.trace().into_iter().find(|d| d["context"]["documentType"] == "insight").unwrap();
+    assert_eq!(insight["data"][0]["value"], "2");
+    home.run(["check", "--deep"]).well();
+    assert_eq!(up.stop(), Some(0));
+}
+
+#[test]
+fn a_timeout_ends_the_whole_process_tree() {
+    let home = Home::new();
+    let pids = home.path().join("alive");
+    // One child that ignores SIGTERM, one that left its session; both write as long as they live.
+    home.program("slow", &format!("#!/bin/sh\ntrap '' TERM\nsetsid sh -c 'while :; do date +%N > {0}.1; done' &\nsh -c 'trap \"\" TERM; while :; do date +%N > {0}.2; done' &\nwait\nwait\n", pids.display()));
+    let file = pipeline(&home, "  slow: {on: [start], run: [./slow], timeout: 1s, retries: 0}\n");
+    let up = home.up(&file);
+    let ran = home.run(["event", "create", "start", "--wait"]).failed();
+    assert!(ran.stdout.contains("over its timeout of 1s"), "{ran:#?}");
+    for n in [1, 2] {
+        let mark = format!("{}.{n}", pids.display());
+        let before = std::fs::metadata(&mark).unwrap().modified().unwrap();
+        // Gone before the job's end was written: nothing of it can write any more.
+        for _ in 0..20 {
+            home.run(["job", "list"]).well();
+        }
+        assert_eq!(std::fs::metadata(&mark).unwrap().modified().unwrap(), before, "child {n} lives");
+    }
+    assert_eq!(up.stop(), Some(0));
+}
+
+#[test]
+fn concurrency_is_held_and_a_running_job_can_be_cancelled() {
+    let home = Home::new();
+    let marks = home.path().join("marks");
+    std::fs::create_dir(&marks).unwrap();
+    home.program("hold", "#!/bin/sh\ntouch $MARKS/$ION_EVENT_ID\nls $MARKS | wc -l\nwhile test ! -e $MARKS/../go; do sleep 0.02; done\nrm $MARKS/$ION_EVENT_ID\n");
+    let file = pipeline(&home, &format!("  hold: {{on: [start], run: [./hold], concurrency: 2, env: {{MARKS: {}}}}}\n", marks.display()));
+    let up = home.up(&file);
+    for _ in 0..5 {
+        home.run(["event", "create", "start"]).well();
+    }
+    let running = || std::fs::read_dir(&marks).unwrap().count();
+    wait_for("two jobs", || running() == 2);
+    let job = home.jobs().into_iter().find(|job| job["state"] == "running").unwrap();
+    home.run(["job", "cancel", job["id"].as_str().unwrap()]).well();
+    wait_for("the cancelled job", || home.jobs().iter().any(|j| j["id"] == job["id"] && j["state"] == "cancelled"));
+    assert!(running() <= 3, "two run, one mark is left by the cancelled");
+    home.write("go", "");
+    wait_for("the rest", || home.jobs().iter().filter(|j| j["state"] == "succeeded").count() == 4);
+    for job in home.jobs().iter().filter(|j| j["state"] == "succeeded") {
+        let log = home.run(["job", "logs", job["id"].as_str().unwrap()]).well();
+        // The cancelled job's own mark may still have lain there.
+        assert!(log.stdout.trim().parse::<u32>().unwrap() <= 3, "{log:#?}");
+    }
+    assert_eq!(up.stop(), Some(0));
+}
+
+#[test]
+fn a_dead_job_holds_a_gathering_module_back_until_it_is_dropped() {
+    let home = Home::new();
+    home.program("split", "#!/bin/sh\nfor i in 1 2 3; do echo '{\"eventType\":\"piece\",\"i\":'$i'}' > /ion/out/events/$i; done\n");
+    home.program("work", "#!/bin/sh\ntest $(cat /ion/in/meta/i) != 2 && echo '{\"eventType\":\"worked\"}' > /ion/out/events/w\n");
+    home.program("sum", "#!/bin/sh\ngrep -c '\"type\"' /ion/in/events.json\n");
+    let file = pipeline(
+        &home,
+        "  split: {on: [start], emits: [piece], run: [./split]}\n  work: {on: [piece], emits: [worked], run: [./work], retries: 0}\n  sum: {gather: worked, per: start, run: [./sum]}\n",
+    );
+    let up = home.up(&file);
+    home.run(["event", "create", "start", "--wait"]).failed();
+    assert_eq!(state_of(&home.jobs(), "sum"), "waiting");
+    home.run(["dead", "drop", "--all"]).well();
+    wait_for("the gathering job", || state_of(&home.jobs(), "sum") == "succeeded");
+    let sum = home.jobs().into_iter().find(|j| j["module"] == "sum").unwrap();
+    assert_eq!(home.run(["job", "logs", sum["id"].as_str().unwrap()]).well().stdout, "2\n");
+    assert_eq!(up.stop(), Some(0));
+}
+
+#[test]
+fn two_jobs_at_once_each_have_their_own_tree_and_the_host_has_none() {
+    let home = Home::new();
+    home.program("meet", "#!/bin/sh\nset -e\ntouch $MARKS.$ION_EVENT_ID\necho $ION_EVENT_ID > /ion/out/data/own\nwhile test $(ls $MARKS.* | wc -l) -lt 2; do sleep 0.02; done\ntest \"$(ls /ion/out/data)\" = own; test \"$(cat /ion/out/data/own)\" = $ION_EVENT_ID\ntest $(ps ax | wc -l) -lt 8\n");
+    let file = pipeline(&home, &format!("  meet: {{on: [start], run: [./meet], retries: 0, concurrency: 2, timeout: 30s, env: {{MARKS: {}}}}}\n", home.path().join("mark").display()));
+    let had_ion = std::path::Path::new("/ion").exists();
+    let up = home.up(&file);
+    home.run(["event", "create", "start"]).well();
+    home.run(["event", "create", "start", "--wait"]).well();
+    wait_for("both", || home.jobs().iter().filter(|j| j["state"] == "succeeded").count() == 2);
+    assert_eq!(std::path::Path::new("/ion").exists(), had_ion, "nothing is made in the host's root");
+    assert_eq!(up.stop(), Some(0));
+}
+
+#[test]
+fn an_event_outside_emits_and_a_missing_file_fail_with_their_reasons() {
+    let home = Home::new();
+    home.program("bad", "#!/bin/sh\necho '{\"eventType\":\"secret\"}' > /ion/out/events/a; cat /ion/events/rejected/a.json\n");
+    let file = pipeline(&home, "  bad: {on: [start], emits: [done], run: [./bad], retries: 0}\n");
+    let up = home.up(&file);
+    let ran = home.run(["event", "create", "start", "--wait"]).failed();
+    assert!(ran.stdout.contains("EACCES: module \"bad\" may not publish \"secret\"; its pipeline allows: done"), "{ran:#?}");
+    let log = home.run(["job", "logs", home.jobs()[0]["id"].as_str().unwrap()]).well();
+    assert!(log.stdout.contains("\"errno\": \"EACCES\""), "{log:#?}");
+    assert_eq!(up.stop(), Some(0));
+}
+
+#[test]
+fn a_full_staging_disk_fails_the_job_with_enospc_and_harms_no_other() {
+    let home = Home::new();
+    let jobs = home.state().join("jobs");
+    std::fs::create_dir_all(&jobs).unwrap();
+    rustix::mount::mount("small", &jobs, "tmpfs", rustix::mount::MountFlags::empty(), Some(c"size=2m")).unwrap();
+    home.program("fill", "#!/bin/sh\ndd if=/dev/zero of=/ion/out/data/big bs=64k count=100 && exit 9\nrm /ion/out/data/big\necho ok > /ion/out/data/small\necho '{\"eventType\":\"done\",\"files\":[\"small\"]}' > /ion/out/events/e\n");
+    let file = pipeline(&home, "  fill: {on: [start], emits: [done], run: [./fill], retries: 0}\n");
+    let up = home.up(&file);
+    let ran = home.run(["event", "create", "start", "--wait"]);
+    let log = home.run(["job", "logs", home.jobs()[0]["id"].as_str().unwrap()]);
+    let code = up.stop();
+    rustix::mount::unmount(&jobs, rustix::mount::UnmountFlags::DETACH).unwrap();
+    ran.well();
+    assert!(log.stdout.contains("No space left on device"), "{log:#?}");
+    assert_eq!(code, Some(0));
+}
+
+#[test]
+fn a_wrong_pipeline_file_is_refused_before_anything_starts() {
+    let home = Home::new();
+    let file = pipeline(&home, "  a:\n    on: [x]\n    run: [cat]\n    retrys: 3\n");
+    let ran = home.run(["up", file.to_str().unwrap()]).failed();
+    assert!(ran.stderr.contains("pipeline.yaml:6:") && ran.stderr.contains("did you mean \"retries\"?"), "{ran:#?}");
+    home.write("tool", "#!/bin/sh\n");
+    let file = pipeline(&home, "  a:\n    on: [x]\n    run: [./tool]\n");
+    let ran = home.run(["up", file.to_str().unwrap()]).failed();
+    assert!(ran.stderr.contains("is not executable; allow it with `chmod +x"), "{ran:#?}");
+    assert!(!home.state().exists(), "nothing was made");
+    assert_eq!(home.run(["up", "--nonsense"]).code, Some(2));
+}
+
+#[test]
+fn a_program_that_stops_being_executable_is_named_in_the_job() {
+    let home = Home::new();
+    let tool = home.program("tool", "#!/bin/sh\n");
+    let file = pipeline(&home, "  a: {on: [x], run: [./tool], retries: 0}\n");
+    let up = home.up(&file);
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let ran = home.run(["event", "create", "x", "--wait"]).failed();
+    assert!(ran.stdout.contains("is not executable; allow it with `chmod +x"), "{ran:#?}");
+    assert_eq!(up.stop(), Some(0));
+}
+
+#[test]
+fn the_mount_shows_a_running_pipeline() {
+    let home = Home::new();
+    home.program("tell", "#!/bin/sh\necho needle of $ION_MODULE\ncp /ion/in/data/f /ion/out/data/f\necho '{\"eventType\":\"told\",\"files\":[\"f\"]}' > /ion/out/events/t\ncat /ion/events/trigger/data/f /ion/events/lineage/0-*/data/f\nwhile test ! -e $GO; do sleep 0.02; done\n");
+    let go = home.path().join("go");
+    let file = pipeline(&home, &format!("  one: {{on: [start], emits: [told], run: [./tell], env: {{GO: {0}}}}}\n  two: {{on: [told], emits: [told], run: [./tell], env: {{GO: {0}}}}}\n", go.display()).replace("emits: [told], run: [./tell], env: {GO: ", "emits: [told], run: [./tell], env: {GO: "));
+    // The second module ends the chain: it may publish, and nobody but itself would hear.
+    let file = { std::fs::write(&file, std::fs::read_to_string(&file).unwrap().replace("two: {on: [told], emits: [told]", "two: {on: [told], emits: [end]").replace("./tell]", "./tell]")).unwrap(); file };
+    let up = home.up(&file);
+    home.write("f", "content of f\n");
+    home.run(["event", "create", "start", "--file", "f"]).well();
+    wait_for("both to run", || home.jobs().iter().filter(|j| j["state"] == "running").count() == 2);
+    let at = home.path().join("plane");
+    #[allow(clippy::disallowed_methods, reason = "tests start programs")]
+    let mut mount = home.ion().arg("mount").arg(&at).spawn().unwrap();
+    wait_for("the mount", || at.join("correlations").exists());
+    let sh = |script: &str| {
+        #[allow(clippy::disallowed_methods, reason = "tests start programs")]
+        let output = std::process::Command::new("sh").args(["-c", script]).current_dir(&at).output().unwrap();
+        support::Ran::of(output)
+    };
+    let listing = sh("ls -lR .").well();
+    assert!(listing.stdout.contains("0-start-") && listing.stdout.contains("1-told-"), "{listing:#?}");
+    assert_eq!(sh("cat correlations/*/0-*/data/f correlations/*/1-*/data/f").well().stdout, "content of f\ncontent of f\n");
+    let found = sh("grep -rl needle correlations | sort").well();
+    assert_eq!(found.stdout.lines().count(), 2, "{found:#?}");
+    assert!(found.stdout.contains("/jobs/one/log") && found.stdout.contains("/jobs/two/log"), "{found:#?}");
+    assert_eq!(sh("cat modules/one/running/*/job.json | grep -c '\"state\": \"running\"'").well().stdout, "1\n");
+    assert_eq!(sh("cat types/told/*/data/f").well().stdout, "content of f\n");
+    home.write("go", "");
+    // The second one's event may not be published: its type is not in its list.
+    wait_for("the first to end", || state_of(&home.jobs(), "one") == "succeeded");
+    wait_for("its new state to show", || sh("ls modules/one/succeeded").stdout.lines().count() == 1);
+    signal(mount.id(), "TERM");
+    assert!(mount.wait().unwrap().success());
+    assert!(!at.join("correlations").exists(), "it is unmounted");
+    assert_eq!(up.stop(), Some(0));
+}
+
+#[test]
+fn what_people_ask_for_wrongly_is_answered_with_the_way_out() {
+    let home = Home::new();
+    let cases: [(&[&str], i32, &str); 8] = [
+        (&["event", "create", "no type"], 1, "cannot be an event type"),
+        (&["event", "create", "t", "--data", "novalue"], 2, "KEY=VALUE"),
+        (&["event", "create", "t", "--file", "missing"], 1, "\"missing\" cannot be read"),
+        (&["job", "get", "nope"], 1, "`ion job list`"),
+        (&["module", "get", "nope"], 1, "`ion module list`"),
+        (&["trace"], 1, "`ion event create`"),
+        (&["--blobs", "s3://key:secret@bucket/x", "job", "list"], 1, "file:///path"),
+        (&["bogus"], 2, "unrecognized subcommand"),
+    ];
+    for (words, code, text) in cases {
+        let ran = home.run(words);
+        assert_eq!(ran.code, Some(code), "{ran:#?}");
+        assert!(ran.stderr.contains(text) && !ran.stderr.contains("secret"), "{ran:#?}");
+    }
+    let created = home.run(["event", "create", "t", "--id", "fixed", "--data", "a=1"]).well();
+    assert!(created.stderr.contains("no module subscribes"), "{created:#?}");
+    home.run(["event", "create", "t", "--id", "fixed", "--data", "a=1"]).well();
+    let differs = home.run(["event", "create", "t", "--id", "fixed", "--data", "a=2"]).failed();
+    assert!(differs.stderr.contains("committed before with other content"), "{differs:#?}");
+    let got: Value = serde_json::from_str(&home.run(["event", "get", "fix"]).well().stdout).unwrap();
+    assert_eq!(got["data"][0]["value"], "1");
+    home.run(["module", "create", "-n", "m", "-i", "t", "-o", "u", "--", "cat"]).well();
+    let waiting = home.run(["event", "create", "t", "--wait", "--timeout", "1s"]).failed();
+    assert!(waiting.stderr.contains("start one with `ion up`"), "{waiting:#?}");
+    assert!(home.run(["event", "peek", "m"]).well().stdout.contains(" t "));
+    assert!(home.run(["trace", "--dot"]).well().stdout.starts_with("digraph"));
+    assert!(home.run(["completions", "bash"]).well().stdout.contains("_ion"));
+    home.run(["module", "delete", "m"]).well();
+    home.run(["gc", "--grace", "0s"]).well();
+}
