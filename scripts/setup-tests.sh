@@ -3,11 +3,13 @@
 # are built into $ION_TEST_CACHE (default: ~/.cache/ion-test), outside this repository.
 set -euo pipefail
 
+"$(dirname "$0")/setup-build.sh"
+
 cache=${ION_TEST_CACHE:-$HOME/.cache/ion-test}
 root=; [ "$(id -u)" = 0 ] || root=sudo
 
 missing=()
-for pair in bash:bash dash:dash perl:perl python3:python3 setfattr:attr gcc:gcc cc:libc6-dev; do
+for pair in bash:bash dash:dash perl:perl python3:python3 setfattr:attr; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
 if [ ${#missing[@]} -gt 0 ]; then
