@@ -33,13 +33,21 @@ pub(crate) async fn run(settings: &Settings, _args: Args) -> Outcome {
             what: "namespaces",
             good: false,
             needed: false,
-            text: format!("{reason}; jobs find their tree at $ION_DIR instead{}", if root { "" } else { " (this needs the program fusermount3, of package fuse3)" }),
+            text: format!(
+                "{reason}; jobs find their tree at $ION_DIR instead{}",
+                if root { "" } else { " (this needs the program fusermount3, of package fuse3)" }
+            ),
         },
     });
     findings.push(if root {
         good("passthrough", "offered to the kernel (Linux 6.9 and later); it reads whole files by itself")
     } else {
-        Finding { what: "passthrough", good: false, needed: false, text: "needs root; the daemon answers reads itself, slower and the same to see".into() }
+        Finding {
+            what: "passthrough",
+            good: false,
+            needed: false,
+            text: "needs root; the daemon answers reads itself, slower and the same to see".into(),
+        }
     });
     findings.push(match settings.plane().await {
         Ok(_) => good("stores", &format!("{} and {}", settings.urls().blobs, settings.urls().documents)),
@@ -47,7 +55,10 @@ pub(crate) async fn run(settings: &Settings, _args: Args) -> Outcome {
     });
     let well = findings.iter().all(|finding| finding.good || !finding.needed);
     if settings.json {
-        let list: Vec<_> = findings.iter().map(|f| json!({"what": f.what, "good": f.good, "needed": f.needed, "text": f.text})).collect();
+        let list: Vec<_> = findings
+            .iter()
+            .map(|f| json!({"what": f.what, "good": f.good, "needed": f.needed, "text": f.text}))
+            .collect();
         output::json(&list);
     } else {
         for finding in findings {
@@ -56,7 +67,12 @@ pub(crate) async fn run(settings: &Settings, _args: Args) -> Outcome {
                 (false, false) => ("so-so", Colour::Yellow),
                 (false, true) => ("bad", Colour::Red),
             };
-            output::line(format!("{:<12} {:<5}  {}", finding.what, output::coloured(mark, colour), finding.text));
+            output::line(format!(
+                "{:<12} {:<5}  {}",
+                finding.what,
+                output::coloured(mark, colour),
+                finding.text
+            ));
         }
     }
     Ok(if well { Verdict::Well } else { Verdict::Failed })
@@ -72,7 +88,10 @@ fn device() -> Finding {
     let bad = |text: String| Finding { what: "fuse", good: false, needed: true, text };
     match (opened, path.metadata()) {
         (Ok(_), _) => good("fuse", "/dev/fuse can be opened"),
-        (Err(_), Err(_)) => bad("/dev/fuse is not there; load it with `modprobe fuse`, or give the container --device /dev/fuse".into()),
+        (Err(_), Err(_)) => bad(
+            "/dev/fuse is not there; load it with `modprobe fuse`, or give the container --device /dev/fuse"
+                .into(),
+        ),
         (Err(error), Ok(metadata)) => bad(format!(
             "/dev/fuse cannot be opened: {error} (mode {:o}); allow it with `chmod 666 /dev/fuse`, as distributions do",
             metadata.permissions().mode() & 0o777

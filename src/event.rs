@@ -93,7 +93,10 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
 
 async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
     if !is_event_type(&args.event_type) {
-        return Err(Failure(format!("{:?} cannot be an event type: letters, digits, '.', '_' and '-' are allowed", args.event_type)));
+        return Err(Failure(format!(
+            "{:?} cannot be an event type: letters, digits, '.', '_' and '-' are allowed",
+            args.event_type
+        )));
     }
     let plane = settings.plane().await?;
     let id = args.id.map_or_else(EventId::random, EventId::new);
@@ -109,8 +112,11 @@ async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
     }
     let ledger = Ledger::new(plane);
     let modules = ledger.modules().await?;
-    let subscribed: Vec<&str> =
-        modules.iter().filter(|m| m.subscribes().contains(&event.event_type)).map(|m| m.name.as_str()).collect();
+    let subscribed: Vec<&str> = modules
+        .iter()
+        .filter(|m| m.subscribes().contains(&event.event_type))
+        .map(|m| m.name.as_str())
+        .collect();
     if subscribed.is_empty() {
         output::say(&format!("no module subscribes to {:?}: nothing will start", event.event_type));
     }
@@ -165,7 +171,11 @@ pub(crate) async fn first_event(
 }
 
 /// Stores files and folders named on the command line.
-pub(crate) async fn store_files(plane: &DataPlane, prefix: &str, named: &[String]) -> Result<Vec<FileEntry>, Failure> {
+pub(crate) async fn store_files(
+    plane: &DataPlane,
+    prefix: &str,
+    named: &[String],
+) -> Result<Vec<FileEntry>, Failure> {
     let mut found = Vec::new();
     for text in named {
         let (path, name) = match text.split_once('=') {
@@ -192,7 +202,9 @@ pub(crate) async fn store_files(plane: &DataPlane, prefix: &str, named: &[String
     bar.finish_and_clear();
     let mut names = std::collections::HashSet::new();
     match entries.iter().find(|entry| !names.insert(entry.name.as_str())) {
-        Some(twice) => Err(Failure(format!("two files would be {:?}; give one another name with PATH=NAME", twice.name))),
+        Some(twice) => {
+            Err(Failure(format!("two files would be {:?}; give one another name with PATH=NAME", twice.name)))
+        }
         None => Ok(entries),
     }
 }
@@ -236,7 +248,12 @@ async fn peek(settings: &Settings, args: PeekArgs) -> Outcome {
         output::json(&messages);
     } else {
         let row = |m: &ionfs::event::Message| {
-            vec![m.context.event_id.to_string(), m.event_type.clone(), m.context.name.clone(), m.context.correlation_id.to_string()]
+            vec![
+                m.context.event_id.to_string(),
+                m.event_type.clone(),
+                m.context.name.clone(),
+                m.context.correlation_id.to_string(),
+            ]
         };
         output::table(&["EVENT", "TYPE", "BY", "CORRELATION"], &messages.iter().map(row).collect::<Vec<_>>());
     }

@@ -34,11 +34,19 @@ pub(crate) async fn check(settings: &Settings, args: CheckArgs) -> Outcome {
     let depth = if args.deep { Depth::Checksums } else { Depth::Lengths };
     let report = audit::check(&plane, depth).await?;
     if settings.json {
-        output::json(&json!({"events": report.events, "blobs": report.blobs, "bytesRead": report.bytes_read, "findings": report.findings}));
+        output::json(
+            &json!({"events": report.events, "blobs": report.blobs, "bytesRead": report.bytes_read, "findings": report.findings}),
+        );
     } else {
         report.findings.iter().for_each(output::line);
-        let read = if args.deep { format!(", {} read", output::size(report.bytes_read)) } else { String::new() };
-        output::line(format!("{} events, {} blobs{read}: {} findings", report.events, report.blobs, report.findings.len()));
+        let read =
+            if args.deep { format!(", {} read", output::size(report.bytes_read)) } else { String::new() };
+        output::line(format!(
+            "{} events, {} blobs{read}: {} findings",
+            report.events,
+            report.blobs,
+            report.findings.len()
+        ));
     }
     Ok(if report.findings.is_empty() { Verdict::Well } else { Verdict::Failed })
 }
@@ -51,7 +59,12 @@ pub(crate) async fn collect(settings: &Settings, args: GcArgs) -> Outcome {
         output::json(&json!({"blobs": collected.blobs, "bytes": collected.bytes, "young": collected.young}));
     } else {
         let verb = if args.dry_run { "would remove" } else { "removed" };
-        output::line(format!("{verb} {} blobs ({}); {} are too young", collected.blobs, output::size(collected.bytes), collected.young));
+        output::line(format!(
+            "{verb} {} blobs ({}); {} are too young",
+            collected.blobs,
+            output::size(collected.bytes),
+            collected.young
+        ));
     }
     Ok(Verdict::Well)
 }

@@ -70,9 +70,8 @@ pub(crate) struct LogArgs {
 }
 
 fn state(text: &str) -> Result<JobState, String> {
-    serde_json::from_value(text.into()).map_err(|_| {
-        "allowed: waiting, queued, starting, running, succeeded, dead, cancelled".to_owned()
-    })
+    serde_json::from_value(text.into())
+        .map_err(|_| "allowed: waiting, queued, starting, running, succeeded, dead, cancelled".to_owned())
 }
 
 pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
@@ -131,7 +130,10 @@ pub(crate) fn show(settings: &Settings, jobs: &[JobRecord]) {
             reason.unwrap_or_default(),
         ]
     };
-    output::table(&["JOB", "MODULE", "STATE", "ATTEMPT", "TOOK", "CREATED", "EVENT", "REASON"], &jobs.iter().map(row).collect::<Vec<_>>());
+    output::table(
+        &["JOB", "MODULE", "STATE", "ATTEMPT", "TOOK", "CREATED", "EVENT", "REASON"],
+        &jobs.iter().map(row).collect::<Vec<_>>(),
+    );
 }
 
 async fn logs(settings: &Settings, ledger: &Ledger, args: LogArgs) -> Outcome {
@@ -146,7 +148,11 @@ async fn logs(settings: &Settings, ledger: &Ledger, args: LogArgs) -> Outcome {
         let attempt = attempt.ok_or_else(|| Failure(format!("job {} has no attempt {number}", job.id)))?;
         if let Some(log) = &attempt.log {
             while printed < log.size {
-                let piece = ledger.plane().blobs.get_range(&log.key, printed..(printed + PIECE).min(log.size)).await?;
+                let piece = ledger
+                    .plane()
+                    .blobs
+                    .get_range(&log.key, printed..(printed + PIECE).min(log.size))
+                    .await?;
                 printed += piece.len() as u64;
                 output::raw(&piece);
             }

@@ -26,12 +26,16 @@ use crate::settings::{Global, Settings};
 /// the event's files in /ion/in, a place for results in /ion/out. Closing a file in /ion/out/events commits the files
 /// it names and publishes an event, which starts the next modules.
 #[derive(Debug, Parser)]
-#[command(name = "ion", version, after_help = "\
+#[command(
+    name = "ion",
+    version,
+    after_help = "\
 Examples:
   ion up examples/words/pipeline.yaml                 run a pipeline's modules on this machine
   ion event create new_text --file README.md --wait   give them something to do, and wait for all of it
   ion trace                                           what became of it
-  ion mount /tmp/plane                                browse everything as files")]
+  ion mount /tmp/plane                                browse everything as files"
+)]
 struct Cli {
     #[command(flatten)]
     global: Global,

@@ -107,7 +107,9 @@ async fn create(ledger: &Ledger, args: CreateArgs) -> Outcome {
             module.emits = args.emits;
             for text in module.on.iter().chain(&module.emits).chain([&module.name]) {
                 if !is_event_type(text) {
-                    return Err(Failure(format!("{text:?} cannot be a name: letters, digits, '.', '_' and '-' are allowed")));
+                    return Err(Failure(format!(
+                        "{text:?} cannot be a name: letters, digits, '.', '_' and '-' are allowed"
+                    )));
                 }
             }
             if module.on.is_empty() {

@@ -32,7 +32,10 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     let tree = browse::tree(node);
     let mounted = mount_at(&args.folder, tree).await;
     let mut mounted = mounted.map_err(|error| {
-        Failure(format!("{} cannot be mounted: {error}; `ion doctor` says what this machine can do", args.folder.display()))
+        Failure(format!(
+            "{} cannot be mounted: {error}; `ion doctor` says what this machine can do",
+            args.folder.display()
+        ))
     })?;
     output::say(&format!("mounted at {}; Ctrl-C unmounts", args.folder.display()));
     tokio::select! {

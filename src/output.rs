@@ -89,11 +89,13 @@ pub(crate) fn table(heading: &[&str], rows: &[Vec<String>]) {
 fn layout(heading: &[&str], rows: &[Vec<String>]) -> Vec<String> {
     let heading: Vec<String> = heading.iter().map(|cell| (*cell).to_owned()).collect();
     let all: Vec<&Vec<String>> = std::iter::once(&heading).chain(rows).collect();
-    let widths: Vec<usize> =
-        (0..heading.len()).map(|column| all.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..heading.len())
+        .map(|column| all.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
     all.iter()
         .map(|row| {
-            let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+            let cells: Vec<String> =
+                row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
             cells.join("  ").trim_end().to_owned()
         })
         .collect()
@@ -115,10 +117,10 @@ pub(crate) fn size(bytes: u64) -> String {
 /// A duration for people: `12 ms`, `3.4 s`, `2 min`.
 pub(crate) fn duration(milliseconds: Millis) -> String {
     match milliseconds {
-        ..1_000 => format!("{milliseconds} ms"),
-        ..60_000 => format!("{}.{} s", milliseconds / 1000, milliseconds % 1000 / 100),
-        ..3_600_000 => format!("{} min", milliseconds / 60_000),
-        ..86_400_000 => format!("{} h", milliseconds / 3_600_000),
+        ..=999 => format!("{milliseconds} ms"),
+        1_000..=59_999 => format!("{}.{} s", milliseconds / 1000, milliseconds % 1000 / 100),
+        60_000..=3_599_999 => format!("{} min", milliseconds / 60_000),
+        3_600_000..=86_399_999 => format!("{} h", milliseconds / 3_600_000),
         _ => format!("{} d", milliseconds / 86_400_000),
     }
 }

@@ -99,8 +99,12 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     if job.outbox {
         ionfs::relay::promote(&plane, &job.id).await?;
     }
-    let published: Vec<Event> =
-        ledger.events_of(correlation.as_str()).await?.into_iter().filter(|event| event.job_id.is_some()).collect();
+    let published: Vec<Event> = ledger
+        .events_of(correlation.as_str())
+        .await?
+        .into_iter()
+        .filter(|event| event.job_id.is_some())
+        .collect();
     if settings.json {
         output::json(&published);
     } else {
@@ -122,9 +126,12 @@ async fn module(ledger: &Ledger, args: &Args) -> Result<Module, Failure> {
         module.check_program(&search_path()).map_err(Failure)?;
         return Ok(module);
     };
-    let file = args.pipeline.clone().or_else(|| Some(PathBuf::from("pipeline.yaml")).filter(|file| file.exists()));
+    let file =
+        args.pipeline.clone().or_else(|| Some(PathBuf::from("pipeline.yaml")).filter(|file| file.exists()));
     let found = match &file {
-        Some(file) => Pipeline::load(file, &search_path())?.modules.into_iter().find(|module| module.name == *name),
+        Some(file) => {
+            Pipeline::load(file, &search_path())?.modules.into_iter().find(|module| module.name == *name)
+        }
         None => ledger.module(name).await?,
     };
     found.ok_or_else(|| match file {

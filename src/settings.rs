@@ -20,16 +20,44 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 #[derive(Debug, Args)]
 pub(crate) struct Global {
     /// The folder of all state: stores, staging, locks
-    #[arg(long, env = "ION_HOME", default_value = ".ion", global = true, value_name = "DIR", help_heading = "Global options")]
+    #[arg(
+        long,
+        env = "ION_HOME",
+        default_value = ".ion",
+        global = true,
+        value_name = "DIR",
+        help_heading = "Global options"
+    )]
     home: PathBuf,
     /// Where files' bytes are kept [default: file://HOME/blobs]
-    #[arg(long, env = "ION_BLOBS", hide_env_values = true, global = true, value_name = "URL", help_heading = "Global options")]
+    #[arg(
+        long,
+        env = "ION_BLOBS",
+        hide_env_values = true,
+        global = true,
+        value_name = "URL",
+        help_heading = "Global options"
+    )]
     blobs: Option<String>,
     /// Where events and jobs are kept [default: sqlite://HOME/ion.db]
-    #[arg(long, env = "ION_DOCUMENTS", hide_env_values = true, global = true, value_name = "URL", help_heading = "Global options")]
+    #[arg(
+        long,
+        env = "ION_DOCUMENTS",
+        hide_env_values = true,
+        global = true,
+        value_name = "URL",
+        help_heading = "Global options"
+    )]
     documents: Option<String>,
     /// Who is told of events [default: sqlite://HOME/ion.db]
-    #[arg(long, env = "ION_BUS", hide_env_values = true, global = true, value_name = "URL", help_heading = "Global options")]
+    #[arg(
+        long,
+        env = "ION_BUS",
+        hide_env_values = true,
+        global = true,
+        value_name = "URL",
+        help_heading = "Global options"
+    )]
     bus: Option<String>,
     /// Print JSON documents instead of tables
     #[arg(long, global = true, help_heading = "Global options")]
@@ -54,7 +82,8 @@ pub(crate) struct Settings {
 impl Settings {
     pub(crate) fn resolve(global: Global) -> Result<Self, Failure> {
         let level = ["warn", "info", "debug"][usize::from(global.verbose.min(2))];
-        let filter = EnvFilter::try_from_env("ION_LOG").unwrap_or_else(|_| EnvFilter::new(format!("warn,ion={level},ionfs={level},dispatcher={level}")));
+        let filter = EnvFilter::try_from_env("ION_LOG")
+            .unwrap_or_else(|_| EnvFilter::new(format!("warn,ion={level},ionfs={level},dispatcher={level}")));
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)

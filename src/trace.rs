@@ -60,7 +60,8 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
 
 /// The events, oldest first.
 async fn events(ledger: &Ledger) -> Result<Vec<Event>, Failure> {
-    let query = Query::equal(Collection::Events, vec![("context.documentType", json!("eventMeta"))]).order_by("created");
+    let query = Query::equal(Collection::Events, vec![("context.documentType", json!("eventMeta"))])
+        .order_by("created");
     Ok(ledger.plane().documents.find_as(query).await?)
 }
 
@@ -74,41 +75,58 @@ pub(crate) async fn find_event(ledger: &Ledger, id: &str) -> Result<Event, Failu
     if let Some(event) = ledger.event(&EventId::new(id)).await? {
         return Ok(event);
     }
-    let mut found: Vec<Event> = events(ledger).await?.into_iter().filter(|event| event.id.as_str().starts_with(id)).collect();
+    let mut found: Vec<Event> =
+        events(ledger).await?.into_iter().filter(|event| event.id.as_str().starts_with(id)).collect();
     match (found.pop(), found.len()) {
         (Some(event), 0) => Ok(event),
-        (Some(_), more) => Err(Failure(format!("{} events begin with {id:?}; give more of the id", more + 1))),
+        (Some(_), more) => {
+            Err(Failure(format!("{} events begin with {id:?}; give more of the id", more + 1)))
+        }
         (None, _) => Err(Failure(format!("there is no event {id:?}"))),
     }
 }
 
 async fn find_correlation(ledger: &Ledger, id: &str) -> Result<String, Failure> {
-    let mut found: Vec<String> =
-        events(ledger).await?.iter().map(|e| e.context.correlation_id.to_string()).filter(|c| c.starts_with(id)).collect();
+    let mut found: Vec<String> = events(ledger)
+        .await?
+        .iter()
+        .map(|e| e.context.correlation_id.to_string())
+        .filter(|c| c.starts_with(id))
+        .collect();
     found.sort_unstable();
     found.dedup();
     match (found.pop(), found.len()) {
         (Some(one), 0) => Ok(one),
-        (Some(_), more) => Err(Failure(format!("{} correlations begin with {id:?}; give more of the id", more + 1))),
+        (Some(_), more) => {
+            Err(Failure(format!("{} correlations begin with {id:?}; give more of the id", more + 1)))
+        }
         (None, _) => {
             let event = find_event(ledger, id).await;
-            Ok(event.map_err(|_| Failure(format!("there is no correlation and no event {id:?}")))?.context.correlation_id.to_string())
+            Ok(event
+                .map_err(|_| Failure(format!("there is no correlation and no event {id:?}")))?
+                .context
+                .correlation_id
+                .to_string())
         }
     }
 }
 
 /// The insights of a correlation, by job.
 async fn insights(ledger: &Ledger, correlation: &str) -> Result<BTreeMap<String, InsightRecord>, Failure> {
-    let equals = vec![("context.correlationId", json!(correlation)), ("context.documentType", json!("insight"))];
-    let found: Vec<InsightRecord> = ledger.plane().documents.find_as(Query::equal(Collection::Events, equals)).await?;
+    let equals =
+        vec![("context.correlationId", json!(correlation)), ("context.documentType", json!("insight"))];
+    let found: Vec<InsightRecord> =
+        ledger.plane().documents.find_as(Query::equal(Collection::Events, equals)).await?;
     Ok(found.into_iter().filter(|i| !i.staged).map(|insight| (insight.job_id.to_string(), insight)).collect())
 }
 
 /// The tree as lines.
 fn tree(correlation: &str, status: &Status, insights: &BTreeMap<String, InsightRecord>) -> Vec<String> {
     let mut lines = vec![format!("correlation {correlation}")];
-    let known: std::collections::BTreeSet<&str> = status.events.iter().map(|event| event.id.as_str()).collect();
-    let roots: Vec<&Event> = status.events.iter().filter(|e| !known.contains(e.context.parent_event_id.as_str())).collect();
+    let known: std::collections::BTreeSet<&str> =
+        status.events.iter().map(|event| event.id.as_str()).collect();
+    let roots: Vec<&Event> =
+        status.events.iter().filter(|e| !known.contains(e.context.parent_event_id.as_str())).collect();
     for (n, event) in roots.iter().enumerate() {
         branch(event, status, insights, "", n + 1 == roots.len(), &mut lines);
     }
@@ -125,14 +143,24 @@ fn tree(correlation: &str, status: &Status, insights: &BTreeMap<String, InsightR
     lines
 }
 
-fn branch(event: &Event, status: &Status, insights: &BTreeMap<String, InsightRecord>, indent: &str, last: bool, lines: &mut Vec<String>) {
+fn branch(
+    event: &Event,
+    status: &Status,
+    insights: &BTreeMap<String, InsightRecord>,
+    indent: &str,
+    last: bool,
+    lines: &mut Vec<String>,
+) {
     let (fork, below) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
     lines.push(format!("{indent}{fork}{}", event_line(event)));
     let indent = format!("{indent}{below}");
     let jobs: Vec<&JobRecord> = status.jobs.iter().filter(|job| job.event_id == event.id).collect();
     let children: Vec<&Event> =
         status.events.iter().filter(|child| child.context.parent_event_id == event.id.as_str()).collect();
-    let orphans: Vec<&&Event> = children.iter().filter(|child| !jobs.iter().any(|job| child.job_id.as_ref() == Some(&job.id))).collect();
+    let orphans: Vec<&&Event> = children
+        .iter()
+        .filter(|child| !jobs.iter().any(|job| child.job_id.as_ref() == Some(&job.id)))
+        .collect();
     let total = jobs.len() + orphans.len();
     for (n, job) in jobs.iter().enumerate() {
         let last = n + 1 == total;
@@ -140,10 +168,12 @@ fn branch(event: &Event, status: &Status, insights: &BTreeMap<String, InsightRec
         lines.push(format!("{indent}{fork}{}", job_line(job)));
         let deeper = format!("{indent}{below}");
         if let Some(insight) = insights.get(job.id.as_str()) {
-            let values: Vec<String> = insight.data.iter().map(|pair| format!("{}={}", pair.key, pair.value)).collect();
+            let values: Vec<String> =
+                insight.data.iter().map(|pair| format!("{}={}", pair.key, pair.value)).collect();
             lines.push(format!("{deeper}· {}", output::coloured(&values.join(" "), output::Colour::Grey)));
         }
-        let made: Vec<&&Event> = children.iter().filter(|child| child.job_id.as_ref() == Some(&job.id)).collect();
+        let made: Vec<&&Event> =
+            children.iter().filter(|child| child.job_id.as_ref() == Some(&job.id)).collect();
         for (n, child) in made.iter().enumerate() {
             branch(child, status, insights, &deeper, n + 1 == made.len(), lines);
         }
@@ -161,37 +191,63 @@ fn event_line(event: &Event) -> String {
         (None, 1) => format!("{} ({})", event.files[0].name, output::size(bytes)),
         (None, n) => format!("{n} files ({})", output::size(bytes)),
     };
-    format!("{}  {}  {files}", output::coloured(&event.event_type, output::Colour::Yellow), event.id.short()).trim_end().to_owned()
+    format!("{}  {}  {files}", output::coloured(&event.event_type, output::Colour::Yellow), event.id.short())
+        .trim_end()
+        .to_owned()
 }
 
 fn job_line(job: &JobRecord) -> String {
     let attempt = job.attempts.last();
     let took = attempt.map(|a| output::duration((a.ended.unwrap_or_else(clock::now) - a.started).max(0)));
     let tries = if job.attempt > 1 { format!("  attempt {}", job.attempt) } else { String::new() };
-    let reason = attempt.and_then(|a| a.reason.clone()).filter(|_| job.state != ionfs::record::JobState::Succeeded);
+    let reason =
+        attempt.and_then(|a| a.reason.clone()).filter(|_| job.state != ionfs::record::JobState::Succeeded);
     let reason = reason.map(|reason| format!("  {reason}")).unwrap_or_default();
-    format!("{} {}  {}  {}{tries}{reason}", output::state(job.state.as_str()), job.module, job.id.short(), took.unwrap_or_default())
+    format!(
+        "{} {}  {}  {}{tries}{reason}",
+        output::state(job.state.as_str()),
+        job.module,
+        job.id.short(),
+        took.unwrap_or_default()
+    )
 }
 
 /// The graph in Graphviz's language.
 fn dot(status: &Status) -> String {
     let mut text = String::from("digraph correlation {\n  rankdir=LR;\n");
     for event in &status.events {
-        text.push_str(&format!("  \"{}\" [shape=box, label=\"{}\\n{}\"];\n", event.id, event.event_type, event.id.short()));
+        text.push_str(&format!(
+            "  \"{}\" [shape=box, label=\"{}\\n{}\"];\n",
+            event.id,
+            event.event_type,
+            event.id.short()
+        ));
         let from = event.job_id.as_ref().map_or(event.context.parent_event_id.clone(), ToString::to_string);
         if !from.is_empty() {
             text.push_str(&format!("  \"{from}\" -> \"{}\";\n", event.id));
         }
     }
     for job in &status.jobs {
-        text.push_str(&format!("  \"{}\" [label=\"{}\\n{}\"];\n  \"{}\" -> \"{}\";\n", job.id, job.module, job.state.as_str(), job.event_id, job.id));
+        text.push_str(&format!(
+            "  \"{}\" [label=\"{}\\n{}\"];\n  \"{}\" -> \"{}\";\n",
+            job.id,
+            job.module,
+            job.state.as_str(),
+            job.event_id,
+            job.id
+        ));
     }
     text.push('}');
     text
 }
 
 /// Follows a correlation to its end. On a terminal a line for each module; in a pipe a line for each job that ended.
-pub(crate) async fn wait(settings: &Settings, ledger: &Ledger, correlation: &str, timeout: Duration) -> Outcome {
+pub(crate) async fn wait(
+    settings: &Settings,
+    ledger: &Ledger,
+    correlation: &str,
+    timeout: Duration,
+) -> Outcome {
     let deadline = tokio::time::Instant::now() + timeout;
     let mut shown = std::collections::BTreeSet::new();
     let bars = indicatif::MultiProgress::new();
@@ -207,8 +263,11 @@ pub(crate) async fn wait(settings: &Settings, ledger: &Ledger, correlation: &str
         }
         if terminal {
             for (module, counts) in now.by_module() {
-                let bar = by_module.entry(module.to_owned()).or_insert_with(|| bars.add(indicatif::ProgressBar::new_spinner()));
-                let counts: Vec<String> = counts.iter().map(|(state, n)| format!("{n} {}", output::state(state))).collect();
+                let bar = by_module
+                    .entry(module.to_owned())
+                    .or_insert_with(|| bars.add(indicatif::ProgressBar::new_spinner()));
+                let counts: Vec<String> =
+                    counts.iter().map(|(state, n)| format!("{n} {}", output::state(state))).collect();
                 bar.set_message(format!("{module}: {}", counts.join(", ")));
                 bar.tick();
             }
@@ -218,12 +277,20 @@ pub(crate) async fn wait(settings: &Settings, ledger: &Ledger, correlation: &str
             if settings.json {
                 output::json(&now.jobs);
             } else {
-                output::line(format!("{} events, {} jobs: {}", now.events.len(), now.jobs.len(), output::state(if now.failed() { "failed" } else { "succeeded" })));
+                output::line(format!(
+                    "{} events, {} jobs: {}",
+                    now.events.len(),
+                    now.jobs.len(),
+                    output::state(if now.failed() { "failed" } else { "succeeded" })
+                ));
             }
             return Ok(if now.failed() { Verdict::Failed } else { Verdict::Well });
         }
         if tokio::time::Instant::now() > deadline {
-            return Err(Failure(format!("after {} it has not ended; `ion trace {correlation}` shows where it stands", humantime::format_duration(timeout))));
+            return Err(Failure(format!(
+                "after {} it has not ended; `ion trace {correlation}` shows where it stands",
+                humantime::format_duration(timeout)
+            )));
         }
         tokio::time::sleep(LOOK).await;
     }

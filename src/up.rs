@@ -50,7 +50,10 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         None => Ledger::new(plane.clone()).modules().await?,
     };
     if modules.is_empty() {
-        return Err(Failure("there are no modules to run; name a pipeline file, or register one with `ion module create`".into()));
+        return Err(Failure(
+            "there are no modules to run; name a pipeline file, or register one with `ion module create`"
+                .into(),
+        ));
     }
     sweep(&settings.home);
     let (lines, shown_lines) = mpsc::channel(SHOWN);
@@ -84,7 +87,10 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
 }
 
 /// The executor of this machine; this program is its `job-init`.
-pub(crate) async fn local_executor(node: Arc<Node>, lines: Option<mpsc::Sender<OutputLine>>) -> Result<LocalExecutor, Failure> {
+pub(crate) async fn local_executor(
+    node: Arc<Node>,
+    lines: Option<mpsc::Sender<OutputLine>>,
+) -> Result<LocalExecutor, Failure> {
     let settings = LocalSettings { program: std::env::current_exe()?, env: module_environment() };
     Ok(LocalExecutor::new(node, settings, lines).await)
 }
@@ -137,9 +143,13 @@ fn ended(job: &JobRecord) {
     let took = output::duration((attempt.ended.unwrap_or(attempt.started) - attempt.started).max(0));
     let what = match (job.state, attempt.end) {
         (JobState::Queued, Some(AttemptEnd::Released)) => return,
-        (JobState::Queued, _) => format!("failed, will be tried again: {}", attempt.reason.as_deref().unwrap_or_default()),
+        (JobState::Queued, _) => {
+            format!("failed, will be tried again: {}", attempt.reason.as_deref().unwrap_or_default())
+        }
         (JobState::Succeeded, _) => output::state("succeeded"),
-        (state, _) => format!("{}: {}", output::state(state.as_str()), attempt.reason.as_deref().unwrap_or_default()),
+        (state, _) => {
+            format!("{}: {}", output::state(state.as_str()), attempt.reason.as_deref().unwrap_or_default())
+        }
     };
     let name = format!("{} {}", job.module, job.id.short());
     output::line(format!("{} {what} ({took})", output::coloured(&name, colour(&job.module))));

@@ -1,6 +1,8 @@
 //! The close matrix: how programs write and close event files, and what each close commits, refuses and returns
 //! (DESIGN.md section 3; FACTS.md for what the kernel sends).
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod support;
 
 use support::Home;
@@ -33,7 +35,10 @@ fn a_builtin_commits() {
 
 #[test]
 fn a_command_commits_also_through_the_shells_early_close() {
-    commits(&format!("/bin/echo '{OK}' > /ion/out/events/a.json && printf '{OK}' | cat > /ion/out/events/b.json"), &["a", "a"]);
+    commits(
+        &format!("/bin/echo '{OK}' > /ion/out/events/a.json && printf '{OK}' | cat > /ion/out/events/b.json"),
+        &["a", "a"],
+    );
 }
 
 #[test]
@@ -47,25 +52,40 @@ fn a_descriptor_held_open_commits_once_the_document_is_complete() {
 
 #[test]
 fn an_older_ions_list_of_pairs_commits() {
-    commits(r#"echo '[{"key":"eventType","value":"a"},{"key":"n","value":"1"}]' > /ion/out/events/a.json"#, &["a"]);
+    commits(
+        r#"echo '[{"key":"eventType","value":"a"},{"key":"n","value":"1"}]' > /ion/out/events/a.json"#,
+        &["a"],
+    );
 }
 
 #[test]
 fn an_empty_file_and_a_draft_are_no_events() {
-    commits(&format!("touch /ion/out/events/a.json; : > /ion/out/events/b.json; echo '{OK}' > /ion/out/events/.c.json; echo '{OK}' > /ion/out/events/d.json.tmp"), &[]);
+    commits(
+        &format!(
+            "touch /ion/out/events/a.json; : > /ion/out/events/b.json; echo '{OK}' > /ion/out/events/.c.json; echo '{OK}' > /ion/out/events/d.json.tmp"
+        ),
+        &[],
+    );
 }
 
 #[test]
 fn a_draft_commits_when_it_is_renamed() {
     commits(
-        &format!("cd /ion/out/events; echo '{OK}' > a.json.tmp; test -z \"$(ls /ion/events/published)\"; mv a.json.tmp a.json; test -e /ion/events/published/a.json"),
+        &format!(
+            "cd /ion/out/events; echo '{OK}' > a.json.tmp; test -z \"$(ls /ion/events/published)\"; mv a.json.tmp a.json; test -e /ion/events/published/a.json"
+        ),
         &["a"],
     );
 }
 
 #[test]
 fn a_file_of_out_data_becomes_an_event_by_a_rename_or_a_link() {
-    commits(&format!("cd /ion/out; echo '{OK}' > data/a; mv data/a events/a.json; echo '{OK}' > data/b; ln data/b events/b.json"), &["a", "a"]);
+    commits(
+        &format!(
+            "cd /ion/out; echo '{OK}' > data/a; mv data/a events/a.json; echo '{OK}' > data/b; ln data/b events/b.json"
+        ),
+        &["a", "a"],
+    );
 }
 
 #[test]
@@ -79,7 +99,9 @@ fn sed_in_place_on_a_draft_commits_nothing_until_the_rename() {
 #[test]
 fn tee_cp_and_dd_commit() {
     commits(
-        &format!("echo '{OK}' | tee /ion/out/events/a.json; echo '{OK}' > /tmp/e$$; cp /tmp/e$$ /ion/out/events/b.json; dd if=/tmp/e$$ of=/ion/out/events/c.json conv=fsync 2>/dev/null; rm /tmp/e$$"),
+        &format!(
+            "echo '{OK}' | tee /ion/out/events/a.json; echo '{OK}' > /tmp/e$$; cp /tmp/e$$ /ion/out/events/b.json; dd if=/tmp/e$$ of=/ion/out/events/c.json conv=fsync 2>/dev/null; rm /tmp/e$$"
+        ),
         &["a", "a", "a"],
     );
 }
@@ -124,7 +146,10 @@ E"#;
 fn node_and_perl_commit_where_they_are() {
     let node = "command -v node >/dev/null || exec true; node -e 'require(\"fs\").writeFileSync(\"/ion/out/events/a.json\", JSON.stringify({eventType: \"a\"}))'; test -e /ion/events/published/a.json";
     Home::new().script(node).well();
-    commits(r#"perl -e 'open(F, ">", "/ion/out/events/a.json") or die; print F "{\"eventType\": \"a\"}"; close(F) or die $!'"#, &["a"]);
+    commits(
+        r#"perl -e 'open(F, ">", "/ion/out/events/a.json") or die; print F "{\"eventType\": \"a\"}"; close(F) or die $!'"#,
+        &["a"],
+    );
 }
 
 #[test]
@@ -150,18 +175,35 @@ fn what_is_no_document_is_refused_with_einval() {
     ];
     for (content, reason) in cases {
         let reason = if content == "42" { "a JSON array" } else { reason };
-        rejects(&format!("/bin/echo '{content}' > /ion/out/events/a.json && exit 9; cat /ion/events/rejected/a.json >&2; true"), &[], reason);
+        rejects(
+            &format!(
+                "/bin/echo '{content}' > /ion/out/events/a.json && exit 9; cat /ion/events/rejected/a.json >&2; true"
+            ),
+            &[],
+            reason,
+        );
     }
 }
 
 #[test]
 fn a_rejected_event_fails_the_job_though_its_other_events_stand() {
-    rejects(&format!("echo '{OK}' > /ion/out/events/good.json; echo '{{\"eventType\"' > /ion/out/events/bad.json"), &["a"], "bad.json");
+    rejects(
+        &format!(
+            "echo '{OK}' > /ion/out/events/good.json; echo '{{\"eventType\"' > /ion/out/events/bad.json"
+        ),
+        &["a"],
+        "bad.json",
+    );
 }
 
 #[test]
 fn a_rejection_is_taken_back_by_a_good_second_try() {
-    commits(&format!("cd /ion/out/events; echo '[]' > a.json; test -e /ion/events/rejected/a.json; echo '{OK}' > a.json; test ! -e /ion/events/rejected/a.json"), &["a"]);
+    commits(
+        &format!(
+            "cd /ion/out/events; echo '[]' > a.json; test -e /ion/events/rejected/a.json; echo '{OK}' > a.json; test ! -e /ion/events/rejected/a.json"
+        ),
+        &["a"],
+    );
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The daemon killed with -9 in the middle of jobs, and started again: every event is processed once in effect.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod support;
 
 use std::collections::BTreeSet;
@@ -11,7 +13,10 @@ const EVENTS: usize = 12;
 
 fn pipeline(home: &Home) -> std::path::PathBuf {
     home.program("copy", "#!/bin/sh\nset -e\nsleep 0.15\ncp /ion/in/data/f /ion/out/data/f\necho more >> /ion/out/data/f\necho '{\"eventType\":\"copied\",\"files\":[\"f\"]}' > /ion/out/events/c\nsleep 0.1\n");
-    home.program("end", "#!/bin/sh\nset -e\nsleep 0.05\necho '{\"eventType\":\"ended\"}' > /ion/out/events/e\n");
+    home.program(
+        "end",
+        "#!/bin/sh\nset -e\nsleep 0.05\necho '{\"eventType\":\"ended\"}' > /ion/out/events/e\n",
+    );
     home.program("all", "#!/bin/sh\ngrep -c '\"type\"' /ion/in/events.json\n");
     home.write(
         "pipeline.yaml",
@@ -39,7 +44,9 @@ fn a_killed_daemon_started_again_processes_every_event_once_in_effect() {
         up.kill();
         // What it had started dies with it, and no mount is left in the host's namespace.
         wait_for("the jobs' processes to be gone", || processes.iter().all(|pid| !alive(*pid)));
-        assert!(!std::fs::read_to_string("/proc/self/mounts").unwrap().contains(home.state().to_str().unwrap()));
+        assert!(
+            !std::fs::read_to_string("/proc/self/mounts").unwrap().contains(home.state().to_str().unwrap())
+        );
         up = home.up(&file);
     }
     wait_for("all jobs", || finished(&home) == 3 * EVENTS);
@@ -51,7 +58,8 @@ fn a_killed_daemon_started_again_processes_every_event_once_in_effect() {
     for kind in ["copied", "ended"] {
         let published = published(&home, kind);
         assert_eq!(published.len(), EVENTS, "{kind}");
-        let parents: BTreeSet<&str> = published.iter().map(|e| e["context"]["parentEventId"].as_str().unwrap()).collect();
+        let parents: BTreeSet<&str> =
+            published.iter().map(|e| e["context"]["parentEventId"].as_str().unwrap()).collect();
         assert_eq!(parents.len(), EVENTS, "each {kind} has a parent of its own");
     }
     for all in jobs.iter().filter(|job| job["module"] == "all") {
@@ -62,11 +70,17 @@ fn a_killed_daemon_started_again_processes_every_event_once_in_effect() {
 
 /// The published events of a type, over all correlations.
 fn published(home: &Home, kind: &str) -> Vec<Value> {
-    let correlations: BTreeSet<String> = home.jobs().iter().map(|job| job["correlationId"].as_str().unwrap().to_owned()).collect();
+    let correlations: BTreeSet<String> =
+        home.jobs().iter().map(|job| job["correlationId"].as_str().unwrap().to_owned()).collect();
     let mut all = Vec::new();
     for correlation in correlations {
-        let trace: Vec<Value> = serde_json::from_str(&home.run(["--json", "trace", &correlation]).well().stdout).unwrap();
-        all.extend(trace.into_iter().filter(|document| document["type"] == kind && document["publication"] == "published"));
+        let trace: Vec<Value> =
+            serde_json::from_str(&home.run(["--json", "trace", &correlation]).well().stdout).unwrap();
+        all.extend(
+            trace
+                .into_iter()
+                .filter(|document| document["type"] == kind && document["publication"] == "published"),
+        );
     }
     all
 }
@@ -78,7 +92,11 @@ fn a_stopped_daemon_leaves_its_jobs_queued_and_a_new_one_goes_on() {
     let (go, begun) = (home.path().join("go"), home.path().join("begun"));
     let file = home.write(
         "pipeline.yaml",
-        format!("modules:\n  long: {{on: [start], run: [./long], retries: 0, env: {{GO: {}, BEGUN: {}}}}}\n", go.display(), begun.display()),
+        format!(
+            "modules:\n  long: {{on: [start], run: [./long], retries: 0, env: {{GO: {}, BEGUN: {}}}}}\n",
+            go.display(),
+            begun.display()
+        ),
     );
     let up = home.up(&file);
     home.run(["event", "create", "start"]).well();

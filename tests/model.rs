@@ -1,5 +1,7 @@
 //! The filesystem against a plain directory: the same operations on both, the same outcome and the same bytes.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod support;
 
 use std::collections::BTreeMap;
@@ -60,7 +62,11 @@ impl Mount {
             let mut files: Vec<FileEntry> = Vec::new();
             for (name, content) in inputs {
                 let path = home.write("input", content);
-                files.push(store_path(&*plane.blobs, format!("c/e/0/{name}"), (*name).to_owned(), &path).await.unwrap());
+                files.push(
+                    store_path(&*plane.blobs, format!("c/e/0/{name}"), (*name).to_owned(), &path)
+                        .await
+                        .unwrap(),
+                );
             }
             let context = Context {
                 name: "test".into(),
@@ -220,9 +226,17 @@ fn apply(root: &Path, op: &Op) -> Result<String, Option<i32>> {
     let outcome: io::Result<String> = match op {
         Op::Create(n) => File::create(at(n)).map(|_| ()).map(done),
         Op::CreateNew(n) => File::create_new(at(n)).map(|_| ()).map(done),
-        Op::Write(n, offset, seed) => OpenOptions::new().write(true).open(at(n)).and_then(|f| f.write_all_at(&bytes(*seed), u64::from(*offset))).map(done),
-        Op::Append(n, seed) => OpenOptions::new().append(true).open(at(n)).and_then(|mut f| f.write_all(&bytes(*seed))).map(done),
-        Op::Truncate(n, length) => OpenOptions::new().write(true).open(at(n)).and_then(|f| f.set_len(u64::from(*length))).map(done),
+        Op::Write(n, offset, seed) => OpenOptions::new()
+            .write(true)
+            .open(at(n))
+            .and_then(|f| f.write_all_at(&bytes(*seed), u64::from(*offset)))
+            .map(done),
+        Op::Append(n, seed) => {
+            OpenOptions::new().append(true).open(at(n)).and_then(|mut f| f.write_all(&bytes(*seed))).map(done)
+        }
+        Op::Truncate(n, length) => {
+            OpenOptions::new().write(true).open(at(n)).and_then(|f| f.set_len(u64::from(*length))).map(done)
+        }
         Op::Read(n) => fs::read(at(n)).map(|content| format!("{} {:x}", content.len(), ionfs_sum(&content))),
         Op::Remove(n) => fs::remove_file(at(n)).map(done),
         Op::Rename(a, b) => fs::rename(at(a), at(b)).map(done),
@@ -230,16 +244,31 @@ fn apply(root: &Path, op: &Op) -> Result<String, Option<i32>> {
         Op::Symlink(a, b) => std::os::unix::fs::symlink(format!("n{}", a % 8), at(b)).map(done),
         Op::Mkdir(n) => fs::create_dir(at(n)).map(done),
         Op::Rmdir(n) => fs::remove_dir(at(n)).map(done),
-        Op::Chmod(n, mode) => fs::set_permissions(at(n), fs::Permissions::from_mode(u32::from(*mode))).map(done),
-        Op::Touch(n, seconds) => File::open(at(n)).and_then(|f| f.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(u64::from(*seconds)))).map(done),
+        Op::Chmod(n, mode) => {
+            fs::set_permissions(at(n), fs::Permissions::from_mode(u32::from(*mode))).map(done)
+        }
+        Op::Touch(n, seconds) => File::open(at(n))
+            .and_then(|f| {
+                f.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(u64::from(*seconds)))
+            })
+            .map(done),
         Op::List(n) => fs::read_dir(at(n)).map(|entries| {
             let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
             names.sort();
             names.join(",")
         }),
-        Op::Allocate(n, offset, length) => OpenOptions::new().write(true).open(at(n)).and_then(|f| {
-            Ok(rustix::fs::fallocate(&f, rustix::fs::FallocateFlags::empty(), u64::from(*offset), u64::from(*length) + 1)?)
-        }).map(done),
+        Op::Allocate(n, offset, length) => OpenOptions::new()
+            .write(true)
+            .open(at(n))
+            .and_then(|f| {
+                Ok(rustix::fs::fallocate(
+                    &f,
+                    rustix::fs::FallocateFlags::empty(),
+                    u64::from(*offset),
+                    u64::from(*length) + 1,
+                )?)
+            })
+            .map(done),
         Op::WriteUnlinked(n, seed) => OpenOptions::new().read(true).write(true).open(at(n)).and_then(|f| {
             fs::remove_file(at(n))?;
             f.write_all_at(&bytes(*seed), 11)?;
@@ -247,14 +276,18 @@ fn apply(root: &Path, op: &Op) -> Result<String, Option<i32>> {
         }),
         Op::Rewrite(n, seed) => {
             let new = root.join("rewrite.tmp");
-            fs::write(&new, bytes(*seed)).and_then(|()| fs::rename(&new, at(n)).inspect_err(|_| fs::remove_file(&new).unwrap())).map(done)
+            fs::write(&new, bytes(*seed))
+                .and_then(|()| fs::rename(&new, at(n)).inspect_err(|_| fs::remove_file(&new).unwrap()))
+                .map(done)
         }
     };
     outcome.map_err(|error| error.raw_os_error())
 }
 
 fn ionfs_sum(content: &[u8]) -> u64 {
-    content.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    content
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Every name below `root` with what is there.
@@ -287,7 +320,12 @@ fn picture(root: &Path) -> BTreeMap<PathBuf, String> {
 fn agree(mount: &Mount, cases: u32) {
     let reference = Home::new();
     let round = std::cell::Cell::new(0);
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig { cases, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() });
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        cases,
+        max_shrink_iters: 200,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
     let outcome = runner.run(&proptest::collection::vec(op(), 1..60), |ops| {
         round.set(round.get() + 1);
         let round = round.get();
@@ -323,19 +361,38 @@ fn pattern(length: usize) -> Vec<u8> {
 fn inputs_read_the_same_whoever_moves_the_bytes() {
     let big = pattern(9_000_001);
     let files: &[(&str, &[u8])] = &[("empty", b""), ("small.txt", b"hello"), ("deep/er/big", &big)];
-    for (passthrough, blobs) in [(Passthrough::Allowed, Blobs::Files), (Passthrough::Allowed, Blobs::Memory), (Passthrough::Off, Blobs::Files), (Passthrough::Off, Blobs::Memory)] {
+    for (passthrough, blobs) in [
+        (Passthrough::Allowed, Blobs::Files),
+        (Passthrough::Allowed, Blobs::Memory),
+        (Passthrough::Off, Blobs::Files),
+        (Passthrough::Off, Blobs::Memory),
+    ] {
         let mount = Mount::new(passthrough, blobs, files);
         for _ in 0..3 {
             for (name, content) in files {
-                assert_eq!(fs::read(mount.at(&format!("in/data/{name}"))).unwrap(), *content, "{name} {passthrough:?} {blobs:?}");
+                assert_eq!(
+                    fs::read(mount.at(&format!("in/data/{name}"))).unwrap(),
+                    *content,
+                    "{name} {passthrough:?} {blobs:?}"
+                );
             }
         }
         // Each byte was fetched once for three readings.
         assert_eq!(mount.metric("bytesFetched"), big.len() as u64 + 5, "{passthrough:?} {blobs:?}");
         // What is whole is read by the kernel, where it may.
-        assert_eq!(mount.metric("opensPassthrough") > 0, passthrough == Passthrough::Allowed, "{passthrough:?} {blobs:?}");
-        assert_eq!(fs::write(mount.at("in/data/small.txt"), "x").unwrap_err().raw_os_error(), Some(libc::EROFS));
-        assert_eq!(fs::remove_file(mount.at("in/data/small.txt")).unwrap_err().raw_os_error(), Some(libc::EROFS));
+        assert_eq!(
+            mount.metric("opensPassthrough") > 0,
+            passthrough == Passthrough::Allowed,
+            "{passthrough:?} {blobs:?}"
+        );
+        assert_eq!(
+            fs::write(mount.at("in/data/small.txt"), "x").unwrap_err().raw_os_error(),
+            Some(libc::EROFS)
+        );
+        assert_eq!(
+            fs::remove_file(mount.at("in/data/small.txt")).unwrap_err().raw_os_error(),
+            Some(libc::EROFS)
+        );
     }
 }
 
@@ -360,11 +417,44 @@ fn a_megabyte_of_ten_gigabytes_fetches_about_a_megabyte() {
         for _ in 0..160 {
             summer.update(&zeroes);
         }
-        let entry = FileEntry { name: "huge".into(), key: key.into(), size: 10 << 30, mtime: 0, mode: 0o644, checksums: summer.finish() };
-        let context = Context { name: "t".into(), event_id: EventId::new("e"), correlation_id: CorrelationId::new("c"), parent_event_id: String::new(), document_type: DocumentType::EventMeta };
-        let event = Event { id: EventId::new("e"), context: context.clone(), event_type: "t".into(), files: vec![entry], file_list: None, data: vec![], created: 0, publication: Publication::Published, file_name: None, job_id: None, attempt: None, unrouted: false };
+        let entry = FileEntry {
+            name: "huge".into(),
+            key: key.into(),
+            size: 10 << 30,
+            mtime: 0,
+            mode: 0o644,
+            checksums: summer.finish(),
+        };
+        let context = Context {
+            name: "t".into(),
+            event_id: EventId::new("e"),
+            correlation_id: CorrelationId::new("c"),
+            parent_event_id: String::new(),
+            document_type: DocumentType::EventMeta,
+        };
+        let event = Event {
+            id: EventId::new("e"),
+            context: context.clone(),
+            event_type: "t".into(),
+            files: vec![entry],
+            file_list: None,
+            data: vec![],
+            created: 0,
+            publication: Publication::Published,
+            file_name: None,
+            job_id: None,
+            attempt: None,
+            unrouted: false,
+        };
         let node = Node::new(plane, NodeSettings::new(home.state())).unwrap();
-        let origin = Origin { job_id: JobId::new("j"), attempt: 1, module: "m".into(), emits: None, commit: CommitMode::OnClose, parent: context };
+        let origin = Origin {
+            job_id: JobId::new("j"),
+            attempt: 1,
+            module: "m".into(),
+            emits: None,
+            commit: CommitMode::OnClose,
+            parent: context,
+        };
         let tree = JobTree::open(&node, JobSpec { origin, event, gathered: None }).await.unwrap();
         let at = home.path().join("ion");
         fs::create_dir(&at).unwrap();
@@ -399,7 +489,8 @@ fn a_flipped_bit_in_the_store_is_eio_and_never_wrong_bytes() {
 #[test]
 fn cp_ln_and_mv_from_the_input_move_no_bytes() {
     let big = pattern(5_000_000);
-    let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[("big", &big), ("d/one", b"1"), ("d/two", b"2")]);
+    let mount =
+        Mount::new(Passthrough::Allowed, Blobs::Files, &[("big", &big), ("d/one", b"1"), ("d/two", b"2")]);
     let (from, to) = (mount.at("in/data/big"), mount.data());
     let from = from.to_str().unwrap();
     run("cp", &[from, to.join("copied").to_str().unwrap()]);
@@ -418,7 +509,14 @@ fn cp_ln_and_mv_from_the_input_move_no_bytes() {
         // Not a hole, or `cp` would copy zeroes.
         assert_eq!(fs::metadata(to.join(name)).unwrap().blocks(), (big.len() as u64).div_ceil(512));
     }
-    run("cp", &["--sparse=always", to.join("linked").to_str().unwrap(), mount.home.path().join("outside").to_str().unwrap()]);
+    run(
+        "cp",
+        &[
+            "--sparse=always",
+            to.join("linked").to_str().unwrap(),
+            mount.home.path().join("outside").to_str().unwrap(),
+        ],
+    );
     assert_eq!(fs::read(mount.home.path().join("outside")).unwrap(), big);
 }
 
@@ -436,7 +534,16 @@ fn a_reference_that_is_written_becomes_a_file_of_its_own() {
     OpenOptions::new().append(true).open(path("appended")).unwrap().write_all(b"tail").unwrap();
     edit("cut").set_len(1_000_000).unwrap();
     fs::File::options().write(true).open(path("grown")).unwrap().set_len(2_500_010).unwrap();
-    run("python3", &["-c", &format!("import mmap\nf=open({:?},'r+b')\nm=mmap.mmap(f.fileno(),0)\nm[5:8]=b'ABC'\nm.flush()\nm.close()\nf.close()", path("mapped"))]);
+    run(
+        "python3",
+        &[
+            "-c",
+            &format!(
+                "import mmap\nf=open({:?},'r+b')\nm=mmap.mmap(f.fileno(),0)\nm[5:8]=b'ABC'\nm.flush()\nm.close()\nf.close()",
+                path("mapped")
+            ),
+        ],
+    );
     let mut expected = BTreeMap::new();
     let with = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut copy = content.clone();
@@ -483,7 +590,8 @@ fn a_commit_names_each_files_last_content() {
 #[test]
 fn space_is_told_as_the_staging_disk_has_it() {
     let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[]);
-    let (ours, disk) = (rustix::fs::statvfs(mount.data()).unwrap(), rustix::fs::statvfs(mount.home.path()).unwrap());
+    let (ours, disk) =
+        (rustix::fs::statvfs(mount.data()).unwrap(), rustix::fs::statvfs(mount.home.path()).unwrap());
     assert_eq!((ours.f_blocks, ours.f_frsize, ours.f_files), (disk.f_blocks, disk.f_frsize, disk.f_files));
 }
 
@@ -504,7 +612,8 @@ fn many_names_are_listed_and_found() {
 /// Half a million random operations each way, a million together, every byte compared. The tool is installed by
 /// scripts/setup-tests.sh.
 fn fsx(passthrough: Passthrough) {
-    let cache = std::env::var("ION_TEST_CACHE").unwrap_or_else(|_| format!("{}/.cache/ion-test", std::env::var("HOME").unwrap()));
+    let cache = std::env::var("ION_TEST_CACHE")
+        .unwrap_or_else(|_| format!("{}/.cache/ion-test", std::env::var("HOME").unwrap()));
     let fsx = format!("{cache}/bin/fsx");
     assert!(Path::new(&fsx).exists(), "{fsx} is missing; scripts/setup-tests.sh installs it");
     let mount = Mount::new(passthrough, Blobs::Files, &[]);

@@ -134,12 +134,17 @@ impl Dispatcher {
     ///
     /// # Errors
     /// When the modules cannot be registered at the start.
-    pub async fn run(self, shutdown: CancellationToken, ready: oneshot::Sender<()>) -> Result<(), LedgerError> {
+    pub async fn run(
+        self,
+        shutdown: CancellationToken,
+        ready: oneshot::Sender<()>,
+    ) -> Result<(), LedgerError> {
         let Self { shared, modules } = self;
         for module in &modules {
             shared.ledger.put_module(module).await?;
         }
-        let presence = Presence::announce(&shared.ledger, &shared.settings.home, &shared.id, &modules).await?;
+        let presence =
+            Presence::announce(&shared.ledger, &shared.settings.home, &shared.id, &modules).await?;
         for dead in presence.dead_neighbours() {
             for job in shared.ledger.held_by(&dead).await? {
                 shared.lose(&job).await;
@@ -237,14 +242,21 @@ impl Shared {
                         Ok(claimed) => {
                             // After the claim: the job is in the ledger, so the message has done its work.
                             if let Err(error) = queue.acknowledge(tag).await {
-                                tracing::warn!(error = chain(&error), "a message could not be acknowledged; it will come again and find its job there");
+                                tracing::warn!(
+                                    error = chain(&error),
+                                    "a message could not be acknowledged; it will come again and find its job there"
+                                );
                             }
                             if let Some((job, event)) = claimed {
                                 jobs.spawn(self.clone().run(module.clone(), job, event, None, slot));
                             }
                         }
                         Err(error) => {
-                            tracing::warn!(module = module.name, error = chain(&error), "a job could not be claimed; its message goes back");
+                            tracing::warn!(
+                                module = module.name,
+                                error = chain(&error),
+                                "a job could not be claimed; its message goes back"
+                            );
                             let _ = queue.give_back(tag).await;
                             tokio::time::sleep(STORE_WAIT).await;
                         }
@@ -261,7 +273,12 @@ impl Shared {
     }
 
     /// Starts what waits in the ledger while there are free slots. False when the dispatcher stops.
-    async fn run_due(self: &Arc<Self>, module: &Arc<Module>, of_module: &Arc<Semaphore>, jobs: &mut JoinSet<()>) -> bool {
+    async fn run_due(
+        self: &Arc<Self>,
+        module: &Arc<Module>,
+        of_module: &Arc<Semaphore>,
+        jobs: &mut JoinSet<()>,
+    ) -> bool {
         loop {
             if self.stopping.is_cancelled() {
                 return false;
@@ -289,7 +306,11 @@ impl Shared {
     }
 
     /// The event of a job and what it gathers, read again: the ledger holds ids only.
-    async fn materials(&self, job: &JobRecord, module: &Module) -> Result<(Event, Option<Vec<Event>>), String> {
+    async fn materials(
+        &self,
+        job: &JobRecord,
+        module: &Module,
+    ) -> Result<(Event, Option<Vec<Event>>), String> {
         let event = self.ledger.event(&job.event_id).await.map_err(|error| chain(&error))?;
         let event = event.ok_or_else(|| format!("event {} is not there any more", job.event_id))?;
         if module.gather.is_none() {
@@ -303,19 +324,35 @@ impl Shared {
     }
 
     /// Claims the job a message asks for. None: nothing to run (known, waiting, or no message of ours).
-    async fn claim(&self, module: &Module, delivery: Delivery) -> Result<Option<(JobRecord, Event)>, LedgerError> {
+    async fn claim(
+        &self,
+        module: &Module,
+        delivery: Delivery,
+    ) -> Result<Option<(JobRecord, Event)>, LedgerError> {
         let message: Message = match delivery.message {
             Ok(message) => message,
             Err(unreadable) => {
                 let body = String::from_utf8_lossy(&unreadable.body).into_owned();
-                self.bury(module, String::new(), body, format!("it is no message of Ion's: {}", unreadable.reason)).await?;
+                self.bury(
+                    module,
+                    String::new(),
+                    body,
+                    format!("it is no message of Ion's: {}", unreadable.reason),
+                )
+                .await?;
                 return Ok(None);
             }
         };
         let id = message.context.event_id.clone();
         let Some(event) = self.ledger.event(&id).await? else {
             // The document is inserted before its message is published, so this event never was, or was removed.
-            self.bury(module, id.to_string(), String::new(), format!("event {id} is not in the document store")).await?;
+            self.bury(
+                module,
+                id.to_string(),
+                String::new(),
+                format!("event {id} is not in the document store"),
+            )
+            .await?;
             return Ok(None);
         };
         match self.ledger.claim(module, &event, &self.id, self.lease_end()).await? {
@@ -328,14 +365,27 @@ impl Shared {
         }
     }
 
-    async fn bury(&self, module: &Module, event_id: String, body: String, reason: String) -> Result<(), StoreError> {
+    async fn bury(
+        &self,
+        module: &Module,
+        event_id: String,
+        body: String,
+        reason: String,
+    ) -> Result<(), StoreError> {
         tracing::warn!(module = module.name, reason, "a message is dead");
         let letter = DeadLetter { module: module.name.clone(), event_id, body, reason, at: clock::now() };
         self.ledger.plane().bus.bury(letter).await
     }
 
     /// Runs one attempt to its end.
-    async fn run(self: Arc<Self>, module: Arc<Module>, job: JobRecord, event: Event, gathered: Option<Vec<Event>>, slot: Slot) {
+    async fn run(
+        self: Arc<Self>,
+        module: Arc<Module>,
+        job: JobRecord,
+        event: Event,
+        gathered: Option<Vec<Event>>,
+        slot: Slot,
+    ) {
         let (stop, stopped) = watch::channel(None);
         self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(job.id.clone(), stop.clone());
         if self.stopping.is_cancelled() {
@@ -356,7 +406,12 @@ impl Shared {
 
     /// Keeps a running job's record true: marks it running, renews its lease, sees that it is to be cancelled.
     /// Never returns.
-    async fn hold(&self, job: &JobRecord, mut runs: oneshot::Receiver<()>, stop: &watch::Sender<Option<Stop>>) -> std::convert::Infallible {
+    async fn hold(
+        &self,
+        job: &JobRecord,
+        mut runs: oneshot::Receiver<()>,
+        stop: &watch::Sender<Option<Stop>>,
+    ) -> std::convert::Infallible {
         let mut told = false;
         let mut every = tokio::time::interval(KEEP.min(self.settings.lease / 3));
         let mut renewed = clock::now();
@@ -460,7 +515,9 @@ impl Shared {
                 self.notice(Notice::Ended(record)).await;
             }
             // Somebody else was faster, which is as good.
-            Err(error) => tracing::debug!(job = %job.id, error = chain(&error), "a lost job was not ours to move"),
+            Err(error) => {
+                tracing::debug!(job = %job.id, error = chain(&error), "a lost job was not ours to move")
+            }
         }
     }
 

@@ -54,7 +54,13 @@ pub struct Ended {
 impl Ended {
     /// It failed before it could run.
     pub fn failed(reason: impl Into<String>) -> Self {
-        Self { end: AttemptEnd::Failed, exit_code: None, reason: Some(reason.into()), log: None, staged: false }
+        Self {
+            end: AttemptEnd::Failed,
+            exit_code: None,
+            reason: Some(reason.into()),
+            log: None,
+            staged: false,
+        }
     }
 }
 

@@ -33,7 +33,12 @@ pub enum Readiness {
 /// Never early. Jobs are read before events: a job that is final in the first reading has all its events in the
 /// second, and one that is not keeps the answer at [`Readiness::Waiting`]. Read the other way round, an event
 /// committed between the readings by a job that ended between them would be missed.
-pub async fn readiness(ledger: &Ledger, waiting: &JobRecord, module: &Module, modules: &[Module]) -> Result<Readiness, StoreError> {
+pub async fn readiness(
+    ledger: &Ledger,
+    waiting: &JobRecord,
+    module: &Module,
+    modules: &[Module],
+) -> Result<Readiness, StoreError> {
     let correlation = waiting.correlation_id.to_string();
     let filter = JobFilter { correlation: Some(correlation.clone()), ..JobFilter::default() };
     let jobs = ledger.list(&filter, usize::MAX >> 1).await?;
@@ -42,7 +47,13 @@ pub async fn readiness(ledger: &Ledger, waiting: &JobRecord, module: &Module, mo
 }
 
 /// The pure part of [`readiness`].
-fn judge(waiting: &JobRecord, module: &Module, modules: &[Module], jobs: &[JobRecord], events: &[Event]) -> Readiness {
+fn judge(
+    waiting: &JobRecord,
+    module: &Module,
+    modules: &[Module],
+    jobs: &[JobRecord],
+    events: &[Event],
+) -> Readiness {
     let below = below(waiting.event_id.as_str(), events);
     let jobs: BTreeMap<(&str, &str), &JobRecord> =
         jobs.iter().map(|job| ((job.event_id.as_str(), job.module.as_str()), job)).collect();
@@ -60,7 +71,9 @@ fn judge(waiting: &JobRecord, module: &Module, modules: &[Module], jobs: &[JobRe
                 continue;
             }
             match jobs.get(&(event.id.as_str(), other.name.as_str())) {
-                Some(job) if job.state == JobState::Dead => dead += usize::from(module.on_dead == OnDead::Wait),
+                Some(job) if job.state == JobState::Dead => {
+                    dead += usize::from(module.on_dead == OnDead::Wait)
+                }
                 Some(job) if job.state.is_final() && !job.outbox => {}
                 _ => open += 1,
             }

@@ -113,7 +113,9 @@ pub fn next(job: &JobRecord, happening: &Happening, now: Millis) -> Result<JobRe
         (JobState::Starting | JobState::Running, Happening::Renewed { until }) => job.due = *until,
         (JobState::Starting | JobState::Running, Happening::Ended(ended)) => end(&mut job, ended, now),
         (JobState::Starting | JobState::Running, Happening::CancelAsked) => job.cancel = true,
-        (JobState::Waiting | JobState::Queued | JobState::Dead, Happening::CancelAsked) => finish(&mut job, JobState::Cancelled, now),
+        (JobState::Waiting | JobState::Queued | JobState::Dead, Happening::CancelAsked) => {
+            finish(&mut job, JobState::Cancelled, now)
+        }
         (JobState::Dead | JobState::Cancelled, Happening::Revived) => {
             job.failures = 0;
             job.losses = 0;
@@ -206,7 +208,15 @@ mod tests {
     }
 
     fn ended(end: AttemptEnd) -> Happening {
-        Happening::Ended(Ended { end, exit_code: None, reason: None, log: None, staged: false, retries: 1, jitter: 0.0 })
+        Happening::Ended(Ended {
+            end,
+            exit_code: None,
+            reason: None,
+            log: None,
+            staged: false,
+            retries: 1,
+            jitter: 0.0,
+        })
     }
 
     #[test]
@@ -217,16 +227,46 @@ mod tests {
         let table = [
             (Waiting, vec![(Happening::Gathered, Queued), (Happening::CancelAsked, Cancelled)]),
             (Queued, vec![(claimed(), Starting), (Happening::CancelAsked, Cancelled)]),
-            (Starting, vec![(Happening::Running, Running), (renewed(), Starting), (ended(AttemptEnd::Succeeded), Succeeded), (Happening::CancelAsked, Starting)]),
-            (Running, vec![(renewed(), Running), (ended(AttemptEnd::Failed), Queued), (ended(AttemptEnd::Lost), Queued), (ended(AttemptEnd::Released), Queued), (ended(AttemptEnd::Cancelled), Cancelled), (Happening::CancelAsked, Running)]),
+            (
+                Starting,
+                vec![
+                    (Happening::Running, Running),
+                    (renewed(), Starting),
+                    (ended(AttemptEnd::Succeeded), Succeeded),
+                    (Happening::CancelAsked, Starting),
+                ],
+            ),
+            (
+                Running,
+                vec![
+                    (renewed(), Running),
+                    (ended(AttemptEnd::Failed), Queued),
+                    (ended(AttemptEnd::Lost), Queued),
+                    (ended(AttemptEnd::Released), Queued),
+                    (ended(AttemptEnd::Cancelled), Cancelled),
+                    (Happening::CancelAsked, Running),
+                ],
+            ),
             (Succeeded, vec![]),
             (Dead, vec![(Happening::Revived, Queued), (Happening::CancelAsked, Cancelled)]),
             (Cancelled, vec![(Happening::Revived, Queued)]),
         ];
-        let all = [Happening::Gathered, claimed(), Happening::Running, renewed(), ended(AttemptEnd::Failed), Happening::CancelAsked, Happening::Revived];
+        let all = [
+            Happening::Gathered,
+            claimed(),
+            Happening::Running,
+            renewed(),
+            ended(AttemptEnd::Failed),
+            Happening::CancelAsked,
+            Happening::Revived,
+        ];
         for (state, allowed) in table {
             for (happening, becomes) in &allowed {
-                assert_eq!(next(&job(state), happening, 5).unwrap().state, *becomes, "{state:?} {happening:?}");
+                assert_eq!(
+                    next(&job(state), happening, 5).unwrap().state,
+                    *becomes,
+                    "{state:?} {happening:?}"
+                );
             }
             for happening in &all {
                 let legal = allowed.iter().any(|(one, _)| one.word() == happening.word());
@@ -238,7 +278,8 @@ mod tests {
     #[test]
     fn retries_run_out_and_losses_have_a_bound_of_their_own() {
         let claimed = Happening::Claimed { holder: "h".into(), until: 9 };
-        let again = |record: &JobRecord, end| next(&next(record, &claimed, 5).unwrap(), &ended(end), 6).unwrap();
+        let again =
+            |record: &JobRecord, end| next(&next(record, &claimed, 5).unwrap(), &ended(end), 6).unwrap();
         let once = again(&job(JobState::Queued), AttemptEnd::Failed);
         assert_eq!((once.state, once.due, once.attempt), (JobState::Queued, 1006, 1));
         let twice = again(&once, AttemptEnd::TimedOut);

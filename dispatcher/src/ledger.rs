@@ -106,7 +106,13 @@ impl Ledger {
     // ---- jobs ----
 
     /// Claims the job of a module on an event by one insert. Of many who try, one wins.
-    pub async fn claim(&self, module: &Module, event: &Event, holder: &str, until: Millis) -> Result<Claim, LedgerError> {
+    pub async fn claim(
+        &self,
+        module: &Module,
+        event: &Event,
+        holder: &str,
+        until: Millis,
+    ) -> Result<Claim, LedgerError> {
         let now = clock::now();
         let queued = JobRecord {
             id: JobId::derive(&event.id, &module.name),
@@ -149,7 +155,10 @@ impl Ledger {
         equals.extend(filter.correlation.as_ref().map(|id| ("correlationId", json!(id))));
         equals.extend(filter.module.as_ref().map(|name| ("module", json!(name))));
         equals.extend(filter.state.map(|state| ("state", json!(state))));
-        self.plane.documents.find_as(Query::equal(Collection::Jobs, equals).order_by("created").limit(limit)).await
+        self.plane
+            .documents
+            .find_as(Query::equal(Collection::Jobs, equals).order_by("created").limit(limit))
+            .await
     }
 
     /// Lets `happening` happen to the job as its holder knows it.
@@ -195,7 +204,8 @@ impl Ledger {
     }
 
     async fn bury(&self, job: &JobRecord) -> Result<(), StoreError> {
-        let event: Option<Event> = self.plane.documents.get_as(Collection::Events, job.event_id.as_str()).await?;
+        let event: Option<Event> =
+            self.plane.documents.get_as(Collection::Events, job.event_id.as_str()).await?;
         let message: Option<Message> = event.map(|event| event.message());
         let reason = job.attempts.last().and_then(|attempt| attempt.reason.clone());
         let letter = DeadLetter {
@@ -209,12 +219,20 @@ impl Ledger {
     }
 
     /// Takes the module's next job that waits in the ledger: a retry, a released or a gathered one.
-    pub async fn take_due(&self, module: &str, holder: &str, until: Millis) -> Result<Option<JobRecord>, LedgerError> {
+    pub async fn take_due(
+        &self,
+        module: &str,
+        holder: &str,
+        until: Millis,
+    ) -> Result<Option<JobRecord>, LedgerError> {
         let query = Query {
             at_most: Some(("due", clock::now())),
-            ..Query::equal(Collection::Jobs, vec![("module", json!(module)), ("state", json!(JobState::Queued))])
-                .order_by("due")
-                .limit(8)
+            ..Query::equal(
+                Collection::Jobs,
+                vec![("module", json!(module)), ("state", json!(JobState::Queued))],
+            )
+            .order_by("due")
+            .limit(8)
         };
         for job in self.plane.documents.find_as::<JobRecord>(query).await? {
             let claimed = step(&job, &Happening::Claimed { holder: holder.to_owned(), until })?;
@@ -242,7 +260,11 @@ impl Ledger {
     pub async fn held_by(&self, holder: &str) -> Result<Vec<JobRecord>, StoreError> {
         let mut held = Vec::new();
         for state in [JobState::Starting, JobState::Running] {
-            let jobs: Vec<JobRecord> = self.plane.documents.find_as(Query::equal(Collection::Jobs, vec![("state", json!(state))])).await?;
+            let jobs: Vec<JobRecord> = self
+                .plane
+                .documents
+                .find_as(Query::equal(Collection::Jobs, vec![("state", json!(state))]))
+                .await?;
             held.extend(jobs.into_iter().filter(|job| job.holder.as_deref() == Some(holder)));
         }
         Ok(held)
@@ -269,9 +291,13 @@ impl Ledger {
 
     /// The visible events of a correlation, oldest first.
     pub async fn events_of(&self, correlation: &str) -> Result<Vec<Event>, StoreError> {
-        let equals = vec![("context.correlationId", json!(correlation)), ("context.documentType", json!("eventMeta"))];
-        let mut events: Vec<Event> =
-            self.plane.documents.find_as(Query::equal(Collection::Events, equals).order_by("created")).await?;
+        let equals =
+            vec![("context.correlationId", json!(correlation)), ("context.documentType", json!("eventMeta"))];
+        let mut events: Vec<Event> = self
+            .plane
+            .documents
+            .find_as(Query::equal(Collection::Events, equals).order_by("created"))
+            .await?;
         events.retain(|event| event.publication != Publication::Staged);
         Ok(events)
     }

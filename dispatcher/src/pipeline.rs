@@ -156,17 +156,26 @@ impl Module {
     /// The reason, in words.
     pub fn check_program(&self, path: &str) -> Result<(), String> {
         let Some(program) = self.argv().into_iter().next() else { return Err("\"run\" is empty".into()) };
-        let executable = |file: &Path| file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+        let executable =
+            |file: &Path| file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
         if program.contains('/') {
             let file = Path::new(&program);
             return match file.metadata() {
                 Err(_) => Err(format!("program {program} is not there")),
-                Ok(_) if !executable(file) => Err(format!("program {program} is not executable; allow it with `chmod +x {program}`")),
+                Ok(_) if !executable(file) => {
+                    Err(format!("program {program} is not executable; allow it with `chmod +x {program}`"))
+                }
                 Ok(_) => Ok(()),
             };
         }
         let found = path.split(':').any(|folder| executable(&Path::new(folder).join(&program)));
-        if found { Ok(()) } else { Err(format!("program {program:?} is in no folder of PATH; for one beside this file write ./{program}")) }
+        if found {
+            Ok(())
+        } else {
+            Err(format!(
+                "program {program:?} is in no folder of PATH; for one beside this file write ./{program}"
+            ))
+        }
     }
 }
 
@@ -231,7 +240,12 @@ impl Pipeline {
         Ok(pipeline.0)
     }
 
-    fn check_programs(&self, places: &BTreeMap<String, Location>, file: &str, path: &str) -> Result<(), PipelineError> {
+    fn check_programs(
+        &self,
+        places: &BTreeMap<String, Location>,
+        file: &str,
+        path: &str,
+    ) -> Result<(), PipelineError> {
         for module in &self.modules {
             module.check_program(path).map_err(|reason| {
                 let place = places.get(&module.name).copied().unwrap_or(Location::UNKNOWN);
@@ -242,7 +256,11 @@ impl Pipeline {
     }
 
     /// Checks everything but the programs; gives where each module's `run` stands too.
-    fn parse(bytes: &[u8], name: &str, directory: &Path) -> Result<(Self, BTreeMap<String, Location>), PipelineError> {
+    fn parse(
+        bytes: &[u8],
+        name: &str,
+        directory: &Path,
+    ) -> Result<(Self, BTreeMap<String, Location>), PipelineError> {
         let text = std::str::from_utf8(bytes).map_err(|error| PipelineError::Wrong {
             path: name.to_owned(),
             line: 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() as u64,
@@ -259,13 +277,19 @@ impl Pipeline {
 
 fn wrong(path: &str, (place, reason): Wrong) -> PipelineError {
     // An empty file has no place; the first line is where something belongs.
-    PipelineError::Wrong { path: path.to_owned(), line: place.line().max(1), column: place.column().max(1), reason }
+    PipelineError::Wrong {
+        path: path.to_owned(),
+        line: place.line().max(1),
+        column: place.column().max(1),
+        reason,
+    }
 }
 
 /// A parser's message with the nearest field, and without its own words for the place.
 fn explained(message: &str) -> String {
     let message = message.rsplit_once(" at line ").map_or(message, |(message, _)| message);
-    let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split_once("`, expected one of "));
+    let unknown =
+        message.strip_prefix("unknown field `").and_then(|rest| rest.split_once("`, expected one of "));
     if let Some((field, allowed)) = unknown {
         let nearest = allowed.split(", ").min_by_key(|candidate| distance(field, candidate));
         let hint = match nearest {
@@ -297,7 +321,10 @@ fn distance(a: &str, b: &str) -> usize {
 
 fn build(file: File, directory: &Path) -> Result<(Pipeline, BTreeMap<String, Location>), Wrong> {
     if let Some(chain) = file.chain {
-        return Err((chain.referenced, "this build does not run chains of stdin-to-stdout links; declare \"modules\" instead".into()));
+        return Err((
+            chain.referenced,
+            "this build does not run chains of stdin-to-stdout links; declare \"modules\" instead".into(),
+        ));
     }
     let Some(entries) = file.modules else {
         return Err((Location::UNKNOWN, "there is no \"modules\": a map from names to modules".into()));
@@ -312,7 +339,10 @@ fn build(file: File, directory: &Path) -> Result<(Pipeline, BTreeMap<String, Loc
         let place = entry.referenced;
         let in_module = |(place, reason): Wrong| (place, format!("module {name:?}: {reason}"));
         if !is_event_type(&name) {
-            return Err((place, format!("{name:?} cannot be a module's name: letters, digits, '.', '_' and '-' are allowed")));
+            return Err((
+                place,
+                format!("{name:?} cannot be a module's name: letters, digits, '.', '_' and '-' are allowed"),
+            ));
         }
         places.insert(name.clone(), entry.value.run.as_ref().map_or(place, |run| run.referenced));
         gathers.extend(entry.value.gather.as_ref().map(|gather| (name.clone(), gather.referenced)));
@@ -328,12 +358,18 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
         return Err((image.referenced, "this build runs no images; say what to run with \"run\"".into()));
     }
     if let Some(executor) = entry.executor.filter(|executor| executor.value != "local") {
-        return Err((executor.referenced, format!("this build has no executor {:?}; allowed: local", executor.value)));
+        return Err((
+            executor.referenced,
+            format!("this build has no executor {:?}; allowed: local", executor.value),
+        ));
     }
     if let Some(stdio) = entry.stdio.filter(|stdio| stdio.value) {
         return Err((stdio.referenced, "this build does not run stdin-to-stdout links".into()));
     }
-    let run = entry.run.ok_or((place, "\"run\" is missing: the program and its arguments, as in run: [./sample.sh]".to_owned()))?;
+    let run = entry.run.ok_or((
+        place,
+        "\"run\" is missing: the program and its arguments, as in run: [./sample.sh]".to_owned(),
+    ))?;
     if run.value.first().is_none_or(String::is_empty) {
         return Err((run.referenced, "\"run\" is empty: the program and its arguments are needed".into()));
     }
@@ -349,9 +385,19 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
             module.gather = event_types(vec![gather])?.pop();
             module.per = event_types(vec![per])?.pop();
         }
-        (None, Some(gather), None) => return Err((gather.referenced, "\"gather\" needs \"per\": the event type below which it gathers".into())),
+        (None, Some(gather), None) => {
+            return Err((
+                gather.referenced,
+                "\"gather\" needs \"per\": the event type below which it gathers".into(),
+            ));
+        }
         (None, None, Some(per)) => return Err((per.referenced, "\"per\" belongs to \"gather\"".into())),
-        (None, None, None) => return Err((place, "\"on\" is missing: the event types it starts on (or \"gather\" and \"per\")".into())),
+        (None, None, None) => {
+            return Err((
+                place,
+                "\"on\" is missing: the event types it starts on (or \"gather\" and \"per\")".into(),
+            ));
+        }
         (Some(on), _, _) => return Err((on.referenced, "\"on\" and \"gather\" exclude each other".into())),
     }
     module.emits = event_types(entry.emits.unwrap_or_default())?;
@@ -360,12 +406,19 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
     module.on_dead = entry.on_dead.unwrap_or_default();
     module.retries = entry.retries.unwrap_or(RETRIES);
     if let Some(timeout) = entry.timeout {
-        module.timeout = humantime::parse_duration(&timeout.value)
-            .map_err(|error| (timeout.referenced, format!("\"timeout\" {:?}: {error}; write it as 30s, 10m or 2h", timeout.value)))?;
+        module.timeout = humantime::parse_duration(&timeout.value).map_err(|error| {
+            (
+                timeout.referenced,
+                format!("\"timeout\" {:?}: {error}; write it as 30s, 10m or 2h", timeout.value),
+            )
+        })?;
     }
     if let Some(concurrency) = entry.concurrency {
         if concurrency.value == 0 {
-            return Err((concurrency.referenced, "\"concurrency\" is 0: no job would ever start; 1 or more is allowed".into()));
+            return Err((
+                concurrency.referenced,
+                "\"concurrency\" is 0: no job would ever start; 1 or more is allowed".into(),
+            ));
         }
         module.concurrency = concurrency.value;
     }
@@ -379,7 +432,10 @@ fn event_types(types: Vec<Spanned<String>>) -> Result<Vec<String>, Wrong> {
         } else {
             Err((
                 event_type.referenced,
-                format!("{:?} cannot be an event type: letters, digits, '.', '_' and '-' are allowed, at most 200", event_type.value),
+                format!(
+                    "{:?} cannot be an event type: letters, digits, '.', '_' and '-' are allowed, at most 200",
+                    event_type.value
+                ),
             ))
         }
     };
@@ -408,10 +464,16 @@ fn check_gathers(modules: &[Module], places: &BTreeMap<String, Location>) -> Res
         let Some(gather) = &module.gather else { continue };
         let place = places.get(&module.name).copied().unwrap_or(Location::UNKNOWN);
         if !modules.iter().any(|other| other.emits.contains(gather)) {
-            return Err((place, format!("module {:?}: it gathers {gather:?}, which no module emits", module.name)));
+            return Err((
+                place,
+                format!("module {:?}: it gathers {gather:?}, which no module emits", module.name),
+            ));
         }
         if reachable(modules, &module.emits).contains(gather) {
-            return Err((place, format!("module {:?}: what it emits leads to {gather:?}, which it waits for", module.name)));
+            return Err((
+                place,
+                format!("module {:?}: what it emits leads to {gather:?}, which it waits for", module.name),
+            ));
         }
     }
     Ok(())
@@ -424,7 +486,9 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Pipeline, String> {
-        Pipeline::parse(text.as_bytes(), "p.yaml", Path::new("/somewhere")).map(|(p, _)| p).map_err(|error| error.to_string())
+        Pipeline::parse(text.as_bytes(), "p.yaml", Path::new("/somewhere"))
+            .map(|(p, _)| p)
+            .map_err(|error| error.to_string())
     }
 
     #[test]

@@ -28,7 +28,8 @@ pub struct Status {
 impl Status {
     /// Whether something went wrong for good.
     pub fn failed(&self) -> bool {
-        self.held_back > 0 || self.jobs.iter().any(|job| matches!(job.state, JobState::Dead | JobState::Cancelled))
+        self.held_back > 0
+            || self.jobs.iter().any(|job| matches!(job.state, JobState::Dead | JobState::Cancelled))
     }
 
     /// How many jobs of each module are in each state.

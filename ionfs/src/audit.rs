@@ -50,7 +50,9 @@ pub async fn check(plane: &DataPlane, depth: Depth) -> Result<Report, StoreError
         let late = event.publication == Publication::Unpublished
             && clock::now() - event.created > millis(relay::GRACE) * 3;
         if late {
-            report.findings.push(format!("{what} was committed and is not published: is a dispatcher running?"));
+            report
+                .findings
+                .push(format!("{what} was committed and is not published: is a dispatcher running?"));
         }
         match files_of(plane, &event).await {
             Ok(files) => {
@@ -58,7 +60,9 @@ pub async fn check(plane: &DataPlane, depth: Depth) -> Result<Report, StoreError
                     examine(plane, &what, file, depth, &mut report).await?;
                 }
             }
-            Err(error) => report.findings.push(format!("{what}: its list of files cannot be read: {}", chain(&error))),
+            Err(error) => {
+                report.findings.push(format!("{what}: its list of files cannot be read: {}", chain(&error)))
+            }
         }
     }
     for log in logs(plane).await? {
@@ -66,16 +70,28 @@ pub async fn check(plane: &DataPlane, depth: Depth) -> Result<Report, StoreError
     }
     for job in plane.documents.find_as::<JobRecord>(Query::equal(Collection::Jobs, vec![])).await? {
         if !known.contains(job.event_id.as_str()) {
-            report.findings.push(format!("job {} of {} works on event {}, which is not there", job.id, job.module, job.event_id));
+            report.findings.push(format!(
+                "job {} of {} works on event {}, which is not there",
+                job.id, job.module, job.event_id
+            ));
         }
         if job.state.is_active() && clock::now() - job.due > 60_000 {
-            report.findings.push(format!("job {} of {} is held by nobody: its lease ended long ago", job.id, job.module));
+            report.findings.push(format!(
+                "job {} of {} is held by nobody: its lease ended long ago",
+                job.id, job.module
+            ));
         }
     }
     Ok(report)
 }
 
-async fn examine(plane: &DataPlane, what: &str, file: &FileEntry, depth: Depth, report: &mut Report) -> Result<(), StoreError> {
+async fn examine(
+    plane: &DataPlane,
+    what: &str,
+    file: &FileEntry,
+    depth: Depth,
+    report: &mut Report,
+) -> Result<(), StoreError> {
     report.blobs += 1;
     match plane.blobs.size(&file.key).await? {
         None => {
@@ -83,7 +99,10 @@ async fn examine(plane: &DataPlane, what: &str, file: &FileEntry, depth: Depth, 
             return Ok(());
         }
         Some(size) if size != file.size => {
-            report.findings.push(format!("{what}: file {:?}: blob {:?} has {size} bytes instead of {}", file.name, file.key, file.size));
+            report.findings.push(format!(
+                "{what}: file {:?}: blob {:?} has {size} bytes instead of {}",
+                file.name, file.key, file.size
+            ));
             return Ok(());
         }
         Some(_) => {}
@@ -93,10 +112,14 @@ async fn examine(plane: &DataPlane, what: &str, file: &FileEntry, depth: Depth, 
     }
     let block = file.checksums.block.max(1);
     for index in 0..file.size.div_ceil(block) {
-        let bytes = plane.blobs.get_range(&file.key, index * block..((index + 1) * block).min(file.size)).await?;
+        let bytes =
+            plane.blobs.get_range(&file.key, index * block..((index + 1) * block).min(file.size)).await?;
         report.bytes_read += bytes.len() as u64;
         if !file.checksums.agrees(index, &bytes) {
-            report.findings.push(format!("{what}: file {:?}: blob {:?}: block {index} does not match its checksum", file.name, file.key));
+            report.findings.push(format!(
+                "{what}: file {:?}: blob {:?}: block {index} does not match its checksum",
+                file.name, file.key
+            ));
         }
     }
     Ok(())

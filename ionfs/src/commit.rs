@@ -247,8 +247,12 @@ impl Committer {
     /// Commits the event that the event file `name` describes.
     ///
     /// # Flow
-    /// 1. every named file durable in the object store; 2. the document, in one guarded insert: this is the
-    /// commit; 3. publish; 4. mark it published. On-success jobs stop after 2, with a staged document.
+    /// 1. Every named file is made durable in the object store.
+    /// 2. The document goes in by one guarded insert: this is the commit.
+    /// 3. The event is published.
+    /// 4. It is marked published.
+    ///
+    /// On-success jobs stop after step 2, with a staged document.
     ///
     /// # Guarantees
     /// `Ok`: the event will be published exactly once in effect, whatever dies. `Err`: nothing was published. The

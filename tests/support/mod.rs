@@ -1,6 +1,11 @@
 //! What the suites share: a home of one's own, the `ion` command, and waiting for a condition with a deadline.
 #![allow(dead_code, unreachable_pub, reason = "each suite uses a part of it")]
-#![allow(clippy::disallowed_methods, reason = "tests start programs and wait")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "tests start programs, wait, and say why they failed"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -22,7 +27,8 @@ pub struct Home {
 impl Home {
     pub fn new() -> Self {
         // Not on /tmp: there a tmpfs may stand, and what is tested is durable disks.
-        let folder = tempfile::Builder::new().prefix("ion-test-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let folder =
+            tempfile::Builder::new().prefix("ion-test-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         Self { folder }
     }
 
@@ -38,7 +44,11 @@ impl Home {
     /// The `ion` command with this state.
     pub fn ion(&self) -> Command {
         let mut command = Command::new(ION);
-        command.env("ION_HOME", self.state()).env_remove("ION_LOG").current_dir(self.path()).stdin(Stdio::null());
+        command
+            .env("ION_HOME", self.state())
+            .env_remove("ION_LOG")
+            .current_dir(self.path())
+            .stdin(Stdio::null());
         command
     }
 
@@ -77,7 +87,14 @@ impl Home {
         let log = self.path().join(format!("up-{}.log", std::process::id()));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         let from = file.metadata().unwrap().len() as usize;
-        let child = self.ion().arg("up").arg(pipeline).stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+        let child = self
+            .ion()
+            .arg("up")
+            .arg(pipeline)
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .spawn()
+            .unwrap();
         let up = Up { child, log: log.clone() };
         wait_for("ion up to be ready", || std::fs::read_to_string(&log).unwrap()[from..].contains("ready"));
         up
@@ -130,7 +147,8 @@ impl Ran {
     /// Their types, sorted.
     #[track_caller]
     pub fn types(&self) -> Vec<String> {
-        let mut types: Vec<String> = self.events().iter().map(|e| e["type"].as_str().unwrap().to_owned()).collect();
+        let mut types: Vec<String> =
+            self.events().iter().map(|e| e["type"].as_str().unwrap().to_owned()).collect();
         types.sort();
         types
     }

@@ -40,7 +40,12 @@ fn lock_path(folder: &Path, id: &str) -> PathBuf {
 }
 
 impl Presence {
-    pub(super) async fn announce(ledger: &Ledger, home: &Path, id: &str, modules: &[Module]) -> Result<Self, LedgerError> {
+    pub(super) async fn announce(
+        ledger: &Ledger,
+        home: &Path,
+        id: &str,
+        modules: &[Module],
+    ) -> Result<Self, LedgerError> {
         let folder = home.join("dispatchers");
         let locked = std::fs::create_dir_all(&folder).and_then(|()| {
             let file = File::create(lock_path(&folder, id))?;
@@ -76,7 +81,8 @@ impl Presence {
             .filter_map(|entry| {
                 let id = entry.file_name().to_str()?.strip_suffix(".lock")?.to_owned();
                 let file = File::open(entry.path()).ok()?;
-                (id != self.id && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()).then_some(id)
+                (id != self.id && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
+                    .then_some(id)
             })
             .collect()
     }
@@ -101,9 +107,9 @@ pub(super) async fn withdraw(ledger: &Ledger, home: &Path, id: &str) {
 /// When the documents cannot be read.
 pub async fn served_modules(ledger: &Ledger) -> Result<Vec<String>, StoreError> {
     let documents = ledger.plane().documents.find(Query::equal(Collection::Dispatchers, vec![])).await?;
-    let living = documents.iter().filter(|document| {
-        document["seen"].as_i64().is_some_and(|seen| clock::now() - seen < millis(GONE))
-    });
+    let living = documents
+        .iter()
+        .filter(|document| document["seen"].as_i64().is_some_and(|seen| clock::now() - seen < millis(GONE)));
     let modules = living.flat_map(|document| document["modules"].as_array().into_iter().flatten());
     Ok(modules.filter_map(|module| module.as_str().map(str::to_owned)).collect())
 }

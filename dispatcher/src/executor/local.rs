@@ -65,7 +65,11 @@ impl LocalExecutor {
     pub async fn new(node: Arc<Node>, settings: LocalSettings, output: Option<OutputSink>) -> Self {
         let (mode, refused) = sandbox::best_mode(&settings.program).await;
         for (mode, reason) in refused {
-            tracing::warn!(?mode, reason, "jobs run without namespaces of their own: ION_DIR says where their tree is");
+            tracing::warn!(
+                ?mode,
+                reason,
+                "jobs run without namespaces of their own: ION_DIR says where their tree is"
+            );
         }
         Self { node, settings, mode, output }
     }
@@ -76,7 +80,8 @@ impl LocalExecutor {
     }
 
     async fn attempt(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Ended {
-        let spec = JobSpec { origin: origin(&start), event: start.event.clone(), gathered: start.gathered.clone() };
+        let spec =
+            JobSpec { origin: origin(&start), event: start.event.clone(), gathered: start.gathered.clone() };
         let tree = match JobTree::open(&self.node, spec).await {
             Ok(tree) => tree,
             Err(error) => return Ended::failed(chain(&error)),
@@ -152,7 +157,10 @@ impl LocalExecutor {
 
     /// Stores the attempt's output and the document that says where.
     async fn store_log(&self, context: Context, id: &JobLog, succeeded: bool) -> Option<FileEntry> {
-        let key = format!("logs/{}/{}/{}-attempt-{}.log", context.correlation_id, context.event_id, context.name, id.attempt);
+        let key = format!(
+            "logs/{}/{}/{}-attempt-{}.log",
+            context.correlation_id, context.event_id, context.name, id.attempt
+        );
         let stored = store_path(&*self.node.plane.blobs, key, "log".into(), &id.path).await;
         let entry = match stored {
             Ok(entry) => entry,
@@ -215,7 +223,10 @@ fn prepare_log(path: &Path) -> std::io::Result<()> {
 
 /// Ion's own word at the end of a log: why the attempt failed stands where people look first.
 fn note(path: &Path, reason: &str) {
-    let appended = std::fs::OpenOptions::new().append(true).open(path).and_then(|mut log| writeln!(log, "ion: {reason}"));
+    let appended = std::fs::OpenOptions::new()
+        .append(true)
+        .open(path)
+        .and_then(|mut log| writeln!(log, "ion: {reason}"));
     if let Err(error) = appended {
         tracing::warn!(%error, "the reason of a failure could not be added to its log");
     }
@@ -257,7 +268,11 @@ enum Ran {
 }
 
 /// Waits for the module's end, and brings it about when its time is up or somebody asks.
-async fn supervise(sandbox: &mut Sandbox, timeout: Duration, stop: &mut watch::Receiver<Option<Stop>>) -> Ran {
+async fn supervise(
+    sandbox: &mut Sandbox,
+    timeout: Duration,
+    stop: &mut watch::Receiver<Option<Stop>>,
+) -> Ran {
     let why = tokio::select! {
         exit = sandbox.wait() => return exited(exit),
         () = tokio::time::sleep(timeout) => Ran::TimedOut(timeout),
@@ -300,16 +315,31 @@ fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended {
             Some(first) => (AttemptEnd::Failed, Some(0), Some(refused(first, outcome.rejections.len()))),
         },
         Ran::Exited(Exit::Code(code)) => {
-            let refused = outcome.rejections.first().map(|first| format!("; {}", refused(first, outcome.rejections.len())));
-            (AttemptEnd::Failed, Some(code), Some(format!("exit status {code}{}", refused.unwrap_or_default())))
+            let refused = outcome
+                .rejections
+                .first()
+                .map(|first| format!("; {}", refused(first, outcome.rejections.len())));
+            (
+                AttemptEnd::Failed,
+                Some(code),
+                Some(format!("exit status {code}{}", refused.unwrap_or_default())),
+            )
         }
-        Ran::Exited(Exit::Signal(signal)) => (AttemptEnd::Failed, None, Some(format!("killed by signal {signal}"))),
-        Ran::TimedOut(timeout) => {
-            (AttemptEnd::TimedOut, None, Some(format!("over its timeout of {}", humantime::format_duration(timeout))))
+        Ran::Exited(Exit::Signal(signal)) => {
+            (AttemptEnd::Failed, None, Some(format!("killed by signal {signal}")))
         }
+        Ran::TimedOut(timeout) => (
+            AttemptEnd::TimedOut,
+            None,
+            Some(format!("over its timeout of {}", humantime::format_duration(timeout))),
+        ),
         Ran::Stopped(Stop::Cancel) => (AttemptEnd::Cancelled, None, Some("cancelled".into())),
-        Ran::Stopped(Stop::Shutdown) => (AttemptEnd::Released, None, Some("its dispatcher was shut down".into())),
-        Ran::Stopped(Stop::LostLease) => (AttemptEnd::Lost, None, Some("another dispatcher took it over".into())),
+        Ran::Stopped(Stop::Shutdown) => {
+            (AttemptEnd::Released, None, Some("its dispatcher was shut down".into()))
+        }
+        Ran::Stopped(Stop::LostLease) => {
+            (AttemptEnd::Lost, None, Some("another dispatcher took it over".into()))
+        }
         Ran::NotStarted(reason) => (AttemptEnd::Failed, None, Some(reason)),
         Ran::Vanished(reason) => (AttemptEnd::Failed, None, Some(reason)),
     };
@@ -323,8 +353,16 @@ fn refused(first: &Rejection, count: usize) -> String {
 }
 
 /// Keeps a module's output as it comes, and shows it line by line to whoever watches.
-async fn keep_output(mut pipe: tokio::net::unix::pipe::Receiver, log: PathBuf, sink: Option<(OutputSink, String, String)>) {
-    let mut kept = Kept { file: std::fs::OpenOptions::new().append(true).open(&log).ok(), length: 0, pending: Vec::new() };
+async fn keep_output(
+    mut pipe: tokio::net::unix::pipe::Receiver,
+    log: PathBuf,
+    sink: Option<(OutputSink, String, String)>,
+) {
+    let mut kept = Kept {
+        file: std::fs::OpenOptions::new().append(true).open(&log).ok(),
+        length: 0,
+        pending: Vec::new(),
+    };
     let mut line = Vec::new();
     let mut buffer = vec![0; 64 << 10];
     loop {

@@ -19,8 +19,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixDatagram;
@@ -128,7 +128,8 @@ pub struct Spawned {
 /// Starts `job-init` and lets it prepare; the module starts at [`Sandbox::go`].
 pub async fn spawn(program: &Path, command: Command) -> Result<Spawned, SandboxError> {
     let plain = command.mode == Mode::Plain;
-    let (output, output_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| SandboxError::Spawn(error.into()))?;
+    let (output, output_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|error| SandboxError::Spawn(error.into()))?;
     let sandbox = start(program, output_end)?;
     let output = tokio::net::unix::pipe::Receiver::from_owned_fd(output).map_err(SandboxError::Spawn)?;
     sandbox.order(&Order::Prepare(command)).await?;
@@ -216,9 +217,10 @@ impl Sandbox {
     async fn report(&self) -> Result<(Report, Option<OwnedFd>), SandboxError> {
         let received = self.socket.async_io(tokio::io::Interest::READABLE, || receive(&self.socket)).await;
         match received {
-            Ok((text, device)) if !text.is_empty() => {
-                Ok((serde_json::from_slice(&text).map_err(|error| SandboxError::Failed(error.to_string()))?, device))
-            }
+            Ok((text, device)) if !text.is_empty() => Ok((
+                serde_json::from_slice(&text).map_err(|error| SandboxError::Failed(error.to_string()))?,
+                device,
+            )),
             _ => Err(SandboxError::Silent),
         }
     }
@@ -232,7 +234,8 @@ impl Sandbox {
 pub async fn probe(program: &Path, mode: Mode) -> Result<(), String> {
     let nothing = Command { argv: vec![], env: vec![], cwd: "/".into(), mount_at: "/ion".into(), mode };
     let said = |error: SandboxError| error.to_string();
-    let (_output, end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| error.to_string())?;
+    let (_output, end) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| error.to_string())?;
     let sandbox = start(program, end).map_err(said)?;
     sandbox.order(&Order::Prepare(nothing)).await.map_err(said)?;
     match sandbox.report_soon().await.map_err(said)? {
@@ -270,7 +273,12 @@ fn receive(socket: impl AsFd) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let mut text = vec![0; MESSAGE_MAX];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut text)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let received = rustix::net::recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut text)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
     text.truncate(received.bytes);
     let device = ancillary.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),

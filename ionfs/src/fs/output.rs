@@ -10,10 +10,12 @@
 //! # What it never does
 //! Follow a symbolic link out of `out/data`; hold its lock across a wait; let an event file change after its commit.
 
+mod events;
+mod storing;
 mod table;
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -23,30 +25,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use async_trait::async_trait;
 use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
 use tokio::sync::Notify;
 
-use self::table::{Body, FileNode, Node, Reference, Stored, Table};
+use self::table::{Body, FileNode, Node, Reference, Table};
 pub(crate) use self::table::{DATA, EVENTS, OUT};
-use super::eventfile::{Asked, Decision};
+use super::eventfile::Asked;
 use super::{Attr, DirEntry, Errno, FOREVER, Ino, Kind, ROOT, Result, Seek, errno, seek_dense};
 use crate::cache::CachedBlob;
-use crate::commit::{Committer, EVENT_FILE_BYTES_MAX, Receipt, Refusal, Rejection, Staging};
-use crate::event::{self, FileEntry, Parsed, is_draft};
+use crate::commit::{Committer, EVENT_FILE_BYTES_MAX, Receipt, Rejection};
+use crate::event::{FileEntry, is_draft};
 use crate::node::Node as Daemon;
-use crate::upload::{UploadError, store_file};
-
-/// How long a commit waits for the kernel to report the end of a handle that was closed: RELEASE comes after
-/// close() has returned. Shorter refuses events on a busy machine; longer delays the refusal of a file that
-/// really is open.
-const RELEASE_WAIT: Duration = Duration::from_secs(2);
 
 /// Bytes copied at a time when a reference becomes a file.
 const COPY_PIECE: u64 = 4 << 20;
-
-/// Symbolic links followed in one path, as the kernel's own limit.
-const LINKS_MAX: usize = 40;
 
 /// An open staged file.
 #[derive(Debug)]
@@ -346,7 +338,7 @@ impl Output {
         self.at(&table, ino, |folder, from| {
             // An orphan is reached through a link in /proc; a symbolic link is linked itself.
             let follow = if from.is_absolute() { AtFlags::SYMLINK_FOLLOW } else { AtFlags::empty() };
-            Ok(fs::linkat(folder, from, &self.root, &path, follow)?)
+            fs::linkat(folder, from, &self.root, &path, follow)
         })?;
         table.link(ino, parent, name)?;
         self.attr(&table, ino)
@@ -457,7 +449,7 @@ impl Output {
         // An orphan is reached through /proc, where the last component is a link.
         let backing = self.at(&table, ino, |folder, path| {
             let flags = if path.is_absolute() { flags - OFlags::NOFOLLOW } else { flags };
-            Ok(fs::openat(folder, path, flags, Mode::empty())?)
+            fs::openat(folder, path, flags, Mode::empty())
         })?;
         self.handle(&mut table, ino, backing, how)
     }
@@ -654,7 +646,7 @@ impl Output {
                 last_modification: timespec(Some(Some(at))),
             };
             fs::futimens(&file, &times)?;
-            Ok(fs::chmodat(folder, path, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())?)
+            fs::chmodat(folder, path, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())
         })?;
         if entry.size > 0 {
             table.file_mut(ino)?.reference = Some(Reference { entry: entry.clone(), length: entry.size });
@@ -737,356 +729,6 @@ impl Output {
         self.lock().file(ino).is_ok_and(|file| file.event.is_some())
     }
 
-    // ---- events ----
-
-    /// Renames or links; into an event's name it commits first and then moves (rules 5 and 6).
-    pub async fn rename(
-        &self,
-        parent: Ino,
-        name: &OsStr,
-        newparent: Ino,
-        newname: &OsStr,
-        keep_target: bool,
-    ) -> Result<()> {
-        if let Some(event_name) = self.event_name(newparent, newname) {
-            let ino = self.lock().child(parent, name)?.ok_or(Errno::NOENT)?;
-            return self
-                .adopt_as_event(ino, &event_name, || {
-                    self.rename_plain(parent, name, newparent, newname, keep_target)
-                })
-                .await;
-        }
-        self.rename_plain(parent, name, newparent, newname, keep_target)?;
-        let insights = {
-            let table = self.lock();
-            if table.is_insights(newparent, newname) { table.child(newparent, newname)? } else { None }
-        };
-        match insights {
-            Some(ino) => self.decide(ino, Asked::Final).await,
-            None => Ok(()),
-        }
-    }
-
-    /// A hard link; to an event's name it commits first.
-    pub async fn link_or_commit(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
-        if let Some(event_name) = self.event_name(parent, name) {
-            self.adopt_as_event(ino, &event_name, || self.link(ino, parent, name).map(|_| ())).await?;
-            return self.getattr(ino);
-        }
-        self.link(ino, parent, name)
-    }
-
-    /// The name of the event that a file under this name is; none for drafts and other places.
-    fn event_name(&self, parent: Ino, name: &OsStr) -> Option<String> {
-        if parent != EVENTS {
-            return None;
-        }
-        // A name that is no UTF-8 becomes one: it only has to be the same on every attempt.
-        let name = name.to_string_lossy();
-        (!is_draft(&name)).then(|| name.into_owned())
-    }
-
-    /// Commits the content of `ino` under an event's name, then lets `moved` put it there.
-    async fn adopt_as_event(&self, ino: Ino, name: &str, moved: impl Fn() -> Result<()>) -> Result<()> {
-        let (writing, generation_lock, committed) = {
-            let mut table = self.lock();
-            let file = table.file_mut(ino)?;
-            let writing = file.writers.iter().any(|flushed| !flushed.load(Ordering::Acquire));
-            let state = file.event.get_or_insert_default();
-            (writing, state.deciding.clone(), state.committed.clone())
-        };
-        if committed.is_some() {
-            return Err(Errno::ROFS);
-        }
-        let _one_decision = generation_lock.lock().await;
-        let content = self.event_content(ino).await?;
-        let decision = match event::parse(&content) {
-            Parsed::Complete(file) => Decision::Commit(file),
-            Parsed::Invalid(reason) => Decision::Refuse(reason),
-            // Empty, or a writer is still at it: its own close decides.
-            Parsed::Empty => Decision::Nothing,
-            Parsed::Incomplete if writing => Decision::Nothing,
-            Parsed::Incomplete => Decision::Refuse("the JSON document is cut off".into()),
-        };
-        let over_committed = self.committed_under(name);
-        match decision {
-            Decision::Nothing if over_committed.is_some() => Err(Errno::ROFS),
-            Decision::Nothing => moved(),
-            Decision::Refuse(reason) => Err(self.reject(name, &Refusal::Invalid(reason))),
-            Decision::Commit(file) => {
-                let receipt = match self.committer.commit(name, file, self).await {
-                    Ok(receipt) => receipt,
-                    Err(refusal) => return Err(self.reject(name, &refusal)),
-                };
-                if over_committed.is_some() {
-                    // The same event again: the name stays with the file that was committed first, and the draft
-                    // stays where it is.
-                    return Ok(());
-                }
-                moved()?;
-                self.accept(ino, receipt);
-                Ok(())
-            }
-        }
-    }
-
-    fn committed_under(&self, name: &str) -> Option<Receipt> {
-        let table = self.lock();
-        let ino = table.child(EVENTS, OsStr::new(name)).ok()??;
-        table.file(ino).ok()?.event.as_ref()?.committed.clone()
-    }
-
-    /// Applies the rule of section 3 to an event file or to `insights.json`; others: nothing.
-    async fn decide(&self, ino: Ino, asked: Asked) -> Result<()> {
-        let Some((name, insights)) = self.decided_name(ino) else { return Ok(()) };
-        let deciding = {
-            let table = self.lock();
-            let Some(state) = &table.file(ino)?.event else { return Ok(()) };
-            if !state.is_news(asked) {
-                return Ok(());
-            }
-            state.deciding.clone()
-        };
-        let _one_decision = deciding.lock().await;
-        let content = self.event_content(ino).await?;
-        let decision = {
-            let mut table = self.lock();
-            let Some(state) = &mut table.file_mut(ino)?.event else { return Ok(()) };
-            state.decide(asked, event::parse(&content))
-        };
-        let refused = match decision {
-            Decision::Nothing => return Ok(()),
-            Decision::Refuse(reason) => Refusal::Invalid(reason),
-            Decision::Commit(file) if insights => {
-                let kept = self.committer.keep_insights(insight_values(file)).await;
-                match kept {
-                    Ok(()) => {
-                        self.rejections.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
-                        return Ok(());
-                    }
-                    Err(refusal) => refusal,
-                }
-            }
-            Decision::Commit(file) => match self.committer.commit(&name, file, self).await {
-                Ok(receipt) => {
-                    self.accept(ino, receipt);
-                    return Ok(());
-                }
-                Err(refusal) => refusal,
-            },
-        };
-        if let Ok(file) = self.lock().file_mut(ino)
-            && let Some(state) = &mut file.event
-        {
-            state.was_refused();
-        }
-        Err(self.reject(&name, &refused))
-    }
-
-    /// Under what name a file is decided upon, and whether it is `insights.json`; none for drafts and data.
-    fn decided_name(&self, ino: Ino) -> Option<(String, bool)> {
-        let table = self.lock();
-        let links = &table.node(ino).ok()?.links;
-        if links.iter().any(|(parent, name)| table.is_insights(*parent, name)) {
-            return Some(("insights.json".into(), true));
-        }
-        let (_, name) = links.iter().find(|(parent, name)| self.event_name(*parent, name).is_some())?;
-        Some((name.to_string_lossy().into_owned(), false))
-    }
-
-    async fn event_content(&self, ino: Ino) -> Result<Vec<u8>> {
-        self.own_content(ino).await?;
-        let file = self.at(&self.lock(), ino, |folder, path| {
-            Ok(File::from(fs::openat(folder, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
-        })?;
-        crate::cache::blocking(move || {
-            let mut content = Vec::new();
-            io::Read::read_to_end(&mut io::Read::take(&file, EVENT_FILE_BYTES_MAX + 1), &mut content)
-                .map_err(|error| errno(&error))?;
-            if content.len() as u64 > EVENT_FILE_BYTES_MAX { Err(Errno::TOOBIG) } else { Ok(content) }
-        })
-        .await
-    }
-
-    fn accept(&self, ino: Ino, receipt: Receipt) {
-        if let Ok(file) = self.lock().file_mut(ino) {
-            file.event.get_or_insert_default().committed = Some(receipt.clone());
-        }
-        self.rejections.lock().unwrap_or_else(PoisonError::into_inner).remove(&receipt.name);
-        self.receipts.lock().unwrap_or_else(PoisonError::into_inner).insert(receipt.name.clone(), receipt);
-    }
-
-    fn reject(&self, name: &str, refusal: &Refusal) -> Errno {
-        let rejection = Rejection::new(name, refusal);
-        tracing::warn!(
-            job = %self.committer.origin().job_id, event = name, errno = rejection.errno, reason = rejection.reason,
-            "an event was rejected"
-        );
-        self.rejections.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), rejection);
-        refusal.errno()
-    }
-
-    /// The events committed so far, by file name.
-    pub fn receipts(&self) -> BTreeMap<String, Receipt> {
-        self.receipts.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The event files refused and not committed since, by name.
-    pub fn rejections(&self) -> BTreeMap<String, Rejection> {
-        self.rejections.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The module has ended: what is in its event files now is final, and blobs no event names go.
-    pub(super) async fn finish(&self) {
-        let open_ended: Vec<Ino> = {
-            let table = self.lock();
-            let events = table.files_in(EVENTS).into_iter();
-            let insights = table.files_in(OUT).into_iter().filter(|(name, _)| table.is_insights(OUT, name));
-            events.chain(insights).map(|(_, ino)| ino).collect()
-        };
-        for ino in open_ended {
-            let _ = self.decide(ino, Asked::Final).await;
-        }
-        let unnamed: Vec<String> = {
-            let uploaded = self.uploaded.lock().unwrap_or_else(PoisonError::into_inner);
-            uploaded.iter().filter(|(_, named)| !**named).map(|(key, _)| key.clone()).collect()
-        };
-        for key in unnamed {
-            // What stays behind is `ion gc`'s.
-            if let Err(error) = self.daemon.plane.blobs.delete(&key).await {
-                tracing::debug!(key, %error, "a blob that no event names could not be removed");
-            }
-        }
-    }
-
-    // ---- files become blobs ----
-
-    async fn upload_in_background(&self, ino: Ino) -> std::result::Result<(), Refusal> {
-        let path = {
-            let table = self.lock();
-            let Some(path) = table.path(ino) else { return Ok(()) };
-            let Ok(path) = path.strip_prefix("data") else { return Ok(()) };
-            let Some(path) = path.to_str().map(str::to_owned) else { return Ok(()) };
-            path
-        };
-        if path.rsplit('/').next().is_some_and(is_draft) {
-            return Ok(());
-        }
-        self.stored(ino, &path).await.map(|_| ())
-    }
-
-    /// The blob of the file's content now: the one there is, or a new one.
-    async fn stored(&self, ino: Ino, path: &str) -> std::result::Result<FileEntry, Refusal> {
-        let (generation, cell) = {
-            let mut table = self.lock();
-            let missing = |_| Refusal::Missing(path.to_owned());
-            let file = table.file_mut(ino).map_err(missing)?;
-            if let Some(Reference { entry, length }) = &file.reference
-                && *length == entry.size
-            {
-                return Ok(entry.clone());
-            }
-            match &file.stored {
-                Some((generation, cell)) if *generation == file.generation => (*generation, cell.clone()),
-                _ => {
-                    let cell = Stored::default();
-                    file.stored = Some((file.generation, cell.clone()));
-                    (file.generation, cell)
-                }
-            }
-        };
-        let entry = cell.get_or_try_init(|| self.upload(ino, path)).await?.clone();
-        let now = self.lock().file(ino).map(|file| file.generation).ok();
-        // Written to while it was read: the blob may hold half of each.
-        if now == Some(generation) { Ok(entry) } else { Err(Refusal::StillOpen(path.to_owned())) }
-    }
-
-    async fn upload(&self, ino: Ino, path: &str) -> std::result::Result<FileEntry, Refusal> {
-        let unreadable = |errno: Errno| Refusal::Unreadable { path: path.to_owned(), source: errno.into() };
-        self.own_content(ino).await.map_err(unreadable)?;
-        let _slot = self.daemon.uploads.acquire().await.expect("the semaphore is never closed");
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = self.at(&self.lock(), ino, |folder, path| {
-            Ok(File::from(fs::openat(folder, path, flags, Mode::empty())?))
-        });
-        let key = self.fresh_key(path);
-        self.uploaded.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), false);
-        let stored =
-            store_file(&*self.daemon.plane.blobs, key, path.to_owned(), file.map_err(unreadable)?).await;
-        let entry = stored.map_err(|error| match error {
-            UploadError::Read { source, .. } => Refusal::Unreadable { path: path.to_owned(), source },
-            error => error.into(),
-        })?;
-        self.daemon.metrics.bytes_uploaded.add(entry.size);
-        Ok(entry)
-    }
-
-    /// The inode of a path below `out/data`, symbolic links that stay inside followed.
-    fn resolve(&self, path: &str) -> std::result::Result<Ino, Refusal> {
-        let table = self.lock();
-        let missing = || Refusal::Missing(path.to_owned());
-        let mut todo: Vec<OsString> = path.split('/').rev().map(OsString::from).collect();
-        let mut at = DATA;
-        let mut links = 0;
-        while let Some(part) = todo.pop() {
-            if part == "." || part.is_empty() {
-                continue;
-            }
-            if part == ".." {
-                if at == DATA {
-                    return Err(Refusal::Invalid(format!("{path:?} leads out of out/data")));
-                }
-                at = table
-                    .node(at)
-                    .ok()
-                    .and_then(|node| node.links.first())
-                    .map_or(DATA, |(parent, _)| *parent);
-                continue;
-            }
-            let child = table.child(at, &part).ok().flatten().ok_or_else(missing)?;
-            let Ok(node) = table.node(child) else { return Err(missing()) };
-            if !matches!(node.body, Body::Symlink) {
-                at = child;
-                continue;
-            }
-            links += 1;
-            let target = self.at(&table, child, |folder, path| Ok(fs::readlinkat(folder, path, Vec::new())?));
-            let target = target.map_err(|_| missing())?;
-            if links > LINKS_MAX || target.as_bytes().starts_with(b"/") {
-                return Err(Refusal::Invalid(format!("{path:?} leads out of out/data")));
-            }
-            use std::os::unix::ffi::OsStrExt as _;
-            let parts = target.as_bytes().split(|byte| *byte == b'/');
-            todo.extend(parts.rev().map(|part| OsStr::from_bytes(part).to_owned()));
-        }
-        match table.file(at) {
-            Ok(_) => Ok(at),
-            Err(_) => Err(Refusal::Invalid(format!("{path:?} is a directory; name its files"))),
-        }
-    }
-
-    /// Waits until no handle can write the file any more. One that nobody closed yet is an error at once; one
-    /// that was closed has its RELEASE on the way.
-    async fn closed(&self, ino: Ino, path: &str) -> std::result::Result<(), Refusal> {
-        let deadline = tokio::time::Instant::now() + RELEASE_WAIT;
-        loop {
-            let released = self.released.notified();
-            {
-                let table = self.lock();
-                let file = table.file(ino).map_err(|_| Refusal::Missing(path.to_owned()))?;
-                if file.writers.is_empty() {
-                    return Ok(());
-                }
-                if file.writers.iter().any(|flushed| !flushed.load(Ordering::Acquire)) {
-                    return Err(Refusal::StillOpen(path.to_owned()));
-                }
-            }
-            if tokio::time::timeout_at(deadline, released).await.is_err() {
-                return Err(Refusal::StillOpen(path.to_owned()));
-            }
-        }
-    }
-
     // ---- extended attributes and space ----
 
     /// The absolute path of an inode, for calls that take no folder.
@@ -1132,30 +774,6 @@ impl Output {
     }
 }
 
-#[async_trait]
-impl Staging for Output {
-    async fn durable(&self, path: &str) -> std::result::Result<FileEntry, Refusal> {
-        let ino = self.resolve(path)?;
-        self.closed(ino, path).await?;
-        let stored = self.stored(ino, path).await?;
-        let attr = self.getattr(ino).map_err(|_| Refusal::Missing(path.to_owned()))?;
-        if let Some(named) = self.uploaded.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&stored.key)
-        {
-            // Before the document is in: a blob too many is gc's, a blob too few is lost data.
-            *named = true;
-        }
-        let mtime = attr.mtime.duration_since(SystemTime::UNIX_EPOCH).map_or(0, crate::clock::millis);
-        Ok(FileEntry { name: path.to_owned(), mtime, mode: u32::from(attr.perm), ..stored })
-    }
-
-    fn fresh_key(&self, path: &str) -> String {
-        let origin = self.committer.origin();
-        // Attempt and a number: written once, also when a later attempt makes the same file again.
-        let generation = self.blobs_made.fetch_add(1, Ordering::Relaxed);
-        format!("{}/{}/{}.{generation}/{path}", origin.parent.correlation_id, origin.job_id, origin.attempt)
-    }
-}
-
 /// Reads a blob within the daemon's deadline.
 pub(crate) async fn read_within(
     daemon: &Daemon,
@@ -1171,14 +789,6 @@ pub(crate) async fn read_within(
             Err(Errno::IO)
         }
     }
-}
-
-/// The values of `insights.json`: all of them, whatever their names.
-fn insight_values(file: event::EventFile) -> Vec<event::KeyValue> {
-    let pair = |key: &str, value| event::KeyValue { key: key.to_owned(), value };
-    let event_type = file.event_type.map(|value| pair("eventType", value));
-    let files = (!file.files.is_empty()).then(|| pair("files", file.files.join(",")));
-    event_type.into_iter().chain(files).chain(file.data).collect()
 }
 
 /// Whether a directory of the fixed part of the tree may hold this.

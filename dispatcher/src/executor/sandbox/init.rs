@@ -45,7 +45,8 @@ fn serve(socket: BorrowedFd<'_>) -> Result<(), String> {
     let Some(Order::Prepare(command)) = order(socket) else { return Err("no order came".into()) };
     match command.mode {
         Mode::Plain => {
-            rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(|error| error.to_string())?;
+            rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+                .map_err(|error| error.to_string())?;
             say(socket, &Report::Ready, None)?;
             supervise(socket, command)
         }
@@ -60,9 +61,12 @@ fn serve(socket: BorrowedFd<'_>) -> Result<(), String> {
             if command.mode == Mode::User {
                 // Itself to itself: the module sees its own uid, and files keep their owner.
                 let map = |id: u32| format!("{id} {id} 1");
-                std::fs::write("/proc/self/setgroups", "deny").map_err(said("the user namespace cannot be set up"))?;
-                std::fs::write("/proc/self/uid_map", map(uid.as_raw())).map_err(said("the user namespace cannot be set up"))?;
-                std::fs::write("/proc/self/gid_map", map(gid.as_raw())).map_err(said("the user namespace cannot be set up"))?;
+                std::fs::write("/proc/self/setgroups", "deny")
+                    .map_err(said("the user namespace cannot be set up"))?;
+                std::fs::write("/proc/self/uid_map", map(uid.as_raw()))
+                    .map_err(said("the user namespace cannot be set up"))?;
+                std::fs::write("/proc/self/gid_map", map(gid.as_raw()))
+                    .map_err(said("the user namespace cannot be set up"))?;
             }
             match sys::fork_single_threaded().map_err(said("the first process cannot be forked"))? {
                 Fork::Child => {
@@ -88,7 +92,8 @@ fn say(socket: BorrowedFd<'_>, what: &Report, device: Option<&OwnedFd>) -> Resul
 
 /// The first process of the PID namespace.
 fn first_process(socket: BorrowedFd<'_>, command: Command, uid: u32, gid: u32) -> Result<(), String> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(|error| error.to_string())?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|error| error.to_string())?;
     let device = build_root(&command.mount_at, uid, gid)?;
     say(socket, &Report::Mounted, Some(&device))?;
     drop(device);
@@ -116,7 +121,8 @@ fn build_root(mount_at: &Path, uid: u32, gid: u32) -> Result<OwnedFd, String> {
             .map_err(said("a tmpfs cannot be mounted at", at))
     };
     tmpfs(base)?;
-    let made = |path: &str| std::fs::create_dir(path).map_err(|error| format!("{path} cannot be made: {error}"));
+    let made =
+        |path: &str| std::fs::create_dir(path).map_err(|error| format!("{path} cannot be made: {error}"));
     made("/tmp/host")?;
     made("/tmp/new")?;
     tmpfs(Path::new("/tmp/new"))?;
@@ -142,11 +148,18 @@ fn build_root(mount_at: &Path, uid: u32, gid: u32) -> Result<OwnedFd, String> {
         .map_err(said("a FUSE filesystem cannot be mounted at", mount_at))?;
     // Processes of this namespace have numbers of their own. A locked /proc (in some containers) cannot be
     // replaced; then the host's numbers show, and all else works.
-    let _ = mount::mount("proc", "/new/proc", "proc", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None);
+    let _ = mount::mount(
+        "proc",
+        "/new/proc",
+        "proc",
+        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+        None,
+    );
     let read_only = MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
     let _ = mount::mount_remount("/new", read_only, c"");
     enter(Path::new("/new"))?;
-    rustix::process::pivot_root(".", ".").map_err(said("the root cannot be changed to", Path::new("/new")))?;
+    rustix::process::pivot_root(".", ".")
+        .map_err(said("the root cannot be changed to", Path::new("/new")))?;
     mount::unmount(".", UnmountFlags::DETACH).map_err(said("the host's root cannot be let go at", root))?;
     enter(root)?;
     Ok(device)
@@ -192,7 +205,8 @@ fn supervise(socket: BorrowedFd<'_>, command: Command) -> Result<(), String> {
     let ended = rustix::process::pidfd_open(child, PidfdFlags::empty()).map_err(|error| error.to_string())?;
     let mut status = None;
     while status.is_none() {
-        let mut events = [PollFd::new(&ended, PollFlags::IN), PollFd::from_borrowed_fd(socket, PollFlags::IN)];
+        let mut events =
+            [PollFd::new(&ended, PollFlags::IN), PollFd::from_borrowed_fd(socket, PollFlags::IN)];
         let _ = poll(&mut events, Some(&REAP_EVERY));
         if !events[1].revents().is_empty() {
             match order(socket) {
@@ -226,9 +240,15 @@ fn start_module(command: &Command) -> Result<Pid, String> {
         .process_group(0)
         .spawn();
     let child = child.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound if !command.cwd.is_dir() => format!("the folder {} is not there", command.cwd.display()),
-        io::ErrorKind::NotFound => format!("program {program:?} is not there (nor, for a script, the interpreter in its first line)"),
-        io::ErrorKind::PermissionDenied => format!("program {program:?} is not executable; allow it with `chmod +x {program}`"),
+        io::ErrorKind::NotFound if !command.cwd.is_dir() => {
+            format!("the folder {} is not there", command.cwd.display())
+        }
+        io::ErrorKind::NotFound => {
+            format!("program {program:?} is not there (nor, for a script, the interpreter in its first line)")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!("program {program:?} is not executable; allow it with `chmod +x {program}`")
+        }
         _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
             format!("program {program:?} is no executable: a script needs a first line such as #!/bin/sh")
         }

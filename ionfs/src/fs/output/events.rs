@@ -1,0 +1,246 @@
+//! Files in `out/events` become events, and `insights.json` is kept: the rule of [`super::super::eventfile`] applied.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{self, Mode, OFlags};
+
+use super::super::eventfile::{Asked, Decision};
+use super::super::{Attr, Errno, Ino, Result, errno};
+use super::{EVENTS, OUT, Output};
+use crate::commit::{EVENT_FILE_BYTES_MAX, Receipt, Refusal, Rejection};
+use crate::event::{self, Parsed, is_draft};
+
+impl Output {
+    /// Renames or links; into an event's name it commits first and then moves (rules 5 and 6).
+    pub async fn rename(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        newparent: Ino,
+        newname: &OsStr,
+        keep_target: bool,
+    ) -> Result<()> {
+        if let Some(event_name) = self.event_name(newparent, newname) {
+            let ino = self.lock().child(parent, name)?.ok_or(Errno::NOENT)?;
+            return self
+                .adopt_as_event(ino, &event_name, || {
+                    self.rename_plain(parent, name, newparent, newname, keep_target)
+                })
+                .await;
+        }
+        self.rename_plain(parent, name, newparent, newname, keep_target)?;
+        let insights = {
+            let table = self.lock();
+            if table.is_insights(newparent, newname) { table.child(newparent, newname)? } else { None }
+        };
+        match insights {
+            Some(ino) => self.decide(ino, Asked::Final).await,
+            None => Ok(()),
+        }
+    }
+
+    /// A hard link; to an event's name it commits first.
+    pub async fn link_or_commit(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
+        if let Some(event_name) = self.event_name(parent, name) {
+            self.adopt_as_event(ino, &event_name, || self.link(ino, parent, name).map(|_| ())).await?;
+            return self.getattr(ino);
+        }
+        self.link(ino, parent, name)
+    }
+
+    /// The name of the event that a file under this name is; none for drafts and other places.
+    fn event_name(&self, parent: Ino, name: &OsStr) -> Option<String> {
+        if parent != EVENTS {
+            return None;
+        }
+        // A name that is no UTF-8 becomes one: it only has to be the same on every attempt.
+        let name = name.to_string_lossy();
+        (!is_draft(&name)).then(|| name.into_owned())
+    }
+
+    /// Commits the content of `ino` under an event's name, then lets `moved` put it there.
+    async fn adopt_as_event(&self, ino: Ino, name: &str, moved: impl Fn() -> Result<()>) -> Result<()> {
+        let (writing, generation_lock, committed) = {
+            let mut table = self.lock();
+            let file = table.file_mut(ino)?;
+            let writing = file.writers.iter().any(|flushed| !flushed.load(Ordering::Acquire));
+            let state = file.event.get_or_insert_default();
+            (writing, state.deciding.clone(), state.committed.clone())
+        };
+        if committed.is_some() {
+            return Err(Errno::ROFS);
+        }
+        let _one_decision = generation_lock.lock().await;
+        let content = self.event_content(ino).await?;
+        let decision = match event::parse(&content) {
+            Parsed::Complete(file) => Decision::Commit(file),
+            Parsed::Invalid(reason) => Decision::Refuse(reason),
+            // Empty, or a writer is still at it: its own close decides.
+            Parsed::Empty => Decision::Nothing,
+            Parsed::Incomplete if writing => Decision::Nothing,
+            Parsed::Incomplete => Decision::Refuse("the JSON document is cut off".into()),
+        };
+        let over_committed = self.committed_under(name);
+        match decision {
+            Decision::Nothing if over_committed.is_some() => Err(Errno::ROFS),
+            Decision::Nothing => moved(),
+            Decision::Refuse(reason) => Err(self.reject(name, &Refusal::Invalid(reason))),
+            Decision::Commit(file) => {
+                let receipt = match self.committer.commit(name, file, self).await {
+                    Ok(receipt) => receipt,
+                    Err(refusal) => return Err(self.reject(name, &refusal)),
+                };
+                if over_committed.is_some() {
+                    // The same event again: the name stays with the file that was committed first, and the draft
+                    // stays where it is.
+                    return Ok(());
+                }
+                moved()?;
+                self.accept(ino, receipt);
+                Ok(())
+            }
+        }
+    }
+
+    fn committed_under(&self, name: &str) -> Option<Receipt> {
+        let table = self.lock();
+        let ino = table.child(EVENTS, OsStr::new(name)).ok()??;
+        table.file(ino).ok()?.event.as_ref()?.committed.clone()
+    }
+
+    /// Applies the rule of section 3 to an event file or to `insights.json`; others: nothing.
+    pub(super) async fn decide(&self, ino: Ino, asked: Asked) -> Result<()> {
+        let Some((name, insights)) = self.decided_name(ino) else { return Ok(()) };
+        let deciding = {
+            let table = self.lock();
+            let Some(state) = &table.file(ino)?.event else { return Ok(()) };
+            if !state.is_news(asked) {
+                return Ok(());
+            }
+            state.deciding.clone()
+        };
+        let _one_decision = deciding.lock().await;
+        let content = self.event_content(ino).await?;
+        let decision = {
+            let mut table = self.lock();
+            let Some(state) = &mut table.file_mut(ino)?.event else { return Ok(()) };
+            state.decide(asked, event::parse(&content))
+        };
+        let refused = match decision {
+            Decision::Nothing => return Ok(()),
+            Decision::Refuse(reason) => Refusal::Invalid(reason),
+            Decision::Commit(file) if insights => {
+                let kept = self.committer.keep_insights(insight_values(file)).await;
+                match kept {
+                    Ok(()) => {
+                        self.rejections.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+                        return Ok(());
+                    }
+                    Err(refusal) => refusal,
+                }
+            }
+            Decision::Commit(file) => match self.committer.commit(&name, file, self).await {
+                Ok(receipt) => {
+                    self.accept(ino, receipt);
+                    return Ok(());
+                }
+                Err(refusal) => refusal,
+            },
+        };
+        if let Ok(file) = self.lock().file_mut(ino)
+            && let Some(state) = &mut file.event
+        {
+            state.was_refused();
+        }
+        Err(self.reject(&name, &refused))
+    }
+
+    /// Under what name a file is decided upon, and whether it is `insights.json`; none for drafts and data.
+    fn decided_name(&self, ino: Ino) -> Option<(String, bool)> {
+        let table = self.lock();
+        let links = &table.node(ino).ok()?.links;
+        if links.iter().any(|(parent, name)| table.is_insights(*parent, name)) {
+            return Some(("insights.json".into(), true));
+        }
+        let (_, name) = links.iter().find(|(parent, name)| self.event_name(*parent, name).is_some())?;
+        Some((name.to_string_lossy().into_owned(), false))
+    }
+
+    async fn event_content(&self, ino: Ino) -> Result<Vec<u8>> {
+        self.own_content(ino).await?;
+        let file = self.at(&self.lock(), ino, |folder, path| {
+            Ok(File::from(fs::openat(folder, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
+        })?;
+        crate::cache::blocking(move || {
+            let mut content = Vec::new();
+            io::Read::read_to_end(&mut io::Read::take(&file, EVENT_FILE_BYTES_MAX + 1), &mut content)
+                .map_err(|error| errno(&error))?;
+            if content.len() as u64 > EVENT_FILE_BYTES_MAX { Err(Errno::TOOBIG) } else { Ok(content) }
+        })
+        .await
+    }
+
+    fn accept(&self, ino: Ino, receipt: Receipt) {
+        if let Ok(file) = self.lock().file_mut(ino) {
+            file.event.get_or_insert_default().committed = Some(receipt.clone());
+        }
+        self.rejections.lock().unwrap_or_else(PoisonError::into_inner).remove(&receipt.name);
+        self.receipts.lock().unwrap_or_else(PoisonError::into_inner).insert(receipt.name.clone(), receipt);
+    }
+
+    fn reject(&self, name: &str, refusal: &Refusal) -> Errno {
+        let rejection = Rejection::new(name, refusal);
+        tracing::warn!(
+            job = %self.committer.origin().job_id, event = name, errno = rejection.errno, reason = rejection.reason,
+            "an event was rejected"
+        );
+        self.rejections.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), rejection);
+        refusal.errno()
+    }
+
+    /// The events committed so far, by file name.
+    pub fn receipts(&self) -> BTreeMap<String, Receipt> {
+        self.receipts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The event files refused and not committed since, by name.
+    pub fn rejections(&self) -> BTreeMap<String, Rejection> {
+        self.rejections.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The module has ended: what is in its event files now is final, and blobs no event names go.
+    pub(in crate::fs) async fn finish(&self) {
+        let open_ended: Vec<Ino> = {
+            let table = self.lock();
+            let events = table.files_in(EVENTS).into_iter();
+            let insights = table.files_in(OUT).into_iter().filter(|(name, _)| table.is_insights(OUT, name));
+            events.chain(insights).map(|(_, ino)| ino).collect()
+        };
+        for ino in open_ended {
+            let _ = self.decide(ino, Asked::Final).await;
+        }
+        let unnamed: Vec<String> = {
+            let uploaded = self.uploaded.lock().unwrap_or_else(PoisonError::into_inner);
+            uploaded.iter().filter(|(_, named)| !**named).map(|(key, _)| key.clone()).collect()
+        };
+        for key in unnamed {
+            // What stays behind is `ion gc`'s.
+            if let Err(error) = self.daemon.plane.blobs.delete(&key).await {
+                tracing::debug!(key, %error, "a blob that no event names could not be removed");
+            }
+        }
+    }
+}
+
+/// The values of `insights.json`: all of them, whatever their names.
+fn insight_values(file: event::EventFile) -> Vec<event::KeyValue> {
+    let pair = |key: &str, value| event::KeyValue { key: key.to_owned(), value };
+    let event_type = file.event_type.map(|value| pair("eventType", value));
+    let files = (!file.files.is_empty()).then(|| pair("files", file.files.join(",")));
+    event_type.into_iter().chain(files).chain(file.data).collect()
+}

@@ -1,0 +1,177 @@
+//! Staged files become blobs: in the background once closed, and at the latest when an event names them.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use rustix::fs::{self, Mode, OFlags};
+
+use super::super::{Errno, Ino};
+use super::table::{Body, Reference, Stored};
+use super::{DATA, Output};
+use crate::commit::{Refusal, Staging};
+use crate::event::{FileEntry, is_draft};
+use crate::upload::{UploadError, store_file};
+
+/// How long a commit waits for the kernel to report the end of a handle that was closed: RELEASE comes after
+/// close() has returned. Shorter refuses events on a busy machine; longer delays the refusal of a file that
+/// really is open.
+const RELEASE_WAIT: Duration = Duration::from_secs(2);
+
+/// Symbolic links followed in one path, as the kernel's own limit.
+const LINKS_MAX: usize = 40;
+
+impl Output {
+    pub(super) async fn upload_in_background(&self, ino: Ino) -> std::result::Result<(), Refusal> {
+        let path = {
+            let table = self.lock();
+            let Some(path) = table.path(ino) else { return Ok(()) };
+            let Ok(path) = path.strip_prefix("data") else { return Ok(()) };
+            let Some(path) = path.to_str().map(str::to_owned) else { return Ok(()) };
+            path
+        };
+        if path.rsplit('/').next().is_some_and(is_draft) {
+            return Ok(());
+        }
+        self.stored(ino, &path).await.map(|_| ())
+    }
+
+    /// The blob of the file's content now: the one there is, or a new one.
+    async fn stored(&self, ino: Ino, path: &str) -> std::result::Result<FileEntry, Refusal> {
+        let (generation, cell) = {
+            let mut table = self.lock();
+            let missing = |_| Refusal::Missing(path.to_owned());
+            let file = table.file_mut(ino).map_err(missing)?;
+            if let Some(Reference { entry, length }) = &file.reference
+                && *length == entry.size
+            {
+                return Ok(entry.clone());
+            }
+            match &file.stored {
+                Some((generation, cell)) if *generation == file.generation => (*generation, cell.clone()),
+                _ => {
+                    let cell = Stored::default();
+                    file.stored = Some((file.generation, cell.clone()));
+                    (file.generation, cell)
+                }
+            }
+        };
+        let entry = cell.get_or_try_init(|| self.upload(ino, path)).await?.clone();
+        let now = self.lock().file(ino).map(|file| file.generation).ok();
+        // Written to while it was read: the blob may hold half of each.
+        if now == Some(generation) { Ok(entry) } else { Err(Refusal::StillOpen(path.to_owned())) }
+    }
+
+    async fn upload(&self, ino: Ino, path: &str) -> std::result::Result<FileEntry, Refusal> {
+        let unreadable = |errno: Errno| Refusal::Unreadable { path: path.to_owned(), source: errno.into() };
+        self.own_content(ino).await.map_err(unreadable)?;
+        let _slot = self.daemon.uploads.acquire().await.expect("the semaphore is never closed");
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = self.at(&self.lock(), ino, |folder, path| {
+            Ok(File::from(fs::openat(folder, path, flags, Mode::empty())?))
+        });
+        let key = self.fresh_key(path);
+        self.uploaded.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), false);
+        let stored =
+            store_file(&*self.daemon.plane.blobs, key, path.to_owned(), file.map_err(unreadable)?).await;
+        let entry = stored.map_err(|error| match error {
+            UploadError::Read { source, .. } => Refusal::Unreadable { path: path.to_owned(), source },
+            error => error.into(),
+        })?;
+        self.daemon.metrics.bytes_uploaded.add(entry.size);
+        Ok(entry)
+    }
+
+    /// The inode of a path below `out/data`, symbolic links that stay inside followed.
+    fn resolve(&self, path: &str) -> std::result::Result<Ino, Refusal> {
+        let table = self.lock();
+        let missing = || Refusal::Missing(path.to_owned());
+        let mut todo: Vec<OsString> = path.split('/').rev().map(OsString::from).collect();
+        let mut at = DATA;
+        let mut links = 0;
+        while let Some(part) = todo.pop() {
+            if part == "." || part.is_empty() {
+                continue;
+            }
+            if part == ".." {
+                if at == DATA {
+                    return Err(Refusal::Invalid(format!("{path:?} leads out of out/data")));
+                }
+                at = table
+                    .node(at)
+                    .ok()
+                    .and_then(|node| node.links.first())
+                    .map_or(DATA, |(parent, _)| *parent);
+                continue;
+            }
+            let child = table.child(at, &part).ok().flatten().ok_or_else(missing)?;
+            let Ok(node) = table.node(child) else { return Err(missing()) };
+            if !matches!(node.body, Body::Symlink) {
+                at = child;
+                continue;
+            }
+            links += 1;
+            let target = self.at(&table, child, |folder, path| fs::readlinkat(folder, path, Vec::new()));
+            let target = target.map_err(|_| missing())?;
+            if links > LINKS_MAX || target.as_bytes().starts_with(b"/") {
+                return Err(Refusal::Invalid(format!("{path:?} leads out of out/data")));
+            }
+            use std::os::unix::ffi::OsStrExt as _;
+            let parts = target.as_bytes().split(|byte| *byte == b'/');
+            todo.extend(parts.rev().map(|part| OsStr::from_bytes(part).to_owned()));
+        }
+        match table.file(at) {
+            Ok(_) => Ok(at),
+            Err(_) => Err(Refusal::Invalid(format!("{path:?} is a directory; name its files"))),
+        }
+    }
+
+    /// Waits until no handle can write the file any more. One that nobody closed yet is an error at once; one
+    /// that was closed has its RELEASE on the way.
+    async fn closed(&self, ino: Ino, path: &str) -> std::result::Result<(), Refusal> {
+        let deadline = tokio::time::Instant::now() + RELEASE_WAIT;
+        loop {
+            let released = self.released.notified();
+            {
+                let table = self.lock();
+                let file = table.file(ino).map_err(|_| Refusal::Missing(path.to_owned()))?;
+                if file.writers.is_empty() {
+                    return Ok(());
+                }
+                if file.writers.iter().any(|flushed| !flushed.load(Ordering::Acquire)) {
+                    return Err(Refusal::StillOpen(path.to_owned()));
+                }
+            }
+            if tokio::time::timeout_at(deadline, released).await.is_err() {
+                return Err(Refusal::StillOpen(path.to_owned()));
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Staging for Output {
+    async fn durable(&self, path: &str) -> std::result::Result<FileEntry, Refusal> {
+        let ino = self.resolve(path)?;
+        self.closed(ino, path).await?;
+        let stored = self.stored(ino, path).await?;
+        let attr = self.getattr(ino).map_err(|_| Refusal::Missing(path.to_owned()))?;
+        if let Some(named) = self.uploaded.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&stored.key)
+        {
+            // Before the document is in: a blob too many is gc's, a blob too few is lost data.
+            *named = true;
+        }
+        let mtime = attr.mtime.duration_since(SystemTime::UNIX_EPOCH).map_or(0, crate::clock::millis);
+        Ok(FileEntry { name: path.to_owned(), mtime, mode: u32::from(attr.perm), ..stored })
+    }
+
+    fn fresh_key(&self, path: &str) -> String {
+        let origin = self.committer.origin();
+        // Attempt and a number: written once, also when a later attempt makes the same file again.
+        let generation = self.blobs_made.fetch_add(1, Ordering::Relaxed);
+        format!("{}/{}/{}.{generation}/{path}", origin.parent.correlation_id, origin.job_id, origin.attempt)
+    }
+}

@@ -1,0 +1,77 @@
+//! Which room names which, checked: the edges that docs/ARCHITECTURE.md allows.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::path::{Path, PathBuf};
+
+fn sources(folder: &str) -> Vec<(PathBuf, String)> {
+    fn walk(at: &Path, into: &mut Vec<(PathBuf, String)>) {
+        for entry in std::fs::read_dir(at).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, into);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                into.push((path.clone(), std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut all = Vec::new();
+    walk(&root.join(folder), &mut all);
+    assert!(!all.is_empty());
+    all.into_iter().map(|(path, text)| (path.strip_prefix(root).unwrap().to_owned(), text)).collect()
+}
+
+/// Only files whose path contains one of `rooms` may hold `word`.
+fn only(folder: &str, word: &str, rooms: &[&str]) {
+    for (path, text) in sources(folder) {
+        let path = path.to_str().unwrap();
+        assert!(
+            rooms.iter().any(|room| path.contains(room)) || !text.contains(word),
+            "{path} names {word:?}; only {rooms:?} may"
+        );
+    }
+}
+
+#[test]
+fn each_library_is_named_in_one_room() {
+    only("ionfs/src", "fuser::", &["ionfs/src/fuse.rs", "ionfs/src/mount.rs"]);
+    only("ionfs/src", "rusqlite::", &["stores/sqlite"]);
+    only("ionfs/src", "object_store::", &["stores/object.rs"]);
+    only("dispatcher/src", "fuser", &[]);
+    only("src", "rusqlite", &[]);
+}
+
+#[test]
+fn layers_point_one_way() {
+    only("ionfs/src", "dispatcher::", &[]);
+    only("ionfs/src", "crate::fs::", &["fuse.rs", "mount.rs", "src/fs", "fs.rs"]);
+    only("ionfs/src", "crate::fuse", &["mount.rs"]);
+    for room in
+        ["commit.rs", "relay.rs", "stores.rs", "stores/", "cache.rs", "upload.rs", "event.rs", "record.rs"]
+    {
+        for (path, text) in
+            sources("ionfs/src").into_iter().filter(|(path, _)| path.to_str().unwrap().contains(room))
+        {
+            assert!(
+                !text.contains("crate::fs::") && !text.contains("crate::fuse"),
+                "{} looks upward",
+                path.display()
+            );
+        }
+    }
+    only("dispatcher/src", "executor.run(", &["dispatch.rs"]);
+}
+
+#[test]
+fn unsafe_lines_and_promises_stay_where_they_belong() {
+    for folder in ["src", "ionfs/src", "dispatcher/src"] {
+        only(folder, "unsafe {", &["ionfs/src/sys.rs"]);
+        for promise in ["TODO", "FIXME", "todo!(", "unimplemented!("] {
+            only(folder, promise, &[]);
+        }
+    }
+    // A job's next state is a pure function: no clock, no store.
+    for (path, text) in sources("dispatcher/src").into_iter().filter(|(path, _)| path.ends_with("job.rs")) {
+        assert!(!text.contains("clock::now") && !text.contains("async"), "{} does I/O", path.display());
+    }
+}
