@@ -65,7 +65,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         return Err(Failure("the job of a new event was there already".into()));
     };
     let (lines, mut shown) = mpsc::channel(4096);
-    let executor = local_executor(node, Some(lines)).await?;
+    let executor = local_executor(settings, node, Some(lines)).await?;
     let showing = tokio::spawn(async move {
         while let Some(line) = shown.recv().await {
             output::say(&format!("{} | {}", line.module, line.text));

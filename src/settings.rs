@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use dispatcher::executor::local::Namespaces;
 use ionfs::node::NodeSettings;
 use ionfs::stores::DataPlane;
 use ionfs::stores::open::{StoreUrls, open};
@@ -68,6 +69,9 @@ pub(crate) struct Global {
     /// Let the daemon answer every read itself, also where the kernel could
     #[arg(long, env = "ION_NO_PASSTHROUGH", global = true, help_heading = "Global options")]
     no_passthrough: bool,
+    /// Give jobs no namespaces of their own; ION_DIR tells a module where its tree is
+    #[arg(long, env = "ION_NO_NAMESPACES", global = true, help_heading = "Global options")]
+    no_namespaces: bool,
 }
 
 /// The settings of one command.
@@ -77,6 +81,8 @@ pub(crate) struct Settings {
     pub(crate) json: bool,
     urls: StoreUrls,
     passthrough: bool,
+    /// Whether jobs get namespaces of their own.
+    pub(crate) namespaces: Namespaces,
 }
 
 impl Settings {
@@ -97,7 +103,8 @@ impl Settings {
             documents: global.documents.unwrap_or(defaults.documents),
             bus: global.bus.unwrap_or(defaults.bus),
         };
-        Ok(Self { home, json: global.json, urls, passthrough: !global.no_passthrough })
+        let namespaces = if global.no_namespaces { Namespaces::Never } else { Namespaces::WherePossible };
+        Ok(Self { home, json: global.json, urls, passthrough: !global.no_passthrough, namespaces })
     }
 
     /// Opens the stores.

@@ -58,7 +58,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     sweep(&settings.home);
     let (lines, shown_lines) = mpsc::channel(SHOWN);
     let (notices, shown_notices) = mpsc::channel(SHOWN);
-    let executor = Arc::new(local_executor(node, Some(lines)).await?);
+    let executor = Arc::new(local_executor(settings, node, Some(lines)).await?);
     let mut dispatch = DispatchSettings::new(&settings.home);
     dispatch.slots = args.jobs.unwrap_or(dispatch.slots);
     let names: Vec<String> = modules.iter().map(|module| module.name.clone()).collect();
@@ -88,11 +88,16 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
 
 /// The executor of this machine; this program is its `job-init`.
 pub(crate) async fn local_executor(
+    settings: &Settings,
     node: Arc<Node>,
     lines: Option<mpsc::Sender<OutputLine>>,
 ) -> Result<LocalExecutor, Failure> {
-    let settings = LocalSettings { program: std::env::current_exe()?, env: module_environment() };
-    Ok(LocalExecutor::new(node, settings, lines).await)
+    let local = LocalSettings {
+        program: std::env::current_exe()?,
+        env: module_environment(),
+        namespaces: settings.namespaces,
+    };
+    Ok(LocalExecutor::new(node, local, lines).await)
 }
 
 /// Unmounts and removes what a killed run left below `mnt`: only runs without namespaces leave anything there.

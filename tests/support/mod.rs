@@ -84,11 +84,17 @@ impl Home {
 
     /// Starts `ion up` and waits until it is ready.
     pub fn up(&self, pipeline: &Path) -> Up {
+        self.up_with(&[], pipeline)
+    }
+
+    /// The same with flags.
+    pub fn up_with(&self, flags: &[&str], pipeline: &Path) -> Up {
         let log = self.path().join(format!("up-{}.log", std::process::id()));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         let from = file.metadata().unwrap().len() as usize;
         let child = self
             .ion()
+            .args(flags)
             .arg("up")
             .arg(pipeline)
             .stdout(file.try_clone().unwrap())

@@ -49,6 +49,17 @@ pub struct LocalSettings {
     pub program: PathBuf,
     /// What every module's environment begins with: `PATH`, `HOME` and the like. No credential.
     pub env: Vec<(String, String)>,
+    /// Whether to give jobs namespaces of their own where the kernel allows it.
+    pub namespaces: Namespaces,
+}
+
+/// Whether jobs get namespaces of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Namespaces {
+    /// Where the kernel allows it.
+    WherePossible,
+    /// Never: `ION_DIR` says where a job's tree is.
+    Never,
 }
 
 /// Runs jobs as processes of this machine.
@@ -63,7 +74,10 @@ pub struct LocalExecutor {
 impl LocalExecutor {
     /// Finds out what separates jobs here, and why not more.
     pub async fn new(node: Arc<Node>, settings: LocalSettings, output: Option<OutputSink>) -> Self {
-        let (mode, refused) = sandbox::best_mode(&settings.program).await;
+        let (mode, refused) = match settings.namespaces {
+            Namespaces::WherePossible => sandbox::best_mode(&settings.program).await,
+            Namespaces::Never => (Mode::Plain, vec![]),
+        };
         for (mode, reason) in refused {
             tracing::warn!(
                 ?mode,

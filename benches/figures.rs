@@ -1,0 +1,256 @@
+//! First figures: the filesystem against native files and against the bare stores, in one run, as ratios.
+//!
+//! `make bench`. Each row is the median of some rounds; both sides of a row take turns, so that a busy machine slows
+//! both. Needs root (it mounts in this process's namespace).
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a bench prints, and one that cannot go on panics"
+)]
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ionfs::clock;
+use ionfs::commit::Origin;
+use ionfs::event::{Context, DocumentType, Event, Publication};
+use ionfs::fs::job::{JobSpec, JobTree};
+use ionfs::id::{CorrelationId, EventId, JobId};
+use ionfs::mount::{Mounted, mount_at};
+use ionfs::node::{Node, NodeSettings};
+use ionfs::record::CommitMode;
+use ionfs::stores::open::{StoreUrls, open};
+use ionfs::stores::{Collection, encode};
+use ionfs::upload::store_path;
+
+const BIG: usize = 512 << 20;
+const SMALL: usize = 300;
+const ROUNDS: usize = 3;
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let home = tempfile::Builder::new().prefix("ion-bench-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let native = home.path().join("native");
+    fs::create_dir(&native).unwrap();
+    let big = native.join("big");
+    fs::write(&big, vec![7; BIG]).unwrap();
+    println!("{:<44} {:>12} {:>12} {:>7}", "", "ion", "baseline", "ratio");
+    for passthrough in [true, false] {
+        let how = if passthrough { "passthrough" } else { "daemon answers" };
+        let job = Job::new(&runtime, &home.path().join(how), passthrough, &big);
+        let input = job.at("in/data/big");
+        row(&format!("first read of 512 MiB / native ({how})"), 1, || read(&input), || read(&big));
+        row(&format!("read again / native ({how})"), ROUNDS, || read(&input), || read(&big));
+        let (ours, theirs) = (job.at("out/data/w"), native.join("w"));
+        row(&format!("write 512 MiB / native ({how})"), ROUNDS, || write(&ours), || write(&theirs));
+        let (ours, theirs) = (job.at("out/data"), native.clone());
+        row(&format!("{SMALL} files of 100 B / native ({how})"), ROUNDS, || small(&ours), || small(&theirs));
+        job.end(&runtime);
+    }
+    let job = Job::new(&runtime, &home.path().join("commit"), true, &big);
+    let plane = job.node.plane.clone();
+    let mut n = 0;
+    let mut m = 0;
+    row(
+        "close of an event of one 4 KiB file / bare stores",
+        20,
+        || {
+            n += 1;
+            fs::write(job.at(&format!("out/data/{n}")), [1; 4096]).unwrap();
+            let document = format!("{{\"eventType\":\"made\",\"files\":[\"{n}\"]}}");
+            let mut file = fs::File::create(job.at(&format!("out/events/{n}.json"))).unwrap();
+            let began = Instant::now();
+            file.write_all(document.as_bytes()).unwrap();
+            drop(file);
+            began.elapsed()
+        },
+        || {
+            m += 1;
+            let file = native.join("four");
+            fs::write(&file, [1; 4096]).unwrap();
+            let began = Instant::now();
+            runtime.block_on(async {
+                store_path(&*plane.blobs, format!("bare/{m}"), "f".into(), &file).await.unwrap();
+                let document = serde_json::json!({"id": format!("bare-{m}")});
+                plane.documents.insert(Collection::Events, document, None).await.unwrap();
+            });
+            began.elapsed()
+        },
+    );
+    job.end(&runtime);
+    dispatch(home.path());
+}
+
+/// Both sides in turn; their medians and the ratio.
+fn row(name: &str, rounds: usize, mut ours: impl FnMut() -> Duration, mut theirs: impl FnMut() -> Duration) {
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        a.push(ours());
+        b.push(theirs());
+    }
+    let median = |times: &mut Vec<Duration>| {
+        times.sort();
+        times[times.len() / 2]
+    };
+    let (a, b) = (median(&mut a), median(&mut b));
+    println!("{name:<44} {:>10.2?} {:>10.2?} {:>7.2}", a, b, a.as_secs_f64() / b.as_secs_f64());
+}
+
+fn read(path: &Path) -> Duration {
+    let began = Instant::now();
+    let mut file = fs::File::open(path).unwrap();
+    let mut buffer = vec![0; 1 << 20];
+    while file.read(&mut buffer).unwrap() > 0 {}
+    began.elapsed()
+}
+
+fn write(path: &Path) -> Duration {
+    let block = vec![3; 1 << 20];
+    let began = Instant::now();
+    let mut file = fs::File::create(path).unwrap();
+    for _ in 0..BIG >> 20 {
+        file.write_all(&block).unwrap();
+    }
+    drop(file);
+    let took = began.elapsed();
+    fs::remove_file(path).unwrap();
+    took
+}
+
+fn small(folder: &Path) -> Duration {
+    let folder = folder.join("small");
+    fs::create_dir(&folder).unwrap();
+    let began = Instant::now();
+    for n in 0..SMALL {
+        fs::write(folder.join(n.to_string()), [5; 100]).unwrap();
+    }
+    let took = began.elapsed();
+    fs::remove_dir_all(&folder).unwrap();
+    took
+}
+
+/// A job's tree, mounted for this process.
+struct Job {
+    node: Arc<Node>,
+    tree: JobTree,
+    mounted: Mounted,
+    at: PathBuf,
+}
+
+impl Job {
+    fn new(runtime: &tokio::runtime::Runtime, home: &Path, passthrough: bool, big: &Path) -> Self {
+        fs::create_dir(home).unwrap();
+        runtime.block_on(async {
+            let plane = open(&StoreUrls::embedded(home)).await.unwrap();
+            let files = vec![store_path(&*plane.blobs, "c/e/0/big".into(), "big".into(), big).await.unwrap()];
+            let context = Context {
+                name: "bench".into(),
+                event_id: EventId::new("e"),
+                correlation_id: CorrelationId::new("c"),
+                parent_event_id: String::new(),
+                document_type: DocumentType::EventMeta,
+            };
+            let event = Event {
+                id: EventId::new("e"),
+                context: context.clone(),
+                event_type: "t".into(),
+                files,
+                file_list: None,
+                data: vec![],
+                created: clock::now(),
+                publication: Publication::Published,
+                file_name: None,
+                job_id: None,
+                attempt: None,
+                unrouted: false,
+            };
+            plane.documents.insert(Collection::Events, encode(&event), None).await.unwrap();
+            plane
+                .documents
+                .insert(Collection::Jobs, serde_json::json!({"id": "j", "attempt": 1}), None)
+                .await
+                .unwrap();
+            let node = Node::new(plane, NodeSettings { passthrough, ..NodeSettings::new(home) }).unwrap();
+            let origin = Origin {
+                job_id: JobId::new("j"),
+                attempt: 1,
+                module: "m".into(),
+                emits: None,
+                commit: CommitMode::OnClose,
+                parent: context,
+            };
+            let tree = JobTree::open(&node, JobSpec { origin, event, gathered: None }).await.unwrap();
+            let at = home.join("ion");
+            fs::create_dir(&at).unwrap();
+            let mounted = mount_at(&at, tree.tree()).await.unwrap();
+            Self { node, tree, mounted, at }
+        })
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.at.join(path)
+    }
+
+    fn end(self, runtime: &tokio::runtime::Runtime) {
+        runtime.block_on(async {
+            self.mounted.unmount().await.unwrap();
+            self.tree.finish().await;
+        });
+    }
+}
+
+/// Jobs of `true` from queue to end, against starting the same program bare.
+fn dispatch(home: &Path) {
+    const JOBS: u32 = 100;
+    let ion = env!("CARGO_BIN_EXE_ion");
+    let state = home.join("dispatch");
+    let pipeline = home.join("pipeline.yaml");
+    fs::write(&pipeline, "modules:\n  nothing: {on: [go], run: [\"true\"]}\n").unwrap();
+    #[allow(clippy::disallowed_methods, reason = "a bench starts programs")]
+    let command = |words: &[&str]| {
+        let mut command = std::process::Command::new(ion);
+        command
+            .env("ION_HOME", &state)
+            .args(words)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null());
+        command
+    };
+    assert!(
+        command(&["module", "create", "--pipeline", pipeline.to_str().unwrap()]).status().unwrap().success()
+    );
+    for _ in 0..JOBS {
+        assert!(command(&["event", "create", "go"]).status().unwrap().success());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let plane = runtime.block_on(open(&StoreUrls::embedded(&state))).unwrap();
+    let ledger = dispatcher::ledger::Ledger::new(plane);
+    let began = Instant::now();
+    let mut up = command(&["up", pipeline.to_str().unwrap()]).spawn().unwrap();
+    let succeeded = dispatcher::ledger::JobFilter {
+        state: Some(ionfs::record::JobState::Succeeded),
+        ..Default::default()
+    };
+    while runtime.block_on(ledger.list(&succeeded, 1000)).unwrap().len() < JOBS as usize {
+        std::thread::yield_now();
+    }
+    let ours = began.elapsed() / JOBS;
+    rustix::process::kill_process(rustix::process::Pid::from_child(&up), rustix::process::Signal::TERM)
+        .unwrap();
+    up.wait().unwrap();
+    let began = Instant::now();
+    for _ in 0..JOBS {
+        #[allow(clippy::disallowed_methods, reason = "a bench starts programs")]
+        std::process::Command::new("true").status().unwrap();
+    }
+    let theirs = began.elapsed() / JOBS;
+    println!(
+        "{:<44} {ours:>10.2?} {theirs:>10.2?} {:>7.2}",
+        "a job of `true`, from its queue / fork and exec",
+        ours.as_secs_f64() / theirs.as_secs_f64()
+    );
+}
