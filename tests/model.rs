@@ -610,16 +610,30 @@ fn many_names_are_listed_and_found() {
 }
 
 /// Half a million random operations each way, a million together, every byte compared. The tool is installed by
-/// scripts/setup-tests.sh.
+/// scripts/setup-tests.sh. It never unmaps what it maps, and slows down with the square of its operations on any
+/// filesystem: so many short runs, each with a seed of its own.
 fn fsx(passthrough: Passthrough) {
+    const RUNS: usize = 100;
     let cache = std::env::var("ION_TEST_CACHE")
         .unwrap_or_else(|_| format!("{}/.cache/ion-test", std::env::var("HOME").unwrap()));
     let fsx = format!("{cache}/bin/fsx");
     assert!(Path::new(&fsx).exists(), "{fsx} is missing; scripts/setup-tests.sh installs it");
     let mount = Mount::new(passthrough, Blobs::Files, &[]);
     let config = mount.home.write("fsx.toml", "flen = 65536\n");
-    let file = mount.data().join("fsx");
-    run(&fsx, &["-q", "-N", "500000", "-S", "7", "-f", config.to_str().unwrap(), file.to_str().unwrap()]);
+    for seed in 1..=RUNS {
+        let file = mount.data().join(format!("fsx-{seed}"));
+        let words = [
+            "-q",
+            "-N",
+            "5000",
+            "-S",
+            &seed.to_string(),
+            "-f",
+            config.to_str().unwrap(),
+            file.to_str().unwrap(),
+        ];
+        run(&fsx, &words);
+    }
 }
 
 #[test]

@@ -83,3 +83,25 @@ fn a_mount_that_a_killed_run_left_is_swept_at_the_next_start() {
 fn mounts() -> String {
     std::fs::read_to_string("/proc/self/mounts").unwrap()
 }
+
+#[test]
+fn a_module_sees_nothing_of_the_daemons_environment() {
+    let home = Home::new();
+    let script = "cat /proc/1/environ /proc/self/environ | tr '\\0' '\\n'; ls -l /proc/1/fd";
+    for flags in [&[][..], &["--no-namespaces"][..]] {
+        let script = if flags.is_empty() {
+            script
+        } else {
+            "cat /proc/$PPID/environ /proc/self/environ | tr '\\0' '\\n'"
+        };
+        let output = home
+            .ion()
+            .env("ION_TEST_PASSWORD", "hunter2")
+            .args(flags)
+            .args(["run", "--", "sh", "-c", script])
+            .output();
+        let ran = Ran::of(output.unwrap()).well();
+        assert!(ran.stderr.contains("ION_EVENT_ID=") && !ran.stderr.contains("hunter2"), "{ran:#?}");
+        assert!(!ran.stderr.contains("/dev/fuse"), "only the daemon holds the device: {ran:#?}");
+    }
+}

@@ -152,6 +152,8 @@ fn start(program: &Path, output: OwnedFd) -> Result<Sandbox, SandboxError> {
     #[expect(clippy::disallowed_methods, reason = "the door for starting job-init")]
     let init = TokioCommand::new(program)
         .arg(INIT_WORD)
+        // A module can read its first process's environment in /proc, and the daemon's holds what opens the stores.
+        .env_clear()
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::from(output))
         .stderr(Stdio::from(output_too))
