@@ -5,7 +5,7 @@ demo: ## set up what is missing, build, run the video pipeline on a real clip, s
 	@scripts/demo.sh
 
 test: lint ## set up what is missing, run every lint and every test
-	@cargo test --workspace --locked
+	@cargo test --workspace --locked --lib --bins --tests
 
 lint:
 	@scripts/setup-tests.sh
