@@ -39,16 +39,7 @@ pub(crate) async fn run(settings: &Settings, _args: Args) -> Outcome {
             ),
         },
     });
-    findings.push(if root {
-        good("passthrough", "offered to the kernel (Linux 6.9 and later); it reads whole files by itself")
-    } else {
-        Finding {
-            what: "passthrough",
-            good: false,
-            needed: false,
-            text: "needs root; the daemon answers reads itself, slower and the same to see".into(),
-        }
-    });
+    findings.push(passthrough(root));
     findings.push(match settings.plane().await {
         Ok(_) => good("stores", &format!("{} and {}", settings.urls().blobs, settings.urls().documents)),
         Err(crate::Failure(reason)) => Finding { what: "stores", good: false, needed: true, text: reason },
@@ -96,5 +87,21 @@ fn device() -> Finding {
             "/dev/fuse cannot be opened: {error} (mode {:o}); allow it with `chmod 666 /dev/fuse`, as distributions do",
             metadata.permissions().mode() & 0o777
         )),
+    }
+}
+
+/// The kernel takes backing files since 6.9, of a daemon with CAP_SYS_ADMIN. A mount that finds otherwise falls back.
+fn passthrough(root: bool) -> Finding {
+    let so_so = |text: String| Finding { what: "passthrough", good: false, needed: false, text };
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release.trim();
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let slower = "the daemon answers reads itself, slower and the same to see";
+    match (root, version >= (6, 9)) {
+        (true, true) => good("passthrough", &format!("Linux {release} reads whole files by itself")),
+        (true, false) => so_so(format!("needs Linux 6.9, this is {release}; {slower}")),
+        (false, _) => so_so(format!("needs root; {slower}")),
     }
 }

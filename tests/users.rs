@@ -15,28 +15,30 @@ const MODULE: &str = "set -e; test $(id -u) = $(stat -c %u $ION_DIR/out/data); c
     cp $ION_DIR/in/data/f $ION_DIR/out/data/c; echo more > $ION_DIR/out/data/d; \
     echo '{\"eventType\":\"x\",\"files\":[\"c\",\"d\"]}' > $ION_DIR/out/events/a; test -e $ION_DIR/events/published/a.json";
 
-/// As `nobody`, with a `/dev/fuse` that users may open, as distributions have it: bound over the machine's own in a
-/// mount namespace of this test.
+/// Root tries it as `nobody`, with a `/dev/fuse` that users may open, as distributions have it: bound over the machine's
+/// own in a mount namespace of this test.
 #[test]
 fn an_ordinary_user_gets_a_user_namespace_with_the_tree_at_ion() {
     let home = Home::new();
     home.write("f", "content\n");
     let ion = home.path().join("ion");
     std::fs::copy(support::ION, &ion).unwrap();
-    let script = format!(
-        "set -e; mknod fuse c 10 229; chmod 666 fuse; mount --bind fuse /dev/fuse; chown -R 65534 .; \
-         exec setpriv --reuid=65534 --regid=65534 --clear-groups env HOME=$PWD ION_HOME=$PWD/state \
-         {} --json run --file f -- sh -c 'test $ION_DIR = /ion; '\"$MODULE\"",
-        ion.display()
-    );
-    // Below the target folder of root an ordinary user may not walk: the folder is bound where they may.
-    let script = format!(
-        "set -e; mount --bind {} /mnt; cd /mnt; {}",
-        home.path().display(),
-        script.replace(ion.to_str().unwrap(), "/mnt/ion")
-    );
-    let output =
-        Command::new("unshare").args(["-m", "sh", "-c", &script]).env("MODULE", MODULE).output().unwrap();
+    let job = r#"env HOME=$PWD ION_HOME=$PWD/state ./ion --json run --file f -- sh -c 'test $ION_DIR = /ion; '"$MODULE""#;
+    let script = if rustix::process::geteuid().is_root() {
+        // Below the target folder of root an ordinary user may not walk: the folder is bound where they may.
+        format!(
+            "set -e; mount --bind . /mnt; cd /mnt; mknod fuse c 10 229; chmod 666 fuse; mount --bind fuse /dev/fuse; \
+             chown -R 65534 .; exec setpriv --reuid=65534 --regid=65534 --clear-groups {job}"
+        )
+    } else {
+        job.to_owned()
+    };
+    let mut shell = Command::new("sh");
+    if rustix::process::geteuid().is_root() {
+        shell = Command::new("unshare");
+        shell.args(["-m", "sh"]);
+    }
+    let output = shell.args(["-c", &script]).env("MODULE", MODULE).current_dir(home.path()).output().unwrap();
     let ran = Ran::of(output).well();
     assert_eq!(ran.types(), ["x"], "{ran:#?}");
     assert!(ran.stderr.contains("| content"), "{ran:#?}");

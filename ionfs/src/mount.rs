@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use fuser::{Config, MountOption, Session, SessionACL};
@@ -96,7 +97,11 @@ impl Mounted {
 /// Unmounts what a daemon that was killed left mounted at `directory`.
 ///
 /// # Errors
-/// When nothing is mounted there, or this user may not unmount it.
+/// When nothing is mounted there, or this user may not unmount it. Blocks; for the start of a process.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "fusermount3 is no module: it undoes what it did for an ordinary user"
+)]
 pub fn unmount_stale(directory: &Path) -> io::Result<()> {
     // A mount whose daemon is gone answers every call so; one that is alive is somebody's.
     match std::fs::metadata(directory) {
@@ -104,5 +109,12 @@ pub fn unmount_stale(directory: &Path) -> io::Result<()> {
         Err(error) => return Err(error),
         Ok(_) => return Err(io::Error::other("it is not a stale mount")),
     }
-    Ok(rustix::mount::unmount(directory, rustix::mount::UnmountFlags::DETACH)?)
+    match rustix::mount::unmount(directory, rustix::mount::UnmountFlags::DETACH) {
+        // An ordinary user's mount was made by this setuid program, and only it may undo it.
+        Err(rustix::io::Errno::PERM) => {
+            let status = Command::new("fusermount3").args(["-u", "-z", "--"]).arg(directory).status()?;
+            if status.success() { Ok(()) } else { Err(io::Error::other(format!("fusermount3: {status}"))) }
+        }
+        done => Ok(done?),
+    }
 }

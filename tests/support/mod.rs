@@ -214,3 +214,17 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+/// Whether this process may mount. If not, the test `name` of this binary is run where it may, as the root of a user
+/// namespace of its own, and must pass there.
+#[track_caller]
+pub fn may_mount_or_runs_where_it_may(name: &str) -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    let binary = std::env::current_exe().unwrap();
+    let status =
+        Command::new("unshare").args(["-Urm", "--"]).arg(binary).args(["--exact", name]).status().unwrap();
+    assert!(status.success(), "as the root of a user namespace: {status}");
+    false
+}
