@@ -56,13 +56,16 @@ pub(crate) async fn collect(settings: &Settings, args: GcArgs) -> Outcome {
     let how = if args.dry_run { Collect::DryRun } else { Collect::Remove };
     let collected = audit::collect(&plane, args.grace, how).await?;
     if settings.json {
-        output::json(&json!({"blobs": collected.blobs, "bytes": collected.bytes, "young": collected.young}));
+        output::json(
+            &json!({"blobs": collected.blobs, "bytes": collected.bytes, "young": collected.young, "unfinished": collected.unfinished}),
+        );
     } else {
         let verb = if args.dry_run { "would remove" } else { "removed" };
         output::line(format!(
-            "{verb} {} blobs ({}); {} are too young",
+            "{verb} {} blobs ({}) and {} unfinished uploads; {} blobs are too young",
             collected.blobs,
             output::size(collected.bytes),
+            collected.unfinished,
             collected.young
         ));
     }

@@ -61,7 +61,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     create_event(&plane, event.clone()).await?;
     let lease = clock::now() + millis(module.timeout + Duration::from_secs(60));
     let single = Module { gather: None, per: None, ..module.clone() };
-    let Claim::Won(job) = ledger.claim(&single, &event, "ion run", lease).await? else {
+    let Claim::Won(job) = ledger.claim(&single, &event, Some(("ion run", lease))).await? else {
         return Err(Failure("the job of a new event was there already".into()));
     };
     let (lines, mut shown) = mpsc::channel(4096);

@@ -17,7 +17,7 @@ pub use self::presence::served_modules;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ionfs::clock::{self, Millis, millis};
 use ionfs::errors::chain;
@@ -25,7 +25,7 @@ use ionfs::event::{Event, Message};
 use ionfs::id::JobId;
 use ionfs::record::{AttemptEnd, JobRecord, JobState};
 use ionfs::relay;
-use ionfs::stores::{DataPlane, DeadLetter, Delivery, StoreError, Subscription};
+use ionfs::stores::{DataPlane, DeadLetter, Delivery, StoreError, Subscription, encode};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +45,13 @@ const KEEP: Duration = Duration::from_secs(1);
 
 /// The wait after a store failed, before the same is tried again. The stores have deadlines of their own.
 const STORE_WAIT: Duration = Duration::from_secs(1);
+
+/// Tries to claim a message's job before the message goes back. With [`STORE_WAIT`] between them they stay far below
+/// the half hour after which brokers take a message back by themselves.
+const CLAIM_TRIES: u32 = 600;
+
+/// How long all places may be taken before what the bus has sent ahead is queued in the ledger.
+const FULL: Duration = Duration::from_secs(1);
 
 /// Tries of a write that ends a job. With [`STORE_WAIT`] between them they outlast a store's restart; after that the
 /// lease runs out and another attempt finds its commits there.
@@ -179,6 +186,10 @@ impl Shared {
         clock::now() + millis(self.settings.lease)
     }
 
+    fn runs(&self, job: &JobId) -> bool {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).contains_key(job)
+    }
+
     fn stop_all(&self, stop: Stop) {
         for running in self.running.lock().unwrap_or_else(PoisonError::into_inner).values() {
             running.send_replace(Some(stop));
@@ -192,84 +203,126 @@ impl Shared {
         }
     }
 
-    /// A free slot; none when the dispatcher stops.
-    async fn slot(&self, of_module: &Arc<Semaphore>) -> Option<Slot> {
-        let both = async {
-            let own = of_module.clone().acquire_owned().await.expect("the semaphore is never closed");
-            let all = self.slots.clone().acquire_owned().await.expect("the semaphore is never closed");
-            (own, all)
-        };
-        tokio::select! {
-            biased;
-            () = self.stopping.cancelled() => None,
-            slot = both => Some(slot),
-        }
+    /// A place to run one job of a module, if there is one.
+    fn slot(&self, of_module: &Arc<Semaphore>) -> Option<Slot> {
+        Some((of_module.clone().try_acquire_owned().ok()?, self.slots.clone().try_acquire_owned().ok()?))
     }
 
     /// One module's queue and its jobs in the ledger.
     async fn serve(self: Arc<Self>, module: Arc<Module>, mut queue: Box<dyn Subscription>) {
         let of_module = Arc::new(Semaphore::new(module.concurrency.max(1)));
         let mut jobs = JoinSet::new();
-        'messages: loop {
-            let taken = {
-                let mut next = queue.next();
-                loop {
-                    if !self.run_due(&module, &of_module, &mut jobs).await {
-                        break 'messages;
-                    }
-                    let freed = self.freed.notified();
-                    // No message without a place to run its job: another dispatcher may have one.
-                    let place = of_module.available_permits() > 0 && self.slots.available_permits() > 0;
-                    tokio::select! {
-                        biased;
-                        () = self.stopping.cancelled() => break 'messages,
-                        delivery = &mut next, if place => break delivery,
-                        () = freed => {}
-                        () = self.due[&module.name].notified() => {}
-                        Some(_) = jobs.join_next() => {}
-                        () = tokio::time::sleep(LOOK) => {}
-                    }
-                }
+        let mut full_since: Option<Instant> = None;
+        while self.run_due(&module, &of_module, &mut jobs).await {
+            let freed = self.freed.notified();
+            // No message without a place to run its job: another dispatcher may have one.
+            let place = of_module.available_permits() > 0 && self.slots.available_permits() > 0;
+            full_since = if place { None } else { full_since.or_else(|| Some(Instant::now())) };
+            if full_since.is_some_and(|since| since.elapsed() >= FULL)
+                && !self.pause(&module, &mut *queue).await
+            {
+                break;
+            }
+            let delivery = tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => break,
+                delivery = queue.next(), if place => Some(delivery),
+                () = freed => None,
+                () = self.due[&module.name].notified() => None,
+                Some(_) = jobs.join_next() => None,
+                () = tokio::time::sleep(LOOK) => None,
             };
-            match taken {
-                Ok(delivery) => {
-                    let tag = delivery.tag;
-                    let Some(slot) = self.slot(&of_module).await else {
-                        let _ = queue.give_back(tag).await;
+            match delivery {
+                Some(Ok(delivery)) => {
+                    // Another module may have taken the last place meanwhile.
+                    let slot = self.slot(&of_module);
+                    let (claimed, settled) =
+                        self.settle(&module, &mut *queue, delivery, slot.is_some()).await;
+                    if let (Some((job, event)), Some(slot)) = (claimed, slot) {
+                        jobs.spawn(self.clone().run(module.clone(), job, event, None, slot));
+                    }
+                    if !settled {
                         break;
-                    };
-                    match self.claim(&module, delivery).await {
-                        Ok(claimed) => {
-                            // After the claim: the job is in the ledger, so the message has done its work.
-                            if let Err(error) = queue.acknowledge(tag).await {
-                                tracing::warn!(
-                                    error = chain(&error),
-                                    "a message could not be acknowledged; it will come again and find its job there"
-                                );
-                            }
-                            if let Some((job, event)) = claimed {
-                                jobs.spawn(self.clone().run(module.clone(), job, event, None, slot));
-                            }
-                        }
-                        Err(error) => {
-                            tracing::warn!(
-                                module = module.name,
-                                error = chain(&error),
-                                "a job could not be claimed; its message goes back"
-                            );
-                            let _ = queue.give_back(tag).await;
-                            tokio::time::sleep(STORE_WAIT).await;
-                        }
                     }
                 }
-                Err(error) => {
+                Some(Err(error)) => {
                     tracing::warn!(module = module.name, error = chain(&error), "the queue cannot be read");
-                    tokio::time::sleep(STORE_WAIT).await;
+                    self.rest(STORE_WAIT).await;
                 }
+                None => {}
             }
         }
         drop(queue);
         while jobs.join_next().await.is_some() {}
+    }
+
+    /// Waits, but not beyond the end.
+    async fn rest(&self, time: Duration) {
+        let _ = tokio::time::timeout(time, self.stopping.cancelled()).await;
+    }
+
+    /// All places are taken for longer than a moment: what the bus has sent ahead must not wait here, unacknowledged,
+    /// for as long as a job may run. It is queued in the ledger, where whoever has a free slot finds it. False when the
+    /// dispatcher stops.
+    async fn pause(&self, module: &Module, queue: &mut dyn Subscription) -> bool {
+        match queue.pause().await {
+            Ok(ahead) => {
+                for delivery in ahead {
+                    if !self.settle(module, queue, delivery, false).await.1 {
+                        return false;
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::warn!(module = module.name, error = chain(&error), "the queue cannot be paused");
+            }
+        }
+        true
+    }
+
+    /// Claims the job that a message asks for, to run it here (`ours`) or to queue it, and acknowledges the message. A
+    /// store that is away is waited for: a message that goes back is counted by the broker, and dead in the end.
+    /// Gives the job to run, and false when the dispatcher stops before the message was dealt with.
+    async fn settle(
+        &self,
+        module: &Module,
+        queue: &mut dyn Subscription,
+        delivery: Delivery,
+        ours: bool,
+    ) -> (Option<(JobRecord, Event)>, bool) {
+        let tag = delivery.tag;
+        let mut tries = 0;
+        let claimed = loop {
+            match self.claim(module, &delivery, ours, tries > 0).await {
+                Ok(claimed) => break claimed,
+                Err(error) if tries < CLAIM_TRIES && !self.stopping.is_cancelled() => {
+                    tries += 1;
+                    tracing::warn!(
+                        module = module.name,
+                        error = chain(&error),
+                        "a job could not be claimed yet"
+                    );
+                    self.rest(STORE_WAIT).await;
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        module = module.name,
+                        error = chain(&error),
+                        "a job could not be claimed; its message goes back"
+                    );
+                    let _ = queue.give_back(tag).await;
+                    return (None, !self.stopping.is_cancelled());
+                }
+            }
+        };
+        // After the claim: the job is in the ledger, so the message has done its work.
+        if let Err(error) = queue.acknowledge(tag).await {
+            tracing::warn!(
+                error = chain(&error),
+                "a message could not be acknowledged; it will come again and find its job there"
+            );
+        }
+        (claimed, true)
     }
 
     /// Starts what waits in the ledger while there are free slots. False when the dispatcher stops.
@@ -283,8 +336,7 @@ impl Shared {
             if self.stopping.is_cancelled() {
                 return false;
             }
-            let Ok(own) = of_module.clone().try_acquire_owned() else { return true };
-            let Ok(all) = self.slots.clone().try_acquire_owned() else { return true };
+            let Some(slot) = self.slot(of_module) else { return true };
             let taken = self.ledger.take_due(&module.name, &self.id, self.lease_end()).await;
             let job = match taken {
                 Ok(Some(job)) => job,
@@ -296,7 +348,7 @@ impl Shared {
             };
             match self.materials(&job, module).await {
                 Ok((event, gathered)) => {
-                    jobs.spawn(self.clone().run(module.clone(), job, event, gathered, (own, all)));
+                    jobs.spawn(self.clone().run(module.clone(), job, event, gathered, slot));
                 }
                 Err(reason) => {
                     self.end(&job, module, Ended::failed(reason)).await;
@@ -327,15 +379,17 @@ impl Shared {
     async fn claim(
         &self,
         module: &Module,
-        delivery: Delivery,
+        delivery: &Delivery,
+        ours: bool,
+        again: bool,
     ) -> Result<Option<(JobRecord, Event)>, LedgerError> {
-        let message: Message = match delivery.message {
+        let message: &Message = match &delivery.message {
             Ok(message) => message,
             Err(unreadable) => {
                 let body = String::from_utf8_lossy(&unreadable.body).into_owned();
                 self.bury(
                     module,
-                    String::new(),
+                    unreadable.id(),
                     body,
                     format!("it is no message of Ion's: {}", unreadable.reason),
                 )
@@ -349,18 +403,42 @@ impl Shared {
             self.bury(
                 module,
                 id.to_string(),
-                String::new(),
+                encode(message).to_string(),
                 format!("event {id} is not in the document store"),
             )
             .await?;
             return Ok(None);
         };
-        match self.ledger.claim(module, &event, &self.id, self.lease_end()).await? {
+        if !module.subscribes().contains(&event.event_type) {
+            // Bound to it once and not any more: a message of that time.
+            tracing::info!(
+                module = module.name,
+                event_type = event.event_type,
+                "a message it no longer asks for"
+            );
+            return Ok(None);
+        }
+        let holder = ours.then(|| (self.id.as_str(), self.lease_end()));
+        match self.ledger.claim(module, &event, holder).await? {
             Claim::Won(job) if job.state == JobState::Waiting => {
                 self.ended.notify_one();
                 Ok(None)
             }
-            Claim::Won(job) => Ok(Some((job, event))),
+            Claim::Won(job) if ours => Ok(Some((job, event))),
+            Claim::Won(_) => {
+                self.due[&module.name].notify_one();
+                Ok(None)
+            }
+            // The answer to our own first try was lost: the job is ours all the same.
+            Claim::Known(job)
+                if again
+                    && job.state == JobState::Starting
+                    && job.attempt == 1
+                    && job.holder.as_ref() == Some(&self.id)
+                    && !self.runs(&job.id) =>
+            {
+                Ok(Some((job, event)))
+            }
             Claim::Known(_) => Ok(None),
         }
     }
@@ -490,7 +568,7 @@ impl Shared {
         if record.outbox
             && let Err(error) = relay::promote(self.ledger.plane(), &record.id).await
         {
-            tracing::warn!(job = %job.id, error = chain(&error), "staged events are committed but not published yet; the relay will");
+            tracing::warn!(job = %job.id, error = chain(&error), "the bus is not told of its end yet; the relay will");
         }
         self.ended.notify_one();
         self.notice(Notice::Ended(record)).await;
@@ -536,15 +614,11 @@ impl Shared {
 
     async fn keep_house_once(&self, presence: &mut Presence) -> Result<(), LedgerError> {
         presence.renew(&self.ledger).await?;
-        relay::run_once(self.ledger.plane(), relay::GRACE).await?;
         for job in self.ledger.expired().await? {
             self.lose(&job).await;
         }
         let waiting = self.ledger.waiting().await?;
-        if waiting.is_empty() {
-            return Ok(());
-        }
-        let modules = self.ledger.modules().await?;
+        let modules = if waiting.is_empty() { vec![] } else { self.ledger.modules().await? };
         for job in waiting {
             let Some(module) = modules.iter().find(|module| module.name == job.module) else { continue };
             if let Readiness::Ready(_) = readiness(&self.ledger, &job, module, &modules).await?
@@ -554,6 +628,8 @@ impl Shared {
                 due.notify_one();
             }
         }
+        // Last: a broker that is away must not hold up the rest.
+        relay::run_once(self.ledger.plane(), relay::GRACE).await?;
         Ok(())
     }
 }

@@ -130,6 +130,7 @@ pub fn next(job: &JobRecord, happening: &Happening, now: Millis) -> Result<JobRe
 
 fn queue(job: &mut JobRecord, due: Millis) {
     job.state = JobState::Queued;
+    job.outbox = false;
     job.holder = None;
     job.due = due;
 }
@@ -139,6 +140,8 @@ fn finish(job: &mut JobRecord, state: JobState, now: Millis) {
     job.holder = None;
     job.due = 0;
     job.ended = Some(now);
+    // Who is dead is told to the bus; the record comes first, so that a broker that is away holds nothing up.
+    job.outbox = state == JobState::Dead;
 }
 
 fn end(job: &mut JobRecord, ended: &Ended, now: Millis) {
@@ -151,8 +154,8 @@ fn end(job: &mut JobRecord, ended: &Ended, now: Millis) {
     }
     match ended.end {
         AttemptEnd::Succeeded => {
-            job.outbox = ended.staged;
             finish(job, JobState::Succeeded, now);
+            job.outbox = ended.staged;
         }
         AttemptEnd::Cancelled => finish(job, JobState::Cancelled, now),
         // A person asked while it was ending by itself: no other attempt follows.

@@ -1,10 +1,10 @@
 //! The job ledger: the only truth about jobs. Every write names the version it read, so a stale one is refused.
 
 use ionfs::clock::{self, Millis};
-use ionfs::event::{Event, Message, Publication};
+use ionfs::event::{Event, Publication};
 use ionfs::id::{EventId, JobId};
 use ionfs::record::{JobRecord, JobState};
-use ionfs::stores::{Collection, DataPlane, DeadLetter, Inserted, Query, StoreError, decode, encode};
+use ionfs::stores::{Collection, DataPlane, Inserted, Query, StoreError, decode, encode};
 use serde_json::{Value, json};
 
 use crate::job::{Happening, IllegalStep, next};
@@ -53,7 +53,7 @@ pub struct JobFilter {
 /// What a claim found.
 #[derive(Clone, Debug)]
 pub enum Claim {
-    /// The job is new and ours to start (a gathering one: waits).
+    /// The job is new and ours to start (a gathering one waits, one without a holder is queued).
     Won(JobRecord),
     /// It was there before.
     Known(JobRecord),
@@ -83,7 +83,8 @@ impl Ledger {
     /// # Guarantees
     /// The queue first: an event published once the module is seen finds its queue.
     pub async fn put_module(&self, module: &Module) -> Result<(), StoreError> {
-        self.plane.bus.declare(&module.name, &module.subscribes()).await?;
+        let former = self.module(&module.name).await?.map(|former| former.subscribes()).unwrap_or_default();
+        self.plane.bus.declare(&module.name, &module.subscribes(), &former).await?;
         self.plane.documents.put(Collection::Modules, encode(module), None).await
     }
 
@@ -105,13 +106,13 @@ impl Ledger {
 
     // ---- jobs ----
 
-    /// Claims the job of a module on an event by one insert. Of many who try, one wins.
+    /// Claims the job of a module on an event by one insert. Of many who try, one wins. With a holder and its
+    /// lease's end the job is the holder's to start; without, it is queued in the ledger for whoever has a free slot.
     pub async fn claim(
         &self,
         module: &Module,
         event: &Event,
-        holder: &str,
-        until: Millis,
+        holder: Option<(&str, Millis)>,
     ) -> Result<Claim, LedgerError> {
         let now = clock::now();
         let queued = JobRecord {
@@ -133,9 +134,11 @@ impl Ledger {
             failures: 0,
             losses: 0,
         };
-        let record = match queued.state {
-            JobState::Waiting => queued,
-            _ => step(&queued, &Happening::Claimed { holder: holder.to_owned(), until })?,
+        let record = match (queued.state, holder) {
+            (JobState::Waiting, _) | (_, None) => queued,
+            (_, Some((holder, until))) => {
+                step(&queued, &Happening::Claimed { holder: holder.to_owned(), until })?
+            }
         };
         Ok(match self.plane.documents.insert(Collection::Jobs, encode(&record), None).await? {
             Inserted::New => Claim::Won(record),
@@ -194,28 +197,8 @@ impl Ledger {
     }
 
     async fn write(&self, before: &JobRecord, after: &JobRecord) -> Result<bool, LedgerError> {
-        if after.state == JobState::Dead && before.state != JobState::Dead {
-            // The letter first: a crash in between leaves a letter too many, which the retry removes; reversed,
-            // nobody would be told.
-            self.bury(after).await?;
-        }
         let expect = vec![("version", json!(before.version))];
         Ok(self.plane.documents.replace(Collection::Jobs, encode(after), expect, None).await?)
-    }
-
-    async fn bury(&self, job: &JobRecord) -> Result<(), StoreError> {
-        let event: Option<Event> =
-            self.plane.documents.get_as(Collection::Events, job.event_id.as_str()).await?;
-        let message: Option<Message> = event.map(|event| event.message());
-        let reason = job.attempts.last().and_then(|attempt| attempt.reason.clone());
-        let letter = DeadLetter {
-            module: job.module.clone(),
-            event_id: job.event_id.to_string(),
-            body: message.map(|message| encode(&message).to_string()).unwrap_or_default(),
-            reason: reason.unwrap_or_else(|| "it failed".into()),
-            at: clock::now(),
-        };
-        self.plane.bus.bury(letter).await
     }
 
     /// Takes the module's next job that waits in the ledger: a retry, a released or a gathered one.

@@ -64,7 +64,8 @@ pub async fn status(ledger: &Ledger, correlation: &str, modules: &[Module]) -> R
                 Readiness::Waiting { open: 0, .. } => held_back += 1,
                 _ => open += 1,
             },
-            (state, _) if !state.is_final() || job.outbox => open += 1,
+            (JobState::Succeeded, _) if job.outbox => open += 1,
+            (state, _) if !state.is_final() => open += 1,
             _ => {}
         }
     }

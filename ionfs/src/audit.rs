@@ -12,7 +12,7 @@ use crate::errors::chain;
 use crate::event::{DocumentType, Event, FileEntry, Publication};
 use crate::record::{JobRecord, LogRecord};
 use crate::relay;
-use crate::stores::{BlobInfo, Collection, DataPlane, Query, StoreError};
+use crate::stores::{Abandon, BlobInfo, Collection, DataPlane, Query, StoreError};
 
 /// What a walk over the plane found.
 #[derive(Debug, Default)]
@@ -134,6 +134,8 @@ pub struct Collected {
     pub bytes: u64,
     /// Blobs that nothing names yet and that are too young to go.
     pub young: usize,
+    /// Uploads that were begun and never finished.
+    pub unfinished: usize,
 }
 
 /// Whether `gc` removes what it finds.
@@ -163,7 +165,9 @@ pub async fn collect(plane: &DataPlane, grace: Duration, how: Collect) -> Result
     }
     named.extend(logs(plane).await?.iter().map(|log| plane.blobs.canonical(&log.logs.key)));
     let before = clock::now() - millis(grace);
-    let mut collected = Collected::default();
+    let abandon = if how == Collect::Remove { Abandon::End } else { Abandon::Count };
+    let unfinished = plane.blobs.abandon_uploads(before, abandon).await?;
+    let mut collected = Collected { unfinished, ..Collected::default() };
     for blob in listed.iter().filter(|blob| !named.contains(&blob.key)) {
         if blob.modified > before {
             collected.young += 1;

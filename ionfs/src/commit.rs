@@ -3,7 +3,7 @@
 //! Knows nothing of the kernel: [`Committer`] is given the content of an event file and a [`Staging`] that
 //! answers for the files it names.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,6 +19,7 @@ use crate::event::{
 };
 use crate::id::{EventId, JobId};
 use crate::metrics::Metrics;
+use crate::patience::while_it_moves;
 use crate::record::{CommitMode, InsightRecord};
 use crate::stores::{Collection, DataPlane, Guard, Inserted, StoreError, decode, encode};
 use crate::upload::{UploadError, store_bytes};
@@ -35,6 +36,9 @@ pub const EVENT_FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// How long a commit whose document is in waits for the bus before it leaves the publishing to the relay.
 const PUBLISH_WAIT: Duration = Duration::from_secs(5);
+
+/// The wait before stores that did not answer are asked again. Shorter hammers a store that is starting.
+const RETRY_WAIT: Duration = Duration::from_millis(500);
 
 /// Why an event file was refused. Each has one errno (the table of DESIGN.md section 3).
 #[derive(Debug, thiserror::Error)]
@@ -220,6 +224,9 @@ pub trait Staging: Send + Sync {
     /// The entry of the file at a clean path, durable in the object store when this returns.
     async fn durable(&self, path: &str) -> Result<FileEntry, Refusal>;
 
+    /// Bytes its uploads have moved so far: a commit waits while this grows.
+    fn moved(&self) -> u64;
+
     /// A key for one more blob of this attempt, never given before.
     fn fresh_key(&self, path: &str) -> String;
 }
@@ -234,7 +241,7 @@ pub struct Committer {
 }
 
 impl Committer {
-    /// For one attempt; `deadline` bounds each commit until its document is durable.
+    /// For one attempt; `deadline` bounds each commit until its document is durable: the time in which no byte moved.
     pub fn new(plane: DataPlane, metrics: Arc<Metrics>, origin: Origin, deadline: Duration) -> Self {
         Self { plane, metrics, origin, deadline }
     }
@@ -269,11 +276,8 @@ impl Committer {
         file: EventFile,
         staging: &dyn Staging,
     ) -> Result<Receipt, Refusal> {
-        let durable = tokio::time::timeout(self.deadline, self.make_durable(name, file, staging)).await;
-        let outcome = match durable {
-            Ok(outcome) => outcome,
-            Err(_) => Err(Refusal::Stores(format!("no answer within {} s", self.deadline.as_secs()))),
-        };
+        let outcome =
+            self.patiently(|| staging.moved(), || self.make_durable(name, file.clone(), staging)).await;
         let (event, mut receipt) = outcome.inspect_err(|_| self.metrics.refusals.add(1))?;
         self.metrics.commits.add(1);
         receipt.published = match event.publication {
@@ -419,11 +423,39 @@ impl Committer {
             job_id: self.origin.job_id.clone(),
             staged: self.origin.commit == CommitMode::OnSuccess,
         };
-        let put = self.plane.documents.put(Collection::Events, encode(&record), Some(self.origin.guard()));
-        match tokio::time::timeout(self.deadline, put).await {
-            Ok(kept) => Ok(kept?),
-            Err(_) => Err(Refusal::Stores(format!("no answer within {} s", self.deadline.as_secs()))),
-        }
+        let put = || async {
+            let documents = &self.plane.documents;
+            Ok(documents.put(Collection::Events, encode(&record), Some(self.origin.guard())).await?)
+        };
+        self.patiently(|| 0, put).await
+    }
+
+    /// Repeats what the stores did not do, until they do it or nothing has moved for the deadline. Every step of a commit
+    /// may be repeated: it finds what an earlier try has done.
+    async fn patiently<T, F: Future<Output = Result<T, Refusal>>>(
+        &self,
+        moved: impl Fn() -> u64,
+        work: impl Fn() -> F,
+    ) -> Result<T, Refusal> {
+        let last = Mutex::new(None);
+        let trying = async {
+            loop {
+                match work().await {
+                    Err(Refusal::Stores(reason)) => {
+                        tracing::debug!(reason, "the stores did not take it yet");
+                        *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+                        tokio::time::sleep(RETRY_WAIT).await;
+                    }
+                    outcome => return outcome,
+                }
+            }
+        };
+        let tried = while_it_moves(self.deadline, moved, trying).await;
+        tried.unwrap_or_else(|| {
+            let last = last.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let reason = last.unwrap_or_else(|| "no answer".into());
+            Err(Refusal::Stores(format!("{reason} (tried for {} s)", self.deadline.as_secs())))
+        })
     }
 }
 
@@ -480,7 +512,10 @@ pub async fn create_event(plane: &DataPlane, event: Event) -> Result<(), Refusal
         }
     };
     if event.publication == Publication::Unpublished {
-        publish(plane, event).await?;
+        let id = event.id.clone();
+        if let Err(error) = publish(plane, event).await {
+            tracing::warn!(event = %id, reason = chain(&error), "the event is stored but not published yet; a dispatcher will");
+        }
     }
     Ok(())
 }

@@ -26,6 +26,7 @@ use crate::cache::CachedBlob;
 use crate::fs::output::{OpenHow, SetAttr, Staged, read_within};
 use crate::fs::view::Item;
 use crate::fs::{Attr, DirEntry, Errno, Ino, Kind, Result, Seek, Tree, is_staged, seek_dense};
+use crate::patience::while_it_moves;
 
 /// Bytes of one write request. The kernel's default of 128 KiB costs eight times the round trips; more than 1 MiB
 /// wins nothing measurable.
@@ -116,13 +117,24 @@ impl Kernel {
         });
     }
 
-    fn read_deadline(&self) -> Duration {
-        self.shared.tree.daemon.settings.read_deadline
+    /// The same for what may commit an event or wait for an upload: its deadline begins anew while bytes move. The
+    /// commit has one of its own, this one only catches what hangs.
+    fn patiently<T, F, L>(&self, work: F, reply: impl FnOnce(Result<T>) + Send + 'static)
+    where
+        T: Send + 'static,
+        F: FnOnce(Arc<Shared>) -> L,
+        L: Future<Output = Result<T>> + Send + 'static,
+    {
+        let (shared, work) = (self.shared.clone(), work(self.shared.clone()));
+        let limit = shared.tree.daemon.settings.commit_deadline + MARGIN;
+        self.shared.runtime.spawn(async move {
+            let moved = || shared.tree.output.as_ref().map_or(0, |output| output.bytes_moved());
+            reply(while_it_moves(limit, moved, work).await.unwrap_or(Err(Errno::IO)));
+        });
     }
 
-    /// For what may commit an event: the commit has a deadline of its own, this one only catches what hangs.
-    fn commit_deadline(&self) -> Duration {
-        self.shared.tree.daemon.settings.commit_deadline + MARGIN
+    fn read_deadline(&self) -> Duration {
+        self.shared.tree.daemon.settings.read_deadline
     }
 }
 
@@ -438,7 +450,7 @@ impl Filesystem for Kernel {
                     output.own_content(ino).await?;
                     output.setattr(ino, change)
                 };
-                self.later(self.commit_deadline(), work, move |outcome| reply_attr(reply, outcome));
+                self.patiently(work, move |outcome| reply_attr(reply, outcome));
             }
             _ => reply_attr(reply, output.setattr(ino, change)),
         }
@@ -531,7 +543,7 @@ impl Filesystem for Kernel {
             }
             shared.tree.move_in(parent, &name, newparent, &newname).await
         };
-        self.later(self.commit_deadline(), work, move |outcome| reply_empty(reply, outcome));
+        self.patiently(work, move |outcome| reply_empty(reply, outcome));
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
@@ -546,7 +558,7 @@ impl Filesystem for Kernel {
         let work = move |shared: Arc<Shared>| async move {
             shared.tree.output()?.link_or_commit(ino, newparent, &newname).await
         };
-        self.later(self.commit_deadline(), work, move |outcome| reply_entry(reply, outcome));
+        self.patiently(work, move |outcome| reply_entry(reply, outcome));
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -577,7 +589,7 @@ impl Filesystem for Kernel {
                 output.own_content(ino).await?;
                 Ok((shared, output.open(ino, how)?))
             };
-            return self.later(self.commit_deadline(), work, move |outcome| match outcome {
+            return self.patiently(work, move |outcome| match outcome {
                 Ok((shared, staged)) => finish(&shared, reply, Ok(staged)),
                 Err(errno) => reply.error(fuse_errno(errno)),
             });
@@ -682,9 +694,7 @@ impl Filesystem for Kernel {
                 output.own_content(staged.ino()).await?;
                 output.write(&staged, offset, &data)
             };
-            return self.later(self.commit_deadline(), work, move |outcome| {
-                reply_written(reply, outcome.map(|()| length))
-            });
+            return self.patiently(work, move |outcome| reply_written(reply, outcome.map(|()| length)));
         }
         reply_written(reply, output.write(&staged, offset, data).map(|()| length));
     }
@@ -699,7 +709,7 @@ impl Filesystem for Kernel {
     ) {
         let Ok(staged) = self.shared.staged(fh) else { return reply.ok() };
         let work = move |shared: Arc<Shared>| async move { shared.tree.output()?.flush(&staged).await };
-        self.later(self.commit_deadline(), work, move |outcome| reply_empty(reply, outcome));
+        self.patiently(work, move |outcome| reply_empty(reply, outcome));
     }
 
     fn release(
@@ -719,7 +729,7 @@ impl Filesystem for Kernel {
     fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let Ok(staged) = self.shared.staged(fh) else { return reply.ok() };
         let work = move |shared: Arc<Shared>| async move { shared.tree.output()?.fsync(&staged).await };
-        self.later(self.commit_deadline(), work, move |outcome| reply_empty(reply, outcome));
+        self.patiently(work, move |outcome| reply_empty(reply, outcome));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -882,7 +892,7 @@ impl Filesystem for Kernel {
             output.own_content(staged.ino()).await?;
             output.allocate(&staged, offset, length, mode)
         };
-        self.later(self.commit_deadline(), work, move |outcome| reply_empty(reply, outcome));
+        self.patiently(work, move |outcome| reply_empty(reply, outcome));
     }
 
     fn lseek(

@@ -4,7 +4,7 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | [`id`], [`clock`], [`errors`], [`metrics`] | ids as newtypes, made deterministically; milliseconds; an error in one line; counters |
+//! | [`id`], [`clock`], [`errors`], [`metrics`], `patience` | ids as newtypes, made deterministically; milliseconds; an error in one line; counters; deadlines by progress |
 //! | [`checksum`], [`event`], [`record`] | block checksums; events and both forms of event files; the other documents |
 //! | [`sys`] | every `unsafe` line |
 //! | [`stores`] | the traits `Blobs`, `Documents`, `Bus`; their backends; opening by URL |
@@ -27,6 +27,7 @@ pub mod id;
 pub mod metrics;
 pub mod mount;
 pub mod node;
+mod patience;
 pub mod record;
 pub mod relay;
 pub mod stores;

@@ -133,7 +133,7 @@ pub struct JobRecord {
     /// A person asked for it to be stopped.
     #[serde(default)]
     pub cancel: bool,
-    /// It succeeded and events staged by it (`commit: on-success`) are still to be promoted.
+    /// The bus has still to be told of its end: of the events it staged (`commit: on-success`), or that it is dead.
     #[serde(default)]
     pub outbox: bool,
     /// Attempts that ended in a way that counts against the module's retries.

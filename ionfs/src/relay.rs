@@ -1,4 +1,4 @@
-//! The outbox: publishes what was committed and not published, and what on-success jobs staged.
+//! The outbox: tells the bus what was committed and not published, what on-success jobs staged, and who is dead.
 //!
 //! Any number of relays may run; each step is idempotent, so two that meet do no harm.
 
@@ -11,7 +11,7 @@ use crate::commit::{insight_id, publish};
 use crate::event::{Event, Publication};
 use crate::id::JobId;
 use crate::record::{InsightRecord, JobRecord, JobState};
-use crate::stores::{Collection, DataPlane, Query, StoreError, encode};
+use crate::stores::{Collection, DataPlane, DeadLetter, Query, StoreError, encode};
 
 /// How long a committed event is left to its own writer. Shorter makes relays publish what the writer is about to.
 pub const GRACE: Duration = Duration::from_secs(10);
@@ -40,19 +40,48 @@ pub async fn run_once(plane: &DataPlane, grace: Duration) -> Result<usize, Store
     Ok(published)
 }
 
-/// Publishes what a succeeded on-success job staged, and clears its outbox; gives how many events that were.
+/// Tells the bus what a job's end has left to be told, and clears its outbox: publishes what a succeeded on-success
+/// job staged, buries the message of a dead one. Gives how many events it published.
 ///
 /// # Guarantees
-/// The job's own record says that it succeeded: that one write committed all of them, and this only carries it
-/// out. Repeating it, or two at once, changes nothing.
+/// The job's own record says how it ended: that one write committed all of this, which is only carried out here.
+/// Repeating it, or two at once, changes nothing.
 pub async fn promote(plane: &DataPlane, job_id: &JobId) -> Result<usize, StoreError> {
     let documents = &plane.documents;
     let Some(job) = documents.get_as::<JobRecord>(Collection::Jobs, job_id.as_str()).await? else {
         return Ok(0);
     };
-    if job.state != JobState::Succeeded || !job.outbox {
+    if !job.outbox {
         return Ok(0);
     }
+    let promoted = match job.state {
+        JobState::Succeeded => promote_staged(plane, &job).await?,
+        JobState::Dead => bury(plane, &job).await.map(|()| 0)?,
+        _ => 0,
+    };
+    let mut done = job.clone();
+    done.outbox = false;
+    done.version += 1;
+    documents.replace(Collection::Jobs, encode(&done), vec![("version", json!(job.version))], None).await?;
+    Ok(promoted)
+}
+
+/// The message of a job with no retries left becomes a dead letter.
+async fn bury(plane: &DataPlane, job: &JobRecord) -> Result<(), StoreError> {
+    let event = plane.documents.get_as::<Event>(Collection::Events, job.event_id.as_str()).await?;
+    let reason = job.attempts.last().and_then(|attempt| attempt.reason.clone());
+    let letter = DeadLetter {
+        module: job.module.clone(),
+        event_id: job.event_id.to_string(),
+        body: event.map(|event| encode(&event.message()).to_string()).unwrap_or_default(),
+        reason: reason.unwrap_or_else(|| "it failed".into()),
+        at: job.ended.unwrap_or_else(clock::now),
+    };
+    plane.bus.bury(letter).await
+}
+
+async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, StoreError> {
+    let (documents, job_id) = (&plane.documents, &job.id);
     let of_job = vec![("context.parentEventId", json!(job.event_id)), ("jobId", json!(job_id))];
     let staged = |mut equals: Vec<(&'static str, serde_json::Value)>| {
         equals.push(("publication", json!(Publication::Staged)));
@@ -77,9 +106,5 @@ pub async fn promote(plane: &DataPlane, job_id: &JobId) -> Result<usize, StoreEr
         insight.staged = false;
         documents.replace(Collection::Events, encode(&insight), vec![("staged", json!(true))], None).await?;
     }
-    let mut done = job.clone();
-    done.outbox = false;
-    done.version += 1;
-    documents.replace(Collection::Jobs, encode(&done), vec![("version", json!(job.version))], None).await?;
     Ok(promoted)
 }

@@ -3,6 +3,8 @@
 //! Nothing of a backend leaks through: no SQL, no path, no broker's frame. What every backend promises is
 //! written at the traits and checked by one contract (`stores/contract.rs`) that each backend runs.
 
+pub mod amqp;
+pub mod mongo;
 pub mod object;
 pub mod open;
 pub mod sqlite;
@@ -20,6 +22,7 @@ use futures_util::stream::BoxStream;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use uuid::Uuid;
 
 use crate::clock::Millis;
 use crate::event::Message;
@@ -89,6 +92,9 @@ pub trait Blobs: Send + Sync + fmt::Debug {
     /// Removes a blob that [`Blobs::list`] gave.
     async fn delete_listed(&self, listed: &BlobInfo) -> Result<(), StoreError>;
 
+    /// Ends uploads that were begun before `before` and never finished, as a killed process leaves them; gives how many.
+    async fn abandon_uploads(&self, before: Millis, how: Abandon) -> Result<usize, StoreError>;
+
     /// The key as a listing shows it: a store may escape or shorten what it cannot hold as a name. The canonical
     /// form of a canonical key need not be itself.
     fn canonical(&self, key: &str) -> String {
@@ -100,6 +106,15 @@ pub trait Blobs: Send + Sync + fmt::Debug {
     fn open_local(&self, _key: &str) -> Option<std::fs::File> {
         None
     }
+}
+
+/// Whether unfinished uploads are ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abandon {
+    /// They are only counted.
+    Count,
+    /// They are.
+    End,
 }
 
 /// One blob in a listing.
@@ -138,6 +153,27 @@ impl Collection {
             Self::Modules => "modules",
             Self::Dispatchers => "dispatchers",
         }
+    }
+}
+
+/// The fields that queries name, for each collection: a row for each index. The last of a row may be what it is sorted by.
+fn indexes(collection: Collection) -> &'static [&'static [&'static str]] {
+    match collection {
+        Collection::Events => &[
+            &["context.correlationId", "created"],
+            &["context.parentEventId", "jobId"],
+            &["publication", "created"],
+            &["type", "created"],
+            &["context.documentType", "created"],
+        ],
+        Collection::Jobs => &[
+            &["correlationId", "created"],
+            &["eventId"],
+            &["module", "state", "due"],
+            &["state", "due"],
+            &["outbox"],
+        ],
+        Collection::Modules | Collection::Dispatchers => &[],
     }
 }
 
@@ -252,6 +288,9 @@ pub fn encode<T: Serialize>(record: &T) -> Value {
     serde_json::to_value(record).expect("a record has string keys only, so it has a JSON form")
 }
 
+/// Tries of a put that others undo.
+const PUT_TRIES: usize = 8;
+
 impl dyn Documents {
     /// The document of an id, as a record.
     pub async fn get_as<T: DeserializeOwned>(
@@ -275,7 +314,7 @@ impl dyn Documents {
         document: Value,
         guard: Option<Guard>,
     ) -> Result<(), StoreError> {
-        loop {
+        for _ in 0..PUT_TRIES {
             if self.insert(collection, document.clone(), guard.clone()).await? == Inserted::New {
                 return Ok(());
             }
@@ -284,6 +323,11 @@ impl dyn Documents {
                 return Ok(());
             }
         }
+        Err(StoreError::Unavailable {
+            store: collection.as_str().into(),
+            what: "putting a document".into(),
+            source: "others keep removing it".into(),
+        })
     }
 }
 
@@ -314,12 +358,19 @@ pub struct Unreadable {
     pub reason: String,
 }
 
+impl Unreadable {
+    /// A name for it, the same for the same bytes.
+    pub fn id(&self) -> String {
+        format!("unreadable-{}", Uuid::new_v5(&Uuid::NAMESPACE_OID, &self.body).simple())
+    }
+}
+
 /// A dead letter: a message no module could be run for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
     /// The module whose queue it came from.
     pub module: String,
-    /// The event's id; the empty text for an unreadable message.
+    /// The event's id; for an unreadable message [`Unreadable::id`].
     pub event_id: String,
     /// The message's body.
     pub body: String,
@@ -332,8 +383,14 @@ pub struct DeadLetter {
 /// Announces events to modules. At least once: a message is given again unless it was acknowledged.
 #[async_trait]
 pub trait Bus: Send + Sync + fmt::Debug {
-    /// Makes the module's queue, bound to exactly these event types. Idempotent; messages in it stay.
-    async fn declare(&self, module: &str, event_types: &[String]) -> Result<(), StoreError>;
+    /// Makes the module's queue, bound to these event types and no longer to those of `former`. Idempotent; messages
+    /// in it stay.
+    async fn declare(
+        &self,
+        module: &str,
+        event_types: &[String],
+        former: &[String],
+    ) -> Result<(), StoreError>;
 
     /// Removes the module's queue and what is in it.
     async fn retire(&self, module: &str) -> Result<(), StoreError>;
@@ -367,7 +424,7 @@ pub trait Bus: Send + Sync + fmt::Debug {
 /// One subscriber's end of a queue. Dropped: what it has not acknowledged goes to the next one.
 #[async_trait]
 pub trait Subscription: Send {
-    /// The next message; waits until there is one.
+    /// The next message; waits until there is one. Dropped while it waits, it has taken none.
     async fn next(&mut self) -> Result<Delivery, StoreError>;
 
     /// The message is dealt with and leaves the queue.
@@ -375,6 +432,10 @@ pub trait Subscription: Send {
 
     /// The message goes back to its queue, to be given again.
     async fn give_back(&mut self, tag: u64) -> Result<(), StoreError>;
+
+    /// Receives no more until [`Subscription::next`] is called again; gives what the broker had sent ahead, to be
+    /// settled like any other.
+    async fn pause(&mut self) -> Result<Vec<Delivery>, StoreError>;
 }
 
 /// The three stores together.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -59,15 +60,17 @@ pub async fn store_path(
     });
     let file =
         opened.await.map_err(|source| UploadError::Read { path: path.display().to_string(), source })?;
-    store_file(blobs, key, name, file).await
+    store_file(blobs, key, name, file, &AtomicU64::new(0)).await
 }
 
-/// Stores an open file, from its beginning to its end, as blob `key` and gives its entry under `name`.
+/// Stores an open file, from its beginning to its end, as blob `key` and gives its entry under `name`. `moved` grows by
+/// every byte that the store took.
 pub async fn store_file(
     blobs: &dyn Blobs,
     key: String,
     name: String,
     file: File,
+    moved: &AtomicU64,
 ) -> Result<FileEntry, UploadError> {
     let unreadable = |source| UploadError::Read { path: name.clone(), source };
     let metadata = file.metadata().map_err(unreadable)?;
@@ -79,6 +82,7 @@ pub async fn store_file(
         })
         .await;
         let piece = piece?;
+        moved.fetch_add(piece.len() as u64, Ordering::Relaxed);
         Ok((!piece.is_empty()).then_some((piece, file)))
     });
     let (size, checksums) = put_summed(blobs, &key, &name, body.boxed()).await?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,7 +70,7 @@ impl JobTree {
             job_dir(&daemon.settings.home, &spec.origin.job_id, spec.origin.attempt).join("stage");
         let staging = |source| OpenError::Staging { path: directory.clone(), source };
         // Left by a daemon that died in this very attempt: nothing in it was committed under a name we know.
-        match std::fs::remove_dir_all(&directory) {
+        match remove_tree(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(staging(error)),
             _ => {}
         }
@@ -100,7 +101,7 @@ impl JobTree {
     pub async fn finish(&self) -> Outcome {
         self.output.finish().await;
         let directory = self.directory.clone();
-        let removed = crate::cache::blocking(move || std::fs::remove_dir_all(&directory)).await;
+        let removed = crate::cache::blocking(move || remove_tree(&directory)).await;
         if let Err(error) = removed {
             tracing::warn!(folder = %self.directory.display(), %error, "a staging folder could not be removed");
         }
@@ -109,6 +110,28 @@ impl JobTree {
             rejections: self.output.rejections().into_values().collect(),
         }
     }
+}
+
+/// Removes a folder, also where a module took away the right to (an ordinary user is bound by it).
+fn remove_tree(directory: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            open_up(directory)?;
+            std::fs::remove_dir_all(directory)
+        }
+        outcome => outcome,
+    }
+}
+
+fn open_up(directory: &Path) -> io::Result<()> {
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700))?;
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            open_up(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// `in/`

@@ -119,6 +119,8 @@ pub struct Output {
     /// Rung whenever a writer's handle is gone.
     released: Notify,
     blobs_made: AtomicU64,
+    /// Bytes that uploads have moved: what waits for them may wait while it grows.
+    moved: AtomicU64,
     receipts: Mutex<BTreeMap<String, Receipt>>,
     rejections: Mutex<BTreeMap<String, Rejection>>,
     /// Keys uploaded, and whether an event names them.
@@ -133,6 +135,11 @@ enum Content {
 }
 
 impl Output {
+    /// Bytes that uploads have moved.
+    pub(crate) fn bytes_moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
     /// An empty tree staged at `directory`, which must not exist yet. Must be called inside a Tokio runtime.
     pub(super) fn new(daemon: Arc<Daemon>, committer: Committer, directory: &Path) -> io::Result<Arc<Self>> {
         for part in ["data", "events"] {
@@ -148,6 +155,7 @@ impl Output {
             table: Mutex::new(Table::new()),
             released: Notify::new(),
             blobs_made: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
             receipts: Mutex::default(),
             rejections: Mutex::default(),
             uploaded: Mutex::default(),

@@ -331,10 +331,11 @@ impl View {
 
     fn attr(&self, ino: Ino, item: &Item) -> Result<Attr> {
         let (kind, size, at, perm, ttl) = match item {
-            Item::Directory(directory) => (Kind::Directory, 0, directory.mtime(), 0o555, directory.ttl()),
+            Item::Directory(directory) => (Kind::Directory, 0, directory.mtime(), 0o755, directory.ttl()),
             Item::Text(bytes, at) => (Kind::File, bytes.len() as u64, *at, 0o444, FOREVER),
             Item::Blob(entry) => {
-                let perm = 0o444 | (u16::try_from(entry.mode & 0o555).unwrap_or(0));
+                // As it was stored: a copy of it can be written then. Writing here is refused whatever it says (EROFS).
+                let perm = 0o444 | u16::try_from(entry.mode & 0o777).unwrap_or(0);
                 (Kind::File, entry.size, entry.mtime, perm, FOREVER)
             }
             Item::Live(path) => {

@@ -170,9 +170,9 @@ fn message(event_type: &str, id: &str) -> Message {
 
 async fn messages_reach_each_bound_queue_until_acknowledged(bus: Arc<dyn Bus>) {
     assert_eq!(bus.publish(&message("a", "0")).await.unwrap(), Routed::Nowhere);
-    bus.declare("m", &["a".into(), "b".into()]).await.unwrap();
-    bus.declare("n", &["a".into()]).await.unwrap();
-    bus.declare("m", &["a".into(), "b".into()]).await.unwrap();
+    bus.declare("m", &["a".into(), "b".into()], &[]).await.unwrap();
+    bus.declare("n", &["a".into()], &[]).await.unwrap();
+    bus.declare("m", &["a".into(), "b".into()], &[]).await.unwrap();
     assert_eq!(bus.publish(&message("a", "1")).await.unwrap(), Routed::To(2));
     assert_eq!(bus.publish(&message("b", "2")).await.unwrap(), Routed::To(1));
     assert_eq!(bus.peek("m", 10).await.unwrap(), [message("a", "1"), message("b", "2")]);
@@ -198,7 +198,7 @@ async fn messages_reach_each_bound_queue_until_acknowledged(bus: Arc<dyn Bus>) {
 
 /// A message published through one handle wakes the subscriber of another, as of another process.
 async fn another_process_is_heard(publisher: Arc<dyn Bus>, subscriber: Arc<dyn Bus>) {
-    subscriber.declare("heard", &["x".into()]).await.unwrap();
+    subscriber.declare("heard", &["x".into()], &[]).await.unwrap();
     let mut subscription = subscriber.subscribe("heard", 1).await.unwrap();
     let waiting = tokio::spawn(async move { subscription.next().await.map(|delivery| delivery.message) });
     publisher.publish(&message("x", "9")).await.unwrap();

@@ -1,12 +1,27 @@
-//! Blobs through the crate `object_store`: local files, and memory for tests.
+//! Blobs through the crate `object_store`: local files, S3, Azure Blob, Google Cloud Storage, and memory for tests.
 //!
-//! Bodies up to one part are put at once; longer ones as multipart uploads, which every backend publishes as a
-//! whole or not at all. On local files every put is synced, with the folders it made, before it returns.
+//! # How it works
+//! Bodies up to one part are put at once; longer ones as multipart uploads, which every backend publishes as a whole or
+//! not at all. On local files every put is synced, with the folders it made, before it returns. No put is ever
+//! conditional: keys are written once, and not every S3 can say "if none".
+//!
+//! # Deadlines
+//! By progress, not by size: every request carries at most one part and fails when nothing moves for [`STALL`].
+//!
+//! # After a crash
+//! An upload that a killed process left open takes up space and shows in no listing. So each has a small marker blob
+//! below [`UPLOADS`] while it lasts; what is left there is ended by `ion gc`.
+
+mod cloud;
+mod parts;
+
+pub(super) use self::cloud::SCHEMES;
 
 use std::fs::File;
 use std::ops::Range;
-use std::path::Path as FilePath;
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,11 +29,13 @@ use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload, WriteMultipart};
+use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
 use uuid::Uuid;
 
-use super::{BlobInfo, Blobs, StoreError};
+use super::{Abandon, BlobInfo, Blobs, StoreError};
+use crate::clock::Millis;
 
 /// Bytes of one part. S3 wants at least 5 MiB and at most 10,000 parts: 8 MiB allow blobs of 78 GiB with one buffer
 /// of that size for each part under way.
@@ -27,16 +44,31 @@ const PART: usize = 8 << 20;
 /// Parts of one blob under way at a time; with [`PART`] it bounds the memory of an upload.
 const PARTS_MAX: usize = 4;
 
+/// How long a request may stand still before it fails. A part must get through in it: 8 MiB at 140 KiB/s.
+const STALL: Duration = Duration::from_secs(60);
+
 /// Bytes of one component of a key. File systems allow 255, and the local backend appends to a name while it is
 /// being written.
 const COMPONENT_MAX: usize = 200;
 
+/// Where the markers of unfinished uploads lie: a name that no correlation has.
+const UPLOADS: &str = ".ion-uploads";
+
 /// Blobs in an object store.
-#[derive(Debug)]
 pub struct ObjectBlobs {
     store: Arc<dyn ObjectStore>,
-    local: Option<Arc<LocalFileSystem>>,
+    /// Where uploads outlive the process that began them: S3 and GCS.
+    multipart: Option<Arc<dyn MultipartStore>>,
+    local: Option<(Arc<LocalFileSystem>, PathBuf)>,
+    /// Before every key.
+    prefix: Path,
     name: String,
+}
+
+impl std::fmt::Debug for ObjectBlobs {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.name)
+    }
 }
 
 impl ObjectBlobs {
@@ -54,12 +86,39 @@ impl ObjectBlobs {
         std::fs::create_dir_all(directory).map_err(|error| failed(error.into()))?;
         let store = LocalFileSystem::new_with_prefix(directory).map_err(|error| failed(error.into()))?;
         let store = Arc::new(store.with_fsync(true).with_automatic_cleanup(true));
-        Ok(Self { store: store.clone(), local: Some(store), name })
+        let local = Some((store.clone(), directory.to_owned()));
+        Ok(Self { store, multipart: None, local, prefix: Path::default(), name })
     }
 
     /// Blobs in memory, gone with this value.
     pub fn memory() -> Self {
-        Self { store: Arc::new(InMemory::new()), local: None, name: "memory://".into() }
+        let store = Arc::new(InMemory::new());
+        Self { store, multipart: None, local: None, prefix: Path::default(), name: "memory://".into() }
+    }
+
+    /// A key as a path of the store: what it cannot hold is escaped, a component that is too long is shortened to its
+    /// beginning and a hash of the whole.
+    fn location(&self, key: &str) -> Path {
+        let mut location = self.prefix.clone();
+        for component in key.split('/') {
+            let escaped: Path = Path::from_iter([component]);
+            location = if escaped.as_ref().len() <= COMPONENT_MAX {
+                location.join(component)
+            } else {
+                let hash = Uuid::new_v5(&Uuid::NAMESPACE_OID, component.as_bytes()).simple();
+                let kept: String = component.chars().filter(char::is_ascii_alphanumeric).take(100).collect();
+                location.join(format!("{kept}~{hash}"))
+            };
+        }
+        location
+    }
+
+    /// A location as keys are listed: without the prefix.
+    fn key_of(&self, location: &Path) -> String {
+        match location.prefix_match(&self.prefix) {
+            Some(parts) => Path::from_iter(parts).to_string(),
+            None => location.to_string(),
+        }
     }
 
     async fn remove(&self, location: &Path) -> Result<(), StoreError> {
@@ -75,20 +134,6 @@ impl ObjectBlobs {
     }
 }
 
-/// A key as a path of the store: what it cannot hold is escaped, a component that is too long is shortened to
-/// its beginning and a hash of the whole.
-fn location(key: &str) -> Path {
-    Path::from_iter(key.split('/').map(|component| {
-        let escaped: Path = Path::from_iter([component]);
-        if escaped.as_ref().len() <= COMPONENT_MAX {
-            return component.to_owned();
-        }
-        let hash = Uuid::new_v5(&Uuid::NAMESPACE_OID, component.as_bytes()).simple();
-        let kept: String = component.chars().filter(char::is_ascii_alphanumeric).take(100).collect();
-        format!("{kept}~{hash}")
-    }))
-}
-
 #[async_trait]
 impl Blobs for ObjectBlobs {
     async fn put(
@@ -96,7 +141,7 @@ impl Blobs for ObjectBlobs {
         key: &str,
         mut body: BoxStream<'_, std::io::Result<Bytes>>,
     ) -> Result<u64, StoreError> {
-        let location = location(key);
+        let location = self.location(key);
         let unreadable = |source: std::io::Error| StoreError::Unavailable {
             store: self.name.clone(),
             what: format!("the body of {key:?} could not be read"),
@@ -116,33 +161,16 @@ impl Blobs for ObjectBlobs {
             put.map_err(self.failed(format!("putting {key:?}")))?;
             return Ok(length);
         }
-        let upload = self.store.put_multipart(&location).await;
-        let mut writer = WriteMultipart::new_with_chunk_size(
-            upload.map_err(self.failed(format!("putting {key:?}")))?,
-            PART,
-        );
+        let failed = || self.failed(format!("putting {key:?}"));
+        let mut upload = parts::Upload::begin(self, &location).await.map_err(failed())?;
         for piece in first {
-            writer.put(piece);
+            upload.write(piece).await.map_err(failed())?;
         }
-        loop {
-            if let Err(error) = writer.wait_for_capacity(PARTS_MAX).await {
-                // The upload is lost either way; its parts are `gc`'s if this fails too.
-                let _ = writer.abort().await;
-                return Err(self.failed(format!("putting {key:?}"))(error));
-            }
-            match body.try_next().await {
-                Ok(Some(piece)) => {
-                    length += piece.len() as u64;
-                    writer.put(piece);
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    let _ = writer.abort().await;
-                    return Err(unreadable(error));
-                }
-            }
+        while let Some(piece) = body.try_next().await.map_err(unreadable)? {
+            length += piece.len() as u64;
+            upload.write(piece).await.map_err(failed())?;
         }
-        writer.finish().await.map_err(self.failed(format!("putting {key:?}")))?;
+        upload.finish().await.map_err(failed())?;
         Ok(length)
     }
 
@@ -150,7 +178,7 @@ impl Blobs for ObjectBlobs {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        match self.store.get_range(&location(key), range).await {
+        match self.store.get_range(&self.location(key), range).await {
             Ok(bytes) => Ok(bytes),
             Err(object_store::Error::NotFound { .. }) => Err(StoreError::NoSuchBlob(key.to_owned())),
             Err(error) => Err(self.failed(format!("reading {key:?}"))(error)),
@@ -158,7 +186,7 @@ impl Blobs for ObjectBlobs {
     }
 
     async fn size(&self, key: &str) -> Result<Option<u64>, StoreError> {
-        match self.store.head(&location(key)).await {
+        match self.store.head(&self.location(key)).await {
             Ok(meta) => Ok(Some(meta.size)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(self.failed(format!("looking for {key:?}"))(error)),
@@ -166,34 +194,52 @@ impl Blobs for ObjectBlobs {
     }
 
     async fn list(&self, prefix: &str) -> Result<BoxStream<'_, Result<BlobInfo, StoreError>>, StoreError> {
-        let prefix = (!prefix.is_empty()).then(|| location(prefix));
-        let listing = self.store.list(prefix.as_ref()).map(|meta| match meta {
+        let prefix = if prefix.is_empty() { self.prefix.clone() } else { self.location(prefix) };
+        let listing = self.store.list((!prefix.as_ref().is_empty()).then_some(&prefix));
+        let listing = listing.map(|meta| match meta {
             Ok(meta) => Ok(BlobInfo {
-                key: meta.location.to_string(),
+                key: self.key_of(&meta.location),
                 size: meta.size,
                 modified: meta.last_modified.timestamp_millis(),
             }),
             Err(error) => Err(self.failed("listing")(error)),
         });
-        Ok(listing.boxed())
+        let marker = format!("{UPLOADS}/");
+        let visible = move |blob: &Result<BlobInfo, StoreError>| {
+            std::future::ready(!matches!(blob, Ok(blob) if blob.key.starts_with(&marker)))
+        };
+        Ok(listing.filter(visible).boxed())
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        self.remove(&location(key)).await
+        self.remove(&self.location(key)).await
     }
 
     async fn delete_listed(&self, listed: &BlobInfo) -> Result<(), StoreError> {
-        let location =
-            Path::parse(&listed.key).map_err(|error| self.failed("removing a blob")(error.into()))?;
+        let key = Path::parse(&listed.key).map_err(|error| self.failed("removing a blob")(error.into()))?;
+        let location = self.prefix.parts().chain(key.parts()).collect();
         self.remove(&location).await
     }
 
+    async fn abandon_uploads(&self, before: Millis, how: Abandon) -> Result<usize, StoreError> {
+        if let Some((_, directory)) = &self.local {
+            let (directory, name) = (directory.clone(), self.name.clone());
+            let swept = crate::cache::blocking(move || parts::sweep(&directory, before, how)).await;
+            return swept.map_err(|source| StoreError::Unavailable {
+                store: name,
+                what: "looking for unfinished uploads".into(),
+                source: source.into(),
+            });
+        }
+        parts::abandon(self, before, how).await.map_err(self.failed("ending unfinished uploads"))
+    }
+
     fn canonical(&self, key: &str) -> String {
-        location(key).to_string()
+        self.key_of(&self.location(key))
     }
 
     fn open_local(&self, key: &str) -> Option<File> {
-        let path = self.local.as_ref()?.path_to_filesystem(&location(key)).ok()?;
+        let path = self.local.as_ref()?.0.path_to_filesystem(&self.location(key)).ok()?;
         File::open(path).ok()
     }
 }

@@ -3,18 +3,21 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::object::ObjectBlobs;
+use super::amqp::Amqp;
+use super::mongo::Mongo;
+use super::object::{ObjectBlobs, SCHEMES};
 use super::sqlite::Sqlite;
-use super::{Blobs, DataPlane, StoreError};
+use super::{Blobs, Bus, DataPlane, Documents, StoreError};
+use crate::cache::blocking;
 
 /// Which stores a plane is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreUrls {
-    /// `file:///folder`
+    /// `file:///folder`, `s3://bucket/prefix`, `az://container/prefix` or `gs://bucket/prefix`
     pub blobs: String,
-    /// `sqlite:///file`
+    /// `sqlite:///file`, `mongodb://host/database` or `mongodb+srv://host/database`
     pub documents: String,
-    /// `sqlite:///file`, usually the same
+    /// `sqlite:///file`, `amqp://host:5672/vhost` or `amqps://host:5671/vhost`
     pub bus: String,
 }
 
@@ -31,32 +34,76 @@ impl StoreUrls {
     }
 }
 
-/// Opens the three stores.
+/// Opens the three stores, and connects to those that are servers.
 ///
 /// # Errors
-/// [`StoreError::Url`] for a URL that names no store of this build; [`StoreError::Unavailable`] when one cannot be opened.
+/// [`StoreError::Url`] for a URL that names no store; [`StoreError::Unavailable`] when one cannot be opened.
 pub async fn open(urls: &StoreUrls) -> Result<DataPlane, StoreError> {
-    let blobs = path_of(&urls.blobs, "blob", "file")?;
-    let documents = path_of(&urls.documents, "document", "sqlite")?;
-    let bus = path_of(&urls.bus, "bus", "sqlite")?;
-    crate::cache::blocking(move || {
-        let blobs: Arc<dyn Blobs> = Arc::new(ObjectBlobs::local(&blobs)?);
-        let database = Arc::new(Sqlite::open(&documents)?);
-        let bus = if bus == documents { database.clone() } else { Arc::new(Sqlite::open(&bus)?) };
-        Ok(DataPlane { blobs, documents: database, bus })
-    })
-    .await
+    // The TLS code that this build has; somebody who installed another one before keeps it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut embedded = Embedded::default();
+    let blobs: Arc<dyn Blobs> = match scheme(&urls.blobs) {
+        "file" => {
+            let path = path_of(&urls.blobs, "blob")?;
+            Arc::new(blocking(move || ObjectBlobs::local(&path)).await?)
+        }
+        known if SCHEMES.contains(&known) => Arc::new(ObjectBlobs::cloud(&urls.blobs)?),
+        _ => {
+            return Err(unknown(
+                &urls.blobs,
+                "blob",
+                "file:///folder, s3://bucket, az://container, gs://bucket",
+            ));
+        }
+    };
+    let documents: Arc<dyn Documents> = match scheme(&urls.documents) {
+        "sqlite" => embedded.at(path_of(&urls.documents, "document")?).await?,
+        "mongodb" | "mongodb+srv" => Arc::new(Mongo::open(&urls.documents).await?),
+        _ => return Err(unknown(&urls.documents, "document", "sqlite:///file, mongodb://host/database")),
+    };
+    let bus: Arc<dyn Bus> = match scheme(&urls.bus) {
+        "sqlite" => embedded.at(path_of(&urls.bus, "bus")?).await?,
+        "amqp" | "amqps" => Arc::new(Amqp::open(&urls.bus).await?),
+        _ => return Err(unknown(&urls.bus, "bus", "sqlite:///file, amqp://host, amqps://host")),
+    };
+    Ok(DataPlane { blobs, documents, bus })
 }
 
-/// The path of a URL that must have this scheme.
-fn path_of(url: &str, kind: &'static str, scheme: &str) -> Result<PathBuf, StoreError> {
-    let refused = |reason: String| StoreError::Url { url: without_credentials(url), kind, reason };
+/// SQLite files that are open: documents and bus usually share one.
+#[derive(Default)]
+struct Embedded(Option<(PathBuf, Arc<Sqlite>)>);
+
+impl Embedded {
+    async fn at(&mut self, path: PathBuf) -> Result<Arc<Sqlite>, StoreError> {
+        if let Some((open, database)) = &self.0
+            && *open == path
+        {
+            return Ok(database.clone());
+        }
+        let file = path.clone();
+        let database = Arc::new(blocking(move || Sqlite::open(&file)).await?);
+        self.0 = Some((path, database.clone()));
+        Ok(database)
+    }
+}
+
+fn scheme(url: &str) -> &str {
+    url.split_once("://").map_or("", |(scheme, _)| scheme)
+}
+
+fn unknown(url: &str, kind: &'static str, known: &str) -> StoreError {
+    StoreError::Url { url: without_credentials(url), kind, reason: format!("these are known: {known}") }
+}
+
+/// The absolute path that a URL of the embedded stores names.
+fn path_of(url: &str, kind: &'static str) -> Result<PathBuf, StoreError> {
     match url.split_once("://") {
-        Some((found, path)) if found == scheme && path.starts_with('/') => Ok(PathBuf::from(path)),
-        Some((found, _)) if found == scheme => Err(refused(format!(
-            "an absolute path is needed after {scheme}://, as in {scheme}:///var/lib/ion"
-        ))),
-        _ => Err(refused(format!("this build has {scheme}:///path only"))),
+        Some((_, path)) if path.starts_with('/') => Ok(PathBuf::from(path)),
+        _ => Err(StoreError::Url {
+            url: url.to_owned(),
+            kind,
+            reason: format!("an absolute path is needed, as in {}:///var/lib/ion", scheme(url)),
+        }),
     }
 }
 
@@ -74,12 +121,15 @@ pub fn without_credentials(url: &str) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_url_of_no_store_is_refused_without_its_password() {
-        let error =
-            path_of("mongodb://ion:s3cret@db.example/ion", "document", "sqlite").unwrap_err().to_string();
-        assert!(error.contains("sqlite:///path"), "{error}");
+    #[tokio::test]
+    async fn a_url_of_no_store_is_refused_without_its_password() {
+        let embedded = StoreUrls::embedded(Path::new("/nowhere"));
+        let refused = |urls: StoreUrls| async move { open(&urls).await.unwrap_err().to_string() };
+        let documents = "postgres://ion:s3cret@db.example/ion".to_owned();
+        let error = refused(StoreUrls { blobs: "s3://bucket".into(), documents, ..embedded.clone() }).await;
+        assert!(error.contains("mongodb://host"), "{error}");
         assert!(error.contains("***@db.example") && !error.contains("s3cret"), "{error}");
-        assert!(path_of("file://relative", "blob", "file").is_err());
+        let error = refused(StoreUrls { blobs: "file://relative".into(), ..embedded }).await;
+        assert!(error.contains("file:///var/lib/ion"), "{error}");
     }
 }

@@ -75,8 +75,14 @@ impl Output {
         });
         let key = self.fresh_key(path);
         self.uploaded.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), false);
-        let stored =
-            store_file(&*self.daemon.plane.blobs, key, path.to_owned(), file.map_err(unreadable)?).await;
+        let stored = store_file(
+            &*self.daemon.plane.blobs,
+            key,
+            path.to_owned(),
+            file.map_err(unreadable)?,
+            &self.moved,
+        )
+        .await;
         let entry = stored.map_err(|error| match error {
             UploadError::Read { source, .. } => Refusal::Unreadable { path: path.to_owned(), source },
             error => error.into(),
@@ -166,6 +172,10 @@ impl Staging for Output {
         }
         let mtime = attr.mtime.duration_since(SystemTime::UNIX_EPOCH).map_or(0, crate::clock::millis);
         Ok(FileEntry { name: path.to_owned(), mtime, mode: u32::from(attr.perm), ..stored })
+    }
+
+    fn moved(&self) -> u64 {
+        self.bytes_moved()
     }
 
     fn fresh_key(&self, path: &str) -> String {

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use rusqlite::{Connection, OptionalExtension as _};
 
 use super::{Failure, Sqlite};
@@ -45,7 +47,7 @@ fn enqueue(connection: &Connection, module: &str, body: &str) -> Result<(), Fail
 
 #[async_trait]
 impl Bus for Sqlite {
-    async fn declare(&self, module: &str, event_types: &[String]) -> Result<(), StoreError> {
+    async fn declare(&self, module: &str, event_types: &[String], _: &[String]) -> Result<(), StoreError> {
         let (module, event_types) = (module.to_owned(), event_types.to_vec());
         self.write("declaring a queue", move |connection| {
             connection
@@ -108,6 +110,7 @@ impl Bus for Sqlite {
             module: module.to_owned(),
             prefetch: prefetch.max(1),
             held: Vec::new(),
+            taking: None,
             runtime: tokio::runtime::Handle::current(),
         }))
     }
@@ -177,40 +180,50 @@ struct Subscriber {
     prefetch: usize,
     /// Tags given and not acknowledged.
     held: Vec<u64>,
+    /// A message being taken: it outlives the call that began it, so that a dropped call loses none.
+    taking: Option<BoxFuture<'static, Result<Option<Delivery>, StoreError>>>,
     runtime: tokio::runtime::Handle,
+}
+
+/// The next message of a queue, hidden from others for [`TAKEN`].
+async fn take(store: Arc<Sqlite>, module: String) -> Result<Option<Delivery>, StoreError> {
+    let now = clock::now();
+    // Looked at before it is written: an idle subscriber must not sync the disk.
+    let queue = module.clone();
+    let waiting = store.read("looking into a queue", move |connection| {
+        connection
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM messages WHERE module = ?1 AND taken_until <= ?2)")?
+            .query_row((queue, now), |row| row.get::<_, bool>(0))
+    });
+    if !waiting.await? {
+        return Ok(None);
+    }
+    let until: Millis = now + clock::millis(TAKEN);
+    let taken = store.write("receiving", move |connection| {
+        let mut update = connection.prepare_cached(
+            "UPDATE messages SET taken_until = ?1 WHERE seq = (
+                SELECT seq FROM messages WHERE module = ?2 AND taken_until <= ?3 ORDER BY seq LIMIT 1
+             ) RETURNING seq, body",
+        )?;
+        Ok(update
+            .query_row((until, module, now), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))
+            .optional()?)
+    });
+    let Some((seq, body)) = taken.await? else { return Ok(None) };
+    let message = serde_json::from_str(&body)
+        .map_err(|error| Unreadable { reason: error.to_string(), body: body.into_bytes() });
+    Ok(Some(Delivery { tag: seq.cast_unsigned(), message }))
 }
 
 impl Subscriber {
     async fn take(&mut self) -> Result<Option<Delivery>, StoreError> {
-        let (module, now) = (self.module.clone(), clock::now());
-        // Looked at before it is written: an idle subscriber must not sync the disk.
-        let waiting = self.store.read("looking into a queue", move |connection| {
-            connection
-                .prepare_cached(
-                    "SELECT EXISTS (SELECT 1 FROM messages WHERE module = ?1 AND taken_until <= ?2)",
-                )?
-                .query_row((module, now), |row| row.get::<_, bool>(0))
-        });
-        if !waiting.await? {
-            return Ok(None);
+        let (store, module) = (self.store.clone(), self.module.clone());
+        let taken = self.taking.get_or_insert_with(|| take(store, module).boxed()).await;
+        self.taking = None;
+        if let Ok(Some(delivery)) = &taken {
+            self.held.push(delivery.tag);
         }
-        let (module, until): (_, Millis) = (self.module.clone(), now + clock::millis(TAKEN));
-        let taken = self.store.write("receiving", move |connection| {
-            let mut update = connection.prepare_cached(
-                "UPDATE messages SET taken_until = ?1 WHERE seq = (
-                    SELECT seq FROM messages WHERE module = ?2 AND taken_until <= ?3 ORDER BY seq LIMIT 1
-                 ) RETURNING seq, body",
-            )?;
-            Ok(update
-                .query_row((until, module, now), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))
-                .optional()?)
-        });
-        let Some((seq, body)) = taken.await? else { return Ok(None) };
-        let tag = seq.cast_unsigned();
-        self.held.push(tag);
-        let message = serde_json::from_str(&body)
-            .map_err(|error| Unreadable { reason: error.to_string(), body: body.into_bytes() });
-        Ok(Some(Delivery { tag, message }))
+        taken
     }
 
     async fn settle(&mut self, tag: u64, statement: &'static str) -> Result<(), StoreError> {
@@ -250,16 +263,30 @@ impl Subscription for Subscriber {
         self.store.arrived.notify_waiters();
         Ok(())
     }
+
+    async fn pause(&mut self) -> Result<Vec<Delivery>, StoreError> {
+        // Nothing is sent ahead but what a dropped call was about to take.
+        if self.taking.is_none() {
+            return Ok(vec![]);
+        }
+        Ok(self.take().await?.into_iter().collect())
+    }
 }
 
 impl Drop for Subscriber {
     fn drop(&mut self) {
-        if self.held.is_empty() {
+        let (taking, mut held) = (self.taking.take(), std::mem::take(&mut self.held));
+        if held.is_empty() && taking.is_none() {
             return;
         }
-        let (store, held) = (self.store.clone(), std::mem::take(&mut self.held));
+        let store = self.store.clone();
         // Best effort: whatever is not given back now is given again when its time is up.
         self.runtime.spawn(async move {
+            if let Some(taking) = taking
+                && let Ok(Some(delivery)) = taking.await
+            {
+                held.push(delivery.tag);
+            }
             for tag in held {
                 let give_back = move |connection: &Connection| {
                     Ok(connection

@@ -6,28 +6,7 @@ use rusqlite::{Connection, OptionalExtension as _, params_from_iter};
 use serde_json::Value;
 
 use super::{Failure, Sqlite};
-use crate::stores::{Collection, Documents, Equals, Guard, Inserted, Query, StoreError};
-
-/// The fields that queries name, for each collection; the last of a row may be what it is sorted by.
-fn indexes(collection: Collection) -> &'static [&'static [&'static str]] {
-    match collection {
-        Collection::Events => &[
-            &["context.correlationId", "created"],
-            &["context.parentEventId", "jobId"],
-            &["publication", "created"],
-            &["type", "created"],
-            &["context.documentType", "created"],
-        ],
-        Collection::Jobs => &[
-            &["correlationId", "created"],
-            &["eventId"],
-            &["module", "state", "due"],
-            &["state", "due"],
-            &["outbox"],
-        ],
-        Collection::Modules | Collection::Dispatchers => &[],
-    }
-}
+use crate::stores::{Collection, Documents, Equals, Guard, Inserted, Query, StoreError, indexes};
 
 /// The statements that make a collection's table and indexes.
 pub(super) fn schema(collection: Collection) -> String {

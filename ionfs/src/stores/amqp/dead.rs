@@ -1,0 +1,151 @@
+//! Dead letters: a queue that people look at.
+//!
+//! It is read by holding its messages for a moment. Two who look at once would each see a part, so one who looks has
+//! the queue for itself, and another one waits.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use lapin::message::Delivery as Received;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{BasicProperties, Channel};
+
+use super::{Amqp, Cause, DEAD, QUEUE_PREFIX, header, short, within};
+use crate::clock::{self, Millis};
+use crate::event::Message;
+use crate::stores::DeadLetter;
+
+/// How often to ask for the queue while somebody else looks at it, and how long.
+const ASK: Duration = Duration::from_millis(50);
+const ASKS_MAX: usize = 100;
+
+/// Letters that are looked at. A queue longer than this shows its oldest.
+const LOOKED_AT: usize = 10_000;
+
+pub(super) async fn bury(bus: &Amqp, letter: DeadLetter) -> Result<(), Cause> {
+    let mut headers = FieldTable::default();
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    headers.insert(header::MODULE.into(), text(&letter.module));
+    headers.insert(header::EVENT.into(), text(&letter.event_id));
+    headers.insert(header::REASON.into(), text(&letter.reason));
+    headers.insert(header::AT.into(), AMQPValue::LongLongInt(letter.at));
+    let properties = BasicProperties::default()
+        .with_delivery_mode(2)
+        .with_message_id(short(&letter.event_id))
+        .with_headers(headers);
+    bus.put(DEAD, &letter.module, letter.body.as_bytes(), properties).await?;
+    Ok(())
+}
+
+/// All letters, oldest first, as held messages; dropped with their channel, they are back in the queue.
+async fn look(bus: &Amqp) -> Result<(Channel, Vec<Received>), Cause> {
+    let mut asks = 0;
+    loop {
+        let channel = bus.publishing.channel().await?;
+        let queue = within(channel.queue_declare(
+            DEAD.into(),
+            QueueDeclareOptions::durable().passive(),
+            FieldTable::default(),
+        ))
+        .await?;
+        let waiting = usize::try_from(queue.message_count()).unwrap_or(usize::MAX).min(LOOKED_AT);
+        if waiting == 0 && queue.consumer_count() == 0 {
+            return Ok((channel, vec![]));
+        }
+        let prefetch = u16::try_from(waiting.max(1)).unwrap_or(u16::MAX);
+        within(channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+        let alone = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
+        let consume = channel.basic_consume(DEAD.into(), "".into(), alone, FieldTable::default());
+        match within(consume).await {
+            Ok(mut consumer) => {
+                let mut letters = Vec::new();
+                while letters.len() < waiting {
+                    match within(async { Ok(consumer.next().await) }).await {
+                        Ok(Some(received)) => letters.push(received?),
+                        // Fewer than were counted: somebody took one between.
+                        Ok(None) | Err(_) => break,
+                    }
+                }
+                return Ok((channel, letters));
+            }
+            Err(error) if asks == ASKS_MAX => return Err(error),
+            Err(_) => {
+                asks += 1;
+                tokio::time::sleep(ASK).await;
+            }
+        }
+    }
+}
+
+async fn put_back(channel: Channel) -> Result<(), Cause> {
+    within(channel.close(200, "looked".into())).await
+}
+
+pub(super) async fn list(bus: &Amqp, limit: usize) -> Result<Vec<DeadLetter>, Cause> {
+    let (channel, held) = look(bus).await?;
+    // The same one buried again is one letter, with its latest words.
+    let mut letters: BTreeMap<(String, String), DeadLetter> = BTreeMap::new();
+    for received in &held {
+        let letter = read(received);
+        letters.insert((letter.module.clone(), letter.event_id.clone()), letter);
+    }
+    put_back(channel).await?;
+    let mut letters: Vec<DeadLetter> = letters.into_values().collect();
+    letters.sort_by_key(|letter| letter.at);
+    letters.truncate(limit);
+    Ok(letters)
+}
+
+pub(super) async fn exhume(bus: &Amqp, module: &str, event_id: &str) -> Result<bool, Cause> {
+    let (channel, held) = look(bus).await?;
+    let mut found = false;
+    for received in held {
+        let letter = read(&received);
+        if letter.module == module && letter.event_id == event_id {
+            within(received.acker.ack(BasicAckOptions::default())).await?;
+            found = true;
+        }
+    }
+    put_back(channel).await?;
+    Ok(found)
+}
+
+fn text(value: Option<&AMQPValue>) -> Option<String> {
+    match value? {
+        AMQPValue::LongString(text) => Some(text.to_string()),
+        AMQPValue::ShortString(text) => Some(text.to_string()),
+        _ => None,
+    }
+}
+
+fn read(received: &Received) -> DeadLetter {
+    let headers = received.properties.headers().clone().unwrap_or_default();
+    let header = |key: &str| headers.inner().get(&ShortString::from(key));
+    let body = String::from_utf8_lossy(&received.data).into_owned();
+    if let Some(module) = text(header(header::MODULE)) {
+        let at: Millis = match header(header::AT) {
+            Some(AMQPValue::LongLongInt(at)) => *at,
+            _ => 0,
+        };
+        let event_id = text(header(header::EVENT)).unwrap_or_default();
+        let reason = text(header(header::REASON)).unwrap_or_default();
+        return DeadLetter { module, event_id, body, reason, at };
+    }
+    // The broker's own: a message that came back more often than its queue allows.
+    let queue = text(header("x-first-death-queue")).unwrap_or_default();
+    let reason = text(header("x-first-death-reason")).unwrap_or_else(|| "unknown".into());
+    let event_id = serde_json::from_slice::<Message>(&received.data)
+        .map_or_else(|_| String::new(), |message| message.context.event_id.to_string());
+    DeadLetter {
+        module: queue.strip_prefix(QUEUE_PREFIX).unwrap_or(&queue).to_owned(),
+        event_id,
+        body,
+        reason: format!("the broker gave it up: {reason}"),
+        at: received
+            .properties
+            .timestamp()
+            .map_or_else(clock::now, |seconds| Millis::try_from(seconds).unwrap_or(0).saturating_mul(1000)),
+    }
+}

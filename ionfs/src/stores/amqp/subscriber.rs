@@ -1,0 +1,126 @@
+//! One subscriber of one module's queue.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::StreamExt as _;
+use lapin::message::Delivery as Received;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{Channel, Consumer};
+
+use super::{Amqp, Cause, queue_of, within};
+use crate::stores::{Delivery, StoreError, Subscription, Unreadable};
+
+/// Receives while it is asked for messages.
+pub(super) struct Subscriber {
+    bus: Arc<Amqp>,
+    module: String,
+    prefetch: u16,
+    open: Option<(Channel, Consumer)>,
+    /// Of a consumer that was paused.
+    paused: Option<Channel>,
+    /// What was given out and is not settled, with the channel it came by: one that closes gives its messages back.
+    held: HashMap<u64, (Channel, u64)>,
+    next_tag: u64,
+}
+
+impl Subscriber {
+    pub(super) fn new(bus: Arc<Amqp>, module: &str, prefetch: u16) -> Self {
+        Self {
+            bus,
+            module: module.to_owned(),
+            prefetch,
+            open: None,
+            paused: None,
+            held: HashMap::new(),
+            next_tag: 1,
+        }
+    }
+
+    async fn consume(&self) -> Result<(Channel, Consumer), Cause> {
+        let channel = self.bus.consuming.channel().await?;
+        self.bus.redeclare(&channel, &self.module).await?;
+        within(channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
+        let consume = channel.basic_consume(
+            queue_of(&self.module).as_str().into(),
+            "".into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let consumer = within(consume).await?;
+        Ok((channel, consumer))
+    }
+
+    fn give(&mut self, received: Received) -> Delivery {
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        let channel = self.open.as_ref().map(|(channel, _)| channel).or(self.paused.as_ref());
+        self.held.extend(channel.map(|channel| (tag, (channel.clone(), received.delivery_tag))));
+        let message = serde_json::from_slice(&received.data)
+            .map_err(|error| Unreadable { reason: error.to_string(), body: received.data });
+        Delivery { tag, message }
+    }
+
+    /// Where a message is to be settled.
+    fn settle(&mut self, tag: u64) -> Result<(Channel, u64), Cause> {
+        self.held.remove(&tag).ok_or_else(|| "its channel was closed meanwhile".into())
+    }
+
+    fn failed(&self, error: Cause) -> StoreError {
+        self.bus.failed(format!("receiving for module {:?}", self.module))(error)
+    }
+}
+
+#[async_trait]
+impl Subscription for Subscriber {
+    async fn next(&mut self) -> Result<Delivery, StoreError> {
+        loop {
+            let Some((_, consumer)) = &mut self.open else {
+                // Dropped in the middle of this, the channel closes with it.
+                self.open = Some(self.consume().await.map_err(|error| self.failed(error))?);
+                continue;
+            };
+            match consumer.next().await {
+                Some(Ok(received)) => return Ok(self.give(received)),
+                // The end without an error is a consumer that the broker cancelled: its queue was removed, or, from
+                // RabbitMQ 4.3, it held a message for too long.
+                None => self.open = None,
+                Some(Err(error)) => {
+                    tracing::warn!(module = self.module, %error, "the broker closed the subscription; opening it again");
+                    self.open = None;
+                }
+            }
+        }
+    }
+
+    async fn acknowledge(&mut self, tag: u64) -> Result<(), StoreError> {
+        let (channel, tag) = self.settle(tag).map_err(|error| self.failed(error))?;
+        within(channel.basic_ack(tag, BasicAckOptions::default())).await.map_err(|error| self.failed(error))
+    }
+
+    async fn give_back(&mut self, tag: u64) -> Result<(), StoreError> {
+        let (channel, tag) = self.settle(tag).map_err(|error| self.failed(error))?;
+        let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+        within(channel.basic_nack(tag, requeue)).await.map_err(|error| self.failed(error))
+    }
+
+    async fn pause(&mut self) -> Result<Vec<Delivery>, StoreError> {
+        let Some((channel, mut consumer)) = self.open.take() else { return Ok(vec![]) };
+        let draining = async {
+            within(channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await?;
+            let mut rest = Vec::new();
+            // The consumer was cancelled, so this ends with what had arrived before.
+            while let Some(received) = within(async { Ok(consumer.next().await) }).await? {
+                rest.push(received?);
+            }
+            Ok(rest)
+        };
+        let rest: Vec<Received> = draining.await.map_err(|error| self.failed(error))?;
+        self.paused = Some(channel);
+        Ok(rest.into_iter().map(|received| self.give(received)).collect())
+    }
+}

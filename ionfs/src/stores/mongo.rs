@@ -1,0 +1,298 @@
+//! Documents on MongoDB, and on what speaks its protocol (Azure Cosmos DB's MongoDB API).
+//!
+//! # How it works
+//! A document's `id` is its `_id` too, so that one insert is a claim or a commit. Writes are acknowledged by the
+//! majority's journals, reads go to the primary: what one dispatcher wrote, the next one reads. Nothing needs a
+//! transaction over several documents, a change stream or a server of one kind; `correlationId` can be the shard key.
+//!
+//! # What it never does
+//! Wait without a bound: each call has [`ANSWER_WAIT`]. A write that ran into it may have happened all the same;
+//! its caller repeats it and finds it there.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::TryStreamExt as _;
+use mongodb::bson::{Bson, Document, doc};
+use mongodb::error::{Error, ErrorKind, WriteFailure};
+use mongodb::options::{
+    Acknowledgment, ClientOptions, IndexOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern,
+};
+use mongodb::{Client, Database, IndexModel};
+use serde_json::{Map, Value};
+
+use super::open::without_credentials;
+use super::{Collection, Documents, Equals, Guard, Inserted, Query, StoreError, indexes};
+
+/// How long one call may take. A replica set elects a new primary in about ten seconds; the caller tries again then.
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
+
+/// How long to look for a server, and to connect to it. Within [`ANSWER_WAIT`], so that its words are heard.
+const CONNECT_WAIT: Duration = Duration::from_secs(5);
+
+/// The database when the URL names none.
+const DATABASE: &str = "ion";
+
+/// The code of a duplicate key.
+const DUPLICATE_KEY: i32 = 11000;
+
+/// Collections of a MongoDB database.
+#[derive(Debug)]
+pub struct Mongo {
+    name: String,
+    database: Database,
+}
+
+impl Mongo {
+    /// Connects, and makes the indexes that are missing.
+    ///
+    /// # Errors
+    /// [`StoreError::Url`] for a URL that is wrong; [`StoreError::Unavailable`] when the server does not answer or
+    /// refuses.
+    pub async fn open(url: &str) -> Result<Self, StoreError> {
+        let name = without_credentials(url);
+        let refused = |error: Error| StoreError::Url {
+            url: name.clone(),
+            kind: "document",
+            reason: format!("{}; as in mongodb://host:27017/ion", words(&error)),
+        };
+        let mut options = ClientOptions::parse(url).await.map_err(refused)?;
+        options.app_name.get_or_insert_with(|| "ion".into());
+        options.server_selection_timeout.get_or_insert(CONNECT_WAIT);
+        options.connect_timeout.get_or_insert(CONNECT_WAIT);
+        // What the protocol of commits and claims stands on; a URL may not weaken it.
+        options.write_concern =
+            Some(WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build());
+        options.read_concern = Some(ReadConcern::majority());
+        options.selection_criteria = Some(SelectionCriteria::ReadPreference(ReadPreference::Primary));
+        let database = options.default_database.clone().unwrap_or_else(|| DATABASE.to_owned());
+        let client = Client::with_options(options).map_err(refused)?;
+        let store = Self { database: client.database(&database), name };
+        for collection in Collection::ALL {
+            store.make_indexes(collection).await?;
+        }
+        Ok(store)
+    }
+
+    async fn make_indexes(&self, collection: Collection) -> Result<(), StoreError> {
+        let models: Vec<IndexModel> = indexes(collection)
+            .iter()
+            .map(|fields| {
+                // `_id` last: it is what equal ones are sorted by.
+                let keys = ascending(fields.iter().copied().chain(["_id"]));
+                let name = format!("ion_{}", fields.join("_").replace('.', "_"));
+                IndexModel::builder().keys(keys).options(IndexOptions::builder().name(name).build()).build()
+            })
+            .collect();
+        if models.is_empty() {
+            return Ok(());
+        }
+        self.within("making indexes", self.of(collection).create_indexes(models)).await?;
+        Ok(())
+    }
+
+    fn of(&self, collection: Collection) -> mongodb::Collection<Document> {
+        self.database.collection(collection.as_str())
+    }
+
+    fn failed(&self, what: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
+        StoreError::Unavailable { store: self.name.clone(), what: what.to_owned(), source: source.into() }
+    }
+
+    async fn within<T>(
+        &self,
+        what: &str,
+        call: impl IntoFuture<Output = Result<T, Error>>,
+    ) -> Result<T, StoreError> {
+        match tokio::time::timeout(ANSWER_WAIT, call.into_future()).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(self.failed(what, words(&error))),
+            Err(_) => Err(self.failed(what, format!("no answer within {} s", ANSWER_WAIT.as_secs()))),
+        }
+    }
+
+    /// Fails unless the guard's document is there and has the fields. Checked just before the write, not with it:
+    /// a lease is given up by its holder's own clock well before others may take it, so nothing comes between.
+    async fn check(&self, guard: Option<Guard>) -> Result<(), StoreError> {
+        let Some(guard) = guard else { return Ok(()) };
+        let filter = filter(Some(&guard.id), &guard.equals);
+        let target = self.of(guard.collection);
+        let found = target.find_one(filter).projection(doc! {"_id": 1});
+        match self.within("looking at a lease", found).await? {
+            Some(_) => Ok(()),
+            None => Err(StoreError::Fenced),
+        }
+    }
+}
+
+/// The driver's error in a line: it repeats the whole topology where a few words do.
+fn words(error: &Error) -> String {
+    match error.kind.as_ref() {
+        ErrorKind::ServerSelection { message, .. } => {
+            let message = message.split("Topology:").nth(1).unwrap_or(message).trim();
+            format!("no server can be reached: {message}")
+        }
+        kind => kind.to_string(),
+    }
+}
+
+fn is_duplicate(error: &Error) -> bool {
+    matches!(error.kind.as_ref(), ErrorKind::Write(WriteFailure::WriteError(write)) if write.code == DUPLICATE_KEY)
+}
+
+/// Equality with null holds for a missing field too, in MongoDB as in the trait.
+fn filter(id: Option<&str>, equals: &[Equals]) -> Document {
+    let id = id.map(|id| ("_id".to_owned(), Bson::String(id.to_owned())));
+    let fields = equals.iter().map(|(field, value)| ((*field).to_owned(), to_bson(value.clone())));
+    id.into_iter().chain(fields).collect()
+}
+
+/// The filter that names one document, with the shard key where the document has it.
+fn key_of(collection: Collection, document: &Value, equals: &[Equals]) -> Document {
+    let mut filter = filter(document["id"].as_str(), equals);
+    let shard_key = match collection {
+        Collection::Events => Some(("context.correlationId", &document["context"]["correlationId"])),
+        Collection::Jobs => Some(("correlationId", &document["correlationId"])),
+        Collection::Modules | Collection::Dispatchers => None,
+    };
+    if let Some((field, Value::String(correlation))) = shard_key {
+        filter.insert(field, correlation.clone());
+    }
+    filter
+}
+
+pub(super) fn query_filter(query: &Query) -> Document {
+    let mut filter = filter(None, &query.equals);
+    if let Some((field, most)) = query.at_most {
+        filter.insert(field, doc! {"$lte": most});
+    }
+    filter
+}
+
+pub(super) fn query_order(query: &Query) -> Document {
+    ascending(query.order_by.into_iter().chain(["_id"]))
+}
+
+fn ascending(fields: impl Iterator<Item = &'static str>) -> Document {
+    fields.map(|field| (field.to_owned(), Bson::Int32(1))).collect()
+}
+
+/// JSON as BSON, name by name: no key of a module's values has a meaning here.
+fn to_bson(value: Value) -> Bson {
+    match value {
+        Value::Null => Bson::Null,
+        Value::Bool(flag) => Bson::Boolean(flag),
+        Value::Number(number) => match number.as_i64() {
+            Some(integer) => Bson::Int64(integer),
+            None => Bson::Double(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Value::String(text) => Bson::String(text),
+        Value::Array(values) => Bson::Array(values.into_iter().map(to_bson).collect()),
+        Value::Object(fields) => {
+            Bson::Document(fields.into_iter().map(|(key, value)| (key, to_bson(value))).collect())
+        }
+    }
+}
+
+fn to_json(bson: Bson) -> Value {
+    match bson {
+        Bson::Array(values) => values.into_iter().map(to_json).collect(),
+        Bson::Document(fields) => {
+            Value::Object(fields.into_iter().map(|(key, value)| (key, to_json(value))).collect())
+        }
+        Bson::Null => Value::Null,
+        Bson::Boolean(flag) => flag.into(),
+        Bson::Int32(number) => number.into(),
+        Bson::Int64(number) => number.into(),
+        Bson::Double(number) => number.into(),
+        Bson::String(text) => text.into(),
+        // Written by other tools: dates, object ids and the like, as people read them.
+        other => other.to_string().into(),
+    }
+}
+
+/// The stored form of a document: its `id` is its `_id`, and stays where older Ion's tools look for it.
+fn stored(document: Value) -> Document {
+    let Bson::Document(document) = to_bson(document) else { return Document::new() };
+    let id = document.get("id").cloned().map(|id| ("_id".to_owned(), id));
+    id.into_iter().chain(document).collect()
+}
+
+fn read(mut document: Document) -> Value {
+    document.remove("_id");
+    let fields: Map<String, Value> = document.into_iter().map(|(key, value)| (key, to_json(value))).collect();
+    Value::Object(fields)
+}
+
+#[async_trait]
+impl Documents for Mongo {
+    async fn insert(
+        &self,
+        collection: Collection,
+        document: Value,
+        guard: Option<Guard>,
+    ) -> Result<Inserted, StoreError> {
+        const WHAT: &str = "inserting a document";
+        self.check(guard).await?;
+        let id = document["id"].as_str().unwrap_or_default().to_owned();
+        let (target, document) = (self.of(collection), stored(document));
+        let insert = async {
+            match target.insert_one(&document).await {
+                Ok(_) => Ok(true),
+                Err(error) if is_duplicate(&error) => Ok(false),
+                Err(error) => Err(error),
+            }
+        };
+        if self.within(WHAT, insert).await? {
+            return Ok(Inserted::New);
+        }
+        match self.get(collection, &id).await? {
+            Some(existing) => Ok(Inserted::Existing(existing)),
+            None => Err(self.failed(WHAT, "a document of its id was there, and was removed meanwhile")),
+        }
+    }
+
+    async fn replace(
+        &self,
+        collection: Collection,
+        document: Value,
+        expect: Vec<Equals>,
+        guard: Option<Guard>,
+    ) -> Result<bool, StoreError> {
+        self.check(guard).await?;
+        let key = key_of(collection, &document, &expect);
+        let (target, document) = (self.of(collection), stored(document));
+        let replaced = self.within("replacing a document", target.replace_one(key, &document)).await?;
+        Ok(replaced.matched_count == 1)
+    }
+
+    async fn get(&self, collection: Collection, id: &str) -> Result<Option<Value>, StoreError> {
+        let found = self.within("reading a document", self.of(collection).find_one(doc! {"_id": id})).await?;
+        Ok(found.map(read))
+    }
+
+    async fn find(&self, query: Query) -> Result<Vec<Value>, StoreError> {
+        let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
+        let target = self.of(query.collection);
+        let found = target.find(query_filter(&query)).sort(query_order(&query)).limit(limit);
+        let mut cursor = self.within("finding documents", found).await?;
+        let mut documents = Vec::new();
+        // Each batch has its own time: a long answer is no late one.
+        while let Some(document) = self.within("finding documents", cursor.try_next()).await? {
+            documents.push(read(document));
+        }
+        Ok(documents)
+    }
+
+    async fn delete(
+        &self,
+        collection: Collection,
+        id: &str,
+        expect: Vec<Equals>,
+    ) -> Result<bool, StoreError> {
+        let target = self.of(collection);
+        let deleted =
+            self.within("removing a document", target.delete_one(filter(Some(id), &expect))).await?;
+        Ok(deleted.deleted_count == 1)
+    }
+}

@@ -1,0 +1,78 @@
+//! Object stores by URL: `s3://bucket/prefix`, `az://container/prefix`, `gs://bucket/prefix`.
+//!
+//! Endpoint, region and credentials come from the environment variables that the stores' own tools use.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::path::Path;
+use object_store::{ClientOptions, RetryConfig};
+
+use super::{ObjectBlobs, STALL};
+use crate::stores::StoreError;
+
+/// How long to connect.
+const CONNECT_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a request is repeated that a store answered with "not now". Commits and reads repeat on their own after.
+const RETRY_TIME: Duration = Duration::from_secs(15);
+
+/// The schemes of this module.
+pub(in crate::stores) const SCHEMES: [&str; 3] = ["s3", "az", "gs"];
+
+impl ObjectBlobs {
+    /// Blobs in the bucket or container of this URL. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Url`] when the URL, or what the environment says beside it, cannot be right.
+    pub fn cloud(url: &str) -> Result<Self, StoreError> {
+        let refused = |reason: String| StoreError::Url { url: url.to_owned(), kind: "blob", reason };
+        let (scheme, rest) = url.split_once("://").unwrap_or_default();
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        if bucket.is_empty() || bucket.contains(['@', '?', ':']) {
+            return Err(refused(format!(
+                "a bucket's name and at most a prefix belong here, as in {scheme}://bucket/prefix; credentials and endpoint come from the environment"
+            )));
+        }
+        let prefix = Path::parse(prefix).map_err(|error| refused(error.to_string()))?;
+        let wrong = |error: object_store::Error| refused(crate::errors::chain(&error));
+        let retry = RetryConfig { max_retries: 5, retry_timeout: RETRY_TIME, ..RetryConfig::default() };
+        let name = url.to_owned();
+        let (store, multipart): (Arc<dyn object_store::ObjectStore>, _) = match scheme {
+            "s3" => {
+                let builder = AmazonS3Builder::from_env().with_client_options(client("AWS"));
+                let built = builder.with_bucket_name(bucket).with_retry(retry).build();
+                let store = Arc::new(built.map_err(wrong)?);
+                (store.clone(), Some(store as Arc<dyn object_store::multipart::MultipartStore>))
+            }
+            "gs" => {
+                let builder = GoogleCloudStorageBuilder::from_env().with_client_options(client("GOOGLE"));
+                let built = builder.with_bucket_name(bucket).with_retry(retry).build();
+                let store = Arc::new(built.map_err(wrong)?);
+                (store.clone(), Some(store as Arc<dyn object_store::multipart::MultipartStore>))
+            }
+            // Azure drops blocks that were never committed by itself, after a week.
+            _ => {
+                let builder = MicrosoftAzureBuilder::from_env().with_client_options(client("AZURE"));
+                let built = builder.with_container_name(bucket).with_retry(retry).build();
+                (Arc::new(built.map_err(wrong)?), None)
+            }
+        };
+        Ok(Self { store, multipart, local: None, prefix, name })
+    }
+}
+
+/// HTTP without TLS only to an endpoint that the user wrote so.
+fn client(family: &str) -> ClientOptions {
+    let plain = std::env::vars().any(|(key, value)| {
+        key.starts_with(family) && key.contains("ENDPOINT") && value.starts_with("http://")
+    });
+    ClientOptions::new()
+        .with_allow_http(plain)
+        .with_timeout_disabled()
+        .with_connect_timeout(CONNECT_WAIT)
+        .with_read_timeout(STALL)
+}
