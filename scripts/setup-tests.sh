@@ -23,3 +23,42 @@ if [ ! -x "$cache/bin/fsx" ]; then
     echo "building fsx into $cache" >&2
     cargo install --quiet --locked --root "$cache" fsx --version 0.3.2
 fi
+
+# Real servers. Debian's RabbitMQ comes with a service that is not wanted: the tests start their own.
+rabbitmq=$(echo /usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server)
+if [ ! -x "$rabbitmq" ]; then
+    echo "installing rabbitmq-server, without its service" >&2
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+        printf '#!/bin/sh\nexit 101\n' | $root tee "$policy" >/dev/null && $root chmod +x "$policy"
+        trap '$root rm -f "$policy"' EXIT
+    fi
+    $root apt-get update -qq && $root apt-get install -y -qq --no-install-recommends rabbitmq-server >/dev/null
+    if command -v systemctl >/dev/null; then $root systemctl disable --now rabbitmq-server >/dev/null 2>&1 || true; fi
+fi
+
+# Built with little optimization: they serve tests, and that takes a third of the time.
+build_server() {
+    [ -x "$cache/bin/$3" ] && return
+    local missing=()
+    for pair in g++:g++ cmake:cmake pkg-config:pkg-config protoc:protobuf-compiler; do
+        command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+    done
+    if [ ${#missing[@]} -gt 0 ]; then
+        echo "installing ${missing[*]}" >&2
+        $root apt-get update -qq && $root apt-get install -y -qq "${missing[@]}" >/dev/null
+    fi
+    echo "building $1 $2 into $cache (some minutes, once)" >&2
+    CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=false CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+        CARGO_PROFILE_RELEASE_DEBUG=0 cargo install --quiet --locked --ignore-rust-version --root "$cache" "$1" --version "$2"
+}
+build_server secantus-mdb 0.5.3-beta.193 secantusd-rs # MongoDB's protocol
+build_server garage 2.5.0 garage                      # S3
+
+# Azurite: Azure Blob.
+if [ ! -x "$cache/azurite/node_modules/.bin/azurite-blob" ]; then
+    command -v npm >/dev/null || { $root apt-get update -qq && $root apt-get install -y -qq npm >/dev/null; }
+    echo "installing azurite into $cache" >&2
+    mkdir -p "$cache/azurite"
+    npm install --silent --no-fund --no-audit --prefix "$cache/azurite" azurite@3.37.0 >/dev/null
+fi

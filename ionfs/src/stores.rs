@@ -1,16 +1,13 @@
 //! The stores: blobs, documents and the bus, each behind a small trait, each chosen by one URL.
 //!
 //! Nothing of a backend leaks through: no SQL, no path, no broker's frame. What every backend promises is
-//! written at the traits and checked by one contract (`stores/contract.rs`) that each backend runs.
+//! written at the traits and checked by one contract (`tests/stores.rs`) that each backend runs, on real servers.
 
 pub mod amqp;
 pub mod mongo;
 pub mod object;
 pub mod open;
 pub mod sqlite;
-
-#[cfg(test)]
-mod contract;
 
 use std::fmt;
 use std::ops::Range;
@@ -21,7 +18,7 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::clock::Millis;
@@ -175,6 +172,29 @@ fn indexes(collection: Collection) -> &'static [&'static [&'static str]] {
         ],
         Collection::Modules | Collection::Dispatchers => &[],
     }
+}
+
+/// One of every kind of query the system makes: tests show that no backend scans a collection for any of them.
+pub fn known_queries() -> Vec<Query> {
+    let equal = |collection, fields: &[&'static str]| {
+        Query::equal(collection, fields.iter().map(|field| (*field, json!("x"))).collect())
+    };
+    vec![
+        equal(Collection::Events, &["context.correlationId", "context.documentType"]).order_by("created"),
+        equal(Collection::Events, &["context.parentEventId", "jobId", "publication"]),
+        Query {
+            at_most: Some(("created", 1)),
+            ..equal(Collection::Events, &["publication"]).order_by("created")
+        },
+        equal(Collection::Events, &["type", "context.documentType"]).order_by("created"),
+        equal(Collection::Events, &["context.documentType"]).order_by("created"),
+        equal(Collection::Jobs, &["correlationId"]).order_by("created"),
+        equal(Collection::Jobs, &["eventId"]).order_by("created"),
+        equal(Collection::Jobs, &["module", "state"]).order_by("created"),
+        Query { at_most: Some(("due", 1)), ..equal(Collection::Jobs, &["module", "state"]).order_by("due") },
+        Query { at_most: Some(("due", 1)), ..equal(Collection::Jobs, &["state"]).order_by("due") },
+        equal(Collection::Jobs, &["outbox"]),
+    ]
 }
 
 /// A field of a document (a dotted path) and the value it must have; a missing field equals null.

@@ -7,6 +7,8 @@
     reason = "tests start programs, wait, and say why they failed"
 )]
 
+pub mod servers;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -22,6 +24,8 @@ pub const ION: &str = env!("CARGO_BIN_EXE_ion");
 /// A folder of state of its own, removed at the end.
 pub struct Home {
     folder: tempfile::TempDir,
+    /// What else is in the environment of its commands: which stores, above all.
+    pub env: Vec<(String, String)>,
 }
 
 impl Home {
@@ -29,7 +33,7 @@ impl Home {
         // Not on /tmp: there a tmpfs may stand, and what is tested is durable disks.
         let folder =
             tempfile::Builder::new().prefix("ion-test-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        Self { folder }
+        Self { folder, env: vec![] }
     }
 
     pub fn path(&self) -> &Path {
@@ -47,6 +51,7 @@ impl Home {
         command
             .env("ION_HOME", self.state())
             .env_remove("ION_LOG")
+            .envs(self.env.iter().cloned())
             .current_dir(self.path())
             .stdin(Stdio::null());
         command
@@ -215,6 +220,32 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Runs the test `name` of this binary again, with more in its environment or through another program; it must pass
+/// there.
+#[track_caller]
+pub fn passes_again(through: &[&str], name: &str, env: &[(String, String)]) {
+    let binary = std::env::current_exe().unwrap();
+    let mut command = match through {
+        [program, rest @ ..] => {
+            let mut command = Command::new(program);
+            command.args(rest).arg(binary);
+            command
+        }
+        [] => Command::new(binary),
+    };
+    command.args(["--exact", name, "--nocapture"]).envs(env.iter().cloned());
+    let output = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(
+        output.status.success(),
+        "{name}, run again: {}\n{}{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    assert!(text(&output.stdout).contains("1 passed"), "there is a test of the name {name:?}");
+}
+
 /// Whether this process may mount. If not, the test `name` of this binary is run where it may, as the root of a user
 /// namespace of its own, and must pass there.
 #[track_caller]
@@ -222,9 +253,6 @@ pub fn may_mount_or_runs_where_it_may(name: &str) -> bool {
     if rustix::process::geteuid().is_root() {
         return true;
     }
-    let binary = std::env::current_exe().unwrap();
-    let status =
-        Command::new("unshare").args(["-Urm", "--"]).arg(binary).args(["--exact", name]).status().unwrap();
-    assert!(status.success(), "as the root of a user namespace: {status}");
+    passes_again(&["unshare", "-Urm", "--"], name, &[]);
     false
 }

@@ -28,6 +28,7 @@ use lapin::options::{
     BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions,
     ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -466,7 +467,10 @@ impl Bus for Amqp {
         let queue = queue_of(module);
         let looking = async {
             let channel = self.publishing.channel().await?;
-            let held = self.hold(&channel, &queue, limit).await?;
+            let held = match self.hold(&channel, &queue, limit).await {
+                Err(error) if is_missing(&error) => return Ok(vec![]),
+                held => held?,
+            };
             let mut messages = Vec::new();
             for received in held {
                 messages.extend(serde_json::from_slice(&received.data).ok());
@@ -496,6 +500,16 @@ impl Bus for Amqp {
     async fn exhume(&self, module: &str, event_id: &str) -> Result<bool, StoreError> {
         dead::exhume(self, module, event_id).await.map_err(self.failed("removing a dead letter"))
     }
+}
+
+/// Whether the broker says that there is no such queue.
+fn is_missing(error: &Cause) -> bool {
+    let Some(lapin::ErrorKind::ProtocolError(said)) =
+        error.downcast_ref::<lapin::Error>().map(lapin::Error::kind)
+    else {
+        return false;
+    };
+    matches!(said.kind(), AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND))
 }
 
 /// How often the broker says that the message came back.

@@ -91,6 +91,26 @@ impl Mongo {
         Ok(())
     }
 
+    /// How the server would find these documents: the plan of its `explain`.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn explain(&self, query: &Query) -> Result<Value, StoreError> {
+        let find = doc! {
+            "find": query.collection.as_str(), "filter": query_filter(query), "sort": query_order(query),
+        };
+        let explain = self.database.run_command(doc! {"explain": find, "verbosity": "queryPlanner"});
+        Ok(to_json(Bson::Document(self.within("explaining a query", explain).await?)))
+    }
+
+    /// Drops the whole database, with all documents in it.
+    ///
+    /// # Errors
+    /// When the server does not answer or refuses.
+    pub async fn drop_database(&self) -> Result<(), StoreError> {
+        self.within("dropping the database", self.database.drop()).await
+    }
+
     fn of(&self, collection: Collection) -> mongodb::Collection<Document> {
         self.database.collection(collection.as_str())
     }
@@ -161,7 +181,7 @@ fn key_of(collection: Collection, document: &Value, equals: &[Equals]) -> Docume
     filter
 }
 
-pub(super) fn query_filter(query: &Query) -> Document {
+fn query_filter(query: &Query) -> Document {
     let mut filter = filter(None, &query.equals);
     if let Some((field, most)) = query.at_most {
         filter.insert(field, doc! {"$lte": most});
@@ -169,7 +189,7 @@ pub(super) fn query_filter(query: &Query) -> Document {
     filter
 }
 
-pub(super) fn query_order(query: &Query) -> Document {
+fn query_order(query: &Query) -> Document {
     ascending(query.order_by.into_iter().chain(["_id"]))
 }
 

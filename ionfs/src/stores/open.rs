@@ -39,8 +39,6 @@ impl StoreUrls {
 /// # Errors
 /// [`StoreError::Url`] for a URL that names no store; [`StoreError::Unavailable`] when one cannot be opened.
 pub async fn open(urls: &StoreUrls) -> Result<DataPlane, StoreError> {
-    // The TLS code that this build has; somebody who installed another one before keeps it.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let mut embedded = Embedded::default();
     let blobs: Arc<dyn Blobs> = match scheme(&urls.blobs) {
         "file" => {

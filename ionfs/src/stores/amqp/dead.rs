@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use lapin::message::Delivery as Received;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel};
+use lapin::{BasicProperties, Channel, Consumer};
 
 use super::{Amqp, Cause, DEAD, QUEUE_PREFIX, header, short, within};
 use crate::clock::{self, Millis};
@@ -21,8 +21,11 @@ use crate::stores::DeadLetter;
 const ASK: Duration = Duration::from_millis(50);
 const ASKS_MAX: usize = 100;
 
+/// How long nothing more must come. Longer makes people wait; shorter misses letters of a slow broker.
+const QUIET: Duration = Duration::from_millis(250);
+
 /// Letters that are looked at. A queue longer than this shows its oldest.
-const LOOKED_AT: usize = 10_000;
+const LOOKED_AT: u16 = 10_000;
 
 pub(super) async fn bury(bus: &Amqp, letter: DeadLetter) -> Result<(), Cause> {
     let mut headers = FieldTable::default();
@@ -41,35 +44,29 @@ pub(super) async fn bury(bus: &Amqp, letter: DeadLetter) -> Result<(), Cause> {
 
 /// All letters, oldest first, as held messages; dropped with their channel, they are back in the queue.
 async fn look(bus: &Amqp) -> Result<(Channel, Vec<Received>), Cause> {
+    let (channel, mut consumer) = alone(bus).await?;
+    let mut letters = Vec::new();
+    // A queue's own count is of a moment ago: what was put back just now may not be in it. Quiet is the end.
+    while letters.len() < usize::from(LOOKED_AT) {
+        match tokio::time::timeout(QUIET, consumer.next()).await {
+            Ok(Some(received)) => letters.push(received?),
+            Ok(None) => return Err("the broker closed the subscription".into()),
+            Err(_) => break,
+        }
+    }
+    Ok((channel, letters))
+}
+
+/// A consumer that has the queue for itself.
+async fn alone(bus: &Amqp) -> Result<(Channel, Consumer), Cause> {
     let mut asks = 0;
     loop {
         let channel = bus.publishing.channel().await?;
-        let queue = within(channel.queue_declare(
-            DEAD.into(),
-            QueueDeclareOptions::durable().passive(),
-            FieldTable::default(),
-        ))
-        .await?;
-        let waiting = usize::try_from(queue.message_count()).unwrap_or(usize::MAX).min(LOOKED_AT);
-        if waiting == 0 && queue.consumer_count() == 0 {
-            return Ok((channel, vec![]));
-        }
-        let prefetch = u16::try_from(waiting.max(1)).unwrap_or(u16::MAX);
-        within(channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-        let alone = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
-        let consume = channel.basic_consume(DEAD.into(), "".into(), alone, FieldTable::default());
+        within(channel.basic_qos(LOOKED_AT, BasicQosOptions::default())).await?;
+        let exclusive = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
+        let consume = channel.basic_consume(DEAD.into(), "".into(), exclusive, FieldTable::default());
         match within(consume).await {
-            Ok(mut consumer) => {
-                let mut letters = Vec::new();
-                while letters.len() < waiting {
-                    match within(async { Ok(consumer.next().await) }).await {
-                        Ok(Some(received)) => letters.push(received?),
-                        // Fewer than were counted: somebody took one between.
-                        Ok(None) | Err(_) => break,
-                    }
-                }
-                return Ok((channel, letters));
-            }
+            Ok(consumer) => return Ok((channel, consumer)),
             Err(error) if asks == ASKS_MAX => return Err(error),
             Err(_) => {
                 asks += 1;

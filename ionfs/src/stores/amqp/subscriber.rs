@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, StreamExt as _};
 use lapin::message::Delivery as Received;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
@@ -21,6 +22,8 @@ pub(super) struct Subscriber {
     module: String,
     prefetch: u16,
     open: Option<(Channel, Consumer)>,
+    /// A consumer being made: it outlives the call that began it, or the broker would send to nobody.
+    opening: Option<BoxFuture<'static, Result<(Channel, Consumer), Cause>>>,
     /// Of a consumer that was paused.
     paused: Option<Channel>,
     /// What was given out and is not settled, with the channel it came by: one that closes gives its messages back.
@@ -35,24 +38,22 @@ impl Subscriber {
             module: module.to_owned(),
             prefetch,
             open: None,
+            opening: None,
             paused: None,
             held: HashMap::new(),
             next_tag: 1,
         }
     }
 
-    async fn consume(&self) -> Result<(Channel, Consumer), Cause> {
-        let channel = self.bus.consuming.channel().await?;
-        self.bus.redeclare(&channel, &self.module).await?;
-        within(channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
-        let consume = channel.basic_consume(
-            queue_of(&self.module).as_str().into(),
-            "".into(),
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        );
-        let consumer = within(consume).await?;
-        Ok((channel, consumer))
+    /// The open consumer, made if there is none.
+    async fn opened(&mut self) -> Result<&mut Consumer, StoreError> {
+        if self.open.is_none() {
+            let (bus, module, prefetch) = (self.bus.clone(), self.module.clone(), self.prefetch);
+            let opened = self.opening.get_or_insert_with(|| consume(bus, module, prefetch).boxed()).await;
+            self.opening = None;
+            self.open = Some(opened.map_err(|error| self.failed(error))?);
+        }
+        Ok(&mut self.open.as_mut().expect("it was opened just now").1)
     }
 
     fn give(&mut self, received: Received) -> Delivery {
@@ -75,16 +76,25 @@ impl Subscriber {
     }
 }
 
+async fn consume(bus: Arc<Amqp>, module: String, prefetch: u16) -> Result<(Channel, Consumer), Cause> {
+    let channel = bus.consuming.channel().await?;
+    bus.redeclare(&channel, &module).await?;
+    within(channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+    let consume = channel.basic_consume(
+        queue_of(&module).as_str().into(),
+        "".into(),
+        BasicConsumeOptions::default(),
+        FieldTable::default(),
+    );
+    let consumer = within(consume).await?;
+    Ok((channel, consumer))
+}
+
 #[async_trait]
 impl Subscription for Subscriber {
     async fn next(&mut self) -> Result<Delivery, StoreError> {
         loop {
-            let Some((_, consumer)) = &mut self.open else {
-                // Dropped in the middle of this, the channel closes with it.
-                self.open = Some(self.consume().await.map_err(|error| self.failed(error))?);
-                continue;
-            };
-            match consumer.next().await {
+            match self.opened().await?.next().await {
                 Some(Ok(received)) => return Ok(self.give(received)),
                 // The end without an error is a consumer that the broker cancelled: its queue was removed, or, from
                 // RabbitMQ 4.3, it held a message for too long.
@@ -109,6 +119,9 @@ impl Subscription for Subscriber {
     }
 
     async fn pause(&mut self) -> Result<Vec<Delivery>, StoreError> {
+        if self.opening.is_some() {
+            self.opened().await?;
+        }
         let Some((channel, mut consumer)) = self.open.take() else { return Ok(vec![]) };
         let draining = async {
             within(channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await?;

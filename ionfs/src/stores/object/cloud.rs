@@ -39,6 +39,8 @@ impl ObjectBlobs {
         }
         let prefix = Path::parse(prefix).map_err(|error| refused(error.to_string()))?;
         let wrong = |error: object_store::Error| refused(crate::errors::chain(&error));
+        // The TLS code that this build has; whoever installed another one before keeps it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let retry = RetryConfig { max_retries: 5, retry_timeout: RETRY_TIME, ..RetryConfig::default() };
         let name = url.to_owned();
         let (store, multipart): (Arc<dyn object_store::ObjectStore>, _) = match scheme {

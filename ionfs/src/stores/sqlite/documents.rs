@@ -180,8 +180,6 @@ impl Documents for Sqlite {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -189,29 +187,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Sqlite::open(&folder.path().join("ion.db")).unwrap();
         let connection = super::super::connect(&store.path).unwrap();
-        let equal = |collection, fields: &[&'static str]| {
-            Query::equal(collection, fields.iter().map(|field| (*field, json!("x"))).collect())
-        };
-        let queries = [
-            equal(Collection::Events, &["context.correlationId", "context.documentType"]).order_by("created"),
-            equal(Collection::Events, &["context.parentEventId", "jobId", "publication"]),
-            Query {
-                at_most: Some(("created", 1)),
-                ..equal(Collection::Events, &["publication"]).order_by("created")
-            },
-            equal(Collection::Events, &["type", "context.documentType"]).order_by("created"),
-            equal(Collection::Events, &["context.documentType"]).order_by("created"),
-            equal(Collection::Jobs, &["correlationId"]).order_by("created"),
-            equal(Collection::Jobs, &["eventId"]).order_by("created"),
-            equal(Collection::Jobs, &["module", "state"]).order_by("created"),
-            Query {
-                at_most: Some(("due", 1)),
-                ..equal(Collection::Jobs, &["module", "state"]).order_by("due")
-            },
-            Query { at_most: Some(("due", 1)), ..equal(Collection::Jobs, &["state"]).order_by("due") },
-            equal(Collection::Jobs, &["outbox"]),
-        ];
-        for query in queries {
+        for query in crate::stores::known_queries() {
             let (sql, values) = select(&query);
             let plan: Vec<String> = connection
                 .prepare(&format!("EXPLAIN QUERY PLAN {sql}"))

@@ -1,0 +1,479 @@
+//! What every backend promises, checked once for all of them, on real servers. `ION_TEST_MONGODB`, `ION_TEST_AMQP`,
+//! `ION_TEST_S3` and `ION_TEST_AZURE` point it at servers of one's own, by the URLs that `ion` takes.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::stream;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use serde_json::json;
+
+use ionfs::event::{Context, DocumentType, Message};
+use ionfs::id::{CorrelationId, EventId};
+use ionfs::stores::amqp::Amqp;
+use ionfs::stores::mongo::Mongo as MongoDocuments;
+use ionfs::stores::object::ObjectBlobs;
+use ionfs::stores::sqlite::Sqlite;
+use ionfs::stores::{
+    Abandon, Blobs, Bus, Collection, DeadLetter, Delivery, Documents, Guard, Inserted, Query, Routed,
+    StoreError, Subscription, known_queries,
+};
+
+use support::servers::{Azure, Env, Mongo, Rabbit, S3, Server};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+async fn put(blobs: &dyn Blobs, key: &str, body: Vec<u8>) {
+    let pieces: Vec<std::io::Result<Bytes>> =
+        body.chunks(300_000).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+    let stored = blobs.put(key, stream::iter(pieces).boxed()).await.unwrap();
+    assert_eq!(stored, body.len() as u64);
+}
+
+async fn blobs_keep_what_they_were_given(blobs: &dyn Blobs) {
+    let long: Vec<u8> = (0..20_000_000u32).map(|i| u8::try_from(i % 253).unwrap()).collect();
+    let odd = "c/j/1.0/a b%#?*\n\u{e9}\u{1f600}\\\u{7f}";
+    let endless = format!("c/j/1.1/{}", "n".repeat(255));
+    let cases = [
+        ("c/empty", vec![]),
+        ("c/long", long.clone()),
+        (odd, b"odd".to_vec()),
+        (&endless, b"endless".to_vec()),
+    ];
+    for (key, body) in &cases {
+        put(blobs, key, body.clone()).await;
+        assert_eq!(blobs.size(key).await.unwrap(), Some(body.len() as u64), "{key:?}");
+        assert_eq!(blobs.get_range(key, 0..body.len() as u64).await.unwrap(), body, "{key:?}");
+    }
+    assert_eq!(blobs.get_range("c/long", 9_999_990..10_000_010).await.unwrap(), &long[9_999_990..10_000_010]);
+    let listed: BTreeSet<String> =
+        blobs.list("c").await.unwrap().map_ok(|info| info.key).try_collect().await.unwrap();
+    assert_eq!(listed, cases.iter().map(|(key, _)| blobs.canonical(key)).collect());
+    let listed: Vec<_> = blobs.list("c/j").await.unwrap().try_collect().await.unwrap();
+    assert_eq!(listed.len(), 2);
+    for info in &listed {
+        blobs.delete_listed(info).await.unwrap();
+    }
+    assert_eq!(blobs.size(odd).await.unwrap(), None);
+    blobs.delete("c/long").await.unwrap();
+    blobs.delete("c/long").await.unwrap();
+    assert!(matches!(blobs.get_range("c/long", 0..1).await, Err(StoreError::NoSuchBlob(_))));
+}
+
+async fn a_body_that_fails_leaves_no_blob(blobs: &dyn Blobs) {
+    for good_pieces in [0, 30] {
+        let good = (0..good_pieces).map(|_| Ok(Bytes::from(vec![1; 1 << 20])));
+        let body = stream::iter(good.chain([Err(std::io::Error::other("cut"))]));
+        assert!(blobs.put("x/cut", body.boxed()).await.is_err());
+        assert_eq!(blobs.size("x/cut").await.unwrap(), None);
+        assert_eq!(blobs.list("x").await.unwrap().count().await, 0);
+    }
+}
+
+/// An upload whose process dies in the middle: it shows in no listing, and `abandon_uploads` ends it.
+fn an_upload_left_behind_is_found(open: impl Fn() -> ObjectBlobs) {
+    let dying = tokio::runtime::Runtime::new().unwrap();
+    dying.block_on(async {
+        let blobs = open();
+        let begun = (0..20).map(|_| Ok(Bytes::from(vec![1; 1 << 20])));
+        let body = stream::iter(begun).chain(stream::pending());
+        let put = blobs.put("dead/upload", body.boxed());
+        assert!(tokio::time::timeout(Duration::from_secs(1), put).await.is_err());
+        // Its tasks and destructors run no more, as after a kill.
+        std::mem::forget(blobs);
+    });
+    dying.shutdown_background();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let blobs = open();
+        assert_eq!(blobs.list("dead").await.unwrap().count().await, 0);
+        let later = ionfs::clock::now() + 60_000;
+        let long_ago = later - 3_600_000;
+        assert_eq!(blobs.abandon_uploads(long_ago, Abandon::End).await.unwrap(), 0, "it may be under way");
+        assert_eq!(blobs.abandon_uploads(later, Abandon::Count).await.unwrap(), 1);
+        assert_eq!(blobs.abandon_uploads(later, Abandon::End).await.unwrap(), 1);
+        assert_eq!(blobs.abandon_uploads(later, Abandon::Count).await.unwrap(), 0);
+    });
+}
+
+async fn blobs_contract(blobs: &dyn Blobs) {
+    blobs_keep_what_they_were_given(blobs).await;
+    a_body_that_fails_leaves_no_blob(blobs).await;
+}
+
+#[tokio::test]
+async fn blobs_on_files_and_in_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let local = ObjectBlobs::local(&folder.path().join("blobs")).unwrap();
+    blobs_contract(&local).await;
+    blobs_contract(&ObjectBlobs::memory()).await;
+    put(&local, "a/b", b"here".to_vec()).await;
+    assert_eq!(std::io::read_to_string(local.open_local("a/b").unwrap()).unwrap(), "here");
+    assert!(local.open_local("a/none").is_none());
+    // What a killed put leaves: the backend writes beside the name and renames.
+    std::fs::write(folder.path().join("blobs/a/c#1"), "half").unwrap();
+    assert_eq!(local.list("a").await.unwrap().count().await, 1);
+    assert_eq!(local.abandon_uploads(ionfs::clock::now() + 60_000, Abandon::End).await.unwrap(), 1);
+    assert!(!folder.path().join("blobs/a/c#1").exists());
+}
+
+fn fresh(what: &str) -> String {
+    format!("{what}-{}", EventId::random())
+}
+
+/// The URL in `variable`; without it, the server is started and the test `name` run again with it.
+fn served(name: &str, variable: &str, start: impl FnOnce() -> (String, Env, Server)) -> Option<String> {
+    if let Ok(url) = std::env::var(variable) {
+        return Some(url);
+    }
+    let (url, mut env, _server) = start();
+    env.push((variable.to_owned(), url));
+    support::passes_again(&[], name, &env);
+    None
+}
+
+#[test]
+fn blobs_on_s3() {
+    let start = || {
+        let s3 = S3::start();
+        (s3.url, s3.env, s3.server)
+    };
+    let Some(url) = served("blobs_on_s3", "ION_TEST_S3", start) else { return };
+    cloud_contract(&url);
+    let left_behind = format!("{url}/{}", fresh("left"));
+    an_upload_left_behind_is_found(|| ObjectBlobs::cloud(&left_behind).unwrap());
+}
+
+#[test]
+fn blobs_on_azure() {
+    let start = || {
+        let azure = Azure::start();
+        azure.make_container("ion");
+        ("az://ion".to_owned(), azure.env, azure.server)
+    };
+    if let Some(url) = served("blobs_on_azure", "ION_TEST_AZURE", start) {
+        cloud_contract(&url);
+    }
+}
+
+/// With a prefix, beside which another one is not seen.
+fn cloud_contract(url: &str) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let blobs = ObjectBlobs::cloud(&format!("{url}/{}", fresh("contract"))).unwrap();
+        blobs_contract(&blobs).await;
+        let beside = ObjectBlobs::cloud(&format!("{url}/{}", fresh("beside"))).unwrap();
+        put(&blobs, "one", b"1".to_vec()).await;
+        assert_eq!(beside.list("").await.unwrap().count().await, 0);
+        assert_eq!(blobs.canonical("one"), "one");
+        let mut kept = blobs.list("").await.unwrap();
+        while let Some(info) = kept.try_next().await.unwrap() {
+            blobs.delete_listed(&info).await.unwrap();
+        }
+        assert_eq!(blobs.list("").await.unwrap().count().await, 0);
+    });
+}
+
+fn guard(attempt: u32) -> Option<Guard> {
+    Some(Guard { collection: Collection::Jobs, id: "job".into(), equals: vec![("attempt", json!(attempt))] })
+}
+
+async fn documents_are_inserted_once_and_replaced_by_condition(documents: &dyn Documents) {
+    let one = json!({"id": "1", "type": "a", "n": 1, "flag": true, "context": {"correlationId": "c"}});
+    assert_eq!(documents.insert(Collection::Events, one.clone(), None).await.unwrap(), Inserted::New);
+    let other = json!({"id": "1", "type": "b"});
+    assert_eq!(
+        documents.insert(Collection::Events, other, None).await.unwrap(),
+        Inserted::Existing(one.clone())
+    );
+    let changed = json!({"id": "1", "type": "a", "n": 2, "context": {"correlationId": "c"}});
+    let replace = |expect| documents.replace(Collection::Events, changed.clone(), expect, None);
+    assert!(!replace(vec![("n", json!(7))]).await.unwrap());
+    assert!(!replace(vec![("n", json!(1)), ("missing", json!("x"))]).await.unwrap());
+    assert!(replace(vec![("n", json!(1)), ("flag", json!(true)), ("missing", json!(null))]).await.unwrap());
+    assert_eq!(documents.get(Collection::Events, "1").await.unwrap(), Some(changed.clone()));
+    assert_eq!(documents.get(Collection::Jobs, "1").await.unwrap(), None);
+    let found = documents
+        .find(Query::equal(Collection::Events, vec![("context.correlationId", json!("c"))]))
+        .await
+        .unwrap();
+    assert_eq!(found, [changed]);
+    assert!(!documents.delete(Collection::Events, "1", vec![("n", json!(1))]).await.unwrap());
+    assert!(documents.delete(Collection::Events, "1", vec![("n", json!(2))]).await.unwrap());
+}
+
+async fn documents_are_found_in_order_and_within_bounds(documents: &dyn Documents) {
+    for n in [3, 1, 2, 5, 4] {
+        let job = json!({"id": format!("j{n}"), "state": "queued", "due": n});
+        documents.insert(Collection::Jobs, job, None).await.unwrap();
+    }
+    let query = Query {
+        at_most: Some(("due", 4)),
+        ..Query::equal(Collection::Jobs, vec![("state", json!("queued"))]).order_by("due").limit(3)
+    };
+    let found = documents.find(query).await.unwrap();
+    assert_eq!(found.iter().map(|job| job["due"].as_i64().unwrap()).collect::<Vec<_>>(), [1, 2, 3]);
+}
+
+async fn a_guard_that_does_not_hold_writes_nothing(documents: &dyn Documents) {
+    let event = json!({"id": "guarded"});
+    assert!(matches!(
+        documents.insert(Collection::Events, event.clone(), guard(1)).await,
+        Err(StoreError::Fenced)
+    ));
+    documents.insert(Collection::Jobs, json!({"id": "job", "attempt": 2}), None).await.unwrap();
+    assert!(matches!(
+        documents.insert(Collection::Events, event.clone(), guard(1)).await,
+        Err(StoreError::Fenced)
+    ));
+    assert!(matches!(
+        documents.replace(Collection::Events, event.clone(), vec![], guard(1)).await,
+        Err(StoreError::Fenced)
+    ));
+    assert_eq!(documents.get(Collection::Events, "guarded").await.unwrap(), None);
+    assert_eq!(documents.insert(Collection::Events, event, guard(2)).await.unwrap(), Inserted::New);
+}
+
+/// Several tasks over two handles of one store, as two processes, claim each document exactly once.
+async fn a_claim_is_won_once(handles: [Arc<dyn Documents>; 2]) {
+    const CLAIMS: usize = 200;
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..8 {
+        let documents = handles[task % 2].clone();
+        tasks.spawn(async move {
+            let mut won = 0;
+            for n in 0..CLAIMS {
+                let claim = json!({"id": format!("claim-{n}"), "by": task});
+                won += usize::from(
+                    documents.insert(Collection::Jobs, claim, None).await.unwrap() == Inserted::New,
+                );
+            }
+            won
+        });
+    }
+    assert_eq!(tasks.join_all().await.into_iter().sum::<usize>(), CLAIMS);
+}
+
+fn message(event_type: &str, id: &str) -> Message {
+    let context = Context {
+        name: "test".into(),
+        event_id: EventId::new(id),
+        correlation_id: CorrelationId::new("c"),
+        parent_event_id: String::new(),
+        document_type: DocumentType::EventMeta,
+    };
+    Message { context, event_type: event_type.into() }
+}
+
+async fn messages_reach_each_bound_queue_until_acknowledged(bus: Arc<dyn Bus>, tag: &str) {
+    let (a, b) = (format!("a.{tag}"), format!("b.{tag}"));
+    let (m, n) = (format!("m-{tag}"), format!("n-{tag}"));
+    assert_eq!(bus.publish(&message(&a, "0")).await.unwrap(), Routed::Nowhere);
+    bus.declare(&m, &[a.clone(), b.clone()], &[]).await.unwrap();
+    bus.declare(&n, std::slice::from_ref(&a), &[]).await.unwrap();
+    bus.declare(&m, &[a.clone(), b.clone()], &[]).await.unwrap();
+    assert!(matches!(bus.publish(&message(&a, "1")).await.unwrap(), Routed::To(_)));
+    assert!(matches!(bus.publish(&message(&b, "2")).await.unwrap(), Routed::To(_)));
+    assert_eq!(bus.peek(&m, 10).await.unwrap(), [message(&a, "1"), message(&b, "2")]);
+    assert_eq!(bus.peek(&n, 10).await.unwrap(), [message(&a, "1")]);
+    let mut first = bus.clone().subscribe(&m, 1).await.unwrap();
+    let delivery = next(&mut first).await;
+    assert_eq!(delivery.message, Ok(message(&a, "1")));
+    // One held, prefetch one: the second waits until the first is settled.
+    assert!(tokio::time::timeout(Duration::from_millis(120), first.next()).await.is_err());
+    first.acknowledge(delivery.tag).await.unwrap();
+    let second = next(&mut first).await;
+    assert_eq!(second.message, Ok(message(&b, "2")));
+    first.give_back(second.tag).await.unwrap();
+    let again = next(&mut first).await;
+    assert_eq!(again.message, Ok(message(&b, "2")));
+    drop(first);
+    let mut heir = bus.clone().subscribe(&m, 1).await.unwrap();
+    let inherited = next(&mut heir).await;
+    assert_eq!(inherited.message, Ok(message(&b, "2")));
+    heir.acknowledge(inherited.tag).await.unwrap();
+    bus.send(&m, &message(&a, "3")).await.unwrap();
+    let sent = next(&mut heir).await;
+    assert_eq!(sent.message, Ok(message(&a, "3")));
+    heir.acknowledge(sent.tag).await.unwrap();
+    for module in [&n, &m] {
+        bus.retire(module).await.unwrap();
+        assert!(bus.peek(module, 10).await.unwrap().is_empty());
+    }
+    assert_eq!(bus.publish(&message(&a, "4")).await.unwrap(), Routed::Nowhere);
+}
+
+async fn next(subscription: &mut Box<dyn Subscription>) -> Delivery {
+    tokio::time::timeout(DEADLINE, subscription.next()).await.unwrap().unwrap()
+}
+
+async fn a_binding_that_is_gone_brings_no_more(bus: &dyn Bus, tag: &str) {
+    let (old, new, module) = (format!("old.{tag}"), format!("new.{tag}"), format!("rebound-{tag}"));
+    bus.declare(&module, std::slice::from_ref(&old), &[]).await.unwrap();
+    bus.declare(&module, std::slice::from_ref(&new), std::slice::from_ref(&old)).await.unwrap();
+    assert_eq!(bus.publish(&message(&old, "1")).await.unwrap(), Routed::Nowhere);
+    assert!(matches!(bus.publish(&message(&new, "2")).await.unwrap(), Routed::To(_)));
+    bus.retire(&module).await.unwrap();
+}
+
+/// A subscriber whose waits are dropped again and again, and that is paused, gets every message once.
+async fn a_dropped_wait_and_a_pause_lose_nothing(bus: Arc<dyn Bus>, tag: &str) {
+    const MESSAGES: usize = 40;
+    let (kind, module) = (format!("drop.{tag}"), format!("drop-{tag}"));
+    bus.declare(&module, std::slice::from_ref(&kind), &[]).await.unwrap();
+    for n in 0..MESSAGES {
+        bus.publish(&message(&kind, &n.to_string())).await.unwrap();
+    }
+    let mut subscription = bus.clone().subscribe(&module, 4).await.unwrap();
+    let mut seen = Vec::new();
+    let deadline = Instant::now() + DEADLINE;
+    let mut round = 0;
+    while seen.len() < MESSAGES {
+        assert!(Instant::now() < deadline, "{} of {MESSAGES}: {seen:?}", seen.len());
+        round += 1;
+        let wait = Duration::from_micros(200 * (round % 50));
+        let mut given: Vec<Delivery> = Vec::new();
+        if let Ok(delivery) = tokio::time::timeout(wait, subscription.next()).await {
+            given.push(delivery.unwrap());
+        }
+        if round % 9 == 0 {
+            given.extend(subscription.pause().await.unwrap());
+        }
+        for delivery in given {
+            seen.push(delivery.message.unwrap().context.event_id.to_string().parse::<usize>().unwrap());
+            subscription.acknowledge(delivery.tag).await.unwrap();
+        }
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, (0..MESSAGES).collect::<Vec<_>>());
+    bus.retire(&module).await.unwrap();
+}
+
+/// A message published through one handle wakes the subscriber of another, as of another process.
+async fn another_process_is_heard(publisher: Arc<dyn Bus>, subscriber: Arc<dyn Bus>, tag: &str) {
+    let (kind, module) = (format!("x.{tag}"), format!("heard-{tag}"));
+    subscriber.declare(&module, std::slice::from_ref(&kind), &[]).await.unwrap();
+    let mut subscription = subscriber.clone().subscribe(&module, 1).await.unwrap();
+    let waiting = tokio::spawn(async move { next(&mut subscription).await.message });
+    publisher.publish(&message(&kind, "9")).await.unwrap();
+    assert_eq!(waiting.await.unwrap(), Ok(message(&kind, "9")));
+    subscriber.retire(&module).await.unwrap();
+}
+
+/// More often than a broker lets a message come back.
+async fn looking_uses_nothing_up(bus: &dyn Bus, tag: &str) {
+    let (kind, module) = (format!("look.{tag}"), format!("look-{tag}"));
+    bus.declare(&module, std::slice::from_ref(&kind), &[]).await.unwrap();
+    bus.publish(&message(&kind, "1")).await.unwrap();
+    for _ in 0..130 {
+        assert_eq!(bus.peek(&module, 5).await.unwrap(), [message(&kind, "1")]);
+    }
+    bus.retire(&module).await.unwrap();
+}
+
+async fn dead_letters_are_kept_until_exhumed(bus: &dyn Bus, tag: &str) {
+    let module = format!("dead-{tag}");
+    let letter = |event: &str, at| DeadLetter {
+        module: module.clone(),
+        event_id: event.into(),
+        body: "{}".into(),
+        reason: "exit status 1".into(),
+        at,
+    };
+    let mine = async || {
+        let mut letters = bus.dead_letters(1000).await.unwrap();
+        letters.retain(|letter| letter.module == module);
+        letters
+    };
+    bus.bury(letter("1", 1)).await.unwrap();
+    bus.bury(letter("2", 2)).await.unwrap();
+    bus.bury(letter("1", 3)).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(mine().await, [letter("2", 2), letter("1", 3)]);
+    }
+    assert!(bus.exhume(&module, "1").await.unwrap());
+    assert!(!bus.exhume(&module, "1").await.unwrap());
+    assert_eq!(mine().await, [letter("2", 2)]);
+    assert!(bus.exhume(&module, "2").await.unwrap());
+}
+
+async fn documents_contract(one: Arc<dyn Documents>, two: Arc<dyn Documents>) {
+    documents_are_inserted_once_and_replaced_by_condition(&*one).await;
+    documents_are_found_in_order_and_within_bounds(&*one).await;
+    a_guard_that_does_not_hold_writes_nothing(&*one).await;
+    a_claim_is_won_once([one, two]).await;
+}
+
+async fn bus_contract(one: Arc<dyn Bus>, two: Arc<dyn Bus>) {
+    let tag = fresh("t");
+    messages_reach_each_bound_queue_until_acknowledged(one.clone(), &tag).await;
+    a_binding_that_is_gone_brings_no_more(&*one, &tag).await;
+    a_dropped_wait_and_a_pause_lose_nothing(one.clone(), &tag).await;
+    another_process_is_heard(one.clone(), two.clone(), &tag).await;
+    looking_uses_nothing_up(&*one, &tag).await;
+    dead_letters_are_kept_until_exhumed(&*one, &tag).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_and_bus_on_sqlite() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || Arc::new(Sqlite::open(&folder.path().join("deep/ion.db")).unwrap());
+    let (one, two) = (open(), open());
+    documents_contract(one.clone(), two.clone()).await;
+    bus_contract(one, two).await;
+}
+
+#[test]
+fn documents_on_mongodb() {
+    let start = || {
+        let mongo = Mongo::start();
+        (mongo.url, vec![], mongo.server)
+    };
+    let Some(url) = served("documents_on_mongodb", "ION_TEST_MONGODB", start) else { return };
+    let url = format!("{url}/{}", fresh("ion").replace('-', "_"));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let open = async || Arc::new(MongoDocuments::open(&url).await.unwrap());
+        let (one, two) = (open().await, open().await);
+        documents_contract(one.clone(), two.clone()).await;
+        for query in known_queries() {
+            let plan = one.explain(&query).await.unwrap()["queryPlanner"]["winningPlan"].to_string();
+            assert!(plan.contains("IXSCAN") && !plan.contains("COLLSCAN"), "{query:?}: {plan}");
+        }
+        // Keys that mean something to MongoDB are values like any others.
+        let odd = json!({"id": "odd", "data": [{"key": "$where", "value": "{\"$oid\": 1}"}], "n": 1.5, "none": null});
+        one.insert(Collection::Events, odd.clone(), None).await.unwrap();
+        assert_eq!(two.get(Collection::Events, "odd").await.unwrap(), Some(odd));
+        one.drop_database().await.unwrap();
+    });
+}
+
+#[test]
+fn bus_on_rabbitmq() {
+    let start = || {
+        let rabbit = Rabbit::start();
+        let url = rabbit.url.clone();
+        (url, vec![], rabbit.into_server())
+    };
+    let Some(url) = served("bus_on_rabbitmq", "ION_TEST_AMQP", start) else { return };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let open = async || Arc::new(Amqp::open(&url).await.unwrap());
+        bus_contract(open().await, open().await).await;
+    });
+}
+
+#[tokio::test]
+async fn what_is_no_database_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ion.db");
+    std::fs::write(&path, "this is a text, and a rather long one, that is no database at all".repeat(30))
+        .unwrap();
+    let error = Sqlite::open(&path).unwrap_err().to_string();
+    assert!(error.contains("ion.db"), "{error}");
+}
