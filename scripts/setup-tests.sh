@@ -62,3 +62,6 @@ if [ ! -x "$cache/azurite/node_modules/.bin/azurite-blob" ]; then
     mkdir -p "$cache/azurite"
     npm install --silent --no-fund --no-audit --prefix "$cache/azurite" azurite@3.37.0 >/dev/null
 fi
+
+# The examples run in the tests too.
+"$(dirname "$0")/setup-examples.sh"

@@ -40,10 +40,15 @@ pub(crate) async fn run(settings: &Settings, _args: Args) -> Outcome {
         },
     });
     findings.push(passthrough(root));
-    findings.push(match settings.plane().await {
-        Ok(_) => good("stores", &format!("{} and {}", settings.urls().blobs, settings.urls().documents)),
-        Err(crate::Failure(reason)) => Finding { what: "stores", good: false, needed: true, text: reason },
-    });
+    for probed in ionfs::probe::probe(settings.urls()).await {
+        findings.push(match probed.outcome {
+            Ok(can) => good(probed.store, &format!("{}: {can}", probed.url)),
+            Err(reason) => {
+                let text = format!("{}: {reason}", probed.url);
+                Finding { what: probed.store, good: false, needed: true, text }
+            }
+        });
+    }
     let well = findings.iter().all(|finding| finding.good || !finding.needed);
     if settings.json {
         let list: Vec<_> = findings
@@ -62,7 +67,7 @@ pub(crate) async fn run(settings: &Settings, _args: Args) -> Outcome {
                 "{:<12} {:<5}  {}",
                 finding.what,
                 output::coloured(mark, colour),
-                finding.text
+                finding.text.replace('\n', &format!("\n{:20}", ""))
             ));
         }
     }

@@ -46,6 +46,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Up(up::Args),
+    Dispatch(up::DispatchArgs),
+    Relay(up::RelayArgs),
     Run(run::Args),
     #[command(subcommand)]
     Event(event::Command),
@@ -114,7 +116,9 @@ fn main() -> ExitCode {
 async fn work(cli: Cli) -> Outcome {
     let settings = Settings::resolve(cli.global)?;
     match cli.command {
-        Command::Up(args) => up::run(&settings, args).await,
+        Command::Up(args) => up::run(settings, args).await,
+        Command::Dispatch(args) => up::dispatch(settings, args).await,
+        Command::Relay(args) => up::relay(&settings, args).await,
         Command::Run(args) => run::run(&settings, args).await,
         Command::Event(command) => event::run(&settings, command).await,
         Command::Module(command) => module::run(&settings, command).await,

@@ -1,18 +1,24 @@
 //! Flags and environment, read in this one place.
 
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use dispatcher::executor::local::Namespaces;
+use dispatcher::pipeline::PlaneSection;
 use ionfs::node::NodeSettings;
 use ionfs::stores::DataPlane;
-use ionfs::stores::open::{StoreUrls, open};
+use ionfs::stores::open::{StoreUrls, open, without_credentials};
 use tracing_subscriber::EnvFilter;
 
-use crate::Failure;
+use crate::{Failure, output};
 
 /// What of the daemon's environment modules see: nothing that could be a credential.
 const PASSED_ON: [&str; 8] = ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ"];
+
+/// Where the stores of the last pipeline are noted, below the home.
+const PLANE: &str = "plane.json";
 
 /// Where programs are looked for when nobody says.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -30,7 +36,7 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     home: PathBuf,
-    /// Where files' bytes are kept [default: file://HOME/blobs]
+    /// Where files' bytes are kept: file://, s3://, az:// or gs:// [default: file://HOME/blobs]
     #[arg(
         long,
         env = "ION_BLOBS",
@@ -40,7 +46,7 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     blobs: Option<String>,
-    /// Where events and jobs are kept [default: sqlite://HOME/ion.db]
+    /// Where events and jobs are kept: sqlite:// or mongodb:// [default: sqlite://HOME/ion.db]
     #[arg(
         long,
         env = "ION_DOCUMENTS",
@@ -50,7 +56,7 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     documents: Option<String>,
-    /// Who is told of events [default: sqlite://HOME/ion.db]
+    /// Who is told of events: sqlite:// or amqp:// [default: sqlite://HOME/ion.db]
     #[arg(
         long,
         env = "ION_BUS",
@@ -60,6 +66,17 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     bus: Option<String>,
+    /// How long a close of an event file waits for stores that are away before it fails with EIO
+    #[arg(
+        long,
+        env = "ION_COMMIT_DEADLINE",
+        default_value = "30s",
+        value_parser = humantime::parse_duration,
+        global = true,
+        value_name = "TIME",
+        help_heading = "Global options"
+    )]
+    commit_deadline: Duration,
     /// Print JSON documents instead of tables
     #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
@@ -79,8 +96,11 @@ pub(crate) struct Global {
 pub(crate) struct Settings {
     pub(crate) home: PathBuf,
     pub(crate) json: bool,
+    /// What flags and environment say of the stores: it overrides every file.
+    said: PlaneSection,
     urls: StoreUrls,
     passthrough: bool,
+    commit_deadline: Duration,
     /// Whether jobs get namespaces of their own.
     pub(crate) namespaces: Namespaces,
 }
@@ -88,8 +108,9 @@ pub(crate) struct Settings {
 impl Settings {
     pub(crate) fn resolve(global: Global) -> Result<Self, Failure> {
         let level = ["warn", "info", "debug"][usize::from(global.verbose.min(2))];
-        let filter = EnvFilter::try_from_env("ION_LOG")
-            .unwrap_or_else(|_| EnvFilter::new(format!("warn,ion={level},ionfs={level},dispatcher={level}")));
+        let filter = EnvFilter::try_from_env("ION_LOG").unwrap_or_else(|_| {
+            EnvFilter::new(format!("warn,lapin=off,ion={level},ionfs={level},dispatcher={level}"))
+        });
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
@@ -97,14 +118,53 @@ impl Settings {
             .with_target(false)
             .init();
         let home = std::path::absolute(&global.home)?;
-        let defaults = StoreUrls::embedded(&home);
-        let urls = StoreUrls {
-            blobs: global.blobs.unwrap_or(defaults.blobs),
-            documents: global.documents.unwrap_or(defaults.documents),
-            bus: global.bus.unwrap_or(defaults.bus),
+        let said = PlaneSection { blobs: global.blobs, documents: global.documents, bus: global.bus };
+        warn_of_passwords();
+        let recorded = match std::fs::read(home.join(PLANE)) {
+            Ok(json) => serde_json::from_slice(&json)?,
+            Err(_) => PlaneSection::default(),
         };
         let namespaces = if global.no_namespaces { Namespaces::Never } else { Namespaces::WherePossible };
-        Ok(Self { home, json: global.json, urls, passthrough: !global.no_passthrough, namespaces })
+        let urls = StoreUrls::embedded(&home);
+        let passthrough = !global.no_passthrough;
+        let (json, commit_deadline) = (global.json, global.commit_deadline);
+        let mut settings = Self { home, json, said, urls, passthrough, commit_deadline, namespaces };
+        settings.choose(&recorded)?;
+        Ok(settings)
+    }
+
+    /// Which stores: what was said, else what a file says, else the embedded ones.
+    fn choose(&mut self, file: &PlaneSection) -> Result<(), Failure> {
+        let wanted = PlaneSection {
+            blobs: self.said.blobs.clone().or_else(|| file.blobs.clone()),
+            documents: self.said.documents.clone().or_else(|| file.documents.clone()),
+            bus: self.said.bus.clone().or_else(|| file.bus.clone()),
+        };
+        let wanted = wanted.expanded(|name| std::env::var(name).ok()).map_err(Failure)?;
+        let defaults = StoreUrls::embedded(&self.home);
+        self.urls = StoreUrls {
+            blobs: wanted.blobs.unwrap_or(defaults.blobs),
+            documents: wanted.documents.unwrap_or(defaults.documents),
+            bus: wanted.bus.unwrap_or(defaults.bus),
+        };
+        Ok(())
+    }
+
+    /// Takes the stores that a pipeline file names, and notes them in the home, so that `ion trace` and the like look at
+    /// the same ones. As written there: a password that the file takes from the environment is not kept.
+    pub(crate) fn adopt(&mut self, section: &PlaneSection) -> Result<(), Failure> {
+        self.choose(section)?;
+        let file = self.home.join(PLANE);
+        if *section == PlaneSection::default() {
+            return match std::fs::remove_file(file) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+                _ => Ok(()),
+            };
+        }
+        std::fs::create_dir_all(&self.home)?;
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(file)?;
+        Ok(std::io::Write::write_all(&mut file, &serde_json::to_vec_pretty(section)?)?)
     }
 
     /// Opens the stores.
@@ -114,12 +174,25 @@ impl Settings {
 
     /// How a daemon of this command behaves.
     pub(crate) fn node(&self) -> NodeSettings {
-        NodeSettings { passthrough: self.passthrough, ..NodeSettings::new(&self.home) }
+        NodeSettings {
+            passthrough: self.passthrough,
+            commit_deadline: self.commit_deadline,
+            ..NodeSettings::new(&self.home)
+        }
     }
 
     /// Where the stores are, for people.
     pub(crate) fn urls(&self) -> &StoreUrls {
         &self.urls
+    }
+}
+
+/// What stands in a command line stands in every list of processes.
+fn warn_of_passwords() {
+    if std::env::args().any(|word| without_credentials(&word) != word) {
+        output::say(
+            "a password in the command line can be read by every user of this machine; set ION_DOCUMENTS or ION_BUS instead",
+        );
     }
 }
 

@@ -34,21 +34,82 @@ pub(crate) struct Args {
     /// Jobs at a time of all modules together [default: twice the processors]
     #[arg(long)]
     jobs: Option<usize>,
+    /// How long jobs stay with a dispatcher that is not heard of: longer than your document store may be away
+    #[arg(long, env = "ION_LEASE", default_value = "60s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    lease: std::time::Duration,
     /// Do not show what modules print
     #[arg(short, long)]
     quiet: bool,
 }
 
-pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
+/// Run the jobs of a pipeline's modules, beside other dispatchers on the same stores
+///
+/// Like `ion up`, for a deployment: any number of them, on any number of hosts, share each module's queue. Every host has
+/// an ION_HOME of its own, the same stores (ION_BLOBS, ION_DOCUMENTS, ION_BUS or the file's plane section), and the modules'
+/// programs at the same paths.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Example:\n  ion dispatch pipeline.yaml --module detect --jobs 8")]
+pub(crate) struct DispatchArgs {
+    #[command(flatten)]
+    up: Args,
+    /// Serve only this module; may be repeated
+    #[arg(short, long = "module", value_name = "NAME")]
+    modules: Vec<String>,
+}
+
+pub(crate) async fn dispatch(settings: Settings, args: DispatchArgs) -> Outcome {
+    serve(settings, args.up, &args.modules).await
+}
+
+pub(crate) async fn run(settings: Settings, args: Args) -> Outcome {
+    serve(settings, args, &[]).await
+}
+
+/// Publish what was committed while the broker was away, until Ctrl-C
+///
+/// Every dispatcher does so too; this does nothing else.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RelayArgs {}
+
+pub(crate) async fn relay(settings: &Settings, _args: RelayArgs) -> Outcome {
+    let plane = settings.plane().await?;
+    output::say("ready: what is older than 10 s and not published will be");
+    let stop = until_asked_to_stop();
+    tokio::pin!(stop);
+    loop {
+        match ionfs::relay::run_once(&plane, ionfs::relay::GRACE).await {
+            Ok(0) => {}
+            Ok(published) => output::say(&format!("published {published} events")),
+            Err(error) => tracing::warn!(error = ionfs::errors::chain(&error), "not published yet"),
+        }
+        tokio::select! {
+            () = &mut stop => return Ok(Verdict::Well),
+            () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
+        }
+    }
+}
+
+/// The modules of a pipeline file, or the registered ones; of them those that were named.
+async fn serve(mut settings: Settings, args: Args, only: &[String]) -> Outcome {
     // Read first: a mistake in the file is found before anything starts.
     let file = args.pipeline.or_else(|| Some(PathBuf::from("pipeline.yaml")).filter(|file| file.exists()));
     let pipeline = file.as_deref().map(|file| Pipeline::load(file, &search_path())).transpose()?;
+    if let Some(pipeline) = &pipeline {
+        settings.adopt(&pipeline.plane)?;
+    }
+    let settings = &settings;
     let plane = settings.plane().await?;
     let node = Node::new(plane.clone(), settings.node())?;
-    let modules = match pipeline {
+    let mut modules = match pipeline {
         Some(pipeline) => pipeline.modules,
         None => Ledger::new(plane.clone()).modules().await?,
     };
+    if let Some(unknown) = only.iter().find(|name| !modules.iter().any(|module| module.name == **name)) {
+        return Err(Failure(format!(
+            "there is no module {unknown:?}; `ion module list` shows those there are"
+        )));
+    }
+    modules.retain(|module| only.is_empty() || only.contains(&module.name));
     if modules.is_empty() {
         return Err(Failure(
             "there are no modules to run; name a pipeline file, or register one with `ion module create`"
@@ -61,6 +122,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     let executor = Arc::new(local_executor(settings, node, Some(lines)).await?);
     let mut dispatch = DispatchSettings::new(&settings.home);
     dispatch.slots = args.jobs.unwrap_or(dispatch.slots);
+    dispatch.lease = args.lease;
     let names: Vec<String> = modules.iter().map(|module| module.name.clone()).collect();
     let dispatcher = Dispatcher::new(plane, executor, modules, dispatch, Some(notices));
     let shutdown = CancellationToken::new();

@@ -301,10 +301,17 @@ fn picture(root: &Path) -> BTreeMap<PathBuf, String> {
             } else if m.is_symlink() {
                 format!("l {}", fs::read_link(&path).unwrap().display())
             } else {
-                let mut content = Vec::new();
-                File::open(&path).unwrap().read_to_end(&mut content).unwrap();
-                assert_eq!(content.len() as u64, m.len(), "{}", path.display());
-                format!("f {:o} {} {} {:x}", m.mode(), m.nlink(), m.len(), ionfs_sum(&content))
+                let content = match File::open(&path) {
+                    Ok(mut file) => {
+                        let mut content = Vec::new();
+                        file.read_to_end(&mut content).unwrap();
+                        assert_eq!(content.len() as u64, m.len(), "{}", path.display());
+                        format!("{:x}", ionfs_sum(&content))
+                    }
+                    // A mode that an ordinary user is bound by.
+                    Err(error) => format!("{:?}", error.kind()),
+                };
+                format!("f {:o} {} {} {content}", m.mode(), m.nlink(), m.len())
             };
             into.insert(path.strip_prefix(root).unwrap().to_owned(), what);
             if m.is_dir() {
@@ -382,7 +389,7 @@ fn inputs_read_the_same_whoever_moves_the_bytes() {
         // What is whole is read by the kernel, where it may.
         assert_eq!(
             mount.metric("opensPassthrough") > 0,
-            passthrough == Passthrough::Allowed,
+            passthrough == Passthrough::Allowed && rustix::process::geteuid().is_root(),
             "{passthrough:?} {blobs:?}"
         );
         assert_eq!(

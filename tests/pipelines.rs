@@ -343,7 +343,7 @@ fn what_people_ask_for_wrongly_is_answered_with_the_way_out() {
         (&["job", "get", "nope"], 1, "`ion job list`"),
         (&["module", "get", "nope"], 1, "`ion module list`"),
         (&["trace"], 1, "`ion event create`"),
-        (&["--blobs", "s3://key:secret@bucket/x", "job", "list"], 1, "file:///path"),
+        (&["--blobs", "s3://key:secret@bucket/x", "job", "list"], 1, "s3://bucket/prefix"),
         (&["bogus"], 2, "unrecognized subcommand"),
     ];
     for (words, code, text) in cases {

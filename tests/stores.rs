@@ -463,8 +463,8 @@ fn bus_on_rabbitmq() {
     let Some(url) = served("bus_on_rabbitmq", "ION_TEST_AMQP", start) else { return };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let open = async || Arc::new(Amqp::open(&url).await.unwrap());
-        bus_contract(open().await, open().await).await;
+        let open = || Arc::new(Amqp::open(&url).unwrap());
+        bus_contract(open(), open()).await;
     });
 }
 

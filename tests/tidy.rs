@@ -36,7 +36,9 @@ fn only(folder: &str, word: &str, rooms: &[&str]) {
 fn each_library_is_named_in_one_room() {
     only("ionfs/src", "fuser::", &["ionfs/src/fuse.rs", "ionfs/src/mount.rs"]);
     only("ionfs/src", "rusqlite::", &["stores/sqlite"]);
-    only("ionfs/src", "object_store::", &["stores/object.rs"]);
+    only("ionfs/src", "object_store::", &["stores/object"]);
+    only("ionfs/src", "mongodb::", &["stores/mongo.rs"]);
+    only("ionfs/src", "lapin::", &["stores/amqp"]);
     only("dispatcher/src", "fuser", &[]);
     only("src", "rusqlite", &[]);
 }

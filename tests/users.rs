@@ -89,7 +89,8 @@ fn mounts() -> String {
 #[test]
 fn a_module_sees_nothing_of_the_daemons_environment() {
     let home = Home::new();
-    let script = "cat /proc/1/environ /proc/self/environ | tr '\\0' '\\n'; ls -l /proc/1/fd";
+    // An ordinary user may not even look at the first process.
+    let script = "cat /proc/1/environ /proc/self/environ | tr '\\0' '\\n'; ls -l /proc/1/fd || true";
     for flags in [&[][..], &["--no-namespaces"][..]] {
         let script = if flags.is_empty() {
             script

@@ -62,7 +62,9 @@ const END_TRIES: u32 = 60;
 pub struct DispatchSettings {
     /// The folder of all state; presence locks lie there.
     pub home: PathBuf,
-    /// How long a job is a dead dispatcher's. Default 15 s: shorter takes jobs from dispatchers that are only slow.
+    /// How long a job is a dead dispatcher's on another host (one on the same host is known to be dead at once). Default
+    /// 60 s: its holder gives it up after two thirds of that, and a document store that is away for a shorter time kills
+    /// no job.
     pub lease: Duration,
     /// Jobs at a time of all modules together. Default: twice the processors.
     pub slots: usize,
@@ -72,7 +74,7 @@ impl DispatchSettings {
     /// The defaults.
     pub fn new(home: impl Into<PathBuf>) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { home: home.into(), lease: Duration::from_secs(15), slots: 2 * processors }
+        Self { home: home.into(), lease: Duration::from_secs(60), slots: 2 * processors }
     }
 }
 
@@ -213,6 +215,7 @@ impl Shared {
         let of_module = Arc::new(Semaphore::new(module.concurrency.max(1)));
         let mut jobs = JoinSet::new();
         let mut full_since: Option<Instant> = None;
+        let mut unheard = false;
         while self.run_due(&module, &of_module, &mut jobs).await {
             let freed = self.freed.notified();
             // No message without a place to run its job: another dispatcher may have one.
@@ -234,6 +237,7 @@ impl Shared {
             };
             match delivery {
                 Some(Ok(delivery)) => {
+                    unheard = false;
                     // Another module may have taken the last place meanwhile.
                     let slot = self.slot(&of_module);
                     let (claimed, settled) =
@@ -246,7 +250,14 @@ impl Shared {
                     }
                 }
                 Some(Err(error)) => {
-                    tracing::warn!(module = module.name, error = chain(&error), "the queue cannot be read");
+                    // Once for each time that it is away.
+                    if !std::mem::replace(&mut unheard, true) {
+                        tracing::warn!(
+                            module = module.name,
+                            error = chain(&error),
+                            "the queue cannot be read; trying again"
+                        );
+                    }
                     self.rest(STORE_WAIT).await;
                 }
                 None => {}

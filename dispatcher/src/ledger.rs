@@ -1,6 +1,7 @@
 //! The job ledger: the only truth about jobs. Every write names the version it read, so a stale one is refused.
 
 use ionfs::clock::{self, Millis};
+use ionfs::errors::chain;
 use ionfs::event::{Event, Publication};
 use ionfs::id::{EventId, JobId};
 use ionfs::record::{JobRecord, JobState};
@@ -261,15 +262,22 @@ impl Ledger {
     /// Stops a job: at once if it does not run, else as soon as its dispatcher sees it. A succeeded job cannot be.
     pub async fn cancel(&self, id: &JobId) -> Result<JobRecord, LedgerError> {
         let job = self.force(id, &Happening::CancelAsked).await?;
-        self.plane.bus.exhume(&job.module, job.event_id.as_str()).await?;
+        self.forget_letter(&job).await;
         Ok(job)
     }
 
     /// Lets a dead or cancelled job run again, with all its retries.
     pub async fn retry(&self, id: &JobId) -> Result<JobRecord, LedgerError> {
         let job = self.force(id, &Happening::Revived).await?;
-        self.plane.bus.exhume(&job.module, job.event_id.as_str()).await?;
+        self.forget_letter(&job).await;
         Ok(job)
+    }
+
+    /// The record is the truth; a letter that stays, because the broker is away, is one too many to look at.
+    async fn forget_letter(&self, job: &JobRecord) {
+        if let Err(error) = self.plane.bus.exhume(&job.module, job.event_id.as_str()).await {
+            tracing::warn!(job = %job.id, error = chain(&error), "its dead letter could not be removed");
+        }
     }
 
     /// The visible events of a correlation, oldest first.

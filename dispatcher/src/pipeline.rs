@@ -190,12 +190,59 @@ pub struct Pipeline {
     pub name: String,
     /// Its modules, by name.
     pub modules: Vec<Module>,
+    /// Where it keeps what it works on.
+    pub plane: PlaneSection,
+}
+
+/// The `plane:` section: the stores' URLs. `${NAME}` in them stands for a variable of the daemon's environment, so that
+/// no password has to stand in the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlaneSection {
+    /// `file://`, `s3://`, `az://` or `gs://`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blobs: Option<String>,
+    /// `sqlite://`, `mongodb://` or `mongodb+srv://`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub documents: Option<String>,
+    /// `sqlite://`, `amqp://` or `amqps://`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bus: Option<String>,
+}
+
+impl PlaneSection {
+    /// The section with every `${NAME}` replaced.
+    ///
+    /// # Errors
+    /// The name of a variable that is not there, in words.
+    pub fn expanded(&self, variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
+        let expand = |url: &Option<String>| url.as_deref().map(|url| expand(url, &variable)).transpose();
+        Ok(Self { blobs: expand(&self.blobs)?, documents: expand(&self.documents)?, bus: expand(&self.bus)? })
+    }
+}
+
+fn expand(url: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String, String> {
+    let mut expanded = String::new();
+    let mut rest = url;
+    while let Some((before, after)) = rest.split_once("${") {
+        let (name, after) =
+            after.split_once('}').ok_or("a \"${\" in the plane section has no \"}\"".to_owned())?;
+        let value = variable(name)
+            .ok_or_else(|| format!("the plane section names ${{{name}}}, which is not in the environment"))?;
+        expanded.push_str(before);
+        expanded.push_str(&value);
+        rest = after;
+    }
+    expanded.push_str(rest);
+    Ok(expanded)
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     name: Option<String>,
+    #[serde(default)]
+    plane: PlaneSection,
     modules: Option<Spanned<BTreeMap<String, Spanned<Entry>>>>,
     #[serde(rename = "Chain")]
     chain: Option<Spanned<serde::de::IgnoredAny>>,
@@ -350,7 +397,7 @@ fn build(file: File, directory: &Path) -> Result<(Pipeline, BTreeMap<String, Loc
     }
     check_gathers(&modules, &gathers)?;
     let name = file.name.unwrap_or_else(|| "pipeline".into());
-    Ok((Pipeline { name, modules }, places))
+    Ok((Pipeline { name, modules, plane: file.plane }, places))
 }
 
 fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result<Module, Wrong> {

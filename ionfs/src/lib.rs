@@ -9,7 +9,7 @@
 //! | [`sys`] | every `unsafe` line |
 //! | [`stores`] | the traits `Blobs`, `Documents`, `Bus`; their backends; opening by URL |
 //! | [`cache`], [`upload`] | verified reads; closed files become blobs |
-//! | [`commit`], [`relay`], [`audit`] | steps 1-4 of a commit; the outbox; `check` and `gc` |
+//! | [`commit`], [`relay`], [`audit`], [`probe`] | steps 1-4 of a commit; the outbox; `check` and `gc`; what each store lets us do |
 //! | [`node`] | what all mounts of one daemon share |
 //! | [`fs`] | the filesystem in Ion's own types |
 //! | [`mount`] | the kernel's calls; one mount |
@@ -28,6 +28,7 @@ pub mod metrics;
 pub mod mount;
 pub mod node;
 mod patience;
+pub mod probe;
 pub mod record;
 pub mod relay;
 pub mod stores;

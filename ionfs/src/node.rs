@@ -24,8 +24,9 @@ pub struct NodeSettings {
     /// Whether the kernel may serve staged files and whole blobs by itself, where it can. Default true; off, the
     /// daemon answers every read: slower, and the same to see.
     pub passthrough: bool,
-    /// How long a close of an event file may take until the stores have made it durable. Default 60 s: shorter
-    /// fails commits that a slow store would finish, longer lets a module hang on a dead one.
+    /// How long a close of an event file waits while nothing moves until the stores have made it durable. Default
+    /// 30 s: it outlasts a replica set's election and a store's restart; a dispatcher whose document store is away for
+    /// longer gives up its leases.
     pub commit_deadline: Duration,
     /// How long one read or listing may take. Default 30 s.
     pub read_deadline: Duration,
@@ -39,7 +40,7 @@ impl NodeSettings {
         Self {
             home: home.into(),
             passthrough: true,
-            commit_deadline: Duration::from_secs(60),
+            commit_deadline: Duration::from_secs(30),
             read_deadline: Duration::from_secs(30),
             cache: CacheLimits::default(),
         }

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream};
 use serde_json::json;
 
 use crate::clock::{self, Millis};
@@ -19,6 +20,9 @@ pub const GRACE: Duration = Duration::from_secs(10);
 /// Events and jobs looked at in one round.
 const BATCH: usize = 1000;
 
+/// Events published at the same time, and failures after which a round ends: the broker is away then.
+const AT_A_TIME: usize = 16;
+
 /// One round: publishes what is older than `grace`, promotes what succeeded; gives how many events it published.
 pub async fn run_once(plane: &DataPlane, grace: Duration) -> Result<usize, StoreError> {
     let mut published = 0;
@@ -29,15 +33,32 @@ pub async fn run_once(plane: &DataPlane, grace: Duration) -> Result<usize, Store
             .order_by("created")
             .limit(BATCH)
     };
-    for event in plane.documents.find_as::<Event>(unpublished).await? {
-        publish(plane, event).await?;
-        published += 1;
+    let unpublished = plane.documents.find_as::<Event>(unpublished).await?;
+    let mut publishing =
+        stream::iter(unpublished).map(|event| publish(plane, event)).buffer_unordered(AT_A_TIME);
+    // One queue that is broken must not hold up the events of all others.
+    let mut failed = None;
+    let mut failures = 0;
+    while failures < AT_A_TIME
+        && let Some(outcome) = publishing.next().await
+    {
+        match outcome {
+            Ok(()) => published += 1,
+            Err(error) => {
+                failures += 1;
+                failed = Some(error);
+            }
+        }
     }
+    drop(publishing);
     let waiting = Query::equal(Collection::Jobs, vec![("outbox", json!(true))]).limit(BATCH);
     for job in plane.documents.find_as::<JobRecord>(waiting).await? {
         published += promote(plane, &job.id).await?;
     }
-    Ok(published)
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(published),
+    }
 }
 
 /// Tells the bus what a job's end has left to be told, and clears its outbox: publishes what a succeeded on-success

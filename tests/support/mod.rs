@@ -94,20 +94,28 @@ impl Home {
 
     /// The same with flags.
     pub fn up_with(&self, flags: &[&str], pipeline: &Path) -> Up {
-        let log = self.path().join(format!("up-{}.log", std::process::id()));
+        self.start("up", &[&[pipeline.to_str().unwrap()], flags].concat())
+    }
+
+    /// Starts a long-running `ion` command and waits until it says that it is ready.
+    pub fn start(&self, command: &str, words: &[&str]) -> Up {
+        let log = self.path().join(format!("{command}-{}.log", std::process::id()));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         let from = file.metadata().unwrap().len() as usize;
         let child = self
             .ion()
-            .args(flags)
-            .arg("up")
-            .arg(pipeline)
+            .arg(command)
+            .args(words)
             .stdout(file.try_clone().unwrap())
             .stderr(file)
             .spawn()
             .unwrap();
-        let up = Up { child, log: log.clone() };
-        wait_for("ion up to be ready", || std::fs::read_to_string(&log).unwrap()[from..].contains("ready"));
+        let mut up = Up { child, log: log.clone() };
+        wait_for(&format!("ion {command} to be ready"), || {
+            let ended = up.child.try_wait().unwrap();
+            assert!(ended.is_none(), "ion {command} ended: {}", up.log());
+            up.log()[from..].contains("ready")
+        });
         up
     }
 

@@ -29,7 +29,7 @@ struct Running {
 /// Told to `keep` the folder, it leaves it for the next start.
 const KEEPER: &str = r#"trap '' INT TERM
 folder=$1; shift; setsid "$@" >>"$folder/log" 2>&1 </dev/null & echo $!
-read -r word; kill -KILL -$!; wait; [ "$word" = keep ] || rm -rf "$folder""#;
+read -r word; kill -KILL -$! 2>/dev/null; wait; [ "$word" = keep ] || rm -rf "$folder""#;
 
 impl Server {
     fn new(name: &str, port: u16, command: Vec<String>, env: Vec<(String, String)>) -> Self {
@@ -65,6 +65,23 @@ impl Server {
             writeln!(running.keeper.stdin.take().unwrap(), "keep").unwrap();
             running.keeper.wait().unwrap();
         }
+    }
+
+    /// SIGTERM, and waits until it has ended in order.
+    pub fn stop(&mut self) {
+        self.signal("TERM");
+        let group = self.running.as_ref().unwrap().group;
+        wait_for("the server to end", || {
+            // One that has ended stays a zombie until its keeper goes.
+            let listed = Command::new("ps").args(["-eo", "pgid=,stat="]).output().unwrap();
+            let listed = String::from_utf8(listed.stdout).unwrap();
+            !listed.lines().any(|line| {
+                let mut words = line.split_whitespace();
+                words.next() == Some(&group.to_string())
+                    && words.next().is_some_and(|state| !state.starts_with('Z'))
+            })
+        });
+        self.kill();
     }
 
     /// SIGSTOP: it stands, and its connections with it.

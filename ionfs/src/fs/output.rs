@@ -360,8 +360,25 @@ impl Output {
             forbid_if_committed(file)?;
         }
         let orphan = self.orphan(&table, ino)?;
+        self.free(&table, ino);
         fs::unlinkat(&self.root, table.path_in(parent, name)?, AtFlags::empty())?;
         table.unlink(parent, name, orphan)
+    }
+
+    /// Frees the space of a file whose last name is about to go: an upload under way keeps it open, and a module that
+    /// removed a file counts on its space at once. What the upload reads then is named by no event.
+    fn free(&self, table: &Table, ino: Ino) {
+        let Ok(node) = table.node(ino) else { return };
+        let Body::File(file) = &node.body else { return };
+        if file.opens == 0
+            && node.links.len() == 1
+            && file.stored.is_some()
+            && let Some(path) = table.path(ino)
+        {
+            let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            // Refused, the space comes back with the end of the upload.
+            let _ = fs::openat(&self.root, path, flags, Mode::empty());
+        }
     }
 
     /// A descriptor that keeps a file whose last name is about to go and that is still open.

@@ -170,11 +170,6 @@ impl Line {
             state.connection = None;
         }
     }
-
-    /// The same, for one who has only found out.
-    async fn reset(&self) {
-        self.state.lock().await.connection = None;
-    }
 }
 
 async fn topology(connection: &Connection) -> Result<(), lapin::Error> {
@@ -254,32 +249,28 @@ impl Publisher<'_> {
                     Confirmation::NotRequested => Err("the broker confirms nothing".into()),
                 }
             }
-            Err(error) => {
-                self.bus.publishing.reset().await;
-                Err(error)
-            }
+            // The channel goes; whether the connection does, the next channel on it will show. One queue that does not
+            // confirm must not break what others have under way.
+            Err(error) => Err(error),
         }
     }
 }
 
 impl Amqp {
-    /// A bus on the broker of this URL, connected to once.
+    /// A bus on the broker of this URL. Connects when it is used first: what needs no broker works without one.
     ///
     /// # Errors
-    /// [`StoreError::Url`] for a URL that is wrong; [`StoreError::Unavailable`] when the broker does not answer or
-    /// refuses.
-    pub async fn open(url: &str) -> Result<Self, StoreError> {
+    /// [`StoreError::Url`] for a URL that is wrong.
+    pub fn open(url: &str) -> Result<Self, StoreError> {
         let address = Address::parse(url)?;
-        let bus = Self {
+        Ok(Self {
             name: super::open::without_credentials(url),
             publishing: Line::new(address.clone(), "publishes"),
             consuming: Line::new(address, "consumes"),
             free: Mutex::default(),
             publishers: Semaphore::new(PUBLISHERS),
             declared: Mutex::default(),
-        };
-        bus.publishing.connection().await.map_err(bus.failed("connecting"))?;
-        Ok(bus)
+        })
     }
 
     fn failed(&self, what: impl Into<String>) -> impl FnOnce(Cause) -> StoreError {

@@ -34,55 +34,65 @@ impl StoreUrls {
     }
 }
 
-/// Opens the three stores, and connects to those that are servers.
+/// Opens the three stores, and connects to the documents' server: nothing works without it.
 ///
 /// # Errors
 /// [`StoreError::Url`] for a URL that names no store; [`StoreError::Unavailable`] when one cannot be opened.
 pub async fn open(urls: &StoreUrls) -> Result<DataPlane, StoreError> {
-    let mut embedded = Embedded::default();
-    let blobs: Arc<dyn Blobs> = match scheme(&urls.blobs) {
-        "file" => {
-            let path = path_of(&urls.blobs, "blob")?;
-            Arc::new(blocking(move || ObjectBlobs::local(&path)).await?)
-        }
-        known if SCHEMES.contains(&known) => Arc::new(ObjectBlobs::cloud(&urls.blobs)?),
-        _ => {
-            return Err(unknown(
-                &urls.blobs,
-                "blob",
-                "file:///folder, s3://bucket, az://container, gs://bucket",
-            ));
-        }
-    };
-    let documents: Arc<dyn Documents> = match scheme(&urls.documents) {
-        "sqlite" => embedded.at(path_of(&urls.documents, "document")?).await?,
-        "mongodb" | "mongodb+srv" => Arc::new(Mongo::open(&urls.documents).await?),
-        _ => return Err(unknown(&urls.documents, "document", "sqlite:///file, mongodb://host/database")),
-    };
-    let bus: Arc<dyn Bus> = match scheme(&urls.bus) {
-        "sqlite" => embedded.at(path_of(&urls.bus, "bus")?).await?,
-        "amqp" | "amqps" => Arc::new(Amqp::open(&urls.bus).await?),
-        _ => return Err(unknown(&urls.bus, "bus", "sqlite:///file, amqp://host, amqps://host")),
-    };
-    Ok(DataPlane { blobs, documents, bus })
+    let blobs = open_blobs(&urls.blobs).await?;
+    if urls.documents == urls.bus && scheme(&urls.bus) == "sqlite" {
+        let shared = embedded(&urls.documents, "document").await?;
+        return Ok(DataPlane { blobs, documents: shared.clone(), bus: shared });
+    }
+    Ok(DataPlane {
+        blobs,
+        documents: open_documents(&urls.documents).await?,
+        bus: open_bus(&urls.bus).await?,
+    })
 }
 
-/// SQLite files that are open: documents and bus usually share one.
-#[derive(Default)]
-struct Embedded(Option<(PathBuf, Arc<Sqlite>)>);
-
-impl Embedded {
-    async fn at(&mut self, path: PathBuf) -> Result<Arc<Sqlite>, StoreError> {
-        if let Some((open, database)) = &self.0
-            && *open == path
-        {
-            return Ok(database.clone());
+/// Opens a blob store.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_blobs(url: &str) -> Result<Arc<dyn Blobs>, StoreError> {
+    match scheme(url) {
+        "file" => {
+            let path = path_of(url, "blob")?;
+            Ok(Arc::new(blocking(move || ObjectBlobs::local(&path)).await?))
         }
-        let file = path.clone();
-        let database = Arc::new(blocking(move || Sqlite::open(&file)).await?);
-        self.0 = Some((path, database.clone()));
-        Ok(database)
+        known if SCHEMES.contains(&known) => Ok(Arc::new(ObjectBlobs::cloud(url)?)),
+        _ => Err(unknown(url, "blob", "file:///folder, s3://bucket, az://container, gs://bucket")),
     }
+}
+
+/// Opens a document store.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_documents(url: &str) -> Result<Arc<dyn Documents>, StoreError> {
+    match scheme(url) {
+        "sqlite" => Ok(embedded(url, "document").await?),
+        "mongodb" | "mongodb+srv" => Ok(Arc::new(Mongo::open(url).await?)),
+        _ => Err(unknown(url, "document", "sqlite:///file, mongodb://host/database")),
+    }
+}
+
+/// Opens a bus.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_bus(url: &str) -> Result<Arc<dyn Bus>, StoreError> {
+    match scheme(url) {
+        "sqlite" => Ok(embedded(url, "bus").await?),
+        "amqp" | "amqps" => Ok(Arc::new(Amqp::open(url)?)),
+        _ => Err(unknown(url, "bus", "sqlite:///file, amqp://host, amqps://host")),
+    }
+}
+
+async fn embedded(url: &str, kind: &'static str) -> Result<Arc<Sqlite>, StoreError> {
+    let path = path_of(url, kind)?;
+    Ok(Arc::new(blocking(move || Sqlite::open(&path)).await?))
 }
 
 fn scheme(url: &str) -> &str {

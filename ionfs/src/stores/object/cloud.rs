@@ -13,6 +13,7 @@ use object_store::{ClientOptions, RetryConfig};
 
 use super::{ObjectBlobs, STALL};
 use crate::stores::StoreError;
+use crate::stores::open::without_credentials;
 
 /// How long to connect.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
@@ -29,7 +30,8 @@ impl ObjectBlobs {
     /// # Errors
     /// [`StoreError::Url`] when the URL, or what the environment says beside it, cannot be right.
     pub fn cloud(url: &str) -> Result<Self, StoreError> {
-        let refused = |reason: String| StoreError::Url { url: url.to_owned(), kind: "blob", reason };
+        let refused =
+            |reason: String| StoreError::Url { url: without_credentials(url), kind: "blob", reason };
         let (scheme, rest) = url.split_once("://").unwrap_or_default();
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if bucket.is_empty() || bucket.contains(['@', '?', ':']) {

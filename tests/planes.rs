@@ -1,0 +1,374 @@
+//! Whole pipelines on real servers: MongoDB's protocol, RabbitMQ, S3 and Azure Blob, with several dispatchers, and with
+//! servers that stop, stand still and come back.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::disallowed_methods, reason = "tests start programs")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::servers::{Azure, Env, Mongo, Rabbit, S3, plane};
+use support::{Home, Ran, Up, wait_for};
+
+/// A pipeline with fan-out and fan-in whose modules need nothing but a shell.
+fn pipeline(home: &Home) -> PathBuf {
+    home.program("copy", "#!/bin/sh\nset -e\ncp /ion/in/data/f /ion/out/data/f\necho more >> /ion/out/data/f\nfor n in 1 2; do echo \"{\\\"eventType\\\":\\\"copied\\\",\\\"files\\\":[\\\"f\\\"],\\\"n\\\":$n}\" > /ion/out/events/c$n; done\n");
+    home.program("end", "#!/bin/sh\nset -e\nsleep ${PAUSE:-0}\ngrep -q more /ion/in/data/f\necho '{\"eventType\":\"ended\"}' > /ion/out/events/e\n");
+    home.program("all", "#!/bin/sh\ngrep -c '\"type\"' /ion/in/events.json\n");
+    home.write(
+        "pipeline.yaml",
+        "modules:\n  copy: {on: [start], emits: [copied], run: [./copy]}\n  end: {on: [copied], emits: [ended], run: [./end], commit: on-success}\n  all: {gather: ended, per: start, run: [./all]}\n",
+    )
+}
+
+fn home_on(env: &Env) -> Home {
+    let mut home = Home::new();
+    home.env = env.clone();
+    home
+}
+
+fn unique(what: &str) -> String {
+    format!("{what}_{}_{}", std::process::id(), ionfs::clock::now())
+}
+
+/// Servers of one test.
+struct Servers {
+    rabbit: Rabbit,
+    mongo: Mongo,
+    s3: S3,
+    env: Env,
+}
+
+impl Servers {
+    fn start() -> Self {
+        let (rabbit, mongo, s3) = std::thread::scope(|scope| {
+            let rabbit = scope.spawn(Rabbit::start);
+            let mongo = scope.spawn(Mongo::start);
+            let s3 = S3::start();
+            (rabbit.join().unwrap(), mongo.join().unwrap(), s3)
+        });
+        let env = plane(&mongo.database("ion"), &rabbit.url, &format!("{}/test", s3.url), &s3.env);
+        Self { rabbit, mongo, s3, env }
+    }
+}
+
+/// Every job succeeded, and each event of a type has a parent of its own for each name: processed once in effect.
+fn once_in_effect(home: &Home, jobs: usize) {
+    let all = home.jobs();
+    assert_eq!(all.len(), jobs, "one job for each event and module");
+    let ids: BTreeSet<&str> = all.iter().map(|job| job["id"].as_str().unwrap()).collect();
+    assert_eq!(ids.len(), jobs);
+    assert!(all.iter().all(|job| job["state"] == "succeeded"), "{all:#?}");
+    home.run(["check", "--deep"]).well();
+}
+
+fn succeeded(home: &Home) -> usize {
+    home.jobs().iter().filter(|job| job["state"] == "succeeded").count()
+}
+
+fn dispatch(home: &Home, file: &Path, flags: &[&str]) -> Up {
+    home.start("dispatch", &[&[file.to_str().unwrap()], flags].concat())
+}
+
+#[test]
+fn three_dispatchers_share_the_work_and_one_may_be_killed() {
+    const EVENTS: usize = 12;
+    let servers = Servers::start();
+    let homes = [(); 3].map(|()| home_on(&servers.env));
+    let file = pipeline(&homes[0]);
+    homes[0].write("f", "content\n");
+    let flags = ["--lease", "6s", "--jobs", "2"];
+    let mut dispatchers: Vec<Up> = homes.iter().map(|home| dispatch(home, &file, &flags)).collect();
+    for _ in 0..EVENTS {
+        homes[0].run(["event", "create", "start", "--file", "f"]).well();
+    }
+    wait_for("some progress", || succeeded(&homes[0]) >= 4);
+    dispatchers.remove(1).kill();
+    wait_for("all jobs", || succeeded(&homes[2]) == EVENTS * 4);
+    once_in_effect(&homes[0], EVENTS * 4);
+    // What is looked at from anywhere.
+    let correlation = homes[2].jobs()[0]["correlationId"].as_str().unwrap().to_owned();
+    let trace = homes[2].run(["--json", "trace", &correlation]).well();
+    let documents: Vec<Value> = serde_json::from_str(&trace.stdout).unwrap();
+    assert_eq!(documents.iter().filter(|document| document["type"].is_string()).count(), 5, "{trace:#?}");
+    for job in homes[2].jobs().iter().filter(|job| job["module"] == "all") {
+        let log = homes[1].run(["job", "logs", job["id"].as_str().unwrap()]).well();
+        assert_eq!(log.stdout, "2\n");
+    }
+    let logs: Vec<String> = dispatchers.iter().map(Up::log).collect();
+    assert!(logs.iter().all(|log| log.contains("succeeded")), "each had its share: {logs:#?}");
+    for dispatcher in dispatchers {
+        assert_eq!(dispatcher.stop(), Some(0));
+    }
+}
+
+/// The examples as they are, blobs on S3 and on Azure.
+#[test]
+fn the_examples_run_unchanged() {
+    let servers = Servers::start();
+    let azure = Azure::start();
+    azure.make_container("ion");
+    let on_azure = plane(&servers.mongo.database("azure"), &servers.rabbit.url, "az://ion/test", &azure.env);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let cache = std::env::var("ION_EXAMPLES")
+        .unwrap_or_else(|_| format!("{}/.cache/ion-examples", std::env::var("HOME").unwrap()));
+    for env in [&servers.env, &on_azure] {
+        let home = home_on(env);
+        let video = home.up_with(&[], &root.join("examples/video/pipeline.yaml"));
+        let clip = format!("{cache}/clips/bikes.mp4");
+        home.run(["event", "create", "new_video", "--file", &clip, "--wait", "--timeout", "2m"]).well();
+        let trace = home.run(["trace"]).well();
+        assert!(trace.stdout.contains("contact_sheet") && trace.stdout.contains("sheet.png"), "{trace:#?}");
+        assert_eq!(video.stop(), Some(0));
+        let words = home.up_with(&[], &root.join("examples/words/pipeline.yaml"));
+        let texts: Vec<String> = ["GPL-2", "GPL-3", "Apache-2.0"]
+            .map(|name| format!("/usr/share/common-licenses/{name}"))
+            .iter()
+            .flat_map(|path| ["--file".to_owned(), path.clone()])
+            .collect();
+        let words_given: Vec<&str> = ["event", "create", "new_texts", "--wait"]
+            .into_iter()
+            .chain(texts.iter().map(String::as_str))
+            .collect();
+        home.run(words_given).well();
+        assert!(home.run(["trace"]).well().stdout.contains("ranking"));
+        assert_eq!(words.stop(), Some(0));
+        home.run(["check", "--deep"]).well();
+    }
+}
+
+/// Closes succeed while the broker is away, and everything goes on when it is back.
+#[test]
+fn a_broker_that_is_away_holds_up_no_close() {
+    const EVENTS: usize = 3;
+    let away = std::env::var("ION_TEST_AWAY").map_or(12, |seconds| seconds.parse().unwrap());
+    let mut servers = Servers::start();
+    let home = home_on(&servers.env);
+    let file = pipeline(&home);
+    home.write("f", "content\n");
+    // Begins at once, writes only when it is told to.
+    home.program("slow", "#!/bin/sh\nset -e\necho x > /ion/out/data/f\nuntil [ -e $GO ]; do sleep 0.1; done\nfor n in 1 2; do echo \"{\\\"eventType\\\":\\\"start\\\",\\\"files\\\":[\\\"f\\\"],\\\"n\\\":$n}\" > /ion/out/events/c$n || exit 1; done\n");
+    let go = home.path().join("go");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let slow = format!(
+        "  slow: {{on: [first], emits: [start], run: [./slow], concurrency: 3, env: {{GO: {}}}}}\n",
+        go.display()
+    );
+    std::fs::write(&file, text + &slow).unwrap();
+    let up = home.up(&file);
+    for _ in 0..EVENTS {
+        home.run(["event", "create", "first"]).well();
+    }
+    wait_for("the jobs to begin", || {
+        home.jobs().iter().filter(|job| job["state"] == "running").count() == EVENTS
+    });
+    servers.rabbit.server.stop();
+    let stopped = Instant::now();
+    std::fs::write(&go, "").unwrap();
+    wait_for("the closes to succeed without a broker", || succeeded(&home) >= EVENTS);
+    assert!(home.jobs().iter().all(|job| job["failures"] == 0), "no close failed");
+    let created = home.run(["event", "create", "first"]).well();
+    assert!(created.stderr.contains("not published yet"), "the document is the commit: {created:#?}");
+    std::thread::sleep(Duration::from_secs(away).saturating_sub(stopped.elapsed()));
+    servers.rabbit.server.start();
+    servers.rabbit.wait_until_it_serves();
+    let expected = (EVENTS + 1) * (1 + 2 * 4);
+    wait_for("everything after it", || succeeded(&home) == expected);
+    assert_eq!(up.stop(), Some(0));
+    once_in_effect(&home, expected);
+}
+
+/// A store that stands still: the close waits, is refused with EIO at its deadline, and nothing is half done.
+#[test]
+fn a_store_that_stands_still_fails_a_close_at_its_deadline() {
+    let servers = Servers::start();
+    for which in ["documents", "blobs"] {
+        let home = home_on(&servers.env);
+        let (begun, go) = (home.path().join("begun"), home.path().join("go"));
+        home.program("write", "#!/bin/sh\necho x > /ion/out/data/f\ntouch $BEGUN\nuntil [ -e $GO ]; do sleep 0.1; done\necho y > /ion/out/data/f\necho '{\"eventType\":\"done\",\"files\":[\"f\"]}' > /ion/out/data/event\nfrom=$(date +%s)\ncp /ion/out/data/event /ion/out/events/e\necho \"status $? after $(($(date +%s) - from)) s\"\n");
+        let module = unique("write");
+        let file = home.write(
+            "pipeline.yaml",
+            format!(
+                "modules:\n  {module}: {{on: [{module}], emits: [done], run: [./write], retries: 0, env: {{BEGUN: {}, GO: {}}}}}\n",
+                begun.display(),
+                go.display()
+            ),
+        );
+        let up = home.up_with(&["--commit-deadline", "4s"], &file);
+        home.run(["event", "create", &module]).well();
+        wait_for("the job to begin", || begun.exists());
+        let server = if which == "documents" { &servers.mongo.server } else { &servers.s3.server };
+        server.pause();
+        std::fs::write(&go, "").unwrap();
+        wait_for("the close to return", || up.log().contains("status "));
+        server.resume();
+        let log = up.log();
+        let line = log.lines().find(|line| line.contains("status ")).unwrap();
+        assert!(!line.contains("status 0"), "{which}: {line}");
+        let seconds: u32 = line.split(' ').rev().nth(1).unwrap().parse().unwrap();
+        assert!((3..=16).contains(&seconds), "{which}: it waits, and not for ever: {line}");
+        let mine = || home.jobs().into_iter().find(|job| job["module"] == module.as_str()).unwrap();
+        wait_for("the job to be dead", || mine()["state"] == "dead");
+        let reason = mine()["attempts"][0]["reason"].as_str().unwrap().to_owned();
+        assert!(reason.contains("EIO"), "{which}: {reason}");
+        let correlation = mine()["correlationId"].as_str().unwrap().to_owned();
+        let trace = home.run(["--json", "trace", &correlation]).well();
+        assert!(!trace.stdout.contains("\"done\""), "{which}: nothing was published: {trace:#?}");
+        // And it is well once the store is.
+        home.run(["dead", "retry", mine()["id"].as_str().unwrap()]).well();
+        wait_for("the second try", || mine()["state"] == "succeeded");
+        assert_eq!(up.stop(), Some(0));
+    }
+}
+
+/// What is no message of Ion's goes to the dead letters with its reason, and the queue moves on.
+#[test]
+fn what_is_no_message_is_dead_and_the_queue_moves_on() {
+    let servers = Servers::start();
+    let home = home_on(&servers.env);
+    let file = pipeline(&home);
+    home.write("f", "content\n");
+    let up = home.up(&file);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let connection = lapin::Connection::connect(
+            servers.rabbit.url.trim_end_matches('/'),
+            lapin::ConnectionProperties::default(),
+        );
+        let channel = connection.await.unwrap().create_channel().await.unwrap();
+        for body in [
+            "this is no JSON",
+            "{\"type\": \"start\"}",
+            "{\"context\": {\"name\": \"n\", \"eventId\": \"never-was\", \"correlationId\": \"c\", \"parentEventId\": \"\", \"documentType\": \"eventMeta\"}, \"type\": \"start\"}",
+        ] {
+            let publish = channel.basic_publish(
+                "ion.events".into(),
+                "start".into(),
+                lapin::options::BasicPublishOptions::default(),
+                body.as_bytes(),
+                lapin::BasicProperties::default(),
+            );
+            publish.await.unwrap().await.unwrap();
+        }
+    });
+    home.run(["event", "create", "start", "--file", "f", "--wait"]).well();
+    wait_for("the dead letters", || {
+        let list = home.run(["dead", "list"]).stdout;
+        list.matches("it is no message of Ion's").count() >= 2
+            && list.contains("never-was is not in the document store")
+    });
+    assert_eq!(up.stop(), Some(0));
+}
+
+/// Which servers there are, and what is wrong in words, without a password anywhere.
+#[test]
+fn doctor_says_what_is_wrong_and_no_command_shows_a_password() {
+    let servers = Servers::start();
+    let home = home_on(&servers.env);
+    let doctor = home.run(["doctor"]).well();
+    for line in ["put, read, list, delete", "insert, read, replace", "declare, publish, receive"] {
+        assert!(doctor.stdout.contains(line), "{doctor:#?}");
+    }
+    let closed = "127.0.0.1:9";
+    let port = servers.rabbit.url.rsplit(':').next().unwrap().trim_end_matches('/').to_owned();
+    let cases: [(&str, String, &str); 7] = [
+        ("ION_BUS", format!("amqp://guest:hunter2@127.0.0.1:{port}/"), "knows no such user or key"),
+        ("ION_BUS", format!("amqp://guest:guest@127.0.0.1:{port}/none"), "the vhost is missing"),
+        ("ION_BUS", format!("amqps://guest:hunter2@127.0.0.1:{port}/"), "TLS does not agree"),
+        ("ION_BUS", format!("amqp://guest:hunter2@{closed}/"), "nothing listens there"),
+        ("ION_DOCUMENTS", format!("mongodb://user:hunter2@{closed}/ion"), "no server can be reached"),
+        ("ION_BLOBS", "s3://missing-bucket".into(), "the bucket or container is missing"),
+        ("AWS_SECRET_ACCESS_KEY", "hunter2".repeat(6), "knows no such user or key"),
+    ];
+    for (variable, value, words) in cases {
+        let mut home = home_on(&servers.env);
+        home.env.push((variable.into(), value));
+        let doctor = home.run(["doctor"]).failed();
+        assert!(doctor.stdout.contains(words), "{variable}: {doctor:#?}");
+        let said = format!("{doctor:?}{:?}", home.run(["job", "list"]));
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+}
+
+/// Stores from the pipeline file, for every command in that home; a password from the environment.
+#[test]
+fn a_plane_section_chooses_the_stores() {
+    let rabbit = Rabbit::start();
+    let mut home = Home::new();
+    let password = rabbit.url.split("guest:").nth(1).unwrap().split('@').next().unwrap().to_owned();
+    home.env.push(("BROKER_PASSWORD".into(), password));
+    let host = rabbit.url.rsplit('@').next().unwrap();
+    let file = pipeline(&home);
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("plane:\n  bus: amqp://guest:${{BROKER_PASSWORD}}@{host}\n{text}"))
+        .unwrap();
+    home.write("f", "content\n");
+    let up = home.up(&file);
+    home.run(["event", "create", "start", "--file", "f", "--wait"]).well();
+    let doctor = home.run(["doctor"]).well();
+    assert!(doctor.stdout.contains(&format!("amqp://***@{host}")), "{doctor:#?}");
+    // The module's environment has nothing of it, nor has any command line.
+    let shown = Ran::of(Command::new("ps").args(["-eo", "args"]).output().unwrap());
+    assert!(!shown.stdout.contains(host), "{shown:#?}");
+    assert_eq!(up.stop(), Some(0));
+    let kept = std::fs::read_to_string(home.state().join("plane.json")).unwrap();
+    assert!(kept.contains("${BROKER_PASSWORD}"), "{kept}");
+    home.env.clear();
+    let refused = home.run(["job", "list"]).failed();
+    assert!(refused.stderr.contains("BROKER_PASSWORD"), "{refused:#?}");
+}
+
+/// Many events: `ION_TEST_EVENTS=10000` for a long run.
+#[test]
+fn many_events_are_processed_once_and_memory_stays_flat() {
+    let events: usize = std::env::var("ION_TEST_EVENTS").map_or(150, |events| events.parse().unwrap());
+    let servers = Servers::start();
+    let home = home_on(&servers.env);
+    home.program("make", "#!/bin/sh\ni=0\nwhile [ $i -lt $EVENTS ]; do echo '{\"eventType\":\"one\"}' > /ion/out/events/e$i || exit 1; i=$((i + 1)); done\n");
+    home.program("pass", "#!/bin/sh\necho '{\"eventType\":\"two\"}' > /ion/out/events/e\n");
+    home.program("end", "#!/bin/sh\n:\n");
+    let file = home.write(
+        "pipeline.yaml",
+        format!(
+            "modules:\n  make: {{on: [start], emits: [one], run: [./make], timeout: 1h, env: {{EVENTS: '{events}'}}}}\n  pass: {{on: [one], emits: [two], run: [./pass]}}\n  end: {{on: [two], run: [./end]}}\n"
+        ),
+    );
+    let up = home.up_with(&["--quiet"], &file);
+    let begun = Instant::now();
+    home.run(["event", "create", "start"]).well();
+    let expected = 1 + 2 * events;
+    let mut memory = Vec::new();
+    let mut done = 0;
+    let mut since = Instant::now();
+    while done < expected {
+        std::thread::sleep(Duration::from_millis(500).max(begun.elapsed() / 20));
+        let now = succeeded(&home);
+        if now > done {
+            since = Instant::now();
+        }
+        assert!(since.elapsed() < 2 * support::DEADLINE, "{now} of {expected}");
+        done = now;
+        memory.push((done, resident(up.pid())));
+    }
+    let took = begun.elapsed();
+    println!(
+        "{events} events through 3 modules: {took:.1?}, {:.0} jobs/s; (jobs, KiB resident): {memory:?}",
+        expected as f64 / took.as_secs_f64()
+    );
+    let early = memory.iter().find(|(done, _)| *done >= expected / 4).unwrap().1;
+    let late = memory.last().unwrap().1;
+    assert!(late < early + early / 2 + 32_768, "memory grows: {memory:?}");
+    assert_eq!(up.stop(), Some(0));
+    once_in_effect(&home, expected);
+}
+
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
