@@ -51,7 +51,7 @@ pub(crate) struct ListArgs {
     /// Of this correlation
     #[arg(short, long)]
     correlation: Option<String>,
-    /// At most so many
+    /// At most so many, the latest
     #[arg(long, default_value_t = 1000)]
     limit: usize,
 }
@@ -79,7 +79,12 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
     match command {
         Command::List(args) => {
             let filter = JobFilter { module: args.module, state: args.state, correlation: args.correlation };
-            show(settings, &ledger.list(&filter, args.limit).await?);
+            let mut jobs = ledger.list(&filter, args.limit.saturating_add(1)).await?;
+            if jobs.len() > args.limit {
+                jobs.remove(0);
+                output::say(&format!("the latest {} jobs; --limit shows more", args.limit));
+            }
+            show(settings, &jobs);
         }
         Command::Get(args) => output::json(&find(&ledger, &args.id).await?),
         Command::Logs(args) => return logs(settings, &ledger, args).await,

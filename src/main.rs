@@ -92,6 +92,7 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|word| word == dispatcher::executor::sandbox::INIT_WORD) {
         dispatcher::executor::sandbox::init_main();
     }
+    ionfs::sys::map_large_buffers();
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let outcome = match runtime {

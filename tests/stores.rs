@@ -216,8 +216,12 @@ async fn documents_are_found_in_order_and_within_bounds(documents: &dyn Document
         at_most: Some(("due", 4)),
         ..Query::equal(Collection::Jobs, vec![("state", json!("queued"))]).order_by("due").limit(3)
     };
-    let found = documents.find(query).await.unwrap();
-    assert_eq!(found.iter().map(|job| job["due"].as_i64().unwrap()).collect::<Vec<_>>(), [1, 2, 3]);
+    let dues = async |query| {
+        let found = documents.find(query).await.unwrap();
+        found.iter().map(|job| job["due"].as_i64().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(dues(query.clone()).await, [1, 2, 3]);
+    assert_eq!(dues(query.descending()).await, [4, 3, 2]);
 }
 
 async fn a_guard_that_does_not_hold_writes_nothing(documents: &dyn Documents) {

@@ -153,16 +153,16 @@ impl Ledger {
         found.ok_or_else(|| LedgerError::NoSuchJob(id.to_string()))
     }
 
-    /// Jobs, oldest first, at most `limit`.
+    /// The latest jobs, at most `limit`, oldest first.
     pub async fn list(&self, filter: &JobFilter, limit: usize) -> Result<Vec<JobRecord>, StoreError> {
         let mut equals: Vec<(&'static str, Value)> = Vec::new();
         equals.extend(filter.correlation.as_ref().map(|id| ("correlationId", json!(id))));
         equals.extend(filter.module.as_ref().map(|name| ("module", json!(name))));
         equals.extend(filter.state.map(|state| ("state", json!(state))));
-        self.plane
-            .documents
-            .find_as(Query::equal(Collection::Jobs, equals).order_by("created").limit(limit))
-            .await
+        let query = Query::equal(Collection::Jobs, equals).order_by("created").descending().limit(limit);
+        let mut jobs = self.plane.documents.find_as(query).await?;
+        jobs.reverse();
+        Ok(jobs)
     }
 
     /// Lets `happening` happen to the job as its holder knows it.

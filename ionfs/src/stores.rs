@@ -229,8 +229,10 @@ pub struct Query {
     pub equals: Vec<Equals>,
     /// A field that must be a number at most this large.
     pub at_most: Option<(&'static str, i64)>,
-    /// Sorted by this field, ascending, then by id; by id alone when none.
+    /// Sorted by this field, then by id; by id alone when none.
     pub order_by: Option<&'static str>,
+    /// The largest first, not the smallest.
+    pub descending: bool,
     /// At most this many.
     pub limit: usize,
 }
@@ -238,7 +240,7 @@ pub struct Query {
 impl Query {
     /// All documents of a collection with these fields, bounded by [`Query::LIMIT`].
     pub fn equal(collection: Collection, equals: Vec<Equals>) -> Self {
-        Self { collection, equals, at_most: None, order_by: None, limit: Self::LIMIT }
+        Self { collection, equals, at_most: None, order_by: None, descending: false, limit: Self::LIMIT }
     }
 
     /// More than any correlation holds, and a bound all the same.
@@ -248,6 +250,13 @@ impl Query {
     #[must_use]
     pub fn order_by(mut self, field: &'static str) -> Self {
         self.order_by = Some(field);
+        self
+    }
+
+    /// The largest first.
+    #[must_use]
+    pub fn descending(mut self) -> Self {
+        self.descending = true;
         self
     }
 

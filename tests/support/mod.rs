@@ -121,7 +121,7 @@ impl Home {
 
     /// All jobs, as documents.
     pub fn jobs(&self) -> Vec<Value> {
-        let jobs = self.run(["--json", "job", "list"]);
+        let jobs = self.run(["--json", "job", "list", "--limit", "1000000"]);
         serde_json::from_str(&jobs.stdout).unwrap_or_default()
     }
 

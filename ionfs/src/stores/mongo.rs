@@ -190,7 +190,11 @@ fn query_filter(query: &Query) -> Document {
 }
 
 fn query_order(query: &Query) -> Document {
-    ascending(query.order_by.into_iter().chain(["_id"]))
+    let mut order = ascending(query.order_by.into_iter().chain(["_id"]));
+    if query.descending {
+        order.iter_mut().for_each(|(_, direction)| *direction = Bson::Int32(-1));
+    }
+    order
 }
 
 fn ascending(fields: impl Iterator<Item = &'static str>) -> Document {

@@ -88,9 +88,10 @@ pub(super) fn select(query: &Query) -> (String, Vec<Sql>) {
         values.push(Sql::Integer(most));
         sql.push_str(&format!(" AND {} <= ?{}", extract(field), values.len()));
     }
+    let direction = if query.descending { "DESC" } else { "ASC" };
     match query.order_by {
-        Some(field) => sql.push_str(&format!(" ORDER BY {}, id", extract(field))),
-        None => sql.push_str(" ORDER BY id"),
+        Some(field) => sql.push_str(&format!(" ORDER BY {} {direction}, id {direction}", extract(field))),
+        None => sql.push_str(&format!(" ORDER BY id {direction}")),
     }
     values.push(Sql::Integer(i64::try_from(query.limit).unwrap_or(i64::MAX)));
     sql.push_str(&format!(" LIMIT ?{}", values.len()));
