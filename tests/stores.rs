@@ -472,6 +472,32 @@ fn bus_on_rabbitmq() {
     });
 }
 
+#[test]
+fn bus_over_tls_with_a_clients_certificate() {
+    let (rabbit, parameters) = Rabbit::start_with_tls();
+    let url = format!(
+        "{}?{parameters}",
+        rabbit.url.replace("amqp://", "amqps://").replace("127.0.0.1", "localhost")
+    );
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let tried = async |url: &str| Amqp::open(url).unwrap().declare("tls", &["tls".into()], &[]).await;
+        let begun = Instant::now();
+        // Its port answers before it serves.
+        while let Err(error) = tried(&url).await {
+            assert!(begun.elapsed() < DEADLINE, "{}", ionfs::errors::chain(&error));
+        }
+        let bus = Arc::new(Amqp::open(&url).unwrap());
+        assert!(matches!(bus.publish(&message("tls", "1")).await.unwrap(), Routed::To(_)));
+        assert_eq!(bus.peek("tls", 1).await.unwrap(), [message("tls", "1")]);
+        let ca_only = url.split("&certfile").next().unwrap();
+        assert!(tried(ca_only).await.is_err(), "without the client's certificate");
+        let no_ca = url.split('?').next().unwrap();
+        let refused = ionfs::errors::chain(&tried(no_ca).await.unwrap_err());
+        assert!(refused.contains("certificate"), "{refused}");
+    });
+}
+
 #[tokio::test]
 async fn what_is_no_database_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();

@@ -144,6 +144,76 @@ pub struct Rabbit {
 
 impl Rabbit {
     pub fn start() -> Self {
+        Self::start_with(|_, port| format!("listeners.tcp.1 = 127.0.0.1:{port}\n"))
+    }
+
+    /// One that speaks TLS only and wants a certificate of its clients; gives its URL's parameters for such a client too.
+    pub fn start_with_tls() -> (Self, String) {
+        let mut parameters = String::new();
+        let rabbit = Self::start_with(|folder, port| {
+            let at = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+            let (ca, ca_key) = (at("ca.pem"), at("ca.key"));
+            let openssl = |words: &[&str]| {
+                let made = Command::new("openssl").args(words).stderr(Stdio::null()).status();
+                assert!(made.unwrap().success(), "openssl {words:?}");
+            };
+            openssl(&[
+                "req",
+                "-x509",
+                "-newkey",
+                "rsa:2048",
+                "-nodes",
+                "-days",
+                "2",
+                "-subj",
+                "/CN=Ion test CA",
+                "-keyout",
+                &ca_key,
+                "-out",
+                &ca,
+            ]);
+            for (name, more) in [
+                ("server", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+                ("client", "extendedKeyUsage=clientAuth"),
+            ] {
+                let (key, certificate) = (at(&format!("{name}.key")), at(&format!("{name}.pem")));
+                openssl(&[
+                    "req",
+                    "-x509",
+                    "-newkey",
+                    "rsa:2048",
+                    "-nodes",
+                    "-days",
+                    "2",
+                    "-subj",
+                    &format!("/CN={name}"),
+                    "-addext",
+                    "basicConstraints=CA:FALSE",
+                    "-addext",
+                    more,
+                    "-CA",
+                    &ca,
+                    "-CAkey",
+                    &ca_key,
+                    "-keyout",
+                    &key,
+                    "-out",
+                    &certificate,
+                ]);
+            }
+            parameters =
+                format!("cacertfile={ca}&certfile={}&keyfile={}", at("client.pem"), at("client.key"));
+            format!(
+                "listeners.tcp = none\nlisteners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {ca}\nssl_options.certfile = {}\nssl_options.keyfile = {}\n\
+                 ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n",
+                at("server.pem"),
+                at("server.key")
+            )
+        });
+        (rabbit, parameters)
+    }
+
+    fn start_with(listeners: impl FnOnce(&Path, u16) -> String) -> Self {
         let program = std::fs::read_dir("/usr/lib/rabbitmq/lib").into_iter().flatten().flatten().next();
         let program = program.expect("rabbitmq-server is missing; scripts/setup-tests.sh installs it").path();
         let program = installed(program.join("sbin/rabbitmq-server"));
@@ -158,9 +228,9 @@ impl Rabbit {
             std::fs::write(server.folder.join(name), content).unwrap();
             at(name)
         };
-        let config = format!(
-            "listeners.tcp.1 = 127.0.0.1:{port}\nloopback_users = none\ndisk_free_limit.absolute = 200MB\n"
-        );
+        let listeners = listeners(&server.folder, port);
+        let plain = listeners.contains("listeners.tcp.1");
+        let config = format!("{listeners}loopback_users = none\ndisk_free_limit.absolute = 200MB\n");
         let env = [
             ("RABBITMQ_NODENAME", format!("ion{port}@localhost")),
             ("RABBITMQ_NODE_PORT", port.to_string()),
@@ -181,7 +251,9 @@ impl Rabbit {
         server.start();
         let url = format!("amqp://guest:guest@127.0.0.1:{port}/");
         let mut rabbit = Self { server, _epmd: epmd, url };
-        rabbit.wait_until_it_serves();
+        if plain {
+            rabbit.wait_until_it_serves();
+        }
         rabbit
     }
 

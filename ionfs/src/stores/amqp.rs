@@ -149,7 +149,7 @@ impl Line {
         ))
         .await?;
         within(topology(&connection)).await?;
-        declare_dead_queue(&connection).await?;
+        within(declare_dead_queue(&connection)).await?;
         Ok(connection)
     }
 
@@ -183,31 +183,15 @@ async fn topology(connection: &Connection) -> Result<(), lapin::Error> {
     Ok(())
 }
 
-/// Dead letters are looked at again and again, which must not use them up: no delivery limit. From RabbitMQ 4.0 that has to
-/// be said, before it may not be.
-async fn declare_dead_queue(connection: &Connection) -> Result<(), Cause> {
-    let mut refused = None;
-    for limit in [None, Some(-1)] {
-        let channel = within(connection.create_channel()).await?;
-        let mut arguments = quorum();
-        if let Some(limit) = limit {
-            arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(limit));
-        }
-        match within(channel.queue_declare(DEAD.into(), QueueDeclareOptions::durable(), arguments)).await {
-            Ok(_) => {
-                let bind = channel.queue_bind(
-                    DEAD.into(),
-                    DEAD.into(),
-                    "#".into(),
-                    QueueBindOptions::default(),
-                    FieldTable::default(),
-                );
-                return within(bind).await;
-            }
-            Err(error) => refused = Some(error),
-        }
-    }
-    Err(refused.unwrap_or_else(|| "its queue of dead letters cannot be declared".into()))
+/// Dead letters are looked at again and again, which must not use them up. From RabbitMQ 4.0 a queue without a limit has one
+/// of 20, and before that none can be said to be none: this one is as good.
+async fn declare_dead_queue(connection: &Connection) -> Result<(), lapin::Error> {
+    let channel = connection.create_channel().await?;
+    let mut arguments = quorum();
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(i32::MAX));
+    channel.queue_declare(DEAD.into(), QueueDeclareOptions::durable(), arguments).await?;
+    let all = QueueBindOptions::default();
+    channel.queue_bind(DEAD.into(), DEAD.into(), "#".into(), all, FieldTable::default()).await
 }
 
 fn quorum() -> FieldTable {
