@@ -60,7 +60,7 @@ if [ ! -x "$cache/azurite/node_modules/.bin/azurite-blob" ]; then
     command -v npm >/dev/null || { $root apt-get update -qq && $root apt-get install -y -qq npm >/dev/null; }
     echo "installing azurite into $cache" >&2
     mkdir -p "$cache/azurite"
-    npm install --silent --no-fund --no-audit --prefix "$cache/azurite" azurite@3.37.0 >/dev/null
+    npm install --loglevel=error --no-fund --no-audit --prefix "$cache/azurite" azurite@3.37.0 >/dev/null
 fi
 
 # The examples run in the tests too.

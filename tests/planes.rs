@@ -7,7 +7,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -95,6 +95,12 @@ fn three_dispatchers_share_the_work_and_one_may_be_killed() {
     let trace = homes[2].run(["--json", "trace", &correlation]).well();
     let documents: Vec<Value> = serde_json::from_str(&trace.stdout).unwrap();
     assert_eq!(documents.iter().filter(|document| document["type"].is_string()).count(), 5, "{trace:#?}");
+    let ended: Vec<&Value> = documents.iter().filter(|document| document["type"] == "ended").collect();
+    assert!(ended.iter().all(|event| event["unrouted"] == true), "nobody subscribes to it: {ended:#?}");
+    let fixed = |data| homes[1].run(["event", "create", "quiet", "--id", "fixed", "--data", data]);
+    fixed("a=1").well();
+    fixed("a=1").well();
+    assert!(fixed("a=2").failed().stderr.contains("committed before with other content"));
     for job in homes[2].jobs().iter().filter(|job| job["module"] == "all") {
         let log = homes[1].run(["job", "logs", job["id"].as_str().unwrap()]).well();
         assert_eq!(log.stdout, "2\n");
@@ -117,24 +123,27 @@ fn the_examples_run_unchanged() {
     let cache = std::env::var("ION_EXAMPLES")
         .unwrap_or_else(|_| format!("{}/.cache/ion-examples", std::env::var("HOME").unwrap()));
     for env in [&servers.env, &on_azure] {
-        let home = home_on(env);
-        let video = home.up_with(&[], &root.join("examples/video/pipeline.yaml"));
+        let homes = [(); 3].map(|()| home_on(env));
+        let home = &homes[0];
+        // Three dispatchers; one of them is killed half-way.
+        let video = root.join("examples/video/pipeline.yaml");
+        let mut dispatchers: Vec<Up> =
+            homes.iter().map(|home| dispatch(home, &video, &["--lease", "6s", "--quiet"])).collect();
         let clip = format!("{cache}/clips/bikes.mp4");
-        home.run(["event", "create", "new_video", "--file", &clip, "--wait", "--timeout", "2m"]).well();
+        let create = ["event", "create", "new_video", "--file", &clip, "--wait", "--timeout", "3m"];
+        let mut waiting = home.ion().args(create).stdout(Stdio::null()).spawn().unwrap();
+        wait_for("half of it", || succeeded(home) >= 20);
+        dispatchers.remove(1).kill();
+        assert!(waiting.wait().unwrap().success(), "the whole correlation succeeded");
         let trace = home.run(["trace"]).well();
         assert!(trace.stdout.contains("contact_sheet") && trace.stdout.contains("sheet.png"), "{trace:#?}");
-        assert_eq!(video.stop(), Some(0));
-        let words = home.up_with(&[], &root.join("examples/words/pipeline.yaml"));
-        let texts: Vec<String> = ["GPL-2", "GPL-3", "Apache-2.0"]
-            .map(|name| format!("/usr/share/common-licenses/{name}"))
-            .iter()
-            .flat_map(|path| ["--file".to_owned(), path.clone()])
-            .collect();
-        let words_given: Vec<&str> = ["event", "create", "new_texts", "--wait"]
-            .into_iter()
-            .chain(texts.iter().map(String::as_str))
-            .collect();
-        home.run(words_given).well();
+        for dispatcher in dispatchers {
+            assert_eq!(dispatcher.stop(), Some(0));
+        }
+        once_in_effect(home, home.jobs().len());
+        let words = home.up(&root.join("examples/words/pipeline.yaml"));
+        let create = ["event", "create", "new_texts", "--file", "/usr/share/common-licenses", "--wait"];
+        home.run(create).well();
         assert!(home.run(["trace"]).well().stdout.contains("ranking"));
         assert_eq!(words.stop(), Some(0));
         home.run(["check", "--deep"]).well();
@@ -145,7 +154,7 @@ fn the_examples_run_unchanged() {
 #[test]
 fn a_broker_that_is_away_holds_up_no_close() {
     const EVENTS: usize = 3;
-    let away = std::env::var("ION_TEST_AWAY").map_or(12, |seconds| seconds.parse().unwrap());
+    let away = std::env::var("ION_TEST_AWAY").map_or(30, |seconds| seconds.parse().unwrap());
     let mut servers = Servers::start();
     let home = home_on(&servers.env);
     let file = pipeline(&home);
@@ -182,11 +191,14 @@ fn a_broker_that_is_away_holds_up_no_close() {
     once_in_effect(&home, expected);
 }
 
-/// A store that stands still: the close waits, is refused with EIO at its deadline, and nothing is half done.
+/// A store that stands still, or is gone: the close waits, is refused with EIO at its deadline, and nothing is half done.
+/// A broker that stands still: the close succeeds.
 #[test]
-fn a_store_that_stands_still_fails_a_close_at_its_deadline() {
-    let servers = Servers::start();
-    for which in ["documents", "blobs"] {
+fn a_store_that_is_away_fails_a_close_at_its_deadline() {
+    let mut servers = Servers::start();
+    for (which, gone) in
+        [("documents", false), ("documents", true), ("blobs", false), ("blobs", true), ("bus", false)]
+    {
         let home = home_on(&servers.env);
         let (begun, go) = (home.path().join("begun"), home.path().join("go"));
         home.program("write", "#!/bin/sh\necho x > /ion/out/data/f\ntouch $BEGUN\nuntil [ -e $GO ]; do sleep 0.1; done\necho y > /ion/out/data/f\necho '{\"eventType\":\"done\",\"files\":[\"f\"]}' > /ion/out/data/event\nfrom=$(date +%s)\ncp /ion/out/data/event /ion/out/events/e\necho \"status $? after $(($(date +%s) - from)) s\"\n");
@@ -202,17 +214,35 @@ fn a_store_that_stands_still_fails_a_close_at_its_deadline() {
         let up = home.up_with(&["--commit-deadline", "4s"], &file);
         home.run(["event", "create", &module]).well();
         wait_for("the job to begin", || begun.exists());
-        let server = if which == "documents" { &servers.mongo.server } else { &servers.s3.server };
-        server.pause();
+        let server = match which {
+            "documents" => &mut servers.mongo.server,
+            "blobs" => &mut servers.s3.server,
+            _ => &mut servers.rabbit.server,
+        };
+        if gone {
+            server.kill()
+        } else {
+            server.pause()
+        }
         std::fs::write(&go, "").unwrap();
-        wait_for("the close to return", || up.log().contains("status "));
-        server.resume();
+        wait_for(&format!("the close to return, {which} gone: {gone}"), || up.log().contains("status "));
+        if gone {
+            server.start()
+        } else {
+            server.resume()
+        }
         let log = up.log();
         let line = log.lines().find(|line| line.contains("status ")).unwrap();
-        assert!(!line.contains("status 0"), "{which}: {line}");
         let seconds: u32 = line.split(' ').rev().nth(1).unwrap().parse().unwrap();
-        assert!((3..=16).contains(&seconds), "{which}: it waits, and not for ever: {line}");
         let mine = || home.jobs().into_iter().find(|job| job["module"] == module.as_str()).unwrap();
+        if which == "bus" {
+            assert!(line.contains("status 0") && seconds <= 12, "{line}");
+            wait_for("the job to succeed", || mine()["state"] == "succeeded");
+            assert_eq!(up.stop(), Some(0));
+            continue;
+        }
+        assert!(!line.contains("status 0"), "{which}: {line}");
+        assert!((3..=16).contains(&seconds), "{which}: it waits, and not for ever: {line}");
         wait_for("the job to be dead", || mine()["state"] == "dead");
         let reason = mine()["attempts"][0]["reason"].as_str().unwrap().to_owned();
         assert!(reason.contains("EIO"), "{which}: {reason}");

@@ -43,6 +43,9 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How often house is kept: outbox, leases, gathering.
 const KEEP: Duration = Duration::from_secs(1);
 
+/// House is kept for at most one part in this many and one of the time.
+const KEEPING_SHARE: u32 = 4;
+
 /// The wait after a store failed, before the same is tried again. The stores have deadlines of their own.
 const STORE_WAIT: Duration = Duration::from_secs(1);
 
@@ -263,6 +266,8 @@ impl Shared {
                 None => {}
             }
         }
+        // What the bus has sent ahead is not returned, which it would count, but left in the ledger.
+        self.pause(&module, &mut *queue).await;
         drop(queue);
         while jobs.join_next().await.is_some() {}
     }
@@ -353,7 +358,7 @@ impl Shared {
                 Ok(Some(job)) => job,
                 Ok(None) => return true,
                 Err(error) => {
-                    tracing::warn!(module = module.name, error = chain(&error), "the ledger cannot be read");
+                    tracing::debug!(module = module.name, error = chain(&error), "the ledger cannot be read");
                     return true;
                 }
             };
@@ -611,10 +616,22 @@ impl Shared {
     }
 
     async fn keep_house(self: Arc<Self>, mut presence: Presence) {
+        let mut unkept = false;
         while !self.stopping.is_cancelled() {
-            if let Err(error) = self.keep_house_once(&mut presence).await {
-                tracing::warn!(error = chain(&error), "the outbox and leases could not be looked after");
+            let begun = Instant::now();
+            match self.keep_house_once(&mut presence).await {
+                Ok(()) => unkept = false,
+                // Once for each time that a store is away.
+                Err(error) if !std::mem::replace(&mut unkept, true) => {
+                    tracing::warn!(
+                        error = chain(&error),
+                        "the outbox and leases cannot be looked after; trying again"
+                    );
+                }
+                Err(_) => {}
             }
+            // A large correlation takes long to look through: most of the time is the jobs'.
+            self.rest(begun.elapsed() * KEEPING_SHARE).await;
             tokio::select! {
                 () = self.stopping.cancelled() => {}
                 () = self.ended.notified() => {}

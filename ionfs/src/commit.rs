@@ -40,6 +40,9 @@ const PUBLISH_WAIT: Duration = Duration::from_secs(5);
 /// The wait before stores that did not answer are asked again. Shorter hammers a store that is starting.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
 
+/// Tries of one commit: a store that takes most of a file and fails again and again is given up in the end.
+const TRIES_MAX: u32 = 200;
+
 /// Why an event file was refused. Each has one errno (the table of DESIGN.md section 3).
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
@@ -439,9 +442,11 @@ impl Committer {
     ) -> Result<T, Refusal> {
         let last = Mutex::new(None);
         let trying = async {
+            let mut tries = 0;
             loop {
+                tries += 1;
                 match work().await {
-                    Err(Refusal::Stores(reason)) => {
+                    Err(Refusal::Stores(reason)) if tries < TRIES_MAX => {
                         tracing::debug!(reason, "the stores did not take it yet");
                         *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
                         tokio::time::sleep(RETRY_WAIT).await;

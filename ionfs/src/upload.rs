@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use crate::cache::blocking;
 use crate::checksum::{self, Summer};
 use crate::clock::Millis;
 use crate::event::FileEntry;
+use crate::stores::object::IN_FLIGHT_MAX;
 use crate::stores::{Blobs, StoreError};
 
 /// Bytes read at a time: one block, so that memory stays small and a store still gets large parts.
@@ -63,8 +64,8 @@ pub async fn store_path(
     store_file(blobs, key, name, file, &AtomicU64::new(0)).await
 }
 
-/// Stores an open file, from its beginning to its end, as blob `key` and gives its entry under `name`. `moved` grows by
-/// every byte that the store took.
+/// Stores an open file, from its beginning to its end, as blob `key` and gives its entry under `name`. `moved` grows
+/// while the store takes bytes; those that may only have filled its buffers do not count.
 pub async fn store_file(
     blobs: &dyn Blobs,
     key: String,
@@ -82,10 +83,17 @@ pub async fn store_file(
         })
         .await;
         let piece = piece?;
-        moved.fetch_add(piece.len() as u64, Ordering::Relaxed);
         Ok((!piece.is_empty()).then_some((piece, file)))
     });
+    let mut read = 0;
+    let body = body.inspect_ok(move |piece| {
+        read += piece.len() as u64;
+        if read > IN_FLIGHT_MAX {
+            moved.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        }
+    });
     let (size, checksums) = put_summed(blobs, &key, &name, body.boxed()).await?;
+    moved.fetch_add(size, Ordering::Relaxed);
     Ok(FileEntry { name, key, size, mtime: mtime(&metadata), mode: metadata.mode() & 0o7777, checksums })
 }
 

@@ -7,7 +7,7 @@
 //!
 //! # How it works
 //! Two connections, as brokers that slow publishers down must not slow consumers: one publishes and administers, one
-//! consumes. Neither is kept alive by force: whoever finds one broken opens it again, at most every [`REST`]. A
+//! consumes. Neither is kept alive by force: whoever finds one broken opens it again, with a backoff. A
 //! publisher's channel carries one message at a time, because a broker's "unroutable" names no message but comes
 //! before that message's confirm.
 //!
@@ -40,8 +40,12 @@ use crate::event::Message;
 /// How long one exchange with the broker may take. A close() whose document is in waits at most so long for it.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
 
-/// How long a broken connection rests before it is tried again; whoever asks meanwhile is told at once why.
-const REST: Duration = Duration::from_secs(1);
+/// How long a broken connection rests before it is tried again, doubled by each failure up to [`REST_MAX`]; whoever asks
+/// meanwhile is told at once why.
+const REST: Duration = Duration::from_millis(250);
+
+/// Longer leaves a broker that is back waiting.
+const REST_MAX: Duration = Duration::from_secs(5);
 
 /// Publishing at a time. Confirms of a quorum queue take a disk's sync: this many share it.
 const PUBLISHERS: usize = 32;
@@ -95,7 +99,14 @@ struct Line {
 #[derive(Debug, Default)]
 struct State {
     connection: Option<Arc<Connection>>,
-    failed: Option<(Instant, String)>,
+    failed: Option<Failed>,
+}
+
+#[derive(Debug)]
+struct Failed {
+    at: Instant,
+    rest: Duration,
+    reason: String,
 }
 
 /// Runs one exchange with the broker within its time.
@@ -119,10 +130,10 @@ impl Line {
             return Ok(connection.clone());
         }
         state.connection = None;
-        if let Some((at, reason)) = &state.failed
-            && at.elapsed() < REST
+        if let Some(failed) = &state.failed
+            && failed.at.elapsed() < failed.rest
         {
-            return Err(reason.clone().into());
+            return Err(failed.reason.clone().into());
         }
         match self.connect().await {
             Ok(connection) => {
@@ -131,7 +142,8 @@ impl Line {
                 Ok(connection)
             }
             Err(error) => {
-                state.failed = Some((Instant::now(), error.to_string()));
+                let rest = state.failed.as_ref().map_or(REST, |failed| (failed.rest * 2).min(REST_MAX));
+                state.failed = Some(Failed { at: Instant::now(), rest, reason: error.to_string() });
                 Err(error)
             }
         }

@@ -44,6 +44,9 @@ const PART: usize = 8 << 20;
 /// Parts of one blob under way at a time; with [`PART`] it bounds the memory of an upload.
 const PARTS_MAX: usize = 4;
 
+/// Bytes of a body that may have been read before any was sent.
+pub(crate) const IN_FLIGHT_MAX: u64 = (PART * (PARTS_MAX + 1)) as u64;
+
 /// How long a request may stand still before it fails. A part must get through in it: 8 MiB at 140 KiB/s.
 const STALL: Duration = Duration::from_secs(60);
 
