@@ -9,7 +9,7 @@ cache=${ION_TEST_CACHE:-$HOME/.cache/ion-test}
 root=; [ "$(id -u)" = 0 ] || root=sudo
 
 missing=()
-for pair in bash:bash dash:dash perl:perl python3:python3 setfattr:attr fusermount3:fuse3 unshare:util-linux; do
+for pair in bash:bash dash:dash perl:perl python3:python3 setfattr:attr fusermount3:fuse3 unshare:util-linux openssl:openssl ps:procps; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
 if [ ${#missing[@]} -gt 0 ]; then
@@ -41,9 +41,10 @@ fi
 build_server() {
     [ -x "$cache/bin/$3" ] && return
     local missing=()
-    for pair in g++:g++ cmake:cmake pkg-config:pkg-config protoc:protobuf-compiler; do
+    for pair in g++:g++ cmake:cmake make:make pkg-config:pkg-config; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done
+    [ -e /usr/include/zlib.h ] || missing+=(zlib1g-dev)
     if [ ${#missing[@]} -gt 0 ]; then
         echo "installing ${missing[*]}" >&2
         $root apt-get update -qq && $root apt-get install -y -qq "${missing[@]}" >/dev/null
