@@ -178,6 +178,7 @@ impl Job {
             let origin = Origin {
                 job_id: JobId::new("j"),
                 attempt: 1,
+                holder: None,
                 module: "m".into(),
                 emits: None,
                 commit: CommitMode::OnClose,

@@ -89,6 +89,15 @@ fn a_file_of_out_data_becomes_an_event_by_a_rename_or_a_link() {
 }
 
 #[test]
+fn a_file_too_large_for_an_event_is_refused_on_record_and_stays_a_file() {
+    let home = Home::new();
+    let ran = home
+        .script("head -c 17000000 /dev/zero > /ion/out/data/big; mv /ion/out/data/big /ion/out/events/a.json && exit 9; echo more >> /ion/out/data/big || exit 8; test -e /ion/events/rejected/a.json")
+        .failed();
+    assert!(ran.stderr.contains("\"a.json\" was rejected: E2BIG"), "{ran:#?}");
+}
+
+#[test]
 fn sed_in_place_on_a_draft_commits_nothing_until_the_rename() {
     commits(
         "cd /ion/out/events; echo '{\"eventType\": \"x\"}' > a.tmp; sed -i s/x/a/ a.tmp; test -z \"$(ls /ion/events/published)\"; mv a.tmp a.json",

@@ -101,6 +101,7 @@ impl Mount {
             let origin = Origin {
                 job_id: JobId::new("j"),
                 attempt: 1,
+                holder: None,
                 module: "m".into(),
                 emits: None,
                 commit: CommitMode::OnClose,
@@ -293,9 +294,23 @@ fn ionfs_sum(content: &[u8]) -> u64 {
 /// Every name below `root` with what is there.
 fn picture(root: &Path) -> BTreeMap<PathBuf, String> {
     fn walk(root: &Path, at: &Path, into: &mut BTreeMap<PathBuf, String>) {
-        for entry in fs::read_dir(at).unwrap() {
+        let entries = match fs::read_dir(at) {
+            Ok(entries) => entries,
+            // A mode that an ordinary user is bound by.
+            Err(error) => {
+                into.insert(at.strip_prefix(root).unwrap().join("?"), format!("{:?}", error.kind()));
+                return;
+            }
+        };
+        for entry in entries {
             let path = entry.unwrap().path();
-            let m = fs::symlink_metadata(&path).unwrap();
+            let m = match fs::symlink_metadata(&path) {
+                Ok(m) => m,
+                Err(error) => {
+                    into.insert(path.strip_prefix(root).unwrap().to_owned(), format!("{:?}", error.kind()));
+                    continue;
+                }
+            };
             let what = if m.is_dir() {
                 format!("d {:o}", m.mode())
             } else if m.is_symlink() {
@@ -457,6 +472,7 @@ fn a_megabyte_of_ten_gigabytes_fetches_about_a_megabyte() {
         let origin = Origin {
             job_id: JobId::new("j"),
             attempt: 1,
+            holder: None,
             module: "m".into(),
             emits: None,
             commit: CommitMode::OnClose,

@@ -43,6 +43,45 @@ fn fan_out_and_fan_in_run_each_event_once_and_gather_all_in_order() {
     assert_eq!(up.stop(), Some(0));
 }
 
+/// What its first attempt has published, and what came of that, is not what a gathering job waits for.
+#[test]
+fn a_gathering_job_that_published_and_failed_is_retried() {
+    let home = Home::new();
+    home.program("one", "#!/bin/sh\necho '{\"eventType\":\"piece\"}' > /ion/out/events/p\n");
+    home.program(
+        "sheet",
+        "#!/bin/sh\necho '{\"eventType\":\"done\"}' > /ion/out/events/d\ntest $ION_ATTEMPT = 2\n",
+    );
+    home.program("notify", "#!/bin/sh\nuntil [ -e $GO ]; do sleep 0.05; done\n");
+    let go = home.path().join("go");
+    let file = pipeline(
+        &home,
+        &format!(
+            "  one: {{on: [start], emits: [piece], run: [./one]}}\n  sheet: {{gather: piece, per: start, emits: [done], run: [./sheet], retries: 1}}\n  notify: {{on: [done], run: [./notify], env: {{GO: {}}}}}\n",
+            go.display()
+        ),
+    );
+    let up = home.up(&file);
+    home.run(["event", "create", "start"]).well();
+    wait_for("the second attempt", || state_of(&home.jobs(), "sheet") == "succeeded");
+    assert_eq!(state_of(&home.jobs(), "notify"), "running", "it was not waited for");
+    std::fs::write(&go, "").unwrap();
+    wait_for("the end", || state_of(&home.jobs(), "notify") == "succeeded");
+    assert_eq!(home.jobs().len(), 3);
+    assert_eq!(up.stop(), Some(0));
+}
+
+/// A file that is closed again and again is stored as often as its uploads keep up, and kept once.
+#[test]
+fn many_closes_of_one_file_leave_one_blob() {
+    let home = Home::new();
+    home.run(["run", "--", "sh", "-c", "for i in $(seq 500); do echo $i >> /ion/out/data/log; done; echo '{\"eventType\":\"x\",\"files\":[\"log\"]}' > /ion/out/events/x"]).well();
+    let blobs = home.run(["--json", "gc", "--dry-run", "--grace", "0s"]).well();
+    let counted: Value = serde_json::from_str(&blobs.stdout).unwrap();
+    assert_eq!((counted["blobs"].as_u64(), counted["unfinished"].as_u64()), (Some(0), Some(0)), "{counted}");
+    home.run(["check", "--deep"]).well();
+}
+
 #[test]
 fn a_failing_module_is_retried_then_dead_and_can_be_revived() {
     let home = Home::new();

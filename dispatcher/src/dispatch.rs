@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use ionfs::clock::{self, Millis, millis};
 use ionfs::errors::chain;
 use ionfs::event::{Event, Message};
+use ionfs::fs::job::remove_attempt;
 use ionfs::id::JobId;
 use ionfs::record::{AttemptEnd, JobRecord, JobState};
 use ionfs::relay;
@@ -52,6 +53,9 @@ const STORE_WAIT: Duration = Duration::from_secs(1);
 /// Tries to claim a message's job before the message goes back. With [`STORE_WAIT`] between them they stay far below
 /// the half hour after which brokers take a message back by themselves.
 const CLAIM_TRIES: u32 = 600;
+
+/// Tries to read what a job begins with, before it goes back to its queue.
+const MATERIAL_TRIES: u32 = 20;
 
 /// How long all places may be taken before what the bus has sent ahead is queued in the ledger.
 const FULL: Duration = Duration::from_secs(1);
@@ -160,6 +164,7 @@ impl Dispatcher {
         for dead in presence.dead_neighbours() {
             for job in shared.ledger.held_by(&dead).await? {
                 shared.lose(&job).await;
+                remove_attempt(&shared.settings.home, &job.id, job.attempt).await;
             }
             presence.forget(&shared.ledger, &dead).await?;
         }
@@ -182,6 +187,9 @@ impl Dispatcher {
         Ok(())
     }
 }
+
+/// What a job begins with, or why it cannot begin: its event, and what it gathers.
+type Materials = Result<(Event, Option<Vec<Event>>), String>;
 
 /// A place to run one job: of its module and of the whole dispatcher.
 type Slot = (OwnedSemaphorePermit, OwnedSemaphorePermit);
@@ -362,33 +370,47 @@ impl Shared {
                     return true;
                 }
             };
-            match self.materials(&job, module).await {
-                Ok((event, gathered)) => {
+            let mut tries = 0;
+            let materials = loop {
+                match self.materials(&job, module).await {
+                    // A store that is away is no failure of the module's.
+                    Err(LedgerError::Store(error))
+                        if tries < MATERIAL_TRIES && !self.stopping.is_cancelled() =>
+                    {
+                        tries += 1;
+                        tracing::debug!(job = %job.id, error = chain(&error), "its event cannot be read yet");
+                        self.rest(STORE_WAIT).await;
+                    }
+                    outcome => break outcome,
+                }
+            };
+            match materials {
+                Ok(Ok((event, gathered))) => {
                     jobs.spawn(self.clone().run(module.clone(), job, event, gathered, slot));
                 }
-                Err(reason) => {
-                    self.end(&job, module, Ended::failed(reason)).await;
+                Ok(Err(reason)) => self.end(&job, module, Ended::failed(reason)).await,
+                Err(error) => {
+                    let released = Ended { end: AttemptEnd::Released, ..Ended::failed(chain(&error)) };
+                    self.end(&job, module, released).await;
+                    return true;
                 }
             }
         }
     }
 
     /// The event of a job and what it gathers, read again: the ledger holds ids only.
-    async fn materials(
-        &self,
-        job: &JobRecord,
-        module: &Module,
-    ) -> Result<(Event, Option<Vec<Event>>), String> {
-        let event = self.ledger.event(&job.event_id).await.map_err(|error| chain(&error))?;
-        let event = event.ok_or_else(|| format!("event {} is not there any more", job.event_id))?;
+    async fn materials(&self, job: &JobRecord, module: &Module) -> Result<Materials, LedgerError> {
+        let Some(event) = self.ledger.event(&job.event_id).await? else {
+            return Ok(Err(format!("event {} is not there any more", job.event_id)));
+        };
         if module.gather.is_none() {
-            return Ok((event, None));
+            return Ok(Ok((event, None)));
         }
-        let modules = self.ledger.modules().await.map_err(|error| chain(&error))?;
-        match readiness(&self.ledger, job, module, &modules).await.map_err(|error| chain(&error))? {
+        let modules = self.ledger.modules().await?;
+        Ok(match readiness(&self.ledger, job, module, &modules).await? {
             Readiness::Ready(gathered) => Ok((event, Some(gathered))),
             Readiness::Waiting { .. } => Err("what it gathers is being worked on again".into()),
-        }
+        })
     }
 
     /// Claims the job a message asks for. None: nothing to run (known, waiting, or no message of ours).

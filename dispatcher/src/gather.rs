@@ -54,7 +54,7 @@ fn judge(
     jobs: &[JobRecord],
     events: &[Event],
 ) -> Readiness {
-    let below = below(waiting.event_id.as_str(), events);
+    let below = below(waiting, events);
     let jobs: BTreeMap<(&str, &str), &JobRecord> =
         jobs.iter().map(|job| ((job.event_id.as_str(), job.module.as_str()), job)).collect();
     let gathered = module.gather.as_deref().unwrap_or_default();
@@ -85,10 +85,12 @@ fn judge(
     Readiness::Ready(below.into_iter().filter(|event| event.event_type == gathered).cloned().collect())
 }
 
-/// The event `root` and all that came of it, by time and id.
-fn below<'a>(root: &str, events: &'a [Event]) -> Vec<&'a Event> {
+/// The job's event and all that came of it, by time and id; but for what an earlier attempt of the job itself has
+/// published, which is not what it waits for.
+fn below<'a>(waiting: &JobRecord, events: &'a [Event]) -> Vec<&'a Event> {
+    let root = waiting.event_id.as_str();
     let mut children: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
-    for event in events {
+    for event in events.iter().filter(|event| event.job_id.as_ref() != Some(&waiting.id)) {
         children.entry(&event.context.parent_event_id).or_default().push(event);
     }
     let mut seen: BTreeSet<&str> = BTreeSet::new();

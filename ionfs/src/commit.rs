@@ -190,6 +190,8 @@ pub struct Origin {
     pub job_id: JobId,
     /// Its attempt: the fence of every write.
     pub attempt: u32,
+    /// Who holds its lease. An attempt that has ended is held by nobody, so it can commit no more.
+    pub holder: Option<String>,
     /// The module's name.
     pub module: String,
     /// The event types it may publish; none: any.
@@ -206,7 +208,7 @@ impl Origin {
         Guard {
             collection: Collection::Jobs,
             id: self.job_id.as_str().to_owned(),
-            equals: vec![("attempt", json!(self.attempt))],
+            equals: vec![("attempt", json!(self.attempt)), ("holder", json!(self.holder))],
         }
     }
 
@@ -424,6 +426,7 @@ impl Committer {
             data,
             created: clock::now(),
             job_id: self.origin.job_id.clone(),
+            attempt: self.origin.attempt,
             staged: self.origin.commit == CommitMode::OnSuccess,
         };
         let put = || async {

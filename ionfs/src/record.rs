@@ -167,8 +167,11 @@ pub struct InsightRecord {
     pub data: Vec<KeyValue>,
     /// When they were kept.
     pub created: Millis,
-    /// The job and attempt that kept them.
+    /// The job that kept them.
     pub job_id: JobId,
+    /// Its attempt.
+    #[serde(default)]
+    pub attempt: u32,
     /// See [`crate::event::Publication`]: `staged` until an on-success job has succeeded.
     #[serde(default)]
     pub staged: bool,

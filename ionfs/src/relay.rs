@@ -2,9 +2,10 @@
 //!
 //! Any number of relays may run; each step is idempotent, so two that meet do no harm.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::future::join_all;
 use serde_json::json;
 
 use crate::clock::{self, Millis};
@@ -20,7 +21,7 @@ pub const GRACE: Duration = Duration::from_secs(10);
 /// Events and jobs looked at in one round.
 const BATCH: usize = 1000;
 
-/// Events published at the same time, and failures after which a round ends: the broker is away then.
+/// Events published at the same time.
 const AT_A_TIME: usize = 16;
 
 /// One round: publishes what is older than `grace`, promotes what succeeded; gives how many events it published.
@@ -34,26 +35,29 @@ pub async fn run_once(plane: &DataPlane, grace: Duration) -> Result<usize, Store
             .limit(BATCH)
     };
     let unpublished = plane.documents.find_as::<Event>(unpublished).await?;
-    let mut publishing =
-        stream::iter(unpublished).map(|event| publish(plane, event)).buffer_unordered(AT_A_TIME);
-    // One queue that is broken must not hold up the events of all others.
+    // A queue that is broken must not hold up the events of all others: in this round its type is left alone.
+    let mut broken: HashSet<&str> = HashSet::new();
     let mut failed = None;
-    let mut failures = 0;
-    while failures < AT_A_TIME
-        && let Some(outcome) = publishing.next().await
-    {
-        match outcome {
-            Ok(()) => published += 1,
-            Err(error) => {
-                failures += 1;
-                failed = Some(error);
+    for some in unpublished.chunks(AT_A_TIME) {
+        let some: Vec<&Event> =
+            some.iter().filter(|event| !broken.contains(event.event_type.as_str())).collect();
+        let outcomes = join_all(some.iter().map(|event| publish(plane, (*event).clone()))).await;
+        for (event, outcome) in some.iter().zip(outcomes) {
+            match outcome {
+                Ok(()) => published += 1,
+                Err(error) => {
+                    broken.insert(&event.event_type);
+                    failed = Some(error);
+                }
             }
         }
     }
-    drop(publishing);
     let waiting = Query::equal(Collection::Jobs, vec![("outbox", json!(true))]).limit(BATCH);
     for job in plane.documents.find_as::<JobRecord>(waiting).await? {
-        published += promote(plane, &job.id).await?;
+        match promote(plane, &job.id).await {
+            Ok(promoted) => published += promoted,
+            Err(error) => failed = Some(error),
+        }
     }
     match failed {
         Some(error) => Err(error),
@@ -124,8 +128,14 @@ async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, Sto
     }
     let insight = documents.get_as::<InsightRecord>(Collection::Events, &insight_id(job_id)).await?;
     if let Some(mut insight) = insight.filter(|insight| insight.staged) {
-        insight.staged = false;
-        documents.replace(Collection::Events, encode(&insight), vec![("staged", json!(true))], None).await?;
+        let expect = vec![("staged", json!(true)), ("attempt", json!(insight.attempt))];
+        if insight.attempt == job.attempt {
+            insight.staged = false;
+            documents.replace(Collection::Events, encode(&insight), expect, None).await?;
+        } else {
+            // Of an attempt that failed: nobody may see them.
+            documents.delete(Collection::Events, &insight.id, expect).await?;
+        }
     }
     Ok(promoted)
 }

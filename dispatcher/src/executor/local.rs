@@ -10,11 +10,11 @@ use ionfs::clock;
 use ionfs::commit::{Origin, Rejection};
 use ionfs::errors::chain;
 use ionfs::event::{Context, DocumentType, FileEntry};
-use ionfs::fs::job::{JobSpec, JobTree, Outcome};
+use ionfs::fs::job::{JobSpec, JobTree, OpenError, Outcome};
 use ionfs::mount::{Mounted, mount_at, serve};
 use ionfs::node::{Node, job_dir, live_log};
 use ionfs::record::{AttemptEnd, CommitMode, LogRecord};
-use ionfs::stores::{Collection, encode};
+use ionfs::stores::{Collection, StoreError, encode};
 use ionfs::upload::store_path;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::watch;
@@ -26,6 +26,10 @@ use super::{Ended, Executor, OutputLine, OutputSink, Start, Stop};
 
 /// Between SIGTERM and SIGKILL. Shorter cuts off modules that tidy up; longer delays every timeout and shutdown.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// Tries to read what a job begins with, and the wait between them. The stores' own deadlines come on top.
+const OPEN_TRIES: u32 = 20;
+const OPEN_WAIT: Duration = Duration::from_secs(1);
 
 /// How long a killed job may take to be gone, and its mount with it.
 const GONE_WAIT: Duration = Duration::from_secs(10);
@@ -96,9 +100,20 @@ impl LocalExecutor {
     async fn attempt(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Ended {
         let spec =
             JobSpec { origin: origin(&start), event: start.event.clone(), gathered: start.gathered.clone() };
-        let tree = match JobTree::open(&self.node, spec).await {
-            Ok(tree) => tree,
-            Err(error) => return Ended::failed(chain(&error)),
+        let mut tries = 0;
+        let tree = loop {
+            match JobTree::open(&self.node, spec.clone()).await {
+                Ok(tree) => break tree,
+                // A store that is away is no failure of the module's: it is waited for, and then left to another attempt.
+                Err(error @ OpenError::Store(StoreError::Unavailable { .. })) => {
+                    tries += 1;
+                    if tries == OPEN_TRIES || stop.borrow().is_some() {
+                        return Ended { end: AttemptEnd::Released, ..Ended::failed(chain(&error)) };
+                    }
+                    tokio::time::sleep(OPEN_WAIT).await;
+                }
+                Err(error) => return Ended::failed(chain(&error)),
+            }
         };
         let commit = start.module.commit;
         let ran = self.process(start, &tree, stop).await;
@@ -250,6 +265,7 @@ fn origin(start: &Start) -> Origin {
     Origin {
         job_id: start.job.id.clone(),
         attempt: start.job.attempt,
+        holder: start.job.holder.clone(),
         module: start.module.name.clone(),
         emits: (!start.module.emits.iter().any(|one| one == ANY_TYPE)).then(|| start.module.emits.clone()),
         commit: start.module.commit,

@@ -18,6 +18,8 @@ pub(crate) struct EventState {
     pub(crate) wrote: bool,
     /// It was refused, and nothing was written since.
     refused: bool,
+    /// A commit of its content is under way.
+    pub(crate) committing: bool,
     /// It is an event; immutable from now on.
     pub(crate) committed: Option<Receipt>,
     /// One decision at a time for each file: two closers must not both commit.
@@ -57,17 +59,38 @@ impl EventState {
         self.committed.is_none() && (asked == Asked::Final || self.version != self.seen)
     }
 
-    /// The outcome of a decision was a refusal: the same content is not tried again.
-    pub(crate) fn was_refused(&mut self) {
-        self.refused = true;
+    /// Whether it may not be changed: it is an event, or about to be one.
+    pub(crate) fn is_fixed(&self) -> bool {
+        self.committing || self.committed.is_some()
     }
 
-    /// What the content means (rules 1 to 4).
-    pub(crate) fn decide(&mut self, asked: Asked, parsed: Parsed) -> Decision {
+    /// Which content this is: to be asked before it is read, as a write may come while it is.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The outcome of a decision was a refusal: the content of that version is not tried again.
+    pub(crate) fn was_refused(&mut self, version: u64) {
+        self.committing = false;
+        self.refused = self.version == version;
+    }
+
+    /// What the content of a version means (rules 1 to 4). Once it is to be committed, nobody may change it.
+    pub(crate) fn decide(&mut self, asked: Asked, version: u64, parsed: Parsed) -> Decision {
         if !self.is_news(asked) {
             return Decision::Nothing;
         }
-        self.seen = self.version;
+        self.seen = version;
+        if self.version != version {
+            // Written to while it was read: the writer's own close decides.
+            return Decision::Nothing;
+        }
+        let decision = self.meaning(asked, parsed);
+        self.committing = matches!(decision, Decision::Commit(_));
+        decision
+    }
+
+    fn meaning(&self, asked: Asked, parsed: Parsed) -> Decision {
         match (parsed, asked) {
             // What was refused at its close stays refused; its last handle going adds nothing.
             _ if self.refused => Decision::Nothing,
@@ -87,7 +110,7 @@ mod tests {
     use crate::event::parse;
 
     fn decide(state: &mut EventState, asked: Asked, content: &str) -> Decision {
-        state.decide(asked, parse(content.as_bytes()))
+        state.decide(asked, state.version(), parse(content.as_bytes()))
     }
 
     #[test]
@@ -105,7 +128,7 @@ mod tests {
         let mut state = EventState::default();
         state.changed(true);
         assert!(matches!(decide(&mut state, Asked::Flush, "{\"eventType\":\"a\"}"), Decision::Commit(_)));
-        state.was_refused();
+        state.was_refused(state.version());
         assert_eq!(decide(&mut state, Asked::Flush, "{\"eventType\":\"a\"}"), Decision::Nothing);
         assert_eq!(decide(&mut state, Asked::Final, "{\"eventType\":\"a\"}"), Decision::Nothing);
         state.changed(true);

@@ -15,6 +15,7 @@ use super::view::{Item, View, files_tree};
 use super::{FOREVER, Tree, lineage};
 use crate::commit::{Committer, Origin, Receipt, Rejection, files_of};
 use crate::event::{Event, FileEntry, event_json};
+use crate::id::JobId;
 use crate::node::{Node as Daemon, job_dir};
 use crate::stores::StoreError;
 
@@ -110,6 +111,18 @@ impl JobTree {
             rejections: self.output.rejections().into_values().collect(),
         }
     }
+}
+
+/// Removes what an attempt of a dead daemon left on this machine: its staged files and its log.
+pub async fn remove_attempt(home: &Path, job: &JobId, attempt: u32) {
+    let folder = job_dir(home, job, attempt);
+    crate::cache::blocking(move || match remove_tree(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(folder = %folder.display(), %error, "what a dead attempt left could not be removed");
+        }
+        _ => {}
+    })
+    .await;
 }
 
 /// Removes a folder, also where a module took away the right to (an ordinary user is bound by it).

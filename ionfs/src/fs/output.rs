@@ -261,7 +261,7 @@ impl Output {
             Ok(File::from(fs::openat(folder, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?))
         })?;
         let file = table.file_mut(ino)?;
-        forbid_if_committed(file)?;
+        forbid_change(file)?;
         folder_and_file.set_len(size).map_err(|error| errno(&error))?;
         if let Some(reference) = &mut file.reference {
             reference.length = reference.length.min(size);
@@ -335,7 +335,7 @@ impl Output {
         let mut table = self.lock();
         let kind = match &table.node(ino)?.body {
             Body::File(file) => {
-                forbid_if_committed(file)?;
+                forbid_move(file)?;
                 Kind::File
             }
             Body::Symlink => Kind::Symlink,
@@ -357,7 +357,7 @@ impl Output {
         let mut table = self.lock();
         let ino = table.child(parent, name)?.ok_or(Errno::NOENT)?;
         if let Body::File(file) = &table.node(ino)?.body {
-            forbid_if_committed(file)?;
+            forbid_change(file)?;
         }
         let orphan = self.orphan(&table, ino)?;
         self.free(&table, ino);
@@ -425,7 +425,7 @@ impl Output {
         }
         let kind = kind_of(&table.node(ino)?.body);
         if let Body::File(file) = &table.node(ino)?.body {
-            forbid_if_committed(file)?;
+            forbid_move(file)?;
         }
         may_hold_more(&table, newparent, newname, kind)?;
         if kind == Kind::Directory && table.is_below(newparent, ino) {
@@ -442,7 +442,7 @@ impl Output {
         if let Some(target) = target
             && let Body::File(file) = &table.node(target)?.body
         {
-            forbid_if_committed(file)?;
+            forbid_move(file)?;
         }
         let orphan = target.map(|target| self.orphan(&table, target)).transpose()?.flatten();
         let (from, to) = (table.path_in(parent, name)?, table.path_in(newparent, newname)?);
@@ -468,7 +468,7 @@ impl Output {
         let mut table = self.lock();
         let file = table.file(ino)?;
         if how.writes() || how.truncates() {
-            forbid_if_committed(file)?;
+            forbid_change(file)?;
         }
         let flags = how.backing();
         // An orphan is reached through /proc, where the last component is a link.
@@ -557,21 +557,30 @@ impl Output {
         {
             let mut table = self.lock();
             let file = table.file_mut(staged.ino)?;
-            forbid_if_committed(file)?;
+            forbid_change(file)?;
             if file.event.is_some() && offset + data.len() as u64 > EVENT_FILE_BYTES_MAX {
                 return Err(Errno::FBIG);
             }
             content_changed(file, true);
         }
         staged.flushed.store(false, Ordering::Release);
-        staged.file.write_all_at(data, offset).map_err(|error| errno(&error))
+        let written = staged.file.write_all_at(data, offset).map_err(|error| errno(&error));
+        self.changed_again(staged.ino);
+        written
+    }
+
+    /// The change that was announced has been made, or a part of it: an upload that began in between may hold either.
+    fn changed_again(&self, ino: Ino) {
+        if let Ok(file) = self.lock().file_mut(ino) {
+            file.generation += 1;
+        }
     }
 
     /// Gives or takes space (fallocate).
     pub fn allocate(&self, staged: &Staged, offset: u64, length: u64, mode: i32) -> Result<()> {
         let mut table = self.lock();
         let file = table.file_mut(staged.ino)?;
-        forbid_if_committed(file)?;
+        forbid_change(file)?;
         content_changed(file, true);
         let flags = fs::FallocateFlags::from_bits_retain(mode.cast_unsigned());
         fs::fallocate(&staged.file, flags, offset, length)
@@ -608,7 +617,7 @@ impl Output {
         {
             let mut table = self.lock();
             let file = table.file_mut(to.ino)?;
-            forbid_if_committed(file)?;
+            forbid_change(file)?;
             if file.reference.is_some() || file.event.is_some() {
                 return Err(Errno::OPNOTSUPP);
             }
@@ -617,7 +626,9 @@ impl Output {
         to.flushed.store(false, Ordering::Release);
         let (mut from_at, mut to_at) = (from_offset, to_offset);
         let length = usize::try_from(length.min(1 << 30)).unwrap_or(1 << 30);
-        Ok(fs::copy_file_range(&from.file, Some(&mut from_at), &to.file, Some(&mut to_at), length)? as u64)
+        let copied = fs::copy_file_range(&from.file, Some(&mut from_at), &to.file, Some(&mut to_at), length);
+        self.changed_again(to.ino);
+        Ok(copied? as u64)
     }
 
     /// Makes the next bytes of `to` a reference to the blob `entry`, without moving any; gives how many. Only for
@@ -632,7 +643,7 @@ impl Output {
     ) -> Result<u64> {
         let mut table = self.lock();
         let file = table.file_mut(to.ino)?;
-        forbid_if_committed(file)?;
+        forbid_change(file)?;
         let held = match &file.reference {
             Some(reference) if reference.entry.key == entry.key => reference.length,
             None if to.file.metadata().is_ok_and(|metadata| metadata.len() == 0) => 0,
@@ -691,12 +702,22 @@ impl Output {
         while offset < reference.length {
             let piece =
                 read_within(&self.daemon, &blob, offset, COPY_PIECE.min(reference.length - offset)).await?;
-            file.write_all_at(&piece, offset).map_err(|error| errno(&error))?;
-            offset += piece.len() as u64;
+            // Looked at again with each piece: another copier may have been faster and its writer may have written, or
+            // the file was truncated. What they left must not be overwritten.
+            let table = self.lock();
+            let length = match &table.file(ino)?.reference {
+                Some(now) if now.entry.key == reference.entry.key => now.length,
+                _ => return Ok(()),
+            };
+            if offset >= length {
+                break;
+            }
+            let kept = usize::try_from(length - offset).unwrap_or(usize::MAX).min(piece.len());
+            file.write_all_at(&piece[..kept], offset).map_err(|error| errno(&error))?;
+            offset += kept as u64;
         }
         let mut table = self.lock();
         let node = table.file_mut(ino)?;
-        // Still the same one: another writer may have been faster, or the file was truncated.
         if node
             .reference
             .as_ref()
@@ -732,8 +753,10 @@ impl Output {
             file.opens -= 1;
             file.writers.retain(|writer| !Arc::ptr_eq(writer, &staged.flushed));
             let last = staged.writable && file.writers.is_empty();
+            // An upload that still waits for its turn will take this content too.
+            let begin = last && (file.event.is_some() || !std::mem::replace(&mut file.upload_waits, true));
             table.drop_if_gone(ino);
-            last
+            begin
         };
         self.released.notify_waiters();
         if !last_writer {
@@ -843,7 +866,16 @@ fn add_file(table: &mut Table, parent: Ino, name: &OsStr) -> Result<Ino> {
     table.add(parent, name, Body::File(file))
 }
 
-fn forbid_if_committed(file: &FileNode) -> Result<()> {
+/// No change of a content that is an event, or about to be one.
+fn forbid_change(file: &FileNode) -> Result<()> {
+    match &file.event {
+        Some(event) if event.is_fixed() => Err(Errno::ROFS),
+        _ => Ok(()),
+    }
+}
+
+/// No other name for an event. One that is about to be one is given its name by its own commit.
+fn forbid_move(file: &FileNode) -> Result<()> {
     match &file.event {
         Some(event) if event.committed.is_some() => Err(Errno::ROFS),
         _ => Ok(()),

@@ -65,18 +65,44 @@ impl Output {
 
     /// Commits the content of `ino` under an event's name, then lets `moved` put it there.
     async fn adopt_as_event(&self, ino: Ino, name: &str, moved: impl Fn() -> Result<()>) -> Result<()> {
-        let (writing, generation_lock, committed) = {
+        let (deciding, was_event) = {
             let mut table = self.lock();
             let file = table.file_mut(ino)?;
-            let writing = file.writers.iter().any(|flushed| !flushed.load(Ordering::Acquire));
-            let state = file.event.get_or_insert_default();
-            (writing, state.deciding.clone(), state.committed.clone())
+            let was_event = file.event.is_some();
+            (file.event.get_or_insert_default().deciding.clone(), was_event)
         };
-        if committed.is_some() {
-            return Err(Errno::ROFS);
+        let adopted = {
+            let _one_decision = deciding.lock().await;
+            self.adopt_alone(ino, name, moved).await
+        };
+        if let Ok(file) = self.lock().file_mut(ino)
+            && let Some(state) = &mut file.event
+            && state.committed.is_none()
+        {
+            state.committing = false;
+            // Refused, a file of `out/data` is one as before.
+            if adopted.is_err() && !was_event {
+                file.event = None;
+            }
         }
-        let _one_decision = generation_lock.lock().await;
-        let content = self.event_content(ino).await?;
+        adopted
+    }
+
+    async fn adopt_alone(&self, ino: Ino, name: &str, moved: impl Fn() -> Result<()>) -> Result<()> {
+        let (writing, version) = {
+            let table = self.lock();
+            let file = table.file(ino)?;
+            let writing = file.writers.iter().any(|flushed| !flushed.load(Ordering::Acquire));
+            let Some(state) = &file.event else { return Err(Errno::IO) };
+            if state.committed.is_some() {
+                return Err(Errno::ROFS);
+            }
+            (writing, state.version())
+        };
+        let content = match self.event_content(ino).await {
+            Ok(content) => content,
+            Err(error) => return Err(self.reject(name, &unreadable(name, error))),
+        };
         let decision = match event::parse(&content) {
             Parsed::Complete(file) => Decision::Commit(file),
             Parsed::Invalid(reason) => Decision::Refuse(reason),
@@ -91,6 +117,12 @@ impl Output {
             Decision::Nothing => moved(),
             Decision::Refuse(reason) => Err(self.reject(name, &Refusal::Invalid(reason))),
             Decision::Commit(file) => {
+                if let Some(state) = &mut self.lock().file_mut(ino)?.event {
+                    if state.version() != version {
+                        return Err(self.reject(name, &Refusal::StillOpen(name.to_owned())));
+                    }
+                    state.committing = true;
+                }
                 let receipt = match self.committer.commit(name, file, self).await {
                     Ok(receipt) => receipt,
                     Err(refusal) => return Err(self.reject(name, &refusal)),
@@ -125,11 +157,28 @@ impl Output {
             state.deciding.clone()
         };
         let _one_decision = deciding.lock().await;
-        let content = self.event_content(ino).await?;
+        let version = {
+            let table = self.lock();
+            let file = table.file(ino)?;
+            let Some(state) = &file.event else { return Ok(()) };
+            // Opened for writing again: that writer's close decides.
+            if !state.is_news(asked) || (asked == Asked::Final && !file.writers.is_empty()) {
+                return Ok(());
+            }
+            state.version()
+        };
+        let parsed = self.event_content(ino).await.map(|content| event::parse(&content));
         let decision = {
             let mut table = self.lock();
             let Some(state) = &mut table.file_mut(ino)?.event else { return Ok(()) };
-            state.decide(asked, event::parse(&content))
+            match parsed {
+                Ok(parsed) => Ok(state.decide(asked, version, parsed)),
+                Err(error) => Err(error),
+            }
+        };
+        let decision = match decision {
+            Ok(decision) => decision,
+            Err(error) => return Err(self.reject(&name, &unreadable(&name, error))),
         };
         let refused = match decision {
             Decision::Nothing => return Ok(()),
@@ -138,6 +187,12 @@ impl Output {
                 let kept = self.committer.keep_insights(insight_values(file)).await;
                 match kept {
                     Ok(()) => {
+                        // They may be written again: the latest are kept.
+                        if let Ok(file) = self.lock().file_mut(ino)
+                            && let Some(state) = &mut file.event
+                        {
+                            state.committing = false;
+                        }
                         self.rejections.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
                         return Ok(());
                     }
@@ -155,7 +210,7 @@ impl Output {
         if let Ok(file) = self.lock().file_mut(ino)
             && let Some(state) = &mut file.event
         {
-            state.was_refused();
+            state.was_refused(version);
         }
         Err(self.reject(&name, &refused))
     }
@@ -222,6 +277,10 @@ impl Output {
             events.chain(insights).map(|(_, ino)| ino).collect()
         };
         for ino in open_ended {
+            // Whoever had it open is gone.
+            if let Ok(file) = self.lock().file_mut(ino) {
+                file.writers.clear();
+            }
             let _ = self.decide(ino, Asked::Final).await;
         }
         let unnamed: Vec<String> = {
@@ -235,6 +294,14 @@ impl Output {
             }
         }
     }
+}
+
+/// Why an event file's own content cannot be had.
+fn unreadable(name: &str, error: Errno) -> Refusal {
+    if error == Errno::TOOBIG {
+        return Refusal::TooBig(format!("an event file may have {} MiB", EVENT_FILE_BYTES_MAX >> 20));
+    }
+    Refusal::Unreadable { path: name.to_owned(), source: error.into() }
 }
 
 /// The values of `insights.json`: all of them, whatever their names.

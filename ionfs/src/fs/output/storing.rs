@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use rustix::fs::{self, Mode, OFlags};
+use tokio::sync::SemaphorePermit;
 
 use super::super::{Errno, Ino};
 use super::table::{Body, Reference, Stored};
@@ -26,6 +27,10 @@ const LINKS_MAX: usize = 40;
 
 impl Output {
     pub(super) async fn upload_in_background(&self, ino: Ino) -> std::result::Result<(), Refusal> {
+        let _slot = self.upload_slot().await;
+        if let Ok(file) = self.lock().file_mut(ino) {
+            file.upload_waits = false;
+        }
         let path = {
             let table = self.lock();
             let Some(path) = table.path(ino) else { return Ok(()) };
@@ -39,9 +44,31 @@ impl Output {
         self.stored(ino, &path).await.map(|_| ())
     }
 
-    /// The blob of the file's content now: the one there is, or a new one.
+    /// A turn to upload: all jobs of the daemon share them.
+    async fn upload_slot(&self) -> SemaphorePermit<'_> {
+        self.daemon.uploads.acquire().await.expect("the semaphore is never closed")
+    }
+
+    /// Removes a blob that a later content has taken the place of, unless an event names it.
+    fn supersede(&self, entry: &FileEntry) {
+        {
+            let mut uploaded = self.uploaded.lock().unwrap_or_else(PoisonError::into_inner);
+            if uploaded.get(&entry.key) != Some(&false) {
+                return;
+            }
+            uploaded.remove(&entry.key);
+        }
+        let (blobs, key) = (self.daemon.plane.blobs.clone(), entry.key.clone());
+        self.runtime.spawn(async move {
+            if let Err(error) = blobs.delete(&key).await {
+                tracing::debug!(key, %error, "a superseded blob could not be removed; gc will");
+            }
+        });
+    }
+
+    /// The blob of the file's content now: the one there is, or a new one. Whoever calls holds a slot.
     async fn stored(&self, ino: Ino, path: &str) -> std::result::Result<FileEntry, Refusal> {
-        let (generation, cell) = {
+        let (generation, cell, former) = {
             let mut table = self.lock();
             let missing = |_| Refusal::Missing(path.to_owned());
             let file = table.file_mut(ino).map_err(missing)?;
@@ -51,24 +78,32 @@ impl Output {
                 return Ok(entry.clone());
             }
             match &file.stored {
-                Some((generation, cell)) if *generation == file.generation => (*generation, cell.clone()),
+                Some((generation, cell)) if *generation == file.generation => {
+                    (*generation, cell.clone(), None)
+                }
                 _ => {
                     let cell = Stored::default();
-                    file.stored = Some((file.generation, cell.clone()));
-                    (file.generation, cell)
+                    let former = file.stored.replace((file.generation, cell.clone()));
+                    (file.generation, cell, former)
                 }
             }
         };
+        if let Some(entry) = former.and_then(|(_, cell)| cell.get().cloned()) {
+            self.supersede(&entry);
+        }
         let entry = cell.get_or_try_init(|| self.upload(ino, path)).await?.clone();
         let now = self.lock().file(ino).map(|file| file.generation).ok();
         // Written to while it was read: the blob may hold half of each.
-        if now == Some(generation) { Ok(entry) } else { Err(Refusal::StillOpen(path.to_owned())) }
+        if now == Some(generation) {
+            return Ok(entry);
+        }
+        self.supersede(&entry);
+        Err(Refusal::StillOpen(path.to_owned()))
     }
 
     async fn upload(&self, ino: Ino, path: &str) -> std::result::Result<FileEntry, Refusal> {
         let unreadable = |errno: Errno| Refusal::Unreadable { path: path.to_owned(), source: errno.into() };
         self.own_content(ino).await.map_err(unreadable)?;
-        let _slot = self.daemon.uploads.acquire().await.expect("the semaphore is never closed");
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = self.at(&self.lock(), ino, |folder, path| {
             Ok(File::from(fs::openat(folder, path, flags, Mode::empty())?))
@@ -163,7 +198,10 @@ impl Staging for Output {
     async fn durable(&self, path: &str) -> std::result::Result<FileEntry, Refusal> {
         let ino = self.resolve(path)?;
         self.closed(ino, path).await?;
-        let stored = self.stored(ino, path).await?;
+        let stored = {
+            let _slot = self.upload_slot().await;
+            self.stored(ino, path).await?
+        };
         let attr = self.getattr(ino).map_err(|_| Refusal::Missing(path.to_owned()))?;
         if let Some(named) = self.uploaded.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&stored.key)
         {

@@ -44,6 +44,8 @@ pub(super) struct FileNode {
     pub(super) generation: u64,
     pub(super) reference: Option<Reference>,
     pub(super) stored: Option<(u64, Stored)>,
+    /// A background upload waits for its turn.
+    pub(super) upload_waits: bool,
     /// Of files in `out/events` and of `insights.json`.
     pub(super) event: Option<Box<EventState>>,
 }
