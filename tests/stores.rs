@@ -221,7 +221,11 @@ async fn documents_are_found_in_order_and_within_bounds(documents: &dyn Document
         found.iter().map(|job| job["due"].as_i64().unwrap()).collect::<Vec<_>>()
     };
     assert_eq!(dues(query.clone()).await, [1, 2, 3]);
-    assert_eq!(dues(query.descending()).await, [4, 3, 2]);
+    let latest =
+        Query::equal(Collection::Jobs, vec![("state", json!("queued"))]).order_by("due").descending();
+    assert_eq!(dues(latest.limit(3)).await, [5, 4, 3]);
+    let all = Query::equal(Collection::Jobs, vec![]).order_by("due").descending();
+    assert_eq!(dues(all.limit(2)).await, [5, 4]);
 }
 
 async fn a_guard_that_does_not_hold_writes_nothing(documents: &dyn Documents) {

@@ -231,7 +231,7 @@ pub struct Query {
     pub at_most: Option<(&'static str, i64)>,
     /// Sorted by this field, then by id; by id alone when none.
     pub order_by: Option<&'static str>,
-    /// The largest first, not the smallest.
+    /// The largest first, not the smallest. Not together with `at_most`: nothing in the system asks for both.
     pub descending: bool,
     /// At most this many.
     pub limit: usize,
