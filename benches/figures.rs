@@ -166,6 +166,7 @@ impl Job {
                 file_name: None,
                 job_id: None,
                 attempt: None,
+                publisher: None,
                 unrouted: false,
             };
             plane.documents.insert(Collection::Events, encode(&event), None).await.unwrap();

@@ -166,6 +166,7 @@ pub(crate) async fn first_event(
         file_name: None,
         job_id: None,
         attempt: None,
+        publisher: None,
         unrouted: false,
     })
 }

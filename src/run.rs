@@ -7,7 +7,7 @@ use clap::Args as ClapArgs;
 use dispatcher::executor::{Executor as _, Start};
 use dispatcher::ledger::{Claim, Ledger};
 use dispatcher::pipeline::{ANY_TYPE, Module, Pipeline};
-use ionfs::clock::{self, millis};
+use ionfs::clock::millis;
 use ionfs::commit::create_event;
 use ionfs::event::{Event, KeyValue, Publication};
 use ionfs::id::{CorrelationId, EventId};
@@ -59,7 +59,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     let event = first_event(&plane, id, correlation.clone(), event_type, files, data, None).await?;
     let event = Event { publication: Publication::Published, ..event };
     create_event(&plane, event.clone()).await?;
-    let lease = clock::now() + millis(module.timeout + Duration::from_secs(60));
+    let lease = millis(module.timeout + Duration::from_secs(60));
     let single = Module { gather: None, per: None, ..module.clone() };
     let Claim::Won(job) = ledger.claim(&single, &event, Some(("ion run", lease))).await? else {
         return Err(Failure("the job of a new event was there already".into()));

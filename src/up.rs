@@ -11,6 +11,7 @@ use dispatcher::ledger::Ledger;
 use dispatcher::pipeline::Pipeline;
 use ionfs::node::Node;
 use ionfs::record::{AttemptEnd, JobRecord, JobState};
+use ionfs::relay::{GRACE, Relay};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -73,11 +74,12 @@ pub(crate) struct RelayArgs {}
 
 pub(crate) async fn relay(settings: &Settings, _args: RelayArgs) -> Outcome {
     let plane = settings.plane().await?;
-    output::say("ready: what is older than 10 s and not published will be");
+    let mut relay = Relay::new(plane, GRACE);
+    output::say(&format!("ready: what is not published for {} s will be", GRACE.as_secs()));
     let stop = until_asked_to_stop();
     tokio::pin!(stop);
     loop {
-        match ionfs::relay::run_once(&plane, ionfs::relay::GRACE).await {
+        match relay.round().await {
             Ok(0) => {}
             Ok(published) => output::say(&format!("published {published} events")),
             Err(error) => tracing::warn!(error = ionfs::errors::chain(&error), "not published yet"),

@@ -87,6 +87,7 @@ impl Mount {
                 file_name: None,
                 job_id: None,
                 attempt: None,
+                publisher: None,
                 unrouted: false,
             };
             plane.documents.insert(Collection::Events, encode(&event), None).await.unwrap();
@@ -466,6 +467,7 @@ fn a_megabyte_of_ten_gigabytes_fetches_about_a_megabyte() {
             file_name: None,
             job_id: None,
             attempt: None,
+            publisher: None,
             unrouted: false,
         };
         let node = Node::new(plane, NodeSettings::new(home.state())).unwrap();

@@ -22,10 +22,12 @@ use std::time::{Duration, Instant};
 use ionfs::clock::{self, Millis, millis};
 use ionfs::errors::chain;
 use ionfs::event::{Event, Message};
+use ionfs::failpoint;
 use ionfs::fs::job::remove_attempt;
 use ionfs::id::JobId;
+use ionfs::patience::Standing;
 use ionfs::record::{AttemptEnd, JobRecord, JobState};
-use ionfs::relay;
+use ionfs::relay::{self, Relay};
 use ionfs::stores::{DataPlane, DeadLetter, Delivery, StoreError, Subscription, encode};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -35,7 +37,7 @@ use self::presence::Presence;
 use crate::executor::{Ended, Executor, Start, Stop};
 use crate::gather::{Readiness, readiness};
 use crate::job::{self, Happening};
-use crate::ledger::{Claim, Ledger, LedgerError};
+use crate::ledger::{Claim, Lease, Ledger, LedgerError};
 use crate::pipeline::Module;
 
 /// How often a module looks into the ledger for jobs that wait there, unless it is told of one.
@@ -71,7 +73,7 @@ pub struct DispatchSettings {
     pub home: PathBuf,
     /// How long a job is a dead dispatcher's on another host (one on the same host is known to be dead at once). Default
     /// 60 s: its holder gives it up after two thirds of that, and a document store that is away for a shorter time kills
-    /// no job.
+    /// no job. No clock of another host is asked.
     pub lease: Duration,
     /// Jobs at a time of all modules together. Default: twice the processors.
     pub slots: usize,
@@ -115,6 +117,14 @@ struct Shared {
     freed: Notify,
     running: Mutex<HashMap<JobId, watch::Sender<Option<Stop>>>>,
     stopping: CancellationToken,
+}
+
+/// What the housekeeping task remembers.
+struct House {
+    presence: Presence,
+    relay: Relay,
+    leases: Standing<Lease>,
+    looked: Option<Instant>,
 }
 
 impl Dispatcher {
@@ -195,8 +205,8 @@ type Materials = Result<(Event, Option<Vec<Event>>), String>;
 type Slot = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
 impl Shared {
-    fn lease_end(&self) -> Millis {
-        clock::now() + millis(self.settings.lease)
+    fn lease(&self) -> Millis {
+        millis(self.settings.lease)
     }
 
     fn runs(&self, job: &JobId) -> bool {
@@ -227,7 +237,8 @@ impl Shared {
         let mut jobs = JoinSet::new();
         let mut full_since: Option<Instant> = None;
         let mut unheard = false;
-        while self.run_due(&module, &of_module, &mut jobs).await {
+        let mut seen = Standing::default();
+        while self.run_due(&module, &of_module, &mut seen, &mut jobs).await {
             let freed = self.freed.notified();
             // No message without a place to run its job: another dispatcher may have one.
             let place = of_module.available_permits() > 0 && self.slots.available_permits() > 0;
@@ -340,6 +351,7 @@ impl Shared {
             }
         };
         // After the claim: the job is in the ledger, so the message has done its work.
+        failpoint::reach("claim.settled");
         if let Err(error) = queue.acknowledge(tag).await {
             tracing::warn!(
                 error = chain(&error),
@@ -354,6 +366,7 @@ impl Shared {
         self: &Arc<Self>,
         module: &Arc<Module>,
         of_module: &Arc<Semaphore>,
+        seen: &mut Standing<i64>,
         jobs: &mut JoinSet<()>,
     ) -> bool {
         loop {
@@ -361,7 +374,7 @@ impl Shared {
                 return false;
             }
             let Some(slot) = self.slot(of_module) else { return true };
-            let taken = self.ledger.take_due(&module.name, &self.id, self.lease_end()).await;
+            let taken = self.ledger.take_due(&module.name, &self.id, self.lease(), seen).await;
             let job = match taken {
                 Ok(Some(job)) => job,
                 Ok(None) => return true,
@@ -456,7 +469,7 @@ impl Shared {
             );
             return Ok(None);
         }
-        let holder = ours.then(|| (self.id.as_str(), self.lease_end()));
+        let holder = ours.then(|| (self.id.as_str(), self.lease()));
         match self.ledger.claim(module, &event, holder).await? {
             Claim::Won(job) if job.state == JobState::Waiting => {
                 self.ended.notify_one();
@@ -530,7 +543,7 @@ impl Shared {
     ) -> std::convert::Infallible {
         let mut told = false;
         let mut every = tokio::time::interval(KEEP.min(self.settings.lease / 3));
-        let mut renewed = clock::now();
+        let mut renewed = Instant::now();
         loop {
             tokio::select! {
                 biased;
@@ -543,9 +556,11 @@ impl Shared {
                     }
                 }
                 _ = every.tick() => {
-                    let due = clock::now() - renewed >= millis(self.settings.lease / 3);
+                    let due = renewed.elapsed() >= self.settings.lease / 3;
+                    // The lease counts from before the write: it may have been seen before the answer comes.
+                    let asked = Instant::now();
                     let seen = if due {
-                        self.ledger.advance(job, &Happening::Renewed { until: self.lease_end() }).await
+                        self.ledger.advance(job, &Happening::Renewed).await
                     } else {
                         self.ledger.get(&job.id).await
                     };
@@ -555,7 +570,8 @@ impl Shared {
                         }
                         Ok(record) => {
                             if due {
-                                renewed = clock::now();
+                                renewed = asked;
+                                failpoint::reach("lease.renewed");
                             }
                             if record.cancel {
                                 stop.send_replace(Some(Stop::Cancel));
@@ -564,7 +580,7 @@ impl Shared {
                         Err(LedgerError::Store(error)) => {
                             tracing::warn!(job = %job.id, error = chain(&error), "the lease could not be renewed");
                             // By its own clock, well before others may take the job.
-                            if clock::now() - renewed > millis(self.settings.lease * 2 / 3) {
+                            if renewed.elapsed() > self.settings.lease * 2 / 3 {
                                 stop.send_replace(Some(Stop::LostLease));
                             }
                         }
@@ -637,11 +653,13 @@ impl Shared {
         }
     }
 
-    async fn keep_house(self: Arc<Self>, mut presence: Presence) {
+    async fn keep_house(self: Arc<Self>, presence: Presence) {
+        let relay = Relay::new(self.ledger.plane().clone(), relay::GRACE);
+        let mut house = House { presence, relay, leases: Standing::default(), looked: None };
         let mut unkept = false;
         while !self.stopping.is_cancelled() {
             let begun = Instant::now();
-            match self.keep_house_once(&mut presence).await {
+            match self.keep_house_once(&mut house).await {
                 Ok(()) => unkept = false,
                 // Once for each time that a store is away.
                 Err(error) if !std::mem::replace(&mut unkept, true) => {
@@ -662,10 +680,14 @@ impl Shared {
         }
     }
 
-    async fn keep_house_once(&self, presence: &mut Presence) -> Result<(), LedgerError> {
-        presence.renew(&self.ledger).await?;
-        for job in self.ledger.expired().await? {
-            self.lose(&job).await;
+    async fn keep_house_once(&self, house: &mut House) -> Result<(), LedgerError> {
+        house.presence.renew(&self.ledger).await?;
+        // All active jobs are read: not more often than it serves.
+        if house.looked.is_none_or(|looked| looked.elapsed() >= self.settings.lease / 6) {
+            house.looked = Some(Instant::now());
+            for job in self.ledger.expired(&mut house.leases).await? {
+                self.lose(&job).await;
+            }
         }
         let waiting = self.ledger.waiting().await?;
         let modules = if waiting.is_empty() { vec![] } else { self.ledger.modules().await? };
@@ -679,7 +701,7 @@ impl Shared {
             }
         }
         // Last: a broker that is away must not hold up the rest.
-        relay::run_once(self.ledger.plane(), relay::GRACE).await?;
+        house.relay.round().await?;
         Ok(())
     }
 }

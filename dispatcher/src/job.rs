@@ -21,20 +21,17 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 pub enum Happening {
     /// A gathering job: everything below its event has ended.
     Gathered,
-    /// A dispatcher takes it, and holds it until then.
+    /// A dispatcher takes it.
     Claimed {
         /// The dispatcher's id.
         holder: String,
-        /// When its lease ends.
-        until: Millis,
+        /// How long it holds the job without a sign of life.
+        lease: Millis,
     },
     /// Its process runs.
     Running,
-    /// Its holder goes on until then.
-    Renewed {
-        /// When the lease ends.
-        until: Millis,
-    },
+    /// Its holder lives: the lease begins anew.
+    Renewed,
     /// The attempt ended.
     Ended(Ended),
     /// A person wants it stopped, or the dead one dropped.
@@ -78,7 +75,7 @@ impl Happening {
             Self::Gathered => "gathered for",
             Self::Claimed { .. } => "claimed",
             Self::Running => "running",
-            Self::Renewed { .. } => "renewed",
+            Self::Renewed => "renewed",
             Self::Ended(_) => "ended",
             Self::CancelAsked => "cancelled",
             Self::Revived => "revived",
@@ -93,12 +90,12 @@ impl Happening {
 pub fn next(job: &JobRecord, happening: &Happening, now: Millis) -> Result<JobRecord, IllegalStep> {
     let mut job = job.clone();
     match (job.state, happening) {
-        (JobState::Waiting, Happening::Gathered) => queue(&mut job, now),
-        (JobState::Queued, Happening::Claimed { holder, until }) => {
+        (JobState::Waiting, Happening::Gathered) => queue(&mut job, now, 0),
+        (JobState::Queued, Happening::Claimed { holder, lease }) => {
             job.state = JobState::Starting;
             job.attempt += 1;
             job.holder = Some(holder.clone());
-            job.due = *until;
+            stand(&mut job, now, *lease);
             job.attempts.push(Attempt {
                 number: job.attempt,
                 started: now,
@@ -110,7 +107,10 @@ pub fn next(job: &JobRecord, happening: &Happening, now: Millis) -> Result<JobRe
             });
         }
         (JobState::Starting, Happening::Running) => job.state = JobState::Running,
-        (JobState::Starting | JobState::Running, Happening::Renewed { until }) => job.due = *until,
+        (JobState::Starting | JobState::Running, Happening::Renewed) => {
+            let lease = job.term;
+            stand(&mut job, now, lease);
+        }
         (JobState::Starting | JobState::Running, Happening::Ended(ended)) => end(&mut job, ended, now),
         (JobState::Starting | JobState::Running, Happening::CancelAsked) => job.cancel = true,
         (JobState::Waiting | JobState::Queued | JobState::Dead, Happening::CancelAsked) => {
@@ -121,24 +121,29 @@ pub fn next(job: &JobRecord, happening: &Happening, now: Millis) -> Result<JobRe
             job.losses = 0;
             job.cancel = false;
             job.ended = None;
-            queue(&mut job, now);
+            queue(&mut job, now, 0);
         }
         (state, happening) => return Err(IllegalStep { state, happening: happening.word() }),
     }
     Ok(job)
 }
 
-fn queue(job: &mut JobRecord, due: Millis) {
+fn queue(job: &mut JobRecord, now: Millis, wait: Millis) {
     job.state = JobState::Queued;
     job.outbox = false;
     job.holder = None;
-    job.due = due;
+    stand(job, now, wait);
+}
+
+fn stand(job: &mut JobRecord, now: Millis, term: Millis) {
+    job.term = term;
+    job.due = now + term;
 }
 
 fn finish(job: &mut JobRecord, state: JobState, now: Millis) {
     job.state = state;
     job.holder = None;
-    job.due = 0;
+    stand(job, now, 0);
     job.ended = Some(now);
     // Who is dead is told to the bus; the record comes first, so that a broker that is away holds nothing up.
     job.outbox = state == JobState::Dead;
@@ -160,17 +165,17 @@ fn end(job: &mut JobRecord, ended: &Ended, now: Millis) {
         AttemptEnd::Cancelled => finish(job, JobState::Cancelled, now),
         // A person asked while it was ending by itself: no other attempt follows.
         _ if job.cancel => finish(job, JobState::Cancelled, now),
-        AttemptEnd::Released => queue(job, now),
+        AttemptEnd::Released => queue(job, now, 0),
         AttemptEnd::Lost => {
             job.losses += 1;
-            if job.losses > LOST_MAX { finish(job, JobState::Dead, now) } else { queue(job, now) }
+            if job.losses > LOST_MAX { finish(job, JobState::Dead, now) } else { queue(job, now, 0) }
         }
         AttemptEnd::Failed | AttemptEnd::TimedOut => {
             job.failures += 1;
             if job.failures > ended.retries {
                 finish(job, JobState::Dead, now);
             } else {
-                queue(job, now + millis(backoff(job.failures, ended.jitter)));
+                queue(job, now, millis(backoff(job.failures, ended.jitter)));
             }
         }
     }
@@ -201,6 +206,7 @@ mod tests {
             attempts: vec![],
             holder: None,
             due: 0,
+            term: 0,
             created: 0,
             ended: None,
             cancel: false,
@@ -225,8 +231,8 @@ mod tests {
     #[test]
     fn every_state_meets_every_happening() {
         use JobState::{Cancelled, Dead, Queued, Running, Starting, Succeeded, Waiting};
-        let claimed = || Happening::Claimed { holder: "h".into(), until: 9 };
-        let renewed = || Happening::Renewed { until: 9 };
+        let claimed = || Happening::Claimed { holder: "h".into(), lease: 9 };
+        let renewed = || Happening::Renewed;
         let table = [
             (Waiting, vec![(Happening::Gathered, Queued), (Happening::CancelAsked, Cancelled)]),
             (Queued, vec![(claimed(), Starting), (Happening::CancelAsked, Cancelled)]),
@@ -280,11 +286,11 @@ mod tests {
 
     #[test]
     fn retries_run_out_and_losses_have_a_bound_of_their_own() {
-        let claimed = Happening::Claimed { holder: "h".into(), until: 9 };
+        let claimed = Happening::Claimed { holder: "h".into(), lease: 9 };
         let again =
             |record: &JobRecord, end| next(&next(record, &claimed, 5).unwrap(), &ended(end), 6).unwrap();
         let once = again(&job(JobState::Queued), AttemptEnd::Failed);
-        assert_eq!((once.state, once.due, once.attempt), (JobState::Queued, 1006, 1));
+        assert_eq!((once.state, once.due, once.term, once.attempt), (JobState::Queued, 1006, 1000, 1));
         let twice = again(&once, AttemptEnd::TimedOut);
         assert_eq!((twice.state, twice.attempts.len()), (JobState::Dead, 2));
         let mut lost = job(JobState::Queued);

@@ -1,9 +1,11 @@
 //! The job ledger: the only truth about jobs. Every write names the version it read, so a stale one is refused.
 
-use ionfs::clock::{self, Millis};
+use ionfs::clock::{self, Millis, millis};
 use ionfs::errors::chain;
 use ionfs::event::{Event, Publication};
+use ionfs::failpoint;
 use ionfs::id::{EventId, JobId};
+use ionfs::patience::Standing;
 use ionfs::record::{JobRecord, JobState};
 use ionfs::stores::{Collection, DataPlane, Inserted, Query, StoreError, decode, encode};
 use serde_json::{Value, json};
@@ -13,6 +15,18 @@ use crate::pipeline::Module;
 
 /// Times a write is tried again when another one came first. Each loss means somebody else made progress.
 const RACES_MAX: usize = 16;
+
+/// Queued jobs looked at when one is to be taken: others may take the first ones meanwhile.
+const LOOKED_AT: usize = 8;
+
+/// What changes while a job's holder lives: the attempt, and `due`, which every renewal moves.
+pub type Lease = (u32, Millis);
+
+/// When others may take a job over, counted from its last renewal: its holder gives it up after two thirds of the lease,
+/// and whoever takes it looks once in a sixth, so that the job is taken within the lease and never before it was given up.
+fn taken_after(lease: Millis) -> Millis {
+    lease / 6 * 5
+}
 
 /// Why the ledger did not do something.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +122,7 @@ impl Ledger {
     // ---- jobs ----
 
     /// Claims the job of a module on an event by one insert. Of many who try, one wins. With a holder and its
-    /// lease's end the job is the holder's to start; without, it is queued in the ledger for whoever has a free slot.
+    /// lease the job is the holder's to start; without, it is queued in the ledger for whoever has a free slot.
     pub async fn claim(
         &self,
         module: &Module,
@@ -128,6 +142,7 @@ impl Ledger {
             attempts: vec![],
             holder: None,
             due: now,
+            term: 0,
             created: now,
             ended: None,
             cancel: false,
@@ -137,11 +152,13 @@ impl Ledger {
         };
         let record = match (queued.state, holder) {
             (JobState::Waiting, _) | (_, None) => queued,
-            (_, Some((holder, until))) => {
-                step(&queued, &Happening::Claimed { holder: holder.to_owned(), until })?
+            (_, Some((holder, lease))) => {
+                step(&queued, &Happening::Claimed { holder: holder.to_owned(), lease })?
             }
         };
-        Ok(match self.plane.documents.insert(Collection::Jobs, encode(&record), None).await? {
+        let inserted = self.plane.documents.insert(Collection::Jobs, encode(&record), None).await?;
+        failpoint::reach("claim.inserted");
+        Ok(match inserted {
             Inserted::New => Claim::Won(record),
             Inserted::Existing(existing) => Claim::Known(decode(Collection::Jobs, existing)?),
         })
@@ -199,58 +216,60 @@ impl Ledger {
 
     async fn write(&self, before: &JobRecord, after: &JobRecord) -> Result<bool, LedgerError> {
         let expect = vec![("version", json!(before.version))];
-        Ok(self.plane.documents.replace(Collection::Jobs, encode(after), expect, None).await?)
+        let written = self.plane.documents.replace(Collection::Jobs, encode(after), expect, None).await?;
+        failpoint::reach("ledger.written");
+        Ok(written)
     }
 
-    /// Takes the module's next job that waits in the ledger: a retry, a released or a gathered one.
+    /// Takes the module's next job that waits in the ledger: a retry, a released or a gathered one. `seen` is what this
+    /// caller has seen of them: a wait is over when the writer's clock says so or when it was watched to its end, so
+    /// that a clock that is minutes ahead delays nothing.
     pub async fn take_due(
         &self,
         module: &str,
         holder: &str,
-        until: Millis,
+        lease: Millis,
+        seen: &mut Standing<i64>,
     ) -> Result<Option<JobRecord>, LedgerError> {
-        let query = Query {
-            at_most: Some(("due", clock::now())),
-            ..Query::equal(
-                Collection::Jobs,
-                vec![("module", json!(module)), ("state", json!(JobState::Queued))],
-            )
-            .order_by("due")
-            .limit(8)
-        };
-        for job in self.plane.documents.find_as::<JobRecord>(query).await? {
-            let claimed = step(&job, &Happening::Claimed { holder: holder.to_owned(), until })?;
-            if self.write(&job, &claimed).await? {
+        let queued = vec![("module", json!(module)), ("state", json!(JobState::Queued))];
+        let query = Query::equal(Collection::Jobs, queued).order_by("due").limit(LOOKED_AT);
+        let queued = self.plane.documents.find_as::<JobRecord>(query).await?;
+        let stood = seen.look(queued.iter().map(|job| (job.id.to_string(), job.version)));
+        for (job, stood) in queued.iter().zip(stood) {
+            if job.term > 0 && job.due > clock::now() && millis(stood) < job.term {
+                continue;
+            }
+            let claimed = step(job, &Happening::Claimed { holder: holder.to_owned(), lease })?;
+            if self.write(job, &claimed).await? {
                 return Ok(Some(claimed));
             }
         }
         Ok(None)
     }
 
-    /// The active jobs whose lease has ended.
-    pub async fn expired(&self) -> Result<Vec<JobRecord>, StoreError> {
-        let mut expired = Vec::new();
+    /// The active jobs whose holder has given no sign of life for a lease, as far as this caller has `seen`. It has to be
+    /// asked again and again: who asks for the first time has seen nobody for long.
+    pub async fn expired(&self, seen: &mut Standing<Lease>) -> Result<Vec<JobRecord>, StoreError> {
+        let active = self.active().await?;
+        let stood = seen.look(active.iter().map(|job| (job.id.to_string(), (job.attempt, job.due))));
+        let expired =
+            active.into_iter().zip(stood).filter(|(job, stood)| millis(*stood) >= taken_after(job.term));
+        Ok(expired.map(|(job, _)| job).collect())
+    }
+
+    async fn active(&self) -> Result<Vec<JobRecord>, StoreError> {
+        let mut active = Vec::new();
         for state in [JobState::Starting, JobState::Running] {
-            let query = Query {
-                at_most: Some(("due", clock::now())),
-                ..Query::equal(Collection::Jobs, vec![("state", json!(state))]).order_by("due").limit(1000)
-            };
-            expired.extend(self.plane.documents.find_as::<JobRecord>(query).await?);
+            let query = Query::equal(Collection::Jobs, vec![("state", json!(state))]).order_by("due");
+            active.extend(self.plane.documents.find_as::<JobRecord>(query).await?);
         }
-        Ok(expired)
+        Ok(active)
     }
 
     /// The jobs that a dispatcher holds.
     pub async fn held_by(&self, holder: &str) -> Result<Vec<JobRecord>, StoreError> {
-        let mut held = Vec::new();
-        for state in [JobState::Starting, JobState::Running] {
-            let jobs: Vec<JobRecord> = self
-                .plane
-                .documents
-                .find_as(Query::equal(Collection::Jobs, vec![("state", json!(state))]))
-                .await?;
-            held.extend(jobs.into_iter().filter(|job| job.holder.as_deref() == Some(holder)));
-        }
+        let mut held = self.active().await?;
+        held.retain(|job| job.holder.as_deref() == Some(holder));
         Ok(held)
     }
 

@@ -3,6 +3,10 @@
 //! Knows nothing of the kernel: [`Committer`] is given the content of an event file and a [`Staging`] that
 //! answers for the files it names.
 
+#[cfg(test)]
+mod model;
+pub(crate) mod steps;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,18 +14,20 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
+use self::steps::{Answer, End, Step};
 use crate::clock::{self, Millis};
 use crate::errors::chain;
 use crate::event::{
     Context, DocumentType, Event, EventFile, FileEntry, KeyValue, Publication, clean_path, is_event_type,
 };
+use crate::failpoint;
 use crate::id::{EventId, JobId};
 use crate::metrics::Metrics;
 use crate::patience::while_it_moves;
 use crate::record::{CommitMode, InsightRecord};
-use crate::stores::{Collection, DataPlane, Guard, Inserted, StoreError, decode, encode};
+use crate::stores::{Collection, DataPlane, Guard, Inserted, Routed, StoreError, decode, encode};
 use crate::upload::{UploadError, store_bytes};
 
 /// Files that a document lists itself; a longer list becomes a blob. Documents are limited to 2 MiB on Cosmos DB,
@@ -281,25 +287,24 @@ impl Committer {
         file: EventFile,
         staging: &dyn Staging,
     ) -> Result<Receipt, Refusal> {
-        let outcome =
-            self.patiently(|| staging.moved(), || self.make_durable(name, file.clone(), staging)).await;
-        let (event, mut receipt) = outcome.inspect_err(|_| self.metrics.refusals.add(1))?;
+        let durable = || self.make_durable(name, file.clone(), staging);
+        let outcome = self.patiently(|| staging.moved(), durable).await;
+        let (step, event, mut receipt) = outcome.inspect_err(|_| self.metrics.refusals.add(1))?;
         self.metrics.commits.add(1);
-        receipt.published = match event.publication {
-            Publication::Published => true,
-            Publication::Staged => false,
-            Publication::Unpublished => self.publish(event).await,
+        receipt.published = match step {
+            Step::End(End::Committed(publication)) => publication == Publication::Published,
+            step => self.publish(step, event).await,
         };
         Ok(receipt)
     }
 
-    /// Steps 1 and 2.
+    /// Steps 1 and 2; gives the step that follows.
     async fn make_durable(
         &self,
         name: &str,
         file: EventFile,
         staging: &dyn Staging,
-    ) -> Result<(Event, Receipt), Refusal> {
+    ) -> Result<(Step, Event, Receipt), Refusal> {
         let event_type = self.checked_type(file.event_type)?;
         let paths = clean_paths(&file.files)?;
         // Step 1. All at once: the staging bounds what runs in parallel.
@@ -307,7 +312,7 @@ impl Committer {
             futures_util::future::try_join_all(paths.iter().map(|path| staging.durable(path))).await?;
         let (listed, file_list) = self.shorten(&files, staging).await?;
         let id = EventId::derive(&self.origin.parent.event_id, &self.origin.module, name);
-        let mut event = Event {
+        let event = Event {
             context: self.origin.context(id.clone(), DocumentType::EventMeta),
             id,
             event_type,
@@ -322,12 +327,13 @@ impl Committer {
             file_name: Some(name.to_owned()),
             job_id: Some(self.origin.job_id.clone()),
             attempt: Some(self.origin.attempt),
+            publisher: None,
             unrouted: false,
         };
+        failpoint::reach("commit.blobs-stored");
         // Step 2.
-        if let Some(earlier) = self.insert(&event, &files).await? {
-            event = earlier;
-        }
+        let guard = Some(self.origin.guard());
+        let (step, event) = insert(&self.plane, event, &files, guard, self.origin.commit).await?;
         let receipt = Receipt {
             name: name.to_owned(),
             event_id: event.id.clone(),
@@ -337,7 +343,7 @@ impl Committer {
             at: event.created,
             published: false,
         };
-        Ok((event, receipt))
+        Ok((step, event, receipt))
     }
 
     fn checked_type(&self, event_type: Option<String>) -> Result<String, Refusal> {
@@ -379,37 +385,10 @@ impl Committer {
         Ok((Vec::new(), Some(list)))
     }
 
-    /// Inserts the document; gives the one that was there before, if it says the same.
-    async fn insert(&self, event: &Event, files: &[FileEntry]) -> Result<Option<Event>, Refusal> {
-        let documents = &self.plane.documents;
-        let inserted = documents.insert(Collection::Events, encode(event), Some(self.origin.guard())).await?;
-        let Inserted::Existing(existing) = inserted else {
-            return Ok(None);
-        };
-        let earlier: Event = decode(Collection::Events, existing)?;
-        let of_an_earlier_attempt = earlier.attempt < event.attempt;
-        if earlier.publication == Publication::Staged && of_an_earlier_attempt {
-            // That attempt failed and nobody saw its event: this one's stands in its place.
-            let expect =
-                vec![("publication", json!(Publication::Staged)), ("attempt", json!(earlier.attempt))];
-            if documents.replace(Collection::Events, encode(event), expect, Some(self.origin.guard())).await?
-            {
-                return Ok(None);
-            }
-            return Err(Refusal::Stores("the staged event changed while it was being replaced".into()));
-        }
-        let earlier_files = files_of(&self.plane, &earlier).await?;
-        if event.same_content(files, &earlier, &earlier_files) {
-            Ok(Some(earlier))
-        } else {
-            Err(Refusal::Differs(event.id.clone()))
-        }
-    }
-
-    /// Steps 3 and 4; whether both are done.
-    async fn publish(&self, event: Event) -> bool {
+    /// Steps 3 and 4; whether the bus was told.
+    async fn publish(&self, step: Step, event: Event) -> bool {
         let id = event.id.clone();
-        let published = match tokio::time::timeout(PUBLISH_WAIT, publish(&self.plane, event)).await {
+        let published = match tokio::time::timeout(PUBLISH_WAIT, publish(&self.plane, event, step)).await {
             Ok(Ok(())) => return true,
             Ok(Err(error)) => chain(&error),
             Err(_) => format!("no answer within {} s", PUBLISH_WAIT.as_secs()),
@@ -504,37 +483,108 @@ pub async fn files_of(plane: &DataPlane, event: &Event) -> Result<Vec<FileEntry>
 /// # Errors
 /// [`Refusal::Differs`] when an event of that id is there with other content; the same content is `Ok`.
 pub async fn create_event(plane: &DataPlane, event: Event) -> Result<(), Refusal> {
-    let inserted = plane.documents.insert(Collection::Events, encode(&event), None).await?;
-    let event = match inserted {
-        Inserted::New => event,
-        Inserted::Existing(existing) => {
-            let earlier: Event = decode(Collection::Events, existing)?;
-            if !event.same_content(
-                &files_of(plane, &event).await?,
-                &earlier,
-                &files_of(plane, &earlier).await?,
-            ) {
-                return Err(Refusal::Differs(event.id));
-            }
-            earlier
-        }
-    };
-    if event.publication == Publication::Unpublished {
+    let files = files_of(plane, &event).await?;
+    let (step, event) = insert(plane, event, &files, None, CommitMode::OnClose).await?;
+    if step == Step::Publish {
         let id = event.id.clone();
-        if let Err(error) = publish(plane, event).await {
+        if let Err(error) = publish(plane, event, step).await {
             tracing::warn!(event = %id, reason = chain(&error), "the event is stored but not published yet; a dispatcher will");
         }
     }
     Ok(())
 }
 
-/// Steps 3 and 4 of a commit. Publishing twice is harmless: the ledger knows the job.
-pub(crate) async fn publish(plane: &DataPlane, mut event: Event) -> Result<(), StoreError> {
-    use crate::stores::Routed;
-    // Publish before the mark: a crash in between publishes again; reversed, it would publish never.
-    event.unrouted = plane.bus.publish(&event.message()).await? == Routed::Nowhere;
-    event.publication = Publication::Published;
-    let expect: Vec<(&'static str, Value)> = vec![("publication", json!(Publication::Unpublished))];
-    plane.documents.replace(Collection::Events, encode(&event), expect, None).await?;
-    Ok(())
+/// Step 2: the document goes in, or the one that is there says the same. Gives that document and the step that follows.
+async fn insert(
+    plane: &DataPlane,
+    event: Event,
+    files: &[FileEntry],
+    guard: Option<Guard>,
+    mode: CommitMode,
+) -> Result<(Step, Event), Refusal> {
+    let mut found = event.clone();
+    let mut step = Step::Insert;
+    let mut failed = None;
+    loop {
+        let tried = match step {
+            Step::Insert => try_insert(plane, &event, files, guard.clone(), &mut found).await,
+            Step::Replace(attempt) => {
+                found.clone_from(&event);
+                let expect = vec![("publication", json!(Publication::Staged)), ("attempt", json!(attempt))];
+                plane
+                    .documents
+                    .replace(Collection::Events, encode(&event), expect, guard.clone())
+                    .await
+                    .map(changed)
+            }
+            Step::End(End::Differs) => return Err(Refusal::Differs(event.id)),
+            Step::End(End::Fenced) => return Err(Refusal::Fenced),
+            step => match failed {
+                Some(error) => return Err(Refusal::from(error)),
+                None => return Ok((step, found)),
+            },
+        };
+        failpoint::reach("commit.inserted");
+        step = step.after(answer(tried, &mut failed), event.attempt, mode);
+    }
+}
+
+/// Inserts the document; `found` becomes the one that was there before.
+async fn try_insert(
+    plane: &DataPlane,
+    event: &Event,
+    files: &[FileEntry],
+    guard: Option<Guard>,
+    found: &mut Event,
+) -> Result<Answer, StoreError> {
+    match plane.documents.insert(Collection::Events, encode(event), guard).await? {
+        Inserted::New => Ok(Answer::Done),
+        Inserted::Existing(existing) => {
+            *found = decode(Collection::Events, existing)?;
+            let same = event.same_content(files, found, &files_of(plane, found).await?);
+            Ok(Answer::Exists { publication: found.publication, attempt: found.attempt, same })
+        }
+    }
+}
+
+/// Steps 3 and 4 of a commit, from the step that the one before has led to; any other is not ours to publish. Publishing
+/// twice is harmless: the ledger knows the job.
+pub(crate) async fn publish(plane: &DataPlane, mut event: Event, from: Step) -> Result<(), StoreError> {
+    let mut step = from;
+    let mut failed = None;
+    loop {
+        let tried = match step {
+            Step::Publish => plane.bus.publish(&event.message()).await.map(|routed| {
+                failpoint::reach("commit.published");
+                event.unrouted = routed == Routed::Nowhere;
+                Answer::Done
+            }),
+            Step::Mark => {
+                event.publication = Publication::Published;
+                let expect = vec![("publication", json!(Publication::Unpublished))];
+                let marked = plane.documents.replace(Collection::Events, encode(&event), expect, None).await;
+                failpoint::reach("commit.marked");
+                marked.map(changed)
+            }
+            Step::End(End::Committed(Publication::Unpublished)) => return failed.map_or(Ok(()), Err),
+            _ => return Ok(()),
+        };
+        step = step.after(answer(tried, &mut failed), event.attempt, CommitMode::OnClose);
+    }
+}
+
+/// What a conditional write says.
+pub(crate) fn changed(written: bool) -> Answer {
+    if written { Answer::Done } else { Answer::Changed }
+}
+
+/// A store's error as an answer; the error itself is kept for people.
+fn answer(tried: Result<Answer, StoreError>, failed: &mut Option<StoreError>) -> Answer {
+    tried.unwrap_or_else(|error| match error {
+        StoreError::Fenced => Answer::Fenced,
+        error => {
+            *failed = Some(error);
+            Answer::Unknown
+        }
+    })
 }

@@ -83,7 +83,7 @@ pub struct FileEntry {
 }
 
 /// Where an event stands on its way out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Publication {
     /// Of an on-success job that has not succeeded yet: nobody may see it.
@@ -127,6 +127,9 @@ pub struct Event {
     /// That job's attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
+    /// The relay that publishes it, where its writer did not; none: its writer does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publisher: Option<String>,
     /// True when the bus had no queue for its type.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unrouted: bool,

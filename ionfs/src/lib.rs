@@ -4,7 +4,7 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | [`id`], [`clock`], [`errors`], [`metrics`], `patience` | ids as newtypes, made deterministically; milliseconds; an error in one line; counters; deadlines by progress |
+//! | [`id`], [`clock`], [`errors`], [`metrics`], [`patience`], [`failpoint`] | ids as newtypes, made deterministically; milliseconds; an error in one line; counters; time as this process has seen it; where tests kill the process |
 //! | [`checksum`], [`event`], [`record`] | block checksums; events and both forms of event files; the other documents |
 //! | [`sys`] | every `unsafe` line |
 //! | [`stores`] | the traits `Blobs`, `Documents`, `Bus`; their backends; opening by URL |
@@ -21,13 +21,14 @@ pub mod clock;
 pub mod commit;
 pub mod errors;
 pub mod event;
+pub mod failpoint;
 pub mod fs;
 mod fuse;
 pub mod id;
 pub mod metrics;
 pub mod mount;
 pub mod node;
-mod patience;
+pub mod patience;
 pub mod probe;
 pub mod record;
 pub mod relay;

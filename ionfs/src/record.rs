@@ -123,8 +123,12 @@ pub struct JobRecord {
     /// Who runs the attempt: a dispatcher's id. None when nobody does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<String>,
-    /// The lease's end while the job is active; the earliest start while it is queued; else 0.
+    /// When `term` is over, by the clock of who wrote it: what jobs are sorted by. Another host's clock may differ.
     pub due: Millis,
+    /// How long this state stands unless it is written again: the lease of an active job, the wait of a queued one before
+    /// it may start. 0: none.
+    #[serde(default)]
+    pub term: Millis,
     /// When it was claimed first.
     pub created: Millis,
     /// When it became final.

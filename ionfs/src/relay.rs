@@ -1,21 +1,28 @@
 //! The outbox: tells the bus what was committed and not published, what on-success jobs staged, and who is dead.
 //!
-//! Any number of relays may run; each step is idempotent, so two that meet do no harm.
+//! Any number of relays may run. What has stood in the outbox for a while was left there by a writer that died or could
+//! not reach the bus; one relay writes itself into the event's document and publishes it. If that relay dies too, the
+//! document has stood still for another while, and the next one takes it. Each step is idempotent all the same.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::json;
+use uuid::Uuid;
 
-use crate::clock::{self, Millis};
-use crate::commit::{insight_id, publish};
+use crate::clock;
+use crate::commit::steps::Step;
+use crate::commit::{changed, insight_id, publish};
 use crate::event::{Event, Publication};
+use crate::failpoint;
 use crate::id::JobId;
-use crate::record::{InsightRecord, JobRecord, JobState};
+use crate::patience::Standing;
+use crate::record::{CommitMode, InsightRecord, JobRecord, JobState};
 use crate::stores::{Collection, DataPlane, DeadLetter, Query, StoreError, encode};
 
-/// How long a committed event is left to its own writer. Shorter makes relays publish what the writer is about to.
+/// How long what is committed is left to its own writer, and what a relay took on to that relay. Shorter makes relays
+/// publish what the writer is about to.
 pub const GRACE: Duration = Duration::from_secs(10);
 
 /// Events and jobs looked at in one round.
@@ -24,44 +31,88 @@ const BATCH: usize = 1000;
 /// Events published at the same time.
 const AT_A_TIME: usize = 16;
 
-/// One round: publishes what is older than `grace`, promotes what succeeded; gives how many events it published.
-pub async fn run_once(plane: &DataPlane, grace: Duration) -> Result<usize, StoreError> {
-    let mut published = 0;
-    let before: Millis = clock::now() - clock::millis(grace);
-    let unpublished = Query {
-        at_most: Some(("created", before)),
-        ..Query::equal(Collection::Events, vec![("publication", json!(Publication::Unpublished))])
-            .order_by("created")
-            .limit(BATCH)
-    };
-    let unpublished = plane.documents.find_as::<Event>(unpublished).await?;
-    // A queue that is broken must not hold up the events of all others: in this round its type is left alone.
-    let mut broken: HashSet<&str> = HashSet::new();
-    let mut failed = None;
-    for some in unpublished.chunks(AT_A_TIME) {
-        let some: Vec<&Event> =
-            some.iter().filter(|event| !broken.contains(event.event_type.as_str())).collect();
-        let outcomes = join_all(some.iter().map(|event| publish(plane, (*event).clone()))).await;
-        for (event, outcome) in some.iter().zip(outcomes) {
-            match outcome {
-                Ok(()) => published += 1,
-                Err(error) => {
-                    broken.insert(&event.event_type);
-                    failed = Some(error);
+/// One relay: it remembers what it has seen, and for how long.
+#[derive(Debug)]
+pub struct Relay {
+    plane: DataPlane,
+    id: String,
+    grace: Duration,
+    events: Standing<Option<String>>,
+    jobs: Standing<i64>,
+}
+
+impl Relay {
+    /// A relay that leaves everything to its writer for `grace`; [`GRACE`] unless a test has no time.
+    pub fn new(plane: DataPlane, grace: Duration) -> Self {
+        let id = Uuid::new_v4().simple().to_string();
+        Self { plane, id, grace, events: Standing::default(), jobs: Standing::default() }
+    }
+
+    /// Looks once and publishes what has stood still for the grace; gives how many events it published.
+    ///
+    /// # Errors
+    /// When a store failed. What could be done is done all the same: a queue that is broken must not hold up the events
+    /// of all others, so for the rest of the round only its type is left alone.
+    pub async fn round(&mut self) -> Result<usize, StoreError> {
+        let mut published = 0;
+        let unpublished =
+            Query::equal(Collection::Events, vec![("publication", json!(Publication::Unpublished))])
+                .order_by("created")
+                .limit(BATCH);
+        let unpublished = self.plane.documents.find_as::<Event>(unpublished).await?;
+        let seen = unpublished.iter().map(|event| (event.id.to_string(), event.publisher.clone()));
+        let stood = self.events.look(seen);
+        let left: Vec<&Event> = unpublished
+            .iter()
+            .zip(stood)
+            .filter(|(event, stood)| event.publisher.as_ref() == Some(&self.id) || *stood >= self.grace)
+            .map(|(event, _)| event)
+            .collect();
+        let mut broken: HashSet<&str> = HashSet::new();
+        let mut failed = None;
+        for some in left.chunks(AT_A_TIME) {
+            let some: Vec<&&Event> =
+                some.iter().filter(|event| !broken.contains(event.event_type.as_str())).collect();
+            let outcomes = join_all(some.iter().map(|event| self.publish((**event).clone()))).await;
+            for (event, outcome) in some.iter().zip(outcomes) {
+                match outcome {
+                    Ok(ours) => published += usize::from(ours),
+                    Err(error) => {
+                        broken.insert(&event.event_type);
+                        failed = Some(error);
+                    }
                 }
             }
         }
-    }
-    let waiting = Query::equal(Collection::Jobs, vec![("outbox", json!(true))]).limit(BATCH);
-    for job in plane.documents.find_as::<JobRecord>(waiting).await? {
-        match promote(plane, &job.id).await {
-            Ok(promoted) => published += promoted,
-            Err(error) => failed = Some(error),
+        let waiting = Query::equal(Collection::Jobs, vec![("outbox", json!(true))]).limit(BATCH);
+        let waiting = self.plane.documents.find_as::<JobRecord>(waiting).await?;
+        let stood = self.jobs.look(waiting.iter().map(|job| (job.id.to_string(), job.version)));
+        for (job, _) in waiting.iter().zip(stood).filter(|(_, stood)| *stood >= self.grace) {
+            match promote(&self.plane, &job.id).await {
+                Ok(promoted) => published += promoted,
+                Err(error) => failed = Some(error),
+            }
+        }
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(published),
         }
     }
-    match failed {
-        Some(error) => Err(error),
-        None => Ok(published),
+
+    /// Takes the event on and publishes it; false when somebody else has.
+    async fn publish(&self, mut event: Event) -> Result<bool, StoreError> {
+        let mut step = Step::Publish;
+        if event.publisher.as_ref() != Some(&self.id) {
+            let expect =
+                vec![("publication", json!(Publication::Unpublished)), ("publisher", json!(event.publisher))];
+            event.publisher = Some(self.id.clone());
+            let adopted =
+                self.plane.documents.replace(Collection::Events, encode(&event), expect, None).await?;
+            step = Step::Adopt.after(changed(adopted), event.attempt, CommitMode::OnClose);
+            failpoint::reach("relay.adopted");
+        }
+        let ours = step == Step::Publish;
+        publish(&self.plane, event, step).await.map(|()| ours)
     }
 }
 
@@ -84,6 +135,7 @@ pub async fn promote(plane: &DataPlane, job_id: &JobId) -> Result<usize, StoreEr
         JobState::Dead => bury(plane, &job).await.map(|()| 0)?,
         _ => 0,
     };
+    failpoint::reach("promote.told");
     let mut done = job.clone();
     done.outbox = false;
     done.version += 1;
@@ -121,10 +173,11 @@ async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, Sto
             continue;
         }
         event.publication = Publication::Unpublished;
-        if documents.replace(Collection::Events, encode(&event), expect, None).await? {
-            publish(plane, event).await?;
-            promoted += 1;
-        }
+        let revealed = documents.replace(Collection::Events, encode(&event), expect, None).await?;
+        let step = Step::Reveal.after(changed(revealed), event.attempt, CommitMode::OnSuccess);
+        failpoint::reach("promote.revealed");
+        publish(plane, event, step).await?;
+        promoted += usize::from(step == Step::Publish);
     }
     let insight = documents.get_as::<InsightRecord>(Collection::Events, &insight_id(job_id)).await?;
     if let Some(mut insight) = insight.filter(|insight| insight.staged) {

@@ -182,17 +182,14 @@ pub fn known_queries() -> Vec<Query> {
     vec![
         equal(Collection::Events, &["context.correlationId", "context.documentType"]).order_by("created"),
         equal(Collection::Events, &["context.parentEventId", "jobId", "publication"]),
-        Query {
-            at_most: Some(("created", 1)),
-            ..equal(Collection::Events, &["publication"]).order_by("created")
-        },
+        equal(Collection::Events, &["publication"]).order_by("created"),
         equal(Collection::Events, &["type", "context.documentType"]).order_by("created"),
         equal(Collection::Events, &["context.documentType"]).order_by("created"),
         equal(Collection::Jobs, &["correlationId"]).order_by("created"),
         equal(Collection::Jobs, &["eventId"]).order_by("created"),
         equal(Collection::Jobs, &["module", "state"]).order_by("created"),
-        Query { at_most: Some(("due", 1)), ..equal(Collection::Jobs, &["module", "state"]).order_by("due") },
-        Query { at_most: Some(("due", 1)), ..equal(Collection::Jobs, &["state"]).order_by("due") },
+        equal(Collection::Jobs, &["module", "state"]).order_by("due"),
+        equal(Collection::Jobs, &["state"]).order_by("due"),
         equal(Collection::Jobs, &["outbox"]),
     ]
 }
@@ -227,11 +224,9 @@ pub struct Query {
     pub collection: Collection,
     /// What must hold; at least one of the indexed fields.
     pub equals: Vec<Equals>,
-    /// A field that must be a number at most this large.
-    pub at_most: Option<(&'static str, i64)>,
     /// Sorted by this field, then by id; by id alone when none.
     pub order_by: Option<&'static str>,
-    /// The largest first, not the smallest. Not together with `at_most`: nothing in the system asks for both.
+    /// The largest first, not the smallest.
     pub descending: bool,
     /// At most this many.
     pub limit: usize,
@@ -240,7 +235,7 @@ pub struct Query {
 impl Query {
     /// All documents of a collection with these fields, bounded by [`Query::LIMIT`].
     pub fn equal(collection: Collection, equals: Vec<Equals>) -> Self {
-        Self { collection, equals, at_most: None, order_by: None, descending: false, limit: Self::LIMIT }
+        Self { collection, equals, order_by: None, descending: false, limit: Self::LIMIT }
     }
 
     /// More than any correlation holds, and a bound all the same.

@@ -28,7 +28,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
 use tokio::sync::Notify;
 
-use self::table::{Body, FileNode, Node, Reference, Table};
+use self::table::{Body, FileNode, Node, Reference, Table, Uploaded};
 pub(crate) use self::table::{DATA, EVENTS, OUT};
 use super::eventfile::Asked;
 use super::{Attr, DirEntry, Errno, FOREVER, Ino, Kind, ROOT, Result, Seek, errno, seek_dense};
@@ -123,8 +123,8 @@ pub struct Output {
     moved: AtomicU64,
     receipts: Mutex<BTreeMap<String, Receipt>>,
     rejections: Mutex<BTreeMap<String, Rejection>>,
-    /// Keys uploaded, and whether an event names them.
-    uploaded: Mutex<BTreeMap<String, bool>>,
+    /// Keys uploaded, and what became of them.
+    uploaded: Mutex<BTreeMap<String, Uploaded>>,
     runtime: tokio::runtime::Handle,
 }
 

@@ -97,7 +97,7 @@ impl Mongo {
     /// When the server does not answer.
     pub async fn explain(&self, query: &Query) -> Result<Value, StoreError> {
         let find = doc! {
-            "find": query.collection.as_str(), "filter": query_filter(query), "sort": query_order(query),
+            "find": query.collection.as_str(), "filter": filter(None, &query.equals), "sort": query_order(query),
         };
         let explain = self.database.run_command(doc! {"explain": find, "verbosity": "queryPlanner"});
         Ok(to_json(Bson::Document(self.within("explaining a query", explain).await?)))
@@ -177,14 +177,6 @@ fn key_of(collection: Collection, document: &Value, equals: &[Equals]) -> Docume
     };
     if let Some((field, Value::String(correlation))) = shard_key {
         filter.insert(field, correlation.clone());
-    }
-    filter
-}
-
-fn query_filter(query: &Query) -> Document {
-    let mut filter = filter(None, &query.equals);
-    if let Some((field, most)) = query.at_most {
-        filter.insert(field, doc! {"$lte": most});
     }
     filter
 }
@@ -298,7 +290,7 @@ impl Documents for Mongo {
     async fn find(&self, query: Query) -> Result<Vec<Value>, StoreError> {
         let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
         let target = self.of(query.collection);
-        let found = target.find(query_filter(&query)).sort(query_order(&query)).limit(limit);
+        let found = target.find(filter(None, &query.equals)).sort(query_order(&query)).limit(limit);
         let mut cursor = self.within("finding documents", found).await?;
         let mut documents = Vec::new();
         // Each batch has its own time: a long answer is no late one.

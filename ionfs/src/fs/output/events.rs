@@ -11,6 +11,7 @@ use rustix::fs::{self, Mode, OFlags};
 
 use super::super::eventfile::{Asked, Decision};
 use super::super::{Attr, Errno, Ino, Result, errno};
+use super::table::Uploaded;
 use super::{EVENTS, OUT, Output};
 use crate::commit::{EVENT_FILE_BYTES_MAX, Receipt, Refusal, Rejection};
 use crate::event::{self, Parsed, is_draft};
@@ -285,7 +286,11 @@ impl Output {
         }
         let unnamed: Vec<String> = {
             let uploaded = self.uploaded.lock().unwrap_or_else(PoisonError::into_inner);
-            uploaded.iter().filter(|(_, named)| !**named).map(|(key, _)| key.clone()).collect()
+            uploaded
+                .iter()
+                .filter(|(_, fate)| **fate == Uploaded::Unnamed)
+                .map(|(key, _)| key.clone())
+                .collect()
         };
         for key in unnamed {
             // What stays behind is `ion gc`'s.

@@ -11,7 +11,7 @@ use rustix::fs::{self, Mode, OFlags};
 use tokio::sync::SemaphorePermit;
 
 use super::super::{Errno, Ino};
-use super::table::{Body, Reference, Stored};
+use super::table::{Body, Reference, Stored, Uploaded};
 use super::{DATA, Output};
 use crate::commit::{Refusal, Staging};
 use crate::event::{FileEntry, is_draft};
@@ -21,6 +21,9 @@ use crate::upload::{UploadError, store_file};
 /// close() has returned. Shorter refuses events on a busy machine; longer delays the refusal of a file that
 /// really is open.
 const RELEASE_WAIT: Duration = Duration::from_secs(2);
+
+/// Contents of a file that a commit tries to name while somebody goes on writing and closing it.
+const NAMING_TRIES: usize = 3;
 
 /// Symbolic links followed in one path, as the kernel's own limit.
 const LINKS_MAX: usize = 40;
@@ -53,10 +56,10 @@ impl Output {
     fn supersede(&self, entry: &FileEntry) {
         {
             let mut uploaded = self.uploaded.lock().unwrap_or_else(PoisonError::into_inner);
-            if uploaded.get(&entry.key) != Some(&false) {
-                return;
+            match uploaded.get_mut(&entry.key) {
+                Some(fate) if *fate == Uploaded::Unnamed => *fate = Uploaded::Superseded,
+                _ => return,
             }
-            uploaded.remove(&entry.key);
         }
         let (blobs, key) = (self.daemon.plane.blobs.clone(), entry.key.clone());
         self.runtime.spawn(async move {
@@ -101,6 +104,28 @@ impl Output {
         Err(Refusal::StillOpen(path.to_owned()))
     }
 
+    /// The blob of the file's content now, which no later content removes: an event is about to name it.
+    async fn stored_for_an_event(&self, ino: Ino, path: &str) -> std::result::Result<FileEntry, Refusal> {
+        for _ in 0..NAMING_TRIES {
+            let stored = {
+                let _slot = self.upload_slot().await;
+                self.stored(ino, path).await?
+            };
+            match self.uploaded.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&stored.key) {
+                // Written to and closed again since it was stored; its blob is on its way out.
+                Some(Uploaded::Superseded) => {}
+                // Before the document is in: a blob too many is gc's, a blob too few is lost data.
+                Some(fate) => {
+                    *fate = Uploaded::Named;
+                    return Ok(stored);
+                }
+                // A reference: the blob is an ancestor's.
+                None => return Ok(stored),
+            }
+        }
+        Err(Refusal::StillOpen(path.to_owned()))
+    }
+
     async fn upload(&self, ino: Ino, path: &str) -> std::result::Result<FileEntry, Refusal> {
         let unreadable = |errno: Errno| Refusal::Unreadable { path: path.to_owned(), source: errno.into() };
         self.own_content(ino).await.map_err(unreadable)?;
@@ -109,7 +134,7 @@ impl Output {
             Ok(File::from(fs::openat(folder, path, flags, Mode::empty())?))
         });
         let key = self.fresh_key(path);
-        self.uploaded.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), false);
+        self.uploaded.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), Uploaded::Unnamed);
         let stored = store_file(
             &*self.daemon.plane.blobs,
             key,
@@ -198,16 +223,8 @@ impl Staging for Output {
     async fn durable(&self, path: &str) -> std::result::Result<FileEntry, Refusal> {
         let ino = self.resolve(path)?;
         self.closed(ino, path).await?;
-        let stored = {
-            let _slot = self.upload_slot().await;
-            self.stored(ino, path).await?
-        };
+        let stored = self.stored_for_an_event(ino, path).await?;
         let attr = self.getattr(ino).map_err(|_| Refusal::Missing(path.to_owned()))?;
-        if let Some(named) = self.uploaded.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&stored.key)
-        {
-            // Before the document is in: a blob too many is gc's, a blob too few is lost data.
-            *named = true;
-        }
         let mtime = attr.mtime.duration_since(SystemTime::UNIX_EPOCH).map_or(0, crate::clock::millis);
         Ok(FileEntry { name: path.to_owned(), mtime, mode: u32::from(attr.perm), ..stored })
     }

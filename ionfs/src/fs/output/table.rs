@@ -34,6 +34,17 @@ pub(super) struct Reference {
 /// The blob that one generation of a file became, or is becoming.
 pub(super) type Stored = Arc<OnceCell<FileEntry>>;
 
+/// What became of a blob that this job has uploaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Uploaded {
+    /// No event names it yet.
+    Unnamed,
+    /// An event names it, or is about to.
+    Named,
+    /// A later content of its file took its place; it is being removed.
+    Superseded,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct FileNode {
     /// Open handles.

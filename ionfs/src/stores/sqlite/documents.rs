@@ -84,10 +84,6 @@ pub(super) fn select(query: &Query) -> (String, Vec<Sql>) {
         query.collection.as_str(),
         conditions(&query.equals, &mut values)
     );
-    if let Some((field, most)) = query.at_most {
-        values.push(Sql::Integer(most));
-        sql.push_str(&format!(" AND {} <= ?{}", extract(field), values.len()));
-    }
     let direction = if query.descending { "DESC" } else { "ASC" };
     match query.order_by {
         Some(field) => sql.push_str(&format!(" ORDER BY {} {direction}, id {direction}", extract(field))),

@@ -1,0 +1,103 @@
+//! Named places of the protocol at which a test kills this process, as `kill -9` at that moment would.
+//!
+//! `ION_FAILPOINTS` says where: `commit.inserted=3` kills when that place is reached for the third time, `*=1/200:7` at
+//! each place in one of 200 cases, drawn with seed 7. Several are separated by commas. Only builds with debug assertions
+//! look: in a release build [`reach`] is nothing.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What the environment asked for.
+struct Plan(Vec<Rule>);
+
+enum Rule {
+    /// At the last of so many times that this place is reached.
+    Count { name: String, left: AtomicU64 },
+    /// In one of so many cases, anywhere.
+    Chance { one_of: u64, drawn: AtomicU64, seed: u64 },
+}
+
+/// Marks a place. Returns, unless this process is to die here.
+#[inline]
+pub fn reach(name: &'static str) {
+    static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
+    if !cfg!(debug_assertions) {
+        return;
+    }
+    let plan = PLAN.get_or_init(|| {
+        let text = std::env::var("ION_FAILPOINTS").ok()?;
+        Some(
+            Plan::parse(&text).unwrap_or_else(|| panic!("ION_FAILPOINTS: {text:?} is no list of failpoints")),
+        )
+    });
+    if plan.as_ref().is_some_and(|plan| plan.strikes(name)) {
+        die(name);
+    }
+}
+
+fn die(name: &str) -> ! {
+    use rustix::process::{Signal, getpid, kill_process};
+    let _ = rustix::io::write(rustix::stdio::stderr(), format!("ion: killed at {name}\n").as_bytes());
+    let _ = kill_process(getpid(), Signal::KILL);
+    std::process::abort()
+}
+
+impl Plan {
+    /// None when a rule cannot be read.
+    fn parse(text: &str) -> Option<Self> {
+        let rule = |rule: &str| {
+            let (name, when) = rule.split_once('=')?;
+            if name != "*" {
+                return Some(Rule::Count { name: name.to_owned(), left: AtomicU64::new(when.parse().ok()?) });
+            }
+            let (chance, seed) = when.split_once(':')?;
+            let one_of = chance.strip_prefix("1/")?.parse().ok().filter(|one_of| *one_of > 0)?;
+            Some(Rule::Chance { one_of, drawn: AtomicU64::new(0), seed: seed.parse().ok()? })
+        };
+        text.split(',').map(rule).collect::<Option<Vec<Rule>>>().map(Self)
+    }
+
+    fn strikes(&self, reached: &str) -> bool {
+        self.0.iter().any(|rule| match rule {
+            Rule::Count { name, left } => name == reached && left.fetch_sub(1, Ordering::Relaxed) == 1,
+            Rule::Chance { one_of, drawn, seed } => {
+                draw(seed.wrapping_add(drawn.fetch_add(1, Ordering::Relaxed))).is_multiple_of(*one_of)
+            }
+        })
+    }
+}
+
+/// SplitMix64: the same numbers for the same seed, on every machine.
+fn draw(seed: u64) -> u64 {
+    let mut mixed = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    mixed ^ (mixed >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strikes_where_and_when_it_was_told() {
+        let plan = Plan::parse("commit.inserted=2").unwrap();
+        let struck: Vec<bool> = ["commit.inserted", "claim.done", "commit.inserted", "commit.inserted"]
+            .map(|at| plan.strikes(at))
+            .into();
+        assert_eq!(struck, [false, false, true, false]);
+    }
+
+    #[test]
+    fn chance_is_what_was_asked_for_and_the_same_for_the_same_seed() {
+        let draws = || {
+            let plan = Plan::parse("*=1/10:7").unwrap();
+            (0..10_000).map(|_| plan.strikes("anywhere")).collect::<Vec<bool>>()
+        };
+        let struck = draws().iter().filter(|struck| **struck).count();
+        assert!((800..1200).contains(&struck), "{struck}");
+        assert_eq!(draws(), draws());
+        assert!(Plan::parse("commit.inserted=soon").is_none());
+        assert!(Plan::parse("*=1/0:1").is_none());
+    }
+}
