@@ -9,7 +9,7 @@ cache=${ION_TEST_CACHE:-$HOME/.cache/ion-test}
 root=; [ "$(id -u)" = 0 ] || root=sudo
 
 missing=()
-for pair in bash:bash dash:dash perl:perl python3:python3 setfattr:attr fusermount3:fuse3 unshare:util-linux openssl:openssl ps:procps; do
+for pair in bash:bash dash:dash perl:perl python3:python3 setfattr:attr fusermount3:fuse3 unshare:util-linux openssl:openssl ps:procps faketime:faketime; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
 if [ ${#missing[@]} -gt 0 ]; then

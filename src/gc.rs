@@ -3,27 +3,45 @@
 use std::time::Duration;
 
 use clap::Args;
-use ionfs::audit::{self, Collect, Depth};
+use dispatcher::ledger::Ledger;
+use dispatcher::retention::{Retired, retire};
+use ionfs::audit::{Depth, Repair};
+use ionfs::collect::{Collect, collect as collect_unnamed};
 use serde_json::json;
 
 use crate::settings::Settings;
 use crate::{Outcome, Verdict, output};
 
-/// Check that every document, blob and checksum agree; exit 1 if not
+/// Check that every document, blob, checksum and job agree; exit 1 if not
+///
+/// What ought to have moved is watched for a while before it is a finding: events that are not published, ends of jobs
+/// that the bus was not told of, leases that nobody renews.
 #[derive(Debug, Args)]
 #[command(name = "check")]
 pub(crate) struct CheckArgs {
     /// Read every byte and compare it with its checksum
     #[arg(long)]
     deep: bool,
+    /// Put right what is safe: publish, tell the bus, queue jobs that nobody holds
+    #[arg(long)]
+    repair: bool,
 }
 
-/// Remove blobs that no document names
+/// Remove blobs that no document names, and what is old
+///
+/// Never what a running job may still commit.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ion gc --dry-run             what would go
+  ion gc --older-than 30days   drop whole correlations that ended more than 30 days ago: files, events, jobs and logs")]
 pub(crate) struct GcArgs {
-    /// Leave alone what is younger: longer than any job runs
+    /// Leave blobs alone that are younger: longer than storing the files of one `ion event create` takes
     #[arg(long, default_value = "1day", value_parser = humantime::parse_duration)]
     grace: Duration,
+    /// Drop correlations in which every job has ended and nothing has happened for so long
+    #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
+    older_than: Option<Duration>,
     /// Only say what would go
     #[arg(long)]
     dry_run: bool,
@@ -32,13 +50,26 @@ pub(crate) struct GcArgs {
 pub(crate) async fn check(settings: &Settings, args: CheckArgs) -> Outcome {
     let plane = settings.plane().await?;
     let depth = if args.deep { Depth::Checksums } else { Depth::Lengths };
-    let report = audit::check(&plane, depth).await?;
+    let repair = if args.repair { Repair::Safe } else { Repair::No };
+    let ledger = Ledger::new(plane.clone());
+    let (report, jobs) =
+        tokio::join!(ionfs::audit::check(&plane, depth, repair), dispatcher::audit::check(&ledger, repair));
+    let mut report = report?;
+    report.findings.extend(jobs?.findings);
     if settings.json {
+        let findings: Vec<_> = report
+            .findings
+            .iter()
+            .map(|finding| json!({"what": finding.what, "repaired": finding.repaired}))
+            .collect();
         output::json(
-            &json!({"events": report.events, "blobs": report.blobs, "bytesRead": report.bytes_read, "findings": report.findings}),
+            &json!({"events": report.events, "blobs": report.blobs, "bytesRead": report.bytes_read, "findings": findings}),
         );
     } else {
-        report.findings.iter().for_each(output::line);
+        for finding in &report.findings {
+            let repaired = finding.repaired.as_ref().map(|done| format!(" [repaired: {done}]"));
+            output::line(format!("{}{}", finding.what, repaired.unwrap_or_default()));
+        }
         let read =
             if args.deep { format!(", {} read", output::size(report.bytes_read)) } else { String::new() };
         output::line(format!(
@@ -48,26 +79,41 @@ pub(crate) async fn check(settings: &Settings, args: CheckArgs) -> Outcome {
             report.findings.len()
         ));
     }
-    Ok(if report.findings.is_empty() { Verdict::Well } else { Verdict::Failed })
+    Ok(if report.is_well() { Verdict::Well } else { Verdict::Failed })
 }
 
 pub(crate) async fn collect(settings: &Settings, args: GcArgs) -> Outcome {
     let plane = settings.plane().await?;
     let how = if args.dry_run { Collect::DryRun } else { Collect::Remove };
-    let collected = audit::collect(&plane, args.grace, how).await?;
+    let retired = match args.older_than {
+        Some(age) => retire(&Ledger::new(plane.clone()), age, how).await?,
+        None => Retired::default(),
+    };
+    let collected = collect_unnamed(&plane, args.grace, how).await?;
     if settings.json {
-        output::json(
-            &json!({"blobs": collected.blobs, "bytes": collected.bytes, "young": collected.young, "unfinished": collected.unfinished}),
-        );
-    } else {
-        let verb = if args.dry_run { "would remove" } else { "removed" };
+        output::json(&json!({
+            "correlations": retired.correlations, "documents": retired.documents,
+            "blobs": retired.blobs.blobs + collected.blobs, "bytes": retired.blobs.bytes + collected.bytes,
+            "young": collected.young, "unfinished": collected.unfinished,
+        }));
+        return Ok(Verdict::Well);
+    }
+    let verb = if args.dry_run { "would remove" } else { "removed" };
+    if args.older_than.is_some() {
         output::line(format!(
-            "{verb} {} blobs ({}) and {} unfinished uploads; {} blobs are too young",
-            collected.blobs,
-            output::size(collected.bytes),
-            collected.unfinished,
-            collected.young
+            "{verb} {} correlations: {} documents, {} blobs ({})",
+            retired.correlations,
+            retired.documents,
+            retired.blobs.blobs,
+            output::size(retired.blobs.bytes)
         ));
     }
+    output::line(format!(
+        "{verb} {} blobs that nothing names ({}) and {} unfinished uploads; {} are too young, or their job runs",
+        collected.blobs,
+        output::size(collected.bytes),
+        collected.unfinished,
+        collected.young
+    ));
     Ok(Verdict::Well)
 }

@@ -112,6 +112,111 @@ fn three_dispatchers_share_the_work_and_one_may_be_killed() {
     }
 }
 
+/// Hosts whose clocks differ by minutes: leases, retries, gathering and the outbox go by what each has seen itself.
+#[test]
+fn clocks_that_differ_by_minutes_do_no_harm() {
+    const EVENTS: usize = 6;
+    let servers = Servers::start();
+    let homes = ["+5m", "-5m", "+0"].map(|offset| {
+        let mut home = home_on(&servers.env);
+        home.env.extend([
+            ("LD_PRELOAD".into(), faketime()),
+            ("FAKETIME".into(), offset.into()),
+            ("FAKETIME_DONT_FAKE_MONOTONIC".into(), "1".into()),
+        ]);
+        home
+    });
+    let clock = |home: &Home| -> i64 {
+        let date = Command::new("date").arg("+%s").envs(home.env.iter().cloned()).output().unwrap();
+        String::from_utf8(date.stdout).unwrap().trim().parse().unwrap()
+    };
+    assert!((clock(&homes[0]) - clock(&homes[1]) - 600).abs() < 60, "the clocks do differ");
+    let file = pipeline(&homes[0]);
+    homes[0].write("f", "content\n");
+    // Each fails once: its retry waits in the ledger, by some host's clock.
+    homes[0].program("end", "#!/bin/sh\nset -e\ntest $ION_ATTEMPT != 1\ngrep -q more /ion/in/data/f\necho '{\"eventType\":\"ended\"}' > /ion/out/events/e\n");
+    let flags = ["--lease", "6s", "--jobs", "2"];
+    let mut dispatchers: Vec<Up> = homes.iter().map(|home| dispatch(home, &file, &flags)).collect();
+    for n in 0..EVENTS {
+        homes[n % 3]
+            .run(["event", "create", "start", "--file", homes[0].path().join("f").to_str().unwrap()])
+            .well();
+    }
+    wait_for("some progress", || succeeded(&homes[2]) >= 4);
+    dispatchers.remove(0).kill();
+    wait_for("all jobs, long before the clocks agree", || succeeded(&homes[2]) == EVENTS * 4);
+    once_in_effect(&homes[1], EVENTS * 4);
+    assert!(
+        homes[1].jobs().iter().all(|job| job["losses"].as_u64() <= Some(1)),
+        "no living holder was taken for dead"
+    );
+    for dispatcher in dispatchers {
+        assert_eq!(dispatcher.stop(), Some(0));
+    }
+}
+
+/// A library that tells programs another time.
+fn faketime() -> String {
+    let library = Path::new("/usr/lib")
+        .join(format!("{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH));
+    assert!(library.exists(), "{} is there: scripts/setup-tests.sh installs it", library.display());
+    library.display().to_string()
+}
+
+/// A dispatcher that stands still for longer than its lease finds another in its place: its module's close is refused, it
+/// ends what it was doing, and it writes nothing of it into the ledger.
+#[test]
+fn a_dispatcher_that_was_paused_does_not_finish_what_another_took_over() {
+    let servers = Servers::start();
+    let first = Home::new();
+    for homes in
+        [[first.on_another_host(), first.on_another_host()], [home_on(&servers.env), home_on(&servers.env)]]
+    {
+        let [paused, other] = homes;
+        paused.program("write", "#!/bin/sh\necho $ION_ATTEMPT > /ion/out/data/f\nif [ $ION_ATTEMPT = 1 ]; then touch $BEGUN; until [ -e $GO ]; do sleep 0.1; done; fi\necho \"{\\\"eventType\\\":\\\"done\\\",\\\"files\\\":[\\\"f\\\"],\\\"attempt\\\":$ION_ATTEMPT}\" > /ion/out/data/event\ncp /ion/out/data/event /ion/out/events/e && touch $GO.$ION_ATTEMPT\n");
+        let (begun, go) = (paused.path().join("begun"), paused.path().join("go"));
+        let file = paused.write(
+            "pipeline.yaml",
+            format!(
+                "modules:\n  write: {{on: [paused], emits: [done], run: [./write], env: {{BEGUN: {}, GO: {}}}}}\n",
+                begun.display(),
+                go.display()
+            ),
+        );
+        let flags = ["--lease", "3s"];
+        let stopped = dispatch(&paused, &file, &flags);
+        paused.run(["event", "create", "paused"]).well();
+        wait_for("the job to begin", || begun.exists());
+        support::signal(stopped.pid(), "STOP");
+        let taking = dispatch(&other, &file, &flags);
+        wait_for("another to take it over", || succeeded(&other) == 1);
+        // Awake again, with its module at the close of the event file.
+        std::fs::write(&go, "").unwrap();
+        support::signal(stopped.pid(), "CONT");
+        wait_for("it to find out", || stopped.log().contains("not held any more"));
+        assert!(!go.with_extension("1").exists(), "its module's close succeeded");
+        let job = &other.jobs()[0];
+        let ends: Vec<&str> = job["attempts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|attempt| attempt["end"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            (job["state"].as_str(), &ends[..]),
+            (Some("succeeded"), &["lost", "succeeded"][..]),
+            "{job:#?}"
+        );
+        let done: Vec<Value> = other.trace().into_iter().filter(|event| event["type"] == "done").collect();
+        assert_eq!(done.len(), 1, "{done:#?}");
+        assert!(done[0]["data"].to_string().contains("\"2\""), "{done:#?}");
+        for dispatcher in [stopped, taking] {
+            assert_eq!(dispatcher.stop(), Some(0));
+        }
+        once_in_effect(&other, 1);
+    }
+}
+
 /// The examples as they are, blobs on S3 and on Azure.
 #[test]
 fn the_examples_run_unchanged() {

@@ -630,16 +630,7 @@ impl Shared {
 
     /// The job's holder is gone: another attempt, or dead.
     async fn lose(&self, job: &JobRecord) {
-        let lost = Happening::Ended(job::Ended {
-            end: AttemptEnd::Lost,
-            exit_code: None,
-            reason: Some("its dispatcher died".into()),
-            log: None,
-            staged: false,
-            retries: 0,
-            jitter: 0.0,
-        });
-        match self.ledger.advance(job, &lost).await {
+        match self.ledger.lose(job, "its dispatcher died").await {
             Ok(record) => {
                 if let Some(due) = self.due.get(&record.module) {
                     due.notify_one();

@@ -5,6 +5,7 @@ pub mod sandbox;
 
 use async_trait::async_trait;
 use ionfs::event::{Event, FileEntry};
+use ionfs::id::CorrelationId;
 use ionfs::record::{AttemptEnd, JobRecord};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -77,6 +78,11 @@ pub struct OutputLine {
 
 /// Where output lines go. Full: lines are left out, as the log keeps them all.
 pub type OutputSink = mpsc::Sender<OutputLine>;
+
+/// The beginning of the keys of a correlation's logs: beside its files, so that these alone can be browsed.
+pub fn logs_below(correlation: &CorrelationId) -> String {
+    format!("logs/{correlation}")
+}
 
 /// Runs jobs.
 #[async_trait]

@@ -63,10 +63,9 @@ fn judge(
         for other in modules {
             // Another gathering module counts as work below only if what it makes can be gathered here; two that
             // cannot feed each other would otherwise wait for each other.
-            let matters = other.on.contains(&event.event_type)
-                || (other.per.as_deref() == Some(&event.event_type)
-                    && other.name != module.name
-                    && reachable(modules, &other.emits).contains(gathered));
+            let matters = other.expects(event)
+                && (other.on.contains(&event.event_type)
+                    || (other.name != module.name && reachable(modules, &other.emits).contains(gathered)));
             if !matters {
                 continue;
             }

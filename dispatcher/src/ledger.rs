@@ -6,11 +6,11 @@ use ionfs::event::{Event, Publication};
 use ionfs::failpoint;
 use ionfs::id::{EventId, JobId};
 use ionfs::patience::Standing;
-use ionfs::record::{JobRecord, JobState};
+use ionfs::record::{AttemptEnd, JobRecord, JobState};
 use ionfs::stores::{Collection, DataPlane, Inserted, Query, StoreError, decode, encode};
 use serde_json::{Value, json};
 
-use crate::job::{Happening, IllegalStep, next};
+use crate::job::{Ended, Happening, IllegalStep, next};
 use crate::pipeline::Module;
 
 /// Times a write is tried again when another one came first. Each loss means somebody else made progress.
@@ -98,9 +98,16 @@ impl Ledger {
     /// # Guarantees
     /// The queue first: an event published once the module is seen finds its queue.
     pub async fn put_module(&self, module: &Module) -> Result<(), StoreError> {
-        let former = self.module(&module.name).await?.map(|former| former.subscribes()).unwrap_or_default();
-        self.plane.bus.declare(&module.name, &module.subscribes(), &former).await?;
-        self.plane.documents.put(Collection::Modules, encode(module), None).await
+        let former = self.module(&module.name).await?;
+        let bound = former.as_ref().map(Module::subscribes).unwrap_or_default();
+        self.plane.bus.declare(&module.name, &module.subscribes(), &bound).await?;
+        let known = former.map(|former| former.since).unwrap_or_default();
+        let since = module.subscribes().into_iter().map(|event_type| {
+            let since = known.get(&event_type).copied().unwrap_or_else(clock::now);
+            (event_type, since)
+        });
+        let module = Module { since: since.collect(), ..module.clone() };
+        self.plane.documents.put(Collection::Modules, encode(&module), None).await
     }
 
     /// The registered modules, by name.
@@ -200,6 +207,20 @@ impl Ledger {
             }
         }
         Err(LedgerError::Contended(job.id.clone()))
+    }
+
+    /// The job's holder is gone: another attempt, or dead.
+    pub async fn lose(&self, job: &JobRecord, reason: &str) -> Result<JobRecord, LedgerError> {
+        let lost = Happening::Ended(Ended {
+            end: AttemptEnd::Lost,
+            exit_code: None,
+            reason: Some(reason.to_owned()),
+            log: None,
+            staged: false,
+            retries: 0,
+            jitter: 0.0,
+        });
+        self.advance(job, &lost).await
     }
 
     /// Lets `happening` happen to whatever the job is by now.

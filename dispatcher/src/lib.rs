@@ -13,7 +13,9 @@
 //! | [`executor`] | how a job runs on this machine |
 //! | [`dispatch`] | queues to jobs, within limits |
 //! | [`progress`] | how far a correlation has come |
+//! | [`audit`], [`retention`] | the ledger's part of `ion check`; `ion gc --older-than` |
 
+pub mod audit;
 pub mod dispatch;
 pub mod executor;
 pub mod gather;
@@ -21,3 +23,4 @@ pub mod job;
 pub mod ledger;
 pub mod pipeline;
 pub mod progress;
+pub mod retention;

@@ -7,6 +7,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ionfs::clock::{Millis, millis};
+use ionfs::event::Event;
 use ionfs::event::is_event_type;
 use ionfs::record::CommitMode;
 use serde::{Deserialize, Serialize};
@@ -98,7 +100,13 @@ pub struct Module {
     pub concurrency: usize,
     /// The working folder: that of the pipeline file.
     pub directory: PathBuf,
+    /// Since when its queue is bound to each type; the ledger fills it in.
+    #[serde(default)]
+    pub since: BTreeMap<String, Millis>,
 }
+
+/// How far clocks of hosts may differ before an event is taken for older than a subscription, or not.
+const SKEW_MAX: Duration = Duration::from_secs(600);
 
 mod milliseconds {
     use std::time::Duration;
@@ -131,7 +139,17 @@ impl Module {
             retries: RETRIES,
             concurrency: default_concurrency(),
             directory,
+            since: BTreeMap::new(),
         }
+    }
+
+    /// Whether its queue got this event's message: it subscribes to the type, and did so when the event was published.
+    /// Within ten minutes of its registration the answer is yes: clocks differ.
+    pub fn expects(&self, event: &Event) -> bool {
+        let subscribes =
+            self.on.contains(&event.event_type) || self.per.as_deref() == Some(&event.event_type);
+        let since = self.since.get(&event.event_type).copied().unwrap_or(0);
+        subscribes && event.created >= since - millis(SKEW_MAX)
     }
 
     /// The event types whose messages reach it.
@@ -529,6 +547,7 @@ fn check_gathers(modules: &[Module], places: &BTreeMap<String, Location>) -> Res
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::*;
 
@@ -536,6 +555,25 @@ mod tests {
         Pipeline::parse(text.as_bytes(), "p.yaml", Path::new("/somewhere"))
             .map(|(p, _)| p)
             .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_event_of_before_a_subscription_is_not_expected() {
+        let mut module = Module::new("m", vec![], PathBuf::new());
+        module.on = vec!["a".into(), "b".into()];
+        module.since = BTreeMap::from([("a".into(), 0), ("b".into(), 1_000_000)]);
+        let event = |event_type: &str, created: Millis| {
+            let context = json!({"name": "n", "eventId": "e", "correlationId": "c"});
+            let event = json!({"id": "e", "context": context, "type": event_type, "created": created, "publication": "published"});
+            serde_json::from_value::<Event>(event).unwrap()
+        };
+        assert!(module.expects(&event("a", 5)));
+        assert!(!module.expects(&event("b", 5)), "its queue was not bound to the type by then");
+        assert!(
+            module.expects(&event("b", 1_000_000 - millis(SKEW_MAX))),
+            "by another clock it may have been"
+        );
+        assert!(!module.expects(&event("c", 5_000_000)));
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub async fn status(ledger: &Ledger, correlation: &str, modules: &[Module]) -> R
     let unclaimed = events
         .iter()
         .flat_map(|event| modules.iter().map(move |module| (event, module)))
-        .filter(|(event, module)| module.subscribes().contains(&event.event_type))
+        .filter(|(event, module)| module.expects(event))
         .filter(|(event, module)| !claimed.contains(&(event.id.as_str(), module.name.as_str())))
         .count();
     let mut held_back = 0;

@@ -1,18 +1,16 @@
-//! `ion check` and `ion gc`: do documents and blobs agree, and what does nothing name?
+//! `ion check`: do documents and blobs agree, and is every event published?
 
-use std::collections::HashSet;
 use std::time::Duration;
 
-use futures_util::TryStreamExt as _;
 use serde_json::json;
 
 use crate::clock::{self, millis};
 use crate::commit::files_of;
 use crate::errors::chain;
 use crate::event::{DocumentType, Event, FileEntry, Publication};
-use crate::record::{JobRecord, LogRecord};
-use crate::relay;
-use crate::stores::{Abandon, BlobInfo, Collection, DataPlane, Query, StoreError};
+use crate::record::{JobRecord, JobState, LogRecord};
+use crate::relay::{self, Relay};
+use crate::stores::{Collection, DataPlane, Query, StoreError};
 
 /// What a walk over the plane found.
 #[derive(Debug, Default)]
@@ -23,8 +21,34 @@ pub struct Report {
     pub blobs: usize,
     /// Bytes read and compared with their checksums; 0 unless asked for.
     pub bytes_read: u64,
-    /// What does not agree, in words.
-    pub findings: Vec<String>,
+    /// What does not agree.
+    pub findings: Vec<Finding>,
+}
+
+/// One thing that is not as it must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What is wrong, in words.
+    pub what: String,
+    /// What was done about it; none: nothing, as it was not asked for or is not safe.
+    pub repaired: Option<String>,
+}
+
+impl Report {
+    /// Adds a finding nothing is done about.
+    pub fn found(&mut self, what: String) {
+        self.findings.push(Finding { what, repaired: None });
+    }
+
+    /// Adds a finding and what a repair did about it.
+    pub fn repaired(&mut self, what: String, repaired: Option<String>) {
+        self.findings.push(Finding { what, repaired });
+    }
+
+    /// Whether all that was found is repaired.
+    pub fn is_well(&self) -> bool {
+        self.findings.iter().all(|finding| finding.repaired.is_some())
+    }
 }
 
 /// How closely to look.
@@ -36,24 +60,29 @@ pub enum Depth {
     Checksums,
 }
 
+/// Whether what can safely be put right is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// It is only reported.
+    No,
+    /// It is: what anybody may do at any time, as a relay or a dispatcher would.
+    Safe,
+}
+
+/// How long a suspect is watched before it is a finding: whoever should move it has had more than his time. What was
+/// written by a clock that differs is seen to move.
+const WATCHED: Duration = relay::GRACE.saturating_add(Duration::from_secs(5));
+
 /// Compares documents with blobs and with each other.
 ///
 /// # Errors
 /// When a store cannot be read at all; what is merely wrong is a finding.
-pub async fn check(plane: &DataPlane, depth: Depth) -> Result<Report, StoreError> {
+pub async fn check(plane: &DataPlane, depth: Depth, repair: Repair) -> Result<Report, StoreError> {
     let mut report = Report::default();
-    let mut known = HashSet::new();
+    let mut suspects = Vec::new();
     for event in events(plane).await? {
         report.events += 1;
-        known.insert(event.id.to_string());
         let what = format!("event {} ({})", event.id, event.event_type);
-        let late = event.publication == Publication::Unpublished
-            && clock::now() - event.created > millis(relay::GRACE) * 3;
-        if late {
-            report
-                .findings
-                .push(format!("{what} was committed and is not published: is a dispatcher running?"));
-        }
         match files_of(plane, &event).await {
             Ok(files) => {
                 for file in files.iter().chain(&event.file_list) {
@@ -61,28 +90,67 @@ pub async fn check(plane: &DataPlane, depth: Depth) -> Result<Report, StoreError
                 }
             }
             Err(error) => {
-                report.findings.push(format!("{what}: its list of files cannot be read: {}", chain(&error)))
+                report.found(format!("{what}: its list of files cannot be read: {}", chain(&error)))
             }
+        }
+        match event.publication {
+            Publication::Unpublished if clock::now() - event.created > millis(relay::GRACE) => {
+                suspects.push(event);
+            }
+            Publication::Staged if is_lost(plane, &event).await? => {
+                report.found(format!("{what} was staged by an attempt that succeeded, and is not visible"));
+            }
+            _ => {}
         }
     }
     for log in logs(plane).await? {
         examine(plane, &format!("log {}", log.id), &log.logs, depth, &mut report).await?;
     }
-    for job in plane.documents.find_as::<JobRecord>(Query::equal(Collection::Jobs, vec![])).await? {
-        if !known.contains(job.event_id.as_str()) {
-            report.findings.push(format!(
-                "job {} of {} works on event {}, which is not there",
-                job.id, job.module, job.event_id
-            ));
-        }
-        if job.state.is_active() && clock::now() - job.due > 60_000 {
-            report.findings.push(format!(
-                "job {} of {} is held by nobody: its lease ended long ago",
-                job.id, job.module
-            ));
-        }
+    if !suspects.is_empty() {
+        tokio::time::sleep(WATCHED).await;
+        watch_out(plane, suspects, repair, &mut report).await?;
     }
     Ok(report)
+}
+
+/// Whether a staged event is of an attempt whose job succeeded and has nothing left to tell: nobody would reveal it.
+async fn is_lost(plane: &DataPlane, event: &Event) -> Result<bool, StoreError> {
+    let Some(job_id) = &event.job_id else { return Ok(true) };
+    let job = plane.documents.get_as::<JobRecord>(Collection::Jobs, job_id.as_str()).await?;
+    let over = job.is_some_and(|job| {
+        job.state == JobState::Succeeded && !job.outbox && Some(job.attempt) == event.attempt
+    });
+    // It may have been revealed between the two readings.
+    let again = plane.documents.get_as::<Event>(Collection::Events, event.id.as_str()).await?;
+    Ok(over && again.is_some_and(|event| event.publication == Publication::Staged))
+}
+
+/// Looks a second time at events that were not published.
+async fn watch_out(
+    plane: &DataPlane,
+    suspects: Vec<Event>,
+    repair: Repair,
+    report: &mut Report,
+) -> Result<(), StoreError> {
+    let relay = Relay::new(plane.clone(), Duration::ZERO);
+    for before in suspects {
+        let now = plane.documents.get_as::<Event>(Collection::Events, before.id.as_str()).await?;
+        let Some(event) = now
+            .filter(|now| now.publication == Publication::Unpublished && now.publisher == before.publisher)
+        else {
+            continue;
+        };
+        let what = format!(
+            "event {} ({}) was committed and is not published: is a dispatcher running?",
+            event.id, event.event_type
+        );
+        let repaired = match repair {
+            Repair::Safe => relay.publish(event).await?.then(|| "published".to_owned()),
+            Repair::No => None,
+        };
+        report.repaired(what, repaired);
+    }
+    Ok(())
 }
 
 async fn examine(
@@ -95,11 +163,11 @@ async fn examine(
     report.blobs += 1;
     match plane.blobs.size(&file.key).await? {
         None => {
-            report.findings.push(format!("{what}: file {:?}: blob {:?} is missing", file.name, file.key));
+            report.found(format!("{what}: file {:?}: blob {:?} is missing", file.name, file.key));
             return Ok(());
         }
         Some(size) if size != file.size => {
-            report.findings.push(format!(
+            report.found(format!(
                 "{what}: file {:?}: blob {:?} has {size} bytes instead of {}",
                 file.name, file.key, file.size
             ));
@@ -116,7 +184,7 @@ async fn examine(
             plane.blobs.get_range(&file.key, index * block..((index + 1) * block).min(file.size)).await?;
         report.bytes_read += bytes.len() as u64;
         if !file.checksums.agrees(index, &bytes) {
-            report.findings.push(format!(
+            report.found(format!(
                 "{what}: file {:?}: blob {:?}: block {index} does not match its checksum",
                 file.name, file.key
             ));
@@ -125,68 +193,11 @@ async fn examine(
     Ok(())
 }
 
-/// What `gc` did, or would do.
-#[derive(Debug, Default)]
-pub struct Collected {
-    /// Blobs that nothing names.
-    pub blobs: usize,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Blobs that nothing names yet and that are too young to go.
-    pub young: usize,
-    /// Uploads that were begun and never finished.
-    pub unfinished: usize,
-}
-
-/// Whether `gc` removes what it finds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Collect {
-    /// It only counts.
-    DryRun,
-    /// It removes.
-    Remove,
-}
-
-/// Removes blobs that no document names and that are older than `grace`.
-///
-/// # Guarantees
-/// A blob that a running job is about to commit is younger than its job; with a grace period longer than any job's
-/// timeout it stays. Blobs are listed before documents are read: one that is committed in between is named by then.
-///
-/// # Errors
-/// When a store cannot be read; nothing is removed then.
-pub async fn collect(plane: &DataPlane, grace: Duration, how: Collect) -> Result<Collected, StoreError> {
-    let listed: Vec<BlobInfo> = plane.blobs.list("").await?.try_collect().await?;
-    let mut named = HashSet::new();
-    for event in events(plane).await? {
-        for file in files_of(plane, &event).await?.iter().chain(&event.file_list) {
-            named.insert(plane.blobs.canonical(&file.key));
-        }
-    }
-    named.extend(logs(plane).await?.iter().map(|log| plane.blobs.canonical(&log.logs.key)));
-    let before = clock::now() - millis(grace);
-    let abandon = if how == Collect::Remove { Abandon::End } else { Abandon::Count };
-    let unfinished = plane.blobs.abandon_uploads(before, abandon).await?;
-    let mut collected = Collected { unfinished, ..Collected::default() };
-    for blob in listed.iter().filter(|blob| !named.contains(&blob.key)) {
-        if blob.modified > before {
-            collected.young += 1;
-            continue;
-        }
-        if how == Collect::Remove {
-            plane.blobs.delete_listed(blob).await?;
-        }
-        collected.blobs += 1;
-        collected.bytes += blob.size;
-    }
-    Ok(collected)
-}
-
-async fn events(plane: &DataPlane) -> Result<Vec<Event>, StoreError> {
+pub(crate) async fn events(plane: &DataPlane) -> Result<Vec<Event>, StoreError> {
     plane.documents.find_as(of_type(DocumentType::EventMeta)).await
 }
 
-async fn logs(plane: &DataPlane) -> Result<Vec<LogRecord>, StoreError> {
+pub(crate) async fn logs(plane: &DataPlane) -> Result<Vec<LogRecord>, StoreError> {
     plane.documents.find_as(of_type(DocumentType::ModuleLogs)).await
 }
 

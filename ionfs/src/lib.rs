@@ -9,7 +9,7 @@
 //! | [`sys`] | every `unsafe` line |
 //! | [`stores`] | the traits `Blobs`, `Documents`, `Bus`; their backends; opening by URL |
 //! | [`cache`], [`upload`] | verified reads; closed files become blobs |
-//! | [`commit`], [`relay`], [`audit`], [`probe`] | steps 1-4 of a commit; the outbox; `check` and `gc`; what each store lets us do |
+//! | [`commit`], [`relay`], [`audit`], [`collect`], [`probe`] | steps 1-4 of a commit; the outbox; `check`; `gc`; what each store lets us do |
 //! | [`node`] | what all mounts of one daemon share |
 //! | [`fs`] | the filesystem in Ion's own types |
 //! | [`mount`] | the kernel's calls; one mount |
@@ -18,6 +18,7 @@ pub mod audit;
 pub mod cache;
 pub mod checksum;
 pub mod clock;
+pub mod collect;
 pub mod commit;
 pub mod errors;
 pub mod event;

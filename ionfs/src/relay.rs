@@ -100,7 +100,7 @@ impl Relay {
     }
 
     /// Takes the event on and publishes it; false when somebody else has.
-    async fn publish(&self, mut event: Event) -> Result<bool, StoreError> {
+    pub(crate) async fn publish(&self, mut event: Event) -> Result<bool, StoreError> {
         let mut step = Step::Publish;
         if event.publisher.as_ref() != Some(&self.id) {
             let expect =

@@ -36,6 +36,20 @@ impl Home {
         Self { folder, env: vec![] }
     }
 
+    /// A home on another host, as it were: it shares the stores of this one, and nothing else.
+    pub fn on_another_host(&self) -> Self {
+        let stores = |name: &str, scheme: &str, file: &str| {
+            (name.to_owned(), format!("{scheme}://{}", self.state().join(file).display()))
+        };
+        let mut other = Self::new();
+        other.env = vec![
+            stores("ION_BLOBS", "file", "blobs"),
+            stores("ION_DOCUMENTS", "sqlite", "ion.db"),
+            stores("ION_BUS", "sqlite", "ion.db"),
+        ];
+        other
+    }
+
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
@@ -192,6 +206,18 @@ impl Up {
     pub fn stop(mut self) -> Option<i32> {
         signal(self.child.id(), "TERM");
         let code = self.child.wait().unwrap().code();
+        std::mem::forget(self);
+        code
+    }
+
+    /// Waits until it ends by itself; its exit code, none if it was killed.
+    pub fn wait(mut self) -> Option<i32> {
+        let mut code = None;
+        wait_for("the daemon to end", || {
+            code = self.child.try_wait().unwrap();
+            code.is_some()
+        });
+        let code = code.and_then(|status| status.code());
         std::mem::forget(self);
         code
     }

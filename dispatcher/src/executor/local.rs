@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use crate::pipeline::ANY_TYPE;
 
 use super::sandbox::{self, Command, Exit, Mode, Sandbox, SandboxError};
-use super::{Ended, Executor, OutputLine, OutputSink, Start, Stop};
+use super::{Ended, Executor, OutputLine, OutputSink, Start, Stop, logs_below};
 
 /// Between SIGTERM and SIGKILL. Shorter cuts off modules that tidy up; longer delays every timeout and shutdown.
 const GRACE: Duration = Duration::from_secs(5);
@@ -187,8 +187,11 @@ impl LocalExecutor {
     /// Stores the attempt's output and the document that says where.
     async fn store_log(&self, context: Context, id: &JobLog, succeeded: bool) -> Option<FileEntry> {
         let key = format!(
-            "logs/{}/{}/{}-attempt-{}.log",
-            context.correlation_id, context.event_id, context.name, id.attempt
+            "{}/{}/{}-attempt-{}.log",
+            logs_below(&context.correlation_id),
+            context.event_id,
+            context.name,
+            id.attempt
         );
         let stored = store_path(&*self.node.plane.blobs, key, "log".into(), &id.path).await;
         let entry = match stored {

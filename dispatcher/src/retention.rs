@@ -1,0 +1,95 @@
+//! `ion gc --older-than`: correlations that have ended go whole.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ionfs::clock::{self, Millis, millis};
+use ionfs::collect::{Collect, Collected, remove_below};
+use ionfs::event::{DocumentType, Event};
+use ionfs::failpoint;
+use ionfs::id::CorrelationId;
+use ionfs::stores::{Collection, Query, StoreError};
+use serde_json::json;
+
+use crate::executor::logs_below;
+use crate::ledger::Ledger;
+use crate::pipeline::Module;
+use crate::progress::status;
+
+/// What was dropped, or would be.
+#[derive(Debug, Default)]
+pub struct Retired {
+    /// Correlations dropped whole.
+    pub correlations: usize,
+    /// Their documents: jobs, events, insights and logs.
+    pub documents: usize,
+    /// Their blobs.
+    pub blobs: Collected,
+}
+
+/// Drops correlations that have ended and in which nothing has happened for `age`: their jobs with their dead letters,
+/// then their other documents, then their blobs. A correlation with an event that waits in some queue has not ended.
+///
+/// # After a crash
+/// What is left is a correlation that has ended all the same, or blobs that nothing names: the next run goes on.
+///
+/// # Errors
+/// When a store fails; what was dropped until then is dropped.
+pub async fn retire(ledger: &Ledger, age: Duration, how: Collect) -> Result<Retired, StoreError> {
+    let before = clock::now() - millis(age);
+    let modules = ledger.modules().await?;
+    let of_events = vec![("context.documentType", json!(DocumentType::EventMeta))];
+    let events = Query::equal(Collection::Events, of_events).order_by("created");
+    let mut latest: BTreeMap<CorrelationId, Millis> = BTreeMap::new();
+    for event in ledger.plane().documents.find_as::<Event>(events).await? {
+        let latest = latest.entry(event.context.correlation_id).or_insert(event.created);
+        *latest = event.created.max(*latest);
+    }
+    let mut retired = Retired::default();
+    for (correlation, _) in latest.into_iter().filter(|(_, latest)| *latest < before) {
+        drop_one(ledger, &modules, &correlation, before, how, &mut retired).await?;
+    }
+    Ok(retired)
+}
+
+/// Drops one correlation, if it ended before that moment.
+async fn drop_one(
+    ledger: &Ledger,
+    modules: &[Module],
+    correlation: &CorrelationId,
+    before: Millis,
+    how: Collect,
+    retired: &mut Retired,
+) -> Result<(), StoreError> {
+    let plane = ledger.plane();
+    let status = status(ledger, correlation.as_str(), modules).await?;
+    let old = status.jobs.iter().all(|job| job.ended.unwrap_or(job.created) < before);
+    if !status.ended || !old {
+        return Ok(());
+    }
+    let rest = Query::equal(Collection::Events, vec![("context.correlationId", json!(correlation))]);
+    let rest = plane.documents.find(rest.order_by("created")).await?;
+    if how == Collect::Remove {
+        for job in &status.jobs {
+            // Somebody may have revived it meanwhile: then its correlation has not ended.
+            let same = vec![("version", json!(job.version))];
+            if !plane.documents.delete(Collection::Jobs, job.id.as_str(), same).await? {
+                tracing::info!(job = %job.id, "a job moved while its correlation was being dropped; it stays");
+                return Ok(());
+            }
+            plane.bus.exhume(&job.module, job.event_id.as_str()).await?;
+            failpoint::reach("gc.job-dropped");
+        }
+        // Children before their parents: what is left of a lineage always has its beginning.
+        for document in rest.iter().rev() {
+            let id = document["id"].as_str().unwrap_or_default();
+            plane.documents.delete(Collection::Events, id, vec![]).await?;
+            failpoint::reach("gc.document-dropped");
+        }
+    }
+    retired.correlations += 1;
+    retired.documents += status.jobs.len() + rest.len();
+    // Their keys begin with the correlation, and only events of it refer to them.
+    remove_below(plane, correlation.as_str(), how, &mut retired.blobs).await?;
+    remove_below(plane, &logs_below(correlation), how, &mut retired.blobs).await
+}
