@@ -15,8 +15,10 @@ mod trace;
 mod up;
 
 use std::process::ExitCode;
+use std::sync::PoisonError;
 
 use clap::{Parser, Subcommand};
+use futures_util::future::join_all;
 
 use crate::settings::{Global, Settings};
 
@@ -116,7 +118,15 @@ fn main() -> ExitCode {
 
 async fn work(cli: Cli) -> Outcome {
     let settings = Settings::resolve(cli.global)?;
-    match cli.command {
+    let opened = settings.opened.clone();
+    let outcome = carry_out(settings, cli.command).await;
+    let opened = std::mem::take(&mut *opened.lock().unwrap_or_else(PoisonError::into_inner));
+    join_all(opened.iter().map(|documents| documents.close())).await;
+    outcome
+}
+
+async fn carry_out(settings: Settings, command: Command) -> Outcome {
+    match command {
         Command::Up(args) => up::run(settings, args).await,
         Command::Dispatch(args) => up::dispatch(settings, args).await,
         Command::Relay(args) => up::relay(&settings, args).await,

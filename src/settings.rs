@@ -2,20 +2,24 @@
 
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
 use dispatcher::executor::local::Namespaces;
 use dispatcher::pipeline::PlaneSection;
 use ionfs::node::NodeSettings;
-use ionfs::stores::DataPlane;
 use ionfs::stores::open::{StoreUrls, open, without_credentials};
+use ionfs::stores::{DataPlane, Documents};
 use tracing_subscriber::EnvFilter;
 
 use crate::{Failure, output};
 
 /// What of the daemon's environment modules see: nothing that could be a credential.
 const PASSED_ON: [&str; 8] = ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ"];
+
+/// Document stores that a command has opened.
+pub(crate) type Opened = Arc<Mutex<Vec<Arc<dyn Documents>>>>;
 
 /// Where the stores of the last pipeline are noted, below the home.
 const PLANE: &str = "plane.json";
@@ -100,6 +104,8 @@ pub(crate) struct Settings {
     said: PlaneSection,
     urls: StoreUrls,
     passthrough: bool,
+    /// What has to be closed before the command ends.
+    pub(crate) opened: Opened,
     commit_deadline: Duration,
     /// Whether jobs get namespaces of their own.
     pub(crate) namespaces: Namespaces,
@@ -128,7 +134,8 @@ impl Settings {
         let urls = StoreUrls::embedded(&home);
         let passthrough = !global.no_passthrough;
         let (json, commit_deadline) = (global.json, global.commit_deadline);
-        let mut settings = Self { home, json, said, urls, passthrough, commit_deadline, namespaces };
+        let opened = Opened::default();
+        let mut settings = Self { opened, home, json, said, urls, passthrough, commit_deadline, namespaces };
         settings.choose(&recorded)?;
         Ok(settings)
     }
@@ -169,7 +176,9 @@ impl Settings {
 
     /// Opens the stores.
     pub(crate) async fn plane(&self) -> Result<DataPlane, Failure> {
-        Ok(open(&self.urls).await?)
+        let plane = open(&self.urls).await?;
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).push(plane.documents.clone());
+        Ok(plane)
     }
 
     /// How a daemon of this command behaves.

@@ -273,8 +273,9 @@ impl Ledger {
     pub async fn expired(&self, seen: &mut Standing<Lease>) -> Result<Vec<JobRecord>, StoreError> {
         let active = self.active().await?;
         let stood = seen.look(active.iter().map(|job| (job.id.to_string(), (job.attempt, job.due))));
-        let expired =
-            active.into_iter().zip(stood).filter(|(job, stood)| millis(*stood) >= taken_after(job.term));
+        let expired = active.into_iter().zip(stood).filter(|(job, stood)| {
+            millis(*stood) >= taken_after(job.term) || clock::has_passed_everywhere(job.due)
+        });
         Ok(expired.map(|(job, _)| job).collect())
     }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ionfs::clock::{Millis, millis};
+use ionfs::clock::{Millis, SKEW_MAX, millis};
 use ionfs::event::Event;
 use ionfs::event::is_event_type;
 use ionfs::record::CommitMode;
@@ -104,9 +104,6 @@ pub struct Module {
     #[serde(default)]
     pub since: BTreeMap<String, Millis>,
 }
-
-/// How far clocks of hosts may differ before an event is taken for older than a subscription, or not.
-const SKEW_MAX: Duration = Duration::from_secs(600);
 
 mod milliseconds {
     use std::time::Duration;

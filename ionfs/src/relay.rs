@@ -65,7 +65,10 @@ impl Relay {
         let left: Vec<&Event> = unpublished
             .iter()
             .zip(stood)
-            .filter(|(event, stood)| event.publisher.as_ref() == Some(&self.id) || *stood >= self.grace)
+            .filter(|(event, stood)| {
+                let ours = event.publisher.as_ref() == Some(&self.id);
+                ours || *stood >= self.grace || clock::has_passed_everywhere(event.created)
+            })
             .map(|(event, _)| event)
             .collect();
         let mut broken: HashSet<&str> = HashSet::new();

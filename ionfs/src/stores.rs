@@ -295,6 +295,9 @@ pub trait Documents: Send + Sync + fmt::Debug {
     /// Removes a document if it has the fields of `expect`; whether one was removed.
     async fn delete(&self, collection: Collection, id: &str, expect: Vec<Equals>)
     -> Result<bool, StoreError>;
+
+    /// Takes leave of the server, where there is one: the last call.
+    async fn close(&self) {}
 }
 
 /// Reads a stored document as what it must be.

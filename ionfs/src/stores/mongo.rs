@@ -30,6 +30,9 @@ const ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// How long to look for a server, and to connect to it. Within [`ANSWER_WAIT`], so that its words are heard.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
 
+/// How long taking leave may take: a server that is away forgets us by itself.
+const FAREWELL_WAIT: Duration = Duration::from_secs(1);
+
 /// The database when the URL names none.
 const DATABASE: &str = "ion";
 
@@ -310,5 +313,11 @@ impl Documents for Mongo {
         let deleted =
             self.within("removing a document", target.delete_one(filter(Some(id), &expect))).await?;
         Ok(deleted.deleted_count == 1)
+    }
+
+    /// The driver's own farewell, when a client is dropped, runs in a task that the end of the runtime may break.
+    async fn close(&self) {
+        let farewell = self.database.client().clone().shutdown().immediate(true);
+        let _ = tokio::time::timeout(FAREWELL_WAIT, farewell.into_future()).await;
     }
 }
