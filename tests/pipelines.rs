@@ -71,6 +71,31 @@ fn a_gathering_job_that_published_and_failed_is_retried() {
     assert_eq!(up.stop(), Some(0));
 }
 
+/// A module that subscribes while a gathering job waits gets the messages it was too late for: else that job would wait for
+/// jobs that nobody starts.
+#[test]
+fn a_gathering_waits_for_a_module_that_came_later_and_not_for_ever() {
+    let home = Home::new();
+    home.program("one", "#!/bin/sh\necho '{\"eventType\":\"piece\"}' > /ion/out/events/p\n");
+    home.program("slow", "#!/bin/sh\nuntil [ -e $GO ]; do sleep 0.05; done\n");
+    let go = home.path().join("go");
+    let modules = format!(
+        "  one: {{on: [start], emits: [piece], run: [./one]}}\n  slow: {{on: [piece], run: [./slow], env: {{GO: {}}}}}\n  sheet: {{gather: piece, per: start, run: [\"true\"]}}\n",
+        go.display()
+    );
+    let up = home.up(&pipeline(&home, &modules));
+    home.run(["event", "create", "start"]).well();
+    wait_for("the slow job", || state_of(&home.jobs(), "slow") == "running");
+    assert_eq!(up.stop(), Some(0));
+    let later = format!("{modules}  later: {{on: [piece], run: [\"true\"]}}\n");
+    let up = home.up_with(&["--lease", "2s"], &pipeline(&home, &later));
+    std::fs::write(&go, "").unwrap();
+    wait_for("the end", || state_of(&home.jobs(), "sheet") == "succeeded");
+    assert_eq!(state_of(&home.jobs(), "later"), "succeeded");
+    assert_eq!(home.jobs().len(), 4);
+    assert_eq!(up.stop(), Some(0));
+}
+
 /// A file that is closed again and again is stored as often as its uploads keep up, and kept once.
 #[test]
 fn many_closes_of_one_file_leave_one_blob() {

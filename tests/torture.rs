@@ -105,16 +105,23 @@ impl Victim {
         let last = &log[self.read..];
         self.read = log.len();
         assert!(ended.code().is_none(), "{:?} failed by itself: {last}", self.words);
-        let place = last.rsplit_once("killed at ").map_or("any moment", |(_, place)| place.trim());
+        let place = last
+            .rsplit_once("killed at ")
+            .map_or("any moment", |(_, rest)| rest.lines().next().unwrap_or(rest));
         *tally.entry(place.to_owned()).or_default() += 1;
         self.child = begin(&self.home, &self.words, &self.log, draws);
         self.until = Instant::now() + lifetime(draws);
         false
     }
 
-    fn end(mut self) {
+    /// Its last end; gives what it has complained of.
+    fn end(mut self) -> String {
         let _ = self.child.kill();
         self.child.wait().unwrap();
+        let log = std::fs::read_to_string(&self.log).unwrap();
+        let complaint =
+            |line: &&str| line.contains("ERROR") || line.contains("WARN") || line.contains("panicked");
+        log.lines().filter(complaint).map(|line| format!("{line}\n")).collect()
     }
 }
 
@@ -222,7 +229,11 @@ fn batch(env: &Env, books: &Books, seed: u64, kills: u64) -> Tally {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    hosts.into_iter().chain(creating).chain(collecting).for_each(Victim::end);
+    let complaints = hosts.into_iter().chain(creating).chain(collecting).map(Victim::end);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("torture");
+    std::fs::create_dir_all(&folder).unwrap();
+    // What a failed seed is looked into with.
+    std::fs::write(folder.join(format!("{seed}.log")), complaints.collect::<String>()).unwrap();
     verify(&home, &file, books, events, seed);
     tally
 }

@@ -14,14 +14,14 @@ mod presence;
 
 pub use self::presence::served_modules;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ionfs::clock::{self, Millis, millis};
 use ionfs::errors::chain;
-use ionfs::event::{Event, Message};
+use ionfs::event::{Event, Message, Publication};
 use ionfs::failpoint;
 use ionfs::fs::job::remove_attempt;
 use ionfs::id::JobId;
@@ -125,6 +125,9 @@ struct House {
     relay: Relay,
     leases: Standing<Lease>,
     looked: Option<Instant>,
+    /// Events that something waits for and no module has claimed.
+    unclaimed: Standing<()>,
+    sent_again: HashSet<String>,
 }
 
 impl Dispatcher {
@@ -646,7 +649,14 @@ impl Shared {
 
     async fn keep_house(self: Arc<Self>, presence: Presence) {
         let relay = Relay::new(self.ledger.plane().clone(), relay::GRACE);
-        let mut house = House { presence, relay, leases: Standing::default(), looked: None };
+        let mut house = House {
+            presence,
+            relay,
+            leases: Standing::default(),
+            looked: None,
+            unclaimed: Standing::default(),
+            sent_again: HashSet::new(),
+        };
         let mut unkept = false;
         while !self.stopping.is_cancelled() {
             let begun = Instant::now();
@@ -681,18 +691,50 @@ impl Shared {
             }
         }
         let waiting = self.ledger.waiting().await?;
+        let mut unclaimed = Vec::new();
         let modules = if waiting.is_empty() { vec![] } else { self.ledger.modules().await? };
         for job in waiting {
             let Some(module) = modules.iter().find(|module| module.name == job.module) else { continue };
-            if let Readiness::Ready(_) = readiness(&self.ledger, &job, module, &modules).await?
-                && self.ledger.advance(&job, &Happening::Gathered).await.is_ok()
-                && let Some(due) = self.due.get(&job.module)
-            {
-                due.notify_one();
+            match readiness(&self.ledger, &job, module, &modules).await? {
+                Readiness::Waiting { unclaimed: of_job, .. } => unclaimed.extend(of_job),
+                Readiness::Ready(_) => {
+                    failpoint::reach("gather.ready");
+                    if self.ledger.advance(&job, &Happening::Gathered).await.is_ok()
+                        && let Some(due) = self.due.get(&job.module)
+                    {
+                        due.notify_one();
+                    }
+                }
             }
         }
+        self.send_again(house, unclaimed).await?;
         // Last: a broker that is away must not hold up the rest.
         house.relay.round().await?;
+        Ok(())
+    }
+
+    /// Something waits for jobs of these events, nobody has claimed them for a lease, and no message asks for them: the
+    /// broker lost it, or the module subscribed after it was sent. It is sent again, once.
+    async fn send_again(&self, house: &mut House, unclaimed: Vec<(Event, String)>) -> Result<(), StoreError> {
+        let names: Vec<String> =
+            unclaimed.iter().map(|(event, module)| format!("{} for {module}", event.id)).collect();
+        let stood = house.unclaimed.look(names.iter().map(|name| (name.clone(), ())));
+        let still: HashSet<&String> = names.iter().collect();
+        house.sent_again.retain(|name| still.contains(name));
+        for (((event, module), name), stood) in unclaimed.iter().zip(&names).zip(stood) {
+            if stood < self.settings.lease
+                || event.publication != Publication::Published
+                || house.sent_again.contains(name)
+            {
+                continue;
+            }
+            let bus = &self.ledger.plane().bus;
+            if bus.peek(module, 1).await?.is_empty() {
+                tracing::info!(event = %event.id, module, "a message never reached its module; it is sent again");
+                bus.send(module, &event.message()).await?;
+                house.sent_again.insert(name.clone());
+            }
+        }
         Ok(())
     }
 }

@@ -24,6 +24,8 @@ pub enum Readiness {
         open: usize,
         /// Dead jobs that hold it back until they are retried or dropped.
         dead: usize,
+        /// The events no module has claimed yet, each with the module that should.
+        unclaimed: Vec<(Event, String)>,
     },
 }
 
@@ -59,6 +61,7 @@ fn judge(
         jobs.iter().map(|job| ((job.event_id.as_str(), job.module.as_str()), job)).collect();
     let gathered = module.gather.as_deref().unwrap_or_default();
     let (mut open, mut dead) = (0, 0);
+    let mut unclaimed = Vec::new();
     for event in &below {
         for other in modules {
             // Another gathering module counts as work below only if what it makes can be gathered here; two that
@@ -74,12 +77,16 @@ fn judge(
                     dead += usize::from(module.on_dead == OnDead::Wait)
                 }
                 Some(job) if job.state.is_final() && !job.outbox => {}
-                _ => open += 1,
+                Some(_) => open += 1,
+                None => {
+                    open += 1;
+                    unclaimed.push(((*event).clone(), other.name.clone()));
+                }
             }
         }
     }
     if open + dead > 0 {
-        return Readiness::Waiting { open, dead };
+        return Readiness::Waiting { open, dead, unclaimed };
     }
     Readiness::Ready(below.into_iter().filter(|event| event.event_type == gathered).cloned().collect())
 }

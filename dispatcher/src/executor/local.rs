@@ -27,9 +27,9 @@ use super::{Ended, Executor, OutputLine, OutputSink, Start, Stop, logs_below};
 /// Between SIGTERM and SIGKILL. Shorter cuts off modules that tidy up; longer delays every timeout and shutdown.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Tries to read what a job begins with, and the wait between them. The stores' own deadlines come on top.
-const OPEN_TRIES: u32 = 20;
-const OPEN_WAIT: Duration = Duration::from_secs(1);
+/// Tries to read what a job begins with and to store its output, and the wait between them. The stores' own deadlines come on top.
+const STORE_TRIES: u32 = 20;
+const STORE_WAIT: Duration = Duration::from_secs(1);
 
 /// How long a killed job may take to be gone, and its mount with it.
 const GONE_WAIT: Duration = Duration::from_secs(10);
@@ -107,10 +107,10 @@ impl LocalExecutor {
                 // A store that is away is no failure of the module's: it is waited for, and then left to another attempt.
                 Err(error @ OpenError::Store(StoreError::Unavailable { .. })) => {
                     tries += 1;
-                    if tries == OPEN_TRIES || stop.borrow().is_some() {
+                    if tries == STORE_TRIES || stop.borrow().is_some() {
                         return Ended { end: AttemptEnd::Released, ..Ended::failed(chain(&error)) };
                     }
-                    tokio::time::sleep(OPEN_WAIT).await;
+                    tokio::time::sleep(STORE_WAIT).await;
                 }
                 Err(error) => return Ended::failed(chain(&error)),
             }
@@ -184,8 +184,26 @@ impl LocalExecutor {
         }
     }
 
-    /// Stores the attempt's output and the document that says where.
-    async fn store_log(&self, context: Context, id: &JobLog, succeeded: bool) -> Option<FileEntry> {
+    /// Stores the attempt's output and the document that says where. What a person will look for is not given up because a
+    /// store is away for a moment; none after [`STORE_TRIES`].
+    async fn store_log(&self, context: &Context, id: &JobLog, succeeded: bool) -> Option<FileEntry> {
+        for _ in 1..STORE_TRIES {
+            match self.try_to_store_log(context, id, succeeded).await {
+                Ok(entry) => return Some(entry),
+                Err(error) => tracing::debug!(error, "a job's output is not stored yet"),
+            }
+            tokio::time::sleep(STORE_WAIT).await;
+        }
+        let last = self.try_to_store_log(context, id, succeeded).await;
+        last.inspect_err(|error| tracing::error!(error, "a job's output could not be stored")).ok()
+    }
+
+    async fn try_to_store_log(
+        &self,
+        context: &Context,
+        id: &JobLog,
+        succeeded: bool,
+    ) -> Result<FileEntry, String> {
         let key = format!(
             "{}/{}/{}-attempt-{}.log",
             logs_below(&context.correlation_id),
@@ -193,27 +211,20 @@ impl LocalExecutor {
             context.name,
             id.attempt
         );
-        let stored = store_path(&*self.node.plane.blobs, key, "log".into(), &id.path).await;
-        let entry = match stored {
-            Ok(entry) => entry,
-            Err(error) => {
-                tracing::error!(error = chain(&error), "a job's output could not be stored");
-                return None;
-            }
-        };
+        let plane = &self.node.plane;
+        let stored = store_path(&*plane.blobs, key, "log".into(), &id.path).await;
+        let entry = stored.map_err(|error| chain(&error))?;
         let name = LogRecord::id(&context.name, &context.event_id, id.attempt);
         let record = LogRecord {
             id: name.clone(),
             desc: name,
-            context: Context { document_type: DocumentType::ModuleLogs, ..context },
+            context: Context { document_type: DocumentType::ModuleLogs, ..context.clone() },
             logs: entry.clone(),
             succeeded,
             created: clock::now(),
         };
-        if let Err(error) = self.node.plane.documents.put(Collection::Events, encode(&record), None).await {
-            tracing::error!(error = chain(&error), "the document of a job's output could not be stored");
-        }
-        Some(entry)
+        let put = plane.documents.put(Collection::Events, encode(&record), None).await;
+        put.map(|()| entry).map_err(|error| chain(&error))
     }
 }
 
@@ -237,7 +248,7 @@ impl Executor for LocalExecutor {
         if let Some(reason) = &ended.reason {
             note(&log.path, reason);
         }
-        ended.log = self.store_log(context, &log, ended.end == AttemptEnd::Succeeded).await;
+        ended.log = self.store_log(&context, &log, ended.end == AttemptEnd::Succeeded).await;
         let folder = job_dir(home, &job, attempt);
         if let Err(error) = tokio::fs::remove_dir_all(&folder).await {
             tracing::warn!(folder = %folder.display(), %error, "a job's folder could not be removed");
