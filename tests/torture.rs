@@ -165,6 +165,15 @@ impl Books {
         self.runtime.block_on(self.documents.find_as(Query::equal(Collection::Jobs, vec![]))).unwrap()
     }
 
+    /// What has not come to its end: for people.
+    fn open(&self) -> Vec<String> {
+        let (jobs, events) = (self.jobs(), self.events());
+        let unfinished = jobs.iter().filter(|job| job.state != JobState::Succeeded);
+        let unfinished = unfinished.map(|job| format!("{job:?}"));
+        let unclaimed = events.iter().filter(|event| jobs.iter().all(|job| job.event_id != event.id));
+        unfinished.chain(unclaimed.map(|event| format!("{event:?}"))).collect()
+    }
+
     fn events(&self) -> Vec<Event> {
         let events = Query::equal(Collection::Events, vec![("context.documentType", json!("eventMeta"))]);
         self.runtime.block_on(self.documents.find_as(events.order_by("created"))).unwrap()
@@ -181,6 +190,8 @@ fn batch(env: &Env, books: &Books, seed: u64, kills: u64) -> Tally {
     let file = pipeline(&home);
     home.write("f", "content\n");
     let words = ["dispatch", file.to_str().unwrap(), "--lease", "3s", "--jobs", "2", "--quiet"];
+    // The queues are there before the first event: what is published before anybody subscribes reaches nobody.
+    assert_eq!(home.start("dispatch", &words[1..]).stop(), Some(0));
     let mut hosts: Vec<Victim> = (0..HOSTS).map(|_| Victim::new(env, &words, &mut draws)).collect();
     let begun = Instant::now();
     let f = home.path().join("f");
@@ -223,8 +234,9 @@ fn batch(env: &Env, books: &Books, seed: u64, kills: u64) -> Tally {
             }
             assert!(
                 begun.elapsed() < BATCH_MAX,
-                "seed {seed}: {succeeded} of {} after {tally:?}",
-                events * 4
+                "seed {seed}: {succeeded} of {} after {tally:?}; open: {:#?}",
+                events * 4,
+                books.open()
             );
         }
         std::thread::sleep(Duration::from_millis(10));
