@@ -54,9 +54,11 @@ enum Open {
 
 #[derive(Debug)]
 struct Handle {
-    ino: Ino,
+    /// As the kernel numbers it.
+    ino: INodeNo,
     open: Open,
-    mode: Mode,
+    /// None: a directory.
+    mode: Option<Mode>,
 }
 
 /// Who moves an open file's bytes.
@@ -64,13 +66,12 @@ struct Handle {
 enum Mode {
     /// The daemon, through the kernel's page cache.
     Cached,
-    /// The daemon, past the page cache.
-    Direct,
     /// The kernel, from the backing file.
     Passed,
 }
 
-/// The handles open on one inode: the kernel refuses to mix cached and passed ones.
+/// The handles open on one of the kernel's inodes. It fails an open with EIO that is not by passthrough while another
+/// is, so only what nobody can write is ever passed: a blob.
 #[derive(Debug, Default)]
 struct Modes {
     cached: u32,
@@ -81,7 +82,7 @@ struct Modes {
 #[derive(Debug, Default)]
 struct Handles {
     by_number: HashMap<u64, Arc<Handle>>,
-    modes: HashMap<Ino, Modes>,
+    modes: HashMap<INodeNo, Modes>,
 }
 
 /// Answers the kernel for one mount.
@@ -155,7 +156,7 @@ impl Shared {
         }
     }
 
-    fn add(&self, ino: Ino, open: Open, mode: Mode) -> FileHandle {
+    fn add(&self, ino: INodeNo, open: Open, mode: Option<Mode>) -> FileHandle {
         let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
         self.handles().by_number.insert(number, Arc::new(Handle { ino, open, mode }));
         FileHandle(number)
@@ -164,34 +165,42 @@ impl Shared {
     /// Decides who moves the bytes of a file that is being opened, and counts it.
     fn choose(
         &self,
-        ino: Ino,
-        backing: Option<&File>,
+        ino: INodeNo,
+        open: &Open,
         open_backing: impl FnOnce(&File) -> io::Result<BackingId>,
-    ) -> (Mode, Option<Arc<BackingId>>) {
+    ) -> Result<(Mode, Option<Arc<BackingId>>)> {
         let daemon = &self.tree.daemon;
+        let whole = match open {
+            Open::Blob(blob) => blob.whole(),
+            _ => None,
+        };
         let mut handles = self.handles();
         let modes = handles.modes.entry(ino).or_default();
-        if let Some(file) = backing.filter(|_| modes.cached == 0 && daemon.may_pass_through()) {
-            let id = match &modes.backing {
-                Some(id) => Ok(id.clone()),
-                None => open_backing(file).map(Arc::new),
-            };
-            match id {
+        if let Some(id) = modes.backing.clone() {
+            // A file that was moved here from `in/data`, and is still read there.
+            if let Open::Staged(staged) = open
+                && !self.tree.output()?.is_untouched(staged)
+            {
+                return Err(Errno::TXTBSY);
+            }
+            modes.passed += 1;
+            daemon.metrics.opens_passthrough.add(1);
+            return Ok((Mode::Passed, Some(id)));
+        }
+        if let Some(file) = whole.filter(|_| modes.cached == 0 && daemon.may_pass_through()) {
+            match open_backing(file).map(Arc::new) {
                 Ok(id) => {
                     modes.passed += 1;
                     modes.backing = Some(id.clone());
                     daemon.metrics.opens_passthrough.add(1);
-                    return (Mode::Passed, Some(id));
+                    return Ok((Mode::Passed, Some(id)));
                 }
                 Err(error) => daemon.passthrough_was_refused(&error),
             }
         }
         daemon.metrics.opens_served.add(1);
-        if modes.passed > 0 {
-            return (Mode::Direct, None);
-        }
         modes.cached += 1;
-        (Mode::Cached, None)
+        Ok((Mode::Cached, None))
     }
 
     /// Opens what is only read.
@@ -214,42 +223,46 @@ impl Shared {
         })
     }
 
-    fn finish_open(&self, ino: Ino, open: Open, reply: ReplyOpen) {
-        let backing = match &open {
-            Open::Staged(staged) => self.tree.output.as_ref().and_then(|output| output.passable(staged)),
-            Open::Blob(blob) => blob.whole(),
-            _ => None,
+    fn finish_open(&self, ino: INodeNo, open: Open, reply: ReplyOpen) {
+        let (mode, id) = match self.choose(ino, &open, |file| reply.open_backing(file)) {
+            Ok(chosen) => chosen,
+            Err(errno) => {
+                self.closed(&open);
+                return reply.error(fuse_errno(errno));
+            }
         };
-        let (mode, id) = self.choose(ino, backing, |file| reply.open_backing(file));
-        let live = matches!(open, Open::Live(_));
-        // A blob never changes: what the kernel holds of it stays right. A staged file may change while the
-        // daemon reads it past the cache.
-        let keep = matches!(open, Open::Blob(_) | Open::Text(_));
-        let number = self.add(ino, open, mode);
-        match (mode, id) {
-            (Mode::Passed, Some(id)) => reply.opened_passthrough(number, FopenFlags::empty(), &id),
-            (Mode::Direct, _) => reply.opened(number, FopenFlags::FOPEN_DIRECT_IO),
-            _ if live => reply.opened(number, FopenFlags::FOPEN_DIRECT_IO),
-            _ if keep => reply.opened(number, FopenFlags::FOPEN_KEEP_CACHE),
-            _ => reply.opened(number, FopenFlags::empty()),
+        let flags = match &open {
+            Open::Live(_) => FopenFlags::FOPEN_DIRECT_IO,
+            // A blob never changes: what the kernel holds of it stays right.
+            Open::Blob(_) | Open::Text(_) => FopenFlags::FOPEN_KEEP_CACHE,
+            _ => FopenFlags::empty(),
+        };
+        let number = self.add(ino, open, Some(mode));
+        match id {
+            Some(id) => reply.opened_passthrough(number, FopenFlags::empty(), &id),
+            None => reply.opened(number, flags),
         }
     }
 
     fn release(&self, number: FileHandle) {
         let mut handles = self.handles();
         let Some(handle) = handles.by_number.remove(&number.0) else { return };
-        if let Some(modes) = handles.modes.get_mut(&handle.ino) {
-            match handle.mode {
+        if let (Some(mode), Some(modes)) = (handle.mode, handles.modes.get_mut(&handle.ino)) {
+            match mode {
                 Mode::Cached => modes.cached -= 1,
                 Mode::Passed => modes.passed -= 1,
-                Mode::Direct => {}
             }
             if modes.cached == 0 && modes.passed == 0 {
                 handles.modes.remove(&handle.ino);
             }
         }
         drop(handles);
-        if let (Open::Staged(staged), Some(output)) = (&handle.open, &self.tree.output) {
+        self.closed(&handle.open);
+    }
+
+    /// The last the kernel says of a handle.
+    fn closed(&self, open: &Open) {
+        if let (Open::Staged(staged), Some(output)) = (open, &self.tree.output) {
             output.release(staged);
         }
     }
@@ -561,8 +574,8 @@ impl Filesystem for Kernel {
         self.patiently(work, move |outcome| reply_entry(reply, outcome));
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let ino = self.shared.tree.current(ino.0);
+    fn open(&self, _req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let ino = self.shared.tree.current(node.0);
         let how = OpenHow { flags: flags.0 };
         if !is_staged(ino) {
             if how.changes() {
@@ -572,7 +585,7 @@ impl Filesystem for Kernel {
                 shared.open_view(ino).await.map(|open| (shared.clone(), open))
             };
             return self.later(self.read_deadline(), work, move |outcome| match outcome {
-                Ok((shared, open)) => shared.finish_open(ino, open, reply),
+                Ok((shared, open)) => shared.finish_open(node, open, reply),
                 Err(errno) => reply.error(fuse_errno(errno)),
             });
         }
@@ -581,7 +594,7 @@ impl Filesystem for Kernel {
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
         let finish = move |shared: &Shared, reply: ReplyOpen, opened: Result<Arc<Staged>>| match opened {
-            Ok(staged) => shared.finish_open(ino, Open::Staged(staged), reply),
+            Ok(staged) => shared.finish_open(node, Open::Staged(staged), reply),
             Err(errno) => reply.error(fuse_errno(errno)),
         };
         if how.needs_own_content() && matches!(output.referenced(ino), Ok(Some(_))) {
@@ -610,12 +623,19 @@ impl Filesystem for Kernel {
         let parent = self.shared.tree.current(parent.0);
         match self.output_at(parent).and_then(|output| output.create(parent, name, mode, OpenHow { flags })) {
             Ok((attr, staged)) => {
-                let (mode, _) =
-                    self.shared.choose(attr.ino, None, |_| Err(io::ErrorKind::Unsupported.into()));
-                let number = self.shared.add(attr.ino, Open::Staged(staged), mode);
-                let flags =
-                    if mode == Mode::Direct { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() };
-                reply.created(&attr.ttl, &file_attr(&attr), Generation(0), number, flags);
+                let (ino, open) = (INodeNo(attr.ino), Open::Staged(staged));
+                let never = |_: &File| Err(io::ErrorKind::Unsupported.into());
+                match self.shared.choose(ino, &open, never) {
+                    Ok((mode, _)) => {
+                        let number = self.shared.add(ino, open, Some(mode));
+                        let flags = FopenFlags::empty();
+                        reply.created(&attr.ttl, &file_attr(&attr), Generation(0), number, flags);
+                    }
+                    Err(errno) => {
+                        self.shared.closed(&open);
+                        reply.error(fuse_errno(errno));
+                    }
+                }
             }
             Err(errno) => reply.error(fuse_errno(errno)),
         }
@@ -733,10 +753,11 @@ impl Filesystem for Kernel {
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let ino = self.shared.tree.current(ino.0);
+        let node = ino;
+        let ino = self.shared.tree.current(node.0);
         let work = move |shared: Arc<Shared>| async move {
             let entries = shared.tree.list(ino).await?;
-            Ok(shared.add(ino, Open::Directory(Arc::new(entries)), Mode::Direct))
+            Ok(shared.add(node, Open::Directory(Arc::new(entries)), None))
         };
         self.later(self.read_deadline(), work, move |outcome| match outcome {
             Ok(number) => reply.opened(number, FopenFlags::empty()),

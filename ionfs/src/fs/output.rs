@@ -514,12 +514,11 @@ impl Output {
         Ok(Arc::new(Staged { ino, file: backing.into(), writable: how.writes(), flushed }))
     }
 
-    /// The file the kernel may read by itself: staged content that nobody writes.
-    pub fn passable<'a>(&self, staged: &'a Staged) -> Option<&'a File> {
+    /// Whether a handle only reads, and what it reads is a blob from the first byte to the last.
+    pub fn is_untouched(&self, staged: &Staged) -> bool {
         let table = self.lock();
-        let file = table.file(staged.ino).ok()?;
-        let quiet = file.reference.is_none() && file.event.is_none() && file.writers.is_empty();
-        (quiet && !staged.writable).then_some(&staged.file)
+        let reference = table.file(staged.ino).ok().and_then(|file| file.reference.as_ref());
+        !staged.writable && reference.is_some_and(|reference| reference.length == reference.entry.size)
     }
 
     fn content(&self, ino: Ino) -> Result<Content> {
