@@ -23,7 +23,7 @@ use fuser::{
 use tokio::runtime::Handle as Runtime;
 
 use crate::cache::CachedBlob;
-use crate::fs::output::{OpenHow, SetAttr, Staged, read_within};
+use crate::fs::output::{Maker, OpenHow, SetAttr, Staged, read_within};
 use crate::fs::view::Item;
 use crate::fs::{Attr, DirEntry, Errno, Ino, Kind, Result, Seek, Tree, is_staged, seek_dense};
 use crate::patience::while_it_moves;
@@ -318,6 +318,8 @@ fn file_type(kind: Kind) -> FileType {
         Kind::Directory => FileType::Directory,
         Kind::File => FileType::RegularFile,
         Kind::Symlink => FileType::Symlink,
+        Kind::Pipe => FileType::NamedPipe,
+        Kind::Socket => FileType::Socket,
     }
 }
 
@@ -367,6 +369,10 @@ fn reply_xattr(reply: ReplyXattr, size: u32, outcome: Result<Vec<u8>>) {
         Ok(value) => reply.data(&value),
         Err(errno) => reply.error(fuse_errno(errno)),
     }
+}
+
+fn maker(request: &Request) -> Maker {
+    Maker { uid: request.uid(), gid: request.gid() }
 }
 
 fn moment(time: TimeOrNow) -> Option<SystemTime> {
@@ -484,7 +490,7 @@ impl Filesystem for Kernel {
 
     fn mknod(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
@@ -493,20 +499,18 @@ impl Filesystem for Kernel {
         reply: ReplyEntry,
     ) {
         let parent = self.shared.tree.current(parent.0);
-        reply_entry(reply, self.output_at(parent).and_then(|output| output.mknod(parent, name, mode)));
+        reply_entry(
+            reply,
+            self.output_at(parent).and_then(|output| output.mknod(parent, name, mode, maker(req))),
+        );
     }
 
-    fn mkdir(
-        &self,
-        _req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        _umask: u32,
-        reply: ReplyEntry,
-    ) {
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
         let parent = self.shared.tree.current(parent.0);
-        reply_entry(reply, self.output_at(parent).and_then(|output| output.mkdir(parent, name, mode)));
+        reply_entry(
+            reply,
+            self.output_at(parent).and_then(|output| output.mkdir(parent, name, mode, maker(req))),
+        );
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -519,17 +523,17 @@ impl Filesystem for Kernel {
         reply_empty(reply, self.output_at(parent).and_then(|output| output.rmdir(parent, name)));
     }
 
-    fn symlink(&self, _req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+    fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
         let parent = self.shared.tree.current(parent.0);
         reply_entry(
             reply,
-            self.output_at(parent).and_then(|output| output.symlink(parent, link_name, target)),
+            self.output_at(parent).and_then(|output| output.symlink(parent, link_name, target, maker(req))),
         );
     }
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -546,6 +550,7 @@ impl Filesystem for Kernel {
         if !is_staged(newparent) {
             return reply.error(fuser::Errno::EROFS);
         }
+        let maker = maker(req);
         let work = move |shared: Arc<Shared>| async move {
             let output = shared.tree.output()?;
             if is_staged(parent) {
@@ -554,18 +559,18 @@ impl Filesystem for Kernel {
             if keep_target && output.lookup(newparent, &newname)?.is_some() {
                 return Err(Errno::EXIST);
             }
-            shared.tree.move_in(parent, &name, newparent, &newname).await
+            shared.tree.move_in(parent, &name, newparent, &newname, maker).await
         };
         self.patiently(work, move |outcome| reply_empty(reply, outcome));
     }
 
-    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let (ino, newparent) = (self.shared.tree.current(ino.0), self.shared.tree.current(newparent.0));
         if !is_staged(newparent) {
             return reply.error(fuser::Errno::EROFS);
         }
         if !is_staged(ino) {
-            return reply_entry(reply, self.shared.tree.link_in(ino, newparent, newname));
+            return reply_entry(reply, self.shared.tree.link_in(ino, newparent, newname, maker(req)));
         }
         let newname = newname.to_owned();
         let work = move |shared: Arc<Shared>| async move {
@@ -612,7 +617,7 @@ impl Filesystem for Kernel {
 
     fn create(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
@@ -621,7 +626,10 @@ impl Filesystem for Kernel {
         reply: ReplyCreate,
     ) {
         let parent = self.shared.tree.current(parent.0);
-        match self.output_at(parent).and_then(|output| output.create(parent, name, mode, OpenHow { flags })) {
+        match self
+            .output_at(parent)
+            .and_then(|output| output.create(parent, name, mode, maker(req), OpenHow { flags }))
+        {
             Ok((attr, staged)) => {
                 let (ino, open) = (INodeNo(attr.ino), Open::Staged(staged));
                 let never = |_: &File| Err(io::ErrorKind::Unsupported.into());

@@ -8,9 +8,10 @@
 //! only for what is not stored yet.
 //!
 //! # What it never does
-//! Follow a symbolic link out of `out/data`; hold its lock across a wait; let an event file change after its commit.
+//! Follow a symbolic link out of `out/data` (one may point anywhere: only the module's own processes go there); hold its lock across a wait; let an event file change after its commit.
 
 mod events;
+mod making;
 mod storing;
 mod table;
 
@@ -25,20 +26,25 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
+use rustix::fs::{self, AtFlags, CWD, Mode, OFlags, Stat, Timespec, Timestamps};
 use tokio::sync::Notify;
 
+pub use self::making::Maker;
+use self::making::{may_hold_more, new_path};
 use self::table::{Body, FileNode, Node, Reference, Table, Uploaded};
 pub(crate) use self::table::{DATA, EVENTS, OUT};
 use super::eventfile::Asked;
 use super::{Attr, DirEntry, Errno, FOREVER, Ino, Kind, ROOT, Result, Seek, errno, seek_dense};
 use crate::cache::CachedBlob;
 use crate::commit::{Committer, EVENT_FILE_BYTES_MAX, Receipt, Rejection};
-use crate::event::{FileEntry, is_draft};
+use crate::event::FileEntry;
 use crate::node::Node as Daemon;
 
 /// Bytes copied at a time when a reference becomes a file.
 const COPY_PIECE: u64 = 4 << 20;
+
+/// Bytes of a name. The kernel asks for longer ones, the staging disk has none.
+const NAME_MAX: usize = 255;
 
 /// An open staged file.
 #[derive(Debug)]
@@ -162,7 +168,7 @@ impl Output {
             runtime: tokio::runtime::Handle::current(),
         };
         // Older modules open insights.json without creating it.
-        output.make_file(OUT, OsStr::new("insights.json"), 0o644)?;
+        output.make_file(OUT, OsStr::new("insights.json"), 0o644, Maker::daemon())?;
         Ok(Arc::new(output))
     }
 
@@ -174,6 +180,9 @@ impl Output {
 
     /// What stands under a name; none: nothing.
     pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Option<Attr>> {
+        if name.len() > NAME_MAX {
+            return Err(Errno::NAMETOOLONG);
+        }
         let table = self.lock();
         table.child(parent, name)?.map(|ino| self.attr(&table, ino)).transpose()
     }
@@ -232,6 +241,10 @@ impl Output {
     /// Changes attributes. A change of length of a reference needs [`Output::own_content`] first.
     pub fn setattr(&self, ino: Ino, change: SetAttr) -> Result<Attr> {
         let mut table = self.lock();
+        // The staging folder's own system call would follow the link.
+        if change.mode.is_some() && matches!(table.node(ino)?.body, Body::Symlink) {
+            return Err(Errno::OPNOTSUPP);
+        }
         if let Some(size) = change.size {
             self.resize(&mut table, ino, size)?;
         }
@@ -257,12 +270,12 @@ impl Output {
     }
 
     fn resize(&self, table: &mut Table, ino: Ino, size: u64) -> Result<()> {
-        let folder_and_file = self.at(table, ino, |folder, path| {
+        forbid_change(table.file(ino)?)?;
+        let backing = self.at(table, ino, |folder, path| {
             Ok(File::from(fs::openat(folder, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?))
         })?;
         let file = table.file_mut(ino)?;
-        forbid_change(file)?;
-        folder_and_file.set_len(size).map_err(|error| errno(&error))?;
+        backing.set_len(size).map_err(|error| errno(&error))?;
         if let Some(reference) = &mut file.reference {
             reference.length = reference.length.min(size);
             if size == 0 {
@@ -273,61 +286,10 @@ impl Output {
         Ok(())
     }
 
-    /// Makes a directory.
-    pub fn mkdir(&self, parent: Ino, name: &OsStr, mode: u32) -> Result<Attr> {
-        let mut table = self.lock();
-        may_hold_more(&table, parent, name, Kind::Directory)?;
-        let path = new_path(&table, parent, name)?;
-        fs::mkdirat(&self.root, &path, Mode::from_raw_mode(mode & 0o7777))?;
-        self.exact_mode(&path, mode)?;
-        let ino = table.add(parent, name, Body::Directory(BTreeMap::new()))?;
-        self.attr(&table, ino)
-    }
-
-    /// Makes a symbolic link. Its target must stay inside `out/data`: what points elsewhere is refused.
-    pub fn symlink(&self, parent: Ino, name: &OsStr, target: &Path) -> Result<Attr> {
-        let mut table = self.lock();
-        may_hold_more(&table, parent, name, Kind::Symlink)?;
-        let path = new_path(&table, parent, name)?;
-        if !stays_inside(&path, target) {
-            return Err(Errno::PERM);
-        }
-        fs::symlinkat(target, &self.root, &path)?;
-        let ino = table.add(parent, name, Body::Symlink)?;
-        self.attr(&table, ino)
-    }
-
     /// Where a symbolic link points.
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
         let table = self.lock();
         self.at(&table, ino, |folder, path| Ok(fs::readlinkat(folder, path, Vec::new())?.into_bytes()))
-    }
-
-    /// Makes a regular file without opening it.
-    pub fn mknod(&self, parent: Ino, name: &OsStr, mode: u32) -> Result<Attr> {
-        if FileType::from_raw_mode(mode) != FileType::RegularFile {
-            return Err(Errno::PERM);
-        }
-        let ino = self.make_file(parent, name, mode)?;
-        self.getattr(ino)
-    }
-
-    fn make_file(&self, parent: Ino, name: &OsStr, mode: u32) -> Result<Ino> {
-        let mut table = self.lock();
-        may_hold_more(&table, parent, name, Kind::File)?;
-        let path = new_path(&table, parent, name)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        drop(fs::openat(&self.root, &path, flags, Mode::from_raw_mode(mode & 0o7777))?);
-        self.exact_mode(&path, mode)?;
-        add_file(&mut table, parent, name)
-    }
-
-    /// The kernel has applied the module's umask already; the daemon's own must not take more away.
-    fn exact_mode(&self, path: &Path, mode: u32) -> Result<()> {
-        if mode & 0o7022 != 0 {
-            fs::chmodat(&self.root, path, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())?;
-        }
-        Ok(())
     }
 
     /// A hard link inside `out/data`.
@@ -339,6 +301,7 @@ impl Output {
                 Kind::File
             }
             Body::Symlink => Kind::Symlink,
+            Body::Special(kind) => *kind,
             Body::Directory(_) => return Err(Errno::PERM),
         };
         may_hold_more(&table, parent, name, kind)?;
@@ -477,27 +440,6 @@ impl Output {
             fs::openat(folder, path, flags, Mode::empty())
         })?;
         self.handle(&mut table, ino, backing, how)
-    }
-
-    /// Makes a file, or opens the one that is there, in one step.
-    pub fn create(&self, parent: Ino, name: &OsStr, mode: u32, how: OpenHow) -> Result<(Attr, Arc<Staged>)> {
-        let existing = self.lock().child(parent, name)?;
-        if let Some(ino) = existing {
-            if how.flags & libc::O_EXCL != 0 {
-                return Err(Errno::EXIST);
-            }
-            let staged = self.open(ino, how)?;
-            return Ok((self.getattr(ino)?, staged));
-        }
-        let mut table = self.lock();
-        may_hold_more(&table, parent, name, Kind::File)?;
-        let path = new_path(&table, parent, name)?;
-        let flags = how.backing() | OFlags::CREATE | OFlags::EXCL;
-        let backing = fs::openat(&self.root, &path, flags, Mode::from_raw_mode(mode & 0o7777))?;
-        self.exact_mode(&path, mode)?;
-        let ino = add_file(&mut table, parent, name)?;
-        let staged = self.handle(&mut table, ino, backing, OpenHow { flags: how.flags & !libc::O_TRUNC })?;
-        Ok((self.attr(&table, ino)?, staged))
     }
 
     fn handle(&self, table: &mut Table, ino: Ino, backing: OwnedFd, how: OpenHow) -> Result<Arc<Staged>> {
@@ -662,33 +604,6 @@ impl Output {
         Ok(end - held)
     }
 
-    /// A new file in `out/data` that refers to a blob (`ln` and `mv` from `in/data`).
-    pub fn add_reference(&self, parent: Ino, name: &OsStr, entry: &FileEntry, mode: u32) -> Result<Attr> {
-        if !self.lock().is_below(parent, DATA) {
-            return Err(Errno::XDEV);
-        }
-        let ino = self.make_file(parent, name, mode | libc::S_IFREG)?;
-        let mut table = self.lock();
-        self.at(&table, ino, |folder, path| {
-            let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            // chmod first would lock an ordinary user out of a read-only file.
-            fs::chmodat(folder, path, Mode::from_raw_mode(mode & 0o7777 | 0o200), AtFlags::empty())?;
-            let file = File::from(fs::openat(folder, path, flags, Mode::empty())?);
-            file.set_len(entry.size).map_err(|error| errno(&error))?;
-            let at = crate::clock::system_time(entry.mtime);
-            let times = Timestamps {
-                last_access: timespec(Some(Some(at))),
-                last_modification: timespec(Some(Some(at))),
-            };
-            fs::futimens(&file, &times)?;
-            fs::chmodat(folder, path, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())
-        })?;
-        if entry.size > 0 {
-            table.file_mut(ino)?.reference = Some(Reference { entry: entry.clone(), length: entry.size });
-        }
-        self.attr(&table, ino)
-    }
-
     /// Copies a reference's bytes into the staging folder, so that it can be written. Nothing to do for others.
     pub async fn own_content(&self, ino: Ino) -> Result<()> {
         let Content::Blob(reference) = self.content(ino)? else { return Ok(()) };
@@ -838,33 +753,6 @@ pub(crate) async fn read_within(
     }
 }
 
-/// Whether a directory of the fixed part of the tree may hold this.
-fn may_hold_more(table: &Table, parent: Ino, name: &OsStr, kind: Kind) -> Result<()> {
-    match parent {
-        EVENTS if kind != Kind::File => Err(Errno::PERM),
-        // Editors and `sed -i` put a draft beside insights.json; anything else there is a mistake worth an error.
-        OUT if kind != Kind::File => Err(Errno::PERM),
-        OUT if !table.is_insights(parent, name) && !is_draft(&name.to_string_lossy()) => Err(Errno::PERM),
-        _ => Ok(()),
-    }
-}
-
-fn new_path(table: &Table, parent: Ino, name: &OsStr) -> Result<PathBuf> {
-    if name.len() > 255 {
-        return Err(Errno::NAMETOOLONG);
-    }
-    match table.child(parent, name)? {
-        Some(_) => Err(Errno::EXIST),
-        None => table.path_in(parent, name),
-    }
-}
-
-fn add_file(table: &mut Table, parent: Ino, name: &OsStr) -> Result<Ino> {
-    let decided = parent == EVENTS || parent == OUT;
-    let file = FileNode { event: decided.then(Box::default), ..FileNode::default() };
-    table.add(parent, name, Body::File(file))
-}
-
 /// No change of a content that is an event, or about to be one.
 fn forbid_change(file: &FileNode) -> Result<()> {
     match &file.event {
@@ -888,27 +776,12 @@ fn content_changed(file: &mut FileNode, by_writing: bool) {
     }
 }
 
-/// Whether a link's target, read from where the link stands, stays below `out/data`.
-fn stays_inside(link: &Path, target: &Path) -> bool {
-    use std::path::Component;
-    let mut depth = link.components().count() - 2;
-    for part in target.components() {
-        match part {
-            Component::RootDir | Component::Prefix(_) => return false,
-            Component::CurDir => {}
-            Component::Normal(_) => depth += 1,
-            Component::ParentDir if depth == 0 => return false,
-            Component::ParentDir => depth -= 1,
-        }
-    }
-    link.starts_with("data")
-}
-
 fn kind_of(body: &Body) -> Kind {
     match body {
         Body::Directory(_) => Kind::Directory,
         Body::File(_) => Kind::File,
         Body::Symlink => Kind::Symlink,
+        Body::Special(kind) => *kind,
     }
 }
 

@@ -191,7 +191,8 @@ impl Output {
         }
         match table.file(at) {
             Ok(_) => Ok(at),
-            Err(_) => Err(Refusal::Invalid(format!("{path:?} is a directory; name its files"))),
+            Err(Errno::ISDIR) => Err(Refusal::Invalid(format!("{path:?} is a directory; name its files"))),
+            Err(_) => Err(Refusal::Invalid(format!("{path:?} is a pipe or a socket; it has no content"))),
         }
     }
 

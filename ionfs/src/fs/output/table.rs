@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 use tokio::sync::OnceCell;
 
 use super::super::eventfile::EventState;
-use super::super::{Errno, Ino, Result, STAGED};
+use super::super::{Errno, Ino, Kind, Result, STAGED};
 use crate::event::FileEntry;
 
 /// `out`
@@ -66,6 +66,8 @@ pub(super) enum Body {
     Directory(BTreeMap<OsString, Ino>),
     File(FileNode),
     Symlink,
+    /// A pipe or a socket: the kernel's own, which asks for its name and its attributes only.
+    Special(Kind),
 }
 
 #[derive(Debug)]
@@ -110,7 +112,7 @@ impl Table {
         match &self.node(ino)?.body {
             Body::File(file) => Ok(file),
             Body::Directory(_) => Err(Errno::ISDIR),
-            Body::Symlink => Err(Errno::INVAL),
+            Body::Symlink | Body::Special(_) => Err(Errno::INVAL),
         }
     }
 
@@ -118,7 +120,7 @@ impl Table {
         match &mut self.node_mut(ino)?.body {
             Body::File(file) => Ok(file),
             Body::Directory(_) => Err(Errno::ISDIR),
-            Body::Symlink => Err(Errno::INVAL),
+            Body::Symlink | Body::Special(_) => Err(Errno::INVAL),
         }
     }
 
@@ -208,7 +210,7 @@ impl Table {
             node.links.is_empty()
                 && match &node.body {
                     Body::File(file) => file.opens == 0,
-                    Body::Directory(_) | Body::Symlink => true,
+                    Body::Directory(_) | Body::Symlink | Body::Special(_) => true,
                 }
         });
         if gone && ino > EVENTS {
