@@ -46,12 +46,16 @@ const COPY_PIECE: u64 = 4 << 20;
 /// Bytes of a name. The kernel asks for longer ones, the staging disk has none.
 const NAME_MAX: usize = 255;
 
+/// The kernel's own flag of an open by execve(), which no header names.
+const FMODE_EXEC: i32 = 0x20;
+
 /// An open staged file.
 #[derive(Debug)]
 pub struct Staged {
     ino: Ino,
     file: File,
     writable: bool,
+    executes: bool,
     /// A FLUSH came after the last write: some closer is done, RELEASE should follow. The table holds it too,
     /// for as long as the handle may write.
     flushed: Arc<AtomicBool>,
@@ -84,6 +88,11 @@ impl OpenHow {
     /// Whether the bytes that are there must be in the staging folder: they are written over, not cut away.
     pub(crate) fn needs_own_content(self) -> bool {
         self.writes() && !self.truncates()
+    }
+
+    /// Whether a program is started from it. The handle then stays for as long as the program runs.
+    fn executes(self) -> bool {
+        self.flags & FMODE_EXEC != 0
     }
 
     fn truncates(self) -> bool {
@@ -433,6 +442,10 @@ impl Output {
         if how.writes() || how.truncates() {
             forbid_change(file)?;
         }
+        // Opened for writing, the kernel looks itself; cut without, it asks us first and looks when the program is gone.
+        if how.truncates() && !how.writes() && file.programs > 0 {
+            return Err(Errno::TXTBSY);
+        }
         let flags = how.backing();
         // An orphan is reached through /proc, where the last component is a link.
         let backing = self.at(&table, ino, |folder, path| {
@@ -446,6 +459,7 @@ impl Output {
         let file = table.file_mut(ino)?;
         let flushed = Arc::new(AtomicBool::new(false));
         file.opens += 1;
+        file.programs += u32::from(how.executes());
         if how.writes() {
             file.writers.push(flushed.clone());
         }
@@ -453,7 +467,8 @@ impl Output {
             file.reference = None;
             content_changed(file, false);
         }
-        Ok(Arc::new(Staged { ino, file: backing.into(), writable: how.writes(), flushed }))
+        let (writable, executes) = (how.writes(), how.executes());
+        Ok(Arc::new(Staged { ino, file: backing.into(), writable, executes, flushed }))
     }
 
     /// Whether a handle only reads, and what it reads is a blob from the first byte to the last.
@@ -665,6 +680,7 @@ impl Output {
             let mut table = self.lock();
             let Ok(file) = table.file_mut(ino) else { return };
             file.opens -= 1;
+            file.programs -= u32::from(staged.executes);
             file.writers.retain(|writer| !Arc::ptr_eq(writer, &staged.flushed));
             let last = staged.writable && file.writers.is_empty();
             // An upload that still waits for its turn will take this content too.

@@ -49,6 +49,8 @@ pub(super) enum Uploaded {
 pub(super) struct FileNode {
     /// Open handles.
     pub(super) opens: u32,
+    /// Those of programs that run from it.
+    pub(super) programs: u32,
     /// Those that may write: whether each was flushed since its last write.
     pub(super) writers: Vec<Arc<AtomicBool>>,
     /// Raised by every change of content.
