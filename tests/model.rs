@@ -528,12 +528,12 @@ posix_fadvise = 1
 copy_file_range = 2
 ";
 
-/// Random operations on one file, mapped and not, every byte compared: half a million each way, a million together, or
+/// Random operations on one file, mapped and not, every byte compared: a quarter of a million each way, or
 /// as many as `ION_TEST_FSX_OPS` says (`make torture`). The tool never unmaps what it maps, and slows down with the
 /// square of its operations on any filesystem: so many short runs, each with a seed of its own.
 fn fsx(passthrough: Passthrough) {
     const OPS: u64 = 5000;
-    let asked = std::env::var("ION_TEST_FSX_OPS").map_or(500_000, |ops| ops.parse::<u64>().unwrap());
+    let asked = std::env::var("ION_TEST_FSX_OPS").map_or(250_000, |ops| ops.parse::<u64>().unwrap());
     let fsx = built("fsx");
     let mount = Mount::new(passthrough, Blobs::Files, &[]);
     let config = mount.home.write("fsx.toml", FSX);
