@@ -49,8 +49,12 @@ enum Open {
     Blob(Arc<CachedBlob>),
     Text(Bytes),
     Live(Arc<File>),
-    Directory(Arc<Vec<DirEntry>>),
+    /// What the last reading from the start on found.
+    Directory(Arc<Mutex<Listing>>),
 }
+
+/// A directory's names at one moment: what offsets count in.
+type Listing = Arc<Vec<DirEntry>>;
 
 #[derive(Debug)]
 struct Handle {
@@ -244,6 +248,17 @@ impl Shared {
         }
     }
 
+    /// Tells the kernel of an inode, which is known to it from now on until it forgets.
+    fn reply_entry(&self, reply: ReplyEntry, outcome: Result<Attr>) {
+        match outcome {
+            Ok(attr) => {
+                self.tree.remember_staged(attr.ino);
+                reply.entry(&attr.ttl, &file_attr(&attr), Generation(0));
+            }
+            Err(errno) => reply.error(fuse_errno(errno)),
+        }
+    }
+
     fn release(&self, number: FileHandle) {
         let mut handles = self.handles();
         let Some(handle) = handles.by_number.remove(&number.0) else { return };
@@ -327,13 +342,6 @@ fn fuse_errno(errno: Errno) -> fuser::Errno {
     fuser::Errno::from_i32(errno.raw_os_error())
 }
 
-fn reply_entry(reply: ReplyEntry, outcome: Result<Attr>) {
-    match outcome {
-        Ok(attr) => reply.entry(&attr.ttl, &file_attr(&attr), Generation(0)),
-        Err(errno) => reply.error(fuse_errno(errno)),
-    }
-}
-
 fn reply_empty(reply: ReplyEmpty, outcome: Result<()>) {
     match outcome {
         Ok(()) => reply.ok(),
@@ -409,8 +417,9 @@ impl Filesystem for Kernel {
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let parent = self.shared.tree.current(parent.0);
         let name = name.to_owned();
-        let answer = |reply: ReplyEntry, outcome: Result<crate::fs::Found>| match outcome {
-            Ok(Ok(attr)) => reply_entry(reply, Ok(attr)),
+        let shared = self.shared.clone();
+        let answer = move |reply: ReplyEntry, outcome: Result<crate::fs::Found>| match outcome {
+            Ok(Ok(attr)) => shared.reply_entry(reply, Ok(attr)),
             // An entry with inode 0 lets the kernel remember that there is nothing.
             Ok(Err(ttl)) if !ttl.is_zero() => reply.entry(&ttl, &file_attr(&nothing()), Generation(0)),
             Ok(Err(_)) => reply.error(fuser::Errno::ENOENT),
@@ -425,9 +434,7 @@ impl Filesystem for Kernel {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        if !is_staged(ino.0) {
-            self.shared.tree.view.forget(ino.0, nlookup);
-        }
+        self.shared.tree.forget(ino.0, nlookup);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -499,7 +506,7 @@ impl Filesystem for Kernel {
         reply: ReplyEntry,
     ) {
         let parent = self.shared.tree.current(parent.0);
-        reply_entry(
+        self.shared.reply_entry(
             reply,
             self.output_at(parent).and_then(|output| output.mknod(parent, name, mode, maker(req))),
         );
@@ -507,7 +514,7 @@ impl Filesystem for Kernel {
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
         let parent = self.shared.tree.current(parent.0);
-        reply_entry(
+        self.shared.reply_entry(
             reply,
             self.output_at(parent).and_then(|output| output.mkdir(parent, name, mode, maker(req))),
         );
@@ -525,7 +532,7 @@ impl Filesystem for Kernel {
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
         let parent = self.shared.tree.current(parent.0);
-        reply_entry(
+        self.shared.reply_entry(
             reply,
             self.output_at(parent).and_then(|output| output.symlink(parent, link_name, target, maker(req))),
         );
@@ -570,13 +577,16 @@ impl Filesystem for Kernel {
             return reply.error(fuser::Errno::EROFS);
         }
         if !is_staged(ino) {
-            return reply_entry(reply, self.shared.tree.link_in(ino, newparent, newname, maker(req)));
+            return self
+                .shared
+                .reply_entry(reply, self.shared.tree.link_in(ino, newparent, newname, maker(req)));
         }
         let newname = newname.to_owned();
         let work = move |shared: Arc<Shared>| async move {
             shared.tree.output()?.link_or_commit(ino, newparent, &newname).await
         };
-        self.patiently(work, move |outcome| reply_entry(reply, outcome));
+        let shared = self.shared.clone();
+        self.patiently(work, move |outcome| shared.reply_entry(reply, outcome));
     }
 
     fn open(&self, _req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -637,6 +647,7 @@ impl Filesystem for Kernel {
                     Ok((mode, _)) => {
                         let number = self.shared.add(ino, open, Some(mode));
                         let flags = FopenFlags::empty();
+                        self.shared.tree.remember_staged(attr.ino);
                         reply.created(&attr.ttl, &file_attr(&attr), Generation(0), number, flags);
                     }
                     Err(errno) => {
@@ -764,8 +775,9 @@ impl Filesystem for Kernel {
         let node = ino;
         let ino = self.shared.tree.current(node.0);
         let work = move |shared: Arc<Shared>| async move {
-            let entries = shared.tree.list(ino).await?;
-            Ok(shared.add(node, Open::Directory(Arc::new(entries)), None))
+            // What can change is listed when it is read.
+            let entries = if is_staged(ino) { Vec::new() } else { shared.tree.list(ino).await? };
+            Ok(shared.add(node, Open::Directory(Arc::new(Mutex::new(Arc::new(entries)))), None))
         };
         self.later(self.read_deadline(), work, move |outcome| match outcome {
             Ok(number) => reply.opened(number, FopenFlags::empty()),
@@ -774,7 +786,7 @@ impl Filesystem for Kernel {
     }
 
     fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let entries = match self.shared.directory(fh) {
+        let entries = match self.shared.directory(fh, offset) {
             Ok(entries) => entries,
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
@@ -795,7 +807,7 @@ impl Filesystem for Kernel {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let entries = match self.shared.directory(fh) {
+        let entries = match self.shared.directory(fh, offset) {
             Ok(entries) => entries,
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
@@ -813,8 +825,8 @@ impl Filesystem for Kernel {
                 break;
             }
             // `.` and `..` are not looked up by being listed.
-            if index >= 2 && !is_staged(entry.attr.ino) {
-                self.shared.tree.view.remember(entry.attr.ino);
+            if index >= 2 {
+                self.shared.tree.remember(entry.attr.ino);
             }
         }
         reply.ok();
@@ -992,11 +1004,21 @@ impl Kernel {
 }
 
 impl Shared {
-    fn directory(&self, number: FileHandle) -> Result<Arc<Vec<DirEntry>>> {
-        match &self.handle(number)?.open {
-            Open::Directory(entries) => Ok(entries.clone()),
-            _ => Err(Errno::NOTDIR),
+    /// The names of an open directory, to be read from `offset` on. Read from the start, they are what stands there
+    /// now: the kernel does not tell of rewinddir().
+    fn directory(&self, number: FileHandle, offset: u64) -> Result<Listing> {
+        let handle = self.handle(number)?;
+        let Open::Directory(listing) = &handle.open else { return Err(Errno::NOTDIR) };
+        let ino = self.tree.current(handle.ino.0);
+        let fresh = match offset {
+            0 if is_staged(ino) => Some(Arc::new(self.tree.list_staged(ino)?)),
+            _ => None,
+        };
+        let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(fresh) = fresh {
+            *listing = fresh;
         }
+        Ok(listing.clone())
     }
 }
 

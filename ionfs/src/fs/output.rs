@@ -31,7 +31,7 @@ use tokio::sync::Notify;
 
 pub use self::making::Maker;
 use self::making::{may_hold_more, new_path};
-use self::table::{Body, FileNode, Node, Reference, Table, Uploaded};
+use self::table::{Body, FileNode, Node, Reference, Remains, Table, Uploaded};
 pub(crate) use self::table::{DATA, EVENTS, OUT};
 use super::eventfile::Asked;
 use super::{Attr, DirEntry, Errno, FOREVER, Ino, Kind, ROOT, Result, Seek, errno, seek_dense};
@@ -224,9 +224,11 @@ impl Output {
 
     fn attr(&self, table: &Table, ino: Ino) -> Result<Attr> {
         let node = table.node(ino)?;
-        let stat = match table.path(ino) {
-            Some(path) => fs::statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW)?,
-            None => fs::fstat(node.orphan.as_ref().ok_or(Errno::NOENT)?)?,
+        let stat = match (table.path(ino), &node.remains) {
+            (Some(path), _) => fs::statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW)?,
+            (None, Some(Remains::Open(file))) => fs::fstat(file)?,
+            (None, Some(Remains::Seen(stat))) => **stat,
+            (None, None) => return Err(Errno::NOENT),
         };
         Ok(attr_of(ino, node, &stat))
     }
@@ -240,10 +242,12 @@ impl Output {
     ) -> Result<T> {
         match table.path(ino) {
             Some(path) => work(self.root.as_fd(), &path),
-            None => {
-                let orphan = table.node(ino)?.orphan.clone().ok_or(Errno::NOENT)?;
-                work(CWD, Path::new(&format!("/proc/self/fd/{}", orphan.as_raw_fd())))
-            }
+            None => match table.node(ino)?.remains.clone() {
+                Some(Remains::Open(file)) => {
+                    work(CWD, Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())))
+                }
+                _ => Err(Errno::NOENT),
+            },
         }
     }
 
@@ -316,7 +320,7 @@ impl Output {
         may_hold_more(&table, parent, name, kind)?;
         let path = new_path(&table, parent, name)?;
         self.at(&table, ino, |folder, from| {
-            // An orphan is reached through a link in /proc; a symbolic link is linked itself.
+            // A file without a name is reached through a link in /proc; a symbolic link is linked itself.
             let follow = if from.is_absolute() { AtFlags::SYMLINK_FOLLOW } else { AtFlags::empty() };
             fs::linkat(folder, from, &self.root, &path, follow)
         })?;
@@ -331,10 +335,10 @@ impl Output {
         if let Body::File(file) = &table.node(ino)?.body {
             forbid_change(file)?;
         }
-        let orphan = self.orphan(&table, ino)?;
+        let remains = self.remains(&table, ino)?;
         self.free(&table, ino);
         fs::unlinkat(&self.root, table.path_in(parent, name)?, AtFlags::empty())?;
-        table.unlink(parent, name, orphan)
+        table.unlink(parent, name, remains)
     }
 
     /// Frees the space of a file whose last name is about to go: an upload under way keeps it open, and a module that
@@ -353,21 +357,42 @@ impl Output {
         }
     }
 
-    /// A descriptor that keeps a file whose last name is about to go and that is still open.
-    fn orphan(&self, table: &Table, ino: Ino) -> Result<Option<OwnedFd>> {
+    /// What will be left of an inode whose last name is about to go: of an open file its content, of others that the
+    /// kernel knows their attributes.
+    fn remains(&self, table: &Table, ino: Ino) -> Result<Option<Remains>> {
         let node = table.node(ino)?;
-        match &node.body {
-            Body::File(file) if file.opens > 0 && node.links.len() == 1 => {
-                let path = table.path(ino).ok_or(Errno::NOENT)?;
-                Ok(Some(fs::openat(
-                    &self.root,
-                    path,
-                    OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                    Mode::empty(),
-                )?))
-            }
-            _ => Ok(None),
+        if node.links.len() > 1 {
+            return Ok(None);
         }
+        let path = table.path(ino).ok_or(Errno::NOENT)?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(match &node.body {
+            Body::File(file) if file.opens > 0 => {
+                Some(Remains::Open(Arc::new(fs::openat(&self.root, path, flags, Mode::empty())?)))
+            }
+            _ if node.known > 0 => {
+                let mut stat = fs::statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW)?;
+                stat.st_nlink = 0;
+                Some(Remains::Seen(Box::new(stat)))
+            }
+            _ => None,
+        })
+    }
+
+    /// The kernel was given this inode once more.
+    pub(super) fn remember(&self, ino: Ino) {
+        if let Ok(node) = self.lock().node_mut(ino) {
+            node.known += 1;
+        }
+    }
+
+    /// The kernel forgets so many times that it was given this inode.
+    pub(super) fn forget(&self, ino: Ino, times: u64) {
+        let mut table = self.lock();
+        if let Ok(node) = table.node_mut(ino) {
+            node.known = node.known.saturating_sub(times);
+        }
+        table.drop_if_gone(ino);
     }
 
     /// Removes an empty directory.
@@ -377,8 +402,9 @@ impl Output {
         if ino == DATA || ino == EVENTS {
             return Err(Errno::PERM);
         }
+        let remains = self.remains(&table, ino)?;
         fs::unlinkat(&self.root, table.path_in(parent, name)?, AtFlags::REMOVEDIR)?;
-        table.unlink(parent, name, None)
+        table.unlink(parent, name, remains)
     }
 
     /// Renames inside `out/`, with nothing to commit. `keep_target`: fail if the new name is taken.
@@ -416,11 +442,11 @@ impl Output {
         {
             forbid_move(file)?;
         }
-        let orphan = target.map(|target| self.orphan(&table, target)).transpose()?.flatten();
+        let remains = target.map(|target| self.remains(&table, target)).transpose()?.flatten();
         let (from, to) = (table.path_in(parent, name)?, table.path_in(newparent, newname)?);
         fs::renameat(&self.root, from, &self.root, to)?;
         if target.is_some() {
-            table.unlink(newparent, newname, orphan)?;
+            table.unlink(newparent, newname, remains)?;
         }
         // Linked before unlinked: a file without a name and without a handle would be forgotten.
         table.link(ino, newparent, newname)?;
@@ -447,7 +473,7 @@ impl Output {
             return Err(Errno::TXTBSY);
         }
         let flags = how.backing();
-        // An orphan is reached through /proc, where the last component is a link.
+        // A file without a name is reached through /proc, where the last component is a link.
         let backing = self.at(&table, ino, |folder, path| {
             let flags = if path.is_absolute() { flags - OFlags::NOFOLLOW } else { flags };
             fs::openat(folder, path, flags, Mode::empty())
@@ -846,7 +872,7 @@ fn timespec(time: Option<Option<SystemTime>>) -> Timespec {
     }
 }
 
-/// Symbolic links are changed themselves; an orphan is reached through one.
+/// Symbolic links are changed themselves; a file without a name is reached through one.
 fn no_follow(path: &Path) -> AtFlags {
     if path.is_absolute() { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW }
 }

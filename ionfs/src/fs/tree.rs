@@ -54,14 +54,42 @@ impl Tree {
         if is_staged(ino) { self.output()?.getattr(ino) } else { self.view.getattr(ino) }
     }
 
+    /// The kernel was given this inode in a listing.
+    pub(crate) fn remember(&self, ino: Ino) {
+        if is_staged(ino) { self.remember_staged(ino) } else { self.view.remember(ino) }
+    }
+
+    /// The kernel was given this inode, if it is one below `out/`; of views a lookup itself keeps count.
+    pub(crate) fn remember_staged(&self, ino: Ino) {
+        if let Some(output) = self.output.as_ref().filter(|_| is_staged(ino)) {
+            output.remember(ino);
+        }
+    }
+
+    /// The kernel forgets so many times that it was given this inode.
+    pub(crate) fn forget(&self, ino: Ino, times: u64) {
+        match &self.output {
+            Some(output) if is_staged(ino) => output.forget(ino, times),
+            _ => self.view.forget(ino, times),
+        }
+    }
+
     /// The names of a directory, `.` and `..` first.
     pub(crate) async fn list(&self, ino: Ino) -> Result<Vec<DirEntry>> {
-        let (parent, mut entries) = if is_staged(ino) {
-            let output = self.output()?;
-            (output.parent(ino), output.list(ino)?)
-        } else {
-            (self.view.parent(ino), self.view.list(ino).await?)
-        };
+        if is_staged(ino) {
+            return self.list_staged(ino);
+        }
+        let entries = self.view.list(ino).await?;
+        self.with_dots(ino, self.view.parent(ino), entries)
+    }
+
+    /// The names of a directory below `out/`, which takes no waiting.
+    pub(crate) fn list_staged(&self, ino: Ino) -> Result<Vec<DirEntry>> {
+        let output = self.output()?;
+        self.with_dots(ino, output.parent(ino), output.list(ino)?)
+    }
+
+    fn with_dots(&self, ino: Ino, parent: Ino, mut entries: Vec<DirEntry>) -> Result<Vec<DirEntry>> {
         if let (ROOT, Some(output)) = (ino, &self.output) {
             entries.push(DirEntry { name: "out".into(), attr: output.getattr(OUT)? });
         }

@@ -95,7 +95,10 @@ impl Output {
             self.supersede(&entry);
         }
         let entry = cell.get_or_try_init(|| self.upload(ino, path)).await?.clone();
-        let now = self.lock().file(ino).map(|file| file.generation).ok();
+        let now = {
+            let table = self.lock();
+            table.file(ino).ok().filter(|_| table.is_in_use(ino)).map(|file| file.generation)
+        };
         // Written to while it was read: the blob may hold half of each.
         if now == Some(generation) {
             return Ok(entry);
