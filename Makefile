@@ -1,5 +1,5 @@
 # The two commands a newcomer needs: `make demo` and `make test`.
-.PHONY: demo test bench lint torture
+.PHONY: demo test bench lint torture torture-files
 
 demo: ## set up what is missing, build, run the video pipeline on a real clip, show the result
 	@scripts/demo.sh
@@ -15,7 +15,10 @@ lint:
 bench: ## figures: reading, writing, committing, dispatching, against native files and bare stores
 	@cargo bench --locked --bench figures
 
-torture: ## kill dispatchers, commands and gc 10,000 times, on the embedded stores and on real servers (an hour)
-	@scripts/setup-tests.sh
+torture: torture-files ## 10,000 kills of dispatchers, commands and gc on the embedded stores and on real servers, and torture-files (hours)
 	@ION_TORTURE_KILLS=$${ION_TORTURE_KILLS:-5000} ION_TORTURE_EVENTS=$${ION_TORTURE_EVENTS:-60} \
 		ION_TORTURE_SEED=$${ION_TORTURE_SEED:-$$(date +%s)} cargo test --locked --test torture -- --nocapture
+
+torture-files: ## the filesystem for an hour and more: ten million operations of fsx each way, gigabytes of fio
+	@scripts/setup-tests.sh
+	@ION_TEST_FSX_OPS=10000000 ION_TEST_FIO_MIB=2048 cargo test --locked --test model --test posix -- --nocapture fsx fio pjdfstest

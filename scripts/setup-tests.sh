@@ -9,7 +9,7 @@ cache=${ION_TEST_CACHE:-$HOME/.cache/ion-test}
 root=; [ "$(id -u)" = 0 ] || root=sudo
 
 missing=()
-for pair in bash:bash dash:dash perl:perl python3:python3 setfattr:attr fusermount3:fuse3 unshare:util-linux openssl:openssl ps:procps faketime:faketime; do
+for pair in bash:bash dash:dash perl:perl python3:python3 setfattr:attr fusermount3:fuse3 unshare:util-linux openssl:openssl ps:procps faketime:faketime fio:fio; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
 if [ ${#missing[@]} -gt 0 ]; then
@@ -22,6 +22,12 @@ fi
 if [ ! -x "$cache/bin/fsx" ]; then
     echo "building fsx into $cache" >&2
     cargo install --quiet --locked --root "$cache" fsx --version 0.3.2
+fi
+
+# pjdfstest: every file system call and its errors, as several users.
+if [ ! -x "$cache/bin/pjdfstest" ]; then
+    echo "building pjdfstest into $cache" >&2
+    cargo install --quiet --locked --root "$cache" pjdfstest --version 0.2.2
 fi
 
 # Real servers. Debian's RabbitMQ comes with a service that is not wanted: the tests start their own.

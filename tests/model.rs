@@ -1,6 +1,10 @@
 //! The filesystem against a plain directory: the same operations on both, the same outcome and the same bytes.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on panics; the long ones say how long they took"
+)]
 
 mod support;
 
@@ -9,156 +13,18 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Arc;
 
-use ionfs::cache::CacheLimits;
-use ionfs::clock;
 use ionfs::commit::Origin;
 use ionfs::event::{Context, DocumentType, Event, FileEntry, Publication};
 use ionfs::fs::job::{JobSpec, JobTree};
 use ionfs::id::{CorrelationId, EventId, JobId};
-use ionfs::mount::{Mounted, mount_at};
+use ionfs::mount::mount_at;
 use ionfs::node::{Node, NodeSettings};
 use ionfs::record::CommitMode;
-use ionfs::stores::object::ObjectBlobs;
 use ionfs::stores::open::{StoreUrls, open};
-use ionfs::stores::{Collection, encode};
-use ionfs::upload::store_path;
 use proptest::prelude::*;
 use support::Home;
-
-/// A job's tree, mounted for this process.
-struct Mount {
-    runtime: tokio::runtime::Runtime,
-    home: Home,
-    node: Arc<Node>,
-    tree: JobTree,
-    mounted: Option<Mounted>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Passthrough {
-    Allowed,
-    Off,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Blobs {
-    Files,
-    /// As a store that is not on this machine: no local file to read from.
-    Memory,
-}
-
-impl Mount {
-    fn new(passthrough: Passthrough, blobs: Blobs, inputs: &[(&str, &[u8])]) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        let home = Home::new();
-        let (node, tree, mounted) = runtime.block_on(async {
-            let mut plane = open(&StoreUrls::embedded(&home.state())).await.unwrap();
-            if blobs == Blobs::Memory {
-                plane.blobs = Arc::new(ObjectBlobs::memory());
-            }
-            let mut files: Vec<FileEntry> = Vec::new();
-            for (name, content) in inputs {
-                let path = home.write("input", content);
-                files.push(
-                    store_path(&*plane.blobs, format!("c/e/0/{name}"), (*name).to_owned(), &path)
-                        .await
-                        .unwrap(),
-                );
-            }
-            let context = Context {
-                name: "test".into(),
-                event_id: EventId::new("e"),
-                correlation_id: CorrelationId::new("c"),
-                parent_event_id: String::new(),
-                document_type: DocumentType::EventMeta,
-            };
-            let event = Event {
-                id: EventId::new("e"),
-                context: context.clone(),
-                event_type: "t".into(),
-                files,
-                file_list: None,
-                data: vec![],
-                created: clock::now(),
-                publication: Publication::Published,
-                file_name: None,
-                job_id: None,
-                attempt: None,
-                publisher: None,
-                unrouted: false,
-            };
-            plane.documents.insert(Collection::Events, encode(&event), None).await.unwrap();
-            let job = serde_json::json!({"id": "j", "attempt": 1});
-            plane.documents.insert(Collection::Jobs, job, None).await.unwrap();
-            let settings = NodeSettings {
-                passthrough: passthrough == Passthrough::Allowed,
-                cache: CacheLimits::default(),
-                ..NodeSettings::new(home.state())
-            };
-            let node = Node::new(plane, settings).unwrap();
-            let origin = Origin {
-                job_id: JobId::new("j"),
-                attempt: 1,
-                holder: None,
-                module: "m".into(),
-                emits: None,
-                commit: CommitMode::OnClose,
-                parent: context,
-            };
-            let tree = JobTree::open(&node, JobSpec { origin, event, gathered: None }).await.unwrap();
-            let at = home.path().join("ion");
-            fs::create_dir(&at).unwrap();
-            let mounted = mount_at(&at, tree.tree()).await.unwrap();
-            (node, tree, mounted)
-        });
-        Self { runtime, home, node, tree, mounted: Some(mounted) }
-    }
-
-    fn at(&self, path: &str) -> PathBuf {
-        self.home.path().join("ion").join(path)
-    }
-
-    fn data(&self) -> PathBuf {
-        self.at("out/data")
-    }
-
-    fn metric(&self, name: &str) -> u64 {
-        self.node.metrics.snapshot().into_iter().find(|(one, _)| *one == name).unwrap().1
-    }
-
-    /// Commits `files` and gives the event's document.
-    fn commit(&self, files: &[&str]) -> Event {
-        let document = serde_json::json!({"eventType": "made", "files": files});
-        fs::write(self.at("out/events/made.json"), document.to_string()).unwrap();
-        let id = EventId::derive(&EventId::new("e"), "m", "made.json");
-        let found = self.runtime.block_on(self.node.plane.documents.get_as(Collection::Events, id.as_str()));
-        found.unwrap().unwrap()
-    }
-
-    fn content(&self, entry: &FileEntry) -> Vec<u8> {
-        self.runtime.block_on(self.node.plane.blobs.get_range(&entry.key, 0..entry.size)).unwrap().to_vec()
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let mounted = self.mounted.take().unwrap();
-        let tree = &self.tree;
-        self.runtime.block_on(async {
-            mounted.unmount().await.unwrap();
-            tree.finish().await;
-        });
-    }
-}
-
-fn run(program: &str, words: &[&str]) {
-    #[allow(clippy::disallowed_methods, reason = "tests start programs")]
-    let output = Command::new(program).args(words).output().unwrap();
-    assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
+use support::mount::{Blobs, Mount, Passthrough, built, run};
 
 // ---- generated operations ----
 
@@ -606,9 +472,20 @@ fn a_commit_names_each_files_last_content() {
         assert_eq!(mount.content(file), vec![19; 1019]);
         assert_eq!(file.mode, 0o750);
     }
-    for target in ["/etc/passwd", "../../../etc/passwd"] {
-        let refused = std::os::unix::fs::symlink(target, mount.data().join("escape")).unwrap_err();
-        assert_eq!(refused.raw_os_error(), Some(libc::EPERM), "{target}");
+}
+
+#[test]
+fn a_link_may_point_anywhere_and_an_event_follows_it_nowhere_outside() {
+    let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[]);
+    let link = mount.data().join("escape");
+    let (draft, event) = (mount.at("out/events/e.tmp"), mount.at("out/events/e.json"));
+    for target in ["/etc/hostname", "../../../../../../../../../../../../etc/hostname"] {
+        std::os::unix::fs::symlink(target, &link).unwrap();
+        assert_eq!(fs::read_link(&link).unwrap(), Path::new(target));
+        fs::write(&draft, r#"{"eventType":"made","files":["escape"]}"#).unwrap();
+        let refused = fs::rename(&draft, &event).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EINVAL), "{target}");
+        fs::remove_file(&link).unwrap();
     }
 }
 
@@ -634,31 +511,43 @@ fn many_names_are_listed_and_found() {
     assert_eq!(files.len(), 3000);
 }
 
-/// Half a million random operations each way, a million together, every byte compared. The tool is installed by
-/// scripts/setup-tests.sh. It never unmaps what it maps, and slows down with the square of its operations on any
-/// filesystem: so many short runs, each with a seed of its own.
+/// What `fsx` does: the five operations it does by itself, and seldom the others. It maps what it has written and
+/// writes what it has mapped; each reopening ends what the kernel knew of the file.
+const FSX: &str = "flen = 65536
+[opsize]
+min = 1
+[weights]
+close_open = 1
+invalidate = 1
+fsync = 1
+fdatasync = 1
+posix_fallocate = 2
+punch_hole = 2
+sendfile = 2
+posix_fadvise = 1
+copy_file_range = 2
+";
+
+/// Random operations on one file, mapped and not, every byte compared: a quarter of a million each way, or
+/// as many as `ION_TEST_FSX_OPS` says (`make torture`). The tool never unmaps what it maps, and slows down with the
+/// square of its operations on any filesystem: so many short runs, each with a seed of its own.
 fn fsx(passthrough: Passthrough) {
-    const RUNS: usize = 100;
-    let cache = std::env::var("ION_TEST_CACHE")
-        .unwrap_or_else(|_| format!("{}/.cache/ion-test", std::env::var("HOME").unwrap()));
-    let fsx = format!("{cache}/bin/fsx");
-    assert!(Path::new(&fsx).exists(), "{fsx} is missing; scripts/setup-tests.sh installs it");
+    const OPS: u64 = 5000;
+    let asked = std::env::var("ION_TEST_FSX_OPS").map_or(250_000, |ops| ops.parse::<u64>().unwrap());
+    let fsx = built("fsx");
     let mount = Mount::new(passthrough, Blobs::Files, &[]);
-    let config = mount.home.write("fsx.toml", "flen = 65536\n");
-    for seed in 1..=RUNS {
-        let file = mount.data().join(format!("fsx-{seed}"));
-        let words = [
-            "-q",
-            "-N",
-            "5000",
-            "-S",
-            &seed.to_string(),
-            "-f",
-            config.to_str().unwrap(),
-            file.to_str().unwrap(),
-        ];
-        run(&fsx, &words);
+    let config = mount.home.write("fsx.toml", FSX);
+    let file = mount.data().join("fsx");
+    let began = std::time::Instant::now();
+    for seed in 1..=asked.div_ceil(OPS) {
+        let (ops, seed) = (OPS.to_string(), seed.to_string());
+        let words = ["-q", "-N", &ops, "-S", &seed, "-f", config.to_str().unwrap(), file.to_str().unwrap()];
+        run(fsx.to_str().unwrap(), &words);
+        // Read back by whom the kernel reads itself where it may: the same bytes as the staging folder has.
+        assert_eq!(fs::read(&file).unwrap(), fs::read(mount.staged("data/fsx")).unwrap(), "seed {seed}");
+        fs::remove_file(&file).unwrap();
     }
+    println!("{asked} operations of fsx, {passthrough:?}, seeds from 1: {:?}", began.elapsed());
 }
 
 #[test]

@@ -47,6 +47,10 @@ pub enum Kind {
     File,
     /// A symbolic link.
     Symlink,
+    /// A named pipe.
+    Pipe,
+    /// A socket.
+    Socket,
 }
 
 /// An inode's attributes.

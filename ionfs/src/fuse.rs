@@ -23,7 +23,7 @@ use fuser::{
 use tokio::runtime::Handle as Runtime;
 
 use crate::cache::CachedBlob;
-use crate::fs::output::{OpenHow, SetAttr, Staged, read_within};
+use crate::fs::output::{Maker, OpenHow, SetAttr, Staged, read_within};
 use crate::fs::view::Item;
 use crate::fs::{Attr, DirEntry, Errno, Ino, Kind, Result, Seek, Tree, is_staged, seek_dense};
 use crate::patience::while_it_moves;
@@ -49,14 +49,20 @@ enum Open {
     Blob(Arc<CachedBlob>),
     Text(Bytes),
     Live(Arc<File>),
-    Directory(Arc<Vec<DirEntry>>),
+    /// What the last reading from the start on found.
+    Directory(Arc<Mutex<Listing>>),
 }
+
+/// A directory's names at one moment: what offsets count in.
+type Listing = Arc<Vec<DirEntry>>;
 
 #[derive(Debug)]
 struct Handle {
-    ino: Ino,
+    /// As the kernel numbers it.
+    ino: INodeNo,
     open: Open,
-    mode: Mode,
+    /// None: a directory.
+    mode: Option<Mode>,
 }
 
 /// Who moves an open file's bytes.
@@ -64,13 +70,12 @@ struct Handle {
 enum Mode {
     /// The daemon, through the kernel's page cache.
     Cached,
-    /// The daemon, past the page cache.
-    Direct,
     /// The kernel, from the backing file.
     Passed,
 }
 
-/// The handles open on one inode: the kernel refuses to mix cached and passed ones.
+/// The handles open on one of the kernel's inodes. It fails an open with EIO that is not by passthrough while another
+/// is, so only what nobody can write is ever passed: a blob.
 #[derive(Debug, Default)]
 struct Modes {
     cached: u32,
@@ -81,7 +86,7 @@ struct Modes {
 #[derive(Debug, Default)]
 struct Handles {
     by_number: HashMap<u64, Arc<Handle>>,
-    modes: HashMap<Ino, Modes>,
+    modes: HashMap<INodeNo, Modes>,
 }
 
 /// Answers the kernel for one mount.
@@ -155,7 +160,7 @@ impl Shared {
         }
     }
 
-    fn add(&self, ino: Ino, open: Open, mode: Mode) -> FileHandle {
+    fn add(&self, ino: INodeNo, open: Open, mode: Option<Mode>) -> FileHandle {
         let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
         self.handles().by_number.insert(number, Arc::new(Handle { ino, open, mode }));
         FileHandle(number)
@@ -164,34 +169,42 @@ impl Shared {
     /// Decides who moves the bytes of a file that is being opened, and counts it.
     fn choose(
         &self,
-        ino: Ino,
-        backing: Option<&File>,
+        ino: INodeNo,
+        open: &Open,
         open_backing: impl FnOnce(&File) -> io::Result<BackingId>,
-    ) -> (Mode, Option<Arc<BackingId>>) {
+    ) -> Result<(Mode, Option<Arc<BackingId>>)> {
         let daemon = &self.tree.daemon;
+        let whole = match open {
+            Open::Blob(blob) => blob.whole(),
+            _ => None,
+        };
         let mut handles = self.handles();
         let modes = handles.modes.entry(ino).or_default();
-        if let Some(file) = backing.filter(|_| modes.cached == 0 && daemon.may_pass_through()) {
-            let id = match &modes.backing {
-                Some(id) => Ok(id.clone()),
-                None => open_backing(file).map(Arc::new),
-            };
-            match id {
+        if let Some(id) = modes.backing.clone() {
+            // A file that was moved here from `in/data`, and is still read there.
+            if let Open::Staged(staged) = open
+                && !self.tree.output()?.is_untouched(staged)
+            {
+                return Err(Errno::TXTBSY);
+            }
+            modes.passed += 1;
+            daemon.metrics.opens_passthrough.add(1);
+            return Ok((Mode::Passed, Some(id)));
+        }
+        if let Some(file) = whole.filter(|_| modes.cached == 0 && daemon.may_pass_through()) {
+            match open_backing(file).map(Arc::new) {
                 Ok(id) => {
                     modes.passed += 1;
                     modes.backing = Some(id.clone());
                     daemon.metrics.opens_passthrough.add(1);
-                    return (Mode::Passed, Some(id));
+                    return Ok((Mode::Passed, Some(id)));
                 }
                 Err(error) => daemon.passthrough_was_refused(&error),
             }
         }
         daemon.metrics.opens_served.add(1);
-        if modes.passed > 0 {
-            return (Mode::Direct, None);
-        }
         modes.cached += 1;
-        (Mode::Cached, None)
+        Ok((Mode::Cached, None))
     }
 
     /// Opens what is only read.
@@ -214,42 +227,57 @@ impl Shared {
         })
     }
 
-    fn finish_open(&self, ino: Ino, open: Open, reply: ReplyOpen) {
-        let backing = match &open {
-            Open::Staged(staged) => self.tree.output.as_ref().and_then(|output| output.passable(staged)),
-            Open::Blob(blob) => blob.whole(),
-            _ => None,
+    fn finish_open(&self, ino: INodeNo, open: Open, reply: ReplyOpen) {
+        let (mode, id) = match self.choose(ino, &open, |file| reply.open_backing(file)) {
+            Ok(chosen) => chosen,
+            Err(errno) => {
+                self.closed(&open);
+                return reply.error(fuse_errno(errno));
+            }
         };
-        let (mode, id) = self.choose(ino, backing, |file| reply.open_backing(file));
-        let live = matches!(open, Open::Live(_));
-        // A blob never changes: what the kernel holds of it stays right. A staged file may change while the
-        // daemon reads it past the cache.
-        let keep = matches!(open, Open::Blob(_) | Open::Text(_));
-        let number = self.add(ino, open, mode);
-        match (mode, id) {
-            (Mode::Passed, Some(id)) => reply.opened_passthrough(number, FopenFlags::empty(), &id),
-            (Mode::Direct, _) => reply.opened(number, FopenFlags::FOPEN_DIRECT_IO),
-            _ if live => reply.opened(number, FopenFlags::FOPEN_DIRECT_IO),
-            _ if keep => reply.opened(number, FopenFlags::FOPEN_KEEP_CACHE),
-            _ => reply.opened(number, FopenFlags::empty()),
+        let flags = match &open {
+            Open::Live(_) => FopenFlags::FOPEN_DIRECT_IO,
+            // A blob never changes: what the kernel holds of it stays right.
+            Open::Blob(_) | Open::Text(_) => FopenFlags::FOPEN_KEEP_CACHE,
+            _ => FopenFlags::empty(),
+        };
+        let number = self.add(ino, open, Some(mode));
+        match id {
+            Some(id) => reply.opened_passthrough(number, FopenFlags::empty(), &id),
+            None => reply.opened(number, flags),
+        }
+    }
+
+    /// Tells the kernel of an inode, which is known to it from now on until it forgets.
+    fn reply_entry(&self, reply: ReplyEntry, outcome: Result<Attr>) {
+        match outcome {
+            Ok(attr) => {
+                self.tree.remember_staged(attr.ino);
+                reply.entry(&attr.ttl, &file_attr(&attr), Generation(0));
+            }
+            Err(errno) => reply.error(fuse_errno(errno)),
         }
     }
 
     fn release(&self, number: FileHandle) {
         let mut handles = self.handles();
         let Some(handle) = handles.by_number.remove(&number.0) else { return };
-        if let Some(modes) = handles.modes.get_mut(&handle.ino) {
-            match handle.mode {
+        if let (Some(mode), Some(modes)) = (handle.mode, handles.modes.get_mut(&handle.ino)) {
+            match mode {
                 Mode::Cached => modes.cached -= 1,
                 Mode::Passed => modes.passed -= 1,
-                Mode::Direct => {}
             }
             if modes.cached == 0 && modes.passed == 0 {
                 handles.modes.remove(&handle.ino);
             }
         }
         drop(handles);
-        if let (Open::Staged(staged), Some(output)) = (&handle.open, &self.tree.output) {
+        self.closed(&handle.open);
+    }
+
+    /// The last the kernel says of a handle.
+    fn closed(&self, open: &Open) {
+        if let (Open::Staged(staged), Some(output)) = (open, &self.tree.output) {
             output.release(staged);
         }
     }
@@ -305,18 +333,13 @@ fn file_type(kind: Kind) -> FileType {
         Kind::Directory => FileType::Directory,
         Kind::File => FileType::RegularFile,
         Kind::Symlink => FileType::Symlink,
+        Kind::Pipe => FileType::NamedPipe,
+        Kind::Socket => FileType::Socket,
     }
 }
 
 fn fuse_errno(errno: Errno) -> fuser::Errno {
     fuser::Errno::from_i32(errno.raw_os_error())
-}
-
-fn reply_entry(reply: ReplyEntry, outcome: Result<Attr>) {
-    match outcome {
-        Ok(attr) => reply.entry(&attr.ttl, &file_attr(&attr), Generation(0)),
-        Err(errno) => reply.error(fuse_errno(errno)),
-    }
 }
 
 fn reply_empty(reply: ReplyEmpty, outcome: Result<()>) {
@@ -356,6 +379,10 @@ fn reply_xattr(reply: ReplyXattr, size: u32, outcome: Result<Vec<u8>>) {
     }
 }
 
+fn maker(request: &Request) -> Maker {
+    Maker { uid: request.uid(), gid: request.gid() }
+}
+
 fn moment(time: TimeOrNow) -> Option<SystemTime> {
     match time {
         TimeOrNow::SpecificTime(time) => Some(time),
@@ -390,8 +417,9 @@ impl Filesystem for Kernel {
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let parent = self.shared.tree.current(parent.0);
         let name = name.to_owned();
-        let answer = |reply: ReplyEntry, outcome: Result<crate::fs::Found>| match outcome {
-            Ok(Ok(attr)) => reply_entry(reply, Ok(attr)),
+        let shared = self.shared.clone();
+        let answer = move |reply: ReplyEntry, outcome: Result<crate::fs::Found>| match outcome {
+            Ok(Ok(attr)) => shared.reply_entry(reply, Ok(attr)),
             // An entry with inode 0 lets the kernel remember that there is nothing.
             Ok(Err(ttl)) if !ttl.is_zero() => reply.entry(&ttl, &file_attr(&nothing()), Generation(0)),
             Ok(Err(_)) => reply.error(fuser::Errno::ENOENT),
@@ -406,9 +434,7 @@ impl Filesystem for Kernel {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        if !is_staged(ino.0) {
-            self.shared.tree.view.forget(ino.0, nlookup);
-        }
+        self.shared.tree.forget(ino.0, nlookup);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -471,7 +497,7 @@ impl Filesystem for Kernel {
 
     fn mknod(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
@@ -480,20 +506,18 @@ impl Filesystem for Kernel {
         reply: ReplyEntry,
     ) {
         let parent = self.shared.tree.current(parent.0);
-        reply_entry(reply, self.output_at(parent).and_then(|output| output.mknod(parent, name, mode)));
+        self.shared.reply_entry(
+            reply,
+            self.output_at(parent).and_then(|output| output.mknod(parent, name, mode, maker(req))),
+        );
     }
 
-    fn mkdir(
-        &self,
-        _req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        _umask: u32,
-        reply: ReplyEntry,
-    ) {
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
         let parent = self.shared.tree.current(parent.0);
-        reply_entry(reply, self.output_at(parent).and_then(|output| output.mkdir(parent, name, mode)));
+        self.shared.reply_entry(
+            reply,
+            self.output_at(parent).and_then(|output| output.mkdir(parent, name, mode, maker(req))),
+        );
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -506,17 +530,17 @@ impl Filesystem for Kernel {
         reply_empty(reply, self.output_at(parent).and_then(|output| output.rmdir(parent, name)));
     }
 
-    fn symlink(&self, _req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+    fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
         let parent = self.shared.tree.current(parent.0);
-        reply_entry(
+        self.shared.reply_entry(
             reply,
-            self.output_at(parent).and_then(|output| output.symlink(parent, link_name, target)),
+            self.output_at(parent).and_then(|output| output.symlink(parent, link_name, target, maker(req))),
         );
     }
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -533,6 +557,7 @@ impl Filesystem for Kernel {
         if !is_staged(newparent) {
             return reply.error(fuser::Errno::EROFS);
         }
+        let maker = maker(req);
         let work = move |shared: Arc<Shared>| async move {
             let output = shared.tree.output()?;
             if is_staged(parent) {
@@ -541,28 +566,31 @@ impl Filesystem for Kernel {
             if keep_target && output.lookup(newparent, &newname)?.is_some() {
                 return Err(Errno::EXIST);
             }
-            shared.tree.move_in(parent, &name, newparent, &newname).await
+            shared.tree.move_in(parent, &name, newparent, &newname, maker).await
         };
         self.patiently(work, move |outcome| reply_empty(reply, outcome));
     }
 
-    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let (ino, newparent) = (self.shared.tree.current(ino.0), self.shared.tree.current(newparent.0));
         if !is_staged(newparent) {
             return reply.error(fuser::Errno::EROFS);
         }
         if !is_staged(ino) {
-            return reply_entry(reply, self.shared.tree.link_in(ino, newparent, newname));
+            return self
+                .shared
+                .reply_entry(reply, self.shared.tree.link_in(ino, newparent, newname, maker(req)));
         }
         let newname = newname.to_owned();
         let work = move |shared: Arc<Shared>| async move {
             shared.tree.output()?.link_or_commit(ino, newparent, &newname).await
         };
-        self.patiently(work, move |outcome| reply_entry(reply, outcome));
+        let shared = self.shared.clone();
+        self.patiently(work, move |outcome| shared.reply_entry(reply, outcome));
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let ino = self.shared.tree.current(ino.0);
+    fn open(&self, _req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let ino = self.shared.tree.current(node.0);
         let how = OpenHow { flags: flags.0 };
         if !is_staged(ino) {
             if how.changes() {
@@ -572,7 +600,7 @@ impl Filesystem for Kernel {
                 shared.open_view(ino).await.map(|open| (shared.clone(), open))
             };
             return self.later(self.read_deadline(), work, move |outcome| match outcome {
-                Ok((shared, open)) => shared.finish_open(ino, open, reply),
+                Ok((shared, open)) => shared.finish_open(node, open, reply),
                 Err(errno) => reply.error(fuse_errno(errno)),
             });
         }
@@ -581,7 +609,7 @@ impl Filesystem for Kernel {
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
         let finish = move |shared: &Shared, reply: ReplyOpen, opened: Result<Arc<Staged>>| match opened {
-            Ok(staged) => shared.finish_open(ino, Open::Staged(staged), reply),
+            Ok(staged) => shared.finish_open(node, Open::Staged(staged), reply),
             Err(errno) => reply.error(fuse_errno(errno)),
         };
         if how.needs_own_content() && matches!(output.referenced(ino), Ok(Some(_))) {
@@ -599,7 +627,7 @@ impl Filesystem for Kernel {
 
     fn create(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
@@ -608,14 +636,25 @@ impl Filesystem for Kernel {
         reply: ReplyCreate,
     ) {
         let parent = self.shared.tree.current(parent.0);
-        match self.output_at(parent).and_then(|output| output.create(parent, name, mode, OpenHow { flags })) {
+        match self
+            .output_at(parent)
+            .and_then(|output| output.create(parent, name, mode, maker(req), OpenHow { flags }))
+        {
             Ok((attr, staged)) => {
-                let (mode, _) =
-                    self.shared.choose(attr.ino, None, |_| Err(io::ErrorKind::Unsupported.into()));
-                let number = self.shared.add(attr.ino, Open::Staged(staged), mode);
-                let flags =
-                    if mode == Mode::Direct { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() };
-                reply.created(&attr.ttl, &file_attr(&attr), Generation(0), number, flags);
+                let (ino, open) = (INodeNo(attr.ino), Open::Staged(staged));
+                let never = |_: &File| Err(io::ErrorKind::Unsupported.into());
+                match self.shared.choose(ino, &open, never) {
+                    Ok((mode, _)) => {
+                        let number = self.shared.add(ino, open, Some(mode));
+                        let flags = FopenFlags::empty();
+                        self.shared.tree.remember_staged(attr.ino);
+                        reply.created(&attr.ttl, &file_attr(&attr), Generation(0), number, flags);
+                    }
+                    Err(errno) => {
+                        self.shared.closed(&open);
+                        reply.error(fuse_errno(errno));
+                    }
+                }
             }
             Err(errno) => reply.error(fuse_errno(errno)),
         }
@@ -733,10 +772,12 @@ impl Filesystem for Kernel {
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let ino = self.shared.tree.current(ino.0);
+        let node = ino;
+        let ino = self.shared.tree.current(node.0);
         let work = move |shared: Arc<Shared>| async move {
-            let entries = shared.tree.list(ino).await?;
-            Ok(shared.add(ino, Open::Directory(Arc::new(entries)), Mode::Direct))
+            // What can change is listed when it is read.
+            let entries = if is_staged(ino) { Vec::new() } else { shared.tree.list(ino).await? };
+            Ok(shared.add(node, Open::Directory(Arc::new(Mutex::new(Arc::new(entries)))), None))
         };
         self.later(self.read_deadline(), work, move |outcome| match outcome {
             Ok(number) => reply.opened(number, FopenFlags::empty()),
@@ -745,7 +786,7 @@ impl Filesystem for Kernel {
     }
 
     fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let entries = match self.shared.directory(fh) {
+        let entries = match self.shared.directory(fh, offset) {
             Ok(entries) => entries,
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
@@ -766,7 +807,7 @@ impl Filesystem for Kernel {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let entries = match self.shared.directory(fh) {
+        let entries = match self.shared.directory(fh, offset) {
             Ok(entries) => entries,
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
@@ -784,8 +825,8 @@ impl Filesystem for Kernel {
                 break;
             }
             // `.` and `..` are not looked up by being listed.
-            if index >= 2 && !is_staged(entry.attr.ino) {
-                self.shared.tree.view.remember(entry.attr.ino);
+            if index >= 2 {
+                self.shared.tree.remember(entry.attr.ino);
             }
         }
         reply.ok();
@@ -963,11 +1004,21 @@ impl Kernel {
 }
 
 impl Shared {
-    fn directory(&self, number: FileHandle) -> Result<Arc<Vec<DirEntry>>> {
-        match &self.handle(number)?.open {
-            Open::Directory(entries) => Ok(entries.clone()),
-            _ => Err(Errno::NOTDIR),
+    /// The names of an open directory, to be read from `offset` on. Read from the start, they are what stands there
+    /// now: the kernel does not tell of rewinddir().
+    fn directory(&self, number: FileHandle, offset: u64) -> Result<Listing> {
+        let handle = self.handle(number)?;
+        let Open::Directory(listing) = &handle.open else { return Err(Errno::NOTDIR) };
+        let ino = self.tree.current(handle.ino.0);
+        let fresh = match offset {
+            0 if is_staged(ino) => Some(Arc::new(self.tree.list_staged(ino)?)),
+            _ => None,
+        };
+        let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(fresh) = fresh {
+            *listing = fresh;
         }
+        Ok(listing.clone())
     }
 }
 

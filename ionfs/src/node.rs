@@ -21,7 +21,7 @@ const UPLOADS_MAX: usize = 8;
 pub struct NodeSettings {
     /// The folder of all state: staging, cache, locks.
     pub home: PathBuf,
-    /// Whether the kernel may serve staged files and whole blobs by itself, where it can. Default true; off, the
+    /// Whether the kernel may serve whole blobs by itself, where it can. Default true; off, the
     /// daemon answers every read: slower, and the same to see.
     pub passthrough: bool,
     /// How long a close of an event file waits while nothing moves until the stores have made it durable. Default

@@ -125,7 +125,7 @@ fn free_port() -> u16 {
     TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
 }
 
-fn cache() -> PathBuf {
+pub(super) fn cache() -> PathBuf {
     let home = || PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/ion-test");
     std::env::var_os("ION_TEST_CACHE").map_or_else(home, PathBuf::from)
 }

@@ -8,9 +8,10 @@
 //! only for what is not stored yet.
 //!
 //! # What it never does
-//! Follow a symbolic link out of `out/data`; hold its lock across a wait; let an event file change after its commit.
+//! Follow a symbolic link out of `out/data` (one may point anywhere: only the module's own processes go there); hold its lock across a wait; let an event file change after its commit.
 
 mod events;
+mod making;
 mod storing;
 mod table;
 
@@ -25,20 +26,28 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
+use rustix::fs::{self, AtFlags, CWD, Mode, OFlags, Stat, Timespec, Timestamps};
 use tokio::sync::Notify;
 
-use self::table::{Body, FileNode, Node, Reference, Table, Uploaded};
+pub use self::making::Maker;
+use self::making::{may_hold_more, new_path};
+use self::table::{Body, FileNode, Node, Reference, Remains, Table, Uploaded};
 pub(crate) use self::table::{DATA, EVENTS, OUT};
 use super::eventfile::Asked;
 use super::{Attr, DirEntry, Errno, FOREVER, Ino, Kind, ROOT, Result, Seek, errno, seek_dense};
 use crate::cache::CachedBlob;
 use crate::commit::{Committer, EVENT_FILE_BYTES_MAX, Receipt, Rejection};
-use crate::event::{FileEntry, is_draft};
+use crate::event::FileEntry;
 use crate::node::Node as Daemon;
 
 /// Bytes copied at a time when a reference becomes a file.
 const COPY_PIECE: u64 = 4 << 20;
+
+/// Bytes of a name. The kernel asks for longer ones, the staging disk has none.
+const NAME_MAX: usize = 255;
+
+/// The kernel's own flag of an open by execve(), which no header names.
+const FMODE_EXEC: i32 = 0x20;
 
 /// An open staged file.
 #[derive(Debug)]
@@ -46,6 +55,7 @@ pub struct Staged {
     ino: Ino,
     file: File,
     writable: bool,
+    executes: bool,
     /// A FLUSH came after the last write: some closer is done, RELEASE should follow. The table holds it too,
     /// for as long as the handle may write.
     flushed: Arc<AtomicBool>,
@@ -78,6 +88,11 @@ impl OpenHow {
     /// Whether the bytes that are there must be in the staging folder: they are written over, not cut away.
     pub(crate) fn needs_own_content(self) -> bool {
         self.writes() && !self.truncates()
+    }
+
+    /// Whether a program is started from it. The handle then stays for as long as the program runs.
+    fn executes(self) -> bool {
+        self.flags & FMODE_EXEC != 0
     }
 
     fn truncates(self) -> bool {
@@ -162,7 +177,7 @@ impl Output {
             runtime: tokio::runtime::Handle::current(),
         };
         // Older modules open insights.json without creating it.
-        output.make_file(OUT, OsStr::new("insights.json"), 0o644)?;
+        output.make_file(OUT, OsStr::new("insights.json"), 0o644, Maker::daemon())?;
         Ok(Arc::new(output))
     }
 
@@ -174,6 +189,9 @@ impl Output {
 
     /// What stands under a name; none: nothing.
     pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Option<Attr>> {
+        if name.len() > NAME_MAX {
+            return Err(Errno::NAMETOOLONG);
+        }
         let table = self.lock();
         table.child(parent, name)?.map(|ino| self.attr(&table, ino)).transpose()
     }
@@ -206,9 +224,11 @@ impl Output {
 
     fn attr(&self, table: &Table, ino: Ino) -> Result<Attr> {
         let node = table.node(ino)?;
-        let stat = match table.path(ino) {
-            Some(path) => fs::statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW)?,
-            None => fs::fstat(node.orphan.as_ref().ok_or(Errno::NOENT)?)?,
+        let stat = match (table.path(ino), &node.remains) {
+            (Some(path), _) => fs::statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW)?,
+            (None, Some(Remains::Open(file))) => fs::fstat(file)?,
+            (None, Some(Remains::Seen(stat))) => **stat,
+            (None, None) => return Err(Errno::NOENT),
         };
         Ok(attr_of(ino, node, &stat))
     }
@@ -222,16 +242,22 @@ impl Output {
     ) -> Result<T> {
         match table.path(ino) {
             Some(path) => work(self.root.as_fd(), &path),
-            None => {
-                let orphan = table.node(ino)?.orphan.clone().ok_or(Errno::NOENT)?;
-                work(CWD, Path::new(&format!("/proc/self/fd/{}", orphan.as_raw_fd())))
-            }
+            None => match table.node(ino)?.remains.clone() {
+                Some(Remains::Open(file)) => {
+                    work(CWD, Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())))
+                }
+                _ => Err(Errno::NOENT),
+            },
         }
     }
 
     /// Changes attributes. A change of length of a reference needs [`Output::own_content`] first.
     pub fn setattr(&self, ino: Ino, change: SetAttr) -> Result<Attr> {
         let mut table = self.lock();
+        // The staging folder's own system call would follow the link.
+        if change.mode.is_some() && matches!(table.node(ino)?.body, Body::Symlink) {
+            return Err(Errno::OPNOTSUPP);
+        }
         if let Some(size) = change.size {
             self.resize(&mut table, ino, size)?;
         }
@@ -257,12 +283,12 @@ impl Output {
     }
 
     fn resize(&self, table: &mut Table, ino: Ino, size: u64) -> Result<()> {
-        let folder_and_file = self.at(table, ino, |folder, path| {
+        forbid_change(table.file(ino)?)?;
+        let backing = self.at(table, ino, |folder, path| {
             Ok(File::from(fs::openat(folder, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?))
         })?;
         let file = table.file_mut(ino)?;
-        forbid_change(file)?;
-        folder_and_file.set_len(size).map_err(|error| errno(&error))?;
+        backing.set_len(size).map_err(|error| errno(&error))?;
         if let Some(reference) = &mut file.reference {
             reference.length = reference.length.min(size);
             if size == 0 {
@@ -273,61 +299,10 @@ impl Output {
         Ok(())
     }
 
-    /// Makes a directory.
-    pub fn mkdir(&self, parent: Ino, name: &OsStr, mode: u32) -> Result<Attr> {
-        let mut table = self.lock();
-        may_hold_more(&table, parent, name, Kind::Directory)?;
-        let path = new_path(&table, parent, name)?;
-        fs::mkdirat(&self.root, &path, Mode::from_raw_mode(mode & 0o7777))?;
-        self.exact_mode(&path, mode)?;
-        let ino = table.add(parent, name, Body::Directory(BTreeMap::new()))?;
-        self.attr(&table, ino)
-    }
-
-    /// Makes a symbolic link. Its target must stay inside `out/data`: what points elsewhere is refused.
-    pub fn symlink(&self, parent: Ino, name: &OsStr, target: &Path) -> Result<Attr> {
-        let mut table = self.lock();
-        may_hold_more(&table, parent, name, Kind::Symlink)?;
-        let path = new_path(&table, parent, name)?;
-        if !stays_inside(&path, target) {
-            return Err(Errno::PERM);
-        }
-        fs::symlinkat(target, &self.root, &path)?;
-        let ino = table.add(parent, name, Body::Symlink)?;
-        self.attr(&table, ino)
-    }
-
     /// Where a symbolic link points.
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
         let table = self.lock();
         self.at(&table, ino, |folder, path| Ok(fs::readlinkat(folder, path, Vec::new())?.into_bytes()))
-    }
-
-    /// Makes a regular file without opening it.
-    pub fn mknod(&self, parent: Ino, name: &OsStr, mode: u32) -> Result<Attr> {
-        if FileType::from_raw_mode(mode) != FileType::RegularFile {
-            return Err(Errno::PERM);
-        }
-        let ino = self.make_file(parent, name, mode)?;
-        self.getattr(ino)
-    }
-
-    fn make_file(&self, parent: Ino, name: &OsStr, mode: u32) -> Result<Ino> {
-        let mut table = self.lock();
-        may_hold_more(&table, parent, name, Kind::File)?;
-        let path = new_path(&table, parent, name)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        drop(fs::openat(&self.root, &path, flags, Mode::from_raw_mode(mode & 0o7777))?);
-        self.exact_mode(&path, mode)?;
-        add_file(&mut table, parent, name)
-    }
-
-    /// The kernel has applied the module's umask already; the daemon's own must not take more away.
-    fn exact_mode(&self, path: &Path, mode: u32) -> Result<()> {
-        if mode & 0o7022 != 0 {
-            fs::chmodat(&self.root, path, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())?;
-        }
-        Ok(())
     }
 
     /// A hard link inside `out/data`.
@@ -339,12 +314,13 @@ impl Output {
                 Kind::File
             }
             Body::Symlink => Kind::Symlink,
+            Body::Special(kind) => *kind,
             Body::Directory(_) => return Err(Errno::PERM),
         };
         may_hold_more(&table, parent, name, kind)?;
         let path = new_path(&table, parent, name)?;
         self.at(&table, ino, |folder, from| {
-            // An orphan is reached through a link in /proc; a symbolic link is linked itself.
+            // A file without a name is reached through a link in /proc; a symbolic link is linked itself.
             let follow = if from.is_absolute() { AtFlags::SYMLINK_FOLLOW } else { AtFlags::empty() };
             fs::linkat(folder, from, &self.root, &path, follow)
         })?;
@@ -359,10 +335,10 @@ impl Output {
         if let Body::File(file) = &table.node(ino)?.body {
             forbid_change(file)?;
         }
-        let orphan = self.orphan(&table, ino)?;
+        let remains = self.remains(&table, ino)?;
         self.free(&table, ino);
         fs::unlinkat(&self.root, table.path_in(parent, name)?, AtFlags::empty())?;
-        table.unlink(parent, name, orphan)
+        table.unlink(parent, name, remains)
     }
 
     /// Frees the space of a file whose last name is about to go: an upload under way keeps it open, and a module that
@@ -381,21 +357,42 @@ impl Output {
         }
     }
 
-    /// A descriptor that keeps a file whose last name is about to go and that is still open.
-    fn orphan(&self, table: &Table, ino: Ino) -> Result<Option<OwnedFd>> {
+    /// What will be left of an inode whose last name is about to go: of an open file its content, of others that the
+    /// kernel knows their attributes.
+    fn remains(&self, table: &Table, ino: Ino) -> Result<Option<Remains>> {
         let node = table.node(ino)?;
-        match &node.body {
-            Body::File(file) if file.opens > 0 && node.links.len() == 1 => {
-                let path = table.path(ino).ok_or(Errno::NOENT)?;
-                Ok(Some(fs::openat(
-                    &self.root,
-                    path,
-                    OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                    Mode::empty(),
-                )?))
-            }
-            _ => Ok(None),
+        if node.links.len() > 1 {
+            return Ok(None);
         }
+        let path = table.path(ino).ok_or(Errno::NOENT)?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(match &node.body {
+            Body::File(file) if file.opens > 0 => {
+                Some(Remains::Open(Arc::new(fs::openat(&self.root, path, flags, Mode::empty())?)))
+            }
+            _ if node.known > 0 => {
+                let mut stat = fs::statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW)?;
+                stat.st_nlink = 0;
+                Some(Remains::Seen(Box::new(stat)))
+            }
+            _ => None,
+        })
+    }
+
+    /// The kernel was given this inode once more.
+    pub(super) fn remember(&self, ino: Ino) {
+        if let Ok(node) = self.lock().node_mut(ino) {
+            node.known += 1;
+        }
+    }
+
+    /// The kernel forgets so many times that it was given this inode.
+    pub(super) fn forget(&self, ino: Ino, times: u64) {
+        let mut table = self.lock();
+        if let Ok(node) = table.node_mut(ino) {
+            node.known = node.known.saturating_sub(times);
+        }
+        table.drop_if_gone(ino);
     }
 
     /// Removes an empty directory.
@@ -405,8 +402,9 @@ impl Output {
         if ino == DATA || ino == EVENTS {
             return Err(Errno::PERM);
         }
+        let remains = self.remains(&table, ino)?;
         fs::unlinkat(&self.root, table.path_in(parent, name)?, AtFlags::REMOVEDIR)?;
-        table.unlink(parent, name, None)
+        table.unlink(parent, name, remains)
     }
 
     /// Renames inside `out/`, with nothing to commit. `keep_target`: fail if the new name is taken.
@@ -444,11 +442,11 @@ impl Output {
         {
             forbid_move(file)?;
         }
-        let orphan = target.map(|target| self.orphan(&table, target)).transpose()?.flatten();
+        let remains = target.map(|target| self.remains(&table, target)).transpose()?.flatten();
         let (from, to) = (table.path_in(parent, name)?, table.path_in(newparent, newname)?);
         fs::renameat(&self.root, from, &self.root, to)?;
         if target.is_some() {
-            table.unlink(newparent, newname, orphan)?;
+            table.unlink(newparent, newname, remains)?;
         }
         // Linked before unlinked: a file without a name and without a handle would be forgotten.
         table.link(ino, newparent, newname)?;
@@ -470,8 +468,12 @@ impl Output {
         if how.writes() || how.truncates() {
             forbid_change(file)?;
         }
+        // Opened for writing, the kernel looks itself; cut without, it asks us first and looks when the program is gone.
+        if how.truncates() && !how.writes() && file.programs > 0 {
+            return Err(Errno::TXTBSY);
+        }
         let flags = how.backing();
-        // An orphan is reached through /proc, where the last component is a link.
+        // A file without a name is reached through /proc, where the last component is a link.
         let backing = self.at(&table, ino, |folder, path| {
             let flags = if path.is_absolute() { flags - OFlags::NOFOLLOW } else { flags };
             fs::openat(folder, path, flags, Mode::empty())
@@ -479,31 +481,11 @@ impl Output {
         self.handle(&mut table, ino, backing, how)
     }
 
-    /// Makes a file, or opens the one that is there, in one step.
-    pub fn create(&self, parent: Ino, name: &OsStr, mode: u32, how: OpenHow) -> Result<(Attr, Arc<Staged>)> {
-        let existing = self.lock().child(parent, name)?;
-        if let Some(ino) = existing {
-            if how.flags & libc::O_EXCL != 0 {
-                return Err(Errno::EXIST);
-            }
-            let staged = self.open(ino, how)?;
-            return Ok((self.getattr(ino)?, staged));
-        }
-        let mut table = self.lock();
-        may_hold_more(&table, parent, name, Kind::File)?;
-        let path = new_path(&table, parent, name)?;
-        let flags = how.backing() | OFlags::CREATE | OFlags::EXCL;
-        let backing = fs::openat(&self.root, &path, flags, Mode::from_raw_mode(mode & 0o7777))?;
-        self.exact_mode(&path, mode)?;
-        let ino = add_file(&mut table, parent, name)?;
-        let staged = self.handle(&mut table, ino, backing, OpenHow { flags: how.flags & !libc::O_TRUNC })?;
-        Ok((self.attr(&table, ino)?, staged))
-    }
-
     fn handle(&self, table: &mut Table, ino: Ino, backing: OwnedFd, how: OpenHow) -> Result<Arc<Staged>> {
         let file = table.file_mut(ino)?;
         let flushed = Arc::new(AtomicBool::new(false));
         file.opens += 1;
+        file.programs += u32::from(how.executes());
         if how.writes() {
             file.writers.push(flushed.clone());
         }
@@ -511,15 +493,15 @@ impl Output {
             file.reference = None;
             content_changed(file, false);
         }
-        Ok(Arc::new(Staged { ino, file: backing.into(), writable: how.writes(), flushed }))
+        let (writable, executes) = (how.writes(), how.executes());
+        Ok(Arc::new(Staged { ino, file: backing.into(), writable, executes, flushed }))
     }
 
-    /// The file the kernel may read by itself: staged content that nobody writes.
-    pub fn passable<'a>(&self, staged: &'a Staged) -> Option<&'a File> {
+    /// Whether a handle only reads, and what it reads is a blob from the first byte to the last.
+    pub fn is_untouched(&self, staged: &Staged) -> bool {
         let table = self.lock();
-        let file = table.file(staged.ino).ok()?;
-        let quiet = file.reference.is_none() && file.event.is_none() && file.writers.is_empty();
-        (quiet && !staged.writable).then_some(&staged.file)
+        let reference = table.file(staged.ino).ok().and_then(|file| file.reference.as_ref());
+        !staged.writable && reference.is_some_and(|reference| reference.length == reference.entry.size)
     }
 
     fn content(&self, ino: Ino) -> Result<Content> {
@@ -663,33 +645,6 @@ impl Output {
         Ok(end - held)
     }
 
-    /// A new file in `out/data` that refers to a blob (`ln` and `mv` from `in/data`).
-    pub fn add_reference(&self, parent: Ino, name: &OsStr, entry: &FileEntry, mode: u32) -> Result<Attr> {
-        if !self.lock().is_below(parent, DATA) {
-            return Err(Errno::XDEV);
-        }
-        let ino = self.make_file(parent, name, mode | libc::S_IFREG)?;
-        let mut table = self.lock();
-        self.at(&table, ino, |folder, path| {
-            let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            // chmod first would lock an ordinary user out of a read-only file.
-            fs::chmodat(folder, path, Mode::from_raw_mode(mode & 0o7777 | 0o200), AtFlags::empty())?;
-            let file = File::from(fs::openat(folder, path, flags, Mode::empty())?);
-            file.set_len(entry.size).map_err(|error| errno(&error))?;
-            let at = crate::clock::system_time(entry.mtime);
-            let times = Timestamps {
-                last_access: timespec(Some(Some(at))),
-                last_modification: timespec(Some(Some(at))),
-            };
-            fs::futimens(&file, &times)?;
-            fs::chmodat(folder, path, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())
-        })?;
-        if entry.size > 0 {
-            table.file_mut(ino)?.reference = Some(Reference { entry: entry.clone(), length: entry.size });
-        }
-        self.attr(&table, ino)
-    }
-
     /// Copies a reference's bytes into the staging folder, so that it can be written. Nothing to do for others.
     pub async fn own_content(&self, ino: Ino) -> Result<()> {
         let Content::Blob(reference) = self.content(ino)? else { return Ok(()) };
@@ -751,6 +706,7 @@ impl Output {
             let mut table = self.lock();
             let Ok(file) = table.file_mut(ino) else { return };
             file.opens -= 1;
+            file.programs -= u32::from(staged.executes);
             file.writers.retain(|writer| !Arc::ptr_eq(writer, &staged.flushed));
             let last = staged.writable && file.writers.is_empty();
             // An upload that still waits for its turn will take this content too.
@@ -839,33 +795,6 @@ pub(crate) async fn read_within(
     }
 }
 
-/// Whether a directory of the fixed part of the tree may hold this.
-fn may_hold_more(table: &Table, parent: Ino, name: &OsStr, kind: Kind) -> Result<()> {
-    match parent {
-        EVENTS if kind != Kind::File => Err(Errno::PERM),
-        // Editors and `sed -i` put a draft beside insights.json; anything else there is a mistake worth an error.
-        OUT if kind != Kind::File => Err(Errno::PERM),
-        OUT if !table.is_insights(parent, name) && !is_draft(&name.to_string_lossy()) => Err(Errno::PERM),
-        _ => Ok(()),
-    }
-}
-
-fn new_path(table: &Table, parent: Ino, name: &OsStr) -> Result<PathBuf> {
-    if name.len() > 255 {
-        return Err(Errno::NAMETOOLONG);
-    }
-    match table.child(parent, name)? {
-        Some(_) => Err(Errno::EXIST),
-        None => table.path_in(parent, name),
-    }
-}
-
-fn add_file(table: &mut Table, parent: Ino, name: &OsStr) -> Result<Ino> {
-    let decided = parent == EVENTS || parent == OUT;
-    let file = FileNode { event: decided.then(Box::default), ..FileNode::default() };
-    table.add(parent, name, Body::File(file))
-}
-
 /// No change of a content that is an event, or about to be one.
 fn forbid_change(file: &FileNode) -> Result<()> {
     match &file.event {
@@ -889,27 +818,12 @@ fn content_changed(file: &mut FileNode, by_writing: bool) {
     }
 }
 
-/// Whether a link's target, read from where the link stands, stays below `out/data`.
-fn stays_inside(link: &Path, target: &Path) -> bool {
-    use std::path::Component;
-    let mut depth = link.components().count() - 2;
-    for part in target.components() {
-        match part {
-            Component::RootDir | Component::Prefix(_) => return false,
-            Component::CurDir => {}
-            Component::Normal(_) => depth += 1,
-            Component::ParentDir if depth == 0 => return false,
-            Component::ParentDir => depth -= 1,
-        }
-    }
-    link.starts_with("data")
-}
-
 fn kind_of(body: &Body) -> Kind {
     match body {
         Body::Directory(_) => Kind::Directory,
         Body::File(_) => Kind::File,
         Body::Symlink => Kind::Symlink,
+        Body::Special(kind) => *kind,
     }
 }
 
@@ -958,7 +872,7 @@ fn timespec(time: Option<Option<SystemTime>>) -> Timespec {
     }
 }
 
-/// Symbolic links are changed themselves; an orphan is reached through one.
+/// Symbolic links are changed themselves; a file without a name is reached through one.
 fn no_follow(path: &Path) -> AtFlags {
     if path.is_absolute() { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW }
 }

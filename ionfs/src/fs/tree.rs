@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::output::{OUT, Output};
+use super::output::{Maker, OUT, Output};
 use super::view::{Item, View};
 use super::{Attr, DirEntry, Errno, FOREVER, Ino, ROOT, Result, is_staged};
 use crate::cache::CachedBlob;
@@ -54,14 +54,42 @@ impl Tree {
         if is_staged(ino) { self.output()?.getattr(ino) } else { self.view.getattr(ino) }
     }
 
+    /// The kernel was given this inode in a listing.
+    pub(crate) fn remember(&self, ino: Ino) {
+        if is_staged(ino) { self.remember_staged(ino) } else { self.view.remember(ino) }
+    }
+
+    /// The kernel was given this inode, if it is one below `out/`; of views a lookup itself keeps count.
+    pub(crate) fn remember_staged(&self, ino: Ino) {
+        if let Some(output) = self.output.as_ref().filter(|_| is_staged(ino)) {
+            output.remember(ino);
+        }
+    }
+
+    /// The kernel forgets so many times that it was given this inode.
+    pub(crate) fn forget(&self, ino: Ino, times: u64) {
+        match &self.output {
+            Some(output) if is_staged(ino) => output.forget(ino, times),
+            _ => self.view.forget(ino, times),
+        }
+    }
+
     /// The names of a directory, `.` and `..` first.
     pub(crate) async fn list(&self, ino: Ino) -> Result<Vec<DirEntry>> {
-        let (parent, mut entries) = if is_staged(ino) {
-            let output = self.output()?;
-            (output.parent(ino), output.list(ino)?)
-        } else {
-            (self.view.parent(ino), self.view.list(ino).await?)
-        };
+        if is_staged(ino) {
+            return self.list_staged(ino);
+        }
+        let entries = self.view.list(ino).await?;
+        self.with_dots(ino, self.view.parent(ino), entries)
+    }
+
+    /// The names of a directory below `out/`, which takes no waiting.
+    pub(crate) fn list_staged(&self, ino: Ino) -> Result<Vec<DirEntry>> {
+        let output = self.output()?;
+        self.with_dots(ino, output.parent(ino), output.list(ino)?)
+    }
+
+    fn with_dots(&self, ino: Ino, parent: Ino, mut entries: Vec<DirEntry>) -> Result<Vec<DirEntry>> {
         if let (ROOT, Some(output)) = (ino, &self.output) {
             entries.push(DirEntry { name: "out".into(), attr: output.getattr(OUT)? });
         }
@@ -97,10 +125,10 @@ impl Tree {
     }
 
     /// `ln` of a file of `in/` into `out/data`: a new file that refers to the same blob.
-    pub(crate) fn link_in(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
+    pub(crate) fn link_in(&self, ino: Ino, parent: Ino, name: &OsStr, maker: Maker) -> Result<Attr> {
         let Item::Blob(entry) = self.view.item(ino)? else { return Err(Errno::XDEV) };
         let mode = u32::from(self.view.getattr(ino)?.perm);
-        self.output()?.add_reference(parent, name, &entry, mode)
+        self.output()?.add_reference(parent, name, &entry, mode, maker)
     }
 
     /// `mv` of a file or directory of `in/data` into `out/data`: it is gone there and a reference here. Only the
@@ -111,6 +139,7 @@ impl Tree {
         name: &OsStr,
         newparent: Ino,
         newname: &OsStr,
+        maker: Maker,
     ) -> Result<()> {
         let Some(text) = name.to_str() else { return Err(Errno::NOENT) };
         let path = PathBuf::from(self.view.path(parent));
@@ -124,19 +153,28 @@ impl Tree {
             }
             output.unlink(newparent, newname)?;
         }
-        self.move_item(parent, text, newparent, newname).await
+        self.move_item(parent, text, newparent, newname, maker).await
     }
 
-    async fn move_item(&self, parent: Ino, name: &str, newparent: Ino, newname: &OsStr) -> Result<()> {
+    async fn move_item(
+        &self,
+        parent: Ino,
+        name: &str,
+        newparent: Ino,
+        newname: &OsStr,
+        maker: Maker,
+    ) -> Result<()> {
         let output = self.output()?;
         let attr = self.view.lookup(parent, name).await?.map_err(|_| Errno::NOENT)?;
         let moved = match self.view.item(attr.ino)? {
-            Item::Blob(entry) => output.add_reference(newparent, newname, &entry, u32::from(attr.perm))?.ino,
+            Item::Blob(entry) => {
+                output.add_reference(newparent, newname, &entry, u32::from(attr.perm), maker)?.ino
+            }
             Item::Directory(_) => {
-                let directory = output.mkdir(newparent, newname, 0o755)?.ino;
+                let directory = output.mkdir(newparent, newname, 0o755, maker)?.ino;
                 for child in self.view.list(attr.ino).await? {
                     let Some(child_name) = child.name.to_str() else { continue };
-                    Box::pin(self.move_item(attr.ino, child_name, directory, &child.name)).await?;
+                    Box::pin(self.move_item(attr.ino, child_name, directory, &child.name, maker)).await?;
                 }
                 directory
             }

@@ -173,7 +173,12 @@ impl Output {
             let mut table = self.lock();
             let Some(state) = &mut table.file_mut(ino)?.event else { return Ok(()) };
             match parsed {
-                Ok(parsed) => Ok(state.decide(asked, version, parsed)),
+                Ok(parsed) => {
+                    let decision = state.decide(asked, version, parsed);
+                    // Insights may be written again, also while they are kept: the latest decision is the last.
+                    state.committing &= !insights;
+                    Ok(decision)
+                }
                 Err(error) => Err(error),
             }
         };
@@ -188,12 +193,6 @@ impl Output {
                 let kept = self.committer.keep_insights(insight_values(file)).await;
                 match kept {
                     Ok(()) => {
-                        // They may be written again: the latest are kept.
-                        if let Ok(file) = self.lock().file_mut(ino)
-                            && let Some(state) = &mut file.event
-                        {
-                            state.committing = false;
-                        }
                         self.rejections.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
                         return Ok(());
                     }

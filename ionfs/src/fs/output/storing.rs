@@ -95,7 +95,10 @@ impl Output {
             self.supersede(&entry);
         }
         let entry = cell.get_or_try_init(|| self.upload(ino, path)).await?.clone();
-        let now = self.lock().file(ino).map(|file| file.generation).ok();
+        let now = {
+            let table = self.lock();
+            table.file(ino).ok().filter(|_| table.is_in_use(ino)).map(|file| file.generation)
+        };
         // Written to while it was read: the blob may hold half of each.
         if now == Some(generation) {
             return Ok(entry);
@@ -191,7 +194,8 @@ impl Output {
         }
         match table.file(at) {
             Ok(_) => Ok(at),
-            Err(_) => Err(Refusal::Invalid(format!("{path:?} is a directory; name its files"))),
+            Err(Errno::ISDIR) => Err(Refusal::Invalid(format!("{path:?} is a directory; name its files"))),
+            Err(_) => Err(Refusal::Invalid(format!("{path:?} is a pipe or a socket; it has no content"))),
         }
     }
 

@@ -10,10 +10,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use rustix::fs::Stat;
 use tokio::sync::OnceCell;
 
 use super::super::eventfile::EventState;
-use super::super::{Errno, Ino, Result, STAGED};
+use super::super::{Errno, Ino, Kind, Result, STAGED};
 use crate::event::FileEntry;
 
 /// `out`
@@ -49,6 +50,8 @@ pub(super) enum Uploaded {
 pub(super) struct FileNode {
     /// Open handles.
     pub(super) opens: u32,
+    /// Those of programs that run from it.
+    pub(super) programs: u32,
     /// Those that may write: whether each was flushed since its last write.
     pub(super) writers: Vec<Arc<AtomicBool>>,
     /// Raised by every change of content.
@@ -66,6 +69,17 @@ pub(super) enum Body {
     Directory(BTreeMap<OsString, Ino>),
     File(FileNode),
     Symlink,
+    /// A pipe or a socket: the kernel's own, which asks for its name and its attributes only.
+    Special(Kind),
+}
+
+/// What is left of an inode without a name.
+#[derive(Clone, Debug)]
+pub(super) enum Remains {
+    /// An open file.
+    Open(Arc<OwnedFd>),
+    /// Its attributes at the end: of a directory that somebody stands in, of a pipe.
+    Seen(Box<Stat>),
 }
 
 #[derive(Debug)]
@@ -73,8 +87,10 @@ pub(super) struct Node {
     /// Where it stands; none: unlinked. More than one: hard links.
     pub(super) links: Vec<(Ino, OsString)>,
     pub(super) body: Body,
-    /// An unlinked file that is still open.
-    pub(super) orphan: Option<Arc<OwnedFd>>,
+    /// How many times the kernel was given it and has not forgotten: it may ask for it by number, also without a name.
+    pub(super) known: u64,
+    /// What can be told of it when its last name is gone.
+    pub(super) remains: Option<Remains>,
 }
 
 #[derive(Debug)]
@@ -88,7 +104,8 @@ impl Table {
         let directory = |parent: Ino, name: &str, children: &[(&str, Ino)]| Node {
             links: if parent == OUT && name.is_empty() { vec![] } else { vec![(parent, name.into())] },
             body: Body::Directory(children.iter().map(|(name, ino)| ((*name).into(), *ino)).collect()),
-            orphan: None,
+            known: 0,
+            remains: None,
         };
         let nodes = HashMap::from([
             (OUT, directory(OUT, "", &[("data", DATA), ("events", EVENTS)])),
@@ -110,7 +127,7 @@ impl Table {
         match &self.node(ino)?.body {
             Body::File(file) => Ok(file),
             Body::Directory(_) => Err(Errno::ISDIR),
-            Body::Symlink => Err(Errno::INVAL),
+            Body::Symlink | Body::Special(_) => Err(Errno::INVAL),
         }
     }
 
@@ -118,8 +135,15 @@ impl Table {
         match &mut self.node_mut(ino)?.body {
             Body::File(file) => Ok(file),
             Body::Directory(_) => Err(Errno::ISDIR),
-            Body::Symlink => Err(Errno::INVAL),
+            Body::Symlink | Body::Special(_) => Err(Errno::INVAL),
         }
+    }
+
+    /// Whether a file has a name or is open: whether its content can still matter.
+    pub(super) fn is_in_use(&self, ino: Ino) -> bool {
+        self.node(ino).is_ok_and(|node| {
+            !node.links.is_empty() || matches!(&node.body, Body::File(file) if file.opens > 0)
+        })
     }
 
     pub(super) fn children(&self, ino: Ino) -> Result<&BTreeMap<OsString, Ino>> {
@@ -177,7 +201,7 @@ impl Table {
     pub(super) fn add(&mut self, parent: Ino, name: &OsStr, body: Body) -> Result<Ino> {
         let ino = self.next;
         self.next += 1;
-        self.nodes.insert(ino, Node { links: vec![], body, orphan: None });
+        self.nodes.insert(ino, Node { links: vec![], body, known: 0, remains: None });
         self.link(ino, parent, name)?;
         Ok(ino)
     }
@@ -189,26 +213,27 @@ impl Table {
         Ok(())
     }
 
-    /// Takes a name away. `orphan` keeps the content of a file whose last name it was and that is still open.
-    pub(super) fn unlink(&mut self, parent: Ino, name: &OsStr, orphan: Option<OwnedFd>) -> Result<()> {
+    /// Takes a name away. `remains` is what is left if it was the last.
+    pub(super) fn unlink(&mut self, parent: Ino, name: &OsStr, remains: Option<Remains>) -> Result<()> {
         let Body::Directory(children) = &mut self.node_mut(parent)?.body else { return Err(Errno::NOTDIR) };
         let ino = children.remove(name).ok_or(Errno::NOENT)?;
         let node = self.node_mut(ino)?;
         node.links.retain(|(at, as_name)| !(*at == parent && as_name == name));
         if node.links.is_empty() {
-            node.orphan = orphan.map(Arc::new);
+            node.remains = remains;
         }
         self.drop_if_gone(ino);
         Ok(())
     }
 
-    /// Forgets an inode that has neither a name nor an open handle.
+    /// Forgets an inode that has neither a name nor an open handle and that the kernel knows no more.
     pub(super) fn drop_if_gone(&mut self, ino: Ino) {
         let gone = self.nodes.get(&ino).is_some_and(|node| {
             node.links.is_empty()
+                && node.known == 0
                 && match &node.body {
                     Body::File(file) => file.opens == 0,
-                    Body::Directory(_) | Body::Symlink => true,
+                    Body::Directory(_) | Body::Symlink | Body::Special(_) => true,
                 }
         });
         if gone && ino > EVENTS {

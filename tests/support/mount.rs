@@ -1,0 +1,168 @@
+//! A job's tree, mounted by the test itself: what it does to files is seen without a daemon in between.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+
+use ionfs::cache::CacheLimits;
+use ionfs::clock;
+use ionfs::commit::Origin;
+use ionfs::event::{Context, DocumentType, Event, FileEntry, Publication};
+use ionfs::fs::job::{JobSpec, JobTree};
+use ionfs::id::{CorrelationId, EventId, JobId};
+use ionfs::mount::{Mounted, mount_at};
+use ionfs::node::{Node, NodeSettings};
+use ionfs::record::CommitMode;
+use ionfs::stores::object::ObjectBlobs;
+use ionfs::stores::open::{StoreUrls, open};
+use ionfs::stores::{Collection, encode};
+use ionfs::upload::store_path;
+
+use super::Home;
+
+/// A job's tree, mounted for this process.
+pub struct Mount {
+    pub runtime: tokio::runtime::Runtime,
+    pub home: Home,
+    pub node: Arc<Node>,
+    tree: JobTree,
+    mounted: Option<Mounted>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passthrough {
+    Allowed,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blobs {
+    Files,
+    /// As a store that is not on this machine: no local file to read from.
+    Memory,
+}
+
+impl Mount {
+    pub fn new(passthrough: Passthrough, blobs: Blobs, inputs: &[(&str, &[u8])]) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let home = Home::new();
+        let (node, tree, mounted) = runtime.block_on(async {
+            let mut plane = open(&StoreUrls::embedded(&home.state())).await.unwrap();
+            if blobs == Blobs::Memory {
+                plane.blobs = Arc::new(ObjectBlobs::memory());
+            }
+            let mut files: Vec<FileEntry> = Vec::new();
+            for (name, content) in inputs {
+                let path = home.write("input", content);
+                files.push(
+                    store_path(&*plane.blobs, format!("c/e/0/{name}"), (*name).to_owned(), &path)
+                        .await
+                        .unwrap(),
+                );
+            }
+            let context = Context {
+                name: "test".into(),
+                event_id: EventId::new("e"),
+                correlation_id: CorrelationId::new("c"),
+                parent_event_id: String::new(),
+                document_type: DocumentType::EventMeta,
+            };
+            let event = Event {
+                id: EventId::new("e"),
+                context: context.clone(),
+                event_type: "t".into(),
+                files,
+                file_list: None,
+                data: vec![],
+                created: clock::now(),
+                publication: Publication::Published,
+                file_name: None,
+                job_id: None,
+                attempt: None,
+                publisher: None,
+                unrouted: false,
+            };
+            plane.documents.insert(Collection::Events, encode(&event), None).await.unwrap();
+            let job = serde_json::json!({"id": "j", "attempt": 1});
+            plane.documents.insert(Collection::Jobs, job, None).await.unwrap();
+            let settings = NodeSettings {
+                passthrough: passthrough == Passthrough::Allowed,
+                cache: CacheLimits::default(),
+                ..NodeSettings::new(home.state())
+            };
+            let node = Node::new(plane, settings).unwrap();
+            let origin = Origin {
+                job_id: JobId::new("j"),
+                attempt: 1,
+                holder: None,
+                module: "m".into(),
+                emits: None,
+                commit: CommitMode::OnClose,
+                parent: context,
+            };
+            let tree = JobTree::open(&node, JobSpec { origin, event, gathered: None }).await.unwrap();
+            let at = home.path().join("ion");
+            fs::create_dir(&at).unwrap();
+            let mounted = mount_at(&at, tree.tree()).await.unwrap();
+            (node, tree, mounted)
+        });
+        Self { runtime, home, node, tree, mounted: Some(mounted) }
+    }
+
+    pub fn at(&self, path: &str) -> PathBuf {
+        self.home.path().join("ion").join(path)
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.at("out/data")
+    }
+
+    /// Where a path below `out/` is staged.
+    pub fn staged(&self, path: &str) -> PathBuf {
+        self.tree.staging().join(path)
+    }
+
+    pub fn metric(&self, name: &str) -> u64 {
+        self.node.metrics.snapshot().into_iter().find(|(one, _)| *one == name).unwrap().1
+    }
+
+    /// Commits `files` and gives the event's document.
+    pub fn commit(&self, files: &[&str]) -> Event {
+        let document = serde_json::json!({"eventType": "made", "files": files});
+        fs::write(self.at("out/events/made.json"), document.to_string()).unwrap();
+        let id = EventId::derive(&EventId::new("e"), "m", "made.json");
+        let found = self.runtime.block_on(self.node.plane.documents.get_as(Collection::Events, id.as_str()));
+        found.unwrap().unwrap()
+    }
+
+    pub fn content(&self, entry: &FileEntry) -> Vec<u8> {
+        self.runtime.block_on(self.node.plane.blobs.get_range(&entry.key, 0..entry.size)).unwrap().to_vec()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let mounted = self.mounted.take().unwrap();
+        let tree = &self.tree;
+        self.runtime.block_on(async {
+            mounted.unmount().await.unwrap();
+            tree.finish().await;
+        });
+    }
+}
+
+/// Runs a program; it must end well.
+#[track_caller]
+pub fn run(program: &str, words: &[&str]) {
+    let output = Command::new(program).args(words).output().unwrap();
+    assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A program of a third party that scripts/setup-tests.sh built.
+#[track_caller]
+pub fn built(program: &str) -> PathBuf {
+    let path = super::servers::cache().join("bin").join(program);
+    assert!(path.exists(), "{} is missing; scripts/setup-tests.sh installs it", path.display());
+    path
+}
