@@ -1,5 +1,5 @@
 # The two commands a newcomer needs: `make demo` and `make test`.
-.PHONY: demo test bench lint torture torture-files
+.PHONY: demo test bench lint torture torture-files fuzz
 
 demo: ## set up what is missing, build, run the video pipeline on a real clip, show the result
 	@scripts/demo.sh
@@ -22,3 +22,7 @@ torture: torture-files ## 10,000 kills of dispatchers, commands and gc on the em
 torture-files: ## the filesystem for an hour and more: ten million operations of fsx each way, gigabytes of fio
 	@scripts/setup-tests.sh
 	@ION_TEST_FSX_OPS=10000000 ION_TEST_FIO_MIB=2048 cargo test --locked --test model --test posix -- --nocapture fsx fio pjdfstest
+
+fuzz: ## every reader of what others wrote, ION_FUZZ_SECONDS each (1,200); what it finds is in fuzz/artifacts
+	@scripts/setup-fuzz.sh
+	@scripts/fuzz.sh

@@ -95,6 +95,7 @@ fn main() -> ExitCode {
         dispatcher::executor::sandbox::init_main();
     }
     ionfs::sys::map_large_buffers();
+    ionfs::sys::allow_all_descriptors();
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let outcome = match runtime {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use dispatcher::executor::local::Namespaces;
 use dispatcher::pipeline::PlaneSection;
+use ionfs::limits::{Limits, SetLimits};
 use ionfs::node::NodeSettings;
 use ionfs::stores::open::{StoreUrls, open, without_credentials};
 use ionfs::stores::{DataPlane, Documents};
@@ -81,6 +82,17 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     commit_deadline: Duration,
+    /// What a job may take, unless its module says otherwise: event-bytes, event-values, event-value-bytes, event-files,
+    /// path-bytes, path-depth, staged-bytes, open-files or processes; docs/limits.md explains each
+    #[arg(
+        long = "job-limit",
+        env = "ION_JOB_LIMITS",
+        value_delimiter = ',',
+        global = true,
+        value_name = "NAME=VALUE",
+        help_heading = "Global options"
+    )]
+    limits: Vec<String>,
     /// Print JSON documents instead of tables
     #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
@@ -107,6 +119,7 @@ pub(crate) struct Settings {
     /// What has to be closed before the command ends.
     pub(crate) opened: Opened,
     commit_deadline: Duration,
+    limits: Limits,
     /// Whether jobs get namespaces of their own.
     pub(crate) namespaces: Namespaces,
 }
@@ -135,7 +148,9 @@ impl Settings {
         let passthrough = !global.no_passthrough;
         let (json, commit_deadline) = (global.json, global.commit_deadline);
         let opened = Opened::default();
-        let mut settings = Self { opened, home, json, said, urls, passthrough, commit_deadline, namespaces };
+        let limits = limits(&global.limits).map_err(Failure)?;
+        let mut settings =
+            Self { opened, home, json, said, urls, passthrough, commit_deadline, limits, namespaces };
         settings.choose(&recorded)?;
         Ok(settings)
     }
@@ -186,6 +201,7 @@ impl Settings {
         NodeSettings {
             passthrough: self.passthrough,
             commit_deadline: self.commit_deadline,
+            limits: self.limits,
             ..NodeSettings::new(&self.home)
         }
     }
@@ -194,6 +210,16 @@ impl Settings {
     pub(crate) fn urls(&self) -> &StoreUrls {
         &self.urls
     }
+}
+
+fn limits(said: &[String]) -> Result<Limits, String> {
+    let mut set = SetLimits::default();
+    for word in said {
+        let (name, value) =
+            word.split_once('=').ok_or_else(|| format!("--job-limit {word:?}: NAME=VALUE is needed"))?;
+        set.set(name.trim(), value).map_err(|wrong| format!("--job-limit: {wrong}"))?;
+    }
+    Ok(set.over(Limits::default()))
 }
 
 /// What stands in a command line stands in every list of processes.

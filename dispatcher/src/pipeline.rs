@@ -10,6 +10,7 @@ use std::time::Duration;
 use ionfs::clock::{Millis, SKEW_MAX, millis};
 use ionfs::event::Event;
 use ionfs::event::is_event_type;
+use ionfs::limits::SetLimits;
 use ionfs::record::CommitMode;
 use serde::{Deserialize, Serialize};
 use serde_saphyr::{Location, Spanned};
@@ -98,6 +99,9 @@ pub struct Module {
     pub retries: u32,
     /// Jobs at a time in one dispatcher.
     pub concurrency: usize,
+    /// What its jobs may take, where not as much as others.
+    #[serde(default, skip_serializing_if = "SetLimits::is_empty")]
+    pub limits: SetLimits,
     /// The working folder: that of the pipeline file.
     pub directory: PathBuf,
     /// Since when its queue is bound to each type; the ledger fills it in.
@@ -135,6 +139,7 @@ impl Module {
             timeout: TIMEOUT,
             retries: RETRIES,
             concurrency: default_concurrency(),
+            limits: SetLimits::default(),
             directory,
             since: BTreeMap::new(),
         }
@@ -279,6 +284,8 @@ struct Entry {
     timeout: Option<Spanned<String>>,
     retries: Option<u32>,
     concurrency: Option<Spanned<usize>>,
+    #[serde(default)]
+    limits: BTreeMap<String, Spanned<String>>,
     executor: Option<Spanned<String>>,
     stdio: Option<Spanned<bool>>,
 }
@@ -300,6 +307,15 @@ impl Pipeline {
         let pipeline = Self::parse(&bytes, &name, directory)?;
         pipeline.0.check_programs(&pipeline.1, &name, path)?;
         Ok(pipeline.0)
+    }
+
+    /// Checks a file's bytes: everything but whether its programs are there. `name` is what mistakes are told with;
+    /// programs lie below `directory`.
+    ///
+    /// # Errors
+    /// The first mistake, with its place.
+    pub fn from_bytes(bytes: &[u8], name: &str, directory: &Path) -> Result<Self, PipelineError> {
+        Self::parse(bytes, name, directory).map(|(pipeline, _)| pipeline)
     }
 
     fn check_programs(
@@ -484,6 +500,9 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
         }
         module.concurrency = concurrency.value;
     }
+    for (name, value) in entry.limits {
+        module.limits.set(&name, &value.value).map_err(|wrong| (value.referenced, wrong))?;
+    }
     Ok(module)
 }
 
@@ -543,6 +562,7 @@ fn check_gathers(modules: &[Module], places: &BTreeMap<String, Location>) -> Res
 
 #[cfg(test)]
 mod tests {
+    use ionfs::limits::Limits;
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -595,6 +615,12 @@ mod tests {
             (module("retrys: 3"), "p.yaml:5:", "did you mean \"retries\"? allowed: on, gather"),
             (module("timeout: soon"), "p.yaml:5:", "write it as 30s"),
             (module("concurrency: 0"), "p.yaml:5:", "1 or more"),
+            (module("limits: {staged-bytes: 10GB}"), "p.yaml:5:", "\"staged-bytes\" cannot be \"10GB\": bytes as in 500, 16MiB"),
+            (module("limits: {open-files: 0}"), "p.yaml:5:", "from 1 on"),
+            (module("limits: {event-values: 3KiB}"), "p.yaml:5:", "a number as in 1000"),
+            (module("limits:\n      path-bytes: 901"), "p.yaml:6:", "at most 900"),
+            (module("limits: {staged: 1}"), "p.yaml:5:", "allowed: event-bytes, event-values"),
+            (module("limits: {staged-bytes: 99999999TiB}"), "p.yaml:5:", "cannot be"),
             (module("executor: moon"), "p.yaml:5:", "allowed: local"),
             (module("gather: y"), "p.yaml:3:", "exclude each other"),
             (module("retries: many"), "p.yaml:5:", ""),
@@ -629,6 +655,15 @@ mod tests {
         assert!(error("/bin").contains("chmod +x"), "{}", error("/bin"));
         std::fs::write(&file, "modules:\n  a:\n    on: [x]\n    run: [tool.sh]\n").unwrap();
         assert!(error("/bin").contains("write ./tool.sh"), "{}", error("/bin"));
+    }
+
+    #[test]
+    fn limits_are_read_in_their_units_and_others_stay_the_daemons() {
+        let pipeline = parse("modules:\n  a: {on: [x], run: [cat], limits: {staged-bytes: 2 GiB, open-files: 10, event-bytes: 100}}\n").unwrap();
+        let limits = pipeline.modules[0].limits.over(Limits::default());
+        let expected =
+            Limits { staged_bytes: 2 << 30, open_files: 10, event_bytes: 100, ..Limits::default() };
+        assert_eq!(limits, expected);
     }
 
     proptest! {

@@ -37,9 +37,6 @@ pub const LISTED_MAX: usize = 1000;
 /// Bytes of that list, for the same reason.
 const LIST_BYTES_MAX: usize = 256 << 10;
 
-/// Bytes of an event file. 16 MiB name about 200,000 files; a larger one is more likely data than an event.
-pub const EVENT_FILE_BYTES_MAX: u64 = 16 << 20;
-
 /// How long a commit whose document is in waits for the bus before it leaves the publishing to the relay.
 const PUBLISH_WAIT: Duration = Duration::from_secs(5);
 
@@ -74,6 +71,18 @@ pub enum Refusal {
     /// Over a limit.
     #[error("{0}")]
     TooBig(String),
+    /// It names a path that no store need be able to hold.
+    #[error("{0}")]
+    TooLong(String),
+    /// A write to a named file failed, and nobody wrote there again.
+    #[error("a write to file {path:?} failed: {source}; what it holds is not whole")]
+    NotWhole {
+        /// The file.
+        path: String,
+        /// What the write was told.
+        #[source]
+        source: std::io::Error,
+    },
     /// Committed before with other content.
     #[error("this event was committed before with other content (event {0})")]
     Differs(EventId),
@@ -103,8 +112,11 @@ impl Refusal {
             Self::Missing(_) => Errno::NOENT,
             Self::StillOpen(_) => Errno::BUSY,
             Self::TooBig(_) => Errno::TOOBIG,
+            Self::TooLong(_) => Errno::NAMETOOLONG,
             Self::Differs(_) => Errno::EXIST,
-            Self::Unreadable { source, .. } => Errno::from_io_error(source).unwrap_or(Errno::IO),
+            Self::Unreadable { source, .. } | Self::NotWhole { source, .. } => {
+                Errno::from_io_error(source).unwrap_or(Errno::IO)
+            }
             Self::Stores(_) | Self::Fenced => Errno::IO,
         }
     }

@@ -4,12 +4,20 @@
 //! any bytes and tells three things apart that the commit rule (DESIGN.md section 3) depends on: content that
 //! may still become a document, a complete document, and content that never can be one.
 
+use std::fmt;
+
+use serde::de::{self, Deserializer as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::checksum::Checksums;
 use crate::clock::Millis;
 use crate::id::{CorrelationId, EventId, JobId};
+use crate::limits::{Limits, bytes_in_words};
+
+/// Brackets in brackets in one value of an event: what common JSON readers take.
+const DEPTH_MAX: usize = 128;
 
 /// Where an event stands: older Ion's `context`, unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,76 +205,214 @@ pub enum Parsed {
     Complete(EventFile),
     /// Never can be one; the reason, in words.
     Invalid(String),
+    /// A document over a limit; which one, in words.
+    TooBig(String),
+}
+
+/// Reads the content of an event file or of `insights.json`, within the limits that jobs have by default.
+pub fn parse(content: &[u8]) -> Parsed {
+    parse_within(content, &Limits::default())
 }
 
 /// Reads the content of an event file or of `insights.json`.
 ///
 /// A complete array or object cannot be the prefix of a longer one, so [`Parsed::Complete`] is never
 /// early; a number can (`4` of `42`), but no scalar is a document.
-pub fn parse(content: &[u8]) -> Parsed {
+///
+/// Never makes a tree of the whole: a file of 16 MiB can hold millions of values, which would take a gigabyte. What is
+/// not a string is kept to the letter, so that no digit of a number is lost.
+pub fn parse_within(content: &[u8], limits: &Limits) -> Parsed {
     if content.iter().all(|byte| byte.is_ascii_whitespace()) {
         return Parsed::Empty;
     }
-    match serde_json::from_slice::<Value>(content) {
-        Ok(Value::Array(pairs)) => from_pairs(pairs).map_or_else(Parsed::Invalid, Parsed::Complete),
-        Ok(Value::Object(fields)) => from_object(fields).map_or_else(Parsed::Invalid, Parsed::Complete),
-        Ok(_) => Parsed::Invalid("a JSON array of key-value pairs or a JSON object is needed".into()),
-        Err(error) if error.is_eof() => Parsed::Incomplete,
-        Err(error) => Parsed::Invalid(format!("not JSON: {error}")),
+    // Passes over everything without keeping it, at any depth without recursion.
+    match serde_json::from_slice::<IgnoredAny>(content) {
+        Ok(_) => {}
+        Err(error) if error.is_eof() => return Parsed::Incomplete,
+        Err(error) => return Parsed::Invalid(format!("not JSON: {error}")),
+    }
+    let Ok(text) = std::str::from_utf8(content).map(str::trim_ascii) else {
+        return Parsed::Invalid("not JSON: not UTF-8".into());
+    };
+    let mut reading = Reading { file: EventFile::default(), limits, value_bytes: 0 };
+    match reading.document(text) {
+        Ok(()) => Parsed::Complete(reading.file),
+        Err(Wrong::Form(reason)) => Parsed::Invalid(reason),
+        Err(Wrong::Size(reason)) => Parsed::TooBig(reason),
     }
 }
 
-/// `[{"key": "eventType", "value": "frame"}, ...]`
-fn from_pairs(pairs: Vec<Value>) -> Result<EventFile, String> {
-    let mut file = EventFile::default();
-    for (index, pair) in pairs.into_iter().enumerate() {
-        let Value::Object(mut pair) = pair else {
-            return Err(format!("element {index} is not an object with \"key\" and \"value\""));
-        };
-        let Some(Value::String(key)) = pair.remove("key") else {
-            return Err(format!("element {index} has no \"key\" that is a string"));
-        };
-        let Some(value) = pair.remove("value") else {
-            return Err(format!("element {index} (\"{key}\") has no \"value\""));
-        };
-        file.take(key, value)?;
-    }
-    Ok(file)
+/// Why a document is no event file.
+enum Wrong {
+    Form(String),
+    Size(String),
 }
 
-/// `{"eventType": "frame", ...}`
-fn from_object(fields: Map<String, Value>) -> Result<EventFile, String> {
-    let mut file = EventFile::default();
-    for (key, value) in fields {
-        file.take(key, value)?;
-    }
-    Ok(file)
+/// An event file being read from valid JSON.
+struct Reading<'l> {
+    file: EventFile,
+    limits: &'l Limits,
+    value_bytes: u64,
 }
 
-impl EventFile {
-    fn take(&mut self, key: String, value: Value) -> Result<(), String> {
-        match (key.as_str(), value) {
-            ("eventType", Value::String(text)) => self.event_type = Some(text),
-            ("eventType", _) => return Err("\"eventType\" is not a string".into()),
-            // Older Ion's form: comma separated, empty parts skipped.
-            ("files", Value::String(text)) => {
-                self.files
-                    .extend(text.split(',').map(str::trim).filter(|p| !p.is_empty()).map(str::to_owned));
+impl Reading<'_> {
+    fn document(&mut self, text: &str) -> Result<(), Wrong> {
+        match text.as_bytes().first() {
+            // `[{"key": "eventType", "value": "frame"}, ...]`
+            Some(b'[') => {
+                let mut index = 0;
+                each(text, |_, element| {
+                    let (key, value) = pair(index, element)?;
+                    index += 1;
+                    self.take(key, value)
+                })
             }
-            ("files", Value::Array(names)) => {
-                for name in names {
-                    let Value::String(name) = name else {
-                        return Err("\"files\" holds something that is not a string".into());
-                    };
-                    self.files.push(name);
+            // `{"eventType": "frame", ...}`
+            Some(b'{') => each(text, |key, value| self.take(key, value)),
+            _ => Err(Wrong::Form("a JSON array of key-value pairs or a JSON object is needed".into())),
+        }
+    }
+
+    fn take(&mut self, key: String, value: &str) -> Result<(), Wrong> {
+        let text = if value.starts_with('"') { Some(string(value)?) } else { None };
+        match (key.as_str(), text) {
+            ("eventType", Some(text)) => self.file.event_type = Some(text),
+            ("eventType", None) => return Err(Wrong::Form("\"eventType\" is not a string".into())),
+            // Older Ion's form: comma separated, empty parts skipped.
+            ("files", Some(text)) => {
+                for name in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+                    self.name(name.to_owned())?;
                 }
             }
-            ("files", _) => return Err("\"files\" is neither a string nor an array of strings".into()),
-            (_, Value::String(value)) => self.data.push(KeyValue { key, value }),
-            (_, value) => self.data.push(KeyValue { key, value: value.to_string() }),
+            ("files", None) if value.starts_with('[') => each(value, |_, name| {
+                if !name.starts_with('"') {
+                    return Err(Wrong::Form("\"files\" holds something that is not a string".into()));
+                }
+                self.name(string(name)?)
+            })?,
+            ("files", None) => {
+                return Err(Wrong::Form("\"files\" is neither a string nor an array of strings".into()));
+            }
+            (_, Some(value)) => self.value(key, value)?,
+            (_, None) => {
+                nested_sensibly(value)?;
+                self.value(key, value.to_owned())?;
+            }
         }
         Ok(())
     }
+
+    fn name(&mut self, name: String) -> Result<(), Wrong> {
+        if self.file.files.len() as u64 >= self.limits.event_files {
+            return Err(Wrong::Size(format!("an event may name {} files", self.limits.event_files)));
+        }
+        self.file.files.push(name);
+        Ok(())
+    }
+
+    fn value(&mut self, key: String, value: String) -> Result<(), Wrong> {
+        if self.file.data.len() as u64 >= self.limits.event_values {
+            return Err(Wrong::Size(format!("an event may have {} values", self.limits.event_values)));
+        }
+        self.value_bytes += (key.len() + value.len()) as u64;
+        if self.value_bytes > self.limits.event_value_bytes {
+            let most = bytes_in_words(self.limits.event_value_bytes);
+            return Err(Wrong::Size(format!(
+                "the values of an event may take {most}; put more into a file and name it"
+            )));
+        }
+        self.file.data.push(KeyValue { key, value });
+        Ok(())
+    }
+}
+
+/// One of older Ion's pairs: its key, and the text of its value.
+fn pair(index: usize, element: &str) -> Result<(String, &str), Wrong> {
+    if !element.starts_with('{') {
+        return Err(Wrong::Form(format!("element {index} is not an object with \"key\" and \"value\"")));
+    }
+    let (mut key, mut value) = (None, None);
+    each(element, |name, text| {
+        match &*name {
+            "key" => key = Some(text),
+            "value" => value = Some(text),
+            _ => {}
+        }
+        Ok(())
+    })?;
+    let key = key.filter(|text| text.starts_with('"'));
+    let key =
+        string(key.ok_or_else(|| Wrong::Form(format!("element {index} has no \"key\" that is a string")))?)?;
+    match value {
+        Some(value) => Ok((key, value)),
+        None => Err(Wrong::Form(format!("element {index} (\"{key}\") has no \"value\""))),
+    }
+}
+
+/// Gives the members of an object with their names, or the elements of an array with empty ones, each as its text.
+fn each<'t>(text: &'t str, mut take: impl FnMut(String, &'t str) -> Result<(), Wrong>) -> Result<(), Wrong> {
+    let mut wrong = None;
+    let take = |name, value: &'t RawValue| take(name, value.get()).map_err(|why| wrong = Some(why)).is_ok();
+    let read = serde_json::Deserializer::from_str(text).deserialize_any(Each(take));
+    match (wrong, read) {
+        (Some(wrong), _) => Err(wrong),
+        (None, Err(error)) => Err(Wrong::Form(format!("not JSON: {error}"))),
+        (None, Ok(())) => Ok(()),
+    }
+}
+
+/// Visits the parts of one value until one is not taken.
+struct Each<F>(F);
+
+impl<'de, F: FnMut(String, &'de RawValue) -> bool> Visitor<'de> for Each<F> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("an array or an object")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut parts: A) -> Result<(), A::Error> {
+        while let Some(value) = parts.next_element()? {
+            if !(self.0)(String::new(), value) {
+                return Err(de::Error::custom("not taken"));
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut parts: A) -> Result<(), A::Error> {
+        while let Some((name, value)) = parts.next_entry()? {
+            if !(self.0)(name, value) {
+                return Err(de::Error::custom("not taken"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn string(text: &str) -> Result<String, Wrong> {
+    serde_json::from_str(text).map_err(|error| Wrong::Form(format!("not JSON: {error}")))
+}
+
+/// Refuses a value nested so deeply that programs which read it run out of stack.
+fn nested_sensibly(value: &str) -> Result<(), Wrong> {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in value.bytes() {
+        match byte {
+            _ if in_string => {
+                in_string = escaped || byte != b'"';
+                escaped = byte == b'\\' && !escaped;
+            }
+            b'"' => in_string = true,
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > DEPTH_MAX {
+            return Err(Wrong::Form(format!("a value is nested more than {DEPTH_MAX} deep")));
+        }
+    }
+    Ok(())
 }
 
 /// A path below `out/data` as an event file may name it, cleaned of `./` and doubled slashes; none if it
@@ -334,8 +480,37 @@ mod tests {
 
     #[test]
     fn a_deeply_nested_document_is_refused_and_not_a_stack_overflow() {
-        let bomb = "[".repeat(200_000);
-        assert!(matches!(parse(bomb.as_bytes()), Parsed::Invalid(_)));
+        for bomb in [
+            "[".repeat(200_000) + &"]".repeat(200_000),
+            format!("{{\"a\":{}{}}}", "[".repeat(200_000), "]".repeat(200_000)),
+        ] {
+            assert!(matches!(parse(bomb.as_bytes()), Parsed::Invalid(_)));
+        }
+    }
+
+    #[test]
+    fn what_is_no_string_is_kept_to_the_letter() {
+        let Parsed::Complete(file) = parse(br#" { "eventType":"a" , "n" : 1234567890123456789012.50, "l":[ 1,{"]":"\"}"} ], "s" : "\u00e9,:" } "#) else {
+            panic!("not complete")
+        };
+        let values: Vec<_> = file.data.iter().map(|pair| (&*pair.key, &*pair.value)).collect();
+        assert_eq!(
+            values,
+            [("n", "1234567890123456789012.50"), ("l", r#"[ 1,{"]":"\"}"} ]"#), ("s", "\u{e9},:")]
+        );
+    }
+
+    #[test]
+    fn each_limit_of_an_event_is_told_apart_from_a_mistake() {
+        let limits = Limits { event_values: 2, event_value_bytes: 10, event_files: 1, ..Limits::default() };
+        let over = |text: &str| match parse_within(text.as_bytes(), &limits) {
+            Parsed::TooBig(reason) => reason,
+            other => panic!("{other:?}"),
+        };
+        assert!(matches!(parse_within(br#"{"a":1,"b":2,"files":"x"}"#, &limits), Parsed::Complete(_)));
+        assert_eq!(over(r#"{"a":1,"b":2,"c":3}"#), "an event may have 2 values");
+        assert_eq!(over(r#"[{"key":"files","value":"x,y"}]"#), "an event may name 1 files");
+        assert!(over(r#"{"abc":"12345678"}"#).contains("may take 10 bytes"));
     }
 
     proptest! {
@@ -356,6 +531,21 @@ mod tests {
             prop_assert_eq!(file.event_type, Some(event_type));
             prop_assert_eq!(file.files, files);
             prop_assert_eq!(file.data[0].value.clone(), n.to_string());
+        }
+
+        /// The members that are found by looking at brackets are those that a whole reader finds.
+        #[test]
+        fn members_are_those_of_a_whole_reader(text in "\\{(\"[a-c\\\\\\]\\[{}:,]{0,4}\" ?: ?(1.50|null|\"[a,:{}\\[\\]]{0,5}\"|\\[1, ?\"\\]\"\\]|\\{\"x\": ?\\{\\}\\}),? ?){0,4}\\}") {
+            let Ok(Value::Object(fields)) = serde_json::from_str::<Value>(&text) else { return Ok(()) };
+            let Parsed::Complete(file) = parse(text.as_bytes()) else { panic!("not complete: {text}") };
+            for pair in &file.data {
+                prop_assert!(fields.contains_key(&pair.key), "{}", text);
+            }
+            for (key, value) in &fields {
+                let last = file.data.iter().rfind(|pair| pair.key == *key).unwrap();
+                let read = serde_json::from_str(&last.value).unwrap_or(Value::Null);
+                prop_assert!(value.as_str() == Some(&last.value) || *value == read, "{}", text);
+            }
         }
 
         #[test]

@@ -116,9 +116,10 @@ impl Kernel {
         F: FnOnce(Arc<Shared>) -> L,
         L: Future<Output = Result<T>> + Send + 'static,
     {
-        let work = work(self.shared.clone());
+        let (shared, work) = (self.shared.clone(), work(self.shared.clone()));
         self.shared.runtime.spawn(async move {
-            reply(tokio::time::timeout(deadline, work).await.unwrap_or(Err(Errno::IO)));
+            let work = async { tokio::time::timeout(deadline, work).await.unwrap_or(Err(Errno::IO)) };
+            reply(shared.unless_stopped(work).await);
         });
     }
 
@@ -134,7 +135,8 @@ impl Kernel {
         let limit = shared.tree.daemon.settings.commit_deadline + MARGIN;
         self.shared.runtime.spawn(async move {
             let moved = || shared.tree.output.as_ref().map_or(0, |output| output.bytes_moved());
-            reply(while_it_moves(limit, moved, work).await.unwrap_or(Err(Errno::IO)));
+            let work = async { while_it_moves(limit, moved, work).await.unwrap_or(Err(Errno::IO)) };
+            reply(shared.unless_stopped(work).await);
         });
     }
 
@@ -146,6 +148,20 @@ impl Kernel {
 impl Shared {
     fn handles(&self) -> MutexGuard<'_, Handles> {
         self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Awaits `work`, for a job that is ended by force not any longer.
+    async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        match &self.tree.output {
+            Some(output) => output.unless_stopped(work).await,
+            None => work.await,
+        }
+    }
+
+    /// Whether one more file may be open. Each takes a descriptor of the daemon, which all jobs share.
+    fn may_open(&self) -> Result<()> {
+        let most = self.tree.output.as_ref().map_or(u64::MAX, |output| output.limits().open_files);
+        if (self.handles().by_number.len() as u64) < most { Ok(()) } else { Err(Errno::MFILE) }
     }
 
     fn handle(&self, number: FileHandle) -> Result<Arc<Handle>> {
@@ -592,6 +608,9 @@ impl Filesystem for Kernel {
     fn open(&self, _req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let ino = self.shared.tree.current(node.0);
         let how = OpenHow { flags: flags.0 };
+        if let Err(errno) = self.shared.may_open() {
+            return reply.error(fuse_errno(errno));
+        }
         if !is_staged(ino) {
             if how.changes() {
                 return reply.error(fuser::Errno::EROFS);
@@ -636,10 +655,11 @@ impl Filesystem for Kernel {
         reply: ReplyCreate,
     ) {
         let parent = self.shared.tree.current(parent.0);
-        match self
-            .output_at(parent)
-            .and_then(|output| output.create(parent, name, mode, maker(req), OpenHow { flags }))
-        {
+        let created = self
+            .shared
+            .may_open()
+            .and_then(|()| self.output_at(parent)?.create(parent, name, mode, maker(req), OpenHow { flags }));
+        match created {
             Ok((attr, staged)) => {
                 let (ino, open) = (INodeNo(attr.ino), Open::Staged(staged));
                 let never = |_: &File| Err(io::ErrorKind::Unsupported.into());
@@ -775,6 +795,7 @@ impl Filesystem for Kernel {
         let node = ino;
         let ino = self.shared.tree.current(node.0);
         let work = move |shared: Arc<Shared>| async move {
+            shared.may_open()?;
             // What can change is listed when it is read.
             let entries = if is_staged(ino) { Vec::new() } else { shared.tree.list(ino).await? };
             Ok(shared.add(node, Open::Directory(Arc::new(Mutex::new(Arc::new(entries)))), None))

@@ -26,6 +26,7 @@ pub mod failpoint;
 pub mod fs;
 mod fuse;
 pub mod id;
+pub mod limits;
 pub mod metrics;
 pub mod mount;
 pub mod node;

@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 
 use crate::cache::{Cache, CacheLimits};
 use crate::id::JobId;
+use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::stores::DataPlane;
 
@@ -32,6 +33,8 @@ pub struct NodeSettings {
     pub read_deadline: Duration,
     /// What the cache may hold.
     pub cache: CacheLimits,
+    /// What a job may take unless its module says otherwise.
+    pub limits: Limits,
 }
 
 impl NodeSettings {
@@ -43,6 +46,7 @@ impl NodeSettings {
             commit_deadline: Duration::from_secs(30),
             read_deadline: Duration::from_secs(30),
             cache: CacheLimits::default(),
+            limits: Limits::default(),
         }
     }
 }

@@ -2,13 +2,33 @@
 #![expect(unsafe_code, reason = "the one room where it is allowed")]
 
 use std::io;
+use std::os::fd::AsRawFd as _;
+use std::sync::OnceLock;
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit};
 use rustix::thread::UnshareFlags;
 
 /// Whether this process is root's.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+static OPEN_FILES_BEFORE: OnceLock<u64> = OnceLock::new();
+
+/// Allows this process as many descriptors as it may allow itself: every open file of every job takes one. For the start
+/// of a process.
+pub fn allow_all_descriptors() {
+    let now = getrlimit(Resource::Nofile);
+    if let Some(current) = now.current {
+        let _ = OPEN_FILES_BEFORE.set(current);
+    }
+    // Refused, it goes on with what it has.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
+}
+
+/// What [`allow_all_descriptors`] found: what programs expect that this process starts.
+pub fn open_files_before() -> Option<u64> {
+    OPEN_FILES_BEFORE.get().copied()
 }
 
 /// Which side of a fork runs on.
@@ -57,6 +77,19 @@ pub fn kill_namespace(signal: Signal) -> io::Result<()> {
     assert!(rustix::process::getpid().is_init(), "only the first process of a namespace may end all others");
     // SAFETY: kill() touches no memory of ours.
     match unsafe { libc::kill(-1, signal.as_raw()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether the kernel could not write some of the file's pages to its disk, which nobody was told of yet: what is read
+/// of them later need not be what was written. Writes nothing itself.
+///
+/// # Errors
+/// What the disk said: EIO, ENOSPC.
+pub fn check_writeback(file: &std::fs::File) -> io::Result<()> {
+    // SAFETY: the call touches no memory of ours. Waiting without writing before is fdatawait, which reports the error.
+    match unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WAIT_BEFORE) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -79,7 +79,9 @@ pub async fn store_file(
         let (file, piece) = blocking(move || {
             let mut piece = Vec::with_capacity(PIECE);
             let read = (&mut file).take(PIECE as u64).read_to_end(&mut piece);
-            (file, read.map(|_| Bytes::from(piece)))
+            let read =
+                read.and_then(|bytes| if bytes == 0 { crate::sys::check_writeback(&file) } else { Ok(()) });
+            (file, read.map(|()| Bytes::from(piece)))
         })
         .await;
         let piece = piece?;
@@ -112,7 +114,7 @@ pub async fn store_bytes(
 }
 
 /// Stores a stream as blob `key`; gives its length and checksums.
-pub(crate) async fn put_summed(
+async fn put_summed(
     blobs: &dyn Blobs,
     key: &str,
     name: &str,
@@ -120,12 +122,26 @@ pub(crate) async fn put_summed(
 ) -> Result<(u64, checksum::Checksums), UploadError> {
     let summer = Arc::new(Mutex::new(Summer::default()));
     let passing = summer.clone();
-    let body = body.inspect(move |piece| {
-        if let Ok(piece) = piece {
-            passing.lock().unwrap_or_else(PoisonError::into_inner).update(piece);
+    let unreadable = Arc::new(Mutex::new(None));
+    let failing = unreadable.clone();
+    let body = body.map(move |piece| {
+        match piece {
+            Ok(piece) => {
+                passing.lock().unwrap_or_else(PoisonError::into_inner).update(&piece);
+                Ok(piece)
+            }
+            // The store's error only says that there was one.
+            Err(error) => {
+                let told = error.kind().into();
+                *failing.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                Err(told)
+            }
         }
     });
     let stored = blobs.put(key, body.boxed()).await;
+    if let Some(source) = unreadable.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        return Err(UploadError::Read { path: name.to_owned(), source });
+    }
     stored.map_err(|source| UploadError::Store { path: name.to_owned(), source })?;
     let summer = std::mem::take(&mut *summer.lock().unwrap_or_else(PoisonError::into_inner));
     Ok((summer.total(), summer.finish()))

@@ -100,9 +100,10 @@ impl LocalExecutor {
     async fn attempt(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Ended {
         let spec =
             JobSpec { origin: origin(&start), event: start.event.clone(), gathered: start.gathered.clone() };
+        let limits = start.module.limits.over(self.node.settings.limits);
         let mut tries = 0;
         let tree = loop {
-            match JobTree::open(&self.node, spec.clone()).await {
+            match JobTree::open_within(&self.node, spec.clone(), limits).await {
                 Ok(tree) => break tree,
                 // A store that is away is no failure of the module's: it is waited for, and then left to another attempt.
                 Err(error @ OpenError::Store(StoreError::Unavailable { .. })) => {
@@ -132,6 +133,8 @@ impl LocalExecutor {
             cwd: start.module.directory.clone(),
             mount_at: MOUNT_AT.into(),
             mode: self.mode,
+            processes: start.module.limits.over(self.node.settings.limits).processes,
+            open_files: ionfs::sys::open_files_before(),
         };
         let spawned = match sandbox::spawn(&self.settings.program, command).await {
             Ok(spawned) => spawned,
@@ -155,7 +158,7 @@ impl LocalExecutor {
         let ran = match sandbox.go().await {
             Ok(()) => {
                 let _ = start.running.send(());
-                supervise(&mut sandbox, start.module.timeout, &mut stop).await
+                supervise(&mut sandbox, tree, start.module.timeout, &mut stop).await
             }
             Err(error) => Ran::NotStarted(chain(&error)),
         };
@@ -314,6 +317,7 @@ enum Ran {
 /// Waits for the module's end, and brings it about when its time is up or somebody asks.
 async fn supervise(
     sandbox: &mut Sandbox,
+    tree: &JobTree,
     timeout: Duration,
     stop: &mut watch::Receiver<Option<Stop>>,
 ) -> Ran {
@@ -325,6 +329,8 @@ async fn supervise(
     sandbox.terminate().await;
     if tokio::time::timeout(GRACE, sandbox.wait()).await.is_err() {
         sandbox.kill().await;
+        // A process that waits for an answer of its filesystem dies when it has one.
+        tree.stop();
         if tokio::time::timeout(GONE_WAIT, sandbox.wait()).await.is_err() {
             tracing::warn!("a killed job is not gone yet");
         }
@@ -351,8 +357,9 @@ fn exited(exit: Result<Exit, SandboxError>) -> Ran {
     }
 }
 
-/// The attempt's end: exit status, and no event refused.
+/// The attempt's end: exit status, no event refused, and no limit exceeded.
 fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended {
+    let exited = matches!(ran, Ran::Exited(_));
     let (end, exit_code, reason) = match ran {
         Ran::Exited(Exit::Code(0)) => match outcome.rejections.first() {
             None => (AttemptEnd::Succeeded, Some(0), None),
@@ -386,6 +393,12 @@ fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended {
         }
         Ran::NotStarted(reason) => (AttemptEnd::Failed, None, Some(reason)),
         Ran::Vanished(reason) => (AttemptEnd::Failed, None, Some(reason)),
+    };
+    // First of its reasons: the others follow from it.
+    let (end, reason) = match (&outcome.exceeded, reason) {
+        (Some(exceeded), None) if exited => (AttemptEnd::Failed, Some(exceeded.clone())),
+        (Some(exceeded), Some(reason)) if exited => (end, Some(format!("{exceeded}; {reason}"))),
+        (_, reason) => (end, reason),
     };
     let staged = end == AttemptEnd::Succeeded && commit == CommitMode::OnSuccess;
     Ended { end, exit_code, reason, log: None, staged }

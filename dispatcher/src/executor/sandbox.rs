@@ -61,6 +61,10 @@ pub struct Command {
     pub mount_at: PathBuf,
     /// What separates it.
     pub mode: Mode,
+    /// Processes and threads it may have at a time, where the kernel can bind it alone.
+    pub processes: u64,
+    /// Descriptors of one process that the module begins with: what the daemon had before it asked for more.
+    pub open_files: Option<u64>,
 }
 
 /// How a module's process ended.
@@ -234,7 +238,15 @@ impl Sandbox {
 
 /// Tries out, in a process of its own, whether jobs can have `mode`; the reason if not.
 pub async fn probe(program: &Path, mode: Mode) -> Result<(), String> {
-    let nothing = Command { argv: vec![], env: vec![], cwd: "/".into(), mount_at: "/ion".into(), mode };
+    let nothing = Command {
+        argv: vec![],
+        env: vec![],
+        cwd: "/".into(),
+        mount_at: "/ion".into(),
+        mode,
+        processes: 1000,
+        open_files: None,
+    };
     let said = |error: SandboxError| error.to_string();
     let (_output, end) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| error.to_string())?;

@@ -44,6 +44,8 @@ pub(crate) enum Decision {
     Commit(EventFile),
     /// Refuse, with this reason: EINVAL.
     Refuse(String),
+    /// Refuse, as over this limit: E2BIG.
+    TooBig(String),
 }
 
 impl EventState {
@@ -96,6 +98,7 @@ impl EventState {
             _ if self.refused => Decision::Nothing,
             (Parsed::Complete(file), _) => Decision::Commit(file),
             (Parsed::Invalid(reason), _) => Decision::Refuse(reason),
+            (Parsed::TooBig(reason), _) => Decision::TooBig(reason),
             (Parsed::Empty | Parsed::Incomplete, Asked::Flush) => Decision::Nothing,
             (Parsed::Empty, Asked::Final) if !self.wrote => Decision::Nothing,
             (Parsed::Empty, Asked::Final) => Decision::Refuse("the file was written and is empty".into()),

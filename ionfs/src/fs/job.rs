@@ -16,6 +16,7 @@ use super::{FOREVER, Tree, lineage};
 use crate::commit::{Committer, Origin, Receipt, Rejection, files_of};
 use crate::event::{Event, FileEntry, event_json};
 use crate::id::JobId;
+use crate::limits::Limits;
 use crate::node::{Node as Daemon, job_dir};
 use crate::stores::StoreError;
 
@@ -54,6 +55,8 @@ pub struct Outcome {
     pub receipts: Vec<Receipt>,
     /// What was refused and not committed since: a job with any fails.
     pub rejections: Vec<Rejection>,
+    /// The limit it went over, in words, if one that fails a job.
+    pub exceeded: Option<String>,
 }
 
 /// One attempt's tree and its staging folder.
@@ -65,8 +68,13 @@ pub struct JobTree {
 }
 
 impl JobTree {
-    /// Makes the tree of an attempt. Reads the event's list of files and nothing of their bytes.
+    /// Makes the tree of an attempt, with the daemon's limits.
     pub async fn open(daemon: &Arc<Daemon>, spec: JobSpec) -> Result<Self, OpenError> {
+        Self::open_within(daemon, spec, daemon.settings.limits).await
+    }
+
+    /// Makes the tree of an attempt. Reads the event's list of files and nothing of their bytes.
+    pub async fn open_within(daemon: &Arc<Daemon>, spec: JobSpec, limits: Limits) -> Result<Self, OpenError> {
         let directory =
             job_dir(&daemon.settings.home, &spec.origin.job_id, spec.origin.attempt).join("stage");
         let staging = |source| OpenError::Staging { path: directory.clone(), source };
@@ -78,7 +86,7 @@ impl JobTree {
         let deadline = daemon.settings.commit_deadline;
         let committer =
             Committer::new(daemon.plane.clone(), daemon.metrics.clone(), spec.origin.clone(), deadline);
-        let output = Output::new(daemon.clone(), committer, &directory).map_err(staging)?;
+        let output = Output::new(daemon.clone(), committer, limits, &directory).map_err(staging)?;
         let input = input_items(daemon, &spec).await?;
         let events = events_item(daemon.clone(), output.clone(), Arc::new(spec.event));
         let root = Item::fixed([("in".to_owned(), Item::fixed(input)), ("events".to_owned(), events)]);
@@ -97,6 +105,11 @@ impl JobTree {
         &self.directory
     }
 
+    /// The job is ended by force: what waits for a store is answered with EIO, and nothing is committed any more.
+    pub fn stop(&self) {
+        self.output.stop();
+    }
+
     /// The module has ended and its mount is gone: decides what is left open, and gives the outcome. The staging
     /// folder is removed.
     pub async fn finish(&self) -> Outcome {
@@ -109,6 +122,7 @@ impl JobTree {
         Outcome {
             receipts: self.output.receipts().into_values().collect(),
             rejections: self.output.rejections().into_values().collect(),
+            exceeded: self.output.exceeded(),
         }
     }
 }
@@ -212,10 +226,14 @@ fn records<T: Serialize + 'static>(
     at: fn(&T) -> i64,
 ) -> Item {
     Item::lazy(Duration::ZERO, move || {
-        let items = current()
+        let current = current();
+        let items = current
             .iter()
             .map(|(name, record)| {
-                let name = if name.ends_with(".json") { name.clone() } else { format!("{name}.json") };
+                let longer = format!("{name}.json");
+                // Beside `a.json`, the record of `a` keeps its own name.
+                let own = name.ends_with(".json") || longer.len() > 255 || current.contains_key(&longer);
+                let name = if own { name.clone() } else { longer };
                 (name, Item::json(&json!(record), at(record)))
             })
             .collect();

@@ -10,6 +10,7 @@
 //! # What it never does
 //! Follow a symbolic link out of `out/data` (one may point anywhere: only the module's own processes go there); hold its lock across a wait; let an event file change after its commit.
 
+mod bounds;
 mod events;
 mod making;
 mod storing;
@@ -28,16 +29,18 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{self, AtFlags, CWD, Mode, OFlags, Stat, Timespec, Timestamps};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 pub use self::making::Maker;
-use self::making::{may_hold_more, new_path};
+use self::making::may_hold_more;
 use self::table::{Body, FileNode, Node, Reference, Remains, Table, Uploaded};
 pub(crate) use self::table::{DATA, EVENTS, OUT};
 use super::eventfile::Asked;
 use super::{Attr, DirEntry, Errno, FOREVER, Ino, Kind, ROOT, Result, Seek, errno, seek_dense};
 use crate::cache::CachedBlob;
-use crate::commit::{Committer, EVENT_FILE_BYTES_MAX, Receipt, Rejection};
+use crate::commit::{Committer, Receipt, Rejection};
 use crate::event::FileEntry;
+use crate::limits::Limits;
 use crate::node::Node as Daemon;
 
 /// Bytes copied at a time when a reference becomes a file.
@@ -128,6 +131,11 @@ pub struct SetAttr {
 pub struct Output {
     daemon: Arc<Daemon>,
     committer: Committer,
+    limits: Limits,
+    /// Ended: what waits for a store or an upload waits no longer.
+    stopped: CancellationToken,
+    /// Some write was refused because the job had staged all it may.
+    over_quota: AtomicBool,
     root: OwnedFd,
     root_path: PathBuf,
     table: Mutex<Table>,
@@ -156,7 +164,12 @@ impl Output {
     }
 
     /// An empty tree staged at `directory`, which must not exist yet. Must be called inside a Tokio runtime.
-    pub(super) fn new(daemon: Arc<Daemon>, committer: Committer, directory: &Path) -> io::Result<Arc<Self>> {
+    pub(super) fn new(
+        daemon: Arc<Daemon>,
+        committer: Committer,
+        limits: Limits,
+        directory: &Path,
+    ) -> io::Result<Arc<Self>> {
         for part in ["data", "events"] {
             std::fs::create_dir_all(directory.join(part))?;
         }
@@ -165,6 +178,9 @@ impl Output {
         let output = Self {
             daemon,
             committer,
+            limits,
+            stopped: CancellationToken::new(),
+            over_quota: AtomicBool::new(false),
             root,
             root_path: directory.to_owned(),
             table: Mutex::new(Table::new()),
@@ -287,8 +303,14 @@ impl Output {
         let backing = self.at(table, ino, |folder, path| {
             Ok(File::from(fs::openat(folder, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?))
         })?;
+        // A reference is only cut here.
+        let refers = table.file(ino)?.reference.is_some();
+        self.charge(table, ino, if refers { 0 } else { size })?;
         let file = table.file_mut(ino)?;
         backing.set_len(size).map_err(|error| errno(&error))?;
+        if file.failed.is_some_and(|(at, _)| at >= size) {
+            file.failed = None;
+        }
         if let Some(reference) = &mut file.reference {
             reference.length = reference.length.min(size);
             if size == 0 {
@@ -318,7 +340,7 @@ impl Output {
             Body::Directory(_) => return Err(Errno::PERM),
         };
         may_hold_more(&table, parent, name, kind)?;
-        let path = new_path(&table, parent, name)?;
+        let path = self.new_path(&table, parent, name)?;
         self.at(&table, ino, |folder, from| {
             // A file without a name is reached through a link in /proc; a symbolic link is linked itself.
             let follow = if from.is_absolute() { AtFlags::SYMLINK_FOLLOW } else { AtFlags::empty() };
@@ -429,6 +451,8 @@ impl Output {
         if kind == Kind::Directory && table.is_below(newparent, ino) {
             return Err(Errno::INVAL);
         }
+        // What lies below it goes with it.
+        self.may_reach(&table.path_in(newparent, newname)?, || table.reach(ino))?;
         let target = table.child(newparent, newname)?;
         if target.is_some() && keep_target {
             return Err(Errno::EXIST);
@@ -491,7 +515,9 @@ impl Output {
         }
         if how.truncates() {
             file.reference = None;
+            file.failed = None;
             content_changed(file, false);
+            table.charge(ino, 0, u64::MAX);
         }
         let (writable, executes) = (how.writes(), how.executes());
         Ok(Arc::new(Staged { ino, file: backing.into(), writable, executes, flushed }))
@@ -536,26 +562,37 @@ impl Output {
 
     /// Writes. A reference needs [`Output::own_content`] first.
     pub fn write(&self, staged: &Staged, offset: u64, data: &[u8]) -> Result<()> {
-        {
+        let end = offset.saturating_add(data.len() as u64);
+        let allowed = {
             let mut table = self.lock();
             let file = table.file_mut(staged.ino)?;
             forbid_change(file)?;
-            if file.event.is_some() && offset + data.len() as u64 > EVENT_FILE_BYTES_MAX {
+            if file.event.is_some() && end > self.limits.event_bytes {
                 return Err(Errno::FBIG);
             }
             content_changed(file, true);
-        }
+            self.charge_to(&mut table, staged.ino, end)
+        };
         staged.flushed.store(false, Ordering::Release);
-        let written = staged.file.write_all_at(data, offset).map_err(|error| errno(&error));
-        self.changed_again(staged.ino);
-        written
+        let written =
+            allowed.and_then(|()| staged.file.write_all_at(data, offset).map_err(|error| errno(&error)));
+        self.written(staged.ino, offset..end, written)
     }
 
-    /// The change that was announced has been made, or a part of it: an upload that began in between may hold either.
-    fn changed_again(&self, ino: Ino) {
+    /// The write that was announced has been made, or a part of it: an upload that began in between may hold either. And
+    /// no event may name a file that lacks a part, until somebody has written there again.
+    fn written<T>(&self, ino: Ino, range: std::ops::Range<u64>, outcome: Result<T>) -> Result<T> {
         if let Ok(file) = self.lock().file_mut(ino) {
             file.generation += 1;
+            match &outcome {
+                // Whoever asked copies by other means.
+                Err(Errno::OPNOTSUPP) => {}
+                Err(errno) => file.failed = Some((range.start, *errno)),
+                Ok(_) if file.failed.is_some_and(|(at, _)| range.contains(&at)) => file.failed = None,
+                Ok(_) => {}
+            }
         }
+        outcome
     }
 
     /// Gives or takes space (fallocate).
@@ -565,6 +602,9 @@ impl Output {
         forbid_change(file)?;
         content_changed(file, true);
         let flags = fs::FallocateFlags::from_bits_retain(mode.cast_unsigned());
+        if !flags.intersects(fs::FallocateFlags::PUNCH_HOLE | fs::FallocateFlags::COLLAPSE_RANGE) {
+            self.charge_to(&mut table, staged.ino, offset.saturating_add(length))?;
+        }
         fs::fallocate(&staged.file, flags, offset, length)
     }
 
@@ -584,7 +624,18 @@ impl Output {
 
     /// Makes the file durable on the local disk.
     pub fn sync(&self, staged: &Staged) -> Result<()> {
-        staged.file.sync_all().map_err(|error| errno(&error))
+        staged.file.sync_all().map_err(|error| {
+            let errno = errno(&error);
+            self.not_whole(staged.ino, 0, errno);
+            errno
+        })
+    }
+
+    /// From `at` on, the file may lack what was written.
+    fn not_whole(&self, ino: Ino, at: u64, errno: Errno) {
+        if let Ok(file) = self.lock().file_mut(ino) {
+            file.failed = Some((at, errno));
+        }
     }
 
     /// Copies between two staged files by the kernel.
@@ -596,6 +647,8 @@ impl Output {
         to_offset: u64,
         length: u64,
     ) -> Result<u64> {
+        let size = from.file.metadata().map_err(|error| errno(&error))?.len();
+        let length = length.min(size.saturating_sub(from_offset));
         {
             let mut table = self.lock();
             let file = table.file_mut(to.ino)?;
@@ -604,13 +657,14 @@ impl Output {
                 return Err(Errno::OPNOTSUPP);
             }
             content_changed(file, true);
+            self.charge_to(&mut table, to.ino, to_offset.saturating_add(length))?;
         }
         to.flushed.store(false, Ordering::Release);
         let (mut from_at, mut to_at) = (from_offset, to_offset);
         let length = usize::try_from(length.min(1 << 30)).unwrap_or(1 << 30);
         let copied = fs::copy_file_range(&from.file, Some(&mut from_at), &to.file, Some(&mut to_at), length);
-        self.changed_again(to.ino);
-        Ok(copied? as u64)
+        self.written(to.ino, to_offset..to_offset.saturating_add(length as u64), copied)
+            .map(|copied| copied as u64)
     }
 
     /// Makes the next bytes of `to` a reference to the blob `entry`, without moving any; gives how many. Only for
@@ -652,6 +706,7 @@ impl Output {
         let file = self.at(&self.lock(), ino, |folder, path| {
             Ok(File::from(fs::openat(folder, path, flags, Mode::empty())?))
         })?;
+        self.charge_to(&mut self.lock(), ino, reference.length)?;
         let blob = self.daemon.cache.open(&reference.entry).map_err(|_| Errno::IO)?;
         let mut offset = 0;
         while offset < reference.length {
@@ -720,12 +775,16 @@ impl Output {
         }
         let this = self.clone();
         self.runtime.spawn(async move {
-            if this.is_event_file(ino) {
-                // Its errno reaches nobody; the rejection is on record.
-                let _ = this.decide(ino, Asked::Final).await;
-            } else if let Err(refusal) = this.upload_in_background(ino).await {
-                tracing::debug!(%refusal, "a file was not stored ahead; its event will try again");
-            }
+            let work = async {
+                if this.is_event_file(ino) {
+                    // Its errno reaches nobody; the rejection is on record.
+                    let _ = this.decide(ino, Asked::Final).await;
+                } else if let Err(refusal) = this.upload_in_background(ino).await {
+                    tracing::debug!(%refusal, "a file was not stored ahead; its event will try again");
+                }
+                Ok(())
+            };
+            let _ = this.unless_stopped(work).await;
         });
     }
 

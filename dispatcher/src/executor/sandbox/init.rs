@@ -10,7 +10,9 @@ use ionfs::sys::{self, Fork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode as Permissions, OFlags};
 use rustix::mount::{self, MountFlags, MountPropagationFlags, UnmountFlags};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, getrlimit, setrlimit,
+};
 use rustix::thread::UnshareFlags;
 
 use super::{Command, Exit, Mode, Order, Report, receive, send};
@@ -95,9 +97,34 @@ fn first_process(socket: BorrowedFd<'_>, command: Command, uid: u32, gid: u32) -
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|error| error.to_string())?;
     let device = build_root(&command.mount_at, uid, gid)?;
+    bound_processes(&command);
     say(socket, &Report::Mounted, Some(&device))?;
     drop(device);
     supervise(socket, command)
+}
+
+/// Bounds the processes of the job, where the kernel can bound them for this job alone; elsewhere nothing does.
+fn bound_processes(command: &Command) {
+    let kernel = rustix::system::uname();
+    let version = version_of(&kernel.release().to_string_lossy());
+    // Before, this file was the whole machine's.
+    if version >= (6, 14) {
+        let _ = std::fs::write(
+            "/proc/sys/kernel/pid_max",
+            (command.processes.saturating_add(PIDS_RESERVED)).to_string(),
+        );
+    }
+    // Of a user in a user namespace; before, the user's processes in all namespaces counted. Root is never bound by it.
+    if command.mode == Mode::User && version >= (5, 14) {
+        let most = Some(command.processes);
+        let _ = setrlimit(Resource::Nproc, Rlimit { current: most, maximum: most });
+    }
+}
+
+/// Major and minor number of a kernel's release; zeros if there are none.
+fn version_of(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// Makes a root of this mount namespace's own: everything that is in the host's, and the tree at `mount_at`. The
@@ -193,6 +220,9 @@ fn open_device() -> Result<OwnedFd, String> {
     })
 }
 
+/// Numbers that the kernel gives to nobody once it has been through all.
+const PIDS_RESERVED: u64 = 300;
+
 /// Starts the module when told to, and stays until it and all it started have ended.
 fn supervise(socket: BorrowedFd<'_>, command: Command) -> Result<(), String> {
     match order(socket) {
@@ -229,6 +259,9 @@ fn supervise(socket: BorrowedFd<'_>, command: Command) -> Result<(), String> {
 }
 
 fn start_module(command: &Command) -> Result<Pid, String> {
+    if let Some(current) = command.open_files {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..getrlimit(Resource::Nofile) });
+    }
     let program = command.argv.first().ok_or("there is no program to run")?;
     #[expect(clippy::disallowed_methods, reason = "the door for starting modules")]
     let child = std::process::Command::new(program)
@@ -297,6 +330,8 @@ fn end_all(command: &Command, module: Pid) {
             // No children left: whoever was orphaned came to us first.
             Err(_) => return,
         }
+        // Each round of signals looks at every process of the machine: one for many that have died.
+        while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
     }
 }
 

@@ -13,8 +13,9 @@ use super::super::eventfile::{Asked, Decision};
 use super::super::{Attr, Errno, Ino, Result, errno};
 use super::table::Uploaded;
 use super::{EVENTS, OUT, Output};
-use crate::commit::{EVENT_FILE_BYTES_MAX, Receipt, Refusal, Rejection};
+use crate::commit::{Receipt, Refusal, Rejection};
 use crate::event::{self, Parsed, is_draft};
+use crate::limits::bytes_in_words;
 
 impl Output {
     /// Renames or links; into an event's name it commits first and then moves (rules 5 and 6).
@@ -26,7 +27,7 @@ impl Output {
         newname: &OsStr,
         keep_target: bool,
     ) -> Result<()> {
-        if let Some(event_name) = self.event_name(newparent, newname) {
+        if let Some(event_name) = self.event_name(newparent, newname)? {
             let ino = self.lock().child(parent, name)?.ok_or(Errno::NOENT)?;
             return self
                 .adopt_as_event(ino, &event_name, || {
@@ -47,21 +48,21 @@ impl Output {
 
     /// A hard link; to an event's name it commits first.
     pub async fn link_or_commit(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
-        if let Some(event_name) = self.event_name(parent, name) {
+        if let Some(event_name) = self.event_name(parent, name)? {
             self.adopt_as_event(ino, &event_name, || self.link(ino, parent, name).map(|_| ())).await?;
             return self.getattr(ino);
         }
         self.link(ino, parent, name)
     }
 
-    /// The name of the event that a file under this name is; none for drafts and other places.
-    fn event_name(&self, parent: Ino, name: &OsStr) -> Option<String> {
+    /// The name of the event that a file under this name is; none for drafts and other places. EILSEQ if it is no
+    /// UTF-8: made into it, two names could become one.
+    fn event_name(&self, parent: Ino, name: &OsStr) -> Result<Option<String>> {
         if parent != EVENTS {
-            return None;
+            return Ok(None);
         }
-        // A name that is no UTF-8 becomes one: it only has to be the same on every attempt.
-        let name = name.to_string_lossy();
-        (!is_draft(&name)).then(|| name.into_owned())
+        let name = name.to_str().ok_or(Errno::ILSEQ)?;
+        Ok((!is_draft(name)).then(|| name.to_owned()))
     }
 
     /// Commits the content of `ino` under an event's name, then lets `moved` put it there.
@@ -102,11 +103,12 @@ impl Output {
         };
         let content = match self.event_content(ino).await {
             Ok(content) => content,
-            Err(error) => return Err(self.reject(name, &unreadable(name, error))),
+            Err(error) => return Err(self.reject(name, &self.unreadable(name, error))),
         };
-        let decision = match event::parse(&content) {
+        let decision = match event::parse_within(&content, &self.limits) {
             Parsed::Complete(file) => Decision::Commit(file),
             Parsed::Invalid(reason) => Decision::Refuse(reason),
+            Parsed::TooBig(reason) => Decision::TooBig(reason),
             // Empty, or a writer is still at it: its own close decides.
             Parsed::Empty => Decision::Nothing,
             Parsed::Incomplete if writing => Decision::Nothing,
@@ -117,6 +119,7 @@ impl Output {
             Decision::Nothing if over_committed.is_some() => Err(Errno::ROFS),
             Decision::Nothing => moved(),
             Decision::Refuse(reason) => Err(self.reject(name, &Refusal::Invalid(reason))),
+            Decision::TooBig(reason) => Err(self.reject(name, &Refusal::TooBig(reason))),
             Decision::Commit(file) => {
                 if let Some(state) = &mut self.lock().file_mut(ino)?.event {
                     if state.version() != version {
@@ -168,7 +171,7 @@ impl Output {
             }
             state.version()
         };
-        let parsed = self.event_content(ino).await.map(|content| event::parse(&content));
+        let parsed = self.event_content(ino).await.map(|content| event::parse_within(&content, &self.limits));
         let decision = {
             let mut table = self.lock();
             let Some(state) = &mut table.file_mut(ino)?.event else { return Ok(()) };
@@ -184,11 +187,12 @@ impl Output {
         };
         let decision = match decision {
             Ok(decision) => decision,
-            Err(error) => return Err(self.reject(&name, &unreadable(&name, error))),
+            Err(error) => return Err(self.reject(&name, &self.unreadable(&name, error))),
         };
         let refused = match decision {
             Decision::Nothing => return Ok(()),
             Decision::Refuse(reason) => Refusal::Invalid(reason),
+            Decision::TooBig(reason) => Refusal::TooBig(reason),
             Decision::Commit(file) if insights => {
                 let kept = self.committer.keep_insights(insight_values(file)).await;
                 match kept {
@@ -222,7 +226,8 @@ impl Output {
         if links.iter().any(|(parent, name)| table.is_insights(*parent, name)) {
             return Some(("insights.json".into(), true));
         }
-        let (_, name) = links.iter().find(|(parent, name)| self.event_name(*parent, name).is_some())?;
+        let (_, name) =
+            links.iter().find(|(parent, name)| matches!(self.event_name(*parent, name), Ok(Some(_))))?;
         Some((name.to_string_lossy().into_owned(), false))
     }
 
@@ -231,13 +236,23 @@ impl Output {
         let file = self.at(&self.lock(), ino, |folder, path| {
             Ok(File::from(fs::openat(folder, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
         })?;
+        let most = self.limits.event_bytes;
         crate::cache::blocking(move || {
             let mut content = Vec::new();
-            io::Read::read_to_end(&mut io::Read::take(&file, EVENT_FILE_BYTES_MAX + 1), &mut content)
+            io::Read::read_to_end(&mut io::Read::take(&file, most + 1), &mut content)
                 .map_err(|error| errno(&error))?;
-            if content.len() as u64 > EVENT_FILE_BYTES_MAX { Err(Errno::TOOBIG) } else { Ok(content) }
+            if content.len() as u64 > most { Err(Errno::TOOBIG) } else { Ok(content) }
         })
         .await
+    }
+
+    /// Why an event file's own content cannot be had.
+    fn unreadable(&self, name: &str, error: Errno) -> Refusal {
+        if error == Errno::TOOBIG {
+            let most = bytes_in_words(self.limits.event_bytes);
+            return Refusal::TooBig(format!("an event file may have {most}"));
+        }
+        Refusal::Unreadable { path: name.to_owned(), source: error.into() }
     }
 
     fn accept(&self, ino: Ino, receipt: Receipt) {
@@ -281,8 +296,13 @@ impl Output {
             if let Ok(file) = self.lock().file_mut(ino) {
                 file.writers.clear();
             }
-            let _ = self.decide(ino, Asked::Final).await;
+            // One that was ended by force has had its chance: what is not committed by now would hold it up again.
+            if !self.stopped.is_cancelled() {
+                let _ = self.decide(ino, Asked::Final).await;
+            }
         }
+        // Uploads that no event waits for.
+        self.stopped.cancel();
         let unnamed: Vec<String> = {
             let uploaded = self.uploaded.lock().unwrap_or_else(PoisonError::into_inner);
             uploaded
@@ -298,14 +318,6 @@ impl Output {
             }
         }
     }
-}
-
-/// Why an event file's own content cannot be had.
-fn unreadable(name: &str, error: Errno) -> Refusal {
-    if error == Errno::TOOBIG {
-        return Refusal::TooBig(format!("an event file may have {} MiB", EVENT_FILE_BYTES_MAX >> 20));
-    }
-    Refusal::Unreadable { path: name.to_owned(), source: error.into() }
 }
 
 /// The values of `insights.json`: all of them, whatever their names.

@@ -6,14 +6,14 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Timestamps};
 
 use super::super::{Attr, Errno, Ino, Kind, Result, errno};
 use super::table::{Body, FileNode, Reference, Table};
-use super::{DATA, EVENTS, NAME_MAX, OUT, OpenHow, Output, Staged, timespec};
+use super::{DATA, EVENTS, OUT, OpenHow, Output, Staged, timespec};
 use crate::event::{FileEntry, is_draft};
 
 /// Who makes something.
@@ -37,7 +37,7 @@ impl Output {
     pub fn mkdir(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Attr> {
         let mut table = self.lock();
         may_hold_more(&table, parent, name, Kind::Directory)?;
-        let path = new_path(&table, parent, name)?;
+        let path = self.new_path(&table, parent, name)?;
         fs::mkdirat(&self.root, &path, Mode::from_raw_mode(mode & 0o7777))?;
         self.hand_over(&path, mode, Kind::Directory, maker)?;
         let ino = table.add(parent, name, Body::Directory(BTreeMap::new()))?;
@@ -49,7 +49,7 @@ impl Output {
     pub fn symlink(&self, parent: Ino, name: &OsStr, target: &Path, maker: Maker) -> Result<Attr> {
         let mut table = self.lock();
         may_hold_more(&table, parent, name, Kind::Symlink)?;
-        let path = new_path(&table, parent, name)?;
+        let path = self.new_path(&table, parent, name)?;
         fs::symlinkat(target, &self.root, &path)?;
         self.hand_over(&path, 0, Kind::Symlink, maker)?;
         let ino = table.add(parent, name, Body::Symlink)?;
@@ -70,7 +70,7 @@ impl Output {
         };
         let mut table = self.lock();
         may_hold_more(&table, parent, name, kind)?;
-        let path = new_path(&table, parent, name)?;
+        let path = self.new_path(&table, parent, name)?;
         fs::mknodat(&self.root, &path, file_type, Mode::from_raw_mode(mode & 0o7777), 0)?;
         self.hand_over(&path, mode, kind, maker)?;
         let ino = table.add(parent, name, Body::Special(kind))?;
@@ -80,7 +80,7 @@ impl Output {
     pub(super) fn make_file(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Ino> {
         let mut table = self.lock();
         may_hold_more(&table, parent, name, Kind::File)?;
-        let path = new_path(&table, parent, name)?;
+        let path = self.new_path(&table, parent, name)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         drop(fs::openat(&self.root, &path, flags, Mode::from_raw_mode(mode & 0o7777))?);
         self.hand_over(&path, mode, Kind::File, maker)?;
@@ -106,7 +106,7 @@ impl Output {
         }
         let mut table = self.lock();
         may_hold_more(&table, parent, name, Kind::File)?;
-        let path = new_path(&table, parent, name)?;
+        let path = self.new_path(&table, parent, name)?;
         let flags = how.backing() | OFlags::CREATE | OFlags::EXCL;
         let backing = fs::openat(&self.root, &path, flags, Mode::from_raw_mode(mode & 0o7777))?;
         self.hand_over(&path, mode, Kind::File, maker)?;
@@ -184,6 +184,8 @@ impl Output {
 /// Whether a directory of the fixed part of the tree may hold this.
 pub(super) fn may_hold_more(table: &Table, parent: Ino, name: &OsStr, kind: Kind) -> Result<()> {
     match parent {
+        // An event is told from others by its name, in documents that hold UTF-8 only.
+        EVENTS if name.to_str().is_none() => Err(Errno::ILSEQ),
         EVENTS if kind != Kind::File => Err(Errno::PERM),
         // Editors and `sed -i` put a draft beside insights.json; anything else there is a mistake worth an error.
         OUT if kind != Kind::File => Err(Errno::PERM),
@@ -192,18 +194,8 @@ pub(super) fn may_hold_more(table: &Table, parent: Ino, name: &OsStr, kind: Kind
     }
 }
 
-pub(super) fn new_path(table: &Table, parent: Ino, name: &OsStr) -> Result<PathBuf> {
-    if name.len() > NAME_MAX {
-        return Err(Errno::NAMETOOLONG);
-    }
-    match table.child(parent, name)? {
-        Some(_) => Err(Errno::EXIST),
-        None => table.path_in(parent, name),
-    }
-}
-
 fn add_file(table: &mut Table, parent: Ino, name: &OsStr) -> Result<Ino> {
     let decided = parent == EVENTS || parent == OUT;
     let file = FileNode { event: decided.then(Box::default), ..FileNode::default() };
-    table.add(parent, name, Body::File(file))
+    table.add(parent, name, Body::File(Box::new(file)))
 }

@@ -130,6 +130,9 @@ impl Output {
     }
 
     async fn upload(&self, ino: Ino, path: &str) -> std::result::Result<FileEntry, Refusal> {
+        if let Some((_, errno)) = self.lock().file(ino).ok().and_then(|file| file.failed) {
+            return Err(Refusal::NotWhole { path: path.to_owned(), source: errno.into() });
+        }
         let unreadable = |errno: Errno| Refusal::Unreadable { path: path.to_owned(), source: errno.into() };
         self.own_content(ino).await.map_err(unreadable)?;
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -147,7 +150,11 @@ impl Output {
         )
         .await;
         let entry = stored.map_err(|error| match error {
-            UploadError::Read { source, .. } => Refusal::Unreadable { path: path.to_owned(), source },
+            UploadError::Read { source, .. } => {
+                // The disk tells only once what it lost.
+                self.not_whole(ino, 0, super::super::errno(&source));
+                Refusal::Unreadable { path: path.to_owned(), source }
+            }
             error => error.into(),
         })?;
         self.daemon.metrics.bytes_uploaded.add(entry.size);
@@ -225,6 +232,7 @@ impl Output {
 #[async_trait]
 impl Staging for Output {
     async fn durable(&self, path: &str) -> std::result::Result<FileEntry, Refusal> {
+        self.may_name(path)?;
         let ino = self.resolve(path)?;
         self.closed(ino, path).await?;
         let stored = self.stored_for_an_event(ino, path).await?;

@@ -57,6 +57,10 @@ pub(super) struct FileNode {
     /// Raised by every change of content.
     pub(super) generation: u64,
     pub(super) reference: Option<Reference>,
+    /// Bytes it counts against the job's limit.
+    pub(super) charged: u64,
+    /// Where a write failed, and with what: until somebody writes there again, it is not what its writer meant.
+    pub(super) failed: Option<(u64, Errno)>,
     pub(super) stored: Option<(u64, Stored)>,
     /// A background upload waits for its turn.
     pub(super) upload_waits: bool,
@@ -67,7 +71,7 @@ pub(super) struct FileNode {
 #[derive(Debug)]
 pub(super) enum Body {
     Directory(BTreeMap<OsString, Ino>),
-    File(FileNode),
+    File(Box<FileNode>),
     Symlink,
     /// A pipe or a socket: the kernel's own, which asks for its name and its attributes only.
     Special(Kind),
@@ -97,6 +101,8 @@ pub(super) struct Node {
 pub(super) struct Table {
     nodes: HashMap<Ino, Node>,
     next: Ino,
+    /// The sum of what all files are charged.
+    staged_bytes: u64,
 }
 
 impl Table {
@@ -112,7 +118,7 @@ impl Table {
             (DATA, directory(OUT, "data", &[])),
             (EVENTS, directory(OUT, "events", &[])),
         ]);
-        Self { nodes, next: EVENTS + 1 }
+        Self { nodes, next: EVENTS + 1, staged_bytes: 0 }
     }
 
     pub(super) fn node(&self, ino: Ino) -> Result<&Node> {
@@ -237,8 +243,29 @@ impl Table {
                 }
         });
         if gone && ino > EVENTS {
+            let _ = self.charge(ino, 0, u64::MAX);
             self.nodes.remove(&ino);
         }
+    }
+
+    /// Lets a file count so many bytes from now on. False: all together would be more than `most`, and nothing changes.
+    pub(super) fn charge(&mut self, ino: Ino, bytes: u64, most: u64) -> bool {
+        let total = self.staged_bytes;
+        let Ok(file) = self.file_mut(ino) else { return true };
+        let after = (total - file.charged).saturating_add(bytes);
+        // Giving back is always allowed.
+        if bytes > file.charged && after > most {
+            return false;
+        }
+        file.charged = bytes;
+        self.staged_bytes = after;
+        true
+    }
+
+    /// Bytes of the longest path below a directory, from it on.
+    pub(super) fn reach(&self, ino: Ino) -> usize {
+        let children = self.children(ino).into_iter().flatten();
+        children.map(|(name, child)| name.len() + 1 + self.reach(*child)).max().unwrap_or(0)
     }
 
     /// Every inode that the event or draft rule is asked about: files directly in `out/events`, and `insights.json`.

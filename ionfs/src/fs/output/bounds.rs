@@ -1,0 +1,97 @@
+//! What a job may take of the node, and the end of its waiting when it is ended by force.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use super::super::{Errno, Ino, Result};
+use super::table::Table;
+use super::{NAME_MAX, Output};
+use crate::commit::Refusal;
+use crate::limits::{Limits, bytes_in_words};
+
+/// Bytes of the system's longest path, its end included.
+const PATH_MAX: usize = libc::PATH_MAX as usize;
+
+impl Output {
+    /// What the job may take.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The job is ended by force: requests that wait for a store are answered now, and nothing is committed any more.
+    /// A process whose request is not answered cannot die.
+    pub(in crate::fs) fn stop(&self) {
+        self.stopped.cancel();
+    }
+
+    /// Awaits `work` until the job is ended by force; EIO then.
+    pub(crate) async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            outcome = work => outcome,
+            () = self.stopped.cancelled() => Err(Errno::IO),
+        }
+    }
+
+    /// The limit that the job went over, in words, if one that fails it.
+    pub(in crate::fs) fn exceeded(&self) -> Option<String> {
+        self.over_quota.load(Ordering::Relaxed).then(|| {
+            let most = bytes_in_words(self.limits.staged_bytes);
+            format!(
+                "over its limit of {most} in out/ (EDQUOT); \"staged-bytes\" under \"limits\" allows more"
+            )
+        })
+    }
+
+    /// Lets a file count `bytes` against the job's limit.
+    pub(super) fn charge(&self, table: &mut Table, ino: Ino, bytes: u64) -> Result<()> {
+        if table.charge(ino, bytes, self.limits.staged_bytes) {
+            return Ok(());
+        }
+        if !self.over_quota.swap(true, Ordering::Relaxed) {
+            tracing::info!(job = %self.committer.origin().job_id, "it has staged all it may");
+        }
+        Err(Errno::DQUOT)
+    }
+
+    /// The same for a file that reaches `end` now, and keeps what it counts already.
+    pub(super) fn charge_to(&self, table: &mut Table, ino: Ino, end: u64) -> Result<()> {
+        let now = table.file(ino)?.charged;
+        if end > now { self.charge(table, ino, end) } else { Ok(()) }
+    }
+
+    /// The path of a name that is not there yet.
+    pub(super) fn new_path(&self, table: &Table, parent: Ino, name: &OsStr) -> Result<PathBuf> {
+        if table.child(parent, name)?.is_some() {
+            return Err(Errno::EXIST);
+        }
+        let path = table.path_in(parent, name)?;
+        self.may_reach(&path, || 0)?;
+        Ok(path)
+    }
+
+    /// Whether something may stand at `path`, with what is `below` it: as long as the system's own longest path. What is
+    /// deeper, made step by step, could be opened and removed by nobody.
+    pub(super) fn may_reach(&self, path: &Path, below: impl FnOnce() -> usize) -> Result<()> {
+        let name = path.file_name().unwrap_or_default();
+        let fits = name.len() <= NAME_MAX && path.as_os_str().len() + below() < PATH_MAX;
+        if fits { Ok(()) } else { Err(Errno::NAMETOOLONG) }
+    }
+
+    /// Whether an event may name this path.
+    pub(super) fn may_name(&self, path: &str) -> std::result::Result<(), Refusal> {
+        let (bytes, depth) = (self.limits.path_bytes, self.limits.path_depth);
+        if path.len() as u64 > bytes {
+            return Err(Refusal::TooLong(format!(
+                "a path that an event names may have {bytes} bytes; {path:?} has {}",
+                path.len()
+            )));
+        }
+        if path.split('/').count() as u64 > depth {
+            return Err(Refusal::TooLong(format!(
+                "a path that an event names may be {depth} names deep; {path:?} is deeper"
+            )));
+        }
+        Ok(())
+    }
+}
