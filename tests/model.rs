@@ -533,7 +533,7 @@ copy_file_range = 2
 /// square of its operations on any filesystem: so many short runs, each with a seed of its own.
 fn fsx(passthrough: Passthrough) {
     const OPS: u64 = 5000;
-    let asked = std::env::var("ION_TEST_FSX_OPS").map_or(250_000, |ops| ops.parse::<u64>().unwrap());
+    let asked = std::env::var("ION_TEST_FSX_OPS").map_or(60_000, |ops| ops.parse::<u64>().unwrap());
     let fsx = built("fsx");
     let mount = Mount::new(passthrough, Blobs::Files, &[]);
     let config = mount.home.write("fsx.toml", FSX);

@@ -22,7 +22,7 @@ use fuser::{
 };
 use tokio::runtime::Handle as Runtime;
 
-use crate::cache::CachedBlob;
+use crate::cache::Reader;
 use crate::fs::output::{Maker, OpenHow, SetAttr, Staged, read_within};
 use crate::fs::view::Item;
 use crate::fs::{Attr, DirEntry, Errno, Ino, Kind, Result, Seek, Tree, is_staged, seek_dense};
@@ -46,7 +46,7 @@ const MARGIN: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 enum Open {
     Staged(Arc<Staged>),
-    Blob(Arc<CachedBlob>),
+    Blob(Arc<Reader>),
     Text(Bytes),
     Live(Arc<File>),
     /// What the last reading from the start on found.
@@ -191,7 +191,7 @@ impl Shared {
     ) -> Result<(Mode, Option<Arc<BackingId>>)> {
         let daemon = &self.tree.daemon;
         let whole = match open {
-            Open::Blob(blob) => blob.whole(),
+            Open::Blob(reader) => reader.blob().whole(),
             _ => None,
         };
         let mut handles = self.handles();
@@ -236,9 +236,9 @@ impl Shared {
                 let blob = self.tree.open_blob(&entry)?;
                 if entry.size <= WHOLE_AT_OPEN {
                     // The read that follows would fetch the same bytes; a failure is its to report.
-                    let _ = blob.require(0, entry.size).await;
+                    let _ = blob.read(0, entry.size).await;
                 }
-                Open::Blob(blob)
+                Open::Blob(Arc::new(Reader::new(blob)))
             }
         })
     }
@@ -300,7 +300,7 @@ impl Shared {
 
     async fn read(&self, handle: &Handle, offset: u64, size: u32) -> Result<Bytes> {
         match &handle.open {
-            Open::Blob(blob) => read_within(&self.tree.daemon, blob, offset, size.into()).await,
+            Open::Blob(reader) => read_within(&self.tree.daemon, reader.read(offset, size.into())).await,
             Open::Staged(staged) => {
                 let Some((entry, length)) = self.tree.output()?.referenced(staged.ino())? else {
                     return self.read_staged(staged, offset, size);
@@ -310,7 +310,7 @@ impl Shared {
                 if offset >= end {
                     return Ok(Bytes::new());
                 }
-                read_within(&self.tree.daemon, &blob, offset, end - offset).await
+                read_within(&self.tree.daemon, blob.read(offset, end - offset)).await
             }
             _ => Err(Errno::BADF),
         }

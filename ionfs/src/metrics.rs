@@ -23,6 +23,8 @@ impl Counter {
 pub struct Metrics {
     /// Bytes of blobs read from the blob store and checked.
     pub bytes_fetched: Counter,
+    /// Bytes of blobs read from the node's disk and checked.
+    pub bytes_cached: Counter,
     /// Bytes of files written to the blob store.
     pub bytes_uploaded: Counter,
     /// Opens that the kernel serves by itself.
@@ -37,9 +39,10 @@ pub struct Metrics {
 
 impl Metrics {
     /// Each counter's name and number.
-    pub fn snapshot(&self) -> [(&'static str, u64); 6] {
+    pub fn snapshot(&self) -> [(&'static str, u64); 7] {
         [
             ("bytesFetched", self.bytes_fetched.get()),
+            ("bytesCached", self.bytes_cached.get()),
             ("bytesUploaded", self.bytes_uploaded.get()),
             ("opensPassthrough", self.opens_passthrough.get()),
             ("opensServed", self.opens_served.get()),

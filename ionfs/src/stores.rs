@@ -77,6 +77,13 @@ pub trait Blobs: Send + Sync + fmt::Debug {
     /// The bytes of a range; shorter only where the blob ends.
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError>;
 
+    /// The bytes of a range as they arrive.
+    async fn get(
+        &self,
+        key: &str,
+        range: Range<u64>,
+    ) -> Result<BoxStream<'static, Result<Bytes, StoreError>>, StoreError>;
+
     /// The blob's length, none if there is no such blob.
     async fn size(&self, key: &str) -> Result<Option<u64>, StoreError>;
 

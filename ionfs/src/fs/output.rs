@@ -37,7 +37,7 @@ use self::table::{Body, FileNode, Node, Reference, Remains, Table, Uploaded};
 pub(crate) use self::table::{DATA, EVENTS, OUT};
 use super::eventfile::Asked;
 use super::{Attr, DirEntry, Errno, FOREVER, Ino, Kind, ROOT, Result, Seek, errno, seek_dense};
-use crate::cache::CachedBlob;
+use crate::cache::CacheError;
 use crate::commit::{Committer, Receipt, Rejection};
 use crate::event::FileEntry;
 use crate::limits::Limits;
@@ -147,6 +147,8 @@ pub struct Output {
     receipts: Mutex<BTreeMap<String, Receipt>>,
     rejections: Mutex<BTreeMap<String, Rejection>>,
     /// Keys uploaded, and what became of them.
+    /// Files as events named them, for whoever reads them next on this node.
+    named: Mutex<Vec<(Ino, FileEntry)>>,
     uploaded: Mutex<BTreeMap<String, Uploaded>>,
     runtime: tokio::runtime::Handle,
 }
@@ -189,6 +191,7 @@ impl Output {
             moved: AtomicU64::new(0),
             receipts: Mutex::default(),
             rejections: Mutex::default(),
+            named: Mutex::default(),
             uploaded: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
         };
@@ -710,8 +713,8 @@ impl Output {
         let blob = self.daemon.cache.open(&reference.entry).map_err(|_| Errno::IO)?;
         let mut offset = 0;
         while offset < reference.length {
-            let piece =
-                read_within(&self.daemon, &blob, offset, COPY_PIECE.min(reference.length - offset)).await?;
+            let length = COPY_PIECE.min(reference.length - offset);
+            let piece = read_within(&self.daemon, blob.read(offset, length)).await?;
             // Looked at again with each piece: another copier may have been faster and its writer may have written, or
             // the file was truncated. What they left must not be overwritten.
             let table = self.lock();
@@ -837,18 +840,16 @@ impl Output {
     }
 }
 
-/// Reads a blob within the daemon's deadline.
+/// A read of a blob, within the daemon's deadline.
 pub(crate) async fn read_within(
     daemon: &Daemon,
-    blob: &Arc<CachedBlob>,
-    offset: u64,
-    length: u64,
+    read: impl Future<Output = std::result::Result<bytes::Bytes, Arc<CacheError>>>,
 ) -> Result<bytes::Bytes> {
-    match tokio::time::timeout(daemon.settings.read_deadline, blob.read(offset, length)).await {
+    match tokio::time::timeout(daemon.settings.read_deadline, read).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(_)) => Err(Errno::IO),
         Err(_) => {
-            tracing::error!(offset, length, "a read of a blob was not answered in time");
+            tracing::error!("a read of a blob was not answered in time");
             Err(Errno::IO)
         }
     }

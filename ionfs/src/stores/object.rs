@@ -31,7 +31,7 @@ use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
+use object_store::{GetOptions, ObjectStore, ObjectStoreExt as _, PutPayload};
 use uuid::Uuid;
 
 use super::{Abandon, BlobInfo, Blobs, StoreError};
@@ -186,6 +186,29 @@ impl Blobs for ObjectBlobs {
             Err(object_store::Error::NotFound { .. }) => Err(StoreError::NoSuchBlob(key.to_owned())),
             Err(error) => Err(self.failed(format!("reading {key:?}"))(error)),
         }
+    }
+
+    async fn get(
+        &self,
+        key: &str,
+        range: Range<u64>,
+    ) -> Result<BoxStream<'static, Result<Bytes, StoreError>>, StoreError> {
+        let options = GetOptions { range: Some(range.into()), ..GetOptions::default() };
+        let what = format!("reading {key:?}");
+        let body = match self.store.get_opts(&self.location(key), options).await {
+            Ok(found) => found.into_stream(),
+            Err(object_store::Error::NotFound { .. }) => {
+                return Err(StoreError::NoSuchBlob(key.to_owned()));
+            }
+            Err(error) => return Err(self.failed(what)(error)),
+        };
+        let store = self.name.clone();
+        let failed = move |source: object_store::Error| StoreError::Unavailable {
+            store: store.clone(),
+            what: what.clone(),
+            source: source.into(),
+        };
+        Ok(body.map_err(failed).boxed())
     }
 
     async fn size(&self, key: &str) -> Result<Option<u64>, StoreError> {

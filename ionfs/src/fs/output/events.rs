@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use rustix::fs::{self, Mode, OFlags};
 
@@ -284,7 +284,7 @@ impl Output {
     }
 
     /// The module has ended: what is in its event files now is final, and blobs no event names go.
-    pub(in crate::fs) async fn finish(&self) {
+    pub(in crate::fs) async fn finish(self: &Arc<Self>) {
         let open_ended: Vec<Ino> = {
             let table = self.lock();
             let events = table.files_in(EVENTS).into_iter();
@@ -317,6 +317,8 @@ impl Output {
                 tracing::debug!(key, %error, "a blob that no event names could not be removed");
             }
         }
+        let this = self.clone();
+        crate::cache::blocking(move || this.hand_down()).await;
     }
 }
 

@@ -135,10 +135,7 @@ impl Output {
         }
         let unreadable = |errno: Errno| Refusal::Unreadable { path: path.to_owned(), source: errno.into() };
         self.own_content(ino).await.map_err(unreadable)?;
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = self.at(&self.lock(), ino, |folder, path| {
-            Ok(File::from(fs::openat(folder, path, flags, Mode::empty())?))
-        });
+        let file = self.read_only(ino);
         let key = self.fresh_key(path);
         self.uploaded.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), Uploaded::Unnamed);
         let stored = store_file(
@@ -159,6 +156,38 @@ impl Output {
         })?;
         self.daemon.metrics.bytes_uploaded.add(entry.size);
         Ok(entry)
+    }
+
+    /// Lets other jobs of this node read what an event names from the staged file.
+    fn offer(&self, ino: Ino, stored: &FileEntry) {
+        if self.read_only(ino).is_ok_and(|file| self.daemon.cache.produced(stored, file)) {
+            self.named.lock().unwrap_or_else(PoisonError::into_inner).push((ino, stored.clone()));
+        }
+    }
+
+    fn read_only(&self, ino: Ino) -> super::super::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let table = self.lock();
+        // Of a reference there are no bytes here.
+        if table.file(ino)?.reference.is_some() {
+            return Err(Errno::NOENT);
+        }
+        self.at(&table, ino, |folder, path| Ok(File::from(fs::openat(folder, path, flags, Mode::empty())?)))
+    }
+
+    /// Gives the node's cache the files that are as events named them; the job has ended.
+    pub(super) fn hand_down(&self) {
+        let named = std::mem::take(&mut *self.named.lock().unwrap_or_else(PoisonError::into_inner));
+        for (ino, entry) in named {
+            let unchanged = {
+                let table = self.lock();
+                let file = table.file(ino).ok().filter(|file| file.writers.is_empty());
+                file.and_then(|file| file.stored.as_ref().filter(|(at, _)| *at == file.generation))
+                    .is_some_and(|(_, cell)| cell.get().is_some_and(|stored| stored.key == entry.key))
+            };
+            let file = if unchanged { self.read_only(ino).ok() } else { None };
+            self.daemon.cache.settled(&entry, file.as_ref());
+        }
     }
 
     /// The inode of a path below `out/data`, symbolic links that stay inside followed.
@@ -236,6 +265,7 @@ impl Staging for Output {
         let ino = self.resolve(path)?;
         self.closed(ino, path).await?;
         let stored = self.stored_for_an_event(ino, path).await?;
+        self.offer(ino, &stored);
         let attr = self.getattr(ino).map_err(|_| Refusal::Missing(path.to_owned()))?;
         let mtime = attr.mtime.duration_since(SystemTime::UNIX_EPOCH).map_or(0, crate::clock::millis);
         Ok(FileEntry { name: path.to_owned(), mtime, mode: u32::from(attr.perm), ..stored })
