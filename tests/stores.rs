@@ -81,11 +81,20 @@ fn an_upload_left_behind_is_found(open: impl Fn() -> ObjectBlobs) {
     dying.block_on(async {
         let blobs = open();
         let begun = (0..20).map(|_| Ok(Bytes::from(vec![1; 1 << 20])));
-        let body = stream::iter(begun).chain(stream::pending());
-        let put = blobs.put("dead/upload", body.boxed());
-        assert!(tokio::time::timeout(Duration::from_secs(1), put).await.is_err());
+        let (all_taken, taken) = tokio::sync::oneshot::channel();
+        let stands = stream::once(async move {
+            let _ = all_taken.send(());
+            std::future::pending().await
+        });
+        let body = stream::iter(begun).chain(stands);
+        let blobs: &'static ObjectBlobs = Box::leak(Box::new(blobs));
+        let mut put = Box::pin(blobs.put("dead/upload", body.boxed()));
+        tokio::select! {
+            done = &mut put => panic!("{done:?}"),
+            told = taken => told.unwrap(),
+        }
         // Its tasks and destructors run no more, as after a kill.
-        std::mem::forget(blobs);
+        std::mem::forget(put);
     });
     dying.shutdown_background();
     let runtime = tokio::runtime::Runtime::new().unwrap();

@@ -191,7 +191,12 @@ pub(super) async fn abandon(blobs: &ObjectBlobs, before: Millis, how: Abandon) -
         if how == Abandon::Count {
             continue;
         }
-        let says = blobs.store.get(&meta.location).await?.bytes().await?;
+        let says = match blobs.store.get(&meta.location).await {
+            Ok(found) => found.bytes().await?,
+            // It was finished in between.
+            Err(object_store::Error::NotFound { .. }) => continue,
+            Err(error) => return Err(error),
+        };
         if let Ok(marker) = serde_json::from_slice::<Marker>(&says) {
             let location = Path::parse(&marker.location)?;
             match multipart.abort_multipart(&location, &marker.id).await {
@@ -205,12 +210,14 @@ pub(super) async fn abandon(blobs: &ObjectBlobs, before: Millis, how: Abandon) -
     Ok(ended)
 }
 
-/// Removes what killed puts left on a local disk: the backend writes to `<name>#<number>` and renames.
+/// Removes what killed puts left on a local disk: the backend writes to `<name>#<number>` and renames. Whatever goes
+/// while this looks at it has been somebody else's to remove.
 pub(super) fn sweep(directory: &FilePath, before: Millis, how: Abandon) -> io::Result<usize> {
     let mut swept = 0;
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
+    for entry in present(std::fs::read_dir(directory))?.into_iter().flatten() {
+        let Some(entry) = present(entry)? else { continue };
+        let Some(metadata) = present(entry.metadata())? else { continue };
+        if metadata.is_dir() {
             swept += sweep(&entry.path(), before, how)?;
             continue;
         }
@@ -218,13 +225,22 @@ pub(super) fn sweep(directory: &FilePath, before: Millis, how: Abandon) -> io::R
         let unfinished = name.to_str().and_then(|name| name.rsplit_once('#')).is_some_and(|(_, number)| {
             !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
         });
-        let modified = entry.metadata()?.modified()?.duration_since(std::time::UNIX_EPOCH);
+        let modified = metadata.modified()?.duration_since(std::time::UNIX_EPOCH);
         if unfinished && modified.map_or(0, millis) < before {
-            swept += 1;
-            if how == Abandon::End {
-                std::fs::remove_file(entry.path())?;
-            }
+            let gone = match how {
+                Abandon::End => present(std::fs::remove_file(entry.path()))?.is_some(),
+                Abandon::Count => true,
+            };
+            swept += usize::from(gone);
         }
     }
     Ok(swept)
+}
+
+/// None for what is not there.
+fn present<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
+    match outcome {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        outcome => outcome.map(Some),
+    }
 }
