@@ -375,6 +375,28 @@ fn a_flipped_bit_in_the_store_is_eio_and_never_wrong_bytes() {
     assert_eq!(file.read_exact_at(&mut buffer, 1_500_000 - 100).unwrap_err().raw_os_error(), Some(libc::EIO));
 }
 
+#[test]
+fn a_bit_that_flips_on_the_staging_disk_is_in_no_event() {
+    let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[]);
+    let content = pattern(3_000_000);
+    let mut file = File::create(mount.at("out/data/f")).unwrap();
+    for piece in content.chunks(50_001) {
+        file.write_all(piece).unwrap();
+    }
+    let staged = OpenOptions::new().write(true).open(mount.staged("data/f")).unwrap();
+    staged.write_all_at(&[content[1_500_000] ^ 1], 1_500_000).unwrap();
+    drop(file);
+    let mut event = File::create(mount.at("out/events/e")).unwrap();
+    event.write_all(br#"{"eventType":"x","files":["f"]}"#).unwrap();
+    // A File that is dropped tells nobody of its close.
+    assert_eq!(event.sync_all().unwrap_err().raw_os_error(), Some(libc::EIO));
+    drop(event);
+    // Written again, it is what was meant.
+    fs::write(mount.at("out/data/f"), &content).unwrap();
+    fs::remove_file(mount.at("out/events/e")).unwrap();
+    assert_eq!(mount.content(&mount.commit(&["f"]).files[0]), content);
+}
+
 // ---- references ----
 
 #[test]

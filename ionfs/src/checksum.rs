@@ -42,7 +42,7 @@ impl Checksums {
 }
 
 /// Sums a file that passes by in pieces of any size.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Summer {
     sums: Vec<u8>,
     current: u32,

@@ -38,6 +38,7 @@ pub(crate) use self::table::{DATA, EVENTS, OUT};
 use super::eventfile::Asked;
 use super::{Attr, DirEntry, Errno, FOREVER, Ino, Kind, ROOT, Result, Seek, errno, seek_dense};
 use crate::cache::CacheError;
+use crate::checksum::Summer;
 use crate::commit::{Committer, Receipt, Rejection};
 use crate::event::FileEntry;
 use crate::limits::Limits;
@@ -321,6 +322,7 @@ impl Output {
             }
         }
         content_changed(file, false);
+        file.sums = (size == 0).then(Summer::default);
         Ok(())
     }
 
@@ -520,6 +522,7 @@ impl Output {
             file.reference = None;
             file.failed = None;
             content_changed(file, false);
+            file.sums = Some(Summer::default());
             table.charge(ino, 0, u64::MAX);
         }
         let (writable, executes) = (how.writes(), how.executes());
@@ -566,26 +569,41 @@ impl Output {
     /// Writes. A reference needs [`Output::own_content`] first.
     pub fn write(&self, staged: &Staged, offset: u64, data: &[u8]) -> Result<()> {
         let end = offset.saturating_add(data.len() as u64);
-        let allowed = {
+        let (allowed, sums) = {
             let mut table = self.lock();
             let file = table.file_mut(staged.ino)?;
             forbid_change(file)?;
             if file.event.is_some() && end > self.limits.event_bytes {
                 return Err(Errno::FBIG);
             }
+            let sums = file.sums.take().filter(|sums| sums.total() == offset);
             content_changed(file, true);
-            self.charge_to(&mut table, staged.ino, end)
+            let sums = sums.map(|sums| (file.generation, sums));
+            (self.charge_to(&mut table, staged.ino, end), sums)
         };
         staged.flushed.store(false, Ordering::Release);
+        let sums = sums.map(|(generation, mut sums)| {
+            sums.update(data);
+            (generation, sums)
+        });
         let written =
             allowed.and_then(|()| staged.file.write_all_at(data, offset).map_err(|error| errno(&error)));
-        self.written(staged.ino, offset..end, written)
+        self.written(staged.ino, offset..end, sums, written)
     }
 
     /// The write that was announced has been made, or a part of it: an upload that began in between may hold either. And
     /// no event may name a file that lacks a part, until somebody has written there again.
-    fn written<T>(&self, ino: Ino, range: std::ops::Range<u64>, outcome: Result<T>) -> Result<T> {
+    fn written<T>(
+        &self,
+        ino: Ino,
+        range: std::ops::Range<u64>,
+        sums: Option<(u64, Summer)>,
+        outcome: Result<T>,
+    ) -> Result<T> {
         if let Ok(file) = self.lock().file_mut(ino) {
+            // Nobody else wrote in between.
+            let alone = sums.filter(|(generation, _)| *generation == file.generation && outcome.is_ok());
+            file.sums = alone.map(|(_, sums)| sums);
             file.generation += 1;
             match &outcome {
                 // Whoever asked copies by other means.
@@ -666,7 +684,7 @@ impl Output {
         let (mut from_at, mut to_at) = (from_offset, to_offset);
         let length = usize::try_from(length.min(1 << 30)).unwrap_or(1 << 30);
         let copied = fs::copy_file_range(&from.file, Some(&mut from_at), &to.file, Some(&mut to_at), length);
-        self.written(to.ino, to_offset..to_offset.saturating_add(length as u64), copied)
+        self.written(to.ino, to_offset..to_offset.saturating_add(length as u64), None, copied)
             .map(|copied| copied as u64)
     }
 
@@ -873,6 +891,7 @@ fn forbid_move(file: &FileNode) -> Result<()> {
 
 fn content_changed(file: &mut FileNode, by_writing: bool) {
     file.generation += 1;
+    file.sums = None;
     if let Some(event) = &mut file.event {
         event.changed(by_writing);
     }

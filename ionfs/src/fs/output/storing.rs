@@ -135,6 +135,7 @@ impl Output {
         }
         let unreadable = |errno: Errno| Refusal::Unreadable { path: path.to_owned(), source: errno.into() };
         self.own_content(ino).await.map_err(unreadable)?;
+        let written = self.lock().file(ino).ok().and_then(|file| Some((file.generation, file.sums.clone()?)));
         let file = self.read_only(ino);
         let key = self.fresh_key(path);
         self.uploaded.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), Uploaded::Unnamed);
@@ -155,6 +156,15 @@ impl Output {
             error => error.into(),
         })?;
         self.daemon.metrics.bytes_uploaded.add(entry.size);
+        if let Some((generation, sums)) = written
+            && sums.total() == entry.size
+            && sums.finish() != entry.checksums
+            && self.lock().file(ino).is_ok_and(|file| file.generation == generation)
+        {
+            tracing::error!(path, "the disk gives back other bytes than were written to it");
+            self.not_whole(ino, 0, Errno::IO);
+            return Err(Refusal::NotWhole { path: path.to_owned(), source: Errno::IO.into() });
+        }
         Ok(entry)
     }
 
