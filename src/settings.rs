@@ -8,6 +8,8 @@ use std::time::Duration;
 use clap::Args;
 use dispatcher::executor::local::Namespaces;
 use dispatcher::pipeline::PlaneSection;
+use ionfs::cache::CacheLimits;
+use ionfs::checksum::BLOCK;
 use ionfs::limits::{Limits, SetLimits};
 use ionfs::node::NodeSettings;
 use ionfs::stores::open::{StoreUrls, open, without_credentials};
@@ -93,6 +95,28 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     limits: Vec<String>,
+    /// Bytes on disk of what was fetched from a remote object store, kept in HOME/cache for all jobs
+    #[arg(
+        long,
+        env = "ION_CACHE_SIZE",
+        default_value = "10GiB",
+        value_parser = ionfs::limits::bytes,
+        global = true,
+        value_name = "SIZE",
+        help_heading = "Global options"
+    )]
+    cache_size: u64,
+    /// Bytes in memory of what is being read, however many files are open [default: a 64th of the memory there is,
+    /// 64MiB to 1GiB]
+    #[arg(
+        long,
+        env = "ION_CACHE_MEMORY",
+        value_parser = ionfs::limits::bytes,
+        global = true,
+        value_name = "SIZE",
+        help_heading = "Global options"
+    )]
+    cache_memory: Option<u64>,
     /// Print JSON documents instead of tables
     #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
@@ -120,6 +144,7 @@ pub(crate) struct Settings {
     pub(crate) opened: Opened,
     commit_deadline: Duration,
     limits: Limits,
+    cache: CacheLimits,
     /// Whether jobs get namespaces of their own.
     pub(crate) namespaces: Namespaces,
 }
@@ -149,8 +174,15 @@ impl Settings {
         let (json, commit_deadline) = (global.json, global.commit_deadline);
         let opened = Opened::default();
         let limits = limits(&global.limits).map_err(Failure)?;
+        let defaults = CacheLimits::default();
+        let cache = CacheLimits {
+            disk_bytes: global.cache_size,
+            // Four blocks at least, or reads would wait for each other.
+            memory_bytes: global.cache_memory.unwrap_or(defaults.memory_bytes).max(4 * BLOCK),
+            ..defaults
+        };
         let mut settings =
-            Self { opened, home, json, said, urls, passthrough, commit_deadline, limits, namespaces };
+            Self { opened, cache, home, json, said, urls, passthrough, commit_deadline, limits, namespaces };
         settings.choose(&recorded)?;
         Ok(settings)
     }
@@ -202,6 +234,7 @@ impl Settings {
             passthrough: self.passthrough,
             commit_deadline: self.commit_deadline,
             limits: self.limits,
+            cache: self.cache,
             ..NodeSettings::new(&self.home)
         }
     }

@@ -138,6 +138,14 @@ impl SetLimits {
     }
 }
 
+/// Bytes as people write them: `500`, `16MiB`, `2 GiB`.
+///
+/// # Errors
+/// In words, what is allowed.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    amount(text, Unit::Bytes).ok_or_else(|| format!("{text:?} is no size: bytes as in 500, 16MiB or 2GiB"))
+}
+
 /// `10000`, or for bytes also `900 KiB`, `16MiB`, `2GiB`, `1TiB`.
 fn amount(text: &str, unit: Unit) -> Option<u64> {
     let text = text.trim();

@@ -1,11 +1,10 @@
 //! A job's tree, mounted by the test itself: what it does to files is seen without a daemon in between.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use ionfs::cache::CacheLimits;
 use ionfs::clock;
 use ionfs::commit::Origin;
 use ionfs::event::{Context, DocumentType, Event, FileEntry, Publication};
@@ -16,16 +15,18 @@ use ionfs::node::{Node, NodeSettings};
 use ionfs::record::CommitMode;
 use ionfs::stores::object::ObjectBlobs;
 use ionfs::stores::open::{StoreUrls, open};
-use ionfs::stores::{Collection, encode};
+use ionfs::stores::{Collection, DataPlane, encode};
 use ionfs::upload::store_path;
+use tokio::runtime::Runtime;
 
 use super::Home;
 
 /// A job's tree, mounted for this process.
 pub struct Mount {
-    pub runtime: tokio::runtime::Runtime,
-    pub home: Home,
+    pub runtime: Arc<Runtime>,
+    pub home: Arc<Home>,
     pub node: Arc<Node>,
+    number: u32,
     tree: JobTree,
     mounted: Option<Mounted>,
 }
@@ -43,75 +44,94 @@ pub enum Blobs {
     Memory,
 }
 
+pub fn runtime() -> Arc<Runtime> {
+    Arc::new(tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap())
+}
+
 impl Mount {
     pub fn new(passthrough: Passthrough, blobs: Blobs, inputs: &[(&str, &[u8])]) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        let home = Home::new();
-        let (node, tree, mounted) = runtime.block_on(async {
-            let mut plane = open(&StoreUrls::embedded(&home.state())).await.unwrap();
-            if blobs == Blobs::Memory {
-                plane.blobs = Arc::new(ObjectBlobs::memory());
-            }
-            let mut files: Vec<FileEntry> = Vec::new();
-            for (name, content) in inputs {
-                let path = home.write("input", content);
-                files.push(
-                    store_path(&*plane.blobs, format!("c/e/0/{name}"), (*name).to_owned(), &path)
-                        .await
-                        .unwrap(),
-                );
-            }
-            let context = Context {
-                name: "test".into(),
-                event_id: EventId::new("e"),
-                correlation_id: CorrelationId::new("c"),
-                parent_event_id: String::new(),
-                document_type: DocumentType::EventMeta,
-            };
-            let event = Event {
-                id: EventId::new("e"),
-                context: context.clone(),
-                event_type: "t".into(),
-                files,
-                file_list: None,
-                data: vec![],
-                created: clock::now(),
-                publication: Publication::Published,
-                file_name: None,
-                job_id: None,
-                attempt: None,
-                publisher: None,
-                unrouted: false,
-            };
-            plane.documents.insert(Collection::Events, encode(&event), None).await.unwrap();
-            let job = serde_json::json!({"id": "j", "attempt": 1});
-            plane.documents.insert(Collection::Jobs, job, None).await.unwrap();
-            let settings = NodeSettings {
-                passthrough: passthrough == Passthrough::Allowed,
-                cache: CacheLimits::default(),
-                ..NodeSettings::new(home.state())
-            };
-            let node = Node::new(plane, settings).unwrap();
+        let (runtime, home) = (runtime(), Home::new());
+        let mut plane = runtime.block_on(open(&StoreUrls::embedded(&home.state()))).unwrap();
+        if blobs == Blobs::Memory {
+            plane.blobs = Arc::new(ObjectBlobs::memory());
+        }
+        let files = inputs.iter().map(|(name, content)| {
+            let path = home.write("input", content);
+            runtime.block_on(stored(&plane, name, &path))
+        });
+        let files = files.collect();
+        Self::over(runtime, home, plane, passthrough, files)
+    }
+
+    /// A job over these stores, whose event has these files.
+    pub fn over(
+        runtime: Arc<Runtime>,
+        home: Home,
+        plane: DataPlane,
+        passthrough: Passthrough,
+        files: Vec<FileEntry>,
+    ) -> Self {
+        let event = Event {
+            id: EventId::new("e"),
+            context: context(),
+            event_type: "t".into(),
+            files,
+            file_list: None,
+            data: vec![],
+            created: clock::now(),
+            publication: Publication::Published,
+            file_name: None,
+            job_id: None,
+            attempt: None,
+            publisher: None,
+            unrouted: false,
+        };
+        runtime.block_on(plane.documents.insert(Collection::Events, encode(&event), None)).unwrap();
+        let settings = NodeSettings {
+            passthrough: passthrough == Passthrough::Allowed,
+            ..NodeSettings::new(home.state())
+        };
+        let node = {
+            let _inside = runtime.enter();
+            Node::new(plane, settings).unwrap()
+        };
+        Self::job(runtime, Arc::new(home), node, 0)
+    }
+
+    /// Another job of the same event on the same node, beside this one.
+    pub fn another(&self) -> Self {
+        Self::job(self.runtime.clone(), self.home.clone(), self.node.clone(), self.number + 1)
+    }
+
+    fn job(runtime: Arc<Runtime>, home: Arc<Home>, node: Arc<Node>, number: u32) -> Self {
+        let (tree, mounted) = runtime.block_on(async {
+            let documents = &node.plane.documents;
+            let id = format!("j{number}");
+            documents
+                .insert(Collection::Jobs, serde_json::json!({"id": id, "attempt": 1}), None)
+                .await
+                .unwrap();
+            let event = documents.get_as(Collection::Events, "e").await.unwrap().unwrap();
             let origin = Origin {
-                job_id: JobId::new("j"),
+                job_id: JobId::new(id),
                 attempt: 1,
                 holder: None,
-                module: "m".into(),
+                module: format!("m{number}"),
                 emits: None,
                 commit: CommitMode::OnClose,
-                parent: context,
+                parent: context(),
             };
             let tree = JobTree::open(&node, JobSpec { origin, event, gathered: None }).await.unwrap();
-            let at = home.path().join("ion");
+            let at = home.path().join(mount_point(number));
             fs::create_dir(&at).unwrap();
             let mounted = mount_at(&at, tree.tree()).await.unwrap();
-            (node, tree, mounted)
+            (tree, mounted)
         });
-        Self { runtime, home, node, tree, mounted: Some(mounted) }
+        Self { runtime, home, node, number, tree, mounted: Some(mounted) }
     }
 
     pub fn at(&self, path: &str) -> PathBuf {
-        self.home.path().join("ion").join(path)
+        self.home.path().join(mount_point(self.number)).join(path)
     }
 
     pub fn data(&self) -> PathBuf {
@@ -131,7 +151,7 @@ impl Mount {
     pub fn commit(&self, files: &[&str]) -> Event {
         let document = serde_json::json!({"eventType": "made", "files": files});
         fs::write(self.at("out/events/made.json"), document.to_string()).unwrap();
-        let id = EventId::derive(&EventId::new("e"), "m", "made.json");
+        let id = EventId::derive(&EventId::new("e"), &format!("m{}", self.number), "made.json");
         let found = self.runtime.block_on(self.node.plane.documents.get_as(Collection::Events, id.as_str()));
         found.unwrap().unwrap()
     }
@@ -139,6 +159,25 @@ impl Mount {
     pub fn content(&self, entry: &FileEntry) -> Vec<u8> {
         self.runtime.block_on(self.node.plane.blobs.get_range(&entry.key, 0..entry.size)).unwrap().to_vec()
     }
+}
+
+fn mount_point(number: u32) -> String {
+    if number == 0 { "ion".into() } else { format!("ion{number}") }
+}
+
+fn context() -> Context {
+    Context {
+        name: "test".into(),
+        event_id: EventId::new("e"),
+        correlation_id: CorrelationId::new("c"),
+        parent_event_id: String::new(),
+        document_type: DocumentType::EventMeta,
+    }
+}
+
+/// A file as an input of the event.
+pub async fn stored(plane: &DataPlane, name: &str, path: &Path) -> FileEntry {
+    store_path(&*plane.blobs, format!("c/e/0/{name}"), name.to_owned(), path).await.unwrap()
 }
 
 impl Drop for Mount {

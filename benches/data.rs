@@ -1,0 +1,391 @@
+//! The data path against what users would use instead, all in one run, on one S3 server and the same bytes.
+//!
+//! `make bench`. The server is a real one on this machine (Garage, as in the tests); it shares two cores with what is measured, so it
+//! is the ratios that say something. Peers: the bare client (`object_store`, with as many requests side by side as Ion
+//! makes, the bytes thrown away), copying in first (the bare client into a local file), rclone and s3fs where they are
+//! installed, and native files. Needs root: it mounts in this process's own namespace.
+//!
+//! `ION_BENCH_MIB` (1,024) is the size of the large file.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    missing_docs,
+    reason = "a bench prints and starts programs, and one that cannot go on panics"
+)]
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use ionfs::event::{Event, FileEntry};
+use ionfs::stores::open::{StoreUrls, open};
+use ionfs::stores::{Collection, DataPlane};
+use support::mount::{Mount, Passthrough, runtime, stored};
+use support::{Home, wait_for};
+use tokio::runtime::Runtime;
+
+const MIB: u64 = 1 << 20;
+
+/// Bytes of one request of the bare client, and requests side by side: as Ion makes them.
+const REQUEST: u64 = 8 * MIB;
+const SIDE_BY_SIDE: usize = 4;
+
+/// Reads of the random rows.
+const RANDOM: u64 = 200;
+
+fn main() {
+    let Ok(url) = std::env::var("ION_BENCH_URL") else {
+        let s3 = support::servers::S3::start();
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.envs(s3.env.iter().cloned()).env("ION_BENCH_URL", &s3.url);
+        assert!(child.status().unwrap().success(), "the bench failed");
+        return;
+    };
+    let size = std::env::var("ION_BENCH_MIB").map_or(1024, |mib| mib.parse::<u64>().unwrap()) * MIB;
+    let bench = Bench::new(url, size);
+    bench.first_bytes();
+    bench.cold_reads();
+    bench.random_reads();
+    bench.reads_again();
+    bench.writes_and_closes();
+    bench.copies();
+}
+
+struct Bench {
+    runtime: Arc<Runtime>,
+    url: String,
+    home: Home,
+    plane: DataPlane,
+    big: FileEntry,
+    small: FileEntry,
+    native: PathBuf,
+    upload: Duration,
+}
+
+impl Bench {
+    fn new(url: String, size: u64) -> Self {
+        let (runtime, home) = (runtime(), Home::new());
+        let native = home.path().join("native");
+        let mut random = File::open("/dev/urandom").unwrap().take(size);
+        std::io::copy(&mut random, &mut File::create(&native).unwrap()).unwrap();
+        let small = home.write("small", vec![5; 4 << 20]);
+        let plane = runtime.block_on(open(&urls(&url, &home))).unwrap();
+        let began = Instant::now();
+        let big = runtime.block_on(stored(&plane, "big", &native));
+        let upload = began.elapsed();
+        let small = runtime.block_on(stored(&plane, "small", &small));
+        println!(
+            "{} MiB on {url}, put by the bare client in {upload:.2?}\n\n{:<58} {:>11} {:>11} {:>8}  goal",
+            size / MIB,
+            "",
+            "ion",
+            "baseline",
+            "ratio"
+        );
+        Self { runtime, url, home, plane, big, small, native, upload }
+    }
+
+    /// A job on a node that has nothing yet.
+    fn cold(&self) -> Mount {
+        let home = Home::new();
+        let plane = self.runtime.block_on(open(&urls(&self.url, &home))).unwrap();
+        let files = vec![self.big.clone(), self.small.clone()];
+        Mount::over(self.runtime.clone(), home, plane, Passthrough::Allowed, files)
+    }
+
+    /// The bare client: a range of a blob, thrown away or into a file.
+    fn bare(&self, entry: &FileEntry, into: Option<&Path>) -> Duration {
+        let began = Instant::now();
+        let file = into.map(|path| Arc::new(File::create(path).unwrap()));
+        let requests = (0..entry.size.div_ceil(REQUEST)).map(|at| {
+            let (blobs, key, file) = (self.plane.blobs.clone(), entry.key.clone(), file.clone());
+            let range = at * REQUEST..((at + 1) * REQUEST).min(entry.size);
+            async move {
+                let mut at = range.start;
+                let mut body = blobs.get(&key, range).await.unwrap();
+                while let Some(piece) = body.try_next().await.unwrap() {
+                    if let Some(file) = &file {
+                        file.write_all_at(&piece, at).unwrap();
+                    }
+                    at += piece.len() as u64;
+                }
+            }
+        });
+        self.runtime.block_on(futures_util::stream::iter(requests).buffer_unordered(SIDE_BY_SIDE).count());
+        began.elapsed()
+    }
+
+    fn first_bytes(&self) {
+        for (entry, name, goal) in [(&self.big, "big", "<= 0.01 of copy-in"), (&self.small, "small", "")] {
+            let ours = median(5, || {
+                let home = Home::new();
+                let plane = self.runtime.block_on(open(&urls(&self.url, &home))).unwrap();
+                let began = Instant::now();
+                let mount =
+                    Mount::over(self.runtime.clone(), home, plane, Passthrough::Allowed, vec![entry.clone()]);
+                read_at_most(&mount.at("in/data").join(name), MIB);
+                began.elapsed()
+            });
+            let copied = self.home.path().join("copied");
+            let theirs = median(1, || {
+                let began = Instant::now();
+                self.bare(entry, Some(&copied));
+                read_at_most(&copied, MIB);
+                began.elapsed()
+            });
+            row(
+                &format!("mount, 1 MiB of {} MiB read / copied in first", entry.size / MIB),
+                ours,
+                theirs,
+                goal,
+            );
+        }
+    }
+
+    fn cold_reads(&self) {
+        let ours = median(3, || read(&self.cold().at("in/data/big")));
+        let theirs = median(3, || self.bare(&self.big, None));
+        row("cold read of it all / bare client", ours, theirs, "<= 1.11");
+        for peer in PEERS {
+            let Some(mounted) = self.peer(peer) else { continue };
+            let theirs = read(&mounted.at.join(&self.big.key));
+            row(&format!("cold read of it all / {peer}"), ours, theirs, "<= 0.67 of the best");
+        }
+    }
+
+    fn random_reads(&self) {
+        let mount = self.cold();
+        let ours = random(&mount.at("in/data/big"), self.big.size) / u32::try_from(RANDOM).unwrap();
+        let fetched = mount.metric("bytesFetched") as f64 / MIB as f64 / RANDOM as f64;
+        let bare = median(1, || {
+            let began = Instant::now();
+            for at in places(self.big.size) {
+                let got =
+                    self.runtime.block_on(self.plane.blobs.get_range(&self.big.key, at..at + 4096)).unwrap();
+                assert_eq!(got.len(), 4096);
+            }
+            began.elapsed() / u32::try_from(RANDOM).unwrap()
+        });
+        row(
+            &format!("random 4 KiB, cold ({fetched:.2} blocks fetched each) / bare"),
+            ours,
+            bare,
+            "<= 1 block",
+        );
+        for peer in PEERS {
+            let Some(mounted) = self.peer(peer) else { continue };
+            let theirs =
+                random(&mounted.at.join(&self.big.key), self.big.size) / u32::try_from(RANDOM).unwrap();
+            row(&format!("random 4 KiB, cold / {peer}"), ours, theirs, "<= 0.5 of the best");
+        }
+    }
+
+    fn reads_again(&self) {
+        let mount = self.cold();
+        read(&mount.at("in/data/big"));
+        let theirs = median(3, || read(&self.native));
+        row("read again, same job / native", median(3, || read(&mount.at("in/data/big"))), theirs, "<= 1.05");
+        let next = mount.another();
+        row("read again, next job / native", median(3, || read(&next.at("in/data/big"))), theirs, "<= 1.05");
+    }
+
+    fn writes_and_closes(&self) {
+        let mount = self.cold();
+        let ours = median(3, || {
+            let _ = fs::remove_file(mount.at("out/data/w"));
+            write(&mount.at("out/data/w"), self.big.size)
+        });
+        let native = self.home.path().join("w");
+        let theirs = median(3, || {
+            let _ = fs::remove_file(&native);
+            write(&native, self.big.size)
+        });
+        row("write it all to out/data / native", ours, theirs, "<= 1.43");
+        let _ = fs::remove_file(mount.at("out/data/w"));
+        write(&mount.at("out/data/w2"), self.big.size);
+        let close = close(&mount, "w", &["w2"]);
+        row("close of the event after writing it / upload of it", close, self.upload, "<= 0.25");
+        let found = self.plane_event(&mount);
+        let message = found.message();
+        let mut number = 0;
+        let ours = median(31, || {
+            number += 1;
+            close_of(&mount, number)
+        });
+        let theirs = median(31, || {
+            number += 1;
+            let began = Instant::now();
+            self.runtime.block_on(async {
+                let document = serde_json::json!({"id": format!("bare-{number}")});
+                mount.node.plane.documents.insert(Collection::Events, document, None).await.unwrap();
+                mount.node.plane.bus.publish(&message).await.unwrap();
+            });
+            began.elapsed()
+        });
+        row("close of an event without files / bare insert and publish", ours, theirs, "<= 1.2");
+    }
+
+    fn plane_event(&self, mount: &Mount) -> Event {
+        let found = self.runtime.block_on(mount.node.plane.documents.get_as(Collection::Events, "e"));
+        found.unwrap().unwrap()
+    }
+
+    fn copies(&self) {
+        let mount = self.cold();
+        let (from, to) = (mount.at("in/data/big"), mount.at("out/data/copy"));
+        let began = Instant::now();
+        assert!(Command::new("cp").args([&from, &to]).status().unwrap().success());
+        let ours = began.elapsed();
+        let moved = mount.metric("bytesFetched") + mount.metric("bytesUploaded");
+        let began = Instant::now();
+        assert!(
+            Command::new("cp")
+                .args([&self.native, &self.home.path().join("copy")])
+                .status()
+                .unwrap()
+                .success()
+        );
+        row(
+            &format!("cp from in/ to out/ ({moved} bytes moved) / native cp"),
+            ours,
+            began.elapsed(),
+            "< 5 ms",
+        );
+    }
+
+    /// The bucket, mounted by another program; none where it is not installed.
+    fn peer(&self, name: &str) -> Option<Peer> {
+        let at = self.home.path().join(name);
+        fs::create_dir_all(&at).unwrap();
+        let variable = |name: &str| std::env::var(name).unwrap();
+        let endpoint = variable("AWS_ENDPOINT_URL");
+        let mut command = Command::new(name);
+        match name {
+            "rclone" => command
+                .args(["mount", ":s3:ion"])
+                .arg(&at)
+                .args(["--daemon", "--read-only", "--buffer-size", "32M", "--dir-cache-time", "1h"])
+                .env("RCLONE_S3_PROVIDER", "Other")
+                .env("RCLONE_S3_ENDPOINT", &endpoint)
+                .env("RCLONE_S3_REGION", variable("AWS_REGION"))
+                .env("RCLONE_S3_ENV_AUTH", "true"),
+            _ => command
+                .arg("ion")
+                .arg(&at)
+                .args(["-o", "use_path_request_style,multireq_max=8,parallel_count=8,ro"])
+                .arg("-o")
+                .arg(format!("url={endpoint},endpoint={}", variable("AWS_REGION")))
+                .env("AWSACCESSKEYID", variable("AWS_ACCESS_KEY_ID"))
+                .env("AWSSECRETACCESSKEY", variable("AWS_SECRET_ACCESS_KEY")),
+        };
+        match command.stdout(Stdio::null()).stderr(Stdio::null()).status() {
+            Ok(status) if status.success() => {}
+            _ => {
+                println!("({name} is not installed or does not mount here)");
+                return None;
+            }
+        }
+        wait_for(name, || at.join(&self.big.key).exists());
+        Some(Peer { at })
+    }
+}
+
+const PEERS: [&str; 2] = ["rclone", "s3fs"];
+
+struct Peer {
+    at: PathBuf,
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
+    }
+}
+
+fn urls(blobs: &str, home: &Home) -> StoreUrls {
+    fs::create_dir_all(home.state()).unwrap();
+    StoreUrls { blobs: blobs.to_owned(), ..StoreUrls::embedded(&home.state()) }
+}
+
+fn median(rounds: usize, mut run: impl FnMut() -> Duration) -> Duration {
+    let mut times: Vec<Duration> = (0..rounds).map(|_| run()).collect();
+    times.sort();
+    times[rounds / 2]
+}
+
+fn row(name: &str, ours: Duration, theirs: Duration, goal: &str) {
+    let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
+    println!("{name:<58} {ours:>11.2?} {theirs:>11.2?} {ratio:>8.3}  {goal}");
+}
+
+fn read(path: &Path) -> Duration {
+    let began = Instant::now();
+    read_at_most(path, u64::MAX);
+    began.elapsed()
+}
+
+fn read_at_most(path: &Path, most: u64) {
+    let mut file = File::open(path).unwrap();
+    let mut buffer = vec![0; 1 << 20];
+    let mut left = most;
+    while left > 0 {
+        let room = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        let length = file.read(&mut buffer[..room]).unwrap();
+        if length == 0 {
+            return;
+        }
+        left -= length as u64;
+    }
+}
+
+/// Places all over a file, the same in each run, no two in one block of a large one.
+fn places(size: u64) -> impl Iterator<Item = u64> {
+    let blocks = size / MIB;
+    (0..RANDOM).map(move |n| (n * 7919 + 13) % blocks * MIB + n * 4096 % MIB)
+}
+
+fn random(path: &Path, size: u64) -> Duration {
+    let file = File::open(path).unwrap();
+    let mut buffer = [0; 4096];
+    let began = Instant::now();
+    for at in places(size) {
+        file.read_exact_at(&mut buffer, at).unwrap();
+    }
+    began.elapsed()
+}
+
+fn write(path: &Path, size: u64) -> Duration {
+    let block: Vec<u8> = (0..MIB).map(|at| ((at * 31) >> 3).to_le_bytes()[0]).collect();
+    let began = Instant::now();
+    let mut file = File::create(path).unwrap();
+    for _ in 0..size / MIB {
+        file.write_all(&block).unwrap();
+    }
+    drop(file);
+    began.elapsed()
+}
+
+/// Writes and closes an event of these files; how long the close took.
+fn close(mount: &Mount, name: &str, files: &[&str]) -> Duration {
+    let document = serde_json::json!({"eventType": "made", "files": files});
+    let mut file = File::create(mount.at("out/events").join(name)).unwrap();
+    file.write_all(document.to_string().as_bytes()).unwrap();
+    let began = Instant::now();
+    // As close() does, and it says how it went.
+    file.sync_all().unwrap();
+    drop(file);
+    began.elapsed()
+}
+
+fn close_of(mount: &Mount, number: u32) -> Duration {
+    close(mount, &format!("event-{number}"), &[])
+}
