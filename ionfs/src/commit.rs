@@ -17,6 +17,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use self::steps::{Answer, End, Step};
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+
 use crate::clock::{self, Millis};
 use crate::errors::chain;
 use crate::event::{
@@ -261,12 +264,14 @@ pub struct Committer {
     metrics: Arc<Metrics>,
     origin: Origin,
     deadline: Duration,
+    /// Events the bus is being told of, or was told of while the document does not say so yet.
+    telling: TaskTracker,
 }
 
 impl Committer {
     /// For one attempt; `deadline` bounds each commit until its document is durable: the time in which no byte moved.
     pub fn new(plane: DataPlane, metrics: Arc<Metrics>, origin: Origin, deadline: Duration) -> Self {
-        Self { plane, metrics, origin, deadline }
+        Self { plane, metrics, origin, deadline, telling: TaskTracker::new() }
     }
 
     /// Who commits.
@@ -397,16 +402,34 @@ impl Committer {
         Ok((Vec::new(), Some(list)))
     }
 
-    /// Steps 3 and 4; whether the bus was told.
+    /// Steps 3 and 4; whether the bus was told. The mark is not waited for: without it the event is published once more,
+    /// which the ledger knows.
     async fn publish(&self, step: Step, event: Event) -> bool {
         let id = event.id.clone();
-        let published = match tokio::time::timeout(PUBLISH_WAIT, publish(&self.plane, event, step)).await {
+        let (told, hears) = oneshot::channel();
+        let plane = self.plane.clone();
+        let task = self.telling.spawn(async move { publish(&plane, event, step, Some(told)).await });
+        let why = match tokio::time::timeout(PUBLISH_WAIT, hears).await {
             Ok(Ok(())) => return true,
-            Ok(Err(error)) => chain(&error),
-            Err(_) => format!("no answer within {} s", PUBLISH_WAIT.as_secs()),
+            Ok(Err(_)) => match task.await {
+                Ok(Ok(())) => return true,
+                Ok(Err(error)) => chain(&error),
+                Err(_) => "the runtime is ending".into(),
+            },
+            Err(_) => {
+                task.abort();
+                format!("no answer within {} s", PUBLISH_WAIT.as_secs())
+            }
         };
-        tracing::warn!(event = %id, reason = published, "the event is committed but not published yet; the relay will");
+        tracing::warn!(event = %id, reason = why, "the event is committed but not published yet; the relay will");
         false
+    }
+
+    /// The job has ended: waits until its documents say what became of them, as long as a publish may take.
+    pub async fn settled(&self) {
+        self.telling.close();
+        // What is not marked by then is the relay's.
+        let _ = tokio::time::timeout(PUBLISH_WAIT, self.telling.wait()).await;
     }
 
     /// Keeps the values of `insights.json`. The document's id is the job's, so closing the file again replaces it.
@@ -499,7 +522,7 @@ pub async fn create_event(plane: &DataPlane, event: Event) -> Result<(), Refusal
     let (step, event) = insert(plane, event, &files, None, CommitMode::OnClose).await?;
     if step == Step::Publish {
         let id = event.id.clone();
-        if let Err(error) = publish(plane, event, step).await {
+        if let Err(error) = publish(plane, event, step, None).await {
             tracing::warn!(event = %id, reason = chain(&error), "the event is stored but not published yet; a dispatcher will");
         }
     }
@@ -561,7 +584,12 @@ async fn try_insert(
 
 /// Steps 3 and 4 of a commit, from the step that the one before has led to; any other is not ours to publish. Publishing
 /// twice is harmless: the ledger knows the job.
-pub(crate) async fn publish(plane: &DataPlane, mut event: Event, from: Step) -> Result<(), StoreError> {
+pub(crate) async fn publish(
+    plane: &DataPlane,
+    mut event: Event,
+    from: Step,
+    mut told: Option<oneshot::Sender<()>>,
+) -> Result<(), StoreError> {
     let mut step = from;
     let mut failed = None;
     loop {
@@ -569,6 +597,9 @@ pub(crate) async fn publish(plane: &DataPlane, mut event: Event, from: Step) -> 
             Step::Publish => plane.bus.publish(&event.message()).await.map(|routed| {
                 failpoint::reach("commit.published");
                 event.unrouted = routed == Routed::Nowhere;
+                if let Some(told) = told.take() {
+                    let _ = told.send(());
+                }
                 Answer::Done
             }),
             Step::Mark => {

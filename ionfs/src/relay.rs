@@ -115,7 +115,7 @@ impl Relay {
             failpoint::reach("relay.adopted");
         }
         let ours = step == Step::Publish;
-        publish(&self.plane, event, step).await.map(|()| ours)
+        publish(&self.plane, event, step, None).await.map(|()| ours)
     }
 }
 
@@ -179,7 +179,7 @@ async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, Sto
         let revealed = documents.replace(Collection::Events, encode(&event), expect, None).await?;
         let step = Step::Reveal.after(changed(revealed), event.attempt, CommitMode::OnSuccess);
         failpoint::reach("promote.revealed");
-        publish(plane, event, step).await?;
+        publish(plane, event, step, None).await?;
         promoted += usize::from(step == Step::Publish);
     }
     let insight = documents.get_as::<InsightRecord>(Collection::Events, &insight_id(job_id)).await?;

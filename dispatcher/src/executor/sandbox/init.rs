@@ -230,6 +230,7 @@ fn supervise(socket: BorrowedFd<'_>, command: Command) -> Result<(), String> {
         // The daemon is gone, or gave up before it began.
         _ => return Ok(()),
     }
+    ionfs::mount::widen_read_ahead(&command.mount_at);
     let child = start_module(&command)?;
     say(socket, &Report::Started, None)?;
     let ended = rustix::process::pidfd_open(child, PidfdFlags::empty()).map_err(|error| error.to_string())?;

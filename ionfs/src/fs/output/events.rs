@@ -301,6 +301,7 @@ impl Output {
                 let _ = self.decide(ino, Asked::Final).await;
             }
         }
+        self.committer.settled().await;
         // Uploads that no event waits for.
         self.stopped.cancel();
         let unnamed: Vec<String> = {
