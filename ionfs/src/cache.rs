@@ -83,14 +83,16 @@ pub struct CacheLimits {
     pub disk_bytes: u64,
     /// Bytes of blocks in memory. Default: see [`default_memory`].
     pub memory_bytes: u64,
-    /// Blobs kept open that nobody reads. Default 2,048: each holds a descriptor, and one that is opened again is
-    /// compared again.
+    /// Blobs kept open that nobody reads. Default 2,048, and at most a quarter of the descriptors this process may have:
+    /// each holds one. A blob that is opened again is compared again.
     pub idle_max: usize,
 }
 
 impl Default for CacheLimits {
     fn default() -> Self {
-        Self { disk_bytes: 10 << 30, memory_bytes: default_memory(), idle_max: 2048 }
+        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let idle_max = descriptors.map_or(2048, |most| usize::try_from(most / 4).unwrap_or(2048).min(2048));
+        Self { disk_bytes: 10 << 30, memory_bytes: default_memory(), idle_max }
     }
 }
 
