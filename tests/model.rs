@@ -550,11 +550,11 @@ posix_fadvise = 1
 copy_file_range = 2
 ";
 
-/// Random operations on one file, mapped and not, every byte compared: a quarter of a million each way, or
+/// Random operations on one file, mapped and not, every byte compared: sixty thousand each way, or
 /// as many as `ION_TEST_FSX_OPS` says (`make torture`). The tool never unmaps what it maps, and slows down with the
 /// square of its operations on any filesystem: so many short runs, each with a seed of its own.
 fn fsx(passthrough: Passthrough) {
-    const OPS: u64 = 5000;
+    const OPS: u64 = 1000;
     let asked = std::env::var("ION_TEST_FSX_OPS").map_or(60_000, |ops| ops.parse::<u64>().unwrap());
     let fsx = built("fsx");
     let mount = Mount::new(passthrough, Blobs::Files, &[]);
