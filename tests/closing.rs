@@ -151,6 +151,28 @@ E"#;
     rejects(script, &[], "ENOENT: file \"missing\" is not in out/data");
 }
 
+/// The first FLUSH of the whole content is that of a child, which looks at no errno.
+#[test]
+fn a_child_that_closes_first_does_not_take_the_refusal_away() {
+    let script = r#"python3 - <<'E'
+import errno, os
+f = open("/ion/out/events/a.json", "w")
+f.write('{"eventType": "a", "files": ["missing"]}')
+f.flush()
+child = os.fork()
+if child == 0:
+    os._exit(0)
+os.waitpid(child, 0)
+for close in [lambda: os.fsync(f.fileno()), lambda: os.close(os.dup(f.fileno())), f.close]:
+    try:
+        close()
+        raise SystemExit("it succeeded")
+    except OSError as e:
+        assert e.errno == errno.ENOENT, e
+E"#;
+    rejects(script, &[], "ENOENT: file \"missing\" is not in out/data");
+}
+
 #[test]
 fn node_and_perl_commit_where_they_are() {
     let node = "command -v node >/dev/null || exec true; node -e 'require(\"fs\").writeFileSync(\"/ion/out/events/a.json\", JSON.stringify({eventType: \"a\"}))'; test -e /ion/events/published/a.json";

@@ -4,6 +4,7 @@
 //! at closers: a complete document commits, an incomplete one waits, and what is there when the last handle
 //! goes is final.
 
+use super::{Errno, Result};
 use crate::commit::Receipt;
 use crate::event::{EventFile, Parsed};
 
@@ -16,8 +17,8 @@ pub(crate) struct EventState {
     seen: u64,
     /// Something was written to it once.
     pub(crate) wrote: bool,
-    /// It was refused, and nothing was written since.
-    refused: bool,
+    /// What it was refused with, if nothing was written since.
+    refused: Option<Errno>,
     /// A commit of its content is under way.
     pub(crate) committing: bool,
     /// It is an event; immutable from now on.
@@ -53,7 +54,7 @@ impl EventState {
     pub(crate) fn changed(&mut self, by_writing: bool) {
         self.version += 1;
         self.wrote |= by_writing;
-        self.refused = false;
+        self.refused = None;
     }
 
     /// Whether a FLUSH has anything to look at (rule 1).
@@ -72,9 +73,15 @@ impl EventState {
     }
 
     /// The outcome of a decision was a refusal: the content of that version is not tried again.
-    pub(crate) fn was_refused(&mut self, version: u64) {
+    pub(crate) fn was_refused(&mut self, version: u64, errno: Errno) {
         self.committing = false;
-        self.refused = self.version == version;
+        self.refused = (self.version == version).then_some(errno);
+    }
+
+    /// What a FLUSH without news answers: a refusal once more. The first may have gone to a child that was forked with
+    /// the file open; whoever wrote it must not take its own close for a commit.
+    pub(crate) fn without_news(&self) -> Result<()> {
+        self.refused.map_or(Ok(()), Err)
     }
 
     /// What the content of a version means (rules 1 to 4). Once it is to be committed, nobody may change it.
@@ -95,7 +102,7 @@ impl EventState {
     fn meaning(&self, asked: Asked, parsed: Parsed) -> Decision {
         match (parsed, asked) {
             // What was refused at its close stays refused; its last handle going adds nothing.
-            _ if self.refused => Decision::Nothing,
+            _ if self.refused.is_some() => Decision::Nothing,
             (Parsed::Complete(file), _) => Decision::Commit(file),
             (Parsed::Invalid(reason), _) => Decision::Refuse(reason),
             (Parsed::TooBig(reason), _) => Decision::TooBig(reason),
@@ -127,14 +134,17 @@ mod tests {
     }
 
     #[test]
-    fn a_second_flush_without_news_does_nothing_also_after_a_refusal() {
+    fn a_second_flush_without_news_does_nothing_and_answers_as_the_first() {
         let mut state = EventState::default();
         state.changed(true);
         assert!(matches!(decide(&mut state, Asked::Flush, "{\"eventType\":\"a\"}"), Decision::Commit(_)));
-        state.was_refused(state.version());
+        assert_eq!(state.without_news(), Ok(()));
+        state.was_refused(state.version(), Errno::NOENT);
+        assert_eq!(state.without_news(), Err(Errno::NOENT));
         assert_eq!(decide(&mut state, Asked::Flush, "{\"eventType\":\"a\"}"), Decision::Nothing);
         assert_eq!(decide(&mut state, Asked::Final, "{\"eventType\":\"a\"}"), Decision::Nothing);
         state.changed(true);
+        assert_eq!(state.without_news(), Ok(()));
         assert!(matches!(decide(&mut state, Asked::Flush, "{\"eventType\":\"b\"}"), Decision::Commit(_)));
     }
 

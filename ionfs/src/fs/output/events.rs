@@ -156,7 +156,7 @@ impl Output {
             let table = self.lock();
             let Some(state) = &table.file(ino)?.event else { return Ok(()) };
             if !state.is_news(asked) {
-                return Ok(());
+                return state.without_news();
             }
             state.deciding.clone()
         };
@@ -166,8 +166,11 @@ impl Output {
             let file = table.file(ino)?;
             let Some(state) = &file.event else { return Ok(()) };
             // Opened for writing again: that writer's close decides.
-            if !state.is_news(asked) || (asked == Asked::Final && !file.writers.is_empty()) {
+            if asked == Asked::Final && !file.writers.is_empty() {
                 return Ok(());
+            }
+            if !state.is_news(asked) {
+                return state.without_news();
             }
             state.version()
         };
@@ -211,12 +214,13 @@ impl Output {
                 Err(refusal) => refusal,
             },
         };
+        let errno = self.reject(&name, &refused);
         if let Ok(file) = self.lock().file_mut(ino)
             && let Some(state) = &mut file.event
         {
-            state.was_refused(version);
+            state.was_refused(version, errno);
         }
-        Err(self.reject(&name, &refused))
+        Err(errno)
     }
 
     /// Under what name a file is decided upon, and whether it is `insights.json`; none for drafts and data.
