@@ -133,8 +133,16 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Open {
-    by_name: HashMap<String, (u64, Arc<CachedBlob>)>,
+    by_key: HashMap<String, (u64, Arc<CachedBlob>)>,
     clock: u64,
+}
+
+impl Open {
+    /// The blob of this entry. Another document may name the same key with other sums only if one of them lies: each is
+    /// held to its own.
+    fn find(&mut self, entry: &FileEntry) -> Option<&mut (u64, Arc<CachedBlob>)> {
+        self.by_key.get_mut(&entry.key).filter(|(_, blob)| blob.is_of(entry))
+    }
 }
 
 impl Shared {
@@ -152,8 +160,8 @@ impl Shared {
             let in_use: HashSet<String> = {
                 let mut open = this.open();
                 // What is open stays on the disk though its file is gone.
-                open.by_name.retain(|_, (_, blob)| Arc::strong_count(blob) > 1);
-                open.by_name.keys().cloned().collect()
+                open.by_key.retain(|_, (_, blob)| Arc::strong_count(blob) > 1);
+                open.by_key.values().map(|(_, blob)| Disk::name(blob.entry())).collect()
             };
             this.disk.make_room(&in_use);
             this.making_room.store(false, Ordering::Release);
@@ -197,11 +205,10 @@ impl Cache {
         if entry.checksums.block > BLOCK_MAX {
             return Err(CacheError::Block { key: entry.key.clone(), block: entry.checksums.block });
         }
-        let name = Disk::name(entry);
         let mut open = self.shared.open();
         open.clock += 1;
         let now = open.clock;
-        if let Some((used, blob)) = open.by_name.get_mut(&name) {
+        if let Some((used, blob)) = open.find(entry) {
             *used = now;
             return Ok(blob.clone());
         }
@@ -209,10 +216,10 @@ impl Cache {
             Some(file) => (Place::Store, file),
             None => {
                 let local = |source| CacheError::Local { key: entry.key.clone(), source };
-                (Place::Node, self.shared.disk.open(&name, entry.size).map_err(local)?)
+                (Place::Node, self.shared.disk.open(&Disk::name(entry), entry.size).map_err(local)?)
             }
         };
-        Ok(self.insert(&mut open, entry, name, place, file))
+        Ok(self.insert(&mut open, entry, place, file))
     }
 
     /// A job of this node has made the blob; `file` is its staged file. Its next reader need not ask the store. Whether
@@ -221,24 +228,24 @@ impl Cache {
         if self.shared.blobs.open_local(&entry.key).is_some() {
             return false;
         }
-        let name = Disk::name(entry);
         let mut open = self.shared.open();
-        if !open.by_name.contains_key(&name) {
+        if open.find(entry).is_none() {
             open.clock += 1;
-            self.insert(&mut open, entry, name, Place::Producer, file);
+            self.insert(&mut open, entry, Place::Producer, file);
         }
         true
     }
 
     /// The job that made the blob has ended. `file` is its staged file, if it still is what was named; the cache keeps it.
     pub(crate) fn settled(&self, entry: &FileEntry, file: Option<&File>) {
-        let name = Disk::name(entry);
-        let kept = file.is_some_and(|file| self.shared.disk.adopt(&name, file).is_ok());
+        let kept = file.is_some_and(|file| self.shared.disk.adopt(&Disk::name(entry), file).is_ok());
         let mut open = self.shared.open();
-        if kept && let Some((_, blob)) = open.by_name.get(&name) {
-            blob.settle();
-        } else {
-            open.by_name.remove(&name);
+        if let Some((_, blob)) = open.find(entry) {
+            if kept {
+                blob.settle();
+            } else {
+                open.by_key.remove(&entry.key);
+            }
         }
         drop(open);
         self.shared.make_room_if_full();
@@ -249,28 +256,17 @@ impl Cache {
         self.shared.memory.taken()
     }
 
-    fn insert(
-        &self,
-        open: &mut Open,
-        entry: &FileEntry,
-        name: String,
-        place: Place,
-        file: File,
-    ) -> Arc<CachedBlob> {
+    fn insert(&self, open: &mut Open, entry: &FileEntry, place: Place, file: File) -> Arc<CachedBlob> {
         let blob = Arc::new(CachedBlob::new(self.shared.clone(), entry, place, file));
-        open.by_name.insert(name, (open.clock, blob.clone()));
+        open.by_key.insert(entry.key.clone(), (open.clock, blob.clone()));
         let idle_max = self.shared.idle_max;
-        if open.by_name.len() > idle_max {
-            let mut idle: Vec<(u64, String)> = open
-                .by_name
-                .iter()
-                .filter(|(_, (_, blob))| Arc::strong_count(blob) == 1)
-                .map(|(name, (used, _))| (*used, name.clone()))
-                .collect();
+        if open.by_key.len() > idle_max {
+            let idle = open.by_key.iter().filter(|(_, (_, blob))| Arc::strong_count(blob) == 1);
+            let mut idle: Vec<(u64, String)> = idle.map(|(key, (used, _))| (*used, key.clone())).collect();
             idle.sort_unstable();
             // Some at once, so that this is not done for every blob.
-            for (_, name) in idle.iter().take((idle.len() + idle_max / 8).saturating_sub(idle_max)) {
-                open.by_name.remove(name);
+            for (_, key) in idle.iter().take((idle.len() + idle_max / 8).saturating_sub(idle_max)) {
+                open.by_key.remove(key);
             }
         }
         blob

@@ -133,9 +133,13 @@ impl CachedBlob {
         }
     }
 
-    /// Its length in bytes.
-    pub fn size(&self) -> u64 {
-        self.entry.size
+    pub(super) fn entry(&self) -> &FileEntry {
+        &self.entry
+    }
+
+    /// Whether it is what this entry says.
+    pub(super) fn is_of(&self, entry: &FileEntry) -> bool {
+        self.entry.checksums == entry.checksums && self.entry.size == entry.size
     }
 
     /// The file to read without asking further: every block was compared, and nobody can write to it.
@@ -175,7 +179,7 @@ impl CachedBlob {
     }
 
     /// Brings the blocks that the bytes of `range` touch if there is room in memory, without waiting for them.
-    pub fn prefetch(self: &Arc<Self>, range: Range<u64>) {
+    fn prefetch(self: &Arc<Self>, range: Range<u64>) {
         let end = range.end.min(self.entry.size);
         if range.start < end {
             self.bring(range.start / self.block..end.div_ceil(self.block), false);
@@ -442,11 +446,11 @@ impl Reader {
         let blob = &self.blob;
         let end = offset.saturating_add(length).min(blob.entry.size);
         let ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner).after(offset, end);
-        if offset < end {
-            // What is asked for comes before what may be.
-            blob.bring(offset / blob.block..end.div_ceil(blob.block), true);
-        }
         if let Some(ahead) = ahead {
+            // What is asked for comes before what may be.
+            if offset < end {
+                blob.bring(offset / blob.block..end.div_ceil(blob.block), true);
+            }
             blob.prefetch(ahead);
             // Requests come side by side: the block before may not have been read to its end.
             if let Some(passed) = (offset / blob.block).checked_sub(2) {
