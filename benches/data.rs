@@ -14,6 +14,7 @@
     reason = "a bench prints and starts programs, and one that cannot go on panics"
 )]
 
+mod common;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -25,6 +26,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::{median, read, read_at_most, write};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use ionfs::event::{Event, FileEntry};
 use ionfs::stores::open::{StoreUrls, open};
@@ -202,16 +204,16 @@ impl Bench {
         let mount = self.cold();
         let ours = median(3, || {
             let _ = fs::remove_file(mount.at("out/data/w"));
-            write(&mount.at("out/data/w"), self.big.size)
+            write(&mount.at("out/data/w"), self.big.size / MIB)
         });
         let native = self.home.path().join("w");
         let theirs = median(3, || {
             let _ = fs::remove_file(&native);
-            write(&native, self.big.size)
+            write(&native, self.big.size / MIB)
         });
         row("write it all to out/data / native", ours, theirs, "<= 1.43");
         let _ = fs::remove_file(mount.at("out/data/w"));
-        write(&mount.at("out/data/w2"), self.big.size);
+        write(&mount.at("out/data/w2"), self.big.size / MIB);
         let close = close(&mount, "w", &["w2"]);
         row("close of the event after writing it / upload of it", close, self.upload, "<= 0.25");
         let found = self.plane_event(&mount);
@@ -318,35 +320,9 @@ fn urls(blobs: &str, home: &Home) -> StoreUrls {
     StoreUrls { blobs: blobs.to_owned(), ..StoreUrls::embedded(&home.state()) }
 }
 
-fn median(rounds: usize, mut run: impl FnMut() -> Duration) -> Duration {
-    let mut times: Vec<Duration> = (0..rounds).map(|_| run()).collect();
-    times.sort();
-    times[rounds / 2]
-}
-
 fn row(name: &str, ours: Duration, theirs: Duration, goal: &str) {
     let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
     println!("{name:<58} {ours:>11.2?} {theirs:>11.2?} {ratio:>8.3}  {goal}");
-}
-
-fn read(path: &Path) -> Duration {
-    let began = Instant::now();
-    read_at_most(path, u64::MAX);
-    began.elapsed()
-}
-
-fn read_at_most(path: &Path, most: u64) {
-    let mut file = File::open(path).unwrap();
-    let mut buffer = vec![0; 1 << 20];
-    let mut left = most;
-    while left > 0 {
-        let room = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-        let length = file.read(&mut buffer[..room]).unwrap();
-        if length == 0 {
-            return;
-        }
-        left -= length as u64;
-    }
 }
 
 /// Places all over a file, the same in each run, no two in one block of a large one.
@@ -362,17 +338,6 @@ fn random(path: &Path, size: u64) -> Duration {
     for at in places(size) {
         file.read_exact_at(&mut buffer, at).unwrap();
     }
-    began.elapsed()
-}
-
-fn write(path: &Path, size: u64) -> Duration {
-    let block: Vec<u8> = (0..MIB).map(|at| ((at * 31) >> 3).to_le_bytes()[0]).collect();
-    let began = Instant::now();
-    let mut file = File::create(path).unwrap();
-    for _ in 0..size / MIB {
-        file.write_all(&block).unwrap();
-    }
-    drop(file);
     began.elapsed()
 }
 

@@ -9,49 +9,47 @@
     reason = "a bench prints, and one that cannot go on panics"
 )]
 
+mod common;
+#[path = "../tests/support/mod.rs"]
+mod support;
+
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::io::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ionfs::clock;
-use ionfs::commit::Origin;
-use ionfs::event::{Context, DocumentType, Event, Publication};
-use ionfs::fs::job::{JobSpec, JobTree};
-use ionfs::id::{CorrelationId, EventId, JobId};
-use ionfs::mount::{Mounted, mount_at};
-use ionfs::node::{Node, NodeSettings};
-use ionfs::record::CommitMode;
+use common::{middle, read, write};
+use ionfs::stores::Collection;
 use ionfs::stores::open::{StoreUrls, open};
-use ionfs::stores::{Collection, encode};
 use ionfs::upload::store_path;
+use support::Home;
+use support::mount::{Mount, Passthrough, runtime, stored};
+use tokio::runtime::Runtime;
 
 const BIG: usize = 512 << 20;
 const SMALL: usize = 300;
 const ROUNDS: usize = 3;
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let runtime = runtime();
     let home = tempfile::Builder::new().prefix("ion-bench-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let native = home.path().join("native");
     fs::create_dir(&native).unwrap();
     let big = native.join("big");
     fs::write(&big, vec![7; BIG]).unwrap();
     println!("{:<44} {:>12} {:>12} {:>7}", "", "ion", "baseline", "ratio");
-    for passthrough in [true, false] {
-        let how = if passthrough { "passthrough" } else { "daemon answers" };
-        let job = Job::new(&runtime, &home.path().join(how), passthrough, &big);
+    for (passthrough, how) in [(Passthrough::Allowed, "passthrough"), (Passthrough::Off, "daemon answers")] {
+        let job = job(&runtime, passthrough, &big);
         let input = job.at("in/data/big");
         row(&format!("first read of 512 MiB / native ({how})"), 1, || read(&input), || read(&big));
         row(&format!("read again / native ({how})"), ROUNDS, || read(&input), || read(&big));
         let (ours, theirs) = (job.at("out/data/w"), native.join("w"));
-        row(&format!("write 512 MiB / native ({how})"), ROUNDS, || write(&ours), || write(&theirs));
+        row(&format!("write 512 MiB / native ({how})"), ROUNDS, || written(&ours), || written(&theirs));
         let (ours, theirs) = (job.at("out/data"), native.clone());
         row(&format!("{SMALL} files of 100 B / native ({how})"), ROUNDS, || small(&ours), || small(&theirs));
-        job.end(&runtime);
     }
-    let job = Job::new(&runtime, &home.path().join("commit"), true, &big);
+    let job = job(&runtime, Passthrough::Allowed, &big);
     let plane = job.node.plane.clone();
     let mut n = 0;
     let mut m = 0;
@@ -81,7 +79,7 @@ fn main() {
             began.elapsed()
         },
     );
-    job.end(&runtime);
+    drop(job);
     dispatch(home.path());
 }
 
@@ -92,31 +90,13 @@ fn row(name: &str, rounds: usize, mut ours: impl FnMut() -> Duration, mut theirs
         a.push(ours());
         b.push(theirs());
     }
-    let median = |times: &mut Vec<Duration>| {
-        times.sort();
-        times[times.len() / 2]
-    };
-    let (a, b) = (median(&mut a), median(&mut b));
+    let (a, b) = (middle(a), middle(b));
     println!("{name:<44} {:>10.2?} {:>10.2?} {:>7.2}", a, b, a.as_secs_f64() / b.as_secs_f64());
 }
 
-fn read(path: &Path) -> Duration {
-    let began = Instant::now();
-    let mut file = fs::File::open(path).unwrap();
-    let mut buffer = vec![0; 1 << 20];
-    while file.read(&mut buffer).unwrap() > 0 {}
-    began.elapsed()
-}
-
-fn write(path: &Path) -> Duration {
-    let block = vec![3; 1 << 20];
-    let began = Instant::now();
-    let mut file = fs::File::create(path).unwrap();
-    for _ in 0..BIG >> 20 {
-        file.write_all(&block).unwrap();
-    }
-    drop(file);
-    let took = began.elapsed();
+/// Writes, and removes it again.
+fn written(path: &Path) -> Duration {
+    let took = write(path, BIG as u64 >> 20);
     fs::remove_file(path).unwrap();
     took
 }
@@ -133,76 +113,12 @@ fn small(folder: &Path) -> Duration {
     took
 }
 
-/// A job's tree, mounted for this process.
-struct Job {
-    node: Arc<Node>,
-    tree: JobTree,
-    mounted: Mounted,
-    at: PathBuf,
-}
-
-impl Job {
-    fn new(runtime: &tokio::runtime::Runtime, home: &Path, passthrough: bool, big: &Path) -> Self {
-        fs::create_dir(home).unwrap();
-        runtime.block_on(async {
-            let plane = open(&StoreUrls::embedded(home)).await.unwrap();
-            let files = vec![store_path(&*plane.blobs, "c/e/0/big".into(), "big".into(), big).await.unwrap()];
-            let context = Context {
-                name: "bench".into(),
-                event_id: EventId::new("e"),
-                correlation_id: CorrelationId::new("c"),
-                parent_event_id: String::new(),
-                document_type: DocumentType::EventMeta,
-            };
-            let event = Event {
-                id: EventId::new("e"),
-                context: context.clone(),
-                event_type: "t".into(),
-                files,
-                file_list: None,
-                data: vec![],
-                created: clock::now(),
-                publication: Publication::Published,
-                file_name: None,
-                job_id: None,
-                attempt: None,
-                publisher: None,
-                unrouted: false,
-            };
-            plane.documents.insert(Collection::Events, encode(&event), None).await.unwrap();
-            plane
-                .documents
-                .insert(Collection::Jobs, serde_json::json!({"id": "j", "attempt": 1}), None)
-                .await
-                .unwrap();
-            let node = Node::new(plane, NodeSettings { passthrough, ..NodeSettings::new(home) }).unwrap();
-            let origin = Origin {
-                job_id: JobId::new("j"),
-                attempt: 1,
-                holder: None,
-                module: "m".into(),
-                emits: None,
-                commit: CommitMode::OnClose,
-                parent: context,
-            };
-            let tree = JobTree::open(&node, JobSpec { origin, event, gathered: None }).await.unwrap();
-            let at = home.join("ion");
-            fs::create_dir(&at).unwrap();
-            let mounted = mount_at(&at, tree.tree()).await.unwrap();
-            Self { node, tree, mounted, at }
-        })
-    }
-
-    fn at(&self, path: &str) -> PathBuf {
-        self.at.join(path)
-    }
-
-    fn end(self, runtime: &tokio::runtime::Runtime) {
-        runtime.block_on(async {
-            self.mounted.unmount().await.unwrap();
-            self.tree.finish().await;
-        });
-    }
+/// A job over embedded stores of its own.
+fn job(runtime: &Arc<Runtime>, passthrough: Passthrough, big: &Path) -> Mount {
+    let home = Home::new();
+    let plane = runtime.block_on(open(&StoreUrls::embedded(&home.state()))).unwrap();
+    let files = vec![runtime.block_on(stored(&plane, "big", big))];
+    Mount::over(runtime.clone(), home, plane, passthrough, files)
 }
 
 /// Jobs of `true` from queue to end, against starting the same program bare.

@@ -14,17 +14,11 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use ionfs::commit::Origin;
-use ionfs::event::{Context, DocumentType, Event, FileEntry, Publication};
-use ionfs::fs::job::{JobSpec, JobTree};
-use ionfs::id::{CorrelationId, EventId, JobId};
-use ionfs::mount::mount_at;
-use ionfs::node::{Node, NodeSettings};
-use ionfs::record::CommitMode;
+use ionfs::event::FileEntry;
 use ionfs::stores::open::{StoreUrls, open};
 use proptest::prelude::*;
 use support::Home;
-use support::mount::{Blobs, Mount, Passthrough, built, run};
+use support::mount::{Blobs, Mount, Passthrough, built, run, runtime};
 
 // ---- generated operations ----
 
@@ -287,78 +281,36 @@ fn inputs_read_the_same_whoever_moves_the_bytes() {
 
 #[test]
 fn a_megabyte_of_ten_gigabytes_fetches_about_a_megabyte() {
-    let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[]);
-    drop(mount);
-    let home = Home::new();
+    let (runtime, home) = (runtime(), Home::new());
     let path = home.path().join("huge");
     // A sparse file: ten gigabytes to read, nothing on the disk.
     File::create(&path).unwrap().set_len(10 << 30).unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let (node, tree, mounted) = runtime.block_on(async {
-        let plane = open(&StoreUrls::embedded(&home.state())).await.unwrap();
-        // Put under its key as it is: an upload would read all of it.
-        let key = "c/e/0/huge";
-        let target = home.state().join("blobs").join(key);
-        fs::create_dir_all(target.parent().unwrap()).unwrap();
-        fs::rename(&path, &target).unwrap();
-        let mut summer = ionfs::checksum::Summer::default();
-        let zeroes = vec![0; 64 << 20];
-        for _ in 0..160 {
-            summer.update(&zeroes);
-        }
-        let entry = FileEntry {
-            name: "huge".into(),
-            key: key.into(),
-            size: 10 << 30,
-            mtime: 0,
-            mode: 0o644,
-            checksums: summer.finish(),
-        };
-        let context = Context {
-            name: "t".into(),
-            event_id: EventId::new("e"),
-            correlation_id: CorrelationId::new("c"),
-            parent_event_id: String::new(),
-            document_type: DocumentType::EventMeta,
-        };
-        let event = Event {
-            id: EventId::new("e"),
-            context: context.clone(),
-            event_type: "t".into(),
-            files: vec![entry],
-            file_list: None,
-            data: vec![],
-            created: 0,
-            publication: Publication::Published,
-            file_name: None,
-            job_id: None,
-            attempt: None,
-            publisher: None,
-            unrouted: false,
-        };
-        let node = Node::new(plane, NodeSettings::new(home.state())).unwrap();
-        let origin = Origin {
-            job_id: JobId::new("j"),
-            attempt: 1,
-            holder: None,
-            module: "m".into(),
-            emits: None,
-            commit: CommitMode::OnClose,
-            parent: context,
-        };
-        let tree = JobTree::open(&node, JobSpec { origin, event, gathered: None }).await.unwrap();
-        let at = home.path().join("ion");
-        fs::create_dir(&at).unwrap();
-        (node, tree.tree(), mount_at(&at, tree.tree()).await.unwrap())
-    });
-    let file = File::open(home.path().join("ion/in/data/huge")).unwrap();
+    let plane = runtime.block_on(open(&StoreUrls::embedded(&home.state()))).unwrap();
+    // Put under its key as it is: an upload would read all of it.
+    let key = "c/e/0/huge";
+    let target = home.state().join("blobs").join(key);
+    fs::create_dir_all(target.parent().unwrap()).unwrap();
+    fs::rename(&path, &target).unwrap();
+    let mut summer = ionfs::checksum::Summer::default();
+    let zeroes = vec![0; 64 << 20];
+    for _ in 0..160 {
+        summer.update(&zeroes);
+    }
+    let entry = FileEntry {
+        name: "huge".into(),
+        key: key.into(),
+        size: 10 << 30,
+        mtime: 0,
+        mode: 0o644,
+        checksums: summer.finish(),
+    };
+    let mount = Mount::over(runtime, home, plane, Passthrough::Allowed, vec![entry]);
+    let file = File::open(mount.at("in/data/huge")).unwrap();
     let mut buffer = vec![1; 1 << 20];
     file.read_exact_at(&mut buffer, 7 << 30).unwrap();
     assert!(buffer.iter().all(|byte| *byte == 0));
-    let fetched = node.metrics.bytes_fetched.get();
+    let fetched = mount.metric("bytesFetched");
     assert!(fetched <= 3 << 20, "{fetched} bytes were fetched for one megabyte");
-    drop((file, tree));
-    runtime.block_on(mounted.unmount()).unwrap();
 }
 
 #[test]

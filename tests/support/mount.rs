@@ -121,7 +121,8 @@ impl Mount {
                 commit: CommitMode::OnClose,
                 parent: context(),
             };
-            let tree = JobTree::open(&node, JobSpec { origin, event, gathered: None }).await.unwrap();
+            let spec = JobSpec { origin, event, gathered: None };
+            let tree = JobTree::open(&node, spec, node.settings.limits).await.unwrap();
             let at = home.path().join(mount_point(number));
             fs::create_dir(&at).unwrap();
             let mounted = mount_at(&at, tree.tree()).await.unwrap();

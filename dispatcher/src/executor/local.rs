@@ -103,7 +103,7 @@ impl LocalExecutor {
         let limits = start.module.limits.over(self.node.settings.limits);
         let mut tries = 0;
         let tree = loop {
-            match JobTree::open_within(&self.node, spec.clone(), limits).await {
+            match JobTree::open(&self.node, spec.clone(), limits).await {
                 Ok(tree) => break tree,
                 // A store that is away is no failure of the module's: it is waited for, and then left to another attempt.
                 Err(error @ OpenError::Store(StoreError::Unavailable { .. })) => {
@@ -133,7 +133,7 @@ impl LocalExecutor {
             cwd: start.module.directory.clone(),
             mount_at: MOUNT_AT.into(),
             mode: self.mode,
-            processes: start.module.limits.over(self.node.settings.limits).processes,
+            processes: tree.limits().processes,
             open_files: ionfs::sys::open_files_before(),
         };
         let spawned = match sandbox::spawn(&self.settings.program, command).await {

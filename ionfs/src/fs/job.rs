@@ -68,13 +68,8 @@ pub struct JobTree {
 }
 
 impl JobTree {
-    /// Makes the tree of an attempt, with the daemon's limits.
-    pub async fn open(daemon: &Arc<Daemon>, spec: JobSpec) -> Result<Self, OpenError> {
-        Self::open_within(daemon, spec, daemon.settings.limits).await
-    }
-
     /// Makes the tree of an attempt. Reads the event's list of files and nothing of their bytes.
-    pub async fn open_within(daemon: &Arc<Daemon>, spec: JobSpec, limits: Limits) -> Result<Self, OpenError> {
+    pub async fn open(daemon: &Arc<Daemon>, spec: JobSpec, limits: Limits) -> Result<Self, OpenError> {
         let directory =
             job_dir(&daemon.settings.home, &spec.origin.job_id, spec.origin.attempt).join("stage");
         let staging = |source| OpenError::Staging { path: directory.clone(), source };
@@ -103,6 +98,11 @@ impl JobTree {
     /// The folder where what the module writes is staged.
     pub fn staging(&self) -> &Path {
         &self.directory
+    }
+
+    /// What the job may take.
+    pub fn limits(&self) -> Limits {
+        *self.output.limits()
     }
 
     /// The job is ended by force: what waits for a store is answered with EIO, and nothing is committed any more.
