@@ -426,7 +426,7 @@ pub fn clean_path(path: &str) -> Option<String> {
 }
 
 /// Whether a name in `out/events` is a draft: no event until it is renamed. `sed -i` writes its result to a
-/// `sedXXXXXX` beside the file and renames it, so such a name is a draft too.
+/// file beside it, `sed` and six letters or digits, and renames that, so such a name is a draft too.
 pub fn is_draft(name: &str) -> bool {
     let seds_own =
         name.len() == 9 && name.starts_with("sed") && name.bytes().all(|b| b.is_ascii_alphanumeric());

@@ -4,28 +4,34 @@
 //! stores, a commit) into a task that carries the reply, so that no request waits behind another's network. Every
 //! such task has a deadline; the kernel's caller gets EIO when it runs out.
 
-use std::collections::HashMap;
+mod handles;
+mod reply;
+
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
-    BackingId, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 use tokio::runtime::Handle as Runtime;
 
-use crate::cache::Reader;
-use crate::fs::output::{Maker, OpenHow, SetAttr, Staged, read_within};
+use self::handles::{Handles, Open};
+use self::reply::{
+    file_attr, file_type, fuse_errno, maker, moment, nothing, reply_attr, reply_data, reply_empty,
+    reply_written, reply_xattr,
+};
+use crate::fs::output::{OpenHow, SetAttr, Staged};
 use crate::fs::view::Item;
-use crate::fs::{Attr, DirEntry, Errno, Ino, Kind, Result, Seek, Tree, is_staged, seek_dense};
+use crate::fs::{Errno, Ino, Result, Seek, Tree, is_staged, seek_dense};
 use crate::patience::while_it_moves;
 
 /// Bytes of one write request. The kernel's default of 128 KiB costs eight times the round trips; more than 1 MiB
@@ -36,58 +42,8 @@ const WRITE_MAX: u32 = 1 << 20;
 /// slow reads block all others.
 const BACKGROUND_MAX: u16 = 256;
 
-/// A blob this small is fetched whole when it is opened: one request then, and passthrough from the first read.
-const WHOLE_AT_OPEN: u64 = 4 << 20;
-
 /// How long a rename, a flush or a copy may take beyond the commit's own deadline.
 const MARGIN: Duration = Duration::from_secs(10);
-
-/// What an open file is.
-#[derive(Debug, Clone)]
-enum Open {
-    Staged(Arc<Staged>),
-    Blob(Arc<Reader>),
-    Text(Bytes),
-    Live(Arc<File>),
-    /// What the last reading from the start on found.
-    Directory(Arc<Mutex<Listing>>),
-}
-
-/// A directory's names at one moment: what offsets count in.
-type Listing = Arc<Vec<DirEntry>>;
-
-#[derive(Debug)]
-struct Handle {
-    /// As the kernel numbers it.
-    ino: INodeNo,
-    open: Open,
-    /// None: a directory.
-    mode: Option<Mode>,
-}
-
-/// Who moves an open file's bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    /// The daemon, through the kernel's page cache.
-    Cached,
-    /// The kernel, from the backing file.
-    Passed,
-}
-
-/// The handles open on one of the kernel's inodes. It fails an open with EIO that is not by passthrough while another
-/// is, so only what nobody can write is ever passed: a blob.
-#[derive(Debug, Default)]
-struct Modes {
-    cached: u32,
-    passed: u32,
-    backing: Option<Arc<BackingId>>,
-}
-
-#[derive(Debug, Default)]
-struct Handles {
-    by_number: HashMap<u64, Arc<Handle>>,
-    modes: HashMap<INodeNo, Modes>,
-}
 
 /// Answers the kernel for one mount.
 #[derive(Debug)]
@@ -146,263 +102,12 @@ impl Kernel {
 }
 
 impl Shared {
-    fn handles(&self) -> MutexGuard<'_, Handles> {
-        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Awaits `work`, for a job that is ended by force not any longer.
     async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         match &self.tree.output {
             Some(output) => output.unless_stopped(work).await,
             None => work.await,
         }
-    }
-
-    /// Whether one more file may be open. Each takes a descriptor of the daemon, which all jobs share.
-    fn may_open(&self) -> Result<()> {
-        let most = self.tree.output.as_ref().map_or(u64::MAX, |output| output.limits().open_files);
-        if (self.handles().by_number.len() as u64) < most { Ok(()) } else { Err(Errno::MFILE) }
-    }
-
-    fn handle(&self, number: FileHandle) -> Result<Arc<Handle>> {
-        self.handles().by_number.get(&number.0).cloned().ok_or(Errno::BADF)
-    }
-
-    fn staged(&self, number: FileHandle) -> Result<Arc<Staged>> {
-        match &self.handle(number)?.open {
-            Open::Staged(staged) => Ok(staged.clone()),
-            Open::Directory(_) => Err(Errno::ISDIR),
-            _ => Err(Errno::ROFS),
-        }
-    }
-
-    fn add(&self, ino: INodeNo, open: Open, mode: Option<Mode>) -> FileHandle {
-        let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        self.handles().by_number.insert(number, Arc::new(Handle { ino, open, mode }));
-        FileHandle(number)
-    }
-
-    /// Decides who moves the bytes of a file that is being opened, and counts it.
-    fn choose(
-        &self,
-        ino: INodeNo,
-        open: &Open,
-        open_backing: impl FnOnce(&File) -> io::Result<BackingId>,
-    ) -> Result<(Mode, Option<Arc<BackingId>>)> {
-        let daemon = &self.tree.daemon;
-        let whole = match open {
-            Open::Blob(reader) => reader.blob().whole(),
-            _ => None,
-        };
-        let mut handles = self.handles();
-        let modes = handles.modes.entry(ino).or_default();
-        if let Some(id) = modes.backing.clone() {
-            // A file that was moved here from `in/data`, and is still read there.
-            if let Open::Staged(staged) = open
-                && !self.tree.output()?.is_untouched(staged)
-            {
-                return Err(Errno::TXTBSY);
-            }
-            modes.passed += 1;
-            daemon.metrics.opens_passthrough.add(1);
-            return Ok((Mode::Passed, Some(id)));
-        }
-        if let Some(file) = whole.filter(|_| modes.cached == 0 && daemon.may_pass_through()) {
-            match open_backing(file).map(Arc::new) {
-                Ok(id) => {
-                    modes.passed += 1;
-                    modes.backing = Some(id.clone());
-                    daemon.metrics.opens_passthrough.add(1);
-                    return Ok((Mode::Passed, Some(id)));
-                }
-                Err(error) => daemon.passthrough_was_refused(&error),
-            }
-        }
-        daemon.metrics.opens_served.add(1);
-        modes.cached += 1;
-        Ok((Mode::Cached, None))
-    }
-
-    /// Opens what is only read.
-    async fn open_view(&self, ino: Ino) -> Result<Open> {
-        Ok(match self.tree.view.item(ino)? {
-            Item::Directory(_) => return Err(Errno::ISDIR),
-            Item::Link(_) => return Err(Errno::LOOP),
-            Item::Text(bytes, _) => Open::Text(bytes),
-            Item::Live(path) => {
-                Open::Live(Arc::new(File::open(path).map_err(|error| crate::fs::errno(&error))?))
-            }
-            Item::Blob(entry) => {
-                let blob = self.tree.open_blob(&entry)?;
-                if entry.size <= WHOLE_AT_OPEN {
-                    // The read that follows would fetch the same bytes; a failure is its to report.
-                    let _ = blob.read(0, entry.size).await;
-                }
-                Open::Blob(Arc::new(Reader::new(blob)))
-            }
-        })
-    }
-
-    fn finish_open(&self, ino: INodeNo, open: Open, reply: ReplyOpen) {
-        let (mode, id) = match self.choose(ino, &open, |file| reply.open_backing(file)) {
-            Ok(chosen) => chosen,
-            Err(errno) => {
-                self.closed(&open);
-                return reply.error(fuse_errno(errno));
-            }
-        };
-        let flags = match &open {
-            Open::Live(_) => FopenFlags::FOPEN_DIRECT_IO,
-            // A blob never changes: what the kernel holds of it stays right.
-            Open::Blob(_) | Open::Text(_) => FopenFlags::FOPEN_KEEP_CACHE,
-            _ => FopenFlags::empty(),
-        };
-        let number = self.add(ino, open, Some(mode));
-        match id {
-            Some(id) => reply.opened_passthrough(number, FopenFlags::empty(), &id),
-            None => reply.opened(number, flags),
-        }
-    }
-
-    /// Tells the kernel of an inode, which is known to it from now on until it forgets.
-    fn reply_entry(&self, reply: ReplyEntry, outcome: Result<Attr>) {
-        match outcome {
-            Ok(attr) => {
-                self.tree.remember_staged(attr.ino);
-                reply.entry(&attr.ttl, &file_attr(&attr), Generation(0));
-            }
-            Err(errno) => reply.error(fuse_errno(errno)),
-        }
-    }
-
-    fn release(&self, number: FileHandle) {
-        let mut handles = self.handles();
-        let Some(handle) = handles.by_number.remove(&number.0) else { return };
-        if let (Some(mode), Some(modes)) = (handle.mode, handles.modes.get_mut(&handle.ino)) {
-            match mode {
-                Mode::Cached => modes.cached -= 1,
-                Mode::Passed => modes.passed -= 1,
-            }
-            if modes.cached == 0 && modes.passed == 0 {
-                handles.modes.remove(&handle.ino);
-            }
-        }
-        drop(handles);
-        self.closed(&handle.open);
-    }
-
-    /// The last the kernel says of a handle.
-    fn closed(&self, open: &Open) {
-        if let (Open::Staged(staged), Some(output)) = (open, &self.tree.output) {
-            output.release(staged);
-        }
-    }
-
-    async fn read(&self, handle: &Handle, offset: u64, size: u32) -> Result<Bytes> {
-        match &handle.open {
-            Open::Blob(reader) => read_within(&self.tree.daemon, reader.read(offset, size.into())).await,
-            Open::Staged(staged) => {
-                let Some((entry, length)) = self.tree.output()?.referenced(staged.ino())? else {
-                    return self.read_staged(staged, offset, size);
-                };
-                let blob = self.tree.open_blob(&entry)?;
-                let end = offset.saturating_add(size.into()).min(length);
-                if offset >= end {
-                    return Ok(Bytes::new());
-                }
-                read_within(&self.tree.daemon, blob.read(offset, end - offset)).await
-            }
-            _ => Err(Errno::BADF),
-        }
-    }
-
-    fn read_staged(&self, staged: &Staged, offset: u64, size: u32) -> Result<Bytes> {
-        let mut buffer = vec![0; size as usize];
-        let length = self.tree.output()?.read(staged, offset, &mut buffer)?;
-        buffer.truncate(length);
-        Ok(buffer.into())
-    }
-}
-
-fn file_attr(attr: &Attr) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(attr.ino),
-        size: attr.size,
-        blocks: attr.blocks,
-        atime: attr.atime,
-        mtime: attr.mtime,
-        ctime: attr.ctime,
-        crtime: attr.mtime,
-        kind: file_type(attr.kind),
-        perm: attr.perm,
-        nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
-fn file_type(kind: Kind) -> FileType {
-    match kind {
-        Kind::Directory => FileType::Directory,
-        Kind::File => FileType::RegularFile,
-        Kind::Symlink => FileType::Symlink,
-        Kind::Pipe => FileType::NamedPipe,
-        Kind::Socket => FileType::Socket,
-    }
-}
-
-fn fuse_errno(errno: Errno) -> fuser::Errno {
-    fuser::Errno::from_i32(errno.raw_os_error())
-}
-
-fn reply_empty(reply: ReplyEmpty, outcome: Result<()>) {
-    match outcome {
-        Ok(()) => reply.ok(),
-        Err(errno) => reply.error(fuse_errno(errno)),
-    }
-}
-
-fn reply_attr(reply: ReplyAttr, outcome: Result<Attr>) {
-    match outcome {
-        Ok(attr) => reply.attr(&attr.ttl, &file_attr(&attr)),
-        Err(errno) => reply.error(fuse_errno(errno)),
-    }
-}
-
-fn reply_data(reply: ReplyData, outcome: Result<Bytes>) {
-    match outcome {
-        Ok(bytes) => reply.data(&bytes),
-        Err(errno) => reply.error(fuse_errno(errno)),
-    }
-}
-
-fn reply_written(reply: ReplyWrite, outcome: Result<u64>) {
-    match outcome {
-        Ok(length) => reply.written(u32::try_from(length).unwrap_or(u32::MAX)),
-        Err(errno) => reply.error(fuse_errno(errno)),
-    }
-}
-
-fn reply_xattr(reply: ReplyXattr, size: u32, outcome: Result<Vec<u8>>) {
-    match outcome {
-        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
-        Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(errno) => reply.error(fuse_errno(errno)),
-    }
-}
-
-fn maker(request: &Request) -> Maker {
-    Maker { uid: request.uid(), gid: request.gid() }
-}
-
-fn moment(time: TimeOrNow) -> Option<SystemTime> {
-    match time {
-        TimeOrNow::SpecificTime(time) => Some(time),
-        TimeOrNow::Now => None,
     }
 }
 
@@ -1021,43 +726,5 @@ impl Kernel {
     /// The output side, for an operation that changes something at `ino`.
     fn output_at(&self, ino: Ino) -> Result<&Arc<crate::fs::output::Output>> {
         if is_staged(ino) { self.shared.tree.output() } else { Err(Errno::ROFS) }
-    }
-}
-
-impl Shared {
-    /// The names of an open directory, to be read from `offset` on. Read from the start, they are what stands there
-    /// now: the kernel does not tell of rewinddir().
-    fn directory(&self, number: FileHandle, offset: u64) -> Result<Listing> {
-        let handle = self.handle(number)?;
-        let Open::Directory(listing) = &handle.open else { return Err(Errno::NOTDIR) };
-        let ino = self.tree.current(handle.ino.0);
-        let fresh = match offset {
-            0 if is_staged(ino) => Some(Arc::new(self.tree.list_staged(ino)?)),
-            _ => None,
-        };
-        let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(fresh) = fresh {
-            *listing = fresh;
-        }
-        Ok(listing.clone())
-    }
-}
-
-/// The attributes of what is not there: inode 0.
-fn nothing() -> Attr {
-    let epoch = SystemTime::UNIX_EPOCH;
-    Attr {
-        ino: 0,
-        kind: Kind::File,
-        size: 0,
-        blocks: 0,
-        atime: epoch,
-        mtime: epoch,
-        ctime: epoch,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        ttl: Duration::ZERO,
     }
 }

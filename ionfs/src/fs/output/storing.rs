@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use rustix::fs::{self, Mode, OFlags};
 use tokio::sync::SemaphorePermit;
 
-use super::super::{Errno, Ino};
+use super::super::{Errno, Ino, errno};
 use super::table::{Body, Reference, Stored, Uploaded};
 use super::{DATA, Output};
 use crate::commit::{Refusal, Staging};
@@ -150,7 +150,7 @@ impl Output {
         let entry = stored.map_err(|error| match error {
             UploadError::Read { source, .. } => {
                 // The disk tells only once what it lost.
-                self.not_whole(ino, 0, super::super::errno(&source));
+                self.not_whole(ino, 0, errno(&source));
                 Refusal::Unreadable { path: path.to_owned(), source }
             }
             error => error.into(),

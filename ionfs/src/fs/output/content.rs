@@ -1,0 +1,430 @@
+//! Open files: what is read, written and cut, and what becomes of it when a descriptor or the last handle is closed.
+//!
+//! Each change is noted in the table before and after it is made, so that an upload that ran beside it is known to hold
+//! neither the old content nor the new.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{self, Mode, OFlags};
+
+use super::super::eventfile::Asked;
+use super::super::{Errno, Ino, Result, Seek, errno, seek_dense};
+use super::table::{FileNode, Reference, Table};
+use super::{Output, forbid_change};
+use crate::cache::CacheError;
+use crate::checksum::Summer;
+use crate::event::FileEntry;
+use crate::node::Node as Daemon;
+
+/// Bytes copied at a time when a reference becomes a file.
+const COPY_PIECE: u64 = 4 << 20;
+
+/// The kernel's own flag of an open by execve(), which no header names.
+const FMODE_EXEC: i32 = 0x20;
+
+/// An open staged file.
+#[derive(Debug)]
+pub struct Staged {
+    ino: Ino,
+    file: File,
+    writable: bool,
+    executes: bool,
+    /// A FLUSH came after the last write: some closer is done, RELEASE should follow. The table holds it too,
+    /// for as long as the handle may write.
+    flushed: Arc<AtomicBool>,
+}
+
+impl Staged {
+    /// Its inode.
+    pub fn ino(&self) -> Ino {
+        self.ino
+    }
+}
+
+/// How a file is to be opened.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenHow {
+    /// The open flags as the kernel gave them.
+    pub flags: i32,
+}
+
+impl OpenHow {
+    fn writes(self) -> bool {
+        self.flags & libc::O_ACCMODE != libc::O_RDONLY
+    }
+
+    /// Whether anything may change by it.
+    pub(crate) fn changes(self) -> bool {
+        self.writes() || self.truncates()
+    }
+
+    /// Whether the bytes that are there must be in the staging folder: they are written over, not cut away.
+    pub(crate) fn needs_own_content(self) -> bool {
+        self.writes() && !self.truncates()
+    }
+
+    /// Whether a program is started from it. The handle then stays for as long as the program runs.
+    fn executes(self) -> bool {
+        self.flags & FMODE_EXEC != 0
+    }
+
+    fn truncates(self) -> bool {
+        self.flags & libc::O_TRUNC != 0
+    }
+
+    /// What the staging file is opened with: creation, append and links are ours to decide.
+    pub(super) fn backing(self) -> OFlags {
+        let access = self.flags & (libc::O_ACCMODE | libc::O_TRUNC | libc::O_SYNC | libc::O_DSYNC);
+        OFlags::from_bits_retain(access.cast_unsigned()) | OFlags::CLOEXEC | OFlags::NOFOLLOW
+    }
+}
+
+impl Output {
+    /// Opens a file. A reference that is to be written (and not truncated) needs [`Output::own_content`] first.
+    pub fn open(&self, ino: Ino, how: OpenHow) -> Result<Arc<Staged>> {
+        let mut table = self.lock();
+        let file = table.file(ino)?;
+        if how.writes() || how.truncates() {
+            forbid_change(file)?;
+        }
+        // Opened for writing, the kernel looks itself; cut without, it asks us first and looks when the program is gone.
+        if how.truncates() && !how.writes() && file.programs > 0 {
+            return Err(Errno::TXTBSY);
+        }
+        let flags = how.backing();
+        // A file without a name is reached through /proc, where the last component is a link.
+        let backing = self.at(&table, ino, |folder, path| {
+            let flags = if path.is_absolute() { flags - OFlags::NOFOLLOW } else { flags };
+            fs::openat(folder, path, flags, Mode::empty())
+        })?;
+        self.handle(&mut table, ino, backing, how)
+    }
+
+    pub(super) fn handle(
+        &self,
+        table: &mut Table,
+        ino: Ino,
+        backing: OwnedFd,
+        how: OpenHow,
+    ) -> Result<Arc<Staged>> {
+        let file = table.file_mut(ino)?;
+        let flushed = Arc::new(AtomicBool::new(false));
+        file.opens += 1;
+        file.programs += u32::from(how.executes());
+        if how.writes() {
+            file.writers.push(flushed.clone());
+        }
+        if how.truncates() {
+            file.reference = None;
+            file.failed = None;
+            content_changed(file, false);
+            file.sums = Some(Summer::default());
+            table.charge(ino, 0, u64::MAX);
+        }
+        let (writable, executes) = (how.writes(), how.executes());
+        Ok(Arc::new(Staged { ino, file: backing.into(), writable, executes, flushed }))
+    }
+
+    /// Whether a handle only reads, and what it reads is a blob from the first byte to the last.
+    pub fn is_untouched(&self, staged: &Staged) -> bool {
+        let table = self.lock();
+        let reference = table.file(staged.ino).ok().and_then(|file| file.reference.as_ref());
+        !staged.writable && reference.is_some_and(|reference| reference.length == reference.entry.size)
+    }
+
+    /// The blob to read instead of the staged file, and how much of it.
+    pub fn referenced(&self, ino: Ino) -> Result<Option<(FileEntry, u64)>> {
+        let reference = self.lock().file(ino)?.reference.clone();
+        Ok(reference.map(|reference| (reference.entry, reference.length)))
+    }
+
+    /// Reads staged content.
+    pub fn read(&self, staged: &Staged, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match staged.file.read_at(&mut buffer[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(errno(&error)),
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Writes. A reference needs [`Output::own_content`] first.
+    pub fn write(&self, staged: &Staged, offset: u64, data: &[u8]) -> Result<()> {
+        let end = offset.saturating_add(data.len() as u64);
+        let (allowed, sums) = {
+            let mut table = self.lock();
+            let file = table.file_mut(staged.ino)?;
+            forbid_change(file)?;
+            if file.event.is_some() && end > self.limits.event_bytes {
+                return Err(Errno::FBIG);
+            }
+            let sums = file.sums.take().filter(|sums| sums.total() == offset);
+            content_changed(file, true);
+            let sums = sums.map(|sums| (file.generation, sums));
+            (self.charge_to(&mut table, staged.ino, end), sums)
+        };
+        staged.flushed.store(false, Ordering::Release);
+        let sums = sums.map(|(generation, mut sums)| {
+            sums.update(data);
+            (generation, sums)
+        });
+        let written =
+            allowed.and_then(|()| staged.file.write_all_at(data, offset).map_err(|error| errno(&error)));
+        self.written(staged.ino, offset..end, sums, written)
+    }
+
+    /// The write that was announced has been made, or a part of it: an upload that began in between may hold either. And
+    /// no event may name a file that lacks a part, until somebody has written there again.
+    fn written<T>(
+        &self,
+        ino: Ino,
+        range: Range<u64>,
+        sums: Option<(u64, Summer)>,
+        outcome: Result<T>,
+    ) -> Result<T> {
+        if let Ok(file) = self.lock().file_mut(ino) {
+            // Nobody else wrote in between.
+            let alone = sums.filter(|(generation, _)| *generation == file.generation && outcome.is_ok());
+            file.sums = alone.map(|(_, sums)| sums);
+            file.generation += 1;
+            match &outcome {
+                // Whoever asked copies by other means.
+                Err(Errno::OPNOTSUPP) => {}
+                Err(errno) => file.failed = Some((range.start, *errno)),
+                Ok(_) if file.failed.is_some_and(|(at, _)| range.contains(&at)) => file.failed = None,
+                Ok(_) => {}
+            }
+        }
+        outcome
+    }
+
+    /// Gives or takes space (fallocate).
+    pub fn allocate(&self, staged: &Staged, offset: u64, length: u64, mode: i32) -> Result<()> {
+        let mut table = self.lock();
+        let file = table.file_mut(staged.ino)?;
+        forbid_change(file)?;
+        content_changed(file, true);
+        let flags = fs::FallocateFlags::from_bits_retain(mode.cast_unsigned());
+        if !flags.intersects(fs::FallocateFlags::PUNCH_HOLE | fs::FallocateFlags::COLLAPSE_RANGE) {
+            self.charge_to(&mut table, staged.ino, offset.saturating_add(length))?;
+        }
+        fs::fallocate(&staged.file, flags, offset, length)
+    }
+
+    /// The next data or hole of a staged file.
+    pub fn seek(&self, staged: &Staged, offset: u64, whence: Seek) -> Result<u64> {
+        if let Some((_, length)) = self.referenced(staged.ino)? {
+            return seek_dense(length, offset, whence);
+        }
+        fs::seek(
+            &staged.file,
+            match whence {
+                Seek::Data => fs::SeekFrom::Data(offset),
+                Seek::Hole => fs::SeekFrom::Hole(offset),
+            },
+        )
+    }
+
+    /// Makes the file durable on the local disk.
+    pub fn sync(&self, staged: &Staged) -> Result<()> {
+        staged.file.sync_all().map_err(|error| {
+            let errno = errno(&error);
+            self.not_whole(staged.ino, 0, errno);
+            errno
+        })
+    }
+
+    /// From `at` on, the file may lack what was written.
+    pub(super) fn not_whole(&self, ino: Ino, at: u64, errno: Errno) {
+        if let Ok(file) = self.lock().file_mut(ino) {
+            file.failed = Some((at, errno));
+        }
+    }
+
+    /// Copies between two staged files by the kernel.
+    pub fn copy_range(
+        &self,
+        from: &Staged,
+        from_offset: u64,
+        to: &Staged,
+        to_offset: u64,
+        length: u64,
+    ) -> Result<u64> {
+        let size = from.file.metadata().map_err(|error| errno(&error))?.len();
+        let length = length.min(size.saturating_sub(from_offset));
+        {
+            let mut table = self.lock();
+            let file = table.file_mut(to.ino)?;
+            forbid_change(file)?;
+            if file.reference.is_some() || file.event.is_some() {
+                return Err(Errno::OPNOTSUPP);
+            }
+            content_changed(file, true);
+            self.charge_to(&mut table, to.ino, to_offset.saturating_add(length))?;
+        }
+        to.flushed.store(false, Ordering::Release);
+        let (mut from_at, mut to_at) = (from_offset, to_offset);
+        let length = usize::try_from(length.min(1 << 30)).unwrap_or(1 << 30);
+        let copied = fs::copy_file_range(&from.file, Some(&mut from_at), &to.file, Some(&mut to_at), length);
+        self.written(to.ino, to_offset..to_offset.saturating_add(length as u64), None, copied)
+            .map(|copied| copied as u64)
+    }
+
+    /// Makes the next bytes of `to` a reference to the blob `entry`, without moving any; gives how many. Only for
+    /// an empty file, or one that is the same blob up to just there; else `EOPNOTSUPP`, and the bytes are copied.
+    pub fn refer(
+        &self,
+        to: &Staged,
+        entry: &FileEntry,
+        from_offset: u64,
+        to_offset: u64,
+        length: u64,
+    ) -> Result<u64> {
+        let mut table = self.lock();
+        let file = table.file_mut(to.ino)?;
+        forbid_change(file)?;
+        let held = match &file.reference {
+            Some(reference) if reference.entry.key == entry.key => reference.length,
+            None if to.file.metadata().is_ok_and(|metadata| metadata.len() == 0) => 0,
+            _ => return Err(Errno::OPNOTSUPP),
+        };
+        // Another reader may have the hole open by passthrough, and an event file's content must be here.
+        if from_offset != held || to_offset != held || file.opens != 1 || file.event.is_some() {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let end = held.saturating_add(length).min(entry.size);
+        // The kernel takes at most 4 GiB less a page as an answer.
+        let end = end.min(held + (u64::from(u32::MAX) & !0xfff));
+        to.file.set_len(end).map_err(|error| errno(&error))?;
+        content_changed(file, true);
+        file.reference = Some(Reference { entry: entry.clone(), length: end });
+        to.flushed.store(false, Ordering::Release);
+        Ok(end - held)
+    }
+
+    /// Copies a reference's bytes into the staging folder, so that it can be written. Nothing to do for others.
+    pub async fn own_content(&self, ino: Ino) -> Result<()> {
+        let Some(reference) = self.lock().file(ino)?.reference.clone() else { return Ok(()) };
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = self.at(&self.lock(), ino, |folder, path| {
+            Ok(File::from(fs::openat(folder, path, flags, Mode::empty())?))
+        })?;
+        self.charge_to(&mut self.lock(), ino, reference.length)?;
+        let blob = self.daemon.cache.open(&reference.entry).map_err(|_| Errno::IO)?;
+        let mut offset = 0;
+        while offset < reference.length {
+            let length = COPY_PIECE.min(reference.length - offset);
+            let piece = read_within(&self.daemon, blob.read(offset, length)).await?;
+            // Looked at again with each piece: another copier may have been faster and its writer may have written, or
+            // the file was truncated. What they left must not be overwritten.
+            let table = self.lock();
+            let length = match &table.file(ino)?.reference {
+                Some(now) if now.entry.key == reference.entry.key => now.length,
+                _ => return Ok(()),
+            };
+            if offset >= length {
+                break;
+            }
+            let kept = usize::try_from(length - offset).unwrap_or(usize::MAX).min(piece.len());
+            file.write_all_at(&piece[..kept], offset).map_err(|error| errno(&error))?;
+            offset += kept as u64;
+        }
+        let mut table = self.lock();
+        let node = table.file_mut(ino)?;
+        if node
+            .reference
+            .as_ref()
+            .is_some_and(|now| now.entry.key == reference.entry.key && now.length <= offset)
+        {
+            node.reference = None;
+        }
+        Ok(())
+    }
+
+    /// FLUSH: a descriptor of the file was closed. Gives what close() is to return.
+    pub async fn flush(&self, staged: &Staged) -> Result<()> {
+        staged.flushed.store(true, Ordering::Release);
+        if !staged.writable {
+            return Ok(());
+        }
+        self.decide(staged.ino, Asked::Flush).await
+    }
+
+    /// fsync: durable locally; an event file commits as at FLUSH.
+    pub async fn fsync(&self, staged: &Staged) -> Result<()> {
+        self.sync(staged)?;
+        self.decide(staged.ino, Asked::Flush).await
+    }
+
+    /// RELEASE: the handle is gone. The last writer of an event file makes its content final; of a data file,
+    /// begins its upload.
+    pub fn release(self: &Arc<Self>, staged: &Staged) {
+        let ino = staged.ino;
+        let last_writer = {
+            let mut table = self.lock();
+            let Ok(file) = table.file_mut(ino) else { return };
+            file.opens -= 1;
+            file.programs -= u32::from(staged.executes);
+            file.writers.retain(|writer| !Arc::ptr_eq(writer, &staged.flushed));
+            let last = staged.writable && file.writers.is_empty();
+            // An upload that still waits for its turn will take this content too.
+            let begin = last && (file.event.is_some() || !std::mem::replace(&mut file.upload_waits, true));
+            table.drop_if_gone(ino);
+            begin
+        };
+        self.released.notify_waiters();
+        if !last_writer {
+            return;
+        }
+        let this = self.clone();
+        self.runtime.spawn(async move {
+            let work = async {
+                if this.is_event_file(ino) {
+                    // Its errno reaches nobody; the rejection is on record.
+                    let _ = this.decide(ino, Asked::Final).await;
+                } else if let Err(refusal) = this.upload_in_background(ino).await {
+                    tracing::debug!(%refusal, "a file was not stored ahead; its event will try again");
+                }
+                Ok(())
+            };
+            let _ = this.unless_stopped(work).await;
+        });
+    }
+
+    fn is_event_file(&self, ino: Ino) -> bool {
+        self.lock().file(ino).is_ok_and(|file| file.event.is_some())
+    }
+}
+
+/// A read of a blob, within the daemon's deadline.
+pub(crate) async fn read_within(
+    daemon: &Daemon,
+    read: impl Future<Output = std::result::Result<bytes::Bytes, Arc<CacheError>>>,
+) -> Result<bytes::Bytes> {
+    match tokio::time::timeout(daemon.settings.read_deadline, read).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(_)) => Err(Errno::IO),
+        Err(_) => {
+            tracing::error!("a read of a blob was not answered in time");
+            Err(Errno::IO)
+        }
+    }
+}
+
+pub(super) fn content_changed(file: &mut FileNode, by_writing: bool) {
+    file.generation += 1;
+    file.sums = None;
+    if let Some(event) = &mut file.event {
+        event.changed(by_writing);
+    }
+}

@@ -1,0 +1,255 @@
+//! The handles of one mount, and who moves the bytes of each: the daemon or the kernel.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use fuser::{BackingId, FileHandle, FopenFlags, Generation, INodeNo, ReplyEntry, ReplyOpen};
+
+use super::Shared;
+use super::reply::{file_attr, fuse_errno};
+use crate::cache::Reader;
+use crate::fs::output::{Staged, read_within};
+use crate::fs::view::Item;
+use crate::fs::{Attr, DirEntry, Errno, Ino, Result, is_staged};
+
+/// A blob this small is fetched whole when it is opened: one request then, and passthrough from the first read.
+const WHOLE_AT_OPEN: u64 = 4 << 20;
+
+/// What an open file is.
+#[derive(Debug, Clone)]
+pub(super) enum Open {
+    Staged(Arc<Staged>),
+    Blob(Arc<Reader>),
+    Text(Bytes),
+    Live(Arc<File>),
+    /// What the last reading from the start on found.
+    Directory(Arc<Mutex<Listing>>),
+}
+
+/// A directory's names at one moment: what offsets count in.
+pub(super) type Listing = Arc<Vec<DirEntry>>;
+
+#[derive(Debug)]
+pub(super) struct Handle {
+    /// As the kernel numbers it.
+    ino: INodeNo,
+    pub(super) open: Open,
+    /// None: a directory.
+    mode: Option<Mode>,
+}
+
+/// Who moves an open file's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// The daemon, through the kernel's page cache.
+    Cached,
+    /// The kernel, from the backing file.
+    Passed,
+}
+
+/// The handles open on one of the kernel's inodes. It fails an open with EIO that is not by passthrough while another
+/// is, so only what nobody can write is ever passed: a blob.
+#[derive(Debug, Default)]
+struct Modes {
+    cached: u32,
+    passed: u32,
+    backing: Option<Arc<BackingId>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Handles {
+    by_number: HashMap<u64, Arc<Handle>>,
+    modes: HashMap<INodeNo, Modes>,
+}
+
+impl Shared {
+    fn handles(&self) -> MutexGuard<'_, Handles> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether one more file may be open. Each takes a descriptor of the daemon, which all jobs share.
+    pub(super) fn may_open(&self) -> Result<()> {
+        let most = self.tree.output.as_ref().map_or(u64::MAX, |output| output.limits().open_files);
+        if (self.handles().by_number.len() as u64) < most { Ok(()) } else { Err(Errno::MFILE) }
+    }
+
+    pub(super) fn handle(&self, number: FileHandle) -> Result<Arc<Handle>> {
+        self.handles().by_number.get(&number.0).cloned().ok_or(Errno::BADF)
+    }
+
+    pub(super) fn staged(&self, number: FileHandle) -> Result<Arc<Staged>> {
+        match &self.handle(number)?.open {
+            Open::Staged(staged) => Ok(staged.clone()),
+            Open::Directory(_) => Err(Errno::ISDIR),
+            _ => Err(Errno::ROFS),
+        }
+    }
+
+    pub(super) fn add(&self, ino: INodeNo, open: Open, mode: Option<Mode>) -> FileHandle {
+        let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.handles().by_number.insert(number, Arc::new(Handle { ino, open, mode }));
+        FileHandle(number)
+    }
+
+    /// Decides who moves the bytes of a file that is being opened, and counts it.
+    pub(super) fn choose(
+        &self,
+        ino: INodeNo,
+        open: &Open,
+        open_backing: impl FnOnce(&File) -> io::Result<BackingId>,
+    ) -> Result<(Mode, Option<Arc<BackingId>>)> {
+        let daemon = &self.tree.daemon;
+        let whole = match open {
+            Open::Blob(reader) => reader.blob().whole(),
+            _ => None,
+        };
+        let mut handles = self.handles();
+        let modes = handles.modes.entry(ino).or_default();
+        if let Some(id) = modes.backing.clone() {
+            // A file that was moved here from `in/data`, and is still read there.
+            if let Open::Staged(staged) = open
+                && !self.tree.output()?.is_untouched(staged)
+            {
+                return Err(Errno::TXTBSY);
+            }
+            modes.passed += 1;
+            daemon.metrics.opens_passthrough.add(1);
+            return Ok((Mode::Passed, Some(id)));
+        }
+        if let Some(file) = whole.filter(|_| modes.cached == 0 && daemon.may_pass_through()) {
+            match open_backing(file).map(Arc::new) {
+                Ok(id) => {
+                    modes.passed += 1;
+                    modes.backing = Some(id.clone());
+                    daemon.metrics.opens_passthrough.add(1);
+                    return Ok((Mode::Passed, Some(id)));
+                }
+                Err(error) => daemon.passthrough_was_refused(&error),
+            }
+        }
+        daemon.metrics.opens_served.add(1);
+        modes.cached += 1;
+        Ok((Mode::Cached, None))
+    }
+
+    /// Opens what is only read.
+    pub(super) async fn open_view(&self, ino: Ino) -> Result<Open> {
+        Ok(match self.tree.view.item(ino)? {
+            Item::Directory(_) => return Err(Errno::ISDIR),
+            Item::Link(_) => return Err(Errno::LOOP),
+            Item::Text(bytes, _) => Open::Text(bytes),
+            Item::Live(path) => {
+                Open::Live(Arc::new(File::open(path).map_err(|error| crate::fs::errno(&error))?))
+            }
+            Item::Blob(entry) => {
+                let blob = self.tree.open_blob(&entry)?;
+                if entry.size <= WHOLE_AT_OPEN {
+                    // The read that follows would fetch the same bytes; a failure is its to report.
+                    let _ = blob.read(0, entry.size).await;
+                }
+                Open::Blob(Arc::new(Reader::new(blob)))
+            }
+        })
+    }
+
+    pub(super) fn finish_open(&self, ino: INodeNo, open: Open, reply: ReplyOpen) {
+        let (mode, id) = match self.choose(ino, &open, |file| reply.open_backing(file)) {
+            Ok(chosen) => chosen,
+            Err(errno) => {
+                self.closed(&open);
+                return reply.error(fuse_errno(errno));
+            }
+        };
+        let flags = match &open {
+            Open::Live(_) => FopenFlags::FOPEN_DIRECT_IO,
+            // A blob never changes: what the kernel holds of it stays right.
+            Open::Blob(_) | Open::Text(_) => FopenFlags::FOPEN_KEEP_CACHE,
+            _ => FopenFlags::empty(),
+        };
+        let number = self.add(ino, open, Some(mode));
+        match id {
+            Some(id) => reply.opened_passthrough(number, FopenFlags::empty(), &id),
+            None => reply.opened(number, flags),
+        }
+    }
+
+    /// Tells the kernel of an inode, which is known to it from now on until it forgets.
+    pub(super) fn reply_entry(&self, reply: ReplyEntry, outcome: Result<Attr>) {
+        match outcome {
+            Ok(attr) => {
+                self.tree.remember_staged(attr.ino);
+                reply.entry(&attr.ttl, &file_attr(&attr), Generation(0));
+            }
+            Err(errno) => reply.error(fuse_errno(errno)),
+        }
+    }
+
+    pub(super) fn release(&self, number: FileHandle) {
+        let mut handles = self.handles();
+        let Some(handle) = handles.by_number.remove(&number.0) else { return };
+        if let (Some(mode), Some(modes)) = (handle.mode, handles.modes.get_mut(&handle.ino)) {
+            match mode {
+                Mode::Cached => modes.cached -= 1,
+                Mode::Passed => modes.passed -= 1,
+            }
+            if modes.cached == 0 && modes.passed == 0 {
+                handles.modes.remove(&handle.ino);
+            }
+        }
+        drop(handles);
+        self.closed(&handle.open);
+    }
+
+    /// The last the kernel says of a handle.
+    pub(super) fn closed(&self, open: &Open) {
+        if let (Open::Staged(staged), Some(output)) = (open, &self.tree.output) {
+            output.release(staged);
+        }
+    }
+
+    pub(super) async fn read(&self, handle: &Handle, offset: u64, size: u32) -> Result<Bytes> {
+        match &handle.open {
+            Open::Blob(reader) => read_within(&self.tree.daemon, reader.read(offset, size.into())).await,
+            Open::Staged(staged) => {
+                let Some((entry, length)) = self.tree.output()?.referenced(staged.ino())? else {
+                    return self.read_staged(staged, offset, size);
+                };
+                let blob = self.tree.open_blob(&entry)?;
+                let end = offset.saturating_add(size.into()).min(length);
+                if offset >= end {
+                    return Ok(Bytes::new());
+                }
+                read_within(&self.tree.daemon, blob.read(offset, end - offset)).await
+            }
+            _ => Err(Errno::BADF),
+        }
+    }
+
+    pub(super) fn read_staged(&self, staged: &Staged, offset: u64, size: u32) -> Result<Bytes> {
+        let mut buffer = vec![0; size as usize];
+        let length = self.tree.output()?.read(staged, offset, &mut buffer)?;
+        buffer.truncate(length);
+        Ok(buffer.into())
+    }
+
+    /// The names of an open directory, to be read from `offset` on. Read from the start, they are what stands there
+    /// now: the kernel does not tell of rewinddir().
+    pub(super) fn directory(&self, number: FileHandle, offset: u64) -> Result<Listing> {
+        let handle = self.handle(number)?;
+        let Open::Directory(listing) = &handle.open else { return Err(Errno::NOTDIR) };
+        let ino = self.tree.current(handle.ino.0);
+        let fresh = match offset {
+            0 if is_staged(ino) => Some(Arc::new(self.tree.list_staged(ino)?)),
+            _ => None,
+        };
+        let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(fresh) = fresh {
+            *listing = fresh;
+        }
+        Ok(listing.clone())
+    }
+}

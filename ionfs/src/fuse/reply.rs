@@ -1,0 +1,112 @@
+//! What the kernel is told, in its own types.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use fuser::{
+    FileAttr, FileType, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+};
+
+use crate::fs::output::Maker;
+use crate::fs::{Attr, Errno, Kind, Result};
+
+pub(super) fn file_attr(attr: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(attr.ino),
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: attr.atime,
+        mtime: attr.mtime,
+        ctime: attr.ctime,
+        crtime: attr.mtime,
+        kind: file_type(attr.kind),
+        perm: attr.perm,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+pub(super) fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::Directory => FileType::Directory,
+        Kind::File => FileType::RegularFile,
+        Kind::Symlink => FileType::Symlink,
+        Kind::Pipe => FileType::NamedPipe,
+        Kind::Socket => FileType::Socket,
+    }
+}
+
+pub(super) fn fuse_errno(errno: Errno) -> fuser::Errno {
+    fuser::Errno::from_i32(errno.raw_os_error())
+}
+
+pub(super) fn reply_empty(reply: ReplyEmpty, outcome: Result<()>) {
+    match outcome {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(fuse_errno(errno)),
+    }
+}
+
+pub(super) fn reply_attr(reply: ReplyAttr, outcome: Result<Attr>) {
+    match outcome {
+        Ok(attr) => reply.attr(&attr.ttl, &file_attr(&attr)),
+        Err(errno) => reply.error(fuse_errno(errno)),
+    }
+}
+
+pub(super) fn reply_data(reply: ReplyData, outcome: Result<Bytes>) {
+    match outcome {
+        Ok(bytes) => reply.data(&bytes),
+        Err(errno) => reply.error(fuse_errno(errno)),
+    }
+}
+
+pub(super) fn reply_written(reply: ReplyWrite, outcome: Result<u64>) {
+    match outcome {
+        Ok(length) => reply.written(u32::try_from(length).unwrap_or(u32::MAX)),
+        Err(errno) => reply.error(fuse_errno(errno)),
+    }
+}
+
+pub(super) fn reply_xattr(reply: ReplyXattr, size: u32, outcome: Result<Vec<u8>>) {
+    match outcome {
+        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+        Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(errno) => reply.error(fuse_errno(errno)),
+    }
+}
+
+pub(super) fn maker(request: &Request) -> Maker {
+    Maker { uid: request.uid(), gid: request.gid() }
+}
+
+pub(super) fn moment(time: TimeOrNow) -> Option<SystemTime> {
+    match time {
+        TimeOrNow::SpecificTime(time) => Some(time),
+        TimeOrNow::Now => None,
+    }
+}
+
+/// The attributes of what is not there: inode 0.
+pub(super) fn nothing() -> Attr {
+    let epoch = SystemTime::UNIX_EPOCH;
+    Attr {
+        ino: 0,
+        kind: Kind::File,
+        size: 0,
+        blocks: 0,
+        atime: epoch,
+        mtime: epoch,
+        ctime: epoch,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        ttl: Duration::ZERO,
+    }
+}
