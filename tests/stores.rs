@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream;
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use serde_json::json;
 
 use ionfs::event::{Context, DocumentType, Message};
@@ -368,6 +368,29 @@ async fn a_dropped_wait_and_a_pause_lose_nothing(bus: Arc<dyn Bus>, tag: &str) {
     bus.retire(&module).await.unwrap();
 }
 
+/// A wait that was begun and left alone keeps nothing from others: not from the documents beside the bus, not from other
+/// subscribers.
+async fn waits_left_alone_hold_up_nobody(bus: Arc<dyn Bus>, documents: &dyn Documents, tag: &str) {
+    let mut waits = Vec::new();
+    for n in 0..20 {
+        let module = format!("alone-{tag}-{n}");
+        bus.declare(&module, &[format!("alone.{tag}")], &[]).await.unwrap();
+        waits.push((bus.clone().subscribe(&module, 1).await.unwrap(), module));
+    }
+    for (subscription, _) in &mut waits {
+        assert!(subscription.next().now_or_never().is_none());
+    }
+    let read = documents.get(Collection::Events, "none");
+    assert_eq!(tokio::time::timeout(DEADLINE, read).await.expect("a read is answered").unwrap(), None);
+    bus.publish(&message(&format!("alone.{tag}"), "1")).await.unwrap();
+    for (mut subscription, module) in waits {
+        let delivery = next(&mut subscription).await;
+        subscription.acknowledge(delivery.tag).await.unwrap();
+        drop(subscription);
+        bus.retire(&module).await.unwrap();
+    }
+}
+
 /// A message published through one handle wakes the subscriber of another, as of another process.
 async fn another_process_is_heard(publisher: Arc<dyn Bus>, subscriber: Arc<dyn Bus>, tag: &str) {
     let (kind, module) = (format!("x.{tag}"), format!("heard-{tag}"));
@@ -439,6 +462,7 @@ async fn documents_and_bus_on_sqlite() {
     let open = || Arc::new(Sqlite::open(&folder.path().join("deep/ion.db")).unwrap());
     let (one, two) = (open(), open());
     documents_contract(one.clone(), two.clone()).await;
+    waits_left_alone_hold_up_nobody(one.clone(), &*one, "sqlite").await;
     bus_contract(one, two).await;
 }
 

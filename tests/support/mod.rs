@@ -12,12 +12,16 @@ pub mod servers;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 /// The deadline of every wait: long enough for a busy machine of two cores.
 pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The deadline of a command that may wait for a whole pipeline.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(240);
 
 /// The `ion` program under test.
 pub const ION: &str = env!("CARGO_BIN_EXE_ion");
@@ -72,9 +76,20 @@ impl Home {
         command
     }
 
-    /// Runs `ion` with these words.
+    /// Runs `ion` with these words. It is killed at its deadline.
     pub fn run<S: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Ran {
-        Ran::of(self.ion().args(words).output().unwrap())
+        let child = self.ion().args(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let pid = child.id();
+        let (done, ended) = mpsc::channel::<()>();
+        let watch = std::thread::spawn(move || {
+            if ended.recv_timeout(COMMAND_DEADLINE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                signal(pid, "KILL");
+            }
+        });
+        let ran = Ran::of(child.wait_with_output().unwrap());
+        drop(done);
+        watch.join().unwrap();
+        ran
     }
 
     /// Runs a shell script as a job of a module that may publish anything.

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures_util::future::BoxFuture;
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::StreamExt as _;
 use lapin::message::Delivery as Received;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
 };
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Amqp, Cause, queue_of, within};
 use crate::stores::{Delivery, StoreError, Subscription, Unreadable};
@@ -22,8 +22,9 @@ pub(super) struct Subscriber {
     module: String,
     prefetch: u16,
     open: Option<(Channel, Consumer)>,
-    /// A consumer being made: it outlives the call that began it, or the broker would send to nobody.
-    opening: Option<BoxFuture<'static, Result<(Channel, Consumer), Cause>>>,
+    /// A consumer being made: it outlives the call that began it, or the broker would send to nobody. A task, which goes
+    /// on though nobody waits for it: a future left alone would keep the connection from all others.
+    opening: Option<AbortOnDropHandle<Result<(Channel, Consumer), Cause>>>,
     /// Of a consumer that was paused.
     paused: Option<Channel>,
     /// What was given out and is not settled, with the channel it came by: one that closes gives its messages back.
@@ -49,8 +50,12 @@ impl Subscriber {
     async fn opened(&mut self) -> Result<&mut Consumer, StoreError> {
         if self.open.is_none() {
             let (bus, module, prefetch) = (self.bus.clone(), self.module.clone(), self.prefetch);
-            let opened = self.opening.get_or_insert_with(|| consume(bus, module, prefetch).boxed()).await;
+            let opening = self
+                .opening
+                .get_or_insert_with(|| AbortOnDropHandle::new(tokio::spawn(consume(bus, module, prefetch))));
+            let opened = opening.await;
             self.opening = None;
+            let opened = opened.unwrap_or_else(|error| Err(error.into()));
             self.open = Some(opened.map_err(|error| self.failed(error))?);
         }
         Ok(&mut self.open.as_mut().expect("it was opened just now").1)

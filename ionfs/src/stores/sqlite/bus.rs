@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
 use rusqlite::{Connection, OptionalExtension as _};
+use tokio::task::JoinHandle;
 
 use super::{Failure, Sqlite};
 use crate::clock::{self, Millis};
@@ -180,8 +179,9 @@ struct Subscriber {
     prefetch: usize,
     /// Tags given and not acknowledged.
     held: Vec<u64>,
-    /// A message being taken: it outlives the call that began it, so that a dropped call loses none.
-    taking: Option<BoxFuture<'static, Result<Option<Delivery>, StoreError>>>,
+    /// A message being taken: it outlives the call that began it, so that a dropped call loses none. A task, which goes on
+    /// though nobody waits for it: a future left alone would keep the store's readers from all others.
+    taking: Option<JoinHandle<Result<Option<Delivery>, StoreError>>>,
     runtime: tokio::runtime::Handle,
 }
 
@@ -218,8 +218,9 @@ async fn take(store: Arc<Sqlite>, module: String) -> Result<Option<Delivery>, St
 impl Subscriber {
     async fn take(&mut self) -> Result<Option<Delivery>, StoreError> {
         let (store, module) = (self.store.clone(), self.module.clone());
-        let taken = self.taking.get_or_insert_with(|| take(store, module).boxed()).await;
+        let taken = self.taking.get_or_insert_with(|| tokio::spawn(take(store, module))).await;
         self.taking = None;
+        let taken = taken.unwrap_or_else(|error| Err(self.store.failed("receiving", error)));
         if let Ok(Some(delivery)) = &taken {
             self.held.push(delivery.tag);
         }
@@ -283,7 +284,7 @@ impl Drop for Subscriber {
         // Best effort: whatever is not given back now is given again when its time is up.
         self.runtime.spawn(async move {
             if let Some(taking) = taking
-                && let Ok(Some(delivery)) = taking.await
+                && let Ok(Ok(Some(delivery))) = taking.await
             {
                 held.push(delivery.tag);
             }
