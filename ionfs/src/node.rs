@@ -17,6 +17,10 @@ use crate::stores::DataPlane;
 /// hold more buffers (about 1 MiB each) and win nothing on a local disk.
 const UPLOADS_MAX: usize = 8;
 
+/// Files uploaded at the same time while they are still being written: beside [`UPLOADS_MAX`], as each may last as long
+/// as its job. Each holds 40 MiB of parts under way at most.
+const EARLY_UPLOADS_MAX: usize = 2;
+
 /// How a daemon behaves.
 #[derive(Clone, Debug)]
 pub struct NodeSettings {
@@ -64,6 +68,8 @@ pub struct Node {
     pub metrics: Arc<Metrics>,
     /// Bounds the uploads under way.
     pub(crate) uploads: Arc<Semaphore>,
+    /// Bounds those of files that are still being written.
+    pub(crate) early_uploads: Arc<Semaphore>,
     passthrough_refused: AtomicBool,
 }
 
@@ -84,6 +90,7 @@ impl Node {
             cache,
             metrics,
             uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
+            early_uploads: Arc::new(Semaphore::new(EARLY_UPLOADS_MAX)),
             passthrough_refused: AtomicBool::new(false),
         }))
     }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use tokio::sync::watch;
 
 use crate::cache::blocking;
 use crate::checksum::{self, Summer};
@@ -61,21 +62,53 @@ pub async fn store_path(
     });
     let file =
         opened.await.map_err(|source| UploadError::Read { path: path.display().to_string(), source })?;
-    store_file(blobs, key, name, file, &AtomicU64::new(0)).await
+    store_file(blobs, key, name, file, &AtomicU64::new(0), None).await
+}
+
+/// How much of a file that is still being written has been.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Written {
+    bytes: u64,
+    all: bool,
+}
+
+impl Written {
+    /// So many bytes now. Whether there is a piece more to read than before.
+    pub(crate) fn reach(&mut self, bytes: u64) -> bool {
+        let pieces = |bytes| bytes / PIECE as u64;
+        let more = pieces(bytes) > pieces(self.bytes);
+        self.bytes = bytes;
+        more
+    }
+
+    /// Nothing more comes.
+    pub(crate) fn end(&mut self) {
+        self.all = true;
+    }
+}
+
+/// Waits until the piece from `at` on may be read. An error: whoever writes the file has given the upload up.
+async fn is_written(more: &mut Option<watch::Receiver<Written>>, at: u64) -> io::Result<()> {
+    let Some(more) = more else { return Ok(()) };
+    let enough = |written: &Written| written.all || written.bytes >= at + PIECE as u64;
+    more.wait_for(enough).await.map(drop).map_err(|_| io::Error::other("its writer has changed it"))
 }
 
 /// Stores an open file, from its beginning to its end, as blob `key` and gives its entry under `name`. `moved` grows
-/// while the store takes bytes; those that may only have filled its buffers do not count.
-pub async fn store_file(
+/// while the store takes bytes; those that may only have filled its buffers do not count. With `more` the file is still
+/// being written, and its end is where it is when that says so.
+pub(crate) async fn store_file(
     blobs: &dyn Blobs,
     key: String,
     name: String,
     file: File,
     moved: &AtomicU64,
+    more: Option<watch::Receiver<Written>>,
 ) -> Result<FileEntry, UploadError> {
     let unreadable = |source| UploadError::Read { path: name.clone(), source };
     let metadata = file.metadata().map_err(unreadable)?;
-    let body = stream::try_unfold(file, |mut file| async move {
+    let body = stream::try_unfold((file, 0, more), |(mut file, at, mut more)| async move {
+        is_written(&mut more, at).await?;
         let (file, piece) = blocking(move || {
             let mut piece = Vec::with_capacity(PIECE);
             let read = (&mut file).take(PIECE as u64).read_to_end(&mut piece);
@@ -85,7 +118,8 @@ pub async fn store_file(
         })
         .await;
         let piece = piece?;
-        Ok((!piece.is_empty()).then_some((piece, file)))
+        let end = at + piece.len() as u64;
+        Ok((!piece.is_empty()).then_some((piece, (file, end, more))))
     });
     let mut read = 0;
     let body = body.inspect_ok(move |piece| {

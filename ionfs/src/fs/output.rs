@@ -4,14 +4,15 @@
 //! The table of names ([`table`]) is the truth; the staging folder holds content and attributes. Writes come to
 //! the daemon, so that each change is seen and a file's blob is known to be of its last content. A file copied,
 //! linked or moved from `in/data` is a *reference*: a hole in the staging folder and the name of a blob, until
-//! somebody writes to it. Files upload in the background when their last writer closes them; a commit waits
-//! only for what is not stored yet.
+//! somebody writes to it. Files upload in the background when their last writer closes them, and long ones
+//! while they are written ([`early`]); a commit waits only for what is not stored yet.
 //!
 //! # What it never does
 //! Follow a symbolic link out of `out/data` (one may point anywhere: only the module's own processes go there); hold its lock across a wait; let an event file change after its commit.
 
 mod bounds;
 mod content;
+mod early;
 mod events;
 mod making;
 mod storing;
@@ -34,12 +35,12 @@ use tokio_util::sync::CancellationToken;
 use self::content::content_changed;
 pub(crate) use self::content::read_within;
 pub use self::content::{OpenHow, Staged};
+use self::early::InOrder;
 pub use self::making::Maker;
 use self::making::may_hold_more;
 use self::table::{Body, FileNode, Node, Remains, Table, Uploaded};
 pub(crate) use self::table::{DATA, EVENTS, OUT};
 use super::{Attr, DirEntry, Errno, FOREVER, Ino, Kind, ROOT, Result, errno};
-use crate::checksum::Summer;
 use crate::commit::{Committer, Receipt, Rejection};
 use crate::event::FileEntry;
 use crate::limits::Limits;
@@ -82,12 +83,12 @@ pub struct Output {
     released: Notify,
     blobs_made: AtomicU64,
     /// Bytes that uploads have moved: what waits for them may wait while it grows.
-    moved: AtomicU64,
+    moved: Arc<AtomicU64>,
     receipts: Mutex<BTreeMap<String, Receipt>>,
     rejections: Mutex<BTreeMap<String, Rejection>>,
-    /// Keys uploaded, and what became of them.
     /// Files as events named them, for whoever reads them next on this node.
     named: Mutex<Vec<(Ino, FileEntry)>>,
+    /// Keys uploaded, and what became of them.
     uploaded: Mutex<BTreeMap<String, Uploaded>>,
     runtime: tokio::runtime::Handle,
 }
@@ -121,7 +122,7 @@ impl Output {
             table: Mutex::new(Table::new()),
             released: Notify::new(),
             blobs_made: AtomicU64::new(0),
-            moved: AtomicU64::new(0),
+            moved: Arc::default(),
             receipts: Mutex::default(),
             rejections: Mutex::default(),
             named: Mutex::default(),
@@ -254,7 +255,7 @@ impl Output {
             }
         }
         content_changed(file, false);
-        file.sums = (size == 0).then(Summer::default);
+        file.in_order = (size == 0).then(InOrder::default);
         Ok(())
     }
 

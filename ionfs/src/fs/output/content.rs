@@ -15,10 +15,10 @@ use rustix::fs::{self, Mode, OFlags};
 
 use super::super::eventfile::Asked;
 use super::super::{Errno, Ino, Result, Seek, errno, seek_dense};
+use super::early::InOrder;
 use super::table::{FileNode, Reference, Table};
 use super::{Output, forbid_change};
 use crate::cache::CacheError;
-use crate::checksum::Summer;
 use crate::event::FileEntry;
 use crate::node::Node as Daemon;
 
@@ -124,7 +124,7 @@ impl Output {
             file.reference = None;
             file.failed = None;
             content_changed(file, false);
-            file.sums = Some(Summer::default());
+            file.in_order = Some(InOrder::default());
             table.charge(ino, 0, u64::MAX);
         }
         let (writable, executes) = (how.writes(), how.executes());
@@ -161,26 +161,26 @@ impl Output {
     /// Writes. A reference needs [`Output::own_content`] first.
     pub fn write(&self, staged: &Staged, offset: u64, data: &[u8]) -> Result<()> {
         let end = offset.saturating_add(data.len() as u64);
-        let (allowed, sums) = {
+        let (allowed, in_order) = {
             let mut table = self.lock();
             let file = table.file_mut(staged.ino)?;
             forbid_change(file)?;
             if file.event.is_some() && end > self.limits.event_bytes {
                 return Err(Errno::FBIG);
             }
-            let sums = file.sums.take().filter(|sums| sums.total() == offset);
+            let in_order = file.in_order.take().filter(|in_order| in_order.total() == offset);
             content_changed(file, true);
-            let sums = sums.map(|sums| (file.generation, sums));
-            (self.charge_to(&mut table, staged.ino, end), sums)
+            let in_order = in_order.map(|in_order| (file.generation, in_order));
+            (self.charge_to(&mut table, staged.ino, end), in_order)
         };
         staged.flushed.store(false, Ordering::Release);
-        let sums = sums.map(|(generation, mut sums)| {
-            sums.update(data);
-            (generation, sums)
+        let in_order = in_order.map(|(generation, mut in_order)| {
+            in_order.update(data);
+            (generation, in_order)
         });
         let written =
             allowed.and_then(|()| staged.file.write_all_at(data, offset).map_err(|error| errno(&error)));
-        self.written(staged.ino, offset..end, sums, written)
+        self.written(staged.ino, offset..end, in_order, written)
     }
 
     /// The write that was announced has been made, or a part of it: an upload that began in between may hold either. And
@@ -189,13 +189,18 @@ impl Output {
         &self,
         ino: Ino,
         range: Range<u64>,
-        sums: Option<(u64, Summer)>,
+        in_order: Option<(u64, InOrder)>,
         outcome: Result<T>,
     ) -> Result<T> {
+        let mut is_long = false;
         if let Ok(file) = self.lock().file_mut(ino) {
             // Nobody else wrote in between.
-            let alone = sums.filter(|(generation, _)| *generation == file.generation && outcome.is_ok());
-            file.sums = alone.map(|(_, sums)| sums);
+            let alone = in_order.filter(|(generation, _)| *generation == file.generation && outcome.is_ok());
+            file.in_order = alone.map(|(_, in_order)| in_order);
+            if let Some(in_order) = &file.in_order {
+                in_order.are_written();
+                is_long = file.event.is_none() && in_order.is_to_begin();
+            }
             file.generation += 1;
             match &outcome {
                 // Whoever asked copies by other means.
@@ -204,6 +209,9 @@ impl Output {
                 Ok(_) if file.failed.is_some_and(|(at, _)| range.contains(&at)) => file.failed = None,
                 Ok(_) => {}
             }
+        }
+        if is_long {
+            self.upload_early(ino);
         }
         outcome
     }
@@ -423,7 +431,7 @@ pub(crate) async fn read_within(
 
 pub(super) fn content_changed(file: &mut FileNode, by_writing: bool) {
     file.generation += 1;
-    file.sums = None;
+    file.in_order = None;
     if let Some(event) = &mut file.event {
         event.changed(by_writing);
     }

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Timestamps};
 
 use super::super::{Attr, Errno, Ino, Kind, Result, errno};
+use super::early::InOrder;
 use super::table::{Body, FileNode, Reference, Table};
 use super::{DATA, EVENTS, OUT, OpenHow, Output, Staged, timespec};
-use crate::checksum::Summer;
 use crate::event::{FileEntry, is_draft};
 
 /// Who makes something.
@@ -197,7 +197,10 @@ pub(super) fn may_hold_more(table: &Table, parent: Ino, name: &OsStr, kind: Kind
 
 fn add_file(table: &mut Table, parent: Ino, name: &OsStr) -> Result<Ino> {
     let decided = parent == EVENTS || parent == OUT;
-    let file =
-        FileNode { event: decided.then(Box::default), sums: Some(Summer::default()), ..FileNode::default() };
+    let file = FileNode {
+        event: decided.then(Box::default),
+        in_order: Some(InOrder::default()),
+        ..FileNode::default()
+    };
     table.add(parent, name, Body::File(Box::new(file)))
 }

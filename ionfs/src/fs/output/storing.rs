@@ -11,7 +11,7 @@ use rustix::fs::{self, Mode, OFlags};
 use tokio::sync::SemaphorePermit;
 
 use super::super::{Errno, Ino, errno};
-use super::table::{Body, Reference, Stored, Uploaded};
+use super::table::{Body, Reference, Stored, Table, Uploaded};
 use super::{DATA, Output};
 use crate::commit::{Refusal, Staging};
 use crate::event::{FileEntry, is_draft};
@@ -135,18 +135,24 @@ impl Output {
         }
         let unreadable = |errno: Errno| Refusal::Unreadable { path: path.to_owned(), source: errno.into() };
         self.own_content(ino).await.map_err(unreadable)?;
-        let written = self.lock().file(ino).ok().and_then(|file| Some((file.generation, file.sums.clone()?)));
-        let file = self.read_only(ino);
-        let key = self.fresh_key(path);
-        self.uploaded.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), Uploaded::Unnamed);
-        let stored = store_file(
-            &*self.daemon.plane.blobs,
-            key,
-            path.to_owned(),
-            file.map_err(unreadable)?,
-            &self.moved,
-        )
-        .await;
+        let written = self.lock().file_mut(ino).ok().and_then(|file| {
+            let (summer, upload) = file.in_order.as_mut()?.take_upload();
+            Some((file.generation, summer, upload))
+        });
+        let (written, followed) = match written {
+            Some((generation, summer, upload)) => (Some((generation, summer)), self.followed(upload).await),
+            None => (None, None),
+        };
+        let stored = match followed {
+            Some(stored) => stored,
+            None => {
+                let file = self.read_only(ino).map_err(unreadable)?;
+                let key = self.fresh_key(path);
+                self.made(&key);
+                let blobs = &*self.daemon.plane.blobs;
+                store_file(blobs, key, path.to_owned(), file, &self.moved, None).await
+            }
+        };
         let entry = stored.map_err(|error| match error {
             UploadError::Read { source, .. } => {
                 // The disk tells only once what it lost.
@@ -176,13 +182,16 @@ impl Output {
     }
 
     fn read_only(&self, ino: Ino) -> super::super::Result<File> {
+        self.read_only_in(&self.lock(), ino)
+    }
+
+    pub(super) fn read_only_in(&self, table: &Table, ino: Ino) -> super::super::Result<File> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let table = self.lock();
         // Of a reference there are no bytes here.
         if table.file(ino)?.reference.is_some() {
             return Err(Errno::NOENT);
         }
-        self.at(&table, ino, |folder, path| Ok(File::from(fs::openat(folder, path, flags, Mode::empty())?)))
+        self.at(table, ino, |folder, path| Ok(File::from(fs::openat(folder, path, flags, Mode::empty())?)))
     }
 
     /// Gives the node's cache the files that are as events named them; the job has ended.

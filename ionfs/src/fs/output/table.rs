@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 
 use super::super::eventfile::EventState;
 use super::super::{Errno, Ino, Kind, Result, STAGED};
-use crate::checksum::Summer;
+use super::early::InOrder;
 use crate::event::FileEntry;
 
 /// `out`
@@ -62,8 +62,8 @@ pub(super) struct FileNode {
     pub(super) charged: u64,
     /// Where a write failed, and with what: until somebody writes there again, it is not what its writer meant.
     pub(super) failed: Option<(u64, Errno)>,
-    /// The sums of all bytes, if each was written once and in order; none otherwise, or while one is being written.
-    pub(super) sums: Option<Summer>,
+    /// If each byte was written once and in order; none otherwise, or while one is being written.
+    pub(super) in_order: Option<InOrder>,
     pub(super) stored: Option<(u64, Stored)>,
     /// A background upload waits for its turn.
     pub(super) upload_waits: bool,
