@@ -122,3 +122,28 @@ fn what_is_written_again_is_stored_anew() {
     let blobs = mount.home.state().join("blobs");
     wait_for("what was given up to be gone", || files(&blobs).len() == expected.len());
 }
+
+/// What goes through a directory finds its files fetched already, each once; what opens one of them gets that one.
+#[test]
+fn the_files_of_a_directory_are_fetched_ahead_of_who_walks_it() {
+    const FILES: usize = 300;
+    const SIZE: usize = 5000;
+    if !may_mount_or_runs_where_it_may("the_files_of_a_directory_are_fetched_ahead_of_who_walks_it") {
+        return;
+    }
+    let files: Vec<(String, Vec<u8>)> =
+        (0..FILES).map(|n| (format!("d/{n:04}"), content(n as u64, SIZE))).collect();
+    let inputs: Vec<(&str, &[u8])> =
+        files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    let mount = Mount::new(Passthrough::Allowed, Blobs::Memory, &inputs);
+    let data = mount.at("in/data");
+    let read = |n: usize| assert!(fs::read(data.join(&files[n].0)).unwrap() == files[n].1, "{n}");
+    for n in [200, 100, 250] {
+        read(n);
+    }
+    assert_eq!(mount.metric("bytesFetched"), 3 * SIZE as u64, "only what was asked for");
+    (0..40).for_each(read);
+    wait_for("more than was read", || mount.metric("bytesFetched") >= 60 * SIZE as u64);
+    (40..FILES).for_each(read);
+    assert_eq!(mount.metric("bytesFetched"), (FILES * SIZE) as u64, "each once");
+}

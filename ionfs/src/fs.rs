@@ -11,12 +11,14 @@ mod lineage;
 pub mod output;
 mod tree;
 pub mod view;
+mod walk;
 
 use std::time::{Duration, SystemTime};
 
 pub use rustix::io::Errno;
 
 pub use self::tree::{Found, Tree};
+pub(crate) use self::walk::SMALL;
 
 /// What an operation gives, or the errno it fails with.
 pub type Result<T> = std::result::Result<T, Errno>;

@@ -186,6 +186,13 @@ impl CachedBlob {
         }
     }
 
+    /// Brings all of it, if it comes from a store and there is room in memory, without waiting.
+    pub(crate) fn fetch_ahead(self: &Arc<Self>) {
+        if self.place == Place::Node && self.present.count() < self.blocks {
+            self.prefetch(0..self.entry.size);
+        }
+    }
+
     async fn block(self: &Arc<Self>, index: u64) -> Result<Arc<Block>, Arc<CacheError>> {
         loop {
             if let Some(block) = self.shared.memory.get((self.id, index)) {

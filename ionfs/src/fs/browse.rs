@@ -31,7 +31,7 @@ pub fn tree(daemon: Arc<Daemon>) -> Arc<Tree> {
         ("modules".to_owned(), part(|daemon| Box::pin(modules(daemon)))),
         ("types".to_owned(), part(|daemon| Box::pin(types(daemon)))),
     ]);
-    Arc::new(Tree { daemon, view: View::new(root), output: None })
+    Tree::new(daemon, View::new(root), None)
 }
 
 type Items = Vec<(String, Item)>;

@@ -85,8 +85,7 @@ impl JobTree {
         let input = input_items(daemon, &spec).await?;
         let events = events_item(daemon.clone(), output.clone(), Arc::new(spec.event));
         let root = Item::fixed([("in".to_owned(), Item::fixed(input)), ("events".to_owned(), events)]);
-        let tree =
-            Arc::new(Tree { daemon: daemon.clone(), view: View::new(root), output: Some(output.clone()) });
+        let tree = Tree::new(daemon.clone(), View::new(root), Some(output.clone()));
         Ok(Self { tree, output, directory })
     }
 

@@ -2,11 +2,12 @@
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::output::{Maker, OUT, Output};
 use super::view::{Item, View};
+use super::walk::Walks;
 use super::{Attr, DirEntry, Errno, FOREVER, Ino, ROOT, Result, is_staged};
 use crate::cache::CachedBlob;
 use crate::event::FileEntry;
@@ -18,12 +19,18 @@ pub struct Tree {
     pub(crate) daemon: Arc<Daemon>,
     pub(crate) view: View,
     pub(crate) output: Option<Arc<Output>>,
+    walks: Mutex<Walks>,
 }
 
 /// What a name stands for: an inode, or nothing for so long.
 pub type Found = std::result::Result<Attr, Duration>;
 
 impl Tree {
+    /// A tree of what is read, and, for a job, of what it writes.
+    pub(super) fn new(daemon: Arc<Daemon>, view: View, output: Option<Arc<Output>>) -> Arc<Self> {
+        Arc::new(Self { daemon, view, output, walks: Mutex::default() })
+    }
+
     /// The output side; EROFS where there is none.
     pub(crate) fn output(&self) -> Result<&Arc<Output>> {
         self.output.as_ref().ok_or(Errno::ROFS)
@@ -122,6 +129,19 @@ impl Tree {
             tracing::error!(error = crate::errors::chain(&error), "a blob cannot be opened");
             Errno::IO
         })
+    }
+
+    /// A small file of a view is being opened: if somebody goes through its directory, the next ones are fetched.
+    pub(crate) fn walked_to(&self, ino: Ino) {
+        let Some((directory, listing, name)) = self.view.place(ino) else { return };
+        let mut walks = self.walks.lock().unwrap_or_else(PoisonError::into_inner);
+        let ahead = walks.opened(directory, &listing, &name);
+        drop(walks);
+        for entry in ahead {
+            if let Ok(blob) = self.open_blob(&entry) {
+                blob.fetch_ahead();
+            }
+        }
     }
 
     /// `ln` of a file of `in/` into `out/data`: a new file that refers to the same blob.

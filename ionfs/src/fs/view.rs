@@ -196,6 +196,14 @@ impl View {
         Ok(self.lock().inodes.get(&ino).ok_or(Errno::STALE)?.item.clone())
     }
 
+    /// Where an inode stands: its directory, what is in there, and its name. None: its directory was not listed yet.
+    pub(super) fn place(&self, ino: Ino) -> Option<(Ino, Listing, String)> {
+        let state = self.lock();
+        let inode = state.inodes.get(&ino)?;
+        let (_, listing) = state.inodes.get(&inode.parent)?.listing.as_ref()?;
+        Some((inode.parent, listing.clone(), inode.name.clone()))
+    }
+
     /// The parent of a directory.
     pub fn parent(&self, ino: Ino) -> Ino {
         self.lock().inodes.get(&ino).map_or(ROOT, |inode| inode.parent)

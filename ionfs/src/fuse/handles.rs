@@ -14,10 +14,7 @@ use super::reply::{file_attr, fuse_errno};
 use crate::cache::Reader;
 use crate::fs::output::{Staged, read_within};
 use crate::fs::view::Item;
-use crate::fs::{Attr, DirEntry, Errno, Ino, Result, is_staged};
-
-/// A blob this small is fetched whole when it is opened: one request then, and passthrough from the first read.
-const WHOLE_AT_OPEN: u64 = 4 << 20;
+use crate::fs::{Attr, DirEntry, Errno, Ino, Result, SMALL, is_staged};
 
 /// What an open file is.
 #[derive(Debug, Clone)]
@@ -147,7 +144,9 @@ impl Shared {
             }
             Item::Blob(entry) => {
                 let blob = self.tree.open_blob(&entry)?;
-                if entry.size <= WHOLE_AT_OPEN {
+                // Whole at once: one request, and passthrough from the first read.
+                if entry.size <= SMALL {
+                    self.tree.walked_to(ino);
                     // The read that follows would fetch the same bytes; a failure is its to report.
                     let _ = blob.read(0, entry.size).await;
                 }
