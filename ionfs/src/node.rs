@@ -5,20 +5,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::cache::{Cache, CacheLimits};
 use crate::id::JobId;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::stores::DataPlane;
+use crate::stores::object::IN_FLIGHT_MAX;
 
-/// Files uploaded at the same time by one daemon. Fewer leave a remote store idle between small files; more
-/// hold more buffers (about 1 MiB each) and win nothing on a local disk.
-const UPLOADS_MAX: usize = 8;
+/// Bytes of files that one daemon has under way to the store, in units of [`UPLOAD_UNIT`]: 32 small files at a time, so
+/// that a remote store is not idle between them, or three of many parts.
+const UPLOADS_MAX: usize = 32;
+
+/// Bytes of one of [`UPLOADS_MAX`]: what a small file takes of memory at most.
+const UPLOAD_UNIT: u64 = 4 << 20;
 
 /// Files uploaded at the same time while they are still being written: beside [`UPLOADS_MAX`], as each may last as long
-/// as its job. Each holds 40 MiB of parts under way at most.
+/// as its job.
 const EARLY_UPLOADS_MAX: usize = 2;
 
 /// How a daemon behaves.
@@ -67,7 +71,7 @@ pub struct Node {
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Bounds the uploads under way.
-    pub(crate) uploads: Arc<Semaphore>,
+    uploads: Semaphore,
     /// Bounds those of files that are still being written.
     pub(crate) early_uploads: Arc<Semaphore>,
     passthrough_refused: AtomicBool,
@@ -89,10 +93,17 @@ impl Node {
             settings,
             cache,
             metrics,
-            uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
+            uploads: Semaphore::new(UPLOADS_MAX),
             early_uploads: Arc::new(Semaphore::new(EARLY_UPLOADS_MAX)),
             passthrough_refused: AtomicBool::new(false),
         }))
+    }
+
+    /// A turn to upload a file of so many bytes: all jobs share them.
+    pub(crate) async fn upload_turn(&self, bytes: u64) -> SemaphorePermit<'_> {
+        let units = bytes.min(IN_FLIGHT_MAX).div_ceil(UPLOAD_UNIT).max(1);
+        let units = u32::try_from(units).expect("a few parts");
+        self.uploads.acquire_many(units).await.expect("the semaphore is never closed")
     }
 
     /// Whether to offer the kernel a file of its own.

@@ -131,7 +131,7 @@ mod tests {
         }
         let all: Vec<&String> = listing.keys().skip(2).collect();
         assert_eq!(asked.iter().collect::<Vec<_>>(), all, "all but the first two, each once and in order");
-        assert!(largest >= AHEAD_FILES_MAX / 2 && largest <= AHEAD_FILES_MAX, "{largest}");
+        assert!((AHEAD_FILES_MAX / 2..=AHEAD_FILES_MAX).contains(&largest), "{largest}");
     }
 
     #[test]

@@ -30,7 +30,7 @@ const LINKS_MAX: usize = 40;
 
 impl Output {
     pub(super) async fn upload_in_background(&self, ino: Ino) -> std::result::Result<(), Refusal> {
-        let _slot = self.upload_slot().await;
+        let _turn = self.upload_turn(ino).await;
         if let Ok(file) = self.lock().file_mut(ino) {
             file.upload_waits = false;
         }
@@ -47,9 +47,10 @@ impl Output {
         self.stored(ino, &path).await.map(|_| ())
     }
 
-    /// A turn to upload: all jobs of the daemon share them.
-    async fn upload_slot(&self) -> SemaphorePermit<'_> {
-        self.daemon.uploads.acquire().await.expect("the semaphore is never closed")
+    /// A turn to upload a file as long as it is now.
+    async fn upload_turn(&self, ino: Ino) -> SemaphorePermit<'_> {
+        let bytes = self.getattr(ino).map_or(0, |attr| attr.size);
+        self.daemon.upload_turn(bytes).await
     }
 
     /// Removes a blob that a later content has taken the place of, unless an event names it.
@@ -69,7 +70,7 @@ impl Output {
         });
     }
 
-    /// The blob of the file's content now: the one there is, or a new one. Whoever calls holds a slot.
+    /// The blob of the file's content now: the one there is, or a new one. Whoever calls has a turn.
     async fn stored(&self, ino: Ino, path: &str) -> std::result::Result<FileEntry, Refusal> {
         let (generation, cell, former) = {
             let mut table = self.lock();
@@ -111,7 +112,7 @@ impl Output {
     async fn stored_for_an_event(&self, ino: Ino, path: &str) -> std::result::Result<FileEntry, Refusal> {
         for _ in 0..NAMING_TRIES {
             let stored = {
-                let _slot = self.upload_slot().await;
+                let _turn = self.upload_turn(ino).await;
                 self.stored(ino, path).await?
             };
             match self.uploaded.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&stored.key) {
