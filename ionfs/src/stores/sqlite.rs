@@ -3,7 +3,8 @@
 //! # How it works
 //! WAL with `synchronous=FULL`: what was answered is on the disk. One thread holds the only writing connection;
 //! it takes all requests that wait, runs each in a savepoint of one transaction, commits once and answers all: a
-//! hundred writers at a time cost one sync. Readers have connections of their own and never wait for the writer.
+//! hundred writers at a time cost one sync. What may be lost with the machine's power, as it would only be done again, is
+//! written without one; the order of the log keeps it from outliving what was written before. Readers have connections of their own and never wait for the writer.
 //!
 //! # What it never does
 //! Wait without a bound: the queue of requests is bounded, and another process that holds the file is waited for
@@ -54,14 +55,39 @@ impl From<rusqlite::Error> for Failure {
 /// Answers the caller once the transaction is on the disk, or is not.
 type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
 
-/// One request: does its work and gives how to answer.
+/// Does a request's work and gives how to answer.
 type Work = Box<dyn FnOnce(&mut Connection) -> Answer + Send>;
+
+/// When a write is on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Durable {
+    /// With the next write that is at once. Other processes see it now.
+    Later,
+    /// When it is answered.
+    AtOnce,
+}
+
+impl Durable {
+    /// The value of `PRAGMA synchronous`.
+    fn level(self) -> &'static str {
+        match self {
+            Self::Later => "NORMAL",
+            Self::AtOnce => "FULL",
+        }
+    }
+}
+
+/// One request.
+struct Request {
+    durable: Durable,
+    work: Work,
+}
 
 /// A SQLite file as a store.
 #[derive(Debug)]
 pub struct Sqlite {
     path: PathBuf,
-    writer: Option<mpsc::Sender<Work>>,
+    writer: Option<mpsc::Sender<Request>>,
     thread: Option<JoinHandle<()>>,
     readers: Arc<Mutex<Vec<Connection>>>,
     reading: Semaphore,
@@ -115,8 +141,17 @@ impl Sqlite {
         what: &'static str,
         work: impl FnOnce(&Connection) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.write_as(Durable::AtOnce, what, work).await
+    }
+
+    async fn write_as<T: Send + 'static>(
+        &self,
+        durable: Durable,
+        what: &'static str,
+        work: impl FnOnce(&Connection) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
-        let request: Work = Box::new(move |connection| {
+        let work: Work = Box::new(move |connection| {
             let outcome = in_savepoint(connection, work);
             Box::new(move |committed| {
                 // The caller may have given up; its write is done all the same.
@@ -125,6 +160,7 @@ impl Sqlite {
         });
         let writer = self.writer.as_ref().expect("the writer is there until the store is dropped");
         let stopped = "its writer has stopped";
+        let request = Request { durable, work };
         writer.send(request).await.map_err(|_| self.failed(what, stopped))?;
         match answered.await {
             Ok(Ok(Ok(value))) => Ok(value),
@@ -211,29 +247,31 @@ fn in_savepoint<T>(
 }
 
 /// The writer: all that waits in one transaction, then all answers.
-fn write_loop(mut connection: Connection, mut requests: mpsc::Receiver<Work>) {
+fn write_loop(mut connection: Connection, mut requests: mpsc::Receiver<Request>) {
+    // As `connect` has set it.
+    let mut level = Durable::AtOnce;
     while let Some(first) = requests.blocking_recv() {
-        let mut answers = Vec::new();
-        let committed = match connection.execute_batch("BEGIN IMMEDIATE") {
-            Ok(()) => {
-                answers.push(first(&mut connection));
-                while answers.len() < BATCH
-                    && let Ok(next) = requests.try_recv()
-                {
-                    answers.push(next(&mut connection));
-                }
-                connection.execute_batch("COMMIT").map_err(|error| {
-                    let _ = connection.execute_batch("ROLLBACK");
-                    error.to_string()
-                })
-            }
-            Err(error) => {
-                tracing::error!(%error, "the database cannot be written");
-                // Dropped unanswered, its caller learns that the writer gave up.
-                drop(first);
-                continue;
-            }
+        let mut batch = vec![first];
+        while batch.len() < BATCH
+            && let Ok(next) = requests.try_recv()
+        {
+            batch.push(next);
+        }
+        let wanted = batch.iter().map(|request| request.durable).max().unwrap_or(Durable::AtOnce);
+        let begun = match wanted == level {
+            true => Ok(()),
+            false => connection.pragma_update(None, "synchronous", wanted.level()).map(|()| level = wanted),
         };
+        if let Err(error) = begun.and_then(|()| connection.execute_batch("BEGIN IMMEDIATE")) {
+            // Dropped unanswered, their callers learn that the writer gave up.
+            tracing::error!(%error, "the database cannot be written");
+            continue;
+        }
+        let answers: Vec<Answer> = batch.into_iter().map(|request| (request.work)(&mut connection)).collect();
+        let committed = connection.execute_batch("COMMIT").map_err(|error| {
+            let _ = connection.execute_batch("ROLLBACK");
+            error.to_string()
+        });
         for answer in answers {
             answer(committed.clone());
         }

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _};
 use tokio::task::JoinHandle;
 
-use super::{Failure, Sqlite};
+use super::{Durable, Failure, Sqlite};
 use crate::clock::{self, Millis};
 use crate::event::Message;
 use crate::stores::{Bus, DeadLetter, Delivery, Routed, StoreError, Subscription, Unreadable};
@@ -199,7 +199,8 @@ async fn take(store: Arc<Sqlite>, module: String) -> Result<Option<Delivery>, St
         return Ok(None);
     }
     let until: Millis = now + clock::millis(TAKEN);
-    let taken = store.write("receiving", move |connection| {
+    // Lost, the message is given again, and its job found there.
+    let taken = store.write_as(Durable::Later, "receiving", move |connection| {
         let mut update = connection.prepare_cached(
             "UPDATE messages SET taken_until = ?1 WHERE seq = (
                 SELECT seq FROM messages WHERE module = ?2 AND taken_until <= ?3 ORDER BY seq LIMIT 1
@@ -230,7 +231,8 @@ impl Subscriber {
     async fn settle(&mut self, tag: u64, statement: &'static str) -> Result<(), StoreError> {
         self.held.retain(|held| *held != tag);
         self.store
-            .write("settling a message", move |connection| {
+            // As when it was taken.
+            .write_as(Durable::Later, "settling a message", move |connection| {
                 Ok(connection.execute(statement, [tag.cast_signed()])?)
             })
             .await?;
