@@ -30,7 +30,7 @@ use ionfs::record::{AttemptEnd, JobRecord, JobState};
 use ionfs::relay::{self, Relay};
 use ionfs::stores::{DataPlane, DeadLetter, Delivery, StoreError, Subscription, encode};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::presence::Presence;
@@ -207,6 +207,27 @@ type Materials = Result<(Event, Option<Vec<Event>>), String>;
 /// A place to run one job: of its module and of the whole dispatcher.
 type Slot = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
+/// A job to run, and its event.
+type Job = (JobRecord, Event);
+
+/// A message whose job was claimed.
+struct Claimed {
+    tag: u64,
+    /// What to run now, and where; none if somebody else does, or later. The error: it could not be claimed.
+    job: Result<Option<(Job, Slot)>, LedgerError>,
+}
+
+/// What a look into the ledger found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    /// No more that could run now.
+    Nothing,
+    /// All places are taken, and more may wait.
+    Behind,
+    /// The dispatcher stops.
+    Stopping,
+}
+
 impl Shared {
     fn lease(&self) -> Millis {
         millis(self.settings.lease)
@@ -237,12 +258,22 @@ impl Shared {
     /// One module's queue and its jobs in the ledger.
     async fn serve(self: Arc<Self>, module: Arc<Module>, mut queue: Box<dyn Subscription>) {
         let of_module = Arc::new(Semaphore::new(module.concurrency.max(1)));
-        let mut jobs = JoinSet::new();
+        let (mut claims, mut jobs) = (JoinSet::new(), JoinSet::new());
         let mut full_since: Option<Instant> = None;
         let mut unheard = false;
         let mut seen = Standing::default();
-        while self.run_due(&module, &of_module, &mut seen, &mut jobs).await {
+        // The ledger is not asked with each message, but when something may wait there that could run.
+        let (mut look_at, mut behind) = (Instant::now(), false);
+        loop {
             let freed = self.freed.notified();
+            let place = of_module.available_permits() > 0 && self.slots.available_permits() > 0;
+            if look_at <= Instant::now() || (behind && place) {
+                look_at = Instant::now() + LOOK;
+                match self.run_due(&module, &of_module, &mut seen, &mut jobs).await {
+                    Due::Stopping => break,
+                    due => behind = due == Due::Behind,
+                }
+            }
             // No message without a place to run its job: another dispatcher may have one.
             let place = of_module.available_permits() > 0 && self.slots.available_permits() > 0;
             full_since = if place { None } else { full_since.or_else(|| Some(Instant::now())) };
@@ -251,42 +282,41 @@ impl Shared {
             {
                 break;
             }
-            let delivery = tokio::select! {
+            tokio::select! {
                 biased;
                 () = self.stopping.cancelled() => break,
-                delivery = queue.next(), if place => Some(delivery),
-                () = freed => None,
-                () = self.due[&module.name].notified() => None,
-                Some(_) = jobs.join_next() => None,
-                () = tokio::time::sleep(LOOK) => None,
-            };
-            match delivery {
-                Some(Ok(delivery)) => {
-                    unheard = false;
-                    // Another module may have taken the last place meanwhile.
-                    let slot = self.slot(&of_module);
-                    let (claimed, settled) =
-                        self.settle(&module, &mut *queue, delivery, slot.is_some()).await;
-                    if let (Some((job, event)), Some(slot)) = (claimed, slot) {
-                        jobs.spawn(self.clone().run(module.clone(), job, event, None, slot));
-                    }
-                    if !settled {
+                Some(claimed) = claims.join_next() => {
+                    if !self.settle(&module, &mut *queue, claimed, &mut jobs).await {
                         break;
                     }
                 }
-                Some(Err(error)) => {
-                    // Once for each time that it is away.
-                    if !std::mem::replace(&mut unheard, true) {
-                        tracing::warn!(
-                            module = module.name,
-                            error = chain(&error),
-                            "the queue cannot be read; trying again"
-                        );
+                delivery = queue.next(), if place => match delivery {
+                    Ok(delivery) => {
+                        unheard = false;
+                        // Another module may have taken the last place meanwhile.
+                        let slot = self.slot(&of_module);
+                        claims.spawn(self.clone().claim_patiently(module.clone(), delivery, slot));
                     }
-                    self.rest(STORE_WAIT).await;
-                }
-                None => {}
+                    Err(error) => {
+                        // Once for each time that it is away.
+                        if !std::mem::replace(&mut unheard, true) {
+                            tracing::warn!(
+                                module = module.name,
+                                error = chain(&error),
+                                "the queue cannot be read; trying again"
+                            );
+                        }
+                        self.rest(STORE_WAIT).await;
+                    }
+                },
+                () = freed => {}
+                () = self.due[&module.name].notified() => look_at = Instant::now(),
+                Some(_) = jobs.join_next() => {}
+                () = tokio::time::sleep_until(look_at.into()) => {}
             }
+        }
+        while let Some(claimed) = claims.join_next().await {
+            self.settle(&module, &mut *queue, claimed, &mut jobs).await;
         }
         // What the bus has sent ahead is not returned, which it would count, but left in the ledger.
         self.pause(&module, &mut *queue).await;
@@ -302,11 +332,12 @@ impl Shared {
     /// All places are taken for longer than a moment: what the bus has sent ahead must not wait here, unacknowledged,
     /// for as long as a job may run. It is queued in the ledger, where whoever has a free slot finds it. False when the
     /// dispatcher stops.
-    async fn pause(&self, module: &Module, queue: &mut dyn Subscription) -> bool {
+    async fn pause(self: &Arc<Self>, module: &Arc<Module>, queue: &mut dyn Subscription) -> bool {
         match queue.pause().await {
             Ok(ahead) => {
                 for delivery in ahead {
-                    if !self.settle(module, queue, delivery, false).await.1 {
+                    let claimed = self.clone().claim_patiently(module.clone(), delivery, None).await;
+                    if !self.settle(module, queue, Ok(claimed), &mut JoinSet::new()).await {
                         return false;
                     }
                 }
@@ -318,21 +349,19 @@ impl Shared {
         true
     }
 
-    /// Claims the job that a message asks for, to run it here (`ours`) or to queue it, and acknowledges the message. A
-    /// store that is away is waited for: a message that goes back is counted by the broker, and dead in the end.
-    /// Gives the job to run, and false when the dispatcher stops before the message was dealt with.
-    async fn settle(
-        &self,
-        module: &Module,
-        queue: &mut dyn Subscription,
+    /// Claims the job that a message asks for, to run it here if there is a slot, or to queue it. A store that is away is
+    /// waited for: a message that goes back is counted by the broker, and dead in the end.
+    async fn claim_patiently(
+        self: Arc<Self>,
+        module: Arc<Module>,
         delivery: Delivery,
-        ours: bool,
-    ) -> (Option<(JobRecord, Event)>, bool) {
+        slot: Option<Slot>,
+    ) -> Claimed {
         let tag = delivery.tag;
         let mut tries = 0;
-        let claimed = loop {
-            match self.claim(module, &delivery, ours, tries > 0).await {
-                Ok(claimed) => break claimed,
+        loop {
+            match self.claim(&module, &delivery, slot.is_some(), tries > 0).await {
+                Ok(job) => return Claimed { tag, job: Ok(job.zip(slot)) },
                 Err(error) if tries < CLAIM_TRIES && !self.stopping.is_cancelled() => {
                     tries += 1;
                     tracing::warn!(
@@ -342,48 +371,73 @@ impl Shared {
                     );
                     self.rest(STORE_WAIT).await;
                 }
-                Err(error) => {
-                    tracing::warn!(
-                        module = module.name,
-                        error = chain(&error),
-                        "a job could not be claimed; its message goes back"
-                    );
-                    let _ = queue.give_back(tag).await;
-                    return (None, !self.stopping.is_cancelled());
-                }
+                Err(error) => return Claimed { tag, job: Err(error) },
+            }
+        }
+    }
+
+    /// Acknowledges a message whose job was claimed, and runs the job if it is ours. False when the dispatcher stops before
+    /// the message was dealt with.
+    async fn settle(
+        self: &Arc<Self>,
+        module: &Arc<Module>,
+        queue: &mut dyn Subscription,
+        claimed: Result<Claimed, JoinError>,
+        jobs: &mut JoinSet<()>,
+    ) -> bool {
+        let Claimed { tag, job } = match claimed {
+            Ok(claimed) => claimed,
+            Err(error) => {
+                tracing::error!(%error, "a claim ended badly; its message comes again");
+                return true;
+            }
+        };
+        let job = match job {
+            Ok(job) => job,
+            Err(error) => {
+                tracing::warn!(
+                    module = module.name,
+                    error = chain(&error),
+                    "a job could not be claimed; its message goes back"
+                );
+                let _ = queue.give_back(tag).await;
+                return !self.stopping.is_cancelled();
             }
         };
         // After the claim: the job is in the ledger, so the message has done its work.
         failpoint::reach("claim.settled");
+        if let Some(((job, event), slot)) = job {
+            jobs.spawn(self.clone().run(module.clone(), job, event, None, slot));
+        }
         if let Err(error) = queue.acknowledge(tag).await {
             tracing::warn!(
                 error = chain(&error),
                 "a message could not be acknowledged; it will come again and find its job there"
             );
         }
-        (claimed, true)
+        true
     }
 
-    /// Starts what waits in the ledger while there are free slots. False when the dispatcher stops.
+    /// Starts what waits in the ledger while there are free slots.
     async fn run_due(
         self: &Arc<Self>,
         module: &Arc<Module>,
         of_module: &Arc<Semaphore>,
         seen: &mut Standing<i64>,
         jobs: &mut JoinSet<()>,
-    ) -> bool {
+    ) -> Due {
         loop {
             if self.stopping.is_cancelled() {
-                return false;
+                return Due::Stopping;
             }
-            let Some(slot) = self.slot(of_module) else { return true };
+            let Some(slot) = self.slot(of_module) else { return Due::Behind };
             let taken = self.ledger.take_due(&module.name, &self.id, self.lease(), seen).await;
             let job = match taken {
                 Ok(Some(job)) => job,
-                Ok(None) => return true,
+                Ok(None) => return Due::Nothing,
                 Err(error) => {
                     tracing::debug!(module = module.name, error = chain(&error), "the ledger cannot be read");
-                    return true;
+                    return Due::Nothing;
                 }
             };
             let mut tries = 0;
@@ -408,7 +462,7 @@ impl Shared {
                 Err(error) => {
                     let released = Ended { end: AttemptEnd::Released, ..Ended::failed(chain(&error)) };
                     self.end(&job, module, released).await;
-                    return true;
+                    return Due::Nothing;
                 }
             }
         }
@@ -436,7 +490,7 @@ impl Shared {
         delivery: &Delivery,
         ours: bool,
         again: bool,
-    ) -> Result<Option<(JobRecord, Event)>, LedgerError> {
+    ) -> Result<Option<Job>, LedgerError> {
         let message: &Message = match &delivery.message {
             Ok(message) => message,
             Err(unreadable) => {
