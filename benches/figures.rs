@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{middle, read, write};
+use ionfs::event::FileEntry;
 use ionfs::stores::Collection;
 use ionfs::stores::open::{StoreUrls, open};
 use ionfs::upload::store_path;
@@ -80,7 +81,57 @@ fn main() {
         },
     );
     drop(job);
+    names(&runtime, &native);
     dispatch(home.path());
+}
+
+/// An event of many files: mounted and listed, and one of them opened.
+fn names(runtime: &Arc<Runtime>, native: &Path) {
+    const NAMES: usize = 100_000;
+    let folder = native.join("names");
+    fs::create_dir(&folder).unwrap();
+    (0..NAMES).for_each(|n| drop(fs::File::create(folder.join(format!("file-{n}"))).unwrap()));
+    let one = runtime.block_on(async {
+        let plane = open(&StoreUrls::embedded(&Home::new().state())).await.unwrap();
+        stored(&plane, "one", &native.join("four")).await
+    });
+    let entry = |n: usize| FileEntry { name: format!("file-{n}"), ..one.clone() };
+    let files: Vec<FileEntry> = (0..NAMES).map(entry).collect();
+    let home = Home::new();
+    let plane = runtime.block_on(open(&StoreUrls::embedded(&home.state()))).unwrap();
+    let began = Instant::now();
+    let job = Mount::over(runtime.clone(), home, plane, Passthrough::Allowed, files);
+    let ours = listed(&job.at("in/data"), NAMES);
+    println!("(an event of {NAMES} files: inserted, mounted and listed in {:.2?})", began.elapsed());
+    let theirs = listed(&folder, NAMES);
+    let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
+    println!(
+        "{:<44} {ours:>10.2?} {theirs:>10.2?} {ratio:>7.2}",
+        format!("list {NAMES} names and their sizes / native")
+    );
+    let again = Mount::another(&job);
+    let (ours, theirs) = (again.at("in/data"), folder);
+    let found = |folder: &Path, n: usize| {
+        let path = folder.join(format!("file-{}", n * 7919 % NAMES));
+        let began = Instant::now();
+        let _ = fs::metadata(path).unwrap().len();
+        began.elapsed()
+    };
+    let (mut n, mut m) = (0..NAMES, 0..NAMES);
+    row(
+        "find one of them, not listed before / native",
+        101,
+        || found(&ours, n.next().unwrap()),
+        || found(&theirs, m.next().unwrap()),
+    );
+}
+
+/// Every name of a directory and its size.
+fn listed(at: &Path, names: usize) -> Duration {
+    let began = Instant::now();
+    let sizes = fs::read_dir(at).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
+    assert_eq!(sizes.count(), names);
+    began.elapsed()
 }
 
 /// Both sides in turn; their medians and the ratio.
