@@ -32,12 +32,14 @@ use ionfs::stores::{DataPlane, DeadLetter, Delivery, StoreError, Subscription, e
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use self::presence::Presence;
 use crate::executor::{Ended, Executor, Start, Stop};
 use crate::gather::{Readiness, readiness};
 use crate::job::{self, Happening};
 use crate::ledger::{Claim, Lease, Ledger, LedgerError};
+use crate::metrics::Metrics;
 use crate::pipeline::Module;
 
 /// How often a module looks into the ledger for jobs that wait there, unless it is told of one.
@@ -117,6 +119,7 @@ struct Shared {
     freed: Notify,
     running: Mutex<HashMap<JobId, watch::Sender<Option<Stop>>>>,
     stopping: CancellationToken,
+    metrics: Arc<Metrics>,
 }
 
 /// What the housekeeping task remembers.
@@ -152,8 +155,14 @@ impl Dispatcher {
             freed: Notify::new(),
             running: Mutex::default(),
             stopping: CancellationToken::new(),
+            metrics: Arc::default(),
         };
         Self { shared: Arc::new(shared), modules }
+    }
+
+    /// What it counts, also while it runs.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        self.shared.metrics.clone()
     }
 
     /// Registers the modules and runs their jobs until `shutdown`; `ready` is told when every queue is served.
@@ -440,6 +449,7 @@ impl Shared {
                     return Due::Nothing;
                 }
             };
+            self.metrics.taken();
             let mut tries = 0;
             let materials = loop {
                 match self.materials(&job, module).await {
@@ -527,7 +537,9 @@ impl Shared {
             return Ok(None);
         }
         let holder = ours.then(|| (self.id.as_str(), self.lease()));
-        match self.ledger.claim(module, &event, holder).await? {
+        let claim = self.ledger.claim(module, &event, holder).await?;
+        self.metrics.claimed(&claim);
+        match claim {
             Claim::Won(job) if job.state == JobState::Waiting => {
                 self.ended.notify_one();
                 Ok(None)
@@ -579,13 +591,16 @@ impl Shared {
         }
         let (running, runs) = oneshot::channel();
         let start = Start { job: job.clone(), module: (*module).clone(), event, gathered, running };
-        let work = self.executor.run(start, stopped);
+        let (span, counted) = (start.span(), self.metrics.runs(&module.name));
+        let work = self.executor.run(start, stopped).instrument(span.clone());
         let ended = tokio::select! {
             ended = work => ended,
             never = self.hold(&job, runs, &stop) => match never {},
         };
         self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.id);
-        self.end(&job, &module, ended).await;
+        drop(counted);
+        ended.tell(&span);
+        self.end(&job, &module, ended).instrument(span).await;
         drop(slot);
         self.freed.notify_waiters();
     }
@@ -652,6 +667,7 @@ impl Shared {
 
     /// Writes how an attempt ended and wakes whoever waits for it.
     async fn end(&self, job: &JobRecord, module: &Module, ended: Ended) {
+        self.metrics.ended(&module.name, ended.end);
         let happening = Happening::Ended(job::Ended {
             end: ended.end,
             exit_code: ended.exit_code,
@@ -689,6 +705,7 @@ impl Shared {
     async fn lose(&self, job: &JobRecord) {
         match self.ledger.lose(job, "its dispatcher died").await {
             Ok(record) => {
+                self.metrics.ended(&record.module, AttemptEnd::Lost);
                 if let Some(due) = self.due.get(&record.module) {
                     due.notify_one();
                 }

@@ -5,9 +5,12 @@ pub mod sandbox;
 
 use async_trait::async_trait;
 use ionfs::event::{Event, FileEntry};
-use ionfs::id::CorrelationId;
+use ionfs::id::{CorrelationId, JobId};
 use ionfs::record::{AttemptEnd, JobRecord};
+use ionfs::spans;
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::field::Empty;
+use tracing::{Span, info_span};
 
 use crate::pipeline::Module;
 
@@ -37,6 +40,21 @@ pub struct Start {
     pub running: oneshot::Sender<()>,
 }
 
+impl Start {
+    /// The attempt's span: whoever has it run runs it in there, and adds the verdict with [`Ended::tell`].
+    pub fn span(&self) -> Span {
+        info_span!(
+            target: spans::TARGET, parent: None, "job",
+            ion.module = self.module.name, ion.job.id = self.job.id.as_str(), ion.attempt = self.job.attempt,
+            ion.event.id = self.event.id.as_str(), "ion.event.type" = self.event.event_type,
+            ion.correlation.id = self.event.context.correlation_id.as_str(),
+            ion.parent.job.id = self.event.job_id.as_ref().map(JobId::as_str),
+            ion.parent.attempt = self.event.attempt,
+            ion.verdict = Empty, error = Empty
+        )
+    }
+}
+
 /// How it ended.
 #[derive(Debug)]
 pub struct Ended {
@@ -53,6 +71,14 @@ pub struct Ended {
 }
 
 impl Ended {
+    /// Adds the verdict to the attempt's span.
+    pub fn tell(&self, span: &Span) {
+        span.record("ion.verdict", self.end.as_str());
+        if let Some(reason) = &self.reason {
+            span.record(spans::ERROR, reason);
+        }
+    }
+
     /// It failed before it could run.
     pub fn failed(reason: impl Into<String>) -> Self {
         Self {

@@ -12,6 +12,7 @@
 //! | [`gather`] | when everything below an event has ended |
 //! | [`executor`] | how a job runs on this machine |
 //! | [`dispatch`] | queues to jobs, within limits |
+//! | [`metrics`] | what a dispatcher counts |
 //! | [`progress`] | how far a correlation has come |
 //! | [`audit`], [`retention`] | the ledger's part of `ion check`; `ion gc --older-than` |
 
@@ -21,6 +22,7 @@ pub mod executor;
 pub mod gather;
 pub mod job;
 pub mod ledger;
+pub mod metrics;
 pub mod pipeline;
 pub mod progress;
 pub mod retention;

@@ -7,11 +7,12 @@
 mod model;
 pub(crate) mod steps;
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -19,6 +20,8 @@ use serde_json::json;
 use self::steps::{Answer, End, Step};
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
+use tracing::field::{Empty, display};
+use tracing::{Instrument as _, Span, info_span};
 
 use crate::clock::{self, Millis};
 use crate::errors::chain;
@@ -27,9 +30,9 @@ use crate::event::{
 };
 use crate::failpoint;
 use crate::id::{EventId, JobId};
-use crate::metrics::Metrics;
 use crate::patience::while_it_moves;
 use crate::record::{CommitMode, InsightRecord};
+use crate::spans;
 use crate::stores::{Collection, DataPlane, Guard, Inserted, Routed, StoreError, decode, encode};
 use crate::upload::{UploadError, store_bytes};
 
@@ -261,17 +264,24 @@ pub trait Staging: Send + Sync {
 #[derive(Debug)]
 pub struct Committer {
     plane: DataPlane,
-    metrics: Arc<Metrics>,
     origin: Origin,
     deadline: Duration,
+    /// The attempt's span.
+    span: Span,
     /// Events the bus is being told of, or was told of while the document does not say so yet.
     telling: TaskTracker,
 }
 
 impl Committer {
-    /// For one attempt; `deadline` bounds each commit until its document is durable: the time in which no byte moved.
-    pub fn new(plane: DataPlane, metrics: Arc<Metrics>, origin: Origin, deadline: Duration) -> Self {
-        Self { plane, metrics, origin, deadline, telling: TaskTracker::new() }
+    /// For one attempt, in whose span this is called; `deadline` bounds each commit until its document is durable: the
+    /// time in which no byte moved.
+    pub fn new(plane: DataPlane, origin: Origin, deadline: Duration) -> Self {
+        Self { plane, origin, deadline, span: Span::current(), telling: TaskTracker::new() }
+    }
+
+    /// The attempt's span.
+    pub(crate) fn span(&self) -> &Span {
+        &self.span
     }
 
     /// Who commits.
@@ -304,10 +314,32 @@ impl Committer {
         file: EventFile,
         staging: &dyn Staging,
     ) -> Result<Receipt, Refusal> {
+        let span = info_span!(
+            target: spans::TARGET, parent: &self.span, "commit",
+            ion.event.file = name, ion.event.id = Empty, "ion.event.type" = Empty, error = Empty
+        );
+        let committed = self.commit_in_span(name, file, staging).instrument(span.clone()).await;
+        match &committed {
+            Ok(receipt) => {
+                span.record("ion.event.id", receipt.event_id.as_str());
+                span.record("ion.event.type", &receipt.event_type);
+            }
+            Err(refusal) => {
+                span.record(spans::ERROR, display(refusal));
+            }
+        }
+        committed
+    }
+
+    async fn commit_in_span(
+        &self,
+        name: &str,
+        file: EventFile,
+        staging: &dyn Staging,
+    ) -> Result<Receipt, Refusal> {
         let durable = || self.make_durable(name, file.clone(), staging);
-        let outcome = self.patiently(|| staging.moved(), durable).await;
-        let (step, event, mut receipt) = outcome.inspect_err(|_| self.metrics.refusals.add(1))?;
-        self.metrics.commits.add(1);
+        let (step, event, mut receipt) = self.patiently(|| staging.moved(), durable).await?;
+        self.plane.metrics.commits.add(1);
         receipt.published = match step {
             Step::End(End::Committed(publication)) => publication == Publication::Published,
             step => self.publish(step, event).await,
@@ -325,9 +357,12 @@ impl Committer {
         let event_type = self.checked_type(file.event_type)?;
         let paths = clean_paths(&file.files)?;
         // Step 1. All at once: the staging bounds what runs in parallel.
-        let files =
-            futures_util::future::try_join_all(paths.iter().map(|path| staging.durable(path))).await?;
-        let (listed, file_list) = self.shorten(&files, staging).await?;
+        let (files, (listed, file_list)) = timed(&self.plane, Step::StoreBlobs, async {
+            let files = try_join_all(paths.iter().map(|path| staging.durable(path))).await?;
+            let listed = self.shorten(&files, staging).await?;
+            Ok::<_, Refusal>((files, listed))
+        })
+        .await?;
         let id = EventId::derive(&self.origin.parent.event_id, &self.origin.module, name);
         let event = Event {
             context: self.origin.context(id.clone(), DocumentType::EventMeta),
@@ -408,7 +443,8 @@ impl Committer {
         let id = event.id.clone();
         let (told, hears) = oneshot::channel();
         let plane = self.plane.clone();
-        let task = self.telling.spawn(async move { publish(&plane, event, step, Some(told)).await });
+        let work = async move { publish(&plane, event, step, Some(told)).await };
+        let task = self.telling.spawn(work.in_current_span());
         let why = match tokio::time::timeout(PUBLISH_WAIT, hears).await {
             Ok(Ok(())) => return true,
             Ok(Err(_)) => match task.await {
@@ -542,15 +578,15 @@ async fn insert(
     let mut failed = None;
     loop {
         let tried = match step {
-            Step::Insert => try_insert(plane, &event, files, guard.clone(), &mut found).await,
+            Step::Insert => {
+                timed(plane, step, try_insert(plane, &event, files, guard.clone(), &mut found)).await
+            }
             Step::Replace(attempt) => {
                 found.clone_from(&event);
                 let expect = vec![("publication", json!(Publication::Staged)), ("attempt", json!(attempt))];
-                plane
-                    .documents
-                    .replace(Collection::Events, encode(&event), expect, guard.clone())
-                    .await
-                    .map(changed)
+                let replaced =
+                    plane.documents.replace(Collection::Events, encode(&event), expect, guard.clone());
+                timed(plane, step, replaced).await.map(changed)
             }
             Step::End(End::Differs) => return Err(Refusal::Differs(event.id)),
             Step::End(End::Fenced) => return Err(Refusal::Fenced),
@@ -594,7 +630,7 @@ pub(crate) async fn publish(
     let mut failed = None;
     loop {
         let tried = match step {
-            Step::Publish => plane.bus.publish(&event.message()).await.map(|routed| {
+            Step::Publish => timed(plane, step, plane.bus.publish(&event.message())).await.map(|routed| {
                 failpoint::reach("commit.published");
                 event.unrouted = routed == Routed::Nowhere;
                 if let Some(told) = told.take() {
@@ -605,7 +641,8 @@ pub(crate) async fn publish(
             Step::Mark => {
                 event.publication = Publication::Published;
                 let expect = vec![("publication", json!(Publication::Unpublished))];
-                let marked = plane.documents.replace(Collection::Events, encode(&event), expect, None).await;
+                let marked = plane.documents.replace(Collection::Events, encode(&event), expect, None);
+                let marked = timed(plane, step, marked).await;
                 failpoint::reach("commit.marked");
                 marked.map(changed)
             }
@@ -614,6 +651,15 @@ pub(crate) async fn publish(
         };
         step = step.after(answer(tried, &mut failed), event.attempt, CommitMode::OnClose);
     }
+}
+
+/// Carries out a step of a commit, timed, in a span of its own.
+pub(crate) async fn timed<T>(plane: &DataPlane, step: Step, work: impl Future<Output = T>) -> T {
+    let begun = Instant::now();
+    let span = info_span!(target: spans::TARGET, "step", otel.name = step.name());
+    let done = work.instrument(span).await;
+    plane.metrics.step(step.name()).since(begun);
+    done
 }
 
 /// What a conditional write says.

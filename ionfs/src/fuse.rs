@@ -4,6 +4,7 @@
 //! stores, a commit) into a task that carries the reply, so that no request waits behind another's network. Every
 //! such task has a deadline; the kernel's caller gets EIO when it runs out.
 
+mod first;
 mod handles;
 mod reply;
 
@@ -24,6 +25,7 @@ use fuser::{
 };
 use tokio::runtime::Handle as Runtime;
 
+use self::first::FirstRead;
 use self::handles::{Handles, Open};
 use self::reply::{
     file_attr, file_type, fuse_errno, maker, moment, nothing, reply_attr, reply_data, reply_empty,
@@ -57,11 +59,14 @@ struct Shared {
     runtime: Runtime,
     handles: Mutex<Handles>,
     next_handle: AtomicU64,
+    first_read: FirstRead,
 }
 
 impl Kernel {
     pub(crate) fn new(tree: Arc<Tree>, runtime: Runtime) -> Self {
-        let shared = Shared { tree, runtime, handles: Mutex::default(), next_handle: AtomicU64::new(1) };
+        let first_read = FirstRead::of(&tree);
+        let (handles, next_handle) = (Mutex::default(), AtomicU64::new(1));
+        let shared = Shared { tree, runtime, handles, next_handle, first_read };
         Self { shared: Arc::new(shared) }
     }
 
@@ -132,6 +137,7 @@ impl Filesystem for Kernel {
         let _ = config.set_max_write(WRITE_MAX);
         let _ = config.set_max_readahead(WRITE_MAX).or_else(|most| config.set_max_readahead(most));
         let _ = config.set_max_background(BACKGROUND_MAX);
+        self.shared.first_read.mounted();
         Ok(())
     }
 
@@ -404,6 +410,7 @@ impl Filesystem for Kernel {
             Open::Text(bytes) => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
                 reply.data(&bytes[start..start.saturating_add(size as usize).min(bytes.len())]);
+                self.shared.first_read.answered();
             }
             Open::Live(file) => {
                 let mut buffer = vec![0; size as usize];
@@ -425,7 +432,11 @@ impl Filesystem for Kernel {
             Open::Directory(_) => reply.error(fuser::Errno::EISDIR),
             Open::Staged(_) | Open::Blob(_) => {
                 let work = move |shared: Arc<Shared>| async move { shared.read(&handle, offset, size).await };
-                self.later(self.read_deadline() + MARGIN, work, move |outcome| reply_data(reply, outcome));
+                let shared = self.shared.clone();
+                self.later(self.read_deadline() + MARGIN, work, move |outcome| {
+                    reply_data(reply, outcome);
+                    shared.first_read.answered();
+                });
             }
         }
     }

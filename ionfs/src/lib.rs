@@ -4,7 +4,7 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | [`id`], [`clock`], [`errors`], [`metrics`], [`patience`], [`failpoint`] | ids as newtypes, made deterministically; milliseconds; an error in one line; counters; time as this process has seen it; where tests kill the process |
+//! | [`id`], [`clock`], [`errors`], [`metrics`], [`spans`], [`patience`], [`failpoint`] | ids as newtypes, made deterministically; milliseconds; an error in one line; counters and latencies; spans of jobs; time as this process has seen it; where tests kill the process |
 //! | [`checksum`], [`event`], [`record`] | block checksums; events and both forms of event files; the other documents |
 //! | [`sys`] | every `unsafe` line |
 //! | [`stores`] | the traits `Blobs`, `Documents`, `Bus`; their backends; opening by URL |
@@ -34,6 +34,7 @@ pub mod patience;
 pub mod probe;
 pub mod record;
 pub mod relay;
+pub mod spans;
 pub mod stores;
 pub mod sys;
 pub mod upload;

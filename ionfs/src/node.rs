@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use crate::cache::{Cache, CacheLimits};
 use crate::id::JobId;
 use crate::limits::Limits;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Registry, describe_bytes};
 use crate::stores::DataPlane;
 use crate::stores::object::IN_FLIGHT_MAX;
 
@@ -86,7 +86,7 @@ impl Node {
         std::fs::create_dir_all(settings.home.join("jobs"))?;
         let cache_dir = settings.home.join("cache");
         std::fs::create_dir_all(&cache_dir)?;
-        let metrics = Arc::new(Metrics::default());
+        let metrics = plane.metrics.clone();
         let cache = Cache::new(plane.blobs.clone(), cache_dir, settings.cache, metrics.clone());
         Ok(Arc::new(Self {
             plane,
@@ -104,6 +104,15 @@ impl Node {
         let units = bytes.min(IN_FLIGHT_MAX).div_ceil(UPLOAD_UNIT).max(1);
         let units = u32::try_from(units).expect("a few parts");
         self.uploads.acquire_many(units).await.expect("the semaphore is never closed")
+    }
+
+    /// Gives the numbers of this daemon and of its stores their names.
+    pub fn describe(self: &Arc<Self>, registry: &mut Registry) {
+        self.metrics.describe(registry);
+        let node = self.clone();
+        describe_bytes(registry, "cache_memory", "Memory taken by blocks of blobs.", move || {
+            node.cache.memory_taken()
+        });
     }
 
     /// Whether to offer the kernel a file of its own.

@@ -9,16 +9,18 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::json;
+use tracing::{Instrument as _, info_span};
 use uuid::Uuid;
 
 use crate::clock;
 use crate::commit::steps::Step;
-use crate::commit::{changed, insight_id, publish};
+use crate::commit::{changed, insight_id, publish, timed};
 use crate::event::{Event, Publication};
 use crate::failpoint;
 use crate::id::JobId;
 use crate::patience::Standing;
 use crate::record::{CommitMode, InsightRecord, JobRecord, JobState};
+use crate::spans;
 use crate::stores::{Collection, DataPlane, DeadLetter, Query, StoreError, encode};
 
 /// How long what is committed is left to its own writer, and what a relay took on to that relay. Shorter makes relays
@@ -60,6 +62,7 @@ impl Relay {
                 .order_by("created")
                 .limit(BATCH);
         let unpublished = self.plane.documents.find_as::<Event>(unpublished).await?;
+        self.plane.metrics.outbox.set(unpublished.len());
         let seen = unpublished.iter().map(|event| (event.id.to_string(), event.publisher.clone()));
         let stood = self.events.look(seen);
         let left: Vec<&Event> = unpublished
@@ -103,14 +106,27 @@ impl Relay {
     }
 
     /// Takes the event on and publishes it; false when somebody else has.
-    pub(crate) async fn publish(&self, mut event: Event) -> Result<bool, StoreError> {
+    pub(crate) async fn publish(&self, event: Event) -> Result<bool, StoreError> {
+        let span = info_span!(
+            target: spans::TARGET, parent: None, "relay",
+            ion.event.id = event.id.as_str(), ion.correlation.id = event.context.correlation_id.as_str(),
+            ion.parent.job.id = event.job_id.as_ref().map(JobId::as_str), ion.parent.attempt = event.attempt
+        );
+        let published = self.adopt_and_publish(event).instrument(span).await;
+        if let Ok(true) = published {
+            self.plane.metrics.relayed.add(1);
+        }
+        published
+    }
+
+    async fn adopt_and_publish(&self, mut event: Event) -> Result<bool, StoreError> {
         let mut step = Step::Publish;
         if event.publisher.as_ref() != Some(&self.id) {
             let expect =
                 vec![("publication", json!(Publication::Unpublished)), ("publisher", json!(event.publisher))];
             event.publisher = Some(self.id.clone());
-            let adopted =
-                self.plane.documents.replace(Collection::Events, encode(&event), expect, None).await?;
+            let adopted = self.plane.documents.replace(Collection::Events, encode(&event), expect, None);
+            let adopted = timed(&self.plane, Step::Adopt, adopted).await?;
             step = Step::Adopt.after(changed(adopted), event.attempt, CommitMode::OnClose);
             failpoint::reach("relay.adopted");
         }
@@ -176,7 +192,8 @@ async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, Sto
             continue;
         }
         event.publication = Publication::Unpublished;
-        let revealed = documents.replace(Collection::Events, encode(&event), expect, None).await?;
+        let revealed = documents.replace(Collection::Events, encode(&event), expect, None);
+        let revealed = timed(plane, Step::Reveal, revealed).await?;
         let step = Step::Reveal.after(changed(revealed), event.attempt, CommitMode::OnSuccess);
         failpoint::reach("promote.revealed");
         publish(plane, event, step, None).await?;

@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use crate::clock::Millis;
 use crate::event::Message;
+use crate::metrics::Metrics;
 
 /// Why a store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -481,4 +482,6 @@ pub struct DataPlane {
     pub documents: Arc<dyn Documents>,
     /// Who is told of events.
     pub bus: Arc<dyn Bus>,
+    /// What is done with them, counted and timed.
+    pub metrics: Arc<Metrics>,
 }

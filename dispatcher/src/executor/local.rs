@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use ionfs::clock;
@@ -14,10 +14,13 @@ use ionfs::fs::job::{JobSpec, JobTree, OpenError, Outcome};
 use ionfs::mount::{Mounted, mount_at, serve};
 use ionfs::node::{Node, job_dir, live_log};
 use ionfs::record::{AttemptEnd, CommitMode, LogRecord};
+use ionfs::spans;
 use ionfs::stores::{Collection, StoreError, encode};
 use ionfs::upload::store_path;
 use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe::Receiver;
 use tokio::sync::watch;
+use tracing::{Instrument as _, Span, info_span};
 
 use crate::pipeline::ANY_TYPE;
 
@@ -117,13 +120,18 @@ impl LocalExecutor {
             }
         };
         let commit = start.module.commit;
-        let ran = self.process(start, &tree, stop).await;
-        let outcome = tree.finish().await;
+        let (ran, exit) = self.process(start, &tree, stop).await;
+        let outcome = tree.finish().instrument(exit).await;
         verdict(ran, &outcome, commit)
     }
 
-    /// Runs the process; its tree is unmounted when this returns.
-    async fn process(&self, start: Start, tree: &JobTree, mut stop: watch::Receiver<Option<Stop>>) -> Ran {
+    /// Runs the process; its tree is unmounted when this returns. The span began when the process ended.
+    async fn process(
+        &self,
+        start: Start,
+        tree: &JobTree,
+        mut stop: watch::Receiver<Option<Stop>>,
+    ) -> (Ran, Span) {
         let job = &start.job;
         let plain = self.node.settings.home.join("mnt").join(format!("{}-{}", job.id, job.attempt));
         let ion_dir = if self.mode == Mode::Plain { plain.clone() } else { MOUNT_AT.into() };
@@ -136,25 +144,17 @@ impl LocalExecutor {
             processes: tree.limits().processes,
             open_files: ionfs::sys::open_files_before(),
         };
-        let spawned = match sandbox::spawn(&self.settings.program, command).await {
-            Ok(spawned) => spawned,
-            Err(error) => return Ran::NotStarted(chain(&error)),
-        };
-        let mounted = match spawned.device {
-            Some(device) => serve(device, tree.tree()).await,
-            None => match tokio::fs::create_dir_all(&plain).await {
-                Ok(()) => mount_at(&plain, tree.tree()).await,
-                Err(error) => Err(error),
-            },
-        };
-        let mounted = match mounted {
-            Ok(mounted) => mounted,
-            Err(error) => return Ran::NotStarted(format!("the filesystem cannot be mounted: {error}")),
-        };
+        let begun = Instant::now();
+        let mounting = info_span!(target: spans::TARGET, "mount");
+        let (mut sandbox, output, mounted) =
+            match self.mount(command, tree, &plain).instrument(mounting).await {
+                Ok(mounted) => mounted,
+                Err(reason) => return (Ran::NotStarted(reason), exit_span()),
+            };
+        self.node.metrics.mounts.since(begun);
         let log = live_log(&self.node.settings.home, &job.id, job.attempt);
         let sink = self.output.clone().map(|sink| (sink, job.module.clone(), job.id.short().to_owned()));
-        let reading = tokio::spawn(keep_output(spawned.output, log, sink));
-        let mut sandbox = spawned.sandbox;
+        let reading = tokio::spawn(keep_output(output, log, sink));
         let ran = match sandbox.go().await {
             Ok(()) => {
                 let _ = start.running.send(());
@@ -162,6 +162,7 @@ impl LocalExecutor {
             }
             Err(error) => Ran::NotStarted(chain(&error)),
         };
+        let exit = exit_span();
         // Dropped: whatever is left is killed, and the mount goes with it.
         drop(sandbox);
         self.unmounted(mounted, &plain).await;
@@ -169,7 +170,27 @@ impl LocalExecutor {
         if tokio::time::timeout(GONE_WAIT, reading).await.is_err() {
             tracing::warn!(job = %job.id, "the job's output did not end with it");
         }
-        ran
+        (ran, exit)
+    }
+
+    /// Starts the process, which waits until its tree is served.
+    async fn mount(
+        &self,
+        command: Command,
+        tree: &JobTree,
+        plain: &Path,
+    ) -> Result<(Sandbox, Receiver, Mounted), String> {
+        let spawned = sandbox::spawn(&self.settings.program, command).await;
+        let spawned = spawned.map_err(|error| chain(&error))?;
+        let mounted = match spawned.device {
+            Some(device) => serve(device, tree.tree()).await,
+            None => match tokio::fs::create_dir_all(plain).await {
+                Ok(()) => mount_at(plain, tree.tree()).await,
+                Err(error) => Err(error),
+            },
+        };
+        let mounted = mounted.map_err(|error| format!("the filesystem cannot be mounted: {error}"))?;
+        Ok((spawned.sandbox, spawned.output, mounted))
     }
 
     async fn unmounted(&self, mut mounted: Mounted, plain: &Path) {
@@ -305,6 +326,11 @@ fn environment(base: &[(String, String)], start: &Start, ion_dir: &Path) -> Vec<
     base.iter().cloned().chain(start.module.env.clone()).chain(own).collect()
 }
 
+/// From the end of a module's process until its tree is decided upon.
+fn exit_span() -> Span {
+    info_span!(target: spans::TARGET, "exit")
+}
+
 /// How the process part of an attempt ended.
 enum Ran {
     Exited(Exit),
@@ -410,11 +436,7 @@ fn refused(first: &Rejection, count: usize) -> String {
 }
 
 /// Keeps a module's output as it comes, and shows it line by line to whoever watches.
-async fn keep_output(
-    mut pipe: tokio::net::unix::pipe::Receiver,
-    log: PathBuf,
-    sink: Option<(OutputSink, String, String)>,
-) {
+async fn keep_output(mut pipe: Receiver, log: PathBuf, sink: Option<(OutputSink, String, String)>) {
     let mut kept = Kept {
         file: std::fs::OpenOptions::new().append(true).open(&log).ok(),
         length: 0,

@@ -167,13 +167,15 @@ impl CachedBlob {
             let at = |position: u64| usize::try_from(position.saturating_sub(start)).unwrap_or(usize::MAX);
             bytes.slice(at(offset).min(bytes.len())..at(end).min(bytes.len()))
         };
+        // Bytes of a block that this read is about.
+        let asked = |index: u64| ((index + 1) * self.block).min(end) - (index * self.block).max(offset);
         if first == last {
-            return Ok(part(first, &self.block(first).await?.bytes));
+            return Ok(part(first, &self.block(first, asked(first)).await?.bytes));
         }
         self.bring(first..last + 1, true);
         let mut all = BytesMut::with_capacity(usize::try_from(end - offset).unwrap_or(0));
         for index in first..=last {
-            all.extend_from_slice(&part(index, &self.block(index).await?.bytes));
+            all.extend_from_slice(&part(index, &self.block(index, asked(index)).await?.bytes));
         }
         Ok(all.freeze())
     }
@@ -193,10 +195,20 @@ impl CachedBlob {
         }
     }
 
-    async fn block(self: &Arc<Self>, index: u64) -> Result<Arc<Block>, Arc<CacheError>> {
+    /// A block for a reader who asked for so many bytes of it.
+    async fn block(self: &Arc<Self>, index: u64, asked: u64) -> Result<Arc<Block>, Arc<CacheError>> {
+        let metrics = &self.shared.metrics;
+        let mut waited = false;
         loop {
             if let Some(block) = self.shared.memory.get((self.id, index)) {
+                if !waited {
+                    metrics.cache_hits.add(1);
+                    metrics.bytes_remembered.add(asked);
+                }
                 return Ok(block);
+            }
+            if !std::mem::replace(&mut waited, true) {
+                metrics.cache_misses.add(1);
             }
             let coming = self.coming().get(&index).cloned();
             let coming = coming.or_else(|| self.bring(index..index + 1, true));

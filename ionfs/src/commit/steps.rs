@@ -63,6 +63,20 @@ pub(crate) enum Answer {
 }
 
 impl Step {
+    /// The step's name, for people and their figures.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::StoreBlobs => "store-blobs",
+            Self::Insert => "insert",
+            Self::Replace(_) => "replace",
+            Self::Reveal => "reveal",
+            Self::Adopt => "adopt",
+            Self::Publish => "publish",
+            Self::Mark => "mark",
+            Self::End(_) => "end",
+        }
+    }
+
     /// What comes after this step was answered so, for a commit of this attempt in this mode.
     pub(crate) fn after(self, answer: Answer, attempt: Option<u32>, mode: CommitMode) -> Self {
         use Answer::{Changed, Done, Exists, Fenced, Unknown};

@@ -79,8 +79,7 @@ impl JobTree {
             _ => {}
         }
         let deadline = daemon.settings.commit_deadline;
-        let committer =
-            Committer::new(daemon.plane.clone(), daemon.metrics.clone(), spec.origin.clone(), deadline);
+        let committer = Committer::new(daemon.plane.clone(), spec.origin.clone(), deadline);
         let output = Output::new(daemon.clone(), committer, limits, &directory).map_err(staging)?;
         let input = input_items(daemon, &spec).await?;
         let events = events_item(daemon.clone(), output.clone(), Arc::new(spec.event));

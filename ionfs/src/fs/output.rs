@@ -94,6 +94,11 @@ pub struct Output {
 }
 
 impl Output {
+    /// The attempt's span.
+    pub(crate) fn span(&self) -> &tracing::Span {
+        self.committer.span()
+    }
+
     /// Bytes that uploads have moved.
     pub(crate) fn bytes_moved(&self) -> u64 {
         self.moved.load(Ordering::Relaxed)

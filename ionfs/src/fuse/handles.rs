@@ -171,7 +171,11 @@ impl Shared {
         };
         let number = self.add(ino, open, Some(mode));
         match id {
-            Some(id) => reply.opened_passthrough(number, FopenFlags::empty(), &id),
+            Some(id) => {
+                reply.opened_passthrough(number, FopenFlags::empty(), &id);
+                // The reads that follow are answered by the kernel.
+                self.first_read.answered();
+            }
             None => reply.opened(number, flags),
         }
     }

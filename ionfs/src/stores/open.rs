@@ -42,13 +42,19 @@ pub async fn open(urls: &StoreUrls) -> Result<DataPlane, StoreError> {
     let blobs = open_blobs(&urls.blobs).await?;
     if urls.documents == urls.bus && scheme(&urls.bus) == "sqlite" {
         let shared = embedded(&urls.documents, "document").await?;
-        return Ok(DataPlane { blobs, documents: shared.clone(), bus: shared });
+        return Ok(DataPlane { blobs, documents: shared.clone(), bus: shared, metrics: Arc::default() });
     }
     Ok(DataPlane {
         blobs,
         documents: open_documents(&urls.documents).await?,
         bus: open_bus(&urls.bus).await?,
+        metrics: Arc::default(),
     })
+}
+
+/// Chooses the TLS code that this build has; whoever installed another one before keeps it.
+pub fn choose_tls() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
 /// Opens a blob store.

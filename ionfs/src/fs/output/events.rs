@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use rustix::fs::{self, Mode, OFlags};
 
@@ -67,6 +68,7 @@ impl Output {
 
     /// Commits the content of `ino` under an event's name, then lets `moved` put it there.
     async fn adopt_as_event(&self, ino: Ino, name: &str, moved: impl Fn() -> Result<()>) -> Result<()> {
+        let begun = Instant::now();
         let (deciding, was_event) = {
             let mut table = self.lock();
             let file = table.file_mut(ino)?;
@@ -77,6 +79,7 @@ impl Output {
             let _one_decision = deciding.lock().await;
             self.adopt_alone(ino, name, moved).await
         };
+        self.daemon.metrics.closes.since(begun);
         if let Ok(file) = self.lock().file_mut(ino)
             && let Some(state) = &mut file.event
             && state.committed.is_none()
@@ -151,6 +154,7 @@ impl Output {
 
     /// Applies the rule of section 3 to an event file or to `insights.json`; others: nothing.
     pub(super) async fn decide(&self, ino: Ino, asked: Asked) -> Result<()> {
+        let begun = Instant::now();
         let Some((name, insights)) = self.decided_name(ino) else { return Ok(()) };
         let deciding = {
             let table = self.lock();
@@ -209,12 +213,14 @@ impl Output {
             Decision::Commit(file) => match self.committer.commit(&name, file, self).await {
                 Ok(receipt) => {
                     self.accept(ino, receipt);
+                    self.daemon.metrics.closes.since(begun);
                     return Ok(());
                 }
                 Err(refusal) => refusal,
             },
         };
         let errno = self.reject(&name, &refused);
+        self.daemon.metrics.closes.since(begun);
         if let Ok(file) = self.lock().file_mut(ino)
             && let Some(state) = &mut file.event
         {
@@ -268,6 +274,7 @@ impl Output {
     }
 
     fn reject(&self, name: &str, refusal: &Refusal) -> Errno {
+        self.daemon.metrics.refusals.add(1);
         let rejection = Rejection::new(name, refusal);
         tracing::warn!(
             job = %self.committer.origin().job_id, event = name, errno = rejection.errno, reason = rejection.reason,

@@ -13,7 +13,7 @@ use object_store::{ClientOptions, RetryConfig};
 
 use super::{ObjectBlobs, STALL};
 use crate::stores::StoreError;
-use crate::stores::open::without_credentials;
+use crate::stores::open::{choose_tls, without_credentials};
 
 /// How long to connect.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
@@ -41,8 +41,7 @@ impl ObjectBlobs {
         }
         let prefix = Path::parse(prefix).map_err(|error| refused(error.to_string()))?;
         let wrong = |error: object_store::Error| refused(crate::errors::chain(&error));
-        // The TLS code that this build has; whoever installed another one before keeps it.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        choose_tls();
         let retry = RetryConfig { max_retries: 5, retry_timeout: RETRY_TIME, ..RetryConfig::default() };
         let name = url.to_owned();
         let (store, multipart): (Arc<dyn object_store::ObjectStore>, _) = match scheme {

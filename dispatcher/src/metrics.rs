@@ -1,0 +1,88 @@
+//! What a dispatcher counts, for operators. How it is shown is not known here.
+
+use ionfs::metrics::Registry;
+use ionfs::record::AttemptEnd;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+
+use crate::ledger::Claim;
+
+/// Whose jobs. A dispatcher's modules are named in its pipeline, so their number is bounded.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfModule {
+    module: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ending {
+    module: String,
+    verdict: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Claiming {
+    outcome: &'static str,
+}
+
+/// What one dispatcher has done since it started.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    started: Family<OfModule, Counter>,
+    ended: Family<Ending, Counter>,
+    running: Family<OfModule, Gauge>,
+    claims: Family<Claiming, Counter>,
+}
+
+impl Metrics {
+    /// Gives all of them their names. docs/metrics.md is the same list for people.
+    pub fn describe(&self, registry: &mut Registry) {
+        registry.register("jobs_started", "Attempts of jobs started", self.started.clone());
+        registry.register("jobs_ended", "Attempts of jobs ended, by verdict", self.ended.clone());
+        registry.register("jobs_running", "Attempts of jobs running now", self.running.clone());
+        registry.register("claims", "Jobs claimed, by what became of the claim", self.claims.clone());
+    }
+
+    /// An attempt runs until what this gives is dropped.
+    pub(crate) fn runs(&self, module: &str) -> Running {
+        let of = OfModule { module: module.to_owned() };
+        self.started.get_or_create(&of).inc();
+        let running = self.running.get_or_create_owned(&of);
+        running.inc();
+        Running(running)
+    }
+
+    /// An attempt has ended so.
+    pub(crate) fn ended(&self, module: &str, end: AttemptEnd) {
+        self.ended.get_or_create(&Ending { module: module.to_owned(), verdict: end.as_str() }).inc();
+    }
+
+    /// A message asked for a job, and this came of it.
+    pub(crate) fn claimed(&self, claim: &Claim) {
+        self.claim(match claim {
+            Claim::Won(job) if job.holder.is_some() => "started",
+            Claim::Won(_) => "queued",
+            Claim::Known(_) => "known",
+        });
+    }
+
+    /// A job that waited in the ledger starts here.
+    pub(crate) fn taken(&self) {
+        self.claim("taken");
+    }
+
+    fn claim(&self, outcome: &'static str) {
+        self.claims.get_or_create(&Claiming { outcome }).inc();
+    }
+}
+
+/// One attempt that runs.
+#[derive(Debug)]
+pub(crate) struct Running(Gauge);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
