@@ -6,6 +6,7 @@ mod doctor;
 mod event;
 mod gc;
 mod job;
+mod metrics;
 mod module;
 mod mount;
 mod output;

@@ -7,6 +7,7 @@ use ionfs::fs::browse;
 use ionfs::mount::mount_at;
 use ionfs::node::Node;
 
+use crate::metrics::MetricsArgs;
 use crate::settings::Settings;
 use crate::up::until_asked_to_stop;
 use crate::{Failure, Outcome, Verdict, output};
@@ -24,10 +25,14 @@ Examples:
 pub(crate) struct Args {
     /// The folder to mount at; made if it is missing
     folder: PathBuf,
+    #[command(flatten)]
+    metrics: MetricsArgs,
 }
 
 pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
+    let endpoint = args.metrics.open().await?;
     let node = Node::new(settings.plane().await?, settings.node())?;
+    endpoint.describe(|registry| node.describe(registry));
     std::fs::create_dir_all(&args.folder)?;
     let tree = browse::tree(node);
     let mounted = mount_at(&args.folder, tree).await;
@@ -38,9 +43,11 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         ))
     })?;
     output::say(&format!("mounted at {}; Ctrl-C unmounts", args.folder.display()));
+    endpoint.readiness().begins();
     tokio::select! {
         ended = mounted.ended() => ended?,
         () = until_asked_to_stop() => mounted.unmount().await?,
     }
+    endpoint.close().await;
     Ok(Verdict::Well)
 }

@@ -269,6 +269,11 @@ pub(crate) fn search_path() -> String {
     std::env::var("PATH").unwrap_or_else(|_| PATH.to_owned())
 }
 
+/// What requests for metrics have to bring along. Not a flag: a command line is no place for it.
+pub(crate) fn metrics_token() -> Option<String> {
+    std::env::var("ION_METRICS_TOKEN").ok().filter(|token| !token.is_empty())
+}
+
 /// What every module's environment begins with.
 pub(crate) fn module_environment() -> Vec<(String, String)> {
     let mut env: Vec<(String, String)> =

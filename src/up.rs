@@ -15,6 +15,7 @@ use ionfs::relay::{GRACE, Relay};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics::MetricsArgs;
 use crate::output::{self, Colour};
 use crate::settings::{Settings, module_environment, search_path};
 use crate::{Failure, Outcome, Verdict};
@@ -41,6 +42,8 @@ pub(crate) struct Args {
     /// Do not show what modules print
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    metrics: MetricsArgs,
 }
 
 /// Run the jobs of a pipeline's modules, beside other dispatchers on the same stores
@@ -70,11 +73,17 @@ pub(crate) async fn run(settings: Settings, args: Args) -> Outcome {
 ///
 /// Every dispatcher does so too; this does nothing else.
 #[derive(Debug, ClapArgs)]
-pub(crate) struct RelayArgs {}
+pub(crate) struct RelayArgs {
+    #[command(flatten)]
+    metrics: MetricsArgs,
+}
 
-pub(crate) async fn relay(settings: &Settings, _args: RelayArgs) -> Outcome {
+pub(crate) async fn relay(settings: &Settings, args: RelayArgs) -> Outcome {
+    let endpoint = args.metrics.open().await?;
     let plane = settings.plane().await?;
+    endpoint.describe(|registry| plane.metrics.describe(registry));
     let mut relay = Relay::new(plane, GRACE);
+    endpoint.readiness().begins();
     output::say(&format!("ready: what is not published for {} s will be", GRACE.as_secs()));
     let stop = until_asked_to_stop();
     tokio::pin!(stop);
@@ -85,10 +94,12 @@ pub(crate) async fn relay(settings: &Settings, _args: RelayArgs) -> Outcome {
             Err(error) => tracing::warn!(error = ionfs::errors::chain(&error), "not published yet"),
         }
         tokio::select! {
-            () = &mut stop => return Ok(Verdict::Well),
+            () = &mut stop => break,
             () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
         }
     }
+    endpoint.close().await;
+    Ok(Verdict::Well)
 }
 
 /// The modules of a pipeline file, or the registered ones; of them those that were named.
@@ -100,8 +111,10 @@ async fn serve(mut settings: Settings, args: Args, only: &[String]) -> Outcome {
         settings.adopt(&pipeline.plane)?;
     }
     let settings = &settings;
+    let endpoint = args.metrics.open().await?;
     let plane = settings.plane().await?;
     let node = Node::new(plane.clone(), settings.node())?;
+    endpoint.describe(|registry| node.describe(registry));
     let mut modules = match pipeline {
         Some(pipeline) => pipeline.modules,
         None => Ledger::new(plane.clone()).modules().await?,
@@ -127,6 +140,8 @@ async fn serve(mut settings: Settings, args: Args, only: &[String]) -> Outcome {
     dispatch.lease = args.lease;
     let names: Vec<String> = modules.iter().map(|module| module.name.clone()).collect();
     let dispatcher = Dispatcher::new(plane, executor, modules, dispatch, Some(notices));
+    endpoint.describe(|registry| dispatcher.metrics().describe(registry));
+    let (begins, ends) = (endpoint.readiness(), endpoint.readiness());
     let shutdown = CancellationToken::new();
     let (ready, is_ready) = oneshot::channel();
     let showing = tokio::spawn(show(shown_lines, shown_notices, args.quiet));
@@ -134,6 +149,7 @@ async fn serve(mut settings: Settings, args: Args, only: &[String]) -> Outcome {
         let shutdown = shutdown.clone();
         async move {
             until_asked_to_stop().await;
+            ends.ends();
             output::say("stopping: running jobs are ended and queued again");
             shutdown.cancel();
             until_asked_to_stop().await;
@@ -142,11 +158,13 @@ async fn serve(mut settings: Settings, args: Args, only: &[String]) -> Outcome {
     });
     tokio::spawn(async move {
         if is_ready.await.is_ok() {
+            begins.begins();
             output::say(&format!("ready: {}", names.join(", ")));
         }
     });
     dispatcher.run(shutdown, ready).await?;
     showing.await?;
+    endpoint.close().await;
     Ok(Verdict::Well)
 }
 
