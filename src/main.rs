@@ -12,6 +12,7 @@ mod mount;
 mod output;
 mod run;
 mod settings;
+mod spans;
 mod trace;
 mod up;
 
@@ -22,6 +23,7 @@ use clap::{Parser, Subcommand};
 use futures_util::future::join_all;
 
 use crate::settings::{Global, Settings};
+use crate::spans::Exporter;
 
 /// Runs data-processing pipelines whose modules only read and write files.
 ///
@@ -67,6 +69,13 @@ enum Command {
     Doctor(doctor::Args),
     Completions(completions::CompletionArgs),
     Man(completions::ManArgs),
+}
+
+impl Command {
+    /// Whether it runs jobs, or publishes for them.
+    fn has_spans(&self) -> bool {
+        matches!(self, Self::Up(_) | Self::Dispatch(_) | Self::Relay(_) | Self::Run(_))
+    }
 }
 
 /// Why a command did not do its work: one line for people.
@@ -119,11 +128,15 @@ fn main() -> ExitCode {
 }
 
 async fn work(cli: Cli) -> Outcome {
-    let settings = Settings::resolve(cli.global)?;
+    let exporter = if cli.command.has_spans() { Exporter::from_environment()? } else { None };
+    let settings = Settings::resolve(cli.global, exporter.as_ref())?;
     let opened = settings.opened.clone();
     let outcome = carry_out(settings, cli.command).await;
     let opened = std::mem::take(&mut *opened.lock().unwrap_or_else(PoisonError::into_inner));
     join_all(opened.iter().map(|documents| documents.close())).await;
+    if let Some(exporter) = exporter {
+        exporter.finish().await;
+    }
     outcome
 }
 

@@ -14,6 +14,7 @@ use ionfs::id::{CorrelationId, EventId};
 use ionfs::node::Node;
 use ionfs::record::AttemptEnd;
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Instrument as _;
 
 use crate::event::{first_event, pair, store_files};
 use crate::settings::{Settings, search_path};
@@ -81,7 +82,9 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     let gathered = module.gather.is_some().then(Vec::new);
     let (running, _runs) = oneshot::channel();
     let start = Start { job: job.clone(), module: module.clone(), event, gathered, running };
-    let ended = executor.run(start, stopped).await;
+    let span = start.span();
+    let ended = executor.run(start, stopped).instrument(span.clone()).await;
+    ended.tell(&span);
     drop(executor);
     showing.await?;
     let well = ended.end == AttemptEnd::Succeeded;
@@ -97,8 +100,9 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     });
     let job = ledger.advance(&job, &happening).await?;
     if job.outbox {
-        ionfs::relay::promote(&plane, &job.id).await?;
+        ionfs::relay::promote(&plane, &job.id).instrument(span.clone()).await?;
     }
+    drop(span);
     let published: Vec<Event> = ledger
         .events_of(correlation.as_str())
         .await?

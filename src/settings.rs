@@ -14,8 +14,11 @@ use ionfs::limits::{Limits, SetLimits};
 use ionfs::node::NodeSettings;
 use ionfs::stores::open::{StoreUrls, open, without_credentials};
 use ionfs::stores::{DataPlane, Documents};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
+use crate::spans::Exporter;
 use crate::{Failure, output};
 
 /// What of the daemon's environment modules see: nothing that could be a credential.
@@ -150,17 +153,19 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    pub(crate) fn resolve(global: Global) -> Result<Self, Failure> {
+    pub(crate) fn resolve(global: Global, exporter: Option<&Exporter>) -> Result<Self, Failure> {
         let level = ["warn", "info", "debug"][usize::from(global.verbose.min(2))];
         let filter = EnvFilter::try_from_env("ION_LOG").unwrap_or_else(|_| {
             EnvFilter::new(format!("warn,lapin=off,ion={level},ionfs={level},dispatcher={level}"))
         });
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
+        // A log has lines; spans are the exporter's.
+        let filter = filter.add_directive(format!("{}=off", ionfs::spans::TARGET).parse()?);
+        let log = tracing_subscriber::fmt::layer()
             .with_writer(std::io::stderr)
             .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
             .with_target(false)
-            .init();
+            .with_filter(filter);
+        tracing_subscriber::registry().with(log).with(exporter.map(Exporter::layer)).init();
         let home = std::path::absolute(&global.home)?;
         let said = PlaneSection { blobs: global.blobs, documents: global.documents, bus: global.bus };
         warn_of_passwords();
@@ -272,6 +277,14 @@ pub(crate) fn search_path() -> String {
 /// What requests for metrics have to bring along. Not a flag: a command line is no place for it.
 pub(crate) fn metrics_token() -> Option<String> {
     std::env::var("ION_METRICS_TOKEN").ok().filter(|token| !token.is_empty())
+}
+
+/// Whether OpenTelemetry's standard variables ask for spans.
+pub(crate) fn wants_spans() -> bool {
+    let says = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let is = |name: &str, word: &str| says(name).is_some_and(|value| value.eq_ignore_ascii_case(word));
+    let endpoint = says("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| says("OTEL_EXPORTER_OTLP_ENDPOINT"));
+    endpoint.is_some() && !is("OTEL_SDK_DISABLED", "true") && !is("OTEL_TRACES_EXPORTER", "none")
 }
 
 /// What every module's environment begins with.

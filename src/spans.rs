@@ -1,0 +1,292 @@
+//! OpenTelemetry: the spans of [`ionfs::spans`] go to whoever `OTEL_EXPORTER_OTLP_ENDPOINT` names.
+//!
+//! # How it works
+//! Spans come as `tracing`'s; a layer makes OpenTelemetry's of them, under ids and parents that their fields say. (To
+//! `tracing-opentelemetry` a parent of another process is told by a call in the code that makes the span, which would
+//! have to know OpenTelemetry.) The SDK queues what has ended and sends it in batches from a thread of its own.
+//!
+//! # What it never does
+//! Hold up a job: a full queue drops spans, and a collector that is away costs a warning. Say what
+//! `OTEL_EXPORTER_OTLP_HEADERS` holds.
+
+use std::cell::Cell;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use ionfs::errors::chain;
+use ionfs::spans;
+use opentelemetry::trace::{
+    SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, TraceFlags, TraceId, TraceState,
+    Tracer as _, TracerProvider as _,
+};
+use opentelemetry::{Context, Key, KeyValue, Value};
+use opentelemetry_http::{HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{SpanExporter, WithHttpConfig as _};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SdkTracer, SdkTracerProvider};
+use tokio::runtime::Handle;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Level, Metadata, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
+use tracing_subscriber::layer;
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::Failure;
+use crate::settings::wants_spans;
+
+/// What this program calls itself, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES do.
+const SERVICE: &str = "ion";
+
+/// How long one request to the collector may take.
+const SEND: Duration = Duration::from_secs(10);
+
+/// How long the end of the program waits for the collector to take what is queued.
+const FLUSH: Duration = Duration::from_secs(5);
+
+/// Bytes of a collector's answer that are read. Only its status matters.
+const ANSWER_MAX: usize = 64 << 10;
+
+/// Where spans go.
+#[derive(Debug)]
+pub(crate) struct Exporter {
+    provider: SdkTracerProvider,
+}
+
+impl Exporter {
+    /// What the standard variables ask for; none: nothing is to be sent. Must be called inside a Tokio runtime.
+    pub(crate) fn from_environment() -> Result<Option<Self>, Failure> {
+        if !wants_spans() {
+            return Ok(None);
+        }
+        ionfs::stores::open::choose_tls();
+        let http = reqwest::Client::builder().timeout(SEND).build()?;
+        let client = Client { http, runtime: Handle::current(), failing: AtomicBool::new(false) };
+        let exporter = SpanExporter::builder().with_http().with_http_client(client).build()?;
+        let named = Resource::builder().build().get(&Key::from_static_str("service.name"));
+        let mut resource = Resource::builder();
+        if named.is_none_or(|name| name.as_str().starts_with("unknown_service")) {
+            resource = resource.with_service_name(SERVICE);
+        }
+        let provider = SdkTracerProvider::builder()
+            .with_batch_exporter(exporter)
+            .with_id_generator(Ids::default())
+            .with_resource(resource.build())
+            .build();
+        Ok(Some(Self { provider }))
+    }
+
+    /// Makes OpenTelemetry's spans of ours, and of nothing else.
+    pub(crate) fn layer<S>(&self) -> impl Layer<S> + use<S>
+    where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+    {
+        let ours = |metadata: &Metadata<'_>| metadata.is_span() && metadata.target() == spans::TARGET;
+        let ours = filter_fn(ours).with_max_level_hint(LevelFilter::from_level(Level::INFO));
+        Bridge { tracer: self.provider.tracer(SERVICE) }.with_filter(ours)
+    }
+
+    /// Sends what is left, if the collector takes it in time.
+    pub(crate) async fn finish(self) {
+        let sent = tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FLUSH)).await;
+        if !matches!(sent, Ok(Ok(()))) {
+            tracing::warn!("the last spans were not sent");
+        }
+    }
+}
+
+thread_local! {
+    /// The ids of the next span that this thread makes.
+    static NEXT: Cell<(Option<TraceId>, Option<SpanId>)> = const { Cell::new((None, None)) };
+}
+
+/// Ids as they were derived; any others are drawn.
+#[derive(Debug, Default)]
+struct Ids(RandomIdGenerator);
+
+impl IdGenerator for Ids {
+    fn new_trace_id(&self) -> TraceId {
+        NEXT.get().0.unwrap_or_else(|| self.0.new_trace_id())
+    }
+
+    fn new_span_id(&self) -> SpanId {
+        NEXT.get().1.unwrap_or_else(|| self.0.new_span_id())
+    }
+}
+
+/// The layer. A span's [`Context`] lies in its extensions while it lives.
+struct Bridge {
+    tracer: SdkTracer,
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Bridge {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: layer::Context<'_, S>) {
+        let Some(span) = context.span(id) else { return };
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        let above = span.parent();
+        let above = above.as_ref().and_then(|above| above.extensions().get::<Context>().cloned());
+        // What belongs to no correlation belongs to no trace.
+        let Some(parent) = above.or_else(|| fields.context()) else { return };
+        let own = fields.job.id();
+        let name = fields.name.unwrap_or_else(|| attributes.metadata().name().to_owned());
+        let kind = if own.is_some() { SpanKind::Consumer } else { SpanKind::Internal };
+        let mut builder = self.tracer.span_builder(name).with_kind(kind).with_attributes(fields.attributes);
+        if let Some(begun) = fields.begun {
+            builder = builder.with_start_time(UNIX_EPOCH + Duration::from_nanos(begun));
+        }
+        NEXT.set((fields.correlation.as_deref().map(trace), own));
+        let made = self.tracer.build_with_context(builder, &parent);
+        NEXT.set((None, None));
+        span.extensions_mut().insert(parent.with_span(made));
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: layer::Context<'_, S>) {
+        let Some(span) = context.span(id) else { return };
+        let extensions = span.extensions();
+        let Some(own) = extensions.get::<Context>() else { return };
+        let mut fields = Fields::default();
+        values.record(&mut fields);
+        own.span().set_attributes(fields.attributes);
+        if let Some(error) = fields.error {
+            own.span().set_status(Status::error(error));
+        }
+    }
+
+    fn on_close(&self, id: Id, context: layer::Context<'_, S>) {
+        let own = context.span(&id).and_then(|span| span.extensions_mut().remove::<Context>());
+        if let Some(own) = own {
+            own.span().end();
+        }
+    }
+}
+
+/// An attempt of a job, as fields name it.
+#[derive(Default)]
+struct Attempt {
+    job: Option<String>,
+    number: Option<u64>,
+}
+
+impl Attempt {
+    fn id(&self) -> Option<SpanId> {
+        Some(SpanId::from_bytes(spans::span_id(self.job.as_deref()?, self.number?)))
+    }
+}
+
+/// The fields of a span, and what some of them mean.
+#[derive(Default)]
+struct Fields {
+    name: Option<String>,
+    begun: Option<u64>,
+    error: Option<String>,
+    correlation: Option<String>,
+    job: Attempt,
+    parent: Attempt,
+    attributes: Vec<KeyValue>,
+}
+
+impl Fields {
+    /// Where a span stands that has no parent in this process.
+    fn context(&self) -> Option<Context> {
+        let trace = trace(self.correlation.as_deref()?);
+        Some(match self.parent.id() {
+            None => Context::new(),
+            Some(parent) => {
+                let state = TraceState::default();
+                let parent = SpanContext::new(trace, parent, TraceFlags::SAMPLED, true, state);
+                Context::new().with_remote_span_context(parent)
+            }
+        })
+    }
+
+    fn text(&mut self, field: &Field, value: String) {
+        match field.name() {
+            spans::NAME => return self.name = Some(value),
+            spans::ERROR => return self.error = Some(value),
+            spans::CORRELATION => self.correlation = Some(value.clone()),
+            name if name == spans::JOB.0 => self.job.job = Some(value.clone()),
+            name if name == spans::PARENT.0 => self.parent.job = Some(value.clone()),
+            _ => {}
+        }
+        self.add(field, value);
+    }
+
+    fn add(&mut self, field: &Field, value: impl Into<Value>) {
+        self.attributes.push(KeyValue::new(field.name(), value));
+    }
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.text(field, value.to_owned());
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.text(field, format!("{value:?}"));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        match field.name() {
+            spans::BEGUN => return self.begun = Some(value),
+            name if name == spans::JOB.1 => self.job.number = Some(value),
+            name if name == spans::PARENT.1 => self.parent.number = Some(value),
+            _ => {}
+        }
+        self.add(field, i64::try_from(value).unwrap_or(i64::MAX));
+    }
+}
+
+fn trace(correlation: &str) -> TraceId {
+    TraceId::from_bytes(spans::trace_id(correlation))
+}
+
+/// Sends requests of the SDK's thread, which has no runtime of its own, from ours.
+#[derive(Debug)]
+struct Client {
+    http: reqwest::Client,
+    runtime: Handle,
+    failing: AtomicBool,
+}
+
+#[async_trait]
+impl HttpClient for Client {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let request = reqwest::Request::try_from(request)?;
+        let sent = self.runtime.spawn(send(self.http.clone(), request)).await?;
+        let failed = match &sent {
+            Ok(response) if response.status().is_success() => None,
+            Ok(response) => Some(format!("it answered {}", response.status())),
+            Err(error) => Some(chain(error)),
+        };
+        match failed {
+            None => self.failing.store(false, Ordering::Relaxed),
+            // Once for each time that it is away.
+            Some(reason) if !self.failing.swap(true, Ordering::Relaxed) => {
+                tracing::warn!(reason, "the collector of OTEL_EXPORTER_OTLP_ENDPOINT does not take spans");
+            }
+            Some(_) => {}
+        }
+        Ok(sent?)
+    }
+}
+
+/// The address may hold a password: no error names it.
+async fn send(http: reqwest::Client, request: reqwest::Request) -> reqwest::Result<Response<Bytes>> {
+    let mut answer = http.execute(request).await.map_err(reqwest::Error::without_url)?;
+    let mut body = BytesMut::new();
+    while let Some(piece) = answer.chunk().await.map_err(reqwest::Error::without_url)? {
+        if body.len() + piece.len() > ANSWER_MAX {
+            break;
+        }
+        body.extend_from_slice(&piece);
+    }
+    let mut response = Response::new(body.freeze());
+    *response.status_mut() = answer.status();
+    *response.headers_mut() = answer.headers().clone();
+    Ok(response)
+}
