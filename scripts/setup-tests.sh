@@ -12,6 +12,8 @@ missing=()
 for pair in bash:bash dash:dash perl:perl python3:python3 setfattr:attr fusermount3:fuse3 unshare:util-linux openssl:openssl ps:procps faketime:faketime fio:fio; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
+# The reference reader of the metrics' format, for Debian's own Python.
+/usr/bin/python3 -c 'import prometheus_client' 2>/dev/null || missing+=(python3-prometheus-client)
 if [ ${#missing[@]} -gt 0 ]; then
     command -v apt-get >/dev/null || { echo "$0: these are needed: ${missing[*]}" >&2; exit 1; }
     echo "installing ${missing[*]}" >&2

@@ -41,6 +41,15 @@ fn each_library_is_named_in_one_room() {
     only("ionfs/src", "lapin::", &["stores/amqp"]);
     only("dispatcher/src", "fuser", &[]);
     only("src", "rusqlite", &[]);
+    only("src", "opentelemetry", &["src/spans.rs"]);
+    only("src", "axum::", &["src/metrics.rs"]);
+    for folder in ["src", "ionfs/src", "dispatcher/src"] {
+        only(folder, "prometheus_client::", &["src/metrics.rs"]);
+    }
+    for folder in ["ionfs/src", "dispatcher/src"] {
+        only(folder, "opentelemetry", &[]);
+        only(folder, "hyper::", &[]);
+    }
 }
 
 #[test]
