@@ -147,3 +147,90 @@ fn the_files_of_a_directory_are_fetched_ahead_of_who_walks_it() {
     (40..FILES).for_each(read);
     assert_eq!(mount.metric("bytesFetched"), (FILES * SIZE) as u64, "each once");
 }
+
+/// A small write to a copy of a large input brings the block it touches and no other, and the rest only when it is closed.
+#[test]
+fn a_write_to_a_copy_brings_only_the_blocks_it_touches() {
+    if !may_mount_or_runs_where_it_may("a_write_to_a_copy_brings_only_the_blocks_it_touches") {
+        return;
+    }
+    let mut bytes = content(5, 20 * MIB + 100);
+    let mount = Mount::new(Passthrough::Allowed, Blobs::Memory, &[("in", &bytes)]);
+    fs::copy(mount.at("in/data/in"), mount.at("out/data/f")).unwrap();
+    assert_eq!(mount.metric("bytesFetched"), 0, "a copy moves nothing");
+    let file = File::options().read(true).write(true).open(mount.at("out/data/f")).unwrap();
+    assert_eq!(mount.metric("bytesFetched"), 0, "nor does opening it");
+    file.write_all_at(b"HEAD", 5 * MIB as u64 - 2).unwrap();
+    bytes[5 * MIB - 2..5 * MIB + 2].copy_from_slice(b"HEAD");
+    assert!(mount.metric("bytesFetched") <= 3 * MIB as u64, "{}", mount.metric("bytesFetched"));
+    let mut seen = vec![0; 3 * MIB];
+    file.read_exact_at(&mut seen, 3 * MIB as u64).unwrap();
+    assert!(seen == bytes[3 * MIB..6 * MIB]);
+    drop(file);
+    let event = mount.commit(&["f"]);
+    assert!(mount.content(&event.files[0]) == bytes);
+}
+
+/// Copies of an input are files like any others, whatever is done to them, in whatever order.
+#[test]
+fn copies_are_files_like_any_others() {
+    const LENGTH: usize = 6 * MIB + 1234;
+    const STEPS: u64 = 60;
+    if !may_mount_or_runs_where_it_may("copies_are_files_like_any_others") {
+        return;
+    }
+    let input = content(6, LENGTH);
+    for (seed, blobs) in [(1, Blobs::Memory), (2, Blobs::Files), (3, Blobs::Memory), (4, Blobs::Memory)] {
+        let mount = Mount::new(Passthrough::Allowed, blobs, &[("in", &input)]);
+        let path = mount.at("out/data/f");
+        fs::copy(mount.at("in/data/in"), &path).unwrap();
+        let mut bytes = input.clone();
+        let mut state = seed;
+        let mut below = |most: usize| {
+            state = (state ^ 0x5851_f42d_4c95_7f2d_u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+            (state >> 33) as usize % most.max(1)
+        };
+        let mut file = File::options().read(true).write(true).open(&path).unwrap();
+        for step in 0..STEPS {
+            let at = below(bytes.len() + MIB);
+            match below(8) {
+                0..=2 => {
+                    let most = (3 * MIB) >> below(12);
+                    let written = content(step, below(most));
+                    file.write_all_at(&written, at as u64).unwrap();
+                    if !written.is_empty() {
+                        bytes.resize(bytes.len().max(at + written.len()), 0);
+                        bytes[at..at + written.len()].copy_from_slice(&written);
+                    }
+                }
+                3 => {
+                    let length = below(bytes.len() * 2).clamp(MIB / 2, LENGTH * 2);
+                    file.set_len(length as u64).unwrap();
+                    bytes.resize(length, 0);
+                }
+                4 => {
+                    // Its upload begins, and with it the bytes that are still the blob's come here.
+                    drop(file);
+                    file = File::options().read(true).write(true).open(&path).unwrap();
+                }
+                5 => {
+                    let copy = mount.at(&format!("out/data/copy-{step}"));
+                    fs::copy(&path, &copy).unwrap();
+                    assert!(fs::read(&copy).unwrap() == bytes, "seed {seed}, step {step}: a copy of it");
+                    fs::remove_file(copy).unwrap();
+                }
+                _ => {
+                    let mut seen = vec![0; below(2 * MIB)];
+                    let length = file.read_at(&mut seen, at as u64).unwrap();
+                    let end = bytes.len().min(at + length);
+                    assert!(seen[..length] == bytes[at.min(end)..end], "seed {seed}, step {step} at {at}");
+                }
+            }
+            assert_eq!(file.metadata().unwrap().len(), bytes.len() as u64, "seed {seed}, step {step}");
+        }
+        assert!(fs::read(&path).unwrap() == bytes, "seed {seed}");
+        drop(file);
+        let event = mount.commit(&["f"]);
+        assert!(mount.content(&event.files[0]) == bytes, "seed {seed}: its blob");
+    }
+}

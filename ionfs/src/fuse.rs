@@ -195,18 +195,7 @@ impl Filesystem for Kernel {
             Ok(output) => output.clone(),
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
-        // A reference can be cut without its bytes, but not grown.
-        let grows = |length: u64| size.is_some_and(|size| size > length);
-        match output.referenced(ino) {
-            Ok(Some((_, length))) if grows(length) => {
-                let work = move |_| async move {
-                    output.own_content(ino).await?;
-                    output.setattr(ino, change)
-                };
-                self.patiently(work, move |outcome| reply_attr(reply, outcome));
-            }
-            _ => reply_attr(reply, output.setattr(ino, change)),
-        }
+        reply_attr(reply, output.setattr(ino, change));
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -342,16 +331,6 @@ impl Filesystem for Kernel {
             Ok(staged) => shared.finish_open(node, Open::Staged(staged), reply),
             Err(errno) => reply.error(fuse_errno(errno)),
         };
-        if how.needs_own_content() && matches!(output.referenced(ino), Ok(Some(_))) {
-            let work = move |shared: Arc<Shared>| async move {
-                output.own_content(ino).await?;
-                Ok((shared, output.open(ino, how)?))
-            };
-            return self.patiently(work, move |outcome| match outcome {
-                Ok((shared, staged)) => finish(&shared, reply, Ok(staged)),
-                Err(errno) => reply.error(fuse_errno(errno)),
-            });
-        }
         finish(&self.shared, reply, output.open(ino, how));
     }
 
@@ -420,12 +399,7 @@ impl Filesystem for Kernel {
                 }
             }
             Open::Staged(staged)
-                if self
-                    .shared
-                    .tree
-                    .output()
-                    .and_then(|output| output.referenced(staged.ino()))
-                    .is_ok_and(|r| r.is_none()) =>
+                if self.shared.tree.output().is_ok_and(|output| !output.refers(staged.ino())) =>
             {
                 reply_data(reply, self.shared.read_staged(staged, offset, size));
             }
@@ -463,10 +437,10 @@ impl Filesystem for Kernel {
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
         let length = data.len() as u64;
-        if matches!(output.referenced(staged.ino()), Ok(Some(_))) {
+        if output.refers(staged.ino()) {
             let data = Bytes::copy_from_slice(data);
             let work = move |_| async move {
-                output.own_content(staged.ino()).await?;
+                output.own_range(&staged, offset..offset.saturating_add(length)).await?;
                 output.write(&staged, offset, &data)
             };
             return self.patiently(work, move |outcome| reply_written(reply, outcome.map(|()| length)));

@@ -138,8 +138,10 @@ impl CachedBlob {
     }
 
     /// Whether it is what this entry says.
-    pub(super) fn is_of(&self, entry: &FileEntry) -> bool {
-        self.entry.checksums == entry.checksums && self.entry.size == entry.size
+    pub(crate) fn is_of(&self, entry: &FileEntry) -> bool {
+        self.entry.key == entry.key
+            && self.entry.checksums == entry.checksums
+            && self.entry.size == entry.size
     }
 
     /// The file to read without asking further: every block was compared, and nobody can write to it.

@@ -3,7 +3,7 @@
 //! # How it works
 //! The table of names ([`table`]) is the truth; the staging folder holds content and attributes. Writes come to
 //! the daemon, so that each change is seen and a file's blob is known to be of its last content. A file copied,
-//! linked or moved from `in/data` is a *reference*: a hole in the staging folder and the name of a blob, until
+//! linked or moved from `in/data` is a [`reference`]: a hole in the staging folder and the name of a blob, until
 //! somebody writes to it. Files upload in the background when their last writer closes them, and long ones
 //! while they are written ([`early`]); a commit waits only for what is not stored yet.
 //!
@@ -15,6 +15,7 @@ mod content;
 mod early;
 mod events;
 mod making;
+mod reference;
 mod storing;
 mod table;
 
@@ -209,7 +210,7 @@ impl Output {
         }
     }
 
-    /// Changes attributes. A change of length of a reference needs [`Output::own_content`] first.
+    /// Changes attributes.
     pub fn setattr(&self, ino: Ino, change: SetAttr) -> Result<Attr> {
         let mut table = self.lock();
         // The staging folder's own system call would follow the link.
@@ -245,19 +246,17 @@ impl Output {
         let backing = self.at(table, ino, |folder, path| {
             Ok(File::from(fs::openat(folder, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?))
         })?;
-        // A reference is only cut here.
-        let refers = table.file(ino)?.reference.is_some();
-        self.charge(table, ino, if refers { 0 } else { size })?;
+        // A blob takes no room here.
+        let takes = table.file(ino)?.reference.as_ref().is_none_or(|reference| reference.takes_room_at(size));
+        self.charge(table, ino, if takes { size } else { 0 })?;
         let file = table.file_mut(ino)?;
         backing.set_len(size).map_err(|error| errno(&error))?;
         if file.failed.is_some_and(|(at, _)| at >= size) {
             file.failed = None;
         }
-        if let Some(reference) = &mut file.reference {
-            reference.length = reference.length.min(size);
-            if size == 0 {
-                file.reference = None;
-            }
+        match &mut file.reference {
+            Some(reference) if size > 0 => reference.resize(size),
+            reference => *reference = None,
         }
         content_changed(file, false);
         file.in_order = (size == 0).then(InOrder::default);

@@ -110,14 +110,14 @@ impl Tree {
     }
 
     /// The blob an inode's bytes are, and how many of them: of a file of `in/`, or of a reference in `out/`.
-    pub(crate) fn blob_of(&self, ino: Ino) -> Result<Option<(FileEntry, u64)>> {
+    pub(crate) fn blob_of(&self, ino: Ino) -> Result<Option<(Arc<FileEntry>, u64)>> {
         if is_staged(ino) {
             return self.output()?.referenced(ino);
         }
         Ok(match self.view.item(ino)? {
             Item::Blob(entry) => {
                 let size = entry.size;
-                Some((entry, size))
+                Some((Arc::new(entry), size))
             }
             _ => None,
         })

@@ -217,17 +217,7 @@ impl Shared {
     pub(super) async fn read(&self, handle: &Handle, offset: u64, size: u32) -> Result<Bytes> {
         match &handle.open {
             Open::Blob(reader) => read_within(&self.tree.daemon, reader.read(offset, size.into())).await,
-            Open::Staged(staged) => {
-                let Some((entry, length)) = self.tree.output()?.referenced(staged.ino())? else {
-                    return self.read_staged(staged, offset, size);
-                };
-                let blob = self.tree.open_blob(&entry)?;
-                let end = offset.saturating_add(size.into()).min(length);
-                if offset >= end {
-                    return Ok(Bytes::new());
-                }
-                read_within(&self.tree.daemon, blob.read(offset, end - offset)).await
-            }
+            Open::Staged(staged) => self.tree.output()?.read_through(staged, offset, size).await,
             _ => Err(Errno::BADF),
         }
     }

@@ -8,22 +8,19 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{self, Mode, OFlags};
 
 use super::super::eventfile::Asked;
 use super::super::{Errno, Ino, Result, Seek, errno, seek_dense};
 use super::early::InOrder;
-use super::table::{FileNode, Reference, Table};
+use super::table::{FileNode, Table};
 use super::{Output, forbid_change};
-use crate::cache::CacheError;
+use crate::cache::{CacheError, Reader};
 use crate::event::FileEntry;
 use crate::node::Node as Daemon;
-
-/// Bytes copied at a time when a reference becomes a file.
-const COPY_PIECE: u64 = 4 << 20;
 
 /// The kernel's own flag of an open by execve(), which no header names.
 const FMODE_EXEC: i32 = 0x20;
@@ -38,12 +35,40 @@ pub struct Staged {
     /// A FLUSH came after the last write: some closer is done, RELEASE should follow. The table holds it too,
     /// for as long as the handle may write.
     flushed: Arc<AtomicBool>,
+    /// Reads the blob that the file refers to, if it does.
+    reader: Mutex<Option<Arc<Reader>>>,
 }
 
 impl Staged {
     /// Its inode.
     pub fn ino(&self) -> Ino {
         self.ino
+    }
+
+    /// Whether it may write.
+    pub(super) fn writes(&self) -> bool {
+        self.writable
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(super) fn flushed(&self) -> &AtomicBool {
+        &self.flushed
+    }
+
+    /// This handle's reader of a blob, opened if it has none of it.
+    pub(super) fn reader(
+        &self,
+        entry: &FileEntry,
+        open: impl FnOnce() -> Result<Arc<Reader>>,
+    ) -> Result<Arc<Reader>> {
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        match reader.as_ref().filter(|reader| reader.blob().is_of(entry)) {
+            Some(reader) => Ok(reader.clone()),
+            None => Ok(reader.insert(open()?).clone()),
+        }
     }
 }
 
@@ -64,11 +89,6 @@ impl OpenHow {
         self.writes() || self.truncates()
     }
 
-    /// Whether the bytes that are there must be in the staging folder: they are written over, not cut away.
-    pub(crate) fn needs_own_content(self) -> bool {
-        self.writes() && !self.truncates()
-    }
-
     /// Whether a program is started from it. The handle then stays for as long as the program runs.
     fn executes(self) -> bool {
         self.flags & FMODE_EXEC != 0
@@ -86,7 +106,7 @@ impl OpenHow {
 }
 
 impl Output {
-    /// Opens a file. A reference that is to be written (and not truncated) needs [`Output::own_content`] first.
+    /// Opens a file.
     pub fn open(&self, ino: Ino, how: OpenHow) -> Result<Arc<Staged>> {
         let mut table = self.lock();
         let file = table.file(ino)?;
@@ -128,20 +148,8 @@ impl Output {
             table.charge(ino, 0, u64::MAX);
         }
         let (writable, executes) = (how.writes(), how.executes());
-        Ok(Arc::new(Staged { ino, file: backing.into(), writable, executes, flushed }))
-    }
-
-    /// Whether a handle only reads, and what it reads is a blob from the first byte to the last.
-    pub fn is_untouched(&self, staged: &Staged) -> bool {
-        let table = self.lock();
-        let reference = table.file(staged.ino).ok().and_then(|file| file.reference.as_ref());
-        !staged.writable && reference.is_some_and(|reference| reference.length == reference.entry.size)
-    }
-
-    /// The blob to read instead of the staged file, and how much of it.
-    pub fn referenced(&self, ino: Ino) -> Result<Option<(FileEntry, u64)>> {
-        let reference = self.lock().file(ino)?.reference.clone();
-        Ok(reference.map(|reference| (reference.entry, reference.length)))
+        let reader = Mutex::default();
+        Ok(Arc::new(Staged { ino, file: backing.into(), writable, executes, flushed, reader }))
     }
 
     /// Reads staged content.
@@ -158,7 +166,7 @@ impl Output {
         Ok(filled)
     }
 
-    /// Writes. A reference needs [`Output::own_content`] first.
+    /// Writes. A reference needs [`Output::own_range`] first.
     pub fn write(&self, staged: &Staged, offset: u64, data: &[u8]) -> Result<()> {
         let end = offset.saturating_add(data.len() as u64);
         let (allowed, in_order) = {
@@ -170,6 +178,9 @@ impl Output {
             }
             let in_order = file.in_order.take().filter(|in_order| in_order.total() == offset);
             content_changed(file, true);
+            if let Some(reference) = &mut file.reference {
+                reference.touch();
+            }
             let in_order = in_order.map(|in_order| (file.generation, in_order));
             (self.charge_to(&mut table, staged.ino, end), in_order)
         };
@@ -231,7 +242,8 @@ impl Output {
 
     /// The next data or hole of a staged file.
     pub fn seek(&self, staged: &Staged, offset: u64, whence: Seek) -> Result<u64> {
-        if let Some((_, length)) = self.referenced(staged.ino)? {
+        if self.refers(staged.ino) {
+            let length = staged.file.metadata().map_err(|error| errno(&error))?.len();
             return seek_dense(length, offset, whence);
         }
         fs::seek(
@@ -272,9 +284,10 @@ impl Output {
         let length = length.min(size.saturating_sub(from_offset));
         {
             let mut table = self.lock();
+            let from_refers = table.file(from.ino)?.reference.is_some();
             let file = table.file_mut(to.ino)?;
             forbid_change(file)?;
-            if file.reference.is_some() || file.event.is_some() {
+            if from_refers || file.reference.is_some() || file.event.is_some() {
                 return Err(Errno::OPNOTSUPP);
             }
             content_changed(file, true);
@@ -286,77 +299,6 @@ impl Output {
         let copied = fs::copy_file_range(&from.file, Some(&mut from_at), &to.file, Some(&mut to_at), length);
         self.written(to.ino, to_offset..to_offset.saturating_add(length as u64), None, copied)
             .map(|copied| copied as u64)
-    }
-
-    /// Makes the next bytes of `to` a reference to the blob `entry`, without moving any; gives how many. Only for
-    /// an empty file, or one that is the same blob up to just there; else `EOPNOTSUPP`, and the bytes are copied.
-    pub fn refer(
-        &self,
-        to: &Staged,
-        entry: &FileEntry,
-        from_offset: u64,
-        to_offset: u64,
-        length: u64,
-    ) -> Result<u64> {
-        let mut table = self.lock();
-        let file = table.file_mut(to.ino)?;
-        forbid_change(file)?;
-        let held = match &file.reference {
-            Some(reference) if reference.entry.key == entry.key => reference.length,
-            None if to.file.metadata().is_ok_and(|metadata| metadata.len() == 0) => 0,
-            _ => return Err(Errno::OPNOTSUPP),
-        };
-        // Another reader may have the hole open by passthrough, and an event file's content must be here.
-        if from_offset != held || to_offset != held || file.opens != 1 || file.event.is_some() {
-            return Err(Errno::OPNOTSUPP);
-        }
-        let end = held.saturating_add(length).min(entry.size);
-        // The kernel takes at most 4 GiB less a page as an answer.
-        let end = end.min(held + (u64::from(u32::MAX) & !0xfff));
-        to.file.set_len(end).map_err(|error| errno(&error))?;
-        content_changed(file, true);
-        file.reference = Some(Reference { entry: entry.clone(), length: end });
-        to.flushed.store(false, Ordering::Release);
-        Ok(end - held)
-    }
-
-    /// Copies a reference's bytes into the staging folder, so that it can be written. Nothing to do for others.
-    pub async fn own_content(&self, ino: Ino) -> Result<()> {
-        let Some(reference) = self.lock().file(ino)?.reference.clone() else { return Ok(()) };
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        let file = self.at(&self.lock(), ino, |folder, path| {
-            Ok(File::from(fs::openat(folder, path, flags, Mode::empty())?))
-        })?;
-        self.charge_to(&mut self.lock(), ino, reference.length)?;
-        let blob = self.daemon.cache.open(&reference.entry).map_err(|_| Errno::IO)?;
-        let mut offset = 0;
-        while offset < reference.length {
-            let length = COPY_PIECE.min(reference.length - offset);
-            let piece = read_within(&self.daemon, blob.read(offset, length)).await?;
-            // Looked at again with each piece: another copier may have been faster and its writer may have written, or
-            // the file was truncated. What they left must not be overwritten.
-            let table = self.lock();
-            let length = match &table.file(ino)?.reference {
-                Some(now) if now.entry.key == reference.entry.key => now.length,
-                _ => return Ok(()),
-            };
-            if offset >= length {
-                break;
-            }
-            let kept = usize::try_from(length - offset).unwrap_or(usize::MAX).min(piece.len());
-            file.write_all_at(&piece[..kept], offset).map_err(|error| errno(&error))?;
-            offset += kept as u64;
-        }
-        let mut table = self.lock();
-        let node = table.file_mut(ino)?;
-        if node
-            .reference
-            .as_ref()
-            .is_some_and(|now| now.entry.key == reference.entry.key && now.length <= offset)
-        {
-            node.reference = None;
-        }
-        Ok(())
     }
 
     /// FLUSH: a descriptor of the file was closed. Gives what close() is to return.

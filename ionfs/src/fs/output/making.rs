@@ -12,8 +12,10 @@ use std::sync::Arc;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Timestamps};
 
 use super::super::{Attr, Errno, Ino, Kind, Result, errno};
+use super::content::content_changed;
 use super::early::InOrder;
-use super::table::{Body, FileNode, Reference, Table};
+use super::reference::Reference;
+use super::table::{Body, FileNode, Table};
 use super::{DATA, EVENTS, OUT, OpenHow, Output, Staged, timespec};
 use crate::event::{FileEntry, is_draft};
 
@@ -145,7 +147,9 @@ impl Output {
             fs::chmodat(folder, path, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())
         })?;
         if entry.size > 0 {
-            table.file_mut(ino)?.reference = Some(Reference { entry: entry.clone(), length: entry.size });
+            let file = table.file_mut(ino)?;
+            content_changed(file, false);
+            file.reference = Some(Reference::to(entry, entry.size));
         }
         self.attr(&table, ino)
     }

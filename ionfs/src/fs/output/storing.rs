@@ -11,7 +11,7 @@ use rustix::fs::{self, Mode, OFlags};
 use tokio::sync::SemaphorePermit;
 
 use super::super::{Errno, Ino, errno};
-use super::table::{Body, Reference, Stored, Table, Uploaded};
+use super::table::{Body, Stored, Table, Uploaded};
 use super::{DATA, Output};
 use crate::commit::{Refusal, Staging};
 use crate::event::{FileEntry, is_draft};
@@ -76,10 +76,8 @@ impl Output {
             let mut table = self.lock();
             let missing = |_| Refusal::Missing(path.to_owned());
             let file = table.file_mut(ino).map_err(missing)?;
-            if let Some(Reference { entry, length }) = &file.reference
-                && *length == entry.size
-            {
-                return Ok(entry.clone());
+            if let Some(reference) = file.reference.as_ref().filter(|reference| reference.is_whole()) {
+                return Ok(FileEntry::clone(&reference.entry));
             }
             match &file.stored {
                 Some((generation, cell)) if *generation == file.generation => {

@@ -16,6 +16,7 @@ use tokio::sync::OnceCell;
 use super::super::eventfile::EventState;
 use super::super::{Errno, Ino, Kind, Result, STAGED};
 use super::early::InOrder;
+use super::reference::Reference;
 use crate::event::FileEntry;
 
 /// `out`
@@ -24,14 +25,6 @@ pub(crate) const OUT: Ino = STAGED;
 pub(crate) const DATA: Ino = STAGED + 1;
 /// `out/events`
 pub(crate) const EVENTS: Ino = STAGED + 2;
-
-/// Content that is a blob's first bytes and lies nowhere in the staging folder: the file there is a hole.
-#[derive(Clone, Debug)]
-pub(super) struct Reference {
-    pub(super) entry: FileEntry,
-    /// How many of the blob's bytes; all of them unless a copy is still growing or was cut.
-    pub(super) length: u64,
-}
 
 /// The blob that one generation of a file became, or is becoming.
 pub(super) type Stored = Arc<OnceCell<FileEntry>>;
