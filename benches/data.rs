@@ -1,11 +1,14 @@
 //! The data path against what users would use instead, all in one run, on one S3 server and the same bytes.
 //!
-//! `make bench`. The server is a real one on this machine (Garage, as in the tests); it shares two cores with what is measured, so it
+//! `make bench`, or some rows only: `cargo bench --bench data -- cold link` (the names are in [`ROWS`]). The server is a real
+//! one on this machine (Garage, as in the tests); it shares two cores with what is measured, so it
 //! is the ratios that say something. Peers: the bare client (`object_store`, with as many requests side by side as Ion
 //! makes, the bytes thrown away), copying in first (the bare client into a local file), rclone and s3fs where they are
 //! installed, and native files. Needs root: it mounts in this process's own namespace.
 //!
-//! `ION_BENCH_MIB` (384) is the size of the large file: the server's own database gives way under more at a time on a slow disk.
+//! `ION_BENCH_MIB` (384) is the size of the large file of most rows, `ION_BENCH_LARGE_MIB` (4096) that of the rows `first` and
+//! `memory`, `ION_BENCH_FILES` (10,000) the number of small files, `ION_BENCH_STREAM_MIB` (10,240) what is read while
+//! memory is watched.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -15,19 +18,26 @@
 )]
 
 mod common;
+#[path = "data/jobs.rs"]
+mod jobs;
+#[path = "data/link.rs"]
+mod link;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use std::cell::OnceCell;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{median, read, read_at_most, write};
+use bytes::Bytes;
+use common::{median, read, write};
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use ionfs::checksum::Summer;
 use ionfs::event::{Event, FileEntry};
 use ionfs::stores::open::{StoreUrls, open};
 use ionfs::stores::{Collection, DataPlane};
@@ -44,64 +54,99 @@ const SIDE_BY_SIDE: usize = 4;
 /// Reads of the random rows.
 const RANDOM: u64 = 200;
 
+/// The groups of rows, by the name that chooses them.
+const ROWS: [(&str, fn(&Bench)); 9] = [
+    ("first", Bench::first_bytes),
+    ("cold", Bench::cold_reads),
+    ("link", Bench::reads_over_a_link),
+    ("random", Bench::random_reads),
+    ("again", Bench::reads_again),
+    ("write", Bench::writes_and_closes),
+    ("copy", Bench::copies),
+    ("files", Bench::small_files),
+    ("memory", Bench::memory),
+];
+
+/// The file to read, for the run of this program that reads over a link.
+const LINKED: &str = "ION_BENCH_LINKED";
+
 fn main() {
+    if let Ok(what) = std::env::var(jobs::MODULE) {
+        return jobs::module(&what);
+    }
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let known = |name: &String| ROWS.iter().any(|(row, _)| row == name);
+    assert!(wanted.iter().all(known), "rows are {:?}", ROWS.map(|(name, _)| name));
     let Ok(url) = std::env::var("ION_BENCH_URL") else {
         let s3 = support::servers::S3::start();
         let mut child = Command::new(std::env::current_exe().unwrap());
-        child.envs(s3.env.iter().cloned()).env("ION_BENCH_URL", &s3.url);
+        child.args(wanted).envs(s3.env.iter().cloned()).env("ION_BENCH_URL", &s3.url);
         assert!(child.status().unwrap().success(), "the bench failed");
         return;
     };
-    let size = std::env::var("ION_BENCH_MIB").map_or(384, |mib| mib.parse::<u64>().unwrap()) * MIB;
-    let bench = Bench::new(url, size);
-    bench.first_bytes();
-    bench.cold_reads();
-    bench.random_reads();
-    bench.reads_again();
-    bench.writes_and_closes();
-    bench.copies();
+    if let Ok(entry) = std::env::var(LINKED) {
+        return over_a_link(&Store::open(url), &serde_json::from_str(&entry).unwrap());
+    }
+    let bench = Bench::new(url, number("ION_BENCH_MIB", 384) as u64 * MIB);
+    for (name, rows) in ROWS {
+        if wanted.is_empty() || wanted.iter().any(|one| one == name) {
+            rows(&bench);
+        }
+    }
 }
 
-struct Bench {
+/// A setting of the bench.
+fn number(name: &str, default: usize) -> usize {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap())
+}
+
+/// The store, and who reads from it.
+struct Store {
     runtime: Arc<Runtime>,
     url: String,
     home: Home,
     plane: DataPlane,
+}
+
+struct Bench {
+    store: Store,
     big: FileEntry,
     small: FileEntry,
+    large: OnceCell<FileEntry>,
     native: PathBuf,
     upload: Duration,
 }
 
-impl Bench {
-    fn new(url: String, size: u64) -> Self {
+impl Store {
+    fn open(url: String) -> Self {
         let (runtime, home) = (runtime(), Home::new());
-        let native = home.path().join("native");
-        let mut random = File::open("/dev/urandom").unwrap().take(size);
-        std::io::copy(&mut random, &mut File::create(&native).unwrap()).unwrap();
-        let small = home.write("small", vec![5; 4 << 20]);
         let plane = runtime.block_on(open(&urls(&url, &home))).unwrap();
-        let began = Instant::now();
-        let big = runtime.block_on(stored(&plane, "big", &native));
-        let upload = began.elapsed();
-        let small = runtime.block_on(stored(&plane, "small", &small));
-        println!(
-            "{} MiB on {url}, put by the bare client in {upload:.2?}\n\n{:<58} {:>11} {:>11} {:>8}  goal",
-            size / MIB,
-            "",
-            "ion",
-            "baseline",
-            "ratio"
-        );
-        Self { runtime, url, home, plane, big, small, native, upload }
+        Self { runtime, url, home, plane }
     }
 
     /// A job on a node that has nothing yet.
-    fn cold(&self) -> Mount {
+    fn cold(&self, files: &[&FileEntry]) -> Mount {
         let home = Home::new();
         let plane = self.runtime.block_on(open(&urls(&self.url, &home))).unwrap();
-        let files = vec![self.big.clone(), self.small.clone()];
+        let files = files.iter().map(|entry| (*entry).clone()).collect();
         Mount::over(self.runtime.clone(), home, plane, Passthrough::Allowed, files)
+    }
+
+    /// Random bytes as a blob, which are nowhere else.
+    fn random(&self, name: &str, size: u64) -> FileEntry {
+        let (key, sums) = (format!("c/e/0/{name}"), Mutex::new(Summer::default()));
+        let pieces = futures_util::stream::try_unfold(
+            File::open("/dev/urandom").unwrap().take(size),
+            |mut random| async {
+                let mut piece = Vec::with_capacity(MIB as usize);
+                (&mut random).take(MIB).read_to_end(&mut piece)?;
+                sums.lock().unwrap().update(&piece);
+                Ok((!piece.is_empty()).then_some((Bytes::from(piece), random)))
+            },
+        );
+        assert_eq!(self.runtime.block_on(self.plane.blobs.put(&key, pieces.boxed())).unwrap(), size);
+        let checksums = sums.into_inner().unwrap().finish();
+        FileEntry { name: name.to_owned(), key, size, mtime: 0, mode: 0o644, checksums }
     }
 
     /// The bare client: a range of a blob, thrown away or into a file.
@@ -126,146 +171,8 @@ impl Bench {
         began.elapsed()
     }
 
-    fn first_bytes(&self) {
-        for (entry, name, goal) in [(&self.big, "big", "<= 0.01 of copy-in"), (&self.small, "small", "")] {
-            let ours = median(5, || {
-                let home = Home::new();
-                let plane = self.runtime.block_on(open(&urls(&self.url, &home))).unwrap();
-                let began = Instant::now();
-                let mount =
-                    Mount::over(self.runtime.clone(), home, plane, Passthrough::Allowed, vec![entry.clone()]);
-                read_at_most(&mount.at("in/data").join(name), MIB);
-                began.elapsed()
-            });
-            let copied = self.home.path().join("copied");
-            let theirs = median(1, || {
-                let began = Instant::now();
-                self.bare(entry, Some(&copied));
-                read_at_most(&copied, MIB);
-                began.elapsed()
-            });
-            row(
-                &format!("mount, 1 MiB of {} MiB read / copied in first", entry.size / MIB),
-                ours,
-                theirs,
-                goal,
-            );
-        }
-    }
-
-    fn cold_reads(&self) {
-        let ours = median(3, || read(&self.cold().at("in/data/big")));
-        let theirs = median(3, || self.bare(&self.big, None));
-        row("cold read of it all / bare client", ours, theirs, "<= 1.11");
-        for peer in PEERS {
-            let Some(mounted) = self.peer(peer) else { continue };
-            let theirs = read(&mounted.at.join(&self.big.key));
-            row(&format!("cold read of it all / {peer}"), ours, theirs, "<= 0.67 of the best");
-        }
-    }
-
-    fn random_reads(&self) {
-        let mount = self.cold();
-        let ours = random(&mount.at("in/data/big"), self.big.size) / u32::try_from(RANDOM).unwrap();
-        let fetched = mount.metric("bytesFetched") as f64 / MIB as f64 / RANDOM as f64;
-        let bare = median(1, || {
-            let began = Instant::now();
-            for at in places(self.big.size) {
-                let got =
-                    self.runtime.block_on(self.plane.blobs.get_range(&self.big.key, at..at + 4096)).unwrap();
-                assert_eq!(got.len(), 4096);
-            }
-            began.elapsed() / u32::try_from(RANDOM).unwrap()
-        });
-        row(
-            &format!("random 4 KiB, cold ({fetched:.2} blocks fetched each) / bare"),
-            ours,
-            bare,
-            "<= 1 block",
-        );
-        for peer in PEERS {
-            let Some(mounted) = self.peer(peer) else { continue };
-            let theirs =
-                random(&mounted.at.join(&self.big.key), self.big.size) / u32::try_from(RANDOM).unwrap();
-            row(&format!("random 4 KiB, cold / {peer}"), ours, theirs, "<= 0.5 of the best");
-        }
-    }
-
-    fn reads_again(&self) {
-        let mount = self.cold();
-        read(&mount.at("in/data/big"));
-        let theirs = median(3, || read(&self.native));
-        row("read again, same job / native", median(3, || read(&mount.at("in/data/big"))), theirs, "<= 1.05");
-        let next = mount.another();
-        row("read again, next job / native", median(3, || read(&next.at("in/data/big"))), theirs, "<= 1.05");
-    }
-
-    fn writes_and_closes(&self) {
-        let mount = self.cold();
-        let ours = median(3, || {
-            let _ = fs::remove_file(mount.at("out/data/w"));
-            write(&mount.at("out/data/w"), self.big.size / MIB)
-        });
-        let native = self.home.path().join("w");
-        let theirs = median(3, || {
-            let _ = fs::remove_file(&native);
-            write(&native, self.big.size / MIB)
-        });
-        row("write it all to out/data / native", ours, theirs, "<= 1.43");
-        let _ = fs::remove_file(mount.at("out/data/w"));
-        write(&mount.at("out/data/w2"), self.big.size / MIB);
-        let close = close(&mount, "w", &["w2"]);
-        row("close of the event after writing it / upload of it", close, self.upload, "<= 0.25");
-        let found = self.plane_event(&mount);
-        let message = found.message();
-        let mut number = 0;
-        let ours = median(31, || {
-            number += 1;
-            close_of(&mount, number)
-        });
-        let theirs = median(31, || {
-            number += 1;
-            let began = Instant::now();
-            self.runtime.block_on(async {
-                let document = serde_json::json!({"id": format!("bare-{number}")});
-                mount.node.plane.documents.insert(Collection::Events, document, None).await.unwrap();
-                mount.node.plane.bus.publish(&message).await.unwrap();
-            });
-            began.elapsed()
-        });
-        row("close of an event without files / bare insert and publish", ours, theirs, "<= 1.2");
-    }
-
-    fn plane_event(&self, mount: &Mount) -> Event {
-        let found = self.runtime.block_on(mount.node.plane.documents.get_as(Collection::Events, "e"));
-        found.unwrap().unwrap()
-    }
-
-    fn copies(&self) {
-        let mount = self.cold();
-        let (from, to) = (mount.at("in/data/big"), mount.at("out/data/copy"));
-        let began = Instant::now();
-        assert!(Command::new("cp").args([&from, &to]).status().unwrap().success());
-        let ours = began.elapsed();
-        let moved = mount.metric("bytesFetched") + mount.metric("bytesUploaded");
-        let began = Instant::now();
-        assert!(
-            Command::new("cp")
-                .args([&self.native, &self.home.path().join("copy")])
-                .status()
-                .unwrap()
-                .success()
-        );
-        row(
-            &format!("cp from in/ to out/ ({moved} bytes moved) / native cp"),
-            ours,
-            began.elapsed(),
-            "< 5 ms",
-        );
-    }
-
     /// The bucket, mounted by another program; none where it is not installed.
-    fn peer(&self, name: &str) -> Option<Peer> {
+    fn peer(&self, name: &str, holds: &FileEntry) -> Option<Peer> {
         let at = self.home.path().join(name);
         fs::create_dir_all(&at).unwrap();
         let variable = |name: &str| std::env::var(name).unwrap();
@@ -298,8 +205,173 @@ impl Bench {
                 return None;
             }
         }
-        wait_for(name, || at.join(&self.big.key).exists());
+        wait_for(name, || at.join(&holds.key).exists());
         Some(Peer { at })
+    }
+
+    /// Each peer reads it all.
+    fn peers_read(&self, entry: &FileEntry, what: &str, ours: Duration, goal: &str) {
+        for peer in PEERS {
+            let Some(mounted) = self.peer(peer, entry) else { continue };
+            let theirs = read(&mounted.at.join(&entry.key));
+            row(&format!("{what} / {peer}"), ours, theirs, goal);
+        }
+    }
+}
+
+impl Bench {
+    fn new(url: String, size: u64) -> Self {
+        let store = Store::open(url);
+        let native = store.home.path().join("native");
+        let mut random = File::open("/dev/urandom").unwrap().take(size);
+        std::io::copy(&mut random, &mut File::create(&native).unwrap()).unwrap();
+        let small = store.home.write("small", vec![5; 4 << 20]);
+        let began = Instant::now();
+        let big = store.runtime.block_on(stored(&store.plane, "big", &native));
+        let upload = began.elapsed();
+        let small = store.runtime.block_on(stored(&store.plane, "small", &small));
+        println!(
+            "{} MiB on {}, put by the bare client in {upload:.2?}\n\n{:<58} {:>11} {:>11} {:>8}  goal",
+            size / MIB,
+            store.url,
+            "",
+            "ion",
+            "baseline",
+            "ratio"
+        );
+        Self { store, big, small, large: OnceCell::new(), native, upload }
+    }
+
+    /// A file too large to be copied about; stored when the first row asks for it.
+    fn large(&self) -> &FileEntry {
+        self.large
+            .get_or_init(|| self.store.random("large", number("ION_BENCH_LARGE_MIB", 4096) as u64 * MIB))
+    }
+
+    fn cold(&self) -> Mount {
+        self.store.cold(&[&self.big, &self.small])
+    }
+
+    fn cold_reads(&self) {
+        let ours = median(3, || read(&self.cold().at("in/data/big")));
+        let theirs = median(3, || self.store.bare(&self.big, None));
+        row("cold read of it all / bare client", ours, theirs, "<= 1.11");
+        self.store.peers_read(&self.big, "cold read of it all", ours, "<= 0.67 of the best");
+    }
+
+    /// By another run of this program: which endpoint a client uses is a matter of its environment.
+    fn reads_over_a_link(&self) {
+        let endpoint = std::env::var("AWS_ENDPOINT_URL").unwrap();
+        let (_, port) = endpoint.rsplit_once(':').unwrap();
+        let link = link::Link::to(port.parse().unwrap());
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child
+            .env("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", link.port))
+            .env(LINKED, serde_json::to_string(&self.big).unwrap());
+        assert!(child.status().unwrap().success(), "the run over the link failed");
+    }
+
+    fn random_reads(&self) {
+        let mount = self.cold();
+        let ours = random(&mount.at("in/data/big"), self.big.size) / u32::try_from(RANDOM).unwrap();
+        let fetched = mount.metric("bytesFetched") as f64 / MIB as f64 / RANDOM as f64;
+        let bare = median(1, || {
+            let began = Instant::now();
+            for at in places(self.big.size) {
+                let got = self
+                    .store
+                    .runtime
+                    .block_on(self.store.plane.blobs.get_range(&self.big.key, at..at + 4096))
+                    .unwrap();
+                assert_eq!(got.len(), 4096);
+            }
+            began.elapsed() / u32::try_from(RANDOM).unwrap()
+        });
+        row(
+            &format!("random 4 KiB, cold ({fetched:.2} blocks fetched each) / bare"),
+            ours,
+            bare,
+            "<= 1 block",
+        );
+        for peer in PEERS {
+            let Some(mounted) = self.store.peer(peer, &self.big) else { continue };
+            let theirs =
+                random(&mounted.at.join(&self.big.key), self.big.size) / u32::try_from(RANDOM).unwrap();
+            row(&format!("random 4 KiB, cold / {peer}"), ours, theirs, "<= 0.5 of the best");
+        }
+    }
+
+    fn reads_again(&self) {
+        let mount = self.cold();
+        read(&mount.at("in/data/big"));
+        let theirs = median(3, || read(&self.native));
+        row("read again, same job / native", median(3, || read(&mount.at("in/data/big"))), theirs, "<= 1.05");
+        let next = mount.another();
+        row("read again, next job / native", median(3, || read(&next.at("in/data/big"))), theirs, "<= 1.05");
+    }
+
+    fn writes_and_closes(&self) {
+        let mount = self.cold();
+        let ours = median(3, || {
+            let _ = fs::remove_file(mount.at("out/data/w"));
+            write(&mount.at("out/data/w"), self.big.size / MIB)
+        });
+        let native = self.store.home.path().join("w");
+        let theirs = median(3, || {
+            let _ = fs::remove_file(&native);
+            write(&native, self.big.size / MIB)
+        });
+        row("write it all to out/data / native", ours, theirs, "<= 1.43");
+        let _ = fs::remove_file(mount.at("out/data/w"));
+        write(&mount.at("out/data/w2"), self.big.size / MIB);
+        let close = close(&mount, "w", &["w2"]);
+        row("close of the event after writing it / upload of it", close, self.upload, "<= 0.25");
+        let found = self.plane_event(&mount);
+        let message = found.message();
+        let mut number = 0;
+        let ours = median(31, || {
+            number += 1;
+            close_of(&mount, number)
+        });
+        let theirs = median(31, || {
+            number += 1;
+            let began = Instant::now();
+            self.store.runtime.block_on(async {
+                let document = serde_json::json!({"id": format!("bare-{number}")});
+                mount.node.plane.documents.insert(Collection::Events, document, None).await.unwrap();
+                mount.node.plane.bus.publish(&message).await.unwrap();
+            });
+            began.elapsed()
+        });
+        row("close of an event without files / bare insert and publish", ours, theirs, "<= 1.2");
+    }
+
+    fn plane_event(&self, mount: &Mount) -> Event {
+        let found = self.store.runtime.block_on(mount.node.plane.documents.get_as(Collection::Events, "e"));
+        found.unwrap().unwrap()
+    }
+
+    fn copies(&self) {
+        let mount = self.cold();
+        let (from, to) = (mount.at("in/data/big"), mount.at("out/data/copy"));
+        let began = Instant::now();
+        assert!(Command::new("cp").args([&from, &to]).status().unwrap().success());
+        let ours = began.elapsed();
+        let moved = mount.metric("bytesFetched") + mount.metric("bytesUploaded");
+        let began = Instant::now();
+        assert!(
+            Command::new("cp")
+                .args([&self.native, &self.store.home.path().join("copy")])
+                .status()
+                .unwrap()
+                .success()
+        );
+        row(
+            &format!("cp from in/ to out/ ({moved} bytes moved) / native cp"),
+            ours,
+            began.elapsed(),
+            "< 5 ms",
+        );
     }
 }
 
@@ -315,6 +387,16 @@ impl Drop for Peer {
     }
 }
 
+/// A store that 20 ms and 1 Gbit/s lie before.
+fn over_a_link(store: &Store, entry: &FileEntry) {
+    let ours = median(3, || read(&store.cold(&[entry]).at("in/data/big")));
+    let link = Duration::from_secs_f64(entry.size as f64 / link::RATE);
+    row("cold read, 20 ms and 1 Gbit/s away / the link's own time", ours, link, "<= 1.11");
+    let theirs = median(3, || store.bare(entry, None));
+    row("cold read, 20 ms and 1 Gbit/s away / bare client", ours, theirs, "");
+    store.peers_read(entry, "cold read, 20 ms and 1 Gbit/s away", ours, "<= 0.67 of the best");
+}
+
 fn urls(blobs: &str, home: &Home) -> StoreUrls {
     fs::create_dir_all(home.state()).unwrap();
     StoreUrls { blobs: blobs.to_owned(), ..StoreUrls::embedded(&home.state()) }
@@ -322,7 +404,11 @@ fn urls(blobs: &str, home: &Home) -> StoreUrls {
 
 fn row(name: &str, ours: Duration, theirs: Duration, goal: &str) {
     let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
-    println!("{name:<58} {ours:>11.2?} {theirs:>11.2?} {ratio:>8.3}  {goal}");
+    row_of(name, &format!("{ours:.2?}"), &format!("{theirs:.2?}"), ratio, goal);
+}
+
+fn row_of(name: &str, ours: &str, theirs: &str, ratio: f64, goal: &str) {
+    println!("{name:<58} {ours:>11} {theirs:>11} {ratio:>8.3}  {goal}");
 }
 
 /// Places all over a file, the same in each run, no two in one block of a large one.

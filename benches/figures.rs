@@ -1,6 +1,8 @@
-//! First figures: the filesystem against native files and against the bare stores, in one run, as ratios.
+//! First figures: the filesystem against native files and against the bare stores, jobs against bare processes, in one run,
+//! as ratios.
 //!
-//! `make bench`. Each row is the median of some rounds; both sides of a row take turns, so that a busy machine slows
+//! `make bench`, or some rows only: `cargo bench --bench figures -- dispatch` (their names are in [`ROWS`]). Each row is the
+//! median of some rounds; both sides of a row take turns, so that a busy machine slows
 //! both. Needs root (it mounts in this process's namespace).
 #![allow(
     clippy::unwrap_used,
@@ -21,25 +23,50 @@ use std::time::{Duration, Instant};
 
 use common::{middle, read, write};
 use ionfs::event::FileEntry;
-use ionfs::stores::Collection;
 use ionfs::stores::open::{StoreUrls, open};
+use ionfs::stores::{Collection, encode};
 use ionfs::upload::store_path;
 use support::Home;
-use support::mount::{Mount, Passthrough, runtime, stored};
+use support::mount::{Mount, Passthrough, first_event, runtime, stored};
 use tokio::runtime::Runtime;
 
 const BIG: usize = 512 << 20;
 const SMALL: usize = 300;
 const ROUNDS: usize = 3;
 
+/// The groups of rows, by the name that chooses them.
+const ROWS: [(&str, fn()); 5] =
+    [("files", files), ("close", closes), ("names", names), ("dispatch", dispatch), ("mounts", mounts)];
+
+/// Jobs that are queued, and that run at a time.
+const JOBS: usize = 500;
+const AT_A_TIME: usize = 4;
+
+/// Trees mounted at a time, and what tells a run of this program to mount them.
+const MOUNTS: usize = 500;
+const MANY: &str = "ION_BENCH_MOUNTS";
+
 fn main() {
-    let runtime = runtime();
-    let home = tempfile::Builder::new().prefix("ion-bench-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    if std::env::var_os(MANY).is_some() {
+        return many_mounts(&runtime());
+    }
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let known = |name: &String| ROWS.iter().any(|(row, _)| row == name);
+    assert!(wanted.iter().all(known), "rows are {:?}", ROWS.map(|(name, _)| name));
+    println!("{:<58} {:>11} {:>11} {:>8}  goal", "", "ion", "baseline", "ratio");
+    for (name, rows) in ROWS {
+        if wanted.is_empty() || wanted.iter().any(|one| one == name) {
+            rows();
+        }
+    }
+}
+
+fn files() {
+    let (runtime, home) = (runtime(), Home::new());
     let native = home.path().join("native");
     fs::create_dir(&native).unwrap();
     let big = native.join("big");
     fs::write(&big, vec![7; BIG]).unwrap();
-    println!("{:<44} {:>12} {:>12} {:>7}", "", "ion", "baseline", "ratio");
     for (passthrough, how) in [(Passthrough::Allowed, "passthrough"), (Passthrough::Off, "daemon answers")] {
         let job = job(&runtime, passthrough, &big);
         let input = job.at("in/data/big");
@@ -50,7 +77,13 @@ fn main() {
         let (ours, theirs) = (job.at("out/data"), native.clone());
         row(&format!("{SMALL} files of 100 B / native ({how})"), ROUNDS, || small(&ours), || small(&theirs));
     }
-    let job = job(&runtime, Passthrough::Allowed, &big);
+}
+
+fn closes() {
+    let (runtime, home) = (runtime(), Home::new());
+    let native = home.path().to_owned();
+    let small = home.write("small", [1; 4096]);
+    let job = job(&runtime, Passthrough::Allowed, &small);
     let plane = job.node.plane.clone();
     let mut n = 0;
     let mut m = 0;
@@ -80,20 +113,18 @@ fn main() {
             began.elapsed()
         },
     );
-    drop(job);
-    names(&runtime, &native);
-    dispatch(home.path());
 }
 
 /// An event of many files: mounted and listed, and one of them opened.
-fn names(runtime: &Arc<Runtime>, native: &Path) {
+fn names() {
     const NAMES: usize = 100_000;
-    let folder = native.join("names");
+    let (runtime, native) = (runtime(), Home::new());
+    let folder = native.path().join("names");
     fs::create_dir(&folder).unwrap();
     (0..NAMES).for_each(|n| drop(fs::File::create(folder.join(format!("file-{n}"))).unwrap()));
     let one = runtime.block_on(async {
         let plane = open(&StoreUrls::embedded(&Home::new().state())).await.unwrap();
-        stored(&plane, "one", &native.join("four")).await
+        stored(&plane, "one", &native.write("one", [1; 4096])).await
     });
     let entry = |n: usize| FileEntry { name: format!("file-{n}"), ..one.clone() };
     let files: Vec<FileEntry> = (0..NAMES).map(entry).collect();
@@ -104,10 +135,12 @@ fn names(runtime: &Arc<Runtime>, native: &Path) {
     let ours = listed(&job.at("in/data"), NAMES);
     println!("(an event of {NAMES} files: inserted, mounted and listed in {:.2?})", began.elapsed());
     let theirs = listed(&folder, NAMES);
-    let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
-    println!(
-        "{:<44} {ours:>10.2?} {theirs:>10.2?} {ratio:>7.2}",
-        format!("list {NAMES} names and their sizes / native")
+    line(
+        &format!("list {NAMES} names and their sizes / native"),
+        &format!("{ours:.2?}"),
+        &format!("{theirs:.2?}"),
+        ours.as_secs_f64() / theirs.as_secs_f64(),
+        "< 1 s",
     );
     let again = Mount::another(&job);
     let (ours, theirs) = (again.at("in/data"), folder);
@@ -142,7 +175,11 @@ fn row(name: &str, rounds: usize, mut ours: impl FnMut() -> Duration, mut theirs
         b.push(theirs());
     }
     let (a, b) = (middle(a), middle(b));
-    println!("{name:<44} {:>10.2?} {:>10.2?} {:>7.2}", a, b, a.as_secs_f64() / b.as_secs_f64());
+    line(name, &format!("{a:.2?}"), &format!("{b:.2?}"), a.as_secs_f64() / b.as_secs_f64(), "");
+}
+
+fn line(name: &str, ours: &str, theirs: &str, ratio: f64, goal: &str) {
+    println!("{name:<58} {ours:>11} {theirs:>11} {ratio:>8.3}  {goal}");
 }
 
 /// Writes, and removes it again.
@@ -172,54 +209,105 @@ fn job(runtime: &Arc<Runtime>, passthrough: Passthrough, big: &Path) -> Mount {
     Mount::over(runtime.clone(), home, plane, passthrough, files)
 }
 
-/// Jobs of `true` from queue to end, against starting the same program bare.
-fn dispatch(home: &Path) {
-    const JOBS: u32 = 100;
-    let ion = env!("CARGO_BIN_EXE_ion");
-    let state = home.join("dispatch");
-    let pipeline = home.join("pipeline.yaml");
-    fs::write(&pipeline, "modules:\n  nothing: {on: [go], run: [\"true\"]}\n").unwrap();
-    #[allow(clippy::disallowed_methods, reason = "a bench starts programs")]
-    let command = |words: &[&str]| {
-        let mut command = std::process::Command::new(ion);
-        command
-            .env("ION_HOME", &state)
-            .args(words)
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null());
-        command
-    };
-    assert!(
-        command(&["module", "create", "--pipeline", pipeline.to_str().unwrap()]).status().unwrap().success()
-    );
-    for _ in 0..JOBS {
-        assert!(command(&["event", "create", "go"]).status().unwrap().success());
+/// Jobs of `true` from their queue to their end, against a loop that starts the same program with as many at a time.
+fn dispatch() {
+    let program = "/bin/true";
+    let home = Home::new();
+    let pipeline = serde_json::json!({"modules": {"nothing": {"on": ["go"], "run": [program]}}});
+    // JSON is YAML.
+    let pipeline = home.write("pipeline.yaml", pipeline.to_string());
+    home.run(["module", "create", "--pipeline", pipeline.to_str().unwrap()]).well();
+    let runtime = runtime();
+    let plane = runtime.block_on(open(&StoreUrls::embedded(&home.state()))).unwrap();
+    for n in 0..JOBS {
+        let event = first_event(&format!("e{n}"), "go", vec![]);
+        runtime.block_on(async {
+            plane.documents.insert(Collection::Events, encode(&event), None).await.unwrap();
+            plane.bus.publish(&event.message()).await.unwrap();
+        });
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let plane = runtime.block_on(open(&StoreUrls::embedded(&state))).unwrap();
-    let ledger = dispatcher::ledger::Ledger::new(plane);
-    let began = Instant::now();
-    let mut up = command(&["up", pipeline.to_str().unwrap()]).spawn().unwrap();
+    let ledger = dispatcher::ledger::Ledger::new(plane.clone());
     let succeeded = dispatcher::ledger::JobFilter {
         state: Some(ionfs::record::JobState::Succeeded),
         ..Default::default()
     };
-    while runtime.block_on(ledger.list(&succeeded, 1000)).unwrap().len() < JOBS as usize {
-        std::thread::yield_now();
-    }
-    let ours = began.elapsed() / JOBS;
-    rustix::process::kill_process(rustix::process::Pid::from_child(&up), rustix::process::Signal::TERM)
-        .unwrap();
-    up.wait().unwrap();
+    let ended = || runtime.block_on(ledger.list(&succeeded, JOBS)).unwrap().len();
+    let up = home.up_with(&["--jobs", &AT_A_TIME.to_string()], &pipeline);
+    let (before, began) = (ended(), Instant::now());
+    // Its queue first: to look there costs the dispatcher nothing that it would notice.
+    wait(20, || runtime.block_on(plane.bus.peek("nothing", 1)).unwrap().is_empty());
+    wait(5, || ended() == JOBS);
+    let ours = began.elapsed() / u32::try_from(JOBS - before).unwrap();
+    up.stop();
     let began = Instant::now();
-    for _ in 0..JOBS {
-        #[allow(clippy::disallowed_methods, reason = "a bench starts programs")]
-        std::process::Command::new("true").status().unwrap();
-    }
-    let theirs = began.elapsed() / JOBS;
-    println!(
-        "{:<44} {ours:>10.2?} {theirs:>10.2?} {:>7.2}",
-        "a job of `true`, from its queue / fork and exec",
-        ours.as_secs_f64() / theirs.as_secs_f64()
+    std::thread::scope(|scope| {
+        for _ in 0..AT_A_TIME {
+            scope.spawn(|| {
+                for _ in 0..JOBS / AT_A_TIME {
+                    #[allow(clippy::disallowed_methods, reason = "a bench starts programs")]
+                    let status = std::process::Command::new(program).status();
+                    assert!(status.unwrap().success());
+                }
+            });
+        }
+    });
+    let theirs = began.elapsed() / u32::try_from(JOBS).unwrap();
+    line(
+        &format!("a job of `true`, {JOBS} queued, {AT_A_TIME} at a time / fork and exec"),
+        &format!("{ours:.2?}"),
+        &format!("{theirs:.2?}"),
+        ours.as_secs_f64() / theirs.as_secs_f64(),
+        "<= 2",
     );
+}
+
+#[allow(clippy::disallowed_methods, reason = "a bench that looks without a pause slows what it measures")]
+fn wait(milliseconds: u64, mut condition: impl FnMut() -> bool) {
+    while !condition() {
+        std::thread::sleep(Duration::from_millis(milliseconds));
+    }
+}
+
+/// What each of so many mounted trees costs its daemon: this program started again, where nothing was freed before.
+fn mounts() {
+    #[allow(clippy::disallowed_methods, reason = "a bench starts programs")]
+    let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+    assert!(again.env(MANY, MOUNTS.to_string()).status().unwrap().success());
+}
+
+fn many_mounts(runtime: &Arc<Runtime>) {
+    ionfs::sys::allow_all_descriptors();
+    ionfs::sys::map_large_buffers();
+    let home = Home::new();
+    let small = home.write("small", [1; 4096]);
+    let first = job(runtime, Passthrough::Allowed, &small);
+    let used = |mount: &Mount| {
+        assert_eq!(fs::read(mount.at("in/data/big")).unwrap().len(), 4096);
+        fs::write(mount.at("out/data/small"), [2; 4096]).unwrap();
+    };
+    used(&first);
+    let (memory, threads) = (status("VmRSS:"), status("Threads:"));
+    let mut mounts = vec![first.another()];
+    while mounts.len() < MOUNTS {
+        mounts.push(mounts[mounts.len() - 1].another());
+    }
+    let idle = (status("VmRSS:") - memory) as f64 / MOUNTS as f64;
+    mounts.iter().for_each(used);
+    let (memory, threads) = (status("VmRSS:") - memory, status("Threads:") - threads);
+    let each = memory as f64 / MOUNTS as f64;
+    line(
+        &format!("memory of each of {MOUNTS} mounts in use ({:.2} threads)", threads as f64 / MOUNTS as f64),
+        &format!("{each:.0}KiB"),
+        "1024KiB",
+        each / 1024.0,
+        "<= 1",
+    );
+    println!("  (mounted and not used yet: {idle:.0}KiB)");
+}
+
+/// What the kernel states of this process: KiB, or a number.
+fn status(name: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }

@@ -71,21 +71,7 @@ impl Mount {
         passthrough: Passthrough,
         files: Vec<FileEntry>,
     ) -> Self {
-        let event = Event {
-            id: EventId::new("e"),
-            context: context(),
-            event_type: "t".into(),
-            files,
-            file_list: None,
-            data: vec![],
-            created: clock::now(),
-            publication: Publication::Published,
-            file_name: None,
-            job_id: None,
-            attempt: None,
-            publisher: None,
-            unrouted: false,
-        };
+        let event = first_event("e", "t", files);
         runtime.block_on(plane.documents.insert(Collection::Events, encode(&event), None)).unwrap();
         let settings = NodeSettings {
             passthrough: passthrough == Passthrough::Allowed,
@@ -119,7 +105,7 @@ impl Mount {
                 module: format!("m{number}"),
                 emits: None,
                 commit: CommitMode::OnClose,
-                parent: context(),
+                parent: context("e"),
             };
             let spec = JobSpec { origin, event, gathered: None };
             let tree = JobTree::open(&node, spec, node.settings.limits).await.unwrap();
@@ -166,10 +152,29 @@ fn mount_point(number: u32) -> String {
     if number == 0 { "ion".into() } else { format!("ion{number}") }
 }
 
-fn context() -> Context {
+/// The document of an event that no job made.
+pub fn first_event(id: &str, event_type: &str, files: Vec<FileEntry>) -> Event {
+    Event {
+        id: EventId::new(id),
+        context: context(id),
+        event_type: event_type.to_owned(),
+        files,
+        file_list: None,
+        data: vec![],
+        created: clock::now(),
+        publication: Publication::Published,
+        file_name: None,
+        job_id: None,
+        attempt: None,
+        publisher: None,
+        unrouted: false,
+    }
+}
+
+fn context(event: &str) -> Context {
     Context {
         name: "test".into(),
-        event_id: EventId::new("e"),
+        event_id: EventId::new(event),
         correlation_id: CorrelationId::new("c"),
         parent_event_id: String::new(),
         document_type: DocumentType::EventMeta,
