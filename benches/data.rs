@@ -54,8 +54,10 @@ const SIDE_BY_SIDE: usize = 4;
 /// Reads of the random rows.
 const RANDOM: u64 = 200;
 
+type Group = fn(&Bench);
+
 /// The groups of rows, by the name that chooses them.
-const ROWS: [(&str, fn(&Bench)); 9] = [
+const ROWS: [(&str, Group); 9] = [
     ("first", Bench::first_bytes),
     ("cold", Bench::cold_reads),
     ("link", Bench::reads_over_a_link),
