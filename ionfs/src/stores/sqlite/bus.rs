@@ -233,7 +233,7 @@ impl Subscriber {
         self.store
             // As when it was taken.
             .write_as(Durable::Later, "settling a message", move |connection| {
-                Ok(connection.execute(statement, [tag.cast_signed()])?)
+                Ok(connection.prepare_cached(statement)?.execute([tag.cast_signed()])?)
             })
             .await?;
         Ok(())
