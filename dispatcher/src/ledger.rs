@@ -197,7 +197,12 @@ impl Ledger {
         let mut current = job.clone();
         for _ in 0..RACES_MAX {
             let after = step(&current, happening)?;
-            if self.write(&current, &after).await? {
+            let written = match happening {
+                // Without it the job is taken for one whose dispatcher died early, as it is then.
+                Happening::Running | Happening::Renewed => self.write_soon(&current, &after).await?,
+                _ => self.write(&current, &after).await?,
+            };
+            if written {
                 return Ok(after);
             }
             // A person may have asked for its end meanwhile; that changes the version, not the holder.
@@ -238,6 +243,14 @@ impl Ledger {
     async fn write(&self, before: &JobRecord, after: &JobRecord) -> Result<bool, LedgerError> {
         let expect = vec![("version", json!(before.version))];
         let written = self.plane.documents.replace(Collection::Jobs, encode(after), expect, None).await?;
+        failpoint::reach("ledger.written");
+        Ok(written)
+    }
+
+    /// The same for what may be lost with the machine's power.
+    async fn write_soon(&self, before: &JobRecord, after: &JobRecord) -> Result<bool, LedgerError> {
+        let expect = vec![("version", json!(before.version))];
+        let written = self.plane.documents.replace_soon(Collection::Jobs, encode(after), expect).await?;
         failpoint::reach("ledger.written");
         Ok(written)
     }

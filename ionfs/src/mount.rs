@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use fuser::{Config, MountOption, Session, SessionACL};
+use rustix::fs::{AtFlags, CWD, StatxFlags};
 use tokio::runtime::Handle as Runtime;
 
 use crate::fs::Tree;
@@ -72,14 +73,10 @@ const READ_AHEAD_KIB: &str = "1024";
 /// Lets the kernel read further ahead in what is mounted at `directory` and served already. Only root may; reads are
 /// as right without it.
 pub fn widen_read_ahead(directory: &Path) {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    // Looked up here and not by stat(), which would ask the filesystem.
-    let device = mounts.lines().rev().find_map(|line| {
-        let mut words = line.split(' ').skip(2);
-        let (device, at) = (words.next()?, words.nth(1)?);
-        (Path::new(at) == directory).then(|| device.to_owned())
-    });
-    if let Some(device) = device {
+    // Not by stat(), which would ask the filesystem.
+    let found = rustix::fs::statx(CWD, directory, AtFlags::STATX_DONT_SYNC, StatxFlags::empty());
+    if let Ok(found) = found {
+        let device = format!("{}:{}", found.stx_dev_major, found.stx_dev_minor);
         let _ = std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD_KIB);
     }
 }

@@ -294,6 +294,17 @@ pub trait Documents: Send + Sync + fmt::Debug {
         guard: Option<Guard>,
     ) -> Result<bool, StoreError>;
 
+    /// As [`Documents::replace`], for what may be lost with the machine's power, together with all that is written after it:
+    /// it is on the disk with the next write, where that spares a sync.
+    async fn replace_soon(
+        &self,
+        collection: Collection,
+        document: Value,
+        expect: Vec<Equals>,
+    ) -> Result<bool, StoreError> {
+        self.replace(collection, document, expect, None).await
+    }
+
     /// The document of an id.
     async fn get(&self, collection: Collection, id: &str) -> Result<Option<Value>, StoreError>;
 

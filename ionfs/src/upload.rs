@@ -133,6 +133,11 @@ pub(crate) async fn store_file(
     Ok(FileEntry { name, key, size, mtime: mtime(&metadata), mode: metadata.mode() & 0o7777, checksums })
 }
 
+/// The entry of an empty file that no blob stands for: nothing of it is ever read.
+pub fn empty_file(key: String, name: String) -> FileEntry {
+    FileEntry { name, key, size: 0, mtime: crate::clock::now(), mode: 0o644, checksums: checksum::of(&[]) }
+}
+
 /// Stores bytes at hand as blob `key` and gives their entry under `name`.
 pub async fn store_bytes(
     blobs: &dyn Blobs,

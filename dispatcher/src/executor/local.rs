@@ -16,7 +16,7 @@ use ionfs::node::{Node, job_dir, live_log};
 use ionfs::record::{AttemptEnd, CommitMode, LogRecord};
 use ionfs::spans;
 use ionfs::stores::{Collection, StoreError, encode};
-use ionfs::upload::store_path;
+use ionfs::upload::{empty_file, store_path};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::watch;
@@ -236,7 +236,11 @@ impl LocalExecutor {
             id.attempt
         );
         let plane = &self.node.plane;
-        let stored = store_path(&*plane.blobs, key, "log".into(), &id.path).await;
+        let stored = match tokio::fs::metadata(&id.path).await {
+            // Most jobs of some modules say nothing, and no store has to keep that.
+            Ok(metadata) if metadata.len() == 0 => Ok(empty_file(key, "log".into())),
+            _ => store_path(&*plane.blobs, key, "log".into(), &id.path).await,
+        };
         let entry = stored.map_err(|error| chain(&error))?;
         let name = LogRecord::id(&context.name, &context.event_id, id.attempt);
         let record = LogRecord {

@@ -5,7 +5,7 @@ use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension as _, params_from_iter};
 use serde_json::Value;
 
-use super::{Failure, Sqlite};
+use super::{Durable, Failure, Sqlite};
 use crate::stores::{Collection, Documents, Equals, Guard, Inserted, Query, StoreError, indexes};
 
 /// The statements that make a collection's table and indexes.
@@ -70,6 +70,21 @@ fn check(connection: &Connection, guard: Option<&Guard>) -> Result<(), Failure> 
     if holds { Ok(()) } else { Err(Failure::Fenced) }
 }
 
+/// What a failed replacing is called.
+const REPLACING: &str = "replacing a document";
+
+fn replace(
+    connection: &Connection,
+    collection: Collection,
+    document: &Value,
+    expect: &[Equals],
+) -> Result<bool, Failure> {
+    let mut values = vec![Sql::Text(id_of(document)), Sql::Text(document.to_string())];
+    let conditions = conditions(expect, &mut values);
+    let update = format!("UPDATE {} SET document = ?2 WHERE id = ?1{conditions}", collection.as_str());
+    Ok(connection.prepare_cached(&update)?.execute(params_from_iter(values))? == 1)
+}
+
 fn parse(text: &str) -> rusqlite::Result<Value> {
     serde_json::from_str(text).map_err(|error| {
         rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into())
@@ -125,15 +140,21 @@ impl Documents for Sqlite {
         expect: Vec<Equals>,
         guard: Option<Guard>,
     ) -> Result<bool, StoreError> {
-        self.write("replacing a document", move |connection| {
+        self.write(REPLACING, move |connection| {
             check(connection, guard.as_ref())?;
-            let mut values = vec![Sql::Text(id_of(&document)), Sql::Text(document.to_string())];
-            let conditions = conditions(&expect, &mut values);
-            let update =
-                format!("UPDATE {} SET document = ?2 WHERE id = ?1{conditions}", collection.as_str());
-            Ok(connection.prepare_cached(&update)?.execute(params_from_iter(values))? == 1)
+            replace(connection, collection, &document, &expect)
         })
         .await
+    }
+
+    async fn replace_soon(
+        &self,
+        collection: Collection,
+        document: Value,
+        expect: Vec<Equals>,
+    ) -> Result<bool, StoreError> {
+        let work = move |connection: &Connection| replace(connection, collection, &document, &expect);
+        self.write_as(Durable::Later, REPLACING, work).await
     }
 
     async fn get(&self, collection: Collection, id: &str) -> Result<Option<Value>, StoreError> {
