@@ -109,8 +109,8 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     cache_size: u64,
-    /// Bytes in memory of what is being read, however many files are open [default: a 64th of the memory there is,
-    /// 64MiB to 1GiB]
+    /// Bytes in memory of what is being read, however many files are open [default: a 256th of the memory there is,
+    /// 64MiB to 256MiB]
     #[arg(
         long,
         env = "ION_CACHE_MEMORY",

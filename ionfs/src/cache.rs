@@ -96,8 +96,8 @@ impl Default for CacheLimits {
     }
 }
 
-/// A 64th of the memory this process may use (its cgroup's limit, or the machine's memory), between 64 MiB and 1 GiB:
-/// what 32 streams read ahead.
+/// A 256th of the memory this process may use (its cgroup's limit, or the machine's memory), between 64 and 256 MiB:
+/// what two to eight streams read ahead at most.
 pub fn default_memory() -> u64 {
     let machine = rustix::system::sysinfo();
     let machine = machine.totalram as u64 * u64::from(machine.mem_unit.max(1));
@@ -114,7 +114,7 @@ pub fn default_memory() -> u64 {
     // In a container, its own group is seen as the root.
     let root = number("/sys/fs/cgroup/memory.max");
     let least = own.chain(root).chain([machine]).min().unwrap_or(machine);
-    (least / 64).clamp(64 << 20, 1 << 30)
+    (least / 256).clamp(64 << 20, 256 << 20)
 }
 
 /// What all open blobs share.

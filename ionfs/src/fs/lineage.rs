@@ -64,7 +64,7 @@ pub(super) async fn log_item(
     let id = LogRecord::id(module, event, attempt);
     let log = daemon.plane.documents.get_as::<LogRecord>(Collection::Events, &id).await;
     if let Some(log) = log.map_err(|error| unreadable(&error))? {
-        return Ok(Some(("log".into(), Item::Blob(log.logs))));
+        return Ok(Some(("log".into(), Item::Blob(Arc::new(log.logs)))));
     }
     let live = live_log(&daemon.settings.home, job, attempt);
     Ok(live.exists().then(|| ("log".into(), Item::Live(live))))

@@ -117,7 +117,7 @@ impl Tree {
         Ok(match self.view.item(ino)? {
             Item::Blob(entry) => {
                 let size = entry.size;
-                Some((Arc::new(entry), size))
+                Some((entry, size))
             }
             _ => None,
         })

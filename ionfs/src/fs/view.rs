@@ -21,7 +21,7 @@ pub enum Item {
     /// A small file whose bytes are at hand, and its time.
     Text(Bytes, Millis),
     /// A file whose bytes are a blob.
-    Blob(FileEntry),
+    Blob(Arc<FileEntry>),
     /// A local file that grows: the output of a job that runs on this machine.
     Live(PathBuf),
     /// A symbolic link.
@@ -114,7 +114,7 @@ pub fn files_tree(files: &[FileEntry]) -> Item {
     #[derive(Default)]
     struct Branch {
         branches: BTreeMap<String, Branch>,
-        leaves: BTreeMap<String, FileEntry>,
+        leaves: BTreeMap<String, Arc<FileEntry>>,
     }
     fn grown(branch: Branch) -> Item {
         let leaves = branch.leaves.into_iter().map(|(name, entry)| (name, Item::Blob(entry)));
@@ -130,7 +130,7 @@ pub fn files_tree(files: &[FileEntry]) -> Item {
             if parts.peek().is_some() {
                 branch = branch.branches.entry(part.to_owned()).or_default();
             } else {
-                branch.leaves.insert(part.to_owned(), file.clone());
+                branch.leaves.insert(part.to_owned(), Arc::new(file.clone()));
             }
         }
     }
@@ -323,13 +323,21 @@ impl View {
             Item::Directory(directory) => directory.ttl(),
             _ => Duration::ZERO,
         };
-        let ino = *directory.children.entry(name.to_owned()).or_insert(next);
+        let ino = match directory.children.get(name) {
+            Some(ino) => *ino,
+            None => {
+                directory.children.insert(name.to_owned(), next);
+                next
+            }
+        };
         if ino == next {
             state.next += 1;
             state.inodes.insert(ino, Inode::new(parent, name.to_owned(), item.clone()));
         }
         let inode = state.inodes.get_mut(&ino).ok_or(Errno::STALE)?;
-        inode.item = item.clone();
+        if ino != next {
+            inode.item = item.clone();
+        }
         inode.lookups += u64::from(looked_up);
         drop(state);
         let mut attr = self.attr(ino, item)?;

@@ -1,6 +1,7 @@
 //! Programs that go through a directory of small files, one after the other: what they will open next.
 
 use std::ops::Bound;
+use std::sync::Arc;
 
 use super::Ino;
 use super::view::{Item, Listing};
@@ -40,7 +41,7 @@ struct Walk {
 impl Walks {
     /// The file `name` of a directory is being opened. Gives what to fetch ahead of it: nothing, unless it follows the file
     /// that was opened before.
-    pub(crate) fn opened(&mut self, directory: Ino, listing: &Listing, name: &str) -> Vec<FileEntry> {
+    pub(crate) fn opened(&mut self, directory: Ino, listing: &Listing, name: &str) -> Vec<Arc<FileEntry>> {
         let at = self.walks.iter().position(|walk| walk.directory == directory);
         let Some(at) = at else {
             if self.walks.len() == WALKS_MAX {
@@ -62,7 +63,7 @@ impl Walk {
         Self { directory, last: name.to_owned(), ahead: name.to_owned(), left: 0, window: 1 }
     }
 
-    fn goes_on(&mut self, listing: &Listing, name: &str) -> Vec<FileEntry> {
+    fn goes_on(&mut self, listing: &Listing, name: &str) -> Vec<Arc<FileEntry>> {
         if name == self.last {
             return vec![];
         }
@@ -99,7 +100,6 @@ impl Walk {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::sync::Arc;
 
     use super::*;
     use crate::checksum;
@@ -113,8 +113,9 @@ mod tests {
             mode: 0o644,
             checksums: checksum::of(&[]),
         };
-        let items =
-            (0..files).map(|n| format!("{n:05}")).map(|name| (name.clone(), Item::Blob(entry(&name))));
+        let items = (0..files)
+            .map(|n| format!("{n:05}"))
+            .map(|name| (name.clone(), Item::Blob(Arc::new(entry(&name)))));
         Arc::new(items.collect::<BTreeMap<_, _>>())
     }
 
@@ -127,7 +128,7 @@ mod tests {
             let ahead = walks.opened(7, &listing, name);
             assert!(ahead.iter().all(|entry| entry.name > *name), "only what comes");
             largest = largest.max(ahead.len());
-            asked.extend(ahead.into_iter().map(|entry| entry.name));
+            asked.extend(ahead.iter().map(|entry| entry.name.clone()));
         }
         let all: Vec<&String> = listing.keys().skip(2).collect();
         assert_eq!(asked.iter().collect::<Vec<_>>(), all, "all but the first two, each once and in order");

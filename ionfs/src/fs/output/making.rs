@@ -123,7 +123,7 @@ impl Output {
         &self,
         parent: Ino,
         name: &OsStr,
-        entry: &FileEntry,
+        entry: &Arc<FileEntry>,
         mode: u32,
         maker: Maker,
     ) -> Result<Attr> {
@@ -149,7 +149,7 @@ impl Output {
         if entry.size > 0 {
             let file = table.file_mut(ino)?;
             content_changed(file, false);
-            file.reference = Some(Reference::to(entry, entry.size));
+            file.reference = Some(Reference::to(entry.clone(), entry.size));
         }
         self.attr(&table, ino)
     }

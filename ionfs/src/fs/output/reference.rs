@@ -35,8 +35,8 @@ pub(super) struct Reference {
 
 impl Reference {
     /// The first `length` bytes of a blob.
-    pub(super) fn to(entry: &FileEntry, length: u64) -> Self {
-        Self { entry: Arc::new(entry.clone()), length, own: BTreeSet::new(), touched: false }
+    pub(super) fn to(entry: Arc<FileEntry>, length: u64) -> Self {
+        Self { entry, length, own: BTreeSet::new(), touched: false }
     }
 
     /// Whether it is the blob, from the first byte to the last.
@@ -159,7 +159,7 @@ impl Output {
     pub fn refer(
         &self,
         to: &Staged,
-        entry: &FileEntry,
+        entry: &Arc<FileEntry>,
         from_offset: u64,
         to_offset: u64,
         length: u64,
@@ -181,7 +181,7 @@ impl Output {
         let end = end.min(held + (u64::from(u32::MAX) & !0xfff));
         to.file().set_len(end).map_err(|error| errno(&error))?;
         content_changed(file, true);
-        file.reference = Some(Reference::to(entry, end));
+        file.reference = Some(Reference::to(entry.clone(), end));
         to.flushed().store(false, Ordering::Release);
         Ok(end - held)
     }
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn pieces_are_the_blobs_but_for_what_was_written() {
-        let mut entry = FileEntry {
+        let entry = FileEntry {
             name: "f".into(),
             key: "k".into(),
             size: 10 * BLOCK + 5,
@@ -259,7 +259,9 @@ mod tests {
             mode: 0o644,
             checksums: checksum::of(&[]),
         };
-        let mut reference = Reference::to(&entry, entry.size);
+        let nothing = FileEntry { size: 0, ..entry.clone() };
+        assert!(Reference::to(Arc::new(nothing), 0).missing(&(0..u64::MAX)).is_empty());
+        let mut reference = Reference::to(Arc::new(entry.clone()), entry.size);
         assert!(reference.is_whole());
         assert_eq!(reference.piece(7, u64::MAX), (true, entry.size));
         assert_eq!(reference.piece(entry.size, u64::MAX), (false, u64::MAX));
@@ -274,7 +276,5 @@ mod tests {
         reference.resize(8 * BLOCK);
         assert!(reference.takes_room_at(1));
         assert_eq!(reference.piece(5 * BLOCK, u64::MAX), (true, 5 * BLOCK + 1), "the rest is the file's own");
-        entry.size = 0;
-        assert!(Reference::to(&entry, 0).missing(&(0..u64::MAX)).is_empty());
     }
 }
