@@ -327,7 +327,10 @@ impl Bench {
         let _ = fs::remove_file(mount.at("out/data/w"));
         write(&mount.at("out/data/w2"), self.big.size / MIB);
         let close = close(&mount, "w", &["w2"]);
-        row("close of the event after writing it / upload of it", close, self.upload, "<= 0.25");
+        row("close of the event after writing it at once / upload of it", close, self.upload, "<= 0.25");
+        write_over(&mount.at("out/data/w3"), self.big.size / MIB, 2 * self.upload);
+        let close = self::close(&mount, "slow", &["w3"]);
+        row("the same, written at half of the store's pace", close, self.upload, "<= 0.25");
         let found = self.plane_event(&mount);
         let message = found.message();
         let mut number = 0;
@@ -411,6 +414,18 @@ fn row(name: &str, ours: Duration, theirs: Duration, goal: &str) {
 
 fn row_of(name: &str, ours: &str, theirs: &str, ratio: f64, goal: &str) {
     println!("{name:<58} {ours:>11} {theirs:>11} {ratio:>8.3}  {goal}");
+}
+
+/// Writes a file evenly over so much time, as a program does that works on what it writes.
+fn write_over(path: &Path, mib: u64, time: Duration) {
+    let block: Vec<u8> = (0..MIB).map(|at| ((at * 37) >> 3).to_le_bytes()[0]).collect();
+    let began = Instant::now();
+    let mut file = File::create(path).unwrap();
+    for n in 1..=mib {
+        file.write_all(&block).unwrap();
+        let due = time.mul_f64(n as f64 / mib as f64);
+        std::thread::sleep(due.saturating_sub(began.elapsed()));
+    }
 }
 
 /// Places all over a file, the same in each run, no two in one block of a large one.

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use clap::Args as ClapArgs;
-use dispatcher::executor::sandbox::{self, Mode};
+use dispatcher::executor::sandbox::{self, ForkServer, Mode};
 use serde_json::json;
 
 use crate::output::{self, Colour};
@@ -27,7 +27,7 @@ pub(crate) async fn run(settings: &Settings, _args: Args) -> Outcome {
     let program = std::env::current_exe()?;
     let root = ionfs::sys::is_root();
     let mode = if root { Mode::Root } else { Mode::User };
-    findings.push(match sandbox::probe(&program, mode).await {
+    findings.push(match sandbox::probe(&ForkServer::new(&program), mode).await {
         Ok(()) => good("namespaces", "each job has its own, with the tree at /ion"),
         Err(reason) => Finding {
             what: "namespaces",

@@ -94,7 +94,10 @@ impl Town {
     fn ends_well(mut self) {
         let up = self.up.take().unwrap();
         // The mounts are in the namespaces of these processes, and nowhere else.
-        wait_for("all jobs' processes to be gone", || children(up.pid()).is_empty());
+        // They are forked by a process of its own.
+        let of_jobs =
+            || children(up.pid()).iter().flat_map(|server| children(server.parse().unwrap())).count();
+        wait_for("all jobs' processes to be gone", || of_jobs() == 0);
         assert!(!up.log().contains("still mounted"), "{}", up.log());
         self.home.run(["check", "--deep"]).well();
         assert_eq!(up.stop(), Some(0));

@@ -24,7 +24,7 @@ use tracing::{Instrument as _, Span, info_span};
 
 use crate::pipeline::ANY_TYPE;
 
-use super::sandbox::{self, Command, Exit, Mode, Sandbox, SandboxError};
+use super::sandbox::{self, Command, Exit, ForkServer, Mode, Sandbox, SandboxError};
 use super::{Ended, Executor, OutputLine, OutputSink, Start, Stop, logs_below};
 
 /// Between SIGTERM and SIGKILL. Shorter cuts off modules that tidy up; longer delays every timeout and shutdown.
@@ -74,6 +74,7 @@ pub enum Namespaces {
 pub struct LocalExecutor {
     node: Arc<Node>,
     settings: LocalSettings,
+    server: ForkServer,
     mode: Mode,
     output: Option<OutputSink>,
 }
@@ -81,8 +82,9 @@ pub struct LocalExecutor {
 impl LocalExecutor {
     /// Finds out what separates jobs here, and why not more.
     pub async fn new(node: Arc<Node>, settings: LocalSettings, output: Option<OutputSink>) -> Self {
+        let server = ForkServer::new(&settings.program);
         let (mode, refused) = match settings.namespaces {
-            Namespaces::WherePossible => sandbox::best_mode(&settings.program).await,
+            Namespaces::WherePossible => sandbox::best_mode(&server).await,
             Namespaces::Never => (Mode::Plain, vec![]),
         };
         for (mode, reason) in refused {
@@ -92,7 +94,7 @@ impl LocalExecutor {
                 "jobs run without namespaces of their own: ION_DIR says where their tree is"
             );
         }
-        Self { node, settings, mode, output }
+        Self { node, settings, server, mode, output }
     }
 
     /// What separates jobs from this machine.
@@ -180,7 +182,7 @@ impl LocalExecutor {
         tree: &JobTree,
         plain: &Path,
     ) -> Result<(Sandbox, Receiver, Mounted), String> {
-        let spawned = sandbox::spawn(&self.settings.program, command).await;
+        let spawned = sandbox::spawn(&self.server, command).await;
         let spawned = spawned.map_err(|error| chain(&error))?;
         let mounted = match spawned.device {
             Some(device) => serve(device, tree.tree()).await,

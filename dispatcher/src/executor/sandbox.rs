@@ -1,9 +1,10 @@
 //! A job's processes: in namespaces of their own, with the tree at `/ion` there and nowhere else.
 //!
 //! # How it works
-//! The daemon starts its own program as `job-init`, which makes the namespaces, mounts a FUSE device in them and
-//! hands the device over a socket; the daemon serves it, says `go`, and `job-init` starts the module as a child of the
-//! namespace's first process. When the module ends, all it left behind is killed. The socket is also the leash: if
+//! The daemon starts its own program once as a fork server: a process of one thread that forks a `job-init` for each job,
+//! which costs a third of starting a program as large as this one. `job-init` makes the namespaces, mounts a FUSE device in
+//! them and hands the device over a socket; the daemon serves it, says `go`, and `job-init` starts the module as a child of
+//! the namespace's first process. When the module ends, all it left behind is killed. The socket is also the leash: if
 //! the daemon dies, however, `job-init` sees it close and ends everything, and the mount goes with the namespace.
 //!
 //! # What it never does
@@ -13,22 +14,25 @@ mod init;
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
+use rustix::process::{Signal, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::process::{Child, Command as TokioCommand};
 
 pub use self::init::main as init_main;
 
-/// The word that makes the `ion` program a `job-init`.
+/// The word that makes the `ion` program the fork server of its `job-init`s.
 pub const INIT_WORD: &str = "job-init";
 
 /// How long starting may take: namespaces, mount and exec are milliseconds; more means the machine is stuck.
@@ -36,6 +40,9 @@ const START_WAIT: Duration = Duration::from_secs(20);
 
 /// Bytes of one message on the socket: environment and arguments of a module fit well.
 const MESSAGE_MAX: usize = 160 << 10;
+
+/// Descriptors that come with one message.
+const DESCRIPTORS_MAX: usize = 2;
 
 /// What separates a job from the rest of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,9 +107,10 @@ enum Order {
     Probe,
 }
 
-/// From `job-init` to the daemon. `Mounted` carries the device.
+/// From `job-init` to the daemon. `Born` carries a descriptor of the process, `Mounted` the device.
 #[derive(Debug, Serialize, Deserialize)]
 enum Report {
+    Born,
     Mounted,
     Ready,
     Started,
@@ -115,7 +123,21 @@ enum Report {
 #[derive(Debug)]
 pub struct Sandbox {
     socket: UnixDatagram,
-    init: Child,
+    /// The `job-init`, by a descriptor that no other process can come to stand behind.
+    init: OwnedFd,
+}
+
+/// Where `job-init`s are forked. Started when the first is needed, and again if it was killed.
+#[derive(Debug)]
+pub struct ForkServer {
+    program: PathBuf,
+    running: Mutex<Option<Running>>,
+}
+
+#[derive(Debug)]
+struct Running {
+    requests: Arc<UnixDatagram>,
+    _process: Child,
 }
 
 /// What [`spawn`] gives: the sandbox, the device to serve (none in [`Mode::Plain`]), and the module's output.
@@ -129,15 +151,15 @@ pub struct Spawned {
     pub output: tokio::net::unix::pipe::Receiver,
 }
 
-/// Starts `job-init` and lets it prepare; the module starts at [`Sandbox::go`].
-pub async fn spawn(program: &Path, command: Command) -> Result<Spawned, SandboxError> {
+/// Forks a `job-init` and lets it prepare; the module starts at [`Sandbox::go`].
+pub async fn spawn(server: &ForkServer, command: Command) -> Result<Spawned, SandboxError> {
     let plain = command.mode == Mode::Plain;
     let (output, output_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| SandboxError::Spawn(error.into()))?;
-    let sandbox = start(program, output_end)?;
+    let sandbox = server.fork(output_end).await?;
     let output = tokio::net::unix::pipe::Receiver::from_owned_fd(output).map_err(SandboxError::Spawn)?;
     sandbox.order(&Order::Prepare(command)).await?;
-    match sandbox.report_soon().await? {
+    match report_soon(&sandbox.socket).await? {
         (Report::Mounted, Some(device)) => Ok(Spawned { sandbox, device: Some(device), output }),
         (Report::Ready, None) if plain => Ok(Spawned { sandbox, device: None, output }),
         (Report::Failed(reason), _) => Err(SandboxError::Failed(reason)),
@@ -145,37 +167,93 @@ pub async fn spawn(program: &Path, command: Command) -> Result<Spawned, SandboxE
     }
 }
 
-fn start(program: &Path, output: OwnedFd) -> Result<Sandbox, SandboxError> {
-    let failed = |error: io::Error| SandboxError::Spawn(error);
-    // A packet socket keeps messages apart, so that a device cannot come with half of one.
+/// Two ends of a socket. A packet socket keeps messages apart, so that a descriptor cannot come with half of one. The
+/// first end is the daemon's and never blocks.
+fn socket_pair() -> io::Result<(UnixDatagram, OwnedFd)> {
     let (ours, theirs) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-            .map_err(|error| failed(error.into()))?;
-    rustix::io::ioctl_fionbio(&ours, true).map_err(|error| failed(error.into()))?;
-    let output_too = output.try_clone().map_err(failed)?;
-    #[expect(clippy::disallowed_methods, reason = "the door for starting job-init")]
-    let init = TokioCommand::new(program)
-        .arg(INIT_WORD)
-        // A module can read its first process's environment in /proc, and the daemon's holds what opens the stores.
-        .env_clear()
-        .stdin(Stdio::from(theirs))
-        .stdout(Stdio::from(output))
-        .stderr(Stdio::from(output_too))
-        // Its own group: Ctrl-C on the terminal reaches the daemon alone, which stops its jobs in order.
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(failed)?;
-    // A packet socket answers to the same calls as a datagram socket.
-    let socket = UnixDatagram::from_std(ours.into()).map_err(failed)?;
-    Ok(Sandbox { socket, init })
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    rustix::io::ioctl_fionbio(&ours, true)?;
+    // It answers to the same calls as a datagram socket.
+    Ok((UnixDatagram::from_std(ours.into())?, theirs))
+}
+
+impl ForkServer {
+    /// A server that runs `program`, which is `ion`.
+    pub fn new(program: &Path) -> Self {
+        Self { program: program.to_owned(), running: Mutex::default() }
+    }
+
+    /// A new `job-init`, which writes to `output` what its module does.
+    async fn fork(&self, output: OwnedFd) -> Result<Sandbox, SandboxError> {
+        let (socket, theirs) = socket_pair().map_err(SandboxError::Spawn)?;
+        let fork = async |requests: &UnixDatagram| {
+            let descriptors = [theirs.as_fd(), output.as_fd()];
+            let sent = requests.async_io(Interest::WRITABLE, || send(requests, b"fork", &descriptors));
+            tokio::time::timeout(START_WAIT, sent).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
+        };
+        let requests = self.requests().map_err(SandboxError::Spawn)?;
+        if fork(&requests).await.is_err() {
+            // It was killed: another one.
+            self.forget(&requests);
+            let requests = self.requests().map_err(SandboxError::Spawn)?;
+            fork(&requests).await.map_err(SandboxError::Spawn)?;
+        }
+        // Else this end would never see that nobody has the other.
+        drop((theirs, output));
+        match report_soon(&socket).await? {
+            (Report::Born, Some(init)) => Ok(Sandbox { socket, init }),
+            (Report::Failed(reason), _) => Err(SandboxError::Failed(reason)),
+            _ => Err(SandboxError::Silent),
+        }
+    }
+
+    fn running(&self) -> std::sync::MutexGuard<'_, Option<Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn requests(&self) -> io::Result<Arc<UnixDatagram>> {
+        let mut running = self.running();
+        if let Some(running) = &*running {
+            return Ok(running.requests.clone());
+        }
+        let (ours, theirs) = socket_pair()?;
+        #[expect(clippy::disallowed_methods, reason = "the door for starting job-init")]
+        let process = TokioCommand::new(&self.program)
+            .arg(INIT_WORD)
+            // A module can read its first process's environment in /proc, and the daemon's holds what opens the stores.
+            .env_clear()
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // Its own group: Ctrl-C on the terminal reaches the daemon alone, which stops its jobs in order.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()?;
+        let requests = Arc::new(ours);
+        *running = Some(Running { requests: requests.clone(), _process: process });
+        Ok(requests)
+    }
+
+    fn forget(&self, requests: &Arc<UnixDatagram>) {
+        let mut running = self.running();
+        if running.as_ref().is_some_and(|running| Arc::ptr_eq(&running.requests, requests)) {
+            *running = None;
+        }
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        // Gone already: that is what was asked for.
+        let _ = pidfd_send_signal(&self.init, Signal::KILL);
+    }
 }
 
 impl Sandbox {
     /// Starts the module.
     pub async fn go(&mut self) -> Result<(), SandboxError> {
         self.order(&Order::Go).await?;
-        match self.report_soon().await? {
+        match report_soon(&self.socket).await? {
             (Report::Started, _) => Ok(()),
             (Report::Failed(reason), _) => Err(SandboxError::Failed(reason)),
             _ => Err(SandboxError::Silent),
@@ -184,13 +262,13 @@ impl Sandbox {
 
     /// Waits until the module has ended and nothing of it is left. May be called again after it was dropped.
     pub async fn wait(&mut self) -> Result<Exit, SandboxError> {
-        let exit = match self.report().await? {
+        let exit = match report(&self.socket).await? {
             (Report::Exited(exit), _) => exit,
             (Report::Failed(reason), _) => return Err(SandboxError::Failed(reason)),
             _ => return Err(SandboxError::Silent),
         };
-        // With the first process the namespace and its mount are gone.
-        let _ = tokio::time::timeout(START_WAIT, self.init.wait()).await;
+        // The other end closes when the process has ended, which has waited for the namespace to end.
+        let _ = report_soon(&self.socket).await;
         Ok(exit)
     }
 
@@ -213,31 +291,31 @@ impl Sandbox {
                 text.len()
             )));
         }
-        let sent = self.socket.async_io(tokio::io::Interest::WRITABLE, || send(&self.socket, &text, None));
+        let sent = self.socket.async_io(Interest::WRITABLE, || send(&self.socket, &text, &[]));
         match tokio::time::timeout(START_WAIT, sent).await {
             Ok(Ok(())) => Ok(()),
             _ => Err(SandboxError::Silent),
         }
     }
+}
 
-    async fn report(&self) -> Result<(Report, Option<OwnedFd>), SandboxError> {
-        let received = self.socket.async_io(tokio::io::Interest::READABLE, || receive(&self.socket)).await;
-        match received {
-            Ok((text, device)) if !text.is_empty() => Ok((
-                serde_json::from_slice(&text).map_err(|error| SandboxError::Failed(error.to_string()))?,
-                device,
-            )),
-            _ => Err(SandboxError::Silent),
-        }
-    }
-
-    async fn report_soon(&self) -> Result<(Report, Option<OwnedFd>), SandboxError> {
-        tokio::time::timeout(START_WAIT, self.report()).await.unwrap_or(Err(SandboxError::Silent))
+async fn report(socket: &UnixDatagram) -> Result<(Report, Option<OwnedFd>), SandboxError> {
+    let received = socket.async_io(Interest::READABLE, || receive(socket)).await;
+    match received {
+        Ok((text, descriptors)) if !text.is_empty() => Ok((
+            serde_json::from_slice(&text).map_err(|error| SandboxError::Failed(error.to_string()))?,
+            descriptors.into_iter().next(),
+        )),
+        _ => Err(SandboxError::Silent),
     }
 }
 
+async fn report_soon(socket: &UnixDatagram) -> Result<(Report, Option<OwnedFd>), SandboxError> {
+    tokio::time::timeout(START_WAIT, report(socket)).await.unwrap_or(Err(SandboxError::Silent))
+}
+
 /// Tries out, in a process of its own, whether jobs can have `mode`; the reason if not.
-pub async fn probe(program: &Path, mode: Mode) -> Result<(), String> {
+pub async fn probe(server: &ForkServer, mode: Mode) -> Result<(), String> {
     let nothing = Command {
         argv: vec![],
         env: vec![],
@@ -250,9 +328,9 @@ pub async fn probe(program: &Path, mode: Mode) -> Result<(), String> {
     let said = |error: SandboxError| error.to_string();
     let (_output, end) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| error.to_string())?;
-    let sandbox = start(program, end).map_err(said)?;
+    let sandbox = server.fork(end).await.map_err(said)?;
     sandbox.order(&Order::Prepare(nothing)).await.map_err(said)?;
-    match sandbox.report_soon().await.map_err(said)? {
+    match report_soon(&sandbox.socket).await.map_err(said)? {
         (Report::Mounted, Some(_)) | (Report::Ready, None) => Ok(()),
         (Report::Failed(reason), _) => Err(reason),
         _ => Err("it said something unexpected".into()),
@@ -260,32 +338,31 @@ pub async fn probe(program: &Path, mode: Mode) -> Result<(), String> {
 }
 
 /// The strongest mode that works here, and why the stronger ones do not.
-pub async fn best_mode(program: &Path) -> (Mode, Vec<(Mode, String)>) {
+pub async fn best_mode(server: &ForkServer) -> (Mode, Vec<(Mode, String)>) {
     let mut refused = Vec::new();
     let first = if rustix::process::geteuid().is_root() { Mode::Root } else { Mode::User };
-    match probe(program, first).await {
+    match probe(server, first).await {
         Ok(()) => return (first, refused),
         Err(reason) => refused.push((first, reason)),
     }
     (Mode::Plain, refused)
 }
 
-/// Sends one message, with a descriptor or without.
-fn send(socket: impl AsFd, text: &[u8], device: Option<&OwnedFd>) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+/// Sends one message, with descriptors or without.
+fn send(socket: impl AsFd, text: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let descriptors = device.map(|device| [device.as_fd()]);
-    if let Some(descriptors) = &descriptors {
+    if !descriptors.is_empty() {
         ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
     }
     rustix::net::sendmsg(socket, &[IoSlice::new(text)], &mut ancillary, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
-/// Receives one message and the descriptor that came with it. Nothing: the other end is closed.
-fn receive(socket: impl AsFd) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+/// Receives one message and the descriptors that came with it. Nothing: the other end is closed.
+fn receive(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut text = vec![0; MESSAGE_MAX];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::net::recvmsg(
         socket,
@@ -294,9 +371,11 @@ fn receive(socket: impl AsFd) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
         RecvFlags::CMSG_CLOEXEC,
     )?;
     text.truncate(received.bytes);
-    let device = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    Ok((text, device))
+    let mut came = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            came.extend(descriptors);
+        }
+    }
+    Ok((text, came))
 }

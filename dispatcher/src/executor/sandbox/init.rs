@@ -1,7 +1,8 @@
-//! `job-init`: makes a job's namespaces and is the first process in them. One thread, no runtime.
+//! The fork server, and the `job-init`s that it forks: each makes a job's namespaces and is the first process in them. One
+//! thread, no runtime.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -20,10 +21,64 @@ use super::{Command, Exit, Mode, Order, Report, receive, send};
 /// How often orphans that ended are reaped while the module runs.
 const REAP_EVERY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// Runs as `job-init`: its standard input is the socket to the daemon. Ends the process.
+/// Runs as the fork server: its standard input is the socket by which the daemon asks for a `job-init`. Ends the process.
 pub fn main() -> ! {
+    let requests = rustix::stdio::stdin();
+    let mut forked = false;
+    loop {
+        let mut events = [PollFd::new(&requests, PollFlags::IN)];
+        let _ = poll(&mut events, forked.then_some(&REAP_EVERY));
+        if !events[0].revents().is_empty() {
+            match receive(requests) {
+                Ok((text, descriptors)) if !text.is_empty() => {
+                    if let Ok([socket, output]) = <[OwnedFd; 2]>::try_from(descriptors) {
+                        fork(socket, output);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The daemon is gone. Each `job-init` sees that by itself.
+                _ => std::process::exit(0),
+            }
+        }
+        forked = loop {
+            match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some(_)) => {}
+                Ok(None) => break true,
+                Err(_) => break false,
+            }
+        };
+    }
+}
+
+fn fork(socket: OwnedFd, output: OwnedFd) {
+    match sys::fork_single_threaded() {
+        Ok(Fork::Parent(_)) => {}
+        Ok(Fork::Child) => init(socket, output),
+        Err(error) => {
+            let reason = format!("the job's first process cannot be forked: {error}");
+            let _ = report(socket.as_fd(), &Report::Failed(reason), None);
+        }
+    }
+}
+
+/// Runs as `job-init`: its standard input becomes the socket to the daemon. Ends the process.
+fn init(socket: OwnedFd, output: OwnedFd) -> ! {
+    let ready = || -> io::Result<OwnedFd> {
+        rustix::stdio::dup2_stdin(&socket)?;
+        rustix::stdio::dup2_stdout(&output)?;
+        rustix::stdio::dup2_stderr(&output)?;
+        rustix::process::setpgid(None, None)?;
+        Ok(rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?)
+    };
+    let ready = ready();
+    drop((socket, output));
     let socket = rustix::stdio::stdin();
-    let code = match serve(socket) {
+    let served = ready.map_err(|error| error.to_string()).and_then(|this| {
+        say(socket, &Report::Born, Some(&this))?;
+        drop(this);
+        serve(socket)
+    });
+    let code = match served {
         Ok(()) => 0,
         Err(reason) => {
             let _ = report(socket, &Report::Failed(reason), None);
@@ -34,7 +89,8 @@ pub fn main() -> ! {
 }
 
 fn report(socket: BorrowedFd<'_>, report: &Report, device: Option<&OwnedFd>) -> io::Result<()> {
-    send(socket, &serde_json::to_vec(report)?, device)
+    let device = device.map(OwnedFd::as_fd);
+    send(socket, &serde_json::to_vec(report)?, device.as_slice())
 }
 
 /// The next order; none when the daemon is gone.
