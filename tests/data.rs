@@ -32,11 +32,23 @@ fn files(at: &Path) -> Vec<(PathBuf, u64)> {
     all
 }
 
-/// Bytes of uploads that have not ended: the store on local files writes to `name#number`.
-fn under_way(mount: &Mount) -> u64 {
-    let unfinished = files(&mount.home.state().join("blobs"));
-    let unfinished = unfinished.iter().filter(|(path, _)| path.to_str().unwrap().contains('#'));
-    unfinished.map(|(_, length)| length).sum()
+/// Bytes of a file's upload that has not ended: the store on local files writes to `name#number`.
+fn under_way(mount: &Mount, name: &str) -> u64 {
+    let all = files(&mount.home.state().join("blobs"));
+    let its_own = |path: &Path| path.file_name().unwrap().to_str().unwrap().starts_with(&format!("{name}#"));
+    all.iter().filter(|(path, _)| its_own(path)).map(|(_, length)| length).sum()
+}
+
+/// Writes on, a little at a time, until the file's upload has begun; how far it came.
+fn write_until_its_upload_begins(mount: &Mount, name: &str, file: &mut File, bytes: &[u8]) -> usize {
+    let mut at = 20 * MIB;
+    file.write_all(&bytes[..at]).unwrap();
+    wait_for("its upload to begin", || {
+        file.write_all(&bytes[at..at + 1000]).unwrap();
+        at += 1000;
+        under_way(mount, name) > 0
+    });
+    at
 }
 
 #[test]
@@ -48,8 +60,9 @@ fn a_long_file_follows_its_writer_into_the_store() {
     let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[]);
     let bytes = content(1, 60 * MIB + 17);
     let mut file = File::create(mount.at("out/data/long")).unwrap();
-    file.write_all(&bytes[..40 * MIB]).unwrap();
-    wait_for("the upload of what is there", || under_way(&mount) >= 24 * MIB as u64);
+    let at = write_until_its_upload_begins(&mount, "long", &mut file, &bytes);
+    file.write_all(&bytes[at..40 * MIB]).unwrap();
+    wait_for("the upload of what is there", || under_way(&mount, "long") >= 24 * MIB as u64);
     // A file that is moved while it is written stays the same file.
     fs::rename(mount.at("out/data/long"), mount.at("out/data/moved")).unwrap();
     file.write_all(&bytes[40 * MIB..]).unwrap();
@@ -58,7 +71,7 @@ fn a_long_file_follows_its_writer_into_the_store() {
     assert!(mount.content(&event.files[0]) == bytes, "the blob is the file");
     assert_eq!(event.files[0].name, "moved");
     assert_eq!(mount.metric("bytesUploaded"), bytes.len() as u64, "it was uploaded once");
-    assert_eq!(under_way(&mount), 0);
+    assert_eq!(under_way(&mount, "long"), 0);
 }
 
 /// Whatever a module does to a file whose upload has begun: the event has its last content, and no other blob is left.
@@ -102,15 +115,15 @@ fn what_is_written_again_is_stored_anew() {
     for (name, change) in changes {
         let mut bytes = content(3, 32 * MIB);
         let mut file = File::create_new(mount.at("out/data").join(name)).unwrap();
-        file.write_all(&bytes).unwrap();
-        wait_for("its upload to begin", || under_way(&mount) > 0);
+        let at = write_until_its_upload_begins(&mount, name, &mut file, &bytes);
+        file.write_all(&bytes[at..]).unwrap();
         change(&mut file, &mut bytes);
         drop(file);
         expected.push((name, bytes));
     }
     // Removed while its upload is under way; and one whose writer is still there when the job ends.
     let mut gone = File::create(mount.at("out/data/gone")).unwrap();
-    gone.write_all(&content(4, 32 * MIB)).unwrap();
+    write_until_its_upload_begins(&mount, "gone", &mut gone, &content(4, 32 * MIB));
     fs::remove_file(mount.at("out/data/gone")).unwrap();
     drop(gone);
     let names: Vec<&str> = expected.iter().map(|(name, _)| *name).collect();

@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::task::AbortOnDropHandle;
@@ -22,10 +23,15 @@ use crate::upload::{UploadError, Written, store_file};
 /// in a few parts. Smaller files are stored in no time once they are closed.
 const EARLY_MIN: u64 = 16 << 20;
 
+/// How long a file is written before its upload begins. What is written in less gains nothing: its upload would take the
+/// writer's processors, and most of it would still be to do at the end.
+const EARLY_AFTER: Duration = Duration::from_secs(1);
+
 /// What is known of a file as long as each of its bytes was written once and in order.
 #[derive(Debug)]
 pub(super) struct InOrder {
     summer: Summer,
+    since: Instant,
     /// The length at which an upload is begun.
     begin_at: u64,
     upload: Option<Following>,
@@ -42,7 +48,7 @@ pub(super) struct Following {
 
 impl Default for InOrder {
     fn default() -> Self {
-        Self { summer: Summer::default(), begin_at: EARLY_MIN, upload: None }
+        Self { summer: Summer::default(), since: Instant::now(), begin_at: EARLY_MIN, upload: None }
     }
 }
 
@@ -59,7 +65,7 @@ impl InOrder {
 
     /// Whether its upload should begin.
     pub(super) fn is_to_begin(&self) -> bool {
-        self.upload.is_none() && self.total() >= self.begin_at
+        self.upload.is_none() && self.total() >= self.begin_at && self.since.elapsed() >= EARLY_AFTER
     }
 
     /// They are in the staged file.
