@@ -220,6 +220,8 @@ impl CachedBlob {
             if let Ok(landed) = coming.wait_for(Option::is_some).await
                 && let Some(landed) = landed.clone()
             {
+                // It has been read from now on.
+                let _ = self.shared.memory.get((self.id, index));
                 return landed;
             }
         }
@@ -426,13 +428,6 @@ impl CachedBlob {
         });
         self.shared.make_room_if_full();
     }
-
-    /// A reader has gone past this block: it is not kept in memory if it can be had from the disk.
-    fn passed(&self, index: u64) {
-        if self.sound.has(index) {
-            self.shared.memory.drop_block((self.id, index));
-        }
-    }
 }
 
 impl Drop for CachedBlob {
@@ -473,10 +468,6 @@ impl Reader {
                 blob.bring(offset / blob.block..end.div_ceil(blob.block), true);
             }
             blob.prefetch(ahead);
-            // Requests come side by side: the block before may not have been read to its end.
-            if let Some(passed) = (offset / blob.block).checked_sub(2) {
-                blob.passed(passed);
-            }
         }
         blob.read(offset, length).await
     }

@@ -1,7 +1,8 @@
 //! One budget for all bytes of blobs in memory: blocks on their way from a store or the disk, and those just read.
 //!
-//! Whoever wants to fill a block first takes room for it. Where there is none, the blocks longest unread are let go; if
-//! all are in use it waits. So the daemon's memory does not grow with the files that are open.
+//! Whoever wants to fill a block first takes room for it. Where there is none, blocks that were read are let go, the longest
+//! unread first; then, for what somebody waits for, those that were brought ahead; if all are in use it waits. So the
+//! daemon's memory does not grow with the files that are open.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -47,7 +48,10 @@ pub(super) struct Memory {
 #[derive(Debug, Default)]
 struct Held {
     blocks: HashMap<BlockId, (u64, Arc<Block>)>,
-    by_age: BTreeMap<u64, BlockId>,
+    /// Those that were read, by when.
+    read: BTreeMap<u64, BlockId>,
+    /// Those brought ahead that nobody has read yet, by when they came.
+    ahead: BTreeMap<u64, BlockId>,
     clock: u64,
 }
 
@@ -55,21 +59,30 @@ impl Held {
     fn touch(&mut self, id: BlockId) -> Option<Arc<Block>> {
         self.clock += 1;
         let (at, block) = self.blocks.get_mut(&id)?;
-        self.by_age.remove(at);
+        self.ahead.remove(at);
+        self.read.remove(at);
         *at = self.clock;
-        self.by_age.insert(self.clock, id);
+        self.read.insert(self.clock, id);
         Some(block.clone())
     }
 
     fn remove(&mut self, id: BlockId) -> Option<Arc<Block>> {
         let (at, block) = self.blocks.remove(&id)?;
-        self.by_age.remove(&at);
+        self.ahead.remove(&at);
+        self.read.remove(&at);
         Some(block)
     }
 
-    fn remove_oldest(&mut self) -> Option<Arc<Block>> {
-        let (_, id) = self.by_age.pop_first()?;
+    fn remove_read(&mut self) -> Option<Arc<Block>> {
+        let (_, id) = self.read.pop_first()?;
         self.blocks.remove(&id).map(|(_, block)| block)
+    }
+
+    fn remove_oldest(&mut self) -> Option<Arc<Block>> {
+        self.remove_read().or_else(|| {
+            let (_, id) = self.ahead.pop_first()?;
+            self.blocks.remove(&id).map(|(_, block)| block)
+        })
     }
 }
 
@@ -99,21 +112,36 @@ impl Memory {
         u32::try_from(bytes.min(self.most).div_ceil(GRAIN)).unwrap_or(u32::MAX)
     }
 
-    /// Room for `bytes` if there is some without waiting: for what nobody has asked for yet.
+    /// Room for `bytes` if there is some without waiting: for what nobody has asked for yet. What was read makes way for it.
     pub(super) fn try_room(&self, bytes: u64) -> Option<Room> {
+        let mut freed = 0;
+        loop {
+            if let Some(room) = self.free_room(bytes) {
+                return Some(room);
+            }
+            // A block that somebody still holds frees nothing yet: no more are let go for it.
+            if freed >= bytes {
+                return None;
+            }
+            let block = self.lock().remove_read()?;
+            freed += block.bytes.len() as u64;
+        }
+    }
+
+    fn free_room(&self, bytes: u64) -> Option<Room> {
         let permits = self.room.clone().try_acquire_many_owned(self.grains(bytes)).ok()?;
         Some(Room { _permits: permits })
     }
 
     /// Room for `bytes`, once there is some.
     pub(super) async fn room(&self, bytes: u64) -> Room {
-        if let Some(room) = self.try_room(bytes) {
+        if let Some(room) = self.free_room(bytes) {
             return room;
         }
         let _waits = Waits::of(&self.waiting);
         while let Some(oldest) = { self.lock().remove_oldest() } {
             drop(oldest);
-            if let Some(room) = self.try_room(bytes) {
+            if let Some(room) = self.free_room(bytes) {
                 return room;
             }
         }
@@ -138,13 +166,8 @@ impl Memory {
         held.remove(id);
         held.clock += 1;
         let at = held.clock;
-        held.by_age.insert(at, id);
+        held.ahead.insert(at, id);
         held.blocks.insert(id, (at, block));
-    }
-
-    /// Lets go of a block whose reader has passed it.
-    pub(super) fn drop_block(&self, id: BlockId) {
-        drop(self.lock().remove(id));
     }
 
     /// Lets go of all blocks of a blob.
@@ -176,6 +199,27 @@ impl Drop for Waits<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_was_read_makes_way_for_what_comes_and_what_was_not_stays() {
+        let memory = Memory::new(4 * GRAIN);
+        let bytes = || Bytes::from(vec![0; 4096]);
+        for index in 0..4 {
+            let room = memory.try_room(GRAIN).expect("it is empty");
+            memory.put((1, index), Block::new(bytes(), room));
+        }
+        assert!(memory.try_room(GRAIN).is_none(), "nobody has read any");
+        assert!(memory.get((1, 2)).is_some());
+        let room = memory.try_room(GRAIN).expect("one was read");
+        assert!(!memory.has((1, 2)) && memory.has((1, 0)));
+        drop(room);
+        let held = memory.get((1, 0)).expect("it stayed");
+        let both = memory.try_room(2 * GRAIN);
+        assert!(both.is_none() && memory.has((1, 1)), "one that is still in use frees nothing");
+        drop(held);
+        drop(memory.room(4 * GRAIN).await);
+        assert_eq!(memory.taken(), 0, "for what is waited for, all make way");
+    }
 
     #[tokio::test]
     async fn the_budget_holds_and_what_is_unread_makes_way() {
