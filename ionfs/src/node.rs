@@ -21,6 +21,10 @@ const UPLOADS_MAX: usize = 32;
 /// Bytes of one of [`UPLOADS_MAX`]: what a small file takes of memory at most.
 const UPLOAD_UNIT: u64 = 4 << 20;
 
+/// Files of [`UPLOADS_MAX`] that are uploaded before an event names them. More take the disk and the processors from the
+/// module that goes on writing; what is left when it closes its event has all places.
+const BACKGROUND_MAX: usize = 4;
+
 /// Files uploaded at the same time while they are still being written: beside [`UPLOADS_MAX`], as each may last as long
 /// as its job.
 const EARLY_UPLOADS_MAX: usize = 2;
@@ -72,6 +76,8 @@ pub struct Node {
     pub metrics: Arc<Metrics>,
     /// Bounds the uploads under way.
     uploads: Semaphore,
+    /// Bounds those of them that no event waits for.
+    pub(crate) background: Semaphore,
     /// Bounds those of files that are still being written.
     pub(crate) early_uploads: Arc<Semaphore>,
     passthrough_refused: AtomicBool,
@@ -94,6 +100,7 @@ impl Node {
             cache,
             metrics,
             uploads: Semaphore::new(UPLOADS_MAX),
+            background: Semaphore::new(BACKGROUND_MAX),
             early_uploads: Arc::new(Semaphore::new(EARLY_UPLOADS_MAX)),
             passthrough_refused: AtomicBool::new(false),
         }))

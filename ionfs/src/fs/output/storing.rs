@@ -30,6 +30,7 @@ const LINKS_MAX: usize = 40;
 
 impl Output {
     pub(super) async fn upload_in_background(&self, ino: Ino) -> std::result::Result<(), Refusal> {
+        let _place = self.daemon.background.acquire().await.expect("the semaphore is never closed");
         let _turn = self.upload_turn(ino).await;
         if let Ok(file) = self.lock().file_mut(ino) {
             file.upload_waits = false;
