@@ -439,10 +439,25 @@ async fn dead_letters_are_kept_until_exhumed(bus: &dyn Bus, tag: &str) {
     assert!(bus.exhume(&module, "2").await.unwrap());
 }
 
+/// What need not be on the disk at once is seen by everybody at once, and bound by the same conditions.
+async fn what_is_written_soon_is_there_now(one: &dyn Documents, two: &dyn Documents) {
+    let document = json!({"id": "soon", "n": 1});
+    let insert = |guard| one.insert_soon(Collection::Events, document.clone(), guard);
+    assert!(matches!(insert(guard(99)).await, Err(StoreError::Fenced)));
+    assert_eq!(insert(None).await.unwrap(), Inserted::New);
+    assert_eq!(insert(None).await.unwrap(), Inserted::Existing(document.clone()));
+    let changed = json!({"id": "soon", "n": 2});
+    let replace = |n| one.replace_soon(Collection::Events, changed.clone(), vec![("n", json!(n))]);
+    assert!(!replace(7).await.unwrap() && replace(1).await.unwrap());
+    one.seal().await.unwrap();
+    assert_eq!(two.get(Collection::Events, "soon").await.unwrap(), Some(changed));
+}
+
 async fn documents_contract(one: Arc<dyn Documents>, two: Arc<dyn Documents>) {
     documents_are_inserted_once_and_replaced_by_condition(&*one).await;
     documents_are_found_in_order_and_within_bounds(&*one).await;
     a_guard_that_does_not_hold_writes_nothing(&*one).await;
+    what_is_written_soon_is_there_now(&*one, &*two).await;
     a_claim_is_won_once([one, two]).await;
 }
 

@@ -340,10 +340,14 @@ impl Committer {
         let durable = || self.make_durable(name, file.clone(), staging);
         let (step, event, mut receipt) = self.patiently(|| staging.moved(), durable).await?;
         self.plane.metrics.commits.add(1);
+        let ours = !matches!(step, Step::End(_));
         receipt.published = match step {
             Step::End(End::Committed(publication)) => publication == Publication::Published,
             step => self.publish(step, event).await,
         };
+        if !(ours && receipt.published) {
+            seal(&self.plane).await?;
+        }
         Ok(receipt)
     }
 
@@ -558,11 +562,20 @@ pub async fn create_event(plane: &DataPlane, event: Event) -> Result<(), Refusal
     let (step, event) = insert(plane, event, &files, None, CommitMode::OnClose).await?;
     if step == Step::Publish {
         let id = event.id.clone();
-        if let Err(error) = publish(plane, event, step, None).await {
-            tracing::warn!(event = %id, reason = chain(&error), "the event is stored but not published yet; a dispatcher will");
+        match publish(plane, event, step, None).await {
+            Ok(()) => return Ok(()),
+            Err(error) => {
+                tracing::warn!(event = %id, reason = chain(&error), "the event is stored but not published yet; a dispatcher will");
+            }
         }
     }
-    Ok(())
+    seal(plane).await
+}
+
+/// Nobody may be told of a commit whose document is not on the disk. Where documents and messages have one log, a
+/// message of ours that is there has taken it along; else this does it.
+async fn seal(plane: &DataPlane) -> Result<(), Refusal> {
+    if plane.one_log { Ok(plane.documents.seal().await?) } else { Ok(()) }
 }
 
 /// Step 2: the document goes in, or the one that is there says the same. Gives that document and the step that follows.
@@ -608,7 +621,11 @@ async fn try_insert(
     guard: Option<Guard>,
     found: &mut Event,
 ) -> Result<Answer, StoreError> {
-    match plane.documents.insert(Collection::Events, encode(event), guard).await? {
+    let inserted = match plane.one_log {
+        true => plane.documents.insert_soon(Collection::Events, encode(event), guard).await?,
+        false => plane.documents.insert(Collection::Events, encode(event), guard).await?,
+    };
+    match inserted {
         Inserted::New => Ok(Answer::Done),
         Inserted::Existing(existing) => {
             *found = decode(Collection::Events, existing)?;
@@ -641,7 +658,8 @@ pub(crate) async fn publish(
             Step::Mark => {
                 event.publication = Publication::Published;
                 let expect = vec![("publication", json!(Publication::Unpublished))];
-                let marked = plane.documents.replace(Collection::Events, encode(&event), expect, None);
+                // Without the mark it is published once more.
+                let marked = plane.documents.replace_soon(Collection::Events, encode(&event), expect);
                 let marked = timed(plane, step, marked).await;
                 failpoint::reach("commit.marked");
                 marked.map(changed)

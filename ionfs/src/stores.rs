@@ -284,6 +284,22 @@ pub trait Documents: Send + Sync + fmt::Debug {
         guard: Option<Guard>,
     ) -> Result<Inserted, StoreError>;
 
+    /// As [`Documents::insert`], for what is followed by a write to the same log or by [`Documents::seal`] before anybody is
+    /// told of it.
+    async fn insert_soon(
+        &self,
+        collection: Collection,
+        document: Value,
+        guard: Option<Guard>,
+    ) -> Result<Inserted, StoreError> {
+        self.insert(collection, document, guard).await
+    }
+
+    /// Everything written so far is on the disk when this returns.
+    async fn seal(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Replaces the document of the same id if it has the fields of `expect`; false, and nothing written, when it
     /// has not or is missing.
     async fn replace(
@@ -493,6 +509,8 @@ pub struct DataPlane {
     pub documents: Arc<dyn Documents>,
     /// Who is told of events.
     pub bus: Arc<dyn Bus>,
+    /// Both write to one log: once a message is on the disk, so is every document that was written before it.
+    pub one_log: bool,
     /// What is done with them, counted and timed.
     pub metrics: Arc<Metrics>,
 }

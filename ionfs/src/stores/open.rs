@@ -42,12 +42,14 @@ pub async fn open(urls: &StoreUrls) -> Result<DataPlane, StoreError> {
     let blobs = open_blobs(&urls.blobs).await?;
     if urls.documents == urls.bus && scheme(&urls.bus) == "sqlite" {
         let shared = embedded(&urls.documents, "document").await?;
-        return Ok(DataPlane { blobs, documents: shared.clone(), bus: shared, metrics: Arc::default() });
+        let documents = shared.clone();
+        return Ok(DataPlane { blobs, documents, bus: shared, one_log: true, metrics: Arc::default() });
     }
     Ok(DataPlane {
         blobs,
         documents: open_documents(&urls.documents).await?,
         bus: open_bus(&urls.bus).await?,
+        one_log: false,
         metrics: Arc::default(),
     })
 }

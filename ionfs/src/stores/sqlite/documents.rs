@@ -5,7 +5,7 @@ use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension as _, params_from_iter};
 use serde_json::Value;
 
-use super::{Durable, Failure, Sqlite};
+use super::{Durable, Failure, SCHEMA_VERSION, Sqlite};
 use crate::stores::{Collection, Documents, Equals, Guard, Inserted, Query, StoreError, indexes};
 
 /// The statements that make a collection's table and indexes.
@@ -70,8 +70,26 @@ fn check(connection: &Connection, guard: Option<&Guard>) -> Result<(), Failure> 
     if holds { Ok(()) } else { Err(Failure::Fenced) }
 }
 
-/// What a failed replacing is called.
+/// What failed, in words.
+const INSERTING: &str = "inserting a document";
 const REPLACING: &str = "replacing a document";
+
+fn insert(
+    connection: &Connection,
+    collection: Collection,
+    document: &Value,
+    guard: Option<&Guard>,
+) -> Result<Inserted, Failure> {
+    check(connection, guard)?;
+    let (table, id) = (collection.as_str(), id_of(document));
+    let insert = format!("INSERT INTO {table} (id, document) VALUES (?1, ?2) ON CONFLICT (id) DO NOTHING");
+    if connection.prepare_cached(&insert)?.execute((&id, document.to_string()))? == 1 {
+        return Ok(Inserted::New);
+    }
+    let select = format!("SELECT document FROM {table} WHERE id = ?1");
+    let existing: String = connection.prepare_cached(&select)?.query_row([&id], |row| row.get(0))?;
+    Ok(Inserted::Existing(parse(&existing)?))
+}
 
 fn replace(
     connection: &Connection,
@@ -117,20 +135,25 @@ impl Documents for Sqlite {
         document: Value,
         guard: Option<Guard>,
     ) -> Result<Inserted, StoreError> {
-        let table = collection.as_str();
-        self.write("inserting a document", move |connection| {
-            check(connection, guard.as_ref())?;
-            let id = id_of(&document);
-            let insert =
-                format!("INSERT INTO {table} (id, document) VALUES (?1, ?2) ON CONFLICT (id) DO NOTHING");
-            if connection.prepare_cached(&insert)?.execute((&id, document.to_string()))? == 1 {
-                return Ok(Inserted::New);
-            }
-            let select = format!("SELECT document FROM {table} WHERE id = ?1");
-            let existing: String = connection.prepare_cached(&select)?.query_row([&id], |row| row.get(0))?;
-            Ok(Inserted::Existing(parse(&existing)?))
-        })
-        .await
+        let work = move |connection: &Connection| insert(connection, collection, &document, guard.as_ref());
+        self.write(INSERTING, work).await
+    }
+
+    async fn insert_soon(
+        &self,
+        collection: Collection,
+        document: Value,
+        guard: Option<Guard>,
+    ) -> Result<Inserted, StoreError> {
+        let work = move |connection: &Connection| insert(connection, collection, &document, guard.as_ref());
+        self.write_as(Durable::Later, INSERTING, work).await
+    }
+
+    async fn seal(&self) -> Result<(), StoreError> {
+        // A transaction that writes nothing syncs nothing.
+        let write =
+            |connection: &Connection| Ok(connection.pragma_update(None, "user_version", SCHEMA_VERSION)?);
+        self.write("sealing its log", write).await
     }
 
     async fn replace(
