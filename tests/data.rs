@@ -8,7 +8,7 @@ use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use support::mount::{Blobs, Mount, Passthrough};
+use support::mount::{Blobs, Mount, Passthrough, run};
 use support::{may_mount_or_runs_where_it_may, wait_for};
 
 const MIB: usize = 1 << 20;
@@ -246,4 +246,42 @@ fn copies_are_files_like_any_others() {
         let event = mount.commit(&["f"]);
         assert!(mount.content(&event.files[0]) == bytes, "seed {seed}: its blob");
     }
+}
+
+/// What people copy with moves no byte of an input, wherever the kernel lets its copying be seen.
+#[test]
+fn the_usual_programs_copy_for_free() {
+    if !may_mount_or_runs_where_it_may("the_usual_programs_copy_for_free") {
+        return;
+    }
+    let (big, small) = (content(8, 9 * MIB), content(9, 70_000));
+    let inputs: [(&str, &[u8]); 3] = [("big", &big), ("d/one", &small), ("d/e/two", &small)];
+    let mount = Mount::new(Passthrough::Allowed, Blobs::Memory, &inputs);
+    let (from, to) =
+        (|path: &str| mount.at("in/data").join(path), |path: &str| mount.at("out/data").join(path));
+    let words = |paths: [PathBuf; 2]| paths.map(|path| path.to_str().unwrap().to_owned());
+    for (n, program) in ["cp", "cp -r", "cp -a", "ln", "install -m 600", "mv"].into_iter().enumerate() {
+        let folder = to(&n.to_string());
+        fs::create_dir(&folder).unwrap();
+        let (program, flags) = program.split_once(' ').unwrap_or((program, ""));
+        let flags: Vec<&str> = flags.split(' ').filter(|flag| !flag.is_empty()).collect();
+        let whole = flags.iter().any(|flag| ["-r", "-a"].contains(flag)) || program == "mv";
+        let copy = |what: &str| {
+            let paths = words([from(what), folder.clone()]);
+            run(program, &[flags.clone(), paths.iter().map(String::as_str).collect()].concat());
+        };
+        if whole {
+            copy("d");
+            assert!(fs::metadata(folder.join("d/e/two")).unwrap().len() == small.len() as u64, "{program}");
+        }
+        copy("big");
+        assert_eq!(fs::metadata(folder.join("big")).unwrap().len(), big.len() as u64, "{program}");
+    }
+    let moved = (mount.metric("bytesFetched"), mount.metric("bytesUploaded"));
+    assert_eq!(moved, (0, 0), "copies move nothing");
+    let files: Vec<String> = (0..6).map(|n| format!("{n}/big")).chain(["5/d/e/two".to_owned()]).collect();
+    let event = mount.commit(&files.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(event.files[..6].iter().all(|file| mount.content(file) == big), "each is the file");
+    assert!(mount.content(&event.files[6]) == small);
+    assert_eq!(mount.metric("bytesUploaded"), 0, "nor does naming them");
 }

@@ -27,7 +27,7 @@ fn pipeline(home: &Home, second: &str) -> std::path::PathBuf {
     home.write("text.txt", "a".repeat(TEXT));
     home.program(
         "first",
-        "#!/bin/sh\nset -e\ntr a-z A-Z < /ion/in/data/text.txt > /ion/out/data/big.txt\necho '{\"eventType\":\"big\",\"files\":[\"big.txt\"]}' > /ion/out/events/big.json\n",
+        "#!/bin/sh\nset -e\ndd if=/ion/in/data/text.txt of=/dev/null bs=4096 count=2 iflag=direct status=none\ntr a-z A-Z < /ion/in/data/text.txt > /ion/out/data/big.txt\necho '{\"eventType\":\"big\",\"files\":[\"big.txt\"]}' > /ion/out/events/big.json\n",
     );
     home.program("second", second);
     home.write(
@@ -129,9 +129,10 @@ fn metrics_say_what_ran() {
     ] {
         assert_eq!(after.get(name), Some(&expected), "{name}: {after:#?}");
     }
-    assert!(after["ion_read_bytes_total{origin=memory}"] >= 2.0 * text, "each was read again from memory");
-    assert!(after["ion_cache_hits_total"] >= 2.0);
-    assert!(after["ion_opens_total{mode=served}"] >= 2.0);
+    // dd's second piece, which goes past the kernel's own cache, and all of what is read after it.
+    assert!(after["ion_read_bytes_total{origin=memory}"] >= text - 4096.0, "{after:#?}");
+    assert!(after["ion_cache_hits_total"] >= 1.0);
+    assert!(after["ion_opens_total{mode=served}"] >= 3.0);
     assert!(after["ion_cache_memory_bytes"] >= 0.0);
     let mounts = after["ion_job_mount_seconds_sum"];
     assert!(mounts > 0.0 && mounts < DEADLINE.as_secs_f64(), "{mounts} s");

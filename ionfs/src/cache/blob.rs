@@ -133,7 +133,8 @@ impl CachedBlob {
         }
     }
 
-    pub(super) fn entry(&self) -> &FileEntry {
+    /// What it is.
+    pub(crate) fn entry(&self) -> &FileEntry {
         &self.entry
     }
 
@@ -440,18 +441,24 @@ impl Drop for CachedBlob {
 #[derive(Debug)]
 pub struct Reader {
     blob: Arc<CachedBlob>,
+    begun: AtomicBool,
     ahead: Mutex<ReadAhead>,
 }
 
 impl Reader {
     /// A reader at no place yet.
     pub fn new(blob: Arc<CachedBlob>) -> Self {
-        Self { blob, ahead: Mutex::default() }
+        Self { blob, begun: AtomicBool::new(false), ahead: Mutex::default() }
     }
 
     /// The blob it reads.
     pub fn blob(&self) -> &Arc<CachedBlob> {
         &self.blob
+    }
+
+    /// Whether nobody has asked this before: it is about to be read for the first time.
+    pub(crate) fn begins(&self) -> bool {
+        !self.begun.load(Ordering::Relaxed) && !self.begun.swap(true, Ordering::Relaxed)
     }
 
     /// Reads as [`CachedBlob::read`] does, and has brought what seems to come next.

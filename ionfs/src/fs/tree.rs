@@ -131,11 +131,11 @@ impl Tree {
         })
     }
 
-    /// A small file of a view is being opened: if somebody goes through its directory, the next ones are fetched.
+    /// A small file of a view is being read: if somebody goes through its directory, the next ones are fetched.
     pub(crate) fn walked_to(&self, ino: Ino) {
         let Some((directory, listing, name)) = self.view.place(ino) else { return };
         let mut walks = self.walks.lock().unwrap_or_else(PoisonError::into_inner);
-        let ahead = walks.opened(directory, &listing, &name);
+        let ahead = walks.reached(directory, &listing, &name);
         drop(walks);
         for entry in ahead {
             if let Ok(blob) = self.open_blob(&entry) {

@@ -1,4 +1,4 @@
-//! Programs that go through a directory of small files, one after the other: what they will open next.
+//! Programs that go through a directory of small files, one after the other: what they will read next.
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use super::Ino;
 use super::view::{Item, Listing};
 use crate::event::FileEntry;
 
-/// Bytes of a file that is fetched whole: when it is opened, or before.
+/// Bytes of a file that is fetched whole: when it is first read, or before.
 pub(crate) const SMALL: u64 = 4 << 20;
 
 /// Directories walked at the same time in one mount.
@@ -29,19 +29,19 @@ pub(crate) struct Walks {
 #[derive(Debug)]
 struct Walk {
     directory: Ino,
-    /// The name opened last.
+    /// The name read last.
     last: String,
     /// The name up to which files were asked for.
     ahead: String,
-    /// How many of them have not been opened yet.
+    /// How many of them have not been read yet.
     left: usize,
     window: usize,
 }
 
 impl Walks {
-    /// The file `name` of a directory is being opened. Gives what to fetch ahead of it: nothing, unless it follows the file
-    /// that was opened before.
-    pub(crate) fn opened(&mut self, directory: Ino, listing: &Listing, name: &str) -> Vec<Arc<FileEntry>> {
+    /// The file `name` of a directory is being read. Gives what to fetch ahead of it: nothing, unless it follows the file
+    /// that was read before.
+    pub(crate) fn reached(&mut self, directory: Ino, listing: &Listing, name: &str) -> Vec<Arc<FileEntry>> {
         let at = self.walks.iter().position(|walk| walk.directory == directory);
         let Some(at) = at else {
             if self.walks.len() == WALKS_MAX {
@@ -125,7 +125,7 @@ mod tests {
         let mut walks = Walks::default();
         let (mut asked, mut largest) = (Vec::new(), 0);
         for name in listing.keys() {
-            let ahead = walks.opened(7, &listing, name);
+            let ahead = walks.reached(7, &listing, name);
             assert!(ahead.iter().all(|entry| entry.name > *name), "only what comes");
             largest = largest.max(ahead.len());
             asked.extend(ahead.iter().map(|entry| entry.name.clone()));
@@ -142,7 +142,7 @@ mod tests {
         let mut asked = [0, 0];
         for n in (0..200).step_by(3) {
             for (at, directory) in [3, 4].into_iter().enumerate() {
-                asked[at] += walks.opened(directory, &listing, &format!("{n:05}")).len();
+                asked[at] += walks.reached(directory, &listing, &format!("{n:05}")).len();
             }
         }
         assert!(asked.iter().all(|asked| *asked > 150), "{asked:?}");
@@ -154,14 +154,14 @@ mod tests {
         let mut walks = Walks::default();
         for n in 0..1000 {
             let name = format!("{:05}", n * 389 % 1000);
-            assert!(walks.opened(1, &listing, &name).is_empty());
-            assert!(walks.opened(1, &listing, &name).is_empty(), "the same again");
+            assert!(walks.reached(1, &listing, &name).is_empty());
+            assert!(walks.reached(1, &listing, &name).is_empty(), "the same again");
         }
         let large = directory(100, SMALL + 1);
-        assert!(large.keys().all(|name| walks.opened(2, &large, name).is_empty()));
+        assert!(large.keys().all(|name| walks.reached(2, &large, name).is_empty()));
         let halves = directory(100, SMALL);
         let mut first = Walks::default();
-        let most = halves.keys().map(|name| first.opened(2, &halves, name).len()).max();
+        let most = halves.keys().map(|name| first.reached(2, &halves, name).len()).max();
         assert!(most.is_some_and(|most| most as u64 * SMALL <= AHEAD_BYTES_MAX), "{most:?}");
     }
 }

@@ -143,14 +143,8 @@ impl Shared {
                 Open::Live(Arc::new(File::open(path).map_err(|error| crate::fs::errno(&error))?))
             }
             Item::Blob(entry) => {
-                let blob = self.tree.open_blob(&entry)?;
-                // Whole at once: one request, and passthrough from the first read.
-                if entry.size <= SMALL {
-                    self.tree.walked_to(ino);
-                    // The read that follows would fetch the same bytes; a failure is its to report.
-                    let _ = blob.read(0, entry.size).await;
-                }
-                Open::Blob(Arc::new(Reader::new(blob)))
+                // Nothing is fetched yet: many a file is opened to be copied, which moves nothing.
+                Open::Blob(Arc::new(Reader::new(self.tree.open_blob(&entry)?)))
             }
         })
     }
@@ -169,6 +163,10 @@ impl Shared {
             Open::Blob(_) | Open::Text(_) => FopenFlags::FOPEN_KEEP_CACHE,
             _ => FopenFlags::empty(),
         };
+        // The daemon sees no read of it.
+        if let (Mode::Passed, Open::Blob(reader)) = (mode, &open) {
+            self.begins(ino, reader);
+        }
         let number = self.add(ino, open, Some(mode));
         match id {
             Some(id) => {
@@ -214,9 +212,21 @@ impl Shared {
         }
     }
 
+    /// A file is being read: if for the first time by this handle, a small one is fetched whole, and those that follow it if
+    /// somebody goes through its directory.
+    fn begins(&self, ino: INodeNo, reader: &Arc<Reader>) {
+        if reader.begins() && reader.blob().entry().size <= SMALL {
+            self.tree.walked_to(self.tree.current(ino.0));
+            reader.blob().fetch_ahead();
+        }
+    }
+
     pub(super) async fn read(&self, handle: &Handle, offset: u64, size: u32) -> Result<Bytes> {
         match &handle.open {
-            Open::Blob(reader) => read_within(&self.tree.daemon, reader.read(offset, size.into())).await,
+            Open::Blob(reader) => {
+                self.begins(handle.ino, reader);
+                read_within(&self.tree.daemon, reader.read(offset, size.into())).await
+            }
             Open::Staged(staged) => self.tree.output()?.read_through(staged, offset, size).await,
             _ => Err(Errno::BADF),
         }
