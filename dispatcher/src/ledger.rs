@@ -197,12 +197,7 @@ impl Ledger {
         let mut current = job.clone();
         for _ in 0..RACES_MAX {
             let after = step(&current, happening)?;
-            let written = match happening {
-                // Without it the job is taken for one whose dispatcher died early, as it is then.
-                Happening::Running | Happening::Renewed => self.write_soon(&current, &after).await?,
-                _ => self.write(&current, &after).await?,
-            };
-            if written {
+            if self.write(&current, &after).await? {
                 return Ok(after);
             }
             // A person may have asked for its end meanwhile; that changes the version, not the holder.
@@ -241,16 +236,15 @@ impl Ledger {
     }
 
     async fn write(&self, before: &JobRecord, after: &JobRecord) -> Result<bool, LedgerError> {
+        let documents = &self.plane.documents;
         let expect = vec![("version", json!(before.version))];
-        let written = self.plane.documents.replace(Collection::Jobs, encode(after), expect, None).await?;
-        failpoint::reach("ledger.written");
-        Ok(written)
-    }
-
-    /// The same for what may be lost with the machine's power.
-    async fn write_soon(&self, before: &JobRecord, after: &JobRecord) -> Result<bool, LedgerError> {
-        let expect = vec![("version", json!(before.version))];
-        let written = self.plane.documents.replace_soon(Collection::Jobs, encode(after), expect).await?;
+        let written = match (before.state, after.state) {
+            // That it runs, or runs on, may be lost with the machine's power: then its dispatcher is gone too.
+            (JobState::Starting | JobState::Running, JobState::Running) if before.cancel == after.cancel => {
+                documents.replace_soon(Collection::Jobs, encode(after), expect).await?
+            }
+            _ => documents.replace(Collection::Jobs, encode(after), expect, None).await?,
+        };
         failpoint::reach("ledger.written");
         Ok(written)
     }
