@@ -70,37 +70,48 @@ fn check(connection: &Connection, guard: Option<&Guard>) -> Result<(), Failure> 
     if holds { Ok(()) } else { Err(Failure::Fenced) }
 }
 
-/// What failed, in words.
-const INSERTING: &str = "inserting a document";
-const REPLACING: &str = "replacing a document";
-
-fn insert(
-    connection: &Connection,
-    collection: Collection,
-    document: &Value,
-    guard: Option<&Guard>,
-) -> Result<Inserted, Failure> {
-    check(connection, guard)?;
-    let (table, id) = (collection.as_str(), id_of(document));
-    let insert = format!("INSERT INTO {table} (id, document) VALUES (?1, ?2) ON CONFLICT (id) DO NOTHING");
-    if connection.prepare_cached(&insert)?.execute((&id, document.to_string()))? == 1 {
-        return Ok(Inserted::New);
+impl Sqlite {
+    async fn insert_as(
+        &self,
+        durable: Durable,
+        collection: Collection,
+        document: Value,
+        guard: Option<Guard>,
+    ) -> Result<Inserted, StoreError> {
+        let table = collection.as_str();
+        self.write_as(durable, "inserting a document", move |connection| {
+            check(connection, guard.as_ref())?;
+            let id = id_of(&document);
+            let insert =
+                format!("INSERT INTO {table} (id, document) VALUES (?1, ?2) ON CONFLICT (id) DO NOTHING");
+            if connection.prepare_cached(&insert)?.execute((&id, document.to_string()))? == 1 {
+                return Ok(Inserted::New);
+            }
+            let select = format!("SELECT document FROM {table} WHERE id = ?1");
+            let existing: String = connection.prepare_cached(&select)?.query_row([&id], |row| row.get(0))?;
+            Ok(Inserted::Existing(parse(&existing)?))
+        })
+        .await
     }
-    let select = format!("SELECT document FROM {table} WHERE id = ?1");
-    let existing: String = connection.prepare_cached(&select)?.query_row([&id], |row| row.get(0))?;
-    Ok(Inserted::Existing(parse(&existing)?))
-}
 
-fn replace(
-    connection: &Connection,
-    collection: Collection,
-    document: &Value,
-    expect: &[Equals],
-) -> Result<bool, Failure> {
-    let mut values = vec![Sql::Text(id_of(document)), Sql::Text(document.to_string())];
-    let conditions = conditions(expect, &mut values);
-    let update = format!("UPDATE {} SET document = ?2 WHERE id = ?1{conditions}", collection.as_str());
-    Ok(connection.prepare_cached(&update)?.execute(params_from_iter(values))? == 1)
+    async fn replace_as(
+        &self,
+        durable: Durable,
+        collection: Collection,
+        document: Value,
+        expect: Vec<Equals>,
+        guard: Option<Guard>,
+    ) -> Result<bool, StoreError> {
+        self.write_as(durable, "replacing a document", move |connection| {
+            check(connection, guard.as_ref())?;
+            let mut values = vec![Sql::Text(id_of(&document)), Sql::Text(document.to_string())];
+            let conditions = conditions(&expect, &mut values);
+            let update =
+                format!("UPDATE {} SET document = ?2 WHERE id = ?1{conditions}", collection.as_str());
+            Ok(connection.prepare_cached(&update)?.execute(params_from_iter(values))? == 1)
+        })
+        .await
+    }
 }
 
 fn parse(text: &str) -> rusqlite::Result<Value> {
@@ -135,8 +146,7 @@ impl Documents for Sqlite {
         document: Value,
         guard: Option<Guard>,
     ) -> Result<Inserted, StoreError> {
-        let work = move |connection: &Connection| insert(connection, collection, &document, guard.as_ref());
-        self.write(INSERTING, work).await
+        self.insert_as(Durable::AtOnce, collection, document, guard).await
     }
 
     async fn insert_soon(
@@ -145,8 +155,7 @@ impl Documents for Sqlite {
         document: Value,
         guard: Option<Guard>,
     ) -> Result<Inserted, StoreError> {
-        let work = move |connection: &Connection| insert(connection, collection, &document, guard.as_ref());
-        self.write_as(Durable::Later, INSERTING, work).await
+        self.insert_as(Durable::Later, collection, document, guard).await
     }
 
     async fn seal(&self) -> Result<(), StoreError> {
@@ -163,11 +172,7 @@ impl Documents for Sqlite {
         expect: Vec<Equals>,
         guard: Option<Guard>,
     ) -> Result<bool, StoreError> {
-        self.write(REPLACING, move |connection| {
-            check(connection, guard.as_ref())?;
-            replace(connection, collection, &document, &expect)
-        })
-        .await
+        self.replace_as(Durable::AtOnce, collection, document, expect, guard).await
     }
 
     async fn replace_soon(
@@ -176,8 +181,7 @@ impl Documents for Sqlite {
         document: Value,
         expect: Vec<Equals>,
     ) -> Result<bool, StoreError> {
-        let work = move |connection: &Connection| replace(connection, collection, &document, &expect);
-        self.write_as(Durable::Later, REPLACING, work).await
+        self.replace_as(Durable::Later, collection, document, expect, None).await
     }
 
     async fn get(&self, collection: Collection, id: &str) -> Result<Option<Value>, StoreError> {
