@@ -34,8 +34,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use self::content::content_changed;
-pub(crate) use self::content::read_within;
 pub use self::content::{OpenHow, Staged};
+pub(crate) use self::content::{open_blob, read_within};
 use self::early::InOrder;
 pub use self::making::Maker;
 use self::making::may_hold_more;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::output::{Maker, OUT, Output};
+use super::output::{Maker, OUT, Output, open_blob};
 use super::view::{Item, View};
 use super::walk::Walks;
 use super::{Attr, DirEntry, Errno, FOREVER, Ino, ROOT, Result, is_staged};
@@ -125,10 +125,7 @@ impl Tree {
 
     /// The blob behind an entry, opened.
     pub(crate) fn open_blob(&self, entry: &FileEntry) -> Result<Arc<CachedBlob>> {
-        self.daemon.cache.open(entry).map_err(|error| {
-            tracing::error!(error = crate::errors::chain(&error), "a blob cannot be opened");
-            Errno::IO
-        })
+        open_blob(&self.daemon, entry)
     }
 
     /// A small file of a view is being read: if somebody goes through its directory, the next ones are fetched.

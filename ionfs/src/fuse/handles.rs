@@ -233,10 +233,7 @@ impl Shared {
     }
 
     pub(super) fn read_staged(&self, staged: &Staged, offset: u64, size: u32) -> Result<Bytes> {
-        let mut buffer = vec![0; size as usize];
-        let length = self.tree.output()?.read(staged, offset, &mut buffer)?;
-        buffer.truncate(length);
-        Ok(buffer.into())
+        self.tree.output()?.read(staged, offset, size as usize)
     }
 
     /// The names of an open directory, to be read from `offset` on. Read from the start, they are what stands there

@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use rustix::fs::{self, Mode, OFlags};
 
 use super::super::eventfile::Asked;
@@ -18,7 +19,7 @@ use super::super::{Errno, Ino, Result, Seek, errno, seek_dense};
 use super::early::InOrder;
 use super::table::{FileNode, Table};
 use super::{Output, forbid_change};
-use crate::cache::{CacheError, Reader};
+use crate::cache::{CacheError, CachedBlob, Reader};
 use crate::event::FileEntry;
 use crate::node::Node as Daemon;
 
@@ -152,10 +153,11 @@ impl Output {
         Ok(Arc::new(Staged { ino, file: backing.into(), writable, executes, flushed, reader }))
     }
 
-    /// Reads staged content.
-    pub fn read(&self, staged: &Staged, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+    /// Reads staged content; fewer bytes only at its end.
+    pub fn read(&self, staged: &Staged, offset: u64, size: usize) -> Result<Bytes> {
+        let mut buffer = vec![0; size];
         let mut filled = 0;
-        while filled < buffer.len() {
+        while filled < size {
             match staged.file.read_at(&mut buffer[filled..], offset + filled as u64) {
                 Ok(0) => break,
                 Ok(n) => filled += n,
@@ -163,7 +165,8 @@ impl Output {
                 Err(error) => return Err(errno(&error)),
             }
         }
-        Ok(filled)
+        buffer.truncate(filled);
+        Ok(buffer.into())
     }
 
     /// Writes. A reference needs [`Output::own_range`] first.
@@ -356,11 +359,19 @@ impl Output {
     }
 }
 
+/// The blob behind an entry, opened.
+pub(crate) fn open_blob(daemon: &Daemon, entry: &FileEntry) -> Result<Arc<CachedBlob>> {
+    daemon.cache.open(entry).map_err(|error| {
+        tracing::error!(error = crate::errors::chain(&error), "a blob cannot be opened");
+        Errno::IO
+    })
+}
+
 /// A read of a blob, within the daemon's deadline.
 pub(crate) async fn read_within(
     daemon: &Daemon,
-    read: impl Future<Output = std::result::Result<bytes::Bytes, Arc<CacheError>>>,
-) -> Result<bytes::Bytes> {
+    read: impl Future<Output = std::result::Result<Bytes, Arc<CacheError>>>,
+) -> Result<Bytes> {
     match tokio::time::timeout(daemon.settings.read_deadline, read).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(_)) => Err(Errno::IO),

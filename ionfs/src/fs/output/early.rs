@@ -68,7 +68,7 @@ impl InOrder {
         self.upload.is_none() && self.total() >= self.begin_at && self.since.elapsed() >= EARLY_AFTER
     }
 
-    /// They are in the staged file.
+    /// The bytes taken so far are in the staged file.
     pub(super) fn are_written(&self) {
         if let Some(upload) = &self.upload {
             upload.written.send_if_modified(|written| written.reach(self.summer.total()));

@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use rustix::fs::{self, Mode, OFlags};
 
 use super::super::{Errno, Ino, Result, errno};
-use super::content::{Staged, content_changed, read_within};
+use super::content::{Staged, content_changed, open_blob, read_within};
 use super::{Output, forbid_change};
 use crate::cache::Reader;
 use crate::event::FileEntry;
@@ -112,26 +112,19 @@ impl Output {
         let mut at = offset;
         let mut all = BytesMut::new();
         while at < end {
-            let piece = {
-                let table = self.lock();
-                let reference = table.file(staged.ino())?.reference.as_ref();
-                reference.map(|reference| (reference.piece(at, end), reference.entry.clone()))
+            let (of_blob, upto) = match &self.lock().file(staged.ino())?.reference {
+                Some(reference) => match reference.piece(at, end) {
+                    (true, upto) => (Some(reference.entry.clone()), upto),
+                    (false, upto) => (None, upto),
+                },
+                None => (None, end),
             };
-            let ((of_blob, upto), entry) = match piece {
-                Some((piece, entry)) => (piece, Some(entry)),
-                None => ((false, end), None),
-            };
-            let bytes = match entry.filter(|_| of_blob) {
+            let bytes = match of_blob {
                 Some(entry) => {
                     let reader = staged.reader(&entry, || self.reader(&entry))?;
                     read_within(&self.daemon, reader.read(at, upto - at)).await?
                 }
-                None => {
-                    let mut buffer = vec![0; usize::try_from(upto - at).unwrap_or(0)];
-                    let length = self.read(staged, at, &mut buffer)?;
-                    buffer.truncate(length);
-                    buffer.into()
-                }
+                None => self.read(staged, at, usize::try_from(upto - at).unwrap_or(0))?,
             };
             let length = bytes.len() as u64;
             if at == offset && (length == u64::from(size) || length < upto - at) {
@@ -147,11 +140,7 @@ impl Output {
     }
 
     fn reader(&self, entry: &FileEntry) -> Result<Arc<Reader>> {
-        let blob = self.daemon.cache.open(entry).map_err(|error| {
-            tracing::error!(error = crate::errors::chain(&error), "a blob cannot be opened");
-            Errno::IO
-        })?;
-        Ok(Arc::new(Reader::new(blob)))
+        Ok(Arc::new(Reader::new(open_blob(&self.daemon, entry)?)))
     }
 
     /// Makes the next bytes of `to` a reference to the blob `entry`, without moving any; gives how many. Only for
