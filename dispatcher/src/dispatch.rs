@@ -10,46 +10,42 @@
 //! Nothing is in memory only. Another dispatcher, or this one started again, finds the job's record; one on the same
 //! machine knows at once that its holder is dead, because the holder's lock file is free.
 
+mod house;
 mod presence;
 
 pub use self::presence::served_modules;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ionfs::clock::{self, Millis, millis};
 use ionfs::errors::chain;
-use ionfs::event::{Event, Message, Publication};
+use ionfs::event::{Event, Message};
 use ionfs::failpoint;
 use ionfs::fs::job::remove_attempt;
 use ionfs::id::JobId;
 use ionfs::patience::Standing;
 use ionfs::record::{AttemptEnd, JobRecord, JobState};
-use ionfs::relay::{self, Relay};
+use ionfs::relay;
 use ionfs::stores::{DataPlane, DeadLetter, Delivery, StoreError, Subscription, encode};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use self::house::KEEP;
 use self::presence::Presence;
 use crate::executor::{Ended, Executor, Start, Stop};
 use crate::gather::{Readiness, readiness};
 use crate::job::{self, Happening};
-use crate::ledger::{Claim, Lease, Ledger, LedgerError};
+use crate::ledger::{Claim, Ledger, LedgerError};
 use crate::metrics::Metrics;
 use crate::pipeline::Module;
 
 /// How often a module looks into the ledger for jobs that wait there, unless it is told of one.
 const LOOK: Duration = Duration::from_millis(500);
-
-/// How often house is kept: outbox, leases, gathering.
-const KEEP: Duration = Duration::from_secs(1);
-
-/// House is kept for at most one part in this many and one of the time.
-const KEEPING_SHARE: u32 = 4;
 
 /// The wait after a store failed, before the same is tried again. The stores have deadlines of their own.
 const STORE_WAIT: Duration = Duration::from_secs(1);
@@ -120,17 +116,6 @@ struct Shared {
     running: Mutex<HashMap<JobId, watch::Sender<Option<Stop>>>>,
     stopping: CancellationToken,
     metrics: Arc<Metrics>,
-}
-
-/// What the housekeeping task remembers.
-struct House {
-    presence: Presence,
-    relay: Relay,
-    leases: Standing<Lease>,
-    looked: Option<Instant>,
-    /// Events that something waits for and no module has claimed.
-    unclaimed: Standing<()>,
-    sent_again: HashSet<String>,
 }
 
 impl Dispatcher {
@@ -287,7 +272,7 @@ impl Shared {
             let place = of_module.available_permits() > 0 && self.slots.available_permits() > 0;
             full_since = if place { None } else { full_since.or_else(|| Some(Instant::now())) };
             if full_since.is_some_and(|since| since.elapsed() >= FULL)
-                && !self.pause(&module, &mut *queue).await
+                && !self.pause(&module, &mut *queue, &mut jobs).await
             {
                 break;
             }
@@ -328,7 +313,7 @@ impl Shared {
             self.settle(&module, &mut *queue, claimed, &mut jobs).await;
         }
         // What the bus has sent ahead is not returned, which it would count, but left in the ledger.
-        self.pause(&module, &mut *queue).await;
+        self.pause(&module, &mut *queue, &mut jobs).await;
         drop(queue);
         while jobs.join_next().await.is_some() {}
     }
@@ -341,12 +326,17 @@ impl Shared {
     /// All places are taken for longer than a moment: what the bus has sent ahead must not wait here, unacknowledged,
     /// for as long as a job may run. It is queued in the ledger, where whoever has a free slot finds it. False when the
     /// dispatcher stops.
-    async fn pause(self: &Arc<Self>, module: &Arc<Module>, queue: &mut dyn Subscription) -> bool {
+    async fn pause(
+        self: &Arc<Self>,
+        module: &Arc<Module>,
+        queue: &mut dyn Subscription,
+        jobs: &mut JoinSet<()>,
+    ) -> bool {
         match queue.pause().await {
             Ok(ahead) => {
                 for delivery in ahead {
                     let claimed = self.clone().claim_patiently(module.clone(), delivery, None).await;
-                    if !self.settle(module, queue, Ok(claimed), &mut JoinSet::new()).await {
+                    if !self.settle(module, queue, Ok(claimed), jobs).await {
                         return false;
                     }
                 }
@@ -716,97 +706,6 @@ impl Shared {
                 tracing::debug!(job = %job.id, error = chain(&error), "a lost job was not ours to move")
             }
         }
-    }
-
-    async fn keep_house(self: Arc<Self>, presence: Presence) {
-        let relay = Relay::new(self.ledger.plane().clone(), relay::GRACE);
-        let mut house = House {
-            presence,
-            relay,
-            leases: Standing::default(),
-            looked: None,
-            unclaimed: Standing::default(),
-            sent_again: HashSet::new(),
-        };
-        let mut unkept = false;
-        while !self.stopping.is_cancelled() {
-            let begun = Instant::now();
-            match self.keep_house_once(&mut house).await {
-                Ok(()) => unkept = false,
-                // Once for each time that a store is away.
-                Err(error) if !std::mem::replace(&mut unkept, true) => {
-                    tracing::warn!(
-                        error = chain(&error),
-                        "the outbox and leases cannot be looked after; trying again"
-                    );
-                }
-                Err(_) => {}
-            }
-            // A large correlation takes long to look through: most of the time is the jobs'.
-            self.rest(begun.elapsed() * KEEPING_SHARE).await;
-            tokio::select! {
-                () = self.stopping.cancelled() => {}
-                () = self.ended.notified() => {}
-                () = tokio::time::sleep(KEEP) => {}
-            }
-        }
-    }
-
-    async fn keep_house_once(&self, house: &mut House) -> Result<(), LedgerError> {
-        house.presence.renew(&self.ledger).await?;
-        // All active jobs are read: not more often than it serves.
-        if house.looked.is_none_or(|looked| looked.elapsed() >= self.settings.lease / 6) {
-            house.looked = Some(Instant::now());
-            for job in self.ledger.expired(&mut house.leases).await? {
-                self.lose(&job).await;
-            }
-        }
-        let waiting = self.ledger.waiting().await?;
-        let mut unclaimed = Vec::new();
-        let modules = if waiting.is_empty() { vec![] } else { self.ledger.modules().await? };
-        for job in waiting {
-            let Some(module) = modules.iter().find(|module| module.name == job.module) else { continue };
-            match readiness(&self.ledger, &job, module, &modules).await? {
-                Readiness::Waiting { unclaimed: of_job, .. } => unclaimed.extend(of_job),
-                Readiness::Ready(_) => {
-                    failpoint::reach("gather.ready");
-                    if self.ledger.advance(&job, &Happening::Gathered).await.is_ok()
-                        && let Some(due) = self.due.get(&job.module)
-                    {
-                        due.notify_one();
-                    }
-                }
-            }
-        }
-        self.send_again(house, unclaimed).await?;
-        // Last: a broker that is away must not hold up the rest.
-        house.relay.round().await?;
-        Ok(())
-    }
-
-    /// Something waits for jobs of these events, nobody has claimed them for a lease, and no message asks for them: the
-    /// broker lost it, or the module subscribed after it was sent. It is sent again, once.
-    async fn send_again(&self, house: &mut House, unclaimed: Vec<(Event, String)>) -> Result<(), StoreError> {
-        let names: Vec<String> =
-            unclaimed.iter().map(|(event, module)| format!("{} for {module}", event.id)).collect();
-        let stood = house.unclaimed.look(names.iter().map(|name| (name.clone(), ())));
-        let still: HashSet<&String> = names.iter().collect();
-        house.sent_again.retain(|name| still.contains(name));
-        for (((event, module), name), stood) in unclaimed.iter().zip(&names).zip(stood) {
-            if stood < self.settings.lease
-                || event.publication != Publication::Published
-                || house.sent_again.contains(name)
-            {
-                continue;
-            }
-            let bus = &self.ledger.plane().bus;
-            if bus.peek(module, 1).await?.is_empty() {
-                tracing::info!(event = %event.id, module, "a message never reached its module; it is sent again");
-                bus.send(module, &event.message()).await?;
-                house.sent_again.insert(name.clone());
-            }
-        }
-        Ok(())
     }
 }
 
