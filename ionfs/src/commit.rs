@@ -340,13 +340,11 @@ impl Committer {
         let durable = || self.make_durable(name, file.clone(), staging);
         let (step, event, mut receipt) = self.patiently(|| staging.moved(), durable).await?;
         self.plane.metrics.commits.add(1);
-        let ours = !matches!(step, Step::End(_));
-        receipt.published = match step {
-            Step::End(End::Committed(publication)) => publication == Publication::Published,
-            step => self.publish(step, event).await,
-        };
-        if !(ours && receipt.published) {
+        receipt.published = step == Step::End(End::Committed(Publication::Published));
+        if matches!(step, Step::End(_)) || !self.publish(step, event).await {
             seal(&self.plane).await?;
+        } else {
+            receipt.published = true;
         }
         Ok(receipt)
     }
