@@ -2,6 +2,7 @@
 
 pub mod local;
 pub mod sandbox;
+mod sidecar;
 
 use async_trait::async_trait;
 use ionfs::event::{Event, FileEntry};

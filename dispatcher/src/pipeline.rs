@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ionfs::address::FileUrls;
 use ionfs::clock::{Millis, SKEW_MAX, millis};
 use ionfs::event::Event;
 use ionfs::event::is_event_type;
@@ -21,6 +22,16 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 /// Retries unless the module says otherwise. Commits are idempotent, so trying again is safe; three outlast a
 /// store's restart.
 const RETRIES: u32 = 3;
+
+/// Where the tree stands for a module.
+const MOUNT_AT: &str = "/ion";
+
+/// Where older modules look for their tree before they look at [`MOUNT_AT`].
+const BASE_DIR: &str = "HANDLER_BASE_DIR";
+
+/// Folders of the machine that a module's tree may not stand over: no program would run.
+const SYSTEM_FOLDERS: [&str; 14] =
+    ["bin", "dev", "etc", "home", "lib", "lib64", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "var"];
 
 /// In a module's `emits`: any event type. For `ion run`; no pipeline file may say it.
 pub const ANY_TYPE: &str = "*";
@@ -62,6 +73,17 @@ pub enum OnDead {
     Go,
 }
 
+/// What is served beside a job for a module that does not only read and write files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Api {
+    /// Nothing.
+    #[default]
+    None,
+    /// The localhost API of older Ion's second generation: `GET /ready`, then `GET /done`.
+    Sidecar,
+}
+
 /// One module, as registered in the plane.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -92,6 +114,12 @@ pub struct Module {
     /// When its events are committed.
     #[serde(default)]
     pub commit: CommitMode,
+    /// What is served beside its jobs.
+    #[serde(default)]
+    pub api: Api,
+    /// Whether its files' addresses stand among its values.
+    #[serde(default)]
+    pub urls: FileUrls,
     /// How long a job may run.
     #[serde(with = "milliseconds", rename = "timeoutMs")]
     pub timeout: Duration,
@@ -136,6 +164,8 @@ impl Module {
             run,
             env: BTreeMap::new(),
             commit: CommitMode::default(),
+            api: Api::default(),
+            urls: FileUrls::default(),
             timeout: TIMEOUT,
             retries: RETRIES,
             concurrency: default_concurrency(),
@@ -143,6 +173,11 @@ impl Module {
             directory,
             since: BTreeMap::new(),
         }
+    }
+
+    /// Where its tree stands: `/ion`, unless its environment has `HANDLER_BASE_DIR`.
+    pub fn base_dir(&self) -> PathBuf {
+        self.env.get(BASE_DIR).map_or_else(|| MOUNT_AT.into(), PathBuf::from)
     }
 
     /// Whether its queue got this event's message: it subscribes to the type, and did so when the event was published.
@@ -279,8 +314,10 @@ struct Entry {
     emits: Option<Vec<Spanned<String>>>,
     run: Option<Spanned<Vec<String>>>,
     image: Option<Spanned<String>>,
-    env: Option<BTreeMap<String, String>>,
+    env: Option<Spanned<BTreeMap<String, String>>>,
     commit: Option<CommitMode>,
+    api: Option<Spanned<String>>,
+    urls: Option<Spanned<String>>,
     timeout: Option<Spanned<String>>,
     retries: Option<u32>,
     concurrency: Option<Spanned<usize>>,
@@ -479,8 +516,28 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
         (Some(on), _, _) => return Err((on.referenced, "\"on\" and \"gather\" exclude each other".into())),
     }
     module.emits = event_types(entry.emits.unwrap_or_default())?;
-    module.env = entry.env.unwrap_or_default();
-    module.commit = entry.commit.unwrap_or_default();
+    if let Some(env) = entry.env {
+        module.env = env.value;
+        check_base_dir(&module.env).map_err(|reason| (env.referenced, reason))?;
+    }
+    if let Some(api) = entry.api {
+        module.api = match &*api.value {
+            "none" => Api::None,
+            "sidecar" => Api::Sidecar,
+            other => return Err((api.referenced, format!("\"api\" {other:?}; allowed: none, sidecar"))),
+        };
+    }
+    // What those modules were written for: nothing is seen before they say that they are done, and files have addresses.
+    let (commit, urls) = match module.api {
+        Api::None => (CommitMode::default(), FileUrls::default()),
+        Api::Sidecar => (CommitMode::OnSuccess, FileUrls::Ion),
+    };
+    module.commit = entry.commit.unwrap_or(commit);
+    module.urls = match entry.urls {
+        Some(named) => FileUrls::named(&named.value)
+            .map_err(|reason| (named.referenced, format!("\"urls\": {reason}")))?,
+        None => urls,
+    };
     module.on_dead = entry.on_dead.unwrap_or_default();
     module.retries = entry.retries.unwrap_or(RETRIES);
     if let Some(timeout) = entry.timeout {
@@ -504,6 +561,21 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
         module.limits.set(&name, &value.value).map_err(|wrong| (value.referenced, wrong))?;
     }
     Ok(module)
+}
+
+/// Whether a tree can stand where the environment says.
+fn check_base_dir(env: &BTreeMap<String, String>) -> Result<(), String> {
+    let Some(path) = env.get(BASE_DIR) else { return Ok(()) };
+    let name = path.strip_prefix('/').filter(|name| !name.is_empty() && !name.contains(['/', '\0']));
+    match name {
+        Some("." | "..") | None => {
+            Err(format!("{BASE_DIR} {path:?} is not a folder directly below /, as {MOUNT_AT} is"))
+        }
+        Some(name) if SYSTEM_FOLDERS.contains(&name) => {
+            Err(format!("{BASE_DIR} {path:?} would hide the machine's own folder; {MOUNT_AT} hides nothing"))
+        }
+        Some(_) => Ok(()),
+    }
 }
 
 fn event_types(types: Vec<Spanned<String>>) -> Result<Vec<String>, Wrong> {
@@ -609,6 +681,23 @@ mod tests {
     }
 
     #[test]
+    fn a_module_of_the_sidecar_api_is_seen_when_it_is_done_and_finds_addresses() {
+        let module = |fields: &str| {
+            let text = format!("modules:\n  a: {{on: [x], run: [cat]{fields}}}\n");
+            let module = parse(&text).unwrap().modules.remove(0);
+            (module.commit, module.urls, module.base_dir())
+        };
+        let ion = PathBuf::from("/ion");
+        assert_eq!(module(""), (CommitMode::OnClose, FileUrls::None, ion.clone()));
+        assert_eq!(module(", api: sidecar"), (CommitMode::OnSuccess, FileUrls::Ion, ion.clone()));
+        assert_eq!(
+            module(", api: sidecar, commit: on-close, urls: signed"),
+            (CommitMode::OnClose, FileUrls::Signed, ion)
+        );
+        assert_eq!(module(", env: {HANDLER_BASE_DIR: /work}").2, Path::new("/work"));
+    }
+
+    #[test]
     fn each_mistake_is_named_with_its_line_and_the_way_out() {
         let module = |fields: &str| format!("modules:\n  a:\n    on: [x]\n    run: [cat]\n    {fields}\n");
         let cases = [
@@ -622,6 +711,10 @@ mod tests {
             (module("limits: {staged: 1}"), "p.yaml:5:", "allowed: event-bytes, event-values"),
             (module("limits: {staged-bytes: 99999999TiB}"), "p.yaml:5:", "cannot be"),
             (module("executor: moon"), "p.yaml:5:", "allowed: local"),
+            (module("api: rest"), "p.yaml:5:", "allowed: none, sidecar"),
+            (module("urls: public"), "p.yaml:5:", "allowed: none, ion, signed"),
+            (module("env: {HANDLER_BASE_DIR: /var/ion}"), "p.yaml:5:", "directly below /"),
+            (module("env: {HANDLER_BASE_DIR: /usr}"), "p.yaml:5:", "hide the machine's own folder"),
             (module("gather: y"), "p.yaml:3:", "exclude each other"),
             (module("retries: many"), "p.yaml:5:", ""),
             (module("run: [ls]"), "p.yaml:5:", ""),

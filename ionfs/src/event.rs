@@ -194,6 +194,16 @@ pub struct EventFile {
     pub data: Vec<KeyValue>,
 }
 
+impl EventFile {
+    /// All of it as values, whatever their names: what `insights.json` says.
+    pub fn into_values(self) -> Vec<KeyValue> {
+        let pair = |key: &str, value| KeyValue { key: key.to_owned(), value };
+        let event_type = self.event_type.map(|value| pair("eventType", value));
+        let files = (!self.files.is_empty()).then(|| pair("files", self.files.join(",")));
+        event_type.into_iter().chain(files).chain(self.data).collect()
+    }
+}
+
 /// What some content of an event file is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Parsed {

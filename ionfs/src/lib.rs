@@ -8,12 +8,13 @@
 //! | [`checksum`], [`event`], [`record`] | block checksums; events and both forms of event files; the other documents |
 //! | [`sys`] | every `unsafe` line |
 //! | [`stores`] | the traits `Blobs`, `Documents`, `Bus`; their backends; opening by URL |
-//! | [`cache`], [`upload`] | verified reads; closed files become blobs |
+//! | [`cache`], [`upload`], [`address`] | verified reads; closed files become blobs; files' addresses for older modules |
 //! | [`commit`], [`relay`], [`audit`], [`collect`], [`probe`] | steps 1-4 of a commit; the outbox; `check`; `gc`; what each store lets us do |
 //! | [`node`] | what all mounts of one daemon share |
 //! | [`fs`] | the filesystem in Ion's own types |
 //! | [`mount`] | the kernel's calls; one mount |
 
+pub mod address;
 pub mod audit;
 pub mod cache;
 pub mod checksum;

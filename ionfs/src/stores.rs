@@ -12,6 +12,7 @@ pub mod sqlite;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -104,6 +105,11 @@ pub trait Blobs: Send + Sync + fmt::Debug {
     /// form of a canonical key need not be itself.
     fn canonical(&self, key: &str) -> String {
         key.to_owned()
+    }
+
+    /// A URL at which whoever has it may read the blob for so long; none where the store makes no such URLs.
+    async fn signed_url(&self, _key: &str, _lasts: Duration) -> Result<Option<String>, StoreError> {
+        Ok(None)
     }
 
     /// The blob as a local file opened for reading, where the store has one. It spares a copy into the node's

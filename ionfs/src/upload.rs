@@ -62,7 +62,19 @@ pub async fn store_path(
     });
     let file =
         opened.await.map_err(|source| UploadError::Read { path: path.display().to_string(), source })?;
-    store_file(blobs, key, name, file, &AtomicU64::new(0), None).await
+    store_open(blobs, key, name, file, &AtomicU64::new(0)).await
+}
+
+/// Stores an open file, from its beginning to its end, as blob `key` and gives its entry under `name`. `moved` grows
+/// while the store takes bytes.
+pub async fn store_open(
+    blobs: &dyn Blobs,
+    key: String,
+    name: String,
+    file: File,
+    moved: &AtomicU64,
+) -> Result<FileEntry, UploadError> {
+    store_file(blobs, key, name, file, moved, None).await
 }
 
 /// How much of a file that is still being written has been.

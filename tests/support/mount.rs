@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ionfs::clock;
 use ionfs::commit::Origin;
 use ionfs::event::{Context, DocumentType, Event, FileEntry, Publication};
-use ionfs::fs::job::{JobSpec, JobTree};
+use ionfs::fs::job::{JobSpec, JobTree, Older};
 use ionfs::id::{CorrelationId, EventId, JobId};
 use ionfs::mount::{Mounted, mount_at};
 use ionfs::node::{Node, NodeSettings};
@@ -107,7 +107,7 @@ impl Mount {
                 commit: CommitMode::OnClose,
                 parent: context("e"),
             };
-            let spec = JobSpec { origin, event, gathered: None };
+            let spec = JobSpec { origin, event, gathered: None, older: Older::default() };
             let tree = JobTree::open(&node, spec, node.settings.limits).await.unwrap();
             let at = home.path().join(mount_point(number));
             fs::create_dir(&at).unwrap();

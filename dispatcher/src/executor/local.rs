@@ -10,7 +10,7 @@ use ionfs::clock;
 use ionfs::commit::{Origin, Rejection};
 use ionfs::errors::chain;
 use ionfs::event::{Context, DocumentType, FileEntry};
-use ionfs::fs::job::{JobSpec, JobTree, OpenError, Outcome};
+use ionfs::fs::job::{JobSpec, JobTree, Names, Older, OpenError, Outcome};
 use ionfs::mount::{Mounted, mount_at, serve};
 use ionfs::node::{Node, job_dir, live_log};
 use ionfs::record::{AttemptEnd, CommitMode, LogRecord};
@@ -22,9 +22,10 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::sync::watch;
 use tracing::{Instrument as _, Span, info_span};
 
-use crate::pipeline::ANY_TYPE;
+use crate::pipeline::{ANY_TYPE, Api, Module};
 
 use super::sandbox::{self, Command, Exit, ForkServer, Mode, Sandbox, SandboxError};
+use super::sidecar::{Sidecar, Word};
 use super::{Ended, Executor, OutputLine, OutputSink, Start, Stop, logs_below};
 
 /// Between SIGTERM and SIGKILL. Shorter cuts off modules that tidy up; longer delays every timeout and shutdown.
@@ -45,9 +46,6 @@ const PENDING_MAX: usize = 1 << 20;
 
 /// Bytes of a line shown live.
 const LINE_MAX: usize = 4096;
-
-/// Where the tree stands for a module.
-const MOUNT_AT: &str = "/ion";
 
 /// What the local executor needs to know.
 #[derive(Clone, Debug)]
@@ -103,8 +101,12 @@ impl LocalExecutor {
     }
 
     async fn attempt(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Ended {
-        let spec =
-            JobSpec { origin: origin(&start), event: start.event.clone(), gathered: start.gathered.clone() };
+        let spec = JobSpec {
+            origin: origin(&start),
+            event: start.event.clone(),
+            gathered: start.gathered.clone(),
+            older: older(&start.module),
+        };
         let limits = start.module.limits.over(self.node.settings.limits);
         let mut tries = 0;
         let tree = loop {
@@ -121,10 +123,25 @@ impl LocalExecutor {
                 Err(error) => return Ended::failed(chain(&error)),
             }
         };
+        let tree = Arc::new(tree);
         let commit = start.module.commit;
-        let (ran, exit) = self.process(start, &tree, stop).await;
+        let api = match start.module.api {
+            Api::None => None,
+            Api::Sidecar => match Sidecar::serve(tree.clone()).await {
+                Ok(api) => Some(api),
+                Err(error) => {
+                    tree.finish().await;
+                    return Ended::failed(format!("the localhost API cannot be served: {error}"));
+                }
+            },
+        };
+        let (ran, exit) = self.process(start, &tree, api.as_ref(), stop).await;
+        let word = match api {
+            Some(api) => api.close().await,
+            None => Word::NotAsked,
+        };
         let outcome = tree.finish().instrument(exit).await;
-        verdict(ran, &outcome, commit)
+        verdict(ran.after(word), &outcome, commit)
     }
 
     /// Runs the process; its tree is unmounted when this returns. The span began when the process ended.
@@ -132,16 +149,18 @@ impl LocalExecutor {
         &self,
         start: Start,
         tree: &JobTree,
+        api: Option<&Sidecar>,
         mut stop: watch::Receiver<Option<Stop>>,
     ) -> (Ran, Span) {
         let job = &start.job;
         let plain = self.node.settings.home.join("mnt").join(format!("{}-{}", job.id, job.attempt));
-        let ion_dir = if self.mode == Mode::Plain { plain.clone() } else { MOUNT_AT.into() };
+        let mount_at = start.module.base_dir();
+        let ion_dir = if self.mode == Mode::Plain { plain.clone() } else { mount_at.clone() };
         let command = Command {
             argv: start.module.argv(),
-            env: environment(&self.settings.env, &start, &ion_dir),
+            env: environment(&self.settings.env, &start, &ion_dir, api),
             cwd: start.module.directory.clone(),
-            mount_at: MOUNT_AT.into(),
+            mount_at,
             mode: self.mode,
             processes: tree.limits().processes,
             open_files: ionfs::sys::open_files_before(),
@@ -317,8 +336,22 @@ fn origin(start: &Start) -> Origin {
     }
 }
 
+/// What of older Ion's ways a module asks for.
+fn older(module: &Module) -> Older {
+    let names = match module.api {
+        Api::None => Names::Current,
+        Api::Sidecar => Names::AndSecondGeneration,
+    };
+    Older { names, urls: module.urls }
+}
+
 /// A module's whole environment (DESIGN.md section 2).
-fn environment(base: &[(String, String)], start: &Start, ion_dir: &Path) -> Vec<(String, String)> {
+fn environment(
+    base: &[(String, String)],
+    start: &Start,
+    ion_dir: &Path,
+    api: Option<&Sidecar>,
+) -> Vec<(String, String)> {
     let ion_dir = ion_dir.display().to_string();
     let own = [
         ("ION_DIR", ion_dir.clone()),
@@ -328,7 +361,8 @@ fn environment(base: &[(String, String)], start: &Start, ion_dir: &Path) -> Vec<
         ("ION_ATTEMPT", start.job.attempt.to_string()),
         ("HANDLER_BASE_DIR", ion_dir),
     ];
-    let own = own.into_iter().map(|(key, value)| (key.to_owned(), value));
+    let api = api.map(Sidecar::environment).into_iter().flatten();
+    let own = own.into_iter().chain(api).map(|(key, value)| (key.to_owned(), value));
     base.iter().cloned().chain(start.module.env.clone()).chain(own).collect()
 }
 
@@ -340,10 +374,28 @@ fn exit_span() -> Span {
 /// How the process part of an attempt ended.
 enum Ran {
     Exited(Exit),
+    /// However it ended, it had said that its work was done; the exit status, if it exited by itself.
+    Done(Option<i32>),
+    /// It exited well and had not said so.
+    Undone,
     TimedOut(Duration),
     Stopped(Stop),
     NotStarted(String),
     Vanished(String),
+}
+
+impl Ran {
+    /// What its end means, given what the module had said before. Done is done: older Ion had committed by then.
+    fn after(self, word: Word) -> Self {
+        match (word, self) {
+            (Word::Done, Self::Exited(Exit::Code(code))) => Self::Done(Some(code)),
+            (Word::Done, Self::Exited(_) | Self::TimedOut(_) | Self::Stopped(Stop::Shutdown)) => {
+                Self::Done(None)
+            }
+            (Word::NotDone, Self::Exited(Exit::Code(0))) => Self::Undone,
+            (_, ran) => ran,
+        }
+    }
 }
 
 /// Waits for the module's end, and brings it about when its time is up or somebody asks.
@@ -391,22 +443,21 @@ fn exited(exit: Result<Exit, SandboxError>) -> Ran {
 
 /// The attempt's end: exit status, no event refused, and no limit exceeded.
 fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended {
-    let exited = matches!(ran, Ran::Exited(_));
+    let exited = matches!(ran, Ran::Exited(_) | Ran::Done(_) | Ran::Undone);
+    let first_refused = outcome.rejections.first().map(|first| refused(first, outcome.rejections.len()));
     let (end, exit_code, reason) = match ran {
-        Ran::Exited(Exit::Code(0)) => match outcome.rejections.first() {
-            None => (AttemptEnd::Succeeded, Some(0), None),
-            Some(first) => (AttemptEnd::Failed, Some(0), Some(refused(first, outcome.rejections.len()))),
-        },
+        Ran::Exited(Exit::Code(0)) if first_refused.is_none() => (AttemptEnd::Succeeded, Some(0), None),
+        Ran::Exited(Exit::Code(0)) => (AttemptEnd::Failed, Some(0), first_refused),
+        Ran::Done(code) if first_refused.is_none() => (AttemptEnd::Succeeded, code, None),
+        Ran::Done(code) => (AttemptEnd::Failed, code, first_refused),
+        Ran::Undone => {
+            let undone =
+                "it ended and GET /done had not been answered with 200; \"api: sidecar\" waits for that";
+            (AttemptEnd::Failed, Some(0), Some(first_refused.unwrap_or_else(|| undone.into())))
+        }
         Ran::Exited(Exit::Code(code)) => {
-            let refused = outcome
-                .rejections
-                .first()
-                .map(|first| format!("; {}", refused(first, outcome.rejections.len())));
-            (
-                AttemptEnd::Failed,
-                Some(code),
-                Some(format!("exit status {code}{}", refused.unwrap_or_default())),
-            )
+            let refused = first_refused.map(|refused| format!("; {refused}")).unwrap_or_default();
+            (AttemptEnd::Failed, Some(code), Some(format!("exit status {code}{refused}")))
         }
         Ran::Exited(Exit::Signal(signal)) => {
             (AttemptEnd::Failed, None, Some(format!("killed by signal {signal}")))

@@ -10,9 +10,11 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+pub use super::output::Names;
 use super::output::Output;
 use super::view::{Item, View, files_tree};
 use super::{FOREVER, Tree, lineage};
+use crate::address::{FileUrls, addresses};
 use crate::commit::{Committer, Origin, Receipt, Rejection, files_of};
 use crate::event::{Event, FileEntry, event_json};
 use crate::id::JobId;
@@ -46,6 +48,17 @@ pub struct JobSpec {
     pub event: Event,
     /// The gathered events of a gathering job, in order; none for others.
     pub gathered: Option<Vec<Event>>,
+    /// What it finds in its tree of older Ion's ways.
+    pub older: Older,
+}
+
+/// What of older Ion's ways a job's tree follows; nothing unless its module asks for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Older {
+    /// The names that the second generation's modules know.
+    pub names: Names,
+    /// Whether files' addresses stand among the event's values.
+    pub urls: FileUrls,
 }
 
 /// How a job's filesystem work ended.
@@ -80,7 +93,8 @@ impl JobTree {
         }
         let deadline = daemon.settings.commit_deadline;
         let committer = Committer::new(daemon.plane.clone(), spec.origin.clone(), deadline);
-        let output = Output::new(daemon.clone(), committer, limits, &directory).map_err(staging)?;
+        let output =
+            Output::new(daemon.clone(), committer, limits, spec.older.names, &directory).map_err(staging)?;
         let input = input_items(daemon, &spec).await?;
         let events = events_item(daemon.clone(), output.clone(), Arc::new(spec.event));
         let root = Item::fixed([("in".to_owned(), Item::fixed(input)), ("events".to_owned(), events)]);
@@ -108,6 +122,16 @@ impl JobTree {
         self.output.stop();
     }
 
+    /// The module says that it has done its work, and goes on: decides about every event file as it is now, and gives the
+    /// outcome so far. A file that somebody still has open for writing is among the rejections, as nobody knows what it
+    /// will be.
+    pub async fn settle(&self) -> Outcome {
+        let still_open = self.output.settle().await;
+        let mut outcome = self.outcome();
+        outcome.rejections.extend(still_open);
+        outcome
+    }
+
     /// The module has ended and its mount is gone: decides what is left open, and gives the outcome. The staging
     /// folder is removed.
     pub async fn finish(&self) -> Outcome {
@@ -117,6 +141,10 @@ impl JobTree {
         if let Err(error) = removed {
             tracing::warn!(folder = %self.directory.display(), %error, "a staging folder could not be removed");
         }
+        self.outcome()
+    }
+
+    fn outcome(&self) -> Outcome {
         Outcome {
             receipts: self.output.receipts().into_values().collect(),
             rejections: self.output.rejections().into_values().collect(),
@@ -165,17 +193,25 @@ async fn input_items(daemon: &Daemon, spec: &JobSpec) -> Result<Vec<(String, Ite
     let own = files_of(&daemon.plane, &spec.event).await?;
     let mut items = Vec::new();
     let mut files = own.clone();
+    let mut meta = spec.event.data.clone();
+    let (plane, urls) = (&daemon.plane, spec.older.urls);
     if let Some(gathered) = &spec.gathered {
         files.clear();
         let mut list: Vec<Value> = Vec::with_capacity(gathered.len());
         for (n, event) in gathered.iter().enumerate() {
-            let of_event = files_of(&daemon.plane, event).await?;
+            let of_event = files_of(plane, event).await?;
             list.push(event_json(event, &of_event));
+            meta.extend(addresses(plane, urls, &event.id, &of_event, &format!("{n}/")).await?);
             files.extend(
                 of_event.into_iter().map(|file| FileEntry { name: format!("{n}/{}", file.name), ..file }),
             );
         }
         items.push(("events.json".to_owned(), Item::json(&list, at)));
+    } else {
+        meta.extend(addresses(plane, urls, &spec.event.id, &own, "").await?);
+    }
+    if spec.older.names == Names::AndSecondGeneration {
+        items.push(("meta.json".to_owned(), Item::json(&meta, at)));
     }
     let mut values = BTreeMap::new();
     for pair in &spec.event.data {
@@ -191,7 +227,7 @@ async fn input_items(daemon: &Daemon, spec: &JobSpec) -> Result<Vec<(String, Ite
     }
     items.extend([
         ("data".to_owned(), files_tree(&files)),
-        ("eventmeta.json".to_owned(), Item::json(&spec.event.data, at)),
+        ("eventmeta.json".to_owned(), Item::json(&meta, at)),
         ("event.json".to_owned(), Item::json(&event_json(&spec.event, &own), at)),
         ("meta".to_owned(), Item::fixed(values)),
     ]);

@@ -50,6 +50,16 @@ use crate::node::Node as Daemon;
 /// Bytes of a name. The kernel asks for longer ones, the staging disk has none.
 const NAME_MAX: usize = 255;
 
+/// By which names a module knows its values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Names {
+    /// `in/eventmeta.json` and `out/insights.json`.
+    #[default]
+    Current,
+    /// These, and `in/meta.json` and `out/meta.json` beside them.
+    AndSecondGeneration,
+}
+
 /// A change of attributes; what is none stays.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SetAttr {
@@ -110,6 +120,7 @@ impl Output {
         daemon: Arc<Daemon>,
         committer: Committer,
         limits: Limits,
+        names: Names,
         directory: &Path,
     ) -> io::Result<Arc<Self>> {
         for part in ["data", "events"] {
@@ -125,7 +136,7 @@ impl Output {
             over_quota: AtomicBool::new(false),
             root,
             root_path: directory.to_owned(),
-            table: Mutex::new(Table::new()),
+            table: Mutex::new(Table::new(names)),
             released: Notify::new(),
             blobs_made: AtomicU64::new(0),
             moved: Arc::default(),
@@ -136,7 +147,10 @@ impl Output {
             runtime: tokio::runtime::Handle::current(),
         };
         // Older modules open insights.json without creating it.
-        output.make_file(OUT, OsStr::new("insights.json"), 0o644, Maker::daemon())?;
+        let insights = output.lock().insights();
+        for name in insights {
+            output.make_file(OUT, OsStr::new(name), 0o644, Maker::daemon())?;
+        }
         Ok(Arc::new(output))
     }
 

@@ -31,6 +31,7 @@ use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
+use object_store::signer::Signer;
 use object_store::{GetOptions, ObjectStore, ObjectStoreExt as _, PutPayload};
 use uuid::Uuid;
 
@@ -62,6 +63,8 @@ pub struct ObjectBlobs {
     store: Arc<dyn ObjectStore>,
     /// Where uploads outlive the process that began them: S3 and GCS.
     multipart: Option<Arc<dyn MultipartStore>>,
+    /// What makes URLs that need no credential.
+    signer: Option<Arc<dyn Signer>>,
     local: Option<(Arc<LocalFileSystem>, PathBuf)>,
     /// Before every key.
     prefix: Path,
@@ -90,13 +93,14 @@ impl ObjectBlobs {
         let store = LocalFileSystem::new_with_prefix(directory).map_err(|error| failed(error.into()))?;
         let store = Arc::new(store.with_fsync(true).with_automatic_cleanup(true));
         let local = Some((store.clone(), directory.to_owned()));
-        Ok(Self { store, multipart: None, local, prefix: Path::default(), name })
+        Ok(Self { store, multipart: None, signer: None, local, prefix: Path::default(), name })
     }
 
     /// Blobs in memory, gone with this value.
     pub fn memory() -> Self {
         let store = Arc::new(InMemory::new());
-        Self { store, multipart: None, local: None, prefix: Path::default(), name: "memory://".into() }
+        let (prefix, name) = (Path::default(), "memory://".into());
+        Self { store, multipart: None, signer: None, local: None, prefix, name }
     }
 
     /// A key as a path of the store: what it cannot hold is escaped, a component that is too long is shortened to its
@@ -262,6 +266,12 @@ impl Blobs for ObjectBlobs {
 
     fn canonical(&self, key: &str) -> String {
         self.key_of(&self.location(key))
+    }
+
+    async fn signed_url(&self, key: &str, lasts: Duration) -> Result<Option<String>, StoreError> {
+        let Some(signer) = &self.signer else { return Ok(None) };
+        let signed = signer.signed_url(reqwest::Method::GET, &self.location(key), lasts).await;
+        signed.map(|url| Some(url.into())).map_err(self.failed(format!("signing a URL of {key:?}")))
     }
 
     fn open_local(&self, key: &str) -> Option<File> {

@@ -39,7 +39,14 @@ impl StoreUrls {
 /// # Errors
 /// [`StoreError::Url`] for a URL that names no store; [`StoreError::Unavailable`] when one cannot be opened.
 pub async fn open(urls: &StoreUrls) -> Result<DataPlane, StoreError> {
-    let blobs = open_blobs(&urls.blobs).await?;
+    open_over(open_blobs(&urls.blobs).await?, urls).await
+}
+
+/// The same over a blob store that is open already.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_over(blobs: Arc<dyn Blobs>, urls: &StoreUrls) -> Result<DataPlane, StoreError> {
     if urls.documents == urls.bus && scheme(&urls.bus) == "sqlite" {
         let shared = embedded(&urls.documents, "document").await?;
         let documents = shared.clone();

@@ -201,7 +201,7 @@ impl Output {
             Decision::Refuse(reason) => Refusal::Invalid(reason),
             Decision::TooBig(reason) => Refusal::TooBig(reason),
             Decision::Commit(file) if insights => {
-                let kept = self.committer.keep_insights(insight_values(file)).await;
+                let kept = self.committer.keep_insights(file.into_values()).await;
                 match kept {
                     Ok(()) => {
                         self.rejections.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
@@ -233,8 +233,8 @@ impl Output {
     fn decided_name(&self, ino: Ino) -> Option<(String, bool)> {
         let table = self.lock();
         let links = &table.node(ino).ok()?.links;
-        if links.iter().any(|(parent, name)| table.is_insights(*parent, name)) {
-            return Some(("insights.json".into(), true));
+        if let Some((_, name)) = links.iter().find(|(parent, name)| table.is_insights(*parent, name)) {
+            return Some((name.to_string_lossy().into_owned(), true));
         }
         let (_, name) =
             links.iter().find(|(parent, name)| matches!(self.event_name(*parent, name), Ok(Some(_))))?;
@@ -294,15 +294,40 @@ impl Output {
         self.rejections.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Decides about every event file, and what is kept for analysis, as if the module had ended; gives those that cannot be
+    /// decided about because somebody may still write to them.
+    pub(in crate::fs) async fn settle(&self) -> Vec<Rejection> {
+        let mut open = Vec::new();
+        for ino in self.undecided() {
+            let Some((name, _)) = self.decided_name(ino) else { continue };
+            match self.closed(ino, &name).await {
+                // What it was refused with is remembered.
+                Ok(()) => drop(self.decide(ino, Asked::Final).await),
+                Err(refusal) => open.push(Rejection {
+                    reason: "it is still open for writing; close it first".into(),
+                    ..Rejection::new(&name, &refusal)
+                }),
+            }
+        }
+        open
+    }
+
+    /// The files of `out/events`, and those kept for analysis, that are no event yet.
+    fn undecided(&self) -> Vec<Ino> {
+        let table = self.lock();
+        let events = table.files_in(EVENTS).into_iter();
+        let insights = table.files_in(OUT).into_iter().filter(|(name, _)| table.is_insights(OUT, name));
+        let undecided = |ino: &Ino| {
+            table
+                .file(*ino)
+                .is_ok_and(|file| file.event.as_ref().is_none_or(|state| state.committed.is_none()))
+        };
+        events.chain(insights).map(|(_, ino)| ino).filter(undecided).collect()
+    }
+
     /// The module has ended: what is in its event files now is final, and blobs no event names go.
     pub(in crate::fs) async fn finish(self: &Arc<Self>) {
-        let open_ended: Vec<Ino> = {
-            let table = self.lock();
-            let events = table.files_in(EVENTS).into_iter();
-            let insights = table.files_in(OUT).into_iter().filter(|(name, _)| table.is_insights(OUT, name));
-            events.chain(insights).map(|(_, ino)| ino).collect()
-        };
-        for ino in open_ended {
+        for ino in self.undecided() {
             // Whoever had it open is gone.
             if let Ok(file) = self.lock().file_mut(ino) {
                 file.writers.clear();
@@ -332,12 +357,4 @@ impl Output {
         let this = self.clone();
         crate::cache::blocking(move || this.hand_down()).await;
     }
-}
-
-/// The values of `insights.json`: all of them, whatever their names.
-fn insight_values(file: event::EventFile) -> Vec<event::KeyValue> {
-    let pair = |key: &str, value| event::KeyValue { key: key.to_owned(), value };
-    let event_type = file.event_type.map(|value| pair("eventType", value));
-    let files = (!file.files.is_empty()).then(|| pair("files", file.files.join(",")));
-    event_type.into_iter().chain(files).chain(file.data).collect()
 }

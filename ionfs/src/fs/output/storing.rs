@@ -256,7 +256,7 @@ impl Output {
 
     /// Waits until no handle can write the file any more. One that nobody closed yet is an error at once; one
     /// that was closed has its RELEASE on the way.
-    async fn closed(&self, ino: Ino, path: &str) -> std::result::Result<(), Refusal> {
+    pub(super) async fn closed(&self, ino: Ino, path: &str) -> std::result::Result<(), Refusal> {
         let deadline = tokio::time::Instant::now() + RELEASE_WAIT;
         loop {
             let released = self.released.notified();

@@ -15,6 +15,7 @@ use tokio::sync::OnceCell;
 
 use super::super::eventfile::EventState;
 use super::super::{Errno, Ino, Kind, Result, STAGED};
+use super::Names;
 use super::early::InOrder;
 use super::reference::Reference;
 use crate::event::FileEntry;
@@ -99,10 +100,15 @@ pub(super) struct Table {
     next: Ino,
     /// The sum of what all files are charged.
     staged_bytes: u64,
+    insights: &'static [&'static str],
 }
 
 impl Table {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(names: Names) -> Self {
+        let insights: &[&str] = match names {
+            Names::Current => &["insights.json"],
+            Names::AndSecondGeneration => &["insights.json", "meta.json"],
+        };
         let directory = |parent: Ino, name: &str, children: &[(&str, Ino)]| Node {
             links: if parent == OUT && name.is_empty() { vec![] } else { vec![(parent, name.into())] },
             body: Body::Directory(children.iter().map(|(name, ino)| ((*name).into(), *ino)).collect()),
@@ -114,7 +120,7 @@ impl Table {
             (DATA, directory(OUT, "data", &[])),
             (EVENTS, directory(OUT, "events", &[])),
         ]);
-        Self { nodes, next: EVENTS + 1, staged_bytes: 0 }
+        Self { nodes, next: EVENTS + 1, staged_bytes: 0, insights }
     }
 
     pub(super) fn node(&self, ino: Ino) -> Result<&Node> {
@@ -264,8 +270,13 @@ impl Table {
         children.map(|(name, child)| name.len() + 1 + self.reach(*child)).max().unwrap_or(0)
     }
 
-    /// Every inode that the event or draft rule is asked about: files directly in `out/events`, and `insights.json`.
+    /// The names in `out/` of what is kept for analysis.
+    pub(super) fn insights(&self) -> &'static [&'static str] {
+        self.insights
+    }
+
+    /// Whether a file under this name is kept for analysis.
     pub(super) fn is_insights(&self, parent: Ino, name: &OsStr) -> bool {
-        parent == OUT && name == "insights.json"
+        parent == OUT && self.insights.iter().any(|known| name == *known)
     }
 }

@@ -9,6 +9,7 @@ use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path;
+use object_store::signer::Signer;
 use object_store::{ClientOptions, RetryConfig};
 
 use super::{ObjectBlobs, STALL};
@@ -42,30 +43,64 @@ impl ObjectBlobs {
         let prefix = Path::parse(prefix).map_err(|error| refused(error.to_string()))?;
         let wrong = |error: object_store::Error| refused(crate::errors::chain(&error));
         choose_tls();
-        let retry = RetryConfig { max_retries: 5, retry_timeout: RETRY_TIME, ..RetryConfig::default() };
+        let retry = retry();
         let name = url.to_owned();
-        let (store, multipart): (Arc<dyn object_store::ObjectStore>, _) = match scheme {
-            "s3" => {
-                let builder = AmazonS3Builder::from_env().with_client_options(client("AWS"));
-                let built = builder.with_bucket_name(bucket).with_retry(retry).build();
-                let store = Arc::new(built.map_err(wrong)?);
-                (store.clone(), Some(store as Arc<dyn object_store::multipart::MultipartStore>))
-            }
-            "gs" => {
-                let builder = GoogleCloudStorageBuilder::from_env().with_client_options(client("GOOGLE"));
-                let built = builder.with_bucket_name(bucket).with_retry(retry).build();
-                let store = Arc::new(built.map_err(wrong)?);
-                (store.clone(), Some(store as Arc<dyn object_store::multipart::MultipartStore>))
-            }
-            // Azure drops blocks that were never committed by itself, after a week.
-            _ => {
-                let builder = MicrosoftAzureBuilder::from_env().with_client_options(client("AZURE"));
-                let built = builder.with_container_name(bucket).with_retry(retry).build();
-                (Arc::new(built.map_err(wrong)?), None)
-            }
-        };
-        Ok(Self { store, multipart, local: None, prefix, name })
+        let (store, multipart, signer): (Arc<dyn object_store::ObjectStore>, _, Arc<dyn Signer>) =
+            match scheme {
+                "s3" => {
+                    let builder = AmazonS3Builder::from_env().with_client_options(client("AWS"));
+                    let built = builder.with_bucket_name(bucket).with_retry(retry).build();
+                    let store = Arc::new(built.map_err(wrong)?);
+                    (
+                        store.clone(),
+                        Some(store.clone() as Arc<dyn object_store::multipart::MultipartStore>),
+                        store,
+                    )
+                }
+                "gs" => {
+                    let builder = GoogleCloudStorageBuilder::from_env().with_client_options(client("GOOGLE"));
+                    let built = builder.with_bucket_name(bucket).with_retry(retry).build();
+                    let store = Arc::new(built.map_err(wrong)?);
+                    (
+                        store.clone(),
+                        Some(store.clone() as Arc<dyn object_store::multipart::MultipartStore>),
+                        store,
+                    )
+                }
+                // Azure drops blocks that were never committed by itself, after a week.
+                _ => {
+                    let builder = MicrosoftAzureBuilder::from_env().with_client_options(client("AZURE"));
+                    let built = builder.with_container_name(bucket).with_retry(retry).build();
+                    let store = Arc::new(built.map_err(wrong)?);
+                    (store.clone(), None, store)
+                }
+            };
+        Ok(Self { store, multipart, signer: Some(signer), local: None, prefix, name })
     }
+
+    /// Blobs in a container of Azure Blob, with a key at hand instead of in the environment. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Url`] when names or key cannot be right; the key is not in the words.
+    pub fn azure(account: &str, key: &str, container: &str) -> Result<Self, StoreError> {
+        let name = format!("az://{container}");
+        choose_tls();
+        let builder = MicrosoftAzureBuilder::from_env().with_client_options(client("AZURE"));
+        let builder = builder.with_account(account).with_access_key(key).with_container_name(container);
+        let built = builder.with_retry(retry()).build().map_err(|error| StoreError::Url {
+            url: name.clone(),
+            kind: "blob",
+            reason: format!("account {account:?}: {}", crate::errors::chain(&error)),
+        });
+        let store = Arc::new(built?);
+        let (signer, prefix) = (Some(store.clone() as Arc<dyn Signer>), Path::default());
+        Ok(Self { store, multipart: None, signer, local: None, prefix, name })
+    }
+}
+
+/// How long a store is asked again.
+fn retry() -> RetryConfig {
+    RetryConfig { max_retries: 5, retry_timeout: RETRY_TIME, ..RetryConfig::default() }
 }
 
 /// HTTP without TLS only to an endpoint that the user wrote so.
