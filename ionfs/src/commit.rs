@@ -473,7 +473,7 @@ impl Committer {
     /// Keeps the values of `insights.json`. The document's id is the job's, so closing the file again replaces it.
     pub async fn keep_insights(&self, data: Vec<KeyValue>) -> Result<(), Refusal> {
         let record = InsightRecord {
-            id: insight_id(&self.origin.job_id),
+            id: InsightRecord::id(&self.origin.job_id),
             context: self.origin.context(self.origin.parent.event_id.clone(), DocumentType::Insight),
             data,
             created: clock::now(),
@@ -517,11 +517,6 @@ impl Committer {
             Err(Refusal::Stores(format!("{reason} (tried for {} s)", self.deadline.as_secs())))
         })
     }
-}
-
-/// The id of a job's insight document.
-pub(crate) fn insight_id(job: &JobId) -> String {
-    format!("insight:{job}")
 }
 
 fn clean_paths(files: &[String]) -> Result<Vec<String>, Refusal> {

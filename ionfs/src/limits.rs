@@ -58,6 +58,24 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Whether an event may name this path.
+    ///
+    /// # Errors
+    /// The limit it is over, in words.
+    pub fn may_name(&self, path: &str) -> Result<(), String> {
+        let (bytes, depth) = (self.path_bytes, self.path_depth);
+        if path.len() as u64 > bytes {
+            let length = path.len();
+            return Err(format!("a path that an event names may have {bytes} bytes; {path:?} has {length}"));
+        }
+        if path.split('/').count() as u64 > depth {
+            return Err(format!("a path that an event names may be {depth} names deep; {path:?} is deeper"));
+        }
+        Ok(())
+    }
+}
+
 /// What a number of a limit counts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Unit {

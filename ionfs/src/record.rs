@@ -195,6 +195,13 @@ pub struct InsightRecord {
     pub staged: bool,
 }
 
+impl InsightRecord {
+    /// The id of a job's insight document.
+    pub fn id(job: &JobId) -> String {
+        format!("insight:{job}")
+    }
+}
+
 /// A `modulelogs` document: where one attempt's output is kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::clock;
 use crate::commit::steps::Step;
-use crate::commit::{changed, insight_id, publish, timed};
+use crate::commit::{changed, publish, timed};
 use crate::event::{Event, Publication};
 use crate::failpoint;
 use crate::id::JobId;
@@ -199,7 +199,7 @@ async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, Sto
         publish(plane, event, step, None).await?;
         promoted += usize::from(step == Step::Publish);
     }
-    let insight = documents.get_as::<InsightRecord>(Collection::Events, &insight_id(job_id)).await?;
+    let insight = documents.get_as::<InsightRecord>(Collection::Events, &InsightRecord::id(job_id)).await?;
     if let Some(mut insight) = insight.filter(|insight| insight.staged) {
         let expect = vec![("staged", json!(true)), ("attempt", json!(insight.attempt))];
         if insight.attempt == job.attempt {

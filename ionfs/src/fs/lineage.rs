@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::view::{Item, files_tree};
 use super::{Errno, FOREVER, Result};
-use crate::commit::{files_of, insight_id};
+use crate::commit::files_of;
 use crate::errors::chain;
 use crate::event::{Event, event_json};
 use crate::id::{EventId, JobId};
@@ -48,7 +48,7 @@ pub(super) async fn event_items(daemon: &Arc<Daemon>, event: &Event) -> Result<V
 /// `insights.json` of a job, if it kept any.
 pub(super) async fn insights_item(daemon: &Daemon, job: &JobId) -> Result<Option<(String, Item)>> {
     let documents = &daemon.plane.documents;
-    let insight = documents.get_as::<InsightRecord>(Collection::Events, &insight_id(job)).await;
+    let insight = documents.get_as::<InsightRecord>(Collection::Events, &InsightRecord::id(job)).await;
     let insight = insight.map_err(|error| unreadable(&error))?.filter(|insight| !insight.staged);
     Ok(insight.map(|insight| ("insights.json".into(), Item::json(&json!(insight.data), insight.created))))
 }

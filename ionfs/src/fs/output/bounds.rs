@@ -80,18 +80,6 @@ impl Output {
 
     /// Whether an event may name this path.
     pub(super) fn may_name(&self, path: &str) -> std::result::Result<(), Refusal> {
-        let (bytes, depth) = (self.limits.path_bytes, self.limits.path_depth);
-        if path.len() as u64 > bytes {
-            return Err(Refusal::TooLong(format!(
-                "a path that an event names may have {bytes} bytes; {path:?} has {}",
-                path.len()
-            )));
-        }
-        if path.split('/').count() as u64 > depth {
-            return Err(Refusal::TooLong(format!(
-                "a path that an event names may be {depth} names deep; {path:?} is deeper"
-            )));
-        }
-        Ok(())
+        self.limits.may_name(path).map_err(Refusal::TooLong)
     }
 }

@@ -1,0 +1,259 @@
+//! The ledger's side of the handler: which attempt of which job the folder belongs to.
+//!
+//! # How it works
+//! Nothing runs between `prepare` and `commit`, so nobody could renew a lease: an attempt of the handler's stands for a day.
+//! It ends earlier when a later one begins: each `prepare` begins one, and what an earlier one still commits is refused by
+//! the guard that every commit has. `commit` goes on with the attempt that the folder notes.
+//!
+//! # What it never does
+//! Take a job from a dispatcher that works on it; run a job again that has succeeded.
+
+use std::time::Duration;
+
+use ionfs::clock::{self, Millis, millis};
+use ionfs::id::JobId;
+use ionfs::record::{self, AttemptEnd, JobRecord, JobState};
+use ionfs::stores::{Collection, DataPlane, Inserted, encode};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::folder::{Folder, Note};
+use crate::{HandlerError, Work};
+
+/// How long an attempt stands without a sign of life: longer than any module that somebody waits for. Once it is over, a
+/// dispatcher of the plane queues the job.
+const TERM: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What the holders of the handler's attempts begin with.
+const HOLDER: &str = "ion-handler:";
+
+/// Times a write is tried again when another one came first.
+const RACES_MAX: usize = 8;
+
+/// Where the job of the work stands.
+#[derive(Clone, Debug)]
+pub enum Standing {
+    /// This attempt of it is ours.
+    Ours(Attempt),
+    /// It has succeeded before.
+    Succeeded(JobRecord),
+}
+
+/// An attempt that the handler holds.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    record: JobRecord,
+}
+
+impl Attempt {
+    /// Begins the next attempt of the job, and notes it in the folder. An earlier one of the handler's can commit no more.
+    ///
+    /// # Errors
+    /// When a dispatcher holds the job, or it is dead or cancelled.
+    pub async fn begin(plane: &DataPlane, work: &Work, folder: &Folder) -> Result<Standing, HandlerError> {
+        let holder = format!("{HOLDER}{}", Uuid::new_v4().simple());
+        let id = work.job();
+        for _ in 0..RACES_MAX {
+            let found = plane.documents.get_as::<JobRecord>(Collection::Jobs, id.as_str()).await?;
+            if let Some(job) = &found
+                && job.state == JobState::Succeeded
+            {
+                return Ok(Standing::Succeeded(job.clone()));
+            }
+            if let Some(job) = &found {
+                free(job)?;
+            }
+            // Before the ledger: found there, the attempt is found here too.
+            let event_id = work.event.id.clone();
+            folder.note(&Note { event_id, job_id: id.clone(), holder: holder.clone() })?;
+            let record =
+                begun(found.clone().unwrap_or_else(|| unclaimed(work)), holder.clone(), clock::now());
+            let written = match &found {
+                Some(job) => write(plane, job, &record).await?,
+                None => {
+                    let inserted = plane.documents.insert(Collection::Jobs, encode(&record), None).await?;
+                    inserted == Inserted::New
+                }
+            };
+            if written {
+                return Ok(Standing::Ours(Self { record }));
+            }
+        }
+        Err(HandlerError::Contended(id))
+    }
+
+    /// Goes on with the attempt that the folder notes; begins one where it notes none, or where that one has failed.
+    ///
+    /// # Errors
+    /// [`HandlerError::Later`] when another one has begun since; as [`Attempt::begin`].
+    pub async fn resume(plane: &DataPlane, work: &Work, folder: &Folder) -> Result<Standing, HandlerError> {
+        let id = work.job();
+        let note = folder.noted().filter(|note| note.job_id == id);
+        let found = plane.documents.get_as::<JobRecord>(Collection::Jobs, id.as_str()).await?;
+        match (found, note) {
+            (Some(record), _) if record.state == JobState::Succeeded => Ok(Standing::Succeeded(record)),
+            (Some(record), Some(note)) if record.state.is_active() => {
+                free(&record)?;
+                if record.holder.as_ref() == Some(&note.holder) {
+                    return Ok(Standing::Ours(Self { record }));
+                }
+                Err(HandlerError::Later(id))
+            }
+            _ => Self::begin(plane, work, folder).await,
+        }
+    }
+
+    /// The record, as it was last written.
+    pub fn record(&self) -> &JobRecord {
+        &self.record
+    }
+
+    /// Writes that the attempt succeeded: what it staged is committed by this one write.
+    ///
+    /// # Errors
+    /// [`HandlerError::Later`] when a later one has begun; nothing is committed then.
+    pub async fn succeed(self, plane: &DataPlane) -> Result<JobRecord, HandlerError> {
+        self.end(plane, succeeded).await
+    }
+
+    /// Writes that the attempt failed, and why. The next one may begin at once.
+    ///
+    /// # Errors
+    /// As [`Attempt::succeed`].
+    pub async fn fail(self, plane: &DataPlane, reason: &str) -> Result<JobRecord, HandlerError> {
+        self.end(plane, |record, now| failed(record, reason, now)).await
+    }
+
+    async fn end(
+        self,
+        plane: &DataPlane,
+        after: impl Fn(JobRecord, Millis) -> JobRecord,
+    ) -> Result<JobRecord, HandlerError> {
+        let mut current = self.record.clone();
+        for _ in 0..RACES_MAX {
+            let ended = after(current.clone(), clock::now());
+            if write(plane, &current, &ended).await? {
+                return Ok(ended);
+            }
+            // A person may have asked for its end meanwhile; that changes the version, not the holder.
+            let id = &self.record.id;
+            let found = plane.documents.get_as::<JobRecord>(Collection::Jobs, id.as_str()).await?;
+            current = match found {
+                Some(found) if found.state == JobState::Succeeded => return Ok(found),
+                Some(found) if found.holder == self.record.holder => found,
+                _ => return Err(HandlerError::Later(id.clone())),
+            };
+        }
+        Err(HandlerError::Contended(self.record.id))
+    }
+}
+
+async fn write(plane: &DataPlane, before: &JobRecord, after: &JobRecord) -> Result<bool, HandlerError> {
+    let expect = vec![("version", json!(before.version))];
+    Ok(plane.documents.replace(Collection::Jobs, encode(after), expect, None).await?)
+}
+
+/// Whether the handler may begin an attempt of the job.
+fn free(job: &JobRecord) -> Result<(), HandlerError> {
+    let ended =
+        |way_out: String| HandlerError::Ended { job: job.id.clone(), state: job.state.as_str(), way_out };
+    match (job.state, &job.holder) {
+        (JobState::Queued, _) => Ok(()),
+        (JobState::Starting | JobState::Running, Some(holder)) if !holder.starts_with(HOLDER) => {
+            Err(HandlerError::Held {
+                job: job.id.clone(),
+                module: job.module.clone(),
+                holder: holder.clone(),
+            })
+        }
+        (JobState::Starting | JobState::Running, _) if job.cancel => {
+            Err(ended(format!("a person asked for its end; `ion job retry {}` allows it again", job.id)))
+        }
+        (JobState::Starting | JobState::Running, _) => Ok(()),
+        (JobState::Waiting, _) => {
+            Err(ended("it gathers events, which a dispatcher does (`ion dispatch`)".into()))
+        }
+        _ => Err(ended(format!("`ion job retry {}` allows it again", job.id))),
+    }
+}
+
+/// The record of a job that nobody has claimed.
+fn unclaimed(work: &Work) -> JobRecord {
+    let id: JobId = work.job();
+    JobRecord {
+        id,
+        version: 0,
+        module: work.module.clone(),
+        event_id: work.event.id.clone(),
+        event_type: work.event.event_type.clone(),
+        correlation_id: work.event.context.correlation_id.clone(),
+        state: JobState::Queued,
+        attempt: 0,
+        attempts: vec![],
+        holder: None,
+        due: 0,
+        term: 0,
+        created: clock::now(),
+        ended: None,
+        cancel: false,
+        outbox: false,
+        failures: 0,
+        losses: 0,
+    }
+}
+
+fn begun(mut job: JobRecord, holder: String, now: Millis) -> JobRecord {
+    let superseded = "another one was prepared";
+    close_attempt(&mut job, AttemptEnd::Lost, Some(superseded), now);
+    job.version += 1;
+    job.state = JobState::Running;
+    job.attempt += 1;
+    job.holder = Some(holder);
+    stand(&mut job, now, millis(TERM));
+    job.attempts.push(record::Attempt {
+        number: job.attempt,
+        started: now,
+        ended: None,
+        end: None,
+        exit_code: None,
+        reason: None,
+        log: None,
+    });
+    job
+}
+
+fn succeeded(mut job: JobRecord, now: Millis) -> JobRecord {
+    close_attempt(&mut job, AttemptEnd::Succeeded, None, now);
+    job.version += 1;
+    job.state = JobState::Succeeded;
+    job.holder = None;
+    stand(&mut job, now, 0);
+    job.ended = Some(now);
+    // What was staged is committed, and has still to be shown.
+    job.outbox = true;
+    job
+}
+
+fn failed(mut job: JobRecord, reason: &str, now: Millis) -> JobRecord {
+    close_attempt(&mut job, AttemptEnd::Failed, Some(reason), now);
+    job.version += 1;
+    job.failures += 1;
+    job.state = JobState::Queued;
+    job.holder = None;
+    stand(&mut job, now, 0);
+    job
+}
+
+/// Ends the attempt that is under way, if one is.
+fn close_attempt(job: &mut JobRecord, end: AttemptEnd, reason: Option<&str>, now: Millis) {
+    if let Some(attempt) = job.attempts.last_mut().filter(|attempt| attempt.end.is_none()) {
+        attempt.ended = Some(now);
+        attempt.end = Some(end);
+        attempt.reason = reason.map(str::to_owned);
+    }
+}
+
+fn stand(job: &mut JobRecord, now: Millis, term: Millis) {
+    job.term = term;
+    job.due = now + term;
+}

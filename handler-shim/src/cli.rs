@@ -1,0 +1,169 @@
+//! The command `ion-handler`: older Ion's handler, with its command line.
+
+mod settings;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use crate::commit::commit;
+use crate::development::{Dump, first_event};
+use crate::folder::Folder;
+use crate::prepare::prepare;
+use crate::{HandlerError, Work};
+use clap::{CommandFactory as _, FromArgMatches as _};
+use ionfs::errors::chain;
+use ionfs::event::{Event, is_event_type};
+use ionfs::id::{CorrelationId, EventId};
+use ionfs::stores::{Collection, DataPlane};
+
+use self::settings::{Action, Arguments, Settings};
+
+/// Why the command did not do its work: one line for people.
+#[derive(Debug)]
+struct Failure(String);
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(chain(&error))
+    }
+}
+
+/// Runs the command.
+pub fn main() -> ExitCode {
+    let matches = Arguments::command().get_matches();
+    let settings = Arguments::from_arg_matches(&matches)
+        .map_err(Failure::from)
+        .and_then(|arguments| Settings::resolve(arguments, &matches).map_err(Failure));
+    let outcome = settings.and_then(|settings| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let outcome = runtime.block_on(work(&settings));
+        // A task that hangs on a dead store must not hold the command.
+        runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+        outcome
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(text)) => {
+            complain(&text);
+            ExitCode::from(1)
+        }
+    }
+}
+
+async fn work(settings: &Settings) -> Result<(), Failure> {
+    if settings.print_config {
+        say(&format!("{:#}", settings.printable()));
+    }
+    let Some(action) = settings.action else {
+        if settings.print_config {
+            return Ok(());
+        }
+        return Err(Failure("what to do is missing: --action=prepare or --action=commit".into()));
+    };
+    if !is_event_type(&settings.module) {
+        return Err(Failure(format!(
+            "--context.name is {:?}: a module's name is needed, of letters, digits, '.', '_' and '-'",
+            settings.module
+        )));
+    }
+    let dump = settings.development.as_ref().map(|base| Dump::new(base, &settings.module));
+    let plane = match &dump {
+        Some(dump) => dump.stores().await?,
+        None => settings.stores.open().await?,
+    };
+    let done = act(settings, action, &plane, dump.as_ref()).await;
+    plane.documents.close().await;
+    done
+}
+
+async fn act(
+    settings: &Settings,
+    action: Action,
+    plane: &DataPlane,
+    dump: Option<&Dump>,
+) -> Result<(), Failure> {
+    let folder = Folder::new(&settings.base_dir);
+    let work = Work {
+        module: settings.module.clone(),
+        event: event(settings, action, plane, &folder).await?,
+        emits: settings.emits.clone(),
+        limits: settings.limits,
+        deadline: settings.deadline,
+    };
+    match action {
+        Action::Prepare => {
+            let prepared = prepare(plane, &folder, &work, settings.urls).await?;
+            if let Some(dump) = dump {
+                dump.prepared(&work.event)?;
+            }
+            tracing::info!(event = %work.event.id, files = prepared.files, "prepared");
+        }
+        Action::Commit => {
+            let committed = commit(plane, &folder, &work).await?;
+            if let Some(dump) = dump {
+                dump.committed(&committed)?;
+            }
+            for event in &committed.events {
+                say(&format!("{}  {}", event.event_type, event.id));
+            }
+            tracing::info!(event = %work.event.id, events = committed.events.len(), "committed");
+        }
+    }
+    Ok(())
+}
+
+/// The event the module works on.
+async fn event(
+    settings: &Settings,
+    action: Action,
+    plane: &DataPlane,
+    folder: &Folder,
+) -> Result<Event, Failure> {
+    let development = settings.development.is_some();
+    // A first module of development mode is given no event; its commit goes on with the one that prepare made up.
+    let noted =
+        || folder.noted().filter(|_| development && action == Action::Commit).map(|note| note.event_id);
+    let Some(id) = settings.event_id.clone().map(EventId::new).or_else(noted) else {
+        if development && action == Action::Prepare {
+            return Ok(first_event(plane, folder, None, correlation(settings)).await?);
+        }
+        return Err(Failure("--context.eventid is missing: the event to work on".into()));
+    };
+    let found = plane.documents.get_as::<Event>(Collection::Events, id.as_str()).await;
+    match found.map_err(HandlerError::from)? {
+        Some(event) => {
+            let of = event.context.correlation_id.as_str();
+            match &settings.correlation_id {
+                Some(said) if said != of => Err(Failure(format!(
+                    "event {id} is of correlation {of}, and --context.correlationid says {said}; one of them is another's"
+                ))),
+                _ => Ok(event),
+            }
+        }
+        None if development && action == Action::Prepare => {
+            tracing::info!(event = %id, "no module has made it here: what is in in/data becomes the event");
+            Ok(first_event(plane, folder, Some(id), correlation(settings)).await?)
+        }
+        None if development => {
+            Err(Failure(format!("there is no event {id} in development mode; prepare comes first")))
+        }
+        None => Err(Failure(format!(
+            "there is no event {id} in {}; ION_DOCUMENTS (or ION_HOME) says where events are",
+            settings.stores.documents()
+        ))),
+    }
+}
+
+fn correlation(settings: &Settings) -> Option<CorrelationId> {
+    settings.correlation_id.clone().map(CorrelationId::new)
+}
+
+/// Prints a result. A reader that went away does not matter: the work is done.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Says why the command failed, or what it should not have been given.
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "ion-handler: {text}");
+}

@@ -1,0 +1,543 @@
+//! Flags and environment of older Ion's handler, read in this one place.
+//!
+//! Each flag has a variable of its name in capitals, with `_` for `.`: older Ion's own way. Where the stores are is said by
+//! `ION_BLOBS`, `ION_DOCUMENTS` and `ION_BUS`, as to the command `ion`; what is not, by the older groups of flags; what
+//! neither says, below `ION_HOME`. So a deployment moves to other stores without touching its command lines.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, Parser, ValueEnum};
+use ionfs::address::FileUrls;
+use ionfs::limits::{Limits, SetLimits};
+use ionfs::stores::object::ObjectBlobs;
+use ionfs::stores::open::{StoreUrls, open_blobs, open_over, without_credentials};
+use ionfs::stores::{Blobs, DataPlane, StoreError};
+use serde_json::{Value, json};
+use tracing_subscriber::EnvFilter;
+
+use super::complain;
+
+/// Where the folder is when nobody says.
+const BASE_DIR: &str = "/ion";
+
+/// Flags that hold a secret.
+const SECRETS: [&str; 4] = [
+    "sharedsecret",
+    "azureblobprovider.blobaccountkey",
+    "mongodbdocprovider.password",
+    "servicebuseventprovider.key",
+];
+
+/// Older Ion's handler: copies an event's files into a folder for a module, and commits what it left there.
+///
+/// For places where nothing can be mounted. Elsewhere a module of older Ion needs no handler: `ion up` runs it as it is.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ion-handler",
+    version,
+    after_help = "\
+Examples:
+  ion-handler start --action=prepare --context.name=sample --context.eventid=3f2b91c0
+  HANDLER_BASE_DIR=/ion ./sample
+  ion-handler start --action=commit --context.name=sample --context.eventid=3f2b91c0 --valideventtypes=frame,done
+  ion-handler --development --action=prepare --context.name=sample       no store needed; see .dev/"
+)]
+pub(super) struct Arguments {
+    /// Older Ion's only subcommand; may be left out
+    #[arg(value_parser = ["start"])]
+    start: Option<String>,
+    /// What to do
+    #[arg(short, long, value_enum, ignore_case = true, value_name = "ACTION")]
+    action: Option<Action>,
+    /// The folder with in/ and out/ [default: $HANDLER_BASE_DIR, else /ion]
+    #[arg(short, long, value_name = "DIR")]
+    basedir: Option<PathBuf>,
+    /// The event the module works on
+    #[arg(long = "context.eventid", env = "CONTEXT_EVENTID", value_name = "ID")]
+    event_id: Option<String>,
+    /// The correlation it belongs to; refused if the event says otherwise
+    #[arg(long = "context.correlationid", env = "CONTEXT_CORRELATIONID", value_name = "ID")]
+    correlation_id: Option<String>,
+    /// The event before it; the event itself says so, and it is right
+    #[arg(long = "context.parenteventid", env = "CONTEXT_PARENTEVENTID", value_name = "ID")]
+    parent_event_id: Option<String>,
+    /// The module's name
+    #[arg(long = "context.name", env = "CONTEXT_NAME", value_name = "NAME")]
+    name: Option<String>,
+    /// Event types the module may publish
+    #[arg(long, env = "VALIDEVENTTYPES", value_delimiter = ',', value_name = "TYPE,TYPE")]
+    valideventtypes: Vec<String>,
+    /// Files' addresses in in/eventmeta.json: none, ion, or signed by the store
+    #[arg(long, env = "ION_URLS", default_value = "ion", value_parser = FileUrls::named, value_name = "KIND")]
+    urls: FileUrls,
+    /// Taken and not used: the localhost API is served beside a job of `ion up` (`api: sidecar`)
+    #[arg(long, env = "SHARED_SECRET", hide_env_values = true, value_name = "SECRET")]
+    sharedsecret: Option<String>,
+    /// Taken and not used, as --sharedsecret
+    #[arg(long, value_name = "PORT")]
+    serverport: Option<u16>,
+    /// How much is said: debug, info, warn or error
+    #[arg(short, long, env = "LOGLEVEL", default_value = "warn", ignore_case = true, value_enum)]
+    loglevel: Level,
+    /// Where it is said [default: standard error]
+    #[arg(short = 'L', long, env = "LOGFILE", value_name = "FILE")]
+    logfile: Option<PathBuf>,
+    /// Needs no store; shows what passed as files below .dev/
+    #[arg(long, alias = "development.enabled", env = "DEVELOPMENT", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_name = "BOOL")]
+    development: bool,
+    /// Where development mode keeps what it shows
+    #[arg(
+        long = "development.basedir",
+        env = "DEVELOPMENT_BASEDIR",
+        default_value = ".dev",
+        value_name = "DIR"
+    )]
+    development_basedir: PathBuf,
+    /// Print the settings first, without secrets
+    #[arg(short = 'P', long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_name = "BOOL")]
+    printconfig: bool,
+    #[command(flatten)]
+    azure: AzureArguments,
+    #[command(flatten)]
+    mongo: MongoArguments,
+    #[command(flatten)]
+    service_bus: ServiceBusArguments,
+    /// How long a commit goes on while no store moves anything
+    #[arg(long, env = "ION_COMMIT_DEADLINE", default_value = "30s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    commit_deadline: Duration,
+    /// What a job's events may take, as to the command `ion`
+    #[arg(long = "job-limit", env = "ION_JOB_LIMITS", value_delimiter = ',', value_name = "NAME=VALUE")]
+    limits: Vec<String>,
+    /// The folder of the embedded stores
+    #[arg(long, env = "ION_HOME", default_value = ".ion", value_name = "DIR")]
+    home: PathBuf,
+    /// Where files' bytes are kept: file://, s3://, az:// or gs://
+    #[arg(long, env = "ION_BLOBS", hide_env_values = true, value_name = "URL")]
+    blobs: Option<String>,
+    /// Where events and jobs are kept: sqlite:// or mongodb://
+    #[arg(long, env = "ION_DOCUMENTS", hide_env_values = true, value_name = "URL")]
+    documents: Option<String>,
+    /// Who is told of events: sqlite:// or amqp://
+    #[arg(long, env = "ION_BUS", hide_env_values = true, value_name = "URL")]
+    bus: Option<String>,
+}
+
+/// Older Ion's store of files.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Azure Blob, where ION_BLOBS is not set")]
+struct AzureArguments {
+    /// Whether to use it [default: if any of these is given]
+    #[arg(long = "azureblobprovider", alias = "azureblobprovider.enabled", env = "AZUREBLOBPROVIDER", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    azure_enabled: Option<bool>,
+    /// The storage account
+    #[arg(
+        id = "azureblobprovider.blobaccountname",
+        long = "azureblobprovider.blobaccountname",
+        env = "AZUREBLOBPROVIDER_BLOBACCOUNTNAME",
+        value_name = "NAME"
+    )]
+    account: Option<String>,
+    /// Its key; better in the environment
+    #[arg(
+        id = "azureblobprovider.blobaccountkey",
+        long = "azureblobprovider.blobaccountkey",
+        env = "AZUREBLOBPROVIDER_BLOBACCOUNTKEY",
+        hide_env_values = true,
+        value_name = "KEY"
+    )]
+    key: Option<String>,
+    /// The container
+    #[arg(
+        long = "azureblobprovider.containername",
+        env = "AZUREBLOBPROVIDER_CONTAINERNAME",
+        value_name = "NAME"
+    )]
+    container: Option<String>,
+}
+
+/// Older Ion's store of documents.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Azure Cosmos DB by its MongoDB protocol, where ION_DOCUMENTS is not set")]
+struct MongoArguments {
+    /// Whether to use it [default: if any of these is given]
+    #[arg(long = "mongodbdocprovider", alias = "mongodbdocprovider.enabled", env = "MONGODBDOCPROVIDER", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    mongo_enabled: Option<bool>,
+    /// The account: also its host, its user and its database
+    #[arg(
+        id = "mongodbdocprovider.name",
+        long = "mongodbdocprovider.name",
+        env = "MONGODBDOCPROVIDER_NAME",
+        value_name = "NAME"
+    )]
+    account: Option<String>,
+    /// Its password; better in the environment
+    #[arg(
+        id = "mongodbdocprovider.password",
+        long = "mongodbdocprovider.password",
+        env = "MONGODBDOCPROVIDER_PASSWORD",
+        hide_env_values = true,
+        value_name = "PASSWORD"
+    )]
+    password: Option<String>,
+    /// Taken and not used: events are in the collection "events" of that database
+    #[arg(
+        long = "mongodbdocprovider.collection",
+        env = "MONGODBDOCPROVIDER_COLLECTION",
+        value_name = "NAME"
+    )]
+    collection: Option<String>,
+    /// Its port
+    #[arg(
+        long = "mongodbdocprovider.port",
+        env = "MONGODBDOCPROVIDER_PORT",
+        default_value_t = 10255,
+        value_name = "PORT"
+    )]
+    port: u16,
+}
+
+/// Older Ion's bus, whose protocol is not spoken any more.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Azure Service Bus: ION_BUS takes its place")]
+struct ServiceBusArguments {
+    /// Whether it was used
+    #[arg(long = "servicebuseventprovider", alias = "servicebuseventprovider.enabled", env = "SERVICEBUSEVENTPROVIDER", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    bus_enabled: Option<bool>,
+    /// The namespace
+    #[arg(
+        long = "servicebuseventprovider.namespace",
+        env = "SERVICEBUSEVENTPROVIDER_NAMESPACE",
+        value_name = "NAME"
+    )]
+    namespace: Option<String>,
+    /// The topic
+    #[arg(
+        long = "servicebuseventprovider.topic",
+        env = "SERVICEBUSEVENTPROVIDER_TOPIC",
+        value_name = "NAME"
+    )]
+    topic: Option<String>,
+    /// The key
+    #[arg(
+        id = "servicebuseventprovider.key",
+        long = "servicebuseventprovider.key",
+        env = "SERVICEBUSEVENTPROVIDER_KEY",
+        hide_env_values = true,
+        value_name = "KEY"
+    )]
+    key: Option<String>,
+    /// The authorization rule
+    #[arg(
+        long = "servicebuseventprovider.authorizationrulename",
+        env = "SERVICEBUSEVENTPROVIDER_AUTHORIZATIONRULENAME",
+        value_name = "NAME"
+    )]
+    rule: Option<String>,
+}
+
+/// What the handler does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Action {
+    /// Fill the folder
+    Prepare,
+    /// Commit what is in it
+    Commit,
+}
+
+/// How much is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Level {
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+impl Level {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Info => "info",
+            Self::Warn => "warn",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// The settings of one command.
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub(super) action: Option<Action>,
+    pub(super) base_dir: PathBuf,
+    pub(super) module: String,
+    pub(super) event_id: Option<String>,
+    pub(super) correlation_id: Option<String>,
+    pub(super) emits: Vec<String>,
+    pub(super) urls: FileUrls,
+    pub(super) limits: Limits,
+    pub(super) deadline: Duration,
+    /// Where development mode dumps; none outside of it.
+    pub(super) development: Option<PathBuf>,
+    pub(super) print_config: bool,
+    pub(super) stores: Stores,
+    printable: Value,
+}
+
+impl Settings {
+    /// Checks what was said, and begins to log.
+    ///
+    /// # Errors
+    /// What is wrong and what to do about it, in words without secrets.
+    pub(super) fn resolve(arguments: Arguments, matches: &ArgMatches) -> Result<Self, String> {
+        log(&arguments)?;
+        for secret in SECRETS.iter().filter(|name| from_command_line(matches, name)) {
+            let variable = secret.to_uppercase().replace('.', "_").replace("SHAREDSECRET", "SHARED_SECRET");
+            complain(&format!(
+                "--{secret} in the command line can be read by every user of this machine; set {variable} instead"
+            ));
+        }
+        let development = arguments.development.then(|| arguments.development_basedir.clone());
+        let stores = Stores::choose(&arguments, development.is_some())?;
+        let nothing = |path: &PathBuf| path.as_os_str().is_empty();
+        let base_dir = match &arguments.basedir {
+            // Older Ion's own default, which meant its place in the container.
+            Some(path) if !nothing(path) && path.as_os_str() != "./" => path.clone(),
+            _ => std::env::var_os("HANDLER_BASE_DIR")
+                .map(PathBuf::from)
+                .filter(|path| !nothing(path))
+                .unwrap_or_else(|| BASE_DIR.into()),
+        };
+        let limits = limits(&arguments.limits)?;
+        let printable = printable(&arguments, &base_dir, &stores);
+        let said = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let emits = arguments.valideventtypes.iter().map(|name| name.trim().to_owned());
+        Ok(Self {
+            action: arguments.action,
+            base_dir,
+            module: arguments.name.unwrap_or_default(),
+            event_id: said(arguments.event_id),
+            correlation_id: said(arguments.correlation_id),
+            emits: emits.filter(|name| !name.is_empty()).collect(),
+            urls: arguments.urls,
+            limits,
+            deadline: arguments.commit_deadline,
+            development,
+            print_config: arguments.printconfig,
+            stores,
+            printable,
+        })
+    }
+
+    /// The settings, for people: of a secret only whether there is one.
+    pub(super) fn printable(&self) -> &Value {
+        &self.printable
+    }
+}
+
+fn from_command_line(matches: &ArgMatches, name: &str) -> bool {
+    matches.value_source(name) == Some(ValueSource::CommandLine)
+}
+
+fn log(arguments: &Arguments) -> Result<(), String> {
+    let level = arguments.loglevel.as_str();
+    let others = if arguments.loglevel == Level::Error { level } else { "warn" };
+    let spans = ionfs::spans::TARGET;
+    // Of the libraries' own words nobody knows what they hold.
+    let filter = format!("{others},lapin=off,ionfs={level},handler_shim={level},{spans}=off");
+    let subscriber = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_target(false);
+    match &arguments.logfile {
+        Some(path) if !path.as_os_str().is_empty() => {
+            let file = std::fs::File::options().create(true).append(true).open(path);
+            let file = file.map_err(|error| format!("--logfile {}: {error}", path.display()))?;
+            subscriber.with_ansi(false).with_writer(Arc::new(file)).init();
+        }
+        _ => {
+            let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            subscriber.with_ansi(terminal).with_writer(std::io::stderr).init();
+        }
+    }
+    Ok(())
+}
+
+fn limits(said: &[String]) -> Result<Limits, String> {
+    let mut set = SetLimits::default();
+    for word in said {
+        let (name, value) =
+            word.split_once('=').ok_or_else(|| format!("--job-limit {word:?}: NAME=VALUE is needed"))?;
+        set.set(name.trim(), value).map_err(|wrong| format!("--job-limit: {wrong}"))?;
+    }
+    Ok(set.over(Limits::default()))
+}
+
+/// Which stores.
+pub(super) struct Stores {
+    urls: StoreUrls,
+    /// In place of `urls.blobs`: a key that stands in no URL.
+    azure: Option<Azure>,
+}
+
+/// A container of Azure Blob and its key.
+struct Azure {
+    account: String,
+    key: String,
+    container: String,
+}
+
+impl std::fmt::Debug for Stores {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}", self.shown())
+    }
+}
+
+impl Stores {
+    fn choose(arguments: &Arguments, development: bool) -> Result<Self, String> {
+        let embedded = StoreUrls::embedded(&arguments.home);
+        // Development mode looks at no store, whatever is said of them.
+        if development {
+            return Ok(Self { urls: embedded, azure: None });
+        }
+        let azure = match &arguments.blobs {
+            Some(_) => None,
+            None => azure(&arguments.azure)?,
+        };
+        let documents = match &arguments.documents {
+            Some(url) => Some(url.clone()),
+            None => cosmos(&arguments.mongo)?,
+        };
+        if arguments.bus.is_none() && is_used(&arguments.service_bus) {
+            return Err("--servicebuseventprovider: Azure Service Bus is not spoken to any more; name a RabbitMQ with \
+                ION_BUS=amqp://HOST/VHOST, which takes the place of this group"
+                .into());
+        }
+        let urls = StoreUrls {
+            blobs: arguments.blobs.clone().unwrap_or(embedded.blobs),
+            documents: documents.unwrap_or(embedded.documents),
+            bus: arguments.bus.clone().unwrap_or(embedded.bus),
+        };
+        Ok(Self { urls, azure })
+    }
+
+    /// Opens them.
+    ///
+    /// # Errors
+    /// As [`ionfs::stores::open::open`].
+    pub(super) async fn open(&self) -> Result<DataPlane, StoreError> {
+        let blobs: Arc<dyn Blobs> = match &self.azure {
+            Some(azure) => Arc::new(ObjectBlobs::azure(&azure.account, &azure.key, &azure.container)?),
+            None => open_blobs(&self.urls.blobs).await?,
+        };
+        open_over(blobs, &self.urls).await
+    }
+
+    /// Where events are, for people.
+    pub(super) fn documents(&self) -> String {
+        without_credentials(&self.urls.documents)
+    }
+
+    fn shown(&self) -> Value {
+        let blobs = match &self.azure {
+            Some(azure) => format!("az://{}", azure.container),
+            None => without_credentials(&self.urls.blobs),
+        };
+        json!({"blobs": blobs, "documents": self.documents(), "bus": without_credentials(&self.urls.bus)})
+    }
+}
+
+/// What a group needs, or the flag that is missing.
+fn needed(group: &str, flag: &str, value: Option<&String>) -> Result<String, String> {
+    let value = value.filter(|value| !value.is_empty());
+    value.cloned().ok_or_else(|| format!("--{group} needs --{group}.{flag}"))
+}
+
+fn azure(group: &AzureArguments) -> Result<Option<Azure>, String> {
+    let given = group.account.is_some() || group.key.is_some() || group.container.is_some();
+    if !group.azure_enabled.unwrap_or(given) {
+        return Ok(None);
+    }
+    let needed = |flag, value: &Option<String>| needed("azureblobprovider", flag, value.as_ref());
+    Ok(Some(Azure {
+        account: needed("blobaccountname", &group.account)?,
+        key: needed("blobaccountkey", &group.key)?,
+        container: needed("containername", &group.container)?,
+    }))
+}
+
+/// The URL of the Cosmos DB account that older Ion connected to.
+fn cosmos(group: &MongoArguments) -> Result<Option<String>, String> {
+    let given = group.account.is_some() || group.password.is_some() || group.collection.is_some();
+    if !group.mongo_enabled.unwrap_or(given) {
+        return Ok(None);
+    }
+    let needed = |flag, value: &Option<String>| needed("mongodbdocprovider", flag, value.as_ref());
+    let name = needed("name", &group.account)?;
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if !name.chars().all(allowed) {
+        return Err(format!(
+            "--mongodbdocprovider.name {name:?}: letters, digits and '-' are allowed; another server is named with ION_DOCUMENTS=mongodb://"
+        ));
+    }
+    let password = escaped(&needed("password", &group.password)?);
+    let port = group.port;
+    Ok(Some(format!(
+        "mongodb://{name}:{password}@{name}.documents.azure.com:{port}/{name}?tls=true&replicaSet=globaldb&retryWrites=false&maxIdleTimeMS=120000"
+    )))
+}
+
+/// A password as it may stand in a URL.
+fn escaped(password: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let escape = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    password.bytes().map(escape).collect()
+}
+
+fn is_used(group: &ServiceBusArguments) -> bool {
+    let given = [&group.namespace, &group.topic, &group.key, &group.rule];
+    group.bus_enabled.unwrap_or_else(|| given.into_iter().any(Option::is_some))
+}
+
+/// What `--printconfig` shows.
+fn printable(arguments: &Arguments, base_dir: &std::path::Path, stores: &Stores) -> Value {
+    let hidden = |secret: &Option<String>| if secret.is_some() { "***" } else { "" };
+    let (azure, mongo, bus) = (&arguments.azure, &arguments.mongo, &arguments.service_bus);
+    json!({
+        "action": arguments.action.map(|action| format!("{action:?}").to_lowercase()),
+        "baseDir": base_dir,
+        "context": {
+            "name": arguments.name,
+            "eventId": arguments.event_id,
+            "correlationId": arguments.correlation_id,
+            "parentEventId": arguments.parent_event_id,
+        },
+        "validEventTypes": arguments.valideventtypes,
+        "urls": arguments.urls,
+        "sharedSecret": hidden(&arguments.sharedsecret),
+        "serverPort": arguments.serverport,
+        "logLevel": arguments.loglevel.as_str(),
+        "logFile": arguments.logfile,
+        "development": {"enabled": arguments.development, "baseDir": arguments.development_basedir},
+        "stores": stores.shown(),
+        "azureBlobProvider": {
+            "enabled": azure.azure_enabled,
+            "blobAccountName": azure.account,
+            "blobAccountKey": hidden(&azure.key),
+            "containerName": azure.container,
+        },
+        "mongoDBDocProvider": {
+            "enabled": mongo.mongo_enabled,
+            "name": mongo.account,
+            "password": hidden(&mongo.password),
+            "collection": mongo.collection,
+            "port": mongo.port,
+        },
+        "serviceBusEventProvider": {
+            "enabled": bus.bus_enabled,
+            "namespace": bus.namespace,
+            "topic": bus.topic,
+            "key": hidden(&bus.key),
+            "authorizationRuleName": bus.rule,
+        },
+    })
+}

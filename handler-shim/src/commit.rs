@@ -1,0 +1,322 @@
+//! `commit`: what a module left in `out/` becomes events, all of them or none.
+//!
+//! # Flow
+//! 1. Every event file and `insights.json` is read and checked; one that is wrong refuses all, before a byte is stored.
+//! 2. Each goes through the commit protocol of `ionfs` as one of an on-success job: its files become blobs, its document is
+//!    staged, which nobody sees.
+//! 3. One write says that the job succeeded. This is the commit of all of them.
+//! 4. They are shown and published; what is not by now, a relay does.
+//!
+//! # After a crash
+//! Before step 3 nothing has happened: run `commit` again. After it everything has: `commit` run again goes on with step 4
+//! and gives the same events. An event's id is made of the parent, the module and the file's name, so none is ever twice.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use ionfs::checksum::{BLOCK, Summer};
+use ionfs::commit::{Committer, Origin, Refusal, Staging, files_of};
+use ionfs::errors::chain;
+use ionfs::event::{Event, EventFile, FileEntry, KeyValue, Parsed, clean_path, parse_within};
+use ionfs::id::EventId;
+use ionfs::limits::bytes_in_words;
+use ionfs::record::{CommitMode, InsightRecord, JobRecord};
+use ionfs::relay;
+use ionfs::stores::{Collection, DataPlane, Query};
+use ionfs::upload::store_open;
+use serde_json::json;
+use tokio::sync::{OnceCell, Semaphore};
+use uuid::Uuid;
+
+use crate::attempt::{Attempt, Standing};
+use crate::folder::{Folder, Left, Output, read_within};
+use crate::{HandlerError, Work};
+
+/// Events committed at a time. Fewer wait for the stores one by one; more only wait for each other's files.
+const EVENTS_AT_A_TIME: usize = 16;
+
+/// Bytes of one of [`TURNS`]: a part of an upload.
+const TURN: u64 = 8 << 20;
+
+/// Parts of uploads under way, of all files together: what they take of memory. 16 small files, or three large ones.
+const TURNS: u32 = 16;
+
+/// Parts of one file that an upload has under way at most, one of them being read.
+const TURNS_OF_A_FILE: u64 = 5;
+
+/// Files open at a time: each takes a descriptor, and an event may name 200,000.
+const OPEN_MAX: usize = 64;
+
+/// What was committed.
+#[derive(Debug)]
+pub struct Committed {
+    /// The events, by the names of their files.
+    pub events: Vec<Event>,
+    /// What was kept for analysis.
+    pub insights: Option<InsightRecord>,
+}
+
+/// Commits what is in the folder.
+///
+/// # Guarantees
+/// `Ok`: all events will be published, whatever dies. `Err`: none is seen, now or later, unless this is run again and says
+/// `Ok`; with [`HandlerError::Store`] it may have happened all the same, which the next run finds.
+///
+/// # Errors
+/// [`HandlerError::Rejected`] names the first event file, by name, that cannot be an event, and why.
+pub async fn commit(plane: &DataPlane, folder: &Folder, work: &Work) -> Result<Committed, HandlerError> {
+    let standing = Attempt::resume(plane, work, folder).await?;
+    let output = folder.output()?;
+    match standing {
+        Standing::Ours(attempt) => match stage(plane, work, &attempt, output).await {
+            Ok(()) => show(plane, work, attempt.succeed(plane).await?).await,
+            Err(error) => Err(give_up(plane, attempt, error).await),
+        },
+        Standing::Succeeded(job) => {
+            compare(plane, work, output).await?;
+            show(plane, work, job).await
+        }
+    }
+}
+
+/// The attempt's end after an error: one that the module made is its failure; one that a store made leaves the attempt open,
+/// to be gone on with.
+async fn give_up(plane: &DataPlane, attempt: Attempt, error: HandlerError) -> HandlerError {
+    match &error {
+        HandlerError::Rejected { refusal: Refusal::Fenced, .. } => {
+            HandlerError::Later(attempt.record().id.clone())
+        }
+        HandlerError::Rejected { refusal, .. } if !matches!(refusal, Refusal::Stores(_)) => {
+            if let Err(failed) = attempt.fail(plane, &error.to_string()).await {
+                tracing::warn!(error = chain(&failed), "that the attempt failed is not in the ledger");
+            }
+            error
+        }
+        _ => error,
+    }
+}
+
+/// What a module left, read.
+struct Written {
+    events: Vec<(String, EventFile)>,
+    insights: Option<Vec<KeyValue>>,
+}
+
+/// Step 1.
+fn read(output: &Output, work: &Work) -> Result<Written, HandlerError> {
+    let names = output.event_names();
+    let names = names.map_err(HandlerError::folder("out/events", "cannot be read"))?;
+    let mut events = Vec::with_capacity(names.len());
+    for name in names {
+        match parsed(output.event(&name), work, &name)? {
+            Some(file) => events.push((name, file)),
+            // As on the mount: a file that was made and never written to is no event.
+            None => tracing::warn!(event = name, "the event file is empty; no event comes of it"),
+        }
+    }
+    let insights = parsed(output.insights(), work, "insights.json")?;
+    Ok(Written { events, insights: insights.map(EventFile::into_values) })
+}
+
+/// A file of JSON that the module left; none if it is empty or not there.
+fn parsed(left: io::Result<Left>, work: &Work, name: &str) -> Result<Option<EventFile>, HandlerError> {
+    let rejected = |refusal| HandlerError::Rejected { name: name.to_owned(), refusal };
+    let unreadable = |source| rejected(Refusal::Unreadable { path: name.to_owned(), source });
+    let file = match left.map_err(unreadable)? {
+        Left::File(file) => file,
+        Left::Missing => return Ok(None),
+        Left::Other(what) => return Err(rejected(Refusal::Invalid(format!("it is {what}")))),
+    };
+    let most = work.limits.event_bytes;
+    let Some(content) = read_within(&file, most).map_err(unreadable)? else {
+        return Err(rejected(Refusal::TooBig(format!("an event file may have {}", bytes_in_words(most)))));
+    };
+    match parse_within(&content, &work.limits) {
+        Parsed::Complete(file) => Ok(Some(file)),
+        Parsed::Empty => Ok(None),
+        Parsed::Incomplete => Err(rejected(Refusal::Invalid("the JSON document is cut off".into()))),
+        Parsed::Invalid(reason) => Err(rejected(Refusal::Invalid(reason))),
+        Parsed::TooBig(reason) => Err(rejected(Refusal::TooBig(reason))),
+    }
+}
+
+/// Steps 1 and 2.
+async fn stage(
+    plane: &DataPlane,
+    work: &Work,
+    attempt: &Attempt,
+    output: Output,
+) -> Result<(), HandlerError> {
+    let written = read(&output, work)?;
+    let record = attempt.record();
+    let origin = Origin {
+        job_id: record.id.clone(),
+        attempt: record.attempt,
+        holder: record.holder.clone(),
+        module: work.module.clone(),
+        emits: Some(work.emits.clone()),
+        commit: CommitMode::OnSuccess,
+        parent: work.event.context.clone(),
+    };
+    let committer = Committer::new(plane.clone(), origin, work.deadline);
+    let staged = Staged::new(plane, work, record, output);
+    let commits = written.events.into_iter().map(|(name, file)| {
+        let (committer, staged) = (&committer, &staged);
+        async move {
+            let committed = committer.commit(&name, file, staged).await;
+            committed.map_err(|refusal| HandlerError::Rejected { name, refusal })
+        }
+    });
+    let commits: Vec<_> = commits.collect();
+    stream::iter(commits).buffered(EVENTS_AT_A_TIME).try_for_each(|_| async { Ok(()) }).await?;
+    if let Some(insights) = written.insights {
+        let kept = committer.keep_insights(insights).await;
+        kept.map_err(|refusal| HandlerError::Rejected { name: "insights.json".into(), refusal })?;
+    }
+    Ok(())
+}
+
+/// Step 4, and what there is to show.
+async fn show(plane: &DataPlane, work: &Work, job: JobRecord) -> Result<Committed, HandlerError> {
+    if let Err(error) = relay::promote(plane, &job.id).await {
+        tracing::warn!(error = chain(&error), "the events are committed and not published yet; a relay will");
+    }
+    let of_job = vec![("context.parentEventId", json!(work.event.id)), ("jobId", json!(job.id))];
+    let mut events: Vec<Event> = plane.documents.find_as(Query::equal(Collection::Events, of_job)).await?;
+    // Those of an attempt that failed were never committed.
+    events.retain(|event| event.context.document_type == ionfs::event::DocumentType::EventMeta);
+    events.retain(|event| event.attempt == Some(job.attempt));
+    events.sort_by(|a, b| a.file_name.cmp(&b.file_name));
+    let id = InsightRecord::id(&job.id);
+    let insights = plane.documents.get_as::<InsightRecord>(Collection::Events, &id).await?;
+    let insights = insights.filter(|insights| insights.attempt == job.attempt);
+    Ok(Committed { events, insights })
+}
+
+/// Whether the folder says what the job's events say: a job that has succeeded makes no others.
+async fn compare(plane: &DataPlane, work: &Work, output: Output) -> Result<(), HandlerError> {
+    let written = read(&output, work)?;
+    let output = Arc::new(output);
+    for (name, file) in written.events {
+        let id = EventId::derive(&work.event.id, &work.module, &name);
+        let rejected = |refusal| HandlerError::Rejected { name: name.clone(), refusal };
+        let found = plane.documents.get_as::<Event>(Collection::Events, id.as_str()).await?;
+        let Some(found) = found else {
+            let reason = "the job has succeeded without it; a new event starts a new job".to_owned();
+            return Err(rejected(Refusal::Invalid(reason)));
+        };
+        let mut files = Vec::with_capacity(file.files.len());
+        let mut seen = std::collections::HashSet::new();
+        for named in &file.files {
+            let path = clean_path(named).unwrap_or_else(|| named.clone());
+            if seen.insert(path.clone()) {
+                let (output, path) = (output.clone(), path);
+                let described = tokio::task::spawn_blocking(move || described(&output, path)).await;
+                files.push(
+                    described.expect("blocking work neither panics nor is cancelled").map_err(rejected)?,
+                );
+            }
+        }
+        let again =
+            Event { event_type: file.event_type.unwrap_or_default(), data: file.data, ..found.clone() };
+        if !again.same_content(&files, &found, &files_of(plane, &found).await?) {
+            return Err(rejected(Refusal::Differs(id)));
+        }
+    }
+    Ok(())
+}
+
+/// A file in `out/data` as an event's document would describe it, without storing it.
+fn described(output: &Output, path: String) -> Result<FileEntry, Refusal> {
+    let mut file = regular(output.data(&path), &path)?;
+    let unreadable = |source| Refusal::Unreadable { path: path.clone(), source };
+    let mut summer = Summer::default();
+    let mut piece = vec![0; usize::try_from(BLOCK).expect("a block fits memory")];
+    loop {
+        match file.read(&mut piece).map_err(unreadable)? {
+            0 => break,
+            length => summer.update(&piece[..length]),
+        }
+    }
+    let (size, checksums) = (summer.total(), summer.finish());
+    Ok(FileEntry { name: path.clone(), key: String::new(), size, mtime: 0, mode: 0, checksums })
+}
+
+fn regular(left: io::Result<Left>, path: &str) -> Result<File, Refusal> {
+    match left.map_err(|source| Refusal::Unreadable { path: path.to_owned(), source })? {
+        Left::File(file) => Ok(file),
+        Left::Missing => Err(Refusal::Missing(path.to_owned())),
+        Left::Other(what) => Err(Refusal::Invalid(format!("{path:?} is {what}"))),
+    }
+}
+
+/// A file that several events name is stored once.
+type Stored = Arc<OnceCell<FileEntry>>;
+
+/// The files of `out/data`, as the commit protocol asks for them.
+struct Staged<'w> {
+    plane: &'w DataPlane,
+    work: &'w Work,
+    output: Output,
+    /// Before the path in every key.
+    below: String,
+    made: AtomicU64,
+    moved: AtomicU64,
+    open: Semaphore,
+    turns: Semaphore,
+    stored: Mutex<HashMap<String, Stored>>,
+}
+
+impl<'w> Staged<'w> {
+    fn new(plane: &'w DataPlane, work: &'w Work, record: &JobRecord, output: Output) -> Self {
+        // A key is written once: a commit that was cut off may have stored other bytes in this same attempt.
+        let run = Uuid::new_v4().simple().to_string();
+        let correlation = &work.event.context.correlation_id;
+        Self {
+            plane,
+            work,
+            output,
+            below: format!("{correlation}/{}/{}.{}", record.id, record.attempt, &run[..8]),
+            made: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
+            open: Semaphore::new(OPEN_MAX),
+            turns: Semaphore::new(TURNS as usize),
+            stored: Mutex::default(),
+        }
+    }
+
+    async fn store(&self, path: &str) -> Result<FileEntry, Refusal> {
+        let _open = self.open.acquire().await.expect("the semaphore is never closed");
+        let file = regular(self.output.data(path), path)?;
+        let length = file.metadata().map_or(0, |metadata| metadata.len());
+        let turns = u32::try_from(length.div_ceil(TURN).clamp(1, TURNS_OF_A_FILE)).expect("a few");
+        let _turn = self.turns.acquire_many(turns).await.expect("the semaphore is never closed");
+        let (blobs, key) = (&*self.plane.blobs, self.fresh_key(path));
+        Ok(store_open(blobs, key, path.to_owned(), file, &self.moved).await?)
+    }
+}
+
+#[async_trait]
+impl Staging for Staged<'_> {
+    async fn durable(&self, path: &str) -> Result<FileEntry, Refusal> {
+        self.work.limits.may_name(path).map_err(Refusal::TooLong)?;
+        let cell = {
+            let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
+            stored.entry(path.to_owned()).or_default().clone()
+        };
+        cell.get_or_try_init(|| self.store(path)).await.cloned()
+    }
+
+    fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    fn fresh_key(&self, path: &str) -> String {
+        format!("{}.{}/{path}", self.below, self.made.fetch_add(1, Ordering::Relaxed))
+    }
+}

@@ -1,0 +1,205 @@
+//! Development mode: no store to set up, and everything that passed to be read as files below `.dev/<module>/`, in the flat
+//! shape that older Ion gave them.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `context.json` | the context the module ran in |
+//! | `contexts/<event file>` | what an event's document said: context, files, data |
+//! | `events/<event file>` | the message that announced it: its `context.eventId` starts the next module |
+//! | `insights/insights.json` | what was kept for analysis |
+//! | `prepared`, `committed` | that it was |
+//!
+//! The rules are those of production, as it is the same code on embedded stores in `.dev/.stores`.
+
+use std::path::{Path, PathBuf};
+
+use ionfs::clock;
+use ionfs::commit::create_event;
+use ionfs::event::{
+    Context, DocumentType, Event, EventFile, FileEntry, KeyValue, Parsed, Publication, parse,
+};
+use ionfs::id::{CorrelationId, EventId};
+use ionfs::stores::DataPlane;
+use ionfs::stores::open::{StoreUrls, open};
+use ionfs::upload::store_path;
+use serde_json::{Value, json};
+
+use crate::HandlerError;
+use crate::commit::Committed;
+use crate::folder::Folder;
+
+/// The type of an event that nobody published.
+const EVENT_TYPE: &str = "development";
+
+/// Where one module's runs are dumped.
+#[derive(Clone, Debug)]
+pub struct Dump {
+    base: PathBuf,
+    module: String,
+}
+
+impl Dump {
+    /// Below `base`, which is `.dev` unless somebody says otherwise. The module's name is part of a path.
+    pub fn new(base: impl Into<PathBuf>, module: &str) -> Self {
+        Self { base: base.into(), module: module.to_owned() }
+    }
+
+    /// The stores of development mode.
+    ///
+    /// # Errors
+    /// When their folder cannot be made.
+    pub async fn stores(&self) -> Result<DataPlane, HandlerError> {
+        let home = self.base.join(".stores");
+        std::fs::create_dir_all(&home).map_err(HandlerError::folder(&home, "cannot be made"))?;
+        Ok(open(&StoreUrls::embedded(&home)).await?)
+    }
+
+    /// The module is prepared: what an earlier run left is gone.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn prepared(&self, event: &Event) -> Result<(), HandlerError> {
+        let own = self.base.join(&self.module);
+        match std::fs::remove_dir_all(&own) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(HandlerError::folder(own, "cannot be removed")(error));
+            }
+            _ => {}
+        }
+        let context = Context { name: self.module.clone(), ..event.context.clone() };
+        self.write("context.json", &json!(context))?;
+        self.write("prepared", &json!({}))
+    }
+
+    /// The module is committed.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn committed(&self, committed: &Committed) -> Result<(), HandlerError> {
+        for event in &committed.events {
+            let name = event.file_name.as_deref().unwrap_or(event.id.as_str());
+            let files: Vec<&str> = event.files.iter().map(|file| file.name.as_str()).collect();
+            let meta = flat(&event.context, json!({"files": files, "data": event.data}));
+            self.write(&format!("contexts/{name}"), &meta)?;
+            self.write(&format!("events/{name}"), &json!(event.message()))?;
+        }
+        if let Some(insights) = &committed.insights {
+            let kept = flat(&insights.context, json!({"id": insights.id, "data": insights.data}));
+            self.write("insights/insights.json", &kept)?;
+        }
+        self.write("committed", &json!({}))
+    }
+
+    fn write(&self, name: &str, value: &Value) -> Result<(), HandlerError> {
+        let path = self.base.join(&self.module).join(name);
+        let written = || {
+            if let Some(parent) = path.parent() {
+                std::fs::create_dir_all(parent)?;
+            }
+            std::fs::write(&path, format!("{value:#}\n"))
+        };
+        written().map_err(HandlerError::folder(&path, "cannot be written"))
+    }
+}
+
+/// A context's fields and others in one object, as older Ion wrote them.
+fn flat(context: &Context, others: Value) -> Value {
+    let mut all = json!(context);
+    if let (Value::Object(all), Value::Object(others)) = (&mut all, others) {
+        all.extend(others);
+    }
+    all
+}
+
+/// The event of a module that nothing came before: what lies in `in/data` is its files, `in/eventmeta.json` its values. Kept
+/// in the stores, so that `prepare` brings it back.
+///
+/// # Errors
+/// When a file cannot be read or stored.
+pub async fn first_event(
+    plane: &DataPlane,
+    folder: &Folder,
+    id: Option<EventId>,
+    correlation: Option<CorrelationId>,
+) -> Result<Event, HandlerError> {
+    let id = id.unwrap_or_else(EventId::random);
+    let correlation = correlation.unwrap_or_else(CorrelationId::random);
+    let data = folder.at("in/data");
+    let mut names = Vec::new();
+    walk(&data, "", &mut names).map_err(HandlerError::folder(&data, "cannot be read"))?;
+    let mut files: Vec<FileEntry> = Vec::with_capacity(names.len());
+    for (n, name) in names.into_iter().enumerate() {
+        let key = format!("{correlation}/{id}/{n}/{name}");
+        let stored = store_path(&*plane.blobs, key, name.clone(), &data.join(&name)).await;
+        let why = |error| HandlerError::Input { name, reason: ionfs::errors::chain(&error) };
+        files.push(stored.map_err(why)?);
+    }
+    let event = Event {
+        context: Context {
+            name: EVENT_TYPE.into(),
+            event_id: id.clone(),
+            correlation_id: correlation,
+            parent_event_id: String::new(),
+            document_type: DocumentType::EventMeta,
+        },
+        id,
+        event_type: EVENT_TYPE.into(),
+        data: values(folder, &files)?,
+        files,
+        file_list: None,
+        created: clock::now(),
+        // Nobody is to be told of it.
+        publication: Publication::Published,
+        file_name: None,
+        job_id: None,
+        attempt: None,
+        publisher: None,
+        unrouted: false,
+    };
+    let created = create_event(plane, event.clone()).await;
+    created.map_err(|refusal| HandlerError::Rejected { name: "in/eventmeta.json".into(), refusal })?;
+    Ok(event)
+}
+
+/// The values in `in/eventmeta.json`, but for the addresses that an earlier `prepare` put there.
+fn values(folder: &Folder, files: &[FileEntry]) -> Result<Vec<KeyValue>, HandlerError> {
+    let path = folder.at("in/eventmeta.json");
+    let content = match std::fs::read(&path) {
+        Ok(content) => content,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
+        Err(error) => return Err(HandlerError::folder(path, "cannot be read")(error)),
+    };
+    let malformed = |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
+    let mut values = match parse(&content) {
+        Parsed::Complete(file) => EventFile::into_values(file),
+        Parsed::Empty => vec![],
+        Parsed::Invalid(why) | Parsed::TooBig(why) => {
+            return Err(HandlerError::folder(path, "cannot be read")(malformed(&why)));
+        }
+        Parsed::Incomplete => {
+            return Err(HandlerError::folder(path, "cannot be read")(malformed("it is cut off")));
+        }
+    };
+    let address =
+        |pair: &KeyValue| pair.value.starts_with("ion://") && files.iter().any(|file| file.name == pair.key);
+    values.retain(|pair| !address(pair));
+    Ok(values)
+}
+
+fn walk(folder: &Path, below: &str, names: &mut Vec<String>) -> std::io::Result<()> {
+    let mut entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries.collect::<Result<Vec<_>, _>>()?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let name = format!("{below}{}", entry.file_name().to_string_lossy());
+        if entry.file_type()?.is_dir() {
+            walk(&entry.path(), &format!("{name}/"), names)?;
+        } else {
+            names.push(name);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,235 @@
+//! `prepare`: an event's files and values into the folder.
+//!
+//! Files come in ranges side by side, also those of one large file; each block is compared with its checksum before it is
+//! written. What is in memory is one block for each range under way.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use ionfs::address::{FileUrls, addresses};
+use ionfs::clock::system_time;
+use ionfs::commit::files_of;
+use ionfs::errors::chain;
+use ionfs::event::{FileEntry, clean_path, event_json};
+use ionfs::stores::DataPlane;
+use serde::Serialize;
+
+use crate::attempt::{Attempt, Standing};
+use crate::folder::{Folder, new_file};
+use crate::{HandlerError, Work};
+
+/// Ranges fetched at a time: with one block each in memory. Fewer leave a remote store idle between small files.
+const FETCHES_MAX: usize = 16;
+
+/// Bytes of one range. Smaller asks the store more often; larger leaves a large file to few requests.
+const RANGE: u64 = 32 << 20;
+
+/// Bytes of a block that is not taken for nonsense: each is in memory as a whole.
+const BLOCK_MAX: u64 = 64 << 20;
+
+/// Tries of one range: what was damaged on the wire is right the second time, what is damaged in the store is not.
+const TRIES: usize = 2;
+
+/// What `prepare` found.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Files that are in `in/data` now.
+    pub files: usize,
+    /// The job had succeeded before: what the module makes now is only compared with what it made then.
+    pub succeeded_before: bool,
+}
+
+/// Begins an attempt and fills the folder for it.
+///
+/// # Errors
+/// When the attempt cannot begin, or a file does not arrive whole. The folder may be half filled then; the next `prepare`
+/// begins anew.
+pub async fn prepare(
+    plane: &DataPlane,
+    folder: &Folder,
+    work: &Work,
+    urls: FileUrls,
+) -> Result<Prepared, HandlerError> {
+    let standing = Attempt::begin(plane, work, folder).await?;
+    let succeeded_before = matches!(standing, Standing::Succeeded(_));
+    if succeeded_before {
+        tracing::warn!(job = %work.job(), "the job has succeeded before; a commit makes nothing new of it");
+    }
+    folder.reset()?;
+    let event = &work.event;
+    let files = files_of(plane, event).await?;
+    fetch_all(plane, folder, &files).await?;
+    let mut values = event.data.clone();
+    values.extend(addresses(plane, urls, &event.id, &files, "").await?);
+    // Older modules take the file's absence for "no values".
+    if !values.is_empty() {
+        folder.write("in/eventmeta.json", &pretty(&values))?;
+    }
+    folder.write("in/event.json", &pretty(&event_json(event, &files)))?;
+    Ok(Prepared { files: files.len(), succeeded_before })
+}
+
+fn pretty(value: &impl Serialize) -> Vec<u8> {
+    let mut text = serde_json::to_vec_pretty(value).expect("values of strings have a JSON form");
+    text.push(b'\n');
+    text
+}
+
+/// A file on its way into the folder.
+#[derive(Clone, Debug)]
+struct Coming {
+    entry: Arc<FileEntry>,
+    path: PathBuf,
+}
+
+async fn fetch_all(plane: &DataPlane, folder: &Folder, files: &[FileEntry]) -> Result<(), HandlerError> {
+    let coming = places(folder, files)?;
+    let made = coming.clone();
+    blocking(move || made.iter().try_for_each(make)).await?;
+    let ranges = coming.iter().flat_map(|file| ranges(&file.entry).map(|range| (file.clone(), range)));
+    let ranges: Vec<(Coming, Range<u64>)> = ranges.collect();
+    stream::iter(ranges)
+        .map(|(file, range)| fetch(plane, file, range))
+        .buffer_unordered(FETCHES_MAX)
+        .try_collect::<()>()
+        .await?;
+    blocking(move || coming.iter().try_for_each(finish)).await
+}
+
+/// Where each file goes. Names come from other hosts' documents: one that leaves `in/data` is refused.
+fn places(folder: &Folder, files: &[FileEntry]) -> Result<Vec<Coming>, HandlerError> {
+    let mut directories = HashSet::new();
+    for file in files {
+        let wrong = |reason: &str| HandlerError::Input { name: file.name.clone(), reason: reason.to_owned() };
+        if clean_path(&file.name).as_deref() != Some(file.name.as_str()) {
+            return Err(wrong("it is not a path below in/data"));
+        }
+        if file.checksums.block == 0 || file.checksums.block > BLOCK_MAX {
+            return Err(wrong("its document is malformed: its blocks have an impossible length"));
+        }
+        directories.extend(Path::new(&file.name).ancestors().skip(1).map(Path::to_owned));
+    }
+    let data = folder.at("in/data");
+    let coming = |file: &FileEntry| Coming { entry: Arc::new(file.clone()), path: data.join(&file.name) };
+    // A directory wins over a file of the same name, as on the mount: its files could not be reached otherwise.
+    let reachable = files.iter().filter(|file| !directories.contains(Path::new(&file.name)));
+    Ok(reachable.map(coming).collect())
+}
+
+fn make(file: &Coming) -> Result<(), HandlerError> {
+    let made = || -> io::Result<()> {
+        if let Some(parent) = file.path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        new_file(&file.path)?.set_len(file.entry.size)
+    };
+    made().map_err(HandlerError::folder(&file.path, "cannot be made"))
+}
+
+/// Its attributes, once its bytes are there.
+fn finish(file: &Coming) -> Result<(), HandlerError> {
+    let finished = || -> io::Result<()> {
+        let opened = File::options().write(true).open(&file.path)?;
+        opened.set_modified(system_time(file.entry.mtime))?;
+        // Whoever the module runs as may read it.
+        opened.set_permissions(std::fs::Permissions::from_mode(0o444 | (file.entry.mode & 0o777)))
+    };
+    finished().map_err(HandlerError::folder(&file.path, "cannot be given its attributes"))
+}
+
+/// The ranges of a file, each of whole blocks.
+fn ranges(entry: &FileEntry) -> impl Iterator<Item = Range<u64>> + use<> {
+    let size = entry.size;
+    let step = (RANGE / entry.checksums.block).max(1) * entry.checksums.block;
+    (0..size.div_ceil(step)).map(move |n| n * step..((n + 1) * step).min(size))
+}
+
+async fn fetch(plane: &DataPlane, file: Coming, range: Range<u64>) -> Result<(), HandlerError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match try_to_fetch(plane, &file, range.clone()).await {
+            Err(HandlerError::Input { name, reason }) if tries < TRIES => {
+                tracing::warn!(file = name, reason, "it is fetched once more");
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+async fn try_to_fetch(plane: &DataPlane, file: &Coming, range: Range<u64>) -> Result<(), HandlerError> {
+    let wrong = |reason: String| HandlerError::Input { name: file.entry.name.clone(), reason };
+    let path = file.path.clone();
+    let opened = blocking(move || File::options().write(true).open(&path)).await;
+    let opened = Arc::new(opened.map_err(HandlerError::folder(&file.path, "cannot be written"))?);
+    let body = plane.blobs.get(&file.entry.key, range.clone()).await;
+    let mut body = body.map_err(|error| wrong(chain(&error)))?;
+    let block = file.entry.checksums.block;
+    let mut gathered = Vec::new();
+    let mut at = range.start;
+    while at < range.end {
+        let whole = usize::try_from(block.min(range.end - at)).expect("a block fits memory");
+        while gathered.len() < whole {
+            let piece = body.try_next().await.map_err(|error| wrong(chain(&error)))?;
+            let Some(piece) = piece else {
+                return Err(wrong("the store holds fewer bytes than were written".into()));
+            };
+            gathered.extend_from_slice(&piece);
+        }
+        let rest = gathered.split_off(whole);
+        if !file.entry.checksums.agrees(at / block, &gathered) {
+            return Err(wrong(format!("block {} does not match its checksum", at / block)));
+        }
+        let opened = opened.clone();
+        let written = blocking(move || opened.write_all_at(&gathered, at)).await;
+        written.map_err(HandlerError::folder(&file.path, "cannot be written"))?;
+        gathered = rest;
+        at += whole as u64;
+    }
+    Ok(())
+}
+
+/// Work that waits for the disk.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("blocking work neither panics nor is cancelled")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use ionfs::checksum;
+
+    use super::*;
+
+    fn entry(name: &str, size: u64) -> FileEntry {
+        FileEntry { size, ..ionfs::upload::empty_file(name.into(), name.into()) }
+    }
+
+    #[test]
+    fn ranges_cover_a_file_in_whole_blocks() {
+        let all: Vec<_> = ranges(&entry("a", 2 * RANGE + 5)).collect();
+        assert_eq!(all, [0..RANGE, RANGE..2 * RANGE, 2 * RANGE..2 * RANGE + 5]);
+        assert!(all.iter().all(|range| range.start % checksum::BLOCK == 0));
+        assert_eq!(ranges(&entry("a", 0)).count(), 0);
+    }
+
+    #[test]
+    fn a_name_that_leaves_the_folder_is_refused_and_a_directory_wins() {
+        let folder = Folder::new("/nowhere");
+        for name in ["../x", "/etc/passwd", "a/../../b", "a//b", ""] {
+            assert!(places(&folder, &[entry(name, 1)]).is_err(), "{name:?}");
+        }
+        let placed = places(&folder, &[entry("a", 1), entry("a/b", 1), entry("c", 1)]).unwrap();
+        let placed: BTreeMap<&str, &Path> =
+            placed.iter().map(|file| (file.entry.name.as_str(), file.path.as_path())).collect();
+        assert_eq!(placed.keys().copied().collect::<Vec<_>>(), ["a/b", "c"]);
+        assert_eq!(placed["a/b"], Path::new("/nowhere/in/data/a/b"));
+    }
+}
