@@ -11,6 +11,7 @@
 use std::time::Duration;
 
 use ionfs::clock::{self, Millis, millis};
+use ionfs::failpoint;
 use ionfs::id::JobId;
 use ionfs::record::{self, AttemptEnd, JobRecord, JobState};
 use ionfs::stores::{Collection, DataPlane, Inserted, encode};
@@ -76,6 +77,7 @@ impl Attempt {
                 }
             };
             if written {
+                failpoint::reach("handler.begun");
                 return Ok(Standing::Ours(Self { record }));
             }
         }
@@ -133,6 +135,7 @@ impl Attempt {
         for _ in 0..RACES_MAX {
             let ended = after(current.clone(), clock::now());
             if write(plane, &current, &ended).await? {
+                failpoint::reach("handler.ended");
                 return Ok(ended);
             }
             // A person may have asked for its end meanwhile; that changes the version, not the holder.

@@ -22,7 +22,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use ionfs::checksum::{BLOCK, Summer};
 use ionfs::commit::{Committer, Origin, Refusal, Staging, files_of};
 use ionfs::errors::chain;
-use ionfs::event::{Event, EventFile, FileEntry, KeyValue, Parsed, clean_path, parse_within};
+use ionfs::event::{Event, EventFile, FileEntry, KeyValue, Parsed, Publication, clean_path, parse_within};
 use ionfs::id::EventId;
 use ionfs::limits::bytes_in_words;
 use ionfs::record::{CommitMode, InsightRecord, JobRecord};
@@ -186,11 +186,15 @@ async fn show(plane: &DataPlane, work: &Work, job: JobRecord) -> Result<Committe
     if let Err(error) = relay::promote(plane, &job.id).await {
         tracing::warn!(error = chain(&error), "the events are committed and not published yet; a relay will");
     }
-    let of_job = vec![("context.parentEventId", json!(work.event.id)), ("jobId", json!(job.id))];
-    let mut events: Vec<Event> = plane.documents.find_as(Query::equal(Collection::Events, of_job)).await?;
-    // Those of an attempt that failed were never committed.
-    events.retain(|event| event.context.document_type == ionfs::event::DocumentType::EventMeta);
-    events.retain(|event| event.attempt == Some(job.attempt));
+    let mut events: Vec<Event> = Vec::new();
+    for publication in [Publication::Published, Publication::Unpublished] {
+        let of_job = vec![
+            ("context.parentEventId", json!(work.event.id)),
+            ("jobId", json!(job.id)),
+            ("publication", json!(publication)),
+        ];
+        events.extend(plane.documents.find_as::<Event>(Query::equal(Collection::Events, of_job)).await?);
+    }
     events.sort_by(|a, b| a.file_name.cmp(&b.file_name));
     let id = InsightRecord::id(&job.id);
     let insights = plane.documents.get_as::<InsightRecord>(Collection::Events, &id).await?;
