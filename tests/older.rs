@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use support::servers::S3;
+use support::servers::{Mongo, Rabbit, S3, plane};
 use support::{Home, Ran, wait_for};
 
 const HANDLER: &str = env!("CARGO_BIN_EXE_ion-handler");
@@ -98,7 +98,7 @@ impl Older {
     fn handler(&self) -> Command {
         let mut command = Command::new(HANDLER);
         command.env("ION_HOME", self.home.state()).env("HANDLER_BASE_DIR", self.base());
-        command.current_dir(self.home.path()).stdin(Stdio::null());
+        command.envs(self.home.env.iter().cloned()).current_dir(self.home.path()).stdin(Stdio::null());
         command
     }
 
@@ -236,6 +236,25 @@ fn a_commit_that_is_repeated_makes_nothing_new() {
 }
 
 #[test]
+fn on_mongodb_rabbitmq_and_s3_the_documents_are_the_same() {
+    let module = |older: &Older| {
+        older.act("prepare").well();
+        older.module(&older.home.program("module", PYTHON));
+        let first = older.act("commit").well();
+        assert_eq!(older.act("commit").well().stdout, first.stdout);
+        older.home.run(["check", "--deep"]).well();
+        older.made()
+    };
+    let (rabbit, mongo, s3) = (Rabbit::start(), Mongo::start(), S3::start());
+    let mut servers = Older { home: Home::new() };
+    servers.home.env = plane(&mongo.database("older"), &rabbit.url, &format!("{}/older", s3.url), &s3.env);
+    servers.home.write("in.txt", "one\n");
+    servers.home.write("er.txt", "two words\n");
+    servers.start();
+    assert_eq!(module(&servers), module(&Older::new()));
+}
+
+#[test]
 fn a_handler_that_is_killed_anywhere_is_gone_on_with_and_has_committed_all_or_nothing() {
     let older = Older::new();
     let act = |event: &str, action: &str, failpoint: Option<&str>, base: &str| {
@@ -360,6 +379,37 @@ fn a_later_prepare_takes_the_commit_of_an_earlier_one_away() {
 }
 
 #[test]
+fn a_job_that_a_dispatcher_runs_is_left_to_it_and_one_that_a_person_ended_stays_ended() {
+    let older = Older { home: Home::new() };
+    older.home.program("m", "#!/bin/sh\nwhile test ! -e $GO; do sleep 0.02; done\n");
+    let go = older.home.path().join("go");
+    let file = older.home.write(
+        "pipeline.yaml",
+        format!("modules:\n  m: {{on: [start], run: [./m], env: {{GO: {}}}}}\n", go.display()),
+    );
+    let up = older.home.up(&file);
+    older.home.run("event create start --id e --correlation c".split(' ')).well();
+    wait_for("the job to run", || older.home.jobs().first().is_some_and(|job| job["state"] == "running"));
+    for action in ["prepare", "commit"] {
+        let held = older.act(action).failed();
+        assert!(held.stderr.contains("is run by dispatcher"), "{held:#?}");
+    }
+    let job = older.home.jobs()[0]["id"].as_str().unwrap().to_owned();
+    older.home.run(["job", "cancel", &job]).well();
+    wait_for("its end", || older.home.jobs()[0]["state"] == "cancelled");
+    assert_eq!(up.stop(), Some(0));
+    let ended = older.act("prepare").failed();
+    assert!(
+        ended.stderr.contains(&format!("is cancelled; `ion job retry {job}` allows it again")),
+        "{ended:#?}"
+    );
+    older.home.run(["job", "retry", &job]).well();
+    older.act("prepare").well();
+    older.act("commit").well();
+    assert_eq!(older.home.jobs()[0]["state"], "succeeded");
+}
+
+#[test]
 fn prepare_fills_the_folder_anew_and_takes_no_damaged_file() {
     let older = Older::new();
     older.script_in_home("mkdir -p ion/in/data ion/out/data; touch ion/in/data/old ion/out/data/old; ln -s in.txt ion/out/events");
@@ -434,18 +484,23 @@ sys.exit(3)
 fn the_localhost_api_answers_401_and_400_and_names_what_was_rejected() {
     let home = Home::new();
     home.program("stubborn", STUBBORN);
-    home.program("silent", "#!/bin/sh\necho '{\"eventType\":\"noted\"}' > /ion/out/events/s.json\n");
+    home.program("silent", "#!/bin/sh\necho '{\"eventType\":\"noted\"}' > /ion/out/events/s.json\necho $HANDLER_PORT > $SAID.tmp; mv $SAID.tmp $SAID.port\nwhile test ! -e $SAID.go; do sleep 0.02; done\n");
     let said = home.path().join("said");
     let module = |name: &str| {
-        format!(
-            "  {name}: {{on: [start], emits: [noted], run: [./{name}], retries: 0, api: sidecar, env: {{SAID: {}}}}}\n",
-            said.display()
-        )
+        let keys = "on: [start], emits: [noted], retries: 0, api: sidecar";
+        format!("  {name}: {{{keys}, run: [./{name}], env: {{SAID: {}}}}}\n", said.display())
     };
+    let port = |text: &str| text.trim().parse::<u16>().unwrap();
     let file = home.write("pipeline.yaml", format!("modules:\n{}{}", module("stubborn"), module("silent")));
     let up = home.up(&file);
-    let ran = home.run("event create start --id e --correlation c --wait".split(' ')).failed();
-    assert!(ran.stdout.contains("it ended and GET /done had not been answered with 200"), "{ran:#?}");
+    home.run("event create start --id e --correlation c".split(' ')).well();
+    wait_for("the silent one to say its port", || home.path().join("said.port").exists());
+    let silent = port(&std::fs::read_to_string(home.path().join("said.port")).unwrap());
+    // Who connects and says nothing, or not the secret, holds nothing up, and does not outlast the job.
+    let mut idle = std::net::TcpStream::connect(("127.0.0.1", silent)).unwrap();
+    idle.set_read_timeout(Some(support::DEADLINE)).unwrap();
+    home.write("said.go", "");
+    wait_for("both to end", || home.jobs().iter().filter(|job| job["ended"].is_number()).count() == 2);
     let noted: Value = serde_json::from_slice(&std::fs::read(&said).unwrap()).unwrap();
     let said = noted["said"].as_array().unwrap();
     let codes: Vec<u64> = said.iter().map(|answer| answer[0].as_u64().unwrap()).collect();
@@ -464,19 +519,25 @@ fn the_localhost_api_answers_401_and_400_and_names_what_was_rejected() {
     assert_eq!(of("stubborn")["state"], "succeeded", "{jobs:#?}");
     assert_eq!(of("stubborn")["attempts"][0]["exitCode"], 3);
     assert_eq!(of("silent")["state"], "dead");
+    let reason = of("silent")["attempts"][0]["reason"].as_str().unwrap();
+    assert!(reason.contains("it ended and GET /done had not been answered with 200"), "{reason}");
     let events: Vec<Value> =
         made(&home, "c").into_iter().filter(|document| document["type"] == "noted").collect();
     assert_eq!(events.len(), 1, "{events:#?}");
     assert_eq!(events[0]["context"]["name"], "stubborn");
     assert_eq!(insight(&home)["data"], json!([{"key": "kept", "value": "yes"}]));
+    // The daemon lives, and has hung up.
+    assert_eq!(std::io::Read::read(&mut idle, &mut [0; 1]).unwrap_or(0), 0);
     let log = up.log();
     assert_eq!(up.stop(), Some(0));
     // The secret is the job's alone, and the port is closed with it.
     let secret = noted["secret"].as_str().unwrap();
     let documents = home.run(["--json", "trace", "c"]).stdout + &serde_json::to_string(&jobs).unwrap();
     assert!(!log.contains(secret) && !documents.contains(secret));
-    let port: u16 = noted["port"].as_str().unwrap().parse().unwrap();
-    assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_err());
+    let stubborn = port(noted["port"].as_str().unwrap());
+    assert!(
+        [silent, stubborn].iter().all(|port| std::net::TcpStream::connect(("127.0.0.1", *port)).is_err())
+    );
 }
 
 #[test]

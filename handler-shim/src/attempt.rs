@@ -260,3 +260,54 @@ fn stand(job: &mut JobRecord, now: Millis, term: Millis) {
     job.term = term;
     job.due = now + term;
 }
+
+#[cfg(test)]
+mod tests {
+    use ionfs::clock;
+    use ionfs::id::{CorrelationId, EventId};
+
+    use super::*;
+
+    fn job(state: JobState, holder: Option<&str>) -> JobRecord {
+        let job: JobRecord = serde_json::from_value(json!({
+            "id": "j", "version": 7, "module": "m", "eventId": EventId::new("e"), "eventType": "t",
+            "correlationId": CorrelationId::new("c"), "state": state, "attempt": 0, "due": 0, "created": 0,
+        }))
+        .unwrap();
+        JobRecord { holder: holder.map(str::to_owned), ..job }
+    }
+
+    #[test]
+    fn a_job_is_taken_from_a_handler_and_from_nobody_else() {
+        use JobState::{Cancelled, Dead, Queued, Running, Starting, Succeeded, Waiting};
+        let ours = Some("ion-handler:1");
+        assert!(free(&job(Queued, None)).is_ok());
+        for state in [Starting, Running] {
+            assert!(free(&job(state, ours)).is_ok());
+            assert!(matches!(free(&job(state, Some("d"))), Err(HandlerError::Held { .. })));
+            let asked = JobRecord { cancel: true, ..job(state, ours) };
+            assert!(matches!(free(&asked), Err(HandlerError::Ended { .. })));
+        }
+        for state in [Waiting, Dead, Cancelled, Succeeded] {
+            assert!(matches!(free(&job(state, None)), Err(HandlerError::Ended { .. })), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn an_attempt_ends_once_and_the_next_one_has_another_number() {
+        let now = clock::now();
+        let first = begun(job(JobState::Queued, None), "ion-handler:1".into(), now);
+        assert_eq!((first.state, first.attempt, first.version), (JobState::Running, 1, 8));
+        assert_eq!(first.due, now + millis(TERM));
+        let second = begun(first.clone(), "ion-handler:2".into(), now);
+        assert_eq!((second.attempt, second.attempts[0].end), (2, Some(AttemptEnd::Lost)));
+        let failed = failed(second, "why", now);
+        assert_eq!((failed.state, failed.holder.as_ref(), failed.failures), (JobState::Queued, None, 1));
+        assert_eq!(failed.attempts[1].reason.as_deref(), Some("why"));
+        let third = begun(failed, "ion-handler:3".into(), now);
+        assert_eq!(third.attempts[1].end, Some(AttemptEnd::Failed), "it had ended by itself");
+        let done = succeeded(third, now);
+        assert_eq!((done.state, done.outbox, done.holder), (JobState::Succeeded, true, None));
+        assert_eq!((done.attempts.len(), done.attempts[2].end), (3, Some(AttemptEnd::Succeeded)));
+    }
+}

@@ -34,8 +34,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinHandle;
-use tokio_util::task::TaskTracker;
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use uuid::Uuid;
 
 /// Connections of one job's API at a time. A module needs one; each takes a descriptor of the daemon, which all jobs share.
@@ -65,7 +65,9 @@ pub(super) enum Word {
 pub(super) struct Sidecar {
     port: u16,
     shared: Arc<Shared>,
-    serving: JoinHandle<()>,
+    serving: AbortOnDropHandle<()>,
+    /// Dropped, every connection ends: whoever holds one open must not keep the tree.
+    over: DropGuard,
 }
 
 #[derive(Debug)]
@@ -91,13 +93,15 @@ impl Sidecar {
         });
         let router =
             Router::new().route("/ready", get(ready)).route("/done", get(done)).with_state(shared.clone());
-        let listener = Bounded { listener, places: Arc::new(Semaphore::new(CONNECTIONS_MAX)) };
+        let over = CancellationToken::new();
+        let listener =
+            Bounded { listener, places: Arc::new(Semaphore::new(CONNECTIONS_MAX)), over: over.clone() };
         let serving = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
                 tracing::warn!(%error, "a job's localhost API is not served any more");
             }
         });
-        Ok(Self { port, shared, serving })
+        Ok(Self { port, shared, serving: AbortOnDropHandle::new(serving), over: over.drop_guard() })
     }
 
     /// What the module finds in its environment.
@@ -112,19 +116,13 @@ impl Sidecar {
 
     /// The module has ended: answers no more, and gives its word.
     pub(super) async fn close(self) -> Word {
-        self.serving.abort();
+        drop((self.serving, self.over));
         self.shared.deciding.close();
         self.shared.deciding.wait().await;
         match *self.shared.stage.lock().await {
             Stage::Done => Word::Done,
             Stage::Begun | Stage::Ready => Word::NotDone,
         }
-    }
-}
-
-impl Drop for Sidecar {
-    fn drop(&mut self) {
-        self.serving.abort();
     }
 }
 
@@ -202,6 +200,7 @@ fn json_answer(status: StatusCode, body: &Value) -> Response {
 struct Bounded {
     listener: TcpListener,
     places: Arc<Semaphore>,
+    over: CancellationToken,
 }
 
 impl Listener for Bounded {
@@ -211,7 +210,8 @@ impl Listener for Bounded {
     async fn accept(&mut self) -> (Placed, SocketAddr) {
         let place = self.places.clone().acquire_owned().await.expect("the semaphore is never closed");
         let (stream, from) = Listener::accept(&mut self.listener).await;
-        (Placed { stream, _place: place }, from)
+        let over = Box::pin(self.over.clone().cancelled_owned());
+        (Placed { stream, over, _place: place }, from)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -222,6 +222,8 @@ impl Listener for Bounded {
 /// A connection and its place.
 struct Placed {
     stream: TcpStream,
+    /// The job's end, which ends the connection.
+    over: Pin<Box<WaitForCancellationFutureOwned>>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -231,6 +233,9 @@ impl AsyncRead for Placed {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.over.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
