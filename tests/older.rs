@@ -405,6 +405,12 @@ fn a_job_that_a_dispatcher_runs_is_left_to_it_and_one_that_a_person_ended_stays_
     );
     older.home.run(["job", "retry", &job]).well();
     older.act("prepare").well();
+    // Nothing of the handler runs that could see it: its next command does.
+    older.home.run(["job", "cancel", &job]).well();
+    assert!(older.act("commit").failed().stderr.contains("is cancelled"));
+    assert_eq!(older.home.jobs()[0]["state"], "cancelled");
+    older.home.run(["job", "retry", &job]).well();
+    older.act("prepare").well();
     older.act("commit").well();
     assert_eq!(older.home.jobs()[0]["state"], "succeeded");
 }
@@ -475,6 +481,11 @@ with open(base + "/out/events/b.json", "w") as good:
     good.write('{"eventType": "noted"}')
 assert json.load(open(base + "/in/meta.json")) == json.load(open(base + "/in/eventmeta.json"))
 said += [get("done", secret=secret), get("done", secret=secret), get("ready", secret=secret)]
+try:
+    with open(base + "/out/events/late.json", "w") as late:
+        late.write('{"eventType": "noted", "files": ["missing"]}')
+except OSError:
+    pass
 with open(os.environ["SAID"], "w") as out:
     json.dump({"said": said, "secret": secret, "port": os.environ["SIDECAR_PORT"]}, out)
 sys.exit(3)
@@ -513,7 +524,8 @@ fn the_localhost_api_answers_401_and_400_and_names_what_was_rejected() {
     );
     assert_eq!(said[8][1]["statusCode"], 422);
     assert_eq!(said[9][1]["events"][0]["name"], "b.json");
-    // Done is done: its event and what it kept are there though it exited with 3. Nothing of the silent one is.
+    // Done is done: its event and what it kept are there, whatever it wrote later, and though it exited with 3. Nothing of
+    // the silent one is.
     let jobs = home.jobs();
     let of = |module: &str| jobs.iter().find(|job| job["module"] == module).unwrap();
     assert_eq!(of("stubborn")["state"], "succeeded", "{jobs:#?}");

@@ -62,6 +62,11 @@ impl Attempt {
                 return Ok(Standing::Succeeded(job.clone()));
             }
             if let Some(job) = &found {
+                if is_handlers(job) && job.cancel {
+                    // Nobody else would see what a person asked for.
+                    write(plane, job, &cancelled(job.clone(), clock::now())).await?;
+                    continue;
+                }
                 free(job)?;
             }
             // Before the ledger: found there, the attempt is found here too.
@@ -94,7 +99,7 @@ impl Attempt {
         let found = plane.documents.get_as::<JobRecord>(Collection::Jobs, id.as_str()).await?;
         match (found, note) {
             (Some(record), _) if record.state == JobState::Succeeded => Ok(Standing::Succeeded(record)),
-            (Some(record), Some(note)) if record.state.is_active() => {
+            (Some(record), Some(note)) if record.state.is_active() && !record.cancel => {
                 free(&record)?;
                 if record.holder.as_ref() == Some(&note.holder) {
                     return Ok(Standing::Ours(Self { record }));
@@ -156,23 +161,23 @@ async fn write(plane: &DataPlane, before: &JobRecord, after: &JobRecord) -> Resu
     Ok(plane.documents.replace(Collection::Jobs, encode(after), expect, None).await?)
 }
 
+/// Whether an attempt of the handler's is under way.
+fn is_handlers(job: &JobRecord) -> bool {
+    job.state.is_active() && job.holder.as_ref().is_none_or(|holder| holder.starts_with(HOLDER))
+}
+
 /// Whether the handler may begin an attempt of the job.
 fn free(job: &JobRecord) -> Result<(), HandlerError> {
     let ended =
         |way_out: String| HandlerError::Ended { job: job.id.clone(), state: job.state.as_str(), way_out };
     match (job.state, &job.holder) {
         (JobState::Queued, _) => Ok(()),
-        (JobState::Starting | JobState::Running, Some(holder)) if !holder.starts_with(HOLDER) => {
-            Err(HandlerError::Held {
-                job: job.id.clone(),
-                module: job.module.clone(),
-                holder: holder.clone(),
-            })
-        }
-        (JobState::Starting | JobState::Running, _) if job.cancel => {
-            Err(ended(format!("a person asked for its end; `ion job retry {}` allows it again", job.id)))
-        }
-        (JobState::Starting | JobState::Running, _) => Ok(()),
+        (JobState::Starting | JobState::Running, _) if is_handlers(job) => Ok(()),
+        (JobState::Starting | JobState::Running, holder) => Err(HandlerError::Held {
+            job: job.id.clone(),
+            module: job.module.clone(),
+            holder: holder.clone().unwrap_or_default(),
+        }),
         (JobState::Waiting, _) => {
             Err(ended("it gathers events, which a dispatcher does (`ion dispatch`)".into()))
         }
@@ -237,6 +242,16 @@ fn succeeded(mut job: JobRecord, now: Millis) -> JobRecord {
     job
 }
 
+fn cancelled(mut job: JobRecord, now: Millis) -> JobRecord {
+    close_attempt(&mut job, AttemptEnd::Cancelled, Some("cancelled"), now);
+    job.version += 1;
+    job.state = JobState::Cancelled;
+    job.holder = None;
+    stand(&mut job, now, 0);
+    job.ended = Some(now);
+    job
+}
+
 fn failed(mut job: JobRecord, reason: &str, now: Millis) -> JobRecord {
     close_attempt(&mut job, AttemptEnd::Failed, Some(reason), now);
     job.version += 1;
@@ -285,8 +300,6 @@ mod tests {
         for state in [Starting, Running] {
             assert!(free(&job(state, ours)).is_ok());
             assert!(matches!(free(&job(state, Some("d"))), Err(HandlerError::Held { .. })));
-            let asked = JobRecord { cancel: true, ..job(state, ours) };
-            assert!(matches!(free(&asked), Err(HandlerError::Ended { .. })));
         }
         for state in [Waiting, Dead, Cancelled, Succeeded] {
             assert!(matches!(free(&job(state, None)), Err(HandlerError::Ended { .. })), "{state:?}");

@@ -443,13 +443,13 @@ fn exited(exit: Result<Exit, SandboxError>) -> Ran {
 
 /// The attempt's end: exit status, no event refused, and no limit exceeded.
 fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended {
-    let exited = matches!(ran, Ran::Exited(_) | Ran::Done(_) | Ran::Undone);
+    let exited = matches!(ran, Ran::Exited(_) | Ran::Undone);
     let first_refused = outcome.rejections.first().map(|first| refused(first, outcome.rejections.len()));
     let (end, exit_code, reason) = match ran {
         Ran::Exited(Exit::Code(0)) if first_refused.is_none() => (AttemptEnd::Succeeded, Some(0), None),
         Ran::Exited(Exit::Code(0)) => (AttemptEnd::Failed, Some(0), first_refused),
-        Ran::Done(code) if first_refused.is_none() => (AttemptEnd::Succeeded, code, None),
-        Ran::Done(code) => (AttemptEnd::Failed, code, first_refused),
+        // What was refused after that is in the log.
+        Ran::Done(code) => (AttemptEnd::Succeeded, code, None),
         Ran::Undone => {
             let undone =
                 "it ended and GET /done had not been answered with 200; \"api: sidecar\" waits for that";
