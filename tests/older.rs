@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use support::servers::{Mongo, Rabbit, S3, plane};
+use support::servers::{Azure, Mongo, Rabbit, S3, plane};
 use support::{Home, Ran, wait_for};
 
 const HANDLER: &str = env!("CARGO_BIN_EXE_ion-handler");
@@ -596,6 +596,48 @@ fn a_signed_url_is_read_without_a_credential_and_a_store_that_signs_none_gives_a
         assert_eq!(home.run(["job", "logs", &job]).well().stdout, expected);
         assert_eq!(up.stop(), Some(0));
     }
+}
+
+#[test]
+fn the_older_flags_of_azure_reach_the_container_and_its_files_have_signed_urls() {
+    let azure = Azure::start();
+    azure.make_container("older");
+    let mut older = Older { home: Home::new() };
+    older.home.env = azure.env.clone();
+    older.home.env.push(("ION_BLOBS".into(), "az://older".into()));
+    older.home.write("in.txt", "one\n");
+    older.home.write("er.txt", "two words\n");
+    older.start();
+    let act = |action: &str| {
+        let mut command = older.handler();
+        let named = |name: &str| azure.env.iter().find(|(key, _)| key == name).unwrap().1.clone();
+        for (key, _) in &older.home.env {
+            command.env_remove(key);
+        }
+        // Where the emulator is; Azure itself needs no such word.
+        command.env("AZURE_STORAGE_ENDPOINT", named("AZURE_STORAGE_ENDPOINT"));
+        command.env("AZUREBLOBPROVIDER_BLOBACCOUNTKEY", named("AZURE_STORAGE_ACCOUNT_KEY"));
+        command.args([
+            "--azureblobprovider=true",
+            "--azureblobprovider.containername=older",
+            "--urls=signed",
+        ]);
+        command.arg(format!("--azureblobprovider.blobaccountname={}", named("AZURE_STORAGE_ACCOUNT_NAME")));
+        command.args([&format!("--action={action}"), "--context.name=m", "--context.eventid=e"]);
+        Ran::of(command.arg("--valideventtypes=noted").output().unwrap()).well()
+    };
+    act("prepare");
+    older.home.write(
+        "fetch.py",
+        "import json, urllib.request\n\
+        values = dict((p['key'], p['value']) for p in json.load(open('in/eventmeta.json')))\n\
+        open('out/data/fetched', 'wb').write(urllib.request.urlopen(values['deep/er.txt']).read())\n\
+        json.dump({'eventType': 'noted', 'files': ['fetched']}, open('out/events/n.json', 'w'))\n",
+    );
+    older.script("python3 ../fetch.py; cmp out/data/fetched in/data/deep/er.txt");
+    act("commit");
+    assert_eq!(older.made()[0]["files"][0]["size"], 10);
+    older.home.run(["check", "--deep"]).well();
 }
 
 #[test]
