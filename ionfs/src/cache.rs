@@ -11,6 +11,7 @@
 
 mod ahead;
 mod blob;
+mod buffer;
 mod disk;
 mod memory;
 
@@ -25,8 +26,10 @@ use tokio::sync::Semaphore;
 
 use self::blob::Place;
 pub use self::blob::{CachedBlob, Reader};
+use self::buffer::Buffers;
 use self::disk::Disk;
 use self::memory::Memory;
+use crate::checksum;
 use crate::event::FileEntry;
 use crate::metrics::Metrics;
 use crate::stores::{Blobs, StoreError};
@@ -123,6 +126,7 @@ struct Shared {
     blobs: Arc<dyn Blobs>,
     metrics: Arc<Metrics>,
     memory: Memory,
+    buffers: Arc<Buffers>,
     disk: Disk,
     fetches: Semaphore,
     next_id: AtomicU64,
@@ -187,6 +191,7 @@ impl Cache {
                 blobs,
                 metrics,
                 memory: Memory::new(limits.memory_bytes),
+                buffers: Buffers::new(usize::try_from(checksum::BLOCK).unwrap_or(usize::MAX)),
                 disk: Disk::new(directory, limits.disk_bytes),
                 fetches: Semaphore::new(FETCHES_MAX),
                 next_id: AtomicU64::new(0),

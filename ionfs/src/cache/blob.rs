@@ -14,6 +14,7 @@ use futures_util::TryStreamExt as _;
 use tokio::sync::watch;
 
 use super::ahead::ReadAhead;
+use super::buffer::Buffer;
 use super::memory::{Block, Room};
 use super::{CacheError, Shared, blocking, disk};
 use crate::event::FileEntry;
@@ -286,6 +287,11 @@ impl CachedBlob {
         self.block.min(self.entry.size - index * self.block)
     }
 
+    /// Memory for a block that there is room for.
+    fn buffer(&self, index: u64) -> Buffer {
+        self.shared.buffers.take(usize::try_from(self.length_of(index)).unwrap_or(usize::MAX))
+    }
+
     async fn room(&self, index: u64, wanted: bool) -> Option<Room> {
         let bytes = self.length_of(index);
         if wanted { Some(self.shared.memory.room(bytes).await) } else { self.shared.memory.try_room(bytes) }
@@ -298,9 +304,10 @@ impl CachedBlob {
             let Some(room) = self.room(index, wanted).await else { return Found::All };
             let this = self.clone();
             let read = blocking(move || {
-                let mut bytes = vec![0; usize::try_from(this.length_of(index)).unwrap_or(0)];
-                this.file.read_exact_at(&mut bytes, index * this.block)?;
-                Ok::<_, io::Error>((this.entry.checksums.agrees(index, &bytes), Bytes::from(bytes)))
+                let mut buffer = this.buffer(index);
+                this.file.read_exact_at(buffer.bytes(), index * this.block)?;
+                let bytes = buffer.share();
+                Ok::<_, io::Error>((this.entry.checksums.agrees(index, &bytes), bytes))
             });
             let error = match read.await {
                 Ok((true, bytes)) => {
@@ -364,15 +371,18 @@ impl CachedBlob {
             let index = *index;
             let corrupt = || CacheError::Corrupt { key: self.entry.key.clone(), block: index };
             let Some(room) = self.room(index, wanted).await else { return Ok(()) };
-            let length = usize::try_from(self.length_of(index)).unwrap_or(usize::MAX);
-            let mut bytes = BytesMut::with_capacity(length);
-            while bytes.len() < length {
+            let mut buffer = self.buffer(index);
+            let mut empty = buffer.bytes();
+            while !empty.is_empty() {
                 if rest.is_empty() {
                     rest = body.try_next().await.map_err(from_store)?.ok_or_else(corrupt)?;
                 }
-                bytes.extend_from_slice(&rest.split_to(rest.len().min(length - bytes.len())));
+                let piece = rest.split_to(rest.len().min(empty.len()));
+                let (filled, left) = empty.split_at_mut(piece.len());
+                filled.copy_from_slice(&piece);
+                empty = left;
             }
-            let bytes = bytes.freeze();
+            let bytes = buffer.share();
             self.shared.metrics.bytes_fetched.add(bytes.len() as u64);
             if !self.entry.checksums.agrees(index, &bytes) {
                 return Err(corrupt());
@@ -417,14 +427,17 @@ impl CachedBlob {
             return;
         }
         let this = self.clone();
-        tokio::task::spawn_blocking(move || match this.file.write_all_at(&block.bytes, index * this.block) {
-            Ok(()) => {
-                this.present.set(index);
-                this.sound.set(index);
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the node's cache cannot keep a block");
-                this.shared.disk.disk_is_full();
+        tokio::task::spawn_blocking(move || {
+            let disk = &this.shared.disk;
+            match disk.write(&this.file, &block.bytes, index * this.block) {
+                Ok(()) => {
+                    this.present.set(index);
+                    this.sound.set(index);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the node's cache cannot keep a block");
+                    disk.disk_is_full();
+                }
             }
         });
         self.shared.make_room_if_full();
