@@ -115,7 +115,7 @@ async fn create(ledger: &Ledger, args: CreateArgs) -> Outcome {
             if module.on.is_empty() {
                 return Err(Failure("no event type given with --on: nothing would ever start it".into()));
             }
-            module.check_program(&search_path()).map_err(Failure)?;
+            module.check_programs(&search_path()).map_err(Failure)?;
             vec![module]
         }
     };

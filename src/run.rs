@@ -127,7 +127,7 @@ async fn module(ledger: &Ledger, args: &Args) -> Result<Module, Failure> {
     let Some(name) = &args.module else {
         let mut module = Module::new("run", args.argv.clone(), std::env::current_dir()?);
         module.emits = vec![ANY_TYPE.into()];
-        module.check_program(&search_path()).map_err(Failure)?;
+        module.check_programs(&search_path()).map_err(Failure)?;
         return Ok(module);
     };
     let file =

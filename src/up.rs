@@ -135,6 +135,17 @@ async fn serve(mut settings: Settings, args: Args, only: &[String]) -> Outcome {
     let (lines, shown_lines) = mpsc::channel(SHOWN);
     let (notices, shown_notices) = mpsc::channel(SHOWN);
     let executor = Arc::new(local_executor(settings, node, Some(lines)).await?);
+    let chains = executor.chains().clone();
+    endpoint.describe(|registry| chains.metrics().describe(registry));
+    for module in &modules {
+        for link in module.links.iter().filter(|link| !link.image.is_empty()) {
+            output::say(&format!(
+                "link {:?} asks for image {:?}, which this build cannot run: {:?} runs from this machine",
+                link.name, link.image, link.command
+            ));
+        }
+        chains.warm(module);
+    }
     let mut dispatch = DispatchSettings::new(&settings.home);
     dispatch.slots = args.jobs.unwrap_or(dispatch.slots);
     dispatch.lease = args.lease;
@@ -162,7 +173,9 @@ async fn serve(mut settings: Settings, args: Args, only: &[String]) -> Outcome {
             output::say(&format!("ready: {}", names.join(", ")));
         }
     });
-    dispatcher.run(shutdown, ready).await?;
+    let ran = dispatcher.run(shutdown, ready).await;
+    chains.close().await;
+    ran?;
     showing.await?;
     endpoint.close().await;
     Ok(Verdict::Well)

@@ -11,12 +11,14 @@
 //! | [`ledger`] | job documents: claims, leases, retries, the dead |
 //! | [`gather`] | when everything below an event has ended |
 //! | [`executor`] | how a job runs on this machine |
+//! | [`chain`] | programs through which bytes go from stdin to stdout |
 //! | [`dispatch`] | queues to jobs, within limits |
 //! | [`metrics`] | what a dispatcher counts |
 //! | [`progress`] | how far a correlation has come |
 //! | [`audit`], [`retention`] | the ledger's part of `ion check`; `ion gc --older-than` |
 
 pub mod audit;
+pub mod chain;
 pub mod dispatch;
 pub mod executor;
 pub mod gather;

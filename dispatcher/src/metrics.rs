@@ -77,6 +77,39 @@ impl Metrics {
     }
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Starting {
+    start: &'static str,
+}
+
+/// What the chains of one dispatcher have done since it started.
+#[derive(Debug, Default)]
+pub struct ChainMetrics {
+    processes: Family<Starting, Counter>,
+    runs: Family<Ending, Counter>,
+}
+
+impl ChainMetrics {
+    /// Gives all of them their names. docs/metrics.md is the same list for people.
+    pub fn describe(&self, registry: &mut Registry) {
+        let processes =
+            "Processes of links used, by whether they were started ahead or when they were needed";
+        registry.register("link_processes", processes, self.processes.clone());
+        registry.register("chain_runs", "Runs of chains ended, by verdict", self.runs.clone());
+    }
+
+    /// A process that was started ahead is used, or one that had to be started now.
+    pub(crate) fn process(&self, ahead: bool) {
+        let start = if ahead { "ahead" } else { "late" };
+        self.processes.get_or_create(&Starting { start }).inc();
+    }
+
+    /// A run has ended so.
+    pub(crate) fn ran(&self, module: &str, verdict: &'static str) {
+        self.runs.get_or_create(&Ending { module: module.to_owned(), verdict }).inc();
+    }
+}
+
 /// One attempt that runs.
 #[derive(Debug)]
 pub(crate) struct Running(Gauge);

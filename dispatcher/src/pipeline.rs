@@ -2,6 +2,10 @@
 //!
 //! A file that is wrong is refused before anything starts, with its line, the field and what is allowed there.
 
+mod chain;
+mod mistake;
+mod older;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -16,6 +20,11 @@ use ionfs::record::CommitMode;
 use serde::{Deserialize, Serialize};
 use serde_saphyr::{Location, Spanned};
 
+use self::chain::{ChainEntry, LinkEntry, chain, link_of, link_settings};
+use self::mistake::explained;
+use self::older::older_words;
+use crate::chain::{Link, LinkSettings};
+
 /// How long a job may run unless its module says otherwise: older Ion's default.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -28,10 +37,6 @@ const MOUNT_AT: &str = "/ion";
 
 /// Where older modules look for their tree before they look at [`MOUNT_AT`].
 const BASE_DIR: &str = "HANDLER_BASE_DIR";
-
-/// Folders of the machine that a module's tree may not stand over: no program would run.
-const SYSTEM_FOLDERS: [&str; 14] =
-    ["bin", "dev", "etc", "home", "lib", "lib64", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "var"];
 
 /// In a module's `emits`: any event type. For `ion run`; no pipeline file may say it.
 pub const ANY_TYPE: &str = "*";
@@ -106,8 +111,14 @@ pub struct Module {
     /// Event types it may publish.
     #[serde(default)]
     pub emits: Vec<String>,
-    /// The program and its arguments.
+    /// The program and its arguments; empty for a chain.
     pub run: Vec<String>,
+    /// The programs through which its input goes from stdin to stdout; empty for a module that reads and writes files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<Link>,
+    /// What those may take.
+    #[serde(default)]
+    pub link_settings: LinkSettings,
     /// What it adds to the environment.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
@@ -162,6 +173,8 @@ impl Module {
             on_dead: OnDead::default(),
             emits: vec![],
             run,
+            links: vec![],
+            link_settings: LinkSettings::default(),
             env: BTreeMap::new(),
             commit: CommitMode::default(),
             api: Api::default(),
@@ -196,7 +209,15 @@ impl Module {
 
     /// The program with its path made sure, and its arguments.
     pub fn argv(&self) -> Vec<String> {
-        let mut argv = self.run.clone();
+        self.placed(self.run.clone())
+    }
+
+    /// The same of one of its links.
+    pub fn argv_of(&self, link: &Link) -> Vec<String> {
+        self.placed([&link.command].into_iter().chain(&link.arguments).cloned().collect())
+    }
+
+    fn placed(&self, mut argv: Vec<String>) -> Vec<String> {
         if let Some(program) = argv.first_mut()
             && program.contains('/')
         {
@@ -205,12 +226,27 @@ impl Module {
         argv
     }
 
-    /// Whether the program is there and may be executed; what to do about it if not.
+    /// The event type of what comes from outside to start it: its first.
+    pub fn starts_on(&self) -> Option<&str> {
+        self.on.first().map(String::as_str)
+    }
+
+    /// Whether its programs are there and may be executed; what to do about it if not.
     ///
     /// # Errors
     /// The reason, in words.
-    pub fn check_program(&self, path: &str) -> Result<(), String> {
-        let Some(program) = self.argv().into_iter().next() else { return Err("\"run\" is empty".into()) };
+    pub fn check_programs(&self, path: &str) -> Result<(), String> {
+        if self.links.is_empty() {
+            return self.check_program(self.argv(), path);
+        }
+        self.links.iter().try_for_each(|link| {
+            let checked = self.check_program(self.argv_of(link), path);
+            checked.map_err(|reason| format!("link {:?}: {reason}", link.name))
+        })
+    }
+
+    fn check_program(&self, argv: Vec<String>, path: &str) -> Result<(), String> {
+        let Some(program) = argv.into_iter().next() else { return Err("\"run\" is empty".into()) };
         let executable =
             |file: &Path| file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
         if program.contains('/') {
@@ -300,7 +336,11 @@ struct File {
     plane: PlaneSection,
     modules: Option<Spanned<BTreeMap<String, Spanned<Entry>>>>,
     #[serde(rename = "Chain")]
-    chain: Option<Spanned<serde::de::IgnoredAny>>,
+    chain: Option<Spanned<Vec<Spanned<LinkEntry>>>>,
+    timeout: Option<Spanned<String>>,
+    concurrency: Option<Spanned<usize>>,
+    warm: Option<Spanned<usize>>,
+    output: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -324,7 +364,10 @@ struct Entry {
     #[serde(default)]
     limits: BTreeMap<String, Spanned<String>>,
     executor: Option<Spanned<String>>,
-    stdio: Option<Spanned<bool>>,
+    #[serde(default)]
+    stdio: bool,
+    warm: Option<Spanned<usize>>,
+    output: Option<Spanned<String>>,
 }
 
 /// What is wrong, and where.
@@ -362,7 +405,7 @@ impl Pipeline {
         path: &str,
     ) -> Result<(), PipelineError> {
         for module in &self.modules {
-            module.check_program(path).map_err(|reason| {
+            module.check_programs(path).map_err(|reason| {
                 let place = places.get(&module.name).copied().unwrap_or(Location::UNKNOWN);
                 wrong(file, (place, format!("module {:?}: {reason}", module.name)))
             })?;
@@ -400,46 +443,24 @@ fn wrong(path: &str, (place, reason): Wrong) -> PipelineError {
     }
 }
 
-/// A parser's message with the nearest field, and without its own words for the place.
-fn explained(message: &str) -> String {
-    let message = message.rsplit_once(" at line ").map_or(message, |(message, _)| message);
-    let unknown =
-        message.strip_prefix("unknown field `").and_then(|rest| rest.split_once("`, expected one of "));
-    if let Some((field, allowed)) = unknown {
-        let nearest = allowed.split(", ").min_by_key(|candidate| distance(field, candidate));
-        let hint = match nearest {
-            Some(nearest) if distance(field, nearest) <= 3 => format!("; did you mean {nearest:?}?"),
-            _ => ";".to_owned(),
-        };
-        return format!("unknown field {field:?}{hint} allowed: {allowed}");
-    }
-    match message.strip_prefix("duplicate mapping key: ").and_then(|rest| rest.split_once(',')) {
-        Some((key, _)) => format!("{key:?} stands here a second time; it is allowed once"),
-        None => message.trim().to_owned(),
-    }
-}
-
-/// How many letters have to be changed, added or left out (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.chars().enumerate() {
-            let changed = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.chars().count()]
-}
-
 fn build(file: File, directory: &Path) -> Result<(Pipeline, BTreeMap<String, Location>), Wrong> {
-    if let Some(chain) = file.chain {
-        return Err((
-            chain.referenced,
-            "this build does not run chains of stdin-to-stdout links; declare \"modules\" instead".into(),
-        ));
+    let name = file.name.unwrap_or_else(|| "pipeline".into());
+    let File { timeout, concurrency, warm, output, .. } = file;
+    let of_chain = ChainEntry { timeout, concurrency, warm, output };
+    if let Some(links) = file.chain {
+        if let Some(modules) = file.modules {
+            return Err((
+                modules.referenced,
+                "\"Chain\" and \"modules\" exclude each other in one file".into(),
+            ));
+        }
+        let place = links.referenced;
+        let module = chain(&name, links, of_chain, directory)?;
+        let places = BTreeMap::from([(module.name.clone(), place)]);
+        return Ok((Pipeline { name, modules: vec![module], plane: file.plane }, places));
+    }
+    if let Some((place, key)) = of_chain.stray() {
+        return Err((place, format!("{key:?} stands beside \"Chain\", or in a module")));
     }
     let Some(entries) = file.modules else {
         return Err((Location::UNKNOWN, "there is no \"modules\": a map from names to modules".into()));
@@ -464,7 +485,6 @@ fn build(file: File, directory: &Path) -> Result<(Pipeline, BTreeMap<String, Loc
         modules.push(module(&name, entry.value, place, directory).map_err(in_module)?);
     }
     check_gathers(&modules, &gathers)?;
-    let name = file.name.unwrap_or_else(|| "pipeline".into());
     Ok((Pipeline { name, modules, plane: file.plane }, places))
 }
 
@@ -477,9 +497,6 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
             executor.referenced,
             format!("this build has no executor {:?}; allowed: local", executor.value),
         ));
-    }
-    if let Some(stdio) = entry.stdio.filter(|stdio| stdio.value) {
-        return Err((stdio.referenced, "this build does not run stdin-to-stdout links".into()));
     }
     let run = entry.run.ok_or((
         place,
@@ -516,31 +533,35 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
         (Some(on), _, _) => return Err((on.referenced, "\"on\" and \"gather\" exclude each other".into())),
     }
     module.emits = event_types(entry.emits.unwrap_or_default())?;
-    if let Some(env) = entry.env {
-        module.env = env.value;
-        check_base_dir(&module.env).map_err(|reason| (env.referenced, reason))?;
+    older_words(&mut module, entry.env, entry.api, entry.commit, entry.urls)?;
+    if entry.stdio {
+        module.links = link_of(&module).into_iter().collect();
+        if module.emits.len() != 1 || module.gather.is_some() {
+            return Err((
+                place,
+                "with \"stdio: true\" what it writes to stdout is one event: \"on\" and one type in \"emits\" are needed".into(),
+            ));
+        }
+        link_settings(&mut module, entry.warm, entry.output)?;
+    } else if let Some(place) = entry.warm.map(|warm| warm.referenced).or(entry.output.map(|o| o.referenced))
+    {
+        return Err((place, "\"warm\" and \"output\" belong to \"stdio: true\"".into()));
     }
-    if let Some(api) = entry.api {
-        module.api = match &*api.value {
-            "none" => Api::None,
-            "sidecar" => Api::Sidecar,
-            other => return Err((api.referenced, format!("\"api\" {other:?}; allowed: none, sidecar"))),
-        };
-    }
-    // What those modules were written for: nothing is seen before they say that they are done, and files have addresses.
-    let (commit, urls) = match module.api {
-        Api::None => (CommitMode::default(), FileUrls::default()),
-        Api::Sidecar => (CommitMode::OnSuccess, FileUrls::Ion),
-    };
-    module.commit = entry.commit.unwrap_or(commit);
-    module.urls = match entry.urls {
-        Some(named) => FileUrls::named(&named.value)
-            .map_err(|reason| (named.referenced, format!("\"urls\": {reason}")))?,
-        None => urls,
-    };
     module.on_dead = entry.on_dead.unwrap_or_default();
     module.retries = entry.retries.unwrap_or(RETRIES);
-    if let Some(timeout) = entry.timeout {
+    terms(&mut module, entry.timeout, entry.concurrency)?;
+    for (name, value) in entry.limits {
+        module.limits.set(&name, &value.value).map_err(|wrong| (value.referenced, wrong))?;
+    }
+    Ok(module)
+}
+
+fn terms(
+    module: &mut Module,
+    timeout: Option<Spanned<String>>,
+    concurrency: Option<Spanned<usize>>,
+) -> Result<(), Wrong> {
+    if let Some(timeout) = timeout {
         module.timeout = humantime::parse_duration(&timeout.value).map_err(|error| {
             (
                 timeout.referenced,
@@ -548,7 +569,7 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
             )
         })?;
     }
-    if let Some(concurrency) = entry.concurrency {
+    if let Some(concurrency) = concurrency {
         if concurrency.value == 0 {
             return Err((
                 concurrency.referenced,
@@ -557,25 +578,7 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
         }
         module.concurrency = concurrency.value;
     }
-    for (name, value) in entry.limits {
-        module.limits.set(&name, &value.value).map_err(|wrong| (value.referenced, wrong))?;
-    }
-    Ok(module)
-}
-
-/// Whether a tree can stand where the environment says.
-fn check_base_dir(env: &BTreeMap<String, String>) -> Result<(), String> {
-    let Some(path) = env.get(BASE_DIR) else { return Ok(()) };
-    let name = path.strip_prefix('/').filter(|name| !name.is_empty() && !name.contains(['/', '\0']));
-    match name {
-        Some("." | "..") | None => {
-            Err(format!("{BASE_DIR} {path:?} is not a folder directly below /, as {MOUNT_AT} is"))
-        }
-        Some(name) if SYSTEM_FOLDERS.contains(&name) => {
-            Err(format!("{BASE_DIR} {path:?} would hide the machine's own folder; {MOUNT_AT} hides nothing"))
-        }
-        Some(_) => Ok(()),
-    }
+    Ok(())
 }
 
 fn event_types(types: Vec<Spanned<String>>) -> Result<Vec<String>, Wrong> {

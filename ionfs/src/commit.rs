@@ -228,7 +228,7 @@ pub struct Origin {
 
 impl Origin {
     /// What must hold of the ledger at every write this attempt makes.
-    fn guard(&self) -> Guard {
+    pub fn guard(&self) -> Guard {
         Guard {
             collection: Collection::Jobs,
             id: self.job_id.as_str().to_owned(),
@@ -551,8 +551,16 @@ pub async fn files_of(plane: &DataPlane, event: &Event) -> Result<Vec<FileEntry>
 /// # Errors
 /// [`Refusal::Differs`] when an event of that id is there with other content; the same content is `Ok`.
 pub async fn create_event(plane: &DataPlane, event: Event) -> Result<(), Refusal> {
+    append_event(plane, event, None).await
+}
+
+/// The same for an event that no event file describes, of a job for which `guard` must hold.
+///
+/// # Errors
+/// As [`create_event`]; [`Refusal::Fenced`] when it does not hold any more.
+pub async fn append_event(plane: &DataPlane, event: Event, guard: Option<Guard>) -> Result<(), Refusal> {
     let files = files_of(plane, &event).await?;
-    let (step, event) = insert(plane, event, &files, None, CommitMode::OnClose).await?;
+    let (step, event) = insert(plane, event, &files, guard, CommitMode::OnClose).await?;
     if step == Step::Publish {
         let id = event.id.clone();
         match publish(plane, event, step, None).await {

@@ -164,6 +164,18 @@ pub async fn store_bytes(
     Ok(FileEntry { name, key, size, mtime: crate::clock::now(), mode: 0o644, checksums })
 }
 
+/// Stores bytes as they come, to the end of `body`, as blob `key` and gives their entry under `name`. Memory use is bounded
+/// whatever the length; a body that fails leaves no blob.
+pub async fn store_stream(
+    blobs: &dyn Blobs,
+    key: String,
+    name: String,
+    body: BoxStream<'_, io::Result<Bytes>>,
+) -> Result<FileEntry, UploadError> {
+    let (size, checksums) = put_summed(blobs, &key, &name, body).await?;
+    Ok(FileEntry { name, key, size, mtime: crate::clock::now(), mode: 0o644, checksums })
+}
+
 /// Stores a stream as blob `key`; gives its length and checksums.
 async fn put_summed(
     blobs: &dyn Blobs,

@@ -1,13 +1,17 @@
 //! Jobs on this machine: a filesystem and a process tree in namespaces of their own.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use ionfs::cache::Reader;
+use ionfs::checksum::BLOCK;
 use ionfs::clock;
-use ionfs::commit::{Origin, Rejection};
+use ionfs::commit::{Origin, Rejection, files_of};
 use ionfs::errors::chain;
 use ionfs::event::{Context, DocumentType, FileEntry};
 use ionfs::fs::job::{JobSpec, JobTree, Names, Older, OpenError, Outcome};
@@ -20,8 +24,10 @@ use ionfs::upload::{empty_file, store_path};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, info_span};
 
+use crate::chain::{Chains, End, Input, Run, Stored};
 use crate::pipeline::{ANY_TYPE, Api, Module};
 
 use super::sandbox::{self, Command, Exit, ForkServer, Mode, Sandbox, SandboxError};
@@ -72,15 +78,16 @@ pub enum Namespaces {
 pub struct LocalExecutor {
     node: Arc<Node>,
     settings: LocalSettings,
-    server: ForkServer,
+    server: Arc<ForkServer>,
     mode: Mode,
+    chains: Arc<Chains>,
     output: Option<OutputSink>,
 }
 
 impl LocalExecutor {
     /// Finds out what separates jobs here, and why not more.
     pub async fn new(node: Arc<Node>, settings: LocalSettings, output: Option<OutputSink>) -> Self {
-        let server = ForkServer::new(&settings.program);
+        let server = Arc::new(ForkServer::new(&settings.program));
         let (mode, refused) = match settings.namespaces {
             Namespaces::WherePossible => sandbox::best_mode(&server).await,
             Namespaces::Never => (Mode::Plain, vec![]),
@@ -92,7 +99,13 @@ impl LocalExecutor {
                 "jobs run without namespaces of their own: ION_DIR says where their tree is"
             );
         }
-        Self { node, settings, server, mode, output }
+        let chains = Chains::new(node.clone(), server.clone(), mode, settings.env.clone());
+        Self { node, settings, server, mode, chains, output }
+    }
+
+    /// What runs chains here.
+    pub fn chains(&self) -> &Arc<Chains> {
+        &self.chains
     }
 
     /// What separates jobs from this machine.
@@ -144,6 +157,49 @@ impl LocalExecutor {
         verdict(ran.after(word), &outcome, commit)
     }
 
+    /// Runs the links of a chain on the event's files, one after the other.
+    async fn chain(&self, start: Start, mut stop: watch::Receiver<Option<Stop>>, log: &Path) -> Ended {
+        let files = match files_of(&self.node.plane, &start.event).await {
+            Ok(files) => files,
+            Err(error) => return Ended { end: AttemptEnd::Released, ..Ended::failed(chain(&error)) },
+        };
+        let stored = Stored::By { attempt: start.job.attempt, guard: origin(&start).guard() };
+        let Start { module, event, running, .. } = start;
+        let run = Run { module: Arc::new(module), event, stored, input: contents(self.node.clone(), files) };
+        let _ = running.send(());
+        let cancel = CancellationToken::new();
+        let running = self.chains.run(run, None, cancel.clone());
+        tokio::pin!(running);
+        let (stopped, (end, said)) = tokio::select! {
+            ended = &mut running => (None, ended),
+            why = asked(&mut stop) => {
+                cancel.cancel();
+                (Some(why), running.await)
+            }
+        };
+        for (link, words) in said.iter().filter(|(_, words)| !words.is_empty()) {
+            note(log, &format!("link {link} said:"));
+            append(log, words);
+        }
+        match (end, stopped) {
+            (End::Well { .. }, _) => Ended {
+                end: AttemptEnd::Succeeded,
+                exit_code: Some(0),
+                reason: None,
+                log: None,
+                staged: false,
+            },
+            (_, Some(why)) => stopped_by(why),
+            (End::Failed(failure), None) => Ended {
+                end: if failure.timed_out { AttemptEnd::TimedOut } else { AttemptEnd::Failed },
+                exit_code: failure.exit_code,
+                ..Ended::failed(format!("link {}: {}", failure.link, failure.reason))
+            },
+            (End::Cancelled, None) => Ended::failed("cancelled"),
+            (End::Broken { reason }, None) => Ended::failed(reason),
+        }
+    }
+
     /// Runs the process; its tree is unmounted when this returns. The span began when the process ended.
     async fn process(
         &self,
@@ -160,7 +216,7 @@ impl LocalExecutor {
             argv: start.module.argv(),
             env: environment(&self.settings.env, &start, &ion_dir, api),
             cwd: start.module.directory.clone(),
-            mount_at,
+            mount_at: Some(mount_at),
             mode: self.mode,
             processes: tree.limits().processes,
             open_files: ionfs::sys::open_files_before(),
@@ -293,7 +349,10 @@ impl Executor for LocalExecutor {
         if let Err(error) = prepare_log(&log.path) {
             return Ended::failed(format!("the log {} cannot be made: {error}", log.path.display()));
         }
-        let mut ended = self.attempt(start, stop).await;
+        let mut ended = match start.module.links.is_empty() {
+            true => self.attempt(start, stop).await,
+            false => self.chain(start, stop, &log.path).await,
+        };
         if let Some(reason) = &ended.reason {
             note(&log.path, reason);
         }
@@ -315,12 +374,13 @@ fn prepare_log(path: &Path) -> std::io::Result<()> {
 
 /// Ion's own word at the end of a log: why the attempt failed stands where people look first.
 fn note(path: &Path, reason: &str) {
-    let appended = std::fs::OpenOptions::new()
-        .append(true)
-        .open(path)
-        .and_then(|mut log| writeln!(log, "ion: {reason}"));
-    if let Err(error) = appended {
-        tracing::warn!(%error, "the reason of a failure could not be added to its log");
+    append(path, format!("ion: {reason}\n").as_bytes());
+}
+
+fn append(path: &Path, words: &[u8]) {
+    let log = std::fs::OpenOptions::new().append(true).open(path);
+    if let Err(error) = log.and_then(|mut log| log.write_all(words)) {
+        tracing::warn!(%error, "words could not be added to a log");
     }
 }
 
@@ -467,12 +527,9 @@ fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended {
             None,
             Some(format!("over its timeout of {}", humantime::format_duration(timeout))),
         ),
-        Ran::Stopped(Stop::Cancel) => (AttemptEnd::Cancelled, None, Some("cancelled".into())),
-        Ran::Stopped(Stop::Shutdown) => {
-            (AttemptEnd::Released, None, Some("its dispatcher was shut down".into()))
-        }
-        Ran::Stopped(Stop::LostLease) => {
-            (AttemptEnd::Lost, None, Some("another dispatcher took it over".into()))
+        Ran::Stopped(why) => {
+            let Ended { end, reason, .. } = stopped_by(why);
+            (end, None, reason)
         }
         Ran::NotStarted(reason) => (AttemptEnd::Failed, None, Some(reason)),
         Ran::Vanished(reason) => (AttemptEnd::Failed, None, Some(reason)),
@@ -485,6 +542,32 @@ fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended {
     };
     let staged = end == AttemptEnd::Succeeded && commit == CommitMode::OnSuccess;
     Ended { end, exit_code, reason, log: None, staged }
+}
+
+/// The end of what was asked to end.
+fn stopped_by(why: Stop) -> Ended {
+    let (end, reason) = match why {
+        Stop::Cancel => (AttemptEnd::Cancelled, "cancelled"),
+        Stop::Shutdown => (AttemptEnd::Released, "its dispatcher was shut down"),
+        Stop::LostLease => (AttemptEnd::Lost, "another dispatcher took it over"),
+    };
+    Ended { end, ..Ended::failed(reason) }
+}
+
+/// The bytes of an event's files, one after the other.
+fn contents(node: Arc<Node>, files: Vec<FileEntry>) -> Input {
+    let pieces = move |file: FileEntry| {
+        let open = node.cache.open(&file).map(|blob| (Reader::new(blob), 0)).map_err(io::Error::other);
+        stream::iter([open]).and_then(|begin| async { Ok(stream::try_unfold(begin, piece)) }).try_flatten()
+    };
+    stream::iter(files).map(pieces).flatten().boxed()
+}
+
+/// The next bytes of one file, and where those after them begin.
+async fn piece((reader, at): (Reader, u64)) -> io::Result<Option<(Bytes, (Reader, u64))>> {
+    let bytes = reader.read(at, BLOCK).await.map_err(|error| io::Error::other(chain(&*error)))?;
+    let end = at + bytes.len() as u64;
+    Ok((!bytes.is_empty()).then_some((bytes, (reader, end))))
 }
 
 fn refused(first: &Rejection, count: usize) -> String {

@@ -13,6 +13,7 @@
 mod init;
 
 use std::io::{self, IoSlice, IoSliceMut};
+use std::iter;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
@@ -28,6 +30,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
+use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::process::{Child, Command as TokioCommand};
 
 pub use self::init::main as init_main;
@@ -41,8 +44,8 @@ const START_WAIT: Duration = Duration::from_secs(20);
 /// Bytes of one message on the socket: environment and arguments of a module fit well.
 const MESSAGE_MAX: usize = 160 << 10;
 
-/// Descriptors that come with one message.
-const DESCRIPTORS_MAX: usize = 2;
+/// Descriptors that come with one message: a socket, and a program's three streams.
+const DESCRIPTORS_MAX: usize = 4;
 
 /// What separates a job from the rest of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,8 +67,9 @@ pub struct Command {
     pub env: Vec<(String, String)>,
     /// The working folder.
     pub cwd: PathBuf,
-    /// Where the tree stands for the module: `/ion`; unused in [`Mode::Plain`].
-    pub mount_at: PathBuf,
+    /// Where the tree stands for the module: `/ion`; unused in [`Mode::Plain`]. None: it has no tree, and sees the machine's
+    /// mounts.
+    pub mount_at: Option<PathBuf>,
     /// What separates it.
     pub mode: Mode,
     /// Processes and threads it may have at a time, where the kernel can bind it alone.
@@ -148,16 +152,28 @@ pub struct Spawned {
     /// The FUSE device that is mounted for the module and not served yet.
     pub device: Option<OwnedFd>,
     /// Where its stdout and stderr arrive, in the order written.
-    pub output: tokio::net::unix::pipe::Receiver,
+    pub output: Receiver,
+}
+
+/// What [`spawn_piped`] gives: a program that runs, and its streams.
+#[derive(Debug)]
+pub struct Piped {
+    /// The processes.
+    pub sandbox: Sandbox,
+    /// What it reads.
+    pub stdin: Sender,
+    /// What it writes.
+    pub stdout: Receiver,
+    /// What it says beside that.
+    pub stderr: Receiver,
 }
 
 /// Forks a `job-init` and lets it prepare; the module starts at [`Sandbox::go`].
 pub async fn spawn(server: &ForkServer, command: Command) -> Result<Spawned, SandboxError> {
     let plain = command.mode == Mode::Plain;
-    let (output, output_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(|error| SandboxError::Spawn(error.into()))?;
-    let sandbox = server.fork(output_end).await?;
-    let output = tokio::net::unix::pipe::Receiver::from_owned_fd(output).map_err(SandboxError::Spawn)?;
+    let (output, output_end) = pipe()?;
+    let sandbox = server.fork(&[output_end]).await?;
+    let output = Receiver::from_owned_fd(output).map_err(SandboxError::Spawn)?;
     sandbox.order(&Order::Prepare(command)).await?;
     match report_soon(&sandbox.socket).await? {
         (Report::Mounted, Some(device)) => Ok(Spawned { sandbox, device: Some(device), output }),
@@ -165,6 +181,30 @@ pub async fn spawn(server: &ForkServer, command: Command) -> Result<Spawned, San
         (Report::Failed(reason), _) => Err(SandboxError::Failed(reason)),
         _ => Err(SandboxError::Silent),
     }
+}
+
+/// Starts a program that has no tree, between three pipes.
+pub async fn spawn_piped(server: &ForkServer, command: Command) -> Result<Piped, SandboxError> {
+    let ((stdin_end, stdin), (stdout, stdout_end), (stderr, stderr_end)) = (pipe()?, pipe()?, pipe()?);
+    let mut sandbox = server.fork(&[stdin_end, stdout_end, stderr_end]).await?;
+    sandbox.order(&Order::Prepare(Command { mount_at: None, ..command })).await?;
+    match report_soon(&sandbox.socket).await? {
+        (Report::Ready, None) => sandbox.go().await?,
+        (Report::Failed(reason), _) => return Err(SandboxError::Failed(reason)),
+        _ => return Err(SandboxError::Silent),
+    }
+    Ok(Piped {
+        sandbox,
+        stdin: Sender::from_owned_fd(stdin).map_err(SandboxError::Spawn)?,
+        stdout: Receiver::from_owned_fd(stdout).map_err(SandboxError::Spawn)?,
+        stderr: Receiver::from_owned_fd(stderr).map_err(SandboxError::Spawn)?,
+    })
+}
+
+/// The end to read from and the one to write to.
+fn pipe() -> Result<(OwnedFd, OwnedFd), SandboxError> {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|error| SandboxError::Spawn(error.into()))
 }
 
 /// Two ends of a socket. A packet socket keeps messages apart, so that a descriptor cannot come with half of one. The
@@ -183,11 +223,11 @@ impl ForkServer {
         Self { program: program.to_owned(), running: Mutex::default() }
     }
 
-    /// A new `job-init`, which writes to `output` what its module does.
-    async fn fork(&self, output: OwnedFd) -> Result<Sandbox, SandboxError> {
+    /// A new `job-init`. Its module has these streams: one for all it writes, or stdin, stdout and stderr.
+    async fn fork(&self, streams: &[OwnedFd]) -> Result<Sandbox, SandboxError> {
         let (socket, theirs) = socket_pair().map_err(SandboxError::Spawn)?;
         let fork = async |requests: &UnixDatagram| {
-            let descriptors = [theirs.as_fd(), output.as_fd()];
+            let descriptors: Vec<_> = iter::once(&theirs).chain(streams).map(OwnedFd::as_fd).collect();
             let sent = requests.async_io(Interest::WRITABLE, || send(requests, b"fork", &descriptors));
             tokio::time::timeout(START_WAIT, sent).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
         };
@@ -199,7 +239,7 @@ impl ForkServer {
             fork(&requests).await.map_err(SandboxError::Spawn)?;
         }
         // Else this end would never see that nobody has the other.
-        drop((theirs, output));
+        drop(theirs);
         match report_soon(&socket).await? {
             (Report::Born, Some(init)) => Ok(Sandbox { socket, init }),
             (Report::Failed(reason), _) => Err(SandboxError::Failed(reason)),
@@ -272,6 +312,12 @@ impl Sandbox {
         Ok(exit)
     }
 
+    /// Whether nothing of it is left, without waiting.
+    pub fn has_ended(&self) -> bool {
+        let mut events = [PollFd::new(&self.init, PollFlags::IN)];
+        poll(&mut events, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    }
+
     /// Asks every process of the job to end (SIGTERM).
     pub async fn terminate(&self) {
         // Gone already: that is what was asked for.
@@ -320,15 +366,14 @@ pub async fn probe(server: &ForkServer, mode: Mode) -> Result<(), String> {
         argv: vec![],
         env: vec![],
         cwd: "/".into(),
-        mount_at: "/ion".into(),
+        mount_at: Some("/ion".into()),
         mode,
         processes: 1000,
         open_files: None,
     };
     let said = |error: SandboxError| error.to_string();
-    let (_output, end) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| error.to_string())?;
-    let sandbox = server.fork(end).await.map_err(said)?;
+    let (_output, end) = pipe().map_err(said)?;
+    let sandbox = server.fork(&[end]).await.map_err(said)?;
     sandbox.order(&Order::Prepare(nothing)).await.map_err(said)?;
     match report_soon(&sandbox.socket).await.map_err(said)? {
         (Report::Mounted, Some(_)) | (Report::Ready, None) => Ok(()),

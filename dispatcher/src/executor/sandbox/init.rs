@@ -31,8 +31,11 @@ pub fn main() -> ! {
         if !events[0].revents().is_empty() {
             match receive(requests) {
                 Ok((text, descriptors)) if !text.is_empty() => {
-                    if let Ok([socket, output]) = <[OwnedFd; 2]>::try_from(descriptors) {
-                        fork(socket, output);
+                    let mut descriptors = descriptors.into_iter();
+                    if let Some(socket) = descriptors.next()
+                        && let Some(streams) = Streams::from(descriptors.collect())
+                    {
+                        fork(socket, streams);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -50,10 +53,29 @@ pub fn main() -> ! {
     }
 }
 
-fn fork(socket: OwnedFd, output: OwnedFd) {
+/// What the module writes to, and reads.
+struct Streams {
+    /// None: nothing is to be read.
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: Option<OwnedFd>,
+}
+
+impl Streams {
+    fn from(descriptors: Vec<OwnedFd>) -> Option<Self> {
+        let mut descriptors = descriptors.into_iter();
+        match (descriptors.next(), descriptors.next(), descriptors.next()) {
+            (Some(stdout), None, None) => Some(Self { stdin: None, stdout, stderr: None }),
+            (stdin @ Some(_), Some(stdout), stderr @ Some(_)) => Some(Self { stdin, stdout, stderr }),
+            _ => None,
+        }
+    }
+}
+
+fn fork(socket: OwnedFd, streams: Streams) {
     match sys::fork_single_threaded() {
         Ok(Fork::Parent(_)) => {}
-        Ok(Fork::Child) => init(socket, output),
+        Ok(Fork::Child) => init(socket, streams),
         Err(error) => {
             let reason = format!("the job's first process cannot be forked: {error}");
             let _ = report(socket.as_fd(), &Report::Failed(reason), None);
@@ -62,21 +84,22 @@ fn fork(socket: OwnedFd, output: OwnedFd) {
 }
 
 /// Runs as `job-init`: its standard input becomes the socket to the daemon. Ends the process.
-fn init(socket: OwnedFd, output: OwnedFd) -> ! {
+fn init(socket: OwnedFd, streams: Streams) -> ! {
+    let Streams { stdin, stdout, stderr } = streams;
     let ready = || -> io::Result<OwnedFd> {
         rustix::stdio::dup2_stdin(&socket)?;
-        rustix::stdio::dup2_stdout(&output)?;
-        rustix::stdio::dup2_stderr(&output)?;
+        rustix::stdio::dup2_stdout(&stdout)?;
+        rustix::stdio::dup2_stderr(stderr.as_ref().unwrap_or(&stdout))?;
         rustix::process::setpgid(None, None)?;
         Ok(rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?)
     };
     let ready = ready();
-    drop((socket, output));
+    drop((socket, stdout, stderr));
     let socket = rustix::stdio::stdin();
     let served = ready.map_err(|error| error.to_string()).and_then(|this| {
         say(socket, &Report::Born, Some(&this))?;
         drop(this);
-        serve(socket)
+        serve(socket, stdin)
     });
     let code = match served {
         Ok(()) => 0,
@@ -99,19 +122,22 @@ fn order(socket: BorrowedFd<'_>) -> Option<Order> {
     serde_json::from_slice(&text).ok()
 }
 
-fn serve(socket: BorrowedFd<'_>) -> Result<(), String> {
+fn serve(socket: BorrowedFd<'_>, stdin: Option<OwnedFd>) -> Result<(), String> {
     let Some(Order::Prepare(command)) = order(socket) else { return Err("no order came".into()) };
     match command.mode {
         Mode::Plain => {
             rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
                 .map_err(|error| error.to_string())?;
             say(socket, &Report::Ready, None)?;
-            supervise(socket, command)
+            supervise(socket, command, stdin)
         }
         Mode::Root | Mode::User => {
             let said = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
             let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
-            let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWPID;
+            let mut flags = UnshareFlags::NEWPID;
+            if command.mount_at.is_some() {
+                flags |= UnshareFlags::NEWNS;
+            }
             if command.mode == Mode::User {
                 flags |= UnshareFlags::NEWUSER;
             }
@@ -128,13 +154,15 @@ fn serve(socket: BorrowedFd<'_>) -> Result<(), String> {
             }
             match sys::fork_single_threaded().map_err(said("the first process cannot be forked"))? {
                 Fork::Child => {
-                    let outcome = first_process(socket, command, uid.as_raw(), gid.as_raw());
+                    let outcome = first_process(socket, command, stdin, uid.as_raw(), gid.as_raw());
                     if let Err(reason) = outcome {
                         let _ = report(socket, &Report::Failed(reason), None);
                     }
                     std::process::exit(0)
                 }
                 Fork::Parent(child) => {
+                    drop(stdin);
+                    let_go_of_output()?;
                     // Killed with its child's parent-death signal set, so nothing outlives either of them.
                     let _ = rustix::process::waitpid(Some(child), WaitOptions::empty());
                     Ok(())
@@ -149,14 +177,21 @@ fn say(socket: BorrowedFd<'_>, what: &Report, device: Option<&OwnedFd>) -> Resul
 }
 
 /// The first process of the PID namespace.
-fn first_process(socket: BorrowedFd<'_>, command: Command, uid: u32, gid: u32) -> Result<(), String> {
+fn first_process(
+    socket: BorrowedFd<'_>,
+    command: Command,
+    stdin: Option<OwnedFd>,
+    uid: u32,
+    gid: u32,
+) -> Result<(), String> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|error| error.to_string())?;
-    let device = build_root(&command.mount_at, uid, gid)?;
+    let device = command.mount_at.as_deref().map(|mount_at| build_root(mount_at, uid, gid)).transpose()?;
     bound_processes(&command);
-    say(socket, &Report::Mounted, Some(&device))?;
+    let prepared = if device.is_some() { Report::Mounted } else { Report::Ready };
+    say(socket, &prepared, device.as_ref())?;
     drop(device);
-    supervise(socket, command)
+    supervise(socket, command, stdin)
 }
 
 /// Bounds the processes of the job, where the kernel can bound them for this job alone; elsewhere nothing does.
@@ -280,14 +315,17 @@ fn open_device() -> Result<OwnedFd, String> {
 const PIDS_RESERVED: u64 = 300;
 
 /// Starts the module when told to, and stays until it and all it started have ended.
-fn supervise(socket: BorrowedFd<'_>, command: Command) -> Result<(), String> {
+fn supervise(socket: BorrowedFd<'_>, command: Command, stdin: Option<OwnedFd>) -> Result<(), String> {
     match order(socket) {
         Some(Order::Go) => {}
         // The daemon is gone, or gave up before it began.
         _ => return Ok(()),
     }
-    ionfs::mount::widen_read_ahead(&command.mount_at);
-    let child = start_module(&command)?;
+    if let Some(mount_at) = &command.mount_at {
+        ionfs::mount::widen_read_ahead(mount_at);
+    }
+    let child = start_module(&command, stdin)?;
+    let_go_of_output()?;
     say(socket, &Report::Started, None)?;
     let ended = rustix::process::pidfd_open(child, PidfdFlags::empty()).map_err(|error| error.to_string())?;
     let mut status = None;
@@ -315,7 +353,15 @@ fn supervise(socket: BorrowedFd<'_>, command: Command) -> Result<(), String> {
     Ok(())
 }
 
-fn start_module(command: &Command) -> Result<Pid, String> {
+/// What the module writes to ends with the module, and not with those who wait for it.
+fn let_go_of_output() -> Result<(), String> {
+    let nowhere = std::fs::OpenOptions::new().write(true).open("/dev/null");
+    let nowhere = nowhere.map_err(|error| format!("/dev/null cannot be opened: {error}"))?;
+    rustix::stdio::dup2_stdout(&nowhere).map_err(|error| error.to_string())?;
+    rustix::stdio::dup2_stderr(&nowhere).map_err(|error| error.to_string())
+}
+
+fn start_module(command: &Command, stdin: Option<OwnedFd>) -> Result<Pid, String> {
     if let Some(current) = command.open_files {
         let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..getrlimit(Resource::Nofile) });
     }
@@ -326,7 +372,7 @@ fn start_module(command: &Command) -> Result<Pid, String> {
         .env_clear()
         .envs(command.env.iter().map(|(key, value)| (key, value)))
         .current_dir(&command.cwd)
-        .stdin(Stdio::null())
+        .stdin(stdin.map_or_else(Stdio::null, Stdio::from))
         .process_group(0)
         .spawn();
     let child = child.map_err(|error| match error.kind() {

@@ -1,0 +1,337 @@
+//! Bytes from link to link, as in a shell, and into the blob store at the same time.
+//!
+//! Each link reads what the one before writes, while it writes it. Every channel has a bound, so the slowest of links, stores
+//! and whoever reads the answer sets the pace. A link that closes its stdin early does not stop the one before: all that that
+//! one writes is part of the trace.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use ionfs::clock::{self, Millis};
+use ionfs::errors::chain;
+use ionfs::event::FileEntry;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::unix::pipe::{Receiver, Sender};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::pool::Pools;
+use super::record::Recording;
+use super::spool::Spool;
+use super::{Input, Link, PIECES};
+use crate::executor::sandbox::{Exit, Piped, Sandbox, SandboxError};
+use crate::pipeline::Module;
+
+/// Bytes read from a link at a time: what a pipe holds.
+const PIECE: usize = 64 << 10;
+
+/// Bytes of a link's stderr that are kept: the last ones.
+const STDERR_MAX: usize = 64 << 10;
+
+/// How long a link may go on after another one has failed: its own failure may be the reason of the other's.
+const GIVE_UP_WAIT: Duration = Duration::from_millis(50);
+
+/// How long a killed link may take to be gone.
+const GONE_WAIT: Duration = Duration::from_secs(10);
+
+/// One run's links and where their bytes are kept.
+pub(super) struct Flow<'a> {
+    pub(super) pools: &'a Pools,
+    pub(super) module: &'a Module,
+    pub(super) recording: &'a Recording,
+}
+
+/// How a run went.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    /// Each link, in order.
+    pub(super) links: Vec<LinkEnd>,
+    /// What the first one was given; none where that is an event's already.
+    pub(super) input: Option<FileEntry>,
+    /// Not all of the input was read.
+    pub(super) cut_off: bool,
+    /// Somebody asked for its end.
+    pub(super) stopped: bool,
+    /// Ion could not do its part.
+    pub(super) broken: Option<String>,
+}
+
+/// How a link went.
+#[derive(Debug)]
+pub(super) struct LinkEnd {
+    pub(super) link: Link,
+    pub(super) how: How,
+    pub(super) started: Millis,
+    pub(super) ended: Millis,
+    pub(super) stderr: Bytes,
+    /// All it wrote, if it ended well.
+    pub(super) output: Option<FileEntry>,
+}
+
+/// How a link ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    Exited(Exit),
+    TimedOut(Duration),
+    WroteTooMuch(u64),
+    NotStarted(String),
+    Vanished(String),
+    /// Another one failed, or somebody asked for its end.
+    GivenUp,
+    /// What it wrote could not be stored.
+    NotStored(String),
+}
+
+impl How {
+    pub(super) fn is_well(&self) -> bool {
+        *self == Self::Exited(Exit::Code(0))
+    }
+}
+
+/// Where a link's bytes go.
+enum Next {
+    Link(mpsc::Sender<Bytes>),
+    /// Whoever asked; gone, the run is of no use.
+    Asker(mpsc::Sender<Bytes>),
+    Nobody,
+}
+
+impl Flow<'_> {
+    pub(super) async fn run(
+        &self,
+        input: Input,
+        live: Option<mpsc::Sender<Bytes>>,
+        stop: CancellationToken,
+    ) -> Outcome {
+        let give_up = stop.child_token();
+        let links = &self.module.links;
+        let taken = join_all(links.iter().map(|link| self.pools.take(self.module, link))).await;
+        let (first, mut from) = mpsc::channel(PIECES);
+        let mut stages = Vec::with_capacity(links.len());
+        let mut live = live.map_or(Next::Nobody, Next::Asker);
+        for (index, taken) in taken.into_iter().enumerate() {
+            let (to, next) = if index + 1 < links.len() {
+                let (to, next) = mpsc::channel(PIECES);
+                (Next::Link(to), Some(next))
+            } else {
+                (std::mem::replace(&mut live, Next::Nobody), None)
+            };
+            let before = match next {
+                Some(next) => std::mem::replace(&mut from, next),
+                None => std::mem::replace(&mut from, mpsc::channel(1).1),
+            };
+            stages.push(self.stage(index, taken, before, to, &give_up));
+        }
+        let (fed, links) = tokio::join!(self.feed(input, first, &give_up), join_all(stages));
+        let (input, cut_off, unread) = fed;
+        let not_stored = links.iter().find_map(|end| match &end.how {
+            How::NotStored(reason) => Some(reason.clone()),
+            _ => None,
+        });
+        Outcome { links, input, cut_off, stopped: stop.is_cancelled(), broken: unread.or(not_stored) }
+    }
+
+    /// Gives the input to the first link. What it was, whether it was cut off, and why it could not be kept.
+    async fn feed(
+        &self,
+        mut input: Input,
+        to: mpsc::Sender<Bytes>,
+        give_up: &CancellationToken,
+    ) -> (Option<FileEntry>, bool, Option<String>) {
+        let mut to = Some(to);
+        let mut spool = self.recording.input();
+        let cut_off = loop {
+            let piece = tokio::select! {
+                biased;
+                piece = input.next() => piece,
+                () = give_up.cancelled() => break true,
+            };
+            match piece {
+                Some(Ok(piece)) => {
+                    if let Some(spool) = &mut spool {
+                        spool.add(&piece).await;
+                    }
+                    if let Some(link) = &to
+                        && link.send(piece).await.is_err()
+                    {
+                        // It has closed its stdin. What comes is kept all the same.
+                        to = None;
+                        if spool.is_none() {
+                            break false;
+                        }
+                    }
+                }
+                Some(Err(error)) => {
+                    give_up.cancel();
+                    return (None, true, Some(format!("the input broke off: {}", chain(&error))));
+                }
+                None => break false,
+            }
+        };
+        drop(to);
+        match spool {
+            None => (None, cut_off, None),
+            Some(spool) => match spool.finish().await {
+                Ok(entry) => (Some(entry), cut_off, None),
+                Err(error) => (None, cut_off, Some(chain(&error))),
+            },
+        }
+    }
+
+    /// One link from its beginning to its end.
+    async fn stage(
+        &self,
+        index: usize,
+        taken: Result<Piped, SandboxError>,
+        from: mpsc::Receiver<Bytes>,
+        to: Next,
+        give_up: &CancellationToken,
+    ) -> LinkEnd {
+        let started = clock::now();
+        let said = Mutex::new(BytesMut::new());
+        let (how, spool) = match taken {
+            Ok(piped) => self.supervise(index, piped, from, to, &said, give_up).await,
+            Err(error) => (How::NotStarted(chain(&error)), None),
+        };
+        if !how.is_well() {
+            give_up.cancel();
+        }
+        let (how, output) = match spool.filter(|_| how.is_well()) {
+            None => (how, None),
+            Some(spool) => match spool.finish().await {
+                Ok(entry) => (how, Some(entry)),
+                Err(error) => {
+                    give_up.cancel();
+                    (How::NotStored(chain(&error)), None)
+                }
+            },
+        };
+        let link = self.module.links[index].clone();
+        let stderr = said.into_inner().unwrap_or_else(PoisonError::into_inner).freeze();
+        LinkEnd { link, how, started, ended: clock::now(), stderr, output }
+    }
+
+    async fn supervise(
+        &self,
+        index: usize,
+        piped: Piped,
+        from: mpsc::Receiver<Bytes>,
+        to: Next,
+        said: &Mutex<BytesMut>,
+        give_up: &CancellationToken,
+    ) -> (How, Option<Spool>) {
+        let Piped { mut sandbox, stdin, stdout, stderr } = piped;
+        let timeout = self.module.timeout;
+        let work = async {
+            let write = async {
+                write(stdin, from).await;
+                Ok(())
+            };
+            let hear = async {
+                hear(stderr, said).await;
+                Ok(())
+            };
+            let ((), spool, ()) = tokio::try_join!(write, self.read(index, stdout, to, give_up), hear)?;
+            Ok((ended(sandbox.wait().await), spool))
+        };
+        let why = tokio::select! {
+            biased;
+            done = work => match done {
+                Ok((how, spool)) => return (how, Some(spool)),
+                Err(why) => why,
+            },
+            () = give_up.cancelled() => How::GivenUp,
+            () = tokio::time::sleep(timeout) => How::TimedOut(timeout),
+        };
+        if why == How::GivenUp
+            && let Ok(exit) = tokio::time::timeout(GIVE_UP_WAIT, sandbox.wait()).await
+        {
+            let how = ended(exit);
+            return (if how.is_well() { why } else { how }, None);
+        }
+        end(sandbox).await;
+        (why, None)
+    }
+
+    /// What a link writes, to the store and to the next one.
+    async fn read(
+        &self,
+        index: usize,
+        mut stdout: Receiver,
+        mut to: Next,
+        give_up: &CancellationToken,
+    ) -> Result<Spool, How> {
+        let most = self.module.link_settings.output_bytes;
+        let mut spool = self.recording.output(index);
+        let mut buffer = BytesMut::with_capacity(PIECE);
+        loop {
+            buffer.reserve(PIECE);
+            match stdout.read_buf(&mut buffer).await {
+                Ok(0) | Err(_) => return Ok(spool),
+                Ok(_) => {}
+            }
+            let piece = buffer.split().freeze();
+            if spool.bytes() + piece.len() as u64 > most {
+                return Err(How::WroteTooMuch(most));
+            }
+            spool.add(&piece).await;
+            match &to {
+                Next::Link(link) => {
+                    if link.send(piece).await.is_err() {
+                        to = Next::Nobody;
+                    }
+                }
+                Next::Asker(asker) => {
+                    if asker.send(piece).await.is_err() {
+                        give_up.cancel();
+                        return Err(How::GivenUp);
+                    }
+                }
+                Next::Nobody => {}
+            }
+        }
+    }
+}
+
+/// Gives a link its input, until there is no more or it does not want any.
+async fn write(mut stdin: Sender, mut from: mpsc::Receiver<Bytes>) {
+    while let Some(piece) = from.recv().await {
+        if stdin.write_all(&piece).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Keeps the end of what a link says.
+async fn hear(mut stderr: Receiver, said: &Mutex<BytesMut>) {
+    let mut buffer = BytesMut::new();
+    loop {
+        buffer.reserve(4 << 10);
+        match stderr.read_buf(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.extend_from_slice(&buffer.split());
+        let over = said.len().saturating_sub(STDERR_MAX);
+        let _ = said.split_to(over);
+    }
+}
+
+fn ended(exit: Result<Exit, SandboxError>) -> How {
+    match exit {
+        Ok(exit) => How::Exited(exit),
+        Err(error) => How::Vanished(chain(&error)),
+    }
+}
+
+/// Kills what is left of a link.
+async fn end(mut sandbox: Sandbox) {
+    sandbox.kill().await;
+    if tokio::time::timeout(GONE_WAIT, sandbox.wait()).await.is_err() {
+        tracing::warn!("a killed link is not gone yet");
+    }
+}

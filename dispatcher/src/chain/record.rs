@@ -1,0 +1,349 @@
+//! The trace of a run: what a pipeline of as many modules would have left.
+//!
+//! E0 -> job of link 1 -> E1 -> job of link 2 -> E2 ...: each link works on the event of what the one before wrote. Beside it
+//! stands the chain's own job, on E0. Where a link did not end well the ones before it may have been cut off, so only
+//! what all links up to some place wrote becomes events, and the jobs of the others stand below the last of them.
+
+use std::sync::Arc;
+
+use futures_util::future::{join_all, try_join_all};
+use ionfs::clock;
+use ionfs::commit::{Refusal, append_event};
+use ionfs::event::{Context, DocumentType, Event, FileEntry, KeyValue, Publication};
+use ionfs::id::{EventId, JobId};
+use ionfs::node::Node;
+use ionfs::record::{Attempt, AttemptEnd, JobRecord, JobState, LogRecord};
+use ionfs::stores::{Collection, DataPlane, Guard, Inserted, StoreError, encode};
+use ionfs::upload::store_bytes;
+use serde_json::Value;
+
+use super::flow::{How, LinkEnd, Outcome};
+use super::spool::Spool;
+use super::{End, Failure, Link, Stored};
+use crate::executor::logs_below;
+use crate::executor::sandbox::Exit;
+use crate::pipeline::Module;
+
+/// The name of what a link wrote, as a file of its event.
+pub(super) const STDOUT: &str = "stdout";
+
+/// The name of what the first link read.
+pub(super) const STDIN: &str = "stdin";
+
+/// Bytes of stderr that a failure carries.
+const SAID_MAX: usize = 8 << 10;
+
+/// Where one run is recorded.
+pub(super) struct Recording {
+    plane: Arc<DataPlane>,
+    module: Arc<Module>,
+    first: Event,
+    stored: Stored,
+    /// The events and jobs to be, by link: each event follows from the one before.
+    steps: Vec<Step>,
+}
+
+/// What a link works on, and what it makes.
+#[derive(Debug)]
+pub(super) struct Step {
+    pub(super) job: JobId,
+    pub(super) event: EventId,
+}
+
+impl Recording {
+    pub(super) fn new(node: &Node, module: Arc<Module>, first: Event, stored: Stored) -> Self {
+        let steps = steps(&module, &first.id).collect();
+        let plane = Arc::new(node.plane.clone());
+        Self { plane, module, first, stored, steps }
+    }
+
+    /// Where the input goes; none where it is an event's file already.
+    pub(super) fn input(&self) -> Option<Spool> {
+        let key = format!("{}/{}/0/{STDIN}", self.first.context.correlation_id, self.first.id);
+        matches!(self.stored, Stored::Not).then(|| Spool::new(self.plane.clone(), key, STDIN))
+    }
+
+    /// Where a link's output goes.
+    pub(super) fn output(&self, index: usize) -> Spool {
+        let correlation = &self.first.context.correlation_id;
+        let key = format!("{correlation}/{}/{}.0/{STDOUT}", self.steps[index].job, self.stored.attempt());
+        Spool::new(self.plane.clone(), key, STDOUT)
+    }
+
+    /// Writes the trace, durable when this returns.
+    pub(super) async fn keep(&self, outcome: Outcome) -> Result<End, Refusal> {
+        if let Some(reason) = outcome.broken {
+            return Ok(End::Broken { reason });
+        }
+        let first = self.first_event(&outcome);
+        let well = outcome.links.iter().take_while(|end| end.how.is_well()).count();
+        let failed = outcome.links.iter().position(|end| !end.how.is_well() && end.how != How::GivenUp);
+        let end = match failed {
+            _ if well == outcome.links.len() => End::Well { event: self.steps[well - 1].event.clone() },
+            Some(index) if !outcome.stopped => End::Failed(self.failure(index, &outcome.links[index])),
+            _ => End::Cancelled,
+        };
+        let logs = try_join_all(outcome.links.iter().map(|end| self.log(end))).await?;
+        let mut documents = Vec::new();
+        let alone = self.steps[0].job == self.chain_job();
+        if matches!(self.stored, Stored::Not) {
+            documents.push((Collection::Events, encode(&first)));
+            if !alone {
+                documents.push((Collection::Jobs, encode(&self.chain_record(&end, &outcome.links))));
+            }
+        }
+        let mut on = first;
+        let mut last = None;
+        for (index, (link, log)) in outcome.links.iter().zip(logs).enumerate() {
+            if let Some(log) = &log {
+                documents.push((Collection::Events, encode(&self.log_record(link, &on, log))));
+            }
+            if !alone || matches!(self.stored, Stored::Not) {
+                documents.push((Collection::Jobs, encode(&self.job(index, link, &on, log))));
+            }
+            if let Some(output) = link.output.clone().filter(|_| index < well) {
+                // All but the last are told to nobody: the next link has had them.
+                if let Some(event) = last.replace(self.event(index, link, &on, output)) {
+                    documents.push((Collection::Events, encode(&told_to_nobody(event))));
+                }
+                if let Some(event) = &last {
+                    on = event.clone();
+                }
+            }
+        }
+        self.write(documents).await?;
+        match last {
+            Some(event) if matches!(end, End::Well { .. }) => {
+                append_event(&self.plane, event, self.guard()).await?;
+            }
+            Some(event) => self.write(vec![(Collection::Events, encode(&told_to_nobody(event)))]).await?,
+            None => {}
+        }
+        if !matches!(end, End::Well { .. }) && self.plane.one_log {
+            self.plane.documents.seal().await?;
+        }
+        Ok(end)
+    }
+
+    fn guard(&self) -> Option<Guard> {
+        match &self.stored {
+            Stored::Not => None,
+            Stored::By { guard, .. } => Some(guard.clone()),
+        }
+    }
+
+    /// All at once, in this order where there is one.
+    async fn write(&self, documents: Vec<(Collection, Value)>) -> Result<(), StoreError> {
+        let written = documents.into_iter().map(async |(collection, document)| {
+            let store = &self.plane.documents;
+            match store.insert_soon(collection, document.clone(), self.guard()).await? {
+                Inserted::New => Ok(()),
+                // An earlier attempt wrote it; what it says of itself is past.
+                Inserted::Existing(_) if collection == Collection::Jobs => {
+                    store.put(collection, document, self.guard()).await
+                }
+                Inserted::Existing(_) => Ok(()),
+            }
+        });
+        join_all(written).await.into_iter().collect()
+    }
+
+    fn first_event(&self, outcome: &Outcome) -> Event {
+        let mut first = self.first.clone();
+        if let Some(input) = &outcome.input {
+            first.files = vec![input.clone()];
+        }
+        if outcome.cut_off && matches!(self.stored, Stored::Not) {
+            first.data.push(KeyValue { key: "cutOff".into(), value: "true".into() });
+        }
+        match self.stored {
+            Stored::Not => told_to_nobody(first),
+            Stored::By { .. } => first,
+        }
+    }
+
+    /// What the chain's own job is called, on the first event.
+    fn chain_job(&self) -> JobId {
+        JobId::derive(&self.first.id, &self.module.name)
+    }
+
+    fn chain_record(&self, end: &End, links: &[LinkEnd]) -> JobRecord {
+        let (state, attempt_end, reason) = match end {
+            End::Failed(failure) => {
+                let reason = format!("link {}: {}", failure.link, failure.reason);
+                let end = if failure.timed_out { AttemptEnd::TimedOut } else { AttemptEnd::Failed };
+                (JobState::Dead, end, Some(reason))
+            }
+            End::Well { .. } => (JobState::Succeeded, AttemptEnd::Succeeded, None),
+            _ => (JobState::Cancelled, AttemptEnd::Cancelled, Some("cancelled".into())),
+        };
+        let started = links.iter().map(|end| end.started).min().unwrap_or_else(clock::now);
+        let ended = links.iter().map(|end| end.ended).max().unwrap_or(started);
+        let attempt = Attempt {
+            number: 1,
+            started,
+            ended: Some(ended),
+            end: Some(attempt_end),
+            exit_code: None,
+            reason,
+            log: None,
+        };
+        self.record(self.chain_job(), &self.module.name, &self.first, state, attempt)
+    }
+
+    fn job(&self, index: usize, end: &LinkEnd, on: &Event, log: Option<FileEntry>) -> JobRecord {
+        let (state, attempt_end) = match &end.how {
+            how if how.is_well() => (JobState::Succeeded, AttemptEnd::Succeeded),
+            How::TimedOut(_) => (JobState::Dead, AttemptEnd::TimedOut),
+            How::GivenUp => (JobState::Cancelled, AttemptEnd::Cancelled),
+            _ => (JobState::Dead, AttemptEnd::Failed),
+        };
+        let attempt = Attempt {
+            number: self.stored.attempt(),
+            started: end.started,
+            ended: Some(end.ended),
+            end: Some(attempt_end),
+            exit_code: exit_code(&end.how),
+            reason: (!end.how.is_well()).then(|| said(&end.how)),
+            log,
+        };
+        self.record(self.steps[index].job.clone(), self.name_of(&end.link), on, state, attempt)
+    }
+
+    fn record(&self, id: JobId, module: &str, on: &Event, state: JobState, attempt: Attempt) -> JobRecord {
+        JobRecord {
+            id,
+            version: 1,
+            module: module.to_owned(),
+            event_id: on.id.clone(),
+            event_type: on.event_type.clone(),
+            correlation_id: on.context.correlation_id.clone(),
+            state,
+            attempt: attempt.number,
+            created: attempt.started,
+            ended: attempt.ended,
+            failures: u32::from(state == JobState::Dead),
+            attempts: vec![attempt],
+            holder: None,
+            due: 0,
+            term: 0,
+            cancel: false,
+            outbox: false,
+            losses: 0,
+        }
+    }
+
+    /// What a link's event and job are called after: the link, or the module that is nothing else.
+    fn name_of<'a>(&'a self, link: &'a Link) -> &'a str {
+        if self.steps.len() == 1 { &self.module.name } else { &link.name }
+    }
+
+    fn event(&self, index: usize, end: &LinkEnd, on: &Event, output: FileEntry) -> Event {
+        let last = index + 1 == self.steps.len();
+        let event_type = match self.module.emits.first() {
+            Some(event_type) if last => event_type.clone(),
+            _ => format!("{}.{}", self.first.event_type, index + 1),
+        };
+        let id = self.steps[index].event.clone();
+        Event {
+            context: Context {
+                name: self.name_of(&end.link).to_owned(),
+                event_id: id.clone(),
+                correlation_id: self.first.context.correlation_id.clone(),
+                parent_event_id: on.id.to_string(),
+                document_type: DocumentType::EventMeta,
+            },
+            id,
+            event_type,
+            files: vec![output],
+            file_list: None,
+            data: vec![],
+            created: end.ended,
+            publication: Publication::Unpublished,
+            file_name: Some(STDOUT.into()),
+            job_id: Some(self.steps[index].job.clone()),
+            attempt: Some(self.stored.attempt()),
+            publisher: None,
+            unrouted: false,
+        }
+    }
+
+    /// What a link said, as the log of its job; none if it was silent.
+    async fn log(&self, end: &LinkEnd) -> Result<Option<FileEntry>, Refusal> {
+        // The chain's own job has the words of all its links in its log.
+        if end.stderr.is_empty() || (self.steps.len() == 1 && !matches!(self.stored, Stored::Not)) {
+            return Ok(None);
+        }
+        let key = format!(
+            "{}/{}/{}-attempt-{}.log",
+            logs_below(&self.first.context.correlation_id),
+            self.first.id,
+            end.link.id(),
+            self.stored.attempt()
+        );
+        Ok(Some(store_bytes(&*self.plane.blobs, key, "log".into(), end.stderr.clone()).await?))
+    }
+
+    fn log_record(&self, end: &LinkEnd, on: &Event, log: &FileEntry) -> LogRecord {
+        let name = self.name_of(&end.link);
+        let id = LogRecord::id(name, &on.id, self.stored.attempt());
+        let context =
+            Context { name: name.to_owned(), document_type: DocumentType::ModuleLogs, ..on.context.clone() };
+        LogRecord {
+            desc: id.clone(),
+            id,
+            context,
+            logs: log.clone(),
+            succeeded: end.how.is_well(),
+            created: end.ended,
+        }
+    }
+
+    fn failure(&self, index: usize, end: &LinkEnd) -> Failure {
+        let from = end.stderr.len().saturating_sub(SAID_MAX);
+        Failure {
+            link: end.link.name.clone(),
+            link_id: end.link.id(),
+            job: self.steps[index].job.clone(),
+            reason: said(&end.how),
+            exit_code: exit_code(&end.how),
+            timed_out: matches!(end.how, How::TimedOut(_)),
+            stderr: String::from_utf8_lossy(&end.stderr[from..]).into_owned(),
+        }
+    }
+}
+
+/// The job of each link and the event that it makes, of a run on this first event. A chain of one link is that link: its
+/// job is the module's.
+pub(super) fn steps<'a>(module: &'a Module, first: &EventId) -> impl Iterator<Item = Step> + use<'a> {
+    let mut on = first.clone();
+    module.links.iter().map(move |link| {
+        let name = if module.links.len() == 1 { module.name.clone() } else { link.id() };
+        let event = EventId::derive(&on, &name, STDOUT);
+        let job = JobId::derive(&std::mem::replace(&mut on, event.clone()), &name);
+        Step { job, event }
+    })
+}
+
+/// An event that is part of a trace and starts nothing.
+fn told_to_nobody(event: Event) -> Event {
+    Event { publication: Publication::Published, unrouted: true, ..event }
+}
+
+fn exit_code(how: &How) -> Option<i32> {
+    match how {
+        How::Exited(Exit::Code(code)) => Some(*code),
+        _ => None,
+    }
+}
+
+fn said(how: &How) -> String {
+    match how {
+        How::Exited(Exit::Code(code)) => format!("exit status {code}"),
+        How::Exited(Exit::Signal(signal)) => format!("killed by signal {signal}"),
+        How::TimedOut(timeout) => format!("over its timeout of {}", humantime::format_duration(*timeout)),
+        How::WroteTooMuch(most) => format!("it wrote more than {most} bytes, which is its output limit"),
+        How::GivenUp => "given up: the chain could not be ended".into(),
+        How::NotStarted(reason) | How::Vanished(reason) | How::NotStored(reason) => reason.clone(),
+    }
+}
