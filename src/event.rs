@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use dispatcher::dispatch::served_modules;
+use dispatcher::first::FirstEvent;
 use dispatcher::ledger::Ledger;
-use ionfs::clock;
-use ionfs::commit::{LISTED_MAX, create_event};
-use ionfs::event::{Context, DocumentType, Event, FileEntry, KeyValue, Publication, is_event_type};
+use ionfs::commit::create_event;
+use ionfs::event::{FileEntry, KeyValue, is_event_type};
 use ionfs::id::{CorrelationId, EventId};
 use ionfs::stores::DataPlane;
-use ionfs::upload::{store_bytes, store_path};
+use ionfs::upload::store_path;
 
 use crate::settings::Settings;
 use crate::{Failure, Outcome, Verdict, output, trace};
@@ -101,9 +101,17 @@ async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
     let plane = settings.plane().await?;
     let id = args.id.map_or_else(EventId::random, EventId::new);
     let correlation = args.correlation.map_or_else(CorrelationId::random, CorrelationId::new);
-    let files = store_files(&plane, &format!("{correlation}/{id}"), &args.files).await?;
-    let data = args.data.into_iter().map(|(key, value)| KeyValue { key, value }).collect();
-    let event = first_event(&plane, id, correlation, args.event_type, files, data, args.parent).await?;
+    let prefix = format!("{correlation}/{id}");
+    let first = FirstEvent {
+        id,
+        correlation_id: correlation,
+        name: "ion".into(),
+        parent: args.parent.unwrap_or_default(),
+        event_type: args.event_type,
+        files: store_files(&plane, &prefix, &args.files).await?,
+        data: args.data.into_iter().map(|(key, value)| KeyValue { key, value }).collect(),
+    };
+    let event = first.document(&plane, &prefix).await?;
     create_event(&plane, event.clone()).await?;
     if settings.json && !args.wait {
         output::json(&event);
@@ -128,47 +136,6 @@ async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
         output::say(&format!("no dispatcher serves module {module:?}: start one with `ion up`"));
     }
     trace::wait(settings, &ledger, event.context.correlation_id.as_str(), args.timeout).await
-}
-
-/// The document of an event that no job made.
-pub(crate) async fn first_event(
-    plane: &DataPlane,
-    id: EventId,
-    correlation_id: CorrelationId,
-    event_type: String,
-    files: Vec<FileEntry>,
-    data: Vec<KeyValue>,
-    parent: Option<String>,
-) -> Result<Event, Failure> {
-    let (files, file_list) = if files.len() > LISTED_MAX {
-        let list = serde_json::to_vec(&files)?;
-        let key = format!("{correlation_id}/{id}/.ion-files.json");
-        (vec![], Some(store_bytes(&*plane.blobs, key, "files.json".into(), list.into()).await?))
-    } else {
-        (files, None)
-    };
-    let context = Context {
-        name: "ion".into(),
-        event_id: id.clone(),
-        correlation_id,
-        parent_event_id: parent.unwrap_or_default(),
-        document_type: DocumentType::EventMeta,
-    };
-    Ok(Event {
-        id,
-        context,
-        event_type,
-        files,
-        file_list,
-        data,
-        created: clock::now(),
-        publication: Publication::Unpublished,
-        file_name: None,
-        job_id: None,
-        attempt: None,
-        publisher: None,
-        unrouted: false,
-    })
 }
 
 /// Stores files and folders named on the command line.

@@ -1,13 +1,12 @@
 //! `ion job`: list, get, logs, cancel, retry.
 
-use std::io::{Read as _, Seek as _, SeekFrom};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use dispatcher::ledger::{JobFilter, Ledger};
+use dispatcher::logs::{Log, Said};
 use ionfs::clock;
 use ionfs::id::JobId;
-use ionfs::node::live_log;
 use ionfs::record::{JobRecord, JobState};
 
 use crate::settings::Settings;
@@ -15,9 +14,6 @@ use crate::{Failure, Outcome, Verdict, output};
 
 /// How often a log that is followed is looked at.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// Bytes of a log read at a time.
-const PIECE: u64 = 1 << 20;
 
 /// Look at jobs, and steer them
 #[derive(Debug, Subcommand)]
@@ -144,35 +140,12 @@ pub(crate) fn show(settings: &Settings, jobs: &[JobRecord]) {
 async fn logs(settings: &Settings, ledger: &Ledger, args: LogArgs) -> Outcome {
     let job = find(ledger, &args.id).await?;
     let number = args.attempt.unwrap_or(job.attempt);
-    let live = live_log(&settings.home, &job.id, number);
-    let mut printed = 0;
+    let mut log = Log::new(ledger.clone(), &settings.home, &job.id, number, 0);
     loop {
-        // The record before the file: once the record says it ended, the stored log is whole.
-        let now = ledger.get(&job.id).await?;
-        let attempt = now.attempts.iter().find(|attempt| attempt.number == number);
-        let attempt = attempt.ok_or_else(|| Failure(format!("job {} has no attempt {number}", job.id)))?;
-        if let Some(log) = &attempt.log {
-            while printed < log.size {
-                let piece = ledger
-                    .plane()
-                    .blobs
-                    .get_range(&log.key, printed..(printed + PIECE).min(log.size))
-                    .await?;
-                printed += piece.len() as u64;
-                output::raw(&piece);
-            }
-            return Ok(Verdict::Well);
+        match log.next().await? {
+            Said::More(piece) => output::raw(&piece),
+            Said::NothingYet if args.follow => tokio::time::sleep(LOOK).await,
+            Said::NothingYet | Said::Nothing => return Ok(Verdict::Well),
         }
-        if let Ok(mut file) = std::fs::File::open(&live) {
-            let mut text = Vec::new();
-            file.seek(SeekFrom::Start(printed))?;
-            file.take(PIECE).read_to_end(&mut text)?;
-            printed += text.len() as u64;
-            output::raw(&text);
-        }
-        if !args.follow || attempt.ended.is_some() {
-            return Ok(Verdict::Well);
-        }
-        tokio::time::sleep(LOOK).await;
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args as ClapArgs;
 use dispatcher::executor::{Executor as _, Start};
+use dispatcher::first::FirstEvent;
 use dispatcher::ledger::{Claim, Ledger};
 use dispatcher::pipeline::{ANY_TYPE, Module, Pipeline};
 use ionfs::clock::millis;
@@ -16,7 +17,7 @@ use ionfs::record::AttemptEnd;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Instrument as _;
 
-use crate::event::{first_event, pair, store_files};
+use crate::event::{pair, store_files};
 use crate::settings::{Settings, search_path};
 use crate::up::{local_executor, until_asked_to_stop};
 use crate::{Failure, Outcome, Verdict, output};
@@ -53,12 +54,19 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     let module = module(&ledger, &args).await?;
     let node = Node::new(plane.clone(), settings.node())?;
     let (id, correlation) = (EventId::random(), CorrelationId::random());
-    let files = store_files(&plane, &format!("{correlation}/{id}"), &args.files).await?;
-    let data = args.data.into_iter().map(|(key, value)| KeyValue { key, value }).collect();
+    let prefix = format!("{correlation}/{id}");
     // Of the type the module subscribes to, but marked as published: this event starts this module and no other.
     let event_type = module.subscribes().into_iter().next().unwrap_or_else(|| "run".into());
-    let event = first_event(&plane, id, correlation.clone(), event_type, files, data, None).await?;
-    let event = Event { publication: Publication::Published, ..event };
+    let first = FirstEvent {
+        id,
+        correlation_id: correlation.clone(),
+        name: "ion".into(),
+        parent: String::new(),
+        event_type,
+        files: store_files(&plane, &prefix, &args.files).await?,
+        data: args.data.into_iter().map(|(key, value)| KeyValue { key, value }).collect(),
+    };
+    let event = Event { publication: Publication::Published, ..first.document(&plane, &prefix).await? };
     create_event(&plane, event.clone()).await?;
     let lease = millis(module.timeout + Duration::from_secs(60));
     let single = Module { gather: None, per: None, ..module.clone() };

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use clap::Args as ClapArgs;
 use dispatcher::ledger::Ledger;
-use dispatcher::progress::{Status, status};
+use dispatcher::progress::{Status, Trace, status};
 use ionfs::clock;
 use ionfs::event::Event;
 use ionfs::id::EventId;
 use ionfs::record::{InsightRecord, JobRecord};
-use ionfs::stores::{Collection, Query, encode};
-use serde_json::{Value, json};
+use ionfs::stores::{Collection, Query};
+use serde_json::json;
 
 use crate::settings::Settings;
 use crate::{Failure, Outcome, Verdict, output};
@@ -40,18 +40,13 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         Some(id) => find_correlation(&ledger, id).await?,
         None => latest(&ledger).await?.context.correlation_id.to_string(),
     };
-    let modules = ledger.modules().await?;
-    let status = status(&ledger, &correlation, &modules).await?;
-    let insights = insights(&ledger, &correlation).await?;
+    let trace = Trace::read(&ledger, &correlation).await?;
     if settings.json {
-        let mut documents: Vec<Value> = status.events.iter().map(encode).collect();
-        documents.extend(insights.values().map(encode));
-        documents.extend(status.jobs.iter().map(encode));
-        output::json(&documents);
+        output::json(&trace.documents());
     } else if args.dot {
-        output::line(dot(&status));
+        output::line(dot(&trace.status));
     } else {
-        for text in tree(&correlation, &status, &insights) {
+        for text in tree(&correlation, &trace.status, &trace.insights) {
             output::line(text);
         }
     }
@@ -111,15 +106,6 @@ async fn find_correlation(ledger: &Ledger, id: &str) -> Result<String, Failure> 
     }
 }
 
-/// The insights of a correlation, by job.
-async fn insights(ledger: &Ledger, correlation: &str) -> Result<BTreeMap<String, InsightRecord>, Failure> {
-    let equals =
-        vec![("context.correlationId", json!(correlation)), ("context.documentType", json!("insight"))];
-    let found: Vec<InsightRecord> =
-        ledger.plane().documents.find_as(Query::equal(Collection::Events, equals)).await?;
-    Ok(found.into_iter().filter(|i| !i.staged).map(|insight| (insight.job_id.to_string(), insight)).collect())
-}
-
 /// The tree as lines.
 fn tree(correlation: &str, status: &Status, insights: &BTreeMap<String, InsightRecord>) -> Vec<String> {
     let mut lines = vec![format!("correlation {correlation}")];
@@ -134,11 +120,7 @@ fn tree(correlation: &str, status: &Status, insights: &BTreeMap<String, InsightR
         (Some(first), Some(last)) => format!(" in {}", output::duration((last - first.created).max(0))),
         _ => String::new(),
     };
-    let verdict = match (status.ended, status.failed()) {
-        (true, false) => output::state("succeeded"),
-        (true, true) => output::state("failed"),
-        (false, _) => output::state("running"),
-    };
+    let verdict = output::state(status.verdict().as_str());
     lines.push(format!("{} events, {} jobs: {verdict}{seconds}", status.events.len(), status.jobs.len()));
     lines
 }

@@ -14,16 +14,19 @@
 //! | [`chain`] | programs through which bytes go from stdin to stdout |
 //! | [`dispatch`] | queues to jobs, within limits |
 //! | [`metrics`] | what a dispatcher counts |
-//! | [`progress`] | how far a correlation has come |
+//! | [`progress`], [`logs`] | how far a correlation has come; what a job says |
+//! | [`first`] | events that no job makes |
 //! | [`audit`], [`retention`] | the ledger's part of `ion check`; `ion gc --older-than` |
 
 pub mod audit;
 pub mod chain;
 pub mod dispatch;
 pub mod executor;
+pub mod first;
 pub mod gather;
 pub mod job;
 pub mod ledger;
+pub mod logs;
 pub mod metrics;
 pub mod pipeline;
 pub mod progress;

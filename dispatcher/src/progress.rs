@@ -1,10 +1,11 @@
-//! How far a correlation has come: what `--wait` and `trace` show.
+//! How far a correlation has come: what `--wait`, `trace` and the gateway show.
 
 use std::collections::BTreeMap;
 
 use ionfs::event::{Event, Publication};
-use ionfs::record::{JobRecord, JobState};
-use ionfs::stores::StoreError;
+use ionfs::record::{InsightRecord, JobRecord, JobState};
+use ionfs::stores::{Collection, Query, StoreError, encode};
+use serde_json::{Value, json};
 
 use crate::gather::{Readiness, readiness};
 use crate::ledger::{JobFilter, Ledger};
@@ -32,6 +33,15 @@ impl Status {
             || self.jobs.iter().any(|job| matches!(job.state, JobState::Dead | JobState::Cancelled))
     }
 
+    /// The same in a word.
+    pub fn verdict(&self) -> Verdict {
+        match (self.ended, self.failed()) {
+            (false, _) => Verdict::Running,
+            (true, false) => Verdict::Succeeded,
+            (true, true) => Verdict::Failed,
+        }
+    }
+
     /// How many jobs of each module are in each state.
     pub fn by_module(&self) -> BTreeMap<&str, BTreeMap<&'static str, usize>> {
         let mut counts: BTreeMap<&str, BTreeMap<&'static str, usize>> = BTreeMap::new();
@@ -39,6 +49,61 @@ impl Status {
             *counts.entry(&job.module).or_default().entry(job.state.as_str()).or_default() += 1;
         }
         counts
+    }
+}
+
+/// How a correlation stands, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Something may still happen.
+    Running,
+    /// All of it ended well.
+    Succeeded,
+    /// All that can has ended, and something went wrong for good.
+    Failed,
+}
+
+impl Verdict {
+    /// The word shown to people and programs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// All that is known of a correlation.
+#[derive(Clone, Debug)]
+pub struct Trace {
+    /// Its events and jobs.
+    pub status: Status,
+    /// What its jobs keep for analysis, by job.
+    pub insights: BTreeMap<String, InsightRecord>,
+}
+
+impl Trace {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When a store cannot be read.
+    pub async fn read(ledger: &Ledger, correlation: &str) -> Result<Self, StoreError> {
+        let modules = ledger.modules().await?;
+        let status = status(ledger, correlation, &modules).await?;
+        let equals =
+            vec![("context.correlationId", json!(correlation)), ("context.documentType", json!("insight"))];
+        let insights: Vec<InsightRecord> =
+            ledger.plane().documents.find_as(Query::equal(Collection::Events, equals)).await?;
+        let visible = insights.into_iter().filter(|insight| !insight.staged);
+        let insights = visible.map(|insight| (insight.job_id.to_string(), insight)).collect();
+        Ok(Self { status, insights })
+    }
+
+    /// Its documents: events, insights, jobs.
+    pub fn documents(&self) -> Vec<Value> {
+        let events = self.status.events.iter().map(encode);
+        events.chain(self.insights.values().map(encode)).chain(self.status.jobs.iter().map(encode)).collect()
     }
 }
 

@@ -1,0 +1,66 @@
+//! First events: those that a person or a program makes, and no job.
+
+use ionfs::clock;
+use ionfs::commit::LISTED_MAX;
+use ionfs::event::{Context, DocumentType, Event, FileEntry, KeyValue, Publication};
+use ionfs::id::{CorrelationId, EventId};
+use ionfs::stores::DataPlane;
+use ionfs::upload::{UploadError, store_bytes};
+
+/// What a first event is made of. Its files are durable already.
+#[derive(Clone, Debug)]
+pub struct FirstEvent {
+    /// The event; the same id with the same content is the same event.
+    pub id: EventId,
+    /// The correlation it begins, or belongs to.
+    pub correlation_id: CorrelationId,
+    /// Who makes it: a program's name.
+    pub name: String,
+    /// The event it came of; empty, or a program's name, if it came of none.
+    pub parent: String,
+    /// The event type.
+    pub event_type: String,
+    /// Its files.
+    pub files: Vec<FileEntry>,
+    /// Its values.
+    pub data: Vec<KeyValue>,
+}
+
+impl FirstEvent {
+    /// Its document. A list of files that is too long for a document becomes a blob below `prefix`, which nobody else
+    /// may use: a second one with the same id must not write over what the first one names.
+    ///
+    /// # Errors
+    /// When that blob cannot be stored.
+    pub async fn document(self, plane: &DataPlane, prefix: &str) -> Result<Event, UploadError> {
+        let (files, file_list) = if self.files.len() > LISTED_MAX {
+            let list = serde_json::to_vec(&self.files).expect("entries have string keys only");
+            let key = format!("{prefix}/.ion-files.json");
+            (vec![], Some(store_bytes(&*plane.blobs, key, "files.json".into(), list.into()).await?))
+        } else {
+            (self.files, None)
+        };
+        let context = Context {
+            name: self.name,
+            event_id: self.id.clone(),
+            correlation_id: self.correlation_id,
+            parent_event_id: self.parent,
+            document_type: DocumentType::EventMeta,
+        };
+        Ok(Event {
+            id: self.id,
+            context,
+            event_type: self.event_type,
+            files,
+            file_list,
+            data: self.data,
+            created: clock::now(),
+            publication: Publication::Unpublished,
+            file_name: None,
+            job_id: None,
+            attempt: None,
+            publisher: None,
+            unrouted: false,
+        })
+    }
+}
