@@ -4,6 +4,7 @@ mod completions;
 mod dead;
 mod doctor;
 mod event;
+mod gateway;
 mod gc;
 mod job;
 mod metrics;
@@ -53,6 +54,7 @@ enum Command {
     Up(up::Args),
     Dispatch(up::DispatchArgs),
     Relay(up::RelayArgs),
+    Gateway(gateway::Args),
     Run(run::Args),
     #[command(subcommand)]
     Event(event::Command),
@@ -145,6 +147,7 @@ async fn carry_out(settings: Settings, command: Command) -> Outcome {
         Command::Up(args) => up::run(settings, args).await,
         Command::Dispatch(args) => up::dispatch(settings, args).await,
         Command::Relay(args) => up::relay(&settings, args).await,
+        Command::Gateway(args) => gateway::run(&settings, args).await,
         Command::Run(args) => run::run(&settings, args).await,
         Command::Event(command) => event::run(&settings, command).await,
         Command::Module(command) => module::run(&settings, command).await,

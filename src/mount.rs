@@ -32,7 +32,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     let endpoint = args.metrics.open().await?;
     let node = Node::new(settings.plane().await?, settings.node())?;
-    endpoint.describe(|registry| node.describe(registry));
+    endpoint.vitals.describe(|registry| node.describe(registry));
     std::fs::create_dir_all(&args.folder)?;
     let tree = browse::tree(node);
     let mounted = mount_at(&args.folder, tree).await;
@@ -43,7 +43,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         ))
     })?;
     output::say(&format!("mounted at {}; Ctrl-C unmounts", args.folder.display()));
-    endpoint.readiness().begins();
+    endpoint.vitals.begins();
     tokio::select! {
         ended = mounted.ended() => ended?,
         () = until_asked_to_stop() => mounted.unmount().await?,

@@ -279,6 +279,11 @@ pub(crate) fn metrics_token() -> Option<String> {
     std::env::var("ION_METRICS_TOKEN").ok().filter(|token| !token.is_empty())
 }
 
+/// The lines of tokens that requests to the gateway have to bring. Not a flag either.
+pub(crate) fn gateway_tokens() -> Option<String> {
+    std::env::var("ION_GATEWAY_TOKENS").ok().filter(|tokens| !tokens.is_empty())
+}
+
 /// Whether OpenTelemetry's standard variables ask for spans.
 pub(crate) fn wants_spans() -> bool {
     let says = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());

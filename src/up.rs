@@ -9,12 +9,14 @@ use dispatcher::executor::OutputLine;
 use dispatcher::executor::local::{LocalExecutor, LocalSettings};
 use dispatcher::ledger::Ledger;
 use dispatcher::pipeline::Pipeline;
+use futures_util::FutureExt as _;
 use ionfs::node::Node;
 use ionfs::record::{AttemptEnd, JobRecord, JobState};
 use ionfs::relay::{GRACE, Relay};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::gateway::GatewayFlags;
 use crate::metrics::MetricsArgs;
 use crate::output::{self, Colour};
 use crate::settings::{Settings, module_environment, search_path};
@@ -44,6 +46,11 @@ pub(crate) struct Args {
     quiet: bool,
     #[command(flatten)]
     metrics: MetricsArgs,
+    /// Serve HTTP at this address too, 127.0.0.1:8080 for instance: see `ion help gateway` [default: off]
+    #[arg(long, env = "ION_GATEWAY", value_name = "ADDRESS")]
+    gateway: Option<std::net::SocketAddr>,
+    #[command(flatten)]
+    gateway_flags: GatewayFlags,
 }
 
 /// Run the jobs of a pipeline's modules, beside other dispatchers on the same stores
@@ -81,9 +88,9 @@ pub(crate) struct RelayArgs {
 pub(crate) async fn relay(settings: &Settings, args: RelayArgs) -> Outcome {
     let endpoint = args.metrics.open().await?;
     let plane = settings.plane().await?;
-    endpoint.describe(|registry| plane.metrics.describe(registry));
+    endpoint.vitals.describe(|registry| plane.metrics.describe(registry));
     let mut relay = Relay::new(plane, GRACE);
-    endpoint.readiness().begins();
+    endpoint.vitals.begins();
     output::say(&format!("ready: what is not published for {} s will be", GRACE.as_secs()));
     let stop = until_asked_to_stop();
     tokio::pin!(stop);
@@ -114,7 +121,7 @@ async fn serve(mut settings: Settings, args: Args, only: &[String]) -> Outcome {
     let endpoint = args.metrics.open().await?;
     let plane = settings.plane().await?;
     let node = Node::new(plane.clone(), settings.node())?;
-    endpoint.describe(|registry| node.describe(registry));
+    endpoint.vitals.describe(|registry| node.describe(registry));
     let mut modules = match pipeline {
         Some(pipeline) => pipeline.modules,
         None => Ledger::new(plane.clone()).modules().await?,
@@ -134,9 +141,13 @@ async fn serve(mut settings: Settings, args: Args, only: &[String]) -> Outcome {
     sweep(&settings.home);
     let (lines, shown_lines) = mpsc::channel(SHOWN);
     let (notices, shown_notices) = mpsc::channel(SHOWN);
+    let gateway = match args.gateway {
+        Some(address) => Some(args.gateway_flags.open(address, node.clone(), endpoint.vitals.clone()).await?),
+        None => None,
+    };
     let executor = Arc::new(local_executor(settings, node, Some(lines)).await?);
     let chains = executor.chains().clone();
-    endpoint.describe(|registry| chains.metrics().describe(registry));
+    endpoint.vitals.describe(|registry| chains.metrics().describe(registry));
     for module in &modules {
         for link in module.links.iter().filter(|link| !link.image.is_empty()) {
             output::say(&format!(
@@ -151,8 +162,8 @@ async fn serve(mut settings: Settings, args: Args, only: &[String]) -> Outcome {
     dispatch.lease = args.lease;
     let names: Vec<String> = modules.iter().map(|module| module.name.clone()).collect();
     let dispatcher = Dispatcher::new(plane, executor, modules, dispatch, Some(notices));
-    endpoint.describe(|registry| dispatcher.metrics().describe(registry));
-    let (begins, ends) = (endpoint.readiness(), endpoint.readiness());
+    endpoint.vitals.describe(|registry| dispatcher.metrics().describe(registry));
+    let (begins, ends) = (endpoint.vitals.clone(), endpoint.vitals.clone());
     let shutdown = CancellationToken::new();
     let (ready, is_ready) = oneshot::channel();
     let showing = tokio::spawn(show(shown_lines, shown_notices, args.quiet));
@@ -173,7 +184,18 @@ async fn serve(mut settings: Settings, args: Args, only: &[String]) -> Outcome {
             output::say(&format!("ready: {}", names.join(", ")));
         }
     });
-    let ran = dispatcher.run(shutdown, ready).await;
+    // Both end at the same time: who waits for a job that is queued again is told so.
+    let ending = {
+        let shutdown = shutdown.clone();
+        async move {
+            shutdown.cancelled().await;
+            if let Some(gateway) = gateway {
+                gateway.close().await;
+            }
+        }
+    };
+    let (ran, ()) =
+        tokio::join!(dispatcher.run(shutdown.clone(), ready).inspect(|_| shutdown.cancel()), ending);
     chains.close().await;
     ran?;
     showing.await?;

@@ -42,8 +42,6 @@ fn each_library_is_named_in_one_room() {
     only("dispatcher/src", "fuser", &[]);
     only("src", "rusqlite", &[]);
     only("src", "opentelemetry", &["src/spans.rs"]);
-    only("src", "axum::", &["src/metrics.rs"]);
-    only("dispatcher/src", "axum::", &["executor/sidecar.rs"]);
     for library in ["fuser", "axum::", "object_store::", "mongodb::", "lapin::", "rusqlite::"] {
         only("handler-shim/src", library, &[]);
     }
@@ -51,10 +49,13 @@ fn each_library_is_named_in_one_room() {
     only("handler-shim/src", "std::env::", &["cli/settings.rs"]);
     for folder in ["src", "ionfs/src", "dispatcher/src", "handler-shim/src"] {
         only(folder, "prometheus_client::", &["src/metrics.rs"]);
+        only(folder, "axum::", &["dispatcher/src/gateway", "executor/sidecar.rs"]);
+        for http in ["hyper::", "multer::"] {
+            only(folder, http, &["dispatcher/src/gateway"]);
+        }
     }
     for folder in ["ionfs/src", "dispatcher/src", "handler-shim/src"] {
         only(folder, "opentelemetry", &[]);
-        only(folder, "hyper::", &[]);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use ionfs::clock::{self, Millis, millis};
 use ionfs::errors::chain;
-use ionfs::event::{Event, Publication};
+use ionfs::event::{DocumentType, Event, Publication};
 use ionfs::failpoint;
 use ionfs::id::{EventId, JobId};
 use ionfs::patience::Standing;
@@ -339,6 +339,15 @@ impl Ledger {
             .await?;
         events.retain(|event| event.publication != Publication::Staged);
         Ok(events)
+    }
+
+    /// An event that everybody may see: no insight or log that has this id, and none that is only staged.
+    pub async fn visible_event(&self, id: &EventId) -> Result<Option<Event>, StoreError> {
+        let found = self.plane.documents.get(Collection::Events, id.as_str()).await?;
+        let kind = DocumentType::EventMeta.as_str();
+        let found = found.filter(|document| document["context"]["documentType"] == kind);
+        let event: Option<Event> = found.map(|found| decode(Collection::Events, found)).transpose()?;
+        Ok(event.filter(|event| event.publication != Publication::Staged))
     }
 
     /// An event.

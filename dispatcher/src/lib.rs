@@ -16,6 +16,7 @@
 //! | [`metrics`] | what a dispatcher counts |
 //! | [`progress`], [`logs`] | how far a correlation has come; what a job says |
 //! | [`first`] | events that no job makes |
+//! | [`gateway`] | all of it over HTTP |
 //! | [`audit`], [`retention`] | the ledger's part of `ion check`; `ion gc --older-than` |
 
 pub mod audit;
@@ -23,6 +24,7 @@ pub mod chain;
 pub mod dispatch;
 pub mod executor;
 pub mod first;
+pub mod gateway;
 pub mod gather;
 pub mod job;
 pub mod ledger;

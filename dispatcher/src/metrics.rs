@@ -1,4 +1,4 @@
-//! What a dispatcher counts, for operators. How it is shown is not known here.
+//! What a dispatcher and a gateway count, for operators. How it is shown is not known here.
 
 use ionfs::metrics::Registry;
 use ionfs::record::AttemptEnd;
@@ -48,9 +48,7 @@ impl Metrics {
     pub(crate) fn runs(&self, module: &str) -> Running {
         let of = OfModule { module: module.to_owned() };
         self.started.get_or_create(&of).inc();
-        let running = self.running.get_or_create_owned(&of);
-        running.inc();
-        Running(running)
+        Level(self.running.get_or_create_owned(&of)).rises()
     }
 
     /// An attempt has ended so.
@@ -110,7 +108,51 @@ impl ChainMetrics {
     }
 }
 
-/// One attempt that runs.
+/// Which answers. Routes and statuses are the program's own, so their number is bounded.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answered {
+    route: &'static str,
+    status: u16,
+}
+
+/// What one gateway has done since it started.
+#[derive(Debug, Default)]
+pub struct GatewayMetrics {
+    requests: Family<Answered, Counter>,
+    /// Connections open now.
+    pub(crate) connections: Level,
+}
+
+impl GatewayMetrics {
+    /// Gives all of them their names. docs/metrics.md is the same list for people.
+    pub fn describe(&self, registry: &mut Registry) {
+        registry.register(
+            "gateway_requests",
+            "Requests answered, by route and status",
+            self.requests.clone(),
+        );
+        registry.register("gateway_connections", "Connections open now", self.connections.0.clone());
+    }
+
+    /// A request was answered so.
+    pub(crate) fn answered(&self, route: &'static str, status: u16) {
+        self.requests.get_or_create(&Answered { route, status }).inc();
+    }
+}
+
+/// How many of something there are now.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Level(Gauge);
+
+impl Level {
+    /// One more, until what this gives is dropped.
+    pub(crate) fn rises(&self) -> Running {
+        self.0.inc();
+        Running(self.0.clone())
+    }
+}
+
+/// One of those that a gauge counts.
 #[derive(Debug)]
 pub(crate) struct Running(Gauge);
 

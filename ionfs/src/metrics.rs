@@ -7,7 +7,7 @@ use std::fmt;
 use std::time::Instant;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, text};
 use prometheus_client::metrics::TypedMetric;
 use prometheus_client::metrics::counter::Counter as Total;
 use prometheus_client::metrics::family::Family;
@@ -17,6 +17,19 @@ use prometheus_client::registry::Unit;
 
 /// Where metrics get their names.
 pub use prometheus_client::registry::Registry;
+
+/// The media type of what [`openmetrics`] gives, as the OpenMetrics specification writes it; Prometheus chooses its parser by this.
+pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// All numbers as the OpenMetrics text format has them.
+///
+/// # Errors
+/// When a number cannot be written out.
+pub fn openmetrics(registry: &Registry) -> Result<String, fmt::Error> {
+    let mut written = String::new();
+    text::encode(&mut written, registry)?;
+    Ok(written)
+}
 
 /// Upper bounds of the buckets of all latencies, in seconds: an embedded store answers within the first ones, a commit that
 /// outlasts a store's restart ends in the last ones. More of them cost a time series each, for each label.

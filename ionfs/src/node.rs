@@ -1,18 +1,22 @@
 //! What all mounts of one daemon share: the stores, the cache, the counters, the folders and the deadlines.
 
+use std::fs::File;
+use std::io::Seek as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::cache::{Cache, CacheLimits};
+use crate::event::FileEntry;
 use crate::id::JobId;
 use crate::limits::Limits;
 use crate::metrics::{Metrics, Registry, describe_bytes};
 use crate::stores::DataPlane;
 use crate::stores::object::IN_FLIGHT_MAX;
+use crate::upload::{UploadError, store_file};
 
 /// Bytes of files that one daemon has under way to the store, in units of [`UPLOAD_UNIT`]: 32 small files at a time, so
 /// that a remote store is not idle between them, or three of many parts.
@@ -111,6 +115,21 @@ impl Node {
         let units = bytes.min(IN_FLIGHT_MAX).div_ceil(UPLOAD_UNIT).max(1);
         let units = u32::try_from(units).expect("a few parts");
         self.uploads.acquire_many(units).await.expect("the semaphore is never closed")
+    }
+
+    /// Stores an open file that nobody writes to any more as blob `key`, in its turn among all that is uploaded, and gives
+    /// its entry under `name`. From its beginning to its end, wherever it stands.
+    ///
+    /// # Errors
+    /// When it cannot be read, or the store does not take it.
+    pub async fn store(&self, key: String, name: String, mut file: File) -> Result<FileEntry, UploadError> {
+        let unreadable = |source| UploadError::Read { path: name.clone(), source };
+        file.rewind().map_err(unreadable)?;
+        let bytes = file.metadata().map_err(unreadable)?.len();
+        let _turn = self.upload_turn(bytes).await;
+        let entry = store_file(&*self.plane.blobs, key, name, file, &AtomicU64::new(0), None).await?;
+        self.metrics.bytes_uploaded.add(entry.size);
+        Ok(entry)
     }
 
     /// Gives the numbers of this daemon and of its stores their names.

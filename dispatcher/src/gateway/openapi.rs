@@ -1,0 +1,102 @@
+//! The OpenAPI document: what each route says of itself, and what all of them have in common.
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use serde_json::{Map, Value, json};
+
+use super::auth::Tokens;
+use super::problem::{PROBLEM_JSON, TYPES};
+use super::route::{Access, Route};
+use super::{Shared, intake};
+
+/// The route that shows it.
+pub(super) fn routes() -> Vec<Route> {
+    vec![Route::get(
+        "/openapi.json",
+        Access::Open,
+        show,
+        json!({
+            "operationId": "openapi", "summary": "This document",
+            "responses": {"200": json_answer("OpenAPI 3.1.", json!({"type": "object", "required": ["openapi", "paths"]}))},
+        }),
+    )]
+}
+
+/// An answer that is a JSON document of this schema.
+pub(super) fn json_answer(description: &str, schema: Value) -> Value {
+    json!({"description": description, "content": {"application/json": {"schema": schema}}})
+}
+
+/// An answer that is a problem document.
+pub(super) fn problem(description: &str) -> Value {
+    json!({"description": description, "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}})
+}
+
+/// The parameter `wait`.
+pub(super) fn wait_parameter() -> Value {
+    json!({
+        "name": "wait", "in": "query", "description":
+            "How long to wait until all that comes of it has ended: 500ms, 30s, 2m; at most five minutes.",
+        "schema": {"type": "string", "pattern": "^[0-9]{1,4}(ms|s|m)$"}, "example": "30s",
+    })
+}
+
+/// The document of these routes, of a gateway that asks for tokens or of one that does not.
+pub(super) fn document(routes: &[Route], tokens: &Tokens) -> Value {
+    let mut paths: Map<String, Value> = Map::new();
+    for route in routes {
+        let mut operation = route.operation.clone();
+        let answers = &mut operation["responses"];
+        let common = [
+            ("403", "A page of another site sent it, or the token lacks the scope."),
+            ("421", "It is for another host."),
+            ("500", "The gateway failed, or a stored file is damaged."),
+            ("503", "A store does not answer, or there is no room; try again later."),
+        ];
+        for (status, description) in common {
+            if answers.get(status).is_none() {
+                answers[status] = problem(description);
+            }
+        }
+        if let Access::Needs(scope) = route.access {
+            if !tokens.is_empty() {
+                answers["401"] = problem("A token is needed.");
+                operation["security"] = json!([{"token": []}]);
+            }
+            let said = operation["description"].as_str().map(|said| format!("{said} ")).unwrap_or_default();
+            operation["description"] = format!("{said}Scope: `{}`.", scope.as_str()).into();
+        }
+        let path = route.path.replace("{*", "{");
+        let item = paths.entry(path).or_insert_with(|| json!({}));
+        item[route.method] = operation;
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Ion", "version": env!("CARGO_PKG_VERSION"), "license": {"name": "Apache-2.0"},
+            "description": "Starts pipelines, and shows what came of them.",
+        },
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": {
+                "Made": intake::schema(),
+                "Problem": {
+                    "type": "object", "description": "A problem document (RFC 9457).",
+                    "required": ["type", "title", "status", "detail"],
+                    "properties": {
+                        "type": {"type": "string", "pattern": format!("^{TYPES}")}, "title": {"type": "string"},
+                        "status": {"type": "integer"},
+                        "detail": {"type": "string", "description": "What it was, and the way out."},
+                    },
+                },
+            },
+        },
+    })
+}
+
+async fn show(State(gate): State<Shared>) -> Response {
+    let form = [(header::CONTENT_TYPE, "application/json")];
+    (StatusCode::OK, form, gate.document.clone()).into_response()
+}

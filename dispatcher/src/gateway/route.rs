@@ -1,0 +1,124 @@
+//! One route: where it is, who may take it, who answers, and what the OpenAPI document says of it. All four in one
+//! place, so that none is forgotten.
+
+use std::collections::HashMap;
+
+use axum::extract::{FromRequestParts, Path, Request, State};
+use axum::handler::Handler;
+use axum::http::request::Parts;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{MethodRouter, get, post};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::Shared;
+use super::auth::Scope;
+use super::problem::{Kind, Problem};
+
+/// Who may take a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Everybody: it says nothing that is worth a token.
+    Open,
+    /// Whoever has a token with this scope, if the gateway has tokens.
+    Needs(Scope),
+}
+
+/// One route of the gateway.
+pub(super) struct Route {
+    /// The method in OpenAPI's words.
+    pub(super) method: &'static str,
+    /// The path, `{name}` for a part that varies, `{*name}` for all that follows.
+    pub(super) path: &'static str,
+    /// Who may take it.
+    pub(super) access: Access,
+    /// OpenAPI's operation; what every operation has is added by `openapi`.
+    pub(super) operation: Value,
+    serves: MethodRouter<Shared>,
+}
+
+impl Route {
+    /// For GET, and HEAD with it.
+    pub(super) fn get<H, T>(path: &'static str, access: Access, handler: H, operation: Value) -> Self
+    where
+        H: Handler<T, Shared>,
+        T: 'static,
+    {
+        Self { method: "get", path, access, operation, serves: get(handler) }
+    }
+
+    /// For POST.
+    pub(super) fn post<H, T>(path: &'static str, access: Access, handler: H, operation: Value) -> Self
+    where
+        H: Handler<T, Shared>,
+        T: 'static,
+    {
+        Self { method: "post", path, access, operation, serves: post(handler) }
+    }
+
+    /// What answers, behind its door.
+    pub(super) fn behind_its_door(self, gate: &Shared) -> MethodRouter<Shared> {
+        let door = Door { access: self.access, path: self.path, gate: gate.clone() };
+        self.serves.route_layer(middleware::from_fn_with_state(door, enter))
+    }
+}
+
+#[derive(Clone)]
+struct Door {
+    access: Access,
+    path: &'static str,
+    gate: Shared,
+}
+
+/// Lets in who may take the route; handlers find out who it is by its [`Principal`](super::auth::Principal).
+async fn enter(State(door): State<Door>, mut request: Request, next: Next) -> Response {
+    let admitted = match door.access {
+        Access::Open => Ok(None),
+        Access::Needs(scope) => door.gate.settings.tokens.admit(request.headers(), scope).map(Some),
+    };
+    let response = match admitted {
+        Ok(principal) => {
+            if let Some(principal) = principal {
+                request.extensions_mut().insert(principal);
+            }
+            next.run(request).await
+        }
+        Err(problem) => problem.into_response(),
+    };
+    door.gate.metrics.answered(door.path, response.status().as_u16());
+    response
+}
+
+/// The parts of a path that vary.
+pub(super) struct InPath<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for InPath<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let wrong = |error: axum::extract::rejection::PathRejection| {
+            Problem::new(Kind::Malformed, format!("the path cannot be read: {}", error.body_text()))
+        };
+        let Path(found) = Path::<T>::from_request_parts(parts, state).await.map_err(wrong)?;
+        Ok(Self(found))
+    }
+}
+
+/// The parameters after the question mark: those with these names and no others, each once.
+pub(super) fn query(query: Option<&str>, allowed: &[&str]) -> Result<HashMap<String, String>, Problem> {
+    let mut found = HashMap::new();
+    for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+        let wrong = |what: &str| {
+            let allowed = if allowed.is_empty() { "none".to_owned() } else { allowed.join(", ") };
+            Err(Problem::new(Kind::Malformed, format!("parameter {name:?} {what}; allowed: {allowed}")))
+        };
+        if !allowed.contains(&&*name) {
+            return wrong("is not known here");
+        }
+        if found.insert(name.clone().into_owned(), value.into_owned()).is_some() {
+            return wrong("is there twice");
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,118 @@
+//! `ion gateway`, and `--gateway` of `ion up`: HTTP.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args as ClapArgs;
+use dispatcher::gateway::{Gateway, GatewayError, GatewaySettings, Tokens, Vitals};
+use ionfs::node::Node;
+
+use crate::metrics::MetricsArgs;
+use crate::settings::{Settings, gateway_tokens};
+use crate::up::until_asked_to_stop;
+use crate::{Failure, Outcome, Verdict, output};
+
+/// How a gateway behaves, wherever it runs.
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Gateway options")]
+pub(crate) struct GatewayFlags {
+    /// A file of tokens that requests have to bring, a line each: NAME SCOPE,SCOPE TOKEN; only its owner may read it.
+    /// ION_GATEWAY_TOKENS holds such lines itself. Needed for an address that other machines reach
+    #[arg(long = "gateway-tokens", env = "ION_GATEWAY_TOKENS_FILE", value_name = "FILE")]
+    tokens: Option<PathBuf>,
+    /// A name that the gateway answers to without tokens, beside localhost: that of a proxy; may be repeated
+    #[arg(long = "gateway-host", env = "ION_GATEWAY_HOSTS", value_delimiter = ',', value_name = "NAME")]
+    hosts: Vec<String>,
+    /// Bytes of a request with files
+    #[arg(long = "gateway-upload-max", env = "ION_GATEWAY_UPLOAD_MAX", default_value = "64GiB", value_parser = ionfs::limits::bytes, value_name = "SIZE")]
+    upload_max: u64,
+    /// Connections at a time
+    #[arg(
+        long = "gateway-connections",
+        env = "ION_GATEWAY_CONNECTIONS",
+        default_value_t = 4096,
+        value_name = "N"
+    )]
+    connections: u32,
+    /// How long a client may stand still
+    #[arg(long = "gateway-stall", env = "ION_GATEWAY_STALL", default_value = "30s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    stall: Duration,
+    /// How long requests under way have when it stops
+    #[arg(long = "gateway-grace", env = "ION_GATEWAY_GRACE", default_value = "30s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    grace: Duration,
+}
+
+impl GatewayFlags {
+    /// Begins to answer at an address.
+    pub(crate) async fn open(
+        self,
+        address: SocketAddr,
+        node: Arc<Node>,
+        vitals: Arc<Vitals>,
+    ) -> Result<Gateway, Failure> {
+        let listed = match &self.tokens {
+            Some(file) => Tokens::load(file)?,
+            None => Tokens::default(),
+        };
+        let said = gateway_tokens().map(|lines| Tokens::parse(&lines)).transpose();
+        let said = said.map_err(|error| Failure(format!("ION_GATEWAY_TOKENS: {error}")))?;
+        let settings = GatewaySettings {
+            tokens: listed.and(said.unwrap_or_default()),
+            hosts: self.hosts,
+            connections_max: usize::try_from(self.connections.max(1))?,
+            upload_bytes_max: self.upload_max,
+            stall: self.stall,
+            grace: self.grace,
+            ..GatewaySettings::new(address)
+        };
+        let gateway = Gateway::open(node, vitals, settings).await.map_err(|error| match error {
+            GatewayError::Unguarded(_) => Failure(format!(
+                "the gateway at {error}: name a file of tokens with --gateway-tokens (docs/http.md), or listen at 127.0.0.1"
+            )),
+            error => Failure(format!("the gateway at {}", Failure::from(error).0)),
+        })?;
+        output::say(&format!("the gateway is at http://{}", gateway.address()));
+        Ok(gateway)
+    }
+}
+
+/// Serve HTTP: requests start pipelines, and show what came of them; until Ctrl-C
+///
+/// Any number of them serve the same stores, with any dispatchers beside them. `ion up --gateway ADDRESS` does it in one
+/// process.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  ion gateway &
+  curl -F file=@clip.mp4 'http://127.0.0.1:8080/events/new_video?wait=1m'
+  curl http://127.0.0.1:8080/openapi.json")]
+pub(crate) struct Args {
+    /// Where to listen. An address that other machines reach needs tokens
+    #[arg(long, env = "ION_GATEWAY", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
+    listen: SocketAddr,
+    #[command(flatten)]
+    flags: GatewayFlags,
+    #[command(flatten)]
+    metrics: MetricsArgs,
+}
+
+pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
+    let endpoint = args.metrics.open().await?;
+    let node = Node::new(settings.plane().await?, settings.node())?;
+    endpoint.vitals.describe(|registry| node.describe(registry));
+    let gateway = args.flags.open(args.listen, node, endpoint.vitals.clone()).await?;
+    endpoint.vitals.begins();
+    output::say("ready");
+    until_asked_to_stop().await;
+    endpoint.vitals.ends();
+    output::say("stopping: requests under way are answered");
+    tokio::select! {
+        () = gateway.close() => {}
+        // Again: at once.
+        () = until_asked_to_stop() => std::process::exit(130),
+    }
+    endpoint.close().await;
+    Ok(Verdict::Well)
+}
