@@ -72,5 +72,15 @@ if [ ! -x "$cache/azurite/node_modules/.bin/azurite-blob" ]; then
     npm install --loglevel=error --no-fund --no-audit --prefix "$cache/azurite" azurite@3.37.0 >/dev/null
 fi
 
+# Schemathesis: tries what an OpenAPI document promises.
+schemathesis=4.32.5
+st=$cache/schemathesis/bin/st
+if [ "$("$st" --version 2>/dev/null)" != "st, version $schemathesis" ]; then
+    python3 -c 'import ensurepip, venv' 2>/dev/null || { $root apt-get update -qq && $root apt-get install -y -qq python3-venv >/dev/null; }
+    echo "installing schemathesis into $cache" >&2
+    python3 -m venv --clear "$cache/schemathesis"
+    "$cache/schemathesis/bin/python" -m pip install --quiet --disable-pip-version-check "schemathesis==$schemathesis"
+fi
+
 # The examples run in the tests too.
 "$(dirname "$0")/setup-examples.sh"
