@@ -14,7 +14,7 @@ lint:
 
 bench: ## figures: reading, writing, committing, dispatching, against native files and bare stores
 	@scripts/setup-bench.sh
-	@cargo bench --locked --bench figures --bench data
+	@cargo bench --locked --bench figures --bench data --bench chains
 
 torture: torture-files ## 10,000 kills of dispatchers, commands and gc on the embedded stores and on real servers, and torture-files (hours)
 	@ION_TORTURE_KILLS=$${ION_TORTURE_KILLS:-5000} ION_TORTURE_EVENTS=$${ION_TORTURE_EVENTS:-60} \

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args as ClapArgs;
-use dispatcher::gateway::{Gateway, GatewayError, GatewaySettings, Tokens, Vitals};
+use dispatcher::gateway::{Gateway, GatewayError, GatewaySettings, Portal, Tokens, Vitals};
 use ionfs::node::Node;
 
 use crate::metrics::MetricsArgs;
@@ -51,6 +51,7 @@ impl GatewayFlags {
         address: SocketAddr,
         node: Arc<Node>,
         vitals: Arc<Vitals>,
+        portal: Option<Portal>,
     ) -> Result<Gateway, Failure> {
         let listed = match &self.tokens {
             Some(file) => Tokens::load(file)?,
@@ -67,7 +68,7 @@ impl GatewayFlags {
             grace: self.grace,
             ..GatewaySettings::new(address)
         };
-        let gateway = Gateway::open(node, vitals, settings).await.map_err(|error| match error {
+        let gateway = Gateway::open(node, vitals, portal, settings).await.map_err(|error| match error {
             GatewayError::Unguarded(_) => Failure(format!(
                 "the gateway at {error}: name a file of tokens with --gateway-tokens (docs/http.md), or listen at 127.0.0.1"
             )),
@@ -102,7 +103,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     let endpoint = args.metrics.open().await?;
     let node = Node::new(settings.plane().await?, settings.node())?;
     endpoint.vitals.describe(|registry| node.describe(registry));
-    let gateway = args.flags.open(args.listen, node, endpoint.vitals.clone()).await?;
+    let gateway = args.flags.open(args.listen, node, endpoint.vitals.clone(), None).await?;
     endpoint.vitals.begins();
     output::say("ready");
     until_asked_to_stop().await;

@@ -7,6 +7,7 @@ use clap::Args as ClapArgs;
 use dispatcher::dispatch::{DispatchSettings, Dispatcher, Notice};
 use dispatcher::executor::OutputLine;
 use dispatcher::executor::local::{LocalExecutor, LocalSettings};
+use dispatcher::gateway::Portal;
 use dispatcher::ledger::Ledger;
 use dispatcher::pipeline::Pipeline;
 use futures_util::FutureExt as _;
@@ -141,11 +142,7 @@ async fn serve(mut settings: Settings, args: Args, only: &[String]) -> Outcome {
     sweep(&settings.home);
     let (lines, shown_lines) = mpsc::channel(SHOWN);
     let (notices, shown_notices) = mpsc::channel(SHOWN);
-    let gateway = match args.gateway {
-        Some(address) => Some(args.gateway_flags.open(address, node.clone(), endpoint.vitals.clone()).await?),
-        None => None,
-    };
-    let executor = Arc::new(local_executor(settings, node, Some(lines)).await?);
+    let executor = Arc::new(local_executor(settings, node.clone(), Some(lines)).await?);
     let chains = executor.chains().clone();
     endpoint.vitals.describe(|registry| chains.metrics().describe(registry));
     for module in &modules {
@@ -157,6 +154,13 @@ async fn serve(mut settings: Settings, args: Args, only: &[String]) -> Outcome {
         }
         chains.warm(module);
     }
+    let gateway = match args.gateway {
+        Some(address) => {
+            let portal = Portal::new(chains.clone(), &modules);
+            Some(args.gateway_flags.open(address, node, endpoint.vitals.clone(), Some(portal)).await?)
+        }
+        None => None,
+    };
     let mut dispatch = DispatchSettings::new(&settings.home);
     dispatch.slots = args.jobs.unwrap_or(dispatch.slots);
     dispatch.lease = args.lease;

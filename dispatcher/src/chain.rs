@@ -42,6 +42,7 @@ use self::flow::{Flow, LinkEnd, Outcome};
 use self::pool::Pools;
 pub use self::pool::WARM;
 use self::record::Recording;
+pub use self::record::STDIN;
 use crate::executor::sandbox::{ForkServer, Mode};
 use crate::metrics::ChainMetrics;
 use crate::pipeline::Module;
@@ -162,6 +163,8 @@ pub enum End {
     Failed(Failure),
     /// It was asked to stop, or nobody was left to read its answer.
     Cancelled,
+    /// It has waited for a place for too long. Nothing was begun.
+    NoPlace,
     /// Ion could not do its part; nothing of the run counts.
     Broken {
         /// Why, in words.
@@ -176,7 +179,7 @@ impl End {
             Self::Failed(failure) if failure.timed_out => "timed-out",
             Self::Failed(_) => "failed",
             Self::Cancelled => "cancelled",
-            Self::Broken { .. } => "broken",
+            Self::NoPlace | Self::Broken { .. } => "broken",
         }
     }
 }
@@ -281,7 +284,7 @@ impl Chains {
             drop(turn);
             let end = match place {
                 Ok(_place) => this.run(run, Some(live), stop).await.0,
-                Err(_) => End::Broken { reason: format!("no place was free for {} s", WAIT.as_secs()) },
+                Err(_) => End::NoPlace,
             };
             // Whoever asked may have gone.
             let _ = told.send(end);

@@ -9,6 +9,7 @@
 //! | `body`, `upload` | bodies at a pace and within limits; files on their way to the store |
 //! | `intake`, `cloudevent` | requests become events |
 //! | `trace`, `file`, `log` | what came of them, to be read |
+//! | `portal` | payloads through chains |
 //! | `vitals` | health, readiness, numbers; also for `--metrics` alone |
 //!
 //! A room of routes gives them by its `routes()`, and [`all_routes`] lists the rooms. Who takes a route has been let in by its
@@ -24,6 +25,7 @@ mod file;
 mod intake;
 mod log;
 mod openapi;
+mod portal;
 mod problem;
 mod route;
 mod server;
@@ -51,6 +53,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::auth::{Scope, Tokens, TokensError};
+pub use self::portal::Portal;
 pub use self::vitals::{Reading, Vitals};
 
 use self::auth::Hosts;
@@ -137,6 +140,7 @@ struct Gate {
     node: Arc<Node>,
     ledger: Ledger,
     vitals: Arc<Vitals>,
+    portal: Option<Portal>,
     metrics: Arc<GatewayMetrics>,
     hosts: Hosts,
     room: Room,
@@ -192,13 +196,14 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Begins to answer.
+    /// Begins to answer. Chains of `portal` are run in this process.
     ///
     /// # Errors
     /// When nobody can listen at its address, or others could and no token is asked for.
     pub async fn open(
         node: Arc<Node>,
         vitals: Arc<Vitals>,
+        portal: Option<Portal>,
         settings: GatewaySettings,
     ) -> Result<Self, GatewayError> {
         let address = settings.address;
@@ -229,6 +234,7 @@ impl Gateway {
             settings,
             node,
             vitals,
+            portal,
             metrics: metrics.clone(),
         });
         let open = metrics.connections.clone();
@@ -255,10 +261,18 @@ impl Gateway {
 
 /// Every route there is.
 fn all_routes() -> Vec<Route> {
-    [intake::routes(), trace::routes(), file::routes(), log::routes(), vitals::routes(), openapi::routes()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        intake::routes(),
+        portal::routes(),
+        trace::routes(),
+        file::routes(),
+        log::routes(),
+        vitals::routes(),
+        openapi::routes(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn router(gate: &Shared, routes: Vec<Route>) -> Router {

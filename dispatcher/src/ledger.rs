@@ -49,6 +49,17 @@ pub enum LedgerError {
     /// Another dispatcher has the job, or a later attempt of it.
     #[error("job {0} is not held any more: another dispatcher took it over")]
     Lost(JobId),
+    /// Nobody would take it.
+    #[error(
+        "job {id}: no module {module:?} is registered that could run it (a link of a chain is run again by sending the \
+         request again)"
+    )]
+    NoModule {
+        /// The job.
+        id: JobId,
+        /// What it is of.
+        module: String,
+    },
     /// Others kept writing first.
     #[error("job {0} was written by others again and again; try once more")]
     Contended(JobId),
@@ -316,6 +327,10 @@ impl Ledger {
 
     /// Lets a dead or cancelled job run again, with all its retries.
     pub async fn retry(&self, id: &JobId) -> Result<JobRecord, LedgerError> {
+        let module = self.get(id).await?.module;
+        if self.module(&module).await?.is_none() {
+            return Err(LedgerError::NoModule { id: id.clone(), module });
+        }
         let job = self.force(id, &Happening::Revived).await?;
         self.forget_letter(&job).await;
         Ok(job)

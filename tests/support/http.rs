@@ -107,6 +107,16 @@ impl Http {
         }
     }
 
+    /// The same connection, to be written to by another thread.
+    pub fn another_end(&mut self) -> TcpStream {
+        self.reader.get_mut().try_clone().unwrap()
+    }
+
+    /// What is left of it.
+    pub fn into_stream(self) -> TcpStream {
+        self.reader.into_inner()
+    }
+
     /// Whether the server has closed the connection, within the deadline.
     pub fn is_closed(&mut self) -> bool {
         let mut rest = Vec::new();

@@ -7,6 +7,7 @@
     reason = "tests start programs, wait, and say why they failed"
 )]
 
+pub mod chains;
 pub mod http;
 pub mod mount;
 pub mod servers;

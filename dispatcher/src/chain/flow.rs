@@ -31,7 +31,8 @@ const PIECE: usize = 64 << 10;
 /// Bytes of a link's stderr that are kept: the last ones.
 const STDERR_MAX: usize = 64 << 10;
 
-/// How long a link may go on after another one has failed: its own failure may be the reason of the other's.
+/// How long a link may go on after another one has failed: it may be about to end, and its failure the reason of the
+/// other's.
 const GIVE_UP_WAIT: Duration = Duration::from_millis(50);
 
 /// How long a killed link may take to be gone.
@@ -237,21 +238,22 @@ impl Flow<'_> {
             let ((), spool, ()) = tokio::try_join!(write, self.read(index, stdout, to, give_up), hear)?;
             Ok((ended(sandbox.wait().await), spool))
         };
-        let why = tokio::select! {
-            biased;
-            done = work => match done {
-                Ok((how, spool)) => return (how, Some(spool)),
-                Err(why) => why,
-            },
-            () = give_up.cancelled() => How::GivenUp,
-            () = tokio::time::sleep(timeout) => How::TimedOut(timeout),
+        let why = {
+            tokio::pin!(work);
+            let asked = async {
+                give_up.cancelled().await;
+                tokio::time::sleep(GIVE_UP_WAIT).await;
+            };
+            tokio::select! {
+                biased;
+                done = &mut work => match done {
+                    Ok((how, spool)) => return (how, Some(spool)),
+                    Err(why) => why,
+                },
+                () = asked => How::GivenUp,
+                () = tokio::time::sleep(timeout) => How::TimedOut(timeout),
+            }
         };
-        if why == How::GivenUp
-            && let Ok(exit) = tokio::time::timeout(GIVE_UP_WAIT, sandbox.wait()).await
-        {
-            let how = ended(exit);
-            return (if how.is_well() { why } else { how }, None);
-        }
         end(sandbox).await;
         (why, None)
     }

@@ -28,7 +28,7 @@ use crate::pipeline::Module;
 pub(super) const STDOUT: &str = "stdout";
 
 /// The name of what the first link read.
-pub(super) const STDIN: &str = "stdin";
+pub const STDIN: &str = "stdin";
 
 /// Bytes of stderr that a failure carries.
 const SAID_MAX: usize = 8 << 10;

@@ -7,11 +7,11 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream};
 use ionfs::event::FileEntry;
 use ionfs::stores::DataPlane;
-use ionfs::upload::{UploadError, empty_file, store_bytes, store_stream};
+use ionfs::upload::{UploadError, store_bytes, store_stream};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Bytes that are kept until there are no more: one put instead of a stream, and none for nothing.
+/// Bytes that are kept until there are no more: one put instead of a stream.
 const SMALL: usize = 256 << 10;
 
 /// Pieces that wait for the store. It slows down who writes them.
@@ -82,7 +82,6 @@ impl Spool {
     pub(super) async fn finish(self) -> Result<FileEntry, UploadError> {
         let name = self.name.to_owned();
         match self.into {
-            Into::Memory(memory) if memory.is_empty() => Ok(empty_file(self.key, name)),
             Into::Memory(memory) => store_bytes(&*self.plane.blobs, self.key, name, memory.freeze()).await,
             Into::Store(store, task) => {
                 drop(store);

@@ -196,6 +196,7 @@ impl LocalExecutor {
                 ..Ended::failed(format!("link {}: {}", failure.link, failure.reason))
             },
             (End::Cancelled, None) => Ended::failed("cancelled"),
+            (End::NoPlace, None) => Ended::failed("no place was free"),
             (End::Broken { reason }, None) => Ended::failed(reason),
         }
     }

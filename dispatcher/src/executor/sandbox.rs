@@ -129,6 +129,8 @@ pub struct Sandbox {
     socket: UnixDatagram,
     /// The `job-init`, by a descriptor that no other process can come to stand behind.
     init: OwnedFd,
+    /// How the module ended, once that was said.
+    exit: Option<Exit>,
 }
 
 /// Where `job-init`s are forked. Started when the first is needed, and again if it was killed.
@@ -241,7 +243,7 @@ impl ForkServer {
         // Else this end would never see that nobody has the other.
         drop(theirs);
         match report_soon(&socket).await? {
-            (Report::Born, Some(init)) => Ok(Sandbox { socket, init }),
+            (Report::Born, Some(init)) => Ok(Sandbox { socket, init, exit: None }),
             (Report::Failed(reason), _) => Err(SandboxError::Failed(reason)),
             _ => Err(SandboxError::Silent),
         }
@@ -302,10 +304,13 @@ impl Sandbox {
 
     /// Waits until the module has ended and nothing of it is left. May be called again after it was dropped.
     pub async fn wait(&mut self) -> Result<Exit, SandboxError> {
-        let exit = match report(&self.socket).await? {
-            (Report::Exited(exit), _) => exit,
-            (Report::Failed(reason), _) => return Err(SandboxError::Failed(reason)),
-            _ => return Err(SandboxError::Silent),
+        let exit = match self.exit {
+            Some(exit) => exit,
+            None => match report(&self.socket).await? {
+                (Report::Exited(exit), _) => *self.exit.insert(exit),
+                (Report::Failed(reason), _) => return Err(SandboxError::Failed(reason)),
+                _ => return Err(SandboxError::Silent),
+            },
         };
         // The other end closes when the process has ended, which has waited for the namespace to end.
         let _ = report_soon(&self.socket).await;

@@ -174,7 +174,7 @@ async fn find(gate: &Shared, event: &str, path: &str) -> Result<FileEntry, Probl
 
 /// The bytes of a range. The first of them are there when this returns: what cannot be read at all is a problem, and not an
 /// answer that breaks off.
-async fn bytes(gate: &Shared, entry: FileEntry, range: Range<u64>) -> Result<Body, Problem> {
+pub(super) async fn bytes(gate: &Shared, entry: FileEntry, range: Range<u64>) -> Result<Body, Problem> {
     if range.is_empty() {
         return Ok(Body::empty());
     }

@@ -43,7 +43,7 @@ use crate::progress::Verdict;
 const KEY_MAX: usize = 255;
 
 /// Who makes an event that came by HTTP: its context's name.
-const NAME: &str = "gateway";
+pub(super) const NAME: &str = "gateway";
 
 /// The name and parent that older Ion's front API gives its events.
 const FRONT: &str = "frontapi";
@@ -220,11 +220,6 @@ impl Made {
     fn new(event_type: &str, (id, correlation_id): (EventId, CorrelationId), data: Vec<KeyValue>) -> Self {
         Self { id, correlation_id, name: NAME, parent: "", event_type: event_type.to_owned(), data }
     }
-
-    fn uploads(ids: &(EventId, CorrelationId), gate: &Shared) -> Uploads {
-        // Of this request alone: another one with the same key writes elsewhere.
-        Uploads::new(gate, format!("{}/{}/{}", ids.1, ids.0, Uuid::new_v4().simple()))
-    }
 }
 
 /// Commits an event; gives its document.
@@ -238,7 +233,6 @@ async fn commit(gate: &Shared, made: Made, mut uploads: Uploads, same: &Sameness
         );
         return Err(Problem::new(Kind::TooBig, detail));
     }
-    let plane = gate.node.plane.clone();
     let first = FirstEvent {
         id: made.id,
         correlation_id: made.correlation_id,
@@ -248,33 +242,8 @@ async fn commit(gate: &Shared, made: Made, mut uploads: Uploads, same: &Sameness
         files: uploads.entries().to_vec(),
         data: made.data,
     };
-    let event = first.document(&plane, uploads.prefix()).await?;
-    failpoint::reach("gateway.stored");
-    uploads.are_named();
-    // In a task of its own: a client that goes away must not leave it between insert and publish.
-    let committing = gate.tasks.spawn({
-        let event = event.clone();
-        async move { create_event(&plane, event).await }
-    });
-    let deadline = gate.node.settings.commit_deadline;
-    let committed = match tokio::time::timeout(deadline, committing).await {
-        Ok(Ok(committed)) => committed,
-        Ok(Err(_)) => {
-            return Err(Problem::new(
-                Kind::Internal,
-                "the commit did not end; send it again with the same key",
-            ));
-        }
-        Err(_) => {
-            let detail = format!(
-                "the stores gave no answer within {} s, so it is not known whether the event is in; send it again, best with \
-                 the same Idempotency-Key",
-                deadline.as_secs()
-            );
-            return Err(Problem::new(Kind::StoresAway, detail));
-        }
-    };
-    match (committed, same) {
+    let event = first.document(&gate.node.plane, uploads.prefix()).await?;
+    match (try_commit(gate, &event, &mut uploads).await?, same) {
         (Ok(()), Sameness::None) => Ok(event),
         (Ok(()), _) => {
             // The one that was there before names its own blobs: these are not needed.
@@ -298,6 +267,47 @@ async fn commit(gate: &Shared, made: Made, mut uploads: Uploads, same: &Sameness
         }
         (Err(refusal), _) => Err(refusal.into()),
     }
+}
+
+/// Commits an event whose files are `uploads`, and publishes it.
+pub(super) async fn try_commit(
+    gate: &Shared,
+    event: &Event,
+    uploads: &mut Uploads,
+) -> Result<Result<(), Refusal>, Problem> {
+    failpoint::reach("gateway.stored");
+    uploads.are_named();
+    // In a task of its own: a client that goes away must not leave it between insert and publish.
+    let committing = gate.tasks.spawn({
+        let (plane, event) = (gate.node.plane.clone(), event.clone());
+        async move { create_event(&plane, event).await }
+    });
+    let deadline = gate.node.settings.commit_deadline;
+    match tokio::time::timeout(deadline, committing).await {
+        Ok(Ok(committed)) => Ok(committed),
+        Ok(Err(_)) => {
+            Err(Problem::new(Kind::Internal, "the commit did not end; send it again with the same key"))
+        }
+        Err(_) => {
+            let detail = format!(
+                "the stores gave no answer within {} s, so it is not known whether the event is in; send it again, best with \
+                 the same Idempotency-Key",
+                deadline.as_secs()
+            );
+            Err(Problem::new(Kind::StoresAway, detail))
+        }
+    }
+}
+
+/// The same where the event can only be new.
+pub(super) async fn publish(gate: &Shared, event: &Event, uploads: &mut Uploads) -> Result<(), Problem> {
+    Ok(try_commit(gate, event, uploads).await??)
+}
+
+/// The files of one request.
+pub(super) fn uploads(ids: &(EventId, CorrelationId), gate: &Shared) -> Uploads {
+    // Of this request alone: another one with the same key writes elsewhere.
+    Uploads::new(gate, format!("{}/{}/{}", ids.1, ids.0, Uuid::new_v4().simple()))
 }
 
 /// Whether two documents of one event name the same blobs.
@@ -329,7 +339,7 @@ async fn front_api(
         return Err(wanted("the url is empty".into()));
     }
     let ids = same.ids(&sender);
-    let uploads = Made::uploads(&ids, &gate);
+    let uploads = uploads(&ids, &gate);
     let data = vec![KeyValue { key: "url".into(), value: link.url }];
     let made = Made { name: FRONT, parent: FRONT, ..Made::new(FRONT_TYPE, ids, data) };
     let event = commit(&gate, made, uploads, &same).await?;
@@ -379,7 +389,7 @@ async fn take(
         Form::Binary(attributes, is_json) => {
             let same = same.or_of(&attributes);
             let ids = same.ids(sender);
-            let mut uploads = Made::uploads(&ids, gate);
+            let mut uploads = uploads(&ids, gate);
             let mut data = attributes.values;
             if is_json {
                 let held = gate.body_of_values(body).whole(&gate.room).await?;
@@ -398,7 +408,7 @@ async fn take(
             let (attributes, carried) = cloudevent::read_structured(held.bytes(), limits)?;
             let same = same.or_of(&attributes);
             let ids = same.ids(sender);
-            let mut uploads = Made::uploads(&ids, gate);
+            let mut uploads = uploads(&ids, gate);
             let mut data = attributes.values;
             match carried {
                 Carried::Values(values) => data.extend(values),
@@ -408,7 +418,7 @@ async fn take(
         }
         Form::Multipart(boundary) => {
             let ids = same.ids(sender);
-            let mut uploads = Made::uploads(&ids, gate);
+            let mut uploads = uploads(&ids, gate);
             let data = uploads.take_form(gate.body_of_files(body), &boundary).await?;
             (same, Made::new(event_type, ids, data), uploads)
         }
@@ -420,7 +430,7 @@ async fn take(
                 (Form::Unsaid, _) => return Err(wrong_form("no Content-Type")),
                 (_, bytes) => values_of(bytes, limits)?,
             };
-            let uploads = Made::uploads(&ids, gate);
+            let uploads = uploads(&ids, gate);
             (same, Made::new(event_type, ids, data), uploads)
         }
     };

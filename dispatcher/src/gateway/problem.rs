@@ -9,6 +9,8 @@ use ionfs::stores::StoreError;
 use ionfs::upload::UploadError;
 use serde_json::{Map, Value, json};
 
+use crate::ledger::LedgerError;
+
 /// The media type of problem documents.
 pub(super) const PROBLEM_JSON: &str = "application/problem+json";
 
@@ -59,6 +61,10 @@ pub(super) enum Kind {
     Busy,
     /// The disk that holds uploads is full.
     DiskFull,
+    /// A link of a chain did not end well.
+    LinkFailed,
+    /// A link of a chain was over its time.
+    LinkTimedOut,
     /// Something of ours failed.
     Internal,
 }
@@ -66,7 +72,7 @@ pub(super) enum Kind {
 impl Kind {
     /// All of them.
     #[cfg(test)]
-    pub(super) const ALL: [Self; 20] = [
+    pub(super) const ALL: [Self; 22] = [
         Self::Malformed,
         Self::TokenNeeded,
         Self::ScopeNeeded,
@@ -86,6 +92,8 @@ impl Kind {
         Self::StoresAway,
         Self::Busy,
         Self::DiskFull,
+        Self::LinkFailed,
+        Self::LinkTimedOut,
         Self::Internal,
     ];
 
@@ -123,6 +131,10 @@ impl Kind {
             Self::StoresAway => (StatusCode::SERVICE_UNAVAILABLE, "stores-away", "The stores do not answer"),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy", "There is no room now"),
             Self::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, "disk-full", "The disk is full"),
+            Self::LinkFailed => (StatusCode::BAD_GATEWAY, "link-failed", "A link of the chain failed"),
+            Self::LinkTimedOut => {
+                (StatusCode::GATEWAY_TIMEOUT, "link-timed-out", "A link of the chain was over its time")
+            }
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The gateway failed"),
         }
     }
@@ -205,6 +217,15 @@ impl From<StoreError> for Problem {
                 Self::new(Kind::Damaged, format!("{detail}; `ion check` says what else is missing"))
             }
             _ => Self::new(Kind::Internal, detail),
+        }
+    }
+}
+
+impl From<LedgerError> for Problem {
+    fn from(error: LedgerError) -> Self {
+        match error {
+            LedgerError::Store(error) => error.into(),
+            error => Self::new(Kind::Internal, chain(&error)),
         }
     }
 }

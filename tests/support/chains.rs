@@ -1,0 +1,48 @@
+//! The older system's example of a chain, and clients that send payloads through it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use super::Up;
+use super::http::Http;
+
+/// The older system's example.
+pub const LINES: &str = "name: lines\nChain:\n\
+    - {Command: cat}\n\
+    - {Command: grep, Arguments: [data]}\n\
+    - {Command: xargs, Name: one, Arguments: [-n, '1']}\n";
+
+/// Where a gateway says that it is.
+pub fn address(up: &Up) -> String {
+    let log = up.log();
+    let rest = log.rsplit("the gateway is at http://").next().unwrap();
+    rest.lines().next().unwrap().to_owned()
+}
+
+/// Sends `requests` through the chain `lines`, `at_a_time` of them side by side; the times they took, sorted.
+pub fn load(addresses: &[String], requests: usize, at_a_time: usize) -> Vec<Duration> {
+    let next = AtomicUsize::new(0);
+    let client = |n: usize| {
+        let mut client = Http::to(&addresses[n % addresses.len()]);
+        let mut times = vec![];
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            if n >= requests {
+                return times;
+            }
+            let body = format!("data {n}\nother\n");
+            let begun = Instant::now();
+            client.begin("POST", "/chains/lines", &[("content-length", &body.len().to_string())]);
+            client.send(body.as_bytes()).unwrap();
+            let answer = client.answer("POST").unwrap();
+            assert_eq!((answer.status, answer.text()), (200, format!("data\n{n}\n")));
+            times.push(begun.elapsed());
+        }
+    };
+    let mut times: Vec<Duration> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..at_a_time).map(|n| scope.spawn(move || client(n))).collect();
+        clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
+    });
+    times.sort_unstable();
+    times
+}
