@@ -550,7 +550,12 @@ fn on_servers_a_key_is_one_event_too_and_a_store_that_is_away_is_said() {
     mongo.server.pause();
     let asked = Instant::now();
     assert_eq!(get(&second_at, "/healthz").status, 200);
-    let away = get(&second_at, "/readyz");
+    // A process stands still a moment after it was told to.
+    let mut away = get(&second_at, "/healthz");
+    wait_for("the store to stand still", || {
+        away = get(&second_at, "/readyz");
+        away.status != 200
+    });
     assert_eq!(away.header("retry-after"), Some("5"));
     away.problem(503, "stores-away");
     let headers = [("content-type", "application/json"), ("idempotency-key", "three")];
