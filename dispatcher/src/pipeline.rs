@@ -701,6 +701,25 @@ mod tests {
     }
 
     #[test]
+    fn a_chain_is_a_module_of_links() {
+        let text = "name: lines\nwarm: 3\noutput: 1MiB\ntimeout: 5s\nChain:\n  - {Command: /bin/cat}\n  - {Name: n, Image: i, Command: xargs, Arguments: [-n, 1]}\n";
+        let pipeline = parse(text).unwrap();
+        let module = &pipeline.modules[0];
+        assert_eq!(
+            (&*module.name, &*module.on[0], &*module.emits[0]),
+            ("lines", "chain.lines", "chain.lines.done")
+        );
+        assert_eq!(module.link_settings, LinkSettings { warm: 3, output_bytes: 1 << 20 });
+        assert_eq!((module.timeout, module.retries), (Duration::from_secs(5), 0));
+        let names: Vec<&str> = module.links.iter().map(|link| &*link.name).collect();
+        assert_eq!(names, ["cat", "n"]);
+        assert_eq!(
+            (&*module.links[1].image, module.argv_of(&module.links[1])),
+            ("i", vec!["xargs".into(), "-n".into(), "1".into()])
+        );
+    }
+
+    #[test]
     fn each_mistake_is_named_with_its_line_and_the_way_out() {
         let module = |fields: &str| format!("modules:\n  a:\n    on: [x]\n    run: [cat]\n    {fields}\n");
         let cases = [
@@ -731,7 +750,16 @@ mod tests {
                 "which it waits for",
             ),
             ("modules: {}".into(), "p.yaml:1:", "empty"),
-            ("Chain:\n  - Image: x\n".into(), "p.yaml:", "chains"),
+            (module("stdio: true"), "p.yaml:", "one type in \"emits\""),
+            (module("warm: 3"), "p.yaml:5:", "belong to \"stdio: true\""),
+            ("Chain:\n  - Image: x\n".into(), "p.yaml:2:", "no \"Command\""),
+            ("Chain: []".into(), "p.yaml:1:", "\"Chain\" is empty"),
+            ("Chain:\n  - Command: cat\n    Argument: x\n".into(), "p.yaml:3:", "did you mean \"Arguments\"?"),
+            ("warm: 99\nChain: [{Command: cat}]".into(), "p.yaml:1:", "at most 64"),
+            ("output: much\nChain: [{Command: cat}]".into(), "p.yaml:1:", "bytes as in"),
+            ("name: a b\nChain: [{Command: cat}]".into(), "p.yaml:2:", "is the chain's"),
+            ("timeout: 1s\nmodules: {a: {on: [x], run: [cat]}}".into(), "p.yaml:1:", "stands beside \"Chain\""),
+            ("Chain: [{Command: cat}]\nmodules: {a: {on: [x], run: [cat]}}".into(), "p.yaml:2:", "exclude each other"),
             (String::new(), "p.yaml:1:", ""),
         ];
         for (text, place, words) in cases {

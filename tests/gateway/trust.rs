@@ -174,7 +174,10 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
     let mut home = Home::new();
     home.env.push(("ION_GATEWAY_TOKENS".into(), format!("all all {TOKEN}")));
     home.program("show", SHOWS);
-    let (daemon, at) = up(&home, "  show: {on: [new_text], emits: [shown], run: [./show]}\n");
+    let (daemon, at) = up(
+        &home,
+        "  show: {on: [new_text], emits: [shown], run: [./show]}\n  echo: {on: [echo], emits: [echoed], run: [cat], stdio: true}\n",
+    );
     // Something to be found.
     let bearer = format!("Bearer {TOKEN}");
     let (kind, body) = form(&[(Some("a b.txt"), "f", b"hello")]);
@@ -188,7 +191,8 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
          checks.positive_data_acceptance.expected-statuses = [\"2xx\", 409, 422]\n\
          [[operations]]\ninclude-operation-id = \"file\"\n\
          checks.positive_data_acceptance.expected-statuses = [\"2xx\", \"3xx\", 412, 416]\nparameters = {{ event = \"{}\", path = \"a b.txt\" }}\n\
-         [[operations]]\ninclude-operation-id = \"log\"\nparameters = {{ job = \"{job}\" }}\n",
+         [[operations]]\ninclude-operation-id = \"log\"\nparameters = {{ job = \"{job}\" }}\n\
+         [[operations]]\ninclude-operation-id = \"runChain\"\nparameters = {{ chain = \"echo\" }}\n",
         text(&event, "eventId")
     );
     let config = home.write("schemathesis.toml", config);
@@ -214,7 +218,7 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
     println!("{said}");
     assert!(ran.status.success(), "{said}{}", String::from_utf8_lossy(&ran.stderr));
     assert!(
-        said.contains("9 selected / 9 total") && said.contains("Tested: 9"),
+        said.contains("10 selected / 10 total") && said.contains("Tested: 10"),
         "every route was tried: {said}"
     );
     assert_eq!(get(&at, "/healthz").status, 200);
