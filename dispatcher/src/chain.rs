@@ -307,6 +307,7 @@ impl Chains {
         let said = |end: &LinkEnd| (end.link.name.clone(), end.stderr.clone());
         let words = outcome.links.iter().map(said).collect();
         let end = self.recorded(&recording, outcome).await;
+        self.pools.refill(&module);
         self.metrics.ran(&module.name, end.as_str());
         (end, words)
     }

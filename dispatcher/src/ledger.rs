@@ -174,7 +174,13 @@ impl Ledger {
                 step(&queued, &Happening::Claimed { holder: holder.to_owned(), lease })?
             }
         };
-        let inserted = self.plane.documents.insert(Collection::Jobs, encode(&record), None).await?;
+        let documents = &self.plane.documents;
+        // One log: what is lost with the machine's power takes with it the acknowledgement of the message and all that the
+        // job did. So the job is claimed again, and no sync is waited for.
+        let inserted = match self.plane.one_log {
+            true => documents.insert_soon(Collection::Jobs, encode(&record), None).await?,
+            false => documents.insert(Collection::Jobs, encode(&record), None).await?,
+        };
         failpoint::reach("claim.inserted");
         Ok(match inserted {
             Inserted::New => Claim::Won(record),
@@ -252,6 +258,10 @@ impl Ledger {
         let written = match (before.state, after.state) {
             // That it runs, or runs on, may be lost with the machine's power: then its dispatcher is gone too.
             (JobState::Starting | JobState::Running, JobState::Running) if before.cancel == after.cancel => {
+                documents.replace_soon(Collection::Jobs, encode(after), expect).await?
+            }
+            // As for a claim by message: then it is queued still.
+            (JobState::Queued, JobState::Starting) if self.plane.one_log => {
                 documents.replace_soon(Collection::Jobs, encode(after), expect).await?
             }
             _ => documents.replace(Collection::Jobs, encode(after), expect, None).await?,

@@ -19,6 +19,7 @@ use serde_json::json;
 
 use self::steps::{Answer, End, Step};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use tracing::field::{Empty, display};
 use tracing::{Instrument as _, Span, info_span};
@@ -551,26 +552,41 @@ pub async fn files_of(plane: &DataPlane, event: &Event) -> Result<Vec<FileEntry>
 /// # Errors
 /// [`Refusal::Differs`] when an event of that id is there with other content; the same content is `Ok`.
 pub async fn create_event(plane: &DataPlane, event: Event) -> Result<(), Refusal> {
-    append_event(plane, event, None).await
+    if let Some(marking) = append_event(plane, event, None).await? {
+        // A process that ends before it would leave the event to the relay, which would publish it once more.
+        let _ = marking.await;
+    }
+    Ok(())
 }
 
-/// The same for an event that no event file describes, of a job for which `guard` must hold.
+/// The same for an event that no event file describes, of a job for which `guard` must hold. It is committed, and the bus
+/// was told if that could be done, when this returns; what it gives is done when its document says so too.
 ///
 /// # Errors
-/// As [`create_event`]; [`Refusal::Fenced`] when it does not hold any more.
-pub async fn append_event(plane: &DataPlane, event: Event, guard: Option<Guard>) -> Result<(), Refusal> {
+/// As [`create_event`]; [`Refusal::Fenced`] when the guard does not hold any more.
+pub async fn append_event(
+    plane: &DataPlane,
+    event: Event,
+    guard: Option<Guard>,
+) -> Result<Option<JoinHandle<()>>, Refusal> {
     let files = files_of(plane, &event).await?;
     let (step, event) = insert(plane, event, &files, guard, CommitMode::OnClose).await?;
-    if step == Step::Publish {
-        let id = event.id.clone();
-        match publish(plane, event, step, None).await {
-            Ok(()) => return Ok(()),
-            Err(error) => {
-                tracing::warn!(event = %id, reason = chain(&error), "the event is stored but not published yet; a dispatcher will");
-            }
-        }
+    if step != Step::Publish {
+        seal(plane).await?;
+        return Ok(None);
     }
-    seal(plane).await
+    let (told, hears) = oneshot::channel();
+    let (id, stores) = (event.id.clone(), plane.clone());
+    let telling = async move {
+        if let Err(error) = publish(&stores, event, step, Some(told)).await {
+            tracing::warn!(event = %id, reason = chain(&error), "the event is stored but not published yet; a dispatcher will");
+        }
+    };
+    let telling = tokio::spawn(telling.in_current_span());
+    if hears.await.is_err() {
+        seal(plane).await?;
+    }
+    Ok(Some(telling))
 }
 
 /// Nobody may be told of a commit whose document is not on the disk. Where documents and messages have one log, a

@@ -291,7 +291,7 @@ pub trait Documents: Send + Sync + fmt::Debug {
     ) -> Result<Inserted, StoreError>;
 
     /// As [`Documents::insert`], for what is followed by a write to the same log or by [`Documents::seal`] before anybody is
-    /// told of it.
+    /// told of it, or what would only be done again.
     async fn insert_soon(
         &self,
         collection: Collection,

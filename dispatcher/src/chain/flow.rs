@@ -236,7 +236,7 @@ impl Flow<'_> {
                 Ok(())
             };
             let ((), spool, ()) = tokio::try_join!(write, self.read(index, stdout, to, give_up), hear)?;
-            Ok((ended(sandbox.wait().await), spool))
+            Ok((ended(sandbox.exit().await), spool))
         };
         let why = {
             tokio::pin!(work);
@@ -333,7 +333,7 @@ fn ended(exit: Result<Exit, SandboxError>) -> How {
 /// Kills what is left of a link.
 async fn end(mut sandbox: Sandbox) {
     sandbox.kill().await;
-    if tokio::time::timeout(GONE_WAIT, sandbox.wait()).await.is_err() {
+    if tokio::time::timeout(GONE_WAIT, sandbox.exit()).await.is_err() {
         tracing::warn!("a killed link is not gone yet");
     }
 }

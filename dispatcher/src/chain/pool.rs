@@ -111,7 +111,9 @@ impl Pools {
             open_files: ionfs::sys::open_files_before(),
         };
         let held = Mutex::new(Held { ready: VecDeque::new(), used: Instant::now() });
-        let (name, want) = (link.name.clone(), module.link_settings.warm);
+        // As often as one run needs it.
+        let times = module.links.iter().filter(|other| other.id() == kind.0).count();
+        let (name, want) = (link.name.clone(), module.link_settings.warm * times);
         let pool =
             Arc::new(Pool { name, command, want, held, failures: AtomicU32::new(0), wake: Notify::new() });
         let (server, stopping) = (self.server.clone(), self.stopping.clone());
@@ -128,11 +130,18 @@ impl Pools {
     pub(super) async fn take(&self, module: &Module, link: &Link) -> Result<Piped, SandboxError> {
         let pool = self.pool(module, link);
         let taken = pool.take();
-        pool.wake.notify_one();
         self.metrics.process(taken.is_some());
         match taken {
             Some(piped) => Ok(piped),
             None => sandbox::spawn_piped(&self.server, pool.command.clone()).await,
+        }
+    }
+
+    /// A run has ended: what it took is replaced. Not before, where one is left for the next run: starting processes would
+    /// take the processors from those that run.
+    pub(super) fn refill(&self, module: &Module) {
+        for link in &module.links {
+            self.pool(module, link).wake.notify_one();
         }
     }
 
@@ -155,10 +164,14 @@ impl Pool {
         while let Some(piped) = held.ready.pop_front() {
             if !piped.sandbox.has_ended() {
                 self.failures.store(0, Ordering::Relaxed);
+                if held.ready.is_empty() {
+                    self.wake.notify_one();
+                }
                 return Some(piped);
             }
             self.failures.fetch_add(1, Ordering::Relaxed);
         }
+        self.wake.notify_one();
         None
     }
 

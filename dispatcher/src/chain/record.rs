@@ -59,15 +59,19 @@ impl Recording {
 
     /// Where the input goes; none where it is an event's file already.
     pub(super) fn input(&self) -> Option<Spool> {
-        let key = format!("{}/{}/0/{STDIN}", self.first.context.correlation_id, self.first.id);
-        matches!(self.stored, Stored::Not).then(|| Spool::new(self.plane.clone(), key, STDIN))
+        matches!(self.stored, Stored::Not).then(|| self.spool(STDIN, STDIN))
     }
 
     /// Where a link's output goes.
     pub(super) fn output(&self, index: usize) -> Spool {
+        self.spool(&format!("{}-{STDOUT}", index + 1), STDOUT)
+    }
+
+    /// All blobs of a run lie in one folder: a store that makes folders durable has one to do.
+    fn spool(&self, path: &str, name: &'static str) -> Spool {
         let correlation = &self.first.context.correlation_id;
-        let key = format!("{correlation}/{}/{}.0/{STDOUT}", self.steps[index].job, self.stored.attempt());
-        Spool::new(self.plane.clone(), key, STDOUT)
+        let key = format!("{correlation}/{}/{}.0/{path}", self.chain_job(), self.stored.attempt());
+        Spool::new(self.plane.clone(), key, name)
     }
 
     /// Writes the trace, durable when this returns.

@@ -302,16 +302,21 @@ impl Sandbox {
         }
     }
 
-    /// Waits until the module has ended and nothing of it is left. May be called again after it was dropped.
+    /// Waits until the module has ended and all it started was killed. May be called again, also after it was dropped.
+    pub async fn exit(&mut self) -> Result<Exit, SandboxError> {
+        if let Some(exit) = self.exit {
+            return Ok(exit);
+        }
+        match report(&self.socket).await? {
+            (Report::Exited(exit), _) => Ok(*self.exit.insert(exit)),
+            (Report::Failed(reason), _) => Err(SandboxError::Failed(reason)),
+            _ => Err(SandboxError::Silent),
+        }
+    }
+
+    /// The same, until its mount is gone as well.
     pub async fn wait(&mut self) -> Result<Exit, SandboxError> {
-        let exit = match self.exit {
-            Some(exit) => exit,
-            None => match report(&self.socket).await? {
-                (Report::Exited(exit), _) => *self.exit.insert(exit),
-                (Report::Failed(reason), _) => return Err(SandboxError::Failed(reason)),
-                _ => return Err(SandboxError::Silent),
-            },
-        };
+        let exit = self.exit().await?;
         // The other end closes when the process has ended, which has waited for the namespace to end.
         let _ = report_soon(&self.socket).await;
         Ok(exit)
@@ -411,7 +416,9 @@ fn send(socket: impl AsFd, text: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::R
 
 /// Receives one message and the descriptors that came with it. Nothing: the other end is closed.
 fn receive(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let mut text = vec![0; MESSAGE_MAX];
+    // Its length first: most are a few bytes, and room for the longest would be cleared for each.
+    let (_, length) = rustix::net::recv(&socket, &mut [0_u8; 0][..], RecvFlags::PEEK | RecvFlags::TRUNC)?;
+    let mut text = vec![0; length.min(MESSAGE_MAX)];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::net::recvmsg(
