@@ -342,9 +342,10 @@ fn a_module_may_be_one_link_of_a_pipeline() {
         "pipeline.yaml",
         "modules:\n\
          \x20 sorted: {on: [text], emits: [words], run: [sort, -u], stdio: true, env: {LC_ALL: C}}\n\
-         \x20 count: {on: [words], emits: [counted], run: [./count]}\n",
+         \x20 count: {on: [words], emits: [counted], run: [./count]}\n\
+         \x20 twice: {on: [text], run: [\"true\"]}\n",
     );
-    let daemon = home.up(&file);
+    let daemon = home.up_with(&["--gateway", "127.0.0.1:0"], &file);
     let text = home.write("a.txt", "b\na\nb\n");
     let more = home.write("b.txt", "c\na\n");
     home.run([
@@ -362,6 +363,17 @@ fn a_module_may_be_one_link_of_a_pipeline() {
     assert_eq!(with(&trace, "type", "words")[0]["files"][0]["size"], 6);
     assert_eq!(with(&trace, "module", "sorted").len(), 1);
     assert_eq!(with(&trace, "type", "counted").len(), 1);
+    // By HTTP it is a chain, whose answer may start others; its first event is told to nobody.
+    let at = address(&daemon);
+    let answer = post(&at, "sorted", b"y\nx\ny\n");
+    assert_eq!((answer.status, answer.text().as_str()), (200, "x\ny\n"));
+    let correlation = answer.header("ion-correlation-id").unwrap();
+    let ended = get(&at, &format!("/correlations/{correlation}?wait=60s"));
+    assert_eq!(ended.header("ion-outcome"), Some("succeeded"), "{}", ended.text());
+    let trace = trace_of(&home, correlation);
+    assert_eq!((with(&trace, "type", "counted").len(), with(&trace, "module", "twice").len()), (1, 0));
+    let keyed = request(&at, "POST", "/chains/sorted", &[("idempotency-key", "a")], b"x");
+    assert_eq!(keyed.says(400)["type"], "urn:ion:problem:malformed");
     assert_eq!(daemon.stop(), Some(0));
     let wrong = home.write("wrong.yaml", "modules:\n  a: {on: [x], run: [cat], stdio: true}\n");
     let refused = home.run(["up", wrong.to_str().unwrap()]).failed();

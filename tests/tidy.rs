@@ -88,6 +88,9 @@ fn layers_point_one_way() {
         }
     }
     only("dispatcher/src", "executor.run(", &["dispatch.rs"]);
+    // Chains run for whoever asks, and know none of them.
+    only("dispatcher/src", "crate::gateway", &[]);
+    only("dispatcher/src", "crate::chain", &["executor/local.rs", "gateway/portal.rs", "pipeline"]);
     // A handler runs beside no daemon: it knows the plane, and nothing of who dispatches.
     only("handler-shim/src", "dispatcher::", &[]);
     only("dispatcher/src", "handler_shim", &[]);

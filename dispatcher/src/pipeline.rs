@@ -194,12 +194,12 @@ impl Module {
     }
 
     /// Whether its queue got this event's message: it subscribes to the type, and did so when the event was published.
-    /// Within ten minutes of its registration the answer is yes: clocks differ.
+    /// Within ten minutes of its registration the answer is yes, as clocks differ, but for what no queue got.
     pub fn expects(&self, event: &Event) -> bool {
         let subscribes =
             self.on.contains(&event.event_type) || self.per.as_deref() == Some(&event.event_type);
         let since = self.since.get(&event.event_type).copied().unwrap_or(0);
-        subscribes && event.created >= since - millis(SKEW_MAX)
+        subscribes && !event.unrouted && event.created >= since - millis(SKEW_MAX)
     }
 
     /// The event types whose messages reach it.
@@ -666,6 +666,7 @@ mod tests {
             "by another clock it may have been"
         );
         assert!(!module.expects(&event("c", 5_000_000)));
+        assert!(!module.expects(&Event { unrouted: true, ..event("a", 5) }), "no queue got it");
     }
 
     #[test]

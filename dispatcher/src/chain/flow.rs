@@ -147,8 +147,8 @@ impl Flow<'_> {
         let cut_off = loop {
             let piece = tokio::select! {
                 biased;
-                piece = input.next() => piece,
                 () = give_up.cancelled() => break true,
+                piece = input.next() => piece,
             };
             match piece {
                 Some(Ok(piece)) => {

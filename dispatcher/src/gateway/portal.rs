@@ -12,10 +12,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::Extension;
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -25,7 +24,7 @@ use ionfs::record::{AttemptEnd, JobRecord, JobState};
 use serde_json::json;
 use tokio::time::{Instant, sleep_until};
 
-use super::auth::{Principal, Scope};
+use super::auth::Scope;
 use super::problem::{Kind, Problem};
 use super::route::{Access, InPath, Route, query};
 use super::{Shared, file, intake, openapi};
@@ -109,12 +108,16 @@ pub(super) fn routes() -> Vec<Route> {
 /// `POST /chains/<name>`.
 async fn send_through(
     State(gate): State<Shared>,
-    Extension(_sender): Extension<Principal>,
     InPath(name): InPath<String>,
     RawQuery(asked): RawQuery,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     query(asked.as_deref(), &[])?;
+    if headers.contains_key("idempotency-key") {
+        let detail = "a chain takes no Idempotency-Key: each request is a run of its own; leave it out";
+        return Err(Problem::new(Kind::Malformed, detail));
+    }
     let ids = (EventId::random(), CorrelationId::random());
     if let Some(portal) = &gate.portal
         && let Some(module) = portal.modules.get(&name)
