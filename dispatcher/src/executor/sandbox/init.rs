@@ -1,6 +1,7 @@
 //! The fork server, and the `job-init`s that it forks: each makes a job's namespaces and is the first process in them. One
 //! thread, no runtime.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
@@ -124,12 +125,15 @@ fn order(socket: BorrowedFd<'_>) -> Option<Order> {
 
 fn serve(socket: BorrowedFd<'_>, stdin: Option<OwnedFd>) -> Result<(), String> {
     let Some(Order::Prepare(command)) = order(socket) else { return Err("no order came".into()) };
+    // Now: while the first process of the namespace makes its root, there is no /dev for anybody in there.
+    let nowhere = File::options().write(true).open("/dev/null");
+    let nowhere = nowhere.map_err(|error| format!("/dev/null cannot be opened: {error}"))?;
     match command.mode {
         Mode::Plain => {
             rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
                 .map_err(|error| error.to_string())?;
             say(socket, &Report::Ready, None)?;
-            supervise(socket, command, stdin)
+            supervise(socket, command, stdin, &nowhere)
         }
         Mode::Root | Mode::User => {
             let said = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
@@ -154,7 +158,8 @@ fn serve(socket: BorrowedFd<'_>, stdin: Option<OwnedFd>) -> Result<(), String> {
             }
             match sys::fork_single_threaded().map_err(said("the first process cannot be forked"))? {
                 Fork::Child => {
-                    let outcome = first_process(socket, command, stdin, uid.as_raw(), gid.as_raw());
+                    let outcome =
+                        first_process(socket, command, stdin, &nowhere, (uid.as_raw(), gid.as_raw()));
                     if let Err(reason) = outcome {
                         let _ = report(socket, &Report::Failed(reason), None);
                     }
@@ -162,7 +167,7 @@ fn serve(socket: BorrowedFd<'_>, stdin: Option<OwnedFd>) -> Result<(), String> {
                 }
                 Fork::Parent(child) => {
                     drop(stdin);
-                    let_go_of_output()?;
+                    let_go_of_output(&nowhere)?;
                     // Killed with its child's parent-death signal set, so nothing outlives either of them.
                     let _ = rustix::process::waitpid(Some(child), WaitOptions::empty());
                     Ok(())
@@ -181,8 +186,8 @@ fn first_process(
     socket: BorrowedFd<'_>,
     command: Command,
     stdin: Option<OwnedFd>,
-    uid: u32,
-    gid: u32,
+    nowhere: &File,
+    (uid, gid): (u32, u32),
 ) -> Result<(), String> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|error| error.to_string())?;
@@ -191,7 +196,7 @@ fn first_process(
     let prepared = if device.is_some() { Report::Mounted } else { Report::Ready };
     say(socket, &prepared, device.as_ref())?;
     drop(device);
-    supervise(socket, command, stdin)
+    supervise(socket, command, stdin, nowhere)
 }
 
 /// Bounds the processes of the job, where the kernel can bound them for this job alone; elsewhere nothing does.
@@ -315,7 +320,12 @@ fn open_device() -> Result<OwnedFd, String> {
 const PIDS_RESERVED: u64 = 300;
 
 /// Starts the module when told to, and stays until it and all it started have ended.
-fn supervise(socket: BorrowedFd<'_>, command: Command, stdin: Option<OwnedFd>) -> Result<(), String> {
+fn supervise(
+    socket: BorrowedFd<'_>,
+    command: Command,
+    stdin: Option<OwnedFd>,
+    nowhere: &File,
+) -> Result<(), String> {
     match order(socket) {
         Some(Order::Go) => {}
         // The daemon is gone, or gave up before it began.
@@ -325,7 +335,7 @@ fn supervise(socket: BorrowedFd<'_>, command: Command, stdin: Option<OwnedFd>) -
         ionfs::mount::widen_read_ahead(mount_at);
     }
     let child = start_module(&command, stdin)?;
-    let_go_of_output()?;
+    let_go_of_output(nowhere)?;
     say(socket, &Report::Started, None)?;
     let ended = rustix::process::pidfd_open(child, PidfdFlags::empty()).map_err(|error| error.to_string())?;
     let mut status = None;
@@ -354,11 +364,9 @@ fn supervise(socket: BorrowedFd<'_>, command: Command, stdin: Option<OwnedFd>) -
 }
 
 /// What the module writes to ends with the module, and not with those who wait for it.
-fn let_go_of_output() -> Result<(), String> {
-    let nowhere = std::fs::OpenOptions::new().write(true).open("/dev/null");
-    let nowhere = nowhere.map_err(|error| format!("/dev/null cannot be opened: {error}"))?;
-    rustix::stdio::dup2_stdout(&nowhere).map_err(|error| error.to_string())?;
-    rustix::stdio::dup2_stderr(&nowhere).map_err(|error| error.to_string())
+fn let_go_of_output(nowhere: &File) -> Result<(), String> {
+    rustix::stdio::dup2_stdout(nowhere).map_err(|error| error.to_string())?;
+    rustix::stdio::dup2_stderr(nowhere).map_err(|error| error.to_string())
 }
 
 fn start_module(command: &Command, stdin: Option<OwnedFd>) -> Result<Pid, String> {
