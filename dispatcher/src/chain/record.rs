@@ -59,7 +59,7 @@ impl Recording {
 
     /// Where the input goes; none where it is an event's file already.
     pub(super) fn input(&self) -> Option<Spool> {
-        matches!(self.stored, Stored::Not).then(|| self.spool(STDIN, STDIN))
+        self.begins().then(|| self.spool(STDIN, STDIN))
     }
 
     /// Where a link's output goes.
@@ -90,7 +90,7 @@ impl Recording {
         let logs = try_join_all(outcome.links.iter().map(|end| self.log(end))).await?;
         let mut documents = Vec::new();
         let alone = self.steps[0].job == self.chain_job();
-        if matches!(self.stored, Stored::Not) {
+        if self.begins() {
             documents.push((Collection::Events, encode(&first)));
             if !alone {
                 documents.push((Collection::Jobs, encode(&self.chain_record(&end, &outcome.links))));
@@ -102,7 +102,7 @@ impl Recording {
             if let Some(log) = &log {
                 documents.push((Collection::Events, encode(&self.log_record(link, &on, log))));
             }
-            if !alone || matches!(self.stored, Stored::Not) {
+            if !alone || self.begins() {
                 documents.push((Collection::Jobs, encode(&self.job(index, link, &on, log))));
             }
             if let Some(output) = link.output.clone().filter(|_| index < well) {
@@ -115,18 +115,25 @@ impl Recording {
                 }
             }
         }
-        self.write(documents).await?;
-        match last {
-            Some(event) if matches!(end, End::Well { .. }) => {
-                append_event(&self.plane, event, self.guard()).await?;
+        let published = match (last, &end) {
+            (last, End::Well { .. }) => last,
+            (last, _) => {
+                documents.extend(last.map(|event| (Collection::Events, encode(&told_to_nobody(event)))));
+                None
             }
-            Some(event) => self.write(vec![(Collection::Events, encode(&told_to_nobody(event)))]).await?,
-            None => {}
-        }
-        if !matches!(end, End::Well { .. }) && self.plane.one_log {
-            self.plane.documents.seal().await?;
+        };
+        self.write(documents).await?;
+        match published {
+            // Its message is the sync of all of them.
+            Some(event) => drop(append_event(&self.plane, event, self.guard()).await?),
+            None => self.plane.documents.seal().await?,
         }
         Ok(end)
+    }
+
+    /// Whether the first event is to be recorded too.
+    fn begins(&self) -> bool {
+        matches!(self.stored, Stored::Not)
     }
 
     fn guard(&self) -> Option<Guard> {
@@ -157,13 +164,10 @@ impl Recording {
         if let Some(input) = &outcome.input {
             first.files = vec![input.clone()];
         }
-        if outcome.cut_off && matches!(self.stored, Stored::Not) {
+        if outcome.cut_off && self.begins() {
             first.data.push(KeyValue { key: "cutOff".into(), value: "true".into() });
         }
-        match self.stored {
-            Stored::Not => told_to_nobody(first),
-            Stored::By { .. } => first,
-        }
+        if self.begins() { told_to_nobody(first) } else { first }
     }
 
     /// What the chain's own job is called, on the first event.
@@ -275,7 +279,7 @@ impl Recording {
     /// What a link said, as the log of its job; none if it was silent.
     async fn log(&self, end: &LinkEnd) -> Result<Option<FileEntry>, Refusal> {
         // The chain's own job has the words of all its links in its log.
-        if end.stderr.is_empty() || (self.steps.len() == 1 && !matches!(self.stored, Stored::Not)) {
+        if end.stderr.is_empty() || (self.steps.len() == 1 && !self.begins()) {
             return Ok(None);
         }
         let key = format!(

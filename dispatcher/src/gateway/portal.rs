@@ -124,7 +124,7 @@ async fn send_through(
     {
         return run_here(&gate, portal, module.clone(), ids, body).await;
     }
-    let module = match gate.ledger.module(&name).await? {
+    let module = match gate.in_time(gate.ledger.module(&name)).await? {
         Some(module) if !module.links.is_empty() => module,
         Some(_) => {
             let detail = format!("module {name:?} is no chain: it reads and writes files");
@@ -272,7 +272,7 @@ async fn run_elsewhere(
     ids: (EventId, CorrelationId),
     body: Body,
 ) -> Result<Response, Problem> {
-    if !served_modules(&gate.ledger).await?.contains(&module.name) {
+    if !gate.in_time(served_modules(&gate.ledger)).await?.contains(&module.name) {
         let detail = format!("no dispatcher serves chain {:?}; start one with `ion up`", module.name);
         return Err(Problem::new(Kind::Busy, detail));
     }
@@ -291,7 +291,9 @@ async fn run_elsewhere(
     }
     let last = steps.last().map(|(event, _)| event);
     let answer = match last {
-        Some(last) => gate.ledger.event(last).await?.and_then(|event| event.files.into_iter().next()),
+        Some(last) => {
+            gate.in_time(gate.ledger.event(last)).await?.and_then(|event| event.files.into_iter().next())
+        }
         None => None,
     };
     let Some(answer) = answer else {
@@ -303,6 +305,17 @@ async fn run_elsewhere(
     Ok(response)
 }
 
+/// A job; none if nobody has claimed it, or none ever will.
+async fn job_of(gate: &Shared, job: &JobId) -> Result<Option<JobRecord>, Problem> {
+    let found = async {
+        match gate.ledger.get(job).await {
+            Err(LedgerError::NoSuchJob(_)) => Ok(None),
+            found => found.map(Some),
+        }
+    };
+    gate.in_time(found).await
+}
+
 /// The chain's job once it has ended; it is cancelled if nobody waits for it any more.
 async fn final_record(gate: &Shared, module: &Module, job: &JobId) -> Result<JobRecord, Problem> {
     // Each link has its time, and a message may wait for a place.
@@ -311,13 +324,9 @@ async fn final_record(gate: &Shared, module: &Module, job: &JobId) -> Result<Job
     let cancel = CancelJob { gate: gate.clone(), job: Some(job.clone()) };
     let mut pause = PAUSE;
     loop {
-        match gate.ledger.get(job).await {
-            Ok(record) if record.state.is_final() => {
-                cancel.keep();
-                return Ok(record);
-            }
-            Ok(_) | Err(LedgerError::NoSuchJob(_)) => {}
-            Err(error) => return Err(error.into()),
+        if let Some(record) = job_of(gate, job).await?.filter(|record| record.state.is_final()) {
+            cancel.keep();
+            return Ok(record);
         }
         if Instant::now() > over {
             let detail = format!("the run has not ended within {} s", limit.as_secs());
@@ -367,16 +376,14 @@ async fn failure(
         attempt.and_then(|attempt| attempt.reason.clone()).unwrap_or_else(|| record.state.as_str().to_owned())
     };
     for (link, (_, job)) in module.links.iter().zip(steps) {
-        let record = match gate.ledger.get(job).await {
-            Ok(record) if record.state == JobState::Dead => record,
-            Ok(_) | Err(LedgerError::NoSuchJob(_)) => continue,
-            Err(error) => return Err(error.into()),
-        };
+        let record = job_of(gate, job).await?.filter(|record| record.state == JobState::Dead);
+        let Some(record) = record else { continue };
         let attempt = record.attempts.last();
         let stderr = match attempt.and_then(|attempt| attempt.log.as_ref()) {
             Some(log) => {
                 let said = log.size.saturating_sub(SAID_MAX)..log.size;
-                String::from_utf8_lossy(&gate.node.plane.blobs.get_range(&log.key, said).await?).into_owned()
+                let said = gate.in_time(gate.node.plane.blobs.get_range(&log.key, said)).await?;
+                String::from_utf8_lossy(&said).into_owned()
             }
             None => String::new(),
         };
