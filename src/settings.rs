@@ -178,7 +178,7 @@ impl Settings {
         let passthrough = !global.no_passthrough;
         let (json, commit_deadline) = (global.json, global.commit_deadline);
         let opened = Opened::default();
-        let limits = limits(&global.limits).map_err(Failure)?;
+        let limits = SetLimits::said(&global.limits).map_err(Failure)?.over(Limits::default());
         let defaults = CacheLimits::default();
         let cache = CacheLimits {
             disk_bytes: global.cache_size,
@@ -248,16 +248,6 @@ impl Settings {
     pub(crate) fn urls(&self) -> &StoreUrls {
         &self.urls
     }
-}
-
-fn limits(said: &[String]) -> Result<Limits, String> {
-    let mut set = SetLimits::default();
-    for word in said {
-        let (name, value) =
-            word.split_once('=').ok_or_else(|| format!("--job-limit {word:?}: NAME=VALUE is needed"))?;
-        set.set(name.trim(), value).map_err(|wrong| format!("--job-limit: {wrong}"))?;
-    }
-    Ok(set.over(Limits::default()))
 }
 
 /// What stands in a command line stands in every list of processes.

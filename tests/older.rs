@@ -557,10 +557,10 @@ fn a_newer_module_finds_its_values_alone_and_an_older_one_its_tree_where_it_says
     let home = Home::new();
     home.write("f", "content\n");
     home.program("newer", "#!/bin/sh\nset -e\ntest $HANDLER_BASE_DIR = /ion; test ! -e /ion/in/meta.json; test ! -e /ion/out/meta.json\n! touch /ion/out/meta.json 2>/dev/null\ngrep -c key /ion/in/eventmeta.json\n");
-    home.program("older", "#!/bin/sh\nset -e\ntest $HANDLER_BASE_DIR = /work; test $ION_DIR = /work; test ! -e /ion/in\ncat /work/in/data/f; echo '{\"eventType\":\"x\"}' > /work/out/events/x\n");
+    home.program("older", "#!/bin/sh\nset -e\ntest $HANDLER_BASE_DIR = /older; test $ION_DIR = /older; test ! -e /ion/in\ncat /older/in/data/f; echo '{\"eventType\":\"x\"}' > /older/out/events/x\n");
     let file = home.write(
         "pipeline.yaml",
-        "modules:\n  newer: {on: [start], run: [./newer], retries: 0}\n  older: {on: [start], emits: [x], run: [./older], retries: 0, env: {HANDLER_BASE_DIR: /work}}\n",
+        "modules:\n  newer: {on: [start], run: [./newer], retries: 0}\n  older: {on: [start], emits: [x], run: [./older], retries: 0, env: {HANDLER_BASE_DIR: /older}}\n",
     );
     let up = home.up(&file);
     home.run("event create start --data a=1 --file f --wait".split(' ')).well();

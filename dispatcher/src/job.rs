@@ -96,15 +96,7 @@ pub fn next(job: &JobRecord, happening: &Happening, now: Millis) -> Result<JobRe
             job.attempt += 1;
             job.holder = Some(holder.clone());
             stand(&mut job, now, *lease);
-            job.attempts.push(Attempt {
-                number: job.attempt,
-                started: now,
-                ended: None,
-                end: None,
-                exit_code: None,
-                reason: None,
-                log: None,
-            });
+            job.attempts.push(Attempt::begun(job.attempt, now));
         }
         (JobState::Starting, Happening::Running) => job.state = JobState::Running,
         (JobState::Starting | JobState::Running, Happening::Renewed) => {

@@ -698,7 +698,7 @@ mod tests {
             module(", api: sidecar, commit: on-close, urls: signed"),
             (CommitMode::OnClose, FileUrls::Signed, ion)
         );
-        assert_eq!(module(", env: {HANDLER_BASE_DIR: /work}").2, Path::new("/work"));
+        assert_eq!(module(", env: {HANDLER_BASE_DIR: /older}").2, Path::new("/older"));
     }
 
     #[test]

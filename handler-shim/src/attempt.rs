@@ -218,15 +218,7 @@ fn begun(mut job: JobRecord, holder: String, now: Millis) -> JobRecord {
     job.attempt += 1;
     job.holder = Some(holder);
     stand(&mut job, now, millis(TERM));
-    job.attempts.push(record::Attempt {
-        number: job.attempt,
-        started: now,
-        ended: None,
-        end: None,
-        exit_code: None,
-        reason: None,
-        log: None,
-    });
+    job.attempts.push(record::Attempt::begun(job.attempt, now));
     job
 }
 

@@ -140,6 +140,20 @@ impl SetLimits {
         }
     }
 
+    /// The limits that words such as `open-files=100` set, as `--job-limit` has them.
+    ///
+    /// # Errors
+    /// The first word that sets none, and what is allowed.
+    pub fn said(words: &[String]) -> Result<Self, String> {
+        let mut set = Self::default();
+        for word in words {
+            let (name, value) =
+                word.split_once('=').ok_or_else(|| format!("--job-limit {word:?}: NAME=VALUE is needed"))?;
+            set.set(name.trim(), value).map_err(|wrong| format!("--job-limit: {wrong}"))?;
+        }
+        Ok(set)
+    }
+
     /// These limits, and of the others those in `limits`.
     pub fn over(&self, mut limits: Limits) -> Limits {
         for limit in &LIMITS {

@@ -111,6 +111,13 @@ pub struct Attempt {
     pub log: Option<FileEntry>,
 }
 
+impl Attempt {
+    /// One that begins.
+    pub fn begun(number: u32, started: Millis) -> Self {
+        Self { number, started, ended: None, end: None, exit_code: None, reason: None, log: None }
+    }
+}
+
 /// A job: one module on one event. The ledger's only truth.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

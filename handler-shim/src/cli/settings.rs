@@ -310,7 +310,7 @@ impl Settings {
                 .filter(|path| !nothing(path))
                 .unwrap_or_else(|| BASE_DIR.into()),
         };
-        let limits = limits(&arguments.limits)?;
+        let limits = SetLimits::said(&arguments.limits)?.over(Limits::default());
         let printable = printable(&arguments, &base_dir, &stores);
         let said = |text: Option<String>| text.filter(|text| !text.is_empty());
         let emits = arguments.valideventtypes.iter().map(|name| name.trim().to_owned());
@@ -360,16 +360,6 @@ fn log(arguments: &Arguments) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-fn limits(said: &[String]) -> Result<Limits, String> {
-    let mut set = SetLimits::default();
-    for word in said {
-        let (name, value) =
-            word.split_once('=').ok_or_else(|| format!("--job-limit {word:?}: NAME=VALUE is needed"))?;
-        set.set(name.trim(), value).map_err(|wrong| format!("--job-limit: {wrong}"))?;
-    }
-    Ok(set.over(Limits::default()))
 }
 
 /// Which stores.
