@@ -1,5 +1,5 @@
 # The two commands a newcomer needs: `make demo` and `make test`.
-.PHONY: demo test bench lint torture torture-files fuzz
+.PHONY: demo test test-kubernetes images bench lint torture torture-files fuzz
 
 demo: ## set up what is missing, build, run the video pipeline on a real clip, show the result
 	@scripts/demo.sh
@@ -7,14 +7,22 @@ demo: ## set up what is missing, build, run the video pipeline on a real clip, s
 test: lint ## set up what is missing, run every lint and every test
 	@cargo test --workspace --locked --lib --bins --tests
 
+test-kubernetes: ## the kubernetes executor and the chart on a real cluster of one node, built once from Debian's source (ten minutes); as root
+	@scripts/setup-kubernetes.sh
+	@cargo test --locked --test kubernetes --test deploy
+
 lint:
 	@scripts/setup-tests.sh
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --locked -- -D warnings
 
+images: ## the image that the Helm chart runs, without Docker: target/images/ion-VERSION.tar
+	@scripts/setup-build.sh
+	@deploy/images.sh
+
 bench: ## figures: reading, writing, committing, dispatching, against native files and bare stores
 	@scripts/setup-bench.sh
-	@cargo bench --locked --bench figures --bench data --bench chains
+	@cargo bench --locked --bench figures --bench data --bench chains --bench csi
 
 torture: torture-files ## 10,000 kills of dispatchers, commands and gc on the embedded stores and on real servers, and torture-files (hours)
 	@ION_TORTURE_KILLS=$${ION_TORTURE_KILLS:-5000} ION_TORTURE_EVENTS=$${ION_TORTURE_EVENTS:-60} \

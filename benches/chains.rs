@@ -1,7 +1,9 @@
 //! Chains by HTTP against the same programs in a shell, in one run, as ratios.
 //!
-//! `cargo bench --bench chains`. Both sides take turns, so that a busy machine slows both. A shell starts its programs anew
-//! for each payload; a chain's wait for it, and what went through each is recorded, durable, before the answer ends.
+//! `cargo bench --bench chains`. All sides take turns, so that a busy machine slows all. A shell starts its programs anew
+//! for each payload; a chain's wait for it, and what went through each is recorded, durable, before the answer ends. What the
+//! machine takes for the programs alone is the least that any chain can: the same three, started ahead by hand, no HTTP and
+//! nothing kept.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -14,11 +16,11 @@
 mod support;
 
 use std::io::{Read as _, Write as _};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::Home;
-use support::chains::{LINES, address, load};
+use support::chains::{LINES, address, load, pools};
 use support::http::Http;
 use support::servers::{Mongo, Rabbit, S3, plane};
 
@@ -38,26 +40,32 @@ fn main() {
     let file = home.write("chain.yaml", LINES);
     let daemon = home.up_with(&["--gateway", "127.0.0.1:0"], &file);
     let at = [address(&daemon)];
-    let (mut ours, mut theirs) = (vec![], vec![]);
+    let (mut ours, mut theirs, mut alone) = (vec![], vec![], vec![]);
     // The first ones bring programs and stores into memory.
     load(&at, 20, 1);
     for _ in 0..PAYLOADS {
+        let waiting = Waiting::start();
         ours.extend(load(&at, 1, 1));
         theirs.push(shell(SHELL, b"data 0\nother\n"));
+        alone.push(waiting.run(b"data 0\nother\n"));
     }
-    ours.sort_unstable();
-    theirs.sort_unstable();
+    for times in [&mut ours, &mut theirs, &mut alone] {
+        times.sort_unstable();
+    }
     line("a payload through three warm links, p50 / shell", middle(&ours), middle(&theirs), "<= 5 ms, <= 3");
     line("the same, p99", late(&ours), late(&theirs), "<= 20 ms");
+    line("the same, p50 / the programs alone, started ahead", middle(&ours), middle(&alone), "");
     let begun = Instant::now();
     let ours = load(&at, MANY, AT_A_TIME);
     let each = begun.elapsed() / u32::try_from(MANY).unwrap();
+    let said = pools(&at[0]);
     let begun = Instant::now();
     let mut theirs = shells();
     let shell_each = begun.elapsed() / u32::try_from(MANY).unwrap();
     theirs.sort_unstable();
     line(&format!("{MANY} payloads, {AT_A_TIME} at a time, each / shells"), each, shell_each, "");
     line("the same, p50 of what a client waits / shells", middle(&ours), middle(&theirs), "");
+    println!("  {said}");
     daemon.stop();
     streamed();
     servers();
@@ -89,6 +97,37 @@ fn shell(script: &str, payload: &[u8]) -> Duration {
     });
     assert!(child.wait().unwrap().success() && !read.is_empty());
     begun.elapsed()
+}
+
+/// The three programs, waiting for their input.
+struct Waiting(Vec<Child>);
+
+impl Waiting {
+    fn start() -> Self {
+        let mut children: Vec<Child> = vec![];
+        for argv in [&["cat"][..], &["grep", "data"], &["xargs", "-n", "1"]] {
+            let stdin = match children.last_mut().map(|before| before.stdout.take().unwrap()) {
+                Some(before) => before.into(),
+                None => Stdio::piped(),
+            };
+            let mut command = Command::new(argv[0]);
+            command.args(&argv[1..]).stdin(stdin).stdout(Stdio::piped());
+            children.push(command.spawn().unwrap());
+        }
+        Self(children)
+    }
+
+    /// A payload through them, until all have ended.
+    fn run(mut self, payload: &[u8]) -> Duration {
+        let (mut stdin, mut read) = (self.0[0].stdin.take().unwrap(), vec![]);
+        let mut stdout = self.0[2].stdout.take().unwrap();
+        let begun = Instant::now();
+        stdin.write_all(payload).unwrap();
+        drop(stdin);
+        stdout.read_to_end(&mut read).unwrap();
+        assert!(self.0.iter_mut().all(|child| child.wait().unwrap().success()) && !read.is_empty());
+        begun.elapsed()
+    }
 }
 
 fn shells() -> Vec<Duration> {

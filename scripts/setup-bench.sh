@@ -4,10 +4,8 @@ set -euo pipefail
 
 "$(dirname "$0")/setup-tests.sh"
 
-root=; [ "$(id -u)" = 0 ] || root=sudo
-missing=()
-for program in rclone s3fs; do command -v "$program" >/dev/null || missing+=("$program"); done
-if [ ${#missing[@]} -gt 0 ]; then
-    echo "installing ${missing[*]}" >&2
-    $root apt-get update -qq && $root apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-fi
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$(dirname "$0")/common.sh"
+
+mapfile -t missing < <(packages_missing rclone:rclone s3fs:s3fs)
+install_packages "${missing[@]}"

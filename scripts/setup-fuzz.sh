@@ -5,12 +5,10 @@ set -euo pipefail
 
 "$(dirname "$0")/setup-build.sh"
 
-cache=${ION_TEST_CACHE:-$HOME/.cache/ion-test}
-if ! command -v c++ >/dev/null; then
-    root=; [ "$(id -u)" = 0 ] || root=sudo
-    echo "installing a C++ compiler" >&2
-    $root apt-get update -qq && $root apt-get install -y -qq g++ >/dev/null
-fi
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$(dirname "$0")/common.sh"
+
+command -v c++ >/dev/null || install_packages g++
 if ! cargo +nightly --version >/dev/null 2>&1; then
     echo "installing a nightly toolchain" >&2
     rustup toolchain install nightly --profile minimal >/dev/null

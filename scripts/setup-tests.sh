@@ -5,20 +5,14 @@ set -euo pipefail
 
 "$(dirname "$0")/setup-build.sh"
 
-cache=${ION_TEST_CACHE:-$HOME/.cache/ion-test}
-root=; [ "$(id -u)" = 0 ] || root=sudo
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$(dirname "$0")/common.sh"
 
-missing=()
-for pair in bash:bash dash:dash perl:perl python3:python3 setfattr:attr fusermount3:fuse3 unshare:util-linux openssl:openssl ps:procps faketime:faketime fio:fio; do
-    command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
-done
+mapfile -t missing < <(packages_missing bash:bash dash:dash perl:perl python3:python3 setfattr:attr fusermount3:fuse3 unshare:util-linux \
+    openssl:openssl ps:procps faketime:faketime fio:fio crun:crun busybox:busybox-static)
 # The reference reader of the metrics' format, for Debian's own Python.
 /usr/bin/python3 -c 'import prometheus_client' 2>/dev/null || missing+=(python3-prometheus-client)
-if [ ${#missing[@]} -gt 0 ]; then
-    command -v apt-get >/dev/null || { echo "$0: these are needed: ${missing[*]}" >&2; exit 1; }
-    echo "installing ${missing[*]}" >&2
-    $root apt-get update -qq && $root apt-get install -y -qq "${missing[@]}" >/dev/null
-fi
+install_packages "${missing[@]}"
 
 # fsx: random file operations with every byte checked.
 if [ ! -x "$cache/bin/fsx" ]; then
@@ -32,31 +26,17 @@ if [ ! -x "$cache/bin/pjdfstest" ]; then
     cargo install --quiet --locked --root "$cache" pjdfstest --version 0.2.2
 fi
 
-# Real servers. Debian's RabbitMQ comes with a service that is not wanted: the tests start their own.
+# Real servers.
 rabbitmq=$(echo /usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server)
-if [ ! -x "$rabbitmq" ]; then
-    echo "installing rabbitmq-server, without its service" >&2
-    policy=/usr/sbin/policy-rc.d
-    if [ ! -e "$policy" ]; then
-        printf '#!/bin/sh\nexit 101\n' | $root tee "$policy" >/dev/null && $root chmod +x "$policy"
-        trap '$root rm -f "$policy"' EXIT
-    fi
-    $root apt-get update -qq && $root apt-get install -y -qq --no-install-recommends rabbitmq-server >/dev/null
-    if command -v systemctl >/dev/null; then $root systemctl disable --now rabbitmq-server >/dev/null 2>&1 || true; fi
-fi
+[ -x "$rabbitmq" ] || install_servers rabbitmq-server
 
 # Built with little optimization: they serve tests, and that takes a third of the time.
 build_server() {
     [ -x "$cache/bin/$3" ] && return
-    local missing=()
-    for pair in g++:g++ cmake:cmake make:make pkg-config:pkg-config; do
-        command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
-    done
+    local missing
+    mapfile -t missing < <(packages_missing g++:g++ cmake:cmake make:make pkg-config:pkg-config)
     [ -e /usr/include/zlib.h ] || missing+=(zlib1g-dev)
-    if [ ${#missing[@]} -gt 0 ]; then
-        echo "installing ${missing[*]}" >&2
-        $root apt-get update -qq && $root apt-get install -y -qq "${missing[@]}" >/dev/null
-    fi
+    install_packages "${missing[@]}"
     echo "building $1 $2 into $cache (some minutes, once)" >&2
     CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=false CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
         CARGO_PROFILE_RELEASE_DEBUG=0 cargo install --quiet --locked --ignore-rust-version --root "$cache" "$1" --version "$2"
@@ -66,7 +46,7 @@ build_server garage 2.5.0 garage                      # S3
 
 # Azurite: Azure Blob.
 if [ ! -x "$cache/azurite/node_modules/.bin/azurite-blob" ]; then
-    command -v npm >/dev/null || { $root apt-get update -qq && $root apt-get install -y -qq npm >/dev/null; }
+    command -v npm >/dev/null || install_packages npm
     echo "installing azurite into $cache" >&2
     mkdir -p "$cache/azurite"
     npm install --loglevel=error --no-fund --no-audit --prefix "$cache/azurite" azurite@3.37.0 >/dev/null
@@ -76,11 +56,14 @@ fi
 schemathesis=4.32.5
 st=$cache/schemathesis/bin/st
 if [ "$("$st" --version 2>/dev/null)" != "st, version $schemathesis" ]; then
-    python3 -c 'import ensurepip, venv' 2>/dev/null || { $root apt-get update -qq && $root apt-get install -y -qq python3-venv >/dev/null; }
+    python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
     echo "installing schemathesis into $cache" >&2
     python3 -m venv --clear "$cache/schemathesis"
     "$cache/schemathesis/bin/python" -m pip install --quiet --disable-pip-version-check "schemathesis==$schemathesis"
 fi
+
+# What is deployed is tried too.
+"$(dirname "$0")/setup-deploy.sh"
 
 # The examples run in the tests too.
 "$(dirname "$0")/setup-examples.sh"

@@ -4,11 +4,12 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use clap::Args as ClapArgs;
+use dispatcher::executor::container;
 use dispatcher::executor::sandbox::{self, ForkServer, Mode};
 use serde_json::json;
 
 use crate::output::{self, Colour};
-use crate::settings::Settings;
+use crate::settings::{Settings, search_path};
 use crate::{Outcome, Verdict};
 
 /// Say what this machine can do, and what to do about the rest; exit 1 if Ion cannot run here
@@ -40,6 +41,7 @@ pub(crate) async fn run(settings: &Settings, _args: Args) -> Outcome {
         },
     });
     findings.push(passthrough(root));
+    findings.extend(containers());
     for probed in ionfs::probe::probe(settings.urls()).await {
         findings.push(match probed.outcome {
             Ok(can) => good(probed.store, &format!("{}: {can}", probed.url)),
@@ -93,6 +95,21 @@ fn device() -> Finding {
             metadata.permissions().mode() & 0o777
         )),
     }
+}
+
+/// What modules with an image need.
+fn containers() -> [Finding; 2] {
+    let so_so = |what, text| Finding { what, good: false, needed: false, text };
+    let path = search_path();
+    let runtime = match container::runtime(&path).and_then(|program| container::version(&program)) {
+        Ok(version) => good("containers", &format!("{version} runs modules that have an image")),
+        Err(reason) => so_so("containers", reason),
+    };
+    let registry = match container::fetcher(&path) {
+        Ok(program) => good("images", &format!("{} fetches them from registries", program.display())),
+        Err(reason) => so_so("images", reason),
+    };
+    [runtime, registry]
 }
 
 /// The kernel takes backing files since 6.9, of a daemon with CAP_SYS_ADMIN. A mount that finds otherwise falls back.

@@ -7,6 +7,7 @@ use dispatcher::ledger::Ledger;
 use dispatcher::retention::{Retired, retire};
 use ionfs::audit::{Depth, Repair};
 use ionfs::collect::{Collect, collect as collect_unnamed};
+use ionfs::ticket::Ticket;
 use serde_json::json;
 
 use crate::settings::Settings;
@@ -27,7 +28,7 @@ pub(crate) struct CheckArgs {
     repair: bool,
 }
 
-/// Remove blobs that no document names, and what is old
+/// Remove blobs that no document names, tickets of pods that have ended, and what is old
 ///
 /// Never what a running job may still commit.
 #[derive(Debug, Args)]
@@ -36,7 +37,7 @@ Examples:
   ion gc --dry-run             what would go
   ion gc --older-than 30days   drop whole correlations that ended more than 30 days ago: files, events, jobs and logs")]
 pub(crate) struct GcArgs {
-    /// Leave blobs alone that are younger: longer than storing the files of one `ion event create` takes
+    /// Leave blobs and tickets alone that are younger: longer than storing the files of one `ion event create` takes
     #[arg(long, default_value = "1day", value_parser = humantime::parse_duration)]
     grace: Duration,
     /// Drop correlations in which every job has ended and nothing has happened for so long
@@ -90,11 +91,12 @@ pub(crate) async fn collect(settings: &Settings, args: GcArgs) -> Outcome {
         None => Retired::default(),
     };
     let collected = collect_unnamed(&plane, args.grace, how).await?;
+    let tickets = Ticket::collect(&plane, args.grace, how).await?;
     if settings.json {
         output::json(&json!({
             "correlations": retired.correlations, "documents": retired.documents,
             "blobs": retired.blobs.blobs + collected.blobs, "bytes": retired.blobs.bytes + collected.bytes,
-            "young": collected.young, "unfinished": collected.unfinished,
+            "young": collected.young, "unfinished": collected.unfinished, "tickets": tickets,
         }));
         return Ok(Verdict::Well);
     }
@@ -115,5 +117,8 @@ pub(crate) async fn collect(settings: &Settings, args: GcArgs) -> Outcome {
         collected.unfinished,
         collected.young
     ));
+    if tickets > 0 {
+        output::line(format!("{verb} {tickets} tickets of pods that have ended"));
+    }
     Ok(Verdict::Well)
 }

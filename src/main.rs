@@ -1,6 +1,7 @@
 //! `ion`: the command.
 
 mod completions;
+mod csi;
 mod dead;
 mod doctor;
 mod event;
@@ -12,6 +13,7 @@ mod module;
 mod mount;
 mod output;
 mod run;
+mod service;
 mod settings;
 mod spans;
 mod trace;
@@ -55,6 +57,7 @@ enum Command {
     Dispatch(up::DispatchArgs),
     Relay(up::RelayArgs),
     Gateway(gateway::Args),
+    Csi(csi::Args),
     Run(run::Args),
     #[command(subcommand)]
     Event(event::Command),
@@ -148,6 +151,7 @@ async fn carry_out(settings: Settings, command: Command) -> Outcome {
         Command::Dispatch(args) => up::dispatch(settings, args).await,
         Command::Relay(args) => up::relay(&settings, args).await,
         Command::Gateway(args) => gateway::run(&settings, args).await,
+        Command::Csi(args) => csi::run(&settings, args).await,
         Command::Run(args) => run::run(&settings, args).await,
         Command::Event(command) => event::run(&settings, command).await,
         Command::Module(command) => module::run(&settings, command).await,

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use dispatcher::ledger::Ledger;
 use dispatcher::pipeline::{Module, Pipeline};
-use ionfs::event::is_event_type;
+use serde_json::{Map, Value, json};
 
+use crate::event::pair;
 use crate::settings::{Settings, search_path};
 use crate::{Failure, Outcome, Verdict, output};
 
@@ -17,7 +18,7 @@ pub(crate) enum Command {
     List,
     /// Print a module's document
     Get(NameArgs),
-    Create(CreateArgs),
+    Create(Box<CreateArgs>),
     /// Remove a module and what waits in its queue; its jobs stay in the ledger
     Delete(NameArgs),
 }
@@ -31,27 +32,110 @@ pub(crate) struct NameArgs {
 }
 
 /// Register a module, or all modules of a pipeline file
+///
+/// Running dispatchers without a pipeline file of their own serve it at once. A module of that name that is there already is
+/// replaced. What is said here and how it is checked is as in a pipeline file.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   ion module create --pipeline examples/words/pipeline.yaml
-  ion module create -n shout -i text -o loud -- tr a-z A-Z")]
+  ion module create -n shout -i text -o loud -- tr a-z A-Z
+  ion module create -n thumb -i photo -o thumb --image registry.example/thumb:1
+  ion module create -n crops -i frame -o crop --image crops:1 --executor kubernetes --timeout 1h")]
 pub(crate) struct CreateArgs {
     /// The pipeline file whose modules to register
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "on", "emits", "argv"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "Says"])]
     pipeline: Option<PathBuf>,
     /// The module's name
     #[arg(short, long, required_unless_present = "pipeline")]
     name: Option<String>,
+    #[command(flatten)]
+    says: Says,
+}
+
+/// A module's fields in a pipeline file, as flags.
+#[derive(Debug, Args)]
+struct Says {
     /// An event type it starts on
-    #[arg(short = 'i', long, value_name = "TYPE")]
+    #[arg(short = 'i', long, value_name = "TYPE", required_unless_present = "pipeline")]
     on: Vec<String>,
     /// An event type it may publish
     #[arg(short = 'o', long, value_name = "TYPE")]
     emits: Vec<String>,
-    /// The program and its arguments
-    #[arg(last = true, value_name = "ARGV")]
-    argv: Vec<String>,
+    /// The image its jobs run from: name:tag, name@sha256:..., oci:FOLDER[:TAG], oci-archive:FILE or docker-archive:FILE
+    #[arg(long)]
+    image: Option<String>,
+    /// What runs its jobs: local, container (this machine, from an image) or kubernetes (pods) [default: container with an
+    /// image, local without]
+    #[arg(long)]
+    executor: Option<String>,
+    /// What a container reaches: none or host [default: none]
+    #[arg(long)]
+    network: Option<String>,
+    /// As whom a container runs, as in 1000:1000 [default: as the image says]
+    #[arg(long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// What a container may take: cpu=500m, memory=256Mi, gpu=1 (kubernetes)
+    #[arg(long = "resource", value_name = "NAME=QUANTITY", value_parser = pair)]
+    resources: Vec<(String, String)>,
+    /// A variable of its environment
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = pair)]
+    env: Vec<(String, String)>,
+    /// When its events are committed: on-close (each as it is closed) or on-success (all when it has succeeded) [default:
+    /// on-close]
+    #[arg(long, value_name = "WHEN")]
+    commit: Option<String>,
+    /// How long a job may run, as in 30s or 2h [default: 10m]
+    #[arg(long)]
+    timeout: Option<String>,
+    /// How often a failed job is tried again [default: 3]
+    #[arg(long, value_name = "N")]
+    retries: Option<u32>,
+    /// Jobs at a time in one dispatcher [default: one for each processor]
+    #[arg(long, value_name = "N")]
+    concurrency: Option<usize>,
+    /// The program and its arguments; paths in an image are the image's [default: as the image says]
+    #[arg(last = true, value_name = "ARGV", required_unless_present_any = ["pipeline", "image"])]
+    run: Vec<String>,
+}
+
+impl Says {
+    /// The fields that were given.
+    fn fields(self) -> Map<String, Value> {
+        let Self {
+            on,
+            emits,
+            image,
+            executor,
+            network,
+            user,
+            resources,
+            env,
+            commit,
+            timeout,
+            retries,
+            concurrency,
+            run,
+        } = self;
+        let map =
+            |pairs: Vec<(String, String)>| (!pairs.is_empty()).then(|| pairs.into_iter().collect::<Value>());
+        let fields = [
+            ("on", Some(json!(on))),
+            ("emits", Some(json!(emits))),
+            ("image", image.map(Value::from)),
+            ("executor", executor.map(Value::from)),
+            ("network", network.map(Value::from)),
+            ("user", user.map(Value::from)),
+            ("resources", map(resources)),
+            ("env", map(env)),
+            ("commit", commit.map(Value::from)),
+            ("timeout", timeout.map(Value::from)),
+            ("retries", retries.map(Value::from)),
+            ("concurrency", concurrency.map(Value::from)),
+            ("run", (!run.is_empty()).then(|| json!(run))),
+        ];
+        fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+    }
 }
 
 pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
@@ -65,7 +149,7 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
             }
             None => Err(unknown(&args.name)),
         },
-        Command::Create(args) => create(&ledger, args).await,
+        Command::Create(args) => create(&ledger, *args).await,
         Command::Delete(args) => {
             if !ledger.delete_module(&args.name).await? {
                 return Err(unknown(&args.name));
@@ -91,7 +175,9 @@ async fn list(settings: &Settings, ledger: &Ledger) -> Outcome {
             (Some(gather), Some(per)) => format!("all {gather} per {per}"),
             _ => m.on.join(", "),
         };
-        vec![m.name.clone(), on, m.emits.join(", "), m.run.join(" ")]
+        let image = m.container.as_ref().map(|container| container.image.to_string());
+        let runs = image.into_iter().chain(m.run.iter().cloned()).collect::<Vec<_>>().join(" ");
+        vec![m.name.clone(), on, m.emits.join(", "), runs]
     };
     output::table(&["MODULE", "ON", "EMITS", "RUNS"], &modules.iter().map(row).collect::<Vec<_>>());
     Ok(Verdict::Well)
@@ -101,20 +187,8 @@ async fn create(ledger: &Ledger, args: CreateArgs) -> Outcome {
     let modules = match (args.pipeline, args.name) {
         (Some(file), _) => Pipeline::load(&file, &search_path())?.modules,
         (None, name) => {
-            let name = name.unwrap_or_default();
-            let mut module = Module::new(&name, args.argv, std::env::current_dir()?);
-            module.on = args.on;
-            module.emits = args.emits;
-            for text in module.on.iter().chain(&module.emits).chain([&module.name]) {
-                if !is_event_type(text) {
-                    return Err(Failure(format!(
-                        "{text:?} cannot be a name: letters, digits, '.', '_' and '-' are allowed"
-                    )));
-                }
-            }
-            if module.on.is_empty() {
-                return Err(Failure("no event type given with --on: nothing would ever start it".into()));
-            }
+            let (name, directory) = (name.unwrap_or_default(), std::env::current_dir()?);
+            let module = Module::from_fields(&name, &args.says.fields(), &directory).map_err(Failure)?;
             module.check_programs(&search_path()).map_err(Failure)?;
             vec![module]
         }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args as ClapArgs;
-use dispatcher::executor::{Executor as _, Start};
+use dispatcher::executor::Start;
 use dispatcher::first::FirstEvent;
 use dispatcher::ledger::{Claim, Ledger};
 use dispatcher::pipeline::{ANY_TYPE, Module, Pipeline};
@@ -91,7 +91,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     let (running, _runs) = oneshot::channel();
     let start = Start { job: job.clone(), module: module.clone(), event, gathered, running };
     let span = start.span();
-    let ended = executor.run(start, stopped).instrument(span.clone()).await;
+    let ended = executor.run_here(start, stopped).instrument(span.clone()).await;
     ended.tell(&span);
     drop(executor);
     showing.await?;

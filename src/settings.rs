@@ -1,7 +1,8 @@
 //! Flags and environment, read in this one place.
 
+use std::ffi::OsString;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use ionfs::limits::{Limits, SetLimits};
 use ionfs::node::NodeSettings;
 use ionfs::stores::open::{StoreUrls, open, without_credentials};
 use ionfs::stores::{DataPlane, Documents};
+use ionfs::ticket::TicketKey;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
@@ -264,6 +266,23 @@ pub(crate) fn search_path() -> String {
     std::env::var("PATH").unwrap_or_else(|_| PATH.to_owned())
 }
 
+/// Where the service manager listens, if there is one.
+pub(crate) fn notify_socket() -> Option<OsString> {
+    std::env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty())
+}
+
+/// Whether a file is one that the service manager hands to this service alone (`LoadCredential=`).
+pub(crate) fn is_credential(file: &Path) -> bool {
+    std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|folder| file.starts_with(folder))
+}
+
+/// How long the service manager waits for a sign of life of this very process, if it does.
+pub(crate) fn watchdog_interval() -> Option<Duration> {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    let meant = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+    number("WATCHDOG_USEC").filter(|micros| meant && *micros > 1).map(Duration::from_micros)
+}
+
 /// What requests for metrics have to bring along. Not a flag: a command line is no place for it.
 pub(crate) fn metrics_token() -> Option<String> {
     std::env::var("ION_METRICS_TOKEN").ok().filter(|token| !token.is_empty())
@@ -272,6 +291,12 @@ pub(crate) fn metrics_token() -> Option<String> {
 /// The lines of tokens that requests to the gateway have to bring. Not a flag either.
 pub(crate) fn gateway_tokens() -> Option<String> {
     std::env::var("ION_GATEWAY_TOKENS").ok().filter(|tokens| !tokens.is_empty())
+}
+
+/// What tokens of tickets are signed with. Not a flag either.
+pub(crate) fn ticket_key() -> Result<TicketKey, String> {
+    let text = std::env::var("ION_TICKET_KEY").unwrap_or_default();
+    TicketKey::new(&text).map_err(|reason| format!("ION_TICKET_KEY: {reason}"))
 }
 
 /// Whether OpenTelemetry's standard variables ask for spans.

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args as ClapArgs;
-use dispatcher::dispatch::{DispatchSettings, Dispatcher, Notice};
+use dispatcher::dispatch::{DispatchSettings, Dispatcher, Modules, Notice};
 use dispatcher::executor::OutputLine;
+use dispatcher::executor::choice::{ClusterSettings, Executors};
 use dispatcher::executor::local::{LocalExecutor, LocalSettings};
 use dispatcher::gateway::Portal;
 use dispatcher::ledger::Ledger;
-use dispatcher::pipeline::Pipeline;
+use dispatcher::pipeline::{ExecutorKind, Pipeline};
 use futures_util::FutureExt as _;
 use ionfs::node::Node;
 use ionfs::record::{AttemptEnd, JobRecord, JobState};
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::gateway::GatewayFlags;
 use crate::metrics::MetricsArgs;
 use crate::output::{self, Colour};
-use crate::settings::{Settings, module_environment, search_path};
+use crate::settings::{Settings, module_environment, search_path, ticket_key};
 use crate::{Failure, Outcome, Verdict};
 
 /// Lines and notices that may wait to be shown; more are left out, the logs keep them.
@@ -42,6 +43,9 @@ pub(crate) struct Args {
     /// How long jobs stay with a dispatcher that is not heard of: longer than your document store may be away
     #[arg(long, env = "ION_LEASE", default_value = "60s", value_parser = humantime::parse_duration, value_name = "TIME")]
     lease: std::time::Duration,
+    /// Where pods of modules with `executor: kubernetes` run [default: the namespace of the kubeconfig, or this pod's own]
+    #[arg(long, env = "ION_KUBERNETES_NAMESPACE", value_name = "NAME")]
+    kubernetes_namespace: Option<String>,
     /// Do not show what modules print
     #[arg(short, long)]
     quiet: bool,
@@ -58,7 +62,8 @@ pub(crate) struct Args {
 ///
 /// Like `ion up`, for a deployment: any number of them, on any number of hosts, share each module's queue. Every host has
 /// an ION_HOME of its own, the same stores (ION_BLOBS, ION_DOCUMENTS, ION_BUS or the file's plane section), and the modules'
-/// programs at the same paths.
+/// programs at the same paths. Without PIPELINE it serves the registered modules, and those that `ion module create` and
+/// `delete` add, change and take away while it runs.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Example:\n  ion dispatch pipeline.yaml --module detect --jobs 8")]
 pub(crate) struct DispatchArgs {
@@ -70,11 +75,11 @@ pub(crate) struct DispatchArgs {
 }
 
 pub(crate) async fn dispatch(settings: Settings, args: DispatchArgs) -> Outcome {
-    serve(settings, args.up, &args.modules).await
+    serve(settings, args.up, &args.modules, true).await
 }
 
 pub(crate) async fn run(settings: Settings, args: Args) -> Outcome {
-    serve(settings, args, &[]).await
+    serve(settings, args, &[], false).await
 }
 
 /// Publish what was committed while the broker was away, until Ctrl-C
@@ -92,6 +97,7 @@ pub(crate) async fn relay(settings: &Settings, args: RelayArgs) -> Outcome {
     endpoint.vitals.describe(|registry| plane.metrics.describe(registry));
     let mut relay = Relay::new(plane, GRACE);
     endpoint.vitals.begins();
+    crate::service::ready();
     output::say(&format!("ready: what is not published for {} s will be", GRACE.as_secs()));
     let stop = until_asked_to_stop();
     tokio::pin!(stop);
@@ -102,7 +108,10 @@ pub(crate) async fn relay(settings: &Settings, args: RelayArgs) -> Outcome {
             Err(error) => tracing::warn!(error = ionfs::errors::chain(&error), "not published yet"),
         }
         tokio::select! {
-            () = &mut stop => break,
+            () = &mut stop => {
+                crate::service::stopping();
+                break;
+            }
             () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
         }
     }
@@ -111,7 +120,7 @@ pub(crate) async fn relay(settings: &Settings, args: RelayArgs) -> Outcome {
 }
 
 /// The modules of a pipeline file, or the registered ones; of them those that were named.
-async fn serve(mut settings: Settings, args: Args, only: &[String]) -> Outcome {
+async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty: bool) -> Outcome {
     // Read first: a mistake in the file is found before anything starts.
     let file = args.pipeline.or_else(|| Some(PathBuf::from("pipeline.yaml")).filter(|file| file.exists()));
     let pipeline = file.as_deref().map(|file| Pipeline::load(file, &search_path())).transpose()?;
@@ -123,6 +132,7 @@ async fn serve(mut settings: Settings, args: Args, only: &[String]) -> Outcome {
     let plane = settings.plane().await?;
     let node = Node::new(plane.clone(), settings.node())?;
     endpoint.vitals.describe(|registry| node.describe(registry));
+    let follows = pipeline.is_none();
     let mut modules = match pipeline {
         Some(pipeline) => pipeline.modules,
         None => Ledger::new(plane.clone()).modules().await?,
@@ -133,7 +143,7 @@ async fn serve(mut settings: Settings, args: Args, only: &[String]) -> Outcome {
         )));
     }
     modules.retain(|module| only.is_empty() || only.contains(&module.name));
-    if modules.is_empty() {
+    if modules.is_empty() && !(follows && may_be_empty) {
         return Err(Failure(
             "there are no modules to run; name a pipeline file, or register one with `ion module create`"
                 .into(),
@@ -142,16 +152,15 @@ async fn serve(mut settings: Settings, args: Args, only: &[String]) -> Outcome {
     sweep(&settings.home);
     let (lines, shown_lines) = mpsc::channel(SHOWN);
     let (notices, shown_notices) = mpsc::channel(SHOWN);
-    let executor = Arc::new(local_executor(settings, node.clone(), Some(lines)).await?);
-    let chains = executor.chains().clone();
+    let cluster = ClusterSettings { key: ticket_key(), namespace: args.kubernetes_namespace };
+    let local = Arc::new(local_executor(settings, node.clone(), Some(lines.clone())).await?);
+    let chains = local.chains().clone();
+    let executor = Arc::new(Executors::new(node.clone(), local, cluster, Some(lines)));
+    if modules.iter().any(|module| module.executor == ExecutorKind::Kubernetes) {
+        executor.cluster().await?;
+    }
     endpoint.vitals.describe(|registry| chains.metrics().describe(registry));
     for module in &modules {
-        for link in module.links.iter().filter(|link| !link.image.is_empty()) {
-            output::say(&format!(
-                "link {:?} asks for image {:?}, which this build cannot run: {:?} runs from this machine",
-                link.name, link.image, link.command
-            ));
-        }
         chains.warm(module);
     }
     let gateway = match args.gateway {
@@ -165,6 +174,10 @@ async fn serve(mut settings: Settings, args: Args, only: &[String]) -> Outcome {
     dispatch.slots = args.jobs.unwrap_or(dispatch.slots);
     dispatch.lease = args.lease;
     let names: Vec<String> = modules.iter().map(|module| module.name.clone()).collect();
+    let modules = match follows {
+        true => Modules::Registered { only: only.to_vec() },
+        false => Modules::These(modules),
+    };
     let dispatcher = Dispatcher::new(plane, executor, modules, dispatch, Some(notices));
     endpoint.vitals.describe(|registry| dispatcher.metrics().describe(registry));
     let (begins, ends) = (endpoint.vitals.clone(), endpoint.vitals.clone());
@@ -176,6 +189,7 @@ async fn serve(mut settings: Settings, args: Args, only: &[String]) -> Outcome {
         async move {
             until_asked_to_stop().await;
             ends.ends();
+            crate::service::stopping();
             output::say("stopping: running jobs are ended and queued again");
             shutdown.cancel();
             until_asked_to_stop().await;
@@ -185,7 +199,9 @@ async fn serve(mut settings: Settings, args: Args, only: &[String]) -> Outcome {
     tokio::spawn(async move {
         if is_ready.await.is_ok() {
             begins.begins();
-            output::say(&format!("ready: {}", names.join(", ")));
+            crate::service::ready();
+            let to_come = if names.is_empty() { "modules that `ion module create` registers" } else { "" };
+            output::say(&format!("ready: {}{to_come}", names.join(", ")));
         }
     });
     // Both end at the same time: who waits for a job that is queued again is told so.
@@ -258,6 +274,7 @@ async fn show(mut lines: mpsc::Receiver<OutputLine>, mut notices: mpsc::Receiver
             Some(notice) = notices.recv() => match notice {
                 Notice::Started(job) => tracing::info!(job = %job.id, module = job.module, attempt = job.attempt, "started"),
                 Notice::Ended(job) => ended(&job),
+                Notice::Module { name, now } => output::say(&format!("module {name:?} {now}")),
             },
             else => return,
         }

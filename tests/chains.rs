@@ -7,15 +7,14 @@
 
 mod support;
 
-use std::collections::HashSet;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::chains::{LINES, address, load};
+use support::chains::{LINES, address, load, pools};
 use support::http::{Answer, Http, get, request};
 use support::servers::{Mongo, Rabbit, S3, plane};
-use support::{Home, Up, wait_for};
+use support::{Home, Up, below, wait_for};
 
 /// A dispatcher of a chain file with this text, and its gateway.
 fn up(home: &Home, chain: &str) -> (Up, String) {
@@ -38,28 +37,6 @@ fn with<'t>(trace: &'t [Value], member: &str, value: &str) -> Vec<&'t Value> {
 fn trace_of(home: &Home, correlation: &str) -> Vec<Value> {
     let trace = home.run(["--json", "trace", correlation]).well();
     serde_json::from_str(&trace.stdout).unwrap()
-}
-
-/// Processes below `pid`, at any depth, and their resident bytes.
-fn below(pid: u32) -> Vec<(u32, String)> {
-    let mut found = vec![];
-    let mut parents = HashSet::from([pid]);
-    // A child has a larger number than its parent, but for a wrap around: rounds until nothing is new.
-    loop {
-        let before = found.len();
-        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-            let Ok(child) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-            let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
-            let Some((name, rest)) = stat.rsplit_once(") ") else { continue };
-            let parent: u32 = rest.split(' ').nth(1).unwrap().parse().unwrap();
-            if parents.contains(&parent) && parents.insert(child) {
-                found.push((child, name.split_once('(').unwrap().1.to_owned()));
-            }
-        }
-        if found.len() == before {
-            return found;
-        }
-    }
 }
 
 fn resident(pid: u32) -> u64 {
@@ -281,6 +258,18 @@ fn processes_wait_and_one_that_does_not_is_started_less_and_less() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
+#[test]
+fn a_link_that_nobody_uses_keeps_no_processes() {
+    let home = Home::new();
+    let (daemon, at) = up(&home, "name: cats\nidle: 1s\nChain: [{Command: cat}]\n");
+    let cats = || below(daemon.pid()).iter().filter(|(_, name)| name == "cat").count();
+    wait_for("two to wait", || cats() == 2);
+    wait_for("none to be left", || cats() == 0);
+    assert_eq!(post(&at, "cats", b"miaow").text(), "miaow");
+    wait_for("two to wait again", || cats() == 2);
+    assert_eq!(daemon.stop(), Some(0));
+}
+
 fn say(what: &str, times: &[Duration]) {
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
     eprintln!("{what}: p50 {:?}, p99 {:?}, longest {:?}", at(0.5), at(0.99), at(1.0));
@@ -290,9 +279,10 @@ fn say(what: &str, times: &[Duration]) {
 fn of_a_thousand_requests_at_fifty_at_a_time_none_is_lost() {
     let home = Home::new();
     let (daemon, at) = up(&home, LINES);
-    let times = load(&[at], 1000, 50);
+    let times = load(std::slice::from_ref(&at), 1000, 50);
     assert_eq!(times.len(), 1000);
     say("1,000 requests, 50 at a time", &times);
+    eprintln!("{}", pools(&at));
     assert_eq!(daemon.stop(), Some(0));
     let events = home.run(["--json", "check", "--deep"]).well();
     assert_eq!(serde_json::from_str::<Value>(&events.stdout).unwrap()["events"], 4000);

@@ -5,7 +5,10 @@
 
 mod support;
 
+use ionfs::stores::Collection;
+use ionfs::ticket::Ticket;
 use serde_json::Value;
+use support::csi::Rig;
 use support::{Home, wait_for};
 
 fn state_of(home: &Home, module: &str) -> String {
@@ -194,6 +197,43 @@ fn what_is_old_and_has_ended_goes_whole() {
     wait_for("the one that waited", || state_of(&home, "end") == "succeeded");
     assert_eq!(up.stop(), Some(0));
     assert!(findings(&home, &["--deep", "--repair"]).iter().all(|finding| finding["repaired"].is_string()));
+}
+
+/// A dispatcher that dies between a job's end and the removal of its ticket leaves that behind; the ticket of an attempt that
+/// runs stays, however short the grace.
+#[test]
+fn gc_removes_the_tickets_of_attempts_that_have_ended() {
+    let rig = Rig::new(&[]);
+    let jobs = [
+        ("runs", Some(("running", 1))),
+        ("starts", Some(("starting", 1))),
+        ("well", Some(("succeeded", 1))),
+        ("failed", Some(("queued", 1))),
+        ("later", Some(("running", 2))),
+        ("dropped", None),
+    ];
+    let documents = &rig.plane.documents;
+    let mut tickets = vec![];
+    for (name, now) in jobs {
+        let attempt = rig.attempt(name);
+        tickets.push(attempt.ticket());
+        rig.runtime.block_on(async {
+            documents.delete(Collection::Jobs, name, vec![]).await.unwrap();
+            if let Some((state, number)) = now {
+                let record = rig.record(name, &attempt.module, state, number);
+                documents.insert(Collection::Jobs, record, None).await.unwrap();
+            }
+        });
+    }
+    let left = || {
+        let there = |id: &&String| rig.runtime.block_on(Ticket::find(&rig.plane, id)).unwrap().is_some();
+        tickets.iter().filter(there).count()
+    };
+    let removed = |flags: &[&str]| gc(&rig.home, flags)["tickets"].as_u64();
+    assert_eq!((removed(&[]), left()), (Some(0), 6), "they are young");
+    assert_eq!((removed(&["--grace", "0s", "--dry-run"]), left()), (Some(4), 6));
+    assert_eq!((removed(&["--grace", "0s"]), left()), (Some(4), 2));
+    assert_eq!(removed(&["--grace", "0s"]), Some(0), "of those that run none goes");
 }
 
 /// What `ion gc` did.

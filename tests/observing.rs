@@ -210,7 +210,9 @@ fn metrics_are_refused_where_they_cannot_be_served_or_would_be_open_to_all() {
     assert_eq!(get(&address, "/metrics", None).0, 401);
     assert_eq!(get(&address, "/metrics", Some("open-sesamE")).0, 401);
     assert_eq!(get(&address, "/metrics", Some("open-sesame")).0, 200);
-    assert_eq!(get(&address, "/ready", None).0, 200, "it says nothing that is worth a token");
+    for open in ["/ready", "/healthz"] {
+        assert_eq!(get(&address, open, None).0, 200, "{open} says nothing that is worth a token");
+    }
     assert!(!relay.log().contains("sesame"));
     assert_eq!(relay.stop(), Some(0));
 }

@@ -431,3 +431,117 @@ fn what_people_ask_for_wrongly_is_answered_with_the_way_out() {
     home.run(["module", "delete", "m"]).well();
     home.run(["gc", "--grace", "0s"]).well();
 }
+
+/// Flags and a file say the same of a module, and mistakes are refused with the same words.
+#[test]
+fn a_module_of_flags_is_as_of_a_file() {
+    let home = Home::new();
+    let file = home.write(
+        "pipeline.yaml",
+        "modules:\n  crops:\n    on: [frame, photo]\n    emits: [crop]\n    image: registry.example/crops:1\n    run: [/app/crops, --fast, 'a \"b\\c']\n    \
+         executor: kubernetes\n    network: host\n    user: '1000:1000'\n    resources: {cpu: 500m, memory: 256Mi, gpu: 1}\n    \
+         env: {TOP: '10', EMPTY: ''}\n    commit: on-success\n    timeout: 1h\n    retries: 0\n    concurrency: 7\n",
+    );
+    let registered =
+        || -> Value { serde_json::from_str(&home.run(["module", "get", "crops"]).well().stdout).unwrap() };
+    home.run(["module", "create", "--pipeline", file.to_str().unwrap()]).well();
+    let expected = registered();
+    home.run(["module", "delete", "crops"]).well();
+    let name = ["module", "create", "-n", "crops"];
+    let flags = [
+        "-i",
+        "frame",
+        "-i",
+        "photo",
+        "-o",
+        "crop",
+        "--image",
+        "registry.example/crops:1",
+        "--executor",
+        "kubernetes",
+        "--network",
+        "host",
+        "--user",
+        "1000:1000",
+        "--resource",
+        "cpu=500m",
+        "--resource",
+        "memory=256Mi",
+        "--resource",
+        "gpu=1",
+        "--env",
+        "TOP=10",
+        "--env",
+        "EMPTY=",
+        "--commit",
+        "on-success",
+        "--timeout",
+        "1h",
+        "--retries",
+        "0",
+        "--concurrency",
+        "7",
+        "--",
+        "/app/crops",
+        "--fast",
+        "a \"b\\c",
+    ];
+    home.run([&name[..], &flags].concat()).well();
+    let mut module = registered();
+    module["since"] = expected["since"].clone();
+    assert_eq!(module, expected);
+    // What an image says need not be said again.
+    home.run([&name[..], &["-i", "frame", "--image", "crops:1"]].concat()).well();
+    assert_eq!(registered()["executor"], "container");
+    let cases: [(&[&str], i32, &str); 13] = [
+        (&["--", "cat"], 2, "--on <TYPE>"),
+        (&["-i", "t"], 2, "<ARGV>..."),
+        (&["-i", "t", "--pipeline", "p.yaml"], 2, "cannot be used with"),
+        (&["-i", "t", "--env", "TOP", "--", "cat"], 2, "KEY=VALUE"),
+        (&["-i", "a b", "--", "cat"], 1, "\"a b\" cannot be an event type"),
+        (&["-i", "t", "--", "nosuch"], 1, "is in no folder of PATH"),
+        (&["-i", "t", "--executor", "moon", "--", "cat"], 1, "allowed: local, container, kubernetes"),
+        (&["-i", "t", "--executor", "kubernetes", "--", "cat"], 1, "needs an \"image\""),
+        (&["-i", "t", "--image", "a b"], 1, "allowed: name:tag"),
+        (&["-i", "t", "--user", "1000", "--", "cat"], 1, "\"user\" belongs to \"image\""),
+        (&["-i", "t", "--image", "i", "--resource", "memory=64"], 1, "as in 256Mi or 2G"),
+        (&["-i", "t", "--commit", "never", "--", "cat"], 1, "on-success"),
+        (&["-i", "t", "--timeout", "soon", "--", "cat"], 1, "write it as 30s"),
+    ];
+    for (flags, code, words) in cases {
+        let ran = home.run([&["module", "create", "-n", "wrong"], flags].concat());
+        assert_eq!(ran.code, Some(code), "{ran:#?}");
+        assert!(ran.stderr.contains(words) && !ran.stderr.contains("yaml:"), "{ran:#?}");
+    }
+    home.run(["module", "get", "wrong"]).failed();
+}
+
+/// What is registered, changed and removed while a dispatcher runs is served, served anew and left alone.
+#[test]
+fn modules_come_change_and_go_while_a_dispatcher_runs() {
+    let home = Home::new();
+    let dispatcher = home.start("dispatch", &[]);
+    let create = |says: &str| {
+        let script = format!("echo '{{\"eventType\":\"{says}\"}}' > /ion/out/events/e.json");
+        let words = ["module", "create", "-n", "speaker", "-i", "ask", "-o", says, "--", "sh", "-c", &script];
+        home.run(words).well();
+    };
+    let answer = || {
+        home.run(["event", "create", "ask", "--wait"]).well();
+        let trace = home.trace();
+        let answers =
+            trace.iter().filter(|one| one["context"]["name"] == "speaker" && one["type"].is_string());
+        answers.map(|event| event["type"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    create("hello");
+    assert_eq!(answer(), ["hello"]);
+    create("goodbye");
+    wait_for("the change to be seen", || answer() == ["goodbye"]);
+    home.run(["module", "delete", "speaker"]).well();
+    wait_for("it to be gone", || home.log_of("dispatch").contains("not registered any more"));
+    assert_eq!(answer(), Vec::<String>::new());
+    create("back");
+    wait_for("it to be back", || answer() == ["back"]);
+    assert_eq!(dispatcher.stop(), Some(0));
+    home.run(["check"]).well();
+}

@@ -17,6 +17,7 @@ use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, Permis
 use std::path::Path;
 use std::process::Command;
 
+use ionfs::fs::job::Writers;
 use support::Ran;
 use support::mount::{Blobs, Mount, Passthrough, built, run};
 
@@ -308,4 +309,36 @@ fn pipes_and_sockets_work_and_are_no_files_of_an_event() {
         let made = Command::new("mkfifo").arg(mount.at(folder).join("pipe.tmp")).output().unwrap();
         assert!(!made.status.success(), "{folder}");
     }
+}
+
+// ---- users ----
+
+/// In a container or a pod the module has a user that the daemon does not know.
+#[test]
+fn a_tree_for_any_user_is_written_by_one_and_its_staging_folder_is_shut() {
+    if !rustix::process::geteuid().is_root() {
+        println!("only root can be another user: not tried");
+        return;
+    }
+    let owners = Mount::new(Passthrough::Off, Blobs::Files, &[("f", b"content")]);
+    let any = owners.another_for(Writers::AnyUser);
+    let script = "set -e; cat in/data/f > out/data/copy; ln in/data/f out/data/linked; mv in/data/f out/data/moved; mkdir out/data/d; echo x > out/data/d/x; chmod 600 out/data/copy; \
+        echo '{\"n\": \"1\"}' > out/insights.json; echo '{\"eventType\":\"made\",\"files\":[\"copy\",\"d/x\"]}' > out/events/made.json; \
+        ! touch in/data/more; ! touch out/more";
+    // Where that user may walk: the test's own folders are root's.
+    let run = |mount: &Mount| {
+        let at = mount.at("");
+        let script = format!(
+            "mount --bind {} /mnt && cd /mnt && exec setpriv --reuid=54321 --regid=54321 --clear-groups sh -c '{}'",
+            at.display(),
+            script.replace('\'', "'\\''")
+        );
+        Ran::of(Command::new("unshare").args(["-m", "sh", "-c", &script]).output().unwrap())
+    };
+    let refused = run(&owners);
+    assert!(refused.stderr.contains("Permission denied"), "{refused:#?}");
+    run(&any).well();
+    assert_eq!(fs::metadata(any.at("out/data/d/x")).unwrap().uid(), 54321);
+    let above = any.staged("").parent().unwrap().metadata().unwrap();
+    assert_eq!(above.mode() & 0o777, 0o700);
 }

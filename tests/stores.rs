@@ -402,12 +402,33 @@ async fn another_process_is_heard(publisher: Arc<dyn Bus>, subscriber: Arc<dyn B
     subscriber.retire(&module).await.unwrap();
 }
 
-/// More often than a broker lets a message come back.
+/// Subscribers that come and go leave what another one holds, on the same connection, in its hands.
+async fn subscribers_that_go_disturb_nobody(bus: Arc<dyn Bus>, tag: &str) {
+    let (kind, module, others) = (format!("go.{tag}"), format!("stays-{tag}"), format!("goes-{tag}"));
+    for module in [&module, &others] {
+        bus.declare(module, std::slice::from_ref(&kind), &[]).await.unwrap();
+    }
+    bus.publish(&message(&kind, "1")).await.unwrap();
+    let mut stays = bus.clone().subscribe(&module, 1).await.unwrap();
+    let held = next(&mut stays).await;
+    for _ in 0..500 {
+        let mut goes = bus.clone().subscribe(&others, 1).await.unwrap();
+        let delivery = next(&mut goes).await;
+        goes.acknowledge(delivery.tag).await.unwrap();
+        bus.send(&others, &message(&kind, "2")).await.unwrap();
+    }
+    stays.acknowledge(held.tag).await.unwrap();
+    for module in [&module, &others] {
+        bus.retire(module).await.unwrap();
+    }
+}
+
+/// More often than a broker lets a message come back, and than a connection has numbers for channels.
 async fn looking_uses_nothing_up(bus: &dyn Bus, tag: &str) {
     let (kind, module) = (format!("look.{tag}"), format!("look-{tag}"));
     bus.declare(&module, std::slice::from_ref(&kind), &[]).await.unwrap();
     bus.publish(&message(&kind, "1")).await.unwrap();
-    for _ in 0..130 {
+    for _ in 0..2100 {
         assert_eq!(bus.peek(&module, 5).await.unwrap(), [message(&kind, "1")]);
     }
     bus.retire(&module).await.unwrap();
@@ -467,6 +488,7 @@ async fn bus_contract(one: Arc<dyn Bus>, two: Arc<dyn Bus>) {
     a_binding_that_is_gone_brings_no_more(&*one, &tag).await;
     a_dropped_wait_and_a_pause_lose_nothing(one.clone(), &tag).await;
     another_process_is_heard(one.clone(), two.clone(), &tag).await;
+    subscribers_that_go_disturb_nobody(one.clone(), &tag).await;
     looking_uses_nothing_up(&*one, &tag).await;
     dead_letters_are_kept_until_exhumed(&*one, &tag).await;
 }

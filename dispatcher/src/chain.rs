@@ -12,8 +12,9 @@
 //! | `record` | the trace: an event for what each link wrote, a job for each link |
 //!
 //! # What is promised
-//! A run is recorded when it has ended, and before its caller is told so: the first event, a job for each link and an event for
-//! all that a link wrote, each the parent of the next. A process that is killed in the middle of a run leaves nothing but
+//! A run is on the disk before its caller is told of its end: the first event, a job for each link and an event for all that a
+//! link wrote, each the parent of the next. What the links before the last did is recorded while that one is still at work,
+//! the rest when it has ended. A process that is killed in the middle of a run leaves no more than that, told to nobody, and
 //! blobs that `ion gc` removes; its caller sees the connection break and asks again.
 
 mod flow;
@@ -27,7 +28,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use ionfs::errors::chain;
+use ionfs::checksum::hex;
 use ionfs::event::Event;
 use ionfs::id::{EventId, JobId};
 use ionfs::node::Node;
@@ -38,17 +39,23 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use self::flow::{Flow, LinkEnd, Outcome};
-use self::pool::Pools;
-pub use self::pool::WARM;
+use self::flow::{Flow, LinkEnd};
+use self::pool::{Pools, Used};
 use self::record::Recording;
 pub use self::record::STDIN;
+use crate::executor::container::Containers;
 use crate::executor::sandbox::{ForkServer, Mode};
 use crate::metrics::ChainMetrics;
-use crate::pipeline::Module;
+use crate::pipeline::{Module, milliseconds};
 
 /// Bytes that one link may write, unless its chain says otherwise.
 pub const OUTPUT_MAX: u64 = 1 << 30;
+
+/// Processes of each link that wait, unless its chain says otherwise.
+const WARM: usize = 2;
+
+/// How long a link that nobody uses keeps its processes, unless its chain says otherwise.
+const IDLE: Duration = Duration::from_secs(300);
 
 /// Runs whose answer somebody waits for, at a time, for each processor. More take the processors from each other.
 const PLACES_EACH: usize = 4;
@@ -88,7 +95,7 @@ impl Link {
             }
             hash.update(part);
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&hash.finalize())
     }
 }
 
@@ -98,13 +105,20 @@ impl Link {
 pub struct LinkSettings {
     /// Processes of each link that are started ahead.
     pub warm: usize,
+    /// How long a link that nobody uses keeps its processes.
+    #[serde(with = "milliseconds", rename = "idleMs", default = "idle")]
+    pub idle: Duration,
     /// Bytes that one link may write in one run.
     pub output_bytes: u64,
 }
 
+fn idle() -> Duration {
+    IDLE
+}
+
 impl Default for LinkSettings {
     fn default() -> Self {
-        Self { warm: WARM, output_bytes: OUTPUT_MAX }
+        Self { warm: WARM, idle: IDLE, output_bytes: OUTPUT_MAX }
     }
 }
 
@@ -184,6 +198,27 @@ impl End {
     }
 }
 
+/// What a run has come to.
+pub struct Ran {
+    /// How it ended.
+    pub end: End,
+    /// What is left of it.
+    pub left: Left,
+}
+
+/// The remains of a run. Dropped, they are taken away, and what was used is replaced.
+pub struct Left {
+    links: Vec<LinkEnd>,
+    _used: Used,
+}
+
+impl Left {
+    /// What each link wrote to stderr, by its name.
+    pub fn words(&self) -> impl Iterator<Item = (&str, &Bytes)> {
+        self.links.iter().map(|end| (end.link.name.as_str(), &end.stderr))
+    }
+}
+
 /// Which link failed, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -218,6 +253,17 @@ pub struct Running {
 #[error("all places of chain runs are taken, and {WAITING_MAX} requests wait for one")]
 pub struct Full;
 
+/// Where processes of links are started.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// What forks them.
+    pub server: Arc<ForkServer>,
+    /// What separates them.
+    pub mode: Mode,
+    /// What those of images run in.
+    pub containers: Arc<Containers>,
+}
+
 /// Runs chains on this machine.
 #[derive(Debug)]
 pub struct Chains {
@@ -232,17 +278,12 @@ pub struct Chains {
 }
 
 impl Chains {
-    /// `server` forks their processes, and each begins with `env`.
-    pub fn new(
-        node: Arc<Node>,
-        server: Arc<ForkServer>,
-        mode: Mode,
-        env: Vec<(String, String)>,
-    ) -> Arc<Self> {
+    /// Their processes start in these places, and each of this machine's begins with `env`.
+    pub fn new(node: Arc<Node>, places: Places, env: Vec<(String, String)>) -> Arc<Self> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let (processes, metrics) = (node.settings.limits.processes, Arc::<ChainMetrics>::default());
         Arc::new(Self {
-            pools: Pools::new(server, mode, env, processes, metrics.clone()),
+            pools: Pools::new(places, env, processes, metrics.clone()),
             node,
             places: Arc::new(Semaphore::new(PLACES_EACH * processors)),
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
@@ -282,49 +323,31 @@ impl Chains {
                 place = tokio::time::timeout(WAIT, this.places.acquire()) => place,
             };
             drop(turn);
-            let end = match place {
-                Ok(_place) => this.run(run, Some(live), stop).await.0,
-                Err(_) => End::NoPlace,
+            let (end, _left) = match place {
+                Ok(_place) => {
+                    let ran = this.run(run, Some(live), stop).await;
+                    (ran.end, Some(ran.left))
+                }
+                Err(_) => (End::NoPlace, None),
             };
             // Whoever asked may have gone.
             let _ = told.send(end);
+            // The answer first: taking away what is left, and starting other processes, takes the processors too.
+            tokio::task::yield_now().await;
         });
         Ok(Running { output, ended, _cancel: cancel })
     }
 
-    /// Runs a chain to its end and records it; gives what its links wrote to stderr, too. The last link's output goes to
-    /// `live` as it comes.
-    pub async fn run(
-        &self,
-        run: Run,
-        live: Option<mpsc::Sender<Bytes>>,
-        stop: CancellationToken,
-    ) -> (End, Vec<(String, Bytes)>) {
+    /// Runs a chain to its end and records it. The last link's output goes to `live` as it comes.
+    pub async fn run(&self, run: Run, live: Option<mpsc::Sender<Bytes>>, stop: CancellationToken) -> Ran {
         let Run { module, event, stored, input } = run;
+        let used = self.pools.begin(&module);
         let recording = Recording::new(&self.node, module.clone(), event, stored);
-        let flow = Flow { pools: &self.pools, module: &module, recording: &recording };
-        let outcome = flow.run(input, live, stop).await;
-        let said = |end: &LinkEnd| (end.link.name.clone(), end.stderr.clone());
-        let words = outcome.links.iter().map(said).collect();
-        let end = self.recorded(&recording, outcome).await;
-        self.pools.refill(&module);
+        let flow = Flow { used: &used, module: &module, recording: &recording };
+        let mut outcome = flow.run(input, live, stop).await;
+        let end = recording.keep(&mut outcome).await;
         self.metrics.ran(&module.name, end.as_str());
-        (end, words)
-    }
-
-    async fn recorded(&self, recording: &Recording, outcome: Outcome) -> End {
-        let deadline = self.node.settings.commit_deadline;
-        let recorded = tokio::time::timeout(deadline, recording.keep(outcome)).await;
-        match recorded {
-            Ok(Ok(end)) => end,
-            Ok(Err(error)) => End::Broken { reason: format!("it could not be recorded: {}", chain(&error)) },
-            Err(_) => {
-                let seconds = deadline.as_secs();
-                End::Broken {
-                    reason: format!("it could not be recorded: the stores gave no answer for {seconds} s"),
-                }
-            }
-        }
+        Ran { end, left: Left { links: outcome.links, _used: used } }
     }
 
     /// Ends what runs and all that was started ahead.

@@ -11,6 +11,7 @@
 //! machine knows at once that its holder is dead, because the holder's lock file is free.
 
 mod house;
+mod modules;
 mod presence;
 
 pub use self::presence::served_modules;
@@ -36,8 +37,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use self::house::KEEP;
+pub use self::modules::Modules;
+use self::modules::{Served, ServedModules};
 use self::presence::Presence;
-use crate::executor::{Ended, Executor, Start, Stop};
+use crate::executor::{Ended, Executor, Fate, Start, Stop};
 use crate::gather::{Readiness, readiness};
 use crate::job::{self, Happening};
 use crate::ledger::{Claim, Ledger, LedgerError};
@@ -92,12 +95,19 @@ pub enum Notice {
     Started(JobRecord),
     /// An attempt ended; the record says what follows.
     Ended(JobRecord),
+    /// A module came, changed or went while the dispatcher runs.
+    Module {
+        /// Its name.
+        name: String,
+        /// What it does from now on, in words.
+        now: &'static str,
+    },
 }
 
 /// Runs modules on the events of a plane.
 pub struct Dispatcher {
     shared: Arc<Shared>,
-    modules: Vec<Module>,
+    modules: Modules,
 }
 
 struct Shared {
@@ -107,8 +117,7 @@ struct Shared {
     id: String,
     slots: Arc<Semaphore>,
     notices: Option<mpsc::Sender<Notice>>,
-    /// Rung when a job of a module waits in the ledger.
-    due: HashMap<String, Notify>,
+    served: ServedModules,
     /// Rung when a job ended: something gathered may be ready.
     ended: Notify,
     /// Rung when a slot was given back.
@@ -123,11 +132,10 @@ impl Dispatcher {
     pub fn new(
         plane: DataPlane,
         executor: Arc<dyn Executor>,
-        modules: Vec<Module>,
+        modules: Modules,
         settings: DispatchSettings,
         notices: Option<mpsc::Sender<Notice>>,
     ) -> Self {
-        let due = modules.iter().map(|module| (module.name.clone(), Notify::new())).collect();
         let shared = Shared {
             ledger: Ledger::new(plane),
             executor,
@@ -135,7 +143,7 @@ impl Dispatcher {
             slots: Arc::new(Semaphore::new(settings.slots.max(1))),
             settings,
             notices,
-            due,
+            served: ServedModules::default(),
             ended: Notify::new(),
             freed: Notify::new(),
             running: Mutex::default(),
@@ -163,22 +171,33 @@ impl Dispatcher {
         ready: oneshot::Sender<()>,
     ) -> Result<(), LedgerError> {
         let Self { shared, modules } = self;
-        for module in &modules {
-            shared.ledger.put_module(module).await?;
+        let mut tasks = JoinSet::new();
+        match modules {
+            Modules::These(modules) => {
+                for module in &modules {
+                    shared.ledger.put_module(module).await?;
+                }
+                for module in modules {
+                    shared.begin(module, &mut tasks).await?;
+                }
+            }
+            Modules::Registered { only } => {
+                shared.look_at_modules(&only, &mut tasks).await?;
+                tasks.spawn(shared.clone().follow_modules(only));
+            }
         }
         let presence =
-            Presence::announce(&shared.ledger, &shared.settings.home, &shared.id, &modules).await?;
+            Presence::announce(&shared.ledger, &shared.settings.home, &shared.id, shared.served.names())
+                .await?;
         for dead in presence.dead_neighbours() {
             for job in shared.ledger.held_by(&dead).await? {
-                shared.lose(&job).await;
+                match shared.outlives(&job.module).await? {
+                    true => shared.leave(&job).await,
+                    false => shared.lose(&job).await,
+                }
                 remove_attempt(&shared.settings.home, &job.id, job.attempt).await;
             }
             presence.forget(&shared.ledger, &dead).await?;
-        }
-        let mut tasks = JoinSet::new();
-        for module in modules {
-            let queue = shared.ledger.plane().bus.clone().subscribe(&module.name, module.concurrency).await?;
-            tasks.spawn(shared.clone().serve(Arc::new(module), queue));
         }
         tasks.spawn(shared.clone().keep_house(presence));
         let _ = ready.send(());
@@ -250,7 +269,8 @@ impl Shared {
     }
 
     /// One module's queue and its jobs in the ledger.
-    async fn serve(self: Arc<Self>, module: Arc<Module>, mut queue: Box<dyn Subscription>) {
+    async fn serve(self: Arc<Self>, served: Arc<Served>, mut queue: Box<dyn Subscription>) {
+        let module = served.module.clone();
         let of_module = Arc::new(Semaphore::new(module.concurrency.max(1)));
         let (mut claims, mut jobs) = (JoinSet::new(), JoinSet::new());
         let mut full_since: Option<Instant> = None;
@@ -263,7 +283,7 @@ impl Shared {
             let place = of_module.available_permits() > 0 && self.slots.available_permits() > 0;
             if look_at <= Instant::now() || (behind && place) {
                 look_at = Instant::now() + LOOK;
-                match self.run_due(&module, &of_module, &mut seen, &mut jobs).await {
+                match self.run_due(&served, &of_module, &mut seen, &mut jobs).await {
                     Due::Stopping => break,
                     due => behind = due == Due::Behind,
                 }
@@ -278,7 +298,7 @@ impl Shared {
             }
             tokio::select! {
                 biased;
-                () = self.stopping.cancelled() => break,
+                () = served.stopping.cancelled() => break,
                 Some(claimed) = claims.join_next() => {
                     if !self.settle(&module, &mut *queue, claimed, &mut jobs).await {
                         break;
@@ -304,7 +324,7 @@ impl Shared {
                     }
                 },
                 () = freed => {}
-                () = self.due[&module.name].notified() => look_at = Instant::now(),
+                () = served.due.notified() => look_at = Instant::now(),
                 Some(_) = jobs.join_next() => {}
                 () = tokio::time::sleep_until(look_at.into()) => {}
             }
@@ -420,17 +440,24 @@ impl Shared {
     /// Starts what waits in the ledger while there are free slots.
     async fn run_due(
         self: &Arc<Self>,
-        module: &Arc<Module>,
+        served: &Served,
         of_module: &Arc<Semaphore>,
         seen: &mut Standing<i64>,
         jobs: &mut JoinSet<()>,
     ) -> Due {
+        let module = &served.module;
         loop {
-            if self.stopping.is_cancelled() {
+            if served.stopping.is_cancelled() {
                 return Due::Stopping;
             }
             let Some(slot) = self.slot(of_module) else { return Due::Behind };
-            let taken = self.ledger.take_due(&module.name, &self.id, self.lease(), seen).await;
+            let taken = match self.adopt(served).await {
+                Some(adopted) => Ok(Some(adopted)),
+                None => {
+                    let taken = self.ledger.take_due(&module.name, &self.id, self.lease(), seen).await;
+                    taken.inspect(|taken| taken.iter().for_each(|_| self.metrics.taken()))
+                }
+            };
             let job = match taken {
                 Ok(Some(job)) => job,
                 Ok(None) => return Due::Nothing,
@@ -439,7 +466,6 @@ impl Shared {
                     return Due::Nothing;
                 }
             };
-            self.metrics.taken();
             let mut tries = 0;
             let materials = loop {
                 match self.materials(&job, module).await {
@@ -536,7 +562,7 @@ impl Shared {
             }
             Claim::Won(job) if ours => Ok(Some((job, event))),
             Claim::Won(_) => {
-                self.due[&module.name].notify_one();
+                self.served.ring(&module.name);
                 Ok(None)
             }
             // The answer to our own first try was lost: the job is ours all the same.
@@ -589,8 +615,13 @@ impl Shared {
         };
         self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.id);
         drop(counted);
-        ended.tell(&span);
-        self.end(&job, &module, ended).instrument(span).await;
+        match ended {
+            Fate::Ended(ended) => {
+                ended.tell(&span);
+                self.end(&job, &module, ended).instrument(span).await;
+            }
+            Fate::Left => self.leave(&job).await,
+        }
         drop(slot);
         self.freed.notify_waiters();
     }
@@ -603,7 +634,7 @@ impl Shared {
         mut runs: oneshot::Receiver<()>,
         stop: &watch::Sender<Option<Stop>>,
     ) -> std::convert::Infallible {
-        let mut told = false;
+        let (mut told, mut said) = (false, job.state == JobState::Running);
         let mut every = tokio::time::interval(KEEP.min(self.settings.lease / 3));
         let mut renewed = Instant::now();
         loop {
@@ -611,13 +642,14 @@ impl Shared {
                 biased;
                 started = &mut runs, if !told => {
                     told = true;
-                    if started.is_ok()
-                        && let Ok(record) = self.ledger.advance(job, &Happening::Running).await
-                    {
-                        self.notice(Notice::Started(record)).await;
-                    }
+                    // Gone without a word: it never ran.
+                    said |= started.is_err();
+                    said = said || self.say_it_runs(job).await;
                 }
                 _ = every.tick() => {
+                    if told && !said {
+                        said = self.say_it_runs(job).await;
+                    }
                     let due = renewed.elapsed() >= self.settings.lease / 3;
                     // The lease counts from before the write: it may have been seen before the answer comes.
                     let asked = Instant::now();
@@ -655,6 +687,19 @@ impl Shared {
         }
     }
 
+    /// Writes that the attempt runs: what a pod commits counts only then. Whether that was done.
+    async fn say_it_runs(&self, job: &JobRecord) -> bool {
+        match self.ledger.advance(job, &Happening::Running).await {
+            Ok(record) => self.notice(Notice::Started(record)).await,
+            Err(LedgerError::Store(error)) => {
+                tracing::warn!(job = %job.id, error = chain(&error), "that a job runs could not be written yet");
+                return false;
+            }
+            Err(_) => {}
+        }
+        true
+    }
+
     /// Writes how an attempt ended and wakes whoever waits for it.
     async fn end(&self, job: &JobRecord, module: &Module, ended: Ended) {
         self.metrics.ended(&module.name, ended.end);
@@ -687,8 +732,44 @@ impl Shared {
         {
             tracing::warn!(job = %job.id, error = chain(&error), "the bus is not told of its end yet; the relay will");
         }
+        self.executor.settled(module, job).await;
         self.ended.notify_one();
         self.notice(Notice::Ended(record)).await;
+    }
+
+    /// Whether a module's jobs go on when their dispatcher ends.
+    async fn outlives(&self, module: &str) -> Result<bool, StoreError> {
+        if let Some(served) = self.served.get(module) {
+            return Ok(served.module.executor.outlives_dispatchers());
+        }
+        Ok(self.ledger.module(module).await?.is_some_and(|module| module.executor.outlives_dispatchers()))
+    }
+
+    /// The job goes on, and whoever sees it first may adopt it.
+    async fn leave(&self, job: &JobRecord) {
+        if let Err(error) = self.ledger.advance(job, &Happening::Left).await {
+            // Its lease runs out.
+            tracing::debug!(job = %job.id, error = chain(&error), "that a job is left could not be written");
+        }
+    }
+
+    /// Takes over one of the module's jobs whose dispatcher is gone, to go on with what runs of it.
+    async fn adopt(&self, served: &Served) -> Option<JobRecord> {
+        loop {
+            let job = served.left.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+            let adopted = Happening::Adopted { holder: self.id.clone(), lease: self.lease() };
+            match self.ledger.advance(&job, &adopted).await {
+                Ok(record) => {
+                    self.metrics.adopted();
+                    tracing::info!(job = %job.id, attempt = job.attempt, "a job whose dispatcher is gone is adopted");
+                    return Some(record);
+                }
+                // Somebody else was faster, or it has ended.
+                Err(error) => {
+                    tracing::debug!(job = %job.id, error = chain(&error), "a left job was not ours")
+                }
+            }
+        }
     }
 
     /// The job's holder is gone: another attempt, or dead.
@@ -696,9 +777,7 @@ impl Shared {
         match self.ledger.lose(job, "its dispatcher died").await {
             Ok(record) => {
                 self.metrics.ended(&record.module, AttemptEnd::Lost);
-                if let Some(due) = self.due.get(&record.module) {
-                    due.notify_one();
-                }
+                self.served.ring(&record.module);
                 self.notice(Notice::Ended(record)).await;
             }
             // Somebody else was faster, which is as good.

@@ -1,6 +1,12 @@
 //! How a job runs: one small trait for every kind of machine.
 
+mod attempt;
+pub mod choice;
+pub mod container;
+pub mod image;
+pub mod kubernetes;
 pub mod local;
+mod log;
 pub mod sandbox;
 mod sidecar;
 
@@ -111,9 +117,22 @@ pub fn logs_below(correlation: &CorrelationId) -> String {
     format!("logs/{correlation}")
 }
 
+/// What an executor has to say of an attempt when it is done with it.
+#[derive(Debug)]
+pub enum Fate {
+    /// It ended.
+    Ended(Ended),
+    /// It goes on without this dispatcher: whoever adopts it sees its end.
+    Left,
+}
+
 /// Runs jobs.
 #[async_trait]
 pub trait Executor: Send + Sync {
-    /// Runs the attempt to its end. The module's timeout is the executor's to enforce; `stop` ends it early.
-    async fn run(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Ended;
+    /// Runs the attempt to its end. The module's timeout is the executor's to enforce; `stop` ends it early. Asked again for
+    /// the same attempt, by another dispatcher, it goes on with what runs already, if this kind of executor can.
+    async fn run(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Fate;
+
+    /// The attempt's end is in the ledger: what was kept for a dispatcher to come may go.
+    async fn settled(&self, _module: &Module, _job: &JobRecord) {}
 }

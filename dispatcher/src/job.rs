@@ -32,6 +32,15 @@ pub enum Happening {
     Running,
     /// Its holder lives: the lease begins anew.
     Renewed,
+    /// Its holder goes, and what runs stays: another one may adopt it now.
+    Left,
+    /// Another dispatcher has it from now on; the attempt goes on.
+    Adopted {
+        /// The dispatcher's id.
+        holder: String,
+        /// How long it holds the job without a sign of life.
+        lease: Millis,
+    },
     /// The attempt ended.
     Ended(Ended),
     /// A person wants it stopped, or the dead one dropped.
@@ -76,6 +85,8 @@ impl Happening {
             Self::Claimed { .. } => "claimed",
             Self::Running => "running",
             Self::Renewed => "renewed",
+            Self::Left => "left",
+            Self::Adopted { .. } => "adopted",
             Self::Ended(_) => "ended",
             Self::CancelAsked => "cancelled",
             Self::Revived => "revived",
@@ -102,6 +113,11 @@ pub fn next(job: &JobRecord, happening: &Happening, now: Millis) -> Result<JobRe
         (JobState::Starting | JobState::Running, Happening::Renewed) => {
             let lease = job.term;
             stand(&mut job, now, lease);
+        }
+        (JobState::Starting | JobState::Running, Happening::Left) => stand(&mut job, now, 0),
+        (JobState::Starting | JobState::Running, Happening::Adopted { holder, lease }) => {
+            job.holder = Some(holder.clone());
+            stand(&mut job, now, *lease);
         }
         (JobState::Starting | JobState::Running, Happening::Ended(ended)) => end(&mut job, ended, now),
         (JobState::Starting | JobState::Running, Happening::CancelAsked) => job.cancel = true,

@@ -1,6 +1,6 @@
 //! What a dispatcher and a gateway count, for operators. How it is shown is not known here.
 
-use ionfs::metrics::Registry;
+use ionfs::metrics::{Latency, Registry};
 use ionfs::record::AttemptEnd;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -70,6 +70,11 @@ impl Metrics {
         self.claim("taken");
     }
 
+    /// A job that another dispatcher left is gone on with here.
+    pub(crate) fn adopted(&self) {
+        self.claim("adopted");
+    }
+
     fn claim(&self, outcome: &'static str) {
         self.claims.get_or_create(&Claiming { outcome }).inc();
     }
@@ -85,6 +90,8 @@ struct Starting {
 pub struct ChainMetrics {
     processes: Family<Starting, Counter>,
     runs: Family<Ending, Counter>,
+    /// From the use of the last process of a link that waited to the next one that waits.
+    pub(crate) pool_empty: Latency,
 }
 
 impl ChainMetrics {
@@ -93,6 +100,11 @@ impl ChainMetrics {
         let processes =
             "Processes of links used, by whether they were started ahead or when they were needed";
         registry.register("link_processes", processes, self.processes.clone());
+        self.pool_empty.describe(
+            registry,
+            "link_pool_empty",
+            "From the use of the last process of a link that waited to the next one that waits",
+        );
         registry.register("chain_runs", "Runs of chains ended, by verdict", self.runs.clone());
     }
 

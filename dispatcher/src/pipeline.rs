@@ -3,8 +3,12 @@
 //! A file that is wrong is refused before anything starts, with its line, the field and what is allowed there.
 
 mod chain;
+mod container;
+mod image;
+mod kubernetes;
 mod mistake;
 mod older;
+mod resources;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
@@ -20,9 +24,14 @@ use ionfs::record::CommitMode;
 use serde::{Deserialize, Serialize};
 use serde_saphyr::{Location, Spanned};
 
-use self::chain::{ChainEntry, LinkEntry, chain, link_of, link_settings};
+use self::chain::{ChainEntry, LinkEntry, LinkTerms, chain, link_of};
+pub use self::container::{Container, ExecutorKind, Network};
+use self::container::{ContainerTerms, check_beside};
+pub use self::image::ImageReference;
+pub use self::kubernetes::{KubernetesTerms, Toleration};
 use self::mistake::explained;
 use self::older::older_words;
+pub use self::resources::Resources;
 use crate::chain::{Link, LinkSettings};
 
 /// How long a job may run unless its module says otherwise: older Ion's default.
@@ -111,8 +120,17 @@ pub struct Module {
     /// Event types it may publish.
     #[serde(default)]
     pub emits: Vec<String>,
-    /// The program and its arguments; empty for a chain.
+    /// The program and its arguments; empty for a chain, and where the image says it.
     pub run: Vec<String>,
+    /// What runs its jobs.
+    #[serde(default)]
+    pub executor: ExecutorKind,
+    /// What they run from; none for programs of this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
+    /// Where its pods may run.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub kubernetes: KubernetesTerms,
     /// The programs through which its input goes from stdin to stdout; empty for a module that reads and writes files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub links: Vec<Link>,
@@ -148,16 +166,16 @@ pub struct Module {
     pub since: BTreeMap<String, Millis>,
 }
 
-mod milliseconds {
+pub(crate) mod milliseconds {
     use std::time::Duration;
 
     use serde::{Deserialize as _, Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         u64::deserialize(deserializer).map(Duration::from_millis)
     }
 }
@@ -173,6 +191,9 @@ impl Module {
             on_dead: OnDead::default(),
             emits: vec![],
             run,
+            executor: ExecutorKind::default(),
+            container: None,
+            kubernetes: KubernetesTerms::default(),
             links: vec![],
             link_settings: LinkSettings::default(),
             env: BTreeMap::new(),
@@ -185,6 +206,25 @@ impl Module {
             limits: SetLimits::default(),
             directory,
             since: BTreeMap::new(),
+        }
+    }
+
+    /// A module of what a pipeline file may say of one, `fields`, where there is no file; checked alike, but for whether its
+    /// programs are there.
+    ///
+    /// # Errors
+    /// The first mistake, in words.
+    pub fn from_fields(
+        name: &str,
+        fields: &serde_json::Map<String, serde_json::Value>,
+        directory: &Path,
+    ) -> Result<Self, String> {
+        // What is JSON is YAML, too.
+        let text = serde_json::json!({"modules": {name: fields}}).to_string();
+        match Pipeline::from_bytes(text.as_bytes(), name, directory) {
+            Ok(mut pipeline) => pipeline.modules.pop().ok_or_else(|| "it is no module".into()),
+            Err(PipelineError::Wrong { reason, .. }) => Err(reason),
+            Err(other) => Err(other.to_string()),
         }
     }
 
@@ -207,14 +247,27 @@ impl Module {
         self.on.iter().chain(&self.per).cloned().collect()
     }
 
-    /// The program with its path made sure, and its arguments.
+    /// The program with its path made sure, and its arguments. In an image, paths are the image's.
     pub fn argv(&self) -> Vec<String> {
-        self.placed(self.run.clone())
+        if self.container.is_none() { self.placed(self.run.clone()) } else { self.run.clone() }
     }
 
-    /// The same of one of its links.
+    /// The same of one of its links. In an image, paths are the image's.
     pub fn argv_of(&self, link: &Link) -> Vec<String> {
-        self.placed([&link.command].into_iter().chain(&link.arguments).cloned().collect())
+        let argv = [&link.command].into_iter().chain(&link.arguments).cloned().collect();
+        if link.image.is_empty() { self.placed(argv) } else { argv }
+    }
+
+    /// What one of its links runs from; none for a program of this machine.
+    ///
+    /// # Errors
+    /// In words, when its image is none.
+    pub fn container_of(&self, link: &Link) -> Result<Option<Container>, String> {
+        match (&self.container, &*link.image) {
+            (Some(container), _) => Ok(Some(container.clone())),
+            (None, "") => Ok(None),
+            (None, image) => ImageReference::parse(image, &self.directory).map(Container::of).map(Some),
+        }
     }
 
     fn placed(&self, mut argv: Vec<String>) -> Vec<String> {
@@ -237,10 +290,17 @@ impl Module {
     /// The reason, in words.
     pub fn check_programs(&self, path: &str) -> Result<(), String> {
         if self.links.is_empty() {
-            return self.check_program(self.argv(), path);
+            return match &self.container {
+                Some(container) => container.image.check(),
+                None => self.check_program(self.argv(), path),
+            };
         }
         self.links.iter().try_for_each(|link| {
-            let checked = self.check_program(self.argv_of(link), path);
+            let checked = match self.container_of(link) {
+                Ok(Some(container)) => container.image.check(),
+                Ok(None) => self.check_program(self.argv_of(link), path),
+                Err(reason) => Err(reason),
+            };
             checked.map_err(|reason| format!("link {:?}: {reason}", link.name))
         })
     }
@@ -340,6 +400,7 @@ struct File {
     timeout: Option<Spanned<String>>,
     concurrency: Option<Spanned<usize>>,
     warm: Option<Spanned<usize>>,
+    idle: Option<Spanned<String>>,
     output: Option<Spanned<String>>,
 }
 
@@ -364,9 +425,14 @@ struct Entry {
     #[serde(default)]
     limits: BTreeMap<String, Spanned<String>>,
     executor: Option<Spanned<String>>,
+    network: Option<Spanned<String>>,
+    resources: Option<Spanned<BTreeMap<String, Spanned<String>>>>,
+    user: Option<Spanned<String>>,
+    kubernetes: Option<Spanned<KubernetesTerms>>,
     #[serde(default)]
     stdio: bool,
     warm: Option<Spanned<usize>>,
+    idle: Option<Spanned<String>>,
     output: Option<Spanned<String>>,
 }
 
@@ -445,8 +511,8 @@ fn wrong(path: &str, (place, reason): Wrong) -> PipelineError {
 
 fn build(file: File, directory: &Path) -> Result<(Pipeline, BTreeMap<String, Location>), Wrong> {
     let name = file.name.unwrap_or_else(|| "pipeline".into());
-    let File { timeout, concurrency, warm, output, .. } = file;
-    let of_chain = ChainEntry { timeout, concurrency, warm, output };
+    let File { timeout, concurrency, warm, idle, output, .. } = file;
+    let of_chain = ChainEntry { timeout, concurrency, links: LinkTerms { warm, idle, output } };
     if let Some(links) = file.chain {
         if let Some(modules) = file.modules {
             return Err((
@@ -489,23 +555,32 @@ fn build(file: File, directory: &Path) -> Result<(Pipeline, BTreeMap<String, Loc
 }
 
 fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result<Module, Wrong> {
-    if let Some(image) = entry.image {
-        return Err((image.referenced, "this build runs no images; say what to run with \"run\"".into()));
-    }
-    if let Some(executor) = entry.executor.filter(|executor| executor.value != "local") {
-        return Err((
-            executor.referenced,
-            format!("this build has no executor {:?}; allowed: local", executor.value),
-        ));
-    }
-    let run = entry.run.ok_or((
-        place,
-        "\"run\" is missing: the program and its arguments, as in run: [./sample.sh]".to_owned(),
-    ))?;
-    if run.value.first().is_none_or(String::is_empty) {
-        return Err((run.referenced, "\"run\" is empty: the program and its arguments are needed".into()));
-    }
-    let mut module = Module::new(name, run.value, directory.to_owned());
+    let Entry { image, executor, network, resources, user, kubernetes, .. } = entry;
+    let (executor, container) =
+        ContainerTerms { image, executor, network, resources, user }.read(directory)?;
+    let run = match (entry.run, &container) {
+        (Some(run), _) if run.value.first().is_none_or(String::is_empty) => {
+            return Err((
+                run.referenced,
+                "\"run\" is empty: the program and its arguments are needed".into(),
+            ));
+        }
+        (Some(run), _) => run.value,
+        (None, Some(_)) => vec![],
+        (None, None) => {
+            let reason = "\"run\" is missing: the program and its arguments, as in run: [./sample.sh] (or an \"image\" that says it)";
+            return Err((place, reason.to_owned()));
+        }
+    };
+    let kubernetes = match (kubernetes, executor) {
+        (Some(terms), ExecutorKind::Kubernetes) => terms.value,
+        (Some(terms), _) => {
+            return Err((terms.referenced, "\"kubernetes\" belongs to \"executor: kubernetes\"".into()));
+        }
+        (None, _) => KubernetesTerms::default(),
+    };
+    let mut module =
+        Module { executor, container, kubernetes, ..Module::new(name, run, directory.to_owned()) };
     match (entry.on, entry.gather, entry.per) {
         (Some(on), None, None) => {
             if on.value.is_empty() {
@@ -534,18 +609,19 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
     }
     module.emits = event_types(entry.emits.unwrap_or_default())?;
     older_words(&mut module, entry.env, entry.api, entry.commit, entry.urls)?;
+    check_beside(&module).map_err(|reason| (place, reason))?;
+    let of_links = LinkTerms { warm: entry.warm, idle: entry.idle, output: entry.output };
     if entry.stdio {
-        module.links = link_of(&module).into_iter().collect();
+        module.links = vec![link_of(&module)];
         if module.emits.len() != 1 || module.gather.is_some() {
             return Err((
                 place,
                 "with \"stdio: true\" what it writes to stdout is one event: \"on\" and one type in \"emits\" are needed".into(),
             ));
         }
-        link_settings(&mut module, entry.warm, entry.output)?;
-    } else if let Some(place) = entry.warm.map(|warm| warm.referenced).or(entry.output.map(|o| o.referenced))
-    {
-        return Err((place, "\"warm\" and \"output\" belong to \"stdio: true\"".into()));
+        of_links.apply(&mut module)?;
+    } else if let Some((place, key)) = of_links.stray() {
+        return Err((place, format!("{key:?} belongs to \"stdio: true\"")));
     }
     module.on_dead = entry.on_dead.unwrap_or_default();
     module.retries = entry.retries.unwrap_or(RETRIES);
@@ -556,18 +632,17 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
     Ok(module)
 }
 
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 fn terms(
     module: &mut Module,
     timeout: Option<Spanned<String>>,
     concurrency: Option<Spanned<usize>>,
 ) -> Result<(), Wrong> {
     if let Some(timeout) = timeout {
-        module.timeout = humantime::parse_duration(&timeout.value).map_err(|error| {
-            (
-                timeout.referenced,
-                format!("\"timeout\" {:?}: {error}; write it as 30s, 10m or 2h", timeout.value),
-            )
-        })?;
+        module.timeout = duration("timeout", timeout)?;
     }
     if let Some(concurrency) = concurrency {
         if concurrency.value == 0 {
@@ -579,6 +654,12 @@ fn terms(
         module.concurrency = concurrency.value;
     }
     Ok(())
+}
+
+fn duration(key: &str, said: Spanned<String>) -> Result<Duration, Wrong> {
+    humantime::parse_duration(&said.value).map_err(|error| {
+        (said.referenced, format!("{key:?} {:?}: {error}; write it as 30s, 10m or 2h", said.value))
+    })
 }
 
 fn event_types(types: Vec<Spanned<String>>) -> Result<Vec<String>, Wrong> {
@@ -636,165 +717,4 @@ fn check_gathers(modules: &[Module], places: &BTreeMap<String, Location>) -> Res
 }
 
 #[cfg(test)]
-mod tests {
-    use ionfs::limits::Limits;
-    use proptest::prelude::*;
-    use serde_json::json;
-
-    use super::*;
-
-    fn parse(text: &str) -> Result<Pipeline, String> {
-        Pipeline::parse(text.as_bytes(), "p.yaml", Path::new("/somewhere"))
-            .map(|(p, _)| p)
-            .map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn an_event_of_before_a_subscription_is_not_expected() {
-        let mut module = Module::new("m", vec![], PathBuf::new());
-        module.on = vec!["a".into(), "b".into()];
-        module.since = BTreeMap::from([("a".into(), 0), ("b".into(), 1_000_000)]);
-        let event = |event_type: &str, created: Millis| {
-            let context = json!({"name": "n", "eventId": "e", "correlationId": "c"});
-            let event = json!({"id": "e", "context": context, "type": event_type, "created": created, "publication": "published"});
-            serde_json::from_value::<Event>(event).unwrap()
-        };
-        assert!(module.expects(&event("a", 5)));
-        assert!(!module.expects(&event("b", 5)), "its queue was not bound to the type by then");
-        assert!(
-            module.expects(&event("b", 1_000_000 - millis(SKEW_MAX))),
-            "by another clock it may have been"
-        );
-        assert!(!module.expects(&event("c", 5_000_000)));
-        assert!(!module.expects(&Event { unrouted: true, ..event("a", 5) }), "no queue got it");
-    }
-
-    #[test]
-    fn a_whole_file_is_read() {
-        let pipeline = parse(
-            "name: video\nmodules:\n  sample:\n    on: [new_video]\n    emits: [frame]\n    run: [./sample.sh]\n    env: {FPS: \"1\"}\n    commit: on-success\n    timeout: 2m\n    retries: 0\n    concurrency: 4\n    executor: local\n  sheet:\n    gather: frame\n    per: new_video\n    on-dead: go\n    run: [python3, sheet.py]\n",
-        )
-        .unwrap();
-        let [sample, sheet] = &pipeline.modules[..] else { panic!("two modules") };
-        assert_eq!((sample.timeout, sample.retries, sample.concurrency), (Duration::from_secs(120), 0, 4));
-        assert_eq!(sample.commit, CommitMode::OnSuccess);
-        assert_eq!(sample.argv(), ["/somewhere/./sample.sh"]);
-        assert_eq!(sheet.subscribes(), ["new_video"]);
-        assert_eq!(sheet.argv(), ["python3", "sheet.py"]);
-        assert_eq!(sheet.on_dead, OnDead::Go);
-    }
-
-    #[test]
-    fn a_module_of_the_sidecar_api_is_seen_when_it_is_done_and_finds_addresses() {
-        let module = |fields: &str| {
-            let text = format!("modules:\n  a: {{on: [x], run: [cat]{fields}}}\n");
-            let module = parse(&text).unwrap().modules.remove(0);
-            (module.commit, module.urls, module.base_dir())
-        };
-        let ion = PathBuf::from("/ion");
-        assert_eq!(module(""), (CommitMode::OnClose, FileUrls::None, ion.clone()));
-        assert_eq!(module(", api: sidecar"), (CommitMode::OnSuccess, FileUrls::Ion, ion.clone()));
-        assert_eq!(
-            module(", api: sidecar, commit: on-close, urls: signed"),
-            (CommitMode::OnClose, FileUrls::Signed, ion)
-        );
-        assert_eq!(module(", env: {HANDLER_BASE_DIR: /older}").2, Path::new("/older"));
-    }
-
-    #[test]
-    fn a_chain_is_a_module_of_links() {
-        let text = "name: lines\nwarm: 3\noutput: 1MiB\ntimeout: 5s\nChain:\n  - {Command: /bin/cat}\n  - {Name: n, Image: i, Command: xargs, Arguments: [-n, 1]}\n";
-        let pipeline = parse(text).unwrap();
-        let module = &pipeline.modules[0];
-        assert_eq!(
-            (&*module.name, &*module.on[0], &*module.emits[0]),
-            ("lines", "chain.lines", "chain.lines.done")
-        );
-        assert_eq!(module.link_settings, LinkSettings { warm: 3, output_bytes: 1 << 20 });
-        assert_eq!((module.timeout, module.retries), (Duration::from_secs(5), 0));
-        let names: Vec<&str> = module.links.iter().map(|link| &*link.name).collect();
-        assert_eq!(names, ["cat", "n"]);
-        assert_eq!(
-            (&*module.links[1].image, module.argv_of(&module.links[1])),
-            ("i", vec!["xargs".into(), "-n".into(), "1".into()])
-        );
-    }
-
-    #[test]
-    fn each_mistake_is_named_with_its_line_and_the_way_out() {
-        let module = |fields: &str| format!("modules:\n  a:\n    on: [x]\n    run: [cat]\n    {fields}\n");
-        let cases = [
-            (module("retrys: 3"), "p.yaml:5:", "did you mean \"retries\"? allowed: on, gather"),
-            (module("timeout: soon"), "p.yaml:5:", "write it as 30s"),
-            (module("concurrency: 0"), "p.yaml:5:", "1 or more"),
-            (module("limits: {staged-bytes: 10GB}"), "p.yaml:5:", "\"staged-bytes\" cannot be \"10GB\": bytes as in 500, 16MiB"),
-            (module("limits: {open-files: 0}"), "p.yaml:5:", "from 1 on"),
-            (module("limits: {event-values: 3KiB}"), "p.yaml:5:", "a number as in 1000"),
-            (module("limits:\n      path-bytes: 901"), "p.yaml:6:", "at most 900"),
-            (module("limits: {staged: 1}"), "p.yaml:5:", "allowed: event-bytes, event-values"),
-            (module("limits: {staged-bytes: 99999999TiB}"), "p.yaml:5:", "cannot be"),
-            (module("executor: moon"), "p.yaml:5:", "allowed: local"),
-            (module("api: rest"), "p.yaml:5:", "allowed: none, sidecar"),
-            (module("urls: public"), "p.yaml:5:", "allowed: none, ion, signed"),
-            (module("env: {HANDLER_BASE_DIR: /var/ion}"), "p.yaml:5:", "directly below /"),
-            (module("env: {HANDLER_BASE_DIR: /usr}"), "p.yaml:5:", "hide the machine's own folder"),
-            (module("gather: y"), "p.yaml:3:", "exclude each other"),
-            (module("retries: many"), "p.yaml:5:", ""),
-            (module("run: [ls]"), "p.yaml:5:", ""),
-            (module("emits: [a b]"), "p.yaml:5:", "cannot be an event type"),
-            ("modules:\n  a:\n    on: [x]\n".into(), "p.yaml:", "\"run\" is missing"),
-            ("modules:\n  a:\n    run: [cat]\n".into(), "p.yaml:", "\"on\" is missing"),
-            ("modules:\n  a:\n    gather: y\n    per: x\n    run: [cat]\n".into(), "p.yaml:3:", "no module emits"),
-            (
-                "modules:\n  a:\n    gather: y\n    per: x\n    emits: [z]\n    run: [cat]\n  b: {on: [z], emits: [y], run: [cat]}\n".into(),
-                "p.yaml:3:",
-                "which it waits for",
-            ),
-            ("modules: {}".into(), "p.yaml:1:", "empty"),
-            (module("stdio: true"), "p.yaml:", "one type in \"emits\""),
-            (module("warm: 3"), "p.yaml:5:", "belong to \"stdio: true\""),
-            ("Chain:\n  - Image: x\n".into(), "p.yaml:2:", "no \"Command\""),
-            ("Chain: []".into(), "p.yaml:1:", "\"Chain\" is empty"),
-            ("Chain:\n  - Command: cat\n    Argument: x\n".into(), "p.yaml:3:", "did you mean \"Arguments\"?"),
-            ("warm: 99\nChain: [{Command: cat}]".into(), "p.yaml:1:", "at most 64"),
-            ("output: much\nChain: [{Command: cat}]".into(), "p.yaml:1:", "bytes as in"),
-            ("name: a b\nChain: [{Command: cat}]".into(), "p.yaml:2:", "is the chain's"),
-            ("timeout: 1s\nmodules: {a: {on: [x], run: [cat]}}".into(), "p.yaml:1:", "stands beside \"Chain\""),
-            ("Chain: [{Command: cat}]\nmodules: {a: {on: [x], run: [cat]}}".into(), "p.yaml:2:", "exclude each other"),
-            (String::new(), "p.yaml:1:", ""),
-        ];
-        for (text, place, words) in cases {
-            let error = parse(&text).unwrap_err();
-            assert!(error.starts_with(place) && error.contains(words), "{text}\n=> {error}");
-        }
-    }
-
-    #[test]
-    fn a_program_that_cannot_run_is_found_before_anything_starts() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("pipeline.yaml");
-        std::fs::write(&file, "modules:\n  a:\n    on: [x]\n    run: [./tool.sh]\n").unwrap();
-        let error = |path: &str| Pipeline::load(&file, path).unwrap_err().to_string();
-        assert!(error("/bin").contains(":4:") && error("/bin").contains("is not there"), "{}", error("/bin"));
-        std::fs::write(folder.path().join("tool.sh"), "#!/bin/sh\n").unwrap();
-        assert!(error("/bin").contains("chmod +x"), "{}", error("/bin"));
-        std::fs::write(&file, "modules:\n  a:\n    on: [x]\n    run: [tool.sh]\n").unwrap();
-        assert!(error("/bin").contains("write ./tool.sh"), "{}", error("/bin"));
-    }
-
-    #[test]
-    fn limits_are_read_in_their_units_and_others_stay_the_daemons() {
-        let pipeline = parse("modules:\n  a: {on: [x], run: [cat], limits: {staged-bytes: 2 GiB, open-files: 10, event-bytes: 100}}\n").unwrap();
-        let limits = pipeline.modules[0].limits.over(Limits::default());
-        let expected =
-            Limits { staged_bytes: 2 << 30, open_files: 10, event_bytes: 100, ..Limits::default() };
-        assert_eq!(limits, expected);
-    }
-
-    proptest! {
-        #[test]
-        fn reading_survives_anything(text in "[a-z:\\[\\]{}\\- \n\"'&*#|>]{0,200}") {
-            let _ = parse(&text);
-        }
-    }
-}
+mod tests;

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use ionfs::checksum::{BLOCK, Summer};
-use ionfs::commit::{Committer, Origin, Refusal, Staging, files_of};
+use ionfs::commit::{Committer, Fence, Origin, Refusal, Staging, files_of};
 use ionfs::errors::chain;
 use ionfs::event::{Event, EventFile, FileEntry, KeyValue, Parsed, Publication, clean_path, parse_within};
 use ionfs::id::EventId;
@@ -157,7 +157,7 @@ async fn stage(
     let origin = Origin {
         job_id: record.id.clone(),
         attempt: record.attempt,
-        holder: record.holder.clone(),
+        fence: Fence::HeldBy(record.holder.clone()),
         module: work.module.clone(),
         emits: Some(work.emits.clone()),
         commit: CommitMode::OnSuccess,

@@ -12,6 +12,11 @@ use serde::{Deserialize, Serialize};
 /// small random read fetch more than it needs.
 pub const BLOCK: u64 = 1 << 20;
 
+/// A digest as people write it.
+pub fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The checksums of one blob.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Checksums {

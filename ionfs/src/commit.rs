@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use self::steps::{Answer, End, Step};
 use tokio::sync::oneshot;
@@ -32,7 +32,7 @@ use crate::event::{
 use crate::failpoint;
 use crate::id::{EventId, JobId};
 use crate::patience::while_it_moves;
-use crate::record::{CommitMode, InsightRecord};
+use crate::record::{CommitMode, InsightRecord, JobState};
 use crate::spans;
 use crate::stores::{Collection, DataPlane, Guard, Inserted, Routed, StoreError, decode, encode};
 use crate::upload::{UploadError, store_bytes};
@@ -208,15 +208,26 @@ impl Rejection {
     }
 }
 
+/// What must hold of a job for an attempt of it to write anything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fence {
+    /// This one holds its lease. An attempt that has ended is held by nobody, so it can commit no more.
+    HeldBy(Option<String>),
+    /// The attempt runs, whoever holds its lease: a pod goes on when its dispatcher has died and another adopts it.
+    Running,
+}
+
 /// Who commits: one attempt of one job.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Origin {
     /// The job.
     pub job_id: JobId,
     /// Its attempt: the fence of every write.
     pub attempt: u32,
-    /// Who holds its lease. An attempt that has ended is held by nobody, so it can commit no more.
-    pub holder: Option<String>,
+    /// What must hold besides.
+    pub fence: Fence,
     /// The module's name.
     pub module: String,
     /// The event types it may publish; none: any.
@@ -233,7 +244,13 @@ impl Origin {
         Guard {
             collection: Collection::Jobs,
             id: self.job_id.as_str().to_owned(),
-            equals: vec![("attempt", json!(self.attempt)), ("holder", json!(self.holder))],
+            equals: vec![
+                ("attempt", json!(self.attempt)),
+                match &self.fence {
+                    Fence::HeldBy(holder) => ("holder", json!(holder)),
+                    Fence::Running => ("state", json!(JobState::Running)),
+                },
+            ],
         }
     }
 
@@ -552,19 +569,44 @@ pub async fn files_of(plane: &DataPlane, event: &Event) -> Result<Vec<FileEntry>
 /// # Errors
 /// [`Refusal::Differs`] when an event of that id is there with other content; the same content is `Ok`.
 pub async fn create_event(plane: &DataPlane, event: Event) -> Result<(), Refusal> {
-    if let Some(marking) = append_event(plane, event, None).await? {
+    if let Some(marking) = append(plane, event, None).await? {
         // A process that ends before it would leave the event to the relay, which would publish it once more.
         let _ = marking.await;
     }
     Ok(())
 }
 
-/// The same for an event that no event file describes, of a job for which `guard` must hold. It is committed, and the bus
-/// was told if that could be done, when this returns; what it gives is done when its document says so too.
+/// The same for an event that no event file describes, of a job for which `guard` must hold, after documents, and blobs that
+/// they name and that were [put soon](crate::stores::Blobs::put_soon). All is durable when this returns, and the bus was
+/// told if that could be done. Gives what became of the documents.
 ///
 /// # Errors
-/// As [`create_event`]; [`Refusal::Fenced`] when the guard does not hold any more.
+/// As [`create_event`]; [`Refusal::Fenced`] when the guard does not hold any more. Then documents may be there, and
+/// no event.
 pub async fn append_event(
+    plane: &DataPlane,
+    blobs: Vec<(String, Bytes)>,
+    documents: Vec<(Collection, Value)>,
+    event: Event,
+    guard: Option<Guard>,
+) -> Result<Vec<Inserted>, Refusal> {
+    let together = plane.insert_and_publish(&blobs, &documents, &event, guard.as_ref()).await?;
+    let (inserted, event_inserted) = match together {
+        Some(mut inserted) => {
+            let last = inserted.pop();
+            (inserted, last)
+        }
+        None => (plane.insert_with_blobs(blobs, documents, guard.clone()).await?, None),
+    };
+    // One that was there may not be published.
+    if event_inserted != Some(Inserted::New) {
+        drop(append(plane, event, guard).await?);
+    }
+    Ok(inserted)
+}
+
+/// Inserts an event and publishes it. What this gives is done when its document says so too.
+async fn append(
     plane: &DataPlane,
     event: Event,
     guard: Option<Guard>,

@@ -13,6 +13,7 @@
 //! | [`node`] | what all mounts of one daemon share |
 //! | [`fs`] | the filesystem in Ion's own types |
 //! | [`mount`] | the kernel's calls; one mount |
+//! | [`ticket`], [`csi`] | who may have a job's tree on a node, and how it ended; the driver that mounts trees for pods |
 
 pub mod address;
 pub mod audit;
@@ -21,6 +22,7 @@ pub mod checksum;
 pub mod clock;
 pub mod collect;
 pub mod commit;
+pub mod csi;
 pub mod errors;
 pub mod event;
 pub mod failpoint;
@@ -38,4 +40,5 @@ pub mod relay;
 pub mod spans;
 pub mod stores;
 pub mod sys;
+pub mod ticket;
 pub mod upload;

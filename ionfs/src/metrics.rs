@@ -76,6 +76,11 @@ impl Latency {
     pub fn since(&self, begun: Instant) {
         self.0.observe(begun.elapsed().as_secs_f64());
     }
+
+    /// Gives it a name, to which `_seconds` is added.
+    pub fn describe(&self, registry: &mut Registry, name: &str, help: &str) {
+        registry.register_with_unit(name, help, Unit::Seconds, self.0.clone());
+    }
 }
 
 impl Default for Latency {
@@ -204,7 +209,7 @@ impl Metrics {
             ("job_first_read", "From a job's mount to the answer of its first read", &self.first_reads),
             ("job_mount", "From the start of a job's process to its tree being served", &self.mounts),
         ] {
-            registry.register_with_unit(name, help, Unit::Seconds, latency.0.clone());
+            latency.describe(registry, name, help);
         }
         registry.register_with_unit("commit_step", "Steps of commits", Unit::Seconds, self.steps.clone());
     }

@@ -4,6 +4,7 @@
 //! written at the traits and checked by one contract (`tests/stores.rs`) that each backend runs, on real servers.
 
 pub mod amqp;
+mod held;
 pub mod mongo;
 pub mod object;
 pub mod open;
@@ -16,14 +17,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use self::held::Held;
 use crate::clock::Millis;
-use crate::event::Message;
+use crate::event::{Event, Message};
 use crate::metrics::Metrics;
 
 /// Why a store did not do what it was asked.
@@ -75,6 +78,23 @@ pub trait Blobs: Send + Sync + fmt::Debug {
     /// Makes the blob `key` of all bytes of `body`, durable when this returns; gives its length. Bytes arrive in
     /// pieces; memory use is bounded whatever the length. A failed put leaves no blob to be read.
     async fn put(&self, key: &str, body: BoxStream<'_, std::io::Result<Bytes>>) -> Result<u64, StoreError>;
+
+    /// As [`Blobs::put`], of bytes at hand, for what is followed by [`Blobs::settle`] before anybody is told of it: until
+    /// then the blob can be read, and a crash of the machine may leave anything in its place.
+    async fn put_soon(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let body = futures_util::stream::once(async move { Ok(bytes) }).boxed();
+        self.put(key, body).await.map(drop)
+    }
+
+    /// Whether [`Blobs::put_soon`] leaves something to [`Blobs::settle`].
+    fn settles(&self) -> bool {
+        false
+    }
+
+    /// Makes these blobs durable, in less than each alone would take.
+    async fn settle(&self, _keys: &[&str]) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     /// The bytes of a range; shorter only where the blob ends.
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError>;
@@ -150,11 +170,13 @@ pub enum Collection {
     Modules,
     /// Running dispatchers, for people to see.
     Dispatchers,
+    /// Attempts whose trees pods have: see [`crate::ticket`].
+    Tickets,
 }
 
 impl Collection {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Events, Self::Jobs, Self::Modules, Self::Dispatchers];
+    pub const ALL: [Self; 5] = [Self::Events, Self::Jobs, Self::Modules, Self::Dispatchers, Self::Tickets];
 
     /// Its name in a store.
     pub fn as_str(self) -> &'static str {
@@ -163,6 +185,7 @@ impl Collection {
             Self::Jobs => "jobs",
             Self::Modules => "modules",
             Self::Dispatchers => "dispatchers",
+            Self::Tickets => "tickets",
         }
     }
 }
@@ -184,7 +207,7 @@ fn indexes(collection: Collection) -> &'static [&'static [&'static str]] {
             &["state", "due"],
             &["outbox"],
         ],
-        Collection::Modules | Collection::Dispatchers => &[],
+        Collection::Modules | Collection::Dispatchers | Collection::Tickets => &[],
     }
 }
 
@@ -299,6 +322,16 @@ pub trait Documents: Send + Sync + fmt::Debug {
         guard: Option<Guard>,
     ) -> Result<Inserted, StoreError> {
         self.insert(collection, document, guard).await
+    }
+
+    /// As [`Documents::insert_soon`] of each, in this order where the store has one.
+    async fn insert_all_soon(
+        &self,
+        documents: Vec<(Collection, Value)>,
+        guard: Option<Guard>,
+    ) -> Result<Vec<Inserted>, StoreError> {
+        let insert = |(collection, document)| self.insert_soon(collection, document, guard.clone());
+        futures_util::future::try_join_all(documents.into_iter().map(insert)).await
     }
 
     /// Everything written so far is on the disk when this returns.
@@ -517,6 +550,43 @@ pub struct DataPlane {
     pub bus: Arc<dyn Bus>,
     /// Both write to one log: once a message is on the disk, so is every document that was written before it.
     pub one_log: bool,
+    /// Small blobs whose bytes that log holds until their files are durable.
+    held: Option<Arc<Held>>,
     /// What is done with them, counted and timed.
     pub metrics: Arc<Metrics>,
+}
+
+impl DataPlane {
+    /// Inserts documents, and makes the blobs durable that they name and that were [put soon](Blobs::put_soon), these bytes
+    /// under these keys: before the documents are, or with them. The documents are as [`Documents::insert_all_soon`] has
+    /// them.
+    ///
+    /// # Errors
+    /// When a store fails, or the guard does not hold.
+    pub async fn insert_with_blobs(
+        &self,
+        blobs: Vec<(String, Bytes)>,
+        documents: Vec<(Collection, Value)>,
+        guard: Option<Guard>,
+    ) -> Result<Vec<Inserted>, StoreError> {
+        if let Some(held) = self.held.as_ref().filter(|held| held.takes(&blobs)) {
+            return held.add(blobs, documents, None, guard).await;
+        }
+        self.blobs.settle(&blobs.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>()).await?;
+        self.documents.insert_all_soon(documents, guard).await
+    }
+
+    /// The same, and an event after them which is published, all in one transaction and durable when this returns; the event
+    /// is the last of what was inserted, and not published if it was there. None, and nothing done, where that cannot be.
+    pub(crate) async fn insert_and_publish(
+        &self,
+        blobs: &[(String, Bytes)],
+        documents: &[(Collection, Value)],
+        event: &Event,
+        guard: Option<&Guard>,
+    ) -> Result<Option<Vec<Inserted>>, StoreError> {
+        let Some(held) = self.held.as_ref().filter(|held| held.takes(blobs)) else { return Ok(None) };
+        let event = Some(event.clone());
+        held.add(blobs.to_vec(), documents.to_vec(), event, guard.cloned()).await.map(Some)
+    }
 }

@@ -2,11 +2,13 @@
 #![expect(unsafe_code, reason = "the one room where it is allowed")]
 
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::OnceLock;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit};
 use rustix::thread::UnshareFlags;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Whether this process is root's.
 pub fn is_root() -> bool {
@@ -40,32 +42,26 @@ pub enum Fork {
     Child,
 }
 
-/// Forks a process that has one thread only.
+/// Forks a process that has one thread only, the child as the first process of these new namespaces.
 ///
 /// # Errors
-/// When the process has more threads, or the kernel refuses.
-pub fn fork_single_threaded() -> io::Result<Fork> {
+/// When the process has more threads, or the kernel refuses: EPERM where it does not allow such namespaces.
+pub fn fork_single_threaded(namespaces: UnshareFlags) -> io::Result<Fork> {
+    let allowed = UnshareFlags::NEWNS | UnshareFlags::NEWPID | UnshareFlags::NEWUSER;
+    assert!(allowed.contains(namespaces), "nothing but namespaces is made with a process");
     if std::fs::read_dir("/proc/self/task")?.count() != 1 {
         return Err(io::Error::other("a process with several threads must not fork"));
     }
-    // SAFETY: checked above: there is one thread, so no lock can be held by another in the child.
-    let pid = unsafe { libc::fork() };
-    match Pid::from_raw(pid) {
-        _ if pid < 0 => Err(io::Error::last_os_error()),
-        Some(pid) => Ok(Fork::Parent(pid)),
-        None => Ok(Fork::Child),
+    let flags = libc::c_long::from(namespaces.bits()) | libc::c_long::from(libc::SIGCHLD);
+    // SAFETY: checked above: there is one thread, so no lock can be held by another in the child. Without CLONE_VM the
+    // child has a copy of everything, the stack too. The C library's fork() cannot make namespaces; what it does
+    // besides (locks of other threads, handlers) is for programs of several threads.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    match i32::try_from(pid).ok().filter(|&pid| pid >= 0).map(Pid::from_raw) {
+        None => Err(io::Error::last_os_error()),
+        Some(Some(pid)) => Ok(Fork::Parent(pid)),
+        Some(None) => Ok(Fork::Child),
     }
-}
-
-/// Leaves the namespaces that `flags` name for new ones.
-///
-/// # Errors
-/// EPERM where the kernel does not allow it.
-pub fn unshare(flags: UnshareFlags) -> io::Result<()> {
-    let allowed = UnshareFlags::NEWNS | UnshareFlags::NEWPID | UnshareFlags::NEWUSER;
-    assert!(allowed.contains(flags), "only namespaces are unshared");
-    // SAFETY: only CLONE_FILES and CLONE_FS-like flags can break other code's assumptions about descriptors.
-    unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(Into::into)
 }
 
 /// Sends a signal to every process of this PID namespace but the caller, which must be its first process: anywhere
@@ -82,6 +78,18 @@ pub fn kill_namespace(signal: Signal) -> io::Result<()> {
     }
 }
 
+/// Waits until this process has ended, given a descriptor of it (`pidfd_open`).
+///
+/// # Errors
+/// When the runtime cannot watch the descriptor.
+pub async fn process_end(process: &OwnedFd) -> io::Result<()> {
+    let own = process.try_clone()?;
+    // SAFETY: an `OwnedFd` is open, stays the same and is closed by nobody else while it lives, which is here as long as the
+    // registration.
+    let watched = unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) }?;
+    watched.readable().await.map(drop)
+}
+
 /// Whether the kernel could not write some of the file's pages to its disk, which nobody was told of yet: what is read
 /// of them later need not be what was written. Writes nothing itself.
 ///
@@ -93,6 +101,12 @@ pub fn check_writeback(file: &std::fs::File) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Begins to write the file's changed pages to its disk, and does not wait for it: a sync that follows is shorter.
+pub fn begin_writeback(file: &std::fs::File) {
+    // SAFETY: the call touches no memory of ours. It is a hint; what fails is said by the sync.
+    let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
 /// Lets every allocation of a megabyte or more be a mapping of its own. The kernel gives such pages when they are

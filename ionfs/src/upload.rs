@@ -157,10 +157,19 @@ pub async fn store_bytes(
     name: String,
     bytes: Bytes,
 ) -> Result<FileEntry, UploadError> {
-    let checksums = checksum::of(&bytes);
-    let size = bytes.len() as u64;
     let body = stream::once(async move { Ok(bytes) }).boxed();
-    blobs.put(&key, body).await.map_err(|source| UploadError::Store { path: name.clone(), source })?;
+    store_stream(blobs, key, name, body).await
+}
+
+/// The same, durable only after [`Blobs::settle`] of its key.
+pub async fn store_bytes_soon(
+    blobs: &dyn Blobs,
+    key: String,
+    name: String,
+    bytes: Bytes,
+) -> Result<FileEntry, UploadError> {
+    let (checksums, size) = (checksum::of(&bytes), bytes.len() as u64);
+    blobs.put_soon(&key, bytes).await.map_err(|source| UploadError::Store { path: name.clone(), source })?;
     Ok(FileEntry { name, key, size, mtime: crate::clock::now(), mode: 0o644, checksums })
 }
 

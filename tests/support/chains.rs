@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Up;
-use super::http::Http;
+use super::http::{Http, get};
 
 /// The older system's example.
 pub const LINES: &str = "name: lines\nChain:\n\
@@ -17,6 +17,28 @@ pub fn address(up: &Up) -> String {
     let log = up.log();
     let rest = log.rsplit("the gateway is at http://").next().unwrap();
     rest.lines().next().unwrap().to_owned()
+}
+
+/// How many processes were started ahead, and for how long pools were empty, as its metrics say.
+pub fn pools(address: &str) -> String {
+    let text = get(address, "/metrics").text();
+    let of = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0.0, |number| number.parse::<f64>().unwrap())
+    };
+    let (ahead, late) =
+        (of("ion_link_processes_total{start=\"ahead\"}"), of("ion_link_processes_total{start=\"late\"}"));
+    let empty = |what: &str| of(&format!("ion_link_pool_empty_seconds_{what}"));
+    let (times, seconds) = (empty("count"), empty("sum"));
+    let bounds = text.lines().filter_map(|line| {
+        let rest = line.strip_prefix("ion_link_pool_empty_seconds_bucket{le=\"")?;
+        let (bound, count) = rest.split_once("\"} ")?;
+        (count.parse::<f64>().unwrap() >= times).then(|| bound.to_owned())
+    });
+    let longest = bounds.into_iter().next().unwrap_or_default();
+    format!(
+        "processes started ahead {ahead}, late {late}; pools empty {times} times, {seconds:.2} s in all, none longer than {longest} s"
+    )
 }
 
 /// Sends `requests` through the chain `lines`, `at_a_time` of them side by side; the times they took, sorted.

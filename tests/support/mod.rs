@@ -8,10 +8,14 @@
 )]
 
 pub mod chains;
+pub mod cluster;
+pub mod csi;
 pub mod http;
+pub mod images;
 pub mod mount;
 pub mod servers;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
@@ -68,7 +72,11 @@ impl Home {
 
     /// The `ion` command with this state.
     pub fn ion(&self) -> Command {
-        let mut command = Command::new(ION);
+        self.command(Path::new(ION))
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
         command
             .env("ION_HOME", self.state())
             .env_remove("ION_LOG")
@@ -131,17 +139,17 @@ impl Home {
 
     /// Starts a long-running `ion` command and waits until it says that it is ready.
     pub fn start(&self, command: &str, words: &[&str]) -> Up {
+        let words: Vec<String> = [&[command], words].concat().iter().map(|&word| word.to_owned()).collect();
+        self.start_program(Path::new(ION), command, &words)
+    }
+
+    /// The same of a program that becomes an `ion` command.
+    pub fn start_program(&self, program: &Path, command: &str, words: &[String]) -> Up {
         let log = self.path().join(format!("{command}-{}.log", std::process::id()));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         let from = file.metadata().unwrap().len() as usize;
-        let child = self
-            .ion()
-            .arg(command)
-            .args(words)
-            .stdout(file.try_clone().unwrap())
-            .stderr(file)
-            .spawn()
-            .unwrap();
+        let child =
+            self.command(program).args(words).stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
         let mut up = Up { child, log: log.clone() };
         wait_for(&format!("ion {command} to be ready"), || {
             let ended = up.child.try_wait().unwrap();
@@ -149,6 +157,12 @@ impl Home {
             up.log()[from..].contains("ready")
         });
         up
+    }
+
+    /// What a long-running command has said.
+    pub fn log_of(&self, command: &str) -> String {
+        let log = self.path().join(format!("{command}-{}.log", std::process::id()));
+        std::fs::read_to_string(log).unwrap()
     }
 
     /// All jobs, as documents.
@@ -262,10 +276,38 @@ pub fn signal(pid: u32, name: &str) {
     Command::new("kill").args([format!("-{name}"), pid.to_string()]).status().unwrap();
 }
 
+/// Processes below `pid`, at any depth, and their names.
+pub fn below(pid: u32) -> Vec<(u32, String)> {
+    let mut found = vec![];
+    let mut parents = HashSet::from([pid]);
+    // A child has a larger number than its parent, but for a wrap around: rounds until nothing is new.
+    loop {
+        let before = found.len();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(child) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+            let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
+            let Some((name, rest)) = stat.rsplit_once(") ") else { continue };
+            let parent: u32 = rest.split(' ').nth(1).unwrap().parse().unwrap();
+            if parents.contains(&parent) && parents.insert(child) {
+                found.push((child, name.split_once('(').unwrap().1.to_owned()));
+            }
+        }
+        if found.len() == before {
+            return found;
+        }
+    }
+}
+
 /// Waits until `condition` holds.
 #[track_caller]
-pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
+pub fn wait_for(what: &str, condition: impl FnMut() -> bool) {
+    wait_up_to(DEADLINE, what, condition);
+}
+
+/// The same with a deadline of its own.
+#[track_caller]
+pub fn wait_up_to(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + deadline;
     while !condition() {
         assert!(Instant::now() < deadline, "waited for {what} in vain");
         std::thread::sleep(Duration::from_millis(20));

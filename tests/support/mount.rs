@@ -6,9 +6,9 @@ use std::process::Command;
 use std::sync::Arc;
 
 use ionfs::clock;
-use ionfs::commit::Origin;
+use ionfs::commit::{Fence, Origin};
 use ionfs::event::{Context, DocumentType, Event, FileEntry, Publication};
-use ionfs::fs::job::{JobSpec, JobTree, Older};
+use ionfs::fs::job::{JobSpec, JobTree, Older, Writers};
 use ionfs::id::{CorrelationId, EventId, JobId};
 use ionfs::mount::{Mounted, mount_at};
 use ionfs::node::{Node, NodeSettings};
@@ -81,15 +81,20 @@ impl Mount {
             let _inside = runtime.enter();
             Node::new(plane, settings).unwrap()
         };
-        Self::job(runtime, Arc::new(home), node, 0)
+        Self::job(runtime, Arc::new(home), node, 0, Writers::Owner)
     }
 
     /// Another job of the same event on the same node, beside this one.
     pub fn another(&self) -> Self {
-        Self::job(self.runtime.clone(), self.home.clone(), self.node.clone(), self.number + 1)
+        self.another_for(Writers::Owner)
     }
 
-    fn job(runtime: Arc<Runtime>, home: Arc<Home>, node: Arc<Node>, number: u32) -> Self {
+    /// The same, for processes of any user.
+    pub fn another_for(&self, writers: Writers) -> Self {
+        Self::job(self.runtime.clone(), self.home.clone(), self.node.clone(), self.number + 1, writers)
+    }
+
+    fn job(runtime: Arc<Runtime>, home: Arc<Home>, node: Arc<Node>, number: u32, writers: Writers) -> Self {
         let (tree, mounted) = runtime.block_on(async {
             let documents = &node.plane.documents;
             let id = format!("j{number}");
@@ -101,13 +106,13 @@ impl Mount {
             let origin = Origin {
                 job_id: JobId::new(id),
                 attempt: 1,
-                holder: None,
+                fence: Fence::HeldBy(None),
                 module: format!("m{number}"),
                 emits: None,
                 commit: CommitMode::OnClose,
                 parent: context("e"),
             };
-            let spec = JobSpec { origin, event, gathered: None, older: Older::default() };
+            let spec = JobSpec { origin, event, gathered: None, older: Older::default(), writers };
             let tree = JobTree::open(&node, spec, node.settings.limits).await.unwrap();
             let at = home.path().join(mount_point(number));
             fs::create_dir(&at).unwrap();

@@ -124,7 +124,7 @@ fn folder(name: &str) -> PathBuf {
 
 /// A port that nobody has, and that nobody gets until its server takes it: each is given once, and all lie below those that
 /// the kernel gives to outgoing connections, one of which would keep the server from starting.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static GIVEN: AtomicU32 = AtomicU32::new(0);
     let mut ports = std::iter::repeat_with(|| {
         let number = std::process::id().wrapping_mul(97).wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed));
@@ -133,7 +133,7 @@ fn free_port() -> u16 {
     ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
-pub(super) fn cache() -> PathBuf {
+pub fn cache() -> PathBuf {
     let home = || PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/ion-test");
     std::env::var_os("ION_TEST_CACHE").map_or_else(home, PathBuf::from)
 }

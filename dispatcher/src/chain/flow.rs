@@ -4,23 +4,23 @@
 //! and whoever reads the answer sets the pace. A link that closes its stdin early does not stop the one before: all that that
 //! one writes is part of the trace.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
-use futures_util::future::join_all;
+use futures_util::future::{OptionFuture, join_all};
 use ionfs::clock::{self, Millis};
 use ionfs::errors::chain;
-use ionfs::event::FileEntry;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::pool::Pools;
-use super::record::Recording;
-use super::spool::Spool;
+use super::pool::Used;
+use super::record::{Recording, Trace};
+use super::spool::{Blob, Spool, Storing};
 use super::{Input, Link, PIECES};
 use crate::executor::sandbox::{Exit, Piped, Sandbox, SandboxError};
 use crate::pipeline::Module;
@@ -40,7 +40,7 @@ const GONE_WAIT: Duration = Duration::from_secs(10);
 
 /// One run's links and where their bytes are kept.
 pub(super) struct Flow<'a> {
-    pub(super) pools: &'a Pools,
+    pub(super) used: &'a Used,
     pub(super) module: &'a Module,
     pub(super) recording: &'a Recording,
 }
@@ -51,11 +51,13 @@ pub(super) struct Outcome {
     /// Each link, in order.
     pub(super) links: Vec<LinkEnd>,
     /// What the first one was given; none where that is an event's already.
-    pub(super) input: Option<FileEntry>,
+    pub(super) input: Option<Blob>,
     /// Not all of the input was read.
     pub(super) cut_off: bool,
     /// Somebody asked for its end.
     pub(super) stopped: bool,
+    /// What is recorded of it already.
+    pub(super) begun: Option<Trace>,
     /// Ion could not do its part.
     pub(super) broken: Option<String>,
 }
@@ -69,7 +71,9 @@ pub(super) struct LinkEnd {
     pub(super) ended: Millis,
     pub(super) stderr: Bytes,
     /// All it wrote, if it ended well.
-    pub(super) output: Option<FileEntry>,
+    pub(super) output: Option<Blob>,
+    /// What is left of its processes. Taking it away is for later than the run's answer.
+    pub(super) _left: Option<Sandbox>,
 }
 
 /// How a link ended.
@@ -109,7 +113,7 @@ impl Flow<'_> {
     ) -> Outcome {
         let give_up = stop.child_token();
         let links = &self.module.links;
-        let taken = join_all(links.iter().map(|link| self.pools.take(self.module, link))).await;
+        let taken = self.used.take().await;
         let (first, mut from) = mpsc::channel(PIECES);
         let mut stages = Vec::with_capacity(links.len());
         let mut live = live.map_or(Next::Nobody, Next::Asker);
@@ -126,13 +130,39 @@ impl Flow<'_> {
             };
             stages.push(self.stage(index, taken, before, to, &give_up));
         }
-        let (fed, links) = tokio::join!(self.feed(input, first, &give_up), join_all(stages));
-        let (input, cut_off, unread) = fed;
+        let last = stages.pop();
+        let last_ended = AtomicBool::new(false);
+        let before = async {
+            let (fed, links) = tokio::join!(self.feed(input, first, &give_up), join_all(stages));
+            let (input, cut_off, unread) = fed;
+            let well = unread.is_none() && links.iter().all(|end| end.how.is_well());
+            // While the last one is still at work: less is left to do when it has ended.
+            let begun = match well && !last_ended.load(Ordering::Relaxed) {
+                true => self.recording.begin(input.as_ref(), cut_off, &links).await.map(Some),
+                false => Ok(None),
+            };
+            if begun.is_err() {
+                give_up.cancel();
+            }
+            (input, cut_off, unread, links, begun)
+        };
+        let last = async {
+            let end = OptionFuture::from(last).await;
+            last_ended.store(true, Ordering::Relaxed);
+            end
+        };
+        let ((input, cut_off, unread, mut links, begun), last) = tokio::join!(before, last);
+        links.extend(last);
         let not_stored = links.iter().find_map(|end| match &end.how {
             How::NotStored(reason) => Some(reason.clone()),
             _ => None,
         });
-        Outcome { links, input, cut_off, stopped: stop.is_cancelled(), broken: unread.or(not_stored) }
+        let (begun, not_begun) = match begun {
+            Ok(begun) => (begun, None),
+            Err(reason) => (None, Some(reason)),
+        };
+        let broken = unread.or(not_stored).or(not_begun);
+        Outcome { links, input, cut_off, stopped: stop.is_cancelled(), begun, broken }
     }
 
     /// Gives the input to the first link. What it was, whether it was cut off, and why it could not be kept.
@@ -141,7 +171,7 @@ impl Flow<'_> {
         mut input: Input,
         to: mpsc::Sender<Bytes>,
         give_up: &CancellationToken,
-    ) -> (Option<FileEntry>, bool, Option<String>) {
+    ) -> (Option<Blob>, bool, Option<String>) {
         let mut to = Some(to);
         let mut spool = self.recording.input();
         let cut_off = loop {
@@ -176,7 +206,7 @@ impl Flow<'_> {
         match spool {
             None => (None, cut_off, None),
             Some(spool) => match spool.finish().await {
-                Ok(entry) => (Some(entry), cut_off, None),
+                Ok(blob) => (Some(blob), cut_off, None),
                 Err(error) => (None, cut_off, Some(chain(&error))),
             },
         }
@@ -193,26 +223,34 @@ impl Flow<'_> {
     ) -> LinkEnd {
         let started = clock::now();
         let said = Mutex::new(BytesMut::new());
-        let (how, spool) = match taken {
+        let (how, wrote) = match taken {
             Ok(piped) => self.supervise(index, piped, from, to, &said, give_up).await,
             Err(error) => (How::NotStarted(chain(&error)), None),
         };
+        let (storing, left) = wrote.unzip();
         if !how.is_well() {
             give_up.cancel();
         }
-        let (how, output) = match spool.filter(|_| how.is_well()) {
+        let stored = match storing {
+            Some(storing) => Some(storing.await),
+            None => None,
+        };
+        let (how, output) = match stored {
             None => (how, None),
-            Some(spool) => match spool.finish().await {
-                Ok(entry) => (how, Some(entry)),
-                Err(error) => {
-                    give_up.cancel();
-                    (How::NotStored(chain(&error)), None)
-                }
-            },
+            Some(Ok(blob)) if how.is_well() => (how, Some(blob)),
+            // Nothing names it.
+            Some(Ok(blob)) => {
+                self.recording.forget(&blob.entry.key).await;
+                (how, None)
+            }
+            Some(Err(error)) => {
+                give_up.cancel();
+                (How::NotStored(chain(&error)), None)
+            }
         };
         let link = self.module.links[index].clone();
         let stderr = said.into_inner().unwrap_or_else(PoisonError::into_inner).freeze();
-        LinkEnd { link, how, started, ended: clock::now(), stderr, output }
+        LinkEnd { link, how, started, ended: clock::now(), stderr, output, _left: left }
     }
 
     async fn supervise(
@@ -223,7 +261,7 @@ impl Flow<'_> {
         to: Next,
         said: &Mutex<BytesMut>,
         give_up: &CancellationToken,
-    ) -> (How, Option<Spool>) {
+    ) -> (How, Option<(Storing, Sandbox)>) {
         let Piped { mut sandbox, stdin, stdout, stderr } = piped;
         let timeout = self.module.timeout;
         let work = async {
@@ -236,9 +274,11 @@ impl Flow<'_> {
                 Ok(())
             };
             let ((), spool, ()) = tokio::try_join!(write, self.read(index, stdout, to, give_up), hear)?;
-            Ok((ended(sandbox.exit().await), spool))
+            // It has written all, and is about to end: meanwhile its bytes are stored.
+            let storing = spool.finish();
+            Ok((ended(sandbox.exit().await), storing))
         };
-        let why = {
+        let done = {
             tokio::pin!(work);
             let asked = async {
                 give_up.cancelled().await;
@@ -246,16 +286,18 @@ impl Flow<'_> {
             };
             tokio::select! {
                 biased;
-                done = &mut work => match done {
-                    Ok((how, spool)) => return (how, Some(spool)),
-                    Err(why) => why,
-                },
-                () = asked => How::GivenUp,
-                () = tokio::time::sleep(timeout) => How::TimedOut(timeout),
+                done = &mut work => done,
+                () = asked => Err(How::GivenUp),
+                () = tokio::time::sleep(timeout) => Err(How::TimedOut(timeout)),
             }
         };
-        end(sandbox).await;
-        (why, None)
+        match done {
+            Ok((how, storing)) => (how, Some((storing, sandbox))),
+            Err(why) => {
+                end(sandbox).await;
+                (why, None)
+            }
+        }
     }
 
     /// What a link writes, to the store and to the next one.

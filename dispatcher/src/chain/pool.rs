@@ -2,6 +2,8 @@
 //!
 //! What a run would wait for otherwise, namespaces, fork, exec and a program's own start, is over before it begins. A
 //! program that does not wait (it ends before anybody used it) is started ahead less and less often, and when it is needed.
+//!
+//! A pool grows with its use: it keeps at least as many waiting as runs have lately gone on at a time.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
@@ -9,24 +11,20 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use ionfs::errors::chain;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Link;
-use crate::executor::sandbox::{self, Command, ForkServer, Mode, Piped, SandboxError};
+use super::{Link, Places};
+use crate::executor::container::Ask;
+use crate::executor::sandbox::{self, Command, Piped, SandboxError};
 use crate::metrics::ChainMetrics;
-use crate::pipeline::Module;
-
-/// Processes of each link that wait, unless its chain says otherwise.
-pub const WARM: usize = 2;
+use crate::pipeline::{Container, Module};
 
 /// How often those that wait are looked at.
 const LOOK: Duration = Duration::from_secs(2);
-
-/// How long a link that nobody uses keeps its processes.
-const IDLE: Duration = Duration::from_secs(300);
 
 /// The wait after a process ended by itself before it was used; it doubles up to [`BACKOFF_MAX`].
 const BACKOFF: Duration = Duration::from_millis(200);
@@ -34,14 +32,13 @@ const BACKOFF: Duration = Duration::from_millis(200);
 /// The longest of these waits.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
-/// What makes two processes the same: the link, where it runs, and what its environment has beside the usual.
-type Kind = (String, PathBuf, BTreeMap<String, String>);
+/// What makes two processes the same: the link, where it runs, and what its environment has beside the usual, and its container.
+type Kind = (String, PathBuf, BTreeMap<String, String>, Option<Container>);
 
 /// All pools of a dispatcher.
 #[derive(Debug)]
 pub(super) struct Pools {
-    server: Arc<ForkServer>,
-    mode: Mode,
+    places: Places,
     env: Vec<(String, String)>,
     processes: u64,
     pools: Mutex<HashMap<Kind, Arc<Pool>>>,
@@ -55,7 +52,12 @@ pub(super) struct Pools {
 struct Pool {
     name: String,
     command: Command,
+    places: Places,
+    /// What it runs from, with all it is given; none: this machine.
+    container: Result<Option<Container>, String>,
+    env: Vec<(String, String)>,
     want: usize,
+    idle: Duration,
     held: Mutex<Held>,
     /// Ended by themselves before they were used, one after the other.
     failures: AtomicU32,
@@ -66,19 +68,24 @@ struct Pool {
 struct Held {
     ready: VecDeque<Piped>,
     used: Instant,
+    /// Runs that go on and need one each.
+    runs: usize,
+    /// The most of them lately.
+    most: usize,
+    looked: Instant,
+    /// Since when none has waited.
+    empty: Option<Instant>,
 }
 
 impl Pools {
     pub(super) fn new(
-        server: Arc<ForkServer>,
-        mode: Mode,
+        places: Places,
         env: Vec<(String, String)>,
         processes: u64,
         metrics: Arc<ChainMetrics>,
     ) -> Self {
         Self {
-            server,
-            mode,
+            places,
             env,
             processes,
             pools: Mutex::default(),
@@ -95,54 +102,65 @@ impl Pools {
 
     /// The link's pool, which begins to fill if it is new.
     fn pool(&self, module: &Module, link: &Link) -> Arc<Pool> {
-        let kind = (link.id(), module.directory.clone(), module.env.clone());
+        let container = module.container_of(link);
+        let kind = (
+            link.id(),
+            module.directory.clone(),
+            module.env.clone(),
+            container.as_ref().ok().cloned().flatten(),
+        );
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = pools.get(&kind) {
             return pool.clone();
         }
-        let env = self.env.iter().cloned().chain(module.env.clone());
+        let env: Vec<_> =
+            module.env.clone().into_iter().chain([("ION_MODULE".to_owned(), module.name.clone())]).collect();
         let command = Command {
             argv: module.argv_of(link),
-            env: env.chain([("ION_MODULE".to_owned(), module.name.clone())]).collect(),
+            env: self.env.iter().chain(&env).cloned().collect(),
             cwd: module.directory.clone(),
             mount_at: None,
-            mode: self.mode,
+            mode: self.places.mode,
             processes: self.processes,
             open_files: ionfs::sys::open_files_before(),
+            container: None,
         };
-        let held = Mutex::new(Held { ready: VecDeque::new(), used: Instant::now() });
+        let now = Instant::now();
+        let held = Mutex::new(Held {
+            ready: VecDeque::new(),
+            used: now,
+            runs: 0,
+            most: 0,
+            looked: now,
+            empty: None,
+        });
         // As often as one run needs it.
         let times = module.links.iter().filter(|other| other.id() == kind.0).count();
-        let (name, want) = (link.name.clone(), module.link_settings.warm * times);
-        let pool =
-            Arc::new(Pool { name, command, want, held, failures: AtomicU32::new(0), wake: Notify::new() });
-        let (server, stopping) = (self.server.clone(), self.stopping.clone());
+        let (name, want, idle) =
+            (link.name.clone(), module.link_settings.warm * times, module.link_settings.idle);
+        let (failures, wake) = (AtomicU32::new(0), Notify::new());
+        let places = self.places.clone();
+        let pool = Arc::new(Pool { name, command, places, container, env, want, idle, held, failures, wake });
+        let (stopping, metrics) = (self.stopping.clone(), self.metrics.clone());
         let kept = pool.clone();
         self.keepers.spawn(async move {
-            stopping.run_until_cancelled(kept.keep_full(&server)).await;
+            stopping.run_until_cancelled(kept.keep_full(&metrics)).await;
             kept.held().ready.clear();
         });
         pools.insert(kind, pool.clone());
         pool
     }
 
-    /// A process for one run.
-    pub(super) async fn take(&self, module: &Module, link: &Link) -> Result<Piped, SandboxError> {
-        let pool = self.pool(module, link);
-        let taken = pool.take();
-        self.metrics.process(taken.is_some());
-        match taken {
-            Some(piped) => Ok(piped),
-            None => sandbox::spawn_piped(&self.server, pool.command.clone()).await,
+    /// A run of the chain goes on until what this gives is dropped. Then what it took is replaced. Not before, where some are
+    /// left for the next run: starting processes would take the processors from those that run.
+    pub(super) fn begin(&self, module: &Module) -> Used {
+        let pools: Vec<_> = module.links.iter().map(|link| self.pool(module, link)).collect();
+        for pool in &pools {
+            let mut held = pool.held();
+            held.runs += 1;
+            held.most = held.most.max(held.runs);
         }
-    }
-
-    /// A run has ended: what it took is replaced. Not before, where one is left for the next run: starting processes would
-    /// take the processors from those that run.
-    pub(super) fn refill(&self, module: &Module) {
-        for link in &module.links {
-            self.pool(module, link).wake.notify_one();
-        }
+        Used { pools, metrics: self.metrics.clone() }
     }
 
     /// Ends them all.
@@ -153,9 +171,56 @@ impl Pools {
     }
 }
 
+/// The pools that a run takes from, by link.
+pub(super) struct Used {
+    pools: Vec<Arc<Pool>>,
+    metrics: Arc<ChainMetrics>,
+}
+
+impl Used {
+    /// A process for each link.
+    pub(super) async fn take(&self) -> Vec<Result<Piped, SandboxError>> {
+        join_all(self.pools.iter().map(async |pool| {
+            let taken = pool.take();
+            self.metrics.process(taken.is_some());
+            match taken {
+                Some(piped) => Ok(piped),
+                None => pool.start().await,
+            }
+        }))
+        .await
+    }
+}
+
+impl Drop for Used {
+    fn drop(&mut self) {
+        for pool in &self.pools {
+            pool.held().runs -= 1;
+            pool.wake.notify_one();
+        }
+    }
+}
+
 impl Pool {
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another process.
+    async fn start(&self) -> Result<Piped, SandboxError> {
+        let mut command = self.command.clone();
+        if let Some(container) =
+            self.container.as_ref().map_err(|reason| SandboxError::Failed(reason.clone()))?
+        {
+            // Without a command, what its image says.
+            let argv = if command.argv[0].is_empty() { vec![] } else { command.argv.clone() };
+            let ask =
+                Ask { container, argv, env: self.env.clone(), tree: None, processes: command.processes };
+            let made = self.places.containers.make(ask).await;
+            let made = made.map_err(|error| SandboxError::Failed(chain(&error)))?;
+            command.container = Some(Box::new(made));
+        }
+        sandbox::spawn_piped(&self.places.server, command).await
     }
 
     fn take(&self) -> Option<Piped> {
@@ -165,6 +230,7 @@ impl Pool {
             if !piped.sandbox.has_ended() {
                 self.failures.store(0, Ordering::Relaxed);
                 if held.ready.is_empty() {
+                    held.empty = Some(Instant::now());
                     self.wake.notify_one();
                 }
                 return Some(piped);
@@ -176,13 +242,19 @@ impl Pool {
     }
 
     /// Keeps as many waiting as are wanted, for ever.
-    async fn keep_full(&self, server: &ForkServer) {
+    async fn keep_full(&self, metrics: &ChainMetrics) {
         loop {
             let missing = self.look();
             let mut failed = missing.is_none();
             for _ in 0..missing.unwrap_or(0) {
-                match sandbox::spawn_piped(server, self.command.clone()).await {
-                    Ok(piped) => self.held().ready.push_back(piped),
+                match self.start().await {
+                    Ok(piped) => {
+                        let mut held = self.held();
+                        held.ready.push_back(piped);
+                        if let Some(since) = held.empty.take() {
+                            metrics.pool_empty.since(since);
+                        }
+                    }
                     Err(error) => {
                         failed = true;
                         if self.failures.fetch_add(1, Ordering::Relaxed) == 0 {
@@ -209,9 +281,14 @@ impl Pool {
     /// ended by itself.
     fn look(&self) -> Option<usize> {
         let mut held = self.held();
-        if held.used.elapsed() > IDLE {
+        if held.used.elapsed() > self.idle {
             held.ready.clear();
+            held.empty = None;
             return Some(0);
+        }
+        if held.looked.elapsed() > LOOK {
+            held.looked = Instant::now();
+            held.most = held.runs.max(held.most.saturating_sub(1));
         }
         let before = held.ready.len();
         held.ready.retain(|piped| !piped.sandbox.has_ended());
@@ -224,6 +301,8 @@ impl Pool {
             }
             return None;
         }
-        Some(self.want.saturating_sub(held.ready.len()))
+        let want = self.want.max(held.most);
+        held.ready.truncate(want);
+        Some(want - held.ready.len())
     }
 }

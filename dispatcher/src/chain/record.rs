@@ -5,23 +5,25 @@
 //! what all links up to some place wrote becomes events, and the jobs of the others stand below the last of them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::try_join_all;
 use ionfs::clock;
 use ionfs::commit::{Refusal, append_event};
+use ionfs::errors::chain;
 use ionfs::event::{Context, DocumentType, Event, FileEntry, KeyValue, Publication};
 use ionfs::id::{EventId, JobId};
 use ionfs::node::Node;
 use ionfs::record::{Attempt, AttemptEnd, JobRecord, JobState, LogRecord};
-use ionfs::stores::{Collection, DataPlane, Guard, Inserted, StoreError, encode};
-use ionfs::upload::store_bytes;
+use ionfs::stores::{Collection, DataPlane, Guard, Inserted, encode};
+use ionfs::upload::store_bytes_soon;
 use serde_json::Value;
 
 use super::flow::{How, LinkEnd, Outcome};
-use super::spool::Spool;
+use super::spool::{Blob, Spool};
 use super::{End, Failure, Link, Stored};
 use crate::executor::logs_below;
-use crate::executor::sandbox::Exit;
+use crate::executor::sandbox::{Exit, out_of_memory};
 use crate::pipeline::Module;
 
 /// The name of what a link wrote, as a file of its event.
@@ -39,8 +41,24 @@ pub(super) struct Recording {
     module: Arc<Module>,
     first: Event,
     stored: Stored,
+    /// How long the stores may take.
+    deadline: Duration,
     /// The events and jobs to be, by link: each event follows from the one before.
     steps: Vec<Step>,
+}
+
+/// What is recorded of a run so far.
+#[derive(Debug)]
+pub(super) struct Trace {
+    /// What the next link worked on.
+    on: Event,
+    /// The same, until it is known whether a link follows.
+    last: Option<Event>,
+    /// How many links are in it.
+    links: usize,
+    /// What is not written yet.
+    blobs: Vec<Blob>,
+    documents: Vec<(Collection, Value)>,
 }
 
 /// What a link works on, and what it makes.
@@ -54,7 +72,8 @@ impl Recording {
     pub(super) fn new(node: &Node, module: Arc<Module>, first: Event, stored: Stored) -> Self {
         let steps = steps(&module, &first.id).collect();
         let plane = Arc::new(node.plane.clone());
-        Self { plane, module, first, stored, steps }
+        let deadline = node.settings.commit_deadline;
+        Self { plane, module, first, stored, deadline, steps }
     }
 
     /// Where the input goes; none where it is an event's file already.
@@ -74,61 +93,150 @@ impl Recording {
         Spool::new(self.plane.clone(), key, name)
     }
 
-    /// Writes the trace, durable when this returns.
-    pub(super) async fn keep(&self, outcome: Outcome) -> Result<End, Refusal> {
-        if let Some(reason) = outcome.broken {
+    /// Removes a blob that no event will name.
+    pub(super) async fn forget(&self, key: &str) {
+        if let Err(error) = self.plane.blobs.delete(key).await {
+            tracing::debug!(
+                key,
+                error = chain(&error),
+                "a blob that nothing names stays until the next `ion gc`"
+            );
+        }
+    }
+
+    /// Records what all links but the last did, which ended well.
+    ///
+    /// # Errors
+    /// In words, when it cannot be recorded.
+    pub(super) async fn begin(
+        &self,
+        input: Option<&Blob>,
+        cut_off: bool,
+        links: &[LinkEnd],
+    ) -> Result<Trace, String> {
+        self.within(async {
+            let mut trace = self.trace(input, cut_off);
+            self.extend(&mut trace, links, links.len()).await?;
+            let last = trace.last.take().map(|event| (Collection::Events, encode(&told_to_nobody(event))));
+            trace.documents.extend(last);
+            self.write(&mut trace, None).await?;
+            Ok(trace)
+        })
+        .await
+    }
+
+    /// Writes the whole trace, durable when this returns.
+    pub(super) async fn keep(&self, outcome: &mut Outcome) -> End {
+        match self.within(self.end(outcome)).await {
+            Ok(end) => end,
+            Err(reason) => End::Broken { reason },
+        }
+    }
+
+    async fn within<T>(&self, work: impl Future<Output = Result<T, Refusal>>) -> Result<T, String> {
+        match tokio::time::timeout(self.deadline, work).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(error)) => Err(format!("it could not be recorded: {}", chain(&error))),
+            Err(_) => {
+                let seconds = self.deadline.as_secs();
+                Err(format!("it could not be recorded: the stores gave no answer for {seconds} s"))
+            }
+        }
+    }
+
+    async fn end(&self, outcome: &mut Outcome) -> Result<End, Refusal> {
+        if let Some(reason) = outcome.broken.take() {
             return Ok(End::Broken { reason });
         }
-        let first = self.first_event(&outcome);
-        let well = outcome.links.iter().take_while(|end| end.how.is_well()).count();
-        let failed = outcome.links.iter().position(|end| !end.how.is_well() && end.how != How::GivenUp);
+        let begun = outcome.begun.take();
+        let links = &outcome.links;
+        let well = links.iter().take_while(|end| end.how.is_well()).count();
+        let failed = links.iter().position(|end| !end.how.is_well() && end.how != How::GivenUp);
         let end = match failed {
-            _ if well == outcome.links.len() => End::Well { event: self.steps[well - 1].event.clone() },
-            Some(index) if !outcome.stopped => End::Failed(self.failure(index, &outcome.links[index])),
+            _ if well == links.len() => End::Well { event: self.steps[well - 1].event.clone() },
+            Some(index) if !outcome.stopped => End::Failed(self.failure(index, &links[index])),
             _ => End::Cancelled,
         };
-        let logs = try_join_all(outcome.links.iter().map(|end| self.log(end))).await?;
-        let mut documents = Vec::new();
-        let alone = self.steps[0].job == self.chain_job();
-        if self.begins() {
-            documents.push((Collection::Events, encode(&first)));
-            if !alone {
-                documents.push((Collection::Jobs, encode(&self.chain_record(&end, &outcome.links))));
-            }
+        let mut trace = begun.unwrap_or_else(|| self.trace(outcome.input.as_ref(), outcome.cut_off));
+        if self.begins() && !self.alone() {
+            trace.documents.push((Collection::Jobs, encode(&self.chain_record(&end, links))));
         }
-        let mut on = first;
-        let mut last = None;
-        for (index, (link, log)) in outcome.links.iter().zip(logs).enumerate() {
-            if let Some(log) = &log {
-                documents.push((Collection::Events, encode(&self.log_record(link, &on, log))));
-            }
-            if !alone || self.begins() {
-                documents.push((Collection::Jobs, encode(&self.job(index, link, &on, log))));
-            }
-            if let Some(output) = link.output.clone().filter(|_| index < well) {
-                // All but the last are told to nobody: the next link has had them.
-                if let Some(event) = last.replace(self.event(index, link, &on, output)) {
-                    documents.push((Collection::Events, encode(&told_to_nobody(event))));
-                }
-                if let Some(event) = &last {
-                    on = event.clone();
-                }
-            }
-        }
-        let published = match (last, &end) {
+        self.extend(&mut trace, links, well).await?;
+        let published = match (trace.last.take(), &end) {
             (last, End::Well { .. }) => last,
             (last, _) => {
-                documents.extend(last.map(|event| (Collection::Events, encode(&told_to_nobody(event)))));
+                let last = last.map(|event| (Collection::Events, encode(&told_to_nobody(event))));
+                trace.documents.extend(last);
                 None
             }
         };
-        self.write(documents).await?;
-        match published {
-            // Its message is the sync of all of them.
-            Some(event) => drop(append_event(&self.plane, event, self.guard()).await?),
-            None => self.plane.documents.seal().await?,
+        let sealed = published.is_some();
+        self.write(&mut trace, published).await?;
+        if !sealed {
+            self.plane.documents.seal().await?;
         }
         Ok(end)
+    }
+
+    /// Where a trace begins.
+    fn trace(&self, input: Option<&Blob>, cut_off: bool) -> Trace {
+        let first = self.first_event(input, cut_off);
+        let mut documents = Vec::new();
+        if self.begins() {
+            documents.push((Collection::Events, encode(&first)));
+        }
+        Trace { on: first, last: None, links: 0, blobs: input.cloned().into_iter().collect(), documents }
+    }
+
+    /// Adds the links that it does not have. The first `well` of them are those whose output counts.
+    async fn extend(&self, trace: &mut Trace, links: &[LinkEnd], well: usize) -> Result<(), Refusal> {
+        let new = &links[trace.links..];
+        let logs = try_join_all(new.iter().map(|end| self.log(end))).await?;
+        for (link, log) in new.iter().zip(logs) {
+            let index = trace.links;
+            trace.links += 1;
+            trace.blobs.extend(link.output.clone());
+            trace.blobs.extend(log.clone());
+            let log = log.map(|blob| blob.entry);
+            if let Some(log) = &log {
+                trace.documents.push((Collection::Events, encode(&self.log_record(link, &trace.on, log))));
+            }
+            if !self.alone() || self.begins() {
+                trace.documents.push((Collection::Jobs, encode(&self.job(index, link, &trace.on, log))));
+            }
+            if let Some(output) = link.output.as_ref().filter(|_| index < well) {
+                let event = self.event(index, link, &trace.on, output.entry.clone());
+                trace.on = event.clone();
+                // All but the last are told to nobody: the next link has had them.
+                if let Some(event) = trace.last.replace(event) {
+                    trace.documents.push((Collection::Events, encode(&told_to_nobody(event))));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what a trace has gathered, and its last event, with which all of it is durable when this returns.
+    async fn write(&self, trace: &mut Trace, published: Option<Event>) -> Result<(), Refusal> {
+        let soon = |blob: Blob| blob.soon.map(|bytes| (blob.entry.key, bytes));
+        let blobs: Vec<_> = trace.blobs.drain(..).filter_map(soon).collect();
+        let documents = std::mem::take(&mut trace.documents);
+        let written = match published {
+            Some(event) => append_event(&self.plane, blobs, documents.clone(), event, self.guard()).await?,
+            None => self.plane.insert_with_blobs(blobs, documents.clone(), self.guard()).await?,
+        };
+        for ((collection, document), inserted) in documents.into_iter().zip(written) {
+            // An earlier attempt wrote it; what it says of itself is past.
+            if collection == Collection::Jobs && matches!(inserted, Inserted::Existing(_)) {
+                self.plane.documents.put(collection, document, self.guard()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the chain is one link, whose job is the chain's.
+    fn alone(&self) -> bool {
+        self.steps.len() == 1
     }
 
     /// Whether the first event is to be recorded too.
@@ -143,28 +251,12 @@ impl Recording {
         }
     }
 
-    /// All at once, in this order where there is one.
-    async fn write(&self, documents: Vec<(Collection, Value)>) -> Result<(), StoreError> {
-        let written = documents.into_iter().map(async |(collection, document)| {
-            let store = &self.plane.documents;
-            match store.insert_soon(collection, document.clone(), self.guard()).await? {
-                Inserted::New => Ok(()),
-                // An earlier attempt wrote it; what it says of itself is past.
-                Inserted::Existing(_) if collection == Collection::Jobs => {
-                    store.put(collection, document, self.guard()).await
-                }
-                Inserted::Existing(_) => Ok(()),
-            }
-        });
-        join_all(written).await.into_iter().collect()
-    }
-
-    fn first_event(&self, outcome: &Outcome) -> Event {
+    fn first_event(&self, input: Option<&Blob>, cut_off: bool) -> Event {
         let mut first = self.first.clone();
-        if let Some(input) = &outcome.input {
-            first.files = vec![input.clone()];
+        if let Some(input) = input {
+            first.files = vec![input.entry.clone()];
         }
-        if outcome.cut_off && self.begins() {
+        if cut_off && self.begins() {
             first.data.push(KeyValue { key: "cutOff".into(), value: "true".into() });
         }
         if self.begins() { told_to_nobody(first) } else { first }
@@ -243,7 +335,7 @@ impl Recording {
 
     /// What a link's event and job are called after: the link, or the module that is nothing else.
     fn name_of<'a>(&'a self, link: &'a Link) -> &'a str {
-        if self.steps.len() == 1 { &self.module.name } else { &link.name }
+        if self.alone() { &self.module.name } else { &link.name }
     }
 
     fn event(&self, index: usize, end: &LinkEnd, on: &Event, output: FileEntry) -> Event {
@@ -277,9 +369,9 @@ impl Recording {
     }
 
     /// What a link said, as the log of its job; none if it was silent.
-    async fn log(&self, end: &LinkEnd) -> Result<Option<FileEntry>, Refusal> {
+    async fn log(&self, end: &LinkEnd) -> Result<Option<Blob>, Refusal> {
         // The chain's own job has the words of all its links in its log.
-        if end.stderr.is_empty() || (self.steps.len() == 1 && !self.begins()) {
+        if end.stderr.is_empty() || (self.alone() && !self.begins()) {
             return Ok(None);
         }
         let key = format!(
@@ -289,7 +381,9 @@ impl Recording {
             end.link.id(),
             self.stored.attempt()
         );
-        Ok(Some(store_bytes(&*self.plane.blobs, key, "log".into(), end.stderr.clone()).await?))
+        let bytes = end.stderr.clone();
+        let entry = store_bytes_soon(&*self.plane.blobs, key, "log".into(), bytes.clone()).await?;
+        Ok(Some(Blob { entry, soon: Some(bytes) }))
     }
 
     fn log_record(&self, end: &LinkEnd, on: &Event, log: &FileEntry) -> LogRecord {
@@ -349,6 +443,7 @@ fn said(how: &How) -> String {
     match how {
         How::Exited(Exit::Code(code)) => format!("exit status {code}"),
         How::Exited(Exit::Signal(signal)) => format!("killed by signal {signal}"),
+        How::Exited(Exit::OutOfMemory(bytes)) => out_of_memory(*bytes),
         How::TimedOut(timeout) => format!("over its timeout of {}", humantime::format_duration(*timeout)),
         How::WroteTooMuch(most) => format!("it wrote more than {most} bytes, which is its output limit"),
         How::GivenUp => "given up: the chain could not be ended".into(),

@@ -4,10 +4,11 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
 use futures_util::{StreamExt as _, stream};
 use ionfs::event::FileEntry;
 use ionfs::stores::DataPlane;
-use ionfs::upload::{UploadError, store_bytes, store_stream};
+use ionfs::upload::{UploadError, store_bytes_soon, store_stream};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -16,6 +17,18 @@ const SMALL: usize = 256 << 10;
 
 /// Pieces that wait for the store. It slows down who writes them.
 const PIECES: usize = 4;
+
+/// A blob that was made.
+#[derive(Clone, Debug)]
+pub(super) struct Blob {
+    /// As an event names it.
+    pub(super) entry: FileEntry,
+    /// Its bytes, where it is not durable yet.
+    pub(super) soon: Option<Bytes>,
+}
+
+/// A blob being made.
+pub(super) type Storing = BoxFuture<'static, Result<Blob, UploadError>>;
 
 /// What becomes one blob. Dropped before its end, it becomes none.
 #[derive(Debug)]
@@ -78,23 +91,23 @@ impl Spool {
         Into::Store(store, AbortOnDropHandle::new(task))
     }
 
-    /// The blob, durable.
-    pub(super) async fn finish(self) -> Result<FileEntry, UploadError> {
-        let name = self.name.to_owned();
-        match self.into {
-            Into::Memory(memory) => store_bytes(&*self.plane.blobs, self.key, name, memory.freeze()).await,
-            Into::Store(store, task) => {
-                drop(store);
-                ended(task, name).await
+    /// The blob, which is begun at once, whether this is polled or not.
+    pub(super) fn finish(self) -> Storing {
+        let path = self.name.to_owned();
+        let (task, soon) = match self.into {
+            Into::Memory(memory) => {
+                let (plane, key, name, bytes) = (self.plane, self.key, path.clone(), memory.freeze());
+                let soon = Some(bytes.clone());
+                let store = async move { store_bytes_soon(&*plane.blobs, key, name, bytes).await };
+                (AbortOnDropHandle::new(tokio::spawn(store)), soon)
             }
-            Into::Nowhere(task) => ended(task, name).await,
-        }
+            Into::Store(_, task) | Into::Nowhere(task) => (task, None),
+        };
+        Box::pin(async move {
+            let ended = task.await;
+            let entry = ended
+                .unwrap_or_else(|error| Err(UploadError::Read { path, source: io::Error::other(error) }))?;
+            Ok(Blob { entry, soon })
+        })
     }
-}
-
-async fn ended(
-    task: AbortOnDropHandle<Result<FileEntry, UploadError>>,
-    path: String,
-) -> Result<FileEntry, UploadError> {
-    task.await.unwrap_or_else(|error| Err(UploadError::Read { path, source: io::Error::other(error) }))
 }

@@ -1,7 +1,7 @@
 //! Keeping house: the outbox, leases of dispatchers that died, gathering, messages that never came.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use ionfs::errors::chain;
@@ -70,12 +70,19 @@ impl Shared {
     }
 
     async fn keep_house_once(&self, house: &mut House) -> Result<(), LedgerError> {
-        house.presence.renew(&self.ledger).await?;
+        house.presence.renew(&self.ledger, || self.served.names()).await?;
         // All active jobs are read: not more often than it serves.
         if house.looked.is_none_or(|looked| looked.elapsed() >= self.settings.lease / 6) {
             house.looked = Some(Instant::now());
             for job in self.ledger.expired(&mut house.leases).await? {
-                self.lose(&job).await;
+                if !self.outlives(&job.module).await? {
+                    self.lose(&job).await;
+                } else if let Some(served) = self.served.get(&job.module)
+                    && !self.runs(&job.id)
+                {
+                    served.left.lock().unwrap_or_else(PoisonError::into_inner).push(job);
+                    served.due.notify_one();
+                }
             }
         }
         let waiting = self.ledger.waiting().await?;
@@ -87,10 +94,8 @@ impl Shared {
                 Readiness::Waiting { unclaimed: of_job, .. } => unclaimed.extend(of_job),
                 Readiness::Ready(_) => {
                     failpoint::reach("gather.ready");
-                    if self.ledger.advance(&job, &Happening::Gathered).await.is_ok()
-                        && let Some(due) = self.due.get(&job.module)
-                    {
-                        due.notify_one();
+                    if self.ledger.advance(&job, &Happening::Gathered).await.is_ok() {
+                        self.served.ring(&job.module);
                     }
                 }
             }

@@ -11,7 +11,6 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::ledger::{Ledger, LedgerError};
-use crate::pipeline::Module;
 
 /// How often the document says that its dispatcher lives.
 const RENEW: Duration = Duration::from_secs(5);
@@ -23,7 +22,6 @@ const GONE: Duration = Duration::from_secs(30);
 pub(super) struct Presence {
     folder: PathBuf,
     id: String,
-    modules: Vec<String>,
     renewed: Millis,
     _lock: File,
 }
@@ -44,7 +42,7 @@ impl Presence {
         ledger: &Ledger,
         home: &Path,
         id: &str,
-        modules: &[Module],
+        modules: Vec<String>,
     ) -> Result<Self, LedgerError> {
         let folder = home.join("dispatchers");
         let locked = std::fs::create_dir_all(&folder).and_then(|()| {
@@ -57,20 +55,23 @@ impl Presence {
             what: "the dispatcher's lock cannot be taken".into(),
             source: source.into(),
         })?;
-        let modules = modules.iter().map(|module| module.name.clone()).collect();
-        let mut presence = Self { folder, id: id.to_owned(), modules, renewed: 0, _lock: lock };
-        presence.renew(ledger).await?;
+        let mut presence = Self { folder, id: id.to_owned(), renewed: 0, _lock: lock };
+        presence.renew(ledger, || modules).await?;
         Ok(presence)
     }
 
-    /// Says again that it lives, if it is time.
-    pub(super) async fn renew(&mut self, ledger: &Ledger) -> Result<(), StoreError> {
+    /// Says again that it lives and what it serves, if it is time.
+    pub(super) async fn renew(
+        &mut self,
+        ledger: &Ledger,
+        modules: impl FnOnce() -> Vec<String>,
+    ) -> Result<(), StoreError> {
         let now = clock::now();
         if now - self.renewed < millis(RENEW) {
             return Ok(());
         }
         self.renewed = now;
-        let document = json!({"id": self.id, "modules": self.modules, "seen": now});
+        let document = json!({"id": self.id, "modules": modules(), "seen": now});
         ledger.plane().documents.put(Collection::Dispatchers, document, None).await
     }
 

@@ -1,6 +1,6 @@
 //! Jobs on this machine: a filesystem and a process tree in namespaces of their own.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,48 +10,39 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use ionfs::cache::Reader;
 use ionfs::checksum::BLOCK;
-use ionfs::clock;
-use ionfs::commit::{Origin, Rejection, files_of};
+use ionfs::commit::{Fence, files_of};
 use ionfs::errors::chain;
-use ionfs::event::{Context, DocumentType, FileEntry};
-use ionfs::fs::job::{JobSpec, JobTree, Names, Older, OpenError, Outcome};
+use ionfs::event::{Context, FileEntry};
+use ionfs::fs::job::{JobSpec, JobTree, OpenError, Writers};
 use ionfs::mount::{Mounted, mount_at, serve};
 use ionfs::node::{Node, job_dir, live_log};
-use ionfs::record::{AttemptEnd, CommitMode, LogRecord};
+use ionfs::record::AttemptEnd;
 use ionfs::spans;
-use ionfs::stores::{Collection, StoreError, encode};
-use ionfs::upload::{empty_file, store_path};
-use tokio::io::AsyncReadExt as _;
+use ionfs::stores::StoreError;
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, info_span};
 
-use crate::chain::{Chains, End, Input, Run, Stored};
-use crate::pipeline::{ANY_TYPE, Api, Module};
+use crate::chain::{Chains, End, Input, Places, Run, Stored};
+use crate::pipeline::Api;
 
+use super::attempt::{Ran, asked, environment, older, origin, stopped_by, verdict};
+use super::container::{Ask, Containers};
+use super::log::{JobLog, keep_output};
 use super::sandbox::{self, Command, Exit, ForkServer, Mode, Sandbox, SandboxError};
 use super::sidecar::{Sidecar, Word};
-use super::{Ended, Executor, OutputLine, OutputSink, Start, Stop, logs_below};
+use super::{Ended, Executor, Fate, OutputSink, Start, Stop};
 
 /// Between SIGTERM and SIGKILL. Shorter cuts off modules that tidy up; longer delays every timeout and shutdown.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Tries to read what a job begins with and to store its output, and the wait between them. The stores' own deadlines come on top.
+/// Tries to read what a job begins with, and the wait between them. The stores' own deadlines come on top.
 const STORE_TRIES: u32 = 20;
 const STORE_WAIT: Duration = Duration::from_secs(1);
 
 /// How long a killed job may take to be gone, and its mount with it.
 const GONE_WAIT: Duration = Duration::from_secs(10);
-
-/// Bytes of output kept of one attempt. A module that says more is cut off there; it goes on.
-const LOG_MAX: u64 = 256 << 20;
-
-/// Bytes of output that wait while the disk does not take them.
-const PENDING_MAX: usize = 1 << 20;
-
-/// Bytes of a line shown live.
-const LINE_MAX: usize = 4096;
 
 /// What the local executor needs to know.
 #[derive(Clone, Debug)]
@@ -80,6 +71,7 @@ pub struct LocalExecutor {
     settings: LocalSettings,
     server: Arc<ForkServer>,
     mode: Mode,
+    containers: Arc<Containers>,
     chains: Arc<Chains>,
     output: Option<OutputSink>,
 }
@@ -99,8 +91,10 @@ impl LocalExecutor {
                 "jobs run without namespaces of their own: ION_DIR says where their tree is"
             );
         }
-        let chains = Chains::new(node.clone(), server.clone(), mode, settings.env.clone());
-        Self { node, settings, server, mode, chains, output }
+        let containers = Arc::new(Containers::new(&node.settings.home, mode, &settings.env));
+        let places = Places { server: server.clone(), mode, containers: containers.clone() };
+        let chains = Chains::new(node.clone(), places, settings.env.clone());
+        Self { node, settings, server, mode, containers, chains, output }
     }
 
     /// What runs chains here.
@@ -115,10 +109,15 @@ impl LocalExecutor {
 
     async fn attempt(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Ended {
         let spec = JobSpec {
-            origin: origin(&start),
+            origin: origin(&start, held(&start)),
             event: start.event.clone(),
             gathered: start.gathered.clone(),
             older: older(&start.module),
+            writers: match start.module.container {
+                None => Writers::Owner,
+                // Another user than the daemon's.
+                Some(_) => Writers::AnyUser,
+            },
         };
         let limits = start.module.limits.over(self.node.settings.limits);
         let mut tries = 0;
@@ -158,30 +157,30 @@ impl LocalExecutor {
     }
 
     /// Runs the links of a chain on the event's files, one after the other.
-    async fn chain(&self, start: Start, mut stop: watch::Receiver<Option<Stop>>, log: &Path) -> Ended {
+    async fn chain(&self, start: Start, mut stop: watch::Receiver<Option<Stop>>, log: &JobLog) -> Ended {
         let files = match files_of(&self.node.plane, &start.event).await {
             Ok(files) => files,
             Err(error) => return Ended { end: AttemptEnd::Released, ..Ended::failed(chain(&error)) },
         };
-        let stored = Stored::By { attempt: start.job.attempt, guard: origin(&start).guard() };
+        let stored = Stored::By { attempt: start.job.attempt, guard: origin(&start, held(&start)).guard() };
         let Start { module, event, running, .. } = start;
         let run = Run { module: Arc::new(module), event, stored, input: contents(self.node.clone(), files) };
         let _ = running.send(());
         let cancel = CancellationToken::new();
         let running = self.chains.run(run, None, cancel.clone());
         tokio::pin!(running);
-        let (stopped, (end, said)) = tokio::select! {
+        let (stopped, ran) = tokio::select! {
             ended = &mut running => (None, ended),
             why = asked(&mut stop) => {
                 cancel.cancel();
                 (Some(why), running.await)
             }
         };
-        for (link, words) in said.iter().filter(|(_, words)| !words.is_empty()) {
-            note(log, &format!("link {link} said:"));
-            append(log, words);
+        for (link, words) in ran.left.words().filter(|(_, words)| !words.is_empty()) {
+            log.note(&format!("link {link} said:"));
+            log.append(words);
         }
-        match (end, stopped) {
+        match (ran.end, stopped) {
             (End::Well { .. }, _) => Ended {
                 end: AttemptEnd::Succeeded,
                 exit_code: Some(0),
@@ -213,14 +212,32 @@ impl LocalExecutor {
         let plain = self.node.settings.home.join("mnt").join(format!("{}-{}", job.id, job.attempt));
         let mount_at = start.module.base_dir();
         let ion_dir = if self.mode == Mode::Plain { plain.clone() } else { mount_at.clone() };
+        let processes = tree.limits().processes;
+        let container = match &start.module.container {
+            None => None,
+            Some(container) => {
+                let (argv, env) = (start.module.argv(), environment(&[], &start, &ion_dir, api));
+                let ask = Ask { container, argv, env, tree: Some(&mount_at), processes };
+                // An image may have to be fetched first.
+                let made = tokio::select! {
+                    made = self.containers.make(ask) => made,
+                    stop = asked(&mut stop) => return (Ran::Stopped(stop), exit_span()),
+                };
+                match made {
+                    Ok(container) => Some(Box::new(container)),
+                    Err(error) => return (Ran::NotStarted(chain(&error)), exit_span()),
+                }
+            }
+        };
         let command = Command {
             argv: start.module.argv(),
             env: environment(&self.settings.env, &start, &ion_dir, api),
             cwd: start.module.directory.clone(),
             mount_at: Some(mount_at),
             mode: self.mode,
-            processes: tree.limits().processes,
+            processes,
             open_files: ionfs::sys::open_files_before(),
+            container,
         };
         let begun = Instant::now();
         let mounting = info_span!(target: spans::TARGET, "mount");
@@ -285,79 +302,33 @@ impl LocalExecutor {
             Err(_) => tracing::warn!("a job's filesystem is still mounted after its end"),
         }
     }
-
-    /// Stores the attempt's output and the document that says where. What a person will look for is not given up because a
-    /// store is away for a moment; none after [`STORE_TRIES`].
-    async fn store_log(&self, context: &Context, id: &JobLog, succeeded: bool) -> Option<FileEntry> {
-        for _ in 1..STORE_TRIES {
-            match self.try_to_store_log(context, id, succeeded).await {
-                Ok(entry) => return Some(entry),
-                Err(error) => tracing::debug!(error, "a job's output is not stored yet"),
-            }
-            tokio::time::sleep(STORE_WAIT).await;
-        }
-        let last = self.try_to_store_log(context, id, succeeded).await;
-        last.inspect_err(|error| tracing::error!(error, "a job's output could not be stored")).ok()
-    }
-
-    async fn try_to_store_log(
-        &self,
-        context: &Context,
-        id: &JobLog,
-        succeeded: bool,
-    ) -> Result<FileEntry, String> {
-        let key = format!(
-            "{}/{}/{}-attempt-{}.log",
-            logs_below(&context.correlation_id),
-            context.event_id,
-            context.name,
-            id.attempt
-        );
-        let plane = &self.node.plane;
-        let stored = match tokio::fs::metadata(&id.path).await {
-            // Most jobs of some modules say nothing, and no store has to keep that.
-            Ok(metadata) if metadata.len() == 0 => Ok(empty_file(key, "log".into())),
-            _ => store_path(&*plane.blobs, key, "log".into(), &id.path).await,
-        };
-        let entry = stored.map_err(|error| chain(&error))?;
-        let name = LogRecord::id(&context.name, &context.event_id, id.attempt);
-        let record = LogRecord {
-            id: name.clone(),
-            desc: name,
-            context: Context { document_type: DocumentType::ModuleLogs, ..context.clone() },
-            logs: entry.clone(),
-            succeeded,
-            created: clock::now(),
-        };
-        let put = plane.documents.put(Collection::Events, encode(&record), None).await;
-        put.map(|()| entry).map_err(|error| chain(&error))
-    }
-}
-
-/// Where an attempt's output lies.
-struct JobLog {
-    attempt: u32,
-    path: PathBuf,
 }
 
 #[async_trait]
 impl Executor for LocalExecutor {
-    async fn run(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Ended {
+    async fn run(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Fate {
+        Fate::Ended(self.run_here(start, stop).await)
+    }
+}
+
+impl LocalExecutor {
+    /// Runs the attempt to its end, which is here.
+    pub async fn run_here(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Ended {
         let home = &self.node.settings.home;
         let (job, attempt) = (start.job.id.clone(), start.job.attempt);
-        let log = JobLog { attempt, path: live_log(home, &job, attempt) };
         let context = Context { name: start.module.name.clone(), ..start.event.context.clone() };
-        if let Err(error) = prepare_log(&log.path) {
-            return Ended::failed(format!("the log {} cannot be made: {error}", log.path.display()));
-        }
+        let log = match JobLog::begin(home, &job, attempt) {
+            Ok(log) => log,
+            Err(reason) => return Ended::failed(reason),
+        };
         let mut ended = match start.module.links.is_empty() {
             true => self.attempt(start, stop).await,
-            false => self.chain(start, stop, &log.path).await,
+            false => self.chain(start, stop, &log).await,
         };
         if let Some(reason) = &ended.reason {
-            note(&log.path, reason);
+            log.note(reason);
         }
-        ended.log = self.store_log(&context, &log, ended.end == AttemptEnd::Succeeded).await;
+        ended.log = log.store(&self.node.plane, &context, ended.end == AttemptEnd::Succeeded).await;
         let folder = job_dir(home, &job, attempt);
         if let Err(error) = tokio::fs::remove_dir_all(&folder).await {
             tracing::warn!(folder = %folder.display(), %error, "a job's folder could not be removed");
@@ -366,97 +337,14 @@ impl Executor for LocalExecutor {
     }
 }
 
-fn prepare_log(path: &Path) -> std::io::Result<()> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    std::fs::write(path, b"")
-}
-
-/// Ion's own word at the end of a log: why the attempt failed stands where people look first.
-fn note(path: &Path, reason: &str) {
-    append(path, format!("ion: {reason}\n").as_bytes());
-}
-
-fn append(path: &Path, words: &[u8]) {
-    let log = std::fs::OpenOptions::new().append(true).open(path);
-    if let Err(error) = log.and_then(|mut log| log.write_all(words)) {
-        tracing::warn!(%error, "words could not be added to a log");
-    }
-}
-
-fn origin(start: &Start) -> Origin {
-    Origin {
-        job_id: start.job.id.clone(),
-        attempt: start.job.attempt,
-        holder: start.job.holder.clone(),
-        module: start.module.name.clone(),
-        emits: (!start.module.emits.iter().any(|one| one == ANY_TYPE)).then(|| start.module.emits.clone()),
-        commit: start.module.commit,
-        parent: start.event.context.clone(),
-    }
-}
-
-/// What of older Ion's ways a module asks for.
-fn older(module: &Module) -> Older {
-    let names = match module.api {
-        Api::None => Names::Current,
-        Api::Sidecar => Names::AndSecondGeneration,
-    };
-    Older { names, urls: module.urls }
-}
-
-/// A module's whole environment (DESIGN.md section 2).
-fn environment(
-    base: &[(String, String)],
-    start: &Start,
-    ion_dir: &Path,
-    api: Option<&Sidecar>,
-) -> Vec<(String, String)> {
-    let ion_dir = ion_dir.display().to_string();
-    let own = [
-        ("ION_DIR", ion_dir.clone()),
-        ("ION_EVENT_ID", start.event.id.to_string()),
-        ("ION_CORRELATION_ID", start.event.context.correlation_id.to_string()),
-        ("ION_MODULE", start.module.name.clone()),
-        ("ION_ATTEMPT", start.job.attempt.to_string()),
-        ("HANDLER_BASE_DIR", ion_dir),
-    ];
-    let api = api.map(Sidecar::environment).into_iter().flatten();
-    let own = own.into_iter().chain(api).map(|(key, value)| (key.to_owned(), value));
-    base.iter().cloned().chain(start.module.env.clone()).chain(own).collect()
+/// A process of this machine ends with the dispatcher that holds its lease.
+fn held(start: &Start) -> Fence {
+    Fence::HeldBy(start.job.holder.clone())
 }
 
 /// From the end of a module's process until its tree is decided upon.
 fn exit_span() -> Span {
     info_span!(target: spans::TARGET, "exit")
-}
-
-/// How the process part of an attempt ended.
-enum Ran {
-    Exited(Exit),
-    /// However it ended, it had said that its work was done; the exit status, if it exited by itself.
-    Done(Option<i32>),
-    /// It exited well and had not said so.
-    Undone,
-    TimedOut(Duration),
-    Stopped(Stop),
-    NotStarted(String),
-    Vanished(String),
-}
-
-impl Ran {
-    /// What its end means, given what the module had said before. Done is done: older Ion had committed by then.
-    fn after(self, word: Word) -> Self {
-        match (word, self) {
-            (Word::Done, Self::Exited(Exit::Code(code))) => Self::Done(Some(code)),
-            (Word::Done, Self::Exited(_) | Self::TimedOut(_) | Self::Stopped(Stop::Shutdown)) => {
-                Self::Done(None)
-            }
-            (Word::NotDone, Self::Exited(Exit::Code(0))) => Self::Undone,
-            (_, ran) => ran,
-        }
-    }
 }
 
 /// Waits for the module's end, and brings it about when its time is up or somebody asks.
@@ -483,76 +371,11 @@ async fn supervise(
     why
 }
 
-async fn asked(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
-    loop {
-        if let Some(stop) = *stop.borrow_and_update() {
-            return stop;
-        }
-        if stop.changed().await.is_err() {
-            // Nobody is left to ask: only the job's own end counts.
-            return std::future::pending().await;
-        }
-    }
-}
-
 fn exited(exit: Result<Exit, SandboxError>) -> Ran {
     match exit {
         Ok(exit) => Ran::Exited(exit),
         Err(error) => Ran::Vanished(chain(&error)),
     }
-}
-
-/// The attempt's end: exit status, no event refused, and no limit exceeded.
-fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended {
-    let exited = matches!(ran, Ran::Exited(_) | Ran::Undone);
-    let first_refused = outcome.rejections.first().map(|first| refused(first, outcome.rejections.len()));
-    let (end, exit_code, reason) = match ran {
-        Ran::Exited(Exit::Code(0)) if first_refused.is_none() => (AttemptEnd::Succeeded, Some(0), None),
-        Ran::Exited(Exit::Code(0)) => (AttemptEnd::Failed, Some(0), first_refused),
-        // What was refused after that is in the log.
-        Ran::Done(code) => (AttemptEnd::Succeeded, code, None),
-        Ran::Undone => {
-            let undone =
-                "it ended and GET /done had not been answered with 200; \"api: sidecar\" waits for that";
-            (AttemptEnd::Failed, Some(0), Some(first_refused.unwrap_or_else(|| undone.into())))
-        }
-        Ran::Exited(Exit::Code(code)) => {
-            let refused = first_refused.map(|refused| format!("; {refused}")).unwrap_or_default();
-            (AttemptEnd::Failed, Some(code), Some(format!("exit status {code}{refused}")))
-        }
-        Ran::Exited(Exit::Signal(signal)) => {
-            (AttemptEnd::Failed, None, Some(format!("killed by signal {signal}")))
-        }
-        Ran::TimedOut(timeout) => (
-            AttemptEnd::TimedOut,
-            None,
-            Some(format!("over its timeout of {}", humantime::format_duration(timeout))),
-        ),
-        Ran::Stopped(why) => {
-            let Ended { end, reason, .. } = stopped_by(why);
-            (end, None, reason)
-        }
-        Ran::NotStarted(reason) => (AttemptEnd::Failed, None, Some(reason)),
-        Ran::Vanished(reason) => (AttemptEnd::Failed, None, Some(reason)),
-    };
-    // First of its reasons: the others follow from it.
-    let (end, reason) = match (&outcome.exceeded, reason) {
-        (Some(exceeded), None) if exited => (AttemptEnd::Failed, Some(exceeded.clone())),
-        (Some(exceeded), Some(reason)) if exited => (end, Some(format!("{exceeded}; {reason}"))),
-        (_, reason) => (end, reason),
-    };
-    let staged = end == AttemptEnd::Succeeded && commit == CommitMode::OnSuccess;
-    Ended { end, exit_code, reason, log: None, staged }
-}
-
-/// The end of what was asked to end.
-fn stopped_by(why: Stop) -> Ended {
-    let (end, reason) = match why {
-        Stop::Cancel => (AttemptEnd::Cancelled, "cancelled"),
-        Stop::Shutdown => (AttemptEnd::Released, "its dispatcher was shut down"),
-        Stop::LostLease => (AttemptEnd::Lost, "another dispatcher took it over"),
-    };
-    Ended { end, ..Ended::failed(reason) }
 }
 
 /// The bytes of an event's files, one after the other.
@@ -569,77 +392,4 @@ async fn piece((reader, at): (Reader, u64)) -> io::Result<Option<(Bytes, (Reader
     let bytes = reader.read(at, BLOCK).await.map_err(|error| io::Error::other(chain(&*error)))?;
     let end = at + bytes.len() as u64;
     Ok((!bytes.is_empty()).then_some((bytes, (reader, end))))
-}
-
-fn refused(first: &Rejection, count: usize) -> String {
-    let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
-    format!("event file {:?} was rejected: {}: {}{more}", first.name, first.errno, first.reason)
-}
-
-/// Keeps a module's output as it comes, and shows it line by line to whoever watches.
-async fn keep_output(mut pipe: Receiver, log: PathBuf, sink: Option<(OutputSink, String, String)>) {
-    let mut kept = Kept {
-        file: std::fs::OpenOptions::new().append(true).open(&log).ok(),
-        length: 0,
-        pending: Vec::new(),
-    };
-    let mut line = Vec::new();
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        let piece = match pipe.read(&mut buffer).await {
-            Ok(0) | Err(_) => break,
-            Ok(length) => &buffer[..length],
-        };
-        kept.add(piece);
-        let Some((sink, module, job)) = &sink else { continue };
-        for part in piece.split_inclusive(|byte| *byte == b'\n') {
-            line.extend_from_slice(&part[..part.len().min(LINE_MAX)]);
-            if part.ends_with(b"\n") || line.len() >= LINE_MAX {
-                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-                let _ = sink.try_send(OutputLine { module: module.clone(), job: job.clone(), text });
-                line.clear();
-            }
-        }
-    }
-    kept.write();
-    if !kept.pending.is_empty() {
-        tracing::error!(log = %log.display(), bytes = kept.pending.len(), "the end of a job's output could not be kept");
-    }
-}
-
-/// A log being written. What a full disk does not take waits for a while: the module's own words about it are in
-/// there, and it may make room again.
-struct Kept {
-    file: Option<std::fs::File>,
-    length: u64,
-    pending: Vec<u8>,
-}
-
-impl Kept {
-    fn add(&mut self, piece: &[u8]) {
-        if self.length >= LOG_MAX {
-            return;
-        }
-        self.length += piece.len() as u64;
-        if self.pending.len() < PENDING_MAX {
-            self.pending.extend_from_slice(piece);
-        }
-        if self.length >= LOG_MAX {
-            self.pending.extend_from_slice(b"\nion: more output than is kept\n");
-        }
-        self.write();
-    }
-
-    fn write(&mut self) {
-        let Some(file) = &mut self.file else { return };
-        while !self.pending.is_empty() {
-            match file.write(&self.pending) {
-                Ok(length) => drop(self.pending.drain(..length)),
-                Err(error) => {
-                    tracing::debug!(%error, "a job's output is not kept yet");
-                    return;
-                }
-            }
-        }
-    }
 }

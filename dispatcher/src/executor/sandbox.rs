@@ -2,14 +2,15 @@
 //!
 //! # How it works
 //! The daemon starts its own program once as a fork server: a process of one thread that forks a `job-init` for each job,
-//! which costs a third of starting a program as large as this one. `job-init` makes the namespaces, mounts a FUSE device in
-//! them and hands the device over a socket; the daemon serves it, says `go`, and `job-init` starts the module as a child of
-//! the namespace's first process. When the module ends, all it left behind is killed. The socket is also the leash: if
-//! the daemon dies, however, `job-init` sees it close and ends everything, and the mount goes with the namespace.
+//! which costs a third of starting a program as large as this one. `job-init` is the first process of the job's namespaces;
+//! it mounts a FUSE device in them and hands the device over a socket; the daemon serves it, says `go`, and `job-init` starts
+//! the module. When the module ends, all it left behind is killed. The socket is also the leash: if the daemon dies,
+//! however, `job-init` sees it close and ends everything, and the mount goes with the namespace.
 //!
 //! # What it never does
 //! Put anything of the module's environment on a command line; leave a mount or a process behind.
 
+mod bounds;
 mod init;
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -21,6 +22,8 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use ionfs::limits::bytes_in_words;
+use ionfs::sys;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -33,6 +36,7 @@ use tokio::net::UnixDatagram;
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::process::{Child, Command as TokioCommand};
 
+pub(super) use self::bounds::{Bounds, Group};
 pub use self::init::main as init_main;
 
 /// The word that makes the `ion` program the fork server of its `job-init`s.
@@ -46,6 +50,12 @@ const MESSAGE_MAX: usize = 160 << 10;
 
 /// Descriptors that come with one message: a socket, and a program's three streams.
 const DESCRIPTORS_MAX: usize = 4;
+
+/// Where a container's bundle lies, in its sandbox alone.
+const BUNDLE: &str = "/.container";
+
+/// The root of its files there.
+pub(super) const ROOTFS: &str = "/.container/rootfs";
 
 /// What separates a job from the rest of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,8 +77,8 @@ pub struct Command {
     pub env: Vec<(String, String)>,
     /// The working folder.
     pub cwd: PathBuf,
-    /// Where the tree stands for the module: `/ion`; unused in [`Mode::Plain`]. None: it has no tree, and sees the machine's
-    /// mounts.
+    /// Where the tree stands for the module: `/ion`; unused in [`Mode::Plain`]. None: it has no tree, sees the machine's
+    /// mounts, and starts without [`Sandbox::go`].
     pub mount_at: Option<PathBuf>,
     /// What separates it.
     pub mode: Mode,
@@ -76,6 +86,23 @@ pub struct Command {
     pub processes: u64,
     /// Descriptors of one process that the module begins with: what the daemon had before it asked for more.
     pub open_files: Option<u64>,
+    /// A container to run in place of the program, which then says nothing of argv, env and cwd.
+    pub container: Option<Box<Container>>,
+}
+
+/// A container that a runtime is to make inside of the namespaces.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Container {
+    /// The program that makes it.
+    pub(super) runtime: PathBuf,
+    /// The bundle's `config.json`.
+    pub(super) config: String,
+    /// The files of its image.
+    pub(super) rootfs: PathBuf,
+    /// As whom it runs on this machine: its streams become theirs, so that it may open them by name. None: the same user.
+    pub(super) owner: Option<(u32, u32)>,
+    /// What bounds it.
+    pub(super) bounds: Bounds,
 }
 
 /// How a module's process ended.
@@ -85,6 +112,13 @@ pub enum Exit {
     Code(i32),
     /// By this signal.
     Signal(i32),
+    /// It was killed, as it needed more memory than these bytes.
+    OutOfMemory(u64),
+}
+
+/// What is said of a job that needed more memory than it may take.
+pub(crate) fn out_of_memory(bytes: u64) -> String {
+    format!("out of memory: its limit is {}", bytes_in_words(bytes))
 }
 
 /// Why a sandbox could not be made or lost its module.
@@ -101,26 +135,23 @@ pub enum SandboxError {
     Silent,
 }
 
-/// From the daemon to `job-init`.
+/// From the daemon: the first to the fork server, with the socket for the others and the module's streams.
 #[derive(Debug, Serialize, Deserialize)]
 enum Order {
-    Prepare(Command),
+    Fork(Command),
     Go,
     Terminate,
     Kill,
-    Probe,
 }
 
-/// From `job-init` to the daemon. `Born` carries a descriptor of the process, `Mounted` the device.
+/// From `job-init` to the daemon. The first one carries a descriptor of the process; `Mounted` the device, too.
 #[derive(Debug, Serialize, Deserialize)]
 enum Report {
-    Born,
     Mounted,
     Ready,
     Started,
     Failed(String),
     Exited(Exit),
-    Probed(Result<(), String>),
 }
 
 /// A running job's processes. Dropped, they are killed.
@@ -131,6 +162,8 @@ pub struct Sandbox {
     init: OwnedFd,
     /// How the module ended, once that was said.
     exit: Option<Exit>,
+    /// Its `job-init` removes control groups when all is over, and must live until then.
+    tidies_up: bool,
 }
 
 /// Where `job-init`s are forked. Started when the first is needed, and again if it was killed.
@@ -174,13 +207,11 @@ pub struct Piped {
 pub async fn spawn(server: &ForkServer, command: Command) -> Result<Spawned, SandboxError> {
     let plain = command.mode == Mode::Plain;
     let (output, output_end) = pipe()?;
-    let sandbox = server.fork(&[output_end]).await?;
+    let forked = server.fork(command, &[output_end]).await?;
     let output = Receiver::from_owned_fd(output).map_err(SandboxError::Spawn)?;
-    sandbox.order(&Order::Prepare(command)).await?;
-    match report_soon(&sandbox.socket).await? {
-        (Report::Mounted, Some(device)) => Ok(Spawned { sandbox, device: Some(device), output }),
-        (Report::Ready, None) if plain => Ok(Spawned { sandbox, device: None, output }),
-        (Report::Failed(reason), _) => Err(SandboxError::Failed(reason)),
+    match forked {
+        (sandbox, Report::Mounted, device @ Some(_)) => Ok(Spawned { sandbox, device, output }),
+        (sandbox, Report::Ready, None) if plain => Ok(Spawned { sandbox, device: None, output }),
         _ => Err(SandboxError::Silent),
     }
 }
@@ -188,13 +219,11 @@ pub async fn spawn(server: &ForkServer, command: Command) -> Result<Spawned, San
 /// Starts a program that has no tree, between three pipes.
 pub async fn spawn_piped(server: &ForkServer, command: Command) -> Result<Piped, SandboxError> {
     let ((stdin_end, stdin), (stdout, stdout_end), (stderr, stderr_end)) = (pipe()?, pipe()?, pipe()?);
-    let mut sandbox = server.fork(&[stdin_end, stdout_end, stderr_end]).await?;
-    sandbox.order(&Order::Prepare(Command { mount_at: None, ..command })).await?;
-    match report_soon(&sandbox.socket).await? {
-        (Report::Ready, None) => sandbox.go().await?,
-        (Report::Failed(reason), _) => return Err(SandboxError::Failed(reason)),
-        _ => return Err(SandboxError::Silent),
-    }
+    let command = Command { mount_at: None, ..command };
+    let (sandbox, Report::Started, _) = server.fork(command, &[stdin_end, stdout_end, stderr_end]).await?
+    else {
+        return Err(SandboxError::Silent);
+    };
     Ok(Piped {
         sandbox,
         stdin: Sender::from_owned_fd(stdin).map_err(SandboxError::Spawn)?,
@@ -225,12 +254,19 @@ impl ForkServer {
         Self { program: program.to_owned(), running: Mutex::default() }
     }
 
-    /// A new `job-init`. Its module has these streams: one for all it writes, or stdin, stdout and stderr.
-    async fn fork(&self, streams: &[OwnedFd]) -> Result<Sandbox, SandboxError> {
+    /// A new `job-init`, the first it said, and the device if it has mounted one. Its module has these streams: one for all
+    /// it writes, or stdin, stdout and stderr.
+    async fn fork(
+        &self,
+        command: Command,
+        streams: &[OwnedFd],
+    ) -> Result<(Sandbox, Report, Option<OwnedFd>), SandboxError> {
+        let tidies_up = command.container.is_some();
+        let order = encode(&Order::Fork(command))?;
         let (socket, theirs) = socket_pair().map_err(SandboxError::Spawn)?;
         let fork = async |requests: &UnixDatagram| {
             let descriptors: Vec<_> = iter::once(&theirs).chain(streams).map(OwnedFd::as_fd).collect();
-            let sent = requests.async_io(Interest::WRITABLE, || send(requests, b"fork", &descriptors));
+            let sent = requests.async_io(Interest::WRITABLE, || send(requests, &order, &descriptors));
             tokio::time::timeout(START_WAIT, sent).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
         };
         let requests = self.requests().map_err(SandboxError::Spawn)?;
@@ -242,9 +278,14 @@ impl ForkServer {
         }
         // Else this end would never see that nobody has the other.
         drop(theirs);
-        match report_soon(&socket).await? {
-            (Report::Born, Some(init)) => Ok(Sandbox { socket, init, exit: None }),
+        let (said, descriptors) = report_soon(&socket).await?;
+        let mut descriptors = descriptors.into_iter();
+        match (said, descriptors.next()) {
             (Report::Failed(reason), _) => Err(SandboxError::Failed(reason)),
+            (said, Some(init)) => {
+                let sandbox = Sandbox { socket, init, exit: None, tidies_up };
+                Ok((sandbox, said, descriptors.next()))
+            }
             _ => Err(SandboxError::Silent),
         }
     }
@@ -286,6 +327,10 @@ impl ForkServer {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
+        if self.tidies_up {
+            // It sees the socket close, and kills all others.
+            return;
+        }
         // Gone already: that is what was asked for.
         let _ = pidfd_send_signal(&self.init, Signal::KILL);
     }
@@ -317,14 +362,15 @@ impl Sandbox {
     /// The same, until its mount is gone as well.
     pub async fn wait(&mut self) -> Result<Exit, SandboxError> {
         let exit = self.exit().await?;
-        // The other end closes when the process has ended, which has waited for the namespace to end.
-        let _ = report_soon(&self.socket).await;
+        // The namespaces go with their first process, before it counts as ended.
+        let _ = tokio::time::timeout(START_WAIT, sys::process_end(&self.init)).await;
         Ok(exit)
     }
 
-    /// Whether nothing of it is left, without waiting.
+    /// Whether the program, which has no tree, has ended, without waiting.
     pub fn has_ended(&self) -> bool {
-        let mut events = [PollFd::new(&self.init, PollFlags::IN)];
+        // Once it has started, the only word is that of its end.
+        let mut events = [PollFd::new(&self.init, PollFlags::IN), PollFd::new(&self.socket, PollFlags::IN)];
         poll(&mut events, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
@@ -340,13 +386,7 @@ impl Sandbox {
     }
 
     async fn order(&self, order: &Order) -> Result<(), SandboxError> {
-        let text = serde_json::to_vec(order).map_err(|error| SandboxError::Failed(error.to_string()))?;
-        if text.len() > MESSAGE_MAX {
-            return Err(SandboxError::Failed(format!(
-                "the module's arguments and environment take {} bytes; at most {MESSAGE_MAX} are allowed",
-                text.len()
-            )));
-        }
+        let text = encode(order)?;
         let sent = self.socket.async_io(Interest::WRITABLE, || send(&self.socket, &text, &[]));
         match tokio::time::timeout(START_WAIT, sent).await {
             Ok(Ok(())) => Ok(()),
@@ -355,18 +395,29 @@ impl Sandbox {
     }
 }
 
-async fn report(socket: &UnixDatagram) -> Result<(Report, Option<OwnedFd>), SandboxError> {
+fn encode(order: &Order) -> Result<Vec<u8>, SandboxError> {
+    let text = serde_json::to_vec(order).map_err(|error| SandboxError::Failed(error.to_string()))?;
+    if text.len() > MESSAGE_MAX {
+        return Err(SandboxError::Failed(format!(
+            "the module's arguments and environment take {} bytes; at most {MESSAGE_MAX} are allowed",
+            text.len()
+        )));
+    }
+    Ok(text)
+}
+
+async fn report(socket: &UnixDatagram) -> Result<(Report, Vec<OwnedFd>), SandboxError> {
     let received = socket.async_io(Interest::READABLE, || receive(socket)).await;
     match received {
         Ok((text, descriptors)) if !text.is_empty() => Ok((
             serde_json::from_slice(&text).map_err(|error| SandboxError::Failed(error.to_string()))?,
-            descriptors.into_iter().next(),
+            descriptors,
         )),
         _ => Err(SandboxError::Silent),
     }
 }
 
-async fn report_soon(socket: &UnixDatagram) -> Result<(Report, Option<OwnedFd>), SandboxError> {
+async fn report_soon(socket: &UnixDatagram) -> Result<(Report, Vec<OwnedFd>), SandboxError> {
     tokio::time::timeout(START_WAIT, report(socket)).await.unwrap_or(Err(SandboxError::Silent))
 }
 
@@ -380,15 +431,11 @@ pub async fn probe(server: &ForkServer, mode: Mode) -> Result<(), String> {
         mode,
         processes: 1000,
         open_files: None,
+        container: None,
     };
-    let said = |error: SandboxError| error.to_string();
-    let (_output, end) = pipe().map_err(said)?;
-    let sandbox = server.fork(&[end]).await.map_err(said)?;
-    sandbox.order(&Order::Prepare(nothing)).await.map_err(said)?;
-    match report_soon(&sandbox.socket).await.map_err(said)? {
-        (Report::Mounted, Some(_)) | (Report::Ready, None) => Ok(()),
-        (Report::Failed(reason), _) => Err(reason),
-        _ => Err("it said something unexpected".into()),
+    match spawn(server, nothing).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.to_string()),
     }
 }
 

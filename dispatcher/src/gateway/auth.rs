@@ -301,8 +301,7 @@ mod tests {
 
     #[test]
     fn a_token_may_do_what_its_scopes_say() {
-        let digest: String =
-            digest(b"of which only the sum is known").iter().map(|b| format!("{b:02x}")).collect();
+        let digest = ionfs::checksum::hex(&digest(b"of which only the sum is known"));
         let list = format!(
             "# who\n\nci events:write,events:read 0123456789abcdef\nops all sha256:{digest}\nend metrics:read 0123456789abcdeg\n"
         );

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use ionfs::cache::{CacheError, Reader};
+use ionfs::checksum::hex;
 use ionfs::commit::files_of;
 use ionfs::errors::chain;
 use ionfs::event::{FileEntry, clean_path};
@@ -97,8 +98,7 @@ fn wanted(range: &str, size: u64) -> Wanted {
 fn etag(entry: &FileEntry) -> String {
     let sums = serde_json::to_vec(&entry.checksums).expect("sums have string keys only");
     let digest = Sha256::new().chain_update(entry.size.to_be_bytes()).chain_update(sums).finalize();
-    let digits: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    format!("\"{digits}\"")
+    format!("\"{}\"", hex(&digest[..16]))
 }
 
 /// Whether a list of tags has this one; `weak` also counts one that is said to be alike only.

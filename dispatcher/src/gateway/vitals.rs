@@ -118,6 +118,7 @@ impl Reading {
         let router = Router::new()
             .route("/metrics", get(guarded_numbers))
             .route("/ready", get(taking_work))
+            .route("/healthz", get(healthz))
             .with_state((vitals, tokens));
         let terms = Terms { connections_max: READERS_MAX, stall: READER_STALL, grace: READER_GRACE };
         let stop = CancellationToken::new();

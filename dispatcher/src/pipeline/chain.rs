@@ -7,7 +7,7 @@ use ionfs::limits::bytes;
 use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 
-use super::{Module, Wrong, default_concurrency, terms};
+use super::{Module, Wrong, default_concurrency, duration, terms};
 use crate::chain::Link;
 
 /// Runs of one chain at a time in one dispatcher, for each processor: its links wait for each other and for the world.
@@ -23,7 +23,13 @@ const CHAIN: &str = "chain.";
 pub(super) struct ChainEntry {
     pub(super) timeout: Option<Spanned<String>>,
     pub(super) concurrency: Option<Spanned<usize>>,
+    pub(super) links: LinkTerms,
+}
+
+/// What a file says of how links are run, of a chain or of a module that is one link.
+pub(super) struct LinkTerms {
     pub(super) warm: Option<Spanned<usize>>,
+    pub(super) idle: Option<Spanned<String>>,
     pub(super) output: Option<Spanned<String>>,
 }
 
@@ -47,41 +53,53 @@ impl ChainEntry {
         let at = |spanned: Option<Location>, key| spanned.map(|place| (place, key));
         at(self.timeout.as_ref().map(|one| one.referenced), "timeout")
             .or_else(|| at(self.concurrency.as_ref().map(|one| one.referenced), "concurrency"))
-            .or_else(|| at(self.warm.as_ref().map(|one| one.referenced), "warm"))
-            .or_else(|| at(self.output.as_ref().map(|one| one.referenced), "output"))
+            .or_else(|| self.links.stray())
     }
 }
 
-pub(super) fn link_settings(
-    module: &mut Module,
-    warm: Option<Spanned<usize>>,
-    output: Option<Spanned<String>>,
-) -> Result<(), Wrong> {
-    if let Some(warm) = warm {
-        if warm.value > WARM_MAX {
-            let reason =
-                format!("\"warm\" is {}: each is a process; at most {WARM_MAX} are allowed", warm.value);
-            return Err((warm.referenced, reason));
+impl LinkTerms {
+    /// What belongs to links, where there are none.
+    pub(super) fn stray(&self) -> Option<(Location, &'static str)> {
+        let text = |spanned: &Option<Spanned<String>>| spanned.as_ref().map(|one| one.referenced);
+        let said = [
+            (self.warm.as_ref().map(|one| one.referenced), "warm"),
+            (text(&self.idle), "idle"),
+            (text(&self.output), "output"),
+        ];
+        said.into_iter().find_map(|(place, key)| Some((place?, key)))
+    }
+
+    /// Sets them.
+    pub(super) fn apply(self, module: &mut Module) -> Result<(), Wrong> {
+        if let Some(warm) = self.warm {
+            if warm.value > WARM_MAX {
+                let reason =
+                    format!("\"warm\" is {}: each is a process; at most {WARM_MAX} are allowed", warm.value);
+                return Err((warm.referenced, reason));
+            }
+            module.link_settings.warm = warm.value;
         }
-        module.link_settings.warm = warm.value;
+        if let Some(idle) = self.idle {
+            module.link_settings.idle = duration("idle", idle)?;
+        }
+        if let Some(output) = self.output {
+            let bytes =
+                bytes(&output.value).map_err(|wrong| (output.referenced, format!("\"output\": {wrong}")))?;
+            module.link_settings.output_bytes = bytes;
+        }
+        Ok(())
     }
-    if let Some(output) = output {
-        let bytes =
-            bytes(&output.value).map_err(|wrong| (output.referenced, format!("\"output\": {wrong}")))?;
-        module.link_settings.output_bytes = bytes;
-    }
-    Ok(())
 }
 
-/// A module that is one link.
-pub(super) fn link_of(module: &Module) -> Option<Link> {
-    let (command, arguments) = module.run.split_first()?;
-    Some(Link {
+/// A module that is one link. Without a command it is what its image says.
+pub(super) fn link_of(module: &Module) -> Link {
+    let mut run = module.run.iter().cloned();
+    Link {
         name: module.name.clone(),
-        image: String::new(),
-        command: command.clone(),
-        arguments: arguments.to_vec(),
-    })
+        image: module.container.as_ref().map(|container| container.image.to_string()).unwrap_or_default(),
+        command: run.next().unwrap_or_default(),
+        arguments: run.collect(),
+    }
 }
 
 /// A chain: a module that is called as its file is.
@@ -115,9 +133,12 @@ pub(super) fn chain(
         };
         let command = command.value;
         let own = || command.rsplit('/').next().unwrap_or(&command).to_owned();
-        module.links.push(Link { name: name.unwrap_or_else(own), image, command, arguments });
+        let link = Link { name: name.unwrap_or_else(own), image, command, arguments };
+        let image = module.container_of(&link);
+        image.map_err(|reason| (place, format!("link {:?}: {reason}", link.name)))?;
+        module.links.push(link);
     }
     terms(&mut module, entry.timeout, entry.concurrency)?;
-    link_settings(&mut module, entry.warm, entry.output)?;
+    entry.links.apply(&mut module)?;
     Ok(module)
 }

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-pub use super::output::Names;
 use super::output::Output;
+pub use super::output::{Names, Writers};
 use super::view::{Item, View, files_tree};
 use super::{FOREVER, Tree, lineage};
 use crate::address::{FileUrls, addresses};
@@ -50,10 +50,12 @@ pub struct JobSpec {
     pub gathered: Option<Vec<Event>>,
     /// What it finds in its tree of older Ion's ways.
     pub older: Older,
+    /// Who may write to `out/`.
+    pub writers: Writers,
 }
 
 /// What of older Ion's ways a job's tree follows; nothing unless its module asks for it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Older {
     /// The names that the second generation's modules know.
     pub names: Names,
@@ -62,7 +64,7 @@ pub struct Older {
 }
 
 /// How a job's filesystem work ended.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Outcome {
     /// What was committed (or staged, for on-success).
     pub receipts: Vec<Receipt>,
@@ -91,14 +93,22 @@ impl JobTree {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(staging(error)),
             _ => {}
         }
+        if spec.writers == Writers::AnyUser {
+            shut_out_others(&directory).map_err(staging)?;
+        }
         let deadline = daemon.settings.commit_deadline;
         let committer = Committer::new(daemon.plane.clone(), spec.origin.clone(), deadline);
         let output =
-            Output::new(daemon.clone(), committer, limits, spec.older.names, &directory).map_err(staging)?;
+            Output::new(daemon.clone(), committer, limits, spec.older.names, spec.writers, &directory)
+                .map_err(staging)?;
         let input = input_items(daemon, &spec).await?;
         let events = events_item(daemon.clone(), output.clone(), Arc::new(spec.event));
         let root = Item::fixed([("in".to_owned(), Item::fixed(input)), ("events".to_owned(), events)]);
-        let tree = Tree::new(daemon.clone(), View::new(root), Some(output.clone()));
+        let view = match spec.writers {
+            Writers::Owner => View::new(root),
+            Writers::AnyUser => View::for_any_user(root),
+        };
+        let tree = Tree::new(daemon.clone(), view, Some(output.clone()));
         Ok(Self { tree, output, directory })
     }
 
@@ -163,6 +173,13 @@ pub async fn remove_attempt(home: &Path, job: &JobId, attempt: u32) {
         _ => {}
     })
     .await;
+}
+
+/// Lets nobody but the daemon's user reach the staging folder, whose modes let anybody write: jobs come through their mount.
+fn shut_out_others(directory: &Path) -> io::Result<()> {
+    let Some(above) = directory.parent() else { return Ok(()) };
+    std::fs::create_dir_all(above)?;
+    std::fs::set_permissions(above, std::fs::Permissions::from_mode(0o700))
 }
 
 /// Removes a folder, also where a module took away the right to (an ordinary user is bound by it).

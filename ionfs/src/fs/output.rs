@@ -30,6 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{self, AtFlags, CWD, Mode, OFlags, Stat, Timespec, Timestamps};
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -51,13 +52,24 @@ use crate::node::Node as Daemon;
 const NAME_MAX: usize = 255;
 
 /// By which names a module knows its values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Names {
     /// `in/eventmeta.json` and `out/insights.json`.
     #[default]
     Current,
     /// These, and `in/meta.json` and `out/meta.json` beside them.
     AndSecondGeneration,
+}
+
+/// Who may write to the folders that a tree begins with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Writers {
+    /// The daemon's own user, as whom its modules run.
+    #[default]
+    Owner,
+    /// Any user among the job's processes: in a container or a pod the module has a user of its own, unknown here.
+    AnyUser,
 }
 
 /// A change of attributes; what is none stays.
@@ -121,6 +133,7 @@ impl Output {
         committer: Committer,
         limits: Limits,
         names: Names,
+        writers: Writers,
         directory: &Path,
     ) -> io::Result<Arc<Self>> {
         for part in ["data", "events"] {
@@ -146,10 +159,19 @@ impl Output {
             uploaded: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
         };
+        let insights_mode = match writers {
+            Writers::Owner => 0o644,
+            Writers::AnyUser => {
+                for part in [".", "data", "events"] {
+                    fs::chmodat(&output.root, part, Mode::from_raw_mode(0o777), AtFlags::empty())?;
+                }
+                0o666
+            }
+        };
         // Older modules open insights.json without creating it.
         let insights = output.lock().insights();
         for name in insights {
-            output.make_file(OUT, OsStr::new(name), 0o644, Maker::daemon())?;
+            output.make_file(OUT, OsStr::new(name), insights_mode, Maker::daemon())?;
         }
         Ok(Arc::new(output))
     }

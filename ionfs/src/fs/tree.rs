@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::output::{Maker, OUT, Output, open_blob};
-use super::view::{Item, View};
+use super::view::{Item, View, stored_mode};
 use super::walk::Walks;
 use super::{Attr, DirEntry, Errno, FOREVER, Ino, ROOT, Result, is_staged};
 use crate::cache::CachedBlob;
@@ -144,8 +144,7 @@ impl Tree {
     /// `ln` of a file of `in/` into `out/data`: a new file that refers to the same blob.
     pub(crate) fn link_in(&self, ino: Ino, parent: Ino, name: &OsStr, maker: Maker) -> Result<Attr> {
         let Item::Blob(entry) = self.view.item(ino)? else { return Err(Errno::XDEV) };
-        let mode = u32::from(self.view.getattr(ino)?.perm);
-        self.output()?.add_reference(parent, name, &entry, mode, maker)
+        self.output()?.add_reference(parent, name, &entry, u32::from(stored_mode(&entry)), maker)
     }
 
     /// `mv` of a file or directory of `in/data` into `out/data`: it is gone there and a reference here. Only the
@@ -185,7 +184,8 @@ impl Tree {
         let attr = self.view.lookup(parent, name).await?.map_err(|_| Errno::NOENT)?;
         let moved = match self.view.item(attr.ino)? {
             Item::Blob(entry) => {
-                output.add_reference(newparent, newname, &entry, u32::from(attr.perm), maker)?.ino
+                let mode = u32::from(stored_mode(&entry));
+                output.add_reference(newparent, newname, &entry, mode, maker)?.ino
             }
             Item::Directory(_) => {
                 let directory = output.mkdir(newparent, newname, 0o755, maker)?.ino;

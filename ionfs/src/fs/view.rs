@@ -156,6 +156,8 @@ pub struct View {
     state: Mutex<State>,
     uid: u32,
     gid: u32,
+    /// Bits added to the modes of files and directories.
+    more: u16,
 }
 
 #[derive(Debug)]
@@ -179,7 +181,14 @@ impl View {
             }),
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
+            more: 0,
         }
+    }
+
+    /// The same for users of any number: the kernel lets nobody link or move what is another's and cannot be written.
+    /// Writing is refused all the same (EROFS).
+    pub fn for_any_user(root: Item) -> Self {
+        Self { more: 0o222, ..Self::new(root) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -347,11 +356,13 @@ impl View {
 
     fn attr(&self, ino: Ino, item: &Item) -> Result<Attr> {
         let (kind, size, at, perm, ttl) = match item {
-            Item::Directory(directory) => (Kind::Directory, 0, directory.mtime(), 0o755, directory.ttl()),
+            Item::Directory(directory) => {
+                (Kind::Directory, 0, directory.mtime(), 0o755 | self.more, directory.ttl())
+            }
             Item::Text(bytes, at) => (Kind::File, bytes.len() as u64, *at, 0o444, FOREVER),
             Item::Blob(entry) => {
                 // As it was stored: a copy of it can be written then. Writing here is refused whatever it says (EROFS).
-                let perm = 0o444 | u16::try_from(entry.mode & 0o777).unwrap_or(0);
+                let perm = stored_mode(entry) | self.more;
                 (Kind::File, entry.size, entry.mtime, perm, FOREVER)
             }
             Item::Live(path) => {
@@ -376,6 +387,11 @@ impl View {
             ttl,
         })
     }
+}
+
+/// The permissions that a blob's file was stored with, made readable.
+pub(super) fn stored_mode(entry: &FileEntry) -> u16 {
+    0o444 | u16::try_from(entry.mode & 0o777).unwrap_or(0)
 }
 
 impl Inode {

@@ -14,6 +14,7 @@
 //! # What it never does
 //! Wait without a bound: each exchange with the broker has [`ANSWER_WAIT`].
 
+mod consuming;
 mod dead;
 mod subscriber;
 mod url;
@@ -165,14 +166,17 @@ impl Line {
         Ok(connection)
     }
 
-    /// A new channel, on a new connection where the old one is broken.
+    /// A new channel, on a new connection where the old one gives none.
+    ///
+    /// That is one that ended just now, and one whose channels' numbers have come round (after 2,047) to one that the
+    /// broker had closed: lapin keeps why, and refuses it for good.
     async fn channel(&self) -> Result<Channel, Cause> {
         let connection = self.connection().await?;
-        let channel = within(connection.create_channel()).await;
-        if channel.is_err() {
-            self.drop_connection(&connection).await;
+        if let Ok(channel) = within(connection.create_channel()).await {
+            return Ok(channel);
         }
-        channel
+        self.drop_connection(&connection).await;
+        within(self.connection().await?.create_channel()).await
     }
 
     /// The connection does not answer: the next one who needs it opens another.

@@ -176,7 +176,7 @@ fn key_of(collection: Collection, document: &Value, equals: &[Equals]) -> Docume
     let shard_key = match collection {
         Collection::Events => Some(("context.correlationId", &document["context"]["correlationId"])),
         Collection::Jobs => Some(("correlationId", &document["correlationId"])),
-        Collection::Modules | Collection::Dispatchers => None,
+        Collection::Modules | Collection::Dispatchers | Collection::Tickets => None,
     };
     if let Some((field, Value::String(correlation))) = shard_key {
         filter.insert(field, correlation.clone());

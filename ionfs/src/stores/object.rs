@@ -17,6 +17,7 @@ mod parts;
 
 pub(super) use self::cloud::SCHEMES;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path as FilePath, PathBuf};
@@ -36,6 +37,7 @@ use object_store::{GetOptions, ObjectStore, ObjectStoreExt as _, PutPayload};
 use uuid::Uuid;
 
 use super::{Abandon, BlobInfo, Blobs, StoreError};
+use crate::cache::blocking;
 use crate::clock::Millis;
 
 /// Bytes of one part. S3 wants at least 5 MiB and at most 10,000 parts: 8 MiB allow blobs of 78 GiB with one buffer
@@ -65,10 +67,19 @@ pub struct ObjectBlobs {
     multipart: Option<Arc<dyn MultipartStore>>,
     /// What makes URLs that need no credential.
     signer: Option<Arc<dyn Signer>>,
-    local: Option<(Arc<LocalFileSystem>, PathBuf)>,
+    local: Option<Local>,
     /// Before every key.
     prefix: Path,
     name: String,
+}
+
+/// Blobs as files.
+struct Local {
+    /// The same as the store.
+    synced: Arc<LocalFileSystem>,
+    /// The same folder, by a store that leaves syncing to [`Blobs::settle`].
+    unsynced: LocalFileSystem,
+    directory: PathBuf,
 }
 
 impl std::fmt::Debug for ObjectBlobs {
@@ -90,9 +101,9 @@ impl ObjectBlobs {
             source,
         };
         std::fs::create_dir_all(directory).map_err(|error| failed(error.into()))?;
-        let store = LocalFileSystem::new_with_prefix(directory).map_err(|error| failed(error.into()))?;
-        let store = Arc::new(store.with_fsync(true).with_automatic_cleanup(true));
-        let local = Some((store.clone(), directory.to_owned()));
+        let unsynced = LocalFileSystem::new_with_prefix(directory).map_err(|error| failed(error.into()))?;
+        let store = Arc::new(unsynced.clone().with_fsync(true).with_automatic_cleanup(true));
+        let local = Some(Local { synced: store.clone(), unsynced, directory: directory.to_owned() });
         Ok(Self { store, multipart: None, signer: None, local, prefix: Path::default(), name })
     }
 
@@ -141,6 +152,25 @@ impl ObjectBlobs {
     }
 }
 
+/// Syncs files and all folders from them up to `directory`.
+fn sync_all(directory: &FilePath, paths: &[PathBuf]) -> std::io::Result<()> {
+    let files = paths.iter().map(File::open).collect::<Result<Vec<_>, _>>()?;
+    for file in &files {
+        // All on their way first: then the first sync takes the others' names along, and they find little to do.
+        crate::sys::begin_writeback(file);
+    }
+    for file in &files {
+        file.sync_all()?;
+    }
+    let above = |path: &PathBuf| {
+        let within = path.ancestors().skip(1).take_while(|folder| folder.starts_with(directory));
+        within.map(FilePath::to_owned).collect::<Vec<_>>()
+    };
+    let folders: BTreeSet<PathBuf> = paths.iter().flat_map(above).collect();
+    // The deepest first: a folder that cannot be found again is of no use.
+    folders.iter().rev().try_for_each(|folder| File::open(folder)?.sync_all())
+}
+
 #[async_trait]
 impl Blobs for ObjectBlobs {
     async fn put(
@@ -179,6 +209,33 @@ impl Blobs for ObjectBlobs {
         }
         upload.finish().await.map_err(failed())?;
         Ok(length)
+    }
+
+    async fn put_soon(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let location = self.location(key);
+        let put = match &self.local {
+            Some(local) => local.unsynced.put(&location, bytes.into()).await,
+            None => self.store.put(&location, bytes.into()).await,
+        };
+        put.map(drop).map_err(self.failed(format!("putting {key:?}")))
+    }
+
+    fn settles(&self) -> bool {
+        self.local.is_some()
+    }
+
+    async fn settle(&self, keys: &[&str]) -> Result<(), StoreError> {
+        let Some(local) = &self.local else { return Ok(()) };
+        let path_of = |key: &&str| local.unsynced.path_to_filesystem(&self.location(key));
+        let paths: Result<Vec<PathBuf>, _> = keys.iter().map(path_of).collect();
+        let paths = paths.map_err(self.failed("naming files"))?;
+        let directory = local.directory.clone();
+        let synced = blocking(move || sync_all(&directory, &paths)).await;
+        synced.map_err(|source| StoreError::Unavailable {
+            store: self.name.clone(),
+            what: "syncing files".into(),
+            source: source.into(),
+        })
     }
 
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
@@ -252,7 +309,7 @@ impl Blobs for ObjectBlobs {
     }
 
     async fn abandon_uploads(&self, before: Millis, how: Abandon) -> Result<usize, StoreError> {
-        if let Some((_, directory)) = &self.local {
+        if let Some(Local { directory, .. }) = &self.local {
             let (directory, name) = (directory.clone(), self.name.clone());
             let swept = crate::cache::blocking(move || parts::sweep(&directory, before, how)).await;
             return swept.map_err(|source| StoreError::Unavailable {
@@ -275,7 +332,7 @@ impl Blobs for ObjectBlobs {
     }
 
     fn open_local(&self, key: &str) -> Option<File> {
-        let path = self.local.as_ref()?.0.path_to_filesystem(&self.location(key)).ok()?;
+        let path = self.local.as_ref()?.synced.path_to_filesystem(&self.location(key)).ok()?;
         File::open(path).ok()
     }
 }

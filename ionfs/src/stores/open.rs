@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::amqp::Amqp;
+use super::held::Held;
 use super::mongo::Mongo;
 use super::object::{ObjectBlobs, SCHEMES};
 use super::sqlite::Sqlite;
@@ -50,13 +51,17 @@ pub async fn open_over(blobs: Arc<dyn Blobs>, urls: &StoreUrls) -> Result<DataPl
     if urls.documents == urls.bus && scheme(&urls.bus) == "sqlite" {
         let shared = embedded(&urls.documents, "document").await?;
         let documents = shared.clone();
-        return Ok(DataPlane { blobs, documents, bus: shared, one_log: true, metrics: Arc::default() });
+        let held =
+            if blobs.settles() { Some(Held::open(shared.clone(), blobs.clone()).await?) } else { None };
+        let metrics = Arc::default();
+        return Ok(DataPlane { blobs, documents, bus: shared, one_log: true, held, metrics });
     }
     Ok(DataPlane {
         blobs,
         documents: open_documents(&urls.documents).await?,
         bus: open_bus(&urls.bus).await?,
         one_log: false,
+        held: None,
         metrics: Arc::default(),
     })
 }

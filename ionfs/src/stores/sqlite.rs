@@ -12,14 +12,16 @@
 
 mod bus;
 mod documents;
+mod held;
+pub(super) use held::HeldBlob;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 use super::{Collection, StoreError};
@@ -27,6 +29,9 @@ use crate::cache::blocking;
 
 /// How long another process may hold the file before a request fails. Shorter fails commits on a slow disk.
 const BUSY_WAIT: Duration = Duration::from_secs(30);
+
+/// The wait before a file that others are making is tried again.
+const OPEN_AGAIN: Duration = Duration::from_millis(5);
 
 /// Requests waiting for the writer. More wait at their callers.
 const QUEUE: usize = 1024;
@@ -38,7 +43,7 @@ const BATCH: usize = 256;
 const READERS: usize = 4;
 
 /// The layout of the tables; raised when they change.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 3;
 
 /// Why one request failed inside the writer.
 #[derive(Debug)]
@@ -210,13 +215,31 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_WAIT)?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
+    log_ahead(&connection)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.set_prepared_statement_cache_capacity(64);
     // Plans are made without looking at what is bound: else a statement with a bound limit, and many another, is
     // prepared anew at each use. Each query has its index whatever the values are.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(connection)
+}
+
+/// Turns the log on. Where others open a new file at the same moment SQLite does not wait for them, as two who wait for each
+/// other never would end, but refuses: then it is asked again.
+fn log_ahead(connection: &Connection) -> rusqlite::Result<()> {
+    let deadline = Instant::now() + BUSY_WAIT;
+    loop {
+        match connection.pragma_update(None, "journal_mode", "WAL") {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
+                    && Instant::now() < deadline =>
+            {
+                #[expect(clippy::disallowed_methods, reason = "nobody tells when it is free")]
+                std::thread::sleep(OPEN_AGAIN);
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Makes the tables, unless they are there.
@@ -234,10 +257,16 @@ fn prepare(connection: &mut Connection) -> Result<(), Box<dyn std::error::Error 
             transaction.execute_batch(&documents::schema(collection))?;
         }
         transaction.execute_batch(bus::SCHEMA)?;
+        transaction.execute_batch(held::SCHEMA)?;
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     }
     transaction.commit()?;
     Ok(())
+}
+
+/// Writes what says nothing: a transaction that writes nothing syncs nothing, whatever was written before it.
+fn touch(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "user_version", SCHEMA_VERSION)
 }
 
 fn in_savepoint<T>(
@@ -278,6 +307,31 @@ fn write_loop(mut connection: Connection, mut requests: mpsc::Receiver<Request>)
         });
         for answer in answers {
             answer(committed.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn a_new_file_may_be_opened_by_many_at_once() {
+        const OPENERS: usize = 8;
+        let folder = tempfile::tempdir().unwrap();
+        for n in 0..50 {
+            let path = folder.path().join(format!("{n}.db"));
+            let together = Barrier::new(OPENERS);
+            let open = || {
+                together.wait();
+                Sqlite::open(&path).map(drop)
+            };
+            std::thread::scope(|scope| {
+                let all: Vec<_> = (0..OPENERS).map(|_| scope.spawn(open)).collect();
+                all.into_iter().for_each(|one| one.join().unwrap().unwrap());
+            });
         }
     }
 }

@@ -28,8 +28,10 @@ impl Output {
     /// Awaits `work` until the job is ended by force; EIO then.
     pub(crate) async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {
-            outcome = work => outcome,
+            // First: work that is polled once has handed its document to the store.
+            biased;
             () = self.stopped.cancelled() => Err(Errno::IO),
+            outcome = work => outcome,
         }
     }
 

@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use lapin::BasicProperties;
 use lapin::message::Delivery as Received;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Consumer};
 
+use super::consuming::Consuming;
 use super::{Amqp, Cause, DEAD, QUEUE_PREFIX, header, short, within};
 use crate::clock::{self, Millis};
 use crate::event::Message;
@@ -42,23 +43,23 @@ pub(super) async fn bury(bus: &Amqp, letter: DeadLetter) -> Result<(), Cause> {
     Ok(())
 }
 
-/// All letters, oldest first, as held messages; dropped with their channel, they are back in the queue.
-async fn look(bus: &Amqp) -> Result<(Channel, Vec<Received>), Cause> {
-    let (channel, mut consumer) = alone(bus).await?;
+/// All letters, oldest first, as held messages; closed with their channel, they are back in the queue.
+async fn look(bus: &Amqp) -> Result<(Consuming, Vec<Received>), Cause> {
+    let mut looking = alone(bus).await?;
     let mut letters = Vec::new();
     // A queue's own count is of a moment ago: what was put back just now may not be in it. Quiet is the end.
     while letters.len() < usize::from(LOOKED_AT) {
-        match tokio::time::timeout(QUIET, consumer.next()).await {
+        match tokio::time::timeout(QUIET, looking.consumer().next()).await {
             Ok(Some(received)) => letters.push(received?),
             Ok(None) => return Err("the broker closed the subscription".into()),
             Err(_) => break,
         }
     }
-    Ok((channel, letters))
+    Ok((looking, letters))
 }
 
 /// A consumer that has the queue for itself.
-async fn alone(bus: &Amqp) -> Result<(Channel, Consumer), Cause> {
+async fn alone(bus: &Amqp) -> Result<Consuming, Cause> {
     let mut asks = 0;
     loop {
         let channel = bus.publishing.channel().await?;
@@ -66,7 +67,7 @@ async fn alone(bus: &Amqp) -> Result<(Channel, Consumer), Cause> {
         let exclusive = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
         let consume = channel.basic_consume(DEAD.into(), "".into(), exclusive, FieldTable::default());
         match within(consume).await {
-            Ok(consumer) => return Ok((channel, consumer)),
+            Ok(consumer) => return Ok(Consuming::new(channel, consumer)),
             Err(error) if asks == ASKS_MAX => return Err(error),
             Err(_) => {
                 asks += 1;
@@ -76,19 +77,15 @@ async fn alone(bus: &Amqp) -> Result<(Channel, Consumer), Cause> {
     }
 }
 
-async fn put_back(channel: Channel) -> Result<(), Cause> {
-    within(channel.close(200, "looked".into())).await
-}
-
 pub(super) async fn list(bus: &Amqp, limit: usize) -> Result<Vec<DeadLetter>, Cause> {
-    let (channel, held) = look(bus).await?;
+    let (looking, held) = look(bus).await?;
     // The same one buried again is one letter, with its latest words.
     let mut letters: BTreeMap<(String, String), DeadLetter> = BTreeMap::new();
     for received in &held {
         let letter = read(received);
         letters.insert((letter.module.clone(), letter.event_id.clone()), letter);
     }
-    put_back(channel).await?;
+    looking.close().await?;
     let mut letters: Vec<DeadLetter> = letters.into_values().collect();
     letters.sort_by_key(|letter| letter.at);
     letters.truncate(limit);
@@ -96,7 +93,7 @@ pub(super) async fn list(bus: &Amqp, limit: usize) -> Result<Vec<DeadLetter>, Ca
 }
 
 pub(super) async fn exhume(bus: &Amqp, module: &str, event_id: &str) -> Result<bool, Cause> {
-    let (channel, held) = look(bus).await?;
+    let (looking, held) = look(bus).await?;
     let mut found = false;
     for received in held {
         let letter = read(&received);
@@ -105,7 +102,7 @@ pub(super) async fn exhume(bus: &Amqp, module: &str, event_id: &str) -> Result<b
             found = true;
         }
     }
-    put_back(channel).await?;
+    looking.close().await?;
     Ok(found)
 }
 

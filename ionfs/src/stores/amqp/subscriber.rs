@@ -13,6 +13,7 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::consuming::Consuming;
 use super::{Amqp, Cause, queue_of, within};
 use crate::stores::{Delivery, StoreError, Subscription, Unreadable};
 
@@ -21,10 +22,10 @@ pub(super) struct Subscriber {
     bus: Arc<Amqp>,
     module: String,
     prefetch: u16,
-    open: Option<(Channel, Consumer)>,
+    open: Option<Consuming>,
     /// A consumer being made: it outlives the call that began it, or the broker would send to nobody. A task, which goes
     /// on though nobody waits for it: a future left alone would keep the connection from all others.
-    opening: Option<AbortOnDropHandle<Result<(Channel, Consumer), Cause>>>,
+    opening: Option<AbortOnDropHandle<Result<Consuming, Cause>>>,
     /// Of a consumer that was paused.
     paused: Option<Channel>,
     /// What was given out and is not settled, with the channel it came by: one that closes gives its messages back.
@@ -58,13 +59,13 @@ impl Subscriber {
             let opened = opened.unwrap_or_else(|error| Err(error.into()));
             self.open = Some(opened.map_err(|error| self.failed(error))?);
         }
-        Ok(&mut self.open.as_mut().expect("it was opened just now").1)
+        Ok(self.open.as_mut().expect("it was opened just now").consumer())
     }
 
     fn give(&mut self, received: Received) -> Delivery {
         let tag = self.next_tag;
         self.next_tag += 1;
-        let channel = self.open.as_ref().map(|(channel, _)| channel).or(self.paused.as_ref());
+        let channel = self.open.as_ref().map(Consuming::channel).or(self.paused.as_ref());
         self.held.extend(channel.map(|channel| (tag, (channel.clone(), received.delivery_tag))));
         let message = serde_json::from_slice(&received.data)
             .map_err(|error| Unreadable { reason: error.to_string(), body: received.data });
@@ -81,7 +82,7 @@ impl Subscriber {
     }
 }
 
-async fn consume(bus: Arc<Amqp>, module: String, prefetch: u16) -> Result<(Channel, Consumer), Cause> {
+async fn consume(bus: Arc<Amqp>, module: String, prefetch: u16) -> Result<Consuming, Cause> {
     let channel = bus.consuming.channel().await?;
     bus.redeclare(&channel, &module).await?;
     within(channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
@@ -92,7 +93,7 @@ async fn consume(bus: Arc<Amqp>, module: String, prefetch: u16) -> Result<(Chann
         FieldTable::default(),
     );
     let consumer = within(consume).await?;
-    Ok((channel, consumer))
+    Ok(Consuming::new(channel, consumer))
 }
 
 #[async_trait]
@@ -127,18 +128,19 @@ impl Subscription for Subscriber {
         if self.opening.is_some() {
             self.opened().await?;
         }
-        let Some((channel, mut consumer)) = self.open.take() else { return Ok(vec![]) };
+        let Some(mut open) = self.open.take() else { return Ok(vec![]) };
         let draining = async {
-            within(channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await?;
+            let tag = open.consumer().tag();
+            within(open.channel().basic_cancel(tag, BasicCancelOptions::default())).await?;
             let mut rest = Vec::new();
             // The consumer was cancelled, so this ends with what had arrived before.
-            while let Some(received) = within(async { Ok(consumer.next().await) }).await? {
+            while let Some(received) = within(async { Ok(open.consumer().next().await) }).await? {
                 rest.push(received?);
             }
             Ok(rest)
         };
         let rest: Vec<Received> = draining.await.map_err(|error| self.failed(error))?;
-        self.paused = Some(channel);
+        self.paused = open.cancelled();
         Ok(rest.into_iter().map(|received| self.give(received)).collect())
     }
 }

@@ -9,10 +9,12 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _};
 use tokio::task::JoinHandle;
 
-use super::{Durable, Failure, Sqlite};
+use super::{Durable, Failure, Sqlite, documents, touch};
 use crate::clock::{self, Millis};
-use crate::event::Message;
-use crate::stores::{Bus, DeadLetter, Delivery, Routed, StoreError, Subscription, Unreadable};
+use crate::event::{Event, Message, Publication};
+use crate::stores::{
+    Bus, Collection, DeadLetter, Delivery, Inserted, Routed, StoreError, Subscription, Unreadable, encode,
+};
 
 /// How long a subscriber may hold a message. It only claims the job in that time; longer delays what a dead
 /// dispatcher held.
@@ -22,13 +24,13 @@ const TAKEN: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(50);
 
 pub(super) const SCHEMA: &str = "
-    CREATE TABLE queues (module TEXT PRIMARY KEY) WITHOUT ROWID;
-    CREATE TABLE bindings (event_type TEXT, module TEXT, PRIMARY KEY (event_type, module)) WITHOUT ROWID;
-    CREATE TABLE messages (
+    CREATE TABLE IF NOT EXISTS queues (module TEXT PRIMARY KEY) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS bindings (event_type TEXT, module TEXT, PRIMARY KEY (event_type, module)) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS messages (
         seq INTEGER PRIMARY KEY AUTOINCREMENT, module TEXT NOT NULL, body TEXT NOT NULL, taken_until INTEGER NOT NULL DEFAULT 0
     );
-    CREATE INDEX messages_module ON messages (module, seq);
-    CREATE TABLE dead_letters (
+    CREATE INDEX IF NOT EXISTS messages_module ON messages (module, seq);
+    CREATE TABLE IF NOT EXISTS dead_letters (
         module TEXT, event_id TEXT, body TEXT NOT NULL, reason TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (module, event_id)
     ) WITHOUT ROWID;
 ";
@@ -42,6 +44,28 @@ fn enqueue(connection: &Connection, module: &str, body: &str) -> Result<(), Fail
         .prepare_cached("INSERT INTO messages (module, body) VALUES (?1, ?2)")?
         .execute((module, body))?;
     Ok(())
+}
+
+fn enqueue_each(connection: &Connection, modules: &[String], message: &Message) -> Result<(), Failure> {
+    let body = body(message);
+    modules.iter().try_for_each(|module| enqueue(connection, module, &body))
+}
+
+/// The modules whose queues are bound to a type.
+fn bound(connection: &Connection, event_type: &str) -> rusqlite::Result<Vec<String>> {
+    let mut bound = connection.prepare_cached("SELECT module FROM bindings WHERE event_type = ?1")?;
+    bound.query_map([event_type], |row| row.get(0))?.collect()
+}
+
+/// Inserts an event and publishes it; one that is there already is left as it is.
+pub(super) fn insert_published(connection: &Connection, event: Event) -> Result<Inserted, Failure> {
+    let (modules, message) = (bound(connection, &event.event_type)?, event.message());
+    let event = Event { publication: Publication::Published, unrouted: modules.is_empty(), ..event };
+    let inserted = documents::insert(connection, Collection::Events, &encode(&event))?;
+    if inserted == Inserted::New {
+        enqueue_each(connection, &modules, &message)?;
+    }
+    Ok(inserted)
 }
 
 #[async_trait]
@@ -75,21 +99,20 @@ impl Bus for Sqlite {
     }
 
     async fn publish(&self, message: &Message) -> Result<Routed, StoreError> {
-        let (event_type, body) = (message.event_type.clone(), body(message));
-        let queues = self
+        let message = message.clone();
+        let routed = self
             .write("publishing", move |connection| {
-                let mut bound =
-                    connection.prepare_cached("SELECT module FROM bindings WHERE event_type = ?1")?;
-                let modules: Vec<String> =
-                    bound.query_map([event_type], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-                for module in &modules {
-                    enqueue(connection, module, &body)?;
+                let modules = bound(connection, &message.event_type)?;
+                enqueue_each(connection, &modules, &message)?;
+                if modules.is_empty() {
+                    // What it tells of was written before it, to this log, and is to be on the disk all the same.
+                    touch(connection)?;
                 }
-                Ok(modules.len())
+                Ok(if modules.is_empty() { Routed::Nowhere } else { Routed::To(modules.len()) })
             })
             .await?;
         self.arrived.notify_waiters();
-        Ok(if queues == 0 { Routed::Nowhere } else { Routed::To(queues) })
+        Ok(routed)
     }
 
     async fn send(&self, module: &str, message: &Message) -> Result<(), StoreError> {
@@ -299,5 +322,39 @@ impl Drop for Subscriber {
             }
             store.arrived.notify_waiters();
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::event::{Context, DocumentType};
+    use crate::id::{CorrelationId, EventId};
+    use crate::stores::Documents as _;
+
+    /// SQLite syncs the log at the end of a transaction that has added to it, and at no other.
+    #[tokio::test]
+    async fn a_message_that_nobody_gets_is_a_sync_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ion.db");
+        let store = Sqlite::open(&path).unwrap();
+        let logged = || std::fs::metadata(path.with_extension("db-wal")).unwrap().len();
+        store.insert_soon(Collection::Events, json!({"id": "1"}), None).await.unwrap();
+        let before = logged();
+        let context = Context {
+            name: "m".into(),
+            event_id: EventId::new("1"),
+            correlation_id: CorrelationId::new("c"),
+            parent_event_id: String::new(),
+            document_type: DocumentType::EventMeta,
+        };
+        let routed = store.publish(&Message { context, event_type: "nobody".into() }).await.unwrap();
+        assert_eq!(routed, Routed::Nowhere);
+        let published = logged();
+        assert!(published > before, "{published} bytes, and {before} before");
+        store.seal().await.unwrap();
+        assert!(logged() > published);
     }
 }

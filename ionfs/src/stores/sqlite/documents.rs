@@ -5,18 +5,22 @@ use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension as _, params_from_iter};
 use serde_json::Value;
 
-use super::{Durable, Failure, SCHEMA_VERSION, Sqlite};
+use super::{Durable, Failure, Sqlite, touch};
 use crate::stores::{Collection, Documents, Equals, Guard, Inserted, Query, StoreError, indexes};
 
 /// The statements that make a collection's table and indexes.
 pub(super) fn schema(collection: Collection) -> String {
     let table = collection.as_str();
-    let mut sql =
-        format!("CREATE TABLE {table} (id TEXT PRIMARY KEY, document TEXT NOT NULL) WITHOUT ROWID;\n");
+    let mut sql = format!(
+        "CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY, document TEXT NOT NULL) WITHOUT ROWID;\n"
+    );
     for fields in indexes(collection) {
         let name = fields.join("_").replace('.', "_");
         let columns: Vec<String> = fields.iter().map(|field| extract(field)).collect();
-        sql.push_str(&format!("CREATE INDEX {table}_{name} ON {table} ({});\n", columns.join(", ")));
+        sql.push_str(&format!(
+            "CREATE INDEX IF NOT EXISTS {table}_{name} ON {table} ({});\n",
+            columns.join(", ")
+        ));
     }
     sql
 }
@@ -70,6 +74,32 @@ fn check(connection: &Connection, guard: Option<&Guard>) -> Result<(), Failure> 
     if holds { Ok(()) } else { Err(Failure::Fenced) }
 }
 
+/// Inserts a document unless one of its id is there.
+pub(super) fn insert(
+    connection: &Connection,
+    collection: Collection,
+    document: &Value,
+) -> Result<Inserted, Failure> {
+    let (table, id) = (collection.as_str(), id_of(document));
+    let insert = format!("INSERT INTO {table} (id, document) VALUES (?1, ?2) ON CONFLICT (id) DO NOTHING");
+    if connection.prepare_cached(&insert)?.execute((&id, document.to_string()))? == 1 {
+        return Ok(Inserted::New);
+    }
+    let select = format!("SELECT document FROM {table} WHERE id = ?1");
+    let existing: String = connection.prepare_cached(&select)?.query_row([&id], |row| row.get(0))?;
+    Ok(Inserted::Existing(parse(&existing)?))
+}
+
+/// Inserts each, if the guard holds.
+pub(super) fn insert_all(
+    connection: &Connection,
+    documents: &[(Collection, Value)],
+    guard: Option<&Guard>,
+) -> Result<Vec<Inserted>, Failure> {
+    check(connection, guard)?;
+    documents.iter().map(|(collection, document)| insert(connection, *collection, document)).collect()
+}
+
 impl Sqlite {
     async fn insert_as(
         &self,
@@ -78,18 +108,9 @@ impl Sqlite {
         document: Value,
         guard: Option<Guard>,
     ) -> Result<Inserted, StoreError> {
-        let table = collection.as_str();
         self.write_as(durable, "inserting a document", move |connection| {
             check(connection, guard.as_ref())?;
-            let id = id_of(&document);
-            let insert =
-                format!("INSERT INTO {table} (id, document) VALUES (?1, ?2) ON CONFLICT (id) DO NOTHING");
-            if connection.prepare_cached(&insert)?.execute((&id, document.to_string()))? == 1 {
-                return Ok(Inserted::New);
-            }
-            let select = format!("SELECT document FROM {table} WHERE id = ?1");
-            let existing: String = connection.prepare_cached(&select)?.query_row([&id], |row| row.get(0))?;
-            Ok(Inserted::Existing(parse(&existing)?))
+            insert(connection, collection, &document)
         })
         .await
     }
@@ -158,11 +179,19 @@ impl Documents for Sqlite {
         self.insert_as(Durable::Later, collection, document, guard).await
     }
 
+    async fn insert_all_soon(
+        &self,
+        documents: Vec<(Collection, Value)>,
+        guard: Option<Guard>,
+    ) -> Result<Vec<Inserted>, StoreError> {
+        self.write_as(Durable::Later, "inserting documents", move |connection| {
+            insert_all(connection, &documents, guard.as_ref())
+        })
+        .await
+    }
+
     async fn seal(&self) -> Result<(), StoreError> {
-        // A transaction that writes nothing syncs nothing.
-        let write =
-            |connection: &Connection| Ok(connection.pragma_update(None, "user_version", SCHEMA_VERSION)?);
-        self.write("sealing its log", write).await
+        self.write("sealing its log", |connection| Ok(touch(connection)?)).await
     }
 
     async fn replace(

@@ -1,0 +1,152 @@
+//! The modules that a dispatcher serves: those it was given, or the plane's as they come, change and go.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ionfs::errors::chain;
+use ionfs::record::JobRecord;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{Notice, Shared};
+use crate::ledger::LedgerError;
+use crate::pipeline::Module;
+
+/// How often the plane's modules are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Which modules a dispatcher serves.
+#[derive(Clone, Debug)]
+pub enum Modules {
+    /// These, which it registers.
+    These(Vec<Module>),
+    /// The registered ones, also those to come.
+    Registered {
+        /// Of them only those of these names; empty: all.
+        only: Vec<String>,
+    },
+}
+
+/// A module that is served.
+#[derive(Debug)]
+pub(super) struct Served {
+    pub(super) module: Arc<Module>,
+    /// Rung when a job of it waits in the ledger.
+    pub(super) due: Notify,
+    /// Jobs of it that go on and that nobody holds any more.
+    pub(super) left: Mutex<Vec<JobRecord>>,
+    /// It is not served any more: the dispatcher stops, or the module has changed or is gone.
+    pub(super) stopping: CancellationToken,
+}
+
+/// All of them, by name.
+#[derive(Debug, Default)]
+pub(super) struct ServedModules(Mutex<HashMap<String, Arc<Served>>>);
+
+impl ServedModules {
+    fn all(&self) -> MutexGuard<'_, HashMap<String, Arc<Served>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<Arc<Served>> {
+        self.all().get(name).cloned()
+    }
+
+    pub(super) fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.all().keys().cloned().collect();
+        names.sort();
+        names
+    }
+
+    /// A job of the module waits in the ledger.
+    pub(super) fn ring(&self, name: &str) {
+        if let Some(served) = self.get(name) {
+            served.due.notify_one();
+        }
+    }
+}
+
+impl Shared {
+    /// Begins to serve a module; in place of what was served under its name.
+    pub(super) async fn begin(
+        self: &Arc<Self>,
+        module: Module,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<(), LedgerError> {
+        let queue = self.ledger.plane().bus.clone().subscribe(&module.name, module.concurrency).await?;
+        let served = Arc::new(Served {
+            module: Arc::new(module),
+            due: Notify::new(),
+            left: Mutex::default(),
+            stopping: self.stopping.child_token(),
+        });
+        let former = self.served.all().insert(served.module.name.clone(), served.clone());
+        if let Some(former) = former {
+            former.stopping.cancel();
+        }
+        tasks.spawn(self.clone().serve(served, queue));
+        Ok(())
+    }
+
+    /// Serves the plane's modules as they come, change and go, until the dispatcher stops. What runs of a module that has
+    /// changed ends as it began.
+    pub(super) async fn follow_modules(self: Arc<Self>, only: Vec<String>) {
+        let mut tasks = JoinSet::new();
+        let mut unread = false;
+        while !self.stopping.is_cancelled() {
+            match self.look_at_modules(&only, &mut tasks).await {
+                Ok(()) => unread = false,
+                // Once for each time that a store is away.
+                Err(error) if !std::mem::replace(&mut unread, true) => {
+                    tracing::warn!(
+                        error = chain(&error),
+                        "the registered modules cannot be read; trying again"
+                    );
+                }
+                Err(_) => {}
+            }
+            self.rest(LOOK).await;
+            while tasks.try_join_next().is_some() {}
+        }
+        while tasks.join_next().await.is_some() {}
+    }
+
+    pub(super) async fn look_at_modules(
+        self: &Arc<Self>,
+        only: &[String],
+        tasks: &mut JoinSet<()>,
+    ) -> Result<(), LedgerError> {
+        let registered = self.ledger.modules().await?;
+        let wanted = registered.into_iter().filter(|module| only.is_empty() || only.contains(&module.name));
+        let wanted: BTreeMap<String, Module> = wanted.map(|module| (module.name.clone(), module)).collect();
+        let gone: Vec<Arc<Served>> = {
+            let mut served = self.served.all();
+            let names: Vec<String> =
+                served.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
+            names.iter().filter_map(|name| served.remove(name)).collect()
+        };
+        for served in gone {
+            served.stopping.cancel();
+            let name = served.module.name.clone();
+            self.notice(Notice::Module { name, now: "is not registered any more" }).await;
+        }
+        for (name, module) in wanted {
+            let serves = self.served.get(&name);
+            if serves.as_ref().is_some_and(|served| same(&served.module, &module)) {
+                continue;
+            }
+            self.begin(module, tasks).await?;
+            let now = if serves.is_some() { "has changed" } else { "is served" };
+            self.notice(Notice::Module { name, now }).await;
+        }
+        Ok(())
+    }
+}
+
+/// Whether they say the same. Since when a queue is bound says nothing of how a job runs.
+fn same(one: &Module, other: &Module) -> bool {
+    let plain = |module: &Module| Module { since: BTreeMap::new(), ..module.clone() };
+    plain(one) == plain(other)
+}

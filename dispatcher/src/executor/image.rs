@@ -1,0 +1,309 @@
+//! Images: found, checked and unpacked once, then shared by all jobs of this home.
+//!
+//! # How it works
+//! An image that is a folder in the OCI layout is read where it is. Any other becomes one first: an archive is untarred, and
+//! what lies in a registry, or in Docker's own format, is copied by `skopeo`. Its layers are unpacked by ourselves: that is two
+//! hundred lines, and the one part of it that must not be wrong, where a path may lead, is the kernel's (`openat2`).
+//!
+//! # Guarantees
+//! What is below `images/<digest>` is whole: it was unpacked beside it, synced and renamed, by one process at a time. Every
+//! blob was compared with its digest. Nothing of an image was written outside of its folder.
+//!
+//! # After a crash
+//! What was begun stays as `<digest>.part` until the same image is asked for again.
+
+mod layout;
+mod unpack;
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+
+use ionfs::checksum::hex;
+use ionfs::errors::chain;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tokio::process::Command;
+
+use self::layout::{Layout, Manifest};
+pub(super) use self::unpack::USERS;
+use crate::pipeline::ImageReference;
+
+/// Characters of a registry client's words that an error quotes.
+const WORDS_MAX: usize = 1000;
+
+/// Why an image cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// Its files or ours cannot be read or written.
+    #[error("{path} cannot be used")]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// It says what no image says, or is too large, or its bytes are not those that its digests name.
+    #[error("{0}")]
+    Wrong(String),
+    /// It lies where only another program reaches.
+    #[error("{0}")]
+    NotFetched(String),
+}
+
+impl ImageError {
+    fn file(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { path, source }
+    }
+}
+
+/// Whose an image's files become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owners {
+    /// The image's users and groups, each so many numbers further: those of the containers' user namespaces.
+    From(u32),
+    /// The user who unpacks.
+    Itself(u32),
+}
+
+/// What an image says of the programs that run from it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageConfig {
+    /// As whom.
+    pub user: Option<String>,
+    /// The environment, each as `NAME=value`.
+    pub env: Option<Vec<String>>,
+    /// The program.
+    pub entrypoint: Option<Vec<String>>,
+    /// Its usual arguments.
+    pub cmd: Option<Vec<String>>,
+    /// The folder it starts in.
+    pub working_dir: Option<String>,
+}
+
+/// An unpacked image.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// The root of its files.
+    pub rootfs: PathBuf,
+    /// What it says.
+    pub config: ImageConfig,
+}
+
+/// The images of a home.
+#[derive(Debug)]
+pub struct Images {
+    folder: PathBuf,
+    owners: Owners,
+    /// The environment of the registry's client: where it finds itself and who may log in.
+    env: Vec<(String, String)>,
+}
+
+impl Images {
+    /// Those below `home`.
+    pub fn new(home: &Path, owners: Owners, env: Vec<(String, String)>) -> Self {
+        Self { folder: home.join("images"), owners, env }
+    }
+
+    /// An image, fetched and unpacked if it was not yet.
+    ///
+    /// # Errors
+    /// When it is not there, is not what its digests say, or would write where it must not.
+    pub async fn get(self: &Arc<Self>, reference: &ImageReference) -> Result<Image, ImageError> {
+        let (this, wanted) = (self.clone(), reference.clone());
+        if let Some(image) = blocking(move || this.at_hand(&wanted)).await? {
+            return Ok(image);
+        }
+        // What is brought here goes when it has been unpacked.
+        let folder = self.folder.clone();
+        let brought = blocking(move || {
+            std::fs::create_dir_all(&folder).map_err(ImageError::file(&folder))?;
+            tempfile::Builder::new().prefix("fetch-").tempdir_in(&folder).map_err(ImageError::file(&folder))
+        });
+        let brought = brought.await?;
+        match reference {
+            ImageReference::Layout { .. } => {}
+            ImageReference::OciArchive(file) => {
+                let (file, to) = (file.clone(), brought.path().to_owned());
+                blocking(move || unpack::archive(&file, &to)).await?;
+            }
+            ImageReference::DockerArchive(file) => {
+                let file = file.display();
+                self.copy(&format!("docker-archive:{file}"), reference, brought.path()).await?;
+            }
+            ImageReference::Registry(name) => {
+                self.copy(&format!("docker://{name}"), reference, brought.path()).await?;
+            }
+        }
+        let (this, reference) = (self.clone(), reference.clone());
+        blocking(move || {
+            let (folder, tag) = match &reference {
+                ImageReference::Layout { folder, tag } => (&**folder, tag.as_deref()),
+                _ => (brought.path(), None),
+            };
+            let layout = Layout::open(folder)?;
+            let manifest = layout.manifest(tag)?;
+            let image = this.unpacked(&layout, &manifest)?;
+            if let Some(note) = this.note(&reference)? {
+                let written = std::fs::create_dir_all(this.folder.join("refs"))
+                    .and_then(|()| write_whole(&note, manifest.digest.as_bytes()));
+                written.map_err(ImageError::file(&note))?;
+            }
+            Ok(image)
+        })
+        .await
+    }
+
+    /// The image, if what its reference names now has been unpacked.
+    fn at_hand(&self, reference: &ImageReference) -> Result<Option<Image>, ImageError> {
+        let digest = match (reference, self.note(reference)?) {
+            (ImageReference::Layout { folder, tag }, _) => {
+                Layout::open(folder)?.manifest(tag.as_deref())?.digest
+            }
+            (_, Some(note)) => match std::fs::read_to_string(note) {
+                Ok(digest) => digest,
+                Err(_) => return Ok(None),
+            },
+            (_, None) => return Ok(None),
+        };
+        self.read(&self.place(&digest))
+    }
+
+    /// Where an image's digest is noted that only another program could tell. What a file holds is known by its time and
+    /// size; a name in a registry keeps the image that it was when it was first asked for.
+    fn note(&self, reference: &ImageReference) -> Result<Option<PathBuf>, ImageError> {
+        let key = match reference {
+            ImageReference::Layout { .. } => return Ok(None),
+            ImageReference::Registry(name) => name.clone(),
+            ImageReference::OciArchive(file) | ImageReference::DockerArchive(file) => {
+                let metadata = std::fs::metadata(file).map_err(ImageError::file(file))?;
+                let (mtime, nanos) = (metadata.mtime(), metadata.mtime_nsec());
+                format!("{reference} {} {} {mtime}.{nanos}", metadata.ino(), metadata.len())
+            }
+        };
+        Ok(Some(self.folder.join("refs").join(hex(&Sha256::digest(key)))))
+    }
+
+    fn place(&self, digest: &str) -> PathBuf {
+        let digest = digest.strip_prefix("sha256:").unwrap_or(digest);
+        match self.owners {
+            Owners::From(_) => self.folder.join(digest),
+            // Another user of the same home cannot use files that are this one's.
+            Owners::Itself(uid) => self.folder.join(format!("{digest}-{uid}")),
+        }
+    }
+
+    fn read(&self, place: &Path) -> Result<Option<Image>, ImageError> {
+        let file = place.join("config.json");
+        let text = match std::fs::read(&file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(ImageError::file(&file)(error)),
+        };
+        let config = serde_json::from_slice(&text).map_err(|error| ImageError::file(&file)(error.into()))?;
+        Ok(Some(Image { rootfs: place.join("rootfs"), config }))
+    }
+
+    /// Unpacks an image, unless another process has.
+    fn unpacked(&self, layout: &Layout, manifest: &Manifest) -> Result<Image, ImageError> {
+        let place = self.place(&manifest.digest);
+        std::fs::create_dir_all(&self.folder).map_err(ImageError::file(&self.folder))?;
+        let beside = |ending: &str| {
+            let name = place.file_name().unwrap_or_default().to_string_lossy();
+            place.with_file_name(format!("{name}.{ending}"))
+        };
+        let (lock, part) = (beside("lock"), beside("part"));
+        let held = File::create(&lock).map_err(ImageError::file(&lock))?;
+        flock(&held, FlockOperation::LockExclusive).map_err(|error| ImageError::file(&lock)(error.into()))?;
+        if let Some(image) = self.read(&place)? {
+            return Ok(image);
+        }
+        let remove = || match std::fs::remove_dir_all(&part) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImageError::file(&part)(error)),
+            _ => Ok(()),
+        };
+        remove()?;
+        let unpacked = self.unpack(layout, manifest, &part);
+        if unpacked.is_err() {
+            let _ = remove();
+        }
+        unpacked?;
+        let placed = std::fs::rename(&part, &place).and_then(|()| File::open(&self.folder)?.sync_all());
+        placed.map_err(ImageError::file(&place))?;
+        self.read(&place)?.ok_or_else(|| ImageError::Wrong(format!("{} is not whole", place.display())))
+    }
+
+    fn unpack(&self, layout: &Layout, manifest: &Manifest, part: &Path) -> Result<(), ImageError> {
+        let rootfs = part.join("rootfs");
+        std::fs::create_dir_all(&rootfs).map_err(ImageError::file(&rootfs))?;
+        let config = layout.config(manifest)?;
+        let mut root = unpack::Root::new(&rootfs, self.owners)?;
+        for layer in &manifest.layers {
+            root.add_layer(layout, layer)?;
+        }
+        root.finish()?;
+        let file = part.join("config.json");
+        let text = serde_json::to_vec(&config).map_err(|error| ImageError::Wrong(error.to_string()))?;
+        let written = std::fs::write(&file, text).and_then(|()| {
+            // All of it, as a rename alone would name files that a power cut leaves empty.
+            rustix::fs::syncfs(File::open(part)?).map_err(io::Error::from)
+        });
+        written.map_err(ImageError::file(&file))
+    }
+
+    /// Lets `skopeo` copy an image into the folder `to`.
+    async fn copy(&self, from: &str, reference: &ImageReference, to: &Path) -> Result<(), ImageError> {
+        #[expect(clippy::disallowed_methods, reason = "the door for fetching images")]
+        let output = Command::new("skopeo")
+            .args(["copy", "--quiet", "--retry-times", "2", from])
+            .arg(format!("oci:{}", to.display()))
+            .env_clear()
+            .envs(self.env.iter().map(|(key, value)| (key, value)))
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await;
+        let output = output.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => ImageError::NotFetched(format!(
+                "image {reference} cannot be fetched: there is no skopeo; install it with `apt-get install skopeo`, or name a folder in the OCI layout (oci:FOLDER)"
+            )),
+            _ => ImageError::NotFetched(format!("skopeo cannot be started: {error}")),
+        })?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        // The last of its tries; before it stand time and level.
+        let last = said.trim().lines().next_back().unwrap_or_default();
+        let words = last.split_once("msg=").map_or(last, |(_, words)| words.trim_matches('"'));
+        let words: String = words.chars().take(WORDS_MAX).collect();
+        Err(ImageError::NotFetched(format!("image {reference} cannot be fetched: skopeo: {words}")))
+    }
+}
+
+/// Where a program of this name is.
+pub(super) fn found_in(path: &str, program: &str) -> Option<PathBuf> {
+    path.split(':').map(|folder| Path::new(folder).join(program)).find(|file| file.is_file())
+}
+
+fn write_whole(to: &Path, text: &[u8]) -> io::Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in(to.parent().unwrap_or(Path::new(".")))?;
+    io::Write::write_all(&mut file, text)?;
+    file.persist(to)?;
+    Ok(())
+}
+
+/// The door of this room for work on the disk.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
+) -> Result<T, ImageError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(ImageError::Wrong(format!("unpacking broke off: {}", chain(&error)))))
+}

@@ -1,0 +1,221 @@
+//! The OCI image layout: a folder of blobs, each called as its digest, and an index of what they are.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use ionfs::checksum::hex;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest as _, Sha256};
+
+use super::{ImageConfig, ImageError};
+
+/// Bytes of an index, a manifest or a configuration: they are read whole. Registries allow 4 MiB.
+const DOCUMENT_MAX: u64 = 4 << 20;
+
+/// Indexes in indexes: one for platforms, one for what a tool adds.
+const DEPTH_MAX: usize = 3;
+
+/// In an index, the tag of what it names.
+const TAG: &str = "org.opencontainers.image.ref.name";
+
+/// A folder in the layout.
+pub(super) struct Layout {
+    folder: PathBuf,
+}
+
+/// What a blob is, and how to check it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Descriptor {
+    #[serde(default)]
+    pub(super) media_type: String,
+    pub(super) digest: String,
+    pub(super) size: u64,
+    platform: Option<Platform>,
+    #[serde(default)]
+    annotations: std::collections::BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Platform {
+    architecture: String,
+    os: String,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    manifests: Vec<Descriptor>,
+}
+
+#[derive(Deserialize)]
+struct Parts {
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+}
+
+#[derive(Deserialize)]
+struct Configuration {
+    #[serde(default)]
+    config: Option<ImageConfig>,
+}
+
+/// One image of a layout.
+pub(super) struct Manifest {
+    /// Its digest: what the image is known by.
+    pub(super) digest: String,
+    config: Descriptor,
+    /// From the lowest to the highest.
+    pub(super) layers: Vec<Descriptor>,
+}
+
+impl Layout {
+    pub(super) fn open(folder: &Path) -> Result<Self, ImageError> {
+        let file = folder.join("oci-layout");
+        match std::fs::metadata(&file) {
+            Ok(_) => Ok(Self { folder: folder.to_owned() }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ImageError::Wrong(format!(
+                "{} is no image: it has no file oci-layout, as `skopeo copy ... oci:FOLDER` makes",
+                folder.display()
+            ))),
+            Err(error) => Err(ImageError::file(&file)(error)),
+        }
+    }
+
+    /// The image with this tag, for this kind of machine.
+    pub(super) fn manifest(&self, tag: Option<&str>) -> Result<Manifest, ImageError> {
+        let file = self.folder.join("index.json");
+        let text = File::open(&file).and_then(|file| {
+            let mut text = Vec::new();
+            file.take(DOCUMENT_MAX).read_to_end(&mut text).map(|_| text)
+        });
+        let index: Index = serde_json::from_slice(&text.map_err(ImageError::file(&file))?)
+            .map_err(|error| self.wrong(format!("its index.json is none: {error}")))?;
+        let tags = || index.manifests.iter().filter_map(|one| one.annotations.get(TAG));
+        let mut chosen = match tag {
+            None => index.manifests.clone(),
+            Some(tag) => {
+                let tagged = |one: &&Descriptor| one.annotations.get(TAG).is_some_and(|name| name == tag);
+                index.manifests.iter().filter(tagged).cloned().collect()
+            }
+        };
+        let known = || tags().map(String::as_str).collect::<Vec<_>>().join(", ");
+        for _ in 0..DEPTH_MAX {
+            let one = match self.for_this_machine(chosen)? {
+                Some(one) => one,
+                None if tag.is_some() => {
+                    return Err(self.wrong(format!(
+                        "it has no tag {:?}; it has: {}",
+                        tag.unwrap_or_default(),
+                        known()
+                    )));
+                }
+                None => {
+                    return Err(
+                        self.wrong(format!("it holds several images; say which, with its tag: {}", known()))
+                    );
+                }
+            };
+            if one.media_type.ends_with("image.index.v1+json")
+                || one.media_type.ends_with("manifest.list.v2+json")
+            {
+                chosen = self.document::<Index>(&one)?.manifests;
+                continue;
+            }
+            let Parts { config, layers } = self.document(&one)?;
+            return Ok(Manifest { digest: one.digest, config, layers });
+        }
+        Err(self.wrong("its indexes lie too deep".into()))
+    }
+
+    /// The one that runs here; none if it cannot be told.
+    fn for_this_machine(&self, mut found: Vec<Descriptor>) -> Result<Option<Descriptor>, ImageError> {
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            "powerpc64" => "ppc64le",
+            other => other,
+        };
+        let fits = |one: &Descriptor| {
+            one.platform.as_ref().is_none_or(|p| p.architecture == architecture && p.os == "linux")
+        };
+        let any = !found.is_empty();
+        found.retain(fits);
+        if any && found.is_empty() {
+            return Err(self.wrong(format!("it has nothing for linux/{architecture}")));
+        }
+        // The first of several for one platform is the preferred one; without platforms they are different images.
+        let same = found.len() == 1 || found.iter().all(|one| one.platform.is_some());
+        Ok(found.into_iter().next().filter(|_| same))
+    }
+
+    /// What the image says of its programs.
+    pub(super) fn config(&self, manifest: &Manifest) -> Result<ImageConfig, ImageError> {
+        self.document::<Configuration>(&manifest.config).map(|said| said.config.unwrap_or_default())
+    }
+
+    fn document<T: DeserializeOwned>(&self, descriptor: &Descriptor) -> Result<T, ImageError> {
+        if descriptor.size > DOCUMENT_MAX {
+            return Err(self.wrong(format!("{} has more than {DOCUMENT_MAX} bytes", descriptor.digest)));
+        }
+        let mut blob = self.blob(descriptor)?;
+        let mut text = Vec::new();
+        blob.read_to_end(&mut text).map_err(ImageError::file(&self.folder))?;
+        blob.check(self)?;
+        serde_json::from_slice(&text).map_err(|error| self.wrong(format!("{}: {error}", descriptor.digest)))
+    }
+
+    /// The bytes of a blob, to be read to their end and checked.
+    pub(super) fn blob(&self, descriptor: &Descriptor) -> Result<Blob, ImageError> {
+        let digest = descriptor.digest.strip_prefix("sha256:").filter(|digest| {
+            digest.len() == 64
+                && digest.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+        });
+        let digest =
+            digest.ok_or_else(|| self.wrong(format!("{:?} is no sha256 digest", descriptor.digest)))?;
+        let path = self.folder.join("blobs/sha256").join(digest);
+        let file = File::open(&path).map_err(ImageError::file(&path))?;
+        Ok(Blob {
+            file: file.take(descriptor.size.saturating_add(1)),
+            hash: Sha256::new(),
+            read: 0,
+            descriptor: descriptor.clone(),
+        })
+    }
+
+    pub(super) fn wrong(&self, reason: String) -> ImageError {
+        ImageError::Wrong(format!("image {}: {reason}", self.folder.display()))
+    }
+}
+
+/// A blob being read.
+pub(super) struct Blob {
+    file: io::Take<File>,
+    hash: Sha256,
+    read: u64,
+    descriptor: Descriptor,
+}
+
+impl Read for Blob {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.file.read(buffer)?;
+        self.hash.update(&buffer[..length]);
+        self.read += length as u64;
+        Ok(length)
+    }
+}
+
+impl Blob {
+    /// Reads what is left, and compares all of it with its digest.
+    pub(super) fn check(mut self, layout: &Layout) -> Result<(), ImageError> {
+        io::copy(&mut self, &mut io::sink()).map_err(ImageError::file(&layout.folder))?;
+        let found = format!("sha256:{}", hex(&self.hash.finalize()));
+        let Descriptor { digest, size, .. } = &self.descriptor;
+        if self.read == *size && found == *digest {
+            return Ok(());
+        }
+        Err(layout
+            .wrong(format!("its blob {digest} is damaged: {} bytes of {size}, digest {found}", self.read)))
+    }
+}

@@ -1,0 +1,354 @@
+//! Layers, one over the other, in a folder.
+//!
+//! Where a path leads is decided by the kernel: every folder is opened with `openat2` and `RESOLVE_IN_ROOT`, by which the
+//! folder is the root for `..` and for symbolic links, as it is later for the programs that run there. Real images need links
+//! that begin with a slash (`/var/run -> /run`) to be followed so. A name that says `..` itself is a mistake or an attack.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{self, AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid};
+use rustix::io::Errno;
+use tar::{Archive, Entry, EntryType};
+
+use super::layout::{Descriptor, Layout};
+use super::{ImageError, Owners};
+
+/// Bytes of an unpacked image. Real ones have up to 30 GB; a small archive of zeros can have any number.
+const BYTES_MAX: u64 = 64 << 30;
+
+/// Files of an image.
+const FILES_MAX: u64 = 5_000_000;
+
+/// Before a name: it is removed. Twice, with `.opq`: all that lower layers have in this folder is.
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// Users and groups of a container; what an image gives to others is given to the last.
+pub(in super::super) const USERS: u32 = 1 << 16;
+
+/// What crosses many folders at once.
+const RESOLVE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+
+/// A root being made.
+pub(super) struct Root {
+    folder: OwnedFd,
+    path: PathBuf,
+    owners: Owners,
+    bytes: u64,
+    files: u64,
+}
+
+/// What is refused of an entry, before it is known where it stands.
+enum Refused {
+    Because(String),
+    System(io::Error),
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        Self::System(error)
+    }
+}
+
+impl From<Errno> for Refused {
+    fn from(error: Errno) -> Self {
+        Self::System(error.into())
+    }
+}
+
+impl Root {
+    pub(super) fn new(path: &Path, owners: Owners) -> Result<Self, ImageError> {
+        let folder = open_folder(path).map_err(ImageError::file(path))?;
+        let root = Self { folder, path: path.to_owned(), owners, bytes: 0, files: 0 };
+        root.own(root.folder.as_fd(), OsStr::new("."), 0, 0).map_err(ImageError::file(path))?;
+        // As long as the image does not say otherwise: whoever runs from it walks through.
+        fs::fchmod(&root.folder, Mode::from_raw_mode(0o755))
+            .map_err(|error| ImageError::file(path)(error.into()))?;
+        Ok(root)
+    }
+
+    /// Lays one layer over those before.
+    pub(super) fn add_layer(&mut self, layout: &Layout, layer: &Descriptor) -> Result<(), ImageError> {
+        let mut blob = layout.blob(layer)?;
+        let kind = layer.media_type.rsplit(['.', '+']).next().unwrap_or_default();
+        let laid = match kind {
+            "gzip" => self.lay(flate2::read::MultiGzDecoder::new(&mut blob)),
+            "zstd" => match zstd::stream::Decoder::new(&mut blob) {
+                Ok(decoder) => self.lay(decoder),
+                Err(error) => Err(Refused::System(error)),
+            },
+            "tar" => self.lay(&mut blob),
+            _ => Err(Refused::Because(format!(
+                "its layers of the type {:?} are unknown here",
+                layer.media_type
+            ))),
+        };
+        let checked = blob.check(layout);
+        match (laid, checked) {
+            (Err(Refused::Because(reason)), _) => Err(layout.wrong(reason)),
+            // Bytes that are not those of the layer: that they could not be read is what comes of it.
+            (_, Err(damaged)) => Err(damaged),
+            (Err(Refused::System(source)), Ok(())) => Err(ImageError::file(&self.path)(source)),
+            (Ok(()), Ok(())) => Ok(()),
+        }
+    }
+
+    /// Makes the folders where a container's own mounts stand: the root is read-only for it.
+    pub(super) fn finish(&mut self) -> Result<(), ImageError> {
+        for name in ["dev", "etc", "ion", "proc", "sys", "tmp"] {
+            self.folder_at(Path::new(name)).map_err(ImageError::file(&self.path.join(name)))?;
+        }
+        Ok(())
+    }
+
+    fn lay(&mut self, bytes: impl Read) -> Result<(), Refused> {
+        // Of this layer: an opaque folder hides what is below and not what is beside.
+        let mut own = HashSet::new();
+        let mut archive = Archive::new(bytes);
+        for entry in archive.entries()? {
+            let mut entry = entry?;
+            let said = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
+            let path = below(&said)?;
+            self.files += 1;
+            if self.files > FILES_MAX {
+                return Err(Refused::Because(format!("it has more than {FILES_MAX} files")));
+            }
+            self.add(&mut entry, &path, &mut own).map_err(|refused| match refused {
+                Refused::System(error) => {
+                    Refused::System(io::Error::new(error.kind(), format!("{}: {error}", said.display())))
+                }
+                because @ Refused::Because(_) => because,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn add<R: Read>(
+        &mut self,
+        entry: &mut Entry<'_, R>,
+        path: &Path,
+        own: &mut HashSet<PathBuf>,
+    ) -> Result<(), Refused> {
+        let kind = entry.header().entry_type();
+        let Some(name) = path.file_name() else {
+            if kind.is_dir() {
+                self.attributes(self.folder.as_fd(), OsStr::new("."), entry)?;
+            }
+            return Ok(());
+        };
+        let above = path.parent().unwrap_or(Path::new(""));
+        let parent = self.folder_at(above)?;
+        if name.as_bytes() == OPAQUE {
+            return hide_lower(parent.as_fd(), above, own).map_err(Refused::from);
+        }
+        if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
+            return match hidden {
+                b"" | b"." | b".." => Err(Refused::Because(format!("its whiteout {path:?} names nothing"))),
+                hidden => remove(parent.as_fd(), OsStr::from_bytes(hidden)).map_err(Refused::from),
+            };
+        }
+        own.extend(path.ancestors().map(Path::to_owned));
+        match kind {
+            EntryType::Directory => {
+                if !is_folder(parent.as_fd(), name)? {
+                    remove(parent.as_fd(), name)?;
+                    fs::mkdirat(&parent, name, Mode::from_raw_mode(0o700))?;
+                }
+            }
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                remove(parent.as_fd(), name)?;
+                let flags =
+                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let file = fs::openat(&parent, name, flags, Mode::from_raw_mode(0o600))?;
+                self.copy(entry, &mut File::from(file))?;
+            }
+            EntryType::Symlink => {
+                remove(parent.as_fd(), name)?;
+                let target = link_target(entry, path)?;
+                fs::symlinkat(&*target, &parent, name)?;
+                return self.own_as(parent.as_fd(), name, entry).map_err(Refused::from);
+            }
+            EntryType::Link => {
+                let target = link_target(entry, path)?;
+                let from = below(Path::new(&target))?;
+                let (Some(from_name), from_above) =
+                    (from.file_name(), from.parent().unwrap_or(Path::new("")))
+                else {
+                    return Err(Refused::Because(format!("its link {path:?} leads to no file")));
+                };
+                let from = self.folder_at(from_above)?;
+                remove(parent.as_fd(), name)?;
+                fs::linkat(&from, from_name, &parent, name, AtFlags::empty())?;
+                // Owner and mode are those of what it names.
+                return Ok(());
+            }
+            EntryType::Fifo => {
+                remove(parent.as_fd(), name)?;
+                fs::mknodat(&parent, name, FileType::Fifo, Mode::from_raw_mode(0o600), 0)?;
+            }
+            // Devices: a container has those of its own /dev. The rest is about the archive.
+            _ => return Ok(()),
+        }
+        self.attributes(parent.as_fd(), name, entry).map_err(Refused::from)
+    }
+
+    fn copy<R: Read>(&mut self, entry: &mut Entry<'_, R>, file: &mut File) -> Result<(), Refused> {
+        let left = BYTES_MAX - self.bytes;
+        let copied = io::copy(&mut entry.take(left + 1), file)?;
+        if copied > left {
+            return Err(Refused::Because(format!("unpacked it has more than {BYTES_MAX} bytes")));
+        }
+        self.bytes += copied;
+        file.flush().map_err(Refused::from)
+    }
+
+    /// Opens a folder below the root, making what is not there.
+    fn folder_at(&self, path: &Path) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = |path: &Path| {
+            let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+            fs::openat2(&self.folder, path, flags, Mode::empty(), RESOLVE)
+        };
+        match open(path) {
+            Err(Errno::NOENT) => {}
+            opened => return opened.map_err(io::Error::from),
+        }
+        let (above, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
+        let parent = self.folder_at(above)?;
+        match fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) => {
+                fs::chmodat(&parent, name, Mode::from_raw_mode(0o755), AtFlags::empty())?;
+                self.own(parent.as_fd(), name, 0, 0)?;
+            }
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // A link there that leads to nothing is an error, not a folder.
+        open(path).map_err(io::Error::from)
+    }
+
+    /// Gives a file that is no symbolic link its owner, mode and time.
+    fn attributes<R: Read>(
+        &self,
+        parent: BorrowedFd<'_>,
+        name: &OsStr,
+        entry: &Entry<'_, R>,
+    ) -> io::Result<()> {
+        self.own_as(parent, name, entry)?;
+        let folder = entry.header().entry_type().is_dir();
+        // Whoever unpacked it must be able to go through it and to remove it; nobody gets rights of a file's owner by it.
+        let least = if folder { 0o700 } else { 0o400 };
+        let mode = entry.header().mode()? & 0o1777 | least;
+        fs::chmodat(parent, name, Mode::from_raw_mode(mode), AtFlags::empty())?;
+        if !folder {
+            // Compiled Python is compared with the time of its source.
+            let time = Timespec { tv_sec: entry.header().mtime()?.cast_signed(), tv_nsec: 0 };
+            let times = Timestamps { last_access: time, last_modification: time };
+            fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        Ok(())
+    }
+
+    fn own_as<R: Read>(&self, parent: BorrowedFd<'_>, name: &OsStr, entry: &Entry<'_, R>) -> io::Result<()> {
+        self.own(parent, name, entry.header().uid()?, entry.header().gid()?)
+    }
+
+    fn own(&self, parent: BorrowedFd<'_>, name: &OsStr, uid: u64, gid: u64) -> io::Result<()> {
+        let Owners::From(first) = self.owners else { return Ok(()) };
+        let shifted = |id: u64| first + u32::try_from(id).ok().filter(|id| *id < USERS).unwrap_or(USERS - 1);
+        let (uid, gid) = (Uid::from_raw(shifted(uid)), Gid::from_raw(shifted(gid)));
+        fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from)
+    }
+}
+
+/// A path of an archive, below its root.
+fn below(said: &Path) -> Result<PathBuf, Refused> {
+    let mut path = PathBuf::new();
+    for part in said.components() {
+        match part {
+            Component::Normal(name) => path.push(name),
+            Component::CurDir | Component::RootDir => {}
+            Component::ParentDir | Component::Prefix(_) => {
+                return Err(Refused::Because(format!("its path {said:?} leads out of the image")));
+            }
+        }
+    }
+    Ok(path)
+}
+
+fn link_target<R: Read>(entry: &Entry<'_, R>, path: &Path) -> Result<OsString, Refused> {
+    let target = entry.link_name_bytes().filter(|target| !target.is_empty());
+    let target = target.ok_or_else(|| Refused::Because(format!("its link {path:?} leads nowhere")))?;
+    Ok(OsStr::from_bytes(&target).to_owned())
+}
+
+fn open_folder(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    fs::open(path, flags, Mode::empty()).map_err(io::Error::from)
+}
+
+fn is_folder(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<bool> {
+    match fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode).is_dir()),
+        Err(Errno::NOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes a name and all below it; nothing there is well.
+fn remove(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    match fs::unlinkat(parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let folder = fs::openat(parent, name, flags, Mode::empty())?;
+    for inside in names(folder.as_fd())? {
+        remove(folder.as_fd(), &inside)?;
+    }
+    fs::unlinkat(parent, name, AtFlags::REMOVEDIR).map_err(io::Error::from)
+}
+
+fn names(folder: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(OsStr::from_bytes(name).to_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// Removes what lower layers have in a folder.
+fn hide_lower(folder: BorrowedFd<'_>, path: &Path, own: &HashSet<PathBuf>) -> io::Result<()> {
+    for name in names(folder)? {
+        let inside = path.join(&name);
+        if !own.contains(&inside) {
+            remove(folder, &name)?;
+        } else if is_folder(folder, &name)? {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            hide_lower(fs::openat(folder, &*name, flags, Mode::empty())?.as_fd(), &inside, own)?;
+        }
+    }
+    Ok(())
+}
+
+/// Untars an image layout: its documents and blobs, and nothing else. Blobs are checked when they are read.
+pub(super) fn archive(file: &Path, to: &Path) -> Result<(), ImageError> {
+    let uid = rustix::process::geteuid().as_raw();
+    let mut root = Root::new(to, Owners::Itself(uid))?;
+    let bytes = File::open(file).map_err(ImageError::file(file))?;
+    root.lay(io::BufReader::new(bytes)).map_err(|refused| match refused {
+        Refused::Because(reason) => ImageError::Wrong(format!("archive {}: {reason}", file.display())),
+        Refused::System(source) => ImageError::file(file)(source),
+    })
+}

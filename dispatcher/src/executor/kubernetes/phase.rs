@@ -1,0 +1,297 @@
+//! What a Job and its pod say of an attempt: pure functions, no cluster needed.
+
+use std::time::Duration;
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ContainerState, Pod};
+
+use super::spec::CONTAINER;
+use super::watched::Known;
+
+/// Reasons of a container that waits which no waiting mends: the image or the spec is wrong.
+const HOPELESS: [&str; 7] = [
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "ErrImageNeverPull",
+    "InvalidImageName",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "RunContainerError",
+];
+
+/// Of these, what says that the image is not to be had.
+const IMAGES: [&str; 4] = ["ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"];
+
+/// How far an attempt is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Its container does not run yet; in words what it waits for.
+    Waiting(Option<String>),
+    /// It will not run as things are: for how long this may last is the executor's to say.
+    Stuck(String),
+    /// Its container runs, in this pod.
+    Running(String),
+    /// Its pod is to end, and a node that is there ends it within that grace; its name if its container still runs.
+    Leaving(Option<String>, Duration),
+    /// It has ended.
+    Ended(End),
+}
+
+/// How its pod ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The container exited.
+    Exited(i32),
+    /// The kernel ended it, or a part of it, for its memory limit; its status.
+    OutOfMemory(i32),
+    /// Over its deadline; what its pod waited for by then, if that never ran.
+    Deadline(Option<String>),
+    /// The cluster took its place away: eviction, a node that is gone, a pod that was deleted. Not the module's fault.
+    Lost(String),
+    /// The cluster would not have it.
+    Refused(String),
+}
+
+/// How far the attempt is.
+pub(super) fn phase(known: &Known) -> Phase {
+    let failed = known.job.as_ref().and_then(failure);
+    if let Some((reason, _)) = &failed
+        && reason == "DeadlineExceeded"
+    {
+        return Phase::Ended(End::Deadline(known.pod().and_then(waits_for)));
+    }
+    if let Some(pod) = known.pod() {
+        if let Some(end) = ended(pod) {
+            return Phase::Ended(match (&end, &pod.metadata.deletion_timestamp) {
+                // It was asked to end: by the Job controller at its deadline, or by somebody.
+                (End::Exited(code), Some(_)) if *code != 0 => match over_deadline(known.job.as_ref(), pod) {
+                    true => End::Deadline(None),
+                    false => End::Lost(gone(pod)),
+                },
+                _ => end,
+            });
+        }
+        if known.deleted.is_some() {
+            return Phase::Ended(match over_deadline(known.job.as_ref(), pod) {
+                true => End::Deadline(waits_for(pod)),
+                false => End::Lost(gone(pod)),
+            });
+        }
+        let runs = state(pod).is_some_and(|state| state.running.is_some());
+        let name = runs.then(|| pod.metadata.name.clone().unwrap_or_default());
+        return match (name, &pod.metadata.deletion_timestamp) {
+            (name, Some(_)) => Phase::Leaving(name, Duration::from_secs(grace(pod).try_into().unwrap_or(0))),
+            (Some(name), None) => Phase::Running(name),
+            (None, None) => waiting(pod),
+        };
+    }
+    match failed {
+        Some((reason, message)) => Phase::Ended(End::Refused(format!("{reason}: {message}"))),
+        None if known.job_deleted => Phase::Ended(End::Lost("its Job was deleted".into())),
+        None => Phase::Waiting(None),
+    }
+}
+
+/// Whether the pod was asked to end when the Job's time was over. The Job itself says so later than the pod.
+fn over_deadline(job: Option<&Job>, pod: &Pod) -> bool {
+    let asked = pod.metadata.deletion_timestamp.as_ref().map(|end| end.0.as_second() - grace(pod));
+    let begun = job.and_then(|job| job.status.as_ref()?.start_time.clone());
+    let most = job.and_then(|job| job.spec.as_ref()?.active_deadline_seconds);
+    match (begun, asked, most) {
+        (Some(begun), Some(asked), Some(most)) => asked - begun.0.as_second() >= most,
+        _ => false,
+    }
+}
+
+/// The seconds between when a pod was asked to end and when it is to have ended.
+fn grace(pod: &Pod) -> i64 {
+    pod.metadata.deletion_grace_period_seconds.unwrap_or(0)
+}
+
+/// The words of a pod that went away before its container ended.
+fn gone(pod: &Pod) -> String {
+    let status = pod.status.as_ref();
+    match status.and_then(|status| status.reason.as_deref()) {
+        Some("NodeLost") => "its node was lost".into(),
+        Some(reason) => {
+            let message = status.and_then(|status| status.message.as_deref()).unwrap_or_default();
+            format!("its pod went away: {reason}: {message}")
+        }
+        None => "its pod was deleted".into(),
+    }
+}
+
+/// The condition that says that a Job has failed: reason and words.
+fn failure(job: &Job) -> Option<(String, String)> {
+    let conditions = job.status.as_ref()?.conditions.as_ref()?;
+    let failed = conditions.iter().find(|one| one.type_ == "Failed" && one.status == "True")?;
+    Some((failed.reason.clone().unwrap_or_default(), failed.message.clone().unwrap_or_default()))
+}
+
+fn state(pod: &Pod) -> Option<&ContainerState> {
+    let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
+    containers.iter().find(|container| container.name == CONTAINER)?.state.as_ref()
+}
+
+/// How the pod's container ended, or the pod without it.
+fn ended(pod: &Pod) -> Option<End> {
+    let status = pod.status.as_ref()?;
+    let message = || status.message.clone().unwrap_or_default();
+    match status.reason.as_deref() {
+        Some("Evicted") => return Some(End::Lost(format!("its pod was evicted: {}", message()))),
+        Some("Preempting" | "Preempted") => {
+            return Some(End::Lost(format!("its pod made room for another: {}", message())));
+        }
+        Some("NodeLost") => return Some(End::Lost("its node was lost".into())),
+        Some(
+            reason @ ("NodeAffinity" | "OutOfcpu" | "OutOfmemory" | "OutOfpods" | "Shutdown" | "Terminated"),
+        ) => {
+            return Some(End::Lost(format!("its node refused the pod: {reason}: {}", message())));
+        }
+        Some("DeadlineExceeded") => return Some(End::Deadline(None)),
+        _ => {}
+    }
+    let terminated = state(pod).and_then(|state| state.terminated.as_ref())?;
+    let code = terminated.exit_code;
+    match terminated.reason.as_deref() {
+        Some("OOMKilled") => Some(End::OutOfMemory(code)),
+        Some("ContainerCannotRun" | "StartError") => {
+            let words = terminated.message.clone().unwrap_or_default();
+            Some(End::Refused(format!("its container cannot run: {words}")))
+        }
+        // The kubelet's word for a container it knows nothing of: its node was restarted below it.
+        Some("ContainerStatusUnknown") => Some(End::Lost("its node does not know its end".into())),
+        _ => Some(End::Exited(code)),
+    }
+}
+
+/// What a pod whose container does not run yet waits for.
+fn waiting(pod: &Pod) -> Phase {
+    let wait = state(pod).and_then(|state| state.waiting.as_ref());
+    let (reason, message) = match wait {
+        Some(wait) => (wait.reason.clone().unwrap_or_default(), wait.message.clone().unwrap_or_default()),
+        None => match unscheduled(pod) {
+            Some(words) => return Phase::Waiting(Some(words)),
+            None => return Phase::Waiting(None),
+        },
+    };
+    if IMAGES.contains(&&*reason) {
+        return Phase::Stuck(format!("its image cannot be pulled: {reason}: {message}"));
+    }
+    if HOPELESS.contains(&&*reason) {
+        return Phase::Stuck(format!("its container cannot be made: {reason}: {message}"));
+    }
+    Phase::Waiting(Some(reason))
+}
+
+/// What a pod that never ran waits for.
+fn waits_for(pod: &Pod) -> Option<String> {
+    match waiting(pod) {
+        Phase::Waiting(words) => words,
+        Phase::Stuck(words) => Some(words),
+        _ => None,
+    }
+}
+
+fn unscheduled(pod: &Pod) -> Option<String> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let scheduled = conditions.iter().find(|one| one.type_ == "PodScheduled" && one.status == "False")?;
+    Some(format!("no node takes it: {}", scheduled.message.clone().unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn known(pod: Value, job: Value) -> Known {
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        let job: Job = serde_json::from_value(job).unwrap();
+        Known { job: Some(job), pods: [("u".to_owned(), pod)].into(), ..Known::default() }
+    }
+
+    fn pod(state: Value) -> Value {
+        let container = json!({"name": "module", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": state});
+        json!({"metadata": {"name": "p", "uid": "u"}, "status": {"containerStatuses": [container]}})
+    }
+
+    fn exited(code: i32, reason: &str) -> Value {
+        pod(json!({"terminated": {"exitCode": code, "reason": reason, "finishedAt": "2026-01-01T00:00:30Z"}}))
+    }
+
+    #[test]
+    fn ends_are_told_apart() {
+        let end = |pod: Value, job: Value| match phase(&known(pod, job)) {
+            Phase::Ended(end) => end,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(end(exited(3, "Error"), json!({"metadata": {}})), End::Exited(3));
+        assert_eq!(end(exited(3, "OOMKilled"), json!({"metadata": {}})), End::OutOfMemory(3));
+        let mut deleted = exited(137, "Error");
+        deleted["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:25Z");
+        deleted["metadata"]["deletionGracePeriodSeconds"] = json!(5);
+        let job = |deadline: i64| json!({"metadata": {}, "spec": {"activeDeadlineSeconds": deadline, "template": {}}, "status": {"startTime": "2026-01-01T00:00:00Z"}});
+        assert_eq!(end(deleted.clone(), job(60)), End::Lost("its pod was deleted".into()));
+        assert_eq!(end(deleted.clone(), job(21)), End::Lost("its pod was deleted".into()));
+        assert_eq!(end(deleted.clone(), job(20)), End::Deadline(None));
+        deleted["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] = json!(0);
+        assert_eq!(end(deleted, job(60)), End::Exited(0));
+        let mut evicted = exited(137, "Error");
+        evicted["status"]["reason"] = json!("Evicted");
+        evicted["status"]["message"] = json!("the node was low on memory");
+        assert_eq!(
+            end(evicted, json!({"metadata": {}})),
+            End::Lost("its pod was evicted: the node was low on memory".into())
+        );
+        let failed = json!({"metadata": {}, "status": {"conditions": [
+            {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "m"}]}});
+        assert_eq!(end(pod(json!({"running": {}})), failed.clone()), End::Deadline(None));
+        let waits = pod(json!({"waiting": {"reason": "ContainerCreating"}}));
+        assert_eq!(end(waits, failed), End::Deadline(Some("ContainerCreating".into())));
+    }
+
+    #[test]
+    fn a_pod_that_goes_is_told_from_one_that_is_gone() {
+        let job = json!({"metadata": {}, "spec": {"activeDeadlineSeconds": 20, "template": {}}, "status": {"startTime": "2026-01-01T00:00:00Z"}});
+        let mut leaving = pod(json!({"running": {}}));
+        leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:24Z");
+        leaving["metadata"]["deletionGracePeriodSeconds"] = json!(5);
+        let grace = Duration::from_secs(5);
+        let leaving = known(leaving, job.clone());
+        assert_eq!(phase(&leaving), Phase::Leaving(Some("p".into()), grace));
+        let gone = |mut known: Known| {
+            known.deleted = known.pods.remove("u");
+            phase(&known)
+        };
+        assert_eq!(gone(leaving), Phase::Ended(End::Lost("its pod was deleted".into())));
+        // One that no node took goes at once, before its Job says why.
+        let waited = json!({"metadata": {"name": "p", "uid": "u", "deletionTimestamp": "2026-01-01T00:00:20Z"}, "status": {"conditions": [
+            {"type": "PodScheduled", "status": "False", "message": "0/1 nodes"}]}});
+        let words = "no node takes it: 0/1 nodes".to_owned();
+        assert_eq!(gone(known(waited, job)), Phase::Ended(End::Deadline(Some(words))));
+    }
+
+    #[test]
+    fn what_it_waits_for_is_said() {
+        let waits = |reason: &str| {
+            phase(&known(
+                pod(json!({"waiting": {"reason": reason, "message": "m"}})),
+                json!({"metadata": {}}),
+            ))
+        };
+        assert_eq!(waits("ContainerCreating"), Phase::Waiting(Some("ContainerCreating".into())));
+        assert_eq!(waits("ErrImagePull"), Phase::Stuck("its image cannot be pulled: ErrImagePull: m".into()));
+        assert!(matches!(waits("CreateContainerConfigError"), Phase::Stuck(_)));
+        assert_eq!(
+            phase(&known(pod(json!({"running": {}})), json!({"metadata": {}}))),
+            Phase::Running("p".into())
+        );
+        let unschedulable = json!({"metadata": {"name": "p", "uid": "u"}, "status": {"conditions": [
+            {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}]}});
+        assert_eq!(
+            phase(&known(unschedulable, json!({"metadata": {}}))),
+            Phase::Waiting(Some("no node takes it: 0/1 nodes are available".into()))
+        );
+    }
+}

@@ -1,0 +1,173 @@
+//! What a pipeline file says of a module that runs from an image: `image`, `executor`, `network`, `resources` and `user`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_saphyr::{Location, Spanned};
+
+use super::image::ImageReference;
+use super::resources::Resources;
+use super::{Api, Module, Wrong};
+
+/// What runs a module's jobs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExecutorKind {
+    /// Processes of this machine.
+    #[default]
+    Local,
+    /// Containers on this machine.
+    Container,
+    /// Pods of a Kubernetes cluster.
+    Kubernetes,
+}
+
+impl ExecutorKind {
+    /// Whether what runs of a job goes on when its dispatcher ends, for another one to adopt.
+    pub fn outlives_dispatchers(self) -> bool {
+        self == Self::Kubernetes
+    }
+}
+
+/// What a container can reach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// Nothing but itself.
+    #[default]
+    None,
+    /// All that its machine can.
+    Host,
+}
+
+/// What a module's jobs run from, and what they may take.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Container {
+    /// The image.
+    pub image: ImageReference,
+    /// What it can reach.
+    #[serde(default)]
+    pub network: Network,
+    /// What it may take.
+    #[serde(default, skip_serializing_if = "Resources::is_empty")]
+    pub resources: Resources,
+    /// As whom it runs: a name or number of the image's, with `:group` or without. None: as the image says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+}
+
+impl Container {
+    /// Of this image, and nothing else said.
+    pub fn of(image: ImageReference) -> Self {
+        Self { image, network: Network::default(), resources: Resources::default(), user: None }
+    }
+}
+
+/// The words, as they stand in the file.
+pub(super) struct ContainerTerms {
+    pub(super) image: Option<Spanned<String>>,
+    pub(super) executor: Option<Spanned<String>>,
+    pub(super) network: Option<Spanned<String>>,
+    pub(super) resources: Option<Spanned<BTreeMap<String, Spanned<String>>>>,
+    pub(super) user: Option<Spanned<String>>,
+}
+
+impl ContainerTerms {
+    /// What runs the module, and in what.
+    pub(super) fn read(self, directory: &Path) -> Result<(ExecutorKind, Option<Container>), Wrong> {
+        let said = match &self.executor {
+            None => None,
+            Some(executor) => Some(match &*executor.value {
+                "local" => ExecutorKind::Local,
+                "container" => ExecutorKind::Container,
+                "kubernetes" => ExecutorKind::Kubernetes,
+                other => {
+                    let reason = format!(
+                        "this build has no executor {other:?}; allowed: local, container, kubernetes"
+                    );
+                    return Err((executor.referenced, reason));
+                }
+            }),
+        };
+        let Some(image) = &self.image else {
+            if let Some((place, key)) = self.stray() {
+                return Err((place, format!("{key:?} belongs to \"image\"")));
+            }
+            return match (said, &self.executor) {
+                (Some(ExecutorKind::Container | ExecutorKind::Kubernetes), Some(executor)) => {
+                    let reason = format!("executor: {} needs an \"image\"", executor.value);
+                    Err((executor.referenced, reason))
+                }
+                _ => Ok((ExecutorKind::Local, None)),
+            };
+        };
+        if let (Some(ExecutorKind::Local), Some(executor)) = (said, &self.executor) {
+            return Err((executor.referenced, "an image needs executor: container".into()));
+        }
+        let at = image.referenced;
+        let mut container =
+            Container::of(ImageReference::parse(&image.value, directory).map_err(|reason| (at, reason))?);
+        if let Some(network) = self.network {
+            container.network = match &*network.value {
+                "none" => Network::None,
+                "host" => Network::Host,
+                other => {
+                    return Err((network.referenced, format!("\"network\" {other:?}; allowed: none, host")));
+                }
+            };
+        }
+        for (name, value) in self.resources.map(|spanned| spanned.value).unwrap_or_default() {
+            let place = value.referenced;
+            container
+                .resources
+                .set(&name, &value.value)
+                .map_err(|reason| (place, format!("\"resources\": {reason}")))?;
+            if name == "gpu" && said != Some(ExecutorKind::Kubernetes) {
+                return Err((
+                    place,
+                    "\"resources\": executor: container gives no GPU; allowed: cpu, memory".into(),
+                ));
+            }
+        }
+        if let Some(user) = self.user {
+            container.user = Some(checked_user(user)?);
+        }
+        Ok((said.unwrap_or(ExecutorKind::Container), Some(container)))
+    }
+
+    /// What belongs to an image, where there is none.
+    fn stray(&self) -> Option<(Location, &'static str)> {
+        let text = |spanned: &Option<Spanned<String>>| spanned.as_ref().map(|one| one.referenced);
+        let said = [
+            (text(&self.network), "network"),
+            (self.resources.as_ref().map(|one| one.referenced), "resources"),
+            (text(&self.user), "user"),
+        ];
+        said.into_iter().find_map(|(place, key)| Some((place?, key)))
+    }
+}
+
+/// What the rest of a module's entry must not say beside an image.
+pub(super) fn check_beside(module: &Module) -> Result<(), String> {
+    let Some(container) = &module.container else { return Ok(()) };
+    if module.api == Api::Sidecar && container.network == Network::None {
+        return Err("\"api: sidecar\" listens on this machine's loopback, which a container reaches with network: host only".into());
+    }
+    Ok(())
+}
+
+fn checked_user(user: Spanned<String>) -> Result<String, Wrong> {
+    let part = |text: &str| {
+        !text.is_empty()
+            && text.len() <= 64
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+    };
+    let (name, group) = user.value.split_once(':').unwrap_or((&user.value, "0"));
+    if part(name) && part(group) {
+        return Ok(user.value);
+    }
+    let reason =
+        format!("\"user\" {:?}: a name or number, with a group or without, as in 1000:1000", user.value);
+    Err((user.referenced, reason))
+}

@@ -1,0 +1,118 @@
+//! Names of images, as a pipeline file has them.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Where an image comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageReference {
+    /// `oci:<folder>[:<tag>]`: a folder in the OCI image layout.
+    Layout {
+        /// The folder.
+        folder: PathBuf,
+        /// Which of its images; needless if it has one.
+        tag: Option<String>,
+    },
+    /// `oci-archive:<file>`: such a folder as a tar file.
+    OciArchive(PathBuf),
+    /// `docker-archive:<file>`: what `docker save` writes.
+    DockerArchive(PathBuf),
+    /// `name`, `name:tag` or `name@sha256:...`: in a registry.
+    Registry(String),
+}
+
+/// Bytes of a registry's reference: names have 255 at most, tags 128, digests 71.
+const REFERENCE_MAX: usize = 500;
+
+impl ImageReference {
+    /// Reads a reference; files and folders lie below `directory`.
+    ///
+    /// # Errors
+    /// In words, what is allowed.
+    pub fn parse(text: &str, directory: &Path) -> Result<Self, String> {
+        let wrong = || {
+            format!(
+                "{text:?} is no image; allowed: name:tag, name@sha256:..., oci:FOLDER[:TAG], oci-archive:FILE, docker-archive:FILE"
+            )
+        };
+        let file = |path: &str| if path.is_empty() { Err(wrong()) } else { Ok(directory.join(path)) };
+        if let Some(rest) = text.strip_prefix("oci:") {
+            let (folder, tag) = match rest.rsplit_once(':') {
+                Some((folder, tag)) if !tag.contains('/') && !tag.is_empty() => {
+                    (folder, Some(tag.to_owned()))
+                }
+                _ => (rest, None),
+            };
+            return Ok(Self::Layout { folder: file(folder)?, tag });
+        }
+        if let Some(rest) = text.strip_prefix("oci-archive:") {
+            return Ok(Self::OciArchive(file(rest)?));
+        }
+        if let Some(rest) = text.strip_prefix("docker-archive:") {
+            return Ok(Self::DockerArchive(file(rest)?));
+        }
+        // What a registry's client sees as an option, or as another kind of place, is none.
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-/:@".contains(c);
+        let well = text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text.len() <= REFERENCE_MAX
+            && text.chars().all(allowed)
+            && !text.contains("//")
+            && text.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+        if well { Ok(Self::Registry(text.to_owned())) } else { Err(wrong()) }
+    }
+}
+
+impl ImageReference {
+    /// Whether it is there, if it is to be on this machine. What is in it is found when a job starts.
+    pub(super) fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Layout { folder, .. } if !folder.join("oci-layout").is_file() => Err(format!(
+                "image {self} is not there: the folder has no file oci-layout, as `skopeo copy docker://NAME oci:FOLDER` makes"
+            )),
+            Self::OciArchive(file) | Self::DockerArchive(file) if !file.is_file() => {
+                Err(format!("image {self} is not there"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for ImageReference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Layout { folder, tag: None } => write!(f, "oci:{}", folder.display()),
+            Self::Layout { folder, tag: Some(tag) } => write!(f, "oci:{}:{tag}", folder.display()),
+            Self::OciArchive(file) => write!(f, "oci-archive:{}", file.display()),
+            Self::DockerArchive(file) => write!(f, "docker-archive:{}", file.display()),
+            Self::Registry(name) => f.write_str(name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_say_where_an_image_is() {
+        let parse = |text: &str| ImageReference::parse(text, Path::new("/p")).map(|image| image.to_string());
+        for (text, shown) in [
+            ("oci:images/tool", "oci:/p/images/tool"),
+            ("oci:images/tool:v1", "oci:/p/images/tool:v1"),
+            ("oci:/abs", "oci:/abs"),
+            ("oci-archive:a.tar", "oci-archive:/p/a.tar"),
+            ("docker-archive:a.tar", "docker-archive:/p/a.tar"),
+            ("alpine", "alpine"),
+            ("localhost:5000/a/b:v1", "localhost:5000/a/b:v1"),
+            ("a/b@sha256:0123", "a/b@sha256:0123"),
+        ] {
+            assert_eq!(parse(text).as_deref(), Ok(shown));
+        }
+        for text in ["", "oci:", "-x", "a b", "docker://a", "a:", "../a", "oci-archive:", "é"] {
+            assert!(parse(text).unwrap_err().contains("allowed: name:tag"), "{text}");
+        }
+    }
+}

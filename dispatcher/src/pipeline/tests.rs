@@ -1,0 +1,185 @@
+use ionfs::limits::Limits;
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+fn parse(text: &str) -> Result<Pipeline, String> {
+    Pipeline::parse(text.as_bytes(), "p.yaml", Path::new("/somewhere"))
+        .map(|(p, _)| p)
+        .map_err(|error| error.to_string())
+}
+
+#[test]
+fn an_event_of_before_a_subscription_is_not_expected() {
+    let mut module = Module::new("m", vec![], PathBuf::new());
+    module.on = vec!["a".into(), "b".into()];
+    module.since = BTreeMap::from([("a".into(), 0), ("b".into(), 1_000_000)]);
+    let event = |event_type: &str, created: Millis| {
+        let context = json!({"name": "n", "eventId": "e", "correlationId": "c"});
+        let event = json!({"id": "e", "context": context, "type": event_type, "created": created, "publication": "published"});
+        serde_json::from_value::<Event>(event).unwrap()
+    };
+    assert!(module.expects(&event("a", 5)));
+    assert!(!module.expects(&event("b", 5)), "its queue was not bound to the type by then");
+    assert!(module.expects(&event("b", 1_000_000 - millis(SKEW_MAX))), "by another clock it may have been");
+    assert!(!module.expects(&event("c", 5_000_000)));
+    assert!(!module.expects(&Event { unrouted: true, ..event("a", 5) }), "no queue got it");
+}
+
+#[test]
+fn a_whole_file_is_read() {
+    let pipeline = parse(
+        "name: video\nmodules:\n  sample:\n    on: [new_video]\n    emits: [frame]\n    run: [./sample.sh]\n    env: {FPS: \"1\"}\n    commit: on-success\n    timeout: 2m\n    retries: 0\n    concurrency: 4\n    executor: local\n  sheet:\n    gather: frame\n    per: new_video\n    on-dead: go\n    run: [python3, sheet.py]\n",
+    )
+    .unwrap();
+    let [sample, sheet] = &pipeline.modules[..] else { panic!("two modules") };
+    assert_eq!((sample.timeout, sample.retries, sample.concurrency), (Duration::from_secs(120), 0, 4));
+    assert_eq!(sample.commit, CommitMode::OnSuccess);
+    assert_eq!(sample.argv(), ["/somewhere/./sample.sh"]);
+    assert_eq!(sheet.subscribes(), ["new_video"]);
+    assert_eq!(sheet.argv(), ["python3", "sheet.py"]);
+    assert_eq!(sheet.on_dead, OnDead::Go);
+}
+
+#[test]
+fn a_module_of_the_sidecar_api_is_seen_when_it_is_done_and_finds_addresses() {
+    let module = |fields: &str| {
+        let text = format!("modules:\n  a: {{on: [x], run: [cat]{fields}}}\n");
+        let module = parse(&text).unwrap().modules.remove(0);
+        (module.commit, module.urls, module.base_dir())
+    };
+    let ion = PathBuf::from("/ion");
+    assert_eq!(module(""), (CommitMode::OnClose, FileUrls::None, ion.clone()));
+    assert_eq!(module(", api: sidecar"), (CommitMode::OnSuccess, FileUrls::Ion, ion.clone()));
+    assert_eq!(
+        module(", api: sidecar, commit: on-close, urls: signed"),
+        (CommitMode::OnClose, FileUrls::Signed, ion)
+    );
+    assert_eq!(module(", env: {HANDLER_BASE_DIR: /older}").2, Path::new("/older"));
+}
+
+#[test]
+fn a_module_of_an_image_says_what_it_may_take() {
+    let text = "modules:\n  a: {on: [x], image: 'oci:i:v1', network: host, user: '1000', resources: {cpu: 0.5, memory: 256Mi}}\n  b: {on: [x], image: i, run: [cat], executor: container}\n";
+    let modules = parse(text).unwrap().modules;
+    assert!(modules.iter().all(|module| module.executor == ExecutorKind::Container));
+    let [a, b] = [&modules[0], &modules[1]].map(|module| module.container.clone().unwrap());
+    assert_eq!((a.image.to_string(), a.network), ("oci:/somewhere/i:v1".into(), Network::Host));
+    assert_eq!((a.resources.cpu_millis, a.resources.memory_bytes), (Some(500), Some(256 << 20)));
+    assert_eq!(b, Container::of(ImageReference::Registry("i".into())));
+    assert!(modules[0].run.is_empty() && modules[1].argv() == ["cat"]);
+    let stored = serde_json::to_value(&modules[0]).unwrap();
+    assert_eq!(serde_json::from_value::<Module>(stored).unwrap(), modules[0]);
+}
+
+#[test]
+fn a_chain_is_a_module_of_links() {
+    let text = "name: lines\nwarm: 3\nidle: 1m\noutput: 1MiB\ntimeout: 5s\nChain:\n  - {Command: /bin/cat}\n  - {Name: n, Image: i, Command: xargs, Arguments: [-n, 1]}\n";
+    let pipeline = parse(text).unwrap();
+    let module = &pipeline.modules[0];
+    assert_eq!(
+        (&*module.name, &*module.on[0], &*module.emits[0]),
+        ("lines", "chain.lines", "chain.lines.done")
+    );
+    assert_eq!(
+        module.link_settings,
+        LinkSettings { warm: 3, idle: Duration::from_secs(60), output_bytes: 1 << 20 }
+    );
+    assert_eq!((module.timeout, module.retries), (Duration::from_secs(5), 0));
+    let names: Vec<&str> = module.links.iter().map(|link| &*link.name).collect();
+    assert_eq!(names, ["cat", "n"]);
+    assert_eq!(
+        (&*module.links[1].image, module.argv_of(&module.links[1])),
+        ("i", vec!["xargs".into(), "-n".into(), "1".into()])
+    );
+}
+
+#[test]
+fn each_mistake_is_named_with_its_line_and_the_way_out() {
+    let module = |fields: &str| format!("modules:\n  a:\n    on: [x]\n    run: [cat]\n    {fields}\n");
+    let cases = [
+        (module("retrys: 3"), "p.yaml:5:", "did you mean \"retries\"? allowed: on, gather"),
+        (module("timeout: soon"), "p.yaml:5:", "write it as 30s"),
+        (module("concurrency: 0"), "p.yaml:5:", "1 or more"),
+        (module("limits: {staged-bytes: 10GB}"), "p.yaml:5:", "\"staged-bytes\" cannot be \"10GB\": bytes as in 500, 16MiB"),
+        (module("limits: {open-files: 0}"), "p.yaml:5:", "from 1 on"),
+        (module("limits: {event-values: 3KiB}"), "p.yaml:5:", "a number as in 1000"),
+        (module("limits:\n      path-bytes: 901"), "p.yaml:6:", "at most 900"),
+        (module("limits: {staged: 1}"), "p.yaml:5:", "allowed: event-bytes, event-values"),
+        (module("limits: {staged-bytes: 99999999TiB}"), "p.yaml:5:", "cannot be"),
+        (module("executor: moon"), "p.yaml:5:", "allowed: local, container"),
+        (module("executor: container"), "p.yaml:5:", "needs an \"image\""),
+        (module("network: host"), "p.yaml:5:", "\"network\" belongs to \"image\""),
+        (module("image: i\n    executor: local"), "p.yaml:6:", "an image needs executor: container"),
+        (module("image: a b"), "p.yaml:5:", "allowed: name:tag"),
+        (module("image: i\n    network: all"), "p.yaml:6:", "allowed: none, host"),
+        (module("image: i\n    user: a b"), "p.yaml:6:", "as in 1000:1000"),
+        (module("image: i\n    api: sidecar"), "p.yaml:", "with network: host only"),
+        (module("image: i\n    resources: {cpu: 1.5x}"), "p.yaml:6:", "as in 500m, 0.5 or 2"),
+        (module("image: i\n    resources: {memory: 64}"), "p.yaml:6:", "as in 256Mi or 2G, from 4Mi on"),
+        (module("image: i\n    resources: {disk: 1}"), "p.yaml:6:", "allowed: cpu, memory, gpu"),
+        (module("image: i\n    resources: {gpu: 1}"), "p.yaml:6:", "gives no GPU"),
+        ("Chain: [{Command: cat, Image: a b}]".into(), "p.yaml:1:", "link \"cat\": \"a b\" is no image"),
+        (module("api: rest"), "p.yaml:5:", "allowed: none, sidecar"),
+        (module("urls: public"), "p.yaml:5:", "allowed: none, ion, signed"),
+        (module("env: {HANDLER_BASE_DIR: /var/ion}"), "p.yaml:5:", "directly below /"),
+        (module("env: {HANDLER_BASE_DIR: /usr}"), "p.yaml:5:", "hide the machine's own folder"),
+        (module("gather: y"), "p.yaml:3:", "exclude each other"),
+        (module("retries: many"), "p.yaml:5:", ""),
+        (module("run: [ls]"), "p.yaml:5:", ""),
+        (module("emits: [a b]"), "p.yaml:5:", "cannot be an event type"),
+        ("modules:\n  a:\n    on: [x]\n".into(), "p.yaml:", "\"run\" is missing"),
+        ("modules:\n  a:\n    run: [cat]\n".into(), "p.yaml:", "\"on\" is missing"),
+        ("modules:\n  a:\n    gather: y\n    per: x\n    run: [cat]\n".into(), "p.yaml:3:", "no module emits"),
+        (
+            "modules:\n  a:\n    gather: y\n    per: x\n    emits: [z]\n    run: [cat]\n  b: {on: [z], emits: [y], run: [cat]}\n".into(),
+            "p.yaml:3:",
+            "which it waits for",
+        ),
+        ("modules: {}".into(), "p.yaml:1:", "empty"),
+        (module("stdio: true"), "p.yaml:", "one type in \"emits\""),
+        (module("warm: 3"), "p.yaml:5:", "belongs to \"stdio: true\""),
+        ("Chain:\n  - Image: x\n".into(), "p.yaml:2:", "no \"Command\""),
+        ("Chain: []".into(), "p.yaml:1:", "\"Chain\" is empty"),
+        ("Chain:\n  - Command: cat\n    Argument: x\n".into(), "p.yaml:3:", "did you mean \"Arguments\"?"),
+        ("warm: 99\nChain: [{Command: cat}]".into(), "p.yaml:1:", "at most 64"),
+        ("output: much\nChain: [{Command: cat}]".into(), "p.yaml:1:", "bytes as in"),
+        ("name: a b\nChain: [{Command: cat}]".into(), "p.yaml:2:", "is the chain's"),
+        ("timeout: 1s\nmodules: {a: {on: [x], run: [cat]}}".into(), "p.yaml:1:", "stands beside \"Chain\""),
+        ("Chain: [{Command: cat}]\nmodules: {a: {on: [x], run: [cat]}}".into(), "p.yaml:2:", "exclude each other"),
+        (String::new(), "p.yaml:1:", ""),
+    ];
+    for (text, place, words) in cases {
+        let error = parse(&text).unwrap_err();
+        assert!(error.starts_with(place) && error.contains(words), "{text}\n=> {error}");
+    }
+}
+
+#[test]
+fn a_program_that_cannot_run_is_found_before_anything_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pipeline.yaml");
+    std::fs::write(&file, "modules:\n  a:\n    on: [x]\n    run: [./tool.sh]\n").unwrap();
+    let error = |path: &str| Pipeline::load(&file, path).unwrap_err().to_string();
+    assert!(error("/bin").contains(":4:") && error("/bin").contains("is not there"), "{}", error("/bin"));
+    std::fs::write(folder.path().join("tool.sh"), "#!/bin/sh\n").unwrap();
+    assert!(error("/bin").contains("chmod +x"), "{}", error("/bin"));
+    std::fs::write(&file, "modules:\n  a:\n    on: [x]\n    run: [tool.sh]\n").unwrap();
+    assert!(error("/bin").contains("write ./tool.sh"), "{}", error("/bin"));
+}
+
+#[test]
+fn limits_are_read_in_their_units_and_others_stay_the_daemons() {
+    let pipeline = parse("modules:\n  a: {on: [x], run: [cat], limits: {staged-bytes: 2 GiB, open-files: 10, event-bytes: 100}}\n").unwrap();
+    let limits = pipeline.modules[0].limits.over(Limits::default());
+    let expected = Limits { staged_bytes: 2 << 30, open_files: 10, event_bytes: 100, ..Limits::default() };
+    assert_eq!(limits, expected);
+}
+
+proptest! {
+    #[test]
+    fn reading_survives_anything(text in "[a-z:\\[\\]{}\\- \n\"'&*#|>]{0,200}") {
+        let _ = parse(&text);
+    }
+}

@@ -1,0 +1,214 @@
+//! Requests of older kubelets, made readable.
+//!
+//! A request of HTTP/2 names the server in `:authority`. Kubelets before 1.26 put the path of the driver's socket there, which
+//! no authority may be, and the server's library refuses such a request before anybody sees it (kubernetes issue 108254).
+//! So what a kubelet sends passes through here first: header blocks are read and written anew with `localhost` in that place, all
+//! else is passed on as it came. What the server answers is not touched.
+
+use std::io;
+
+use loona_hpack::{Decoder, Encoder};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, copy, duplex, split};
+use tokio::net::UnixStream;
+
+/// What a connection begins with.
+const PREFACE: usize = 24;
+
+/// Bytes before each frame's content: its length in three, type, flags, and stream in four.
+const HEAD: usize = 9;
+
+/// Types of frames.
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+
+/// Flags of HEADERS: the block ends here; there is padding; there is a priority.
+const END_HEADERS: u8 = 4;
+const PADDED: u8 = 8;
+const PRIORITY: u8 = 32;
+
+/// Bytes of a frame's content: what a server takes that has said nothing else, and ours says nothing else.
+const FRAME_MAX: usize = 16 << 10;
+
+/// Bytes of a header block. A kubelet's has some hundred.
+const BLOCK_MAX: usize = 64 << 10;
+
+/// Bytes under way in each direction.
+const BUFFER: usize = 64 << 10;
+
+/// The same connection, as the server may read it.
+pub(super) fn readable(client: UnixStream) -> DuplexStream {
+    let (ours, served) = duplex(BUFFER);
+    tokio::spawn(async move {
+        let (mut from, mut to) = client.into_split();
+        let (mut answers, mut requests) = split(ours);
+        let forth = async {
+            let passed = pass(&mut from, &mut requests).await;
+            // The server sees the end, however it came.
+            let _ = requests.shutdown().await;
+            passed
+        };
+        let back = async {
+            copy(&mut answers, &mut to).await?;
+            to.shutdown().await
+        };
+        let (passed, _) = tokio::join!(forth, back);
+        if let Err(error) = passed {
+            tracing::debug!(%error, "a connection to the driver broke off");
+        }
+    });
+    served
+}
+
+/// Passes on what the client sends, to its end.
+async fn pass(
+    from: &mut (impl tokio::io::AsyncRead + Unpin),
+    to: &mut (impl tokio::io::AsyncWrite + Unpin),
+) -> io::Result<()> {
+    let mut preface = [0; PREFACE];
+    from.read_exact(&mut preface).await?;
+    to.write_all(&preface).await?;
+    let mut decoder = Decoder::new();
+    // Of a block that goes on in the next frame: its first frame's flags, and what came of it.
+    let mut begun: Option<(u8, Vec<u8>)> = None;
+    loop {
+        let mut head = [0; HEAD];
+        match from.read_exact(&mut head).await {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            other => other?,
+        };
+        let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+        if length > FRAME_MAX {
+            return Err(wrong("a frame is too long"));
+        }
+        let mut content = vec![0; length];
+        from.read_exact(&mut content).await?;
+        let (kind, flags) = (head[3], head[4]);
+        let (flags, block) = match (kind, begun.take()) {
+            (HEADERS, None) => (flags, block_of(flags, &content)?.to_vec()),
+            (CONTINUATION, Some((first, mut block))) => {
+                block.extend_from_slice(&content);
+                (first | flags & END_HEADERS, block)
+            }
+            (HEADERS | CONTINUATION, _) => return Err(wrong("a header block is out of order")),
+            (_, Some(_)) => return Err(wrong("a header block is interrupted")),
+            (_, None) => {
+                to.write_all(&head).await?;
+                to.write_all(&content).await?;
+                continue;
+            }
+        };
+        if block.len() > BLOCK_MAX {
+            return Err(wrong("a header block is too long"));
+        }
+        if flags & END_HEADERS == 0 {
+            begun = Some((flags, block));
+            continue;
+        }
+        let block = anew(&mut decoder, &block)?;
+        let length = u32::try_from(block.len()).ok().filter(|length| *length <= FRAME_MAX as u32);
+        let length = length.ok_or_else(|| wrong("a header block is too long"))?.to_be_bytes();
+        let stream = &head[5..];
+        let head = [length[1], length[2], length[3], HEADERS, flags & !(PADDED | PRIORITY)];
+        to.write_all(&[&head[..], stream, &block].concat()).await?;
+    }
+}
+
+/// The header block of a HEADERS frame, without what may stand around it.
+fn block_of(flags: u8, content: &[u8]) -> io::Result<&[u8]> {
+    let mut block = content;
+    let mut padding = 0;
+    if flags & PADDED != 0 {
+        let (length, rest) = block.split_first().ok_or_else(|| wrong("a padded frame is empty"))?;
+        (padding, block) = (usize::from(*length), rest);
+    }
+    if flags & PRIORITY != 0 {
+        block = block.get(5..).ok_or_else(|| wrong("a frame's priority is cut off"))?;
+    }
+    let end = block.len().checked_sub(padding).ok_or_else(|| wrong("a frame is all padding"))?;
+    Ok(&block[..end])
+}
+
+/// The same headers, but for `:authority`. Nothing of the block depends on an earlier one.
+fn anew(decoder: &mut Decoder<'_>, block: &[u8]) -> io::Result<Vec<u8>> {
+    let headers =
+        decoder.decode(block).map_err(|error| wrong(&format!("headers cannot be read: {error:?}")))?;
+    let localhost = b"localhost".to_vec();
+    let headers = headers.into_iter().map(|(name, value)| match &name[..] {
+        b":authority" => (name, localhost.clone()),
+        _ => (name, value),
+    });
+    let headers: Vec<(Vec<u8>, Vec<u8>)> = headers.collect();
+    // A new encoder remembers nothing, and what it adds to the server's table is never referred to.
+    Ok(Encoder::new().encode(headers.iter().map(|(name, value)| (&name[..], &value[..]))))
+}
+
+fn wrong(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, content: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(content.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags, 0, 0, 0, 1], content].concat()
+    }
+
+    /// The header blocks that come through, read by one decoder as a server has.
+    async fn passed(frames: &[Vec<u8>]) -> io::Result<Vec<Vec<(String, String)>>> {
+        let sent = [vec![b'x'; PREFACE], frames.concat()].concat();
+        let mut came = Vec::new();
+        pass(&mut &sent[..], &mut came).await?;
+        let (mut rest, mut decoder, mut blocks) = (&came[PREFACE..], Decoder::new(), vec![]);
+        while !rest.is_empty() {
+            let length = usize::from(rest[1]) << 8 | usize::from(rest[2]);
+            let (frame, after) = rest.split_at(HEAD + length);
+            rest = after;
+            if frame[3] == HEADERS {
+                assert_eq!(frame[4] & END_HEADERS, END_HEADERS);
+                let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+                let headers = decoder.decode(&frame[HEAD..]).unwrap();
+                blocks.push(headers.into_iter().map(|(name, value)| (text(name), text(value))).collect());
+            }
+        }
+        Ok(blocks)
+    }
+
+    #[tokio::test]
+    async fn a_socket_path_becomes_a_name_and_all_else_stays() {
+        let mut encoder = Encoder::new();
+        let mut block = |authority: &str| {
+            let headers = [(":path", "/csi.v1.Node/X"), (":authority", authority), ("te", "trailers")];
+            encoder.encode(headers.map(|(name, value)| (name.as_bytes(), value.as_bytes())))
+        };
+        let (first, second) = (block("/var/lib/kubelet/csi.sock"), block("/var/lib/kubelet/csi.sock"));
+        let (begin, end) = second.split_at(3);
+        let padded = [&[2, 0, 0, 0, 0, 7][..], &block("/x"), &[0, 0]].concat();
+        let frames = [
+            frame(HEADERS, END_HEADERS, &first),
+            frame(0, 1, b"content"),
+            frame(HEADERS, 0, begin),
+            frame(CONTINUATION, END_HEADERS, end),
+            frame(HEADERS, END_HEADERS | PADDED | PRIORITY, &padded),
+        ];
+        let text = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        let wanted: Vec<_> =
+            [(":path", "/csi.v1.Node/X"), (":authority", "localhost"), ("te", "trailers")].map(text).into();
+        assert_eq!(passed(&frames).await.unwrap(), [wanted.clone(), wanted.clone(), wanted]);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_http_2_ends_the_connection() {
+        for frames in [
+            vec![frame(CONTINUATION, END_HEADERS, b"")],
+            vec![frame(HEADERS, 0, b""), frame(0, 0, b"")],
+            vec![frame(HEADERS, END_HEADERS | PADDED, &[9, 1])],
+            vec![frame(HEADERS, END_HEADERS | PRIORITY, &[1])],
+            vec![frame(HEADERS, END_HEADERS, &[0xff; 20])],
+            vec![frame(0, 0, &[0; FRAME_MAX + 1])],
+        ] {
+            assert_eq!(passed(&frames).await.unwrap_err().kind(), io::ErrorKind::InvalidData, "{frames:?}");
+        }
+    }
+}

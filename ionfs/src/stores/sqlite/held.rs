@@ -1,0 +1,89 @@
+//! Small blobs in the log: see [`crate::stores::held`].
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::bus::insert_published;
+use super::documents::insert_all;
+use super::{Durable, Sqlite};
+use crate::event::Event;
+use crate::stores::{Collection, Guard, Inserted, StoreError};
+
+pub(super) const SCHEMA: &str = "CREATE TABLE IF NOT EXISTS held_blobs \
+     (seq INTEGER PRIMARY KEY, boot TEXT NOT NULL, key TEXT NOT NULL, bytes BLOB NOT NULL);";
+
+/// A blob that the log holds.
+#[derive(Debug)]
+pub(in crate::stores) struct HeldBlob {
+    pub(in crate::stores) seq: i64,
+    pub(in crate::stores) key: String,
+    pub(in crate::stores) bytes: Bytes,
+}
+
+impl Sqlite {
+    /// Holds the bytes, put under these keys while the machine runs that was booted as `boot`, inserts documents, and after
+    /// them `event`, which is published; all of it or nothing. With an event it is on the disk when this returns, else with
+    /// the next write that is at once.
+    pub(in crate::stores) async fn hold(
+        &self,
+        boot: String,
+        blobs: Vec<(String, Bytes)>,
+        documents: Vec<(Collection, Value)>,
+        event: Option<Event>,
+        guard: Option<Guard>,
+    ) -> Result<Vec<Inserted>, StoreError> {
+        let published = event.is_some();
+        let durable = if published { Durable::AtOnce } else { Durable::Later };
+        let written = self.write_as(durable, "inserting documents and small blobs", move |connection| {
+            let mut inserted = insert_all(connection, &documents, guard.as_ref())?;
+            let mut insert =
+                connection.prepare_cached("INSERT INTO held_blobs (boot, key, bytes) VALUES (?1, ?2, ?3)")?;
+            for (key, bytes) in &blobs {
+                insert.execute((&boot, key, &bytes[..]))?;
+            }
+            if let Some(event) = event {
+                inserted.push(insert_published(connection, event)?);
+            }
+            Ok(inserted)
+        });
+        let inserted = written.await?;
+        if published {
+            self.arrived.notify_waiters();
+        }
+        Ok(inserted)
+    }
+
+    /// The oldest that are held: those put while this boot of the machine, or those before it.
+    pub(in crate::stores) async fn held(
+        &self,
+        boot: &str,
+        this_boot: bool,
+        limit: usize,
+    ) -> Result<Vec<HeldBlob>, StoreError> {
+        let boot = boot.to_owned();
+        self.read("reading small blobs", move |connection| {
+            let mut select = connection.prepare_cached(
+                "SELECT seq, key, bytes FROM held_blobs WHERE (boot = ?1) = ?2 ORDER BY seq LIMIT ?3",
+            )?;
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            let rows = select.query_map((boot, this_boot, limit), |row| {
+                Ok(HeldBlob { seq: row.get(0)?, key: row.get(1)?, bytes: row.get::<_, Vec<u8>>(2)?.into() })
+            })?;
+            rows.collect()
+        })
+        .await
+    }
+
+    /// Lets go of some, whose files are durable.
+    pub(in crate::stores) async fn release(&self, blobs: &[HeldBlob]) -> Result<(), StoreError> {
+        let seqs: Vec<i64> = blobs.iter().map(|blob| blob.seq).collect();
+        self.write_as(Durable::Later, "letting small blobs go", move |connection| {
+            let mut delete = connection.prepare_cached("DELETE FROM held_blobs WHERE seq = ?1")?;
+            for seq in seqs {
+                delete.execute([seq])?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Installs what `make test-kubernetes` needs: a real Kubernetes of one node. Quiet when there is nothing to do. Debian packages only the
+# client of its Kubernetes, so the servers are built from Debian's source, into $ION_TEST_CACHE/kubernetes (some minutes, once).
+set -euo pipefail
+
+"$(dirname "$0")/setup-build.sh"
+"$(dirname "$0")/setup-deploy.sh"
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$(dirname "$0")/common.sh"
+
+mapfile -t missing < <(packages_missing busybox:busybox-static ip:iproute2 mount:mount nsenter:util-linux openssl:openssl ps:procps \
+    setpriv:util-linux socat:socat fusermount3:fuse3)
+# The dynamically linked busybox is no root file system.
+ldd "$(command -v busybox || echo /none)" >/dev/null 2>&1 && missing+=(busybox-static)
+[ -x /usr/lib/cni/bridge ] || missing+=(containernetworking-plugins)
+install_packages "${missing[@]}"
+mapfile -t missing < <(packages_missing etcd:etcd-server containerd:containerd runc:runc)
+install_servers "${missing[@]}"
+
+programs=(kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl)
+kubernetes=$cache/kubernetes
+complete=1
+for program in "${programs[@]}"; do [ -x "$kubernetes/$program" ] || complete=; done
+[ -z "$complete" ] || exit 0
+
+go=/usr/lib/go-1.19/bin
+mapfile -t missing < <(packages_missing $go/go:golang-1.19-go make:make rsync:rsync dpkg-source:dpkg-dev)
+reflect2=/usr/share/gocode/src/github.com/modern-go/reflect2
+[ -d $reflect2 ] || missing+=(golang-github-modern-go-reflect2-dev)
+install_packages "${missing[@]}"
+
+mkdir -p "$cache"
+work=$(mktemp -d -p "$cache" kubernetes-build.XXXXXX)
+trap 'rm -rf "$work"' EXIT
+
+# The sources of the same places as the packages', known only to the calls below: the machine's own lists stay as they are.
+mkdir -p "$work"/{apt.d,lists,cache}
+for list in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
+    [ ! -e "$list" ] || sed 's/^Types:.*/Types: deb-src/; s/^deb /deb-src /' "$list" >"$work/apt.d/${list##*/}"
+done
+[ ! -e "$work/apt.d/sources.list" ] || mv "$work/apt.d/sources.list" "$work/apt.d/machine.list"
+apt=(apt-get -qq -o Dir::Etc::SourceList=/dev/null -o Dir::Etc::SourceParts="$work/apt.d" -o Dir::State::Lists="$work/lists"
+    -o Dir::Cache="$work/cache" -o APT::Sandbox::User=root)
+cd "$work"
+"${apt[@]}" update 2>/dev/null || true # a place without sources is no failure
+"${apt[@]}" source --download-only kubernetes >/dev/null
+dpkg-source --no-check -x ./*.dsc source >/dev/null
+[ -d source/cmd/kubelet ] || { echo "$0: this Debian's kubernetes has no servers any more; Debian 12's has" >&2; exit 1; }
+
+# The reflect2 of that time takes maps apart by the layout of Go before 1.18: the API server would crash now and then, while it writes JSON.
+rm source/vendor/github.com/modern-go/reflect2/*.go
+cp "$reflect2"/*.go source/vendor/github.com/modern-go/reflect2/
+
+# Outside a git tree the build does not know its version, and clients ask the server for it.
+version=$(sed -n 's/^Version: //p' ./*.dsc | sed 's/.*really//; s/-.*//')
+IFS=. read -r major minor _ <<<"$version"
+printf 'KUBE_GIT_%s\n' VERSION="v$version" MAJOR="$major" MINOR="$minor" COMMIT=debian TREE_STATE=archive >version
+
+echo "building Kubernetes $version into $kubernetes (ten minutes, once)" >&2
+if ! PATH=$go:$PATH HOME=$work TMPDIR=$work GOCACHE=$work/go CGO_ENABLED=0 KUBE_GIT_VERSION_FILE=$work/version \
+    nice -n 19 make -C source GOLDFLAGS='-s -w' WHAT="${programs[*]/#/cmd/}" >log 2>&1; then
+    tail -n 30 log >&2
+    exit 1
+fi
+mkdir -p "$kubernetes"
+for program in "${programs[@]}"; do mv "source/_output/local/go/bin/$program" "$kubernetes/"; done

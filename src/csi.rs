@@ -1,0 +1,71 @@
+//! `ion csi`: the driver that mounts jobs' trees for the pods of a Kubernetes node.
+
+use std::path::PathBuf;
+
+use clap::Args as ClapArgs;
+use ionfs::csi::{CsiSettings, NAME, serve};
+use ionfs::node::Node;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::MetricsArgs;
+use crate::settings::{Settings, ticket_key};
+use crate::up::until_asked_to_stop;
+use crate::{Failure, Outcome, Verdict, output};
+
+/// Mount jobs' trees for the pods of this Kubernetes node, until SIGTERM
+///
+/// A driver of the Container Storage Interface, one on each node: its name is csi.ionfs. A dispatcher with modules of
+/// `executor: kubernetes` makes the pods; each has one inline volume of this driver, mounted at /ion before it starts. Stores are
+/// named as for every command; ION_TICKET_KEY is the dispatchers' too (`openssl rand -hex 32` makes one). Unix sockets
+/// may be written as unix:///path. docs/kubernetes.md tells how it is deployed.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Example:\n  ion csi --node-id \"$NODE_NAME\"")]
+pub(crate) struct Args {
+    /// The driver's socket
+    #[arg(long, env = "ION_CSI_ENDPOINT", value_name = "SOCKET", value_parser = socket, default_value = "/csi/csi.sock")]
+    endpoint: PathBuf,
+    /// The socket in the kubelet's folder plugins_registry by which it learns of the driver; empty: none
+    #[arg(long, env = "ION_CSI_REGISTRATION", value_name = "SOCKET", value_parser = socket, default_value = "/registration/csi.ionfs-reg.sock")]
+    registration: PathBuf,
+    /// The driver's socket as the kubelet finds it
+    #[arg(long, env = "ION_CSI_KUBELET_ENDPOINT", value_name = "SOCKET", value_parser = socket, default_value = "/var/lib/kubelet/plugins/csi.ionfs/csi.sock")]
+    kubelet_endpoint: PathBuf,
+    /// This node's name
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    node_id: String,
+    #[command(flatten)]
+    metrics: MetricsArgs,
+}
+
+fn socket(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text.strip_prefix("unix://").unwrap_or(text));
+    if path.is_absolute() || text.is_empty() { Ok(path) } else { Err("an absolute path is needed".into()) }
+}
+
+pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
+    let key = ticket_key().map_err(Failure)?;
+    let endpoint = args.metrics.open().await?;
+    let node = Node::new(settings.plane().await?, settings.node())?;
+    endpoint.vitals.describe(|registry| node.describe(registry));
+    let at = args.endpoint.display().to_string();
+    let registration = Some(args.registration).filter(|path| !path.as_os_str().is_empty());
+    let settings = CsiSettings {
+        endpoint: args.endpoint,
+        registration,
+        kubelet_endpoint: args.kubelet_endpoint,
+        node_id: args.node_id,
+    };
+    let stop = CancellationToken::new();
+    let (stopping, vitals) = (stop.clone(), endpoint.vitals.clone());
+    tokio::spawn(async move {
+        until_asked_to_stop().await;
+        stopping.cancel();
+    });
+    let ready = || {
+        output::say(&format!("ready: {NAME} serves {at}"));
+        vitals.begins();
+    };
+    serve(node, key, settings, stop, ready).await?;
+    endpoint.close().await;
+    Ok(Verdict::Well)
+}

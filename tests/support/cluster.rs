@@ -1,0 +1,243 @@
+//! A real Kubernetes of one node with Ion's driver on it, shared by the tests of one binary.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use serde_json::Value;
+
+use super::servers::{Mongo, Rabbit, S3, cache, free_port, plane};
+use super::{Home, ION, Ran, Up, wait_for};
+
+/// What tokens are signed with.
+pub const KEY: &str = "a-key-of-tests-only-0123456789abcdef";
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kubernetes/cluster.sh");
+
+/// Where scripts/setup-kubernetes.sh leaves what it builds.
+fn built() -> PathBuf {
+    cache().join("kubernetes")
+}
+
+/// A cluster of one node. It ends with this value, and with this process, however that ends.
+pub struct Cluster {
+    dir: PathBuf,
+    keeper: Child,
+}
+
+impl Cluster {
+    /// A new one; none, in words, where none was built.
+    pub fn start() -> Option<Self> {
+        if !built().join("kubelet").exists() || !rustix::process::geteuid().is_root() {
+            eprintln!(
+                "skipped: no Kubernetes is built here, or this is not root: `make test-kubernetes` builds and tests it"
+            );
+            return None;
+        }
+        // Sockets in there have short names only.
+        let dir = std::env::temp_dir().join(format!("ion-k{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut keeper = Command::new(SCRIPT)
+            .arg("keep")
+            .arg(&dir)
+            .arg(free_port().to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said.trim(), "ready", "the cluster started; its logs are in {}", dir.display());
+        Some(Self { dir, keeper })
+    }
+
+    /// A place below its folder.
+    pub fn at(&self, path: &str) -> PathBuf {
+        self.dir.join(path)
+    }
+
+    /// A verb of the cluster's script; gives what it says.
+    pub fn script(&self, verb: &str, words: &[&str]) -> String {
+        let ran = Command::new(SCRIPT).arg(verb).arg(&self.dir).args(words).stdin(Stdio::null()).output();
+        Ran::of(ran.unwrap()).well().stdout
+    }
+
+    fn kubectl_command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(built().join("kubectl"));
+        command.arg("--kubeconfig").arg(self.at("kubeconfig")).arg("--cache-dir").arg(self.at("kubectl"));
+        command.args(words);
+        command
+    }
+
+    pub fn kubectl(&self, words: &[&str]) -> Ran {
+        Ran::of(self.kubectl_command(words).stdin(Stdio::null()).output().unwrap())
+    }
+
+    /// An image of a shell and these files below /app.
+    pub fn image(&self, home: &Home, name: &str, programs: &[(&str, &str)]) {
+        let folder = home.path().join(format!("image-{}", name.replace(':', "-")));
+        for (program, text) in programs {
+            let at = format!("{}/app/{program}", folder.file_name().unwrap().to_str().unwrap());
+            home.program(&at, text);
+        }
+        self.script("image", &[name, folder.to_str().unwrap()]);
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // The end of its input stops the cluster.
+        drop(self.keeper.stdin.take());
+        let _ = self.keeper.wait();
+        // What a test that failed leaves there are the logs.
+        if !std::thread::panicking() {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// The cluster, the servers beside it and the driver of its node.
+pub struct World {
+    cluster: Cluster,
+    /// What every command and daemon of the plane has in its environment.
+    pub env: Vec<(String, String)>,
+    driver_home: Home,
+    driver: Option<Up>,
+    _servers: (Mongo, Rabbit, S3),
+}
+
+/// The world, for one test at a time; none where there is no Kubernetes, which is said.
+pub fn world() -> Option<MutexGuard<'static, World>> {
+    static WORLD: OnceLock<Option<Mutex<World>>> = OnceLock::new();
+    let world = WORLD.get_or_init(|| Cluster::start().map(|cluster| Mutex::new(World::start(cluster))));
+    Some(world.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+impl World {
+    fn start(cluster: Cluster) -> Self {
+        let (mongo, rabbit, s3) = (Mongo::start(), Rabbit::start(), S3::start());
+        let mut env = plane(&mongo.url, &rabbit.url, &s3.url, &s3.env);
+        env.push(("ION_TICKET_KEY".into(), KEY.into()));
+        env.push(("KUBECONFIG".into(), cluster.at("kubeconfig").display().to_string()));
+        let mut driver_home = Home::new();
+        driver_home.env.clone_from(&env);
+        let mut world = Self { cluster, env, driver_home, driver: None, _servers: (mongo, rabbit, s3) };
+        world.kubectl_with(
+            &["apply", "-f", "-"],
+            "apiVersion: storage.k8s.io/v1\nkind: CSIDriver\nmetadata: {name: csi.ionfs}\nspec:\n  attachRequired: false\n  \
+             podInfoOnMount: true\n  fsGroupPolicy: None\n  volumeLifecycleModes: [Ephemeral]\n",
+        );
+        world.start_driver();
+        world
+    }
+
+    /// Starts the node's driver and waits until the kubelet knows it.
+    pub fn start_driver(&mut self) {
+        let kubelet = self.cluster.at("kubelet");
+        let socket = kubelet.join("plugins/csi.ionfs/csi.sock");
+        let words = [
+            "enter".into(),
+            self.dir().display().to_string(),
+            ION.into(),
+            "csi".into(),
+            "--node-id".into(),
+            "n1".into(),
+            "--endpoint".into(),
+            socket.display().to_string(),
+            "--kubelet-endpoint".into(),
+            socket.display().to_string(),
+            "--registration".into(),
+            kubelet.join("plugins_registry/csi.ionfs-reg.sock").display().to_string(),
+        ];
+        let driver = self.driver_home.start_program(Path::new(SCRIPT), "csi", &words);
+        wait_for("the kubelet to know the driver", || {
+            self.kubectl(&["get", "csinode", "n1", "-o", "name", "-o", "jsonpath={.spec.drivers[*].name}"])
+                .contains("csi.ionfs")
+        });
+        self.driver = Some(driver);
+    }
+
+    /// The node's driver.
+    pub fn driver(&mut self) -> Up {
+        self.driver.take().unwrap()
+    }
+
+    /// A home of a dispatcher or a person, on this plane.
+    pub fn home(&self) -> Home {
+        let mut home = Home::new();
+        home.env.clone_from(&self.env);
+        home
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.cluster.dir
+    }
+
+    /// A verb of the cluster's script.
+    pub fn script(&self, words: &[&str]) {
+        self.cluster.script(words[0], &words[1..]);
+    }
+
+    /// What `kubectl` prints.
+    #[track_caller]
+    pub fn kubectl(&self, words: &[&str]) -> String {
+        self.cluster.kubectl(words).well().stdout
+    }
+
+    /// Gives the node a taint, for as long as what this gives is kept.
+    #[must_use]
+    pub fn taint<'a>(&'a self, taint: &'a str) -> Taint<'a> {
+        self.kubectl(&["taint", "node", "n1", taint]);
+        Taint(self, taint)
+    }
+
+    /// The same, as a document.
+    pub fn kubectl_json(&self, words: &[&str]) -> Value {
+        serde_json::from_str(&self.kubectl(&[words, &["-o", "json"]].concat())).unwrap()
+    }
+
+    /// Gives `kubectl` a text to read.
+    pub fn kubectl_with(&self, words: &[&str], text: &str) {
+        use std::io::Write as _;
+        let mut child =
+            self.cluster.kubectl_command(words).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success(), "kubectl {words:?}");
+    }
+
+    /// A namespace of its own, which dispatchers with this home use.
+    pub fn namespace(&self, name: &str, home: &mut Home) {
+        self.kubectl(&["create", "namespace", name]);
+        home.env.push(("ION_KUBERNETES_NAMESPACE".into(), name.into()));
+        wait_for("the namespace's account", || {
+            self.kubectl(&["-n", name, "get", "serviceaccounts", "-o", "name"]).contains("default")
+        });
+    }
+
+    /// As [`Cluster::image`].
+    pub fn image(&self, home: &Home, name: &str, programs: &[(&str, &str)]) {
+        self.cluster.image(home, name, programs);
+    }
+}
+
+/// The programs of the words example.
+pub fn words_programs() -> [(&'static str, String); 3] {
+    ["split.sh", "count.sh", "merge.sh"].map(|name| {
+        let path = format!("{}/examples/words/{name}", env!("CARGO_MANIFEST_DIR"));
+        (name, std::fs::read_to_string(path).unwrap())
+    })
+}
+
+/// A taint of the node.
+pub struct Taint<'a>(&'a World, &'a str);
+
+impl Drop for Taint<'_> {
+    /// In a test that has failed, too: the others share the node.
+    fn drop(&mut self) {
+        let ran = self.0.cluster.kubectl(&["taint", "node", "n1", &format!("{}-", self.1)]);
+        if ran.code != Some(0) {
+            eprintln!("the taint {} stays: {ran:#?}", self.1);
+        }
+    }
+}

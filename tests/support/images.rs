@@ -1,0 +1,121 @@
+//! Images made by the test: a folder in the OCI layout, from busybox and what a test adds.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use tar::{Builder, EntryType, Header};
+
+use super::Home;
+
+/// Programs that busybox is.
+const PROGRAMS: &str = "cat cp date echo env false grep head hostname id ip ls mkdir mount ping ps sh sleep stat test touch tr true wc";
+
+/// One entry of a layer.
+pub enum Entry<'a> {
+    File(&'a str, &'a [u8]),
+    Folder(&'a str, u32),
+    Link(&'a str, &'a str),
+}
+
+/// Layers, and what the image says of them.
+pub struct Image {
+    layers: Vec<Vec<u8>>,
+    pub config: Value,
+}
+
+/// A layer as a tar file. Names are written as they are, so that a test can write what no tool would.
+pub fn layer(entries: &[Entry<'_>]) -> Vec<u8> {
+    let mut tar = Builder::new(vec![]);
+    for entry in entries {
+        let mut header = Header::new_gnu();
+        let (name, kind, mode, content, link): (_, _, _, &[u8], _) = match entry {
+            Entry::File(name, content) => (name, EntryType::Regular, 0o755, content, ""),
+            Entry::Folder(name, mode) => (name, EntryType::Directory, *mode, &[], ""),
+            Entry::Link(name, to) => (name, EntryType::Symlink, 0o777, &[], *to),
+        };
+        let fields = header.as_gnu_mut().unwrap();
+        fields.name[..name.len()].copy_from_slice(name.as_bytes());
+        fields.linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_000_000_000);
+        header.set_size(content.len() as u64);
+        header.set_cksum();
+        tar.append(&header, content).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+impl Image {
+    /// Busybox, and a script as what it runs.
+    pub fn of(script: &str) -> Self {
+        let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find_map(|path| fs::read(path).ok());
+        let busybox = busybox.expect("busybox is missing; scripts/setup-tests.sh installs busybox-static");
+        let names: Vec<String> = PROGRAMS.split(' ').map(|name| format!("bin/{name}")).collect();
+        let script = format!("#!/bin/sh\n{script}\n");
+        let mut entries = vec![
+            Entry::Folder("bin", 0o755),
+            Entry::Folder("etc", 0o755),
+            Entry::File("bin/busybox", &busybox),
+            Entry::File("etc/passwd", b"root:x:0:0::/:/bin/sh\nworker:x:1234:1235::/tmp:/bin/sh\n"),
+            Entry::File("module", script.as_bytes()),
+        ];
+        entries.extend(names.iter().map(|name| Entry::Link(name, "busybox")));
+        let config = json!({"Entrypoint": ["/module"], "Env": ["OF_IMAGE=yes"], "WorkingDir": "/etc"});
+        Self { layers: vec![layer(&entries)], config }
+    }
+
+    /// Another layer over these.
+    pub fn with(mut self, entries: &[Entry<'_>]) -> Self {
+        self.layers.push(layer(entries));
+        self
+    }
+
+    pub fn saying(mut self, key: &str, value: Value) -> Self {
+        self.config[key] = value;
+        self
+    }
+
+    /// Writes the layout `name` beside the pipeline.
+    pub fn write(&self, home: &Home, name: &str) -> PathBuf {
+        let folder = home.path().join(name);
+        let blobs = folder.join("blobs/sha256");
+        fs::create_dir_all(&blobs).unwrap();
+        let blob = |kind: &str, content: &[u8]| {
+            let digest: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+            fs::write(blobs.join(&digest), content).unwrap();
+            let kind = format!("application/vnd.oci.image.{kind}");
+            json!({"mediaType": kind, "digest": format!("sha256:{digest}"), "size": content.len()})
+        };
+        let layers: Vec<Value> =
+            self.layers.iter().map(|layer| blob("layer.v1.tar+gzip", &gzip(layer))).collect();
+        let config = json!({"architecture": "amd64", "os": "linux", "config": self.config, "rootfs": {"type": "layers"}});
+        let config = blob("config.v1+json", config.to_string().as_bytes());
+        let manifest = json!({"schemaVersion": 2, "config": config, "layers": layers});
+        let mut manifest = blob("manifest.v1+json", manifest.to_string().as_bytes());
+        manifest["annotations"] = json!({"org.opencontainers.image.ref.name": "v1"});
+        fs::write(
+            folder.join("index.json"),
+            json!({"schemaVersion": 2, "manifests": [manifest]}).to_string(),
+        )
+        .unwrap();
+        fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#).unwrap();
+        folder
+    }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut gzip = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+    std::io::Write::write_all(&mut gzip, bytes).unwrap();
+    gzip.finish().unwrap()
+}
+
+/// The largest file of a layout: a layer.
+pub fn largest_blob(layout: &Path) -> PathBuf {
+    let files = fs::read_dir(layout.join("blobs/sha256")).unwrap().map(|entry| entry.unwrap().path());
+    files.max_by_key(|file| file.metadata().unwrap().len()).unwrap()
+}
