@@ -9,7 +9,7 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 mapfile -t missing < <(packages_missing bash:bash dash:dash perl:perl python3:python3 setfattr:attr fusermount3:fuse3 unshare:util-linux \
-    openssl:openssl ps:procps faketime:faketime fio:fio crun:crun busybox:busybox-static)
+    openssl:openssl ps:procps faketime:faketime fio:fio crun:crun busybox:busybox-static skopeo:skopeo)
 # The reference reader of the metrics' format, for Debian's own Python.
 /usr/bin/python3 -c 'import prometheus_client' 2>/dev/null || missing+=(python3-prometheus-client)
 install_packages "${missing[@]}"
@@ -29,6 +29,7 @@ fi
 # Real servers.
 rabbitmq=$(echo /usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server)
 [ -x "$rabbitmq" ] || install_servers rabbitmq-server
+[ -x /usr/bin/docker-registry ] || install_servers docker-registry
 
 # Built with little optimization: they serve tests, and that takes a third of the time.
 build_server() {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use dispatcher::executor::image as images;
 use dispatcher::ledger::Ledger;
 use dispatcher::retention::{Retired, retire};
 use ionfs::audit::{Depth, Repair};
@@ -30,17 +31,19 @@ pub(crate) struct CheckArgs {
 
 /// Remove blobs that no document names, tickets of pods that have ended, and what is old
 ///
-/// Never what a running job may still commit.
+/// Never what a running job may still commit, nor an image that a job runs from.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   ion gc --dry-run             what would go
-  ion gc --older-than 30days   drop whole correlations that ended more than 30 days ago: files, events, jobs and logs")]
+  ion gc --older-than 30days   drop whole correlations that ended more than 30 days ago: files, events, jobs and logs;
+                               and this machine's unpacked images that no job has used for so long")]
 pub(crate) struct GcArgs {
     /// Leave blobs and tickets alone that are younger: longer than storing the files of one `ion event create` takes
     #[arg(long, default_value = "1day", value_parser = humantime::parse_duration)]
     grace: Duration,
-    /// Drop correlations in which every job has ended and nothing has happened for so long
+    /// Drop correlations in which every job has ended and nothing has happened for so long, and images of this machine
+    /// that no job has used for so long
     #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
     older_than: Option<Duration>,
     /// Only say what would go
@@ -92,11 +95,13 @@ pub(crate) async fn collect(settings: &Settings, args: GcArgs) -> Outcome {
     };
     let collected = collect_unnamed(&plane, args.grace, how).await?;
     let tickets = Ticket::collect(&plane, args.grace, how).await?;
+    let images = images::collect(&settings.home, args.older_than, args.grace, how).await?;
     if settings.json {
         output::json(&json!({
             "correlations": retired.correlations, "documents": retired.documents,
             "blobs": retired.blobs.blobs + collected.blobs, "bytes": retired.blobs.bytes + collected.bytes,
             "young": collected.young, "unfinished": collected.unfinished, "tickets": tickets,
+            "images": images.images, "imageBytes": images.bytes,
         }));
         return Ok(Verdict::Well);
     }
@@ -119,6 +124,10 @@ pub(crate) async fn collect(settings: &Settings, args: GcArgs) -> Outcome {
     ));
     if tickets > 0 {
         output::line(format!("{verb} {tickets} tickets of pods that have ended"));
+    }
+    if images != images::Collected::default() {
+        let size = output::size(images.bytes);
+        output::line(format!("{verb} {} unpacked images that nobody has used ({size})", images.images));
     }
     Ok(Verdict::Well)
 }

@@ -9,14 +9,16 @@
 mod support;
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use support::chains::address;
 use support::http::{Answer, request};
 use support::images::{Entry, Image, largest_blob};
+use support::servers::Registry;
 use support::{Home, Ran, below, may_mount_or_runs_where_it_may, wait_for};
 
 /// Reads its input, writes, commits.
@@ -354,6 +356,65 @@ fn layers_hide_what_is_below_and_archives_are_unpacked_once() {
 }
 
 #[test]
+fn an_image_comes_from_a_registry_whose_user_is_logged_in() {
+    let mut home = Home::new();
+    let mut registry = Registry::start();
+    Image::of(MODULE).write(&home, "image");
+    let (user, password) = Registry::USER;
+    let login = format!("{user}:{password}");
+    let copy = |from: &str, to: &str| {
+        let copied = Command::new("skopeo")
+            .args(["copy", "--quiet", "--dest-tls-verify=false", "--dest-creds", &login, from, to])
+            .current_dir(home.path())
+            .output()
+            .unwrap();
+        assert!(copied.status.success(), "{copied:?}");
+    };
+    let image = format!("{}/tools/module", registry.name);
+    copy("oci:image", &format!("docker://{image}:1"));
+    copy("oci:image", "docker-archive:saved.tar:tools/module:1");
+    // A user's own settings: this registry has no TLS.
+    let user = home.path().join("user");
+    fs::create_dir_all(user.join(".config/containers")).unwrap();
+    let insecure = format!("[[registry]]\nlocation = \"{}\"\ninsecure = true\n", registry.name);
+    fs::write(user.join(".config/containers/registries.conf"), insecure).unwrap();
+    home.env.push(("HOME".into(), user.display().to_string()));
+    let of = |image: &str| pipeline(&home, &format!("  m: {{on: [x], emits: [made], image: '{image}'}}\n"));
+    of(&format!("{image}:1"));
+    let refused = run(&home, "m").failed();
+    assert!(
+        refused.stderr.contains("cannot be fetched: skopeo: ") && refused.stderr.contains("unauthorized"),
+        "{refused:#?}"
+    );
+    // As `skopeo login` leaves it there.
+    let auths = json!({"auths": {&registry.name: {"auth": base64(&login)}}});
+    fs::create_dir_all(user.join(".docker")).unwrap();
+    fs::write(user.join(".docker/config.json"), auths.to_string()).unwrap();
+    assert_eq!(run(&home, "m").well().types(), ["made"]);
+    of(&format!("{image}:2"));
+    let missing = run(&home, "m").failed();
+    assert!(
+        missing.stderr.contains(&format!("{image}:2")) && missing.stderr.contains("manifest unknown"),
+        "{missing:#?}"
+    );
+    assert!(!missing.stderr.contains(password) && !missing.stderr.contains(&base64(&login)), "{missing:#?}");
+    registry.server.stop();
+    // It was unpacked: nobody is asked.
+    of(&format!("{image}:1"));
+    assert_eq!(run(&home, "m").well().types(), ["made"]);
+    of("docker-archive:saved.tar");
+    assert_eq!(run(&home, "m").well().types(), ["made"]);
+}
+
+/// As `base64` has it.
+fn base64(text: &str) -> String {
+    let mut child =
+        Command::new("base64").arg("-w0").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
+}
+
+#[test]
 fn a_chain_runs_from_its_images_by_processes_that_wait() {
     let home = Home::new();
     Image::of("exit 0").write(&home, "image");
@@ -381,4 +442,48 @@ fn a_chain_runs_from_its_images_by_processes_that_wait() {
         "{Command: cat, Image: 'oci:image'}, {Command: grep, Image: 'oci:image', Arguments: [data]}",
     );
     time("machine", "{Command: cat}, {Command: grep, Arguments: [data]}");
+}
+
+#[test]
+fn gc_leaves_images_that_run() {
+    let home = Home::new();
+    Image::of("exit 0").write(&home, "old");
+    Image::of("exit 0").with(&[Entry::File("more", b"1")]).write(&home, "waits");
+    let tar =
+        Command::new("tar").args(["-cf", "old.tar", "-C", "old", "."]).current_dir(home.path()).status();
+    assert!(tar.unwrap().success());
+    pipeline(&home, "  m: {on: [x], image: 'oci-archive:old.tar'}\n");
+    run(&home, "m").well();
+    let file = home.write("chain.yaml", "name: c\nChain: [{Command: cat, Image: 'oci:waits'}]\n");
+    let up = home.up_with(&["--gateway", "127.0.0.1:0"], &file);
+    wait_for("processes to wait", || below(up.pid()).iter().filter(|(_, name)| name == "cat").count() == 2);
+    // As a process leaves it that died while it unpacked.
+    let images = home.state().join("images");
+    fs::create_dir_all(images.join("0123.part/rootfs/d")).unwrap();
+    let names = || -> Vec<String> {
+        let entries = fs::read_dir(&images).unwrap().flatten();
+        entries.map(|entry| entry.file_name().into_string().unwrap()).filter(|name| name != "refs").collect()
+    };
+    let gc = |more: &[&str]| -> Value {
+        serde_json::from_str(&home.run([&["--json", "gc", "--older-than"], more].concat()).well().stdout)
+            .unwrap()
+    };
+    assert_eq!(gc(&["1h"])["images"], 0, "both were just used");
+    assert!(!names().contains(&"0123.part".to_owned()));
+    let all = names();
+    let would = gc(&["0s", "--dry-run"]);
+    assert_eq!((&would["images"], names()), (&json!(1), all));
+    let done = gc(&["0s"]);
+    assert_eq!(done["images"], 1, "the other one's processes wait");
+    assert_eq!(done["imageBytes"], would["imageBytes"]);
+    assert!(done["imageBytes"].as_u64() > Some(0));
+    let left = names();
+    assert_eq!(left.len(), 2, "an image and its lock: {left:?}");
+    assert_eq!(fs::read_dir(images.join("refs")).unwrap().count(), 0);
+    let answer = request(&address(&up), "POST", "/chains/c", &[], b"goes through\n");
+    assert_eq!((answer.status, answer.text()), (200, "goes through\n".to_owned()));
+    run(&home, "m").well();
+    assert_eq!(up.stop(), Some(0));
+    assert_eq!(gc(&["0s"])["images"], 2);
+    assert_eq!(names(), [""; 0]);
 }

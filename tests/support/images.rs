@@ -86,14 +86,16 @@ impl Image {
         let blobs = folder.join("blobs/sha256");
         fs::create_dir_all(&blobs).unwrap();
         let blob = |kind: &str, content: &[u8]| {
-            let digest: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
-            fs::write(blobs.join(&digest), content).unwrap();
+            let digest = digest(content);
+            fs::write(blobs.join(digest.strip_prefix("sha256:").unwrap()), content).unwrap();
             let kind = format!("application/vnd.oci.image.{kind}");
-            json!({"mediaType": kind, "digest": format!("sha256:{digest}"), "size": content.len()})
+            json!({"mediaType": kind, "digest": digest, "size": content.len()})
         };
         let layers: Vec<Value> =
             self.layers.iter().map(|layer| blob("layer.v1.tar+gzip", &gzip(layer))).collect();
-        let config = json!({"architecture": "amd64", "os": "linux", "config": self.config, "rootfs": {"type": "layers"}});
+        let unpacked: Vec<String> = self.layers.iter().map(|layer| digest(layer)).collect();
+        let rootfs = json!({"type": "layers", "diff_ids": unpacked});
+        let config = json!({"architecture": "amd64", "os": "linux", "config": self.config, "rootfs": rootfs});
         let config = blob("config.v1+json", config.to_string().as_bytes());
         let manifest = json!({"schemaVersion": 2, "config": config, "layers": layers});
         let mut manifest = blob("manifest.v1+json", manifest.to_string().as_bytes());
@@ -106,6 +108,11 @@ impl Image {
         fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#).unwrap();
         folder
     }
+}
+
+fn digest(bytes: &[u8]) -> String {
+    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {

@@ -376,6 +376,39 @@ impl S3 {
     }
 }
 
+/// A registry of images, open to one user. Where it says so it is one without TLS.
+pub struct Registry {
+    pub server: Server,
+    /// Its name: a host and a port.
+    pub name: String,
+}
+
+impl Registry {
+    /// Who may push and pull.
+    pub const USER: (&str, &str) = ("ion", "a-password-of-tests-only");
+
+    /// That user, as the server has it: the password's bcrypt hash.
+    const USERS: &str = "ion:$2b$04$G0Hb0JLii8E7rD55rkBqb.GqSI76YWikBK82DNBqVZUJ8qcxfhGz.\n";
+
+    pub fn start() -> Self {
+        let program = installed("/usr/bin/docker-registry".into());
+        let port = free_port();
+        let mut server = Server::new("registry", port, vec![], vec![]);
+        let (folder, name) = (server.folder.display(), format!("127.0.0.1:{port}"));
+        let config = format!(
+            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nhttp: {{addr: '{name}'}}\n\
+             storage: {{filesystem: {{rootdirectory: '{folder}/data'}}}}\n\
+             auth: {{htpasswd: {{realm: tests, path: '{folder}/users'}}}}\n"
+        );
+        let path = server.folder.join("config.yml");
+        std::fs::write(&path, config).unwrap();
+        std::fs::write(server.folder.join("users"), Self::USERS).unwrap();
+        server.command = [&program, "serve", path.to_str().unwrap()].map(str::to_owned).to_vec();
+        server.start();
+        Self { server, name }
+    }
+}
+
 /// An Azure Blob store.
 pub struct Azure {
     pub server: Server,

@@ -153,7 +153,14 @@ impl Containers {
             Owners::From(first) => Some((first + user.0, first + user.1)),
             Owners::Itself(_) => None,
         };
-        Ok(sandbox::Container { runtime, config: config.to_string(), rootfs: image.rootfs, owner, bounds })
+        Ok(sandbox::Container {
+            runtime,
+            config: config.to_string(),
+            rootfs: image.rootfs,
+            owner,
+            bounds,
+            image: Some(image.used),
+        })
     }
 
     /// The control groups; without them a job is not bound, which is an error if somebody asked for it.

@@ -9,9 +9,12 @@
 //! What is below `images/<digest>` is whole: it was unpacked beside it, synced and renamed, by one process at a time. Every
 //! blob was compared with its digest. Nothing of an image was written outside of its folder.
 //!
+//! An image that some process uses is locked by it, and stays: `collect` removes those that nobody has used for long.
+//!
 //! # After a crash
-//! What was begun stays as `<digest>.part` until the same image is asked for again.
+//! What was begun stays as `<digest>.part` until the same image is asked for again, or `collect` comes by.
 
+mod collect;
 mod layout;
 mod unpack;
 
@@ -21,6 +24,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use ionfs::checksum::hex;
 use ionfs::errors::chain;
@@ -29,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
+pub use self::collect::{Collected, collect};
 use self::layout::{Layout, Manifest};
 pub(super) use self::unpack::USERS;
 use crate::pipeline::ImageReference;
@@ -95,6 +100,8 @@ pub struct Image {
     pub rootfs: PathBuf,
     /// What it says.
     pub config: ImageConfig,
+    /// Its lock: it is not removed while anybody has this.
+    pub used: Arc<File>,
 }
 
 /// The images of a home.
@@ -150,13 +157,15 @@ impl Images {
             };
             let layout = Layout::open(folder)?;
             let manifest = layout.manifest(tag)?;
-            let image = this.unpacked(&layout, &manifest)?;
+            let place = this.place(&manifest.digest);
+            this.make(&layout, &manifest, &place)?;
             if let Some(note) = this.note(&reference)? {
-                let written = std::fs::create_dir_all(this.folder.join("refs"))
+                let written = std::fs::create_dir_all(this.folder.join(REFS))
                     .and_then(|()| write_whole(&note, manifest.digest.as_bytes()));
                 written.map_err(ImageError::file(&note))?;
             }
-            Ok(image)
+            let image = used(&place)?;
+            image.ok_or_else(|| ImageError::Wrong(format!("{} was removed at once", place.display())))
         })
         .await
     }
@@ -173,7 +182,7 @@ impl Images {
             },
             (_, None) => return Ok(None),
         };
-        self.read(&self.place(&digest))
+        used(&self.place(&digest))
     }
 
     /// Where an image's digest is noted that only another program could tell. What a file holds is known by its time and
@@ -188,7 +197,7 @@ impl Images {
                 format!("{reference} {} {} {mtime}.{nanos}", metadata.ino(), metadata.len())
             }
         };
-        Ok(Some(self.folder.join("refs").join(hex(&Sha256::digest(key)))))
+        Ok(Some(self.folder.join(REFS).join(hex(&Sha256::digest(key)))))
     }
 
     fn place(&self, digest: &str) -> PathBuf {
@@ -200,31 +209,14 @@ impl Images {
         }
     }
 
-    fn read(&self, place: &Path) -> Result<Option<Image>, ImageError> {
-        let file = place.join("config.json");
-        let text = match std::fs::read(&file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(ImageError::file(&file)(error)),
-        };
-        let config = serde_json::from_slice(&text).map_err(|error| ImageError::file(&file)(error.into()))?;
-        Ok(Some(Image { rootfs: place.join("rootfs"), config }))
-    }
-
     /// Unpacks an image, unless another process has.
-    fn unpacked(&self, layout: &Layout, manifest: &Manifest) -> Result<Image, ImageError> {
-        let place = self.place(&manifest.digest);
+    fn make(&self, layout: &Layout, manifest: &Manifest, place: &Path) -> Result<(), ImageError> {
         std::fs::create_dir_all(&self.folder).map_err(ImageError::file(&self.folder))?;
-        let beside = |ending: &str| {
-            let name = place.file_name().unwrap_or_default().to_string_lossy();
-            place.with_file_name(format!("{name}.{ending}"))
-        };
-        let (lock, part) = (beside("lock"), beside("part"));
-        let held = File::create(&lock).map_err(ImageError::file(&lock))?;
-        flock(&held, FlockOperation::LockExclusive).map_err(|error| ImageError::file(&lock)(error.into()))?;
-        if let Some(image) = self.read(&place)? {
-            return Ok(image);
+        let _held = locked(place, FlockOperation::LockExclusive)?;
+        if config_of(place)?.is_some() {
+            return Ok(());
         }
+        let part = beside(place, PART);
         let remove = || match std::fs::remove_dir_all(&part) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImageError::file(&part)(error)),
             _ => Ok(()),
@@ -235,9 +227,8 @@ impl Images {
             let _ = remove();
         }
         unpacked?;
-        let placed = std::fs::rename(&part, &place).and_then(|()| File::open(&self.folder)?.sync_all());
-        placed.map_err(ImageError::file(&place))?;
-        self.read(&place)?.ok_or_else(|| ImageError::Wrong(format!("{} is not whole", place.display())))
+        let placed = std::fs::rename(&part, place).and_then(|()| File::open(&self.folder)?.sync_all());
+        placed.map_err(ImageError::file(place))
     }
 
     fn unpack(&self, layout: &Layout, manifest: &Manifest, part: &Path) -> Result<(), ImageError> {
@@ -286,6 +277,57 @@ impl Images {
         let words: String = words.chars().take(WORDS_MAX).collect();
         Err(ImageError::NotFetched(format!("image {reference} cannot be fetched: skopeo: {words}")))
     }
+}
+
+/// What is beside an unpacked image: its lock, and what is being unpacked or removed.
+const LOCK: &str = "lock";
+const PART: &str = "part";
+
+/// Where the digests of references are noted.
+const REFS: &str = "refs";
+
+/// What is being brought here.
+const FETCH: &str = "fetch-";
+
+fn beside(place: &Path, ending: &str) -> PathBuf {
+    let name = place.file_name().unwrap_or_default().to_string_lossy();
+    place.with_file_name(format!("{name}.{ending}"))
+}
+
+/// The lock of an unpacked image, held so until it is dropped. Its time is when the image was last used.
+fn locked(place: &Path, how: FlockOperation) -> Result<File, ImageError> {
+    let path = beside(place, LOCK);
+    let failed = || ImageError::file(&path);
+    loop {
+        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed())?;
+        flock(&file, how).map_err(|error| failed()(error.into()))?;
+        // Whoever removes an image removes its lock too, and this may be that one.
+        let (held, named) = (file.metadata().map_err(failed())?, std::fs::metadata(&path));
+        if named.is_ok_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino())) {
+            return Ok(file);
+        }
+    }
+}
+
+/// An unpacked image, which stays while it is used; none if there is none.
+fn used(place: &Path) -> Result<Option<Image>, ImageError> {
+    if !place.exists() {
+        return Ok(None);
+    }
+    let lock = locked(place, FlockOperation::LockShared)?;
+    lock.set_modified(SystemTime::now()).map_err(ImageError::file(place))?;
+    let config = config_of(place)?;
+    Ok(config.map(|config| Image { rootfs: place.join("rootfs"), config, used: Arc::new(lock) }))
+}
+
+fn config_of(place: &Path) -> Result<Option<ImageConfig>, ImageError> {
+    let file = place.join("config.json");
+    let text = match std::fs::read(&file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(ImageError::file(&file)(error)),
+    };
+    serde_json::from_slice(&text).map(Some).map_err(|error| ImageError::file(&file)(error.into()))
 }
 
 /// Where a program of this name is.

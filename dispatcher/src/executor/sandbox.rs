@@ -13,6 +13,7 @@
 mod bounds;
 mod init;
 
+use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::iter;
 use std::mem::MaybeUninit;
@@ -103,6 +104,9 @@ pub struct Container {
     pub(super) owner: Option<(u32, u32)>,
     /// What bounds it.
     pub(super) bounds: Bounds,
+    /// Its image's lock, held until it has ended.
+    #[serde(skip)]
+    pub(super) image: Option<Arc<File>>,
 }
 
 /// How a module's process ended.
@@ -164,6 +168,7 @@ pub struct Sandbox {
     exit: Option<Exit>,
     /// Its `job-init` removes control groups when all is over, and must live until then.
     tidies_up: bool,
+    _image: Option<Arc<File>>,
 }
 
 /// Where `job-init`s are forked. Started when the first is needed, and again if it was killed.
@@ -262,6 +267,7 @@ impl ForkServer {
         streams: &[OwnedFd],
     ) -> Result<(Sandbox, Report, Option<OwnedFd>), SandboxError> {
         let tidies_up = command.container.is_some();
+        let image = command.container.as_ref().and_then(|container| container.image.clone());
         let order = encode(&Order::Fork(command))?;
         let (socket, theirs) = socket_pair().map_err(SandboxError::Spawn)?;
         let fork = async |requests: &UnixDatagram| {
@@ -283,7 +289,7 @@ impl ForkServer {
         match (said, descriptors.next()) {
             (Report::Failed(reason), _) => Err(SandboxError::Failed(reason)),
             (said, Some(init)) => {
-                let sandbox = Sandbox { socket, init, exit: None, tidies_up };
+                let sandbox = Sandbox { socket, init, exit: None, tidies_up, _image: image };
                 Ok((sandbox, said, descriptors.next()))
             }
             _ => Err(SandboxError::Silent),

@@ -1,0 +1,148 @@
+//! Images that nobody has used for long go, and what processes that died have left.
+
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use ionfs::collect::Collect;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use super::{FETCH, ImageError, LOCK, PART, REFS, beside, blocking, locked};
+
+/// Bytes of one of the blocks that the system counts.
+const BLOCK: u64 = 512;
+
+/// What was removed, or would be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Unpacked images.
+    pub images: usize,
+    /// Bytes on the disk, of these and of what was left half done.
+    pub bytes: u64,
+}
+
+/// Removes the unpacked images of a home that no job has used for so long, if that is said, and what was begun and left by
+/// processes that died. What is older than `grace` is taken for left where nothing else tells.
+///
+/// # Errors
+/// When the folder cannot be read, or something in it not removed.
+pub async fn collect(
+    home: &Path,
+    unused: Option<Duration>,
+    grace: Duration,
+    how: Collect,
+) -> Result<Collected, ImageError> {
+    let folder = home.join("images");
+    blocking(move || collect_in(&folder, unused, grace, how)).await
+}
+
+fn collect_in(
+    folder: &Path,
+    unused: Option<Duration>,
+    grace: Duration,
+    how: Collect,
+) -> Result<Collected, ImageError> {
+    let mut collected = Collected::default();
+    for name in names_in(folder)? {
+        if name == REFS || name.ends_with(&format!(".{LOCK}")) {
+            continue;
+        }
+        let path = folder.join(&name);
+        if name.starts_with(FETCH) {
+            if older(&path, grace) {
+                collected.bytes += remove(&path, how)?;
+            }
+            continue;
+        }
+        let part = name.strip_suffix(&format!(".{PART}"));
+        let place = folder.join(part.unwrap_or(&name));
+        // Whoever unpacks it, or runs something from it, holds it.
+        let _held = match locked(&place, FlockOperation::NonBlockingLockExclusive) {
+            Err(ImageError::File { source, .. })
+                if Errno::from_io_error(&source) == Some(Errno::WOULDBLOCK) =>
+            {
+                continue;
+            }
+            held => held?,
+        };
+        let lock = beside(&place, LOCK);
+        if part.is_none() {
+            if unused.is_none_or(|unused| !older(&lock, unused)) {
+                continue;
+            }
+            collected.images += 1;
+        }
+        if how == Collect::Remove && part.is_none() {
+            // First out of the way: nobody may find half of it.
+            let away = beside(&place, PART);
+            std::fs::rename(&place, &away).map_err(ImageError::file(&place))?;
+            collected.bytes += remove(&away, how)?;
+        } else {
+            collected.bytes += remove(&path, how)?;
+        }
+        if how == Collect::Remove && !place.exists() {
+            std::fs::remove_file(&lock).map_err(ImageError::file(&lock))?;
+        }
+    }
+    if how == Collect::Remove {
+        forget(folder)?;
+    }
+    Ok(collected)
+}
+
+/// What is in a folder; nothing if it is not there.
+fn names_in(folder: &Path) -> Result<Vec<String>, ImageError> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        entries => entries.map_err(ImageError::file(folder))?,
+    };
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    names.collect::<io::Result<_>>().map_err(ImageError::file(folder))
+}
+
+/// Removes notes of images that are not there any more.
+fn forget(folder: &Path) -> Result<(), ImageError> {
+    let refs = folder.join(REFS);
+    let there = names_in(folder)?;
+    for name in names_in(&refs)? {
+        let note = refs.join(name);
+        let digest = std::fs::read_to_string(&note).unwrap_or_default();
+        let digest = digest.strip_prefix("sha256:").unwrap_or(&digest);
+        if digest.is_empty() || !there.iter().any(|name| name.starts_with(digest)) {
+            std::fs::remove_file(&note).map_err(ImageError::file(&note))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether something was last changed so long ago.
+fn older(path: &Path, age: Duration) -> bool {
+    let changed = std::fs::metadata(path).and_then(|metadata| metadata.modified());
+    changed.is_ok_and(|changed| SystemTime::now().duration_since(changed).is_ok_and(|since| since >= age))
+}
+
+/// Removes a folder; gives what it takes on the disk.
+fn remove(folder: &Path, how: Collect) -> Result<u64, ImageError> {
+    let mut bytes = 0;
+    let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        let entries = std::fs::read_dir(&next).map_err(ImageError::file(&next))?;
+        for entry in entries {
+            let entry = entry.map_err(ImageError::file(&next))?;
+            let metadata = entry.metadata().map_err(ImageError::file(&entry.path()))?;
+            if metadata.is_dir() {
+                bytes += metadata.blocks() * BLOCK;
+                folders.push(entry.path());
+            } else {
+                // Each name of a file has its share.
+                bytes += metadata.blocks() * BLOCK / metadata.nlink().max(1);
+            }
+        }
+    }
+    if how == Collect::Remove {
+        std::fs::remove_dir_all(folder).map_err(ImageError::file(folder))?;
+    }
+    Ok(bytes)
+}
