@@ -20,7 +20,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::Home;
-use support::chains::{LINES, address, load, pools};
+use support::chains::{LINES, address, load, payload, pools};
 use support::http::Http;
 use support::servers::{Mongo, Rabbit, S3, plane};
 
@@ -43,9 +43,10 @@ fn main() {
     let (mut ours, mut theirs, mut alone) = (vec![], vec![], vec![]);
     // The first ones bring programs and stores into memory.
     load(&at, 20, 1);
-    for _ in 0..PAYLOADS {
+    let mut client = Http::to(&at[0]);
+    for n in 0..PAYLOADS {
         let waiting = Waiting::start();
-        ours.extend(load(&at, 1, 1));
+        ours.push(payload(&mut client, n));
         theirs.push(shell(SHELL, b"data 0\nother\n"));
         alone.push(waiting.run(b"data 0\nother\n"));
     }

@@ -261,7 +261,7 @@ pub struct Query {
     pub collection: Collection,
     /// What must hold; at least one of the indexed fields.
     pub equals: Vec<Equals>,
-    /// Sorted by this field, then by id; by id alone when none.
+    /// Sorted by this field; those that are equal in an order of the store's own. By id when none.
     pub order_by: Option<&'static str>,
     /// The largest first, not the smallest.
     pub descending: bool,

@@ -41,6 +41,17 @@ pub fn pools(address: &str) -> String {
     )
 }
 
+/// Sends one payload through the chain `lines`; the time it took.
+pub fn payload(client: &mut Http, n: usize) -> Duration {
+    let body = format!("data {n}\nother\n");
+    let begun = Instant::now();
+    client.begin("POST", "/chains/lines", &[("content-length", &body.len().to_string())]);
+    client.send(body.as_bytes()).unwrap();
+    let answer = client.answer("POST").unwrap();
+    assert_eq!((answer.status, answer.text()), (200, format!("data\n{n}\n")));
+    begun.elapsed()
+}
+
 /// Sends `requests` through the chain `lines`, `at_a_time` of them side by side; the times they took, sorted.
 pub fn load(addresses: &[String], requests: usize, at_a_time: usize) -> Vec<Duration> {
     let next = AtomicUsize::new(0);
@@ -52,13 +63,7 @@ pub fn load(addresses: &[String], requests: usize, at_a_time: usize) -> Vec<Dura
             if n >= requests {
                 return times;
             }
-            let body = format!("data {n}\nother\n");
-            let begun = Instant::now();
-            client.begin("POST", "/chains/lines", &[("content-length", &body.len().to_string())]);
-            client.send(body.as_bytes()).unwrap();
-            let answer = client.answer("POST").unwrap();
-            assert_eq!((answer.status, answer.text()), (200, format!("data\n{n}\n")));
-            times.push(begun.elapsed());
+            times.push(payload(&mut client, n));
         }
     };
     let mut times: Vec<Duration> = std::thread::scope(|scope| {

@@ -64,6 +64,8 @@ pub struct Http {
 impl Http {
     pub fn to(address: &str) -> Self {
         let stream = TcpStream::connect(address).unwrap();
+        // As clients do: a body would else wait for the head to be acknowledged.
+        stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
         Self { reader: BufReader::new(stream), address: address.to_owned() }

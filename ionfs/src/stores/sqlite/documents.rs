@@ -9,20 +9,45 @@ use super::{Durable, Failure, Sqlite, touch};
 use crate::stores::{Collection, Documents, Equals, Guard, Inserted, Query, StoreError, indexes};
 
 /// The statements that make a collection's table and indexes.
+///
+/// Rows have SQLite's own numbers, which rise: new documents stand side by side, in the table and among those of an index that
+/// are equal. Ordered by their ids, which are random, each would change a page of its own in every index, and a commit
+/// is as long as the pages are many that it writes.
 pub(super) fn schema(collection: Collection) -> String {
     let table = collection.as_str();
     let mut sql = format!(
-        "CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY, document TEXT NOT NULL) WITHOUT ROWID;\n"
+        "CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY NOT NULL, document TEXT NOT NULL);\n"
     );
-    for fields in indexes(collection) {
-        let name = fields.join("_").replace('.', "_");
+    for (name, fields) in named_indexes(collection) {
         let columns: Vec<String> = fields.iter().map(|field| extract(field)).collect();
-        sql.push_str(&format!(
-            "CREATE INDEX IF NOT EXISTS {table}_{name} ON {table} ({});\n",
-            columns.join(", ")
-        ));
+        sql.push_str(&format!("CREATE INDEX IF NOT EXISTS {name} ON {table} ({});\n", columns.join(", ")));
     }
     sql
+}
+
+fn named_indexes(collection: Collection) -> impl Iterator<Item = (String, &'static [&'static str])> {
+    let name =
+        move |fields: &[&str]| format!("{}_{}", collection.as_str(), fields.join("_").replace('.', "_"));
+    indexes(collection).iter().map(move |fields| (name(fields), *fields))
+}
+
+/// Makes a collection's table anew, as [`schema`] has it, if an older Ion made it.
+pub(super) fn lay_out_anew(connection: &Connection, collection: Collection) -> rusqlite::Result<()> {
+    let table = collection.as_str();
+    if !connection.table_exists(None, table)? {
+        return Ok(());
+    }
+    let mut sql = format!("ALTER TABLE {table} RENAME TO former_{table};\n");
+    for (name, _) in named_indexes(collection) {
+        sql.push_str(&format!("DROP INDEX IF EXISTS {name};\n"));
+    }
+    sql.push_str(&schema(collection));
+    sql.push_str(&format!(
+        "INSERT INTO {table} (id, document) SELECT id, document FROM former_{table} ORDER BY {};\n\
+         DROP TABLE former_{table};\n",
+        extract("created")
+    ));
+    connection.execute_batch(&sql)
 }
 
 /// The expression for a field. Fields are names in our own code, never input.
@@ -151,7 +176,7 @@ pub(super) fn select(query: &Query) -> (String, Vec<Sql>) {
     );
     let direction = if query.descending { "DESC" } else { "ASC" };
     match query.order_by {
-        Some(field) => sql.push_str(&format!(" ORDER BY {} {direction}, id {direction}", extract(field))),
+        Some(field) => sql.push_str(&format!(" ORDER BY {} {direction}", extract(field))),
         None => sql.push_str(&format!(" ORDER BY id {direction}")),
     }
     values.push(Sql::Integer(i64::try_from(query.limit).unwrap_or(i64::MAX)));
@@ -272,5 +297,38 @@ mod tests {
                 .unwrap();
             assert!(plan[0].contains("USING INDEX"), "{sql}\n{plan:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_an_older_ion_wrote_is_laid_out_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ion.db");
+        let older = Connection::open(&path).unwrap();
+        older
+            .execute_batch(
+                "CREATE TABLE jobs (id TEXT PRIMARY KEY, document TEXT NOT NULL) WITHOUT ROWID;
+                 CREATE INDEX jobs_eventId ON jobs (json_extract(document, '$.eventId'));
+                 INSERT INTO jobs VALUES ('b', '{\"id\":\"b\",\"eventId\":\"e\",\"created\":1}');
+                 INSERT INTO jobs VALUES ('a', '{\"id\":\"a\",\"eventId\":\"e\",\"created\":2}');
+                 PRAGMA user_version = 3;",
+            )
+            .unwrap();
+        drop(older);
+        let store = Sqlite::open(&path).unwrap();
+        let of_event = Query::equal(Collection::Jobs, vec![("eventId", "e".into())]);
+        let found = store.find(of_event.order_by("created")).await.unwrap();
+        assert_eq!(found.iter().map(|job| job["id"].as_str().unwrap()).collect::<Vec<_>>(), ["b", "a"]);
+        let connection = super::super::connect(&path).unwrap();
+        let rows: Vec<(i64, String)> = connection
+            .prepare("SELECT rowid, id FROM jobs ORDER BY rowid")
+            .unwrap()
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+            .unwrap()
+            .collect::<rusqlite::Result<_>>()
+            .unwrap();
+        assert_eq!(rows, [(1, "b".to_owned()), (2, "a".to_owned())]);
+        let again = store.insert(Collection::Jobs, serde_json::json!({"id": "a"}), None).await.unwrap();
+        assert!(matches!(again, Inserted::Existing(_)));
+        assert!(!connection.table_exists(None, "former_jobs").unwrap());
     }
 }
