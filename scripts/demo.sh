@@ -5,8 +5,10 @@ cd "$(dirname "$0")/.."
 
 scripts/setup-build.sh
 scripts/setup-examples.sh
-cargo build --quiet --locked --release
 ion=target/release/ion
+# The first time takes minutes: cargo says how far it is.
+[ -x "$ion" ] && quiet=(--quiet) || quiet=()
+cargo build "${quiet[@]}" --locked --release
 clip=${1:-${ION_EXAMPLES:-$HOME/.cache/ion-examples}/clips/bikes.mp4}
 
 export ION_HOME=${ION_HOME:-$PWD/.ion/demo}
