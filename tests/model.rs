@@ -13,6 +13,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use ionfs::event::FileEntry;
 use ionfs::stores::open::{StoreUrls, open};
@@ -110,9 +111,7 @@ fn apply(root: &Path, op: &Op) -> Result<String, Option<i32>> {
             fs::set_permissions(at(n), fs::Permissions::from_mode(u32::from(*mode))).map(done)
         }
         Op::Touch(n, seconds) => File::open(at(n))
-            .and_then(|f| {
-                f.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(u64::from(*seconds)))
-            })
+            .and_then(|f| f.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(u64::from(*seconds))))
             .map(done),
         Op::List(n) => fs::read_dir(at(n)).map(|entries| {
             let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -347,6 +346,32 @@ fn a_bit_that_flips_on_the_staging_disk_is_in_no_event() {
     fs::write(mount.at("out/data/f"), &content).unwrap();
     fs::remove_file(mount.at("out/events/e")).unwrap();
     assert_eq!(mount.content(&mount.commit(&["f"]).files[0]), content);
+}
+
+/// A forked child's close may come first: its parent's must not return before it is known what became of the event.
+#[test]
+fn a_close_waits_for_what_another_close_has_begun() {
+    let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[]);
+    let content = pattern(3_000_000);
+    for n in 0..40_u64 {
+        let name = format!("f{n}");
+        let mut file = File::create(mount.at(&format!("out/data/{name}"))).unwrap();
+        file.write_all(&content).unwrap();
+        let staged = OpenOptions::new().write(true).open(mount.staged(&format!("data/{name}"))).unwrap();
+        staged.write_all_at(&[content[1_500_000] ^ 1], 1_500_000).unwrap();
+        let mut event = File::create(mount.at(&format!("out/events/e{n}"))).unwrap();
+        event.write_all(format!(r#"{{"eventType":"x","files":["{name}"]}}"#).as_bytes()).unwrap();
+        let childs = event.try_clone().unwrap();
+        // Its upload has not begun before.
+        drop(file);
+        let closer = std::thread::spawn(move || drop(childs));
+        let (begun, later) = (Instant::now(), Duration::from_micros(n * 100));
+        while begun.elapsed() < later {
+            std::hint::spin_loop();
+        }
+        assert_eq!(event.sync_all().unwrap_err().raw_os_error(), Some(libc::EIO), "{name}");
+        closer.join().unwrap();
+    }
 }
 
 // ---- references ----

@@ -159,7 +159,8 @@ impl Output {
         let deciding = {
             let table = self.lock();
             let Some(state) = &table.file(ino)?.event else { return Ok(()) };
-            if !state.is_news(asked) {
+            // While another close is being decided upon, nobody knows yet what this one is to hear.
+            if !state.is_news(asked) && state.deciding.try_lock().is_ok() {
                 return state.without_news();
             }
             state.deciding.clone()
