@@ -8,6 +8,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -419,7 +420,8 @@ fn a_chain_runs_from_its_images_by_processes_that_wait() {
     let home = Home::new();
     Image::of("exit 0").write(&home, "image");
     let time = |name: &str, links: &str| {
-        let file = home.write(&format!("{name}.yaml"), format!("name: {name}\nidle: 3s\nChain: [{links}]\n"));
+        let file =
+            home.write(&format!("{name}.yaml"), format!("name: {name}\nidle: 300s\nChain: [{links}]\n"));
         let up = home.up_with(&["--gateway", "127.0.0.1:0"], &file);
         let at = address(&up);
         let mut times = vec![];
@@ -442,6 +444,29 @@ fn a_chain_runs_from_its_images_by_processes_that_wait() {
         "{Command: cat, Image: 'oci:image'}, {Command: grep, Image: 'oci:image', Arguments: [data]}",
     );
     time("machine", "{Command: cat}, {Command: grep, Arguments: [data]}");
+}
+
+/// Who comes second waits for the unpacking, not for the end of what runs from the image then.
+#[test]
+fn of_jobs_that_need_an_image_at_once_none_waits_for_another() {
+    let home = Home::new();
+    let large: Vec<u8> = (0..8_u32 << 20).map(|at| (at / 3) as u8).collect();
+    Image::of("exit 0").with(&[Entry::File("large", &large)]).write(&home, "image");
+    let module = |name: &str, run: &str| format!("  {name}: {{on: [x], image: 'oci:image', run: [{run}]}}\n");
+    let all = [module("long", "sleep, '600'"), module("a", "'true'"), module("b", "'true'")].concat();
+    let up = home.up(&pipeline(&home, &all));
+    home.run(["event", "create", "x"]).well();
+    let states = || -> BTreeMap<String, String> {
+        let of = |job: &Value, key: &str| job[key].as_str().unwrap_or_default().to_owned();
+        home.jobs().iter().map(|job| (of(job, "module"), of(job, "state"))).collect()
+    };
+    wait_for("the short ones", || {
+        let states = states();
+        states.get("a").is_some_and(|state| state == "succeeded")
+            && states.get("b").is_some_and(|state| state == "succeeded")
+    });
+    wait_for("the long one", || states()["long"] == "running");
+    up.kill();
 }
 
 #[test]

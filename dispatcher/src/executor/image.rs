@@ -24,7 +24,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ionfs::checksum::hex;
 use ionfs::errors::chain;
@@ -157,15 +157,13 @@ impl Images {
             };
             let layout = Layout::open(folder)?;
             let manifest = layout.manifest(tag)?;
-            let place = this.place(&manifest.digest);
-            this.make(&layout, &manifest, &place)?;
+            let image = this.made(&layout, &manifest)?;
             if let Some(note) = this.note(&reference)? {
                 let written = std::fs::create_dir_all(this.folder.join(REFS))
                     .and_then(|()| write_whole(&note, manifest.digest.as_bytes()));
                 written.map_err(ImageError::file(&note))?;
             }
-            let image = used(&place)?;
-            image.ok_or_else(|| ImageError::Wrong(format!("{} was removed at once", place.display())))
+            Ok(image)
         })
         .await
     }
@@ -209,13 +207,36 @@ impl Images {
         }
     }
 
-    /// Unpacks an image, unless another process has.
-    fn make(&self, layout: &Layout, manifest: &Manifest, place: &Path) -> Result<(), ImageError> {
+    /// An image, unpacked unless another process has.
+    fn made(&self, layout: &Layout, manifest: &Manifest) -> Result<Image, ImageError> {
+        let place = self.place(&manifest.digest);
         std::fs::create_dir_all(&self.folder).map_err(ImageError::file(&self.folder))?;
-        let _held = locked(place, FlockOperation::LockExclusive)?;
-        if config_of(place)?.is_some() {
-            return Ok(());
+        for _ in 0..MAKE_TRIES {
+            if let Some(image) = used(&place)? {
+                return Ok(image);
+            }
+            if let Some(_held) = unused(&place)? {
+                if config_of(&place)?.is_none() {
+                    self.make(layout, manifest, &place)?;
+                }
+                // Not from here on to its use: who waits for it has it first, or `collect`.
+                continue;
+            }
+            // Whoever unpacks it now, or removes it, is waited for.
+            drop(locked(&place, FlockOperation::LockShared)?);
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "a blocking thread; others may be about to unpack it"
+            )]
+            std::thread::sleep(MAKE_WAIT);
         }
+        let words =
+            format!("{} is not there, and something that runs from it holds its lock", place.display());
+        Err(ImageError::Wrong(words))
+    }
+
+    /// Unpacks an image, whose lock is held.
+    fn make(&self, layout: &Layout, manifest: &Manifest, place: &Path) -> Result<(), ImageError> {
         let part = beside(place, PART);
         let remove = || match std::fs::remove_dir_all(&part) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImageError::file(&part)(error)),
@@ -286,6 +307,10 @@ const PART: &str = "part";
 /// Where the digests of references are noted.
 const REFS: &str = "refs";
 
+/// How often an image is looked for that others make or remove at the same time, and the wait before each but the first.
+const MAKE_TRIES: usize = 1000;
+const MAKE_WAIT: Duration = Duration::from_millis(20);
+
 /// What is being brought here.
 const FETCH: &str = "fetch-";
 
@@ -306,6 +331,14 @@ fn locked(place: &Path, how: FlockOperation) -> Result<File, ImageError> {
         if named.is_ok_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino())) {
             return Ok(file);
         }
+    }
+}
+
+/// The same, if nobody uses the image or is about to: whoever has it alone may make the image, and remove it.
+fn unused(place: &Path) -> Result<Option<File>, ImageError> {
+    match locked(place, FlockOperation::NonBlockingLockExclusive) {
+        Err(ImageError::File { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        held => held.map(Some),
     }
 }
 

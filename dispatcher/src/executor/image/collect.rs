@@ -6,10 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use ionfs::collect::Collect;
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 
-use super::{FETCH, ImageError, LOCK, PART, REFS, beside, blocking, locked};
+use super::{FETCH, ImageError, LOCK, PART, REFS, beside, blocking, unused};
 
 /// Bytes of one of the blocks that the system counts.
 const BLOCK: u64 = 512;
@@ -30,17 +28,17 @@ pub struct Collected {
 /// When the folder cannot be read, or something in it not removed.
 pub async fn collect(
     home: &Path,
-    unused: Option<Duration>,
+    unused_for: Option<Duration>,
     grace: Duration,
     how: Collect,
 ) -> Result<Collected, ImageError> {
     let folder = home.join("images");
-    blocking(move || collect_in(&folder, unused, grace, how)).await
+    blocking(move || collect_in(&folder, unused_for, grace, how)).await
 }
 
 fn collect_in(
     folder: &Path,
-    unused: Option<Duration>,
+    unused_for: Option<Duration>,
     grace: Duration,
     how: Collect,
 ) -> Result<Collected, ImageError> {
@@ -58,29 +56,33 @@ fn collect_in(
         }
         let part = name.strip_suffix(&format!(".{PART}"));
         let place = folder.join(part.unwrap_or(&name));
-        // Whoever unpacks it, or runs something from it, holds it.
-        let _held = match locked(&place, FlockOperation::NonBlockingLockExclusive) {
-            Err(ImageError::File { source, .. })
-                if Errno::from_io_error(&source) == Some(Errno::WOULDBLOCK) =>
-            {
+        let _held = match unused(&place) {
+            Ok(Some(held)) => held,
+            // Whoever unpacks it, or runs something from it, holds it.
+            Ok(None) => continue,
+            Err(ImageError::File { path, source }) if source.kind() == io::ErrorKind::PermissionDenied => {
+                tracing::warn!(path = %path.display(), "an image of another user is left to that user's `ion gc`");
                 continue;
             }
-            held => held?,
+            Err(error) => return Err(error),
         };
         let lock = beside(&place, LOCK);
-        if part.is_none() {
-            if unused.is_none_or(|unused| !older(&lock, unused)) {
-                continue;
+        // Since it was listed, another one may have finished or removed it.
+        if path.exists() {
+            if part.is_none() {
+                if unused_for.is_none_or(|age| !older(&lock, age)) {
+                    continue;
+                }
+                collected.images += 1;
             }
-            collected.images += 1;
-        }
-        if how == Collect::Remove && part.is_none() {
-            // First out of the way: nobody may find half of it.
-            let away = beside(&place, PART);
-            std::fs::rename(&place, &away).map_err(ImageError::file(&place))?;
-            collected.bytes += remove(&away, how)?;
-        } else {
-            collected.bytes += remove(&path, how)?;
+            if how == Collect::Remove && part.is_none() {
+                // First out of the way: nobody may find half of it.
+                let away = beside(&place, PART);
+                std::fs::rename(&place, &away).map_err(ImageError::file(&place))?;
+                collected.bytes += remove(&away, how)?;
+            } else {
+                collected.bytes += remove(&path, how)?;
+            }
         }
         if how == Collect::Remove && !place.exists() {
             std::fs::remove_file(&lock).map_err(ImageError::file(&lock))?;
@@ -105,16 +107,24 @@ fn names_in(folder: &Path) -> Result<Vec<String>, ImageError> {
 /// Removes notes of images that are not there any more.
 fn forget(folder: &Path) -> Result<(), ImageError> {
     let refs = folder.join(REFS);
+    // The notes first: one is written when its image is there.
+    let notes = names_in(&refs)?;
     let there = names_in(folder)?;
-    for name in names_in(&refs)? {
+    // Those that are being written have other names.
+    for name in notes.iter().filter(|name| !name.starts_with('.')) {
         let note = refs.join(name);
         let digest = std::fs::read_to_string(&note).unwrap_or_default();
         let digest = digest.strip_prefix("sha256:").unwrap_or(&digest);
         if digest.is_empty() || !there.iter().any(|name| name.starts_with(digest)) {
-            std::fs::remove_file(&note).map_err(ImageError::file(&note))?;
+            unless_gone(std::fs::remove_file(&note)).map_err(ImageError::file(&note))?;
         }
     }
     Ok(())
+}
+
+/// What is gone already is no error.
+fn unless_gone(removed: io::Result<()>) -> io::Result<()> {
+    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// Whether something was last changed so long ago.
@@ -123,18 +133,17 @@ fn older(path: &Path, age: Duration) -> bool {
     changed.is_ok_and(|changed| SystemTime::now().duration_since(changed).is_ok_and(|since| since >= age))
 }
 
-/// Removes a folder; gives what it takes on the disk.
+/// Removes a folder; gives what it takes on the disk. What others remove meanwhile does not count.
 fn remove(folder: &Path, how: Collect) -> Result<u64, ImageError> {
     let mut bytes = 0;
     let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
     while let Some(next) = folders.pop() {
-        let entries = std::fs::read_dir(&next).map_err(ImageError::file(&next))?;
-        for entry in entries {
-            let entry = entry.map_err(ImageError::file(&next))?;
-            let metadata = entry.metadata().map_err(ImageError::file(&entry.path()))?;
+        for name in names_in(&next)? {
+            let path = next.join(name);
+            let Ok(metadata) = std::fs::symlink_metadata(&path) else { continue };
             if metadata.is_dir() {
                 bytes += metadata.blocks() * BLOCK;
-                folders.push(entry.path());
+                folders.push(path);
             } else {
                 // Each name of a file has its share.
                 bytes += metadata.blocks() * BLOCK / metadata.nlink().max(1);
@@ -142,7 +151,7 @@ fn remove(folder: &Path, how: Collect) -> Result<u64, ImageError> {
         }
     }
     if how == Collect::Remove {
-        std::fs::remove_dir_all(folder).map_err(ImageError::file(folder))?;
+        unless_gone(std::fs::remove_dir_all(folder)).map_err(ImageError::file(folder))?;
     }
     Ok(bytes)
 }
