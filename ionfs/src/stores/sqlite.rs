@@ -272,7 +272,9 @@ fn prepare(connection: &mut Connection) -> Result<(), Box<dyn std::error::Error 
 
 /// Writes what says nothing: a transaction that writes nothing syncs nothing, whatever was written before it.
 fn touch(connection: &Connection) -> rusqlite::Result<()> {
-    connection.pragma_update(None, "user_version", SCHEMA_VERSION)
+    // As it is: a newer Ion may have laid the tables out anew while this one runs.
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    connection.pragma_update(None, "user_version", version)
 }
 
 fn in_savepoint<T>(

@@ -76,11 +76,13 @@ impl Sqlite {
 
     /// Lets go of some, whose files are durable.
     pub(in crate::stores) async fn release(&self, blobs: &[HeldBlob]) -> Result<(), StoreError> {
-        let seqs: Vec<i64> = blobs.iter().map(|blob| blob.seq).collect();
+        let rows: Vec<(i64, String)> = blobs.iter().map(|blob| (blob.seq, blob.key.clone())).collect();
         self.write_as(Durable::Later, "letting small blobs go", move |connection| {
-            let mut delete = connection.prepare_cached("DELETE FROM held_blobs WHERE seq = ?1")?;
-            for seq in seqs {
-                delete.execute([seq])?;
+            // Its key too: another process may have let it go before, and then its number is given again.
+            let mut delete =
+                connection.prepare_cached("DELETE FROM held_blobs WHERE seq = ?1 AND key = ?2")?;
+            for row in rows {
+                delete.execute(row)?;
             }
             Ok(())
         })
