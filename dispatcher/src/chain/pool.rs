@@ -195,7 +195,11 @@ impl Used {
 impl Drop for Used {
     fn drop(&mut self) {
         for pool in &self.pools {
-            pool.held().runs -= 1;
+            let mut held = pool.held();
+            held.runs -= 1;
+            // A long run is a use to its end.
+            held.used = Instant::now();
+            drop(held);
             pool.wake.notify_one();
         }
     }

@@ -191,7 +191,8 @@ impl Recording {
     /// Adds the links that it does not have. The first `well` of them are those whose output counts.
     async fn extend(&self, trace: &mut Trace, links: &[LinkEnd], well: usize) -> Result<(), Refusal> {
         let new = &links[trace.links..];
-        let logs = try_join_all(new.iter().map(|end| self.log(end))).await?;
+        let numbers = trace.links + 1..;
+        let logs = try_join_all(new.iter().zip(numbers).map(|(end, number)| self.log(end, number))).await?;
         for (link, log) in new.iter().zip(logs) {
             let index = trace.links;
             trace.links += 1;
@@ -369,13 +370,14 @@ impl Recording {
     }
 
     /// What a link said, as the log of its job; none if it was silent.
-    async fn log(&self, end: &LinkEnd) -> Result<Option<Blob>, Refusal> {
+    async fn log(&self, end: &LinkEnd, number: usize) -> Result<Option<Blob>, Refusal> {
         // The chain's own job has the words of all its links in its log.
         if end.stderr.is_empty() || (self.alone() && !self.begins()) {
             return Ok(None);
         }
+        // By its number, too: a chain may have the same link twice.
         let key = format!(
-            "{}/{}/{}-attempt-{}.log",
+            "{}/{}/{number}-{}-attempt-{}.log",
             logs_below(&self.first.context.correlation_id),
             self.first.id,
             end.link.id(),

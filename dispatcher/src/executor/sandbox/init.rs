@@ -186,8 +186,15 @@ fn serve(
         Some(container) => start_container(container, &command, stdin)?,
         None => start_module(&command, stdin)?,
     };
-    let_go_of_output(&nowhere)?;
-    say(socket, &Report::Started, known_by.as_slice())?;
+    let said = let_go_of_output(&nowhere).and_then(|()| say(socket, &Report::Started, known_by.as_slice()));
+    if said.is_err() {
+        // The daemon died meanwhile: nothing may go on without it.
+        end_all(&command, child);
+        if let Some(container) = &command.container {
+            container.bounds.remove();
+        }
+        return said;
+    }
     drop(known_by);
     supervise(socket, &command, child)
 }
