@@ -9,6 +9,8 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
+use tokio::time::MissedTickBehavior;
+
 use crate::settings::{notify_socket, watchdog_interval};
 
 /// Work is taken from now on. If the manager wants to hear regularly that this process is alive, it does until the runtime
@@ -19,6 +21,8 @@ pub(crate) fn ready() {
     tokio::spawn(async move {
         // Twice in each interval: one that comes late does no harm.
         let mut beat = tokio::time::interval(interval / 2);
+        // After it stood still one is enough: many at a time would fill the manager's queue.
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             beat.tick().await;
             tell("WATCHDOG=1");

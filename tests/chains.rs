@@ -100,7 +100,7 @@ fn a_link_that_fails_is_named_with_its_words() {
     let cases = [
         ("fails", "./fails", "", 502, "link-failed", json!(3), "exit status 3"),
         ("dies", "./dies", "", 502, "link-failed", Value::Null, "killed by signal 9"),
-        ("hangs", "./hangs", "timeout: 2s\n", 504, "link-timed-out", Value::Null, "over its timeout of 2s"),
+        ("hangs", "./hangs", "timeout: 5s\n", 504, "link-timed-out", Value::Null, "over its timeout of 5s"),
     ];
     for (name, program, more, status, kind, code, reason) in cases {
         let (daemon, at) = up(&home, &chain(name, program, more));
@@ -261,7 +261,7 @@ fn processes_wait_and_one_that_does_not_is_started_less_and_less() {
 #[test]
 fn a_link_that_nobody_uses_keeps_no_processes() {
     let home = Home::new();
-    let (daemon, at) = up(&home, "name: cats\nidle: 1s\nChain: [{Command: cat}]\n");
+    let (daemon, at) = up(&home, "name: cats\nidle: 4s\nChain: [{Command: cat}]\n");
     let cats = || below(daemon.pid()).iter().filter(|(_, name)| name == "cat").count();
     wait_for("two to wait", || cats() == 2);
     wait_for("none to be left", || cats() == 0);

@@ -598,19 +598,23 @@ fn a_store_that_is_away_is_told_when_it_is_back() {
     let mut home = Home::new();
     let urls = StoreUrls { documents: mongo.database("csi"), ..StoreUrls::embedded(&home.state()) };
     home.env.push(("ION_DOCUMENTS".into(), urls.documents.clone()));
-    home.env.push(("ION_COMMIT_DEADLINE".into(), "2s".into()));
+    home.env.push(("ION_COMMIT_DEADLINE".into(), "5s".into()));
     let mut rig = Rig::over(home, &urls, &[("f", b"content")]);
     let (attempt, target) = rig.pod("v");
     let (left, left_target) = rig.pod("left");
     let (late, late_target) = (rig.attempt("late"), rig.target("late"));
-    fs::write(target.join("out/events/made.json"), EVENT).unwrap();
+    let mut event = fs::File::create(target.join("out/events/made.json")).unwrap();
+    event.write_all(EVENT.as_bytes()).unwrap();
+    event.sync_all().unwrap();
+    drop(event);
     mongo.server.kill();
     refused(rig.unpublish("v", &target), Code::Unavailable, "");
     refused(rig.publish("late", &late_target, &late), Code::Unavailable, "");
     // The tree is gone all the same, and what was decided is decided.
     assert_eq!(mounts_below(rig.home.path()), [left_target.as_path()]);
     mongo.server.start();
-    rig.unpublish("v", &target).unwrap();
+    // As a kubelet does, which tries again.
+    wait_for("the stores to answer", || rig.unpublish("v", &target).is_ok());
     let outcome = rig.outcome(&attempt);
     assert_eq!((outcome.receipts.len(), outcome.rejections.len()), (1, 0));
     rig.publish("late", &late_target, &late).unwrap();

@@ -52,7 +52,7 @@ fn a_service_manager_hears_ready_alive_and_stopping() {
         let hears = || heard.recv_timeout(DEADLINE).unwrap();
         home.env = vec![
             ("NOTIFY_SOCKET".into(), path.to_str().unwrap().into()),
-            ("WATCHDOG_USEC".into(), "100000".into()),
+            ("WATCHDOG_USEC".into(), "400000".into()),
         ];
         let up = home.start(command, words);
         assert_eq!(hears(), "READY=1", "{command}");

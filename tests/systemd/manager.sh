@@ -72,10 +72,10 @@ trap finish EXIT
 ) &
 pid=$!
 inside() { nsenter --target "$manager" --mount --pid --net --uts --ipc --cgroup -- "$@"; }
-for _ in $(seq 200); do
-    manager=$(pgrep -P "$pid") || true
-    [ -n "$manager" ] && [ "$(inside systemctl is-system-running 2>/dev/null)" = running ] && break
+deadline=$((SECONDS + 60))
+until manager=$(pgrep -P "$pid") && [ "$(inside systemctl is-system-running 2>/dev/null)" = running ]; do
     kill -0 "$pid"
+    [ "$SECONDS" -lt "$deadline" ] || { echo "manager.sh: systemd did not get ready in 60 s" >&2; exit 1; }
     sleep 0.05
 done
 inside sh -euc "$script"
