@@ -5,6 +5,7 @@ set -euo pipefail
 
 "$(dirname "$0")/setup-build.sh"
 "$(dirname "$0")/setup-deploy.sh"
+"$(dirname "$0")/setup-examples.sh"
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "$0")/common.sh"
 

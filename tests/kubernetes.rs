@@ -1,12 +1,17 @@
 //! Jobs as pods of a real cluster of one node, whose trees its driver mounts. Skipped, in words, where no Kubernetes is built:
 //! `make test-kubernetes` builds it.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
-#![allow(clippy::print_stderr, reason = "tests say what they saw")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    reason = "a test that cannot go on panics; it starts programs and says what it saw"
+)]
 
 mod support;
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ionfs::id::JobId;
@@ -37,6 +42,11 @@ fn comparable(events: &[Value]) -> Vec<Value> {
         .collect();
     all.sort_by_key(Value::to_string);
     all
+}
+
+/// The events of a trace.
+fn events(trace: &[Value]) -> Vec<Value> {
+    trace.iter().filter(|one| one["context"]["documentType"] == "eventMeta").cloned().collect()
 }
 
 #[test]
@@ -80,9 +90,6 @@ fn the_words_example_runs_as_pods_like_processes() {
     here.run(&words).well();
     home.run(&words).well();
     let (ours, theirs) = (home.trace(), here.trace());
-    let events = |trace: &[Value]| {
-        trace.iter().filter(|one| one["context"]["documentType"] == "eventMeta").cloned().collect::<Vec<_>>()
-    };
     assert_eq!(comparable(&events(&ours)), comparable(&events(&theirs)));
     assert_eq!(events(&ours).len(), 1 + 50 + 50 + 1);
     // Each was one attempt, and nothing is left of them in the cluster.
@@ -95,6 +102,40 @@ fn the_words_example_runs_as_pods_like_processes() {
     wait_for("Jobs to be removed", || {
         world.kubectl(&["-n", "words", "get", "jobs,pods", "-o", "name"]).is_empty()
     });
+    assert_eq!(dispatcher.stop(), Some(0));
+    assert_eq!(local.stop(), Some(0));
+}
+
+/// The page in docs/kubernetes.md leads to it: OpenCV, fan-out and fan-in, and files of some hundred KiB.
+#[test]
+fn the_video_example_runs_as_pods_like_processes() {
+    let Some(world) = world() else { return };
+    let mut home = world.home();
+    world.namespace("video", &mut home);
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/video");
+    let files = home.path().join("image");
+    let laid_out = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kubernetes/video-image.sh"))
+        .arg(&files)
+        .status();
+    assert!(laid_out.unwrap().success());
+    // By the name that the example's own file has.
+    world.script(&["image", "registry.example/ion-video:1", files.to_str().unwrap(), "/video"]);
+    let dispatcher = home.start("dispatch", &[&format!("{root}/kubernetes.yaml"), "--jobs", "8"]);
+    let here = Home::new();
+    let local = here.up(format!("{root}/pipeline.yaml").as_ref());
+    let cache = std::env::var("ION_EXAMPLES")
+        .unwrap_or_else(|_| format!("{}/.cache/ion-examples", std::env::var("HOME").unwrap()));
+    let create = ["event", "create", "new_video", "--wait", "--file", &format!("{cache}/clips/bikes.mp4")];
+    here.run(create).well();
+    let begun = Instant::now();
+    home.run(create).well();
+    let took = begun.elapsed();
+    let (ours, theirs) = (events(&home.trace()), events(&here.trace()));
+    assert_eq!(comparable(&ours), comparable(&theirs));
+    assert!(ours.iter().any(|event| event["type"] == "contact_sheet"));
+    let jobs = jobs_of(&home, &["sample", "detect", "crop", "classify", "sheet"]);
+    assert!(jobs.iter().all(|job| job["attempt"] == 1 && job["state"] == "succeeded"), "{jobs:#?}");
+    eprintln!("{} jobs as pods, 8 at a time: {took:?}", jobs.len());
     assert_eq!(dispatcher.stop(), Some(0));
     assert_eq!(local.stop(), Some(0));
 }

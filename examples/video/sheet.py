@@ -11,7 +11,8 @@ COLUMNS, CELL, LABEL, GAP = 6, 150, 34, 10
 objects = json.loads((ION / "in" / "events.json").read_text())
 # The nth gathered event's files lie at in/data/n.
 cells = [(event["data"], cv2.imread(str(DATA / str(n) / "crop.png"))) for n, event in enumerate(objects)]
-cells.sort(key=lambda cell: cell[0]["frame"])
+# Frame by frame, the largest first: the same picture in whatever order they came.
+cells.sort(key=lambda cell: (cell[0]["frame"], -cell[1].size, cell[1].tobytes()))
 
 columns = max(1, min(COLUMNS, len(cells)))
 rows = max(1, -(-len(cells) // columns))

@@ -7,7 +7,8 @@
 #   cluster.sh stop DIR                     ends it, whatever is left of it; only DIR/log stays
 #   cluster.sh down DIR PART                kills etcd, containerd, apiserver, controller-manager, scheduler or kubelet
 #   cluster.sh up DIR PART                  starts it again and waits until it answers
-#   cluster.sh image DIR NAME:TAG [FOLDER]  an image for the pods: a shell, and the folder's files over it; or an archive of that image
+#   cluster.sh image DIR NAME:TAG [FOLDER [AT]]  an image for the pods: a shell, and the folder's files over it, where programs
+#       start at this place; or an archive of that image
 #   cluster.sh forward DIR PORT             the pods reach this port of the machine's loopback, at the node's address
 #   cluster.sh enter DIR COMMAND...         becomes the command, among the cluster's mounts: what mounts for pods runs there
 #   cluster.sh env DIR                      what a client needs, as lines NAME=value
@@ -211,9 +212,9 @@ END
 END
 }
 
-# image NAME:TAG FOLDER COMMAND: an archive as `docker save` writes it, made without a registry or an engine.
+# image NAME:TAG FOLDER AT COMMAND: an archive as `docker save` writes it, made without a registry or an engine.
 image() {
-    local name=$1 folder=$2 command=$3 work applet layer
+    local name=$1 folder=$2 at=$3 command=$4 work applet layer
     if [ -f "$folder" ]; then
         ctr images import "$folder" >/dev/null
         wait_for "the kubelet's runtime to know $name" known "$name"
@@ -235,7 +236,7 @@ image() {
     layer=$(sha256sum <"$work/layer.tar")
     cat >"$work/config.json" <<END
 {"architecture": "$(dpkg --print-architecture)", "os": "linux", "rootfs": {"type": "layers", "diff_ids": ["sha256:${layer%% *}"]},
- "config": {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": $command, "WorkingDir": "/"}}
+ "config": {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": $command, "WorkingDir": "$at"}}
 END
     echo "[{\"Config\": \"config.json\", \"RepoTags\": [\"$name\"], \"Layers\": [\"layer.tar\"]}]" >"$work/manifest.json"
     tar --create --file "$work/image.tar" --directory "$work" manifest.json config.json layer.tar
@@ -284,7 +285,7 @@ start() {
     launch apiserver
     launch containerd
     answers containerd
-    image pause:ion '' '["sleep", "infinity"]'
+    image pause:ion '' / '["sleep", "infinity"]'
     answers apiserver
     for name in controller-manager scheduler kubelet; do launch "$name"; done
     for name in controller-manager scheduler kubelet; do answers "$name"; done
@@ -366,7 +367,7 @@ up)
     launch "$1"
     answers "$1"
     ;;
-image) image "$1" "${2-}" '["sh"]' ;;
+image) image "$1" "${2-}" "${3-/}" '["sh"]' ;;
 forward)
     spawn "forward-$1-outside" socat "UNIX-LISTEN:$dir/port-$1.sock,fork,mode=600" "TCP:127.0.0.1:$1"
     wait_for "$dir/port-$1.sock" test -S "$dir/port-$1.sock"
