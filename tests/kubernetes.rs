@@ -351,6 +351,9 @@ fn pods_go_on_without_their_dispatcher_and_without_the_api_server() {
     wait_long("ten pods to run", || pods().len() == 10);
     let before = pods();
     dispatcher.kill();
+    // Its module is another one by then, as after an upgrade: what runs is adopted as it is.
+    let changed = "on: [last], emits: [lasted], concurrency: 20, env: {CHANGED: '1'}, resources: {cpu: 10m}";
+    home.write("pipeline.yaml", pipeline("lasting:1", &[("lasting", changed)]));
     let dispatcher = begin();
     assert_eq!(pods(), before);
     let ended = |n: usize| {

@@ -451,8 +451,10 @@ impl Shared {
                 return Due::Stopping;
             }
             let Some(slot) = self.slot(of_module) else { return Due::Behind };
-            let taken = match self.adopt(served).await {
-                Some(adopted) => Ok(Some(adopted)),
+            let left = self.adopt(served).await;
+            let adopted = left.is_some();
+            let taken = match left {
+                Some(left) => Ok(Some(left)),
                 None => {
                     let taken = self.ledger.take_due(&module.name, &self.id, self.lease(), seen).await;
                     taken.inspect(|taken| taken.iter().for_each(|_| self.metrics.taken()))
@@ -485,6 +487,11 @@ impl Shared {
                     jobs.spawn(self.clone().run(module.clone(), job, event, gathered, slot));
                 }
                 Ok(Err(reason)) => self.end(&job, module, Ended::failed(reason)).await,
+                Err(error) if adopted => {
+                    tracing::warn!(job = %job.id, error = chain(&error), "an adopted job's event cannot be read; it goes on");
+                    self.leave(&job).await;
+                    return Due::Nothing;
+                }
                 Err(error) => {
                     let released = Ended { end: AttemptEnd::Released, ..Ended::failed(chain(&error)) };
                     self.end(&job, module, released).await;
@@ -757,6 +764,9 @@ impl Shared {
     async fn adopt(&self, served: &Served) -> Option<JobRecord> {
         loop {
             let job = served.left.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+            if self.runs(&job.id) {
+                continue;
+            }
             let adopted = Happening::Adopted { holder: self.id.clone(), lease: self.lease() };
             match self.ledger.advance(&job, &adopted).await {
                 Ok(record) => {

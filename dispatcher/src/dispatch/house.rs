@@ -80,7 +80,11 @@ impl Shared {
                 } else if let Some(served) = self.served.get(&job.module)
                     && !self.runs(&job.id)
                 {
-                    served.left.lock().unwrap_or_else(PoisonError::into_inner).push(job);
+                    let mut left = served.left.lock().unwrap_or_else(PoisonError::into_inner);
+                    // It may wait there since an earlier look.
+                    left.retain(|waiting| waiting.id != job.id);
+                    left.push(job);
+                    drop(left);
                     served.due.notify_one();
                 }
             }

@@ -38,6 +38,9 @@ use self::layout::{Layout, Manifest};
 pub(super) use self::unpack::USERS;
 use crate::pipeline::ImageReference;
 
+/// How long bringing an image here may take: a registry that says nothing more must not hold a job for ever.
+const FETCH_MAX: Duration = Duration::from_secs(30 * 60);
+
 /// Characters of a registry client's words that an error quotes.
 const WORDS_MAX: usize = 1000;
 
@@ -280,8 +283,13 @@ impl Images {
             .envs(self.env.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .kill_on_drop(true)
-            .output()
-            .await;
+            .output();
+        let output = tokio::time::timeout(FETCH_MAX, output).await.map_err(|_| {
+            let minutes = FETCH_MAX.as_secs() / 60;
+            ImageError::NotFetched(format!(
+                "image {reference} cannot be fetched: skopeo was not done in {minutes} minutes"
+            ))
+        })?;
         let output = output.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => ImageError::NotFetched(format!(
                 "image {reference} cannot be fetched: there is no skopeo; install it with `apt-get install skopeo`, or name a folder in the OCI layout (oci:FOLDER)"

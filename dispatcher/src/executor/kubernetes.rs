@@ -14,6 +14,7 @@ mod phase;
 mod spec;
 mod watched;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -63,6 +64,9 @@ const GONE_WAIT: Duration = Duration::from_secs(60);
 
 /// How long the end of the output may take to come after the pod's end.
 const LOG_WAIT: Duration = Duration::from_secs(30);
+
+/// How long the rest of an ended pod's output may stand still before it is asked for anew.
+const QUIET_MAX: Duration = Duration::from_secs(5);
 
 /// How long a token is good beyond its attempt's own time.
 const TOKEN_SLACK: Duration = Duration::from_secs(300);
@@ -197,9 +201,11 @@ impl Kubernetes {
             // Its pod may still be there.
             self.remove(name).await;
         }
+        // A pod that never ran has written nothing, whatever became of its tree.
         let outcome = tokio::select! {
-            outcome = self.outcome(&ticket.id) => outcome,
-            why = asked(&mut stop) => return self.stopped(why, name, &mut known).await,
+            outcome = self.outcome(&ticket.id), if never_ran.is_none() => outcome,
+            why = asked(&mut stop), if never_ran.is_none() => return self.stopped(why, name, &mut known).await,
+            else => Ok(Outcome::default()),
         };
         let outcome = match outcome {
             Ok(outcome) => outcome,
@@ -266,21 +272,26 @@ impl Kubernetes {
         }
     }
 
-    /// Whether the Job that is there is this one.
+    /// Whether the Job that is there is this one: it asks for the same, or has a token of ours for this attempt, whatever else
+    /// it asks for. Its module, or Ion, may be another one than when it was made; what runs is adopted as it is.
     async fn same(&self, name: &str, job: &Job) -> Result<Same, Trouble> {
         Ok(match in_time(self.jobs.get_opt(name)).await? {
             None => Same::Going,
             Some(found) if found.metadata.deletion_timestamp.is_some() => Same::Going,
             Some(found) => {
                 let of = |job: &Job| job.annotations().get(spec::FINGERPRINT).cloned();
-                if of(&found) == of(job) { Same::Yes } else { Same::No }
+                // Also where its time is over.
+                let claims = |job: &Job| self.key.verify(spec::token(job)?, &self.namespace, 0).ok();
+                let attempt = |job: &Job| claims(job).map(|claims| (claims.job, claims.attempt));
+                let ours = attempt(&found).is_some() && attempt(&found) == attempt(job);
+                if of(&found) == of(job) || ours { Same::Yes } else { Same::No }
             }
         })
     }
 
     /// Waits for the pod's end.
     async fn watch(&self, known: &mut watch::Receiver<Known>, ticket: &str, output: &mut Output) -> End {
-        let (mut stuck, mut leaving) = (None, None);
+        let (mut stuck, mut leaving, mut complete) = (None, None, None);
         let longer =
             |since: &mut Option<Instant>, most| since.get_or_insert_with(Instant::now).elapsed() > most;
         let mut said = None;
@@ -311,6 +322,12 @@ impl Kubernetes {
                     }
                     if longer(&mut leaving, *grace + GONE_WAIT) {
                         return End::Lost("its node was lost: its pod was to end, and does not".into());
+                    }
+                }
+                // Its pod was removed before anybody looked; or it is only not listed yet.
+                Phase::Complete => {
+                    if longer(&mut complete, STUCK_MAX) {
+                        return End::Exited(0);
                     }
                 }
                 Phase::Waiting(_) => {}
@@ -409,7 +426,7 @@ impl Executor for Kubernetes {
         };
         let name = spec::name(job.as_str(), attempt);
         let fate = self.attempt(start, &name, &log, stop).await;
-        self.watched.forget(&name);
+        self.watched.let_go(&name);
         let fate = match fate {
             Fate::Left => Fate::Left,
             Fate::Ended(mut ended) => {
@@ -504,7 +521,7 @@ impl Output {
     async fn finish(&mut self) {
         let Some(Following { ended, fetching, keeping }) = self.following.take() else { return };
         drop(ended);
-        if timeout(LOG_WAIT, fetching).await.is_err() {
+        if !matches!(timeout(LOG_WAIT, fetching).await, Ok(Ok(()))) {
             tracing::warn!(log = %self.path.display(), "the end of a pod's output did not come");
         }
         let _ = timeout(LOG_WAIT, keeping).await;
@@ -514,17 +531,31 @@ impl Output {
 /// Reads a pod's output to its end. A stream that breaks off before is begun again, and what has come already left out.
 async fn fetch(pods: Api<Pod>, pod: String, mut into: DuplexStream, mut ended: oneshot::Receiver<()>) {
     let asked = LogParams { follow: true, container: Some(spec::CONTAINER.into()), ..LogParams::default() };
-    let mut had = 0;
+    let (mut had, mut over) = (0, false);
     loop {
         // Before the stream is begun: if the pod has ended by now, this stream has all of it.
-        let last = !matches!(ended.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        let last = over || !matches!(ended.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        over = last;
         match pods.log_stream(&pod, &asked).await {
             Ok(stream) => {
                 let mut stream = stream.compat();
                 let mut buffer = vec![0; PIPE];
                 let mut left_out = had;
                 let whole = loop {
-                    match stream.read(&mut buffer).await {
+                    let read = stream.read(&mut buffer);
+                    // A connection may be dropped without a word: once the pod has ended, nothing is to be long in coming.
+                    let read = match over {
+                        true => timeout(QUIET_MAX, read).await.unwrap_or(Err(io::ErrorKind::TimedOut.into())),
+                        false => tokio::select! {
+                            biased;
+                            read = read => read,
+                            _ = &mut ended => {
+                                over = true;
+                                continue;
+                            }
+                        },
+                    };
+                    match read {
                         Ok(0) => break true,
                         Ok(length) => {
                             let skip = left_out.min(length as u64);
@@ -545,6 +576,10 @@ async fn fetch(pods: Api<Pod>, pod: String, mut into: DuplexStream, mut ended: o
             Err(kube::Error::Api(status)) if last && status.code == 404 => return,
             Err(error) => tracing::debug!(pod, error = chain(&error), "a pod's output cannot be read yet"),
         }
-        let _ = timeout(TRY_WAIT, &mut ended).await;
+        if over {
+            sleep(TRY_WAIT).await;
+        } else {
+            over = timeout(TRY_WAIT, &mut ended).await.is_ok();
+        }
     }
 }

@@ -42,6 +42,9 @@ const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 /// Bytes of a volume's id.
 const ID_MAX: usize = 128;
 
+/// Receipts, and rejections, in a ticket: enough for people, and less than a document may hold. A job may publish without end.
+const SAID_MAX: usize = 50;
+
 /// How long a mount may take to be gone once nobody uses it.
 const GONE_WAIT: Duration = Duration::from_secs(10);
 
@@ -128,7 +131,7 @@ impl Driver {
     async fn say(&self, note: &Note, outcome: Option<Outcome>) -> Result<(), StoreError> {
         let ended = outcome.map_or_else(
             || Ended::Lost(format!("the daemon of node {} that served its tree ended", self.node_id)),
-            Ended::Outcome,
+            |outcome| Ended::Outcome(outcome.shortened(SAID_MAX)),
         );
         Ticket::end(&self.node.plane, &note.ticket(), &ended).await?;
         self.forget(note);

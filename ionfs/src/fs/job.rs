@@ -74,6 +74,17 @@ pub struct Outcome {
     pub exceeded: Option<String>,
 }
 
+impl Outcome {
+    /// The same for a document, which a store does not take in any length: no more of each than so many, as a job may publish
+    /// without end. Whether anything was committed or refused stays the same.
+    #[must_use]
+    pub fn shortened(mut self, most: usize) -> Self {
+        self.receipts.truncate(most);
+        self.rejections.truncate(most);
+        self
+    }
+}
+
 /// One attempt's tree and its staging folder.
 #[derive(Debug)]
 pub struct JobTree {

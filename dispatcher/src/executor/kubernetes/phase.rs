@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{Job, JobCondition};
 use k8s_openapi::api::core::v1::{ContainerState, Pod};
 
 use super::spec::CONTAINER;
@@ -33,6 +33,8 @@ pub(super) enum Phase {
     Running(String),
     /// Its pod is to end, and a node that is there ends it within that grace; its name if its container still runs.
     Leaving(Option<String>, Duration),
+    /// Its Job says that it has ended well, and there is no pod.
+    Complete,
     /// It has ended.
     Ended(End),
 }
@@ -87,6 +89,7 @@ pub(super) fn phase(known: &Known) -> Phase {
     }
     match failed {
         Some((reason, message)) => Phase::Ended(End::Refused(format!("{reason}: {message}"))),
+        None if known.job.as_ref().is_some_and(|job| condition(job, "Complete").is_some()) => Phase::Complete,
         None if known.job_deleted => Phase::Ended(End::Lost("its Job was deleted".into())),
         None => Phase::Waiting(None),
     }
@@ -123,9 +126,14 @@ fn gone(pod: &Pod) -> String {
 
 /// The condition that says that a Job has failed: reason and words.
 fn failure(job: &Job) -> Option<(String, String)> {
-    let conditions = job.status.as_ref()?.conditions.as_ref()?;
-    let failed = conditions.iter().find(|one| one.type_ == "Failed" && one.status == "True")?;
+    let failed = condition(job, "Failed")?;
     Some((failed.reason.clone().unwrap_or_default(), failed.message.clone().unwrap_or_default()))
+}
+
+/// A condition of a Job that holds.
+fn condition<'a>(job: &'a Job, kind: &str) -> Option<&'a JobCondition> {
+    let conditions = job.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|one| one.type_ == kind && one.status == "True")
 }
 
 fn state(pod: &Pod) -> Option<&ContainerState> {

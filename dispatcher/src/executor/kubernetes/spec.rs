@@ -146,6 +146,13 @@ pub(super) fn job(start: &Start, token: &str) -> Result<Job, String> {
     })
 }
 
+/// The token that a Job's pod has, if any.
+pub(super) fn token(job: &Job) -> Option<&str> {
+    let volumes = job.spec.as_ref()?.template.spec.as_ref()?.volumes.as_ref()?;
+    let attributes = volumes.iter().find_map(|volume| volume.csi.as_ref()?.volume_attributes.as_ref())?;
+    attributes.get(csi::TOKEN).map(String::as_str)
+}
+
 /// The hash of what is asked for. The token is another each time.
 fn fingerprint(spec: &JobSpec, token: &str) -> Result<String, String> {
     let text = serde_json::to_string(spec).map_err(|error| error.to_string())?;

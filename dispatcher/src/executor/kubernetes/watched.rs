@@ -47,7 +47,8 @@ impl Known {
     }
 }
 
-/// All Jobs by name. Clones are the same.
+/// All Jobs by name. Clones are the same. What is known of one stays as long as it or a pod of it is there, or somebody looks:
+/// a job that was left and is adopted again by the same dispatcher is not told of anew by the server.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Watched(Arc<Mutex<HashMap<String, watch::Sender<Known>>>>);
 
@@ -61,13 +62,15 @@ impl Watched {
         self.all().entry(job.to_owned()).or_default().subscribe()
     }
 
-    /// Nobody looks at it any more.
-    pub(super) fn forget(&self, job: &str) {
-        self.all().remove(job);
+    /// Nobody looks at it any more: what is gone is forgotten.
+    pub(super) fn let_go(&self, job: &str) {
+        forget_if_gone(&mut self.all(), job);
     }
 
     fn change(&self, job: &str, change: impl FnOnce(&mut Known)) {
-        self.all().entry(job.to_owned()).or_default().send_modify(change);
+        let mut all = self.all();
+        all.entry(job.to_owned()).or_default().send_modify(change);
+        forget_if_gone(&mut all, job);
     }
 
     /// Watches for ever. A server that is away is asked again, and what changed meanwhile is found by listing.
@@ -159,6 +162,16 @@ impl Watched {
     }
 }
 
+fn forget_if_gone(all: &mut HashMap<String, watch::Sender<Known>>, job: &str) {
+    let of_use = |sender: &watch::Sender<Known>| {
+        let known = sender.borrow();
+        sender.receiver_count() > 0 || known.job.is_some() || !known.pods.is_empty()
+    };
+    if all.get(job).is_some_and(|sender| !of_use(sender)) {
+        all.remove(job);
+    }
+}
+
 /// The waits for a server that is away: without an end to them, as jobs may be longer than any outage.
 fn again() -> ExponentialBackoff {
     let waits = ExponentialBuilder::new().with_min_delay(AGAIN).with_max_delay(AGAIN_MAX).with_jitter();
@@ -183,5 +196,39 @@ mod tests {
         assert_eq!(late.len(), 990, "it goes on");
         assert!(late.iter().all(|wait| (AGAIN_MAX..2 * AGAIN_MAX).contains(wait)), "{late:?}");
         assert!(late.iter().any(|wait| *wait != late[0]), "by chance");
+    }
+
+    #[test]
+    fn what_is_known_stays_while_it_is_there_or_looked_at_and_no_longer() {
+        let watched = Watched::default();
+        let named = |name: &str| Job {
+            metadata: kube::core::ObjectMeta { name: Some(name.to_owned()), ..Default::default() },
+            ..Job::default()
+        };
+        let there = |name: &str| watched.change(name, |known| known.job = Some(named(name)));
+        let gone = |name: &str| {
+            watched.change(name, |known| {
+                known.job_deleted = true;
+                known.job = None;
+            });
+        };
+        there("left");
+        let looks = watched.of("left");
+        drop(looks);
+        watched.let_go("left");
+        // Adopted again, before the server says anything.
+        assert!(watched.of("left").borrow().job.is_some());
+        gone("left");
+        assert!(watched.all().is_empty());
+        let looks = watched.of("looked at");
+        there("looked at");
+        gone("looked at");
+        assert!(looks.borrow().job_deleted);
+        drop(looks);
+        watched.let_go("looked at");
+        assert!(watched.all().is_empty());
+        // Deleted after everybody has let go.
+        gone("unknown");
+        assert!(watched.all().is_empty());
     }
 }
