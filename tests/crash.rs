@@ -7,7 +7,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use serde_json::Value;
-use support::{Home, wait_for};
+use support::{DEADLINE, Home, wait_for, wait_up_to};
 
 const EVENTS: usize = 12;
 
@@ -49,7 +49,7 @@ fn a_killed_daemon_started_again_processes_every_event_once_in_effect() {
         );
         up = home.up(&file);
     }
-    wait_for("all jobs", || finished(&home) == 3 * EVENTS);
+    wait_up_to(3 * DEADLINE, "all jobs", || finished(&home) == 3 * EVENTS);
     assert_eq!(up.stop(), Some(0));
     let jobs = home.jobs();
     assert_eq!(jobs.len(), 3 * EVENTS, "one job for each event and module");

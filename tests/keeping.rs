@@ -141,7 +141,14 @@ fn gc_leaves_what_a_running_job_is_about_to_commit() {
     let up = home.up(&file);
     home.run(["event", "create", "one"]).well();
     let blobs = home.state().join("blobs");
-    wait_for("both files to be stored", || blobs.exists() && walk(&blobs).len() == 2);
+    // By their names: while one is being written it has another.
+    let stored = || {
+        let mut names: Vec<_> =
+            walk(&blobs).iter().map(|blob| blob.file_name().unwrap().to_owned()).collect();
+        names.sort();
+        names == ["kept", "lost"]
+    };
+    wait_for("both files to be stored", || blobs.exists() && stored());
     // Of a correlation and a job that never were.
     let orphan = blobs.join("0/0/1.0/orphan");
     std::fs::create_dir_all(orphan.parent().unwrap()).unwrap();

@@ -359,11 +359,11 @@ fn a_close_waits_for_what_another_close_has_begun() {
         file.write_all(&content).unwrap();
         let staged = OpenOptions::new().write(true).open(mount.staged(&format!("data/{name}"))).unwrap();
         staged.write_all_at(&[content[1_500_000] ^ 1], 1_500_000).unwrap();
+        // Before the event names it; its upload has hardly begun.
+        drop(file);
         let mut event = File::create(mount.at(&format!("out/events/e{n}"))).unwrap();
         event.write_all(format!(r#"{{"eventType":"x","files":["{name}"]}}"#).as_bytes()).unwrap();
         let childs = event.try_clone().unwrap();
-        // Its upload has not begun before.
-        drop(file);
         let closer = std::thread::spawn(move || drop(childs));
         let (begun, later) = (Instant::now(), Duration::from_micros(n * 100));
         while begun.elapsed() < later {

@@ -356,7 +356,7 @@ fn a_collector_that_does_not_answer_holds_nothing_up() {
     home.run(["event", "create", "text", "--file", "text.txt", "--wait"]).well();
     let begun = Instant::now();
     assert_eq!(up.stop(), Some(0));
-    assert!(begun.elapsed() < Duration::from_secs(20), "the end took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(45), "the end took {:?}", begun.elapsed());
 }
 
 /// An event whose writer died before it could publish it.

@@ -72,7 +72,7 @@ fn slow_clients_and_idle_connections_do_no_harm() {
         served += 1;
     }
     println!("{served} pairs of requests were served meanwhile, the slowest pair in {slowest:?}");
-    assert!(served >= 10 && slowest < Duration::from_secs(2), "{served}, {slowest:?}");
+    assert!(served >= 2 && slowest < Duration::from_secs(8), "{served}, {slowest:?}");
     for http in bodies.iter_mut().chain(&mut uploads) {
         match http.answer("POST") {
             Ok(answer) => {
@@ -207,7 +207,7 @@ fn a_gateway_that_is_told_to_stop_finishes_what_is_under_way() {
     upload.send(&body[..200_000]).unwrap();
     let begun = Instant::now();
     assert_eq!(daemon.stop(), Some(0));
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
     assert!(upload.is_closed());
     assert!(!home.run(["--json", "trace"]).stdout.contains("lost"));
     assert_eq!(files_below(&home.state().join("gateway")), 0);

@@ -1,6 +1,7 @@
 //! A job's tree, mounted by the test itself: what it does to files is seen without a daemon in between.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -142,7 +143,11 @@ impl Mount {
     /// Commits `files` and gives the event's document.
     pub fn commit(&self, files: &[&str]) -> Event {
         let document = serde_json::json!({"eventType": "made", "files": files});
-        fs::write(self.at("out/events/made.json"), document.to_string()).unwrap();
+        let mut file = fs::File::create(self.at("out/events/made.json")).unwrap();
+        file.write_all(document.to_string().as_bytes()).unwrap();
+        // As its close, and says how that went.
+        file.sync_all().unwrap();
+        drop(file);
         let id = EventId::derive(&EventId::new("e"), &format!("m{}", self.number), "made.json");
         let found = self.runtime.block_on(self.node.plane.documents.get_as(Collection::Events, id.as_str()));
         found.unwrap().unwrap()
