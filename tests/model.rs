@@ -374,6 +374,24 @@ fn a_close_waits_for_what_another_close_has_begun() {
     }
 }
 
+#[test]
+fn a_job_that_was_ended_by_force_commits_nothing_more() {
+    let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[]);
+    let open = |n: usize| {
+        let mut file = File::create(mount.at(&format!("out/events/e{n}"))).unwrap();
+        file.write_all(br#"{"eventType": "#).unwrap();
+        file
+    };
+    let halves: Vec<File> = (0..32).map(open).collect();
+    mount.stop();
+    for (n, mut half) in halves.into_iter().enumerate() {
+        half.write_all(br#""x"}"#).unwrap();
+        assert_eq!(half.sync_all().unwrap_err().raw_os_error(), Some(libc::EIO));
+        drop(half);
+        assert!(mount.committed(&format!("e{n}")).is_none(), "e{n} was refused");
+    }
+}
+
 // ---- references ----
 
 #[test]

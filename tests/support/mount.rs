@@ -148,9 +148,19 @@ impl Mount {
         // As its close, and says how that went.
         file.sync_all().unwrap();
         drop(file);
-        let id = EventId::derive(&EventId::new("e"), &format!("m{}", self.number), "made.json");
+        self.committed("made.json").unwrap()
+    }
+
+    /// The document of the event that a file in `out/events` became, if it has.
+    pub fn committed(&self, name: &str) -> Option<Event> {
+        let id = EventId::derive(&EventId::new("e"), &format!("m{}", self.number), name);
         let found = self.runtime.block_on(self.node.plane.documents.get_as(Collection::Events, id.as_str()));
-        found.unwrap().unwrap()
+        found.unwrap()
+    }
+
+    /// Ends the job by force, as at its timeout.
+    pub fn stop(&self) {
+        self.tree.stop();
     }
 
     pub fn content(&self, entry: &FileEntry) -> Vec<u8> {

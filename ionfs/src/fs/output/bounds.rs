@@ -28,7 +28,7 @@ impl Output {
     /// Awaits `work` until the job is ended by force; EIO then.
     pub(crate) async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {
-            // First: work that is polled once has handed its document to the store.
+            // First: work that is polled once may have handed its document to the store, if what it waits for is quick.
             biased;
             () = self.stopped.cancelled() => Err(Errno::IO),
             outcome = work => outcome,
