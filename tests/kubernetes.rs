@@ -18,7 +18,7 @@ use ionfs::id::JobId;
 use ionfs::ticket::{Claims, TicketKey};
 use serde_json::{Value, json};
 use support::cluster::{KEY, World, words_programs, world};
-use support::{Home, wait_for, wait_up_to};
+use support::{Home, example_clip, wait_for, wait_up_to};
 
 const WORDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/words");
 
@@ -123,9 +123,8 @@ fn the_video_example_runs_as_pods_like_processes() {
     let dispatcher = home.start("dispatch", &[&format!("{root}/kubernetes.yaml"), "--jobs", "8"]);
     let here = Home::new();
     let local = here.up(format!("{root}/pipeline.yaml").as_ref());
-    let cache = std::env::var("ION_EXAMPLES")
-        .unwrap_or_else(|_| format!("{}/.cache/ion-examples", std::env::var("HOME").unwrap()));
-    let create = ["event", "create", "new_video", "--wait", "--file", &format!("{cache}/clips/bikes.mp4")];
+    let clip = example_clip();
+    let create = ["event", "create", "new_video", "--wait", "--file", &clip];
     here.run(create).well();
     let begun = Instant::now();
     home.run(create).well();

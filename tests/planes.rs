@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::servers::{Azure, Env, Mongo, Rabbit, S3, plane};
-use support::{DEADLINE, Home, Ran, Up, wait_for, wait_up_to};
+use support::{DEADLINE, Home, Ran, Up, example_clip, wait_for, wait_up_to};
 
 /// A pipeline with fan-out and fan-in whose modules need nothing but a shell.
 fn pipeline(home: &Home) -> PathBuf {
@@ -227,8 +227,7 @@ fn the_examples_run_unchanged() {
     azure.make_container("ion");
     let on_azure = plane(&servers.mongo.database("azure"), &servers.rabbit.url, "az://ion/test", &azure.env);
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let cache = std::env::var("ION_EXAMPLES")
-        .unwrap_or_else(|_| format!("{}/.cache/ion-examples", std::env::var("HOME").unwrap()));
+    let clip = example_clip();
     for env in [&servers.env, &on_azure] {
         let homes = [(); 3].map(|()| home_on(env));
         let home = &homes[0];
@@ -236,7 +235,6 @@ fn the_examples_run_unchanged() {
         let video = root.join("examples/video/pipeline.yaml");
         let mut dispatchers: Vec<Up> =
             homes.iter().map(|home| dispatch(home, &video, &["--lease", "6s", "--quiet"])).collect();
-        let clip = format!("{cache}/clips/bikes.mp4");
         let create = ["event", "create", "new_video", "--file", &clip, "--wait", "--timeout", "3m"];
         let mut waiting = home.ion().args(create).stdout(Stdio::null()).spawn().unwrap();
         wait_up_to(3 * DEADLINE, "half of it", || succeeded(home) >= 20);

@@ -304,6 +304,13 @@ pub fn wait_for(what: &str, condition: impl FnMut() -> bool) {
     wait_up_to(DEADLINE, what, condition);
 }
 
+/// A real clip, which scripts/setup-examples.sh fetched.
+pub fn example_clip() -> String {
+    let cache = std::env::var("ION_EXAMPLES")
+        .unwrap_or_else(|_| format!("{}/.cache/ion-examples", std::env::var("HOME").unwrap()));
+    format!("{cache}/clips/bikes.mp4")
+}
+
 /// The same with a deadline of its own.
 #[track_caller]
 pub fn wait_up_to(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
