@@ -1,6 +1,7 @@
 //! `ion gc --older-than`: correlations that have ended go whole.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use ionfs::clock::{self, Millis, millis};
@@ -9,7 +10,7 @@ use ionfs::event::{DocumentType, Event};
 use ionfs::failpoint;
 use ionfs::id::CorrelationId;
 use ionfs::stores::{Collection, Query, StoreError};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::executor::logs_below;
 use crate::ledger::Ledger;
@@ -68,7 +69,7 @@ async fn drop_one(
         return Ok(());
     }
     let rest = Query::equal(Collection::Events, vec![("context.correlationId", json!(correlation))]);
-    let rest = plane.documents.find(rest.order_by("created")).await?;
+    let rest = children_first(plane.documents.find(rest).await?);
     if how == Collect::Remove {
         for job in &status.jobs {
             // Somebody may have revived it meanwhile: then its correlation has not ended.
@@ -80,8 +81,7 @@ async fn drop_one(
             plane.bus.exhume(&job.module, job.event_id.as_str()).await?;
             failpoint::reach("gc.job-dropped");
         }
-        // Children before their parents: what is left of a lineage always has its beginning.
-        for document in rest.iter().rev() {
+        for document in &rest {
             let id = document["id"].as_str().unwrap_or_default();
             plane.documents.delete(Collection::Events, id, vec![]).await?;
             failpoint::reach("gc.document-dropped");
@@ -92,4 +92,49 @@ async fn drop_one(
     // Their keys begin with the correlation, and only events of it refer to them.
     remove_below(plane, correlation.as_str(), how, &mut retired.blobs).await?;
     remove_below(plane, &logs_below(correlation), how, &mut retired.blobs).await
+}
+
+/// A correlation's documents, children before their parents: what is left of a lineage, if this is cut short, has its beginning.
+fn children_first(mut documents: Vec<Value>) -> Vec<Value> {
+    let is_event = |document: &Value| document["id"] == document["context"]["eventId"];
+    let of = |document: &Value, key: &str| document["context"][key].as_str().unwrap_or_default().to_owned();
+    let events = documents.iter().filter(|document| is_event(document));
+    let parents: HashMap<String, String> =
+        events.map(|event| (of(event, "eventId"), of(event, "parentEventId"))).collect();
+    let depth = |document: &Value| {
+        // What is said of an event goes before it.
+        let mut depth = usize::from(!is_event(document));
+        let mut at = of(document, "eventId");
+        // Nothing is its own ancestor, unless somebody has written so.
+        while depth <= parents.len()
+            && let Some(parent) = parents.get(&at)
+        {
+            depth += 1;
+            at.clone_from(parent);
+        }
+        depth
+    };
+    documents.sort_by_cached_key(|document| Reverse(depth(document)));
+    documents
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn children_go_before_their_parents_whenever_they_were_made() {
+        let document = |id: &str, of: &str, parent: &str| json!({"id": id, "context": {"eventId": of, "parentEventId": parent}});
+        let all = vec![
+            document("b", "b", "a"),
+            document("log", "c", "b"),
+            document("a", "a", ""),
+            document("c", "c", "b"),
+            document("own", "own", "own"),
+        ];
+        let ordered = children_first(all);
+        let at = |id: &str| ordered.iter().position(|document| document["id"] == id).unwrap();
+        assert_eq!(ordered.len(), 5);
+        assert!(at("log") < at("c") && at("c") < at("b") && at("b") < at("a"), "{ordered:?}");
+    }
 }
