@@ -11,6 +11,7 @@
 //! machine knows at once that its holder is dead, because the holder's lock file is free.
 
 mod house;
+mod left;
 mod modules;
 mod presence;
 
@@ -743,59 +744,17 @@ impl Shared {
         self.ended.notify_one();
         self.notice(Notice::Ended(record)).await;
     }
+}
 
-    /// Whether a module's jobs go on when their dispatcher ends.
-    async fn outlives(&self, module: &str) -> Result<bool, StoreError> {
-        if let Some(served) = self.served.get(module) {
-            return Ok(served.module.executor.outlives_dispatchers());
-        }
-        Ok(self.ledger.module(module).await?.is_some_and(|module| module.executor.outlives_dispatchers()))
+/// Says that something fails, once for each time that a store is away; `failing` is whether it did before.
+fn warn_once(outcome: Result<(), LedgerError>, failing: &mut bool, what: &str) {
+    let failed = outcome.is_err();
+    if let Err(error) = outcome
+        && !*failing
+    {
+        tracing::warn!(error = chain(&error), "{what}; trying again");
     }
-
-    /// The job goes on, and whoever sees it first may adopt it.
-    async fn leave(&self, job: &JobRecord) {
-        if let Err(error) = self.ledger.advance(job, &Happening::Left).await {
-            // Its lease runs out.
-            tracing::debug!(job = %job.id, error = chain(&error), "that a job is left could not be written");
-        }
-    }
-
-    /// Takes over one of the module's jobs whose dispatcher is gone, to go on with what runs of it.
-    async fn adopt(&self, served: &Served) -> Option<JobRecord> {
-        loop {
-            let job = served.left.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
-            if self.runs(&job.id) {
-                continue;
-            }
-            let adopted = Happening::Adopted { holder: self.id.clone(), lease: self.lease() };
-            match self.ledger.advance(&job, &adopted).await {
-                Ok(record) => {
-                    self.metrics.adopted();
-                    tracing::info!(job = %job.id, attempt = job.attempt, "a job whose dispatcher is gone is adopted");
-                    return Some(record);
-                }
-                // Somebody else was faster, or it has ended.
-                Err(error) => {
-                    tracing::debug!(job = %job.id, error = chain(&error), "a left job was not ours")
-                }
-            }
-        }
-    }
-
-    /// The job's holder is gone: another attempt, or dead.
-    async fn lose(&self, job: &JobRecord) {
-        match self.ledger.lose(job, "its dispatcher died").await {
-            Ok(record) => {
-                self.metrics.ended(&record.module, AttemptEnd::Lost);
-                self.served.ring(&record.module);
-                self.notice(Notice::Ended(record)).await;
-            }
-            // Somebody else was faster, which is as good.
-            Err(error) => {
-                tracing::debug!(job = %job.id, error = chain(&error), "a lost job was not ours to move")
-            }
-        }
-    }
+    *failing = failed;
 }
 
 /// Spreads retries by the job's own id: no randomness, so a test sees the same wait each time.

@@ -1,18 +1,17 @@
 //! Keeping house: the outbox, leases of dispatchers that died, gathering, messages that never came.
 
 use std::collections::HashSet;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ionfs::errors::chain;
 use ionfs::event::{Event, Publication};
 use ionfs::failpoint;
 use ionfs::patience::Standing;
 use ionfs::relay::{self, Relay};
 use ionfs::stores::StoreError;
 
-use super::Shared;
 use super::presence::Presence;
+use super::{Shared, warn_once};
 use crate::gather::{Readiness, readiness};
 use crate::job::Happening;
 use crate::ledger::{Lease, LedgerError};
@@ -48,17 +47,8 @@ impl Shared {
         let mut unkept = false;
         while !self.stopping.is_cancelled() {
             let begun = Instant::now();
-            match self.keep_house_once(&mut house).await {
-                Ok(()) => unkept = false,
-                // Once for each time that a store is away.
-                Err(error) if !std::mem::replace(&mut unkept, true) => {
-                    tracing::warn!(
-                        error = chain(&error),
-                        "the outbox and leases cannot be looked after; trying again"
-                    );
-                }
-                Err(_) => {}
-            }
+            let kept = self.keep_house_once(&mut house).await;
+            warn_once(kept, &mut unkept, "the outbox and leases cannot be looked after");
             // A large correlation takes long to look through: most of the time is the jobs'.
             self.rest(begun.elapsed() * KEEPING_SHARE).await;
             tokio::select! {
@@ -80,12 +70,7 @@ impl Shared {
                 } else if let Some(served) = self.served.get(&job.module)
                     && !self.runs(&job.id)
                 {
-                    let mut left = served.left.lock().unwrap_or_else(PoisonError::into_inner);
-                    // It may wait there since an earlier look.
-                    left.retain(|waiting| waiting.id != job.id);
-                    left.push(job);
-                    drop(left);
-                    served.due.notify_one();
+                    Self::note_left(&served, job);
                 }
             }
         }

@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ionfs::errors::chain;
 use ionfs::record::JobRecord;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Notice, Shared};
+use super::{Notice, Shared, warn_once};
 use crate::ledger::LedgerError;
 use crate::pipeline::Module;
 
@@ -96,17 +95,8 @@ impl Shared {
         let mut tasks = JoinSet::new();
         let mut unread = false;
         while !self.stopping.is_cancelled() {
-            match self.look_at_modules(&only, &mut tasks).await {
-                Ok(()) => unread = false,
-                // Once for each time that a store is away.
-                Err(error) if !std::mem::replace(&mut unread, true) => {
-                    tracing::warn!(
-                        error = chain(&error),
-                        "the registered modules cannot be read; trying again"
-                    );
-                }
-                Err(_) => {}
-            }
+            let read = self.look_at_modules(&only, &mut tasks).await;
+            warn_once(read, &mut unread, "the registered modules cannot be read");
             self.rest(LOOK).await;
             while tasks.try_join_next().is_some() {}
         }

@@ -41,6 +41,20 @@ use crate::pipeline::ImageReference;
 /// How long bringing an image here may take: a registry that says nothing more must not hold a job for ever.
 const FETCH_MAX: Duration = Duration::from_secs(30 * 60);
 
+/// What is beside an unpacked image: its lock, and what is being unpacked or removed.
+const LOCK: &str = "lock";
+const PART: &str = "part";
+
+/// Where the digests of references are noted.
+const REFS: &str = "refs";
+
+/// How often an image is looked for that others make or remove at the same time, and the wait before each but the first.
+const MAKE_TRIES: usize = 1000;
+const MAKE_WAIT: Duration = Duration::from_millis(20);
+
+/// What is being brought here.
+const FETCH: &str = "fetch-";
+
 /// Characters of a registry client's words that an error quotes.
 const WORDS_MAX: usize = 1000;
 
@@ -119,7 +133,7 @@ pub struct Images {
 impl Images {
     /// Those below `home`.
     pub fn new(home: &Path, owners: Owners, env: Vec<(String, String)>) -> Self {
-        Self { folder: home.join("images"), owners, env }
+        Self { folder: folder_of(home), owners, env }
     }
 
     /// An image, fetched and unpacked if it was not yet.
@@ -308,19 +322,10 @@ impl Images {
     }
 }
 
-/// What is beside an unpacked image: its lock, and what is being unpacked or removed.
-const LOCK: &str = "lock";
-const PART: &str = "part";
-
-/// Where the digests of references are noted.
-const REFS: &str = "refs";
-
-/// How often an image is looked for that others make or remove at the same time, and the wait before each but the first.
-const MAKE_TRIES: usize = 1000;
-const MAKE_WAIT: Duration = Duration::from_millis(20);
-
-/// What is being brought here.
-const FETCH: &str = "fetch-";
+/// Where a home's images lie.
+fn folder_of(home: &Path) -> PathBuf {
+    home.join("images")
+}
 
 fn beside(place: &Path, ending: &str) -> PathBuf {
     let name = place.file_name().unwrap_or_default().to_string_lossy();

@@ -45,9 +45,6 @@ const READERS: usize = 4;
 /// The layout of the tables; raised when they change.
 const SCHEMA_VERSION: i64 = 4;
 
-/// The last layout whose documents were ordered by their ids.
-const BY_IDS: i64 = 3;
-
 /// Why one request failed inside the writer.
 #[derive(Debug)]
 enum Failure {
@@ -257,9 +254,7 @@ fn prepare(connection: &mut Connection) -> Result<(), Box<dyn std::error::Error 
     }
     if version < SCHEMA_VERSION {
         for collection in Collection::ALL {
-            if version <= BY_IDS {
-                documents::lay_out_anew(&transaction, collection)?;
-            }
+            documents::lay_out_anew(&transaction, collection)?;
             transaction.execute_batch(&documents::schema(collection))?;
         }
         transaction.execute_batch(bus::SCHEMA)?;

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use ionfs::collect::Collect;
 
-use super::{FETCH, ImageError, LOCK, PART, REFS, beside, blocking, unused};
+use super::{FETCH, ImageError, LOCK, PART, REFS, beside, blocking, folder_of, unused};
 
 /// Bytes of one of the blocks that the system counts.
 const BLOCK: u64 = 512;
@@ -32,7 +32,7 @@ pub async fn collect(
     grace: Duration,
     how: Collect,
 ) -> Result<Collected, ImageError> {
-    let folder = home.join("images");
+    let folder = folder_of(home);
     blocking(move || collect_in(&folder, unused_for, grace, how)).await
 }
 
@@ -75,14 +75,13 @@ fn collect_in(
                 }
                 collected.images += 1;
             }
+            let mut goes = path;
             if how == Collect::Remove && part.is_none() {
                 // First out of the way: nobody may find half of it.
-                let away = beside(&place, PART);
-                std::fs::rename(&place, &away).map_err(ImageError::file(&place))?;
-                collected.bytes += remove(&away, how)?;
-            } else {
-                collected.bytes += remove(&path, how)?;
+                goes = beside(&place, PART);
+                std::fs::rename(&place, &goes).map_err(ImageError::file(&place))?;
             }
+            collected.bytes += remove(&goes, how)?;
         }
         if how == Collect::Remove && !place.exists() {
             std::fs::remove_file(&lock).map_err(ImageError::file(&lock))?;
