@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | [`id`], [`clock`], [`errors`], [`metrics`], [`spans`], [`patience`], [`failpoint`] | ids as newtypes, made deterministically; milliseconds; an error in one line; counters and latencies; spans of jobs; time as this process has seen it; where tests kill the process |
 //! | [`checksum`], [`event`], [`record`] | block checksums; events and both forms of event files; the other documents |
-//! | [`sys`] | every `unsafe` line |
+//! | [`sys`], [`beneath`] | every `unsafe` line; what others may change, touched by descriptors below a root |
 //! | [`stores`] | the traits `Blobs`, `Documents`, `Bus`; their backends; opening by URL |
 //! | [`cache`], [`upload`], [`address`] | verified reads; closed files become blobs; files' addresses for older modules |
 //! | [`commit`], [`relay`], [`audit`], [`collect`], [`probe`] | steps 1-4 of a commit; the outbox; `check`; `gc`; what each store lets us do |
@@ -17,6 +17,7 @@
 
 pub mod address;
 pub mod audit;
+pub mod beneath;
 pub mod cache;
 pub mod checksum;
 pub mod clock;
