@@ -40,6 +40,9 @@ pub fn is_staged(ino: Ino) -> bool {
 /// How long the kernel may keep what cannot change behind its back. Nothing is gained beyond an hour.
 pub const FOREVER: Duration = Duration::from_secs(3600);
 
+/// How long a listing of what changes is kept. Longer shows people the past; shorter asks the store for each `ls`.
+const CURRENT: Duration = Duration::from_secs(1);
+
 /// What an inode is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -60,6 +63,8 @@ pub enum Kind {
 pub struct Attr {
     /// Its number.
     pub ino: Ino,
+    /// The number that stat() shows: of a hard link to a file of `in/`, that file's. Else its own.
+    pub shown_ino: Ino,
     /// What it is.
     pub kind: Kind,
     /// Bytes.

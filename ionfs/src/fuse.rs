@@ -18,8 +18,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
-    CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    CopyFileRangeFlags, FileHandle, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
     ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
     WriteFlags,
 };
@@ -31,9 +31,9 @@ use self::reply::{
     file_attr, file_type, fuse_errno, maker, moment, nothing, reply_attr, reply_data, reply_empty,
     reply_written, reply_xattr,
 };
-use crate::fs::output::{OpenHow, SetAttr, Staged};
-use crate::fs::view::Item;
-use crate::fs::{Errno, Ino, Result, Seek, Tree, is_staged, seek_dense};
+use crate::fs::output::{DOT_DOT, OpenHow, Over, SetAttr, Staged};
+use crate::fs::view::{Item, Listing};
+use crate::fs::{DirEntry, Errno, Ino, Result, Seek, Tree, is_staged, seek_dense};
 use crate::patience::while_it_moves;
 
 /// Bytes of one write request. The kernel's default of 128 KiB costs eight times the round trips; more than 1 MiB
@@ -179,7 +179,7 @@ impl Filesystem for Kernel {
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
+        fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
@@ -195,7 +195,8 @@ impl Filesystem for Kernel {
             Ok(output) => output.clone(),
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
-        reply_attr(reply, output.setattr(ino, change));
+        let through = fh.and_then(|fh| self.shared.staged(fh).ok());
+        reply_attr(reply, output.setattr(ino, change, through.as_deref()));
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -267,7 +268,7 @@ impl Filesystem for Kernel {
         if !(flags & !RenameFlags::RENAME_NOREPLACE).is_empty() {
             return reply.error(fuser::Errno::EINVAL);
         }
-        let keep_target = flags.contains(RenameFlags::RENAME_NOREPLACE);
+        let over = if flags.contains(RenameFlags::RENAME_NOREPLACE) { Over::Nothing } else { Over::Anything };
         let (parent, newparent) = (self.shared.tree.current(parent.0), self.shared.tree.current(newparent.0));
         let (name, newname) = (name.to_owned(), newname.to_owned());
         if !is_staged(newparent) {
@@ -277,9 +278,9 @@ impl Filesystem for Kernel {
         let work = move |shared: Arc<Shared>| async move {
             let output = shared.tree.output()?;
             if is_staged(parent) {
-                return output.rename(parent, &name, newparent, &newname, keep_target).await;
+                return output.rename(parent, &name, newparent, &newname, over).await;
             }
-            if keep_target && output.lookup(newparent, &newname)?.is_some() {
+            if over == Over::Nothing && output.lookup(newparent, &newname)?.is_some() {
                 return Err(Errno::EXIST);
             }
             shared.tree.move_in(parent, &name, newparent, &newname, maker).await
@@ -355,8 +356,8 @@ impl Filesystem for Kernel {
                 let never = |_: &File| Err(io::ErrorKind::Unsupported.into());
                 match self.shared.choose(ino, &open, never) {
                     Ok((mode, _)) => {
+                        let flags = self.shared.flags(ino, &open);
                         let number = self.shared.add(ino, open, Some(mode));
-                        let flags = FopenFlags::empty();
                         self.shared.tree.remember_staged(attr.ino);
                         reply.created(&attr.ttl, &file_attr(&attr), Generation(0), number, flags);
                     }
@@ -482,65 +483,52 @@ impl Filesystem for Kernel {
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let node = ino;
-        let ino = self.shared.tree.current(node.0);
-        let work = move |shared: Arc<Shared>| async move {
-            shared.may_open()?;
-            // What can change is listed when it is read.
-            let entries = if is_staged(ino) { Vec::new() } else { shared.tree.list(ino).await? };
-            Ok(shared.add(node, Open::Directory(Arc::new(Mutex::new(Arc::new(entries)))), None))
-        };
-        self.later(self.read_deadline(), work, move |outcome| match outcome {
-            Ok(number) => reply.opened(number, FopenFlags::empty()),
-            Err(errno) => reply.error(fuse_errno(errno)),
-        });
+        if let Err(errno) = self.shared.may_open() {
+            return reply.error(fuse_errno(errno));
+        }
+        // Nothing is listed before it is read.
+        let open = Open::Directory(Arc::default());
+        let flags = self.shared.flags(ino, &open);
+        reply.opened(self.shared.add(ino, open, None), flags);
     }
 
-    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let entries = match self.shared.directory(fh, offset) {
-            Ok(entries) => entries,
-            Err(errno) => return reply.error(fuse_errno(errno)),
-        };
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (index, entry) in entries.iter().enumerate().skip(start) {
-            if reply.add(INodeNo(entry.attr.ino), index as u64 + 1, file_type(entry.attr.kind), &entry.name) {
-                break;
+    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let ino = self.shared.tree.current(ino.0);
+        self.list(ino, fh, offset, move |tree, listing| {
+            let read = walk(tree, ino, offset, listing, |place, entry| {
+                reply.add(INodeNo(entry.attr.ino), place, file_type(entry.attr.kind), &entry.name)
+            });
+            match read {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(fuse_errno(errno)),
             }
-        }
-        reply.ok();
+        });
     }
 
     fn readdirplus(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let entries = match self.shared.directory(fh, offset) {
-            Ok(entries) => entries,
-            Err(errno) => return reply.error(fuse_errno(errno)),
-        };
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (index, entry) in entries.iter().enumerate().skip(start) {
-            let full = reply.add(
-                INodeNo(entry.attr.ino),
-                index as u64 + 1,
-                &entry.name,
-                &entry.attr.ttl,
-                &file_attr(&entry.attr),
-                Generation(0),
-            );
-            if full {
-                break;
+        let ino = self.shared.tree.current(ino.0);
+        self.list(ino, fh, offset, move |tree, listing| {
+            let read = walk(tree, ino, offset, listing, |place, entry| {
+                let (attr, ino) = (file_attr(&entry.attr), INodeNo(entry.attr.ino));
+                let full = reply.add(ino, place, &entry.name, &entry.attr.ttl, &attr, Generation(0));
+                // `.` and `..` are not looked up by being listed.
+                if !full && place > DOT_DOT {
+                    tree.remember(entry.attr.ino);
+                }
+                full
+            });
+            match read {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(fuse_errno(errno)),
             }
-            // `.` and `..` are not looked up by being listed.
-            if index >= 2 {
-                self.shared.tree.remember(entry.attr.ino);
-            }
-        }
-        reply.ok();
+        });
     }
 
     fn releasedir(
@@ -707,7 +695,48 @@ impl Filesystem for Kernel {
     }
 }
 
+/// Gives the entries of a directory behind a place to `take`, until it is full or none is left. What cannot be had is an
+/// error only if nothing was taken before: else the next request meets it.
+fn walk(
+    tree: &Tree,
+    ino: Ino,
+    offset: u64,
+    listing: Result<Option<Listing>>,
+    mut take: impl FnMut(u64, &DirEntry) -> bool,
+) -> Result<()> {
+    let listing = listing?;
+    let mut place = offset;
+    loop {
+        match tree.entry_behind(ino, place, listing.as_ref()) {
+            Ok(Some((at, entry))) => {
+                if take(at, &entry) {
+                    return Ok(());
+                }
+                place = at;
+            }
+            Ok(None) => return Ok(()),
+            Err(errno) => return if place == offset { Err(errno) } else { Ok(()) },
+        }
+    }
+}
+
 impl Kernel {
+    /// Answers a request for a directory's names: at once below `out/`; elsewhere when it is known what stands there.
+    fn list(
+        &self,
+        ino: Ino,
+        fh: FileHandle,
+        offset: u64,
+        answer: impl FnOnce(&Tree, Result<Option<Listing>>) + Send + 'static,
+    ) {
+        if is_staged(ino) {
+            return answer(&self.shared.tree, Ok(None));
+        }
+        let tree = self.shared.tree.clone();
+        let work = move |shared: Arc<Shared>| async move { shared.listing(fh, offset).await };
+        self.later(self.read_deadline(), work, move |listing| answer(&tree, listing));
+    }
+
     /// The output side, for an operation that changes something at `ino`.
     fn output_at(&self, ino: Ino) -> Result<&Arc<crate::fs::output::Output>> {
         if is_staged(ino) { self.shared.tree.output() } else { Err(Errno::ROFS) }

@@ -34,6 +34,9 @@ pub struct Limits {
     /// blob of the input counts nothing. Default 256 GiB: more than most disks have free, less than a mistaken
     /// `truncate`. Over it: EDQUOT, and the job fails.
     pub staged_bytes: u64,
+    /// Files, directories and links that are staged in `out/` at a time. Default 1,000,000: each takes some hundred bytes of
+    /// the daemon's memory and an inode of the disk, which all its jobs share. Over it: EDQUOT, and the job fails.
+    pub staged_files: u64,
     /// Files and directories of the tree that are open at a time. Default 4,096: each takes a descriptor of the daemon,
     /// which all its jobs share. Over it: EMFILE.
     pub open_files: u64,
@@ -52,6 +55,7 @@ impl Default for Limits {
             path_bytes: PATH_BYTES_MAX,
             path_depth: 100,
             staged_bytes: 256 << 30,
+            staged_files: 1_000_000,
             open_files: 4096,
             processes: 4096,
         }
@@ -99,7 +103,7 @@ const fn limit(name: &'static str, unit: Unit, most: u64, of: fn(&mut Limits) ->
     Limit { name, unit, most, of }
 }
 
-const LIMITS: [Limit; 9] = [
+const LIMITS: [Limit; 10] = [
     limit("event-bytes", Unit::Bytes, EVENT_BYTES_MAX, |limits| &mut limits.event_bytes),
     limit("event-values", Unit::Count, u64::MAX, |limits| &mut limits.event_values),
     limit("event-value-bytes", Unit::Bytes, EVENT_BYTES_MAX, |limits| &mut limits.event_value_bytes),
@@ -107,6 +111,7 @@ const LIMITS: [Limit; 9] = [
     limit("path-bytes", Unit::Bytes, PATH_BYTES_MAX, |limits| &mut limits.path_bytes),
     limit("path-depth", Unit::Count, PATH_BYTES_MAX, |limits| &mut limits.path_depth),
     limit("staged-bytes", Unit::Bytes, u64::MAX, |limits| &mut limits.staged_bytes),
+    limit("staged-files", Unit::Count, u64::MAX, |limits| &mut limits.staged_files),
     limit("open-files", Unit::Count, u64::MAX, |limits| &mut limits.open_files),
     limit("processes", Unit::Count, u32::MAX as u64, |limits| &mut limits.processes),
 ];

@@ -115,6 +115,10 @@ pub trait Blobs: Send + Sync + fmt::Debug {
     /// Removes the blob of this key; it is no error if it was gone.
     async fn delete(&self, key: &str) -> Result<(), StoreError>;
 
+    /// Removes the blobs of these keys, many with one request where the store can; it is no error if some were gone. The
+    /// first failure is told when all were tried.
+    async fn delete_all(&self, keys: &[String]) -> Result<(), StoreError>;
+
     /// Removes a blob that [`Blobs::list`] gave.
     async fn delete_listed(&self, listed: &BlobInfo) -> Result<(), StoreError>;
 

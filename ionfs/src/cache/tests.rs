@@ -79,6 +79,10 @@ impl Blobs for Wire {
         self.store.delete(key).await
     }
 
+    async fn delete_all(&self, keys: &[String]) -> Result<(), StoreError> {
+        self.store.delete_all(keys).await
+    }
+
     async fn delete_listed(&self, listed: &BlobInfo) -> Result<(), StoreError> {
         self.store.delete_listed(listed).await
     }

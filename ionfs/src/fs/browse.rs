@@ -2,20 +2,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::lineage::{directory_name, event_items, insights_item, log_item, unreadable};
 use super::view::{Item, View};
-use super::{Errno, Result, Tree};
+use super::{CURRENT, Errno, Result, Tree};
 use crate::event::{DocumentType, Event, Publication};
 use crate::node::Node as Daemon;
 use crate::record::{JobRecord, JobState};
 use crate::stores::{Collection, Query, StoreError};
-
-/// How long a listing of what changes is kept. Longer shows people the past; shorter asks the store for each `ls`.
-const CURRENT: Duration = Duration::from_secs(1);
 
 /// Correlations, types' events and a module's jobs shown: more cannot be looked at by people.
 const SHOWN_MAX: usize = 10_000;

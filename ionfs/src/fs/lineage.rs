@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::view::{Item, files_tree};
-use super::{Errno, FOREVER, Result};
+use super::{CURRENT, Errno, FOREVER, Result};
 use crate::commit::files_of;
 use crate::errors::chain;
 use crate::event::{Event, event_json};
@@ -94,12 +94,15 @@ pub(super) async fn lineage_items(daemon: &Arc<Daemon>, event: &Event) -> Result
         .into_iter()
         .zip(events)
         .map(|(name, event)| {
+            let event_of_a_job = event.job_id.is_some();
             let (daemon, event) = (daemon.clone(), Arc::new(event));
             let list = move || {
                 let (daemon, event) = (daemon.clone(), event.clone());
                 async move { event_items(&daemon, &event).await }
             };
-            (name, Item::lazy(FOREVER, list))
+            // Its job may still run: its log grows, and its insights are yet to come.
+            let ttl = if event_of_a_job { CURRENT } else { FOREVER };
+            (name, Item::lazy(ttl, list))
         })
         .collect();
     Ok(trigger.into_iter().chain([("lineage".to_owned(), Item::fixed(directories))]).collect())

@@ -11,38 +11,45 @@
 //! Follow a symbolic link out of `out/data` (one may point anywhere: only the module's own processes go there); hold its lock across a wait; let an event file change after its commit.
 
 mod bounds;
+mod closed;
 mod content;
 mod early;
 mod events;
 mod making;
+mod own_blobs;
+mod place;
 mod reference;
 mod storing;
 mod table;
+mod xattr;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{self, AtFlags, CWD, Mode, OFlags, Stat, Timespec, Timestamps};
+use rustix::fs::{self, Mode, OFlags, Stat, StatVfs, Timespec, Timestamps};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use self::bounds::Exceeded;
+use self::closed::Closed;
 use self::content::content_changed;
-pub use self::content::{OpenHow, Staged};
+pub use self::content::{Closing, OpenHow, Staged};
 pub(crate) use self::content::{open_blob, read_within};
 use self::early::InOrder;
 pub use self::making::Maker;
 use self::making::may_hold_more;
-use self::table::{Body, FileNode, Node, Remains, Table, Uploaded};
-pub(crate) use self::table::{DATA, EVENTS, OUT};
+use self::own_blobs::OwnBlobs;
+use self::place::OpenFolders;
+use self::table::{Body, FileNode, Node, Remains, Table};
+pub(crate) use self::table::{DATA, DOT, DOT_DOT, EVENTS, OUT};
 use super::{Attr, DirEntry, Errno, FOREVER, Ino, Kind, ROOT, Result, errno};
+use crate::beneath::Folder;
 use crate::commit::{Committer, Receipt, Rejection};
 use crate::event::FileEntry;
 use crate::limits::Limits;
@@ -50,6 +57,12 @@ use crate::node::Node as Daemon;
 
 /// Bytes of a name. The kernel asks for longer ones, the staging disk has none.
 const NAME_MAX: usize = 255;
+
+/// Room that one job has for event files that are read and decided upon at a time, in units of [`READING_UNIT`] bytes: four
+/// of the largest that are allowed by default. Parsed they take more; without a bound a job of many threads takes all
+/// memory of the daemon.
+const READING_UNITS: usize = 16 << 10;
+const READING_UNIT: u64 = 4096;
 
 /// By which names a module knows its values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +102,17 @@ pub struct SetAttr {
     pub mtime: Option<Option<SystemTime>>,
 }
 
+/// What a rename may take the place of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// Nothing: the new name must be free (`RENAME_NOREPLACE`).
+    Nothing,
+    /// Whatever POSIX lets it replace, but no event.
+    Anything,
+    /// Also an event, which the renamed file has just been found to be once more.
+    SameEvent,
+}
+
 /// The output tree of one attempt.
 #[derive(Debug)]
 pub struct Output {
@@ -97,13 +121,14 @@ pub struct Output {
     limits: Limits,
     /// Ended: what waits for a store or an upload waits no longer.
     stopped: CancellationToken,
-    /// Some write was refused because the job had staged all it may.
-    over_quota: AtomicBool,
-    root: OwnedFd,
-    root_path: PathBuf,
+    /// The first limit of what it may stage that the job went over.
+    exceeded: OnceLock<Exceeded>,
+    folders: OpenFolders,
     table: Mutex<Table>,
     /// Rung whenever a writer's handle is gone.
     released: Notify,
+    /// Files whose last writer is gone, and what is left to do about them.
+    closed: Closed,
     blobs_made: AtomicU64,
     /// Bytes that uploads have moved: what waits for them may wait while it grows.
     moved: Arc<AtomicU64>,
@@ -111,8 +136,9 @@ pub struct Output {
     rejections: Mutex<BTreeMap<String, Rejection>>,
     /// Files as events named them, for whoever reads them next on this node.
     named: Mutex<Vec<(Ino, FileEntry)>>,
-    /// Keys uploaded, and what became of them.
-    uploaded: Mutex<BTreeMap<String, Uploaded>>,
+    own_blobs: Arc<OwnBlobs>,
+    /// Room to read event files in.
+    reading: Semaphore,
     runtime: tokio::runtime::Handle,
 }
 
@@ -136,34 +162,36 @@ impl Output {
         writers: Writers,
         directory: &Path,
     ) -> io::Result<Arc<Self>> {
+        std::fs::create_dir_all(directory)?;
+        let root = Folder::open(directory)?;
         for part in ["data", "events"] {
-            std::fs::create_dir_all(directory.join(part))?;
+            root.make_folder(OsStr::new(part), Mode::from_raw_mode(0o755))?;
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = fs::open(directory, flags, Mode::empty())?;
+        let own_blobs = OwnBlobs::new(daemon.plane.blobs.clone(), tokio::runtime::Handle::current());
         let output = Self {
             daemon,
             committer,
             limits,
             stopped: CancellationToken::new(),
-            over_quota: AtomicBool::new(false),
-            root,
-            root_path: directory.to_owned(),
+            exceeded: OnceLock::new(),
+            folders: OpenFolders::new(root),
             table: Mutex::new(Table::new(names)),
             released: Notify::new(),
+            closed: Closed::default(),
             blobs_made: AtomicU64::new(0),
             moved: Arc::default(),
             receipts: Mutex::default(),
             rejections: Mutex::default(),
             named: Mutex::default(),
-            uploaded: Mutex::default(),
+            reading: Semaphore::new(READING_UNITS),
+            own_blobs,
             runtime: tokio::runtime::Handle::current(),
         };
         let insights_mode = match writers {
             Writers::Owner => 0o644,
             Writers::AnyUser => {
-                for part in [".", "data", "events"] {
-                    fs::chmodat(&output.root, part, Mode::from_raw_mode(0o777), AtFlags::empty())?;
+                for ino in [OUT, DATA, EVENTS] {
+                    output.pin(&output.lock(), ino)?.set_mode(Mode::from_raw_mode(0o777))?;
                 }
                 0o666
             }
@@ -196,13 +224,19 @@ impl Output {
         self.attr(&self.lock(), ino)
     }
 
-    /// The names of a directory.
-    pub fn list(&self, ino: Ino) -> Result<Vec<DirEntry>> {
+    /// The first name of a directory behind a place of its listing, with its own place and its attributes of this moment;
+    /// none at the end. A name whose inode cannot be looked at any more is left out.
+    pub fn entry_behind(&self, ino: Ino, place: u64) -> Result<Option<(u64, DirEntry)>> {
         let table = self.lock();
-        let children = table.children(ino)?.iter();
-        children
-            .map(|(name, ino)| Ok(DirEntry { name: name.clone(), attr: self.attr(&table, *ino)? }))
-            .collect()
+        let mut place = place;
+        while let Some((at, name, child)) = table.directory(ino)?.behind(place) {
+            match self.attr(&table, child) {
+                Ok(attr) => return Ok(Some((at, DirEntry { name: (**name).to_owned(), attr }))),
+                Err(Errno::NOENT | Errno::STALE) => place = at,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 
     /// The parent of a directory.
@@ -210,78 +244,46 @@ impl Output {
         if ino == OUT {
             return ROOT;
         }
-        self.lock()
-            .node(ino)
-            .ok()
-            .and_then(|node| node.links.first().map(|(parent, _)| *parent))
-            .unwrap_or(OUT)
+        self.lock().place(ino).map_or(OUT, |(parent, _)| parent)
     }
 
     fn attr(&self, table: &Table, ino: Ino) -> Result<Attr> {
-        let node = table.node(ino)?;
-        let stat = match (table.path(ino), &node.remains) {
-            (Some(path), _) => fs::statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW)?,
-            (None, Some(Remains::Open(file))) => fs::fstat(file)?,
-            (None, Some(Remains::Seen(stat))) => **stat,
-            (None, None) => return Err(Errno::NOENT),
-        };
-        Ok(attr_of(ino, node, &stat))
+        let stat = self.stat(table, ino)?;
+        Ok(attr_of(ino, table.node(ino)?, &stat))
     }
 
-    /// Calls `work` with a folder and a path that name the inode.
-    fn at<T>(
-        &self,
-        table: &Table,
-        ino: Ino,
-        work: impl FnOnce(BorrowedFd<'_>, &Path) -> Result<T>,
-    ) -> Result<T> {
-        match table.path(ino) {
-            Some(path) => work(self.root.as_fd(), &path),
-            None => match table.node(ino)?.remains.clone() {
-                Some(Remains::Open(file)) => {
-                    work(CWD, Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())))
-                }
-                _ => Err(Errno::NOENT),
-            },
-        }
-    }
-
-    /// Changes attributes.
-    pub fn setattr(&self, ino: Ino, change: SetAttr) -> Result<Attr> {
+    /// Changes attributes; a new length through the handle that asks for it, if one does.
+    pub fn setattr(&self, ino: Ino, change: SetAttr, through: Option<&Staged>) -> Result<Attr> {
         let mut table = self.lock();
-        // The staging folder's own system call would follow the link.
-        if change.mode.is_some() && matches!(table.node(ino)?.body, Body::Symlink) {
-            return Err(Errno::OPNOTSUPP);
-        }
         if let Some(size) = change.size {
-            self.resize(&mut table, ino, size)?;
+            self.resize(&mut table, ino, size, through)?;
         }
-        self.at(&table, ino, |folder, path| {
-            if change.uid.is_some() || change.gid.is_some() {
-                let uid = change.uid.map(fs::Uid::from_raw);
-                let gid = change.gid.map(fs::Gid::from_raw);
-                fs::chownat(folder, path, uid, gid, no_follow(path))?;
-            }
-            if let Some(mode) = change.mode {
-                fs::chmodat(folder, path, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())?;
-            }
-            if change.atime.is_some() || change.mtime.is_some() {
-                let times = Timestamps {
-                    last_access: timespec(change.atime),
-                    last_modification: timespec(change.mtime),
-                };
-                fs::utimensat(folder, path, &times, no_follow(path))?;
-            }
-            Ok(())
-        })?;
+        let pinned = self.pin(&table, ino)?;
+        if change.uid.is_some() || change.gid.is_some() {
+            pinned.set_owner(change.uid.map(fs::Uid::from_raw), change.gid.map(fs::Gid::from_raw))?;
+        }
+        if let Some(mode) = change.mode {
+            pinned.set_mode(Mode::from_raw_mode(mode & 0o7777))?;
+        }
+        if change.atime.is_some() || change.mtime.is_some() {
+            let times =
+                Timestamps { last_access: timespec(change.atime), last_modification: timespec(change.mtime) };
+            pinned.set_times(&times)?;
+        }
+        table.is_changed(ino);
         self.attr(&table, ino)
     }
 
-    fn resize(&self, table: &mut Table, ino: Ino, size: u64) -> Result<()> {
+    fn resize(&self, table: &mut Table, ino: Ino, size: u64, through: Option<&Staged>) -> Result<()> {
         forbid_change(table.file(ino)?)?;
-        let backing = self.at(table, ino, |folder, path| {
-            Ok(File::from(fs::openat(folder, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?))
-        })?;
+        let opened;
+        let backing = match through.filter(|staged| staged.ino() == ino && staged.writes()) {
+            Some(staged) => staged.file(),
+            None => {
+                opened = self.open_staged(table, ino, OFlags::WRONLY)?;
+                &opened
+            }
+        };
         // A blob takes no room here.
         let takes = table.file(ino)?.reference.as_ref().is_none_or(|reference| reference.takes_room_at(size));
         self.charge(table, ino, if takes { size } else { 0 })?;
@@ -301,8 +303,7 @@ impl Output {
 
     /// Where a symbolic link points.
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
-        let table = self.lock();
-        self.at(&table, ino, |folder, path| Ok(fs::readlinkat(folder, path, Vec::new())?.into_bytes()))
+        self.pin(&self.lock(), ino)?.link_target()
     }
 
     /// A hard link inside `out/data`.
@@ -318,12 +319,8 @@ impl Output {
             Body::Directory(_) => return Err(Errno::PERM),
         };
         may_hold_more(&table, parent, name, kind)?;
-        let path = self.new_path(&table, parent, name)?;
-        self.at(&table, ino, |folder, from| {
-            // A file without a name is reached through a link in /proc; a symbolic link is linked itself.
-            let follow = if from.is_absolute() { AtFlags::SYMLINK_FOLLOW } else { AtFlags::empty() };
-            fs::linkat(folder, from, &self.root, &path, follow)
-        })?;
+        let folder = self.folder_for(&table, parent, name)?;
+        self.pin(&table, ino)?.link(&folder, name)?;
         table.link(ino, parent, name)?;
         self.attr(&table, ino)
     }
@@ -337,8 +334,19 @@ impl Output {
         }
         let remains = self.remains(&table, ino)?;
         self.free(&table, ino);
-        fs::unlinkat(&self.root, table.path_in(parent, name)?, AtFlags::empty())?;
-        table.unlink(parent, name, remains)
+        self.folder(&table, parent)?.remove_file(name)?;
+        table.unlink(parent, name, remains)?;
+        self.discard_orphans(&mut table);
+        Ok(())
+    }
+
+    /// Removes what was stored of files that are gone. Of what is still being stored its own end will.
+    fn discard_orphans(&self, table: &mut Table) {
+        for stored in table.take_orphans() {
+            if let Some(entry) = stored.get() {
+                self.own_blobs.discard(&entry.key);
+            }
+        }
     }
 
     /// Frees the space of a file whose last name is about to go: an upload under way keeps it open, and a module that
@@ -346,14 +354,9 @@ impl Output {
     fn free(&self, table: &Table, ino: Ino) {
         let Ok(node) = table.node(ino) else { return };
         let Body::File(file) = &node.body else { return };
-        if file.opens == 0
-            && node.links.len() == 1
-            && file.stored.is_some()
-            && let Some(path) = table.path(ino)
-        {
-            let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if file.opens == 0 && node.links.len() == 1 && file.stored.is_some() {
             // Refused, the space comes back with the end of the upload.
-            let _ = fs::openat(&self.root, path, flags, Mode::empty());
+            let _ = self.open_staged(table, ino, OFlags::WRONLY | OFlags::TRUNC);
         }
     }
 
@@ -364,14 +367,10 @@ impl Output {
         if node.links.len() > 1 {
             return Ok(None);
         }
-        let path = table.path(ino).ok_or(Errno::NOENT)?;
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(match &node.body {
-            Body::File(file) if file.opens > 0 => {
-                Some(Remains::Open(Arc::new(fs::openat(&self.root, path, flags, Mode::empty())?)))
-            }
+            Body::File(file) if file.opens > 0 => Some(Remains::Open(self.pin(table, ino)?)),
             _ if node.known > 0 => {
-                let mut stat = fs::statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW)?;
+                let mut stat = self.stat(table, ino)?;
                 stat.st_nlink = 0;
                 Some(Remains::Seen(Box::new(stat)))
             }
@@ -393,6 +392,7 @@ impl Output {
             node.known = node.known.saturating_sub(times);
         }
         table.drop_if_gone(ino);
+        self.discard_orphans(&mut table);
     }
 
     /// Removes an empty directory.
@@ -403,18 +403,19 @@ impl Output {
             return Err(Errno::PERM);
         }
         let remains = self.remains(&table, ino)?;
-        fs::unlinkat(&self.root, table.path_in(parent, name)?, AtFlags::REMOVEDIR)?;
+        self.folder(&table, parent)?.remove_folder(name)?;
+        self.folders.forget(ino);
         table.unlink(parent, name, remains)
     }
 
-    /// Renames inside `out/`, with nothing to commit. `keep_target`: fail if the new name is taken.
+    /// Renames inside `out/`, with nothing to commit.
     fn rename_plain(
         &self,
         parent: Ino,
         name: &OsStr,
         newparent: Ino,
         newname: &OsStr,
-        keep_target: bool,
+        over: Over,
     ) -> Result<()> {
         let mut table = self.lock();
         let ino = table.child(parent, name)?.ok_or(Errno::NOENT)?;
@@ -432,7 +433,7 @@ impl Output {
         // What lies below it goes with it.
         self.may_reach(&table.path_in(newparent, newname)?, || table.reach(ino))?;
         let target = table.child(newparent, newname)?;
-        if target.is_some() && keep_target {
+        if target.is_some() && over == Over::Nothing {
             return Err(Errno::EXIST);
         }
         if target == Some(ino) {
@@ -441,14 +442,17 @@ impl Output {
         }
         if let Some(target) = target
             && let Body::File(file) = &table.node(target)?.body
+            && over != Over::SameEvent
         {
             forbid_move(file)?;
         }
         let remains = target.map(|target| self.remains(&table, target)).transpose()?.flatten();
-        let (from, to) = (table.path_in(parent, name)?, table.path_in(newparent, newname)?);
-        fs::renameat(&self.root, from, &self.root, to)?;
-        if target.is_some() {
+        let (from, to) = (self.folder(&table, parent)?, self.folder(&table, newparent)?);
+        from.rename(name, &to, newname)?;
+        if let Some(target) = target {
+            self.folders.forget(target);
             table.unlink(newparent, newname, remains)?;
+            self.discard_orphans(&mut table);
         }
         // Linked before unlinked: a file without a name and without a handle would be forgotten.
         table.link(ino, newparent, newname)?;
@@ -461,48 +465,9 @@ impl Output {
         Ok(())
     }
 
-    // ---- extended attributes and space ----
-
-    /// The absolute path of an inode, for calls that take no folder.
-    fn absolute(&self, ino: Ino) -> Result<PathBuf> {
-        let table = self.lock();
-        self.at(&table, ino, |_, path| {
-            Ok(if path.is_absolute() { path.to_owned() } else { self.root_path.join(path) })
-        })
-    }
-
-    /// An extended attribute's value, as far as the backing file system allows any.
-    pub fn getxattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
-        let path = self.absolute(ino)?;
-        let mut value = vec![0; 65_536];
-        let length = fs::lgetxattr(path, name, &mut value)?;
-        value.truncate(length);
-        Ok(value)
-    }
-
-    /// Sets an extended attribute.
-    pub fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
-        let flags = fs::XattrFlags::from_bits_retain(flags.cast_unsigned());
-        fs::lsetxattr(self.absolute(ino)?, name, value, flags)
-    }
-
-    /// The names of the extended attributes, each ended by a zero byte.
-    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
-        let path = self.absolute(ino)?;
-        let mut names = vec![0; 65_536];
-        let length = fs::llistxattr(path, &mut names)?;
-        names.truncate(length);
-        Ok(names)
-    }
-
-    /// Removes an extended attribute.
-    pub fn removexattr(&self, ino: Ino, name: &OsStr) -> Result<()> {
-        fs::lremovexattr(self.absolute(ino)?, name)
-    }
-
     /// The space of the staging disk.
-    pub fn statfs(&self) -> Result<fs::StatVfs> {
-        fs::fstatvfs(&self.root)
+    pub fn statfs(&self) -> Result<StatVfs> {
+        self.folders.root().space()
     }
 }
 
@@ -540,21 +505,26 @@ fn attr_of(ino: Ino, node: &Node, stat: &Stat) -> Attr {
         }
     };
     let size = stat.st_size.cast_unsigned();
-    let refers = matches!(&node.body, Body::File(file) if file.reference.is_some());
+    let file = if let Body::File(file) = &node.body { Some(file) } else { None };
+    let refers = file.is_some_and(|file| file.reference.is_some());
+    let times = file.and_then(|file| file.shown.as_deref()).unwrap_or(stat);
+    let linked_to = file.and_then(|file| file.shares_number_with());
     Attr {
         ino,
+        shown_ino: linked_to.unwrap_or(ino),
         kind: kind_of(&node.body),
         size,
         // A reference is a hole on the disk and full of data to read: `cp` must not skip it.
         blocks: if refers { size.div_ceil(512) } else { stat.st_blocks.cast_unsigned() },
-        atime: time(stat.st_atime, stat.st_atime_nsec),
-        mtime: time(stat.st_mtime, stat.st_mtime_nsec),
-        ctime: time(stat.st_ctime, stat.st_ctime_nsec),
+        atime: time(times.st_atime, times.st_atime_nsec),
+        mtime: time(times.st_mtime, times.st_mtime_nsec),
+        ctime: time(times.st_ctime, times.st_ctime_nsec),
         perm: u16::try_from(stat.st_mode & 0o7777).unwrap_or(0),
         nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
         uid: stat.st_uid,
         gid: stat.st_gid,
-        ttl: FOREVER,
+        // The number it shows goes with its first change, of which nobody tells the kernel.
+        ttl: if linked_to.is_some() { Duration::ZERO } else { FOREVER },
     }
 }
 
@@ -574,9 +544,4 @@ fn timespec(time: Option<Option<SystemTime>>) -> Timespec {
             }
         },
     }
-}
-
-/// Symbolic links are changed themselves; a file without a name is reached through one.
-fn no_follow(path: &Path) -> AtFlags {
-    if path.is_absolute() { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW }
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::output::{Maker, OUT, Output, open_blob};
-use super::view::{Item, View, stored_mode};
+use super::output::{DOT, DOT_DOT, Maker, OUT, Output, open_blob};
+use super::view::{Item, Listing, View, stored_mode};
 use super::walk::Walks;
 use super::{Attr, DirEntry, Errno, FOREVER, Ino, ROOT, Result, is_staged};
 use crate::cache::CachedBlob;
@@ -81,32 +81,48 @@ impl Tree {
         }
     }
 
-    /// The names of a directory, `.` and `..` first.
-    pub(crate) async fn list(&self, ino: Ino) -> Result<Vec<DirEntry>> {
+    /// The names of a directory of views, now; of what cannot change the same each time.
+    pub(crate) async fn list(&self, ino: Ino) -> Result<Listing> {
+        self.view.list(ino).await
+    }
+
+    /// Whether the kernel sees every change of a directory's names: what it holds of them stays right.
+    pub(crate) fn is_fixed(&self, ino: Ino) -> bool {
+        is_staged(ino) || self.view.is_fixed(ino)
+    }
+
+    /// The entry of a directory behind a place of its listing, with its own place and its attributes of this moment; none at
+    /// the end. Of a directory of views `listing` is what it held when it was read from the start.
+    pub(crate) fn entry_behind(
+        &self,
+        ino: Ino,
+        place: u64,
+        listing: Option<&Listing>,
+    ) -> Result<Option<(u64, DirEntry)>> {
+        let named = |name: &str, attr| Ok(DirEntry { name: name.into(), attr });
+        match place {
+            0 => return Ok(Some((DOT, named(".", self.getattr(ino)?)?))),
+            DOT => {
+                let parent = if is_staged(ino) { self.output()?.parent(ino) } else { self.view.parent(ino) };
+                return Ok(Some((DOT_DOT, named("..", self.getattr(parent)?)?)));
+            }
+            _ => {}
+        }
         if is_staged(ino) {
-            return self.list_staged(ino);
+            return self.output()?.entry_behind(ino, place);
         }
-        let entries = self.view.list(ino).await?;
-        self.with_dots(ino, self.view.parent(ino), entries)
-    }
-
-    /// The names of a directory below `out/`, which takes no waiting.
-    pub(crate) fn list_staged(&self, ino: Ino) -> Result<Vec<DirEntry>> {
-        let output = self.output()?;
-        self.with_dots(ino, output.parent(ino), output.list(ino)?)
-    }
-
-    fn with_dots(&self, ino: Ino, parent: Ino, mut entries: Vec<DirEntry>) -> Result<Vec<DirEntry>> {
-        if let (ROOT, Some(output)) = (ino, &self.output) {
-            entries.push(DirEntry { name: "out".into(), attr: output.getattr(OUT)? });
-        }
-        let dots = [(".", ino), ("..", parent)];
-        let mut all = Vec::with_capacity(entries.len() + 2);
-        for (name, ino) in dots {
-            all.push(DirEntry { name: name.into(), attr: self.getattr(ino)? });
-        }
-        all.append(&mut entries);
-        Ok(all)
+        let Some(listing) = listing else { return Err(Errno::BADF) };
+        // `out/` stands in the root beside what is listed there.
+        let behind = match (ino, &self.output) {
+            (ROOT, Some(output)) if place == DOT_DOT => {
+                return Ok(Some((DOT_DOT + 1, named("out", output.getattr(OUT)?)?)));
+            }
+            (ROOT, Some(_)) => DOT_DOT + 1,
+            _ => DOT_DOT,
+        };
+        let from = usize::try_from(place - behind).unwrap_or(usize::MAX);
+        let found = self.view.entry_from(ino, listing, from)?;
+        Ok(found.map(|(entry, next)| (next as u64 + behind, entry)))
     }
 
     /// The blob an inode's bytes are, and how many of them: of a file of `in/`, or of a reference in `out/`.
@@ -144,7 +160,7 @@ impl Tree {
     /// `ln` of a file of `in/` into `out/data`: a new file that refers to the same blob.
     pub(crate) fn link_in(&self, ino: Ino, parent: Ino, name: &OsStr, maker: Maker) -> Result<Attr> {
         let Item::Blob(entry) = self.view.item(ino)? else { return Err(Errno::XDEV) };
-        self.output()?.add_reference(parent, name, &entry, u32::from(stored_mode(&entry)), maker)
+        self.output()?.add_link(parent, name, &entry, u32::from(stored_mode(&entry)), maker, ino)
     }
 
     /// `mv` of a file or directory of `in/data` into `out/data`: it is gone there and a reference here. Only the
@@ -189,9 +205,13 @@ impl Tree {
             }
             Item::Directory(_) => {
                 let directory = output.mkdir(newparent, newname, 0o755, maker)?.ino;
-                for child in self.view.list(attr.ino).await? {
-                    let Some(child_name) = child.name.to_str() else { continue };
-                    Box::pin(self.move_item(attr.ino, child_name, directory, &child.name, maker)).await?;
+                for (child, _) in self.view.list(attr.ino).await?.iter() {
+                    match Box::pin(self.move_item(attr.ino, child, directory, OsStr::new(child), maker)).await
+                    {
+                        // It was moved away before.
+                        Err(Errno::NOENT) => {}
+                        moved => moved?,
+                    }
                 }
                 directory
             }

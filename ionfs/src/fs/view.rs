@@ -31,7 +31,7 @@ pub enum Item {
 impl Item {
     /// A directory whose entries are known and never change.
     pub fn fixed(entries: impl IntoIterator<Item = (String, Item)>) -> Self {
-        Self::Directory(Arc::new(Fixed(Arc::new(entries.into_iter().collect()))))
+        Self::Directory(Arc::new(Fixed(entries.into_iter().collect())))
     }
 
     /// A directory that is listed when it is looked at; a listing stays true for `ttl`.
@@ -51,8 +51,41 @@ impl Item {
     }
 }
 
-/// The names in a directory.
-pub type Listing = Arc<BTreeMap<String, Item>>;
+/// The names in a directory at one moment, sorted. A clone shares them.
+#[derive(Clone, Debug, Default)]
+pub struct Listing(Arc<[(String, Item)]>);
+
+impl FromIterator<(String, Item)> for Listing {
+    /// Of two items of one name the later one counts.
+    fn from_iter<I: IntoIterator<Item = (String, Item)>>(items: I) -> Self {
+        let by_name: BTreeMap<String, Item> = items.into_iter().collect();
+        Self(by_name.into_iter().collect())
+    }
+}
+
+impl Listing {
+    /// What stands under a name.
+    pub fn get(&self, name: &str) -> Option<&Item> {
+        let at = self.0.binary_search_by(|(one, _)| one.as_str().cmp(name)).ok()?;
+        Some(&self.0[at].1)
+    }
+
+    /// All of it, in the order of names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Item)> {
+        self.0.iter().map(|(name, item)| (name.as_str(), item))
+    }
+
+    /// What follows a name, which need not be there.
+    pub(super) fn after(&self, name: &str) -> impl Iterator<Item = (&str, &Item)> {
+        let from = self.0.partition_point(|(one, _)| one.as_str() <= name);
+        self.0[from..].iter().map(|(name, item)| (name.as_str(), item))
+    }
+
+    /// The name and the item at a place, counted from 0.
+    pub(super) fn at(&self, place: usize) -> Option<(&str, &Item)> {
+        self.0.get(place).map(|(name, item)| (name.as_str(), item))
+    }
+}
 
 /// A directory that can be listed.
 #[async_trait]
@@ -90,7 +123,7 @@ where
     L: Future<Output = Result<Vec<(String, Item)>>> + Send,
 {
     async fn list(&self) -> Result<Listing> {
-        Ok(Arc::new((self.list)().await?.into_iter().collect()))
+        Ok((self.list)().await?.into_iter().collect())
     }
 
     fn ttl(&self) -> Duration {
@@ -246,14 +279,32 @@ impl View {
         }
     }
 
-    /// The names of a directory, afresh.
-    pub async fn list(&self, ino: Ino) -> Result<Vec<DirEntry>> {
-        let (listing, _) = self.listing(ino, true).await?;
-        let mut entries = Vec::with_capacity(listing.len());
-        for (name, item) in listing.iter().filter(|(name, _)| !self.is_moved_away(ino, name)) {
-            entries.push(DirEntry { name: name.into(), attr: self.entry(ino, name, item, false)? });
+    /// The names of a directory now.
+    pub async fn list(&self, ino: Ino) -> Result<Listing> {
+        self.listing(ino, true).await.map(|(listing, _)| listing)
+    }
+
+    /// The first entry of a listing that still stands, from a place on, and the place after it. Its attributes are those
+    /// of this moment.
+    pub fn entry_from(&self, ino: Ino, listing: &Listing, from: usize) -> Result<Option<(DirEntry, usize)>> {
+        for place in from.. {
+            let Some((name, item)) = listing.at(place) else { break };
+            if !self.is_moved_away(ino, name) {
+                let attr = self.entry(ino, name, item, false)?;
+                return Ok(Some((DirEntry { name: name.into(), attr }, place + 1)));
+            }
         }
-        Ok(entries)
+        Ok(None)
+    }
+
+    /// Whether what stands in a directory can never change, but by what the kernel itself asks for.
+    pub fn is_fixed(&self, ino: Ino) -> bool {
+        matches!(self.item(ino), Ok(Item::Directory(directory)) if directory.ttl() == FOREVER)
+    }
+
+    /// Whether a file's bytes can never change: it stands in a fixed directory.
+    pub fn stays(&self, ino: Ino) -> bool {
+        self.is_fixed(self.parent(ino))
     }
 
     /// The kernel was given this inode in a listing: one more lookup.
@@ -374,6 +425,7 @@ impl View {
         let at = clock::system_time(at);
         Ok(Attr {
             ino,
+            shown_ino: ino,
             kind,
             size,
             blocks: size.div_ceil(512),

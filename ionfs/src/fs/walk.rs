@@ -1,6 +1,5 @@
 //! Programs that go through a directory of small files, one after the other: what they will read next.
 
-use std::ops::Bound;
 use std::sync::Arc;
 
 use super::Ino;
@@ -67,8 +66,7 @@ impl Walk {
         if name == self.last {
             return vec![];
         }
-        let after = |name: &str| (Bound::Excluded(name.to_owned()), Bound::Unbounded);
-        let passed = listing.range(after(&self.last)).take(SKIPPED_MAX + 1);
+        let passed = listing.after(&self.last).take(SKIPPED_MAX + 1);
         let Some(steps) = passed.map(|(passed, _)| passed).position(|passed| passed == name) else {
             *self = Self::at(self.directory, name);
             return vec![];
@@ -83,13 +81,13 @@ impl Walk {
         let from = if self.ahead.as_str() > name { self.ahead.clone() } else { name.to_owned() };
         let mut bytes = 0;
         let mut files = Vec::new();
-        for (name, item) in listing.range(after(&from)).take(self.window - self.left) {
+        for (name, item) in listing.after(&from).take(self.window - self.left) {
             let Item::Blob(entry) = item else { continue };
             bytes += entry.size;
             if entry.size > SMALL || bytes > AHEAD_BYTES_MAX {
                 break;
             }
-            self.ahead.clone_from(name);
+            name.clone_into(&mut self.ahead);
             files.push(entry.clone());
         }
         self.left += files.len();
@@ -99,8 +97,6 @@ impl Walk {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::checksum;
 
@@ -116,7 +112,7 @@ mod tests {
         let items = (0..files)
             .map(|n| format!("{n:05}"))
             .map(|name| (name.clone(), Item::Blob(Arc::new(entry(&name)))));
-        Arc::new(items.collect::<BTreeMap<_, _>>())
+        items.collect()
     }
 
     #[test]
@@ -124,13 +120,13 @@ mod tests {
         let listing = directory(1000, 4096);
         let mut walks = Walks::default();
         let (mut asked, mut largest) = (Vec::new(), 0);
-        for name in listing.keys() {
+        for (name, _) in listing.iter() {
             let ahead = walks.reached(7, &listing, name);
-            assert!(ahead.iter().all(|entry| entry.name > *name), "only what comes");
+            assert!(ahead.iter().all(|entry| *entry.name > *name), "only what comes");
             largest = largest.max(ahead.len());
             asked.extend(ahead.iter().map(|entry| entry.name.clone()));
         }
-        let all: Vec<&String> = listing.keys().skip(2).collect();
+        let all: Vec<&str> = listing.iter().map(|(name, _)| name).skip(2).collect();
         assert_eq!(asked.iter().collect::<Vec<_>>(), all, "all but the first two, each once and in order");
         assert!((AHEAD_FILES_MAX / 2..=AHEAD_FILES_MAX).contains(&largest), "{largest}");
     }
@@ -158,10 +154,10 @@ mod tests {
             assert!(walks.reached(1, &listing, &name).is_empty(), "the same again");
         }
         let large = directory(100, SMALL + 1);
-        assert!(large.keys().all(|name| walks.reached(2, &large, name).is_empty()));
+        assert!(large.iter().all(|(name, _)| walks.reached(2, &large, name).is_empty()));
         let halves = directory(100, SMALL);
         let mut first = Walks::default();
-        let most = halves.keys().map(|name| first.reached(2, &halves, name).len()).max();
+        let most = halves.iter().map(|(name, _)| first.reached(2, &halves, name).len()).max();
         assert!(most.is_some_and(|most| most as u64 * SMALL <= AHEAD_BYTES_MAX), "{most:?}");
     }
 }

@@ -12,9 +12,9 @@ use fuser::{BackingId, FileHandle, FopenFlags, Generation, INodeNo, ReplyEntry, 
 use super::Shared;
 use super::reply::{file_attr, fuse_errno};
 use crate::cache::Reader;
-use crate::fs::output::{Staged, read_within};
-use crate::fs::view::Item;
-use crate::fs::{Attr, DirEntry, Errno, Ino, Result, SMALL, is_staged};
+use crate::fs::output::{Closing, Staged, read_within};
+use crate::fs::view::{Item, Listing};
+use crate::fs::{Attr, Errno, Ino, Result, SMALL, is_staged};
 
 /// What an open file is.
 #[derive(Debug, Clone)]
@@ -23,12 +23,9 @@ pub(super) enum Open {
     Blob(Arc<Reader>),
     Text(Bytes),
     Live(Arc<File>),
-    /// What the last reading from the start on found.
-    Directory(Arc<Mutex<Listing>>),
+    /// What a directory of views held when it was last read from the start; none before, and of one below `out/`.
+    Directory(Arc<Mutex<Option<Listing>>>),
 }
-
-/// A directory's names at one moment: what offsets count in.
-pub(super) type Listing = Arc<Vec<DirEntry>>;
 
 #[derive(Debug)]
 pub(super) struct Handle {
@@ -157,12 +154,7 @@ impl Shared {
                 return reply.error(fuse_errno(errno));
             }
         };
-        let flags = match &open {
-            Open::Live(_) => FopenFlags::FOPEN_DIRECT_IO,
-            // A blob never changes: what the kernel holds of it stays right.
-            Open::Blob(_) | Open::Text(_) => FopenFlags::FOPEN_KEEP_CACHE,
-            _ => FopenFlags::empty(),
-        };
+        let flags = self.flags(ino, &open);
         // The daemon sees no read of it.
         if let (Mode::Passed, Open::Blob(reader)) = (mode, &open) {
             self.begins(ino, reader);
@@ -175,6 +167,25 @@ impl Shared {
                 self.first_read.answered();
             }
             None => reply.opened(number, flags),
+        }
+    }
+
+    /// What the kernel may keep of a file, and whether it is to tell of each close.
+    pub(super) fn flags(&self, ino: INodeNo, open: &Open) -> FopenFlags {
+        let (keep, quiet) = (FopenFlags::FOPEN_KEEP_CACHE, FopenFlags::FOPEN_NOFLUSH);
+        match open {
+            // Its length is another by the time that it is read.
+            Open::Live(_) => FopenFlags::FOPEN_DIRECT_IO | quiet,
+            Open::Text(_) if !self.tree.view.stays(ino.0) => FopenFlags::FOPEN_DIRECT_IO | quiet,
+            // It never changes: what the kernel holds of it stays right.
+            Open::Blob(_) | Open::Text(_) => keep | quiet,
+            // Each change comes through the kernel, which keeps its pages right.
+            Open::Staged(staged) if staged.closing() == Closing::Releases => keep | quiet,
+            Open::Staged(_) => keep,
+            Open::Directory(_) if self.tree.is_fixed(self.tree.current(ino.0)) => {
+                keep | FopenFlags::FOPEN_CACHE_DIR
+            }
+            Open::Directory(_) => FopenFlags::empty(),
         }
     }
 
@@ -236,20 +247,21 @@ impl Shared {
         self.tree.output()?.read(staged, offset, size as usize)
     }
 
-    /// The names of an open directory, to be read from `offset` on. Read from the start, they are what stands there
-    /// now: the kernel does not tell of rewinddir().
-    pub(super) fn directory(&self, number: FileHandle, offset: u64) -> Result<Listing> {
+    /// What a directory of views held when it was last read from the start; for one below `out/` nothing is kept. Read from
+    /// the start, it is what stands there now: the kernel does not tell of rewinddir().
+    pub(super) async fn listing(&self, number: FileHandle, offset: u64) -> Result<Option<Listing>> {
         let handle = self.handle(number)?;
-        let Open::Directory(listing) = &handle.open else { return Err(Errno::NOTDIR) };
+        let Open::Directory(kept) = &handle.open else { return Err(Errno::NOTDIR) };
         let ino = self.tree.current(handle.ino.0);
-        let fresh = match offset {
-            0 if is_staged(ino) => Some(Arc::new(self.tree.list_staged(ino)?)),
-            _ => None,
-        };
-        let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(fresh) = fresh {
-            *listing = fresh;
+        if is_staged(ino) {
+            return Ok(None);
         }
-        Ok(listing.clone())
+        let held = || kept.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(listing) = held().filter(|_| offset != 0) {
+            return Ok(Some(listing));
+        }
+        let listing = self.tree.list(ino).await?;
+        *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(listing.clone());
+        Ok(Some(listing))
     }
 }

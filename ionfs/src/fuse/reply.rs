@@ -53,7 +53,8 @@ pub(super) fn reply_empty(reply: ReplyEmpty, outcome: Result<()>) {
 
 pub(super) fn reply_attr(reply: ReplyAttr, outcome: Result<Attr>) {
     match outcome {
-        Ok(attr) => reply.attr(&attr.ttl, &file_attr(&attr)),
+        // Only here may the number be another than the one by which the kernel calls the inode.
+        Ok(attr) => reply.attr(&attr.ttl, &FileAttr { ino: INodeNo(attr.shown_ino), ..file_attr(&attr) }),
         Err(errno) => reply.error(fuse_errno(errno)),
     }
 }
@@ -97,6 +98,7 @@ pub(super) fn nothing() -> Attr {
     let epoch = SystemTime::UNIX_EPOCH;
     Attr {
         ino: 0,
+        shown_ino: 0,
         kind: Kind::File,
         size: 0,
         blocks: 0,

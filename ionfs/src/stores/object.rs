@@ -77,7 +77,8 @@ pub struct ObjectBlobs {
 struct Local {
     /// The same as the store.
     synced: Arc<LocalFileSystem>,
-    /// The same folder, by a store that leaves syncing to [`Blobs::settle`].
+    /// The same folder, by a store that leaves syncing to [`Blobs::settle`], and for removing: a blob that comes back
+    /// with a crash of the machine is one that `ion gc` removes.
     unsynced: LocalFileSystem,
     directory: PathBuf,
 }
@@ -102,7 +103,8 @@ impl ObjectBlobs {
         };
         std::fs::create_dir_all(directory).map_err(|error| failed(error.into()))?;
         let unsynced = LocalFileSystem::new_with_prefix(directory).map_err(|error| failed(error.into()))?;
-        let store = Arc::new(unsynced.clone().with_fsync(true).with_automatic_cleanup(true));
+        let unsynced = unsynced.with_automatic_cleanup(true);
+        let store = Arc::new(unsynced.clone().with_fsync(true));
         let local = Some(Local { synced: store.clone(), unsynced, directory: directory.to_owned() });
         Ok(Self { store, multipart: None, signer: None, local, prefix: Path::default(), name })
     }
@@ -140,10 +142,14 @@ impl ObjectBlobs {
     }
 
     async fn remove(&self, location: &Path) -> Result<(), StoreError> {
-        match self.store.delete(location).await {
+        match self.remover().delete(location).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(self.failed(format!("removing {location}"))(error)),
         }
+    }
+
+    fn remover(&self) -> &dyn ObjectStore {
+        self.local.as_ref().map_or(&*self.store, |local| &local.unsynced)
     }
 
     fn failed(&self, what: impl Into<String>) -> impl FnOnce(object_store::Error) -> StoreError {
@@ -300,6 +306,19 @@ impl Blobs for ObjectBlobs {
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         self.remove(&self.location(key)).await
+    }
+
+    async fn delete_all(&self, keys: &[String]) -> Result<(), StoreError> {
+        let locations: Vec<_> = keys.iter().map(|key| Ok(self.location(key))).collect();
+        let mut removed = self.remover().delete_stream(futures_util::stream::iter(locations).boxed());
+        let mut failure = None;
+        while let Some(one) = removed.next().await {
+            match one {
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        failure.map_or(Ok(()), |error| Err(self.failed("removing blobs")(error)))
     }
 
     async fn delete_listed(&self, listed: &BlobInfo) -> Result<(), StoreError> {

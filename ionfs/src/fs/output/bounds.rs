@@ -1,17 +1,25 @@
 //! What a job may take of the node, and the end of its waiting when it is ended by force.
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::path::Path;
+use std::sync::Arc;
 
 use super::super::{Errno, Ino, Result};
 use super::table::Table;
 use super::{NAME_MAX, Output};
+use crate::beneath::Folder;
 use crate::commit::Refusal;
 use crate::limits::{Limits, bytes_in_words};
 
 /// Bytes of the system's longest path, its end included.
 const PATH_MAX: usize = libc::PATH_MAX as usize;
+
+/// A limit of what a job may stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Exceeded {
+    Bytes,
+    Files,
+}
 
 impl Output {
     /// What the job may take.
@@ -37,12 +45,20 @@ impl Output {
 
     /// The limit that the job went over, in words, if one that fails it.
     pub(in crate::fs) fn exceeded(&self) -> Option<String> {
-        self.over_quota.load(Ordering::Relaxed).then(|| {
-            let most = bytes_in_words(self.limits.staged_bytes);
-            format!(
-                "over its limit of {most} in out/ (EDQUOT); \"staged-bytes\" under \"limits\" allows more"
-            )
+        self.exceeded.get().map(|exceeded| {
+            let (most, name) = match exceeded {
+                Exceeded::Bytes => (bytes_in_words(self.limits.staged_bytes), "staged-bytes"),
+                Exceeded::Files => (format!("{} files", self.limits.staged_files), "staged-files"),
+            };
+            format!("over its limit of {most} in out/ (EDQUOT); {name:?} under \"limits\" allows more")
         })
+    }
+
+    fn went_over(&self, exceeded: Exceeded) -> Errno {
+        if self.exceeded.set(exceeded).is_ok() {
+            tracing::info!(job = %self.committer.origin().job_id, "it has staged all it may");
+        }
+        Errno::DQUOT
     }
 
     /// Lets a file count `bytes` against the job's limit.
@@ -50,10 +66,23 @@ impl Output {
         if table.charge(ino, bytes, self.limits.staged_bytes) {
             return Ok(());
         }
-        if !self.over_quota.swap(true, Ordering::Relaxed) {
-            tracing::info!(job = %self.committer.origin().job_id, "it has staged all it may");
+        Err(self.went_over(Exceeded::Bytes))
+    }
+
+    /// Lets an inode count `bytes` beside its content.
+    pub(super) fn attach(&self, table: &mut Table, ino: Ino, bytes: u64) -> Result<()> {
+        if table.attach(ino, bytes, self.limits.staged_bytes) {
+            return Ok(());
         }
-        Err(Errno::DQUOT)
+        Err(self.went_over(Exceeded::Bytes))
+    }
+
+    /// Whether the job may stage so many bytes more.
+    pub(super) fn may_take(&self, table: &Table, bytes: u64) -> Result<()> {
+        if table.has_room_for(bytes, self.limits.staged_bytes) {
+            return Ok(());
+        }
+        Err(self.went_over(Exceeded::Bytes))
     }
 
     /// The same for a file that reaches `end` now, and keeps what it counts already.
@@ -62,14 +91,16 @@ impl Output {
         if end > now { self.charge(table, ino, end) } else { Ok(()) }
     }
 
-    /// The path of a name that is not there yet.
-    pub(super) fn new_path(&self, table: &Table, parent: Ino, name: &OsStr) -> Result<PathBuf> {
+    /// The folder for a name that is not there yet, if the job may make one more.
+    pub(super) fn folder_for(&self, table: &Table, parent: Ino, name: &OsStr) -> Result<Arc<Folder>> {
         if table.child(parent, name)?.is_some() {
             return Err(Errno::EXIST);
         }
-        let path = table.path_in(parent, name)?;
-        self.may_reach(&path, || 0)?;
-        Ok(path)
+        self.may_reach(&table.path_in(parent, name)?, || 0)?;
+        if table.made() >= self.limits.staged_files {
+            return Err(self.went_over(Exceeded::Files));
+        }
+        self.folder(table, parent)
     }
 
     /// Whether something may stand at `path`, with what is `below` it: as long as the system's own longest path. What is

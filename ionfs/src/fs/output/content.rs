@@ -6,13 +6,12 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use rustix::fs::{self, Mode, OFlags};
+use rustix::fs::{self, OFlags};
 
 use super::super::eventfile::Asked;
 use super::super::{Errno, Ino, Result, Seek, errno, seek_dense};
@@ -26,6 +25,40 @@ use crate::node::Node as Daemon;
 /// The kernel's own flag of an open by execve(), which no header names.
 const FMODE_EXEC: i32 = 0x20;
 
+/// A handle that may write, as the table holds it for as long as it is open.
+#[derive(Debug)]
+pub(super) struct Writer {
+    /// A FLUSH came after the last write: some closer is done, RELEASE should follow.
+    flushed: AtomicBool,
+    closing: Closing,
+}
+
+/// How the kernel tells of a close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// By a FLUSH that close() waits for, for each descriptor, and a RELEASE after the last.
+    Flushes,
+    /// By the RELEASE only.
+    Releases,
+}
+
+impl Writer {
+    /// Whether it is open for sure. False also for one whose RELEASE may be on its way.
+    pub(super) fn is_surely_open(&self) -> bool {
+        self.closing == Closing::Flushes && !self.flushed.load(Ordering::Acquire)
+    }
+
+    /// Whether somebody may go on to write by it, as far as anybody knows.
+    pub(super) fn may_write_on(&self) -> bool {
+        self.closing == Closing::Releases || self.is_surely_open()
+    }
+
+    /// Something was written by it.
+    pub(super) fn wrote(&self) {
+        self.flushed.store(false, Ordering::Release);
+    }
+}
+
 /// An open staged file.
 #[derive(Debug)]
 pub struct Staged {
@@ -33,9 +66,7 @@ pub struct Staged {
     file: File,
     writable: bool,
     executes: bool,
-    /// A FLUSH came after the last write: some closer is done, RELEASE should follow. The table holds it too,
-    /// for as long as the handle may write.
-    flushed: Arc<AtomicBool>,
+    writer: Arc<Writer>,
     /// Reads the blob that the file refers to, if it does.
     reader: Mutex<Option<Arc<Reader>>>,
 }
@@ -55,8 +86,13 @@ impl Staged {
         &self.file
     }
 
-    pub(super) fn flushed(&self) -> &AtomicBool {
-        &self.flushed
+    pub(super) fn writer(&self) -> &Writer {
+        &self.writer
+    }
+
+    /// How the kernel is to tell of its closes.
+    pub fn closing(&self) -> Closing {
+        self.writer.closing
     }
 
     /// This handle's reader of a blob, opened if it has none of it.
@@ -102,7 +138,15 @@ impl OpenHow {
     /// What the staging file is opened with: creation, append and links are ours to decide.
     pub(super) fn backing(self) -> OFlags {
         let access = self.flags & (libc::O_ACCMODE | libc::O_TRUNC | libc::O_SYNC | libc::O_DSYNC);
-        OFlags::from_bits_retain(access.cast_unsigned()) | OFlags::CLOEXEC | OFlags::NOFOLLOW
+        OFlags::from_bits_retain(access.cast_unsigned())
+    }
+
+    /// How the kernel is to tell of closes. A close of data decides nothing, so it need not wait for the daemon; but what a
+    /// mapping changed is only written out by a FLUSH, and only what is open for both can be mapped for writing.
+    fn closing(self, file: &FileNode) -> Closing {
+        let maps = self.flags & libc::O_ACCMODE == libc::O_RDWR;
+        let decides = file.event.is_some() && self.writes();
+        if maps || decides { Closing::Flushes } else { Closing::Releases }
     }
 }
 
@@ -118,12 +162,7 @@ impl Output {
         if how.truncates() && !how.writes() && file.programs > 0 {
             return Err(Errno::TXTBSY);
         }
-        let flags = how.backing();
-        // A file without a name is reached through /proc, where the last component is a link.
-        let backing = self.at(&table, ino, |folder, path| {
-            let flags = if path.is_absolute() { flags - OFlags::NOFOLLOW } else { flags };
-            fs::openat(folder, path, flags, Mode::empty())
-        })?;
+        let backing = self.open_staged(&table, ino, how.backing())?;
         self.handle(&mut table, ino, backing, how)
     }
 
@@ -131,15 +170,15 @@ impl Output {
         &self,
         table: &mut Table,
         ino: Ino,
-        backing: OwnedFd,
+        backing: File,
         how: OpenHow,
     ) -> Result<Arc<Staged>> {
         let file = table.file_mut(ino)?;
-        let flushed = Arc::new(AtomicBool::new(false));
+        let writer = Arc::new(Writer { flushed: AtomicBool::new(false), closing: how.closing(file) });
         file.opens += 1;
         file.programs += u32::from(how.executes());
         if how.writes() {
-            file.writers.push(flushed.clone());
+            file.writers.push(writer.clone());
         }
         if how.truncates() {
             file.reference = None;
@@ -150,7 +189,7 @@ impl Output {
         }
         let (writable, executes) = (how.writes(), how.executes());
         let reader = Mutex::default();
-        Ok(Arc::new(Staged { ino, file: backing.into(), writable, executes, flushed, reader }))
+        Ok(Arc::new(Staged { ino, file: backing, writable, executes, writer, reader }))
     }
 
     /// Reads staged content; fewer bytes only at its end.
@@ -187,7 +226,7 @@ impl Output {
             let in_order = in_order.map(|in_order| (file.generation, in_order));
             (self.charge_to(&mut table, staged.ino, end), in_order)
         };
-        staged.flushed.store(false, Ordering::Release);
+        staged.writer.wrote();
         let in_order = in_order.map(|(generation, mut in_order)| {
             in_order.update(data);
             (generation, in_order)
@@ -296,7 +335,7 @@ impl Output {
             content_changed(file, true);
             self.charge_to(&mut table, to.ino, to_offset.saturating_add(length))?;
         }
-        to.flushed.store(false, Ordering::Release);
+        to.writer.wrote();
         let (mut from_at, mut to_at) = (from_offset, to_offset);
         let length = usize::try_from(length.min(1 << 30)).unwrap_or(1 << 30);
         let copied = fs::copy_file_range(&from.file, Some(&mut from_at), &to.file, Some(&mut to_at), length);
@@ -306,7 +345,7 @@ impl Output {
 
     /// FLUSH: a descriptor of the file was closed. Gives what close() is to return.
     pub async fn flush(&self, staged: &Staged) -> Result<()> {
-        staged.flushed.store(true, Ordering::Release);
+        staged.writer.flushed.store(true, Ordering::Release);
         if !staged.writable {
             return Ok(());
         }
@@ -323,39 +362,26 @@ impl Output {
     /// begins its upload.
     pub fn release(self: &Arc<Self>, staged: &Staged) {
         let ino = staged.ino;
-        let last_writer = {
+        {
             let mut table = self.lock();
             let Ok(file) = table.file_mut(ino) else { return };
             file.opens -= 1;
             file.programs -= u32::from(staged.executes);
-            file.writers.retain(|writer| !Arc::ptr_eq(writer, &staged.flushed));
+            file.writers.retain(|writer| !Arc::ptr_eq(writer, &staged.writer));
             let last = staged.writable && file.writers.is_empty();
+            let decides = file.event.is_some();
             // An upload that still waits for its turn will take this content too.
-            let begin = last && (file.event.is_some() || !std::mem::replace(&mut file.upload_waits, true));
+            let stores = last && !decides && !std::mem::replace(&mut file.upload_waits, true);
+            if last && decides {
+                self.closed.to_decide(ino);
+            } else if stores {
+                self.closed.to_store(ino);
+            }
             table.drop_if_gone(ino);
-            begin
-        };
-        self.released.notify_waiters();
-        if !last_writer {
-            return;
+            self.discard_orphans(&mut table);
         }
-        let this = self.clone();
-        self.runtime.spawn(async move {
-            let work = async {
-                if this.is_event_file(ino) {
-                    // Its errno reaches nobody; the rejection is on record.
-                    let _ = this.decide(ino, Asked::Final).await;
-                } else if let Err(refusal) = this.upload_in_background(ino).await {
-                    tracing::debug!(%refusal, "a file was not stored ahead; its event will try again");
-                }
-                Ok(())
-            };
-            let _ = this.unless_stopped(work).await;
-        });
-    }
-
-    fn is_event_file(&self, ino: Ino) -> bool {
-        self.lock().file(ino).is_ok_and(|file| file.event.is_some())
+        self.released.notify_waiters();
+        self.work_off_closed();
     }
 }
 
@@ -385,6 +411,7 @@ pub(crate) async fn read_within(
 pub(super) fn content_changed(file: &mut FileNode, by_writing: bool) {
     file.generation += 1;
     file.in_order = None;
+    file.shown = None;
     if let Some(event) = &mut file.event {
         event.changed(by_writing);
     }

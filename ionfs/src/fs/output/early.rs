@@ -5,7 +5,6 @@
 //! closed: its first upload is given up, and nothing of it is ever a blob.
 
 use std::path::Path;
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -13,7 +12,6 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::Ino;
 use super::Output;
-use super::table::Uploaded;
 use crate::checksum::Summer;
 use crate::commit::Staging as _;
 use crate::event::{FileEntry, is_draft};
@@ -125,7 +123,7 @@ impl Output {
     pub(super) async fn followed(&self, upload: Option<Following>) -> Option<Result<FileEntry, UploadError>> {
         let upload = upload?;
         let key = upload.key.clone();
-        self.made(&key);
+        self.own_blobs.made(&key);
         match upload.finish().await {
             Err(UploadError::Store { source, .. }) => {
                 tracing::debug!(key, %source, "an upload that had begun early failed; it begins anew");
@@ -133,13 +131,5 @@ impl Output {
             }
             outcome => Some(outcome),
         }
-    }
-
-    /// A blob of this key may be there from now on.
-    pub(super) fn made(&self, key: &str) {
-        self.uploaded
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key.to_owned(), Uploaded::Unnamed);
     }
 }

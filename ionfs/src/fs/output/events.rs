@@ -2,21 +2,30 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use rustix::fs::{self, Mode, OFlags};
+use rustix::fs::OFlags;
+use tokio::sync::SemaphorePermit;
 
 use super::super::eventfile::{Asked, Decision};
 use super::super::{Attr, Errno, Ino, Result, errno};
-use super::table::Uploaded;
-use super::{EVENTS, OUT, Output};
+use super::{EVENTS, OUT, Output, Over, READING_UNIT, READING_UNITS};
 use crate::commit::{Receipt, Refusal, Rejection};
 use crate::event::{self, Parsed, is_draft};
 use crate::limits::bytes_in_words;
+
+/// How long a rename to an event's name waits for the RELEASE of a file whose document is not complete. The kernel sends it
+/// within a millisecond of the close; one that is open is written on, and decided upon at its close.
+const CLOSE_WAIT: Duration = Duration::from_millis(200);
+
+/// Whether a file that is given an event's name is the event that has this name already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Same {
+    Event,
+    No,
+}
 
 impl Output {
     /// Renames or links; into an event's name it commits first and then moves (rules 5 and 6).
@@ -26,17 +35,19 @@ impl Output {
         name: &OsStr,
         newparent: Ino,
         newname: &OsStr,
-        keep_target: bool,
+        over: Over,
     ) -> Result<()> {
         if let Some(event_name) = self.event_name(newparent, newname)? {
             let ino = self.lock().child(parent, name)?.ok_or(Errno::NOENT)?;
             return self
-                .adopt_as_event(ino, &event_name, || {
-                    self.rename_plain(parent, name, newparent, newname, keep_target)
+                .adopt_as_event(ino, &event_name, |same| {
+                    let over =
+                        if same == Same::Event && over == Over::Anything { Over::SameEvent } else { over };
+                    self.rename_plain(parent, name, newparent, newname, over)
                 })
                 .await;
         }
-        self.rename_plain(parent, name, newparent, newname, keep_target)?;
+        self.rename_plain(parent, name, newparent, newname, over)?;
         let insights = {
             let table = self.lock();
             if table.is_insights(newparent, newname) { table.child(newparent, newname)? } else { None }
@@ -50,7 +61,7 @@ impl Output {
     /// A hard link; to an event's name it commits first.
     pub async fn link_or_commit(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
         if let Some(event_name) = self.event_name(parent, name)? {
-            self.adopt_as_event(ino, &event_name, || self.link(ino, parent, name).map(|_| ())).await?;
+            self.adopt_as_event(ino, &event_name, |_| self.link(ino, parent, name).map(drop)).await?;
             return self.getattr(ino);
         }
         self.link(ino, parent, name)
@@ -67,7 +78,7 @@ impl Output {
     }
 
     /// Commits the content of `ino` under an event's name, then lets `moved` put it there.
-    async fn adopt_as_event(&self, ino: Ino, name: &str, moved: impl Fn() -> Result<()>) -> Result<()> {
+    async fn adopt_as_event(&self, ino: Ino, name: &str, moved: impl Fn(Same) -> Result<()>) -> Result<()> {
         let begun = Instant::now();
         let (deciding, was_event) = {
             let mut table = self.lock();
@@ -93,17 +104,18 @@ impl Output {
         adopted
     }
 
-    async fn adopt_alone(&self, ino: Ino, name: &str, moved: impl Fn() -> Result<()>) -> Result<()> {
+    async fn adopt_alone(&self, ino: Ino, name: &str, moved: impl Fn(Same) -> Result<()>) -> Result<()> {
         let (writing, version) = {
             let table = self.lock();
             let file = table.file(ino)?;
-            let writing = file.writers.iter().any(|flushed| !flushed.load(Ordering::Acquire));
+            let writing = file.writers.iter().any(|writer| writer.may_write_on());
             let Some(state) = &file.event else { return Err(Errno::IO) };
             if state.committed.is_some() {
                 return Err(Errno::ROFS);
             }
             (writing, state.version())
         };
+        let _room = self.room_to_read(ino).await?;
         let content = match self.event_content(ino).await {
             Ok(content) => content,
             Err(error) => return Err(self.reject(name, &self.unreadable(name, error))),
@@ -114,13 +126,13 @@ impl Output {
             Parsed::TooBig(reason) => Decision::TooBig(reason),
             // Empty, or a writer is still at it: its own close decides.
             Parsed::Empty => Decision::Nothing,
-            Parsed::Incomplete if writing => Decision::Nothing,
+            Parsed::Incomplete if writing && self.is_written_on(ino).await => Decision::Nothing,
             Parsed::Incomplete => Decision::Refuse("the JSON document is cut off".into()),
         };
         let over_committed = self.committed_under(name);
         match decision {
             Decision::Nothing if over_committed.is_some() => Err(Errno::ROFS),
-            Decision::Nothing => moved(),
+            Decision::Nothing => moved(Same::No),
             Decision::Refuse(reason) => Err(self.reject(name, &Refusal::Invalid(reason))),
             Decision::TooBig(reason) => Err(self.reject(name, &Refusal::TooBig(reason))),
             Decision::Commit(file) => {
@@ -134,14 +146,28 @@ impl Output {
                     Ok(receipt) => receipt,
                     Err(refusal) => return Err(self.reject(name, &refusal)),
                 };
-                if over_committed.is_some() {
-                    // The same event again: the name stays with the file that was committed first, and the draft
-                    // stays where it is.
-                    return Ok(());
-                }
-                moved()?;
+                // The same event once more takes the place of the file that was committed first.
+                moved(if over_committed.is_some() { Same::Event } else { Same::No })?;
                 self.accept(ino, receipt);
                 Ok(())
+            }
+        }
+    }
+
+    /// Whether somebody still has the file open for writing. A close of which only the RELEASE tells may be on its way.
+    async fn is_written_on(&self, ino: Ino) -> bool {
+        let deadline = tokio::time::Instant::now() + CLOSE_WAIT;
+        loop {
+            let released = self.released.notified();
+            {
+                let table = self.lock();
+                let Ok(file) = table.file(ino) else { return false };
+                if file.writers.is_empty() || file.writers.iter().any(|writer| writer.is_surely_open()) {
+                    return !file.writers.is_empty();
+                }
+            }
+            if tokio::time::timeout_at(deadline, released).await.is_err() {
+                return true;
             }
         }
     }
@@ -179,6 +205,7 @@ impl Output {
             }
             state.version()
         };
+        let _room = self.room_to_read(ino).await?;
         let parsed = self.event_content(ino).await.map(|content| event::parse_within(&content, &self.limits));
         let decision = {
             let mut table = self.lock();
@@ -244,9 +271,7 @@ impl Output {
 
     async fn event_content(&self, ino: Ino) -> Result<Vec<u8>> {
         self.own_content(ino).await?;
-        let file = self.at(&self.lock(), ino, |folder, path| {
-            Ok(File::from(fs::openat(folder, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
-        })?;
+        let file = self.open_staged(&self.lock(), ino, OFlags::RDONLY)?;
         let most = self.limits.event_bytes;
         crate::cache::blocking(move || {
             let mut content = Vec::new();
@@ -255,6 +280,13 @@ impl Output {
             if content.len() as u64 > most { Err(Errno::TOOBIG) } else { Ok(content) }
         })
         .await
+    }
+
+    /// Waits for room to read an event file in. It is kept until the file is decided upon.
+    async fn room_to_read(&self, ino: Ino) -> Result<SemaphorePermit<'_>> {
+        let units = self.getattr(ino)?.size.min(self.limits.event_bytes).div_ceil(READING_UNIT).max(1);
+        let units = u32::try_from(units).unwrap_or(u32::MAX).min(READING_UNITS as u32);
+        Ok(self.reading.acquire_many(units).await.expect("the semaphore is never closed"))
     }
 
     /// Why an event file's own content cannot be had.
@@ -341,20 +373,7 @@ impl Output {
         self.committer.settled().await;
         // Uploads that no event waits for.
         self.stopped.cancel();
-        let unnamed: Vec<String> = {
-            let uploaded = self.uploaded.lock().unwrap_or_else(PoisonError::into_inner);
-            uploaded
-                .iter()
-                .filter(|(_, fate)| **fate == Uploaded::Unnamed)
-                .map(|(key, _)| key.clone())
-                .collect()
-        };
-        for key in unnamed {
-            // What stays behind is `ion gc`'s.
-            if let Err(error) = self.daemon.plane.blobs.delete(&key).await {
-                tracing::debug!(key, %error, "a blob that no event names could not be removed");
-            }
-        }
+        self.own_blobs.discard_unnamed().await;
         let this = self.clone();
         crate::cache::blocking(move || this.hand_down()).await;
     }

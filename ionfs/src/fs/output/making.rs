@@ -3,20 +3,19 @@
 //! Each is made in the staging folder first and then entered into the table. It belongs to whoever asked for it, so that
 //! a module that runs as an ordinary user may use what it made.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Timestamps};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Timestamps, Uid};
 
 use super::super::{Attr, Errno, Ino, Kind, Result, errno};
 use super::content::content_changed;
 use super::early::InOrder;
 use super::reference::Reference;
-use super::table::{Body, FileNode, Table};
+use super::table::{Body, Directory, FileNode, Table};
 use super::{DATA, EVENTS, OUT, OpenHow, Output, Staged, timespec};
+use crate::beneath::{Folder, Pinned};
 use crate::event::{FileEntry, is_draft};
 
 /// Who makes something.
@@ -40,10 +39,10 @@ impl Output {
     pub fn mkdir(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Attr> {
         let mut table = self.lock();
         may_hold_more(&table, parent, name, Kind::Directory)?;
-        let path = self.new_path(&table, parent, name)?;
-        fs::mkdirat(&self.root, &path, Mode::from_raw_mode(mode & 0o7777))?;
-        self.hand_over(&path, mode, Kind::Directory, maker)?;
-        let ino = table.add(parent, name, Body::Directory(BTreeMap::new()))?;
+        let folder = self.folder_for(&table, parent, name)?;
+        folder.make_folder(name, permissions(mode))?;
+        self.hand_over(&folder, name, mode, maker)?;
+        let ino = table.add(parent, name, Body::Directory(Directory::default()))?;
         self.attr(&table, ino)
     }
 
@@ -52,10 +51,12 @@ impl Output {
     pub fn symlink(&self, parent: Ino, name: &OsStr, target: &Path, maker: Maker) -> Result<Attr> {
         let mut table = self.lock();
         may_hold_more(&table, parent, name, Kind::Symlink)?;
-        let path = self.new_path(&table, parent, name)?;
-        fs::symlinkat(target, &self.root, &path)?;
-        self.hand_over(&path, 0, Kind::Symlink, maker)?;
+        let folder = self.folder_for(&table, parent, name)?;
+        self.may_take(&table, target.as_os_str().len() as u64)?;
+        folder.make_symlink(name, target)?;
+        self.hand_over(&folder, name, 0, maker)?;
         let ino = table.add(parent, name, Body::Symlink)?;
+        self.attach(&mut table, ino, target.as_os_str().len() as u64)?;
         self.attr(&table, ino)
     }
 
@@ -73,9 +74,9 @@ impl Output {
         };
         let mut table = self.lock();
         may_hold_more(&table, parent, name, kind)?;
-        let path = self.new_path(&table, parent, name)?;
-        fs::mknodat(&self.root, &path, file_type, Mode::from_raw_mode(mode & 0o7777), 0)?;
-        self.hand_over(&path, mode, kind, maker)?;
+        let folder = self.folder_for(&table, parent, name)?;
+        folder.make_node(name, file_type, permissions(mode))?;
+        self.hand_over(&folder, name, mode, maker)?;
         let ino = table.add(parent, name, Body::Special(kind))?;
         self.attr(&table, ino)
     }
@@ -83,10 +84,10 @@ impl Output {
     pub(super) fn make_file(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Ino> {
         let mut table = self.lock();
         may_hold_more(&table, parent, name, Kind::File)?;
-        let path = self.new_path(&table, parent, name)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        drop(fs::openat(&self.root, &path, flags, Mode::from_raw_mode(mode & 0o7777))?);
-        self.hand_over(&path, mode, Kind::File, maker)?;
+        let folder = self.folder_for(&table, parent, name)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+        drop(folder.open_file(name, flags, permissions(mode))?);
+        self.hand_over(&folder, name, mode, maker)?;
         add_file(&mut table, parent, name)
     }
 
@@ -109,10 +110,10 @@ impl Output {
         }
         let mut table = self.lock();
         may_hold_more(&table, parent, name, Kind::File)?;
-        let path = self.new_path(&table, parent, name)?;
+        let folder = self.folder_for(&table, parent, name)?;
         let flags = how.backing() | OFlags::CREATE | OFlags::EXCL;
-        let backing = fs::openat(&self.root, &path, flags, Mode::from_raw_mode(mode & 0o7777))?;
-        self.hand_over(&path, mode, Kind::File, maker)?;
+        let backing = folder.open_file(name, flags, permissions(mode))?;
+        self.hand_over(&folder, name, mode, maker)?;
         let ino = add_file(&mut table, parent, name)?;
         let staged = self.handle(&mut table, ino, backing, OpenHow { flags: how.flags & !libc::O_TRUNC })?;
         Ok((self.attr(&table, ino)?, staged))
@@ -132,20 +133,14 @@ impl Output {
         }
         let ino = self.make_file(parent, name, mode | libc::S_IFREG, maker)?;
         let mut table = self.lock();
-        self.at(&table, ino, |folder, path| {
-            let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            // chmod first would lock an ordinary user out of a read-only file.
-            fs::chmodat(folder, path, Mode::from_raw_mode(mode & 0o7777 | 0o200), AtFlags::empty())?;
-            let file = File::from(fs::openat(folder, path, flags, Mode::empty())?);
-            file.set_len(entry.size).map_err(|error| errno(&error))?;
-            let at = crate::clock::system_time(entry.mtime);
-            let times = Timestamps {
-                last_access: timespec(Some(Some(at))),
-                last_modification: timespec(Some(Some(at))),
-            };
-            fs::futimens(&file, &times)?;
-            fs::chmodat(folder, path, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())
-        })?;
+        let pinned = self.pin(&table, ino)?;
+        // First, or an ordinary user could not open a read-only file.
+        pinned.set_mode(permissions(mode | 0o200))?;
+        let file = pinned.open(OFlags::WRONLY)?;
+        file.set_len(entry.size).map_err(|error| errno(&error))?;
+        let at = Some(Some(crate::clock::system_time(entry.mtime)));
+        pinned.set_times(&Timestamps { last_access: timespec(at), last_modification: timespec(at) })?;
+        pinned.set_mode(permissions(mode))?;
         if entry.size > 0 {
             let file = table.file_mut(ino)?;
             content_changed(file, false);
@@ -154,36 +149,56 @@ impl Output {
         self.attr(&table, ino)
     }
 
-    /// Gives what was just made its owner and its exact mode, or removes it again. The kernel has applied the module's
-    /// umask already; the daemon's own must not take more away.
-    fn hand_over(&self, path: &Path, mode: u32, kind: Kind, maker: Maker) -> Result<()> {
-        self.try_hand_over(path, mode, kind, maker).inspect_err(|_| {
-            let flags = if kind == Kind::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-            // What stays is not in the table, and goes with the staging folder.
-            let _ = fs::unlinkat(&self.root, path, flags);
-        })
+    /// The same for `ln`: it shows the number of `linked_to` for as long as both have the same content.
+    pub fn add_link(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        entry: &Arc<FileEntry>,
+        mode: u32,
+        maker: Maker,
+        linked_to: Ino,
+    ) -> Result<Attr> {
+        let attr = self.add_reference(parent, name, entry, mode, maker)?;
+        let mut table = self.lock();
+        let file = table.file_mut(attr.ino)?;
+        file.linked_to = Some((linked_to, file.generation));
+        self.attr(&table, attr.ino)
     }
 
-    fn try_hand_over(&self, path: &Path, mode: u32, kind: Kind, maker: Maker) -> Result<()> {
-        let above = fs::statat(&self.root, path.parent().ok_or(Errno::NOENT)?, AtFlags::SYMLINK_NOFOLLOW)?;
-        // A directory with this bit gives its group to what is made in it, and the bit to directories.
-        let inherits = above.st_mode & libc::S_ISGID != 0;
-        let owner = Maker { gid: if inherits { above.st_gid } else { maker.gid }, ..maker };
-        if owner != Maker::daemon() {
-            let (uid, gid) = (fs::Uid::from_raw(owner.uid), fs::Gid::from_raw(owner.gid));
-            match fs::chownat(&self.root, path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW) {
-                // An ordinary user's daemon may give nothing away. It serves that user alone, whose own it stays.
-                Ok(()) | Err(Errno::PERM) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let mode = if inherits && kind == Kind::Directory { mode | libc::S_ISGID } else { mode };
-        // After the owner: a change of owner takes the bits of set-user-id and set-group-id away.
-        if mode & 0o7022 != 0 && kind != Kind::Symlink {
-            fs::chmodat(&self.root, path, Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())?;
-        }
-        Ok(())
+    /// Gives what was just made its owner and its exact mode, or removes it again. The kernel has applied the module's
+    /// umask already; the daemon's own must not take more away.
+    fn hand_over(&self, folder: &Folder, name: &OsStr, mode: u32, maker: Maker) -> Result<()> {
+        let pinned = folder.pin(name)?;
+        own(folder, &pinned, mode, maker).inspect_err(|_| {
+            // What stays is not in the table, and goes with the staging folder.
+            let _ = folder.remove_all(name);
+        })
     }
+}
+
+fn permissions(mode: u32) -> Mode {
+    Mode::from_raw_mode(mode & 0o7777)
+}
+
+fn own(folder: &Folder, made: &Pinned, mode: u32, maker: Maker) -> Result<()> {
+    let above = folder.itself()?.stat()?;
+    let now = made.stat()?;
+    let kind = FileType::from_raw_mode(now.st_mode);
+    // A directory with this bit gives its group to what is made in it, and the bit to directories.
+    let inherits = above.st_mode & libc::S_ISGID != 0;
+    let owner = Maker { gid: if inherits { above.st_gid } else { maker.gid }, ..maker };
+    if owner != (Maker { uid: now.st_uid, gid: now.st_gid }) {
+        match made.set_owner(Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid))) {
+            // An ordinary user's daemon may give nothing away. It serves that user alone, whose own it stays.
+            Ok(()) | Err(Errno::PERM) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let mode = if inherits && kind.is_dir() { mode | libc::S_ISGID } else { mode };
+    // After the owner: a change of owner takes the bits of set-user-id and set-group-id away.
+    let stays = now.st_mode & 0o7777 == mode & 0o7777 && mode & 0o7000 == 0;
+    if stays || kind.is_symlink() { Ok(()) } else { made.set_mode(permissions(mode)) }
 }
 
 /// Whether a directory of the fixed part of the tree may hold this.

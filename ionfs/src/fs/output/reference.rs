@@ -9,13 +9,13 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
-use rustix::fs::{self, Mode, OFlags};
+use rustix::fs::{self, OFlags, Timespec, Timestamps};
 
 use super::super::{Errno, Ino, Result, errno};
 use super::content::{Staged, content_changed, open_blob, read_within};
+use super::table::Table;
 use super::{Output, forbid_change};
 use crate::cache::Reader;
 use crate::event::FileEntry;
@@ -171,7 +171,7 @@ impl Output {
         to.file().set_len(end).map_err(|error| errno(&error))?;
         content_changed(file, true);
         file.reference = Some(Reference::to(entry.clone(), end));
-        to.flushed().store(false, Ordering::Release);
+        to.writer().wrote();
         Ok(end - held)
     }
 
@@ -185,10 +185,7 @@ impl Output {
         if !self.refers(ino) {
             return Ok(());
         }
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        let file = self.at(&self.lock(), ino, |folder, path| {
-            Ok(File::from(fs::openat(folder, path, flags, Mode::empty())?))
-        })?;
+        let file = self.open_staged(&self.lock(), ino, OFlags::WRONLY)?;
         self.own(ino, &file, 0..u64::MAX).await
     }
 
@@ -218,8 +215,8 @@ impl Output {
                 continue;
             }
             let kept = usize::try_from(reference.length - start).unwrap_or(usize::MAX).min(bytes.len());
-            file.write_all_at(&bytes[..kept], start).map_err(|error| errno(&error))?;
             reference.own.insert(index);
+            self.fill(&mut table, ino, file, &bytes[..kept], start)?;
         }
         let mut table = self.lock();
         let node = table.file_mut(ino)?;
@@ -230,6 +227,20 @@ impl Output {
             node.reference = None;
         }
         Ok(())
+    }
+
+    /// Writes a blob's bytes into the staged file. To everybody else nothing has changed: the attributes stay as they were.
+    fn fill(&self, table: &mut Table, ino: Ino, file: &File, bytes: &[u8], at: u64) -> Result<()> {
+        let before = fs::fstat(file)?;
+        let shown = self.stat(table, ino)?;
+        table.file_mut(ino)?.shown.get_or_insert_with(|| Box::new(shown));
+        file.write_all_at(bytes, at).map_err(|error| errno(&error))?;
+        let time = |seconds, nanos: u64| Timespec { tv_sec: seconds, tv_nsec: nanos.cast_signed() };
+        let times = Timestamps {
+            last_access: time(before.st_atime, before.st_atime_nsec),
+            last_modification: time(before.st_mtime, before.st_mtime_nsec),
+        };
+        fs::futimens(file, &times)
     }
 }
 

@@ -7,11 +7,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use rustix::fs::{self, Mode, OFlags};
+use rustix::fs::OFlags;
 use tokio::sync::SemaphorePermit;
 
 use super::super::{Errno, Ino, errno};
-use super::table::{Body, Stored, Table, Uploaded};
+use super::table::{Body, Stored, Table};
 use super::{DATA, Output};
 use crate::commit::{Refusal, Staging};
 use crate::event::{FileEntry, is_draft};
@@ -28,12 +28,23 @@ const NAMING_TRIES: usize = 3;
 /// Symbolic links followed in one path, as the kernel's own limit.
 const LINKS_MAX: usize = 40;
 
+/// Whose blob a file's content is.
+#[derive(Debug)]
+enum Blob {
+    /// This job's.
+    Own(FileEntry),
+    /// The file refers to it, from the first byte to the last.
+    OfAnAncestor(FileEntry),
+}
+
 impl Output {
     pub(super) async fn upload_in_background(&self, ino: Ino) -> std::result::Result<(), Refusal> {
         let _place = self.daemon.background.acquire().await.expect("the semaphore is never closed");
         let _turn = self.upload_turn(ino).await;
-        if let Ok(file) = self.lock().file_mut(ino) {
-            file.upload_waits = false;
+        match self.lock().file_mut(ino) {
+            Ok(file) => file.upload_waits = false,
+            // It was removed while it waited.
+            Err(_) => return Ok(()),
         }
         let path = {
             let table = self.lock();
@@ -54,31 +65,14 @@ impl Output {
         self.daemon.upload_turn(bytes).await
     }
 
-    /// Removes a blob that a later content has taken the place of, unless an event names it.
-    fn supersede(&self, entry: &FileEntry) {
-        {
-            let mut uploaded = self.uploaded.lock().unwrap_or_else(PoisonError::into_inner);
-            match uploaded.get_mut(&entry.key) {
-                Some(fate) if *fate == Uploaded::Unnamed => *fate = Uploaded::Superseded,
-                _ => return,
-            }
-        }
-        let (blobs, key) = (self.daemon.plane.blobs.clone(), entry.key.clone());
-        self.runtime.spawn(async move {
-            if let Err(error) = blobs.delete(&key).await {
-                tracing::debug!(key, %error, "a superseded blob could not be removed; gc will");
-            }
-        });
-    }
-
-    /// The blob of the file's content now: the one there is, or a new one. Whoever calls has a turn.
-    async fn stored(&self, ino: Ino, path: &str) -> std::result::Result<FileEntry, Refusal> {
+    /// The blob of the file's content now: the one there is, or a new one. The caller must hold an upload permit.
+    async fn stored(&self, ino: Ino, path: &str) -> std::result::Result<Blob, Refusal> {
         let (generation, cell, former) = {
             let mut table = self.lock();
             let missing = |_| Refusal::Missing(path.to_owned());
             let file = table.file_mut(ino).map_err(missing)?;
             if let Some(reference) = file.reference.as_ref().filter(|reference| reference.is_whole()) {
-                return Ok(FileEntry::clone(&reference.entry));
+                return Ok(Blob::OfAnAncestor(FileEntry::clone(&reference.entry)));
             }
             match &file.stored {
                 Some((generation, cell)) if *generation == file.generation => {
@@ -91,8 +85,10 @@ impl Output {
                 }
             }
         };
-        if let Some(entry) = former.and_then(|(_, cell)| cell.get().cloned()) {
-            self.supersede(&entry);
+        if let Some((_, former)) = former
+            && let Some(entry) = former.get()
+        {
+            self.own_blobs.discard(&entry.key);
         }
         let entry = cell.get_or_try_init(|| self.upload(ino, path)).await?.clone();
         let now = {
@@ -101,9 +97,9 @@ impl Output {
         };
         // Written to while it was read: the blob may hold half of each.
         if now == Some(generation) {
-            return Ok(entry);
+            return Ok(Blob::Own(entry));
         }
-        self.supersede(&entry);
+        self.own_blobs.discard(&entry.key);
         Err(Refusal::StillOpen(path.to_owned()))
     }
 
@@ -114,16 +110,11 @@ impl Output {
                 let _turn = self.upload_turn(ino).await;
                 self.stored(ino, path).await?
             };
-            match self.uploaded.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&stored.key) {
+            match stored {
+                Blob::OfAnAncestor(entry) => return Ok(entry),
+                Blob::Own(entry) if self.own_blobs.is_named(&entry.key) => return Ok(entry),
                 // Written to and closed again since it was stored; its blob is on its way out.
-                Some(Uploaded::Superseded) => {}
-                // Before the document is in: a blob too many is gc's, a blob too few is lost data.
-                Some(fate) => {
-                    *fate = Uploaded::Named;
-                    return Ok(stored);
-                }
-                // A reference: the blob is an ancestor's.
-                None => return Ok(stored),
+                Blob::Own(_) => {}
             }
         }
         Err(Refusal::StillOpen(path.to_owned()))
@@ -148,7 +139,7 @@ impl Output {
             None => {
                 let file = self.read_only(ino).map_err(unreadable)?;
                 let key = self.fresh_key(path);
-                self.made(&key);
+                self.own_blobs.made(&key);
                 let blobs = &*self.daemon.plane.blobs;
                 store_file(blobs, key, path.to_owned(), file, &self.moved, None).await
             }
@@ -186,12 +177,11 @@ impl Output {
     }
 
     pub(super) fn read_only_in(&self, table: &Table, ino: Ino) -> super::super::Result<File> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         // Of a reference there are no bytes here.
         if table.file(ino)?.reference.is_some() {
             return Err(Errno::NOENT);
         }
-        self.at(table, ino, |folder, path| Ok(File::from(fs::openat(folder, path, flags, Mode::empty())?)))
+        self.open_staged(table, ino, OFlags::RDONLY)
     }
 
     /// Gives the node's cache the files that are as events named them; the job has ended.
@@ -224,11 +214,7 @@ impl Output {
                 if at == DATA {
                     return Err(Refusal::Invalid(format!("{path:?} leads out of out/data")));
                 }
-                at = table
-                    .node(at)
-                    .ok()
-                    .and_then(|node| node.links.first())
-                    .map_or(DATA, |(parent, _)| *parent);
+                at = table.place(at).map_or(DATA, |(parent, _)| parent);
                 continue;
             }
             let child = table.child(at, &part).ok().flatten().ok_or_else(missing)?;
@@ -238,13 +224,13 @@ impl Output {
                 continue;
             }
             links += 1;
-            let target = self.at(&table, child, |folder, path| fs::readlinkat(folder, path, Vec::new()));
+            let target = self.pin(&table, child).and_then(|link| link.link_target());
             let target = target.map_err(|_| missing())?;
-            if links > LINKS_MAX || target.as_bytes().starts_with(b"/") {
+            if links > LINKS_MAX || target.starts_with(b"/") {
                 return Err(Refusal::Invalid(format!("{path:?} leads out of out/data")));
             }
             use std::os::unix::ffi::OsStrExt as _;
-            let parts = target.as_bytes().split(|byte| *byte == b'/');
+            let parts = target.split(|byte| *byte == b'/');
             todo.extend(parts.rev().map(|part| OsStr::from_bytes(part).to_owned()));
         }
         match table.file(at) {
@@ -266,7 +252,7 @@ impl Output {
                 if file.writers.is_empty() {
                     return Ok(());
                 }
-                if file.writers.iter().any(|flushed| !flushed.load(Ordering::Acquire)) {
+                if file.writers.iter().any(|writer| writer.is_surely_open()) {
                     return Err(Refusal::StillOpen(path.to_owned()));
                 }
             }

@@ -4,11 +4,9 @@
 //! image: no lookup asks the disk, and a path is made by walking up.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::{OsStr, OsString};
-use std::os::fd::OwnedFd;
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use rustix::fs::Stat;
 use tokio::sync::OnceCell;
@@ -16,8 +14,10 @@ use tokio::sync::OnceCell;
 use super::super::eventfile::EventState;
 use super::super::{Errno, Ino, Kind, Result, STAGED};
 use super::Names;
+use super::content::Writer;
 use super::early::InOrder;
 use super::reference::Reference;
+use crate::beneath::Pinned;
 use crate::event::FileEntry;
 
 /// `out`
@@ -27,19 +27,11 @@ pub(crate) const DATA: Ino = STAGED + 1;
 /// `out/events`
 pub(crate) const EVENTS: Ino = STAGED + 2;
 
+/// Inodes that every tree begins with.
+const FIXED: u64 = 3;
+
 /// The blob that one generation of a file became, or is becoming.
 pub(super) type Stored = Arc<OnceCell<FileEntry>>;
-
-/// What became of a blob that this job has uploaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Uploaded {
-    /// No event names it yet.
-    Unnamed,
-    /// An event names it, or is about to.
-    Named,
-    /// A later content of its file took its place; it is being removed.
-    Superseded,
-}
 
 #[derive(Debug, Default)]
 pub(super) struct FileNode {
@@ -47,8 +39,8 @@ pub(super) struct FileNode {
     pub(super) opens: u32,
     /// Those of programs that run from it.
     pub(super) programs: u32,
-    /// Those that may write: whether each was flushed since its last write.
-    pub(super) writers: Vec<Arc<AtomicBool>>,
+    /// Those that may write.
+    pub(super) writers: Vec<Arc<Writer>>,
     /// Raised by every change of content.
     pub(super) generation: u64,
     pub(super) reference: Option<Reference>,
@@ -61,13 +53,26 @@ pub(super) struct FileNode {
     pub(super) stored: Option<(u64, Stored)>,
     /// A background upload waits for its turn.
     pub(super) upload_waits: bool,
+    /// The attributes it had before the daemon brought bytes of its blob into the staged file. They are shown until
+    /// somebody else changes it: filling a reference is no change that a module made.
+    pub(super) shown: Option<Box<Stat>>,
+    /// The file of `in/` that this is a hard link of, and the generation it was then. It shows that inode's number while
+    /// their content is the same.
+    pub(super) linked_to: Option<(Ino, u64)>,
     /// Of files in `out/events` and of `insights.json`.
     pub(super) event: Option<Box<EventState>>,
 }
 
+impl FileNode {
+    /// The number of the file of `in/` whose hard link it is, if it still has that file's content.
+    pub(super) fn shares_number_with(&self) -> Option<Ino> {
+        self.linked_to.filter(|(_, generation)| *generation == self.generation).map(|(ino, _)| ino)
+    }
+}
+
 #[derive(Debug)]
 pub(super) enum Body {
-    Directory(BTreeMap<OsString, Ino>),
+    Directory(Directory),
     File(Box<FileNode>),
     Symlink,
     /// A pipe or a socket: the kernel's own, which asks for its name and its attributes only.
@@ -78,28 +83,78 @@ pub(super) enum Body {
 #[derive(Clone, Debug)]
 pub(super) enum Remains {
     /// An open file.
-    Open(Arc<OwnedFd>),
+    Open(Arc<Pinned>),
     /// Its attributes at the end: of a directory that somebody stands in, of a pipe.
     Seen(Box<Stat>),
+}
+
+/// The place of `.` in every listing, of `..`, and of the first name. A listing goes on behind a place, so 0 is its start.
+pub(crate) const DOT: u64 = 1;
+pub(crate) const DOT_DOT: u64 = 2;
+
+/// A directory's names. Each has a place in the listing, given once and never again: a listing that goes on behind a
+/// place neither repeats nor misses a name that stood all the time, whatever comes and goes meanwhile.
+#[derive(Debug)]
+pub(super) struct Directory {
+    places: HashMap<Arc<OsStr>, u64>,
+    entries: BTreeMap<u64, (Arc<OsStr>, Ino)>,
+    last: u64,
+}
+
+impl Default for Directory {
+    fn default() -> Self {
+        Self { places: HashMap::new(), entries: BTreeMap::new(), last: DOT_DOT }
+    }
+}
+
+impl Directory {
+    fn get(&self, name: &OsStr) -> Option<Ino> {
+        self.places.get(name).and_then(|place| self.entries.get(place)).map(|(_, ino)| *ino)
+    }
+
+    fn insert(&mut self, name: Arc<OsStr>, ino: Ino) {
+        self.last += 1;
+        self.places.insert(name.clone(), self.last);
+        self.entries.insert(self.last, (name, ino));
+    }
+
+    fn remove(&mut self, name: &OsStr) -> Option<Ino> {
+        let place = self.places.remove(name)?;
+        self.entries.remove(&place).map(|(_, ino)| ino)
+    }
+
+    /// The first name behind a place, with its own place and what it names.
+    pub(super) fn behind(&self, place: u64) -> Option<(u64, &Arc<OsStr>, Ino)> {
+        let (place, (name, ino)) = self.entries.range(place.max(DOT_DOT) + 1..).next()?;
+        Some((*place, name, *ino))
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&Arc<OsStr>, Ino)> {
+        self.entries.values().map(|(name, ino)| (name, *ino))
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct Node {
     /// Where it stands; none: unlinked. More than one: hard links.
-    pub(super) links: Vec<(Ino, OsString)>,
+    pub(super) links: Vec<(Ino, Arc<OsStr>)>,
     pub(super) body: Body,
     /// How many times the kernel was given it and has not forgotten: it may ask for it by number, also without a name.
     pub(super) known: u64,
     /// What can be told of it when its last name is gone.
     pub(super) remains: Option<Remains>,
+    /// Bytes that it counts against the job's limit beside its content: extended attributes, where a link points.
+    attached: u64,
 }
 
 #[derive(Debug)]
 pub(super) struct Table {
     nodes: HashMap<Ino, Node>,
     next: Ino,
-    /// The sum of what all files are charged.
+    /// The sum of what all inodes are charged.
     staged_bytes: u64,
+    /// What was stored of files that are gone, or is still being.
+    orphans: Vec<Stored>,
     insights: &'static [&'static str],
 }
 
@@ -110,17 +165,25 @@ impl Table {
             Names::AndSecondGeneration => &["insights.json", "meta.json"],
         };
         let directory = |parent: Ino, name: &str, children: &[(&str, Ino)]| Node {
-            links: if parent == OUT && name.is_empty() { vec![] } else { vec![(parent, name.into())] },
-            body: Body::Directory(children.iter().map(|(name, ino)| ((*name).into(), *ino)).collect()),
+            links: if parent == OUT && name.is_empty() {
+                vec![]
+            } else {
+                vec![(parent, OsStr::new(name).into())]
+            },
+            body: Body::Directory(children.iter().fold(Directory::default(), |mut all, (name, ino)| {
+                all.insert(OsStr::new(name).into(), *ino);
+                all
+            })),
             known: 0,
             remains: None,
+            attached: 0,
         };
         let nodes = HashMap::from([
             (OUT, directory(OUT, "", &[("data", DATA), ("events", EVENTS)])),
             (DATA, directory(OUT, "data", &[])),
             (EVENTS, directory(OUT, "events", &[])),
         ]);
-        Self { nodes, next: EVENTS + 1, staged_bytes: 0, insights }
+        Self { nodes, next: EVENTS + 1, staged_bytes: 0, orphans: vec![], insights }
     }
 
     pub(super) fn node(&self, ino: Ino) -> Result<&Node> {
@@ -154,21 +217,38 @@ impl Table {
         })
     }
 
-    pub(super) fn children(&self, ino: Ino) -> Result<&BTreeMap<OsString, Ino>> {
+    pub(super) fn directory(&self, ino: Ino) -> Result<&Directory> {
         match &self.node(ino)?.body {
-            Body::Directory(children) => Ok(children),
+            Body::Directory(directory) => Ok(directory),
+            _ => Err(Errno::NOTDIR),
+        }
+    }
+
+    fn directory_mut(&mut self, ino: Ino) -> Result<&mut Directory> {
+        match &mut self.node_mut(ino)?.body {
+            Body::Directory(directory) => Ok(directory),
             _ => Err(Errno::NOTDIR),
         }
     }
 
     pub(super) fn child(&self, parent: Ino, name: &OsStr) -> Result<Option<Ino>> {
-        Ok(self.children(parent)?.get(name).copied())
+        Ok(self.directory(parent)?.get(name))
+    }
+
+    /// The directory that an inode stands in, and its name there; none when it was unlinked.
+    pub(super) fn place(&self, ino: Ino) -> Option<(Ino, &Arc<OsStr>)> {
+        self.nodes.get(&ino)?.links.first().map(|(parent, name)| (*parent, name))
     }
 
     /// The files of one directory.
-    pub(super) fn files_in(&self, parent: Ino) -> Vec<(OsString, Ino)> {
-        let children = self.children(parent).into_iter().flatten();
-        children.filter(|(_, ino)| self.file(**ino).is_ok()).map(|(name, ino)| (name.clone(), *ino)).collect()
+    pub(super) fn files_in(&self, parent: Ino) -> Vec<(Arc<OsStr>, Ino)> {
+        let entries = self.directory(parent).into_iter().flat_map(Directory::iter);
+        entries.filter(|(_, ino)| self.file(*ino).is_ok()).map(|(name, ino)| (name.clone(), ino)).collect()
+    }
+
+    /// Inodes that the job has made and that are still there.
+    pub(super) fn made(&self) -> u64 {
+        (self.nodes.len() as u64).saturating_sub(FIXED)
     }
 
     /// Where the inode stands below the staging folder; none when it was unlinked.
@@ -188,7 +268,7 @@ impl Table {
 
     /// The path of a name in a directory.
     pub(super) fn path_in(&self, parent: Ino, name: &OsStr) -> Result<PathBuf> {
-        self.children(parent)?;
+        self.directory(parent)?;
         Ok(self.path(parent).ok_or(Errno::NOENT)?.join(name))
     }
 
@@ -209,33 +289,55 @@ impl Table {
     pub(super) fn add(&mut self, parent: Ino, name: &OsStr, body: Body) -> Result<Ino> {
         let ino = self.next;
         self.next += 1;
-        self.nodes.insert(ino, Node { links: vec![], body, known: 0, remains: None });
+        self.nodes.insert(ino, Node { links: vec![], body, known: 0, remains: None, attached: 0 });
         self.link(ino, parent, name)?;
         Ok(ino)
     }
 
     pub(super) fn link(&mut self, ino: Ino, parent: Ino, name: &OsStr) -> Result<()> {
-        let Body::Directory(children) = &mut self.node_mut(parent)?.body else { return Err(Errno::NOTDIR) };
-        children.insert(name.to_owned(), ino);
-        self.node_mut(ino)?.links.push((parent, name.to_owned()));
+        let name: Arc<OsStr> = name.into();
+        self.directory_mut(parent)?.insert(name.clone(), ino);
+        self.node_mut(ino)?.links.push((parent, name));
+        self.is_changed(ino);
         Ok(())
     }
 
     /// Takes a name away. `remains` is what is left if it was the last.
     pub(super) fn unlink(&mut self, parent: Ino, name: &OsStr, remains: Option<Remains>) -> Result<()> {
-        let Body::Directory(children) = &mut self.node_mut(parent)?.body else { return Err(Errno::NOTDIR) };
-        let ino = children.remove(name).ok_or(Errno::NOENT)?;
+        let ino = self.directory_mut(parent)?.remove(name).ok_or(Errno::NOENT)?;
         let node = self.node_mut(ino)?;
-        node.links.retain(|(at, as_name)| !(*at == parent && as_name == name));
+        node.links.retain(|(at, as_name)| !(*at == parent && **as_name == *name));
         if node.links.is_empty() {
             node.remains = remains;
         }
+        self.is_changed(ino);
         self.drop_if_gone(ino);
         Ok(())
     }
 
+    /// Lets go of what was stored of a file that has neither a name nor an open handle: nothing can name it any more.
+    fn orphan(&mut self, ino: Ino) {
+        let Ok(node) = self.node_mut(ino) else { return };
+        if let Body::File(file) = &mut node.body
+            && node.links.is_empty()
+            && file.opens == 0
+        {
+            // An upload that follows its writer ends with this.
+            file.in_order = None;
+            if let Some((_, stored)) = file.stored.take() {
+                self.orphans.push(stored);
+            }
+        }
+    }
+
+    /// What was stored of files that are gone since it was asked last.
+    pub(super) fn take_orphans(&mut self) -> Vec<Stored> {
+        std::mem::take(&mut self.orphans)
+    }
+
     /// Forgets an inode that has neither a name nor an open handle and that the kernel knows no more.
     pub(super) fn drop_if_gone(&mut self, ino: Ino) {
+        self.orphan(ino);
         let gone = self.nodes.get(&ino).is_some_and(|node| {
             node.links.is_empty()
                 && node.known == 0
@@ -246,8 +348,39 @@ impl Table {
         });
         if gone && ino > EVENTS {
             let _ = self.charge(ino, 0, u64::MAX);
+            let _ = self.attach(ino, 0, u64::MAX);
             self.nodes.remove(&ino);
         }
+    }
+
+    /// Somebody but the daemon changed an inode: what was shown of it until now counts no longer.
+    pub(super) fn is_changed(&mut self, ino: Ino) {
+        if let Ok(file) = self.file_mut(ino) {
+            file.shown = None;
+        }
+    }
+
+    /// Whether so many bytes more stay within `most`.
+    pub(super) fn has_room_for(&self, bytes: u64, most: u64) -> bool {
+        self.staged_bytes.saturating_add(bytes) <= most
+    }
+
+    /// Bytes of extended attributes, or of a symbolic link's target.
+    pub(super) fn attached(&self, ino: Ino) -> u64 {
+        self.nodes.get(&ino).map_or(0, |node| node.attached)
+    }
+
+    /// Lets an inode count so many bytes beside its content. False: all together would be more than `most`, and nothing
+    /// changes.
+    pub(super) fn attach(&mut self, ino: Ino, bytes: u64, most: u64) -> bool {
+        let Some(node) = self.nodes.get_mut(&ino) else { return true };
+        let after = (self.staged_bytes - node.attached).saturating_add(bytes);
+        if bytes > node.attached && after > most {
+            return false;
+        }
+        node.attached = bytes;
+        self.staged_bytes = after;
+        true
     }
 
     /// Lets a file count so many bytes from now on. False: all together would be more than `most`, and nothing changes.
@@ -266,8 +399,8 @@ impl Table {
 
     /// Bytes of the longest path below a directory, from it on.
     pub(super) fn reach(&self, ino: Ino) -> usize {
-        let children = self.children(ino).into_iter().flatten();
-        children.map(|(name, child)| name.len() + 1 + self.reach(*child)).max().unwrap_or(0)
+        let entries = self.directory(ino).into_iter().flat_map(Directory::iter);
+        entries.map(|(name, child)| name.len() + 1 + self.reach(child)).max().unwrap_or(0)
     }
 
     /// The names in `out/` of what is kept for analysis.

@@ -1,0 +1,146 @@
+//! Files whose last writer is gone: event files are decided upon, data is stored ahead of its event.
+//!
+//! A module may close hundreds of thousands of files faster than any store takes them. What waits is a number for each file
+//! and no task: a few workers take the numbers, and end when none is left.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::super::Ino;
+use super::super::eventfile::Asked;
+use super::Output;
+
+/// Event files of one job that are decided upon at a time because their last writer is gone.
+const DECIDERS_MAX: usize = 16;
+
+/// Files of one job that ask for a place to be stored at a time. Of all jobs together fewer get one.
+const STORERS_MAX: usize = 4;
+
+/// What is left to do, and how many do it.
+#[derive(Debug, Default)]
+pub(super) struct Closed(Mutex<Queues>);
+
+#[derive(Debug, Default)]
+struct Queues {
+    decide: VecDeque<Ino>,
+    deciders: usize,
+    store: VecDeque<Ino>,
+    storers: usize,
+}
+
+/// One thing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    Decide(Ino),
+    Store(Ino),
+}
+
+/// What a worker does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Worker {
+    Decider,
+    Storer,
+}
+
+impl Closed {
+    fn with<T>(&self, work: impl FnOnce(&mut Queues) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The content of an event file is final.
+    pub(super) fn to_decide(&self, ino: Ino) {
+        self.with(|queues| queues.decide.push_back(ino));
+    }
+
+    /// The content of a data file can be stored.
+    pub(super) fn to_store(&self, ino: Ino) {
+        self.with(|queues| queues.store.push_back(ino));
+    }
+
+    /// One more worker, if there is work for one and not too many are at it.
+    fn hire(&self) -> Option<Worker> {
+        self.with(|queues| {
+            if queues.decide.len() > queues.deciders && queues.deciders < DECIDERS_MAX {
+                queues.deciders += 1;
+                return Some(Worker::Decider);
+            }
+            if queues.store.len() > queues.storers && queues.storers < STORERS_MAX {
+                queues.storers += 1;
+                return Some(Worker::Storer);
+            }
+            None
+        })
+    }
+
+    /// What a worker does next. None: nothing is left, and it ends.
+    fn next(&self, worker: Worker) -> Option<Work> {
+        self.with(|queues| match worker {
+            Worker::Decider => {
+                let next = queues.decide.pop_front().map(Work::Decide);
+                queues.deciders -= usize::from(next.is_none());
+                next
+            }
+            Worker::Storer => {
+                let next = queues.store.pop_front().map(Work::Store);
+                queues.storers -= usize::from(next.is_none());
+                next
+            }
+        })
+    }
+}
+
+impl Output {
+    /// Lets workers do what closed files have left to do.
+    pub(super) fn work_off_closed(self: &Arc<Self>) {
+        while let Some(worker) = self.closed.hire() {
+            let this = self.clone();
+            self.runtime.spawn(async move {
+                while let Some(work) = this.closed.next(worker) {
+                    let done = async {
+                        this.do_closed(work).await;
+                        Ok(())
+                    };
+                    // Of a job that was ended by force the rest is only taken from the queue.
+                    let _ = this.unless_stopped(done).await;
+                }
+            });
+        }
+    }
+
+    async fn do_closed(&self, work: Work) {
+        match work {
+            // Its errno reaches nobody; the rejection is on record.
+            Work::Decide(ino) => drop(self.decide(ino, Asked::Final).await),
+            Work::Store(ino) => {
+                if let Err(refusal) = self.upload_in_background(ino).await {
+                    tracing::debug!(%refusal, "a file was not stored ahead; its event will try again");
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_work_off_many_and_end_when_nothing_is_left() {
+        let closed = Closed::default();
+        for ino in 0..100_000 {
+            closed.to_store(ino);
+        }
+        closed.to_decide(7);
+        let hired: Vec<Worker> = std::iter::from_fn(|| closed.hire()).collect();
+        assert_eq!(hired.iter().filter(|worker| **worker == Worker::Storer).count(), STORERS_MAX);
+        assert_eq!(hired.iter().filter(|worker| **worker == Worker::Decider).count(), 1);
+        let mut done: Vec<Work> = Vec::new();
+        for worker in hired {
+            done.extend(std::iter::from_fn(|| closed.next(worker)));
+        }
+        assert_eq!(done.len(), 100_001);
+        assert_eq!(closed.hire(), None);
+        closed.to_decide(8);
+        assert_eq!(closed.hire(), Some(Worker::Decider), "who ended is replaced");
+    }
+}

@@ -1,0 +1,145 @@
+//! Where staged things lie on the disk: below folders that are held open, so that no path of several names is walked.
+//!
+//! The table says in which directory an inode stands and under which name. Here its folder is opened, step by step from the
+//! nearest one that is open already, and each act names one entry of it ([`crate::beneath`]).
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{Mode, OFlags, Stat};
+
+use super::super::{Errno, Ino, Result};
+use super::table::{Remains, Table};
+use super::{OUT, Output};
+use crate::beneath::{Folder, Pinned};
+
+/// Folders of one job held open at a time. Fewer are opened anew for each file of a job that works in many; more take
+/// descriptors, which all jobs of the daemon share.
+const FOLDERS_MAX: usize = 256;
+
+/// The folders of one job's staging area that are open.
+#[derive(Debug)]
+pub(super) struct OpenFolders {
+    root: Arc<Folder>,
+    /// Those below it, and when each was used last.
+    below: Mutex<(u64, HashMap<Ino, (u64, Arc<Folder>)>)>,
+}
+
+impl OpenFolders {
+    pub(super) fn new(root: Folder) -> Self {
+        Self { root: Arc::new(root), below: Mutex::default() }
+    }
+
+    pub(super) fn root(&self) -> &Folder {
+        &self.root
+    }
+
+    fn get(&self, ino: Ino) -> Option<Arc<Folder>> {
+        if ino == OUT {
+            return Some(self.root.clone());
+        }
+        let mut below = self.below.lock().unwrap_or_else(PoisonError::into_inner);
+        let (uses, folders) = &mut *below;
+        *uses += 1;
+        let (used, folder) = folders.get_mut(&ino)?;
+        *used = *uses;
+        Some(folder.clone())
+    }
+
+    fn keep(&self, ino: Ino, folder: Arc<Folder>) {
+        let mut below = self.below.lock().unwrap_or_else(PoisonError::into_inner);
+        let (uses, folders) = &mut *below;
+        if folders.len() >= FOLDERS_MAX {
+            let oldest = folders.iter().min_by_key(|(_, (used, _))| *used).map(|(ino, _)| *ino);
+            oldest.map(|oldest| folders.remove(&oldest));
+        }
+        folders.insert(ino, (*uses, folder));
+    }
+
+    /// The directory was removed.
+    pub(super) fn forget(&self, ino: Ino) {
+        self.below.lock().unwrap_or_else(PoisonError::into_inner).1.remove(&ino);
+    }
+}
+
+impl Output {
+    /// The folder of a directory.
+    pub(super) fn folder(&self, table: &Table, ino: Ino) -> Result<Arc<Folder>> {
+        let mut steps: Vec<(Ino, &Arc<OsStr>)> = Vec::new();
+        let mut at = ino;
+        let mut folder = loop {
+            if let Some(folder) = self.folders.get(at) {
+                break folder;
+            }
+            let (parent, name) = table.place(at).ok_or(Errno::NOENT)?;
+            steps.push((at, name));
+            at = parent;
+        };
+        while let Some((ino, name)) = steps.pop() {
+            folder = Arc::new(folder.folder(name)?);
+            // The one asked for and the one above it: what comes next is beside it or in it.
+            if steps.len() < 2 {
+                self.folders.keep(ino, folder.clone());
+            }
+        }
+        Ok(folder)
+    }
+
+    /// The folder and the name that an inode is found under; ENOENT if it has none.
+    fn named<'table>(&self, table: &'table Table, ino: Ino) -> Result<(Arc<Folder>, &'table Arc<OsStr>)> {
+        let (parent, name) = table.place(ino).ok_or(Errno::NOENT)?;
+        Ok((self.folder(table, parent)?, name))
+    }
+
+    /// What is left of an inode without a name, if it is an open file.
+    fn unnamed(table: &Table, ino: Ino) -> Result<Option<Arc<Pinned>>> {
+        let node = table.node(ino)?;
+        Ok(match &node.remains {
+            Some(Remains::Open(file)) if node.links.is_empty() => Some(file.clone()),
+            _ => None,
+        })
+    }
+
+    /// The staged inode itself.
+    pub(super) fn pin(&self, table: &Table, ino: Ino) -> Result<Arc<Pinned>> {
+        if ino == OUT {
+            return self.folders.root().itself().map(Arc::new);
+        }
+        match Self::unnamed(table, ino)? {
+            Some(pinned) => Ok(pinned),
+            None => {
+                let (folder, name) = self.named(table, ino)?;
+                folder.pin(name).map(Arc::new)
+            }
+        }
+    }
+
+    /// The staged file, opened.
+    pub(super) fn open_staged(&self, table: &Table, ino: Ino, flags: OFlags) -> Result<File> {
+        match Self::unnamed(table, ino)? {
+            Some(pinned) => pinned.open(flags),
+            None => {
+                let (folder, name) = self.named(table, ino)?;
+                folder.open_file(name, flags, Mode::empty())
+            }
+        }
+    }
+
+    /// The attributes of what is staged, as the disk has them.
+    pub(super) fn stat(&self, table: &Table, ino: Ino) -> Result<Stat> {
+        if ino == OUT {
+            return self.folders.root().itself()?.stat();
+        }
+        match &table.node(ino)?.remains {
+            _ if table.place(ino).is_some() => {
+                let (folder, name) = self.named(table, ino)?;
+                folder.stat(name)
+            }
+            Some(Remains::Open(file)) => file.stat(),
+            Some(Remains::Seen(stat)) => Ok(**stat),
+            None => Err(Errno::NOENT),
+        }
+    }
+}
