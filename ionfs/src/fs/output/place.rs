@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{Mode, OFlags, Stat};
 
@@ -23,8 +23,21 @@ const FOLDERS_MAX: usize = 256;
 #[derive(Debug)]
 pub(super) struct OpenFolders {
     root: Arc<Folder>,
-    /// Those below it, and when each was used last.
-    below: Mutex<(u64, HashMap<Ino, (u64, Arc<Folder>)>)>,
+    below: Mutex<Below>,
+}
+
+/// Those below the root.
+#[derive(Debug, Default)]
+struct Below {
+    /// Raised by each use: what was used last has the highest number.
+    uses: u64,
+    folders: HashMap<Ino, Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    used: u64,
+    folder: Arc<Folder>,
 }
 
 impl OpenFolders {
@@ -36,31 +49,35 @@ impl OpenFolders {
         &self.root
     }
 
+    fn below(&self) -> MutexGuard<'_, Below> {
+        self.below.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn get(&self, ino: Ino) -> Option<Arc<Folder>> {
         if ino == OUT {
             return Some(self.root.clone());
         }
-        let mut below = self.below.lock().unwrap_or_else(PoisonError::into_inner);
-        let (uses, folders) = &mut *below;
-        *uses += 1;
-        let (used, folder) = folders.get_mut(&ino)?;
-        *used = *uses;
-        Some(folder.clone())
+        let mut below = self.below();
+        below.uses += 1;
+        let used = below.uses;
+        let kept = below.folders.get_mut(&ino)?;
+        kept.used = used;
+        Some(kept.folder.clone())
     }
 
     fn keep(&self, ino: Ino, folder: Arc<Folder>) {
-        let mut below = self.below.lock().unwrap_or_else(PoisonError::into_inner);
-        let (uses, folders) = &mut *below;
-        if folders.len() >= FOLDERS_MAX {
-            let oldest = folders.iter().min_by_key(|(_, (used, _))| *used).map(|(ino, _)| *ino);
-            oldest.map(|oldest| folders.remove(&oldest));
+        let mut below = self.below();
+        if below.folders.len() >= FOLDERS_MAX {
+            let oldest = below.folders.iter().min_by_key(|(_, kept)| kept.used).map(|(ino, _)| *ino);
+            oldest.map(|oldest| below.folders.remove(&oldest));
         }
-        folders.insert(ino, (*uses, folder));
+        let used = below.uses;
+        below.folders.insert(ino, Kept { used, folder });
     }
 
     /// The directory was removed.
     pub(super) fn forget(&self, ino: Ino) {
-        self.below.lock().unwrap_or_else(PoisonError::into_inner).1.remove(&ino);
+        self.below().folders.remove(&ino);
     }
 }
 
@@ -87,9 +104,10 @@ impl Output {
         Ok(folder)
     }
 
-    /// The folder and the name that an inode is found under; ENOENT if it has none.
+    /// The folder and the name that an inode is found under. ESTALE if it has none: another file may have taken the place
+    /// of it since the kernel looked its name up, and the kernel looks again by itself.
     fn named<'table>(&self, table: &'table Table, ino: Ino) -> Result<(Arc<Folder>, &'table Arc<OsStr>)> {
-        let (parent, name) = table.place(ino).ok_or(Errno::NOENT)?;
+        let (parent, name) = table.place(ino).ok_or(Errno::STALE)?;
         Ok((self.folder(table, parent)?, name))
     }
 
@@ -139,7 +157,7 @@ impl Output {
             }
             Some(Remains::Open(file)) => file.stat(),
             Some(Remains::Seen(stat)) => Ok(**stat),
-            None => Err(Errno::NOENT),
+            None => Err(Errno::STALE),
         }
     }
 }
