@@ -117,6 +117,59 @@ fn layers_point_one_way() {
     only("handler-shim/src", "openat2", &["src/folder.rs"]);
 }
 
+/// What a module may swap for a link between two calls is touched by descriptors below a root only (`ionfs::beneath`).
+#[test]
+fn what_others_may_change_is_reached_by_no_path() {
+    let by_path = [
+        "std::fs::",
+        "File::open(",
+        "File::create(",
+        "OpenOptions",
+        "tokio::fs",
+        "CWD",
+        "fs::open(",
+        "openat(",
+        "openat2(",
+        "statat(",
+        "mkdirat(",
+        "unlinkat(",
+        "renameat(",
+        "linkat(",
+        "symlinkat(",
+        "mknodat(",
+        "chmodat(",
+        "chownat(",
+        "utimensat(",
+        "readlinkat(",
+        "accessat(",
+        "getxattr(self",
+        "lgetxattr(",
+        "lsetxattr(",
+        "llistxattr(",
+        "lremovexattr(",
+        "/proc/self/fd",
+    ];
+    for call in by_path {
+        for (path, text) in sources("ionfs/src/fs").into_iter().chain(sources("ionfs/src/fuse")) {
+            // The length of a running job's log, which is the daemon's own file.
+            let own_log =
+                path.ends_with("fs/view.rs") && call == "std::fs::" && text.matches(call).count() == 1;
+            let live =
+                path.ends_with("fuse/handles.rs") && call == "File::open(" && text.matches(call).count() == 1;
+            let name = path.display();
+            let code = text.split("#[cfg(test)]").next().unwrap();
+            let called = code.lines().any(|line| {
+                let line = line.split("//").next().unwrap();
+                line.contains(call) && !line.contains("std::fs::File;")
+            });
+            assert!(
+                !called || own_log || live,
+                "{name} calls {call:?}; ionfs/src/beneath.rs has what is needed"
+            );
+        }
+    }
+}
+
 #[test]
 fn unsafe_lines_and_promises_stay_where_they_belong() {
     for folder in ["src", "ionfs/src", "dispatcher/src", "handler-shim/src"] {

@@ -64,6 +64,15 @@ impl Folder {
         fs::open(path, HELD | OFlags::DIRECTORY, Mode::empty()).map(Self)
     }
 
+    /// The same, made with those above it if it is missing.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn made(path: &Path) -> Result<Self> {
+        std::fs::create_dir_all(path).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        Self::open(path)
+    }
+
     /// The folder at a path below this one, by one walk of the kernel that follows no link.
     ///
     /// # Errors

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::fs::Mode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -15,6 +15,7 @@ pub use super::output::{Names, Writers};
 use super::view::{Item, View, files_tree};
 use super::{FOREVER, Tree, lineage};
 use crate::address::{FileUrls, addresses};
+use crate::beneath::Folder;
 use crate::commit::{Committer, Origin, Receipt, Rejection, files_of};
 use crate::event::{Event, FileEntry, event_json};
 use crate::id::JobId;
@@ -189,30 +190,13 @@ pub async fn remove_attempt(home: &Path, job: &JobId, attempt: u32) {
 /// Lets nobody but the daemon's user reach the staging folder, whose modes let anybody write: jobs come through their mount.
 fn shut_out_others(directory: &Path) -> io::Result<()> {
     let Some(above) = directory.parent() else { return Ok(()) };
-    std::fs::create_dir_all(above)?;
-    std::fs::set_permissions(above, std::fs::Permissions::from_mode(0o700))
+    Ok(Folder::made(above)?.itself()?.set_mode(Mode::RWXU)?)
 }
 
-/// Removes a folder, also where a module took away the right to (an ordinary user is bound by it).
+/// Removes a folder with all that a module left in it, also where the module took away the right to.
 fn remove_tree(directory: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(directory) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            open_up(directory)?;
-            std::fs::remove_dir_all(directory)
-        }
-        outcome => outcome,
-    }
-}
-
-fn open_up(directory: &Path) -> io::Result<()> {
-    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700))?;
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            open_up(&entry.path())?;
-        }
-    }
-    Ok(())
+    let (Some(above), Some(name)) = (directory.parent(), directory.file_name()) else { return Ok(()) };
+    Ok(Folder::open(above)?.remove_all(name)?)
 }
 
 /// `in/`
