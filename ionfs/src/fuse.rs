@@ -7,6 +7,7 @@
 mod first;
 mod handles;
 mod reply;
+mod requests;
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -29,9 +30,10 @@ use self::first::FirstRead;
 use self::handles::{Handles, Open};
 use self::reply::{
     file_attr, file_type, fuse_errno, maker, moment, nothing, reply_attr, reply_data, reply_empty,
-    reply_written, reply_xattr,
+    reply_written, reply_xattr, writer_of,
 };
-use crate::fs::output::{DOT_DOT, OpenHow, Over, SetAttr, Staged};
+use self::requests::{Kind, Requests};
+use crate::fs::output::{By, DOT_DOT, OpenHow, Over, SetAttr, Staged};
 use crate::fs::view::{Item, Listing};
 use crate::fs::{DirEntry, Errno, Ino, Result, Seek, Tree, is_staged, seek_dense};
 use crate::patience::while_it_moves;
@@ -60,13 +62,15 @@ struct Shared {
     handles: Mutex<Handles>,
     next_handle: AtomicU64,
     first_read: FirstRead,
+    requests: Requests,
 }
 
 impl Kernel {
     pub(crate) fn new(tree: Arc<Tree>, runtime: Runtime) -> Self {
         let first_read = FirstRead::of(&tree);
         let (handles, next_handle) = (Mutex::default(), AtomicU64::new(1));
-        let shared = Shared { tree, runtime, handles, next_handle, first_read };
+        let requests = Requests::of(&tree.daemon.metrics);
+        let shared = Shared { tree, runtime, handles, next_handle, first_read, requests };
         Self { shared: Arc::new(shared) }
     }
 
@@ -126,6 +130,8 @@ impl Filesystem for Kernel {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+            // Without it the kernel asks for an attribute before each write, with it before a file's first one.
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ] {
             let _ = config.add_capabilities(wanted);
         }
@@ -142,6 +148,7 @@ impl Filesystem for Kernel {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.shared.requests.count(Kind::Lookup);
         let parent = self.shared.tree.current(parent.0);
         let name = name.to_owned();
         let shared = self.shared.clone();
@@ -161,16 +168,18 @@ impl Filesystem for Kernel {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.shared.requests.count(Kind::Forget);
         self.shared.tree.forget(ino.0, nlookup);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.shared.requests.count(Kind::Getattr);
         reply_attr(reply, self.shared.tree.getattr(self.shared.tree.current(ino.0)));
     }
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -186,6 +195,7 @@ impl Filesystem for Kernel {
         _flags: Option<fuser::BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        self.shared.requests.count(Kind::Setattr);
         let ino = self.shared.tree.current(ino.0);
         let change = SetAttr { mode, uid, gid, size, atime: atime.map(moment), mtime: mtime.map(moment) };
         if !is_staged(ino) {
@@ -196,10 +206,11 @@ impl Filesystem for Kernel {
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
         let through = fh.and_then(|fh| self.shared.staged(fh).ok());
-        reply_attr(reply, output.setattr(ino, change, through.as_deref()));
+        reply_attr(reply, output.setattr(ino, change, through.as_deref(), writer_of(req)));
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.shared.requests.count(Kind::Readlink);
         let ino = self.shared.tree.current(ino.0);
         let target = if is_staged(ino) {
             self.shared.tree.output().and_then(|output| output.readlink(ino)).map(Bytes::from)
@@ -222,6 +233,7 @@ impl Filesystem for Kernel {
         _rdev: u32,
         reply: ReplyEntry,
     ) {
+        self.shared.requests.count(Kind::Mknod);
         let parent = self.shared.tree.current(parent.0);
         self.shared.reply_entry(
             reply,
@@ -230,6 +242,7 @@ impl Filesystem for Kernel {
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        self.shared.requests.count(Kind::Mkdir);
         let parent = self.shared.tree.current(parent.0);
         self.shared.reply_entry(
             reply,
@@ -238,16 +251,19 @@ impl Filesystem for Kernel {
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.shared.requests.count(Kind::Unlink);
         let parent = self.shared.tree.current(parent.0);
         reply_empty(reply, self.output_at(parent).and_then(|output| output.unlink(parent, name)));
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.shared.requests.count(Kind::Rmdir);
         let parent = self.shared.tree.current(parent.0);
         reply_empty(reply, self.output_at(parent).and_then(|output| output.rmdir(parent, name)));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+        self.shared.requests.count(Kind::Symlink);
         let parent = self.shared.tree.current(parent.0);
         self.shared.reply_entry(
             reply,
@@ -265,6 +281,7 @@ impl Filesystem for Kernel {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        self.shared.requests.count(Kind::Rename);
         if !(flags & !RenameFlags::RENAME_NOREPLACE).is_empty() {
             return reply.error(fuser::Errno::EINVAL);
         }
@@ -289,6 +306,7 @@ impl Filesystem for Kernel {
     }
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        self.shared.requests.count(Kind::Link);
         let (ino, newparent) = (self.shared.tree.current(ino.0), self.shared.tree.current(newparent.0));
         if !is_staged(newparent) {
             return reply.error(fuser::Errno::EROFS);
@@ -306,9 +324,10 @@ impl Filesystem for Kernel {
         self.patiently(work, move |outcome| shared.reply_entry(reply, outcome));
     }
 
-    fn open(&self, _req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.shared.requests.count(Kind::Open);
         let ino = self.shared.tree.current(node.0);
-        let how = OpenHow { flags: flags.0 };
+        let how = OpenHow { flags: flags.0, by: writer_of(req) };
         if let Err(errno) = self.shared.may_open() {
             return reply.error(fuse_errno(errno));
         }
@@ -345,11 +364,13 @@ impl Filesystem for Kernel {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        self.shared.requests.count(Kind::Create);
         let parent = self.shared.tree.current(parent.0);
+        let how = OpenHow { flags, by: writer_of(req) };
         let created = self
             .shared
             .may_open()
-            .and_then(|()| self.output_at(parent)?.create(parent, name, mode, maker(req), OpenHow { flags }));
+            .and_then(|()| self.output_at(parent)?.create(parent, name, mode, maker(req), how));
         match created {
             Ok((attr, staged)) => {
                 let (ino, open) = (INodeNo(attr.ino), Open::Staged(staged));
@@ -382,6 +403,7 @@ impl Filesystem for Kernel {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.shared.requests.count(Kind::Read);
         let handle = match self.shared.handle(fh) {
             Ok(handle) => handle,
             Err(errno) => return reply.error(fuse_errno(errno)),
@@ -423,11 +445,12 @@ impl Filesystem for Kernel {
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        self.shared.requests.count(Kind::Write);
         let (output, staged) = match self
             .shared
             .tree
@@ -438,15 +461,17 @@ impl Filesystem for Kernel {
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
         let length = data.len() as u64;
+        let kills = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let by = if kills { By::AnotherUser } else { By::Privileged };
         if output.refers(staged.ino()) {
             let data = Bytes::copy_from_slice(data);
             let work = move |_| async move {
                 output.own_range(&staged, offset..offset.saturating_add(length)).await?;
-                output.write(&staged, offset, &data)
+                output.write(&staged, offset, &data, by)
             };
             return self.patiently(work, move |outcome| reply_written(reply, outcome.map(|()| length)));
         }
-        reply_written(reply, output.write(&staged, offset, data).map(|()| length));
+        reply_written(reply, output.write(&staged, offset, data, by).map(|()| length));
     }
 
     fn flush(
@@ -457,6 +482,7 @@ impl Filesystem for Kernel {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
+        self.shared.requests.count(Kind::Flush);
         let Ok(staged) = self.shared.staged(fh) else { return reply.ok() };
         let work = move |shared: Arc<Shared>| async move { shared.tree.output()?.flush(&staged).await };
         self.patiently(work, move |outcome| reply_empty(reply, outcome));
@@ -472,17 +498,20 @@ impl Filesystem for Kernel {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        self.shared.requests.count(Kind::Release);
         self.shared.release(fh);
         reply.ok();
     }
 
     fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.shared.requests.count(Kind::Fsync);
         let Ok(staged) = self.shared.staged(fh) else { return reply.ok() };
         let work = move |shared: Arc<Shared>| async move { shared.tree.output()?.fsync(&staged).await };
         self.patiently(work, move |outcome| reply_empty(reply, outcome));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.shared.requests.count(Kind::Opendir);
         if let Err(errno) = self.shared.may_open() {
             return reply.error(fuse_errno(errno));
         }
@@ -493,6 +522,7 @@ impl Filesystem for Kernel {
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.shared.requests.count(Kind::Readdir);
         let ino = self.shared.tree.current(ino.0);
         self.list(ino, fh, offset, move |tree, listing| {
             let read = walk(tree, ino, offset, listing, |place, entry| {
@@ -513,6 +543,7 @@ impl Filesystem for Kernel {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        self.shared.requests.count(Kind::Readdirplus);
         let ino = self.shared.tree.current(ino.0);
         self.list(ino, fh, offset, move |tree, listing| {
             let read = walk(tree, ino, offset, listing, |place, entry| {
@@ -539,15 +570,18 @@ impl Filesystem for Kernel {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
+        self.shared.requests.count(Kind::Releasedir);
         self.shared.release(fh);
         reply.ok();
     }
 
     fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.shared.requests.count(Kind::Fsyncdir);
         reply.ok();
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.shared.requests.count(Kind::Statfs);
         let Some(output) = &self.shared.tree.output else {
             return reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
         };
@@ -579,11 +613,13 @@ impl Filesystem for Kernel {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        self.shared.requests.count(Kind::Setxattr);
         let ino = self.shared.tree.current(ino.0);
         reply_empty(reply, self.output_at(ino).and_then(|output| output.setxattr(ino, name, value, flags)));
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.shared.requests.count(Kind::Getxattr);
         let ino = self.shared.tree.current(ino.0);
         // ENOSYS would switch attributes off for the whole mount.
         let value = if is_staged(ino) {
@@ -595,6 +631,7 @@ impl Filesystem for Kernel {
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.shared.requests.count(Kind::Listxattr);
         let ino = self.shared.tree.current(ino.0);
         let names = if is_staged(ino) {
             self.output_at(ino).and_then(|output| output.listxattr(ino))
@@ -605,13 +642,14 @@ impl Filesystem for Kernel {
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.shared.requests.count(Kind::Removexattr);
         let ino = self.shared.tree.current(ino.0);
         reply_empty(reply, self.output_at(ino).and_then(|output| output.removexattr(ino, name)));
     }
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -619,6 +657,7 @@ impl Filesystem for Kernel {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        self.shared.requests.count(Kind::Fallocate);
         let (output, staged) = match self
             .shared
             .tree
@@ -628,9 +667,10 @@ impl Filesystem for Kernel {
             Ok(found) => found,
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
+        let by = writer_of(req);
         let work = move |_| async move {
             output.own_content(staged.ino()).await?;
-            output.allocate(&staged, offset, length, mode)
+            output.allocate(&staged, offset, length, mode, by)
         };
         self.patiently(work, move |outcome| reply_empty(reply, outcome));
     }
@@ -644,6 +684,7 @@ impl Filesystem for Kernel {
         whence: i32,
         reply: ReplyLseek,
     ) {
+        self.shared.requests.count(Kind::Lseek);
         let whence = match whence {
             libc::SEEK_DATA => Seek::Data,
             libc::SEEK_HOLE => Seek::Hole,
@@ -666,7 +707,7 @@ impl Filesystem for Kernel {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -677,6 +718,7 @@ impl Filesystem for Kernel {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        self.shared.requests.count(Kind::CopyFileRange);
         let tree = &self.shared.tree;
         let ino_in = tree.current(ino_in.0);
         let copied = (|| {
@@ -689,7 +731,7 @@ impl Filesystem for Kernel {
             }
             // EOPNOTSUPP: the kernel reads and writes instead.
             let from = self.shared.staged(fh_in).map_err(|_| Errno::OPNOTSUPP)?;
-            output.copy_range(&from, offset_in, &to, offset_out, len)
+            output.copy_range(&from, offset_in, &to, offset_out, len, writer_of(req))
         })();
         reply_written(reply, copied);
     }

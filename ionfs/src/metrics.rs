@@ -123,6 +123,7 @@ pub struct Metrics {
     /// From the start of a job's process to its tree being served.
     pub mounts: Latency,
     steps: Family<Label, Histogram, fn() -> Histogram>,
+    requests: Family<Label, Total>,
     read: Family<Label, Total>,
     opens: Family<Label, Total>,
 }
@@ -150,6 +151,7 @@ impl Default for Metrics {
             first_reads: Latency::default(),
             mounts: Latency::default(),
             steps: Family::new_with_constructor(|| Histogram::new(SECONDS)),
+            requests: Family::default(),
             read,
             opens,
         }
@@ -160,6 +162,11 @@ impl Metrics {
     /// How long the commit step of this name took.
     pub(crate) fn step(&self, name: &'static str) -> Latency {
         Latency(self.steps.get_or_create_owned(&[("step", name)]))
+    }
+
+    /// How many requests of this kind the kernel has made of all mounts.
+    pub fn requests(&self, kind: &'static str) -> Counter {
+        Counter(self.requests.get_or_create_owned(&[("kind", kind)]))
     }
 
     /// Each counter's name and number.
@@ -182,6 +189,11 @@ impl Metrics {
             "Bytes of blobs brought into memory and checked, or found there, by origin",
             Unit::Bytes,
             self.read.clone(),
+        );
+        registry.register(
+            "requests",
+            "Requests of the kernel that mounts have answered, by kind",
+            self.requests.clone(),
         );
         registry.register("opens", "Files opened, by who moves their bytes", self.opens.clone());
         registry.register_with_unit(

@@ -38,8 +38,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::bounds::Exceeded;
 use self::closed::Closed;
-use self::content::content_changed;
-pub use self::content::{Closing, OpenHow, Staged};
+pub use self::content::{By, Closing, OpenHow, Staged};
+use self::content::{content_changed, give_up_rights};
 pub(crate) use self::content::{open_blob, read_within};
 use self::early::InOrder;
 pub use self::making::Maker;
@@ -162,8 +162,7 @@ impl Output {
         writers: Writers,
         directory: &Path,
     ) -> io::Result<Arc<Self>> {
-        std::fs::create_dir_all(directory)?;
-        let root = Folder::open(directory)?;
+        let root = Folder::made(directory)?;
         for part in ["data", "events"] {
             root.make_folder(OsStr::new(part), Mode::from_raw_mode(0o755))?;
         }
@@ -253,10 +252,10 @@ impl Output {
     }
 
     /// Changes attributes; a new length through the handle that asks for it, if one does.
-    pub fn setattr(&self, ino: Ino, change: SetAttr, through: Option<&Staged>) -> Result<Attr> {
+    pub fn setattr(&self, ino: Ino, change: SetAttr, through: Option<&Staged>, by: By) -> Result<Attr> {
         let mut table = self.lock();
         if let Some(size) = change.size {
-            self.resize(&mut table, ino, size, through)?;
+            self.resize(&mut table, ino, size, through, by)?;
         }
         let pinned = self.pin(&table, ino)?;
         if change.uid.is_some() || change.gid.is_some() {
@@ -274,7 +273,7 @@ impl Output {
         self.attr(&table, ino)
     }
 
-    fn resize(&self, table: &mut Table, ino: Ino, size: u64, through: Option<&Staged>) -> Result<()> {
+    fn resize(&self, table: &mut Table, ino: Ino, size: u64, through: Option<&Staged>, by: By) -> Result<()> {
         forbid_change(table.file(ino)?)?;
         let opened;
         let backing = match through.filter(|staged| staged.ino() == ino && staged.writes()) {
@@ -284,6 +283,7 @@ impl Output {
                 &opened
             }
         };
+        give_up_rights(backing, by)?;
         // A blob takes no room here.
         let takes = table.file(ino)?.reference.as_ref().is_none_or(|reference| reference.takes_room_at(size));
         self.charge(table, ino, if takes { size } else { 0 })?;

@@ -7,7 +7,7 @@ use fuser::{
     FileAttr, FileType, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyWrite, ReplyXattr, Request, TimeOrNow,
 };
 
-use crate::fs::output::Maker;
+use crate::fs::output::{By, Maker};
 use crate::fs::{Attr, Errno, Kind, Result};
 
 pub(super) fn file_attr(attr: &Attr) -> FileAttr {
@@ -84,6 +84,11 @@ pub(super) fn reply_xattr(reply: ReplyXattr, size: u32, outcome: Result<Vec<u8>>
 
 pub(super) fn maker(request: &Request) -> Maker {
     Maker { uid: request.uid(), gid: request.gid() }
+}
+
+/// Who changes a file's content, where the kernel does not say whether it may keep the bits of set-user-id.
+pub(super) fn writer_of(request: &Request) -> By {
+    if request.uid() == 0 { By::Privileged } else { By::AnotherUser }
 }
 
 pub(super) fn moment(time: TimeOrNow) -> Option<SystemTime> {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use rustix::fs::{self, OFlags};
+use rustix::fs::{self, Mode, OFlags};
 
 use super::super::eventfile::Asked;
 use super::super::{Errno, Ino, Result, Seek, errno, seek_dense};
@@ -109,11 +109,22 @@ impl Staged {
     }
 }
 
+/// Who changes a file's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// Somebody who may keep the bits of set-user-id and set-group-id (`CAP_FSETID`).
+    Privileged,
+    /// Anybody else: the bits go, or what was written would run with the rights of the file's owner.
+    AnotherUser,
+}
+
 /// How a file is to be opened.
 #[derive(Clone, Copy, Debug)]
 pub struct OpenHow {
     /// The open flags as the kernel gave them.
     pub flags: i32,
+    /// Who opens it.
+    pub by: By,
 }
 
 impl OpenHow {
@@ -163,6 +174,9 @@ impl Output {
             return Err(Errno::TXTBSY);
         }
         let backing = self.open_staged(&table, ino, how.backing())?;
+        if how.truncates() {
+            give_up_rights(&backing, how.by)?;
+        }
         self.handle(&mut table, ino, backing, how)
     }
 
@@ -209,7 +223,8 @@ impl Output {
     }
 
     /// Writes. A reference needs [`Output::own_range`] first.
-    pub fn write(&self, staged: &Staged, offset: u64, data: &[u8]) -> Result<()> {
+    pub fn write(&self, staged: &Staged, offset: u64, data: &[u8], by: By) -> Result<()> {
+        give_up_rights(&staged.file, by)?;
         let end = offset.saturating_add(data.len() as u64);
         let (allowed, in_order) = {
             let mut table = self.lock();
@@ -270,7 +285,8 @@ impl Output {
     }
 
     /// Gives or takes space (fallocate).
-    pub fn allocate(&self, staged: &Staged, offset: u64, length: u64, mode: i32) -> Result<()> {
+    pub fn allocate(&self, staged: &Staged, offset: u64, length: u64, mode: i32, by: By) -> Result<()> {
+        give_up_rights(&staged.file, by)?;
         let mut table = self.lock();
         let file = table.file_mut(staged.ino)?;
         forbid_change(file)?;
@@ -321,7 +337,9 @@ impl Output {
         to: &Staged,
         to_offset: u64,
         length: u64,
+        by: By,
     ) -> Result<u64> {
+        give_up_rights(&to.file, by)?;
         let size = from.file.metadata().map_err(|error| errno(&error))?.len();
         let length = length.min(size.saturating_sub(from_offset));
         {
@@ -406,6 +424,18 @@ pub(crate) async fn read_within(
             Err(Errno::IO)
         }
     }
+}
+
+/// Takes the bits of set-user-id and set-group-id from a file that somebody changes who may not keep them.
+pub(super) fn give_up_rights(file: &File, by: By) -> Result<()> {
+    if by == By::Privileged {
+        return Ok(());
+    }
+    let mode = fs::fstat(file)?.st_mode & 0o7777;
+    // Without the right to execute it, the bit of the group means a mandatory lock and stays.
+    let group = if mode & libc::S_IXGRP == 0 { 0 } else { libc::S_ISGID };
+    let kept = mode & !(libc::S_ISUID | group);
+    if kept == mode { Ok(()) } else { fs::fchmod(file, Mode::from_raw_mode(kept)) }
 }
 
 pub(super) fn content_changed(file: &mut FileNode, by_writing: bool) {

@@ -115,7 +115,8 @@ impl Output {
         let backing = folder.open_file(name, flags, permissions(mode))?;
         self.hand_over(&folder, name, mode, maker)?;
         let ino = add_file(&mut table, parent, name)?;
-        let staged = self.handle(&mut table, ino, backing, OpenHow { flags: how.flags & !libc::O_TRUNC })?;
+        let staged =
+            self.handle(&mut table, ino, backing, OpenHow { flags: how.flags & !libc::O_TRUNC, ..how })?;
         Ok((self.attr(&table, ino)?, staged))
     }
 
