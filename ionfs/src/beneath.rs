@@ -21,6 +21,8 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, Result};
 
+use crate::failpoint::linger;
+
 /// How the kernel resolves a name: never out of the folder, never through a link.
 const RESOLVE: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
@@ -45,8 +47,9 @@ impl AsFd for Folder {
     }
 }
 
-/// The name, if it is one: no path, and neither `.` nor `..`.
+/// The name, if it is one: no path, and neither `.` nor `..`. Each act on a folder begins here, after the folder was opened.
 fn one_name(name: &OsStr) -> Result<&OsStr> {
+    linger("beneath");
     match name.as_bytes() {
         b"" => Err(Errno::NOENT),
         b"." | b".." => Err(Errno::INVAL),
@@ -259,6 +262,7 @@ impl Pinned {
     /// A path that leads to this inode and nowhere else, for calls that take no descriptor of this kind. The kernel does
     /// not walk it: it is the inode, also if that is a symbolic link or has no name any more.
     fn in_proc(&self) -> String {
+        linger("beneath");
         format!("/proc/self/fd/{}", self.0.as_raw_fd())
     }
 

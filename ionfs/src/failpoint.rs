@@ -1,8 +1,9 @@
 //! Named places of the protocol at which a test kills this process, as `kill -9` at that moment would.
 //!
 //! `ION_FAILPOINTS` says where: `commit.inserted=3` kills when that place is reached for the third time, `*=1/200:7` at
-//! each place in one of 200 cases, drawn with seed 7. Several are separated by commas. Only builds with debug assertions
-//! look: in a release build [`reach`] is nothing.
+//! each place in one of 200 cases, drawn with seed 7. Several are separated by commas. `ION_DELAYPOINTS` says where it
+//! waits instead: `beneath=300` waits up to 300 microseconds each time, so that what happens between a look and an act has
+//! time to happen. Only builds with debug assertions look: in a release build [`reach`] and [`linger`] are nothing.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,6 +33,26 @@ pub fn reach(name: &'static str) {
     });
     if plan.as_ref().is_some_and(|plan| plan.strikes(name)) {
         die(name);
+    }
+}
+
+/// Marks a place between looking and acting. Returns after a while if this process is to wait here, else at once.
+#[inline]
+pub fn linger(name: &'static str) {
+    static PLAN: OnceLock<Option<(String, u64)>> = OnceLock::new();
+    static DRAWN: AtomicU64 = AtomicU64::new(0);
+    if !cfg!(debug_assertions) {
+        return;
+    }
+    let plan = PLAN.get_or_init(|| {
+        let text = std::env::var("ION_DELAYPOINTS").ok()?;
+        let (name, most) = text.split_once('=')?;
+        Some((name.to_owned(), most.parse().ok()?))
+    });
+    if let Some((_, most)) = plan.as_ref().filter(|(place, most)| place == name && *most > 0) {
+        let wait = draw(DRAWN.fetch_add(1, Ordering::Relaxed)) % most;
+        #[expect(clippy::disallowed_methods, reason = "a test asks for it, in a debug build")]
+        std::thread::sleep(std::time::Duration::from_micros(wait));
     }
 }
 

@@ -88,7 +88,18 @@ impl Home {
 
     /// Runs `ion` with these words. It is killed at its deadline.
     pub fn run<S: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Ran {
-        let child = self.ion().args(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        self.run_with(&[], words)
+    }
+
+    /// The same with more in its environment.
+    pub fn run_with<S: AsRef<std::ffi::OsStr>>(
+        &self,
+        env: &[(&str, &str)],
+        words: impl IntoIterator<Item = S>,
+    ) -> Ran {
+        let mut command = self.ion();
+        command.envs(env.iter().copied());
+        let child = command.args(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let pid = child.id();
         let (done, ended) = mpsc::channel::<()>();
         let watch = std::thread::spawn(move || {
