@@ -12,6 +12,8 @@
 )]
 
 mod common;
+#[path = "figures/programs.rs"]
+mod programs;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -35,8 +37,14 @@ const SMALL: usize = 300;
 const ROUNDS: usize = 3;
 
 /// The groups of rows, by the name that chooses them.
-const ROWS: [(&str, fn()); 5] =
-    [("files", files), ("close", closes), ("names", names), ("dispatch", dispatch), ("mounts", mounts)];
+const ROWS: [(&str, fn()); 6] = [
+    ("files", files),
+    ("programs", programs::programs),
+    ("close", closes),
+    ("names", names),
+    ("dispatch", dispatch),
+    ("mounts", mounts),
+];
 
 /// Jobs that are queued, and that run at a time.
 const JOBS: usize = 500;
