@@ -137,6 +137,39 @@ fn what_is_written_again_is_stored_anew() {
 }
 
 /// What goes through a directory finds its files fetched already, each once; what opens one of them gets that one.
+/// What a module removes or replaces is no longer in the store, while the job goes on; what an event named stays.
+#[test]
+fn what_no_event_can_name_any_more_leaves_the_store_at_once() {
+    if !may_mount_or_runs_where_it_may("what_no_event_can_name_any_more_leaves_the_store_at_once") {
+        return;
+    }
+    let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[]);
+    let stored = || {
+        let blobs = files(&mount.home.state().join("blobs"));
+        blobs.iter().filter(|(path, _)| !path.to_str().unwrap().contains('#')).count()
+    };
+    let at = |name: &str| mount.at("out/data").join(name);
+    let removed: Vec<String> = (0..1200).map(|n| format!("f{n}")).collect();
+    removed.iter().for_each(|name| fs::write(at(name), "x").unwrap());
+    for name in ["named", "replaced", "open"] {
+        fs::write(at(name), name).unwrap();
+    }
+    wait_for("all to be stored", || stored() == removed.len() + 3);
+    let event = mount.commit(&["named"]);
+    let open = File::open(at("open")).unwrap();
+    fs::remove_file(at("open")).unwrap();
+    fs::write(at("new"), "new").unwrap();
+    fs::rename(at("new"), at("replaced")).unwrap();
+    fs::remove_file(at("named")).unwrap();
+    removed.iter().for_each(|name| fs::remove_file(at(name)).unwrap());
+    // Of what is left: the event's, the new content of what was replaced, and the one that is still open.
+    wait_for("all that is gone to leave the store", || stored() == 3);
+    drop(open);
+    wait_for("what was open to leave the store", || stored() == 2);
+    assert_eq!(mount.content(&event.files[0]), b"named");
+    drop(mount);
+}
+
 #[test]
 fn the_files_of_a_directory_are_fetched_ahead_of_who_walks_it() {
     const FILES: usize = 300;

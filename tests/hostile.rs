@@ -517,6 +517,65 @@ event("reference", {"eventType": "x", "files": ["reference"]})
     town.ends_well();
 }
 
+/// Names, links and attributes take of the disk and of the daemon's memory as content does.
+#[test]
+fn links_attributes_and_names_count_against_a_jobs_limits() {
+    let links = r#"
+taken = 0
+try:
+    for n in range(1000):
+        os.symlink("x" * 4000, f"s{n}"); taken += 1
+except OSError as e: assert e.errno == errno.EDQUOT, e
+assert 250 < taken < 263, taken
+for n in range(taken): os.unlink(f"s{n}")
+os.symlink("x" * 4000, "again")
+"#;
+    let attributes = r#"
+set_ = []
+try:
+    for n in range(2000):
+        open(f"f{n}", "w").close()
+        os.setxattr(f"f{n}", "user.k", b"x" * 2000); set_.append(n)
+except OSError as e: assert e.errno == errno.EDQUOT, e
+assert 500 < len(set_) < 525, len(set_)
+for n in set_: os.removexattr(f"f{n}", "user.k")
+os.setxattr("f0", "user.k", b"x" * 2000)
+os.setxattr("f0", "user.k", b"y" * 2500, os.XATTR_REPLACE)
+# By the kernel, which wants a right for it, or else by the filesystem.
+for name in ["security.k", "trusted.k"]:
+    refused((errno.EPERM, errno.EOPNOTSUPP), os.setxattr, "f0", name, b"x")
+acl = bytes.fromhex("02000000" "01000600ffffffff" "02000700feff0000" "04000400ffffffff" "10000700ffffffff" "20000400ffffffff")
+refused(errno.EOPNOTSUPP, os.setxattr, "f0", "system.posix_acl_access", acl)
+assert os.listxattr("f0") == ["user.k"]
+"#;
+    let names = r#"
+for n in range(49): os.mkdir(f"d{n}")
+os.link("d0/f", "l") if os.path.exists("d0/f") else open("d0/f", "w").close()
+refused(errno.EDQUOT, open, "f", "w")
+refused(errno.EDQUOT, os.mkdir, "d")
+refused(errno.EDQUOT, os.symlink, "x", "s")
+refused(errno.EDQUOT, os.mkfifo, "p")
+refused(errno.EDQUOT, os.link, "/ion/in/data/content", "r")
+os.rmdir("d1")
+open("f", "w").close()
+"#;
+    let town = Town::with(
+        Home::new(),
+        &[
+            ("links", links, ", limits: {staged-bytes: 1MiB}"),
+            ("attributes", attributes, ", limits: {staged-bytes: 1MiB}"),
+            // `insights.json` is one.
+            ("names", names, ", limits: {staged-files: 51}"),
+        ],
+    );
+    for (module, why) in [("links", "1 MiB"), ("attributes", "1 MiB"), ("names", "51 files")] {
+        let job = town.meets(module);
+        assert!(reason(&job).1.starts_with(&format!("over its limit of {why} in out/ (EDQUOT)")), "{job:#?}");
+        assert_eq!(job["attempts"][0]["exitCode"], 0, "all was refused as expected: {job:#?}");
+    }
+    town.ends_well();
+}
+
 #[test]
 fn each_limit_has_its_errno_and_its_setting() {
     let home = Home::new();

@@ -5,6 +5,9 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::super::Ino;
 use super::super::eventfile::Asked;
@@ -16,6 +19,10 @@ const DECIDERS_MAX: usize = 16;
 /// Files of one job that ask for a place to be stored at a time. Of all jobs together fewer get one.
 const STORERS_MAX: usize = 4;
 
+/// How long a closed file lies before it is stored ahead of its event. What lives for less, as most temporary files do, is
+/// never stored; more would take from the head start of what is not.
+const SETTLES: Duration = Duration::from_millis(100);
+
 /// What is left to do, and how many do it.
 #[derive(Debug, Default)]
 pub(super) struct Closed(Mutex<Queues>);
@@ -24,7 +31,8 @@ pub(super) struct Closed(Mutex<Queues>);
 struct Queues {
     decide: VecDeque<Ino>,
     deciders: usize,
-    store: VecDeque<Ino>,
+    /// Since when each can be.
+    store: VecDeque<(Instant, Ino)>,
     storers: usize,
 }
 
@@ -32,7 +40,8 @@ struct Queues {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Work {
     Decide(Ino),
-    Store(Ino),
+    /// Once it is so late.
+    Store(Instant, Ino),
 }
 
 /// What a worker does.
@@ -54,7 +63,7 @@ impl Closed {
 
     /// The content of a data file can be stored.
     pub(super) fn to_store(&self, ino: Ino) {
-        self.with(|queues| queues.store.push_back(ino));
+        self.with(|queues| queues.store.push_back((Instant::now() + SETTLES, ino)));
     }
 
     /// One more worker, if there is work for one and not too many are at it.
@@ -81,7 +90,7 @@ impl Closed {
                 next
             }
             Worker::Storer => {
-                let next = queues.store.pop_front().map(Work::Store);
+                let next = queues.store.pop_front().map(|(at, ino)| Work::Store(at, ino));
                 queues.storers -= usize::from(next.is_none());
                 next
             }
@@ -111,7 +120,8 @@ impl Output {
         match work {
             // Its errno reaches nobody; the rejection is on record.
             Work::Decide(ino) => drop(self.decide(ino, Asked::Final).await),
-            Work::Store(ino) => {
+            Work::Store(at, ino) => {
+                tokio::time::sleep_until(at).await;
                 if let Err(refusal) = self.upload_in_background(ino).await {
                     tracing::debug!(%refusal, "a file was not stored ahead; its event will try again");
                 }
