@@ -546,3 +546,36 @@ fn modules_come_change_and_go_while_a_dispatcher_runs() {
     assert_eq!(dispatcher.stop(), Some(0));
     home.run(["check"]).well();
 }
+
+/// An ancestor's log grows while its job runs and is stored when it ends: a job that looks meanwhile sees all of it.
+#[test]
+fn a_job_sees_the_log_of_a_running_ancestor_grow_and_end() {
+    let home = Home::new();
+    let gate = home.path().join("gate");
+    home.program(
+        "parent",
+        &format!(
+            "#!/bin/sh\necho begun\necho '{{\"eventType\":\"born\"}}' > /ion/out/events/e\n\
+             until [ -e {} ]; do sleep 0.05; done\necho over\n",
+            gate.display()
+        ),
+    );
+    home.program(
+        "child",
+        &format!(
+            "#!/bin/sh\nlog=/ion/events/trigger/log\n\
+             for i in $(seq 200); do grep -q begun $log && break; sleep 0.1; done\ntouch {}\n\
+             for i in $(seq 200); do grep -q over $log && exit 0; sleep 0.1; done\nexit 1\n",
+            gate.display()
+        ),
+    );
+    let file = home.write(
+        "pipeline.yaml",
+        "modules:\n  parent: {on: [start], emits: [born], run: [./parent], retries: 0}\n  \
+         child: {on: [born], run: [./child], retries: 0}\n",
+    );
+    let up = home.up(&file);
+    home.run(["event", "create", "start", "--wait"]).well();
+    assert_eq!(home.jobs().iter().filter(|job| job["state"] == "succeeded").count(), 2);
+    assert_eq!(up.stop(), Some(0));
+}
