@@ -110,9 +110,11 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|word| word == dispatcher::executor::sandbox::INIT_WORD) {
         dispatcher::executor::sandbox::init_main();
     }
+    ionfs::sys::close_to_other_processes();
     ionfs::sys::map_large_buffers();
     ionfs::sys::allow_all_descriptors();
     let cli = Cli::parse();
+    ionfs::environment::take_credentials();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let outcome = match runtime {
         Ok(runtime) => {

@@ -11,6 +11,7 @@ use dispatcher::executor::local::Namespaces;
 use dispatcher::pipeline::PlaneSection;
 use ionfs::cache::CacheLimits;
 use ionfs::checksum::BLOCK;
+use ionfs::environment::variable;
 use ionfs::limits::{Limits, SetLimits};
 use ionfs::node::NodeSettings;
 use ionfs::stores::open::{StoreUrls, open, without_credentials};
@@ -201,7 +202,7 @@ impl Settings {
             documents: self.said.documents.clone().or_else(|| file.documents.clone()),
             bus: self.said.bus.clone().or_else(|| file.bus.clone()),
         };
-        let wanted = wanted.expanded(|name| std::env::var(name).ok()).map_err(Failure)?;
+        let wanted = wanted.expanded(variable).map_err(Failure)?;
         let defaults = StoreUrls::embedded(&self.home);
         self.urls = StoreUrls {
             blobs: wanted.blobs.unwrap_or(defaults.blobs),
@@ -285,17 +286,17 @@ pub(crate) fn watchdog_interval() -> Option<Duration> {
 
 /// What requests for metrics have to bring along. Not a flag: a command line is no place for it.
 pub(crate) fn metrics_token() -> Option<String> {
-    std::env::var("ION_METRICS_TOKEN").ok().filter(|token| !token.is_empty())
+    variable("ION_METRICS_TOKEN").filter(|token| !token.is_empty())
 }
 
 /// The lines of tokens that requests to the gateway have to bring. Not a flag either.
 pub(crate) fn gateway_tokens() -> Option<String> {
-    std::env::var("ION_GATEWAY_TOKENS").ok().filter(|tokens| !tokens.is_empty())
+    variable("ION_GATEWAY_TOKENS").filter(|tokens| !tokens.is_empty())
 }
 
 /// What tokens of tickets are signed with. Not a flag either.
 pub(crate) fn ticket_key() -> Result<TicketKey, String> {
-    let text = std::env::var("ION_TICKET_KEY").unwrap_or_default();
+    let text = variable("ION_TICKET_KEY").unwrap_or_default();
     TicketKey::new(&text).map_err(|reason| format!("ION_TICKET_KEY: {reason}"))
 }
 

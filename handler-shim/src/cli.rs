@@ -30,10 +30,12 @@ impl<E: std::error::Error> From<E> for Failure {
 
 /// Runs the command.
 pub fn main() -> ExitCode {
+    ionfs::sys::close_to_other_processes();
     let matches = Arguments::command().get_matches();
     let settings = Arguments::from_arg_matches(&matches)
         .map_err(Failure::from)
         .and_then(|arguments| Settings::resolve(arguments, &matches).map_err(Failure));
+    ionfs::environment::take_credentials();
     let outcome = settings.and_then(|settings| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let outcome = runtime.block_on(work(&settings));

@@ -24,6 +24,7 @@ pub mod clock;
 pub mod collect;
 pub mod commit;
 pub mod csi;
+pub mod environment;
 pub mod errors;
 pub mod event;
 pub mod failpoint;

@@ -1,11 +1,14 @@
 //! Every `unsafe` line of Ion: what the kernel offers and no safe library wraps.
 #![expect(unsafe_code, reason = "the one room where it is allowed")]
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::OnceLock;
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Pid, Resource, Rlimit, Signal, getrlimit, set_dumpable_behavior, setrlimit,
+};
 use rustix::thread::UnshareFlags;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -49,6 +52,33 @@ pub fn keep_descriptors_to_itself() {
             let _ = unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
         }
     }
+}
+
+/// Lets no other process without capabilities look into this one, through `/proc` or as a debugger, nor its memory be dumped:
+/// it holds credentials, and modules may be of the same user. For the start of a process.
+pub fn close_to_other_processes() {
+    // It cannot be refused.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+}
+
+/// Takes a variable out of the environment, so that no trace of its value is left in what `/proc` shows; its value, if it is
+/// there and is text. None from a process that has a second thread: it might be reading.
+pub fn take_variable(name: &str) -> Option<String> {
+    if std::fs::read_dir("/proc/self/task").ok()?.count() != 1 {
+        return None;
+    }
+    let value = std::env::var(name).ok()?;
+    let known_as = CString::new(name).ok()?;
+    // SAFETY: there is one thread, so nobody reads or changes the environment meanwhile. What `getenv` points to is this
+    // process's own memory, up to a zero, and nobody else keeps a pointer to it. The name stays, for the removal to find it.
+    unsafe {
+        let at = libc::getenv(known_as.as_ptr());
+        if !at.is_null() {
+            std::ptr::write_bytes(at, 0, libc::strlen(at));
+        }
+        std::env::remove_var(name);
+    }
+    Some(value)
 }
 
 /// Which side of a fork runs on.

@@ -13,6 +13,7 @@ use object_store::signer::Signer;
 use object_store::{ClientOptions, RetryConfig};
 
 use super::{ObjectBlobs, STALL};
+use crate::environment::taken;
 use crate::stores::StoreError;
 use crate::stores::open::{choose_tls, without_credentials};
 
@@ -48,7 +49,7 @@ impl ObjectBlobs {
         let (store, multipart, signer): (Arc<dyn object_store::ObjectStore>, _, Arc<dyn Signer>) =
             match scheme {
                 "s3" => {
-                    let builder = AmazonS3Builder::from_env().with_client_options(client("AWS"));
+                    let builder = s3().with_client_options(client("AWS"));
                     let built = builder.with_bucket_name(bucket).with_retry(retry).build();
                     let store = Arc::new(built.map_err(wrong)?);
                     (
@@ -58,7 +59,7 @@ impl ObjectBlobs {
                     )
                 }
                 "gs" => {
-                    let builder = GoogleCloudStorageBuilder::from_env().with_client_options(client("GOOGLE"));
+                    let builder = gcs().with_client_options(client("GOOGLE"));
                     let built = builder.with_bucket_name(bucket).with_retry(retry).build();
                     let store = Arc::new(built.map_err(wrong)?);
                     (
@@ -69,7 +70,7 @@ impl ObjectBlobs {
                 }
                 // Azure drops blocks that were never committed by itself, after a week.
                 _ => {
-                    let builder = MicrosoftAzureBuilder::from_env().with_client_options(client("AZURE"));
+                    let builder = azure().with_client_options(client("AZURE"));
                     let built = builder.with_container_name(bucket).with_retry(retry).build();
                     let store = Arc::new(built.map_err(wrong)?);
                     (store.clone(), None, store)
@@ -85,7 +86,7 @@ impl ObjectBlobs {
     pub fn azure(account: &str, key: &str, container: &str) -> Result<Self, StoreError> {
         let name = format!("az://{container}");
         choose_tls();
-        let builder = MicrosoftAzureBuilder::from_env().with_client_options(client("AZURE"));
+        let builder = azure().with_client_options(client("AZURE"));
         let builder = builder.with_account(account).with_access_key(key).with_container_name(container);
         let built = builder.with_retry(retry()).build().map_err(|error| StoreError::Url {
             url: name.clone(),
@@ -96,6 +97,36 @@ impl ObjectBlobs {
         let (signer, prefix) = (Some(store.clone() as Arc<dyn Signer>), Path::default());
         Ok(Self { store, multipart: None, signer, local: None, prefix, name })
     }
+}
+
+/// What the environment says of S3. Credentials are no longer in it when a store is opened.
+fn s3() -> AmazonS3Builder {
+    taken("AWS_").fold(AmazonS3Builder::from_env(), |builder, (name, value)| {
+        match name.to_ascii_lowercase().parse() {
+            Ok(key) => builder.with_config(key, value),
+            Err(_) => builder,
+        }
+    })
+}
+
+/// The same of Google's store.
+fn gcs() -> GoogleCloudStorageBuilder {
+    taken("GOOGLE_").fold(GoogleCloudStorageBuilder::from_env(), |builder, (name, value)| {
+        match name.to_ascii_lowercase().parse() {
+            Ok(key) => builder.with_config(key, value),
+            Err(_) => builder,
+        }
+    })
+}
+
+/// The same of Azure's.
+fn azure() -> MicrosoftAzureBuilder {
+    taken("AZURE_").fold(MicrosoftAzureBuilder::from_env(), |builder, (name, value)| {
+        match name.to_ascii_lowercase().parse() {
+            Ok(key) => builder.with_config(key, value),
+            Err(_) => builder,
+        }
+    })
 }
 
 /// How long a store is asked again.

@@ -1,0 +1,88 @@
+//! Credentials in the environment: taken out of it when the process starts, and known to whoever asks here.
+//!
+//! What stands in a process's environment stands in `/proc`, in a core dump, and in the environment of every program that it
+//! starts. So each program of Ion's empties the variables that hold credentials before it does anything else.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use crate::sys;
+
+static TAKEN: OnceLock<BTreeMap<String, String>> = OnceLock::new();
+
+/// What stands in the name of a variable that holds a credential.
+const WORDS: [&str; 6] = ["KEY", "SECRET", "TOKEN", "PASSWORD", "PASSWD", "CREDENTIAL"];
+
+/// How names end of variables that say where a credential is.
+const PLACES: [&str; 6] = ["_FILE", "_DIRECTORY", "_DIR", "_PATH", "_URI", "_CREDENTIALS"];
+
+/// URLs of proxies may have a password, and are read by those who connect.
+const PROXY: &str = "_PROXY";
+
+/// Whether a text is a URL with a user's name or password.
+fn is_url_with_password(text: &str) -> bool {
+    let authority = text.split_once("://").and_then(|(_, rest)| rest.split('/').next());
+    authority.is_some_and(|authority| authority.contains('@'))
+}
+
+/// Whether a variable holds a credential.
+fn is_credential(name: &str, value: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    if PLACES.iter().any(|ending| name.ends_with(ending)) || name.ends_with(PROXY) {
+        return false;
+    }
+    WORDS.iter().any(|word| name.contains(word)) || is_url_with_password(value)
+}
+
+/// Empties every variable that holds a credential. For the start of a process, after its arguments were read and before it has
+/// a second thread.
+pub fn take_credentials() {
+    TAKEN.get_or_init(|| {
+        let all = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+        let credentials: Vec<String> = all
+            .filter(|(name, value)| value.to_str().is_some_and(|value| is_credential(name, value)))
+            .map(|(name, _)| name)
+            .collect();
+        let taken = credentials.into_iter().filter_map(|name| {
+            let value = sys::take_variable(&name)?;
+            Some((name, value))
+        });
+        taken.collect()
+    });
+}
+
+/// A variable of the environment that this process was started with.
+pub fn variable(name: &str) -> Option<String> {
+    let taken = TAKEN.get().and_then(|taken| taken.get(name)).cloned();
+    taken.or_else(|| std::env::var(name).ok())
+}
+
+/// The variables that were taken whose names begin so.
+pub fn taken(beginning: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let all = TAKEN.get().into_iter().flatten();
+    all.filter(move |(name, _)| name.starts_with(beginning)).map(|(name, value)| (&**name, &**value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_known_by_their_name_or_by_a_password_in_a_url() {
+        for name in ["AWS_SECRET_ACCESS_KEY", "ION_GATEWAY_TOKENS", "ION_TICKET_KEY", "shared_secret"] {
+            assert!(is_credential(name, "x"), "{name}");
+        }
+        assert!(is_credential("ION_DOCUMENTS", "mongodb://ion:pw@db/ion"));
+        let others = [
+            ("ION_DOCUMENTS", "sqlite:///var/lib/ion.db"),
+            ("CREDENTIALS_DIRECTORY", "/run/x"),
+            ("GOOGLE_APPLICATION_CREDENTIALS", "/key.json"),
+            ("AWS_WEB_IDENTITY_TOKEN_FILE", "/token"),
+            ("HTTPS_PROXY", "http://me:pw@proxy"),
+            ("PATH", "/bin"),
+        ];
+        for (name, value) in others {
+            assert!(!is_credential(name, value), "{name}");
+        }
+    }
+}
