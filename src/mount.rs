@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 use ionfs::fs::browse;
-use ionfs::mount::mount_at;
+use ionfs::mount::{Visitors, mount_at};
 use ionfs::node::Node;
 
 use crate::metrics::MetricsArgs;
@@ -25,6 +25,10 @@ Examples:
 pub(crate) struct Args {
     /// The folder to mount at; made if it is missing
     folder: PathBuf,
+    /// Let all users of this machine read it, and not its owner alone. An ordinary user needs the line user_allow_other in
+    /// /etc/fuse.conf
+    #[arg(long)]
+    allow_other: bool,
     #[command(flatten)]
     metrics: MetricsArgs,
 }
@@ -35,7 +39,8 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     endpoint.vitals.describe(|registry| node.describe(registry));
     std::fs::create_dir_all(&args.folder)?;
     let tree = browse::tree(node);
-    let mounted = mount_at(&args.folder, tree).await;
+    let visitors = if args.allow_other { Visitors::Everybody } else { Visitors::Owner };
+    let mounted = mount_at(&args.folder, tree, visitors).await;
     let mut mounted = mounted.map_err(|error| {
         Failure(format!(
             "{} cannot be mounted: {error}; `ion doctor` says what this machine can do",

@@ -12,6 +12,7 @@ use dispatcher::pipeline::PlaneSection;
 use ionfs::cache::CacheLimits;
 use ionfs::checksum::BLOCK;
 use ionfs::environment::variable;
+use ionfs::home::make_home;
 use ionfs::limits::{Limits, SetLimits};
 use ionfs::node::NodeSettings;
 use ionfs::stores::open::{StoreUrls, open, without_credentials};
@@ -223,7 +224,7 @@ impl Settings {
                 _ => Ok(()),
             };
         }
-        std::fs::create_dir_all(&self.home)?;
+        make_home(&self.home)?;
         let mut options = std::fs::OpenOptions::new();
         let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(file)?;
         Ok(std::io::Write::write_all(&mut file, &serde_json::to_vec_pretty(section)?)?)
@@ -231,6 +232,9 @@ impl Settings {
 
     /// Opens the stores.
     pub(crate) async fn plane(&self) -> Result<DataPlane, Failure> {
+        if self.home.exists() || self.urls.files().iter().any(|store| store.starts_with(&self.home)) {
+            make_home(&self.home)?;
+        }
         let plane = open(&self.urls).await?;
         self.opened.lock().unwrap_or_else(PoisonError::into_inner).push(plane.documents.clone());
         Ok(plane)

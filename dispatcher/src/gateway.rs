@@ -44,6 +44,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
+use ionfs::home::private_folder;
 use ionfs::node::Node;
 use serde::Serialize;
 use tokio::net::TcpListener;
@@ -211,7 +212,7 @@ impl Gateway {
             return Err(GatewayError::Unguarded(address));
         }
         let staging = upload::staging(&node.settings.home);
-        let made = tokio::fs::create_dir_all(&staging).await;
+        let made = private_folder(&staging);
         made.map_err(|source| GatewayError::Staging { path: staging.display().to_string(), source })?;
         let failed = |source| GatewayError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;

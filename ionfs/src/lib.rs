@@ -30,6 +30,7 @@ pub mod event;
 pub mod failpoint;
 pub mod fs;
 mod fuse;
+pub mod home;
 pub mod id;
 pub mod limits;
 pub mod metrics;

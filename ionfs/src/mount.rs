@@ -51,16 +51,29 @@ pub async fn serve(device: OwnedFd, tree: Arc<Tree>) -> io::Result<Mounted> {
     Ok(Mounted { served: run(session), unmounter: None })
 }
 
+/// Which users of the machine may enter a mount, where the tree's own permissions let them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visitors {
+    /// Whoever mounts it, and nobody else, root neither.
+    Owner,
+    /// All of them.
+    Everybody,
+}
+
 /// Mounts a tree at `directory` in this process's own mount namespace and serves it. Must be called inside a
 /// Tokio runtime.
 ///
 /// # Errors
-/// When mounting is refused: an ordinary user needs the `fusermount3` program of the package `fuse3`.
-pub async fn mount_at(directory: &Path, tree: Arc<Tree>) -> io::Result<Mounted> {
+/// When mounting is refused: an ordinary user needs the `fusermount3` program of the package `fuse3`, and for
+/// [`Visitors::Everybody`] the line `user_allow_other` in `/etc/fuse.conf`.
+pub async fn mount_at(directory: &Path, tree: Arc<Tree>, visitors: Visitors) -> io::Result<Mounted> {
     let kernel = Kernel::new(tree, Runtime::current());
     let directory = directory.to_owned();
     let at = directory.clone();
-    let acl = if rustix::process::geteuid().is_root() { SessionACL::All } else { SessionACL::Owner };
+    let acl = match visitors {
+        Visitors::Owner => SessionACL::Owner,
+        Visitors::Everybody => SessionACL::All,
+    };
     let mut session = crate::cache::blocking(move || Session::new(kernel, &directory, &config(acl))).await?;
     widen_read_ahead(&at);
     let unmounter = session.unmount_callable();

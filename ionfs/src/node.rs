@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::cache::{Cache, CacheLimits};
 use crate::event::FileEntry;
+use crate::home::{make_home, private_folder};
 use crate::id::JobId;
 use crate::limits::Limits;
 use crate::metrics::{Metrics, Registry, describe_bytes};
@@ -93,9 +94,10 @@ impl Node {
     /// # Errors
     /// When its folders cannot be made.
     pub fn new(plane: DataPlane, settings: NodeSettings) -> std::io::Result<Arc<Self>> {
-        std::fs::create_dir_all(settings.home.join("jobs"))?;
+        make_home(&settings.home)?;
+        private_folder(&settings.home.join("jobs"))?;
         let cache_dir = settings.home.join("cache");
-        std::fs::create_dir_all(&cache_dir)?;
+        private_folder(&cache_dir)?;
         let metrics = plane.metrics.clone();
         let cache = Cache::new(plane.blobs.clone(), cache_dir, settings.cache, metrics.clone());
         Ok(Arc::new(Self {

@@ -11,7 +11,7 @@ use ionfs::commit::{Fence, Origin};
 use ionfs::event::{Context, DocumentType, Event, FileEntry, Publication};
 use ionfs::fs::job::{JobSpec, JobTree, Older, Writers};
 use ionfs::id::{CorrelationId, EventId, JobId};
-use ionfs::mount::{Mounted, mount_at};
+use ionfs::mount::{Mounted, Visitors, mount_at};
 use ionfs::node::{Node, NodeSettings};
 use ionfs::record::CommitMode;
 use ionfs::stores::object::ObjectBlobs;
@@ -117,7 +117,9 @@ impl Mount {
             let tree = JobTree::open(&node, spec, node.settings.limits).await.unwrap();
             let at = home.path().join(mount_point(number));
             fs::create_dir(&at).unwrap();
-            let mounted = mount_at(&at, tree.tree()).await.unwrap();
+            let root = rustix::process::geteuid().is_root();
+            let visitors = if root { Visitors::Everybody } else { Visitors::Owner };
+            let mounted = mount_at(&at, tree.tree(), visitors).await.unwrap();
             (tree, mounted)
         });
         Self { runtime, home, node, number, tree, mounted: Some(mounted) }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ionfs::clock::{self, Millis, millis};
+use ionfs::home::private_folder;
 use ionfs::stores::{Collection, Query, StoreError};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::json;
@@ -45,7 +46,7 @@ impl Presence {
         modules: Vec<String>,
     ) -> Result<Self, LedgerError> {
         let folder = home.join("dispatchers");
-        let locked = std::fs::create_dir_all(&folder).and_then(|()| {
+        let locked = private_folder(&folder).and_then(|()| {
             let file = File::create(lock_path(&folder, id))?;
             flock(&file, FlockOperation::NonBlockingLockExclusive)?;
             Ok(file)

@@ -14,7 +14,7 @@ use ionfs::commit::{Fence, files_of};
 use ionfs::errors::chain;
 use ionfs::event::{Context, FileEntry};
 use ionfs::fs::job::{JobSpec, JobTree, OpenError, Writers};
-use ionfs::mount::{Mounted, mount_at, serve};
+use ionfs::mount::{Mounted, Visitors, mount_at, serve};
 use ionfs::node::{Node, job_dir, live_log};
 use ionfs::record::AttemptEnd;
 use ionfs::spans;
@@ -280,7 +280,7 @@ impl LocalExecutor {
         let mounted = match spawned.device {
             Some(device) => serve(device, tree.tree()).await,
             None => match tokio::fs::create_dir_all(plain).await {
-                Ok(()) => mount_at(plain, tree.tree()).await,
+                Ok(()) => mount_at(plain, tree.tree(), Visitors::Owner).await,
                 Err(error) => Err(error),
             },
         };

@@ -1,12 +1,14 @@
 //! What an attempt says: kept on this machine while it runs, in the blob store when it has ended.
 
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ionfs::clock;
 use ionfs::errors::chain;
 use ionfs::event::{Context, DocumentType, FileEntry};
+use ionfs::home::private_folder;
 use ionfs::id::JobId;
 use ionfs::node::live_log;
 use ionfs::record::LogRecord;
@@ -39,9 +41,11 @@ impl JobLog {
     /// An empty one.
     pub(super) fn begin(home: &Path, job: &JobId, attempt: u32) -> Result<Self, String> {
         let path = live_log(home, job, attempt);
-        let folder = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+        let folder = path.parent().map_or(Ok(()), private_folder);
+        let mut empty = std::fs::OpenOptions::new();
+        empty.write(true).create(true).truncate(true).mode(0o600);
         folder
-            .and_then(|()| std::fs::write(&path, b""))
+            .and_then(|()| empty.open(&path).map(drop))
             .map_err(|error| format!("the log {} cannot be made: {error}", path.display()))?;
         Ok(Self { attempt, path })
     }

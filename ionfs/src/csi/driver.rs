@@ -28,7 +28,7 @@ use crate::event::Event;
 use crate::fs::job::{JobSpec, JobTree, OpenError, Outcome, Writers, remove_attempt};
 use crate::id::EventId;
 use crate::limits::Limits;
-use crate::mount::{Mounted, mount_at};
+use crate::mount::{Mounted, Visitors, mount_at};
 use crate::node::Node;
 use crate::stores::{Collection, StoreError};
 use crate::ticket::{Ended, Pod, Ticket, TicketError, TicketKey, TokenError};
@@ -240,7 +240,7 @@ impl Driver {
             std::fs::create_dir_all(&at)
         });
         made.await.map_err(|error| internal("the target cannot be made", &error))?;
-        let mounted = mount_at(target, tree.tree()).await;
+        let mounted = mount_at(target, tree.tree(), Visitors::Everybody).await;
         Ok((tree, mounted.map_err(|error| internal("the tree cannot be mounted", &error))?))
     }
 

@@ -39,6 +39,7 @@ use uuid::Uuid;
 use super::{Abandon, BlobInfo, Blobs, StoreError};
 use crate::cache::blocking;
 use crate::clock::Millis;
+use crate::home::private_folder;
 
 /// Bytes of one part. S3 wants at least 5 MiB and at most 10,000 parts: 8 MiB allow blobs of 78 GiB with one buffer
 /// of that size for each part under way.
@@ -101,7 +102,7 @@ impl ObjectBlobs {
             what: "the folder cannot be opened".into(),
             source,
         };
-        std::fs::create_dir_all(directory).map_err(|error| failed(error.into()))?;
+        private_folder(directory).map_err(|error| failed(error.into()))?;
         let unsynced = LocalFileSystem::new_with_prefix(directory).map_err(|error| failed(error.into()))?;
         let unsynced = unsynced.with_automatic_cleanup(true);
         let store = Arc::new(unsynced.clone().with_fsync(true));

@@ -35,6 +35,15 @@ impl StoreUrls {
     }
 }
 
+impl StoreUrls {
+    /// The folders and files of this machine that are stores.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let local = |url: &str| matches!(scheme(url), "file" | "sqlite");
+        let urls = [&self.blobs, &self.documents, &self.bus].into_iter().filter(|url| local(url));
+        urls.filter_map(|url| path_of(url, "blob").ok()).collect()
+    }
+}
+
 /// Opens the three stores, and connects to the documents' server: nothing works without it.
 ///
 /// # Errors

@@ -15,6 +15,8 @@ mod documents;
 mod held;
 pub(super) use held::HeldBlob;
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -26,6 +28,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 use super::{Collection, StoreError};
 use crate::cache::blocking;
+use crate::home::private_folder;
 
 /// How long another process may hold the file before a request fails. Shorter fails commits on a slow disk.
 const BUSY_WAIT: Duration = Duration::from_secs(30);
@@ -113,9 +116,11 @@ impl Sqlite {
             source,
         };
         if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder)
-                .map_err(|error| failed("its folder cannot be made", error.into()))?;
+            private_folder(folder).map_err(|error| failed("its folder cannot be made", error.into()))?;
         }
+        // What SQLite makes beside it has the same mode.
+        let made = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+        drop(made.map_err(|error| failed("it cannot be opened", error.into()))?);
         let mut connection = connect(path).map_err(|error| failed("it cannot be opened", error.into()))?;
         prepare(&mut connection).map_err(|error| failed("it cannot be prepared", error))?;
         let (writer, requests) = mpsc::channel(QUEUE);

@@ -1,0 +1,68 @@
+//! The home: the folder of all state of Ion's on a machine. It is its owner's alone.
+//!
+//! In it are the embedded stores, staged files with the permissions that their modules gave them, and what jobs print. So
+//! nobody else enters it, and no job sees it.
+
+use std::ffi::OsStr;
+use std::fs::{DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+
+/// Names in the home that are Ion's own. What else lies there belongs to whoever put it there.
+const STATE: [&str; 9] =
+    ["blobs", "cache", "dispatchers", "gateway", "images", "jobs", "mnt", "plane.json", "volumes"];
+
+/// What the name of an embedded database begins with, and those of the files beside it.
+const DATABASE: &str = "ion.db";
+
+/// Whether an entry of the home is Ion's own state.
+pub fn is_state(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| STATE.contains(&name) || name.starts_with(DATABASE))
+}
+
+/// Makes a folder, and those above it that are missing, for this user alone.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn private_folder(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Makes the home for this user alone, and closes one that others may enter.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn make_home(home: &Path) -> io::Result<()> {
+    private_folder(home)?;
+    let mode = std::fs::metadata(home)?.mode();
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    match std::fs::set_permissions(home, Permissions::from_mode(mode & 0o700)) {
+        Ok(()) => tracing::warn!(
+            home = %home.display(),
+            "other users of this machine could enter the home, where all data are; they no longer can"
+        ),
+        // It is another user's, who lets this one use it.
+        Err(error) => tracing::debug!(%error, home = %home.display(), "the home is not this user's to close"),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_home_that_others_could_enter_is_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path().join("new/home");
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o777;
+        make_home(&home).unwrap();
+        assert_eq!(mode(&home), 0o700);
+        std::fs::set_permissions(&home, Permissions::from_mode(0o755)).unwrap();
+        make_home(&home).unwrap();
+        assert_eq!(mode(&home), 0o700);
+    }
+}
