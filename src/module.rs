@@ -78,6 +78,9 @@ struct Says {
     /// What a container may take: cpu=500m, memory=256Mi, gpu=1 (kubernetes)
     #[arg(long = "resource", value_name = "NAME=QUANTITY", value_parser = pair)]
     resources: Vec<(String, String)>,
+    /// Let its program keep the daemon's capabilities, and see the machine's devices and settings: docs/security.md
+    #[arg(long)]
+    privileged: bool,
     /// A variable of its environment
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = pair)]
     env: Vec<(String, String)>,
@@ -110,6 +113,7 @@ impl Says {
             network,
             user,
             resources,
+            privileged,
             env,
             commit,
             timeout,
@@ -127,6 +131,7 @@ impl Says {
             ("network", network.map(Value::from)),
             ("user", user.map(Value::from)),
             ("resources", map(resources)),
+            ("privileged", privileged.then(|| Value::from(true))),
             ("env", map(env)),
             ("commit", commit.map(Value::from)),
             ("timeout", timeout.map(Value::from)),

@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// A value for in/meta
     #[arg(short, long = "data", value_name = "KEY=VALUE", value_parser = pair)]
     data: Vec<(String, String)>,
+    /// Let the program keep this command's capabilities, and see the machine's devices and settings: docs/security.md
+    #[arg(long, conflicts_with = "module")]
+    privileged: bool,
     /// Instead of a module: a program and its arguments, which may publish anything
     #[arg(last = true, conflicts_with = "module")]
     argv: Vec<String>,
@@ -135,6 +138,7 @@ async fn module(ledger: &Ledger, args: &Args) -> Result<Module, Failure> {
     let Some(name) = &args.module else {
         let mut module = Module::new("run", args.argv.clone(), std::env::current_dir()?);
         module.emits = vec![ANY_TYPE.into()];
+        module.privileged = args.privileged;
         module.check_programs(&search_path()).map_err(Failure)?;
         return Ok(module);
     };

@@ -233,8 +233,9 @@ pub(crate) async fn local_executor(
         program: std::env::current_exe()?,
         env: module_environment(),
         namespaces: settings.namespaces,
+        stores: settings.urls().files(),
     };
-    Ok(LocalExecutor::new(node, local, lines).await)
+    Ok(LocalExecutor::new(node, local, lines).await?)
 }
 
 /// Unmounts and removes what a killed run left below `mnt`: only runs without namespaces leave anything there.

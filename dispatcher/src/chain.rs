@@ -44,7 +44,7 @@ use self::pool::{Pools, Used};
 use self::record::Recording;
 pub use self::record::STDIN;
 use crate::executor::container::Containers;
-use crate::executor::sandbox::{ForkServer, Mode};
+use crate::executor::sandbox::{Covers, ForkServer, Mode};
 use crate::metrics::ChainMetrics;
 use crate::pipeline::{Module, milliseconds};
 
@@ -262,6 +262,8 @@ pub struct Places {
     pub mode: Mode,
     /// What those of images run in.
     pub containers: Arc<Containers>,
+    /// What of this machine they do not see.
+    pub covers: Arc<Covers>,
 }
 
 /// Runs chains on this machine.

@@ -137,6 +137,9 @@ pub struct Module {
     /// What those may take.
     #[serde(default)]
     pub link_settings: LinkSettings,
+    /// Whether its programs keep the daemon's capabilities and see the machine's devices and settings.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub privileged: bool,
     /// What it adds to the environment.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
@@ -196,6 +199,7 @@ impl Module {
             kubernetes: KubernetesTerms::default(),
             links: vec![],
             link_settings: LinkSettings::default(),
+            privileged: false,
             env: BTreeMap::new(),
             commit: CommitMode::default(),
             api: Api::default(),
@@ -429,6 +433,7 @@ struct Entry {
     resources: Option<Spanned<BTreeMap<String, Spanned<String>>>>,
     user: Option<Spanned<String>>,
     kubernetes: Option<Spanned<KubernetesTerms>>,
+    privileged: Option<Spanned<bool>>,
     #[serde(default)]
     stdio: bool,
     warm: Option<Spanned<usize>>,
@@ -579,8 +584,14 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
         }
         (None, _) => KubernetesTerms::default(),
     };
-    let mut module =
-        Module { executor, container, kubernetes, ..Module::new(name, run, directory.to_owned()) };
+    let privileged = privileged_of(entry.privileged, container.is_some(), entry.stdio)?;
+    let mut module = Module {
+        executor,
+        container,
+        kubernetes,
+        privileged,
+        ..Module::new(name, run, directory.to_owned())
+    };
     match (entry.on, entry.gather, entry.per) {
         (Some(on), None, None) => {
             if on.value.is_empty() {
@@ -630,6 +641,19 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
         module.limits.set(&name, &value.value).map_err(|wrong| (value.referenced, wrong))?;
     }
     Ok(module)
+}
+
+/// Whether it keeps rights, which only a program of this machine that works with files can have.
+fn privileged_of(said: Option<Spanned<bool>>, container: bool, stdio: bool) -> Result<bool, Wrong> {
+    let Some(said) = said.filter(|said| said.value) else { return Ok(false) };
+    let reason = match (container, stdio) {
+        (true, _) => "a module with an \"image\" has no rights on the machine; leave \"privileged\" out",
+        (_, true) => {
+            "with \"stdio: true\" it reads and writes bytes, and needs no rights; leave \"privileged\" out"
+        }
+        (false, false) => return Ok(true),
+    };
+    Err((said.referenced, reason.into()))
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -1,13 +1,13 @@
 //! One mount: a kernel device and the threads that answer it.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
 use fuser::{Config, MountOption, Session, SessionACL};
-use rustix::fs::{AtFlags, CWD, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use tokio::runtime::Handle as Runtime;
 
 use crate::fs::Tree;
@@ -75,7 +75,9 @@ pub async fn mount_at(directory: &Path, tree: Arc<Tree>, visitors: Visitors) -> 
         Visitors::Everybody => SessionACL::All,
     };
     let mut session = crate::cache::blocking(move || Session::new(kernel, &directory, &config(acl))).await?;
-    widen_read_ahead(&at);
+    if let Ok(settings) = std::fs::File::open("/sys/class/bdi") {
+        widen_read_ahead(&at, settings);
+    }
     let unmounter = session.unmount_callable();
     Ok(Mounted { served: run(session), unmounter: Some(unmounter) })
 }
@@ -83,14 +85,17 @@ pub async fn mount_at(directory: &Path, tree: Arc<Tree>, visitors: Visitors) -> 
 /// KiB that the kernel reads ahead in one request: a block. By itself it takes an eighth, and as many more requests.
 const READ_AHEAD_KIB: &str = "1024";
 
-/// Lets the kernel read further ahead in what is mounted at `directory` and served already. Only root may; reads are
-/// as right without it.
-pub fn widen_read_ahead(directory: &Path) {
+/// Lets the kernel read further ahead in what is mounted at `directory` and served already, by its settings in
+/// `/sys/class/bdi`, which is open. Only root may; reads are as right without it.
+pub fn widen_read_ahead(directory: &Path, settings: impl AsFd) {
     // Not by stat(), which would ask the filesystem.
     let found = rustix::fs::statx(CWD, directory, AtFlags::STATX_DONT_SYNC, StatxFlags::empty());
     if let Ok(found) = found {
-        let device = format!("{}:{}", found.stx_dev_major, found.stx_dev_minor);
-        let _ = std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD_KIB);
+        let file = format!("{}:{}/read_ahead_kb", found.stx_dev_major, found.stx_dev_minor);
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        if let Ok(file) = rustix::fs::openat(settings, file, flags, Mode::empty()) {
+            let _ = rustix::io::write(file, READ_AHEAD_KIB.as_bytes());
+        }
     }
 }
 

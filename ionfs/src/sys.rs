@@ -4,6 +4,8 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::sync::OnceLock;
 
 use rustix::process::{
@@ -79,6 +81,29 @@ pub fn take_variable(name: &str) -> Option<String> {
         std::env::remove_var(name);
     }
     Some(value)
+}
+
+/// Makes the mount at `at` and all below it read-only.
+///
+/// # Errors
+/// ENOSYS before Linux 5.12.
+pub fn make_read_only(at: &Path) -> io::Result<()> {
+    let path = CString::new(at.as_os_str().as_bytes())?;
+    let wanted =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let flags = libc::AT_RECURSIVE;
+    // SAFETY: the path ends with a zero, and the kernel reads no more of the structure than the size that it is told.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            flags,
+            &raw const wanted,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Which side of a fork runs on.

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{Link, Places};
 use crate::executor::container::Ask;
-use crate::executor::sandbox::{self, Command, Piped, SandboxError};
+use crate::executor::sandbox::{self, Command, Piped, Rights, SandboxError};
 use crate::metrics::ChainMetrics;
 use crate::pipeline::{Container, Module};
 
@@ -115,12 +115,16 @@ impl Pools {
         }
         let env: Vec<_> =
             module.env.clone().into_iter().chain([("ION_MODULE".to_owned(), module.name.clone())]).collect();
+        let argv = module.argv_of(link);
+        let covers = self.places.covers.around(&module.directory, argv.first().map(String::as_str));
         let command = Command {
-            argv: module.argv_of(link),
+            argv,
             env: self.env.iter().chain(&env).cloned().collect(),
             cwd: module.directory.clone(),
             mount_at: None,
             mode: self.places.mode,
+            rights: Rights::Few,
+            covers,
             processes: self.processes,
             open_files: ionfs::sys::open_files_before(),
             container: None,

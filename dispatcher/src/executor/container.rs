@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use self::cgroups::Cgroups;
 use super::image::{Image, ImageConfig, ImageError, Images, Owners, USERS, found_in};
-use super::sandbox::{self, Bounds, Mode, ROOTFS};
+use super::sandbox::{self, Bounds, MASKED, Mode, READ_ONLY, ROOTFS};
 use crate::pipeline::{Container, Network};
 
 /// The first of the machine's users that stand for a container's. systemd leaves 1,879,048,192 to 2,147,352,575 to nobody, and
@@ -339,12 +339,8 @@ fn config(
             "namespaces": namespaces,
             "uidMappings": uids,
             "gidMappings": gids,
-            "maskedPaths": [
-                "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-                "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
-                "/sys/devices/virtual/powercap",
-            ],
-            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+            "maskedPaths": MASKED,
+            "readonlyPaths": READ_ONLY,
             "seccomp": seccomp(),
         },
     }))

@@ -30,7 +30,7 @@ use crate::pipeline::Api;
 use super::attempt::{Ran, asked, environment, older, origin, stopped_by, verdict};
 use super::container::{Ask, Containers};
 use super::log::{JobLog, keep_output};
-use super::sandbox::{self, Command, Exit, ForkServer, Mode, Sandbox, SandboxError};
+use super::sandbox::{self, Command, Covers, Exit, ForkServer, Mode, Rights, Sandbox, SandboxError};
 use super::sidecar::{Sidecar, Word};
 use super::{Ended, Executor, Fate, OutputSink, Start, Stop};
 
@@ -53,6 +53,8 @@ pub struct LocalSettings {
     pub env: Vec<(String, String)>,
     /// Whether to give jobs namespaces of their own where the kernel allows it.
     pub namespaces: Namespaces,
+    /// Where stores are that are files of this machine. No job sees them, nor the home.
+    pub stores: Vec<PathBuf>,
 }
 
 /// Whether jobs get namespaces of their own.
@@ -72,13 +74,21 @@ pub struct LocalExecutor {
     server: Arc<ForkServer>,
     mode: Mode,
     containers: Arc<Containers>,
+    covers: Arc<Covers>,
     chains: Arc<Chains>,
     output: Option<OutputSink>,
 }
 
 impl LocalExecutor {
     /// Finds out what separates jobs here, and why not more.
-    pub async fn new(node: Arc<Node>, settings: LocalSettings, output: Option<OutputSink>) -> Self {
+    ///
+    /// # Errors
+    /// When the home or a store, which no job is to see, cannot be looked at.
+    pub async fn new(
+        node: Arc<Node>,
+        settings: LocalSettings,
+        output: Option<OutputSink>,
+    ) -> io::Result<Self> {
         let server = Arc::new(ForkServer::new(&settings.program));
         let (mode, refused) = match settings.namespaces {
             Namespaces::WherePossible => sandbox::best_mode(&server).await,
@@ -92,9 +102,11 @@ impl LocalExecutor {
             );
         }
         let containers = Arc::new(Containers::new(&node.settings.home, mode, &settings.env));
-        let places = Places { server: server.clone(), mode, containers: containers.clone() };
+        let covers = Arc::new(Covers::new(&node.settings.home, &settings.stores)?);
+        let places =
+            Places { server: server.clone(), mode, containers: containers.clone(), covers: covers.clone() };
         let chains = Chains::new(node.clone(), places, settings.env.clone());
-        Self { node, settings, server, mode, containers, chains, output }
+        Ok(Self { node, settings, server, mode, containers, covers, chains, output })
     }
 
     /// What runs chains here.
@@ -229,12 +241,20 @@ impl LocalExecutor {
                 }
             }
         };
+        let argv = start.module.argv();
+        // A container's runtime makes a root of its own.
+        let covers = match container {
+            None => self.covers.around(&start.module.directory, argv.first().map(String::as_str)),
+            Some(_) => vec![],
+        };
         let command = Command {
-            argv: start.module.argv(),
+            argv,
             env: environment(&self.settings.env, &start, &ion_dir, api),
             cwd: start.module.directory.clone(),
             mount_at: Some(mount_at),
             mode: self.mode,
+            rights: if start.module.privileged { Rights::All } else { Rights::Few },
+            covers,
             processes,
             open_files: ionfs::sys::open_files_before(),
             container,

@@ -8,10 +8,14 @@
 //! however, `job-init` sees it close and ends everything, and the mount goes with the namespace.
 //!
 //! # What it never does
-//! Put anything of the module's environment on a command line; leave a mount or a process behind.
+//! Put anything of the module's environment on a command line; leave a mount or a process behind; let a module see the
+//! daemon's processes, its state or its stores.
 
 mod bounds;
+mod cover;
 mod init;
+mod rights;
+mod root;
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -38,7 +42,10 @@ use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::process::{Child, Command as TokioCommand};
 
 pub(super) use self::bounds::{Bounds, Group};
+pub use self::cover::{Cover, Covers};
 pub use self::init::main as init_main;
+pub use self::rights::Rights;
+pub(super) use self::root::{MASKED, READ_ONLY};
 
 /// The word that makes the `ion` program the fork server of its `job-init`s.
 pub const INIT_WORD: &str = "job-init";
@@ -78,11 +85,15 @@ pub struct Command {
     pub env: Vec<(String, String)>,
     /// The working folder.
     pub cwd: PathBuf,
-    /// Where the tree stands for the module: `/ion`; unused in [`Mode::Plain`]. None: it has no tree, sees the machine's
-    /// mounts, and starts without [`Sandbox::go`].
+    /// Where the tree stands for the module: `/ion`; unused in [`Mode::Plain`]. None: it has no tree, and starts without
+    /// [`Sandbox::go`].
     pub mount_at: Option<PathBuf>,
     /// What separates it.
     pub mode: Mode,
+    /// What it keeps of the daemon's rights.
+    pub rights: Rights,
+    /// What it does not see of this machine.
+    pub covers: Vec<Cover>,
     /// Processes and threads it may have at a time, where the kernel can bind it alone.
     pub processes: u64,
     /// Descriptors of one process that the module begins with: what the daemon had before it asked for more.
@@ -435,6 +446,8 @@ pub async fn probe(server: &ForkServer, mode: Mode) -> Result<(), String> {
         cwd: "/".into(),
         mount_at: Some("/ion".into()),
         mode,
+        rights: Rights::Few,
+        covers: vec![],
         processes: 1000,
         open_files: None,
         container: None,

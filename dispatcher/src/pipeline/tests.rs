@@ -74,6 +74,16 @@ fn a_module_of_an_image_says_what_it_may_take() {
 }
 
 #[test]
+fn a_module_keeps_the_daemons_rights_only_if_it_says_so() {
+    let text = "modules:\n  a: {on: [x], run: [cat], privileged: true}\n  b: {on: [x], run: [cat], privileged: false}\n  c: {on: [x], run: [cat]}\n";
+    let modules = parse(text).unwrap().modules;
+    assert_eq!([0, 1, 2].map(|n| modules[n].privileged), [true, false, false]);
+    let stored = serde_json::to_value(&modules[0]).unwrap();
+    assert_eq!(serde_json::from_value::<Module>(stored).unwrap(), modules[0]);
+    assert!(serde_json::to_value(&modules[2]).unwrap().get("privileged").is_none());
+}
+
+#[test]
 fn a_chain_is_a_module_of_links() {
     let text = "name: lines\nwarm: 3\nidle: 1m\noutput: 1MiB\ntimeout: 5s\nChain:\n  - {Command: /bin/cat}\n  - {Name: n, Image: i, Command: xargs, Arguments: [-n, 1]}\n";
     let pipeline = parse(text).unwrap();
@@ -120,6 +130,9 @@ fn each_mistake_is_named_with_its_line_and_the_way_out() {
         (module("image: i\n    resources: {memory: 64}"), "p.yaml:6:", "as in 256Mi or 2G, from 4Mi on"),
         (module("image: i\n    resources: {disk: 1}"), "p.yaml:6:", "allowed: cpu, memory, gpu"),
         (module("image: i\n    resources: {gpu: 1}"), "p.yaml:6:", "gives no GPU"),
+        (module("image: i\n    privileged: true"), "p.yaml:6:", "has no rights on the machine"),
+        (module("emits: [y]\n    stdio: true\n    privileged: true"), "p.yaml:7:", "needs no rights"),
+        ("privileged: true\nChain: [{Command: cat}]".into(), "p.yaml:1:", "privileged"),
         ("Chain: [{Command: cat, Image: a b}]".into(), "p.yaml:1:", "link \"cat\": \"a b\" is no image"),
         (module("api: rest"), "p.yaml:5:", "allowed: none, sidecar"),
         (module("urls: public"), "p.yaml:5:", "allowed: none, ion, signed"),

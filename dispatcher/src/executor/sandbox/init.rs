@@ -3,21 +3,22 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 
 use ionfs::sys::{self, Fork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Gid, Mode as Permissions, OFlags, Uid};
-use rustix::mount::{self, MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::fs::{Gid, Uid};
 use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, getrlimit, setrlimit,
+    DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, getrlimit,
+    set_dumpable_behavior, setrlimit,
 };
 use rustix::thread::UnshareFlags;
 
-use super::{BUNDLE, Command, Container, Exit, Mode, Order, ROOTFS, Report, receive, send};
+use super::root::Made;
+use super::{BUNDLE, Command, Container, Exit, Mode, Order, Report, receive, rights, root, send};
 
 /// How often orphans that ended are reaped while the module runs.
 const REAP_EVERY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -83,10 +84,7 @@ impl Streams {
 fn fork(socket: OwnedFd, streams: Streams, command: Command) {
     let mut namespaces = UnshareFlags::empty();
     if command.mode != Mode::Plain {
-        namespaces |= UnshareFlags::NEWPID;
-        if command.mount_at.is_some() || command.container.is_some() {
-            namespaces |= UnshareFlags::NEWNS;
-        }
+        namespaces |= UnshareFlags::NEWPID | UnshareFlags::NEWNS;
     }
     if command.mode == Mode::User {
         namespaces |= UnshareFlags::NEWUSER;
@@ -160,14 +158,12 @@ fn serve(
         Mode::User => stay(owner).map_err(|error| format!("the user namespace cannot be set up: {error}"))?,
         Mode::Root => {}
     }
-    let plain = command.mode == Mode::Plain;
-    let device = match command.mount_at.is_some() || command.container.is_some() {
-        true if !plain => build_root(&command, owner)?,
-        _ => None,
+    // The module may be of the same user, and this process has what the module is not to have.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| error.to_string())?;
+    let Made { device, read_ahead } = match command.mode {
+        Mode::Plain => Made { device: None, read_ahead: None },
+        Mode::Root | Mode::User => root::build(&command, owner)?,
     };
-    if !plain {
-        bound_processes(&command);
-    }
     let mut known_by = Some(this);
     if let Some(mount_at) = &command.mount_at {
         let prepared = if device.is_some() { Report::Mounted } else { Report::Ready };
@@ -180,11 +176,17 @@ fn serve(
             // The daemon is gone, or gave up before it began.
             _ => return Ok(()),
         }
-        ionfs::mount::widen_read_ahead(mount_at);
+        if let Some(settings) = &read_ahead {
+            ionfs::mount::widen_read_ahead(mount_at, settings);
+        }
     }
+    drop(read_ahead);
     let child = match &command.container {
         Some(container) => start_container(container, &command, stdin)?,
-        None => start_module(&command, stdin)?,
+        None => {
+            rights::give_up(&command)?;
+            start_module(&command, stdin)?
+        }
     };
     let said = let_go_of_output(&nowhere).and_then(|()| say(socket, &Report::Started, known_by.as_slice()));
     if said.is_err() {
@@ -205,163 +207,6 @@ fn stay((uid, gid): (u32, u32)) -> io::Result<()> {
     std::fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
     std::fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))
 }
-
-/// Bounds the processes of the job, where the kernel can bound them for this job alone; elsewhere nothing does.
-fn bound_processes(command: &Command) {
-    let kernel = rustix::system::uname();
-    let version = version_of(&kernel.release().to_string_lossy());
-    // Before, this file was the whole machine's.
-    if version >= (6, 14) {
-        let _ = std::fs::write(
-            "/proc/sys/kernel/pid_max",
-            (command.processes.saturating_add(PIDS_RESERVED)).to_string(),
-        );
-    }
-    // Of a user in a user namespace; before, the user's processes in all namespaces counted. Root is never bound by it.
-    if command.mode == Mode::User && version >= (5, 14) {
-        let most = Some(command.processes);
-        let _ = setrlimit(Resource::Nproc, Rlimit { current: most, maximum: most });
-    }
-}
-
-/// Major and minor number of a kernel's release; zeros if there are none.
-fn version_of(release: &str) -> (u32, u32) {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
-}
-
-/// What went wrong with a path, in words.
-fn said(what: &str, path: &Path) -> impl FnOnce(rustix::io::Errno) -> String {
-    let text = format!("{what} {}", path.display());
-    move |error| format!("{text}: {}", io::Error::from(error))
-}
-
-/// A small tmpfs that holds what this namespace alone sees.
-fn tmpfs(at: &Path) -> Result<(), String> {
-    mount::mount("ion", at, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0755,size=1m"))
-        .map_err(said("a tmpfs cannot be mounted at", at))
-}
-
-/// Makes a root of this mount namespace's own: everything that is in the host's, the tree where the command wants it, and its
-/// container's bundle. The host's root is left as it is: nothing is made or mounted there. Gives the device that
-/// serves the tree.
-fn build_root(command: &Command, owner: (u32, u32)) -> Result<Option<OwnedFd>, String> {
-    let name = match &command.mount_at {
-        None => None,
-        Some(mount_at) => match mount_at.strip_prefix("/").ok().and_then(|rest| rest.to_str()) {
-            Some(name) if !name.is_empty() && !name.contains('/') => Some(name),
-            _ => return Err(format!("{} is not a folder directly below /", mount_at.display())),
-        },
-    };
-    let root = Path::new("/");
-    // What is mounted from here on must not reach the host.
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount::mount_change(root, private).map_err(said("mounts cannot be made private at", root))?;
-    let base = Path::new("/tmp");
-    tmpfs(base)?;
-    let made =
-        |path: &str| std::fs::create_dir(path).map_err(|error| format!("{path} cannot be made: {error}"));
-    made("/tmp/host")?;
-    made("/tmp/new")?;
-    tmpfs(Path::new("/tmp/new"))?;
-    let enter = |path: &Path| rustix::process::chdir(path).map_err(said("cannot enter", path));
-    enter(base)?;
-    rustix::process::pivot_root(".", "host").map_err(said("the root cannot be changed to", base))?;
-    enter(root)?;
-    for entry in std::fs::read_dir("/host").map_err(|error| error.to_string())? {
-        let entry = entry.map_err(|error| error.to_string())?;
-        if name.is_none_or(|name| entry.file_name() != name) {
-            carry_over(&entry.path(), &Path::new("/new").join(entry.file_name()))?;
-        }
-    }
-    let device = name.map(|name| mount_tree(name, owner)).transpose()?;
-    if let Some(container) = &command.container {
-        lay_bundle(container)?;
-    }
-    // Processes of this namespace have numbers of their own. A locked /proc (in some containers) cannot be
-    // replaced; then the host's numbers show, and all else works.
-    let _ = mount::mount(
-        "proc",
-        "/new/proc",
-        "proc",
-        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
-        None,
-    );
-    let read_only = MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
-    let _ = mount::mount_remount("/new", read_only, c"");
-    enter(Path::new("/new"))?;
-    rustix::process::pivot_root(".", ".")
-        .map_err(said("the root cannot be changed to", Path::new("/new")))?;
-    mount::unmount(".", UnmountFlags::DETACH).map_err(said("the host's root cannot be let go at", root))?;
-    enter(root)?;
-    Ok(device)
-}
-
-/// Mounts the tree below the new root. Gives the device that serves it.
-fn mount_tree(name: &str, (uid, gid): (u32, u32)) -> Result<OwnedFd, String> {
-    let tree = Path::new("/new").join(name);
-    std::fs::create_dir(&tree).map_err(|error| format!("/{name} cannot be made: {error}"))?;
-    let device = open_device()?;
-    let options = format!(
-        "fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions,allow_other",
-        device.as_raw_fd()
-    );
-    let options = std::ffi::CString::new(options).map_err(|error| error.to_string())?;
-    mount::mount("ion", &tree, "fuse.ion", MountFlags::NOSUID | MountFlags::NODEV, Some(options.as_c_str()))
-        .map_err(said("a FUSE filesystem cannot be mounted at", Path::new(&format!("/{name}"))))?;
-    Ok(device)
-}
-
-/// Lays a container's bundle below the new root. The runtime keeps its state there, too.
-fn lay_bundle(container: &Container) -> Result<(), String> {
-    let below = |folder: &str, path: &Path| Path::new(folder).join(path.strip_prefix("/").unwrap_or(path));
-    let (bundle, rootfs) = (below("/new", Path::new(BUNDLE)), below("/new", Path::new(ROOTFS)));
-    let made = |path: &Path| {
-        std::fs::create_dir(path).map_err(|error| format!("{} cannot be made: {error}", path.display()))
-    };
-    made(&bundle)?;
-    // Not a part of the root, which becomes read-only.
-    tmpfs(&bundle)?;
-    made(&rootfs)?;
-    let image = below("/host", &container.rootfs);
-    mount::mount_bind(&image, &rootfs).map_err(said("the image cannot be shown:", &container.rootfs))?;
-    let config = std::fs::write(bundle.join("config.json"), &container.config);
-    config.map_err(|error| format!("the container's config.json cannot be written: {error}"))?;
-    // A runtime may refuse a machine that has both versions of control groups: it has nothing to do with them here.
-    let second = Path::new("/new/sys/fs/cgroup/unified");
-    if second.is_dir() { tmpfs(second) } else { Ok(()) }
-}
-
-/// Makes one top-level entry of the host's root appear in the new one.
-fn carry_over(from: &Path, to: &Path) -> Result<(), String> {
-    let failed = |error: io::Error| format!("{} cannot be shown to the module: {error}", from.display());
-    let kind = std::fs::symlink_metadata(from).map_err(failed)?.file_type();
-    if kind.is_symlink() {
-        let target: PathBuf = std::fs::read_link(from).map_err(failed)?;
-        return std::os::unix::fs::symlink(target, to).map_err(failed);
-    }
-    if kind.is_dir() {
-        std::fs::create_dir(to).map_err(failed)?;
-    } else {
-        std::fs::write(to, b"").map_err(failed)?;
-    }
-    mount::mount_bind_recursive(from, to).map_err(|error| failed(error.into()))
-}
-
-fn open_device() -> Result<OwnedFd, String> {
-    // Through the host's /dev as this namespace shows it.
-    rustix::fs::open("/new/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Permissions::empty()).map_err(|error| {
-        let way_out = match error {
-            rustix::io::Errno::NOENT => "; load it with `modprobe fuse`",
-            rustix::io::Errno::ACCESS => "; allow it with `chmod 666 /dev/fuse`, as distributions do",
-            _ => "",
-        };
-        format!("/dev/fuse cannot be opened: {}{way_out}", io::Error::from(error))
-    })
-}
-
-/// Numbers that the kernel gives to nobody once it has been through all.
-const PIDS_RESERVED: u64 = 300;
 
 /// Stays until the module and all it started have ended.
 fn supervise(socket: BorrowedFd<'_>, command: &Command, child: Pid) -> Result<(), String> {
