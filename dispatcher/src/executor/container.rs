@@ -84,8 +84,18 @@ const DENIED: [&str; 38] = [
 /// Of `clone`: a new user namespace.
 const CLONE_NEWUSER: u64 = 0x1000_0000;
 
-/// What `clone3` is answered: its flags cannot be looked at, and C libraries go on with `clone`.
+/// What `clone3` is answered, and the `socketcall` of programs of 32 bits: what they ask for cannot be looked at. C libraries go
+/// on with `clone` and with `socket`.
 const ENOSYS: u32 = 38;
+
+/// Sockets of virtual machines: no network namespace holds them, and at their other end is whoever runs this machine.
+const AF_VSOCK: u32 = 40;
+
+/// Sockets of the kernel's cryptography: much code that nobody needs, as libraries have their own.
+const AF_ALG: u32 = 38;
+
+/// What both are answered, as by a kernel that knows no such sockets.
+const EAFNOSUPPORT: u32 = 97;
 
 /// Why a container cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -401,6 +411,11 @@ fn seccomp() -> Value {
             {"names": &DENIED[..], "action": "SCMP_ACT_ERRNO"},
             {"names": ["clone"], "action": "SCMP_ACT_ERRNO",
              "args": [{"index": 0, "value": CLONE_NEWUSER, "valueTwo": CLONE_NEWUSER, "op": "SCMP_CMP_MASKED_EQ"}]},
+            {"names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": EAFNOSUPPORT,
+             "args": [{"index": 0, "value": AF_VSOCK, "op": "SCMP_CMP_EQ"}]},
+            {"names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": EAFNOSUPPORT,
+             "args": [{"index": 0, "value": AF_ALG, "op": "SCMP_CMP_EQ"}]},
+            {"names": ["socketcall"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS},
             {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS},
         ],
     })
