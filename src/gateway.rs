@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Args as ClapArgs;
 use dispatcher::gateway::{Gateway, GatewayError, GatewaySettings, Portal, Tokens, Vitals};
+use dispatcher::pipeline::{ExecutorKind, Module, Network};
 use ionfs::node::Node;
 
 use crate::metrics::MetricsArgs;
@@ -45,14 +46,8 @@ pub(crate) struct GatewayFlags {
 }
 
 impl GatewayFlags {
-    /// Begins to answer at an address.
-    pub(crate) async fn open(
-        self,
-        address: SocketAddr,
-        node: Arc<Node>,
-        vitals: Arc<Vitals>,
-        portal: Option<Portal>,
-    ) -> Result<Gateway, Failure> {
+    /// The tokens that requests have to bring.
+    fn tokens(&self) -> Result<Tokens, Failure> {
         let listed = match &self.tokens {
             // systemd keeps others away from these itself; by an access list, on some machines, and the mode does not tell.
             Some(file) if is_credential(file) => Tokens::parse(&std::fs::read_to_string(file)?)?,
@@ -61,8 +56,36 @@ impl GatewayFlags {
         };
         let said = gateway_tokens().map(|lines| Tokens::parse(&lines)).transpose();
         let said = said.map_err(|error| Failure(format!("ION_GATEWAY_TOKENS: {error}")))?;
+        Ok(listed.and(said.unwrap_or_default()))
+    }
+
+    /// Refuses a gateway that asks for no token beside a module which reaches it from its container: what is put into one is
+    /// not trusted to publish whatever it likes.
+    pub(crate) fn check_beside(&self, modules: &[Module]) -> Result<(), Failure> {
+        let on_this_machine = |module: &&Module| {
+            module.executor == ExecutorKind::Container
+                && module.container.as_ref().is_some_and(|container| container.network == Network::Host)
+        };
+        match modules.iter().find(on_this_machine) {
+            Some(module) if self.tokens()?.is_empty() => Err(Failure(format!(
+                "module {:?} has \"network: host\" and could publish any event at the gateway: name a file of tokens with \
+                 --gateway-tokens, or set ION_GATEWAY_TOKENS (docs/http.md)",
+                module.name
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Begins to answer at an address.
+    pub(crate) async fn open(
+        self,
+        address: SocketAddr,
+        node: Arc<Node>,
+        vitals: Arc<Vitals>,
+        portal: Option<Portal>,
+    ) -> Result<Gateway, Failure> {
         let settings = GatewaySettings {
-            tokens: listed.and(said.unwrap_or_default()),
+            tokens: self.tokens()?,
             hosts: self.hosts,
             connections_max: usize::try_from(self.connections.max(1))?,
             upload_bytes_max: self.upload_max,

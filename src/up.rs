@@ -165,6 +165,7 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
     }
     let gateway = match args.gateway {
         Some(address) => {
+            args.gateway_flags.check_beside(&modules)?;
             let portal = Portal::new(chains.clone(), &modules);
             Some(args.gateway_flags.open(address, node, endpoint.vitals.clone(), Some(portal)).await?)
         }
