@@ -87,7 +87,8 @@ async fn list(settings: &Settings, ledger: &Ledger) -> Outcome {
     if !settings.json && !unread.is_empty() {
         output::line("messages no job could be made of:");
         for letter in unread {
-            output::line(format!("  {} for {}: {}", output::moment(letter.at), letter.module, letter.reason));
+            let (module, reason) = (output::of_others(&letter.module), output::of_others(&letter.reason));
+            output::line(format!("  {} for {module}: {reason}", output::moment(letter.at)));
         }
     }
     Ok(Verdict::Well)

@@ -65,12 +65,10 @@ pub(crate) async fn run(settings: &Settings, _args: Args) -> Outcome {
                 (false, false) => ("so-so", Colour::Yellow),
                 (false, true) => ("bad", Colour::Red),
             };
-            output::line(format!(
-                "{:<12} {:<5}  {}",
-                finding.what,
-                output::coloured(mark, colour),
-                finding.text.replace('\n', &format!("\n{:20}", ""))
-            ));
+            let mut lines = finding.text.lines();
+            let first = lines.next().unwrap_or_default();
+            output::line(format!("{:<12} {:<5}  {first}", finding.what, output::coloured(mark, colour)));
+            lines.for_each(|text| output::line(format!("{:20}{text}", "")));
         }
     }
     Ok(if well { Verdict::Well } else { Verdict::Failed })

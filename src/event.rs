@@ -161,7 +161,7 @@ pub(crate) async fn store_files(
     let bar = progress(found.len());
     let mut entries = Vec::with_capacity(found.len());
     for (n, (path, name)) in found.iter().enumerate() {
-        bar.set_message(name.clone());
+        bar.set_message(output::of_others(name));
         // A number keeps apart two files that were given one name.
         let key = format!("{prefix}/{n}/{name}");
         entries.push(store_path(&*plane.blobs, key, name.clone(), path).await?);

@@ -1,40 +1,92 @@
 //! What people see: tables, colours, times and sizes. The only place that prints.
+//!
+//! Modules choose names, types, values and lines freely. What a terminal would obey in them is shown instead, as `\u{1b}`
+//! or `\n`, so that no module moves the cursor, and none forges a line of a table, a trace or a log. Bytes go out as they
+//! are only where they are asked for and no terminal reads them.
 #![expect(clippy::print_stderr, reason = "the one place that prints")]
 
 use std::io::{self, IsTerminal as _, Write as _};
 
 use ionfs::clock::{self, Millis};
+use ionfs::text::{cut, is_obeyed, visible, visible_but};
 use serde::Serialize;
 
-/// Prints a line. A reader that went away ends the command quietly.
+/// Bytes of one cell of a table, and of one part of a line that others chose. `ion job get` and the like show all of it.
+const CELL_MAX: usize = 500;
+
+/// Prints one line. A reader that went away ends the command quietly.
 pub(crate) fn line(text: impl AsRef<str>) {
+    print(&format!("{}\n", one_line(text.as_ref())));
+}
+
+fn print(text: &str) {
     let mut out = io::stdout().lock();
-    if writeln!(out, "{}", text.as_ref()).is_err() {
+    if out.write_all(text.as_bytes()).is_err() {
         std::process::exit(0);
     }
 }
 
-/// Prints bytes as they are.
+/// The text in one line, with nothing that is obeyed but tabs and the colours of [`coloured`].
+fn one_line(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('\x1b') {
+        let (before, escape) = rest.split_at(at);
+        shown.push_str(&visible_but(before, |c| c == '\t'));
+        let own = Colour::ALL.iter().map(|colour| colour.begins()).chain([PLAIN.to_owned()]);
+        let own = own.into_iter().find(|code| escape.starts_with(code.as_str()));
+        let length = own.as_ref().map_or(1, String::len);
+        shown.push_str(own.as_deref().unwrap_or(r"\u{1b}"));
+        rest = &escape[length..];
+    }
+    shown.push_str(&visible_but(rest, |c| c == '\t'));
+    shown
+}
+
+/// A part of a line that others chose: in one line, and cut where it is long.
+pub(crate) fn of_others(text: &str) -> String {
+    visible(&cut(text, CELL_MAX)).into_owned()
+}
+
+/// Prints what a job wrote: to a terminal as text that is shown, to all else byte by byte.
 pub(crate) fn raw(bytes: &[u8]) {
+    let shown = is_terminal().then(|| {
+        let text = String::from_utf8_lossy(bytes);
+        visible_but(&text, |c| matches!(c, '\t' | '\n')).into_owned().into_bytes()
+    });
     let mut out = io::stdout().lock();
-    if out.write_all(bytes).and_then(|()| out.flush()).is_err() {
+    if out.write_all(shown.as_deref().unwrap_or(bytes)).and_then(|()| out.flush()).is_err() {
         std::process::exit(0);
     }
 }
 
-/// Prints a JSON document.
+/// Prints a JSON document. What a terminal would obey in its strings stands as JSON's own escapes.
 pub(crate) fn json(value: &impl Serialize) {
-    line(serde_json::to_string_pretty(value).unwrap_or_default());
+    print(&format!("{}\n", harmless_json(&serde_json::to_string_pretty(value).unwrap_or_default())));
+}
+
+/// Control characters below a space are escaped in any JSON, or white space between values; these are the others.
+fn harmless_json(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match is_obeyed(c) && c != '\n' {
+            true => {
+                c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| shown.push_str(&format!("\\u{unit:04x}")))
+            }
+            false => shown.push(c),
+        }
+    }
+    shown
 }
 
 /// Says something beside the result.
 pub(crate) fn say(text: &str) {
-    eprintln!("ion: {text}");
+    eprintln!("ion: {}", one_line(text));
 }
 
 /// Says why the command failed.
 pub(crate) fn complain(text: &str) {
-    eprintln!("ion: {text}");
+    eprintln!("ion: {}", one_line(text));
 }
 
 /// Whether results go to a terminal.
@@ -52,19 +104,32 @@ pub(crate) enum Colour {
     Grey,
 }
 
+/// Ends a colour.
+const PLAIN: &str = "\x1b[0m";
+
+impl Colour {
+    const ALL: [Self; 5] = [Self::Red, Self::Green, Self::Yellow, Self::Blue, Self::Grey];
+
+    /// What begins it.
+    fn begins(self) -> String {
+        let code = match self {
+            Self::Red => 31,
+            Self::Green => 32,
+            Self::Yellow => 33,
+            Self::Blue => 34,
+            Self::Grey => 90,
+        };
+        format!("\x1b[{code}m")
+    }
+}
+
 /// The text in a colour, where there is a terminal that shows it.
 pub(crate) fn coloured(text: &str, colour: Colour) -> String {
-    if !is_terminal() {
-        return text.to_owned();
+    let text = visible(text);
+    match is_terminal() {
+        true => format!("{}{text}{PLAIN}", colour.begins()),
+        false => text.into_owned(),
     }
-    let code = match colour {
-        Colour::Red => 31,
-        Colour::Green => 32,
-        Colour::Yellow => 33,
-        Colour::Blue => 34,
-        Colour::Grey => 90,
-    };
-    format!("\x1b[{code}m{text}\x1b[0m")
 }
 
 /// The colour of a job's state.
@@ -81,7 +146,9 @@ pub(crate) fn state(text: &str) -> String {
 
 /// Prints rows under a heading, each column as wide as its widest cell.
 pub(crate) fn table(heading: &[&str], rows: &[Vec<String>]) {
-    for text in layout(heading, rows) {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| of_others(cell)).collect()).collect();
+    for text in layout(heading, &rows) {
         line(text);
     }
 }
@@ -143,6 +210,18 @@ mod tests {
     fn columns_are_aligned() {
         let rows = vec![vec!["a".to_owned(), "long cell".to_owned()], vec!["bcd".to_owned(), "x".to_owned()]];
         assert_eq!(layout(&["ID", "WHAT"], &rows), ["ID   WHAT", "a    long cell", "bcd  x"]);
+    }
+
+    #[test]
+    fn what_others_chose_stays_in_its_line_and_is_not_obeyed() {
+        let forged = "a\nsucceeded  b\r\x1b[2J\x1b[31mred\x1b[0m\u{9b}1m\tend";
+        // Colours alone could be ours.
+        assert_eq!(one_line(forged), "a\\nsucceeded  b\\r\\u{1b}[2J\x1b[31mred\x1b[0m\\u{9b}1m\tend");
+        assert_eq!(of_others("a\n\x1b[31mb"), r"a\n\u{1b}[31mb");
+        assert!(of_others(&"x".repeat(15 << 20)).len() < CELL_MAX + 50);
+        let json = harmless_json(&serde_json::to_string(&["\u{9b}2J\u{7f}\u{202e}\x1b\n", "é"]).unwrap());
+        assert_eq!(json, r#"["\u009b2J\u007f\u202e\u001b\n","é"]"#);
+        assert_eq!(serde_json::from_str::<Vec<String>>(&json).unwrap()[0], "\u{9b}2J\u{7f}\u{202e}\x1b\n");
     }
 
     #[test]

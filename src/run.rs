@@ -124,7 +124,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         output::json(&published);
     } else {
         for event in &published {
-            let files: Vec<&str> = event.files.iter().map(|file| file.name.as_str()).collect();
+            let files: Vec<String> = event.files.iter().map(|file| output::of_others(&file.name)).collect();
             output::line(format!("{}  {}  {}", event.event_type, event.id, files.join(" ")));
         }
     }

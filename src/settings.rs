@@ -17,7 +17,12 @@ use ionfs::limits::{Limits, SetLimits};
 use ionfs::node::NodeSettings;
 use ionfs::stores::open::{StoreUrls, open, without_credentials};
 use ionfs::stores::{DataPlane, Documents};
+use ionfs::text::write_field;
 use ionfs::ticket::TicketKey;
+use tracing::field::Field;
+use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
@@ -168,6 +173,7 @@ impl Settings {
             .with_writer(std::io::stderr)
             .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
             .with_target(false)
+            .fmt_fields(harmless_fields())
             .with_filter(filter);
         tracing_subscriber::registry().with(log).with(exporter.map(Exporter::layer)).init();
         let home = std::path::absolute(&global.home)?;
@@ -255,6 +261,18 @@ impl Settings {
     pub(crate) fn urls(&self) -> &StoreUrls {
         &self.urls
     }
+}
+
+/// Writes the fields of a log, of which modules, requests and messages choose some: each in one line, and cut where it is
+/// long.
+fn harmless_fields() -> impl for<'w> FormatFields<'w> + 'static {
+    let field = |out: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| {
+        if field.name() != "message" {
+            write!(out, "{}=", field.name())?;
+        }
+        write_field(out, value)
+    };
+    debug_fn(field).delimited(" ")
 }
 
 /// What stands in a command line stands in every list of processes.

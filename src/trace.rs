@@ -7,7 +7,7 @@ use clap::Args as ClapArgs;
 use dispatcher::ledger::Ledger;
 use dispatcher::progress::{Status, Trace, status};
 use ionfs::clock;
-use ionfs::event::Event;
+use ionfs::event::{Event, KeyValue};
 use ionfs::id::EventId;
 use ionfs::record::{InsightRecord, JobRecord};
 use ionfs::stores::{Collection, Query};
@@ -18,6 +18,12 @@ use crate::{Failure, Outcome, Verdict, output};
 
 /// How often a correlation that is waited for is looked at.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// The longest wait between two looks, at a correlation that takes long to read.
+const LOOK_MAX: Duration = Duration::from_secs(5);
+
+/// Values of a job's insights that a tree shows.
+const VALUES_MAX: usize = 100;
 
 /// Show all that came of one first event, with times, sizes and states
 #[derive(Debug, ClapArgs)]
@@ -44,7 +50,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     if settings.json {
         output::json(&trace.documents());
     } else if args.dot {
-        output::line(dot(&trace.status));
+        dot(&trace.status).iter().for_each(output::line);
     } else {
         for text in tree(&correlation, &trace.status, &trace.insights) {
             output::line(text);
@@ -150,8 +156,13 @@ fn branch(
         lines.push(format!("{indent}{fork}{}", job_line(job)));
         let deeper = format!("{indent}{below}");
         if let Some(insight) = insights.get(job.id.as_str()) {
-            let values: Vec<String> =
-                insight.data.iter().map(|pair| format!("{}={}", pair.key, pair.value)).collect();
+            let shown = |pair: &KeyValue| {
+                format!("{}={}", output::of_others(&pair.key), output::of_others(&pair.value))
+            };
+            let mut values: Vec<String> = insight.data.iter().take(VALUES_MAX).map(shown).collect();
+            if let Some(more @ 1..) = insight.data.len().checked_sub(VALUES_MAX) {
+                values.push(format!("and {more} more"));
+            }
             lines.push(format!("{deeper}· {}", output::coloured(&values.join(" "), output::Colour::Grey)));
         }
         let made: Vec<&&Event> =
@@ -170,12 +181,11 @@ fn event_line(event: &Event) -> String {
     let files = match (&event.file_list, event.files.len()) {
         (Some(_), _) => "many files".to_owned(),
         (None, 0) => String::new(),
-        (None, 1) => format!("{} ({})", event.files[0].name, output::size(bytes)),
+        (None, 1) => format!("{} ({})", output::of_others(&event.files[0].name), output::size(bytes)),
         (None, n) => format!("{n} files ({})", output::size(bytes)),
     };
-    format!("{}  {}  {files}", output::coloured(&event.event_type, output::Colour::Yellow), event.id.short())
-        .trim_end()
-        .to_owned()
+    let event_type = output::coloured(&output::of_others(&event.event_type), output::Colour::Yellow);
+    format!("{event_type}  {}  {files}", output::of_others(event.id.short())).trim_end().to_owned()
 }
 
 fn job_line(job: &JobRecord) -> String {
@@ -184,7 +194,7 @@ fn job_line(job: &JobRecord) -> String {
     let tries = if job.attempt > 1 { format!("  attempt {}", job.attempt) } else { String::new() };
     let reason =
         attempt.and_then(|a| a.reason.clone()).filter(|_| job.state != ionfs::record::JobState::Succeeded);
-    let reason = reason.map(|reason| format!("  {reason}")).unwrap_or_default();
+    let reason = reason.map(|reason| format!("  {}", output::of_others(&reason))).unwrap_or_default();
     format!(
         "{} {}  {}  {}{tries}{reason}",
         output::state(job.state.as_str()),
@@ -194,33 +204,27 @@ fn job_line(job: &JobRecord) -> String {
     )
 }
 
-/// The graph in Graphviz's language.
-fn dot(status: &Status) -> String {
-    let mut text = String::from("digraph correlation {\n  rankdir=LR;\n");
+/// The graph in Graphviz's language, as lines.
+fn dot(status: &Status) -> Vec<String> {
+    // In quotes; what would end them, or the line, is escaped.
+    let named = |text: &str| output::of_others(text).replace('\\', "\\\\").replace('"', "\\\"");
+    let mut lines = vec!["digraph correlation {".to_owned(), "  rankdir=LR;".to_owned()];
     for event in &status.events {
-        text.push_str(&format!(
-            "  \"{}\" [shape=box, label=\"{}\\n{}\"];\n",
-            event.id,
-            event.event_type,
-            event.id.short()
-        ));
+        let (id, event_type) = (named(event.id.as_str()), named(&event.event_type));
+        let short = named(event.id.short());
+        lines.push(format!("  \"{id}\" [shape=box, label=\"{event_type}\\n{short}\"];"));
         let from = event.job_id.as_ref().map_or(event.context.parent_event_id.clone(), ToString::to_string);
         if !from.is_empty() {
-            text.push_str(&format!("  \"{from}\" -> \"{}\";\n", event.id));
+            lines.push(format!("  \"{}\" -> \"{id}\";", named(&from)));
         }
     }
     for job in &status.jobs {
-        text.push_str(&format!(
-            "  \"{}\" [label=\"{}\\n{}\"];\n  \"{}\" -> \"{}\";\n",
-            job.id,
-            job.module,
-            job.state.as_str(),
-            job.event_id,
-            job.id
-        ));
+        let (id, module) = (named(job.id.as_str()), named(&job.module));
+        lines.push(format!("  \"{id}\" [label=\"{module}\\n{}\"];", job.state.as_str()));
+        lines.push(format!("  \"{}\" -> \"{id}\";", named(job.event_id.as_str())));
     }
-    text.push('}');
-    text
+    lines.push("}".to_owned());
+    lines
 }
 
 /// Follows a correlation to its end. On a terminal a line for each module; in a pipe a line for each job that ended.
@@ -236,6 +240,7 @@ pub(crate) async fn wait(
     let mut by_module: BTreeMap<String, indicatif::ProgressBar> = BTreeMap::new();
     let terminal = output::is_terminal();
     loop {
+        let begun = tokio::time::Instant::now();
         let modules = ledger.modules().await?;
         let now = status(ledger, correlation, &modules).await?;
         for job in now.jobs.iter().filter(|job| job.state.is_final()) {
@@ -250,7 +255,7 @@ pub(crate) async fn wait(
                     .or_insert_with(|| bars.add(indicatif::ProgressBar::new_spinner()));
                 let counts: Vec<String> =
                     counts.iter().map(|(state, n)| format!("{n} {}", output::state(state))).collect();
-                bar.set_message(format!("{module}: {}", counts.join(", ")));
+                bar.set_message(format!("{}: {}", output::of_others(module), counts.join(", ")));
                 bar.tick();
             }
         }
@@ -274,6 +279,7 @@ pub(crate) async fn wait(
                 humantime::format_duration(timeout)
             )));
         }
-        tokio::time::sleep(LOOK).await;
+        // A large correlation is read for a part of the time only.
+        tokio::time::sleep(LOOK.max((begun.elapsed() * 4).min(LOOK_MAX))).await;
     }
 }

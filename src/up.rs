@@ -286,14 +286,15 @@ async fn show(mut lines: mpsc::Receiver<OutputLine>, mut notices: mpsc::Receiver
 fn ended(job: &JobRecord) {
     let Some(attempt) = job.attempts.last() else { return };
     let took = output::duration((attempt.ended.unwrap_or(attempt.started) - attempt.started).max(0));
+    let reason = attempt.reason.as_deref().unwrap_or_default();
     let what = match (job.state, attempt.end) {
         (JobState::Queued, Some(AttemptEnd::Released)) => return,
         (JobState::Queued, _) => {
-            format!("failed, will be tried again: {}", attempt.reason.as_deref().unwrap_or_default())
+            format!("failed, will be tried again: {}", output::of_others(reason))
         }
         (JobState::Succeeded, _) => output::state("succeeded"),
         (state, _) => {
-            format!("{}: {}", output::state(state.as_str()), attempt.reason.as_deref().unwrap_or_default())
+            format!("{}: {}", output::state(state.as_str()), output::of_others(reason))
         }
     };
     let name = format!("{} {}", job.module, job.id.short());

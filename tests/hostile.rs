@@ -6,6 +6,8 @@
 #![allow(clippy::disallowed_methods, reason = "tests start programs")]
 
 mod support;
+#[path = "hostile/words.rs"]
+mod words;
 
 use std::path::PathBuf;
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use ionfs::clock::{Millis, millis};
 use ionfs::event::FileEntry;
 use ionfs::record::{Attempt, AttemptEnd, JobRecord, JobState};
+use ionfs::text::{REASON_MAX, cut};
 
 /// Attempts that may be lost with their dispatchers before a job is dead: a job that takes its host down must not
 /// go on for ever, and a cluster's ordinary restarts must not end one.
@@ -162,7 +163,8 @@ fn end(job: &mut JobRecord, ended: &Ended, now: Millis) {
         attempt.ended = Some(now);
         attempt.end = Some(ended.end);
         attempt.exit_code = ended.exit_code;
-        attempt.reason.clone_from(&ended.reason);
+        // A module chooses some of the words.
+        attempt.reason = ended.reason.as_deref().map(|reason| cut(reason, REASON_MAX).into_owned());
         attempt.log.clone_from(&ended.log);
     }
     match ended.end {

@@ -28,6 +28,7 @@ use ionfs::limits::bytes_in_words;
 use ionfs::record::{CommitMode, InsightRecord, JobRecord};
 use ionfs::relay;
 use ionfs::stores::{Collection, DataPlane, Query};
+use ionfs::text::quote;
 use ionfs::upload::store_open;
 use serde_json::json;
 use tokio::sync::{OnceCell, Semaphore};
@@ -255,7 +256,7 @@ fn regular(left: io::Result<Left>, path: &str) -> Result<File, Refusal> {
     match left.map_err(|source| Refusal::Unreadable { path: path.to_owned(), source })? {
         Left::File(file) => Ok(file),
         Left::Missing => Err(Refusal::Missing(path.to_owned())),
-        Left::Other(what) => Err(Refusal::Invalid(format!("{path:?} is {what}"))),
+        Left::Other(what) => Err(Refusal::Invalid(format!("{} is {what}", quote(path)))),
     }
 }
 

@@ -27,7 +27,8 @@ use tracing::{Instrument as _, Span, info_span};
 use crate::clock::{self, Millis};
 use crate::errors::chain;
 use crate::event::{
-    Context, DocumentType, Event, EventFile, FileEntry, KeyValue, Publication, clean_path, is_event_type,
+    Context, DocumentType, Event, EventFile, FileEntry, KeyValue, Publication, TYPE_BYTES_MAX, clean_path,
+    is_event_type,
 };
 use crate::failpoint;
 use crate::id::{EventId, JobId};
@@ -35,6 +36,7 @@ use crate::patience::while_it_moves;
 use crate::record::{CommitMode, InsightRecord, JobState};
 use crate::spans;
 use crate::stores::{Collection, DataPlane, Guard, Inserted, Routed, StoreError, decode, encode};
+use crate::text::{REASON_MAX, cut_off, quote};
 use crate::upload::{UploadError, store_bytes};
 
 /// Files that a document lists itself; a longer list becomes a blob. Documents are limited to 2 MiB on Cosmos DB,
@@ -60,7 +62,7 @@ pub enum Refusal {
     #[error("{0}")]
     Invalid(String),
     /// The type is not in the module's `emits`.
-    #[error("module {module:?} may not publish {event_type:?}; its pipeline allows: {allowed}")]
+    #[error("module {module:?} may not publish {}; its pipeline allows: {allowed}", quote(.event_type))]
     NotEmitted {
         /// The module.
         module: String,
@@ -70,10 +72,10 @@ pub enum Refusal {
         allowed: String,
     },
     /// A named file is not there.
-    #[error("file {0:?} is not in out/data")]
+    #[error("file {} is not in out/data", quote(.0))]
     Missing(String),
     /// A named file is still open.
-    #[error("file {0:?} is still open for writing; close it before the event")]
+    #[error("file {} is still open for writing; close it before the event", quote(.0))]
     StillOpen(String),
     /// Over a limit.
     #[error("{0}")]
@@ -82,7 +84,7 @@ pub enum Refusal {
     #[error("{0}")]
     TooLong(String),
     /// A write to a named file failed, or its bytes were lost or changed on the disk, and nobody wrote there again.
-    #[error("a write to file {path:?} did not come through: {source}; what it holds is not whole")]
+    #[error("a write to file {} did not come through: {source}; what it holds is not whole", quote(.path))]
     NotWhole {
         /// The file.
         path: String,
@@ -94,7 +96,7 @@ pub enum Refusal {
     #[error("this event was committed before with other content (event {0})")]
     Differs(EventId),
     /// A named file cannot be read from the staging folder.
-    #[error("file {path:?} cannot be read: {source}")]
+    #[error("file {} cannot be read: {source}", quote(.path))]
     Unreadable {
         /// The file.
         path: String,
@@ -202,7 +204,7 @@ impl Rejection {
         Self {
             name: name.to_owned(),
             errno: refusal.errno_name().to_owned(),
-            reason: refusal.to_string(),
+            reason: cut_off(refusal.to_string(), REASON_MAX),
             at: clock::now(),
         }
     }
@@ -424,7 +426,8 @@ impl Committer {
         };
         if !is_event_type(&event_type) {
             return Err(Refusal::Invalid(format!(
-                "{event_type:?} cannot be an event type: letters, digits, '.', '_' and '-', at most 200, are allowed"
+                "{} cannot be an event type: letters, digits, '.', '_' and '-', at most {TYPE_BYTES_MAX}, are allowed",
+                quote(&event_type)
             )));
         }
         match &self.origin.emits {
@@ -542,7 +545,7 @@ fn clean_paths(files: &[String]) -> Result<Vec<String>, Refusal> {
     let mut seen = std::collections::HashSet::new();
     for file in files {
         let Some(path) = clean_path(file) else {
-            return Err(Refusal::Invalid(format!("{file:?} is not a path below out/data")));
+            return Err(Refusal::Invalid(format!("{} is not a path below out/data", quote(file))));
         };
         if seen.insert(path.clone()) {
             paths.push(path);

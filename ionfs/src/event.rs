@@ -15,6 +15,7 @@ use crate::checksum::Checksums;
 use crate::clock::Millis;
 use crate::id::{CorrelationId, EventId, JobId};
 use crate::limits::{Limits, bytes_in_words};
+use crate::text::{QUOTE_MAX, cut, quote};
 
 /// Brackets in brackets in one value of an event: what common JSON readers take.
 const DEPTH_MAX: usize = 128;
@@ -239,7 +240,7 @@ pub fn parse_within(content: &[u8], limits: &Limits) -> Parsed {
     match serde_json::from_slice::<IgnoredAny>(content) {
         Ok(_) => {}
         Err(error) if error.is_eof() => return Parsed::Incomplete,
-        Err(error) => return Parsed::Invalid(format!("not JSON: {error}")),
+        Err(error) => return Parsed::Invalid(not_json(&error)),
     }
     let Ok(text) = std::str::from_utf8(content).map(str::trim_ascii) else {
         return Parsed::Invalid("not JSON: not UTF-8".into());
@@ -355,7 +356,7 @@ fn pair(index: usize, element: &str) -> Result<(String, &str), Wrong> {
         string(key.ok_or_else(|| Wrong::Form(format!("element {index} has no \"key\" that is a string")))?)?;
     match value {
         Some(value) => Ok((key, value)),
-        None => Err(Wrong::Form(format!("element {index} (\"{key}\") has no \"value\""))),
+        None => Err(Wrong::Form(format!("element {index} ({}) has no \"value\"", quote(&key)))),
     }
 }
 
@@ -366,7 +367,7 @@ fn each<'t>(text: &'t str, mut take: impl FnMut(String, &'t str) -> Result<(), W
     let read = serde_json::Deserializer::from_str(text).deserialize_any(Each(take));
     match (wrong, read) {
         (Some(wrong), _) => Err(wrong),
-        (None, Err(error)) => Err(Wrong::Form(format!("not JSON: {error}"))),
+        (None, Err(error)) => Err(Wrong::Form(not_json(&error))),
         (None, Ok(())) => Ok(()),
     }
 }
@@ -400,8 +401,13 @@ impl<'de, F: FnMut(String, &'de RawValue) -> bool> Visitor<'de> for Each<F> {
     }
 }
 
+/// What the parser says; it may quote what it does not like.
+fn not_json(error: &serde_json::Error) -> String {
+    format!("not JSON: {}", cut(&error.to_string(), QUOTE_MAX))
+}
+
 fn string(text: &str) -> Result<String, Wrong> {
-    serde_json::from_str(text).map_err(|error| Wrong::Form(format!("not JSON: {error}")))
+    serde_json::from_str(text).map_err(|error| Wrong::Form(not_json(&error)))
 }
 
 /// Refuses a value nested so deeply that programs which read it run out of stack.
@@ -443,10 +449,13 @@ pub fn is_draft(name: &str) -> bool {
     seds_own || name.starts_with('.') || [".tmp", ".part", ".swp", "~"].iter().any(|end| name.ends_with(end))
 }
 
-/// Whether a text can be an event type: it is a routing key, part of names and paths. At most 200 bytes of
-/// letters, digits, `.`, `_` and `-`, beginning with a letter or digit.
+/// Bytes of an event type. AMQP's routing keys and file names have 255; the rest is for what stands beside it.
+pub const TYPE_BYTES_MAX: usize = 200;
+
+/// Whether a text can be an event type: it is a routing key, part of names and paths. At most [`TYPE_BYTES_MAX`] bytes
+/// of letters, digits, `.`, `_` and `-`, beginning with a letter or digit.
 pub fn is_event_type(text: &str) -> bool {
-    text.len() <= 200
+    text.len() <= TYPE_BYTES_MAX
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
 }

@@ -4,7 +4,7 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | [`id`], [`clock`], [`errors`], [`metrics`], [`spans`], [`patience`], [`failpoint`] | ids as newtypes, made deterministically; milliseconds; an error in one line; counters and latencies; spans of jobs; time as this process has seen it; where tests kill the process |
+//! | [`id`], [`clock`], [`errors`], [`text`], [`metrics`], [`spans`], [`patience`], [`failpoint`] | ids as newtypes, made deterministically; milliseconds; an error in one line; quotes of what others wrote; counters and latencies; spans of jobs; time as this process has seen it; where tests kill the process |
 //! | [`checksum`], [`event`], [`record`] | block checksums; events and both forms of event files; the other documents |
 //! | [`sys`], [`beneath`] | every `unsafe` line; what others may change, touched by descriptors below a root |
 //! | [`stores`] | the traits `Blobs`, `Documents`, `Bus`; their backends; opening by URL |
@@ -43,5 +43,6 @@ pub mod relay;
 pub mod spans;
 pub mod stores;
 pub mod sys;
+pub mod text;
 pub mod ticket;
 pub mod upload;

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::quote;
+
 /// Bytes of a path below `out/data` that any store can hold: keys of S3 and Azure have 1,024, of which the ids before
 /// the path take up to 124.
 pub const PATH_BYTES_MAX: u64 = 900;
@@ -71,10 +73,12 @@ impl Limits {
         let (bytes, depth) = (self.path_bytes, self.path_depth);
         if path.len() as u64 > bytes {
             let length = path.len();
-            return Err(format!("a path that an event names may have {bytes} bytes; {path:?} has {length}"));
+            let path = quote(path);
+            return Err(format!("a path that an event names may have {bytes} bytes; {path} has {length}"));
         }
         if path.split('/').count() as u64 > depth {
-            return Err(format!("a path that an event names may be {depth} names deep; {path:?} is deeper"));
+            let path = quote(path);
+            return Err(format!("a path that an event names may be {depth} names deep; {path} is deeper"));
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ use ionfs::id::{EventId, JobId};
 use ionfs::node::Node;
 use ionfs::record::{Attempt, AttemptEnd, JobRecord, JobState, LogRecord};
 use ionfs::stores::{Collection, DataPlane, Guard, Inserted, encode};
+use ionfs::text::ending;
 use ionfs::upload::store_bytes_soon;
 use serde_json::Value;
 
@@ -412,7 +413,7 @@ impl Recording {
             reason: said(&end.how),
             exit_code: exit_code(&end.how),
             timed_out: matches!(end.how, How::TimedOut(_)),
-            stderr: String::from_utf8_lossy(&end.stderr[from..]).into_owned(),
+            stderr: ending(end.stderr.len() as u64, &end.stderr[from..]),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ionfs::commit::{Fence, Origin, Rejection};
 use ionfs::fs::job::{Names, Older, Outcome};
 use ionfs::record::{AttemptEnd, CommitMode};
+use ionfs::text::quote;
 use tokio::sync::watch;
 
 use super::sandbox::{self, Exit};
@@ -154,5 +155,5 @@ pub(super) fn stopped_by(why: Stop) -> Ended {
 
 fn refused(first: &Rejection, count: usize) -> String {
     let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
-    format!("event file {:?} was rejected: {}: {}{more}", first.name, first.errno, first.reason)
+    format!("event file {} was rejected: {}: {}{more}", quote(&first.name), first.errno, first.reason)
 }

@@ -28,6 +28,7 @@ use std::time::{Duration, SystemTime};
 
 use ionfs::checksum::hex;
 use ionfs::errors::chain;
+use ionfs::text::cut;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -55,7 +56,7 @@ const MAKE_WAIT: Duration = Duration::from_millis(20);
 /// What is being brought here.
 const FETCH: &str = "fetch-";
 
-/// Characters of a registry client's words that an error quotes.
+/// Bytes of a registry client's words that an error quotes.
 const WORDS_MAX: usize = 1000;
 
 /// Why an image cannot be had.
@@ -317,7 +318,7 @@ impl Images {
         // The last of its tries; before it stand time and level.
         let last = said.trim().lines().next_back().unwrap_or_default();
         let words = last.split_once("msg=").map_or(last, |(_, words)| words.trim_matches('"'));
-        let words: String = words.chars().take(WORDS_MAX).collect();
+        let words = cut(words, WORDS_MAX);
         Err(ImageError::NotFetched(format!("image {reference} cannot be fetched: skopeo: {words}")))
     }
 }

@@ -21,6 +21,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use ionfs::event::{Event, FileEntry};
 use ionfs::id::{CorrelationId, EventId, JobId};
 use ionfs::record::{AttemptEnd, JobRecord, JobState};
+use ionfs::text::{ending, quote};
 use serde_json::json;
 use tokio::time::{Instant, sleep_until};
 
@@ -127,11 +128,11 @@ async fn send_through(
     let module = match gate.in_time(gate.ledger.module(&name)).await? {
         Some(module) if !module.links.is_empty() => module,
         Some(_) => {
-            let detail = format!("module {name:?} is no chain: it reads and writes files");
+            let detail = format!("module {} is no chain: it reads and writes files", quote(&name));
             return Err(Problem::new(Kind::NotFound, detail));
         }
         None => {
-            let detail = format!("there is no chain {name:?}; `ion module list` shows what there is");
+            let detail = format!("there is no chain {}; `ion module list` shows what there is", quote(&name));
             return Err(Problem::new(Kind::NotFound, detail));
         }
     };
@@ -383,7 +384,7 @@ async fn failure(
             Some(log) => {
                 let said = log.size.saturating_sub(SAID_MAX)..log.size;
                 let said = gate.in_time(gate.node.plane.blobs.get_range(&log.key, said)).await?;
-                String::from_utf8_lossy(&said).into_owned()
+                ending(log.size, &said)
             }
             None => String::new(),
         };

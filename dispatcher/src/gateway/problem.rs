@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use ionfs::commit::Refusal;
 use ionfs::errors::chain;
 use ionfs::stores::StoreError;
+use ionfs::text::{REASON_MAX, cut_off};
 use ionfs::upload::UploadError;
 use serde_json::{Map, Value, json};
 
@@ -155,7 +156,9 @@ struct Parts {
 impl Problem {
     /// A problem in words.
     pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        let parts = Parts { kind, detail: detail.into(), more: Map::new(), headers: vec![] };
+        // A request chooses some of the words.
+        let detail = cut_off(detail.into(), REASON_MAX);
+        let parts = Parts { kind, detail, more: Map::new(), headers: vec![] };
         let mut problem = Self(Box::new(parts));
         if matches!(kind, Kind::StoresAway | Kind::Busy) {
             problem = problem.header(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));

@@ -15,8 +15,13 @@ use ionfs::limits::{Limits, SetLimits};
 use ionfs::stores::object::ObjectBlobs;
 use ionfs::stores::open::{StoreUrls, open_blobs, open_over, without_credentials};
 use ionfs::stores::{Blobs, DataPlane, StoreError};
+use ionfs::text::write_field;
 use serde_json::{Value, json};
+use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
 
 use super::complain;
 
@@ -347,7 +352,10 @@ fn log(arguments: &Arguments) -> Result<(), String> {
     let spans = ionfs::spans::TARGET;
     // Of the libraries' own words nobody knows what they hold.
     let filter = format!("{others},lapin=off,ionfs={level},handler_shim={level},{spans}=off");
-    let subscriber = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_target(false);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(filter))
+        .with_target(false)
+        .fmt_fields(harmless_fields());
     match &arguments.logfile {
         Some(path) if !path.as_os_str().is_empty() => {
             let file = std::fs::File::options().create(true).append(true).open(path);
@@ -360,6 +368,17 @@ fn log(arguments: &Arguments) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Writes the fields of a log, of which modules choose some: each in one line, and cut where it is long.
+fn harmless_fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
+    let field = |out: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| {
+        if field.name() != "message" {
+            write!(out, "{}=", field.name())?;
+        }
+        write_field(out, value)
+    };
+    debug_fn(field).delimited(" ")
 }
 
 /// Which stores.

@@ -1,0 +1,168 @@
+//! Texts that others wrote, in what Ion itself says.
+//!
+//! A module, a request or a message chooses names, types and values freely. Ion quotes them in logs, reasons, records,
+//! tables and errors: a long one is cut, so that nobody fills a log or a document with one name, and what a terminal
+//! would obey is shown instead, so that nobody forges a line.
+
+use std::borrow::Cow;
+use std::fmt::{self, Write as _};
+
+/// Bytes of a name, a type or a value that a sentence quotes. Longer ones hide the rest of the sentence; shorter cuts
+/// would hit names that files really have (255 bytes are allowed, most have fewer than 100). Event types have as many.
+pub const QUOTE_MAX: usize = 200;
+
+/// Bytes of a whole reason, as job records, dead letters and answers keep it. A sentence with several quotes fits; the
+/// headers of an AMQP message, whose frames may have 4 KiB, hold it too.
+pub const REASON_MAX: usize = 2000;
+
+/// At most so many bytes of the text, up to the end of a character.
+fn beginning(text: &str, most: usize) -> &str {
+    let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
+}
+
+/// The text, or its beginning and how much was left out: at most `most` bytes of it.
+pub fn cut(text: &str, most: usize) -> Cow<'_, str> {
+    if text.len() <= most {
+        return Cow::Borrowed(text);
+    }
+    let head = beginning(text, most);
+    Cow::Owned(format!("{head}... ({} more bytes)", text.len() - head.len()))
+}
+
+/// The same of a text that nobody needs otherwise.
+pub fn cut_off(text: String, most: usize) -> String {
+    match cut(&text, most) {
+        Cow::Borrowed(_) => text,
+        Cow::Owned(cut) => cut,
+    }
+}
+
+/// The end of a text of `all` bytes, as text, and how much stands before it.
+pub fn ending(all: u64, end: &[u8]) -> String {
+    let before = all.saturating_sub(end.len() as u64);
+    if before == 0 {
+        return String::from_utf8_lossy(end).into_owned();
+    }
+    // Not from the middle of a character on.
+    let begun = end.iter().take(3).take_while(|byte| **byte & 0xc0 == 0x80).count();
+    format!("({} bytes before) ...{}", before + begun as u64, String::from_utf8_lossy(&end[begun..]))
+}
+
+/// Shows a name, a type or a value in quotes: escaped, and cut after [`QUOTE_MAX`] bytes.
+pub fn quote<T: AsRef<str> + ?Sized>(text: &T) -> Quoted<'_> {
+    Quoted(text.as_ref())
+}
+
+/// A text in quotes: see [`quote`].
+#[derive(Clone, Copy, Debug)]
+pub struct Quoted<'t>(&'t str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let head = beginning(self.0, QUOTE_MAX);
+        match self.0.len() - head.len() {
+            0 => write!(f, "{head:?}"),
+            more => write!(f, "{head:?}... ({more} more bytes)"),
+        }
+    }
+}
+
+/// Whether a terminal or a reader of lines would obey this character instead of showing it: control characters, line
+/// separators, and those that turn the direction of writing or take no room at all.
+pub fn is_obeyed(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
+        )
+}
+
+/// The text in one line: each character that would be obeyed stands as its escape, `\n` or `\u{1b}`.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    visible_but(text, |_| false)
+}
+
+/// The same, where these characters stay as they are.
+pub fn visible_but(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
+    let escaped = |c: char| is_obeyed(c) && !stays(c);
+    if !text.chars().any(escaped) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match escaped(c) {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    Cow::Owned(shown)
+}
+
+/// Writes a value as a field of a log has it: in one line, cut after [`REASON_MAX`] bytes. Memory stays small however
+/// much the value says.
+pub fn write_field(out: &mut dyn fmt::Write, value: &dyn fmt::Debug) -> fmt::Result {
+    let mut field = Field { out, left: REASON_MAX, more: 0 };
+    write!(field, "{value:?}")?;
+    match field.more {
+        0 => Ok(()),
+        more => write!(field.out, "... ({more} more bytes)"),
+    }
+}
+
+struct Field<'o> {
+    out: &'o mut dyn fmt::Write,
+    left: usize,
+    more: usize,
+}
+
+impl fmt::Write for Field<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let head = beginning(text, self.left);
+        self.more += text.len() - head.len();
+        // Once something was left out nothing follows it.
+        self.left = if head.len() < text.len() { 0 } else { self.left - head.len() };
+        self.out.write_str(&visible(head))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_text_is_cut_between_characters_and_says_how_much_is_left_out() {
+        assert_eq!(cut("short", 5), "short");
+        assert_eq!(cut("longer", 5), "longe... (1 more bytes)");
+        assert_eq!(cut("aé€", 5), "aé... (3 more bytes)", "no character is cut in two");
+        assert_eq!(
+            cut_off("x".repeat(15 << 20), 10),
+            format!("xxxxxxxxxx... ({} more bytes)", (15 << 20) - 10)
+        );
+        assert_eq!(ending(3, b"all"), "all");
+        assert_eq!(ending(100, &"é and more".as_bytes()[1..]), "(91 bytes before) ... and more");
+        assert_eq!(quote("a\n\u{1b}[31m\u{202e}").to_string(), r#""a\n\u{1b}[31m\u{202e}""#);
+        let long = quote(&"y".repeat(QUOTE_MAX + 7)).to_string();
+        assert!(long.ends_with("y\"... (7 more bytes)") && long.len() < QUOTE_MAX + 40, "{long}");
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_shown_and_all_else_stays() {
+        assert_eq!(
+            visible("plain, é, 日本, e\u{301} and \u{1f469}\u{200d}\u{1f52c}"),
+            "plain, é, 日本, e\u{301} and \u{1f469}\u{200d}\u{1f52c}"
+        );
+        assert_eq!(visible("a\nb\r\tc\u{1b}[2J\u{7f}\u{9b}1m"), r"a\nb\r\tc\u{1b}[2J\u{7f}\u{9b}1m");
+        assert_eq!(visible("\u{202e}txt\u{2028}\u{feff}"), r"\u{202e}txt\u{2028}\u{feff}");
+        assert_eq!(visible_but("a\tb\n", |c| c == '\t'), "a\tb\\n");
+    }
+
+    #[test]
+    fn a_field_of_a_log_is_one_short_line() {
+        let mut line = String::new();
+        write_field(&mut line, &format_args!("{}\nforged {}", "é".repeat(2000), "z".repeat(2000))).unwrap();
+        assert!(!line.contains('\n') && line.len() < REASON_MAX + 50, "{line}");
+        assert!(line.ends_with("(4008 more bytes)"), "{line}");
+    }
+}
