@@ -12,6 +12,7 @@
 //! The rules are those of production, as it is the same code on embedded stores in `.dev/.stores`.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 
 use ionfs::clock;
 use ionfs::commit::create_event;
@@ -19,14 +20,15 @@ use ionfs::event::{
     Context, DocumentType, Event, EventFile, FileEntry, KeyValue, Parsed, Publication, parse,
 };
 use ionfs::id::{CorrelationId, EventId};
+use ionfs::limits::Limits;
 use ionfs::stores::DataPlane;
 use ionfs::stores::open::{StoreUrls, open};
-use ionfs::upload::store_path;
+use ionfs::upload::store_open;
 use serde_json::{Value, json};
 
 use crate::HandlerError;
 use crate::commit::Committed;
-use crate::folder::Folder;
+use crate::folder::{Folder, Left, read_within};
 
 /// The type of an event that nobody published.
 const EVENT_TYPE: &str = "development";
@@ -127,10 +129,19 @@ pub async fn first_event(
     let data = folder.at("in/data");
     let mut names = Vec::new();
     walk(&data, "", &mut names).map_err(HandlerError::folder(&data, "cannot be read"))?;
+    let moved = AtomicU64::new(0);
     let mut files: Vec<FileEntry> = Vec::with_capacity(names.len());
     for (n, name) in names.into_iter().enumerate() {
         let key = format!("{correlation}/{id}/{n}/{name}");
-        let stored = store_path(&*plane.blobs, key, name.clone(), &data.join(&name)).await;
+        let file = match folder.input(&format!("data/{name}")) {
+            Ok(Left::File(file)) => file,
+            Ok(Left::Missing) => continue,
+            Ok(Left::Other(what)) => {
+                return Err(HandlerError::Input { name, reason: format!("it is {what}") });
+            }
+            Err(error) => return Err(HandlerError::Input { name, reason: error.to_string() }),
+        };
+        let stored = store_open(&*plane.blobs, key, name.clone(), file, &moved).await;
         let why = |error| HandlerError::Input { name, reason: ionfs::errors::chain(&error) };
         files.push(stored.map_err(why)?);
     }
@@ -164,12 +175,19 @@ pub async fn first_event(
 /// The values in `in/eventmeta.json`, but for the addresses that an earlier `prepare` put there.
 fn values(folder: &Folder, files: &[FileEntry]) -> Result<Vec<KeyValue>, HandlerError> {
     let path = folder.at("in/eventmeta.json");
-    let content = match std::fs::read(&path) {
+    let malformed = |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
+    let read = || match folder.input("eventmeta.json")? {
+        Left::File(file) => match read_within(&file, Limits::default().event_bytes)? {
+            Some(content) => Ok(content),
+            None => Err(malformed("it is larger than an event may be")),
+        },
+        Left::Missing => Ok(vec![]),
+        Left::Other(what) => Err(malformed(&format!("it is {what}"))),
+    };
+    let content = match read() {
         Ok(content) => content,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
         Err(error) => return Err(HandlerError::folder(path, "cannot be read")(error)),
     };
-    let malformed = |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
     let mut values = match parse(&content) {
         Parsed::Complete(file) => EventFile::into_values(file),
         Parsed::Empty => vec![],

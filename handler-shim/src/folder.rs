@@ -6,20 +6,25 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use ionfs::beneath;
 use ionfs::event::is_draft;
 use ionfs::id::{EventId, JobId};
-use rustix::fs::{Dir, Mode, OFlags, ResolveFlags, openat2};
+use ionfs::text::quote;
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::HandlerError;
 
 /// Where `prepare` notes for `commit` which attempt this is: neither in `in/` nor in `out/`, which are the module's.
 const NOTE: &str = ".ion-handler.json";
+
+/// Bytes of that note. Ours have some hundred; what a module puts there may have any number.
+const NOTE_BYTES_MAX: u64 = 64 << 10;
 
 /// The folder.
 #[derive(Clone, Debug)]
@@ -57,8 +62,14 @@ impl Folder {
     }
 
     /// A path in it.
-    pub fn at(&self, path: &str) -> PathBuf {
+    pub fn at(&self, path: impl AsRef<Path>) -> PathBuf {
         self.root.join(path)
+    }
+
+    /// The folder itself, opened, however often others rename what is in it.
+    fn opened(&self) -> io::Result<beneath::Folder> {
+        // Its own path is the operator's, links in it too.
+        Ok(beneath::Folder::open(&self.root.canonicalize()?)?)
     }
 
     /// Makes it as a module expects it: `in/data`, `out/data` and `out/events` empty, no values, no insights.
@@ -66,36 +77,59 @@ impl Folder {
     /// # Errors
     /// When something cannot be made or removed, or a link stands in the way.
     pub fn reset(&self) -> Result<(), HandlerError> {
-        for part in ["in", "out"] {
-            let path = self.at(part);
-            let made = match std::fs::symlink_metadata(&path) {
-                // What is behind it might be anybody's.
-                Ok(metadata) if !metadata.is_dir() => Err(io::ErrorKind::NotADirectory.into()),
-                Ok(_) => Ok(()),
-                Err(_) => std::fs::create_dir_all(&path),
-            };
-            made.map_err(HandlerError::folder(path, "cannot be made"))?;
-        }
-        for part in ["in/data", "out/data", "out/events"] {
-            let path = self.at(part);
-            empty(&path).map_err(HandlerError::folder(path, "cannot be emptied"))?;
-        }
-        for part in ["in/eventmeta.json", "in/event.json", "out/insights.json"] {
-            let path = self.at(part);
-            remove(&path).map_err(HandlerError::folder(path, "cannot be removed"))?;
-        }
-        // Older modules open it without creating it.
-        self.write("out/insights.json", b"")
+        self.parts()?.empty(self)
     }
 
-    /// Writes a small file that is not there yet.
+    /// Opens `in` and `out`, making them if they are not there.
+    fn parts(&self) -> Result<Parts, HandlerError> {
+        let open = |name: &str| -> io::Result<beneath::Folder> {
+            std::fs::create_dir_all(&self.root)?;
+            // What is behind a link might be anybody's.
+            open_or_make(&self.opened()?, OsStr::new(name))
+        };
+        let open = |name: &str| open(name).map_err(HandlerError::folder(self.at(name), "cannot be made"));
+        Ok(Parts { input: open("in")?, output: open("out")? })
+    }
+
+    /// Writes a small file that is not there yet, in `in` or `out`.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn write(&self, path: &str, content: &[u8]) -> Result<(), HandlerError> {
-        let path = self.at(path);
-        let written = new_file(&path).and_then(|mut file| file.write_all(content));
-        written.map_err(HandlerError::folder(path, "cannot be written"))
+        let write = || self.new_file(Path::new(path))?.write_all(content);
+        write().map_err(HandlerError::folder(self.at(path), "cannot be written"))
+    }
+
+    /// A file that must be new, at a clean path; the folders above it are made. No link is followed, wherever it stands.
+    pub(crate) fn new_file(&self, path: &Path) -> io::Result<File> {
+        let (above, name) = split(path)?;
+        let mut folder = self.opened()?;
+        for part in above.iter() {
+            folder = open_or_make(&folder, part)?;
+        }
+        new_file(&folder, name)
+    }
+
+    /// A file that [`Folder::new_file`] made, to be written to.
+    pub(crate) fn made_file(&self, path: &Path) -> io::Result<File> {
+        let (above, name) = split(path)?;
+        let file =
+            self.opened()?.below(above)?.open_file(name, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty())?;
+        let metadata = file.metadata()?;
+        // A file with another name may be anybody's.
+        match metadata.is_file() && metadata.nlink() == 1 {
+            true => Ok(file),
+            false => Err(io::Error::new(io::ErrorKind::InvalidInput, "something else stands in its place")),
+        }
+    }
+
+    /// What is at a path of `in`, opened: never through a link.
+    ///
+    /// # Errors
+    /// When the system fails.
+    pub(crate) fn input(&self, path: &str) -> io::Result<Left> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        open(self.opened()?.as_fd(), &Path::new("in").join(path), resolve)
     }
 
     /// Notes which attempt the folder is for. Durable before the ledger is told: whoever finds the attempt in the ledger
@@ -104,21 +138,27 @@ impl Folder {
     /// # Errors
     /// When it cannot be written.
     pub fn note(&self, note: &Note) -> Result<(), HandlerError> {
-        let (path, draft) = (self.at(NOTE), self.at(&format!("{NOTE}.tmp")));
+        let (name, draft) = (OsStr::new(NOTE), format!("{NOTE}.tmp"));
         let write = || -> io::Result<()> {
             std::fs::create_dir_all(&self.root)?;
-            remove(&draft)?;
-            let mut file = new_file(&draft)?;
+            let folder = self.opened()?;
+            folder.remove_all(OsStr::new(&draft))?;
+            let mut file = new_file(&folder, OsStr::new(&draft))?;
             file.write_all(&serde_json::to_vec(note)?)?;
             file.sync_all()?;
-            std::fs::rename(&draft, &path)
+            Ok(folder.rename(OsStr::new(&draft), &folder, name)?)
         };
-        write().map_err(HandlerError::folder(&path, "cannot be written"))
+        write().map_err(HandlerError::folder(self.at(NOTE), "cannot be written"))
     }
 
-    /// The attempt that was noted; none if there is no note, or none that can be read.
+    /// The attempt that was noted; none if there is no note, or none that can be read. The module may have put anything in
+    /// its place.
     pub fn noted(&self) -> Option<Note> {
-        serde_json::from_slice(&std::fs::read(self.at(NOTE)).ok()?).ok()
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let Ok(Left::File(file)) = open(self.opened().ok()?.as_fd(), Path::new(NOTE), resolve) else {
+            return None;
+        };
+        serde_json::from_slice(&read_within(&file, NOTE_BYTES_MAX).ok()??).ok()
     }
 
     /// What the module left in `out/`, opened.
@@ -126,22 +166,48 @@ impl Folder {
     /// # Errors
     /// When a folder of it cannot be opened, or is a link.
     pub fn output(&self) -> Result<Output, HandlerError> {
-        let open = |path: &str| {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let root = File::open(&self.root)?;
-            Ok(openat2(&root, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)?)
-        };
+        let open = |path: &str| -> io::Result<_> { Ok(self.opened()?.below(Path::new(path))?) };
         let open = |path: &str| open(path).map_err(HandlerError::folder(self.at(path), "cannot be opened"));
         Ok(Output { out: open("out")?, data: open("out/data")?, events: open("out/events")? })
+    }
+}
+
+/// `in` and `out`, held open: what is done in them is done in these two folders, whatever stands in their places by then.
+struct Parts {
+    input: beneath::Folder,
+    output: beneath::Folder,
+}
+
+impl Parts {
+    fn empty(&self, folder: &Folder) -> Result<(), HandlerError> {
+        for (part, name, path) in [
+            (&self.input, "data", "in/data"),
+            (&self.output, "data", "out/data"),
+            (&self.output, "events", "out/events"),
+        ] {
+            empty(part, OsStr::new(name))
+                .map_err(HandlerError::folder(folder.at(path), "cannot be emptied"))?;
+        }
+        for (part, name, path) in [
+            (&self.input, "eventmeta.json", "in/eventmeta.json"),
+            (&self.input, "event.json", "in/event.json"),
+            (&self.output, "insights.json", "out/insights.json"),
+        ] {
+            let removed = part.remove_all(OsStr::new(name)).map_err(io::Error::from);
+            removed.map_err(HandlerError::folder(folder.at(path), "cannot be removed"))?;
+        }
+        // Older modules open it without creating it.
+        let made = new_file(&self.output, OsStr::new("insights.json")).map(drop);
+        made.map_err(HandlerError::folder(folder.at("out/insights.json"), "cannot be written"))
     }
 }
 
 /// The three folders of `out/`, held open.
 #[derive(Debug)]
 pub struct Output {
-    out: OwnedFd,
-    data: OwnedFd,
-    events: OwnedFd,
+    out: beneath::Folder,
+    data: beneath::Folder,
+    events: beneath::Folder,
 }
 
 impl Output {
@@ -150,7 +216,7 @@ impl Output {
     /// # Errors
     /// When the system fails.
     pub fn data(&self, path: &str) -> io::Result<Left> {
-        open(self.data.as_fd(), OsStr::new(path), ResolveFlags::BENEATH)
+        open(self.data.as_fd(), Path::new(path), ResolveFlags::BENEATH)
     }
 
     /// A file of `out/events`.
@@ -158,7 +224,7 @@ impl Output {
     /// # Errors
     /// When the system fails.
     pub fn event(&self, name: &str) -> io::Result<Left> {
-        open(self.events.as_fd(), OsStr::new(name), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+        open(self.events.as_fd(), Path::new(name), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
     }
 
     /// `out/insights.json`.
@@ -167,7 +233,7 @@ impl Output {
     /// When the system fails.
     pub fn insights(&self) -> io::Result<Left> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        open(self.out.as_fd(), OsStr::new("insights.json"), resolve)
+        open(self.out.as_fd(), Path::new("insights.json"), resolve)
     }
 
     /// The names of event files, sorted. Drafts are none, as on the mount.
@@ -176,16 +242,14 @@ impl Output {
     /// When the folder cannot be read, or a name in it is not UTF-8.
     pub fn event_names(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in Dir::read_from(&self.events)? {
-            let entry = entry?;
-            let name = entry.file_name();
+        for name in self.events.names()? {
             // An event is told from others by its name, in documents that hold UTF-8 only.
-            let name = name.to_str().map_err(|_| {
-                let shown = OsStr::from_bytes(name.to_bytes()).display();
+            let name = name.into_string().map_err(|name| {
+                let shown = quote(&*name.to_string_lossy()).to_string();
                 io::Error::new(io::ErrorKind::InvalidData, format!("the name {shown} is not UTF-8"))
             })?;
-            if !is_draft(name) {
-                names.push(name.to_owned());
+            if !is_draft(&name) {
+                names.push(name);
             }
         }
         names.sort_unstable();
@@ -194,9 +258,8 @@ impl Output {
 }
 
 /// Opens a regular file, and nothing else: a pipe would never end.
-fn open(folder: BorrowedFd<'_>, path: &OsStr, resolve: ResolveFlags) -> io::Result<Left> {
+fn open(folder: BorrowedFd<'_>, path: &Path, resolve: ResolveFlags) -> io::Result<Left> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    use rustix::io::Errno;
     let opened = match openat2(folder, path, flags, Mode::empty(), resolve) {
         Ok(opened) => File::from(opened),
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Left::Missing),
@@ -225,30 +288,36 @@ pub(crate) fn read_within(file: &File, most: u64) -> io::Result<Option<Vec<u8>>>
     Ok((content.len() as u64 <= most).then_some(content))
 }
 
+/// The folder and the name of a clean path.
+fn split(path: &Path) -> io::Result<(&Path, &OsStr)> {
+    let wrong = || io::Error::from(io::ErrorKind::InvalidInput);
+    Ok((path.parent().ok_or_else(wrong)?, path.file_name().ok_or_else(wrong)?))
+}
+
 /// A file that must be new: no link that stands in its place is followed.
-pub(crate) fn new_file(path: &Path) -> io::Result<File> {
-    File::options().write(true).create_new(true).mode(0o644).open(path)
+fn new_file(folder: &beneath::Folder, name: &OsStr) -> io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+    Ok(folder.open_file(name, flags, Mode::from_raw_mode(0o644))?)
 }
 
-/// Removes a file or link, if there is one.
-fn remove(path: &Path) -> io::Result<()> {
-    match std::fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
-        Ok(_) => std::fs::remove_file(path),
-        Err(_) => Ok(()),
+/// A folder in another one, made if it is not there. A link in its place is refused.
+fn open_or_make(above: &beneath::Folder, name: &OsStr) -> io::Result<beneath::Folder> {
+    match above.make_folder(name, Mode::from_raw_mode(0o777)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(above.folder(name)?),
+        Err(error) => Err(error.into()),
     }
 }
 
-/// Makes an empty folder of whatever is at `path`. A folder that is there stays: it may be a mount.
-fn empty(path: &Path) -> io::Result<()> {
-    if std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir()) {
-        for entry in std::fs::read_dir(path)? {
-            remove(&entry?.path())?;
-        }
-        return Ok(());
+/// Makes an empty folder of whatever has this name. A folder that is there stays: it may be a mount.
+fn empty(above: &beneath::Folder, name: &OsStr) -> io::Result<()> {
+    match above.folder(name) {
+        Ok(folder) => return Ok(folder.remove_content()?),
+        Err(Errno::NOENT) => {}
+        // A file, or a link.
+        Err(Errno::NOTDIR | Errno::LOOP) => above.remove_all(name)?,
+        Err(error) => return Err(error.into()),
     }
-    remove(path)?;
-    std::fs::create_dir(path)
+    Ok(above.make_folder(name, Mode::from_raw_mode(0o777))?)
 }
 
 #[cfg(test)]
@@ -284,6 +353,94 @@ mod tests {
         std::fs::remove_dir_all(folder.at("out")).unwrap();
         symlink(&theirs, folder.at("out")).unwrap();
         assert!(folder.reset().is_err() && folder.output().is_err());
+    }
+
+    #[test]
+    fn a_folder_that_is_swapped_for_a_link_before_it_is_emptied_harms_nobody() {
+        let (place, folder) = folder();
+        let theirs = place.path().join("theirs");
+        std::fs::create_dir_all(theirs.join("data")).unwrap();
+        for name in ["data/f", "insights.json", "eventmeta.json"] {
+            std::fs::write(theirs.join(name), "kept").unwrap();
+        }
+        std::fs::write(folder.at("out/data/f"), "removed").unwrap();
+        let parts = folder.parts().unwrap();
+        // Between the look and the act.
+        for part in ["in", "out"] {
+            std::fs::rename(folder.at(part), folder.at(&format!("{part}-before"))).unwrap();
+            symlink(&theirs, folder.at(part)).unwrap();
+        }
+        parts.empty(&folder).unwrap();
+        for name in ["data/f", "insights.json", "eventmeta.json"] {
+            assert_eq!(std::fs::read_to_string(theirs.join(name)).unwrap(), "kept", "{name}");
+        }
+        assert!(!theirs.join("events").exists());
+        assert_eq!(std::fs::read_dir(folder.at("out-before/data")).unwrap().count(), 0);
+        // What is done later finds the links, and refuses.
+        assert!(folder.reset().is_err() && folder.write("in/event.json", b"{}").is_err());
+        assert!(folder.new_file(Path::new("in/data/g")).is_err());
+        assert!(!theirs.join("event.json").exists() && !theirs.join("data/g").exists());
+    }
+
+    /// The same while another process swaps a folder and a link as fast as it can.
+    #[test]
+    fn no_moment_is_right_for_a_swap() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let (place, folder) = folder();
+        let theirs = place.path().join("theirs");
+        std::fs::create_dir_all(theirs.join("deep")).unwrap();
+        std::fs::write(theirs.join("deep/f"), "kept").unwrap();
+        symlink(&theirs, folder.at("link")).unwrap();
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let (one, other) = (folder.at("out/data"), folder.at("link"));
+                    let how = rustix::fs::RenameFlags::EXCHANGE;
+                    // Either may be gone for a moment.
+                    let _ = rustix::fs::renameat_with(rustix::fs::CWD, &one, rustix::fs::CWD, &other, how);
+                    if !other.is_symlink() {
+                        let _ = std::fs::remove_dir_all(&other);
+                        let _ = symlink(&theirs, &other);
+                    }
+                }
+            });
+            for n in 0..200 {
+                let _ = folder.reset();
+                let _ = folder.new_file(Path::new(&format!("out/data/deep/{n}")));
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        let names: Vec<_> =
+            std::fs::read_dir(theirs.join("deep")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["f"]);
+        assert_eq!(std::fs::read_to_string(theirs.join("deep/f")).unwrap(), "kept");
+    }
+
+    #[test]
+    fn a_note_is_a_small_file_or_none() {
+        let (place, folder) = folder();
+        let note = Note { event_id: EventId::new("e"), job_id: JobId::new("j"), holder: "h".into() };
+        folder.note(&note).unwrap();
+        assert_eq!(folder.noted().as_ref(), Some(&note));
+        let replace = |with: &dyn Fn(&Path)| {
+            std::fs::remove_file(folder.at(NOTE)).unwrap();
+            with(&folder.at(NOTE));
+            assert_eq!(folder.noted(), None);
+        };
+        let elsewhere = place.path().join("note");
+        std::fs::write(&elsewhere, serde_json::to_vec(&note).unwrap()).unwrap();
+        replace(&|path| symlink(&elsewhere, path).unwrap());
+        replace(&|path| symlink("/dev/zero", path).unwrap());
+        replace(&|path| {
+            let fifo = rustix::fs::FileType::Fifo;
+            rustix::fs::mknodat(rustix::fs::CWD, path, fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        });
+        // Larger than any note, and no disk has to hold it.
+        replace(&|path| File::create(path).unwrap().set_len(1 << 40).unwrap());
+        // What stands there is replaced, not followed.
+        folder.note(&note).unwrap();
+        assert_eq!(folder.noted(), Some(note));
     }
 
     #[test]

@@ -4,7 +4,6 @@
 //! written. What is in memory is one block for each range under way.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
@@ -21,7 +20,7 @@ use ionfs::stores::DataPlane;
 use serde::Serialize;
 
 use crate::attempt::{Attempt, Standing};
-use crate::folder::{Folder, new_file};
+use crate::folder::Folder;
 use crate::{HandlerError, Work};
 
 /// Ranges fetched at a time: with one block each in memory. Fewer leave a remote store idle between small files.
@@ -85,7 +84,15 @@ fn pretty(value: &impl Serialize) -> Vec<u8> {
 #[derive(Clone, Debug)]
 struct Coming {
     entry: Arc<FileEntry>,
+    folder: Folder,
+    /// Below the folder.
     path: PathBuf,
+}
+
+impl Coming {
+    fn shown(&self) -> PathBuf {
+        self.folder.at(&self.path)
+    }
 }
 
 async fn fetch_all(plane: &DataPlane, folder: &Folder, files: &[FileEntry]) -> Result<(), HandlerError> {
@@ -115,32 +122,30 @@ fn places(folder: &Folder, files: &[FileEntry]) -> Result<Vec<Coming>, HandlerEr
         }
         directories.extend(Path::new(&file.name).ancestors().skip(1).map(Path::to_owned));
     }
-    let data = folder.at("in/data");
-    let coming = |file: &FileEntry| Coming { entry: Arc::new(file.clone()), path: data.join(&file.name) };
+    let coming = |file: &FileEntry| Coming {
+        entry: Arc::new(file.clone()),
+        folder: folder.clone(),
+        path: Path::new("in/data").join(&file.name),
+    };
     // A directory wins over a file of the same name, as on the mount: its files could not be reached otherwise.
     let reachable = files.iter().filter(|file| !directories.contains(Path::new(&file.name)));
     Ok(reachable.map(coming).collect())
 }
 
 fn make(file: &Coming) -> Result<(), HandlerError> {
-    let made = || -> io::Result<()> {
-        if let Some(parent) = file.path.parent() {
-            std::fs::create_dir_all(parent)?;
-        }
-        new_file(&file.path)?.set_len(file.entry.size)
-    };
-    made().map_err(HandlerError::folder(&file.path, "cannot be made"))
+    let made = || file.folder.new_file(&file.path)?.set_len(file.entry.size);
+    made().map_err(HandlerError::folder(file.shown(), "cannot be made"))
 }
 
 /// Its attributes, once its bytes are there.
 fn finish(file: &Coming) -> Result<(), HandlerError> {
     let finished = || -> io::Result<()> {
-        let opened = File::options().write(true).open(&file.path)?;
+        let opened = file.folder.made_file(&file.path)?;
         opened.set_modified(system_time(file.entry.mtime))?;
         // Whoever the module runs as may read it.
         opened.set_permissions(std::fs::Permissions::from_mode(0o444 | (file.entry.mode & 0o777)))
     };
-    finished().map_err(HandlerError::folder(&file.path, "cannot be given its attributes"))
+    finished().map_err(HandlerError::folder(file.shown(), "cannot be given its attributes"))
 }
 
 /// The ranges of a file, each of whole blocks.
@@ -165,9 +170,9 @@ async fn fetch(plane: &DataPlane, file: Coming, range: Range<u64>) -> Result<(),
 
 async fn try_to_fetch(plane: &DataPlane, file: &Coming, range: Range<u64>) -> Result<(), HandlerError> {
     let wrong = |reason: String| HandlerError::Input { name: file.entry.name.clone(), reason };
-    let path = file.path.clone();
-    let opened = blocking(move || File::options().write(true).open(&path)).await;
-    let opened = Arc::new(opened.map_err(HandlerError::folder(&file.path, "cannot be written"))?);
+    let made = file.clone();
+    let opened = blocking(move || made.folder.made_file(&made.path)).await;
+    let opened = Arc::new(opened.map_err(HandlerError::folder(file.shown(), "cannot be written"))?);
     let body = plane.blobs.get(&file.entry.key, range.clone()).await;
     let mut body = body.map_err(|error| wrong(chain(&error)))?;
     let block = file.entry.checksums.block;
@@ -188,7 +193,7 @@ async fn try_to_fetch(plane: &DataPlane, file: &Coming, range: Range<u64>) -> Re
         }
         let opened = opened.clone();
         let written = blocking(move || opened.write_all_at(&gathered, at)).await;
-        written.map_err(HandlerError::folder(&file.path, "cannot be written"))?;
+        written.map_err(HandlerError::folder(file.shown(), "cannot be written"))?;
         gathered = rest;
         at += whole as u64;
     }
@@ -230,6 +235,6 @@ mod tests {
         let placed: BTreeMap<&str, &Path> =
             placed.iter().map(|file| (file.entry.name.as_str(), file.path.as_path())).collect();
         assert_eq!(placed.keys().copied().collect::<Vec<_>>(), ["a/b", "c"]);
-        assert_eq!(placed["a/b"], Path::new("/nowhere/in/data/a/b"));
+        assert_eq!(placed["a/b"], Path::new("in/data/a/b"));
     }
 }
