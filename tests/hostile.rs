@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(clippy::disallowed_methods, reason = "tests start programs")]
 
+#[path = "hostile/messages.rs"]
+mod messages;
 mod support;
 #[path = "hostile/words.rs"]
 mod words;

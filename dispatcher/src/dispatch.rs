@@ -44,7 +44,7 @@ use self::presence::Presence;
 use crate::executor::{Ended, Executor, Fate, Start, Stop};
 use crate::gather::{Readiness, readiness};
 use crate::job::{self, Happening};
-use crate::ledger::{Claim, Ledger, LedgerError};
+use crate::ledger::{Announced, Claim, Ledger, LedgerError};
 use crate::metrics::Metrics;
 use crate::pipeline::Module;
 
@@ -504,8 +504,11 @@ impl Shared {
 
     /// The event of a job and what it gathers, read again: the ledger holds ids only.
     async fn materials(&self, job: &JobRecord, module: &Module) -> Result<Materials, LedgerError> {
-        let Some(event) = self.ledger.event(&job.event_id).await? else {
-            return Ok(Err(format!("event {} is not there any more", job.event_id)));
+        let event = match self.ledger.event(&job.event_id).await {
+            Ok(Some(event)) => event,
+            Ok(None) => return Ok(Err(format!("event {} is not there any more", job.event_id))),
+            Err(malformed @ StoreError::Malformed { .. }) => return Ok(Err(chain(&malformed))),
+            Err(error) => return Err(error.into()),
         };
         if module.gather.is_none() {
             return Ok(Ok((event, None)));
@@ -529,27 +532,41 @@ impl Shared {
             Ok(message) => message,
             Err(unreadable) => {
                 let body = String::from_utf8_lossy(&unreadable.body).into_owned();
-                self.bury(
-                    module,
-                    unreadable.id(),
-                    body,
-                    format!("it is no message of Ion's: {}", unreadable.reason),
-                )
-                .await?;
+                let reason = format!("it is no message of Ion's: {}", unreadable.reason);
+                self.bury(module, &unreadable.id(), body, reason).await?;
                 return Ok(None);
             }
         };
-        let id = message.context.event_id.clone();
-        let Some(event) = self.ledger.event(&id).await? else {
-            // The document is inserted before its message is published, so this event never was, or was removed.
-            self.bury(
-                module,
-                id.to_string(),
-                encode(message).to_string(),
-                format!("event {id} is not in the document store"),
-            )
-            .await?;
-            return Ok(None);
+        match self.claim_announced(module, message, ours, again).await {
+            // What a document says does not change by asking again.
+            Err(LedgerError::Store(malformed @ StoreError::Malformed { .. })) => {
+                self.bury_message(module, message, chain(&malformed)).await?;
+                Ok(None)
+            }
+            claimed => claimed,
+        }
+    }
+
+    /// The same of a message that can be read.
+    async fn claim_announced(
+        &self,
+        module: &Module,
+        message: &Message,
+        ours: bool,
+        again: bool,
+    ) -> Result<Option<Job>, LedgerError> {
+        let event = match self.ledger.announced(&message.context.event_id).await? {
+            Announced::Event(event) => *event,
+            Announced::NotYet => {
+                // Not lost: what makes the event visible publishes it.
+                let event = message.context.event_id.as_str();
+                tracing::warn!(module = module.name, event, "a message names an event that is only staged");
+                return Ok(None);
+            }
+            Announced::NoEvent(reason) => {
+                self.bury_message(module, message, reason).await?;
+                return Ok(None);
+            }
         };
         if !module.subscribes().contains(&event.event_type) {
             // Bound to it once and not any more: a message of that time.
@@ -587,15 +604,25 @@ impl Shared {
         }
     }
 
+    async fn bury_message(
+        &self,
+        module: &Module,
+        message: &Message,
+        reason: String,
+    ) -> Result<(), StoreError> {
+        let body = encode(message).to_string();
+        self.bury(module, message.context.event_id.as_str(), body, reason).await
+    }
+
     async fn bury(
         &self,
         module: &Module,
-        event_id: String,
+        event_id: &str,
         body: String,
         reason: String,
     ) -> Result<(), StoreError> {
         tracing::warn!(module = module.name, reason, "a message is dead");
-        let letter = DeadLetter { module: module.name.clone(), event_id, body, reason, at: clock::now() };
+        let letter = DeadLetter::new(&module.name, event_id, body, reason, clock::now());
         self.ledger.plane().bus.bury(letter).await
     }
 

@@ -7,7 +7,8 @@ use ionfs::failpoint;
 use ionfs::id::{EventId, JobId};
 use ionfs::patience::Standing;
 use ionfs::record::{AttemptEnd, JobRecord, JobState};
-use ionfs::stores::{Collection, DataPlane, Inserted, Query, StoreError, decode, encode};
+use ionfs::stores::{Collection, DataPlane, ID_BYTES_MAX, Inserted, Query, StoreError, decode, encode};
+use ionfs::text::quote;
 use serde_json::{Value, json};
 
 use crate::job::{Ended, Happening, IllegalStep, next};
@@ -83,6 +84,17 @@ pub enum Claim {
     Won(JobRecord),
     /// It was there before.
     Known(JobRecord),
+}
+
+/// What a message is about.
+#[derive(Clone, Debug)]
+pub enum Announced {
+    /// A committed event.
+    Event(Box<Event>),
+    /// An event that an on-success job has staged: it is published when that job succeeds, and not before.
+    NotYet,
+    /// Nothing that a job could work on; why, in words.
+    NoEvent(String),
 }
 
 /// The job ledger of a plane.
@@ -373,6 +385,36 @@ impl Ledger {
         let found = found.filter(|document| document["context"]["documentType"] == kind);
         let event: Option<Event> = found.map(|found| decode(Collection::Events, found)).transpose()?;
         Ok(event.filter(|event| event.publication != Publication::Staged))
+    }
+
+    /// What a message is about. Whoever may write to the broker names any id in it.
+    ///
+    /// # Errors
+    /// When the store cannot be read; never because of what the document says.
+    pub async fn announced(&self, id: &EventId) -> Result<Announced, StoreError> {
+        if id.as_str().len() > ID_BYTES_MAX {
+            return Ok(Announced::NoEvent(format!("{} is too long for an event's id", quote(id.as_str()))));
+        }
+        let Some(document) = self.plane.documents.get(Collection::Events, id.as_str()).await? else {
+            // The document is inserted before its message is published, so this event never was, or was removed.
+            return Ok(Announced::NoEvent(format!("event {id} is not in the document store")));
+        };
+        let event: Event = match decode(Collection::Events, document) {
+            Ok(event) => event,
+            Err(error) => return Ok(Announced::NoEvent(chain(&error))),
+        };
+        let context = &event.context;
+        Ok(match event.publication {
+            _ if context.document_type != DocumentType::EventMeta => {
+                let kind = context.document_type.as_str();
+                Announced::NoEvent(format!("document {id} is no event: its type is {kind:?}"))
+            }
+            _ if context.correlation_id.as_str().len() > ID_BYTES_MAX => {
+                Announced::NoEvent(format!("the correlation of event {id} is too long for an id"))
+            }
+            Publication::Staged => Announced::NotYet,
+            Publication::Unpublished | Publication::Published => Announced::Event(Box::new(event)),
+        })
     }
 
     /// An event.

@@ -15,13 +15,14 @@ use uuid::Uuid;
 use crate::clock;
 use crate::commit::steps::Step;
 use crate::commit::{changed, publish, timed};
+use crate::errors::chain;
 use crate::event::{Event, Publication};
 use crate::failpoint;
 use crate::id::JobId;
 use crate::patience::Standing;
 use crate::record::{CommitMode, InsightRecord, JobRecord, JobState};
 use crate::spans;
-use crate::stores::{Collection, DataPlane, DeadLetter, Query, StoreError, encode};
+use crate::stores::{Collection, DataPlane, DeadLetter, Query, StoreError, decode, encode};
 
 /// How long what is committed is left to its own writer, and what a relay took on to that relay. Shorter makes relays
 /// publish what the writer is about to.
@@ -61,7 +62,18 @@ impl Relay {
             Query::equal(Collection::Events, vec![("publication", json!(Publication::Unpublished))])
                 .order_by("created")
                 .limit(BATCH);
-        let unpublished = self.plane.documents.find_as::<Event>(unpublished).await?;
+        // One that cannot be read must not hold up all others; `ion check` tells of it.
+        let unpublished = self.plane.documents.find(unpublished).await?.into_iter();
+        let unpublished: Vec<Event> = unpublished
+            .filter_map(|document| {
+                let event = decode(Collection::Events, document);
+                event
+                    .inspect_err(|error| {
+                        tracing::debug!(error = chain(error), "an event is left unpublished")
+                    })
+                    .ok()
+            })
+            .collect();
         self.plane.metrics.outbox.set(unpublished.len());
         let seen = unpublished.iter().map(|event| (event.id.to_string(), event.publisher.clone()));
         let stood = self.events.look(seen);
@@ -166,14 +178,10 @@ pub async fn promote(plane: &DataPlane, job_id: &JobId) -> Result<usize, StoreEr
 async fn bury(plane: &DataPlane, job: &JobRecord) -> Result<(), StoreError> {
     let event = plane.documents.get_as::<Event>(Collection::Events, job.event_id.as_str()).await?;
     let reason = job.attempts.last().and_then(|attempt| attempt.reason.clone());
-    let letter = DeadLetter {
-        module: job.module.clone(),
-        event_id: job.event_id.to_string(),
-        body: event.map(|event| encode(&event.message()).to_string()).unwrap_or_default(),
-        reason: reason.unwrap_or_else(|| "it failed".into()),
-        at: job.ended.unwrap_or_else(clock::now),
-    };
-    plane.bus.bury(letter).await
+    let body = event.map(|event| encode(&event.message()).to_string()).unwrap_or_default();
+    let reason = reason.unwrap_or_else(|| "it failed".into());
+    let at = job.ended.unwrap_or_else(clock::now);
+    plane.bus.bury(DeadLetter::new(&job.module, job.event_id.as_str(), body, reason, at)).await
 }
 
 async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, StoreError> {

@@ -28,6 +28,7 @@ use self::held::Held;
 use crate::clock::Millis;
 use crate::event::{Event, Message};
 use crate::metrics::Metrics;
+use crate::text::{REASON_MAX, cut_off, quote};
 
 /// Why a store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +51,7 @@ pub enum StoreError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A stored document does not have the shape it must have.
-    #[error("document {id:?} in {collection} is malformed")]
+    #[error("document {} in {collection} is malformed", quote(.id))]
     Malformed {
         /// Its id.
         id: String,
@@ -470,6 +471,12 @@ impl Unreadable {
     }
 }
 
+/// Bytes of a message that its dead letter keeps. Ion's own have fewer than 1 KiB; a broker takes 128 MiB.
+const LETTER_BYTES_MAX: usize = 64 << 10;
+
+/// Bytes of an event's id. Ion's own have 36; more is no id of anybody's.
+pub const ID_BYTES_MAX: usize = 255;
+
 /// A dead letter: a message no module could be run for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
@@ -483,6 +490,24 @@ pub struct DeadLetter {
     pub reason: String,
     /// Since when.
     pub at: Millis,
+}
+
+impl DeadLetter {
+    /// A letter that any broker can hold: what is longer than a message of Ion's is cut, and an id that is too long to be
+    /// one becomes a name for it.
+    pub fn new(module: &str, event_id: &str, body: String, reason: String, at: Millis) -> Self {
+        let event_id = match event_id.len() > ID_BYTES_MAX {
+            true => format!("long-{}", Uuid::new_v5(&Uuid::NAMESPACE_OID, event_id.as_bytes()).simple()),
+            false => event_id.to_owned(),
+        };
+        Self {
+            module: module.to_owned(),
+            event_id,
+            body: cut_off(body, LETTER_BYTES_MAX),
+            reason: cut_off(reason, REASON_MAX),
+            at,
+        }
+    }
 }
 
 /// Announces events to modules. At least once: a message is given again unless it was acknowledged.
