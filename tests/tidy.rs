@@ -56,9 +56,8 @@ fn each_library_is_named_in_one_room() {
     for folder in ["src", "ionfs/src", "dispatcher/src", "handler-shim/src"] {
         only(folder, "prometheus_client::", &["src/metrics.rs"]);
         only(folder, "axum::", &["dispatcher/src/gateway", "executor/sidecar.rs"]);
-        for http in ["hyper::", "multer::"] {
-            only(folder, http, &["dispatcher/src/gateway"]);
-        }
+        only(folder, "hyper::", &["dispatcher/src/gateway", "executor/sidecar.rs"]);
+        only(folder, "multer::", &["dispatcher/src/gateway"]);
     }
     for folder in ["ionfs/src", "dispatcher/src", "handler-shim/src"] {
         only(folder, "opentelemetry", &[]);

@@ -17,30 +17,47 @@
 //!
 //! A module that ends without a 200 from `/done` has failed.
 
+use std::collections::VecDeque;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::pin::Pin;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
-use axum::serve::Listener;
+use axum::{Extension, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use ionfs::fs::job::{JobTree, Outcome};
+use ionfs::text::quote;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq as _;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_io_timeout::TimeoutStream;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use uuid::Uuid;
 
 /// Connections of one job's API at a time. A module needs one; each takes a descriptor of the daemon, which all jobs share.
-const CONNECTIONS_MAX: usize = 16;
+/// Fewer are sooner taken by strangers, each of whom then stays for [`STAY`].
+const CONNECTIONS_MAX: usize = 32;
+
+/// How long a connection may take to send its request, and to take its answer. Shorter cuts off modules on a busy machine.
+const HEAD_WAIT: Duration = Duration::from_secs(10);
+
+/// How long a connection that has not brought the secret keeps its place when others wait for one. Shorter could end the
+/// module's own before its request was read; longer lets strangers delay it by as much.
+const STAY: Duration = Duration::from_millis(50);
+
+/// Bytes of a request's head.
+const HEAD_MAX: usize = 16 << 10;
 
 /// Where a module stands in what it has to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,9 +83,8 @@ pub(super) enum Word {
 pub(super) struct Sidecar {
     port: u16,
     shared: Arc<Shared>,
-    serving: AbortOnDropHandle<()>,
     /// Dropped, every connection ends: whoever holds one open must not keep the tree.
-    over: DropGuard,
+    serving: AbortOnDropHandle<()>,
 }
 
 #[derive(Debug)]
@@ -94,15 +110,8 @@ impl Sidecar {
         });
         let router =
             Router::new().route("/ready", get(ready)).route("/done", get(done)).with_state(shared.clone());
-        let over = CancellationToken::new();
-        let listener =
-            Bounded { listener, places: Arc::new(Semaphore::new(CONNECTIONS_MAX)), over: over.clone() };
-        let serving = tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::warn!(%error, "a job's localhost API is not served any more");
-            }
-        });
-        Ok(Self { port, shared, serving: AbortOnDropHandle::new(serving), over: over.drop_guard() })
+        let serving = AbortOnDropHandle::new(tokio::spawn(serve(listener, router)));
+        Ok(Self { port, shared, serving })
     }
 
     /// What the module finds in its environment.
@@ -117,7 +126,7 @@ impl Sidecar {
 
     /// The module has ended: answers no more, and gives its word.
     pub(super) async fn close(self) -> Word {
-        drop((self.serving, self.over));
+        drop(self.serving);
         self.shared.deciding.close();
         self.shared.deciding.wait().await;
         match *self.shared.stage.lock().await {
@@ -127,8 +136,12 @@ impl Sidecar {
     }
 }
 
-async fn ready(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
-    if let Some(refused) = refused(&headers, &shared.secret) {
+async fn ready(
+    State(shared): State<Arc<Shared>>,
+    Extension(visit): Extension<Arc<Visit>>,
+    headers: HeaderMap,
+) -> Response {
+    if let Some(refused) = refused(&headers, &shared.secret, &visit) {
         return refused;
     }
     let mut stage = shared.stage.lock().await;
@@ -139,8 +152,12 @@ async fn ready(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Respons
     (StatusCode::OK, "ready\n").into_response()
 }
 
-async fn done(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
-    if let Some(refused) = refused(&headers, &shared.secret) {
+async fn done(
+    State(shared): State<Arc<Shared>>,
+    Extension(visit): Extension<Arc<Visit>>,
+    headers: HeaderMap,
+) -> Response {
+    if let Some(refused) = refused(&headers, &shared.secret, &visit) {
         return refused;
     }
     let asked = shared.clone();
@@ -168,8 +185,12 @@ fn wrong(outcome: &Outcome) -> Option<(StatusCode, String)> {
     if let Some(first) = outcome.rejections.first() {
         let others = outcome.rejections.len() - 1;
         let more = if others > 0 { format!(" (and {others} more)") } else { String::new() };
-        let message =
-            format!("event file {:?} was rejected: {}: {}{more}", first.name, first.errno, first.reason);
+        let message = format!(
+            "event file {} was rejected: {}: {}{more}",
+            quote(&first.name),
+            first.errno,
+            first.reason
+        );
         let stores = first.errno == "EIO";
         let status = if stores { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::UNPROCESSABLE_ENTITY };
         return Some((status, message));
@@ -177,11 +198,12 @@ fn wrong(outcome: &Outcome) -> Option<(StatusCode, String)> {
     outcome.exceeded.clone().map(|exceeded| (StatusCode::UNPROCESSABLE_ENTITY, exceeded))
 }
 
-/// The answer to a request without the secret.
-fn refused(headers: &HeaderMap, secret: &str) -> Option<Response> {
+/// The answer to a request without the secret; one that brings it is noted.
+fn refused(headers: &HeaderMap, secret: &str, visit: &Visit) -> Option<Response> {
     let said = headers.get("secret").map(|value| value.as_bytes()).unwrap_or_default();
     // As long for any other of its length: the time tells nothing of how much of it is right.
     let same = said.ct_eq(secret.as_bytes());
+    visit.trusted.store(same.into(), Ordering::Relaxed);
     bool::from(!same).then(|| {
         answer(StatusCode::UNAUTHORIZED, "the header \"secret\" with the value of SHARED_SECRET is needed")
     })
@@ -196,64 +218,121 @@ fn json_answer(status: StatusCode, body: &Value) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], format!("{body}\n")).into_response()
 }
 
-/// Takes so many connections at a time; others wait in the kernel's queue.
-struct Bounded {
-    listener: TcpListener,
-    places: Arc<Semaphore>,
-    over: CancellationToken,
+/// A connection, as others see it.
+#[derive(Debug, Default)]
+struct Visit {
+    /// It has brought the secret, and is answered.
+    trusted: AtomicBool,
+    /// Told when its place is needed.
+    leave: CancellationToken,
 }
 
-impl Listener for Bounded {
-    type Io = Placed;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Placed, SocketAddr) {
-        let place = self.places.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let (stream, from) = Listener::accept(&mut self.listener).await;
-        let over = Box::pin(self.over.clone().cancelled_owned());
-        (Placed { stream, over, _place: place }, from)
+/// Answers connections, one task each, until it is dropped.
+///
+/// Any process of the machine may connect and say nothing. So a connection has to send its request within [`HEAD_WAIT`], and
+/// when all places are taken a new one takes that of the oldest which has not brought the secret. One that has is never
+/// ended for another.
+async fn serve(listener: TcpListener, router: Router) {
+    let mut connections = JoinSet::new();
+    let mut visits: VecDeque<(Instant, Arc<Visit>)> = VecDeque::new();
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::debug!(%error, "a connection to a job's localhost API cannot be accepted");
+                    tokio::time::sleep(STAY).await;
+                    continue;
+                }
+            },
+            Some(_) = connections.join_next() => continue,
+        };
+        make_place(&mut connections, &mut visits).await;
+        let visit = Arc::new(Visit::default());
+        visits.push_back((Instant::now(), visit.clone()));
+        connections.spawn(visited(stream, router.clone(), visit));
     }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
 }
 
-/// A connection and its place.
-struct Placed {
-    stream: TcpStream,
-    /// The job's end, which ends the connection.
-    over: Pin<Box<WaitForCancellationFutureOwned>>,
-    _place: OwnedSemaphorePermit,
-}
-
-impl AsyncRead for Placed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.over.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+/// Waits until there is a place for one more connection.
+async fn make_place(connections: &mut JoinSet<()>, visits: &mut VecDeque<(Instant, Arc<Visit>)>) {
+    while connections.try_join_next().is_some() {}
+    // Its own task has the other one.
+    visits.retain(|(_, visit)| Arc::strong_count(visit) > 1);
+    while connections.len() >= CONNECTIONS_MAX {
+        let stranger = visits.iter().position(|(_, visit)| !visit.trusted.load(Ordering::Relaxed));
+        if let Some((since, visit)) = stranger.and_then(|place| visits.remove(place)) {
+            // Time to say what it has to say, however many come.
+            tokio::time::sleep_until(since + STAY).await;
+            if visit.trusted.load(Ordering::Relaxed) {
+                visits.push_front((since, visit));
+                continue;
+            }
+            visit.leave.cancel();
         }
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        connections.join_next().await;
     }
 }
 
-impl AsyncWrite for Placed {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+async fn visited(stream: TcpStream, router: Router, visit: Arc<Visit>) {
+    let _ = stream.set_nodelay(true);
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(HEAD_WAIT));
+    let router = router.layer(Extension(visit.clone()));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WAIT)
+        .max_buf_size(HEAD_MAX)
+        // Two requests are all that a job sends, perhaps hours apart: none waits for the next one here.
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router));
+    tokio::select! {
+        ended = connection => if let Err(error) = ended {
+            tracing::debug!(error = ionfs::errors::chain(&error), "a connection to a job's localhost API ended early");
+        },
+        () = visit.leave.cancelled() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// The holder of the secret is answered, slowly; everybody else is told nothing.
+    async fn slow(Extension(visit): Extension<Arc<Visit>>, headers: HeaderMap) -> StatusCode {
+        if headers.get("secret").is_none_or(|secret| secret != "s") {
+            return StatusCode::UNAUTHORIZED;
+        }
+        visit.trusted.store(true, Ordering::Relaxed);
+        tokio::time::sleep(STAY * 4).await;
+        StatusCode::OK
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    #[tokio::test]
+    async fn silent_connections_take_no_place_from_the_holder_of_the_secret() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving =
+            AbortOnDropHandle::new(tokio::spawn(serve(listener, Router::new().route("/", get(slow)))));
+        let connect = || async { TcpStream::connect(address).await.unwrap() };
+        let mut silent = Vec::new();
+        for _ in 0..3 * CONNECTIONS_MAX {
+            silent.push(connect().await);
+        }
+        let mut holder = connect().await;
+        holder.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nsecret: s\r\n\r\n").await.unwrap();
+        // More come while it is answered.
+        for _ in 0..CONNECTIONS_MAX {
+            silent.push(connect().await);
+        }
+        let mut answer = Vec::new();
+        let all = tokio::time::timeout(HEAD_WAIT, holder.read_to_end(&mut answer)).await;
+        all.expect("it is answered before any silent connection is given up").unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+        // The oldest silent ones were ended for those that came later.
+        assert_eq!(silent[0].read(&mut [0]).await.unwrap_or(0), 0);
+        drop(serving);
     }
 }
