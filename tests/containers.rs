@@ -6,6 +6,8 @@
     reason = "a test that cannot go on panics; it starts programs and prints figures"
 )]
 
+#[path = "containers/archives.rs"]
+mod archives;
 mod support;
 
 use std::collections::BTreeMap;

@@ -2,9 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use ionfs::checksum::hex;
+use ionfs::text::{QUOTE_MAX, REASON_MAX, cut_off, quote};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
@@ -20,9 +23,11 @@ const DEPTH_MAX: usize = 3;
 /// In an index, the tag of what it names.
 const TAG: &str = "org.opencontainers.image.ref.name";
 
-/// A folder in the layout.
+/// A folder in the layout. What is in it comes from others: each file is opened below the folder, through no link that
+/// leads out of it, and is read only if it is a regular one, as a pipe would never end.
 pub(super) struct Layout {
     folder: PathBuf,
+    root: OwnedFd,
 }
 
 /// What a blob is, and how to check it.
@@ -72,25 +77,43 @@ pub(super) struct Manifest {
 
 impl Layout {
     pub(super) fn open(folder: &Path) -> Result<Self, ImageError> {
-        let file = folder.join("oci-layout");
-        match std::fs::metadata(&file) {
-            Ok(_) => Ok(Self { folder: folder.to_owned() }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ImageError::Wrong(format!(
+        let no_image = || {
+            ImageError::Wrong(format!(
                 "{} is no image: it has no file oci-layout, as `skopeo copy ... oci:FOLDER` makes",
                 folder.display()
-            ))),
-            Err(error) => Err(ImageError::file(&file)(error)),
+            ))
+        };
+        let root = match File::open(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(no_image()),
+            root => root.map_err(ImageError::file(folder))?,
+        };
+        let layout = Self { folder: folder.to_owned(), root: root.into() };
+        match layout.file("oci-layout") {
+            Ok(_) => Ok(layout),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(no_image()),
+            Err(error) => Err(ImageError::file(&folder.join("oci-layout"))(error)),
+        }
+    }
+
+    /// Opens a regular file below the folder.
+    fn file(&self, path: &str) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let file = File::from(openat2(&self.root, path, flags, Mode::empty(), resolve)?);
+        match file.metadata()?.is_file() {
+            true => Ok(file),
+            false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")),
         }
     }
 
     /// The image with this tag, for this kind of machine.
     pub(super) fn manifest(&self, tag: Option<&str>) -> Result<Manifest, ImageError> {
-        let file = self.folder.join("index.json");
-        let text = File::open(&file).and_then(|file| {
+        let text = self.file("index.json").and_then(|file| {
             let mut text = Vec::new();
             file.take(DOCUMENT_MAX).read_to_end(&mut text).map(|_| text)
         });
-        let index: Index = serde_json::from_slice(&text.map_err(ImageError::file(&file))?)
+        let text = text.map_err(ImageError::file(&self.folder.join("index.json")))?;
+        let index: Index = serde_json::from_slice(&text)
             .map_err(|error| self.wrong(format!("its index.json is none: {error}")))?;
         let tags = || index.manifests.iter().filter_map(|one| one.annotations.get(TAG));
         let mut chosen = match tag {
@@ -100,7 +123,7 @@ impl Layout {
                 index.manifests.iter().filter(tagged).cloned().collect()
             }
         };
-        let known = || tags().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let known = || cut_off(tags().map(String::as_str).collect::<Vec<_>>().join(", "), QUOTE_MAX);
         for _ in 0..DEPTH_MAX {
             let one = match self.for_this_machine(chosen)? {
                 Some(one) => one,
@@ -157,7 +180,8 @@ impl Layout {
 
     fn document<T: DeserializeOwned>(&self, descriptor: &Descriptor) -> Result<T, ImageError> {
         if descriptor.size > DOCUMENT_MAX {
-            return Err(self.wrong(format!("{} has more than {DOCUMENT_MAX} bytes", descriptor.digest)));
+            let digest = quote(&descriptor.digest);
+            return Err(self.wrong(format!("{digest} has more than {DOCUMENT_MAX} bytes")));
         }
         let mut blob = self.blob(descriptor)?;
         let mut text = Vec::new();
@@ -173,9 +197,9 @@ impl Layout {
                 && digest.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
         });
         let digest =
-            digest.ok_or_else(|| self.wrong(format!("{:?} is no sha256 digest", descriptor.digest)))?;
-        let path = self.folder.join("blobs/sha256").join(digest);
-        let file = File::open(&path).map_err(ImageError::file(&path))?;
+            digest.ok_or_else(|| self.wrong(format!("{} is no sha256 digest", quote(&descriptor.digest))))?;
+        let path = format!("blobs/sha256/{digest}");
+        let file = self.file(&path).map_err(ImageError::file(&self.folder.join(&path)))?;
         Ok(Blob {
             file: file.take(descriptor.size.saturating_add(1)),
             hash: Sha256::new(),
@@ -185,6 +209,7 @@ impl Layout {
     }
 
     pub(super) fn wrong(&self, reason: String) -> ImageError {
+        let reason = cut_off(reason, REASON_MAX);
         ImageError::Wrong(format!("image {}: {reason}", self.folder.display()))
     }
 }

@@ -4,14 +4,18 @@
 //! folder is the root for `..` and for symbolic links, as it is later for the programs that run there. Real images need links
 //! that begin with a slash (`/var/run -> /run`) to be followed so. A name that says `..` itself is a mistake or an attack.
 
+use std::cell::Cell;
 use std::collections::HashSet;
+use std::collections::hash_map::RandomState;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::hash::BuildHasher as _;
 use std::io::{self, Read, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
+use ionfs::text::quote;
 use rustix::fs::{self, AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType};
@@ -22,8 +26,18 @@ use super::{ImageError, Owners};
 /// Bytes of an unpacked image. Real ones have up to 30 GB; a small archive of zeros can have any number.
 const BYTES_MAX: u64 = 64 << 30;
 
-/// Files of an image.
+/// Bytes of the archives themselves, unpacked: what BYTES_MAX does not count are heads of entries.
+const ARCHIVED_MAX: u64 = 2 * BYTES_MAX;
+
+/// Files and folders of an image, and other entries of its archives.
 const FILES_MAX: u64 = 5_000_000;
+
+/// Bytes of one entry's long name, long link, PAX records and map of holes, which are read whole. Names have 4 KiB at
+/// most, and extended attributes, the largest records there are, 64 KiB each.
+const METADATA_MAX: u64 = 1 << 20;
+
+/// A zstd frame may ask for a window of two to this power to be kept: 128 MiB, as much as `zstd -d` gives.
+const WINDOW_LOG_MAX: u32 = 27;
 
 /// Before a name: it is removed. Twice, with `.opq`: all that lower layers have in this folder is.
 const WHITEOUT: &[u8] = b".wh.";
@@ -42,6 +56,90 @@ pub(super) struct Root {
     owners: Owners,
     bytes: u64,
     files: u64,
+    archived: u64,
+}
+
+/// Counts the bytes of an archive, and ends it where an entry's metadata does not end. Who reads the archive keeps
+/// metadata in memory, and passes over all else piece by piece.
+#[derive(Default)]
+struct Meter {
+    read: Cell<u64>,
+    /// Where the next entry's content has to have begun.
+    end: Cell<Option<u64>>,
+    over: Cell<bool>,
+}
+
+impl Meter {
+    /// An entry's content of this length begins here.
+    fn entry(&self, length: u64) {
+        let padded = length.checked_next_multiple_of(512).unwrap_or(u64::MAX);
+        self.end.set(Some(self.read.get().saturating_add(padded)));
+    }
+}
+
+struct Metered<'m, R> {
+    bytes: R,
+    meter: &'m Meter,
+}
+
+impl<R: Read> Read for Metered<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Meter { read, end, over } = self.meter;
+        if read.get() > end.get().unwrap_or(0).saturating_add(METADATA_MAX) {
+            over.set(true);
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let length = self.bytes.read(buffer)?;
+        read.set(read.get() + length as u64);
+        Ok(length)
+    }
+}
+
+/// Bytes of an entry's content in the archive; holes have none.
+fn on_disk<R: Read>(entry: &Entry<'_, R>) -> u64 {
+    match entry.header().entry_type() {
+        EntryType::GNUSparse => entry.header().entry_size().unwrap_or(0),
+        _ => entry.size(),
+    }
+}
+
+/// Whether PAX records tell where a file has its holes; its content is shorter than the file then, or begins with a map.
+fn has_sparse_records<R: Read>(entry: &mut Entry<'_, R>) -> io::Result<bool> {
+    // Of these entries they would be read from the content, whatever its length.
+    if !entry.header().entry_type().is_file() {
+        return Ok(false);
+    }
+    let records = entry.pax_extensions()?;
+    Ok(records.is_some_and(|mut records| {
+        records.any(|record| record.is_ok_and(|record| record.key_bytes().starts_with(b"GNU.sparse.")))
+    }))
+}
+
+/// The paths that a layer has laid, each as a number: a layer may have millions of long ones.
+#[derive(Default)]
+struct OwnPaths {
+    hasher: RandomState,
+    paths: HashSet<u64>,
+}
+
+impl OwnPaths {
+    /// This path and the folders above it.
+    fn add(&mut self, path: &Path) {
+        for path in path.ancestors() {
+            if !self.paths.insert(self.hasher.hash_one(path)) {
+                break;
+            }
+        }
+    }
+
+    fn contains(&self, path: &Path) -> bool {
+        self.paths.contains(&self.hasher.hash_one(path))
+    }
+}
+
+/// A path of an archive, quoted.
+fn shown(path: &Path) -> String {
+    quote(&*path.to_string_lossy()).to_string()
 }
 
 /// What is refused of an entry, before it is known where it stands.
@@ -65,7 +163,7 @@ impl From<Errno> for Refused {
 impl Root {
     pub(super) fn new(path: &Path, owners: Owners) -> Result<Self, ImageError> {
         let folder = open_folder(path).map_err(ImageError::file(path))?;
-        let root = Self { folder, path: path.to_owned(), owners, bytes: 0, files: 0 };
+        let root = Self { folder, path: path.to_owned(), owners, bytes: 0, files: 0, archived: 0 };
         root.own(root.folder.as_fd(), OsStr::new("."), 0, 0).map_err(ImageError::file(path))?;
         // As long as the image does not say otherwise: whoever runs from it walks through.
         fs::fchmod(&root.folder, Mode::from_raw_mode(0o755))
@@ -79,19 +177,20 @@ impl Root {
         let kind = layer.media_type.rsplit(['.', '+']).next().unwrap_or_default();
         let laid = match kind {
             "gzip" => self.lay(flate2::read::MultiGzDecoder::new(&mut blob)),
-            "zstd" => match zstd::stream::Decoder::new(&mut blob) {
-                Ok(decoder) => self.lay(decoder),
-                Err(error) => Err(Refused::System(error)),
-            },
+            "zstd" => zstd::stream::Decoder::new(&mut blob)
+                .and_then(|mut decoder| decoder.window_log_max(WINDOW_LOG_MAX).map(|()| decoder))
+                .map_err(Refused::System)
+                .and_then(|decoder| self.lay(decoder)),
             "tar" => self.lay(&mut blob),
-            _ => Err(Refused::Because(format!(
-                "its layers of the type {:?} are unknown here",
-                layer.media_type
-            ))),
+            _ => {
+                Err(Refused::Because(format!("layers of the type {} are unknown", quote(&layer.media_type))))
+            }
         };
         let checked = blob.check(layout);
         match (laid, checked) {
-            (Err(Refused::Because(reason)), _) => Err(layout.wrong(reason)),
+            (Err(Refused::Because(reason)), _) => {
+                Err(layout.wrong(format!("its layer {}: {reason}", quote(&layer.digest))))
+            }
             // Bytes that are not those of the layer: that they could not be read is what comes of it.
             (_, Err(damaged)) => Err(damaged),
             (Err(Refused::System(source)), Ok(())) => Err(ImageError::file(&self.path)(source)),
@@ -109,22 +208,44 @@ impl Root {
 
     fn lay(&mut self, bytes: impl Read) -> Result<(), Refused> {
         // Of this layer: an opaque folder hides what is below and not what is beside.
-        let mut own = HashSet::new();
-        let mut archive = Archive::new(bytes);
-        for entry in archive.entries()? {
-            let mut entry = entry?;
+        let mut own = OwnPaths::default();
+        let meter = Meter::default();
+        let mut archive = Archive::new(Metered { bytes, meter: &meter });
+        let mut entries = archive.entries()?;
+        let mut last = String::from("the first one");
+        loop {
+            let next = entries.next().transpose();
+            if meter.over.get() {
+                return Err(Refused::Because(format!(
+                    "one entry's name, link and attributes have more than {METADATA_MAX} bytes; it follows {last}"
+                )));
+            }
+            let Some(mut entry) = next? else { break };
+            meter.entry(on_disk(&entry));
             let said = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
+            last = shown(&said);
             let path = below(&said)?;
             self.files += 1;
-            if self.files > FILES_MAX {
-                return Err(Refused::Because(format!("it has more than {FILES_MAX} files")));
-            }
+            self.within_bounds(&meter)?;
             self.add(&mut entry, &path, &mut own).map_err(|refused| match refused {
                 Refused::System(error) => {
-                    Refused::System(io::Error::new(error.kind(), format!("{}: {error}", said.display())))
+                    Refused::System(io::Error::new(error.kind(), format!("{last}: {error}")))
                 }
                 because @ Refused::Because(_) => because,
             })?;
+        }
+        self.archived += meter.read.get();
+        Ok(())
+    }
+
+    fn within_bounds(&self, meter: &Meter) -> Result<(), Refused> {
+        if self.files > FILES_MAX {
+            return Err(Refused::Because(format!("the image has more than {FILES_MAX} files")));
+        }
+        if self.archived + meter.read.get() > ARCHIVED_MAX {
+            return Err(Refused::Because(format!(
+                "the image's archives have more than {ARCHIVED_MAX} bytes"
+            )));
         }
         Ok(())
     }
@@ -133,9 +254,16 @@ impl Root {
         &mut self,
         entry: &mut Entry<'_, R>,
         path: &Path,
-        own: &mut HashSet<PathBuf>,
+        own: &mut OwnPaths,
     ) -> Result<(), Refused> {
         let kind = entry.header().entry_type();
+        if has_sparse_records(entry)? {
+            return Err(Refused::Because(format!(
+                "its file {} has holes that are kept in PAX records, which are not read here; pack it with \
+                 `tar --format=gnu`, or without `--sparse`",
+                shown(path)
+            )));
+        }
         let Some(name) = path.file_name() else {
             if kind.is_dir() {
                 self.attributes(self.folder.as_fd(), OsStr::new("."), entry)?;
@@ -149,11 +277,13 @@ impl Root {
         }
         if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
             return match hidden {
-                b"" | b"." | b".." => Err(Refused::Because(format!("its whiteout {path:?} names nothing"))),
+                b"" | b"." | b".." => {
+                    Err(Refused::Because(format!("its whiteout {} names nothing", shown(path))))
+                }
                 hidden => remove(parent.as_fd(), OsStr::from_bytes(hidden)).map_err(Refused::from),
             };
         }
-        own.extend(path.ancestors().map(Path::to_owned));
+        own.add(path);
         match kind {
             EntryType::Directory => {
                 if !is_folder(parent.as_fd(), name)? {
@@ -180,7 +310,7 @@ impl Root {
                 let (Some(from_name), from_above) =
                     (from.file_name(), from.parent().unwrap_or(Path::new("")))
                 else {
-                    return Err(Refused::Because(format!("its link {path:?} leads to no file")));
+                    return Err(Refused::Because(format!("its link {} leads to no file", shown(path))));
                 };
                 let from = self.folder_at(from_above)?;
                 remove(parent.as_fd(), name)?;
@@ -209,13 +339,13 @@ impl Root {
     }
 
     /// Opens a folder below the root, making what is not there.
-    fn folder_at(&self, path: &Path) -> io::Result<OwnedFd> {
+    fn folder_at(&mut self, path: &Path) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let open = |path: &Path| {
+        let open = |root: &Self, path: &Path| {
             let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-            fs::openat2(&self.folder, path, flags, Mode::empty(), RESOLVE)
+            fs::openat2(&root.folder, path, flags, Mode::empty(), RESOLVE)
         };
-        match open(path) {
+        match open(self, path) {
             Err(Errno::NOENT) => {}
             opened => return opened.map_err(io::Error::from),
         }
@@ -225,12 +355,13 @@ impl Root {
             Ok(()) => {
                 fs::chmodat(&parent, name, Mode::from_raw_mode(0o755), AtFlags::empty())?;
                 self.own(parent.as_fd(), name, 0, 0)?;
+                self.files += 1;
             }
             Err(Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }
         // A link there that leads to nothing is an error, not a folder.
-        open(path).map_err(io::Error::from)
+        open(self, path).map_err(io::Error::from)
     }
 
     /// Gives a file that is no symbolic link its owner, mode and time.
@@ -275,7 +406,7 @@ fn below(said: &Path) -> Result<PathBuf, Refused> {
             Component::Normal(name) => path.push(name),
             Component::CurDir | Component::RootDir => {}
             Component::ParentDir | Component::Prefix(_) => {
-                return Err(Refused::Because(format!("its path {said:?} leads out of the image")));
+                return Err(Refused::Because(format!("its path {} leads out of the image", shown(said))));
             }
         }
     }
@@ -284,7 +415,7 @@ fn below(said: &Path) -> Result<PathBuf, Refused> {
 
 fn link_target<R: Read>(entry: &Entry<'_, R>, path: &Path) -> Result<OsString, Refused> {
     let target = entry.link_name_bytes().filter(|target| !target.is_empty());
-    let target = target.ok_or_else(|| Refused::Because(format!("its link {path:?} leads nowhere")))?;
+    let target = target.ok_or_else(|| Refused::Because(format!("its link {} leads nowhere", shown(path))))?;
     Ok(OsStr::from_bytes(&target).to_owned())
 }
 
@@ -310,36 +441,41 @@ fn remove(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let folder = fs::openat(parent, name, flags, Mode::empty())?;
-    for inside in names(folder.as_fd())? {
-        remove(folder.as_fd(), &inside)?;
+    loop {
+        each_name(folder.as_fd(), |inside| remove(folder.as_fd(), inside))?;
+        match fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
+            // A listing from which names are removed may pass over others.
+            Err(Errno::NOTEMPTY) => {}
+            removed => return removed.map_err(io::Error::from),
+        }
     }
-    fs::unlinkat(parent, name, AtFlags::REMOVEDIR).map_err(io::Error::from)
 }
 
-fn names(folder: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
-    let mut names = Vec::new();
+/// Gives each name in a folder, one at a time: a layer may have put millions there. It may be removed meanwhile.
+fn each_name(folder: BorrowedFd<'_>, mut take: impl FnMut(&OsStr) -> io::Result<()>) -> io::Result<()> {
     for entry in Dir::read_from(folder)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
-            names.push(OsStr::from_bytes(name).to_owned());
-        }
-    }
-    Ok(names)
-}
-
-/// Removes what lower layers have in a folder.
-fn hide_lower(folder: BorrowedFd<'_>, path: &Path, own: &HashSet<PathBuf>) -> io::Result<()> {
-    for name in names(folder)? {
-        let inside = path.join(&name);
-        if !own.contains(&inside) {
-            remove(folder, &name)?;
-        } else if is_folder(folder, &name)? {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            hide_lower(fs::openat(folder, &*name, flags, Mode::empty())?.as_fd(), &inside, own)?;
+            take(OsStr::from_bytes(name))?;
         }
     }
     Ok(())
+}
+
+/// Removes what lower layers have in a folder.
+fn hide_lower(folder: BorrowedFd<'_>, path: &Path, own: &OwnPaths) -> io::Result<()> {
+    each_name(folder, |name| {
+        let inside = path.join(name);
+        if !own.contains(&inside) {
+            return remove(folder, name);
+        }
+        if is_folder(folder, name)? {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            hide_lower(fs::openat(folder, name, flags, Mode::empty())?.as_fd(), &inside, own)?;
+        }
+        Ok(())
+    })
 }
 
 /// Untars an image layout: its documents and blobs, and nothing else. Blobs are checked when they are read.
