@@ -46,6 +46,7 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use ionfs::home::private_folder;
 use ionfs::node::Node;
+use ionfs::text::quote;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -290,7 +291,7 @@ fn router(gate: &Shared, routes: Vec<Route>) -> Router {
 
 /// Before everything else: is the request for this host, and no trick of a web page?
 async fn admit(State(gate): State<Shared>, request: Request, next: Next) -> Response {
-    let mut response = match gate.hosts.admit(request.method(), request.headers()) {
+    let mut response = match gate.hosts.admit(&request) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     };
@@ -301,14 +302,15 @@ async fn admit(State(gate): State<Shared>, request: Request, next: Next) -> Resp
 
 async fn nowhere(request: Request) -> Problem {
     let path = request.uri().path();
-    Problem::new(Kind::NotFound, format!("nothing is at {path:?}; /openapi.json lists what is here"))
+    let detail = format!("nothing is at {}; /openapi.json lists what is here", quote(path));
+    Problem::new(Kind::NotFound, detail)
 }
 
 async fn wrong_method(request: Request) -> Problem {
     let (method, path) = (request.method(), request.uri().path());
     Problem::new(
         Kind::WrongMethod,
-        format!("{method} does nothing at {path:?}; the header Allow names what does"),
+        format!("{method} does nothing at {}; the header Allow names what does", quote(path)),
     )
 }
 

@@ -78,6 +78,43 @@ fn tokens_may_do_what_their_scopes_say() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
+/// Two servers in a row must not take one request for requests to two hosts.
+#[test]
+fn a_request_that_does_not_name_one_host_is_refused() {
+    let home = Home::new();
+    let (daemon, at) = gateway(&home, &["--metrics", "127.0.0.1:0"]);
+    let apart =
+        daemon.log().split("metrics are at http://").nth(1).unwrap().split('/').next().unwrap().to_owned();
+    for at in [&at, &apart] {
+        let send = |head: &str| {
+            let mut http = Http::to(at);
+            http.send(format!("{head}\r\n\r\n").as_bytes()).unwrap();
+            http.answer("GET").unwrap()
+        };
+        assert_eq!(send(&format!("GET /healthz HTTP/1.1\r\nhost: {at}")).status, 200);
+        assert_eq!(send(&format!("GET http://{at}/healthz HTTP/1.1\r\nhost: {at}")).status, 200);
+        for twice in [at.as_str(), "evil.example"] {
+            let head = format!("GET /healthz HTTP/1.1\r\nhost: {at}\r\nhost: {twice}");
+            send(&head).problem(400, "malformed");
+        }
+        send("GET /healthz HTTP/1.1").problem(400, "malformed");
+        send(&format!("GET /healthz HTTP/1.1\r\nhost: evil.example@{at}")).problem(400, "malformed");
+        let absolute = format!("GET http://evil.example/healthz HTTP/1.1\r\nhost: {at}");
+        send(&absolute).problem(421, "foreign-host");
+        let absolute = format!("GET http://{at}/healthz HTTP/1.1\r\nhost: evil.example");
+        send(&absolute).problem(421, "foreign-host");
+    }
+    // A request chooses words that the answer and the log quote.
+    let long = "x".repeat(50_000);
+    for path in [format!("/{long}"), format!("/events/{long}"), format!("/correlations/{long}")] {
+        let answer = get(&at, &path);
+        assert_eq!(answer.status, 404);
+        assert!(answer.body.len() < 3000, "{path:.20}: {} bytes", answer.body.len());
+    }
+    assert!(daemon.log().len() < 64 << 10);
+    assert_eq!(daemon.stop(), Some(0));
+}
+
 #[test]
 fn pages_of_other_sites_reach_nothing_on_this_machine() {
     let home = Home::new();

@@ -14,7 +14,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderValue, Method, header};
+use axum::http::{HeaderMap, HeaderValue, Request, Version, header};
+use ionfs::text::{QUOTE_MAX, cut, quote};
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
@@ -83,9 +84,20 @@ pub enum TokensError {
     },
 }
 
-/// Who sent a request: the name of its token. Of a gateway without tokens everybody is `anybody`.
+/// Who sent a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Principal(pub(super) String);
+pub(super) struct Principal {
+    /// The name of its token. Of a gateway without tokens everybody is `anybody`.
+    pub(super) name: String,
+    scopes: Vec<Scope>,
+}
+
+impl Principal {
+    /// Whoever sends requests to a gateway without tokens: they may do everything.
+    pub(super) fn anybody() -> Self {
+        Self { name: "anybody".into(), scopes: Scope::ALL.to_vec() }
+    }
+}
 
 #[derive(Clone, Debug)]
 struct Token {
@@ -155,7 +167,7 @@ impl Tokens {
     /// Who sent a request with these headers, if they may do this.
     pub(super) fn admit(&self, headers: &HeaderMap, scope: Scope) -> Result<Principal, Problem> {
         if self.is_empty() {
-            return Ok(Principal("anybody".into()));
+            return Ok(Principal::anybody());
         }
         let ask = |said: &str| {
             let said = format!("Bearer realm=\"ion\"{said}");
@@ -186,7 +198,7 @@ impl Tokens {
             let problem = Problem::new(Kind::ScopeNeeded, detail).with("scope", scope);
             return Err(problem.header(header::WWW_AUTHENTICATE, asks));
         }
-        Ok(Principal(token.name.clone()))
+        Ok(Principal { name: token.name.clone(), scopes: token.scopes.clone() })
     }
 }
 
@@ -249,17 +261,25 @@ pub(super) struct Hosts {
 
 impl Hosts {
     /// Refuses what a page of another site sends, and requests for a name that is not this machine's.
-    pub(super) fn admit(&self, method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
-        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-        let authority = host.parse::<Authority>().ok();
-        let name = authority.as_ref().map_or("", Authority::host);
-        if !self.any && !self.knows(name) {
-            let detail = format!(
-                "{host:?} is not a name of this machine; allow it with --gateway-host, or use localhost"
-            );
-            return Err(Problem::new(Kind::ForeignHost, detail));
+    pub(super) fn admit<B>(&self, request: &Request<B>) -> Result<(), Problem> {
+        let (method, headers) = (request.method(), request.headers());
+        let host = host_of(request)?;
+        // A request that names its host in its first line as well: what a proxy reads there, we must not pass over.
+        let in_target = request.uri().authority().map(Authority::as_str);
+        for named in [Some(host), in_target].into_iter().flatten() {
+            let authority = named.parse::<Authority>().ok();
+            let name = authority.as_ref().map_or("", Authority::host);
+            if !self.any && !self.knows(name) {
+                let named = quote(named);
+                let detail = format!(
+                    "{named} is not a name of this machine; allow it with --gateway-host, or use localhost"
+                );
+                return Err(Problem::new(Kind::ForeignHost, detail));
+            }
         }
+        let host = in_target.unwrap_or(host);
         let foreign = |from: &str| {
+            let from = cut(from, QUOTE_MAX);
             let detail = format!("a page of {from} sent this, and the gateway serves no pages but its own");
             Err(Problem::new(Kind::ForeignOrigin, detail))
         };
@@ -291,12 +311,42 @@ impl Hosts {
     }
 }
 
+/// The host that a request is for, by its header; empty if HTTP/1.0 leaves it out. RFC 9112 has all else refused: two servers
+/// in a row must not take one request for requests to different hosts.
+fn host_of<B>(request: &Request<B>) -> Result<&str, Problem> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let malformed = |detail| Err(Problem::new(Kind::Malformed, detail));
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host,
+        (Some(_), Some(_)) => return malformed("the request has several Host headers; one is allowed"),
+        (None, _) if request.version() < Version::HTTP_11 => return Ok(""),
+        (None, _) => return malformed("the request has no Host header; HTTP/1.1 needs one"),
+    };
+    match host.to_str() {
+        Ok("") => Ok(""),
+        Ok(host) if !host.contains('@') && host.parse::<Authority>().is_ok() => Ok(host),
+        _ => malformed("the Host header is no host with a port or without, as in localhost:8080"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use axum::http::Method;
+
     use super::*;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
         pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    fn request(method: Method, target: &str, pairs: &[(&'static str, &str)]) -> Request<()> {
+        let mut request = Request::new(());
+        *request.method_mut() = method;
+        *request.uri_mut() = target.parse().unwrap();
+        for (name, value) in pairs {
+            request.headers_mut().append(*name, value.parse().unwrap());
+        }
+        request
     }
 
     #[test]
@@ -307,7 +357,7 @@ mod tests {
         );
         let tokens = Tokens::parse(&list).unwrap();
         let with = |token: &str, scope| tokens.admit(&headers(&[("authorization", token)]), scope);
-        let name = |token: &str, scope| with(token, scope).map(|principal| principal.0).ok();
+        let name = |token: &str, scope| with(token, scope).map(|principal| principal.name).ok();
         let kind = |token: &str, scope| with(token, scope).map_err(|problem| problem.kind()).err();
         assert_eq!(name("Bearer 0123456789abcdef", Scope::EventsWrite).as_deref(), Some("ci"));
         assert_eq!(name("bearer  0123456789abcdef", Scope::EventsRead).as_deref(), Some("ci"));
@@ -339,7 +389,7 @@ mod tests {
     fn pages_of_other_sites_are_refused_and_programs_are_not() {
         let hosts = Hosts { allowed: vec!["ion.example".into()], any: false };
         let kind = |method: Method, pairs: &[(&'static str, &str)]| {
-            hosts.admit(&method, &headers(pairs)).map_err(|problem| problem.kind()).err()
+            hosts.admit(&request(method, "/", pairs)).map_err(|problem| problem.kind()).err()
         };
         for host in ["localhost:8080", "127.0.0.1:8080", "127.8.9.1", "[::1]:8080", "ION.example"] {
             assert_eq!(kind(Method::POST, &[("host", host)]), None, "{host}");
@@ -357,6 +407,35 @@ mod tests {
         assert_eq!(kind(Method::POST, &quiet), Some(Kind::ForeignOrigin));
         assert_eq!(kind(Method::GET, &quiet), None);
         let open = Hosts { allowed: vec![], any: true };
-        assert!(open.admit(&Method::GET, &headers(&[("host", "any.example")])).is_ok());
+        assert!(open.admit(&request(Method::GET, "/", &[("host", "any.example")])).is_ok());
+    }
+
+    #[test]
+    fn a_request_names_one_host_and_names_it_once() {
+        let closed = Hosts { allowed: vec![], any: false };
+        let open = Hosts { allowed: vec![], any: true };
+        let kind = |hosts: &Hosts, target: &str, pairs: &[(&'static str, &str)]| {
+            hosts.admit(&request(Method::GET, target, pairs)).map_err(|problem| problem.kind()).err()
+        };
+        for wrong in [
+            &[][..],
+            &[("host", "localhost"), ("host", "localhost")],
+            &[("host", "localhost"), ("host", "evil.example")],
+            &[("host", "evil.example@localhost")],
+            &[("host", "local host")],
+        ] {
+            for hosts in [&closed, &open] {
+                assert_eq!(kind(hosts, "/", wrong), Some(Kind::Malformed), "{wrong:?}");
+            }
+        }
+        let local = [("host", "localhost:8080")];
+        assert_eq!(kind(&closed, "http://localhost:8080/healthz", &local), None);
+        assert_eq!(kind(&closed, "http://evil.example/healthz", &local), Some(Kind::ForeignHost));
+        assert_eq!(kind(&closed, "http://localhost/", &[("host", "evil.example")]), Some(Kind::ForeignHost));
+        assert_eq!(kind(&open, "http://any.example/healthz", &local), None);
+        let mut old = request(Method::GET, "/", &[]);
+        *old.version_mut() = Version::HTTP_10;
+        assert!(open.admit(&old).is_ok());
+        assert_eq!(closed.admit(&old).map_err(|problem| problem.kind()).err(), Some(Kind::ForeignHost));
     }
 }

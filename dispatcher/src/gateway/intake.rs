@@ -196,8 +196,8 @@ impl Sameness {
     /// The ids of the event and of its correlation. Those of a key are the sender's own: nobody else's key meets them.
     fn ids(&self, sender: &Principal) -> (EventId, CorrelationId) {
         let parts = match self {
-            Self::Key(key) => json!([NAME, "key", sender.0, key]),
-            Self::Cloud(source, id) => json!([NAME, "cloudevent", sender.0, source, id]),
+            Self::Key(key) => json!([NAME, "key", sender.name, key]),
+            Self::Cloud(source, id) => json!([NAME, "cloudevent", sender.name, source, id]),
             Self::None => return (EventId::random(), CorrelationId::random()),
         };
         let id = EventId::derive(&EventId::new(NAME), NAME, &parts.to_string());
@@ -519,7 +519,12 @@ mod tests {
             let headers = [("idempotency-key".parse().unwrap(), HeaderValue::from_static(text))];
             Sameness::of(&headers.into_iter().collect()).map_err(|problem| problem.kind())
         };
-        let (one, other) = (Principal("one".into()), Principal("other".into()));
+        let named = |name: &str| {
+            let mut principal = Principal::anybody();
+            principal.name = name.into();
+            principal
+        };
+        let (one, other) = (named("one"), named("other"));
         let quoted = key("\"a-1\"").unwrap();
         assert_eq!(quoted, key("a-1").unwrap());
         assert_eq!(quoted.ids(&one), key("a-1").unwrap().ids(&one));

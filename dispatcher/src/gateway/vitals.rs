@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use ionfs::metrics::{OPENMETRICS, Registry, openmetrics};
@@ -21,7 +22,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::auth::{Scope, Tokens};
+use super::auth::{Hosts, Scope, Tokens};
 use super::openapi;
 use super::problem::{Kind, Problem};
 use super::route::{Access, Route};
@@ -115,10 +116,12 @@ impl Reading {
         let failed = |source| GatewayError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
+        let hosts = Arc::new(Hosts { allowed: vec![], any: !tokens.is_empty() });
         let router = Router::new()
             .route("/metrics", get(guarded_numbers))
             .route("/ready", get(taking_work))
             .route("/healthz", get(healthz))
+            .layer(middleware::from_fn_with_state(hosts, admit_reader))
             .with_state((vitals, tokens));
         let terms = Terms { connections_max: READERS_MAX, stall: READER_STALL, grace: READER_GRACE };
         let stop = CancellationToken::new();
@@ -135,6 +138,14 @@ impl Reading {
     pub async fn close(self) {
         self.stop.cancel();
         let _ = self.serving.await;
+    }
+}
+
+/// As at a gateway: without a token a page of another site must not read the numbers.
+async fn admit_reader(State(hosts): State<Arc<Hosts>>, request: Request, next: Next) -> Response {
+    match hosts.admit(&request) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
     }
 }
 
