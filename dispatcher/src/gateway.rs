@@ -8,7 +8,7 @@
 //! | `route`, `openapi` | what a route is; the document made of all of them |
 //! | `body`, `upload` | bodies at a pace and within limits; files on their way to the store |
 //! | `intake`, `cloudevent` | requests become events |
-//! | `trace`, `file`, `log` | what came of them, to be read |
+//! | `trace`, `looks`, `file`, `log` | what came of them, to be read; one look for all who wait |
 //! | `portal` | payloads through chains |
 //! | `vitals` | health, readiness, numbers; also for `--metrics` alone |
 //!
@@ -24,6 +24,7 @@ mod cloudevent;
 mod file;
 mod intake;
 mod log;
+mod looks;
 mod openapi;
 mod portal;
 mod problem;
@@ -49,7 +50,6 @@ use ionfs::node::Node;
 use ionfs::text::quote;
 use serde::Serialize;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -60,6 +60,7 @@ pub use self::vitals::{Reading, Vitals};
 
 use self::auth::Hosts;
 use self::body::{Incoming, Room};
+use self::looks::Looks;
 use self::problem::{Kind, Problem};
 use self::route::Route;
 use self::server::{Terms, serve};
@@ -68,9 +69,6 @@ use crate::metrics::GatewayMetrics;
 
 /// Bytes of all bodies that are read whole: over it requests are told to come again.
 const ROOM: usize = 256 << 20;
-
-/// Correlations and lists of files read at a time: each is in memory as a whole.
-const LOOKS_MAX: usize = 8;
 
 /// Bytes of a body of values beside twice its values: brackets, quotes and escapes.
 const VALUES_EXTRA: u64 = 64 << 10;
@@ -146,7 +144,7 @@ struct Gate {
     metrics: Arc<GatewayMetrics>,
     hosts: Hosts,
     room: Room,
-    looks: Semaphore,
+    looks: Looks,
     /// The OpenAPI document.
     document: Bytes,
     /// Where what requests bring is staged.
@@ -228,7 +226,7 @@ impl Gateway {
             hosts: Hosts { allowed: settings.hosts.clone(), any: !settings.tokens.is_empty() },
             ledger: Ledger::new(node.plane.clone()),
             room: Room::new(ROOM),
-            looks: Semaphore::new(LOOKS_MAX),
+            looks: Looks::new(),
             document: openapi::document(&routes, &settings.tokens).to_string().into(),
             staging,
             tasks: tasks.clone(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use ionfs::event::{Event, Publication};
+use ionfs::id::JobId;
 use ionfs::record::{InsightRecord, JobRecord, JobState};
 use ionfs::stores::{Collection, Query, StoreError, encode};
 use serde_json::{Value, json};
@@ -24,7 +25,12 @@ pub struct Status {
     pub held_back: usize,
     /// Nothing more will happen by itself.
     pub ended: bool,
+    /// Some of the jobs that have to end first: see [`is_under_way`].
+    pub under_way: Vec<JobId>,
 }
+
+/// Jobs that [`Status::under_way`] names. One is enough most of the time; more spare whole looks while jobs end one by one.
+const UNDER_WAY: usize = 8;
 
 impl Status {
     /// Whether something went wrong for good.
@@ -102,8 +108,23 @@ impl Trace {
 
     /// Its documents: events, insights, jobs.
     pub fn documents(&self) -> Vec<Value> {
-        let events = self.status.events.iter().map(encode);
-        events.chain(self.insights.values().map(encode)).chain(self.status.jobs.iter().map(encode)).collect()
+        let mut documents = Vec::new();
+        let gathered = self.each_document(|document| {
+            documents.push(document.clone());
+            Ok::<_, std::convert::Infallible>(())
+        });
+        gathered.unwrap_or_else(|never| match never {});
+        documents
+    }
+
+    /// Gives each of its documents in turn: all of them at once would take many times the memory of their text.
+    ///
+    /// # Errors
+    /// The first that `take` gives.
+    pub fn each_document<E>(&self, mut take: impl FnMut(&Value) -> Result<(), E>) -> Result<(), E> {
+        self.status.events.iter().try_for_each(|event| take(&encode(event)))?;
+        self.insights.values().try_for_each(|insight| take(&encode(insight)))?;
+        self.status.jobs.iter().try_for_each(|job| take(&encode(job)))
     }
 }
 
@@ -114,12 +135,19 @@ pub async fn status(ledger: &Ledger, correlation: &str, modules: &[Module]) -> R
     let events = ledger.events_of(correlation).await?;
     let claimed: std::collections::BTreeSet<(&str, &str)> =
         jobs.iter().map(|job| (job.event_id.as_str(), job.module.as_str())).collect();
-    let unclaimed = events
+    let unclaimed: Vec<JobId> = events
         .iter()
         .flat_map(|event| modules.iter().map(move |module| (event, module)))
         .filter(|(event, module)| module.expects(event))
         .filter(|(event, module)| !claimed.contains(&(event.id.as_str(), module.name.as_str())))
-        .count();
+        .map(|(event, module)| JobId::derive(&event.id, &module.name))
+        .collect();
+    let mut under_way: Vec<JobId> = jobs
+        .iter()
+        .filter(|job| job.state != JobState::Waiting && is_open(job))
+        .map(|job| job.id.clone())
+        .take(UNDER_WAY)
+        .collect();
     let mut held_back = 0;
     let mut open = 0;
     for job in &jobs {
@@ -129,12 +157,33 @@ pub async fn status(ledger: &Ledger, correlation: &str, modules: &[Module]) -> R
                 Readiness::Waiting { open: 0, .. } => held_back += 1,
                 _ => open += 1,
             },
-            (JobState::Succeeded, _) if job.outbox => open += 1,
-            (state, _) if !state.is_final() => open += 1,
+            _ if is_open(job) => open += 1,
             _ => {}
         }
     }
     let unpublished = events.iter().any(|event| event.publication == Publication::Unpublished);
-    let ended = unclaimed == 0 && open == 0 && !unpublished && !events.is_empty();
-    Ok(Status { events, jobs, unclaimed, held_back, ended })
+    let ended = unclaimed.is_empty() && open == 0 && !unpublished && !events.is_empty();
+    let room = UNDER_WAY - under_way.len();
+    under_way.extend(unclaimed.iter().take(room).cloned());
+    Ok(Status { events, jobs, unclaimed: unclaimed.len(), held_back, ended, under_way })
+}
+
+/// Whether a job has something to do yet, or something to tell.
+fn is_open(job: &JobRecord) -> bool {
+    !job.state.is_final() || (job.state == JobState::Succeeded && job.outbox)
+}
+
+/// Whether one of these jobs has not ended, by [`Status::under_way`] of an earlier look: then the correlation has not either,
+/// and nobody need read all of it to know. Otherwise it may have.
+///
+/// # Errors
+/// When a store cannot be read.
+pub async fn is_under_way(ledger: &Ledger, jobs: &[JobId]) -> Result<bool, StoreError> {
+    for id in jobs {
+        let job = ledger.plane().documents.get_as::<JobRecord>(Collection::Jobs, id.as_str()).await?;
+        if job.is_none_or(|job| job.state != JobState::Waiting && is_open(&job)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

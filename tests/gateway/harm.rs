@@ -3,7 +3,14 @@
 use std::io::Read as _;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use dispatcher::job::{Ended, Happening};
+use dispatcher::ledger::{Claim, Ledger};
+use dispatcher::pipeline::Module;
+use ionfs::event::Event;
+use ionfs::record::AttemptEnd;
+use ionfs::stores::Collection;
+use ionfs::stores::open::{StoreUrls, open};
+use serde_json::{Value, json};
 
 use crate::support::http::{Answer, Http, form, get, request};
 use crate::support::{Home, signal, wait_for};
@@ -272,4 +279,75 @@ fn latest(home: &Home) -> Option<(String, Vec<u64>)> {
     let event = trace.as_array()?.first()?.clone();
     let sizes = event["files"].as_array()?.iter().map(|file| file["size"].as_u64().unwrap()).collect();
     Some((text(&event, "id").to_owned(), sizes))
+}
+
+/// Many wait for one large correlation: it is read once for all of them, and its documents are in memory once.
+#[test]
+fn many_who_wait_for_one_large_correlation_are_one_look() {
+    const EVENTS: usize = 1000;
+    const WAITERS: usize = 200;
+    let home = Home::new();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let plane = runtime.block_on(open(&StoreUrls::embedded(&home.state()))).unwrap();
+    let ledger = Ledger::new(plane.clone());
+    let module =
+        Module { on: vec!["first".into()], ..Module::new("work", vec!["true".into()], home.path().into()) };
+    let events: Vec<Value> = (0..EVENTS)
+        .map(|n| {
+            let (id, kind) = if n == 0 { ("first".into(), "first") } else { (format!("e{n}"), "more") };
+            json!({
+                "id": id, "type": kind, "files": [], "created": n, "publication": "published",
+                "data": [{"key": "padding", "value": "p".repeat(2000)}],
+                "context": {"name": "test", "eventId": id, "correlationId": "c", "parentEventId": "", "documentType": "eventMeta"},
+            })
+        })
+        .collect();
+    let first: Event = serde_json::from_value(events[0].clone()).unwrap();
+    let job = runtime.block_on(async {
+        ledger.put_module(&module).await.unwrap();
+        let documents = events.into_iter().map(|event| (Collection::Events, event)).collect();
+        plane.documents.insert_all_soon(documents, None).await.unwrap();
+        match ledger.claim(&module, &first, Some(("test", 600_000))).await.unwrap() {
+            Claim::Won(job) => job,
+            known => panic!("{known:?}"),
+        }
+    });
+    let (daemon, at) = gateway(&home, &[]);
+    let one = get(&at, "/correlations/c");
+    assert_eq!((one.header("ion-outcome"), one.body.len() > 2000 * EVENTS), (Some("running"), true));
+    let before = peak_memory(daemon.pid());
+    let mut waiters: Vec<Http> = (0..WAITERS)
+        .map(|_| {
+            let mut http = Http::to(&at);
+            http.begin("GET", "/correlations/c?wait=5m", &[]);
+            http
+        })
+        .collect();
+    let mut slowest = Duration::ZERO;
+    for _ in 0..5 {
+        let asked = Instant::now();
+        assert_eq!(get(&at, "/correlations/c").status, 200);
+        slowest = slowest.max(asked.elapsed());
+    }
+    let ended = Happening::Ended(Ended {
+        end: AttemptEnd::Succeeded,
+        exit_code: Some(0),
+        reason: None,
+        log: None,
+        staged: false,
+        retries: 0,
+        jitter: 0.0,
+    });
+    runtime.block_on(ledger.advance(&job, &ended)).unwrap();
+    for http in &mut waiters {
+        let answer = http.answer("GET").unwrap();
+        assert_eq!((answer.status, answer.header("ion-outcome")), (200, Some("succeeded")));
+        assert_eq!(answer.json().as_array().unwrap().len(), EVENTS + 1);
+    }
+    let after = peak_memory(daemon.pid());
+    println!("{WAITERS} waiters: {before} KiB before, {after} KiB after; others waited {slowest:?} at most");
+    assert!(slowest < Duration::from_secs(10), "{slowest:?}");
+    // Each of their answers has 2 MiB.
+    assert!(after < before + (100 << 10), "{before} KiB before, {after} KiB after");
+    assert_eq!(daemon.stop(), Some(0));
 }

@@ -78,6 +78,33 @@ fn tokens_may_do_what_their_scopes_say() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
+/// What came of an event is for those who may read events; its sender is told how it ended.
+#[test]
+fn who_may_only_write_is_told_the_outcome_and_not_the_trace() {
+    const WRITES: &str = "0123456789abcdef-writes";
+    const BOTH: &str = "0123456789abcdef-both";
+    let mut home = Home::new();
+    let tokens = format!("ci events:write {WRITES}\nall events:write,events:read {BOTH}\n");
+    home.env.push(("ION_GATEWAY_TOKENS".into(), tokens));
+    home.program(
+        "tell",
+        "#!/bin/sh\necho '{\"eventType\":\"told\",\"secret\":\"hush\"}' > /ion/out/events/e\n",
+    );
+    let (daemon, at) = up(&home, "  tell: {on: [start], emits: [told], run: [./tell]}\n");
+    let send = |path: &str, token: &str| {
+        let bearer = format!("Bearer {token}");
+        let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+        request(&at, "POST", path, &headers, b"{}").says(200)
+    };
+    let told = send("/events/start?wait=60s", WRITES);
+    assert_eq!(text(&told, "outcome"), "succeeded");
+    assert!(told.get("trace").is_none() && !told.to_string().contains("hush"), "{told}");
+    let told = send("/events/start?wait=60s", BOTH);
+    assert_eq!(text(&told, "outcome"), "succeeded");
+    assert!(told["trace"].to_string().contains("hush"), "{told}");
+    assert_eq!(daemon.stop(), Some(0));
+}
+
 /// Two servers in a row must not take one request for requests to two hosts.
 #[test]
 fn a_request_that_does_not_name_one_host_is_refused() {

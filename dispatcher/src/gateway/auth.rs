@@ -97,6 +97,11 @@ impl Principal {
     pub(super) fn anybody() -> Self {
         Self { name: "anybody".into(), scopes: Scope::ALL.to_vec() }
     }
+
+    /// Whether its token has this scope.
+    pub(super) fn may(&self, scope: Scope) -> bool {
+        self.scopes.contains(&scope)
+    }
 }
 
 #[derive(Clone, Debug)]

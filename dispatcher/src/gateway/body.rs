@@ -123,24 +123,28 @@ impl Room {
 
     /// Nothing yet.
     pub(super) fn empty(&self) -> Held {
-        Held { bytes: Vec::new(), room: self.clone(), permits: None }
+        Held { bytes: Vec::new(), reserved: self.reserve() }
+    }
+
+    /// Room for nothing yet.
+    pub(super) fn reserve(&self) -> Reserved {
+        Reserved { bytes: 0, room: self.clone(), permits: None }
     }
 }
 
-/// Bytes in memory. What is taken is given back when they are dropped: a client that promises much and sends nothing
-/// takes nothing.
+/// Room for bytes that are kept elsewhere. It is given back when this is dropped.
 #[derive(Debug)]
-pub(super) struct Held {
-    bytes: Vec<u8>,
+pub(super) struct Reserved {
+    bytes: usize,
     room: Room,
     permits: Option<OwnedSemaphorePermit>,
 }
 
-impl Held {
-    /// Takes more in.
-    pub(super) fn add(&mut self, piece: &[u8]) -> Result<(), BodyError> {
+impl Reserved {
+    /// Takes room for so many more bytes.
+    pub(super) fn add(&mut self, bytes: usize) -> Result<(), BodyError> {
         let has = self.permits.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let needs = (self.bytes.len() + piece.len()).div_ceil(PERMIT);
+        let needs = (self.bytes + bytes).div_ceil(PERMIT);
         if needs > has {
             let more = u32::try_from(needs - has).map_err(|_| BodyError::NoRoom)?;
             let more = self.room.0.clone().try_acquire_many_owned(more).map_err(|_| BodyError::NoRoom)?;
@@ -149,6 +153,23 @@ impl Held {
                 None => self.permits = Some(more),
             }
         }
+        self.bytes += bytes;
+        Ok(())
+    }
+}
+
+/// Bytes in memory. What is taken is given back when they are dropped: a client that promises much and sends nothing
+/// takes nothing.
+#[derive(Debug)]
+pub(super) struct Held {
+    bytes: Vec<u8>,
+    reserved: Reserved,
+}
+
+impl Held {
+    /// Takes more in.
+    pub(super) fn add(&mut self, piece: &[u8]) -> Result<(), BodyError> {
+        self.reserved.add(piece.len())?;
         self.bytes.extend_from_slice(piece);
         Ok(())
     }

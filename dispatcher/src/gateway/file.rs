@@ -161,7 +161,7 @@ async fn find(gate: &Shared, event: &str, path: &str) -> Result<FileEntry, Probl
     let found = trace::find(gate, event).await?;
     let files = {
         // A list of many files is in memory as a whole.
-        let _look = gate.looks.acquire().await;
+        let _look = gate.looks.reading().acquire().await;
         gate.in_time(files_of(&gate.node.plane, &found)).await?
     };
     let clean = clean_path(path);

@@ -22,15 +22,17 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use ionfs::commit::{Refusal, create_event};
-use ionfs::event::{Event, KeyValue, is_event_type};
+use ionfs::event::{Event, KeyValue, TYPE_BYTES_MAX, is_event_type};
 use ionfs::failpoint;
 use ionfs::id::{CorrelationId, EventId};
+use ionfs::text::quote;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::auth::{Principal, Scope};
 use super::cloudevent::{self, Attributes, Carried, DATA, STRUCTURED, values_of};
+use super::looks::Need;
 use super::problem::{Kind, Problem};
 use super::route::{Access, InPath, Route, query};
 use super::trace::{self, wait_in};
@@ -152,7 +154,8 @@ pub(super) fn schema() -> Value {
         "properties": {
             "eventId": {"type": "string"}, "correlationId": {"type": "string"}, "type": {"type": "string"},
             "outcome": {"enum": ["running", "succeeded", "failed"], "description": "With `wait`."},
-            "trace": {"type": "array", "items": {"type": "object"}, "description": "With `wait`: as of its correlation."},
+            "trace": {"type": "array", "items": {"type": "object"},
+                "description": "With `wait`, for a token that has the scope `events:read`: as of its correlation."},
         },
     })
 }
@@ -358,14 +361,15 @@ async fn create_one(
 ) -> Result<Response, Problem> {
     if !is_event_type(&event_type) {
         let detail = format!(
-            "{event_type:?} cannot be an event type: letters, digits, '.', '_' and '-', at most 200, are allowed"
+            "{} cannot be an event type: letters, digits, '.', '_' and '-', at most {TYPE_BYTES_MAX}, are allowed",
+            quote(&event_type)
         );
         return Err(Problem::new(Kind::Malformed, detail));
     }
     let wait = wait_in(&query(asked.as_deref(), &["wait"])?)?;
     let same = Sameness::of(&headers)?;
     let event = take(&gate, &sender, &event_type, same, &headers, body).await?;
-    answer(&gate, &event, wait).await
+    answer(&gate, &sender, &event, wait).await
 }
 
 /// Reads a request's body in whichever form it is, and commits the event.
@@ -488,22 +492,36 @@ fn wrong_form(said: &str) -> Problem {
     )
 }
 
-/// What the sender is told: the ids; and if it waits, what came of the event.
-async fn answer(gate: &Shared, event: &Event, wait: Option<Duration>) -> Result<Response, Problem> {
+/// What the sender is told: the ids; if it waits, how it ended; and what came of it, if its token may read events.
+async fn answer(
+    gate: &Shared,
+    sender: &Principal,
+    event: &Event,
+    wait: Option<Duration>,
+) -> Result<Response, Problem> {
     let correlation = event.context.correlation_id.as_str();
     let mut said = json!({
         "eventId": event.id, "correlationId": correlation, "type": event.event_type,
     });
-    let mut status = StatusCode::ACCEPTED;
-    if let Some(wait) = wait {
-        let (verdict, documents) = trace::wait(gate, correlation, wait).await?;
-        if verdict != Verdict::Running {
-            status = StatusCode::OK;
+    let mut response = match wait {
+        None => json_answer(StatusCode::ACCEPTED, &said),
+        Some(wait) => {
+            let need = if sender.may(Scope::EventsRead) { Need::Documents } else { Need::Verdict };
+            let seen = trace::wait(gate, correlation, wait, need).await?;
+            let running = seen.verdict == Verdict::Running;
+            let status = if running { StatusCode::ACCEPTED } else { StatusCode::OK };
+            said["outcome"] = seen.verdict.as_str().into();
+            match seen.documents.as_ref().filter(|_| need == Need::Documents) {
+                None => json_answer(status, &said),
+                Some(documents) => {
+                    let mut before = said.to_string();
+                    before.truncate(before.len() - 1);
+                    before.push_str(",\"trace\":");
+                    trace::streamed(status, documents.body(before, "}".into()))
+                }
+            }
         }
-        said["outcome"] = verdict.as_str().into();
-        said["trace"] = documents.into();
-    }
-    let mut response = json_answer(status, &said);
+    };
     let location = HeaderValue::try_from(format!("/correlations/{correlation}"));
     response.headers_mut().insert(header::LOCATION, location.expect("an id of ours is a header"));
     Ok(response)

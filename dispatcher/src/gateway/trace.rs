@@ -1,21 +1,25 @@
 //! What came of an event: correlations and events as documents, and waiting for the end of one.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::{RawQuery, State};
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use ionfs::event::Event;
 use ionfs::id::EventId;
-use serde_json::{Value, json};
+use ionfs::text::quote;
+use serde_json::json;
 use tokio::time::Instant;
 
 use super::auth::Scope;
+use super::looks::{Need, Seen};
 use super::problem::{Kind, Problem};
 use super::route::{Access, InPath, Route, query};
-use super::{Shared, json_answer, openapi};
-use crate::progress::{Trace, Verdict};
+use super::{Shared, openapi};
+use crate::progress::Verdict;
 
 /// The longest wait. Proxies cut off requests that stay silent for longer; who waits on asks again.
 const WAIT_MAX: Duration = Duration::from_secs(300);
@@ -87,27 +91,34 @@ pub(super) fn wait_in(parameters: &HashMap<String, String>) -> Result<Option<Dur
     Ok(Some(wait.min(WAIT_MAX)))
 }
 
-/// Waits until a correlation has ended, at most so long; gives how it stands then, and its documents.
+/// Waits until a correlation has ended, at most so long; gives how it stands then, with what is needed.
 pub(super) async fn wait(
     gate: &Shared,
     correlation: &str,
     longest: Duration,
-) -> Result<(Verdict, Vec<Value>), Problem> {
-    let deadline = Instant::now() + longest;
+    need: Need,
+) -> Result<Arc<Seen>, Problem> {
+    let asked = Instant::now();
+    let deadline = asked + longest;
+    let watched = gate.looks.at(correlation);
     let mut pause = PAUSE;
+    let mut ended = false;
     loop {
-        let trace = {
-            // A correlation may be large: only some are in memory at a time.
-            let _look = gate.looks.acquire().await;
-            gate.in_time(Trace::read(&gate.ledger, correlation)).await?
+        let over = Instant::now() >= deadline || gate.stopping.is_cancelled();
+        // Only the last look has to show the documents, and as they are about now.
+        let (need_now, since) = match over {
+            true => (need, Instant::now().checked_sub(PAUSE_MAX).unwrap_or(asked).max(asked)),
+            false => (if ended { need } else { Need::Verdict }, asked),
         };
-        let verdict = trace.status.verdict();
-        let over =
-            Instant::now() >= deadline || gate.stopping.is_cancelled() || trace.status.events.is_empty();
-        if verdict != Verdict::Running || over {
-            return Ok((verdict, trace.documents()));
+        let look = gate.looks.look(&gate.ledger, (correlation, &watched), need_now, since);
+        let seen = gate.in_time(look).await?;
+        ended = seen.verdict != Verdict::Running;
+        if over || !seen.found || (ended && (seen.documents.is_some() || need == Need::Verdict)) {
+            return Ok(seen);
         }
-        drop(trace);
+        if ended {
+            continue;
+        }
         tokio::select! {
             () = gate.stopping.cancelled() => {}
             () = tokio::time::sleep_until(deadline.min(Instant::now() + pause)) => {}
@@ -122,23 +133,37 @@ async fn correlation(
     RawQuery(asked): RawQuery,
 ) -> Result<Response, Problem> {
     let longest = wait_in(&query(asked.as_deref(), &["wait"])?)?.unwrap_or_default();
-    let (verdict, documents) = wait(&gate, &id, longest).await?;
-    if documents.is_empty() {
-        return Err(Problem::new(Kind::NotFound, format!("there is no correlation {id:?}")));
-    }
-    let mut response = json_answer(StatusCode::OK, &documents);
-    response.headers_mut().insert(OUTCOME, HeaderValue::from_static(verdict.as_str()));
+    let seen = wait(&gate, &id, longest, Need::Documents).await?;
+    let Some(documents) = seen.documents.as_ref().filter(|_| seen.found) else {
+        return Err(Problem::new(Kind::NotFound, format!("there is no correlation {}", quote(&id))));
+    };
+    let mut response = streamed(StatusCode::OK, documents.body(String::new(), String::new()));
+    response.headers_mut().insert(OUTCOME, HeaderValue::from_static(seen.verdict.as_str()));
     Ok(response)
 }
 
+/// An answer of a JSON document that is sent as it is read.
+pub(super) fn streamed(status: StatusCode, (body, length): (Body, u64)) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let said = response.headers_mut();
+    said.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    said.insert(header::CONTENT_LENGTH, length.into());
+    response
+}
+
 async fn event(State(gate): State<Shared>, InPath(id): InPath<String>) -> Result<Response, Problem> {
-    Ok(json_answer(StatusCode::OK, &find(&gate, &id).await?))
+    let event = find(&gate, &id).await?;
+    let text = serde_json::to_vec(&event).map_err(|error| Problem::new(Kind::Internal, error.to_string()))?;
+    // With all its values and files it may be large, and its reader slow.
+    let length = text.len() as u64;
+    Ok(streamed(StatusCode::OK, (gate.looks.body_of(text)?, length)))
 }
 
 /// The event of an id.
 pub(super) async fn find(gate: &Shared, id: &str) -> Result<Event, Problem> {
     let found = gate.in_time(gate.ledger.visible_event(&EventId::new(id))).await?;
-    found.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no event {id:?}")))
+    found.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no event {}", quote(id))))
 }
 
 #[cfg(test)]

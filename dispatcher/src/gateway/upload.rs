@@ -10,6 +10,7 @@ use futures_util::Stream;
 use ionfs::checksum::Summer;
 use ionfs::errors::chain;
 use ionfs::event::{FileEntry, KeyValue, clean_path};
+use ionfs::text::quote;
 use multer::{Constraints, Field, Multipart, SizeLimit};
 use std::collections::HashSet;
 use std::io;
@@ -21,7 +22,7 @@ use std::task::{Context, Poll};
 use tokio::io::AsyncWriteExt as _;
 
 use super::Shared;
-use super::body::{BodyError, Held, Incoming};
+use super::body::{BodyError, Incoming, Reserved};
 use super::problem::{Kind, Problem};
 
 /// Bytes that may come before anything is made of them: a part's head, or what stands before the first part, is held in
@@ -34,6 +35,8 @@ pub(super) struct Uploads {
     prefix: String,
     entries: Vec<FileEntry>,
     names: HashSet<String>,
+    /// Room for the values of a form, until its event is committed: forms may come slowly, and many at a time.
+    values: Reserved,
     /// Cleared once an event may name them.
     unnamed: bool,
 }
@@ -41,7 +44,8 @@ pub(super) struct Uploads {
 impl Uploads {
     /// None yet; nobody else may store anything below `prefix`.
     pub(super) fn new(gate: &Shared, prefix: String) -> Self {
-        Self { gate: gate.clone(), prefix, entries: vec![], names: HashSet::new(), unnamed: true }
+        let values = gate.room.reserve();
+        Self { gate: gate.clone(), prefix, entries: vec![], names: HashSet::new(), values, unnamed: true }
     }
 
     /// Where they are.
@@ -71,8 +75,10 @@ impl Uploads {
             name.len() as u64 > limits.path_bytes || name.split('/').count() as u64 > limits.path_depth;
         if too_long {
             let detail = format!(
-                "file {name:?} has a name of more than {} bytes or {} parts",
-                limits.path_bytes, limits.path_depth
+                "file {} has a name of more than {} bytes or {} parts",
+                quote(&name),
+                limits.path_bytes,
+                limits.path_depth
             );
             return Err(Problem::new(Kind::Refused, detail));
         }
@@ -146,7 +152,8 @@ impl Uploads {
                 (Some(name), _) if name.is_empty() => while field.next().await?.is_some() {},
                 (Some(name), _) => {
                     let path = clean_path(&name).ok_or_else(|| {
-                        Problem::new(Kind::Refused, format!("{name:?} is no path below the event's files"))
+                        let name = quote(&name);
+                        Problem::new(Kind::Refused, format!("{name} is no path below the event's files"))
                     })?;
                     self.take(path, &mut field).await?;
                 }
@@ -167,20 +174,29 @@ impl Uploads {
         Ok(values)
     }
 
-    async fn value(&self, key: &str, field: &mut impl Pieces, taken: &mut u64) -> Result<String, Problem> {
+    async fn value(
+        &mut self,
+        key: &str,
+        field: &mut impl Pieces,
+        taken: &mut u64,
+    ) -> Result<String, Problem> {
         let most = self.gate.node.settings.limits.event_value_bytes;
-        let mut held: Held = self.gate.room.empty();
+        let mut text = Vec::new();
+        self.values.add(key.len())?;
         *taken += key.len() as u64;
         while let Some(piece) = field.next().await? {
             *taken += piece.len() as u64;
             if *taken > most {
-                let detail = format!("the values of an event may take {most} bytes; send {key:?} as a file");
+                let key = quote(key);
+                let detail = format!("the values of an event may take {most} bytes; send {key} as a file");
                 return Err(Problem::new(Kind::TooBig, detail));
             }
-            held.add(&piece)?;
+            self.values.add(piece.len())?;
+            text.extend_from_slice(&piece);
         }
-        let text = String::from_utf8(held.bytes().to_vec());
-        text.map_err(|_| Problem::new(Kind::Refused, format!("value {key:?} is no UTF-8; send it as a file")))
+        String::from_utf8(text).map_err(|_| {
+            Problem::new(Kind::Refused, format!("value {} is no UTF-8; send it as a file", quote(key)))
+        })
     }
 }
 
