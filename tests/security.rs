@@ -485,10 +485,8 @@ fn a_container_has_no_sockets_that_no_namespace_holds() {
     ];
     let files: Vec<_> = programs.iter().map(|(name, program)| Entry::File(name, program)).collect();
     // A descriptor is a small number, and what is asked for exits with its negative.
-    let script = format!(
-        "code() {{ \"$1\"; echo $1 $?; test $? = 0; }}; code /unix; code /kernel; code /machine; code /machine32"
-    );
-    Image::of(&script).with(&files).write(&home, "image");
+    let script = "code() { \"$1\"; echo $1 $?; test $? = 0; }; code /unix; code /kernel; code /machine; code /machine32";
+    Image::of(script).with(&files).write(&home, "image");
     for network in ["none", "host"] {
         let file = home.write(
             "pipeline.yaml",
