@@ -582,6 +582,49 @@ open("f", "w").close()
     town.ends_well();
 }
 
+/// A disk without an inode left is no fault of a module's: its job waits for room, and loses none of its retries.
+#[test]
+fn a_full_disk_costs_a_job_no_retry() {
+    if !rustix::process::geteuid().is_root() {
+        // An ordinary user cannot mount a small disk.
+        return;
+    }
+    let home = Home::new();
+    home.program(
+        "write",
+        "#!/bin/sh\nset -e\ncd /ion/out/data\nfor n in 1 2 3 4 5 6 7 8 9; do echo $n > f$n; done\n\
+         echo '{\"eventType\":\"written\",\"files\":[\"f9\"]}' > /ion/out/events/e\n",
+    );
+    let file = home.write(
+        "pipeline.yaml",
+        "modules:\n  write: {on: [start], emits: [written], run: [./write], retries: 0}\n",
+    );
+    let jobs = home.state().join("jobs");
+    std::fs::create_dir_all(&jobs).unwrap();
+    support::mount::run(
+        "mount",
+        &["-t", "tmpfs", "-o", "nr_inodes=40,mode=0700", "ion-test", jobs.to_str().unwrap()],
+    );
+    let full: Vec<PathBuf> = (0..28).map(|n| jobs.join(format!("full{n}"))).collect();
+    full.iter().for_each(|file| std::fs::write(file, "").unwrap());
+    let up = home.up(&file);
+    home.run(["event", "create", "start"]).well();
+    let mut attempts = Vec::new();
+    wait_for("an attempt without room", || {
+        attempts = home.jobs().first().map_or(vec![], |job| job["attempts"].as_array().unwrap().clone());
+        attempts.iter().any(|attempt| attempt["end"] == "no-room")
+    });
+    full.iter().for_each(|file| std::fs::remove_file(file).unwrap());
+    wait_for("the job to succeed", || home.jobs()[0]["state"] == "succeeded");
+    let job = home.jobs().remove(0);
+    let attempts = job["attempts"].as_array().unwrap();
+    assert!(attempts.len() > 1 && job["failures"].as_u64().unwrap_or(0) == 0, "{job:#?}");
+    let why = attempts[0]["reason"].as_str().unwrap();
+    assert!(why.contains("No space left on device"), "{why}");
+    assert_eq!(up.stop(), Some(0));
+    support::mount::run("umount", &[jobs.to_str().unwrap()]);
+}
+
 #[test]
 fn each_limit_has_its_errno_and_its_setting() {
     let home = Home::new();

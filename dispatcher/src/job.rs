@@ -180,6 +180,14 @@ fn end(job: &mut JobRecord, ended: &Ended, now: Millis) {
             job.losses += 1;
             if job.losses > LOST_MAX { finish(job, JobState::Dead, now) } else { queue(job, now, 0) }
         }
+        AttemptEnd::NoRoom => {
+            job.losses += 1;
+            if job.losses > LOST_MAX {
+                finish(job, JobState::Dead, now);
+            } else {
+                queue(job, now, millis(backoff(job.losses, ended.jitter)));
+            }
+        }
         AttemptEnd::Failed | AttemptEnd::TimedOut => {
             job.failures += 1;
             if job.failures > ended.retries {

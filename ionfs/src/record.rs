@@ -70,6 +70,9 @@ pub enum AttemptEnd {
     Released,
     /// Cancelled by a person.
     Cancelled,
+    /// Its machine had no room for it: a full disk, no descriptor left. Counts as [`AttemptEnd::Lost`] does, and is waited
+    /// after as after a failure.
+    NoRoom,
 }
 
 impl AttemptEnd {
@@ -82,6 +85,7 @@ impl AttemptEnd {
             Self::Lost => "lost",
             Self::Released => "released",
             Self::Cancelled => "cancelled",
+            Self::NoRoom => "no-room",
         }
     }
 }

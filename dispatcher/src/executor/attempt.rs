@@ -67,6 +67,8 @@ pub(super) enum Ran {
     TimedOut(Duration),
     Stopped(Stop),
     NotStarted(String),
+    /// This machine has no room for one more.
+    NoRoom(String),
     Vanished(String),
 }
 
@@ -131,12 +133,20 @@ pub(super) fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended 
             (end, None, reason)
         }
         Ran::NotStarted(reason) => (AttemptEnd::Failed, None, Some(reason)),
+        Ran::NoRoom(reason) => (AttemptEnd::NoRoom, None, Some(reason)),
         Ran::Vanished(reason) => (AttemptEnd::Failed, None, Some(reason)),
     };
     // First of its reasons: the others follow from it.
     let (end, reason) = match (&outcome.exceeded, reason) {
         (Some(exceeded), None) if exited => (AttemptEnd::Failed, Some(exceeded.clone())),
         (Some(exceeded), Some(reason)) if exited => (end, Some(format!("{exceeded}; {reason}"))),
+        (_, reason) => (end, reason),
+    };
+    // A module that does without what it could not write has succeeded all the same.
+    let (end, reason) = match (&outcome.no_room, reason) {
+        (Some(no_room), Some(reason)) if end == AttemptEnd::Failed && outcome.exceeded.is_none() => {
+            (AttemptEnd::NoRoom, Some(format!("{no_room}; {reason}")))
+        }
         (_, reason) => (end, reason),
     };
     let staged = end == AttemptEnd::Succeeded && commit == CommitMode::OnSuccess;

@@ -41,7 +41,7 @@ use tokio_util::task::AbortOnDropHandle;
 use self::phase::{End, Phase, phase};
 use self::watched::{Known, Watched};
 use super::attempt::{Ran, asked, older, origin, stopped_by, verdict};
-use super::log::{JobLog, keep_output};
+use super::log::{JobLog, keep_output, without_log};
 use super::sandbox::{Exit, out_of_memory};
 use super::{Ended, Executor, Fate, OutputSink, Start, Stop};
 use crate::pipeline::Module;
@@ -422,7 +422,7 @@ impl Executor for Kubernetes {
         let home = &self.node.settings.home;
         let log = match JobLog::begin(home, &job, attempt) {
             Ok(log) => log,
-            Err(reason) => return Fate::Ended(Ended::failed(reason)),
+            Err(error) => return Fate::Ended(without_log(&error)),
         };
         let name = spec::name(job.as_str(), attempt);
         let fate = self.attempt(start, &name, &log, stop).await;

@@ -11,7 +11,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use ionfs::cache::Reader;
 use ionfs::checksum::BLOCK;
 use ionfs::commit::{Fence, files_of};
-use ionfs::errors::chain;
+use ionfs::errors::{chain, is_no_room};
 use ionfs::event::{Context, FileEntry};
 use ionfs::fs::job::{JobSpec, JobTree, OpenError, Writers};
 use ionfs::mount::{Mounted, Visitors, mount_at, serve};
@@ -29,7 +29,7 @@ use crate::pipeline::Api;
 
 use super::attempt::{Ran, asked, environment, older, origin, stopped_by, verdict};
 use super::container::{Ask, Containers};
-use super::log::{JobLog, keep_output};
+use super::log::{JobLog, keep_output, without_log};
 use super::sandbox::{self, Command, Covers, Exit, ForkServer, Mode, Rights, Sandbox, SandboxError};
 use super::sidecar::{Sidecar, Word};
 use super::{Ended, Executor, Fate, OutputSink, Start, Stop};
@@ -143,6 +143,9 @@ impl LocalExecutor {
                         return Ended { end: AttemptEnd::Released, ..Ended::failed(chain(&error)) };
                     }
                     tokio::time::sleep(STORE_WAIT).await;
+                }
+                Err(error @ OpenError::Staging { .. }) if error.is_no_room() => {
+                    return Ended { end: AttemptEnd::NoRoom, ..Ended::failed(chain(&error)) };
                 }
                 Err(error) => return Ended::failed(chain(&error)),
             }
@@ -264,7 +267,7 @@ impl LocalExecutor {
         let (mut sandbox, output, mounted) =
             match self.mount(command, tree, &plain).instrument(mounting).await {
                 Ok(mounted) => mounted,
-                Err(reason) => return (Ran::NotStarted(reason), exit_span()),
+                Err(not_started) => return (not_started, exit_span()),
             };
         self.node.metrics.mounts.since(begun);
         let log = live_log(&self.node.settings.home, &job.id, job.attempt);
@@ -294,9 +297,11 @@ impl LocalExecutor {
         command: Command,
         tree: &JobTree,
         plain: &Path,
-    ) -> Result<(Sandbox, Receiver, Mounted), String> {
-        let spawned = sandbox::spawn(&self.server, command).await;
-        let spawned = spawned.map_err(|error| chain(&error))?;
+    ) -> Result<(Sandbox, Receiver, Mounted), Ran> {
+        let spawned = sandbox::spawn(&self.server, command).await.map_err(|error| match &error {
+            SandboxError::Spawn(source) if is_no_room(source) => Ran::NoRoom(chain(&error)),
+            _ => Ran::NotStarted(chain(&error)),
+        })?;
         let mounted = match spawned.device {
             Some(device) => serve(device, tree.tree()).await,
             None => match tokio::fs::create_dir_all(plain).await {
@@ -304,7 +309,10 @@ impl LocalExecutor {
                 Err(error) => Err(error),
             },
         };
-        let mounted = mounted.map_err(|error| format!("the filesystem cannot be mounted: {error}"))?;
+        let mounted = mounted.map_err(|error| {
+            let reason = format!("the filesystem cannot be mounted: {error}");
+            if is_no_room(&error) { Ran::NoRoom(reason) } else { Ran::NotStarted(reason) }
+        })?;
         Ok((spawned.sandbox, spawned.output, mounted))
     }
 
@@ -339,7 +347,7 @@ impl LocalExecutor {
         let context = Context { name: start.module.name.clone(), ..start.event.context.clone() };
         let log = match JobLog::begin(home, &job, attempt) {
             Ok(log) => log,
-            Err(reason) => return Ended::failed(reason),
+            Err(error) => return without_log(&error),
         };
         let mut ended = match start.module.links.is_empty() {
             true => self.attempt(start, stop).await,

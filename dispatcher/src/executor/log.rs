@@ -1,22 +1,22 @@
 //! What an attempt says: kept on this machine while it runs, in the blob store when it has ended.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ionfs::clock;
-use ionfs::errors::chain;
+use ionfs::errors::{chain, is_no_room};
 use ionfs::event::{Context, DocumentType, FileEntry};
 use ionfs::home::private_folder;
 use ionfs::id::JobId;
 use ionfs::node::live_log;
-use ionfs::record::LogRecord;
+use ionfs::record::{AttemptEnd, LogRecord};
 use ionfs::stores::{Collection, DataPlane, encode};
 use ionfs::upload::{empty_file, store_path};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use super::{OutputLine, OutputSink, logs_below};
+use super::{Ended, OutputLine, OutputSink, logs_below};
 
 /// Tries to store an attempt's output, and the wait between them. The stores' own deadlines come on top.
 const STORE_TRIES: u32 = 20;
@@ -31,6 +31,12 @@ const PENDING_MAX: usize = 1 << 20;
 /// Bytes of a line shown live.
 const LINE_MAX: usize = 4096;
 
+/// The end of an attempt whose log could not be begun.
+pub(super) fn without_log(error: &io::Error) -> Ended {
+    let failed = Ended::failed(format!("the log of its output cannot be made: {error}"));
+    if is_no_room(error) { Ended { end: AttemptEnd::NoRoom, ..failed } } else { failed }
+}
+
 /// Where an attempt's output lies.
 pub(super) struct JobLog {
     attempt: u32,
@@ -39,14 +45,15 @@ pub(super) struct JobLog {
 
 impl JobLog {
     /// An empty one.
-    pub(super) fn begin(home: &Path, job: &JobId, attempt: u32) -> Result<Self, String> {
+    ///
+    /// # Errors
+    /// When the disk has no room for it, or does not let this user make it.
+    pub(super) fn begin(home: &Path, job: &JobId, attempt: u32) -> io::Result<Self> {
         let path = live_log(home, job, attempt);
         let folder = path.parent().map_or(Ok(()), private_folder);
         let mut empty = std::fs::OpenOptions::new();
         empty.write(true).create(true).truncate(true).mode(0o600);
-        folder
-            .and_then(|()| empty.open(&path).map(drop))
-            .map_err(|error| format!("the log {} cannot be made: {error}", path.display()))?;
+        folder.and_then(|()| empty.open(&path))?;
         Ok(Self { attempt, path })
     }
 

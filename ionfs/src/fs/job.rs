@@ -17,6 +17,7 @@ use super::{FOREVER, Tree, lineage};
 use crate::address::{FileUrls, addresses};
 use crate::beneath::Folder;
 use crate::commit::{Committer, Origin, Receipt, Rejection, files_of};
+use crate::errors::is_no_room;
 use crate::event::{Event, FileEntry, event_json};
 use crate::id::JobId;
 use crate::limits::Limits;
@@ -38,6 +39,13 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+}
+
+impl OpenError {
+    /// Whether this machine had no room for one more tree.
+    pub fn is_no_room(&self) -> bool {
+        matches!(self, Self::Staging { source, .. } if is_no_room(source))
+    }
 }
 
 /// What a job's tree is made of.
@@ -73,6 +81,9 @@ pub struct Outcome {
     pub rejections: Vec<Rejection>,
     /// The limit it went over, in words, if one that fails a job.
     pub exceeded: Option<String>,
+    /// What this machine had no room for, in words: if the job failed, it was not by a fault of its module's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_room: Option<String>,
 }
 
 impl Outcome {
@@ -171,6 +182,7 @@ impl JobTree {
             receipts: self.output.receipts().into_values().collect(),
             rejections: self.output.rejections().into_values().collect(),
             exceeded: self.output.exceeded(),
+            no_room: self.output.no_room(),
         }
     }
 }

@@ -123,6 +123,8 @@ pub struct Output {
     stopped: CancellationToken,
     /// The first limit of what it may stage that the job went over.
     exceeded: OnceLock<Exceeded>,
+    /// The first thing that the disk had no room for.
+    no_room: OnceLock<Errno>,
     folders: OpenFolders,
     table: Mutex<Table>,
     /// Rung whenever a writer's handle is gone.
@@ -173,6 +175,7 @@ impl Output {
             limits,
             stopped: CancellationToken::new(),
             exceeded: OnceLock::new(),
+            no_room: OnceLock::new(),
             folders: OpenFolders::new(root),
             table: Mutex::new(Table::new(names)),
             released: Notify::new(),

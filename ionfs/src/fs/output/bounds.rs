@@ -9,6 +9,7 @@ use super::table::Table;
 use super::{NAME_MAX, Output};
 use crate::beneath::Folder;
 use crate::commit::Refusal;
+use crate::errors::is_no_room;
 use crate::limits::{Limits, bytes_in_words};
 
 /// Bytes of the system's longest path, its end included.
@@ -51,6 +52,21 @@ impl Output {
                 Exceeded::Files => (format!("{} files", self.limits.staged_files), "staged-files"),
             };
             format!("over its limit of {most} in out/ (EDQUOT); {name:?} under \"limits\" allows more")
+        })
+    }
+
+    /// What the machine had no room for, in words.
+    pub(in crate::fs) fn no_room(&self) -> Option<String> {
+        let error = std::io::Error::from(*self.no_room.get()?);
+        Some(format!("this machine has no room for what it writes: {error}"))
+    }
+
+    /// What an act on the staging disk gave. If the disk had no room, that is remembered.
+    pub(super) fn of_disk<T>(&self, given: Result<T>) -> Result<T> {
+        given.inspect_err(|errno| {
+            if is_no_room(&(*errno).into()) {
+                let _ = self.no_room.set(*errno);
+            }
         })
     }
 

@@ -173,7 +173,7 @@ impl Output {
         if how.truncates() && !how.writes() && file.programs > 0 {
             return Err(Errno::TXTBSY);
         }
-        let backing = self.open_staged(&table, ino, how.backing())?;
+        let backing = self.of_disk(self.open_staged(&table, ino, how.backing()))?;
         if how.truncates() {
             give_up_rights(&backing, how.by)?;
         }
@@ -246,8 +246,9 @@ impl Output {
             in_order.update(data);
             (generation, in_order)
         });
-        let written =
-            allowed.and_then(|()| staged.file.write_all_at(data, offset).map_err(|error| errno(&error)));
+        let written = allowed.and_then(|()| {
+            self.of_disk(staged.file.write_all_at(data, offset).map_err(|error| errno(&error)))
+        });
         self.written(staged.ino, offset..end, in_order, written)
     }
 
@@ -295,7 +296,7 @@ impl Output {
         if !flags.intersects(fs::FallocateFlags::PUNCH_HOLE | fs::FallocateFlags::COLLAPSE_RANGE) {
             self.charge_to(&mut table, staged.ino, offset.saturating_add(length))?;
         }
-        fs::fallocate(&staged.file, flags, offset, length)
+        self.of_disk(fs::fallocate(&staged.file, flags, offset, length))
     }
 
     /// The next data or hole of a staged file.
@@ -357,6 +358,7 @@ impl Output {
         let (mut from_at, mut to_at) = (from_offset, to_offset);
         let length = usize::try_from(length.min(1 << 30)).unwrap_or(1 << 30);
         let copied = fs::copy_file_range(&from.file, Some(&mut from_at), &to.file, Some(&mut to_at), length);
+        let copied = self.of_disk(copied);
         self.written(to.ino, to_offset..to_offset.saturating_add(length as u64), None, copied)
             .map(|copied| copied as u64)
     }

@@ -40,7 +40,7 @@ impl Output {
         let mut table = self.lock();
         may_hold_more(&table, parent, name, Kind::Directory)?;
         let folder = self.folder_for(&table, parent, name)?;
-        folder.make_folder(name, permissions(mode))?;
+        self.of_disk(folder.make_folder(name, permissions(mode)))?;
         self.hand_over(&folder, name, mode, maker)?;
         let ino = table.add(parent, name, Body::Directory(Directory::default()))?;
         self.attr(&table, ino)
@@ -53,7 +53,7 @@ impl Output {
         may_hold_more(&table, parent, name, Kind::Symlink)?;
         let folder = self.folder_for(&table, parent, name)?;
         self.may_take(&table, target.as_os_str().len() as u64)?;
-        folder.make_symlink(name, target)?;
+        self.of_disk(folder.make_symlink(name, target))?;
         self.hand_over(&folder, name, 0, maker)?;
         let ino = table.add(parent, name, Body::Symlink)?;
         self.attach(&mut table, ino, target.as_os_str().len() as u64)?;
@@ -75,7 +75,7 @@ impl Output {
         let mut table = self.lock();
         may_hold_more(&table, parent, name, kind)?;
         let folder = self.folder_for(&table, parent, name)?;
-        folder.make_node(name, file_type, permissions(mode))?;
+        self.of_disk(folder.make_node(name, file_type, permissions(mode)))?;
         self.hand_over(&folder, name, mode, maker)?;
         let ino = table.add(parent, name, Body::Special(kind))?;
         self.attr(&table, ino)
@@ -86,7 +86,7 @@ impl Output {
         may_hold_more(&table, parent, name, Kind::File)?;
         let folder = self.folder_for(&table, parent, name)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-        drop(folder.open_file(name, flags, permissions(mode))?);
+        drop(self.of_disk(folder.open_file(name, flags, permissions(mode)))?);
         self.hand_over(&folder, name, mode, maker)?;
         add_file(&mut table, parent, name)
     }
@@ -112,7 +112,7 @@ impl Output {
         may_hold_more(&table, parent, name, Kind::File)?;
         let folder = self.folder_for(&table, parent, name)?;
         let flags = how.backing() | OFlags::CREATE | OFlags::EXCL;
-        let backing = folder.open_file(name, flags, permissions(mode))?;
+        let backing = self.of_disk(folder.open_file(name, flags, permissions(mode)))?;
         self.hand_over(&folder, name, mode, maker)?;
         let ino = add_file(&mut table, parent, name)?;
         let staged =

@@ -234,7 +234,7 @@ impl Output {
         let before = fs::fstat(file)?;
         let shown = self.stat(table, ino)?;
         table.file_mut(ino)?.shown.get_or_insert_with(|| Box::new(shown));
-        file.write_all_at(bytes, at).map_err(|error| errno(&error))?;
+        self.of_disk(file.write_all_at(bytes, at).map_err(|error| errno(&error)))?;
         let time = |seconds, nanos: u64| Timespec { tv_sec: seconds, tv_nsec: nanos.cast_signed() };
         let times = Timestamps {
             last_access: time(before.st_atime, before.st_atime_nsec),
