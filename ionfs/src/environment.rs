@@ -11,13 +11,16 @@ use crate::sys;
 static TAKEN: OnceLock<BTreeMap<String, String>> = OnceLock::new();
 
 /// What stands in the name of a variable that holds a credential.
-const WORDS: [&str; 6] = ["KEY", "SECRET", "TOKEN", "PASSWORD", "PASSWD", "CREDENTIAL"];
+const WORDS: [&str; 7] = ["KEY", "SECRET", "TOKEN", "PASSWORD", "PASSWD", "CREDENTIAL", "CONNECTION_STRING"];
 
 /// How names end of variables that say where a credential is.
 const PLACES: [&str; 6] = ["_FILE", "_DIRECTORY", "_DIR", "_PATH", "_URI", "_CREDENTIALS"];
 
 /// URLs of proxies may have a password, and are read by those who connect.
 const PROXY: &str = "_PROXY";
+
+/// What OpenTelemetry's variables begin with: its library reads them itself.
+const OPEN_TELEMETRY: &str = "OTEL_";
 
 /// Whether a text is a URL with a user's name or password.
 fn is_url_with_password(text: &str) -> bool {
@@ -28,7 +31,8 @@ fn is_url_with_password(text: &str) -> bool {
 /// Whether a variable holds a credential.
 fn is_credential(name: &str, value: &str) -> bool {
     let name = name.to_ascii_uppercase();
-    if PLACES.iter().any(|ending| name.ends_with(ending)) || name.ends_with(PROXY) {
+    let stays = name.ends_with(PROXY) || name.starts_with(OPEN_TELEMETRY);
+    if stays || PLACES.iter().any(|ending| name.ends_with(ending)) {
         return false;
     }
     WORDS.iter().any(|word| name.contains(word)) || is_url_with_password(value)
@@ -79,6 +83,7 @@ mod tests {
             ("GOOGLE_APPLICATION_CREDENTIALS", "/key.json"),
             ("AWS_WEB_IDENTITY_TOKEN_FILE", "/token"),
             ("HTTPS_PROXY", "http://me:pw@proxy"),
+            ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/key.pem"),
             ("PATH", "/bin"),
         ];
         for (name, value) in others {
