@@ -20,6 +20,7 @@ use rustix::fs::{
     XattrFlags,
 };
 use rustix::io::{Errno, Result};
+use uuid::Uuid;
 
 use crate::failpoint::linger;
 
@@ -29,6 +30,9 @@ const RESOLVE: ResolveFlags =
 
 /// An inode held without being opened: no right to its content is asked for.
 const HELD: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Names that are listed at a time to be removed: a folder of millions need not fit into memory.
+const NAMES_AT_A_TIME: usize = 1024;
 
 /// Bytes of the longest value of an extended attribute, and of all names together: the kernel's own limit.
 const XATTR_MAX: usize = 65_536;
@@ -169,6 +173,9 @@ impl Folder {
 
     /// Removes a name and all below it, also where the rights to were taken away; nothing there is well.
     ///
+    /// Folders inside come to stand in this folder, under names that nobody can guess, and go one after the other: a tree may
+    /// be deeper than a stack is, and than there are descriptors.
+    ///
     /// # Errors
     /// What the system says of the first name that stays.
     pub fn remove_all(&self, name: &OsStr) -> Result<()> {
@@ -178,17 +185,54 @@ impl Folder {
             Err(Errno::ISDIR | Errno::PERM) => {}
             Err(error) => return Err(error),
         }
-        let inside = match self.folder(name).and_then(|folder| folder.remove_content()) {
-            // An ordinary user is bound by the modes that a module gave its own folders.
-            Err(Errno::ACCESS) => {
-                self.pin(name)?.set_mode(Mode::RWXU)?;
-                self.folder(name).and_then(|folder| folder.remove_content())
+        let mut left = vec![name.to_owned()];
+        while let Some(name) = left.pop() {
+            let removed = match self.remove_flat(&name, &mut left) {
+                // An ordinary user is bound by the modes that a module gave its own folders.
+                Err(Errno::ACCESS) => {
+                    self.pin(&name)?.set_mode(Mode::RWXU)?;
+                    self.remove_flat(&name, &mut left)
+                }
+                removed => removed,
+            };
+            match removed {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(error),
             }
-            removed => removed,
-        };
-        match inside.and_then(|()| self.remove_folder(name)) {
-            Err(Errno::NOENT) => Ok(()),
-            removed => removed,
+        }
+        Ok(())
+    }
+
+    /// Removes a folder in this one; the folders in it that are not empty are moved here, and added to `left`.
+    fn remove_flat(&self, name: &OsStr, left: &mut Vec<OsString>) -> Result<()> {
+        let folder = self.folder(name)?;
+        loop {
+            let names = folder.names_within(NAMES_AT_A_TIME)?;
+            if names.is_empty() {
+                return self.remove_folder(name);
+            }
+            for inside in names {
+                match folder.remove_file(&inside) {
+                    Ok(()) | Err(Errno::NOENT) => continue,
+                    Err(Errno::ISDIR | Errno::PERM) => {}
+                    Err(error) => return Err(error),
+                }
+                match folder.remove_folder(&inside) {
+                    Ok(()) | Err(Errno::NOENT) => continue,
+                    Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+                    Err(error) => return Err(error),
+                }
+                let beside = OsString::from(format!(".removed-{}", Uuid::new_v4().simple()));
+                match folder.rename(&inside, self, &beside) {
+                    // To move a folder is to write to it.
+                    Err(Errno::ACCESS) => {
+                        folder.pin(&inside)?.set_mode(Mode::RWXU)?;
+                        folder.rename(&inside, self, &beside)?;
+                    }
+                    moved => moved?,
+                }
+                left.push(beside);
+            }
         }
     }
 
@@ -198,8 +242,7 @@ impl Folder {
     /// What the system says of the first name that stays.
     pub fn remove_content(&self) -> Result<()> {
         loop {
-            // Some at a time: a folder of millions need not fit into memory.
-            let names = self.names_within(1024)?;
+            let names = self.names_within(NAMES_AT_A_TIME)?;
             if names.is_empty() {
                 return Ok(());
             }
@@ -410,6 +453,23 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&theirs).unwrap(), "theirs");
         assert!(fs::getxattr(&theirs, "user.x", &mut [0; 8]).is_err());
         assert!(!place.path().join("root/c/f").exists());
+    }
+
+    #[test]
+    fn a_tree_that_is_deeper_than_any_stack_is_removed() {
+        let (place, root) = place();
+        let mut at = root.folder(OsStr::new("a")).unwrap();
+        for n in 0..5_000 {
+            let name = OsString::from(format!("d{}", n % 3));
+            at.make_folder(&name, Mode::RWXU).unwrap();
+            let flags = OFlags::WRONLY | OFlags::CREATE;
+            at.open_file(OsStr::new("f"), flags, Mode::RUSR).unwrap();
+            at = at.folder(&name).unwrap();
+        }
+        drop(at);
+        root.remove_all(OsStr::new("a")).unwrap();
+        assert!(root.names().unwrap().is_empty());
+        drop(place);
     }
 
     #[test]
