@@ -399,8 +399,13 @@ impl Table {
 
     /// Bytes of the longest path below a directory, from it on.
     pub(super) fn reach(&self, ino: Ino) -> usize {
-        let entries = self.directory(ino).into_iter().flat_map(Directory::iter);
-        entries.map(|(name, child)| name.len() + 1 + self.reach(child)).max().unwrap_or(0)
+        let (mut longest, mut left) = (0, vec![(ino, 0)]);
+        while let Some((ino, length)) = left.pop() {
+            longest = longest.max(length);
+            let entries = self.directory(ino).into_iter().flat_map(Directory::iter);
+            left.extend(entries.map(|(name, child)| (child, length + name.len() + 1)));
+        }
+        longest
     }
 
     /// The names in `out/` of what is kept for analysis.
