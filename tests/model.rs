@@ -10,9 +10,9 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ionfs::event::FileEntry;
@@ -20,6 +20,7 @@ use ionfs::stores::open::{StoreUrls, open};
 use proptest::prelude::*;
 use support::Home;
 use support::mount::{Blobs, Mount, Passthrough, built, run, runtime};
+use support::trees::{picture, sum};
 
 // ---- generated operations ----
 
@@ -100,7 +101,7 @@ fn apply(root: &Path, op: &Op) -> Result<String, Option<i32>> {
         Op::Truncate(n, length) => {
             OpenOptions::new().write(true).open(at(n)).and_then(|f| f.set_len(u64::from(*length))).map(done)
         }
-        Op::Read(n) => fs::read(at(n)).map(|content| format!("{} {:x}", content.len(), ionfs_sum(&content))),
+        Op::Read(n) => fs::read(at(n)).map(|content| format!("{} {:x}", content.len(), sum(&content))),
         Op::Remove(n) => fs::remove_file(at(n)).map(done),
         Op::Rename(a, b) => fs::rename(at(a), at(b)).map(done),
         Op::Link(a, b) => fs::hard_link(at(a), at(b)).map(done),
@@ -143,60 +144,6 @@ fn apply(root: &Path, op: &Op) -> Result<String, Option<i32>> {
         }
     };
     outcome.map_err(|error| error.raw_os_error())
-}
-
-fn ionfs_sum(content: &[u8]) -> u64 {
-    content
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
-/// Every name below `root` with what is there.
-fn picture(root: &Path) -> BTreeMap<PathBuf, String> {
-    fn walk(root: &Path, at: &Path, into: &mut BTreeMap<PathBuf, String>) {
-        let entries = match fs::read_dir(at) {
-            Ok(entries) => entries,
-            // A mode that an ordinary user is bound by.
-            Err(error) => {
-                into.insert(at.strip_prefix(root).unwrap().join("?"), format!("{:?}", error.kind()));
-                return;
-            }
-        };
-        for entry in entries {
-            let path = entry.unwrap().path();
-            let m = match fs::symlink_metadata(&path) {
-                Ok(m) => m,
-                Err(error) => {
-                    into.insert(path.strip_prefix(root).unwrap().to_owned(), format!("{:?}", error.kind()));
-                    continue;
-                }
-            };
-            let what = if m.is_dir() {
-                format!("d {:o}", m.mode())
-            } else if m.is_symlink() {
-                format!("l {}", fs::read_link(&path).unwrap().display())
-            } else {
-                let content = match File::open(&path) {
-                    Ok(mut file) => {
-                        let mut content = Vec::new();
-                        file.read_to_end(&mut content).unwrap();
-                        assert_eq!(content.len() as u64, m.len(), "{}", path.display());
-                        format!("{:x}", ionfs_sum(&content))
-                    }
-                    // A mode that an ordinary user is bound by.
-                    Err(error) => format!("{:?}", error.kind()),
-                };
-                format!("f {:o} {} {} {content}", m.mode(), m.nlink(), m.len())
-            };
-            into.insert(path.strip_prefix(root).unwrap().to_owned(), what);
-            if m.is_dir() {
-                walk(root, &path, into);
-            }
-        }
-    }
-    let mut all = BTreeMap::new();
-    walk(root, root, &mut all);
-    all
 }
 
 fn agree(mount: &Mount, cases: u32) {

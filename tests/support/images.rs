@@ -22,6 +22,8 @@ pub enum Entry<'a> {
 /// Layers, and what the image says of them.
 pub struct Image {
     layers: Vec<Vec<u8>>,
+    /// Layers over these that are compressed already.
+    compressed: Vec<Vec<u8>>,
     pub config: Value,
 }
 
@@ -66,12 +68,18 @@ impl Image {
         ];
         entries.extend(names.iter().map(|name| Entry::Link(name, "busybox")));
         let config = json!({"Entrypoint": ["/module"], "Env": ["OF_IMAGE=yes"], "WorkingDir": "/etc"});
-        Self { layers: vec![layer(&entries)], config }
+        Self { layers: vec![layer(&entries)], compressed: vec![], config }
     }
 
     /// Another layer over these.
     pub fn with(mut self, entries: &[Entry<'_>]) -> Self {
         self.layers.push(layer(entries));
+        self
+    }
+
+    /// A layer over all others that a test compressed by itself, as it is too large to be held unpacked.
+    pub fn with_compressed(mut self, layer: Vec<u8>) -> Self {
+        self.compressed.push(layer);
         self
     }
 
@@ -91,9 +99,13 @@ impl Image {
             let kind = format!("application/vnd.oci.image.{kind}");
             json!({"mediaType": kind, "digest": digest, "size": content.len()})
         };
-        let layers: Vec<Value> =
-            self.layers.iter().map(|layer| blob("layer.v1.tar+gzip", &gzip(layer))).collect();
-        let unpacked: Vec<String> = self.layers.iter().map(|layer| digest(layer)).collect();
+        let plain = self.layers.iter().map(|layer| (gzip(layer), digest(layer)));
+        // Nobody has unpacked these: the digest of what they hold is not known.
+        let compressed = self.compressed.iter().map(|layer| (layer.clone(), digest(b"unknown")));
+        let (layers, unpacked): (Vec<Value>, Vec<String>) = plain
+            .chain(compressed)
+            .map(|(layer, unpacked)| (blob("layer.v1.tar+gzip", &layer), unpacked))
+            .unzip();
         let rootfs = json!({"type": "layers", "diff_ids": unpacked});
         let config = json!({"architecture": "amd64", "os": "linux", "config": self.config, "rootfs": rootfs});
         let config = blob("config.v1+json", config.to_string().as_bytes());

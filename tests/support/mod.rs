@@ -7,6 +7,7 @@
     reason = "tests start programs, wait, and say why they failed"
 )]
 
+pub mod cgroup;
 pub mod chains;
 pub mod cluster;
 pub mod csi;
@@ -14,6 +15,7 @@ pub mod http;
 pub mod images;
 pub mod mount;
 pub mod servers;
+pub mod trees;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -37,6 +39,8 @@ pub struct Home {
     folder: tempfile::TempDir,
     /// What else is in the environment of its commands: which stores, above all.
     pub env: Vec<(String, String)>,
+    /// The cgroup that its long-running commands start in: the file that lists its processes.
+    pub cgroup: Option<PathBuf>,
 }
 
 impl Home {
@@ -44,7 +48,7 @@ impl Home {
         // Not on /tmp: there a tmpfs may stand, and what is tested is durable disks.
         let folder =
             tempfile::Builder::new().prefix("ion-test-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        Self { folder, env: vec![] }
+        Self { folder, env: vec![], cgroup: None }
     }
 
     /// A home on another host, as it were: it shares the stores of this one, and nothing else.
@@ -159,8 +163,16 @@ impl Home {
         let log = self.path().join(format!("{command}-{}.log", std::process::id()));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         let from = file.metadata().unwrap().len() as usize;
-        let child =
-            self.command(program).args(words).stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+        let mut starter = match &self.cgroup {
+            None => self.command(program),
+            // A shell enters the group and becomes the program.
+            Some(processes) => {
+                let mut shell = self.command(Path::new("sh"));
+                shell.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).args([processes.as_path(), program]);
+                shell
+            }
+        };
+        let child = starter.args(words).stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
         let mut up = Up { child, log: log.clone() };
         wait_for(&format!("ion {command} to be ready"), || {
             let ended = up.child.try_wait().unwrap();
