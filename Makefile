@@ -28,9 +28,12 @@ torture: torture-files ## 10,000 kills of dispatchers, commands and gc on the em
 	@ION_TORTURE_KILLS=$${ION_TORTURE_KILLS:-5000} ION_TORTURE_EVENTS=$${ION_TORTURE_EVENTS:-60} \
 		ION_TORTURE_SEED=$${ION_TORTURE_SEED:-$$(date +%s)} cargo test --locked --test torture -- --nocapture
 
-torture-files: ## the filesystem for an hour and more: ten million operations of fsx each way, gigabytes of fio
+torture-files: ## the filesystem for hours: ten million operations of fsx each way, gigabytes of fio, a million operations among readers of folders each way, storms of the full size
 	@scripts/setup-tests.sh
 	@ION_TEST_FSX_OPS=10000000 ION_TEST_FIO_MIB=2048 cargo test --locked --test model --test posix -- --nocapture fsx fio pjdfstest
+	@ION_TEST_READERS_OPS=$${ION_TEST_READERS_OPS:-1000000} ION_TEST_READERS_SEED=$${ION_TEST_READERS_SEED:-$$(date +%s)} \
+		cargo test --locked --test readers -- --nocapture
+	@ION_TEST_STORMS=full cargo test --locked --test storms -- --nocapture
 
 fuzz: ## every reader of what others wrote, ION_FUZZ_SECONDS each (1,200); what it finds is in fuzz/artifacts
 	@scripts/setup-fuzz.sh
