@@ -148,7 +148,7 @@ impl Store {
         );
         assert_eq!(self.runtime.block_on(self.plane.blobs.put(&key, pieces.boxed())).unwrap(), size);
         let checksums = sums.into_inner().unwrap().finish();
-        FileEntry { name: name.to_owned(), key, size, mtime: 0, mode: 0o644, checksums }
+        FileEntry { name: name.to_owned(), key, size, mtime: 0, mtime_nanos: 0, mode: 0o644, checksums }
     }
 
     /// The bare client: a range of a blob, thrown away or into a file.

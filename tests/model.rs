@@ -39,7 +39,7 @@ enum Op {
     Mkdir(u8),
     Rmdir(u8),
     Chmod(u8, u16),
-    Touch(u8, u32),
+    Touch(u8, i64),
     List(u8),
     Allocate(u8, u32, u16),
     WriteUnlinked(u8, u16),
@@ -62,7 +62,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => n.clone().prop_map(Op::Mkdir),
         1 => n.clone().prop_map(Op::Rmdir),
         1 => (n.clone(), 0..0o1000u16).prop_map(|(a, b)| Op::Chmod(a, b)),
-        1 => (n.clone(), any::<u32>()).prop_map(|(a, b)| Op::Touch(a, b)),
+        // From 1901 to 2106, to the nanosecond.
+        1 => (n.clone(), i64::from(i32::MIN) * 1_000_000_000..i64::from(u32::MAX) * 1_000_000_000).prop_map(|(a, b)| Op::Touch(a, b)),
         1 => n.clone().prop_map(Op::List),
         1 => (n.clone(), 0..200_000u32, any::<u16>()).prop_map(|(a, b, c)| Op::Allocate(a, b, c)),
         1 => (n.clone(), any::<u16>()).prop_map(|(a, b)| Op::WriteUnlinked(a, b)),
@@ -111,9 +112,13 @@ fn apply(root: &Path, op: &Op) -> Result<String, Option<i32>> {
         Op::Chmod(n, mode) => {
             fs::set_permissions(at(n), fs::Permissions::from_mode(u32::from(*mode))).map(done)
         }
-        Op::Touch(n, seconds) => File::open(at(n))
-            .and_then(|f| f.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(u64::from(*seconds))))
-            .map(done),
+        Op::Touch(n, nanos) => {
+            let distance = Duration::from_nanos(nanos.unsigned_abs());
+            let epoch = std::time::UNIX_EPOCH;
+            let moment = if *nanos < 0 { epoch - distance } else { epoch + distance };
+            let touched = File::open(at(n)).and_then(|f| f.set_modified(moment).map(|()| f));
+            touched.and_then(|f| f.metadata()?.modified()).map(|modified| format!("{modified:?}"))
+        }
         Op::List(n) => fs::read_dir(at(n)).map(|entries| {
             let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
             names.sort();
@@ -247,6 +252,7 @@ fn a_megabyte_of_ten_gigabytes_fetches_about_a_megabyte() {
         key: key.into(),
         size: 10 << 30,
         mtime: 0,
+        mtime_nanos: 0,
         mode: 0o644,
         checksums: summer.finish(),
     };

@@ -143,7 +143,9 @@ fn made(home: &Home, correlation: &str) -> Vec<Value> {
     for document in &mut made {
         document.as_object_mut().unwrap().remove("created");
         for file in document.get_mut("files").and_then(Value::as_array_mut).into_iter().flatten() {
-            file.as_object_mut().unwrap().retain(|field, _| field != "key" && field != "mtime");
+            file.as_object_mut()
+                .unwrap()
+                .retain(|field, _| !["key", "mtime", "mtimeNanos"].contains(&field.as_str()));
         }
     }
     made.sort_by_key(|document| document["id"].as_str().unwrap().to_owned());

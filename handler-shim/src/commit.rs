@@ -249,7 +249,15 @@ fn described(output: &Output, path: String) -> Result<FileEntry, Refusal> {
         }
     }
     let (size, checksums) = (summer.total(), summer.finish());
-    Ok(FileEntry { name: path.clone(), key: String::new(), size, mtime: 0, mode: 0, checksums })
+    Ok(FileEntry {
+        name: path.clone(),
+        key: String::new(),
+        size,
+        mtime: 0,
+        mtime_nanos: 0,
+        mode: 0,
+        checksums,
+    })
 }
 
 fn regular(left: io::Result<Left>, path: &str) -> Result<File, Refusal> {

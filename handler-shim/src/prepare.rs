@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use ionfs::address::{FileUrls, addresses};
-use ionfs::clock::system_time;
 use ionfs::commit::files_of;
 use ionfs::errors::chain;
 use ionfs::event::{FileEntry, clean_path, event_json};
@@ -141,7 +140,7 @@ fn make(file: &Coming) -> Result<(), HandlerError> {
 fn finish(file: &Coming) -> Result<(), HandlerError> {
     let finished = || -> io::Result<()> {
         let opened = file.folder.made_file(&file.path)?;
-        opened.set_modified(system_time(file.entry.mtime))?;
+        opened.set_modified(file.entry.modified())?;
         // Whoever the module runs as may read it.
         opened.set_permissions(std::fs::Permissions::from_mode(0o444 | (file.entry.mode & 0o777)))
     };

@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Milliseconds since the Unix epoch.
 pub type Millis = i64;
 
+const NANOS_IN_MILLI: i128 = 1_000_000;
+
 /// How far the clocks of hosts may differ: no decision rests on a time that another host wrote, unless it is further away
 /// than this.
 pub const SKEW_MAX: Duration = Duration::from_secs(600);
@@ -24,7 +26,51 @@ pub fn millis(duration: Duration) -> Millis {
     Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
 }
 
-/// The moment `at` as the system's own type; moments before 1970 become 1970.
+/// The moment `at` as the system's own type.
 pub fn system_time(at: Millis) -> SystemTime {
-    UNIX_EPOCH + Duration::from_millis(u64::try_from(at).unwrap_or(0))
+    system_time_nanos(at, 0)
+}
+
+/// The moment `nanos` nanoseconds after `at`, as the system's own type. One that the system has no form for becomes 1970.
+pub fn system_time_nanos(at: Millis, nanos: u32) -> SystemTime {
+    let whole = Duration::from_millis(at.unsigned_abs());
+    let moment = if at < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
+    let moment = moment.and_then(|moment| moment.checked_add(Duration::from_nanos(nanos.into())));
+    moment.unwrap_or(UNIX_EPOCH)
+}
+
+/// A moment as documents store it: the last whole millisecond, and the nanoseconds since then.
+pub fn millis_and_nanos(moment: SystemTime) -> (Millis, u32) {
+    let nanos = match moment.duration_since(UNIX_EPOCH) {
+        Ok(since) => i128::try_from(since.as_nanos()).unwrap_or(i128::MAX),
+        Err(before) => -i128::try_from(before.duration().as_nanos()).unwrap_or(i128::MAX),
+    };
+    let whole = nanos.div_euclid(NANOS_IN_MILLI);
+    let rest = u32::try_from(nanos.rem_euclid(NANOS_IN_MILLI)).unwrap_or(0);
+    (Millis::try_from(whole).unwrap_or(if whole < 0 { Millis::MIN } else { Millis::MAX }), rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_before_and_after_1970_keep_their_nanoseconds() {
+        for (seconds, nanos) in [(0, 0), (0, 1), (1, 999_999_999), (1_700_000_000, 123_456_789)] {
+            let distance = Duration::new(seconds, nanos);
+            for moment in [UNIX_EPOCH + distance, UNIX_EPOCH - distance] {
+                let (at, rest) = millis_and_nanos(moment);
+                assert!(rest < 1_000_000);
+                assert_eq!(system_time_nanos(at, rest), moment);
+            }
+        }
+        assert_eq!(millis_and_nanos(UNIX_EPOCH - Duration::from_nanos(1)), (-1, 999_999));
+    }
+
+    #[test]
+    fn moments_of_a_document_that_are_out_of_range_are_no_panic() {
+        for at in [Millis::MIN, Millis::MAX] {
+            let _ = millis_and_nanos(system_time_nanos(at, u32::MAX));
+        }
+    }
 }

@@ -5,6 +5,7 @@
 //! may still become a document, a complete document, and content that never can be one.
 
 use std::fmt;
+use std::time::SystemTime;
 
 use serde::de::{self, Deserializer as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::checksum::Checksums;
-use crate::clock::Millis;
+use crate::clock::{self, Millis};
 use crate::id::{CorrelationId, EventId, JobId};
 use crate::limits::{Limits, bytes_in_words};
 use crate::text::{QUOTE_MAX, cut, quote};
@@ -85,10 +86,34 @@ pub struct FileEntry {
     pub size: u64,
     /// Modification time.
     pub mtime: Millis,
+    /// Nanoseconds beyond `mtime`, below a million. Older Ion neither writes nor reads them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub mtime_nanos: u32,
     /// Permission bits (`0o7777`).
     pub mode: u32,
     /// What the bytes are checked against on every read.
     pub checksums: Checksums,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+impl FileEntry {
+    /// When it was modified, to the nanosecond.
+    pub fn modified(&self) -> SystemTime {
+        clock::system_time_nanos(self.mtime, self.mtime_nanos)
+    }
+
+    /// Whether these are the bytes that were written: all of them, and each block with its checksum.
+    pub fn holds(&self, bytes: &[u8]) -> bool {
+        let Some(block) = usize::try_from(self.checksums.block).ok().filter(|block| *block > 0) else {
+            return false;
+        };
+        bytes.len() as u64 == self.size
+            && (0..).zip(bytes.chunks(block)).all(|(index, bytes)| self.checksums.agrees(index, bytes))
+    }
 }
 
 /// Where an event stands on its way out.

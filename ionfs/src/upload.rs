@@ -13,8 +13,8 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::watch;
 
 use crate::cache::blocking;
-use crate::checksum::{self, Summer};
-use crate::clock::Millis;
+use crate::checksum::{self, Checksums, Summer};
+use crate::clock::millis_and_nanos;
 use crate::event::FileEntry;
 use crate::stores::object::IN_FLIGHT_MAX;
 use crate::stores::{Blobs, StoreError};
@@ -142,12 +142,14 @@ pub(crate) async fn store_file(
     });
     let (size, checksums) = put_summed(blobs, &key, &name, body.boxed()).await?;
     moved.fetch_add(size, Ordering::Relaxed);
-    Ok(FileEntry { name, key, size, mtime: mtime(&metadata), mode: metadata.mode() & 0o7777, checksums })
+    let (mtime, mtime_nanos) = millis_and_nanos(metadata.modified().map_err(unreadable)?);
+    let mode = metadata.mode() & 0o7777;
+    Ok(FileEntry { name, key, size, mtime, mtime_nanos, mode, checksums })
 }
 
 /// The entry of an empty file that no blob stands for: nothing of it is ever read.
 pub fn empty_file(key: String, name: String) -> FileEntry {
-    FileEntry { name, key, size: 0, mtime: crate::clock::now(), mode: 0o644, checksums: checksum::of(&[]) }
+    made_now(name, key, 0, checksum::of(&[]))
 }
 
 /// Stores bytes at hand as blob `key` and gives their entry under `name`.
@@ -170,7 +172,7 @@ pub async fn store_bytes_soon(
 ) -> Result<FileEntry, UploadError> {
     let (checksums, size) = (checksum::of(&bytes), bytes.len() as u64);
     blobs.put_soon(&key, bytes).await.map_err(|source| UploadError::Store { path: name.clone(), source })?;
-    Ok(FileEntry { name, key, size, mtime: crate::clock::now(), mode: 0o644, checksums })
+    Ok(made_now(name, key, size, checksums))
 }
 
 /// Stores bytes as they come, to the end of `body`, as blob `key` and gives their entry under `name`. Memory use is bounded
@@ -182,7 +184,11 @@ pub async fn store_stream(
     body: BoxStream<'_, io::Result<Bytes>>,
 ) -> Result<FileEntry, UploadError> {
     let (size, checksums) = put_summed(blobs, &key, &name, body).await?;
-    Ok(FileEntry { name, key, size, mtime: crate::clock::now(), mode: 0o644, checksums })
+    Ok(made_now(name, key, size, checksums))
+}
+
+fn made_now(name: String, key: String, size: u64, checksums: Checksums) -> FileEntry {
+    FileEntry { name, key, size, mtime: crate::clock::now(), mtime_nanos: 0, mode: 0o644, checksums }
 }
 
 /// Stores a stream as blob `key`; gives its length and checksums.
@@ -191,7 +197,7 @@ async fn put_summed(
     key: &str,
     name: &str,
     body: BoxStream<'_, io::Result<Bytes>>,
-) -> Result<(u64, checksum::Checksums), UploadError> {
+) -> Result<(u64, Checksums), UploadError> {
     let summer = Arc::new(Mutex::new(Summer::default()));
     let passing = summer.clone();
     let unreadable = Arc::new(Mutex::new(None));
@@ -217,9 +223,4 @@ async fn put_summed(
     stored.map_err(|source| UploadError::Store { path: name.to_owned(), source })?;
     let summer = std::mem::take(&mut *summer.lock().unwrap_or_else(PoisonError::into_inner));
     Ok((summer.total(), summer.finish()))
-}
-
-/// A file's modification time.
-pub(crate) fn mtime(metadata: &std::fs::Metadata) -> Millis {
-    metadata.mtime().saturating_mul(1000).saturating_add(metadata.mtime_nsec() / 1_000_000)
 }

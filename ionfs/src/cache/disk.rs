@@ -236,7 +236,15 @@ mod tests {
 
     fn entry(key: &str) -> FileEntry {
         let (name, key) = (key.to_owned(), key.to_owned());
-        FileEntry { name, key, size: BLOB, mtime: 0, mode: 0o644, checksums: checksum::of(&[]) }
+        FileEntry {
+            name,
+            key,
+            size: BLOB,
+            mtime: 0,
+            mtime_nanos: 0,
+            mode: 0o644,
+            checksums: checksum::of(&[]),
+        }
     }
 
     fn fill(disk: &Disk, key: &str) -> bool {

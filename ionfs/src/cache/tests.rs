@@ -329,6 +329,7 @@ fn nonsense_in_a_document_takes_no_memory() {
         key: "k".into(),
         size: u64::MAX,
         mtime: 0,
+        mtime_nanos: 0,
         mode: 0,
         checksums: crate::checksum::of(b""),
     };

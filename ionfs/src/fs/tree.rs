@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::output::{DOT, DOT_DOT, Maker, OUT, Output, open_blob};
-use super::view::{Item, Listing, View, stored_mode};
+use super::view::{Item, Listing, View};
 use super::walk::Walks;
 use super::{Attr, DirEntry, Errno, FOREVER, Ino, ROOT, Result, is_staged};
 use crate::cache::CachedBlob;
@@ -58,7 +58,13 @@ impl Tree {
 
     /// An inode's attributes.
     pub(crate) fn getattr(&self, ino: Ino) -> Result<Attr> {
-        if is_staged(ino) { self.output()?.getattr(ino) } else { self.view.getattr(ino) }
+        if is_staged(ino) {
+            return self.output()?.getattr(ino);
+        }
+        let mut attr = self.view.getattr(ino)?;
+        // The view does not know of `out/`.
+        attr.nlink += u32::from(ino == ROOT && self.output.is_some());
+        Ok(attr)
     }
 
     /// The kernel was given this inode in a listing.
@@ -160,7 +166,7 @@ impl Tree {
     /// `ln` of a file of `in/` into `out/data`: a new file that refers to the same blob.
     pub(crate) fn link_in(&self, ino: Ino, parent: Ino, name: &OsStr, maker: Maker) -> Result<Attr> {
         let Item::Blob(entry) = self.view.item(ino)? else { return Err(Errno::XDEV) };
-        self.output()?.add_link(parent, name, &entry, u32::from(stored_mode(&entry)), maker, ino)
+        self.output()?.add_link(parent, name, &entry, u32::from(self.view.stored_mode(&entry)), maker, ino)
     }
 
     /// `mv` of a file or directory of `in/data` into `out/data`: it is gone there and a reference here. Only the
@@ -200,7 +206,7 @@ impl Tree {
         let attr = self.view.lookup(parent, name).await?.map_err(|_| Errno::NOENT)?;
         let moved = match self.view.item(attr.ino)? {
             Item::Blob(entry) => {
-                let mode = u32::from(stored_mode(&entry));
+                let mode = u32::from(self.view.stored_mode(&entry));
                 output.add_reference(newparent, newname, &entry, mode, maker)?.ino
             }
             Item::Directory(_) => {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -31,7 +31,10 @@ pub enum Item {
 impl Item {
     /// A directory whose entries are known and never change.
     pub fn fixed(entries: impl IntoIterator<Item = (String, Item)>) -> Self {
-        Self::Directory(Arc::new(Fixed(entries.into_iter().collect())))
+        let listing: Listing = entries.into_iter().collect();
+        let directories = listing.iter().filter(|(_, item)| matches!(item, Item::Directory(_)));
+        let directories = directories.map(|(name, _)| name.to_owned()).collect();
+        Self::Directory(Arc::new(Fixed { listing, directories }))
     }
 
     /// A directory that is listed when it is looked at; a listing stays true for `ttl`.
@@ -93,6 +96,11 @@ pub trait Directory: Send + Sync + std::fmt::Debug {
     /// Its names.
     async fn list(&self) -> Result<Listing>;
 
+    /// What is in it, if that is known without asking anybody.
+    fn known(&self) -> Option<&Fixed> {
+        None
+    }
+
     /// How long a listing stays true.
     fn ttl(&self) -> Duration {
         FOREVER
@@ -133,12 +141,20 @@ where
 
 /// A directory whose entries are known.
 #[derive(Debug)]
-struct Fixed(Listing);
+pub struct Fixed {
+    listing: Listing,
+    /// The names of those that are directories.
+    directories: Vec<String>,
+}
 
 #[async_trait]
 impl Directory for Fixed {
     async fn list(&self) -> Result<Listing> {
-        Ok(self.0.clone())
+        Ok(self.listing.clone())
+    }
+
+    fn known(&self) -> Option<&Fixed> {
+        Some(self)
     }
 }
 
@@ -189,8 +205,16 @@ pub struct View {
     state: Mutex<State>,
     uid: u32,
     gid: u32,
-    /// Bits added to the modes of files and directories.
-    more: u16,
+    readers: Readers,
+}
+
+/// Who reads a view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Readers {
+    /// The daemon's own user.
+    Owner,
+    /// Users of any number: in a container or a pod the module has a user of its own, unknown here.
+    AnyUser,
 }
 
 #[derive(Debug)]
@@ -214,14 +238,14 @@ impl View {
             }),
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
-            more: 0,
+            readers: Readers::Owner,
         }
     }
 
-    /// The same for users of any number: the kernel lets nobody link or move what is another's and cannot be written.
-    /// Writing is refused all the same (EROFS).
+    /// The same for users of any number: everybody may read, and the kernel lets nobody link or move what is another's and
+    /// cannot be written. Writing is refused all the same (EROFS).
     pub fn for_any_user(root: Item) -> Self {
-        Self { more: 0o222, ..Self::new(root) }
+        Self { readers: Readers::AnyUser, ..Self::new(root) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -405,24 +429,50 @@ impl View {
         Ok(attr)
     }
 
+    /// The permissions that a blob's file was stored with, made readable for whoever reads this view. What its owner alone
+    /// might read, such as a key, stays so where the module is that owner.
+    pub(super) fn stored_mode(&self, entry: &FileEntry) -> u16 {
+        let readable = match self.readers {
+            Readers::Owner => 0o400,
+            Readers::AnyUser => 0o444,
+        };
+        readable | u16::try_from(entry.mode & 0o777).unwrap_or(0)
+    }
+
+    /// The links of a directory: its name, its `.`, and the `..` of each directory in it, as on a plain disk; programs that
+    /// walk a tree stop asking when they have met so many. 1 says that the number is not known.
+    fn links_of(&self, ino: Ino, directory: &dyn Directory) -> u32 {
+        let Some(fixed) = directory.known() else { return 1 };
+        let state = self.lock();
+        let moved_away = state.inodes.get(&ino).map(|inode| &inode.moved_away);
+        let is_there = |name: &&String| moved_away.is_none_or(|moved_away| !moved_away.contains(*name));
+        let directories = fixed.directories.iter().filter(is_there).count();
+        u32::try_from(directories + 2).unwrap_or(u32::MAX)
+    }
+
     fn attr(&self, ino: Ino, item: &Item) -> Result<Attr> {
+        let more = if self.readers == Readers::AnyUser { 0o222 } else { 0 };
         let (kind, size, at, perm, ttl) = match item {
             Item::Directory(directory) => {
-                (Kind::Directory, 0, directory.mtime(), 0o755 | self.more, directory.ttl())
+                (Kind::Directory, 0, clock::system_time(directory.mtime()), 0o755 | more, directory.ttl())
             }
-            Item::Text(bytes, at) => (Kind::File, bytes.len() as u64, *at, 0o444, FOREVER),
+            Item::Text(bytes, at) => {
+                (Kind::File, bytes.len() as u64, clock::system_time(*at), 0o444, FOREVER)
+            }
             Item::Blob(entry) => {
                 // As it was stored: a copy of it can be written then. Writing here is refused whatever it says (EROFS).
-                let perm = stored_mode(entry) | self.more;
-                (Kind::File, entry.size, entry.mtime, perm, FOREVER)
+                let perm = self.stored_mode(entry) | more;
+                (Kind::File, entry.size, entry.modified(), perm, FOREVER)
             }
             Item::Live(path) => {
                 let metadata = std::fs::metadata(path).map_err(|error| super::errno(&error))?;
-                (Kind::File, metadata.size(), crate::upload::mtime(&metadata), 0o444, Duration::ZERO)
+                let modified = metadata.modified().map_err(|error| super::errno(&error))?;
+                (Kind::File, metadata.size(), modified, 0o444, Duration::ZERO)
             }
-            Item::Link(target) => (Kind::Symlink, target.len() as u64, 0, 0o777, FOREVER),
+            Item::Link(target) => {
+                (Kind::Symlink, target.len() as u64, SystemTime::UNIX_EPOCH, 0o777, FOREVER)
+            }
         };
-        let at = clock::system_time(at);
         Ok(Attr {
             ino,
             shown_ino: ino,
@@ -433,17 +483,15 @@ impl View {
             mtime: at,
             ctime: at,
             perm,
-            nlink: if kind == Kind::Directory { 2 } else { 1 },
+            nlink: match item {
+                Item::Directory(directory) => self.links_of(ino, &**directory),
+                _ => 1,
+            },
             uid: self.uid,
             gid: self.gid,
             ttl,
         })
     }
-}
-
-/// The permissions that a blob's file was stored with, made readable.
-pub(super) fn stored_mode(entry: &FileEntry) -> u16 {
-    0o444 | u16::try_from(entry.mode & 0o777).unwrap_or(0)
 }
 
 impl Inode {

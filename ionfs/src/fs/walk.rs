@@ -106,6 +106,7 @@ mod tests {
             key: name.to_owned(),
             size,
             mtime: 0,
+            mtime_nanos: 0,
             mode: 0o644,
             checksums: checksum::of(&[]),
         };

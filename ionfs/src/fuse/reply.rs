@@ -93,8 +93,17 @@ pub(super) fn writer_of(request: &Request) -> By {
 
 pub(super) fn moment(time: TimeOrNow) -> Option<SystemTime> {
     match time {
-        TimeOrNow::SpecificTime(time) => Some(time),
+        TimeOrNow::SpecificTime(time) => Some(as_meant(time)),
         TimeOrNow::Now => None,
+    }
+}
+
+/// A moment that fuser made of the kernel's seconds and nanoseconds. Nanoseconds count upwards from a second also before
+/// 1970; fuser 0.18 counts them downwards there.
+fn as_meant(time: SystemTime) -> SystemTime {
+    match SystemTime::UNIX_EPOCH.duration_since(time) {
+        Ok(before) => time + Duration::from_nanos(2 * u64::from(before.subsec_nanos())),
+        Err(_) => time,
     }
 }
 

@@ -139,7 +139,7 @@ impl Output {
         pinned.set_mode(permissions(mode | 0o200))?;
         let file = pinned.open(OFlags::WRONLY)?;
         file.set_len(entry.size).map_err(|error| errno(&error))?;
-        let at = Some(Some(crate::clock::system_time(entry.mtime)));
+        let at = Some(Some(entry.modified()));
         pinned.set_times(&Timestamps { last_access: timespec(at), last_modification: timespec(at) })?;
         pinned.set_mode(permissions(mode))?;
         if entry.size > 0 {

@@ -256,6 +256,7 @@ mod tests {
             key: "k".into(),
             size: 10 * BLOCK + 5,
             mtime: 0,
+            mtime_nanos: 0,
             mode: 0o644,
             checksums: checksum::of(&[]),
         };

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rustix::fs::OFlags;
@@ -272,8 +272,8 @@ impl Staging for Output {
         let stored = self.stored_for_an_event(ino, path).await?;
         self.offer(ino, &stored);
         let attr = self.getattr(ino).map_err(|_| Refusal::Missing(path.to_owned()))?;
-        let mtime = attr.mtime.duration_since(SystemTime::UNIX_EPOCH).map_or(0, crate::clock::millis);
-        Ok(FileEntry { name: path.to_owned(), mtime, mode: u32::from(attr.perm), ..stored })
+        let (mtime, mtime_nanos) = crate::clock::millis_and_nanos(attr.mtime);
+        Ok(FileEntry { name: path.to_owned(), mtime, mtime_nanos, mode: u32::from(attr.perm), ..stored })
     }
 
     fn moved(&self) -> u64 {
