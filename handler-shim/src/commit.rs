@@ -22,7 +22,10 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use ionfs::checksum::{BLOCK, Summer};
 use ionfs::commit::{Committer, Fence, Origin, Refusal, Staging, files_of};
 use ionfs::errors::chain;
-use ionfs::event::{Event, EventFile, FileEntry, KeyValue, Parsed, Publication, clean_path, parse_within};
+use ionfs::event::{
+    Event, EventFile, FileEntry, KeyValue, Parsed, Publication, WHOLE_DRAFT, clean_path, is_doubtful_draft,
+    parse_within,
+};
 use ionfs::id::EventId;
 use ionfs::limits::bytes_in_words;
 use ionfs::record::{CommitMode, InsightRecord, JobRecord};
@@ -114,6 +117,10 @@ fn read(output: &Output, work: &Work) -> Result<Written, HandlerError> {
     let names = names.map_err(HandlerError::folder("out/events", "cannot be read"))?;
     let mut events = Vec::with_capacity(names.len());
     for name in names {
+        if is_doubtful_draft(&name) {
+            refuse_whole_draft(output, work, &name)?;
+            continue;
+        }
         match parsed(output.event(&name), work, &name)? {
             Some(file) => events.push((name, file)),
             // As on the mount: a file that was made and never written to is no event.
@@ -122,6 +129,18 @@ fn read(output: &Output, work: &Work) -> Result<Written, HandlerError> {
     }
     let insights = parsed(output.insights(), work, "insights.json")?;
     Ok(Written { events, insights: insights.map(EventFile::into_values) })
+}
+
+/// A file that is a draft by the form of its name alone, and a whole event, was not meant as a draft.
+fn refuse_whole_draft(output: &Output, work: &Work, name: &str) -> Result<(), HandlerError> {
+    match parsed(output.event(name), work, name) {
+        Ok(Some(file)) if file.event_type.is_some() => {
+            let refusal = Refusal::Invalid(WHOLE_DRAFT.into());
+            Err(HandlerError::Rejected { name: name.to_owned(), refusal })
+        }
+        // A draft may hold anything.
+        _ => Ok(()),
+    }
 }
 
 /// A file of JSON that the module left; none if it is empty or not there.
@@ -323,6 +342,11 @@ impl Staging for Staged<'_> {
             stored.entry(path.to_owned()).or_default().clone()
         };
         cell.get_or_try_init(|| self.store(path)).await.cloned()
+    }
+
+    fn has(&self, path: &str) -> bool {
+        let opened = clean_path(path).map(|path| self.output.data(&path));
+        matches!(opened, Some(Ok(Left::File(_))))
     }
 
     fn moved(&self) -> u64 {

@@ -236,7 +236,7 @@ impl Output {
         open(self.out.as_fd(), Path::new("insights.json"), resolve)
     }
 
-    /// The names of event files, sorted. Drafts are none, as on the mount.
+    /// The names of event files, sorted. Drafts are none, as on the mount, but for those that may be meant as events.
     ///
     /// # Errors
     /// When the folder cannot be read, or a name in it is not UTF-8.

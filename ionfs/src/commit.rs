@@ -273,6 +273,9 @@ pub trait Staging: Send + Sync {
     /// The entry of the file at a clean path, durable in the object store when this returns.
     async fn durable(&self, path: &str) -> Result<FileEntry, Refusal>;
 
+    /// Whether a path is that of a file.
+    fn has(&self, path: &str) -> bool;
+
     /// Bytes its uploads have moved so far: a commit waits while this grows.
     fn moved(&self) -> u64;
 
@@ -376,6 +379,9 @@ impl Committer {
         file: EventFile,
         staging: &dyn Staging,
     ) -> Result<(Step, Event, Receipt), Refusal> {
+        if let Some(slip) = file.slip(|path| staging.has(path)) {
+            return Err(Refusal::Invalid(slip));
+        }
         let event_type = self.checked_type(file.event_type)?;
         let paths = clean_paths(&file.files)?;
         // Step 1. All at once: the staging bounds what runs in parallel.

@@ -21,6 +21,12 @@ use crate::text::{QUOTE_MAX, cut, quote};
 /// Brackets in brackets in one value of an event: what common JSON readers take.
 const DEPTH_MAX: usize = 128;
 
+/// Bytes of a key that may be a near miss: as many as somebody might put `_` and `-` into a reserved word.
+const NEAR_MISS_BYTES: usize = 20;
+
+/// Near misses of reserved words that are remembered. More would let an event of many odd keys take memory twice.
+const NEAR_MISSES_MAX: usize = 16;
+
 /// Where an event stands: older Ion's `context`, unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -218,9 +224,64 @@ pub struct EventFile {
     pub files: Vec<String>,
     /// All else.
     pub data: Vec<KeyValue>,
+    /// Whether it says which files it has, if only that there are none.
+    pub says_files: bool,
+    /// Values whose keys are almost a reserved word.
+    pub near_misses: Vec<NearMiss>,
+}
+
+/// A key that is almost a reserved word, and a value that could be that word's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NearMiss {
+    /// As it was written.
+    key: String,
+    /// The reserved word.
+    word: &'static str,
+    /// None: it is meant whatever it says. Some: only if one of these files is there.
+    if_there: Option<Vec<String>>,
+}
+
+impl NearMiss {
+    /// If the key is a reserved word but for capitals, `_` and `-`, or its singular. `text` is the value, if it is a
+    /// string.
+    fn of(key: &str, value: &str, text: Option<&str>) -> Option<Self> {
+        if key.len() > NEAR_MISS_BYTES {
+            return None;
+        }
+        let plain: String = key.chars().filter(|c| !matches!(c, '_' | '-' | ' ')).collect();
+        let near = |word, if_there| Some(Self { key: key.to_owned(), word, if_there });
+        match (plain.to_lowercase().as_str(), text) {
+            ("eventtype", Some(_)) => near("eventType", None),
+            ("files", Some(_)) => near("files", None),
+            ("files" | "file", None) if value.starts_with('[') => near("files", None),
+            // One file may well be a value of its own.
+            ("file", Some(text)) => near("files", Some(file_names(text).map(str::to_owned).collect())),
+            _ => None,
+        }
+    }
+}
+
+/// Older Ion's list of files: comma separated, empty parts skipped.
+fn file_names(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|part| !part.is_empty())
 }
 
 impl EventFile {
+    /// What is probably a slip, if a reserved word is missing and another key is almost that word. `is_there` says whether a
+    /// path is a file of the job.
+    pub fn slip(&self, is_there: impl Fn(&str) -> bool) -> Option<String> {
+        let missing = |word| match word {
+            "eventType" => self.event_type.is_none(),
+            _ => !self.says_files,
+        };
+        let meant = |miss: &&NearMiss| {
+            missing(miss.word)
+                && miss.if_there.as_ref().is_none_or(|paths| paths.iter().any(|path| is_there(path)))
+        };
+        let NearMiss { key, word, .. } = self.near_misses.iter().find(meant)?;
+        Some(format!("did you mean {word:?}? There is a value {key:?} and no {word:?}"))
+    }
+
     /// All of it as values, whatever their names: what `insights.json` says.
     pub fn into_values(self) -> Vec<KeyValue> {
         let pair = |key: &str, value| KeyValue { key: key.to_owned(), value };
@@ -311,12 +372,16 @@ impl Reading<'_> {
 
     fn take(&mut self, key: String, value: &str) -> Result<(), Wrong> {
         let text = if value.starts_with('"') { Some(string(value)?) } else { None };
+        self.file.says_files |= key == "files";
+        // Enough of them to find one that counts.
+        if self.file.near_misses.len() < NEAR_MISSES_MAX {
+            self.file.near_misses.extend(NearMiss::of(&key, value, text.as_deref()));
+        }
         match (key.as_str(), text) {
             ("eventType", Some(text)) => self.file.event_type = Some(text),
             ("eventType", None) => return Err(Wrong::Form("\"eventType\" is not a string".into())),
-            // Older Ion's form: comma separated, empty parts skipped.
             ("files", Some(text)) => {
-                for name in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+                for name in file_names(&text) {
                     self.name(name.to_owned())?;
                 }
             }
@@ -466,8 +531,32 @@ pub fn clean_path(path: &str) -> Option<String> {
     (!parts.is_empty() && !parts.contains(&"..")).then(|| parts.join("/"))
 }
 
-/// Whether a name in `out/events` is a draft: no event until it is renamed. `sed -i` writes its result to a
-/// file beside it, `sed` and six letters or digits, and renames that, so such a name is a draft too.
+/// Whether a name in `out/events` is a draft: no event until it is renamed.
+pub fn is_event_draft(name: &str) -> bool {
+    is_draft(name) || is_doubtful_draft(name)
+}
+
+/// Whether a name in `out/events` is a draft by its form alone, which may be meant as an event's name too. Such a file that
+/// is a whole event when its job ends was not meant as a draft.
+///
+/// Python's `tempfile` makes `tmp` and eight small letters, digits or `_`; many programs put a number behind the name that
+/// they will rename the file to: `made.json.4711`.
+pub fn is_doubtful_draft(name: &str) -> bool {
+    let pythons_own = |rest: &str| {
+        rest.len() == 8 && rest.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    };
+    let numbered = |(stem, number): (&str, &str)| {
+        !stem.is_empty() && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
+    };
+    name.strip_prefix("tmp").is_some_and(pythons_own) || name.rsplit_once('.').is_some_and(numbered)
+}
+
+/// Why a [doubtful draft](is_doubtful_draft) that is a whole event at the end is refused.
+pub const WHOLE_DRAFT: &str = "it is a whole event under the name of a draft (`tmp` and 8 letters, or a number at its end), so \
+                               nothing was published; rename it, or give it another name";
+
+/// Whether a name is that of a file which will be renamed. `sed -i` writes its result to a file beside it, `sed` and six
+/// letters or digits, and renames that, so such a name is a draft too.
 pub fn is_draft(name: &str) -> bool {
     let seds_own =
         name.len() == 9 && name.starts_with("sed") && name.bytes().all(|b| b.is_ascii_alphanumeric());
@@ -500,6 +589,47 @@ mod tests {
         assert_eq!(file.event_type.as_deref(), Some("frame"));
         assert_eq!(file.files, ["a.png", "b.png"]);
         assert_eq!(file.data, [KeyValue { key: "n".into(), value: "7".into() }]);
+    }
+
+    #[test]
+    fn a_near_miss_of_a_reserved_word_is_a_slip_and_an_honest_value_is_none() {
+        let slip = |text: &str| {
+            let Parsed::Complete(file) = parse(text.as_bytes()) else { panic!("not complete: {text}") };
+            file.slip(|path| path == "a.png")
+        };
+        for key in ["Files", "FILES", "file_s", "fi-les", "File", "file"] {
+            let said = format!("did you mean \"files\"? There is a value {key:?} and no \"files\"");
+            assert_eq!(slip(&format!(r#"{{"eventType": "t", "{key}": ["x"]}}"#)), Some(said.clone()));
+            let pairs =
+                format!(r#"[{{"key":"eventType","value":"t"}},{{"key":"{key}","value":"b.png, a.png"}}]"#);
+            assert_eq!(slip(&pairs), Some(said));
+        }
+        for key in ["EventType", "event_type", "eventtype", "event-type"] {
+            let said = format!("did you mean \"eventType\"? There is a value {key:?} and no \"eventType\"");
+            assert_eq!(slip(&format!(r#"{{"{key}": "t"}}"#)), Some(said));
+        }
+        for honest in [
+            r#"{"eventType": "t", "file": "x.png"}"#,
+            r#"{"eventType": "t", "Files": 12, "file": {"name": "a.png"}}"#,
+            r#"{"eventType": "t", "files": [], "file": "a.png", "Files": ["x"]}"#,
+            r#"{"eventType": "t", "event_type": "click", "type": "x"}"#,
+            r#"{"eventType": "t", "profiles": ["x"], "filename": "a.png", "filesystem": ["x"]}"#,
+        ] {
+            assert_eq!(slip(honest), None, "{honest}");
+        }
+    }
+
+    #[test]
+    fn names_that_programs_rename_later_are_drafts() {
+        for draft in ["tmpa1_b2c3d", ".x", "x~", "x.tmp", "sedAb12Cd", "made.json.4711", "made.1"] {
+            assert!(is_event_draft(draft), "{draft}");
+        }
+        for event in
+            ["tmp", "tmpa1_b2c3", "tmpA1_b2c3d", "tmpa1_b2c3d.json", "made.json", "made.v1", "made1", "4711"]
+        {
+            assert!(!is_event_draft(event), "{event}");
+        }
+        assert!(!is_draft("frame.0001"), "the files of out/data are uploaded as before");
     }
 
     #[test]

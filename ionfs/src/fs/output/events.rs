@@ -13,7 +13,7 @@ use super::super::eventfile::{Asked, Decision};
 use super::super::{Attr, Errno, Ino, Result, errno};
 use super::{EVENTS, OUT, Output, Over, READING_UNIT, READING_UNITS};
 use crate::commit::{Receipt, Refusal, Rejection};
-use crate::event::{self, Parsed, is_draft};
+use crate::event::{self, Parsed, WHOLE_DRAFT, is_doubtful_draft, is_draft, is_event_draft};
 use crate::limits::bytes_in_words;
 
 /// How long a rename to an event's name waits for the RELEASE of a file whose document is not complete. The kernel sends it
@@ -74,7 +74,7 @@ impl Output {
             return Ok(None);
         }
         let name = name.to_str().ok_or(Errno::ILSEQ)?;
-        Ok((!is_draft(name)).then(|| name.to_owned()))
+        Ok((!is_event_draft(name)).then(|| name.to_owned()))
     }
 
     /// Commits the content of `ino` under an event's name, then lets `moved` put it there.
@@ -342,6 +342,7 @@ impl Output {
                 }),
             }
         }
+        self.refuse_whole_drafts().await;
         open
     }
 
@@ -358,6 +359,26 @@ impl Output {
         events.chain(insights).map(|(_, ino)| ino).filter(undecided).collect()
     }
 
+    /// A file that is a draft by the form of its name alone, and a whole event at the end, was not meant as a draft: its
+    /// module must not be taken for one that published it.
+    async fn refuse_whole_drafts(&self) {
+        for ino in self.undecided() {
+            let Some(name) = self.doubtful_draft(ino) else { continue };
+            let Ok(content) = self.event_content(ino).await else { continue };
+            let parsed = event::parse_within(&content, &self.limits);
+            if matches!(parsed, Parsed::Complete(file) if file.event_type.is_some()) {
+                self.reject(&name, &Refusal::Invalid(WHOLE_DRAFT.into()));
+            }
+        }
+    }
+
+    fn doubtful_draft(&self, ino: Ino) -> Option<String> {
+        let table = self.lock();
+        let (_, name) = table.node(ino).ok()?.links.iter().find(|(parent, _)| *parent == EVENTS)?;
+        let name = name.to_str()?;
+        (is_doubtful_draft(name) && !is_draft(name)).then(|| name.to_owned())
+    }
+
     /// The module has ended: what is in its event files now is final, and blobs no event names go.
     pub(in crate::fs) async fn finish(self: &Arc<Self>) {
         for ino in self.undecided() {
@@ -369,6 +390,9 @@ impl Output {
             if !self.stopped.is_cancelled() {
                 let _ = self.decide(ino, Asked::Final).await;
             }
+        }
+        if !self.stopped.is_cancelled() {
+            self.refuse_whole_drafts().await;
         }
         self.committer.settled().await;
         // Uploads that no event waits for.

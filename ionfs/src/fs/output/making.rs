@@ -16,7 +16,7 @@ use super::reference::Reference;
 use super::table::{Body, Directory, FileNode, Table};
 use super::{DATA, EVENTS, OUT, OpenHow, Output, Staged, timespec};
 use crate::beneath::{Folder, Pinned};
-use crate::event::{FileEntry, is_draft};
+use crate::event::{FileEntry, is_event_draft};
 
 /// Who makes something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,7 +210,9 @@ pub(super) fn may_hold_more(table: &Table, parent: Ino, name: &OsStr, kind: Kind
         EVENTS if kind != Kind::File => Err(Errno::PERM),
         // Editors and `sed -i` put a draft beside insights.json; anything else there is a mistake worth an error.
         OUT if kind != Kind::File => Err(Errno::PERM),
-        OUT if !table.is_insights(parent, name) && !is_draft(&name.to_string_lossy()) => Err(Errno::PERM),
+        OUT if !table.is_insights(parent, name) && !is_event_draft(&name.to_string_lossy()) => {
+            Err(Errno::PERM)
+        }
         _ => Ok(()),
     }
 }

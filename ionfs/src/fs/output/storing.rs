@@ -14,7 +14,7 @@ use super::super::{Errno, Ino, errno};
 use super::table::{Body, Stored, Table};
 use super::{DATA, Output};
 use crate::commit::{Refusal, Staging};
-use crate::event::{FileEntry, is_draft};
+use crate::event::{FileEntry, clean_path, is_draft};
 use crate::upload::{UploadError, store_file};
 
 /// How long a commit waits for the kernel to report the end of a handle that was closed: RELEASE comes after
@@ -274,6 +274,10 @@ impl Staging for Output {
         let attr = self.getattr(ino).map_err(|_| Refusal::Missing(path.to_owned()))?;
         let (mtime, mtime_nanos) = crate::clock::millis_and_nanos(attr.mtime);
         Ok(FileEntry { name: path.to_owned(), mtime, mtime_nanos, mode: u32::from(attr.perm), ..stored })
+    }
+
+    fn has(&self, path: &str) -> bool {
+        clean_path(path).is_some_and(|path| self.resolve(&path).is_ok())
     }
 
     fn moved(&self) -> u64 {
