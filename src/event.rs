@@ -1,6 +1,6 @@
 //! `ion event`: create, get, peek.
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -8,11 +8,10 @@ use dispatcher::dispatch::served_modules;
 use dispatcher::first::FirstEvent;
 use dispatcher::ledger::Ledger;
 use ionfs::commit::create_event;
-use ionfs::event::{FileEntry, KeyValue, is_event_type};
+use ionfs::event::{KeyValue, is_event_type};
 use ionfs::id::{CorrelationId, EventId};
-use ionfs::stores::DataPlane;
-use ionfs::upload::store_path;
 
+use crate::files::{Stored, store_files};
 use crate::settings::Settings;
 use crate::{Failure, Outcome, Verdict, output, trace};
 
@@ -30,14 +29,14 @@ pub(crate) enum Command {
 Examples:
   ion event create new_video --file clip.mp4 --wait
   ion event create order --data customer=7 --data note='call first'
-  ion event create scan --file scans/             every file below scans/, under its path there")]
+  ion event create scan --file scans/             all that is below scans/, under its path there, empty folders too")]
 pub(crate) struct CreateArgs {
     /// The event type
     #[arg(value_name = "TYPE")]
     event_type: String,
     /// A file or folder to store with it; under another name with PATH=NAME
     #[arg(short, long = "file", value_name = "PATH[=NAME]")]
-    files: Vec<String>,
+    files: Vec<OsString>,
     /// A value for the modules
     #[arg(short, long = "data", value_name = "KEY=VALUE", value_parser = pair)]
     data: Vec<(String, String)>,
@@ -102,13 +101,15 @@ async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
     let id = args.id.map_or_else(EventId::random, EventId::new);
     let correlation = args.correlation.map_or_else(CorrelationId::random, CorrelationId::new);
     let prefix = format!("{correlation}/{id}");
+    let Stored { files, directories } = store_files(&plane, &prefix, &args.files).await?;
     let first = FirstEvent {
         id,
         correlation_id: correlation,
         name: "ion".into(),
         parent: args.parent.unwrap_or_default(),
         event_type: args.event_type,
-        files: store_files(&plane, &prefix, &args.files).await?,
+        files,
+        directories,
         data: args.data.into_iter().map(|(key, value)| KeyValue { key, value }).collect(),
     };
     let event = first.document(&plane, &prefix).await?;
@@ -136,70 +137,6 @@ async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
         output::say(&format!("no dispatcher serves module {module:?}: start one with `ion up`"));
     }
     trace::wait(settings, &ledger, event.context.correlation_id.as_str(), args.timeout).await
-}
-
-/// Stores files and folders named on the command line.
-pub(crate) async fn store_files(
-    plane: &DataPlane,
-    prefix: &str,
-    named: &[String],
-) -> Result<Vec<FileEntry>, Failure> {
-    let mut found = Vec::new();
-    for text in named {
-        let (path, name) = match text.split_once('=') {
-            Some((path, name)) if !Path::new(text).exists() => (PathBuf::from(path), Some(name.to_owned())),
-            _ => (PathBuf::from(text), None),
-        };
-        if path.is_dir() {
-            walk(&path, name.as_deref().unwrap_or_default(), &mut found)?;
-        } else {
-            let own = path.file_name().map(|name| name.to_string_lossy().into_owned());
-            let name = name.or(own).ok_or_else(|| Failure(format!("{} has no file name", path.display())))?;
-            found.push((path, name));
-        }
-    }
-    let bar = progress(found.len());
-    let mut entries = Vec::with_capacity(found.len());
-    for (n, (path, name)) in found.iter().enumerate() {
-        bar.set_message(output::of_others(name));
-        // A number keeps apart two files that were given one name.
-        let key = format!("{prefix}/{n}/{name}");
-        entries.push(store_path(&*plane.blobs, key, name.clone(), path).await?);
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
-    let mut names = std::collections::HashSet::new();
-    match entries.iter().find(|entry| !names.insert(entry.name.as_str())) {
-        Some(twice) => {
-            Err(Failure(format!("two files would be {:?}; give one another name with PATH=NAME", twice.name)))
-        }
-        None => Ok(entries),
-    }
-}
-
-fn walk(folder: &Path, prefix: &str, found: &mut Vec<(PathBuf, String)>) -> Result<(), Failure> {
-    let mut entries: Vec<_> = std::fs::read_dir(folder)?.collect::<Result<_, _>>()?;
-    entries.sort_by_key(std::fs::DirEntry::file_name);
-    for entry in entries {
-        let own = entry.file_name().to_string_lossy().into_owned();
-        let name = if prefix.is_empty() { own } else { format!("{prefix}/{own}") };
-        if entry.path().is_dir() {
-            walk(&entry.path(), &name, found)?;
-        } else {
-            found.push((entry.path(), name));
-        }
-    }
-    Ok(())
-}
-
-/// A bar for long work on a terminal; nothing in a pipe.
-fn progress(total: usize) -> indicatif::ProgressBar {
-    let style = indicatif::ProgressStyle::with_template("{spinner} storing {pos}/{len} {msg}");
-    let bar = indicatif::ProgressBar::new(total as u64);
-    match style {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
 }
 
 async fn get(settings: &Settings, args: GetArgs) -> Outcome {

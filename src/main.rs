@@ -5,6 +5,7 @@ mod csi;
 mod dead;
 mod doctor;
 mod event;
+mod files;
 mod gateway;
 mod gc;
 mod job;

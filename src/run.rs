@@ -1,5 +1,6 @@
 //! `ion run`: one module once.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ use ionfs::record::AttemptEnd;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Instrument as _;
 
-use crate::event::{pair, store_files};
+use crate::event::pair;
+use crate::files::{Stored, store_files};
 use crate::settings::{Settings, search_path};
 use crate::up::{local_executor, until_asked_to_stop};
 use crate::{Failure, Outcome, Verdict, output};
@@ -39,7 +41,7 @@ pub(crate) struct Args {
     pipeline: Option<PathBuf>,
     /// A file or folder for in/data; under another name with PATH=NAME
     #[arg(short, long = "file", value_name = "PATH[=NAME]")]
-    files: Vec<String>,
+    files: Vec<OsString>,
     /// A value for in/meta
     #[arg(short, long = "data", value_name = "KEY=VALUE", value_parser = pair)]
     data: Vec<(String, String)>,
@@ -60,13 +62,15 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     let prefix = format!("{correlation}/{id}");
     // Of the type the module subscribes to, but marked as published: this event starts this module and no other.
     let event_type = module.subscribes().into_iter().next().unwrap_or_else(|| "run".into());
+    let Stored { files, directories } = store_files(&plane, &prefix, &args.files).await?;
     let first = FirstEvent {
         id,
         correlation_id: correlation.clone(),
         name: "ion".into(),
         parent: String::new(),
         event_type,
-        files: store_files(&plane, &prefix, &args.files).await?,
+        files,
+        directories,
         data: args.data.into_iter().map(|(key, value)| KeyValue { key, value }).collect(),
     };
     let event = Event { publication: Publication::Published, ..first.document(&plane, &prefix).await? };

@@ -277,7 +277,11 @@ fn harmless_fields() -> impl for<'w> FormatFields<'w> + 'static {
 
 /// What stands in a command line stands in every list of processes.
 fn warn_of_passwords() {
-    if std::env::args().any(|word| without_credentials(&word) != word) {
+    let has_password = |word: OsString| {
+        let word = word.to_string_lossy();
+        without_credentials(&word) != word
+    };
+    if std::env::args_os().any(has_password) {
         output::say(
             "a password in the command line can be read by every user of this machine; set ION_DOCUMENTS or ION_BUS instead",
         );

@@ -22,6 +22,8 @@ pub struct FirstEvent {
     pub event_type: String,
     /// Its files.
     pub files: Vec<FileEntry>,
+    /// The directories it has beside its files: those that are empty.
+    pub directories: Vec<String>,
     /// Its values.
     pub data: Vec<KeyValue>,
 }
@@ -54,6 +56,7 @@ impl FirstEvent {
             files,
             file_list,
             data: self.data,
+            directories: self.directories,
             created: clock::now(),
             publication: Publication::Unpublished,
             file_name: None,

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use ionfs::checksum::{BLOCK, Summer};
-use ionfs::commit::{Committer, Fence, Origin, Refusal, Staging, files_of};
+use ionfs::commit::{Below, Committer, Fence, Origin, Refusal, Staging, files_of};
 use ionfs::errors::chain;
 use ionfs::event::{
     Event, EventFile, FileEntry, KeyValue, Parsed, Publication, WHOLE_DRAFT, clean_path, is_doubtful_draft,
@@ -236,8 +236,10 @@ async fn compare(plane: &DataPlane, work: &Work, output: Output) -> Result<(), H
         };
         let mut files = Vec::with_capacity(file.files.len());
         let mut seen = std::collections::HashSet::new();
-        for named in &file.files {
-            let path = clean_path(named).unwrap_or_else(|| named.clone());
+        let unreadable = |source| Refusal::Unreadable { path: "out/data".into(), source };
+        let Below { files: paths, empty: directories } =
+            named(&output, &file.files, work.limits.event_files).map_err(unreadable).map_err(rejected)?;
+        for path in paths {
             if seen.insert(path.clone()) {
                 let (output, path) = (output.clone(), path);
                 let described = tokio::task::spawn_blocking(move || described(&output, path)).await;
@@ -246,13 +248,33 @@ async fn compare(plane: &DataPlane, work: &Work, output: Output) -> Result<(), H
                 );
             }
         }
-        let again =
-            Event { event_type: file.event_type.unwrap_or_default(), data: file.data, ..found.clone() };
+        let again = Event {
+            event_type: file.event_type.unwrap_or_default(),
+            data: file.data,
+            directories,
+            ..found.clone()
+        };
         if !again.same_content(&files, &found, &files_of(plane, &found).await?) {
             return Err(rejected(Refusal::Differs(id)));
         }
     }
     Ok(())
+}
+
+/// What an event file names.
+fn named(output: &Output, names: &[String], files_max: u64) -> io::Result<Below> {
+    let mut all = Below::default();
+    for name in names {
+        let path = clean_path(name).unwrap_or_else(|| name.clone());
+        match if name.ends_with('/') { output.below(&path, files_max)? } else { None } {
+            Some(below) => {
+                all.files.extend(below.files);
+                all.empty.extend(below.empty);
+            }
+            None => all.files.push(path),
+        }
+    }
+    Ok(all)
 }
 
 /// A file in `out/data` as an event's document would describe it, without storing it.
@@ -347,6 +369,15 @@ impl Staging for Staged<'_> {
     fn has(&self, path: &str) -> bool {
         let opened = clean_path(path).map(|path| self.output.data(&path));
         matches!(opened, Some(Ok(Left::File(_))))
+    }
+
+    async fn below(&self, path: &str) -> Result<Option<Below>, Refusal> {
+        let below = self.output.below(path, self.work.limits.event_files);
+        below.map_err(|source| Refusal::Unreadable { path: path.to_owned(), source })
+    }
+
+    fn files_max(&self) -> u64 {
+        self.work.limits.event_files
     }
 
     fn moved(&self) -> u64 {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 
 use ionfs::clock;
-use ionfs::commit::create_event;
+use ionfs::commit::{Below, create_event};
 use ionfs::event::{
     Context, DocumentType, Event, EventFile, FileEntry, KeyValue, Parsed, Publication, parse,
 };
@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 
 use crate::HandlerError;
 use crate::commit::Committed;
-use crate::folder::{Folder, Left, read_within};
+use crate::folder::{Folder, Left, read_within, utf8};
 
 /// The type of an event that nobody published.
 const EVENT_TYPE: &str = "development";
@@ -127,8 +127,8 @@ pub async fn first_event(
     let id = id.unwrap_or_else(EventId::random);
     let correlation = correlation.unwrap_or_else(CorrelationId::random);
     let data = folder.at("in/data");
-    let mut names = Vec::new();
-    walk(&data, "", &mut names).map_err(HandlerError::folder(&data, "cannot be read"))?;
+    let Below { files: names, empty: directories } =
+        walk(&data).map_err(HandlerError::folder(&data, "cannot be read"))?;
     let moved = AtomicU64::new(0);
     let mut files: Vec<FileEntry> = Vec::with_capacity(names.len());
     for (n, name) in names.into_iter().enumerate() {
@@ -156,6 +156,7 @@ pub async fn first_event(
         id,
         event_type: EVENT_TYPE.into(),
         data: values(folder, &files)?,
+        directories,
         files,
         file_list: None,
         created: clock::now(),
@@ -204,20 +205,25 @@ fn values(folder: &Folder, files: &[FileEntry]) -> Result<Vec<KeyValue>, Handler
     Ok(values)
 }
 
-fn walk(folder: &Path, below: &str, names: &mut Vec<String>) -> std::io::Result<()> {
-    let mut entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries.collect::<Result<Vec<_>, _>>()?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    entries.sort_by_key(std::fs::DirEntry::file_name);
-    for entry in entries {
-        let name = format!("{below}{}", entry.file_name().to_string_lossy());
-        if entry.file_type()?.is_dir() {
-            walk(&entry.path(), &format!("{name}/"), names)?;
-        } else {
-            names.push(name);
+/// What is in `folder`, sorted by folder.
+fn walk(folder: &Path) -> std::io::Result<Below> {
+    let mut below = Below::default();
+    let mut todo = vec![String::new()];
+    while let Some(path) = todo.pop() {
+        let mut entries = match std::fs::read_dir(folder.join(&path)) {
+            Ok(entries) => entries.collect::<Result<Vec<_>, _>>()?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        if entries.is_empty() && !path.is_empty() {
+            below.empty.push(path.clone());
+        }
+        entries.sort_by_key(std::fs::DirEntry::file_name);
+        for entry in entries {
+            let name = utf8(&entry.file_name())?.to_owned();
+            let inside = if path.is_empty() { name } else { format!("{path}/{name}") };
+            if entry.file_type()?.is_dir() { todo.push(inside) } else { below.files.push(inside) }
         }
     }
-    Ok(())
+    Ok(below)
 }

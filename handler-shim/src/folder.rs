@@ -11,10 +11,10 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use ionfs::beneath;
+use ionfs::commit::Below;
 use ionfs::event::is_draft;
 use ionfs::id::{EventId, JobId};
-use ionfs::text::quote;
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +108,15 @@ impl Folder {
             folder = open_or_make(&folder, part)?;
         }
         new_file(&folder, name)
+    }
+
+    /// Folders at a clean path, made where they are not there.
+    pub(crate) fn make_folders(&self, path: &Path) -> io::Result<()> {
+        let mut folder = self.opened()?;
+        for part in path.iter() {
+            folder = open_or_make(&folder, part)?;
+        }
+        Ok(())
     }
 
     /// A file that [`Folder::new_file`] made, to be written to.
@@ -219,6 +228,38 @@ impl Output {
         open(self.data.as_fd(), Path::new(path), ResolveFlags::BENEATH)
     }
 
+    /// What is below a directory of `out/data`, sorted, but not much more than so many files; none if no directory is there.
+    ///
+    /// # Errors
+    /// When the system fails, or a name is not UTF-8.
+    pub fn below(&self, path: &str, files_max: u64) -> io::Result<Option<Below>> {
+        match self.data.below(Path::new(path)) {
+            Ok(_) => {}
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+        let mut below = Below::default();
+        let mut todo = vec![path.to_owned()];
+        while let Some(path) = todo.pop() {
+            let folder = self.data.below(Path::new(&path))?;
+            let names = folder.names()?;
+            if names.is_empty() {
+                below.empty.push(path.clone());
+            }
+            for name in names {
+                let inside = format!("{path}/{}", utf8(&name)?);
+                let kind = FileType::from_raw_mode(folder.stat(&name)?.st_mode);
+                if kind == FileType::Directory { todo.push(inside) } else { below.files.push(inside) }
+            }
+            if below.files.len() as u64 > files_max {
+                break;
+            }
+        }
+        below.files.sort_unstable();
+        below.empty.sort_unstable();
+        Ok(Some(below))
+    }
+
     /// A file of `out/events`.
     ///
     /// # Errors
@@ -244,17 +285,22 @@ impl Output {
         let mut names = Vec::new();
         for name in self.events.names()? {
             // An event is told from others by its name, in documents that hold UTF-8 only.
-            let name = name.into_string().map_err(|name| {
-                let shown = quote(&*name.to_string_lossy()).to_string();
-                io::Error::new(io::ErrorKind::InvalidData, format!("the name {shown} is not UTF-8"))
-            })?;
-            if !is_draft(&name) {
-                names.push(name);
+            let name = utf8(&name)?;
+            if !is_draft(name) {
+                names.push(name.to_owned());
             }
         }
         names.sort_unstable();
         Ok(names)
     }
+}
+
+/// The name as an event can hold it.
+pub(crate) fn utf8(name: &OsStr) -> io::Result<&str> {
+    name.to_str().ok_or_else(|| {
+        let reason = format!("the name {name:?} is not UTF-8, and names in an event are; rename it");
+        io::Error::new(io::ErrorKind::InvalidData, reason)
+    })
 }
 
 /// Opens a regular file, and nothing else: a pipe would never end.
@@ -276,7 +322,9 @@ fn open(folder: BorrowedFd<'_>, path: &Path, resolve: ResolveFlags) -> io::Resul
     let kind = opened.metadata()?.file_type();
     Ok(match (kind.is_file(), kind.is_dir()) {
         (true, _) => Left::File(opened),
-        (_, true) => Left::Other("a directory; name its files".into()),
+        (_, true) => {
+            Left::Other("a directory; name its files, or it with a slash at its end for all of them".into())
+        }
         _ => Left::Other("no regular file".into()),
     })
 }
@@ -322,6 +370,7 @@ fn empty(above: &beneath::Folder, name: &OsStr) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt as _;
     use std::os::unix::fs::symlink;
 
     use super::*;
@@ -471,5 +520,25 @@ mod tests {
         std::fs::write(folder.at("out/events/b"), "").unwrap();
         std::fs::write(folder.at("out/events/.draft"), "").unwrap();
         assert_eq!(output.event_names().unwrap(), ["b", "e.json"]);
+    }
+
+    #[test]
+    fn what_is_below_a_directory_is_found_and_links_are_left_as_names() {
+        let (_place, folder) = folder();
+        for empty in ["d/a/b", "d/c"] {
+            std::fs::create_dir_all(folder.at("out/data").join(empty)).unwrap();
+        }
+        std::fs::write(folder.at("out/data/d/a/f"), "").unwrap();
+        symlink("/etc", folder.at("out/data/d/l")).unwrap();
+        let output = folder.output().unwrap();
+        let below = output.below("d", 10).unwrap().unwrap();
+        assert_eq!(
+            (below.files, below.empty),
+            (vec!["d/a/f".into(), "d/l".into()], vec!["d/a/b".into(), "d/c".into()])
+        );
+        assert!(output.below("d/a/f", 10).unwrap().is_none() && output.below("x", 10).unwrap().is_none());
+        assert!(output.below("d/l", 10).is_err(), "it leads out");
+        std::fs::write(folder.at("out/data/d").join(OsStr::from_bytes(b"\xff")), "").unwrap();
+        assert!(output.below("d", 10).unwrap_err().to_string().contains("\\xFF"));
     }
 }

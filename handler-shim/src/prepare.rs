@@ -63,6 +63,7 @@ pub async fn prepare(
     let event = &work.event;
     let files = files_of(plane, event).await?;
     fetch_all(plane, folder, &files).await?;
+    make_directories(folder, &event.directories)?;
     let mut values = event.data.clone();
     values.extend(addresses(plane, urls, &event.id, &files, "").await?);
     // Older modules take the file's absence for "no values".
@@ -129,6 +130,19 @@ fn places(folder: &Folder, files: &[FileEntry]) -> Result<Vec<Coming>, HandlerEr
     // A directory wins over a file of the same name, as on the mount: its files could not be reached otherwise.
     let reachable = files.iter().filter(|file| !directories.contains(Path::new(&file.name)));
     Ok(reachable.map(coming).collect())
+}
+
+/// The directories in which nothing is.
+fn make_directories(folder: &Folder, names: &[String]) -> Result<(), HandlerError> {
+    for name in names {
+        if clean_path(name).as_deref() != Some(name.as_str()) {
+            let reason = "it is not a path below in/data".to_owned();
+            return Err(HandlerError::Input { name: name.clone(), reason });
+        }
+        let path = Path::new("in/data").join(name);
+        folder.make_folders(&path).map_err(HandlerError::folder(folder.at(&path), "cannot be made"))?;
+    }
+    Ok(())
 }
 
 fn make(file: &Coming) -> Result<(), HandlerError> {

@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod model;
+mod naming;
 pub(crate) mod steps;
 
 use std::sync::{Mutex, PoisonError};
@@ -17,6 +18,8 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use self::naming::named_paths;
+pub use self::naming::{Below, check_directories};
 use self::steps::{Answer, End, Step};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -27,8 +30,7 @@ use tracing::{Instrument as _, Span, info_span};
 use crate::clock::{self, Millis};
 use crate::errors::chain;
 use crate::event::{
-    Context, DocumentType, Event, EventFile, FileEntry, KeyValue, Publication, TYPE_BYTES_MAX, clean_path,
-    is_event_type,
+    Context, DocumentType, Event, EventFile, FileEntry, KeyValue, Publication, TYPE_BYTES_MAX, is_event_type,
 };
 use crate::failpoint;
 use crate::id::{EventId, JobId};
@@ -276,6 +278,12 @@ pub trait Staging: Send + Sync {
     /// Whether a path is that of a file.
     fn has(&self, path: &str) -> bool;
 
+    /// What is below the directory at a clean path, sorted; none if no directory is there.
+    async fn below(&self, path: &str) -> Result<Option<Below>, Refusal>;
+
+    /// How many files an event may name.
+    fn files_max(&self) -> u64;
+
     /// Bytes its uploads have moved so far: a commit waits while this grows.
     fn moved(&self) -> u64;
 
@@ -383,7 +391,7 @@ impl Committer {
             return Err(Refusal::Invalid(slip));
         }
         let event_type = self.checked_type(file.event_type)?;
-        let paths = clean_paths(&file.files)?;
+        let Below { files: paths, empty: directories } = named_paths(&file.files, staging).await?;
         // Step 1. All at once: the staging bounds what runs in parallel.
         let (files, (listed, file_list)) = timed(&self.plane, Step::StoreBlobs, async {
             let files = try_join_all(paths.iter().map(|path| staging.durable(path))).await?;
@@ -399,6 +407,7 @@ impl Committer {
             files: listed,
             file_list,
             data: file.data,
+            directories,
             created: clock::now(),
             publication: match self.origin.commit {
                 CommitMode::OnClose => Publication::Unpublished,
@@ -544,20 +553,6 @@ impl Committer {
             Err(Refusal::Stores(format!("{reason} (tried for {} s)", self.deadline.as_secs())))
         })
     }
-}
-
-fn clean_paths(files: &[String]) -> Result<Vec<String>, Refusal> {
-    let mut paths: Vec<String> = Vec::with_capacity(files.len());
-    let mut seen = std::collections::HashSet::new();
-    for file in files {
-        let Some(path) = clean_path(file) else {
-            return Err(Refusal::Invalid(format!("{} is not a path below out/data", quote(file))));
-        };
-        if seen.insert(path.clone()) {
-            paths.push(path);
-        }
-    }
-    Ok(paths)
 }
 
 /// All files of an event, also of one whose list is a blob.

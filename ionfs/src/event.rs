@@ -154,6 +154,10 @@ pub struct Event {
     /// Its values, in the order written.
     #[serde(default)]
     pub data: Vec<KeyValue>,
+    /// Directories that it names and of which none of its files makes one: those that are empty. Older Ion neither writes
+    /// nor reads them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub directories: Vec<String>,
     /// When it was committed (for a staged one: staged).
     pub created: Millis,
     /// Where it stands on its way out.
@@ -184,6 +188,7 @@ impl Event {
         };
         self.event_type == other.event_type
             && self.data == other.data
+            && self.directories == other.directories
             && files.len() == other_files.len()
             && files.iter().zip(other_files).all(same_file)
     }
@@ -212,7 +217,11 @@ pub fn event_json(event: &Event, files: &[FileEntry]) -> Value {
     for pair in &event.data {
         data.insert(pair.key.clone(), Value::String(pair.value.clone()));
     }
-    json!({"context": event.context, "type": event.event_type, "files": files, "data": data})
+    let mut whole = json!({"context": event.context, "type": event.event_type, "files": files, "data": data});
+    if !event.directories.is_empty() {
+        whole["directories"] = json!(event.directories);
+    }
+    whole
 }
 
 /// The document a module wrote into an event file.
@@ -220,7 +229,7 @@ pub fn event_json(event: &Event, files: &[FileEntry]) -> Value {
 pub struct EventFile {
     /// The event type, when there was one.
     pub event_type: Option<String>,
-    /// Paths below `out/data`, as written.
+    /// Paths below `out/data`, as written. One that ends in a slash is a directory with all that is in it.
     pub files: Vec<String>,
     /// All else.
     pub data: Vec<KeyValue>,

@@ -189,6 +189,7 @@ pub fn first_event(id: &str, event_type: &str, files: Vec<FileEntry>) -> Event {
         job_id: None,
         attempt: None,
         publisher: None,
+        directories: vec![],
         unrouted: false,
     }
 }

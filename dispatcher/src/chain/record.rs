@@ -366,6 +366,7 @@ impl Recording {
             job_id: Some(self.steps[index].job.clone()),
             attempt: Some(self.stored.attempt()),
             publisher: None,
+            directories: vec![],
             unrouted: false,
         }
     }

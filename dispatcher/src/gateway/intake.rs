@@ -243,6 +243,7 @@ async fn commit(gate: &Shared, made: Made, mut uploads: Uploads, same: &Sameness
         parent: made.parent.into(),
         event_type: made.event_type,
         files: uploads.entries().to_vec(),
+        directories: vec![],
         data: made.data,
     };
     let event = first.document(&gate.node.plane, uploads.prefix()).await?;

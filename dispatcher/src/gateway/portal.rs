@@ -153,6 +153,7 @@ async fn first_event(
         parent: String::new(),
         event_type: module.starts_on().unwrap_or_default().to_owned(),
         files,
+        directories: vec![],
         data: vec![],
     };
     // One file at most: its list needs no blob of its own.

@@ -217,15 +217,18 @@ async fn input_items(daemon: &Daemon, spec: &JobSpec) -> Result<Vec<(String, Ite
     let own = files_of(&daemon.plane, &spec.event).await?;
     let mut items = Vec::new();
     let mut files = own.clone();
+    let mut directories = spec.event.directories.clone();
     let mut meta = spec.event.data.clone();
     let (plane, urls) = (&daemon.plane, spec.older.urls);
     if let Some(gathered) = &spec.gathered {
         files.clear();
+        directories.clear();
         let mut list: Vec<Value> = Vec::with_capacity(gathered.len());
         for (n, event) in gathered.iter().enumerate() {
             let of_event = files_of(plane, event).await?;
             list.push(event_json(event, &of_event));
             meta.extend(addresses(plane, urls, &event.id, &of_event, &format!("{n}/")).await?);
+            directories.extend(event.directories.iter().map(|name| format!("{n}/{name}")));
             files.extend(
                 of_event.into_iter().map(|file| FileEntry { name: format!("{n}/{}", file.name), ..file }),
             );
@@ -250,7 +253,7 @@ async fn input_items(daemon: &Daemon, spec: &JobSpec) -> Result<Vec<(String, Ite
         }
     }
     items.extend([
-        ("data".to_owned(), files_tree(&files)),
+        ("data".to_owned(), files_tree(&files, &directories)),
         ("eventmeta.json".to_owned(), Item::json(&meta, at)),
         ("event.json".to_owned(), Item::json(&event_json(&spec.event, &own), at)),
         ("meta".to_owned(), Item::fixed(values)),

@@ -35,7 +35,7 @@ pub(super) async fn event_items(daemon: &Arc<Daemon>, event: &Event) -> Result<V
     let mut items = vec![
         ("event.json".to_owned(), Item::json(&event_json(event, &files), event.created)),
         ("meta.json".to_owned(), Item::json(&event.data, event.created)),
-        ("data".to_owned(), files_tree(&files)),
+        ("data".to_owned(), files_tree(&files, &event.directories)),
     ];
     if let Some(job) = &event.job_id {
         let parent = EventId::new(event.context.parent_event_id.clone());

@@ -158,8 +158,9 @@ impl Directory for Fixed {
     }
 }
 
-/// The directory that holds these files under their paths; directories come of the slashes.
-pub fn files_tree(files: &[FileEntry]) -> Item {
+/// The directory that holds these files under their paths; directories come of the slashes, and of `empty` those in which
+/// nothing is.
+pub fn files_tree(files: &[FileEntry], empty: &[String]) -> Item {
     #[derive(Default)]
     struct Branch {
         branches: BTreeMap<String, Branch>,
@@ -181,6 +182,12 @@ pub fn files_tree(files: &[FileEntry]) -> Item {
             } else {
                 branch.leaves.insert(part.to_owned(), Arc::new(file.clone()));
             }
+        }
+    }
+    for directory in empty {
+        let mut branch = &mut root;
+        for part in directory.split('/') {
+            branch = branch.branches.entry(part.to_owned()).or_default();
         }
     }
     grown(root)

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tokio::sync::SemaphorePermit;
 use super::super::{Errno, Ino, errno};
 use super::table::{Body, Stored, Table};
 use super::{DATA, Output};
-use crate::commit::{Refusal, Staging};
+use crate::commit::{Below, Refusal, Staging};
 use crate::event::{FileEntry, clean_path, is_draft};
 use crate::upload::{UploadError, store_file};
 
@@ -202,6 +203,19 @@ impl Output {
     /// The inode of a path below `out/data`, symbolic links that stay inside followed.
     fn resolve(&self, path: &str) -> std::result::Result<Ino, Refusal> {
         let table = self.lock();
+        let at = self.resolve_any(&table, path)?;
+        match table.file(at) {
+            Ok(_) => Ok(at),
+            Err(Errno::ISDIR) => Err(Refusal::Invalid(format!(
+                "{path:?} is a directory; name its files, or {:?} for all of them",
+                format!("{path}/")
+            ))),
+            Err(_) => Err(Refusal::Invalid(format!("{path:?} is a pipe or a socket; it has no content"))),
+        }
+    }
+
+    /// The same, whatever stands there.
+    fn resolve_any(&self, table: &Table, path: &str) -> std::result::Result<Ino, Refusal> {
         let missing = || Refusal::Missing(path.to_owned());
         let mut todo: Vec<OsString> = path.split('/').rev().map(OsString::from).collect();
         let mut at = DATA;
@@ -224,7 +238,7 @@ impl Output {
                 continue;
             }
             links += 1;
-            let target = self.pin(&table, child).and_then(|link| link.link_target());
+            let target = self.pin(table, child).and_then(|link| link.link_target());
             let target = target.map_err(|_| missing())?;
             if links > LINKS_MAX || target.starts_with(b"/") {
                 return Err(Refusal::Invalid(format!("{path:?} leads out of out/data")));
@@ -233,11 +247,46 @@ impl Output {
             let parts = target.split(|byte| *byte == b'/');
             todo.extend(parts.rev().map(|part| OsStr::from_bytes(part).to_owned()));
         }
-        match table.file(at) {
-            Ok(_) => Ok(at),
-            Err(Errno::ISDIR) => Err(Refusal::Invalid(format!("{path:?} is a directory; name its files"))),
-            Err(_) => Err(Refusal::Invalid(format!("{path:?} is a pipe or a socket; it has no content"))),
+        Ok(at)
+    }
+
+    /// What is below a directory, sorted; none if `path` is no directory.
+    fn below_directory(&self, path: &str) -> std::result::Result<Option<Below>, Refusal> {
+        let table = self.lock();
+        let top = self.resolve_any(&table, path)?;
+        if table.directory(top).is_err() {
+            return Ok(None);
         }
+        let mut below = Below::default();
+        let mut todo = vec![(path.to_owned(), top)];
+        while let Some((path, ino)) = todo.pop() {
+            let Ok(directory) = table.directory(ino) else {
+                below.files.push(path);
+                if below.files.len() as u64 > self.limits.event_files {
+                    // That is refused: the rest of a large tree need not be walked.
+                    break;
+                }
+                continue;
+            };
+            let mut entries: Vec<_> = directory.iter().collect();
+            if entries.is_empty() {
+                self.may_name(&path)?;
+                below.empty.push(path);
+                continue;
+            }
+            // The first name is taken last from the stack. A job that is tried again names the same in the same order.
+            entries.sort_unstable_by(|a, b| b.0.cmp(a.0));
+            for (name, child) in entries {
+                let Some(name) = name.to_str() else {
+                    let shown = Path::new(&path).join(&**name);
+                    return Err(Refusal::Invalid(format!(
+                        "{shown:?} is not UTF-8, and names in an event are; rename it"
+                    )));
+                };
+                todo.push((format!("{path}/{name}"), child));
+            }
+        }
+        Ok(Some(below))
     }
 
     /// Waits until no handle can write the file any more. One that nobody closed yet is an error at once; one
@@ -278,6 +327,14 @@ impl Staging for Output {
 
     fn has(&self, path: &str) -> bool {
         clean_path(path).is_some_and(|path| self.resolve(&path).is_ok())
+    }
+
+    async fn below(&self, path: &str) -> std::result::Result<Option<Below>, Refusal> {
+        self.below_directory(path)
+    }
+
+    fn files_max(&self) -> u64 {
+        self.limits.event_files
     }
 
     fn moved(&self) -> u64 {

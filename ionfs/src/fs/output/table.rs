@@ -129,7 +129,7 @@ impl Directory {
         Some((*place, name, *ino))
     }
 
-    fn iter(&self) -> impl Iterator<Item = (&Arc<OsStr>, Ino)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<OsStr>, Ino)> {
         self.entries.values().map(|(name, ino)| (name, *ino))
     }
 }
