@@ -110,6 +110,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         reason: ended.reason,
         log: ended.log,
         staged: ended.staged,
+        failed_reads: ended.failed_reads,
         retries: 0,
         jitter: 0.0,
     });

@@ -744,6 +744,7 @@ impl Shared {
             reason: ended.reason,
             log: ended.log,
             staged: ended.staged,
+            failed_reads: ended.failed_reads,
             retries: module.retries,
             jitter: jitter(job),
         });

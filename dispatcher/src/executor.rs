@@ -13,7 +13,7 @@ mod sidecar;
 use async_trait::async_trait;
 use ionfs::event::{Event, FileEntry};
 use ionfs::id::{CorrelationId, JobId};
-use ionfs::record::{AttemptEnd, JobRecord};
+use ionfs::record::{AttemptEnd, FailedReads, JobRecord};
 use ionfs::spans;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::field::Empty;
@@ -75,6 +75,8 @@ pub struct Ended {
     pub log: Option<FileEntry>,
     /// Events are staged and wait for the job's success to be written.
     pub staged: bool,
+    /// Its reads that Ion could not answer.
+    pub failed_reads: FailedReads,
 }
 
 impl Ended {
@@ -94,6 +96,7 @@ impl Ended {
             reason: Some(reason.into()),
             log: None,
             staged: false,
+            failed_reads: FailedReads::default(),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ionfs::clock::{Millis, millis};
 use ionfs::event::FileEntry;
-use ionfs::record::{Attempt, AttemptEnd, JobRecord, JobState};
+use ionfs::record::{Attempt, AttemptEnd, FailedReads, JobRecord, JobState};
 use ionfs::text::{REASON_MAX, cut};
 
 /// Attempts that may be lost with their dispatchers before a job is dead: a job that takes its host down must not
@@ -63,6 +63,8 @@ pub struct Ended {
     pub log: Option<FileEntry>,
     /// Events are staged and become visible by this very write.
     pub staged: bool,
+    /// Its reads that Ion could not answer.
+    pub failed_reads: FailedReads,
     /// How often the module may be tried again in all.
     pub retries: u32,
     /// Between 0 and 1: spreads retries of jobs that failed together.
@@ -166,6 +168,7 @@ fn end(job: &mut JobRecord, ended: &Ended, now: Millis) {
         // A module chooses some of the words.
         attempt.reason = ended.reason.as_deref().map(|reason| cut(reason, REASON_MAX).into_owned());
         attempt.log.clone_from(&ended.log);
+        attempt.failed_reads.clone_from(&ended.failed_reads);
     }
     match ended.end {
         AttemptEnd::Succeeded => {
@@ -241,6 +244,7 @@ mod tests {
             reason: None,
             log: None,
             staged: false,
+            failed_reads: FailedReads::default(),
             retries: 1,
             jitter: 0.0,
         })

@@ -6,7 +6,7 @@ use ionfs::event::{DocumentType, Event, Publication};
 use ionfs::failpoint;
 use ionfs::id::{EventId, JobId};
 use ionfs::patience::Standing;
-use ionfs::record::{AttemptEnd, JobRecord, JobState};
+use ionfs::record::{AttemptEnd, FailedReads, JobRecord, JobState};
 use ionfs::stores::{Collection, DataPlane, ID_BYTES_MAX, Inserted, Query, StoreError, decode, encode};
 use ionfs::text::quote;
 use serde_json::{Value, json};
@@ -246,6 +246,7 @@ impl Ledger {
             reason: Some(reason.to_owned()),
             log: None,
             staged: false,
+            failed_reads: FailedReads::default(),
             retries: 0,
             jitter: 0.0,
         });

@@ -561,6 +561,9 @@ pub async fn files_of(plane: &DataPlane, event: &Event) -> Result<Vec<FileEntry>
         return Ok(event.files.clone());
     };
     let bytes = plane.blobs.get_range(&list.key, 0..list.size).await?;
+    if !list.holds(&bytes) {
+        return Err(StoreError::DamagedBlob(list.key.clone()));
+    }
     serde_json::from_slice(&bytes).map_err(|source| StoreError::Malformed {
         id: list.key.clone(),
         collection: "file lists",

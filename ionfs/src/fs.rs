@@ -9,6 +9,7 @@ mod eventfile;
 pub mod job;
 mod lineage;
 pub mod output;
+mod reads;
 mod tree;
 pub mod view;
 mod walk;

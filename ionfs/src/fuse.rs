@@ -74,17 +74,25 @@ impl Kernel {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Runs `work` beside the kernel threads and lets `reply` have its outcome, EIO after `deadline`.
-    fn later<T, F, L>(&self, deadline: Duration, work: F, reply: impl FnOnce(Result<T>) + Send + 'static)
-    where
+    /// Runs `work`, which reads of `ino`, beside the kernel threads and lets `reply` have its outcome, EIO after `deadline`.
+    fn later<T, F, L>(
+        &self,
+        ino: Ino,
+        deadline: Duration,
+        work: F,
+        reply: impl FnOnce(Result<T>) + Send + 'static,
+    ) where
         T: Send + 'static,
         F: FnOnce(Arc<Shared>) -> L,
         L: Future<Output = Result<T>> + Send + 'static,
     {
         let (shared, work) = (self.shared.clone(), work(self.shared.clone()));
         self.shared.runtime.spawn(async move {
-            let work = async { tokio::time::timeout(deadline, work).await.unwrap_or(Err(Errno::IO)) };
-            reply(shared.unless_stopped(work).await);
+            let in_time = async {
+                let outcome = tokio::time::timeout(deadline, work).await;
+                outcome.unwrap_or_else(|_| Err(shared.tree.read_unanswered(ino)))
+            };
+            reply(shared.unless_stopped(in_time).await);
         });
     }
 
@@ -164,7 +172,7 @@ impl Filesystem for Kernel {
             return answer(reply, found.map(|attr| attr.ok_or(Duration::ZERO)));
         }
         let work = |shared: Arc<Shared>| async move { shared.tree.lookup(parent, &name).await };
-        self.later(self.read_deadline(), work, move |outcome| answer(reply, outcome));
+        self.later(parent, self.read_deadline(), work, move |outcome| answer(reply, outcome));
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
@@ -338,7 +346,7 @@ impl Filesystem for Kernel {
             let work = |shared: Arc<Shared>| async move {
                 shared.open_view(ino).await.map(|open| (shared.clone(), open))
             };
-            return self.later(self.read_deadline(), work, move |outcome| match outcome {
+            return self.later(ino, self.read_deadline(), work, move |outcome| match outcome {
                 Ok((shared, open)) => shared.finish_open(node, open, reply),
                 Err(errno) => reply.error(fuse_errno(errno)),
             });
@@ -395,7 +403,7 @@ impl Filesystem for Kernel {
     fn read(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -428,9 +436,10 @@ impl Filesystem for Kernel {
             }
             Open::Directory(_) => reply.error(fuser::Errno::EISDIR),
             Open::Staged(_) | Open::Blob(_) => {
+                let ino = self.shared.tree.current(ino.0);
                 let work = move |shared: Arc<Shared>| async move { shared.read(&handle, offset, size).await };
                 let shared = self.shared.clone();
-                self.later(self.read_deadline() + MARGIN, work, move |outcome| {
+                self.later(ino, self.read_deadline() + MARGIN, work, move |outcome| {
                     reply_data(reply, outcome);
                     shared.first_read.answered();
                 });
@@ -776,7 +785,7 @@ impl Kernel {
         }
         let tree = self.shared.tree.clone();
         let work = move |shared: Arc<Shared>| async move { shared.listing(fh, offset).await };
-        self.later(self.read_deadline(), work, move |listing| answer(&tree, listing));
+        self.later(ino, self.read_deadline(), work, move |listing| answer(&tree, listing));
     }
 
     /// The output side, for an operation that changes something at `ino`.

@@ -113,12 +113,110 @@ pub struct Attempt {
     /// The blob that holds its output (stdout and stderr).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<FileEntry>,
+    /// Its reads that Ion could not answer; with any of them it failed.
+    #[serde(default, skip_serializing_if = "FailedReads::is_empty")]
+    pub failed_reads: FailedReads,
 }
 
 impl Attempt {
     /// One that begins.
     pub fn begun(number: u32, started: Millis) -> Self {
-        Self { number, started, ended: None, end: None, exit_code: None, reason: None, log: None }
+        Self {
+            number,
+            started,
+            ended: None,
+            end: None,
+            exit_code: None,
+            reason: None,
+            log: None,
+            failed_reads: FailedReads::default(),
+        }
+    }
+}
+
+/// Why a read failed that Ion should have answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReadFailureCause {
+    /// The blob is not in the store.
+    Missing,
+    /// The bytes are not those that were written, or a document does not have its shape.
+    Damaged,
+    /// The store could not be reached, failed, or did not answer in time.
+    StoreUnavailable,
+    /// The disk of the node failed, or was full.
+    LocalDisk,
+}
+
+impl ReadFailureCause {
+    /// The word stored in documents.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Damaged => "damaged",
+            Self::StoreUnavailable => "store-unavailable",
+            Self::LocalDisk => "local-disk",
+        }
+    }
+
+    fn in_words(self) -> &'static str {
+        match self {
+            Self::Missing => "blob missing",
+            Self::Damaged => "damaged",
+            Self::StoreUnavailable => "store unavailable",
+            Self::LocalDisk => "the node's disk failed",
+        }
+    }
+}
+
+/// A read that Ion could not answer: the module got EIO. `events/failed-reads/<n>.json` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedRead {
+    /// The file or folder, seen from `ION_DIR`: `in/data/a.png`.
+    pub path: String,
+    /// The key of the blob, if it is known which one it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blob: Option<String>,
+    /// The cause.
+    pub cause: ReadFailureCause,
+    /// The cause in words, with what the store said.
+    pub reason: String,
+    /// When it failed first.
+    pub at: Millis,
+}
+
+/// The reads of an attempt that Ion could not answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedReads {
+    /// The first of them, one for each file and cause.
+    #[serde(default)]
+    pub first: Vec<FailedRead>,
+    /// Failed reads of other files, each counted.
+    #[serde(default)]
+    pub more: u64,
+}
+
+impl FailedReads {
+    /// Whether every read was answered.
+    pub fn is_empty(&self) -> bool {
+        self.first.is_empty() && self.more == 0
+    }
+
+    /// The same with no more than so many in the list.
+    #[must_use]
+    pub fn shortened(mut self, most: usize) -> Self {
+        self.more += self.first.len().saturating_sub(most) as u64;
+        self.first.truncate(most);
+        self
+    }
+
+    /// The first in words, and how many more there are; none if every read was answered.
+    pub fn in_words(&self) -> Option<String> {
+        let first = self.first.first()?;
+        let others = self.more + self.first.len() as u64 - 1;
+        let more = if others > 0 { format!(" (and {others} more)") } else { String::new() };
+        let (path, cause, reason) = (&first.path, first.cause.in_words(), &first.reason);
+        Some(format!("a read of {path:?} failed: {cause}: {reason}{more}"))
     }
 }
 

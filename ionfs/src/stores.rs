@@ -36,6 +36,9 @@ pub enum StoreError {
     /// There is no blob of that key.
     #[error("there is no blob {0:?}")]
     NoSuchBlob(String),
+    /// A blob does not hold the bytes that were written.
+    #[error("blob {0:?} does not hold what was written")]
+    DamagedBlob(String),
     /// The guard of a write does not hold any more: a later attempt has begun.
     #[error("a later attempt of the job has begun")]
     Fenced,

@@ -14,7 +14,7 @@ use ionfs::errors::chain;
 use ionfs::event::{Context, DocumentType, Event, FileEntry, KeyValue, Publication};
 use ionfs::id::{EventId, JobId};
 use ionfs::node::Node;
-use ionfs::record::{Attempt, AttemptEnd, JobRecord, JobState, LogRecord};
+use ionfs::record::{Attempt, AttemptEnd, FailedReads, JobRecord, JobState, LogRecord};
 use ionfs::stores::{Collection, DataPlane, Guard, Inserted, encode};
 use ionfs::text::ending;
 use ionfs::upload::store_bytes_soon;
@@ -289,6 +289,7 @@ impl Recording {
             exit_code: None,
             reason,
             log: None,
+            failed_reads: FailedReads::default(),
         };
         self.record(self.chain_job(), &self.module.name, &self.first, state, attempt)
     }
@@ -308,6 +309,7 @@ impl Recording {
             exit_code: exit_code(&end.how),
             reason: (!end.how.is_well()).then(|| said(&end.how)),
             log,
+            failed_reads: FailedReads::default(),
         };
         self.record(self.steps[index].job.clone(), self.name_of(&end.link), on, state, attempt)
     }

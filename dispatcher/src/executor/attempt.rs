@@ -14,6 +14,10 @@ use super::sidecar::{Sidecar, Word};
 use super::{Ended, Start, Stop};
 use crate::pipeline::{ANY_TYPE, Api, Module};
 
+/// Failed reads in the record of one attempt. A job's document holds all its attempts, and a store takes 2 MiB at most;
+/// the job's own tree lists more.
+const RECORDED_READS_MAX: usize = 20;
+
 /// Who commits, as long as `fence` holds.
 pub(super) fn origin(start: &Start, fence: Fence) -> Origin {
     Origin {
@@ -99,7 +103,7 @@ pub(super) async fn asked(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
     }
 }
 
-/// The attempt's end: exit status, no event refused, and no limit exceeded.
+/// The attempt's end: exit status, no event refused, every read answered, and no limit exceeded.
 pub(super) fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended {
     let exited = matches!(ran, Ran::Exited(_) | Ran::Undone);
     let first_refused = outcome.rejections.first().map(|first| refused(first, outcome.rejections.len()));
@@ -142,6 +146,12 @@ pub(super) fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended 
         (Some(exceeded), Some(reason)) if exited => (end, Some(format!("{exceeded}; {reason}"))),
         (_, reason) => (end, reason),
     };
+    // What was done before a read failed is done; all else may rest on an input that was cut off.
+    let (end, reason) = match (outcome.failed_reads.in_words(), reason) {
+        (Some(failed), None) if exited => (AttemptEnd::Failed, Some(failed)),
+        (Some(failed), Some(reason)) => (end, Some(format!("{failed}; {reason}"))),
+        (_, reason) => (end, reason),
+    };
     // A module that does without what it could not write has succeeded all the same.
     let (end, reason) = match (&outcome.no_room, reason) {
         (Some(no_room), Some(reason)) if end == AttemptEnd::Failed && outcome.exceeded.is_none() => {
@@ -150,7 +160,8 @@ pub(super) fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended 
         (_, reason) => (end, reason),
     };
     let staged = end == AttemptEnd::Succeeded && commit == CommitMode::OnSuccess;
-    Ended { end, exit_code, reason, log: None, staged }
+    let failed_reads = outcome.failed_reads.clone().shortened(RECORDED_READS_MAX);
+    Ended { end, exit_code, reason, log: None, staged, failed_reads }
 }
 
 /// The end of what was asked to end.
@@ -166,4 +177,39 @@ pub(super) fn stopped_by(why: Stop) -> Ended {
 fn refused(first: &Rejection, count: usize) -> String {
     let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
     format!("event file {} was rejected: {}: {}{more}", quote(&first.name), first.errno, first.reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use ionfs::record::{FailedRead, FailedReads, ReadFailureCause};
+
+    use super::*;
+
+    #[test]
+    fn a_failed_read_fails_what_had_not_been_done_before() {
+        let read = FailedRead {
+            path: "in/data/f".into(),
+            blob: Some("k".into()),
+            cause: ReadFailureCause::Damaged,
+            reason: "block 3 does not match its checksum".into(),
+            at: 0,
+        };
+        let failed_reads = FailedReads { first: vec![read; RECORDED_READS_MAX + 1], more: 5 };
+        let outcome = Outcome { failed_reads, ..Outcome::default() };
+        let said =
+            "a read of \"in/data/f\" failed: damaged: block 3 does not match its checksum (and 25 more)";
+        let well = verdict(Ran::Exited(Exit::Code(0)), &outcome, CommitMode::OnSuccess);
+        assert_eq!((well.end, well.exit_code, well.staged), (AttemptEnd::Failed, Some(0), false));
+        assert_eq!(well.reason.as_deref(), Some(said));
+        assert_eq!((well.failed_reads.first.len(), well.failed_reads.more), (RECORDED_READS_MAX, 6));
+        let badly = verdict(Ran::Exited(Exit::Code(3)), &outcome, CommitMode::OnClose);
+        assert_eq!(badly.reason, Some(format!("{said}; exit status 3")));
+        let late = verdict(Ran::TimedOut(Duration::from_secs(1)), &outcome, CommitMode::OnClose);
+        assert_eq!(
+            (late.end, late.reason),
+            (AttemptEnd::TimedOut, Some(format!("{said}; over its timeout of 1s")))
+        );
+        let done = verdict(Ran::Done(Some(0)), &outcome, CommitMode::OnClose);
+        assert_eq!((done.end, done.reason), (AttemptEnd::Succeeded, None));
+    }
 }

@@ -2,13 +2,13 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use ionfs::cache::Reader;
+use ionfs::cache::{CacheError, Reader};
 use ionfs::checksum::BLOCK;
 use ionfs::commit::{Fence, files_of};
 use ionfs::errors::{chain, is_no_room};
@@ -16,7 +16,7 @@ use ionfs::event::{Context, FileEntry};
 use ionfs::fs::job::{JobSpec, JobTree, OpenError, Writers};
 use ionfs::mount::{Mounted, Visitors, mount_at, serve};
 use ionfs::node::{Node, job_dir, live_log};
-use ionfs::record::AttemptEnd;
+use ionfs::record::{AttemptEnd, FailedReads};
 use ionfs::spans;
 use ionfs::stores::StoreError;
 use tokio::net::unix::pipe::Receiver;
@@ -147,7 +147,9 @@ impl LocalExecutor {
                 Err(error @ OpenError::Staging { .. }) if error.is_no_room() => {
                     return Ended { end: AttemptEnd::NoRoom, ..Ended::failed(chain(&error)) };
                 }
-                Err(error) => return Ended::failed(chain(&error)),
+                Err(error) => {
+                    return Ended { failed_reads: error.failed_reads(), ..Ended::failed(chain(&error)) };
+                }
             }
         };
         let tree = Arc::new(tree);
@@ -175,11 +177,19 @@ impl LocalExecutor {
     async fn chain(&self, start: Start, mut stop: watch::Receiver<Option<Stop>>, log: &JobLog) -> Ended {
         let files = match files_of(&self.node.plane, &start.event).await {
             Ok(files) => files,
-            Err(error) => return Ended { end: AttemptEnd::Released, ..Ended::failed(chain(&error)) },
+            Err(error @ StoreError::Unavailable { .. }) => {
+                return Ended { end: AttemptEnd::Released, ..Ended::failed(chain(&error)) };
+            }
+            Err(error) => {
+                let error = OpenError::from(error);
+                return Ended { failed_reads: error.failed_reads(), ..Ended::failed(chain(&error)) };
+            }
         };
         let stored = Stored::By { attempt: start.job.attempt, guard: origin(&start, held(&start)).guard() };
         let Start { module, event, running, .. } = start;
-        let run = Run { module: Arc::new(module), event, stored, input: contents(self.node.clone(), files) };
+        let unread = Arc::new(OnceLock::new());
+        let input = contents(self.node.clone(), files, unread.clone());
+        let run = Run { module: Arc::new(module), event, stored, input };
         let _ = running.send(());
         let cancel = CancellationToken::new();
         let running = self.chains.run(run, None, cancel.clone());
@@ -202,6 +212,7 @@ impl LocalExecutor {
                 reason: None,
                 log: None,
                 staged: false,
+                failed_reads: FailedReads::default(),
             },
             (_, Some(why)) => stopped_by(why),
             (End::Failed(failure), None) => Ended {
@@ -211,7 +222,10 @@ impl LocalExecutor {
             },
             (End::Cancelled, None) => Ended::failed("cancelled"),
             (End::NoPlace, None) => Ended::failed("no place was free"),
-            (End::Broken { reason }, None) => Ended::failed(reason),
+            (End::Broken { reason }, None) => {
+                let failed_reads = unread.get().cloned().unwrap_or_default();
+                Ended { failed_reads, ..Ended::failed(reason) }
+            }
         }
     }
 
@@ -406,18 +420,26 @@ fn exited(exit: Result<Exit, SandboxError>) -> Ran {
     }
 }
 
-/// The bytes of an event's files, one after the other.
-fn contents(node: Arc<Node>, files: Vec<FileEntry>) -> Input {
+/// The bytes of an event's files, one after the other. A read that fails ends them, and is left in `unread`.
+fn contents(node: Arc<Node>, files: Vec<FileEntry>, unread: Arc<OnceLock<FailedReads>>) -> Input {
     let pieces = move |file: FileEntry| {
-        let open = node.cache.open(&file).map(|blob| (Reader::new(blob), 0)).map_err(io::Error::other);
-        stream::iter([open]).and_then(|begin| async { Ok(stream::try_unfold(begin, piece)) }).try_flatten()
+        let (unread, name) = (unread.clone(), file.name.clone());
+        let failed = move |error: &CacheError| {
+            let failed = unread.get_or_init(|| FailedReads::of_blob(&name, error));
+            io::Error::other(failed.in_words().unwrap_or_default())
+        };
+        let open = node.cache.open(&file).map(Reader::new).map_err(|error| failed(&error));
+        let begin = open.map(|reader| (reader, 0, failed));
+        stream::iter([begin]).and_then(|begin| async { Ok(stream::try_unfold(begin, piece)) }).try_flatten()
     };
     stream::iter(files).map(pieces).flatten().boxed()
 }
 
 /// The next bytes of one file, and where those after them begin.
-async fn piece((reader, at): (Reader, u64)) -> io::Result<Option<(Bytes, (Reader, u64))>> {
-    let bytes = reader.read(at, BLOCK).await.map_err(|error| io::Error::other(chain(&*error)))?;
+async fn piece<F: Fn(&CacheError) -> io::Error>(
+    (reader, at, failed): (Reader, u64, F),
+) -> io::Result<Option<(Bytes, (Reader, u64, F))>> {
+    let bytes = reader.read(at, BLOCK).await.map_err(|error| failed(&error))?;
     let end = at + bytes.len() as u64;
-    Ok((!bytes.is_empty()).then_some((bytes, (reader, end))))
+    Ok((!bytes.is_empty()).then_some((bytes, (reader, end, failed))))
 }

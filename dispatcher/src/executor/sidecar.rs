@@ -195,6 +195,10 @@ fn wrong(outcome: &Outcome) -> Option<(StatusCode, String)> {
         let status = if stores { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::UNPROCESSABLE_ENTITY };
         return Some((status, message));
     }
+    if let Some(failed) = outcome.failed_reads.in_words() {
+        // Asked again, the answer would be the same: what this attempt makes may rest on what it could not read.
+        return Some((StatusCode::UNPROCESSABLE_ENTITY, failed));
+    }
     outcome.exceeded.clone().map(|exceeded| (StatusCode::UNPROCESSABLE_ENTITY, exceeded))
 }
 
@@ -334,5 +338,22 @@ mod tests {
         // The oldest silent ones were ended for those that came later.
         assert_eq!(silent[0].read(&mut [0]).await.unwrap_or(0), 0);
         drop(serving);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ionfs::stores::StoreError;
+
+    use super::*;
+
+    #[test]
+    fn work_that_rests_on_a_read_that_failed_is_not_done() {
+        assert!(wrong(&Outcome::default()).is_none());
+        let error = ionfs::fs::job::OpenError::from(StoreError::NoSuchBlob("k".into()));
+        let outcome = Outcome { failed_reads: error.failed_reads(), ..Outcome::default() };
+        let (status, message) = wrong(&outcome).unwrap();
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+        assert!(message.contains("\"in/data\" failed: blob missing"), "{message}");
     }
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::lineage::{directory_name, event_items, insights_item, log_item, unreadable};
+use super::lineage::{directory_name, event_items, insights_item, log_item};
+use super::reads::ReadLog;
 use super::view::{Item, View};
-use super::{CURRENT, Errno, Result, Tree};
+use super::{CURRENT, Tree};
 use crate::event::{DocumentType, Event, Publication};
 use crate::node::Node as Daemon;
 use crate::record::{JobRecord, JobState};
@@ -27,10 +28,11 @@ pub fn tree(daemon: Arc<Daemon>) -> Arc<Tree> {
         ("modules".to_owned(), part(|daemon| Box::pin(modules(daemon)))),
         ("types".to_owned(), part(|daemon| Box::pin(types(daemon)))),
     ]);
-    Tree::new(daemon, View::new(root), None)
+    Tree::new(daemon, View::new(root, ReadLog::default()), None, ReadLog::default())
 }
 
 type Items = Vec<(String, Item)>;
+type Result<T> = std::result::Result<T, StoreError>;
 type Listed = std::pin::Pin<Box<dyn Future<Output = Result<Items>> + Send>>;
 type Lister = fn(Arc<Daemon>) -> Listed;
 
@@ -38,22 +40,18 @@ fn directory(daemon: Arc<Daemon>, list: impl Fn(Arc<Daemon>) -> Listed + Send + 
     Item::lazy(CURRENT, move || list(daemon.clone()))
 }
 
-fn failed(error: StoreError) -> Errno {
-    unreadable(&error)
-}
-
 /// The visible events that fit, oldest first.
 async fn events(daemon: &Daemon, mut equals: Vec<(&'static str, Value)>) -> Result<Vec<Event>> {
     equals.push(("context.documentType", json!(DocumentType::EventMeta)));
     let query = Query::equal(Collection::Events, equals).order_by("created").limit(SHOWN_MAX);
-    let mut events: Vec<Event> = daemon.plane.documents.find_as(query).await.map_err(failed)?;
+    let mut events: Vec<Event> = daemon.plane.documents.find_as(query).await?;
     events.retain(|event| event.publication != Publication::Staged);
     Ok(events)
 }
 
 async fn jobs(daemon: &Daemon, equals: Vec<(&'static str, Value)>) -> Result<Vec<JobRecord>> {
     let query = Query::equal(Collection::Jobs, equals).order_by("created").limit(SHOWN_MAX);
-    daemon.plane.documents.find_as(query).await.map_err(failed)
+    daemon.plane.documents.find_as(query).await
 }
 
 /// `correlations/`
@@ -127,7 +125,7 @@ fn job_directory(daemon: Arc<Daemon>, job: JobRecord) -> Item {
 /// `modules/`
 async fn modules(daemon: Arc<Daemon>) -> Result<Items> {
     let query = Query::equal(Collection::Modules, vec![]).limit(SHOWN_MAX);
-    let modules = daemon.plane.documents.find(query).await.map_err(failed)?;
+    let modules = daemon.plane.documents.find(query).await?;
     Ok(modules
         .into_iter()
         .filter_map(|module| {

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::output::Output;
 pub use super::output::{Names, Writers};
+use super::reads::ReadLog;
 use super::view::{Item, View, files_tree};
 use super::{FOREVER, Tree, lineage};
 use crate::address::{FileUrls, addresses};
@@ -22,6 +23,7 @@ use crate::event::{Event, FileEntry, event_json};
 use crate::id::JobId;
 use crate::limits::Limits;
 use crate::node::{Node as Daemon, job_dir};
+use crate::record::{FailedRead, FailedReads};
 use crate::stores::StoreError;
 
 /// Why a job's tree could not be made.
@@ -45,6 +47,14 @@ impl OpenError {
     /// Whether this machine had no room for one more tree.
     pub fn is_no_room(&self) -> bool {
         matches!(self, Self::Staging { source, .. } if is_no_room(source))
+    }
+
+    /// The same as a failed read of the job: its input could not be listed.
+    pub fn failed_reads(&self) -> FailedReads {
+        match self {
+            Self::Store(error) => FailedReads::of_listing(error),
+            Self::Staging { .. } => FailedReads::default(),
+        }
     }
 }
 
@@ -84,6 +94,9 @@ pub struct Outcome {
     /// What this machine had no room for, in words: if the job failed, it was not by a fault of its module's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_room: Option<String>,
+    /// Its reads that Ion could not answer: a job with any fails.
+    #[serde(default, skip_serializing_if = "FailedReads::is_empty")]
+    pub failed_reads: FailedReads,
 }
 
 impl Outcome {
@@ -93,6 +106,7 @@ impl Outcome {
     pub fn shortened(mut self, most: usize) -> Self {
         self.receipts.truncate(most);
         self.rejections.truncate(most);
+        self.failed_reads = self.failed_reads.shortened(most);
         self
     }
 }
@@ -103,6 +117,7 @@ pub struct JobTree {
     tree: Arc<Tree>,
     output: Arc<Output>,
     directory: PathBuf,
+    reads: ReadLog,
 }
 
 impl JobTree {
@@ -121,18 +136,20 @@ impl JobTree {
         }
         let deadline = daemon.settings.commit_deadline;
         let committer = Committer::new(daemon.plane.clone(), spec.origin.clone(), deadline);
+        let reads = ReadLog::default();
+        let (names, writers) = (spec.older.names, spec.writers);
         let output =
-            Output::new(daemon.clone(), committer, limits, spec.older.names, spec.writers, &directory)
-                .map_err(staging)?;
+            Output::new(daemon.clone(), committer, limits, names, writers, &directory, reads.clone());
+        let output = output.map_err(staging)?;
         let input = input_items(daemon, &spec).await?;
-        let events = events_item(daemon.clone(), output.clone(), Arc::new(spec.event));
+        let events = events_item(daemon.clone(), output.clone(), reads.clone(), Arc::new(spec.event));
         let root = Item::fixed([("in".to_owned(), Item::fixed(input)), ("events".to_owned(), events)]);
         let view = match spec.writers {
-            Writers::Owner => View::new(root),
-            Writers::AnyUser => View::for_any_user(root),
+            Writers::Owner => View::new(root, reads.clone()),
+            Writers::AnyUser => View::for_any_user(root, reads.clone()),
         };
-        let tree = Tree::new(daemon.clone(), view, Some(output.clone()));
-        Ok(Self { tree, output, directory })
+        let tree = Tree::new(daemon.clone(), view, Some(output.clone()), reads.clone());
+        Ok(Self { tree, output, directory, reads })
     }
 
     /// The filesystem to mount.
@@ -183,6 +200,7 @@ impl JobTree {
             rejections: self.output.rejections().into_values().collect(),
             exceeded: self.output.exceeded(),
             no_room: self.output.no_room(),
+            failed_reads: self.reads.so_far(),
         }
     }
 }
@@ -262,9 +280,10 @@ async fn input_items(daemon: &Daemon, spec: &JobSpec) -> Result<Vec<(String, Ite
 }
 
 /// `events/`: the lineage is read when it is first looked at; receipts and rejections are always current.
-fn events_item(daemon: Arc<Daemon>, output: Arc<Output>, event: Arc<Event>) -> Item {
+fn events_item(daemon: Arc<Daemon>, output: Arc<Output>, reads: ReadLog, event: Arc<Event>) -> Item {
     Item::lazy(FOREVER, move || {
         let (daemon, output, event) = (daemon.clone(), output.clone(), event.clone());
+        let reads = reads.clone();
         async move {
             let mut items = lineage::lineage_items(&daemon, &event).await?;
             let receipts = output.clone();
@@ -276,6 +295,11 @@ fn events_item(daemon: Arc<Daemon>, output: Arc<Output>, event: Arc<Event>) -> I
                 "rejected".into(),
                 records(move || output.rejections(), |rejection: &Rejection| rejection.at),
             ));
+            let numbered = move || {
+                let failed = reads.so_far().first.into_iter().enumerate();
+                failed.map(|(n, read)| (n.to_string(), read)).collect()
+            };
+            items.push(("failed-reads".into(), records(numbered, |read: &FailedRead| read.at)));
             Ok(items)
         }
     })

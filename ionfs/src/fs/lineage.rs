@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::view::{Item, files_tree};
-use super::{CURRENT, Errno, FOREVER, Result};
+use super::view::{Item, Listed, files_tree};
+use super::{CURRENT, FOREVER};
 use crate::commit::files_of;
-use crate::errors::chain;
 use crate::event::{Event, event_json};
 use crate::id::{EventId, JobId};
 use crate::node::{Node as Daemon, live_log};
@@ -17,12 +16,6 @@ use crate::stores::{Collection, StoreError};
 /// Ancestors shown. A longer chain is a loop of modules that feed each other.
 const DEPTH_MAX: usize = 1000;
 
-/// A store's error as an errno, with a log line: the module sees EIO, the operator why.
-pub(super) fn unreadable(error: &StoreError) -> Errno {
-    tracing::error!(error = chain(error), "a document cannot be read");
-    Errno::IO
-}
-
 /// `<n>-<type>-<id8>`
 pub(super) fn directory_name(n: usize, event: &Event) -> String {
     format!("{n}-{}-{}", event.event_type, event.id.short())
@@ -30,8 +23,8 @@ pub(super) fn directory_name(n: usize, event: &Event) -> String {
 
 /// What an event's directory holds: `event.json`, `meta.json`, `data/`, and of the job that committed it,
 /// `insights.json` and `log`.
-pub(super) async fn event_items(daemon: &Arc<Daemon>, event: &Event) -> Result<Vec<(String, Item)>> {
-    let files = files_of(&daemon.plane, event).await.map_err(|error| unreadable(&error))?;
+pub(super) async fn event_items(daemon: &Arc<Daemon>, event: &Event) -> Listed {
+    let files = files_of(&daemon.plane, event).await?;
     let mut items = vec![
         ("event.json".to_owned(), Item::json(&event_json(event, &files), event.created)),
         ("meta.json".to_owned(), Item::json(&event.data, event.created)),
@@ -46,10 +39,13 @@ pub(super) async fn event_items(daemon: &Arc<Daemon>, event: &Event) -> Result<V
 }
 
 /// `insights.json` of a job, if it kept any.
-pub(super) async fn insights_item(daemon: &Daemon, job: &JobId) -> Result<Option<(String, Item)>> {
+pub(super) async fn insights_item(
+    daemon: &Daemon,
+    job: &JobId,
+) -> Result<Option<(String, Item)>, StoreError> {
     let documents = &daemon.plane.documents;
     let insight = documents.get_as::<InsightRecord>(Collection::Events, &InsightRecord::id(job)).await;
-    let insight = insight.map_err(|error| unreadable(&error))?.filter(|insight| !insight.staged);
+    let insight = insight?.filter(|insight| !insight.staged);
     Ok(insight.map(|insight| ("insights.json".into(), Item::json(&json!(insight.data), insight.created))))
 }
 
@@ -60,10 +56,10 @@ pub(super) async fn log_item(
     module: &str,
     event: &EventId,
     attempt: u32,
-) -> Result<Option<(String, Item)>> {
+) -> Result<Option<(String, Item)>, StoreError> {
     let id = LogRecord::id(module, event, attempt);
     let log = daemon.plane.documents.get_as::<LogRecord>(Collection::Events, &id).await;
-    if let Some(log) = log.map_err(|error| unreadable(&error))? {
+    if let Some(log) = log? {
         return Ok(Some(("log".into(), Item::Blob(Arc::new(log.logs)))));
     }
     let live = live_log(&daemon.settings.home, job, attempt);
@@ -71,12 +67,12 @@ pub(super) async fn log_item(
 }
 
 /// The event and its ancestors, oldest first.
-async fn ancestors(daemon: &Daemon, event: &Event) -> Result<Vec<Event>> {
+async fn ancestors(daemon: &Daemon, event: &Event) -> Result<Vec<Event>, StoreError> {
     let mut events = vec![event.clone()];
     while let Some(last) = events.last().filter(|_| events.len() < DEPTH_MAX) {
         let parent = &last.context.parent_event_id;
         let found = daemon.plane.documents.get_as::<Event>(Collection::Events, parent).await;
-        match found.map_err(|error| unreadable(&error))? {
+        match found? {
             Some(parent) => events.push(parent),
             None => break,
         }
@@ -86,7 +82,7 @@ async fn ancestors(daemon: &Daemon, event: &Event) -> Result<Vec<Event>> {
 }
 
 /// `trigger` and `lineage/`.
-pub(super) async fn lineage_items(daemon: &Arc<Daemon>, event: &Event) -> Result<Vec<(String, Item)>> {
+pub(super) async fn lineage_items(daemon: &Arc<Daemon>, event: &Event) -> Listed {
     let events = ancestors(daemon, event).await?;
     let names: Vec<String> = events.iter().enumerate().map(|(n, event)| directory_name(n, event)).collect();
     let trigger = names.last().map(|name| ("trigger".to_owned(), Item::Link(format!("lineage/{name}"))));

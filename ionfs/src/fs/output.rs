@@ -48,6 +48,7 @@ use self::own_blobs::OwnBlobs;
 use self::place::OpenFolders;
 use self::table::{Body, FileNode, Node, Remains, Table};
 pub(crate) use self::table::{DATA, DOT, DOT_DOT, EVENTS, OUT};
+use super::reads::{ReadFailure, ReadLog};
 use super::{Attr, DirEntry, Errno, FOREVER, Ino, Kind, ROOT, Result, errno};
 use crate::beneath::Folder;
 use crate::commit::{Committer, Receipt, Rejection};
@@ -142,6 +143,7 @@ pub struct Output {
     /// Room to read event files in.
     reading: Semaphore,
     runtime: tokio::runtime::Handle,
+    reads: ReadLog,
 }
 
 impl Output {
@@ -163,6 +165,7 @@ impl Output {
         names: Names,
         writers: Writers,
         directory: &Path,
+        reads: ReadLog,
     ) -> io::Result<Arc<Self>> {
         let root = Folder::made(directory)?;
         for part in ["data", "events"] {
@@ -188,6 +191,7 @@ impl Output {
             reading: Semaphore::new(READING_UNITS),
             own_blobs,
             runtime: tokio::runtime::Handle::current(),
+            reads,
         };
         let insights_mode = match writers {
             Writers::Owner => 0o644,
@@ -247,6 +251,19 @@ impl Output {
             return ROOT;
         }
         self.lock().place(ino).map_or(OUT, |(parent, _)| parent)
+    }
+
+    /// A read of bytes that a file refers to failed; gives what the module gets.
+    fn read_failed(&self, ino: Ino, failure: &ReadFailure) -> Errno {
+        self.reads.note(&self.shown_path(ino), failure)
+    }
+
+    /// Where an inode stands, seen from `ION_DIR`.
+    pub(super) fn shown_path(&self, ino: Ino) -> String {
+        match self.lock().path(ino) {
+            Some(path) => format!("out/{}", path.display()),
+            None => "a removed file of out/".to_owned(),
+        }
     }
 
     fn attr(&self, table: &Table, ino: Ino) -> Result<Attr> {

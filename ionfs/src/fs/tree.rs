@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::output::{DOT, DOT_DOT, Maker, OUT, Output, open_blob};
+use super::reads::{ReadFailure, ReadLog};
 use super::view::{Item, Listing, View};
 use super::walk::Walks;
 use super::{Attr, DirEntry, Errno, FOREVER, Ino, ROOT, Result, is_staged};
@@ -20,6 +21,7 @@ pub struct Tree {
     pub(crate) view: View,
     pub(crate) output: Option<Arc<Output>>,
     walks: Mutex<Walks>,
+    reads: ReadLog,
 }
 
 /// What a name stands for: an inode, or nothing for so long.
@@ -27,8 +29,27 @@ pub type Found = std::result::Result<Attr, Duration>;
 
 impl Tree {
     /// A tree of what is read, and, for a job, of what it writes.
-    pub(super) fn new(daemon: Arc<Daemon>, view: View, output: Option<Arc<Output>>) -> Arc<Self> {
-        Arc::new(Self { daemon, view, output, walks: Mutex::default() })
+    pub(super) fn new(
+        daemon: Arc<Daemon>,
+        view: View,
+        output: Option<Arc<Output>>,
+        reads: ReadLog,
+    ) -> Arc<Self> {
+        Arc::new(Self { daemon, view, output, walks: Mutex::default(), reads })
+    }
+
+    /// A read of an inode failed; gives what the module gets.
+    pub(crate) fn read_failed(&self, ino: Ino, failure: &ReadFailure) -> Errno {
+        let path = match &self.output {
+            Some(output) if is_staged(ino) => output.shown_path(ino),
+            _ => self.view.path(ino),
+        };
+        self.reads.note(&path, failure)
+    }
+
+    /// Nothing came of a read of an inode in time: EIO.
+    pub(crate) fn read_unanswered(&self, ino: Ino) -> Errno {
+        self.read_failed(ino, &ReadFailure::unanswered(None))
     }
 
     /// The output side; EROFS where there is none.
@@ -145,9 +166,9 @@ impl Tree {
         })
     }
 
-    /// The blob behind an entry, opened.
-    pub(crate) fn open_blob(&self, entry: &FileEntry) -> Result<Arc<CachedBlob>> {
-        open_blob(&self.daemon, entry)
+    /// The blob behind an inode's entry, opened.
+    pub(crate) fn open_blob(&self, ino: Ino, entry: &FileEntry) -> Result<Arc<CachedBlob>> {
+        open_blob(&self.daemon, entry).map_err(|failure| self.read_failed(ino, &failure))
     }
 
     /// A small file of a view is being read: if somebody goes through its directory, the next ones are fetched.
@@ -157,7 +178,7 @@ impl Tree {
         let ahead = walks.reached(directory, &listing, &name);
         drop(walks);
         for entry in ahead {
-            if let Ok(blob) = self.open_blob(&entry) {
+            if let Ok(blob) = open_blob(&self.daemon, &entry) {
                 blob.fetch_ahead();
             }
         }

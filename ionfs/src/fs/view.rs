@@ -9,9 +9,12 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::reads::{ReadFailure, ReadLog};
 use super::{Attr, DirEntry, Errno, FOREVER, Ino, Kind, ROOT, Result};
 use crate::clock::{self, Millis};
+use crate::errors::chain;
 use crate::event::FileEntry;
+use crate::stores::StoreError;
 
 /// What stands under a name.
 #[derive(Clone, Debug)]
@@ -41,7 +44,7 @@ impl Item {
     pub fn lazy<F, L>(ttl: Duration, list: F) -> Self
     where
         F: Fn() -> L + Send + Sync + 'static,
-        L: Future<Output = Result<Vec<(String, Item)>>> + Send + 'static,
+        L: Future<Output = Listed> + Send + 'static,
     {
         Self::Directory(Arc::new(Lazy { ttl, list }))
     }
@@ -53,6 +56,9 @@ impl Item {
         Self::Text(text.into(), at)
     }
 }
+
+/// What is in a directory, or why the stores do not tell.
+pub type Listed = std::result::Result<Vec<(String, Item)>, StoreError>;
 
 /// The names in a directory at one moment, sorted. A clone shares them.
 #[derive(Clone, Debug, Default)]
@@ -94,7 +100,7 @@ impl Listing {
 #[async_trait]
 pub trait Directory: Send + Sync + std::fmt::Debug {
     /// Its names.
-    async fn list(&self) -> Result<Listing>;
+    async fn list(&self) -> std::result::Result<Listing, StoreError>;
 
     /// What is in it, if that is known without asking anybody.
     fn known(&self) -> Option<&Fixed> {
@@ -128,9 +134,9 @@ impl<F> std::fmt::Debug for Lazy<F> {
 impl<F, L> Directory for Lazy<F>
 where
     F: Fn() -> L + Send + Sync,
-    L: Future<Output = Result<Vec<(String, Item)>>> + Send,
+    L: Future<Output = Listed> + Send,
 {
-    async fn list(&self) -> Result<Listing> {
+    async fn list(&self) -> std::result::Result<Listing, StoreError> {
         Ok((self.list)().await?.into_iter().collect())
     }
 
@@ -149,7 +155,7 @@ pub struct Fixed {
 
 #[async_trait]
 impl Directory for Fixed {
-    async fn list(&self) -> Result<Listing> {
+    async fn list(&self) -> std::result::Result<Listing, StoreError> {
         Ok(self.listing.clone())
     }
 
@@ -213,6 +219,7 @@ pub struct View {
     uid: u32,
     gid: u32,
     readers: Readers,
+    reads: ReadLog,
 }
 
 /// Who reads a view.
@@ -234,8 +241,8 @@ struct State {
 }
 
 impl View {
-    /// A view whose root is `root`.
-    pub fn new(root: Item) -> Self {
+    /// A view whose root is `root`. Directories that cannot be listed are recorded in `reads`.
+    pub(crate) fn new(root: Item, reads: ReadLog) -> Self {
         let root = Inode::new(ROOT, String::new(), root);
         Self {
             state: Mutex::new(State {
@@ -246,13 +253,14 @@ impl View {
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
             readers: Readers::Owner,
+            reads,
         }
     }
 
     /// The same for users of any number: everybody may read, and the kernel lets nobody link or move what is another's and
     /// cannot be written. Writing is refused all the same (EROFS).
-    pub fn for_any_user(root: Item) -> Self {
-        Self { readers: Readers::AnyUser, ..Self::new(root) }
+    pub(crate) fn for_any_user(root: Item, reads: ReadLog) -> Self {
+        Self { readers: Readers::AnyUser, ..Self::new(root, reads) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -398,7 +406,12 @@ impl View {
             }
             directory.clone()
         };
-        let listing = directory.list().await?;
+        let listed = directory.list().await;
+        let listing = listed.map_err(|error| {
+            let path = self.path(ino);
+            tracing::error!(path, error = chain(&error), "a folder cannot be listed");
+            self.reads.note(&path, &ReadFailure::of_store(&error))
+        })?;
         if let Some(inode) = self.lock().inodes.get_mut(&ino) {
             inode.listing = Some((Instant::now(), listing.clone()));
         }
@@ -512,5 +525,30 @@ impl Inode {
             listing: None,
             moved_away: HashSet::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::ReadFailureCause;
+
+    fn directory_of(view: &View, name: &str) -> Ino {
+        view.lock().inodes[&ROOT].children[name]
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_listed_is_a_failed_read_of_that_folder() {
+        let reads = ReadLog::default();
+        let lost = Item::lazy(FOREVER, || std::future::ready(Err(StoreError::DamagedBlob("k".into()))));
+        let view = View::new(Item::fixed([("lineage".to_owned(), lost)]), reads.clone());
+        assert!(view.lookup(ROOT, "lineage").await.unwrap().is_ok());
+        assert!(reads.so_far().is_empty());
+        let ino = directory_of(&view, "lineage");
+        assert_eq!(view.list(ino).await.unwrap_err(), Errno::IO);
+        let failed = reads.so_far();
+        assert_eq!((failed.first.len(), &*failed.first[0].path), (1, "lineage"));
+        assert_eq!(failed.first[0].cause, ReadFailureCause::Damaged);
+        assert_eq!(failed.first[0].blob.as_deref(), Some("k"));
     }
 }

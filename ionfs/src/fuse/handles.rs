@@ -141,7 +141,7 @@ impl Shared {
             }
             Item::Blob(entry) => {
                 // Nothing is fetched yet: many a file is opened to be copied, which moves nothing.
-                Open::Blob(Arc::new(Reader::new(self.tree.open_blob(&entry)?)))
+                Open::Blob(Arc::new(Reader::new(self.tree.open_blob(ino, &entry)?)))
             }
         })
     }
@@ -236,7 +236,8 @@ impl Shared {
         match &handle.open {
             Open::Blob(reader) => {
                 self.begins(handle.ino, reader);
-                read_within(&self.tree.daemon, reader.read(offset, size.into())).await
+                let read = read_within(&self.tree.daemon, reader, offset, size.into()).await;
+                read.map_err(|failure| self.tree.read_failed(self.tree.current(handle.ino.0), &failure))
             }
             Open::Staged(staged) => self.tree.output()?.read_through(staged, offset, size).await,
             _ => Err(Errno::BADF),

@@ -14,11 +14,12 @@ use bytes::Bytes;
 use rustix::fs::{self, Mode, OFlags};
 
 use super::super::eventfile::Asked;
+use super::super::reads::ReadFailure;
 use super::super::{Errno, Ino, Result, Seek, errno, seek_dense};
 use super::early::InOrder;
 use super::table::{FileNode, Table};
 use super::{Output, forbid_change};
-use crate::cache::{CacheError, CachedBlob, Reader};
+use crate::cache::{CachedBlob, Reader};
 use crate::event::FileEntry;
 use crate::node::Node as Daemon;
 
@@ -99,8 +100,8 @@ impl Staged {
     pub(super) fn reader(
         &self,
         entry: &FileEntry,
-        open: impl FnOnce() -> Result<Arc<Reader>>,
-    ) -> Result<Arc<Reader>> {
+        open: impl FnOnce() -> std::result::Result<Arc<Reader>, ReadFailure>,
+    ) -> std::result::Result<Arc<Reader>, ReadFailure> {
         let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         match reader.as_ref().filter(|reader| reader.blob().is_of(entry)) {
             Some(reader) => Ok(reader.clone()),
@@ -406,25 +407,24 @@ impl Output {
 }
 
 /// The blob behind an entry, opened.
-pub(crate) fn open_blob(daemon: &Daemon, entry: &FileEntry) -> Result<Arc<CachedBlob>> {
-    daemon.cache.open(entry).map_err(|error| {
-        tracing::error!(error = crate::errors::chain(&error), "a blob cannot be opened");
-        Errno::IO
-    })
+pub(crate) fn open_blob(
+    daemon: &Daemon,
+    entry: &FileEntry,
+) -> std::result::Result<Arc<CachedBlob>, ReadFailure> {
+    daemon.cache.open(entry).map_err(|error| ReadFailure::of_blob(&error))
 }
 
 /// A read of a blob, within the daemon's deadline.
 pub(crate) async fn read_within(
     daemon: &Daemon,
-    read: impl Future<Output = std::result::Result<Bytes, Arc<CacheError>>>,
-) -> Result<Bytes> {
-    match tokio::time::timeout(daemon.settings.read_deadline, read).await {
+    reader: &Reader,
+    offset: u64,
+    length: u64,
+) -> std::result::Result<Bytes, ReadFailure> {
+    match tokio::time::timeout(daemon.settings.read_deadline, reader.read(offset, length)).await {
         Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(_)) => Err(Errno::IO),
-        Err(_) => {
-            tracing::error!("a read of a blob was not answered in time");
-            Err(Errno::IO)
-        }
+        Ok(Err(error)) => Err(ReadFailure::of_blob(&error)),
+        Err(_) => Err(ReadFailure::unanswered(Some(&reader.blob().entry().key))),
     }
 }
 

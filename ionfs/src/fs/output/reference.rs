@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use rustix::fs::{self, OFlags, Timespec, Timestamps};
 
+use super::super::reads::ReadFailure;
 use super::super::{Errno, Ino, Result, errno};
 use super::content::{Staged, content_changed, open_blob, read_within};
 use super::table::Table;
@@ -86,6 +88,36 @@ impl Reference {
     }
 }
 
+/// Why bytes of a blob did not get into the staged file that refers to them.
+#[derive(Debug)]
+pub(super) enum NotOwned {
+    /// The blob could not be read.
+    Read(ReadFailure),
+    /// The staged file could not be written, or is gone.
+    Local(Errno),
+}
+
+impl From<ReadFailure> for NotOwned {
+    fn from(failure: ReadFailure) -> Self {
+        Self::Read(failure)
+    }
+}
+
+impl From<Errno> for NotOwned {
+    fn from(errno: Errno) -> Self {
+        Self::Local(errno)
+    }
+}
+
+impl From<NotOwned> for io::Error {
+    fn from(error: NotOwned) -> Self {
+        match error {
+            NotOwned::Read(failure) => Self::other(failure),
+            NotOwned::Local(errno) => errno.into(),
+        }
+    }
+}
+
 impl Output {
     /// Whether a handle only reads, and what it reads is a blob from the first byte to the last.
     pub fn is_untouched(&self, staged: &Staged) -> bool {
@@ -121,8 +153,9 @@ impl Output {
             };
             let bytes = match of_blob {
                 Some(entry) => {
-                    let reader = staged.reader(&entry, || self.reader(&entry))?;
-                    read_within(&self.daemon, reader.read(at, upto - at)).await?
+                    let failed = |failure: ReadFailure| self.read_failed(staged.ino(), &failure);
+                    let reader = staged.reader(&entry, || self.reader(&entry)).map_err(failed)?;
+                    read_within(&self.daemon, &reader, at, upto - at).await.map_err(failed)?
                 }
                 None => self.read(staged, at, usize::try_from(upto - at).unwrap_or(0))?,
             };
@@ -139,7 +172,7 @@ impl Output {
         Ok(all.freeze())
     }
 
-    fn reader(&self, entry: &FileEntry) -> Result<Arc<Reader>> {
+    fn reader(&self, entry: &FileEntry) -> std::result::Result<Arc<Reader>, ReadFailure> {
         Ok(Arc::new(Reader::new(open_blob(&self.daemon, entry)?)))
     }
 
@@ -177,11 +210,25 @@ impl Output {
 
     /// Brings the blocks that a write to `range` touches into the staged file. Nothing to do for what is no reference.
     pub async fn own_range(&self, staged: &Staged, range: Range<u64>) -> Result<()> {
-        self.own(staged.ino(), staged.file(), range).await
+        let owned = self.own(staged.ino(), staged.file(), range).await;
+        owned.map_err(|error| self.not_owned(staged.ino(), &error))
+    }
+
+    /// Makes a reference a file of its own, because the module asked for it. Nothing to do for others.
+    pub async fn own_content(&self, ino: Ino) -> Result<()> {
+        self.own_all(ino).await.map_err(|error| self.not_owned(ino, &error))
+    }
+
+    /// What the module gets that asked for it.
+    fn not_owned(&self, ino: Ino, error: &NotOwned) -> Errno {
+        match error {
+            NotOwned::Read(failure) => self.read_failed(ino, failure),
+            NotOwned::Local(errno) => *errno,
+        }
     }
 
     /// Makes a reference a file of its own. Nothing to do for others.
-    pub async fn own_content(&self, ino: Ino) -> Result<()> {
+    pub(super) async fn own_all(&self, ino: Ino) -> std::result::Result<(), NotOwned> {
         if !self.refers(ino) {
             return Ok(());
         }
@@ -189,7 +236,7 @@ impl Output {
         self.own(ino, &file, 0..u64::MAX).await
     }
 
-    async fn own(&self, ino: Ino, file: &File, range: Range<u64>) -> Result<()> {
+    async fn own(&self, ino: Ino, file: &File, range: Range<u64>) -> std::result::Result<(), NotOwned> {
         let (entry, missing) = {
             let mut table = self.lock();
             let Some(reference) = &mut table.file_mut(ino)?.reference else { return Ok(()) };
@@ -203,7 +250,7 @@ impl Output {
         let block = entry.checksums.block.max(1);
         for index in missing {
             let start = index * block;
-            let bytes = read_within(&self.daemon, reader.read(start, block)).await?;
+            let bytes = read_within(&self.daemon, &reader, start, block).await?;
             // Looked at again with each block: another copier may have been faster and its writer may have written, or
             // the file was cut. What they left must not be overwritten.
             let mut table = self.lock();

@@ -126,7 +126,9 @@ impl Output {
             return Err(Refusal::NotWhole { path: path.to_owned(), source: errno.into() });
         }
         let unreadable = |errno: Errno| Refusal::Unreadable { path: path.to_owned(), source: errno.into() };
-        self.own_content(ino).await.map_err(unreadable)?;
+        // An event that names it is refused; of a file that none names, nobody has read anything.
+        let owned = self.own_all(ino).await;
+        owned.map_err(|error| Refusal::Unreadable { path: path.to_owned(), source: error.into() })?;
         let written = self.lock().file_mut(ino).ok().and_then(|file| {
             let (summer, upload) = file.in_order.as_mut()?.take_upload();
             Some((file.generation, summer, upload))
