@@ -416,7 +416,7 @@ mod tests {
         let parts = folder.parts().unwrap();
         // Between the look and the act.
         for part in ["in", "out"] {
-            std::fs::rename(folder.at(part), folder.at(&format!("{part}-before"))).unwrap();
+            std::fs::rename(folder.at(part), folder.at(format!("{part}-before"))).unwrap();
             symlink(&theirs, folder.at(part)).unwrap();
         }
         parts.empty(&folder).unwrap();

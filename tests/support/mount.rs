@@ -160,6 +160,12 @@ impl Mount {
         found.unwrap()
     }
 
+    /// The event that the job works on.
+    pub fn committed_input(&self) -> Event {
+        let found = self.runtime.block_on(self.node.plane.documents.get_as(Collection::Events, "e"));
+        found.unwrap().unwrap()
+    }
+
     /// Ends the job by force, as at its timeout.
     pub fn stop(&self) {
         self.tree.stop();
