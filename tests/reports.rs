@@ -475,6 +475,7 @@ fn a_copy_of_more_than_four_gigabytes_is_whole() {
         key: key.into(),
         size: SIZE,
         mtime: 0,
+        mtime_nanos: 0,
         mode: 0o644,
         checksums: sums_of(SIZE, &marks),
     };

@@ -335,6 +335,7 @@ fn many_who_wait_for_one_large_correlation_are_one_look() {
         reason: None,
         log: None,
         staged: false,
+        failed_reads: Default::default(),
         retries: 0,
         jitter: 0.0,
     });

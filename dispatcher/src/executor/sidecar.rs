@@ -300,6 +300,7 @@ async fn visited(stream: TcpStream, router: Router, visit: Arc<Visit>) {
 
 #[cfg(test)]
 mod tests {
+    use ionfs::stores::StoreError;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
@@ -339,13 +340,6 @@ mod tests {
         assert_eq!(silent[0].read(&mut [0]).await.unwrap_or(0), 0);
         drop(serving);
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use ionfs::stores::StoreError;
-
-    use super::*;
 
     #[test]
     fn work_that_rests_on_a_read_that_failed_is_not_done() {
