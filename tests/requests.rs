@@ -96,7 +96,7 @@ fn a_small_file_is_written_with_few_requests() {
 }
 
 #[test]
-fn a_listing_is_kept_by_the_kernel_until_something_changes_there() {
+fn names_and_sizes_are_listed_again_by_few_requests() {
     const FILES: usize = 2000;
     let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[]);
     let folder = mount.data().join("d");
@@ -110,7 +110,8 @@ fn a_listing_is_kept_by_the_kernel_until_something_changes_there() {
     };
     assert_eq!(list().len(), FILES);
     let again = requests(&mount, "2,000 names and sizes again", || assert_eq!(list(), vec![1; FILES]));
-    assert!(again.values().sum::<u64>() <= 2, "{again:?}");
+    // Hundreds of names by one request, and nothing for each.
+    assert!(again.values().sum::<u64>() <= FILES as u64 / 100, "{again:?}");
     fs::remove_file(folder.join("f7")).unwrap();
     fs::write(folder.join("new"), "yy").unwrap();
     OpenOptions::new().append(true).open(folder.join("f9")).unwrap().write_all(b"zz").unwrap();

@@ -35,7 +35,7 @@ use self::reply::{
 use self::requests::{Kind, Requests};
 use crate::fs::output::{By, DOT_DOT, OpenHow, Over, SetAttr, Staged};
 use crate::fs::view::{Item, Listing};
-use crate::fs::{DirEntry, Errno, Ino, Result, Seek, Tree, is_staged, seek_dense};
+use crate::fs::{Errno, Ino, Result, Seek, Tree, Wanted, is_staged, seek_dense};
 use crate::patience::while_it_moves;
 
 /// Bytes of one write request. The kernel's default of 128 KiB costs eight times the round trips; more than 1 MiB
@@ -534,8 +534,10 @@ impl Filesystem for Kernel {
         self.shared.requests.count(Kind::Readdir);
         let ino = self.shared.tree.current(ino.0);
         self.list(ino, fh, offset, move |tree, listing| {
-            let read = walk(tree, ino, offset, listing, |place, entry| {
-                reply.add(INodeNo(entry.attr.ino), place, file_type(entry.attr.kind), &entry.name)
+            let read = listing.and_then(|listing| {
+                tree.list_behind(ino, offset, listing.as_ref(), Wanted::Names, |place, name, listed| {
+                    reply.add(INodeNo(listed.ino), place, file_type(listed.kind), name)
+                })
             });
             match read {
                 Ok(()) => reply.ok(),
@@ -555,15 +557,21 @@ impl Filesystem for Kernel {
         self.shared.requests.count(Kind::Readdirplus);
         let ino = self.shared.tree.current(ino.0);
         self.list(ino, fh, offset, move |tree, listing| {
-            let read = walk(tree, ino, offset, listing, |place, entry| {
-                let (attr, ino) = (file_attr(&entry.attr), INodeNo(entry.attr.ino));
-                let full = reply.add(ino, place, &entry.name, &entry.attr.ttl, &attr, Generation(0));
-                // `.` and `..` are not looked up by being listed.
-                if !full && place > DOT_DOT {
-                    tree.remember(entry.attr.ino);
-                }
-                full
+            let mut given = Vec::new();
+            let read = listing.and_then(|listing| {
+                tree.list_behind(ino, offset, listing.as_ref(), Wanted::Attributes, |place, name, listed| {
+                    let Some(attr) = listed.attr else { return true };
+                    let ino = INodeNo(attr.ino);
+                    let full = reply.add(ino, place, name, &attr.ttl, &file_attr(&attr), Generation(0));
+                    // `.` and `..` are not looked up by being listed.
+                    if !full && place > DOT_DOT {
+                        given.push(attr.ino);
+                    }
+                    full
+                })
             });
+            // Before the kernel has them: it might forget them at once.
+            tree.remember(&given);
             match read {
                 Ok(()) => reply.ok(),
                 Err(errno) => reply.error(fuse_errno(errno)),
@@ -743,31 +751,6 @@ impl Filesystem for Kernel {
             output.copy_range(&from, offset_in, &to, offset_out, len, writer_of(req))
         })();
         reply_written(reply, copied);
-    }
-}
-
-/// Gives the entries of a directory behind a place to `take`, until it is full or none is left. What cannot be had is an
-/// error only if nothing was taken before: else the next request meets it.
-fn walk(
-    tree: &Tree,
-    ino: Ino,
-    offset: u64,
-    listing: Result<Option<Listing>>,
-    mut take: impl FnMut(u64, &DirEntry) -> bool,
-) -> Result<()> {
-    let listing = listing?;
-    let mut place = offset;
-    loop {
-        match tree.entry_behind(ino, place, listing.as_ref()) {
-            Ok(Some((at, entry))) => {
-                if take(at, &entry) {
-                    return Ok(());
-                }
-                place = at;
-            }
-            Ok(None) => return Ok(()),
-            Err(errno) => return if place == offset { Err(errno) } else { Ok(()) },
-        }
     }
 }
 

@@ -46,10 +46,10 @@ pub use self::making::Maker;
 use self::making::may_hold_more;
 use self::own_blobs::OwnBlobs;
 use self::place::OpenFolders;
-use self::table::{Body, FileNode, Node, Remains, Table};
+use self::table::{Body, FileNode, Node, Orphan, Remains, Table};
 pub(crate) use self::table::{DATA, DOT, DOT_DOT, EVENTS, OUT};
 use super::reads::{ReadFailure, ReadLog};
-use super::{Attr, DirEntry, Errno, FOREVER, Ino, Kind, ROOT, Result, errno};
+use super::{Attr, Errno, FOREVER, Ino, Kind, ROOT, Result, errno};
 use crate::beneath::Folder;
 use crate::commit::{Committer, Receipt, Rejection};
 use crate::event::FileEntry;
@@ -230,19 +230,41 @@ impl Output {
         self.attr(&self.lock(), ino)
     }
 
-    /// The first name of a directory behind a place of its listing, with its own place and its attributes of this moment;
-    /// none at the end. A name whose inode cannot be looked at any more is left out.
-    pub fn entry_behind(&self, ino: Ino, place: u64) -> Result<Option<(u64, DirEntry)>> {
+    /// Gives the names of a directory behind a place of its listing to `take`, each with its own place and what it names,
+    /// until `take` has enough.
+    pub fn names_behind(
+        &self,
+        ino: Ino,
+        place: u64,
+        mut take: impl FnMut(u64, &OsStr, Ino, Kind) -> bool,
+    ) -> Result<()> {
         let table = self.lock();
-        let mut place = place;
-        while let Some((at, name, child)) = table.directory(ino)?.behind(place) {
+        let directory = table.directory(ino)?;
+        for (at, name, child) in directory.behind(place) {
+            let Ok(node) = table.node(child) else { continue };
+            if take(at, name, child, kind_of(&node.body)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same with the attributes of this moment. A name whose inode cannot be looked at any more is left out.
+    pub fn entries_behind(
+        &self,
+        ino: Ino,
+        place: u64,
+        mut take: impl FnMut(u64, &OsStr, &Attr) -> bool,
+    ) -> Result<()> {
+        let table = self.lock();
+        for (at, name, child) in table.directory(ino)?.behind(place) {
             match self.attr(&table, child) {
-                Ok(attr) => return Ok(Some((at, DirEntry { name: (**name).to_owned(), attr }))),
-                Err(Errno::NOENT | Errno::STALE) => place = at,
+                Ok(attr) if take(at, name, &attr) => break,
+                Ok(_) | Err(Errno::NOENT | Errno::STALE) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(None)
+        Ok(())
     }
 
     /// The parent of a directory.
@@ -353,30 +375,22 @@ impl Output {
             forbid_change(file)?;
         }
         let remains = self.remains(&table, ino)?;
-        self.free(&table, ino);
         self.folder(&table, parent)?.remove_file(name)?;
         table.unlink(parent, name, remains)?;
         self.discard_orphans(&mut table);
         Ok(())
     }
 
-    /// Removes what was stored of files that are gone. Of what is still being stored its own end will.
+    /// Removes what was stored of files that are gone. Of what is still being stored its own end will; its space is freed
+    /// now, as a module that removed a file counts on that. What the upload reads then is named by no event.
     fn discard_orphans(&self, table: &mut Table) {
-        for stored in table.take_orphans() {
-            if let Some(entry) = stored.get() {
-                self.own_blobs.discard(&entry.key);
+        for Orphan { stored, known } in table.take_orphans() {
+            match (stored.get(), known) {
+                (Some(entry), _) => self.own_blobs.discard(&entry.key),
+                // Refused, the space comes back with the end of the upload.
+                (None, Some(content)) => drop(content.open(OFlags::WRONLY | OFlags::TRUNC)),
+                (None, None) => {}
             }
-        }
-    }
-
-    /// Frees the space of a file whose last name is about to go: an upload under way keeps it open, and a module that
-    /// removed a file counts on its space at once. What the upload reads then is named by no event.
-    fn free(&self, table: &Table, ino: Ino) {
-        let Ok(node) = table.node(ino) else { return };
-        let Body::File(file) = &node.body else { return };
-        if file.opens == 0 && node.links.len() == 1 && file.stored.is_some() {
-            // Refused, the space comes back with the end of the upload.
-            let _ = self.open_staged(table, ino, OFlags::WRONLY | OFlags::TRUNC);
         }
     }
 
@@ -389,6 +403,9 @@ impl Output {
         }
         Ok(match &node.body {
             Body::File(file) if file.opens > 0 => Some(Remains::Open(self.pin(table, ino)?)),
+            Body::File(_) if node.known > 0 && table.may_hold_unnamed() => {
+                Some(Remains::Known(self.pin(table, ino)?))
+            }
             _ if node.known > 0 => {
                 let mut stat = self.stat(table, ino)?;
                 stat.st_nlink = 0;

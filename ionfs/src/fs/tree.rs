@@ -9,7 +9,7 @@ use super::output::{DOT, DOT_DOT, Maker, OUT, Output, open_blob};
 use super::reads::{ReadFailure, ReadLog};
 use super::view::{Item, Listing, View};
 use super::walk::Walks;
-use super::{Attr, DirEntry, Errno, FOREVER, Ino, ROOT, Result, is_staged};
+use super::{Attr, Errno, FOREVER, Ino, Kind, ROOT, Result, is_staged};
 use crate::cache::CachedBlob;
 use crate::event::FileEntry;
 use crate::node::Node as Daemon;
@@ -22,6 +22,30 @@ pub struct Tree {
     pub(crate) output: Option<Arc<Output>>,
     walks: Mutex<Walks>,
     reads: ReadLog,
+}
+
+/// What a listing is to tell of each name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// What it names.
+    Names,
+    /// Its attributes of this moment, too.
+    Attributes,
+}
+
+/// What a listing tells of a name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Listed {
+    pub(crate) ino: Ino,
+    pub(crate) kind: Kind,
+    /// None unless wanted.
+    pub(crate) attr: Option<Attr>,
+}
+
+impl Listed {
+    fn with(attr: Attr) -> Self {
+        Self { ino: attr.ino, kind: attr.kind, attr: Some(attr) }
+    }
 }
 
 /// What a name stands for: an inode, or nothing for so long.
@@ -88,9 +112,11 @@ impl Tree {
         Ok(attr)
     }
 
-    /// The kernel was given this inode in a listing.
-    pub(crate) fn remember(&self, ino: Ino) {
-        if is_staged(ino) { self.remember_staged(ino) } else { self.view.remember(ino) }
+    /// The kernel is given these inodes in a listing.
+    pub(crate) fn remember(&self, inodes: &[Ino]) {
+        for ino in inodes {
+            if is_staged(*ino) { self.remember_staged(*ino) } else { self.view.remember(*ino) }
+        }
     }
 
     /// The kernel was given this inode, if it is one below `out/`; of views a lookup itself keeps count.
@@ -113,43 +139,69 @@ impl Tree {
         self.view.list(ino).await
     }
 
-    /// Whether the kernel sees every change of a directory's names: what it holds of them stays right.
+    /// Whether a directory's names never change: the kernel may keep them. It does not keep them right when they change while
+    /// several list them, not even by its own doing (Linux 6.18 looks at its copy's age at the start of a listing only).
     pub(crate) fn is_fixed(&self, ino: Ino) -> bool {
-        is_staged(ino) || self.view.is_fixed(ino)
+        !is_staged(ino) && self.view.is_fixed(ino)
     }
 
-    /// The entry of a directory behind a place of its listing, with its own place and its attributes of this moment; none at
-    /// the end. Of a directory of views `listing` is what it held when it was read from the start.
-    pub(crate) fn entry_behind(
+    /// Gives the entries of a directory behind a place of its listing to `take`, each with its own place, until `take` has
+    /// enough. Of a directory of views `listing` is what it held when it was read from the start. An entry that cannot be
+    /// looked at is an error only if none was taken before: else the next request meets it.
+    pub(crate) fn list_behind(
         &self,
         ino: Ino,
         place: u64,
         listing: Option<&Listing>,
-    ) -> Result<Option<(u64, DirEntry)>> {
-        let named = |name: &str, attr| Ok(DirEntry { name: name.into(), attr });
-        match place {
-            0 => return Ok(Some((DOT, named(".", self.getattr(ino)?)?))),
-            DOT => {
-                let parent = if is_staged(ino) { self.output()?.parent(ino) } else { self.view.parent(ino) };
-                return Ok(Some((DOT_DOT, named("..", self.getattr(parent)?)?)));
+        wanted: Wanted,
+        mut take: impl FnMut(u64, &OsStr, Listed) -> bool,
+    ) -> Result<()> {
+        let directory = |ino: Ino| -> Result<Listed> {
+            let attr = if wanted == Wanted::Attributes { Some(self.getattr(ino)?) } else { None };
+            Ok(Listed { ino, kind: Kind::Directory, attr })
+        };
+        let mut at = place;
+        while at < DOT_DOT {
+            at += 1;
+            let (name, inode) = match at {
+                DOT => (".", ino),
+                _ if is_staged(ino) => ("..", self.output()?.parent(ino)),
+                _ => ("..", self.view.parent(ino)),
+            };
+            if take(at, OsStr::new(name), directory(inode)?) {
+                return Ok(());
             }
-            _ => {}
         }
         if is_staged(ino) {
-            return self.output()?.entry_behind(ino, place);
+            return match wanted {
+                Wanted::Names => self.output()?.names_behind(ino, at, |at, name, ino, kind| {
+                    take(at, name, Listed { ino, kind, attr: None })
+                }),
+                Wanted::Attributes => self
+                    .output()?
+                    .entries_behind(ino, at, |at, name, attr| take(at, name, Listed::with(*attr))),
+            };
         }
-        let Some(listing) = listing else { return Err(Errno::BADF) };
+        let listing = listing.ok_or(Errno::BADF)?;
         // `out/` stands in the root beside what is listed there.
-        let behind = match (ino, &self.output) {
-            (ROOT, Some(output)) if place == DOT_DOT => {
-                return Ok(Some((DOT_DOT + 1, named("out", output.getattr(OUT)?)?)));
+        let before = DOT_DOT + u64::from(ino == ROOT && self.output.is_some());
+        if at < before {
+            at = before;
+            if take(at, OsStr::new("out"), directory(OUT)?) {
+                return Ok(());
             }
-            (ROOT, Some(_)) => DOT_DOT + 1,
-            _ => DOT_DOT,
-        };
-        let from = usize::try_from(place - behind).unwrap_or(usize::MAX);
-        let found = self.view.entry_from(ino, listing, from)?;
-        Ok(found.map(|(entry, next)| (next as u64 + behind, entry)))
+        }
+        let mut next = usize::try_from(at - before).unwrap_or(usize::MAX);
+        while let Some((entry, after)) = match self.view.entry_from(ino, listing, next) {
+            Err(_) if at != place => None,
+            found => found?,
+        } {
+            (next, at) = (after, after as u64 + before);
+            if take(at, &entry.name, Listed::with(entry.attr)) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// The blob an inode's bytes are, and how many of them: of a file of `in/`, or of a reference in `out/`.
@@ -207,7 +259,7 @@ impl Tree {
         }
         let output = self.output()?;
         if let Some(target) = output.lookup(newparent, newname)? {
-            if target.kind == super::Kind::Directory {
+            if target.kind == Kind::Directory {
                 return Err(Errno::ISDIR);
             }
             output.unlink(newparent, newname)?;

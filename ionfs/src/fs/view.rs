@@ -336,9 +336,12 @@ impl View {
         Ok(None)
     }
 
-    /// Whether what stands in a directory can never change, but by what the kernel itself asks for.
+    /// Whether what stands in a directory never changes: nothing was moved away from it either.
     pub fn is_fixed(&self, ino: Ino) -> bool {
-        matches!(self.item(ino), Ok(Item::Directory(directory)) if directory.ttl() == FOREVER)
+        self.lock().inodes.get(&ino).is_some_and(|inode| {
+            let stays = matches!(&inode.item, Item::Directory(directory) if directory.ttl() == FOREVER);
+            stays && inode.moved_away.is_empty()
+        })
     }
 
     /// Whether a file's bytes can never change: it stands in a fixed directory.

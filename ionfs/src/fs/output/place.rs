@@ -115,7 +115,7 @@ impl Output {
     fn unnamed(table: &Table, ino: Ino) -> Result<Option<Arc<Pinned>>> {
         let node = table.node(ino)?;
         Ok(match &node.remains {
-            Some(Remains::Open(file)) if node.links.is_empty() => Some(file.clone()),
+            Some(Remains::Open(file) | Remains::Known(file)) if node.links.is_empty() => Some(file.clone()),
             _ => None,
         })
     }
@@ -155,7 +155,7 @@ impl Output {
                 let (folder, name) = self.named(table, ino)?;
                 folder.stat(name)
             }
-            Some(Remains::Open(file)) => file.stat(),
+            Some(Remains::Open(file) | Remains::Known(file)) => file.stat(),
             Some(Remains::Seen(stat)) => Ok(**stat),
             None => Err(Errno::STALE),
         }

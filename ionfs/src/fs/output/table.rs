@@ -27,6 +27,10 @@ pub(crate) const DATA: Ino = STAGED + 1;
 /// `out/events`
 pub(crate) const EVENTS: Ino = STAGED + 2;
 
+/// Inodes without a name that one job lets be held for who has looked them up and not opened them yet. The kernel forgets
+/// them within a moment; of more than these it hears that they are gone, as on a disk that was faster.
+const KNOWN_UNNAMED_MAX: usize = 256;
+
 /// Inodes that every tree begins with.
 const FIXED: u64 = 3;
 
@@ -79,11 +83,22 @@ pub(super) enum Body {
     Special(Kind),
 }
 
+/// A file that is gone.
+#[derive(Debug)]
+pub(super) struct Orphan {
+    /// What was stored of it, or is being.
+    pub(super) stored: Stored,
+    /// Its staged content, if that was held.
+    pub(super) known: Option<Arc<Pinned>>,
+}
+
 /// What is left of an inode without a name.
 #[derive(Clone, Debug)]
 pub(super) enum Remains {
     /// An open file.
     Open(Arc<Pinned>),
+    /// A file that the kernel knows and that nobody has open: somebody who looked its name up may be about to.
+    Known(Arc<Pinned>),
     /// Its attributes at the end: of a directory that somebody stands in, of a pipe.
     Seen(Box<Stat>),
 }
@@ -123,10 +138,10 @@ impl Directory {
         self.entries.remove(&place).map(|(_, ino)| ino)
     }
 
-    /// The first name behind a place, with its own place and what it names.
-    pub(super) fn behind(&self, place: u64) -> Option<(u64, &Arc<OsStr>, Ino)> {
-        let (place, (name, ino)) = self.entries.range(place.max(DOT_DOT) + 1..).next()?;
-        Some((*place, name, *ino))
+    /// The names behind a place, each with its own place and what it names.
+    pub(super) fn behind(&self, place: u64) -> impl Iterator<Item = (u64, &Arc<OsStr>, Ino)> {
+        let from = place.max(DOT_DOT).saturating_add(1);
+        self.entries.range(from..).map(|(place, (name, ino))| (*place, name, *ino))
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<OsStr>, Ino)> {
@@ -153,8 +168,10 @@ pub(super) struct Table {
     next: Ino,
     /// The sum of what all inodes are charged.
     staged_bytes: u64,
-    /// What was stored of files that are gone, or is still being.
-    orphans: Vec<Stored>,
+    /// Files that are gone, of which something was stored or is being.
+    orphans: Vec<Orphan>,
+    /// Inodes without a name that are held because the kernel knows them.
+    known_unnamed: usize,
     insights: &'static [&'static str],
 }
 
@@ -183,7 +200,7 @@ impl Table {
             (DATA, directory(OUT, "data", &[])),
             (EVENTS, directory(OUT, "events", &[])),
         ]);
-        Self { nodes, next: EVENTS + 1, staged_bytes: 0, orphans: vec![], insights }
+        Self { nodes, next: EVENTS + 1, staged_bytes: 0, orphans: vec![], known_unnamed: 0, insights }
     }
 
     pub(super) fn node(&self, ino: Ino) -> Result<&Node> {
@@ -308,36 +325,43 @@ impl Table {
         let node = self.node_mut(ino)?;
         node.links.retain(|(at, as_name)| !(*at == parent && **as_name == *name));
         if node.links.is_empty() {
+            let held = matches!(remains, Some(Remains::Known(_)));
             node.remains = remains;
+            self.known_unnamed += usize::from(held);
         }
         self.is_changed(ino);
         self.drop_if_gone(ino);
         Ok(())
     }
 
-    /// Lets go of what was stored of a file that has neither a name nor an open handle: nothing can name it any more.
-    fn orphan(&mut self, ino: Ino) {
-        let Ok(node) = self.node_mut(ino) else { return };
-        if let Body::File(file) = &mut node.body
-            && node.links.is_empty()
-            && file.opens == 0
-        {
-            // An upload that follows its writer ends with this.
-            file.in_order = None;
-            if let Some((_, stored)) = file.stored.take() {
-                self.orphans.push(stored);
+    /// Whether one more inode without a name may be held.
+    pub(super) fn may_hold_unnamed(&self) -> bool {
+        self.known_unnamed < KNOWN_UNNAMED_MAX
+    }
+
+    /// A file is gone: nothing can name what was stored of it any more.
+    fn orphan(&mut self, node: Node) {
+        let known = match node.remains {
+            Some(Remains::Known(pinned)) => {
+                self.known_unnamed -= 1;
+                Some(pinned)
             }
+            _ => None,
+        };
+        if let Body::File(file) = node.body
+            && let Some((_, stored)) = file.stored
+        {
+            self.orphans.push(Orphan { stored, known });
         }
     }
 
-    /// What was stored of files that are gone since it was asked last.
-    pub(super) fn take_orphans(&mut self) -> Vec<Stored> {
+    /// The files that are gone since it was asked last.
+    pub(super) fn take_orphans(&mut self) -> Vec<Orphan> {
         std::mem::take(&mut self.orphans)
     }
 
     /// Forgets an inode that has neither a name nor an open handle and that the kernel knows no more.
     pub(super) fn drop_if_gone(&mut self, ino: Ino) {
-        self.orphan(ino);
         let gone = self.nodes.get(&ino).is_some_and(|node| {
             node.links.is_empty()
                 && node.known == 0
@@ -349,7 +373,9 @@ impl Table {
         if gone && ino > EVENTS {
             let _ = self.charge(ino, 0, u64::MAX);
             let _ = self.attach(ino, 0, u64::MAX);
-            self.nodes.remove(&ino);
+            if let Some(node) = self.nodes.remove(&ino) {
+                self.orphan(node);
+            }
         }
     }
 
