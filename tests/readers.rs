@@ -607,24 +607,27 @@ fn read_by_size(path: &Path) -> io::Result<Vec<u8>> {
 /// Ends the readers, also when a driver fails.
 struct Readers<'a> {
     end: &'a AtomicBool,
+    /// A file whose presence ends the programs.
+    stop: PathBuf,
     programs: Vec<Child>,
 }
 
 impl Drop for Readers<'_> {
     fn drop(&mut self) {
         self.end.store(true, Ordering::Relaxed);
+        fs::write(&self.stop, "").unwrap();
         for program in &mut self.programs {
-            program.kill().unwrap();
             program.wait().unwrap();
         }
     }
 }
 
 /// Programs that list a tree again and again, as a user does who looks at it.
-fn lister(tree: &Path) -> Child {
-    let script = "while :; do ls -lU out/data/shared in/data; find . -size +1k; done >/dev/null 2>&1";
+fn lister(tree: &Path, stop: &Path) -> Child {
+    let script =
+        "while [ ! -e \"$0\" ]; do ls -lU out/data/shared in/data; find . -size +1k; done >/dev/null 2>&1";
     let mut command = Command::new("sh");
-    command.args(["-c", script]).current_dir(tree).stdin(Stdio::null()).spawn().unwrap()
+    command.args(["-c", script]).arg(stop).current_dir(tree).stdin(Stdio::null()).spawn().unwrap()
 }
 
 /// Lists and asks for each name's attributes, in the middle of the listing.
@@ -683,12 +686,13 @@ fn round(passthrough: Passthrough, seed: u64, steps: u64) {
     let mounts = [mount.another(), mount];
     let end = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let mut readers = Readers { end: &end, programs: vec![] };
+        let mut readers = Readers { end: &end, stop: mounts[0].home.path().join("stop"), programs: vec![] };
         let mut drivers = vec![];
         for (number, mount) in (0u32..).zip(&mounts) {
             let plain = mount.home.path().join(format!("plain-{number}"));
             fill(mount, &plain);
-            readers.programs.push(lister(&mount.at("")));
+            let program = lister(&mount.at(""), &readers.stop);
+            readers.programs.push(program);
             let (tree, end) = (mount.at(""), &end);
             scope.spawn(move || scan(&tree, end));
             for driver in 0..DRIVERS {
