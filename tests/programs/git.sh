@@ -7,6 +7,14 @@ git init -q -b main repository
 cd repository
 git config gc.auto 0
 trap 'touch ../stop; wait' EXIT
+# Git itself may miss a folder that the packing removed at that moment, on every filesystem.
+again() {
+    tries=0
+    until "$@" 2> ../missed; do
+        tries=$((tries + 1))
+        if [ $tries = 20 ]; then cat ../missed >&2; return 1; fi
+    done
+}
 # It gives up where a commit moves a branch at the same moment, and begins again.
 (while [ ! -e ../stop ]; do git gc --quiet 2> /dev/null || true; done) &
 (while [ ! -e ../stop ]; do find . -size +1k > /dev/null 2>&1 || true; done) &
@@ -14,8 +22,9 @@ for i in $(seq 30); do
     mkdir -p "d$((i % 5))"
     seq "$i" $((i * 40)) > "d$((i % 5))/f$((i % 7))"
     echo "$i" >> log
-    git add -A
-    GIT_AUTHOR_DATE="2020-01-01T00:00:$i" GIT_COMMITTER_DATE="2020-01-01T00:00:$i" git commit -q -m "commit $i"
+    again git add -A
+    export GIT_AUTHOR_DATE="2020-01-01T00:00:$i" GIT_COMMITTER_DATE="2020-01-01T00:00:$i"
+    again git commit -q -m "commit $i"
     if [ $((i % 10)) = 0 ]; then git branch -q "b$i"; fi
 done
 touch ../stop
@@ -26,5 +35,5 @@ git rev-list --objects --all | cut -d ' ' -f 1 | sort > ../objects
 git cat-file --batch < ../objects | sha256sum > ../contents
 git status --porcelain > ../status
 git clone -q . ../clone
-rm -rf ../clone/.git .git ../stop
+rm -rf ../clone/.git .git ../stop ../missed
 trap - EXIT

@@ -577,7 +577,8 @@ fn timespec(time: Option<Option<SystemTime>>) -> Timespec {
                 let before = before.duration();
                 let borrow = i64::from(before.subsec_nanos() > 0);
                 let nanos = if borrow == 1 { 1_000_000_000 - before.subsec_nanos() } else { 0 };
-                Timespec { tv_sec: -before.as_secs().cast_signed() - borrow, tv_nsec: nanos.into() }
+                let seconds = 0_i64.saturating_sub_unsigned(before.as_secs()).saturating_sub(borrow);
+                Timespec { tv_sec: seconds, tv_nsec: nanos.into() }
             }
         },
     }
