@@ -80,7 +80,7 @@ def started(work, *args):
         os._exit(1 if got else 0)
     return pid
 # Processes: Python's threads would take turns.
-workers = [started(on_files, by_fd[:4] if i < 8 else by_fd[i:] + by_fd[:i]) for i in range(12)]
+workers = [started(on_files, by_fd[:8] if i < 8 else by_fd[i:] + by_fd[:i]) for i in range(12)]
 workers += [started(in_folder), started(swap)]
 assert all(os.waitpid(pid, 0)[1] == 0 for pid in workers), "something of another place was read"
 "#;

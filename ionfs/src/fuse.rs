@@ -134,8 +134,8 @@ impl Filesystem for Kernel {
         for wanted in [
             InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_PARALLEL_DIROPS,
+            // Always with attributes: left to itself the kernel asks for those of each name that `find` looks at.
             InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
             // Without it the kernel asks for an attribute before each write, with it before a file's first one.
