@@ -11,7 +11,7 @@ use ionfs::commit::create_event;
 use ionfs::event::{KeyValue, is_event_type};
 use ionfs::id::{CorrelationId, EventId};
 
-use crate::files::{Stored, store_files};
+use crate::files::{StoredFiles, store_files};
 use crate::settings::Settings;
 use crate::{Failure, Outcome, Verdict, output, trace};
 
@@ -101,7 +101,7 @@ async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
     let id = args.id.map_or_else(EventId::random, EventId::new);
     let correlation = args.correlation.map_or_else(CorrelationId::random, CorrelationId::new);
     let prefix = format!("{correlation}/{id}");
-    let Stored { files, directories } = store_files(&plane, &prefix, &args.files).await?;
+    let StoredFiles { files, directories } = store_files(&plane, &prefix, &args.files).await?;
     let first = FirstEvent {
         id,
         correlation_id: correlation,

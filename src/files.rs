@@ -14,7 +14,7 @@ use crate::{Failure, output};
 
 /// What was stored.
 #[derive(Debug, Default)]
-pub(crate) struct Stored {
+pub(crate) struct StoredFiles {
     /// The files.
     pub(crate) files: Vec<FileEntry>,
     /// The names of empty folders.
@@ -23,7 +23,7 @@ pub(crate) struct Stored {
 
 /// What was found of the files and folders that were named.
 #[derive(Debug, Default)]
-struct Found {
+struct FoundFiles {
     files: Vec<(PathBuf, String)>,
     empty: Vec<String>,
 }
@@ -33,8 +33,8 @@ pub(crate) async fn store_files(
     plane: &DataPlane,
     prefix: &str,
     named: &[OsString],
-) -> Result<Stored, Failure> {
-    let mut found = Found::default();
+) -> Result<StoredFiles, Failure> {
+    let mut found = FoundFiles::default();
     for text in named {
         let (path, name) = path_and_name(text)?;
         if path.is_dir() {
@@ -66,7 +66,7 @@ pub(crate) async fn store_files(
         Some(twice) => {
             Err(Failure(format!("two files would be {:?}; give one another name with PATH=NAME", twice.name)))
         }
-        None => Ok(Stored { files, directories: found.empty }),
+        None => Ok(StoredFiles { files, directories: found.empty }),
     }
 }
 
@@ -97,7 +97,7 @@ fn utf8<'n>(name: &'n OsStr, path: &Path) -> Result<&'n str, Failure> {
     })
 }
 
-impl Found {
+impl FoundFiles {
     fn walk(&mut self, folder: &Path, prefix: &str) -> Result<(), Failure> {
         let mut entries: Vec<_> = std::fs::read_dir(folder)?.collect::<Result<_, _>>()?;
         if entries.is_empty() && !prefix.is_empty() {

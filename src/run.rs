@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Instrument as _;
 
 use crate::event::pair;
-use crate::files::{Stored, store_files};
+use crate::files::{StoredFiles, store_files};
 use crate::settings::{Settings, search_path};
 use crate::up::{local_executor, until_asked_to_stop};
 use crate::{Failure, Outcome, Verdict, output};
@@ -62,7 +62,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     let prefix = format!("{correlation}/{id}");
     // Of the type the module subscribes to, but marked as published: this event starts this module and no other.
     let event_type = module.subscribes().into_iter().next().unwrap_or_else(|| "run".into());
-    let Stored { files, directories } = store_files(&plane, &prefix, &args.files).await?;
+    let StoredFiles { files, directories } = store_files(&plane, &prefix, &args.files).await?;
     let first = FirstEvent {
         id,
         correlation_id: correlation.clone(),

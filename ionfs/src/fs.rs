@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 
 pub use rustix::io::Errno;
 
-pub(crate) use self::tree::Wanted;
+pub(crate) use self::tree::ListingDetail;
 pub use self::tree::{Found, Tree};
 pub(crate) use self::walk::SMALL;
 

@@ -32,10 +32,10 @@ use self::reply::{
     file_attr, file_type, fuse_errno, maker, moment, nothing, reply_attr, reply_data, reply_empty,
     reply_written, reply_xattr, writer_of,
 };
-use self::requests::{Kind, Requests};
+use self::requests::{RequestKind, Requests};
 use crate::fs::output::{By, DOT_DOT, OpenHow, Over, SetAttr, Staged};
 use crate::fs::view::{Item, Listing};
-use crate::fs::{Errno, Ino, Result, Seek, Tree, Wanted, is_staged, seek_dense};
+use crate::fs::{Errno, Ino, ListingDetail, Result, Seek, Tree, is_staged, seek_dense};
 use crate::patience::while_it_moves;
 
 /// Bytes of one write request. The kernel's default of 128 KiB costs eight times the round trips; more than 1 MiB
@@ -156,7 +156,7 @@ impl Filesystem for Kernel {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.shared.requests.count(Kind::Lookup);
+        self.shared.requests.count(RequestKind::Lookup);
         let parent = self.shared.tree.current(parent.0);
         let name = name.to_owned();
         let shared = self.shared.clone();
@@ -176,12 +176,12 @@ impl Filesystem for Kernel {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        self.shared.requests.count(Kind::Forget);
+        self.shared.requests.count(RequestKind::Forget);
         self.shared.tree.forget(ino.0, nlookup);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.shared.requests.count(Kind::Getattr);
+        self.shared.requests.count(RequestKind::Getattr);
         reply_attr(reply, self.shared.tree.getattr(self.shared.tree.current(ino.0)));
     }
 
@@ -203,7 +203,7 @@ impl Filesystem for Kernel {
         _flags: Option<fuser::BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        self.shared.requests.count(Kind::Setattr);
+        self.shared.requests.count(RequestKind::Setattr);
         let ino = self.shared.tree.current(ino.0);
         let change = SetAttr { mode, uid, gid, size, atime: atime.map(moment), mtime: mtime.map(moment) };
         if !is_staged(ino) {
@@ -218,7 +218,7 @@ impl Filesystem for Kernel {
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.shared.requests.count(Kind::Readlink);
+        self.shared.requests.count(RequestKind::Readlink);
         let ino = self.shared.tree.current(ino.0);
         let target = if is_staged(ino) {
             self.shared.tree.output().and_then(|output| output.readlink(ino)).map(Bytes::from)
@@ -241,7 +241,7 @@ impl Filesystem for Kernel {
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        self.shared.requests.count(Kind::Mknod);
+        self.shared.requests.count(RequestKind::Mknod);
         let parent = self.shared.tree.current(parent.0);
         self.shared.reply_entry(
             reply,
@@ -250,7 +250,7 @@ impl Filesystem for Kernel {
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        self.shared.requests.count(Kind::Mkdir);
+        self.shared.requests.count(RequestKind::Mkdir);
         let parent = self.shared.tree.current(parent.0);
         self.shared.reply_entry(
             reply,
@@ -259,19 +259,19 @@ impl Filesystem for Kernel {
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.shared.requests.count(Kind::Unlink);
+        self.shared.requests.count(RequestKind::Unlink);
         let parent = self.shared.tree.current(parent.0);
         reply_empty(reply, self.output_at(parent).and_then(|output| output.unlink(parent, name)));
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.shared.requests.count(Kind::Rmdir);
+        self.shared.requests.count(RequestKind::Rmdir);
         let parent = self.shared.tree.current(parent.0);
         reply_empty(reply, self.output_at(parent).and_then(|output| output.rmdir(parent, name)));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
-        self.shared.requests.count(Kind::Symlink);
+        self.shared.requests.count(RequestKind::Symlink);
         let parent = self.shared.tree.current(parent.0);
         self.shared.reply_entry(
             reply,
@@ -289,7 +289,7 @@ impl Filesystem for Kernel {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        self.shared.requests.count(Kind::Rename);
+        self.shared.requests.count(RequestKind::Rename);
         if !(flags & !RenameFlags::RENAME_NOREPLACE).is_empty() {
             return reply.error(fuser::Errno::EINVAL);
         }
@@ -314,7 +314,7 @@ impl Filesystem for Kernel {
     }
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        self.shared.requests.count(Kind::Link);
+        self.shared.requests.count(RequestKind::Link);
         let (ino, newparent) = (self.shared.tree.current(ino.0), self.shared.tree.current(newparent.0));
         if !is_staged(newparent) {
             return reply.error(fuser::Errno::EROFS);
@@ -333,7 +333,7 @@ impl Filesystem for Kernel {
     }
 
     fn open(&self, req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.shared.requests.count(Kind::Open);
+        self.shared.requests.count(RequestKind::Open);
         let ino = self.shared.tree.current(node.0);
         let how = OpenHow { flags: flags.0, by: writer_of(req) };
         if let Err(errno) = self.shared.may_open() {
@@ -372,7 +372,7 @@ impl Filesystem for Kernel {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        self.shared.requests.count(Kind::Create);
+        self.shared.requests.count(RequestKind::Create);
         let parent = self.shared.tree.current(parent.0);
         let how = OpenHow { flags, by: writer_of(req) };
         let created = self
@@ -411,7 +411,7 @@ impl Filesystem for Kernel {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.shared.requests.count(Kind::Read);
+        self.shared.requests.count(RequestKind::Read);
         let handle = match self.shared.handle(fh) {
             Ok(handle) => handle,
             Err(errno) => return reply.error(fuse_errno(errno)),
@@ -459,7 +459,7 @@ impl Filesystem for Kernel {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.shared.requests.count(Kind::Write);
+        self.shared.requests.count(RequestKind::Write);
         let (output, staged) = match self
             .shared
             .tree
@@ -491,7 +491,7 @@ impl Filesystem for Kernel {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        self.shared.requests.count(Kind::Flush);
+        self.shared.requests.count(RequestKind::Flush);
         let Ok(staged) = self.shared.staged(fh) else { return reply.ok() };
         let work = move |shared: Arc<Shared>| async move { shared.tree.output()?.flush(&staged).await };
         self.patiently(work, move |outcome| reply_empty(reply, outcome));
@@ -507,20 +507,20 @@ impl Filesystem for Kernel {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.shared.requests.count(Kind::Release);
+        self.shared.requests.count(RequestKind::Release);
         self.shared.release(fh);
         reply.ok();
     }
 
     fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.shared.requests.count(Kind::Fsync);
+        self.shared.requests.count(RequestKind::Fsync);
         let Ok(staged) = self.shared.staged(fh) else { return reply.ok() };
         let work = move |shared: Arc<Shared>| async move { shared.tree.output()?.fsync(&staged).await };
         self.patiently(work, move |outcome| reply_empty(reply, outcome));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.shared.requests.count(Kind::Opendir);
+        self.shared.requests.count(RequestKind::Opendir);
         if let Err(errno) = self.shared.may_open() {
             return reply.error(fuse_errno(errno));
         }
@@ -531,13 +531,17 @@ impl Filesystem for Kernel {
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.shared.requests.count(Kind::Readdir);
+        self.shared.requests.count(RequestKind::Readdir);
         let ino = self.shared.tree.current(ino.0);
         self.list(ino, fh, offset, move |tree, listing| {
             let read = listing.and_then(|listing| {
-                tree.list_behind(ino, offset, listing.as_ref(), Wanted::Names, |place, name, listed| {
-                    reply.add(INodeNo(listed.ino), place, file_type(listed.kind), name)
-                })
+                tree.list_behind(
+                    ino,
+                    offset,
+                    listing.as_ref(),
+                    ListingDetail::Names,
+                    |place, name, listed| reply.add(INodeNo(listed.ino), place, file_type(listed.kind), name),
+                )
             });
             match read {
                 Ok(()) => reply.ok(),
@@ -554,21 +558,27 @@ impl Filesystem for Kernel {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        self.shared.requests.count(Kind::Readdirplus);
+        self.shared.requests.count(RequestKind::Readdirplus);
         let ino = self.shared.tree.current(ino.0);
         self.list(ino, fh, offset, move |tree, listing| {
             let mut given = Vec::new();
             let read = listing.and_then(|listing| {
-                tree.list_behind(ino, offset, listing.as_ref(), Wanted::Attributes, |place, name, listed| {
-                    let Some(attr) = listed.attr else { return true };
-                    let ino = INodeNo(attr.ino);
-                    let full = reply.add(ino, place, name, &attr.ttl, &file_attr(&attr), Generation(0));
-                    // `.` and `..` are not looked up by being listed.
-                    if !full && place > DOT_DOT {
-                        given.push(attr.ino);
-                    }
-                    full
-                })
+                tree.list_behind(
+                    ino,
+                    offset,
+                    listing.as_ref(),
+                    ListingDetail::Attributes,
+                    |place, name, listed| {
+                        let Some(attr) = listed.attr else { return true };
+                        let ino = INodeNo(attr.ino);
+                        let full = reply.add(ino, place, name, &attr.ttl, &file_attr(&attr), Generation(0));
+                        // `.` and `..` are not looked up by being listed.
+                        if !full && place > DOT_DOT {
+                            given.push(attr.ino);
+                        }
+                        full
+                    },
+                )
             });
             // Before the kernel has them: it might forget them at once.
             tree.remember(&given);
@@ -587,18 +597,18 @@ impl Filesystem for Kernel {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.shared.requests.count(Kind::Releasedir);
+        self.shared.requests.count(RequestKind::Releasedir);
         self.shared.release(fh);
         reply.ok();
     }
 
     fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.shared.requests.count(Kind::Fsyncdir);
+        self.shared.requests.count(RequestKind::Fsyncdir);
         reply.ok();
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.shared.requests.count(Kind::Statfs);
+        self.shared.requests.count(RequestKind::Statfs);
         let Some(output) = &self.shared.tree.output else {
             return reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
         };
@@ -630,13 +640,13 @@ impl Filesystem for Kernel {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        self.shared.requests.count(Kind::Setxattr);
+        self.shared.requests.count(RequestKind::Setxattr);
         let ino = self.shared.tree.current(ino.0);
         reply_empty(reply, self.output_at(ino).and_then(|output| output.setxattr(ino, name, value, flags)));
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.shared.requests.count(Kind::Getxattr);
+        self.shared.requests.count(RequestKind::Getxattr);
         let ino = self.shared.tree.current(ino.0);
         // ENOSYS would switch attributes off for the whole mount.
         let value = if is_staged(ino) {
@@ -648,7 +658,7 @@ impl Filesystem for Kernel {
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.shared.requests.count(Kind::Listxattr);
+        self.shared.requests.count(RequestKind::Listxattr);
         let ino = self.shared.tree.current(ino.0);
         let names = if is_staged(ino) {
             self.output_at(ino).and_then(|output| output.listxattr(ino))
@@ -659,7 +669,7 @@ impl Filesystem for Kernel {
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.shared.requests.count(Kind::Removexattr);
+        self.shared.requests.count(RequestKind::Removexattr);
         let ino = self.shared.tree.current(ino.0);
         reply_empty(reply, self.output_at(ino).and_then(|output| output.removexattr(ino, name)));
     }
@@ -674,7 +684,7 @@ impl Filesystem for Kernel {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.shared.requests.count(Kind::Fallocate);
+        self.shared.requests.count(RequestKind::Fallocate);
         let (output, staged) = match self
             .shared
             .tree
@@ -701,7 +711,7 @@ impl Filesystem for Kernel {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        self.shared.requests.count(Kind::Lseek);
+        self.shared.requests.count(RequestKind::Lseek);
         let whence = match whence {
             libc::SEEK_DATA => Seek::Data,
             libc::SEEK_HOLE => Seek::Hole,
@@ -735,7 +745,7 @@ impl Filesystem for Kernel {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        self.shared.requests.count(Kind::CopyFileRange);
+        self.shared.requests.count(RequestKind::CopyFileRange);
         let tree = &self.shared.tree;
         let ino_in = tree.current(ino_in.0);
         let copied = (|| {

@@ -65,12 +65,12 @@ pub(super) enum Need {
 #[derive(Debug, Default)]
 pub(super) struct Watched {
     /// Held by whoever looks; the others wait for what that one sees.
-    last: Mutex<Option<Arc<Seen>>>,
+    last: Mutex<Option<Arc<LastLook>>>,
 }
 
 /// What a look saw.
 #[derive(Debug)]
-pub(super) struct Seen {
+pub(super) struct LastLook {
     begun: Instant,
     took: Duration,
     /// When all of the correlation was read.
@@ -81,10 +81,10 @@ pub(super) struct Seen {
     /// How it stands.
     pub(super) verdict: Verdict,
     /// Its documents, where somebody needs them.
-    pub(super) documents: Option<Documents>,
+    pub(super) documents: Option<SharedDocuments>,
 }
 
-impl Seen {
+impl LastLook {
     /// Whether it answers who asked at `asked`: it began after that, and what may have changed since is not old.
     fn answers(&self, need: Need, asked: Instant) -> bool {
         let stands = (self.took * STANDS_TIMES).clamp(STANDS, STANDS_MAX);
@@ -112,9 +112,9 @@ impl Looks {
     }
 
     /// A body of this text, which counts as one of the answers until it has gone.
-    pub(super) fn body_of(&self, text: Vec<u8>) -> Result<Body, Full> {
-        let permits = u32::try_from(text.len().div_ceil(PERMIT)).map_err(|_| Full)?;
-        let held = self.answers.clone().try_acquire_many_owned(permits).map_err(|_| Full)?;
+    pub(super) fn body_of(&self, text: Vec<u8>) -> Result<Body, AnswersFull> {
+        let permits = u32::try_from(text.len().div_ceil(PERMIT)).map_err(|_| AnswersFull)?;
+        let held = self.answers.clone().try_acquire_many_owned(permits).map_err(|_| AnswersFull)?;
         let pieces = stream::unfold((Bytes::from(text), held), |(mut text, held)| async move {
             let piece = text.split_to(text.len().min(PIECE));
             (!piece.is_empty()).then_some((Ok::<_, std::convert::Infallible>(piece), (text, held)))
@@ -141,7 +141,7 @@ impl Looks {
         (correlation, watched): (&str, &Watched),
         need: Need,
         asked: Instant,
-    ) -> Result<Arc<Seen>, Problem> {
+    ) -> Result<Arc<LastLook>, Problem> {
         let mut last = watched.last.lock().await;
         if let Some(seen) = last.as_ref().filter(|seen| seen.answers(need, asked)) {
             return Ok(seen.clone());
@@ -157,8 +157,8 @@ impl Looks {
         ledger: &Ledger,
         correlation: &str,
         need: Need,
-        before: Option<&Seen>,
-    ) -> Result<Seen, Problem> {
+        before: Option<&LastLook>,
+    ) -> Result<LastLook, Problem> {
         let begun = Instant::now();
         if let Some(before) = before.filter(|_| need == Need::Verdict)
             && before.whole.elapsed() < WHOLE_EVERY
@@ -166,7 +166,7 @@ impl Looks {
         {
             let (took, under_way) = (begun.elapsed(), before.under_way.clone());
             let verdict = Verdict::Running;
-            return Ok(Seen {
+            return Ok(LastLook {
                 begun,
                 took,
                 whole: before.whole,
@@ -184,16 +184,17 @@ impl Looks {
         // Who waits for the end wants to see it.
         let wanted = need == Need::Documents || verdict != Verdict::Running;
         let answers = self.answers.clone();
-        let documents =
-            tokio::task::spawn_blocking(move || wanted.then(|| Documents::of(&trace, answers)).transpose());
+        let documents = tokio::task::spawn_blocking(move || {
+            wanted.then(|| SharedDocuments::of(&trace, answers)).transpose()
+        });
         let documents =
             documents.await.map_err(|error| Problem::new(Kind::Internal, error.to_string()))??;
-        Ok(Seen { begun, took: begun.elapsed(), whole: begun, under_way, found, verdict, documents })
+        Ok(LastLook { begun, took: begun.elapsed(), whole: begun, under_way, found, verdict, documents })
     }
 }
 
-impl From<Full> for Problem {
-    fn from(full: Full) -> Self {
+impl From<AnswersFull> for Problem {
+    fn from(full: AnswersFull) -> Self {
         Self::new(Kind::Busy, full.to_string())
     }
 }
@@ -201,23 +202,23 @@ impl From<Full> for Problem {
 /// No memory for an answer.
 #[derive(Debug, thiserror::Error)]
 #[error("the memory for answers is taken; ask again in a moment, or read it with `ion trace`")]
-pub(super) struct Full;
+pub(super) struct AnswersFull;
 
 /// The documents of a correlation: a JSON array, in pieces that all answers share.
 #[derive(Clone, Debug)]
-pub(super) struct Documents {
-    pieces: Arc<Pieces>,
+pub(super) struct SharedDocuments {
+    pieces: Arc<AnswerPieces>,
 }
 
 #[derive(Debug)]
-struct Pieces {
+struct AnswerPieces {
     all: Vec<Bytes>,
     bytes: u64,
     _room: Option<OwnedSemaphorePermit>,
 }
 
-impl Documents {
-    fn of(trace: &Trace, room: Arc<Semaphore>) -> Result<Self, Full> {
+impl SharedDocuments {
+    fn of(trace: &Trace, room: Arc<Semaphore>) -> Result<Self, AnswersFull> {
         let mut text = Text { all: Vec::new(), open: Vec::with_capacity(PIECE), room, held: None };
         text.put(b"[")?;
         let mut first = true;
@@ -225,12 +226,12 @@ impl Documents {
             if !std::mem::replace(&mut first, false) {
                 text.put(b",")?;
             }
-            serde_json::to_writer(&mut text, document).map_err(|_| Full)
+            serde_json::to_writer(&mut text, document).map_err(|_| AnswersFull)
         })?;
         text.put(b"]")?;
         text.end_piece()?;
         let bytes = text.all.iter().map(|piece| piece.len() as u64).sum();
-        Ok(Self { pieces: Arc::new(Pieces { all: text.all, bytes, _room: text.held }) })
+        Ok(Self { pieces: Arc::new(AnswerPieces { all: text.all, bytes, _room: text.held }) })
     }
 
     /// A body of these documents between two texts, and its length.
@@ -256,7 +257,7 @@ struct Text {
 }
 
 impl Text {
-    fn put(&mut self, text: &[u8]) -> Result<(), Full> {
+    fn put(&mut self, text: &[u8]) -> Result<(), AnswersFull> {
         if self.open.len() + text.len() > PIECE {
             self.end_piece()?;
         }
@@ -264,11 +265,11 @@ impl Text {
         Ok(())
     }
 
-    fn end_piece(&mut self) -> Result<(), Full> {
+    fn end_piece(&mut self) -> Result<(), AnswersFull> {
         let piece = Bytes::from(std::mem::replace(&mut self.open, Vec::with_capacity(PIECE)));
         // What a piece takes, not what is in it.
-        let permits = u32::try_from(piece.len().max(PIECE).div_ceil(PERMIT)).map_err(|_| Full)?;
-        let more = self.room.clone().try_acquire_many_owned(permits).map_err(|_| Full)?;
+        let permits = u32::try_from(piece.len().max(PIECE).div_ceil(PERMIT)).map_err(|_| AnswersFull)?;
+        let more = self.room.clone().try_acquire_many_owned(permits).map_err(|_| AnswersFull)?;
         match &mut self.held {
             Some(held) => held.merge(more),
             None => self.held = Some(more),

@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::auth::Scope;
-use super::looks::{Need, Seen};
+use super::looks::{LastLook, Need};
 use super::problem::{Kind, Problem};
 use super::route::{Access, InPath, Route, query};
 use super::{Shared, openapi};
@@ -97,7 +97,7 @@ pub(super) async fn wait(
     correlation: &str,
     longest: Duration,
     need: Need,
-) -> Result<Arc<Seen>, Problem> {
+) -> Result<Arc<LastLook>, Problem> {
     let asked = Instant::now();
     let deadline = asked + longest;
     let watched = gate.looks.at(correlation);

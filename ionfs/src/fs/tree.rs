@@ -26,7 +26,7 @@ pub struct Tree {
 
 /// What a listing is to tell of each name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wanted {
+pub(crate) enum ListingDetail {
     /// What it names.
     Names,
     /// Its attributes of this moment, too.
@@ -153,11 +153,11 @@ impl Tree {
         ino: Ino,
         place: u64,
         listing: Option<&Listing>,
-        wanted: Wanted,
+        wanted: ListingDetail,
         mut take: impl FnMut(u64, &OsStr, Listed) -> bool,
     ) -> Result<()> {
         let directory = |ino: Ino| -> Result<Listed> {
-            let attr = if wanted == Wanted::Attributes { Some(self.getattr(ino)?) } else { None };
+            let attr = if wanted == ListingDetail::Attributes { Some(self.getattr(ino)?) } else { None };
             Ok(Listed { ino, kind: Kind::Directory, attr })
         };
         let mut at = place;
@@ -174,10 +174,10 @@ impl Tree {
         }
         if is_staged(ino) {
             return match wanted {
-                Wanted::Names => self.output()?.names_behind(ino, at, |at, name, ino, kind| {
+                ListingDetail::Names => self.output()?.names_behind(ino, at, |at, name, ino, kind| {
                     take(at, name, Listed { ino, kind, attr: None })
                 }),
-                Wanted::Attributes => self
+                ListingDetail::Attributes => self
                     .output()?
                     .entries_behind(ino, at, |at, name, attr| take(at, name, Listed::with(*attr))),
             };

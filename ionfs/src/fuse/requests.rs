@@ -4,7 +4,7 @@ use crate::metrics::{Counter, Metrics};
 
 /// What the kernel asks for, by the names that FUSE gives them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum RequestKind {
     Lookup,
     Forget,
     Getattr,
@@ -39,7 +39,7 @@ pub(super) enum Kind {
     CopyFileRange,
 }
 
-/// Each kind's label, in the order of [`Kind`].
+/// Each kind's label, in the order of [`RequestKind`].
 const LABELS: [&str; 32] = [
     "lookup",
     "forget",
@@ -84,7 +84,7 @@ impl Requests {
         Self(LABELS.map(|label| metrics.requests(label)))
     }
 
-    pub(super) fn count(&self, kind: Kind) {
+    pub(super) fn count(&self, kind: RequestKind) {
         self.0[kind as usize].add(1);
     }
 }
@@ -97,9 +97,9 @@ mod tests {
     fn each_kind_has_its_own_label() {
         let metrics = Metrics::default();
         let requests = Requests::of(&metrics);
-        requests.count(Kind::Lookup);
-        requests.count(Kind::CopyFileRange);
-        requests.count(Kind::CopyFileRange);
+        requests.count(RequestKind::Lookup);
+        requests.count(RequestKind::CopyFileRange);
+        requests.count(RequestKind::CopyFileRange);
         let counted = LABELS.map(|label| metrics.requests(label).get());
         assert_eq!((counted[0], counted[LABELS.len() - 1]), (1, 2));
         assert_eq!(counted.iter().sum::<u64>(), 3);

@@ -38,7 +38,7 @@ struct Queues {
 
 /// One thing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Work {
+enum ClosedWork {
     Decide(Ino),
     /// Once it is so late.
     Store(Instant, Ino),
@@ -82,15 +82,15 @@ impl Closed {
     }
 
     /// What a worker does next. None: nothing is left, and it ends.
-    fn next(&self, worker: Worker) -> Option<Work> {
+    fn next(&self, worker: Worker) -> Option<ClosedWork> {
         self.with(|queues| match worker {
             Worker::Decider => {
-                let next = queues.decide.pop_front().map(Work::Decide);
+                let next = queues.decide.pop_front().map(ClosedWork::Decide);
                 queues.deciders -= usize::from(next.is_none());
                 next
             }
             Worker::Storer => {
-                let next = queues.store.pop_front().map(|(at, ino)| Work::Store(at, ino));
+                let next = queues.store.pop_front().map(|(at, ino)| ClosedWork::Store(at, ino));
                 queues.storers -= usize::from(next.is_none());
                 next
             }
@@ -116,11 +116,11 @@ impl Output {
         }
     }
 
-    async fn do_closed(&self, work: Work) {
+    async fn do_closed(&self, work: ClosedWork) {
         match work {
             // Its errno reaches nobody; the rejection is on record.
-            Work::Decide(ino) => drop(self.decide(ino, Asked::Final).await),
-            Work::Store(at, ino) => {
+            ClosedWork::Decide(ino) => drop(self.decide(ino, Asked::Final).await),
+            ClosedWork::Store(at, ino) => {
                 tokio::time::sleep_until(at).await;
                 if let Err(refusal) = self.upload_in_background(ino).await {
                     tracing::debug!(%refusal, "a file was not stored ahead; its event will try again");
@@ -144,7 +144,7 @@ mod tests {
         let hired: Vec<Worker> = std::iter::from_fn(|| closed.hire()).collect();
         assert_eq!(hired.iter().filter(|worker| **worker == Worker::Storer).count(), STORERS_MAX);
         assert_eq!(hired.iter().filter(|worker| **worker == Worker::Decider).count(), 1);
-        let mut done: Vec<Work> = Vec::new();
+        let mut done: Vec<ClosedWork> = Vec::new();
         for worker in hired {
             done.extend(std::iter::from_fn(|| closed.next(worker)));
         }

@@ -22,9 +22,9 @@ const CLOSE_WAIT: Duration = Duration::from_millis(200);
 
 /// Whether a file that is given an event's name is the event that has this name already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Same {
-    Event,
-    No,
+enum EventBefore {
+    Same,
+    None,
 }
 
 impl Output {
@@ -41,8 +41,11 @@ impl Output {
             let ino = self.lock().child(parent, name)?.ok_or(Errno::NOENT)?;
             return self
                 .adopt_as_event(ino, &event_name, |same| {
-                    let over =
-                        if same == Same::Event && over == Over::Anything { Over::SameEvent } else { over };
+                    let over = if same == EventBefore::Same && over == Over::Anything {
+                        Over::SameEvent
+                    } else {
+                        over
+                    };
                     self.rename_plain(parent, name, newparent, newname, over)
                 })
                 .await;
@@ -78,7 +81,12 @@ impl Output {
     }
 
     /// Commits the content of `ino` under an event's name, then lets `moved` put it there.
-    async fn adopt_as_event(&self, ino: Ino, name: &str, moved: impl Fn(Same) -> Result<()>) -> Result<()> {
+    async fn adopt_as_event(
+        &self,
+        ino: Ino,
+        name: &str,
+        moved: impl Fn(EventBefore) -> Result<()>,
+    ) -> Result<()> {
         let begun = Instant::now();
         let (deciding, was_event) = {
             let mut table = self.lock();
@@ -104,7 +112,12 @@ impl Output {
         adopted
     }
 
-    async fn adopt_alone(&self, ino: Ino, name: &str, moved: impl Fn(Same) -> Result<()>) -> Result<()> {
+    async fn adopt_alone(
+        &self,
+        ino: Ino,
+        name: &str,
+        moved: impl Fn(EventBefore) -> Result<()>,
+    ) -> Result<()> {
         let (writing, version) = {
             let table = self.lock();
             let file = table.file(ino)?;
@@ -132,7 +145,7 @@ impl Output {
         let over_committed = self.committed_under(name);
         match decision {
             Decision::Nothing if over_committed.is_some() => Err(Errno::ROFS),
-            Decision::Nothing => moved(Same::No),
+            Decision::Nothing => moved(EventBefore::None),
             Decision::Refuse(reason) => Err(self.reject(name, &Refusal::Invalid(reason))),
             Decision::TooBig(reason) => Err(self.reject(name, &Refusal::TooBig(reason))),
             Decision::Commit(file) => {
@@ -147,7 +160,7 @@ impl Output {
                     Err(refusal) => return Err(self.reject(name, &refusal)),
                 };
                 // The same event once more takes the place of the file that was committed first.
-                moved(if over_committed.is_some() { Same::Event } else { Same::No })?;
+                moved(if over_committed.is_some() { EventBefore::Same } else { EventBefore::None })?;
                 self.accept(ino, receipt);
                 Ok(())
             }

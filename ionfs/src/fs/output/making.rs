@@ -13,7 +13,7 @@ use super::super::{Attr, Errno, Ino, Kind, Result, errno};
 use super::content::content_changed;
 use super::early::InOrder;
 use super::reference::Reference;
-use super::table::{Body, Directory, FileNode, Table};
+use super::table::{Body, DirectoryNames, FileNode, Table};
 use super::{DATA, EVENTS, OUT, OpenHow, Output, Staged, timespec};
 use crate::beneath::{Folder, Pinned};
 use crate::event::{FileEntry, is_event_draft};
@@ -42,7 +42,7 @@ impl Output {
         let folder = self.folder_for(&table, parent, name)?;
         self.of_disk(folder.make_folder(name, permissions(mode)))?;
         self.hand_over(&folder, name, mode, maker)?;
-        let ino = table.add(parent, name, Body::Directory(Directory::default()))?;
+        let ino = table.add(parent, name, Body::Directory(DirectoryNames::default()))?;
         self.attr(&table, ino)
     }
 

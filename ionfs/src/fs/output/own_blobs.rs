@@ -17,7 +17,7 @@ const REMOVED_AT_ONCE: usize = 1000;
 
 /// What became of a blob of this job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+enum BlobFate {
     /// No event names it yet.
     Unnamed,
     /// An event names it, or is about to.
@@ -36,7 +36,7 @@ pub(super) struct OwnBlobs {
 
 #[derive(Debug, Default)]
 struct State {
-    fates: HashMap<String, Fate>,
+    fates: HashMap<String, BlobFate>,
     discarded: Vec<String>,
     removing: bool,
 }
@@ -52,19 +52,19 @@ impl OwnBlobs {
 
     /// A blob of this key may be in the store from now on.
     pub(super) fn made(&self, key: &str) {
-        self.with(|state| state.fates.insert(key.to_owned(), Fate::Unnamed));
+        self.with(|state| state.fates.insert(key.to_owned(), BlobFate::Unnamed));
     }
 
     /// An event is about to name the blob: it stays. False: it is gone, or going. Called before the event's document is
     /// written: a blob too many is `ion gc`'s, a blob too few is lost data.
     pub(super) fn is_named(&self, key: &str) -> bool {
-        self.with(|state| state.fates.get_mut(key).map(|fate| *fate = Fate::Named)).is_some()
+        self.with(|state| state.fates.get_mut(key).map(|fate| *fate = BlobFate::Named)).is_some()
     }
 
     /// Nothing names the blob and nothing will: it is removed, unless an event has named it.
     pub(super) fn discard(self: &Arc<Self>, key: &str) {
         let begins = self.with(|state| {
-            if state.fates.get(key) != Some(&Fate::Unnamed) {
+            if state.fates.get(key) != Some(&BlobFate::Unnamed) {
                 return false;
             }
             state.fates.remove(key);
@@ -103,7 +103,7 @@ impl OwnBlobs {
     /// The job has ended: all that no event names goes.
     pub(super) async fn discard_unnamed(self: &Arc<Self>) {
         let unnamed: Vec<String> = self.with(|state| {
-            let unnamed = state.fates.iter().filter(|(_, fate)| **fate == Fate::Unnamed);
+            let unnamed = state.fates.iter().filter(|(_, fate)| **fate == BlobFate::Unnamed);
             unnamed.map(|(key, _)| key.clone()).collect()
         });
         for key in &unnamed {

@@ -23,12 +23,12 @@ const FOLDERS_MAX: usize = 256;
 #[derive(Debug)]
 pub(super) struct OpenFolders {
     root: Arc<Folder>,
-    below: Mutex<Below>,
+    below: Mutex<FoldersBelow>,
 }
 
 /// Those below the root.
 #[derive(Debug, Default)]
-struct Below {
+struct FoldersBelow {
     /// Raised by each use: what was used last has the highest number.
     uses: u64,
     folders: HashMap<Ino, Kept>,
@@ -49,7 +49,7 @@ impl OpenFolders {
         &self.root
     }
 
-    fn below(&self) -> MutexGuard<'_, Below> {
+    fn below(&self) -> MutexGuard<'_, FoldersBelow> {
         self.below.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

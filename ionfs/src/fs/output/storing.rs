@@ -31,7 +31,7 @@ const LINKS_MAX: usize = 40;
 
 /// Whose blob a file's content is.
 #[derive(Debug)]
-enum Blob {
+enum ContentBlob {
     /// This job's.
     Own(FileEntry),
     /// The file refers to it, from the first byte to the last.
@@ -67,13 +67,13 @@ impl Output {
     }
 
     /// The blob of the file's content now: the one there is, or a new one. The caller must hold an upload permit.
-    async fn stored(&self, ino: Ino, path: &str) -> std::result::Result<Blob, Refusal> {
+    async fn stored(&self, ino: Ino, path: &str) -> std::result::Result<ContentBlob, Refusal> {
         let (generation, cell, former) = {
             let mut table = self.lock();
             let missing = |_| Refusal::Missing(path.to_owned());
             let file = table.file_mut(ino).map_err(missing)?;
             if let Some(reference) = file.reference.as_ref().filter(|reference| reference.is_whole()) {
-                return Ok(Blob::OfAnAncestor(FileEntry::clone(&reference.entry)));
+                return Ok(ContentBlob::OfAnAncestor(FileEntry::clone(&reference.entry)));
             }
             match &file.stored {
                 Some((generation, cell)) if *generation == file.generation => {
@@ -98,7 +98,7 @@ impl Output {
         };
         // Written to while it was read: the blob may hold half of each.
         if now == Some(generation) {
-            return Ok(Blob::Own(entry));
+            return Ok(ContentBlob::Own(entry));
         }
         self.own_blobs.discard(&entry.key);
         Err(Refusal::StillOpen(path.to_owned()))
@@ -112,10 +112,10 @@ impl Output {
                 self.stored(ino, path).await?
             };
             match stored {
-                Blob::OfAnAncestor(entry) => return Ok(entry),
-                Blob::Own(entry) if self.own_blobs.is_named(&entry.key) => return Ok(entry),
+                ContentBlob::OfAnAncestor(entry) => return Ok(entry),
+                ContentBlob::Own(entry) if self.own_blobs.is_named(&entry.key) => return Ok(entry),
                 // Written to and closed again since it was stored; its blob is on its way out.
-                Blob::Own(_) => {}
+                ContentBlob::Own(_) => {}
             }
         }
         Err(Refusal::StillOpen(path.to_owned()))

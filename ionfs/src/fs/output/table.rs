@@ -76,7 +76,7 @@ impl FileNode {
 
 #[derive(Debug)]
 pub(super) enum Body {
-    Directory(Directory),
+    Directory(DirectoryNames),
     File(Box<FileNode>),
     Symlink,
     /// A pipe or a socket: the kernel's own, which asks for its name and its attributes only.
@@ -110,19 +110,19 @@ pub(crate) const DOT_DOT: u64 = 2;
 /// A directory's names. Each has a place in the listing, given once and never again: a listing that goes on behind a
 /// place neither repeats nor misses a name that stood all the time, whatever comes and goes meanwhile.
 #[derive(Debug)]
-pub(super) struct Directory {
+pub(super) struct DirectoryNames {
     places: HashMap<Arc<OsStr>, u64>,
     entries: BTreeMap<u64, (Arc<OsStr>, Ino)>,
     last: u64,
 }
 
-impl Default for Directory {
+impl Default for DirectoryNames {
     fn default() -> Self {
         Self { places: HashMap::new(), entries: BTreeMap::new(), last: DOT_DOT }
     }
 }
 
-impl Directory {
+impl DirectoryNames {
     fn get(&self, name: &OsStr) -> Option<Ino> {
         self.places.get(name).and_then(|place| self.entries.get(place)).map(|(_, ino)| *ino)
     }
@@ -187,7 +187,7 @@ impl Table {
             } else {
                 vec![(parent, OsStr::new(name).into())]
             },
-            body: Body::Directory(children.iter().fold(Directory::default(), |mut all, (name, ino)| {
+            body: Body::Directory(children.iter().fold(DirectoryNames::default(), |mut all, (name, ino)| {
                 all.insert(OsStr::new(name).into(), *ino);
                 all
             })),
@@ -234,14 +234,14 @@ impl Table {
         })
     }
 
-    pub(super) fn directory(&self, ino: Ino) -> Result<&Directory> {
+    pub(super) fn directory(&self, ino: Ino) -> Result<&DirectoryNames> {
         match &self.node(ino)?.body {
             Body::Directory(directory) => Ok(directory),
             _ => Err(Errno::NOTDIR),
         }
     }
 
-    fn directory_mut(&mut self, ino: Ino) -> Result<&mut Directory> {
+    fn directory_mut(&mut self, ino: Ino) -> Result<&mut DirectoryNames> {
         match &mut self.node_mut(ino)?.body {
             Body::Directory(directory) => Ok(directory),
             _ => Err(Errno::NOTDIR),
@@ -259,7 +259,7 @@ impl Table {
 
     /// The files of one directory.
     pub(super) fn files_in(&self, parent: Ino) -> Vec<(Arc<OsStr>, Ino)> {
-        let entries = self.directory(parent).into_iter().flat_map(Directory::iter);
+        let entries = self.directory(parent).into_iter().flat_map(DirectoryNames::iter);
         entries.filter(|(_, ino)| self.file(*ino).is_ok()).map(|(name, ino)| (name.clone(), ino)).collect()
     }
 
@@ -428,7 +428,7 @@ impl Table {
         let (mut longest, mut left) = (0, vec![(ino, 0)]);
         while let Some((ino, length)) = left.pop() {
             longest = longest.max(length);
-            let entries = self.directory(ino).into_iter().flat_map(Directory::iter);
+            let entries = self.directory(ino).into_iter().flat_map(DirectoryNames::iter);
             left.extend(entries.map(|(name, child)| (child, length + name.len() + 1)));
         }
         longest
