@@ -214,7 +214,8 @@ impl Filesystem for Kernel {
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
         let through = fh.and_then(|fh| self.shared.staged(fh).ok());
-        reply_attr(reply, output.setattr(ino, change, through.as_deref(), writer_of(req)));
+        let changed = output.setattr(ino, change, through.as_deref(), writer_of(req));
+        reply_attr(reply, changed.map(|attr| self.shared.tree.as_known(attr)));
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -381,6 +382,7 @@ impl Filesystem for Kernel {
             .and_then(|()| self.output_at(parent)?.create(parent, name, mode, maker(req), how));
         match created {
             Ok((attr, staged)) => {
+                let attr = self.shared.tree.as_known(attr);
                 let (ino, open) = (INodeNo(attr.ino), Open::Staged(staged));
                 let never = |_: &File| Err(io::ErrorKind::Unsupported.into());
                 match self.shared.choose(ino, &open, never) {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::output::{DOT, DOT_DOT, Maker, OUT, Output, open_blob};
+use super::output::{DOT, DOT_DOT, Maker, OUT, Output, Over, open_blob};
 use super::reads::{ReadFailure, ReadLog};
 use super::view::{Item, Listing, View};
 use super::walk::Walks;
@@ -13,6 +13,9 @@ use super::{Attr, Errno, FOREVER, Ino, Kind, ROOT, Result, is_staged};
 use crate::cache::CachedBlob;
 use crate::event::FileEntry;
 use crate::node::Node as Daemon;
+
+/// The name of what is moved over something else, for a moment.
+const BESIDE: &str = ".ion-moved-here";
 
 /// One mounted tree: what is read, and, for a job, what it writes.
 #[derive(Debug)]
@@ -104,7 +107,7 @@ impl Tree {
     /// An inode's attributes.
     pub(crate) fn getattr(&self, ino: Ino) -> Result<Attr> {
         if is_staged(ino) {
-            return self.output()?.getattr(ino);
+            return self.output()?.getattr(ino).map(|attr| self.as_known(attr));
         }
         let mut attr = self.view.getattr(ino)?;
         // The view does not know of `out/`.
@@ -119,10 +122,22 @@ impl Tree {
         }
     }
 
-    /// The kernel was given this inode, if it is one below `out/`; of views a lookup itself keeps count.
+    /// The attributes of a staged inode under the number by which the kernel knows it.
+    pub(crate) fn as_known(&self, attr: Attr) -> Attr {
+        match self.view.known_as(attr.ino) {
+            Some(ino) if attr.shown_ino == attr.ino => Attr { ino, shown_ino: ino, ..attr },
+            Some(ino) => Attr { ino, ..attr },
+            None => attr,
+        }
+    }
+
+    /// The kernel is given this inode that stands below `out/`; of views a lookup itself keeps count.
     pub(crate) fn remember_staged(&self, ino: Ino) {
-        if let Some(output) = self.output.as_ref().filter(|_| is_staged(ino)) {
-            output.remember(ino);
+        match &self.output {
+            Some(output) if is_staged(ino) => output.remember(ino),
+            // It was moved here, and the kernel knows it by its old number.
+            Some(_) if is_staged(self.view.current(ino)) => self.view.remember(ino),
+            _ => {}
         }
     }
 
@@ -130,7 +145,11 @@ impl Tree {
     pub(crate) fn forget(&self, ino: Ino, times: u64) {
         match &self.output {
             Some(output) if is_staged(ino) => output.forget(ino, times),
-            _ => self.view.forget(ino, times),
+            output => {
+                for staged in self.view.forget(ino, times) {
+                    output.as_ref().inspect(|output| output.forget(staged, 1));
+                }
+            }
         }
     }
 
@@ -175,11 +194,12 @@ impl Tree {
         if is_staged(ino) {
             return match wanted {
                 ListingDetail::Names => self.output()?.names_behind(ino, at, |at, name, ino, kind| {
+                    let ino = self.view.known_as(ino).unwrap_or(ino);
                     take(at, name, Listed { ino, kind, attr: None })
                 }),
-                ListingDetail::Attributes => self
-                    .output()?
-                    .entries_behind(ino, at, |at, name, attr| take(at, name, Listed::with(*attr))),
+                ListingDetail::Attributes => self.output()?.entries_behind(ino, at, |at, name, attr| {
+                    take(at, name, Listed::with(self.as_known(*attr)))
+                }),
             };
         }
         let listing = listing.ok_or(Errno::BADF)?;
@@ -258,13 +278,17 @@ impl Tree {
             return Err(Errno::ROFS);
         }
         let output = self.output()?;
-        if let Some(target) = output.lookup(newparent, newname)? {
-            if target.kind == Kind::Directory {
-                return Err(Errno::ISDIR);
-            }
-            output.unlink(newparent, newname)?;
+        let Some(target) = output.lookup(newparent, newname)? else {
+            return self.move_item(parent, text, newparent, newname, maker).await;
+        };
+        if target.kind == Kind::Directory {
+            return Err(Errno::ISDIR);
         }
-        self.move_item(parent, text, newparent, newname, maker).await
+        // Beside it first: what is replaced must not be lost if there is no room. The kernel lets nobody list the folder
+        // meanwhile.
+        let beside = OsStr::new(BESIDE);
+        self.move_item(parent, text, newparent, beside, maker).await?;
+        output.rename(newparent, beside, newparent, newname, Over::Anything).await
     }
 
     async fn move_item(
@@ -296,9 +320,11 @@ impl Tree {
             }
             _ => return Err(Errno::XDEV),
         };
+        // It stays as long as the kernel knows it by its old number.
+        output.remember(moved);
         self.view.carry(parent, name, moved);
         // The lookup above was ours, not the kernel's.
-        self.view.forget(attr.ino, 1);
+        self.forget(attr.ino, 1);
         Ok(())
     }
 }

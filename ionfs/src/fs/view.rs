@@ -238,6 +238,8 @@ struct State {
     /// Inodes that `mv` carried over to `out/`, and what they are there: the kernel still calls them by their
     /// old number.
     carried: HashMap<Ino, Ino>,
+    /// The same the other way round: by which number the kernel knows a staged inode.
+    known_as: HashMap<Ino, Ino>,
 }
 
 impl View {
@@ -249,6 +251,7 @@ impl View {
                 inodes: HashMap::from([(ROOT, root)]),
                 next: ROOT + 1,
                 carried: HashMap::new(),
+                known_as: HashMap::new(),
             }),
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
@@ -270,6 +273,12 @@ impl View {
     /// What the kernel means by this number: itself, or the staged inode it became by `mv`.
     pub fn current(&self, ino: Ino) -> Ino {
         self.lock().carried.get(&ino).copied().unwrap_or(ino)
+    }
+
+    /// By which number the kernel knows a staged inode, if not by its own. Two numbers of one file would be two files to the
+    /// kernel, each with pages and a length of its own.
+    pub fn known_as(&self, staged: Ino) -> Option<Ino> {
+        self.lock().known_as.get(&staged).copied()
     }
 
     /// What an inode is.
@@ -356,13 +365,15 @@ impl View {
         }
     }
 
-    /// The kernel forgets so many lookups of an inode.
-    pub fn forget(&self, ino: Ino, lookups: u64) {
+    /// The kernel forgets so many lookups of an inode. Gives the staged inodes that it does not know by an old number any
+    /// more.
+    pub fn forget(&self, ino: Ino, lookups: u64) -> Vec<Ino> {
+        let mut released = Vec::new();
         let mut state = self.lock();
-        let Some(inode) = state.inodes.get_mut(&ino).filter(|_| ino != ROOT) else { return };
+        let Some(inode) = state.inodes.get_mut(&ino).filter(|_| ino != ROOT) else { return released };
         inode.lookups = inode.lookups.saturating_sub(lookups);
         if inode.lookups > 0 || !inode.children.is_empty() || !inode.moved_away.is_empty() {
-            return;
+            return released;
         }
         // A parent that was waiting only for this child goes with it.
         let mut at = ino;
@@ -372,6 +383,10 @@ impl View {
             }
             let (parent, name) = (inode.parent, inode.name.clone());
             state.inodes.remove(&at);
+            if let Some(staged) = state.carried.remove(&at) {
+                state.known_as.remove(&staged);
+                released.push(staged);
+            }
             if let Some(parent) = state.inodes.get_mut(&parent)
                 && parent.children.get(&name) == Some(&at)
             {
@@ -379,6 +394,7 @@ impl View {
             }
             at = parent;
         }
+        released
     }
 
     /// `mv` took `name` away from here: it is gone, and `ino` is the staged inode `to` from now on.
@@ -388,6 +404,7 @@ impl View {
         inode.moved_away.insert(name.to_owned());
         if let Some(ino) = inode.children.remove(name) {
             state.carried.insert(ino, to);
+            state.known_as.insert(to, ino);
         }
     }
 

@@ -193,6 +193,7 @@ impl Shared {
     pub(super) fn reply_entry(&self, reply: ReplyEntry, outcome: Result<Attr>) {
         match outcome {
             Ok(attr) => {
+                let attr = self.tree.as_known(attr);
                 self.tree.remember_staged(attr.ino);
                 reply.entry(&attr.ttl, &file_attr(&attr), Generation(0));
             }
