@@ -36,7 +36,7 @@ pub struct Limits {
     /// blob of the input counts nothing. Default 256 GiB: more than most disks have free, less than a mistaken
     /// `truncate`. Over it: EDQUOT, and the job fails.
     pub staged_bytes: u64,
-    /// Files, directories and links that are staged in `out/` at a time. Default 1,000,000: each takes some hundred bytes of
+    /// Files, directories and links that are staged in `out/` at a time. Default 500,000: each takes about a kilobyte of
     /// the daemon's memory and an inode of the disk, which all its jobs share. Over it: EDQUOT, and the job fails.
     pub staged_files: u64,
     /// Files and directories of the tree that are open at a time. Default 4,096: each takes a descriptor of the daemon,
@@ -57,7 +57,7 @@ impl Default for Limits {
             path_bytes: PATH_BYTES_MAX,
             path_depth: 100,
             staged_bytes: 256 << 30,
-            staged_files: 1_000_000,
+            staged_files: 500_000,
             open_files: 4096,
             processes: 4096,
         }
