@@ -144,7 +144,7 @@ impl LocalExecutor {
                     }
                     tokio::time::sleep(STORE_WAIT).await;
                 }
-                Err(error @ OpenError::Staging { .. }) if error.is_no_room() => {
+                Err(error) if error.is_no_room() => {
                     return Ended { end: AttemptEnd::NoRoom, ..Ended::failed(chain(&error)) };
                 }
                 Err(error) => {

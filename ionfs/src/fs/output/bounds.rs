@@ -79,26 +79,22 @@ impl Output {
 
     /// Lets a file count `bytes` against the job's limit.
     pub(super) fn charge(&self, table: &mut Table, ino: Ino, bytes: u64) -> Result<()> {
-        if table.charge(ino, bytes, self.limits.staged_bytes) {
-            return Ok(());
-        }
-        Err(self.went_over(Exceeded::Bytes))
+        self.within_bytes(table.charge(ino, bytes, self.limits.staged_bytes))
     }
 
     /// Lets an inode count `bytes` beside its content.
     pub(super) fn attach(&self, table: &mut Table, ino: Ino, bytes: u64) -> Result<()> {
-        if table.attach(ino, bytes, self.limits.staged_bytes) {
-            return Ok(());
-        }
-        Err(self.went_over(Exceeded::Bytes))
+        self.within_bytes(table.attach(ino, bytes, self.limits.staged_bytes))
     }
 
     /// Whether the job may stage so many bytes more.
     pub(super) fn may_take(&self, table: &Table, bytes: u64) -> Result<()> {
-        if table.has_room_for(bytes, self.limits.staged_bytes) {
-            return Ok(());
-        }
-        Err(self.went_over(Exceeded::Bytes))
+        self.within_bytes(table.has_room_for(bytes, self.limits.staged_bytes))
+    }
+
+    /// EDQUOT unless what the job stages fits into its bytes.
+    fn within_bytes(&self, fits: bool) -> Result<()> {
+        if fits { Ok(()) } else { Err(self.went_over(Exceeded::Bytes)) }
     }
 
     /// The same for a file that reaches `end` now, and keeps what it counts already.

@@ -150,14 +150,15 @@ impl Output {
         if ino == OUT {
             return self.folders.root().itself()?.stat();
         }
+        if let Some(pinned) = Self::unnamed(table, ino)? {
+            return pinned.stat();
+        }
         match &table.node(ino)?.remains {
-            _ if table.place(ino).is_some() => {
+            Some(Remains::Seen(stat)) if table.place(ino).is_none() => Ok(**stat),
+            _ => {
                 let (folder, name) = self.named(table, ino)?;
                 folder.stat(name)
             }
-            Some(Remains::Open(file) | Remains::Known(file)) => file.stat(),
-            Some(Remains::Seen(stat)) => Ok(**stat),
-            None => Err(Errno::STALE),
         }
     }
 }
