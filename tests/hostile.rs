@@ -582,6 +582,40 @@ open("f", "w").close()
     town.ends_well();
 }
 
+/// The kernel tells some time after a removal that it has forgotten what was removed. The space is free before that.
+#[test]
+fn what_was_removed_gives_its_room_back_at_once() {
+    let program = r#"
+for n in range(8): os.mkdir(f"d{n}")
+refused(errno.EDQUOT, os.mkdir, "d")
+for n in range(4):
+    os.rmdir("d0"); os.mkdir("d0")
+    os.rmdir("d0"); os.symlink("x", "d0")
+    os.unlink("d0"); os.mknod("d0")
+    os.unlink("d0"); os.mkdir("d0")
+os.rmdir("d0")
+for n in range(4):
+    with open("f", "wb") as f: f.write(b"x" * 700_000)
+    os.setxattr("f", "user.k", b"x" * 3000)
+    with open("f", "rb") as f:
+        os.unlink("f")
+        assert len(f.read()) == 700_000
+open("f", "w").close()
+for n in range(4): os.setxattr("f", f"user.{n}", b"x" * 900)
+f = open("f", "rb+"); os.unlink("f"); refused(errno.EDQUOT, os.pwrite, f.fileno(), b"x", 1 << 20)
+"#;
+    let home = Home::new();
+    home.program("removes", &format!("#!/usr/bin/env python3\n{PRELUDE}{program}"));
+    let file = "modules:\n  removes: {on: [start], run: [./removes], limits: {staged-bytes: 1MiB, staged-files: 9}}\n";
+    let file = home.write("pipeline.yaml", file);
+    let ran = home.run_with(
+        &[("ION_DELAYPOINTS", "forget=300000")],
+        ["--json", "run", "removes", "--pipeline", file.to_str().unwrap()],
+    );
+    let refused = "\"staged-files\" under \"limits\" allows more\n";
+    assert!(ran.stderr.ends_with(refused), "it ended by itself, and well but for its limit: {ran:#?}");
+}
+
 /// A disk without an inode left is no fault of a module's: its job waits for room, and loses none of its retries.
 #[test]
 fn a_full_disk_costs_a_job_no_retry() {

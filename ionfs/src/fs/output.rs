@@ -428,7 +428,7 @@ impl Output {
         if let Ok(node) = table.node_mut(ino) {
             node.known = node.known.saturating_sub(times);
         }
-        table.drop_if_gone(ino);
+        table.look_after_unnamed(ino);
         self.discard_orphans(&mut table);
     }
 

@@ -12,6 +12,7 @@ use super::walk::Walks;
 use super::{Attr, Errno, FOREVER, Ino, Kind, ROOT, Result, is_staged};
 use crate::cache::CachedBlob;
 use crate::event::FileEntry;
+use crate::failpoint::linger;
 use crate::node::Node as Daemon;
 
 /// The name of what is moved over something else, for a moment.
@@ -143,6 +144,7 @@ impl Tree {
 
     /// The kernel forgets so many times that it was given this inode.
     pub(crate) fn forget(&self, ino: Ino, times: u64) {
+        linger("forget");
         match &self.output {
             Some(output) if is_staged(ino) => output.forget(ino, times),
             output => {

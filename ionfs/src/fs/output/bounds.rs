@@ -79,22 +79,26 @@ impl Output {
 
     /// Lets a file count `bytes` against the job's limit.
     pub(super) fn charge(&self, table: &mut Table, ino: Ino, bytes: u64) -> Result<()> {
-        self.within_bytes(table.charge(ino, bytes, self.limits.staged_bytes))
+        self.within_bytes(table, |table, most| table.charge(ino, bytes, most))
     }
 
     /// Lets an inode count `bytes` beside its content.
     pub(super) fn attach(&self, table: &mut Table, ino: Ino, bytes: u64) -> Result<()> {
-        self.within_bytes(table.attach(ino, bytes, self.limits.staged_bytes))
+        self.within_bytes(table, |table, most| table.attach(ino, bytes, most))
     }
 
     /// Whether the job may stage so many bytes more.
-    pub(super) fn may_take(&self, table: &Table, bytes: u64) -> Result<()> {
-        self.within_bytes(table.has_room_for(bytes, self.limits.staged_bytes))
+    pub(super) fn may_take(&self, table: &mut Table, bytes: u64) -> Result<()> {
+        self.within_bytes(table, |table, most| table.has_room_for(bytes, most))
     }
 
-    /// EDQUOT unless what the job stages fits into its bytes.
-    fn within_bytes(&self, fits: bool) -> Result<()> {
-        if fits { Ok(()) } else { Err(self.went_over(Exceeded::Bytes)) }
+    /// EDQUOT unless what the job stages `fits` into its bytes, if need be without what is still held of removed files.
+    fn within_bytes(&self, table: &mut Table, fits: impl Fn(&mut Table, u64) -> bool) -> Result<()> {
+        let most = self.limits.staged_bytes;
+        if fits(table, most) || (table.let_go_of_held() && fits(table, most)) {
+            return Ok(());
+        }
+        Err(self.went_over(Exceeded::Bytes))
     }
 
     /// The same for a file that reaches `end` now, and keeps what it counts already.

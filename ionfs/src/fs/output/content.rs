@@ -202,6 +202,7 @@ impl Output {
             file.in_order = Some(InOrder::default());
             table.charge(ino, 0, u64::MAX);
         }
+        table.look_after_unnamed(ino);
         let (writable, executes) = (how.writes(), how.executes());
         let reader = Mutex::default();
         Ok(Arc::new(Staged { ino, file: backing, writable, executes, writer, reader }))
@@ -398,7 +399,7 @@ impl Output {
             } else if stores {
                 self.closed.to_store(ino);
             }
-            table.drop_if_gone(ino);
+            table.look_after_unnamed(ino);
             self.discard_orphans(&mut table);
         }
         self.released.notify_waiters();

@@ -52,7 +52,7 @@ impl Output {
         let mut table = self.lock();
         may_hold_more(&table, parent, name, Kind::Symlink)?;
         let folder = self.folder_for(&table, parent, name)?;
-        self.may_take(&table, target.as_os_str().len() as u64)?;
+        self.may_take(&mut table, target.as_os_str().len() as u64)?;
         self.of_disk(folder.make_symlink(name, target))?;
         self.hand_over(&folder, name, 0, maker)?;
         let ino = table.add(parent, name, Body::Symlink)?;

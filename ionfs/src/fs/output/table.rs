@@ -3,7 +3,7 @@
 //! The staged tree changes only through this filesystem, so the table is the truth and the staging folder its
 //! image: no lookup asks the disk, and a path is made by walking up.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,9 +27,9 @@ pub(crate) const DATA: Ino = STAGED + 1;
 /// `out/events`
 pub(crate) const EVENTS: Ino = STAGED + 2;
 
-/// Inodes without a name that one job lets be held for who has looked them up and not opened them yet. The kernel forgets
-/// them within a moment; of more than these it hears that they are gone, as on a disk that was faster.
-const KNOWN_UNNAMED_MAX: usize = 256;
+/// Files without a name whose content one job lets be held for who has looked them up and not opened them yet. The kernel
+/// forgets them within a moment; of more than these it hears that they are gone, as on a disk that was faster.
+const HELD_UNNAMED_MAX: usize = 256;
 
 /// Inodes that every tree begins with.
 const FIXED: u64 = 3;
@@ -170,8 +170,11 @@ pub(super) struct Table {
     staged_bytes: u64,
     /// Files that are gone, of which something was stored or is being.
     orphans: Vec<Orphan>,
-    /// Inodes without a name that are held because the kernel knows them.
-    known_unnamed: usize,
+    /// Inodes without a name that nobody has open. On a disk they would be gone; here the kernel tells a moment later that
+    /// it has forgotten them.
+    unused: HashSet<Ino>,
+    /// Those of them whose content is held.
+    held: HashSet<Ino>,
     insights: &'static [&'static str],
 }
 
@@ -200,7 +203,15 @@ impl Table {
             (DATA, directory(OUT, "data", &[])),
             (EVENTS, directory(OUT, "events", &[])),
         ]);
-        Self { nodes, next: EVENTS + 1, staged_bytes: 0, orphans: vec![], known_unnamed: 0, insights }
+        Self {
+            nodes,
+            next: EVENTS + 1,
+            staged_bytes: 0,
+            orphans: vec![],
+            unused: HashSet::new(),
+            held: HashSet::new(),
+            insights,
+        }
     }
 
     pub(super) fn node(&self, ino: Ino) -> Result<&Node> {
@@ -263,9 +274,11 @@ impl Table {
         entries.filter(|(_, ino)| self.file(*ino).is_ok()).map(|(name, ino)| (name.clone(), ino)).collect()
     }
 
-    /// Inodes that the job has made and that are still there.
+    /// Inodes of the job that count against its limit: those with a name or open. Of others, of which the kernel has yet
+    /// to tell that it has forgotten them, as many again are free.
     pub(super) fn made(&self) -> u64 {
-        (self.nodes.len() as u64).saturating_sub(FIXED)
+        let unused = self.unused.len() as u64;
+        (self.nodes.len() as u64).saturating_sub(FIXED + unused).max(unused)
     }
 
     /// Where the inode stands below the staging folder; none when it was unlinked.
@@ -315,6 +328,7 @@ impl Table {
         let name: Arc<OsStr> = name.into();
         self.directory_mut(parent)?.insert(name.clone(), ino);
         self.node_mut(ino)?.links.push((parent, name));
+        self.look_after_unnamed(ino);
         self.is_changed(ino);
         Ok(())
     }
@@ -325,27 +339,43 @@ impl Table {
         let node = self.node_mut(ino)?;
         node.links.retain(|(at, as_name)| !(*at == parent && **as_name == *name));
         if node.links.is_empty() {
-            let held = matches!(remains, Some(Remains::Known(_)));
             node.remains = remains;
-            self.known_unnamed += usize::from(held);
         }
         self.is_changed(ino);
-        self.drop_if_gone(ino);
+        self.look_after_unnamed(ino);
         Ok(())
     }
 
-    /// Whether one more inode without a name may be held.
+    /// Whether the content of one more file without a name may be held.
     pub(super) fn may_hold_unnamed(&self) -> bool {
-        self.known_unnamed < KNOWN_UNNAMED_MAX
+        self.held.len() < HELD_UNNAMED_MAX
+    }
+
+    /// Lets go of what is held of files that nobody can name any more, and says whether there was something. On a disk its
+    /// space would be free already.
+    pub(super) fn let_go_of_held(&mut self) -> bool {
+        let held: Vec<Ino> = self.held.intersection(&self.unused).copied().collect();
+        for ino in &held {
+            self.let_go(*ino);
+        }
+        !held.is_empty()
+    }
+
+    fn let_go(&mut self, ino: Ino) {
+        if let Some(node) = self.nodes.get_mut(&ino)
+            && !matches!(node.remains, Some(Remains::Seen(_)))
+        {
+            node.remains = None;
+        }
+        self.held.remove(&ino);
+        self.charge(ino, 0, u64::MAX);
+        self.attach(ino, 0, u64::MAX);
     }
 
     /// A file is gone: nothing can name what was stored of it any more.
     fn orphan(&mut self, node: Node) {
         let known = match node.remains {
-            Some(Remains::Known(pinned)) => {
-                self.known_unnamed -= 1;
-                Some(pinned)
-            }
+            Some(Remains::Known(pinned)) => Some(pinned),
             _ => None,
         };
         if let Body::File(file) = node.body
@@ -360,22 +390,39 @@ impl Table {
         std::mem::take(&mut self.orphans)
     }
 
-    /// Forgets an inode that has neither a name nor an open handle and that the kernel knows no more.
-    pub(super) fn drop_if_gone(&mut self, ino: Ino) {
-        let gone = self.nodes.get(&ino).is_some_and(|node| {
-            node.links.is_empty()
-                && node.known == 0
-                && match &node.body {
-                    Body::File(file) => file.opens == 0,
-                    Body::Directory(_) | Body::Symlink | Body::Special(_) => true,
-                }
-        });
-        if gone && ino > EVENTS {
+    /// Of an inode without a name that nobody has open only what the kernel may ask for is kept, and nothing once the kernel
+    /// knows it no more.
+    pub(super) fn look_after_unnamed(&mut self, ino: Ino) {
+        let may_hold = self.may_hold_unnamed();
+        let Some(node) = self.nodes.get_mut(&ino).filter(|_| ino > EVENTS) else { return };
+        let open = matches!(&node.body, Body::File(file) if file.opens > 0);
+        if !node.links.is_empty() || open {
+            self.unused.remove(&ino);
+            return;
+        }
+        if node.known == 0 {
             let _ = self.charge(ino, 0, u64::MAX);
             let _ = self.attach(ino, 0, u64::MAX);
+            self.unused.remove(&ino);
+            self.held.remove(&ino);
             if let Some(node) = self.nodes.remove(&ino) {
                 self.orphan(node);
             }
+            return;
+        }
+        self.unused.insert(ino);
+        match node.remains.take() {
+            Some(Remains::Open(content) | Remains::Known(content))
+                if may_hold || self.held.contains(&ino) =>
+            {
+                node.remains = Some(Remains::Known(content));
+                self.held.insert(ino);
+            }
+            seen @ Some(Remains::Seen(_)) => {
+                node.remains = seen;
+                self.let_go(ino);
+            }
+            _ => self.let_go(ino),
         }
     }
 
