@@ -33,7 +33,7 @@ use self::reply::{
     reply_written, reply_xattr, writer_of,
 };
 use self::requests::{RequestKind, Requests};
-use crate::fs::output::{By, DOT_DOT, OpenHow, Over, SetAttr, Staged};
+use crate::fs::output::{By, DOT_DOT, OpenHow, Over, SetAttr, Staged, no_attribute};
 use crate::fs::view::{Item, Listing};
 use crate::fs::{Errno, Ino, ListingDetail, Result, Seek, Tree, is_staged, seek_dense};
 use crate::patience::while_it_moves;
@@ -654,7 +654,7 @@ impl Filesystem for Kernel {
         let value = if is_staged(ino) {
             self.output_at(ino).and_then(|output| output.getxattr(ino, name))
         } else {
-            Err(Errno::NODATA)
+            Err(no_attribute(name))
         };
         reply_xattr(reply, size, value);
     }

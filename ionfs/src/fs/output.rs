@@ -48,6 +48,7 @@ use self::own_blobs::OwnBlobs;
 use self::place::OpenFolders;
 use self::table::{Body, FileNode, Node, Orphan, Remains, Table};
 pub(crate) use self::table::{DATA, DOT, DOT_DOT, EVENTS, OUT};
+pub(crate) use self::xattr::no_attribute;
 use super::reads::{ReadFailure, ReadLog};
 use super::{Attr, Errno, FOREVER, Ino, Kind, ROOT, Result, errno};
 use crate::beneath::Folder;

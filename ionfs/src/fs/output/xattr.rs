@@ -19,6 +19,12 @@ fn is_a_users(name: &OsStr) -> bool {
     name.as_bytes().starts_with(b"user.")
 }
 
+/// What somebody gets who asks for an attribute that is not there. Of those that are no user's `ls -l` asks each file for
+/// one, until it hears that this filesystem has none of the kind.
+pub(crate) fn no_attribute(name: &OsStr) -> Errno {
+    if is_a_users(name) { Errno::NODATA } else { Errno::OPNOTSUPP }
+}
+
 impl Output {
     fn pinned(&self, ino: Ino) -> Result<Arc<Pinned>> {
         self.pin(&self.lock(), ino)
@@ -26,11 +32,8 @@ impl Output {
 
     /// An extended attribute's value. Of names that a module may not set there is none.
     pub fn getxattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
-        if name.as_bytes().starts_with(b"system.") {
-            return Err(Errno::OPNOTSUPP);
-        }
         if !is_a_users(name) {
-            return Err(Errno::NODATA);
+            return Err(no_attribute(name));
         }
         self.pinned(ino)?.xattr(name)
     }
@@ -67,11 +70,7 @@ impl Output {
     /// Removes an extended attribute.
     pub fn removexattr(&self, ino: Ino, name: &OsStr) -> Result<()> {
         if !is_a_users(name) {
-            return Err(if name.as_bytes().starts_with(b"system.") {
-                Errno::OPNOTSUPP
-            } else {
-                Errno::NODATA
-            });
+            return Err(no_attribute(name));
         }
         let mut table = self.lock();
         let pinned = self.pin(&table, ino)?;
