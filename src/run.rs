@@ -10,8 +10,8 @@ use dispatcher::first::FirstEvent;
 use dispatcher::ledger::{Claim, Ledger};
 use dispatcher::pipeline::{ANY_TYPE, Module, Pipeline};
 use ionfs::clock::millis;
-use ionfs::commit::create_event;
-use ionfs::event::{Event, KeyValue, Publication};
+use ionfs::commit::record_event;
+use ionfs::event::{Event, KeyValue};
 use ionfs::id::{CorrelationId, EventId};
 use ionfs::node::Node;
 use ionfs::record::AttemptEnd;
@@ -60,7 +60,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     let node = Node::new(plane.clone(), settings.node())?;
     let (id, correlation) = (EventId::random(), CorrelationId::random());
     let prefix = format!("{correlation}/{id}");
-    // Of the type the module subscribes to, but marked as published: this event starts this module and no other.
+    // Of the type the module subscribes to, but for no module of the plane: it starts this one, here, and no other.
     let event_type = module.subscribes().into_iter().next().unwrap_or_else(|| "run".into());
     let StoredFiles { files, directories } = store_files(&plane, &prefix, &args.files).await?;
     let first = FirstEvent {
@@ -73,8 +73,8 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         directories,
         data: args.data.into_iter().map(|(key, value)| KeyValue { key, value }).collect(),
     };
-    let event = Event { publication: Publication::Published, ..first.document(&plane, &prefix).await? };
-    create_event(&plane, event.clone()).await?;
+    let event = first.document(&plane, &prefix).await?.for_nobody();
+    record_event(&plane, event.clone()).await?;
     let lease = millis(module.timeout + Duration::from_secs(60));
     let single = Module { gather: None, per: None, ..module.clone() };
     let Claim::Won(job) = ledger.claim(&single, &event, Some(("ion run", lease))).await? else {

@@ -241,8 +241,8 @@ pub(crate) async fn wait(
     let terminal = output::is_terminal();
     loop {
         let begun = tokio::time::Instant::now();
-        let modules = ledger.modules().await?;
-        let now = status(ledger, correlation, &modules).await?;
+        let registered = ledger.registered().await?;
+        let now = status(ledger, correlation, &registered).await?;
         for job in now.jobs.iter().filter(|job| job.state.is_final()) {
             if shown.insert(job.id.clone()) && !terminal && !settings.json {
                 output::line(job_line(job));

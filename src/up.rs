@@ -10,7 +10,7 @@ use dispatcher::executor::choice::{ClusterSettings, Executors};
 use dispatcher::executor::local::{LocalExecutor, LocalSettings};
 use dispatcher::gateway::Portal;
 use dispatcher::ledger::Ledger;
-use dispatcher::pipeline::{ExecutorKind, Pipeline};
+use dispatcher::pipeline::{ExecutorKind, Module, Pipeline};
 use futures_util::FutureExt as _;
 use ionfs::node::Node;
 use ionfs::record::{AttemptEnd, JobRecord, JobState};
@@ -23,6 +23,9 @@ use crate::metrics::MetricsArgs;
 use crate::output::{self, Colour};
 use crate::settings::{Settings, module_environment, search_path, ticket_key};
 use crate::{Failure, Outcome, Verdict};
+
+/// Waiting events that are counted.
+const WAITING_SHOWN: usize = 1_000_000;
 
 /// Lines and notices that may wait to be shown; more are left out, the logs keep them.
 const SHOWN: usize = 4096;
@@ -46,6 +49,9 @@ pub(crate) struct Args {
     /// Where pods of modules with `executor: kubernetes` run [default: the namespace of the kubeconfig, or this pod's own]
     #[arg(long, env = "ION_KUBERNETES_NAMESPACE", value_name = "NAME")]
     kubernetes_namespace: Option<String>,
+    /// Remove modules that an earlier version of the file has registered and that it has no more, with what waits for them
+    #[arg(long)]
+    drop_missing: bool,
     /// Do not show what modules print
     #[arg(short, long)]
     quiet: bool,
@@ -142,6 +148,9 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
             "there is no module {unknown:?}; `ion module list` shows those there are"
         )));
     }
+    if !follows {
+        missing(&Ledger::new(plane.clone()), &modules, args.drop_missing).await?;
+    }
     modules.retain(|module| only.is_empty() || only.contains(&module.name));
     if modules.is_empty() && !(follows && may_be_empty) {
         return Err(Failure(
@@ -222,6 +231,37 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
     showing.await?;
     endpoint.close().await;
     Ok(Verdict::Well)
+}
+
+/// Tells of modules that an earlier version of a pipeline file has registered and that it has no more: events go on to be
+/// for them, and gatherings wait for that. Drops them, if it is asked to.
+async fn missing(ledger: &Ledger, modules: &[Module], drop: bool) -> Result<(), Failure> {
+    let Some(of_file) = modules.first() else { return Ok(()) };
+    let same_file = |other: &Module| {
+        other.pipeline.is_some() && other.pipeline == of_file.pipeline && other.directory == of_file.directory
+    };
+    let gone = |other: &Module| same_file(other) && modules.iter().all(|module| module.name != other.name);
+    for module in ledger.modules().await?.into_iter().filter(gone) {
+        let name = &module.name;
+        let depth = ledger.plane().bus.depth(name, WAITING_SHOWN).await?.unwrap_or(0);
+        let waiting = match depth {
+            0 => "nothing waits for it".to_owned(),
+            1 => "1 event waits for it".to_owned(),
+            WAITING_SHOWN => format!("{WAITING_SHOWN} events or more wait for it"),
+            depth => format!("{depth} events wait for it"),
+        };
+        if drop {
+            ledger.delete_module(name).await?;
+            output::say(&format!("module {name:?} is not in the file any more and is removed ({waiting})"));
+        } else {
+            output::say(&format!(
+                "module {name:?} is registered and not in the file any more ({waiting}): events go on to be for it, and \
+                 what gathers waits until they are done. `ion module delete {name}`, or `--drop-missing` at the next start, \
+                 removes it"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The executor of this machine; this program is its `job-init`.

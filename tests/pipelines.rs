@@ -75,7 +75,7 @@ fn a_gathering_job_that_published_and_failed_is_retried() {
 /// A module that subscribes while a gathering job waits gets the messages it was too late for: else that job would wait for
 /// jobs that nobody starts.
 #[test]
-fn a_gathering_waits_for_a_module_that_came_later_and_not_for_ever() {
+fn what_was_committed_before_a_module_came_is_not_for_it_and_no_gathering_waits_for_that() {
     let home = Home::new();
     home.program("one", "#!/bin/sh\necho '{\"eventType\":\"piece\"}' > /ion/out/events/p\n");
     home.program("slow", "#!/bin/sh\nuntil [ -e $GO ]; do sleep 0.05; done\n");
@@ -92,8 +92,10 @@ fn a_gathering_waits_for_a_module_that_came_later_and_not_for_ever() {
     let up = home.up_with(&["--lease", "2s"], &pipeline(&home, &later));
     std::fs::write(&go, "").unwrap();
     wait_for("the end", || state_of(&home.jobs(), "sheet") == "succeeded");
+    assert_eq!(home.jobs().len(), 3, "the piece was there before");
+    home.run(["event", "create", "start", "--wait"]).well();
     assert_eq!(state_of(&home.jobs(), "later"), "succeeded");
-    assert_eq!(home.jobs().len(), 4);
+    assert_eq!(home.jobs().len(), 3 + 4);
     assert_eq!(up.stop(), Some(0));
 }
 
@@ -489,7 +491,7 @@ fn a_module_of_flags_is_as_of_a_file() {
     ];
     home.run([&name[..], &flags].concat()).well();
     let mut module = registered();
-    module["since"] = expected["since"].clone();
+    module["pipeline"] = expected["pipeline"].clone();
     assert_eq!(module, expected);
     // What an image says need not be said again.
     home.run([&name[..], &["-i", "frame", "--image", "crops:1"]].concat()).well();

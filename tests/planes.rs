@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::servers::{Azure, Env, Mongo, Rabbit, S3, plane};
-use support::{DEADLINE, Home, Ran, Up, example_clip, wait_for, wait_up_to};
+use support::{DEADLINE, Home, Ran, Up, example_clip, faketime, wait_for, wait_up_to};
 
 /// A pipeline with fan-out and fan-in whose modules need nothing but a shell.
 fn pipeline(home: &Home) -> PathBuf {
@@ -153,14 +153,6 @@ fn clocks_that_differ_by_minutes_do_no_harm() {
     for dispatcher in dispatchers {
         assert_eq!(dispatcher.stop(), Some(0));
     }
-}
-
-/// A library that tells programs another time.
-fn faketime() -> String {
-    let library = Path::new("/usr/lib")
-        .join(format!("{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH));
-    assert!(library.exists(), "{} is there: scripts/setup-tests.sh installs it", library.display());
-    library.display().to_string()
 }
 
 /// A dispatcher that stands still for longer than its lease finds another in its place: its module's close is refused, it

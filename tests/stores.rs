@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::stream;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use ionfs::event::{Context, DocumentType, Message};
 use ionfs::id::{CorrelationId, EventId};
@@ -20,7 +20,7 @@ use ionfs::stores::mongo::Mongo as MongoDocuments;
 use ionfs::stores::object::ObjectBlobs;
 use ionfs::stores::sqlite::Sqlite;
 use ionfs::stores::{
-    Abandon, Blobs, Bus, Collection, DeadLetter, Delivery, Documents, Guard, Inserted, Query, Routed,
+    Abandon, Blobs, Bus, Collection, DeadLetter, Delivery, Documents, Guard, Inserted, Pages, Query, Routed,
     StoreError, Subscription, known_queries,
 };
 
@@ -189,7 +189,7 @@ fn cloud_contract(url: &str) {
 }
 
 fn guard(attempt: u32) -> Option<Guard> {
-    Some(Guard { collection: Collection::Jobs, id: "job".into(), equals: vec![("attempt", json!(attempt))] })
+    Some(Guard::new(Collection::Jobs, "job", vec![("attempt", json!(attempt))]))
 }
 
 async fn documents_are_inserted_once_and_replaced_by_condition(documents: &dyn Documents) {
@@ -234,20 +234,70 @@ async fn documents_are_found_in_order_and_within_bounds(documents: &dyn Document
     assert_eq!(dues(all.limit(2)).await, [5, 4]);
 }
 
+/// However many there are, and whatever comes and goes meanwhile.
+async fn pages_give_each_document_once(documents: &dyn Documents) {
+    const MANY: usize = 1_300;
+    let job = |n: usize, due: usize| json!({"id": format!("page-{n:04}"), "state": "paged", "due": due});
+    // Many are equal in what they are sorted by, also where one page ends.
+    let all: Vec<_> = (0..MANY).map(|n| (Collection::Jobs, job(n * 7 % MANY, n / 400))).collect();
+    documents.insert_all_soon(all, None).await.unwrap();
+    let paged = || Query::equal(Collection::Jobs, vec![("state", json!("paged"))]);
+    for query in [paged(), paged().descending()] {
+        let mut pages = Pages::new(query.clone(), "due");
+        let (mut places, mut asked) = (Vec::new(), 0);
+        while let Some(page) = pages.next(documents).await.unwrap() {
+            asked += 1;
+            let place = |job: &Value| (job["due"].as_i64().unwrap(), job["id"].as_str().unwrap().to_owned());
+            places.extend(page.iter().map(place));
+            // What the next page begins behind goes, and another comes where the walk began.
+            documents.delete(Collection::Jobs, &places.last().unwrap().1, vec![]).await.unwrap();
+            let comes = job(MANY + asked, if query.descending { 9 } else { 0 });
+            documents.insert(Collection::Jobs, comes, None).await.unwrap();
+        }
+        assert!(asked >= 3);
+        let rises = |pair: &[_]| if query.descending { pair[0] > pair[1] } else { pair[0] < pair[1] };
+        assert!(places.windows(2).all(rises), "in order, and none twice");
+        let old = places.iter().filter(|(_, id)| **id < *format!("page-{MANY}")).count();
+        let gone = if query.descending { asked } else { 0 };
+        assert!(old + gone >= MANY, "{old}: all that stood all the time");
+    }
+    let some: Vec<String> = ["page-0003", "page-0001", "nobody's"].map(str::to_owned).into();
+    let present = documents.present(Collection::Jobs, some).await.unwrap();
+    assert_eq!(present, ["page-0001", "page-0003"].map(str::to_owned).into());
+    let changed: Vec<Value> = present.iter().map(|id| json!({"id": id, "state": "changed"})).collect();
+    let replace =
+        || documents.replace_all_soon(Collection::Jobs, changed.clone(), vec![("state", json!("paged"))]);
+    assert_eq!((replace().await.unwrap(), replace().await.unwrap()), (2, 0));
+}
+
+async fn a_guard_of_two_tells_which_does_not_hold(documents: &dyn Documents) {
+    let both = |version: u32| {
+        let plane = Guard::new(Collection::Plane, "two", vec![("version", json!(version))]);
+        Some(Guard::new(Collection::Jobs, "of-two", vec![("attempt", json!(1))]).and(plane))
+    };
+    let insert = |version| documents.insert(Collection::Events, json!({"id": "two"}), both(version));
+    assert!(matches!(insert(1).await, Err(StoreError::Fenced(Collection::Jobs))));
+    documents.insert(Collection::Jobs, json!({"id": "of-two", "attempt": 1}), None).await.unwrap();
+    documents.insert(Collection::Plane, json!({"id": "two", "version": 2}), None).await.unwrap();
+    assert!(matches!(insert(1).await, Err(StoreError::Fenced(Collection::Plane))));
+    assert_eq!(documents.get(Collection::Events, "two").await.unwrap(), None);
+    assert_eq!(insert(2).await.unwrap(), Inserted::New);
+}
+
 async fn a_guard_that_does_not_hold_writes_nothing(documents: &dyn Documents) {
     let event = json!({"id": "guarded"});
     assert!(matches!(
         documents.insert(Collection::Events, event.clone(), guard(1)).await,
-        Err(StoreError::Fenced)
+        Err(StoreError::Fenced(Collection::Jobs))
     ));
     documents.insert(Collection::Jobs, json!({"id": "job", "attempt": 2}), None).await.unwrap();
     assert!(matches!(
         documents.insert(Collection::Events, event.clone(), guard(1)).await,
-        Err(StoreError::Fenced)
+        Err(StoreError::Fenced(Collection::Jobs))
     ));
     assert!(matches!(
         documents.replace(Collection::Events, event.clone(), vec![], guard(1)).await,
-        Err(StoreError::Fenced)
+        Err(StoreError::Fenced(Collection::Jobs))
     ));
     assert_eq!(documents.get(Collection::Events, "guarded").await.unwrap(), None);
     assert_eq!(documents.insert(Collection::Events, event, guard(2)).await.unwrap(), Inserted::New);
@@ -471,7 +521,7 @@ async fn dead_letters_are_kept_until_exhumed(bus: &dyn Bus, tag: &str) {
 async fn what_is_written_soon_is_there_now(one: &dyn Documents, two: &dyn Documents) {
     let document = json!({"id": "soon", "n": 1});
     let insert = |guard| one.insert_soon(Collection::Events, document.clone(), guard);
-    assert!(matches!(insert(guard(99)).await, Err(StoreError::Fenced)));
+    assert!(matches!(insert(guard(99)).await, Err(StoreError::Fenced(Collection::Jobs))));
     assert_eq!(insert(None).await.unwrap(), Inserted::New);
     assert_eq!(insert(None).await.unwrap(), Inserted::Existing(document.clone()));
     let changed = json!({"id": "soon", "n": 2});
@@ -484,6 +534,8 @@ async fn what_is_written_soon_is_there_now(one: &dyn Documents, two: &dyn Docume
 async fn documents_contract(one: Arc<dyn Documents>, two: Arc<dyn Documents>) {
     documents_are_inserted_once_and_replaced_by_condition(&*one).await;
     documents_are_found_in_order_and_within_bounds(&*one).await;
+    pages_give_each_document_once(&*one).await;
+    a_guard_of_two_tells_which_does_not_hold(&*one).await;
     a_guard_that_does_not_hold_writes_nothing(&*one).await;
     what_is_written_soon_is_there_now(&*one, &*two).await;
     a_claim_is_won_once([one, two]).await;

@@ -1,19 +1,28 @@
-//! The ledger's part of `ion check`: has every job its event, and does somebody hold what runs?
+//! The ledger's part of `ion check`: has every job its event, and does somebody hold what runs? Has every module a job of
+//! each event that is for it?
 
 use std::time::Duration;
 
 use ionfs::audit::{Repair, Report};
 use ionfs::clock::{self, Millis};
-use ionfs::record::JobRecord;
+use ionfs::errors::chain;
+use ionfs::event::{Event, Publication};
+use ionfs::id::JobId;
+use ionfs::record::{JobRecord, JobState};
 use ionfs::relay;
-use ionfs::stores::{Collection, Query};
+use ionfs::stores::{Collection, Pages, Query, decode};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 
 use crate::ledger::{Ledger, LedgerError};
 
 /// How long an outbox is watched before it is a finding: relays have had more than their time.
 const OUTBOX_WATCHED: Duration = relay::GRACE.saturating_add(Duration::from_secs(5));
 
-/// Looks at every job.
+/// Suspects that are watched together.
+const SUSPECTS: usize = 1_000;
+
+/// Looks at every job, and whether every event has its jobs, a page at a time.
 ///
 /// What should have moved long ago by its own clock is watched for so long as its holder may take for a sign of life: a
 /// clock that is minutes off makes no finding.
@@ -22,28 +31,135 @@ const OUTBOX_WATCHED: Duration = relay::GRACE.saturating_add(Duration::from_secs
 /// When the ledger cannot be read; what is merely wrong is a finding.
 pub async fn check(ledger: &Ledger, repair: Repair) -> Result<Report, LedgerError> {
     let mut report = Report::default();
+    let documents = &ledger.plane().documents;
     let mut suspects = Vec::new();
-    let all = ledger.plane().documents.find_as::<JobRecord>(Query::equal(Collection::Jobs, vec![])).await?;
-    for job in all {
-        if ledger.event(&job.event_id).await?.is_none() && ledger.get(&job.id).await.is_ok() {
+    for state in JobState::ALL {
+        let mut pages = Pages::new(Query::equal(Collection::Jobs, vec![("state", json!(state))]), "due");
+        while let Some(page) = pages.next(&**documents).await? {
+            let jobs = page.into_iter().filter_map(|job| readable(job, Collection::Jobs, &mut report));
+            let jobs: Vec<JobRecord> = jobs.collect();
+            check_events_of(ledger, &jobs, &mut report).await?;
+            suspects.extend(jobs.into_iter().filter(|job| job.outbox || job.state.is_active()));
+            if suspects.len() >= SUSPECTS {
+                watch_jobs(ledger, std::mem::take(&mut suspects), repair, &mut report).await?;
+            }
+        }
+    }
+    watch_jobs(ledger, suspects, repair, &mut report).await?;
+    check_claims(ledger, repair, &mut report).await?;
+    Ok(report)
+}
+
+/// A document as what it must be; one that is not is a finding.
+fn readable<T: DeserializeOwned>(document: Value, collection: Collection, report: &mut Report) -> Option<T> {
+    decode(collection, document).inspect_err(|error| report.found(chain(error))).ok()
+}
+
+/// Whether each job's event is there.
+async fn check_events_of(
+    ledger: &Ledger,
+    jobs: &[JobRecord],
+    report: &mut Report,
+) -> Result<(), LedgerError> {
+    let events = jobs.iter().map(|job| job.event_id.to_string()).collect();
+    let present = ledger.plane().documents.present(Collection::Events, events).await?;
+    for job in jobs.iter().filter(|job| !present.contains(job.event_id.as_str())) {
+        // Both may have been dropped meanwhile.
+        if ledger.get(&job.id).await.is_ok() {
             report.found(format!(
                 "job {} of {} works on event {}, which is not there",
                 job.id, job.module, job.event_id
             ));
         }
-        if job.outbox || (job.state.is_active() && job.due < clock::now()) {
-            suspects.push(job);
-        }
     }
-    let Some(longest) = suspects.iter().map(watched).max() else { return Ok(report) };
+    Ok(())
+}
+
+/// Looks a second time, after a while, at jobs that should have moved.
+async fn watch_jobs(
+    ledger: &Ledger,
+    suspects: Vec<JobRecord>,
+    repair: Repair,
+    report: &mut Report,
+) -> Result<(), LedgerError> {
+    let overdue = |job: &JobRecord| job.outbox || job.due < clock::now();
+    let suspects: Vec<JobRecord> = suspects.into_iter().filter(overdue).collect();
+    let Some(longest) = suspects.iter().map(watched).max() else { return Ok(()) };
     tokio::time::sleep(longest).await;
     for before in suspects {
         let Ok(now) = ledger.get(&before.id).await else { continue };
         if now.version == before.version {
-            settle(ledger, &now, repair, &mut report).await?;
+            settle(ledger, &now, repair, report).await?;
         }
     }
-    Ok(report)
+    Ok(())
+}
+
+/// How long an event may be on its way to a module before it is a finding.
+const CLAIM_WATCHED: Duration = Duration::from_secs(10);
+
+/// Whether each module has a job of every event that is for it, or a message of it in its queue.
+async fn check_claims(ledger: &Ledger, repair: Repair, report: &mut Report) -> Result<(), LedgerError> {
+    let published = vec![("publication", json!(Publication::Published))];
+    let mut pages = Pages::new(Query::equal(Collection::Events, published), "created");
+    let mut suspects: Vec<(Event, String)> = Vec::new();
+    while let Some(page) = pages.next(&*ledger.plane().documents).await? {
+        let registered = ledger.registered().await?;
+        let events: Vec<Event> =
+            page.into_iter().filter_map(|event| decode(Collection::Events, event).ok()).collect();
+        let of = |event: &Event| -> Vec<(Event, String)> {
+            registered.registry.expected(event).map(|name| (event.clone(), name.to_owned())).collect()
+        };
+        suspects.extend(unclaimed(ledger, events.iter().flat_map(of).collect()).await?);
+        if suspects.len() >= SUSPECTS {
+            watch_claims(ledger, std::mem::take(&mut suspects), repair, report).await?;
+        }
+    }
+    watch_claims(ledger, suspects, repair, report).await
+}
+
+/// Of events and modules those of which there is no job.
+async fn unclaimed(ledger: &Ledger, all: Vec<(Event, String)>) -> Result<Vec<(Event, String)>, LedgerError> {
+    let job = |event: &Event, module: &str| JobId::derive(&event.id, module).to_string();
+    let jobs = all.iter().map(|(event, module)| job(event, module)).collect();
+    let present = ledger.plane().documents.present(Collection::Jobs, jobs).await?;
+    Ok(all.into_iter().filter(|(event, module)| !present.contains(&job(event, module))).collect())
+}
+
+/// Looks a second time, after a while, at events that a module has not claimed.
+async fn watch_claims(
+    ledger: &Ledger,
+    suspects: Vec<(Event, String)>,
+    repair: Repair,
+    report: &mut Report,
+) -> Result<(), LedgerError> {
+    if suspects.is_empty() {
+        return Ok(());
+    }
+    tokio::time::sleep(CLAIM_WATCHED).await;
+    let registered = ledger.registered().await?;
+    let bus = &ledger.plane().bus;
+    for (event, module) in unclaimed(ledger, suspects).await? {
+        let Some(definition) = registered.module(&module) else { continue };
+        // It may be the message of this event: then it only waits.
+        if let Some(1..) = bus.depth(&module, 1).await? {
+            continue;
+        }
+        let what = format!(
+            "event {} ({}) is for module {module:?}, which has no job of it and no message in its queue",
+            event.id, event.event_type
+        );
+        let sent = match repair {
+            Repair::Safe => {
+                bus.declare(&module, &definition.subscribes(), &[]).await?;
+                bus.send(&module, &event.message()).await?;
+                Some("it was sent again".to_owned())
+            }
+            Repair::No => None,
+        };
+        report.repaired(what, sent);
+    }
+    Ok(())
 }
 
 /// How long a suspect is watched: a holder renews its lease three times in each.

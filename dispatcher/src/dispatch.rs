@@ -10,10 +10,12 @@
 //! Nothing is in memory only. Another dispatcher, or this one started again, finds the job's record; one on the same
 //! machine knows at once that its holder is dead, because the holder's lock file is free.
 
+mod claims;
 mod house;
 mod left;
 mod modules;
 mod presence;
+mod unclaimed;
 
 pub use self::presence::served_modules;
 
@@ -22,29 +24,29 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ionfs::clock::{self, Millis, millis};
+use ionfs::clock::{Millis, millis};
 use ionfs::errors::chain;
-use ionfs::event::{Event, Message};
+use ionfs::event::Event;
 use ionfs::failpoint;
 use ionfs::fs::job::remove_attempt;
 use ionfs::id::JobId;
 use ionfs::patience::Standing;
 use ionfs::record::{AttemptEnd, JobRecord, JobState};
 use ionfs::relay;
-use ionfs::stores::{DataPlane, DeadLetter, Delivery, StoreError, Subscription, encode};
+use ionfs::stores::{DataPlane, Delivery, Subscription};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use self::claims::Materials;
 use self::house::KEEP;
 pub use self::modules::Modules;
-use self::modules::{Served, ServedModules};
+use self::modules::{Served, ServedModules, Wanted};
 use self::presence::Presence;
 use crate::executor::{Ended, Executor, Fate, Start, Stop};
-use crate::gather::{Readiness, readiness};
 use crate::job::{self, Happening};
-use crate::ledger::{Announced, Claim, Ledger, LedgerError};
+use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::Metrics;
 use crate::pipeline::Module;
 
@@ -173,20 +175,29 @@ impl Dispatcher {
     ) -> Result<(), LedgerError> {
         let Self { shared, modules } = self;
         let mut tasks = JoinSet::new();
-        match modules {
+        let wanted = match modules {
             Modules::These(modules) => {
                 for module in &modules {
-                    shared.ledger.put_module(module).await?;
+                    if let Some(former) = shared.ledger.put_module(module).await? {
+                        let (name, now) =
+                            (module.name.clone(), "was registered otherwise: it is served as said here");
+                        tracing::info!(module = name, fields = ?module.differs_in(&former), "registered anew");
+                        shared.notice(Notice::Module { name, now }).await;
+                    }
                 }
-                for module in modules {
-                    shared.begin(module, &mut tasks).await?;
-                }
+                Wanted::These(modules.into_iter().map(|module| module.name).collect())
             }
-            Modules::Registered { only } => {
-                shared.look_at_modules(&only, &mut tasks).await?;
-                tasks.spawn(shared.clone().follow_modules(only));
+            Modules::Registered { only } if only.is_empty() => Wanted::All,
+            Modules::Registered { only } => Wanted::These(only),
+        };
+        let mut served = JoinSet::new();
+        for change in shared.look_at_modules(&wanted, &mut served).await? {
+            // Those that it was started for need not be told.
+            if matches!(wanted, Wanted::All) {
+                shared.notice(change).await;
             }
         }
+        tasks.spawn(shared.clone().follow_modules(wanted, served));
         let presence =
             Presence::announce(&shared.ledger, &shared.settings.home, &shared.id, shared.served.names())
                 .await?;
@@ -214,9 +225,6 @@ impl Dispatcher {
         Ok(())
     }
 }
-
-/// What a job begins with, or why it cannot begin: its event, and what it gathers.
-type Materials = Result<(Event, Option<Vec<Event>>), String>;
 
 /// A place to run one job: of its module and of the whole dispatcher.
 type Slot = (OwnedSemaphorePermit, OwnedSemaphorePermit);
@@ -293,7 +301,7 @@ impl Shared {
             let place = of_module.available_permits() > 0 && self.slots.available_permits() > 0;
             full_since = if place { None } else { full_since.or_else(|| Some(Instant::now())) };
             if full_since.is_some_and(|since| since.elapsed() >= FULL)
-                && !self.pause(&module, &mut *queue, &mut jobs).await
+                && !self.pause(&served, &mut *queue, &mut jobs).await
             {
                 break;
             }
@@ -310,7 +318,7 @@ impl Shared {
                         unheard = false;
                         // Another module may have taken the last place meanwhile.
                         let slot = self.slot(&of_module);
-                        claims.spawn(self.clone().claim_patiently(module.clone(), delivery, slot));
+                        claims.spawn(self.clone().claim_patiently(served.clone(), delivery, slot));
                     }
                     Err(error) => {
                         // Once for each time that it is away.
@@ -334,7 +342,7 @@ impl Shared {
             self.settle(&module, &mut *queue, claimed, &mut jobs).await;
         }
         // What the bus has sent ahead is not returned, which it would count, but left in the ledger.
-        self.pause(&module, &mut *queue, &mut jobs).await;
+        self.pause(&served, &mut *queue, &mut jobs).await;
         drop(queue);
         while jobs.join_next().await.is_some() {}
     }
@@ -349,14 +357,15 @@ impl Shared {
     /// dispatcher stops.
     async fn pause(
         self: &Arc<Self>,
-        module: &Arc<Module>,
+        served: &Arc<Served>,
         queue: &mut dyn Subscription,
         jobs: &mut JoinSet<()>,
     ) -> bool {
+        let module = &served.module;
         match queue.pause().await {
             Ok(ahead) => {
                 for delivery in ahead {
-                    let claimed = self.clone().claim_patiently(module.clone(), delivery, None).await;
+                    let claimed = self.clone().claim_patiently(served.clone(), delivery, None).await;
                     if !self.settle(module, queue, Ok(claimed), jobs).await {
                         return false;
                     }
@@ -373,14 +382,15 @@ impl Shared {
     /// waited for: a message that goes back is counted by the broker, and dead in the end.
     async fn claim_patiently(
         self: Arc<Self>,
-        module: Arc<Module>,
+        served: Arc<Served>,
         delivery: Delivery,
         slot: Option<Slot>,
     ) -> Claimed {
+        let module = &served.module;
         let tag = delivery.tag;
         let mut tries = 0;
         loop {
-            match self.claim(&module, &delivery, slot.is_some(), tries > 0).await {
+            match self.claim(&served, &delivery, slot.is_some(), tries > 0).await {
                 Ok(job) => return Claimed { tag, job: Ok(job.zip(slot)) },
                 Err(error) if tries < CLAIM_TRIES && !self.stopping.is_cancelled() => {
                     tries += 1;
@@ -484,10 +494,15 @@ impl Shared {
                 }
             };
             match materials {
-                Ok(Ok((event, gathered))) => {
-                    jobs.spawn(self.clone().run(module.clone(), job, event, gathered, slot));
+                Ok(Materials::Ready(event, gathered)) => {
+                    jobs.spawn(self.clone().run(module.clone(), job, *event, gathered, slot));
                 }
-                Ok(Err(reason)) => self.end(&job, module, Ended::failed(reason)).await,
+                Ok(Materials::WaitsAgain) => {
+                    if let Err(error) = self.ledger.advance(&job, &Happening::WaitsAgain).await {
+                        tracing::warn!(job = %job.id, error = chain(&error), "that it waits again was not written");
+                    }
+                }
+                Ok(Materials::Missing(reason)) => self.end(&job, module, Ended::failed(reason)).await,
                 Err(error) if adopted => {
                     tracing::warn!(job = %job.id, error = chain(&error), "an adopted job's event cannot be read; it goes on");
                     self.leave(&job).await;
@@ -500,130 +515,6 @@ impl Shared {
                 }
             }
         }
-    }
-
-    /// The event of a job and what it gathers, read again: the ledger holds ids only.
-    async fn materials(&self, job: &JobRecord, module: &Module) -> Result<Materials, LedgerError> {
-        let event = match self.ledger.event(&job.event_id).await {
-            Ok(Some(event)) => event,
-            Ok(None) => return Ok(Err(format!("event {} is not there any more", job.event_id))),
-            Err(malformed @ StoreError::Malformed { .. }) => return Ok(Err(chain(&malformed))),
-            Err(error) => return Err(error.into()),
-        };
-        if module.gather.is_none() {
-            return Ok(Ok((event, None)));
-        }
-        let modules = self.ledger.modules().await?;
-        Ok(match readiness(&self.ledger, job, module, &modules).await? {
-            Readiness::Ready(gathered) => Ok((event, Some(gathered))),
-            Readiness::Waiting { .. } => Err("what it gathers is being worked on again".into()),
-        })
-    }
-
-    /// Claims the job a message asks for. None: nothing to run (known, waiting, or no message of ours).
-    async fn claim(
-        &self,
-        module: &Module,
-        delivery: &Delivery,
-        ours: bool,
-        again: bool,
-    ) -> Result<Option<Job>, LedgerError> {
-        let message: &Message = match &delivery.message {
-            Ok(message) => message,
-            Err(unreadable) => {
-                let body = String::from_utf8_lossy(&unreadable.body).into_owned();
-                let reason = format!("it is no message of Ion's: {}", unreadable.reason);
-                self.bury(module, &unreadable.id(), body, reason).await?;
-                return Ok(None);
-            }
-        };
-        match self.claim_announced(module, message, ours, again).await {
-            // What a document says does not change by asking again.
-            Err(LedgerError::Store(malformed @ StoreError::Malformed { .. })) => {
-                self.bury_message(module, message, chain(&malformed)).await?;
-                Ok(None)
-            }
-            claimed => claimed,
-        }
-    }
-
-    /// The same of a message that can be read.
-    async fn claim_announced(
-        &self,
-        module: &Module,
-        message: &Message,
-        ours: bool,
-        again: bool,
-    ) -> Result<Option<Job>, LedgerError> {
-        let event = match self.ledger.announced(&message.context.event_id).await? {
-            Announced::Event(event) => *event,
-            Announced::NotYet => {
-                // Not lost: what makes the event visible publishes it.
-                let event = message.context.event_id.as_str();
-                tracing::warn!(module = module.name, event, "a message names an event that is only staged");
-                return Ok(None);
-            }
-            Announced::NoEvent(reason) => {
-                self.bury_message(module, message, reason).await?;
-                return Ok(None);
-            }
-        };
-        if !module.subscribes().contains(&event.event_type) {
-            // Bound to it once and not any more: a message of that time.
-            tracing::info!(
-                module = module.name,
-                event_type = event.event_type,
-                "a message it no longer asks for"
-            );
-            return Ok(None);
-        }
-        let holder = ours.then(|| (self.id.as_str(), self.lease()));
-        let claim = self.ledger.claim(module, &event, holder).await?;
-        self.metrics.claimed(&claim);
-        match claim {
-            Claim::Won(job) if job.state == JobState::Waiting => {
-                self.ended.notify_one();
-                Ok(None)
-            }
-            Claim::Won(job) if ours => Ok(Some((job, event))),
-            Claim::Won(_) => {
-                self.served.ring(&module.name);
-                Ok(None)
-            }
-            // The answer to our own first try was lost: the job is ours all the same.
-            Claim::Known(job)
-                if again
-                    && job.state == JobState::Starting
-                    && job.attempt == 1
-                    && job.holder.as_ref() == Some(&self.id)
-                    && !self.runs(&job.id) =>
-            {
-                Ok(Some((job, event)))
-            }
-            Claim::Known(_) => Ok(None),
-        }
-    }
-
-    async fn bury_message(
-        &self,
-        module: &Module,
-        message: &Message,
-        reason: String,
-    ) -> Result<(), StoreError> {
-        let body = encode(message).to_string();
-        self.bury(module, message.context.event_id.as_str(), body, reason).await
-    }
-
-    async fn bury(
-        &self,
-        module: &Module,
-        event_id: &str,
-        body: String,
-        reason: String,
-    ) -> Result<(), StoreError> {
-        tracing::warn!(module = module.name, reason, "a message is dead");
-        let letter = DeadLetter::new(&module.name, event_id, body, reason, clock::now());
-        self.ledger.plane().bus.bury(letter).await
     }
 
     /// Runs one attempt to its end.

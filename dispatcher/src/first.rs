@@ -64,6 +64,8 @@ impl FirstEvent {
             attempt: None,
             publisher: None,
             unrouted: false,
+            expected_by: None,
+            registry: 0,
         })
     }
 }

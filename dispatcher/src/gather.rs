@@ -10,7 +10,7 @@ use ionfs::event::Event;
 use ionfs::record::{JobRecord, JobState};
 use ionfs::stores::StoreError;
 
-use crate::ledger::{JobFilter, Ledger};
+use crate::ledger::{JobFilter, Ledger, Registered};
 use crate::pipeline::{Module, OnDead, reachable};
 
 /// Whether a gathering job may start.
@@ -24,8 +24,6 @@ pub enum Readiness {
         open: usize,
         /// Dead jobs that hold it back until they are retried or dropped.
         dead: usize,
-        /// The events no module has claimed yet, each with the module that should.
-        unclaimed: Vec<(Event, String)>,
     },
 }
 
@@ -39,20 +37,20 @@ pub async fn readiness(
     ledger: &Ledger,
     waiting: &JobRecord,
     module: &Module,
-    modules: &[Module],
+    registered: &Registered,
 ) -> Result<Readiness, StoreError> {
     let correlation = waiting.correlation_id.to_string();
     let filter = JobFilter { correlation: Some(correlation.clone()), ..JobFilter::default() };
     let jobs = ledger.list(&filter, usize::MAX >> 1).await?;
     let events = ledger.events_of(&correlation).await?;
-    Ok(judge(waiting, module, modules, &jobs, &events))
+    Ok(judge(waiting, module, registered, &jobs, &events))
 }
 
 /// The pure part of [`readiness`].
 fn judge(
     waiting: &JobRecord,
     module: &Module,
-    modules: &[Module],
+    registered: &Registered,
     jobs: &[JobRecord],
     events: &[Event],
 ) -> Readiness {
@@ -61,15 +59,12 @@ fn judge(
         jobs.iter().map(|job| ((job.event_id.as_str(), job.module.as_str()), job)).collect();
     let gathered = module.gather.as_deref().unwrap_or_default();
     let (mut open, mut dead) = (0, 0);
-    let mut unclaimed = Vec::new();
     for event in &below {
-        for other in modules {
+        for other in registered.expected(event) {
             // Another gathering module counts as work below only if what it makes can be gathered here; two that
             // cannot feed each other would otherwise wait for each other.
-            let matters = other.expects(event)
-                && (other.on.contains(&event.event_type)
-                    || (other.name != module.name && reachable(modules, &other.emits).contains(gathered)));
-            if !matters {
+            let feeds = || reachable(&registered.modules, &other.emits).contains(gathered);
+            if other.gather.is_some() && (other.name == module.name || !feeds()) {
                 continue;
             }
             match jobs.get(&(event.id.as_str(), other.name.as_str())) {
@@ -77,16 +72,12 @@ fn judge(
                     dead += usize::from(module.on_dead == OnDead::Wait)
                 }
                 Some(job) if job.state.is_final() && !job.outbox => {}
-                Some(_) => open += 1,
-                None => {
-                    open += 1;
-                    unclaimed.push(((*event).clone(), other.name.clone()));
-                }
+                Some(_) | None => open += 1,
             }
         }
     }
     if open + dead > 0 {
-        return Readiness::Waiting { open, dead, unclaimed };
+        return Readiness::Waiting { open, dead };
     }
     Readiness::Ready(below.into_iter().filter(|event| event.event_type == gathered).cloned().collect())
 }

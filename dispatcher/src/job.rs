@@ -22,6 +22,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 pub enum Happening {
     /// A gathering job: everything below its event has ended.
     Gathered,
+    /// A gathering job that was taken: something below its event works again. It was no attempt.
+    WaitsAgain,
     /// A dispatcher takes it.
     Claimed {
         /// The dispatcher's id.
@@ -85,6 +87,7 @@ impl Happening {
     fn word(&self) -> &'static str {
         match self {
             Self::Gathered => "gathered for",
+            Self::WaitsAgain => "put back",
             Self::Claimed { .. } => "claimed",
             Self::Running => "running",
             Self::Renewed => "renewed",
@@ -111,6 +114,13 @@ pub fn next(job: &JobRecord, happening: &Happening, now: Millis) -> Result<JobRe
             job.holder = Some(holder.clone());
             stand(&mut job, now, *lease);
             job.attempts.push(Attempt::begun(job.attempt, now));
+        }
+        (JobState::Starting, Happening::WaitsAgain) => {
+            job.state = JobState::Waiting;
+            job.holder = None;
+            job.attempt = job.attempt.saturating_sub(1);
+            job.attempts.pop();
+            stand(&mut job, now, 0);
         }
         (JobState::Starting, Happening::Running) => job.state = JobState::Running,
         (JobState::Starting | JobState::Running, Happening::Renewed) => {
@@ -262,6 +272,7 @@ mod tests {
                 Starting,
                 vec![
                     (Happening::Running, Running),
+                    (Happening::WaitsAgain, Waiting),
                     (renewed(), Starting),
                     (ended(AttemptEnd::Succeeded), Succeeded),
                     (Happening::CancelAsked, Starting),
@@ -284,6 +295,7 @@ mod tests {
         ];
         let all = [
             Happening::Gathered,
+            Happening::WaitsAgain,
             claimed(),
             Happening::Running,
             renewed(),

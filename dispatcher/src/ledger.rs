@@ -7,6 +7,7 @@ use ionfs::failpoint;
 use ionfs::id::{EventId, JobId};
 use ionfs::patience::Standing;
 use ionfs::record::{AttemptEnd, FailedReads, JobRecord, JobState};
+use ionfs::registry::Registry;
 use ionfs::stores::{Collection, DataPlane, ID_BYTES_MAX, Inserted, Query, StoreError, decode, encode};
 use ionfs::text::quote;
 use serde_json::{Value, json};
@@ -19,6 +20,9 @@ const RACES_MAX: usize = 16;
 
 /// Queued jobs looked at when one is to be taken: others may take the first ones meanwhile.
 const LOOKED_AT: usize = 8;
+
+/// How long a lease is watched that is over by the clock.
+const WATCHED_MAX: Millis = 600_000;
 
 /// What changes while a job's holder lives: the attempt, and `due`, which every renewal moves.
 pub type Lease = (u32, Millis);
@@ -77,6 +81,27 @@ pub struct JobFilter {
     pub correlation: Option<String>,
 }
 
+/// The modules of a plane.
+#[derive(Clone, Debug)]
+pub struct Registered {
+    /// How their jobs run, by name.
+    pub modules: Vec<Module>,
+    /// Which events are for them.
+    pub registry: Registry,
+}
+
+impl Registered {
+    /// The module of this name.
+    pub fn module(&self, name: &str) -> Option<&Module> {
+        self.modules.iter().find(|module| module.name == name)
+    }
+
+    /// The modules that an event is for.
+    pub fn expected<'a>(&'a self, event: &'a Event) -> impl Iterator<Item = &'a Module> {
+        self.registry.expected(event).filter_map(|name| self.module(name))
+    }
+}
+
 /// What a claim found.
 #[derive(Clone, Debug)]
 pub enum Claim {
@@ -116,26 +141,45 @@ impl Ledger {
 
     // ---- modules ----
 
-    /// Registers a module and binds its queue.
+    /// Registers a module; gives what was registered under its name, if that says something else.
     ///
     /// # Guarantees
-    /// The queue first: an event published once the module is seen finds its queue.
-    pub async fn put_module(&self, module: &Module) -> Result<(), StoreError> {
+    /// Its queue is there first, then its definition, then the registry says that events are for it: an event that is for
+    /// it finds its queue, and whoever reads that it is registered finds how its jobs run. Cut short, it is not
+    /// registered, and done again it is.
+    ///
+    /// # Errors
+    /// When a store does not do its part.
+    pub async fn put_module(&self, module: &Module) -> Result<Option<Module>, StoreError> {
         let former = self.module(&module.name).await?;
         let bound = former.as_ref().map(Module::subscribes).unwrap_or_default();
         self.plane.bus.declare(&module.name, &module.subscribes(), &bound).await?;
-        let known = former.map(|former| former.since).unwrap_or_default();
-        let since = module.subscribes().into_iter().map(|event_type| {
-            let since = known.get(&event_type).copied().unwrap_or_else(clock::now);
-            (event_type, since)
-        });
-        let module = Module { since: since.collect(), ..module.clone() };
-        self.plane.documents.put(Collection::Modules, encode(&module), None).await
+        failpoint::reach("module.declared");
+        if former.as_ref() != Some(module) {
+            self.plane.documents.put(Collection::Modules, encode(module), None).await?;
+        }
+        failpoint::reach("module.defined");
+        Registry::register(&self.plane.documents, &module.name, &module.subscribes()).await?;
+        failpoint::reach("module.registered");
+        Ok(former.filter(|former| former != module))
     }
 
     /// The registered modules, by name.
     pub async fn modules(&self) -> Result<Vec<Module>, StoreError> {
-        self.plane.documents.find_as(Query::equal(Collection::Modules, vec![])).await
+        Ok(self.registered().await?.modules)
+    }
+
+    /// The registered modules, and which events are for them.
+    ///
+    /// # Errors
+    /// When the documents cannot be read.
+    pub async fn registered(&self) -> Result<Registered, StoreError> {
+        let documents = &self.plane.documents;
+        // The registry first: what it names has been defined.
+        let registry = Registry::read(documents).await?;
+        let mut modules: Vec<Module> = documents.find_as(Query::equal(Collection::Modules, vec![])).await?;
+        modules.retain(|module| registry.names().any(|name| name == module.name));
+        Ok(Registered { modules, registry })
     }
 
     /// One module.
@@ -143,8 +187,11 @@ impl Ledger {
         self.plane.documents.get_as(Collection::Modules, name).await
     }
 
-    /// Removes a module and its queue; its jobs stay in the ledger. Whether it was there.
+    /// Removes a module and its queue; its jobs stay in the ledger. Whether it was there. Events that are for it and that it
+    /// has not claimed start nothing any more.
     pub async fn delete_module(&self, name: &str) -> Result<bool, StoreError> {
+        Registry::remove(&self.plane.documents, name).await?;
+        failpoint::reach("module.removed");
         self.plane.bus.retire(name).await?;
         self.plane.documents.delete(Collection::Modules, name, vec![]).await
     }
@@ -315,7 +362,11 @@ impl Ledger {
         let active = self.active().await?;
         let stood = seen.look(active.iter().map(|job| (job.id.to_string(), (job.attempt, job.due))));
         let expired = active.into_iter().zip(stood).filter(|(job, stood)| {
-            millis(*stood) >= taken_after(job.term) || clock::has_passed_everywhere(job.due)
+            let watched = taken_after(job.term);
+            // A lease of a day, as `ion-handler` takes, is not watched for a day. A clock that has stepped forward says
+            // that it is over, too: whoever holds it would have renewed it by then, if it is renewed at all.
+            let over = clock::has_passed_everywhere(job.due);
+            millis(*stood) >= if over { watched.min(WATCHED_MAX) } else { watched }
         });
         Ok(expired.map(|(job, _)| job).collect())
     }
@@ -414,7 +465,9 @@ impl Ledger {
                 Announced::NoEvent(format!("the correlation of event {id} is too long for an id"))
             }
             Publication::Staged => Announced::NotYet,
-            Publication::Unpublished | Publication::Published => Announced::Event(Box::new(event)),
+            Publication::Unpublished | Publication::Published | Publication::Claimed => {
+                Announced::Event(Box::new(event))
+            }
         })
     }
 

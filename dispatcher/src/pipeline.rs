@@ -16,11 +16,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ionfs::address::FileUrls;
-use ionfs::clock::{Millis, SKEW_MAX, millis};
-use ionfs::event::Event;
 use ionfs::event::is_event_type;
 use ionfs::limits::SetLimits;
 use ionfs::record::CommitMode;
+use ionfs::stores::encode;
 use serde::{Deserialize, Serialize};
 use serde_saphyr::{Location, Spanned};
 
@@ -164,9 +163,9 @@ pub struct Module {
     pub limits: SetLimits,
     /// The working folder: that of the pipeline file.
     pub directory: PathBuf,
-    /// Since when its queue is bound to each type; the ledger fills it in.
-    #[serde(default)]
-    pub since: BTreeMap<String, Millis>,
+    /// The name of the file in that folder; none: it was registered without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<String>,
 }
 
 pub(crate) mod milliseconds {
@@ -209,7 +208,7 @@ impl Module {
             concurrency: default_concurrency(),
             limits: SetLimits::default(),
             directory,
-            since: BTreeMap::new(),
+            pipeline: None,
         }
     }
 
@@ -237,13 +236,12 @@ impl Module {
         self.env.get(BASE_DIR).map_or_else(|| MOUNT_AT.into(), PathBuf::from)
     }
 
-    /// Whether its queue got this event's message: it subscribes to the type, and did so when the event was published.
-    /// Within ten minutes of its registration the answer is yes, as clocks differ, but for what no queue got.
-    pub fn expects(&self, event: &Event) -> bool {
-        let subscribes =
-            self.on.contains(&event.event_type) || self.per.as_deref() == Some(&event.event_type);
-        let since = self.since.get(&event.event_type).copied().unwrap_or(0);
-        subscribes && !event.unrouted && event.created >= since - millis(SKEW_MAX)
+    /// The fields in which another definition differs.
+    pub fn differs_in(&self, other: &Self) -> Vec<String> {
+        let (one, other) = (encode(self), encode(other));
+        let all = [&one, &other].into_iter().flat_map(|fields| fields.as_object().into_iter().flatten());
+        let names: BTreeSet<&String> = all.map(|(name, _)| name).collect();
+        names.into_iter().filter(|name| one[name.as_str()] != other[name.as_str()]).cloned().collect()
     }
 
     /// The event types whose messages reach it.
@@ -455,9 +453,11 @@ impl Pipeline {
         let bytes = std::fs::read(file).map_err(unreadable)?;
         let file = std::path::absolute(file).map_err(unreadable)?;
         let directory = file.parent().unwrap_or(Path::new("/"));
-        let pipeline = Self::parse(&bytes, &name, directory)?;
-        pipeline.0.check_programs(&pipeline.1, &name, path)?;
-        Ok(pipeline.0)
+        let (mut pipeline, places) = Self::parse(&bytes, &name, directory)?;
+        pipeline.check_programs(&places, &name, path)?;
+        let name = file.file_name().map(|name| name.to_string_lossy().into_owned());
+        pipeline.modules.iter_mut().for_each(|module| module.pipeline.clone_from(&name));
+        Ok(pipeline)
     }
 
     /// Checks a file's bytes: everything but whether its programs are there. `name` is what mistakes are told with;

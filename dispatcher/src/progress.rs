@@ -9,8 +9,7 @@ use ionfs::stores::{Collection, Query, StoreError, encode};
 use serde_json::{Value, json};
 
 use crate::gather::{Readiness, readiness};
-use crate::ledger::{JobFilter, Ledger};
-use crate::pipeline::Module;
+use crate::ledger::{JobFilter, Ledger, Registered};
 
 /// A correlation at one moment.
 #[derive(Clone, Debug)]
@@ -95,8 +94,8 @@ impl Trace {
     /// # Errors
     /// When a store cannot be read.
     pub async fn read(ledger: &Ledger, correlation: &str) -> Result<Self, StoreError> {
-        let modules = ledger.modules().await?;
-        let status = status(ledger, correlation, &modules).await?;
+        let registered = ledger.registered().await?;
+        let status = status(ledger, correlation, &registered).await?;
         let equals =
             vec![("context.correlationId", json!(correlation)), ("context.documentType", json!("insight"))];
         let insights: Vec<InsightRecord> =
@@ -129,7 +128,11 @@ impl Trace {
 }
 
 /// Reads a correlation. Jobs before events, for the reason that [`readiness`] gives.
-pub async fn status(ledger: &Ledger, correlation: &str, modules: &[Module]) -> Result<Status, StoreError> {
+pub async fn status(
+    ledger: &Ledger,
+    correlation: &str,
+    registered: &Registered,
+) -> Result<Status, StoreError> {
     let filter = JobFilter { correlation: Some(correlation.to_owned()), ..JobFilter::default() };
     let jobs = ledger.list(&filter, usize::MAX >> 1).await?;
     let events = ledger.events_of(correlation).await?;
@@ -137,8 +140,7 @@ pub async fn status(ledger: &Ledger, correlation: &str, modules: &[Module]) -> R
         jobs.iter().map(|job| (job.event_id.as_str(), job.module.as_str())).collect();
     let unclaimed: Vec<JobId> = events
         .iter()
-        .flat_map(|event| modules.iter().map(move |module| (event, module)))
-        .filter(|(event, module)| module.expects(event))
+        .flat_map(|event| registered.expected(event).map(move |module| (event, module)))
         .filter(|(event, module)| !claimed.contains(&(event.id.as_str(), module.name.as_str())))
         .map(|(event, module)| JobId::derive(&event.id, &module.name))
         .collect();
@@ -151,9 +153,8 @@ pub async fn status(ledger: &Ledger, correlation: &str, modules: &[Module]) -> R
     let mut held_back = 0;
     let mut open = 0;
     for job in &jobs {
-        let module = modules.iter().find(|module| module.name == job.module);
-        match (job.state, module) {
-            (JobState::Waiting, Some(module)) => match readiness(ledger, job, module, modules).await? {
+        match (job.state, registered.module(&job.module)) {
+            (JobState::Waiting, Some(module)) => match readiness(ledger, job, module, registered).await? {
                 Readiness::Waiting { open: 0, .. } => held_back += 1,
                 _ => open += 1,
             },

@@ -13,8 +13,7 @@ use ionfs::stores::{Collection, Query, StoreError};
 use serde_json::{Value, json};
 
 use crate::executor::logs_below;
-use crate::ledger::Ledger;
-use crate::pipeline::Module;
+use crate::ledger::{Ledger, Registered};
 use crate::progress::status;
 
 /// What was dropped, or would be.
@@ -38,7 +37,7 @@ pub struct Retired {
 /// When a store fails; what was dropped until then is dropped.
 pub async fn retire(ledger: &Ledger, age: Duration, how: Collect) -> Result<Retired, StoreError> {
     let before = clock::now() - millis(age);
-    let modules = ledger.modules().await?;
+    let registered = ledger.registered().await?;
     let of_events = vec![("context.documentType", json!(DocumentType::EventMeta))];
     let events = Query::equal(Collection::Events, of_events).order_by("created");
     let mut latest: BTreeMap<CorrelationId, Millis> = BTreeMap::new();
@@ -48,7 +47,7 @@ pub async fn retire(ledger: &Ledger, age: Duration, how: Collect) -> Result<Reti
     }
     let mut retired = Retired::default();
     for (correlation, _) in latest.into_iter().filter(|(_, latest)| *latest < before) {
-        drop_one(ledger, &modules, &correlation, before, how, &mut retired).await?;
+        drop_one(ledger, &registered, &correlation, before, how, &mut retired).await?;
     }
     Ok(retired)
 }
@@ -56,14 +55,14 @@ pub async fn retire(ledger: &Ledger, age: Duration, how: Collect) -> Result<Reti
 /// Drops one correlation, if it ended before that moment.
 async fn drop_one(
     ledger: &Ledger,
-    modules: &[Module],
+    registered: &Registered,
     correlation: &CorrelationId,
     before: Millis,
     how: Collect,
     retired: &mut Retired,
 ) -> Result<(), StoreError> {
     let plane = ledger.plane();
-    let status = status(ledger, correlation.as_str(), modules).await?;
+    let status = status(ledger, correlation.as_str(), registered).await?;
     let old = status.jobs.iter().all(|job| job.ended.unwrap_or(job.created) < before);
     if !status.ended || !old {
         return Ok(());

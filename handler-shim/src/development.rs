@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 
 use ionfs::clock;
-use ionfs::commit::{Below, create_event};
+use ionfs::commit::{Below, record_event};
 use ionfs::event::{
     Context, DocumentType, Event, EventFile, FileEntry, KeyValue, Parsed, Publication, parse,
 };
@@ -160,15 +160,16 @@ pub async fn first_event(
         files,
         file_list: None,
         created: clock::now(),
-        // Nobody is to be told of it.
-        publication: Publication::Published,
+        publication: Publication::Unpublished,
         file_name: None,
         job_id: None,
         attempt: None,
         publisher: None,
         unrouted: false,
+        expected_by: None,
+        registry: 0,
     };
-    let created = create_event(plane, event.clone()).await;
+    let created = record_event(plane, event.clone()).await;
     created.map_err(|refusal| HandlerError::Rejected { name: "in/eventmeta.json".into(), refusal })?;
     Ok(event)
 }

@@ -4,13 +4,12 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::clock::{self, millis};
 use crate::commit::files_of;
 use crate::errors::chain;
 use crate::event::{DocumentType, Event, FileEntry, Publication};
 use crate::record::{JobRecord, JobState, LogRecord};
 use crate::relay::{self, Relay};
-use crate::stores::{Collection, DataPlane, Query, StoreError};
+use crate::stores::{Collection, DataPlane, Pages, Query, StoreError, decode};
 
 /// What a walk over the plane found.
 #[derive(Debug, Default)]
@@ -73,45 +72,73 @@ pub enum Repair {
 /// written by a clock that differs is seen to move.
 const WATCHED: Duration = relay::GRACE.saturating_add(Duration::from_secs(5));
 
-/// Compares documents with blobs and with each other.
+/// Suspects that are watched together.
+const SUSPECTS: usize = 1_000;
+
+/// Compares documents with blobs and with each other, a page of documents at a time.
 ///
 /// # Errors
 /// When a store cannot be read at all; what is merely wrong is a finding.
 pub async fn check(plane: &DataPlane, depth: Depth, repair: Repair) -> Result<Report, StoreError> {
     let mut report = Report::default();
     let mut suspects = Vec::new();
-    for event in events(plane).await? {
-        report.events += 1;
-        let what = format!("event {} ({})", event.id, event.event_type);
-        match files_of(plane, &event).await {
-            Ok(files) => {
-                for file in files.iter().chain(&event.file_list) {
-                    examine(plane, &what, file, depth, &mut report).await?;
+    let mut pages = of_type(DocumentType::EventMeta);
+    while let Some(page) = pages.next(&*plane.documents).await? {
+        for document in page {
+            let event: Event = match decode(Collection::Events, document) {
+                Ok(event) => event,
+                Err(error) => {
+                    report.found(chain(&error));
+                    continue;
                 }
-            }
-            Err(error) => {
-                report.found(format!("{what}: its list of files cannot be read: {}", chain(&error)))
-            }
-        }
-        match event.publication {
-            Publication::Unpublished if clock::now() - event.created > millis(relay::GRACE) => {
+            };
+            check_event(plane, &event, depth, &mut report).await?;
+            if event.publication == Publication::Unpublished {
                 suspects.push(event);
             }
-            Publication::Staged if is_lost(plane, &event).await? => {
-                report.found(format!("{what} was staged by an attempt that succeeded, and is not visible"));
-            }
-            _ => {}
+        }
+        if suspects.len() >= SUSPECTS {
+            watch_out(plane, std::mem::take(&mut suspects), repair, &mut report).await?;
         }
     }
-    // An empty one has no blob.
-    for log in logs(plane).await?.iter().filter(|log| log.logs.size > 0) {
-        examine(plane, &format!("log {}", log.id), &log.logs, depth, &mut report).await?;
+    let mut pages = of_type(DocumentType::ModuleLogs);
+    while let Some(page) = pages.next(&*plane.documents).await? {
+        for document in page {
+            match decode::<LogRecord>(Collection::Events, document) {
+                // An empty one has no blob.
+                Ok(log) if log.logs.size > 0 => {
+                    examine(plane, &format!("log {}", log.id), &log.logs, depth, &mut report).await?;
+                }
+                Ok(_) => {}
+                Err(error) => report.found(chain(&error)),
+            }
+        }
     }
-    if !suspects.is_empty() {
-        tokio::time::sleep(WATCHED).await;
-        watch_out(plane, suspects, repair, &mut report).await?;
-    }
+    watch_out(plane, suspects, repair, &mut report).await?;
     Ok(report)
+}
+
+/// One event and the blobs that it names.
+async fn check_event(
+    plane: &DataPlane,
+    event: &Event,
+    depth: Depth,
+    report: &mut Report,
+) -> Result<(), StoreError> {
+    report.events += 1;
+    let what = format!("event {} ({})", event.id, event.event_type);
+    match files_of(plane, event).await {
+        Ok(files) => {
+            for file in files.iter().chain(&event.file_list) {
+                examine(plane, &what, file, depth, report).await?;
+            }
+        }
+        Err(error) => report.found(format!("{what}: its list of files cannot be read: {}", chain(&error))),
+    }
+    if event.publication == Publication::Staged && is_lost(plane, event).await? {
+        report.found(format!("{what} was staged by an attempt that succeeded, and is not visible"));
+    }
+    Ok(())
 }
 
 /// Whether a staged event is of an attempt whose job succeeded and has nothing left to tell: nobody would reveal it.
@@ -126,13 +153,17 @@ async fn is_lost(plane: &DataPlane, event: &Event) -> Result<bool, StoreError> {
     Ok(over && again.is_some_and(|event| event.publication == Publication::Staged))
 }
 
-/// Looks a second time at events that were not published.
+/// Looks a second time, after a while, at events that were not published.
 async fn watch_out(
     plane: &DataPlane,
     suspects: Vec<Event>,
     repair: Repair,
     report: &mut Report,
 ) -> Result<(), StoreError> {
+    if suspects.is_empty() {
+        return Ok(());
+    }
+    tokio::time::sleep(WATCHED).await;
     let relay = Relay::new(plane.clone(), Duration::ZERO);
     for before in suspects {
         let now = plane.documents.get_as::<Event>(Collection::Events, before.id.as_str()).await?;
@@ -194,14 +225,7 @@ async fn examine(
     Ok(())
 }
 
-pub(crate) async fn events(plane: &DataPlane) -> Result<Vec<Event>, StoreError> {
-    plane.documents.find_as(of_type(DocumentType::EventMeta)).await
-}
-
-pub(crate) async fn logs(plane: &DataPlane) -> Result<Vec<LogRecord>, StoreError> {
-    plane.documents.find_as(of_type(DocumentType::ModuleLogs)).await
-}
-
-fn of_type(document_type: DocumentType) -> Query {
-    Query::equal(Collection::Events, vec![("context.documentType", json!(document_type))]).order_by("created")
+fn of_type(document_type: DocumentType) -> Pages {
+    let equals = vec![("context.documentType", json!(document_type))];
+    Pages::new(Query::equal(Collection::Events, equals), "created")
 }

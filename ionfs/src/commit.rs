@@ -54,6 +54,9 @@ const PUBLISH_WAIT: Duration = Duration::from_secs(5);
 /// The wait before stores that did not answer are asked again. Shorter hammers a store that is starting.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
 
+/// Times a commit begins anew because modules have been registered or removed meanwhile.
+pub(crate) const OUTDATED_MAX: u32 = 100;
+
 /// Tries of one commit: a store that takes most of a file and fails again and again is given up in the end.
 const TRIES_MAX: u32 = 200;
 
@@ -151,7 +154,7 @@ impl Refusal {
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Fenced => Self::Fenced,
+            StoreError::Fenced(Collection::Jobs) => Self::Fenced,
             error => Self::Stores(chain(&error)),
         }
     }
@@ -245,17 +248,12 @@ pub struct Origin {
 impl Origin {
     /// What must hold of the ledger at every write this attempt makes.
     pub fn guard(&self) -> Guard {
-        Guard {
-            collection: Collection::Jobs,
-            id: self.job_id.as_str().to_owned(),
-            equals: vec![
-                ("attempt", json!(self.attempt)),
-                match &self.fence {
-                    Fence::HeldBy(holder) => ("holder", json!(holder)),
-                    Fence::Running => ("state", json!(JobState::Running)),
-                },
-            ],
-        }
+        let holds = match &self.fence {
+            Fence::HeldBy(holder) => ("holder", json!(holder)),
+            Fence::Running => ("state", json!(JobState::Running)),
+        };
+        let equals = vec![("attempt", json!(self.attempt)), holds];
+        Guard::new(Collection::Jobs, self.job_id.as_str(), equals)
     }
 
     fn context(&self, event_id: EventId, document_type: DocumentType) -> Context {
@@ -371,7 +369,8 @@ impl Committer {
         let durable = || self.make_durable(name, file.clone(), staging);
         let (step, event, mut receipt) = self.patiently(|| staging.moved(), durable).await?;
         self.plane.metrics.commits.add(1);
-        receipt.published = step == Step::End(End::Committed(Publication::Published));
+        receipt.published =
+            matches!(step, Step::End(End::Committed(Publication::Published | Publication::Claimed)));
         if matches!(step, Step::End(_)) || !self.publish(step, event).await {
             seal(&self.plane).await?;
         } else {
@@ -418,6 +417,8 @@ impl Committer {
             attempt: Some(self.origin.attempt),
             publisher: None,
             unrouted: false,
+            expected_by: None,
+            registry: 0,
         };
         failpoint::reach("commit.blobs-stored");
         // Step 2.
@@ -583,6 +584,19 @@ pub async fn create_event(plane: &DataPlane, event: Event) -> Result<(), Refusal
     Ok(())
 }
 
+/// Inserts an event that is [for nobody](Event::for_nobody), and tells the bus nothing.
+///
+/// # Errors
+/// As [`create_event`].
+pub async fn record_event(plane: &DataPlane, event: Event) -> Result<(), Refusal> {
+    let event = event.for_nobody();
+    let files = files_of(plane, &event).await?;
+    match try_insert(plane, &event, &files, None, &mut event.clone()).await? {
+        Answer::Exists { same: false, .. } => Err(Refusal::Differs(event.id)),
+        _ => seal(plane).await,
+    }
+}
+
 /// The same for an event that no event file describes, of a job for which `guard` must hold, after documents, and blobs that
 /// they name and that were [put soon](crate::stores::Blobs::put_soon). All is durable when this returns, and the bus was
 /// told if that could be done. Gives what became of the documents.
@@ -647,7 +661,7 @@ async fn seal(plane: &DataPlane) -> Result<(), Refusal> {
 /// Step 2: the document goes in, or the one that is there says the same. Gives that document and the step that follows.
 async fn insert(
     plane: &DataPlane,
-    event: Event,
+    mut event: Event,
     files: &[FileEntry],
     guard: Option<Guard>,
     mode: CommitMode,
@@ -655,10 +669,17 @@ async fn insert(
     let mut found = event.clone();
     let mut step = Step::Insert;
     let mut failed = None;
+    let mut outdated = 0;
     loop {
         let tried = match step {
+            Step::Insert | Step::Replace(_) if outdated > OUTDATED_MAX => {
+                return Err(Refusal::Stores("modules are registered and removed again and again".into()));
+            }
             Step::Insert => {
-                timed(plane, step, try_insert(plane, &event, files, guard.clone(), &mut found)).await
+                let registered = plane.registry.address(&plane.documents, &mut event).await?;
+                found.clone_from(&event);
+                let guard = Some(guard.iter().cloned().fold(registered, |all, guard| guard.and(all)));
+                timed(plane, step, try_insert(plane, &event, files, guard, &mut found)).await
             }
             Step::Replace(attempt) => {
                 found.clone_from(&event);
@@ -675,7 +696,12 @@ async fn insert(
             },
         };
         failpoint::reach("commit.inserted");
-        step = step.after(answer(tried, &mut failed), event.attempt, mode);
+        let answer = answer(tried, &mut failed);
+        if answer == Answer::Outdated {
+            plane.registry.forget();
+            outdated += 1;
+        }
+        step = step.after(answer, event.attempt, mode);
     }
 }
 
@@ -715,7 +741,9 @@ pub(crate) async fn publish(
         let tried = match step {
             Step::Publish => timed(plane, step, plane.bus.publish(&event.message())).await.map(|routed| {
                 failpoint::reach("commit.published");
-                event.unrouted = routed == Routed::Nowhere;
+                if routed == Routed::Nowhere && !event.unrouted {
+                    tracing::warn!(event = %event.id, "no queue has its message; what it is for will be told again");
+                }
                 if let Some(told) = told.take() {
                     let _ = told.send(());
                 }
@@ -754,7 +782,8 @@ pub(crate) fn changed(written: bool) -> Answer {
 /// A store's error as an answer; the error itself is kept for people.
 fn answer(tried: Result<Answer, StoreError>, failed: &mut Option<StoreError>) -> Answer {
     tried.unwrap_or_else(|error| match error {
-        StoreError::Fenced => Answer::Fenced,
+        StoreError::Fenced(Collection::Plane) => Answer::Outdated,
+        StoreError::Fenced(_) => Answer::Fenced,
         error => {
             *failed = Some(error);
             Answer::Unknown

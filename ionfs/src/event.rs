@@ -132,6 +132,8 @@ pub enum Publication {
     Unpublished,
     /// Committed and published.
     Published,
+    /// Published, and each registered module that it is for has a job of it.
+    Claimed,
 }
 
 /// An event document. Inserting it is the commit.
@@ -174,9 +176,16 @@ pub struct Event {
     /// The relay that publishes it, where its writer did not; none: its writer does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub publisher: Option<String>,
-    /// True when the bus had no queue for its type.
+    /// True when no module was registered for its type.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unrouted: bool,
+    /// The modules that it is for: those that were registered for its type when it was committed
+    /// ([`crate::registry`]). None: an older Ion has committed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_by: Option<Vec<String>>,
+    /// The version of the registry that says so.
+    #[serde(default)]
+    pub registry: u64,
 }
 
 impl Event {
@@ -191,6 +200,12 @@ impl Event {
             && self.directories == other.directories
             && files.len() == other_files.len()
             && files.iter().zip(other_files).all(same_file)
+    }
+
+    /// For no module: it is there to be looked at, and starts nothing.
+    #[must_use]
+    pub fn for_nobody(self) -> Self {
+        Self { publication: Publication::Claimed, expected_by: Some(vec![]), unrouted: true, ..self }
     }
 
     /// The message that announces it.

@@ -39,6 +39,7 @@ pub mod node;
 pub mod patience;
 pub mod probe;
 pub mod record;
+pub mod registry;
 pub mod relay;
 pub mod spans;
 pub mod stores;

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::clock;
 use crate::commit::steps::Step;
-use crate::commit::{changed, publish, timed};
+use crate::commit::{OUTDATED_MAX, changed, publish, timed};
 use crate::errors::chain;
 use crate::event::{Event, Publication};
 use crate::failpoint;
@@ -22,7 +22,7 @@ use crate::id::JobId;
 use crate::patience::Standing;
 use crate::record::{CommitMode, InsightRecord, JobRecord, JobState};
 use crate::spans;
-use crate::stores::{Collection, DataPlane, DeadLetter, Query, StoreError, decode, encode};
+use crate::stores::{Collection, DataPlane, DeadLetter, Equals, Query, StoreError, decode, encode};
 
 /// How long what is committed is left to its own writer, and what a relay took on to that relay. Shorter makes relays
 /// publish what the writer is about to.
@@ -184,6 +184,23 @@ async fn bury(plane: &DataPlane, job: &JobRecord) -> Result<(), StoreError> {
     plane.bus.bury(DeadLetter::new(&job.module, job.event_id.as_str(), body, reason, at)).await
 }
 
+/// Makes a staged event visible, for the modules that are registered now: this is its commit. Whether it was as expected.
+async fn reveal(plane: &DataPlane, event: &mut Event, expect: Vec<Equals>) -> Result<bool, StoreError> {
+    let documents = &plane.documents;
+    let mut tries = 0;
+    loop {
+        let registered = plane.registry.address(documents, event).await?;
+        let revealed = documents.replace(Collection::Events, encode(event), expect.clone(), Some(registered));
+        match revealed.await {
+            Err(StoreError::Fenced(Collection::Plane)) if tries < OUTDATED_MAX => {
+                plane.registry.forget();
+                tries += 1;
+            }
+            revealed => return revealed,
+        }
+    }
+}
+
 async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, StoreError> {
     let (documents, job_id) = (&plane.documents, &job.id);
     let of_job = vec![("context.parentEventId", json!(job.event_id)), ("jobId", json!(job_id))];
@@ -200,8 +217,7 @@ async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, Sto
             continue;
         }
         event.publication = Publication::Unpublished;
-        let revealed = documents.replace(Collection::Events, encode(&event), expect, None);
-        let revealed = timed(plane, Step::Reveal, revealed).await?;
+        let revealed = timed(plane, Step::Reveal, reveal(plane, &mut event, expect)).await?;
         let step = Step::Reveal.after(changed(revealed), event.attempt, CommitMode::OnSuccess);
         failpoint::reach("promote.revealed");
         publish(plane, event, step, None).await?;

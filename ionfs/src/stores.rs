@@ -10,6 +10,7 @@ pub mod object;
 pub mod open;
 pub mod sqlite;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use self::held::Held;
 use crate::clock::Millis;
 use crate::event::{Event, Message};
 use crate::metrics::Metrics;
+use crate::registry::KnownRegistry;
 use crate::text::{REASON_MAX, cut_off, quote};
 
 /// Why a store did not do what it was asked.
@@ -39,9 +41,19 @@ pub enum StoreError {
     /// A blob does not hold the bytes that were written.
     #[error("blob {0:?} does not hold what was written")]
     DamagedBlob(String),
-    /// The guard of a write does not hold any more: a later attempt has begun.
-    #[error("a later attempt of the job has begun")]
-    Fenced,
+    /// The guard of a write does not hold any more: of [`Collection::Jobs`], a later attempt has begun.
+    #[error("what the write depends on has changed, in {}", .0.as_str())]
+    Fenced(Collection),
+    /// A question that must be answered as a whole has more answers than are read at once.
+    #[error(
+        "more than {most} documents in {collection} answer one question; nothing was done, as not all can be known"
+    )]
+    TooMany {
+        /// Where.
+        collection: &'static str,
+        /// How many are read at most.
+        most: usize,
+    },
     /// The store could not be reached or failed; asking again may help.
     #[error("{store}: {what}")]
     Unavailable {
@@ -180,11 +192,14 @@ pub enum Collection {
     Dispatchers,
     /// Attempts whose trees pods have: see [`crate::ticket`].
     Tickets,
+    /// What is known of the plane as a whole: see [`crate::registry`].
+    Plane,
 }
 
 impl Collection {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Events, Self::Jobs, Self::Modules, Self::Dispatchers, Self::Tickets];
+    pub const ALL: [Self; 6] =
+        [Self::Events, Self::Jobs, Self::Modules, Self::Dispatchers, Self::Tickets, Self::Plane];
 
     /// Its name in a store.
     pub fn as_str(self) -> &'static str {
@@ -194,6 +209,7 @@ impl Collection {
             Self::Modules => "modules",
             Self::Dispatchers => "dispatchers",
             Self::Tickets => "tickets",
+            Self::Plane => "plane",
         }
     }
 }
@@ -215,7 +231,7 @@ fn indexes(collection: Collection) -> &'static [&'static [&'static str]] {
             &["state", "due"],
             &["outbox"],
         ],
-        Collection::Modules | Collection::Dispatchers | Collection::Tickets => &[],
+        Collection::Modules | Collection::Dispatchers | Collection::Tickets | Collection::Plane => &[],
     }
 }
 
@@ -224,7 +240,12 @@ pub fn known_queries() -> Vec<Query> {
     let equal = |collection, fields: &[&'static str]| {
         Query::equal(collection, fields.iter().map(|field| (*field, json!("x"))).collect())
     };
+    let behind = || Page::Behind(json!("x"), "x".into());
     vec![
+        equal(Collection::Events, &["context.correlationId"]).order_by("created").page(behind()),
+        equal(Collection::Events, &["context.documentType"]).order_by("created").page(behind()),
+        equal(Collection::Events, &["publication"]).order_by("created").page(behind()),
+        equal(Collection::Jobs, &["state"]).order_by("due").page(behind()),
         equal(Collection::Events, &["context.correlationId", "context.documentType"]).order_by("created"),
         equal(Collection::Events, &["context.parentEventId", "jobId", "publication"]),
         equal(Collection::Events, &["publication"]).order_by("created"),
@@ -242,15 +263,34 @@ pub fn known_queries() -> Vec<Query> {
 /// A field of a document (a dotted path) and the value it must have; a missing field equals null.
 pub type Equals = (&'static str, Value);
 
-/// A condition on another document that must hold at the moment of a write.
+/// What must hold of other documents at the moment of a write.
 #[derive(Clone, Debug)]
-pub struct Guard {
-    /// The collection of the guarding document.
-    pub collection: Collection,
-    /// Its id.
-    pub id: String,
-    /// What must hold of it. A missing document fails the guard.
-    pub equals: Vec<Equals>,
+pub struct Guard(Vec<Condition>);
+
+/// What must hold of one document.
+#[derive(Clone, Debug)]
+pub(crate) struct Condition {
+    pub(crate) collection: Collection,
+    pub(crate) id: String,
+    pub(crate) equals: Vec<Equals>,
+}
+
+impl Guard {
+    /// The document of an id must be there and have these fields.
+    pub fn new(collection: Collection, id: impl Into<String>, equals: Vec<Equals>) -> Self {
+        Self(vec![Condition { collection, id: id.into(), equals }])
+    }
+
+    /// Both must hold. Of two that do not, the first is told of.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+
+    pub(crate) fn conditions(&self) -> &[Condition] {
+        &self.0
+    }
 }
 
 /// What an insert found.
@@ -275,16 +315,34 @@ pub struct Query {
     pub descending: bool,
     /// At most this many.
     pub limit: usize,
+    /// From where on; none: from the start. With one, those that are equal are in the order of their ids.
+    pub page: Option<Page>,
+}
+
+/// Where in its order the answer to a query begins.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Page {
+    /// With the first.
+    First,
+    /// Behind the document that has this value in the field it is sorted by, and this id.
+    Behind(Value, String),
 }
 
 impl Query {
     /// All documents of a collection with these fields, bounded by [`Query::LIMIT`].
     pub fn equal(collection: Collection, equals: Vec<Equals>) -> Self {
-        Self { collection, equals, order_by: None, descending: false, limit: Self::LIMIT }
+        Self { collection, equals, order_by: None, descending: false, limit: Self::LIMIT, page: None }
     }
 
-    /// More than any correlation holds, and a bound all the same.
+    /// Documents that are read at once at most. Who has to know all of more reads them by [`Pages`].
     pub const LIMIT: usize = 1_000_000;
+
+    /// From there on, in the order of a field and, of those that are equal, of their ids.
+    #[must_use]
+    pub fn page(mut self, page: Page) -> Self {
+        self.page = Some(page);
+        self
+    }
 
     /// Sorted by a field.
     #[must_use]
@@ -305,6 +363,43 @@ impl Query {
     pub fn limit(mut self, limit: usize) -> Self {
         self.limit = limit;
         self
+    }
+}
+
+/// Reads all documents that fit, however many, a page at a time.
+///
+/// # Guarantees
+/// Every document that fits all the time, and whose place in the order does not change, is given once. One that comes,
+/// goes or moves meanwhile may be or not.
+#[derive(Debug)]
+pub struct Pages {
+    query: Option<Query>,
+}
+
+impl Pages {
+    /// Documents in a page. One may have 300 kB: more take memory, fewer cost more questions.
+    const SIZE: usize = 128;
+
+    /// All that fit `query`, in the order of `field`.
+    pub fn new(query: Query, field: &'static str) -> Self {
+        let query = Query { limit: Self::SIZE, ..query.order_by(field).page(Page::First) };
+        Self { query: Some(query) }
+    }
+
+    /// The next page; none behind the last.
+    ///
+    /// # Errors
+    /// When the store cannot be read. The same page is given when it is asked again.
+    pub async fn next(&mut self, documents: &dyn Documents) -> Result<Option<Vec<Value>>, StoreError> {
+        let Some(query) = &self.query else { return Ok(None) };
+        let found = documents.find(query.clone()).await?;
+        let last = found.last().filter(|_| found.len() == query.limit).and_then(|last| {
+            let path = query.order_by.unwrap_or("id");
+            let value = path.split('.').try_fold(last, |at, part| at.get(part)).cloned();
+            Some(Page::Behind(value.unwrap_or_default(), last.get("id")?.as_str()?.to_owned()))
+        });
+        self.query = last.map(|last| query.clone().page(last));
+        Ok((!found.is_empty()).then_some(found))
     }
 }
 
@@ -345,6 +440,21 @@ pub trait Documents: Send + Sync + fmt::Debug {
     /// Everything written so far is on the disk when this returns.
     async fn seal(&self) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    /// Of these ids those of which there is a document.
+    async fn present(&self, collection: Collection, ids: Vec<String>) -> Result<HashSet<String>, StoreError>;
+
+    /// As [`Documents::replace_soon`] of each; gives how many were replaced.
+    async fn replace_all_soon(
+        &self,
+        collection: Collection,
+        documents: Vec<Value>,
+        expect: Vec<Equals>,
+    ) -> Result<usize, StoreError> {
+        let replace = |document| self.replace_soon(collection, document, expect.clone());
+        let replaced = futures_util::future::try_join_all(documents.into_iter().map(replace)).await?;
+        Ok(replaced.into_iter().filter(|replaced| *replaced).count())
     }
 
     /// Replaces the document of the same id if it has the fields of `expect`; false, and nothing written, when it
@@ -411,9 +521,16 @@ impl dyn Documents {
     }
 
     /// The documents that fit, as records.
+    ///
+    /// # Errors
+    /// [`StoreError::TooMany`] when there may be more than [`Query::LIMIT`], unless the query asked for so many only.
     pub async fn find_as<T: DeserializeOwned>(&self, query: Query) -> Result<Vec<T>, StoreError> {
         let collection = query.collection;
-        self.find(query).await?.into_iter().map(|document| decode(collection, document)).collect()
+        let found = self.find(query).await?;
+        if found.len() >= Query::LIMIT {
+            return Err(StoreError::TooMany { collection: collection.as_str(), most: Query::LIMIT });
+        }
+        found.into_iter().map(|document| decode(collection, document)).collect()
     }
 
     /// Inserts the document, or replaces the one that is there.
@@ -544,6 +661,9 @@ pub trait Bus: Send + Sync + fmt::Debug {
     /// The first messages of the module's queue, without receiving them.
     async fn peek(&self, module: &str, limit: usize) -> Result<Vec<Message>, StoreError>;
 
+    /// How many messages the module's queue holds that nobody is at work on, counted up to `most`; none: it has no queue.
+    async fn depth(&self, module: &str, most: usize) -> Result<Option<usize>, StoreError>;
+
     /// Puts a dead letter aside for people to look at. Idempotent by module and event.
     async fn bury(&self, letter: DeadLetter) -> Result<(), StoreError>;
 
@@ -584,6 +704,8 @@ pub struct DataPlane {
     pub one_log: bool,
     /// Small blobs whose bytes that log holds until their files are durable.
     held: Option<Arc<Held>>,
+    /// Which modules an event is for, as it was read last.
+    pub(crate) registry: Arc<KnownRegistry>,
     /// What is done with them, counted and timed.
     pub metrics: Arc<Metrics>,
 }
@@ -618,7 +740,16 @@ impl DataPlane {
         guard: Option<&Guard>,
     ) -> Result<Option<Vec<Inserted>>, StoreError> {
         let Some(held) = self.held.as_ref().filter(|held| held.takes(blobs)) else { return Ok(None) };
-        let event = Some(event.clone());
-        held.add(blobs.to_vec(), documents.to_vec(), event, guard.cloned()).await.map(Some)
+        let mut event = event.clone();
+        let registered = self.registry.address(&self.documents, &mut event).await?;
+        let guard = guard.cloned().into_iter().fold(registered, |all, guard| guard.and(all));
+        match held.add(blobs.to_vec(), documents.to_vec(), Some(event), Some(guard)).await {
+            // In parts, which begin anew with the modules that are registered now.
+            Err(StoreError::Fenced(Collection::Plane)) => {
+                self.registry.forget();
+                Ok(None)
+            }
+            added => added.map(Some),
+        }
     }
 }

@@ -380,3 +380,11 @@ pub fn may_mount_or_runs_where_it_may(name: &str) -> bool {
     passes_again(&["unshare", "-Urm", "--"], name, &[]);
     false
 }
+
+/// A library that tells programs another time.
+pub fn faketime() -> String {
+    let library = Path::new("/usr/lib")
+        .join(format!("{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH));
+    assert!(library.exists(), "{} is there: scripts/setup-tests.sh installs it", library.display());
+    library.display().to_string()
+}

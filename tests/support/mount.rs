@@ -197,6 +197,8 @@ pub fn first_event(id: &str, event_type: &str, files: Vec<FileEntry>) -> Event {
         publisher: None,
         directories: vec![],
         unrouted: false,
+        expected_by: None,
+        registry: 0,
     }
 }
 

@@ -118,7 +118,7 @@ impl Recording {
         self.within(async {
             let mut trace = self.trace(input, cut_off);
             self.extend(&mut trace, links, links.len()).await?;
-            let last = trace.last.take().map(|event| (Collection::Events, encode(&told_to_nobody(event))));
+            let last = trace.last.take().map(|event| (Collection::Events, encode(&event.for_nobody())));
             trace.documents.extend(last);
             self.write(&mut trace, None).await?;
             Ok(trace)
@@ -166,7 +166,7 @@ impl Recording {
         let published = match (trace.last.take(), &end) {
             (last, End::Well { .. }) => last,
             (last, _) => {
-                let last = last.map(|event| (Collection::Events, encode(&told_to_nobody(event))));
+                let last = last.map(|event| (Collection::Events, encode(&event.for_nobody())));
                 trace.documents.extend(last);
                 None
             }
@@ -211,7 +211,7 @@ impl Recording {
                 trace.on = event.clone();
                 // All but the last are told to nobody: the next link has had them.
                 if let Some(event) = trace.last.replace(event) {
-                    trace.documents.push((Collection::Events, encode(&told_to_nobody(event))));
+                    trace.documents.push((Collection::Events, encode(&event.for_nobody())));
                 }
             }
         }
@@ -261,7 +261,7 @@ impl Recording {
         if cut_off && self.begins() {
             first.data.push(KeyValue { key: "cutOff".into(), value: "true".into() });
         }
-        if self.begins() { told_to_nobody(first) } else { first }
+        if self.begins() { first.for_nobody() } else { first }
     }
 
     /// What the chain's own job is called, on the first event.
@@ -370,6 +370,8 @@ impl Recording {
             publisher: None,
             directories: vec![],
             unrouted: false,
+            expected_by: None,
+            registry: 0,
         }
     }
 
@@ -431,11 +433,6 @@ pub(super) fn steps<'a>(module: &'a Module, first: &EventId) -> impl Iterator<It
         let job = JobId::derive(&std::mem::replace(&mut on, event.clone()), &name);
         Step { job, event }
     })
-}
-
-/// An event that is part of a trace and starts nothing.
-fn told_to_nobody(event: Event) -> Event {
-    Event { publication: Publication::Published, unrouted: true, ..event }
 }
 
 fn exit_code(how: &How) -> Option<i32> {

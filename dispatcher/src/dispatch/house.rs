@@ -1,16 +1,14 @@
-//! Keeping house: the outbox, leases of dispatchers that died, gathering, messages that never came.
+//! Keeping house: the outbox, leases of dispatchers that died, gathering, events that nobody has claimed.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ionfs::event::{Event, Publication};
 use ionfs::failpoint;
 use ionfs::patience::Standing;
 use ionfs::relay::{self, Relay};
-use ionfs::stores::StoreError;
 
 use super::presence::Presence;
+use super::unclaimed::Unclaimed;
 use super::{Shared, warn_once};
 use crate::gather::{Readiness, readiness};
 use crate::job::Happening;
@@ -28,9 +26,7 @@ struct House {
     relay: Relay,
     leases: Standing<Lease>,
     looked: Option<Instant>,
-    /// Events that something waits for and no module has claimed.
-    unclaimed: Standing<()>,
-    sent_again: HashSet<String>,
+    unclaimed: Unclaimed,
 }
 
 impl Shared {
@@ -41,8 +37,7 @@ impl Shared {
             relay,
             leases: Standing::default(),
             looked: None,
-            unclaimed: Standing::default(),
-            sent_again: HashSet::new(),
+            unclaimed: Unclaimed::new(self.settings.lease),
         };
         let mut unkept = false;
         while !self.stopping.is_cancelled() {
@@ -75,13 +70,11 @@ impl Shared {
             }
         }
         let waiting = self.ledger.waiting().await?;
-        let mut unclaimed = Vec::new();
-        let modules = if waiting.is_empty() { vec![] } else { self.ledger.modules().await? };
-        for job in waiting {
-            let Some(module) = modules.iter().find(|module| module.name == job.module) else { continue };
-            match readiness(&self.ledger, &job, module, &modules).await? {
-                Readiness::Waiting { unclaimed: of_job, .. } => unclaimed.extend(of_job),
-                Readiness::Ready(_) => {
+        if !waiting.is_empty() {
+            let registered = self.ledger.registered().await?;
+            for job in waiting {
+                let Some(module) = registered.module(&job.module) else { continue };
+                if let Readiness::Ready(_) = readiness(&self.ledger, &job, module, &registered).await? {
                     failpoint::reach("gather.ready");
                     if self.ledger.advance(&job, &Happening::Gathered).await.is_ok() {
                         self.served.ring(&job.module);
@@ -89,34 +82,9 @@ impl Shared {
                 }
             }
         }
-        self.send_again(house, unclaimed).await?;
         // Last: a broker that is away must not hold up the rest.
         house.relay.round().await?;
-        Ok(())
-    }
-
-    /// Something waits for jobs of these events, nobody has claimed them for a lease, and no message asks for them: the
-    /// broker lost it, or the module subscribed after it was sent. It is sent again, once.
-    async fn send_again(&self, house: &mut House, unclaimed: Vec<(Event, String)>) -> Result<(), StoreError> {
-        let names: Vec<String> =
-            unclaimed.iter().map(|(event, module)| format!("{} for {module}", event.id)).collect();
-        let stood = house.unclaimed.look(names.iter().map(|name| (name.clone(), ())));
-        let still: HashSet<&String> = names.iter().collect();
-        house.sent_again.retain(|name| still.contains(name));
-        for (((event, module), name), stood) in unclaimed.iter().zip(&names).zip(stood) {
-            if stood < self.settings.lease
-                || event.publication != Publication::Published
-                || house.sent_again.contains(name)
-            {
-                continue;
-            }
-            let bus = &self.ledger.plane().bus;
-            if bus.peek(module, 1).await?.is_empty() {
-                tracing::info!(event = %event.id, module, "a message never reached its module; it is sent again");
-                bus.send(module, &event.message()).await?;
-                house.sent_again.insert(name.clone());
-            }
-        }
+        house.unclaimed.round(&self.ledger).await?;
         Ok(())
     }
 }

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ionfs::record::JobRecord;
+use ionfs::registry::Registration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{Notice, Shared, warn_once};
-use crate::ledger::LedgerError;
+use crate::ledger::{LedgerError, Registered};
 use crate::pipeline::Module;
 
 /// How often the plane's modules are looked at.
@@ -28,10 +29,29 @@ pub enum Modules {
     },
 }
 
-/// A module that is served.
+/// Which modules of the plane a dispatcher serves.
+#[derive(Clone, Debug)]
+pub(super) enum Wanted {
+    All,
+    These(Vec<String>),
+}
+
+impl Wanted {
+    fn has(&self, module: &Module) -> bool {
+        match self {
+            Self::All => true,
+            Self::These(names) => names.contains(&module.name),
+        }
+    }
+}
+
+/// A module that is served, as the plane has it: whatever the file says that this process was started with, another may have
+/// registered it otherwise since.
 #[derive(Debug)]
 pub(super) struct Served {
     pub(super) module: Arc<Module>,
+    /// Which events are for it.
+    pub(super) registration: Registration,
     /// Rung when a job of it waits in the ledger.
     pub(super) due: Notify,
     /// Jobs of it that go on and that nobody holds any more.
@@ -72,11 +92,16 @@ impl Shared {
     pub(super) async fn begin(
         self: &Arc<Self>,
         module: Module,
+        registration: Registration,
         tasks: &mut JoinSet<()>,
     ) -> Result<(), LedgerError> {
-        let queue = self.ledger.plane().bus.clone().subscribe(&module.name, module.concurrency).await?;
+        let bus = &self.ledger.plane().bus;
+        // Somebody may have removed the queue while nobody served it.
+        bus.declare(&module.name, &module.subscribes(), &[]).await?;
+        let queue = bus.clone().subscribe(&module.name, module.concurrency).await?;
         let served = Arc::new(Served {
             module: Arc::new(module),
+            registration,
             due: Notify::new(),
             left: Mutex::default(),
             stopping: self.stopping.child_token(),
@@ -91,11 +116,19 @@ impl Shared {
 
     /// Serves the plane's modules as they come, change and go, until the dispatcher stops. What runs of a module that has
     /// changed ends as it began.
-    pub(super) async fn follow_modules(self: Arc<Self>, only: Vec<String>) {
-        let mut tasks = JoinSet::new();
+    pub(super) async fn follow_modules(self: Arc<Self>, wanted: Wanted, mut tasks: JoinSet<()>) {
         let mut unread = false;
         while !self.stopping.is_cancelled() {
-            let read = self.look_at_modules(&only, &mut tasks).await;
+            let read = self.look_at_modules(&wanted, &mut tasks).await;
+            let read = match read {
+                Ok(changes) => {
+                    for change in changes {
+                        self.notice(change).await;
+                    }
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            };
             warn_once(read, &mut unread, "the registered modules cannot be read");
             self.rest(LOOK).await;
             while tasks.try_join_next().is_some() {}
@@ -103,13 +136,15 @@ impl Shared {
         while tasks.join_next().await.is_some() {}
     }
 
+    /// Serves what is to be served now; gives what has changed.
     pub(super) async fn look_at_modules(
         self: &Arc<Self>,
-        only: &[String],
+        wanted: &Wanted,
         tasks: &mut JoinSet<()>,
-    ) -> Result<(), LedgerError> {
-        let registered = self.ledger.modules().await?;
-        let wanted = registered.into_iter().filter(|module| only.is_empty() || only.contains(&module.name));
+    ) -> Result<Vec<Notice>, LedgerError> {
+        let mut changes = Vec::new();
+        let Registered { modules, registry } = self.ledger.registered().await?;
+        let wanted = modules.into_iter().filter(|module| wanted.has(module));
         let wanted: BTreeMap<String, Module> = wanted.map(|module| (module.name.clone(), module)).collect();
         let gone: Vec<Arc<Served>> = {
             let mut served = self.served.all();
@@ -120,23 +155,19 @@ impl Shared {
         for served in gone {
             served.stopping.cancel();
             let name = served.module.name.clone();
-            self.notice(Notice::Module { name, now: "is not registered any more" }).await;
+            changes.push(Notice::Module { name, now: "is not registered any more" });
         }
         for (name, module) in wanted {
             let serves = self.served.get(&name);
-            if serves.as_ref().is_some_and(|served| same(&served.module, &module)) {
+            let Some(registration) = registry.registration(&name).cloned() else { continue };
+            let same = |served: &Arc<Served>| *served.module == module && served.registration == registration;
+            if serves.as_ref().is_some_and(same) {
                 continue;
             }
-            self.begin(module, tasks).await?;
+            self.begin(module, registration, tasks).await?;
             let now = if serves.is_some() { "has changed" } else { "is served" };
-            self.notice(Notice::Module { name, now }).await;
+            changes.push(Notice::Module { name, now });
         }
-        Ok(())
+        Ok(changes)
     }
-}
-
-/// Whether they say the same. Since when a queue is bound says nothing of how a job runs.
-fn same(one: &Module, other: &Module) -> bool {
-    let plain = |module: &Module| Module { since: BTreeMap::new(), ..module.clone() };
-    plain(one) == plain(other)
 }

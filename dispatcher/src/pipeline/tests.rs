@@ -1,6 +1,5 @@
 use ionfs::limits::Limits;
 use proptest::prelude::*;
-use serde_json::json;
 
 use super::*;
 
@@ -8,23 +7,6 @@ fn parse(text: &str) -> Result<Pipeline, String> {
     Pipeline::parse(text.as_bytes(), "p.yaml", Path::new("/somewhere"))
         .map(|(p, _)| p)
         .map_err(|error| error.to_string())
-}
-
-#[test]
-fn an_event_of_before_a_subscription_is_not_expected() {
-    let mut module = Module::new("m", vec![], PathBuf::new());
-    module.on = vec!["a".into(), "b".into()];
-    module.since = BTreeMap::from([("a".into(), 0), ("b".into(), 1_000_000)]);
-    let event = |event_type: &str, created: Millis| {
-        let context = json!({"name": "n", "eventId": "e", "correlationId": "c"});
-        let event = json!({"id": "e", "context": context, "type": event_type, "created": created, "publication": "published"});
-        serde_json::from_value::<Event>(event).unwrap()
-    };
-    assert!(module.expects(&event("a", 5)));
-    assert!(!module.expects(&event("b", 5)), "its queue was not bound to the type by then");
-    assert!(module.expects(&event("b", 1_000_000 - millis(SKEW_MAX))), "by another clock it may have been");
-    assert!(!module.expects(&event("c", 5_000_000)));
-    assert!(!module.expects(&Event { unrouted: true, ..event("a", 5) }), "no queue got it");
 }
 
 #[test]

@@ -56,8 +56,10 @@ pub(crate) enum Answer {
     },
     /// The document is not as the write expected it; nothing was written.
     Changed,
-    /// The guard does not hold; nothing was written.
+    /// The attempt may not write any more; nothing was written.
     Fenced,
+    /// Other modules are registered than the event says it is for; nothing was written.
+    Outdated,
     /// No answer: it was done, or not, or will be.
     Unknown,
 }
@@ -79,7 +81,7 @@ impl Step {
 
     /// What comes after this step was answered so, for a commit of this attempt in this mode.
     pub(crate) fn after(self, answer: Answer, attempt: Option<u32>, mode: CommitMode) -> Self {
-        use Answer::{Changed, Done, Exists, Fenced, Unknown};
+        use Answer::{Changed, Done, Exists, Fenced, Outdated, Unknown};
         match (self, answer) {
             (Self::StoreBlobs, Done) => Self::Insert,
             (Self::Insert | Self::Replace(_), Done) => match mode {
@@ -98,6 +100,9 @@ impl Step {
             // Begun again: each step finds what an earlier try has done.
             (Self::StoreBlobs | Self::Insert | Self::Replace(_), Unknown) => Self::StoreBlobs,
             (Self::Replace(_), Changed) => Self::Insert,
+            // Begun again with the modules that are registered now.
+            (Self::Insert | Self::Replace(_), Outdated) => Self::Insert,
+            (Self::Reveal, Outdated) => Self::Reveal,
             (Self::Reveal | Self::Adopt, Done) => Self::Publish,
             (Self::Reveal, Unknown) => Self::Reveal,
             // The relay looks again, at what the document says by then.

@@ -75,9 +75,10 @@ fn cause_of(error: &StoreError) -> ReadFailureCause {
     match error {
         StoreError::NoSuchBlob(_) => ReadFailureCause::Missing,
         StoreError::DamagedBlob(_) | StoreError::Malformed { .. } => ReadFailureCause::Damaged,
-        StoreError::Fenced | StoreError::Unavailable { .. } | StoreError::Url { .. } => {
-            ReadFailureCause::StoreUnavailable
-        }
+        StoreError::Fenced(_)
+        | StoreError::TooMany { .. }
+        | StoreError::Unavailable { .. }
+        | StoreError::Url { .. } => ReadFailureCause::StoreUnavailable,
     }
 }
 

@@ -479,6 +479,24 @@ impl Bus for Amqp {
         looking.await.map_err(self.failed(format!("looking into the queue of module {module:?}")))
     }
 
+    async fn depth(&self, module: &str, most: usize) -> Result<Option<usize>, StoreError> {
+        let queue = queue_of(module);
+        let counting = async {
+            let channel = self.publishing.channel().await?;
+            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+            match within(channel.queue_declare(queue.as_str().into(), passive, FieldTable::default())).await {
+                Err(error) if is_missing(&error) => Ok(None),
+                Err(error) => Err(error),
+                Ok(declared) => {
+                    let count = usize::try_from(declared.message_count()).unwrap_or(usize::MAX);
+                    let _ = channel.close(200, "".into()).await;
+                    Ok(Some(count.min(most)))
+                }
+            }
+        };
+        counting.await.map_err(self.failed(format!("counting the messages of module {module:?}")))
+    }
+
     async fn bury(&self, letter: DeadLetter) -> Result<(), StoreError> {
         let what = format!("burying a message of module {:?}", letter.module);
         dead::bury(self, letter).await.map_err(self.failed(what))

@@ -9,10 +9,12 @@
 //! Wait without a bound: each call has [`ANSWER_WAIT`]. A write that ran into it may have happened all the same;
 //! its caller repeats it and finds it there.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
+use futures_util::future::try_join_all;
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::error::{Error, ErrorKind, WriteFailure};
 use mongodb::options::{
@@ -22,7 +24,7 @@ use mongodb::{Client, Database, IndexModel};
 use serde_json::{Map, Value};
 
 use super::open::without_credentials;
-use super::{Collection, Documents, Equals, Guard, Inserted, Query, StoreError, indexes};
+use super::{Collection, Documents, Equals, Guard, Inserted, Page, Query, StoreError, indexes};
 
 /// How long one call may take. A replica set elects a new primary in about ten seconds; the caller tries again then.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
@@ -100,7 +102,7 @@ impl Mongo {
     /// When the server does not answer.
     pub async fn explain(&self, query: &Query) -> Result<Value, StoreError> {
         let find = doc! {
-            "find": query.collection.as_str(), "filter": filter(None, &query.equals), "sort": query_order(query),
+            "find": query.collection.as_str(), "filter": query_filter(query), "sort": query_order(query),
         };
         let explain = self.database.run_command(doc! {"explain": find, "verbosity": "queryPlanner"});
         Ok(to_json(Bson::Document(self.within("explaining a query", explain).await?)))
@@ -136,14 +138,18 @@ impl Mongo {
 
     /// Fails unless the guard's document is there and has the fields. Checked just before the write, not with it:
     /// a lease is given up by its holder's own clock well before others may take it, so nothing comes between.
+    /// What the registry says may change in between: then the write counts as one that came before the change.
     async fn check(&self, guard: Option<Guard>) -> Result<(), StoreError> {
-        let Some(guard) = guard else { return Ok(()) };
-        let filter = filter(Some(&guard.id), &guard.equals);
-        let target = self.of(guard.collection);
-        let found = target.find_one(filter).projection(doc! {"_id": 1});
-        match self.within("looking at a lease", found).await? {
-            Some(_) => Ok(()),
-            None => Err(StoreError::Fenced),
+        let conditions = guard.iter().flat_map(Guard::conditions).map(|condition| async move {
+            let filter = filter(Some(&condition.id), &condition.equals);
+            let target = self.of(condition.collection);
+            let found = target.find_one(filter).projection(doc! {"_id": 1});
+            let found = self.within("looking at what a write depends on", found).await?;
+            Ok(found.is_none().then_some(condition.collection))
+        });
+        match try_join_all(conditions).await?.into_iter().flatten().next() {
+            Some(changed) => Err(StoreError::Fenced(changed)),
+            None => Ok(()),
         }
     }
 }
@@ -176,10 +182,24 @@ fn key_of(collection: Collection, document: &Value, equals: &[Equals]) -> Docume
     let shard_key = match collection {
         Collection::Events => Some(("context.correlationId", &document["context"]["correlationId"])),
         Collection::Jobs => Some(("correlationId", &document["correlationId"])),
-        Collection::Modules | Collection::Dispatchers | Collection::Tickets => None,
+        Collection::Modules | Collection::Dispatchers | Collection::Tickets | Collection::Plane => None,
     };
     if let Some((field, Value::String(correlation))) = shard_key {
         filter.insert(field, correlation.clone());
+    }
+    filter
+}
+
+fn query_filter(query: &Query) -> Document {
+    let mut filter = filter(None, &query.equals);
+    if let Some(Page::Behind(value, id)) = &query.page {
+        let field = query.order_by.unwrap_or("_id");
+        let (from, behind) = if query.descending { ("$lte", "$lt") } else { ("$gte", "$gt") };
+        let value = to_bson(value.clone());
+        // The first condition is a range of the index, the second leaves out those at its beginning.
+        let range = doc! {field: {from: value.clone()}};
+        let rest = doc! {"$or": [{field: {behind: value}}, {"_id": {behind: id}}]};
+        filter.insert("$and", vec![range, rest]);
     }
     filter
 }
@@ -290,10 +310,19 @@ impl Documents for Mongo {
         Ok(found.map(read))
     }
 
+    async fn present(&self, collection: Collection, ids: Vec<String>) -> Result<HashSet<String>, StoreError> {
+        const WHAT: &str = "looking for documents";
+        let target = self.of(collection);
+        let found = target.find(doc! {"_id": {"$in": ids}}).projection(doc! {"_id": 1});
+        let cursor = self.within(WHAT, found).await?;
+        let found: Vec<Document> = self.within(WHAT, cursor.try_collect()).await?;
+        Ok(found.iter().filter_map(|document| Some(document.get_str("_id").ok()?.to_owned())).collect())
+    }
+
     async fn find(&self, query: Query) -> Result<Vec<Value>, StoreError> {
         let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
         let target = self.of(query.collection);
-        let found = target.find(filter(None, &query.equals)).sort(query_order(&query)).limit(limit);
+        let found = target.find(query_filter(&query)).sort(query_order(&query)).limit(limit);
         let mut cursor = self.within("finding documents", found).await?;
         let mut documents = Vec::new();
         // Each batch has its own time: a long answer is no late one.

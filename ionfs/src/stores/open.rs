@@ -63,7 +63,8 @@ pub async fn open_over(blobs: Arc<dyn Blobs>, urls: &StoreUrls) -> Result<DataPl
         let held =
             if blobs.settles() { Some(Held::open(shared.clone(), blobs.clone()).await?) } else { None };
         let metrics = Arc::default();
-        return Ok(DataPlane { blobs, documents, bus: shared, one_log: true, held, metrics });
+        let registry = Arc::default();
+        return Ok(DataPlane { blobs, documents, bus: shared, one_log: true, held, registry, metrics });
     }
     Ok(DataPlane {
         blobs,
@@ -71,6 +72,7 @@ pub async fn open_over(blobs: Arc<dyn Blobs>, urls: &StoreUrls) -> Result<DataPl
         bus: open_bus(&urls.bus).await?,
         one_log: false,
         held: None,
+        registry: Arc::default(),
         metrics: Arc::default(),
     })
 }

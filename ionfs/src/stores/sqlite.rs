@@ -46,13 +46,13 @@ const BATCH: usize = 256;
 const READERS: usize = 4;
 
 /// The layout of the tables; raised when they change.
-const SCHEMA_VERSION: i64 = 4;
+const SCHEMA_VERSION: i64 = 5;
 
 /// Why one request failed inside the writer.
 #[derive(Debug)]
 enum Failure {
     Sql(rusqlite::Error),
-    Fenced,
+    Fenced(Collection),
 }
 
 impl From<rusqlite::Error> for Failure {
@@ -175,7 +175,7 @@ impl Sqlite {
         writer.send(request).await.map_err(|_| self.failed(what, stopped))?;
         match answered.await {
             Ok(Ok(Ok(value))) => Ok(value),
-            Ok(Ok(Err(Failure::Fenced))) => Err(StoreError::Fenced),
+            Ok(Ok(Err(Failure::Fenced(collection)))) => Err(StoreError::Fenced(collection)),
             Ok(Ok(Err(Failure::Sql(error)))) => Err(self.failed(what, error)),
             Ok(Err(error)) => Err(self.failed(what, error)),
             Err(_) => Err(self.failed(what, stopped)),

@@ -60,7 +60,7 @@ fn bound(connection: &Connection, event_type: &str) -> rusqlite::Result<Vec<Stri
 /// Inserts an event and publishes it; one that is there already is left as it is.
 pub(super) fn insert_published(connection: &Connection, event: Event) -> Result<Inserted, Failure> {
     let (modules, message) = (bound(connection, &event.event_type)?, event.message());
-    let event = Event { publication: Publication::Published, unrouted: modules.is_empty(), ..event };
+    let event = Event { publication: Publication::Published, ..event };
     let inserted = documents::insert(connection, Collection::Events, &encode(&event))?;
     if inserted == Inserted::New {
         enqueue_each(connection, &modules, &message)?;
@@ -150,6 +150,21 @@ impl Bus for Sqlite {
                 messages.extend(serde_json::from_str(&body?).ok());
             }
             Ok(messages)
+        })
+        .await
+    }
+
+    async fn depth(&self, module: &str, most: usize) -> Result<Option<usize>, StoreError> {
+        let (module, most) = (module.to_owned(), i64::try_from(most).unwrap_or(i64::MAX));
+        self.read("counting messages", move |connection| {
+            let there = "SELECT EXISTS (SELECT 1 FROM queues WHERE module = ?1)";
+            if !connection.prepare_cached(there)?.query_row([&module], |row| row.get::<_, bool>(0))? {
+                return Ok(None);
+            }
+            let count = "SELECT COUNT(*) FROM (SELECT 1 FROM messages WHERE module = ?1 LIMIT ?2)";
+            let count: i64 =
+                connection.prepare_cached(count)?.query_row((&module, most), |row| row.get(0))?;
+            Ok(Some(usize::try_from(count).unwrap_or(0)))
         })
         .await
     }

@@ -1,12 +1,14 @@
 //! Documents: a table for each collection, JSON in it, an expression index for every query the system makes.
 
+use std::collections::HashSet;
+
 use async_trait::async_trait;
 use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension as _, params_from_iter};
 use serde_json::Value;
 
 use super::{Durable, Failure, Sqlite, touch};
-use crate::stores::{Collection, Documents, Equals, Guard, Inserted, Query, StoreError, indexes};
+use crate::stores::{Collection, Documents, Equals, Guard, Inserted, Page, Query, StoreError, indexes};
 
 /// The statements that make a collection's table and indexes.
 ///
@@ -95,12 +97,15 @@ fn id_of(document: &Value) -> String {
 
 /// Fails unless the guard's document is there and has the fields.
 fn check(connection: &Connection, guard: Option<&Guard>) -> Result<(), Failure> {
-    let Some(guard) = guard else { return Ok(()) };
-    let mut values = vec![Sql::Text(guard.id.clone())];
-    let conditions = conditions(&guard.equals, &mut values);
-    let sql = format!("SELECT 1 FROM {} WHERE id = ?1{conditions}", guard.collection.as_str());
-    let holds = connection.prepare_cached(&sql)?.exists(params_from_iter(values))?;
-    if holds { Ok(()) } else { Err(Failure::Fenced) }
+    for condition in guard.into_iter().flat_map(Guard::conditions) {
+        let mut values = vec![Sql::Text(condition.id.clone())];
+        let conditions = conditions(&condition.equals, &mut values);
+        let sql = format!("SELECT 1 FROM {} WHERE id = ?1{conditions}", condition.collection.as_str());
+        if !connection.prepare_cached(&sql)?.exists(params_from_iter(values))? {
+            return Err(Failure::Fenced(condition.collection));
+        }
+    }
+    Ok(())
 }
 
 /// Inserts a document unless one of its id is there.
@@ -154,14 +159,23 @@ impl Sqlite {
     ) -> Result<bool, StoreError> {
         self.write_as(durable, "replacing a document", move |connection| {
             check(connection, guard.as_ref())?;
-            let mut values = vec![Sql::Text(id_of(&document)), Sql::Text(document.to_string())];
-            let conditions = conditions(&expect, &mut values);
-            let update =
-                format!("UPDATE {} SET document = ?2 WHERE id = ?1{conditions}", collection.as_str());
-            Ok(connection.prepare_cached(&update)?.execute(params_from_iter(values))? == 1)
+            replace(connection, collection, &document, &expect)
         })
         .await
     }
+}
+
+/// Replaces the document of the same id if it is as expected.
+fn replace(
+    connection: &Connection,
+    collection: Collection,
+    document: &Value,
+    expect: &[Equals],
+) -> Result<bool, Failure> {
+    let mut values = vec![Sql::Text(id_of(document)), Sql::Text(document.to_string())];
+    let conditions = conditions(expect, &mut values);
+    let update = format!("UPDATE {} SET document = ?2 WHERE id = ?1{conditions}", collection.as_str());
+    Ok(connection.prepare_cached(&update)?.execute(params_from_iter(values))? == 1)
 }
 
 fn parse(text: &str) -> rusqlite::Result<Value> {
@@ -178,10 +192,21 @@ pub(super) fn select(query: &Query) -> (String, Vec<Sql>) {
         query.collection.as_str(),
         conditions(&query.equals, &mut values)
     );
-    let direction = if query.descending { "DESC" } else { "ASC" };
-    match query.order_by {
-        Some(field) => sql.push_str(&format!(" ORDER BY {} {direction}", extract(field))),
-        None => sql.push_str(&format!(" ORDER BY id {direction}")),
+    let (direction, behind) = if query.descending { ("DESC", '<') } else { ("ASC", '>') };
+    let field = query.order_by.map_or_else(|| "id".to_owned(), extract);
+    if let Some(Page::Behind(value, id)) = &query.page {
+        values.push(sql_value(value));
+        let value = values.len();
+        values.push(Sql::Text(id.clone()));
+        // The first condition is a range of the index, the second leaves out those at its beginning.
+        sql.push_str(&format!(
+            " AND {field} {behind}= ?{value} AND ({field} {behind} ?{value} OR id {behind} ?{})",
+            values.len()
+        ));
+    }
+    sql.push_str(&format!(" ORDER BY {field} {direction}"));
+    if query.page.is_some() && query.order_by.is_some() {
+        sql.push_str(&format!(", id {direction}"));
     }
     values.push(Sql::Integer(i64::try_from(query.limit).unwrap_or(i64::MAX)));
     sql.push_str(&format!(" LIMIT ?{}", values.len()));
@@ -249,6 +274,35 @@ impl Documents for Sqlite {
             let found: Option<String> =
                 connection.prepare_cached(&select)?.query_row([id], |row| row.get(0)).optional()?;
             found.map(|text| parse(&text)).transpose()
+        })
+        .await
+    }
+
+    async fn present(&self, collection: Collection, ids: Vec<String>) -> Result<HashSet<String>, StoreError> {
+        self.read("looking for documents", move |connection| {
+            let select = format!("SELECT EXISTS (SELECT 1 FROM {} WHERE id = ?1)", collection.as_str());
+            let mut statement = connection.prepare_cached(&select)?;
+            let mut present = HashSet::new();
+            for id in ids {
+                if statement.query_row([&id], |row| row.get(0))? {
+                    present.insert(id);
+                }
+            }
+            Ok(present)
+        })
+        .await
+    }
+
+    async fn replace_all_soon(
+        &self,
+        collection: Collection,
+        documents: Vec<Value>,
+        expect: Vec<Equals>,
+    ) -> Result<usize, StoreError> {
+        self.write_as(Durable::Later, "replacing documents", move |connection| {
+            documents.iter().try_fold(0, |replaced, document| {
+                Ok(replaced + usize::from(replace(connection, collection, document, &expect)?))
+            })
         })
         .await
     }
