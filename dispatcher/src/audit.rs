@@ -100,7 +100,7 @@ const CLAIM_WATCHED: Duration = Duration::from_secs(10);
 
 /// Whether each module has a job of every event that is for it, or a message of it in its queue.
 async fn check_claims(ledger: &Ledger, repair: Repair, report: &mut Report) -> Result<(), LedgerError> {
-    let published = vec![("publication", json!(Publication::Published))];
+    let published = vec![("unclaimed", json!(true)), ("publication", json!(Publication::Published))];
     let mut pages = Pages::new(Query::equal(Collection::Events, published), "created");
     let mut suspects: Vec<(Event, String)> = Vec::new();
     while let Some(page) = pages.next(&*ledger.plane().documents).await? {

@@ -66,6 +66,7 @@ impl FirstEvent {
             unrouted: false,
             expected_by: None,
             registry: 0,
+            unclaimed: false,
         })
     }
 }

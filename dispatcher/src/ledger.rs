@@ -465,9 +465,7 @@ impl Ledger {
                 Announced::NoEvent(format!("the correlation of event {id} is too long for an id"))
             }
             Publication::Staged => Announced::NotYet,
-            Publication::Unpublished | Publication::Published | Publication::Claimed => {
-                Announced::Event(Box::new(event))
-            }
+            Publication::Unpublished | Publication::Published => Announced::Event(Box::new(event)),
         })
     }
 

@@ -207,7 +207,7 @@ async fn show(plane: &DataPlane, work: &Work, job: JobRecord) -> Result<Committe
         tracing::warn!(error = chain(&error), "the events are committed and not published yet; a relay will");
     }
     let mut events: Vec<Event> = Vec::new();
-    for publication in [Publication::Unpublished, Publication::Published, Publication::Claimed] {
+    for publication in [Publication::Published, Publication::Unpublished] {
         let of_job = vec![
             ("context.parentEventId", json!(work.event.id)),
             ("jobId", json!(job.id)),

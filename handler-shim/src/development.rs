@@ -168,6 +168,7 @@ pub async fn first_event(
         unrouted: false,
         expected_by: None,
         registry: 0,
+        unclaimed: false,
     };
     let created = record_event(plane, event.clone()).await;
     created.map_err(|refusal| HandlerError::Rejected { name: "in/eventmeta.json".into(), refusal })?;

@@ -21,7 +21,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
 
 use crate::clock::{self, millis};
@@ -63,7 +63,7 @@ const PART: usize = 100_000;
 pub async fn collect(plane: &DataPlane, grace: Duration, how: Collect) -> Result<Collected, StoreError> {
     let before = clock::now() - millis(grace);
     let mut collected = Collected::default();
-    let mut listing = plane.blobs.list("").await?;
+    let mut listing = plane.blobs.list("").await?.fuse();
     loop {
         let mut part = HashMap::new();
         while part.len() < PART

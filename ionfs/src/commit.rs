@@ -369,8 +369,7 @@ impl Committer {
         let durable = || self.make_durable(name, file.clone(), staging);
         let (step, event, mut receipt) = self.patiently(|| staging.moved(), durable).await?;
         self.plane.metrics.commits.add(1);
-        receipt.published =
-            matches!(step, Step::End(End::Committed(Publication::Published | Publication::Claimed)));
+        receipt.published = step == Step::End(End::Committed(Publication::Published));
         if matches!(step, Step::End(_)) || !self.publish(step, event).await {
             seal(&self.plane).await?;
         } else {
@@ -419,6 +418,7 @@ impl Committer {
             unrouted: false,
             expected_by: None,
             registry: 0,
+            unclaimed: false,
         };
         failpoint::reach("commit.blobs-stored");
         // Step 2.

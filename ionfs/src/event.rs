@@ -132,8 +132,6 @@ pub enum Publication {
     Unpublished,
     /// Committed and published.
     Published,
-    /// Published, and each registered module that it is for has a job of it.
-    Claimed,
 }
 
 /// An event document. Inserting it is the commit.
@@ -186,6 +184,9 @@ pub struct Event {
     /// The version of the registry that says so.
     #[serde(default)]
     pub registry: u64,
+    /// True until each of these modules that is still registered has been seen to have a job of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unclaimed: bool,
 }
 
 impl Event {
@@ -205,7 +206,8 @@ impl Event {
     /// For no module: it is there to be looked at, and starts nothing.
     #[must_use]
     pub fn for_nobody(self) -> Self {
-        Self { publication: Publication::Claimed, expected_by: Some(vec![]), unrouted: true, ..self }
+        let (publication, expected_by) = (Publication::Published, Some(vec![]));
+        Self { publication, expected_by, unrouted: true, unclaimed: false, ..self }
     }
 
     /// The message that announces it.

@@ -207,6 +207,7 @@ impl KnownRegistry {
         let registry = self.get(documents).await?;
         let expected = registry.subscribers(&event.event_type);
         event.unrouted = expected.is_empty();
+        event.unclaimed = !expected.is_empty();
         event.expected_by = Some(expected);
         event.registry = registry.version;
         Ok(registry.guard())

@@ -221,6 +221,7 @@ fn indexes(collection: Collection) -> &'static [&'static [&'static str]] {
             &["context.correlationId", "created"],
             &["context.parentEventId", "jobId"],
             &["publication", "created"],
+            &["unclaimed", "created"],
             &["type", "created"],
             &["context.documentType", "created"],
         ],
@@ -244,7 +245,7 @@ pub fn known_queries() -> Vec<Query> {
     vec![
         equal(Collection::Events, &["context.correlationId"]).order_by("created").page(behind()),
         equal(Collection::Events, &["context.documentType"]).order_by("created").page(behind()),
-        equal(Collection::Events, &["publication"]).order_by("created").page(behind()),
+        equal(Collection::Events, &["unclaimed", "publication"]).order_by("created").page(behind()),
         equal(Collection::Jobs, &["state"]).order_by("due").page(behind()),
         equal(Collection::Events, &["context.correlationId", "context.documentType"]).order_by("created"),
         equal(Collection::Events, &["context.parentEventId", "jobId", "publication"]),

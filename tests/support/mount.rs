@@ -199,6 +199,7 @@ pub fn first_event(id: &str, event_type: &str, files: Vec<FileEntry>) -> Event {
         unrouted: false,
         expected_by: None,
         registry: 0,
+        unclaimed: false,
     }
 }
 

@@ -372,6 +372,7 @@ impl Recording {
             unrouted: false,
             expected_by: None,
             registry: 0,
+            unclaimed: false,
         }
     }
 

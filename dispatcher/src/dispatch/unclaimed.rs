@@ -1,8 +1,8 @@
 //! Events that a module has not claimed: its message may be lost, whatever became of its queue.
 //!
 //! # How it works
-//! Every published event stands in an index until each module that it is for has a job of it; then it is marked, and leaves
-//! the index. A walk goes through the index again and again, a few pages at a time. What it finds unclaimed for a lease,
+//! Every event stands in an index until each module that it is for has a job of it; then it is marked so, and leaves the
+//! index. A walk goes through the index again and again, a few pages at a time. What it finds unclaimed for a lease,
 //! by its own monotonic clock, is sent again, if the module's queue holds no message that could still be it.
 //!
 //! # What it never does
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use ionfs::errors::chain;
 use ionfs::event::{Event, Publication};
 use ionfs::id::JobId;
-use ionfs::stores::{Collection, Pages, Query, StoreError, decode, encode};
+use ionfs::stores::{Collection, Equals, Pages, Query, StoreError, decode, encode};
 use serde_json::{Value, json};
 
 use crate::ledger::{Ledger, LedgerError, Registered};
@@ -41,6 +41,11 @@ struct Seen {
     walk: u64,
 }
 
+/// What holds of the events that a walk looks at.
+fn published() -> Vec<Equals> {
+    vec![("unclaimed", json!(true)), ("publication", json!(Publication::Published))]
+}
+
 /// The walk, and what it has seen.
 #[derive(Debug)]
 pub(super) struct Unclaimed {
@@ -61,10 +66,9 @@ impl Unclaimed {
         let documents = &ledger.plane().documents;
         let mut registered = None;
         for _ in 0..PAGES {
-            let published = vec![("publication", json!(Publication::Published))];
             let pages = self
                 .pages
-                .get_or_insert_with(|| Pages::new(Query::equal(Collection::Events, published), "created"));
+                .get_or_insert_with(|| Pages::new(Query::equal(Collection::Events, published()), "created"));
             let Some(page) = pages.next(&**documents).await? else {
                 self.pages = None;
                 let walk = self.walk;
@@ -104,14 +108,13 @@ impl Unclaimed {
             let missing: Vec<(String, JobId)> =
                 jobs_of(&event).into_iter().filter(|(_, job)| !present.contains(job.as_str())).collect();
             if missing.is_empty() {
-                claimed.push(encode(&Event { publication: Publication::Claimed, ..event }));
+                claimed.push(encode(&Event { unclaimed: false, ..event }));
             } else {
                 unclaimed.push((event, missing));
             }
         }
         if !claimed.is_empty() {
-            let published = vec![("publication", json!(Publication::Published))];
-            documents.replace_all_soon(Collection::Events, claimed, published).await?;
+            documents.replace_all_soon(Collection::Events, claimed, published()).await?;
         }
         for (event, missing) in unclaimed {
             for (module, job) in missing {
