@@ -28,6 +28,7 @@ use support::csi::Rig;
 use support::images::{Image, gzip};
 use support::{Home, Ran, Up, wait_up_to};
 use tar::{EntryType, Header};
+use tonic::Code;
 
 /// What a daemon and its jobs may take.
 const MEMORY: u64 = 1 << 30;
@@ -351,7 +352,11 @@ fn storms_in_a_pod(kind: &str, size: u32, rejections: usize) {
         command.args([SCRIPT, kind, &size.to_string()]).arg(&target).stdin(Stdio::null());
         let ran = Ran::of(command.output().unwrap());
         assert_eq!(ran.code, Some(0), "{ran:#?}");
-        rig.unpublish("storm", &target).unwrap();
+        // It takes long to remove so much. The kubelet asks again, too.
+        wait_up_to(STORM, "the volume to be gone", || match rig.unpublish("storm", &target) {
+            Err(status) if status.code() == Code::DeadlineExceeded => false,
+            gone => gone.is_ok(),
+        });
         rig.outcome(&attempt)
     });
     assert_eq!(outcome.rejections.len(), rejections.min(TICKET_REJECTIONS), "{outcome:?}");
