@@ -587,6 +587,40 @@ fn documents_on_mongodb() {
     });
 }
 
+/// People make indexes too, in shells whose numbers are floating, and under names of their own or of Ion's.
+#[test]
+fn an_index_of_the_same_keys_under_another_name_is_used_as_it_is() {
+    use mongodb::bson::{Document, doc};
+    let mongo = Mongo::start();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let client = mongodb::Client::with_uri_str(&mongo.url).await.unwrap();
+        let database = client.database("ion");
+        let make = async |keys: Document, name: &str| {
+            let indexes = vec![doc! {"key": keys, "name": name}];
+            database.run_command(doc! {"createIndexes": "jobs", "indexes": indexes}).await.unwrap();
+        };
+        make(doc! {"eventId": 1.0, "_id": 1.0}, "of_a_person").await;
+        make(doc! {"elsewhere": 1}, "ion_outbox").await;
+        let url = mongo.database("ion");
+        let mut home = support::Home::new();
+        home.env.push(("ION_DOCUMENTS".into(), url.clone()));
+        home.run(["job", "list"]).well();
+        for _ in 0..2 {
+            let documents = MongoDocuments::open(&url).await.unwrap();
+            for query in known_queries() {
+                let plan =
+                    documents.explain(&query).await.unwrap()["queryPlanner"]["winningPlan"].to_string();
+                assert!(plan.contains("IXSCAN") && !plan.contains("COLLSCAN"), "{query:?}: {plan}");
+            }
+            documents.close().await;
+        }
+        let names = database.collection::<Document>("jobs").list_index_names().await.unwrap();
+        assert!(names.contains(&"of_a_person".to_owned()), "{names:?}");
+        assert!(!names.contains(&"ion_eventId".to_owned()), "{names:?}");
+    });
+}
+
 #[test]
 fn bus_on_rabbitmq() {
     let start = || {

@@ -41,6 +41,9 @@ const DATABASE: &str = "ion";
 /// The code of a duplicate key.
 const DUPLICATE_KEY: i32 = 11000;
 
+/// The codes of an index that is there under another name, or with other keys or options.
+const INDEX_CONFLICTS: [i32; 2] = [85, 86];
+
 /// Collections of a MongoDB database.
 #[derive(Debug)]
 pub struct Mongo {
@@ -80,19 +83,56 @@ impl Mongo {
     }
 
     async fn make_indexes(&self, collection: Collection) -> Result<(), StoreError> {
-        let models: Vec<IndexModel> = indexes(collection)
-            .iter()
-            .map(|fields| {
-                // `_id` last: it is what equal ones are sorted by.
-                let keys = ascending(fields.iter().copied().chain(["_id"]));
-                let name = format!("ion_{}", fields.join("_").replace('.', "_"));
-                IndexModel::builder().keys(keys).options(IndexOptions::builder().name(name).build()).build()
-            })
-            .collect();
+        let models: Vec<IndexModel> = indexes(collection).iter().map(|fields| index(fields)).collect();
         if models.is_empty() {
             return Ok(());
         }
-        self.within("making indexes", self.of(collection).create_indexes(models)).await?;
+        let make = async {
+            match self.of(collection).create_indexes(models.clone()).await {
+                Err(error) if is_index_conflict(&error) => {
+                    self.make_missing_indexes(collection, models).await
+                }
+                made => made.map(drop),
+            }
+        };
+        self.within("making indexes", make).await
+    }
+
+    /// Makes the indexes whose keys no index has yet. People make indexes under names of their own: one of the same keys
+    /// serves as well, and a second one cannot be made.
+    async fn make_missing_indexes(
+        &self,
+        collection: Collection,
+        models: Vec<IndexModel>,
+    ) -> Result<(), Error> {
+        let target = self.of(collection);
+        let there: Vec<IndexModel> = target.list_indexes().await?.try_collect().await?;
+        for model in models {
+            if let Some(same) = there.iter().find(|index| same_keys(&index.keys, &model.keys)) {
+                let name = name_of(same);
+                match finds_all(same) {
+                    true => {
+                        tracing::debug!(collection = collection.as_str(), name, "an index is used as it is")
+                    }
+                    false => tracing::warn!(
+                        collection = collection.as_str(),
+                        name,
+                        "an index holds a part of the documents only, and Ion's queries read the whole collection; remove it: Ion makes its own"
+                    ),
+                }
+                continue;
+            }
+            let made = target.create_index(model.clone()).await;
+            match made {
+                // The name is taken by an index of other keys.
+                Err(error) if is_index_conflict(&error) => {
+                    target
+                        .create_index(named(model.keys.clone(), format!("{}_own", name_of(&model))))
+                        .await?;
+                }
+                made => drop(made?),
+            }
+        }
         Ok(())
     }
 
@@ -163,6 +203,51 @@ fn words(error: &Error) -> String {
         }
         kind => kind.to_string(),
     }
+}
+
+fn named(keys: Document, name: String) -> IndexModel {
+    IndexModel::builder().keys(keys).options(IndexOptions::builder().name(name).build()).build()
+}
+
+/// The index of these fields.
+fn index(fields: &[&'static str]) -> IndexModel {
+    // `_id` last: it is what equal ones are sorted by.
+    let keys = ascending(fields.iter().copied().chain(["_id"]));
+    named(keys, format!("ion_{}", fields.join("_").replace('.', "_")))
+}
+
+fn name_of(index: &IndexModel) -> &str {
+    index.options.as_ref().and_then(|options| options.name.as_deref()).unwrap_or_default()
+}
+
+/// Whether every document is in it, and the server may use it for any query.
+fn finds_all(index: &IndexModel) -> bool {
+    index.options.as_ref().is_none_or(|options| {
+        options.partial_filter_expression.is_none()
+            && options.sparse != Some(true)
+            && options.hidden != Some(true)
+            && options.collation.is_none()
+    })
+}
+
+/// Whether two indexes have the same fields in the same order and directions, whatever kind of number says so.
+fn same_keys(one: &Document, other: &Document) -> bool {
+    let direction = |value: &Bson| match value {
+        Bson::Int32(number) => Some(f64::from(*number)),
+        Bson::Int64(number) => Some(if *number < 0 { -1.0 } else { 1.0 }),
+        Bson::Double(number) => Some(*number),
+        _ => None,
+    };
+    let parts = |keys: &Document| -> Vec<(String, Option<f64>)> {
+        keys.iter().map(|(field, value)| (field.clone(), direction(value))).collect()
+    };
+    let one = parts(one);
+    one == parts(other) && one.iter().all(|(_, direction)| direction.is_some())
+}
+
+/// Whether an index of the same keys has another name, or one of the same name other keys.
+fn is_index_conflict(error: &Error) -> bool {
+    matches!(error.kind.as_ref(), ErrorKind::Command(refused) if INDEX_CONFLICTS.contains(&refused.code))
 }
 
 fn is_duplicate(error: &Error) -> bool {
