@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use ionfs::commit::check_directories;
 use ionfs::event::FileEntry;
 use ionfs::stores::DataPlane;
-use ionfs::upload::store_path;
+use ionfs::upload::{in_tries, store_path, try_suffix};
 
 use crate::{Failure, output};
 
@@ -55,9 +55,12 @@ pub(crate) async fn store_files(
     let mut files = Vec::with_capacity(found.files.len());
     for (n, (path, name)) in found.files.iter().enumerate() {
         bar.set_message(output::of_others(name));
-        // A number keeps apart two files that were given one name.
-        let key = format!("{prefix}/{n}/{name}");
-        files.push(store_path(&*plane.blobs, key, name.clone(), path).await?);
+        let store = |number| {
+            // A number keeps apart two files that were given one name.
+            let key = format!("{prefix}/{n}{}/{name}", try_suffix(number));
+            store_path(&*plane.blobs, key, name.clone(), path)
+        };
+        files.push(in_tries(store).await?);
         bar.inc(1);
     }
     bar.finish_and_clear();

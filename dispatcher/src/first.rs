@@ -1,11 +1,12 @@
 //! First events: those that a person or a program makes, and no job.
 
+use bytes::Bytes;
 use ionfs::clock;
 use ionfs::commit::LISTED_MAX;
 use ionfs::event::{Context, DocumentType, Event, FileEntry, KeyValue, Publication};
 use ionfs::id::{CorrelationId, EventId};
 use ionfs::stores::DataPlane;
-use ionfs::upload::{UploadError, store_bytes};
+use ionfs::upload::{UploadError, in_tries, store_bytes, try_suffix};
 
 /// What a first event is made of. Its files are durable already.
 #[derive(Clone, Debug)]
@@ -37,8 +38,12 @@ impl FirstEvent {
     pub async fn document(self, plane: &DataPlane, prefix: &str) -> Result<Event, UploadError> {
         let (files, file_list) = if self.files.len() > LISTED_MAX {
             let list = serde_json::to_vec(&self.files).expect("entries have string keys only");
-            let key = format!("{prefix}/.ion-files.json");
-            (vec![], Some(store_bytes(&*plane.blobs, key, "files.json".into(), list.into()).await?))
+            let list = Bytes::from(list);
+            let store = |number| {
+                let key = format!("{prefix}/.ion-files{}.json", try_suffix(number));
+                store_bytes(&*plane.blobs, key, "files.json".into(), list.clone())
+            };
+            (vec![], Some(in_tries(store).await?))
         } else {
             (self.files, None)
         };

@@ -11,6 +11,7 @@
 //!
 //! The rules are those of production, as it is the same code on embedded stores in `.dev/.stores`.
 
+use std::io::Seek as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 
@@ -23,7 +24,7 @@ use ionfs::id::{CorrelationId, EventId};
 use ionfs::limits::Limits;
 use ionfs::stores::DataPlane;
 use ionfs::stores::open::{StoreUrls, open};
-use ionfs::upload::store_open;
+use ionfs::upload::{UploadError, in_tries, store_open, try_suffix};
 use serde_json::{Value, json};
 
 use crate::HandlerError;
@@ -129,10 +130,11 @@ pub async fn first_event(
     let data = folder.at("in/data");
     let Below { files: names, empty: directories } =
         walk(&data).map_err(HandlerError::folder(&data, "cannot be read"))?;
+    // Of this call alone: another one with the same id must not write over what the first one's event names.
+    let prefix = format!("{correlation}/{id}/{}", EventId::random().short());
     let moved = AtomicU64::new(0);
     let mut files: Vec<FileEntry> = Vec::with_capacity(names.len());
     for (n, name) in names.into_iter().enumerate() {
-        let key = format!("{correlation}/{id}/{n}/{name}");
         let file = match folder.input(&format!("data/{name}")) {
             Ok(Left::File(file)) => file,
             Ok(Left::Missing) => continue,
@@ -141,8 +143,17 @@ pub async fn first_event(
             }
             Err(error) => return Err(HandlerError::Input { name, reason: error.to_string() }),
         };
-        let stored = store_open(&*plane.blobs, key, name.clone(), file, &moved).await;
-        let why = |error| HandlerError::Input { name, reason: ionfs::errors::chain(&error) };
+        let store = |number| {
+            let key = format!("{prefix}/{n}{}/{name}", try_suffix(number));
+            let (name, file, moved) = (name.clone(), &file, &moved);
+            async move {
+                let reopened = file.try_clone().and_then(|mut same| same.rewind().map(|()| same));
+                let same = reopened.map_err(|source| UploadError::Read { path: name.clone(), source })?;
+                store_open(&*plane.blobs, key, name, same, moved).await
+            }
+        };
+        let stored = in_tries(store).await;
+        let why = |error| HandlerError::Input { name: name.clone(), reason: ionfs::errors::chain(&error) };
         files.push(stored.map_err(why)?);
     }
     let event = Event {

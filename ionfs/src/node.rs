@@ -17,7 +17,7 @@ use crate::limits::Limits;
 use crate::metrics::{Metrics, Registry, describe_bytes};
 use crate::stores::DataPlane;
 use crate::stores::object::IN_FLIGHT_MAX;
-use crate::upload::{UploadError, store_file};
+use crate::upload::{UploadError, in_tries, store_file};
 
 /// Bytes of files that one daemon has under way to the store, in units of [`UPLOAD_UNIT`]: 32 small files at a time, so
 /// that a remote store is not idle between them, or three of many parts.
@@ -119,17 +119,30 @@ impl Node {
         self.uploads.acquire_many(units).await.expect("the semaphore is never closed")
     }
 
-    /// Stores an open file that nobody writes to any more as blob `key`, in its turn among all that is uploaded, and gives
-    /// its entry under `name`. From its beginning to its end, wherever it stands.
+    /// Stores an open file that nobody writes to any more, in its turn among all that is uploaded, and gives its entry under
+    /// `name`. From its beginning to its end, wherever it stands. `key` gives a key for each [try](in_tries).
     ///
     /// # Errors
     /// When it cannot be read, or the store does not take it.
-    pub async fn store(&self, key: String, name: String, mut file: File) -> Result<FileEntry, UploadError> {
+    pub async fn store(
+        &self,
+        key: impl Fn(u32) -> String,
+        name: String,
+        file: File,
+    ) -> Result<FileEntry, UploadError> {
         let unreadable = |source| UploadError::Read { path: name.clone(), source };
-        file.rewind().map_err(unreadable)?;
         let bytes = file.metadata().map_err(unreadable)?.len();
         let _turn = self.upload_turn(bytes).await;
-        let entry = store_file(&*self.plane.blobs, key, name, file, &AtomicU64::new(0), None).await?;
+        let (blobs, file, name, unreadable) = (&*self.plane.blobs, &file, &name, &unreadable);
+        let store = |number| {
+            let key = key(number);
+            async move {
+                let mut same = file.try_clone().map_err(unreadable)?;
+                same.rewind().map_err(unreadable)?;
+                store_file(blobs, key, name.clone(), same, &AtomicU64::new(0), None).await
+            }
+        };
+        let entry = in_tries(store).await?;
         self.metrics.bytes_uploaded.add(entry.size);
         Ok(entry)
     }

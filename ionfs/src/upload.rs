@@ -1,11 +1,17 @@
 //! Files become blobs: read once, checksummed on the way, durable when this returns.
+//!
+//! A store's answer may be lost although it did what it was asked. So when a put fails whose bytes were all sent, the blob
+//! is looked for, and taken if it holds them. What is not there is put again under a key of its own, by [`in_tries`] or by
+//! whoever repeats the whole act: what the store makes late of the first try is then a blob that no event names.
 
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
@@ -15,12 +21,20 @@ use tokio::sync::watch;
 use crate::cache::blocking;
 use crate::checksum::{self, Checksums, Summer};
 use crate::clock::millis_and_nanos;
+use crate::errors::chain;
 use crate::event::FileEntry;
 use crate::stores::object::IN_FLIGHT_MAX;
 use crate::stores::{Blobs, StoreError};
 
 /// Bytes read at a time: one block, so that memory stays small and a store still gets large parts.
 const PIECE: usize = 1 << 20;
+
+/// Tries of what nobody would try again. Each has the retries of the store's own client in it: more of them keep a person
+/// waiting for minutes before a store that is away.
+const TRIES: u32 = 3;
+
+/// How long to wait between two tries. Most of what fails has failed for long already.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why a file did not become a blob.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +57,35 @@ pub enum UploadError {
         #[source]
         source: StoreError,
     },
+}
+
+/// Stores something, a few times if the store fails. `store` is given the number of the try and must use another key for
+/// each: see [`try_suffix`].
+///
+/// # Errors
+/// The last error; at once, what another try would not mend.
+pub async fn in_tries<S>(store: impl Fn(u32) -> S) -> Result<FileEntry, UploadError>
+where
+    S: Future<Output = Result<FileEntry, UploadError>>,
+{
+    let mut number = 0;
+    loop {
+        match store(number).await {
+            Err(error @ UploadError::Store { source: StoreError::Unavailable { .. }, .. })
+                if number + 1 < TRIES =>
+            {
+                tracing::warn!(error = chain(&error), "a file could not be stored; trying again");
+                number += 1;
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// What a part of a key ends with at this try of [`in_tries`].
+pub fn try_suffix(number: u32) -> String {
+    if number == 0 { String::new() } else { format!(".{number}") }
 }
 
 /// Stores the file at `path` as blob `key` and gives its entry under `name`.
@@ -216,11 +259,40 @@ async fn put_summed(
             }
         }
     });
+    let sent = Arc::new(AtomicBool::new(false));
+    let end = sent.clone();
+    let body = body.chain(stream::poll_fn(move |_| {
+        end.store(true, Ordering::Release);
+        Poll::Ready(None)
+    }));
     let stored = blobs.put(key, body.boxed()).await;
     if let Some(source) = unreadable.lock().unwrap_or_else(PoisonError::into_inner).take() {
         return Err(UploadError::Read { path: name.to_owned(), source });
     }
-    stored.map_err(|source| UploadError::Store { path: name.to_owned(), source })?;
     let summer = std::mem::take(&mut *summer.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok((summer.total(), summer.finish()))
+    let (size, checksums) = (summer.total(), summer.finish());
+    if let Err(source) = stored {
+        let all_sent = sent.load(Ordering::Acquire);
+        if !(all_sent && holds(blobs, key, size, &checksums).await) {
+            return Err(UploadError::Store { path: name.to_owned(), source });
+        }
+        tracing::info!(key, error = chain(&source), "the store has it all the same");
+    }
+    Ok((size, checksums))
+}
+
+/// Whether the blob is there with these bytes. It is read again: a key that another process used before may hold others.
+async fn holds(blobs: &dyn Blobs, key: &str, size: u64, checksums: &Checksums) -> bool {
+    if !matches!(blobs.size(key).await, Ok(Some(there)) if there == size) {
+        return false;
+    }
+    let read = async {
+        let mut pieces = blobs.get(key, 0..size).await?;
+        let mut summer = Summer::default();
+        while let Some(piece) = pieces.try_next().await? {
+            summer.update(&piece);
+        }
+        Ok::<_, StoreError>(summer.finish())
+    };
+    read.await.is_ok_and(|there| there == *checksums)
 }

@@ -11,6 +11,7 @@ use ionfs::checksum::Summer;
 use ionfs::errors::chain;
 use ionfs::event::{FileEntry, KeyValue, clean_path};
 use ionfs::text::quote;
+use ionfs::upload::try_suffix;
 use multer::{Constraints, Field, Multipart, SizeLimit};
 use std::collections::HashSet;
 use std::io;
@@ -110,7 +111,8 @@ impl Uploads {
             file.write_all(&piece).await.map_err(disk)?;
         }
         file.flush().await.map_err(disk)?;
-        let key = format!("{}/{}/{name}", self.prefix, self.entries.len());
+        let at = format!("{}/{}", self.prefix, self.entries.len());
+        let key = |number| format!("{at}{}/{name}", try_suffix(number));
         let entry = self.gate.node.store(key, name.clone(), file.into_std().await).await?;
         let damaged = entry.checksums != sums.finish();
         self.entries.push(entry);

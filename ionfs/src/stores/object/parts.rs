@@ -172,8 +172,10 @@ impl Drop for Open {
         let (store, multipart) = (self.store.clone(), self.multipart.clone());
         let (location, id, marker) = (self.location.clone(), self.id.clone(), self.marker.clone());
         tokio::spawn(async move {
-            // The marker goes only with the upload: what cannot be ended now is `gc`'s.
-            if multipart.abort_multipart(&location, &id).await.is_ok() {
+            // The marker goes only with the upload: what cannot be ended now is `gc`'s. One that the store does not have
+            // was finished, though its answer was lost.
+            let ended = multipart.abort_multipart(&location, &id).await;
+            if matches!(ended, Ok(()) | Err(object_store::Error::NotFound { .. })) {
                 let _ = store.delete(&marker).await;
             }
         });
