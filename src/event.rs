@@ -7,9 +7,11 @@ use clap::{Args, Subcommand};
 use dispatcher::dispatch::served_modules;
 use dispatcher::first::FirstEvent;
 use dispatcher::ledger::Ledger;
-use ionfs::commit::create_event;
-use ionfs::event::{KeyValue, is_event_type};
+use ionfs::commit::{Refusal, create_event};
+use ionfs::errors::chain;
+use ionfs::event::{Event, KeyValue, is_event_type};
 use ionfs::id::{CorrelationId, EventId};
+use ionfs::stores::{DataPlane, ID_BYTES_MAX};
 
 use crate::files::{StoredFiles, store_files};
 use crate::settings::Settings;
@@ -40,14 +42,15 @@ pub(crate) struct CreateArgs {
     /// A value for the modules
     #[arg(short, long = "data", value_name = "KEY=VALUE", value_parser = pair)]
     data: Vec<(String, String)>,
-    /// The event's id; the same id with the same content is the same event [default: a new one]
-    #[arg(long)]
+    /// The event's id, 1 to 255 bytes; the same id with the same content is the same event, in the correlation it was first
+    /// created in [default: a new one]
+    #[arg(long, value_parser = id)]
     id: Option<String>,
-    /// The correlation it belongs to [default: a new one]
-    #[arg(long)]
+    /// The correlation it belongs to, 1 to 255 bytes [default: a new one]
+    #[arg(long, value_parser = id)]
     correlation: Option<String>,
     /// The event it came of
-    #[arg(long)]
+    #[arg(long, value_parser = id)]
     parent: Option<String>,
     /// Wait until all that comes of it has ended; exit 0 only if all of it succeeded
     #[arg(short, long)]
@@ -82,6 +85,15 @@ pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// An id that people choose: what every store, message and log can hold, and nothing that a terminal would obey.
+fn id(text: &str) -> Result<String, String> {
+    let fits = (1..=ID_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control);
+    match fits {
+        true => Ok(text.to_owned()),
+        false => Err(format!("an id has 1 to {ID_BYTES_MAX} bytes and no control characters")),
+    }
+}
+
 pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
     match command {
         Command::Create(args) => create(settings, args).await,
@@ -98,9 +110,13 @@ async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
         )));
     }
     let plane = settings.plane().await?;
+    let ledger = Ledger::new(plane.clone());
+    let is_chosen = args.id.is_some();
     let id = args.id.map_or_else(EventId::random, EventId::new);
-    let correlation = args.correlation.map_or_else(CorrelationId::random, CorrelationId::new);
-    let prefix = format!("{correlation}/{id}");
+    let belongs_to = args.correlation.map(CorrelationId::new);
+    let correlation = belongs_to.clone().unwrap_or_else(CorrelationId::random);
+    // Of this call alone: another one with the same id must not write over what the first one's event names.
+    let prefix = format!("{correlation}/{id}/{}", EventId::random().short());
     let StoredFiles { files, directories } = store_files(&plane, &prefix, &args.files).await?;
     let first = FirstEvent {
         id,
@@ -113,13 +129,25 @@ async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
         data: args.data.into_iter().map(|(key, value)| KeyValue { key, value }).collect(),
     };
     let event = first.document(&plane, &prefix).await?;
-    create_event(&plane, event.clone()).await?;
+    let event = match is_chosen {
+        true => commit_or_find(&ledger, event).await?,
+        false => {
+            create_event(&plane, event.clone()).await?;
+            event
+        }
+    };
+    let correlation = &event.context.correlation_id;
+    if let Some(wanted) = belongs_to.filter(|wanted| wanted != correlation) {
+        return Err(Failure(format!(
+            "event {} is there already, in correlation {correlation} and not in {wanted}; leave --correlation out, or give another --id",
+            event.id
+        )));
+    }
     if settings.json && !args.wait {
         output::json(&event);
     } else {
-        output::line(format!("event {} correlation {}", event.id, event.context.correlation_id));
+        output::line(format!("event {} correlation {correlation}", event.id));
     }
-    let ledger = Ledger::new(plane);
     let modules = ledger.modules().await?;
     let subscribed: Vec<&str> = modules
         .iter()
@@ -136,7 +164,34 @@ async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
     if let Some(module) = subscribed.iter().find(|module| !served.iter().any(|name| name == *module)) {
         output::say(&format!("no dispatcher serves module {module:?}: start one with `ion up`"));
     }
-    trace::wait(settings, &ledger, event.context.correlation_id.as_str(), args.timeout).await
+    trace::wait(settings, &ledger, correlation.as_str(), args.timeout).await
+}
+
+/// Commits an event of a chosen id; gives the stored one, which may be of an earlier call and of another correlation. Blobs
+/// that no event names then are removed.
+async fn commit_or_find(ledger: &Ledger, event: Event) -> Result<Event, Failure> {
+    let plane = ledger.plane();
+    if let Err(refusal) = create_event(plane, event.clone()).await {
+        if matches!(refusal, Refusal::Differs(_)) {
+            remove_blobs(plane, &keys(&event)).await;
+        }
+        return Err(refusal.into());
+    }
+    let stored = ledger.visible_event(&event.id).await?.unwrap_or_else(|| event.clone());
+    if keys(&stored) != keys(&event) {
+        remove_blobs(plane, &keys(&event)).await;
+    }
+    Ok(stored)
+}
+
+fn keys(event: &Event) -> Vec<String> {
+    event.files.iter().chain(&event.file_list).map(|entry| entry.key.clone()).collect()
+}
+
+async fn remove_blobs(plane: &DataPlane, keys: &[String]) {
+    if let Err(error) = plane.blobs.delete_all(keys).await {
+        output::say(&format!("blobs of this call stay until `ion gc`: {}", chain(&error)));
+    }
 }
 
 async fn get(settings: &Settings, args: GetArgs) -> Outcome {
@@ -167,12 +222,20 @@ async fn peek(settings: &Settings, args: PeekArgs) -> Outcome {
 
 #[cfg(test)]
 mod tests {
-    use super::pair;
+    use super::{id, pair};
 
     #[test]
     fn values_may_hold_anything_but_a_key_is_needed() {
         assert_eq!(pair("a=b=c"), Ok(("a".into(), "b=c".into())));
         assert_eq!(pair("a="), Ok(("a".into(), String::new())));
         assert!(pair("=b").is_err() && pair("a").is_err());
+    }
+
+    #[test]
+    fn an_id_is_neither_empty_nor_long() {
+        assert!(id("n").is_ok() && id(&"n".repeat(255)).is_ok());
+        for wrong in ["", "a\nb", &"n".repeat(256)] {
+            assert!(id(wrong).unwrap_err().contains("1 to 255 bytes"), "{wrong:?}");
+        }
     }
 }

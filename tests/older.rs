@@ -439,7 +439,9 @@ fn prepare_fills_the_folder_anew_and_takes_no_damaged_file() {
     };
     prepare("large").well();
     older.script("cmp in/data/large ../large; test ! -e in/data/in.txt");
-    let blob = older.home.state().join("blobs/c/large/0/large");
+    let event = older.home.run(["event", "get", "large"]).well();
+    let event: Value = serde_json::from_str(&event.stdout).unwrap();
+    let blob = older.home.state().join("blobs").join(event["files"][0]["key"].as_str().unwrap());
     let mut bytes = std::fs::read(&blob).unwrap();
     bytes[50 << 20] ^= 1;
     std::fs::write(&blob, bytes).unwrap();
