@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use dispatcher::dispatch::served_modules;
 use dispatcher::first::FirstEvent;
 use dispatcher::ledger::Ledger;
 use ionfs::commit::{Refusal, create_event};
@@ -15,6 +14,7 @@ use ionfs::stores::{DataPlane, ID_BYTES_MAX};
 
 use crate::files::{StoredFiles, store_files};
 use crate::settings::Settings;
+use crate::wait::wait;
 use crate::{Failure, Outcome, Verdict, output, trace};
 
 /// Create events, and look at them
@@ -52,7 +52,8 @@ pub(crate) struct CreateArgs {
     /// The event it came of
     #[arg(long, value_parser = id)]
     parent: Option<String>,
-    /// Wait until all that comes of it has ended; exit 0 only if all of it succeeded
+    /// Wait until all that comes of it has ended, and say what is waited for; exit 0 only if all of it succeeded. A document
+    /// store that is away is waited for too, for 5 minutes at most
     #[arg(short, long)]
     wait: bool,
     /// How long to wait at most
@@ -148,23 +149,16 @@ async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
     } else {
         output::line(format!("event {} correlation {correlation}", event.id));
     }
-    let modules = ledger.modules().await?;
-    let subscribed: Vec<&str> = modules
-        .iter()
-        .filter(|m| m.subscribes().contains(&event.event_type))
-        .map(|m| m.name.as_str())
-        .collect();
-    if subscribed.is_empty() {
-        output::say(&format!("no module subscribes to {:?}: nothing will start", event.event_type));
+    match ledger.modules().await {
+        Ok(modules) if modules.iter().any(|module| module.subscribes().contains(&event.event_type)) => {}
+        Ok(_) => output::say(&format!("no module subscribes to {:?}: nothing will start", event.event_type)),
+        // It is committed all the same.
+        Err(error) => output::say(&format!("what it starts cannot be read: {}", chain(&error))),
     }
     if !args.wait {
         return Ok(Verdict::Well);
     }
-    let served = served_modules(&ledger).await?;
-    if let Some(module) = subscribed.iter().find(|module| !served.iter().any(|name| name == *module)) {
-        output::say(&format!("no dispatcher serves module {module:?}: start one with `ion up`"));
-    }
-    trace::wait(settings, &ledger, correlation.as_str(), args.timeout).await
+    wait(settings, &ledger, correlation.as_str(), args.timeout).await
 }
 
 /// Commits an event of a chosen id; gives the stored one, which may be of an earlier call and of another correlation. Blobs

@@ -19,6 +19,7 @@ mod settings;
 mod spans;
 mod trace;
 mod up;
+mod wait;
 
 use std::process::ExitCode;
 use std::sync::PoisonError;

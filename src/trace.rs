@@ -1,11 +1,10 @@
-//! `ion trace`: what came of an event, as a tree; and waiting for its end.
+//! `ion trace`: what came of an event, as a tree.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use clap::Args as ClapArgs;
 use dispatcher::ledger::Ledger;
-use dispatcher::progress::{Status, Trace, status};
+use dispatcher::progress::{Status, Trace};
 use ionfs::clock;
 use ionfs::event::{Event, KeyValue};
 use ionfs::id::EventId;
@@ -15,12 +14,6 @@ use serde_json::json;
 
 use crate::settings::Settings;
 use crate::{Failure, Outcome, Verdict, output};
-
-/// How often a correlation that is waited for is looked at.
-const LOOK: Duration = Duration::from_millis(100);
-
-/// The longest wait between two looks, at a correlation that takes long to read.
-const LOOK_MAX: Duration = Duration::from_secs(5);
 
 /// Values of a job's insights that a tree shows.
 const VALUES_MAX: usize = 100;
@@ -188,7 +181,7 @@ fn event_line(event: &Event) -> String {
     format!("{event_type}  {}  {files}", output::of_others(event.id.short())).trim_end().to_owned()
 }
 
-fn job_line(job: &JobRecord) -> String {
+pub(crate) fn job_line(job: &JobRecord) -> String {
     let attempt = job.attempts.last();
     let took = attempt.map(|a| output::duration((a.ended.unwrap_or_else(clock::now) - a.started).max(0)));
     let tries = if job.attempt > 1 { format!("  attempt {}", job.attempt) } else { String::new() };
@@ -225,61 +218,4 @@ fn dot(status: &Status) -> Vec<String> {
     }
     lines.push("}".to_owned());
     lines
-}
-
-/// Follows a correlation to its end. On a terminal a line for each module; in a pipe a line for each job that ended.
-pub(crate) async fn wait(
-    settings: &Settings,
-    ledger: &Ledger,
-    correlation: &str,
-    timeout: Duration,
-) -> Outcome {
-    let deadline = tokio::time::Instant::now() + timeout;
-    let mut shown = std::collections::BTreeSet::new();
-    let bars = indicatif::MultiProgress::new();
-    let mut by_module: BTreeMap<String, indicatif::ProgressBar> = BTreeMap::new();
-    let terminal = output::is_terminal();
-    loop {
-        let begun = tokio::time::Instant::now();
-        let registered = ledger.registered().await?;
-        let now = status(ledger, correlation, &registered).await?;
-        for job in now.jobs.iter().filter(|job| job.state.is_final()) {
-            if shown.insert(job.id.clone()) && !terminal && !settings.json {
-                output::line(job_line(job));
-            }
-        }
-        if terminal {
-            for (module, counts) in now.by_module() {
-                let bar = by_module
-                    .entry(module.to_owned())
-                    .or_insert_with(|| bars.add(indicatif::ProgressBar::new_spinner()));
-                let counts: Vec<String> =
-                    counts.iter().map(|(state, n)| format!("{n} {}", output::state(state))).collect();
-                bar.set_message(format!("{}: {}", output::of_others(module), counts.join(", ")));
-                bar.tick();
-            }
-        }
-        if now.ended {
-            by_module.values().for_each(indicatif::ProgressBar::abandon);
-            if settings.json {
-                output::json(&now.jobs);
-            } else {
-                output::line(format!(
-                    "{} events, {} jobs: {}",
-                    now.events.len(),
-                    now.jobs.len(),
-                    output::state(if now.failed() { "failed" } else { "succeeded" })
-                ));
-            }
-            return Ok(if now.failed() { Verdict::Failed } else { Verdict::Well });
-        }
-        if tokio::time::Instant::now() > deadline {
-            return Err(Failure(format!(
-                "after {} it has not ended; `ion trace {correlation}` shows where it stands",
-                humantime::format_duration(timeout)
-            )));
-        }
-        // A large correlation is read for a part of the time only.
-        tokio::time::sleep(LOOK.max((begun.elapsed() * 4).min(LOOK_MAX))).await;
-    }
 }

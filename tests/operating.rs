@@ -1,15 +1,44 @@
 //! What operators do to stores, and what servers answer or fail to answer: Ion says what it is and what to do, and loses
 //! nothing of it.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::disallowed_methods, reason = "tests start programs")]
 
 mod support;
 
 #[path = "operating/proxy.rs"]
 mod proxy;
 
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
 use proxy::{Completion, Proxy};
-use support::Home;
-use support::servers::S3;
+use support::servers::{Mongo, S3};
+use support::{Home, Ran, wait_for};
+
+/// A command whose words can be read while it runs.
+struct Background {
+    child: Child,
+    errors: std::path::PathBuf,
+}
+
+impl Background {
+    fn start(home: &Home, words: &[&str]) -> Self {
+        let errors = home.path().join("background.log");
+        let file = std::fs::File::create(&errors).unwrap();
+        let child = home.ion().args(words).stdout(Stdio::piped()).stderr(file).spawn().unwrap();
+        Self { child, errors }
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(&self.errors).unwrap()
+    }
+
+    fn end(self) -> Ran {
+        let mut ran = Ran::of(self.child.wait_with_output().unwrap());
+        ran.stderr = std::fs::read_to_string(self.errors).unwrap();
+        ran
+    }
+}
 
 #[test]
 fn the_same_event_again_waits_for_the_correlation_that_is_there() {
@@ -60,4 +89,63 @@ fn an_upload_whose_completion_is_not_answered_is_looked_for_or_made_anew() {
         assert!(created.stdout.contains(key), "{next:?}: {created:#?}");
         home.run(["check", "--deep"]).well();
     }
+}
+
+#[test]
+fn a_wait_says_what_it_waits_for() {
+    let home = Home::new();
+    let go = home.path().join("go");
+    home.program("slow", &format!("#!/bin/sh\nuntil [ -e {} ]; do sleep 0.1; done\n", go.display()));
+    home.program("fail", "#!/bin/sh\nexit 1\n");
+    home.program("all", "#!/bin/sh\n:\n");
+    let file = home.write(
+        "pipeline.yaml",
+        "modules:\n  slow: {on: [go], run: [./slow]}\n  fail: {on: [go], emits: [done], run: [./fail], retries: 0}\n  \
+         all: {gather: done, per: go, run: [./all]}\n",
+    );
+    let waiting = ["event", "create", "go", "--wait"];
+    let up = home.up(&file);
+    let wait = Background::start(&home, &waiting);
+    wait_for("the dead job to be said", || {
+        wait.said().contains("of module \"fail\", for which all may wait")
+    });
+    wait_for("the running job to be said", || wait.said().contains("module \"slow\" (1 running)"));
+    assert!(wait.said().lines().count() < 10, "{}", wait.said());
+    std::fs::write(&go, "").unwrap();
+    assert_eq!(wait.end().failed().code, Some(1));
+    assert_eq!(up.stop(), Some(0));
+    let alone = Background::start(&home, &waiting);
+    wait_for("the dispatcher to be missed", || {
+        alone.said().contains("no dispatcher serves module \"slow\": start one with `ion up`")
+    });
+    let up = home.up(&file);
+    alone.end().failed();
+    assert_eq!(up.stop(), Some(0));
+}
+
+#[test]
+fn a_wait_goes_on_when_the_document_store_is_back() {
+    const AWAY: Duration = Duration::from_secs(13);
+    let mut mongo = Mongo::start();
+    let mut home = Home::new();
+    home.env.push(("ION_DOCUMENTS".into(), mongo.database("ion")));
+    let (begun, go) = (home.path().join("begun"), home.path().join("go"));
+    home.program(
+        "slow",
+        &format!("#!/bin/sh\ntouch {}\nuntil [ -e {} ]; do sleep 0.1; done\n", begun.display(), go.display()),
+    );
+    let file = home.write("pipeline.yaml", "modules:\n  slow: {on: [go], run: [./slow]}\n");
+    let up = home.up(&file);
+    let wait = Background::start(&home, &["event", "create", "go", "--wait", "--timeout", "3m"]);
+    wait_for("the job to begin", || begun.exists());
+    mongo.server.kill();
+    let stopped = Instant::now();
+    wait_for("the wait to say so", || wait.said().contains("waiting for the document store, for "));
+    wait_for("the store to have been away for long", || stopped.elapsed() > AWAY);
+    mongo.server.start();
+    wait_for("the wait to go on", || wait.said().contains("the document store is back"));
+    std::fs::write(&go, "").unwrap();
+    let ended = wait.end().well();
+    assert_eq!(ended.stderr.matches("waiting for the document store").count(), 1, "{ended:#?}");
+    assert_eq!(up.stop(), Some(0));
 }

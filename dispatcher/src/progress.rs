@@ -1,5 +1,7 @@
 //! How far a correlation has come: what `--wait`, `trace` and the gateway show.
 
+mod obstacles;
+
 use std::collections::BTreeMap;
 
 use ionfs::event::{Event, Publication};
@@ -10,6 +12,8 @@ use serde_json::{Value, json};
 
 use crate::gather::{Readiness, readiness};
 use crate::ledger::{JobFilter, Ledger, Registered};
+
+pub use self::obstacles::{Obstacle, obstacles};
 
 /// A correlation at one moment.
 #[derive(Clone, Debug)]

@@ -1,0 +1,216 @@
+//! `--wait`: following a correlation to its end.
+//!
+//! # How it works
+//! The correlation is read again and again; what it waits for is said when that changes. A document store that is away is
+//! waited for: what was created goes on without this command, and a replica set that elects a new primary takes some ten
+//! seconds.
+//!
+//! # What it never does
+//! Wait without an end: [`STORE_AWAY_MAX`] bounds a store's absence, and the caller's time-out all of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use dispatcher::dispatch::served_modules;
+use dispatcher::ledger::Ledger;
+use dispatcher::progress::{Obstacle, Status, obstacles, status};
+use humantime::format_duration;
+use indicatif::{MultiProgress, ProgressBar};
+use ionfs::errors::chain;
+use ionfs::id::JobId;
+use ionfs::stores::StoreError;
+use tokio::time::Instant;
+
+use crate::settings::Settings;
+use crate::trace::job_line;
+use crate::{Failure, Outcome, Verdict, output};
+
+/// How often a correlation that is waited for is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The longest wait between two looks, at a correlation that takes long to read.
+const LOOK_MAX: Duration = Duration::from_secs(5);
+
+/// How long a document store may be away at a stretch. Restarts and elections take seconds, upgrades a few minutes.
+const STORE_AWAY_MAX: Duration = Duration::from_secs(300);
+
+/// How long nothing may move before it is said what moves next: where jobs end, their lines say enough.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// The shortest time between two such lines.
+const SAY_EVERY: Duration = Duration::from_secs(5);
+
+/// Things waited for that one line names.
+const NAMED_MAX: usize = 5;
+
+/// Follows a correlation to its end. On a terminal a line for each module; in a pipe a line for each job that ended.
+pub(crate) async fn wait(
+    settings: &Settings,
+    ledger: &Ledger,
+    correlation: &str,
+    timeout: Duration,
+) -> Outcome {
+    let deadline = Instant::now() + timeout;
+    let mut shown = Shown::new(settings);
+    let mut waits = Waits::new();
+    let mut away = None;
+    loop {
+        let begun = Instant::now();
+        match look(ledger, correlation).await {
+            Ok((now, waited_for)) => {
+                if away.take().is_some() {
+                    output::say("the document store is back");
+                }
+                if now.events.is_empty() {
+                    return Err(Failure(format!("there is no correlation {correlation}")));
+                }
+                shown.update(&now);
+                if now.ended {
+                    return Ok(shown.end(&now, &waited_for));
+                }
+                waits.say(&now, waited_for);
+            }
+            Err(error @ StoreError::Unavailable { .. }) => {
+                let since = *away.get_or_insert_with(|| {
+                    let most = STORE_AWAY_MAX.min(deadline.saturating_duration_since(begun));
+                    let most = format_duration(Duration::from_secs(most.as_secs()));
+                    output::say(&format!(
+                        "waiting for the document store, for {most} at most: {}",
+                        chain(&error)
+                    ));
+                    begun
+                });
+                if since.elapsed() > STORE_AWAY_MAX {
+                    let most = format_duration(STORE_AWAY_MAX);
+                    return Err(Failure(format!(
+                        "the document store was away for {most}: {}; `ion trace {correlation}` shows the rest",
+                        chain(&error)
+                    )));
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if Instant::now() > deadline {
+            return Err(Failure(format!(
+                "after {} it has not ended; `ion trace {correlation}` shows where it stands",
+                format_duration(timeout)
+            )));
+        }
+        // A large correlation is read for a part of the time only.
+        tokio::time::sleep(LOOK.max((begun.elapsed() * 4).min(LOOK_MAX))).await;
+    }
+}
+
+async fn look(ledger: &Ledger, correlation: &str) -> Result<(Status, Vec<Obstacle>), StoreError> {
+    let registered = ledger.registered().await?;
+    let now = status(ledger, correlation, &registered).await?;
+    let waited_for = obstacles(&now, &registered, &served_modules(ledger).await?);
+    Ok((now, waited_for))
+}
+
+/// What was said of what is waited for.
+struct Waits {
+    /// Events and ended jobs at the last look that found more of them.
+    progress: usize,
+    moved: Instant,
+    /// What was said and still stands.
+    said: Vec<Obstacle>,
+    spoke: Option<Instant>,
+}
+
+impl Waits {
+    fn new() -> Self {
+        Self { progress: 0, moved: Instant::now(), said: Vec::new(), spoke: None }
+    }
+
+    /// Says what is waited for, if there is something new in it: at once what people have to mend, all else only when
+    /// nothing has moved for a while.
+    fn say(&mut self, now: &Status, mut obstacles: Vec<Obstacle>) {
+        let ended = now.jobs.iter().filter(|job| job.state.is_final()).count();
+        if self.progress != now.events.len() + ended {
+            (self.progress, self.moved) = (now.events.len() + ended, Instant::now());
+        }
+        self.said.retain(|said| obstacles.iter().any(|obstacle| obstacle.is_same_kind(said)));
+        if self.moved.elapsed() < QUIET {
+            obstacles.retain(Obstacle::needs_people);
+        }
+        let is_new = |obstacle: &Obstacle| !self.said.iter().any(|said| said.is_same_kind(obstacle));
+        let spoke_lately = self.spoke.is_some_and(|at| at.elapsed() < SAY_EVERY);
+        if spoke_lately || !obstacles.iter().any(is_new) {
+            return;
+        }
+        output::say(&format!("waiting for {}", named(&obstacles)));
+        (self.said, self.spoke) = (obstacles, Some(Instant::now()));
+    }
+}
+
+fn named(obstacles: &[Obstacle]) -> String {
+    let mut named: Vec<String> =
+        obstacles.iter().take(NAMED_MAX).map(|obstacle| output::of_others(&obstacle.to_string())).collect();
+    if let Some(more @ 1..) = obstacles.len().checked_sub(NAMED_MAX) {
+        named.push(format!("and {more} more"));
+    }
+    named.join("; ")
+}
+
+/// What was shown of a correlation's jobs.
+struct Shown {
+    jobs: BTreeSet<JobId>,
+    bars: MultiProgress,
+    by_module: BTreeMap<String, ProgressBar>,
+    terminal: bool,
+    json: bool,
+}
+
+impl Shown {
+    fn new(settings: &Settings) -> Self {
+        Self {
+            jobs: BTreeSet::new(),
+            bars: MultiProgress::new(),
+            by_module: BTreeMap::new(),
+            terminal: output::is_terminal(),
+            json: settings.json,
+        }
+    }
+
+    fn update(&mut self, now: &Status) {
+        for job in now.jobs.iter().filter(|job| job.state.is_final()) {
+            if self.jobs.insert(job.id.clone()) && !self.terminal && !self.json {
+                output::line(job_line(job));
+            }
+        }
+        if !self.terminal {
+            return;
+        }
+        for (module, counts) in now.by_module() {
+            let bars = &self.bars;
+            let bar = self
+                .by_module
+                .entry(module.to_owned())
+                .or_insert_with(|| bars.add(ProgressBar::new_spinner()));
+            let counts: Vec<String> =
+                counts.iter().map(|(state, n)| format!("{n} {}", output::state(state))).collect();
+            bar.set_message(format!("{}: {}", output::of_others(module), counts.join(", ")));
+            bar.tick();
+        }
+    }
+
+    /// Shows how it ended.
+    fn end(&self, now: &Status, waited_for: &[Obstacle]) -> Verdict {
+        self.by_module.values().for_each(ProgressBar::abandon);
+        if self.json {
+            output::json(&now.jobs);
+        } else {
+            output::line(format!(
+                "{} events, {} jobs: {}",
+                now.events.len(),
+                now.jobs.len(),
+                output::state(now.verdict().as_str())
+            ));
+        }
+        if now.held_back > 0 {
+            output::say(&format!("it goes on only after {}", named(waited_for)));
+        }
+        if now.failed() { Verdict::Failed } else { Verdict::Well }
+    }
+}
