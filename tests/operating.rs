@@ -5,6 +5,8 @@
 
 mod support;
 
+#[path = "operating/broker.rs"]
+mod broker;
 #[path = "operating/proxy.rs"]
 mod proxy;
 
@@ -14,6 +16,13 @@ use std::time::{Duration, Instant};
 use proxy::{Completion, Proxy};
 use support::servers::{Mongo, S3};
 use support::{Home, Ran, wait_for};
+
+/// A home whose documents are in a file of its own, and the bus on this broker.
+fn home_on_bus(url: &str) -> Home {
+    let mut home = Home::new();
+    home.env.push(("ION_BUS".into(), url.to_owned()));
+    home
+}
 
 /// A command whose words can be read while it runs.
 struct Background {

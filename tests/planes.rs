@@ -398,7 +398,7 @@ fn doctor_says_what_is_wrong_and_no_command_shows_a_password() {
     let servers = Servers::start();
     let home = home_on(&servers.env);
     let doctor = home.run(["doctor"]).well();
-    for line in ["put, read, list, delete", "insert, read, replace", "declare, publish, receive"] {
+    for line in ["put, read, list, delete", "insert, read, replace", "declare, publish, send, receive"] {
         assert!(doctor.stdout.contains(line), "{doctor:#?}");
     }
     let closed = "127.0.0.1:9";

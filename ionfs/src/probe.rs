@@ -35,7 +35,7 @@ pub async fn probe(urls: &StoreUrls) -> [Probed; 3] {
     let (blobs, documents, bus) = futures_util::join!(
         one("blobs", &urls.blobs, "put, read, list, delete", blobs.boxed()),
         one("documents", &urls.documents, "insert, read, replace, find, delete", documents.boxed()),
-        one("bus", &urls.bus, "declare, publish, receive, acknowledge, delete", bus.boxed()),
+        one("bus", &urls.bus, "declare, publish, send, receive, acknowledge, delete", bus.boxed()),
     );
     [blobs, documents, bus]
 }
@@ -104,18 +104,25 @@ async fn try_bus(bus: Arc<dyn Bus>) -> Result<(), StoreError> {
     bus.declare(&id, std::slice::from_ref(&id), &[]).await?;
     let tried = async {
         bus.publish(&message).await?;
+        bus.send(&id, &message).await?;
         let mut subscription = bus.clone().subscribe(&id, 1).await?;
-        let delivery = subscription.next().await?;
-        subscription.acknowledge(delivery.tag).await?;
-        Ok(delivery.message.ok() == Some(message.clone()))
+        for _ in 0..2 {
+            let delivery = subscription.next().await?;
+            subscription.acknowledge(delivery.tag).await?;
+            if delivery.message.ok().as_ref() != Some(&message) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     };
     let tried = tried.await;
     bus.retire(&id).await?;
     if tried? { Ok(()) } else { Err(disagrees("receiving a message")) }
 }
 
-/// What people do about the commonest reasons. Words of the stores' own errors; the first that fits.
-const ADVICE: [(&[&str], &str); 9] = [
+/// What people do about the commonest reasons. Words of the stores' own errors; the first that fits. What a broker refuses
+/// says so itself.
+const ADVICE: [(&[&str], &str); 7] = [
     (
         &["Connection refused", "connection refused"],
         "nothing listens there: is the server started, and is the port right?",
@@ -134,8 +141,6 @@ const ADVICE: [(&[&str], &str); 9] = [
     ),
     (
         &[
-            "ACCESS_REFUSED",
-            "ACCESS-REFUSED",
             "Authentication failed",
             "InvalidAccessKeyId",
             "SignatureDoesNotMatch",
@@ -148,11 +153,6 @@ const ADVICE: [(&[&str], &str); 9] = [
     (
         &["AccessDenied", "AuthorizationFailure", "403 Forbidden", "not authorized"],
         "this user or key may not do that: give it the right",
-    ),
-    (&["NOT_ALLOWED", "vhost"], "the vhost is missing or closed to this user: look at the path of the URL"),
-    (
-        &["PRECONDITION_FAILED", "inequivalent arg", "x-queue-type"],
-        "a queue or exchange of that name is there with other arguments, or the broker has no quorum queues (RabbitMQ 3.10 is the oldest that does): delete it or upgrade",
     ),
     (
         &["timed out", "no answer within", "no server can be reached"],

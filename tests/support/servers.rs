@@ -265,6 +265,25 @@ impl Rabbit {
         rabbit
     }
 
+    /// Runs `rabbitmqctl` on it.
+    pub fn ctl(&self, words: &[&str]) -> String {
+        let program = Path::new(&self.server.command[0]).with_file_name("rabbitmqctl");
+        let ran = Command::new(program).args(words).envs(self.server.env.iter().cloned()).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(ran.status.success(), "{words:?}: {}{}", text(&ran.stdout), text(&ran.stderr));
+        text(&ran.stdout)
+    }
+
+    /// Makes a user and a virtual host of the same name, in which it has these rights: to configure, to write and to read.
+    /// Gives its URL.
+    pub fn user(&self, name: &str, rights: [&str; 3]) -> String {
+        self.ctl(&["add_vhost", name]);
+        self.ctl(&["add_user", name, "a-password-of-tests-only"]);
+        self.ctl(&[&["set_permissions", "-p", name, name], &rights[..]].concat());
+        let user = format!("{name}:a-password-of-tests-only");
+        format!("{}{name}", self.url.replace("guest:guest", &user))
+    }
+
     /// The broker alone, for one who only keeps it running.
     pub fn into_server(self) -> Server {
         // Its port mapper is needed only while it starts; it ends with this process.

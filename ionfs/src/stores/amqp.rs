@@ -16,6 +16,7 @@
 
 mod consuming;
 mod dead;
+mod refusal;
 mod subscriber;
 mod url;
 
@@ -29,13 +30,14 @@ use lapin::options::{
     BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions,
     ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
-use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use self::refusal::{Act, explained, is_missing};
 use self::url::Address;
 use super::{Bus, DeadLetter, Routed, StoreError, Subscription};
+use crate::errors::chain;
 use crate::event::Message;
 
 /// How long one exchange with the broker may take. A close() whose document is in waits at most so long for it.
@@ -61,6 +63,9 @@ const REFRESHED_AT: i64 = 50;
 const EVENTS: &str = "ion.events";
 const DEAD: &str = "ion.dead";
 const QUEUE_PREFIX: &str = "ion.module.";
+
+/// Ion's queues have no length of their own, and reject what they cannot hold.
+const REFUSED: &str = "the broker refused the message: one of its queues is full, by a policy with max-length (rabbitmqctl list_policies), or cannot write";
 
 /// What a dead letter says of itself.
 mod header {
@@ -112,8 +117,13 @@ struct Failed {
 
 /// Runs one exchange with the broker within its time.
 async fn within<T>(exchange: impl Future<Output = Result<T, lapin::Error>>) -> Result<T, Cause> {
+    asking(Act::Other, exchange).await
+}
+
+/// The same of one that the broker may refuse.
+async fn asking<T>(act: Act, exchange: impl Future<Output = Result<T, lapin::Error>>) -> Result<T, Cause> {
     match tokio::time::timeout(ANSWER_WAIT, exchange).await {
-        Ok(outcome) => Ok(outcome?),
+        Ok(outcome) => outcome.map_err(|error| explained(act, error)),
         Err(_) => Err(format!("no answer within {} s", ANSWER_WAIT.as_secs()).into()),
     }
 }
@@ -144,7 +154,7 @@ impl Line {
             }
             Err(error) => {
                 let rest = state.failed.as_ref().map_or(REST, |failed| (failed.rest * 2).min(REST_MAX));
-                state.failed = Some(Failed { at: Instant::now(), rest, reason: error.to_string() });
+                state.failed = Some(Failed { at: Instant::now(), rest, reason: chain(&*error) });
                 Err(error)
             }
         }
@@ -154,15 +164,15 @@ impl Line {
         let name = format!("ion {} ({})", self.purpose, rustix::process::getpid().as_raw_nonzero());
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let runtime = lapin::runtime::default_runtime()?;
-        let connection = within(Connection::connect_uri_with_config(
+        let connecting = Connection::connect_uri_with_config(
             self.address.uri.clone(),
             properties,
             self.address.tls.clone(),
             runtime,
-        ))
-        .await?;
-        within(topology(&connection)).await?;
-        within(declare_dead_queue(&connection)).await?;
+        );
+        let connection = asking(Act::Connect, connecting).await?;
+        declare_exchanges(&connection).await?;
+        declare_dead_queue(&connection).await?;
         Ok(connection)
     }
 
@@ -188,31 +198,44 @@ impl Line {
     }
 }
 
-async fn topology(connection: &Connection) -> Result<(), lapin::Error> {
-    let channel = connection.create_channel().await?;
+async fn declare_exchanges(connection: &Connection) -> Result<(), Cause> {
+    let channel = within(connection.create_channel()).await?;
     let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
     for exchange in [EVENTS, DEAD] {
-        channel
-            .exchange_declare(exchange.into(), ExchangeKind::Topic, durable, FieldTable::default())
-            .await?;
+        let declare =
+            channel.exchange_declare(exchange.into(), ExchangeKind::Topic, durable, FieldTable::default());
+        asking(Act::DeclareExchange, declare).await?;
     }
     Ok(())
 }
 
 /// Dead letters are looked at again and again, which must not use them up. From RabbitMQ 4.0 a queue without a limit has one
 /// of 20, and before that none can be said to be none: this one is as good.
-async fn declare_dead_queue(connection: &Connection) -> Result<(), lapin::Error> {
-    let channel = connection.create_channel().await?;
+async fn declare_dead_queue(connection: &Connection) -> Result<(), Cause> {
+    let channel = within(connection.create_channel()).await?;
     let mut arguments = quorum();
     arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(i32::MAX));
-    channel.queue_declare(DEAD.into(), QueueDeclareOptions::durable(), arguments).await?;
+    let declare = channel.queue_declare(DEAD.into(), QueueDeclareOptions::durable(), arguments);
+    asking(Act::DeclareQueue, declare).await?;
     let all = QueueBindOptions::default();
-    channel.queue_bind(DEAD.into(), DEAD.into(), "#".into(), all, FieldTable::default()).await
+    let bind = channel.queue_bind(DEAD.into(), DEAD.into(), "#".into(), all, FieldTable::default());
+    asking(Act::Bind, bind).await
 }
 
 fn quorum() -> FieldTable {
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    arguments
+}
+
+/// The arguments of every module's queue.
+fn module_arguments() -> FieldTable {
+    let mut arguments = quorum();
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
+    arguments.insert("x-dead-letter-exchange".into(), text(DEAD));
+    arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+    arguments.insert("x-overflow".into(), text("reject-publish"));
     arguments
 }
 
@@ -234,7 +257,7 @@ impl Publisher<'_> {
     ) -> Result<Routed, Cause> {
         let channel = self.channel.take().expect("it is there until it was used");
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let confirmed = within(async {
+        let confirmed = asking(Act::Publish, async {
             let publish =
                 channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties);
             publish.await?.await
@@ -245,7 +268,7 @@ impl Publisher<'_> {
                 match confirmation {
                     Confirmation::Ack(None) => Ok(Routed::To(1)),
                     Confirmation::Ack(Some(_)) => Ok(Routed::Nowhere),
-                    Confirmation::Nack(_) => Err("the broker refused the message".into()),
+                    Confirmation::Nack(_) => Err(REFUSED.into()),
                     Confirmation::NotRequested => Err("the broker confirms nothing".into()),
                 }
             }
@@ -310,14 +333,9 @@ impl Amqp {
         event_types: &[String],
     ) -> Result<(), Cause> {
         let queue = queue_of(module);
-        let mut arguments = quorum();
-        let text = |text: &str| AMQPValue::LongString(text.into());
-        arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
-        arguments.insert("x-dead-letter-exchange".into(), text(DEAD));
-        arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
-        arguments.insert("x-overflow".into(), text("reject-publish"));
-        within(channel.queue_declare(queue.as_str().into(), QueueDeclareOptions::durable(), arguments))
-            .await?;
+        let declare =
+            channel.queue_declare(queue.as_str().into(), QueueDeclareOptions::durable(), module_arguments());
+        asking(Act::DeclareQueue, declare).await?;
         for event_type in event_types {
             let bind = channel.queue_bind(
                 queue.as_str().into(),
@@ -326,7 +344,7 @@ impl Amqp {
                 QueueBindOptions::default(),
                 FieldTable::default(),
             );
-            within(bind).await?;
+            asking(Act::Bind, bind).await?;
         }
         Ok(())
     }
@@ -344,7 +362,8 @@ impl Amqp {
     async fn hold(&self, channel: &Channel, queue: &str, limit: usize) -> Result<Vec<Received>, Cause> {
         let mut held = Vec::new();
         while held.len() < limit {
-            match within(channel.basic_get(queue.into(), BasicGetOptions::default())).await? {
+            let get = channel.basic_get(queue.into(), BasicGetOptions::default());
+            match asking(Act::Receive, get).await? {
                 Some(message) => held.push(message.delivery),
                 None => break,
             }
@@ -405,7 +424,7 @@ impl Bus for Amqp {
                     gone.as_str().into(),
                     FieldTable::default(),
                 );
-                within(unbind).await?;
+                asking(Act::Bind, unbind).await?;
             }
             Ok(())
         };
@@ -419,8 +438,9 @@ impl Bus for Amqp {
         self.declared.lock().unwrap_or_else(PoisonError::into_inner).remove(module);
         let removing = async {
             let channel = self.publishing.channel().await?;
-            within(channel.queue_delete(queue_of(module).as_str().into(), QueueDeleteOptions::default()))
-                .await
+            let queue = queue_of(module);
+            let delete = channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default());
+            asking(Act::Delete, delete).await
         };
         removing.await.map_err(self.failed(format!("removing the queue of module {module:?}")))?;
         Ok(())
@@ -509,16 +529,6 @@ impl Bus for Amqp {
     async fn exhume(&self, module: &str, event_id: &str) -> Result<bool, StoreError> {
         dead::exhume(self, module, event_id).await.map_err(self.failed("removing a dead letter"))
     }
-}
-
-/// Whether the broker says that there is no such queue.
-fn is_missing(error: &Cause) -> bool {
-    let Some(lapin::ErrorKind::ProtocolError(said)) =
-        error.downcast_ref::<lapin::Error>().map(lapin::Error::kind)
-    else {
-        return false;
-    };
-    matches!(said.kind(), AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND))
 }
 
 /// How often the broker says that the message came back.

@@ -13,7 +13,8 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use super::consuming::Consuming;
-use super::{Amqp, Cause, DEAD, QUEUE_PREFIX, header, short, within};
+use super::refusal::{Act, lacks_right};
+use super::{Amqp, Cause, DEAD, QUEUE_PREFIX, asking, header, short, within};
 use crate::clock::{self, Millis};
 use crate::event::Message;
 use crate::stores::DeadLetter;
@@ -66,9 +67,9 @@ async fn alone(bus: &Amqp) -> Result<Consuming, Cause> {
         within(channel.basic_qos(LOOKED_AT, BasicQosOptions::default())).await?;
         let exclusive = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
         let consume = channel.basic_consume(DEAD.into(), "".into(), exclusive, FieldTable::default());
-        match within(consume).await {
+        match asking(Act::Receive, consume).await {
             Ok(consumer) => return Ok(Consuming::new(channel, consumer)),
-            Err(error) if asks == ASKS_MAX => return Err(error),
+            Err(error) if asks == ASKS_MAX || lacks_right(&error) => return Err(error),
             Err(_) => {
                 asks += 1;
                 tokio::time::sleep(ASK).await;

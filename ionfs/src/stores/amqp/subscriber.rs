@@ -14,7 +14,8 @@ use lapin::{Channel, Consumer};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::consuming::Consuming;
-use super::{Amqp, Cause, queue_of, within};
+use super::refusal::Act;
+use super::{Amqp, Cause, asking, queue_of, within};
 use crate::stores::{Delivery, StoreError, Subscription, Unreadable};
 
 /// Receives while it is asked for messages.
@@ -92,7 +93,7 @@ async fn consume(bus: Arc<Amqp>, module: String, prefetch: u16) -> Result<Consum
         BasicConsumeOptions::default(),
         FieldTable::default(),
     );
-    let consumer = within(consume).await?;
+    let consumer = asking(Act::Receive, consume).await?;
     Ok(Consuming::new(channel, consumer))
 }
 

@@ -1,0 +1,210 @@
+//! What the broker refuses, in words that name what is missing and the way out.
+//!
+//! Brokers before 3.12 do not say which right is missing, only of what: that follows from what was asked of it.
+
+use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError, AMQPSoftError};
+
+use super::{Cause, DEAD};
+
+/// What Ion's user may configure and read: a pattern of RabbitMQ's rights.
+const OWN: &str = r"ion\..*";
+
+/// What it may write to: the default exchange too, by which one module's queue is reached.
+const WRITTEN: &str = r"ion\..*|amq\.default";
+
+/// What is asked of the broker, as far as rights go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Act {
+    /// To be let in.
+    Connect,
+    /// An exchange, declared.
+    DeclareExchange,
+    /// A queue with a dead letter exchange, declared.
+    DeclareQueue,
+    /// A queue, bound to an exchange or no longer bound.
+    Bind,
+    /// A message, published.
+    Publish,
+    /// Messages, received.
+    Receive,
+    /// A queue, removed.
+    Delete,
+    /// What needs no right.
+    Other,
+}
+
+/// A refusal of the broker's, explained.
+#[derive(Debug, thiserror::Error)]
+#[error("{words}")]
+struct Refused {
+    words: String,
+    #[source]
+    said: lapin::Error,
+}
+
+/// The error of an act, with what is missing and the way out where the broker's words are known.
+pub(super) fn explained(act: Act, error: lapin::Error) -> Cause {
+    let words = match error.kind() {
+        lapin::ErrorKind::ProtocolError(said) => words(act, said),
+        _ => None,
+    };
+    match words {
+        Some(words) => Refused { words, said: error }.into(),
+        None => error.into(),
+    }
+}
+
+/// What the broker itself said, if it was the broker.
+pub(super) fn said(error: &Cause) -> Option<&AMQPError> {
+    let own = error.downcast_ref::<Refused>().map(|refused| &refused.said);
+    match own.or_else(|| error.downcast_ref())?.kind() {
+        lapin::ErrorKind::ProtocolError(said) => Some(said),
+        _ => None,
+    }
+}
+
+/// Whether the broker refused for want of a right.
+pub(super) fn lacks_right(error: &Cause) -> bool {
+    said(error).is_some_and(|said| said.get_message().as_str().contains("refused for user"))
+}
+
+/// Whether the broker says that there is no such queue or exchange.
+pub(super) fn is_missing(error: &Cause) -> bool {
+    said(error).is_some_and(|said| *said.kind() == AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND))
+}
+
+fn words(act: Act, said: &AMQPError) -> Option<String> {
+    let text = said.get_message().as_str();
+    match said.kind() {
+        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => access_refused(act, text),
+        AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => not_allowed(text),
+        AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => {
+            let what = quoted_after(text, "no queue ").map(|queue| format!("queue {queue:?}"));
+            let what =
+                what.or_else(|| Some(format!("exchange {:?}", quoted_after(text, "no exchange ")?)))?;
+            Some(format!("{what} is missing; start a dispatcher that serves it, which declares it again"))
+        }
+        AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => precondition_failed(text),
+        AMQPErrorKind::Soft(AMQPSoftError::RESOURCELOCKED) => Some(format!(
+            "queue {:?} belongs to another connection alone; end that one, or remove the queue: Ion declares it again",
+            quoted_after(text, "queue ")?
+        )),
+        AMQPErrorKind::Hard(AMQPHardError::NOTIMPLEMENTED | AMQPHardError::COMMANDINVALID) => Some(
+            "the broker lacks something that Ion needs; RabbitMQ 3.10 is the oldest that has it all".into(),
+        ),
+        _ => None,
+    }
+}
+
+fn access_refused(act: Act, text: &str) -> Option<String> {
+    if act == Act::Connect {
+        return Some(
+            "the broker knows no such user or key: look at the name and the password in the URL (RabbitMQ lets the user guest in from its own machine only)"
+                .into(),
+        );
+    }
+    if text.contains("in exclusive use") {
+        return Some("somebody else has the queue for himself at this moment; try again".into());
+    }
+    let user = quoted_after(text, "refused for user ")?;
+    let vhost = quoted_after(text, "in vhost ")?;
+    let queue = quoted_after(text, "access to queue ").map(|name| ("queue", name));
+    let (kind, name) = queue.or_else(|| Some(("exchange", quoted_after(text, "access to exchange ")?)))?;
+    // Newer brokers name the right themselves, just before "access".
+    let named = text.split(" access to ").next().and_then(|before| before.rsplit(' ').next());
+    let right = named.filter(|word| ["configure", "write", "read"].contains(word));
+    let right = right.or_else(|| missing_right(act, kind, name)).unwrap_or("use");
+    Some(format!(
+        "user {user:?} lacks the right to {right} {kind} {name:?} in vhost {vhost:?}; {}",
+        grant(user, vhost)
+    ))
+}
+
+/// The right that an act on a resource of this kind needs, by RabbitMQ's table of them.
+fn missing_right(act: Act, kind: &str, name: &str) -> Option<&'static str> {
+    match (act, kind) {
+        (Act::DeclareExchange | Act::Delete, _) => Some("configure"),
+        (Act::DeclareQueue | Act::Publish, "exchange") | (Act::Bind, "queue") => Some("write"),
+        (Act::Bind, _) | (Act::Receive, _) => Some("read"),
+        // An exchange of the same name was declared just before, which takes the right to configure that name.
+        (Act::DeclareQueue, _) if name == DEAD => Some("read"),
+        // With a dead letter exchange it takes both, and an old broker does not say which one it misses.
+        (Act::DeclareQueue, _) => Some("configure or read"),
+        (Act::Publish, _) | (Act::Connect, _) | (Act::Other, _) => None,
+    }
+}
+
+/// How all rights are given.
+fn grant(user: &str, vhost: &str) -> String {
+    format!(
+        "grant configure and read on {OWN} and write on {WRITTEN}: rabbitmqctl set_permissions -p '{vhost}' '{user}' '{OWN}' '{WRITTEN}' '{OWN}'"
+    )
+}
+
+fn not_allowed(text: &str) -> Option<String> {
+    // "vhost NAME not found", without quotes.
+    if let Some(vhost) = text.split("vhost ").nth(1).and_then(|rest| rest.strip_suffix(" not found")) {
+        return Some(format!(
+            "the vhost is missing: correct the path of the URL, or make it with rabbitmqctl add_vhost '{vhost}'"
+        ));
+    }
+    if text.contains("limit") {
+        return Some("the broker takes no more connections of this user or vhost; raise its limit".into());
+    }
+    if text.contains("is down") {
+        return Some("the vhost is down; rabbitmqctl restart_vhost starts it again".into());
+    }
+    let (vhost, user) = (quoted_after(text, "access to vhost ")?, quoted_after(text, "refused for user ")?);
+    Some(format!("vhost {vhost:?} is closed to user {user:?}; {}", grant(user, vhost)))
+}
+
+fn precondition_failed(text: &str) -> Option<String> {
+    if text.contains("inequivalent arg") {
+        if let Some(queue) = quoted_after(text, "for queue ") {
+            return Some(format!(
+                "queue {queue:?} is there and is not as Ion declares it; remove it with rabbitmqctl delete_queue '{queue}': Ion declares it again as it must be"
+            ));
+        }
+        let exchange = quoted_after(text, "for exchange ")?;
+        return Some(format!(
+            "exchange {exchange:?} is there and is not as Ion declares it; remove it (on the broker's page, or with rabbitmqadmin): Ion declares it again as it must be"
+        ));
+    }
+    let unknown = text.contains("x-queue-type") || text.contains("invalid arg");
+    unknown.then(|| {
+        "the broker has no quorum queues as Ion needs them; RabbitMQ 3.10 is the oldest that does".to_owned()
+    })
+}
+
+/// What stands in the quotation marks after these words.
+fn quoted_after<'t>(text: &'t str, words: &str) -> Option<&'t str> {
+    let quoted = text.split_once(words)?.1.strip_prefix('\'')?;
+    Some(quoted.split_once('\'')?.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(act: Act, kind: AMQPErrorKind, text: &str) -> String {
+        words(act, &AMQPError::new(kind, text.into())).unwrap_or_default()
+    }
+
+    #[test]
+    fn old_and_new_brokers_are_understood() {
+        let access = AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED);
+        let old = "ACCESS_REFUSED - access to queue 'ion.module.a' in vhost '/v' refused for user 'u'";
+        let new =
+            "ACCESS_REFUSED - configure access to queue 'ion.module.a' in vhost '/v' refused for user 'u'";
+        let said = refused(Act::DeclareQueue, access.clone(), old);
+        assert!(said.contains("configure or read queue \"ion.module.a\" in vhost \"/v\""), "{said}");
+        let said = refused(Act::DeclareQueue, access.clone(), new);
+        assert!(said.contains("right to configure queue"), "{said}");
+        let exclusive = "ACCESS_REFUSED - queue 'ion.dead' in vhost '/' in exclusive use";
+        assert!(refused(Act::Receive, access, exclusive).contains("try again"));
+        let hard = AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED);
+        let limit =
+            "NOT_ALLOWED - access to vhost '/' refused for user 'u': vhost connection limit (1) is reached";
+        assert!(refused(Act::Connect, hard, limit).contains("raise its limit"));
+    }
+}
