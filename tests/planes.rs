@@ -217,7 +217,8 @@ fn the_examples_run_unchanged() {
     let servers = Servers::start();
     let azure = Azure::start();
     azure.make_container("ion");
-    let on_azure = plane(&servers.mongo.database("azure"), &servers.rabbit.url, "az://ion/test", &azure.env);
+    let bus = servers.rabbit.virtual_host("azure");
+    let on_azure = plane(&servers.mongo.database("azure"), &bus, "az://ion/test", &azure.env);
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let clip = example_clip();
     for env in [&servers.env, &on_azure] {

@@ -336,7 +336,8 @@ fn on_real_servers() {
     let (rabbit, mongo, s3) = (Rabbit::start(), Mongo::start(), S3::start());
     torture("servers", |batch| {
         let database = mongo.database(&format!("torture{batch}"));
-        let env = plane(&database, &rabbit.url, &format!("{}/torture{batch}", s3.url), &s3.env);
+        let bus = rabbit.virtual_host(&format!("torture{batch}"));
+        let env = plane(&database, &bus, &format!("{}/torture{batch}", s3.url), &s3.env);
         (env, Books::of(&database))
     });
 }

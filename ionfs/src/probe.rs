@@ -11,7 +11,7 @@ use crate::errors::chain;
 use crate::event::{Context, DocumentType, Message};
 use crate::id::{CorrelationId, EventId};
 use crate::stores::open::{StoreUrls, open_blobs, open_bus, open_documents, without_credentials};
-use crate::stores::{Blobs, Bus, Collection, Documents, StoreError};
+use crate::stores::{Blobs, Bus, Collection, Documents, StoreError, known_plane_id};
 
 /// How long one store may take for all of it.
 const WAIT: Duration = Duration::from_secs(30);
@@ -31,13 +31,24 @@ pub struct Probed {
 pub async fn probe(urls: &StoreUrls) -> [Probed; 3] {
     let blobs = async { try_blobs(&*open_blobs(&urls.blobs).await?).await };
     let documents = async { try_documents(&*open_documents(&urls.documents).await?).await };
-    let bus = async { try_bus(open_bus(&urls.bus).await?).await };
+    let bus = async { try_bus(open_bus(&urls.bus, plane_of(urls).await.as_deref()).await?).await };
     let (blobs, documents, bus) = futures_util::join!(
         one("blobs", &urls.blobs, "put, read, list, delete", blobs.boxed()),
         one("documents", &urls.documents, "insert, read, replace, find, delete", documents.boxed()),
         one("bus", &urls.bus, "declare, publish, send, receive, acknowledge, delete", bus.boxed()),
     );
     [blobs, documents, bus]
+}
+
+/// The plane that the bus has to belong to; none where the documents cannot be read, which is said of them.
+async fn plane_of(urls: &StoreUrls) -> Option<String> {
+    if urls.documents == urls.bus {
+        return None;
+    }
+    let documents = open_documents(&urls.documents).await.ok()?;
+    let plane = known_plane_id(&*documents).await.ok().flatten();
+    documents.close().await;
+    plane
 }
 
 async fn one(

@@ -5,6 +5,7 @@
 
 pub mod amqp;
 mod held;
+mod identity;
 pub mod mongo;
 pub mod object;
 pub mod open;
@@ -24,6 +25,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use uuid::Uuid;
+
+pub use self::identity::{known_plane_id, plane_id};
 
 use self::held::Held;
 use crate::clock::Millis;
@@ -192,7 +195,7 @@ pub enum Collection {
     Dispatchers,
     /// Attempts whose trees pods have: see [`crate::ticket`].
     Tickets,
-    /// What is known of the plane as a whole: see [`crate::registry`].
+    /// What is known of the plane as a whole: see [`crate::registry`] and [`plane_id`].
     Plane,
 }
 

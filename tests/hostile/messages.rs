@@ -129,10 +129,14 @@ fn a_message_that_names_no_event_is_dead_at_once_and_a_staged_one_has_to_wait() 
 fn on_rabbitmq_a_message_that_names_no_event_is_dead_at_once_and_a_staged_one_has_to_wait() {
     let rabbit = Rabbit::start();
     let runtime = Runtime::new().unwrap();
-    for body in [buries_what_names_no_event, waits_for_what_is_staged] {
+    type Body = fn(&Home, &Runtime, &DataPlane);
+    let bodies: [(&str, Body); 2] =
+        [("buries", buries_what_names_no_event), ("waits", waits_for_what_is_staged)];
+    for (name, body) in bodies {
+        let bus = rabbit.virtual_host(name);
         let mut home = Home::new();
-        home.env.push(("ION_BUS".into(), rabbit.url.clone()));
-        let urls = StoreUrls { bus: rabbit.url.clone(), ..StoreUrls::embedded(&home.state()) };
+        home.env.push(("ION_BUS".into(), bus.clone()));
+        let urls = StoreUrls { bus, ..StoreUrls::embedded(&home.state()) };
         let plane = runtime.block_on(open(&urls)).unwrap();
         body(&home, &runtime, &plane);
     }

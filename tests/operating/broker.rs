@@ -2,13 +2,25 @@
 
 use std::path::PathBuf;
 
+use lapin::options::ExchangeDeleteOptions;
+
 use crate::home_on_bus;
-use crate::support::Home;
 use crate::support::servers::Rabbit;
+use crate::support::{Home, wait_for};
 
 fn pipeline(home: &Home) -> PathBuf {
     home.program("work", "#!/bin/sh\n:\n");
     home.write("pipeline.yaml", "modules:\n  work: {on: [go], run: [./work]}\n")
+}
+
+/// Does something as a person with a client of AMQP.
+fn by_hand<T>(url: &str, act: impl AsyncFnOnce(lapin::Channel) -> Result<T, lapin::Error>) -> T {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let properties = lapin::ConnectionProperties::default();
+        let connection = lapin::Connection::connect(url.trim_end_matches('/'), properties).await.unwrap();
+        act(connection.create_channel().await.unwrap()).await.unwrap()
+    })
 }
 
 #[test]
@@ -17,14 +29,16 @@ fn a_missing_right_is_named_with_what_grants_it() {
     let own = r"^ion\.";
     let cases = [
         ("nothing", ["", own, own], "configure exchange \"ion.events\""),
-        ("unwriting", [own, "", own], "write exchange \"ion.dead\""),
-        ("unreading", [own, ".*", ""], "read queue \"ion.dead\""),
+        ("unwriting", [own, "", own], "write exchange \"ion.plane."),
+        ("unreading", [own, ".*", ""], "read exchange \"ion.plane\""),
         ("unsending", [own, own, own], "write exchange \"amq.default\""),
-        ("elsewhere", [r"^ion\.(events|dead)", ".*", ".*"], "configure or read queue \"ion.module."),
+        ("elsewhere", [r"^ion\.(events|dead|plane)", ".*", ".*"], "configure or read queue \"ion.module."),
     ];
     for (user, rights, missing) in cases {
         let home = home_on_bus(&rabbit.user(user, rights));
         let file = pipeline(&home);
+        // The plane gets its id with its first use.
+        home.run(["job", "list"]).well();
         let doctor = home.run(["doctor"]).failed().stdout;
         let grant = format!("rabbitmqctl set_permissions -p '{user}' '{user}' 'ion\\..*'");
         assert!(doctor.contains(missing) && doctor.contains(&grant), "{user}: {doctor}");
@@ -39,4 +53,39 @@ fn a_missing_right_is_named_with_what_grants_it() {
     let closed = home_on_bus(&format!("{}/closed", own.strip_suffix("/outside").unwrap()));
     let doctor = closed.run(["doctor"]).failed().stdout;
     assert!(doctor.contains("vhost \"closed\" is closed to user \"outside\""), "{doctor}");
+}
+
+#[test]
+fn a_second_plane_on_one_virtual_host_is_refused_at_its_start() {
+    let rabbit = Rabbit::start();
+    let (one, two) = (home_on_bus(&rabbit.url), home_on_bus(&rabbit.url));
+    let files = [&one, &two].map(pipeline);
+    let up = one.up(&files[0]);
+    let refused = two.run(["up", files[1].to_str().unwrap()]).failed();
+    assert!(refused.stderr.contains("each plane needs a virtual host of its own"), "{refused:#?}");
+    let doctor = two.run(["doctor"]).failed().stdout;
+    assert!(doctor.contains("this virtual host belongs to plane"), "{doctor}");
+    one.run(["event", "create", "go", "--wait"]).well();
+    assert_eq!(up.stop(), Some(0));
+    // The first one stays at home, also where its mark was never made: queues of an older plane are its own.
+    one.run(["event", "create", "go"]).well();
+    by_hand(&rabbit.url, async |channel| {
+        channel.exchange_delete("ion.plane".into(), ExchangeDeleteOptions::default()).await
+    });
+    let up = one.up(&files[0]);
+    wait_for("what waited in the queue", || {
+        one.jobs().iter().filter(|job| job["state"] == "succeeded").count() == 2
+    });
+    two.run(["up", files[1].to_str().unwrap()]).failed();
+    let mut elsewhere = two;
+    elsewhere.env = vec![("ION_BUS".into(), rabbit.virtual_host("two"))];
+    let second = elsewhere.up(&files[1]);
+    elsewhere.run(["event", "create", "go", "--wait"]).well();
+    assert_eq!((up.stop(), second.stop()), (Some(0), Some(0)));
+    // A file that is a bus alone is one plane's, too.
+    let file = format!("sqlite://{}", elsewhere.path().join("bus.db").display());
+    let (three, four) = (home_on_bus(&file), home_on_bus(&file));
+    three.run(["job", "list"]).well();
+    let refused = four.run(["job", "list"]).failed();
+    assert!(refused.stderr.contains("name a file of its own in ION_BUS"), "{refused:#?}");
 }

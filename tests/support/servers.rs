@@ -274,6 +274,13 @@ impl Rabbit {
         text(&ran.stdout)
     }
 
+    /// Makes a virtual host, which each plane needs of its own; gives its URL.
+    pub fn virtual_host(&self, name: &str) -> String {
+        self.ctl(&["add_vhost", name]);
+        self.ctl(&["set_permissions", "-p", name, "guest", ".*", ".*", ".*"]);
+        format!("{}{name}", self.url)
+    }
+
     /// Makes a user and a virtual host of the same name, in which it has these rights: to configure, to write and to read.
     /// Gives its URL.
     pub fn user(&self, name: &str, rights: [&str; 3]) -> String {

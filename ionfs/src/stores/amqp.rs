@@ -2,7 +2,8 @@
 //!
 //! # Topology
 //! The durable topic exchange `ion.events`, routing key = event type; for each module the quorum queue
-//! `ion.module.<name>`; the topic exchange `ion.dead` and its quorum queue of the same name for dead letters. Every
+//! `ion.module.<name>`; the topic exchange `ion.dead` and its quorum queue of the same name for dead letters; the exchange
+//! `ion.plane`, which says whose all of it is. Every
 //! connection declares it again: that changes nothing where it stands, and repairs a broker that lost it.
 //!
 //! # How it works
@@ -64,6 +65,9 @@ const EVENTS: &str = "ion.events";
 const DEAD: &str = "ion.dead";
 const QUEUE_PREFIX: &str = "ion.module.";
 
+/// The exchange that says which plane a virtual host belongs to.
+const PLANE: &str = "ion.plane";
+
 /// Ion's queues have no length of their own, and reject what they cannot hold.
 const REFUSED: &str = "the broker refused the message: one of its queues is full, by a policy with max-length (rabbitmqctl list_policies), or cannot write";
 
@@ -99,6 +103,8 @@ pub struct Amqp {
 struct Line {
     address: Address,
     purpose: &'static str,
+    /// The plane that the virtual host must belong to.
+    plane: Option<String>,
     state: tokio::sync::Mutex<State>,
 }
 
@@ -130,7 +136,7 @@ async fn asking<T>(act: Act, exchange: impl Future<Output = Result<T, lapin::Err
 
 impl Line {
     fn new(address: Address, purpose: &'static str) -> Self {
-        Self { address, purpose, state: tokio::sync::Mutex::default() }
+        Self { address, purpose, plane: None, state: tokio::sync::Mutex::default() }
     }
 
     async fn connection(&self) -> Result<Arc<Connection>, Cause> {
@@ -172,6 +178,9 @@ impl Line {
         );
         let connection = asking(Act::Connect, connecting).await?;
         declare_exchanges(&connection).await?;
+        if let Some(plane) = &self.plane {
+            claim_virtual_host(&connection, plane).await?;
+        }
         declare_dead_queue(&connection).await?;
         Ok(connection)
     }
@@ -195,6 +204,31 @@ impl Line {
         if state.connection.as_ref().is_some_and(|current| Arc::ptr_eq(current, broken)) {
             state.connection = None;
         }
+    }
+}
+
+/// Makes the virtual host this plane's, or fails if it is another one's: each would take the other's messages and find no
+/// events for them.
+///
+/// The mark is an exchange, as no policy makes it expire, and its alternate exchange is the only argument of one that a
+/// broker compares. Nothing is ever published to it.
+async fn claim_virtual_host(connection: &Connection, plane: &str) -> Result<(), Cause> {
+    let channel = within(connection.create_channel()).await?;
+    let mut mark = FieldTable::default();
+    let name = format!("{PLANE}.{plane}");
+    mark.insert("alternate-exchange".into(), AMQPValue::LongString(name.as_str().into()));
+    let options =
+        ExchangeDeclareOptions { durable: true, internal: true, ..ExchangeDeclareOptions::default() };
+    let declare = channel.exchange_declare(PLANE.into(), ExchangeKind::Fanout, options, mark);
+    match asking(Act::DeclareExchange, declare).await {
+        Err(error) => match refusal::other_plane(&error) {
+            Some(other) => Err(format!(
+                "this virtual host belongs to plane {other}, and these documents are of plane {plane}: each plane needs a virtual host of its own (rabbitmqctl add_vhost NAME, and NAME as the path of ION_BUS); if the other plane is gone for good, remove the virtual host with all in it and make it again"
+            )
+            .into()),
+            None => Err(error),
+        },
+        declared => declared,
     }
 }
 
@@ -294,6 +328,15 @@ impl Amqp {
             publishers: Semaphore::new(PUBLISHERS),
             declared: Mutex::default(),
         })
+    }
+
+    /// The same for the plane of this id: it refuses a virtual host that another plane has.
+    #[must_use]
+    pub fn of_plane(mut self, id: &str) -> Self {
+        for line in [&mut self.publishing, &mut self.consuming] {
+            line.plane = Some(id.to_owned());
+        }
+        self
     }
 
     fn failed(&self, what: impl Into<String>) -> impl FnOnce(Cause) -> StoreError {

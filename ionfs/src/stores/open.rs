@@ -5,11 +5,15 @@ use std::sync::Arc;
 
 use super::amqp::Amqp;
 use super::held::Held;
+use super::identity::{plane_id, set_plane_id};
 use super::mongo::Mongo;
 use super::object::{ObjectBlobs, SCHEMES};
 use super::sqlite::Sqlite;
 use super::{Blobs, Bus, DataPlane, Documents, StoreError};
 use crate::cache::blocking;
+
+/// The id of the document that says which plane a bus in a file of its own belongs to.
+const BUS_OF: &str = "bus";
 
 /// Which stores a plane is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,10 +70,13 @@ pub async fn open_over(blobs: Arc<dyn Blobs>, urls: &StoreUrls) -> Result<DataPl
         let registry = Arc::default();
         return Ok(DataPlane { blobs, documents, bus: shared, one_log: true, held, registry, metrics });
     }
+    let documents = open_documents(&urls.documents).await?;
+    let plane = plane_id(&*documents).await?;
+    let bus = open_bus(&urls.bus, Some(&plane)).await?;
     Ok(DataPlane {
         blobs,
-        documents: open_documents(&urls.documents).await?,
-        bus: open_bus(&urls.bus).await?,
+        documents,
+        bus,
         one_log: false,
         held: None,
         registry: Arc::default(),
@@ -109,14 +116,30 @@ pub async fn open_documents(url: &str) -> Result<Arc<dyn Documents>, StoreError>
     }
 }
 
-/// Opens a bus.
+/// Opens a bus for the plane of this id. One that another plane has is refused: at once, or where it is a broker, with the
+/// first use of it.
 ///
 /// # Errors
 /// As [`open`].
-pub async fn open_bus(url: &str) -> Result<Arc<dyn Bus>, StoreError> {
-    match scheme(url) {
-        "sqlite" => Ok(embedded(url, "bus").await?),
-        "amqp" | "amqps" => Ok(Arc::new(Amqp::open(url)?)),
+pub async fn open_bus(url: &str, plane: Option<&str>) -> Result<Arc<dyn Bus>, StoreError> {
+    match (scheme(url), plane) {
+        ("sqlite", None) => Ok(embedded(url, "bus").await?),
+        ("sqlite", Some(plane)) => {
+            let bus = embedded(url, "bus").await?;
+            match set_plane_id(&*bus, BUS_OF, plane).await? {
+                known if known == plane => Ok(bus),
+                other => Err(StoreError::Unavailable {
+                    store: url.to_owned(),
+                    what: "opening the bus".into(),
+                    source: format!(
+                        "this file belongs to plane {other}, and these documents are of plane {plane}; name a file of its own in ION_BUS"
+                    )
+                    .into(),
+                }),
+            }
+        }
+        ("amqp" | "amqps", None) => Ok(Arc::new(Amqp::open(url)?)),
+        ("amqp" | "amqps", Some(plane)) => Ok(Arc::new(Amqp::open(url)?.of_plane(plane))),
         _ => Err(unknown(url, "bus", "sqlite:///file, amqp://host, amqps://host")),
     }
 }

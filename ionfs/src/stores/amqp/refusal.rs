@@ -4,7 +4,7 @@
 
 use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError, AMQPSoftError};
 
-use super::{Cause, DEAD};
+use super::{Cause, DEAD, PLANE};
 
 /// What Ion's user may configure and read: a pattern of RabbitMQ's rights.
 const OWN: &str = r"ion\..*";
@@ -73,6 +73,17 @@ pub(super) fn is_missing(error: &Cause) -> bool {
     said(error).is_some_and(|said| *said.kind() == AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND))
 }
 
+/// The plane whose mark a virtual host bears, by the refusal of another mark.
+pub(super) fn other_plane(error: &Cause) -> Option<String> {
+    let said = said(error)?;
+    let is_mark = *said.kind() == AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)
+        && said.get_message().as_str().contains("alternate-exchange");
+    // RabbitMQ before 3.12 says "current is 'mark'", later ones "current is the value 'mark'".
+    let current = said.get_message().as_str().split_once("current is ").filter(|_| is_mark)?.1;
+    let mark = current.split('\'').nth(1)?;
+    Some(mark.strip_prefix(PLANE).and_then(|mark| mark.strip_prefix('.')).unwrap_or(mark).to_owned())
+}
+
 fn words(act: Act, said: &AMQPError) -> Option<String> {
     let text = said.get_message().as_str();
     match said.kind() {
@@ -123,6 +134,9 @@ fn access_refused(act: Act, text: &str) -> Option<String> {
 /// The right that an act on a resource of this kind needs, by RabbitMQ's table of them.
 fn missing_right(act: Act, kind: &str, name: &str) -> Option<&'static str> {
     match (act, kind) {
+        // The mark of a plane names another exchange, which takes two more rights: to read the one, to write to the other.
+        (Act::DeclareExchange, _) if name == PLANE => Some("read"),
+        (Act::DeclareExchange, _) if name.starts_with(PLANE) => Some("write"),
         (Act::DeclareExchange | Act::Delete, _) => Some("configure"),
         (Act::DeclareQueue | Act::Publish, "exchange") | (Act::Bind, "queue") => Some("write"),
         (Act::Bind, _) | (Act::Receive, _) => Some("read"),

@@ -1,0 +1,42 @@
+//! Which plane documents are of: an id that is made once, and marks a bus as this plane's.
+
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{Collection, Documents, Inserted, StoreError};
+
+/// The id of the document that holds a plane's id.
+const IDENTITY: &str = "identity";
+
+/// The id of the plane that these documents are of, made by whoever asks first. It stays as long as the documents.
+///
+/// # Errors
+/// When the documents cannot be read or written.
+pub async fn plane_id(documents: &dyn Documents) -> Result<String, StoreError> {
+    match known_plane_id(documents).await? {
+        Some(id) => Ok(id),
+        None => set_plane_id(documents, IDENTITY, &Uuid::new_v4().to_string()).await,
+    }
+}
+
+/// The same where it was made already.
+///
+/// # Errors
+/// When the documents cannot be read.
+pub async fn known_plane_id(documents: &dyn Documents) -> Result<Option<String>, StoreError> {
+    let found = documents.get(Collection::Plane, IDENTITY).await?;
+    Ok(found.and_then(|document| document["plane"].as_str().map(str::to_owned)))
+}
+
+/// Notes a plane's id in a document of this id; gives the one that is noted there, which the first caller chose.
+pub(super) async fn set_plane_id(
+    documents: &dyn Documents,
+    id: &str,
+    plane: &str,
+) -> Result<String, StoreError> {
+    let document = json!({"id": id, "plane": plane});
+    match documents.insert(Collection::Plane, document, None).await? {
+        Inserted::New => Ok(plane.to_owned()),
+        Inserted::Existing(before) => Ok(before["plane"].as_str().unwrap_or_default().to_owned()),
+    }
+}
