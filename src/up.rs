@@ -11,6 +11,7 @@ use dispatcher::executor::local::{LocalExecutor, LocalSettings};
 use dispatcher::gateway::Portal;
 use dispatcher::ledger::Ledger;
 use dispatcher::pipeline::{ExecutorKind, Module, Pipeline};
+use dispatcher::queues::QueueWatch;
 use futures_util::FutureExt as _;
 use ionfs::node::Node;
 use ionfs::record::{AttemptEnd, JobRecord, JobState};
@@ -188,6 +189,7 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
         true => Modules::Registered { only: only.to_vec() },
         false => Modules::These(modules),
     };
+    let bus = plane.bus.clone();
     let dispatcher = Dispatcher::new(plane, executor, modules, dispatch, Some(notices));
     endpoint.vitals.describe(|registry| dispatcher.metrics().describe(registry));
     let (begins, ends) = (endpoint.vitals.clone(), endpoint.vitals.clone());
@@ -212,6 +214,7 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
             crate::service::ready();
             let to_come = if names.is_empty() { "modules that `ion module create` registers" } else { "" };
             output::say(&format!("ready: {}{to_come}", names.join(", ")));
+            QueueWatch::default().look(&*bus, &names).await;
         }
     });
     // Both end at the same time: who waits for a job that is queued again is told so.

@@ -14,6 +14,7 @@
 //! | [`chain`] | programs through which bytes go from stdin to stdout |
 //! | [`dispatch`] | queues to jobs, within limits |
 //! | [`metrics`] | what a dispatcher counts |
+//! | [`queues`] | what is wrong with the modules' queues |
 //! | [`progress`], [`logs`] | how far a correlation has come; what a job says |
 //! | [`first`] | events that no job makes |
 //! | [`gateway`] | all of it over HTTP |
@@ -32,4 +33,5 @@ pub mod logs;
 pub mod metrics;
 pub mod pipeline;
 pub mod progress;
+pub mod queues;
 pub mod retention;

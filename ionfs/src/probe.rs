@@ -11,44 +11,82 @@ use crate::errors::chain;
 use crate::event::{Context, DocumentType, Message};
 use crate::id::{CorrelationId, EventId};
 use crate::stores::open::{StoreUrls, open_blobs, open_bus, open_documents, without_credentials};
-use crate::stores::{Blobs, Bus, Collection, Documents, StoreError, known_plane_id};
+use crate::stores::{
+    Blobs, Bus, BusReport, Collection, Documents, Query, QueueLength, StoreError, known_plane_id,
+};
 
 /// How long one store may take for all of it.
 const WAIT: Duration = Duration::from_secs(30);
 
+/// How long a message may be on its way. Longer leaves too little of [`WAIT`] to clean up.
+const ARRIVES: Duration = Duration::from_secs(10);
+
 /// What was found out about one store.
 #[derive(Debug)]
 pub struct Probed {
-    /// `blobs`, `documents` or `bus`.
+    /// `blobs`, `documents`, `bus` or `queues`: those of the modules, on a broker.
     pub store: &'static str,
     /// Its URL without credentials.
     pub url: String,
     /// What it can do, or what is wrong and the way out.
-    pub outcome: Result<&'static str, String>,
+    pub outcome: Result<String, String>,
 }
 
-/// Tries all three.
-pub async fn probe(urls: &StoreUrls) -> [Probed; 3] {
+/// Tries all three, and looks at the modules' queues.
+pub async fn probe(urls: &StoreUrls) -> Vec<Probed> {
     let blobs = async { try_blobs(&*open_blobs(&urls.blobs).await?).await };
     let documents = async { try_documents(&*open_documents(&urls.documents).await?).await };
-    let bus = async { try_bus(open_bus(&urls.bus, plane_of(urls).await.as_deref()).await?).await };
-    let (blobs, documents, bus) = futures_util::join!(
+    let bus = async { try_bus(open_bus(&urls.bus, registered(urls).await.plane.as_deref()).await?).await };
+    let (blobs, documents, bus, queues) = futures_util::join!(
         one("blobs", &urls.blobs, "put, read, list, delete", blobs.boxed()),
         one("documents", &urls.documents, "insert, read, replace, find, delete", documents.boxed()),
         one("bus", &urls.bus, "declare, publish, send, receive, acknowledge, delete", bus.boxed()),
+        queues(urls).boxed(),
     );
-    [blobs, documents, bus]
+    [Some(blobs), Some(documents), Some(bus), queues].into_iter().flatten().collect()
 }
 
-/// The plane that the bus has to belong to; none where the documents cannot be read, which is said of them.
-async fn plane_of(urls: &StoreUrls) -> Option<String> {
+/// What the documents say of the bus; nothing where they cannot be read, which is said of them.
+#[derive(Default)]
+struct Registered {
+    plane: Option<String>,
+    modules: Vec<String>,
+}
+
+async fn registered(urls: &StoreUrls) -> Registered {
     if urls.documents == urls.bus {
+        return Registered::default();
+    }
+    let read = async {
+        let documents = open_documents(&urls.documents).await?;
+        let plane = known_plane_id(&*documents).await?;
+        let modules = documents.find(Query::equal(Collection::Modules, vec![])).await?;
+        documents.close().await;
+        let names = modules.iter().filter_map(|module| module["id"].as_str());
+        Ok::<_, StoreError>(Registered { plane, modules: names.map(str::to_owned).collect() })
+    };
+    read.await.unwrap_or_default()
+}
+
+/// The queues of the registered modules, on a bus of which others may change them.
+async fn queues(urls: &StoreUrls) -> Option<Probed> {
+    let registered = registered(urls).await;
+    if registered.modules.is_empty() {
         return None;
     }
-    let documents = open_documents(&urls.documents).await.ok()?;
-    let plane = known_plane_id(&*documents).await.ok().flatten();
-    documents.close().await;
-    plane
+    let look =
+        async { open_bus(&urls.bus, registered.plane.as_deref()).await?.inspect(&registered.modules).await };
+    let outcome = match tokio::time::timeout(WAIT, look).await {
+        // The bus itself says why.
+        Ok(Err(_)) | Err(_) => return None,
+        Ok(Ok(report)) if report == BusReport::default() => return None,
+        Ok(Ok(report)) if report.complaints.is_empty() => {
+            let waiting = |queue: &QueueLength| format!("{} ({} waiting)", queue.module, queue.messages);
+            Ok(report.queues.iter().map(waiting).collect::<Vec<_>>().join(", "))
+        }
+        Ok(Ok(report)) => Err(report.complaints.join("\n")),
+    };
+    Some(Probed { store: "queues", url: without_credentials(&urls.bus), outcome })
 }
 
 async fn one(
@@ -58,7 +96,7 @@ async fn one(
     work: impl Future<Output = Result<(), StoreError>>,
 ) -> Probed {
     let outcome = match tokio::time::timeout(WAIT, work).await {
-        Ok(Ok(())) => Ok(can),
+        Ok(Ok(())) => Ok(can.to_owned()),
         Ok(Err(error)) => {
             let reason = chain(&error);
             Err(match advice(&reason) {
@@ -126,9 +164,22 @@ async fn try_bus(bus: Arc<dyn Bus>) -> Result<(), StoreError> {
         }
         Ok(true)
     };
-    let tried = tried.await;
+    let tried = tokio::time::timeout(ARRIVES, tried).await;
     bus.retire(&id).await?;
-    if tried? { Ok(()) } else { Err(disagrees("receiving a message")) }
+    match tried {
+        Ok(Ok(true)) => Ok(()),
+        Ok(Ok(false)) => Err(disagrees("receiving a message")),
+        Ok(Err(error)) => Err(error),
+        Err(_) => {
+            // The broker may have taken it off: nobody is to find it among the dead letters.
+            bus.exhume(&id, &id).await?;
+            Err(StoreError::Unavailable {
+                store: "the store".into(),
+                what: "receiving a message".into(),
+                source: "it was published and did not arrive; a policy with message-ttl or max-length may take messages off Ion's queues (rabbitmqctl list_policies)".into(),
+            })
+        }
+    }
 }
 
 /// What people do about the commonest reasons. Words of the stores' own errors; the first that fits. What a broker refuses

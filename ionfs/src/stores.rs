@@ -634,6 +634,24 @@ impl DeadLetter {
     }
 }
 
+/// What a look at the bus found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BusReport {
+    /// The queues that are as they must be.
+    pub queues: Vec<QueueLength>,
+    /// What is not, in words that name the way out.
+    pub complaints: Vec<String>,
+}
+
+/// How long a module's queue is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueLength {
+    /// The module.
+    pub module: String,
+    /// Messages in it that nobody holds.
+    pub messages: u32,
+}
+
 /// Announces events to modules. At least once: a message is given again unless it was acknowledged.
 #[async_trait]
 pub trait Bus: Send + Sync + fmt::Debug {
@@ -676,6 +694,12 @@ pub trait Bus: Send + Sync + fmt::Debug {
 
     /// Removes a dead letter; whether there was one.
     async fn exhume(&self, module: &str, event_id: &str) -> Result<bool, StoreError>;
+
+    /// Looks at these modules' queues and at the rights to use them. Where nobody else can change them there is nothing to
+    /// say.
+    async fn inspect(&self, _modules: &[String]) -> Result<BusReport, StoreError> {
+        Ok(BusReport::default())
+    }
 }
 
 /// One subscriber's end of a queue. Dropped: what it has not acknowledged goes to the next one.

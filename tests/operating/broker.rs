@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use lapin::options::ExchangeDeleteOptions;
+use lapin::options::{ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::FieldTable;
 
 use crate::home_on_bus;
 use crate::support::servers::Rabbit;
@@ -53,6 +54,46 @@ fn a_missing_right_is_named_with_what_grants_it() {
     let closed = home_on_bus(&format!("{}/closed", own.strip_suffix("/outside").unwrap()));
     let doctor = closed.run(["doctor"]).failed().stdout;
     assert!(doctor.contains("vhost \"closed\" is closed to user \"outside\""), "{doctor}");
+}
+
+#[test]
+fn what_was_done_to_the_queues_is_said_with_the_way_out() {
+    const QUEUE: &str = "ion.module.work";
+    let rabbit = Rabbit::start();
+    let home = home_on_bus(&rabbit.url);
+    let file = pipeline(&home);
+    assert_eq!(home.up(&file).stop(), Some(0));
+    let doctor = home.run(["doctor"]).well().stdout;
+    assert!(doctor.contains("work (0 waiting)"), "{doctor}");
+    // A policy that takes messages off.
+    rabbit.ctl(&["set_policy", "--apply-to", "queues", "old", "^ion[.]module", "{\"message-ttl\": 1}"]);
+    home.run(["event", "create", "go"]).well();
+    wait_for("the broker to take it off", || {
+        let doctor = home.run(["doctor"]).stdout;
+        doctor.contains("a policy with message-ttl takes messages off queue \"ion.module.work\", 1 so far")
+            && doctor.contains("it was published and did not arrive")
+    });
+    let up = home.up(&file);
+    wait_for("the dispatcher to warn", || up.log().contains("a policy with message-ttl takes messages off"));
+    assert_eq!(up.stop(), Some(0));
+    rabbit.ctl(&["clear_policy", "old"]);
+    // Another queue in its place.
+    by_hand(&rabbit.url, async |channel| {
+        channel.queue_delete(QUEUE.into(), QueueDeleteOptions::default()).await?;
+        channel.queue_declare(QUEUE.into(), QueueDeclareOptions::durable(), FieldTable::default()).await
+    });
+    let doctor = home.run(["doctor"]).failed().stdout;
+    assert!(doctor.contains("queue \"ion.module.work\" is there and is not as Ion declares it"), "{doctor}");
+    assert!(
+        doctor.contains("inequivalent arg") && doctor.contains("delete_queue 'ion.module.work'"),
+        "{doctor}"
+    );
+    // None at all.
+    by_hand(&rabbit.url, async |channel| {
+        channel.queue_delete(QUEUE.into(), QueueDeleteOptions::default()).await
+    });
+    let doctor = home.run(["doctor"]).failed().stdout;
+    assert!(doctor.contains("queue \"ion.module.work\" of module \"work\" is missing"), "{doctor}");
 }
 
 #[test]

@@ -17,6 +17,7 @@
 
 mod consuming;
 mod dead;
+mod inspect;
 mod refusal;
 mod subscriber;
 mod url;
@@ -37,7 +38,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::refusal::{Act, explained, is_missing};
 use self::url::Address;
-use super::{Bus, DeadLetter, Routed, StoreError, Subscription};
+use super::{Bus, BusReport, DeadLetter, Routed, StoreError, Subscription};
 use crate::errors::chain;
 use crate::event::Message;
 
@@ -571,6 +572,10 @@ impl Bus for Amqp {
 
     async fn exhume(&self, module: &str, event_id: &str) -> Result<bool, StoreError> {
         dead::exhume(self, module, event_id).await.map_err(self.failed("removing a dead letter"))
+    }
+
+    async fn inspect(&self, modules: &[String]) -> Result<BusReport, StoreError> {
+        inspect::inspect(self, modules).await.map_err(self.failed("looking at Ion's queues"))
     }
 }
 

@@ -45,11 +45,11 @@ pub(super) async fn bury(bus: &Amqp, letter: DeadLetter) -> Result<(), Cause> {
 }
 
 /// All letters, oldest first, as held messages; closed with their channel, they are back in the queue.
-async fn look(bus: &Amqp) -> Result<(Consuming, Vec<Received>), Cause> {
-    let mut looking = alone(bus).await?;
+async fn look(bus: &Amqp, most: u16) -> Result<(Consuming, Vec<Received>), Cause> {
+    let mut looking = alone(bus, most).await?;
     let mut letters = Vec::new();
     // A queue's own count is of a moment ago: what was put back just now may not be in it. Quiet is the end.
-    while letters.len() < usize::from(LOOKED_AT) {
+    while letters.len() < usize::from(most) {
         match tokio::time::timeout(QUIET, looking.consumer().next()).await {
             Ok(Some(received)) => letters.push(received?),
             Ok(None) => return Err("the broker closed the subscription".into()),
@@ -60,11 +60,11 @@ async fn look(bus: &Amqp) -> Result<(Consuming, Vec<Received>), Cause> {
 }
 
 /// A consumer that has the queue for itself.
-async fn alone(bus: &Amqp) -> Result<Consuming, Cause> {
+async fn alone(bus: &Amqp, most: u16) -> Result<Consuming, Cause> {
     let mut asks = 0;
     loop {
         let channel = bus.publishing.channel().await?;
-        within(channel.basic_qos(LOOKED_AT, BasicQosOptions::default())).await?;
+        within(channel.basic_qos(most, BasicQosOptions::default())).await?;
         let exclusive = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
         let consume = channel.basic_consume(DEAD.into(), "".into(), exclusive, FieldTable::default());
         match asking(Act::Receive, consume).await {
@@ -79,7 +79,7 @@ async fn alone(bus: &Amqp) -> Result<Consuming, Cause> {
 }
 
 pub(super) async fn list(bus: &Amqp, limit: usize) -> Result<Vec<DeadLetter>, Cause> {
-    let (looking, held) = look(bus).await?;
+    let (looking, held) = look(bus, LOOKED_AT).await?;
     // The same one buried again is one letter, with its latest words.
     let mut letters: BTreeMap<(String, String), DeadLetter> = BTreeMap::new();
     for received in &held {
@@ -94,7 +94,7 @@ pub(super) async fn list(bus: &Amqp, limit: usize) -> Result<Vec<DeadLetter>, Ca
 }
 
 pub(super) async fn exhume(bus: &Amqp, module: &str, event_id: &str) -> Result<bool, Cause> {
-    let (looking, held) = look(bus).await?;
+    let (looking, held) = look(bus, LOOKED_AT).await?;
     let mut found = false;
     for received in held {
         let letter = read(&received);
@@ -105,6 +105,19 @@ pub(super) async fn exhume(bus: &Amqp, module: &str, event_id: &str) -> Result<b
     }
     looking.close().await?;
     Ok(found)
+}
+
+/// The queues, with its reasons, that the broker took the first dead letters from by itself.
+pub(super) async fn taken_by_the_broker(bus: &Amqp, most: u16) -> Result<Vec<(String, String)>, Cause> {
+    let (looking, held) = look(bus, most).await?;
+    let taken = held.iter().filter_map(|received| {
+        let headers = received.properties.headers().as_ref()?.inner();
+        let header = |key: &str| text(headers.get(&ShortString::from(key)));
+        Some((header("x-first-death-queue")?, header("x-first-death-reason")?))
+    });
+    let taken = taken.collect();
+    looking.close().await?;
+    Ok(taken)
 }
 
 fn text(value: Option<&AMQPValue>) -> Option<String> {
