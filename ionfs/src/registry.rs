@@ -11,6 +11,9 @@
 //! before the registration began is not. A module that was removed and registered again does not get what was committed
 //! for the former one.
 
+#[cfg(test)]
+mod model;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -27,7 +30,7 @@ const ID: &str = "registry";
 const RACES_MAX: usize = 64;
 
 /// The registered modules, as one version of the registry has them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Registry {
     id: String,
     /// Raised by every change.
@@ -37,7 +40,7 @@ pub struct Registry {
 }
 
 /// One registered module.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Registration {
     /// The event types it subscribes to.
     on: Vec<String>,
@@ -112,6 +115,26 @@ impl Registry {
         Guard::new(Collection::Plane, ID, vec![("version", json!(self.version))])
     }
 
+    /// The registry in which a module subscribes to these types, and to no others; none: it does already.
+    fn with(&self, module: &str, on: &[String]) -> Option<Self> {
+        let mut after = Self { version: self.version + 1, ..self.clone() };
+        match after.modules.get_mut(module) {
+            Some(registered) if registered.on == on => return None,
+            Some(registered) => registered.on = on.to_vec(),
+            None => {
+                let registered = Registration { on: on.to_vec(), since: after.version };
+                after.modules.insert(module.to_owned(), registered);
+            }
+        }
+        Some(after)
+    }
+
+    /// The registry without a module; none: it is not there.
+    fn without(&self, module: &str) -> Option<Self> {
+        let mut after = Self { version: self.version + 1, ..self.clone() };
+        after.modules.remove(module).map(|_| after)
+    }
+
     /// A module subscribes to these types from now on, and to no others.
     ///
     /// # Errors
@@ -121,18 +144,7 @@ impl Registry {
         module: &str,
         on: &[String],
     ) -> Result<(), StoreError> {
-        Self::change(documents, |modules, version| match modules.get_mut(module) {
-            Some(entry) if entry.on == on => false,
-            Some(entry) => {
-                entry.on = on.to_vec();
-                true
-            }
-            None => {
-                modules.insert(module.to_owned(), Registration { on: on.to_vec(), since: version });
-                true
-            }
-        })
-        .await
+        Self::change(documents, |before| before.with(module, on)).await
     }
 
     /// A module is not registered any more.
@@ -140,20 +152,16 @@ impl Registry {
     /// # Errors
     /// When the documents cannot be written.
     pub async fn remove(documents: &Arc<dyn Documents>, module: &str) -> Result<(), StoreError> {
-        Self::change(documents, |modules, _| modules.remove(module).is_some()).await
+        Self::change(documents, |before| before.without(module)).await
     }
 
-    /// `change` is given the modules and the version to come, and says whether it changed something.
     async fn change(
         documents: &Arc<dyn Documents>,
-        change: impl Fn(&mut BTreeMap<String, Registration>, u64) -> bool,
+        change: impl Fn(&Self) -> Option<Self>,
     ) -> Result<(), StoreError> {
         for _ in 0..RACES_MAX {
             let before = Self::stored(documents).await?;
-            let mut after = Self { version: before.version + 1, ..before.clone() };
-            if !change(&mut after.modules, before.version + 1) {
-                return Ok(());
-            }
+            let Some(after) = change(&before) else { return Ok(()) };
             let expect = vec![("version", json!(before.version))];
             if documents.replace(Collection::Plane, encode(&after), expect, None).await? {
                 return Ok(());
@@ -168,10 +176,15 @@ impl Registry {
 }
 
 impl Registration {
+    /// Whether an event that says it is for these modules, by a version of the registry, is for the one of this name.
+    fn is_among(&self, name: &str, expected: &[String], version: u64) -> bool {
+        version >= self.since && expected.iter().any(|module| module == name)
+    }
+
     /// Whether an event is for the module, whose name this is.
     pub fn is_for(&self, name: &str, event: &Event) -> bool {
         match &event.expected_by {
-            Some(expected) => event.registry >= self.since && expected.iter().any(|module| module == name),
+            Some(expected) => self.is_among(name, expected, event.registry),
             // It was committed by an older Ion.
             None => self.since == 0 && !event.unrouted && self.on.contains(&event.event_type),
         }

@@ -142,7 +142,7 @@ impl Shared {
         wanted: &Wanted,
         tasks: &mut JoinSet<()>,
     ) -> Result<Vec<Notice>, LedgerError> {
-        let mut changes = Vec::new();
+        let (mut changes, mut failed) = (Vec::new(), Ok(()));
         let Registered { modules, registry } = self.ledger.registered().await?;
         let wanted = modules.into_iter().filter(|module| wanted.has(module));
         let wanted: BTreeMap<String, Module> = wanted.map(|module| (module.name.clone(), module)).collect();
@@ -164,10 +164,14 @@ impl Shared {
             if serves.as_ref().is_some_and(same) {
                 continue;
             }
-            self.begin(module, registration, tasks).await?;
+            // One queue that cannot be declared must not keep the dispatcher from all others.
+            if let Err(error) = self.begin(module, registration, tasks).await {
+                failed = Err(error);
+                continue;
+            }
             let now = if serves.is_some() { "has changed" } else { "is served" };
             changes.push(Notice::Module { name, now });
         }
-        Ok(changes)
+        failed.map(|()| changes)
     }
 }

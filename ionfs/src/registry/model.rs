@@ -1,0 +1,323 @@
+//! Explores every order in which modules are registered, changed and removed, queues vanish and messages are lost, beside a
+//! commit, its publishing, claims, and the walk that sends again what nobody has claimed. The registry and its rules are the
+//! real ones; stores and bus are as their contract says.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use super::Registry;
+
+const TYPE: &str = "t";
+const MODULES: [&str; 2] = ["a", "b"];
+
+/// What an operator is in the middle of. A process that dies leaves it there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Operator {
+    Idle,
+    /// The queue was declared, the registry does not know of it yet.
+    Registers(&'static str),
+    /// The registry does not know it any more, the queue is still there.
+    Removes(&'static str),
+}
+
+/// Takes what one step does to a state; none: it cannot be done there.
+type Steps<'a> = dyn FnMut(&dyn Fn(&mut State) -> Option<()>) + 'a;
+
+/// A module's name, and the version in which it came.
+type Registered = (String, u64);
+
+/// Where the commit of the one event stands.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Commit {
+    NotBegun,
+    /// It has begun when these were registered.
+    Begun(BTreeSet<Registered>),
+    /// The guard held when it was looked at, just before the insert is sent.
+    Checked(BTreeSet<Registered>, Registry),
+    Inserted(Inserted),
+    Published(Inserted),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Inserted {
+    expected: Vec<String>,
+    version: u64,
+    /// Those that were registered when the commit began and until it was done.
+    owed: BTreeSet<Registered>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct State {
+    registry: Registry,
+    /// Each queue that is there, and whether it holds a message of the event.
+    queues: BTreeMap<&'static str, bool>,
+    operator: Operator,
+    /// The registry as the committing process has read it last.
+    known: Option<Registry>,
+    commit: Commit,
+    jobs: BTreeMap<&'static str, u8>,
+    /// Changes of modules, and losses of queues and messages, that may still come.
+    changes: u8,
+    losses: u8,
+    /// Whether guard and insert are one transaction (SQLite) or two calls (MongoDB).
+    strict: bool,
+}
+
+/// A protocol that is wrong in one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// A commit writes what it knows, without looking whether that is still so.
+    NoGuard,
+    /// Nobody sends again.
+    NoWalk,
+    /// A walk takes a module without a queue for one that subscribes to nothing.
+    QueuesDecide,
+    /// A module runs whatever its queue holds.
+    NoFilter,
+    /// A module that came again gets what was for the former one.
+    NoSince,
+    /// The registry knows a module before its queue is there, and nobody sends again.
+    RegistryFirst,
+}
+
+impl State {
+    fn new(strict: bool) -> Self {
+        let registry = Registry { id: "registry".into(), version: 1, modules: BTreeMap::new() };
+        Self {
+            registry,
+            queues: BTreeMap::new(),
+            operator: Operator::Idle,
+            known: None,
+            commit: Commit::NotBegun,
+            jobs: BTreeMap::new(),
+            changes: 4,
+            losses: 2,
+            strict,
+        }
+    }
+
+    fn registered(&self) -> BTreeSet<Registered> {
+        self.registry.modules.iter().map(|(name, module)| (name.clone(), module.since)).collect()
+    }
+
+    fn register(&mut self, module: &str) {
+        let on = [TYPE.to_owned()];
+        if let Some(after) = self.registry.with(module, &on) {
+            self.registry = after;
+        }
+    }
+
+    /// Whether the event is for a module, as every reader of the registry says.
+    fn is_for(&self, module: &str, event: &Inserted, fault: Fault) -> bool {
+        let Some(registered) = self.registry.registration(module) else { return false };
+        let version = if fault == Fault::NoSince { u64::MAX } else { event.version };
+        registered.is_among(module, &event.expected, version)
+    }
+
+    /// All states that one step leads to.
+    fn next(&self, fault: Fault) -> Vec<Self> {
+        let mut all = Vec::new();
+        let mut step = |change: &dyn Fn(&mut Self) -> Option<()>| {
+            let mut after = self.clone();
+            if change(&mut after).is_some() && after != *self {
+                all.push(after);
+            }
+        };
+        for module in MODULES {
+            self.operate(module, fault, &mut step);
+            // Somebody deletes a queue, or a policy or a broker takes its messages.
+            step(&|state| {
+                state.losses = state.losses.checked_sub(1)?;
+                state.queues.remove(module).map(drop)
+            });
+            step(&|state| {
+                state.losses = state.losses.checked_sub(1)?;
+                state.queues.get_mut(module).map(|message| *message = false)
+            });
+            if let Commit::Published(event) = &self.commit {
+                step(&|state| {
+                    let message = state.queues.get_mut(module).filter(|message| **message)?;
+                    *message = false;
+                    state.registry.registration(module)?;
+                    if fault == Fault::NoFilter || state.is_for(module, event, fault) {
+                        // Claiming finds the job that is there.
+                        state.jobs.entry(module).or_insert(1);
+                    }
+                    Some(())
+                });
+                step(&|state| state.walk(module, event, fault));
+            }
+        }
+        self.go_on_with_the_commit(fault, &mut step);
+        all
+    }
+
+    fn operate(&self, module: &'static str, fault: Fault, step: &mut Steps<'_>) {
+        match &self.operator {
+            Operator::Idle => {
+                step(&|state| {
+                    state.changes = state.changes.checked_sub(1)?;
+                    match fault {
+                        Fault::RegistryFirst => state.register(module),
+                        _ => drop(state.queues.entry(module).or_insert(false)),
+                    }
+                    state.operator = Operator::Registers(module);
+                    Some(())
+                });
+                step(&|state| {
+                    state.changes = state.changes.checked_sub(1)?;
+                    state.registry = state.registry.without(module)?;
+                    state.operator = Operator::Removes(module);
+                    Some(())
+                });
+            }
+            Operator::Registers(module) => step(&|state| {
+                match fault {
+                    Fault::RegistryFirst => drop(state.queues.entry(module).or_insert(false)),
+                    _ => state.register(module),
+                }
+                state.operator = Operator::Idle;
+                Some(())
+            }),
+            Operator::Removes(module) => step(&|state| {
+                state.queues.remove(module);
+                state.operator = Operator::Idle;
+                Some(())
+            }),
+        }
+        if self.operator != Operator::Idle {
+            // It dies there.
+            step(&|state| {
+                state.operator = Operator::Idle;
+                Some(())
+            });
+        }
+    }
+
+    fn insert(&mut self, owed: &BTreeSet<Registered>, known: &Registry) {
+        let owed = owed.intersection(&self.registered()).cloned().collect();
+        let expected = known.subscribers(TYPE);
+        self.commit = Commit::Inserted(Inserted { expected, version: known.version, owed });
+    }
+
+    /// What nobody has claimed is sent again, where the queue holds nothing.
+    fn walk(&mut self, module: &'static str, event: &Inserted, fault: Fault) -> Option<()> {
+        let walks = !matches!(fault, Fault::NoWalk | Fault::RegistryFirst);
+        let wanted = walks && self.is_for(module, event, fault) && !self.jobs.contains_key(module);
+        if fault == Fault::QueuesDecide {
+            self.queues.get(module)?;
+        }
+        if !wanted || self.queues.get(module) == Some(&true) {
+            return None;
+        }
+        self.queues.insert(module, true);
+        Some(())
+    }
+
+    fn go_on_with_the_commit(&self, fault: Fault, step: &mut Steps<'_>) {
+        // It may have committed something else before: what it knows may be of any age.
+        step(&|state| state.known.is_none().then(|| state.known = Some(state.registry.clone())));
+        match &self.commit {
+            Commit::NotBegun => step(&|state| {
+                state.commit = Commit::Begun(state.registered());
+                Some(())
+            }),
+            Commit::Begun(owed) => step(&|state| {
+                let known = state.known.take()?;
+                if known.version != state.registry.version && fault != Fault::NoGuard {
+                    // The guard does not hold: it reads again.
+                    return Some(());
+                }
+                state.known = Some(known.clone());
+                match state.strict {
+                    true => state.insert(owed, &known),
+                    false => state.commit = Commit::Checked(owed.clone(), known),
+                }
+                Some(())
+            }),
+            Commit::Checked(owed, known) => step(&|state| {
+                state.insert(owed, known);
+                Some(())
+            }),
+            Commit::Inserted(event) => step(&|state| {
+                state.queues.values_mut().for_each(|message| *message = true);
+                state.commit = Commit::Published(event.clone());
+                Some(())
+            }),
+            Commit::Published(_) => {}
+        }
+    }
+
+    /// What is wrong in a state in which nothing more happens by itself.
+    fn complaint(&self) -> Option<String> {
+        let Commit::Published(event) = &self.commit else { return None };
+        for module in MODULES {
+            let ran = self.jobs.contains_key(module);
+            let registered = self.registry.registration(module);
+            let owed = |since| event.owed.contains(&(module.to_owned(), since));
+            if !ran && registered.is_some_and(|registered| owed(registered.since)) {
+                return Some(format!("{module} was registered and has no job"));
+            }
+            if ran && !event.expected.iter().any(|expected| expected == module) {
+                return Some(format!("{module} has a job of an event that is not for it"));
+            }
+        }
+        None
+    }
+
+    /// Whether only an operator or a misfortune could change anything.
+    fn is_quiet(&self, fault: Fault) -> bool {
+        let without = Self { changes: 0, losses: 0, ..self.clone() };
+        self.operator == Operator::Idle
+            && matches!(self.commit, Commit::Published(_))
+            && without.next(fault).iter().all(|next| next.jobs == self.jobs && next.queues == self.queues)
+    }
+}
+
+/// Explores all there is; gives the first complaint, and how many states there are.
+fn explore(fault: Fault, strict: bool) -> (Option<String>, usize) {
+    let mut seen = HashSet::from([State::new(strict)]);
+    let mut todo = vec![State::new(strict)];
+    while let Some(state) = todo.pop() {
+        if state.is_quiet(fault)
+            && let Some(complaint) = state.complaint()
+        {
+            return (Some(format!("{complaint}: {state:#?}")), seen.len());
+        }
+        for next in state.next(fault) {
+            if let Some(complaint) = ran_for_nobody(&state, &next) {
+                return (Some(format!("{complaint}: {next:#?}")), seen.len());
+            }
+            if seen.insert(next.clone()) {
+                todo.push(next);
+            }
+        }
+    }
+    (None, seen.len())
+}
+
+/// Whether a step has made a job of an event that is not for the module as it is registered then.
+fn ran_for_nobody(before: &State, after: &State) -> Option<String> {
+    let Commit::Published(event) = &before.commit else { return None };
+    let new = |module: &&str| after.jobs.contains_key(module) && !before.jobs.contains_key(module);
+    let wrong = |module: &&str| !before.is_for(module, event, Fault::None);
+    let found = MODULES.iter().find(|module| new(module) && wrong(module))?;
+    Some(format!("{found} has claimed an event that is not for it"))
+}
+
+#[test]
+fn every_event_reaches_every_module_that_was_registered_when_it_was_committed() {
+    for strict in [true, false] {
+        let (complaint, states) = explore(Fault::None, strict);
+        assert_eq!(complaint, None);
+        assert!(states > 10_000, "{states} states");
+    }
+}
+
+#[test]
+fn each_seeded_fault_is_refuted() {
+    use Fault::{NoFilter, NoGuard, NoSince, NoWalk, QueuesDecide, RegistryFirst};
+    for fault in [NoGuard, NoWalk, QueuesDecide, NoFilter, NoSince, RegistryFirst] {
+        assert!(explore(fault, true).0.is_some(), "{fault:?} does no harm");
+    }
+}
