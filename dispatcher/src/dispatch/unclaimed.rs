@@ -19,9 +19,10 @@ use serde_json::{Value, json};
 
 use crate::ledger::{Ledger, LedgerError, Registered};
 
-/// Pages that one round looks at. With one round in a second, a million events that wait in queues are looked through in half
-/// an hour; more would take from the jobs' time.
-const PAGES: usize = 4;
+/// How often the walk goes on, and for how long: more would take from the jobs' time. A million events that wait in queues
+/// are looked through in some minutes.
+const EVERY: Duration = Duration::from_secs(1);
+const ROUND: Duration = Duration::from_millis(50);
 
 /// Events that are remembered as unclaimed. Others are once these are claimed.
 const REMEMBERED_MAX: usize = 10_000;
@@ -51,6 +52,8 @@ fn published() -> Vec<Equals> {
 pub(super) struct Unclaimed {
     /// How long an event may be unclaimed.
     patience: Duration,
+    /// When it went on last.
+    went_on: Option<Instant>,
     pages: Option<Pages>,
     walk: u64,
     seen: HashMap<JobId, Seen>,
@@ -58,14 +61,19 @@ pub(super) struct Unclaimed {
 
 impl Unclaimed {
     pub(super) fn new(patience: Duration) -> Self {
-        Self { patience, pages: None, walk: 0, seen: HashMap::new() }
+        Self { patience, went_on: None, pages: None, walk: 0, seen: HashMap::new() }
     }
 
-    /// Goes on with the walk for some pages.
+    /// Goes on with the walk for some pages, if it is time.
     pub(super) async fn round(&mut self, ledger: &Ledger) -> Result<(), LedgerError> {
+        let begun = Instant::now();
+        if self.went_on.is_some_and(|before| begun.duration_since(before) < EVERY) {
+            return Ok(());
+        }
+        self.went_on = Some(begun);
         let documents = &ledger.plane().documents;
         let mut registered = None;
-        for _ in 0..PAGES {
+        while begun.elapsed() < ROUND {
             let pages = self
                 .pages
                 .get_or_insert_with(|| Pages::new(Query::equal(Collection::Events, published()), "created"));
