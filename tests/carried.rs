@@ -150,7 +150,9 @@ exit 0
         assert!(reason.contains(&format!("a read of {path:?} failed: ")), "{reason}");
         assert!(reason.contains(read["blob"].as_str().unwrap()), "{reason}");
         let trace = home.run(["trace", job["correlationId"].as_str().unwrap()]);
-        assert!(trace.stdout.contains(reason), "{trace:#?}");
+        // A long one is cut there.
+        let beginning: String = reason.chars().take(200).collect();
+        assert!(trace.stdout.contains(&beginning), "{trace:#?}");
         if how != "link" {
             assert_eq!(attempt["exitCode"], 0, "{job}");
             let seen: Value = serde_json::from_slice(&fs::read(out.join(&name)).unwrap()).unwrap();
