@@ -6,13 +6,12 @@ use std::time::Duration;
 use ionfs::audit::{Repair, Report};
 use ionfs::clock::{self, Millis};
 use ionfs::errors::chain;
-use ionfs::event::{Event, Publication};
+use ionfs::event::Event;
 use ionfs::id::JobId;
 use ionfs::record::{JobRecord, JobState};
 use ionfs::relay;
 use ionfs::stores::{Collection, Pages, Query, decode};
-use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::ledger::{Ledger, LedgerError};
 
@@ -36,8 +35,11 @@ pub async fn check(ledger: &Ledger, repair: Repair) -> Result<Report, LedgerErro
     for state in JobState::ALL {
         let mut pages = Pages::new(Query::equal(Collection::Jobs, vec![("state", json!(state))]), "due");
         while let Some(page) = pages.next(&**documents).await? {
-            let jobs = page.into_iter().filter_map(|job| readable(job, Collection::Jobs, &mut report));
-            let jobs: Vec<JobRecord> = jobs.collect();
+            let readable = |job| {
+                let job = decode::<JobRecord>(Collection::Jobs, job);
+                job.inspect_err(|error| report.found(chain(error))).ok()
+            };
+            let jobs: Vec<JobRecord> = page.into_iter().filter_map(readable).collect();
             check_events_of(ledger, &jobs, &mut report).await?;
             suspects.extend(jobs.into_iter().filter(|job| job.outbox || job.state.is_active()));
             if suspects.len() >= SUSPECTS {
@@ -48,11 +50,6 @@ pub async fn check(ledger: &Ledger, repair: Repair) -> Result<Report, LedgerErro
     watch_jobs(ledger, suspects, repair, &mut report).await?;
     check_claims(ledger, repair, &mut report).await?;
     Ok(report)
-}
-
-/// A document as what it must be; one that is not is a finding.
-fn readable<T: DeserializeOwned>(document: Value, collection: Collection, report: &mut Report) -> Option<T> {
-    decode(collection, document).inspect_err(|error| report.found(chain(error))).ok()
 }
 
 /// Whether each job's event is there.
@@ -100,8 +97,7 @@ const CLAIM_WATCHED: Duration = Duration::from_secs(10);
 
 /// Whether each module has a job of every event that is for it, or a message of it in its queue.
 async fn check_claims(ledger: &Ledger, repair: Repair, report: &mut Report) -> Result<(), LedgerError> {
-    let published = vec![("unclaimed", json!(true)), ("publication", json!(Publication::Published))];
-    let mut pages = Pages::new(Query::equal(Collection::Events, published), "created");
+    let mut pages = Ledger::unclaimed_events();
     let mut suspects: Vec<(Event, String)> = Vec::new();
     while let Some(page) = pages.next(&*ledger.plane().documents).await? {
         let registered = ledger.registered().await?;
@@ -151,8 +147,7 @@ async fn watch_claims(
         );
         let sent = match repair {
             Repair::Safe => {
-                bus.declare(&module, &definition.subscribes(), &[]).await?;
-                bus.send(&module, &event.message()).await?;
+                ledger.send_again(definition, &event).await?;
                 Some("it was sent again".to_owned())
             }
             Repair::No => None,

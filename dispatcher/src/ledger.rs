@@ -8,7 +8,9 @@ use ionfs::id::{EventId, JobId};
 use ionfs::patience::Standing;
 use ionfs::record::{AttemptEnd, FailedReads, JobRecord, JobState};
 use ionfs::registry::Registry;
-use ionfs::stores::{Collection, DataPlane, ID_BYTES_MAX, Inserted, Query, StoreError, decode, encode};
+use ionfs::stores::{
+    Collection, DataPlane, Equals, ID_BYTES_MAX, Inserted, Pages, Query, StoreError, decode, encode,
+};
 use ionfs::text::quote;
 use serde_json::{Value, json};
 
@@ -145,7 +147,7 @@ impl Ledger {
     ///
     /// # Guarantees
     /// Its queue is there first, then its definition, then the registry says that events are for it: an event that is for
-    /// it finds its queue, and whoever reads that it is registered finds how its jobs run. Cut short, it is not
+    /// it finds its queue, and a reader of the registry finds how its jobs run. Cut short, it is not
     /// registered, and done again it is.
     ///
     /// # Errors
@@ -194,6 +196,26 @@ impl Ledger {
         failpoint::reach("module.removed");
         self.plane.bus.retire(name).await?;
         self.plane.documents.delete(Collection::Modules, name, vec![]).await
+    }
+
+    /// The events that are published and that some module has yet to claim, as far as anybody has seen; oldest first.
+    pub fn unclaimed_events() -> Pages {
+        Pages::new(Query::equal(Collection::Events, Self::unclaimed()), "created")
+    }
+
+    /// What holds of them.
+    pub fn unclaimed() -> Vec<Equals> {
+        vec![("unclaimed", json!(true)), ("publication", json!(Publication::Published))]
+    }
+
+    /// Puts an event's message into a module's queue once more, which is made anew if somebody has removed it.
+    ///
+    /// # Errors
+    /// When the bus does not do it.
+    pub async fn send_again(&self, module: &Module, event: &Event) -> Result<(), StoreError> {
+        let bus = &self.plane.bus;
+        bus.declare(&module.name, &module.subscribes(), &[]).await?;
+        bus.send(&module.name, &event.message()).await
     }
 
     // ---- jobs ----
@@ -363,8 +385,8 @@ impl Ledger {
         let stood = seen.look(active.iter().map(|job| (job.id.to_string(), (job.attempt, job.due))));
         let expired = active.into_iter().zip(stood).filter(|(job, stood)| {
             let watched = taken_after(job.term);
-            // A lease of a day, as `ion-handler` takes, is not watched for a day. A clock that has stepped forward says
-            // that it is over, too: whoever holds it would have renewed it by then, if it is renewed at all.
+            // A lease of a day, as `ion-handler` takes, is not watched for a day. The clock alone proves nothing, as it may
+            // have stepped: so long without a renewal is required besides.
             let over = clock::has_passed_everywhere(job.due);
             millis(*stood) >= if over { watched.min(WATCHED_MAX) } else { watched }
         });

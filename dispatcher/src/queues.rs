@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ionfs::errors::chain;
 use ionfs::stores::Bus;
 
-/// What was said, so that it is said once.
+/// The findings that were logged: each is logged once.
 #[derive(Debug, Default)]
 pub struct QueueWatch {
     said: BTreeSet<String>,

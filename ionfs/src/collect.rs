@@ -137,7 +137,7 @@ fn correlations_of(key: &str) -> Option<Vec<&str>> {
         [correlation, ..] => vec![*correlation],
         [] => vec![],
     };
-    // Every store leaves these letters as they are, and makes no name of them alone out of one that has others.
+    // A store escapes other characters, and what it escapes or shortens has one that is not among these.
     let plain = |name: &&str| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
     candidates.iter().all(plain).then_some(candidates)
 }

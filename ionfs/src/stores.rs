@@ -285,7 +285,7 @@ impl Guard {
         Self(vec![Condition { collection, id: id.into(), equals }])
     }
 
-    /// Both must hold. Of two that do not, the first is told of.
+    /// Requires both. When neither holds, the error names the first.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         self.0.extend(other.0);

@@ -12,10 +12,10 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use ionfs::errors::chain;
-use ionfs::event::{Event, Publication};
+use ionfs::event::Event;
 use ionfs::id::JobId;
-use ionfs::stores::{Collection, Equals, Pages, Query, StoreError, decode, encode};
-use serde_json::{Value, json};
+use ionfs::stores::{Collection, Pages, StoreError, decode, encode};
+use serde_json::Value;
 
 use crate::ledger::{Ledger, LedgerError, Registered};
 
@@ -40,11 +40,6 @@ struct Seen {
     sent: u32,
     /// The walk that has seen it last.
     walk: u64,
-}
-
-/// What holds of the events that a walk looks at.
-fn published() -> Vec<Equals> {
-    vec![("unclaimed", json!(true)), ("publication", json!(Publication::Published))]
 }
 
 /// The walk, and what it has seen.
@@ -74,9 +69,7 @@ impl Unclaimed {
         let documents = &ledger.plane().documents;
         let mut registered = None;
         while begun.elapsed() < ROUND {
-            let pages = self
-                .pages
-                .get_or_insert_with(|| Pages::new(Query::equal(Collection::Events, published()), "created"));
+            let pages = self.pages.get_or_insert_with(Ledger::unclaimed_events);
             let Some(page) = pages.next(&**documents).await? else {
                 self.pages = None;
                 let walk = self.walk;
@@ -84,12 +77,11 @@ impl Unclaimed {
                 self.walk += 1;
                 break;
             };
-            if registered.is_none() {
-                registered = Some(ledger.registered().await?);
-            }
-            if let Some(registered) = &registered {
-                self.look_at(ledger, registered, page).await?;
-            }
+            let registered = match &registered {
+                Some(registered) => registered,
+                None => registered.insert(ledger.registered().await?),
+            };
+            self.look_at(ledger, registered, page).await?;
         }
         Ok(())
     }
@@ -122,7 +114,7 @@ impl Unclaimed {
             }
         }
         if !claimed.is_empty() {
-            documents.replace_all_soon(Collection::Events, claimed, published()).await?;
+            documents.replace_all_soon(Collection::Events, claimed, Ledger::unclaimed()).await?;
         }
         for (event, missing) in unclaimed {
             for (module, job) in missing {
@@ -163,18 +155,13 @@ impl Unclaimed {
         job: &JobId,
     ) -> Result<(), StoreError> {
         let Some(definition) = registered.module(module) else { return Ok(()) };
-        let bus = &ledger.plane().bus;
         tracing::warn!(
             event = %event.id,
             event_type = event.event_type,
             module,
             "its message never reached the module; it is sent again"
         );
-        let sent = async {
-            bus.declare(module, &definition.subscribes(), &[]).await?;
-            bus.send(module, &event.message()).await
-        };
-        if let Err(error) = sent.await {
+        if let Err(error) = ledger.send_again(definition, event).await {
             tracing::warn!(module, error = chain(&error), "a message could not be sent again yet");
             return Err(error);
         }

@@ -8,7 +8,7 @@ use super::{Collection, Documents, Inserted, StoreError};
 /// The id of the document that holds a plane's id.
 const IDENTITY: &str = "identity";
 
-/// The id of the plane that these documents are of, made by whoever asks first. It stays as long as the documents.
+/// The id of the plane that these documents belong to. The first caller makes it; it stays as long as the documents.
 ///
 /// # Errors
 /// When the documents cannot be read or written.

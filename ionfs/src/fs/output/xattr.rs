@@ -19,8 +19,8 @@ fn is_a_users(name: &OsStr) -> bool {
     name.as_bytes().starts_with(b"user.")
 }
 
-/// What somebody gets who asks for an attribute that is not there. Of those that are no user's `ls -l` asks each file for
-/// one, until it hears that this filesystem has none of the kind.
+/// The answer to a read of an attribute that is not there. EOPNOTSUPP says that this filesystem keeps none of the kind:
+/// `ls -l`, which asks each file for `security.selinux`, then asks no more.
 pub(crate) fn no_attribute(name: &OsStr) -> Errno {
     if is_a_users(name) { Errno::NODATA } else { Errno::OPNOTSUPP }
 }
