@@ -15,8 +15,7 @@ mod documents;
 mod held;
 pub(super) use held::HeldBlob;
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -24,6 +23,8 @@ use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+use rustix::fs::{self, CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 use super::{Collection, StoreError};
@@ -96,6 +97,8 @@ struct Request {
 #[derive(Debug)]
 pub struct Sqlite {
     path: PathBuf,
+    /// The file, wherever it is by now.
+    file: Arc<OwnedFd>,
     writer: Option<mpsc::Sender<Request>>,
     thread: Option<JoinHandle<()>>,
     readers: Arc<Mutex<Vec<Connection>>>,
@@ -118,10 +121,8 @@ impl Sqlite {
         if let Some(folder) = path.parent() {
             private_folder(folder).map_err(|error| failed("its folder cannot be made", error.into()))?;
         }
-        // What SQLite makes beside it has the same mode.
-        let made = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-        drop(made.map_err(|error| failed("it cannot be opened", error.into()))?);
-        let mut connection = connect(path).map_err(|error| failed("it cannot be opened", error.into()))?;
+        let file = Arc::new(made(path).map_err(|error| failed("it cannot be opened", error.into()))?);
+        let mut connection = connect(&file).map_err(|error| failed("it cannot be opened", error))?;
         prepare(&mut connection).map_err(|error| failed("it cannot be prepared", error))?;
         let (writer, requests) = mpsc::channel(QUEUE);
         let thread = std::thread::Builder::new()
@@ -130,6 +131,7 @@ impl Sqlite {
             .map_err(|error| failed("its thread cannot be started", error.into()))?;
         Ok(Self {
             path: path.to_owned(),
+            file,
             writer: Some(writer),
             thread: Some(thread),
             readers: Arc::default(),
@@ -189,16 +191,16 @@ impl Sqlite {
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let _slot = self.reading.acquire().await.expect("the semaphore is never closed");
-        let (path, readers) = (self.path.clone(), self.readers.clone());
+        let (file, readers) = (self.file.clone(), self.readers.clone());
         let outcome = blocking(move || {
             let free = readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let connection = match free {
                 Some(connection) => connection,
-                None => connect(&path)?,
+                None => connect(&file)?,
             };
             let outcome = work(&connection);
             readers.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
-            outcome
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(outcome?)
         })
         .await;
         outcome.map_err(|error| self.failed(what, error))
@@ -215,9 +217,20 @@ impl Drop for Sqlite {
     }
 }
 
-fn connect(path: &Path) -> rusqlite::Result<Connection> {
-    let flags =
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+/// The file, made unless it is there. Nothing but SQLite opens it in earnest: where a process closes one descriptor of a
+/// file, it loses all its locks on it.
+fn made(path: &Path) -> rustix::io::Result<OwnedFd> {
+    // What SQLite makes beside it has the same mode.
+    match fs::mknodat(CWD, path, FileType::RegularFile, Mode::RUSR | Mode::WUSR, 0) {
+        Ok(()) | Err(Errno::EXIST) => fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()),
+        Err(error) => Err(error),
+    }
+}
+
+/// A connection to the file, wherever it is by now: where its folder was moved, the path of before may lead to another file.
+fn connect(file: &OwnedFd) -> Result<Connection, Box<dyn std::error::Error + Send + Sync>> {
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_WAIT)?;
     log_ahead(&connection)?;
@@ -341,5 +354,21 @@ mod tests {
                 all.into_iter().for_each(|one| one.join().unwrap().unwrap());
             });
         }
+    }
+
+    #[tokio::test]
+    async fn a_file_whose_folder_was_moved_is_read_and_written_where_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (before, now) = (folder.path().join("home"), folder.path().join("away"));
+        let store = Sqlite::open(&before.join("ion.db")).unwrap();
+        std::fs::rename(&before, &now).unwrap();
+        std::fs::create_dir(&before).unwrap();
+        store.write("adding", |file| Ok(file.execute_batch("CREATE TABLE moved (a)")?)).await.unwrap();
+        let tables = "SELECT count(*) FROM sqlite_schema WHERE name = 'moved'";
+        let count = |file: &Connection| file.query_row(tables, [], |row| row.get::<_, i64>(0));
+        assert_eq!(store.read("counting", count).await.unwrap(), 1);
+        let other = Sqlite::open(&now.join("ion.db")).unwrap();
+        assert_eq!(other.read("counting", count).await.unwrap(), 1);
+        assert_eq!(before.read_dir().unwrap().count(), 0, "nothing is made where it was");
     }
 }

@@ -343,7 +343,7 @@ mod tests {
     fn every_query_the_system_makes_uses_an_index() {
         let folder = tempfile::tempdir().unwrap();
         let store = Sqlite::open(&folder.path().join("ion.db")).unwrap();
-        let connection = super::super::connect(&store.path).unwrap();
+        let connection = super::super::connect(&store.file).unwrap();
         for query in crate::stores::known_queries() {
             let (sql, values) = select(&query);
             let plan: Vec<String> = connection
@@ -376,7 +376,7 @@ mod tests {
         let of_event = Query::equal(Collection::Jobs, vec![("eventId", "e".into())]);
         let found = store.find(of_event.order_by("created")).await.unwrap();
         assert_eq!(found.iter().map(|job| job["id"].as_str().unwrap()).collect::<Vec<_>>(), ["b", "a"]);
-        let connection = super::super::connect(&path).unwrap();
+        let connection = Connection::open(&path).unwrap();
         let rows: Vec<(i64, String)> = connection
             .prepare("SELECT rowid, id FROM jobs ORDER BY rowid")
             .unwrap()
