@@ -38,8 +38,9 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
         Command::List => list(settings, &ledger).await,
         Command::Retry(which) => {
             for job in chosen(&ledger, which).await? {
-                ledger.retry(&job.id).await?;
+                let job = ledger.retry(&job.id).await?;
                 output::say(&format!("job {} of {} is queued again", job.id, job.module));
+                job::say_who_ran_without(&ledger, &job).await?;
             }
             Ok(Verdict::Well)
         }

@@ -92,9 +92,21 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
         Command::Retry(args) => {
             let job = ledger.retry(&find(&ledger, &args.id).await?.id).await?;
             output::say(&format!("job {} is queued again", job.id));
+            say_who_ran_without(&ledger, &job).await?;
         }
     }
     Ok(Verdict::Well)
+}
+
+/// Says which gathering jobs have begun without a job that runs again.
+pub(crate) async fn say_who_ran_without(ledger: &Ledger, again: &JobRecord) -> Result<(), Failure> {
+    for gatherer in ledger.ran_without(again).await? {
+        output::say(&format!(
+            "job {} of {} has begun without it: what that made lacks what this will make",
+            gatherer.id, gatherer.module
+        ));
+    }
+    Ok(())
 }
 
 /// The job of an id, or of the only id that begins so.

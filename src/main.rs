@@ -1,5 +1,6 @@
 //! `ion`: the command.
 
+mod cancel;
 mod completions;
 mod csi;
 mod dead;
@@ -68,6 +69,7 @@ enum Command {
     #[command(subcommand)]
     Job(job::Command),
     Trace(trace::Args),
+    Cancel(cancel::Args),
     #[command(subcommand)]
     Dead(dead::Command),
     Mount(mount::Args),
@@ -162,6 +164,7 @@ async fn carry_out(settings: Settings, command: Command) -> Outcome {
         Command::Module(command) => module::run(&settings, command).await,
         Command::Job(command) => job::run(&settings, command).await,
         Command::Trace(args) => trace::run(&settings, args).await,
+        Command::Cancel(args) => cancel::run(&settings, args).await,
         Command::Dead(command) => dead::run(&settings, command).await,
         Command::Mount(args) => mount::run(&settings, args).await,
         Command::Check(args) => gc::check(&settings, args).await,

@@ -97,7 +97,8 @@ pub(crate) struct Global {
     )]
     commit_deadline: Duration,
     /// What a job may take, unless its module says otherwise: event-bytes, event-values, event-value-bytes, event-files,
-    /// path-bytes, path-depth, staged-bytes, open-files or processes; docs/limits.md explains each
+    /// path-bytes, path-depth, lineage-depth, staged-bytes, staged-files, open-files or processes; docs/limits.md explains
+    /// each
     #[arg(
         long = "job-limit",
         env = "ION_JOB_LIMITS",

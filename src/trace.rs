@@ -1,13 +1,14 @@
 //! `ion trace`: what came of an event, as a tree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use clap::Args as ClapArgs;
+use dispatcher::dispatch::served_modules;
 use dispatcher::ledger::Ledger;
-use dispatcher::progress::{Status, Trace};
+use dispatcher::progress::{Status, Trace, Verdict as ProgressVerdict, obstacles};
 use ionfs::clock;
 use ionfs::event::{Event, KeyValue};
-use ionfs::id::EventId;
+use ionfs::id::{EventId, JobId};
 use ionfs::record::{InsightRecord, JobRecord};
 use ionfs::stores::{Collection, Query};
 use serde_json::json;
@@ -17,6 +18,9 @@ use crate::{Failure, Outcome, Verdict, output};
 
 /// Values of a job's insights that a tree shows.
 const VALUES_MAX: usize = 100;
+
+/// Things waited for that are named below a tree.
+const OBSTACLES_MAX: usize = 20;
 
 /// Show all that came of one first event, with times, sizes and states
 #[derive(Debug, ClapArgs)]
@@ -48,8 +52,34 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         for text in tree(&correlation, &trace.status, &trace.insights) {
             output::line(text);
         }
+        outdated(&trace.status).iter().for_each(output::line);
+        let (registered, served) = (ledger.registered().await?, served_modules(&ledger).await?);
+        let obstacles = obstacles(&trace.status, &registered, &served);
+        // Of what has ended, dead jobs stand in the tree.
+        if trace.status.verdict() == ProgressVerdict::Running || trace.status.held_back > 0 {
+            for obstacle in obstacles.iter().take(OBSTACLES_MAX) {
+                output::line(format!("waits for {}", output::of_others(&obstacle.to_string())));
+            }
+            if let Some(more @ 1..) = obstacles.len().checked_sub(OBSTACLES_MAX) {
+                output::line(format!("and for {more} more"));
+            }
+        }
     }
     Ok(Verdict::Well)
+}
+
+/// A line for each gathering job that has run without what a job has made since.
+pub(crate) fn outdated(status: &Status) -> Vec<String> {
+    let line = |(gatherer, again): (&JobRecord, &JobRecord)| {
+        format!(
+            "{} {} ran without {} {}, which was run again since: what it made lacks that",
+            gatherer.module,
+            gatherer.id.short(),
+            again.module,
+            again.id.short()
+        )
+    };
+    status.outdated().into_iter().map(line).collect()
 }
 
 /// The events, oldest first.
@@ -80,7 +110,7 @@ pub(crate) async fn find_event(ledger: &Ledger, id: &str) -> Result<Event, Failu
     }
 }
 
-async fn find_correlation(ledger: &Ledger, id: &str) -> Result<String, Failure> {
+pub(crate) async fn find_correlation(ledger: &Ledger, id: &str) -> Result<String, Failure> {
     let mut found: Vec<String> = events(ledger)
         .await?
         .iter()
@@ -108,13 +138,7 @@ async fn find_correlation(ledger: &Ledger, id: &str) -> Result<String, Failure> 
 /// The tree as lines.
 fn tree(correlation: &str, status: &Status, insights: &BTreeMap<String, InsightRecord>) -> Vec<String> {
     let mut lines = vec![format!("correlation {correlation}")];
-    let known: std::collections::BTreeSet<&str> =
-        status.events.iter().map(|event| event.id.as_str()).collect();
-    let roots: Vec<&Event> =
-        status.events.iter().filter(|e| !known.contains(e.context.parent_event_id.as_str())).collect();
-    for (n, event) in roots.iter().enumerate() {
-        branch(event, status, insights, "", n + 1 == roots.len(), &mut lines);
-    }
+    Tree::new(status, insights).add_to(&mut lines);
     let seconds = match (status.events.first(), status.jobs.iter().filter_map(|job| job.ended).max()) {
         (Some(first), Some(last)) => format!(" in {}", output::duration((last - first.created).max(0))),
         _ => String::new(),
@@ -124,31 +148,116 @@ fn tree(correlation: &str, status: &Status, insights: &BTreeMap<String, InsightR
     lines
 }
 
-fn branch(
-    event: &Event,
-    status: &Status,
-    insights: &BTreeMap<String, InsightRecord>,
-    indent: &str,
-    last: bool,
-    lines: &mut Vec<String>,
-) {
-    let (fork, below) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
-    lines.push(format!("{indent}{fork}{}", event_line(event)));
-    let indent = format!("{indent}{below}");
-    let jobs: Vec<&JobRecord> = status.jobs.iter().filter(|job| job.event_id == event.id).collect();
-    let children: Vec<&Event> =
-        status.events.iter().filter(|child| child.context.parent_event_id == event.id.as_str()).collect();
-    let orphans: Vec<&&Event> = children
-        .iter()
-        .filter(|child| !jobs.iter().any(|job| child.job_id.as_ref() == Some(&job.id)))
-        .collect();
-    let total = jobs.len() + orphans.len();
-    for (n, job) in jobs.iter().enumerate() {
-        let last = n + 1 == total;
-        let (fork, below) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
-        lines.push(format!("{indent}{fork}{}", job_line(job)));
-        let deeper = format!("{indent}{below}");
-        if let Some(insight) = insights.get(job.id.as_str()) {
+/// A line of a tree and what is below it.
+#[derive(Clone, Copy)]
+enum Node<'a> {
+    Event(&'a Event),
+    Job(&'a JobRecord),
+}
+
+/// Levels that are shown by their indentation. Deeper ones stand as far in as these, with the number of their level.
+const INDENTED_MAX: usize = 40;
+
+/// What came of what.
+struct Tree<'a> {
+    events: &'a [Event],
+    insights: &'a BTreeMap<String, InsightRecord>,
+    status: &'a Status,
+    jobs: HashMap<&'a str, Vec<&'a JobRecord>>,
+    /// The events that a job has committed, by the job.
+    made: HashMap<&'a str, Vec<&'a Event>>,
+    /// Those that came of an event and of none of its jobs, by the event.
+    others: HashMap<&'a str, Vec<&'a Event>>,
+}
+
+impl<'a> Tree<'a> {
+    fn new(status: &'a Status, insights: &'a BTreeMap<String, InsightRecord>) -> Self {
+        let (mut jobs, mut made, mut others) =
+            (HashMap::<_, Vec<_>>::new(), HashMap::<_, Vec<_>>::new(), HashMap::<_, Vec<_>>::new());
+        let mut event_of: HashMap<&str, &str> = HashMap::new();
+        for job in &status.jobs {
+            jobs.entry(job.event_id.as_str()).or_default().push(job);
+            event_of.insert(job.id.as_str(), job.event_id.as_str());
+        }
+        for event in &status.events {
+            let parent = event.context.parent_event_id.as_str();
+            match event.job_id.as_ref().map(JobId::as_str) {
+                Some(job) if event_of.get(job) == Some(&parent) => made.entry(job).or_default().push(event),
+                _ => others.entry(parent).or_default().push(event),
+            }
+        }
+        Self { events: &status.events, insights, status, jobs, made, others }
+    }
+
+    fn add_to(&self, lines: &mut Vec<String>) {
+        let known: HashSet<&str> = self.events.iter().map(|event| event.id.as_str()).collect();
+        let mut shown: HashSet<&str> = HashSet::new();
+        let is_root = |event: &&Event| !known.contains(event.context.parent_event_id.as_str());
+        let roots: Vec<&Event> = self.events.iter().filter(is_root).collect();
+        self.add_below(&roots, &mut shown, lines);
+        // Ids and parents that somebody has chosen may make a circle, which has no first one.
+        for event in self.events {
+            if !shown.contains(event.id.as_str()) {
+                self.add_below(&[event], &mut shown, lines);
+            }
+        }
+    }
+
+    /// Adds these events with all that came of them. Without recursion: a lineage may be as deep as it likes.
+    fn add_below(&self, roots: &[&'a Event], shown: &mut HashSet<&'a str>, lines: &mut Vec<String>) {
+        let roots: Vec<Node<'a>> = roots.iter().map(|event| Node::Event(event)).collect();
+        let mut open = vec![(roots.into_iter(), String::new())];
+        while let Some((nodes, indent)) = open.last_mut() {
+            let Some(node) = nodes.next() else {
+                open.pop();
+                continue;
+            };
+            let last = nodes.len() == 0;
+            let (fork, below) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
+            let (line, children) = match node {
+                Node::Event(event) if !shown.insert(event.id.as_str()) => continue,
+                Node::Event(event) => (event_line(event), self.of_event(event)),
+                Node::Job(job) => (job_line(job), self.of_job(job)),
+            };
+            let deeper = format!("{indent}{below}");
+            let indent = std::mem::take(indent);
+            let level = open.len();
+            let (deeper, number) = match level > INDENTED_MAX {
+                true => (indent.clone(), format!("[{level}] ")),
+                false => (deeper, String::new()),
+            };
+            lines.push(format!("{indent}{fork}{number}{line}"));
+            if let Node::Job(job) = node {
+                lines.extend(self.remarks(job).into_iter().map(|remark| format!("{deeper}· {remark}")));
+            }
+            if let Some((_, kept)) = open.last_mut() {
+                *kept = indent;
+            }
+            open.push((children.into_iter(), deeper));
+        }
+    }
+
+    fn of_event(&self, event: &Event) -> Vec<Node<'a>> {
+        let id = event.id.as_str();
+        let jobs = self.jobs.get(id).into_iter().flatten().map(|job| Node::Job(job));
+        let others = self.others.get(id).into_iter().flatten().map(|event| Node::Event(event));
+        jobs.chain(others).collect()
+    }
+
+    fn of_job(&self, job: &JobRecord) -> Vec<Node<'a>> {
+        self.made.get(job.id.as_str()).into_iter().flatten().map(|event| Node::Event(event)).collect()
+    }
+
+    /// What is said of a job beside its line.
+    fn remarks(&self, job: &JobRecord) -> Vec<String> {
+        let mut remarks = Vec::new();
+        remarks.extend(self.status.waits_for.get(&job.id).map(|what| output::of_others(&what.in_words())));
+        if !job.without.is_empty() {
+            let without = job.without.count();
+            let jobs = if without == 1 { "1 job".to_owned() } else { format!("{without} jobs") };
+            remarks.push(format!("began without what {jobs} would have made: cancelled, or dead"));
+        }
+        if let Some(insight) = self.insights.get(job.id.as_str()) {
             let shown = |pair: &KeyValue| {
                 format!("{}={}", output::of_others(&pair.key), output::of_others(&pair.value))
             };
@@ -156,16 +265,9 @@ fn branch(
             if let Some(more @ 1..) = insight.data.len().checked_sub(VALUES_MAX) {
                 values.push(format!("and {more} more"));
             }
-            lines.push(format!("{deeper}· {}", output::coloured(&values.join(" "), output::Colour::Grey)));
+            remarks.push(output::coloured(&values.join(" "), output::Colour::Grey).to_string());
         }
-        let made: Vec<&&Event> =
-            children.iter().filter(|child| child.job_id.as_ref() == Some(&job.id)).collect();
-        for (n, child) in made.iter().enumerate() {
-            branch(child, status, insights, &deeper, n + 1 == made.len(), lines);
-        }
-    }
-    for (n, child) in orphans.iter().enumerate() {
-        branch(child, status, insights, &indent, jobs.len() + n + 1 == total, lines);
+        remarks
     }
 }
 
@@ -178,7 +280,9 @@ fn event_line(event: &Event) -> String {
         (None, n) => format!("{n} files ({})", output::size(bytes)),
     };
     let event_type = output::coloured(&output::of_others(&event.event_type), output::Colour::Yellow);
-    format!("{event_type}  {}  {files}", output::of_others(event.id.short())).trim_end().to_owned()
+    let told = if event.cancelled { "  came of what was being cancelled: it starts nothing" } else { "" };
+    let line = format!("{event_type}  {}  {files}", output::of_others(event.id.short()));
+    format!("{}{told}", line.trim_end())
 }
 
 pub(crate) fn job_line(job: &JobRecord) -> String {

@@ -10,8 +10,7 @@ use dispatcher::executor::choice::{ClusterSettings, Executors};
 use dispatcher::executor::local::{LocalExecutor, LocalSettings};
 use dispatcher::gateway::Portal;
 use dispatcher::ledger::Ledger;
-use dispatcher::pipeline::{ExecutorKind, Module, Pipeline};
-use dispatcher::queues::QueueWatch;
+use dispatcher::pipeline::{ExecutorKind, Module, Pipeline, cycles};
 use futures_util::FutureExt as _;
 use ionfs::node::Node;
 use ionfs::record::{AttemptEnd, JobRecord, JobState};
@@ -126,6 +125,21 @@ pub(crate) async fn relay(settings: &Settings, args: RelayArgs) -> Outcome {
     Ok(Verdict::Well)
 }
 
+/// Says which of these modules, with those that are registered, feed each other without an end.
+pub(crate) async fn say_cycles(ledger: &Ledger, modules: &[Module]) -> Result<(), Failure> {
+    let is_named = |other: &Module| modules.iter().any(|module| module.name == other.name);
+    let mut all = ledger.modules().await?;
+    all.retain(|other| !is_named(other));
+    all.extend_from_slice(modules);
+    for cycle in cycles(&all) {
+        output::say(&format!(
+            "these modules feed each other: {cycle}; what comes of an event ends where the limit \"lineage-depth\" says, or \
+             with `ion cancel`"
+        ));
+    }
+    Ok(())
+}
+
 /// The modules of a pipeline file, or the registered ones; of them those that were named.
 async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty: bool) -> Outcome {
     // Read first: a mistake in the file is found before anything starts.
@@ -150,6 +164,7 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
         )));
     }
     if !follows {
+        say_cycles(&Ledger::new(plane.clone()), &modules).await?;
         missing(&Ledger::new(plane.clone()), &modules, args.drop_missing).await?;
     }
     modules.retain(|module| only.is_empty() || only.contains(&module.name));
@@ -189,7 +204,6 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
         true => Modules::Registered { only: only.to_vec() },
         false => Modules::These(modules),
     };
-    let bus = plane.bus.clone();
     let dispatcher = Dispatcher::new(plane, executor, modules, dispatch, Some(notices));
     endpoint.vitals.describe(|registry| dispatcher.metrics().describe(registry));
     let (begins, ends) = (endpoint.vitals.clone(), endpoint.vitals.clone());
@@ -214,7 +228,6 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
             crate::service::ready();
             let to_come = if names.is_empty() { "modules that `ion module create` registers" } else { "" };
             output::say(&format!("ready: {}{to_come}", names.join(", ")));
-            QueueWatch::default().look(&*bus, &names).await;
         }
     });
     // Both end at the same time: who waits for a job that is queued again is told so.

@@ -22,7 +22,7 @@ use ionfs::stores::StoreError;
 use tokio::time::Instant;
 
 use crate::settings::Settings;
-use crate::trace::job_line;
+use crate::trace::{job_line, outdated};
 use crate::{Failure, Outcome, Verdict, output};
 
 /// How often a correlation that is waited for is looked at.
@@ -208,6 +208,7 @@ impl Shown {
                 output::state(now.verdict().as_str())
             ));
         }
+        outdated(now).iter().for_each(|line| output::say(line));
         if now.held_back > 0 {
             output::say(&format!("it goes on only after {}", named(waited_for)));
         }

@@ -125,7 +125,7 @@ fn a_wait_says_what_it_waits_for() {
     assert_eq!(up.stop(), Some(0));
     let alone = Background::start(&home, &waiting);
     wait_for("the dispatcher to be missed", || {
-        alone.said().contains("no dispatcher serves module \"slow\": start one with `ion up`")
+        alone.said().contains("a dispatcher that serves module \"slow\": start one with `ion up`")
     });
     let up = home.up(&file);
     alone.end().failed();

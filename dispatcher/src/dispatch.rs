@@ -11,6 +11,7 @@
 //! machine knows at once that its holder is dead, because the holder's lock file is free.
 
 mod claims;
+mod gathers;
 mod house;
 mod left;
 mod modules;
@@ -198,6 +199,7 @@ impl Dispatcher {
             }
         }
         tasks.spawn(shared.clone().follow_modules(wanted, served));
+        tasks.spawn(shared.clone().watch_queues());
         let presence =
             Presence::announce(&shared.ledger, &shared.settings.home, &shared.id, shared.served.names())
                 .await?;
@@ -494,8 +496,12 @@ impl Shared {
                 }
             };
             match materials {
-                Ok(Materials::Ready(event, gathered)) => {
-                    jobs.spawn(self.clone().run(module.clone(), job, *event, gathered, slot));
+                Ok(Materials::Ready(event, None)) => {
+                    jobs.spawn(self.clone().run(module.clone(), job, *event, None, slot));
+                }
+                Ok(Materials::Ready(event, Some((gathered, without)))) => {
+                    let job = self.note_without(job, without).await;
+                    jobs.spawn(self.clone().run(module.clone(), job, *event, Some(gathered), slot));
                 }
                 Ok(Materials::WaitsAgain) => {
                     if let Err(error) = self.ledger.advance(&job, &Happening::WaitsAgain).await {

@@ -5,7 +5,7 @@ use ionfs::clock;
 use ionfs::commit::LISTED_MAX;
 use ionfs::event::{Context, DocumentType, Event, FileEntry, KeyValue, Publication};
 use ionfs::id::{CorrelationId, EventId};
-use ionfs::stores::DataPlane;
+use ionfs::stores::{Collection, DataPlane, decode};
 use ionfs::upload::{UploadError, in_tries, store_bytes, try_suffix};
 
 /// What a first event is made of. Its files are durable already.
@@ -29,12 +29,22 @@ pub struct FirstEvent {
     pub data: Vec<KeyValue>,
 }
 
+/// The depth of what comes of an event of this id: the first of all, if there is none.
+async fn depth_below(plane: &DataPlane, parent: &str) -> Result<u32, UploadError> {
+    if parent.is_empty() {
+        return Ok(0);
+    }
+    let found = plane.documents.get(Collection::Events, parent).await?;
+    let parent = found.and_then(|found| decode::<Event>(Collection::Events, found).ok());
+    Ok(parent.map_or(0, |parent| parent.depth_below()))
+}
+
 impl FirstEvent {
     /// Its document. A list of files that is too long for a document becomes a blob below `prefix`, which nobody else
     /// may use: a second one with the same id must not write over what the first one names.
     ///
     /// # Errors
-    /// When that blob cannot be stored.
+    /// When that blob cannot be stored, or the event it came of cannot be read.
     pub async fn document(self, plane: &DataPlane, prefix: &str) -> Result<Event, UploadError> {
         let (files, file_list) = if self.files.len() > LISTED_MAX {
             let list = serde_json::to_vec(&self.files).expect("entries have string keys only");
@@ -47,6 +57,7 @@ impl FirstEvent {
         } else {
             (self.files, None)
         };
+        let depth = depth_below(plane, &self.parent).await?;
         let context = Context {
             name: self.name,
             event_id: self.id.clone(),
@@ -64,11 +75,13 @@ impl FirstEvent {
             directories: self.directories,
             created: clock::now(),
             publication: Publication::Unpublished,
+            depth,
             file_name: None,
             job_id: None,
             attempt: None,
             publisher: None,
             unrouted: false,
+            cancelled: false,
             expected_by: None,
             registry: 0,
             unclaimed: false,

@@ -20,6 +20,7 @@
 
 mod auth;
 mod body;
+mod cancel;
 mod cloudevent;
 mod file;
 mod intake;
@@ -265,6 +266,7 @@ fn all_routes() -> Vec<Route> {
         intake::routes(),
         portal::routes(),
         trace::routes(),
+        cancel::routes(),
         file::routes(),
         log::routes(),
         vitals::routes(),

@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ionfs::event::Event;
-use ionfs::record::{JobRecord, JobState};
+use ionfs::id::JobId;
+use ionfs::record::{JobRecord, JobState, NAMED_MAX, OpenJob, WaitsFor, Without};
 use ionfs::stores::StoreError;
 
 use crate::ledger::{JobFilter, Ledger, Registered};
@@ -16,15 +17,10 @@ use crate::pipeline::{Module, OnDead, reachable};
 /// Whether a gathering job may start.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Readiness {
-    /// Everything below has ended; the gathered events, in order.
-    Ready(Vec<Event>),
+    /// Everything below has ended; the gathered events, in order, and what was cancelled or is dead.
+    Ready(Vec<Event>, Without),
     /// Not yet.
-    Waiting {
-        /// Jobs that are not final, and events no module has claimed yet.
-        open: usize,
-        /// Dead jobs that hold it back until they are retried or dropped.
-        dead: usize,
-    },
+    Waiting(WaitsFor),
 }
 
 /// Reads the correlation and says whether the gathering job of `module` on the event `root` may start.
@@ -58,7 +54,7 @@ fn judge(
     let jobs: BTreeMap<(&str, &str), &JobRecord> =
         jobs.iter().map(|job| ((job.event_id.as_str(), job.module.as_str()), job)).collect();
     let gathered = module.gather.as_deref().unwrap_or_default();
-    let (mut open, mut dead) = (0, 0);
+    let (mut open, mut dead, mut without) = (Vec::new(), Vec::new(), Without::default());
     for event in &below {
         for other in registered.expected(event) {
             // Another gathering module counts as work below only if what it makes can be gathered here; two that
@@ -67,19 +63,31 @@ fn judge(
             if other.gather.is_some() && (other.name == module.name || !feeds()) {
                 continue;
             }
-            match jobs.get(&(event.id.as_str(), other.name.as_str())) {
-                Some(job) if job.state == JobState::Dead => {
-                    dead += usize::from(module.on_dead == OnDead::Wait)
+            let job = jobs.get(&(event.id.as_str(), other.name.as_str()));
+            let open_job = || OpenJob {
+                job: job.map_or_else(|| JobId::derive(&event.id, &other.name), |job| job.id.clone()),
+                module: other.name.clone(),
+                state: job.map(|job| job.state),
+            };
+            match job {
+                Some(job) if job.state == JobState::Dead && module.on_dead == OnDead::Wait => {
+                    dead.push(open_job());
+                }
+                Some(job) if job.state == JobState::Dead || job.state == JobState::Cancelled => {
+                    without.add(&job.id);
                 }
                 Some(job) if job.state.is_final() && !job.outbox => {}
-                Some(_) | None => open += 1,
+                Some(_) | None => open.push(open_job()),
             }
         }
     }
-    if open + dead > 0 {
-        return Readiness::Waiting { open, dead };
+    if open.len() + dead.len() > 0 {
+        let (open_jobs, dead_jobs) = (open.len(), dead.len());
+        let named = dead.into_iter().chain(open).take(NAMED_MAX).collect();
+        return Readiness::Waiting(WaitsFor { open: open_jobs, dead: dead_jobs, named });
     }
-    Readiness::Ready(below.into_iter().filter(|event| event.event_type == gathered).cloned().collect())
+    let gathered = below.into_iter().filter(|event| event.event_type == gathered);
+    Readiness::Ready(gathered.cloned().collect(), without)
 }
 
 /// The job's event and all that came of it, by time and id; but for what an earlier attempt of the job itself has

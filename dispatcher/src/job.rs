@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ionfs::clock::{Millis, millis};
 use ionfs::event::FileEntry;
-use ionfs::record::{Attempt, AttemptEnd, FailedReads, JobRecord, JobState};
+use ionfs::record::{Attempt, AttemptEnd, FailedReads, JobRecord, JobState, WaitsFor, Without};
 use ionfs::text::{REASON_MAX, cut};
 
 /// Attempts that may be lost with their dispatchers before a job is dead: a job that takes its host down must not
@@ -22,8 +22,12 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 pub enum Happening {
     /// A gathering job: everything below its event has ended.
     Gathered,
+    /// A gathering job waits for this.
+    WaitsFor(WaitsFor),
     /// A gathering job that was taken: something below its event works again. It was no attempt.
     WaitsAgain,
+    /// A gathering job begins without what these would have made.
+    Gathers(Without),
     /// A dispatcher takes it.
     Claimed {
         /// The dispatcher's id.
@@ -87,7 +91,9 @@ impl Happening {
     fn word(&self) -> &'static str {
         match self {
             Self::Gathered => "gathered for",
+            Self::WaitsFor(_) => "waiting",
             Self::WaitsAgain => "put back",
+            Self::Gathers(_) => "gathering",
             Self::Claimed { .. } => "claimed",
             Self::Running => "running",
             Self::Renewed => "renewed",
@@ -107,7 +113,9 @@ impl Happening {
 pub fn next(job: &JobRecord, happening: &Happening, now: Millis) -> Result<JobRecord, IllegalStep> {
     let mut job = job.clone();
     match (job.state, happening) {
+        (JobState::Waiting, Happening::WaitsFor(what)) => job.waits_for = Some(what.clone()),
         (JobState::Waiting, Happening::Gathered) => queue(&mut job, now, 0),
+        (JobState::Starting, Happening::Gathers(without)) => job.without.clone_from(without),
         (JobState::Queued, Happening::Claimed { holder, lease }) => {
             job.state = JobState::Starting;
             job.attempt += 1;
@@ -151,6 +159,7 @@ pub fn next(job: &JobRecord, happening: &Happening, now: Millis) -> Result<JobRe
 
 fn queue(job: &mut JobRecord, now: Millis, wait: Millis) {
     job.state = JobState::Queued;
+    job.waits_for = None;
     job.outbox = false;
     job.holder = None;
     stand(job, now, wait);
@@ -163,6 +172,7 @@ fn stand(job: &mut JobRecord, now: Millis, term: Millis) {
 
 fn finish(job: &mut JobRecord, state: JobState, now: Millis) {
     job.state = state;
+    job.waits_for = None;
     job.holder = None;
     stand(job, now, 0);
     job.ended = Some(now);
@@ -244,6 +254,8 @@ mod tests {
             outbox: false,
             failures: 0,
             losses: 0,
+            waits_for: None,
+            without: Without::default(),
         }
     }
 

@@ -1,12 +1,14 @@
 //! The job ledger: the only truth about jobs. Every write names the version it read, so a stale one is refused.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use ionfs::clock::{self, Millis, millis};
 use ionfs::errors::chain;
 use ionfs::event::{DocumentType, Event, Publication};
 use ionfs::failpoint;
 use ionfs::id::{EventId, JobId};
 use ionfs::patience::Standing;
-use ionfs::record::{AttemptEnd, FailedReads, JobRecord, JobState};
+use ionfs::record::{AttemptEnd, FailedReads, JobRecord, JobState, Without};
 use ionfs::registry::Registry;
 use ionfs::stores::{
     Collection, DataPlane, Equals, ID_BYTES_MAX, Inserted, Pages, Query, StoreError, decode, encode,
@@ -67,6 +69,9 @@ pub enum LedgerError {
         /// What it is of.
         module: String,
     },
+    /// More is being cancelled than the registry holds.
+    #[error("too much is being cancelled at a time; wait until some of it has ended")]
+    TooManyCancellations,
     /// Others kept writing first.
     #[error("job {0} was written by others again and again; try once more")]
     Contended(JobId),
@@ -128,12 +133,14 @@ pub enum Announced {
 #[derive(Clone, Debug)]
 pub struct Ledger {
     plane: DataPlane,
+    /// The modules as they were read last.
+    known: Arc<Mutex<Option<Arc<Registered>>>>,
 }
 
 impl Ledger {
     /// The ledger of this plane.
     pub fn new(plane: DataPlane) -> Self {
-        Self { plane }
+        Self { plane, known: Arc::default() }
     }
 
     /// The plane it is part of.
@@ -161,27 +168,35 @@ impl Ledger {
             self.plane.documents.put(Collection::Modules, encode(module), None).await?;
         }
         failpoint::reach("module.defined");
-        Registry::register(&self.plane.documents, &module.name, &module.subscribes()).await?;
+        let documents = &self.plane.documents;
+        Registry::register(documents, &module.name, &module.subscribes(), &module.fingerprint()).await?;
         failpoint::reach("module.registered");
         Ok(former.filter(|former| former != module))
     }
 
     /// The registered modules, by name.
     pub async fn modules(&self) -> Result<Vec<Module>, StoreError> {
-        Ok(self.registered().await?.modules)
+        Ok(self.registered().await?.modules.clone())
     }
 
-    /// The registered modules, and which events are for them.
+    /// The registered modules, and which events are for them. Modules are read again when the registry has changed, and not
+    /// before: it changes with each of them.
     ///
     /// # Errors
     /// When the documents cannot be read.
-    pub async fn registered(&self) -> Result<Registered, StoreError> {
+    pub async fn registered(&self) -> Result<Arc<Registered>, StoreError> {
         let documents = &self.plane.documents;
         // The registry first: what it names has been defined.
         let registry = Registry::read(documents).await?;
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(known) = known.filter(|known| known.registry == registry) {
+            return Ok(known);
+        }
         let mut modules: Vec<Module> = documents.find_as(Query::equal(Collection::Modules, vec![])).await?;
-        modules.retain(|module| registry.names().any(|name| name == module.name));
-        Ok(Registered { modules, registry })
+        modules.retain(|module| registry.registration(&module.name).is_some());
+        let registered = Arc::new(Registered { modules, registry });
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(registered.clone());
+        Ok(registered)
     }
 
     /// One module.
@@ -228,33 +243,22 @@ impl Ledger {
         event: &Event,
         holder: Option<(&str, Millis)>,
     ) -> Result<Claim, LedgerError> {
-        let now = clock::now();
-        let queued = JobRecord {
-            id: JobId::derive(&event.id, &module.name),
-            version: 1,
-            module: module.name.clone(),
-            event_id: event.id.clone(),
-            event_type: event.event_type.clone(),
-            correlation_id: event.context.correlation_id.clone(),
-            state: if module.gather.is_some() { JobState::Waiting } else { JobState::Queued },
-            attempt: 0,
-            attempts: vec![],
-            holder: None,
-            due: now,
-            term: 0,
-            created: now,
-            ended: None,
-            cancel: false,
-            outbox: false,
-            failures: 0,
-            losses: 0,
-        };
+        let queued = fresh(module, event);
         let record = match (queued.state, holder) {
             (JobState::Waiting, _) | (_, None) => queued,
             (_, Some((holder, lease))) => {
                 step(&queued, &Happening::Claimed { holder: holder.to_owned(), lease })?
             }
         };
+        self.insert(record).await
+    }
+
+    /// The same of a job that nobody is to start: it is cancelled from the beginning.
+    pub async fn claim_cancelled(&self, module: &Module, event: &Event) -> Result<Claim, LedgerError> {
+        self.insert(step(&fresh(module, event), &Happening::CancelAsked)?).await
+    }
+
+    async fn insert(&self, record: JobRecord) -> Result<Claim, LedgerError> {
         let documents = &self.plane.documents;
         // One log: what is lost with the machine's power takes with it the acknowledgement of the message and all that the
         // job did. So the job is claimed again, and no sync is waited for.
@@ -328,6 +332,9 @@ impl Ledger {
             let current = self.get(id).await?;
             let after = step(&current, happening)?;
             if self.write(&current, &after).await? {
+                if current.state == JobState::Dead {
+                    self.forget_letter(&after).await;
+                }
                 return Ok(after);
             }
         }
@@ -416,9 +423,7 @@ impl Ledger {
 
     /// Stops a job: at once if it does not run, else as soon as its dispatcher sees it. A succeeded job cannot be.
     pub async fn cancel(&self, id: &JobId) -> Result<JobRecord, LedgerError> {
-        let job = self.force(id, &Happening::CancelAsked).await?;
-        self.forget_letter(&job).await;
-        Ok(job)
+        self.force(id, &Happening::CancelAsked).await
     }
 
     /// Lets a dead or cancelled job run again, with all its retries.
@@ -427,9 +432,7 @@ impl Ledger {
         if self.module(&module).await?.is_none() {
             return Err(LedgerError::NoModule { id: id.clone(), module });
         }
-        let job = self.force(id, &Happening::Revived).await?;
-        self.forget_letter(&job).await;
-        Ok(job)
+        self.force(id, &Happening::Revived).await
     }
 
     /// The record is the truth; a letter that stays, because the broker is away, is one too many to look at.
@@ -437,6 +440,27 @@ impl Ledger {
         if let Err(error) = self.plane.bus.exhume(&job.module, job.event_id.as_str()).await {
             tracing::warn!(job = %job.id, error = chain(&error), "its dead letter could not be removed");
         }
+    }
+
+    /// The gathering jobs that have begun without what this job makes.
+    pub async fn ran_without(&self, job: &JobRecord) -> Result<Vec<JobRecord>, StoreError> {
+        let documents = &*self.plane.documents;
+        let registered = self.registered().await?;
+        let mut found = Vec::new();
+        for module in registered.modules.iter().filter(|module| module.gather.is_some()) {
+            let of_module =
+                vec![("correlationId", json!(job.correlation_id)), ("module", json!(module.name))];
+            let mut pages = Pages::new(Query::equal(Collection::Jobs, of_module), "created");
+            while let Some(page) = pages.next(documents).await? {
+                for document in page {
+                    let gatherer: JobRecord = decode(Collection::Jobs, document)?;
+                    if gatherer.without.jobs.contains(&job.id) {
+                        found.push(gatherer);
+                    }
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// The visible events of a correlation, oldest first.
@@ -494,6 +518,33 @@ impl Ledger {
     /// An event.
     pub async fn event(&self, id: &EventId) -> Result<Option<Event>, StoreError> {
         self.plane.documents.get_as(Collection::Events, id.as_str()).await
+    }
+}
+
+/// The job of a module on an event, which nobody has claimed yet.
+fn fresh(module: &Module, event: &Event) -> JobRecord {
+    let now = clock::now();
+    JobRecord {
+        id: JobId::derive(&event.id, &module.name),
+        version: 1,
+        module: module.name.clone(),
+        event_id: event.id.clone(),
+        event_type: event.event_type.clone(),
+        correlation_id: event.context.correlation_id.clone(),
+        state: if module.gather.is_some() { JobState::Waiting } else { JobState::Queued },
+        attempt: 0,
+        attempts: vec![],
+        holder: None,
+        due: now,
+        term: 0,
+        created: now,
+        ended: None,
+        cancel: false,
+        outbox: false,
+        failures: 0,
+        losses: 0,
+        waits_for: None,
+        without: Without::default(),
     }
 }
 

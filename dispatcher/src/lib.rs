@@ -15,12 +15,14 @@
 //! | [`dispatch`] | queues to jobs, within limits |
 //! | [`metrics`] | what a dispatcher counts |
 //! | [`queues`] | what is wrong with the modules' queues |
+//! | [`cancel`] | all that came of an event, ended |
 //! | [`progress`], [`logs`] | how far a correlation has come; what a job says |
 //! | [`first`] | events that no job makes |
 //! | [`gateway`] | all of it over HTTP |
 //! | [`audit`], [`retention`] | the ledger's part of `ion check`; `ion gc --older-than` |
 
 pub mod audit;
+pub mod cancel;
 pub mod chain;
 pub mod dispatch;
 pub mod executor;

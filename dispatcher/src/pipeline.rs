@@ -4,6 +4,7 @@
 
 mod chain;
 mod container;
+mod cycles;
 mod image;
 mod kubernetes;
 mod mistake;
@@ -22,10 +23,12 @@ use ionfs::record::CommitMode;
 use ionfs::stores::encode;
 use serde::{Deserialize, Serialize};
 use serde_saphyr::{Location, Spanned};
+use uuid::Uuid;
 
 use self::chain::{ChainEntry, LinkEntry, LinkTerms, chain, link_of};
 pub use self::container::{Container, ExecutorKind, Network};
 use self::container::{ContainerTerms, check_beside};
+pub use self::cycles::cycles;
 pub use self::image::ImageReference;
 pub use self::kubernetes::{KubernetesTerms, Toleration};
 use self::mistake::explained;
@@ -234,6 +237,11 @@ impl Module {
     /// Where its tree stands: `/ion`, unless its environment has `HANDLER_BASE_DIR`.
     pub fn base_dir(&self) -> PathBuf {
         self.env.get(BASE_DIR).map_or_else(|| MOUNT_AT.into(), PathBuf::from)
+    }
+
+    /// What tells this definition from any other.
+    pub fn fingerprint(&self) -> String {
+        Uuid::new_v5(&Uuid::NAMESPACE_OID, encode(self).to_string().as_bytes()).simple().to_string()
     }
 
     /// The fields in which another definition differs.

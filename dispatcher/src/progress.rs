@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use ionfs::event::{Event, Publication};
 use ionfs::id::JobId;
-use ionfs::record::{InsightRecord, JobRecord, JobState};
+use ionfs::record::{InsightRecord, JobRecord, JobState, WaitsFor};
 use ionfs::stores::{Collection, Query, StoreError, encode};
 use serde_json::{Value, json};
 
@@ -24,6 +24,8 @@ pub struct Status {
     pub jobs: Vec<JobRecord>,
     /// Jobs that events still wait for: nobody has claimed them yet.
     pub unclaimed: usize,
+    /// What each gathering job waits for.
+    pub waits_for: BTreeMap<JobId, WaitsFor>,
     /// Gathering jobs that dead jobs hold back.
     pub held_back: usize,
     /// Nothing more will happen by itself.
@@ -42,7 +44,21 @@ impl Status {
             || self.jobs.iter().any(|job| matches!(job.state, JobState::Dead | JobState::Cancelled))
     }
 
-    /// The same in a word.
+    /// Gathering jobs that have run without a job that was run again since, and one such job of each.
+    pub fn outdated(&self) -> Vec<(&JobRecord, &JobRecord)> {
+        let gatherers = self.jobs.iter().filter(|job| !job.without.is_empty());
+        let by_id: BTreeMap<&JobId, &JobRecord> = match gatherers.clone().next() {
+            Some(_) => self.jobs.iter().map(|job| (&job.id, job)).collect(),
+            None => BTreeMap::new(),
+        };
+        let again = |id: &JobId| {
+            let job = by_id.get(id).copied()?;
+            (!matches!(job.state, JobState::Cancelled | JobState::Dead)).then_some(job)
+        };
+        gatherers.filter_map(|job| Some((job, job.without.jobs.iter().find_map(again)?))).collect()
+    }
+
+    /// How it stands, in a word.
     pub fn verdict(&self) -> Verdict {
         match (self.ended, self.failed()) {
             (false, _) => Verdict::Running,
@@ -154,13 +170,19 @@ pub async fn status(
         .map(|job| job.id.clone())
         .take(UNDER_WAY)
         .collect();
+    let mut waits_for = BTreeMap::new();
     let mut held_back = 0;
     let mut open = 0;
     for job in &jobs {
         match (job.state, registered.module(&job.module)) {
             (JobState::Waiting, Some(module)) => match readiness(ledger, job, module, registered).await? {
-                Readiness::Waiting { open: 0, .. } => held_back += 1,
-                _ => open += 1,
+                Readiness::Waiting(what) => {
+                    let is_held_back = what.open == 0;
+                    held_back += usize::from(is_held_back);
+                    open += usize::from(!is_held_back);
+                    waits_for.insert(job.id.clone(), what);
+                }
+                Readiness::Ready(..) => open += 1,
             },
             _ if is_open(job) => open += 1,
             _ => {}
@@ -170,7 +192,7 @@ pub async fn status(
     let ended = unclaimed.is_empty() && open == 0 && !unpublished && !events.is_empty();
     let room = UNDER_WAY - under_way.len();
     under_way.extend(unclaimed.iter().take(room).cloned());
-    Ok(Status { events, jobs, unclaimed: unclaimed.len(), held_back, ended, under_way })
+    Ok(Status { events, jobs, unclaimed: unclaimed.len(), waits_for, held_back, ended, under_way })
 }
 
 /// Whether a job has something to do yet, or something to tell.

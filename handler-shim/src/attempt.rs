@@ -13,7 +13,7 @@ use std::time::Duration;
 use ionfs::clock::{self, Millis, millis};
 use ionfs::failpoint;
 use ionfs::id::JobId;
-use ionfs::record::{self, AttemptEnd, JobRecord, JobState};
+use ionfs::record::{self, AttemptEnd, JobRecord, JobState, Without};
 use ionfs::stores::{Collection, DataPlane, Inserted, encode};
 use serde_json::json;
 use uuid::Uuid;
@@ -207,6 +207,8 @@ fn unclaimed(work: &Work) -> JobRecord {
         outbox: false,
         failures: 0,
         losses: 0,
+        waits_for: None,
+        without: Without::default(),
     }
 }
 

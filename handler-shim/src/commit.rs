@@ -20,14 +20,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use ionfs::checksum::{BLOCK, Summer};
-use ionfs::commit::{Below, Committer, Fence, Origin, Refusal, Staging, files_of};
+use ionfs::commit::{Below, Committer, Fence, Origin, Refusal, Staging, TooDeep, files_of};
 use ionfs::errors::chain;
 use ionfs::event::{
     Event, EventFile, FileEntry, KeyValue, Parsed, Publication, WHOLE_DRAFT, clean_path, is_doubtful_draft,
     parse_within,
 };
 use ionfs::id::EventId;
-use ionfs::limits::bytes_in_words;
+use ionfs::limits::{Limits, bytes_in_words};
 use ionfs::record::{CommitMode, InsightRecord, JobRecord};
 use ionfs::relay;
 use ionfs::stores::{Collection, DataPlane, Query};
@@ -183,7 +183,8 @@ async fn stage(
         commit: CommitMode::OnSuccess,
         parent: work.event.context.clone(),
     };
-    let committer = Committer::new(plane.clone(), origin, work.deadline);
+    let depth = TooDeep::check(work.event.depth_below(), Limits::default().lineage_depth);
+    let committer = Committer::new(plane.clone(), origin, depth, work.deadline);
     let staged = Staged::new(plane, work, record, output);
     let commits = written.events.into_iter().map(|(name, file)| {
         let (committer, staged) = (&committer, &staged);

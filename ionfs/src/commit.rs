@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod model;
 mod naming;
+mod refusal;
 pub(crate) mod steps;
 
 use std::sync::{Mutex, PoisonError};
@@ -14,12 +15,12 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use self::naming::named_paths;
 pub use self::naming::{Below, check_directories};
+pub use self::refusal::{Refusal, Rejection, TooDeep};
 use self::steps::{Answer, End, Step};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -38,8 +39,8 @@ use crate::patience::while_it_moves;
 use crate::record::{CommitMode, InsightRecord, JobState};
 use crate::spans;
 use crate::stores::{Collection, DataPlane, Guard, Inserted, Routed, StoreError, decode, encode};
-use crate::text::{REASON_MAX, cut_off, quote};
-use crate::upload::{UploadError, store_bytes};
+use crate::text::quote;
+use crate::upload::store_bytes;
 
 /// Files that a document lists itself; a longer list becomes a blob. Documents are limited to 2 MiB on Cosmos DB,
 /// and one entry takes about 300 bytes.
@@ -60,115 +61,6 @@ pub(crate) const OUTDATED_MAX: u32 = 100;
 /// Tries of one commit: a store that takes most of a file and fails again and again is given up in the end.
 const TRIES_MAX: u32 = 200;
 
-/// Why an event file was refused. Each has one errno (the table of DESIGN.md section 3).
-#[derive(Debug, thiserror::Error)]
-pub enum Refusal {
-    /// Not a document of either form, no `eventType`, a path that leaves `out/data`.
-    #[error("{0}")]
-    Invalid(String),
-    /// The type is not in the module's `emits`.
-    #[error("module {module:?} may not publish {}; its pipeline allows: {allowed}", quote(.event_type))]
-    NotEmitted {
-        /// The module.
-        module: String,
-        /// The type it tried.
-        event_type: String,
-        /// What it may publish.
-        allowed: String,
-    },
-    /// A named file is not there.
-    #[error("file {} is not in out/data", quote(.0))]
-    Missing(String),
-    /// A named file is still open.
-    #[error("file {} is still open for writing; close it before the event", quote(.0))]
-    StillOpen(String),
-    /// Over a limit.
-    #[error("{0}")]
-    TooBig(String),
-    /// It names a path that no store need be able to hold.
-    #[error("{0}")]
-    TooLong(String),
-    /// A write to a named file failed, or its bytes were lost or changed on the disk, and nobody wrote there again.
-    #[error("a write to file {} did not come through: {source}; what it holds is not whole", quote(.path))]
-    NotWhole {
-        /// The file.
-        path: String,
-        /// What the write was told.
-        #[source]
-        source: std::io::Error,
-    },
-    /// Committed before with other content.
-    #[error("this event was committed before with other content (event {0})")]
-    Differs(EventId),
-    /// A named file cannot be read from the staging folder.
-    #[error("file {} cannot be read: {source}", quote(.path))]
-    Unreadable {
-        /// The file.
-        path: String,
-        /// The system's error.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The stores could not make it durable. Nothing was published.
-    #[error("the stores could not make it durable: {0}; nothing was published")]
-    Stores(String),
-    /// A later attempt of the job has begun.
-    #[error("a later attempt of this job has begun; nothing was published")]
-    Fenced,
-}
-
-impl Refusal {
-    /// What close(), fsync() or rename() returns.
-    pub fn errno(&self) -> Errno {
-        match self {
-            Self::Invalid(_) => Errno::INVAL,
-            Self::NotEmitted { .. } => Errno::ACCESS,
-            Self::Missing(_) => Errno::NOENT,
-            Self::StillOpen(_) => Errno::BUSY,
-            Self::TooBig(_) => Errno::TOOBIG,
-            Self::TooLong(_) => Errno::NAMETOOLONG,
-            Self::Differs(_) => Errno::EXIST,
-            Self::Unreadable { source, .. } | Self::NotWhole { source, .. } => {
-                Errno::from_io_error(source).unwrap_or(Errno::IO)
-            }
-            Self::Stores(_) | Self::Fenced => Errno::IO,
-        }
-    }
-
-    /// The errno's name, as `rejected/<name>.json` shows it.
-    pub fn errno_name(&self) -> &'static str {
-        match self.errno() {
-            Errno::INVAL => "EINVAL",
-            Errno::ACCESS => "EACCES",
-            Errno::NOENT => "ENOENT",
-            Errno::BUSY => "EBUSY",
-            Errno::TOOBIG => "E2BIG",
-            Errno::EXIST => "EEXIST",
-            Errno::NOSPC => "ENOSPC",
-            Errno::DQUOT => "EDQUOT",
-            _ => "EIO",
-        }
-    }
-}
-
-impl From<StoreError> for Refusal {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::Fenced(Collection::Jobs) => Self::Fenced,
-            error => Self::Stores(chain(&error)),
-        }
-    }
-}
-
-impl From<UploadError> for Refusal {
-    fn from(error: UploadError) -> Self {
-        match error {
-            UploadError::Read { path, source } => Self::Unreadable { path, source },
-            UploadError::Store { source, .. } => source.into(),
-        }
-    }
-}
-
 /// What a job leaves in `events/published/<name>.json`: the event is committed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -188,31 +80,6 @@ pub struct Receipt {
     pub at: Millis,
     /// Whether the bus has it; if not, the relay publishes it.
     pub published: bool,
-}
-
-/// What a job leaves in `events/rejected/<name>.json`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rejection {
-    /// The event file's name.
-    pub name: String,
-    /// The errno's name.
-    pub errno: String,
-    /// Why, in words.
-    pub reason: String,
-    /// When.
-    pub at: Millis,
-}
-
-impl Rejection {
-    /// The record of a refusal.
-    pub fn new(name: &str, refusal: &Refusal) -> Self {
-        Self {
-            name: name.to_owned(),
-            errno: refusal.errno_name().to_owned(),
-            reason: cut_off(refusal.to_string(), REASON_MAX),
-            at: clock::now(),
-        }
-    }
 }
 
 /// What must hold of a job for an attempt of it to write anything.
@@ -294,6 +161,7 @@ pub trait Staging: Send + Sync {
 pub struct Committer {
     plane: DataPlane,
     origin: Origin,
+    depth: Result<u32, TooDeep>,
     deadline: Duration,
     /// The attempt's span.
     span: Span,
@@ -302,10 +170,10 @@ pub struct Committer {
 }
 
 impl Committer {
-    /// For one attempt, in whose span this is called; `deadline` bounds each commit until its document is durable: the
-    /// time in which no byte moved.
-    pub fn new(plane: DataPlane, origin: Origin, deadline: Duration) -> Self {
-        Self { plane, origin, deadline, span: Span::current(), telling: TaskTracker::new() }
+    /// For one attempt, in whose span this is called; its events stand at `depth`. `deadline` bounds each commit until its
+    /// document is durable: the time in which no byte moved.
+    pub fn new(plane: DataPlane, origin: Origin, depth: Result<u32, TooDeep>, deadline: Duration) -> Self {
+        Self { plane, origin, depth, deadline, span: Span::current(), telling: TaskTracker::new() }
     }
 
     /// The attempt's span.
@@ -389,6 +257,7 @@ impl Committer {
             return Err(Refusal::Invalid(slip));
         }
         let event_type = self.checked_type(file.event_type)?;
+        let depth = self.depth?;
         let Below { files: paths, empty: directories } = named_paths(&file.files, staging).await?;
         // Step 1. All at once: the staging bounds what runs in parallel.
         let (files, (listed, file_list)) = timed(&self.plane, Step::StoreBlobs, async {
@@ -411,11 +280,13 @@ impl Committer {
                 CommitMode::OnClose => Publication::Unpublished,
                 CommitMode::OnSuccess => Publication::Staged,
             },
+            depth,
             file_name: Some(name.to_owned()),
             job_id: Some(self.origin.job_id.clone()),
             attempt: Some(self.origin.attempt),
             publisher: None,
             unrouted: false,
+            cancelled: false,
             expected_by: None,
             registry: 0,
             unclaimed: false,

@@ -162,6 +162,9 @@ pub struct Event {
     pub created: Millis,
     /// Where it stands on its way out.
     pub publication: Publication,
+    /// How many events stand between it and the first one of its correlation, which has 0 as those of an older Ion have.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub depth: u32,
     /// The name of the event file it came from; none for an event created by `ion event create`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_name: Option<String>,
@@ -177,6 +180,9 @@ pub struct Event {
     /// True when no module was registered for its type.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unrouted: bool,
+    /// True when it came of what was being cancelled: it is for no module.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancelled: bool,
     /// The modules that it is for: those that were registered for its type when it was committed
     /// ([`crate::registry`]). None: an older Ion has committed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -201,6 +207,11 @@ impl Event {
             && self.directories == other.directories
             && files.len() == other_files.len()
             && files.iter().zip(other_files).all(same_file)
+    }
+
+    /// The depth of what comes of it.
+    pub fn depth_below(&self) -> u32 {
+        self.depth.saturating_add(1)
     }
 
     /// For no module: it is there to be looked at, and starts nothing.

@@ -32,6 +32,9 @@ pub struct Limits {
     /// Names in a path that an event names. Default 100: each becomes a directory in the next module's `in/data`. Over
     /// it: ENAMETOOLONG to the event's close.
     pub path_depth: u64,
+    /// Events between an event and the first one of its correlation. Default 1,000: no pipeline that was meant so is as
+    /// deep, and modules that feed each other come to an end. Over it: ELOOP to the event's close.
+    pub lineage_depth: u64,
     /// Bytes that are staged in `out/` at a time, holes counted as bytes: they would be in the store. What refers to a
     /// blob of the input counts nothing. Default 256 GiB: more than most disks have free, less than a mistaken
     /// `truncate`. Over it: EDQUOT, and the job fails.
@@ -56,6 +59,7 @@ impl Default for Limits {
             event_files: 200_000,
             path_bytes: PATH_BYTES_MAX,
             path_depth: 100,
+            lineage_depth: 1000,
             staged_bytes: 256 << 30,
             staged_files: 500_000,
             open_files: 4096,
@@ -107,13 +111,14 @@ const fn limit(name: &'static str, unit: Unit, most: u64, of: fn(&mut Limits) ->
     Limit { name, unit, most, of }
 }
 
-const LIMITS: [Limit; 10] = [
+const LIMITS: [Limit; 11] = [
     limit("event-bytes", Unit::Bytes, EVENT_BYTES_MAX, |limits| &mut limits.event_bytes),
     limit("event-values", Unit::Count, u64::MAX, |limits| &mut limits.event_values),
     limit("event-value-bytes", Unit::Bytes, EVENT_BYTES_MAX, |limits| &mut limits.event_value_bytes),
     limit("event-files", Unit::Count, u64::MAX, |limits| &mut limits.event_files),
     limit("path-bytes", Unit::Bytes, PATH_BYTES_MAX, |limits| &mut limits.path_bytes),
     limit("path-depth", Unit::Count, PATH_BYTES_MAX, |limits| &mut limits.path_depth),
+    limit("lineage-depth", Unit::Count, u32::MAX as u64, |limits| &mut limits.lineage_depth),
     limit("staged-bytes", Unit::Bytes, u64::MAX, |limits| &mut limits.staged_bytes),
     limit("staged-files", Unit::Count, u64::MAX, |limits| &mut limits.staged_files),
     limit("open-files", Unit::Count, u64::MAX, |limits| &mut limits.open_files),

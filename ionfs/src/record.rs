@@ -231,6 +231,84 @@ impl FailedReads {
     }
 }
 
+/// Jobs that a record names, where they may be many.
+pub const NAMED_MAX: usize = 20;
+
+/// Jobs that one line names.
+const SAID_MAX: usize = 5;
+
+/// What has to end before a gathering job starts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitsFor {
+    /// Jobs that have not ended, those that nobody has claimed yet among them.
+    pub open: usize,
+    /// Dead jobs: they hold it back until they are retried or dropped.
+    pub dead: usize,
+    /// The first [`NAMED_MAX`] of them, dead ones before others.
+    pub named: Vec<OpenJob>,
+}
+
+/// A job that something waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenJob {
+    /// The job.
+    pub job: JobId,
+    /// Its module.
+    pub module: String,
+    /// Where it stands; none: nobody has claimed it yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<JobState>,
+}
+
+/// What a gathering job has run without: jobs below its event that were cancelled, or dead, when it began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Without {
+    /// The first [`NAMED_MAX`] of them.
+    pub jobs: Vec<JobId>,
+    /// How many others there were.
+    pub more: usize,
+}
+
+impl WaitsFor {
+    /// In words that name the first few, and the way out where there is one.
+    pub fn in_words(&self) -> String {
+        let name = |open: &OpenJob| {
+            let state = open.state.map_or("not claimed yet", JobState::as_str);
+            format!("{} {} ({state})", open.module, open.job.short())
+        };
+        let mut named: Vec<String> = self.named.iter().take(SAID_MAX).map(name).collect();
+        if let Some(more @ 1..) = (self.open + self.dead).checked_sub(named.len()) {
+            named.push(format!("{more} more"));
+        }
+        let named = named.join(", ");
+        match self.open {
+            0 => format!("waits until it is retried or dropped (`ion dead`): {named}"),
+            _ => format!("waits for {named}"),
+        }
+    }
+}
+
+impl Without {
+    /// Whether it had everything.
+    pub fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    /// How many there were.
+    pub fn count(&self) -> usize {
+        self.jobs.len() + self.more
+    }
+
+    /// One more.
+    pub fn add(&mut self, job: &JobId) {
+        if self.jobs.len() < NAMED_MAX {
+            self.jobs.push(job.clone());
+        } else {
+            self.more += 1;
+        }
+    }
+}
+
 /// A job: one module on one event. The ledger's only truth.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -280,6 +358,12 @@ pub struct JobRecord {
     /// Attempts that were lost with their dispatcher.
     #[serde(default)]
     pub losses: u32,
+    /// Of a gathering job that waits: what for, as it was seen last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<WaitsFor>,
+    /// Of a gathering job that has begun: what it runs without.
+    #[serde(default, skip_serializing_if = "Without::is_empty")]
+    pub without: Without,
 }
 
 /// When a job's events are committed.

@@ -10,9 +10,14 @@
 //! An event that is committed after a module's registration has returned is for that module. One that was committed
 //! before the registration began is not. A module that was removed and registered again does not get what was committed
 //! for the former one.
+//!
+//! What is being cancelled stands there too: an event that is committed below it is for no module.
 
+mod cancelling;
 #[cfg(test)]
 mod model;
+
+pub use self::cancelling::Cancelling;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,6 +42,9 @@ pub struct Registry {
     version: u64,
     /// By name.
     modules: BTreeMap<String, Registration>,
+    /// What is being cancelled, by [`Cancelling::id`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    cancelling: BTreeMap<String, Cancelling>,
 }
 
 /// One registered module.
@@ -46,6 +54,9 @@ pub struct Registration {
     on: Vec<String>,
     /// The version in which it came.
     since: u64,
+    /// What tells its definition from any other. Empty: an older Ion has registered it.
+    #[serde(default)]
+    definition: String,
 }
 
 impl Registry {
@@ -84,9 +95,11 @@ impl Registry {
         }
         let modules: Vec<Registered> = documents.find_as(Query::equal(Collection::Modules, vec![])).await?;
         let entry = |module: Registered| {
-            (module.id, Registration { on: module.on.into_iter().chain(module.per).collect(), since: 0 })
+            let on = module.on.into_iter().chain(module.per).collect();
+            (module.id, Registration { on, since: 0, definition: String::new() })
         };
-        Ok(Self { id: ID.into(), version: 1, modules: modules.into_iter().map(entry).collect() })
+        let modules = modules.into_iter().map(entry).collect();
+        Ok(Self { id: ID.into(), version: 1, modules, cancelling: BTreeMap::new() })
     }
 
     /// The modules that subscribe to a type, by name.
@@ -110,23 +123,28 @@ impl Registry {
         self.modules.keys().map(String::as_str)
     }
 
+    /// Raised by every change of the registered modules, and of what is being cancelled.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// What is being cancelled.
+    pub fn cancelling(&self) -> impl Iterator<Item = &Cancelling> {
+        self.cancelling.values()
+    }
+
     /// What must hold of the plane for an event to be for the modules that this version says.
     fn guard(&self) -> Guard {
         Guard::new(Collection::Plane, ID, vec![("version", json!(self.version))])
     }
 
     /// The registry in which a module subscribes to these types, and to no others; none: it does already.
-    fn with(&self, module: &str, on: &[String]) -> Option<Self> {
+    fn with(&self, module: &str, on: &[String], definition: &str) -> Option<Self> {
         let mut after = Self { version: self.version + 1, ..self.clone() };
-        match after.modules.get_mut(module) {
-            Some(registered) if registered.on == on => return None,
-            Some(registered) => registered.on = on.to_vec(),
-            None => {
-                let registered = Registration { on: on.to_vec(), since: after.version };
-                after.modules.insert(module.to_owned(), registered);
-            }
-        }
-        Some(after)
+        let since = self.modules.get(module).map_or(after.version, |registered| registered.since);
+        let registered = Registration { on: on.to_vec(), since, definition: definition.to_owned() };
+        let before = after.modules.insert(module.to_owned(), registered);
+        (before.as_ref() != after.modules.get(module)).then_some(after)
     }
 
     /// The registry without a module; none: it is not there.
@@ -135,7 +153,8 @@ impl Registry {
         after.modules.remove(module).map(|_| after)
     }
 
-    /// A module subscribes to these types from now on, and to no others.
+    /// A module subscribes to these types from now on, and to no others. `definition` tells how its jobs run from how any
+    /// other's do: readers of the registry see by it that they have to read that again.
     ///
     /// # Errors
     /// When the documents cannot be written.
@@ -143,8 +162,9 @@ impl Registry {
         documents: &Arc<dyn Documents>,
         module: &str,
         on: &[String],
+        definition: &str,
     ) -> Result<(), StoreError> {
-        Self::change(documents, |before| before.with(module, on)).await
+        Self::change(documents, |before| before.with(module, on, definition)).await
     }
 
     /// A module is not registered any more.
@@ -218,8 +238,12 @@ impl KnownRegistry {
         event: &mut Event,
     ) -> Result<Guard, StoreError> {
         let registry = self.get(documents).await?;
-        let expected = registry.subscribers(&event.event_type);
+        let mut expected = registry.subscribers(&event.event_type);
         event.unrouted = expected.is_empty();
+        event.cancelled = !expected.is_empty() && registry.cancels(documents, event).await?;
+        if event.cancelled {
+            expected.clear();
+        }
         event.unclaimed = !expected.is_empty();
         event.expected_by = Some(expected);
         event.registry = registry.version;
@@ -272,7 +296,7 @@ mod tests {
 
         async fn register(&self, module: &str, on: &[&str]) {
             let on: Vec<String> = on.iter().map(|&on| on.to_owned()).collect();
-            Registry::register(&self.documents, module, &on).await.unwrap();
+            Registry::register(&self.documents, module, &on, "").await.unwrap();
         }
 
         async fn expected(&self, event: &Event) -> Vec<String> {

@@ -57,6 +57,9 @@ pub enum UploadError {
         #[source]
         source: StoreError,
     },
+    /// The documents that say where it belongs could not be read.
+    #[error(transparent)]
+    Documents(#[from] StoreError),
 }
 
 /// Stores something, a few times if the store fails. `store` is given the number of the try and must use another key for

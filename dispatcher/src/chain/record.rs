@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use ionfs::clock;
-use ionfs::commit::{Refusal, append_event};
+use ionfs::commit::{Refusal, TooDeep, append_event};
 use ionfs::errors::chain;
 use ionfs::event::{Context, DocumentType, Event, FileEntry, KeyValue, Publication};
 use ionfs::id::{EventId, JobId};
 use ionfs::node::Node;
-use ionfs::record::{Attempt, AttemptEnd, FailedReads, JobRecord, JobState, LogRecord};
+use ionfs::record::{Attempt, AttemptEnd, FailedReads, JobRecord, JobState, LogRecord, Without};
 use ionfs::stores::{Collection, DataPlane, Guard, Inserted, encode};
 use ionfs::text::ending;
 use ionfs::upload::store_bytes_soon;
@@ -42,6 +42,8 @@ pub(super) struct Recording {
     module: Arc<Module>,
     first: Event,
     stored: Stored,
+    /// How deep its event may stand below the first one of its correlation.
+    depth_max: u64,
     /// How long the stores may take.
     deadline: Duration,
     /// The events and jobs to be, by link: each event follows from the one before.
@@ -74,7 +76,8 @@ impl Recording {
         let steps = steps(&module, &first.id).collect();
         let plane = Arc::new(node.plane.clone());
         let deadline = node.settings.commit_deadline;
-        Self { plane, module, first, stored, deadline, steps }
+        let depth_max = module.limits.over(node.settings.limits).lineage_depth;
+        Self { plane, module, first, stored, depth_max, deadline, steps }
     }
 
     /// Where the input goes; none where it is an event's file already.
@@ -171,6 +174,9 @@ impl Recording {
                 None
             }
         };
+        if let Some(event) = &published {
+            TooDeep::check(event.depth, self.depth_max)?;
+        }
         let sealed = published.is_some();
         self.write(&mut trace, published).await?;
         if !sealed {
@@ -334,6 +340,8 @@ impl Recording {
             cancel: false,
             outbox: false,
             losses: 0,
+            waits_for: None,
+            without: Without::default(),
         }
     }
 
@@ -364,12 +372,14 @@ impl Recording {
             data: vec![],
             created: end.ended,
             publication: Publication::Unpublished,
+            depth: on.depth_below(),
             file_name: Some(STDOUT.into()),
             job_id: Some(self.steps[index].job.clone()),
             attempt: Some(self.stored.attempt()),
             publisher: None,
             directories: vec![],
             unrouted: false,
+            cancelled: false,
             expected_by: None,
             registry: 0,
             unclaimed: false,

@@ -3,7 +3,7 @@
 use ionfs::clock;
 use ionfs::errors::chain;
 use ionfs::event::{Event, Message};
-use ionfs::record::{JobRecord, JobState};
+use ionfs::record::{JobRecord, JobState, Without};
 use ionfs::stores::{DeadLetter, Delivery, StoreError, encode};
 
 use super::modules::Served;
@@ -15,7 +15,7 @@ use crate::pipeline::Module;
 /// What a job begins with.
 pub(super) enum Materials {
     /// Its event, and what it gathers.
-    Ready(Box<Event>, Option<Vec<Event>>),
+    Ready(Box<Event>, Option<(Vec<Event>, Without)>),
     /// Something that it gathers is worked on again.
     WaitsAgain,
     /// It cannot begin, in words.
@@ -40,8 +40,10 @@ impl Shared {
         }
         let registered = self.ledger.registered().await?;
         Ok(match readiness(&self.ledger, job, module, &registered).await? {
-            Readiness::Ready(gathered) => Materials::Ready(Box::new(event), Some(gathered)),
-            Readiness::Waiting { .. } => Materials::WaitsAgain,
+            Readiness::Ready(gathered, without) => {
+                Materials::Ready(Box::new(event), Some((gathered, without)))
+            }
+            Readiness::Waiting(_) => Materials::WaitsAgain,
         })
     }
 

@@ -1,15 +1,19 @@
 //! Keeping house: the outbox, leases of dispatchers that died, gathering, events that nobody has claimed.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ionfs::failpoint;
+use ionfs::id::JobId;
 use ionfs::patience::Standing;
 use ionfs::relay::{self, Relay};
 
+use super::gathers::Noted;
 use super::presence::Presence;
 use super::unclaimed::Unclaimed;
 use super::{Shared, warn_once};
+use crate::cancel::LeftCancellations;
 use crate::gather::{Readiness, readiness};
 use crate::job::Happening;
 use crate::ledger::{Lease, LedgerError};
@@ -27,6 +31,8 @@ struct House {
     leases: Standing<Lease>,
     looked: Option<Instant>,
     unclaimed: Unclaimed,
+    cancellations: LeftCancellations,
+    noted: Noted,
 }
 
 impl Shared {
@@ -38,6 +44,8 @@ impl Shared {
             leases: Standing::default(),
             looked: None,
             unclaimed: Unclaimed::new(self.settings.lease),
+            cancellations: LeftCancellations::default(),
+            noted: Noted::new(),
         };
         let mut unkept = false;
         while !self.stopping.is_cancelled() {
@@ -70,18 +78,24 @@ impl Shared {
             }
         }
         let waiting = self.ledger.waiting().await?;
+        let ids: HashSet<&JobId> = waiting.iter().map(|job| &job.id).collect();
+        house.noted.retain(|id, _| ids.contains(id));
         if !waiting.is_empty() {
             let registered = self.ledger.registered().await?;
             for job in waiting {
                 let Some(module) = registered.module(&job.module) else { continue };
-                if let Readiness::Ready(_) = readiness(&self.ledger, &job, module, &registered).await? {
-                    failpoint::reach("gather.ready");
-                    if self.ledger.advance(&job, &Happening::Gathered).await.is_ok() {
-                        self.served.ring(&job.module);
+                match readiness(&self.ledger, &job, module, &registered).await? {
+                    Readiness::Ready(..) => {
+                        failpoint::reach("gather.ready");
+                        if self.ledger.advance(&job, &Happening::Gathered).await.is_ok() {
+                            self.served.ring(&job.module);
+                        }
                     }
+                    Readiness::Waiting(now) => self.note_waiting(&mut house.noted, &job, now).await,
                 }
             }
         }
+        house.cancellations.round(&self.ledger).await?;
         // Last: a broker that is away must not hold up the rest.
         house.relay.round().await?;
         house.unclaimed.round(&self.ledger).await?;

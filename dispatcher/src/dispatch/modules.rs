@@ -13,9 +13,13 @@ use tokio_util::sync::CancellationToken;
 use super::{Notice, Shared, warn_once};
 use crate::ledger::{LedgerError, Registered};
 use crate::pipeline::Module;
+use crate::queues::QueueWatch;
 
 /// How often the plane's modules are looked at.
 const LOOK: Duration = Duration::from_secs(2);
+
+/// How often the queues, their arguments and policies are looked at.
+const QUEUES_LOOK: Duration = Duration::from_secs(30);
 
 /// Which modules a dispatcher serves.
 #[derive(Clone, Debug)]
@@ -136,6 +140,15 @@ impl Shared {
         while tasks.join_next().await.is_some() {}
     }
 
+    /// Tells of what others have changed about the queues, until the dispatcher stops.
+    pub(super) async fn watch_queues(self: Arc<Self>) {
+        let mut watch = QueueWatch::default();
+        while !self.stopping.is_cancelled() {
+            watch.look(&*self.ledger.plane().bus, &self.served.names()).await;
+            self.rest(QUEUES_LOOK).await;
+        }
+    }
+
     /// Serves what is to be served now; gives what has changed.
     pub(super) async fn look_at_modules(
         self: &Arc<Self>,
@@ -143,13 +156,14 @@ impl Shared {
         tasks: &mut JoinSet<()>,
     ) -> Result<Vec<Notice>, LedgerError> {
         let (mut changes, mut failed) = (Vec::new(), Ok(()));
-        let Registered { modules, registry } = self.ledger.registered().await?;
-        let wanted = modules.into_iter().filter(|module| wanted.has(module));
-        let wanted: BTreeMap<String, Module> = wanted.map(|module| (module.name.clone(), module)).collect();
+        let registered = self.ledger.registered().await?;
+        let Registered { modules, registry } = &*registered;
+        let wanted = modules.iter().filter(|module| wanted.has(module));
+        let wanted: BTreeMap<&str, &Module> = wanted.map(|module| (module.name.as_str(), module)).collect();
         let gone: Vec<Arc<Served>> = {
             let mut served = self.served.all();
             let names: Vec<String> =
-                served.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
+                served.keys().filter(|name| !wanted.contains_key(name.as_str())).cloned().collect();
             names.iter().filter_map(|name| served.remove(name)).collect()
         };
         for served in gone {
@@ -158,19 +172,20 @@ impl Shared {
             changes.push(Notice::Module { name, now: "is not registered any more" });
         }
         for (name, module) in wanted {
-            let serves = self.served.get(&name);
-            let Some(registration) = registry.registration(&name).cloned() else { continue };
-            let same = |served: &Arc<Served>| *served.module == module && served.registration == registration;
+            let serves = self.served.get(name);
+            let Some(registration) = registry.registration(name).cloned() else { continue };
+            let same =
+                |served: &Arc<Served>| *served.module == *module && served.registration == registration;
             if serves.as_ref().is_some_and(same) {
                 continue;
             }
             // One queue that cannot be declared must not keep the dispatcher from all others.
-            if let Err(error) = self.begin(module, registration, tasks).await {
+            if let Err(error) = self.begin(module.clone(), registration, tasks).await {
                 failed = Err(error);
                 continue;
             }
             let now = if serves.is_some() { "has changed" } else { "is served" };
-            changes.push(Notice::Module { name, now });
+            changes.push(Notice::Module { name: name.to_owned(), now });
         }
         failed.map(|()| changes)
     }

@@ -33,6 +33,8 @@ pub enum Scope {
     EventsRead,
     /// Read what jobs say.
     JobsRead,
+    /// Cancel jobs.
+    JobsWrite,
     /// Send payloads through chains.
     ChainsRun,
     /// Read numbers.
@@ -41,8 +43,14 @@ pub enum Scope {
 
 impl Scope {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::EventsWrite, Self::EventsRead, Self::JobsRead, Self::ChainsRun, Self::MetricsRead];
+    pub const ALL: [Self; 6] = [
+        Self::EventsWrite,
+        Self::EventsRead,
+        Self::JobsRead,
+        Self::JobsWrite,
+        Self::ChainsRun,
+        Self::MetricsRead,
+    ];
 
     /// The word in a list of tokens.
     pub fn as_str(self) -> &'static str {
@@ -50,6 +58,7 @@ impl Scope {
             Self::EventsWrite => "events:write",
             Self::EventsRead => "events:read",
             Self::JobsRead => "jobs:read",
+            Self::JobsWrite => "jobs:write",
             Self::ChainsRun => "chains:run",
             Self::MetricsRead => "metrics:read",
         }

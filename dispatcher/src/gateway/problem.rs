@@ -236,7 +236,7 @@ impl From<LedgerError> for Problem {
 impl From<UploadError> for Problem {
     fn from(error: UploadError) -> Self {
         match error {
-            UploadError::Store { source, .. } => source.into(),
+            UploadError::Store { source, .. } | UploadError::Documents(source) => source.into(),
             error @ UploadError::Read { .. } => Self::new(Kind::Internal, chain(&error)),
         }
     }

@@ -56,7 +56,11 @@ impl fmt::Display for Obstacle {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotServed(module) => {
-                write!(out, "no dispatcher serves module {module:?}: start one with `ion up`")
+                write!(
+                    out,
+                    "a dispatcher that serves module {module:?}: start one with `ion up`, or give the module up with \
+                     `ion module delete {module}`"
+                )
             }
             Self::DeadJob { job, module, gathering } => {
                 let short = job.short();

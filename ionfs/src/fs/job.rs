@@ -17,7 +17,7 @@ use super::view::{Item, View, files_tree};
 use super::{FOREVER, Tree, lineage};
 use crate::address::{FileUrls, addresses};
 use crate::beneath::Folder;
-use crate::commit::{Committer, Origin, Receipt, Rejection, files_of};
+use crate::commit::{Committer, Origin, Receipt, Rejection, TooDeep, files_of};
 use crate::errors::is_no_room;
 use crate::event::{Event, FileEntry, event_json};
 use crate::id::JobId;
@@ -135,7 +135,8 @@ impl JobTree {
             shut_out_others(&directory).map_err(staging)?;
         }
         let deadline = daemon.settings.commit_deadline;
-        let committer = Committer::new(daemon.plane.clone(), spec.origin.clone(), deadline);
+        let depth = TooDeep::check(spec.event.depth_below(), limits.lineage_depth);
+        let committer = Committer::new(daemon.plane.clone(), spec.origin.clone(), depth, deadline);
         let reads = ReadLog::default();
         let (names, writers) = (spec.older.names, spec.writers);
         let output =

@@ -82,7 +82,12 @@ enum Fault {
 
 impl State {
     fn new(strict: bool) -> Self {
-        let registry = Registry { id: "registry".into(), version: 1, modules: BTreeMap::new() };
+        let registry = Registry {
+            id: "registry".into(),
+            version: 1,
+            modules: BTreeMap::new(),
+            cancelling: BTreeMap::new(),
+        };
         Self {
             registry,
             queues: BTreeMap::new(),
@@ -102,7 +107,7 @@ impl State {
 
     fn register(&mut self, module: &str) {
         let on = [TYPE.to_owned()];
-        if let Some(after) = self.registry.with(module, &on) {
+        if let Some(after) = self.registry.with(module, &on, "") {
             self.registry = after;
         }
     }

@@ -1,0 +1,227 @@
+//! Explores every order of a cancellation beside a job that runs, commits an event and ends, and a dispatcher that claims the
+//! job of that event. When the cancellation is over, nothing of it may start any more; and while it is under way nothing may
+//! be committed for a module, or what goes round and round would go on before it for ever.
+
+use std::collections::HashSet;
+
+use super::Rounds;
+
+/// The registry, as far as a commit asks it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Registry {
+    version: u8,
+    cancelling: bool,
+}
+
+/// Where the commit of the running job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Commit {
+    NotBegun,
+    /// It has read the registry.
+    Read(Registry),
+    /// The guard held when it was looked at, just before the insert is sent (MongoDB).
+    Checked(Registry),
+    /// The event is there, and is for a module or not.
+    Inserted {
+        for_a_module: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Job {
+    Unclaimed,
+    Runs { asked: bool },
+    Ended,
+    Cancelled,
+}
+
+/// Where the cancellation stands. `looked_at` says which of the two events it has gone into in this round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Sweep {
+    NotBegun,
+    At { parent: bool, child: bool },
+    Over,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct State {
+    registry: Registry,
+    /// The job of the event that is cancelled.
+    parent: Job,
+    commit: Commit,
+    /// The job of the event that it commits.
+    child: Job,
+    sweep: Sweep,
+    rounds: Rounds,
+    /// Whether guard and insert are one transaction.
+    strict: bool,
+}
+
+/// A protocol that is wrong in one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// Commits are not told.
+    NotInTheRegistry,
+    /// A commit writes what it has read, without looking whether that is still so.
+    NoGuard,
+    /// It is over with the first round that finds nothing.
+    OneRound,
+    /// Jobs that run are asked to stop, and not waited for.
+    NotWaitedFor,
+    /// What nobody has claimed is passed by.
+    UnclaimedPassedBy,
+}
+
+impl State {
+    fn new(strict: bool) -> Self {
+        Self {
+            registry: Registry { version: 0, cancelling: false },
+            parent: Job::Runs { asked: false },
+            commit: Commit::NotBegun,
+            child: Job::Unclaimed,
+            sweep: Sweep::NotBegun,
+            rounds: Rounds::default(),
+            strict,
+        }
+    }
+
+    fn mark(&mut self, cancelling: bool, fault: Fault) {
+        if fault != Fault::NotInTheRegistry {
+            self.registry = Registry { version: self.registry.version + 1, cancelling };
+        }
+    }
+
+    /// All states that one step leads to.
+    fn next(self, fault: Fault) -> Vec<Self> {
+        let mut all = Vec::new();
+        let mut step = |change: &dyn Fn(&mut Self)| {
+            let mut after = self;
+            change(&mut after);
+            all.push(after);
+        };
+        if matches!(self.parent, Job::Runs { .. }) {
+            match self.commit {
+                Commit::NotBegun => step(&|state| state.commit = Commit::Read(state.registry)),
+                Commit::Read(read) => step(&|state| {
+                    state.commit = match fault == Fault::NoGuard || read.version == state.registry.version {
+                        true if state.strict => Commit::Inserted { for_a_module: !read.cancelling },
+                        true => Commit::Checked(read),
+                        // It reads again.
+                        false => Commit::NotBegun,
+                    };
+                }),
+                Commit::Checked(read) => {
+                    step(&|state| state.commit = Commit::Inserted { for_a_module: !read.cancelling });
+                }
+                Commit::Inserted { .. } => {}
+            }
+            // An attempt ends after its commits have.
+            if matches!(self.commit, Commit::NotBegun | Commit::Inserted { .. }) {
+                step(&|state| state.parent = Job::Ended);
+            }
+        }
+        if self.commit == (Commit::Inserted { for_a_module: true }) && self.child == Job::Unclaimed {
+            step(&|state| state.child = Job::Runs { asked: false });
+        }
+        if matches!(self.child, Job::Runs { .. }) {
+            step(&|state| state.child = Job::Ended);
+        }
+        match self.sweep {
+            Sweep::NotBegun => step(&|state| {
+                state.mark(true, fault);
+                state.sweep = Sweep::At { parent: false, child: false };
+            }),
+            Sweep::At { parent: true, child: true } => step(&|state| {
+                let enough = state.rounds.end() || (fault == Fault::OneRound && state.rounds.clean > 0);
+                state.sweep = Sweep::At { parent: false, child: false };
+                if enough {
+                    state.mark(false, fault);
+                    state.sweep = Sweep::Over;
+                }
+            }),
+            // In either order: a page may have been read before the event came.
+            Sweep::At { parent, child } => {
+                if !parent {
+                    step(&|state| {
+                        state.parent = state.look_at(state.parent, fault);
+                        state.sweep = Sweep::At { parent: true, child };
+                    });
+                }
+                if !child {
+                    step(&|state| {
+                        if state.commit == (Commit::Inserted { for_a_module: true }) {
+                            state.child = state.look_at(state.child, fault);
+                        }
+                        state.sweep = Sweep::At { parent, child: true };
+                    });
+                }
+            }
+            Sweep::Over => {}
+        }
+        all
+    }
+
+    /// Whether the next step commits an event for a module, though it is being cancelled.
+    fn goes_on_in(&self, next: &Self) -> bool {
+        let for_a_module = Commit::Inserted { for_a_module: true };
+        matches!(self.sweep, Sweep::At { .. }) && self.commit != for_a_module && next.commit == for_a_module
+    }
+
+    fn look_at(&mut self, job: Job, fault: Fault) -> Job {
+        match job {
+            Job::Unclaimed if fault == Fault::UnclaimedPassedBy => Job::Unclaimed,
+            Job::Unclaimed => {
+                self.rounds.found += 1;
+                Job::Cancelled
+            }
+            Job::Runs { .. } => {
+                self.rounds.found += usize::from(fault != Fault::NotWaitedFor);
+                Job::Runs { asked: true }
+            }
+            Job::Ended | Job::Cancelled => job,
+        }
+    }
+}
+
+/// Explores all there is; gives the first state that may not be, and how many states there are.
+fn explore(fault: Fault, strict: bool) -> (Option<State>, usize) {
+    let mut seen = HashSet::from([State::new(strict)]);
+    let mut todo = vec![State::new(strict)];
+    let mut over = false;
+    while let Some(state) = todo.pop() {
+        over |= state.sweep == Sweep::Over;
+        let runs = |job| matches!(job, Job::Runs { .. });
+        if state.sweep == Sweep::Over && (runs(state.parent) || runs(state.child)) {
+            return (Some(state), seen.len());
+        }
+        for next in state.next(fault) {
+            if strict && state.goes_on_in(&next) {
+                return (Some(next), seen.len());
+            }
+            if seen.insert(next) {
+                todo.push(next);
+            }
+        }
+    }
+    assert!(over, "it never ends");
+    (None, seen.len())
+}
+
+#[test]
+fn nothing_of_it_runs_once_it_is_cancelled() {
+    for strict in [true, false] {
+        let (wrong, states) = explore(Fault::None, strict);
+        assert_eq!(wrong, None);
+        assert!(states > 100, "{states} states");
+    }
+}
+
+#[test]
+fn each_seeded_fault_is_refuted() {
+    use Fault::{NoGuard, NotInTheRegistry, NotWaitedFor, OneRound, UnclaimedPassedBy};
+    for fault in [NotInTheRegistry, NoGuard, OneRound, NotWaitedFor, UnclaimedPassedBy] {
+        let harm = |strict| explore(fault, strict).0.is_some();
+        assert!(harm(true) || harm(false), "{fault:?} does no harm");
+    }
+}

@@ -1,0 +1,81 @@
+//! Modules that feed each other without an end.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::Module;
+
+/// The shortest cycle through each module that is part of one, as modules and the types between them; each cycle once.
+/// In words: `ping -> b -> pong -> a -> ping`.
+pub fn cycles(modules: &[Module]) -> Vec<String> {
+    let mut subscribers: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for (index, module) in modules.iter().enumerate() {
+        for event_type in module.subscribes() {
+            subscribers.entry(event_type).or_default().push(index);
+        }
+    }
+    let mut found: BTreeMap<BTreeSet<usize>, String> = BTreeMap::new();
+    for start in 0..modules.len() {
+        if let Some(steps) = way_back(modules, &subscribers, start) {
+            let names =
+                steps.iter().map(|(module, event_type)| format!("{} -> {event_type}", modules[*module].name));
+            let words = names.chain([modules[start].name.clone()]).collect::<Vec<_>>().join(" -> ");
+            found.entry(steps.iter().map(|(module, _)| *module).collect()).or_insert(words);
+        }
+    }
+    found.into_values().collect()
+}
+
+/// The shortest way from a module back to itself: modules, and the type that each emits for the next.
+fn way_back<'a>(
+    modules: &'a [Module],
+    subscribers: &BTreeMap<String, Vec<usize>>,
+    start: usize,
+) -> Option<Vec<(usize, &'a str)>> {
+    // By module: which one comes before it, and by what type.
+    let mut before: BTreeMap<usize, (usize, &str)> = BTreeMap::new();
+    let mut open = VecDeque::from([start]);
+    while let Some(module) = open.pop_front() {
+        for event_type in &modules[module].emits {
+            for &next in subscribers.get(event_type).into_iter().flatten() {
+                if before.contains_key(&next) {
+                    continue;
+                }
+                before.insert(next, (module, event_type));
+                if next == start {
+                    let mut steps = vec![before[&start]];
+                    while steps.last().is_some_and(|(module, _)| *module != start) {
+                        steps.push(before[&steps[steps.len() - 1].0]);
+                    }
+                    steps.reverse();
+                    return Some(steps);
+                }
+                open.push_back(next);
+            }
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn module(name: &str, on: &[&str], emits: &[&str]) -> Module {
+        let strings = |all: &[&str]| all.iter().map(|&one| one.to_owned()).collect();
+        Module { on: strings(on), emits: strings(emits), ..Module::new(name, vec![], "/".into()) }
+    }
+
+    #[test]
+    fn each_cycle_is_found_once_and_a_line_is_none() {
+        let line = [module("a", &["1"], &["2"]), module("b", &["2", "1"], &["3"]), module("c", &["3"], &[])];
+        assert_eq!(cycles(&line), [""; 0]);
+        let own = [module("again", &["x"], &["y", "x"])];
+        assert_eq!(cycles(&own), ["again -> x -> again"]);
+        let three = [
+            module("ping", &["a"], &["b", "out"]),
+            module("pong", &["b"], &["a"]),
+            module("aside", &["out"], &["end"]),
+        ];
+        assert_eq!(cycles(&three), ["ping -> b -> pong -> a -> ping"]);
+    }
+}
