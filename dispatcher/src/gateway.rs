@@ -22,6 +22,7 @@ mod auth;
 mod body;
 mod cancel;
 mod cloudevent;
+mod disposition;
 mod file;
 mod intake;
 mod log;

@@ -5,6 +5,7 @@
 //! staged has no name on the disk, so a gateway that is killed leaves nothing there. It is summed on its way in, and what
 //! the disk gives back has to match.
 
+use axum::http::header::CONTENT_DISPOSITION;
 use bytes::Bytes;
 use futures_util::Stream;
 use ionfs::checksum::Summer;
@@ -24,6 +25,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::Shared;
 use super::body::{BodyError, Incoming, Reserved};
+use super::disposition::Disposition;
 use super::problem::{Kind, Problem};
 
 /// Bytes that may come before anything is made of them: a part's head, or what stands before the first part, is held in
@@ -149,7 +151,9 @@ impl Uploads {
         while let Some(field) = form.next_field().await.map_err(form_problem)? {
             since.store(0, Ordering::Relaxed);
             let mut field = Part { field, since: &since };
-            match (field.field.file_name().map(str::to_owned), field.field.name().map(str::to_owned)) {
+            let said = field.field.headers().get(CONTENT_DISPOSITION);
+            let called = said.map(|said| Disposition::of(said.as_bytes())).unwrap_or_default();
+            match (called.file_name, called.name) {
                 // A form in a page sends this where nothing was chosen.
                 (Some(name), _) if name.is_empty() => while field.next().await?.is_some() {},
                 (Some(name), _) => {
