@@ -58,8 +58,8 @@ pub(crate) async fn check(settings: &Settings, args: CheckArgs) -> Outcome {
     let ledger = Ledger::new(plane.clone());
     let (report, jobs) =
         tokio::join!(ionfs::audit::check(&plane, depth, repair), dispatcher::audit::check(&ledger, repair));
-    let mut report = report?;
-    report.findings.extend(jobs?.findings);
+    let (mut report, jobs) = (report?, jobs?);
+    report.findings.extend(jobs.report.findings);
     if settings.json {
         let findings: Vec<_> = report
             .findings
@@ -67,7 +67,7 @@ pub(crate) async fn check(settings: &Settings, args: CheckArgs) -> Outcome {
             .map(|finding| json!({"what": finding.what, "repaired": finding.repaired}))
             .collect();
         output::json(
-            &json!({"events": report.events, "blobs": report.blobs, "bytesRead": report.bytes_read, "findings": findings}),
+            &json!({"events": report.events, "blobs": report.blobs, "bytesRead": report.bytes_read, "findings": findings, "notServed": jobs.not_served}),
         );
     } else {
         for finding in &report.findings {
@@ -81,6 +81,13 @@ pub(crate) async fn check(settings: &Settings, args: CheckArgs) -> Outcome {
             report.events,
             report.blobs,
             report.findings.len()
+        ));
+    }
+    for (module, events) in &jobs.not_served {
+        let waits = if *events == 1 { "1 event waits".to_owned() } else { format!("{events} events wait") };
+        output::say(&format!(
+            "{waits} for module {module:?}, which no dispatcher serves: start one with `ion up`, or give it up with `ion module \
+             delete {module}`"
         ));
     }
     Ok(if report.is_well() { Verdict::Well } else { Verdict::Failed })

@@ -157,6 +157,13 @@ fn modules_may_change_and_go_while_events_wait_for_them() {
     wait_for("the gathering to wait", || {
         home.jobs().iter().any(|job| job["module"] == "all" && job["state"] == "waiting")
     });
+    let traced = home.run(["trace"]).well().stdout;
+    let cure =
+        "serves module \"old\": start one with `ion up`, or give the module up with `ion module delete old`";
+    assert!(traced.contains("· waits for old ") && traced.contains("(not claimed yet)"), "{traced}");
+    assert!(traced.contains(cure), "{traced}");
+    let checked = home.run(["check"]).well().stderr;
+    assert!(checked.contains("1 event waits for module \"old\", which no dispatcher serves"), "{checked}");
     assert_eq!(up.stop(), Some(0));
     let up = home.up_with(&[&FAST[..], &["--drop-missing"]].concat(), &file);
     wait_for("the gathering", || succeeded(&home, "all") == 1);

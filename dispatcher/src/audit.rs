@@ -1,6 +1,7 @@
 //! The ledger's part of `ion check`: has every job its event, and does somebody hold what runs? Has every module a job of
 //! each event that is for it?
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ionfs::audit::{Repair, Report};
@@ -13,6 +14,7 @@ use ionfs::relay;
 use ionfs::stores::{Collection, Pages, Query, decode};
 use serde_json::json;
 
+use crate::dispatch::served_modules;
 use crate::ledger::{Ledger, LedgerError};
 
 /// How long an outbox is watched before it is a finding: relays have had more than their time.
@@ -21,6 +23,15 @@ const OUTBOX_WATCHED: Duration = relay::GRACE.saturating_add(Duration::from_secs
 /// Suspects that are watched together.
 const SUSPECTS: usize = 1_000;
 
+/// What a look at the ledger found.
+#[derive(Debug, Default)]
+pub struct LedgerReport {
+    /// What is wrong.
+    pub report: Report,
+    /// How many events wait for each module that no living dispatcher serves: nothing is wrong, and nothing goes on.
+    pub not_served: BTreeMap<String, usize>,
+}
+
 /// Looks at every job, and whether every event has its jobs, a page at a time.
 ///
 /// What should have moved long ago by its own clock is watched for so long as its holder may take for a sign of life: a
@@ -28,7 +39,7 @@ const SUSPECTS: usize = 1_000;
 ///
 /// # Errors
 /// When the ledger cannot be read; what is merely wrong is a finding.
-pub async fn check(ledger: &Ledger, repair: Repair) -> Result<Report, LedgerError> {
+pub async fn check(ledger: &Ledger, repair: Repair) -> Result<LedgerReport, LedgerError> {
     let mut report = Report::default();
     let documents = &ledger.plane().documents;
     let mut suspects = Vec::new();
@@ -48,8 +59,10 @@ pub async fn check(ledger: &Ledger, repair: Repair) -> Result<Report, LedgerErro
         }
     }
     watch_jobs(ledger, suspects, repair, &mut report).await?;
-    check_claims(ledger, repair, &mut report).await?;
-    Ok(report)
+    let mut not_served = check_claims(ledger, repair, &mut report).await?;
+    let served = served_modules(ledger).await?;
+    not_served.retain(|module, _| !served.contains(module));
+    Ok(LedgerReport { report, not_served })
 }
 
 /// Whether each job's event is there.
@@ -95,8 +108,14 @@ async fn watch_jobs(
 /// How long an event may be on its way to a module before it is a finding.
 const CLAIM_WATCHED: Duration = Duration::from_secs(10);
 
-/// Whether each module has a job of every event that is for it, or a message of it in its queue.
-async fn check_claims(ledger: &Ledger, repair: Repair, report: &mut Report) -> Result<(), LedgerError> {
+/// Whether each module has a job of every event that is for it, or a message of it in its queue. Gives how many events each
+/// has not claimed.
+async fn check_claims(
+    ledger: &Ledger,
+    repair: Repair,
+    report: &mut Report,
+) -> Result<BTreeMap<String, usize>, LedgerError> {
+    let mut waiting = BTreeMap::new();
     let mut pages = Ledger::unclaimed_events();
     let mut suspects: Vec<(Event, String)> = Vec::new();
     while let Some(page) = pages.next(&*ledger.plane().documents).await? {
@@ -106,12 +125,15 @@ async fn check_claims(ledger: &Ledger, repair: Repair, report: &mut Report) -> R
         let of = |event: &Event| -> Vec<(Event, String)> {
             registered.registry.expected(event).map(|name| (event.clone(), name.to_owned())).collect()
         };
-        suspects.extend(unclaimed(ledger, events.iter().flat_map(of).collect()).await?);
+        let found = unclaimed(ledger, events.iter().flat_map(of).collect()).await?;
+        found.iter().for_each(|(_, module)| *waiting.entry(module.clone()).or_default() += 1);
+        suspects.extend(found);
         if suspects.len() >= SUSPECTS {
             watch_claims(ledger, std::mem::take(&mut suspects), repair, report).await?;
         }
     }
-    watch_claims(ledger, suspects, repair, report).await
+    watch_claims(ledger, suspects, repair, report).await?;
+    Ok(waiting)
 }
 
 /// Of events and modules those of which there is no job.

@@ -15,7 +15,8 @@ fn tokens_may_do_what_their_scopes_say() {
     let mut home = Home::new();
     let open = home.run(["gateway", "--listen", "0.0.0.0:0"]).failed();
     assert!(open.stderr.contains("--gateway-tokens"), "{open:?}");
-    let list = format!("# who may\nci events:write {WRITES}\n\nview events:read,jobs:read {READS}\n");
+    let list =
+        format!("# who may\nci events:write,jobs:write {WRITES}\n\nview events:read,jobs:read {READS}\n");
     let file = home.write("tokens", list);
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
     let flags = ["--listen", "0.0.0.0:0", "--gateway-tokens", file.to_str().unwrap()];
@@ -42,6 +43,8 @@ fn tokens_may_do_what_their_scopes_say() {
     let routes = [
         ("POST", "/events/start".to_owned(), WRITES),
         ("POST", "/".to_owned(), WRITES),
+        ("POST", format!("/events/{event}/cancel"), WRITES),
+        ("POST", "/correlations/none/cancel".to_owned(), WRITES),
         ("GET", format!("/events/{event}"), READS),
         ("GET", "/correlations/none".to_owned(), READS),
         ("GET", format!("/events/{event}/data/none"), READS),
@@ -282,7 +285,7 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
     println!("{said}");
     assert!(ran.status.success(), "{said}{}", String::from_utf8_lossy(&ran.stderr));
     assert!(
-        said.contains("10 selected / 10 total") && said.contains("Tested: 10"),
+        said.contains("12 selected / 12 total") && said.contains("Tested: 12"),
         "every route was tried: {said}"
     );
     assert_eq!(get(&at, "/healthz").status, 200);

@@ -88,6 +88,35 @@ fn what_was_done_to_the_queues_is_said_with_the_way_out() {
         doctor.contains("inequivalent arg") && doctor.contains("delete_queue 'ion.module.work'"),
         "{doctor}"
     );
+    let refused = home.run(["up", file.to_str().unwrap()]).failed().stderr;
+    assert!(refused.contains("delete_queue 'ion.module.work'"), "{refused}");
+    // What came to it and to the policy is sent again, once the queue is right.
+    home.run(["event", "create", "go"]).well();
+    by_hand(&rabbit.url, async |channel| {
+        channel.queue_delete(QUEUE.into(), QueueDeleteOptions::default()).await
+    });
+    let in_state = |state: &str| home.jobs().iter().filter(|job| job["state"] == state).count();
+    let up = home.up_with(&["--lease", "2s", "--jobs", "1"], &file);
+    wait_for("what was lost", || in_state("succeeded") == 2);
+    // While it is served, and its only place is taken.
+    let go = home.path().join("go");
+    home.program("work", &format!("#!/bin/sh\nuntil [ -e {} ]; do sleep 0.1; done\n", go.display()));
+    home.run(["event", "create", "go"]).well();
+    wait_for("a job that takes the place", || in_state("running") == 1);
+    rabbit.ctl(&["set_policy", "--apply-to", "queues", "short", "^ion[.]module", "{\"message-ttl\": 1}"]);
+    let told = || up.log().matches("a policy with message-ttl takes messages off").count();
+    let before = told();
+    // Until the dispatcher has left the queue alone it may be quicker than the broker.
+    let mut created = 3;
+    wait_for("the dispatcher to look again", || {
+        home.run(["event", "create", "go"]).well();
+        created += 1;
+        told() > before
+    });
+    rabbit.ctl(&["clear_policy", "short"]);
+    std::fs::write(&go, "").unwrap();
+    wait_for("each event", || in_state("succeeded") == created);
+    assert_eq!(up.stop(), Some(0));
     // None at all.
     by_hand(&rabbit.url, async |channel| {
         channel.queue_delete(QUEUE.into(), QueueDeleteOptions::default()).await

@@ -51,12 +51,15 @@ pub(super) struct Unclaimed {
     went_on: Option<Instant>,
     pages: Option<Pages>,
     walk: u64,
+    /// Which modules' queues were empty when they were looked at in this round. What the round itself sends there is the
+    /// message of none of the events that come later in it.
+    empty: HashMap<String, bool>,
     seen: HashMap<JobId, Seen>,
 }
 
 impl Unclaimed {
     pub(super) fn new(patience: Duration) -> Self {
-        Self { patience, went_on: None, pages: None, walk: 0, seen: HashMap::new() }
+        Self { patience, went_on: None, pages: None, walk: 0, empty: HashMap::new(), seen: HashMap::new() }
     }
 
     /// Goes on with the walk for some pages, if it is time.
@@ -66,6 +69,7 @@ impl Unclaimed {
             return Ok(());
         }
         self.went_on = Some(begun);
+        self.empty.clear();
         let documents = &ledger.plane().documents;
         let mut registered = None;
         while begun.elapsed() < ROUND {
@@ -140,10 +144,17 @@ impl Unclaimed {
         if stood < doubled(self.patience) {
             return Ok(false);
         }
-        match ledger.plane().bus.depth(module, 1).await? {
-            Some(1..) => Ok(stood >= doubled(BEHIND_OTHERS.max(self.patience))),
-            Some(0) | None => Ok(true),
-        }
+        let patience = self.patience;
+        let overdue_behind_others = stood >= doubled(BEHIND_OTHERS.max(patience));
+        let is_empty = match self.empty.get(module) {
+            Some(is_empty) => *is_empty,
+            None => {
+                let is_empty = matches!(ledger.plane().bus.depth(module, 1).await?, Some(0) | None);
+                self.empty.insert(module.to_owned(), is_empty);
+                is_empty
+            }
+        };
+        Ok(is_empty || overdue_behind_others)
     }
 
     async fn send_again(
