@@ -2,8 +2,9 @@
 //! real servers: no event is lost, doubled or torn.
 //!
 //! Three dispatchers on hosts of their own share a plane. Each dies at a failpoint drawn by its seed, or when its time is
-//! over, and is started again; so do the commands that create events, and `ion gc`. `make torture` kills thousands;
-//! `ION_TORTURE_SEED` repeats the draws of a run that failed.
+//! over, and is started again; so do the commands that create events, `ion gc`, and the commands of an operator who
+//! registers one more module, changes what it subscribes to and removes it. The operator deletes modules' queues too, with
+//! what is in them. `make torture` kills thousands; `ION_TORTURE_SEED` repeats the draws of a run that failed.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(
     clippy::disallowed_methods,
@@ -20,10 +21,12 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ionfs::clock::{self, Millis};
 use ionfs::event::{Event, Publication};
 use ionfs::record::{AttemptEnd, JobRecord, JobState};
-use ionfs::stores::open::{StoreUrls, open_documents};
-use ionfs::stores::{Collection, Documents, Query};
+use ionfs::registry::Registry;
+use ionfs::stores::open::{StoreUrls, open_bus, open_documents};
+use ionfs::stores::{Bus, Collection, Documents, Query};
 use serde_json::json;
 use support::Home;
 use support::servers::{Env, Mongo, Rabbit, S3, plane};
@@ -31,10 +34,12 @@ use support::servers::{Env, Mongo, Rabbit, S3, plane};
 /// Kills in the short form, on each plane.
 const KILLS: u64 = 40;
 
-/// Events that a batch of the short form begins with; each becomes four jobs and six more events.
+/// Events that a batch of the short form begins with; each becomes four jobs of the modules that stay, and six more events.
 const EVENTS: u64 = 20;
 
-const HOSTS: usize = 3;
+/// The jobs that each first event becomes, by module; `extra` comes, changes and goes beside these.
+const JOBS: [(&str, usize); 3] = [("copy", 1), ("end", 2), ("all", 1)];
+const JOBS_EACH: usize = 4;
 
 /// How long a batch may take. It is killed all the time.
 const BATCH_MAX: Duration = Duration::from_secs(300);
@@ -76,6 +81,9 @@ struct Victim {
     read: usize,
     child: Child,
     until: Instant,
+    has_died: bool,
+    /// What a command complains of that was killed when it had done everything, and is begun again.
+    all_done: Option<&'static str>,
 }
 
 impl Victim {
@@ -85,7 +93,8 @@ impl Victim {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
         let log = home.path().join("log");
         let child = begin(&home, &words, &log, draws);
-        Self { home, words, log, read: 0, child, until: Instant::now() + lifetime(draws) }
+        let until = Instant::now() + lifetime(draws);
+        Self { home, words, log, read: 0, child, until, has_died: false, all_done: None }
     }
 
     /// Counts its death and starts it again; true when it had ended well instead.
@@ -103,7 +112,10 @@ impl Victim {
         }
         let log = std::fs::read_to_string(&self.log).unwrap();
         let last = &log[self.read..];
-        self.read = log.len();
+        if self.has_died && self.all_done.is_some_and(|complaint| last.contains(complaint)) {
+            return true;
+        }
+        (self.read, self.has_died) = (log.len(), true);
         assert!(ended.code().is_none(), "{:?} failed by itself: {last}", self.words);
         let place = last
             .rsplit_once("killed at ")
@@ -142,36 +154,160 @@ fn pipeline(home: &Home) -> PathBuf {
     home.program("copy", "#!/bin/sh\nset -e\ncp /ion/in/data/f /ion/out/data/f\necho more >> /ion/out/data/f\nfor n in 1 2; do echo \"{\\\"eventType\\\":\\\"copied\\\",\\\"files\\\":[\\\"f\\\"],\\\"n\\\":$n}\" > /ion/out/events/c$n; done\n");
     home.program("end", "#!/bin/sh\nset -e\ngrep -q more /ion/in/data/f\necho mine > /ion/out/data/mine\necho '{\"eventType\":\"ended\",\"files\":[\"mine\"]}' > /ion/out/events/e\n");
     home.program("all", "#!/bin/sh\nset -e\ncat /ion/in/data/*/mine | grep -c mine\necho '{\"eventType\":\"whole\"}' > /ion/out/events/w\n");
+    home.program("extra", "#!/bin/sh\ngrep -q content /ion/in/data/f\n");
     home.write(
-        "pipeline.yaml",
+        "three.yaml",
         "modules:\n  copy: {on: [start], emits: [copied], run: [./copy]}\n  end: {on: [copied], emits: [ended], run: [./end], commit: on-success}\n  all: {gather: ended, per: start, emits: [whole], run: [./all]}\n",
     )
 }
 
-/// What a plane's documents say.
+/// What the operator has made of the module `extra`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extra {
+    Removed,
+    OnStart,
+    OnStartAndCopied,
+}
+
+impl Extra {
+    const ALL: [Self; 3] = [Self::Removed, Self::OnStart, Self::OnStartAndCopied];
+
+    /// The command that makes this of it.
+    fn command(self, home: &Home) -> Vec<String> {
+        let on = match self {
+            Self::Removed => return ["module", "delete", "extra"].map(str::to_owned).into(),
+            Self::OnStart => "start",
+            Self::OnStartAndCopied => "start, copied",
+        };
+        let definition = format!("modules:\n  extra: {{on: [{on}], run: [./extra]}}\n");
+        let file = home.write(&format!("{self:?}.yaml"), definition);
+        vec!["module".into(), "create".into(), "--pipeline".into(), file.display().to_string()]
+    }
+}
+
+/// Somebody who changes the plane's modules and deletes queues, while everything else goes on.
+struct Operator<'a> {
+    /// Where the pipeline's files are.
+    home: &'a Home,
+    books: &'a Books,
+    extra: Extra,
+    /// The command that is under way, and what it makes of `extra`. Nobody knows how far it is.
+    command: Option<(Extra, Victim)>,
+    /// Commands that were begun.
+    begun: usize,
+    next_command: Instant,
+    next_deletion: Instant,
+    acts: Tally,
+    /// When `extra` was registered for the last time.
+    finished: Option<Millis>,
+    /// What `extra` was, by the events that were created while that was certain.
+    known: BTreeMap<String, Extra>,
+}
+
+impl<'a> Operator<'a> {
+    fn new(home: &'a Home, books: &'a Books) -> Self {
+        Self {
+            home,
+            books,
+            extra: Extra::Removed,
+            command: None,
+            begun: 0,
+            next_command: Instant::now(),
+            next_deletion: Instant::now(),
+            acts: Tally::new(),
+            finished: None,
+            known: BTreeMap::new(),
+        }
+    }
+
+    /// Goes on with its command, or begins another one.
+    fn change(&mut self, draws: &mut Draws, tally: &mut Tally) {
+        if let Some((becomes, command)) = &mut self.command {
+            if command.look(draws, tally) {
+                *self.acts.entry(format!("{:?} -> {becomes:?}", self.extra)).or_default() += 1;
+                (self.extra, self.command) = (*becomes, None);
+                // Sometimes before a dispatcher has noticed it, sometimes after it has run jobs of it.
+                let most = [200, 600, 3_000][draws.between(0, 3) as usize];
+                self.next_command = Instant::now() + Duration::from_millis(draws.between(50, most));
+            }
+        } else if Instant::now() >= self.next_command {
+            let others: Vec<Extra> =
+                Extra::ALL.into_iter().filter(|becomes| *becomes != self.extra).collect();
+            self.begin(others[draws.between(0, 2) as usize], draws);
+        }
+    }
+
+    fn begin(&mut self, becomes: Extra, draws: &mut Draws) {
+        let words = becomes.command(self.home);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let mut victim = Victim::new(&self.home.env, &words, draws);
+        victim.all_done = (becomes == Extra::Removed).then_some("there is no module");
+        self.command = Some((becomes, victim));
+        self.begun += 1;
+    }
+
+    /// Ends its command and registers `extra` for the last time.
+    fn finish(&mut self, draws: &mut Draws, tally: &mut Tally) {
+        match self.command {
+            None if self.extra != Extra::OnStartAndCopied => self.begin(Extra::OnStartAndCopied, draws),
+            None => self.finished = Some(clock::now()),
+            Some(_) => self.change(draws, tally),
+        }
+    }
+
+    /// Deletes a module's queue, when it is time.
+    fn delete_a_queue(&mut self, draws: &mut Draws) {
+        if Instant::now() < self.next_deletion {
+            return;
+        }
+        self.next_deletion = Instant::now() + Duration::from_millis(draws.between(200, 2_000));
+        let module = ["copy", "end", "all", "extra"][draws.between(0, 4) as usize];
+        self.books.runtime.block_on(self.books.bus.retire(module)).unwrap();
+        *self.acts.entry(format!("the queue of {module} was deleted")).or_default() += 1;
+    }
+
+    /// Commands that were begun, if none is under way.
+    fn at_rest(&self) -> Option<usize> {
+        self.command.is_none().then_some(self.begun)
+    }
+}
+
+/// What a plane's documents say, and its bus.
 struct Books {
     runtime: tokio::runtime::Runtime,
     documents: Arc<dyn Documents>,
+    bus: Arc<dyn Bus>,
 }
 
 impl Books {
-    fn of(url: &str) -> Self {
+    fn of(documents: &str, bus: &str) -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let documents = runtime.block_on(open_documents(url)).unwrap();
-        Self { runtime, documents }
+        let documents = runtime.block_on(open_documents(documents)).unwrap();
+        let bus = runtime.block_on(open_bus(bus, None)).unwrap();
+        Self { runtime, documents, bus }
     }
 
     fn jobs(&self) -> Vec<JobRecord> {
         self.runtime.block_on(self.documents.find_as(Query::equal(Collection::Jobs, vec![]))).unwrap()
     }
 
+    fn registry(&self) -> Registry {
+        self.runtime.block_on(Registry::read(&self.documents)).unwrap()
+    }
+
     /// What has not come to its end: for people.
     fn open(&self) -> Vec<String> {
-        let (jobs, events) = (self.jobs(), self.events());
+        let (jobs, events, registry) = (self.jobs(), self.events(), self.registry());
         let unfinished = jobs.iter().filter(|job| job.state != JobState::Succeeded);
-        let unfinished = unfinished.map(|job| format!("{job:?}"));
-        let unclaimed = events.iter().filter(|event| jobs.iter().all(|job| job.event_id != event.id));
-        unfinished.chain(unclaimed.map(|event| format!("{event:?}"))).collect()
+        let mut open: Vec<String> = unfinished.map(|job| format!("{job:?}")).collect();
+        let claimed: BTreeSet<(&str, &str)> =
+            jobs.iter().map(|job| (job.event_id.as_str(), job.module.as_str())).collect();
+        for event in &events {
+            let unclaimed =
+                registry.expected(event).filter(|name| !claimed.contains(&(event.id.as_str(), name)));
+            open.extend(unclaimed.map(|module| format!("{module} has not claimed {event:?}")));
+        }
+        open
     }
 
     fn events(&self) -> Vec<Event> {
@@ -180,39 +316,56 @@ impl Books {
     }
 }
 
-/// One batch on a plane of its own, until all its work is done and at least `kills` have happened.
-fn batch(env: &Env, books: &Books, seed: u64, kills: u64) -> Tally {
+/// One batch on a plane of its own, until all its work is done. What was killed, and what the operator did.
+fn batch(env: &Env, books: &Books, seed: u64) -> (Tally, Tally) {
     let events = setting("ION_TORTURE_EVENTS", EVENTS) as usize;
+    // The others come after the operator's last change.
+    let early = events - events.div_ceil(4);
     let mut draws = Draws(seed);
     let mut tally = Tally::new();
     let mut home = Home::new();
     home.env.clone_from(env);
     let file = pipeline(&home);
     home.write("f", "content\n");
-    let words = ["dispatch", file.to_str().unwrap(), "--lease", "3s", "--jobs", "2", "--quiet"];
-    // The queues are there before the first event: what is published before anybody subscribes reaches nobody.
-    assert_eq!(home.start("dispatch", &words[1..]).stop(), Some(0));
-    let mut hosts: Vec<Victim> = (0..HOSTS).map(|_| Victim::new(env, &words, &mut draws)).collect();
+    let flags = ["--lease", "3s", "--jobs", "2", "--quiet"];
+    // The modules are registered before the first event: only then it is for them.
+    assert_eq!(home.start("dispatch", &[&[file.to_str().unwrap()], &flags[..]].concat()).stop(), Some(0));
+    // One registers the file's modules again and again, and serves those; the others serve what is registered.
+    let files = [Some(file.to_str().unwrap()), None, None];
+    let mut hosts = files.map(|file| {
+        let words = ["dispatch"].into_iter().chain(file).chain(flags).collect::<Vec<&str>>();
+        Victim::new(env, &words, &mut draws)
+    });
     let begun = Instant::now();
     let f = home.path().join("f");
+    let mut operator = Operator::new(&home, books);
     let mut created = 0;
-    let mut creating: Option<Victim> = None;
+    let mut creating: Option<(Victim, Option<usize>)> = None;
     let mut collecting: Option<Victim> = None;
     let mut looked = Instant::now();
     loop {
         for host in &mut hosts {
             assert!(!host.look(&mut draws, &mut tally), "a dispatcher ended by itself");
         }
-        if created < events {
-            let creator = creating.get_or_insert_with(|| {
-                let id = format!("event-{created}");
+        match created < early {
+            true => operator.change(&mut draws, &mut tally),
+            false if operator.finished.is_none() => operator.finish(&mut draws, &mut tally),
+            false => {}
+        }
+        if created < early || (created < events && operator.finished.is_some()) {
+            operator.delete_a_queue(&mut draws);
+            let id = format!("event-{created}");
+            let (creator, at_rest) = creating.get_or_insert_with(|| {
                 let words = ["event", "create", "start", "--id", &id, "--file", f.to_str().unwrap()];
-                Victim::new(env, &words, &mut draws)
+                (Victim::new(env, &words, &mut draws), operator.at_rest())
             });
             if creator.look(&mut draws, &mut tally) {
+                if at_rest.is_some() && operator.at_rest() == *at_rest {
+                    operator.known.insert(id, operator.extra);
+                }
                 (created, creating) = (created + 1, None);
             }
-        } else {
+        } else if created == events {
             // Blobs of an event that is being created have no job that protects them: there the grace does.
             let collector =
                 collecting.get_or_insert_with(|| Victim::new(env, &["gc", "--grace", "0s"], &mut draws));
@@ -223,9 +376,9 @@ fn batch(env: &Env, books: &Books, seed: u64, kills: u64) -> Tally {
         if looked.elapsed() > Duration::from_millis(300) {
             looked = Instant::now();
             let jobs = books.jobs();
-            let succeeded = jobs.iter().filter(|job| job.state == JobState::Succeeded).count();
-            let killed: u64 = tally.values().sum();
-            if succeeded == events * 4 && (killed >= kills || succeeded == jobs.len()) {
+            let succeeded = |job: &&JobRecord| job.module != "extra" && job.state == JobState::Succeeded;
+            let succeeded = jobs.iter().filter(succeeded).count();
+            if succeeded == events * JOBS_EACH && books.open().is_empty() {
                 break;
             }
             // A job that was lost with its host again and again is given up; a person revives it.
@@ -234,36 +387,46 @@ fn batch(env: &Env, books: &Books, seed: u64, kills: u64) -> Tally {
             }
             assert!(
                 begun.elapsed() < BATCH_MAX,
-                "seed {seed}: {succeeded} of {} after {tally:?}; open: {:#?}",
-                events * 4,
+                "seed {seed}: {succeeded} of {} after {tally:?} and {:?}; open: {:#?}",
+                events * JOBS_EACH,
+                operator.acts,
                 books.open()
             );
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    let complaints = hosts.into_iter().chain(creating).chain(collecting).map(Victim::end);
+    let complaints = hosts.into_iter().chain(collecting).map(Victim::end);
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("torture");
     std::fs::create_dir_all(&folder).unwrap();
     // What a failed seed is looked into with.
     std::fs::write(folder.join(format!("{seed}.log")), complaints.collect::<String>()).unwrap();
-    verify(&home, &file, books, events, seed);
-    tally
+    verify(&home, books, events, seed);
+    verify_extra(&operator, events - early, seed);
+    (tally, operator.acts)
 }
 
 /// What the plane holds in the end, after one dispatcher that nobody kills has told the bus of the rest.
-fn verify(home: &Home, file: &Path, books: &Books, number: usize, seed: u64) {
-    let up = home.start("dispatch", &[file.to_str().unwrap(), "--quiet"]);
+fn verify(home: &Home, books: &Books, number: usize, seed: u64) {
+    let up = home.start("dispatch", &["--quiet"]);
     support::wait_for(&format!("the outbox to be empty (seed {seed})"), || {
         books.events().iter().all(|event| event.publication == Publication::Published)
             && books.jobs().iter().all(|job| !job.outbox)
     });
     assert_eq!(up.stop(), Some(0));
     let jobs = books.jobs();
-    assert_eq!(jobs.len(), number * 4, "seed {seed}: one job for each event and module");
     for job in &jobs {
         let well = job.attempts.iter().filter(|attempt| attempt.end == Some(AttemptEnd::Succeeded)).count();
         assert_eq!((job.state, well), (JobState::Succeeded, 1), "seed {seed}: {job:#?}");
         assert_eq!(job.failures, 0, "seed {seed}: a kill is no failure of a module: {job:#?}");
+    }
+    for (module, each) in JOBS {
+        let of_module = || jobs.iter().filter(|job| job.module == module);
+        let events: BTreeSet<&str> = of_module().map(|job| job.event_id.as_str()).collect();
+        assert_eq!(
+            (of_module().count(), events.len()),
+            (number * each, number * each),
+            "seed {seed}: one job of {module} for each event"
+        );
     }
     let events = books.events();
     for (kind, expected) in
@@ -291,20 +454,73 @@ fn verify(home: &Home, file: &Path, books: &Books, number: usize, seed: u64) {
     assert_eq!(checked.code, Some(0), "seed {seed}, after gc: {checked:#?}");
 }
 
+/// The module that came, changed and went got what was committed while it was registered, and nothing else. After its last
+/// change at least so many first events were created.
+fn verify_extra(operator: &Operator, late: usize, seed: u64) {
+    let books = operator.books;
+    let registry = books.registry();
+    let registration = registry.registration("extra").unwrap();
+    let all = books.jobs();
+    let jobs: BTreeMap<&str, &JobRecord> =
+        all.iter().filter(|job| job.module == "extra").map(|job| (job.event_id.as_str(), job)).collect();
+    assert_eq!(
+        jobs.len(),
+        all.iter().filter(|job| job.module == "extra").count(),
+        "seed {seed}: one job of extra for an event"
+    );
+    let finished = operator.finished.unwrap();
+    let mut came_late = 0;
+    for event in books.events() {
+        let id = event.id.as_str();
+        let expects = event.expected_by.as_ref().unwrap().iter().any(|module| module == "extra");
+        let context =
+            || format!("seed {seed}: extra is known to have been {:?}: {event:#?}", operator.known.get(id));
+        match (event.event_type.as_str(), operator.known.get(id)) {
+            ("start", Some(known)) => assert_eq!(expects, *known != Extra::Removed, "{}", context()),
+            ("start" | "copied", None) => {}
+            _ => assert!(!expects, "{}", context()),
+        }
+        let is_late = event.created > finished && ["start", "copied"].contains(&event.event_type.as_str());
+        let is_present = expects && registration.is_for("extra", &event);
+        if is_late {
+            came_late += usize::from(event.event_type == "start");
+            assert!(is_present, "it was committed after the last registration: {}", context());
+        }
+        match jobs.get(id) {
+            Some(job) => assert!(expects, "{}: {job:#?}", context()),
+            None => assert!(!is_present, "it is for the present registration: {}", context()),
+        }
+        // All that is for the present registration was for it from its commit on, so a gathering above waited for it.
+        let gathering =
+            |job: &&JobRecord| job.module == "all" && job.correlation_id == event.context.correlation_id;
+        if let (true, Some(job)) = (is_present, jobs.get(id)) {
+            let gathering = all.iter().find(gathering).unwrap();
+            assert!(
+                job.ended.unwrap() <= gathering.attempts[0].started,
+                "{}: {job:#?} before {gathering:#?}",
+                context()
+            );
+        }
+    }
+    assert!(came_late >= late, "seed {seed}: {came_late} of {late}");
+}
+
 /// Batches until enough was killed.
 fn torture(name: &str, mut plane: impl FnMut(u64) -> (Env, Books)) {
     let kills = setting("ION_TORTURE_KILLS", KILLS);
     let seed = setting("ION_TORTURE_SEED", 1);
     let events = setting("ION_TORTURE_EVENTS", EVENTS);
     let begun = Instant::now();
-    let mut total = Tally::new();
+    let (mut total, mut acts) = (Tally::new(), Tally::new());
     let mut batches = 0;
     while total.values().sum::<u64>() < kills {
         let (env, books) = plane(batches);
-        let tally = batch(&env, &books, seed.wrapping_add(batches), kills);
+        let (tally, done) = batch(&env, &books, seed.wrapping_add(batches));
         batches += 1;
-        for (place, times) in tally {
-            *total.entry(place).or_default() += times;
+        for (whole, part) in [(&mut total, tally), (&mut acts, done)] {
+            for (what, times) in part {
+                *whole.entry(what).or_default() += times;
+            }
         }
         println!(
             "{name}: {} kills in {batches} batches of {events} events, seeds {seed} to {}, {} s: none lost, doubled or torn",
@@ -316,6 +532,9 @@ fn torture(name: &str, mut plane: impl FnMut(u64) -> (Env, Books)) {
     for (place, times) in total {
         println!("{times:8} at {place}");
     }
+    for (act, times) in acts {
+        println!("{times:8} times: {act}");
+    }
 }
 
 #[test]
@@ -325,7 +544,8 @@ fn on_the_embedded_stores() {
         let host = Home::new();
         let env = host.on_another_host().env.clone();
         std::fs::create_dir_all(host.state()).unwrap();
-        let books = Books::of(&StoreUrls::embedded(&host.state()).documents);
+        let urls = StoreUrls::embedded(&host.state());
+        let books = Books::of(&urls.documents, &urls.bus);
         kept = vec![host];
         (env, books)
     });
@@ -338,7 +558,7 @@ fn on_real_servers() {
         let database = mongo.database(&format!("torture{batch}"));
         let bus = rabbit.virtual_host(&format!("torture{batch}"));
         let env = plane(&database, &bus, &format!("{}/torture{batch}", s3.url), &s3.env);
-        (env, Books::of(&database))
+        (env, Books::of(&database, &bus))
     });
 }
 
