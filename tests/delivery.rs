@@ -7,8 +7,10 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use ionfs::stores::DataPlane;
+use ionfs::event::{Context, DocumentType, Message};
+use ionfs::id::{CorrelationId, EventId};
 use ionfs::stores::open::StoreUrls;
+use ionfs::stores::{DataPlane, Routed};
 use serde_json::Value;
 use support::servers::{Env, Mongo, Rabbit};
 use support::{Home, faketime, wait_for};
@@ -90,6 +92,44 @@ fn a_deleted_queue_of_a_broker_loses_no_event() {
     let env: Env = vec![("ION_BUS".into(), rabbit.url.clone()), ("ION_DOCUMENTS".into(), mongo.url.clone())];
     home.env.extend(env);
     a_deleted_queue_loses_no_event(&home);
+}
+
+/// Somebody deletes the queue between the first and the last of its bindings.
+#[test]
+fn a_queue_may_be_deleted_while_it_is_declared() {
+    let (rabbit, mongo) = (Rabbit::start(), Mongo::start());
+    let mut home = Home::new();
+    let env: Env = vec![("ION_BUS".into(), rabbit.url.clone()), ("ION_DOCUMENTS".into(), mongo.url.clone())];
+    home.env.extend(env);
+    let file = pipeline(&home, "p.yaml", "  work: {on: [go, come], run: [\"true\"]}\n");
+    let words = ["module", "create", "--pipeline", file.to_str().unwrap()];
+    std::thread::scope(|scope| {
+        // It waits for some seconds between the two bindings.
+        let creating =
+            scope.spawn(|| home.run_with(&[("ION_DELAYPOINTS", "queue.binding=6000000")], words).well());
+        in_plane(&home, async |plane| {
+            let message = Message {
+                event_type: "go".into(),
+                context: Context {
+                    name: "test".into(),
+                    event_id: EventId::random(),
+                    correlation_id: CorrelationId::random(),
+                    parent_event_id: String::new(),
+                    document_type: DocumentType::EventMeta,
+                },
+            };
+            while plane.bus.publish(&message).await.ok() != Some(Routed::To(1)) {
+                assert!(!creating.is_finished(), "the queue is bound before the command has ended");
+            }
+            plane.bus.retire("work").await.unwrap();
+        });
+        assert!(!creating.is_finished(), "it was deleted while the command went on");
+        creating.join().unwrap();
+    });
+    let up = home.up(&file);
+    create(&home, "go");
+    wait_for("the event", || succeeded(&home, "work") == 1);
+    assert_eq!(up.stop(), Some(0));
 }
 
 #[test]

@@ -41,6 +41,7 @@ use self::url::Address;
 use super::{Bus, BusReport, DeadLetter, Routed, StoreError, Subscription};
 use crate::errors::chain;
 use crate::event::Message;
+use crate::failpoint;
 
 /// How long one exchange with the broker may take. A close() whose document is in waits at most so long for it.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
@@ -61,6 +62,10 @@ const DELIVERY_LIMIT: i32 = 100;
 
 /// A message looked at so often is put into its queue anew: looking must never use up [`DELIVERY_LIMIT`].
 const REFRESHED_AT: i64 = 50;
+
+/// Tries to declare a queue that others delete meanwhile. One is too few for a dispatcher that starts at that moment; a
+/// broker that says so again and again has another fault, which somebody must hear of.
+const DECLARES_MAX: usize = 5;
 
 const EVENTS: &str = "ion.events";
 const DEAD: &str = "ion.dead";
@@ -381,6 +386,7 @@ impl Amqp {
             channel.queue_declare(queue.as_str().into(), QueueDeclareOptions::durable(), module_arguments());
         asking(Act::DeclareQueue, declare).await?;
         for event_type in event_types {
+            failpoint::linger("queue.binding");
             let bind = channel.queue_bind(
                 queue.as_str().into(),
                 EVENTS.into(),
@@ -389,6 +395,27 @@ impl Amqp {
                 FieldTable::default(),
             );
             asking(Act::Bind, bind).await?;
+        }
+        Ok(())
+    }
+
+    /// Declares a module's queue, binds it to these types, and unbinds it from those of the former that are not among them.
+    async fn declare_and_bind(
+        &self,
+        module: &str,
+        event_types: &[String],
+        former: &[String],
+    ) -> Result<(), Cause> {
+        let channel = self.publishing.channel().await?;
+        self.declare_queue(&channel, module, event_types).await?;
+        for gone in former.iter().filter(|former| !event_types.contains(former)) {
+            let unbind = channel.queue_unbind(
+                queue_of(module).as_str().into(),
+                EVENTS.into(),
+                gone.as_str().into(),
+                FieldTable::default(),
+            );
+            asking(Act::Bind, unbind).await?;
         }
         Ok(())
     }
@@ -457,22 +484,17 @@ impl Bus for Amqp {
         event_types: &[String],
         former: &[String],
     ) -> Result<(), StoreError> {
-        let declaring = async {
-            let channel = self.publishing.channel().await?;
-            self.declare_queue(&channel, module, event_types).await?;
-            for gone in former.iter().filter(|former| !event_types.contains(former)) {
-                let queue = queue_of(module);
-                let unbind = channel.queue_unbind(
-                    queue.as_str().into(),
-                    EVENTS.into(),
-                    gone.as_str().into(),
-                    FieldTable::default(),
-                );
-                asking(Act::Bind, unbind).await?;
+        let mut declared = self.declare_and_bind(module, event_types, former).await;
+        for _ in 1..DECLARES_MAX {
+            match declared {
+                // Somebody has deleted the queue before it was bound to all types.
+                Err(error) if is_missing(&error) => {
+                    declared = self.declare_and_bind(module, event_types, former).await;
+                }
+                _ => break,
             }
-            Ok(())
-        };
-        declaring.await.map_err(self.failed(format!("declaring the queue of module {module:?}")))?;
+        }
+        declared.map_err(self.failed(format!("declaring the queue of module {module:?}")))?;
         let known = (module.to_owned(), event_types.to_vec());
         self.declared.lock().unwrap_or_else(PoisonError::into_inner).extend([known]);
         Ok(())
