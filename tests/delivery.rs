@@ -6,6 +6,7 @@
 mod support;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ionfs::event::{Context, DocumentType, Message};
 use ionfs::id::{CorrelationId, EventId};
@@ -13,7 +14,7 @@ use ionfs::stores::open::StoreUrls;
 use ionfs::stores::{DataPlane, Routed};
 use serde_json::Value;
 use support::servers::{Env, Mongo, Rabbit};
-use support::{Home, faketime, wait_for};
+use support::{Home, faketime, wait_for, wait_up_to};
 
 /// A dispatcher looks for events that nobody has claimed once in so long.
 const FAST: [&str; 2] = ["--lease", "2s"];
@@ -130,6 +131,49 @@ fn a_queue_may_be_deleted_while_it_is_declared() {
     create(&home, "go");
     wait_for("the event", || succeeded(&home, "work") == 1);
     assert_eq!(up.stop(), Some(0));
+}
+
+/// Somebody who changes what a module subscribes to is killed, anywhere: until the change is registered, events of before
+/// are for the module, and their messages reach it.
+fn a_change_that_was_cut_short_takes_no_message_away(home: &Home) {
+    let before = pipeline(home, "before.yaml", "  work: {on: [go], run: [\"true\"]}\n");
+    let after = pipeline(home, "after.yaml", "  work: {on: [come], run: [\"true\"]}\n");
+    home.run(["module", "create", "--pipeline", before.to_str().unwrap()]).well();
+    let served = home.start("dispatch", &[]);
+    for at in ["module.declared", "module.defined"] {
+        let words = ["module", "create", "--pipeline", after.to_str().unwrap()];
+        let killed = home.run_with(&[("ION_FAILPOINTS", &format!("{at}=1"))], words);
+        assert_eq!(killed.code, None, "{killed:#?}");
+        if at == "module.defined" {
+            wait_for("the dispatcher to serve the new definition", || served.log().contains("has changed"));
+        }
+        let before = succeeded(home, "work");
+        create(home, "go");
+        // Long before the lease is over, after which it would be sent again.
+        let came = || succeeded(home, "work") == before + 1;
+        wait_up_to(Duration::from_secs(20), &format!("an event after a kill at {at}"), came);
+    }
+    home.run(["module", "create", "--pipeline", after.to_str().unwrap()]).well();
+    let before = succeeded(home, "work");
+    create(home, "go");
+    create(home, "come");
+    wait_for("what it subscribes to now", || succeeded(home, "work") == before + 1);
+    assert_eq!(served.stop(), Some(0));
+    assert_eq!(home.jobs().len(), before + 1);
+}
+
+#[test]
+fn a_change_that_was_cut_short_takes_no_message_of_the_embedded_plane_away() {
+    a_change_that_was_cut_short_takes_no_message_away(&Home::new());
+}
+
+#[test]
+fn a_change_that_was_cut_short_takes_no_message_of_a_broker_away() {
+    let (rabbit, mongo) = (Rabbit::start(), Mongo::start());
+    let mut home = Home::new();
+    let env: Env = vec![("ION_BUS".into(), rabbit.url.clone()), ("ION_DOCUMENTS".into(), mongo.url.clone())];
+    home.env.extend(env);
+    a_change_that_was_cut_short_takes_no_message_away(&home);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use ionfs::failpoint;
 use ionfs::id::{EventId, JobId};
 use ionfs::patience::Standing;
 use ionfs::record::{AttemptEnd, FailedReads, JobRecord, JobState, Without};
-use ionfs::registry::Registry;
+use ionfs::registry::{Registration, Registry};
 use ionfs::stores::{
     Collection, DataPlane, Equals, ID_BYTES_MAX, Inserted, Pages, Query, StoreError, decode, encode,
 };
@@ -154,24 +154,49 @@ impl Ledger {
     ///
     /// # Guarantees
     /// Its queue is there first, then its definition, then the registry says that events are for it: an event that is for
-    /// it finds its queue, and a reader of the registry finds how its jobs run. Cut short, it is not
-    /// registered, and done again it is.
+    /// it finds its queue, and a reader of the registry finds how its jobs run. The queue goes on to take what the module
+    /// subscribed to before until the registry says otherwise. Cut short, it is not registered, and done again it is.
     ///
     /// # Errors
     /// When a store does not do its part.
     pub async fn put_module(&self, module: &Module) -> Result<Option<Module>, StoreError> {
         let former = self.module(&module.name).await?;
-        let bound = former.as_ref().map(Module::subscribes).unwrap_or_default();
-        self.plane.bus.declare(&module.name, &module.subscribes(), &bound).await?;
+        let subscribes = module.subscribes();
+        let gone = self.gone(module, former.as_ref(), &subscribes).await?;
+        let bus = &self.plane.bus;
+        bus.declare(&module.name, &[&subscribes[..], &gone].concat(), &[]).await?;
         failpoint::reach("module.declared");
         if former.as_ref() != Some(module) {
             self.plane.documents.put(Collection::Modules, encode(module), None).await?;
         }
         failpoint::reach("module.defined");
         let documents = &self.plane.documents;
-        Registry::register(documents, &module.name, &module.subscribes(), &module.fingerprint()).await?;
+        Registry::register(documents, &module.name, &subscribes, &module.fingerprint()).await?;
         failpoint::reach("module.registered");
+        // Unbound before, the queue would miss events that are committed until then, and that are for the module.
+        if !gone.is_empty() {
+            bus.declare(&module.name, &subscribes, &gone).await?;
+        }
         Ok(former.filter(|former| former != module))
+    }
+
+    /// The types that a module's queue may be bound to, and that it does not subscribe to any more: those that it is
+    /// registered for, and those of a definition that somebody may not have come to register.
+    async fn gone(
+        &self,
+        module: &Module,
+        former: Option<&Module>,
+        subscribes: &[String],
+    ) -> Result<Vec<String>, StoreError> {
+        let registry = Registry::read(&self.plane.documents).await?;
+        let registered =
+            registry.registration(&module.name).map(Registration::subscribes).unwrap_or_default();
+        let mut gone = former.map(Module::subscribes).unwrap_or_default();
+        gone.extend_from_slice(registered);
+        gone.retain(|event_type| !subscribes.contains(event_type));
+        gone.sort();
+        gone.dedup();
+        Ok(gone)
     }
 
     /// The registered modules, by name.

@@ -196,6 +196,11 @@ impl Registry {
 }
 
 impl Registration {
+    /// The event types that it subscribes to.
+    pub fn subscribes(&self) -> &[String] {
+        &self.on
+    }
+
     /// Whether an event that says it is for these modules, by a version of the registry, is for the one of this name.
     fn is_among(&self, name: &str, expected: &[String], version: u64) -> bool {
         version >= self.since && expected.iter().any(|module| module == name)

@@ -70,12 +70,20 @@ pub(super) fn insert_published(connection: &Connection, event: Event) -> Result<
 
 #[async_trait]
 impl Bus for Sqlite {
-    async fn declare(&self, module: &str, event_types: &[String], _: &[String]) -> Result<(), StoreError> {
-        let (module, event_types) = (module.to_owned(), event_types.to_vec());
+    async fn declare(
+        &self,
+        module: &str,
+        event_types: &[String],
+        former: &[String],
+    ) -> Result<(), StoreError> {
+        let (module, event_types, former) = (module.to_owned(), event_types.to_vec(), former.to_vec());
         self.write("declaring a queue", move |connection| {
             connection
                 .execute("INSERT INTO queues (module) VALUES (?1) ON CONFLICT DO NOTHING", [&module])?;
-            connection.execute("DELETE FROM bindings WHERE module = ?1", [&module])?;
+            for event_type in former {
+                let unbind = "DELETE FROM bindings WHERE event_type = ?1 AND module = ?2";
+                connection.execute(unbind, (event_type, &module))?;
+            }
             for event_type in event_types {
                 connection.execute(
                     "INSERT INTO bindings (event_type, module) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
