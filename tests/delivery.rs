@@ -133,6 +133,23 @@ fn a_queue_may_be_deleted_while_it_is_declared() {
     assert_eq!(up.stop(), Some(0));
 }
 
+/// However much a queue held: what was in it does not come one by one.
+#[test]
+fn all_that_a_deleted_queue_held_is_sent_again_together() {
+    const EVENTS: usize = 40;
+    let home = Home::new();
+    let file = pipeline(&home, "p.yaml", "  work: {on: [go], run: [\"true\"]}\n");
+    home.run(["module", "create", "--pipeline", file.to_str().unwrap()]).well();
+    (0..EVENTS).for_each(|_| create(&home, "go"));
+    delete_queue(&home, "work");
+    let up = home.up_with(&FAST, &file);
+    wait_for("the first", || succeeded(&home, "work") > 0);
+    // A look each second.
+    wait_up_to(Duration::from_secs(20), "all others", || succeeded(&home, "work") == EVENTS);
+    assert_eq!(up.stop(), Some(0));
+    assert_eq!(home.jobs().len(), EVENTS, "each once");
+}
+
 /// Somebody who changes what a module subscribes to is killed, anywhere: until the change is registered, events of before
 /// are for the module, and their messages reach it.
 fn a_change_that_was_cut_short_takes_no_message_away(home: &Home) {

@@ -42,6 +42,22 @@ struct Seen {
     walk: u64,
 }
 
+/// Whether modules' queues held messages when a round first came to one of their events. What the round itself sends
+/// again must not keep it from sending more.
+#[derive(Debug, Default)]
+struct Queues(HashMap<String, bool>);
+
+impl Queues {
+    async fn holds_messages(&mut self, ledger: &Ledger, module: &str) -> Result<bool, StoreError> {
+        if let Some(holds) = self.0.get(module) {
+            return Ok(*holds);
+        }
+        let holds = ledger.plane().bus.depth(module, 1).await?.is_some_and(|depth| depth > 0);
+        self.0.insert(module.to_owned(), holds);
+        Ok(holds)
+    }
+}
+
 /// The walk, and what it has seen.
 #[derive(Debug)]
 pub(super) struct Unclaimed {
@@ -51,15 +67,12 @@ pub(super) struct Unclaimed {
     went_on: Option<Instant>,
     pages: Option<Pages>,
     walk: u64,
-    /// Which modules' queues were empty when they were looked at in this round. What the round itself sends there is the
-    /// message of none of the events that come later in it.
-    empty: HashMap<String, bool>,
     seen: HashMap<JobId, Seen>,
 }
 
 impl Unclaimed {
     pub(super) fn new(patience: Duration) -> Self {
-        Self { patience, went_on: None, pages: None, walk: 0, empty: HashMap::new(), seen: HashMap::new() }
+        Self { patience, went_on: None, pages: None, walk: 0, seen: HashMap::new() }
     }
 
     /// Goes on with the walk for some pages, if it is time.
@@ -69,9 +82,9 @@ impl Unclaimed {
             return Ok(());
         }
         self.went_on = Some(begun);
-        self.empty.clear();
         let documents = &ledger.plane().documents;
         let mut registered = None;
+        let mut queues = Queues::default();
         while begun.elapsed() < ROUND {
             let pages = self.pages.get_or_insert_with(Ledger::unclaimed_events);
             let Some(page) = pages.next(&**documents).await? else {
@@ -85,7 +98,7 @@ impl Unclaimed {
                 Some(registered) => registered,
                 None => registered.insert(ledger.registered().await?),
             };
-            self.look_at(ledger, registered, page).await?;
+            self.look_at(ledger, registered, &mut queues, page).await?;
         }
         Ok(())
     }
@@ -94,6 +107,7 @@ impl Unclaimed {
         &mut self,
         ledger: &Ledger,
         registered: &Registered,
+        queues: &mut Queues,
         page: Vec<Value>,
     ) -> Result<(), LedgerError> {
         let documents = &ledger.plane().documents;
@@ -122,7 +136,7 @@ impl Unclaimed {
         }
         for (event, missing) in unclaimed {
             for (module, job) in missing {
-                if self.is_overdue(ledger, &module, &job).await? {
+                if self.is_overdue(ledger, queues, &module, &job).await? {
                     self.send_again(ledger, registered, &event, &module, &job).await?;
                 }
             }
@@ -131,7 +145,13 @@ impl Unclaimed {
     }
 
     /// Whether an event has been unclaimed for so long that its message must be lost.
-    async fn is_overdue(&mut self, ledger: &Ledger, module: &str, job: &JobId) -> Result<bool, StoreError> {
+    async fn is_overdue(
+        &mut self,
+        ledger: &Ledger,
+        queues: &mut Queues,
+        module: &str,
+        job: &JobId,
+    ) -> Result<bool, StoreError> {
         let now = Instant::now();
         let walk = self.walk;
         if self.seen.len() >= REMEMBERED_MAX && !self.seen.contains_key(job) {
@@ -144,17 +164,10 @@ impl Unclaimed {
         if stood < doubled(self.patience) {
             return Ok(false);
         }
-        let patience = self.patience;
-        let overdue_behind_others = stood >= doubled(BEHIND_OTHERS.max(patience));
-        let is_empty = match self.empty.get(module) {
-            Some(is_empty) => *is_empty,
-            None => {
-                let is_empty = matches!(ledger.plane().bus.depth(module, 1).await?, Some(0) | None);
-                self.empty.insert(module.to_owned(), is_empty);
-                is_empty
-            }
-        };
-        Ok(is_empty || overdue_behind_others)
+        match queues.holds_messages(ledger, module).await? {
+            true => Ok(stood >= doubled(BEHIND_OTHERS.max(self.patience))),
+            false => Ok(true),
+        }
     }
 
     async fn send_again(
