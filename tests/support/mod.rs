@@ -7,6 +7,7 @@
     reason = "tests start programs, wait, and say why they failed"
 )]
 
+pub mod books;
 pub mod cgroup;
 pub mod chains;
 pub mod cluster;
