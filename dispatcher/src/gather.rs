@@ -23,12 +23,15 @@ pub enum Readiness {
     Waiting(WaitsFor),
 }
 
-/// Reads the correlation and says whether the gathering job of `module` on the event `root` may start.
+/// Reads the correlation and says whether the gathering job of `module` on the event `root` may start. `registered` was read
+/// before.
 ///
 /// # Guarantees
 /// Never early. Jobs are read before events: a job that is final in the first reading has all its events in the
 /// second, and one that is not keeps the answer at [`Readiness::Waiting`]. Read the other way round, an event
-/// committed between the readings by a job that ended between them would be missed.
+/// committed between the readings by a job that ended between them would be missed. The registry is read again after both,
+/// and nothing is concluded if it has changed: an event that was committed between the readings may be for a module that
+/// `registered` does not know, and a module that it does not name any more may have begun to work on one.
 pub async fn readiness(
     ledger: &Ledger,
     waiting: &JobRecord,
@@ -39,7 +42,11 @@ pub async fn readiness(
     let filter = JobFilter { correlation: Some(correlation.clone()), ..JobFilter::default() };
     let jobs = ledger.list(&filter, usize::MAX >> 1).await?;
     let events = ledger.events_of(&correlation).await?;
-    Ok(judge(waiting, module, registered, &jobs, &events))
+    let readiness = judge(waiting, module, registered, &jobs, &events);
+    if matches!(readiness, Readiness::Ready(_)) && !ledger.is_still(registered).await? {
+        return Ok(Readiness::Waiting { open: 1, dead: 0 });
+    }
+    Ok(readiness)
 }
 
 /// The pure part of [`readiness`].

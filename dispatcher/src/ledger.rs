@@ -224,6 +224,15 @@ impl Ledger {
         Ok(registered)
     }
 
+    /// Whether the same modules are registered still as when `registered` was read, and were all the time.
+    ///
+    /// # Errors
+    /// When the documents cannot be read.
+    pub async fn is_still(&self, registered: &Registered) -> Result<bool, StoreError> {
+        // Every change raises its version.
+        Ok(Registry::read(&self.plane.documents).await? == registered.registry)
+    }
+
     /// One module.
     pub async fn module(&self, name: &str) -> Result<Option<Module>, StoreError> {
         self.plane.documents.get_as(Collection::Modules, name).await

@@ -147,7 +147,7 @@ impl Trace {
     }
 }
 
-/// Reads a correlation. Jobs before events, for the reason that [`readiness`] gives.
+/// Reads a correlation. Jobs before events, and the registry before and after both, for the reason that [`readiness`] gives.
 pub async fn status(
     ledger: &Ledger,
     correlation: &str,
@@ -190,6 +190,7 @@ pub async fn status(
     }
     let unpublished = events.iter().any(|event| event.publication == Publication::Unpublished);
     let ended = unclaimed.is_empty() && open == 0 && !unpublished && !events.is_empty();
+    let ended = ended && ledger.is_still(registered).await?;
     let room = UNDER_WAY - under_way.len();
     under_way.extend(unclaimed.iter().take(room).cloned());
     Ok(Status { events, jobs, unclaimed: unclaimed.len(), waits_for, held_back, ended, under_way })
