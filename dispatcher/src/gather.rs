@@ -58,19 +58,25 @@ fn judge(
     events: &[Event],
 ) -> Readiness {
     let below = below(waiting, events);
-    let jobs: BTreeMap<(&str, &str), &JobRecord> =
-        jobs.iter().map(|job| ((job.event_id.as_str(), job.module.as_str()), job)).collect();
     let gathered = module.gather.as_deref().unwrap_or_default();
+    // Another gathering module counts as work below only if what it makes can be gathered here; two that
+    // cannot feed each other would otherwise wait for each other.
+    let counts = |other: &Module| {
+        let feeds = || reachable(&registered.modules, &other.emits).contains(gathered);
+        other.gather.is_none() || (other.name != module.name && feeds())
+    };
+    let mut jobs_of: BTreeMap<&str, BTreeMap<&str, &JobRecord>> = BTreeMap::new();
+    for job in jobs {
+        jobs_of.entry(job.event_id.as_str()).or_default().insert(&job.module, job);
+    }
     let (mut open, mut dead, mut without) = (Vec::new(), Vec::new(), Without::default());
     for event in &below {
+        let mut jobs = jobs_of.remove(event.id.as_str()).unwrap_or_default();
         for other in registered.expected(event) {
-            // Another gathering module counts as work below only if what it makes can be gathered here; two that
-            // cannot feed each other would otherwise wait for each other.
-            let feeds = || reachable(&registered.modules, &other.emits).contains(gathered);
-            if other.gather.is_some() && (other.name == module.name || !feeds()) {
+            let job = jobs.remove(other.name.as_str());
+            if !counts(other) {
                 continue;
             }
-            let job = jobs.get(&(event.id.as_str(), other.name.as_str()));
             let open_job = || OpenJob {
                 job: job.map_or_else(|| JobId::derive(&event.id, &other.name), |job| job.id.clone()),
                 module: other.name.clone(),
@@ -87,6 +93,14 @@ fn judge(
                 Some(_) | None => open.push(open_job()),
             }
         }
+        // The event is not for their modules any more: these went, or went and came again.
+        let former = jobs.into_values().filter(|job| goes_on(job, registered.module(&job.module)));
+        let former = former.filter(|job| registered.module(&job.module).is_none_or(counts));
+        open.extend(former.map(|job| OpenJob {
+            job: job.id.clone(),
+            module: job.module.clone(),
+            state: Some(job.state),
+        }));
     }
     if open.len() + dead.len() > 0 {
         let (open_jobs, dead_jobs) = (open.len(), dead.len());
@@ -95,6 +109,13 @@ fn judge(
     }
     let gathered = below.into_iter().filter(|event| event.event_type == gathered);
     Readiness::Ready(gathered.cloned().collect(), without)
+}
+
+/// Whether a job may still commit something: what runs goes on to its end without its module, and what is queued is taken if
+/// there is a module of that name.
+fn goes_on(job: &JobRecord, module: Option<&Module>) -> bool {
+    let has_to_tell = job.state == JobState::Succeeded && job.outbox;
+    job.state.is_active() || has_to_tell || (module.is_some() && !job.state.is_final())
 }
 
 /// The job's event and all that came of it, by time and id; but for what an earlier attempt of the job itself has
