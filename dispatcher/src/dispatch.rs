@@ -503,6 +503,9 @@ impl Shared {
                     let job = self.note_without(job, without).await;
                     jobs.spawn(self.clone().run(module.clone(), job, *event, Some(gathered), slot));
                 }
+                // What runs of it goes on as it began. Put back, its attempt's number would be given to another attempt, which
+                // would find the former one's pod, with what that has gathered, and take it for its own.
+                Ok(Materials::WaitsAgain) if adopted => self.leave(&job).await,
                 Ok(Materials::WaitsAgain) => {
                     if let Err(error) = self.ledger.advance(&job, &Happening::WaitsAgain).await {
                         tracing::warn!(job = %job.id, error = chain(&error), "that it waits again was not written");
