@@ -588,10 +588,17 @@ impl Shared {
                     let due = renewed.elapsed() >= self.settings.lease / 3;
                     // The lease counts from before the write: it may have been seen before the answer comes.
                     let asked = Instant::now();
-                    let seen = if due {
-                        self.ledger.advance(job, &Happening::Renewed).await
-                    } else {
-                        self.ledger.get(&job.id).await
+                    let seen = async {
+                        match due {
+                            true => self.ledger.advance(job, &Happening::Renewed).await,
+                            false => self.ledger.get(&job.id).await,
+                        }
+                    };
+                    // A store that does not answer at all must not keep it from giving the job up in time.
+                    let Ok(seen) = tokio::time::timeout(self.patience(renewed), seen).await else {
+                        tracing::warn!(job = %job.id, "the lease could not be renewed: the store does not answer");
+                        stop.send_replace(Some(Stop::LostLease));
+                        continue;
                     };
                     match seen {
                         Ok(record) if record.attempt != job.attempt || record.holder != job.holder => {
@@ -620,6 +627,13 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// How long the store may take to answer whoever has renewed a lease then: three quarters of the lease after that, which
+    /// is before others may take the job. It has a moment in any case, as nobody may have taken it.
+    fn patience(&self, renewed: Instant) -> Duration {
+        let lease = self.settings.lease;
+        (lease * 3 / 4).saturating_sub(renewed.elapsed()).max(lease / 12)
     }
 
     /// Writes that the attempt runs: what a pod commits counts only then. Whether that was done.
