@@ -1,5 +1,8 @@
 //! The job ledger: the only truth about jobs. Every write names the version it read, so a stale one is refused.
 
+#[cfg(test)]
+mod model;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ionfs::clock::{self, Millis, millis};
@@ -35,6 +38,15 @@ pub type Lease = (u32, Millis);
 /// and whoever takes it looks once in a sixth, so that the job is taken within the lease and never before it was given up.
 fn taken_after(lease: Millis) -> Millis {
     lease / 6 * 5
+}
+
+/// Whether others may take a job over whose lease they have seen to stand still for so long; `over`: by the clock it has
+/// ended, wherever that was written. `ledger/model.rs` explores what clocks, stores and dispatchers may do meanwhile.
+fn is_expired(lease: Millis, stood: Millis, over: bool) -> bool {
+    let watched = taken_after(lease);
+    // A lease of a day, as `ion-handler` takes, is not watched for a day. The clock alone proves nothing, as it may
+    // have stepped: so long without a renewal is required besides.
+    stood >= if over { watched.min(WATCHED_MAX) } else { watched }
 }
 
 /// Why the ledger did not do something.
@@ -425,11 +437,7 @@ impl Ledger {
         let active = self.active().await?;
         let stood = seen.look(active.iter().map(|job| (job.id.to_string(), (job.attempt, job.due))));
         let expired = active.into_iter().zip(stood).filter(|(job, stood)| {
-            let watched = taken_after(job.term);
-            // A lease of a day, as `ion-handler` takes, is not watched for a day. The clock alone proves nothing, as it may
-            // have stepped: so long without a renewal is required besides.
-            let over = clock::has_passed_everywhere(job.due);
-            millis(*stood) >= if over { watched.min(WATCHED_MAX) } else { watched }
+            is_expired(job.term, millis(*stood), clock::has_passed_everywhere(job.due))
         });
         Ok(expired.map(|(job, _)| job).collect())
     }
