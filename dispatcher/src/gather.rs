@@ -4,6 +4,9 @@
 //! nothing is lost with a dispatcher; whoever sees that all has ended moves it to *queued* by one conditional write,
 //! so it fires once.
 
+#[cfg(test)]
+mod model;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use ionfs::event::Event;
@@ -32,6 +35,7 @@ pub enum Readiness {
 /// committed between the readings by a job that ended between them would be missed. The registry is read again after both,
 /// and nothing is concluded if it has changed: an event that was committed between the readings may be for a module that
 /// `registered` does not know, and a module that it does not name any more may have begun to work on one.
+/// `gather/model.rs` explores every order of these readings and of all that may happen between them.
 pub async fn readiness(
     ledger: &Ledger,
     waiting: &JobRecord,

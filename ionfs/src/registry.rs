@@ -113,6 +113,11 @@ impl Registry {
         self.modules.iter().filter(|(name, entry)| entry.is_for(name, event)).map(|(name, _)| name.as_str())
     }
 
+    /// Its version: every change raises it.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
     /// What is registered under a name.
     pub fn registration(&self, name: &str) -> Option<&Registration> {
         self.modules.get(name)
@@ -139,7 +144,7 @@ impl Registry {
     }
 
     /// The registry in which a module subscribes to these types, and to no others; none: it does already.
-    fn with(&self, module: &str, on: &[String], definition: &str) -> Option<Self> {
+    pub fn with(&self, module: &str, on: &[String], definition: &str) -> Option<Self> {
         let mut after = Self { version: self.version + 1, ..self.clone() };
         let since = self.modules.get(module).map_or(after.version, |registered| registered.since);
         let registered = Registration { on: on.to_vec(), since, definition: definition.to_owned() };
@@ -148,7 +153,7 @@ impl Registry {
     }
 
     /// The registry without a module; none: it is not there.
-    fn without(&self, module: &str) -> Option<Self> {
+    pub fn without(&self, module: &str) -> Option<Self> {
         let mut after = Self { version: self.version + 1, ..self.clone() };
         after.modules.remove(module).map(|_| after)
     }
