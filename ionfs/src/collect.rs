@@ -16,7 +16,11 @@
 //! - A reference to an ancestor's blob: the ancestor's own document names it, in the same correlation.
 //!
 //! What has no job (the files of `ion event create`, before its one insert), and a write that a store carries out long
-//! after it stopped answering, is younger than the grace period. `commit/model.rs` explores `gc` beside all else.
+//! after it stopped answering, is younger than the grace period. `commit/model.rs` explores `gc` beside all else, and
+//! `collect/model.rs` its pages beside commits whose clocks differ.
+
+#[cfg(test)]
+mod model;
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
