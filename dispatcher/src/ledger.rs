@@ -34,8 +34,9 @@ const WATCHED_MAX: Millis = 600_000;
 /// What changes while a job's holder lives: the attempt, and `due`, which every renewal moves.
 pub type Lease = (u32, Millis);
 
-/// When others may take a job over, counted from its last renewal: its holder gives it up after two thirds of the lease,
-/// and whoever takes it looks once in a sixth, so that the job is taken within the lease and never before it was given up.
+/// When others may take a job over, counted from when they saw its last renewal: its holder gives it up before three quarters
+/// of the lease are over. Whoever takes it looks once in a sixth, so it is taken within a lease and a sixth, and never before
+/// it was given up.
 fn taken_after(lease: Millis) -> Millis {
     lease / 6 * 5
 }

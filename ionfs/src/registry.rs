@@ -113,11 +113,6 @@ impl Registry {
         self.modules.iter().filter(|(name, entry)| entry.is_for(name, event)).map(|(name, _)| name.as_str())
     }
 
-    /// Its version: every change raises it.
-    pub fn version(&self) -> u64 {
-        self.version
-    }
-
     /// What is registered under a name.
     pub fn registration(&self, name: &str) -> Option<&Registration> {
         self.modules.get(name)
