@@ -24,6 +24,8 @@ pub enum Readiness {
     Ready(Vec<Event>, Without),
     /// Not yet.
     Waiting(WaitsFor),
+    /// Modules have come, changed or gone while it was judged: it has to be judged again.
+    Unsettled,
 }
 
 /// Reads the correlation and says whether the gathering job of `module` on the event `root` may start. `registered` was read
@@ -47,8 +49,8 @@ pub async fn readiness(
     let jobs = ledger.list(&filter, usize::MAX >> 1).await?;
     let events = ledger.events_of(&correlation).await?;
     let readiness = judge(waiting, module, registered, &jobs, &events);
-    if matches!(readiness, Readiness::Ready(_)) && !ledger.is_still(registered).await? {
-        return Ok(Readiness::Waiting { open: 1, dead: 0 });
+    if matches!(readiness, Readiness::Ready(..)) && !ledger.is_still(registered).await? {
+        return Ok(Readiness::Unsettled);
     }
     Ok(readiness)
 }

@@ -182,7 +182,7 @@ pub async fn status(
                     open += usize::from(!is_held_back);
                     waits_for.insert(job.id.clone(), what);
                 }
-                Readiness::Ready(..) => open += 1,
+                Readiness::Ready(..) | Readiness::Unsettled => open += 1,
             },
             _ if is_open(job) => open += 1,
             _ => {}

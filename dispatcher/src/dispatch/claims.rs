@@ -43,7 +43,7 @@ impl Shared {
             Readiness::Ready(gathered, without) => {
                 Materials::Ready(Box::new(event), Some((gathered, without)))
             }
-            Readiness::Waiting(_) => Materials::WaitsAgain,
+            Readiness::Waiting(_) | Readiness::Unsettled => Materials::WaitsAgain,
         })
     }
 

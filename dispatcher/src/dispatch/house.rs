@@ -91,6 +91,7 @@ impl Shared {
                             self.served.ring(&job.module);
                         }
                     }
+                    Readiness::Unsettled => {}
                     Readiness::Waiting(now) => self.note_waiting(&mut house.noted, &job, now).await,
                 }
             }

@@ -198,10 +198,13 @@ mod tests {
 
     use super::*;
 
+    /// A client, what it sends, and the names it means: of the field, of the file.
+    type Sent = (&'static str, &'static [u8], Option<&'static str>, Option<&'static str>);
+
     /// What clients send, as their sources and captures have it, and what they mean.
     #[test]
     fn names_are_what_their_clients_mean() {
-        let cases: &[(&str, &[u8], Option<&str>, Option<&str>)] = &[
+        let cases: &[Sent] = &[
             ("browsers, curl", b"form-data; name=\"f\"; filename=\"a b.txt\"", Some("f"), Some("a b.txt")),
             (
                 "browsers",

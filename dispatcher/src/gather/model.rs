@@ -154,7 +154,7 @@ impl Plane {
                 state.changes = state.changes.checked_sub(1)?;
                 let before = self.registry(state.registry);
                 let on = self.modules.iter().find(|module| module.name == *name)?.subscribes();
-                state.registry = self.known_as(before.without(name).or_else(|| before.with(name, &on))?);
+                state.registry = self.known_as(before.without(name).or_else(|| before.with(name, &on, ""))?);
                 Some(())
             });
         }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use ionfs::event::{Event, Publication};
 use ionfs::id::{CorrelationId, EventId, JobId};
-use ionfs::record::{JobRecord, JobState};
+use ionfs::record::{JobRecord, JobState, Without};
 use ionfs::registry::Registry;
 use serde_json::json;
 
@@ -54,7 +54,7 @@ impl Plane {
         let mut registry: Registry = serde_json::from_value(empty).unwrap();
         for name in scenario.registered {
             let module = modules.iter().find(|module| module.name == *name).unwrap();
-            registry = registry.with(name, &module.subscribes()).unwrap();
+            registry = registry.with(name, &module.subscribes(), "").unwrap();
         }
         Self {
             scenario,
@@ -160,11 +160,11 @@ impl Plane {
         let module = registered.modules.iter().find(|module| module.name == "all").unwrap().clone();
         registered.modules.sort_by(|a, b| a.name.cmp(&b.name));
         match judge(&waiting, &module, &registered, &jobs, &events) {
-            Readiness::Ready(gathered) => {
+            Readiness::Ready(gathered, _) => {
                 let number = |event: &Event| event.id.as_str()[1..].parse::<usize>().unwrap();
                 Some(gathered.iter().fold(0, |all, event| all | 1 << number(event)))
             }
-            Readiness::Waiting { .. } => None,
+            Readiness::Waiting(_) | Readiness::Unsettled => None,
         }
     }
 }
@@ -197,6 +197,8 @@ impl Job {
             outbox: self.outbox,
             failures: 0,
             losses: 0,
+            waits_for: None,
+            without: Without::default(),
         }
     }
 }
