@@ -161,9 +161,6 @@ fn a_change_that_was_cut_short_takes_no_message_away(home: &Home) {
         let words = ["module", "create", "--pipeline", after.to_str().unwrap()];
         let killed = home.run_with(&[("ION_FAILPOINTS", &format!("{at}=1"))], words);
         assert_eq!(killed.code, None, "{killed:#?}");
-        if at == "module.defined" {
-            wait_for("the dispatcher to serve the new definition", || served.log().contains("has changed"));
-        }
         let before = succeeded(home, "work");
         create(home, "go");
         // Long before the lease is over, after which it would be sent again.
@@ -177,6 +174,29 @@ fn a_change_that_was_cut_short_takes_no_message_away(home: &Home) {
     wait_for("what it subscribes to now", || succeeded(home, "work") == before + 1);
     assert_eq!(served.stop(), Some(0));
     assert_eq!(home.jobs().len(), before + 1);
+}
+
+/// A dispatcher makes a queue anew that somebody has deleted, and yet none is left of a module that is gone.
+#[test]
+fn a_module_that_is_deleted_while_it_is_served_leaves_no_queue() {
+    let (rabbit, mongo) = (Rabbit::start(), Mongo::start());
+    let mut home = Home::new();
+    home.env = vec![("ION_BUS".into(), rabbit.url.clone()), ("ION_DOCUMENTS".into(), mongo.url.clone())];
+    let file = pipeline(
+        &home,
+        "p.yaml",
+        "  work: {on: [go], run: [\"true\"]}\n  other: {on: [go], run: [\"true\"]}\n",
+    );
+    home.run(["module", "create", "--pipeline", file.to_str().unwrap()]).well();
+    let served = home.start("dispatch", &[]);
+    home.run(["module", "delete", "work"]).well();
+    wait_for("the dispatcher to see it", || served.log().contains("is not registered any more"));
+    let queues = || rabbit.ctl(&["list_queues", "--silent", "name"]);
+    wait_for("its queue to go", || !queues().contains("ion.module.work"));
+    create(&home, "go");
+    wait_for("the other", || succeeded(&home, "other") == 1);
+    assert!(queues().contains("ion.module.other") && !queues().contains("ion.module.work"), "{}", queues());
+    assert_eq!(served.stop(), Some(0));
 }
 
 #[test]

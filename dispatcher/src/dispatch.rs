@@ -346,6 +346,7 @@ impl Shared {
         // What the bus has sent ahead is not returned, which it would count, but left in the ledger.
         self.pause(&served, &mut *queue, &mut jobs).await;
         drop(queue);
+        self.retire_if_removed(&served).await;
         while jobs.join_next().await.is_some() {}
     }
 

@@ -1,6 +1,8 @@
 //! The job ledger: the only truth about jobs. Every write names the version it read, so a stale one is refused.
 
 #[cfg(test)]
+mod definitions;
+#[cfg(test)]
 mod model;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -48,6 +50,12 @@ fn is_expired(lease: Millis, stood: Millis, over: bool) -> bool {
     // A lease of a day, as `ion-handler` takes, is not watched for a day. The clock alone proves nothing, as it may
     // have stepped: so long without a renewal is required besides.
     stood >= if over { watched.min(WATCHED_MAX) } else { watched }
+}
+
+/// The definition that is there, if it is another one than was registered: somebody else has defined the module meanwhile,
+/// and may have registered it before.
+fn defined_otherwise(registered: &Module, defined: Option<Module>) -> Option<Module> {
+    defined.filter(|defined| defined != registered)
 }
 
 /// Why the ledger did not do something.
@@ -169,6 +177,8 @@ impl Ledger {
     /// Its queue is there first, then its definition, then the registry says that events are for it: an event that is for
     /// it finds its queue, and a reader of the registry finds how its jobs run. The queue goes on to take what the module
     /// subscribed to before until the registry says otherwise. Cut short, it is not registered, and done again it is.
+    /// Of several definitions at the same time the one that was written last stands in the end, and events are for it as
+    /// that one says.
     ///
     /// # Errors
     /// When a store does not do its part.
@@ -183,12 +193,19 @@ impl Ledger {
             self.plane.documents.put(Collection::Modules, encode(module), None).await?;
         }
         failpoint::reach("module.defined");
-        let documents = &self.plane.documents;
-        Registry::register(documents, &module.name, &subscribes, &module.fingerprint()).await?;
+        let mut registered = module.clone();
+        for _ in 0..RACES_MAX {
+            let (on, fingerprint) = (registered.subscribes(), registered.fingerprint());
+            Registry::register(&self.plane.documents, &module.name, &on, &fingerprint).await?;
+            match defined_otherwise(&registered, self.module(&module.name).await?) {
+                Some(other) => registered = other,
+                None => break,
+            }
+        }
         failpoint::reach("module.registered");
         // Unbound before, the queue would miss events that are committed until then, and that are for the module.
         if !gone.is_empty() {
-            bus.declare(&module.name, &subscribes, &gone).await?;
+            bus.declare(&module.name, &registered.subscribes(), &gone).await?;
         }
         Ok(former.filter(|former| former != module))
     }

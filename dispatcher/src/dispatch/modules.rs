@@ -1,9 +1,11 @@
 //! The modules that a dispatcher serves: those it was given, or the plane's as they come, change and go.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ionfs::errors::chain;
 use ionfs::record::JobRecord;
 use ionfs::registry::Registration;
 use tokio::sync::Notify;
@@ -62,6 +64,8 @@ pub(super) struct Served {
     pub(super) left: Mutex<Vec<JobRecord>>,
     /// It is not served any more: the dispatcher stops, or the module has changed or is gone.
     pub(super) stopping: CancellationToken,
+    /// It is gone.
+    pub(super) removed: AtomicBool,
 }
 
 /// All of them, by name.
@@ -109,6 +113,7 @@ impl Shared {
             due: Notify::new(),
             left: Mutex::default(),
             stopping: self.stopping.child_token(),
+            removed: AtomicBool::new(false),
         });
         let former = self.served.all().insert(served.module.name.clone(), served.clone());
         if let Some(former) = former {
@@ -140,6 +145,29 @@ impl Shared {
         while tasks.join_next().await.is_some() {}
     }
 
+    /// Removes the queue of a module that is gone, once nobody here receives from it: whoever did has made it anew when it was
+    /// removed.
+    pub(super) async fn retire_if_removed(&self, served: &Served) {
+        if !served.removed.load(Ordering::Relaxed) {
+            return;
+        }
+        let name = &served.module.name;
+        let retired = async {
+            // Should it be registered again at this very moment, what its queue loses is sent again.
+            match self.ledger.registered().await?.module(name) {
+                Some(_) => Ok(()),
+                None => self.ledger.plane().bus.retire(name).await,
+            }
+        };
+        if let Err(error) = retired.await {
+            tracing::warn!(
+                module = name,
+                error = chain(&error),
+                "the queue of a module that is gone was not removed"
+            );
+        }
+    }
+
     /// Tells of what others have changed about the queues, until the dispatcher stops.
     pub(super) async fn watch_queues(self: Arc<Self>) {
         let mut watch = QueueWatch::default();
@@ -167,6 +195,7 @@ impl Shared {
             names.iter().filter_map(|name| served.remove(name)).collect()
         };
         for served in gone {
+            served.removed.store(true, Ordering::Relaxed);
             served.stopping.cancel();
             let name = served.module.name.clone();
             changes.push(Notice::Module { name, now: "is not registered any more" });
