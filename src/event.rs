@@ -1,11 +1,13 @@
 //! `ion event`: create, get, peek.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use dispatcher::first::FirstEvent;
 use dispatcher::ledger::Ledger;
+use dispatcher::pipeline::Module;
 use ionfs::commit::{Refusal, create_event};
 use ionfs::errors::chain;
 use ionfs::event::{Event, KeyValue, is_event_type};
@@ -16,6 +18,12 @@ use crate::files::{StoredFiles, store_files};
 use crate::settings::Settings;
 use crate::wait::wait;
 use crate::{Failure, Outcome, Verdict, output, trace};
+
+/// From 0 to 1, how alike a type has to be to one that was not found: a slip of the finger, not another word.
+const ALIKE: f64 = 0.85;
+
+/// Types that one line names.
+const NAMED_MAX: usize = 10;
 
 /// Create events, and look at them
 #[derive(Debug, Subcommand)]
@@ -138,7 +146,7 @@ async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
         }
     };
     let correlation = &event.context.correlation_id;
-    if let Some(wanted) = belongs_to.filter(|wanted| wanted != correlation) {
+    if let Some(wanted) = belongs_to.as_ref().filter(|wanted| *wanted != correlation) {
         return Err(Failure(format!(
             "event {} is there already, in correlation {correlation} and not in {wanted}; leave --correlation out, or give another --id",
             event.id
@@ -149,16 +157,50 @@ async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
     } else {
         output::line(format!("event {} correlation {correlation}", event.id));
     }
-    match ledger.modules().await {
-        Ok(modules) if modules.iter().any(|module| module.subscribes().contains(&event.event_type)) => {}
-        Ok(_) => output::say(&format!("no module subscribes to {:?}: nothing will start", event.event_type)),
+    let starts_something = match ledger.modules().await {
+        Ok(modules) => match starts_nothing(&event.event_type, &modules) {
+            Some(said) => {
+                output::say(&said);
+                false
+            }
+            None => true,
+        },
         // It is committed all the same.
-        Err(error) => output::say(&format!("what it starts cannot be read: {}", chain(&error))),
-    }
+        Err(error) => {
+            output::say(&format!("what it starts cannot be read: {}", chain(&error)));
+            true
+        }
+    };
     if !args.wait {
         return Ok(Verdict::Well);
     }
+    // An event that belongs to a correlation may be waited for all the same.
+    if !starts_something && belongs_to.is_none() {
+        return Ok(Verdict::Failed);
+    }
     wait(settings, &ledger, correlation.as_str(), args.timeout).await
+}
+
+/// Why an event of this type starts nothing, with what may have been meant; none: it starts something.
+fn starts_nothing(event_type: &str, modules: &[Module]) -> Option<String> {
+    let types: BTreeSet<String> = modules.iter().flat_map(Module::subscribes).collect();
+    if types.contains(event_type) {
+        return None;
+    }
+    let nearest = types.iter().map(|known| (strsim::jaro_winkler(known, event_type), known));
+    let nearest = nearest.filter(|(likeness, _)| *likeness >= ALIKE).max_by(|a, b| a.0.total_cmp(&b.0));
+    let way_out = match (nearest, types.len()) {
+        (Some((_, known)), _) => format!("did you mean {known:?}?"),
+        (None, 0) => "no module is registered; `ion up PIPELINE` registers those of a file".into(),
+        (None, _) => {
+            let mut named: Vec<String> = types.iter().take(NAMED_MAX).cloned().collect();
+            if types.len() > NAMED_MAX {
+                named.push("...".into());
+            }
+            format!("modules start on {}", named.join(", "))
+        }
+    };
+    Some(format!("no module subscribes to {event_type:?}, so nothing will start: {way_out}"))
 }
 
 /// Commits an event of a chosen id; gives the stored one, which may be of an earlier call and of another correlation. Blobs
@@ -216,7 +258,19 @@ async fn peek(settings: &Settings, args: PeekArgs) -> Outcome {
 
 #[cfg(test)]
 mod tests {
-    use super::{id, pair};
+    use dispatcher::pipeline::Module;
+
+    use super::{id, pair, starts_nothing};
+
+    #[test]
+    fn a_type_that_nobody_takes_is_told_of_with_what_was_meant() {
+        let module = |on: &str| Module { on: vec![on.into()], ..Module::new(on, vec![], "/".into()) };
+        let modules = [module("new_video"), module("frame")];
+        assert_eq!(starts_nothing("frame", &modules), None);
+        assert!(starts_nothing("new_vidoe", &modules).unwrap().ends_with("did you mean \"new_video\"?"));
+        assert!(starts_nothing("report", &modules).unwrap().ends_with("modules start on frame, new_video"));
+        assert!(starts_nothing("report", &[]).unwrap().contains("no module is registered"));
+    }
 
     #[test]
     fn values_may_hold_anything_but_a_key_is_needed() {

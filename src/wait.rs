@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use dispatcher::dispatch::served_modules;
+use dispatcher::dispatch::ServedWatch;
 use dispatcher::ledger::Ledger;
 use dispatcher::progress::{Obstacle, Status, obstacles, status};
 use humantime::format_duration;
@@ -53,10 +53,11 @@ pub(crate) async fn wait(
     let deadline = Instant::now() + timeout;
     let mut shown = Shown::new(settings);
     let mut waits = Waits::new();
+    let mut served = ServedWatch::default();
     let mut away = None;
     loop {
         let begun = Instant::now();
-        match look(ledger, correlation).await {
+        match look(ledger, &mut served, correlation).await {
             Ok((now, waited_for)) => {
                 if away.take().is_some() {
                     output::say("the document store is back");
@@ -101,10 +102,14 @@ pub(crate) async fn wait(
     }
 }
 
-async fn look(ledger: &Ledger, correlation: &str) -> Result<(Status, Vec<Obstacle>), StoreError> {
+async fn look(
+    ledger: &Ledger,
+    served: &mut ServedWatch,
+    correlation: &str,
+) -> Result<(Status, Vec<Obstacle>), StoreError> {
     let registered = ledger.registered().await?;
     let now = status(ledger, correlation, &registered).await?;
-    let waited_for = obstacles(&now, &registered, &served_modules(ledger).await?);
+    let waited_for = obstacles(&now, &registered, &served.look(ledger).await?);
     Ok((now, waited_for))
 }
 

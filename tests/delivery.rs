@@ -13,6 +13,7 @@ use ionfs::id::{CorrelationId, EventId};
 use ionfs::stores::open::StoreUrls;
 use ionfs::stores::{DataPlane, Routed};
 use serde_json::Value;
+use support::http::request;
 use support::servers::{Env, Mongo, Rabbit};
 use support::{Home, faketime, wait_for, wait_up_to};
 
@@ -373,6 +374,25 @@ fn a_clock_that_was_wrong_once_lets_no_gathering_run_early() {
         home.run(["event", "create", "go", "--wait"]).well();
         assert_eq!((succeeded(&home, "slow"), succeeded(&home, "all")), (2, 1), "{wrong}");
         assert_eq!(up.stop(), Some(0));
+    }
+}
+
+/// A gateway whose clock is minutes off knows all the same who serves a chain.
+#[test]
+fn a_gateway_whose_clock_is_off_finds_who_serves_a_chain() {
+    let home = Home::new();
+    home.program("link", "#!/bin/sh\ntr a-z A-Z\n");
+    let file = pipeline(&home, "p.yaml", "  link: {on: [go], emits: [done], run: [./link], stdio: true}\n");
+    for off in ["+5m", "-5m"] {
+        let up = home.up(&file);
+        let mut other = home.on_another_host();
+        other.env.extend(clock_at(off));
+        let gateway = other.start("gateway", &["--listen", "127.0.0.1:0"]);
+        let log = gateway.log();
+        let address = log.rsplit("the gateway is at http://").next().unwrap().lines().next().unwrap();
+        let answer = request(address, "POST", "/chains/link", &[], b"loud");
+        assert_eq!((answer.status, answer.text()), (200, "LOUD".to_owned()), "{off}");
+        assert_eq!((gateway.stop(), up.stop()), (Some(0), Some(0)));
     }
 }
 

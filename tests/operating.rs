@@ -101,6 +101,21 @@ fn an_upload_whose_completion_is_not_answered_is_looked_for_or_made_anew() {
 }
 
 #[test]
+fn an_event_that_starts_nothing_is_told_as_such() {
+    let home = Home::new();
+    let empty = home.run(["event", "create", "new_video", "--wait"]);
+    assert_eq!(empty.code, Some(1), "{empty:#?}");
+    assert!(empty.stderr.contains("no module is registered; `ion up PIPELINE`"), "{empty:#?}");
+    let file = home.write("pipeline.yaml", "modules:\n  one: {on: [new_video], run: [\"true\"]}\n");
+    home.run(["module", "create", "--pipeline", file.to_str().unwrap()]).well();
+    let slip = home.run(["event", "create", "new_vidoe", "--wait"]);
+    assert_eq!(slip.code, Some(1), "{slip:#?}");
+    assert!(slip.stderr.contains("nothing will start: did you mean \"new_video\"?"), "{slip:#?}");
+    // Who does not wait may have reasons of their own.
+    home.run(["event", "create", "new_vidoe"]).well();
+}
+
+#[test]
 fn a_wait_says_what_it_waits_for() {
     let home = Home::new();
     let go = home.path().join("go");

@@ -18,7 +18,7 @@ mod modules;
 mod presence;
 mod unclaimed;
 
-pub use self::presence::served_modules;
+pub use self::presence::{ServedWatch, served_modules};
 
 use std::collections::HashMap;
 use std::path::PathBuf;

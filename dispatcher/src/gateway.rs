@@ -66,6 +66,7 @@ use self::looks::Looks;
 use self::problem::{Kind, Problem};
 use self::route::Route;
 use self::server::{Terms, serve};
+use crate::dispatch::ServedWatch;
 use crate::ledger::Ledger;
 use crate::metrics::GatewayMetrics;
 
@@ -147,6 +148,8 @@ struct Gate {
     hosts: Hosts,
     room: Room,
     looks: Looks,
+    /// Who serves chains elsewhere.
+    served: tokio::sync::Mutex<ServedWatch>,
     /// The OpenAPI document.
     document: Bytes,
     /// Where what requests bring is staged.
@@ -229,6 +232,7 @@ impl Gateway {
             ledger: Ledger::new(node.plane.clone()),
             room: Room::new(ROOM),
             looks: Looks::new(),
+            served: tokio::sync::Mutex::default(),
             document: openapi::document(&routes, &settings.tokens).to_string().into(),
             staging,
             tasks: tasks.clone(),

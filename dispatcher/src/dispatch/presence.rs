@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use ionfs::clock::{self, Millis, millis};
 use ionfs::home::private_folder;
+use ionfs::patience::Standing;
 use ionfs::stores::{Collection, Query, StoreError};
 use rustix::fs::{FlockOperation, flock};
+use serde::Deserialize;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -103,15 +105,38 @@ pub(super) async fn withdraw(ledger: &Ledger, home: &Path, id: &str) {
     let _ = std::fs::remove_file(lock_path(&home.join("dispatchers"), id));
 }
 
-/// The modules that some living dispatcher serves.
+/// Which modules living dispatchers serve, as somebody sees it who looks again and again: one lives that renews its document,
+/// whatever time it writes there.
+#[derive(Debug, Default)]
+pub struct ServedWatch(Standing<Millis>);
+
+impl ServedWatch {
+    /// The modules now. A dispatcher that is seen for the first time may have been killed lately.
+    ///
+    /// # Errors
+    /// When the documents cannot be read.
+    pub async fn look(&mut self, ledger: &Ledger) -> Result<Vec<String>, StoreError> {
+        #[derive(Deserialize)]
+        struct Dispatcher {
+            id: String,
+            seen: Millis,
+            #[serde(default)]
+            modules: Vec<String>,
+        }
+        let all = Query::equal(Collection::Dispatchers, vec![]);
+        let all: Vec<Dispatcher> = ledger.plane().documents.find_as(all).await?;
+        let stood = self.0.look(all.iter().map(|dispatcher| (dispatcher.id.clone(), dispatcher.seen)));
+        let living = all.into_iter().zip(stood).filter(|(dispatcher, stood)| {
+            *stood < GONE && !clock::has_passed_everywhere(dispatcher.seen + millis(GONE))
+        });
+        Ok(living.flat_map(|(dispatcher, _)| dispatcher.modules).collect())
+    }
+}
+
+/// The modules that some dispatcher serves that lives, or was killed within some minutes.
 ///
 /// # Errors
 /// When the documents cannot be read.
 pub async fn served_modules(ledger: &Ledger) -> Result<Vec<String>, StoreError> {
-    let documents = ledger.plane().documents.find(Query::equal(Collection::Dispatchers, vec![])).await?;
-    let living = documents
-        .iter()
-        .filter(|document| document["seen"].as_i64().is_some_and(|seen| clock::now() - seen < millis(GONE)));
-    let modules = living.flat_map(|document| document["modules"].as_array().into_iter().flatten());
-    Ok(modules.filter_map(|module| module.as_str().map(str::to_owned)).collect())
+    ServedWatch::default().look(ledger).await
 }

@@ -30,7 +30,6 @@ use super::problem::{Kind, Problem};
 use super::route::{Access, InPath, Route, query};
 use super::{Shared, file, intake, openapi};
 use crate::chain::{Chains, End, Failure, Run, Running, STDIN, Stored, steps};
-use crate::dispatch::served_modules;
 use crate::first::FirstEvent;
 use crate::ledger::LedgerError;
 use crate::pipeline::Module;
@@ -274,7 +273,8 @@ async fn run_elsewhere(
     ids: (EventId, CorrelationId),
     body: Body,
 ) -> Result<Response, Problem> {
-    if !gate.in_time(served_modules(&gate.ledger)).await?.contains(&module.name) {
+    let served = async { gate.served.lock().await.look(&gate.ledger).await };
+    if !gate.in_time(served).await?.contains(&module.name) {
         let detail = format!("no dispatcher serves chain {:?}; start one with `ion up`", module.name);
         return Err(Problem::new(Kind::Busy, detail));
     }
