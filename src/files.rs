@@ -1,16 +1,37 @@
 //! Files and folders named on the command line become files of an event.
+//!
+//! All of them are found and looked at before the first is stored: what cannot be kept is refused by name, and nothing has
+//! happened.
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::fs::Metadata;
+use std::io;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use ionfs::commit::check_directories;
-use ionfs::event::FileEntry;
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use indicatif::{ProgressBar, ProgressStyle};
+use ionfs::commit::{FileNames, check_directories};
+use ionfs::event::{FileEntry, clean_path};
+use ionfs::limits::Limits;
 use ionfs::stores::DataPlane;
-use ionfs::upload::{in_tries, store_path, try_suffix};
+use ionfs::upload::{UploadError, in_tries, open_regular, store_open, try_suffix};
 
 use crate::{Failure, output};
+
+/// Files that are stored side by side: each waits for its own answer of the store, and takes some megabytes.
+const AT_A_TIME: usize = 16;
+
+/// How often a pipe or a log is told how far it is. A terminal has a bar.
+const SAY_EVERY: Duration = Duration::from_secs(5);
+
+/// How often the bar moves.
+const MOVE_EVERY: Duration = Duration::from_millis(200);
 
 /// What was stored.
 #[derive(Debug, Default)]
@@ -24,8 +45,16 @@ pub(crate) struct StoredFiles {
 /// What was found of the files and folders that were named.
 #[derive(Debug, Default)]
 struct FoundFiles {
-    files: Vec<(PathBuf, String)>,
+    files: Vec<FoundFile>,
     empty: Vec<String>,
+    names: FileNames,
+    bytes: u64,
+}
+
+#[derive(Debug)]
+struct FoundFile {
+    path: PathBuf,
+    name: String,
 }
 
 /// Stores what `PATH` or `PATH=NAME` name: a file, or all that is below a folder.
@@ -36,41 +65,44 @@ pub(crate) async fn store_files(
 ) -> Result<StoredFiles, Failure> {
     let mut found = FoundFiles::default();
     for text in named {
-        let (path, name) = path_and_name(text)?;
-        if path.is_dir() {
-            found.walk(&path, name.as_deref().unwrap_or_default())?;
-        } else {
-            let name = match name {
-                Some(name) => name,
-                None => match path.file_name() {
-                    Some(own) => utf8(own, &path)?.to_owned(),
-                    None => return Err(Failure(format!("{} has no file name", path.display()))),
-                },
-            };
-            found.files.push((path, name));
-        }
+        found.add(text)?;
     }
     check_directories(&found.empty).map_err(Failure)?;
-    let bar = progress(found.files.len());
-    let mut files = Vec::with_capacity(found.files.len());
-    for (n, (path, name)) in found.files.iter().enumerate() {
-        bar.set_message(output::of_others(name));
-        let store = |number| {
-            // A number keeps apart two files that were given one name.
-            let key = format!("{prefix}/{n}{}/{name}", try_suffix(number));
-            store_path(&*plane.blobs, key, name.clone(), path)
-        };
-        files.push(in_tries(store).await?);
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
-    let mut names = HashSet::new();
-    match files.iter().find(|entry| !names.insert(entry.name.as_str())) {
-        Some(twice) => {
-            Err(Failure(format!("two files would be {:?}; give one another name with PATH=NAME", twice.name)))
+    let FoundFiles { files, empty, bytes, .. } = found;
+    let progress = Arc::new(Progress::new(files.len(), bytes));
+    let shown = tokio::spawn(progress.clone().show());
+    let store = |(n, file): (usize, FoundFile)| {
+        store_one(plane.clone(), format!("{prefix}/{n}"), n, file, progress.clone())
+    };
+    let stored = stream::iter(files.into_iter().enumerate()).map(store).buffered(AT_A_TIME);
+    let stored = stored.try_collect().await;
+    shown.abort();
+    progress.bar.finish_and_clear();
+    Ok(StoredFiles { files: stored?, directories: empty })
+}
+
+async fn store_one(
+    plane: DataPlane,
+    key: String,
+    n: usize,
+    file: FoundFile,
+    progress: Arc<Progress>,
+) -> Result<FileEntry, UploadError> {
+    let FoundFile { path, name } = file;
+    let moved = progress.begin(n);
+    let store = |number| {
+        // A number keeps apart two files that were given one name.
+        let key = format!("{key}{}/{name}", try_suffix(number));
+        let (blobs, name, path, moved) = (&*plane.blobs, name.clone(), &path, &*moved);
+        async move {
+            let file = open_regular(path)?;
+            moved.store(0, Ordering::Relaxed);
+            store_open(blobs, key, name, file, moved).await
         }
-        None => Ok(StoredFiles { files, directories: found.empty }),
-    }
+    };
+    let stored = in_tries(store).await;
+    progress.end(n, stored.as_ref().map_or(0, |entry| entry.size));
+    stored
 }
 
 /// A path of any bytes, and the name it is to have. A path that is there is taken whole, though it may hold a `=`.
@@ -100,33 +132,211 @@ fn utf8<'n>(name: &'n OsStr, path: &Path) -> Result<&'n str, Failure> {
     })
 }
 
+fn look(path: &Path) -> Result<Metadata, Failure> {
+    path.metadata().map_err(|error| Failure(format!("{path:?} cannot be read: {error}")))
+}
+
 impl FoundFiles {
-    fn walk(&mut self, folder: &Path, prefix: &str) -> Result<(), Failure> {
-        let mut entries: Vec<_> = std::fs::read_dir(folder)?.collect::<Result<_, _>>()?;
-        if entries.is_empty() && !prefix.is_empty() {
-            self.empty.push(prefix.to_owned());
+    /// What one word of the command names.
+    fn add(&mut self, text: &OsStr) -> Result<(), Failure> {
+        let (path, name) = path_and_name(text)?;
+        let metadata = look(&path)?;
+        if metadata.is_dir() {
+            let prefix = match name.as_deref() {
+                // All that is in it, without a folder around it.
+                None => String::new(),
+                Some(name)
+                    if name.split('/').all(|part| part == "." || part.is_empty())
+                        && !name.starts_with('/') =>
+                {
+                    String::new()
+                }
+                Some(name) => below(name, &path)?,
+            };
+            return self.walk(path, prefix);
         }
-        entries.sort_by_key(std::fs::DirEntry::file_name);
-        for entry in entries {
-            let (own, path) = (entry.file_name(), entry.path());
+        let own = || match path.file_name() {
+            Some(own) => utf8(own, &path),
+            None => Err(Failure(format!("{path:?} has no file name; give it one with PATH=NAME"))),
+        };
+        let name = match name {
+            // Into a folder, as `cp` has it.
+            Some(folder) if folder.ends_with('/') => format!("{folder}{}", own()?),
+            Some(name) => name,
+            None => own()?.to_owned(),
+        };
+        let name = below(&name, &path)?;
+        self.add_file(path, &metadata, name)
+    }
+
+    fn add_file(&mut self, path: PathBuf, metadata: &Metadata, name: String) -> Result<(), Failure> {
+        let kind = metadata.file_type();
+        if !kind.is_file() {
+            let what = match kind {
+                kind if kind.is_fifo() => "a pipe",
+                kind if kind.is_socket() => "a socket",
+                kind if kind.is_char_device() || kind.is_block_device() => "a device",
+                _ => "no file",
+            };
+            return Err(Failure(format!(
+                "{path:?} is {what}, and an event has regular files only: leave it out, or write what it gives to a file"
+            )));
+        }
+        Limits::default().may_name(&name).map_err(Failure)?;
+        self.names.add(&name).map_err(Failure)?;
+        self.bytes += metadata.len();
+        self.files.push(FoundFile { path, name });
+        Ok(())
+    }
+
+    /// All that is below a folder. Links are followed, but for those that lead back to a folder they are in.
+    fn walk(&mut self, folder: PathBuf, prefix: String) -> Result<(), Failure> {
+        let mut open = vec![Level::of(folder, prefix)?];
+        while let Some(level) = open.last_mut() {
+            let Some(own) = level.names.pop() else {
+                open.pop();
+                continue;
+            };
+            let path = level.folder.join(&own);
             let own = utf8(&own, &path)?;
-            let name = if prefix.is_empty() { own.to_owned() } else { format!("{prefix}/{own}") };
-            if path.is_dir() {
-                self.walk(&path, &name)?;
-            } else {
-                self.files.push((path, name));
+            let name =
+                if level.prefix.is_empty() { own.to_owned() } else { format!("{}/{own}", level.prefix) };
+            let metadata = look(&path)?;
+            if !metadata.is_dir() {
+                self.add_file(path, &metadata, name)?;
+                continue;
             }
+            let deeper = Level::of(path, name)?;
+            if let Some(around) = open.iter().find(|level| level.id == deeper.id) {
+                return Err(Failure(format!(
+                    "{:?} leads back to {:?}, which it is in: remove the link, or name files one by one",
+                    deeper.folder, around.folder
+                )));
+            }
+            if deeper.names.is_empty() {
+                self.names.add_folder(&deeper.prefix).map_err(Failure)?;
+                self.empty.push(deeper.prefix.clone());
+            }
+            open.push(deeper);
         }
         Ok(())
     }
 }
 
-/// A bar for long work on a terminal; nothing in a pipe.
-fn progress(total: usize) -> indicatif::ProgressBar {
-    let style = indicatif::ProgressStyle::with_template("{spinner} storing {pos}/{len} {msg}");
-    let bar = indicatif::ProgressBar::new(total as u64);
-    match style {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
+/// A folder that is being gone through.
+struct Level {
+    folder: PathBuf,
+    /// What names below it begin with.
+    prefix: String,
+    /// Device and inode.
+    id: (u64, u64),
+    /// What is in it and was not looked at, the first one last.
+    names: Vec<OsString>,
+}
+
+impl Level {
+    fn of(folder: PathBuf, prefix: String) -> Result<Self, Failure> {
+        let read = || {
+            let metadata = folder.metadata()?;
+            let names = std::fs::read_dir(&folder)?.map(|entry| entry.map(|entry| entry.file_name()));
+            Ok::<_, io::Error>(((metadata.dev(), metadata.ino()), names.collect::<Result<Vec<_>, _>>()?))
+        };
+        let (id, mut names) =
+            read().map_err(|error| Failure(format!("{folder:?} cannot be read: {error}")))?;
+        names.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(Self { folder, prefix, id, names })
     }
+}
+
+/// A name that people gave, as a path below `in/data`.
+fn below(name: &str, path: &Path) -> Result<String, Failure> {
+    clean_path(name).ok_or_else(|| {
+        Failure(format!(
+            "{path:?} cannot be called {name:?}: a path below in/data is needed, as in `a.txt` or `scans/a.txt`"
+        ))
+    })
+}
+
+/// How far the storing is.
+#[derive(Debug)]
+struct Progress {
+    files: usize,
+    bytes: u64,
+    done: Mutex<Done>,
+    bar: ProgressBar,
+}
+
+#[derive(Debug, Default)]
+struct Done {
+    files: usize,
+    bytes: u64,
+    /// Bytes of each that is being stored.
+    active: BTreeMap<usize, Arc<AtomicU64>>,
+}
+
+impl Progress {
+    /// Of so many files that have so many bytes.
+    fn new(files: usize, bytes: u64) -> Self {
+        let template = "storing {msg}  {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
+        let bar = ProgressBar::new(bytes);
+        let bar = match ProgressStyle::with_template(template) {
+            Ok(style) => bar.with_style(style),
+            Err(_) => bar,
+        };
+        Self { files, bytes, done: Mutex::default(), bar }
+    }
+
+    fn done(&self) -> std::sync::MutexGuard<'_, Done> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self, n: usize) -> Arc<AtomicU64> {
+        self.done().active.entry(n).or_default().clone()
+    }
+
+    fn end(&self, n: usize, bytes: u64) {
+        let mut done = self.done();
+        done.active.remove(&n);
+        done.files += 1;
+        done.bytes += bytes;
+    }
+
+    /// Shows it until it is ended: a bar on a terminal, a line now and then elsewhere.
+    async fn show(self: Arc<Self>) {
+        let begun = Instant::now();
+        let mut said = begun;
+        loop {
+            tokio::time::sleep(MOVE_EVERY).await;
+            let (files, bytes) = {
+                let done = self.done();
+                let active: u64 = done.active.values().map(|moved| moved.load(Ordering::Relaxed)).sum();
+                (done.files, (done.bytes + active).min(self.bytes))
+            };
+            self.bar.set_message(format!("{files}/{} files", self.files));
+            self.bar.set_position(bytes);
+            if !output::is_terminal() && said.elapsed() >= SAY_EVERY {
+                said = Instant::now();
+                output::say(&in_words((files, self.files), (bytes, self.bytes), begun.elapsed()));
+            }
+        }
+    }
+}
+
+fn in_words(files: (usize, usize), bytes: (u64, u64), took: Duration) -> String {
+    let rate = bytes.0 as f64 / took.as_secs_f64().max(0.001);
+    let left = match rate {
+        rate if rate >= 1.0 => {
+            let left = Duration::from_secs(((bytes.1 - bytes.0) as f64 / rate) as u64);
+            format!(", about {} left", humantime::format_duration(left))
+        }
+        _ => String::new(),
+    };
+    format!(
+        "stored {} of {} files, {} of {} at {}/s{left}",
+        files.0,
+        files.1,
+        output::size(bytes.0),
+        output::size(bytes.1),
+        output::size(rate as u64)
+    )
 }

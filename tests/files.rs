@@ -62,6 +62,58 @@ assert not os.path.exists("f0950")
     home.run(["run", "--", "python3", home.path().join("module.py").to_str().unwrap()]).well();
 }
 
+/// What `--file` names becomes files of an event, or is refused by name before anything is stored.
+#[test]
+fn files_of_a_command_are_kept_or_refused_by_name() {
+    let home = Home::new();
+    let script = "cd DIR; mkdir n p deep loops z; echo x > n/f; echo y > n/g; mkfifo p/pipe; mkdir -p deep/er/empty; echo d > deep/er/d; \
+        ln -s er deep/again; echo l > loops/f; ln -s . loops/a; ln -s . loops/b; echo z > \"z/$(printf 'caf\\351')\"; ln -s gone dangling";
+    let script = script.replace("DIR", &home.path().display().to_string());
+    assert!(Command::new("bash").args(["-ec", &script]).status().unwrap().success());
+    let names = |files: &[&str]| {
+        let mut words = vec!["--json", "event", "create", "t"];
+        files.iter().for_each(|file| words.extend(["--file", file]));
+        let made: serde_json::Value = serde_json::from_str(&home.run(words).well().stdout).unwrap();
+        let names =
+            made["files"].as_array().unwrap().iter().map(|file| file["name"].as_str().unwrap().to_owned());
+        let folders = made["directories"].as_array().into_iter().flatten();
+        names.chain(folders.map(|name| format!("{}/", name.as_str().unwrap()))).collect::<Vec<String>>()
+    };
+    assert_eq!(names(&["n"]), ["f", "g"]);
+    assert_eq!(names(&["n=sub/"]), ["sub/f", "sub/g"]);
+    assert_eq!(names(&["n=."]), ["f", "g"]);
+    assert_eq!(names(&["n/f=a//./b"]), ["a/b"]);
+    assert_eq!(names(&["n/f=in/", "n/g=in/other"]), ["in/f", "in/other"]);
+    // A link to a folder is that folder.
+    assert_eq!(names(&["deep"]), ["again/d", "er/d", "again/empty/", "er/empty/"]);
+    let refused = [
+        (vec!["n/f=/abs"], "cannot be called \"/abs\""),
+        (vec!["n/f=.."], "cannot be called \"..\""),
+        (vec!["n/f=."], "cannot be called \".\""),
+        (vec!["n=../up"], "cannot be called \"../up\""),
+        (vec!["n/f=a", "n/g=a/b"], "\"a\" would be a file and, for \"a/b\", a folder"),
+        (vec!["n/g=a/b", "n/f=a"], "\"a\" would be a file and, for \"a/b\", a folder"),
+        (vec!["n", "n/f"], "two files are called \"f\""),
+        (vec!["p"], "\"p/pipe\" is a pipe"),
+        (vec!["p/pipe"], "\"p/pipe\" is a pipe"),
+        (vec!["/dev/null"], "\"/dev/null\" is a device"),
+        (vec!["loops"], "\"loops/a\" leads back to \"loops\""),
+        (vec!["z"], "is not UTF-8"),
+        (vec!["dangling"], "\"dangling\" cannot be read"),
+        (vec!["missing"], "\"missing\" cannot be read"),
+    ];
+    let stored =
+        || Command::new("find").arg(home.state().join("blobs")).args(["-type", "f"]).output().unwrap().stdout;
+    let before = stored();
+    for (files, said) in refused {
+        let mut words = vec!["event", "create", "t", "--file", "n/g=good"];
+        files.iter().for_each(|file| words.extend(["--file", *file]));
+        let ran = home.run(words).failed();
+        assert!(ran.stderr.contains(said), "{files:?}: {ran:#?}");
+    }
+    assert_eq!(stored(), before, "nothing was stored");
+}
+
 #[test]
 fn a_copy_of_an_input_keeps_the_time_that_is_set() {
     let home = Home::new();

@@ -66,6 +66,34 @@ const SHOWS: &str = "#!/bin/sh\nset -e\n(cd /ion/in/data 2>/dev/null && find . -
     cat /ion/in/eventmeta.json > /ion/out/data/values 2>/dev/null || echo none > /ion/out/data/values\n\
     echo '{\"eventType\":\"shown\",\"files\":[\"files\",\"values\"]}' > /ion/out/events/shown.json\n";
 
+/// What parts are called is what their client means, whatever it is: see `gateway/disposition.rs` for all of them.
+#[test]
+fn names_in_forms_are_those_that_clients_mean() {
+    let home = Home::new();
+    let (daemon, at) = gateway(&home, &[]);
+    let parts: [&[u8]; 5] = [
+        b"name=\"f\"; filename=\"=?utf-8?B?w6QudHh0?=\"; filename*=utf-8''%C3%A4.txt",
+        b"name=\"g\"; filename=\"C:\\dir\\x.txt\"",
+        b"name=\"h\"; filename=\"\xe9.txt\"",
+        b"name=\"a; filename=b\"",
+        b"name=\"end\\\"",
+    ];
+    let mut body = Vec::new();
+    for part in parts {
+        body.extend([b"--XyZ\r\ncontent-disposition: form-data; ", part, b"\r\n\r\n1\r\n"].concat());
+    }
+    body.extend(b"--XyZ--\r\n");
+    let form = [("content-type", "multipart/form-data; boundary=XyZ")];
+    let made = request(&at, "POST", "/events/t", &form, &body).says(202);
+    let event = get(&at, &format!("/events/{}", text(&made, "eventId"))).says(200);
+    let all = |list: &str, key: &str| -> Vec<String> {
+        event[list].as_array().unwrap().iter().map(|one| one[key].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(all("files", "name"), ["\u{e4}.txt", "x.txt", "\u{e9}.txt"]);
+    assert_eq!(all("data", "key"), ["a; filename=b", "end\\"]);
+    assert_eq!(daemon.stop(), Some(0));
+}
+
 #[test]
 fn older_ions_front_api_is_answered_as_before() {
     let home = Home::new();

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use self::naming::named_paths;
-pub use self::naming::{Below, check_directories};
+pub use self::naming::{Below, FileNames, check_directories};
 pub use self::refusal::{Refusal, Rejection, TooDeep};
 use self::steps::{Answer, End, Step};
 use tokio::sync::oneshot;

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -99,16 +99,23 @@ pub async fn store_path(
     path: &Path,
 ) -> Result<FileEntry, UploadError> {
     let owned = path.to_owned();
-    let opened = blocking(move || {
-        let file = File::open(&owned)?;
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-        }
-        Ok(file)
-    });
-    let file =
-        opened.await.map_err(|source| UploadError::Read { path: path.display().to_string(), source })?;
+    let file = blocking(move || open_regular(&owned)).await?;
     store_open(blobs, key, name, file, &AtomicU64::new(0)).await
+}
+
+/// Opens a file to be stored, whatever stands at its path by now: a pipe is not waited for.
+///
+/// # Errors
+/// [`UploadError::Read`], also when it is no regular file.
+pub fn open_regular(path: &Path) -> Result<File, UploadError> {
+    let opened = || {
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        match file.metadata()?.is_file() {
+            true => Ok(file),
+            false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")),
+        }
+    };
+    opened().map_err(|source| UploadError::Read { path: path.display().to_string(), source })
 }
 
 /// Stores an open file, from its beginning to its end, as blob `key` and gives its entry under `name`. `moved` grows

@@ -176,6 +176,7 @@ fn what_is_wrong_is_said_in_a_problem_document() {
     let json = "application/json";
     let (kind, twice) = form(&[(Some("a"), "f", b"1"), (Some("./a"), "f", b"2")]);
     let (_, climbs) = form(&[(Some("../a"), "f", b"1")]);
+    let (_, folder_too) = form(&[(Some("a"), "f", b"1"), (Some("a/b"), "g", b"2")]);
     let (_, not_text) = form(&[(None, "v", b"\xff")]);
     let long_value = format!("{{\"v\": \"{}\"}}", "x".repeat(1 << 20));
     let longer = vec![b'x'; (2 << 20) + (64 << 10) + 1];
@@ -206,6 +207,7 @@ fn what_is_wrong_is_said_in_a_problem_document() {
         ("POST", "/events/x", "multipart/form-data", vec![], 400, "malformed"),
         ("POST", "/events/x", kind, b"--XyZ\r\n".to_vec(), 400, "malformed"),
         ("POST", "/events/x", kind, twice, 422, "refused"),
+        ("POST", "/events/x", kind, folder_too, 422, "refused"),
         ("POST", "/events/x", kind, climbs, 422, "refused"),
         ("POST", "/events/x", kind, not_text, 422, "refused"),
         ("POST", "/events/x", kind, head_without_end, 413, "too-big"),

@@ -9,12 +9,12 @@ use axum::http::header::CONTENT_DISPOSITION;
 use bytes::Bytes;
 use futures_util::Stream;
 use ionfs::checksum::Summer;
+use ionfs::commit::FileNames;
 use ionfs::errors::chain;
 use ionfs::event::{FileEntry, KeyValue, clean_path};
 use ionfs::text::quote;
 use ionfs::upload::try_suffix;
 use multer::{Constraints, Field, Multipart, SizeLimit};
-use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -37,7 +37,7 @@ pub(super) struct Uploads {
     gate: Shared,
     prefix: String,
     entries: Vec<FileEntry>,
-    names: HashSet<String>,
+    names: FileNames,
     /// Room for the values of a form, until its event is committed: forms may come slowly, and many at a time.
     values: Reserved,
     /// Cleared once an event may name them.
@@ -48,7 +48,14 @@ impl Uploads {
     /// None yet; nobody else may store anything below `prefix`.
     pub(super) fn new(gate: &Shared, prefix: String) -> Self {
         let values = gate.room.reserve();
-        Self { gate: gate.clone(), prefix, entries: vec![], names: HashSet::new(), values, unnamed: true }
+        Self {
+            gate: gate.clone(),
+            prefix,
+            entries: vec![],
+            names: FileNames::default(),
+            values,
+            unnamed: true,
+        }
     }
 
     /// Where they are.
@@ -85,10 +92,7 @@ impl Uploads {
             );
             return Err(Problem::new(Kind::Refused, detail));
         }
-        if !self.names.insert(name.clone()) {
-            let detail = format!("two files are called {name:?}; give one another name");
-            return Err(Problem::new(Kind::Refused, detail));
-        }
+        self.names.add(&name).map_err(|clash| Problem::new(Kind::Refused, clash))?;
         if self.entries.len() as u64 >= limits.event_files {
             return Err(Problem::new(
                 Kind::TooBig,

@@ -1,6 +1,6 @@
 //! What an event names: the paths in its `files`, and of a directory all that is below it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::{Refusal, Staging};
 use crate::event::clean_path;
@@ -42,6 +42,61 @@ pub(super) async fn named_paths(names: &[String], staging: &dyn Staging) -> Resu
     Ok(named)
 }
 
+/// The names of an event's files as they come, where no folder of a disk keeps them apart.
+#[derive(Debug, Default)]
+pub struct FileNames {
+    files: HashSet<String>,
+    /// The folders that they make, and a name for which each is needed.
+    folders: HashMap<String, String>,
+}
+
+impl FileNames {
+    /// One more file, by its clean path.
+    ///
+    /// # Errors
+    /// In words, with both names: another file has this one, or one is a folder of the other, so that a module could reach only
+    /// one of them.
+    pub fn add(&mut self, name: &str) -> Result<(), String> {
+        if let Some(below) = self.folders.get(name) {
+            return Err(clash(name, below));
+        }
+        self.add_folders_of(name)?;
+        match self.files.insert(name.to_owned()) {
+            true => Ok(()),
+            false => Err(format!("two files are called {}; give one another name", quote(name))),
+        }
+    }
+
+    /// One more empty folder, by its clean path.
+    ///
+    /// # Errors
+    /// As [`FileNames::add`].
+    pub fn add_folder(&mut self, name: &str) -> Result<(), String> {
+        self.add_folders_of(&format!("{name}/"))
+    }
+
+    fn add_folders_of(&mut self, name: &str) -> Result<(), String> {
+        let mut path = name;
+        while let Some((folder, _)) = path.rsplit_once('/') {
+            if self.files.contains(folder) {
+                return Err(clash(folder, name));
+            }
+            // Then those above it are known, too.
+            if self.folders.contains_key(folder) {
+                break;
+            }
+            self.folders.insert(folder.to_owned(), name.to_owned());
+            path = folder;
+        }
+        Ok(())
+    }
+}
+
+fn clash(file: &str, below: &str) -> String {
+    let (file, below) = (quote(file), quote(below));
+    format!("{file} would be a file and, for {below}, a folder; give one another name")
+}
+
 /// Whether an event's document may name these empty directories.
 ///
 /// # Errors
@@ -56,4 +111,33 @@ pub fn check_directories(empty: &[String]) -> Result<(), String> {
         "an event may name {DIRECTORIES_MAX} empty directories, whose paths take {most}; put a file into each, or name \
          an archive of them"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_file_is_a_folder_of_another() {
+        let mut names = FileNames::default();
+        for name in ["a.txt", "b/c/d", "b/c/e", "b/x"] {
+            names.add(name).unwrap();
+        }
+        names.add_folder("empty/deep").unwrap();
+        names.add_folder("b/c").unwrap();
+        assert!(names.add("b/x").unwrap_err().contains("two files are called \"b/x\""));
+        for (name, other) in
+            [("b", "b/c/d"), ("b/c", "b/c/d"), ("empty", "empty/deep/"), ("empty/deep", "empty/deep/")]
+        {
+            let said = names.add(name).unwrap_err();
+            assert!(
+                said.contains(&format!("{name:?} would be a file and, for {other:?}, a folder")),
+                "{said}"
+            );
+        }
+        let said = names.add("a.txt/f").unwrap_err();
+        assert!(said.contains("\"a.txt\" would be a file and, for \"a.txt/f\""), "{said}");
+        assert!(names.add_folder("a.txt").is_err());
+        names.add("a").unwrap();
+    }
 }
