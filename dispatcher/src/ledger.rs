@@ -13,7 +13,7 @@ use ionfs::event::{DocumentType, Event, Publication};
 use ionfs::failpoint;
 use ionfs::id::{EventId, JobId};
 use ionfs::patience::Standing;
-use ionfs::record::{AttemptEnd, FailedReads, JobRecord, JobState, Without};
+use ionfs::record::{AttemptEnd, FailedReads, JobRecord, JobState};
 use ionfs::registry::{Registration, Registry};
 use ionfs::stores::{
     Collection, DataPlane, Equals, ID_BYTES_MAX, Inserted, Pages, Query, StoreError, decode, encode,
@@ -583,29 +583,8 @@ impl Ledger {
 
 /// The job of a module on an event, which nobody has claimed yet.
 fn fresh(module: &Module, event: &Event) -> JobRecord {
-    let now = clock::now();
-    JobRecord {
-        id: JobId::derive(&event.id, &module.name),
-        version: 1,
-        module: module.name.clone(),
-        event_id: event.id.clone(),
-        event_type: event.event_type.clone(),
-        correlation_id: event.context.correlation_id.clone(),
-        state: if module.gather.is_some() { JobState::Waiting } else { JobState::Queued },
-        attempt: 0,
-        attempts: vec![],
-        holder: None,
-        due: now,
-        term: 0,
-        created: now,
-        ended: None,
-        cancel: false,
-        outbox: false,
-        failures: 0,
-        losses: 0,
-        waits_for: None,
-        without: Without::default(),
-    }
+    let state = if module.gather.is_some() { JobState::Waiting } else { JobState::Queued };
+    JobRecord::new(JobId::derive(&event.id, &module.name), &module.name, event, state, clock::now())
 }
 
 /// The record after a happening, its version raised.

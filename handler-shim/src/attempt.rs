@@ -12,8 +12,7 @@ use std::time::Duration;
 
 use ionfs::clock::{self, Millis, millis};
 use ionfs::failpoint;
-use ionfs::id::JobId;
-use ionfs::record::{self, AttemptEnd, JobRecord, JobState, Without};
+use ionfs::record::{self, AttemptEnd, JobRecord, JobState};
 use ionfs::stores::{Collection, DataPlane, Inserted, encode};
 use serde_json::json;
 use uuid::Uuid;
@@ -187,29 +186,8 @@ fn free(job: &JobRecord) -> Result<(), HandlerError> {
 
 /// The record of a job that nobody has claimed.
 fn unclaimed(work: &Work) -> JobRecord {
-    let id: JobId = work.job();
-    JobRecord {
-        id,
-        version: 0,
-        module: work.module.clone(),
-        event_id: work.event.id.clone(),
-        event_type: work.event.event_type.clone(),
-        correlation_id: work.event.context.correlation_id.clone(),
-        state: JobState::Queued,
-        attempt: 0,
-        attempts: vec![],
-        holder: None,
-        due: 0,
-        term: 0,
-        created: clock::now(),
-        ended: None,
-        cancel: false,
-        outbox: false,
-        failures: 0,
-        losses: 0,
-        waits_for: None,
-        without: Without::default(),
-    }
+    let new = JobRecord::new(work.job(), &work.module, &work.event, JobState::Queued, clock::now());
+    JobRecord { version: 0, due: 0, ..new }
 }
 
 fn begun(mut job: JobRecord, holder: String, now: Millis) -> JobRecord {

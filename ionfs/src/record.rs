@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
-use crate::event::{Context, FileEntry, KeyValue};
+use crate::event::{Context, Event, FileEntry, KeyValue};
 use crate::id::{CorrelationId, EventId, JobId};
 
 /// Where a job stands (DESIGN.md section 5).
@@ -364,6 +364,34 @@ pub struct JobRecord {
     /// Of a gathering job that has begun: what it runs without.
     #[serde(default, skip_serializing_if = "Without::is_empty")]
     pub without: Without,
+}
+
+impl JobRecord {
+    /// The job of a module on an event, before anything has happened to it.
+    pub fn new(id: JobId, module: &str, event: &Event, state: JobState, now: Millis) -> Self {
+        Self {
+            id,
+            version: 1,
+            module: module.to_owned(),
+            event_id: event.id.clone(),
+            event_type: event.event_type.clone(),
+            correlation_id: event.context.correlation_id.clone(),
+            state,
+            attempt: 0,
+            attempts: vec![],
+            holder: None,
+            due: now,
+            term: 0,
+            created: now,
+            ended: None,
+            cancel: false,
+            outbox: false,
+            failures: 0,
+            losses: 0,
+            waits_for: None,
+            without: Without::default(),
+        }
+    }
 }
 
 /// When a job's events are committed.

@@ -14,7 +14,7 @@ use ionfs::errors::chain;
 use ionfs::event::{Context, DocumentType, Event, FileEntry, KeyValue, Publication};
 use ionfs::id::{EventId, JobId};
 use ionfs::node::Node;
-use ionfs::record::{Attempt, AttemptEnd, FailedReads, JobRecord, JobState, LogRecord, Without};
+use ionfs::record::{Attempt, AttemptEnd, FailedReads, JobRecord, JobState, LogRecord};
 use ionfs::stores::{Collection, DataPlane, Guard, Inserted, encode};
 use ionfs::text::ending;
 use ionfs::upload::store_bytes_soon;
@@ -321,27 +321,14 @@ impl Recording {
     }
 
     fn record(&self, id: JobId, module: &str, on: &Event, state: JobState, attempt: Attempt) -> JobRecord {
+        let started = attempt.started;
         JobRecord {
-            id,
-            version: 1,
-            module: module.to_owned(),
-            event_id: on.id.clone(),
-            event_type: on.event_type.clone(),
-            correlation_id: on.context.correlation_id.clone(),
-            state,
             attempt: attempt.number,
-            created: attempt.started,
             ended: attempt.ended,
             failures: u32::from(state == JobState::Dead),
             attempts: vec![attempt],
-            holder: None,
             due: 0,
-            term: 0,
-            cancel: false,
-            outbox: false,
-            losses: 0,
-            waits_for: None,
-            without: Without::default(),
+            ..JobRecord::new(id, module, on, state, started)
         }
     }
 
