@@ -11,7 +11,7 @@ use ionfs::registry::Cancelling;
 use ionfs::stores::{Collection, Query};
 use serde_json::json;
 
-use crate::settings::Settings;
+use crate::settings::{Settings, any_time};
 use crate::{Failure, Outcome, Verdict, output, trace};
 
 /// How often it is looked whether what ran has stopped.
@@ -35,7 +35,7 @@ pub(crate) struct Args {
     /// A correlation's or an event's id, or the beginning of one
     id: String,
     /// How long to wait until jobs that run have stopped
-    #[arg(long, default_value = "1m", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "1m", value_parser = any_time)]
     timeout: Duration,
 }
 

@@ -15,7 +15,7 @@ use ionfs::id::{CorrelationId, EventId};
 use ionfs::stores::{DataPlane, ID_BYTES_MAX};
 
 use crate::files::{StoredFiles, store_files};
-use crate::settings::Settings;
+use crate::settings::{Settings, any_time};
 use crate::wait::wait;
 use crate::{Failure, Outcome, Verdict, output, trace};
 
@@ -65,7 +65,7 @@ pub(crate) struct CreateArgs {
     #[arg(short, long)]
     wait: bool,
     /// How long to wait at most
-    #[arg(long, default_value = "1h", value_parser = humantime::parse_duration, requires = "wait")]
+    #[arg(long, default_value = "1h", value_parser = any_time, requires = "wait")]
     timeout: Duration,
 }
 

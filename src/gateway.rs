@@ -11,7 +11,7 @@ use dispatcher::pipeline::{ExecutorKind, Module, Network};
 use ionfs::node::Node;
 
 use crate::metrics::MetricsArgs;
-use crate::settings::{Settings, gateway_tokens, is_credential};
+use crate::settings::{Settings, gateway_tokens, is_credential, some_time};
 use crate::up::until_asked_to_stop;
 use crate::{Failure, Outcome, Verdict, output, service};
 
@@ -38,10 +38,10 @@ pub(crate) struct GatewayFlags {
     )]
     connections: u32,
     /// How long a client may stand still
-    #[arg(long = "gateway-stall", env = "ION_GATEWAY_STALL", default_value = "30s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    #[arg(long = "gateway-stall", env = "ION_GATEWAY_STALL", default_value = "30s", value_parser = some_time, value_name = "TIME")]
     stall: Duration,
     /// How long requests under way have when it stops
-    #[arg(long = "gateway-grace", env = "ION_GATEWAY_GRACE", default_value = "30s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    #[arg(long = "gateway-grace", env = "ION_GATEWAY_GRACE", default_value = "30s", value_parser = some_time, value_name = "TIME")]
     grace: Duration,
 }
 

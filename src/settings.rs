@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use dispatcher::executor::local::Namespaces;
-use dispatcher::pipeline::PlaneSection;
+use dispatcher::pipeline::{PlaneSection, TIME_MAX, time_within};
 use ionfs::cache::CacheLimits;
 use ionfs::checksum::BLOCK;
 use ionfs::environment::variable;
@@ -90,7 +90,7 @@ pub(crate) struct Global {
         long,
         env = "ION_COMMIT_DEADLINE",
         default_value = "30s",
-        value_parser = humantime::parse_duration,
+        value_parser = some_time,
         global = true,
         value_name = "TIME",
         help_heading = "Global options"
@@ -343,4 +343,13 @@ pub(crate) fn module_environment() -> Vec<(String, String)> {
         env.push(("PATH".into(), PATH.into()));
     }
     env
+}
+/// A time in which something has to answer or be heard of: a second to a day.
+pub(crate) fn some_time(text: &str) -> Result<Duration, String> {
+    time_within(text, Duration::from_secs(1), Duration::from_secs(24 * 60 * 60))
+}
+
+/// How long to wait at most.
+pub(crate) fn any_time(text: &str) -> Result<Duration, String> {
+    time_within(text, Duration::ZERO, TIME_MAX)
 }

@@ -10,7 +10,7 @@ use dispatcher::executor::choice::{ClusterSettings, Executors};
 use dispatcher::executor::local::{LocalExecutor, LocalSettings};
 use dispatcher::gateway::Portal;
 use dispatcher::ledger::Ledger;
-use dispatcher::pipeline::{ExecutorKind, Module, Pipeline, cycles};
+use dispatcher::pipeline::{ExecutorKind, Module, Pipeline, at_a_time, cycles};
 use futures_util::FutureExt as _;
 use ionfs::node::Node;
 use ionfs::record::{AttemptEnd, JobRecord, JobState};
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::gateway::GatewayFlags;
 use crate::metrics::MetricsArgs;
 use crate::output::{self, Colour};
-use crate::settings::{Settings, module_environment, search_path, ticket_key};
+use crate::settings::{Settings, module_environment, search_path, some_time, ticket_key};
 use crate::{Failure, Outcome, Verdict};
 
 /// Waiting events that are counted.
@@ -41,10 +41,10 @@ pub(crate) struct Args {
     /// The pipeline file
     pipeline: Option<PathBuf>,
     /// Jobs at a time of all modules together [default: twice the processors]
-    #[arg(long)]
+    #[arg(long, value_parser = at_a_time)]
     jobs: Option<usize>,
     /// How long jobs stay with a dispatcher that is not heard of: longer than your document store may be away
-    #[arg(long, env = "ION_LEASE", default_value = "60s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    #[arg(long, env = "ION_LEASE", default_value = "60s", value_parser = some_time, value_name = "TIME")]
     lease: std::time::Duration,
     /// Where pods of modules with `executor: kubernetes` run [default: the namespace of the kubeconfig, or this pod's own]
     #[arg(long, env = "ION_KUBERNETES_NAMESPACE", value_name = "NAME")]

@@ -403,7 +403,7 @@ fn the_mount_shows_a_running_pipeline() {
 #[test]
 fn what_people_ask_for_wrongly_is_answered_with_the_way_out() {
     let home = Home::new();
-    let cases: [(&[&str], i32, &str); 8] = [
+    let cases: [(&[&str], i32, &str); 13] = [
         (&["event", "create", "no type"], 1, "cannot be an event type"),
         (&["event", "create", "t", "--data", "novalue"], 2, "KEY=VALUE"),
         (&["event", "create", "t", "--file", "missing"], 1, "\"missing\" cannot be read"),
@@ -412,6 +412,11 @@ fn what_people_ask_for_wrongly_is_answered_with_the_way_out() {
         (&["trace"], 1, "`ion event create`"),
         (&["--blobs", "s3://key:secret@bucket/x", "job", "list"], 1, "s3://bucket/prefix"),
         (&["bogus"], 2, "unrecognized subcommand"),
+        (&["up", "--lease", "0s"], 2, "\"0s\": 1s to 1day are allowed"),
+        (&["up", "--jobs", "0"], 2, "\"0\": 1 to 10000 are allowed"),
+        (&["dispatch", "--jobs", "9223372036854775807"], 2, "1 to 10000 are allowed"),
+        (&["--commit-deadline", "1ms", "job", "list"], 2, "1s to 1day are allowed"),
+        (&["event", "create", "t", "--wait", "--timeout", "99999999999999999s"], 2, "are allowed"),
     ];
     for (words, code, text) in cases {
         let ran = home.run(words);

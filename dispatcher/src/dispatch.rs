@@ -49,7 +49,7 @@ use crate::executor::{Ended, Executor, Fate, Start, Stop};
 use crate::job::{self, Happening};
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::Metrics;
-use crate::pipeline::Module;
+use crate::pipeline::{AT_A_TIME_MAX, Module};
 
 /// How often a module looks into the ledger for jobs that wait there, unless it is told of one.
 const LOOK: Duration = Duration::from_millis(500);
@@ -144,7 +144,7 @@ impl Dispatcher {
             ledger: Ledger::new(plane),
             executor,
             id: presence::fresh_id(),
-            slots: Arc::new(Semaphore::new(settings.slots.max(1))),
+            slots: Arc::new(Semaphore::new(settings.slots.clamp(1, AT_A_TIME_MAX))),
             settings,
             notices,
             served: ServedModules::default(),
@@ -282,7 +282,7 @@ impl Shared {
     /// One module's queue and its jobs in the ledger.
     async fn serve(self: Arc<Self>, served: Arc<Served>, mut queue: Box<dyn Subscription>) {
         let module = served.module.clone();
-        let of_module = Arc::new(Semaphore::new(module.concurrency.max(1)));
+        let of_module = Arc::new(Semaphore::new(module.concurrency.clamp(1, AT_A_TIME_MAX)));
         let (mut claims, mut jobs) = (JoinSet::new(), JoinSet::new());
         let mut full_since: Option<Instant> = None;
         let mut unheard = false;

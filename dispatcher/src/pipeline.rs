@@ -2,6 +2,7 @@
 //!
 //! A file that is wrong is refused before anything starts, with its line, the field and what is allowed there.
 
+mod bounds;
 mod chain;
 mod container;
 mod cycles;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_saphyr::{Location, Spanned};
 use uuid::Uuid;
 
+pub use self::bounds::{AT_A_TIME_MAX, TIME_MAX, at_a_time, time_within};
 use self::chain::{ChainEntry, LinkEntry, LinkTerms, chain, link_of};
 pub use self::container::{Container, ExecutorKind, Network};
 use self::container::{ContainerTerms, check_beside};
@@ -677,11 +679,11 @@ fn terms(
         module.timeout = duration("timeout", timeout)?;
     }
     if let Some(concurrency) = concurrency {
-        if concurrency.value == 0 {
-            return Err((
-                concurrency.referenced,
-                "\"concurrency\" is 0: no job would ever start; 1 or more is allowed".into(),
-            ));
+        if !(1..=AT_A_TIME_MAX).contains(&concurrency.value) {
+            let said = concurrency.value;
+            let reason =
+                format!("\"concurrency\" is {said}: 1 to {AT_A_TIME_MAX} jobs at a time are allowed");
+            return Err((concurrency.referenced, reason));
         }
         module.concurrency = concurrency.value;
     }
@@ -689,9 +691,9 @@ fn terms(
 }
 
 fn duration(key: &str, said: Spanned<String>) -> Result<Duration, Wrong> {
-    humantime::parse_duration(&said.value).map_err(|error| {
-        (said.referenced, format!("{key:?} {:?}: {error}; write it as 30s, 10m or 2h", said.value))
-    })
+    // Shorter is over before a process has begun.
+    let time = time_within(&said.value, Duration::from_millis(100), TIME_MAX);
+    time.map_err(|wrong| (said.referenced, format!("{key:?} {wrong}")))
 }
 
 fn event_types(types: Vec<Spanned<String>>) -> Result<Vec<String>, Wrong> {

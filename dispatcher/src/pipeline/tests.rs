@@ -93,7 +93,10 @@ fn each_mistake_is_named_with_its_line_and_the_way_out() {
     let cases = [
         (module("retrys: 3"), "p.yaml:5:", "did you mean \"retries\"? allowed: on, gather"),
         (module("timeout: soon"), "p.yaml:5:", "write it as 30s"),
-        (module("concurrency: 0"), "p.yaml:5:", "1 or more"),
+        (module("concurrency: 0"), "p.yaml:5:", "1 to 10000 jobs at a time are allowed"),
+        (module("concurrency: 9223372036854775807"), "p.yaml:5:", "1 to 10000 jobs at a time are allowed"),
+        (module("timeout: 0s"), "p.yaml:5:", "\"timeout\" \"0s\": 100ms to 1year are allowed"),
+        (module("timeout: 9999years"), "p.yaml:5:", "100ms to 1year are allowed"),
         (module("limits: {staged-bytes: 10GB}"), "p.yaml:5:", "\"staged-bytes\" cannot be \"10GB\": bytes as in 500, 16MiB"),
         (module("limits: {open-files: 0}"), "p.yaml:5:", "from 1 on"),
         (module("limits: {event-values: 3KiB}"), "p.yaml:5:", "a number as in 1000"),
