@@ -141,7 +141,11 @@ fn made(home: &Home, correlation: &str) -> Vec<Value> {
     };
     let mut made: Vec<Value> = documents.into_iter().filter(of_job).collect();
     for document in &mut made {
-        document.as_object_mut().unwrap().remove("created");
+        // The registry's version: a plane may have registered its modules before or after its first event.
+        document
+            .as_object_mut()
+            .unwrap()
+            .retain(|field, _| !["created", "registry"].contains(&field.as_str()));
         for file in document.get_mut("files").and_then(Value::as_array_mut).into_iter().flatten() {
             file.as_object_mut()
                 .unwrap()
