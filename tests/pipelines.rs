@@ -534,8 +534,9 @@ fn modules_come_change_and_go_while_a_dispatcher_runs() {
         let words = ["module", "create", "-n", "speaker", "-i", "ask", "-o", says, "--", "sh", "-c", &script];
         home.run(words).well();
     };
+    let ask = || home.run(["event", "create", "ask", "--wait"]);
     let answer = || {
-        home.run(["event", "create", "ask", "--wait"]).well();
+        ask();
         let trace = home.trace();
         let answers =
             trace.iter().filter(|one| one["context"]["name"] == "speaker" && one["type"].is_string());
@@ -547,6 +548,7 @@ fn modules_come_change_and_go_while_a_dispatcher_runs() {
     wait_for("the change to be seen", || answer() == ["goodbye"]);
     home.run(["module", "delete", "speaker"]).well();
     wait_for("it to be gone", || home.log_of("dispatch").contains("not registered any more"));
+    assert!(ask().failed().stderr.contains("nothing will start"));
     assert_eq!(answer(), Vec::<String>::new());
     create("back");
     wait_for("it to be back", || answer() == ["back"]);
