@@ -177,6 +177,26 @@ fn a_change_that_was_cut_short_takes_no_message_away(home: &Home) {
     assert_eq!(home.jobs().len(), before + 1);
 }
 
+/// Somebody registers a module again while another one is removing it: it is registered, and its definition is there.
+#[test]
+fn a_module_that_is_registered_while_it_is_removed_is_whole() {
+    let home = Home::new();
+    let file = pipeline(&home, "p.yaml", "  work: {on: [go], run: [\"true\"]}\n");
+    let register = ["module", "create", "--pipeline", file.to_str().unwrap()];
+    home.run(register).well();
+    let slowly = [("ION_DELAYPOINTS", "module.deleting=6000000")];
+    std::thread::scope(|scope| {
+        let removing = scope.spawn(|| home.run_with(&slowly, ["module", "delete", "work"]).well());
+        wait_for("it to be on its way out", || !home.run(["module", "list"]).well().stdout.contains("work"));
+        home.run(register).well();
+        assert!(!removing.is_finished(), "it was registered before the other had removed its definition");
+    });
+    home.run(["module", "get", "work"]).well();
+    let up = home.start("dispatch", &[]);
+    home.run(["event", "create", "go", "--wait"]).well();
+    assert_eq!((succeeded(&home, "work"), up.stop()), (1, Some(0)));
+}
+
 /// A dispatcher makes a queue anew that somebody has deleted, and yet none is left of a module that is gone.
 #[test]
 fn a_module_that_is_deleted_while_it_is_served_leaves_no_queue() {

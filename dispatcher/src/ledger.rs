@@ -197,7 +197,12 @@ impl Ledger {
         for _ in 0..RACES_MAX {
             let (on, fingerprint) = (registered.subscribes(), registered.fingerprint());
             Registry::register(&self.plane.documents, &module.name, &on, &fingerprint).await?;
-            match defined_otherwise(&registered, self.module(&module.name).await?) {
+            let Some(defined) = self.module(&module.name).await? else {
+                // Somebody was about to remove the module, and has taken its definition away.
+                self.plane.documents.put(Collection::Modules, encode(&registered), None).await?;
+                continue;
+            };
+            match defined_otherwise(&registered, Some(defined)) {
                 Some(other) => registered = other,
                 None => break,
             }
@@ -274,7 +279,17 @@ impl Ledger {
         Registry::remove(&self.plane.documents, name).await?;
         failpoint::reach("module.removed");
         self.plane.bus.retire(name).await?;
-        self.plane.documents.delete(Collection::Modules, name, vec![]).await
+        let documents = &self.plane.documents;
+        let definition = documents.get(Collection::Modules, name).await?;
+        failpoint::linger("module.deleting");
+        let deleted = documents.delete(Collection::Modules, name, vec![]).await?;
+        // Somebody may have registered it again meanwhile, and found its definition there.
+        if let Some(definition) = definition
+            && Registry::read(documents).await?.registration(name).is_some()
+        {
+            documents.insert(Collection::Modules, definition, None).await?;
+        }
+        Ok(deleted)
     }
 
     /// The events that are published and that some module has yet to claim, as far as anybody has seen; oldest first.

@@ -40,7 +40,8 @@ pub fn reach(name: &'static str) {
 #[inline]
 pub fn linger(name: &'static str) {
     static PLAN: OnceLock<Option<(String, u64)>> = OnceLock::new();
-    static DRAWN: AtomicU64 = AtomicU64::new(0);
+    // The first of them is 0.
+    static DRAWN: AtomicU64 = AtomicU64::new(1);
     if !cfg!(debug_assertions) {
         return;
     }
