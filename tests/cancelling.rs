@@ -14,6 +14,7 @@ use ionfs::registry::Registry;
 use ionfs::stores::Collection;
 use ionfs::stores::open::{StoreUrls, open_documents};
 use serde_json::{Value, json};
+use support::chains::address;
 use support::http::{get, request};
 use support::servers::{Mongo, Rabbit};
 use support::{Home, signal, wait_for};
@@ -297,10 +298,7 @@ fn a_correlation_and_an_event_are_cancelled_over_http() {
     home.program("hold", "#!/bin/sh\nexec sleep 600\n");
     let file = home.write("pipeline.yaml", "modules:\n  hold: {on: [go], run: [./hold]}\n");
     let up = home.up_with(&["--gateway", "127.0.0.1:0"], &file);
-    let at = "http://";
-    let log = up.log();
-    let address =
-        log.split(at).nth(1).unwrap().split_whitespace().next().unwrap().trim_end_matches('/').to_owned();
+    let address = address(&up);
     for of_event in [false, true] {
         let (event, correlation) = create(&home, &["go"]);
         wait_for("the job", || in_state(&home, "running") == 1);

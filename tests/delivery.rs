@@ -13,6 +13,7 @@ use ionfs::id::{CorrelationId, EventId};
 use ionfs::stores::open::StoreUrls;
 use ionfs::stores::{DataPlane, Routed};
 use serde_json::Value;
+use support::chains::address;
 use support::http::request;
 use support::servers::{Env, Mongo, Rabbit};
 use support::{Home, faketime, wait_for, wait_up_to};
@@ -408,9 +409,7 @@ fn a_gateway_whose_clock_is_off_finds_who_serves_a_chain() {
         let mut other = home.on_another_host();
         other.env.extend(clock_at(off));
         let gateway = other.start("gateway", &["--listen", "127.0.0.1:0"]);
-        let log = gateway.log();
-        let address = log.rsplit("the gateway is at http://").next().unwrap().lines().next().unwrap();
-        let answer = request(address, "POST", "/chains/link", &[], b"loud");
+        let answer = request(&address(&gateway), "POST", "/chains/link", &[], b"loud");
         assert_eq!((answer.status, answer.text()), (200, "LOUD".to_owned()), "{off}");
         assert_eq!((gateway.stop(), up.stop()), (Some(0), Some(0)));
     }

@@ -12,16 +12,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use support::chains::address;
 use support::http::{Answer, Http, form, get, request};
 use support::servers::{Mongo, Rabbit, S3, plane};
 use support::{Home, Up, signal, wait_for};
-
-/// Where a gateway says that it is.
-fn address(up: &Up) -> String {
-    let log = up.log();
-    let rest = log.rsplit("the gateway is at http://").next().unwrap();
-    rest.lines().next().unwrap().to_owned()
-}
 
 /// A gateway alone.
 fn gateway(home: &Home, flags: &[&str]) -> (Up, String) {
