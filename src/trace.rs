@@ -53,10 +53,10 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
             output::line(text);
         }
         outdated(&trace.status).iter().for_each(output::line);
-        let (registered, served) = (ledger.registered().await?, served_modules(&ledger).await?);
-        let obstacles = obstacles(&trace.status, &registered, &served);
         // Of what has ended, dead jobs stand in the tree.
         if trace.status.verdict() == ProgressVerdict::Running || trace.status.held_back > 0 {
+            let (registered, served) = (ledger.registered().await?, served_modules(&ledger).await?);
+            let obstacles = obstacles(&trace.status, &registered, &served);
             for obstacle in obstacles.iter().take(OBSTACLES_MAX) {
                 output::line(format!("waits for {}", output::of_others(&obstacle.to_string())));
             }
