@@ -8,7 +8,8 @@
 //! in a row; then the registry forgets it.
 //!
 //! # After a crash
-//! Whoever began it may die: every dispatcher goes on with what has stood in the registry for a while.
+//! If the command that began it dies, dispatchers finish it: each looks for cancellations that have stood in the registry
+//! for [`GRACE`].
 //!
 //! # What it never does
 //! Read more than a page of events at a time; touch what has ended: dead jobs stay as they are.
@@ -35,7 +36,7 @@ use crate::ledger::{Claim, Ledger, LedgerError, Registered};
 /// Events whose jobs are looked at side by side.
 const AT_A_TIME: usize = 16;
 
-/// How long it is left to whoever began it. Shorter does the same work twice.
+/// How long dispatchers leave a cancellation to the command that began it. Shorter, and both would do the work.
 const GRACE: Duration = Duration::from_secs(20);
 
 /// The longest that a dispatcher goes on with it before it looks after other things.
@@ -246,7 +247,7 @@ async fn cancel(ledger: &Ledger, job: &JobRecord) -> Result<Fate, LedgerError> {
 enum Below {
     /// All of a correlation.
     Correlation(Pages),
-    /// One event, and then what came of it, level below level.
+    /// First the event itself, then its children, then theirs.
     Event { root: Option<String>, levels: Vec<Level> },
 }
 

@@ -29,7 +29,7 @@ pub struct FirstEvent {
     pub data: Vec<KeyValue>,
 }
 
-/// The depth of what comes of an event of this id: the first of all, if there is none.
+/// The depth of an event whose parent has this id: 0 if it has none.
 async fn depth_below(plane: &DataPlane, parent: &str) -> Result<u32, UploadError> {
     if parent.is_empty() {
         return Ok(0);

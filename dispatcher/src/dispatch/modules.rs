@@ -145,8 +145,8 @@ impl Shared {
         while tasks.join_next().await.is_some() {}
     }
 
-    /// Removes the queue of a module that is gone, once nobody here receives from it: whoever did has made it anew when it was
-    /// removed.
+    /// Removes the queue of a module that is gone. A subscription makes a queue anew that somebody removes, so this is done
+    /// after the dispatcher's own has ended.
     pub(super) async fn retire_if_removed(&self, served: &Served) {
         if !served.removed.load(Ordering::Relaxed) {
             return;

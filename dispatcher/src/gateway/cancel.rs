@@ -68,9 +68,14 @@ fn operation(id: &str, summary: &str, of: &str) -> Value {
     };
     json!({
         "operationId": id, "summary": summary,
-        "description": "What is queued is cancelled, what runs is asked to stop, and nothing of it is started any more. The dispatchers finish what an answer of 202 has begun.",
+        "description":
+            "What is queued is cancelled, what runs is asked to stop, and nothing of it is started any more. \
+             The dispatchers finish what an answer of 202 has begun.",
         "parameters": [
-            {"name": of, "in": "path", "required": true, "description": format!("The {of}'s id."), "schema": {"type": "string", "minLength": 1}},
+            {
+                "name": of, "in": "path", "required": true, "description": format!("The {of}'s id."),
+                "schema": {"type": "string", "minLength": 1},
+            },
             wait,
         ],
         "responses": {

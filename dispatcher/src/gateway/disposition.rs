@@ -312,7 +312,9 @@ mod tests {
         #[test]
         fn what_a_browser_writes_is_read(name in "[^\\\\]{1,20}") {
             let written = name.replace('"', "%22").replace('\r', "%0D").replace('\n', "%0A");
-            prop_assume!(!name.to_ascii_lowercase().contains("%22") && !name.to_ascii_lowercase().contains("%0") && !name.starts_with("=?"));
+            // A name that holds such a sequence itself is read as what it stands for.
+            let means_another = |part: &str| name.to_ascii_lowercase().contains(part);
+            prop_assume!(!means_another("%22") && !means_another("%0") && !name.starts_with("=?"));
             let header = format!("form-data; name=\"{written}\"; filename=\"{written}\"");
             let read = Disposition::of(header.as_bytes());
             prop_assert_eq!(read.name.as_ref(), Some(&name));
