@@ -278,7 +278,7 @@ impl Progress {
     /// Of so many files that have so many bytes.
     fn new(files: usize, bytes: u64) -> Self {
         let template = "storing {msg}  {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
-        let bar = ProgressBar::new(bytes);
+        let bar = ProgressBar::with_draw_target(Some(bytes), output::bar_target());
         let bar = match ProgressStyle::with_template(template) {
             Ok(style) => bar.with_style(style),
             Err(_) => bar,

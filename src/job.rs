@@ -156,6 +156,8 @@ async fn logs(settings: &Settings, ledger: &Ledger, args: LogArgs) -> Outcome {
     loop {
         match log.next().await? {
             Said::More(piece) => output::raw(&piece),
+            // Only printing is left to do.
+            Said::NothingYet if output::is_read_by_nobody() => return Ok(Verdict::Well),
             Said::NothingYet if args.follow => tokio::time::sleep(LOOK).await,
             Said::NothingYet | Said::Nothing => return Ok(Verdict::Well),
         }

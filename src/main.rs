@@ -129,13 +129,17 @@ fn main() -> ExitCode {
         }
         Err(error) => Err(error.into()),
     };
-    match outcome {
-        Ok(Verdict::Well) => ExitCode::SUCCESS,
-        Ok(Verdict::Failed) => ExitCode::from(1),
-        Err(Failure(text)) => {
-            output::complain(&text);
-            ExitCode::from(1)
-        }
+    let outcome = outcome.unwrap_or_else(|Failure(text)| {
+        output::say(&text);
+        Verdict::Failed
+    });
+    let printed = output::finish().inspect_err(|error| {
+        output::say(&format!("the result could not be written: {error}"));
+        let _ = output::finish();
+    });
+    match (outcome, printed) {
+        (Verdict::Well, Ok(())) => ExitCode::SUCCESS,
+        _ => ExitCode::from(1),
     }
 }
 

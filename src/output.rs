@@ -3,27 +3,68 @@
 //! Modules choose names, types, values and lines freely. What a terminal would obey in them is shown instead, as `\u{1b}`
 //! or `\n`, so that no module moves the cursor, and none forges a line of a table, a trace or a log. Bytes go out as they
 //! are only where they are asked for and no terminal reads them.
-#![expect(clippy::print_stderr, reason = "the one place that prints")]
 
-use std::io::{self, IsTerminal as _, Write as _};
+pub(crate) mod live;
+mod printer;
+mod progress;
+
+use std::io::{self, IsTerminal as _};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use ionfs::clock::{self, Millis};
 use ionfs::text::{cut, is_obeyed, visible, visible_but};
 use serde::Serialize;
 
+pub(crate) use self::printer::Stream;
+use self::printer::{Room, printer};
+pub(crate) use self::progress::{LogWriter, bar_target};
+
 /// Bytes of one cell of a table, and of one part of a line that others chose. `ion job get` and the like show all of it.
 const CELL_MAX: usize = 500;
 
-/// Prints one line. A reader that went away ends the command quietly.
+/// How long a command that catches signals waits at its end for a reader who does not read.
+pub(crate) const READER_WAIT: Duration = Duration::from_secs(2);
+
+/// Bytes of a result that are printed at a time.
+const PIECE: usize = 64 << 10;
+
+/// Whether this command does something of its own at SIGINT and SIGTERM, which would end any other one.
+static CATCHES_SIGNALS: AtomicBool = AtomicBool::new(false);
+
+/// Prints one line.
 pub(crate) fn line(text: impl AsRef<str>) {
-    print(&format!("{}\n", one_line(text.as_ref())));
+    print(format!("{}\n", one_line(text.as_ref())).as_bytes());
 }
 
-fn print(text: &str) {
-    let mut out = io::stdout().lock();
-    if out.write_all(text.as_bytes()).is_err() {
-        std::process::exit(0);
+/// Prints a part of the result. A slow reader is waited for; one that went away ends nothing: a command goes on with what it
+/// does beside printing.
+fn print(bytes: &[u8]) {
+    for piece in bytes.chunks(PIECE) {
+        printer(Stream::Stdout).put(Stream::Stdout, piece.to_vec(), Room::Wait);
     }
+}
+
+/// Whether nobody will read what is printed from now on.
+pub(crate) fn is_read_by_nobody() -> bool {
+    printer(Stream::Stdout).is_gone()
+}
+
+/// From now on a signal does not end this command at once.
+pub(crate) fn catches_signals() {
+    CATCHES_SIGNALS.store(true, Ordering::Relaxed);
+}
+
+/// Waits until all is printed.
+///
+/// # Errors
+/// When a result could not be written, for another reason than that its reader went away.
+pub(crate) fn finish() -> io::Result<()> {
+    let most = CATCHES_SIGNALS.load(Ordering::Relaxed).then_some(READER_WAIT);
+    let stdout = printer(Stream::Stdout).finish(most);
+    // What is said beside the result is no part of it.
+    let _ = printer(Stream::Stderr).finish(most);
+    if most.is_some() { Ok(()) } else { stdout }
 }
 
 /// The text in one line, with nothing that is obeyed but tabs and the colours of [`coloured`].
@@ -54,15 +95,14 @@ pub(crate) fn raw(bytes: &[u8]) {
         let text = String::from_utf8_lossy(bytes);
         visible_but(&text, |c| matches!(c, '\t' | '\n')).into_owned().into_bytes()
     });
-    let mut out = io::stdout().lock();
-    if out.write_all(shown.as_deref().unwrap_or(bytes)).and_then(|()| out.flush()).is_err() {
-        std::process::exit(0);
-    }
+    print(shown.as_deref().unwrap_or(bytes));
 }
 
 /// Prints a JSON document. What a terminal would obey in its strings stands as JSON's own escapes.
 pub(crate) fn json(value: &impl Serialize) {
-    print(&format!("{}\n", harmless_json(&serde_json::to_string_pretty(value).unwrap_or_default())));
+    print(
+        format!("{}\n", harmless_json(&serde_json::to_string_pretty(value).unwrap_or_default())).as_bytes(),
+    );
 }
 
 /// Control characters below a space are escaped in any JSON, or white space between values; these are the others.
@@ -79,14 +119,11 @@ fn harmless_json(text: &str) -> String {
     shown
 }
 
-/// Says something beside the result.
+/// Says something beside the result: what is done, what is waited for, why the command failed. It is left out where nobody
+/// reads.
 pub(crate) fn say(text: &str) {
-    eprintln!("ion: {}", one_line(text));
-}
-
-/// Says why the command failed.
-pub(crate) fn complain(text: &str) {
-    eprintln!("ion: {}", one_line(text));
+    let line = format!("ion: {}\n", one_line(text));
+    printer(Stream::Stderr).put(Stream::Stderr, line.into_bytes(), Room::LeaveOut);
 }
 
 /// Whether results go to a terminal.

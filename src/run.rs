@@ -15,11 +15,13 @@ use ionfs::event::{Event, KeyValue};
 use ionfs::id::{CorrelationId, EventId};
 use ionfs::node::Node;
 use ionfs::record::AttemptEnd;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::event::pair;
 use crate::files::{StoredFiles, store_files};
+use crate::output::live::{Live, Style};
 use crate::settings::{Settings, search_path};
 use crate::up::{local_executor, until_asked_to_stop};
 use crate::{Failure, Outcome, Verdict, output};
@@ -80,16 +82,18 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     let Claim::Won(job) = ledger.claim(&single, &event, Some(("ion run", lease))).await? else {
         return Err(Failure("the job of a new event was there already".into()));
     };
-    let (lines, mut shown) = mpsc::channel(4096);
-    let executor = local_executor(settings, node, Some(lines)).await?;
-    let showing = tokio::spawn(async move {
-        while let Some(line) = shown.recv().await {
-            output::say(&format!("{} | {}", line.module, line.text));
-        }
-    });
+    let live = Live::start(Style {
+        prefix: |output| format!("ion: {} | ", output::of_others(&output.module)),
+        stream: output::Stream::Stderr,
+        whole: true,
+    })?;
+    let executor = local_executor(settings, node, Some(live.clone())).await?;
     let (stop, stopped) = watch::channel(None);
+    let asked_to_stop = CancellationToken::new();
+    let asked = asked_to_stop.clone();
     tokio::spawn(async move {
         until_asked_to_stop().await;
+        asked.cancel();
         stop.send_replace(Some(dispatcher::executor::Stop::Cancel));
         // Kept alive: a dropped sender would say that nobody can stop it.
         std::future::pending::<()>().await;
@@ -101,7 +105,6 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     let ended = executor.run_here(start, stopped).instrument(span.clone()).await;
     ended.tell(&span);
     drop(executor);
-    showing.await?;
     let well = ended.end == AttemptEnd::Succeeded;
     let reason = ended.reason.clone();
     let happening = dispatcher::job::Happening::Ended(dispatcher::job::Ended {
@@ -119,6 +122,14 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         ionfs::relay::promote(&plane, &job.id).instrument(span.clone()).await?;
     }
     drop(span);
+    // All that it wrote is shown before what came of it, unless somebody asks for an end.
+    tokio::select! {
+        _ = tokio::task::spawn_blocking(move || live.finish(None)) => {}
+        () = async {
+            asked_to_stop.cancelled().await;
+            tokio::time::sleep(output::READER_WAIT).await;
+        } => {}
+    }
     let published: Vec<Event> = ledger
         .events_of(correlation.as_str())
         .await?

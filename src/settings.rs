@@ -27,6 +27,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
+use crate::output::LogWriter;
 use crate::spans::Exporter;
 use crate::{Failure, output};
 
@@ -171,7 +172,7 @@ impl Settings {
         // A log has lines; spans are the exporter's.
         let filter = filter.add_directive(format!("{}=off", ionfs::spans::TARGET).parse()?);
         let log = tracing_subscriber::fmt::layer()
-            .with_writer(std::io::stderr)
+            .with_writer(|| LogWriter)
             .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
             .with_target(false)
             .fmt_fields(harmless_fields())

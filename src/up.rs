@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use clap::Args as ClapArgs;
 use dispatcher::dispatch::{DispatchSettings, Dispatcher, Modules, Notice};
-use dispatcher::executor::OutputLine;
 use dispatcher::executor::choice::{ClusterSettings, Executors};
 use dispatcher::executor::local::{LocalExecutor, LocalSettings};
+use dispatcher::executor::{LiveOutput, OutputWatcher};
 use dispatcher::gateway::Portal;
 use dispatcher::ledger::Ledger;
 use dispatcher::pipeline::{ExecutorKind, Module, Pipeline, at_a_time, cycles};
 use futures_util::FutureExt as _;
+use ionfs::id::JobId;
 use ionfs::node::Node;
 use ionfs::record::{AttemptEnd, JobRecord, JobState};
 use ionfs::relay::{GRACE, Relay};
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::gateway::GatewayFlags;
 use crate::metrics::MetricsArgs;
+use crate::output::live::{Live, Style};
 use crate::output::{self, Colour};
 use crate::settings::{Settings, module_environment, search_path, some_time, ticket_key};
 use crate::{Failure, Outcome, Verdict};
@@ -27,8 +29,8 @@ use crate::{Failure, Outcome, Verdict};
 /// Waiting events that are counted.
 const WAITING_SHOWN: usize = 1_000_000;
 
-/// Lines and notices that may wait to be shown; more are left out, the logs keep them.
-const SHOWN: usize = 4096;
+/// Notices on their way to what shows them, which never waits.
+const NOTICES: usize = 4096;
 
 /// Run a pipeline's modules on this machine, until Ctrl-C
 ///
@@ -175,12 +177,13 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
         ));
     }
     sweep(&settings.home);
-    let (lines, shown_lines) = mpsc::channel(SHOWN);
-    let (notices, shown_notices) = mpsc::channel(SHOWN);
+    let live = Live::start(Style { prefix, stream: output::Stream::Stdout, whole: false })?;
+    let lines = (!args.quiet).then(|| live.clone() as Arc<dyn OutputWatcher>);
+    let (notices, shown_notices) = mpsc::channel(NOTICES);
     let cluster = ClusterSettings { key: ticket_key(), namespace: args.kubernetes_namespace };
-    let local = Arc::new(local_executor(settings, node.clone(), Some(lines.clone())).await?);
+    let local = Arc::new(local_executor(settings, node.clone(), lines.clone()).await?);
     let chains = local.chains().clone();
-    let executor = Arc::new(Executors::new(node.clone(), local, cluster, Some(lines)));
+    let executor = Arc::new(Executors::new(node.clone(), local, cluster, lines));
     if modules.iter().any(|module| module.executor == ExecutorKind::Kubernetes) {
         executor.cluster().await?;
     }
@@ -209,7 +212,7 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
     let (begins, ends) = (endpoint.vitals.clone(), endpoint.vitals.clone());
     let shutdown = CancellationToken::new();
     let (ready, is_ready) = oneshot::channel();
-    let showing = tokio::spawn(show(shown_lines, shown_notices, args.quiet));
+    let showing = tokio::spawn(show(live.clone(), shown_notices));
     tokio::spawn({
         let shutdown = shutdown.clone();
         async move {
@@ -246,6 +249,7 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
     ran?;
     showing.await?;
     endpoint.close().await;
+    tokio::task::spawn_blocking(move || live.finish(Some(output::READER_WAIT))).await?;
     Ok(Verdict::Well)
 }
 
@@ -284,7 +288,7 @@ async fn missing(ledger: &Ledger, modules: &[Module], drop: bool) -> Result<(), 
 pub(crate) async fn local_executor(
     settings: &Settings,
     node: Arc<Node>,
-    lines: Option<mpsc::Sender<OutputLine>>,
+    lines: Option<Arc<dyn OutputWatcher>>,
 ) -> Result<LocalExecutor, Failure> {
     let local = LocalSettings {
         program: std::env::current_exe()?,
@@ -309,6 +313,7 @@ fn sweep(home: &Path) {
 /// SIGINT or SIGTERM.
 pub(crate) async fn until_asked_to_stop() {
     use tokio::signal::unix::{SignalKind, signal};
+    output::catches_signals();
     match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
         (Ok(mut interrupt), Ok(mut terminate)) => {
             tokio::select! {
@@ -320,26 +325,29 @@ pub(crate) async fn until_asked_to_stop() {
     }
 }
 
-/// Shows what modules print and how jobs end.
-async fn show(mut lines: mpsc::Receiver<OutputLine>, mut notices: mpsc::Receiver<Notice>, quiet: bool) {
-    loop {
-        tokio::select! {
-            biased;
-            Some(line) = lines.recv() => if !quiet {
-                let name = format!("{} {}", line.module, line.job);
-                output::line(format!("{} | {}", output::coloured(&name, colour(&line.module)), line.text));
-            },
-            Some(notice) = notices.recv() => match notice {
-                Notice::Started(job) => tracing::info!(job = %job.id, module = job.module, attempt = job.attempt, "started"),
-                Notice::Ended(job) => ended(&job),
-                Notice::Module { name, now } => output::say(&format!("module {name:?} {now}")),
-            },
-            else => return,
+/// What stands before a line that a job wrote.
+fn prefix(output: &LiveOutput) -> String {
+    format!("{} | ", coloured_name(&output.module, &output.job))
+}
+
+fn coloured_name(module: &str, job: &JobId) -> String {
+    output::coloured(&format!("{module} {}", job.short()), colour(module))
+}
+
+/// Shows how jobs end.
+async fn show(live: Arc<Live>, mut notices: mpsc::Receiver<Notice>) {
+    while let Some(notice) = notices.recv().await {
+        match notice {
+            Notice::Started(job) => {
+                tracing::info!(job = %job.id, module = job.module, attempt = job.attempt, "started");
+            }
+            Notice::Ended(job) => ended(&live, &job),
+            Notice::Module { name, now } => output::say(&format!("module {name:?} {now}")),
         }
     }
 }
 
-fn ended(job: &JobRecord) {
+fn ended(live: &Live, job: &JobRecord) {
     let Some(attempt) = job.attempts.last() else { return };
     let took = output::duration((attempt.ended.unwrap_or(attempt.started) - attempt.started).max(0));
     let reason = attempt.reason.as_deref().unwrap_or_default();
@@ -353,8 +361,7 @@ fn ended(job: &JobRecord) {
             format!("{}: {}", output::state(state.as_str()), output::of_others(reason))
         }
     };
-    let name = format!("{} {}", job.module, job.id.short());
-    output::line(format!("{} {what} ({took})", output::coloured(&name, colour(&job.module))));
+    live.message(&job.id, &format!("{} {what} ({took})", coloured_name(&job.module, &job.id)));
 }
 
 /// Always the same colour for the same module.

@@ -171,7 +171,7 @@ impl Shown {
     fn new(settings: &Settings) -> Self {
         Self {
             jobs: BTreeSet::new(),
-            bars: MultiProgress::new(),
+            bars: MultiProgress::with_draw_target(output::bar_target()),
             by_module: BTreeMap::new(),
             terminal: output::is_terminal(),
             json: settings.json,

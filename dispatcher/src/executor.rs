@@ -15,10 +15,12 @@ use ionfs::event::{Event, FileEntry};
 use ionfs::id::{CorrelationId, JobId};
 use ionfs::record::{AttemptEnd, FailedReads, JobRecord};
 use ionfs::spans;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tracing::field::Empty;
 use tracing::{Span, info_span};
 
+pub(crate) use self::log::{HEAD, LogPiece, read_piece};
+pub use self::log::{LiveOutput, OutputWatcher};
 use crate::pipeline::Module;
 
 /// Why a running job is to end.
@@ -62,6 +64,15 @@ impl Start {
     }
 }
 
+/// An attempt's output in the blob store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredLog {
+    /// The blob.
+    pub entry: FileEntry,
+    /// How many bytes shorter it is than what was written: the middle of a log that is too long.
+    pub left_out: u64,
+}
+
 /// How it ended.
 #[derive(Debug)]
 pub struct Ended {
@@ -72,7 +83,7 @@ pub struct Ended {
     /// Why, in words; none for success.
     pub reason: Option<String>,
     /// Its output.
-    pub log: Option<FileEntry>,
+    pub log: Option<StoredLog>,
     /// Events are staged and wait for the job's success to be written.
     pub staged: bool,
     /// Its reads that Ion could not answer.
@@ -101,20 +112,6 @@ impl Ended {
     }
 }
 
-/// A line of a job's output, for whoever watches.
-#[derive(Clone, Debug)]
-pub struct OutputLine {
-    /// The module.
-    pub module: String,
-    /// The job's first eight characters.
-    pub job: String,
-    /// The text, without its newline.
-    pub text: String,
-}
-
-/// Where output lines go. Full: lines are left out, as the log keeps them all.
-pub type OutputSink = mpsc::Sender<OutputLine>;
-
 /// The beginning of the keys of a correlation's logs: beside its files, so that these alone can be browsed.
 pub fn logs_below(correlation: &CorrelationId) -> String {
     format!("logs/{correlation}")
@@ -122,6 +119,10 @@ pub fn logs_below(correlation: &CorrelationId) -> String {
 
 /// What an executor has to say of an attempt when it is done with it.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for each attempt, and most are of the large kind"
+)]
 pub enum Fate {
     /// It ended.
     Ended(Ended),

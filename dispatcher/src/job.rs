@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use ionfs::clock::{Millis, millis};
-use ionfs::event::FileEntry;
 use ionfs::record::{Attempt, AttemptEnd, FailedReads, JobRecord, JobState, WaitsFor, Without};
 use ionfs::text::{REASON_MAX, cut};
+
+use crate::executor::StoredLog;
 
 /// Attempts that may be lost with their dispatchers before a job is dead: a job that takes its host down must not
 /// go on for ever, and a cluster's ordinary restarts must not end one.
@@ -66,7 +67,7 @@ pub struct Ended {
     /// Why, in words.
     pub reason: Option<String>,
     /// Its output.
-    pub log: Option<FileEntry>,
+    pub log: Option<StoredLog>,
     /// Events are staged and become visible by this very write.
     pub staged: bool,
     /// Its reads that Ion could not answer.
@@ -187,7 +188,8 @@ fn end(job: &mut JobRecord, ended: &Ended, now: Millis) {
         attempt.exit_code = ended.exit_code;
         // A module chooses some of the words.
         attempt.reason = ended.reason.as_deref().map(|reason| cut(reason, REASON_MAX).into_owned());
-        attempt.log.clone_from(&ended.log);
+        attempt.log = ended.log.as_ref().map(|log| log.entry.clone());
+        attempt.log_left_out = ended.log.as_ref().map_or(0, |log| log.left_out);
         attempt.failed_reads.clone_from(&ended.failed_reads);
     }
     match ended.end {

@@ -1,14 +1,15 @@
 //! What a job says: from the file that its dispatcher writes while it runs on this host, from the blob once it has ended.
 
-use std::io::{self, SeekFrom};
+use std::fs::File;
+use std::io;
 use std::path::PathBuf;
 
 use bytes::Bytes;
 use ionfs::id::JobId;
 use ionfs::node::live_log;
 use ionfs::stores::StoreError;
-use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 
+use crate::executor::{HEAD, LogPiece, read_piece};
 use crate::ledger::{Ledger, LedgerError};
 
 /// Bytes of a log read at a time: less is more requests to a remote store, more is memory for each who follows.
@@ -86,15 +87,25 @@ impl Log {
             attempt.ok_or_else(|| LogError::NoAttempt { job: self.job.clone(), attempt: self.attempt })?;
         let piece = match &attempt.log {
             Some(log) => {
-                let end = log.size.min(self.at + PIECE);
-                self.ledger.plane().blobs.get_range(&log.key, self.at.min(end)..end).await?
+                // Places are those in what was written; the middle of it may not be stored.
+                let at = if self.at > HEAD {
+                    HEAD.max(self.at - attempt.log_left_out.min(self.at))
+                } else {
+                    self.at
+                };
+                let end = log.size.min(at + PIECE);
+                let piece = self.ledger.plane().blobs.get_range(&log.key, at.min(end)..end).await?;
+                let end = at + piece.len() as u64;
+                self.at = if end > HEAD { end + attempt.log_left_out } else { end };
+                piece
             }
             None => {
                 let read = self.live_piece().await;
-                read.map_err(|source| LogError::Local { job: self.job.clone(), source })?
+                let piece = read.map_err(|source| LogError::Local { job: self.job.clone(), source })?;
+                self.at += piece.length();
+                [piece.words().unwrap_or_default().into_bytes(), piece.bytes].concat().into()
             }
         };
-        self.at += piece.len() as u64;
         Ok(match (piece.is_empty(), attempt.ended) {
             (false, _) => Said::More(piece),
             (true, Some(_)) => Said::Nothing,
@@ -102,15 +113,13 @@ impl Log {
         })
     }
 
-    async fn live_piece(&self) -> io::Result<Bytes> {
-        let mut file = match tokio::fs::File::open(&self.live).await {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Bytes::new()),
-            Err(error) => return Err(error),
-        };
-        file.seek(SeekFrom::Start(self.at)).await?;
-        let mut piece = Vec::new();
-        file.take(PIECE).read_to_end(&mut piece).await?;
-        Ok(piece.into())
+    async fn live_piece(&self) -> io::Result<LogPiece> {
+        let (path, at) = (self.live.clone(), self.at);
+        let read = tokio::task::spawn_blocking(move || match File::open(&path) {
+            Ok(file) => read_piece(&file, at, PIECE as usize),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(LogPiece::default()),
+            Err(error) => Err(error),
+        });
+        read.await.map_err(io::Error::other)?
     }
 }

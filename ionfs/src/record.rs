@@ -124,9 +124,16 @@ pub struct Attempt {
     /// The blob that holds its output (stdout and stderr).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<FileEntry>,
+    /// How many bytes shorter that is than what was written: of a log that is too long the middle is left out.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub log_left_out: u64,
     /// Its reads that Ion could not answer; with any of them it failed.
     #[serde(default, skip_serializing_if = "FailedReads::is_empty")]
     pub failed_reads: FailedReads,
+}
+
+fn is_nothing(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 impl Attempt {
@@ -140,6 +147,7 @@ impl Attempt {
             exit_code: None,
             reason: None,
             log: None,
+            log_left_out: 0,
             failed_reads: FailedReads::default(),
         }
     }

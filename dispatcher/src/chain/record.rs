@@ -14,7 +14,7 @@ use ionfs::errors::chain;
 use ionfs::event::{Context, DocumentType, Event, FileEntry, KeyValue, Publication};
 use ionfs::id::{EventId, JobId};
 use ionfs::node::Node;
-use ionfs::record::{Attempt, AttemptEnd, FailedReads, JobRecord, JobState, LogRecord};
+use ionfs::record::{Attempt, AttemptEnd, JobRecord, JobState, LogRecord};
 use ionfs::stores::{Collection, DataPlane, Guard, Inserted, encode};
 use ionfs::text::ending;
 use ionfs::upload::store_bytes_soon;
@@ -287,16 +287,8 @@ impl Recording {
         };
         let started = links.iter().map(|end| end.started).min().unwrap_or_else(clock::now);
         let ended = links.iter().map(|end| end.ended).max().unwrap_or(started);
-        let attempt = Attempt {
-            number: 1,
-            started,
-            ended: Some(ended),
-            end: Some(attempt_end),
-            exit_code: None,
-            reason,
-            log: None,
-            failed_reads: FailedReads::default(),
-        };
+        let attempt =
+            Attempt { ended: Some(ended), end: Some(attempt_end), reason, ..Attempt::begun(1, started) };
         self.record(self.chain_job(), &self.module.name, &self.first, state, attempt)
     }
 
@@ -308,14 +300,12 @@ impl Recording {
             _ => (JobState::Dead, AttemptEnd::Failed),
         };
         let attempt = Attempt {
-            number: self.stored.attempt(),
-            started: end.started,
             ended: Some(end.ended),
             end: Some(attempt_end),
             exit_code: exit_code(&end.how),
             reason: (!end.how.is_well()).then(|| said(&end.how)),
             log,
-            failed_reads: FailedReads::default(),
+            ..Attempt::begun(self.stored.attempt(), end.started)
         };
         self.record(self.steps[index].job.clone(), self.name_of(&end.link), on, state, attempt)
     }

@@ -11,7 +11,7 @@ use tokio::sync::{OnceCell, watch};
 
 use super::kubernetes::{Kubernetes, KubernetesError};
 use super::local::LocalExecutor;
-use super::{Ended, Executor, Fate, OutputSink, Start, Stop};
+use super::{Ended, Executor, Fate, OutputWatcher, Start, Stop};
 use crate::pipeline::{ExecutorKind, Module};
 
 /// What a dispatcher needs for jobs that are pods.
@@ -29,7 +29,7 @@ pub struct Executors {
     node: Arc<Node>,
     local: Arc<LocalExecutor>,
     settings: ClusterSettings,
-    output: Option<OutputSink>,
+    output: Option<Arc<dyn OutputWatcher>>,
     /// Once some module asks for it.
     cluster: OnceCell<Kubernetes>,
 }
@@ -40,7 +40,7 @@ impl Executors {
         node: Arc<Node>,
         local: Arc<LocalExecutor>,
         settings: ClusterSettings,
-        output: Option<OutputSink>,
+        output: Option<Arc<dyn OutputWatcher>>,
     ) -> Self {
         Self { node, local, settings, output, cluster: OnceCell::new() }
     }

@@ -41,9 +41,9 @@ use tokio_util::task::AbortOnDropHandle;
 use self::phase::{End, Phase, phase};
 use self::watched::{Known, Watched};
 use super::attempt::{Ran, asked, older, origin, stopped_by, verdict};
-use super::log::{JobLog, keep_output, without_log};
+use super::log::{JobLog, OutputNews, keep_output, without_log};
 use super::sandbox::{Exit, out_of_memory};
-use super::{Ended, Executor, Fate, OutputSink, Start, Stop};
+use super::{Ended, Executor, Fate, OutputWatcher, Start, Stop};
 use crate::pipeline::Module;
 
 /// The wait between two tries to reach the API server or a store, and how long it is tried.
@@ -99,7 +99,7 @@ pub struct Kubernetes {
     jobs: Api<Job>,
     pods: Api<Pod>,
     watched: Watched,
-    output: Option<OutputSink>,
+    output: Option<Arc<dyn OutputWatcher>>,
     _watching: AbortOnDropHandle<()>,
 }
 
@@ -118,7 +118,7 @@ impl Kubernetes {
         node: Arc<Node>,
         key: TicketKey,
         namespace: Option<String>,
-        output: Option<OutputSink>,
+        output: Option<Arc<dyn OutputWatcher>>,
     ) -> Result<Self, KubernetesError> {
         let config = Config::infer().await?;
         let namespace = namespace.unwrap_or_else(|| config.default_namespace.clone());
@@ -172,8 +172,8 @@ impl Kubernetes {
         let Start { job, module, running, .. } = start;
         // Now, and not when its container runs: what that commits counts only if the ledger says so.
         let _ = running.send(());
-        let sink = self.output.clone().map(|sink| (sink, module.name.clone(), job.id.short().to_owned()));
-        let mut output = Output::new(self.pods.clone(), log.path().to_owned(), sink);
+        let news = self.output.clone().map(|watcher| OutputNews::new(watcher, &module.name, &job.id));
+        let mut output = Output::new(self.pods.clone(), log.path().to_owned(), news);
         let end = tokio::select! {
             end = self.watch(&mut known, &ticket.id, &mut output) => end,
             why = asked(&mut stop) => return self.stopped(why, name, &mut known).await,
@@ -485,7 +485,7 @@ async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T,
 struct Output {
     pods: Api<Pod>,
     path: PathBuf,
-    sink: Option<(OutputSink, String, String)>,
+    news: Option<OutputNews>,
     following: Option<Following>,
 }
 
@@ -497,8 +497,8 @@ struct Following {
 }
 
 impl Output {
-    fn new(pods: Api<Pod>, path: PathBuf, sink: Option<(OutputSink, String, String)>) -> Self {
-        Self { pods, path, sink, following: None }
+    fn new(pods: Api<Pod>, path: PathBuf, news: Option<OutputNews>) -> Self {
+        Self { pods, path, news, following: None }
     }
 
     /// Begins to read a pod's output, if that was not begun.
@@ -509,7 +509,7 @@ impl Output {
         let (from, to) = duplex(PIPE);
         let (ended, has_ended) = oneshot::channel();
         let fetching = tokio::spawn(fetch(self.pods.clone(), pod.to_owned(), from, has_ended));
-        let keeping = tokio::spawn(keep_output(to, self.path.clone(), self.sink.take()));
+        let keeping = tokio::spawn(keep_output(to, self.path.clone(), self.news.take()));
         self.following = Some(Following {
             ended: Some(ended),
             fetching: AbortOnDropHandle::new(fetching),

@@ -29,10 +29,10 @@ use crate::pipeline::Api;
 
 use super::attempt::{Ran, asked, environment, older, origin, stopped_by, verdict};
 use super::container::{Ask, Containers};
-use super::log::{JobLog, keep_output, without_log};
+use super::log::{JobLog, OutputNews, keep_output, without_log};
 use super::sandbox::{self, Command, Covers, Exit, ForkServer, Mode, Rights, Sandbox, SandboxError};
 use super::sidecar::{Sidecar, Word};
-use super::{Ended, Executor, Fate, OutputSink, Start, Stop};
+use super::{Ended, Executor, Fate, OutputWatcher, Start, Stop};
 
 /// Between SIGTERM and SIGKILL. Shorter cuts off modules that tidy up; longer delays every timeout and shutdown.
 const GRACE: Duration = Duration::from_secs(5);
@@ -76,7 +76,7 @@ pub struct LocalExecutor {
     containers: Arc<Containers>,
     covers: Arc<Covers>,
     chains: Arc<Chains>,
-    output: Option<OutputSink>,
+    output: Option<Arc<dyn OutputWatcher>>,
 }
 
 impl LocalExecutor {
@@ -87,7 +87,7 @@ impl LocalExecutor {
     pub async fn new(
         node: Arc<Node>,
         settings: LocalSettings,
-        output: Option<OutputSink>,
+        output: Option<Arc<dyn OutputWatcher>>,
     ) -> io::Result<Self> {
         let server = Arc::new(ForkServer::new(&settings.program));
         let (mode, refused) = match settings.namespaces {
@@ -285,8 +285,8 @@ impl LocalExecutor {
             };
         self.node.metrics.mounts.since(begun);
         let log = live_log(&self.node.settings.home, &job.id, job.attempt);
-        let sink = self.output.clone().map(|sink| (sink, job.module.clone(), job.id.short().to_owned()));
-        let reading = tokio::spawn(keep_output(output, log, sink));
+        let news = self.output.clone().map(|watcher| OutputNews::new(watcher, &job.module, &job.id));
+        let reading = tokio::spawn(keep_output(output, log, news));
         let ran = match sandbox.go().await {
             Ok(()) => {
                 let _ = start.running.send(());

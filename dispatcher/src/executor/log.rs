@@ -1,35 +1,35 @@
 //! What an attempt says: kept on this machine while it runs, in the blob store when it has ended.
 
+mod kept;
+mod live;
+
+use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use ionfs::clock;
 use ionfs::errors::{chain, is_no_room};
-use ionfs::event::{Context, DocumentType, FileEntry};
+use ionfs::event::{Context, DocumentType};
 use ionfs::home::private_folder;
 use ionfs::id::JobId;
 use ionfs::node::live_log;
 use ionfs::record::{AttemptEnd, LogRecord};
 use ionfs::stores::{Collection, DataPlane, encode};
-use ionfs::upload::{empty_file, store_path};
+use ionfs::upload::{empty_file, store_open};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use super::{Ended, OutputLine, OutputSink, logs_below};
+pub(crate) use self::kept::{HEAD, LogPiece, read_piece};
+use self::kept::{KeptOutput, without_hole};
+pub(super) use self::live::OutputNews;
+pub use self::live::{LiveOutput, OutputWatcher};
+use super::{Ended, StoredLog, logs_below};
 
 /// Tries to store an attempt's output, and the wait between them. The stores' own deadlines come on top.
 const STORE_TRIES: u32 = 20;
 const STORE_WAIT: Duration = Duration::from_secs(1);
-
-/// Bytes of output kept of one attempt. A module that says more is cut off there; it goes on.
-const LOG_MAX: u64 = 256 << 20;
-
-/// Bytes of output that wait while the disk does not take them.
-const PENDING_MAX: usize = 1 << 20;
-
-/// Bytes of a line shown live.
-const LINE_MAX: usize = 4096;
 
 /// The end of an attempt whose log could not be begun.
 pub(super) fn without_log(error: &io::Error) -> Ended {
@@ -64,7 +64,20 @@ impl JobLog {
 
     /// Ion's own word at its end: why the attempt failed stands where people look first.
     pub(super) fn note(&self, reason: &str) {
-        self.append(format!("ion: {reason}\n").as_bytes());
+        let newline = if self.ends_within_a_line() { "\n" } else { "" };
+        self.append(format!("{newline}ion: {reason}\n").as_bytes());
+    }
+
+    fn ends_within_a_line(&self) -> bool {
+        let last = || {
+            let log = File::open(&self.path)?;
+            let mut last = [b'\n'];
+            if let Some(at) = log.metadata()?.len().checked_sub(1) {
+                log.read_exact_at(&mut last, at)?;
+            }
+            Ok::<_, io::Error>(last)
+        };
+        last().is_ok_and(|last| last != *b"\n")
     }
 
     pub(super) fn append(&self, words: &[u8]) {
@@ -81,10 +94,10 @@ impl JobLog {
         plane: &DataPlane,
         context: &Context,
         succeeded: bool,
-    ) -> Option<FileEntry> {
+    ) -> Option<StoredLog> {
         for _ in 1..STORE_TRIES {
             match self.try_to_store(plane, context, succeeded).await {
-                Ok(entry) => return Some(entry),
+                Ok(stored) => return Some(stored),
                 Err(error) => tracing::debug!(error, "a job's output is not stored yet"),
             }
             tokio::time::sleep(STORE_WAIT).await;
@@ -98,7 +111,7 @@ impl JobLog {
         plane: &DataPlane,
         context: &Context,
         succeeded: bool,
-    ) -> Result<FileEntry, String> {
+    ) -> Result<StoredLog, String> {
         let key = format!(
             "{}/{}/{}-attempt-{}.log",
             logs_below(&context.correlation_id),
@@ -106,94 +119,67 @@ impl JobLog {
             context.name,
             self.attempt
         );
-        let stored = match tokio::fs::metadata(&self.path).await {
-            // Most jobs of some modules say nothing, and no store has to keep that.
-            Ok(metadata) if metadata.len() == 0 => Ok(empty_file(key, "log".into())),
-            _ => store_path(&*plane.blobs, key, "log".into(), &self.path).await,
-        };
-        let entry = stored.map_err(|error| chain(&error))?;
+        let stored = self.store_blob(plane, key).await?;
         let name = LogRecord::id(&context.name, &context.event_id, self.attempt);
         let record = LogRecord {
             id: name.clone(),
             desc: name,
             context: Context { document_type: DocumentType::ModuleLogs, ..context.clone() },
-            logs: entry.clone(),
+            logs: stored.entry.clone(),
             succeeded,
             created: clock::now(),
         };
         let put = plane.documents.put(Collection::Events, encode(&record), None).await;
-        put.map(|()| entry).map_err(|error| chain(&error))
+        put.map(|()| stored).map_err(|error| chain(&error))
+    }
+
+    async fn store_blob(&self, plane: &DataPlane, key: String) -> Result<StoredLog, String> {
+        let name = "log".to_owned();
+        let path = self.path.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            let log = File::open(&path)?;
+            let length = log.metadata()?.len();
+            let folder = path.parent().unwrap_or(Path::new("."));
+            let whole = without_hole(&log, folder)?.map_or(log, |whole| whole);
+            Ok::<_, io::Error>((length, whole))
+        });
+        let opened = opened.await.map_err(io::Error::other).flatten();
+        let (length, log) = opened.map_err(|error| format!("{}: {error}", self.path.display()))?;
+        // Most jobs of some modules say nothing, and no store has to keep that.
+        let entry = match length {
+            0 => empty_file(key, name),
+            _ => store_open(&*plane.blobs, key, name, log, &AtomicU64::new(0))
+                .await
+                .map_err(|error| chain(&error))?,
+        };
+        Ok(StoredLog { left_out: length.saturating_sub(entry.size), entry })
     }
 }
 
-/// Keeps a module's output as it comes, and shows it line by line to whoever watches.
+/// Keeps what a job writes as it comes, and tells who shows it.
 pub(super) async fn keep_output(
     mut pipe: impl AsyncRead + Unpin,
     log: PathBuf,
-    sink: Option<(OutputSink, String, String)>,
+    mut news: Option<OutputNews>,
 ) {
-    let mut kept = Kept {
-        file: std::fs::OpenOptions::new().append(true).open(&log).ok(),
-        length: 0,
-        pending: Vec::new(),
-    };
-    let mut line = Vec::new();
+    let mut kept = KeptOutput::open(&log)
+        .inspect_err(|error| tracing::error!(log = %log.display(), %error, "a job's output cannot be kept"))
+        .ok();
     let mut buffer = vec![0; 64 << 10];
     loop {
         let piece = match pipe.read(&mut buffer).await {
             Ok(0) | Err(_) => break,
             Ok(length) => &buffer[..length],
         };
+        let Some(kept) = &mut kept else { continue };
         kept.add(piece);
-        let Some((sink, module, job)) = &sink else { continue };
-        for part in piece.split_inclusive(|byte| *byte == b'\n') {
-            line.extend_from_slice(&part[..part.len().min(LINE_MAX)]);
-            if part.ends_with(b"\n") || line.len() >= LINE_MAX {
-                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-                let _ = sink.try_send(OutputLine { module: module.clone(), job: job.clone(), text });
-                line.clear();
-            }
+        if let Some(news) = &mut news {
+            news.goes_on(|| kept.reader());
         }
     }
-    kept.write();
-    if !kept.pending.is_empty() {
-        tracing::error!(log = %log.display(), bytes = kept.pending.len(), "the end of a job's output could not be kept");
+    if let Some(bytes @ 1..) = kept.map(KeptOutput::finish) {
+        tracing::error!(log = %log.display(), bytes, "the end of a job's output could not be kept");
     }
-}
-
-/// A log being written. What a full disk does not take waits for a while: the module's own words about it are in
-/// there, and it may make room again.
-struct Kept {
-    file: Option<std::fs::File>,
-    length: u64,
-    pending: Vec<u8>,
-}
-
-impl Kept {
-    fn add(&mut self, piece: &[u8]) {
-        if self.length >= LOG_MAX {
-            return;
-        }
-        self.length += piece.len() as u64;
-        if self.pending.len() < PENDING_MAX {
-            self.pending.extend_from_slice(piece);
-        }
-        if self.length >= LOG_MAX {
-            self.pending.extend_from_slice(b"\nion: more output than is kept\n");
-        }
-        self.write();
-    }
-
-    fn write(&mut self) {
-        let Some(file) = &mut self.file else { return };
-        while !self.pending.is_empty() {
-            match file.write(&self.pending) {
-                Ok(length) => drop(self.pending.drain(..length)),
-                Err(error) => {
-                    tracing::debug!(%error, "a job's output is not kept yet");
-                    return;
-                }
-            }
-        }
-    }
+    // Told that it has ended: the log is whole.
+    drop(news);
 }

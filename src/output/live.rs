@@ -1,0 +1,397 @@
+//! What jobs write, and what becomes of them, as it happens: `ion up` and `ion run`.
+//!
+//! # How it works
+//! A thread of its own reads each attempt's log and has the lines printed, a part of each in turn. What an attempt wrote
+//! stands before the line that says how it ended.
+//!
+//! # What it never does
+//! Hold up whoever tells it of something. One who reads slower than jobs write sees the end of what each has written, and
+//! how much is left out before it; the logs have all of it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use dispatcher::executor::{LiveOutput, OutputWatcher};
+use ionfs::id::JobId;
+
+use super::printer::{Printer, Room, Stream, printer};
+use super::{one_line, say};
+
+/// Bytes of a log that are shown before another job's turn comes.
+const TURN: usize = 64 << 10;
+
+/// How far behind a job the lines that are shown may be.
+const BEHIND_MAX: u64 = 8 << 20;
+
+/// Bytes of the end that are shown of one that is further behind.
+const END: u64 = 1 << 20;
+
+/// Bytes of one line that are shown.
+const LINE_MAX: usize = 64 << 10;
+
+/// How often a line that its program writes over again and again is shown.
+const OVERWRITTEN_EVERY: Duration = Duration::from_secs(1);
+
+/// Attempts that have begun, and messages, that wait while nobody reads.
+const WAITING_MAX: usize = 256;
+const MESSAGES_MAX: usize = 4096;
+
+/// How it is shown.
+#[derive(Debug)]
+pub(crate) struct Style {
+    /// What stands before each line of a job of this module.
+    pub(crate) prefix: fn(&LiveOutput) -> String,
+    pub(crate) stream: Stream,
+    /// Whether all is shown, however long that takes.
+    pub(crate) whole: bool,
+}
+
+/// The thread, and what it is told.
+#[derive(Debug)]
+pub(crate) struct Live {
+    style: Style,
+    told: Mutex<Told>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    new: Vec<Arc<LiveOutput>>,
+    /// Attempts that are not shown at all.
+    not_shown: u64,
+    /// Lines, with the job whose output stands before them.
+    messages: VecDeque<(JobId, String)>,
+    messages_left_out: u64,
+    goes_on: bool,
+    ends: bool,
+    has_ended: bool,
+}
+
+impl OutputWatcher for Live {
+    fn begins(&self, output: Arc<LiveOutput>) {
+        let mut told = self.told();
+        if told.new.len() < WAITING_MAX {
+            told.new.push(output);
+        } else {
+            told.not_shown += 1;
+        }
+        self.changed.notify_all();
+    }
+
+    fn goes_on(&self) {
+        self.told().goes_on = true;
+        self.changed.notify_all();
+    }
+}
+
+impl Live {
+    /// Begins to show.
+    ///
+    /// # Errors
+    /// When the system has no thread for it.
+    pub(crate) fn start(style: Style) -> std::io::Result<Arc<Self>> {
+        let live = Arc::new(Self { style, told: Mutex::default(), changed: Condvar::new() });
+        let shows = live.clone();
+        thread::Builder::new().name("live-view".into()).spawn(move || {
+            shows.work();
+            shows.told().has_ended = true;
+            shows.changed.notify_all();
+        })?;
+        Ok(live)
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows a line after what the job has written.
+    pub(crate) fn message(&self, job: &JobId, line: &str) {
+        let mut told = self.told();
+        if told.messages.len() < MESSAGES_MAX {
+            told.messages.push_back((job.clone(), one_line(line)));
+        } else {
+            told.messages_left_out += 1;
+        }
+        self.changed.notify_all();
+    }
+
+    /// Nothing more comes: waits until what there is has been shown, for a while at most if one is given.
+    pub(crate) fn finish(&self, most: Option<Duration>) {
+        let deadline = most.map(|most| Instant::now() + most);
+        let mut told = self.told();
+        told.ends = true;
+        self.changed.notify_all();
+        while !told.has_ended {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            told = match left {
+                None => self.changed.wait(told).unwrap_or_else(PoisonError::into_inner),
+                Some(Duration::ZERO) => return,
+                Some(left) => self.changed.wait_timeout(told, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
+        }
+    }
+
+    /// Waits until there is something to do, or the deadline.
+    fn wait(&self, deadline: Option<Instant>) -> Told {
+        let mut told = self.told();
+        while told.new.is_empty() && told.messages.is_empty() && !told.goes_on && !told.ends {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            told = match left {
+                None => self.changed.wait(told).unwrap_or_else(PoisonError::into_inner),
+                Some(Duration::ZERO) => break,
+                Some(left) => self.changed.wait_timeout(told, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
+        }
+        let ends = told.ends;
+        std::mem::replace(&mut *told, Told { ends, ..Told::default() })
+    }
+
+    fn work(&self) {
+        let paper = Paper { printer: printer(self.style.stream), style: &self.style };
+        let mut shown: Vec<Shown> = Vec::new();
+        let mut more = false;
+        let mut in_trouble = false;
+        loop {
+            let next = shown.iter().filter_map(|shown| shown.lines.due()).min();
+            let told = self.wait(if more { Some(Instant::now()) } else { next });
+            let trouble = paper.printer.trouble();
+            if let Some(trouble) = trouble.as_ref().filter(|_| !in_trouble) {
+                say(&format!(
+                    "what jobs write, and how they end, cannot be shown: {trouble}. `ion job list` and `ion job logs` have it"
+                ));
+            }
+            in_trouble = trouble.is_some();
+            shown.extend(told.new.into_iter().map(Shown::new));
+            more = false;
+            shown.retain_mut(|shown| {
+                // Before its bytes are read: once it says that it has ended, they are all there.
+                let ended = shown.output.has_ended();
+                let all = if ended { shown.rest(&paper) } else { shown.turn(&paper) };
+                more |= !all;
+                if ended {
+                    shown.lines.finish(&mut |text| paper.line(&shown.output, text));
+                }
+                !ended
+            });
+            for (job, line) in told.messages {
+                for shown in shown.iter_mut().filter(|shown| shown.output.job == job) {
+                    shown.rest(&paper);
+                }
+                paper.text(format!("{line}\n"));
+            }
+            if told.not_shown > 0 {
+                paper.text(format!(
+                    "ion: what {} attempts wrote is not shown: `ion job logs` has it\n",
+                    told.not_shown
+                ));
+            }
+            if told.messages_left_out > 0 {
+                paper.text(format!(
+                    "ion: {} messages are missing here: `ion job list` shows what became of jobs\n",
+                    told.messages_left_out
+                ));
+            }
+            if told.ends && !more {
+                for shown in &mut shown {
+                    shown.rest(&paper);
+                    shown.lines.finish(&mut |text| paper.line(&shown.output, text));
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// Where lines go.
+struct Paper<'a> {
+    printer: &'static Printer,
+    style: &'a Style,
+}
+
+impl Paper<'_> {
+    fn text(&self, text: String) {
+        self.printer.put(self.style.stream, text.into_bytes(), Room::Wait);
+    }
+
+    fn line(&self, output: &LiveOutput, text: &str) {
+        self.text(format!("{}{}\n", (self.style.prefix)(output), one_line(text)));
+    }
+}
+
+/// An attempt's output, and how far it is shown.
+struct Shown {
+    output: Arc<LiveOutput>,
+    at: u64,
+    lines: Lines,
+}
+
+impl Shown {
+    fn new(output: Arc<LiveOutput>) -> Self {
+        Self { output, at: 0, lines: Lines::default() }
+    }
+
+    /// Shows some of what is there; whether that was all.
+    fn turn(&mut self, paper: &Paper<'_>) -> bool {
+        self.catch_up(paper);
+        let piece = match self.output.read(self.at, TURN) {
+            Ok(piece) => piece,
+            Err(error) => {
+                tracing::warn!(job = %self.output.job, %error, "a job's output cannot be shown");
+                return true;
+            }
+        };
+        self.at += piece.length();
+        let mut show = |text: &str| paper.line(&self.output, text);
+        if let Some(words) = piece.words() {
+            self.lines.add(words.as_bytes(), &mut show);
+        }
+        self.lines.add(&piece.bytes, &mut show);
+        self.lines.show_overwritten(&mut show);
+        piece.bytes.len() < TURN
+    }
+
+    /// Shows all that is there; gives whether that is so.
+    fn rest(&mut self, paper: &Paper<'_>) -> bool {
+        while !self.turn(paper) {}
+        true
+    }
+
+    /// Leaves out what is too far behind.
+    fn catch_up(&mut self, paper: &Paper<'_>) {
+        let Ok(length) = self.output.length() else { return };
+        let nobody_reads = paper.printer.is_gone();
+        if nobody_reads {
+            self.at = length;
+        } else if !paper.style.whole && length.saturating_sub(self.at) > BEHIND_MAX {
+            let to = length - END;
+            let mut show = |text: &str| paper.line(&self.output, text);
+            self.lines.finish(&mut show);
+            show(&format!(
+                "(ion leaves out {} here, as they come faster than they are shown: `ion job logs {}` has them)",
+                super::size(to - self.at),
+                self.output.job.short()
+            ));
+            self.at = to;
+        }
+    }
+}
+
+/// Lines made of what a program writes piece by piece.
+///
+/// A carriage return lets the next text stand over the one before, as on a terminal: of texts that follow each other so one
+/// is shown now and then, and the last.
+#[derive(Debug, Default)]
+struct Lines {
+    line: Vec<u8>,
+    /// Bytes of the line that are not in there.
+    cut: u64,
+    /// It ended with a carriage return: what comes stands over it.
+    returned: bool,
+    /// What is in `line` was shown.
+    is_shown: bool,
+    shown_at: Option<Instant>,
+}
+
+impl Lines {
+    fn add(&mut self, mut bytes: &[u8], show: &mut impl FnMut(&str)) {
+        while let Some(first) = bytes.first() {
+            match first {
+                b'\n' => {
+                    if !self.is_shown {
+                        self.show(show);
+                    }
+                    self.clear();
+                    bytes = &bytes[1..];
+                }
+                b'\r' => {
+                    self.returned = !self.line.is_empty();
+                    bytes = &bytes[1..];
+                }
+                _ => {
+                    if self.returned {
+                        self.show_overwritten(show);
+                        self.clear();
+                    }
+                    let end =
+                        bytes.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(bytes.len());
+                    let kept = end.min(LINE_MAX.saturating_sub(self.line.len()));
+                    self.line.extend_from_slice(&bytes[..kept]);
+                    self.cut += (end - kept) as u64;
+                    bytes = &bytes[end..];
+                }
+            }
+        }
+    }
+
+    /// Shows a text over which the next one will stand, unless one was just shown.
+    fn show_overwritten(&mut self, show: &mut impl FnMut(&str)) {
+        if self.due().is_some_and(|due| due <= Instant::now()) {
+            self.show(show);
+            (self.is_shown, self.shown_at) = (true, Some(Instant::now()));
+        }
+    }
+
+    /// When the text that is there is to be shown, though its line has not ended.
+    fn due(&self) -> Option<Instant> {
+        let waits = self.returned && !self.is_shown;
+        waits.then(|| self.shown_at.map_or_else(Instant::now, |at| at + OVERWRITTEN_EVERY))
+    }
+
+    /// Nothing more comes of this line.
+    fn finish(&mut self, show: &mut impl FnMut(&str)) {
+        if !self.line.is_empty() && !self.is_shown {
+            self.show(show);
+        }
+        self.clear();
+    }
+
+    fn clear(&mut self) {
+        self.line.clear();
+        (self.cut, self.returned, self.is_shown) = (0, false, false);
+    }
+
+    fn show(&self, show: &mut impl FnMut(&str)) {
+        let text = String::from_utf8_lossy(&self.line);
+        match self.cut {
+            0 => show(&text),
+            cut => show(&format!("{text}... ({cut} more bytes)")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines_of(pieces: &[&str]) -> Vec<String> {
+        let mut lines = Lines::default();
+        let mut shown = Vec::new();
+        let mut show = |text: &str| shown.push(text.to_owned());
+        for piece in pieces {
+            lines.add(piece.as_bytes(), &mut show);
+            lines.show_overwritten(&mut show);
+        }
+        lines.finish(&mut show);
+        shown
+    }
+
+    #[test]
+    fn lines_are_whole_however_their_pieces_come() {
+        assert_eq!(lines_of(&["a\nb", "c\n\nd"]), ["a", "bc", "", "d"]);
+        assert_eq!(lines_of(&["a\r", "\nb\r\n"]), ["a", "b"]);
+        assert_eq!(lines_of(&[]), [""; 0]);
+        let long = lines_of(&["x".repeat(LINE_MAX).as_str(), "yz\nend"]);
+        assert!(long[0].ends_with("x... (2 more bytes)") && long[1] == "end", "{}", long[1]);
+    }
+
+    #[test]
+    fn of_texts_that_stand_over_each_other_the_first_and_the_last_are_shown() {
+        assert_eq!(lines_of(&["1%\r2%\r3%\r", "99%\r", "100%\ndone\n"]), ["1%", "100%", "done"]);
+        assert_eq!(lines_of(&["1%\r", "2%\r"]), ["1%", "2%"]);
+        // The last one is shown though its line never ends otherwise.
+        assert_eq!(lines_of(&["1%\r2%"]), ["1%", "2%"]);
+        assert_eq!(lines_of(&["1%\r\n2%\r\n"]), ["1%", "2%"]);
+    }
+}

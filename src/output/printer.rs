@@ -1,0 +1,260 @@
+//! Threads that write to stdout and stderr, so that no other thread ever does.
+//!
+//! # How it works
+//! Each of the two files has a queue with a bound and a thread that writes what is in it; where both are the same file, one
+//! thread keeps their order. What a command was asked for waits for room in the queue ([`Room::Wait`]), as in any program
+//! whose reader is slow. All else is left out while there is none ([`Room::LeaveOut`]); how much that was stands where it
+//! is missing, once somebody reads again.
+//!
+//! # What it never does
+//! Hold up a job, a signal or the gateway because nobody reads; end the program because a reader went away.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::fstat;
+use rustix::io::{Errno, write};
+
+/// Bytes that wait to be written. More would only be read later.
+const WAITING_MAX: usize = 1 << 20;
+
+/// How long a full disk is not tried again.
+const FULL_WAIT: Duration = Duration::from_secs(1);
+
+/// Where a text goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stream {
+    Stdout,
+    Stderr,
+}
+
+impl Stream {
+    fn descriptor(self) -> BorrowedFd<'static> {
+        match self {
+            Self::Stdout => rustix::stdio::stdout(),
+            Self::Stderr => rustix::stdio::stderr(),
+        }
+    }
+
+    /// Writes all of it. A descriptor that another program made non-blocking is waited for.
+    fn write_all(self, mut text: &[u8]) -> io::Result<()> {
+        let to = self.descriptor();
+        while !text.is_empty() {
+            match write(to, text) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(length) => text = &text[length..],
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => drop(poll(&mut [PollFd::new(&to, PollFlags::OUT)], None)),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What becomes of a text that there is no room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// It is waited for. Only for threads that may stand still.
+    Wait,
+    /// The text is left out, and counted.
+    LeaveOut,
+    /// The text is left out; a later one says the same better.
+    Forget,
+}
+
+/// The printer of a stream.
+pub(crate) fn printer(stream: Stream) -> &'static Printer {
+    static PRINTERS: OnceLock<[Arc<Printer>; 2]> = OnceLock::new();
+    let [stdout, stderr] = PRINTERS.get_or_init(|| {
+        let stdout = Printer::start();
+        let stderr = if are_one_file() { stdout.clone() } else { Printer::start() };
+        [stdout, stderr]
+    });
+    match stream {
+        Stream::Stdout => stdout,
+        Stream::Stderr => stderr,
+    }
+}
+
+fn are_one_file() -> bool {
+    match (fstat(rustix::stdio::stdout()), fstat(rustix::stdio::stderr())) {
+        (Ok(one), Ok(other)) => (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino),
+        _ => false,
+    }
+}
+
+/// A queue and the thread that writes what is in it.
+#[derive(Debug, Default)]
+pub(crate) struct Printer {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Text {
+    stream: Stream,
+    bytes: Vec<u8>,
+    /// How many texts are missing if this one cannot be written.
+    stands_for: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<Text>,
+    /// Bytes in there.
+    bytes: usize,
+    is_writing: bool,
+    left_out: u64,
+    /// The reader went away: whatever comes is for nobody.
+    is_gone: bool,
+    /// What the system said when a text could not be written, other than that the reader went away.
+    failure: Option<io::Error>,
+    /// Whether the last text could not be written.
+    is_failing: bool,
+}
+
+impl Printer {
+    fn start() -> Arc<Self> {
+        let printer = Arc::new(Self::default());
+        let writer = printer.clone();
+        let started = thread::Builder::new().name("printer".into()).spawn(move || writer.work());
+        if let Err(error) = started {
+            // Nothing can be said without it; whoever waits for room must not.
+            let mut state = printer.state();
+            (state.is_gone, state.failure) = (true, Some(error));
+        }
+        printer
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has a text written.
+    pub(crate) fn put(&self, stream: Stream, text: Vec<u8>, room: Room) {
+        let mut state = self.state();
+        while room == Room::Wait && state.bytes >= WAITING_MAX && !state.is_gone {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.is_gone {
+            return;
+        }
+        if state.bytes >= WAITING_MAX {
+            state.left_out += u64::from(room == Room::LeaveOut);
+            return;
+        }
+        state.tell_left_out(stream);
+        state.push(Text { stream, bytes: text, stands_for: u64::from(room != Room::Forget) });
+        self.changed.notify_all();
+    }
+
+    /// Whether nobody will read what is written from now on.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.state().is_gone
+    }
+
+    /// Why what is put now is not read, in words.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let state = self.state();
+        match &state.failure {
+            _ if state.is_gone => Some("its reader has gone".into()),
+            Some(error) if state.is_failing => Some(error.to_string()),
+            _ => None,
+        }
+    }
+
+    /// Waits until all is written, for a while at most if one is given.
+    ///
+    /// # Errors
+    /// The system's, when something could not be written for another reason than that the reader went away.
+    pub(crate) fn finish(&self, most: Option<Duration>) -> io::Result<()> {
+        let deadline = most.map(|most| Instant::now() + most);
+        let mut state = self.state();
+        if state.left_out > 0 {
+            state.tell_left_out(Stream::Stderr);
+            self.changed.notify_all();
+        }
+        while (state.is_writing || !state.waiting.is_empty()) && !state.is_gone {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            state = match left {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(Duration::ZERO) => break,
+                Some(left) => {
+                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+        state.failure.take().map_or(Ok(()), Err)
+    }
+
+    /// The text that is to be written next; the one before has been.
+    fn next(&self) -> Text {
+        let mut state = self.state();
+        state.is_writing = false;
+        self.changed.notify_all();
+        loop {
+            if let Some(text) = state.waiting.pop_front() {
+                state.bytes -= text.bytes.len();
+                state.is_writing = true;
+                return text;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The thread's work.
+    fn work(&self) {
+        let mut full_since: Option<Instant> = None;
+        loop {
+            let text = self.next();
+            if full_since.is_some_and(|since| since.elapsed() < FULL_WAIT) {
+                self.state().left_out += text.stands_for;
+                continue;
+            }
+            match text.stream.write_all(&text.bytes) {
+                Ok(()) => {
+                    if full_since.take().is_some() {
+                        self.state().is_failing = false;
+                    }
+                }
+                Err(error) => {
+                    let mut state = self.state();
+                    if error.raw_os_error() == Some(Errno::PIPE.raw_os_error()) {
+                        state.is_gone = true;
+                        state.waiting.clear();
+                        state.is_writing = false;
+                        self.changed.notify_all();
+                        return;
+                    }
+                    state.left_out += text.stands_for;
+                    state.failure.get_or_insert(error);
+                    state.is_failing = true;
+                    full_since = Some(Instant::now());
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    fn push(&mut self, text: Text) {
+        self.bytes += text.bytes.len();
+        self.waiting.push_back(text);
+    }
+
+    /// Says how much is missing, where it is.
+    fn tell_left_out(&mut self, stream: Stream) {
+        let missing = std::mem::take(&mut self.left_out);
+        if missing > 0 {
+            let what = if missing == 1 { "text is" } else { "texts are" };
+            let words = format!("ion: {missing} {what} missing here: they could not be written in time\n");
+            self.push(Text { stream, bytes: words.into_bytes(), stands_for: missing });
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Log lines and progress bars, by the threads that print.
+
+use std::io::{self, Write};
+use std::sync::{Mutex, PoisonError};
+
+use indicatif::{ProgressDrawTarget, TermLike};
+
+use super::printer::{Room, Stream, printer};
+
+/// Where log lines go: one call for each.
+#[derive(Debug)]
+pub(crate) struct LogWriter;
+
+impl Write for LogWriter {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        printer(Stream::Stderr).put(Stream::Stderr, line.to_vec(), Room::LeaveOut);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Where bars are drawn: on stderr, where that is a terminal.
+pub(crate) fn bar_target() -> ProgressDrawTarget {
+    match io::IsTerminal::is_terminal(&io::stderr()) {
+        true => ProgressDrawTarget::term_like_with_hz(Box::new(Terminal::default()), FRAMES),
+        false => ProgressDrawTarget::hidden(),
+    }
+}
+
+/// Frames a second.
+const FRAMES: u8 = 10;
+
+/// A terminal that takes whole frames. One that cannot be written in time is left out: the next one shows the same.
+#[derive(Debug, Default)]
+struct Terminal {
+    frame: Mutex<String>,
+}
+
+impl Terminal {
+    fn add(&self, text: &str) -> io::Result<()> {
+        self.frame.lock().unwrap_or_else(PoisonError::into_inner).push_str(text);
+        Ok(())
+    }
+
+    fn control(&self, count: usize, command: char) -> io::Result<()> {
+        if count == 0 { Ok(()) } else { self.add(&format!("\x1b[{count}{command}")) }
+    }
+}
+
+impl TermLike for Terminal {
+    fn width(&self) -> u16 {
+        rustix::termios::tcgetwinsize(rustix::stdio::stderr()).map_or(80, |size| size.ws_col.max(1))
+    }
+
+    fn height(&self) -> u16 {
+        rustix::termios::tcgetwinsize(rustix::stdio::stderr()).map_or(24, |size| size.ws_row.max(1))
+    }
+
+    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+        self.control(n, 'A')
+    }
+
+    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+        self.control(n, 'B')
+    }
+
+    fn move_cursor_right(&self, n: usize) -> io::Result<()> {
+        self.control(n, 'C')
+    }
+
+    fn move_cursor_left(&self, n: usize) -> io::Result<()> {
+        self.control(n, 'D')
+    }
+
+    fn write_line(&self, text: &str) -> io::Result<()> {
+        self.add(text)?;
+        self.add("\r\n")
+    }
+
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        self.add(text)
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        self.add("\r\x1b[2K")
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let frame = std::mem::take(&mut *self.frame.lock().unwrap_or_else(PoisonError::into_inner));
+        printer(Stream::Stderr).put(Stream::Stderr, frame.into_bytes(), Room::Forget);
+        Ok(())
+    }
+}
