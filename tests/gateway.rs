@@ -380,7 +380,7 @@ fn a_log_is_followed_until_the_job_ends() {
     home.program(
         "talk",
         &format!(
-            "#!/bin/sh\necho attempt $ION_ATTEMPT\nprintf 'one\\rtwo\\n'\ntest $ION_ATTEMPT = 2 || exit 1\nuntil test -e {}; do sleep 0.05; done\necho late\nprintf 'no end'\n",
+            "#!/bin/sh\necho attempt $ION_ATTEMPT\nprintf 'one\\rtwo\\n'\ntest $ION_ATTEMPT = 2 || exit 1\nprintf '50%%\\r'\nuntil test -e {}; do sleep 0.05; done\nprintf '\\nlate\\nno end'\n",
             go.display()
         ),
     );
@@ -404,16 +404,17 @@ fn a_log_is_followed_until_the_job_ends() {
     let mut all = follow(&[("last-event-id", "1:0")]);
     let (mut rest, mut lines) = (String::new(), Vec::new());
     let mut ids = Vec::new();
-    while lines.len() < 7 {
+    // How far it is comes at once, though no newline does.
+    while lines.len() < 8 {
         let (id, kind, some) = sse(&mut all, &mut rest).unwrap();
         assert_eq!(kind, "");
         ids.push(id);
         lines.extend(some);
     }
-    assert_eq!(lines, ["attempt 1", "one", "two", "ion: exit status 1", "attempt 2", "one", "two"]);
-    assert_eq!(ids.last().map(String::as_str), Some("2:18"));
+    assert_eq!(lines, ["attempt 1", "one", "two", "ion: exit status 1", "attempt 2", "one", "two", "50%"]);
+    assert_eq!(ids.last().map(String::as_str), Some("2:22"));
     let now = get(&at, &path);
-    assert_eq!((now.status, now.text().as_str()), (200, "attempt 2\none\rtwo\n"));
+    assert_eq!((now.status, now.text().as_str()), (200, "attempt 2\none\rtwo\n50%\r"));
     assert_eq!(get(&at, &format!("{path}?attempt=1")).text(), "attempt 1\none\rtwo\nion: exit status 1\n");
     // Another client comes later, and goes on after a byte it has seen.
     let mut later = follow(&[("last-event-id", "2:10")]);
@@ -433,11 +434,11 @@ fn a_log_is_followed_until_the_job_ends() {
         }
     };
     assert_eq!(to_its_end(&mut all), ["late", "no end"]);
-    assert_eq!(to_its_end(&mut later), ["one", "two", "late", "no end"]);
-    assert_eq!(to_its_end(&mut follow(&[])), ["attempt 2", "one", "two", "late", "no end"]);
+    assert_eq!(to_its_end(&mut later), ["one", "two", "50%", "late", "no end"]);
+    assert_eq!(to_its_end(&mut follow(&[])), ["attempt 2", "one", "two", "50%", "late", "no end"]);
     let over = request(&at, "GET", &path, &[("accept", "text/event-stream"), ("last-event-id", "end")], b"");
     assert_eq!(over.status, 204, "a browser that asks again is told to stop");
-    assert_eq!(get(&at, &path).text(), "attempt 2\none\rtwo\nlate\nno end");
+    assert_eq!(get(&at, &path).text(), "attempt 2\none\rtwo\n50%\r\nlate\nno end");
     get(&at, &format!("{path}?attempt=3")).problem(404, "not-found");
     get(&at, &format!("{path}?attempt=x")).problem(400, "malformed");
     get(&at, "/jobs/none/log").problem(404, "not-found");

@@ -1,8 +1,8 @@
 //! What a job says: as text what there is now, as server-sent events until the job ends.
 //!
-//! Each event of the stream is some whole lines; its id is `<attempt>:<byte after them>`, so that a client which lost the
-//! connection goes on where it was (`Last-Event-ID`). The last one is of the type `end`; a browser that asks again after
-//! it is told by a 204 that there is no more.
+//! Each event of the stream is some whole lines, which a carriage return ends too; its id is `<attempt>:<byte after them>`,
+//! so that a client which lost the connection goes on where it was (`Last-Event-ID`). The last one is of the type `end`; a
+//! browser that asks again after it is told by a 204 that there is no more.
 
 use std::time::Duration;
 
@@ -167,6 +167,8 @@ struct Following {
     log: Log,
     /// What came of a line that has not ended.
     rest: Vec<u8>,
+    /// The last line that was sent ended with a carriage return: a newline after it ends no other line.
+    ended_by_return: bool,
     pause: Duration,
     silent_since: Instant,
     ended: bool,
@@ -181,6 +183,7 @@ impl Following {
             only,
             log: Log::new(gate.ledger.clone(), &gate.node.settings.home, &job.id, attempt, at),
             rest: Vec::new(),
+            ended_by_return: false,
             pause: LOOK,
             silent_since: Instant::now(),
             ended: false,
@@ -229,8 +232,12 @@ impl Following {
         let said = if self.attempt == 0 { Said::Nothing } else { self.log.next().await? };
         match said {
             Said::More(piece) => {
-                self.rest.extend_from_slice(&piece);
-                let whole = match self.rest.iter().rposition(|byte| *byte == b'\n') {
+                // It was sent as a line when its carriage return came.
+                let after_return = std::mem::take(&mut self.ended_by_return);
+                let piece = piece.strip_prefix(b"\n").filter(|_| after_return).unwrap_or(&piece);
+                self.rest.extend_from_slice(piece);
+                // Programs show how far they are by lines that end with a carriage return: they are not waited for to end.
+                let whole = match self.rest.iter().rposition(|byte| matches!(byte, b'\n' | b'\r')) {
                     Some(last) => last + 1,
                     None if self.rest.len() > LINE_MAX => self.rest.len(),
                     None => return Ok(None),
@@ -246,10 +253,11 @@ impl Following {
     /// The first bytes of what is held, as an event.
     fn lines(&mut self, bytes: usize) -> Bytes {
         let text: Vec<u8> = self.rest.drain(..bytes).collect();
+        self.ended_by_return = text.ends_with(b"\r");
         let text = String::from_utf8_lossy(&text);
         let mut event = format!("id: {}:{}\n", self.attempt, self.log.at() - self.rest.len() as u64);
         // A carriage return ends a line of the stream as well.
-        for line in text.strip_suffix('\n').unwrap_or(&text).split('\n') {
+        for line in text.strip_suffix(['\n', '\r']).unwrap_or(&text).split('\n') {
             for part in line.strip_suffix('\r').unwrap_or(line).split('\r') {
                 event.push_str("data: ");
                 event.push_str(part);
@@ -265,6 +273,7 @@ impl Following {
         let job = self.gate.ledger.get(&self.job).await?;
         if !self.only && job.attempt > self.attempt {
             self.attempt += 1;
+            self.ended_by_return = false;
             self.log =
                 Log::new(self.gate.ledger.clone(), &self.gate.node.settings.home, &self.job, self.attempt, 0);
             return Ok(None);
