@@ -37,18 +37,23 @@ const SMALL: usize = 300;
 const ROUNDS: usize = 3;
 
 /// The groups of rows, by the name that chooses them.
-const ROWS: [(&str, fn()); 6] = [
+const ROWS: [(&str, fn()); 7] = [
     ("files", files),
     ("programs", programs::programs),
     ("close", closes),
     ("names", names),
     ("dispatch", dispatch),
+    ("idle", idle),
     ("mounts", mounts),
 ];
 
 /// Jobs that are queued, and that run at a time.
 const JOBS: usize = 500;
 const AT_A_TIME: usize = 4;
+
+/// Modules that an idle plane serves: few, and many.
+const FEW: usize = 3;
+const MANY_MODULES: usize = 300;
 
 /// Trees mounted at a time, and what tells a run of this program to mount them.
 const MOUNTS: usize = 500;
@@ -267,6 +272,51 @@ fn dispatch() {
         ours.as_secs_f64() / theirs.as_secs_f64(),
         "<= 2",
     );
+}
+
+/// One event of a plane on which nothing else happens, from its publishing to the end of its job: where many modules are
+/// served, and where few are.
+fn idle() {
+    let runtime = runtime();
+    let serve = |modules: usize| {
+        let home = Home::new();
+        let module =
+            |n: usize| (format!("m{n}"), serde_json::json!({"on": [format!("t{n}")], "run": ["/bin/true"]}));
+        let modules: serde_json::Map<_, _> = (0..modules).map(module).collect();
+        let pipeline = home.write("pipeline.yaml", serde_json::json!({"modules": modules}).to_string());
+        let up = home.up_with(&["--quiet"], &pipeline);
+        let plane = runtime.block_on(open(&StoreUrls::embedded(&home.state()))).unwrap();
+        (home, up, dispatcher::ledger::Ledger::new(plane))
+    };
+    let (few, many) = (serve(FEW), serve(MANY_MODULES));
+    let mut n = 0;
+    let mut event = |ledger: &dispatcher::ledger::Ledger, modules: usize| {
+        // Another module each time: none of them has just been at work.
+        n += 7;
+        let event = first_event(&format!("e{n}"), &format!("t{}", n % modules), vec![]);
+        let job = ionfs::id::JobId::derive(&event.id, &format!("m{}", n % modules));
+        let began = Instant::now();
+        runtime.block_on(async {
+            ledger.plane().documents.insert(Collection::Events, encode(&event), None).await.unwrap();
+            ledger.plane().bus.publish(&event.message()).await.unwrap();
+        });
+        wait(1, || runtime.block_on(ledger.get(&job)).is_ok_and(|job| job.state.is_final()));
+        began.elapsed()
+    };
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..51 {
+        ours.push(event(&many.2, MANY_MODULES));
+        theirs.push(event(&few.2, FEW));
+    }
+    let (ours, theirs) = (middle(ours), middle(theirs));
+    line(
+        &format!("one event of an idle plane, {MANY_MODULES} modules / {FEW}"),
+        &format!("{ours:.2?}"),
+        &format!("{theirs:.2?}"),
+        ours.as_secs_f64() / theirs.as_secs_f64(),
+        "<= 1.2",
+    );
+    assert_eq!((few.1.stop(), many.1.stop()), (Some(0), Some(0)));
 }
 
 #[allow(clippy::disallowed_methods, reason = "a bench that looks without a pause slows what it measures")]

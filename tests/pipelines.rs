@@ -588,3 +588,30 @@ fn a_job_sees_the_log_of_a_running_ancestor_grow_and_end() {
     assert_eq!(home.jobs().iter().filter(|job| job["state"] == "succeeded").count(), 2);
     assert_eq!(up.stop(), Some(0));
 }
+
+/// H1: modules that waited for messages held the places to run jobs in turn.
+#[test]
+fn a_flood_on_one_module_holds_up_no_other() {
+    /// Modules that get one event each while another one is flooded.
+    const OTHERS: usize = 60;
+    const FLOOD: usize = 100;
+    let home = Home::new();
+    let others: String = (0..OTHERS).map(|n| format!("  m{n}: {{on: [t{n}], run: [\"true\"]}}\n")).collect();
+    let file = home.write(
+        "pipeline.yaml",
+        format!("modules:\n  flood: {{on: [flood], run: [sleep, \"0.2\"]}}\n{others}"),
+    );
+    home.run(["module", "create", "--pipeline", "pipeline.yaml"]).well();
+    // All are there before anything runs, the flood first.
+    (0..FLOOD).for_each(|_| drop(home.run(["event", "create", "flood"]).well()));
+    (0..OTHERS).for_each(|n| drop(home.run(["event", "create", &format!("t{n}")]).well()));
+    let up = home.up_with(&["--jobs", "2"], &file);
+    let succeeded = |flood: bool| {
+        let of = |job: &&Value| (job["module"] == "flood") == flood && job["state"] == "succeeded";
+        home.jobs().iter().filter(of).count()
+    };
+    wait_for("each of the others", || succeeded(false) == OTHERS);
+    let flooded = succeeded(true);
+    assert!(flooded < FLOOD / 2, "{flooded} of {FLOOD} had ended before the last of the others");
+    assert_eq!(up.stop(), Some(0));
+}
