@@ -1,8 +1,9 @@
 //! Bytes from link to link, as in a shell, and into the blob store at the same time.
 //!
 //! Each link reads what the one before writes, while it writes it. Every channel has a bound, so the slowest of links, stores
-//! and whoever reads the answer sets the pace. A link that closes its stdin early does not stop the one before: all that that
-//! one writes is part of the trace.
+//! and whoever reads the answer sets the pace. A link that closes its stdin early ends the one before, as in a shell: that
+//! one's next write fails, by a signal unless it ignores that. What it wrote until then is part of the trace, and how it ends
+//! does not count. What a client sends is kept to its end all the same.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -15,7 +16,8 @@ use ionfs::clock::{self, Millis};
 use ionfs::errors::chain;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe::{Receiver, Sender};
-use tokio::sync::mpsc;
+use tokio::sync::{SetOnce, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::pool::Used;
@@ -34,6 +36,9 @@ const STDERR_MAX: usize = 64 << 10;
 /// How long a link may go on after another one has failed: it may be about to end, and its failure the reason of the
 /// other's.
 const GIVE_UP_WAIT: Duration = Duration::from_millis(50);
+
+/// How long a link may go on whose output nobody wants any more. In a shell it could for ever.
+const UNWANTED_WAIT: Duration = Duration::from_secs(10);
 
 /// How long a killed link may take to be gone.
 const GONE_WAIT: Duration = Duration::from_secs(10);
@@ -80,6 +85,8 @@ pub(super) struct LinkEnd {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum How {
     Exited(Exit),
+    /// The next one had closed its stdin, as in `yes | head`. How it ended then does not count.
+    Unwanted,
     TimedOut(Duration),
     WroteTooMuch(u64),
     NotStarted(String),
@@ -92,7 +99,7 @@ pub(super) enum How {
 
 impl How {
     pub(super) fn is_well(&self) -> bool {
-        *self == Self::Exited(Exit::Code(0))
+        matches!(self, Self::Exited(Exit::Code(0)) | Self::Unwanted)
     }
 }
 
@@ -264,19 +271,31 @@ impl Flow<'_> {
     ) -> (How, Option<(Storing, Sandbox)>) {
         let Piped { mut sandbox, stdin, stdout, stderr } = piped;
         let timeout = self.module.timeout;
+        // Since when nobody wants what it writes.
+        let unwanted = SetOnce::new();
+        let over = async || {
+            let since: &Instant = unwanted.wait().await;
+            tokio::time::sleep_until(*since + UNWANTED_WAIT).await;
+        };
         let work = async {
-            let write = async {
-                write(stdin, from).await;
+            let beside = async {
+                tokio::select! {
+                    _ = async { tokio::join!(write(stdin, from), hear(stderr, said)) } => {}
+                    () = over() => {}
+                }
                 Ok(())
             };
-            let hear = async {
-                hear(stderr, said).await;
-                Ok(())
-            };
-            let ((), spool, ()) = tokio::try_join!(write, self.read(index, stdout, to, give_up), hear)?;
+            let ((), spool) = tokio::try_join!(beside, self.read(index, stdout, to, &unwanted, give_up))?;
             // It has written all, and is about to end: meanwhile its bytes are stored.
             let storing = spool.finish();
-            Ok((ended(sandbox.exit().await), storing))
+            let exit = tokio::select! {
+                exit = sandbox.exit() => exit,
+                () = over() => {
+                    sandbox.kill().await;
+                    sandbox.exit().await
+                }
+            };
+            Ok((if unwanted.initialized() { How::Unwanted } else { ended(exit) }, storing))
         };
         let done = {
             tokio::pin!(work);
@@ -300,12 +319,13 @@ impl Flow<'_> {
         }
     }
 
-    /// What a link writes, to the store and to the next one.
+    /// What a link writes, to the store and to the next one, until it has written all or the next one wants no more.
     async fn read(
         &self,
         index: usize,
         mut stdout: Receiver,
-        mut to: Next,
+        to: Next,
+        unwanted: &SetOnce<Instant>,
         give_up: &CancellationToken,
     ) -> Result<Spool, How> {
         let most = self.module.link_settings.output_bytes;
@@ -325,7 +345,9 @@ impl Flow<'_> {
             match &to {
                 Next::Link(link) => {
                     if link.send(piece).await.is_err() {
-                        to = Next::Nobody;
+                        // Only set here; its end of the pipe is closed with this function's.
+                        let _ = unwanted.set(Instant::now());
+                        return Ok(spool);
                     }
                 }
                 Next::Asker(asker) => {

@@ -3,7 +3,8 @@
 //! What a run would wait for otherwise, namespaces, fork, exec and a program's own start, is over before it begins. A
 //! program that does not wait (it ends before anybody used it) is started ahead less and less often, and when it is needed.
 //!
-//! A pool grows with its use: it keeps at least as many waiting as runs have lately gone on at a time.
+//! A pool grows with its use: it keeps at least as many waiting as runs have lately gone on at a time, but for one of a chain
+//! that wants none started ahead.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
@@ -309,7 +310,8 @@ impl Pool {
             }
             return None;
         }
-        let want = self.want.max(held.most);
+        // Who wants none ahead wants each started with its payload.
+        let want = if self.want == 0 { 0 } else { self.want.max(held.most) };
         held.ready.truncate(want);
         Some(want - held.ready.len())
     }

@@ -303,7 +303,7 @@ impl Recording {
             ended: Some(end.ended),
             end: Some(attempt_end),
             exit_code: exit_code(&end.how),
-            reason: (!end.how.is_well()).then(|| said(&end.how)),
+            reason: (end.how != How::Exited(Exit::Code(0))).then(|| said(&end.how)),
             log,
             ..Attempt::begun(self.stored.attempt(), end.started)
         };
@@ -437,6 +437,7 @@ fn said(how: &How) -> String {
         How::Exited(Exit::OutOfMemory(bytes)) => out_of_memory(*bytes),
         How::TimedOut(timeout) => format!("over its timeout of {}", humantime::format_duration(*timeout)),
         How::WroteTooMuch(most) => format!("it wrote more than {most} bytes, which is its output limit"),
+        How::Unwanted => "ended early: the next link had closed its stdin".into(),
         How::GivenUp => "given up: the chain could not be ended".into(),
         How::NotStarted(reason) | How::Vanished(reason) | How::NotStored(reason) => reason.clone(),
     }
