@@ -30,6 +30,7 @@ fi
 rabbitmq=$(echo /usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server)
 [ -x "$rabbitmq" ] || install_servers rabbitmq-server
 [ -x /usr/bin/docker-registry ] || install_servers docker-registry
+[ -x /usr/sbin/nginx ] || install_servers nginx-light
 
 # Built with little optimization: they serve tests, and that takes a third of the time.
 build_server() {

@@ -8,13 +8,15 @@
 mod support;
 
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::{TcpListener, TcpStream};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::chains::{LINES, address, load, pools};
 use support::http::{Answer, Http, get, request};
 use support::servers::{Mongo, Rabbit, S3, plane};
-use support::{Home, Up, below, wait_for};
+use support::{Home, Ran, Up, below, wait_for};
 
 /// A dispatcher of a chain file with this text, and its gateway.
 fn up(home: &Home, chain: &str) -> (Up, String) {
@@ -369,4 +371,145 @@ fn a_module_may_be_one_link_of_a_pipeline() {
     let refused = home.run(["up", wrong.to_str().unwrap()]).failed();
     assert!(refused.stderr.contains("one type in \"emits\""), "{refused:?}");
     home.run(["check", "--deep"]).well();
+}
+
+/// C10, as `yes | head -n 3` in a shell: who wants no more ends the links before it.
+#[test]
+fn an_early_close_ends_the_links_before_it() {
+    let home = Home::new();
+    let (daemon, at) = up(
+        &home,
+        "name: few\nChain: [{Command: \"yes\"}, {Command: cat}, {Command: head, Arguments: [-n, '3']}]\n",
+    );
+    let answer = post(&at, "few", b"");
+    assert_eq!((answer.status, answer.text().as_str()), (200, "y\ny\ny\n"));
+    let jobs = home.jobs();
+    assert!(jobs.iter().all(|job| job["state"] == "succeeded"), "{jobs:#?}");
+    let yes = jobs.iter().find(|job| job["module"] == "yes").unwrap();
+    assert_eq!(yes["attempts"][0]["reason"], "ended early: the next link had closed its stdin");
+    assert_eq!(daemon.stop(), Some(0));
+    // One that does not mind the signal, which would go on for ever in a shell.
+    home.program("deaf", "#!/bin/sh\ntrap '' PIPE\nwhile :; do echo y 2>/dev/null; done\n");
+    let (daemon, at) =
+        up(&home, "name: deaf\nwarm: 0\nChain: [{Command: ./deaf}, {Command: head, Arguments: [-n, '3']}]\n");
+    let answer = post(&at, "deaf", b"");
+    assert_eq!((answer.status, answer.text().as_str()), (200, "y\ny\ny\n"));
+    let pid = daemon.pid();
+    wait_for("its process to be gone", || !below(pid).iter().any(|(_, name)| name == "deaf"));
+    assert_eq!(daemon.stop(), Some(0));
+    // One that fails for a reason of its own fails its run, whatever the next one does.
+    home.program("fails", "#!/bin/sh\necho some\nexit 3\n");
+    let (daemon, at) =
+        up(&home, "name: fails\nChain: [{Command: ./fails}, {Command: head, Arguments: [-n, '1']}]\n");
+    let problem = post(&at, "fails", b"").problem(502, "link-failed");
+    assert_eq!((&problem["link"], &problem["exitCode"]), (&json!("fails"), &json!(3)));
+    assert_eq!(daemon.stop(), Some(0));
+    home.run(["check", "--deep"]).well();
+}
+
+/// C9: what a program reads before its stdin is as old as its start.
+#[test]
+fn a_chain_that_wants_none_ahead_starts_each_with_its_payload() {
+    let home = Home::new();
+    let now = home.path().join("now");
+    home.program("reads", &format!("#!/bin/sh\ncat {0}\ncat > /dev/null\n", now.display()));
+    for (warm, expected) in [("warm: 0\n", "second"), ("", "first")] {
+        std::fs::write(&now, "first").unwrap();
+        let (daemon, at) = up(&home, &format!("name: reads\n{warm}Chain: [{{Command: ./reads}}]\n"));
+        // Also after runs, which let a pool grow.
+        (0..4).for_each(|_| assert_eq!(post(&at, "reads", b"x").text(), "first"));
+        if warm.is_empty() {
+            wait_for("one to be started ahead", || below(daemon.pid()).iter().any(|(_, name)| name == "cat"));
+        }
+        std::fs::write(&now, "second").unwrap();
+        assert_eq!(post(&at, "reads", b"x").text(), expected, "{warm}");
+        assert_eq!(daemon.stop(), Some(0));
+    }
+}
+
+/// D5: HTTP/1.0 has no chunks, so an answer that breaks off looks whole there.
+#[test]
+fn a_failed_answer_is_taken_for_whole_by_nobody() {
+    let home = Home::new();
+    home.program("late", "#!/bin/sh\necho begun\nsleep 0.3\nexit 1\n");
+    home.program("well", "#!/bin/sh\necho begun\nsleep 0.3\necho done\n");
+    let (late, late_at) = up(&home, "name: late\nChain: [{Command: ./late}]\n");
+    let (well, well_at) = up(&home, "name: well\nChain: [{Command: ./well}]\n");
+    let old = |at: &str, name: &str| {
+        let mut client = Http::to(at);
+        let head = format!("POST /chains/{name} HTTP/1.0\r\nhost: {at}\r\ncontent-length: 1\r\n\r\nx");
+        client.send(head.as_bytes()).unwrap();
+        client.answer("POST").unwrap()
+    };
+    old(&late_at, "late").problem(502, "link-failed");
+    let answer = old(&well_at, "well");
+    assert_eq!((answer.status, answer.header("content-length")), (200, Some("11")));
+    assert_eq!(answer.text(), "begun\ndone\n");
+
+    let nginx = Nginx::start(&home, &[("late", &late_at), ("well", &well_at)]);
+    for version in ["1.0", "1.1"] {
+        let curl = |name: &str| {
+            let url = format!("http://{}/{version}/chains/{name}", nginx.address);
+            let ran =
+                Command::new("curl").args(["-sS", "-w", "%{stderr}%{http_code}", "-d", "x", &url]).output();
+            Ran::of(ran.unwrap())
+        };
+        let answer = curl("well").well();
+        assert_eq!((answer.stdout.as_str(), answer.stderr.as_str()), ("begun\ndone\n", "200"));
+        let failed = curl("late");
+        match version {
+            // As nginx asks unless it is told otherwise: what failed is told before anything is answered.
+            "1.0" => assert!(failed.code == Some(0) && failed.stderr == "502", "{failed:?}"),
+            _ => assert!(failed.code != Some(0) || failed.stderr == "502", "{failed:?}"),
+        }
+    }
+    drop(nginx);
+    assert_eq!((late.stop(), well.stop()), (Some(0), Some(0)));
+}
+
+/// A proxy that people put in front of a gateway.
+struct Nginx {
+    child: std::process::Child,
+    address: String,
+}
+
+impl Nginx {
+    /// Passes `/1.0/chains/NAME` and `/1.1/chains/NAME` on, each by that version of HTTP.
+    fn start(home: &Home, chains: &[(&str, &str)]) -> Self {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap().to_string();
+        drop(free);
+        let folder = home.path().join("nginx");
+        std::fs::create_dir(&folder).unwrap();
+        let pass = |(name, at): &(&str, &str)| {
+            let pass = format!("proxy_pass http://{at}/chains/{name};");
+            format!(
+                "location /1.0/chains/{name} {{ {pass} }} location /1.1/chains/{name} {{ {pass} proxy_http_version 1.1; }}"
+            )
+        };
+        let locations: String = chains.iter().map(pass).collect();
+        let paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .iter()
+            .map(|name| format!("{name}_temp_path {}/{name}; ", folder.display()))
+            .collect();
+        let user = if rustix::process::getuid().is_root() { "user root;" } else { "" };
+        let settings = home.write(
+            "nginx.conf",
+            format!(
+                "daemon off; {user} pid {0}/pid; error_log stderr; events {{ }}\nhttp {{ access_log off; {paths} server {{ listen {address}; {locations} }} }}\n",
+                folder.display()
+            ),
+        );
+        let child =
+            Command::new("/usr/sbin/nginx").arg("-e").arg("stderr").arg("-c").arg(settings).spawn().unwrap();
+        wait_for("nginx", || TcpStream::connect(&address).is_ok());
+        Self { child, address }
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        support::signal(self.child.id(), "TERM");
+        let _ = self.child.wait();
+    }
 }

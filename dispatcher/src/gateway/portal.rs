@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -110,6 +110,7 @@ async fn send_through(
     State(gate): State<Shared>,
     InPath(name): InPath<String>,
     RawQuery(asked): RawQuery,
+    version: Version,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -122,7 +123,11 @@ async fn send_through(
     if let Some(portal) = &gate.portal
         && let Some(module) = portal.modules.get(&name)
     {
-        return run_here(&gate, portal, module.clone(), ids, body).await;
+        let running = begin(&gate, portal, module.clone(), ids, body).await?;
+        return match version {
+            Version::HTTP_09 | Version::HTTP_10 => whole_answer(&gate, running).await,
+            _ => answer_as_it_comes(running).await,
+        };
     }
     let module = match gate.in_time(gate.ledger.module(&name)).await? {
         Some(module) if !module.links.is_empty() => module,
@@ -161,16 +166,36 @@ async fn first_event(
 
 // ---- here ----
 
-async fn run_here(
+/// A run in this process that somebody waits for.
+struct RunHere {
+    running: Running,
+    correlation: CorrelationId,
+    /// Why the body broke off: the run only knows that it did.
+    broke: Arc<Mutex<Option<Problem>>>,
+}
+
+impl RunHere {
+    /// Why there is no answer, or none that is whole.
+    fn problem(&self, end: End) -> Problem {
+        let broke = self.broke.lock().unwrap_or_else(PoisonError::into_inner).take();
+        broke.unwrap_or_else(|| problem_of(end, &self.correlation))
+    }
+
+    /// How it ended.
+    async fn end(&mut self) -> End {
+        (&mut self.running.ended).await.unwrap_or(End::Cancelled)
+    }
+}
+
+async fn begin(
     gate: &Shared,
     portal: &Portal,
     module: Arc<Module>,
     ids: (EventId, CorrelationId),
     body: Body,
-) -> Result<Response, Problem> {
+) -> Result<RunHere, Problem> {
     let event = first_event(gate, &module, ids, vec![]).await?;
     let correlation = event.context.correlation_id.clone();
-    // Why the body broke off: the run only knows that it did.
     let broke: Arc<Mutex<Option<Problem>>> = Arc::default();
     let noted = broke.clone();
     let input = gate.body_of_files(body).pieces().map_err(move |error| {
@@ -180,13 +205,19 @@ async fn run_here(
     });
     let run = Run { module, event, stored: Stored::Not, input: input.boxed() };
     let full = |full: crate::chain::Full| Problem::new(Kind::Busy, format!("{full}; send it again later"));
-    let mut running = portal.chains.start(run).map_err(full)?;
+    let running = portal.chains.start(run).map_err(full)?;
+    Ok(RunHere { running, correlation, broke })
+}
+
+/// What the last link writes, while it writes it. A run that fails then breaks the answer off: it comes in chunks, and its
+/// last chunk never comes.
+async fn answer_as_it_comes(mut run: RunHere) -> Result<Response, Problem> {
     let mut held = BytesMut::new();
     let mut until = None;
     let ended = loop {
         tokio::select! {
             biased;
-            piece = running.output.recv() => match piece {
+            piece = run.running.output.recv() => match piece {
                 Some(piece) => {
                     held.extend_from_slice(&piece);
                     until.get_or_insert_with(|| Instant::now() + HOLD);
@@ -195,22 +226,45 @@ async fn run_here(
                     }
                 }
                 // All is written; now it is recorded.
-                None => break Some((&mut running.ended).await),
+                None => break Some(run.end().await),
             },
             () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => break None,
         }
     };
     let held = held.freeze();
-    let response = match ended {
-        None => answer_of(Body::from_stream(rest(held, running)), &correlation),
-        Some(end) => {
-            let broke = broke.lock().unwrap_or_else(PoisonError::into_inner).take();
-            match end.unwrap_or(End::Cancelled) {
-                End::Well { .. } => answer_of(Body::from(held), &correlation),
-                end => return Err(broke.unwrap_or_else(|| problem_of(end, &correlation))),
-            }
+    match ended {
+        None => {
+            let correlation = run.correlation.clone();
+            Ok(answer_of(Body::from_stream(rest(held, run.running)), &correlation))
         }
+        Some(End::Well { .. }) => Ok(answer_of(Body::from(held), &run.correlation)),
+        Some(end) => Err(run.problem(end)),
+    }
+}
+
+/// The answer once its run has ended. HTTP/1.0 has no chunks, so an answer that breaks off would look like one that is whole,
+/// to the client and to each proxy on the way.
+async fn whole_answer(gate: &Shared, mut run: RunHere) -> Result<Response, Problem> {
+    while run.running.output.recv().await.is_some() {}
+    match run.end().await {
+        End::Well { event } => stored_answer(gate, &event, &run.correlation).await,
+        end => Err(run.problem(end)),
+    }
+}
+
+/// What the last link wrote, from the store.
+async fn stored_answer(
+    gate: &Shared,
+    last: &EventId,
+    correlation: &CorrelationId,
+) -> Result<Response, Problem> {
+    let event = gate.in_time(gate.ledger.event(last)).await?;
+    let Some(answer) = event.and_then(|event| event.files.into_iter().next()) else {
+        return Err(Problem::new(Kind::Internal, "the run ended well and its last event is not there"));
     };
+    let (length, all) = (answer.size, 0..answer.size);
+    let mut response = answer_of(file::bytes(gate, answer, all).await?, correlation);
+    response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
     Ok(response)
 }
 
@@ -291,20 +345,10 @@ async fn run_elsewhere(
         let problem = failed(failure(gate, &module, &steps, &record).await?);
         return Err(problem.with("correlation", correlation.as_str()));
     }
-    let last = steps.last().map(|(event, _)| event);
-    let answer = match last {
-        Some(last) => {
-            gate.in_time(gate.ledger.event(last)).await?.and_then(|event| event.files.into_iter().next())
-        }
-        None => None,
-    };
-    let Some(answer) = answer else {
-        return Err(Problem::new(Kind::Internal, "the run ended well and its last event is not there"));
-    };
-    let (length, all) = (answer.size, 0..answer.size);
-    let mut response = answer_of(file::bytes(gate, answer, all).await?, &correlation);
-    response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
-    Ok(response)
+    match steps.last() {
+        Some((last, _)) => stored_answer(gate, last, &correlation).await,
+        None => Err(Problem::new(Kind::Internal, format!("chain {:?} has no links", module.name))),
+    }
 }
 
 /// A job; none if nobody has claimed it, or none ever will.
