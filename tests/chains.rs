@@ -4,6 +4,7 @@
     clippy::print_stderr,
     reason = "a test that cannot go on panics, and shows its figures"
 )]
+#![allow(clippy::disallowed_methods, reason = "a proxy and a client are programs")]
 
 mod support;
 

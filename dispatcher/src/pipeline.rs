@@ -33,7 +33,6 @@ use self::container::{ContainerTerms, check_beside};
 pub use self::cycles::cycles;
 pub use self::image::ImageReference;
 pub use self::kubernetes::{KubernetesTerms, Toleration};
-use self::mistake::explained;
 use self::older::older_words;
 pub use self::resources::Resources;
 use crate::chain::{Link, LinkSettings};
@@ -44,6 +43,9 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 /// Retries unless the module says otherwise. Commits are idempotent, so trying again is safe; three outlast a
 /// store's restart.
 const RETRIES: u32 = 3;
+
+/// The most of them: with a minute between two, this is most of a day.
+const RETRIES_MAX: u32 = 1000;
 
 /// Where the tree stands for a module.
 const MOUNT_AT: &str = "/ion";
@@ -432,7 +434,7 @@ struct Entry {
     api: Option<Spanned<String>>,
     urls: Option<Spanned<String>>,
     timeout: Option<Spanned<String>>,
-    retries: Option<u32>,
+    retries: Option<Spanned<u32>>,
     concurrency: Option<Spanned<usize>>,
     #[serde(default)]
     limits: BTreeMap<String, Spanned<String>>,
@@ -506,11 +508,8 @@ impl Pipeline {
             column: 1,
             reason: "the file is not UTF-8".into(),
         })?;
-        let file: File = serde_saphyr::from_str(text).map_err(|error| {
-            let place = error.location().unwrap_or(Location::UNKNOWN);
-            wrong(name, (place, explained(&error.without_snippet().to_string())))
-        })?;
-        build(file, directory).map_err(|at| wrong(name, at))
+        let file = mistake::read(text);
+        file.and_then(|file| build(file, directory)).map_err(|at| wrong(name, at))
     }
 }
 
@@ -645,7 +644,13 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
         return Err((place, format!("{key:?} belongs to \"stdio: true\"")));
     }
     module.on_dead = entry.on_dead.unwrap_or_default();
-    module.retries = entry.retries.unwrap_or(RETRIES);
+    if let Some(retries) = entry.retries {
+        module.retries = retries.value;
+        if retries.value > RETRIES_MAX {
+            let reason = format!("\"retries\" is {}: 0 to {RETRIES_MAX} are allowed", retries.value);
+            return Err((retries.referenced, reason));
+        }
+    }
     terms(&mut module, entry.timeout, entry.concurrency)?;
     for (name, value) in entry.limits {
         module.limits.set(&name, &value.value).map_err(|wrong| (value.referenced, wrong))?;

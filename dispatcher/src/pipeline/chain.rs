@@ -14,7 +14,7 @@ use crate::chain::Link;
 const RUNS_EACH: usize = 4;
 
 /// Processes of one link that may be started ahead.
-const WARM_MAX: usize = 64;
+pub(super) const WARM_MAX: usize = 64;
 
 /// Before a chain's name, the event type that starts it; `.done` behind it, what it publishes.
 const CHAIN: &str = "chain.";

@@ -1,35 +1,178 @@
-//! What a parser says of a mistake, in words that name the field and the way out.
+//! What a parser says of a mistake, in words that name the field, what is allowed there, and an example.
 
-/// A parser's message with the nearest field, and without its own words for the place.
-pub(super) fn explained(message: &str) -> String {
-    let message = message.rsplit_once(" at line ").map_or(message, |(message, _)| message);
+use std::fmt;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeSeed, IgnoredAny, IntoDeserializer as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_path_to_error::Segment;
+use serde_saphyr::Location;
+
+use super::chain::WARM_MAX;
+use super::{AT_A_TIME_MAX, File, RETRIES_MAX, Wrong};
+
+/// Keys at the top of a file that begin so say nothing: they are a place for what anchors (`&name`) hold.
+const ASIDE: &str = "x-";
+
+/// Reads a file's text.
+pub(super) fn read(text: &str) -> Result<File, Wrong> {
+    let mut keys = Vec::new();
+    let read = serde_saphyr::with_deserializer_from_str(text, |yaml| {
+        let mut track = serde_path_to_error::Track::new();
+        let file = WithoutAside::deserialize(serde_path_to_error::Deserializer::new(yaml, &mut track));
+        file.inspect_err(|_| keys = track.path().iter().filter_map(key).collect())
+    });
+    match read {
+        Ok(WithoutAside(file)) => Ok(file),
+        Err(error) => {
+            let place = error.location().unwrap_or(Location::UNKNOWN);
+            Err((place, explained(&error.without_snippet().to_string(), &keys)))
+        }
+    }
+}
+
+/// A key on the way to the mistake. [`serde_saphyr::Spanned`] has each value one step below its key.
+fn key(segment: &Segment) -> Option<String> {
+    match segment {
+        Segment::Map { key } if key != "value" => Some(key.clone()),
+        _ => None,
+    }
+}
+
+/// A file but for its keys that are set aside.
+struct WithoutAside(File);
+
+impl<'de> Deserialize<'de> for WithoutAside {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Whole;
+        impl<'de> Visitor<'de> for Whole {
+            type Value = WithoutAside;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                File::deserialize(MapAccessDeserializer::new(Rest(map))).map(WithoutAside)
+            }
+        }
+        deserializer.deserialize_map(Whole)
+    }
+}
+
+struct Rest<A>(A);
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Rest<A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
+        while let Some(key) = self.0.next_key::<String>()? {
+            if !key.starts_with(ASIDE) {
+                return seed.deserialize(key.into_deserializer()).map(Some);
+            }
+            self.0.next_value::<IgnoredAny>()?;
+        }
+        Ok(None)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
+        self.0.next_value_seed(seed)
+    }
+}
+
+/// A parser's message with the field, what is allowed there, and without its own words for the place.
+fn explained(message: &str, keys: &[String]) -> String {
+    let message = message.rsplit_once(" at line ").map_or(message, |(message, _)| message).trim();
     let unknown =
         message.strip_prefix("unknown field `").and_then(|rest| rest.split_once("`, expected one of "));
     if let Some((field, allowed)) = unknown {
-        let nearest = allowed.split(", ").min_by_key(|candidate| distance(field, candidate));
+        let nearest = allowed.split(", ").min_by_key(|candidate| strsim::levenshtein(field, candidate));
         let hint = match nearest {
-            Some(nearest) if distance(field, nearest) <= 3 => format!("; did you mean {nearest:?}?"),
+            Some(nearest) if strsim::levenshtein(field, nearest) <= 3 => {
+                format!("; did you mean {nearest:?}?")
+            }
             _ => ";".to_owned(),
         };
         return format!("unknown field {field:?}{hint} allowed: {allowed}");
     }
-    match message.strip_prefix("duplicate mapping key: ").and_then(|rest| rest.split_once(',')) {
-        Some((key, _)) => format!("{key:?} stands here a second time; it is allowed once"),
-        None => message.trim().to_owned(),
+    if let Some((key, _)) =
+        message.strip_prefix("duplicate mapping key: ").and_then(|rest| rest.split_once(','))
+    {
+        return format!("{key:?} stands here a second time; it is allowed once");
+    }
+    if message.starts_with("multiple YAML documents") {
+        return "a second document begins here: a pipeline file is one; put its modules into the first"
+            .into();
+    }
+    if message.starts_with("tabs disallowed") {
+        return "a tab cannot indent a line in YAML: write spaces".into();
+    }
+    let is_of_type = ["expected ", "invalid ", "cannot deserialize ", "unknown variant "];
+    if !is_of_type.iter().any(|begin| message.starts_with(begin)) {
+        return message.to_owned();
+    }
+    match keys {
+        [] => "a pipeline file is a map, as in modules: {resize: {on: [new_picture], run: [./resize.sh]}}"
+            .into(),
+        [modules, module] if modules == "modules" => {
+            format!(
+                "module {module:?} has to be a map, as in {module}: {{on: [new_picture], run: [./resize.sh]}}"
+            )
+        }
+        [.., map, name] if matches!(map.as_str(), "env" | "limits" | "resources") => {
+            format!("{name:?} of {map:?} has to be a text, as in {map}: {{{name}: {}}}", example_of(map))
+        }
+        [.., field] => match allowed(field) {
+            Some(allowed) => format!("{field:?} has to be {allowed}"),
+            None => format!("{field:?}: {message}"),
+        },
     }
 }
 
-/// How many letters have to be changed, added or left out (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.chars().enumerate() {
-            let changed = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
-        }
+fn example_of(map: &str) -> &'static str {
+    match map {
+        "limits" => "16MiB",
+        "resources" => "500m",
+        _ => "\"1\"",
     }
-    row[b.chars().count()]
+}
+
+/// What a field may be, with an example.
+fn allowed(field: &str) -> Option<String> {
+    let fixed = match field {
+        "name" => "a text, as in name: video",
+        "plane" => "a map of the stores' URLs, as in plane: {blobs: \"s3://bucket\"}",
+        "blobs" | "documents" | "bus" => "a URL, as in blobs: \"s3://bucket\"",
+        "modules" => {
+            "a map from names to modules, as in modules: {resize: {on: [new_picture], run: [./resize.sh]}}"
+        }
+        "Chain" => "a list of links, as in Chain: [{Command: cat}, {Command: sort}]",
+        "Command" | "Name" | "Image" => "a text, as in Command: sort",
+        "Arguments" => "a list of texts, as in Arguments: [-n, \"1\"]",
+        "on" => "a list of event types, as in on: [new_picture]",
+        "emits" => "a list of event types, as in emits: [thumbnail]",
+        "gather" | "per" => "one event type, as in gather: frame",
+        "on-dead" => "wait or go: what a gathering module does about a dead job",
+        "run" => "a list of the program and its arguments, as in run: [./resize.sh, --fast]",
+        "image" => "an image, as in image: \"registry.example/tools:v1\"",
+        "env" => "a map of texts, as in env: {FPS: \"1\"}",
+        "commit" => "on-close or on-success",
+        "api" => "none or sidecar",
+        "urls" => "none, ion or signed",
+        "timeout" => "a time, as in timeout: 10m",
+        "idle" => "a time, as in idle: 5m",
+        "output" => "bytes, as in output: 1GiB",
+        "limits" => "a map, as in limits: {staged-bytes: 16GiB}",
+        "executor" => "local, container or kubernetes",
+        "network" => "none or host",
+        "resources" => "a map, as in resources: {cpu: 500m, memory: 256Mi}",
+        "user" => "a user, as in user: \"1000:1000\"",
+        "kubernetes" => "a map, as in kubernetes: {nodeSelector: {pool: gpu}}",
+        "privileged" | "stdio" => "true or false",
+        "retries" => return Some(format!("a number from 0 to {RETRIES_MAX}, as in retries: 3")),
+        "concurrency" => return Some(format!("a number from 1 to {AT_A_TIME_MAX}, as in concurrency: 4")),
+        "warm" => return Some(format!("a number from 0 to {WARM_MAX}, as in warm: 2")),
+        _ => return None,
+    };
+    Some(fixed.into())
 }

@@ -124,8 +124,26 @@ fn each_mistake_is_named_with_its_line_and_the_way_out() {
         (module("env: {HANDLER_BASE_DIR: /var/ion}"), "p.yaml:5:", "directly below /"),
         (module("env: {HANDLER_BASE_DIR: /usr}"), "p.yaml:5:", "hide the machine's own folder"),
         (module("gather: y"), "p.yaml:3:", "exclude each other"),
-        (module("retries: many"), "p.yaml:5:", ""),
-        (module("run: [ls]"), "p.yaml:5:", ""),
+        (module("retries: many"), "p.yaml:5:", "\"retries\" has to be a number from 0 to 1000, as in retries: 3"),
+        (module("retries: 1001"), "p.yaml:5:", "0 to 1000 are allowed"),
+        (module("run: [ls]"), "p.yaml:5:", "\"run\" stands here a second time"),
+        (module("emits: y"), "p.yaml:5:", "\"emits\" has to be a list of event types, as in emits: [thumbnail]"),
+        (module("env: {A: }"), "p.yaml:5:", "\"A\" of \"env\" has to be a text, as in env: {A: \"1\"}"),
+        (module("commit: sometimes"), "p.yaml:5:", "\"commit\" has to be on-close or on-success"),
+        (module("stdio: maybe"), "p.yaml:5:", "\"stdio\" has to be true or false"),
+        (module("concurrency: many"), "p.yaml:5:", "from 1 to 10000, as in concurrency: 4"),
+        (module("limits: 3"), "p.yaml:5:", "\"limits\" has to be a map"),
+        (module("emits: [[y]]"), "p.yaml:5:", "\"emits\" has to be a list of event types"),
+        ("modules: {a: {on: x, run: [cat]}}".into(), "p.yaml:1:19:", "\"on\" has to be a list of event types, as in on: [new_picture]"),
+        ("modules: {a: {on: [x], run: ./tool}}".into(), "p.yaml:1:29:", "\"run\" has to be a list of the program and its arguments"),
+        ("modules: {a: [cat]}".into(), "p.yaml:1:14:", "module \"a\" has to be a map"),
+        ("modules: [cat]".into(), "p.yaml:1:10:", "\"modules\" has to be a map from names to modules"),
+        ("name: x\nmodule: {}".into(), "p.yaml:2:1:", "did you mean \"modules\"?"),
+        ("hello".into(), "p.yaml:1:1:", "a pipeline file is a map, as in modules:"),
+        (module("") + "---\nmodules: {}\n", "p.yaml:7:", "a second document begins here"),
+        ("modules:\n\ta: {}\n".into(), "p.yaml:2:", "a tab cannot indent"),
+        ("plane: {blobs: [x]}".into(), "p.yaml:1:16:", "\"blobs\" has to be a URL"),
+        ("Chain: [{Command: [cat]}]".into(), "p.yaml:1:", "\"Command\" has to be a text, as in Command: sort"),
         (module("emits: [a b]"), "p.yaml:5:", "cannot be an event type"),
         ("modules:\n  a:\n    on: [x]\n".into(), "p.yaml:", "\"run\" is missing"),
         ("modules:\n  a:\n    run: [cat]\n".into(), "p.yaml:", "\"on\" is missing"),
@@ -152,6 +170,17 @@ fn each_mistake_is_named_with_its_line_and_the_way_out() {
         let error = parse(&text).unwrap_err();
         assert!(error.starts_with(place) && error.contains(words), "{text}\n=> {error}");
     }
+}
+
+#[test]
+fn what_anchors_hold_may_stand_aside() {
+    let text = "x-terms: &terms {retries: 7, timeout: 3m}\nx-types: &types [x, y]\nmodules:\n  a: {<<: *terms, on: *types, run: [cat]}\n";
+    let module = parse(text).unwrap().modules.remove(0);
+    assert_eq!((module.retries, module.timeout), (7, Duration::from_secs(180)));
+    assert_eq!(module.on, ["x", "y"]);
+    // In a module they would be taken for something that it says.
+    let error = parse("modules: {a: {x-on: 1, on: [x], run: [cat]}}").unwrap_err();
+    assert!(error.contains("unknown field \"x-on\""), "{error}");
 }
 
 #[test]
