@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::output::{self, Colour};
 use crate::settings::{Settings, search_path};
-use crate::{Outcome, Verdict};
+use crate::{Failure, Outcome, Verdict};
 
 /// Say what this machine can do, and what to do about the rest; exit 1 if Ion cannot run here
 #[derive(Debug, ClapArgs)]
@@ -76,6 +76,18 @@ pub(crate) async fn run(settings: &Settings, _args: Args) -> Outcome {
 
 fn good(what: &'static str, text: &str) -> Finding {
     Finding { what, good: true, needed: true, text: text.to_owned() }
+}
+
+/// Whether this machine can show a job its files.
+///
+/// # Errors
+/// Why not, and what to do about it.
+pub(crate) fn check_device() -> Result<(), Failure> {
+    let device = device();
+    match device.good {
+        true => Ok(()),
+        false => Err(Failure(format!("jobs cannot have their files here: {}", device.text))),
+    }
 }
 
 fn device() -> Finding {

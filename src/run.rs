@@ -24,7 +24,7 @@ use crate::files::{StoredFiles, store_files};
 use crate::output::live::{Live, Style};
 use crate::settings::{Settings, search_path};
 use crate::up::{local_executor, until_asked_to_stop};
-use crate::{Failure, Outcome, Verdict, output};
+use crate::{Failure, Outcome, Verdict, doctor, output};
 
 /// Run one module once, on files and values given here, and print what it published
 ///
@@ -59,6 +59,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     let plane = settings.plane().await?;
     let ledger = Ledger::new(plane.clone());
     let module = module(&ledger, &args).await?;
+    doctor::check_device()?;
     let node = Node::new(plane.clone(), settings.node())?;
     let (id, correlation) = (EventId::random(), CorrelationId::random());
     let prefix = format!("{correlation}/{id}");

@@ -24,7 +24,7 @@ use crate::metrics::MetricsArgs;
 use crate::output::live::{Live, Style};
 use crate::output::{self, Colour};
 use crate::settings::{Settings, module_environment, search_path, some_time, ticket_key};
-use crate::{Failure, Outcome, Verdict};
+use crate::{Failure, Outcome, Verdict, doctor};
 
 /// Waiting events that are counted.
 const WAITING_SHOWN: usize = 1_000_000;
@@ -175,6 +175,9 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
             "there are no modules to run; name a pipeline file, or register one with `ion module create`"
                 .into(),
         ));
+    }
+    if modules.iter().any(|module| module.executor != ExecutorKind::Kubernetes && module.links.is_empty()) {
+        doctor::check_device()?;
     }
     sweep(&settings.home);
     let live = Live::start(Style { prefix, stream: output::Stream::Stdout, whole: false })?;

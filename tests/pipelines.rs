@@ -1,13 +1,15 @@
 //! Whole pipelines through the command alone: dispatch, retries, timeouts, gathering, mistakes, and what people see.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::disallowed_methods, reason = "ion is started on a machine without FUSE")]
 
 mod support;
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use serde_json::Value;
-use support::{Home, may_mount_or_runs_where_it_may, signal, wait_for};
+use support::{Home, Ran, may_mount_or_runs_where_it_may, signal, wait_for};
 
 /// A pipeline file beside its programs.
 fn pipeline(home: &Home, modules: &str) -> PathBuf {
@@ -343,13 +345,63 @@ fn a_wrong_pipeline_file_is_refused_before_anything_starts() {
 fn a_program_that_stops_being_executable_is_named_in_the_job() {
     let home = Home::new();
     let tool = home.program("tool", "#!/bin/sh\n");
-    let file = pipeline(&home, "  a: {on: [x], run: [./tool], retries: 0}\n");
+    let file = pipeline(&home, "  a: {on: [x], run: [./tool]}\n");
     let up = home.up(&file);
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o644)).unwrap();
     let ran = home.run(["event", "create", "x", "--wait"]).failed();
     assert!(ran.stdout.contains("is not executable; allow it with `chmod +x"), "{ran:#?}");
+    // Nor one that is gone, or none: what fails each time is tried once.
+    for gone in [false, true] {
+        std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).unwrap();
+        if gone {
+            std::fs::remove_file(&tool).unwrap()
+        } else {
+            std::fs::write(&tool, "\x7fELF").unwrap()
+        }
+        home.run(["event", "create", "x", "--wait"]).failed();
+    }
+    for job in home.jobs() {
+        let attempts = job["attempts"].as_array().unwrap();
+        assert_eq!(
+            (attempts.len(), &attempts[0]["end"], &job["state"]),
+            (1, &"cannot-run".into(), &"dead".into()),
+            "{job}"
+        );
+    }
     assert_eq!(up.stop(), Some(0));
+}
+
+/// A machine that `ion doctor` calls bad is refused at once, with the same words.
+#[test]
+fn where_jobs_cannot_have_their_files_nothing_starts() {
+    let home = Home::new();
+    let file = pipeline(&home, "  a: {on: [x], run: [cat]}\n");
+    let chain = home.write("chain.yaml", "name: c\nChain: [{Command: cat}]\n");
+    let without_fuse = |words: &[&str]| {
+        let mut unshare = Command::new("unshare");
+        unshare.args([
+            "-rm",
+            "sh",
+            "-c",
+            "mount -t tmpfs none /dev && : > /dev/null && exec timeout 5 \"$@\"",
+            "sh",
+            support::ION,
+        ]);
+        Ran::of(unshare.args(words).env("ION_HOME", home.state()).output().unwrap())
+    };
+    let doctor = without_fuse(&["doctor"]).failed();
+    assert!(doctor.stdout.contains("/dev/fuse is not there"), "{doctor:#?}");
+    for words in [&["up", file.to_str().unwrap()][..], &["run", "--", "true"]] {
+        let ran = without_fuse(words).failed();
+        assert!(
+            ran.stderr.contains("jobs cannot have their files here: /dev/fuse is not there; load it"),
+            "{ran:#?}"
+        );
+    }
+    // Links have no files.
+    let ran = without_fuse(&["up", chain.to_str().unwrap()]);
+    assert!(ran.stderr.contains("ready: c"), "{ran:#?}");
 }
 
 #[test]

@@ -213,6 +213,10 @@ fn end(job: &mut JobRecord, ended: &Ended, now: Millis) {
                 queue(job, now, millis(backoff(job.losses, ended.jitter)));
             }
         }
+        AttemptEnd::CannotRun => {
+            job.failures += 1;
+            finish(job, JobState::Dead, now);
+        }
         AttemptEnd::Failed | AttemptEnd::TimedOut => {
             job.failures += 1;
             if job.failures > ended.retries {

@@ -71,8 +71,10 @@ impl JobState {
 pub enum AttemptEnd {
     /// Exit status 0 and no rejected event.
     Succeeded,
-    /// Another exit status, a signal, a rejected event, or it could not start.
+    /// Another exit status, a signal, a rejected event, or it could not start this time.
     Failed,
+    /// It cannot start, however often it is tried: its program is not there or is none. No other attempt follows.
+    CannotRun,
     /// Over the module's timeout.
     TimedOut,
     /// Its dispatcher died or lost its lease. Counts against `LOST_MAX`, not against the module's retries.
@@ -92,6 +94,7 @@ impl AttemptEnd {
         match self {
             Self::Succeeded => "succeeded",
             Self::Failed => "failed",
+            Self::CannotRun => "cannot-run",
             Self::TimedOut => "timed-out",
             Self::Lost => "lost",
             Self::Released => "released",

@@ -71,6 +71,8 @@ pub(super) enum Ran {
     TimedOut(Duration),
     Stopped(Stop),
     NotStarted(String),
+    /// It could not be started, and never will be.
+    CannotRun(String),
     /// This machine has no room for one more.
     NoRoom(String),
     Vanished(String),
@@ -137,6 +139,7 @@ pub(super) fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended 
             (end, None, reason)
         }
         Ran::NotStarted(reason) => (AttemptEnd::Failed, None, Some(reason)),
+        Ran::CannotRun(reason) => (AttemptEnd::CannotRun, None, Some(reason)),
         Ran::NoRoom(reason) => (AttemptEnd::NoRoom, None, Some(reason)),
         Ran::Vanished(reason) => (AttemptEnd::Failed, None, Some(reason)),
     };

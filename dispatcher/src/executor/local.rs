@@ -292,6 +292,7 @@ impl LocalExecutor {
                 let _ = start.running.send(());
                 supervise(&mut sandbox, tree, start.module.timeout, &mut stop).await
             }
+            Err(SandboxError::CannotRun(reason)) => Ran::CannotRun(reason),
             Err(error) => Ran::NotStarted(chain(&error)),
         };
         let exit = exit_span();

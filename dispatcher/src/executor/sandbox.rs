@@ -142,9 +142,12 @@ pub enum SandboxError {
     /// `job-init` itself could not be started.
     #[error("the job's first process cannot be started")]
     Spawn(#[source] io::Error),
-    /// It said why it could not go on: the program is missing or not executable, a mount is refused.
+    /// It said why it could not go on: a mount is refused, there is no memory.
     #[error("{0}")]
     Failed(String),
+    /// It said why it can never go on: the program is missing, or is none.
+    #[error("{0}")]
+    CannotRun(String),
     /// It ended or was silent without saying anything.
     #[error("the job's first process ended without a word")]
     Silent,
@@ -166,6 +169,7 @@ enum Report {
     Ready,
     Started,
     Failed(String),
+    CannotRun(String),
     Exited(Exit),
 }
 
@@ -299,6 +303,7 @@ impl ForkServer {
         let mut descriptors = descriptors.into_iter();
         match (said, descriptors.next()) {
             (Report::Failed(reason), _) => Err(SandboxError::Failed(reason)),
+            (Report::CannotRun(reason), _) => Err(SandboxError::CannotRun(reason)),
             (said, Some(init)) => {
                 let sandbox = Sandbox { socket, init, exit: None, tidies_up, _image: image };
                 Ok((sandbox, said, descriptors.next()))
@@ -360,6 +365,7 @@ impl Sandbox {
         match report_soon(&self.socket).await? {
             (Report::Started, _) => Ok(()),
             (Report::Failed(reason), _) => Err(SandboxError::Failed(reason)),
+            (Report::CannotRun(reason), _) => Err(SandboxError::CannotRun(reason)),
             _ => Err(SandboxError::Silent),
         }
     }
@@ -372,6 +378,7 @@ impl Sandbox {
         match report(&self.socket).await? {
             (Report::Exited(exit), _) => Ok(*self.exit.insert(exit)),
             (Report::Failed(reason), _) => Err(SandboxError::Failed(reason)),
+            (Report::CannotRun(reason), _) => Err(SandboxError::CannotRun(reason)),
             _ => Err(SandboxError::Silent),
         }
     }

@@ -114,16 +114,35 @@ fn init(socket: OwnedFd, streams: Streams, command: Command, owner: (u32, u32)) 
     let ready = ready();
     drop((socket, stdout, stderr));
     let socket = rustix::stdio::stdin();
-    let served =
-        ready.map_err(|error| error.to_string()).and_then(|this| serve(socket, this, command, stdin, owner));
+    let served = ready
+        .map_err(|error| Fault::Passing(error.to_string()))
+        .and_then(|this| serve(socket, this, command, stdin, owner));
     let code = match served {
         Ok(()) => 0,
-        Err(reason) => {
-            let _ = report(socket, &Report::Failed(reason), &[]);
+        Err(fault) => {
+            let told = match fault {
+                Fault::Passing(reason) => Report::Failed(reason),
+                Fault::Lasting(reason) => Report::CannotRun(reason),
+            };
+            let _ = report(socket, &told, &[]);
             1
         }
     };
     std::process::exit(code)
+}
+
+/// Why the module does not run, in words.
+enum Fault {
+    /// It may run at another time.
+    Passing(String),
+    /// It never will.
+    Lasting(String),
+}
+
+impl From<String> for Fault {
+    fn from(reason: String) -> Self {
+        Self::Passing(reason)
+    }
 }
 
 fn report(socket: BorrowedFd<'_>, report: &Report, descriptors: &[OwnedFd]) -> io::Result<()> {
@@ -148,7 +167,7 @@ fn serve(
     command: Command,
     stdin: Option<OwnedFd>,
     owner: (u32, u32),
-) -> Result<(), String> {
+) -> Result<(), Fault> {
     // Now: while the root is made, there is no /dev.
     let nowhere = File::options().write(true).open("/dev/null");
     let nowhere = nowhere.map_err(|error| format!("/dev/null cannot be opened: {error}"))?;
@@ -195,10 +214,10 @@ fn serve(
         if let Some(container) = &command.container {
             container.bounds.remove();
         }
-        return said;
+        return Ok(said?);
     }
     drop(known_by);
-    supervise(socket, &command, child)
+    Ok(supervise(socket, &command, child)?)
 }
 
 /// Maps the user and the group to themselves: the module sees its own uid, and files keep their owner.
@@ -278,7 +297,7 @@ fn let_go_of_output(nowhere: &File) -> Result<(), String> {
 }
 
 /// Starts the runtime, which makes the container and stays as long as it does.
-fn start_container(container: &Container, command: &Command, stdin: Option<OwnedFd>) -> Result<Pid, String> {
+fn start_container(container: &Container, command: &Command, stdin: Option<OwnedFd>) -> Result<Pid, Fault> {
     if let Some((uid, gid)) = container.owner {
         let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
         let streams = [rustix::stdio::stdout(), rustix::stdio::stderr()];
@@ -314,11 +333,12 @@ fn start_container(container: &Container, command: &Command, stdin: Option<Owned
     started
 }
 
-fn start_module(command: &Command, stdin: Option<OwnedFd>) -> Result<Pid, String> {
+fn start_module(command: &Command, stdin: Option<OwnedFd>) -> Result<Pid, Fault> {
     if let Some(current) = command.open_files {
         let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..getrlimit(Resource::Nofile) });
     }
-    let program = command.argv.first().ok_or("there is no program to run")?;
+    let no_program = || Fault::Lasting("there is no program to run".into());
+    let program = command.argv.first().ok_or_else(no_program)?;
     #[expect(clippy::disallowed_methods, reason = "the door for starting modules")]
     let child = std::process::Command::new(program)
         .args(&command.argv[1..])
@@ -330,20 +350,21 @@ fn start_module(command: &Command, stdin: Option<OwnedFd>) -> Result<Pid, String
         .spawn();
     let child = child.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound if !command.cwd.is_dir() => {
-            format!("the folder {} is not there", command.cwd.display())
+            Fault::Lasting(format!("the folder {} is not there", command.cwd.display()))
         }
-        io::ErrorKind::NotFound => {
-            format!("program {program:?} is not there (nor, for a script, the interpreter in its first line)")
-        }
-        io::ErrorKind::PermissionDenied => {
-            format!("program {program:?} is not executable; allow it with `chmod +x {program}`")
-        }
-        _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
-            format!("program {program:?} is no executable: a script needs a first line such as #!/bin/sh")
-        }
-        _ => format!("program {program:?} cannot be started: {error}"),
+        io::ErrorKind::NotFound => Fault::Lasting(format!(
+            "program {program:?} is not there (nor, for a script, the interpreter in its first line)"
+        )),
+        io::ErrorKind::PermissionDenied => Fault::Lasting(format!(
+            "program {program:?} is not executable; allow it with `chmod +x {program}`"
+        )),
+        _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => Fault::Lasting(
+            format!("program {program:?} is no executable: a script needs a first line such as #!/bin/sh"),
+        ),
+        _ => Fault::Passing(format!("program {program:?} cannot be started: {error}")),
     })?;
-    Pid::from_raw(child.id().cast_signed()).ok_or_else(|| "the module has no process id".into())
+    Pid::from_raw(child.id().cast_signed())
+        .ok_or_else(|| Fault::Passing("the module has no process id".into()))
 }
 
 /// Reaps whatever ended; the module's status when it was among them.
