@@ -40,7 +40,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
-    let ledger = Ledger::new(settings.plane().await?);
+    let ledger = Ledger::new(settings.existing_plane().await?);
     let what = find(&ledger, &args.id).await?;
     let begun = Instant::now();
     let mut said = begun;

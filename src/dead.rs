@@ -33,7 +33,7 @@ pub(crate) struct WhichArgs {
 }
 
 pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
-    let ledger = Ledger::new(settings.plane().await?);
+    let ledger = Ledger::new(settings.existing_plane().await?);
     match command {
         Command::List => list(settings, &ledger).await,
         Command::Retry(which) => {

@@ -42,15 +42,7 @@ pub(crate) async fn run(settings: &Settings, _args: Args) -> Outcome {
     });
     findings.push(passthrough(root));
     findings.extend(containers());
-    for probed in ionfs::probe::probe(settings.urls()).await {
-        findings.push(match probed.outcome {
-            Ok(can) => good(probed.store, &format!("{}: {can}", probed.url)),
-            Err(reason) => {
-                let text = format!("{}: {reason}", probed.url);
-                Finding { what: probed.store, good: false, needed: true, text }
-            }
-        });
-    }
+    findings.extend(stores(settings).await);
     let well = findings.iter().all(|finding| finding.good || !finding.needed);
     if settings.json {
         let list: Vec<_> = findings
@@ -72,6 +64,29 @@ pub(crate) async fn run(settings: &Settings, _args: Args) -> Outcome {
         }
     }
     Ok(if well { Verdict::Well } else { Verdict::Failed })
+}
+
+async fn stores(settings: &Settings) -> Vec<Finding> {
+    let bad = |what, text| Finding { what, good: false, needed: true, text };
+    // What is not there is not made only to be looked at: a folder beside it shows the same.
+    let home = settings.home.clone();
+    let beside = settings.urls().missing().filter(|database| database.starts_with(&home)).map(|_| {
+        let folder = home.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
+        tempfile::Builder::new().prefix(".ion-doctor-").tempdir_in(folder)
+    });
+    let urls = match &beside {
+        None => settings.urls().clone(),
+        Some(Ok(folder)) => settings.urls().moved(&home, folder.path()),
+        Some(Err(error)) => return vec![bad("home", format!("{} cannot be made: {error}", home.display()))],
+    };
+    let found = ionfs::probe::probe(&urls).await.into_iter().map(|probed| match (probed.outcome, &beside) {
+        (Ok(can), None) => good(probed.store, &format!("{}: {can}", probed.url)),
+        (Ok(can), Some(_)) => {
+            good(probed.store, &format!("{can} (below {}, which is not there yet)", home.display()))
+        }
+        (Err(reason), _) => bad(probed.store, format!("{}: {reason}", probed.url)),
+    });
+    found.collect()
 }
 
 fn good(what: &'static str, text: &str) -> Finding {

@@ -231,14 +231,14 @@ async fn remove_blobs(plane: &DataPlane, keys: &[String]) {
 }
 
 async fn get(settings: &Settings, args: GetArgs) -> Outcome {
-    let ledger = Ledger::new(settings.plane().await?);
+    let ledger = Ledger::new(settings.existing_plane().await?);
     let event = trace::find_event(&ledger, &args.id).await?;
     output::json(&event);
     Ok(Verdict::Well)
 }
 
 async fn peek(settings: &Settings, args: PeekArgs) -> Outcome {
-    let plane = settings.plane().await?;
+    let plane = settings.existing_plane().await?;
     let messages = plane.bus.peek(&args.module, args.limit).await?;
     if settings.json {
         output::json(&messages);

@@ -52,7 +52,7 @@ pub(crate) struct GcArgs {
 }
 
 pub(crate) async fn check(settings: &Settings, args: CheckArgs) -> Outcome {
-    let plane = settings.plane().await?;
+    let plane = settings.existing_plane().await?;
     let depth = if args.deep { Depth::Checksums } else { Depth::Lengths };
     let repair = if args.repair { Repair::Safe } else { Repair::No };
     let ledger = Ledger::new(plane.clone());
@@ -94,7 +94,7 @@ pub(crate) async fn check(settings: &Settings, args: CheckArgs) -> Outcome {
 }
 
 pub(crate) async fn collect(settings: &Settings, args: GcArgs) -> Outcome {
-    let plane = settings.plane().await?;
+    let plane = settings.existing_plane().await?;
     let how = if args.dry_run { Collect::DryRun } else { Collect::Remove };
     let retired = match args.older_than {
         Some(age) => retire(&Ledger::new(plane.clone()), age, how).await?,

@@ -71,7 +71,7 @@ fn state(text: &str) -> Result<JobState, String> {
 }
 
 pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
-    let ledger = Ledger::new(settings.plane().await?);
+    let ledger = Ledger::new(settings.existing_plane().await?);
     match command {
         Command::List(args) => {
             let filter = JobFilter { module: args.module, state: args.state, correlation: args.correlation };

@@ -145,7 +145,11 @@ impl Says {
 }
 
 pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
-    let ledger = Ledger::new(settings.plane().await?);
+    let plane = match command {
+        Command::Create(_) => settings.plane().await?,
+        _ => settings.existing_plane().await?,
+    };
+    let ledger = Ledger::new(plane);
     match command {
         Command::List => list(settings, &ledger).await,
         Command::Get(args) => match ledger.module(&args.name).await? {

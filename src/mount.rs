@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 use ionfs::fs::browse;
-use ionfs::mount::{Visitors, mount_at};
+use ionfs::mount::{Unmounted, Visitors, mount_at, unmount_stale};
 use ionfs::node::Node;
 
 use crate::metrics::MetricsArgs;
@@ -35,9 +35,16 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     let endpoint = args.metrics.open().await?;
-    let node = Node::new(settings.plane().await?, settings.node())?;
+    let node = Node::new(settings.existing_plane().await?, settings.node())?;
     endpoint.vitals.describe(|registry| node.describe(registry));
-    std::fs::create_dir_all(&args.folder)?;
+    if unmount_stale(&args.folder).is_ok() {
+        output::say(&format!(
+            "{} was left mounted by a run that was killed; it is unmounted",
+            args.folder.display()
+        ));
+    }
+    std::fs::create_dir_all(&args.folder)
+        .map_err(|error| Failure(format!("{} cannot be made: {error}", args.folder.display())))?;
     let tree = browse::tree(node);
     let visitors = if args.allow_other { Visitors::Everybody } else { Visitors::Owner };
     let mounted = mount_at(&args.folder, tree, visitors).await;
@@ -51,7 +58,16 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     endpoint.vitals.begins();
     tokio::select! {
         ended = mounted.ended() => ended?,
-        () = until_asked_to_stop() => mounted.unmount().await?,
+        () = until_asked_to_stop() => {
+            let unmounted = mounted.unmount().await;
+            let folder = args.folder.display();
+            match unmounted.map_err(|error| Failure(format!("{folder} cannot be unmounted: {error}; `fusermount3 -u -z {folder}` does it once nobody uses it")))? {
+                Unmounted::Whole => {}
+                Unmounted::InUse => output::say(&format!(
+                    "{folder} is unmounted while programs use it: a shell that stands in it has to `cd` elsewhere"
+                )),
+            }
+        }
     }
     endpoint.close().await;
     Ok(Verdict::Well)

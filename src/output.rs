@@ -19,6 +19,7 @@ use serde::Serialize;
 pub(crate) use self::printer::Stream;
 use self::printer::{Room, printer};
 pub(crate) use self::progress::{LogWriter, bar_target};
+use crate::settings::wants_colours;
 
 /// Bytes of one cell of a table, and of one part of a line that others chose. `ion job get` and the like show all of it.
 const CELL_MAX: usize = 500;
@@ -163,7 +164,7 @@ impl Colour {
 /// The text in a colour, where there is a terminal that shows it.
 pub(crate) fn coloured(text: &str, colour: Colour) -> String {
     let text = visible(text);
-    match is_terminal() {
+    match is_terminal() && wants_colours() {
         true => format!("{}{text}{PLAIN}", colour.begins()),
         false => text.into_owned(),
     }

@@ -1,7 +1,7 @@
 //! Flags and environment, read in this one place.
 
 use std::ffi::OsString;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use ionfs::environment::variable;
 use ionfs::home::make_home;
 use ionfs::limits::{Limits, SetLimits};
 use ionfs::node::NodeSettings;
-use ionfs::stores::open::{StoreUrls, open, without_credentials};
+use ionfs::stores::open::{DATABASE, StoreUrls, open, without_credentials};
 use ionfs::stores::{DataPlane, Documents};
 use ionfs::text::write_field;
 use ionfs::ticket::TicketKey;
@@ -40,22 +40,18 @@ pub(crate) type Opened = Arc<Mutex<Vec<Arc<dyn Documents>>>>;
 /// Where the stores of the last pipeline are noted, below the home.
 const PLANE: &str = "plane.json";
 
+/// The folder of all state, where nobody says another.
+const HOME: &str = ".ion";
+
 /// Where programs are looked for when nobody says.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Flags of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// The folder of all state: stores, staging, locks
-    #[arg(
-        long,
-        env = "ION_HOME",
-        default_value = ".ion",
-        global = true,
-        value_name = "DIR",
-        help_heading = "Global options"
-    )]
-    home: PathBuf,
+    /// The folder of all state: stores, staging, locks [default: .ion here, or in the nearest folder above that has one]
+    #[arg(long, env = "ION_HOME", global = true, value_name = "DIR", help_heading = "Global options")]
+    home: Option<PathBuf>,
     /// Where files' bytes are kept: file://, s3://, az:// or gs:// [default: file://HOME/blobs]
     #[arg(
         long,
@@ -173,12 +169,15 @@ impl Settings {
         let filter = filter.add_directive(format!("{}=off", ionfs::spans::TARGET).parse()?);
         let log = tracing_subscriber::fmt::layer()
             .with_writer(|| LogWriter)
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()) && wants_colours())
             .with_target(false)
             .fmt_fields(harmless_fields())
             .with_filter(filter);
         tracing_subscriber::registry().with(log).with(exporter.map(Exporter::layer)).init();
-        let home = std::path::absolute(&global.home)?;
+        let home = match &global.home {
+            Some(home) => std::path::absolute(home)?,
+            None => nearest_home(&std::env::current_dir()?)?,
+        };
         let said = PlaneSection { blobs: global.blobs, documents: global.documents, bus: global.bus };
         warn_of_passwords();
         let recorded = match std::fs::read(home.join(PLANE)) {
@@ -238,6 +237,18 @@ impl Settings {
         Ok(std::io::Write::write_all(&mut file, &serde_json::to_vec_pretty(section)?)?)
     }
 
+    /// Opens the stores of a command that only looks at them, or steers what is there: it makes none.
+    pub(crate) async fn existing_plane(&self) -> Result<DataPlane, Failure> {
+        match self.urls.missing() {
+            None => self.plane().await,
+            Some(missing) => Err(Failure(format!(
+                "{} is not there: nothing has been run from this folder or one above it. `ion up` begins; --home (or \
+                 ION_HOME) says where the state is if it lies elsewhere",
+                missing.display()
+            ))),
+        }
+    }
+
     /// Opens the stores.
     pub(crate) async fn plane(&self) -> Result<DataPlane, Failure> {
         if self.home.exists() || self.urls.files().iter().any(|store| store.starts_with(&self.home)) {
@@ -265,6 +276,31 @@ impl Settings {
     }
 }
 
+/// The home of a command that names none: as with `git`, that of the folder it is called in, or of the nearest one above.
+fn nearest_home(folder: &Path) -> Result<PathBuf, Failure> {
+    let mut homes = folder.ancestors().map(|folder| folder.join(HOME));
+    // A folder that is only called so has neither, or cannot be looked into.
+    let is_home = |home: &PathBuf| {
+        let holds = |file: &str| match home.join(file).try_exists() {
+            Err(error) => error.kind() == std::io::ErrorKind::PermissionDenied,
+            Ok(exists) => exists,
+        };
+        holds(DATABASE) || holds(PLANE)
+    };
+    let Some(home) = homes.find(is_home) else { return Ok(folder.join(HOME)) };
+    let metadata = home.metadata()?;
+    // What it says (which stores, with what of this environment) would be obeyed; what is made in it, its owner could not
+    // change.
+    if metadata.uid() != rustix::process::geteuid().as_raw() {
+        return Err(Failure(format!(
+            "{} belongs to user {}: run ion as that user, or name a home of your own with --home (or ION_HOME)",
+            home.display(),
+            metadata.uid()
+        )));
+    }
+    Ok(home)
+}
+
 /// Writes the fields of a log, of which modules, requests and messages choose some: each in one line, and cut where it is
 /// long.
 fn harmless_fields() -> impl for<'w> FormatFields<'w> + 'static {
@@ -288,6 +324,11 @@ fn warn_of_passwords() {
             "a password in the command line can be read by every user of this machine; set ION_DOCUMENTS or ION_BUS instead",
         );
     }
+}
+
+/// Whether people want colours on their terminals (no-color.org).
+pub(crate) fn wants_colours() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Where programs are looked for.

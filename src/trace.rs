@@ -38,7 +38,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
-    let ledger = Ledger::new(settings.plane().await?);
+    let ledger = Ledger::new(settings.existing_plane().await?);
     let correlation = match &args.id {
         Some(id) => find_correlation(&ledger, id).await?,
         None => latest(&ledger).await?.context.correlation_id.to_string(),

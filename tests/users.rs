@@ -7,9 +7,10 @@
 
 mod support;
 
+use std::path::Path;
 use std::process::Command;
 
-use support::{Home, Ran, wait_for};
+use support::{Home, Ran, signal, wait_for};
 
 const MODULE: &str = "set -e; test $(id -u) = $(stat -c %u $ION_DIR/out/data); cat $ION_DIR/in/data/f; \
     cp $ION_DIR/in/data/f $ION_DIR/out/data/c; echo more > $ION_DIR/out/data/d; \
@@ -106,5 +107,115 @@ fn a_module_sees_nothing_of_the_daemons_environment() {
         let ran = Ran::of(output.unwrap()).well();
         assert!(ran.stderr.contains("ION_EVENT_ID=") && !ran.stderr.contains("hunter2"), "{ran:#?}");
         assert!(!ran.stderr.contains("/dev/fuse"), "only the daemon holds the device: {ran:#?}");
+    }
+}
+
+#[test]
+fn a_mount_that_somebody_stands_in_is_taken_away_and_made_again() {
+    let home = Home::new();
+    home.run(["event", "create", "start"]).well();
+    let (at, log) = (home.path().join("plane"), home.path().join("said"));
+    let at = at.to_str().unwrap();
+    let (mut stands, mut times) = (None, 0);
+    for signal_of in ["INT", "KILL", "TERM"] {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        let mut mount = home.ion().args(["mount", at]).stderr(file).spawn().unwrap();
+        times += 1;
+        let said = || std::fs::read_to_string(&log).unwrap();
+        wait_for("it to be mounted", || said().matches("mounted at ").count() == times);
+        assert!(std::fs::read_dir(format!("{at}/correlations")).unwrap().count() > 0);
+        // A shell that nobody sends home.
+        let mut shell = std::process::Command::new("sleep");
+        let old: Option<std::process::Child> =
+            stands.replace(shell.arg("600").current_dir(at).spawn().unwrap());
+        old.into_iter().for_each(end);
+        signal(mount.id(), signal_of);
+        let code = mount.wait().unwrap().code();
+        let said = said();
+        assert_eq!(code, (signal_of != "KILL").then_some(0), "{said}");
+        if code.is_some() {
+            assert!(!mounts().contains(at), "nothing is left mounted");
+            assert!(said.contains("is unmounted while programs use it"), "{said}");
+        }
+    }
+    let said = std::fs::read_to_string(&log).unwrap();
+    assert!(said.contains("was left mounted by a run that was killed; it is unmounted"), "{said}");
+    stands.into_iter().for_each(end);
+}
+
+fn end(mut child: std::process::Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// Commands that only look, or steer what is there.
+const LOOKS: [&[&str]; 17] = [
+    &["trace"],
+    &["job", "list"],
+    &["job", "get", "x"],
+    &["job", "logs", "x"],
+    &["job", "cancel", "x"],
+    &["job", "retry", "x"],
+    &["event", "get", "x"],
+    &["event", "peek", "x"],
+    &["module", "list"],
+    &["module", "get", "x"],
+    &["module", "delete", "x"],
+    &["cancel", "x"],
+    &["dead", "list"],
+    &["dead", "retry", "--all"],
+    &["check"],
+    &["gc"],
+    &["mount", "there"],
+];
+
+#[test]
+fn a_command_that_only_looks_makes_nothing_and_finds_the_home_above() {
+    let home = Home::new();
+    // Below no folder that people run Ion from, as this repository's may be.
+    let apart = tempfile::tempdir().unwrap();
+    let folder = apart.path().join("project");
+    let deep = folder.join("a/b");
+    std::fs::create_dir_all(&deep).unwrap();
+    let ion = |at: &Path, words: &[&str]| {
+        let mut ion = home.ion();
+        Ran::of(ion.env_remove("ION_HOME").current_dir(at).args(words).output().unwrap())
+    };
+    let empty = || std::fs::read_dir(&deep).unwrap().next().is_none();
+    for words in LOOKS {
+        let ran = ion(&deep, words).failed();
+        assert!(
+            ran.stderr.contains(".ion/ion.db is not there: nothing has been run from this folder"),
+            "{words:?}: {ran:#?}"
+        );
+        assert!(empty(), "{words:?}");
+    }
+    let doctor = ion(&deep, &["doctor"]).well();
+    assert!(doctor.stdout.contains(".ion, which is not there yet"), "{doctor:#?}");
+    assert!(empty());
+    // What is made above is found below.
+    ion(&folder, &["event", "create", "start", "--id", "one"]).well();
+    assert!(folder.join(".ion/ion.db").exists());
+    for words in [
+        &["trace"][..],
+        &["event", "get", "one"],
+        &["job", "list"],
+        &["event", "create", "more"],
+        &["doctor"],
+    ] {
+        ion(&deep, words).well();
+        assert!(empty(), "{words:?}");
+    }
+    assert!(ion(&deep, &["trace", "one"]).well().stdout.contains("start"));
+    // One that is another user's is not obeyed.
+    if rustix::process::getuid().is_root() {
+        std::os::unix::fs::chown(folder.join(".ion"), Some(65534), Some(65534)).unwrap();
+        for words in [&["trace"][..], &["up"], &["event", "create", "x"]] {
+            let ran = ion(&deep, words).failed();
+            assert!(
+                ran.stderr.contains(".ion belongs to user 65534: run ion as that user, or name a home"),
+                "{ran:#?}"
+            );
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -21,7 +21,8 @@ const THREADS: usize = 2;
 #[derive(Debug)]
 pub struct Mounted {
     served: tokio::task::JoinHandle<io::Result<()>>,
-    unmounter: Option<fuser::SessionUnmounter>,
+    /// What unmounts what [`mount_at`] mounted, and where.
+    unmounter: Option<(fuser::SessionUnmounter, PathBuf)>,
 }
 
 fn config(acl: SessionACL) -> Config {
@@ -79,7 +80,7 @@ pub async fn mount_at(directory: &Path, tree: Arc<Tree>, visitors: Visitors) -> 
         widen_read_ahead(&at, settings);
     }
     let unmounter = session.unmount_callable();
-    Ok(Mounted { served: run(session), unmounter: Some(unmounter) })
+    Ok(Mounted { served: run(session), unmounter: Some((unmounter, at)) })
 }
 
 /// KiB that the kernel reads ahead in one request: a block. By itself it takes an eighth, and as many more requests.
@@ -119,24 +120,38 @@ impl Mounted {
     /// Unmounts and waits until every request was answered. Only for what [`mount_at`] mounted; the mount of a
     /// job's own namespace goes with the namespace.
     ///
+    /// Where somebody is still in there, it is taken out of the tree of files all the same: nothing is left mounted. Those
+    /// who are in there get errors once this process has ended.
+    ///
     /// # Errors
-    /// When the mount is busy or refuses.
-    pub async fn unmount(mut self) -> io::Result<()> {
-        if let Some(mut unmounter) = self.unmounter.take() {
-            crate::cache::blocking(move || unmounter.unmount()).await?;
+    /// When the system refuses.
+    pub async fn unmount(mut self) -> io::Result<Unmounted> {
+        if let Some((mut unmounter, at)) = self.unmounter.take() {
+            let in_use = crate::cache::blocking(move || match unmounter.unmount() {
+                Ok(()) => Ok::<_, io::Error>(false),
+                Err(_) => detach(&at).map(|()| true),
+            });
+            if in_use.await? {
+                return Ok(Unmounted::InUse);
+            }
         }
-        self.ended().await
+        self.ended().await.map(|()| Unmounted::Whole)
     }
+}
+
+/// What an unmounting came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmounted {
+    /// Nobody was in there.
+    Whole,
+    /// Programs have files of it open, or stand in one of its folders.
+    InUse,
 }
 
 /// Unmounts what a daemon that was killed left mounted at `directory`.
 ///
 /// # Errors
 /// When nothing is mounted there, or this user may not unmount it. Blocks; for the start of a process.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "fusermount3 is no module: it undoes what it did for an ordinary user"
-)]
 pub fn unmount_stale(directory: &Path) -> io::Result<()> {
     // A mount whose daemon is gone answers every call so; one that is alive is somebody's.
     match std::fs::metadata(directory) {
@@ -144,6 +159,15 @@ pub fn unmount_stale(directory: &Path) -> io::Result<()> {
         Err(error) => return Err(error),
         Ok(_) => return Err(io::Error::other("it is not a stale mount")),
     }
+    detach(directory)
+}
+
+/// Takes a mount out of the tree of files, whoever is in there.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "fusermount3 is no module: it undoes what it did for an ordinary user"
+)]
+fn detach(directory: &Path) -> io::Result<()> {
     match rustix::mount::unmount(directory, rustix::mount::UnmountFlags::DETACH) {
         // An ordinary user's mount was made by this setuid program, and only it may undo it.
         Err(rustix::io::Errno::PERM) => {

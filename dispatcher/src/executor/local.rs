@@ -335,7 +335,7 @@ impl LocalExecutor {
         let gone = if self.mode == Mode::Plain {
             let unmount = tokio::time::timeout(GONE_WAIT, mounted.unmount()).await;
             let _ = tokio::fs::remove_dir(plain).await;
-            unmount
+            unmount.map(|unmounted| unmounted.map(drop))
         } else {
             tokio::time::timeout(GONE_WAIT, mounted.ended()).await
         };

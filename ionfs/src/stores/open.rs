@@ -15,6 +15,9 @@ use crate::cache::blocking;
 /// The id of the document that says which plane a bus in a file of its own belongs to.
 const BUS_OF: &str = "bus";
 
+/// The embedded stores' database, below their home.
+pub const DATABASE: &str = "ion.db";
+
 /// Which stores a plane is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreUrls {
@@ -30,7 +33,7 @@ impl StoreUrls {
     /// The embedded stores below `home`.
     pub fn embedded(home: &Path) -> Self {
         let home = std::path::absolute(home).unwrap_or_else(|_| home.to_owned());
-        let database = format!("sqlite://{}", home.join("ion.db").display());
+        let database = format!("sqlite://{}", home.join(DATABASE).display());
         Self {
             blobs: format!("file://{}", home.join("blobs").display()),
             documents: database.clone(),
@@ -40,6 +43,24 @@ impl StoreUrls {
 }
 
 impl StoreUrls {
+    /// The database of this machine that is not there yet, if the documents are kept in one.
+    pub fn missing(&self) -> Option<PathBuf> {
+        let database =
+            (scheme(&self.documents) == "sqlite").then(|| path_of(&self.documents, "document").ok());
+        database.flatten().filter(|database| !database.exists())
+    }
+
+    /// The same with the embedded stores of one home below another one.
+    pub fn moved(&self, home: &Path, to: &Path) -> Self {
+        let (from, to) = (Self::embedded(home), Self::embedded(to));
+        let moved = |url: &String, from: String, to: String| if *url == from { to } else { url.clone() };
+        Self {
+            blobs: moved(&self.blobs, from.blobs, to.blobs),
+            documents: moved(&self.documents, from.documents, to.documents),
+            bus: moved(&self.bus, from.bus, to.bus),
+        }
+    }
+
     /// The folders and files of this machine that are stores.
     pub fn files(&self) -> Vec<PathBuf> {
         let local = |url: &str| matches!(scheme(url), "file" | "sqlite");
