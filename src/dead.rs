@@ -1,11 +1,17 @@
 //! `ion dead`: jobs with no retries left, and messages no job could be made of.
 
 use clap::{Args, Subcommand};
-use dispatcher::ledger::{JobFilter, Ledger};
+use dispatcher::ledger::{JobFilter, Ledger, LedgerError};
+use ionfs::errors::chain;
+use ionfs::id::{EventId, JobId};
 use ionfs::record::{JobRecord, JobState};
+use ionfs::stores::DeadLetter;
 
 use crate::settings::Settings;
 use crate::{Failure, Outcome, Verdict, job, output};
+
+/// Messages looked at: a queue that is longer shows its oldest, and the others once these are gone.
+const LETTERS: usize = 1000;
 
 /// Look at what is dead: retry it or drop it
 #[derive(Debug, Subcommand)]
@@ -15,7 +21,7 @@ pub(crate) enum Command {
     /// Let dead jobs run again, with all their retries
     Retry(WhichArgs),
     /// Give dead jobs up: what waits for them goes on without them
-    Drop(WhichArgs),
+    Drop(DropArgs),
 }
 
 /// Which dead jobs.
@@ -32,26 +38,98 @@ pub(crate) struct WhichArgs {
     module: Option<String>,
 }
 
+/// What to give up.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ion dead drop 3f2b91c0                      a job
+  ion dead drop --all --module detect         all dead jobs of a module
+  ion dead drop --unreadable                  messages that no job could be made of")]
+pub(crate) struct DropArgs {
+    /// Jobs' ids, or the beginnings of them
+    #[arg(required_unless_present_any = ["all", "unreadable"])]
+    ids: Vec<String>,
+    /// All dead jobs
+    #[arg(long, conflicts_with = "ids")]
+    all: bool,
+    /// All messages that no job could be made of
+    #[arg(long, conflicts_with_all = ["ids", "all"])]
+    unreadable: bool,
+    /// With --all or --unreadable: only of this module
+    #[arg(short, long, conflicts_with = "ids")]
+    module: Option<String>,
+}
+
 pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
     let ledger = Ledger::new(settings.existing_plane().await?);
     match command {
         Command::List => list(settings, &ledger).await,
         Command::Retry(which) => {
-            for job in chosen(&ledger, which).await? {
-                let job = ledger.retry(&job.id).await?;
-                output::say(&format!("job {} of {} is queued again", job.id, job.module));
-                job::say_who_ran_without(&ledger, &job).await?;
+            let mut tally = Tally::default();
+            for job in chosen(&ledger, &which.ids, which.module).await? {
+                match ledger.retry(&job.id).await {
+                    Ok(job) => {
+                        output::say(&format!("job {} of {} is queued again", job.id, job.module));
+                        job::say_who_ran_without(&ledger, &job).await?;
+                        tally.done += 1;
+                    }
+                    Err(error) => tally.failed(&job, "retried", &error),
+                }
             }
-            Ok(Verdict::Well)
+            Ok(tally.verdict("queued again"))
         }
-        Command::Drop(which) => {
-            for job in chosen(&ledger, which).await? {
-                ledger.cancel(&job.id).await?;
-                output::say(&format!("job {} of {} is dropped", job.id, job.module));
+        Command::Drop(args) if args.unreadable => drop_unreadable(&ledger, args.module.as_deref()).await,
+        Command::Drop(args) => {
+            let mut tally = Tally::default();
+            for job in chosen(&ledger, &args.ids, args.module).await? {
+                match ledger.cancel(&job.id).await {
+                    Ok(_) => {
+                        output::say(&format!("job {} of {} is dropped", job.id, job.module));
+                        tally.done += 1;
+                    }
+                    Err(error) => tally.failed(&job, "dropped", &error),
+                }
             }
-            Ok(Verdict::Well)
+            Ok(tally.verdict("dropped"))
         }
     }
+}
+
+/// What became of jobs of which each may fail by itself: one that cannot be helped holds up no other.
+#[derive(Debug, Default)]
+struct Tally {
+    done: usize,
+    failed: usize,
+}
+
+impl Tally {
+    fn failed(&mut self, job: &JobRecord, what: &str, error: &LedgerError) {
+        output::say(&format!("job {} of {} cannot be {what}: {}", job.id, job.module, chain(error)));
+        self.failed += 1;
+    }
+
+    fn verdict(&self, what: &str) -> Verdict {
+        if self.failed == 0 {
+            return Verdict::Well;
+        }
+        output::say(&format!("{} jobs are {what}, {} are not", self.done, self.failed));
+        Verdict::Failed
+    }
+}
+
+async fn drop_unreadable(ledger: &Ledger, module: Option<&str>) -> Outcome {
+    let mut dropped = 0;
+    loop {
+        let letters = unreadable(ledger).await?.into_iter();
+        let letters = letters.filter(|letter| module.is_none_or(|module| module == letter.module));
+        let letters: Vec<_> = letters.map(|letter| (letter.module, letter.event_id)).collect();
+        match ledger.plane().bus.exhume(&letters).await? {
+            0 => break,
+            some => dropped += some,
+        }
+    }
+    output::say(&format!("{dropped} unreadable messages are dropped"));
+    Ok(Verdict::Well)
 }
 
 async fn dead(ledger: &Ledger, module: Option<String>) -> Result<Vec<JobRecord>, Failure> {
@@ -59,12 +137,13 @@ async fn dead(ledger: &Ledger, module: Option<String>) -> Result<Vec<JobRecord>,
     Ok(ledger.list(&filter, usize::MAX >> 1).await?)
 }
 
-async fn chosen(ledger: &Ledger, which: WhichArgs) -> Result<Vec<JobRecord>, Failure> {
-    if which.all {
-        return dead(ledger, which.module).await;
+/// The dead jobs of these ids; where there are none, all of them, or a module's.
+async fn chosen(ledger: &Ledger, ids: &[String], module: Option<String>) -> Result<Vec<JobRecord>, Failure> {
+    if ids.is_empty() {
+        return dead(ledger, module).await;
     }
     let mut jobs = Vec::new();
-    for id in &which.ids {
+    for id in ids {
         let found = job::find(ledger, id).await?;
         if found.state != JobState::Dead {
             return Err(Failure(format!("job {} is not dead but {}", found.id, found.state.as_str())));
@@ -74,19 +153,25 @@ async fn chosen(ledger: &Ledger, which: WhichArgs) -> Result<Vec<JobRecord>, Fai
     Ok(jobs)
 }
 
-async fn list(settings: &Settings, ledger: &Ledger) -> Outcome {
-    job::show(settings, &dead(ledger, None).await?);
-    // Jobs are in the ledger; what is left are messages that no job could be made of.
-    let letters = ledger.plane().bus.dead_letters(1000).await?;
-    let mut unread = Vec::new();
-    for letter in letters {
-        let job = ionfs::id::JobId::derive(&ionfs::id::EventId::new(letter.event_id.clone()), &letter.module);
-        if ledger.get(&job).await.is_err() {
-            unread.push(letter);
+/// Messages that no job could be made of: the dead letters that the ledger knows nothing of.
+async fn unreadable(ledger: &Ledger) -> Result<Vec<DeadLetter>, Failure> {
+    let mut unreadable = Vec::new();
+    for letter in ledger.plane().bus.dead_letters(LETTERS).await? {
+        let job = JobId::derive(&EventId::new(letter.event_id.clone()), &letter.module);
+        match ledger.get(&job).await {
+            Ok(_) => {}
+            Err(LedgerError::NoSuchJob(_)) => unreadable.push(letter),
+            Err(error) => return Err(error.into()),
         }
     }
+    Ok(unreadable)
+}
+
+async fn list(settings: &Settings, ledger: &Ledger) -> Outcome {
+    job::show(settings, &dead(ledger, None).await?);
+    let unread = unreadable(ledger).await?;
     if !settings.json && !unread.is_empty() {
-        output::line("messages no job could be made of:");
+        output::line("messages no job could be made of (`ion dead drop --unreadable` removes them):");
         for letter in unread {
             let (module, reason) = (output::of_others(&letter.module), output::of_others(&letter.reason));
             output::line(format!("  {} for {module}: {reason}", output::moment(letter.at)));

@@ -667,3 +667,20 @@ fn a_flood_on_one_module_holds_up_no_other() {
     assert!(flooded < FLOOD / 2, "{flooded} of {FLOOD} had ended before the last of the others");
     assert_eq!(up.stop(), Some(0));
 }
+
+#[test]
+fn one_dead_job_that_cannot_be_helped_holds_up_no_other() {
+    let home = Home::new();
+    let file = pipeline(
+        &home,
+        "  a: {on: [x], run: [\"false\"], retries: 0}\n  z: {on: [x], run: [\"false\"], retries: 0}\n",
+    );
+    let up = home.up(&file);
+    (0..2).for_each(|_| drop(home.run(["event", "create", "x", "--wait"]).failed()));
+    assert_eq!(up.stop(), Some(0));
+    home.run(["module", "delete", "a"]).well();
+    let ran = home.run(["dead", "retry", "--all"]).failed();
+    assert_eq!(ran.stderr.matches("of z is queued again").count(), 2, "{ran:#?}");
+    assert_eq!(ran.stderr.matches("of a cannot be retried: ").count(), 2, "{ran:#?}");
+    assert!(ran.stderr.contains("2 jobs are queued again, 2 are not"), "{ran:#?}");
+}

@@ -390,6 +390,9 @@ fn what_is_no_message_is_dead_and_the_queue_moves_on() {
         list.matches("it is no message of Ion's").count() >= 2
             && list.contains("never-was is not in the document store")
     });
+    home.run(["dead", "drop", "--unreadable"]).well();
+    let list = home.run(["dead", "list"]).well().stdout;
+    assert!(!list.contains("no job could be made"), "{list}");
     assert_eq!(up.stop(), Some(0));
 }
 

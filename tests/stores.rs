@@ -511,10 +511,16 @@ async fn dead_letters_are_kept_until_exhumed(bus: &dyn Bus, tag: &str) {
     for _ in 0..3 {
         mine(&[letter("2", 2), letter("1", 3)]).await;
     }
-    assert!(bus.exhume(&module, "1").await.unwrap());
-    assert!(!bus.exhume(&module, "1").await.unwrap());
+    let exhume = async |events: &[&str]| {
+        let letters: Vec<_> = events.iter().map(|event| (module.clone(), (*event).to_owned())).collect();
+        bus.exhume(&letters).await.unwrap()
+    };
+    assert_eq!(exhume(&["1"]).await, 1);
+    assert_eq!(exhume(&["1"]).await, 0);
     mine(&[letter("2", 2)]).await;
-    assert!(bus.exhume(&module, "2").await.unwrap());
+    bus.bury(letter("3", 4)).await.unwrap();
+    assert_eq!(exhume(&["2", "none", "3"]).await, 2);
+    mine(&[]).await;
 }
 
 /// What need not be on the disk at once is seen by everybody at once, and bound by the same conditions.

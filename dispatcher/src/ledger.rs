@@ -1,5 +1,10 @@
 //! The job ledger: the only truth about jobs. Every write names the version it read, so a stale one is refused.
 
+/// What a job's dead letter is known by.
+pub(crate) fn letter_of(job: &JobRecord) -> (String, String) {
+    (job.module.clone(), job.event_id.to_string())
+}
+
 #[cfg(test)]
 mod definitions;
 #[cfg(test)]
@@ -512,7 +517,7 @@ impl Ledger {
 
     /// The record is the truth; a letter that stays, because the broker is away, is one too many to look at.
     async fn forget_letter(&self, job: &JobRecord) {
-        if let Err(error) = self.plane.bus.exhume(&job.module, job.event_id.as_str()).await {
+        if let Err(error) = self.plane.bus.exhume(&[letter_of(job)]).await {
             tracing::warn!(job = %job.id, error = chain(&error), "its dead letter could not be removed");
         }
     }

@@ -9,11 +9,12 @@ use ionfs::collect::{Collect, Collected, remove_below};
 use ionfs::event::{DocumentType, Event};
 use ionfs::failpoint;
 use ionfs::id::CorrelationId;
+use ionfs::record::JobState;
 use ionfs::stores::{Collection, Query, StoreError};
 use serde_json::{Value, json};
 
 use crate::executor::logs_below;
-use crate::ledger::{Ledger, Registered};
+use crate::ledger::{Ledger, Registered, letter_of};
 use crate::progress::status;
 
 /// What was dropped, or would be.
@@ -70,6 +71,9 @@ async fn drop_one(
     let rest = Query::equal(Collection::Events, vec![("context.correlationId", json!(correlation))]);
     let rest = children_first(plane.documents.find(rest).await?);
     if how == Collect::Remove {
+        let dead = status.jobs.iter().filter(|job| job.state == JobState::Dead);
+        // First: a letter that is left without its job would be taken for one that nobody could read.
+        plane.bus.exhume(&dead.map(letter_of).collect::<Vec<_>>()).await?;
         for job in &status.jobs {
             // Somebody may have revived it meanwhile: then its correlation has not ended.
             let same = vec![("version", json!(job.version))];
@@ -77,7 +81,6 @@ async fn drop_one(
                 tracing::info!(job = %job.id, "a job moved while its correlation was being dropped; it stays");
                 return Ok(());
             }
-            plane.bus.exhume(&job.module, job.event_id.as_str()).await?;
             failpoint::reach("gc.job-dropped");
         }
         for document in &rest {

@@ -172,7 +172,7 @@ async fn try_bus(bus: Arc<dyn Bus>) -> Result<(), StoreError> {
         Ok(Err(error)) => Err(error),
         Err(_) => {
             // The broker may have taken it off: nobody is to find it among the dead letters.
-            bus.exhume(&id, &id).await?;
+            bus.exhume(&[(id.clone(), id)]).await?;
             Err(StoreError::Unavailable {
                 store: "the store".into(),
                 what: "receiving a message".into(),

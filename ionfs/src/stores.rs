@@ -694,8 +694,8 @@ pub trait Bus: Send + Sync + fmt::Debug {
     /// The dead letters, oldest first.
     async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, StoreError>;
 
-    /// Removes a dead letter; whether there was one.
-    async fn exhume(&self, module: &str, event_id: &str) -> Result<bool, StoreError>;
+    /// Removes these dead letters, by module and event; how many there were.
+    async fn exhume(&self, letters: &[(String, String)]) -> Result<usize, StoreError>;
 
     /// Looks at these modules' queues and at the rights to use them. Where nobody else can change them there is nothing to
     /// say.

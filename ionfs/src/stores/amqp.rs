@@ -592,8 +592,8 @@ impl Bus for Amqp {
         dead::list(self, limit).await.map_err(self.failed("listing dead letters"))
     }
 
-    async fn exhume(&self, module: &str, event_id: &str) -> Result<bool, StoreError> {
-        dead::exhume(self, module, event_id).await.map_err(self.failed("removing a dead letter"))
+    async fn exhume(&self, letters: &[(String, String)]) -> Result<usize, StoreError> {
+        dead::exhume(self, letters).await.map_err(self.failed("removing dead letters"))
     }
 
     async fn inspect(&self, modules: &[String]) -> Result<BusReport, StoreError> {

@@ -3,7 +3,7 @@
 //! It is read by holding its messages for a moment. Two who look at once would each see a part, so one who looks has
 //! the queue for itself, and another one waits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -93,18 +93,24 @@ pub(super) async fn list(bus: &Amqp, limit: usize) -> Result<Vec<DeadLetter>, Ca
     Ok(letters)
 }
 
-pub(super) async fn exhume(bus: &Amqp, module: &str, event_id: &str) -> Result<bool, Cause> {
+pub(super) async fn exhume(bus: &Amqp, letters: &[(String, String)]) -> Result<usize, Cause> {
+    if letters.is_empty() {
+        return Ok(0);
+    }
+    let wanted: HashSet<&(String, String)> = letters.iter().collect();
     let (looking, held) = look(bus, LOOKED_AT).await?;
-    let mut found = false;
+    // The same one may have been buried more than once.
+    let mut found = HashSet::new();
     for received in held {
         let letter = read(&received);
-        if letter.module == module && letter.event_id == event_id {
+        let letter = (letter.module, letter.event_id);
+        if wanted.contains(&letter) {
             within(received.acker.ack(BasicAckOptions::default())).await?;
-            found = true;
+            found.insert(letter);
         }
     }
     looking.close().await?;
-    Ok(found)
+    Ok(found.len())
 }
 
 /// The queues, with its reasons, that the broker took the first dead letters from by itself.

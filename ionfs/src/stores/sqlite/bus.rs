@@ -206,13 +206,13 @@ impl Bus for Sqlite {
         .await
     }
 
-    async fn exhume(&self, module: &str, event_id: &str) -> Result<bool, StoreError> {
-        let (module, event_id) = (module.to_owned(), event_id.to_owned());
-        self.write("exhuming a message", move |connection| {
-            Ok(connection.execute(
-                "DELETE FROM dead_letters WHERE module = ?1 AND event_id = ?2",
-                (module, event_id),
-            )? > 0)
+    async fn exhume(&self, letters: &[(String, String)]) -> Result<usize, StoreError> {
+        let letters = letters.to_vec();
+        self.write("removing dead letters", move |connection| {
+            let mut remove =
+                connection.prepare_cached("DELETE FROM dead_letters WHERE module = ?1 AND event_id = ?2")?;
+            let removed = letters.iter().map(|letter| remove.execute((&letter.0, &letter.1)));
+            Ok(removed.sum::<rusqlite::Result<usize>>()?)
         })
         .await
     }
