@@ -384,7 +384,7 @@ fn a_clock_that_was_wrong_once_lets_no_gathering_run_early() {
         let mut home = Home::new();
         home.program("fan", &format!("#!/bin/sh\n{fan}\n"));
         home.program("slow", "#!/bin/sh\nsleep 1\necho '{\"eventType\":\"done\"}' > /ion/out/events/e\n");
-        home.program("all", "#!/bin/sh\ntest $(ls /ion/in/data | wc -l) = 0\ngrep -o '\"done\"' /ion/in/events.json | wc -l | grep -qx 2\n");
+        home.program("all", "#!/bin/sh\ntest $(ls /ion/in/data | wc -l) = 2\ngrep -o '\"done\"' /ion/in/events.json | wc -l | grep -qx 2\n");
         let modules = "  fan: {on: [go], emits: [piece], run: [./fan]}\n  slow: {on: [piece], emits: [done], run: [./slow]}\n  all: {gather: done, per: go, run: [./all], retries: 0}\n";
         let file = pipeline(&home, "p.yaml", modules);
         let right = home.env.clone();

@@ -684,3 +684,30 @@ fn one_dead_job_that_cannot_be_helped_holds_up_no_other() {
     assert_eq!(ran.stderr.matches("of a cannot be retried: ").count(), 2, "{ran:#?}");
     assert!(ran.stderr.contains("2 jobs are queued again, 2 are not"), "{ran:#?}");
 }
+
+#[test]
+fn a_gathering_module_finds_the_values_and_a_folder_of_each_event() {
+    let home = Home::new();
+    home.program(
+        "split",
+        "#!/bin/sh\nset -e\necho x > /ion/out/data/f\n\
+         echo '{\"eventType\": \"part\", \"n\": \"one\", \"files\": [\"f\"]}' > /ion/out/events/1.json\n\
+         echo '{\"eventType\": \"part\", \"n\": \"two\"}' > /ion/out/events/2.json\n",
+    );
+    home.program(
+        "sum",
+        "#!/bin/sh\nset -e\ncd /ion/in\nfor n in $(ls data); do echo $n $(cat events/$n/meta/n) $(ls data/$n | wc -l); done | sort -k 2\n\
+         grep -q two events/*/eventmeta.json\n",
+    );
+    let file = pipeline(
+        &home,
+        "  split: {on: [x], emits: [part], run: [./split]}\n  sum: {gather: part, per: x, run: [./sum], retries: 0}\n",
+    );
+    let up = home.up(&file);
+    home.run(["event", "create", "x", "--wait"]).well();
+    let sum = home.jobs().into_iter().find(|job| job["module"] == "sum").unwrap();
+    let said = home.run(["job", "logs", sum["id"].as_str().unwrap()]).well().stdout;
+    let rows: Vec<&str> = said.lines().map(|line| &line[2..]).collect();
+    assert_eq!(rows, ["one 1", "two 0"], "{said}");
+    assert_eq!(up.stop(), Some(0));
+}

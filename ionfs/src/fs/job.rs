@@ -17,9 +17,10 @@ use super::view::{Item, View, files_tree};
 use super::{FOREVER, Tree, lineage};
 use crate::address::{FileUrls, addresses};
 use crate::beneath::Folder;
+use crate::clock::Millis;
 use crate::commit::{Committer, Origin, Receipt, Rejection, TooDeep, files_of};
 use crate::errors::is_no_room;
-use crate::event::{Event, FileEntry, event_json};
+use crate::event::{Event, FileEntry, KeyValue, event_json};
 use crate::id::JobId;
 use crate::limits::Limits;
 use crate::node::{Node as Daemon, job_dir};
@@ -243,9 +244,13 @@ async fn input_items(daemon: &Daemon, spec: &JobSpec) -> Result<Vec<(String, Ite
         files.clear();
         directories.clear();
         let mut list: Vec<Value> = Vec::with_capacity(gathered.len());
+        let mut each = BTreeMap::new();
         for (n, event) in gathered.iter().enumerate() {
             let of_event = files_of(plane, event).await?;
             list.push(event_json(event, &of_event));
+            each.insert(n.to_string(), gathered_item(event));
+            // Each event has its folder, also one without files.
+            directories.push(n.to_string());
             meta.extend(addresses(plane, urls, &event.id, &of_event, &format!("{n}/")).await?);
             directories.extend(event.directories.iter().map(|name| format!("{n}/{name}")));
             files.extend(
@@ -253,31 +258,41 @@ async fn input_items(daemon: &Daemon, spec: &JobSpec) -> Result<Vec<(String, Ite
             );
         }
         items.push(("events.json".to_owned(), Item::json(&list, at)));
+        items.push(("events".to_owned(), Item::fixed(each)));
     } else {
         meta.extend(addresses(plane, urls, &spec.event.id, &own, "").await?);
     }
     if spec.older.names == Names::AndSecondGeneration {
         items.push(("meta.json".to_owned(), Item::json(&meta, at)));
     }
-    let mut values = BTreeMap::new();
-    for pair in &spec.event.data {
-        // A key that cannot be a name is still in eventmeta.json.
-        if !pair.key.is_empty()
-            && pair.key.len() <= 255
-            && pair.key != "."
-            && pair.key != ".."
-            && !pair.key.contains(['/', '\0'])
-        {
-            values.insert(pair.key.clone(), Item::Text(pair.value.clone().into(), at));
-        }
-    }
     items.extend([
         ("data".to_owned(), files_tree(&files, &directories)),
         ("eventmeta.json".to_owned(), Item::json(&meta, at)),
         ("event.json".to_owned(), Item::json(&event_json(&spec.event, &own), at)),
-        ("meta".to_owned(), Item::fixed(values)),
+        ("meta".to_owned(), values_item(&spec.event.data, at)),
     ]);
     Ok(items)
+}
+
+/// A gathered event: its values, made when they are looked at.
+fn gathered_item(event: &Event) -> Item {
+    let (at, data) = (event.created, event.data.clone());
+    Item::lazy(FOREVER, move || {
+        let items = vec![
+            ("eventmeta.json".to_owned(), Item::json(&data, at)),
+            ("meta".to_owned(), values_item(&data, at)),
+        ];
+        std::future::ready(Ok(items))
+    })
+}
+
+/// Each value as a file. One whose key cannot be a name is in `eventmeta.json` only.
+fn values_item(values: &[KeyValue], at: Millis) -> Item {
+    let can_be_name = |key: &str| {
+        !key.is_empty() && key.len() <= 255 && key != "." && key != ".." && !key.contains(['/', '\0'])
+    };
+    let values = values.iter().filter(|pair| can_be_name(&pair.key));
+    Item::fixed(values.map(|pair| (pair.key.clone(), Item::Text(pair.value.clone().into(), at))))
 }
 
 /// `events/`: the lineage is read when it is first looked at; receipts and rejections are always current.
