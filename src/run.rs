@@ -1,11 +1,14 @@
 //! `ion run`: one module once.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args as ClapArgs;
 use dispatcher::executor::Start;
+use dispatcher::executor::left::{Found, LeftFiles};
 use dispatcher::first::FirstEvent;
 use dispatcher::ledger::{Claim, Ledger};
 use dispatcher::pipeline::{ANY_TYPE, Module, Pipeline};
@@ -26,6 +29,9 @@ use crate::settings::{Settings, search_path};
 use crate::up::{local_executor, until_asked_to_stop};
 use crate::{Failure, Outcome, Verdict, doctor, output};
 
+/// Files that no event names, of those that are listed.
+const LEFT_SHOWN: usize = 5;
+
 /// Run one module once, on files and values given here, and print what it published
 ///
 /// What it publishes is committed for real, and starts other modules if a dispatcher serves them.
@@ -33,7 +39,7 @@ use crate::{Failure, Outcome, Verdict, doctor, output};
 #[command(after_help = "\
 Examples:
   ion run sample --pipeline examples/video/pipeline.yaml --file clip.mp4
-  ion run --file README.md -- sh -c 'wc -w /ion/in/data/* > /ion/out/data/n'")]
+  ion run --file README.md --out results -- sh -c 'wc -w /ion/in/data/* > /ion/out/data/n'")]
 pub(crate) struct Args {
     /// The module
     #[arg(required_unless_present = "argv")]
@@ -47,6 +53,9 @@ pub(crate) struct Args {
     /// A value for in/meta
     #[arg(short, long = "data", value_name = "KEY=VALUE", value_parser = pair)]
     data: Vec<(String, String)>,
+    /// Copy all of out/data into this folder, whether or not an event names it
+    #[arg(short, long, value_name = "DIR")]
+    out: Option<PathBuf>,
     /// Let the program keep this command's capabilities, and see the machine's devices and settings: docs/security.md
     #[arg(long, conflicts_with = "module")]
     privileged: bool,
@@ -56,6 +65,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
+    if let Some(out) = args.out.as_deref().filter(|out| !is_new_or_empty(out)) {
+        return Err(Failure(format!(
+            "{} is no empty folder: copies of out/data need a place of their own",
+            out.display()
+        )));
+    }
     let plane = settings.plane().await?;
     let ledger = Ledger::new(plane.clone());
     let module = module(&ledger, &args).await?;
@@ -88,7 +103,8 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         stream: output::Stream::Stderr,
         whole: true,
     })?;
-    let executor = local_executor(settings, node, Some(live.clone())).await?;
+    let left = Arc::new(LeftFiles::new(args.out.clone()));
+    let executor = local_executor(settings, node, Some(live.clone()), Some(left.clone())).await?;
     let (stop, stopped) = watch::channel(None);
     let asked_to_stop = CancellationToken::new();
     let asked = asked_to_stop.clone();
@@ -145,10 +161,54 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
             output::line(format!("{}  {}  {}", event.event_type, event.id, files.join(" ")));
         }
     }
+    let copied = say_what_is_left(&left.found(), args.out.as_deref(), &published);
     match reason.filter(|_| !well) {
         Some(reason) => Err(Failure(format!("{}: {reason}", module.name))),
-        None => Ok(Verdict::Well),
+        None => copied,
     }
+}
+
+fn is_new_or_empty(folder: &Path) -> bool {
+    match std::fs::read_dir(folder) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
+}
+
+/// Says what of `out/data` is nowhere else, or where copies of it are.
+fn say_what_is_left(found: &Found, out: Option<&Path>, published: &[Event]) -> Outcome {
+    if let Some(out) = out {
+        let out = out.display();
+        if let Some(reason) = &found.failed {
+            return Err(Failure(format!("out/data could not be copied into {out}: {reason}")));
+        }
+        output::say(&format!(
+            "{} files of out/data ({}) are in {out}",
+            found.count,
+            output::size(found.bytes)
+        ));
+        return Ok(Verdict::Well);
+    }
+    let named: HashSet<&str> =
+        published.iter().flat_map(|event| event.files.iter().map(|file| file.name.as_str())).collect();
+    // An event of very many files has their list in a blob: then nothing is said of any.
+    let unnamed: Vec<_> = found.files.iter().filter(|(name, _)| !named.contains(name.as_str())).collect();
+    if !unnamed.is_empty() && published.iter().all(|event| event.file_list.is_none()) {
+        let shown: Vec<String> = unnamed
+            .iter()
+            .take(LEFT_SHOWN)
+            .map(|(name, bytes)| format!("{} ({})", output::of_others(name), output::size(*bytes)))
+            .collect();
+        let more = match unnamed.len() + (found.count - found.files.len()) - shown.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        output::say(&format!(
+            "no event names {}{more} in out/data, so nothing of it is kept; --out DIR brings it out",
+            shown.join(", ")
+        ));
+    }
+    Ok(Verdict::Well)
 }
 
 async fn module(ledger: &Ledger, args: &Args) -> Result<Module, Failure> {

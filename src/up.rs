@@ -6,6 +6,7 @@ use std::sync::Arc;
 use clap::Args as ClapArgs;
 use dispatcher::dispatch::{DispatchSettings, Dispatcher, Modules, Notice};
 use dispatcher::executor::choice::{ClusterSettings, Executors};
+use dispatcher::executor::left::LeftFiles;
 use dispatcher::executor::local::{LocalExecutor, LocalSettings};
 use dispatcher::executor::{LiveOutput, OutputWatcher};
 use dispatcher::gateway::Portal;
@@ -184,7 +185,7 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
     let lines = (!args.quiet).then(|| live.clone() as Arc<dyn OutputWatcher>);
     let (notices, shown_notices) = mpsc::channel(NOTICES);
     let cluster = ClusterSettings { key: ticket_key(), namespace: args.kubernetes_namespace };
-    let local = Arc::new(local_executor(settings, node.clone(), lines.clone()).await?);
+    let local = Arc::new(local_executor(settings, node.clone(), lines.clone(), None).await?);
     let chains = local.chains().clone();
     let executor = Arc::new(Executors::new(node.clone(), local, cluster, lines));
     if modules.iter().any(|module| module.executor == ExecutorKind::Kubernetes) {
@@ -292,12 +293,14 @@ pub(crate) async fn local_executor(
     settings: &Settings,
     node: Arc<Node>,
     lines: Option<Arc<dyn OutputWatcher>>,
+    left: Option<Arc<LeftFiles>>,
 ) -> Result<LocalExecutor, Failure> {
     let local = LocalSettings {
         program: std::env::current_exe()?,
         env: module_environment(),
         namespaces: settings.namespaces,
         stores: settings.urls().files(),
+        left,
     };
     Ok(LocalExecutor::new(node, local, lines).await?)
 }

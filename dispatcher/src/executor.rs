@@ -5,6 +5,7 @@ pub mod choice;
 pub mod container;
 pub mod image;
 pub mod kubernetes;
+pub mod left;
 pub mod local;
 mod log;
 pub mod sandbox;

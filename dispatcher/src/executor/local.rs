@@ -29,6 +29,7 @@ use crate::pipeline::Api;
 
 use super::attempt::{Ran, asked, environment, older, origin, stopped_by, verdict};
 use super::container::{Ask, Containers};
+use super::left::LeftFiles;
 use super::log::{JobLog, OutputNews, keep_output, without_log};
 use super::sandbox::{self, Command, Covers, Exit, ForkServer, Mode, Rights, Sandbox, SandboxError};
 use super::sidecar::{Sidecar, Word};
@@ -55,6 +56,8 @@ pub struct LocalSettings {
     pub namespaces: Namespaces,
     /// Where stores are that are files of this machine. No job sees them, nor the home.
     pub stores: Vec<PathBuf>,
+    /// Who wants to know what jobs leave in `out/data`.
+    pub left: Option<Arc<LeftFiles>>,
 }
 
 /// Whether jobs get namespaces of their own.
@@ -153,6 +156,7 @@ impl LocalExecutor {
             }
         };
         let tree = Arc::new(tree);
+        let folder = job_dir(&self.node.settings.home, &start.job.id, start.job.attempt);
         let commit = start.module.commit;
         let api = match start.module.api {
             Api::None => None,
@@ -169,6 +173,9 @@ impl LocalExecutor {
             Some(api) => api.close().await,
             None => Word::NotAsked,
         };
+        if let Some(left) = &self.settings.left {
+            left.look(&tree, &folder.join("left")).await;
+        }
         let outcome = tree.finish().instrument(exit).await;
         verdict(ran.after(word), &outcome, commit)
     }
