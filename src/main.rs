@@ -178,3 +178,77 @@ async fn carry_out(settings: Settings, command: Command) -> Outcome {
         Command::Man(args) => completions::man(&args),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    /// The command lines of a text that shows them as code: on lines of their own, and in sentences.
+    fn command_lines(text: &str) -> (Vec<String>, Vec<String>) {
+        let shown = text.lines().map(str::trim_start).filter(|line| line.starts_with("ion "));
+        let said = text
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .filter(|code| code.starts_with("ion ") && !code.contains("->") && !code.contains('\n'));
+        (shown.map(str::to_owned).collect(), said.map(str::to_owned).collect())
+    }
+
+    /// The words of one, up to what a shell or a reader takes for something else.
+    fn words(line: &str) -> Vec<String> {
+        // In a table, what it does stands after some spaces.
+        let line = line.split("  ").next().unwrap_or_default().trim_end_matches('\\');
+        let words = shlex::split(line).unwrap_or_else(|| panic!("{line:?} is no line of a shell"));
+        let ends = |word: &String| {
+            matches!(word.as_str(), "|" | "&" | ">" | "2>" | "\\" | "&&") || word.starts_with('#')
+        };
+        words.into_iter().take_while(|word| !ends(word)).collect()
+    }
+
+    /// `ion help` and its subcommands say examples.
+    fn examples(command: &clap::Command, found: &mut String) {
+        found.extend(command.get_after_help().map(|text| format!("{text}\n")));
+        command.get_subcommands().for_each(|command| examples(command, found));
+    }
+
+    #[test]
+    fn every_command_line_of_the_manual_is_one() {
+        let mut pages = vec![(String::from("ion help"), String::new())];
+        examples(&Cli::command(), &mut pages[0].1);
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        for folder in ["", "docs", "docs/stores", "examples/words", "examples/video"] {
+            for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+                let path = entry.unwrap().path();
+                if path.extension().is_some_and(|ext| ext == "md") {
+                    pages.push((path.display().to_string(), std::fs::read_to_string(&path).unwrap()));
+                }
+            }
+        }
+        let mut lines = 0;
+        for (page, text) in pages {
+            let (shown, said) = command_lines(&text);
+            lines += shown.len();
+            for (line, is_whole) in shown
+                .iter()
+                .map(|line| (line, !line.ends_with('\\')))
+                .chain(said.iter().map(|line| (line, false)))
+            {
+                let words = words(line);
+                let Err(error) = Cli::try_parse_from(&words) else { continue };
+                let is_part = matches!(
+                    error.kind(),
+                    ErrorKind::MissingRequiredArgument
+                        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+                        | ErrorKind::MissingSubcommand
+                        | ErrorKind::InvalidValue
+                );
+                let is_help = words[1] == "help" || error.kind() == ErrorKind::DisplayHelp;
+                assert!(is_help || (is_part && !is_whole), "{page}: {words:?}: {error}");
+            }
+        }
+        assert!(lines > 40, "{lines}");
+    }
+}

@@ -21,7 +21,7 @@ use crate::{Failure, Outcome, Verdict, output};
 Examples:
   ion mount /tmp/plane &
   ls -lR /tmp/plane/correlations
-  grep -r Traceback /tmp/plane/modules/detect/failed/")]
+  grep -R Traceback /tmp/plane/modules/detect/dead/")]
 pub(crate) struct Args {
     /// The folder to mount at; made if it is missing
     folder: PathBuf,
