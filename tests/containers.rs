@@ -8,6 +8,8 @@
 
 #[path = "containers/archives.rs"]
 mod archives;
+#[path = "containers/layers.rs"]
+mod layers;
 mod support;
 
 use std::collections::BTreeMap;

@@ -47,7 +47,7 @@ fn each_library_is_named_in_one_room() {
     }
     only("handler-shim/src", "clap::", &["src/cli"]);
     only("handler-shim/src", "std::env::", &["cli/settings.rs"]);
-    for library in ["tar::", "flate2::", "zstd::"] {
+    for library in ["tar_core::", "flate2::", "zstd::"] {
         only("dispatcher/src", library, &["executor/image"]);
     }
     for library in ["kube::", "k8s_openapi::"] {

@@ -10,7 +10,8 @@ use tar::{Builder, EntryType, Header};
 use super::Home;
 
 /// Programs that busybox is.
-const PROGRAMS: &str = "cat cp date echo env false grep head hostname id ip ls mkdir mount ping ps sh sleep stat test touch tr true wc";
+const PROGRAMS: &str = "cat cp date echo env false find grep head hostname id ip ls mkdir mount ping ps pwd readlink \
+    sed sh sha256sum sleep sort stat telnet test touch tr true wc";
 
 /// One entry of a layer.
 pub enum Entry<'a> {

@@ -2,7 +2,7 @@
 //!
 //! # How it works
 //! An image that is a folder in the OCI layout is read where it is. Any other becomes one first: an archive is untarred, and
-//! what lies in a registry, or in Docker's own format, is copied by `skopeo`. Its layers are unpacked by ourselves: that is two
+//! what lies in a registry, or in Docker's own format, is copied by `skopeo`. Its layers are unpacked by ourselves: that is a few
 //! hundred lines, and the one part of it that must not be wrong, where a path may lead, is the kernel's (`openat2`).
 //!
 //! # Guarantees
@@ -14,6 +14,7 @@
 //! # After a crash
 //! What was begun stays as `<digest>.part` until the same image is asked for again, or `collect` comes by.
 
+mod archive;
 mod collect;
 mod layout;
 mod unpack;

@@ -4,22 +4,23 @@
 //! folder is the root for `..` and for symbolic links, as it is later for the programs that run there. Real images need links
 //! that begin with a slash (`/var/run -> /run`) to be followed so. A name that says `..` itself is a mistake or an attack.
 
-use std::cell::Cell;
 use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::hash::BuildHasher as _;
-use std::io::{self, Read, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use ionfs::text::quote;
-use rustix::fs::{self, AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{
+    self, AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Timestamps, Uid, XattrFlags,
+};
 use rustix::io::Errno;
-use tar::{Archive, Entry, EntryType};
 
+use super::archive::{Entries, Entry, Kind, Refused, shown};
 use super::layout::{Descriptor, Layout};
 use super::{ImageError, Owners};
 
@@ -31,10 +32,6 @@ const ARCHIVED_MAX: u64 = 2 * BYTES_MAX;
 
 /// Files and folders of an image, and other entries of its archives.
 const FILES_MAX: u64 = 5_000_000;
-
-/// Bytes of one entry's long name, long link, PAX records and map of holes, which are read whole. Names have 4 KiB at
-/// most, and extended attributes, the largest records there are, 64 KiB each.
-const METADATA_MAX: u64 = 1 << 20;
 
 /// A zstd frame may ask for a window of two to this power to be kept: 128 MiB, as much as `zstd -d` gives.
 const WINDOW_LOG_MAX: u32 = 27;
@@ -57,62 +54,8 @@ pub(super) struct Root {
     bytes: u64,
     files: u64,
     archived: u64,
-}
-
-/// Counts the bytes of an archive, and ends it where an entry's metadata does not end. Who reads the archive keeps
-/// metadata in memory, and passes over all else piece by piece.
-#[derive(Default)]
-struct Meter {
-    read: Cell<u64>,
-    /// Where the next entry's content has to have begun.
-    end: Cell<Option<u64>>,
-    over: Cell<bool>,
-}
-
-impl Meter {
-    /// An entry's content of this length begins here.
-    fn entry(&self, length: u64) {
-        let padded = length.checked_next_multiple_of(512).unwrap_or(u64::MAX);
-        self.end.set(Some(self.read.get().saturating_add(padded)));
-    }
-}
-
-struct Metered<'m, R> {
-    bytes: R,
-    meter: &'m Meter,
-}
-
-impl<R: Read> Read for Metered<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Meter { read, end, over } = self.meter;
-        if read.get() > end.get().unwrap_or(0).saturating_add(METADATA_MAX) {
-            over.set(true);
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        let length = self.bytes.read(buffer)?;
-        read.set(read.get() + length as u64);
-        Ok(length)
-    }
-}
-
-/// Bytes of an entry's content in the archive; holes have none.
-fn on_disk<R: Read>(entry: &Entry<'_, R>) -> u64 {
-    match entry.header().entry_type() {
-        EntryType::GNUSparse => entry.header().entry_size().unwrap_or(0),
-        _ => entry.size(),
-    }
-}
-
-/// Whether PAX records tell where a file has its holes; its content is shorter than the file then, or begins with a map.
-fn has_sparse_records<R: Read>(entry: &mut Entry<'_, R>) -> io::Result<bool> {
-    // Of these entries they would be read from the content, whatever its length.
-    if !entry.header().entry_type().is_file() {
-        return Ok(false);
-    }
-    let records = entry.pax_extensions()?;
-    Ok(records.is_some_and(|mut records| {
-        records.any(|record| record.is_ok_and(|record| record.key_bytes().starts_with(b"GNU.sparse.")))
-    }))
+    /// Whether extended attributes were left out, as the disk keeps none.
+    without_attributes: bool,
 }
 
 /// The paths that a layer has laid, each as a number: a layer may have millions of long ones.
@@ -137,33 +80,18 @@ impl OwnPaths {
     }
 }
 
-/// A path of an archive, quoted.
-fn shown(path: &Path) -> String {
-    quote(&*path.to_string_lossy()).to_string()
-}
-
-/// What is refused of an entry, before it is known where it stands.
-enum Refused {
-    Because(String),
-    System(io::Error),
-}
-
-impl From<io::Error> for Refused {
-    fn from(error: io::Error) -> Self {
-        Self::System(error)
-    }
-}
-
-impl From<Errno> for Refused {
-    fn from(error: Errno) -> Self {
-        Self::System(error.into())
-    }
-}
-
 impl Root {
     pub(super) fn new(path: &Path, owners: Owners) -> Result<Self, ImageError> {
         let folder = open_folder(path).map_err(ImageError::file(path))?;
-        let root = Self { folder, path: path.to_owned(), owners, bytes: 0, files: 0, archived: 0 };
+        let root = Self {
+            folder,
+            path: path.to_owned(),
+            owners,
+            bytes: 0,
+            files: 0,
+            archived: 0,
+            without_attributes: false,
+        };
         root.own(root.folder.as_fd(), OsStr::new("."), 0, 0).map_err(ImageError::file(path))?;
         // As long as the image does not say otherwise: whoever runs from it walks through.
         fs::fchmod(&root.folder, Mode::from_raw_mode(0o755))
@@ -174,25 +102,14 @@ impl Root {
     /// Lays one layer over those before.
     pub(super) fn add_layer(&mut self, layout: &Layout, layer: &Descriptor) -> Result<(), ImageError> {
         let mut blob = layout.blob(layer)?;
-        let kind = layer.media_type.rsplit(['.', '+']).next().unwrap_or_default();
-        let laid = match kind {
-            "gzip" => self.lay(flate2::read::MultiGzDecoder::new(&mut blob)),
-            "zstd" => zstd::stream::Decoder::new(&mut blob)
-                .and_then(|mut decoder| decoder.window_log_max(WINDOW_LOG_MAX).map(|()| decoder))
-                .map_err(Refused::System)
-                .and_then(|decoder| self.lay(decoder)),
-            "tar" => self.lay(&mut blob),
-            _ => {
-                Err(Refused::Because(format!("layers of the type {} are unknown", quote(&layer.media_type))))
-            }
-        };
+        let laid = self.lay(&mut blob);
         let checked = blob.check(layout);
         match (laid, checked) {
-            (Err(Refused::Because(reason)), _) => {
+            // Bytes that are not those of the layer: whatever else is wrong is what comes of it.
+            (_, Err(damaged)) => Err(damaged),
+            (Err(Refused::Because(reason)), Ok(())) => {
                 Err(layout.wrong(format!("its layer {}: {reason}", quote(&layer.digest))))
             }
-            // Bytes that are not those of the layer: that they could not be read is what comes of it.
-            (_, Err(damaged)) => Err(damaged),
             (Err(Refused::System(source)), Ok(())) => Err(ImageError::file(&self.path)(source)),
             (Ok(()), Ok(())) => Ok(()),
         }
@@ -203,69 +120,61 @@ impl Root {
         for name in ["dev", "etc", "ion", "proc", "sys", "tmp"] {
             self.folder_at(Path::new(name)).map_err(ImageError::file(&self.path.join(name)))?;
         }
+        if self.without_attributes {
+            let image = self.path.display();
+            tracing::warn!(%image, "the disk does not keep all extended attributes of this image's files; some are left out");
+        }
         Ok(())
     }
 
+    /// Lays what an archive holds, compressed or not. That is seen by its first bytes: what is said of it beside is often wrong.
     fn lay(&mut self, bytes: impl Read) -> Result<(), Refused> {
+        let mut bytes = BufReader::new(bytes);
+        match bytes.fill_buf()? {
+            [0x1f, 0x8b, ..] => self.lay_tar(flate2::bufread::MultiGzDecoder::new(bytes)),
+            // A frame, or one before it that is to be passed over.
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
+                let mut decoder = zstd::stream::Decoder::with_buffer(bytes)?;
+                decoder.window_log_max(WINDOW_LOG_MAX)?;
+                self.lay_tar(decoder)
+            }
+            [b'B', b'Z', b'h', ..] => Err(other_compression("bzip2")),
+            [0xfd, b'7', b'z', b'X', b'Z', ..] => Err(other_compression("xz")),
+            _ => self.lay_tar(bytes),
+        }
+    }
+
+    fn lay_tar(&mut self, bytes: impl Read) -> Result<(), Refused> {
         // Of this layer: an opaque folder hides what is below and not what is beside.
         let mut own = OwnPaths::default();
-        let meter = Meter::default();
-        let mut archive = Archive::new(Metered { bytes, meter: &meter });
-        let mut entries = archive.entries()?;
-        let mut last = String::from("the first one");
-        loop {
-            let next = entries.next().transpose();
-            if meter.over.get() {
-                return Err(Refused::Because(format!(
-                    "one entry's name, link and attributes have more than {METADATA_MAX} bytes; it follows {last}"
-                )));
-            }
-            let Some(mut entry) = next? else { break };
-            meter.entry(on_disk(&entry));
-            let said = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
-            last = shown(&said);
-            let path = below(&said)?;
+        let mut entries = Entries::new(bytes, ARCHIVED_MAX - self.archived);
+        while let Some(entry) = entries.next()? {
+            let path = below(&entry.path)?;
             self.files += 1;
-            self.within_bounds(&meter)?;
-            self.add(&mut entry, &path, &mut own).map_err(|refused| match refused {
+            if self.files > FILES_MAX {
+                return Err(Refused::Because(format!("the image has more than {FILES_MAX} files")));
+            }
+            self.add(&mut entries, &entry, &path, &mut own).map_err(|refused| match refused {
                 Refused::System(error) => {
-                    Refused::System(io::Error::new(error.kind(), format!("{last}: {error}")))
+                    let name = shown(&entry.path);
+                    Refused::System(io::Error::new(error.kind(), format!("{name}: {error}")))
                 }
                 because @ Refused::Because(_) => because,
             })?;
         }
-        self.archived += meter.read.get();
-        Ok(())
-    }
-
-    fn within_bounds(&self, meter: &Meter) -> Result<(), Refused> {
-        if self.files > FILES_MAX {
-            return Err(Refused::Because(format!("the image has more than {FILES_MAX} files")));
-        }
-        if self.archived + meter.read.get() > ARCHIVED_MAX {
-            return Err(Refused::Because(format!(
-                "the image's archives have more than {ARCHIVED_MAX} bytes"
-            )));
-        }
+        self.archived += entries.read();
         Ok(())
     }
 
     fn add<R: Read>(
         &mut self,
-        entry: &mut Entry<'_, R>,
+        entries: &mut Entries<R>,
+        entry: &Entry,
         path: &Path,
         own: &mut OwnPaths,
     ) -> Result<(), Refused> {
-        let kind = entry.header().entry_type();
-        if has_sparse_records(entry)? {
-            return Err(Refused::Because(format!(
-                "its file {} has holes that are kept in PAX records, which are not read here; pack it with \
-                 `tar --format=gnu`, or without `--sparse`",
-                shown(path)
-            )));
-        }
         let Some(name) = path.file_name() else {
-            if kind.is_dir() {
+            if entry.kind == Kind::Folder {
                 self.attributes(self.folder.as_fd(), OsStr::new("."), entry)?;
             }
             return Ok(());
@@ -284,29 +193,32 @@ impl Root {
             };
         }
         own.add(path);
-        match kind {
-            EntryType::Directory => {
+        match entry.kind {
+            Kind::Folder => {
                 if !is_folder(parent.as_fd(), name)? {
                     remove(parent.as_fd(), name)?;
                     fs::mkdirat(&parent, name, Mode::from_raw_mode(0o700))?;
                 }
+                if !entry.attributes.is_empty() {
+                    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    self.of_users(fs::openat(&parent, name, flags, Mode::empty())?.as_fd(), entry)?;
+                }
             }
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+            Kind::File => {
                 remove(parent.as_fd(), name)?;
                 let flags =
                     OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file = fs::openat(&parent, name, flags, Mode::from_raw_mode(0o600))?;
-                self.copy(entry, &mut File::from(file))?;
+                self.of_users(file.as_fd(), entry)?;
+                self.copy(entries, entry, &mut File::from(file))?;
             }
-            EntryType::Symlink => {
+            Kind::Symlink => {
                 remove(parent.as_fd(), name)?;
-                let target = link_target(entry, path)?;
-                fs::symlinkat(&*target, &parent, name)?;
+                fs::symlinkat(link_target(entry, path)?, &parent, name)?;
                 return self.own_as(parent.as_fd(), name, entry).map_err(Refused::from);
             }
-            EntryType::Link => {
-                let target = link_target(entry, path)?;
-                let from = below(Path::new(&target))?;
+            Kind::Link => {
+                let from = below(Path::new(link_target(entry, path)?))?;
                 let (Some(from_name), from_above) =
                     (from.file_name(), from.parent().unwrap_or(Path::new("")))
                 else {
@@ -318,24 +230,56 @@ impl Root {
                 // Owner and mode are those of what it names.
                 return Ok(());
             }
-            EntryType::Fifo => {
+            Kind::Fifo => {
                 remove(parent.as_fd(), name)?;
                 fs::mknodat(&parent, name, FileType::Fifo, Mode::from_raw_mode(0o600), 0)?;
             }
-            // Devices: a container has those of its own /dev. The rest is about the archive.
-            _ => return Ok(()),
+            // A container has those of its own /dev.
+            Kind::Device => return Ok(()),
         }
         self.attributes(parent.as_fd(), name, entry).map_err(Refused::from)
     }
 
-    fn copy<R: Read>(&mut self, entry: &mut Entry<'_, R>, file: &mut File) -> Result<(), Refused> {
-        let left = BYTES_MAX - self.bytes;
-        let copied = io::copy(&mut entry.take(left + 1), file)?;
-        if copied > left {
+    /// Writes a file's content where it belongs; between its pieces are holes.
+    fn copy<R: Read>(
+        &mut self,
+        entries: &mut Entries<R>,
+        entry: &Entry,
+        file: &mut File,
+    ) -> Result<(), Refused> {
+        if entry.size > BYTES_MAX - self.bytes {
             return Err(Refused::Because(format!("unpacked it has more than {BYTES_MAX} bytes")));
         }
-        self.bytes += copied;
-        file.flush().map_err(Refused::from)
+        self.bytes += entry.size;
+        for &(offset, length) in &entry.pieces {
+            file.seek(SeekFrom::Start(offset))?;
+            let mut left = length;
+            while left > 0 {
+                let piece = entries.piece(left)?;
+                file.write_all(piece)?;
+                left -= piece.len() as u64;
+            }
+        }
+        if entry.pieces != [(0, entry.size)] {
+            // A hole at its end, too.
+            file.set_len(entry.size)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a file or folder the extended attributes of users.
+    fn of_users(&mut self, file: BorrowedFd<'_>, entry: &Entry) -> io::Result<()> {
+        for (name, value) in &entry.attributes {
+            match fs::fsetxattr(file, &**name, value, XattrFlags::empty()) {
+                Ok(()) => {}
+                // Some disks keep none, or no long ones.
+                Err(Errno::NOTSUP | Errno::TOOBIG | Errno::NOSPC | Errno::RANGE) => {
+                    self.without_attributes = true
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Opens a folder below the root, making what is not there.
@@ -365,29 +309,23 @@ impl Root {
     }
 
     /// Gives a file that is no symbolic link its owner, mode and time.
-    fn attributes<R: Read>(
-        &self,
-        parent: BorrowedFd<'_>,
-        name: &OsStr,
-        entry: &Entry<'_, R>,
-    ) -> io::Result<()> {
+    fn attributes(&self, parent: BorrowedFd<'_>, name: &OsStr, entry: &Entry) -> io::Result<()> {
         self.own_as(parent, name, entry)?;
-        let folder = entry.header().entry_type().is_dir();
+        let folder = entry.kind == Kind::Folder;
         // Whoever unpacked it must be able to go through it and to remove it; nobody gets rights of a file's owner by it.
         let least = if folder { 0o700 } else { 0o400 };
-        let mode = entry.header().mode()? & 0o1777 | least;
+        let mode = entry.mode & 0o1777 | least;
         fs::chmodat(parent, name, Mode::from_raw_mode(mode), AtFlags::empty())?;
         if !folder {
             // Compiled Python is compared with the time of its source.
-            let time = Timespec { tv_sec: entry.header().mtime()?.cast_signed(), tv_nsec: 0 };
-            let times = Timestamps { last_access: time, last_modification: time };
+            let times = Timestamps { last_access: entry.mtime, last_modification: entry.mtime };
             fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
         }
         Ok(())
     }
 
-    fn own_as<R: Read>(&self, parent: BorrowedFd<'_>, name: &OsStr, entry: &Entry<'_, R>) -> io::Result<()> {
-        self.own(parent, name, entry.header().uid()?, entry.header().gid()?)
+    fn own_as(&self, parent: BorrowedFd<'_>, name: &OsStr, entry: &Entry) -> io::Result<()> {
+        self.own(parent, name, entry.uid, entry.gid)
     }
 
     fn own(&self, parent: BorrowedFd<'_>, name: &OsStr, uid: u64, gid: u64) -> io::Result<()> {
@@ -413,10 +351,17 @@ fn below(said: &Path) -> Result<PathBuf, Refused> {
     Ok(path)
 }
 
-fn link_target<R: Read>(entry: &Entry<'_, R>, path: &Path) -> Result<OsString, Refused> {
-    let target = entry.link_name_bytes().filter(|target| !target.is_empty());
-    let target = target.ok_or_else(|| Refused::Because(format!("its link {} leads nowhere", shown(path))))?;
-    Ok(OsStr::from_bytes(&target).to_owned())
+fn link_target<'e>(entry: &'e Entry, path: &Path) -> Result<&'e OsStr, Refused> {
+    if entry.target.is_empty() {
+        return Err(Refused::Because(format!("its link {} leads nowhere", shown(path))));
+    }
+    Ok(&entry.target)
+}
+
+fn other_compression(name: &str) -> Refused {
+    Refused::Because(format!(
+        "it is compressed by {name}, which is not read here; copy the image with `skopeo copy --dest-compress-format gzip`"
+    ))
 }
 
 fn open_folder(path: &Path) -> io::Result<OwnedFd> {
@@ -483,7 +428,7 @@ pub(super) fn archive(file: &Path, to: &Path) -> Result<(), ImageError> {
     let uid = rustix::process::geteuid().as_raw();
     let mut root = Root::new(to, Owners::Itself(uid))?;
     let bytes = File::open(file).map_err(ImageError::file(file))?;
-    root.lay(io::BufReader::new(bytes)).map_err(|refused| match refused {
+    root.lay(bytes).map_err(|refused| match refused {
         Refused::Because(reason) => ImageError::Wrong(format!("archive {}: {reason}", file.display())),
         Refused::System(source) => ImageError::file(file)(source),
     })
