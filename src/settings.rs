@@ -34,6 +34,27 @@ use crate::{Failure, output};
 /// What of the daemon's environment modules see: nothing that could be a credential.
 const PASSED_ON: [&str; 8] = ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ"];
 
+/// What of it the client of registries reads beside: where it finds logins, registries and certificates, and by which way
+/// registries are reached. No module sees these.
+const OF_REGISTRIES: [&str; 16] = [
+    "REGISTRY_AUTH_FILE",
+    "DOCKER_CONFIG",
+    "XDG_RUNTIME_DIR",
+    "XDG_CONFIG_HOME",
+    "CONTAINERS_REGISTRIES_CONF",
+    "REGISTRIES_CONFIG_PATH",
+    "REGISTRIES_CONFIG",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "TMPDIR",
+];
+
 /// Document stores that a command has opened.
 pub(crate) type Opened = Arc<Mutex<Vec<Arc<dyn Documents>>>>;
 
@@ -379,13 +400,22 @@ pub(crate) fn wants_spans() -> bool {
 
 /// What every module's environment begins with.
 pub(crate) fn module_environment() -> Vec<(String, String)> {
-    let mut env: Vec<(String, String)> =
-        PASSED_ON.iter().filter_map(|key| Some(((*key).to_owned(), std::env::var(key).ok()?))).collect();
+    let mut env = of_this_process(&PASSED_ON);
     if !env.iter().any(|(key, _)| key == "PATH") {
         env.push(("PATH".into(), PATH.into()));
     }
     env
 }
+
+/// What the client of registries finds in its environment beside [`module_environment`].
+pub(crate) fn registry_environment() -> Vec<(String, String)> {
+    of_this_process(&OF_REGISTRIES)
+}
+
+fn of_this_process(names: &[&str]) -> Vec<(String, String)> {
+    names.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect()
+}
+
 /// A time in which something has to answer or be heard of: a second to a day.
 pub(crate) fn some_time(text: &str) -> Result<Duration, String> {
     time_within(text, Duration::from_secs(1), Duration::from_secs(24 * 60 * 60))

@@ -24,7 +24,9 @@ use crate::gateway::GatewayFlags;
 use crate::metrics::MetricsArgs;
 use crate::output::live::{Live, Style};
 use crate::output::{self, Colour};
-use crate::settings::{Settings, module_environment, search_path, some_time, ticket_key};
+use crate::settings::{
+    Settings, module_environment, registry_environment, search_path, some_time, ticket_key,
+};
 use crate::{Failure, Outcome, Verdict, doctor};
 
 /// Waiting events that are counted.
@@ -298,6 +300,7 @@ pub(crate) async fn local_executor(
     let local = LocalSettings {
         program: std::env::current_exe()?,
         env: module_environment(),
+        registries: registry_environment(),
         namespaces: settings.namespaces,
         stores: settings.urls().files(),
         left,

@@ -8,6 +8,8 @@
 
 #[path = "containers/archives.rs"]
 mod archives;
+#[path = "containers/fetching.rs"]
+mod fetching;
 #[path = "containers/layers.rs"]
 mod layers;
 mod support;

@@ -5,11 +5,13 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::sync::OnceLock;
 
 use rustix::process::{
-    DumpableBehavior, Pid, Resource, Rlimit, Signal, getrlimit, set_dumpable_behavior, setrlimit,
+    DumpableBehavior, Pid, Resource, Rlimit, Signal, getrlimit, set_dumpable_behavior,
+    set_parent_process_death_signal, setrlimit,
 };
 use rustix::thread::UnshareFlags;
 use tokio::io::Interest;
@@ -81,6 +83,19 @@ pub fn take_variable(name: &str) -> Option<String> {
         std::env::remove_var(name);
     }
     Some(value)
+}
+
+/// Lets the kernel kill the program that `command` starts when the thread ends that starts it, so at the latest with this
+/// process, however it ends. The thread has to wait for the program.
+pub fn end_with_this_thread(command: &mut std::process::Command) {
+    let parent = rustix::process::getpid();
+    let end_with_parent = move || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // Had the parent died before, nobody would send the signal.
+        if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+    };
+    // SAFETY: between fork and exec it makes two system calls, takes no lock and no memory.
+    unsafe { command.pre_exec(end_with_parent) };
 }
 
 /// Makes the mount at `at` and all below it read-only.

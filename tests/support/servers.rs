@@ -422,7 +422,7 @@ impl Registry {
         let mut server = Server::new("registry", port, vec![], vec![]);
         let (folder, name) = (server.folder.display(), format!("127.0.0.1:{port}"));
         let config = format!(
-            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nhttp: {{addr: '{name}'}}\n\
+            "version: 0.1\nlog: {{level: error}}\nhttp: {{addr: '{name}'}}\n\
              storage: {{filesystem: {{rootdirectory: '{folder}/data'}}}}\n\
              auth: {{htpasswd: {{realm: tests, path: '{folder}/users'}}}}\n"
         );
@@ -432,6 +432,13 @@ impl Registry {
         server.command = [&program, "serve", path.to_str().unwrap()].map(str::to_owned).to_vec();
         server.start();
         Self { server, name }
+    }
+
+    /// Which of these requests, each a method and a path, it was asked so far.
+    pub fn requests(&self, beginning: &str) -> Vec<String> {
+        let log = std::fs::read_to_string(self.server.folder.join("log")).unwrap();
+        let requests = log.lines().filter_map(|line| line.split('"').nth(1));
+        requests.filter(|request| request.starts_with(beginning)).map(str::to_owned).collect()
     }
 }
 

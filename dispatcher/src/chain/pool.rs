@@ -223,8 +223,14 @@ impl Pool {
         {
             // Without a command, what its image says.
             let argv = if command.argv[0].is_empty() { vec![] } else { command.argv.clone() };
-            let ask =
-                Ask { container, argv, env: self.env.clone(), tree: None, processes: command.processes };
+            let ask = Ask {
+                container,
+                argv,
+                env: self.env.clone(),
+                tree: None,
+                processes: command.processes,
+                say: &|words| tracing::info!(link = %self.name, "{words}"),
+            };
             let made = self.places.containers.make(ask).await;
             let made = made.map_err(|error| SandboxError::Failed(chain(&error)))?;
             command.container = Some(Box::new(made));

@@ -120,6 +120,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) tree: Option<&'a Path>,
     /// Processes and threads at a time.
     pub(crate) processes: u64,
+    /// Hears what is waited for.
+    pub(crate) say: &'a (dyn Fn(&str) + Send + Sync),
 }
 
 /// Makes containers of this machine's images.
@@ -134,12 +136,13 @@ pub struct Containers {
 }
 
 impl Containers {
-    /// With images below `home`; `env` is what every program of this daemon begins with.
-    pub fn new(home: &Path, mode: Mode, env: &[(String, String)]) -> Self {
+    /// With images below `home`; `env` is what every program of this daemon begins with, `registries` what the client of
+    /// registries has beside.
+    pub fn new(home: &Path, mode: Mode, env: &[(String, String)], registries: &[(String, String)]) -> Self {
         let owners = owners(mode);
         let own = env.iter().find(|(key, _)| key == "PATH").map(|(_, path)| path.clone()).unwrap_or_default();
         Self {
-            images: Arc::new(Images::new(home, owners, env.to_vec())),
+            images: Arc::new(Images::new(home, owners, [env, registries].concat())),
             mode,
             owners,
             path: own,
@@ -154,7 +157,7 @@ impl Containers {
             return Err(ContainerError::Unable(reason.into()));
         }
         let runtime = runtime(&self.path).map_err(ContainerError::Unable)?;
-        let image = self.images.get(&ask.container.image).await?;
+        let image = self.images.get(&ask.container.image, ask.say).await?;
         let bounds = self.bounds(&ask).map_err(ContainerError::Unable)?;
         let user = ask.container.user.as_deref().or(image.config.user.as_deref()).unwrap_or_default();
         let user = user_of(&image, user).map_err(ContainerError::Unable)?;

@@ -16,6 +16,7 @@
 
 mod archive;
 mod collect;
+mod fetch;
 mod layout;
 mod unpack;
 
@@ -23,25 +24,20 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ionfs::checksum::hex;
 use ionfs::errors::chain;
-use ionfs::text::cut;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use tokio::process::Command;
 
 pub use self::collect::{Collected, collect};
+use self::fetch::{Fetch, Turn};
 use self::layout::{Layout, Manifest};
 pub(super) use self::unpack::USERS;
 use crate::pipeline::ImageReference;
-
-/// How long bringing an image here may take: a registry that says nothing more must not hold a job for ever.
-const FETCH_MAX: Duration = Duration::from_secs(30 * 60);
 
 /// What is beside an unpacked image: its lock, and what is being unpacked or removed.
 const LOCK: &str = "lock";
@@ -56,9 +52,6 @@ const MAKE_WAIT: Duration = Duration::from_millis(20);
 
 /// What is being brought here.
 const FETCH: &str = "fetch-";
-
-/// Bytes of a registry client's words that an error quotes.
-const WORDS_MAX: usize = 1000;
 
 /// Why an image cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -128,30 +121,58 @@ pub struct Image {
 pub struct Images {
     folder: PathBuf,
     owners: Owners,
-    /// The environment of the registry's client: where it finds itself and who may log in.
-    env: Vec<(String, String)>,
+    fetch: Fetch,
 }
 
 impl Images {
-    /// Those below `home`.
+    /// Those below `home`; `env` is the environment of the registries' client.
     pub fn new(home: &Path, owners: Owners, env: Vec<(String, String)>) -> Self {
-        Self { folder: folder_of(home), owners, env }
+        Self { folder: folder_of(home), owners, fetch: Fetch::new(env) }
     }
 
-    /// An image, fetched and unpacked if it was not yet.
+    /// An image, fetched and unpacked if it was not yet. What it is waited for is said to `say`.
     ///
     /// # Errors
     /// When it is not there, is not what its digests say, or would write where it must not.
-    pub async fn get(self: &Arc<Self>, reference: &ImageReference) -> Result<Image, ImageError> {
-        let (this, wanted) = (self.clone(), reference.clone());
-        if let Some(image) = blocking(move || this.at_hand(&wanted)).await? {
+    pub async fn get(
+        self: &Arc<Self>,
+        reference: &ImageReference,
+        say: &(dyn Fn(&str) + Send + Sync),
+    ) -> Result<Image, ImageError> {
+        if let Some(image) = self.at_hand_soon(reference).await? {
             return Ok(image);
         }
+        let Some(note) = self.note(reference)? else {
+            let (this, reference) = (self.clone(), reference.clone());
+            return blocking(move || Ok(this.unpacked(&reference, None)?.0)).await;
+        };
+        let mut turn = Turn::take(&note, reference, say).await?;
+        if let Some(image) = self.at_hand_soon(reference).await? {
+            return Ok(image);
+        }
+        if let Some(words) = turn.failure(&note) {
+            return Err(ImageError::NotFetched(words));
+        }
+        turn.leave("");
+        let brought = self.bring(reference, note, say).await;
+        if let Err(error) = &brought {
+            turn.leave(&chain(error));
+        }
+        brought
+    }
+
+    /// Fetches and unpacks an image, and notes which one it is.
+    async fn bring(
+        self: &Arc<Self>,
+        reference: &ImageReference,
+        note: PathBuf,
+        say: &(dyn Fn(&str) + Send + Sync),
+    ) -> Result<Image, ImageError> {
         // What is brought here goes when it has been unpacked.
         let folder = self.folder.clone();
         let brought = blocking(move || {
             std::fs::create_dir_all(&folder).map_err(ImageError::file(&folder))?;
-            tempfile::Builder::new().prefix("fetch-").tempdir_in(&folder).map_err(ImageError::file(&folder))
+            tempfile::Builder::new().prefix(FETCH).tempdir_in(&folder).map_err(ImageError::file(&folder))
         });
         let brought = brought.await?;
         match reference {
@@ -162,29 +183,41 @@ impl Images {
             }
             ImageReference::DockerArchive(file) => {
                 let file = file.display();
-                self.copy(&format!("docker-archive:{file}"), reference, brought.path()).await?;
+                self.fetch.copy(&format!("docker-archive:{file}"), reference, brought.path()).await?;
             }
             ImageReference::Registry(name) => {
-                self.copy(&format!("docker://{name}"), reference, brought.path()).await?;
+                say(&format!("fetches image {name}"));
+                self.fetch.copy(&format!("docker://{name}"), reference, brought.path()).await?;
             }
         }
         let (this, reference) = (self.clone(), reference.clone());
         blocking(move || {
-            let (folder, tag) = match &reference {
-                ImageReference::Layout { folder, tag } => (&**folder, tag.as_deref()),
-                _ => (brought.path(), None),
-            };
-            let layout = Layout::open(folder)?;
-            let manifest = layout.manifest(tag)?;
-            let image = this.made(&layout, &manifest)?;
-            if let Some(note) = this.note(&reference)? {
-                let written = std::fs::create_dir_all(this.folder.join(REFS))
-                    .and_then(|()| write_whole(&note, manifest.digest.as_bytes()));
-                written.map_err(ImageError::file(&note))?;
-            }
+            let (image, digest) = this.unpacked(&reference, Some(brought.path()))?;
+            write_whole(&note, digest.as_bytes()).map_err(ImageError::file(&note))?;
             Ok(image)
         })
         .await
+    }
+
+    /// An image of a layout, and its digest: the one that its reference names, or the one where it was brought.
+    fn unpacked(
+        &self,
+        reference: &ImageReference,
+        brought: Option<&Path>,
+    ) -> Result<(Image, String), ImageError> {
+        let (folder, tag) = match (reference, brought) {
+            (ImageReference::Layout { folder, tag }, _) => (&**folder, tag.as_deref()),
+            (_, Some(brought)) => (brought, None),
+            (_, None) => return Err(ImageError::Wrong(format!("image {reference} is not here"))),
+        };
+        let layout = Layout::open(folder)?;
+        let manifest = layout.manifest(tag)?;
+        Ok((self.made(&layout, &manifest)?, manifest.digest))
+    }
+
+    async fn at_hand_soon(self: &Arc<Self>, reference: &ImageReference) -> Result<Option<Image>, ImageError> {
+        let (this, wanted) = (self.clone(), reference.clone());
+        blocking(move || this.at_hand(&wanted)).await
     }
 
     /// The image, if what its reference names now has been unpacked.
@@ -287,40 +320,6 @@ impl Images {
             rustix::fs::syncfs(File::open(part)?).map_err(io::Error::from)
         });
         written.map_err(ImageError::file(&file))
-    }
-
-    /// Lets `skopeo` copy an image into the folder `to`.
-    async fn copy(&self, from: &str, reference: &ImageReference, to: &Path) -> Result<(), ImageError> {
-        #[expect(clippy::disallowed_methods, reason = "the door for fetching images")]
-        let output = Command::new("skopeo")
-            .args(["copy", "--quiet", "--retry-times", "2", from])
-            .arg(format!("oci:{}", to.display()))
-            .env_clear()
-            .envs(self.env.iter().map(|(key, value)| (key, value)))
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
-        let output = tokio::time::timeout(FETCH_MAX, output).await.map_err(|_| {
-            let minutes = FETCH_MAX.as_secs() / 60;
-            ImageError::NotFetched(format!(
-                "image {reference} cannot be fetched: skopeo was not done in {minutes} minutes"
-            ))
-        })?;
-        let output = output.map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => ImageError::NotFetched(format!(
-                "image {reference} cannot be fetched: there is no skopeo; install it with `apt-get install skopeo`, or name a folder in the OCI layout (oci:FOLDER)"
-            )),
-            _ => ImageError::NotFetched(format!("skopeo cannot be started: {error}")),
-        })?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let said = String::from_utf8_lossy(&output.stderr);
-        // The last of its tries; before it stand time and level.
-        let last = said.trim().lines().next_back().unwrap_or_default();
-        let words = last.split_once("msg=").map_or(last, |(_, words)| words.trim_matches('"'));
-        let words = cut(words, WORDS_MAX);
-        Err(ImageError::NotFetched(format!("image {reference} cannot be fetched: skopeo: {words}")))
     }
 }
 

@@ -52,6 +52,8 @@ pub struct LocalSettings {
     pub program: PathBuf,
     /// What every module's environment begins with: `PATH`, `HOME` and the like. No credential.
     pub env: Vec<(String, String)>,
+    /// What the client of registries has in its environment beside that.
+    pub registries: Vec<(String, String)>,
     /// Whether to give jobs namespaces of their own where the kernel allows it.
     pub namespaces: Namespaces,
     /// Where stores are that are files of this machine. No job sees them, nor the home.
@@ -104,7 +106,8 @@ impl LocalExecutor {
                 "jobs run without namespaces of their own: ION_DIR says where their tree is"
             );
         }
-        let containers = Arc::new(Containers::new(&node.settings.home, mode, &settings.env));
+        let containers =
+            Arc::new(Containers::new(&node.settings.home, mode, &settings.env, &settings.registries));
         let covers = Arc::new(Covers::new(&node.settings.home, &settings.stores)?);
         let places =
             Places { server: server.clone(), mode, containers: containers.clone(), covers: covers.clone() };
@@ -122,7 +125,7 @@ impl LocalExecutor {
         self.mode
     }
 
-    async fn attempt(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Ended {
+    async fn attempt(&self, start: Start, stop: watch::Receiver<Option<Stop>>, log: &JobLog) -> Ended {
         let spec = JobSpec {
             origin: origin(&start, held(&start)),
             event: start.event.clone(),
@@ -168,7 +171,7 @@ impl LocalExecutor {
                 }
             },
         };
-        let (ran, exit) = self.process(start, &tree, api.as_ref(), stop).await;
+        let (ran, exit) = self.process(start, &tree, api.as_ref(), stop, log).await;
         let word = match api {
             Some(api) => api.close().await,
             None => Word::NotAsked,
@@ -243,6 +246,7 @@ impl LocalExecutor {
         tree: &JobTree,
         api: Option<&Sidecar>,
         mut stop: watch::Receiver<Option<Stop>>,
+        log: &JobLog,
     ) -> (Ran, Span) {
         let job = &start.job;
         let plain = self.node.settings.home.join("mnt").join(format!("{}-{}", job.id, job.attempt));
@@ -253,7 +257,8 @@ impl LocalExecutor {
             None => None,
             Some(container) => {
                 let (argv, env) = (start.module.argv(), environment(&[], &start, &ion_dir, api));
-                let ask = Ask { container, argv, env, tree: Some(&mount_at), processes };
+                let say = |words: &str| log.note(words);
+                let ask = Ask { container, argv, env, tree: Some(&mount_at), processes, say: &say };
                 // An image may have to be fetched first.
                 let made = tokio::select! {
                     made = self.containers.make(ask) => made,
@@ -372,7 +377,7 @@ impl LocalExecutor {
             Err(error) => return without_log(&error),
         };
         let mut ended = match start.module.links.is_empty() {
-            true => self.attempt(start, stop).await,
+            true => self.attempt(start, stop, &log).await,
             false => self.chain(start, stop, &log).await,
         };
         if let Some(reason) = &ended.reason {

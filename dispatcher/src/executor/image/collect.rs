@@ -110,12 +110,23 @@ fn forget(folder: &Path) -> Result<(), ImageError> {
     let notes = names_in(&refs)?;
     let there = names_in(folder)?;
     // Those that are being written have other names.
-    for name in notes.iter().filter(|name| !name.starts_with('.')) {
+    let locks = format!(".{LOCK}");
+    for name in notes.iter().filter(|name| !name.starts_with('.') && !name.ends_with(&locks)) {
         let note = refs.join(name);
         let digest = std::fs::read_to_string(&note).unwrap_or_default();
         let digest = digest.strip_prefix("sha256:").unwrap_or(&digest);
         if digest.is_empty() || !there.iter().any(|name| name.starts_with(digest)) {
             unless_gone(std::fs::remove_file(&note)).map_err(ImageError::file(&note))?;
+        }
+    }
+    for name in notes.iter().filter_map(|name| name.strip_suffix(&locks)) {
+        let note = refs.join(name);
+        // Whoever fetches that image, or waits for it, holds the lock.
+        if let Ok(Some(_held)) = unused(&note)
+            && !note.exists()
+        {
+            let lock = beside(&note, LOCK);
+            unless_gone(std::fs::remove_file(&lock)).map_err(ImageError::file(&lock))?;
         }
     }
     Ok(())
@@ -132,8 +143,17 @@ fn older(path: &Path, age: Duration) -> bool {
     changed.is_ok_and(|changed| SystemTime::now().duration_since(changed).is_ok_and(|since| since >= age))
 }
 
-/// Removes a folder; gives what it takes on the disk. What others remove meanwhile does not count.
+/// Removes a folder; gives what it takes on the disk.
 fn remove(folder: &Path, how: Collect) -> Result<u64, ImageError> {
+    let bytes = bytes_below(folder)?;
+    if how == Collect::Remove {
+        unless_gone(std::fs::remove_dir_all(folder)).map_err(ImageError::file(folder))?;
+    }
+    Ok(bytes)
+}
+
+/// What all that is in a folder takes on the disk. What others remove meanwhile does not count.
+pub(super) fn bytes_below(folder: &Path) -> Result<u64, ImageError> {
     let mut bytes = 0;
     let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
     while let Some(next) = folders.pop() {
@@ -148,9 +168,6 @@ fn remove(folder: &Path, how: Collect) -> Result<u64, ImageError> {
                 bytes += metadata.blocks() * BLOCK / metadata.nlink().max(1);
             }
         }
-    }
-    if how == Collect::Remove {
-        unless_gone(std::fs::remove_dir_all(folder)).map_err(ImageError::file(folder))?;
     }
     Ok(bytes)
 }
