@@ -40,11 +40,11 @@ impl ImageReference {
         };
         let file = |path: &str| if path.is_empty() { Err(wrong()) } else { Ok(directory.join(path)) };
         if let Some(rest) = text.strip_prefix("oci:") {
-            let (folder, tag) = match rest.rsplit_once(':') {
-                Some((folder, tag)) if !tag.contains('/') && !tag.is_empty() => {
-                    (folder, Some(tag.to_owned()))
-                }
-                _ => (rest, None),
+            // A tag may be a whole name, as copied images have it: what comes first is the folder.
+            let (folder, tag) = match rest.split_once(':') {
+                Some((_, "")) => return Err(wrong()),
+                Some((folder, tag)) => (folder, Some(tag.to_owned())),
+                None => (rest, None),
             };
             return Ok(Self::Layout { folder: file(folder)?, tag });
         }
@@ -103,6 +103,7 @@ mod tests {
             ("oci:images/tool", "oci:/p/images/tool"),
             ("oci:images/tool:v1", "oci:/p/images/tool:v1"),
             ("oci:/abs", "oci:/abs"),
+            ("oci:images/tool:docker.io/x:v1", "oci:/p/images/tool:docker.io/x:v1"),
             ("oci-archive:a.tar", "oci-archive:/p/a.tar"),
             ("docker-archive:a.tar", "docker-archive:/p/a.tar"),
             ("alpine", "alpine"),
@@ -111,7 +112,7 @@ mod tests {
         ] {
             assert_eq!(parse(text).as_deref(), Ok(shown));
         }
-        for text in ["", "oci:", "-x", "a b", "docker://a", "a:", "../a", "oci-archive:", "é"] {
+        for text in ["", "oci:", "oci:x:", "-x", "a b", "docker://a", "a:", "../a", "oci-archive:", "é"] {
             assert!(parse(text).unwrap_err().contains("allowed: name:tag"), "{text}");
         }
     }

@@ -47,6 +47,8 @@ pub(super) struct Descriptor {
 struct Platform {
     architecture: String,
     os: String,
+    #[serde(default)]
+    variant: String,
 }
 
 #[derive(Deserialize)]
@@ -73,6 +75,48 @@ pub(super) struct Manifest {
     config: Descriptor,
     /// From the lowest to the highest.
     pub(super) layers: Vec<Descriptor>,
+}
+
+impl Platform {
+    fn shown(&self) -> String {
+        let Self { architecture, os, variant } = self;
+        if variant.is_empty() {
+            format!("{os}/{architecture}")
+        } else {
+            format!("{os}/{architecture}/{variant}")
+        }
+    }
+}
+
+/// What this processor can do, as the variants of amd64 count it: each level is one more set of instructions.
+#[cfg(target_arch = "x86_64")]
+fn level() -> u32 {
+    use std::arch::is_x86_feature_detected as has;
+    let second = has!("cmpxchg16b") && has!("popcnt") && has!("sse4.2") && has!("ssse3");
+    let third = has!("avx2") && has!("bmi1") && has!("bmi2") && has!("f16c") && has!("fma");
+    let third = third && has!("lzcnt") && has!("movbe");
+    let fourth = has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512dq");
+    let fourth = fourth && has!("avx512vl");
+    [second, third, fourth].into_iter().take_while(|has| *has).fold(1, |level, _| level + 1)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn level() -> u32 {
+    1
+}
+
+/// How far down a variant is among those that a processor can run; none if it cannot run it. The one for all processors comes
+/// first, so that all machines of a kind take the same, and then the one that uses the most of this one.
+fn rank(architecture: &str, variant: &str, level: u32) -> Option<u32> {
+    match (architecture, variant) {
+        (_, "") | ("amd64", "v1") | ("arm64", "v8") => Some(0),
+        ("amd64", variant) => {
+            let needs: u32 = variant.strip_prefix('v')?.parse().ok()?;
+            level.checked_sub(needs).map(|unused| unused + 1)
+        }
+        ("arm64", _) => None,
+        _ => Some(1),
+    }
 }
 
 impl Layout {
@@ -160,17 +204,26 @@ impl Layout {
             "powerpc64" => "ppc64le",
             other => other,
         };
-        let fits = |one: &Descriptor| {
-            one.platform.as_ref().is_none_or(|p| p.architecture == architecture && p.os == "linux")
+        let level = level();
+        let rank = |one: &Descriptor| match &one.platform {
+            None => Some(0),
+            Some(p) if p.architecture == architecture && p.os == "linux" => {
+                rank(architecture, &p.variant, level)
+            }
+            Some(_) => None,
         };
+        let all: Vec<String> = found.iter().filter_map(|one| Some(one.platform.as_ref()?.shown())).collect();
         let any = !found.is_empty();
-        found.retain(fits);
+        found.retain(|one| rank(one).is_some());
         if any && found.is_empty() {
-            return Err(self.wrong(format!("it has nothing for linux/{architecture}")));
+            let all = cut_off(all.join(", "), QUOTE_MAX);
+            return Err(self.wrong(format!(
+                "it has nothing for linux/{architecture} that this processor can run; it has: {all}"
+            )));
         }
         // The first of several for one platform is the preferred one; without platforms they are different images.
         let same = found.len() == 1 || found.iter().all(|one| one.platform.is_some());
-        Ok(found.into_iter().next().filter(|_| same))
+        Ok(found.into_iter().min_by_key(rank).filter(|_| same))
     }
 
     /// What the image says of its programs.
@@ -242,5 +295,26 @@ impl Blob {
         }
         Err(layout
             .wrong(format!("its blob {digest} is damaged: {} bytes of {size}, digest {found}", self.read)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// FAULTS.md C7.
+    #[test]
+    fn of_variants_the_one_for_all_processors_comes_first() {
+        let order = |level| {
+            let mut all = vec!["v4", "v2", "", "v3", "v9", "x"];
+            all.retain(|variant| rank("amd64", variant, level).is_some());
+            all.sort_by_key(|variant| rank("amd64", variant, level));
+            all
+        };
+        assert_eq!(order(4), ["", "v4", "v3", "v2"]);
+        assert_eq!(order(2), ["", "v2"]);
+        assert_eq!(order(1), [""]);
+        assert!((1..=4).contains(&level()));
+        assert_eq!((rank("arm64", "v8", 1), rank("arm64", "v9", 1)), (Some(0), None));
     }
 }
