@@ -12,6 +12,8 @@ mod archives;
 mod fetching;
 #[path = "containers/layers.rs"]
 mod layers;
+#[path = "containers/programs.rs"]
+mod programs;
 mod support;
 
 use std::collections::BTreeMap;

@@ -98,6 +98,14 @@ pub fn end_with_this_thread(command: &mut std::process::Command) {
     unsafe { command.pre_exec(end_with_parent) };
 }
 
+/// A signal by its number, those of real time among them.
+pub fn signal(number: i32) -> Option<Signal> {
+    let real_time = libc::SIGRTMIN()..=libc::SIGRTMAX();
+    // SAFETY: the C library leaves these numbers to programs.
+    let other = || real_time.contains(&number).then(|| unsafe { Signal::from_raw_unchecked(number) });
+    Signal::from_named_raw(number).or_else(other)
+}
+
 /// Makes the mount at `at` and all below it read-only.
 ///
 /// # Errors

@@ -23,8 +23,8 @@ pub enum Entry<'a> {
 /// Layers, and what the image says of them.
 pub struct Image {
     layers: Vec<Vec<u8>>,
-    /// Layers over these that are compressed already.
-    compressed: Vec<Vec<u8>>,
+    /// Layers over these as they are stored: what is said of their form, their bytes, and the digest of what they hold.
+    stored: Vec<(String, Vec<u8>, String)>,
     pub config: Value,
 }
 
@@ -69,7 +69,7 @@ impl Image {
         ];
         entries.extend(names.iter().map(|name| Entry::Link(name, "busybox")));
         let config = json!({"Entrypoint": ["/module"], "Env": ["OF_IMAGE=yes"], "WorkingDir": "/etc"});
-        Self { layers: vec![layer(&entries)], compressed: vec![], config }
+        Self { layers: vec![layer(&entries)], stored: vec![], config }
     }
 
     /// Another layer over these.
@@ -80,7 +80,14 @@ impl Image {
 
     /// A layer over all others that a test compressed by itself, as it is too large to be held unpacked.
     pub fn with_compressed(mut self, layer: Vec<u8>) -> Self {
-        self.compressed.push(layer);
+        // Nobody has unpacked it: the digest of what it holds is not known.
+        self.stored.push(("+gzip".into(), layer, digest(b"unknown")));
+        self
+    }
+
+    /// A layer over all others of which this is said, with the archive that it holds.
+    pub fn with_stored(mut self, form: &str, layer: Vec<u8>, archive: &[u8]) -> Self {
+        self.stored.push((form.into(), layer, digest(archive)));
         self
     }
 
@@ -100,12 +107,10 @@ impl Image {
             let kind = format!("application/vnd.oci.image.{kind}");
             json!({"mediaType": kind, "digest": digest, "size": content.len()})
         };
-        let plain = self.layers.iter().map(|layer| (gzip(layer), digest(layer)));
-        // Nobody has unpacked these: the digest of what they hold is not known.
-        let compressed = self.compressed.iter().map(|layer| (layer.clone(), digest(b"unknown")));
+        let plain = self.layers.iter().map(|layer| ("+gzip".to_owned(), gzip(layer), digest(layer)));
         let (layers, unpacked): (Vec<Value>, Vec<String>) = plain
-            .chain(compressed)
-            .map(|(layer, unpacked)| (blob("layer.v1.tar+gzip", &layer), unpacked))
+            .chain(self.stored.iter().cloned())
+            .map(|(form, layer, unpacked)| (blob(&format!("layer.v1.tar{form}"), &layer), unpacked))
             .unzip();
         let rootfs = json!({"type": "layers", "diff_ids": unpacked});
         let config = json!({"architecture": "amd64", "os": "linux", "config": self.config, "rootfs": rootfs});

@@ -10,9 +10,11 @@
 //! Run anything of an image with rights of its own on this machine: no capability is left, and none can be had again.
 
 mod cgroups;
+mod users;
 
 use std::fs;
 use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -21,8 +23,9 @@ use rustix::fs::{Mode as Permissions, OFlags, ResolveFlags};
 use serde_json::{Value, json};
 
 use self::cgroups::Cgroups;
-use super::image::{Image, ImageConfig, ImageError, Images, Owners, USERS, found_in};
-use super::sandbox::{self, Bounds, MASKED, Mode, READ_ONLY, ROOTFS};
+use self::users::{User, user_of};
+use super::image::{HOST_FILES, Image, ImageConfig, ImageError, Images, Owners, USERS, found_in};
+use super::sandbox::{self, BUNDLE, Bounds, MASKED, Mode, READ_ONLY, ROOTFS};
 use crate::pipeline::{Container, Network};
 
 /// The first of the machine's users that stand for a container's. systemd leaves 1,879,048,192 to 2,147,352,575 to nobody, and
@@ -35,8 +38,28 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// Where a runtime may be that is not in an ordinary user's `PATH`.
 const SYSTEM_PATH: &str = "/usr/bin:/usr/sbin:/usr/local/bin:/usr/local/sbin";
 
-/// Bytes of an image's list of users.
-const USERS_FILE_MAX: u64 = 1 << 20;
+/// Its name, for itself.
+const HOST_NAME: &str = "ion";
+
+/// Names of its own that it has in any network.
+const OWN_HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+
+/// Bytes of this machine's list of hosts.
+const HOSTS_MAX: u64 = 4 << 20;
+
+/// What a container has of its own, whatever its image has there: no volume takes its place.
+const OF_CONTAINER: [&str; 4] = ["/dev", "/ion", "/proc", "/sys"];
+
+/// Signals by their names, each at its number.
+const SIGNALS: [&str; 32] = [
+    "", "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
+    "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+    "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+];
+
+/// The first and the last signal of real time, as C libraries count them.
+const RTMIN: i32 = 34;
+const RTMAX: i32 = 64;
 
 /// System calls that no module needs and that have often been a way out: of the kernel's keys, mounts, modules, namespaces and
 /// tracers. What a capability guards fails anyway; these fail before the kernel looks.
@@ -161,16 +184,26 @@ impl Containers {
         let bounds = self.bounds(&ask).map_err(ContainerError::Unable)?;
         let user = ask.container.user.as_deref().or(image.config.user.as_deref()).unwrap_or_default();
         let user = user_of(&image, user).map_err(ContainerError::Unable)?;
-        let config = config(&ask, &image.config, self.owners, user).map_err(ContainerError::Unable)?;
-        let owner = match self.owners {
-            Owners::From(first) => Some((first + user.0, first + user.1)),
+        let first = match self.owners {
+            Owners::From(first) => Some(first),
             Owners::Itself(_) => None,
         };
+        let signal = image.config.stop_signal.as_deref().unwrap_or("SIGTERM");
+        let signal = signal_of(signal).ok_or_else(|| {
+            let reason = format!("its image says STOPSIGNAL {signal:?}; allowed: names such as SIGINT or SIGRTMIN+3, and numbers");
+            ContainerError::Unable(reason)
+        })?;
+        let config = config(&ask, &image, self.owners, &user).map_err(ContainerError::Unable)?;
+        let host = ask.container.network == Network::Host;
         Ok(sandbox::Container {
             runtime,
             config: config.to_string(),
+            files: [("hosts", hosts(host)), ("hostname", format!("{HOST_NAME}\n"))]
+                .map(|(name, text)| (name.to_owned(), text))
+                .to_vec(),
             rootfs: image.rootfs,
-            owner,
+            owner: first.map(|first| (first + user.uid, first + user.gid)),
+            signal,
             bounds,
             image: Some(image.used),
         })
@@ -253,72 +286,58 @@ fn owners(mode: Mode) -> Owners {
     }
 }
 
-/// The number of a user and a group, as the image knows them.
-fn user_of(image: &Image, said: &str) -> Result<(u32, u32), String> {
-    let (user, group) = match said.split_once(':') {
-        Some((user, group)) => (user, Some(group)),
-        None => (said, None),
-    };
-    let number = |text: &str| text.parse::<u32>().ok();
-    let in_range = |(uid, gid): (u32, u32)| {
-        if uid < USERS && gid < USERS {
-            Ok((uid, gid))
-        } else {
-            Err(format!("user {said:?} is over {}", USERS - 1))
+/// The names of hosts for a container: its own, and of this machine's all where it has this machine's network.
+fn hosts(of_machine: bool) -> String {
+    let mut text = String::from(OWN_HOSTS);
+    if of_machine {
+        let read = fs::File::open("/etc/hosts").and_then(|file| {
+            let mut text = vec![];
+            file.take(HOSTS_MAX).read_to_end(&mut text).map(|_| text)
+        });
+        if let Ok(of_machine) = read {
+            text = format!("{}\n", String::from_utf8_lossy(&of_machine).trim_end());
         }
-    };
-    let passwd = lines_of(image, "etc/passwd");
-    // name:password:uid:gid:...
-    let entry = passwd.iter().find(|entry| match number(user) {
-        Some(uid) => entry.get(2).and_then(|field| number(field)) == Some(uid),
-        None => entry.first().is_some_and(|name| name == user),
-    });
-    let field = |n: usize| entry.and_then(|entry| entry.get(n)).and_then(|field| number(field));
-    let uid = match (user, number(user)) {
-        ("", _) => 0,
-        (_, Some(uid)) => uid,
-        _ => field(2).ok_or_else(|| format!("the image knows no user {user:?}"))?,
-    };
-    let gid = match group.map(|group| (group, number(group))) {
-        None => field(3).unwrap_or(0),
-        Some((_, Some(gid))) => gid,
-        Some((group, None)) => {
-            let groups = lines_of(image, "etc/group");
-            let found = groups.iter().find(|entry| entry.first().is_some_and(|name| name == group));
-            let gid = found.and_then(|entry| number(entry.get(2)?));
-            gid.ok_or_else(|| format!("the image knows no group {group:?}"))?
-        }
-    };
-    in_range((uid, gid))
+    }
+    format!("{text}127.0.0.1\t{HOST_NAME}\n")
 }
 
-/// The lines of a small file of an image, in fields; none if there is no such file. No link leads out of the image.
-fn lines_of(image: &Image, file: &str) -> Vec<Vec<String>> {
-    let read = || -> std::io::Result<String> {
-        let folder = fs::File::open(&image.rootfs)?;
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let file = rustix::fs::openat2(folder, file, flags, Permissions::empty(), resolve)?;
-        let mut text = String::new();
-        fs::File::from(file).take(USERS_FILE_MAX).read_to_string(&mut text)?;
-        Ok(text)
+/// The number of a signal, said as SIGINT, INT, 2, SIGRTMIN+3 or SIGRTMAX-1.
+fn signal_of(text: &str) -> Option<i32> {
+    if let Ok(number) = text.parse::<i32>() {
+        return (1..=RTMAX).contains(&number).then_some(number);
+    }
+    let name = text.to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    let number = if let Some(more) = name.strip_prefix("RTMIN") {
+        RTMIN + if more.is_empty() { 0 } else { more.strip_prefix('+')?.parse::<i32>().ok()? }
+    } else if let Some(less) = name.strip_prefix("RTMAX") {
+        RTMAX - if less.is_empty() { 0 } else { less.strip_prefix('-')?.parse::<i32>().ok()? }
+    } else {
+        return SIGNALS.iter().position(|known| !known.is_empty() && *known == name)?.try_into().ok();
     };
-    let text = read().unwrap_or_default();
-    text.lines().map(|line| line.split(':').map(str::to_owned).collect()).collect()
+    (RTMIN..=RTMAX).contains(&number).then_some(number)
+}
+
+/// The program and its arguments, as the image says them: an entrypoint of one empty word is none.
+fn said_to_run(image: &ImageConfig) -> Vec<String> {
+    let entrypoint = image.entrypoint.iter().flatten();
+    let none = image.entrypoint.as_ref().is_some_and(|words| words.len() == 1 && words[0].is_empty());
+    entrypoint.filter(|_| !none).chain(image.cmd.iter().flatten()).cloned().collect()
 }
 
 /// The bundle's `config.json`, of the OCI runtime specification.
-fn config(
-    ask: &Ask<'_>,
-    image: &ImageConfig,
-    owners: Owners,
-    (uid, gid): (u32, u32),
-) -> Result<Value, String> {
-    let said = || image.entrypoint.iter().chain(&image.cmd).flatten().cloned().collect();
-    let args: Vec<String> = if ask.argv.is_empty() { said() } else { ask.argv.clone() };
+fn config(ask: &Ask<'_>, image: &Image, owners: Owners, user: &User) -> Result<Value, String> {
+    let args = if ask.argv.is_empty() { said_to_run(&image.config) } else { ask.argv.clone() };
     if args.is_empty() {
         return Err("its image does not say what to run; say it with \"run\"".into());
     }
+    let (uid, gid) = (user.uid, user.gid);
+    let first = match owners {
+        Owners::From(first) => Some(first),
+        Owners::Itself(_) => None,
+    };
+    let host = ask.container.network == Network::Host;
+    let mounts = mounts(ask.tree, host, &memory(image, first, user)?);
     let (uids, gids) = match owners {
         Owners::From(first) => {
             let all = json!([{"containerID": 0, "hostID": first, "size": USERS}]);
@@ -329,25 +348,25 @@ fn config(
             json!([{"containerID": gid, "hostID": rustix::process::getegid().as_raw(), "size": 1}]),
         ),
     };
-    let host = ask.container.network == Network::Host;
+    // An ordinary user may not choose its groups.
+    let groups = if first.is_some() { &*user.groups } else { &[] };
     let kinds = ["pid", "ipc", "uts", "mount", "user", "cgroup", "network"];
     let namespaces = kinds.iter().filter(|kind| !(host && **kind == "network"));
     let namespaces: Vec<Value> = namespaces.map(|kind| json!({"type": kind})).collect();
-    let cwd = image.working_dir.as_deref().filter(|folder| folder.starts_with('/')).unwrap_or("/");
     Ok(json!({
         "ociVersion": "1.0.2",
-        "hostname": "ion",
+        "hostname": HOST_NAME,
         "root": {"path": ROOTFS, "readonly": true},
         "process": {
             "terminal": false,
-            "user": {"uid": uid, "gid": gid},
+            "user": {"uid": uid, "gid": gid, "additionalGids": groups},
             "args": args,
-            "env": environment(ask, image),
-            "cwd": cwd,
+            "env": environment(ask, &image.config, user),
+            "cwd": image.config.folder(),
             "noNewPrivileges": true,
             "capabilities": {},
         },
-        "mounts": mounts(ask.tree, host),
+        "mounts": mounts,
         "linux": {
             "namespaces": namespaces,
             "uidMappings": uids,
@@ -360,7 +379,7 @@ fn config(
 }
 
 /// The image's environment, and ours over it.
-fn environment(ask: &Ask<'_>, image: &ImageConfig) -> Vec<String> {
+fn environment(ask: &Ask<'_>, image: &ImageConfig, user: &User) -> Vec<String> {
     let ours = |name: &str| ask.env.iter().any(|(key, _)| key == name);
     let of_image = image.env.iter().flatten();
     let kept = of_image.filter(|pair| pair.split_once('=').is_some_and(|(name, _)| !ours(name)));
@@ -369,10 +388,69 @@ fn environment(ask: &Ask<'_>, image: &ImageConfig) -> Vec<String> {
     if !env.iter().any(|pair| pair.starts_with("PATH=")) {
         env.push(format!("PATH={PATH}"));
     }
+    if !env.iter().any(|pair| pair.starts_with("HOME=")) {
+        env.push(format!("HOME={}", user.home));
+    }
     env
 }
 
-fn mounts(tree: Option<&Path>, host_network: bool) -> Vec<Value> {
+/// A folder that is memory, and counts as the container's own. It begins with what the image has there.
+struct Memory {
+    at: PathBuf,
+    options: Vec<String>,
+}
+
+/// The folders of an image that its programs may write to: `/tmp` and its volumes, those above first.
+fn memory(image: &Image, first: Option<u32>, user: &User) -> Result<Vec<Memory>, String> {
+    let mut folders = vec![PathBuf::from("/tmp")];
+    for volume in image.config.volumes.iter().flat_map(|volumes| volumes.keys()) {
+        let at: PathBuf = Path::new("/").join(volume).components().collect();
+        if at == Path::new("/") {
+            return Err("its image says VOLUME /, but a container's root is read-only; name the folders that it writes to".into());
+        }
+        if !OF_CONTAINER.iter().any(|own| at.starts_with(own)) && !folders.contains(&at) {
+            folders.push(at);
+        }
+    }
+    folders.sort();
+    let folders = folders.into_iter().map(|at| {
+        let mut options: Vec<String> = ["nosuid", "nodev"].map(str::to_owned).to_vec();
+        let folder = below_root(image, &at)
+            .map_err(|error| format!("its folder {} cannot be opened in the image: {error}", at.display()))?;
+        let metadata = folder.metadata().map_err(|error| format!("its folder {}: {error}", at.display()))?;
+        if at == Path::new("/tmp") {
+            options.push("mode=1777".into());
+        } else {
+            let of_container =
+                |id: u32, own: u32| first.map_or(own, |first| id.saturating_sub(first).min(USERS - 1));
+            let (uid, gid) = (of_container(metadata.uid(), user.uid), of_container(metadata.gid(), user.gid));
+            options.extend([
+                format!("mode={:o}", metadata.mode() & 0o1777),
+                format!("uid={uid}"),
+                format!("gid={gid}"),
+            ]);
+        }
+        if has_content(&folder) {
+            options.push("tmpcopyup".into());
+        }
+        Ok(Memory { at, options })
+    });
+    folders.collect()
+}
+
+/// Opens a folder of an image, through no link that leads out of it.
+fn below_root(image: &Image, at: &Path) -> std::io::Result<fs::File> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat2(fs::File::open(&image.rootfs)?, at, flags, Permissions::empty(), resolve)?.into())
+}
+
+fn has_content(folder: &fs::File) -> bool {
+    let entries = rustix::fs::Dir::read_from(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_bytes().to_vec()).any(|name| name != b"." && name != b"..")
+}
+
+fn mounts(tree: Option<&Path>, host_network: bool, memory: &[Memory]) -> Vec<Value> {
     let mount = |kind: &str, at: &str, source: &str, options: &[&str]| json!({"destination": at, "type": kind, "source": source, "options": options});
     let mut mounts = vec![
         mount("proc", "/proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -384,17 +462,28 @@ fn mounts(tree: Option<&Path>, host_network: bool) -> Vec<Value> {
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
         ),
         mount("tmpfs", "/dev/shm", "shm", &["nosuid", "noexec", "nodev", "mode=1777"]),
-        mount("tmpfs", "/tmp", "tmp", &["nosuid", "nodev", "mode=1777"]),
     ];
+    let memory = memory.iter().map(|Memory { at, options }| {
+        json!({"destination": at, "type": "tmpfs", "source": "memory", "options": options})
+    });
+    mounts.extend(memory);
     let read_only = ["nosuid", "noexec", "nodev", "ro"];
     let bound = ["rbind", "nosuid", "noexec", "nodev", "ro"];
     if host_network {
         // A new one shows the devices of a network, which has to be the container's own.
         mounts.push(mount("none", "/sys", "/sys", &bound));
-        let names = ["/etc/resolv.conf", "/etc/hosts"].into_iter().filter(|file| Path::new(file).exists());
-        mounts.extend(names.map(|file| mount("none", file, file, &bound)));
     } else {
         mounts.push(mount("sysfs", "/sys", "sysfs", &read_only));
+    }
+    for name in HOST_FILES {
+        let at = format!("/etc/{name}");
+        // Names are asked of others where there is a network; of all else it has its own.
+        let source = match name {
+            "resolv.conf" if !host_network || !Path::new(&at).exists() => continue,
+            "resolv.conf" => at.clone(),
+            name => format!("{BUNDLE}/{name}"),
+        };
+        mounts.push(mount("none", &at, &source, &bound));
     }
     let tree = tree.map(|at| at.display().to_string());
     mounts.extend(tree.map(|at| mount("none", &at, &at, &["rbind", "nosuid", "nodev"])));
@@ -422,4 +511,49 @@ fn seccomp() -> Value {
             {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS},
         ],
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// FAULTS.md C12.
+    #[test]
+    fn signals_are_said_by_name_or_number() {
+        for (text, is) in [
+            ("SIGTERM", Some(15)),
+            ("int", Some(2)),
+            ("9", Some(9)),
+            ("SIGSYS", Some(31)),
+            ("SIGRTMIN", Some(34)),
+            ("RTMIN+3", Some(37)),
+            ("SIGRTMAX-1", Some(63)),
+            ("", None),
+            ("SIG", None),
+            ("SIGNONE", None),
+            ("0", None),
+            ("65", None),
+            ("SIGRTMIN+31", None),
+            ("SIGRTMIN3", None),
+        ] {
+            assert_eq!(signal_of(text), is, "{text}");
+        }
+    }
+
+    /// FAULTS.md C7.
+    #[test]
+    fn an_entrypoint_of_one_empty_word_is_none() {
+        let run = |entrypoint: &[&str], cmd: &[&str]| {
+            let words = |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect());
+            said_to_run(&ImageConfig {
+                entrypoint: words(entrypoint),
+                cmd: words(cmd),
+                ..ImageConfig::default()
+            })
+        };
+        assert_eq!(run(&[""], &["sh", "-c"]), ["sh", "-c"]);
+        assert_eq!(run(&["env"], &["sh"]), ["env", "sh"]);
+        assert_eq!(run(&[""], &[]), [""; 0]);
+        assert_eq!(run(&["", "x"], &[]), ["", "x"]);
+    }
 }

@@ -20,6 +20,7 @@ mod fetch;
 mod layout;
 mod unpack;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -31,17 +32,22 @@ use ionfs::checksum::hex;
 use ionfs::errors::chain;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 pub use self::collect::{Collected, collect};
 use self::fetch::{Fetch, Turn};
 use self::layout::{Layout, Manifest};
-pub(super) use self::unpack::USERS;
+pub(super) use self::unpack::{HOST_FILES, USERS};
 use crate::pipeline::ImageReference;
 
 /// What is beside an unpacked image: its lock, and what is being unpacked or removed.
 const LOCK: &str = "lock";
 const PART: &str = "part";
+
+/// What an image says, beside its files; written when these are whole. The number changes with what unpacking makes of an
+/// image: one that was unpacked before is unpacked anew.
+const CONFIG: &str = "config-2.json";
 
 /// Where the digests of references are noted.
 const REFS: &str = "refs";
@@ -103,6 +109,17 @@ pub struct ImageConfig {
     pub cmd: Option<Vec<String>>,
     /// The folder it starts in.
     pub working_dir: Option<String>,
+    /// Folders that it may write to.
+    pub volumes: Option<BTreeMap<String, Value>>,
+    /// What asks it to end.
+    pub stop_signal: Option<String>,
+}
+
+impl ImageConfig {
+    /// The folder its programs start in.
+    pub(super) fn folder(&self) -> PathBuf {
+        Path::new("/").join(self.working_dir.as_deref().unwrap_or_default())
+    }
 }
 
 /// An unpacked image.
@@ -290,16 +307,18 @@ impl Images {
     /// Unpacks an image, whose lock is held.
     fn make(&self, layout: &Layout, manifest: &Manifest, place: &Path) -> Result<(), ImageError> {
         let part = beside(place, PART);
-        let remove = || match std::fs::remove_dir_all(&part) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImageError::file(&part)(error)),
+        let remove = |folder: &Path| match std::fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImageError::file(folder)(error)),
             _ => Ok(()),
         };
-        remove()?;
+        remove(&part)?;
         let unpacked = self.unpack(layout, manifest, &part);
         if unpacked.is_err() {
-            let _ = remove();
+            let _ = remove(&part);
         }
         unpacked?;
+        // Of an older Ion, and not used by anybody.
+        remove(place)?;
         let placed = std::fs::rename(&part, place).and_then(|()| File::open(&self.folder)?.sync_all());
         placed.map_err(ImageError::file(place))
     }
@@ -312,8 +331,8 @@ impl Images {
         for layer in &manifest.layers {
             root.add_layer(layout, layer)?;
         }
-        root.finish()?;
-        let file = part.join("config.json");
+        root.finish(&config)?;
+        let file = part.join(CONFIG);
         let text = serde_json::to_vec(&config).map_err(|error| ImageError::Wrong(error.to_string()))?;
         let written = std::fs::write(&file, text).and_then(|()| {
             // All of it, as a rename alone would name files that a power cut leaves empty.
@@ -368,7 +387,7 @@ fn used(place: &Path) -> Result<Option<Image>, ImageError> {
 }
 
 fn config_of(place: &Path) -> Result<Option<ImageConfig>, ImageError> {
-    let file = place.join("config.json");
+    let file = place.join(CONFIG);
     let text = match std::fs::read(&file) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -60,7 +60,7 @@ const MESSAGE_MAX: usize = 160 << 10;
 const DESCRIPTORS_MAX: usize = 4;
 
 /// Where a container's bundle lies, in its sandbox alone.
-const BUNDLE: &str = "/.container";
+pub(super) const BUNDLE: &str = "/.container";
 
 /// The root of its files there.
 pub(super) const ROOTFS: &str = "/.container/rootfs";
@@ -109,10 +109,14 @@ pub struct Container {
     pub(super) runtime: PathBuf,
     /// The bundle's `config.json`.
     pub(super) config: String,
+    /// Other files of the bundle, each with its name.
+    pub(super) files: Vec<(String, String)>,
     /// The files of its image.
     pub(super) rootfs: PathBuf,
     /// As whom it runs on this machine: its streams become theirs, so that it may open them by name. None: the same user.
     pub(super) owner: Option<(u32, u32)>,
+    /// What asks it to end.
+    pub(super) signal: i32,
     /// What bounds it.
     pub(super) bounds: Bounds,
     /// Its image's lock, held until it has ended.
@@ -398,7 +402,7 @@ impl Sandbox {
         poll(&mut events, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
-    /// Asks every process of the job to end (SIGTERM).
+    /// Asks every process of the job to end: by SIGTERM, a container by the signal that its image says.
     pub async fn terminate(&self) {
         // Gone already: that is what was asked for.
         let _ = self.order(&Order::Terminate).await;

@@ -4,8 +4,8 @@
 //! folder is the root for `..` and for symbolic links, as it is later for the programs that run there. Real images need links
 //! that begin with a slash (`/var/run -> /run`) to be followed so. A name that says `..` itself is a mistake or an attack.
 
-use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::hash::BuildHasher as _;
@@ -22,7 +22,7 @@ use rustix::io::Errno;
 
 use super::archive::{Entries, Entry, Kind, Refused, shown};
 use super::layout::{Descriptor, Layout};
-use super::{ImageError, Owners};
+use super::{ImageConfig, ImageError, Owners};
 
 /// Bytes of an unpacked image. Real ones have up to 30 GB; a small archive of zeros can have any number.
 const BYTES_MAX: u64 = 64 << 30;
@@ -40,8 +40,18 @@ const WINDOW_LOG_MAX: u32 = 27;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// Users and groups of a container; what an image gives to others is given to the last.
-pub(in super::super) const USERS: u32 = 1 << 16;
+/// Users and groups of a container: as many as leave room for those of directories, which begin at 65,536 and go into the
+/// millions. What an image gives to others is given to the last.
+pub(in super::super) const USERS: u32 = 1 << 24;
+
+/// Where every container has something mounted.
+const MOUNTS: [&str; 6] = ["dev", "etc", "ion", "proc", "sys", "tmp"];
+
+/// Files of `/etc` that every container has of its own.
+pub(in super::super) const HOST_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
+
+/// Links that lead on to others: as many as the kernel follows.
+const LINKS_MAX: u32 = 40;
 
 /// What crosses many folders at once.
 const RESOLVE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
@@ -115,10 +125,19 @@ impl Root {
         }
     }
 
-    /// Makes the folders where a container's own mounts stand: the root is read-only for it.
-    pub(super) fn finish(&mut self) -> Result<(), ImageError> {
-        for name in ["dev", "etc", "ion", "proc", "sys", "tmp"] {
-            self.folder_at(Path::new(name)).map_err(ImageError::file(&self.path.join(name)))?;
+    /// Makes what a container's own mounts stand on, and the folder it starts in: jobs share the image, and change nothing of it.
+    pub(super) fn finish(&mut self, config: &ImageConfig) -> Result<(), ImageError> {
+        let folders = MOUNTS.iter().map(PathBuf::from).chain([config.folder()]);
+        for folder in folders.chain(config.volumes.iter().flat_map(BTreeMap::keys).map(PathBuf::from)) {
+            let made = below(&folder).and_then(|path| Ok(self.folder_through_links(&path, LINKS_MAX)?));
+            made.map_err(|refused| match refused {
+                Refused::Because(reason) => ImageError::Wrong(reason),
+                Refused::System(error) => ImageError::file(&self.path.join(folder))(error),
+            })?;
+        }
+        for name in HOST_FILES {
+            self.file_in_etc(OsStr::new(name))
+                .map_err(ImageError::file(&self.path.join("etc").join(name)))?;
         }
         if self.without_attributes {
             let image = self.path.display();
@@ -282,14 +301,16 @@ impl Root {
         Ok(())
     }
 
+    /// Opens what is below the root.
+    fn opened(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        fs::openat2(&self.folder, path, flags | OFlags::CLOEXEC, Mode::empty(), RESOLVE)
+    }
+
     /// Opens a folder below the root, making what is not there.
     fn folder_at(&mut self, path: &Path) -> io::Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let open = |root: &Self, path: &Path| {
-            let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-            fs::openat2(&root.folder, path, flags, Mode::empty(), RESOLVE)
-        };
-        match open(self, path) {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        match self.opened(path, flags) {
             Err(Errno::NOENT) => {}
             opened => return opened.map_err(io::Error::from),
         }
@@ -305,7 +326,38 @@ impl Root {
             Err(error) => return Err(error.into()),
         }
         // A link there that leads to nothing is an error, not a folder.
-        open(self, path).map_err(io::Error::from)
+        self.opened(path, flags).map_err(io::Error::from)
+    }
+
+    /// The same, where links on the way may lead to what is not there yet: it is made where they lead.
+    fn folder_through_links(&mut self, path: &Path, links: u32) -> io::Result<OwnedFd> {
+        let mut through = PathBuf::new();
+        for name in path.iter() {
+            let above = self.folder_at(&through)?;
+            match fs::readlinkat(&above, name, vec![]) {
+                Ok(target) if links > 0 => {
+                    let target = through.join(OsStr::from_bytes(target.as_bytes()));
+                    let rest = path.strip_prefix(through.join(name)).unwrap_or(Path::new(""));
+                    return self.folder_through_links(&plain(&target.join(rest)), links - 1);
+                }
+                Ok(_) => return Err(Errno::LOOP.into()),
+                Err(_) => through.push(name),
+            }
+        }
+        self.folder_at(&through)
+    }
+
+    /// Makes a file of `/etc` for another one to be mounted on. A link that leads to no file is replaced.
+    fn file_in_etc(&mut self, name: &OsStr) -> io::Result<()> {
+        let etc = self.folder_at(Path::new("etc"))?;
+        let there = self.opened(&Path::new("etc").join(name), OFlags::PATH);
+        if there.is_ok() {
+            return Ok(());
+        }
+        remove(etc.as_fd(), name)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        fs::fchmod(fs::openat(&etc, name, flags, Mode::empty())?, Mode::from_raw_mode(0o644))?;
+        self.own(etc.as_fd(), name, 0, 0)
     }
 
     /// Gives a file that is no symbolic link its owner, mode and time.
@@ -349,6 +401,19 @@ fn below(said: &Path) -> Result<PathBuf, Refused> {
         }
     }
     Ok(path)
+}
+
+/// A path below its root without `..`, which leads nowhere above it.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => plain.push(name),
+            Component::ParentDir => drop(plain.pop()),
+            _ => {}
+        }
+    }
+    plain
 }
 
 fn link_target<'e>(entry: &'e Entry, path: &Path) -> Result<&'e OsStr, Refused> {

@@ -387,8 +387,9 @@ fn exit_of(status: WaitStatus) -> Exit {
 
 /// Asks the job to end. In a container that is its first process's to hear, as on a cluster: the runtime passes it on.
 fn terminate(command: &Command, module: Pid) {
-    if command.container.is_some() {
-        let _ = rustix::process::kill_process(module, Signal::TERM);
+    if let Some(container) = &command.container {
+        let signal = sys::signal(container.signal).unwrap_or(Signal::TERM);
+        let _ = rustix::process::kill_process(module, signal);
     } else {
         signal_all(command, module, Signal::TERM);
     }

@@ -120,7 +120,7 @@ pub(super) fn build(command: &Command, owner: (u32, u32)) -> Result<Made, String
     }
     let device = name.map(|name| mount_tree(name, owner)).transpose()?;
     if let Some(container) = &command.container {
-        lay_bundle(container)?;
+        lay_bundle(container, name)?;
     }
     mount_proc(new)?;
     bound_processes(command, &new.join("proc"));
@@ -281,17 +281,44 @@ fn mount_tree(name: &str, (uid, gid): (u32, u32)) -> Result<OwnedFd, String> {
     Ok(device)
 }
 
-/// Lays a container's bundle below the new root. The runtime keeps its state there, too.
-fn lay_bundle(container: &Container) -> Result<(), String> {
+/// Lays a container's bundle below the new root. The runtime keeps its state there, too. Its image is shown read-only, as others
+/// share it: all that is to be mounted on is there.
+fn lay_bundle(container: &Container, tree: Option<&str>) -> Result<(), String> {
     let (bundle, rootfs) = (below("/new", Path::new(BUNDLE)), below("/new", Path::new(ROOTFS)));
     made(&bundle)?;
     // Not a part of the root, which becomes read-only.
     tmpfs(&bundle)?;
     made(&rootfs)?;
     let image = below("/host", &container.rootfs);
-    mount::mount_bind(&image, &rootfs).map_err(said("the image cannot be shown:", &container.rootfs))?;
-    let config = fs::write(bundle.join("config.json"), &container.config);
-    config.map_err(|error| format!("the container's config.json cannot be written: {error}"))?;
+    match tree {
+        // It has no place for the tree: it gets a root of its own that has.
+        Some(name) if !image.join(name).is_dir() => {
+            tmpfs(&rootfs)?;
+            for entry in fs::read_dir(&image).map_err(|error| error.to_string())? {
+                let entry = entry.map_err(|error| error.to_string())?;
+                carry_over(&entry.path(), &rootfs.join(entry.file_name()))?;
+            }
+            made(&rootfs.join(name))?;
+            sys::make_read_only(&rootfs).map_err(|error| {
+                format!("the image cannot be made read-only: {}: {error}", container.rootfs.display())
+            })?;
+        }
+        _ => {
+            mount::mount_bind(&image, &rootfs)
+                .map_err(said("the image cannot be shown:", &container.rootfs))?;
+            let read_only = MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
+            mount::mount_remount(&rootfs, read_only, c"")
+                .map_err(said("the image cannot be made read-only:", &container.rootfs))?;
+        }
+    }
+    let config = [("config.json".to_owned(), container.config.clone())];
+    for (name, text) in config.iter().chain(&container.files) {
+        let file = bundle.join(name);
+        // Whatever this process masks, and whoever reads it in the container.
+        let written = fs::write(&file, text)
+            .and_then(|()| fs::set_permissions(&file, fs::Permissions::from_mode(0o644)));
+        written.map_err(|error| format!("the container's {name} cannot be written: {error}"))?;
+    }
     // A runtime may refuse a machine that has both versions of control groups: it has nothing to do with them here.
     let second = Path::new("/new/sys/fs/cgroup/unified");
     if second.is_dir() { tmpfs(second) } else { Ok(()) }

@@ -1,0 +1,148 @@
+//! Who a container's program is: what `USER` says, by the image's own lists of users and groups.
+
+use std::fs;
+use std::io::Read as _;
+
+use rustix::fs::{Mode as Permissions, OFlags, ResolveFlags};
+
+use crate::executor::image::{Image, USERS};
+
+/// Bytes of an image's list of users, or of groups.
+const LIST_MAX: u64 = 1 << 20;
+
+/// Groups of one user: as many as the kernel takes.
+const GROUPS_MAX: usize = 65_536;
+
+/// A user, as the image knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct User {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// Further groups.
+    pub(super) groups: Vec<u32>,
+    pub(super) home: String,
+}
+
+/// The user of an image whom these words name: a name or a number, with a group or without.
+///
+/// # Errors
+/// In words, who is not known.
+pub(super) fn user_of(image: &Image, said: &str) -> Result<User, String> {
+    found(said, &list(image, "etc/passwd"), &list(image, "etc/group"))
+}
+
+/// The same by the content of both lists. Their lines are bytes, and many a one is no line of users.
+fn found(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, String> {
+    let (user, group_said) = match said.split_once(':') {
+        Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
+        None => (said, None),
+    };
+    let user = if user.is_empty() { "0" } else { user };
+    let by_number = number(user.as_bytes());
+    // name:password:uid:gid:comment:home:shell
+    let entry = lines(passwd).find(|entry| match by_number {
+        Some(uid) => field(entry, 2).and_then(number) == Some(uid),
+        None => entry.first() == Some(&user.as_bytes()),
+    });
+    let number_of = |n: usize| {
+        let text = entry.as_ref().and_then(|entry| field(entry, n));
+        text.and_then(number).ok_or_else(|| match entry {
+            None => format!("the image knows no user {user:?}"),
+            Some(_) => format!("the image's /etc/passwd has no number in its line of user {user:?}"),
+        })
+    };
+    let uid = match by_number {
+        Some(uid) => uid,
+        None => number_of(2)?,
+    };
+    // name:password:gid:member,member
+    let gid = match (group_said, &entry) {
+        (Some(group_said), _) => match number(group_said.as_bytes()) {
+            Some(gid) => gid,
+            None => lines(group)
+                .find(|entry| entry.first() == Some(&group_said.as_bytes()))
+                .and_then(|entry| number(field(&entry, 2)?))
+                .ok_or_else(|| format!("the image knows no group {group_said:?}"))?,
+        },
+        (None, Some(_)) => number_of(3)?,
+        (None, None) => 0,
+    };
+    let name = entry.as_ref().and_then(|entry| entry.first()).filter(|name| !name.is_empty());
+    let mut groups = vec![];
+    // A group that is said stands alone.
+    if let (Some(name), None) = (name, group_said) {
+        let is_member = |entry: &Vec<&[u8]>| {
+            field(entry, 3).is_some_and(|members| members.split(|byte| *byte == b',').any(|one| one == *name))
+        };
+        let all = lines(group).filter(is_member).filter_map(|entry| number(field(&entry, 2)?));
+        groups = all.filter(|one| *one != gid).take(GROUPS_MAX).collect();
+        groups.sort_unstable();
+        groups.dedup();
+    }
+    if let Some(over) = [uid, gid].iter().chain(&groups).find(|id| **id >= USERS) {
+        let last = USERS - 1;
+        return Err(format!(
+            "user {said:?} is of the number {over}; containers have users and groups up to {last}"
+        ));
+    }
+    let home = entry.as_ref().and_then(|entry| field(entry, 5)).unwrap_or_default();
+    let home = std::str::from_utf8(home).ok().filter(|home| !home.is_empty()).unwrap_or("/");
+    Ok(User { uid, gid, groups, home: home.to_owned() })
+}
+
+fn number(text: &[u8]) -> Option<u32> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+fn lines(text: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
+    let lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    lines.map(|line| line.split(|byte| *byte == b':').collect())
+}
+
+fn field<'l>(entry: &[&'l [u8]], n: usize) -> Option<&'l [u8]> {
+    entry.get(n).copied()
+}
+
+/// A small file of an image; empty if there is none. No link leads out of the image.
+fn list(image: &Image, file: &str) -> Vec<u8> {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let folder = fs::File::open(&image.rootfs)?;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = rustix::fs::openat2(folder, file, flags, Permissions::empty(), resolve)?;
+        let mut text = vec![];
+        fs::File::from(file).take(LIST_MAX).read_to_end(&mut text)?;
+        Ok(text)
+    };
+    read().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSWD: &[u8] = b"root:x:0:0::/root:/bin/sh\n# no line\nm\xfcller:x:9:9::/:\nalice:x:1000:100:A. \xfc:/home/alice:\nodd:x:none:1::/:\n\n";
+    const GROUP: &[u8] = b"root:x:0:\naudio:x:29:bob,alice\nvideo:x:44:alice\nusers:x:100:alice\ntape:x:26:alicea\nbig:x:99999999:bob\n";
+
+    /// FAULTS.md C5.
+    #[test]
+    fn a_user_has_its_groups_and_home_as_the_image_says() {
+        let found = |said| found(said, PASSWD, GROUP);
+        let user = |uid, gid, groups: &[u32], home: &str| {
+            Ok(User { uid, gid, groups: groups.to_vec(), home: home.to_owned() })
+        };
+        assert_eq!(found(""), user(0, 0, &[], "/root"));
+        assert_eq!(found("alice"), user(1000, 100, &[29, 44], "/home/alice"));
+        assert_eq!(found("1000"), user(1000, 100, &[29, 44], "/home/alice"));
+        assert_eq!(found("alice:video"), user(1000, 44, &[], "/home/alice"));
+        assert_eq!(found("alice:7"), user(1000, 7, &[], "/home/alice"));
+        assert_eq!(found("4711"), user(4711, 0, &[], "/"));
+        assert_eq!(found("4711:audio"), user(4711, 29, &[], "/"));
+        assert_eq!(found("100000"), user(100_000, 0, &[], "/"));
+        assert_eq!(found("nobody"), Err("the image knows no user \"nobody\"".into()));
+        assert_eq!(found("alice:none"), Err("the image knows no group \"none\"".into()));
+        assert!(found("odd").unwrap_err().contains("has no number in its line of user \"odd\""));
+        let over = ["1000680000", "1000:99999999", "alice:big"].map(|said| found(said).unwrap_err());
+        assert!(over.iter().all(|words| words.contains("up to 16777215")), "{over:?}");
+    }
+}
