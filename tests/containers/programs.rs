@@ -1,4 +1,4 @@
-//! What an image says of its programs: who they are, what they find, and what asks them to end.
+//! What an image says of its programs: who they are, what they find, what asks them to end, and why they cannot start.
 
 use std::fs;
 use std::path::PathBuf;
@@ -148,6 +148,64 @@ fn an_image_is_found_by_its_whole_name_and_by_what_this_processor_can_run() {
         none.stderr.contains("processor can run; it has: linux/") && none.stderr.contains("/v99"),
         "{none:#?}"
     );
+}
+
+/// FAULTS.md C8.
+#[test]
+fn a_program_that_cannot_start_is_refused_in_plain_words() {
+    let home = Home::new();
+    let mut foreign = fs::read("/bin/busybox").unwrap_or_else(|_| fs::read("/usr/bin/busybox").unwrap());
+    foreign.truncate(4096);
+    foreign[18] = if cfg!(target_arch = "aarch64") { 62 } else { 183 };
+    let dynamic = fs::read("/bin/true").unwrap();
+    let image = || {
+        Image::of("exit 9").with(&[
+            Entry::File("no-interpreter", b"#!/opt/none/python3 -u\n"),
+            Entry::File("windows", b"#!/bin/sh\r\necho hi\r\n"),
+            Entry::File("text", b"echo hi\n"),
+            Entry::File("empty", b""),
+            Entry::File("foreign", &foreign),
+            Entry::File("dynamic", &dynamic),
+            Entry::Folder("folder", 0o755),
+            Entry::Link("to-nothing", "nothing"),
+            Entry::File("by-script", b"#!/windows\n"),
+        ])
+    };
+    for (program, words) in [
+        ("/no-interpreter", &["/opt/none/python3", "not in the image"][..]),
+        ("/windows", &["#!/bin/sh", "CR LF", "dos2unix"]),
+        ("/text", &["neither a program nor a script", "#!/bin/sh"]),
+        ("/empty", &["it is empty"]),
+        ("/foreign", &["it is built for", "this machine is", "name an image for linux/"]),
+        ("/dynamic", &["the loader of its libraries", "ld-linux", "not in the image"]),
+        ("/folder", &["it is a folder"]),
+        ("/to-nothing", &["it is not there"]),
+        ("/by-script", &["its interpreter is /windows", "CR LF"]),
+        ("no-such-program", &["in no folder of its PATH"]),
+    ] {
+        let ran = says(&home, &image().saying("Entrypoint", json!([program])), "").failed();
+        assert!(
+            ran.stderr.contains(&format!("program {program:?} of its image cannot be started: ")),
+            "{ran:#?}"
+        );
+        assert!(words.iter().all(|word| ran.stderr.contains(word)), "{words:?} {ran:#?}");
+        assert!(!ran.stderr.contains("\"msg\""), "{ran:#?}");
+        assert_eq!(lines(&ran), [""; 0], "{ran:#?}");
+    }
+    let closed = Image::of("exit 9").saying("Entrypoint", json!(["/etc/passwd"]));
+    fs::write(home.path().join("layer"), "").unwrap();
+    let ran = says(&home, &closed.with_stored("", of_mode(0o644), &of_mode(0o644)), "").failed();
+    assert!(ran.stderr.contains("user 0:0 may not execute it (its mode is 644)"), "{ran:#?}");
+}
+
+/// An archive of `/etc/passwd` with these rights.
+fn of_mode(mode: u32) -> Vec<u8> {
+    let mut header = super::archives::head(tar::EntryType::Regular, "etc/passwd", 4);
+    header.set_mode(mode);
+    header.set_cksum();
+    let mut tar = tar::Builder::new(vec![]);
+    tar.append(&header, &b"root"[..]).unwrap();
+    tar.into_inner().unwrap()
 }
 
 /// FAULTS.md C11: jobs share an image, and what one of them needs is not made there.

@@ -10,6 +10,7 @@
 //! Run anything of an image with rights of its own on this machine: no capability is left, and none can be had again.
 
 mod cgroups;
+mod program;
 mod users;
 
 use std::fs;
@@ -23,6 +24,7 @@ use rustix::fs::{Mode as Permissions, OFlags, ResolveFlags};
 use serde_json::{Value, json};
 
 use self::cgroups::Cgroups;
+use self::program::{Files, refusal};
 use self::users::{User, user_of};
 use super::image::{HOST_FILES, Image, ImageConfig, ImageError, Images, Owners, USERS, found_in};
 use super::sandbox::{self, BUNDLE, Bounds, MASKED, Mode, READ_ONLY, ROOTFS};
@@ -328,16 +330,24 @@ fn said_to_run(image: &ImageConfig) -> Vec<String> {
 /// The bundle's `config.json`, of the OCI runtime specification.
 fn config(ask: &Ask<'_>, image: &Image, owners: Owners, user: &User) -> Result<Value, String> {
     let args = if ask.argv.is_empty() { said_to_run(&image.config) } else { ask.argv.clone() };
-    if args.is_empty() {
+    let Some(program) = args.first() else {
         return Err("its image does not say what to run; say it with \"run\"".into());
-    }
+    };
     let (uid, gid) = (user.uid, user.gid);
     let first = match owners {
         Owners::From(first) => Some(first),
         Owners::Itself(_) => None,
     };
+    let env = environment(ask, &image.config, user);
+    let path = env.iter().find_map(|pair| pair.strip_prefix("PATH=")).unwrap_or_default();
     let host = ask.container.network == Network::Host;
     let mounts = mounts(ask.tree, host, &memory(image, first, user)?);
+    let mounted = mounts.iter().filter_map(|mount| Some(PathBuf::from(mount["destination"].as_str()?)));
+    let files = Files { rootfs: &image.rootfs, user, first, mounted: mounted.collect() };
+    let folder = image.config.folder();
+    if let Some(refusal) = refusal(&files, program, path, &folder) {
+        return Err(refusal);
+    }
     let (uids, gids) = match owners {
         Owners::From(first) => {
             let all = json!([{"containerID": 0, "hostID": first, "size": USERS}]);
@@ -361,8 +371,8 @@ fn config(ask: &Ask<'_>, image: &Image, owners: Owners, user: &User) -> Result<V
             "terminal": false,
             "user": {"uid": uid, "gid": gid, "additionalGids": groups},
             "args": args,
-            "env": environment(ask, &image.config, user),
-            "cwd": image.config.folder(),
+            "env": env,
+            "cwd": folder,
             "noNewPrivileges": true,
             "capabilities": {},
         },
