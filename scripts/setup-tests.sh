@@ -9,7 +9,7 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 mapfile -t missing < <(packages_missing bash:bash dash:dash perl:perl python3:python3 setfattr:attr setfacl:acl fusermount3:fuse3 unshare:util-linux \
-    openssl:openssl ps:procps faketime:faketime fio:fio rsync:rsync crun:crun busybox:busybox-static skopeo:skopeo)
+    openssl:openssl ps:procps faketime:faketime fio:fio rsync:rsync crun:crun busybox:busybox-static skopeo:skopeo podman:podman)
 # The reference reader of the metrics' format, for Debian's own Python.
 /usr/bin/python3 -c 'import prometheus_client' 2>/dev/null || missing+=(python3-prometheus-client)
 install_packages "${missing[@]}"

@@ -12,6 +12,8 @@ mod archives;
 mod fetching;
 #[path = "containers/layers.rs"]
 mod layers;
+#[path = "containers/podman.rs"]
+mod podman;
 #[path = "containers/programs.rs"]
 mod programs;
 mod support;
