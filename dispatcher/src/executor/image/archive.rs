@@ -470,6 +470,10 @@ fn time(text: &[u8]) -> Option<Timespec> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample;
+
     use super::*;
 
     #[test]
@@ -520,5 +524,83 @@ mod tests {
         assert!(!well(&[(4000, 512)], 512, 4096), "it ends after the file");
         assert!(!well(&[(0, 512)], 1024, 4096) && !well(&[(0, 512)], 100, 4096), "other bytes are stored");
         assert!(!well(&[(u64::MAX, 2)], 2, u64::MAX) && !well(&[], 0, u64::MAX));
+    }
+
+    /// One entry: its head, which says that it is of this kind and length, and bytes after it.
+    fn entry(kind: u8, size: u64, content: &[u8], is_gnu: bool) -> Vec<u8> {
+        let mut head = [0; HEADER_SIZE];
+        head[..4].copy_from_slice(b"name");
+        head[100..107].copy_from_slice(b"0000644");
+        head[156] = kind;
+        head[257..265].copy_from_slice(if is_gnu { b"ustar  \0" } else { b"ustar\x0000" });
+        head[SIZE.start] = 0x80;
+        head[SIZE.end - 8..SIZE.end].copy_from_slice(&size.to_be_bytes());
+        head[148..156].fill(b' ');
+        let sum: u64 = head.iter().map(|byte| u64::from(*byte)).sum();
+        head[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        let mut entry = [&head[..], content].concat();
+        entry.resize(entry.len().next_multiple_of(HEADER_SIZE), 0);
+        entry
+    }
+
+    #[test]
+    fn the_archives_of_these_tests_are_archives() {
+        for is_gnu in [true, false] {
+            let pax = entry(b'x', 14, b"14 path=other\n", is_gnu);
+            let archive = [pax, entry(b'0', 5, b"bytes", is_gnu)].concat();
+            let mut reading = Entries::new(&*archive, u64::MAX);
+            let first = reading.next().ok().flatten().unwrap();
+            assert_eq!((first.path, first.size), (PathBuf::from("other"), 5));
+            assert!(reading.piece(9).is_ok_and(|piece| piece == b"bytes"));
+            assert!(reading.next().is_ok_and(|next| next.is_none()));
+        }
+    }
+
+    fn content() -> impl Strategy<Value = Vec<u8>> {
+        let keys = ["path", "size", "mtime", "uid", "GNU.sparse.major", "GNU.sparse.minor", "GNU.sparse.map"];
+        let keys =
+            [&keys[..], &["GNU.sparse.realsize", "GNU.sparse.offset", "GNU.sparse.numbytes", "x"]].concat();
+        let values = ["0", "1", "512", "0,512,1024,512", "-1", "18446744073709551615", "a/b", ""];
+        let record = (sample::select(keys), sample::select(values.to_vec())).prop_map(|(key, value)| {
+            let rest = format!(" {key}={value}\n");
+            let length = (1..).find(|length| length.to_string().len() + rest.len() == *length);
+            format!("{}{rest}", length.unwrap_or_default()).into_bytes()
+        });
+        let records = vec(record, 0..6).prop_map(|records| records.concat());
+        prop_oneof![records, vec(any::<u8>(), 0..1500), Just(b"2\n0\n512\n1024\n512\n".to_vec())]
+    }
+
+    proptest! {
+        /// Whatever an archive says, reading it ends, and gives no byte that is not there.
+        #[test]
+        fn reading_an_archive_ends_whatever_it_says(
+            entries in vec(
+                (sample::select(b"0012345567LKxxxxgSSDVM?".to_vec()), content(), any::<bool>(), sample::select(vec![0_u64, 1, 600, 1 << 40, u64::MAX]), any::<bool>()),
+                0..12,
+            ),
+            cut in 0_usize..3000,
+        ) {
+            let mut archive: Vec<u8> = entries.iter().flat_map(|(kind, content, is_true, other, is_gnu)| {
+                let size = if *is_true { content.len() as u64 } else { *other };
+                entry(*kind, size, content, *is_gnu)
+            }).collect();
+            archive.truncate(archive.len().saturating_sub(cut.saturating_sub(1500)));
+            let mut reading = Entries::new(&*archive, u64::MAX);
+            let (mut heads, mut bytes) = (0, 0);
+            while let Ok(Some(entry)) = reading.next() {
+                heads += HEADER_SIZE;
+                let pieces: u64 = entry.pieces.iter().map(|(_, length)| length).sum();
+                let mut given = 0;
+                while let Ok(piece) = reading.piece(1000) {
+                    given += piece.len();
+                    if piece.is_empty() {
+                        prop_assert_eq!(given as u64, pieces);
+                        break;
+                    }
+                }
+                bytes += given;
+            }
+            prop_assert!(heads + bytes <= archive.len());
+        }
     }
 }
