@@ -35,7 +35,7 @@ fn settings(home: &Home, registry: &Registry) -> (String, String) {
     (path(home.write("logins.json", auths.to_string())), path(home.write("registries.conf", insecure)))
 }
 
-/// FAULTS.md C4.
+/// C4.
 #[test]
 fn the_client_of_registries_finds_logins_proxies_and_registries_as_podman_does() {
     let mut home = Home::new();
@@ -98,7 +98,7 @@ fn the_client_of_registries_finds_logins_proxies_and_registries_as_podman_does()
     }
 }
 
-/// FAULTS.md C6.
+/// C6.
 #[test]
 fn jobs_of_several_processes_that_need_a_new_image_at_once_fetch_it_once() {
     let mut home = Home::new();
@@ -129,7 +129,7 @@ fn jobs_of_several_processes_that_need_a_new_image_at_once_fetch_it_once() {
     assert_eq!((blobs.len(), once.len()), (3, 3), "two layers and what the image says: {blobs:#?}");
 }
 
-/// FAULTS.md C6 and C11.
+/// C6 and C11.
 #[test]
 fn a_killed_dispatcher_takes_the_client_of_registries_with_it_and_jobs_say_what_they_wait_for() {
     let mut home = Home::new();

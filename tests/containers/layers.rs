@@ -58,7 +58,7 @@ fn records<'r>(
     tar.into_inner().unwrap()
 }
 
-/// FAULTS.md C1.
+/// C1.
 #[test]
 fn files_with_holes_are_whole_in_every_form_that_tar_writes() {
     let home = Home::new();
@@ -118,7 +118,7 @@ fn head_of_v7(name: &str, bytes: u64) -> Header {
     header
 }
 
-/// FAULTS.md C1 and C7: what was lost or misread without a word.
+/// C1 and C7: what was lost or misread without a word.
 #[test]
 fn records_attributes_times_and_old_folders_of_a_layer_are_kept() {
     let home = Home::new();
@@ -175,7 +175,7 @@ fn records_attributes_times_and_old_folders_of_a_layer_are_kept() {
     assert_eq!(attributes, "one\n\ntwo\n");
 }
 
-/// FAULTS.md C1.
+/// C1.
 #[test]
 fn a_layer_that_would_be_misread_is_refused_by_name() {
     let home = Home::new();
@@ -238,7 +238,7 @@ fn entry(header: &Header, content: &[u8]) -> Vec<u8> {
     [header.as_bytes().as_slice(), &block(content)].concat()
 }
 
-/// FAULTS.md C7: what is said of a layer's form is often wrong; its first bytes tell.
+/// C7: what is said of a layer's form is often wrong; its first bytes tell.
 #[test]
 fn layers_are_read_by_what_they_are_and_not_by_what_is_said_of_them() {
     let home = Home::new();

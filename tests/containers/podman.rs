@@ -198,7 +198,7 @@ fn by_ion(home: &Home, folder: &str, network: &str) -> Vec<String> {
     ran.stderr.lines().filter_map(|line| line.strip_prefix("ion: m | ")).map(str::to_owned).collect()
 }
 
-/// FAULTS.md C1, C3, C5, C7, C11 and C12.
+/// C1, C3, C5, C7, C11 and C12.
 #[test]
 fn programs_of_an_image_see_what_they_see_under_podman() {
     if !rustix::process::geteuid().is_root() {

@@ -40,7 +40,7 @@ fn unpacked(home: &Home) -> Vec<(PathBuf, std::time::SystemTime)> {
     all
 }
 
-/// FAULTS.md C3.
+/// C3.
 #[test]
 fn localhost_and_its_own_name_lead_to_a_container_itself_in_either_network() {
     let home = Home::new();
@@ -70,7 +70,7 @@ fn localhost_and_its_own_name_lead_to_a_container_itself_in_either_network() {
     }
 }
 
-/// FAULTS.md C5.
+/// C5.
 #[test]
 fn a_user_of_an_image_has_its_groups_and_a_home() {
     let home = Home::new();
@@ -105,7 +105,7 @@ fn a_user_of_an_image_has_its_groups_and_a_home() {
     );
 }
 
-/// FAULTS.md C7.
+/// C7.
 #[test]
 fn an_image_is_found_by_its_whole_name_and_by_what_this_processor_can_run() {
     let home = Home::new();
@@ -150,7 +150,7 @@ fn an_image_is_found_by_its_whole_name_and_by_what_this_processor_can_run() {
     );
 }
 
-/// FAULTS.md C8.
+/// C8.
 #[test]
 fn a_program_that_cannot_start_is_refused_in_plain_words() {
     let home = Home::new();
@@ -192,6 +192,8 @@ fn a_program_that_cannot_start_is_refused_in_plain_words() {
         assert!(!ran.stderr.contains("\"msg\""), "{ran:#?}");
         assert_eq!(lines(&ran), [""; 0], "{ran:#?}");
     }
+    let ends = home.jobs().into_iter().map(|job| job["attempts"][0]["end"].clone());
+    assert!(ends.clone().count() > 9 && ends.into_iter().all(|end| end == "cannot-run"));
     let closed = Image::of("exit 9").saying("Entrypoint", json!(["/etc/passwd"]));
     fs::write(home.path().join("layer"), "").unwrap();
     let ran = says(&home, &closed.with_stored("", of_mode(0o644), &of_mode(0o644)), "").failed();
@@ -208,7 +210,7 @@ fn of_mode(mode: u32) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-/// FAULTS.md C11: jobs share an image, and what one of them needs is not made there.
+/// C11: jobs share an image, and what one of them needs is not made there.
 #[test]
 fn what_a_job_needs_is_there_and_its_image_never_changes() {
     let home = Home::new();
@@ -238,7 +240,7 @@ fn what_a_job_needs_is_there_and_its_image_never_changes() {
     .well();
 }
 
-/// FAULTS.md C12.
+/// C12.
 #[test]
 fn volumes_and_tmp_begin_with_what_the_image_has_and_its_signal_asks_to_end() {
     let home = Home::new();

@@ -128,9 +128,12 @@ pub enum ContainerError {
     /// Its image cannot be had.
     #[error("its image cannot be used")]
     Image(#[from] ImageError),
-    /// This machine cannot do it, or the image does not say enough.
+    /// This machine cannot do it.
     #[error("{0}")]
     Unable(String),
+    /// What is to run is not in the image, or is no program, whichever machine tries it.
+    #[error("{0}")]
+    CannotRun(String),
 }
 
 /// What is to run.
@@ -185,7 +188,7 @@ impl Containers {
         let image = self.images.get(&ask.container.image, ask.say).await?;
         let bounds = self.bounds(&ask).map_err(ContainerError::Unable)?;
         let user = ask.container.user.as_deref().or(image.config.user.as_deref()).unwrap_or_default();
-        let user = user_of(&image, user).map_err(ContainerError::Unable)?;
+        let user = user_of(&image, user).map_err(ContainerError::CannotRun)?;
         let first = match self.owners {
             Owners::From(first) => Some(first),
             Owners::Itself(_) => None,
@@ -195,7 +198,7 @@ impl Containers {
             let reason = format!("its image says STOPSIGNAL {signal:?}; allowed: names such as SIGINT or SIGRTMIN+3, and numbers");
             ContainerError::Unable(reason)
         })?;
-        let config = config(&ask, &image, self.owners, &user).map_err(ContainerError::Unable)?;
+        let config = config(&ask, &image, self.owners, &user).map_err(ContainerError::CannotRun)?;
         let host = ask.container.network == Network::Host;
         Ok(sandbox::Container {
             runtime,
@@ -527,7 +530,7 @@ fn seccomp() -> Value {
 mod tests {
     use super::*;
 
-    /// FAULTS.md C12.
+    /// C12.
     #[test]
     fn signals_are_said_by_name_or_number() {
         for (text, is) in [
@@ -550,7 +553,7 @@ mod tests {
         }
     }
 
-    /// FAULTS.md C7.
+    /// C7.
     #[test]
     fn an_entrypoint_of_one_empty_word_is_none() {
         let run = |entrypoint: &[&str], cmd: &[&str]| {

@@ -28,7 +28,7 @@ use crate::chain::{Chains, End, Input, Places, Run, Stored};
 use crate::pipeline::Api;
 
 use super::attempt::{Ran, asked, environment, older, origin, stopped_by, verdict};
-use super::container::{Ask, Containers};
+use super::container::{Ask, ContainerError, Containers};
 use super::left::LeftFiles;
 use super::log::{JobLog, OutputNews, keep_output, without_log};
 use super::sandbox::{self, Command, Covers, Exit, ForkServer, Mode, Rights, Sandbox, SandboxError};
@@ -266,6 +266,7 @@ impl LocalExecutor {
                 };
                 match made {
                     Ok(container) => Some(Box::new(container)),
+                    Err(ContainerError::CannotRun(reason)) => return (Ran::CannotRun(reason), exit_span()),
                     Err(error) => return (Ran::NotStarted(chain(&error)), exit_span()),
                 }
             }

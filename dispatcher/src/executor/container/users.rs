@@ -124,7 +124,7 @@ mod tests {
     const PASSWD: &[u8] = b"root:x:0:0::/root:/bin/sh\n# no line\nm\xfcller:x:9:9::/:\nalice:x:1000:100:A. \xfc:/home/alice:\nodd:x:none:1::/:\n\n";
     const GROUP: &[u8] = b"root:x:0:\naudio:x:29:bob,alice\nvideo:x:44:alice\nusers:x:100:alice\ntape:x:26:alicea\nbig:x:99999999:bob\n";
 
-    /// FAULTS.md C5.
+    /// C5.
     #[test]
     fn a_user_has_its_groups_and_home_as_the_image_says() {
         let found = |said| found(said, PASSWD, GROUP);

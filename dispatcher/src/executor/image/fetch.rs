@@ -240,7 +240,7 @@ mod tests {
 
     use super::*;
 
-    /// FAULTS.md C11.
+    /// C11.
     #[tokio::test]
     async fn a_registry_that_takes_calls_and_never_answers_is_given_up_by_name() {
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -254,7 +254,7 @@ mod tests {
         assert_eq!(error.to_string(), is);
     }
 
-    /// FAULTS.md C6.
+    /// C6.
     #[tokio::test]
     async fn those_who_wait_for_an_image_share_its_failure_and_whoever_comes_later_tries_again() {
         let home = tempfile::tempdir().unwrap();

@@ -302,7 +302,7 @@ impl Blob {
 mod tests {
     use super::*;
 
-    /// FAULTS.md C7.
+    /// C7.
     #[test]
     fn of_variants_the_one_for_all_processors_comes_first() {
         let order = |level| {
