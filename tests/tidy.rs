@@ -47,9 +47,10 @@ fn each_library_is_named_in_one_room() {
     }
     only("handler-shim/src", "clap::", &["src/cli"]);
     only("handler-shim/src", "std::env::", &["cli/settings.rs"]);
-    for library in ["tar_core::", "flate2::", "zstd::"] {
+    for library in ["tar_core::", "flate2::"] {
         only("dispatcher/src", library, &["executor/image"]);
     }
+    only("dispatcher/src", "zstd::", &["executor/image", "gateway/encoding.rs"]);
     for library in ["kube::", "k8s_openapi::"] {
         only("dispatcher/src", library, &["executor/kubernetes"]);
     }
@@ -58,6 +59,7 @@ fn each_library_is_named_in_one_room() {
         only(folder, "axum::", &["dispatcher/src/gateway", "executor/sidecar.rs"]);
         only(folder, "hyper::", &["dispatcher/src/gateway", "executor/sidecar.rs"]);
         only(folder, "multer::", &["dispatcher/src/gateway"]);
+        only(folder, "async_compression::", &["gateway/encoding.rs"]);
     }
     for folder in ["ionfs/src", "dispatcher/src", "handler-shim/src"] {
         only(folder, "opentelemetry", &[]);

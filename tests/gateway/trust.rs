@@ -172,14 +172,14 @@ fn pages_of_other_sites_reach_nothing_on_this_machine() {
 #[test]
 fn what_is_wrong_is_said_in_a_problem_document() {
     let home = Home::new();
-    let (daemon, at) = gateway(&home, &["--gateway-upload-max", "3MiB"]);
+    let (daemon, at) = gateway(&home, &["--gateway-upload-max", "4MiB"]);
     let json = "application/json";
     let (kind, twice) = form(&[(Some("a"), "f", b"1"), (Some("./a"), "f", b"2")]);
     let (_, climbs) = form(&[(Some("../a"), "f", b"1")]);
     let (_, folder_too) = form(&[(Some("a"), "f", b"1"), (Some("a/b"), "g", b"2")]);
     let (_, not_text) = form(&[(None, "v", b"\xff")]);
     let long_value = format!("{{\"v\": \"{}\"}}", "x".repeat(1 << 20));
-    let longer = vec![b'x'; (2 << 20) + (64 << 10) + 1];
+    let longer = vec![b'x'; (3 << 20) + (64 << 10) + 1];
     let head_without_end = [b"--XyZ\r\n".to_vec(), vec![b'x'; 2 << 20]].concat();
     /// Method, path, form and body; the status and the problem's type.
     type Case<'c> = (&'c str, &'c str, &'c str, Vec<u8>, u16, &'c str);
@@ -211,7 +211,7 @@ fn what_is_wrong_is_said_in_a_problem_document() {
         ("POST", "/events/x", kind, climbs, 422, "refused"),
         ("POST", "/events/x", kind, not_text, 422, "refused"),
         ("POST", "/events/x", kind, head_without_end, 413, "too-big"),
-        ("POST", "/events/x", kind, vec![b'x'; (3 << 20) + 1], 413, "too-big"),
+        ("POST", "/events/x", kind, vec![b'x'; (4 << 20) + 1], 413, "too-big"),
     ];
     for (n, (method, path, form, body, status, name)) in cases.into_iter().enumerate() {
         let answer = request(&at, method, path, &[("content-type", form)], &body);

@@ -1,11 +1,15 @@
 //! Bodies of requests: within a limit, at a pace, and never more of them in memory than there is room for.
+//!
+//! The pace is that of the bytes on the wire. The limit holds for them and, where they were encoded, once more for what
+//! they are decoded to.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream};
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::stream::{self, BoxStream};
+use futures_util::{Stream, StreamExt as _};
 use ionfs::limits::bytes_in_words;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
@@ -31,6 +35,9 @@ pub(super) enum BodyError {
     /// The connection broke, or its framing is wrong.
     #[error("the body broke off: {0}")]
     Broken(String),
+    /// It is not what its Content-Encoding says.
+    #[error("the body cannot be decoded as its Content-Encoding says: {0}")]
+    Undecodable(String),
     /// The memory for bodies is taken.
     #[error("the memory for request bodies is taken; send it again in a moment")]
     NoRoom,
@@ -41,53 +48,57 @@ impl From<BodyError> for Problem {
         let kind = match error {
             BodyError::TooBig(_) => Kind::TooBig,
             BodyError::Stalled(_) => Kind::TooSlow,
-            BodyError::Broken(_) => Kind::Malformed,
+            BodyError::Broken(_) | BodyError::Undecodable(_) => Kind::Malformed,
             BodyError::NoRoom => Kind::Busy,
         };
         Self::new(kind, error.to_string())
     }
 }
 
+/// Pieces of a body as they come.
+pub(super) type PieceStream = BoxStream<'static, Result<Bytes, BodyError>>;
+
 /// A body that is read piece by piece.
-#[derive(Debug)]
 pub(super) struct Incoming {
-    body: BodyDataStream,
+    source: Source,
     most: u64,
     left: u64,
-    stall: Duration,
-    /// How long its sender has been waited for, and what came meanwhile.
-    waited: Duration,
-    brought: u64,
+    /// Room for the buffers of decoders, as long as they are there.
+    _memory: Option<Reserved>,
+}
+
+/// Where the pieces of a body come from.
+enum Source {
+    /// From its sender.
+    Sent(Sent),
+    /// From a decoder.
+    Decoded(PieceStream),
 }
 
 impl Incoming {
     /// A body of at most so many bytes, whose sender may be waited for so long.
     pub(super) fn new(body: Body, most: u64, stall: Duration) -> Self {
         let body = body.into_data_stream();
-        Self { body, most, left: most, stall, waited: Duration::ZERO, brought: 0 }
+        let sent = Sent { body, stall, waited: Duration::ZERO, brought: 0 };
+        Self { source: Source::Sent(sent), most, left: most, _memory: None }
+    }
+
+    /// What `decode` makes of it, of at most as many bytes.
+    pub(super) fn decoded(self, decode: impl FnOnce(PieceStream) -> PieceStream, memory: Reserved) -> Self {
+        let most = self.most;
+        let source = Source::Decoded(decode(self.pieces().boxed()));
+        Self { source, most, left: most, _memory: Some(memory) }
     }
 
     /// The next piece; none at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
-        loop {
-            let begun = Instant::now();
-            let next = timeout(self.stall.saturating_sub(self.waited), self.body.next()).await;
-            self.waited += begun.elapsed();
-            let piece = match next {
-                Err(_) if self.brought >= PACE => {
-                    (self.waited, self.brought) = (Duration::ZERO, 0);
-                    continue;
-                }
-                Err(_) => return Err(BodyError::Stalled(self.stall)),
-                Ok(None) => return Ok(None),
-                Ok(Some(Err(error))) => return Err(BodyError::Broken(ionfs::errors::chain(&error))),
-                Ok(Some(Ok(piece))) => piece,
-            };
-            let length = piece.len() as u64;
-            self.left = self.left.checked_sub(length).ok_or(BodyError::TooBig(self.most))?;
-            self.brought += length;
-            return Ok(Some(piece));
-        }
+        let piece = match &mut self.source {
+            Source::Sent(sent) => sent.next().await?,
+            Source::Decoded(pieces) => pieces.next().await.transpose()?,
+        };
+        let length = piece.as_ref().map_or(0, |piece| piece.len() as u64);
+        self.left = self.left.checked_sub(length).ok_or(BodyError::TooBig(self.most))?;
+        Ok(piece)
     }
 
     /// The pieces as they come, one each time it is polled: who gathers all that is ready gets no more than that.
@@ -111,7 +122,38 @@ impl Incoming {
     }
 }
 
-/// The memory for all bodies that are read whole.
+/// What a sender sends, and how long it was waited for.
+struct Sent {
+    body: BodyDataStream,
+    stall: Duration,
+    /// How long its sender has been waited for, and what came meanwhile.
+    waited: Duration,
+    brought: u64,
+}
+
+impl Sent {
+    async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
+        loop {
+            let begun = Instant::now();
+            let next = timeout(self.stall.saturating_sub(self.waited), self.body.next()).await;
+            self.waited += begun.elapsed();
+            let piece = match next {
+                Err(_) if self.brought >= PACE => {
+                    (self.waited, self.brought) = (Duration::ZERO, 0);
+                    continue;
+                }
+                Err(_) => return Err(BodyError::Stalled(self.stall)),
+                Ok(None) => return Ok(None),
+                Ok(Some(Err(error))) => return Err(BodyError::Broken(ionfs::errors::chain(&error))),
+                Ok(Some(Ok(piece))) => piece,
+            };
+            self.brought += piece.len() as u64;
+            return Ok(Some(piece));
+        }
+    }
+}
+
+/// The memory for all bodies that are read whole, and for decoders.
 #[derive(Clone, Debug)]
 pub(super) struct Room(Arc<Semaphore>);
 

@@ -81,6 +81,7 @@ pub(super) fn routes() -> Vec<Route> {
             })),
             "400": openapi::problem("The body is not what it has to be."),
             "413": openapi::problem("The body is too long."),
+            "415": openapi::unknown_encoding("The body has an encoding that is not known."),
             "422": openapi::problem("The key was used for another body."),
         },
     });
@@ -136,7 +137,7 @@ pub(super) fn routes() -> Vec<Route> {
             "408": openapi::problem("The body did not go on."),
             "409": openapi::problem("A CloudEvent of this source and id is there and says something else."),
             "413": openapi::problem("The body, its values or its files are too much."),
-            "415": openapi::problem("The body is in another form."),
+            "415": openapi::unknown_encoding("The body is in another form, or has an encoding that is not known."),
             "422": openapi::problem("The event is refused, or the key was used for another body."),
             "507": openapi::problem("The gateway's disk is full."),
         },
@@ -335,7 +336,7 @@ async fn front_api(
     body: Body,
 ) -> Result<Response, Problem> {
     let same = Sameness::of(&headers)?;
-    let held = gate.body_of_values(body).whole(&gate.room).await?;
+    let held = gate.body_of_values(&headers, body)?.whole(&gate.room).await?;
     let wanted =
         |why: String| Problem::new(Kind::Malformed, format!("{{\"url\": \"...\"}} is needed: {why}"));
     let link: NewLink = serde_json::from_slice(held.bytes()).map_err(|error| wanted(error.to_string()))?;
@@ -397,19 +398,19 @@ async fn take(
             let mut uploads = uploads(&ids, gate);
             let mut data = attributes.values;
             if is_json {
-                let held = gate.body_of_values(body).whole(&gate.room).await?;
+                let held = gate.body_of_values(headers, body)?.whole(&gate.room).await?;
                 match held.bytes().trim_ascii_start().first() {
                     Some(b'{') => data.extend(values_of(held.bytes(), limits)?),
                     Some(_) => uploads.take_bytes(DATA, held.bytes().to_vec()).await?,
                     None => {}
                 }
             } else {
-                uploads.take_body(DATA, gate.body_of_files(body)).await?;
+                uploads.take_body(DATA, gate.body_of_files(headers, body)?).await?;
             }
             (same, Made::new(event_type, ids, data), uploads)
         }
         Form::Structured => {
-            let held = gate.body_of_values(body).whole(&gate.room).await?;
+            let held = gate.body_of_values(headers, body)?.whole(&gate.room).await?;
             let (attributes, carried) = cloudevent::read_structured(held.bytes(), limits)?;
             let same = same.or_of(&attributes);
             let ids = same.ids(sender);
@@ -424,12 +425,12 @@ async fn take(
         Form::Multipart(boundary) => {
             let ids = same.ids(sender);
             let mut uploads = uploads(&ids, gate);
-            let data = uploads.take_form(gate.body_of_files(body), &boundary).await?;
+            let data = uploads.take_form(gate.body_of_files(headers, body)?, &boundary).await?;
             (same, Made::new(event_type, ids, data), uploads)
         }
         Form::Values | Form::Unsaid => {
             let ids = same.ids(sender);
-            let held = gate.body_of_values(body).whole(&gate.room).await?;
+            let held = gate.body_of_values(headers, body)?.whole(&gate.room).await?;
             let data = match (&form, held.bytes()) {
                 (Form::Unsaid, b"") => vec![],
                 (Form::Unsaid, _) => return Err(wrong_form("no Content-Type")),

@@ -33,6 +33,15 @@ pub(super) fn problem(description: &str) -> Value {
     json!({"description": description, "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}})
 }
 
+/// An answer of 415, which may name the encodings that are known.
+pub(super) fn unknown_encoding(description: &str) -> Value {
+    let mut answer = problem(description);
+    answer["headers"] = json!({"Accept-Encoding": {
+        "description": "The encodings that are known, if that is what is wrong.", "schema": {"type": "string"},
+    }});
+    answer
+}
+
 /// The parameter `wait`.
 pub(super) fn wait_parameter() -> Value {
     json!({

@@ -26,6 +26,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep_until};
 
 use super::auth::Scope;
+use super::body::Incoming;
 use super::problem::{Kind, Problem};
 use super::route::{Access, InPath, Route, query};
 use super::{Shared, file, intake, openapi};
@@ -95,6 +96,7 @@ pub(super) fn routes() -> Vec<Route> {
                 "404": openapi::problem("There is no such chain."),
                 "408": openapi::problem("The body did not go on."),
                 "413": openapi::problem("The body is too long."),
+                "415": openapi::unknown_encoding("The body has an encoding that is not known."),
                 "502": openapi::problem(
                     "A link failed: `link`, `linkId`, `job`, `exitCode` and `stderr` say which and how.",
                 ),
@@ -123,6 +125,7 @@ async fn send_through(
     if let Some(portal) = &gate.portal
         && let Some(module) = portal.modules.get(&name)
     {
+        let body = gate.body_of_files(&headers, body)?;
         let running = begin(&gate, portal, module.clone(), ids, body).await?;
         return match version {
             Version::HTTP_09 | Version::HTTP_10 => whole_answer(&gate, running).await,
@@ -140,7 +143,7 @@ async fn send_through(
             return Err(Problem::new(Kind::NotFound, detail));
         }
     };
-    run_elsewhere(&gate, module, ids, body).await
+    run_elsewhere(&gate, module, ids, gate.body_of_files(&headers, body)?).await
 }
 
 /// The event that begins a run.
@@ -192,13 +195,13 @@ async fn begin(
     portal: &Portal,
     module: Arc<Module>,
     ids: (EventId, CorrelationId),
-    body: Body,
+    body: Incoming,
 ) -> Result<RunHere, Problem> {
     let event = first_event(gate, &module, ids, vec![]).await?;
     let correlation = event.context.correlation_id.clone();
     let broke: Arc<Mutex<Option<Problem>>> = Arc::default();
     let noted = broke.clone();
-    let input = gate.body_of_files(body).pieces().map_err(move |error| {
+    let input = body.pieces().map_err(move |error| {
         let said = std::io::Error::other(error.to_string());
         *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.into());
         said
@@ -325,7 +328,7 @@ async fn run_elsewhere(
     gate: &Shared,
     module: Module,
     ids: (EventId, CorrelationId),
-    body: Body,
+    body: Incoming,
 ) -> Result<Response, Problem> {
     let served = async { gate.served.lock().await.look(&gate.ledger).await };
     if !gate.in_time(served).await?.contains(&module.name) {
@@ -334,7 +337,7 @@ async fn run_elsewhere(
     }
     let correlation = ids.1.clone();
     let mut uploads = intake::uploads(&ids, gate);
-    uploads.take_body(STDIN, gate.body_of_files(body)).await?;
+    uploads.take_body(STDIN, body).await?;
     let event = first_event(gate, &module, ids, uploads.entries().to_vec()).await?;
     intake::publish(gate, &event, &mut uploads).await?;
     let job = JobId::derive(&event.id, &module.name);

@@ -46,6 +46,8 @@ pub(super) enum Kind {
     TooBig,
     /// Its body is in a form that is not read.
     WrongForm,
+    /// Its body has an encoding that is not known.
+    UnknownEncoding,
     /// The file has no such bytes.
     NoSuchRange,
     /// It is for a host that this is not.
@@ -73,7 +75,7 @@ pub(super) enum Kind {
 impl Kind {
     /// All of them.
     #[cfg(test)]
-    pub(super) const ALL: [Self; 22] = [
+    pub(super) const ALL: [Self; 23] = [
         Self::Malformed,
         Self::TokenNeeded,
         Self::ScopeNeeded,
@@ -85,6 +87,7 @@ impl Kind {
         Self::Changed,
         Self::TooBig,
         Self::WrongForm,
+        Self::UnknownEncoding,
         Self::NoSuchRange,
         Self::ForeignHost,
         Self::Refused,
@@ -115,6 +118,9 @@ impl Kind {
             Self::TooBig => (StatusCode::PAYLOAD_TOO_LARGE, "too-big", "The request is too big"),
             Self::WrongForm => {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, "wrong-form", "The body's form is not read")
+            }
+            Self::UnknownEncoding => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unknown-encoding", "The body's encoding is not known")
             }
             Self::NoSuchRange => {
                 (StatusCode::RANGE_NOT_SATISFIABLE, "no-such-range", "The file has no such bytes")

@@ -26,6 +26,7 @@ use tokio::io::AsyncWriteExt as _;
 use super::Shared;
 use super::body::{BodyError, Incoming, Reserved};
 use super::disposition::Disposition;
+use super::encoding;
 use super::problem::{Kind, Problem};
 
 /// Bytes that may come before anything is made of them: a part's head, or what stands before the first part, is held in
@@ -155,6 +156,7 @@ impl Uploads {
         while let Some(field) = form.next_field().await.map_err(form_problem)? {
             since.store(0, Ordering::Relaxed);
             let mut field = Part { field, since: &since };
+            encoding::check_part(field.field.headers())?;
             let said = field.field.headers().get(CONTENT_DISPOSITION);
             let called = said.map(|said| Disposition::of(said.as_bytes())).unwrap_or_default();
             match (called.file_name, called.name) {
