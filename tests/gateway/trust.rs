@@ -131,6 +131,8 @@ fn a_request_that_does_not_name_one_host_is_refused() {
         send(&format!("GET /healthz HTTP/1.1\r\nhost: evil.example@{at}")).problem(400, "malformed");
         let absolute = format!("GET http://evil.example/healthz HTTP/1.1\r\nhost: {at}");
         send(&absolute).problem(421, "foreign-host");
+        let absolute = format!("GET http://evil.example@{at}/healthz HTTP/1.1\r\nhost: {at}");
+        send(&absolute).problem(400, "malformed");
         let absolute = format!("GET http://{at}/healthz HTTP/1.1\r\nhost: evil.example");
         send(&absolute).problem(421, "foreign-host");
     }

@@ -280,6 +280,10 @@ impl Hosts {
         let host = host_of(request)?;
         // A request that names its host in its first line as well: what a proxy reads there, we must not pass over.
         let in_target = request.uri().authority().map(Authority::as_str);
+        if in_target.is_some_and(|named| named.contains('@')) {
+            let detail = "the request's first line names a user before the host; leave it out";
+            return Err(Problem::new(Kind::Malformed, detail));
+        }
         for named in [Some(host), in_target].into_iter().flatten() {
             let authority = named.parse::<Authority>().ok();
             let name = authority.as_ref().map_or("", Authority::host);
@@ -447,6 +451,9 @@ mod tests {
         assert_eq!(kind(&closed, "http://evil.example/healthz", &local), Some(Kind::ForeignHost));
         assert_eq!(kind(&closed, "http://localhost/", &[("host", "evil.example")]), Some(Kind::ForeignHost));
         assert_eq!(kind(&open, "http://any.example/healthz", &local), None);
+        for hosts in [&closed, &open] {
+            assert_eq!(kind(hosts, "http://evil.example@localhost:8080/", &local), Some(Kind::Malformed));
+        }
         let mut old = request(Method::GET, "/", &[]);
         *old.version_mut() = Version::HTTP_10;
         assert!(open.admit(&old).is_ok());
