@@ -7,7 +7,7 @@
 //! | `problem` | what went wrong, as RFC 9457 has it said |
 //! | `route`, `openapi` | what a route is; the document made of all of them |
 //! | `body`, `encoding`, `upload` | bodies at a pace and within limits; what they are decoded to; files on their way to the store |
-//! | `intake`, `cloudevent` | requests become events |
+//! | `intake`, `form`, `cloudevent`, `batch` | requests become events: in which form, and how many |
 //! | `trace`, `looks`, `file`, `log` | what came of them, to be read; one look for all who wait |
 //! | `portal` | payloads through chains |
 //! | `vitals` | health, readiness, numbers; also for `--metrics` alone |
@@ -19,12 +19,14 @@
 //! The gateway holds nothing in memory that is not in the stores: any number of them serve one plane, and each may be killed.
 
 mod auth;
+mod batch;
 mod body;
 mod cancel;
 mod cloudevent;
 mod disposition;
 mod encoding;
 mod file;
+mod form;
 mod intake;
 mod log;
 mod looks;

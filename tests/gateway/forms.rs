@@ -152,3 +152,159 @@ fn encoded_bodies_are_decoded_within_the_limits_of_plain_ones() {
     wait_for("what no event names to be removed", || files_below(&home.state().join("blobs")) == events + 1);
     assert_eq!(daemon.stop(), Some(0));
 }
+
+/// What a browser's form, `curl --data-urlencode` and programs that have a JSON type of their own send.
+#[test]
+fn values_come_as_forms_and_in_every_kind_of_json() {
+    let home = Home::new();
+    let (daemon, at) = gateway(&home, &[]);
+    let values = |form: &str, body: &[u8]| {
+        let event = event(&at, post(&at, "/events/t", form, body));
+        let pairs = event["data"].as_array().unwrap().clone();
+        let pair = |pair: &Value| (text(pair, "key").to_owned(), text(pair, "value").to_owned());
+        pairs.iter().map(pair).collect::<Vec<_>>()
+    };
+    let pairs = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    };
+    let form = "application/x-www-form-urlencoded";
+    let body = b"a=1&a=2&two+words=%C3%A4+%F0%9F%98%80&empty=&alone&x=a%3Db%26c";
+    let expected = [("a", "1"), ("a", "2"), ("two words", "\u{e4} \u{1f600}"), ("empty", ""), ("alone", "")];
+    let expected = pairs(&[&expected[..], &[("x", "a=b&c")]].concat());
+    assert_eq!(values(form, body), expected);
+    assert_eq!(values(&format!("{form}; charset=ISO-8859-1"), b"%E4=%F6"), pairs(&[("\u{e4}", "\u{f6}")]));
+    assert_eq!(values(form, b""), pairs(&[]), "a form in which nothing was filled in");
+    // As much as an event may have, though each of its bytes takes three.
+    let most = "\u{e4}".repeat((1 << 19) - 10);
+    let escaped = format!("v={}", "%C3%A4".repeat((1 << 19) - 10));
+    assert_eq!(values(form, escaped.as_bytes()), pairs(&[("v", &most)]));
+    let escaped = format!("{{\"v\": \"{}\"}}", "\\u00e4".repeat((1 << 19) - 10));
+    assert_eq!(values("application/json", escaped.as_bytes()), pairs(&[("v", &most)]));
+    post(&at, "/events/t", form, format!("v={}", "a".repeat(1 << 20)).as_bytes()).problem(413, "too-big");
+    post(&at, "/events/t", form, "a&".repeat(10_001).as_bytes()).problem(413, "too-big");
+
+    let with_mark = b"\xef\xbb\xbf{\"a\": 1}";
+    for json in ["application/json", "text/json", "application/vnd.x.y+json; v=2", "application/ld+json"] {
+        assert_eq!(values(json, b"{\"a\": 1}"), pairs(&[("a", "1")]), "{json}");
+        assert_eq!(values(json, with_mark), pairs(&[("a", "1")]), "{json} with a byte order mark");
+    }
+    let utf_16: Vec<u8> = "\u{feff}{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let problem = post(&at, "/events/t", "application/json", &utf_16).problem(400, "malformed");
+    assert!(text(&problem, "detail").contains("UTF-16"), "{problem}");
+    request(&at, "POST", "/", &[], b"\xef\xbb\xbf{\"url\": \"x\"}").says(200);
+    let cloudevent = json!({"specversion": "1.0", "id": "7", "source": "s", "type": "t", "data": {"n": 1}});
+    let marked = [b"\xef\xbb\xbf", cloudevent.to_string().as_bytes()].concat();
+    assert!(values("application/cloudevents+json", &marked).contains(&("n".into(), "1".into())));
+    // A document that names its form is not the data of headers beside it.
+    let headers = [
+        ("content-type", "application/cloudevents+json"),
+        ("ce-specversion", "1.0"),
+        ("ce-id", "8"),
+        ("ce-source", "s"),
+        ("ce-type", "t"),
+    ];
+    let same = request(&at, "POST", "/events/t", &headers, &marked).says(202);
+    let again = post(&at, "/events/t", headers[0].1, &marked).says(202);
+    assert_eq!(same["eventId"], again["eventId"]);
+    let binary = [&[("content-type", "application/vnd.x+json")], &headers[1..]].concat();
+    let event = event(&at, request(&at, "POST", "/events/t", &binary, with_mark));
+    assert!(event["data"].as_array().unwrap().contains(&json!({"key": "a", "value": "1"})), "{event}");
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn an_array_is_an_event_for_each_and_all_or_none_of_them() {
+    let home = Home::new();
+    home.program("note", "#!/bin/sh\ntest \"$(cat /ion/in/meta/n)\" != 2\n");
+    let (daemon, at) = up(&home, "  note: {on: [t], run: [./note], retries: 0}\n");
+    let send = |path: &str, key: &str, body: &Value| {
+        let mut headers = vec![("content-type", "application/json")];
+        if !key.is_empty() {
+            headers.push(("idempotency-key", key));
+        }
+        request(&at, "POST", path, &headers, body.to_string().as_bytes())
+    };
+    let three = json!([{"n": 1}, {"n": 2, "x": "y"}, {"n": 3}]);
+    let told = send("/events/t?wait=60s", "", &three).says(200);
+    let events = told["events"].as_array().unwrap().clone();
+    let outcomes: Vec<&str> = events.iter().map(|event| text(event, "outcome")).collect();
+    assert_eq!(outcomes, ["succeeded", "failed", "succeeded"], "{told}");
+    let second = get(&at, &format!("/events/{}", text(&events[1], "eventId"))).says(200);
+    assert_eq!(second["data"], json!([{"key": "n", "value": "2"}, {"key": "x", "value": "y"}]));
+    let correlations: std::collections::HashSet<&str> =
+        events.iter().map(|event| text(event, "correlationId")).collect();
+    assert_eq!(correlations.len(), 3, "each is the first of its own");
+    assert_eq!(send("/events/t", "", &json!([])).says(202), json!({"events": []}));
+    // With a key it may be sent again.
+    let first = send("/events/t", "k", &three).says(202);
+    assert_eq!(send("/events/t", "k", &three).says(202), first);
+    // An event that says something else is refused, and those beside it are as they were.
+    let other = json!([{"n": 1}, {"n": 5}, {"n": 3}, {"n": 4}]);
+    let problem = send("/events/t", "k", &other).problem(422, "key-reused");
+    assert_eq!(problem["index"], 1, "{problem}");
+    assert_eq!(problem["events"][0]["eventId"], first["events"][0]["eventId"]);
+    assert_eq!(text(&problem["events"][1]["problem"], "type"), "urn:ion:problem:key-reused");
+    assert!(problem["events"][3]["eventId"].is_string(), "{problem}");
+    wait_for("all jobs", || home.jobs().len() == 7);
+    // One that cannot be an event: none of them is.
+    for (wrong, status, kind) in [
+        (json!([{"n": 1}, 2]), 400, "malformed"),
+        (json!([{"n": 1}, {"files": ["x"]}]), 422, "refused"),
+        (json!([{"n": 1}, {"v": "x".repeat((1 << 20) + 1)}]), 413, "too-big"),
+        (json!([{"n": 1}, [{"key": "n", "value": "1"}]]), 400, "malformed"),
+    ] {
+        let problem = send("/events/t", "", &wrong).problem(status, kind);
+        assert_eq!(problem["index"], 1, "{problem}");
+    }
+    send("/events/t", "", &json!(vec![json!({}); 201])).problem(413, "too-big");
+    // Ion's own list of values is no batch; which of both was meant cannot be known.
+    send("/events/t", "", &json!([{"key": "a", "value": "b"}])).problem(400, "malformed");
+    post(&at, "/events/t", "application/json", b"[{\"n\": 1},").problem(400, "malformed");
+    assert_eq!(
+        send("/events/other", "", &json!(vec![json!({}); 200])).says(202)["events"][199]["type"],
+        "other"
+    );
+    assert_eq!(home.jobs().len(), 7, "nothing of what was refused has run");
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn a_batch_of_cloudevents_is_an_event_for_each_and_may_be_sent_again() {
+    let home = Home::new();
+    let (daemon, at) = gateway(&home, &[]);
+    let one = |id: &str, data: Value| json!({"specversion": "1.0", "id": id, "source": "/s", "type": "t", "data": data});
+    let send = |batch: &Value| {
+        post(&at, "/events/t", "application/cloudevents-batch+json", batch.to_string().as_bytes())
+    };
+    let batch = json!([one("1", json!({"n": 1})), one("2", json!([1, 2])), one("1", json!({"n": 1}))]);
+    let made = send(&batch).says(202);
+    let ids: Vec<&str> =
+        made["events"].as_array().unwrap().iter().map(|event| text(event, "eventId")).collect();
+    assert_eq!((ids.len(), ids[0]), (3, ids[2]), "one that is there twice is one event: {made}");
+    assert_eq!(get(&at, &format!("/events/{}/data/data", ids[1])).text(), "[1,2]");
+    assert_eq!(send(&batch).says(202), made);
+    // The same as each would be alone.
+    let alone = post(
+        &at,
+        "/events/t",
+        "application/cloudevents+json",
+        one("1", json!({"n": 1})).to_string().as_bytes(),
+    );
+    assert_eq!(text(&alone.says(202), "eventId"), ids[0]);
+    let before = home.run(["--json", "trace"]).stdout;
+    for (wrong, status, kind) in [
+        (json!([one("3", json!({})), {"specversion": "1.0"}]), 400, "malformed"),
+        (json!([one("3", json!({})), one("3", json!({"n": 1}))]), 409, "differs"),
+        (json!([one("3", json!({})), one("4", json!({"eventType": "x"}))]), 422, "refused"),
+    ] {
+        let problem = send(&wrong).problem(status, kind);
+        assert_eq!(problem["index"], 1, "{problem}");
+    }
+    assert_eq!(home.run(["--json", "trace"]).stdout, before, "nothing of them is an event");
+    let problem = send(&json!([one("5", json!({})), one("1", json!({"n": 2}))])).problem(409, "differs");
+    assert!(problem["events"][0]["eventId"].is_string(), "{problem}");
+    assert_eq!(text(&problem["events"][1]["problem"], "eventId"), ids[0], "{problem}");
+    send(&json!({})).problem(400, "malformed");
+    assert_eq!(send(&json!([])).says(202), json!({"events": []}));
+    assert_eq!(daemon.stop(), Some(0));
+}

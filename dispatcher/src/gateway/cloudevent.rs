@@ -21,6 +21,9 @@ use super::problem::{Kind, Problem};
 /// The media type of structured mode.
 pub(super) const STRUCTURED: &str = "application/cloudevents+json";
 
+/// The media type of several in structured mode.
+pub(super) const BATCH: &str = "application/cloudevents-batch+json";
+
 /// Before each attribute's name.
 const PREFIX: &str = "ce-";
 
@@ -153,8 +156,12 @@ struct Files {
 
 /// The members of a JSON object as values; those that are no strings as their JSON text.
 pub(super) fn values_of(object: &[u8], limits: &Limits) -> Result<Vec<KeyValue>, Problem> {
+    let begins = object.trim_ascii_start().first();
+    if begins.is_some_and(|&byte| byte != b'{') {
+        return Err(malformed("a JSON object is needed; its members are the values".into()));
+    }
     match parse_within(object, limits) {
-        Parsed::Complete(file) if object.trim_ascii_start().starts_with(b"{") => {
+        Parsed::Complete(file) => {
             // Also those that name nothing; several of them are more than can be read.
             let files = serde_json::from_slice::<Files>(object);
             let named = match (&file.event_type, files) {
@@ -168,10 +175,7 @@ pub(super) fn values_of(object: &[u8], limits: &Limits) -> Result<Vec<KeyValue>,
             }
         }
         Parsed::Empty => Err(malformed("the body is empty; {} is an event without values".into())),
-        Parsed::Complete(_) => {
-            Err(malformed("the body is no JSON object; its members would be the values".into()))
-        }
-        Parsed::Incomplete => Err(malformed("the JSON object of the body is cut off".into())),
+        Parsed::Incomplete => Err(malformed("the JSON object is cut off".into())),
         Parsed::Invalid(reason) => Err(malformed(reason)),
         Parsed::TooBig(reason) => Err(Problem::new(Kind::TooBig, reason)),
     }

@@ -31,13 +31,14 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::auth::{Principal, Scope};
-use super::cloudevent::{self, Attributes, Carried, DATA, STRUCTURED, values_of};
+use super::cloudevent::{Attributes, BATCH, STRUCTURED};
+use super::form::{self, OneEvent, Read, json_text};
 use super::looks::Need;
 use super::problem::{Kind, Problem};
 use super::route::{Access, InPath, Route, query};
 use super::trace::{self, wait_in};
 use super::upload::Uploads;
-use super::{Shared, json_answer, openapi};
+use super::{Shared, batch, json_answer, openapi};
 use crate::first::FirstEvent;
 use crate::progress::Verdict;
 
@@ -85,7 +86,23 @@ pub(super) fn routes() -> Vec<Route> {
             "422": openapi::problem("The key was used for another body."),
         },
     });
-    let made = json!({"$ref": "#/components/schemas/Made"});
+    let made =
+        json!({"anyOf": [{"$ref": "#/components/schemas/Made"}, {"$ref": "#/components/schemas/MadeBatch"}]});
+    let values = json!({
+        "type": "object", "description": "Values; those that are no strings are kept as their JSON text.",
+        "propertyNames": {"not": {"enum": ["eventType", "files"]}},
+    });
+    let cloudevent = json!({
+        "type": "object", "required": ["specversion", "id", "source", "type"], "properties": {
+            "specversion": {"const": "1.0"}, "id": {"type": "string", "minLength": 1},
+            "source": {"type": "string", "minLength": 1}, "type": {"type": "string", "minLength": 1},
+            "data": {"propertyNames": {"not": {"enum": ["eventType", "files"]}}},
+            "data_base64": {"type": ["string", "null"], "pattern": "^([A-Za-z0-9+/]{4})*$"},
+        },
+        "propertyNames": {"pattern": "^([a-z0-9]+|data_base64)$"},
+        "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
+        "not": {"required": ["data", "data_base64"]},
+    });
     let links = json!({
         "event": {"operationId": "event", "parameters": {"event": "$response.body#/eventId"}},
         "correlation": {"operationId": "correlation", "parameters": {"correlation": "$response.body#/correlationId"}},
@@ -95,23 +112,30 @@ pub(super) fn routes() -> Vec<Route> {
         made.clone(),
     );
     accepted["headers"] = json!({"Location": {
-        "description": "Its correlation.", "required": true, "schema": {"type": "string"},
+        "description": "Its correlation; of a batch the answer names each.", "schema": {"type": "string"},
     }});
     accepted["links"] = links.clone();
     let mut ended = openapi::json_answer("With `wait`: all that came of it has ended.", made);
     ended["links"] = links;
     let create = json!({
         "operationId": "createEvent", "summary": "Create an event, and start every module that subscribes to its type",
-        "description": "JSON values, a form with files, or a CloudEvent in binary or structured mode.",
+        "description":
+            "JSON values, a form with files or without, or a CloudEvent in binary or structured mode; an array or a batch \
+             of them is an event for each. Bodies may be encoded: gzip, deflate, zstd.",
         "parameters": [
             {"name": "event", "in": "path", "required": true, "description": "The event type.",
              "schema": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"}, "example": "new_text"},
             openapi::wait_parameter(), key,
         ],
         "requestBody": {"content": {
-            "application/json": {"schema": {
-                "type": "object", "description": "Values; those that are no strings are kept as their JSON text.",
-                "propertyNames": {"not": {"enum": ["eventType", "files"]}},
+            "application/json": {"schema": {"anyOf": [values, {
+                "type": "array", "description": "An event for each.", "items": values, "maxItems": batch::EVENTS_MAX,
+                // What could be one event's values as well.
+                "not": {"minItems": 1, "items": {"required": ["key", "value"], "maxProperties": 2}},
+            }]}},
+            "application/x-www-form-urlencoded": {"schema": {
+                "type": "object", "description": "Values.", "propertyNames": {"minLength": 1},
+                "additionalProperties": {"type": "string"},
             }},
             "multipart/form-data": {"schema": {
                 "type": "object", "description": "Parts with a file name are files, the others values.",
@@ -119,17 +143,8 @@ pub(super) fn routes() -> Vec<Route> {
                 "propertyNames": {"pattern": "^[^\\u0000-\\u0008\\u000b\\u000c\\u000e-\\u001f\\u007f]+$"},
                 "properties": {"file": {"contentMediaType": "application/octet-stream"}, "note": {}},
             }},
-            STRUCTURED: {"schema": {
-                "type": "object", "required": ["specversion", "id", "source", "type"], "properties": {
-                    "specversion": {"const": "1.0"}, "id": {"type": "string", "minLength": 1},
-                    "source": {"type": "string", "minLength": 1}, "type": {"type": "string", "minLength": 1},
-                    "data": {"propertyNames": {"not": {"enum": ["eventType", "files"]}}},
-                    "data_base64": {"type": ["string", "null"], "pattern": "^([A-Za-z0-9+/]{4})*$"},
-                },
-                "propertyNames": {"pattern": "^([a-z0-9]+|data_base64)$"},
-                "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
-                "not": {"required": ["data", "data_base64"]},
-            }},
+            STRUCTURED: {"schema": cloudevent},
+            BATCH: {"schema": {"type": "array", "items": cloudevent, "maxItems": batch::EVENTS_MAX}},
         }},
         "responses": {
             "200": ended, "202": accepted,
@@ -161,11 +176,21 @@ pub(super) fn schema() -> Value {
     })
 }
 
+/// The same for several.
+pub(super) fn batch_schema() -> Value {
+    json!({
+        "type": "object", "required": ["events"],
+        "properties": {"events": {"type": "array", "items": {"$ref": "#/components/schemas/Made"}}},
+    })
+}
+
 /// What makes two requests one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Sameness {
+pub(super) enum Sameness {
     /// The sender's key.
     Key(String),
+    /// The sender's key for a batch, and the place in it.
+    KeyAt(String, usize),
     /// A CloudEvent's source and id.
     Cloud(String, String),
     /// Nothing: each request is an event of its own.
@@ -190,17 +215,26 @@ impl Sameness {
         if fits && !bare.contains(['"', '\\']) { Ok(Self::Key(bare.to_owned())) } else { Err(wrong()) }
     }
 
-    fn or_of(self, cloud: &Attributes) -> Self {
+    pub(super) fn or_of(self, cloud: &Attributes) -> Self {
         match self {
             Self::None => Self::Cloud(cloud.source.clone(), cloud.id.clone()),
             key => key,
         }
     }
 
+    /// That of the event at this place of a batch.
+    pub(super) fn at(&self, place: usize) -> Self {
+        match self {
+            Self::Key(key) => Self::KeyAt(key.clone(), place),
+            other => other.clone(),
+        }
+    }
+
     /// The ids of the event and of its correlation. Those of a key are the sender's own: nobody else's key meets them.
-    fn ids(&self, sender: &Principal) -> (EventId, CorrelationId) {
+    pub(super) fn ids(&self, sender: &Principal) -> (EventId, CorrelationId) {
         let parts = match self {
             Self::Key(key) => json!([NAME, "key", sender.name, key]),
+            Self::KeyAt(key, place) => json!([NAME, "key", sender.name, key, place]),
             Self::Cloud(source, id) => json!([NAME, "cloudevent", sender.name, source, id]),
             Self::None => return (EventId::random(), CorrelationId::random()),
         };
@@ -211,32 +245,47 @@ impl Sameness {
 }
 
 /// What a request says of the event, before its files.
-struct Made {
-    id: EventId,
+pub(super) struct Made {
+    pub(super) id: EventId,
     correlation_id: CorrelationId,
     name: &'static str,
     parent: &'static str,
     event_type: String,
-    data: Vec<KeyValue>,
+    pub(super) data: Vec<KeyValue>,
 }
 
 impl Made {
-    fn new(event_type: &str, (id, correlation_id): (EventId, CorrelationId), data: Vec<KeyValue>) -> Self {
+    pub(super) fn new(
+        event_type: &str,
+        (id, correlation_id): (EventId, CorrelationId),
+        data: Vec<KeyValue>,
+    ) -> Self {
         Self { id, correlation_id, name: NAME, parent: "", event_type: event_type.to_owned(), data }
     }
 }
 
-/// Commits an event; gives its document.
-async fn commit(gate: &Shared, made: Made, mut uploads: Uploads, same: &Sameness) -> Result<Event, Problem> {
+/// Refuses more values than an event may have.
+pub(super) fn check_values(gate: &Shared, data: &[KeyValue]) -> Result<(), Problem> {
     let limits = &gate.node.settings.limits;
-    let bytes: u64 = made.data.iter().map(|pair| (pair.key.len() + pair.value.len()) as u64).sum();
-    if bytes > limits.event_value_bytes || made.data.len() as u64 > limits.event_values {
+    let bytes: u64 = data.iter().map(|pair| (pair.key.len() + pair.value.len()) as u64).sum();
+    if bytes > limits.event_value_bytes || data.len() as u64 > limits.event_values {
         let detail = format!(
             "an event may have {} values of {} bytes in all; put more into a file",
             limits.event_values, limits.event_value_bytes
         );
         return Err(Problem::new(Kind::TooBig, detail));
     }
+    Ok(())
+}
+
+/// Commits an event; gives its document.
+pub(super) async fn commit(
+    gate: &Shared,
+    made: Made,
+    mut uploads: Uploads,
+    same: &Sameness,
+) -> Result<Event, Problem> {
+    check_values(gate, &made.data)?;
     let first = FirstEvent {
         id: made.id,
         correlation_id: made.correlation_id,
@@ -262,7 +311,7 @@ async fn commit(gate: &Shared, made: Made, mut uploads: Uploads, same: &Sameness
         (Err(Refusal::Differs(id)), same) => {
             uploads.are_not_named();
             Err(match same {
-                Sameness::Key(key) => Problem::new(
+                Sameness::Key(key) | Sameness::KeyAt(key, _) => Problem::new(
                     Kind::KeyReused,
                     format!("Idempotency-Key {key:?} was used for event {id}, which says something else; use a new key"),
                 ),
@@ -339,7 +388,8 @@ async fn front_api(
     let held = gate.body_of_values(&headers, body)?.whole(&gate.room).await?;
     let wanted =
         |why: String| Problem::new(Kind::Malformed, format!("{{\"url\": \"...\"}} is needed: {why}"));
-    let link: NewLink = serde_json::from_slice(held.bytes()).map_err(|error| wanted(error.to_string()))?;
+    let link: NewLink =
+        serde_json::from_slice(json_text(held.bytes())?).map_err(|error| wanted(error.to_string()))?;
     if link.url.is_empty() {
         return Err(wanted("the url is empty".into()));
     }
@@ -370,128 +420,14 @@ async fn create_one(
     }
     let wait = wait_in(&query(asked.as_deref(), &["wait"])?)?;
     let same = Sameness::of(&headers)?;
-    let event = take(&gate, &sender, &event_type, same, &headers, body).await?;
-    answer(&gate, &sender, &event, wait).await
-}
-
-/// Reads a request's body in whichever form it is, and commits the event.
-async fn take(
-    gate: &Shared,
-    sender: &Principal,
-    event_type: &str,
-    same: Sameness,
-    headers: &HeaderMap,
-    body: Body,
-) -> Result<Event, Problem> {
-    let limits = &gate.node.settings.limits;
-    if let Some(length) =
-        headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok())
-        && gate.settings.upload_bytes_max < length
-    {
-        return Err(super::body::BodyError::TooBig(gate.settings.upload_bytes_max).into());
+    match form::read(&gate, &sender, &event_type, same, &headers, body).await? {
+        Read::One(one) => {
+            let OneEvent { made, uploads, same } = *one;
+            let event = commit(&gate, made, uploads, &same).await?;
+            answer(&gate, &sender, &event, wait).await
+        }
+        Read::Batch(batch) => batch.create(&gate, wait).await,
     }
-    let form = Form::of(headers)?;
-    let (same, made, uploads) = match form {
-        Form::Binary(attributes, is_json) => {
-            let same = same.or_of(&attributes);
-            let ids = same.ids(sender);
-            let mut uploads = uploads(&ids, gate);
-            let mut data = attributes.values;
-            if is_json {
-                let held = gate.body_of_values(headers, body)?.whole(&gate.room).await?;
-                match held.bytes().trim_ascii_start().first() {
-                    Some(b'{') => data.extend(values_of(held.bytes(), limits)?),
-                    Some(_) => uploads.take_bytes(DATA, held.bytes().to_vec()).await?,
-                    None => {}
-                }
-            } else {
-                uploads.take_body(DATA, gate.body_of_files(headers, body)?).await?;
-            }
-            (same, Made::new(event_type, ids, data), uploads)
-        }
-        Form::Structured => {
-            let held = gate.body_of_values(headers, body)?.whole(&gate.room).await?;
-            let (attributes, carried) = cloudevent::read_structured(held.bytes(), limits)?;
-            let same = same.or_of(&attributes);
-            let ids = same.ids(sender);
-            let mut uploads = uploads(&ids, gate);
-            let mut data = attributes.values;
-            match carried {
-                Carried::Values(values) => data.extend(values),
-                Carried::File(bytes) => uploads.take_bytes(DATA, bytes).await?,
-            }
-            (same, Made::new(event_type, ids, data), uploads)
-        }
-        Form::Multipart(boundary) => {
-            let ids = same.ids(sender);
-            let mut uploads = uploads(&ids, gate);
-            let data = uploads.take_form(gate.body_of_files(headers, body)?, &boundary).await?;
-            (same, Made::new(event_type, ids, data), uploads)
-        }
-        Form::Values | Form::Unsaid => {
-            let ids = same.ids(sender);
-            let held = gate.body_of_values(headers, body)?.whole(&gate.room).await?;
-            let data = match (&form, held.bytes()) {
-                (Form::Unsaid, b"") => vec![],
-                (Form::Unsaid, _) => return Err(wrong_form("no Content-Type")),
-                (_, bytes) => values_of(bytes, limits)?,
-            };
-            let uploads = uploads(&ids, gate);
-            (same, Made::new(event_type, ids, data), uploads)
-        }
-    };
-    commit(gate, made, uploads, &same).await
-}
-
-/// In which form a body is.
-enum Form {
-    /// A CloudEvent with its attributes in headers; whether its data says that it is JSON.
-    Binary(Attributes, bool),
-    /// A CloudEvent as one document.
-    Structured,
-    /// A form, with its boundary.
-    Multipart(String),
-    /// A JSON object.
-    Values,
-    /// It does not say; only an empty one is taken.
-    Unsaid,
-}
-
-impl Form {
-    fn of(headers: &HeaderMap) -> Result<Self, Problem> {
-        let said = match headers.get(header::CONTENT_TYPE) {
-            Some(said) => said.to_str().map_err(|_| wrong_form("a Content-Type that is no text"))?,
-            None => "",
-        };
-        let parsed = said.parse::<mime::Mime>().ok();
-        let essence = parsed.as_ref().map_or("", |form| form.essence_str());
-        let is_json = |essence: &str| essence == "application/json";
-        match essence {
-            _ if cloudevent::is_binary(headers) => {
-                let attributes = Attributes::from_headers(headers)?;
-                Ok(Self::Binary(attributes, is_json(essence)))
-            }
-            STRUCTURED => Ok(Self::Structured),
-            "multipart/form-data" => {
-                let boundary = multer::parse_boundary(said);
-                let wrong = |_| Problem::new(Kind::Malformed, "the form's Content-Type names no boundary");
-                Ok(Self::Multipart(boundary.map_err(wrong)?))
-            }
-            essence if is_json(essence) => Ok(Self::Values),
-            _ if said.is_empty() => Ok(Self::Unsaid),
-            _ => Err(wrong_form(said)),
-        }
-    }
-}
-
-fn wrong_form(said: &str) -> Problem {
-    Problem::new(
-        Kind::WrongForm,
-        format!(
-            "{said}: application/json (values), multipart/form-data (files and values) and CloudEvents (ce- headers, \
-             or {STRUCTURED}) are read"
-        ),
-    )
 }
 
 /// What the sender is told: the ids; if it waits, how it ended; and what came of it, if its token may read events.

@@ -91,6 +91,7 @@ pub(super) fn document(routes: &[Route], tokens: &Tokens) -> Value {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
             "schemas": {
                 "Made": intake::schema(),
+                "MadeBatch": intake::batch_schema(),
                 "Problem": {
                     "type": "object", "description": "A problem document (RFC 9457).",
                     "required": ["type", "title", "status", "detail"],

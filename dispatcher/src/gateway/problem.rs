@@ -186,8 +186,26 @@ impl Problem {
         self
     }
 
+    /// The same, of one event of several.
+    #[must_use]
+    pub(super) fn of_event(mut self, place: usize) -> Self {
+        self.0.detail = cut_off(format!("event {place} of the batch: {}", self.0.detail), REASON_MAX);
+        self.with("index", place)
+    }
+
+    /// Its document.
+    pub(super) fn document(&self) -> Value {
+        let (status, name, title) = self.0.kind.said();
+        let mut document = json!({
+            "type": format!("{TYPES}{name}"), "title": title, "status": status.as_u16(), "detail": self.0.detail,
+        });
+        if let Value::Object(members) = &mut document {
+            members.extend(self.0.more.clone());
+        }
+        document
+    }
+
     /// Of what kind it is.
-    #[cfg(test)]
     pub(super) fn kind(&self) -> Kind {
         self.0.kind
     }
@@ -195,22 +213,15 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let Parts { kind, detail, more, headers } = *self.0;
-        let (status, name, title) = kind.said();
+        let (status, name, _) = self.kind().said();
         if status.is_server_error() {
-            tracing::warn!(problem = name, detail, "a request failed");
+            tracing::warn!(problem = name, detail = self.0.detail, "a request failed");
         }
-        let mut document = json!({
-            "type": format!("{TYPES}{name}"), "title": title, "status": status.as_u16(), "detail": detail,
-        });
-        if let Value::Object(members) = &mut document {
-            members.extend(more);
-        }
-        let mut response = Response::new(Body::from(document.to_string()));
+        let mut response = Response::new(Body::from(self.document().to_string()));
         *response.status_mut() = status;
         let said = response.headers_mut();
         said.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
-        said.extend(headers);
+        said.extend(self.0.headers);
         response
     }
 }
