@@ -2,7 +2,7 @@
 //!
 //! | room | what it holds |
 //! | --- | --- |
-//! | `server` | connections: how many, how slow, how they end |
+//! | `server`, `client` | connections: how many, how slow, how they end; whether their clients are still there |
 //! | `auth` | tokens and scopes; which pages of browsers are served |
 //! | `problem` | what went wrong, as RFC 9457 has it said |
 //! | `route`, `openapi` | what a route is; the document made of all of them |
@@ -22,6 +22,7 @@ mod auth;
 mod batch;
 mod body;
 mod cancel;
+mod client;
 mod cloudevent;
 mod disposition;
 mod encoding;

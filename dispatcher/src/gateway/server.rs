@@ -8,7 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -18,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 
+use super::client::Client;
 use crate::metrics::Level;
 
 /// Bytes of a request's head. Longer ones are answered with 431.
@@ -63,20 +67,41 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        // An answer is small, and nothing follows that it could wait for.
-        let _ = stream.set_nodelay(true);
-        let mut stream = TimeoutStream::new(stream);
+        let client = Client::new(stream);
+        let mut stream = TimeoutStream::new(client.clone());
         stream.set_write_timeout(Some(terms.stall));
+        let routed = TowerToHyperService::new(router.clone());
+        let service = service_fn({
+            let client = client.clone();
+            move |request: Request<Incoming>| {
+                client.begins(request.version());
+                let (answer, client) = (routed.call(request), client.clone());
+                async move {
+                    let answer = answer.await;
+                    client.answers();
+                    answer
+                }
+            }
+        });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(terms.stall)
             .max_buf_size(HEAD_MAX)
-            .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router.clone()));
+            // A client that has closed its side may read on; whether it does is found out by `client`.
+            .half_close(true)
+            .serve_connection(TokioIo::new(Box::pin(stream)), service);
         let connection = graceful.watch(connection);
         let open = open.rises();
         connections.spawn(async move {
             let _held = (slot, open);
-            if let Err(error) = connection.await {
+            let ended = tokio::select! {
+                ended = connection => ended,
+                () = client.gone() => {
+                    tracing::debug!("a client has gone");
+                    return;
+                }
+            };
+            if let Err(error) = ended {
                 tracing::debug!(error = ionfs::errors::chain(&error), "a connection ended early");
             }
         });
