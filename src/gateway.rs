@@ -1,12 +1,14 @@
 //! `ion gateway`, and `--gateway` of `ion up`: HTTP.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args as ClapArgs;
-use dispatcher::gateway::{Gateway, GatewayError, GatewaySettings, Portal, Tokens, Vitals};
+use dispatcher::gateway::{
+    Gateway, GatewayError, GatewaySettings, Portal, Tokens, Vitals, Webhooks, read_private,
+};
 use dispatcher::pipeline::{ExecutorKind, Module, Network};
 use ionfs::node::Node;
 
@@ -23,6 +25,11 @@ pub(crate) struct GatewayFlags {
     /// ION_GATEWAY_TOKENS holds such lines itself. Needed for an address that other machines reach
     #[arg(long = "gateway-tokens", env = "ION_GATEWAY_TOKENS_FILE", value_name = "FILE")]
     tokens: Option<PathBuf>,
+    /// A file that names the signed webhooks to take at /webhooks/NAME, a line each: NAME SCHEME TYPE SECRET-FILE...; SCHEME is
+    /// github or stripe, TYPE the type of the events that come of it; only their owner may read files of secrets. docs/http.md
+    /// shows one
+    #[arg(long = "gateway-webhooks", env = "ION_GATEWAY_WEBHOOKS", value_name = "FILE")]
+    webhooks: Option<PathBuf>,
     /// A name that the gateway answers to without tokens, beside localhost: that of a proxy; may be repeated
     #[arg(long = "gateway-host", env = "ION_GATEWAY_HOSTS", value_delimiter = ',', value_name = "NAME")]
     hosts: Vec<String>,
@@ -59,6 +66,21 @@ impl GatewayFlags {
         Ok(listed.and(said.unwrap_or_default()))
     }
 
+    /// The webhooks to take.
+    fn webhooks(&self) -> Result<Webhooks, Failure> {
+        let Some(list) = &self.webhooks else { return Ok(Webhooks::default()) };
+        let text = std::fs::read_to_string(list).map_err(|error| {
+            Failure(format!("the list of webhooks {} cannot be read: {error}", list.display()))
+        })?;
+        let secret = |file: &Path| match is_credential(file) {
+            true => {
+                std::fs::read(file).map_err(|error| format!("{} cannot be read: {error}", file.display()))
+            }
+            false => read_private(file).map_err(|error| Failure::from(error).0),
+        };
+        Ok(Webhooks::parse(list, &text, secret)?)
+    }
+
     /// Refuses a gateway that asks for no token beside a module which reaches it from its container: what is put into one is
     /// not trusted to publish whatever it likes.
     pub(crate) fn check_beside(&self, modules: &[Module]) -> Result<(), Failure> {
@@ -86,6 +108,7 @@ impl GatewayFlags {
     ) -> Result<Gateway, Failure> {
         let settings = GatewaySettings {
             tokens: self.tokens()?,
+            webhooks: self.webhooks()?,
             hosts: self.hosts,
             connections_max: usize::try_from(self.connections.max(1))?,
             upload_bytes_max: self.upload_max,

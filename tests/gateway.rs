@@ -11,6 +11,8 @@ mod harm;
 mod support;
 #[path = "gateway/trust.rs"]
 mod trust;
+#[path = "gateway/webhooks.rs"]
+mod webhooks;
 
 use std::process::Command;
 use std::time::{Duration, Instant};

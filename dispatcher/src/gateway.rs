@@ -8,6 +8,7 @@
 //! | `route`, `openapi` | what a route is; the document made of all of them |
 //! | `body`, `encoding`, `upload` | bodies at a pace and within limits; what they are decoded to; files on their way to the store |
 //! | `intake`, `form`, `cloudevent`, `batch` | requests become events: in which form, and how many |
+//! | `webhook`, `signed` | what other systems tell: which are known, and whether they signed it |
 //! | `trace`, `looks`, `file`, `log` | what came of them, to be read; one look for all who wait |
 //! | `portal` | payloads through chains |
 //! | `vitals` | health, readiness, numbers; also for `--metrics` alone |
@@ -36,9 +37,11 @@ mod portal;
 mod problem;
 mod route;
 mod server;
+mod signed;
 mod trace;
 mod upload;
 mod vitals;
+mod webhook;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -60,9 +63,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use self::auth::{Scope, Tokens, TokensError};
+pub use self::auth::{PrivateFileError, Scope, Tokens, TokensError, read_private};
 pub use self::portal::Portal;
 pub use self::vitals::{Reading, Vitals};
+pub use self::webhook::{Webhooks, WebhooksError};
 
 use self::auth::Hosts;
 use self::body::{Incoming, Room};
@@ -114,6 +118,8 @@ pub struct GatewaySettings {
     pub address: SocketAddr,
     /// Who may do what; an address that other machines reach needs some.
     pub tokens: Tokens,
+    /// The webhooks that are taken, without a token: they are signed.
+    pub webhooks: Webhooks,
     /// Names it answers to without tokens, beside this machine's own: those of a proxy before it.
     pub hosts: Vec<String>,
     /// Connections at a time. Default 4,096: each takes a descriptor and, while it sends a file, another.
@@ -133,6 +139,7 @@ impl GatewaySettings {
         Self {
             address,
             tokens: Tokens::default(),
+            webhooks: Webhooks::default(),
             hosts: vec![],
             connections_max: 4096,
             upload_bytes_max: 64 << 30,
@@ -152,6 +159,8 @@ struct Gate {
     metrics: Arc<GatewayMetrics>,
     hosts: Hosts,
     room: Room,
+    /// For bodies of webhooks: whoever sends one has shown nothing yet.
+    webhook_room: Room,
     looks: Looks,
     /// Who serves chains elsewhere.
     served: tokio::sync::Mutex<ServedWatch>,
@@ -238,6 +247,7 @@ impl Gateway {
             hosts: Hosts { allowed: settings.hosts.clone(), any: !settings.tokens.is_empty() },
             ledger: Ledger::new(node.plane.clone()),
             room: Room::new(ROOM),
+            webhook_room: Room::new(webhook::ROOM),
             looks: Looks::new(),
             served: tokio::sync::Mutex::default(),
             document: openapi::document(&routes, &settings.tokens).to_string().into(),
@@ -276,6 +286,7 @@ impl Gateway {
 fn all_routes() -> Vec<Route> {
     [
         intake::routes(),
+        webhook::routes(),
         portal::routes(),
         trace::routes(),
         cancel::routes(),

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use crate::support::http::{Http, form, get, request};
 use crate::support::{Home, wait_for};
+use crate::webhooks;
 use crate::{SHOWS, address, files_below, gateway, text, up};
 
 #[test]
@@ -250,6 +251,7 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
     let mut home = Home::new();
     home.env.push(("ION_GATEWAY_TOKENS".into(), format!("all all {TOKEN}")));
     home.program("show", SHOWS);
+    home.env.push(("ION_GATEWAY_WEBHOOKS".into(), webhooks::list(&home)));
     let (daemon, at) = up(
         &home,
         "  show: {on: [new_text], emits: [shown], run: [./show]}\n  echo: {on: [echo], emits: [echoed], run: [cat], stdio: true}\n",
@@ -267,6 +269,8 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
          [[operations]]\ninclude-operation-id = [\"newLink\", \"createEvent\"]\n\
          checks.positive_data_acceptance.expected-statuses = [\"2xx\", 409, 422]\n\
          checks.negative_data_rejection.expected-statuses = [400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 428, 429, \"5xx\"]\n\
+         [[operations]]\ninclude-operation-id = \"takeWebhook\"\nparameters = {{ webhook = \"pushes\" }}\n\
+         checks.positive_data_acceptance.expected-statuses = [\"2xx\", 403]\n\
          [[operations]]\ninclude-operation-id = \"file\"\n\
          checks.positive_data_acceptance.expected-statuses = [\"2xx\", \"3xx\", 412, 416]\nparameters = {{ event = \"{}\", path = \"a b.txt\" }}\n\
          [[operations]]\ninclude-operation-id = \"log\"\nparameters = {{ job = \"{job}\" }}\n\
@@ -299,7 +303,7 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
     println!("{said}");
     assert!(ran.status.success(), "{said}{}", String::from_utf8_lossy(&ran.stderr));
     assert!(
-        said.contains("12 selected / 12 total") && said.contains("Tested: 12"),
+        said.contains("13 selected / 13 total") && said.contains("Tested: 13"),
         "every route was tried: {said}"
     );
     assert_eq!(get(&at, "/healthz").status, 200);

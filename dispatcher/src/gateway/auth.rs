@@ -65,11 +65,11 @@ impl Scope {
     }
 }
 
-/// Why a list of tokens cannot be used. No text of a token is in it.
+/// Why a file that only its owner is to read is not read.
 #[derive(Debug, thiserror::Error)]
-pub enum TokensError {
+pub enum PrivateFileError {
     /// The file cannot be read.
-    #[error("the tokens in {path} cannot be read")]
+    #[error("{path} cannot be read")]
     Read {
         /// The file.
         path: String,
@@ -78,11 +78,33 @@ pub enum TokensError {
         source: io::Error,
     },
     /// Others may read the file.
-    #[error("{path} holds tokens and others may read it; `chmod 600 {path}` keeps them to yourself")]
+    #[error("{path} holds secrets and others may read it; `chmod 600 {path}` keeps them to yourself")]
     Open {
         /// The file.
         path: String,
     },
+}
+
+/// What is in a file that only its owner may read.
+///
+/// # Errors
+/// When others may read it too, or it cannot be read.
+pub fn read_private(path: &Path) -> Result<Vec<u8>, PrivateFileError> {
+    let name = || path.display().to_string();
+    let read = |source| PrivateFileError::Read { path: name(), source };
+    let mode = path.metadata().map_err(read)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        return Err(PrivateFileError::Open { path: name() });
+    }
+    std::fs::read(path).map_err(read)
+}
+
+/// Why a list of tokens cannot be used. No text of a token is in it.
+#[derive(Debug, thiserror::Error)]
+pub enum TokensError {
+    /// The file cannot be read, or others may read it.
+    #[error(transparent)]
+    File(#[from] PrivateFileError),
     /// A line that is none.
     #[error("line {line} of the tokens: {reason}")]
     Wrong {
@@ -152,13 +174,7 @@ impl Tokens {
     /// # Errors
     /// When others may read it too, or it is no list of tokens.
     pub fn load(path: &Path) -> Result<Self, TokensError> {
-        let name = || path.display().to_string();
-        let read = |source| TokensError::Read { path: name(), source };
-        let mode = path.metadata().map_err(read)?.permissions().mode();
-        if mode & 0o077 != 0 {
-            return Err(TokensError::Open { path: name() });
-        }
-        Self::parse(&std::fs::read_to_string(path).map_err(read)?)
+        Self::parse(&String::from_utf8_lossy(&read_private(path)?))
     }
 
     /// One token, for one thing.
@@ -248,7 +264,8 @@ fn digest(token: &[u8]) -> [u8; 32] {
     Sha256::digest(token).into()
 }
 
-fn unhex(text: &str) -> Option<[u8; 32]> {
+/// The bytes of 64 hexadecimal digits.
+pub(super) fn unhex(text: &str) -> Option<[u8; 32]> {
     let digits: Vec<u8> = text
         .chars()
         .map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))

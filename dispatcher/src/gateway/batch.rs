@@ -28,7 +28,7 @@ use super::auth::Principal;
 use super::body::Held;
 use super::cloudevent::{self, Carried, DATA, values_of};
 use super::form::json_text;
-use super::intake::{Made, Sameness, check_values, commit, uploads};
+use super::intake::{Made, Sameness, check_values, commit, made_answer, uploads};
 use super::looks::Need;
 use super::problem::{Kind, Problem};
 use super::{Shared, json_answer, trace};
@@ -181,13 +181,6 @@ impl Member {
     }
 }
 
-/// What the sender is told of one that is committed.
-fn made(event: &Event) -> Value {
-    json!({
-        "eventId": event.id, "correlationId": event.context.correlation_id, "type": event.event_type,
-    })
-}
-
 /// All of them are committed. Whoever waits is told how each ended.
 async fn answer(
     gate: &Shared,
@@ -200,7 +193,7 @@ async fn answer(
     let mut said = Vec::with_capacity(outcomes.len());
     for outcome in outcomes {
         let Outcome::Committed(event) = outcome else { continue };
-        let mut made = made(event);
+        let mut made = made_answer((&event.id, &event.context.correlation_id), &event.event_type);
         if let Some(deadline) = deadline {
             let left = deadline.saturating_duration_since(Instant::now());
             let seen = trace::wait(gate, event.context.correlation_id.as_str(), left, Need::Verdict).await?;
@@ -219,7 +212,9 @@ fn incomplete(outcomes: Vec<Outcome>, places: &[usize]) -> Problem {
     let said: Vec<Value> = outcomes
         .iter()
         .map(|outcome| match outcome {
-            Outcome::Committed(event) => made(event),
+            Outcome::Committed(event) => {
+                made_answer((&event.id, &event.context.correlation_id), &event.event_type)
+            }
             Outcome::Failed(problem) => json!({"problem": problem.document()}),
             Outcome::NotTried => json!({"problem": null}),
         })

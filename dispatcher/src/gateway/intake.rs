@@ -191,6 +191,8 @@ pub(super) enum Sameness {
     Key(String),
     /// The sender's key for a batch, and the place in it.
     KeyAt(String, usize),
+    /// The name of a webhook, and the id of what it delivered.
+    Delivery(String, String),
     /// A CloudEvent's source and id.
     Cloud(String, String),
     /// Nothing: each request is an event of its own.
@@ -235,6 +237,7 @@ impl Sameness {
         let parts = match self {
             Self::Key(key) => json!([NAME, "key", sender.name, key]),
             Self::KeyAt(key, place) => json!([NAME, "key", sender.name, key, place]),
+            Self::Delivery(webhook, id) => json!([NAME, "webhook", webhook, id]),
             Self::Cloud(source, id) => json!([NAME, "cloudevent", sender.name, source, id]),
             Self::None => return (EventId::random(), CorrelationId::random()),
         };
@@ -430,6 +433,11 @@ async fn create_one(
     }
 }
 
+/// What names an event that was made.
+pub(super) fn made_answer((id, correlation): (&EventId, &CorrelationId), event_type: &str) -> Value {
+    json!({"eventId": id, "correlationId": correlation, "type": event_type})
+}
+
 /// What the sender is told: the ids; if it waits, how it ended; and what came of it, if its token may read events.
 async fn answer(
     gate: &Shared,
@@ -438,9 +446,7 @@ async fn answer(
     wait: Option<Duration>,
 ) -> Result<Response, Problem> {
     let correlation = event.context.correlation_id.as_str();
-    let mut said = json!({
-        "eventId": event.id, "correlationId": correlation, "type": event.event_type,
-    });
+    let mut said = made_answer((&event.id, &event.context.correlation_id), &event.event_type);
     let mut response = match wait {
         None => json_answer(StatusCode::ACCEPTED, &said),
         Some(wait) => {

@@ -30,6 +30,8 @@ pub(super) enum Kind {
     TokenNeeded,
     /// Its token may not do this.
     ScopeNeeded,
+    /// It is not signed by whom it has to be.
+    Unsigned,
     /// A web page of another site sent it.
     ForeignOrigin,
     /// There is no such thing.
@@ -75,10 +77,11 @@ pub(super) enum Kind {
 impl Kind {
     /// All of them.
     #[cfg(test)]
-    pub(super) const ALL: [Self; 23] = [
+    pub(super) const ALL: [Self; 24] = [
         Self::Malformed,
         Self::TokenNeeded,
         Self::ScopeNeeded,
+        Self::Unsigned,
         Self::ForeignOrigin,
         Self::NotFound,
         Self::WrongMethod,
@@ -107,6 +110,7 @@ impl Kind {
             Self::Malformed => (StatusCode::BAD_REQUEST, "malformed", "The request cannot be read"),
             Self::TokenNeeded => (StatusCode::UNAUTHORIZED, "token-needed", "A bearer token is needed"),
             Self::ScopeNeeded => (StatusCode::FORBIDDEN, "scope-needed", "The token may not do this"),
+            Self::Unsigned => (StatusCode::FORBIDDEN, "unsigned", "The request is not signed well"),
             Self::ForeignOrigin => {
                 (StatusCode::FORBIDDEN, "foreign-origin", "Pages of other sites are not served")
             }

@@ -21,6 +21,8 @@ use super::problem::{Kind, Problem};
 pub(super) enum Access {
     /// Everybody: it says nothing that is worth a token.
     Open,
+    /// Whoever signs with a secret of this route's own; its handler sees to it.
+    Signed,
     /// Whoever has a token with this scope, if the gateway has tokens.
     Needs(Scope),
 }
@@ -74,7 +76,7 @@ struct Door {
 /// Lets in who may take the route; handlers find out who it is by its [`Principal`](super::auth::Principal).
 async fn enter(State(door): State<Door>, mut request: Request, next: Next) -> Response {
     let admitted = match door.access {
-        Access::Open => Ok(None),
+        Access::Open | Access::Signed => Ok(None),
         Access::Needs(scope) => door.gate.settings.tokens.admit(request.headers(), scope).map(Some),
     };
     let response = match admitted {
