@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(clippy::disallowed_methods, reason = "one of the clients is a program")]
 
+#[path = "gateway/clients.rs"]
+mod clients;
 #[path = "gateway/closing.rs"]
 mod closing;
 #[path = "gateway/forms.rs"]
