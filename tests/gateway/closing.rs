@@ -31,13 +31,16 @@ fn a_client_that_closes_its_side_and_reads_on_is_answered() {
     let home = Home::new();
     let go = home.path().join("go");
     waits_for(&home, &go);
-    let (daemon, at) = up(&home, LONG);
+    let (daemon, at) =
+        up(&home, &format!("{LONG}  echo: {{on: [echo], emits: [echoed], run: [cat], stdio: true}}\n"));
     let json = "application/json";
     let mut http = send_and_close(&at, "/events/other", json, b"{}");
     http.answer("POST").unwrap().says(202);
     assert!(http.is_closed(), "nothing more can come");
     let (kind, body) = form(&[(Some("f"), "f", &vec![7; 3 << 20])]);
     send_and_close(&at, "/events/other", kind, &body).answer("POST").unwrap().says(202);
+    let echoed = send_and_close(&at, "/chains/echo", json, b"payload").answer("POST").unwrap();
+    assert_eq!((echoed.status, echoed.text().as_str()), (200, "payload"));
     let mut http = Http::to(&at);
     http.begin("GET", "/healthz", &[]);
     http.another_end().shutdown(Shutdown::Write).unwrap();

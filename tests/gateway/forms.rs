@@ -7,7 +7,7 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 use serde_json::{Value, json};
 
 use crate::support::Home;
-use crate::support::http::{Answer, form, get, request};
+use crate::support::http::{Answer, Http, form, get, request};
 use crate::support::wait_for;
 use crate::{files_below, gateway, noise, post, text, up};
 
@@ -307,4 +307,47 @@ fn a_batch_of_cloudevents_is_an_event_for_each_and_may_be_sent_again() {
     send(&json!({})).problem(400, "malformed");
     assert_eq!(send(&json!([])).says(202), json!({"events": []}));
     assert_eq!(daemon.stop(), Some(0));
+}
+
+/// A batch that a store or a kill ends in the middle is sent again whole, and each of its events is there once.
+#[test]
+fn a_batch_that_was_broken_off_is_sent_again_and_doubles_nothing() {
+    const EVENTS: usize = 30;
+    let mut home = Home::new();
+    let batch: Vec<Value> = (0..EVENTS)
+        .map(|n| json!({"specversion": "1.0", "id": n.to_string(), "source": "/s", "type": "t", "data": [n]}))
+        .collect();
+    let batch = json!(batch).to_string();
+    let kind = "application/cloudevents-batch+json";
+    home.env = vec![("ION_FAILPOINTS".into(), "commit.inserted=5".into())];
+    let (daemon, at) = gateway(&home, &[]);
+    let mut http = Http::to(&at);
+    http.begin("POST", "/events/t", &[("content-type", kind), ("content-length", &batch.len().to_string())]);
+    http.send(batch.as_bytes()).unwrap();
+    assert!(http.answer("POST").is_err(), "it was killed in the middle");
+    assert_eq!(daemon.wait(), None);
+    home.env = vec![];
+    // The store takes no blobs. After the first failures nothing more is tried.
+    let (blobs, away) = (home.state().join("blobs"), home.state().join("away"));
+    let (daemon, at) = gateway(&home, &[]);
+    std::fs::rename(&blobs, &away).unwrap();
+    std::fs::write(&blobs, "").unwrap();
+    let answer = post(&at, "/events/t", kind, batch.as_bytes());
+    assert!(answer.status >= 500, "{}", answer.text());
+    let said = answer.json();
+    let events = said["events"].as_array().unwrap();
+    assert_eq!((events.len(), &said["index"]), (EVENTS, &json!(0)), "{said}");
+    let tried = events.iter().filter(|event| event["problem"].is_object()).count();
+    assert!((1..EVENTS).contains(&tried), "{said}");
+    assert!(events[tried..].iter().all(|event| event["problem"].is_null()), "{said}");
+    std::fs::remove_file(&blobs).unwrap();
+    std::fs::rename(&away, &blobs).unwrap();
+    let made = post(&at, "/events/t", kind, batch.as_bytes()).says(202);
+    assert_eq!(post(&at, "/events/t", kind, batch.as_bytes()).says(202), made);
+    for (n, event) in made["events"].as_array().unwrap().iter().enumerate() {
+        let file = get(&at, &format!("/events/{}/data/data", text(event, "eventId")));
+        assert_eq!(file.text(), format!("[{n}]"));
+    }
+    assert_eq!(daemon.stop(), Some(0));
+    home.run(["check", "--deep"]).well();
 }
