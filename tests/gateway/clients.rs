@@ -1,9 +1,10 @@
 //! Forms as clients really send them, replayed byte by byte: `clients/*.http`.
 //!
-//! Each holds one request. Those of the first list were captured from the client itself, those of the second one are written
-//! as its source writes them. All were asked for the same: a value with a letter that is not ASCII, one whose name has a
-//! quote, and files in two fields whose names have letters that are not ASCII, a quote, a backslash, a percent sign; an empty
-//! one, and one without an ending.
+//! Each holds one request. Those of the first list were captured from the client itself, those of
+//! the second one are written as its source writes them. All were asked for the same: a value with
+//! a letter that is not ASCII, one whose name has a quote, and files in two fields whose names have
+//! letters that are not ASCII, a quote, a backslash, a percent sign; an empty one, and one without
+//! an ending.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,5 @@
-//! Clients that close their side of a connection: those that read on are answered, those that have gone are noticed.
+//! Clients that close their side of a connection: those that read on are answered, those that have
+//! gone are noticed.
 
 use std::net::Shutdown;
 

@@ -153,7 +153,8 @@ fn encoded_bodies_are_decoded_within_the_limits_of_plain_ones() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// What a browser's form, `curl --data-urlencode` and programs that have a JSON type of their own send.
+/// What a browser's form, `curl --data-urlencode` and programs that have a JSON type of their own
+/// send.
 #[test]
 fn values_come_as_forms_and_in_every_kind_of_json() {
     let home = Home::new();
@@ -309,7 +310,8 @@ fn a_batch_of_cloudevents_is_an_event_for_each_and_may_be_sent_again() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// A batch that a store or a kill ends in the middle is sent again whole, and each of its events is there once.
+/// A batch that a store or a kill ends in the middle is sent again whole, and each of its events is
+/// there once.
 #[test]
 fn a_batch_that_was_broken_off_is_sent_again_and_doubles_nothing() {
     const EVENTS: usize = 30;

@@ -109,7 +109,8 @@ fn a_signed_delivery_is_one_event_however_often_it_is_sent() {
         serde_json::from_str::<Value>(&push).unwrap()
     );
     github(&at, "72d3162e-cc80", "ping", GITHUB, json, b"{\"zen\": \"x\"}").says(200);
-    // A delivery's id is not signed: a body that was seen before is not taken for another delivery's.
+    // A delivery's id is not signed: a body that was seen before is not taken for another
+    // delivery's.
     github(&at, "72d3162e-cc78", "push", GITHUB, json, b"{}").problem(409, "differs");
 
     let paid = json!({"id": "evt_1", "type": "invoice.paid", "pending_webhooks": 2}).to_string();

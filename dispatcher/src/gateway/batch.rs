@@ -1,13 +1,15 @@
-//! Several events in one request: a JSON array of objects, or a batch of CloudEvents; each is an event of its own.
+//! Several events in one request: a JSON array of objects, or a batch of CloudEvents; each is an
+//! event of its own.
 //!
 //! # Flow
 //! 1. All of them are read. One that cannot be an event refuses the whole request: nothing has happened.
 //! 2. They are committed, a few at a time, as if each had come alone.
 //!
 //! # Guarantees
-//! No store that Ion runs on can be relied on to commit several events at once, so a batch is not atomic once a store
-//! fails in the middle. It can be sent again whole: an event that is known by its CloudEvent's source and id, or by the
-//! request's key and its place, is committed once. The answer says of each what became of it.
+//! No store that Ion runs on can be relied on to commit several events at once, so a batch is not
+//! atomic once a store fails in the middle. It can be sent again whole: an event that is known by
+//! its CloudEvent's source and id, or by the request's key and its place, is committed once. The
+//! answer says of each what became of it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -34,8 +36,8 @@ use super::problem::{Kind, Problem};
 use super::{Shared, json_answer, trace};
 use crate::progress::Verdict;
 
-/// Events of one request. Each takes a commit of milliseconds, on a busy machine ten: more keep a client waiting for longer
-/// than it is willing to.
+/// Events of one request. Each takes a commit of milliseconds, on a busy machine ten: more keep a
+/// client waiting for longer than it is willing to.
 pub(super) const EVENTS_MAX: usize = 200;
 
 /// How many are committed at a time. Fewer leave a store idle, more crowd out other requests.
@@ -45,7 +47,8 @@ const AT_A_TIME: usize = 8;
 pub(super) struct Batch {
     event_type: String,
     members: Vec<Member>,
-    /// For each event of the request its place in `members`: an event that is there twice is committed once.
+    /// For each event of the request its place in `members`: an event that is there twice is
+    /// committed once.
     places: Vec<usize>,
     /// The request's body, which the members were read from, has its room until they are committed.
     _held: Held,

@@ -1,13 +1,14 @@
 //! A client's connection, and whether the client is still there.
 //!
-//! A client that has sent its request may close its side for writing and read on (`nc -N`, some proxies). From here that
-//! looks as if it had gone: both send a FIN. So a FIN alone cancels nothing once a request has come whole. It is a question:
-//! when the client has had no answer for [`ASK_AFTER`], it is sent `100 Continue`, which every client of HTTP/1.1 passes
-//! over, and again every [`ASK_EVERY`]. The system of a client that has gone answers that with a reset, and a reset ends
-//! the connection: what was done for this client alone is cancelled.
+//! A client that has sent its request may close its side for writing and read on (`nc -N`, some
+//! proxies). From here that looks as if it had gone: both send a FIN. So a FIN alone cancels
+//! nothing once a request has come whole. It is a question: when the client has had no answer for
+//! [`ASK_AFTER`], it is sent `100 Continue`, which every client of HTTP/1.1 passes over, and again
+//! every [`ASK_EVERY`]. The system of a client that has gone answers that with a reset, and a reset
+//! ends the connection: what was done for this client alone is cancelled.
 //!
-//! Where nothing can be sent (to a client of HTTP/1.0, or when the answer has begun), TCP's keep-alives ask. They find hosts
-//! that have vanished, too.
+//! Where nothing can be sent (to a client of HTTP/1.0, or when the answer has begun), TCP's
+//! keep-alives ask. They find hosts that have vanished, too.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -21,8 +22,8 @@ use rustix::net::{Shutdown, shutdown, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-/// How long after its FIN a client is asked whether it is there. Most answers have gone by then, so that few clients see the
-/// question. Longer keeps what is done for one that has gone.
+/// How long after its FIN a client is asked whether it is there. Most answers have gone by then, so
+/// that few clients see the question. Longer keeps what is done for one that has gone.
 const ASK_AFTER: Duration = Duration::from_secs(2);
 
 /// How often it is asked again.
@@ -79,8 +80,8 @@ impl Client {
         self.stage.working.store(false, Ordering::Relaxed);
     }
 
-    /// Returns when the client has gone. It has to be polled by the task that serves the connection, so that no question
-    /// comes between the pieces of an answer.
+    /// Returns when the client has gone. It has to be polled by the task that serves the
+    /// connection, so that no question comes between the pieces of an answer.
     pub(super) async fn gone(&self) {
         tokio::select! {
             // Set by a reset, and never cleared.
@@ -98,7 +99,8 @@ impl Client {
         }
     }
 
-    /// Asks the client whether it is there, if it has to pass over the question now. An answer by reset comes later.
+    /// Asks the client whether it is there, if it has to pass over the question now. An answer by
+    /// reset comes later.
     fn can_be_asked(&self) -> bool {
         if !self.stage.working.load(Ordering::Relaxed) || !self.stage.all_written.load(Ordering::Relaxed) {
             return true;

@@ -1,8 +1,9 @@
 //! Bodies that were encoded on their way: `Content-Encoding`, undone.
 //!
-//! What an event has is what its sender meant, not how it was packed: `gzip`, `deflate` and `zstd`, also several of them one
-//! after the other, are decoded piece by piece. A body decodes to no more bytes than a plain one may have, so that a few
-//! bytes which stand for gigabytes come to their end early. Anything else is answered as RFC 7694 has it: 415, and
+//! What an event has is what its sender meant, not how it was packed: `gzip`, `deflate` and `zstd`,
+//! also several of them one after the other, are decoded piece by piece. A body decodes to no more
+//! bytes than a plain one may have, so that a few bytes which stand for gigabytes come to their end
+//! early. Anything else is answered as RFC 7694 has it: 415, and
 //! `Accept-Encoding` says what is known.
 
 use std::io;
@@ -27,8 +28,8 @@ const DEPTH_MAX: usize = 3;
 /// Bytes of a decoded piece, and of what waits between two decoders.
 const PIECE: usize = 64 << 10;
 
-/// The window of zstd, as a power of two: 8 MiB is what RFC 9659 allows for in `Content-Encoding`. A larger one would let a
-/// request have as much memory as it names.
+/// The window of zstd, as a power of two: 8 MiB is what RFC 9659 allows for in `Content-Encoding`.
+/// A larger one would let a request have as much memory as it names.
 const ZSTD_WINDOW_LOG: u32 = 23;
 
 /// A way to encode a body.
@@ -60,7 +61,8 @@ impl Encoding {
         }
     }
 
-    /// What it reads, decoded. Members or frames one after the other are one whole, as `cat a.gz b.gz` makes them.
+    /// What it reads, decoded. Members or frames one after the other are one whole, as `cat a.gz
+    /// b.gz` makes them.
     fn decode(self, reader: Reader) -> Reader {
         match self {
             Self::Gzip => {
@@ -99,7 +101,8 @@ pub(super) fn decoded(headers: &HeaderMap, body: Incoming, room: &Room) -> Resul
     Ok(body.decoded(decode, memory))
 }
 
-/// What went wrong while a body was decoded: its sending, which decoders pass on, or what they were given.
+/// What went wrong while a body was decoded: its sending, which decoders pass on, or what they were
+/// given.
 fn body_error(error: io::Error) -> BodyError {
     match error.downcast::<BodyError>() {
         Ok(error) => error,
@@ -143,8 +146,8 @@ fn unknown(detail: String) -> Problem {
     Problem::new(Kind::UnknownEncoding, detail).header(header::ACCEPT_ENCODING, known)
 }
 
-/// Refuses a part of a form that is encoded on its own, which RFC 7578 advises against: it would be kept as it came, and
-/// nobody would know.
+/// Refuses a part of a form that is encoded on its own, which RFC 7578 advises against: it would be
+/// kept as it came, and nobody would know.
 pub(super) fn check_part(headers: &HeaderMap) -> Result<(), Problem> {
     let said = |name: &str| {
         headers.get(name).map(|said| String::from_utf8_lossy(said.as_bytes()).trim().to_ascii_lowercase())

@@ -209,9 +209,11 @@ pub(super) fn json_text(body: &[u8]) -> Result<&[u8], Problem> {
     }
 }
 
-/// The values of a form without files: `a=1&b=two+words`. A name that is there several times is as many values.
+/// The values of a form without files: `a=1&b=two+words`. A name that is there several times is as
+/// many values.
 fn values_of_form(body: &[u8], charset: Charset, limits: &Limits) -> Result<Vec<KeyValue>, Problem> {
-    // No form begins so, as these bytes are escaped in one; `curl -d` says that everything is a form.
+    // No form begins so, as these bytes are escaped in one; `curl -d` says that everything is a
+    // form.
     if matches!(body.trim_ascii_start().first(), Some(b'{' | b'[')) {
         let detail = "the body is JSON, and its Content-Type says that it is a form; \
                       send the header \"Content-Type: application/json\"";

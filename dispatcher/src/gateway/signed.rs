@@ -1,9 +1,10 @@
 //! Signatures of webhooks: whether who sent a body has the secret.
 //!
-//! GitHub signs the body and gives each delivery an id in a header. Stripe signs a time and the body, and the body holds the
-//! event's id. Both take an HMAC with SHA-256. A webhook may have several secrets while one takes the place of another. All
-//! signatures are compared with what all secrets make of the body, each in the same time: how long it takes tells nothing
-//! of how much of one is right.
+//! GitHub signs the body and gives each delivery an id in a header. Stripe signs a time and the
+//! body, and the body holds the event's id. Both take an HMAC with SHA-256. A webhook may have
+//! several secrets while one takes the place of another. All signatures are compared with what all
+//! secrets make of the body, each in the same time: how long it takes tells nothing of how much of
+//! one is right.
 
 use axum::http::HeaderMap;
 use hmac::digest::KeyInit as _;
@@ -16,8 +17,8 @@ use subtle::{Choice, ConstantTimeEq as _};
 use super::auth::unhex;
 use super::problem::{Kind, Problem};
 
-/// How far the time of a signature may be from now: what Stripe's own libraries allow. Longer lets whoever saw a request
-/// send it again for longer, shorter refuses what waited on its way.
+/// How far the time of a signature may be from now: what Stripe's own libraries allow. Longer lets
+/// whoever saw a request send it again for longer, shorter refuses what waited on its way.
 const TOLERANCE_SECONDS: u64 = 300;
 
 /// Signatures of one request that are looked at: Stripe sends one for each of its secrets.
@@ -141,7 +142,8 @@ impl Claim {
     }
 }
 
-/// What a webhook's bodies are signed with: one secret, or several while one takes the place of another.
+/// What a webhook's bodies are signed with: one secret, or several while one takes the place of
+/// another.
 #[derive(Clone, Debug)]
 pub(super) struct Secrets(Vec<Hmac<Sha256>>);
 
@@ -185,7 +187,8 @@ impl Check {
         self.made.iter_mut().for_each(|mac| mac.update(piece));
     }
 
-    /// Refuses a body that nobody signed who has one of the secrets, and one that was signed long ago.
+    /// Refuses a body that nobody signed who has one of the secrets, and one that was signed long
+    /// ago.
     pub(super) fn finish(self, now: Millis) -> Result<(), Problem> {
         let mut signed = Choice::from(0);
         for mac in self.made {

@@ -1,4 +1,5 @@
-//! Webhooks: other systems tell of what happened there, and their signature is all that is asked of them.
+//! Webhooks: other systems tell of what happened there, and their signature is all that is asked of
+//! them.
 //!
 //! # Flow
 //! 1. The request names a webhook of the list, and says of its signature what can be known before the body.
@@ -60,8 +61,9 @@ pub struct WebhooksError {
 }
 
 impl Webhooks {
-    /// The webhooks of a list: a line for each, `NAME SCHEME TYPE SECRET-FILE...`. Files of secrets are looked for beside the
-    /// list, and `read` reads them. Empty lines and those that begin with `#` say nothing.
+    /// The webhooks of a list: a line for each, `NAME SCHEME TYPE SECRET-FILE...`. Files of secrets
+    /// are looked for beside the list, and `read` reads them. Empty lines and those that begin with
+    /// `#` say nothing.
     ///
     /// # Errors
     /// The first line that says something else, or whose secrets cannot be read.
@@ -183,8 +185,8 @@ async fn take(
     let made = Made::new(&webhook.event_type, ids.clone(), data);
     match intake::commit(&gate, made, uploads, &same).await {
         Ok(_) => {}
-        // Stripe counts in an event how many have not taken it yet, so one that is sent again may say something else. Its id was
-        // signed: it is the same one.
+        // Stripe counts in an event how many have not taken it yet, so one that is sent again may
+        // say something else. Its id was signed: it is the same one.
         Err(problem) if webhook.scheme == Scheme::Stripe && problem.kind() == Kind::Differs => {}
         Err(problem) => return Err(problem),
     }
@@ -195,7 +197,8 @@ async fn take(
     Ok(response)
 }
 
-/// The document that a body holds: GitHub sends it as the field of a form where nobody told it otherwise.
+/// The document that a body holds: GitHub sends it as the field of a form where nobody told it
+/// otherwise.
 fn document(headers: &HeaderMap, body: &[u8]) -> Result<Vec<u8>, Problem> {
     let said = headers.get(header::CONTENT_TYPE).and_then(|said| said.to_str().ok()).unwrap_or_default();
     let essence = said.split(';').next().unwrap_or_default().trim();
