@@ -55,7 +55,7 @@ struct Webhook {
 #[error("line {line} of {path}: {reason}")]
 pub struct WebhooksError {
     path: String,
-    /// From 1; 0 stands for the whole file.
+    /// From 1.
     line: usize,
     reason: String,
 }
