@@ -47,7 +47,12 @@ const OF_APACHE: &[(&str, &str)] = &[
     ("same", "1"),
 ];
 
+/// A page's form has a text of two lines as well, and a field in which no file was chosen.
+const OF_A_PAGE: &[(&str, &str)] = &[NOTE, QUOTE, ("text", "two\r\nlines")];
+
 const CAPTURED: &[Captured] = &[
+    Captured { name: "chrome", client: "Chromium 156.0.8078.108", values: OF_A_PAGE, files: FILES },
+    Captured { name: "firefox", client: "Firefox 153.7.0esr", values: OF_A_PAGE, files: FILES },
     Captured { name: "curl", client: "curl 7.88.1", values: &[NOTE, QUOTE], files: FILES },
     Captured {
         name: "requests",
@@ -104,22 +109,7 @@ const CAPTURED: &[Captured] = &[
     },
 ];
 
-/// A page's form has a text of two lines as well, and a field in which no file was chosen.
-const OF_A_PAGE: &[(&str, &str)] = &[NOTE, QUOTE, ("text", "two\r\nlines")];
-
 const WRITTEN: &[Captured] = &[
-    Captured {
-        name: "chrome",
-        client: "Chrome, after the HTML standard and Blink's FormDataEncoder",
-        values: OF_A_PAGE,
-        files: FILES,
-    },
-    Captured {
-        name: "firefox",
-        client: "Firefox, after the HTML standard and Gecko's HTMLFormSubmission",
-        values: OF_A_PAGE,
-        files: FILES,
-    },
     Captured {
         name: "safari",
         client: "Safari, after the HTML standard and WebKit's FormDataBuilder",
