@@ -93,6 +93,26 @@ const CAPTURED: &[Captured] = &[
         values: &[NOTE, QUOTE],
         files: OF_APACHE,
     },
+    Captured {
+        name: "aiohttp-plain",
+        client: "aiohttp 3.14.5, quote_fields=False",
+        values: &[NOTE, QUOTE],
+        files: FILES,
+    },
+    // By default it escapes names as parts of URLs. Nothing tells that from a file that is called so.
+    Captured {
+        name: "aiohttp",
+        client: "aiohttp 3.14.5",
+        values: &[NOTE, QUOTE],
+        files: &[
+            ("%C3%A4%20%F0%9F%98%80.txt", "hello\n"),
+            ("a\"b.txt", "q"),
+            ("c%5Cd.txt", "bs"),
+            ("50%2525%20off.txt", "pc"),
+            ("empty.txt", ""),
+            ("same", "1"),
+        ],
+    },
     // By default it replaces what is not ASCII itself.
     Captured {
         name: "apache-strict",
