@@ -356,6 +356,8 @@ pub fn parse(content: &[u8]) -> Parsed {
 /// Never makes a tree of the whole: a file of 16 MiB can hold millions of values, which would take a gigabyte. What is
 /// not a string is kept to the letter, so that no digit of a number is lost.
 pub fn parse_within(content: &[u8], limits: &Limits) -> Parsed {
+    // Programs of Windows put a byte order mark before UTF-8.
+    let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
     if content.iter().all(|byte| byte.is_ascii_whitespace()) {
         return Parsed::Empty;
     }
@@ -616,6 +618,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_byte_order_mark_says_nothing() {
+        assert_eq!(parse(b"\xef\xbb\xbf{\"eventType\": \"a\"}"), parse(b"{\"eventType\": \"a\"}"));
+        assert_eq!(parse(b"\xef\xbb\xbf"), Parsed::Empty);
+        assert!(matches!(parse(b"{\xef\xbb\xbf}"), Parsed::Invalid(_)));
+    }
 
     #[test]
     fn both_forms_say_the_same() {
