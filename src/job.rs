@@ -150,7 +150,15 @@ pub(crate) fn show(settings: &Settings, jobs: &[JobRecord]) {
 }
 
 async fn logs(settings: &Settings, ledger: &Ledger, args: LogArgs) -> Outcome {
-    let job = find(ledger, &args.id).await?;
+    let mut job = find(ledger, &args.id).await?;
+    while args.attempt.is_none() && job.attempt == 0 {
+        if !args.follow || job.state.is_final() {
+            output::say(&format!("job {} has not begun: it is {}", job.id, job.state.as_str()));
+            return Ok(Verdict::Well);
+        }
+        tokio::time::sleep(LOOK).await;
+        job = ledger.get(&job.id).await?;
+    }
     let number = args.attempt.unwrap_or(job.attempt);
     let mut log = Log::new(ledger.clone(), &settings.home, &job.id, number, 0);
     loop {
