@@ -120,3 +120,31 @@ fn a_client_that_has_gone_is_noticed_and_what_was_held_for_it_is_free() {
     });
     assert_eq!(daemon.stop(), Some(0));
 }
+
+/// D5: HTTP/1.0 has no chunks, and where no length can be said a FIN would be the end of a whole answer.
+#[test]
+fn an_answer_that_breaks_off_ends_in_a_reset() {
+    let home = Home::new();
+    home.program("talk", "#!/bin/sh\nhead -c 5000000 /dev/zero | tr '\\0' x\n");
+    let (daemon, at) = up(&home, "  talk: {on: [start], run: [./talk]}\n");
+    home.run(["event", "create", "start", "--wait"]).well();
+    let job = home.jobs().remove(0);
+    let log = |version: &str| {
+        let mut http = Http::to(&at);
+        let path = format!("/jobs/{}/log", text(&job, "id"));
+        http.send(format!("GET {path} HTTP/{version}\r\nhost: {at}\r\nconnection: close\r\n\r\n").as_bytes())
+            .unwrap();
+        assert_eq!(http.head().unwrap().status, 200);
+        let mut answer = vec![];
+        let read = std::io::Read::read_to_end(&mut http.into_stream(), &mut answer);
+        read.map(|_| answer.len())
+    };
+    assert!(log("1.0").is_ok());
+    let blob = home.state().join("blobs").join(text(&job["attempts"][0]["log"], "key"));
+    std::fs::OpenOptions::new().write(true).open(blob).unwrap().set_len(2_000_000).unwrap();
+    for version in ["1.0", "1.1"] {
+        let error = log(version).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{version}: {error}");
+    }
+    assert_eq!(daemon.stop(), Some(0));
+}

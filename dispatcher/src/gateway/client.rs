@@ -80,6 +80,12 @@ impl Client {
         self.stage.working.store(false, Ordering::Relaxed);
     }
 
+    /// The connection ends by a reset, and not by a FIN: that of an answer without a length would look whole to a client of
+    /// HTTP/1.0.
+    pub(super) fn is_to_be_reset(&self) {
+        let _ = sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO));
+    }
+
     /// Returns when the client has gone. It has to be polled by the task that serves the
     /// connection, so that no question comes between the pieces of an answer.
     pub(super) async fn gone(&self) {

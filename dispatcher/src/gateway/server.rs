@@ -103,6 +103,10 @@ pub(super) async fn serve(
             };
             if let Err(error) = ended {
                 tracing::debug!(error = ionfs::errors::chain(&error), "a connection ended early");
+                // The answer broke off, and not the client.
+                if error.is_user() {
+                    client.is_to_be_reset();
+                }
             }
         });
     }
