@@ -13,8 +13,8 @@ use ionfs::stores::open::{StoreUrls, open};
 use serde_json::{Value, json};
 
 use crate::support::http::{Answer, Http, form, get, request};
-use crate::support::{Home, signal, wait_for};
-use crate::{files_below, gateway, noise, post, text};
+use crate::support::{Home, may_mount_or_runs_where_it_may, signal, wait_for};
+use crate::{files_below, gateway, noise, post, text, up};
 
 #[test]
 fn slow_clients_and_idle_connections_do_no_harm() {
@@ -351,4 +351,27 @@ fn many_who_wait_for_one_large_correlation_are_one_look() {
     // Each of their answers has 2 MiB.
     assert!(after < before + (100 << 10), "{before} KiB before, {after} KiB after");
     assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn a_gateway_whose_disk_is_full_is_not_ready() {
+    if !may_mount_or_runs_where_it_may("a_gateway_whose_disk_is_full_is_not_ready") {
+        return;
+    }
+    let home = Home::new();
+    let staging = home.state().join("gateway");
+    std::fs::create_dir_all(&staging).unwrap();
+    rustix::mount::mount("small", &staging, "tmpfs", rustix::mount::MountFlags::empty(), Some(c"size=20m"))
+        .unwrap();
+    let (daemon, at) = up(&home, "  good: {on: [good], run: [\"true\"]}\n");
+    let ready = || get(&at, "/readyz");
+    let before = ready().status;
+    std::fs::write(staging.join("fills"), vec![1; 8 << 20]).unwrap();
+    let full = ready();
+    std::fs::remove_file(staging.join("fills")).unwrap();
+    let after = ready().status;
+    assert_eq!(daemon.stop(), Some(0));
+    rustix::mount::unmount(&staging, rustix::mount::UnmountFlags::DETACH).unwrap();
+    full.problem(507, "disk-full");
+    assert_eq!((before, after), (200, 200));
 }

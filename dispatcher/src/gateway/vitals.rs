@@ -17,6 +17,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use ionfs::metrics::{OPENMETRICS, Registry, openmetrics};
 use ionfs::stores::Collection;
+use rustix::fs::statvfs;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -191,7 +192,8 @@ pub(super) fn routes() -> Vec<Route> {
             readyz,
             json!({
                 "operationId": "readiness", "summary": "Whether events are taken and the stores answer",
-                "responses": {"200": status("ready"), "503": openapi::problem("Not now.")},
+                "responses": {"200": status("ready"), "503": openapi::problem("Not now."),
+                    "507": openapi::problem("The gateway's disk is full.")},
             }),
         ),
         Route::get(
@@ -207,6 +209,10 @@ pub(super) fn routes() -> Vec<Route> {
         ),
     ]
 }
+
+/// Bytes and files that a disk has left which takes requests. Less is used up by what is under way.
+const ROOM_MIN: u64 = 16 << 20;
+const FILES_MIN: u64 = 100;
 
 async fn healthz() -> Response {
     json_answer(StatusCode::OK, &json!({"status": "alive"}))
@@ -225,6 +231,17 @@ async fn readyz(State(gate): State<Shared>) -> Result<Response, Problem> {
             return Err(Problem::new(Kind::StoresAway, detail));
         }
     };
+    let disk = statvfs(&gate.staging).map_err(|error| Problem::new(Kind::Internal, error.to_string()))?;
+    let left = disk.f_bavail.saturating_mul(disk.f_frsize);
+    // Some filesystems have no number of files that could run out.
+    if left < ROOM_MIN || (disk.f_files > 0 && disk.f_favail < FILES_MIN) {
+        let detail = format!(
+            "the disk of {} is full: {left} bytes and {} files are left; requests that bring files would fail",
+            gate.node.settings.home.display(),
+            disk.f_favail
+        );
+        return Err(Problem::new(Kind::DiskFull, detail));
+    }
     Ok(json_answer(StatusCode::OK, &json!({"status": "ready"})))
 }
 
