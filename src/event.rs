@@ -1,13 +1,12 @@
 //! `ion event`: create, get, peek.
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use dispatcher::first::FirstEvent;
 use dispatcher::ledger::Ledger;
-use dispatcher::pipeline::Module;
+use dispatcher::pipeline::starts_nothing;
 use ionfs::commit::{Refusal, create_event};
 use ionfs::errors::chain;
 use ionfs::event::{Event, KeyValue, is_event_type};
@@ -18,12 +17,6 @@ use crate::files::{StoredFiles, store_files};
 use crate::settings::{Settings, any_time};
 use crate::wait::wait;
 use crate::{Failure, Outcome, Verdict, output, trace};
-
-/// From 0 to 1, how alike a type has to be to one that was not found: a slip of the finger, not another word.
-const ALIKE: f64 = 0.85;
-
-/// Types that one line names.
-const NAMED_MAX: usize = 10;
 
 /// Create events, and look at them
 #[derive(Debug, Subcommand)]
@@ -179,28 +172,6 @@ async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
         return Ok(Verdict::Failed);
     }
     wait(settings, &ledger, correlation.as_str(), args.timeout).await
-}
-
-/// Why an event of this type starts nothing, with what may have been meant; none: it starts something.
-fn starts_nothing(event_type: &str, modules: &[Module]) -> Option<String> {
-    let types: BTreeSet<String> = modules.iter().flat_map(Module::subscribes).collect();
-    if types.contains(event_type) {
-        return None;
-    }
-    let nearest = types.iter().map(|known| (strsim::jaro_winkler(known, event_type), known));
-    let nearest = nearest.filter(|(likeness, _)| *likeness >= ALIKE).max_by(|a, b| a.0.total_cmp(&b.0));
-    let way_out = match (nearest, types.len()) {
-        (Some((_, known)), _) => format!("did you mean {known:?}?"),
-        (None, 0) => "no module is registered; `ion up PIPELINE` registers those of a file".into(),
-        (None, _) => {
-            let mut named: Vec<String> = types.iter().take(NAMED_MAX).cloned().collect();
-            if types.len() > NAMED_MAX {
-                named.push("...".into());
-            }
-            format!("modules start on {}", named.join(", "))
-        }
-    };
-    Some(format!("no module subscribes to {event_type:?}, so nothing will start: {way_out}"))
 }
 
 /// Commits an event of a chosen id; gives the stored one, which may be of an earlier call and of another correlation. Blobs

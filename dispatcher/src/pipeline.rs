@@ -9,6 +9,7 @@ mod cycles;
 mod image;
 mod kubernetes;
 mod mistake;
+mod nothing;
 mod older;
 mod resources;
 
@@ -33,6 +34,7 @@ use self::container::{ContainerTerms, check_beside};
 pub use self::cycles::cycles;
 pub use self::image::ImageReference;
 pub use self::kubernetes::{KubernetesTerms, Toleration};
+pub use self::nothing::starts_nothing;
 use self::older::older_words;
 pub use self::resources::Resources;
 use crate::chain::{Link, LinkSettings};

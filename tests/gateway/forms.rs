@@ -353,3 +353,18 @@ fn a_batch_that_was_broken_off_is_sent_again_and_doubles_nothing() {
     assert_eq!(daemon.stop(), Some(0));
     home.run(["check", "--deep"]).well();
 }
+
+#[test]
+fn an_event_that_starts_nothing_is_answered_so() {
+    let home = Home::new();
+    let (daemon, at) = up(&home, "  good: {on: [new_video], run: [\"true\"]}\n");
+    let said = post(&at, "/events/new_vidoe?wait=30s", "application/json", b"{}").says(200);
+    let words = said["startsNothing"].as_str().unwrap();
+    assert!(
+        words.contains("no module subscribes to \"new_vidoe\"")
+            && words.contains("did you mean \"new_video\"?")
+    );
+    let said = post(&at, "/events/new_video?wait=30s", "application/json", b"{}").says(200);
+    assert_eq!((&said["outcome"], said.get("startsNothing")), (&json!("succeeded"), None));
+    assert_eq!(daemon.stop(), Some(0));
+}

@@ -30,7 +30,7 @@ use super::auth::Principal;
 use super::body::Held;
 use super::cloudevent::{self, Carried, DATA, values_of};
 use super::form::json_text;
-use super::intake::{Made, Sameness, check_values, commit, made_answer, uploads};
+use super::intake::{Made, Sameness, check_values, commit, made_answer, names_of, uploads};
 use super::looks::Need;
 use super::problem::{Kind, Problem};
 use super::{Shared, json_answer, trace};
@@ -196,7 +196,7 @@ async fn answer(
     let mut said = Vec::with_capacity(outcomes.len());
     for outcome in outcomes {
         let Outcome::Committed(event) = outcome else { continue };
-        let mut made = made_answer((&event.id, &event.context.correlation_id), &event.event_type);
+        let mut made = made_answer(gate, (&event.id, &event.context.correlation_id), &event.event_type).await;
         if let Some(deadline) = deadline {
             let left = deadline.saturating_duration_since(Instant::now());
             let seen = trace::wait(gate, event.context.correlation_id.as_str(), left, Need::Verdict).await?;
@@ -216,7 +216,7 @@ fn incomplete(outcomes: Vec<Outcome>, places: &[usize]) -> Problem {
         .iter()
         .map(|outcome| match outcome {
             Outcome::Committed(event) => {
-                made_answer((&event.id, &event.context.correlation_id), &event.event_type)
+                names_of((&event.id, &event.context.correlation_id), &event.event_type)
             }
             Outcome::Failed(problem) => json!({"problem": problem.document()}),
             Outcome::NotTried => json!({"problem": null}),

@@ -40,6 +40,7 @@ use super::trace::{self, wait_in};
 use super::upload::Uploads;
 use super::{Shared, batch, json_answer, openapi};
 use crate::first::FirstEvent;
+use crate::pipeline::starts_nothing;
 use crate::progress::Verdict;
 
 /// Bytes of an idempotency key.
@@ -169,6 +170,7 @@ pub(super) fn schema() -> Value {
         "type": "object", "required": ["eventId", "correlationId", "type"],
         "properties": {
             "eventId": {"type": "string"}, "correlationId": {"type": "string"}, "type": {"type": "string"},
+            "startsNothing": {"type": "string", "description": "No module subscribes to its type; which may have been meant."},
             "outcome": {"enum": ["running", "succeeded", "failed"], "description": "With `wait`."},
             "trace": {"type": "array", "items": {"type": "object"},
                 "description": "With `wait`, for a token that has the scope `events:read`: as of its correlation."},
@@ -433,9 +435,21 @@ async fn create_one(
     }
 }
 
-/// What names an event that was made.
-pub(super) fn made_answer((id, correlation): (&EventId, &CorrelationId), event_type: &str) -> Value {
+/// What names an event.
+pub(super) fn names_of((id, correlation): (&EventId, &CorrelationId), event_type: &str) -> Value {
     json!({"eventId": id, "correlationId": correlation, "type": event_type})
+}
+
+/// What names an event that was made, and says if nothing will come of it.
+pub(super) async fn made_answer(gate: &Shared, ids: (&EventId, &CorrelationId), event_type: &str) -> Value {
+    let mut said = names_of(ids, event_type);
+    // It is committed all the same: a registry that cannot be read now makes no failure of that.
+    if let Ok(registered) = gate.in_time(gate.ledger.registered()).await
+        && let Some(words) = starts_nothing(event_type, &registered.modules)
+    {
+        said["startsNothing"] = words.into();
+    }
+    said
 }
 
 /// What the sender is told: the ids; if it waits, how it ended; and what came of it, if its token may read events.
@@ -446,7 +460,7 @@ async fn answer(
     wait: Option<Duration>,
 ) -> Result<Response, Problem> {
     let correlation = event.context.correlation_id.as_str();
-    let mut said = made_answer((&event.id, &event.context.correlation_id), &event.event_type);
+    let mut said = made_answer(gate, (&event.id, &event.context.correlation_id), &event.event_type).await;
     let mut response = match wait {
         None => json_answer(StatusCode::ACCEPTED, &said),
         Some(wait) => {
