@@ -173,6 +173,19 @@ fn each_mistake_is_named_with_its_line_and_the_way_out() {
 }
 
 #[test]
+fn the_manual_has_every_key_and_its_example_is_right() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/pipeline.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let example = page.split("```yaml").nth(1).unwrap().split("```").next().unwrap();
+    assert_eq!(parse(example).unwrap().modules.len(), 2);
+    let error = parse("modules: {a: {nothing: 1}}").unwrap_err();
+    let (_, keys) = error.split_once("allowed: ").unwrap();
+    for key in keys.split(", ") {
+        assert!(page.contains(&format!("`{key}`")), "{key}");
+    }
+}
+
+#[test]
 fn what_anchors_hold_may_stand_aside() {
     let text = "x-terms: &terms {retries: 7, timeout: 3m}\nx-types: &types [x, y]\nmodules:\n  a: {<<: *terms, on: *types, run: [cat]}\n";
     let module = parse(text).unwrap().modules.remove(0);
