@@ -9,6 +9,8 @@ ion=target/release/ion
 # The first time takes minutes: cargo says how far it is.
 [ -x "$ion" ] && quiet=(--quiet) || quiet=()
 cargo build "${quiet[@]}" --locked --release
+# Lines of the tree: what is beyond them looks like them.
+shown=15
 clip=${1:-${ION_EXAMPLES:-$HOME/.cache/ion-examples}/clips/bikes.mp4}
 
 export ION_HOME=${ION_HOME:-$PWD/.ion/demo}
@@ -29,8 +31,9 @@ echo
 echo "ion event create new_video --file $clip --wait"
 "$ion" event create new_video --file "$clip" --wait
 echo
-echo "ion trace"
-"$ion" trace
+echo "ion trace | head -n $shown"
+"$ion" trace | head -n "$shown"
+echo "... and all the rest: ION_HOME=$ION_HOME $ion trace"
 
 # The sheet's blob lies in the store under a readable name.
 sheet=$(find "$ION_HOME/blobs" -name sheet.png)
