@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::event::pair;
 use crate::settings::{Settings, search_path};
-use crate::up::say_cycles;
+use crate::up::say_slips;
 use crate::{Failure, Outcome, Verdict, output};
 
 /// Register modules, and look at them
@@ -203,7 +203,7 @@ async fn create(ledger: &Ledger, args: CreateArgs) -> Outcome {
             vec![module]
         }
     };
-    say_cycles(ledger, &modules).await?;
+    say_slips(ledger, &modules).await?;
     for module in &modules {
         ledger.put_module(module).await?;
         output::say(&format!("module {:?} is registered", module.name));

@@ -11,7 +11,7 @@ use dispatcher::executor::local::{LocalExecutor, LocalSettings};
 use dispatcher::executor::{LiveOutput, OutputWatcher};
 use dispatcher::gateway::Portal;
 use dispatcher::ledger::Ledger;
-use dispatcher::pipeline::{ExecutorKind, Module, Pipeline, at_a_time, cycles};
+use dispatcher::pipeline::{ExecutorKind, Module, Pipeline, at_a_time, cycles, slips};
 use futures_util::FutureExt as _;
 use ionfs::id::JobId;
 use ionfs::node::Node;
@@ -130,8 +130,9 @@ pub(crate) async fn relay(settings: &Settings, args: RelayArgs) -> Outcome {
     Ok(Verdict::Well)
 }
 
-/// Says which of these modules, with those that are registered, feed each other without an end.
-pub(crate) async fn say_cycles(ledger: &Ledger, modules: &[Module]) -> Result<(), Failure> {
+/// Says which of these modules, with those that are registered, feed each other without an end, and which seem to miss each
+/// other by a letter.
+pub(crate) async fn say_slips(ledger: &Ledger, modules: &[Module]) -> Result<(), Failure> {
     let is_named = |other: &Module| modules.iter().any(|module| module.name == other.name);
     let mut all = ledger.modules().await?;
     all.retain(|other| !is_named(other));
@@ -142,6 +143,7 @@ pub(crate) async fn say_cycles(ledger: &Ledger, modules: &[Module]) -> Result<()
              with `ion cancel`"
         ));
     }
+    slips(&all).iter().for_each(|slip| output::say(slip));
     Ok(())
 }
 
@@ -169,7 +171,7 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
         )));
     }
     if !follows {
-        say_cycles(&Ledger::new(plane.clone()), &modules).await?;
+        say_slips(&Ledger::new(plane.clone()), &modules).await?;
         missing(&Ledger::new(plane.clone()), &modules, args.drop_missing).await?;
     }
     modules.retain(|module| only.is_empty() || only.contains(&module.name));

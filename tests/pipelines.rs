@@ -339,6 +339,11 @@ fn a_wrong_pipeline_file_is_refused_before_anything_starts() {
     assert!(ran.stderr.contains("is not executable; allow it with `chmod +x"), "{ran:#?}");
     assert!(!home.state().exists(), "nothing was made");
     assert_eq!(home.run(["up", "--nonsense"]).code, Some(2));
+    // What is right for a parser and hardly meant is said.
+    let file =
+        pipeline(&home, "  a: {on: [x], emits: [frames], run: [cat]}\n  b: {on: [frame], run: [cat]}\n");
+    let ran = home.run(["module", "create", "--pipeline", file.to_str().unwrap()]).well();
+    assert!(ran.stderr.contains("\"b\" waits for \"frame\", which no module emits"), "{ran:#?}");
 }
 
 #[test]

@@ -34,7 +34,7 @@ use self::container::{ContainerTerms, check_beside};
 pub use self::cycles::cycles;
 pub use self::image::ImageReference;
 pub use self::kubernetes::{KubernetesTerms, Toleration};
-pub use self::nothing::starts_nothing;
+pub use self::nothing::{slips, starts_nothing};
 use self::older::older_words;
 pub use self::resources::Resources;
 use crate::chain::{Link, LinkSettings};

@@ -31,3 +31,51 @@ pub fn starts_nothing(event_type: &str, modules: &[Module]) -> Option<String> {
     };
     Some(format!("no module subscribes to {event_type:?}, so nothing will start: {way_out}"))
 }
+
+/// Types that are probably meant to be one: a module emits the first and nobody starts on it, another starts on the second and
+/// nobody emits that. In words.
+pub fn slips(modules: &[Module]) -> Vec<String> {
+    let emitted: BTreeSet<&String> = modules.iter().flat_map(|module| &module.emits).collect();
+    let wanted: BTreeSet<&String> =
+        modules.iter().flat_map(|module| module.on.iter().chain(&module.per).chain(&module.gather)).collect();
+    let unwanted: Vec<&String> = emitted.difference(&wanted).copied().collect();
+    let mut slips = Vec::new();
+    for never in wanted.difference(&emitted) {
+        let alike = |other: &&&String| strsim::jaro_winkler(other, never) >= ALIKE;
+        let Some(other) = unwanted.iter().find(alike) else { continue };
+        let who = |says: &dyn Fn(&Module) -> bool| {
+            modules.iter().find(|module| says(module)).map_or("", |module| module.name.as_str())
+        };
+        let starts =
+            who(&|module| module.on.iter().chain(&module.per).chain(&module.gather).any(|one| one == *never));
+        let emits = who(&|module| module.emits.contains(other));
+        slips.push(format!(
+            "{starts:?} waits for {never:?}, which no module emits, and {emits:?} emits {other:?}, which none waits for: are they meant to be one?"
+        ));
+    }
+    slips
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_types_that_were_meant_to_be_one_are_named() {
+        let module = |name: &str, on: &str, emits: &[&str]| Module {
+            on: vec![on.to_owned()],
+            emits: emits.iter().map(|&one| one.to_owned()).collect(),
+            ..Module::new(name, vec!["cat".into()], "/".into())
+        };
+        let sample = module("sample", "new_video", &["frames", "sound"]);
+        let slip = slips(&[sample.clone(), module("detect", "frame", &[])]);
+        assert_eq!(slip.len(), 1);
+        assert!(
+            slip[0].contains("\"detect\" waits for \"frame\"")
+                && slip[0].contains("\"sample\" emits \"frames\"")
+        );
+        // What comes from outside, and what nobody waits for, is no slip.
+        assert!(slips(&[sample.clone(), module("detect", "frames", &["faces"])]).is_empty());
+        assert!(slips(&[sample, module("detect", "frames", &[]), module("frame", "frame", &[])]).is_empty());
+    }
+}
