@@ -184,6 +184,10 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
     if modules.iter().any(|module| module.executor != ExecutorKind::Kubernetes && module.links.is_empty()) {
         doctor::check_device()?;
     }
+    let blobs = ionfs::probe::blobs(settings.urls()).await;
+    blobs
+        .outcome
+        .map_err(|reason| Failure(format!("the blob store {} cannot be used: {reason}", blobs.url)))?;
     sweep(&settings.home);
     let live = Live::start(Style { prefix, stream: output::Stream::Stdout, whole: false })?;
     let lines = (!args.quiet).then(|| live.clone() as Arc<dyn OutputWatcher>);

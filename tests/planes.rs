@@ -421,7 +421,10 @@ fn doctor_says_what_is_wrong_and_no_command_shows_a_password() {
         home.env.push((variable.into(), value));
         let doctor = home.run(["doctor"]).failed();
         assert!(doctor.stdout.contains(words), "{variable}: {doctor:#?}");
-        let said = format!("{doctor:?}{:?}", home.run(["job", "list"]));
+        // What the doctor calls bad, no daemon starts with.
+        let up = home.run(["up", pipeline(&home).to_str().unwrap()]).failed();
+        assert!(!up.stderr.contains("ready"), "{variable}: {up:#?}");
+        let said = format!("{doctor:?}{up:?}{:?}", home.run(["job", "list"]));
         assert!(!said.contains("hunter2"), "{said}");
     }
 }
