@@ -298,3 +298,38 @@ fn of_a_log_over_its_limit_the_beginning_and_the_end_are_kept() {
     assert_eq!(written, stored.len() - words + missing);
     assert_eq!(up.stop(), Some(0));
 }
+
+#[test]
+fn a_job_that_has_not_begun_has_no_log_and_says_why() {
+    let home = Home::new();
+    home.program(
+        "part",
+        "#!/bin/sh\necho '{\"eventType\": \"part\"}' > /ion/out/events/part.json\nuntil test -e $GO; do sleep 0.05; done\n",
+    );
+    let go = home.path().join("go");
+    let file = home.write(
+        "pipeline.yaml",
+        format!(
+            "modules:\n  part: {{on: [go], emits: [part], run: [./part], env: {{GO: {}}}}}\n  \
+             all: {{gather: part, per: go, run: [echo, all]}}\n",
+            go.display()
+        ),
+    );
+    let up = home.up(&file);
+    home.run(["event", "create", "go"]).well();
+    let all = || home.jobs().into_iter().find(|job| job["module"] == "all");
+    wait_for("the job that gathers", || all().is_some());
+    let id = all().unwrap()["id"].as_str().unwrap().to_owned();
+    let ran = home.run(["job", "logs", &id]).well();
+    assert!(ran.stdout.is_empty() && ran.stderr.contains("has not begun: it is waiting"), "{ran:#?}");
+    // Who follows it sees it once it begins.
+    let mut ion = home.ion();
+    ion.args(["job", "logs", "-f", &id]).stdout(Stdio::piped());
+    let mut follows = Started::of(&mut ion);
+    std::fs::write(&go, "").unwrap();
+    assert!(follows.ends().success());
+    let mut said = String::new();
+    follows.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(said, "all\n");
+    assert_eq!(up.stop(), Some(0));
+}
