@@ -111,6 +111,7 @@ pub(crate) enum Verdict {
 
 fn main() -> ExitCode {
     ionfs::sys::keep_descriptors_to_itself();
+    ionfs::sys::hear_of_children();
     if std::env::args_os().nth(1).is_some_and(|word| word == dispatcher::executor::sandbox::INIT_WORD) {
         dispatcher::executor::sandbox::init_main();
     }

@@ -1,14 +1,16 @@
 //! What users of pipeline engines and of runners of jobs reported in the last two years, tried on Ion:
 //! docs/reports.md names the report of each test.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::disallowed_methods, reason = "ion is started by a program that ignores signals")]
 
 mod support;
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use support::servers::Mongo;
-use support::{Home, Up, wait_for};
+use support::{Home, ION, Ran, Up, wait_for};
 
 fn pipeline(home: &Home, modules: &str) -> PathBuf {
     home.write("pipeline.yaml", format!("modules:\n{modules}"))
@@ -163,6 +165,39 @@ fn what_is_cancelled_between_two_attempts_comes_to_an_end() {
     assert_eq!(lines(&tries), done);
     assert_eq!(up.stop(), Some(0));
     home.run(["check"]).well();
+}
+
+/// Starts Ion as a program does that ignores all signals that can be ignored.
+fn deaf(home: &Home, words: &[&str]) -> Command {
+    let mut command = Command::new("timeout");
+    let ignore = "import os, signal, sys\nfor n in range(1, 32):\n  if n not in (9, 19): \
+                  signal.signal(n, signal.SIG_IGN)\nos.execv(sys.argv[1], sys.argv[1:])";
+    command.args(["-k", "1", "60", "python3", "-c", ignore, ION]).args(words);
+    command.env("ION_HOME", home.state()).env_remove("ION_LOG").current_dir(home.path()).stdin(Stdio::null());
+    command
+}
+
+/// Else `yes | head` never ends, no program hears that it is to end, and nobody sees that it has ended.
+#[test]
+fn programs_hear_all_signals_whatever_ion_was_started_with() {
+    let home = Home::new();
+    home.program(
+        "hears",
+        "#!/bin/bash\nset -e\nread -r _ ignored < <(grep SigIgn /proc/self/status)\n\
+         read -r _ blocked < <(grep SigBlk /proc/self/status)\necho $ignored $blocked\n\
+         (( (0x$ignored & 0x7fffffff) == 0 && 0x$blocked == 0 ))\n\
+         yes | head -n 1\ntest ${PIPESTATUS[0]} = 141\n",
+    );
+    for more in [vec![], vec!["--no-namespaces"]] {
+        let words = [vec!["run"], more, vec!["--", "bash", "./hears"]].concat();
+        let ran = Ran::of(deaf(&home, &words).output().unwrap()).well();
+        assert!(ran.stderr.contains("| y\n"), "{ran:#?}");
+    }
+    let doctor = Ran::of(deaf(&home, &["doctor"]).output().unwrap());
+    assert!(doctor.stdout.contains("fuse"), "{doctor:#?}");
+    assert!(!doctor.stdout.contains("No child processes"), "{doctor:#?}");
+    let failed = Ran::of(deaf(&home, &["run", "--", "sh", "-c", "exit 7"]).output().unwrap()).failed();
+    assert!(failed.stderr.contains("exit status 7"), "{failed:#?}");
 }
 
 /// Half of a file, an event and all other traces of an attempt that was cut off are not the next one's.

@@ -98,6 +98,27 @@ pub fn end_with_this_thread(command: &mut std::process::Command) {
     unsafe { command.pre_exec(end_with_parent) };
 }
 
+/// Lets this process hear the signals again that whoever started Ion had it ignore, as `nohup` and a shell's `&` do: its
+/// children would ignore them too. All but SIGPIPE, which Rust ignores and gives back to its children.
+pub fn hear_ignored_signals() {
+    (1..=libc::SIGRTMAX()).filter(|number| *number != libc::SIGPIPE).for_each(hear_if_ignored);
+}
+
+/// Lets this process hear of its children's ends: who ignores SIGCHLD, as whoever started Ion may, cannot wait for any.
+pub fn hear_of_children() {
+    hear_if_ignored(libc::SIGCHLD);
+}
+
+fn hear_if_ignored(number: i32) {
+    // SAFETY: it reads one structure, and takes no handler away. The C library refuses its own signals.
+    unsafe {
+        let mut now = std::mem::zeroed::<libc::sigaction>();
+        if libc::sigaction(number, std::ptr::null(), &raw mut now) == 0 && now.sa_sigaction == libc::SIG_IGN {
+            libc::signal(number, libc::SIG_DFL);
+        }
+    }
+}
+
 /// A signal by its number, those of real time among them.
 pub fn signal(number: i32) -> Option<Signal> {
     let real_time = libc::SIGRTMIN()..=libc::SIGRTMAX();

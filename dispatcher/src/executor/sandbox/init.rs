@@ -109,6 +109,8 @@ fn init(socket: OwnedFd, streams: Streams, command: Command, owner: (u32, u32)) 
         rustix::stdio::dup2_stdout(&stdout)?;
         rustix::stdio::dup2_stderr(stderr.as_ref().unwrap_or(&stdout))?;
         rustix::process::setpgid(None, None)?;
+        // In a process group of its own: what is sent to the daemon's does not come here.
+        sys::hear_ignored_signals();
         Ok(rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?)
     };
     let ready = ready();
