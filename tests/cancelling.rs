@@ -322,7 +322,7 @@ fn a_correlation_and_an_event_are_cancelled_over_http() {
 fn a_trace_of_a_deep_lineage_is_shown_to_its_end() {
     const DEEP: usize = 15_000;
     let home = Home::new();
-    home.run(["job", "list"]).well();
+    std::fs::create_dir(home.state()).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let documents = open_documents(&StoreUrls::embedded(&home.state()).documents).await.unwrap();

@@ -38,8 +38,8 @@ fn a_missing_right_is_named_with_what_grants_it() {
     for (user, rights, missing) in cases {
         let home = home_on_bus(&rabbit.user(user, rights));
         let file = pipeline(&home);
-        // The plane gets its id with its first use.
-        home.run(["job", "list"]).well();
+        // The plane gets its id with its first use, for which the broker is not needed.
+        home.run(["run", "--", "true"]).well();
         let doctor = home.run(["doctor"]).failed().stdout;
         let grant = format!("rabbitmqctl set_permissions -p '{user}' '{user}' 'ion\\..*'");
         assert!(doctor.contains(missing) && doctor.contains(&grant), "{user}: {doctor}");
@@ -155,7 +155,7 @@ fn a_second_plane_on_one_virtual_host_is_refused_at_its_start() {
     // A file that is a bus alone is one plane's, too.
     let file = format!("sqlite://{}", elsewhere.path().join("bus.db").display());
     let (three, four) = (home_on_bus(&file), home_on_bus(&file));
-    three.run(["job", "list"]).well();
-    let refused = four.run(["job", "list"]).failed();
+    three.run(["event", "create", "go"]).well();
+    let refused = four.run(["event", "create", "go"]).failed();
     assert!(refused.stderr.contains("name a file of its own in ION_BUS"), "{refused:#?}");
 }
