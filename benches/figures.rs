@@ -24,7 +24,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{middle, read, write};
+use dispatcher::first::FirstEvent;
+use ionfs::commit::create_event;
 use ionfs::event::FileEntry;
+use ionfs::id::{CorrelationId, EventId, JobId};
 use ionfs::stores::open::{StoreUrls, open};
 use ionfs::stores::{Collection, encode};
 use ionfs::upload::store_path;
@@ -293,12 +296,21 @@ fn idle() {
     let mut event = |ledger: &dispatcher::ledger::Ledger, modules: usize| {
         // Another module each time: none of them has just been at work.
         n += 7;
-        let event = first_event(&format!("e{n}"), &format!("t{}", n % modules), vec![]);
-        let job = ionfs::id::JobId::derive(&event.id, &format!("m{}", n % modules));
+        let first = FirstEvent {
+            id: EventId::new(format!("e{n}")),
+            correlation_id: CorrelationId::random(),
+            name: "bench".into(),
+            parent: String::new(),
+            event_type: format!("t{}", n % modules),
+            files: vec![],
+            directories: vec![],
+            data: vec![],
+        };
+        let job = JobId::derive(&first.id, &format!("m{}", n % modules));
         let began = Instant::now();
         runtime.block_on(async {
-            ledger.plane().documents.insert(Collection::Events, encode(&event), None).await.unwrap();
-            ledger.plane().bus.publish(&event.message()).await.unwrap();
+            let event = first.document(ledger.plane(), "").await.unwrap();
+            create_event(ledger.plane(), event).await.unwrap();
         });
         wait(1, || runtime.block_on(ledger.get(&job)).is_ok_and(|job| job.state.is_final()));
         began.elapsed()
