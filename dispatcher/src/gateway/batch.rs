@@ -30,7 +30,7 @@ use super::auth::Principal;
 use super::body::Held;
 use super::cloudevent::{self, Carried, DATA, values_of};
 use super::form::json_text;
-use super::intake::{Made, Sameness, check_values, commit, made_answer, names_of, uploads};
+use super::intake::{Made, Sameness, check_values, commit, made_answer, registered, uploads};
 use super::looks::Need;
 use super::problem::{Kind, Problem};
 use super::{Shared, json_answer, trace};
@@ -80,13 +80,7 @@ pub(super) fn of_objects(
     held: Held,
 ) -> Result<Batch, Problem> {
     let limits = &gate.node.settings.limits;
-    let items = items(&held)?;
-    let mut members = Vec::with_capacity(items.len());
-    for (place, item) in items.iter().enumerate() {
-        let data = values_of(item.get().as_bytes(), limits).map_err(|problem| problem.of_event(place))?;
-        let same = same.at(place);
-        members.push(Member { ids: same.ids(sender), same, data, file: None });
-    }
+    let members = members(&held, sender, |item, place| Ok((same.at(place), values_of(item, limits)?, None)))?;
     let is_pair = |member: &Member| matches!(&member.data[..], [a, b] if a.key == "key" && b.key == "value");
     if !members.is_empty() && members.iter().all(is_pair) {
         let detail = "an array of objects with \"key\" and \"value\" could be one event's values or an event for each; \
@@ -105,23 +99,33 @@ pub(super) fn of_cloudevents(
     held: Held,
 ) -> Result<Batch, Problem> {
     let limits = &gate.node.settings.limits;
-    let items = items(&held)?;
-    let mut members = Vec::with_capacity(items.len());
-    for (place, item) in items.iter().enumerate() {
-        let (attributes, carried) = cloudevent::read_structured(item.get().as_bytes(), limits)
-            .map_err(|problem| problem.of_event(place))?;
+    let members = members(&held, sender, |item, place| {
+        let (attributes, carried) = cloudevent::read_structured(item, limits)?;
         let same = same.at(place).or_of(&attributes);
         let mut data = attributes.values;
-        let file = match carried {
+        match carried {
             Carried::Values(values) => {
                 data.extend(values);
-                None
+                Ok((same, data, None))
             }
-            Carried::File(bytes) => Some(bytes),
-        };
-        members.push(Member { ids: same.ids(sender), same, data, file });
-    }
+            Carried::File(bytes) => Ok((same, data, Some(bytes))),
+        }
+    })?;
     Batch::new(gate, event_type, members, held)
+}
+
+/// An event of each item, as `read` makes it of the item's text and place. Its mistakes name the place.
+fn members(
+    held: &Held,
+    sender: &Principal,
+    read: impl Fn(&[u8], usize) -> Result<(Sameness, Vec<KeyValue>, Option<Vec<u8>>), Problem>,
+) -> Result<Vec<Member>, Problem> {
+    let member = |(place, item): (usize, &RawValue)| {
+        let (same, data, file) =
+            read(item.get().as_bytes(), place).map_err(|problem| problem.of_event(place))?;
+        Ok(Member { ids: same.ids(sender), same, data, file })
+    };
+    items(held)?.into_iter().enumerate().map(member).collect()
 }
 
 impl Batch {
@@ -194,9 +198,11 @@ async fn answer(
     let deadline = wait.map(|wait| Instant::now() + wait);
     let mut running = wait.is_none();
     let mut said = Vec::with_capacity(outcomes.len());
+    let registered = registered(gate).await;
     for outcome in outcomes {
         let Outcome::Committed(event) = outcome else { continue };
-        let mut made = made_answer(gate, (&event.id, &event.context.correlation_id), &event.event_type).await;
+        let mut made =
+            made_answer((&event.id, &event.context.correlation_id), &event.event_type, registered.as_deref());
         if let Some(deadline) = deadline {
             let left = deadline.saturating_duration_since(Instant::now());
             let seen = trace::wait(gate, event.context.correlation_id.as_str(), left, Need::Verdict).await?;
@@ -216,7 +222,7 @@ fn incomplete(outcomes: Vec<Outcome>, places: &[usize]) -> Problem {
         .iter()
         .map(|outcome| match outcome {
             Outcome::Committed(event) => {
-                names_of((&event.id, &event.context.correlation_id), &event.event_type)
+                made_answer((&event.id, &event.context.correlation_id), &event.event_type, None)
             }
             Outcome::Failed(problem) => json!({"problem": problem.document()}),
             Outcome::NotTried => json!({"problem": null}),

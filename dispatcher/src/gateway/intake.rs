@@ -14,6 +14,7 @@
 //! # After a crash
 //! Before step 3 nothing happened but blobs that `gc` removes. After it a relay publishes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
@@ -40,6 +41,7 @@ use super::trace::{self, wait_in};
 use super::upload::Uploads;
 use super::{Shared, batch, json_answer, openapi};
 use crate::first::FirstEvent;
+use crate::ledger::Registered;
 use crate::pipeline::starts_nothing;
 use crate::progress::Verdict;
 
@@ -435,18 +437,19 @@ async fn create_one(
     }
 }
 
-/// What names an event.
-pub(super) fn names_of((id, correlation): (&EventId, &CorrelationId), event_type: &str) -> Value {
-    json!({"eventId": id, "correlationId": correlation, "type": event_type})
+/// The registered modules, as far as they can be read: an event is committed all the same.
+pub(super) async fn registered(gate: &Shared) -> Option<Arc<Registered>> {
+    gate.in_time(gate.ledger.registered()).await.ok()
 }
 
-/// What names an event that was made, and says if nothing will come of it.
-pub(super) async fn made_answer(gate: &Shared, ids: (&EventId, &CorrelationId), event_type: &str) -> Value {
-    let mut said = names_of(ids, event_type);
-    // It is committed all the same: a registry that cannot be read now makes no failure of that.
-    if let Ok(registered) = gate.in_time(gate.ledger.registered()).await
-        && let Some(words) = starts_nothing(event_type, &registered.modules)
-    {
+/// What names an event that was made, and says if none of these modules starts on it.
+pub(super) fn made_answer(
+    (id, correlation): (&EventId, &CorrelationId),
+    event_type: &str,
+    registered: Option<&Registered>,
+) -> Value {
+    let mut said = json!({"eventId": id, "correlationId": correlation, "type": event_type});
+    if let Some(words) = registered.and_then(|registered| starts_nothing(event_type, &registered.modules)) {
         said["startsNothing"] = words.into();
     }
     said
@@ -460,7 +463,9 @@ async fn answer(
     wait: Option<Duration>,
 ) -> Result<Response, Problem> {
     let correlation = event.context.correlation_id.as_str();
-    let mut said = made_answer(gate, (&event.id, &event.context.correlation_id), &event.event_type).await;
+    let registered = registered(gate).await;
+    let mut said =
+        made_answer((&event.id, &event.context.correlation_id), &event.event_type, registered.as_deref());
     let mut response = match wait {
         None => json_answer(StatusCode::ACCEPTED, &said),
         Some(wait) => {

@@ -190,7 +190,8 @@ async fn take(
         Err(problem) if webhook.scheme == Scheme::Stripe && problem.kind() == Kind::Differs => {}
         Err(problem) => return Err(problem),
     }
-    let said = intake::made_answer(&gate, (&ids.0, &ids.1), &webhook.event_type).await;
+    let registered = intake::registered(&gate).await;
+    let said = intake::made_answer((&ids.0, &ids.1), &webhook.event_type, registered.as_deref());
     let mut response = json_answer(StatusCode::ACCEPTED, &said);
     let location = HeaderValue::try_from(format!("/correlations/{}", ids.1));
     response.headers_mut().insert(header::LOCATION, location.expect("an id of ours is a header"));
