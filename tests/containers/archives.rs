@@ -66,9 +66,15 @@ fn bomb(head: &[u8], block: &[u8], bytes: u64) -> Vec<u8> {
 /// The head of an entry that says that it has so many bytes.
 pub(super) fn head(kind: EntryType, name: &str, bytes: u64) -> Header {
     let mut header = Header::new_gnu();
-    header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
     header.set_entry_type(kind);
-    header.set_mode(0o644);
+    filled(header, name, 0o644, bytes)
+}
+
+/// A head with all that every form of it has, of root and of 1970.
+pub(super) fn filled(mut header: Header, name: &str, mode: u32, bytes: u64) -> Header {
+    // The name stands in the same place in each form.
+    header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+    header.set_mode(mode);
     header.set_uid(0);
     header.set_gid(0);
     header.set_mtime(0);

@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::json;
 use tar::{Builder, EntryType, Header};
 
-use super::archives::{head, with_layer};
+use super::archives::{filled, head, with_layer};
 use crate::support::images::{Image, gzip};
 use crate::support::{Home, Ran};
 use crate::{pipeline, run};
@@ -107,15 +107,7 @@ fn files_with_holes_are_whole_in_every_form_that_tar_writes() {
 
 /// A head of Unix V7: no magic, and a folder is a name that ends in a slash.
 fn head_of_v7(name: &str, bytes: u64) -> Header {
-    let mut header = Header::new_old();
-    header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
-    header.set_mode(0o755);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header.set_size(bytes);
-    header.set_cksum();
-    header
+    filled(Header::new_old(), name, 0o755, bytes)
 }
 
 /// C1 and C7: what was lost or misread without a word.
