@@ -1,9 +1,11 @@
 //! Bytes from link to link, as in a shell, and into the blob store at the same time.
 //!
 //! Each link reads what the one before writes, while it writes it. Every channel has a bound, so the slowest of links, stores
-//! and whoever reads the answer sets the pace. A link that closes its stdin early ends the one before, as in a shell: that
-//! one's next write fails, by a signal unless it ignores that. What it wrote until then is part of the trace, and how it ends
-//! does not count. What a client sends is kept to its end all the same.
+//! and the reader of the answer sets the pace.
+//!
+//! When a link closes its stdin early, the link before it ends, as in a shell: its next write fails, with SIGPIPE unless it
+//! ignores that signal. The trace keeps what it had written, and its exit status does not count. The input of a client is
+//! kept whole in any case.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};

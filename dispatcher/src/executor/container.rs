@@ -43,7 +43,7 @@ const SYSTEM_PATH: &str = "/usr/bin:/usr/sbin:/usr/local/bin:/usr/local/sbin";
 /// Its name, for itself.
 const HOST_NAME: &str = "ion";
 
-/// Names of its own that it has in any network.
+/// The host names that a container has for itself, whatever its network.
 const OWN_HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 
 /// Bytes of this machine's list of hosts.
@@ -323,7 +323,7 @@ fn signal_of(text: &str) -> Option<i32> {
     (RTMIN..=RTMAX).contains(&number).then_some(number)
 }
 
-/// The program and its arguments, as the image says them: an entrypoint of one empty word is none.
+/// The program and its arguments that the image names. An entrypoint that is one empty word counts as missing, as for podman.
 fn said_to_run(image: &ImageConfig) -> Vec<String> {
     let entrypoint = image.entrypoint.iter().flatten();
     let none = image.entrypoint.as_ref().is_some_and(|words| words.len() == 1 && words[0].is_empty());

@@ -50,7 +50,8 @@ pub fn slips(modules: &[Module]) -> Vec<String> {
             who(&|module| module.on.iter().chain(&module.per).chain(&module.gather).any(|one| one == *never));
         let emits = who(&|module| module.emits.contains(other));
         slips.push(format!(
-            "{starts:?} waits for {never:?}, which no module emits, and {emits:?} emits {other:?}, which none waits for: are they meant to be one?"
+            "{starts:?} waits for {never:?}, which no module emits, and {emits:?} emits {other:?}, which none waits for: \
+             are they meant to be one?"
         ));
     }
     slips

@@ -103,7 +103,7 @@ fn field<'l>(entry: &[&'l [u8]], n: usize) -> Option<&'l [u8]> {
     entry.get(n).copied()
 }
 
-/// A small file of an image; empty if there is none. No link leads out of the image.
+/// Reads a small file of an image; empty if it is missing. Symbolic links are followed inside the image only.
 fn list(image: &Image, file: &str) -> Vec<u8> {
     let read = || -> std::io::Result<Vec<u8>> {
         let folder = fs::File::open(&image.rootfs)?;

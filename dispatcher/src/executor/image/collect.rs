@@ -121,7 +121,7 @@ fn forget(folder: &Path) -> Result<(), ImageError> {
     }
     for name in notes.iter().filter_map(|name| name.strip_suffix(&locks)) {
         let note = refs.join(name);
-        // Whoever fetches that image, or waits for it, holds the lock.
+        // A process that fetches this image, or waits for it, holds the lock.
         if let Ok(Some(_held)) = unused(&note)
             && !note.exists()
         {

@@ -1,8 +1,9 @@
 //! Images brought here by `skopeo`: one at a time of each name, and with an end, whatever a registry does.
 //!
 //! # How it works
-//! Whoever needs an image that is not here takes the lock of its note (`refs/<hash>.lock`) and fetches; all others, in this
-//! process or another one of this home, wait for the lock and find the image, or the reason why it could not be had.
+//! A job that needs an image which is not here takes the lock of the image's note (`refs/<hash>.lock`) and fetches it. Other
+//! jobs, of this process or of another one with the same home, wait for the lock. They then find the image, or the reason
+//! why it could not be fetched.
 //! `skopeo` is started and watched by a thread that lives as long as it does: the kernel kills it with that thread, so with the
 //! daemon, however that ends.
 
@@ -20,6 +21,10 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::collect::bytes_below;
 use super::{ImageError, LOCK, beside, blocking, unused};
 use crate::pipeline::ImageReference;
+
+/// What a person is told who has no client of registries.
+const NO_SKOPEO: &str = "there is no skopeo; install it with `apt-get install skopeo`, or name a folder in the OCI layout \
+                         (oci:FOLDER)";
 
 /// How long bringing an image here may take.
 const TIME_MAX: Duration = Duration::from_secs(30 * 60);
@@ -83,7 +88,7 @@ impl Turn {
         }
     }
 
-    /// Why whoever had it before could not have the image.
+    /// Why the previous holder of the lock could not fetch the image.
     pub(super) fn failure(&self, note: &Path) -> Option<String> {
         let words = std::fs::read_to_string(beside(note, LOCK)).ok();
         words.filter(|words| self.waited && !words.is_empty())
@@ -138,7 +143,7 @@ impl Fetch {
         let (to, time_max) = (to.to_owned(), self.time_max);
         let ended = blocking(move || {
             let child = start(command).map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => ImageError::NotFetched("there is no skopeo; install it with `apt-get install skopeo`, or name a folder in the OCI layout (oci:FOLDER)".into()),
+                io::ErrorKind::NotFound => ImageError::NotFetched(NO_SKOPEO.into()),
                 _ => failed("skopeo cannot be started")(error),
             })?;
             watch(child, words, &dropped, &to, silence_max, time_max)

@@ -40,7 +40,7 @@ pub(super) struct KeptOutput {
     file: File,
     /// Bytes in the file.
     length: u64,
-    /// Where the hole ends; [`HEAD`] while there is none.
+    /// The offset at which the hole ends; [`HEAD`] while the file has no hole.
     hole_end: u64,
     /// What a full disk did not take yet: the module's own words about it are in there, and it may make room again.
     pending: Vec<u8>,
@@ -74,7 +74,8 @@ impl KeptOutput {
             self.lost += piece.len() as u64;
             return;
         }
-        // Not before what was lost is told: bytes would seem to follow each other that did not.
+        // Nothing is added before the log says how many bytes are missing. Without that line, two pieces that were written
+        // far apart would look adjacent.
         let room = if self.lost > 0 { 0 } else { PENDING_MAX.saturating_sub(self.pending.len()) };
         let kept = &piece[..piece.len().min(room)];
         self.pending.extend_from_slice(kept);
@@ -145,7 +146,7 @@ pub struct LogPiece {
 }
 
 impl LogPiece {
-    /// What a reader is told of the bytes that are not kept.
+    /// The line that stands in place of the bytes that are not kept, for whoever prints this piece.
     pub fn words(&self) -> Option<String> {
         (self.left_out > 0).then(|| left_out_words(self.left_out))
     }
@@ -252,7 +253,7 @@ mod tests {
         assert!(most_on_disk <= HEAD + TAIL + 2 * STEP, "{most_on_disk}");
         assert_eq!(kept.finish(), 0);
 
-        // Whoever reads while it is written sees no zeros, and knows how much is missing.
+        // A reader beside the writer never gets zeros of the hole, and learns how many bytes are missing.
         let mut at = 0;
         let mut jumps = Vec::new();
         loop {

@@ -1,4 +1,4 @@
-//! What an attempt writes, for whoever shows it while it runs.
+//! The output of a running attempt, for a program that shows it live.
 //!
 //! # How it works
 //! Only the log of the attempt stands between the two: whoever shows it reads that file at its own pace. So one who is slow,
