@@ -59,13 +59,16 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     tokio::select! {
         ended = mounted.ended() => ended?,
         () = until_asked_to_stop() => {
-            let unmounted = mounted.unmount().await;
             let folder = args.folder.display();
-            match unmounted.map_err(|error| Failure(format!("{folder} cannot be unmounted: {error}; `fusermount3 -u -z {folder}` does it once nobody uses it")))? {
-                Unmounted::Whole => {}
-                Unmounted::InUse => output::say(&format!(
+            let unmounted = mounted.unmount().await.map_err(|error| {
+                Failure(format!(
+                    "{folder} cannot be unmounted: {error}; `fusermount3 -u -z {folder}` does it once nobody uses it"
+                ))
+            })?;
+            if unmounted == Unmounted::InUse {
+                output::say(&format!(
                     "{folder} is unmounted while programs use it: a shell that stands in it has to `cd` elsewhere"
-                )),
+                ));
             }
         }
     }

@@ -16,8 +16,8 @@ use ionfs::clock::{self, Millis};
 use ionfs::text::{cut, is_obeyed, visible, visible_but};
 use serde::Serialize;
 
-pub(crate) use self::printer::Stream;
-use self::printer::{Room, printer};
+pub(crate) use self::printer::OutputStream;
+use self::printer::{WhenFull, printer};
 pub(crate) use self::progress::{LogWriter, bar_target};
 use crate::settings::wants_colours;
 
@@ -42,13 +42,13 @@ pub(crate) fn line(text: impl AsRef<str>) {
 /// does beside printing.
 fn print(bytes: &[u8]) {
     for piece in bytes.chunks(PIECE) {
-        printer(Stream::Stdout).put(Stream::Stdout, piece.to_vec(), Room::Wait);
+        printer(OutputStream::Stdout).put(OutputStream::Stdout, piece.to_vec(), WhenFull::Wait);
     }
 }
 
 /// Whether nobody will read what is printed from now on.
 pub(crate) fn is_read_by_nobody() -> bool {
-    printer(Stream::Stdout).is_gone()
+    printer(OutputStream::Stdout).is_gone()
 }
 
 /// From now on a signal does not end this command at once.
@@ -62,9 +62,9 @@ pub(crate) fn catches_signals() {
 /// When a result could not be written, for another reason than that its reader went away.
 pub(crate) fn finish() -> io::Result<()> {
     let most = CATCHES_SIGNALS.load(Ordering::Relaxed).then_some(READER_WAIT);
-    let stdout = printer(Stream::Stdout).finish(most);
+    let stdout = printer(OutputStream::Stdout).finish(most);
     // What is said beside the result is no part of it.
-    let _ = printer(Stream::Stderr).finish(most);
+    let _ = printer(OutputStream::Stderr).finish(most);
     if most.is_some() { Ok(()) } else { stdout }
 }
 
@@ -124,7 +124,7 @@ fn harmless_json(text: &str) -> String {
 /// reads.
 pub(crate) fn say(text: &str) {
     let line = format!("ion: {}\n", one_line(text));
-    printer(Stream::Stderr).put(Stream::Stderr, line.into_bytes(), Room::LeaveOut);
+    printer(OutputStream::Stderr).put(OutputStream::Stderr, line.into_bytes(), WhenFull::LeaveOut);
 }
 
 /// Whether results go to a terminal.

@@ -100,7 +100,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     };
     let live = Live::start(Style {
         prefix: |output| format!("ion: {} | ", output::of_others(&output.module)),
-        stream: output::Stream::Stderr,
+        stream: output::OutputStream::Stderr,
         whole: true,
     })?;
     let left = Arc::new(LeftFiles::new(args.out.clone()));

@@ -189,7 +189,7 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
         .outcome
         .map_err(|reason| Failure(format!("the blob store {} cannot be used: {reason}", blobs.url)))?;
     sweep(&settings.home);
-    let live = Live::start(Style { prefix, stream: output::Stream::Stdout, whole: false })?;
+    let live = Live::start(Style { prefix, stream: output::OutputStream::Stdout, whole: false })?;
     let lines = (!args.quiet).then(|| live.clone() as Arc<dyn OutputWatcher>);
     let (notices, shown_notices) = mpsc::channel(NOTICES);
     let cluster = ClusterSettings { key: ticket_key(), namespace: args.kubernetes_namespace };

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use dispatcher::executor::{LiveOutput, OutputWatcher};
 use ionfs::id::JobId;
 
-use super::printer::{Printer, Room, Stream, printer};
+use super::printer::{OutputStream, Printer, WhenFull, printer, wait};
 use super::{one_line, say};
 
 /// Bytes of a log that are shown before another job's turn comes.
@@ -43,7 +43,7 @@ const MESSAGES_MAX: usize = 4096;
 pub(crate) struct Style {
     /// What stands before each line of a job of this module.
     pub(crate) prefix: fn(&LiveOutput) -> String,
-    pub(crate) stream: Stream,
+    pub(crate) stream: OutputStream,
     /// Whether all is shown, however long that takes.
     pub(crate) whole: bool,
 }
@@ -124,12 +124,8 @@ impl Live {
         told.ends = true;
         self.changed.notify_all();
         while !told.has_ended {
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            told = match left {
-                None => self.changed.wait(told).unwrap_or_else(PoisonError::into_inner),
-                Some(Duration::ZERO) => return,
-                Some(left) => self.changed.wait_timeout(told, left).unwrap_or_else(PoisonError::into_inner).0,
-            };
+            let Ok(later) = wait(&self.changed, told, deadline) else { return };
+            told = later;
         }
     }
 
@@ -137,11 +133,12 @@ impl Live {
     fn wait(&self, deadline: Option<Instant>) -> Told {
         let mut told = self.told();
         while told.new.is_empty() && told.messages.is_empty() && !told.goes_on && !told.ends {
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            told = match left {
-                None => self.changed.wait(told).unwrap_or_else(PoisonError::into_inner),
-                Some(Duration::ZERO) => break,
-                Some(left) => self.changed.wait_timeout(told, left).unwrap_or_else(PoisonError::into_inner).0,
+            told = match wait(&self.changed, told, deadline) {
+                Ok(told) => told,
+                Err(late) => {
+                    told = late;
+                    break;
+                }
             };
         }
         let ends = told.ends;
@@ -150,7 +147,7 @@ impl Live {
 
     fn work(&self) {
         let paper = Paper { printer: printer(self.style.stream), style: &self.style };
-        let mut shown: Vec<Shown> = Vec::new();
+        let mut shown: Vec<ShownOutput> = Vec::new();
         let mut more = false;
         let mut in_trouble = false;
         loop {
@@ -163,7 +160,7 @@ impl Live {
                 ));
             }
             in_trouble = trouble.is_some();
-            shown.extend(told.new.into_iter().map(Shown::new));
+            shown.extend(told.new.into_iter().map(ShownOutput::new));
             more = false;
             shown.retain_mut(|shown| {
                 // Before its bytes are read: once it says that it has ended, they are all there.
@@ -212,7 +209,7 @@ struct Paper<'a> {
 
 impl Paper<'_> {
     fn text(&self, text: String) {
-        self.printer.put(self.style.stream, text.into_bytes(), Room::Wait);
+        self.printer.put(self.style.stream, text.into_bytes(), WhenFull::Wait);
     }
 
     fn line(&self, output: &LiveOutput, text: &str) {
@@ -221,13 +218,13 @@ impl Paper<'_> {
 }
 
 /// An attempt's output, and how far it is shown.
-struct Shown {
+struct ShownOutput {
     output: Arc<LiveOutput>,
     at: u64,
     lines: Lines,
 }
 
-impl Shown {
+impl ShownOutput {
     fn new(output: Arc<LiveOutput>) -> Self {
         Self { output, at: 0, lines: Lines::default() }
     }

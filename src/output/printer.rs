@@ -2,8 +2,8 @@
 //!
 //! # How it works
 //! Each of the two files has a queue with a bound and a thread that writes what is in it; where both are the same file, one
-//! thread keeps their order. What a command was asked for waits for room in the queue ([`Room::Wait`]), as in any program
-//! whose reader is slow. All else is left out while there is none ([`Room::LeaveOut`]); how much that was stands where it
+//! thread keeps their order. What a command was asked for waits for room in the queue ([`WhenFull::Wait`]), as in any program
+//! whose reader is slow. All else is left out while there is none ([`WhenFull::LeaveOut`]); how much that was stands where it
 //! is missing, once somebody reads again.
 //!
 //! # What it never does
@@ -28,12 +28,12 @@ const FULL_WAIT: Duration = Duration::from_secs(1);
 
 /// Where a text goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stream {
+pub(crate) enum OutputStream {
     Stdout,
     Stderr,
 }
 
-impl Stream {
+impl OutputStream {
     fn descriptor(self) -> BorrowedFd<'static> {
         match self {
             Self::Stdout => rustix::stdio::stdout(),
@@ -57,9 +57,25 @@ impl Stream {
     }
 }
 
+/// Waits for one change of the state, until the deadline at most.
+///
+/// # Errors
+/// The state as it is, once the deadline has passed.
+pub(super) fn wait<'a, T>(
+    changed: &Condvar,
+    state: MutexGuard<'a, T>,
+    deadline: Option<Instant>,
+) -> Result<MutexGuard<'a, T>, MutexGuard<'a, T>> {
+    match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+        None => Ok(changed.wait(state).unwrap_or_else(PoisonError::into_inner)),
+        Some(Duration::ZERO) => Err(state),
+        Some(left) => Ok(changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0),
+    }
+}
+
 /// What becomes of a text that there is no room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Room {
+pub(crate) enum WhenFull {
     /// It is waited for. Only for threads that may stand still.
     Wait,
     /// The text is left out, and counted.
@@ -69,7 +85,7 @@ pub(crate) enum Room {
 }
 
 /// The printer of a stream.
-pub(crate) fn printer(stream: Stream) -> &'static Printer {
+pub(crate) fn printer(stream: OutputStream) -> &'static Printer {
     static PRINTERS: OnceLock<[Arc<Printer>; 2]> = OnceLock::new();
     let [stdout, stderr] = PRINTERS.get_or_init(|| {
         let stdout = Printer::start();
@@ -77,8 +93,8 @@ pub(crate) fn printer(stream: Stream) -> &'static Printer {
         [stdout, stderr]
     });
     match stream {
-        Stream::Stdout => stdout,
-        Stream::Stderr => stderr,
+        OutputStream::Stdout => stdout,
+        OutputStream::Stderr => stderr,
     }
 }
 
@@ -92,21 +108,21 @@ fn are_one_file() -> bool {
 /// A queue and the thread that writes what is in it.
 #[derive(Debug, Default)]
 pub(crate) struct Printer {
-    state: Mutex<State>,
+    state: Mutex<PrinterState>,
     changed: Condvar,
 }
 
 #[derive(Debug)]
-struct Text {
-    stream: Stream,
+struct QueuedText {
+    stream: OutputStream,
     bytes: Vec<u8>,
     /// How many texts are missing if this one cannot be written.
     stands_for: u64,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    waiting: VecDeque<Text>,
+struct PrinterState {
+    waiting: VecDeque<QueuedText>,
     /// Bytes in there.
     bytes: usize,
     is_writing: bool,
@@ -132,25 +148,25 @@ impl Printer {
         printer
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, PrinterState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has a text written.
-    pub(crate) fn put(&self, stream: Stream, text: Vec<u8>, room: Room) {
+    pub(crate) fn put(&self, stream: OutputStream, text: Vec<u8>, when_full: WhenFull) {
         let mut state = self.state();
-        while room == Room::Wait && state.bytes >= WAITING_MAX && !state.is_gone {
+        while when_full == WhenFull::Wait && state.bytes >= WAITING_MAX && !state.is_gone {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.is_gone {
             return;
         }
         if state.bytes >= WAITING_MAX {
-            state.left_out += u64::from(room == Room::LeaveOut);
+            state.left_out += u64::from(when_full == WhenFull::LeaveOut);
             return;
         }
         state.tell_left_out(stream);
-        state.push(Text { stream, bytes: text, stands_for: u64::from(room != Room::Forget) });
+        state.push(QueuedText { stream, bytes: text, stands_for: u64::from(when_full != WhenFull::Forget) });
         self.changed.notify_all();
     }
 
@@ -177,16 +193,15 @@ impl Printer {
         let deadline = most.map(|most| Instant::now() + most);
         let mut state = self.state();
         if state.left_out > 0 {
-            state.tell_left_out(Stream::Stderr);
+            state.tell_left_out(OutputStream::Stderr);
             self.changed.notify_all();
         }
         while (state.is_writing || !state.waiting.is_empty()) && !state.is_gone {
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            state = match left {
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(Duration::ZERO) => break,
-                Some(left) => {
-                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+            state = match wait(&self.changed, state, deadline) {
+                Ok(state) => state,
+                Err(late) => {
+                    state = late;
+                    break;
                 }
             };
         }
@@ -194,7 +209,7 @@ impl Printer {
     }
 
     /// The text that is to be written next; the one before has been.
-    fn next(&self) -> Text {
+    fn next(&self) -> QueuedText {
         let mut state = self.state();
         state.is_writing = false;
         self.changed.notify_all();
@@ -242,19 +257,19 @@ impl Printer {
     }
 }
 
-impl State {
-    fn push(&mut self, text: Text) {
+impl PrinterState {
+    fn push(&mut self, text: QueuedText) {
         self.bytes += text.bytes.len();
         self.waiting.push_back(text);
     }
 
     /// Says how much is missing, where it is.
-    fn tell_left_out(&mut self, stream: Stream) {
+    fn tell_left_out(&mut self, stream: OutputStream) {
         let missing = std::mem::take(&mut self.left_out);
         if missing > 0 {
             let what = if missing == 1 { "text is" } else { "texts are" };
             let words = format!("ion: {missing} {what} missing here: they could not be written in time\n");
-            self.push(Text { stream, bytes: words.into_bytes(), stands_for: missing });
+            self.push(QueuedText { stream, bytes: words.into_bytes(), stands_for: missing });
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use indicatif::{ProgressDrawTarget, TermLike};
 
-use super::printer::{Room, Stream, printer};
+use super::printer::{OutputStream, WhenFull, printer};
 
 /// Where log lines go: one call for each.
 #[derive(Debug)]
@@ -13,7 +13,7 @@ pub(crate) struct LogWriter;
 
 impl Write for LogWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        printer(Stream::Stderr).put(Stream::Stderr, line.to_vec(), Room::LeaveOut);
+        printer(OutputStream::Stderr).put(OutputStream::Stderr, line.to_vec(), WhenFull::LeaveOut);
         Ok(line.len())
     }
 
@@ -90,7 +90,7 @@ impl TermLike for Terminal {
 
     fn flush(&self) -> io::Result<()> {
         let frame = std::mem::take(&mut *self.frame.lock().unwrap_or_else(PoisonError::into_inner));
-        printer(Stream::Stderr).put(Stream::Stderr, frame.into_bytes(), Room::Forget);
+        printer(OutputStream::Stderr).put(OutputStream::Stderr, frame.into_bytes(), WhenFull::Forget);
         Ok(())
     }
 }
