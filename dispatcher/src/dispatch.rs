@@ -334,7 +334,8 @@ impl Shared {
                         self.rest(STORE_WAIT).await;
                     }
                 },
-                () = freed => {}
+                // Only who waits for a slot: others would look into their queues at each job's end.
+                () = freed, if !place || behind => {}
                 () = served.due.notified() => look_at = Instant::now(),
                 Some(_) = jobs.join_next() => {}
                 () = tokio::time::sleep_until(look_at.into()) => {}
@@ -464,23 +465,9 @@ impl Shared {
             if served.stopping.is_cancelled() {
                 return Due::Stopping;
             }
-            let Some(slot) = self.slot(of_module) else { return Due::Behind };
-            let left = self.adopt(served).await;
-            let adopted = left.is_some();
-            let taken = match left {
-                Some(left) => Ok(Some(left)),
-                None => {
-                    let taken = self.ledger.take_due(&module.name, &self.id, self.lease(), seen).await;
-                    taken.inspect(|taken| taken.iter().for_each(|_| self.metrics.taken()))
-                }
-            };
-            let job = match taken {
-                Ok(Some(job)) => job,
-                Ok(None) => return Due::Nothing,
-                Err(error) => {
-                    tracing::debug!(module = module.name, error = chain(&error), "the ledger cannot be read");
-                    return Due::Nothing;
-                }
+            let (job, adopted, slot) = match self.take_due(served, of_module, seen).await {
+                Ok(taken) => taken,
+                Err(due) => return due,
             };
             let mut tries = 0;
             let materials = loop {
@@ -525,6 +512,36 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Takes one job of a module that was left or is due, the slot to run it in, and says whether it was adopted.
+    async fn take_due(
+        &self,
+        served: &Served,
+        of_module: &Arc<Semaphore>,
+        seen: &mut Standing<i64>,
+    ) -> Result<(JobRecord, bool, Slot), Due> {
+        let module = &served.module.name;
+        let unreadable = |error: &LedgerError| {
+            tracing::debug!(module, error = chain(error), "the ledger cannot be read");
+            Due::Nothing
+        };
+        // A look holds no slot: modules that have nothing to run take none from those that have.
+        while !served.left.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            let slot = self.slot(of_module).ok_or(Due::Behind)?;
+            if let Some(left) = self.adopt(served).await {
+                return Ok((left, true, slot));
+            }
+        }
+        let due = self.ledger.due(module, seen).await.map_err(|error| unreadable(&error.into()))?;
+        if due.is_empty() {
+            return Err(Due::Nothing);
+        }
+        let slot = self.slot(of_module).ok_or(Due::Behind)?;
+        let taken = self.ledger.take(&due, &self.id, self.lease()).await;
+        let job = taken.map_err(|error| unreadable(&error))?.ok_or(Due::Nothing)?;
+        self.metrics.taken();
+        Ok((job, false, slot))
     }
 
     /// Runs one attempt to its end.

@@ -443,24 +443,28 @@ impl Ledger {
         Ok(written)
     }
 
-    /// Takes the module's next job that waits in the ledger: a retry, a released or a gathered one. `seen` is what this
-    /// caller has seen of them: a wait is over when the writer's clock says so or when it was watched to its end, so
-    /// that a clock that is minutes ahead delays nothing.
-    pub async fn take_due(
-        &self,
-        module: &str,
-        holder: &str,
-        lease: Millis,
-        seen: &mut Standing<i64>,
-    ) -> Result<Option<JobRecord>, LedgerError> {
+    /// The module's next jobs that wait in the ledger and may run now, at most [`LOOKED_AT`]: retries, released and
+    /// gathered ones. `seen` is what this caller has seen of them: a wait is over when the writer's clock says so or when
+    /// it was watched to its end, so that a clock that is minutes ahead delays nothing.
+    pub async fn due(&self, module: &str, seen: &mut Standing<i64>) -> Result<Vec<JobRecord>, StoreError> {
         let queued = vec![("module", json!(module)), ("state", json!(JobState::Queued))];
         let query = Query::equal(Collection::Jobs, queued).order_by("due").limit(LOOKED_AT);
         let queued = self.plane.documents.find_as::<JobRecord>(query).await?;
         let stood = seen.look(queued.iter().map(|job| (job.id.to_string(), job.version)));
-        for (job, stood) in queued.iter().zip(stood) {
-            if job.term > 0 && job.due > clock::now() && millis(stood) < job.term {
-                continue;
-            }
+        let due = queued.into_iter().zip(stood);
+        let due =
+            due.filter(|(job, stood)| job.term == 0 || job.due <= clock::now() || millis(*stood) >= job.term);
+        Ok(due.map(|(job, _)| job).collect())
+    }
+
+    /// Takes the first of these queued jobs that no other dispatcher takes.
+    pub async fn take(
+        &self,
+        due: &[JobRecord],
+        holder: &str,
+        lease: Millis,
+    ) -> Result<Option<JobRecord>, LedgerError> {
+        for job in due {
             let claimed = step(job, &Happening::Claimed { holder: holder.to_owned(), lease })?;
             if self.write(job, &claimed).await? {
                 return Ok(Some(claimed));

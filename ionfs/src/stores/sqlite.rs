@@ -10,6 +10,7 @@
 //! Wait without a bound: the queue of requests is bounded, and another process that holds the file is waited for
 //! no longer than [`BUSY_WAIT`].
 
+mod arrivals;
 mod bus;
 mod documents;
 mod held;
@@ -25,7 +26,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use rustix::fs::{self, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{Collection, StoreError};
 use crate::cache::blocking;
@@ -103,8 +104,7 @@ pub struct Sqlite {
     thread: Option<JoinHandle<()>>,
     readers: Arc<Mutex<Vec<Connection>>>,
     reading: Semaphore,
-    /// Rung when a message was put into some queue.
-    arrived: Arc<Notify>,
+    arrivals: arrivals::Arrivals,
 }
 
 impl Sqlite {
@@ -136,7 +136,7 @@ impl Sqlite {
             thread: Some(thread),
             readers: Arc::default(),
             reading: Semaphore::new(READERS),
-            arrived: Arc::default(),
+            arrivals: arrivals::Arrivals::default(),
         })
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::{Durable, Failure, Sqlite, documents, touch};
@@ -19,9 +20,6 @@ use crate::stores::{
 /// How long a subscriber may hold a message. It only claims the job in that time; longer delays what a dead
 /// dispatcher held.
 const TAKEN: Duration = Duration::from_secs(30);
-
-/// How often a waiting subscriber looks for messages of other processes. Those of its own process wake it.
-const POLL: Duration = Duration::from_millis(50);
 
 pub(super) const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS queues (module TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -57,15 +55,20 @@ fn bound(connection: &Connection, event_type: &str) -> rusqlite::Result<Vec<Stri
     bound.query_map([event_type], |row| row.get(0))?.collect()
 }
 
-/// Inserts an event and publishes it; one that is there already is left as it is.
-pub(super) fn insert_published(connection: &Connection, event: Event) -> Result<Inserted, Failure> {
+/// Inserts an event and publishes it to the modules that it gives too. An event that is there
+/// already is left as it is, and is published to none.
+pub(super) fn insert_published(
+    connection: &Connection,
+    event: Event,
+) -> Result<(Inserted, Vec<String>), Failure> {
     let (modules, message) = (bound(connection, &event.event_type)?, event.message());
     let event = Event { publication: Publication::Published, ..event };
     let inserted = documents::insert(connection, Collection::Events, &encode(&event))?;
-    if inserted == Inserted::New {
-        enqueue_each(connection, &modules, &message)?;
+    if inserted != Inserted::New {
+        return Ok((inserted, vec![]));
     }
-    Ok(inserted)
+    enqueue_each(connection, &modules, &message)?;
+    Ok((inserted, modules))
 }
 
 #[async_trait]
@@ -108,7 +111,7 @@ impl Bus for Sqlite {
 
     async fn publish(&self, message: &Message) -> Result<Routed, StoreError> {
         let message = message.clone();
-        let routed = self
+        let modules = self
             .write("publishing", move |connection| {
                 let modules = bound(connection, &message.event_type)?;
                 enqueue_each(connection, &modules, &message)?;
@@ -116,17 +119,17 @@ impl Bus for Sqlite {
                     // What it tells of was written before it, to this log, and is to be on the disk all the same.
                     touch(connection)?;
                 }
-                Ok(if modules.is_empty() { Routed::Nowhere } else { Routed::To(modules.len()) })
+                Ok(modules)
             })
             .await?;
-        self.arrived.notify_waiters();
-        Ok(routed)
+        self.arrivals.ring(modules.iter().map(String::as_str));
+        Ok(if modules.is_empty() { Routed::Nowhere } else { Routed::To(modules.len()) })
     }
 
     async fn send(&self, module: &str, message: &Message) -> Result<(), StoreError> {
-        let (module, body) = (module.to_owned(), body(message));
-        self.write("sending", move |connection| enqueue(connection, &module, &body)).await?;
-        self.arrived.notify_waiters();
+        let (queue, body) = (module.to_owned(), body(message));
+        self.write("sending", move |connection| enqueue(connection, &queue, &body)).await?;
+        self.arrivals.ring([module]);
         Ok(())
     }
 
@@ -135,7 +138,10 @@ impl Bus for Sqlite {
         module: &str,
         prefetch: usize,
     ) -> Result<Box<dyn Subscription>, StoreError> {
+        let bell = self.arrivals.bell(module, &self.file);
+        let bell = bell.map_err(|error| self.failed("subscribing", error))?;
         Ok(Box::new(Subscriber {
+            bell,
             store: self,
             module: module.to_owned(),
             prefetch: prefetch.max(1),
@@ -222,6 +228,8 @@ impl Bus for Sqlite {
 struct Subscriber {
     store: Arc<Sqlite>,
     module: String,
+    /// Rung when the queue has a message that may be taken.
+    bell: Arc<Notify>,
     prefetch: usize,
     /// Tags given and not acknowledged.
     held: Vec<u64>,
@@ -289,17 +297,17 @@ impl Subscriber {
 #[async_trait]
 impl Subscription for Subscriber {
     async fn next(&mut self) -> Result<Delivery, StoreError> {
-        let arrived = self.store.arrived.clone();
+        let bell = self.bell.clone();
         loop {
             // Listening before looking: what arrives in between is not missed.
-            let mut ring = std::pin::pin!(arrived.notified());
+            let mut ring = std::pin::pin!(bell.notified());
             ring.as_mut().enable();
             if self.held.len() < self.prefetch
                 && let Some(delivery) = self.take().await?
             {
                 return Ok(delivery);
             }
-            let _ = tokio::time::timeout(POLL, ring).await;
+            ring.await;
         }
     }
 
@@ -309,7 +317,7 @@ impl Subscription for Subscriber {
 
     async fn give_back(&mut self, tag: u64) -> Result<(), StoreError> {
         self.settle(tag, "UPDATE messages SET taken_until = 0 WHERE seq = ?1").await?;
-        self.store.arrived.notify_waiters();
+        self.bell.notify_waiters();
         Ok(())
     }
 
@@ -328,7 +336,7 @@ impl Drop for Subscriber {
         if held.is_empty() && taking.is_none() {
             return;
         }
-        let store = self.store.clone();
+        let (store, bell) = (self.store.clone(), self.bell.clone());
         // Best effort: whatever is not given back now is given again when its time is up.
         self.runtime.spawn(async move {
             if let Some(taking) = taking
@@ -343,7 +351,7 @@ impl Drop for Subscriber {
                 };
                 let _ = store.write("giving back a message", give_back).await;
             }
-            store.arrived.notify_waiters();
+            bell.notify_waiters();
         });
     }
 }

@@ -32,8 +32,7 @@ impl Sqlite {
         event: Option<Event>,
         guard: Option<Guard>,
     ) -> Result<Vec<Inserted>, StoreError> {
-        let published = event.is_some();
-        let durable = if published { Durable::AtOnce } else { Durable::Later };
+        let durable = if event.is_some() { Durable::AtOnce } else { Durable::Later };
         let written = self.write_as(durable, "inserting documents and small blobs", move |connection| {
             let mut inserted = insert_all(connection, &documents, guard.as_ref())?;
             let mut insert =
@@ -42,14 +41,14 @@ impl Sqlite {
                 insert.execute((&boot, key, &bytes[..]))?;
             }
             if let Some(event) = event {
-                inserted.push(insert_published(connection, event)?);
+                let (event, modules) = insert_published(connection, event)?;
+                inserted.push(event);
+                return Ok((inserted, modules));
             }
-            Ok(inserted)
+            Ok((inserted, vec![]))
         });
-        let inserted = written.await?;
-        if published {
-            self.arrived.notify_waiters();
-        }
+        let (inserted, modules) = written.await?;
+        self.arrivals.ring(modules.iter().map(String::as_str));
         Ok(inserted)
     }
 
