@@ -184,7 +184,8 @@ impl Settings {
     pub(crate) fn resolve(global: Global, exporter: Option<&Exporter>) -> Result<Self, Failure> {
         let level = ["warn", "info", "debug"][usize::from(global.verbose.min(2))];
         let filter = EnvFilter::try_from_env("ION_LOG").unwrap_or_else(|_| {
-            EnvFilter::new(format!("warn,lapin=off,ion={level},ionfs={level},dispatcher={level}"))
+            // Ion's crates all have names that begin with `ion`.
+            EnvFilter::new(format!("warn,lapin=off,ion={level}"))
         });
         // A log has lines; spans are the exporter's.
         let filter = filter.add_directive(format!("{}=off", ionfs::spans::TARGET).parse()?);

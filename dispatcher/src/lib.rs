@@ -4,36 +4,16 @@
 //! acknowledged; an executor runs the module; what it committed is in other queues by then, and the ledger has how
 //! it ended.
 //!
-//! | module | what it holds |
+//! This crate is the front of four, of which each names only those above it in this list:
+//!
+//! | crate | what it holds |
 //! | --- | --- |
-//! | [`pipeline`] | modules, and the pipeline file that declares them |
-//! | [`job`] | what a job may become next, without any I/O |
-//! | [`ledger`] | job documents: claims, leases, retries, the dead |
-//! | [`gather`] | when everything below an event has ended |
-//! | [`executor`] | how a job runs on this machine |
-//! | [`chain`] | programs through which bytes go from stdin to stdout |
-//! | [`dispatch`] | queues to jobs, within limits |
-//! | [`metrics`] | what a dispatcher counts |
-//! | [`queues`] | what is wrong with the modules' queues |
-//! | [`cancel`] | all that came of an event, ended |
-//! | [`progress`], [`logs`] | how far a correlation has come; what a job says |
-//! | [`first`] | events that no job makes |
-//! | [`gateway`] | all of it over HTTP |
-//! | [`audit`], [`retention`] | the ledger's part of `ion check`; `ion gc --older-than` |
+//! | `ion-jobs` | pipelines, what a job may become next, the ledger, gathering, progress |
+//! | `ion-run` | how a job is run: sandbox, container, pod, chain |
+//! | `ion-dispatch` | queues to jobs, within limits |
+//! | `ion-gateway` | all of it over HTTP |
 
-pub mod audit;
-pub mod cancel;
-pub mod chain;
-pub mod dispatch;
-pub mod executor;
-pub mod first;
-pub mod gateway;
-pub mod gather;
-pub mod job;
-pub mod ledger;
-pub mod logs;
-pub mod metrics;
-pub mod pipeline;
-pub mod progress;
-pub mod queues;
-pub mod retention;
+pub use ion_dispatch::{self as dispatch, audit, queues};
+pub use ion_gateway as gateway;
+pub use ion_jobs::{cancel, first, gather, job, ledger, logs, metrics, pipeline, progress, retention};
+pub use ion_run::{chain, executor};

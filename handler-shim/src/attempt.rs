@@ -10,10 +10,10 @@
 
 use std::time::Duration;
 
-use ionfs::clock::{self, Millis, millis};
-use ionfs::failpoint;
-use ionfs::record::{self, AttemptEnd, JobRecord, JobState};
-use ionfs::stores::{Collection, DataPlane, Inserted, encode};
+use ion_model::clock::{self, Millis, millis};
+use ion_model::record::{self, AttemptEnd, JobRecord, JobState};
+use ion_stores::{Collection, DataPlane, Inserted, encode};
+use ion_system::failpoint;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -250,8 +250,8 @@ fn stand(job: &mut JobRecord, now: Millis, term: Millis) {
 
 #[cfg(test)]
 mod tests {
-    use ionfs::clock;
-    use ionfs::id::{CorrelationId, EventId};
+    use ion_model::clock;
+    use ion_model::id::{CorrelationId, EventId};
 
     use super::*;
 

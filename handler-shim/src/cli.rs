@@ -5,18 +5,18 @@ mod settings;
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use clap::{CommandFactory as _, FromArgMatches as _};
+use ion_model::errors::chain;
+use ion_model::event::{Event, is_event_type};
+use ion_model::id::{CorrelationId, EventId};
+use ion_stores::{Collection, DataPlane};
+
+use self::settings::{Action, Arguments, Settings};
 use crate::commit::commit;
 use crate::development::{Dump, first_event};
 use crate::folder::Folder;
 use crate::prepare::prepare;
 use crate::{HandlerError, Work};
-use clap::{CommandFactory as _, FromArgMatches as _};
-use ionfs::errors::chain;
-use ionfs::event::{Event, is_event_type};
-use ionfs::id::{CorrelationId, EventId};
-use ionfs::stores::{Collection, DataPlane};
-
-use self::settings::{Action, Arguments, Settings};
 
 /// Why the command did not do its work: one line for people.
 #[derive(Debug)]
@@ -30,12 +30,12 @@ impl<E: std::error::Error> From<E> for Failure {
 
 /// Runs the command.
 pub fn main() -> ExitCode {
-    ionfs::sys::close_to_other_processes();
+    ion_system::sys::close_to_other_processes();
     let matches = Arguments::command().get_matches();
     let settings = Arguments::from_arg_matches(&matches)
         .map_err(Failure::from)
         .and_then(|arguments| Settings::resolve(arguments, &matches).map_err(Failure));
-    ionfs::environment::take_credentials();
+    ion_system::environment::take_credentials();
     let outcome = settings.and_then(|settings| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let outcome = runtime.block_on(work(&settings));

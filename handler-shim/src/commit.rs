@@ -19,20 +19,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use ionfs::checksum::{BLOCK, Summer};
-use ionfs::commit::{Below, Committer, Fence, Origin, Refusal, Staging, TooDeep, files_of};
-use ionfs::errors::chain;
-use ionfs::event::{
+use ion_model::checksum::{BLOCK, Summer};
+use ion_model::errors::chain;
+use ion_model::event::{
     Event, EventFile, FileEntry, KeyValue, Parsed, Publication, WHOLE_DRAFT, clean_path, is_doubtful_draft,
     parse_within,
 };
-use ionfs::id::EventId;
-use ionfs::limits::{Limits, bytes_in_words};
-use ionfs::record::{CommitMode, InsightRecord, JobRecord};
-use ionfs::relay;
-use ionfs::stores::{Collection, DataPlane, Query};
-use ionfs::text::quote;
-use ionfs::upload::store_open;
+use ion_model::id::EventId;
+use ion_model::limits::{Limits, bytes_in_words};
+use ion_model::record::{CommitMode, InsightRecord, JobRecord};
+use ion_model::text::quote;
+use ion_plane::commit::{Below, Committer, Fence, Origin, Refusal, Staging, TooDeep, files_of};
+use ion_plane::relay;
+use ion_plane::upload::store_open;
+use ion_stores::{Collection, DataPlane, Query};
 use serde_json::json;
 use tokio::sync::{OnceCell, Semaphore};
 use uuid::Uuid;

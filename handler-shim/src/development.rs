@@ -15,16 +15,16 @@ use std::io::Seek as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 
-use ionfs::clock;
-use ionfs::commit::{Below, record_event};
-use ionfs::event::{
+use ion_model::clock;
+use ion_model::event::{
     Context, DocumentType, Event, EventFile, FileEntry, KeyValue, Parsed, Publication, parse,
 };
-use ionfs::id::{CorrelationId, EventId};
-use ionfs::limits::Limits;
-use ionfs::stores::DataPlane;
-use ionfs::stores::open::{StoreUrls, open};
-use ionfs::upload::{UploadError, in_tries, store_open, try_suffix};
+use ion_model::id::{CorrelationId, EventId};
+use ion_model::limits::Limits;
+use ion_plane::commit::{Below, record_event};
+use ion_plane::upload::{UploadError, in_tries, store_open, try_suffix};
+use ion_stores::DataPlane;
+use ion_stores::open::{StoreUrls, open};
 use serde_json::{Value, json};
 
 use crate::HandlerError;
@@ -153,7 +153,8 @@ pub async fn first_event(
             }
         };
         let stored = in_tries(store).await;
-        let why = |error| HandlerError::Input { name: name.clone(), reason: ionfs::errors::chain(&error) };
+        let why =
+            |error| HandlerError::Input { name: name.clone(), reason: ion_model::errors::chain(&error) };
         files.push(stored.map_err(why)?);
     }
     let event = Event {

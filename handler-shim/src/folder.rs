@@ -10,10 +10,10 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use ionfs::beneath;
-use ionfs::commit::Below;
-use ionfs::event::is_draft;
-use ionfs::id::{EventId, JobId};
+use ion_model::event::is_draft;
+use ion_model::id::{EventId, JobId};
+use ion_plane::commit::Below;
+use ion_system::beneath;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};

@@ -20,11 +20,11 @@ pub mod development;
 pub mod folder;
 pub mod prepare;
 
-use ionfs::commit::Refusal;
-use ionfs::event::Event;
-use ionfs::id::JobId;
-use ionfs::limits::Limits;
-use ionfs::stores::StoreError;
+use ion_model::event::Event;
+use ion_model::id::JobId;
+use ion_model::limits::Limits;
+use ion_plane::commit::Refusal;
+use ion_stores::StoreError;
 
 /// Why the handler did not do its work.
 #[derive(Debug, thiserror::Error)]

@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use ionfs::address::{FileUrls, addresses};
-use ionfs::commit::files_of;
-use ionfs::errors::chain;
-use ionfs::event::{FileEntry, clean_path, event_json};
-use ionfs::stores::DataPlane;
+use ion_model::errors::chain;
+use ion_model::event::{FileEntry, clean_path, event_json};
+use ion_plane::address::{FileUrls, addresses};
+use ion_plane::commit::files_of;
+use ion_stores::DataPlane;
 use serde::Serialize;
 
 use crate::attempt::{Attempt, Standing};
@@ -222,12 +222,12 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 mod tests {
     use std::collections::BTreeMap;
 
-    use ionfs::checksum;
+    use ion_model::checksum;
 
     use super::*;
 
     fn entry(name: &str, size: u64) -> FileEntry {
-        FileEntry { size, ..ionfs::upload::empty_file(name.into(), name.into()) }
+        FileEntry { size, ..ion_plane::upload::empty_file(name.into(), name.into()) }
     }
 
     #[test]

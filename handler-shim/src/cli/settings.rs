@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Parser, ValueEnum};
-use ionfs::address::FileUrls;
-use ionfs::limits::{Limits, SetLimits};
-use ionfs::stores::object::ObjectBlobs;
-use ionfs::stores::open::{StoreUrls, open_blobs, open_over, without_credentials};
-use ionfs::stores::{Blobs, DataPlane, StoreError};
-use ionfs::text::write_field;
+use ion_model::limits::{Limits, SetLimits};
+use ion_model::text::write_field;
+use ion_plane::address::FileUrls;
+use ion_stores::object::ObjectBlobs;
+use ion_stores::open::{StoreUrls, open_blobs, open_over, without_credentials};
+use ion_stores::{Blobs, DataPlane, StoreError};
 use serde_json::{Value, json};
 use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
@@ -349,9 +349,9 @@ fn from_command_line(matches: &ArgMatches, name: &str) -> bool {
 fn log(arguments: &Arguments) -> Result<(), String> {
     let level = arguments.loglevel.as_str();
     let others = if arguments.loglevel == Level::Error { level } else { "warn" };
-    let spans = ionfs::spans::TARGET;
+    let spans = ion_system::spans::TARGET;
     // Of the libraries' own words nobody knows what they hold.
-    let filter = format!("{others},lapin=off,ionfs={level},handler_shim={level},{spans}=off");
+    let filter = format!("{others},lapin=off,ion={level},handler_shim={level},{spans}=off");
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
         .with_target(false)
@@ -432,7 +432,7 @@ impl Stores {
     /// Opens them.
     ///
     /// # Errors
-    /// As [`ionfs::stores::open::open`].
+    /// As [`ion_stores::open::open`].
     pub(super) async fn open(&self) -> Result<DataPlane, StoreError> {
         let blobs: Arc<dyn Blobs> = match &self.azure {
             Some(azure) => Arc::new(ObjectBlobs::azure(&azure.account, &azure.key, &azure.container)?),

@@ -1,0 +1,231 @@
+//! The ledger's part of `ion check`: has every job its event, and does somebody hold what runs? Has every module a job of
+//! each event that is for it?
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ion_jobs::ledger::{Ledger, LedgerError};
+use ion_model::clock::{self, Millis};
+use ion_model::errors::chain;
+use ion_model::event::Event;
+use ion_model::id::JobId;
+use ion_model::record::{JobRecord, JobState};
+use ion_plane::audit::{Repair, Report};
+use ion_plane::relay;
+use ion_stores::{Collection, Pages, Query, decode};
+use serde_json::json;
+
+use crate::served_modules;
+
+/// How long an outbox is watched before it is a finding: relays have had more than their time.
+const OUTBOX_WATCHED: Duration = relay::GRACE.saturating_add(Duration::from_secs(5));
+
+/// Suspects that are watched together.
+const SUSPECTS: usize = 1_000;
+
+/// What a look at the ledger found.
+#[derive(Debug, Default)]
+pub struct LedgerReport {
+    /// What is wrong.
+    pub report: Report,
+    /// How many events wait for each module that no living dispatcher serves: nothing is wrong, and nothing goes on.
+    pub not_served: BTreeMap<String, usize>,
+}
+
+/// Looks at every job, and whether every event has its jobs, a page at a time.
+///
+/// What should have moved long ago by its own clock is watched for so long as its holder may take for a sign of life: a
+/// clock that is minutes off makes no finding.
+///
+/// # Errors
+/// When the ledger cannot be read; what is merely wrong is a finding.
+pub async fn check(ledger: &Ledger, repair: Repair) -> Result<LedgerReport, LedgerError> {
+    let mut report = Report::default();
+    let documents = &ledger.plane().documents;
+    let mut suspects = Vec::new();
+    for state in JobState::ALL {
+        let mut pages = Pages::new(Query::equal(Collection::Jobs, vec![("state", json!(state))]), "due");
+        while let Some(page) = pages.next(&**documents).await? {
+            let readable = |job| {
+                let job = decode::<JobRecord>(Collection::Jobs, job);
+                job.inspect_err(|error| report.found(chain(error))).ok()
+            };
+            let jobs: Vec<JobRecord> = page.into_iter().filter_map(readable).collect();
+            check_events_of(ledger, &jobs, &mut report).await?;
+            suspects.extend(jobs.into_iter().filter(|job| job.outbox || job.state.is_active()));
+            if suspects.len() >= SUSPECTS {
+                watch_jobs(ledger, std::mem::take(&mut suspects), repair, &mut report).await?;
+            }
+        }
+    }
+    watch_jobs(ledger, suspects, repair, &mut report).await?;
+    let mut not_served = check_claims(ledger, repair, &mut report).await?;
+    let served = served_modules(ledger).await?;
+    not_served.retain(|module, _| !served.contains(module));
+    Ok(LedgerReport { report, not_served })
+}
+
+/// Whether each job's event is there.
+async fn check_events_of(
+    ledger: &Ledger,
+    jobs: &[JobRecord],
+    report: &mut Report,
+) -> Result<(), LedgerError> {
+    let events = jobs.iter().map(|job| job.event_id.to_string()).collect();
+    let present = ledger.plane().documents.present(Collection::Events, events).await?;
+    for job in jobs.iter().filter(|job| !present.contains(job.event_id.as_str())) {
+        // Both may have been dropped meanwhile.
+        if ledger.get(&job.id).await.is_ok() {
+            report.found(format!(
+                "job {} of {} works on event {}, which is not there",
+                job.id, job.module, job.event_id
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Looks a second time, after a while, at jobs that should have moved.
+async fn watch_jobs(
+    ledger: &Ledger,
+    suspects: Vec<JobRecord>,
+    repair: Repair,
+    report: &mut Report,
+) -> Result<(), LedgerError> {
+    let overdue = |job: &JobRecord| job.outbox || job.due < clock::now();
+    let suspects: Vec<JobRecord> = suspects.into_iter().filter(overdue).collect();
+    let Some(longest) = suspects.iter().map(watched).max() else { return Ok(()) };
+    tokio::time::sleep(longest).await;
+    for before in suspects {
+        let Ok(now) = ledger.get(&before.id).await else { continue };
+        if now.version == before.version {
+            settle(ledger, &now, repair, report).await?;
+        }
+    }
+    Ok(())
+}
+
+/// How long an event may be on its way to a module before it is a finding.
+const CLAIM_WATCHED: Duration = Duration::from_secs(10);
+
+/// Whether each module has a job of every event that is for it, or a message of it in its queue. Gives how many events each
+/// has not claimed.
+async fn check_claims(
+    ledger: &Ledger,
+    repair: Repair,
+    report: &mut Report,
+) -> Result<BTreeMap<String, usize>, LedgerError> {
+    let mut waiting = BTreeMap::new();
+    let mut pages = Ledger::unclaimed_events();
+    let mut suspects: Vec<(Event, String)> = Vec::new();
+    while let Some(page) = pages.next(&*ledger.plane().documents).await? {
+        let registered = ledger.registered().await?;
+        let events: Vec<Event> =
+            page.into_iter().filter_map(|event| decode(Collection::Events, event).ok()).collect();
+        let of = |event: &Event| -> Vec<(Event, String)> {
+            registered.registry.expected(event).map(|name| (event.clone(), name.to_owned())).collect()
+        };
+        let found = unclaimed(ledger, events.iter().flat_map(of).collect()).await?;
+        found.iter().for_each(|(_, module)| *waiting.entry(module.clone()).or_default() += 1);
+        suspects.extend(found);
+        if suspects.len() >= SUSPECTS {
+            watch_claims(ledger, std::mem::take(&mut suspects), repair, report).await?;
+        }
+    }
+    watch_claims(ledger, suspects, repair, report).await?;
+    Ok(waiting)
+}
+
+/// Of events and modules those of which there is no job.
+async fn unclaimed(ledger: &Ledger, all: Vec<(Event, String)>) -> Result<Vec<(Event, String)>, LedgerError> {
+    let job = |event: &Event, module: &str| JobId::derive(&event.id, module).to_string();
+    let jobs = all.iter().map(|(event, module)| job(event, module)).collect();
+    let present = ledger.plane().documents.present(Collection::Jobs, jobs).await?;
+    Ok(all.into_iter().filter(|(event, module)| !present.contains(&job(event, module))).collect())
+}
+
+/// Looks a second time, after a while, at events that a module has not claimed.
+async fn watch_claims(
+    ledger: &Ledger,
+    suspects: Vec<(Event, String)>,
+    repair: Repair,
+    report: &mut Report,
+) -> Result<(), LedgerError> {
+    if suspects.is_empty() {
+        return Ok(());
+    }
+    tokio::time::sleep(CLAIM_WATCHED).await;
+    let registered = ledger.registered().await?;
+    let bus = &ledger.plane().bus;
+    for (event, module) in unclaimed(ledger, suspects).await? {
+        let Some(definition) = registered.module(&module) else { continue };
+        // It may be the message of this event: then it only waits.
+        if let Some(1..) = bus.depth(&module, 1).await? {
+            continue;
+        }
+        let what = format!(
+            "event {} ({}) is for module {module:?}, which has no job of it and no message in its queue",
+            event.id, event.event_type
+        );
+        let sent = match repair {
+            Repair::Safe => {
+                ledger.send_again(definition, &event).await?;
+                Some("it was sent again".to_owned())
+            }
+            Repair::No => None,
+        };
+        report.repaired(what, sent);
+    }
+    Ok(())
+}
+
+/// How long a suspect is watched: a holder renews its lease three times in each.
+fn watched(job: &JobRecord) -> Duration {
+    let lease = Duration::from_millis(u64::try_from(job.term).unwrap_or(0));
+    match job.outbox {
+        true => OUTBOX_WATCHED,
+        // On no clock does anybody hold it: a lease of a day, as `ion-handler` takes, is not watched for hours.
+        false if clock::has_passed_everywhere(job.due) => Duration::ZERO,
+        false => lease / 3 * 2,
+    }
+}
+
+/// A suspect that has not moved.
+async fn settle(
+    ledger: &Ledger,
+    job: &JobRecord,
+    repair: Repair,
+    report: &mut Report,
+) -> Result<(), LedgerError> {
+    if job.outbox {
+        let what = format!("job {} of {} has ended, and the bus was not told", job.id, job.module);
+        let told = match repair {
+            Repair::Safe => {
+                relay::promote(ledger.plane(), &job.id).await?;
+                Some("told".to_owned())
+            }
+            Repair::No => None,
+        };
+        report.repaired(what, told);
+        return Ok(());
+    }
+    let what = format!(
+        "job {} of {} is held by nobody: its lease ended {} s ago",
+        job.id,
+        job.module,
+        seconds_since(job.due)
+    );
+    let queued = match repair {
+        Repair::Safe => {
+            let moved = ledger.lose(job, "its dispatcher is gone").await?;
+            Some(format!("it is {} now", moved.state.as_str()))
+        }
+        Repair::No => None,
+    };
+    report.repaired(what, queued);
+    Ok(())
+}
+
+fn seconds_since(moment: Millis) -> Millis {
+    (clock::now() - moment) / 1000
+}

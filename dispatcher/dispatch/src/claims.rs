@@ -1,0 +1,158 @@
+//! From a message to a job of its own, and what a job begins with.
+
+use ion_jobs::gather::{Readiness, readiness};
+use ion_jobs::ledger::{Announced, Claim, LedgerError};
+use ion_jobs::pipeline::Module;
+use ion_model::clock;
+use ion_model::errors::chain;
+use ion_model::event::{Event, Message};
+use ion_model::record::{JobRecord, JobState, Without};
+use ion_stores::{DeadLetter, Delivery, StoreError, encode};
+
+use super::modules::Served;
+use super::{Job, Shared};
+
+/// What a job begins with.
+pub(super) enum Materials {
+    /// Its event, and what it gathers.
+    Ready(Box<Event>, Option<(Vec<Event>, Without)>),
+    /// Something that it gathers is worked on again.
+    WaitsAgain,
+    /// It cannot begin, in words.
+    Missing(String),
+}
+
+impl Shared {
+    /// The event of a job and what it gathers, read again: the ledger holds ids only.
+    pub(super) async fn materials(&self, job: &JobRecord, module: &Module) -> Result<Materials, LedgerError> {
+        let event = match self.ledger.event(&job.event_id).await {
+            Ok(Some(event)) => event,
+            Ok(None) => {
+                return Ok(Materials::Missing(format!("event {} is not there any more", job.event_id)));
+            }
+            Err(malformed @ StoreError::Malformed { .. }) => {
+                return Ok(Materials::Missing(chain(&malformed)));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if module.gather.is_none() {
+            return Ok(Materials::Ready(Box::new(event), None));
+        }
+        let registered = self.ledger.registered().await?;
+        Ok(match readiness(&self.ledger, job, module, &registered).await? {
+            Readiness::Ready(gathered, without) => {
+                Materials::Ready(Box::new(event), Some((gathered, without)))
+            }
+            Readiness::Waiting(_) | Readiness::Unsettled => Materials::WaitsAgain,
+        })
+    }
+
+    /// Claims the job a message asks for. None: nothing to run (known, waiting, or no message of ours).
+    pub(super) async fn claim(
+        &self,
+        served: &Served,
+        delivery: &Delivery,
+        ours: bool,
+        again: bool,
+    ) -> Result<Option<Job>, LedgerError> {
+        let module = &served.module;
+        let message: &Message = match &delivery.message {
+            Ok(message) => message,
+            Err(unreadable) => {
+                let body = String::from_utf8_lossy(&unreadable.body).into_owned();
+                let reason = format!("it is no message of Ion's: {}", unreadable.reason);
+                self.bury(module, &unreadable.id(), body, reason).await?;
+                return Ok(None);
+            }
+        };
+        match self.claim_announced(served, message, ours, again).await {
+            // What a document says does not change by asking again.
+            Err(LedgerError::Store(malformed @ StoreError::Malformed { .. })) => {
+                self.bury_message(module, message, chain(&malformed)).await?;
+                Ok(None)
+            }
+            claimed => claimed,
+        }
+    }
+
+    /// The same of a message that can be read.
+    async fn claim_announced(
+        &self,
+        served: &Served,
+        message: &Message,
+        ours: bool,
+        again: bool,
+    ) -> Result<Option<Job>, LedgerError> {
+        let module = &served.module;
+        let event = match self.ledger.announced(&message.context.event_id).await? {
+            Announced::Event(event) => *event,
+            Announced::NotYet => {
+                // Not lost: what makes the event visible publishes it.
+                let event = message.context.event_id.as_str();
+                tracing::warn!(module = module.name, event, "a message names an event that is only staged");
+                return Ok(None);
+            }
+            Announced::NoEvent(reason) => {
+                self.bury_message(module, message, reason).await?;
+                return Ok(None);
+            }
+        };
+        if !served.registration.is_for(&module.name, &event) {
+            // Its queue took messages before it was registered, or the message is one too many of a former module.
+            tracing::info!(
+                module = module.name,
+                event = %event.id,
+                event_type = event.event_type,
+                "a message of an event that was committed before the module was registered, or is for others"
+            );
+            return Ok(None);
+        }
+        let holder = ours.then(|| (self.id.as_str(), self.lease()));
+        let claim = self.ledger.claim(module, &event, holder).await?;
+        self.metrics.claimed(&claim);
+        match claim {
+            Claim::Won(job) if job.state == JobState::Waiting => {
+                self.ended.notify_one();
+                Ok(None)
+            }
+            Claim::Won(job) if ours => Ok(Some((job, event))),
+            Claim::Won(_) => {
+                self.served.ring(&module.name);
+                Ok(None)
+            }
+            // The answer to our own first try was lost: the job is ours all the same.
+            Claim::Known(job)
+                if again
+                    && job.state == JobState::Starting
+                    && job.attempt == 1
+                    && job.holder.as_ref() == Some(&self.id)
+                    && !self.runs(&job.id) =>
+            {
+                Ok(Some((job, event)))
+            }
+            Claim::Known(_) => Ok(None),
+        }
+    }
+
+    async fn bury_message(
+        &self,
+        module: &Module,
+        message: &Message,
+        reason: String,
+    ) -> Result<(), StoreError> {
+        let body = encode(message).to_string();
+        self.bury(module, message.context.event_id.as_str(), body, reason).await
+    }
+
+    async fn bury(
+        &self,
+        module: &Module,
+        event_id: &str,
+        body: String,
+        reason: String,
+    ) -> Result<(), StoreError> {
+        tracing::warn!(module = module.name, reason, "a message is dead");
+        let letter = DeadLetter::new(&module.name, event_id, body, reason, clock::now());
+        self.ledger.plane().bus.bury(letter).await
+    }
+}

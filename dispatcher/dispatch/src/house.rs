@@ -1,0 +1,105 @@
+//! Keeping house: the outbox, leases of dispatchers that died, gathering, events that nobody has claimed.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ion_jobs::cancel::LeftCancellations;
+use ion_jobs::gather::{Readiness, readiness};
+use ion_jobs::job::Happening;
+use ion_jobs::ledger::{Lease, LedgerError};
+use ion_model::id::JobId;
+use ion_plane::relay::{self, Relay};
+use ion_system::failpoint;
+use ion_system::patience::Standing;
+
+use super::gathers::Noted;
+use super::presence::Presence;
+use super::unclaimed::Unclaimed;
+use super::{Shared, warn_once};
+
+/// How often house is kept: outbox, leases, gathering.
+pub(super) const KEEP: Duration = Duration::from_secs(1);
+
+/// House is kept for at most one part in this many and one of the time.
+const KEEPING_SHARE: u32 = 4;
+
+/// What the housekeeping task remembers.
+struct House {
+    presence: Presence,
+    relay: Relay,
+    leases: Standing<Lease>,
+    looked: Option<Instant>,
+    unclaimed: Unclaimed,
+    cancellations: LeftCancellations,
+    noted: Noted,
+}
+
+impl Shared {
+    pub(super) async fn keep_house(self: Arc<Self>, presence: Presence) {
+        let relay = Relay::new(self.ledger.plane().clone(), relay::GRACE);
+        let mut house = House {
+            presence,
+            relay,
+            leases: Standing::default(),
+            looked: None,
+            unclaimed: Unclaimed::new(self.settings.lease),
+            cancellations: LeftCancellations::default(),
+            noted: Noted::new(),
+        };
+        let mut unkept = false;
+        while !self.stopping.is_cancelled() {
+            let begun = Instant::now();
+            let kept = self.keep_house_once(&mut house).await;
+            warn_once(kept, &mut unkept, "the outbox and leases cannot be looked after");
+            // A large correlation takes long to look through: most of the time is the jobs'.
+            self.rest(begun.elapsed() * KEEPING_SHARE).await;
+            tokio::select! {
+                () = self.stopping.cancelled() => {}
+                () = self.ended.notified() => {}
+                () = tokio::time::sleep(KEEP) => {}
+            }
+        }
+    }
+
+    async fn keep_house_once(&self, house: &mut House) -> Result<(), LedgerError> {
+        house.presence.renew(&self.ledger, || self.served.names()).await?;
+        // All active jobs are read: not more often than it serves.
+        if house.looked.is_none_or(|looked| looked.elapsed() >= self.settings.lease / 6) {
+            house.looked = Some(Instant::now());
+            for job in self.ledger.expired(&mut house.leases).await? {
+                if !self.outlives(&job.module).await? {
+                    self.lose(&job).await;
+                } else if let Some(served) = self.served.get(&job.module)
+                    && !self.runs(&job.id)
+                {
+                    Self::note_left(&served, job);
+                }
+            }
+        }
+        let waiting = self.ledger.waiting().await?;
+        let ids: HashSet<&JobId> = waiting.iter().map(|job| &job.id).collect();
+        house.noted.retain(|id, _| ids.contains(id));
+        if !waiting.is_empty() {
+            let registered = self.ledger.registered().await?;
+            for job in waiting {
+                let Some(module) = registered.module(&job.module) else { continue };
+                match readiness(&self.ledger, &job, module, &registered).await? {
+                    Readiness::Ready(..) => {
+                        failpoint::reach("gather.ready");
+                        if self.ledger.advance(&job, &Happening::Gathered).await.is_ok() {
+                            self.served.ring(&job.module);
+                        }
+                    }
+                    Readiness::Unsettled => {}
+                    Readiness::Waiting(now) => self.note_waiting(&mut house.noted, &job, now).await,
+                }
+            }
+        }
+        house.cancellations.round(&self.ledger).await?;
+        // Last: a broker that is away must not hold up the rest.
+        house.relay.round().await?;
+        house.unclaimed.round(&self.ledger).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,197 @@
+//! Events that a module has not claimed: its message may be lost, whatever became of its queue.
+//!
+//! # How it works
+//! Every event stands in an index until each module that it is for has a job of it; then it is marked so, and leaves the
+//! index. A walk goes through the index again and again, a few pages at a time. What it finds unclaimed for a lease,
+//! by its own monotonic clock, is sent again, if the module's queue holds no message that could still be it.
+//!
+//! # What it never does
+//! Ask a clock of another host; read more than some pages at a time; remember more than [`REMEMBERED_MAX`] events.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use ion_jobs::ledger::{Ledger, LedgerError, Registered};
+use ion_model::errors::chain;
+use ion_model::event::Event;
+use ion_model::id::JobId;
+use ion_stores::{Collection, Pages, StoreError, decode, encode};
+use serde_json::Value;
+
+/// How often the walk goes on, and for how long: more would take from the jobs' time. A million events that wait in queues
+/// are looked through in some minutes.
+const EVERY: Duration = Duration::from_secs(1);
+const ROUND: Duration = Duration::from_millis(50);
+
+/// Events that are remembered as unclaimed. Others are once these are claimed.
+const REMEMBERED_MAX: usize = 10_000;
+
+/// How long an event may be unclaimed while its module's queue holds messages: its own may be among them.
+const BEHIND_OTHERS: Duration = Duration::from_secs(600);
+
+/// The longest wait between two times that an event is sent again.
+const SENT_AGAIN_MAX: Duration = Duration::from_secs(3_600);
+
+/// An event that one module has not claimed.
+#[derive(Debug)]
+struct Seen {
+    since: Instant,
+    sent: u32,
+    /// The walk that has seen it last.
+    walk: u64,
+}
+
+/// Whether modules' queues held messages when a round first came to one of their events. What the round itself sends
+/// again must not keep it from sending more.
+#[derive(Debug, Default)]
+struct Queues(HashMap<String, bool>);
+
+impl Queues {
+    async fn holds_messages(&mut self, ledger: &Ledger, module: &str) -> Result<bool, StoreError> {
+        if let Some(holds) = self.0.get(module) {
+            return Ok(*holds);
+        }
+        let holds = ledger.plane().bus.depth(module, 1).await?.is_some_and(|depth| depth > 0);
+        self.0.insert(module.to_owned(), holds);
+        Ok(holds)
+    }
+}
+
+/// The walk, and what it has seen.
+#[derive(Debug)]
+pub(super) struct Unclaimed {
+    /// How long an event may be unclaimed.
+    patience: Duration,
+    /// When it went on last.
+    went_on: Option<Instant>,
+    pages: Option<Pages>,
+    walk: u64,
+    seen: HashMap<JobId, Seen>,
+}
+
+impl Unclaimed {
+    pub(super) fn new(patience: Duration) -> Self {
+        Self { patience, went_on: None, pages: None, walk: 0, seen: HashMap::new() }
+    }
+
+    /// Goes on with the walk for some pages, if it is time.
+    pub(super) async fn round(&mut self, ledger: &Ledger) -> Result<(), LedgerError> {
+        let begun = Instant::now();
+        if self.went_on.is_some_and(|before| begun.duration_since(before) < EVERY) {
+            return Ok(());
+        }
+        self.went_on = Some(begun);
+        let documents = &ledger.plane().documents;
+        let mut registered = None;
+        let mut queues = Queues::default();
+        while begun.elapsed() < ROUND {
+            let pages = self.pages.get_or_insert_with(Ledger::unclaimed_events);
+            let Some(page) = pages.next(&**documents).await? else {
+                self.pages = None;
+                let walk = self.walk;
+                self.seen.retain(|_, seen| seen.walk == walk);
+                self.walk += 1;
+                break;
+            };
+            let registered = match &registered {
+                Some(registered) => registered,
+                None => registered.insert(ledger.registered().await?),
+            };
+            self.look_at(ledger, registered, &mut queues, page).await?;
+        }
+        Ok(())
+    }
+
+    async fn look_at(
+        &mut self,
+        ledger: &Ledger,
+        registered: &Registered,
+        queues: &mut Queues,
+        page: Vec<Value>,
+    ) -> Result<(), LedgerError> {
+        let documents = &ledger.plane().documents;
+        // One that cannot be read must not hold up all others; `ion check` tells of it.
+        let events: Vec<Event> =
+            page.into_iter().filter_map(|document| decode(Collection::Events, document).ok()).collect();
+        let jobs_of = |event: &Event| -> Vec<(String, JobId)> {
+            let of = |name: &str| (name.to_owned(), JobId::derive(&event.id, name));
+            registered.registry.expected(event).map(of).collect()
+        };
+        let wanted = events.iter().flat_map(&jobs_of).map(|(_, job)| job.to_string());
+        let present = documents.present(Collection::Jobs, wanted.collect()).await?;
+        let mut claimed = Vec::new();
+        let mut unclaimed = Vec::new();
+        for event in events {
+            let missing: Vec<(String, JobId)> =
+                jobs_of(&event).into_iter().filter(|(_, job)| !present.contains(job.as_str())).collect();
+            if missing.is_empty() {
+                claimed.push(encode(&Event { unclaimed: false, ..event }));
+            } else {
+                unclaimed.push((event, missing));
+            }
+        }
+        if !claimed.is_empty() {
+            documents.replace_all_soon(Collection::Events, claimed, Ledger::unclaimed()).await?;
+        }
+        for (event, missing) in unclaimed {
+            for (module, job) in missing {
+                if self.is_overdue(ledger, queues, &module, &job).await? {
+                    self.send_again(ledger, registered, &event, &module, &job).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an event has been unclaimed for so long that its message must be lost.
+    async fn is_overdue(
+        &mut self,
+        ledger: &Ledger,
+        queues: &mut Queues,
+        module: &str,
+        job: &JobId,
+    ) -> Result<bool, StoreError> {
+        let now = Instant::now();
+        let walk = self.walk;
+        if self.seen.len() >= REMEMBERED_MAX && !self.seen.contains_key(job) {
+            return Ok(false);
+        }
+        let seen = self.seen.entry(job.clone()).or_insert(Seen { since: now, sent: 0, walk });
+        seen.walk = walk;
+        let stood = now.duration_since(seen.since);
+        let doubled = |wait: Duration| wait.saturating_mul(1 << seen.sent.min(16)).min(SENT_AGAIN_MAX);
+        if stood < doubled(self.patience) {
+            return Ok(false);
+        }
+        match queues.holds_messages(ledger, module).await? {
+            true => Ok(stood >= doubled(BEHIND_OTHERS.max(self.patience))),
+            false => Ok(true),
+        }
+    }
+
+    async fn send_again(
+        &mut self,
+        ledger: &Ledger,
+        registered: &Registered,
+        event: &Event,
+        module: &str,
+        job: &JobId,
+    ) -> Result<(), StoreError> {
+        let Some(definition) = registered.module(module) else { return Ok(()) };
+        tracing::warn!(
+            event = %event.id,
+            event_type = event.event_type,
+            module,
+            "its message never reached the module; it is sent again"
+        );
+        if let Err(error) = ledger.send_again(definition, event).await {
+            tracing::warn!(module, error = chain(&error), "a message could not be sent again yet");
+            return Err(error);
+        }
+        if let Some(seen) = self.seen.get_mut(job) {
+            seen.since = Instant::now();
+            seen.sent += 1;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,479 @@
+//! Who may do what: bearer tokens with scopes, and which pages of browsers are served.
+//!
+//! A token is 16 bytes or more that only its holder and this process know; what is kept of it here is its SHA-256, so that
+//! neither a log nor a core dump holds it longer than a request lasts. A request's token is compared with all of them, each
+//! in the same time: how long it takes tells nothing of how much of it is right.
+//!
+//! Without tokens whoever reaches the address may do everything. It is a loopback address then, and those who reach it
+//! are programs of this machine and the pages in its browser. A page of another site is known by its `Origin`; one that has
+//! had its own name resolved to this machine (DNS rebinding), by its `Host`.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderValue, Request, Version, header};
+use ion_model::text::{QUOTE_MAX, cut, quote};
+use sha2::{Digest as _, Sha256};
+use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
+
+use super::problem::{Kind, Problem};
+
+/// Bytes of the shortest token: fewer can be guessed.
+const TOKEN_MIN: usize = 16;
+
+/// What a token may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Create events.
+    EventsWrite,
+    /// Read events, their files, and traces.
+    EventsRead,
+    /// Read what jobs say.
+    JobsRead,
+    /// Cancel jobs.
+    JobsWrite,
+    /// Send payloads through chains.
+    ChainsRun,
+    /// Read numbers.
+    MetricsRead,
+}
+
+impl Scope {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::EventsWrite,
+        Self::EventsRead,
+        Self::JobsRead,
+        Self::JobsWrite,
+        Self::ChainsRun,
+        Self::MetricsRead,
+    ];
+
+    /// The word in a list of tokens.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::EventsWrite => "events:write",
+            Self::EventsRead => "events:read",
+            Self::JobsRead => "jobs:read",
+            Self::JobsWrite => "jobs:write",
+            Self::ChainsRun => "chains:run",
+            Self::MetricsRead => "metrics:read",
+        }
+    }
+}
+
+/// Why a file that only its owner is to read is not read.
+#[derive(Debug, thiserror::Error)]
+pub enum PrivateFileError {
+    /// The file cannot be read.
+    #[error("{path} cannot be read")]
+    Read {
+        /// The file.
+        path: String,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// Others may read the file.
+    #[error("{path} holds secrets and others may read it; `chmod 600 {path}` keeps them to yourself")]
+    Open {
+        /// The file.
+        path: String,
+    },
+}
+
+/// What is in a file that only its owner may read.
+///
+/// # Errors
+/// When others may read it too, or it cannot be read.
+pub fn read_private(path: &Path) -> Result<Vec<u8>, PrivateFileError> {
+    let name = || path.display().to_string();
+    let read = |source| PrivateFileError::Read { path: name(), source };
+    let mode = path.metadata().map_err(read)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        return Err(PrivateFileError::Open { path: name() });
+    }
+    std::fs::read(path).map_err(read)
+}
+
+/// Why a list of tokens cannot be used. No text of a token is in it.
+#[derive(Debug, thiserror::Error)]
+pub enum TokensError {
+    /// The file cannot be read, or others may read it.
+    #[error(transparent)]
+    File(#[from] PrivateFileError),
+    /// A line that is none.
+    #[error("line {line} of the tokens: {reason}")]
+    Wrong {
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong, and what is allowed.
+        reason: String,
+    },
+}
+
+/// Who sent a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Principal {
+    /// The name of its token. Of a gateway without tokens everybody is `anybody`.
+    pub(super) name: String,
+    scopes: Vec<Scope>,
+}
+
+impl Principal {
+    /// Whoever sends requests to a gateway without tokens: they may do everything.
+    pub(super) fn anybody() -> Self {
+        Self { name: "anybody".into(), scopes: Scope::ALL.to_vec() }
+    }
+
+    /// Whether its token has this scope.
+    pub(super) fn may(&self, scope: Scope) -> bool {
+        self.scopes.contains(&scope)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Token {
+    name: String,
+    scopes: Vec<Scope>,
+    digest: [u8; 32],
+}
+
+/// The tokens that are known.
+#[derive(Clone, Debug, Default)]
+pub struct Tokens(Vec<Token>);
+
+impl Tokens {
+    /// The tokens of a list: a line for each, `NAME SCOPE,SCOPE TOKEN`. `all` stands for every scope, `sha256:HEX` for a
+    /// token that is only known by its SHA-256. Empty lines and those that begin with `#` say nothing.
+    ///
+    /// # Errors
+    /// The first line that says something else.
+    pub fn parse(text: &str) -> Result<Self, TokensError> {
+        let mut tokens: Vec<Token> = Vec::new();
+        for (n, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let wrong = |reason| TokensError::Wrong { line: n + 1, reason };
+            let token = Token::parse(line).map_err(wrong)?;
+            if tokens.iter().any(|other| other.name == token.name) {
+                return Err(wrong(format!("there is a token {:?} already", token.name)));
+            }
+            tokens.push(token);
+        }
+        Ok(Self(tokens))
+    }
+
+    /// The tokens of a file that only its owner may read.
+    ///
+    /// # Errors
+    /// When others may read it too, or it is no list of tokens.
+    pub fn load(path: &Path) -> Result<Self, TokensError> {
+        Self::parse(&String::from_utf8_lossy(&read_private(path)?))
+    }
+
+    /// One token, for one thing.
+    pub fn single(name: &str, scope: Scope, token: &str) -> Self {
+        Self(vec![Token { name: name.to_owned(), scopes: vec![scope], digest: digest(token.as_bytes()) }])
+    }
+
+    /// These and those. Of two with one name both count.
+    #[must_use]
+    pub fn and(mut self, others: Self) -> Self {
+        self.0.extend(others.0);
+        self
+    }
+
+    /// Whether there are none: everybody may do everything.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Who sent a request with these headers, if they may do this.
+    pub(super) fn admit(&self, headers: &HeaderMap, scope: Scope) -> Result<Principal, Problem> {
+        if self.is_empty() {
+            return Ok(Principal::anybody());
+        }
+        let ask = |said: &str| {
+            let said = format!("Bearer realm=\"ion\"{said}");
+            HeaderValue::try_from(said).expect("words of the program are a header")
+        };
+        let Some(presented) = presented(headers) else {
+            let detail = "send the header \"Authorization: Bearer TOKEN\" with a token of the gateway's list";
+            return Err(Problem::new(Kind::TokenNeeded, detail).header(header::WWW_AUTHENTICATE, ask("")));
+        };
+        let presented = digest(presented);
+        let (mut found, mut at) = (Choice::from(0), 0_u32);
+        for (n, token) in (0_u32..).zip(&self.0) {
+            let same = token.digest.ct_eq(&presented);
+            at.conditional_assign(&n, same);
+            found |= same;
+        }
+        let token = self.0.get(usize::try_from(at).unwrap_or(usize::MAX)).filter(|_| found.into());
+        let Some(token) = token else {
+            let asks = ask(", error=\"invalid_token\"");
+            let detail = "the gateway does not know this token; its list of tokens names those it knows";
+            return Err(Problem::new(Kind::TokenNeeded, detail).header(header::WWW_AUTHENTICATE, asks));
+        };
+        if !token.scopes.contains(&scope) {
+            let scope = scope.as_str();
+            let asks = ask(&format!(", error=\"insufficient_scope\", scope=\"{scope}\""));
+            let detail =
+                format!("token {:?} lacks the scope {scope}; the gateway's list gives scopes", token.name);
+            let problem = Problem::new(Kind::ScopeNeeded, detail).with("scope", scope);
+            return Err(problem.header(header::WWW_AUTHENTICATE, asks));
+        }
+        Ok(Principal { name: token.name.clone(), scopes: token.scopes.clone() })
+    }
+}
+
+impl Token {
+    fn parse(line: &str) -> Result<Self, String> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [name, scopes, secret] = words[..] else {
+            return Err("NAME SCOPE,SCOPE TOKEN is needed".into());
+        };
+        let scopes = if scopes == "all" {
+            Scope::ALL.to_vec()
+        } else {
+            let known = |word: &str| Scope::ALL.into_iter().find(|scope| scope.as_str() == word);
+            let all = Scope::ALL.map(Scope::as_str).join(", ");
+            let scope =
+                |word| known(word).ok_or_else(|| format!("no scope is {word:?}; allowed: all, {all}"));
+            scopes.split(',').map(scope).collect::<Result<_, _>>()?
+        };
+        let digest = match secret.strip_prefix("sha256:") {
+            Some(hex) => unhex(hex).ok_or("\"sha256:\" needs 64 hexadecimal digits after it")?,
+            None if secret.len() < TOKEN_MIN => {
+                return Err(format!(
+                    "the token of {name:?} is short; {TOKEN_MIN} characters are needed, as `openssl rand -hex 16` prints"
+                ));
+            }
+            None => digest(secret.as_bytes()),
+        };
+        Ok(Self { name: name.to_owned(), scopes, digest })
+    }
+}
+
+fn digest(token: &[u8]) -> [u8; 32] {
+    Sha256::digest(token).into()
+}
+
+/// The bytes of 64 hexadecimal digits.
+pub(super) fn unhex(text: &str) -> Option<[u8; 32]> {
+    let digits: Vec<u8> = text
+        .chars()
+        .map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
+        .collect::<Option<_>>()?;
+    let bytes: Vec<u8> = digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect();
+    if digits.len() == 64 { bytes.try_into().ok() } else { None }
+}
+
+/// The bearer token that headers bring.
+fn presented(headers: &HeaderMap) -> Option<&[u8]> {
+    let said = headers.get(header::AUTHORIZATION)?.as_bytes();
+    let (scheme, token) = said.split_at_checked("Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token.trim_ascii())
+}
+
+/// Which names this gateway answers to, and so which pages are its own.
+#[derive(Clone, Debug)]
+pub(super) struct Hosts {
+    /// Names that were allowed, beside this machine's own.
+    pub(super) allowed: Vec<String>,
+    /// Whether any other name is answered too: with tokens, as no page knows one.
+    pub(super) any: bool,
+}
+
+impl Hosts {
+    /// Refuses what a page of another site sends, and requests for a name that is not this machine's.
+    pub(super) fn admit<B>(&self, request: &Request<B>) -> Result<(), Problem> {
+        let (method, headers) = (request.method(), request.headers());
+        let host = host_of(request)?;
+        // A request that names its host in its first line as well: what a proxy reads there, we must not pass over.
+        let in_target = request.uri().authority().map(Authority::as_str);
+        if in_target.is_some_and(|named| named.contains('@')) {
+            let detail = "the request's first line names a user before the host; leave it out";
+            return Err(Problem::new(Kind::Malformed, detail));
+        }
+        for named in [Some(host), in_target].into_iter().flatten() {
+            let authority = named.parse::<Authority>().ok();
+            let name = authority.as_ref().map_or("", Authority::host);
+            if !self.any && !self.knows(name) {
+                let named = quote(named);
+                let detail = format!(
+                    "{named} is not a name of this machine; allow it with --gateway-host, or use localhost"
+                );
+                return Err(Problem::new(Kind::ForeignHost, detail));
+            }
+        }
+        let host = in_target.unwrap_or(host);
+        let foreign = |from: &str| {
+            let from = cut(from, QUOTE_MAX);
+            let detail = format!("a page of {from} sent this, and the gateway serves no pages but its own");
+            Err(Problem::new(Kind::ForeignOrigin, detail))
+        };
+        if let Some(origin) = headers.get(header::ORIGIN) {
+            let origin = origin.to_str().unwrap_or("an unreadable origin");
+            let of = origin.split_once("://").map_or("", |(_, authority)| authority);
+            // A proxy may have changed the host; the name it is reached by is allowed then.
+            let of_name = of.parse::<Authority>().is_ok_and(|of| self.allows(of.host()));
+            if !of.eq_ignore_ascii_case(host) && !of_name {
+                return foreign(origin);
+            }
+        }
+        // Browsers say so where they leave out the origin. A link to a document does no harm.
+        let site = headers.get("sec-fetch-site").and_then(|site| site.to_str().ok());
+        if matches!(site, Some("cross-site" | "same-site")) && !method.is_safe() {
+            return foreign("another site");
+        }
+        Ok(())
+    }
+
+    fn knows(&self, name: &str) -> bool {
+        let plain = name.trim_start_matches('[').trim_end_matches(']');
+        let own = plain.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        own || name.eq_ignore_ascii_case("localhost") || self.allows(name)
+    }
+
+    fn allows(&self, name: &str) -> bool {
+        self.allowed.iter().any(|allowed| name.eq_ignore_ascii_case(allowed))
+    }
+}
+
+/// The host that a request is for, by its header; empty if HTTP/1.0 leaves it out. RFC 9112 has all else refused: two servers
+/// in a row must not take one request for requests to different hosts.
+fn host_of<B>(request: &Request<B>) -> Result<&str, Problem> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let malformed = |detail| Err(Problem::new(Kind::Malformed, detail));
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host,
+        (Some(_), Some(_)) => return malformed("the request has several Host headers; one is allowed"),
+        (None, _) if request.version() < Version::HTTP_11 => return Ok(""),
+        (None, _) => return malformed("the request has no Host header; HTTP/1.1 needs one"),
+    };
+    match host.to_str() {
+        Ok("") => Ok(""),
+        Ok(host) if !host.contains('@') && host.parse::<Authority>().is_ok() => Ok(host),
+        _ => malformed("the Host header is no host with a port or without, as in localhost:8080"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::Method;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    fn request(method: Method, target: &str, pairs: &[(&'static str, &str)]) -> Request<()> {
+        let mut request = Request::new(());
+        *request.method_mut() = method;
+        *request.uri_mut() = target.parse().unwrap();
+        for (name, value) in pairs {
+            request.headers_mut().append(*name, value.parse().unwrap());
+        }
+        request
+    }
+
+    #[test]
+    fn a_token_may_do_what_its_scopes_say() {
+        let digest = ion_model::checksum::hex(&digest(b"of which only the sum is known"));
+        let list = format!(
+            "# who\n\nci events:write,events:read 0123456789abcdef\nops all sha256:{digest}\nend metrics:read 0123456789abcdeg\n"
+        );
+        let tokens = Tokens::parse(&list).unwrap();
+        let with = |token: &str, scope| tokens.admit(&headers(&[("authorization", token)]), scope);
+        let name = |token: &str, scope| with(token, scope).map(|principal| principal.name).ok();
+        let kind = |token: &str, scope| with(token, scope).map_err(|problem| problem.kind()).err();
+        assert_eq!(name("Bearer 0123456789abcdef", Scope::EventsWrite).as_deref(), Some("ci"));
+        assert_eq!(name("bearer  0123456789abcdef", Scope::EventsRead).as_deref(), Some("ci"));
+        assert_eq!(name("Bearer of which only the sum is known", Scope::ChainsRun).as_deref(), Some("ops"));
+        assert_eq!(name("Bearer 0123456789abcdeg", Scope::MetricsRead).as_deref(), Some("end"));
+        assert_eq!(kind("Bearer 0123456789abcdef", Scope::JobsRead), Some(Kind::ScopeNeeded));
+        for wrong in ["Bearer 0123456789abcdeh", "Bearer ", "Bearer", "Basic 0123456789abcdef", ""] {
+            assert_eq!(kind(wrong, Scope::EventsRead), Some(Kind::TokenNeeded), "{wrong}");
+        }
+        assert!(tokens.admit(&HeaderMap::new(), Scope::EventsRead).is_err());
+        assert!(Tokens::default().admit(&HeaderMap::new(), Scope::EventsRead).is_ok());
+    }
+
+    #[test]
+    fn a_list_that_is_wrong_is_refused_without_its_tokens() {
+        for (line, why) in [
+            ("ci events:write", "is needed"),
+            ("ci events:all 0123456789abcdef", "allowed: all, events:write"),
+            ("ci all short", "openssl"),
+            ("ci all sha256:0123456789abcdef", "64 hexadecimal"),
+            ("a all 0123456789abcdef\na all 0123456789abcdef", "already"),
+        ] {
+            let said = Tokens::parse(line).unwrap_err().to_string();
+            assert!(said.contains(why) && !said.contains("0123456789abcdef"), "{said}");
+        }
+    }
+
+    #[test]
+    fn pages_of_other_sites_are_refused_and_programs_are_not() {
+        let hosts = Hosts { allowed: vec!["ion.example".into()], any: false };
+        let kind = |method: Method, pairs: &[(&'static str, &str)]| {
+            hosts.admit(&request(method, "/", pairs)).map_err(|problem| problem.kind()).err()
+        };
+        for host in ["localhost:8080", "127.0.0.1:8080", "127.8.9.1", "[::1]:8080", "ION.example"] {
+            assert_eq!(kind(Method::POST, &[("host", host)]), None, "{host}");
+        }
+        for host in ["evil.example:8080", "", "localhost.evil.example", "10.0.0.1"] {
+            assert_eq!(kind(Method::GET, &[("host", host)]), Some(Kind::ForeignHost), "{host}");
+        }
+        let page = |origin| [("host", "localhost:8080"), ("origin", origin)];
+        assert_eq!(kind(Method::POST, &page("http://localhost:8080")), None);
+        assert_eq!(kind(Method::POST, &page("https://ion.example")), None, "before it stands a proxy");
+        for origin in ["http://evil.example", "null", "http://localhost:9999"] {
+            assert_eq!(kind(Method::POST, &page(origin)), Some(Kind::ForeignOrigin), "{origin}");
+        }
+        let quiet = [("host", "localhost"), ("sec-fetch-site", "cross-site")];
+        assert_eq!(kind(Method::POST, &quiet), Some(Kind::ForeignOrigin));
+        assert_eq!(kind(Method::GET, &quiet), None);
+        let open = Hosts { allowed: vec![], any: true };
+        assert!(open.admit(&request(Method::GET, "/", &[("host", "any.example")])).is_ok());
+    }
+
+    #[test]
+    fn a_request_names_one_host_and_names_it_once() {
+        let closed = Hosts { allowed: vec![], any: false };
+        let open = Hosts { allowed: vec![], any: true };
+        let kind = |hosts: &Hosts, target: &str, pairs: &[(&'static str, &str)]| {
+            hosts.admit(&request(Method::GET, target, pairs)).map_err(|problem| problem.kind()).err()
+        };
+        for wrong in [
+            &[][..],
+            &[("host", "localhost"), ("host", "localhost")],
+            &[("host", "localhost"), ("host", "evil.example")],
+            &[("host", "evil.example@localhost")],
+            &[("host", "local host")],
+        ] {
+            for hosts in [&closed, &open] {
+                assert_eq!(kind(hosts, "/", wrong), Some(Kind::Malformed), "{wrong:?}");
+            }
+        }
+        let local = [("host", "localhost:8080")];
+        assert_eq!(kind(&closed, "http://localhost:8080/healthz", &local), None);
+        assert_eq!(kind(&closed, "http://evil.example/healthz", &local), Some(Kind::ForeignHost));
+        assert_eq!(kind(&closed, "http://localhost/", &[("host", "evil.example")]), Some(Kind::ForeignHost));
+        assert_eq!(kind(&open, "http://any.example/healthz", &local), None);
+        for hosts in [&closed, &open] {
+            assert_eq!(kind(hosts, "http://evil.example@localhost:8080/", &local), Some(Kind::Malformed));
+        }
+        let mut old = request(Method::GET, "/", &[]);
+        *old.version_mut() = Version::HTTP_10;
+        assert!(open.admit(&old).is_ok());
+        assert_eq!(closed.admit(&old).map_err(|problem| problem.kind()).err(), Some(Kind::ForeignHost));
+    }
+}

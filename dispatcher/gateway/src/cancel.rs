@@ -1,0 +1,131 @@
+//! An end to all that comes of an event.
+
+use std::time::{Duration, Instant};
+
+use axum::extract::{RawQuery, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use ion_jobs::cancel::Cancellation;
+use ion_model::id::CorrelationId;
+use ion_model::text::quote;
+use ion_stores::registry::Cancelling;
+use ion_stores::{Collection, Query};
+use serde_json::{Value, json};
+
+use super::auth::Scope;
+use super::problem::{Kind, Problem};
+use super::route::{Access, InPath, Route, query};
+use super::trace::{find, wait_in};
+use super::{Shared, openapi};
+
+/// How long it is gone through at least: most correlations are done by then.
+const AT_LEAST: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether what ran has stopped.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The routes.
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        Route::post(
+            "/correlations/{correlation}/cancel",
+            Access::Needs(Scope::JobsWrite),
+            correlation,
+            operation("cancelCorrelation", "Stop all that came of one first event", "correlation"),
+        ),
+        Route::post(
+            "/events/{event}/cancel",
+            Access::Needs(Scope::JobsWrite),
+            event,
+            operation("cancelEvent", "Stop all that comes of an event", "event"),
+        ),
+    ]
+}
+
+fn operation(id: &str, summary: &str, of: &str) -> Value {
+    let mut wait = openapi::wait_parameter();
+    wait["description"] =
+        json!("How long to wait until jobs that run have stopped: 500ms, 30s, 2m; at most five minutes.");
+    let number = |what: &str| json!({"type": "integer", "minimum": 0, "description": what});
+    let answer = |description: &str| {
+        openapi::json_answer(
+            description,
+            json!({
+                "type": "object", "required": ["ended", "done"],
+                "properties": {
+                    "ended": {"type": "boolean", "description": "Whether nothing of it runs any more, or will."},
+                    "done": {"type": "object", "properties": {
+                        "events": number("Events that were gone through."),
+                        "queued": number("Jobs that waited or were queued, and are cancelled."),
+                        "prevented": number("Jobs that would still have been started."),
+                        "stopped": number("Jobs that ran and were asked to stop."),
+                        "running": number("Jobs that still run."),
+                        "dead": number("Dead jobs, which stay as they are."),
+                    }},
+                },
+            }),
+        )
+    };
+    json!({
+        "operationId": id, "summary": summary,
+        "description":
+            "What is queued is cancelled, what runs is asked to stop, and nothing of it is started any more. \
+             The dispatchers finish what an answer of 202 has begun.",
+        "parameters": [
+            {
+                "name": of, "in": "path", "required": true, "description": format!("The {of}'s id."),
+                "schema": {"type": "string", "minLength": 1},
+            },
+            wait,
+        ],
+        "responses": {
+            "200": answer("Nothing of it runs any more."),
+            "202": answer("Something of it runs still, or it is large: it is being cancelled."),
+            "400": openapi::problem("The path or a parameter is not what it has to be."),
+            "404": openapi::problem("There is none."),
+        },
+    })
+}
+
+async fn correlation(
+    State(gate): State<Shared>,
+    InPath(id): InPath<String>,
+    RawQuery(asked): RawQuery,
+) -> Result<Response, Problem> {
+    let of_it = vec![("context.correlationId", json!(id))];
+    let one = Query::equal(Collection::Events, of_it).order_by("created").limit(1);
+    if gate.in_time(gate.ledger.plane().documents.find(one)).await?.is_empty() {
+        return Err(Problem::new(Kind::NotFound, format!("there is no correlation {}", quote(&id))));
+    }
+    cancel(&gate, Cancelling::correlation(CorrelationId::new(id)), asked.as_deref()).await
+}
+
+async fn event(
+    State(gate): State<Shared>,
+    InPath(id): InPath<String>,
+    RawQuery(asked): RawQuery,
+) -> Result<Response, Problem> {
+    let event = find(&gate, &id).await?;
+    cancel(&gate, Cancelling::event(&event), asked.as_deref()).await
+}
+
+async fn cancel(gate: &Shared, what: Cancelling, asked: Option<&str>) -> Result<Response, Problem> {
+    let longest = wait_in(&query(asked, &["wait"])?)?.unwrap_or_default();
+    let deadline = Instant::now() + longest.max(AT_LEAST);
+    let mut cancellation = gate.in_time(Cancellation::begin(&gate.ledger, what)).await?;
+    let ended = loop {
+        let soon = deadline.min(Instant::now() + LOOK);
+        if gate.in_time(cancellation.go_on(&gate.ledger, soon)).await? {
+            break true;
+        }
+        if Instant::now() >= deadline || gate.stopping.is_cancelled() {
+            break false;
+        }
+        if cancellation.done().running > 0 {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    let status = if ended { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let said = json!({"ended": ended, "done": cancellation.done()}).to_string();
+    Ok((status, [(header::CONTENT_TYPE, "application/json")], said).into_response())
+}

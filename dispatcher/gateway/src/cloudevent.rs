@@ -1,0 +1,245 @@
+//! CloudEvents 1.0 over HTTP: attributes in `ce-` headers with any body (binary mode), or all in one JSON document
+//! (structured mode).
+//!
+//! Their attributes become values under the names they have as headers: `ce-id`, `ce-source`, `ce-type` and so on. Data
+//! that is a JSON object becomes values too; any other becomes the file `data`.
+
+use std::collections::BTreeMap;
+
+use axum::http::HeaderMap;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ion_model::event::{KeyValue, Parsed, parse_within};
+use ion_model::limits::Limits;
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+
+use super::problem::{Kind, Problem};
+
+/// The media type of structured mode.
+pub(super) const STRUCTURED: &str = "application/cloudevents+json";
+
+/// The media type of several in structured mode.
+pub(super) const BATCH: &str = "application/cloudevents-batch+json";
+
+/// Before each attribute's name.
+const PREFIX: &str = "ce-";
+
+/// The file that holds data which is no JSON object.
+pub(super) const DATA: &str = "data";
+
+/// Attributes that each CloudEvent has.
+const NEEDED: [&str; 4] = ["specversion", "id", "source", "type"];
+
+/// What a CloudEvent says beside its data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Attributes {
+    /// Its source and its id: equal ones are the same event, as its specification has it.
+    pub(super) source: String,
+    /// See `source`.
+    pub(super) id: String,
+    /// All of them as values.
+    pub(super) values: Vec<KeyValue>,
+}
+
+/// Whether headers are those of binary mode.
+pub(super) fn is_binary(headers: &HeaderMap) -> bool {
+    headers.contains_key("ce-specversion")
+}
+
+impl Attributes {
+    /// The attributes in headers.
+    pub(super) fn from_headers(headers: &HeaderMap) -> Result<Self, Problem> {
+        let mut values = Vec::new();
+        for (name, value) in headers {
+            if name.as_str().starts_with(PREFIX) {
+                let unreadable = || malformed(format!("header {name:?} is not percent-encoded UTF-8"));
+                let text = value.to_str().map_err(|_| unreadable())?;
+                let text = percent_decode_str(text).decode_utf8().map_err(|_| unreadable())?;
+                values.push((name.as_str().to_owned(), text.into_owned()));
+            }
+        }
+        if let Some(form) = headers.get("content-type").and_then(|form| form.to_str().ok()) {
+            values.push(("ce-datacontenttype".into(), form.to_owned()));
+        }
+        Self::new(values)
+    }
+
+    fn new(values: Vec<(String, String)>) -> Result<Self, Problem> {
+        let needed = |name: &str| {
+            let found = values.iter().find(|(key, _)| key.strip_prefix(PREFIX) == Some(name));
+            match found {
+                Some((_, value)) if !value.is_empty() => Ok(value.clone()),
+                _ => Err(malformed(format!("the CloudEvent has no {name:?}, which each one needs"))),
+            }
+        };
+        let [version, id, source, event_type] = NEEDED.map(needed);
+        let (version, id, source, _) = (version?, id?, source?, event_type?);
+        if version != "1.0" {
+            return Err(malformed(format!("the CloudEvent is of version {version:?}; 1.0 is read")));
+        }
+        let values = values.into_iter().map(|(key, value)| KeyValue { key, value }).collect();
+        Ok(Self { source, id, values })
+    }
+}
+
+/// What a CloudEvent carries.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Carried {
+    /// Values: its data is a JSON object, or it has none.
+    Values(Vec<KeyValue>),
+    /// Bytes for a file.
+    File(Vec<u8>),
+}
+
+/// Reads a document of structured mode.
+pub(super) fn read_structured(document: &[u8], limits: &Limits) -> Result<(Attributes, Carried), Problem> {
+    let wrong = |error: serde_json::Error| malformed(format!("the body is no CloudEvent in JSON: {error}"));
+    let members: BTreeMap<String, &RawValue> = serde_json::from_slice(document).map_err(wrong)?;
+    let (mut values, mut data, mut data_base64) = (Vec::new(), None, None);
+    for (name, value) in members {
+        match (name.as_str(), value.get()) {
+            (_, "null") => {}
+            ("data", _) => data = Some(value.get()),
+            ("data_base64", text) => data_base64 = Some(serde_json::from_str::<String>(text).map_err(wrong)?),
+            (_, text) => values.push((format!("{PREFIX}{}", checked(&name)?), plain(&name, text)?)),
+        }
+    }
+    let attributes = Attributes::new(values)?;
+    let carried = match (data, data_base64) {
+        (Some(_), Some(_)) => {
+            return Err(malformed("the CloudEvent has both \"data\" and \"data_base64\"".into()));
+        }
+        (None, None) => Carried::Values(vec![]),
+        (None, Some(text)) => {
+            let bytes = STANDARD.decode(text);
+            Carried::File(bytes.map_err(|error| malformed(format!("\"data_base64\" is no base64: {error}")))?)
+        }
+        (Some(data), None) if data.starts_with('{') => Carried::Values(values_of(data.as_bytes(), limits)?),
+        (Some(data), None) => Carried::File(data.as_bytes().to_vec()),
+    };
+    Ok((attributes, carried))
+}
+
+/// A name that an attribute may have.
+fn checked(name: &str) -> Result<&str, Problem> {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    if name.is_empty() || !name.bytes().all(allowed) {
+        return Err(malformed(format!(
+            "{name:?} cannot be an attribute of a CloudEvent: lower-case letters and digits are allowed"
+        )));
+    }
+    Ok(name)
+}
+
+/// An attribute's value as text.
+fn plain(name: &str, text: &str) -> Result<String, Problem> {
+    match text.as_bytes().first() {
+        Some(b'"') => serde_json::from_str(text).map_err(|error| malformed(error.to_string())),
+        Some(b'{' | b'[') => {
+            Err(malformed(format!("attribute {name:?} of the CloudEvent is no plain value")))
+        }
+        _ if NEEDED.contains(&name) => {
+            Err(malformed(format!("attribute {name:?} of the CloudEvent is no string")))
+        }
+        _ => Ok(text.to_owned()),
+    }
+}
+
+/// Whether an object names files.
+#[derive(Deserialize)]
+struct Files {
+    files: Option<IgnoredAny>,
+}
+
+/// The members of a JSON object as values; those that are no strings as their JSON text.
+pub(super) fn values_of(object: &[u8], limits: &Limits) -> Result<Vec<KeyValue>, Problem> {
+    let begins = object.trim_ascii_start().first();
+    if begins.is_some_and(|&byte| byte != b'{') {
+        return Err(malformed("a JSON object is needed; its members are the values".into()));
+    }
+    match parse_within(object, limits) {
+        Parsed::Complete(file) => {
+            // Also those that name nothing; several of them are more than can be read.
+            let files = serde_json::from_slice::<Files>(object);
+            let named = match (&file.event_type, files) {
+                (Some(_), _) => Some("\"eventType\" is in the path"),
+                (None, Ok(Files { files: None })) => None,
+                (None, _) => Some("\"files\" are sent as multipart/form-data"),
+            };
+            match named {
+                Some(why) => Err(Problem::new(Kind::Refused, format!("{why}, and cannot be a value"))),
+                None => Ok(file.data),
+            }
+        }
+        Parsed::Empty => Err(malformed("the body is empty; {} is an event without values".into())),
+        Parsed::Incomplete => Err(malformed("the JSON object is cut off".into())),
+        Parsed::Invalid(reason) => Err(malformed(reason)),
+        Parsed::TooBig(reason) => Err(Problem::new(Kind::TooBig, reason)),
+    }
+}
+
+fn malformed(detail: String) -> Problem {
+    Problem::new(Kind::Malformed, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn structured(document: &str) -> Result<(Attributes, Carried), Kind> {
+        read_structured(document.as_bytes(), &Limits::default()).map_err(|problem| problem.kind())
+    }
+
+    #[test]
+    fn both_modes_say_the_same() {
+        let pairs = [
+            ("ce-specversion", "1.0"),
+            ("ce-id", "7"),
+            ("ce-source", "/scanner%20%E2%82%AC"),
+            ("ce-type", "scan.done"),
+            ("host", "localhost"),
+        ];
+        let headers =
+            pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        assert!(is_binary(&headers));
+        let binary = Attributes::from_headers(&headers).unwrap();
+        let (structured, carried) = structured(
+            r#"{"specversion": "1.0", "id": "7", "source": "/scanner €", "type": "scan.done", "data": {"n": 1}, "dataschema": null}"#,
+        )
+        .unwrap();
+        assert_eq!((&binary.source, &binary.id), (&structured.source, &structured.id));
+        let sorted = |mut attributes: Attributes| {
+            attributes.values.sort_by(|a, b| a.key.cmp(&b.key));
+            attributes.values
+        };
+        assert_eq!(sorted(binary), sorted(structured));
+        assert_eq!(carried, Carried::Values(vec![KeyValue { key: "n".into(), value: "1".into() }]));
+    }
+
+    #[test]
+    fn data_that_is_no_object_is_a_file() {
+        let with = |data: &str| {
+            structured(&format!(r#"{{"specversion": "1.0", "id": "7", "source": "s", "type": "t"{data}}}"#))
+                .map(|(_, carried)| carried)
+        };
+        assert_eq!(with(r#", "data": [1, 2]"#), Ok(Carried::File(b"[1, 2]".to_vec())));
+        assert_eq!(with(r#", "data_base64": "AP8=""#), Ok(Carried::File(vec![0, 255])));
+        assert_eq!(with(""), Ok(Carried::Values(vec![])));
+        for wrong in [
+            r#", "data": 1, "data_base64": """#,
+            r#", "data_base64": "?""#,
+            r#", "Ext": 1"#,
+            r#", "ext": []"#,
+        ] {
+            assert_eq!(with(wrong), Err(Kind::Malformed), "{wrong}");
+        }
+        assert_eq!(
+            structured(r#"{"specversion": "1.0", "id": "7", "source": "s"}"#).err(),
+            Some(Kind::Malformed)
+        );
+        assert_eq!(structured("[]").err(), Some(Kind::Malformed));
+    }
+}

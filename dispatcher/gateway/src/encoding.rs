@@ -1,0 +1,206 @@
+//! Bodies that were encoded on their way: `Content-Encoding`, undone.
+//!
+//! What an event has is what its sender meant, not how it was packed: `gzip`, `deflate` and `zstd`,
+//! also several of them one after the other, are decoded piece by piece. A body decodes to no more
+//! bytes than a plain one may have, so that a few bytes which stand for gigabytes come to their end
+//! early. Anything else is answered as RFC 7694 has it: 415, and
+//! `Accept-Encoding` says what is known.
+
+use std::io;
+
+use async_compression::tokio::bufread::{GzipDecoder, ZlibDecoder, ZstdDecoder};
+use async_compression::zstd::DParameter;
+use axum::http::{HeaderMap, HeaderValue, header};
+use futures_util::StreamExt as _;
+use ion_model::text::quote;
+use tokio::io::{AsyncBufRead, BufReader};
+use tokio_util::io::{ReaderStream, StreamReader};
+
+use super::body::{BodyError, Incoming, PieceStream, Room};
+use super::problem::{Kind, Problem};
+
+/// What is known, as `Accept-Encoding` has it.
+const KNOWN: &str = "gzip, deflate, zstd";
+
+/// Encodings of one body. Nobody needs more than one or two; each has buffers of its own.
+const DEPTH_MAX: usize = 3;
+
+/// Bytes of a decoded piece, and of what waits between two decoders.
+const PIECE: usize = 64 << 10;
+
+/// The window of zstd, as a power of two: 8 MiB is what RFC 9659 allows for in `Content-Encoding`.
+/// A larger one would let a request have as much memory as it names.
+const ZSTD_WINDOW_LOG: u32 = 23;
+
+/// A way to encode a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Encoding {
+    Gzip,
+    /// By this name HTTP means zlib's format.
+    Deflate,
+    Zstd,
+}
+
+type Reader = Box<dyn AsyncBufRead + Send + Unpin>;
+
+impl Encoding {
+    fn of(name: &str) -> Option<Self> {
+        match name {
+            "gzip" | "x-gzip" => Some(Self::Gzip),
+            "deflate" => Some(Self::Deflate),
+            "zstd" => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+
+    /// Bytes of memory that a decoder takes at most.
+    fn memory(self) -> usize {
+        match self {
+            Self::Gzip | Self::Deflate => 2 * PIECE,
+            Self::Zstd => (1 << ZSTD_WINDOW_LOG) + 4 * PIECE,
+        }
+    }
+
+    /// What it reads, decoded. Members or frames one after the other are one whole, as `cat a.gz
+    /// b.gz` makes them.
+    fn decode(self, reader: Reader) -> Reader {
+        match self {
+            Self::Gzip => {
+                let mut decoder = GzipDecoder::new(reader);
+                decoder.multiple_members(true);
+                Box::new(BufReader::with_capacity(PIECE, decoder))
+            }
+            Self::Deflate => Box::new(BufReader::with_capacity(PIECE, ZlibDecoder::new(reader))),
+            Self::Zstd => {
+                let window = [DParameter::window_log_max(ZSTD_WINDOW_LOG)];
+                let mut decoder = ZstdDecoder::with_params(reader, &window);
+                decoder.multiple_members(true);
+                Box::new(BufReader::with_capacity(PIECE, decoder))
+            }
+        }
+    }
+}
+
+/// A request's body as it was before it was encoded. Its decoders' memory is taken from `room`.
+pub(super) fn decoded(headers: &HeaderMap, body: Incoming, room: &Room) -> Result<Incoming, Problem> {
+    let encodings = encodings(headers)?;
+    if encodings.is_empty() {
+        return Ok(body);
+    }
+    let mut memory = room.reserve();
+    memory.add(encodings.iter().map(|encoding| encoding.memory()).sum())?;
+    let decode = |pieces: PieceStream| {
+        let mut reader: Reader =
+            Box::new(StreamReader::new(pieces.map(|piece| piece.map_err(io::Error::other))));
+        // The last one that was applied is the first to be undone.
+        for encoding in encodings.iter().rev() {
+            reader = encoding.decode(reader);
+        }
+        ReaderStream::with_capacity(reader, PIECE).map(|piece| piece.map_err(body_error)).boxed()
+    };
+    Ok(body.decoded(decode, memory))
+}
+
+/// What went wrong while a body was decoded: its sending, which decoders pass on, or what they were
+/// given.
+fn body_error(error: io::Error) -> BodyError {
+    match error.downcast::<BodyError>() {
+        Ok(error) => error,
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            BodyError::Undecodable("it ends too early".into())
+        }
+        Err(error) => BodyError::Undecodable(error.to_string()),
+    }
+}
+
+/// The encodings that headers name, in the order in which they were applied.
+fn encodings(headers: &HeaderMap) -> Result<Vec<Encoding>, Problem> {
+    let mut encodings = Vec::new();
+    for line in headers.get_all(header::CONTENT_ENCODING) {
+        let line = String::from_utf8_lossy(line.as_bytes());
+        for name in line.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+            let lower = name.to_ascii_lowercase();
+            if lower == "identity" {
+                continue;
+            }
+            let Some(encoding) = Encoding::of(&lower) else {
+                let detail = format!(
+                    "the Content-Encoding {} is not known; send it plain, or as {KNOWN}",
+                    quote(name)
+                );
+                return Err(unknown(detail));
+            };
+            encodings.push(encoding);
+        }
+    }
+    if encodings.len() > DEPTH_MAX {
+        return Err(unknown(format!(
+            "the body was encoded more than {DEPTH_MAX} times; send it encoded once"
+        )));
+    }
+    Ok(encodings)
+}
+
+fn unknown(detail: String) -> Problem {
+    let known = HeaderValue::from_static(KNOWN);
+    Problem::new(Kind::UnknownEncoding, detail).header(header::ACCEPT_ENCODING, known)
+}
+
+/// Refuses a part of a form that is encoded on its own, which RFC 7578 advises against: it would be
+/// kept as it came, and nobody would know.
+pub(super) fn check_part(headers: &HeaderMap) -> Result<(), Problem> {
+    let said = |name: &str| {
+        headers.get(name).map(|said| String::from_utf8_lossy(said.as_bytes()).trim().to_ascii_lowercase())
+    };
+    let encoding = said("content-encoding").filter(|said| said != "identity");
+    let transfer =
+        said("content-transfer-encoding").filter(|said| !["7bit", "8bit", "binary"].contains(&&**said));
+    let (name, said) = match (encoding, transfer) {
+        (Some(said), _) => ("Content-Encoding", said),
+        (None, Some(said)) => ("Content-Transfer-Encoding", said),
+        (None, None) => return Ok(()),
+    };
+    let said = quote(&said);
+    let detail =
+        format!("a part of the form has the {name} {said}; send parts plain, or the whole form encoded");
+    Err(unknown(detail))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderName;
+
+    use super::*;
+
+    fn headers(name: HeaderName, lines: &[&'static str]) -> HeaderMap {
+        lines.iter().map(|line| (name.clone(), HeaderValue::from_static(line))).collect()
+    }
+
+    #[test]
+    fn encodings_are_those_that_are_known_in_their_order() {
+        let of = |lines: &[&'static str]| {
+            encodings(&headers(header::CONTENT_ENCODING, lines)).map_err(|problem| problem.kind())
+        };
+        assert_eq!(of(&[]), Ok(vec![]));
+        assert_eq!(of(&["identity"]), Ok(vec![]));
+        assert_eq!(of(&["GZip"]), Ok(vec![Encoding::Gzip]));
+        assert_eq!(
+            of(&["x-gzip, zstd", "deflate,"]),
+            Ok(vec![Encoding::Gzip, Encoding::Zstd, Encoding::Deflate])
+        );
+        for wrong in [&["br"][..], &["gzip, compress"], &["aws-chunked"], &["gzip,gzip", "gzip,gzip"]] {
+            assert_eq!(of(wrong), Err(Kind::UnknownEncoding), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_part_may_say_that_it_is_plain() {
+        let transfer = HeaderName::from_static("content-transfer-encoding");
+        for plain in ["binary", "8bit", " 7BIT "] {
+            assert!(check_part(&headers(transfer.clone(), &[plain])).is_ok(), "{plain}");
+        }
+        assert!(check_part(&HeaderMap::new()).is_ok());
+        assert!(check_part(&headers(transfer, &["base64"])).is_err());
+        assert!(check_part(&headers(header::CONTENT_ENCODING, &["gzip"])).is_err());
+    }
+}

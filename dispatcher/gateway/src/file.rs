@@ -1,0 +1,243 @@
+//! An event's files, whole or in part. Every byte is compared with its checksum before it is sent, as for any reader.
+//!
+//! They are sent as bytes and never as what they may seem to be: a page that a module wrote is no page of this gateway.
+
+use std::ops::Range;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use ion_model::checksum::hex;
+use ion_model::errors::chain;
+use ion_model::event::{FileEntry, clean_path};
+use ion_plane::cache::{CacheError, Reader};
+use ion_plane::commit::files_of;
+use ion_stores::StoreError;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use super::auth::Scope;
+use super::problem::{Kind, Problem};
+use super::route::{Access, InPath, Route};
+use super::{Shared, openapi, trace};
+
+/// Bytes sent at a time: less asks the cache more often, more is memory for each who reads.
+const PIECE: u64 = 1 << 20;
+
+/// The routes.
+pub(super) fn routes() -> Vec<Route> {
+    let string = json!({"type": "string"});
+    let bytes = |what: &str, headers: serde_json::Value| {
+        json!({
+            "description": what, "headers": headers,
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        })
+    };
+    let header = |what: &str| json!({"description": what, "required": true, "schema": {"type": "string"}});
+    let in_header = |name: &str| json!({"name": name, "in": "header", "schema": {"type": "string"}});
+    vec![Route::get(
+        "/events/{event}/data/{*path}",
+        Access::Needs(Scope::EventsRead),
+        file,
+        json!({
+            "operationId": "file", "summary": "A file of an event, whole or a single range of it",
+            "parameters": [
+                {"name": "event", "in": "path", "required": true, "description": "The event's id.", "schema": string},
+                {"name": "path", "in": "path", "required": true, "description":
+                    "The file's path; its slashes stand as they are, or as %2F.", "schema": {"type": "string", "minLength": 1}},
+                in_header("Range"), in_header("If-Range"), in_header("If-None-Match"), in_header("If-Match"),
+            ],
+            "responses": {
+                "200": bytes("The file.", json!({"ETag": header("Of these bytes.")})),
+                "206": bytes("The range.", json!({"ETag": header("Of the whole."), "Content-Range": header("Which it is.")})),
+                "304": {"description": "It is what `If-None-Match` names."},
+                "400": openapi::problem("The path cannot be read."),
+                "404": openapi::problem("There is no such event, or it has no such file."),
+                "412": openapi::problem("It is not what `If-Match` names."),
+                "416": openapi::problem("The file is shorter than where the range begins."),
+            },
+        }),
+    )]
+}
+
+/// What of a file is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Wanted {
+    All,
+    Part(Range<u64>),
+    /// Nothing that it has.
+    Beyond,
+}
+
+/// Reads a `Range` for a file of this size. What cannot be read, and several ranges at once, is as if nothing was said, as
+/// RFC 9110 allows.
+fn wanted(range: &str, size: u64) -> Wanted {
+    let Some((unit, spec)) = range.split_once('=') else { return Wanted::All };
+    let Some((from, to)) = spec.trim().split_once('-') else { return Wanted::All };
+    let number = |text: &str| match text {
+        _ if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) => None,
+        // One that is too large for a number is beyond every file.
+        _ => Some(text.parse::<u64>().unwrap_or(u64::MAX)),
+    };
+    if !unit.eq_ignore_ascii_case("bytes") {
+        return Wanted::All;
+    }
+    let range = match (number(from), number(to), from.is_empty(), to.is_empty()) {
+        (Some(from), Some(to), ..) if from <= to => from..to.saturating_add(1).min(size),
+        (Some(from), None, _, true) => from..size,
+        (None, Some(last), true, _) => size.saturating_sub(last)..size,
+        _ => return Wanted::All,
+    };
+    if range.is_empty() { Wanted::Beyond } else { Wanted::Part(range) }
+}
+
+/// A name for these bytes: the same for the same ones.
+fn etag(entry: &FileEntry) -> String {
+    let sums = serde_json::to_vec(&entry.checksums).expect("sums have string keys only");
+    let digest = Sha256::new().chain_update(entry.size.to_be_bytes()).chain_update(sums).finalize();
+    format!("\"{}\"", hex(&digest[..16]))
+}
+
+/// Whether a list of tags has this one; `weak` also counts one that is said to be alike only.
+fn lists(list: &HeaderValue, tag: &str, weak: bool) -> bool {
+    let list = list.to_str().unwrap_or_default();
+    list.split(',')
+        .map(str::trim)
+        .any(|one| one == "*" || one == tag || (weak && one.strip_prefix("W/").is_some_and(|one| one == tag)))
+}
+
+async fn file(
+    State(gate): State<Shared>,
+    InPath((event, path)): InPath<(String, String)>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let entry = find(&gate, &event, &path).await?;
+    let tag = etag(&entry);
+    let named = HeaderValue::try_from(&tag).expect("digits in quotes are a header");
+    if headers.get(header::IF_MATCH).is_some_and(|list| !lists(list, &tag, false)) {
+        let detail = format!("file {path:?} of event {event} is {tag}, which If-Match does not name");
+        return Err(Problem::new(Kind::Changed, detail));
+    }
+    if headers.get(header::IF_NONE_MATCH).is_some_and(|list| lists(list, &tag, true)) {
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, named)]).into_response());
+    }
+    let same = headers.get(header::IF_RANGE).is_none_or(|one| one.as_bytes() == tag.as_bytes());
+    let asked = headers.get(header::RANGE).and_then(|range| range.to_str().ok());
+    let asked = asked.filter(|_| same && method == Method::GET).map(|range| wanted(range, entry.size));
+    let (status, range) = match asked.unwrap_or(Wanted::All) {
+        Wanted::All => (StatusCode::OK, 0..entry.size),
+        Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
+        Wanted::Beyond => {
+            let detail = format!("file {path:?} of event {event} has {} bytes", entry.size);
+            let size = HeaderValue::try_from(format!("bytes */{}", entry.size)).expect("digits are a header");
+            return Err(Problem::new(Kind::NoSuchRange, detail).header(header::CONTENT_RANGE, size));
+        }
+    };
+    let length = range.end - range.start;
+    let content_range = format!("bytes {}-{}/{}", range.start, range.end.saturating_sub(1), entry.size);
+    let body = if method == Method::HEAD { Body::empty() } else { bytes(&gate, entry, range).await? };
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let said = response.headers_mut();
+    said.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    said.insert(header::CONTENT_LENGTH, length.into());
+    said.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    said.insert(header::ETAG, named);
+    // An event's files never change.
+    said.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=31536000, immutable"));
+    if status == StatusCode::PARTIAL_CONTENT {
+        let which = HeaderValue::try_from(content_range).expect("digits are a header");
+        said.insert(header::CONTENT_RANGE, which);
+    }
+    Ok(response)
+}
+
+/// The file of an event.
+async fn find(gate: &Shared, event: &str, path: &str) -> Result<FileEntry, Problem> {
+    let found = trace::find(gate, event).await?;
+    let files = {
+        // A list of many files is in memory as a whole.
+        let _look = gate.looks.reading().acquire().await;
+        gate.in_time(files_of(&gate.node.plane, &found)).await?
+    };
+    let clean = clean_path(path);
+    let file = files.into_iter().find(|file| Some(&file.name) == clean.as_ref());
+    file.ok_or_else(|| {
+        let detail = format!("event {event} has no file {path:?}; its document lists those it has");
+        Problem::new(Kind::NotFound, detail)
+    })
+}
+
+/// The bytes of a range. The first of them are there when this returns: what cannot be read at all is a problem, and not an
+/// answer that breaks off.
+pub(super) async fn bytes(gate: &Shared, entry: FileEntry, range: Range<u64>) -> Result<Body, Problem> {
+    if range.is_empty() {
+        return Ok(Body::empty());
+    }
+    let reader = Reader::new(gate.node.cache.open(&entry).map_err(|error| unreadable(&error))?);
+    let read = async move |gate: &Shared, reader: Reader, at: u64, end: u64| {
+        let piece = async { reader.read(at, PIECE.min(end - at)).await.map_err(|error| unreadable(&error)) };
+        let piece = gate.in_time(piece).await?;
+        Ok::<_, Problem>((piece, reader))
+    };
+    let (first, reader) = read(gate, reader, range.start, range.end).await?;
+    let at = range.start + first.len() as u64;
+    let rest = stream::try_unfold((gate.clone(), reader, at), move |(gate, reader, at)| async move {
+        if at >= range.end {
+            return Ok(None);
+        }
+        let (piece, reader) = read(&gate, reader, at, range.end).await.map_err(|_| broken())?;
+        let next = at + piece.len() as u64;
+        if piece.is_empty() { Err(broken()) } else { Ok(Some((piece, (gate, reader, next)))) }
+    });
+    Ok(Body::from_stream(stream::once(async move { Ok::<Bytes, std::io::Error>(first) }).chain(rest)))
+}
+
+/// What ends an answer that has begun; why has been logged where it happened.
+fn broken() -> std::io::Error {
+    std::io::Error::other("the file cannot be read on")
+}
+
+fn unreadable(error: &CacheError) -> Problem {
+    let detail = chain(error);
+    match error {
+        CacheError::Store { source: StoreError::Unavailable { .. }, .. } => {
+            Problem::new(Kind::StoresAway, format!("{detail}; try again later"))
+        }
+        CacheError::Local { .. } => Problem::new(Kind::Internal, detail),
+        _ => Problem::new(Kind::Damaged, format!("{detail}; `ion check --deep` says what else is damaged")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_what_rfc_9110_says() {
+        for (range, expected) in [
+            ("bytes=0-0", Wanted::Part(0..1)),
+            ("bytes=3-", Wanted::Part(3..10)),
+            ("bytes=-4", Wanted::Part(6..10)),
+            ("bytes=-99", Wanted::Part(0..10)),
+            ("Bytes=2-99", Wanted::Part(2..10)),
+            ("bytes=0-99999999999999999999", Wanted::Part(0..10)),
+            ("bytes=10-", Wanted::Beyond),
+            ("bytes=99999999999999999999-", Wanted::Beyond),
+            ("bytes=-0", Wanted::Beyond),
+            ("bytes=5-4", Wanted::All),
+            ("bytes=0-1,3-4", Wanted::All),
+            ("bytes=-", Wanted::All),
+            ("bytes=+1-2", Wanted::All),
+            ("lines=0-1", Wanted::All),
+            ("bytes", Wanted::All),
+        ] {
+            assert_eq!(wanted(range, 10), expected, "{range}");
+        }
+        assert_eq!(wanted("bytes=0-", 0), Wanted::Beyond);
+    }
+}

@@ -1,0 +1,346 @@
+//! In which form a body is, and what it says: values, files, a CloudEvent, or several events.
+
+use axum::body::Body;
+use axum::http::{HeaderMap, header};
+use ion_model::event::KeyValue;
+use ion_model::limits::Limits;
+use ion_model::text::quote;
+use percent_encoding::percent_decode;
+
+use super::Shared;
+use super::auth::Principal;
+use super::batch::{self, Batch};
+use super::body::{BodyError, Held};
+use super::cloudevent::{self, Attributes, BATCH, Carried, DATA, STRUCTURED, values_of};
+use super::intake::{Made, Sameness, uploads};
+use super::problem::{Kind, Problem};
+use super::upload::Uploads;
+
+/// What a body says.
+pub(super) enum Read {
+    /// One event.
+    One(Box<OneEvent>),
+    /// Several.
+    Batch(Batch),
+}
+
+/// One event, with its files, and what makes it the same as another.
+pub(super) struct OneEvent {
+    pub(super) made: Made,
+    pub(super) uploads: Uploads,
+    pub(super) same: Sameness,
+}
+
+/// Reads a request's body in whichever form it is.
+pub(super) async fn read(
+    gate: &Shared,
+    sender: &Principal,
+    event_type: &str,
+    same: Sameness,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Read, Problem> {
+    let limits = &gate.node.settings.limits;
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    if length.is_some_and(|length: u64| gate.settings.upload_bytes_max < length) {
+        return Err(BodyError::TooBig(gate.settings.upload_bytes_max).into());
+    }
+    let one = |ids, data, uploads, same| {
+        Read::One(Box::new(OneEvent { made: Made::new(event_type, ids, data), uploads, same }))
+    };
+    let form = BodyForm::of(headers)?;
+    match form {
+        BodyForm::BinaryCloudEvent { attributes, is_json } => {
+            let same = same.or_of(&attributes);
+            let ids = same.ids(sender);
+            let mut uploads = uploads(&ids, gate);
+            let mut data = attributes.values;
+            if is_json {
+                let held = whole(gate, headers, body).await?;
+                match json_text(held.bytes())?.trim_ascii_start() {
+                    [] => {}
+                    object @ [b'{', ..] => data.extend(values_of(object, limits)?),
+                    _ => uploads.take_bytes(DATA, held.bytes().to_vec()).await?,
+                }
+            } else {
+                uploads.take_body(DATA, gate.body_of_files(headers, body)?).await?;
+            }
+            Ok(one(ids, data, uploads, same))
+        }
+        BodyForm::CloudEvent => {
+            let held = whole(gate, headers, body).await?;
+            let (attributes, carried) = cloudevent::read_structured(json_text(held.bytes())?, limits)?;
+            let same = same.or_of(&attributes);
+            let ids = same.ids(sender);
+            let mut uploads = uploads(&ids, gate);
+            let mut data = attributes.values;
+            match carried {
+                Carried::Values(values) => data.extend(values),
+                Carried::File(bytes) => uploads.take_bytes(DATA, bytes).await?,
+            }
+            Ok(one(ids, data, uploads, same))
+        }
+        BodyForm::CloudEvents => {
+            let held = whole(gate, headers, body).await?;
+            Ok(Read::Batch(batch::of_cloudevents(gate, sender, event_type, &same, held)?))
+        }
+        BodyForm::Multipart { boundary } => {
+            let ids = same.ids(sender);
+            let mut uploads = uploads(&ids, gate);
+            let data = uploads.take_form(gate.body_of_files(headers, body)?, &boundary).await?;
+            Ok(one(ids, data, uploads, same))
+        }
+        BodyForm::UrlEncoded(_) | BodyForm::Json | BodyForm::Unsaid => {
+            let held = whole(gate, headers, body).await?;
+            let data = match (&form, held.bytes()) {
+                (BodyForm::Unsaid, b"") => vec![],
+                (BodyForm::Unsaid, _) => return Err(wrong_form("no Content-Type")),
+                (BodyForm::UrlEncoded(charset), text) => values_of_form(text, *charset, limits)?,
+                (_, text) => match json_text(text)? {
+                    array if array.trim_ascii_start().starts_with(b"[") => {
+                        return Ok(Read::Batch(batch::of_objects(gate, sender, event_type, &same, held)?));
+                    }
+                    object => values_of(object, limits)?,
+                },
+            };
+            let ids = same.ids(sender);
+            let uploads = uploads(&ids, gate);
+            Ok(one(ids, data, uploads, same))
+        }
+    }
+}
+
+async fn whole(gate: &Shared, headers: &HeaderMap, body: Body) -> Result<Held, Problem> {
+    Ok(gate.body_of_values(headers, body)?.whole(&gate.room).await?)
+}
+
+/// How the letters of a form without files became bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Charset {
+    Utf8,
+    /// What Java's clients say where nobody tells them otherwise.
+    Latin1,
+}
+
+/// In which form a body is.
+#[derive(Debug)]
+enum BodyForm {
+    /// A CloudEvent with its attributes in headers.
+    BinaryCloudEvent {
+        attributes: Attributes,
+        /// Whether its data says that it is JSON.
+        is_json: bool,
+    },
+    /// A CloudEvent as one document.
+    CloudEvent,
+    /// An array of them.
+    CloudEvents,
+    /// A form that may have files.
+    Multipart { boundary: String },
+    /// A form without files.
+    UrlEncoded(Charset),
+    /// A JSON object of values, or an array of such objects.
+    Json,
+    /// It does not say; only an empty one is taken.
+    Unsaid,
+}
+
+impl BodyForm {
+    fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+        let said = match headers.get(header::CONTENT_TYPE) {
+            Some(said) => said.to_str().map_err(|_| wrong_form("a Content-Type that is no text"))?,
+            None => "",
+        };
+        let parsed = said.parse::<mime::Mime>().ok();
+        let essence = parsed.as_ref().map_or("", |form| form.essence_str());
+        let is_json = parsed.as_ref().is_some_and(|form| {
+            form.subtype() == mime::JSON || form.suffix().is_some_and(|suffix| suffix == mime::JSON)
+        });
+        match essence {
+            // A document says more than headers that stand beside it.
+            STRUCTURED => Ok(Self::CloudEvent),
+            BATCH => Ok(Self::CloudEvents),
+            _ if essence.starts_with("application/cloudevents") => Err(wrong_form(said)),
+            _ if cloudevent::is_binary(headers) => {
+                Ok(Self::BinaryCloudEvent { attributes: Attributes::from_headers(headers)?, is_json })
+            }
+            "multipart/form-data" => {
+                let boundary = multer::parse_boundary(said);
+                let wrong = |_| Problem::new(Kind::Malformed, "the form's Content-Type names no boundary");
+                Ok(Self::Multipart { boundary: boundary.map_err(wrong)? })
+            }
+            "application/x-www-form-urlencoded" => {
+                let charset = parsed.as_ref().and_then(|form| form.get_param(mime::CHARSET));
+                match charset.map(|charset| charset.as_str().to_ascii_lowercase()).as_deref() {
+                    None | Some("utf-8" | "utf8" | "us-ascii") => Ok(Self::UrlEncoded(Charset::Utf8)),
+                    Some("iso-8859-1" | "latin1") => Ok(Self::UrlEncoded(Charset::Latin1)),
+                    Some(_) => {
+                        let detail = format!("{}: forms are read in UTF-8 or ISO-8859-1", quote(said));
+                        Err(Problem::new(Kind::WrongForm, detail))
+                    }
+                }
+            }
+            _ if is_json => Ok(Self::Json),
+            _ if said.is_empty() => Ok(Self::Unsaid),
+            _ => Err(wrong_form(said)),
+        }
+    }
+}
+
+fn wrong_form(said: &str) -> Problem {
+    Problem::new(
+        Kind::WrongForm,
+        format!(
+            "{}: application/json and application/x-www-form-urlencoded (values), multipart/form-data (files and values) \
+             and CloudEvents (ce- headers, {STRUCTURED} or {BATCH}) are read",
+            quote(said)
+        ),
+    )
+}
+
+/// The text of a JSON document, without the mark that some editors put before it.
+pub(super) fn json_text(body: &[u8]) -> Result<&[u8], Problem> {
+    match body {
+        [0xef, 0xbb, 0xbf, text @ ..] => Ok(text),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
+            Err(Problem::new(Kind::Malformed, "the body is UTF-16; JSON is sent as UTF-8"))
+        }
+        text => Ok(text),
+    }
+}
+
+/// The values of a form without files: `a=1&b=two+words`. A name that is there several times is as
+/// many values.
+fn values_of_form(body: &[u8], charset: Charset, limits: &Limits) -> Result<Vec<KeyValue>, Problem> {
+    // No form begins so, as these bytes are escaped in one; `curl -d` says that everything is a
+    // form.
+    if matches!(body.trim_ascii_start().first(), Some(b'{' | b'[')) {
+        let detail = "the body is JSON, and its Content-Type says that it is a form; \
+                      send the header \"Content-Type: application/json\"";
+        return Err(Problem::new(Kind::WrongForm, detail));
+    }
+    let mut values = Vec::new();
+    for pair in body.split(|&byte| byte == b'&').filter(|pair| !pair.is_empty()) {
+        if values.len() as u64 >= limits.event_values {
+            let detail = format!("an event may have {} values", limits.event_values);
+            return Err(Problem::new(Kind::TooBig, detail));
+        }
+        let at = pair.iter().position(|&byte| byte == b'=');
+        let (key, value) = at.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]));
+        let read = |text: &[u8]| {
+            let spaced: Vec<u8> = text.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
+            let bytes: Vec<u8> = percent_decode(&spaced).collect();
+            match charset {
+                Charset::Utf8 => String::from_utf8(bytes).ok(),
+                Charset::Latin1 => Some(bytes.into_iter().map(char::from).collect()),
+            }
+        };
+        let not_text = || {
+            let key = String::from_utf8_lossy(key);
+            let key = quote(&key);
+            let detail = format!(
+                "value {key} is no UTF-8; name its charset in the Content-Type, or send it as a file"
+            );
+            Problem::new(Kind::Refused, detail)
+        };
+        let (key, value) = (read(key).ok_or_else(not_text)?, read(value).ok_or_else(not_text)?);
+        if key.is_empty() {
+            return Err(Problem::new(Kind::Malformed, "a value of the form has no name"));
+        }
+        values.push(KeyValue { key, value });
+    }
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn pairs(body: &str, charset: Charset) -> Result<Vec<(String, String)>, Kind> {
+        let values = values_of_form(body.as_bytes(), charset, &Limits::default());
+        let values = values.map_err(|problem| problem.kind())?;
+        Ok(values.into_iter().map(|pair| (pair.key, pair.value)).collect())
+    }
+
+    #[test]
+    fn a_form_is_read_as_browsers_and_programs_write_it() {
+        let read = |body| pairs(body, Charset::Utf8);
+        let expected = |pairs: &[(&str, &str)]| {
+            Ok(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+        };
+        assert_eq!(read(""), expected(&[]));
+        assert_eq!(read("a=1&a=2&b"), expected(&[("a", "1"), ("a", "2"), ("b", "")]));
+        assert_eq!(read("two+words=%2B%26%3D&x=a=b&"), expected(&[("two words", "+&="), ("x", "a=b")]));
+        assert_eq!(read("%C3%A4=%F0%9F%98%80&100%=%zz"), expected(&[("ä", "😀"), ("100%", "%zz")]));
+        assert_eq!(read("ä=ö"), expected(&[("ä", "ö")]));
+        assert_eq!(pairs("%E4=%F6", Charset::Latin1), expected(&[("ä", "ö")]));
+        assert_eq!(read("a=%E4"), Err(Kind::Refused));
+        assert_eq!(read("=1"), Err(Kind::Malformed));
+        assert_eq!(read(" {\"a\": 1}"), Err(Kind::WrongForm));
+        assert_eq!(read("%7B=1"), expected(&[("{", "1")]));
+        assert_eq!(read(&"a&".repeat(10_001)), Err(Kind::TooBig));
+    }
+
+    #[test]
+    fn a_content_type_says_which_form_it_is() {
+        let of = |said: &'static str, ce: bool| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(said));
+            if ce {
+                for (name, value) in
+                    [("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-source", "s"), ("ce-type", "t")]
+                {
+                    headers.insert(name, HeaderValue::from_static(value));
+                }
+            }
+            match BodyForm::of(&headers) {
+                Ok(BodyForm::BinaryCloudEvent { is_json, .. }) => {
+                    if is_json {
+                        "binary json"
+                    } else {
+                        "binary"
+                    }
+                }
+                Ok(BodyForm::CloudEvent) => "cloudevent",
+                Ok(BodyForm::CloudEvents) => "cloudevents",
+                Ok(BodyForm::Multipart { .. }) => "multipart",
+                Ok(BodyForm::UrlEncoded(Charset::Utf8)) => "form",
+                Ok(BodyForm::UrlEncoded(Charset::Latin1)) => "latin form",
+                Ok(BodyForm::Json) => "json",
+                Ok(BodyForm::Unsaid) => "unsaid",
+                Err(problem) => problem.kind().said().1,
+            }
+        };
+        for (said, form) in [
+            ("application/json", "json"),
+            ("Application/JSON; charset=\"utf-8\"", "json"),
+            ("text/json", "json"),
+            ("application/vnd.github+json", "json"),
+            ("application/ld+json; profile=\"x\"", "json"),
+            ("application/x-www-form-urlencoded", "form"),
+            ("application/x-www-form-urlencoded; charset=UTF-8", "form"),
+            ("application/x-www-form-urlencoded;charset=ISO-8859-1", "latin form"),
+            ("application/x-www-form-urlencoded; charset=koi8-r", "wrong-form"),
+            ("multipart/form-data; boundary=x", "multipart"),
+            ("multipart/form-data", "malformed"),
+            ("application/cloudevents+json; charset=utf-8", "cloudevent"),
+            ("application/cloudevents-batch+json", "cloudevents"),
+            ("application/cloudevents+avro", "wrong-form"),
+            ("text/plain", "wrong-form"),
+            ("json", "wrong-form"),
+            ("", "unsaid"),
+        ] {
+            assert_eq!(of(said, false), form, "{said}");
+        }
+        for (said, form) in [
+            ("application/cloudevents+json", "cloudevent"),
+            ("application/vnd.x+json", "binary json"),
+            ("multipart/form-data; boundary=x", "binary"),
+            ("", "binary"),
+        ] {
+            assert_eq!(of(said, true), form, "{said} with headers of a CloudEvent");
+        }
+    }
+}

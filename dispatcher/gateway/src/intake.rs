@@ -1,0 +1,523 @@
+//! What comes in: a request becomes a first event, by the same commit protocol as any other.
+//!
+//! # Flow
+//! 1. Who sends the request and its `Idempotency-Key` decide the event's id; a CloudEvent's source and id do where there is
+//!    no key; else it is a new one.
+//! 2. The body is read: files are staged and stored, each durable before the next step.
+//! 3. The document goes in by one insert: this is the commit. Then it is published and marked.
+//!
+//! # Guarantees
+//! A request that was answered with an id: the event will be published, whatever dies. One that was not answered, sent
+//! again with the same key and body, to this gateway or another of the plane, before or after a restart: the same event,
+//! once. With another body: refused, and the first one stays as it is.
+//!
+//! # After a crash
+//! Before step 3 nothing happened but blobs that `gc` removes. After it a relay publishes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::Response;
+use ion_jobs::first::FirstEvent;
+use ion_jobs::ledger::Registered;
+use ion_jobs::pipeline::starts_nothing;
+use ion_jobs::progress::Verdict;
+use ion_model::event::{Event, KeyValue, TYPE_BYTES_MAX, is_event_type};
+use ion_model::id::{CorrelationId, EventId};
+use ion_model::text::quote;
+use ion_plane::commit::{Refusal, create_event};
+use ion_system::failpoint;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::auth::{Principal, Scope};
+use super::cloudevent::{Attributes, BATCH, STRUCTURED};
+use super::form::{self, OneEvent, Read, json_text};
+use super::looks::Need;
+use super::problem::{Kind, Problem};
+use super::route::{Access, InPath, Route, query};
+use super::trace::{self, wait_in};
+use super::upload::Uploads;
+use super::{Shared, batch, json_answer, openapi};
+
+/// Bytes of an idempotency key.
+const KEY_MAX: usize = 255;
+
+/// Who makes an event that came by HTTP: its context's name.
+pub(super) const NAME: &str = "gateway";
+
+/// The name and parent that older Ion's front API gives its events.
+const FRONT: &str = "frontapi";
+
+/// The event type of older Ion's front API.
+const FRONT_TYPE: &str = "frontapi.new_link";
+
+/// The routes.
+pub(super) fn routes() -> Vec<Route> {
+    let key = json!({
+        "name": "Idempotency-Key", "in": "header", "description":
+            "The same key with the same body is the same event, however often it is sent. Keys are each token's own; a UUID is a good one.",
+        "schema": {"type": "string", "pattern": "^(\"[!#-\\[\\]-~]{1,255}\"|[!#-\\[\\]-~]{1,255})$"}
+    });
+    let context = json!({
+        "type": "object", "required": ["name", "eventId", "correlationId", "parentEventId", "documentType"],
+        "properties": {
+            "name": {"const": FRONT}, "eventId": {"type": "string"}, "correlationId": {"type": "string"},
+            "parentEventId": {"const": FRONT}, "documentType": {"const": "eventMeta"},
+        },
+    });
+    let front = json!({
+        "operationId": "newLink", "summary": "Publish frontapi.new_link, as older Ion's front API does",
+        "parameters": [key],
+        "requestBody": {"required": true, "content": {"application/json": {"schema": {
+            "type": "object", "required": ["url"],
+            "properties": {"url": {"type": "string", "minLength": 1}},
+        }}}},
+        "responses": {
+            "200": openapi::json_answer("The event.", json!({
+                "type": "object", "required": ["context", "type"],
+                "properties": {"context": context, "type": {"const": FRONT_TYPE}},
+            })),
+            "400": openapi::problem("The body is not what it has to be."),
+            "413": openapi::problem("The body is too long."),
+            "415": openapi::unknown_encoding("The body has an encoding that is not known."),
+            "422": openapi::problem("The key was used for another body."),
+        },
+    });
+    let made =
+        json!({"anyOf": [{"$ref": "#/components/schemas/Made"}, {"$ref": "#/components/schemas/MadeBatch"}]});
+    let values = json!({
+        "type": "object", "description": "Values; those that are no strings are kept as their JSON text.",
+        "propertyNames": {"not": {"enum": ["eventType", "files"]}},
+    });
+    let cloudevent = json!({
+        "type": "object", "required": ["specversion", "id", "source", "type"], "properties": {
+            "specversion": {"const": "1.0"}, "id": {"type": "string", "minLength": 1},
+            "source": {"type": "string", "minLength": 1}, "type": {"type": "string", "minLength": 1},
+            "data": {"propertyNames": {"not": {"enum": ["eventType", "files"]}}},
+            "data_base64": {"type": ["string", "null"], "pattern": "^([A-Za-z0-9+/]{4})*$"},
+        },
+        "propertyNames": {"pattern": "^([a-z0-9]+|data_base64)$"},
+        "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
+        "not": {"required": ["data", "data_base64"]},
+    });
+    let links = json!({
+        "event": {"operationId": "event", "parameters": {"event": "$response.body#/eventId"}},
+        "correlation": {"operationId": "correlation", "parameters": {"correlation": "$response.body#/correlationId"}},
+    });
+    let mut accepted = openapi::json_answer(
+        "It is committed and will be published. With `wait`: not all that comes of it has ended in that time.",
+        made.clone(),
+    );
+    accepted["headers"] = json!({"Location": {
+        "description": "Its correlation; of a batch the answer names each.", "schema": {"type": "string"},
+    }});
+    accepted["links"] = links.clone();
+    let mut ended = openapi::json_answer("With `wait`: all that came of it has ended.", made);
+    ended["links"] = links;
+    let create = json!({
+        "operationId": "createEvent", "summary": "Create an event, and start every module that subscribes to its type",
+        "description":
+            "JSON values, a form with files or without, or a CloudEvent in binary or structured mode; an array or a batch \
+             of them is an event for each. Bodies may be encoded: gzip, deflate, zstd.",
+        "parameters": [
+            {"name": "event", "in": "path", "required": true, "description": "The event type.",
+             "schema": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"}, "example": "new_text"},
+            openapi::wait_parameter(), key,
+        ],
+        "requestBody": {"content": {
+            "application/json": {"schema": {"anyOf": [values, {
+                "type": "array", "description": "An event for each.", "items": values, "maxItems": batch::EVENTS_MAX,
+                // What could be one event's values as well.
+                "not": {"minItems": 1, "items": {"required": ["key", "value"], "maxProperties": 2}},
+            }]}},
+            "application/x-www-form-urlencoded": {"schema": {
+                "type": "object", "description": "Values.", "propertyNames": {"minLength": 1},
+                "additionalProperties": {"type": "string"},
+            }},
+            "multipart/form-data": {"schema": {
+                "type": "object", "description": "Parts with a file name are files, the others values.",
+                // All but what cannot stand in a part's head.
+                "propertyNames": {"pattern": "^[^\\u0000-\\u0008\\u000b\\u000c\\u000e-\\u001f\\u007f]+$"},
+                "properties": {"file": {"contentMediaType": "application/octet-stream"}, "note": {}},
+            }},
+            STRUCTURED: {"schema": cloudevent},
+            BATCH: {"schema": {"type": "array", "items": cloudevent, "maxItems": batch::EVENTS_MAX}},
+        }},
+        "responses": {
+            "200": ended, "202": accepted,
+            "400": openapi::problem("The request is not what it has to be."),
+            "408": openapi::problem("The body did not go on."),
+            "409": openapi::problem("A CloudEvent of this source and id is there and says something else."),
+            "413": openapi::problem("The body, its values or its files are too much."),
+            "415": openapi::unknown_encoding("The body is in another form, or has an encoding that is not known."),
+            "422": openapi::problem("The event is refused, or the key was used for another body."),
+            "507": openapi::problem("The gateway's disk is full."),
+        },
+    });
+    vec![
+        Route::post("/", Access::Needs(Scope::EventsWrite), front_api, front),
+        Route::post("/events/{event}", Access::Needs(Scope::EventsWrite), create_one, create),
+    ]
+}
+
+/// The document that describes an event that was made; for `openapi`.
+pub(super) fn schema() -> Value {
+    json!({
+        "type": "object", "required": ["eventId", "correlationId", "type"],
+        "properties": {
+            "eventId": {"type": "string"}, "correlationId": {"type": "string"}, "type": {"type": "string"},
+            "startsNothing": {"type": "string", "description": "No module subscribes to its type; which may have been meant."},
+            "outcome": {"enum": ["running", "succeeded", "failed"], "description": "With `wait`."},
+            "trace": {"type": "array", "items": {"type": "object"},
+                "description": "With `wait`, for a token that has the scope `events:read`: as of its correlation."},
+        },
+    })
+}
+
+/// The same for several.
+pub(super) fn batch_schema() -> Value {
+    json!({
+        "type": "object", "required": ["events"],
+        "properties": {"events": {"type": "array", "items": {"$ref": "#/components/schemas/Made"}}},
+    })
+}
+
+/// What makes two requests one event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Sameness {
+    /// The sender's key.
+    Key(String),
+    /// The sender's key for a batch, and the place in it.
+    KeyAt(String, usize),
+    /// The name of a webhook, and the id of what it delivered.
+    Delivery(String, String),
+    /// A CloudEvent's source and id.
+    Cloud(String, String),
+    /// Nothing: each request is an event of its own.
+    None,
+}
+
+impl Sameness {
+    /// What a request says of it.
+    fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+        let Some(said) = headers.get("idempotency-key") else { return Ok(Self::None) };
+        let wrong = || {
+            let detail =
+                format!("an Idempotency-Key has 1 to {KEY_MAX} printable characters, in quotes or not");
+            Problem::new(Kind::Malformed, detail)
+        };
+        if headers.get_all("idempotency-key").iter().count() > 1 {
+            return Err(Problem::new(Kind::Malformed, "one Idempotency-Key is needed, not several"));
+        }
+        let said = said.to_str().map_err(|_| wrong())?;
+        let bare = said.strip_prefix('"').and_then(|said| said.strip_suffix('"')).unwrap_or(said);
+        let fits = (1..=KEY_MAX).contains(&bare.len()) && bare.bytes().all(|byte| byte.is_ascii_graphic());
+        if fits && !bare.contains(['"', '\\']) { Ok(Self::Key(bare.to_owned())) } else { Err(wrong()) }
+    }
+
+    pub(super) fn or_of(self, cloud: &Attributes) -> Self {
+        match self {
+            Self::None => Self::Cloud(cloud.source.clone(), cloud.id.clone()),
+            key => key,
+        }
+    }
+
+    /// That of the event at this place of a batch.
+    pub(super) fn at(&self, place: usize) -> Self {
+        match self {
+            Self::Key(key) => Self::KeyAt(key.clone(), place),
+            other => other.clone(),
+        }
+    }
+
+    /// The ids of the event and of its correlation. Those of a key are the sender's own: nobody else's key meets them.
+    pub(super) fn ids(&self, sender: &Principal) -> (EventId, CorrelationId) {
+        let parts = match self {
+            Self::Key(key) => json!([NAME, "key", sender.name, key]),
+            Self::KeyAt(key, place) => json!([NAME, "key", sender.name, key, place]),
+            Self::Delivery(webhook, id) => json!([NAME, "webhook", webhook, id]),
+            Self::Cloud(source, id) => json!([NAME, "cloudevent", sender.name, source, id]),
+            Self::None => return (EventId::random(), CorrelationId::random()),
+        };
+        let id = EventId::derive(&EventId::new(NAME), NAME, &parts.to_string());
+        let correlation = EventId::derive(&id, NAME, "correlation");
+        (id, CorrelationId::new(correlation.as_str()))
+    }
+}
+
+/// What a request says of the event, before its files.
+pub(super) struct Made {
+    pub(super) id: EventId,
+    correlation_id: CorrelationId,
+    name: &'static str,
+    parent: &'static str,
+    event_type: String,
+    pub(super) data: Vec<KeyValue>,
+}
+
+impl Made {
+    pub(super) fn new(
+        event_type: &str,
+        (id, correlation_id): (EventId, CorrelationId),
+        data: Vec<KeyValue>,
+    ) -> Self {
+        Self { id, correlation_id, name: NAME, parent: "", event_type: event_type.to_owned(), data }
+    }
+}
+
+/// Refuses more values than an event may have.
+pub(super) fn check_values(gate: &Shared, data: &[KeyValue]) -> Result<(), Problem> {
+    let limits = &gate.node.settings.limits;
+    let bytes: u64 = data.iter().map(|pair| (pair.key.len() + pair.value.len()) as u64).sum();
+    if bytes > limits.event_value_bytes || data.len() as u64 > limits.event_values {
+        let detail = format!(
+            "an event may have {} values of {} bytes in all; put more into a file",
+            limits.event_values, limits.event_value_bytes
+        );
+        return Err(Problem::new(Kind::TooBig, detail));
+    }
+    Ok(())
+}
+
+/// Commits an event; gives its document.
+pub(super) async fn commit(
+    gate: &Shared,
+    made: Made,
+    mut uploads: Uploads,
+    same: &Sameness,
+) -> Result<Event, Problem> {
+    check_values(gate, &made.data)?;
+    let first = FirstEvent {
+        id: made.id,
+        correlation_id: made.correlation_id,
+        name: made.name.into(),
+        parent: made.parent.into(),
+        event_type: made.event_type,
+        files: uploads.entries().to_vec(),
+        directories: vec![],
+        data: made.data,
+    };
+    let event = first.document(&gate.node.plane, uploads.prefix()).await?;
+    match (try_commit(gate, &event, &mut uploads).await?, same) {
+        (Ok(()), Sameness::None) => Ok(event),
+        (Ok(()), _) => {
+            // The one that was there before names its own blobs: these are not needed.
+            if let Ok(Some(stored)) = gate.in_time(gate.ledger.visible_event(&event.id)).await
+                && !names_the_same(&stored, &event)
+            {
+                uploads.are_not_named();
+            }
+            Ok(event)
+        }
+        (Err(Refusal::Differs(id)), same) => {
+            uploads.are_not_named();
+            Err(match same {
+                Sameness::Key(key) | Sameness::KeyAt(key, _) => Problem::new(
+                    Kind::KeyReused,
+                    format!("Idempotency-Key {key:?} was used for event {id}, which says something else; use a new key"),
+                ),
+                _ => Problem::new(Kind::Differs, format!("event {id} is there and says something else; send a new id")),
+            }
+            .with("eventId", id.to_string()))
+        }
+        (Err(refusal), _) => Err(refusal.into()),
+    }
+}
+
+/// Commits an event whose files are `uploads`, and publishes it.
+pub(super) async fn try_commit(
+    gate: &Shared,
+    event: &Event,
+    uploads: &mut Uploads,
+) -> Result<Result<(), Refusal>, Problem> {
+    failpoint::reach("gateway.stored");
+    uploads.are_named();
+    // In a task of its own: a client that goes away must not leave it between insert and publish.
+    let committing = gate.tasks.spawn({
+        let (plane, event) = (gate.node.plane.clone(), event.clone());
+        async move { create_event(&plane, event).await }
+    });
+    let deadline = gate.node.settings.commit_deadline;
+    match tokio::time::timeout(deadline, committing).await {
+        Ok(Ok(committed)) => Ok(committed),
+        Ok(Err(_)) => {
+            Err(Problem::new(Kind::Internal, "the commit did not end; send it again with the same key"))
+        }
+        Err(_) => {
+            let detail = format!(
+                "the stores gave no answer within {} s, so it is not known whether the event is in; send it again, best with \
+                 the same Idempotency-Key",
+                deadline.as_secs()
+            );
+            Err(Problem::new(Kind::StoresAway, detail))
+        }
+    }
+}
+
+/// The same where the event can only be new.
+pub(super) async fn publish(gate: &Shared, event: &Event, uploads: &mut Uploads) -> Result<(), Problem> {
+    Ok(try_commit(gate, event, uploads).await??)
+}
+
+/// The files of one request.
+pub(super) fn uploads(ids: &(EventId, CorrelationId), gate: &Shared) -> Uploads {
+    // Of this request alone: another one with the same key writes elsewhere.
+    Uploads::new(gate, format!("{}/{}/{}", ids.1, ids.0, Uuid::new_v4().simple()))
+}
+
+/// Whether two documents of one event name the same blobs.
+fn names_the_same(stored: &Event, event: &Event) -> bool {
+    let keys = |event: &Event| -> Vec<String> {
+        event.files.iter().chain(&event.file_list).map(|entry| entry.key.clone()).collect()
+    };
+    keys(stored) == keys(event)
+}
+
+#[derive(Deserialize)]
+struct NewLink {
+    url: String,
+}
+
+/// `POST /`, for programs written for older Ion: whatever they call their body's form.
+async fn front_api(
+    State(gate): State<Shared>,
+    Extension(sender): Extension<Principal>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let same = Sameness::of(&headers)?;
+    let held = gate.body_of_values(&headers, body)?.whole(&gate.room).await?;
+    let wanted =
+        |why: String| Problem::new(Kind::Malformed, format!("{{\"url\": \"...\"}} is needed: {why}"));
+    let link: NewLink =
+        serde_json::from_slice(json_text(held.bytes())?).map_err(|error| wanted(error.to_string()))?;
+    if link.url.is_empty() {
+        return Err(wanted("the url is empty".into()));
+    }
+    let ids = same.ids(&sender);
+    let uploads = uploads(&ids, &gate);
+    let data = vec![KeyValue { key: "url".into(), value: link.url }];
+    let made = Made { name: FRONT, parent: FRONT, ..Made::new(FRONT_TYPE, ids, data) };
+    let event = commit(&gate, made, uploads, &same).await?;
+    // Its message is what older Ion answered.
+    Ok(json_answer(StatusCode::OK, &event.message()))
+}
+
+/// `POST /events/<type>`.
+async fn create_one(
+    State(gate): State<Shared>,
+    Extension(sender): Extension<Principal>,
+    InPath(event_type): InPath<String>,
+    RawQuery(asked): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    if !is_event_type(&event_type) {
+        let detail = format!(
+            "{} cannot be an event type: letters, digits, '.', '_' and '-', at most {TYPE_BYTES_MAX}, are allowed",
+            quote(&event_type)
+        );
+        return Err(Problem::new(Kind::Malformed, detail));
+    }
+    let wait = wait_in(&query(asked.as_deref(), &["wait"])?)?;
+    let same = Sameness::of(&headers)?;
+    match form::read(&gate, &sender, &event_type, same, &headers, body).await? {
+        Read::One(one) => {
+            let OneEvent { made, uploads, same } = *one;
+            let event = commit(&gate, made, uploads, &same).await?;
+            answer(&gate, &sender, &event, wait).await
+        }
+        Read::Batch(batch) => batch.create(&gate, wait).await,
+    }
+}
+
+/// The registered modules, as far as they can be read: an event is committed all the same.
+pub(super) async fn registered(gate: &Shared) -> Option<Arc<Registered>> {
+    gate.in_time(gate.ledger.registered()).await.ok()
+}
+
+/// What names an event that was made, and says if none of these modules starts on it.
+pub(super) fn made_answer(
+    (id, correlation): (&EventId, &CorrelationId),
+    event_type: &str,
+    registered: Option<&Registered>,
+) -> Value {
+    let mut said = json!({"eventId": id, "correlationId": correlation, "type": event_type});
+    if let Some(words) = registered.and_then(|registered| starts_nothing(event_type, &registered.modules)) {
+        said["startsNothing"] = words.into();
+    }
+    said
+}
+
+/// What the sender is told: the ids; if it waits, how it ended; and what came of it, if its token may read events.
+async fn answer(
+    gate: &Shared,
+    sender: &Principal,
+    event: &Event,
+    wait: Option<Duration>,
+) -> Result<Response, Problem> {
+    let correlation = event.context.correlation_id.as_str();
+    let registered = registered(gate).await;
+    let mut said =
+        made_answer((&event.id, &event.context.correlation_id), &event.event_type, registered.as_deref());
+    let mut response = match wait {
+        None => json_answer(StatusCode::ACCEPTED, &said),
+        Some(wait) => {
+            let need = if sender.may(Scope::EventsRead) { Need::Documents } else { Need::Verdict };
+            let seen = trace::wait(gate, correlation, wait, need).await?;
+            let running = seen.verdict == Verdict::Running;
+            let status = if running { StatusCode::ACCEPTED } else { StatusCode::OK };
+            said["outcome"] = seen.verdict.as_str().into();
+            match seen.documents.as_ref().filter(|_| need == Need::Documents) {
+                None => json_answer(status, &said),
+                Some(documents) => {
+                    let mut before = said.to_string();
+                    before.truncate(before.len() - 1);
+                    before.push_str(",\"trace\":");
+                    trace::streamed(status, documents.body(before, "}".into()))
+                }
+            }
+        }
+    };
+    let location = HeaderValue::try_from(format!("/correlations/{correlation}"));
+    response.headers_mut().insert(header::LOCATION, location.expect("an id of ours is a header"));
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_an_event_and_each_senders_own() {
+        let key = |text: &'static str| {
+            let headers = [("idempotency-key".parse().unwrap(), HeaderValue::from_static(text))];
+            Sameness::of(&headers.into_iter().collect()).map_err(|problem| problem.kind())
+        };
+        let named = |name: &str| {
+            let mut principal = Principal::anybody();
+            principal.name = name.into();
+            principal
+        };
+        let (one, other) = (named("one"), named("other"));
+        let quoted = key("\"a-1\"").unwrap();
+        assert_eq!(quoted, key("a-1").unwrap());
+        assert_eq!(quoted.ids(&one), key("a-1").unwrap().ids(&one));
+        assert_ne!(quoted.ids(&one), quoted.ids(&other));
+        assert_ne!(quoted.ids(&one), key("a-2").unwrap().ids(&one));
+        assert_ne!(quoted.ids(&one).0.as_str(), quoted.ids(&one).1.as_str());
+        for wrong in ["", "\"\"", "a b", "a\"b", "\"a"] {
+            assert_eq!(key(wrong), Err(Kind::Malformed), "{wrong}");
+        }
+        assert_ne!(Sameness::None.ids(&one), Sameness::None.ids(&one));
+        // Neither part of a CloudEvent's name runs into the other.
+        let cloud = |source: &str, id: &str| Sameness::Cloud(source.into(), id.into()).ids(&one);
+        assert_ne!(cloud("a", "bc"), cloud("ab", "c"));
+    }
+}

@@ -1,0 +1,307 @@
+//! What a job says: as text what there is now, as server-sent events until the job ends.
+//!
+//! Each event of the stream is some whole lines, which a carriage return ends too; its id is `<attempt>:<byte after them>`,
+//! so that a client which lost the connection goes on where it was (`Last-Event-ID`). The last one is of the type `end`; a
+//! browser that asks again after it is told by a 204 that there is no more.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use ion_jobs::ledger::LedgerError;
+use ion_jobs::logs::{Log, LogError, Said};
+use ion_model::id::JobId;
+use ion_model::record::JobRecord;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::auth::Scope;
+use super::problem::{Kind, Problem};
+use super::route::{Access, InPath, Route, query};
+use super::{Shared, openapi};
+
+/// The media type of server-sent events.
+const EVENT_STREAM: &str = "text/event-stream";
+
+/// The first pause after nothing new; it doubles up to [`LOOK_MAX`] while the job stays silent.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The longest pause: each look reads the job's record.
+const LOOK_MAX: Duration = Duration::from_secs(1);
+
+/// How long a stream may be silent: proxies take one that is for dead.
+const ALIVE: Duration = Duration::from_secs(15);
+
+/// Bytes of a line that is waited for to end.
+const LINE_MAX: usize = 64 << 10;
+
+/// The routes.
+pub(super) fn routes() -> Vec<Route> {
+    vec![Route::get(
+        "/jobs/{job}/log",
+        Access::Needs(Scope::JobsRead),
+        log,
+        json!({
+            "operationId": "log", "summary": "What a job wrote to stdout and stderr",
+            "description": "With `Accept: text/event-stream` until the job ends, by server-sent events.",
+            "parameters": [
+                {"name": "job", "in": "path", "required": true, "description": "The job's id.", "schema": {"type": "string", "minLength": 1}},
+                {"name": "attempt", "in": "query", "description": "Of this attempt; else of the latest.",
+                 "schema": {"type": "integer", "minimum": 1, "maximum": u32::MAX}},
+                {"name": "Last-Event-ID", "in": "header", "description": "The id of the last event that was received.",
+                 "schema": {"type": "string", "pattern": "^([0-9]{1,9}:[0-9]{1,15}|end)$"}},
+            ],
+            "responses": {
+                "200": {"description": "What it wrote.", "content": {
+                    "text/plain": {"schema": {"type": "string"}}, EVENT_STREAM: {"schema": {"type": "string"}},
+                }},
+                "204": {"description": "The last event was the end."},
+                "400": openapi::problem("The path or a parameter is not what it has to be."),
+                "404": openapi::problem("There is no such job, or it has no such attempt."),
+            },
+        }),
+    )]
+}
+
+impl From<LogError> for Problem {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::Ledger(LedgerError::Store(error)) | LogError::Store(error) => error.into(),
+            error @ (LogError::Ledger(LedgerError::NoSuchJob(_)) | LogError::NoAttempt { .. }) => {
+                Self::new(Kind::NotFound, error.to_string())
+            }
+            error => Self::new(Kind::Internal, ion_model::errors::chain(&error)),
+        }
+    }
+}
+
+async fn log(
+    State(gate): State<Shared>,
+    InPath(job): InPath<String>,
+    RawQuery(asked): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let asked = query(asked.as_deref(), &["attempt"])?;
+    let number = |text: &String| {
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
+        let number = text.parse::<u32>().ok().filter(|_| digits);
+        number
+            .ok_or_else(|| Problem::new(Kind::Malformed, format!("attempt={text:?} is no number from 1 on")))
+    };
+    let only = asked.get("attempt").map(number).transpose()?;
+    let last = headers.get("last-event-id").map(place).transpose()?;
+    let job = gate.in_time(async { Ok::<_, LogError>(gate.ledger.get(&JobId::new(job)).await?) }).await?;
+    let accepts = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let (form, body) = if accepts.contains(EVENT_STREAM) {
+        let (attempt, at) = match last {
+            Some(Place::End) => return Ok(StatusCode::NO_CONTENT.into_response()),
+            Some(Place::After(attempt, at)) => (attempt, at),
+            None => (only.unwrap_or(job.attempt), 0),
+        };
+        (EVENT_STREAM, Following::new(&gate, &job, attempt, at, only.is_some()).body().await?)
+    } else {
+        let attempt = only.unwrap_or(job.attempt);
+        ("text/plain; charset=utf-8", text(&gate, &job, attempt, only.is_some()).await?)
+    };
+    let mut response = Response::new(body);
+    let said = response.headers_mut();
+    said.insert(header::CONTENT_TYPE, HeaderValue::from_static(form));
+    said.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    Ok(response)
+}
+
+/// Where a client was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// After this byte of this attempt.
+    After(u32, u64),
+    /// It has seen the end.
+    End,
+}
+
+fn place(id: &HeaderValue) -> Result<Place, Problem> {
+    let id = id.to_str().unwrap_or_default();
+    let after = |id: &str| {
+        let (attempt, at) = id.split_once(':')?;
+        Some(Place::After(attempt.parse().ok()?, at.parse().ok()?))
+    };
+    match id {
+        "end" => Ok(Place::End),
+        id => after(id).ok_or_else(|| {
+            Problem::new(
+                Kind::Malformed,
+                format!("Last-Event-ID {id:?} is none of this stream: ATTEMPT:BYTE or end"),
+            )
+        }),
+    }
+}
+
+/// What there is now. A job that has not begun has said nothing.
+async fn text(gate: &Shared, job: &JobRecord, attempt: u32, named: bool) -> Result<Body, Problem> {
+    if attempt == 0 && !named {
+        return Ok(Body::empty());
+    }
+    let mut log = Log::new(gate.ledger.clone(), &gate.node.settings.home, &job.id, attempt, 0);
+    let Said::More(first) = gate.in_time(log.next()).await? else { return Ok(Body::empty()) };
+    let rest = stream::try_unfold(log, |mut log| async move {
+        match log.next().await {
+            Ok(Said::More(piece)) => Ok(Some((piece, log))),
+            Ok(Said::NothingYet | Said::Nothing) => Ok(None),
+            Err(error) => Err(error),
+        }
+    });
+    Ok(Body::from_stream(stream::once(async move { Ok::<Bytes, LogError>(first) }).chain(rest)))
+}
+
+/// One client that follows a job.
+struct Following {
+    gate: Shared,
+    job: JobId,
+    attempt: u32,
+    /// Whether it follows this attempt and no later one.
+    only: bool,
+    log: Log,
+    /// What came of a line that has not ended.
+    rest: Vec<u8>,
+    /// The last line that was sent ended with a carriage return: a newline after it ends no other line.
+    ended_by_return: bool,
+    pause: Duration,
+    silent_since: Instant,
+    ended: bool,
+}
+
+impl Following {
+    fn new(gate: &Shared, job: &JobRecord, attempt: u32, at: u64, only: bool) -> Self {
+        Self {
+            gate: gate.clone(),
+            job: job.id.clone(),
+            attempt,
+            only,
+            log: Log::new(gate.ledger.clone(), &gate.node.settings.home, &job.id, attempt, at),
+            rest: Vec::new(),
+            ended_by_return: false,
+            pause: LOOK,
+            silent_since: Instant::now(),
+            ended: false,
+        }
+    }
+
+    /// The stream. What is wrong from the beginning is a problem, and not a stream that breaks off.
+    async fn body(mut self) -> Result<Body, Problem> {
+        let gate = self.gate.clone();
+        let first = if self.attempt == 0 {
+            Bytes::new()
+        } else {
+            gate.in_time(self.look()).await?.unwrap_or_default()
+        };
+        let begin = stream::once(async move { Ok::<Bytes, LogError>(first) });
+        let rest = stream::try_unfold(self, |mut this| async move {
+            let next = this.next().await?;
+            Ok::<_, LogError>(next.map(|next| (next, this)))
+        });
+        Ok(Body::from_stream(begin.chain(rest)))
+    }
+
+    /// What to send next; none at the end.
+    async fn next(&mut self) -> Result<Option<Bytes>, LogError> {
+        while !self.ended && !self.gate.stopping.is_cancelled() {
+            if let Some(news) = self.look().await? {
+                self.pause = LOOK;
+                self.silent_since = Instant::now();
+                return Ok(Some(news));
+            }
+            if self.silent_since.elapsed() >= ALIVE {
+                self.silent_since = Instant::now();
+                return Ok(Some(Bytes::from_static(b":\n\n")));
+            }
+            tokio::select! {
+                () = self.gate.stopping.cancelled() => {}
+                () = tokio::time::sleep(self.pause) => {}
+            }
+            self.pause = (self.pause * 2).min(LOOK_MAX);
+        }
+        Ok(None)
+    }
+
+    /// Looks once; gives what is new.
+    async fn look(&mut self) -> Result<Option<Bytes>, LogError> {
+        let said = if self.attempt == 0 { Said::Nothing } else { self.log.next().await? };
+        match said {
+            Said::More(piece) => {
+                // It was sent as a line when its carriage return came.
+                let after_return = std::mem::take(&mut self.ended_by_return);
+                let piece = piece.strip_prefix(b"\n").filter(|_| after_return).unwrap_or(&piece);
+                self.rest.extend_from_slice(piece);
+                // Programs show how far they are by lines that end with a carriage return: they are not waited for to end.
+                let whole = match self.rest.iter().rposition(|byte| matches!(byte, b'\n' | b'\r')) {
+                    Some(last) => last + 1,
+                    None if self.rest.len() > LINE_MAX => self.rest.len(),
+                    None => return Ok(None),
+                };
+                Ok(Some(self.lines(whole)))
+            }
+            Said::NothingYet => Ok(None),
+            Said::Nothing if !self.rest.is_empty() => Ok(Some(self.lines(self.rest.len()))),
+            Said::Nothing => self.after_the_attempt().await,
+        }
+    }
+
+    /// The first bytes of what is held, as an event.
+    fn lines(&mut self, bytes: usize) -> Bytes {
+        let text: Vec<u8> = self.rest.drain(..bytes).collect();
+        self.ended_by_return = text.ends_with(b"\r");
+        let text = String::from_utf8_lossy(&text);
+        let mut event = format!("id: {}:{}\n", self.attempt, self.log.at() - self.rest.len() as u64);
+        // A carriage return ends a line of the stream as well.
+        for line in text.strip_suffix(['\n', '\r']).unwrap_or(&text).split('\n') {
+            for part in line.strip_suffix('\r').unwrap_or(line).split('\r') {
+                event.push_str("data: ");
+                event.push_str(part);
+                event.push('\n');
+            }
+        }
+        event.push('\n');
+        event.into()
+    }
+
+    /// The end of the job, or its next attempt.
+    async fn after_the_attempt(&mut self) -> Result<Option<Bytes>, LogError> {
+        let job = self.gate.ledger.get(&self.job).await?;
+        if !self.only && job.attempt > self.attempt {
+            self.attempt += 1;
+            self.ended_by_return = false;
+            self.log =
+                Log::new(self.gate.ledger.clone(), &self.gate.node.settings.home, &self.job, self.attempt, 0);
+            return Ok(None);
+        }
+        if !self.only && !job.state.is_final() {
+            return Ok(None);
+        }
+        self.ended = true;
+        let attempt = job.attempts.iter().find(|attempt| attempt.number == self.attempt);
+        let end = json!({
+            "state": job.state, "attempt": self.attempt, "end": attempt.and_then(|attempt| attempt.end),
+            "reason": attempt.and_then(|attempt| attempt.reason.as_ref()),
+        });
+        Ok(Some(format!("event: end\nid: end\ndata: {end}\n\n").into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_goes_on_where_it_was() {
+        let at = |id: &'static str| place(&HeaderValue::from_static(id)).map_err(|problem| problem.kind());
+        assert_eq!(at("2:1024"), Ok(Place::After(2, 1024)));
+        assert_eq!(at("end"), Ok(Place::End));
+        for wrong in ["", "2", "2:", ":1", "-1:2", "a:b"] {
+            assert_eq!(at(wrong), Err(Kind::Malformed), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Looks at correlations, shared by all who wait for the same one.
+//!
+//! A look reads a correlation from the stores, which is long and takes memory where it is large. So there is one look at a
+//! time at each correlation, and what it saw is for everybody who asked before it began: hundreds who wait for one
+//! correlation cost as much as one of them. While something is known to be under way, a look reads the record of that job
+//! alone.
+//!
+//! The documents of a look are text in pieces, made once. Each answer sends the same pieces.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex as Lock, PoisonError, Weak};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use ion_jobs::ledger::Ledger;
+use ion_jobs::progress::{Trace, Verdict, is_under_way};
+use ion_model::id::JobId;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use super::problem::{Kind, Problem};
+
+/// Whole correlations read at a time: each is in memory as records while it is.
+const READ_MAX: usize = 4;
+
+/// Bytes of all answers that are in memory. A correlation of 10,000 events has about 20 MiB.
+const ANSWERS_MAX: usize = 256 << 20;
+
+/// Bytes of one permit of that memory.
+const PERMIT: usize = 1024;
+
+/// Bytes of a piece of an answer.
+const PIECE: usize = 64 << 10;
+
+/// How long a look stands for those that only want to know whether they have to wait on: the least, and the most.
+/// Between them it is a multiple of what the look took, so that looking takes a part of the time only.
+const STANDS: Duration = Duration::from_millis(20);
+const STANDS_MAX: Duration = Duration::from_secs(5);
+const STANDS_TIMES: u32 = 4;
+
+/// How long a job that has not ended spares reading all of its correlation: its module may have been taken away.
+const WHOLE_EVERY: Duration = Duration::from_secs(10);
+
+/// All looks of a gateway.
+#[derive(Debug)]
+pub(super) struct Looks {
+    open: Lock<HashMap<String, Weak<Watched>>>,
+    reading: Semaphore,
+    answers: Arc<Semaphore>,
+}
+
+/// What somebody wants of a look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    /// How the correlation stands.
+    Verdict,
+    /// Its documents as well.
+    Documents,
+}
+
+/// One correlation that is looked at.
+#[derive(Debug, Default)]
+pub(super) struct Watched {
+    /// Held by whoever looks; the others wait for what that one sees.
+    last: Mutex<Option<Arc<LastLook>>>,
+}
+
+/// What a look saw.
+#[derive(Debug)]
+pub(super) struct LastLook {
+    begun: Instant,
+    took: Duration,
+    /// When all of the correlation was read.
+    whole: Instant,
+    under_way: Vec<JobId>,
+    /// Whether there is such a correlation.
+    pub(super) found: bool,
+    /// How it stands.
+    pub(super) verdict: Verdict,
+    /// Its documents, where somebody needs them.
+    pub(super) documents: Option<SharedDocuments>,
+}
+
+impl LastLook {
+    /// Whether it answers who asked at `asked`: it began after that, and what may have changed since is not old.
+    fn answers(&self, need: Need, asked: Instant) -> bool {
+        let stands = (self.took * STANDS_TIMES).clamp(STANDS, STANDS_MAX);
+        match need {
+            Need::Documents => self.documents.is_some() && self.begun >= asked,
+            // Who is told to wait on asks again.
+            Need::Verdict if self.found && self.verdict == Verdict::Running => self.begun.elapsed() < stands,
+            Need::Verdict => self.begun >= asked,
+        }
+    }
+}
+
+impl Looks {
+    pub(super) fn new() -> Self {
+        Self {
+            open: Lock::default(),
+            reading: Semaphore::new(READ_MAX),
+            answers: Arc::new(Semaphore::new(ANSWERS_MAX / PERMIT)),
+        }
+    }
+
+    /// Permission to read a list that is in memory as a whole.
+    pub(super) fn reading(&self) -> &Semaphore {
+        &self.reading
+    }
+
+    /// A body of this text, which counts as one of the answers until it has gone.
+    pub(super) fn body_of(&self, text: Vec<u8>) -> Result<Body, AnswersFull> {
+        let permits = u32::try_from(text.len().div_ceil(PERMIT)).map_err(|_| AnswersFull)?;
+        let held = self.answers.clone().try_acquire_many_owned(permits).map_err(|_| AnswersFull)?;
+        let pieces = stream::unfold((Bytes::from(text), held), |(mut text, held)| async move {
+            let piece = text.split_to(text.len().min(PIECE));
+            (!piece.is_empty()).then_some((Ok::<_, std::convert::Infallible>(piece), (text, held)))
+        });
+        Ok(Body::from_stream(pieces))
+    }
+
+    /// The looks at a correlation; whoever waits for it keeps this.
+    pub(super) fn at(&self, correlation: &str) -> Arc<Watched> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(watched) = open.get(correlation).and_then(Weak::upgrade) {
+            return watched;
+        }
+        open.retain(|_, watched| watched.strong_count() > 0);
+        let watched = Arc::<Watched>::default();
+        open.insert(correlation.to_owned(), Arc::downgrade(&watched));
+        watched
+    }
+
+    /// A look at a correlation that answers who asked at `asked`.
+    pub(super) async fn look(
+        &self,
+        ledger: &Ledger,
+        (correlation, watched): (&str, &Watched),
+        need: Need,
+        asked: Instant,
+    ) -> Result<Arc<LastLook>, Problem> {
+        let mut last = watched.last.lock().await;
+        if let Some(seen) = last.as_ref().filter(|seen| seen.answers(need, asked)) {
+            return Ok(seen.clone());
+        }
+        // The documents of the look before are not needed any more.
+        let before = last.take();
+        let seen = self.look_anew(ledger, correlation, need, before.as_deref()).await?;
+        Ok(last.insert(Arc::new(seen)).clone())
+    }
+
+    async fn look_anew(
+        &self,
+        ledger: &Ledger,
+        correlation: &str,
+        need: Need,
+        before: Option<&LastLook>,
+    ) -> Result<LastLook, Problem> {
+        let begun = Instant::now();
+        if let Some(before) = before.filter(|_| need == Need::Verdict)
+            && before.whole.elapsed() < WHOLE_EVERY
+            && is_under_way(ledger, &before.under_way).await?
+        {
+            let (took, under_way) = (begun.elapsed(), before.under_way.clone());
+            let verdict = Verdict::Running;
+            return Ok(LastLook {
+                begun,
+                took,
+                whole: before.whole,
+                under_way,
+                found: true,
+                verdict,
+                documents: None,
+            });
+        }
+        let _reading = self.reading.acquire().await;
+        let begun = Instant::now();
+        let trace = Trace::read(ledger, correlation).await?;
+        let (found, verdict) = (!trace.status.events.is_empty(), trace.status.verdict());
+        let under_way = trace.status.under_way.clone();
+        // Who waits for the end wants to see it.
+        let wanted = need == Need::Documents || verdict != Verdict::Running;
+        let answers = self.answers.clone();
+        let documents = tokio::task::spawn_blocking(move || {
+            wanted.then(|| SharedDocuments::of(&trace, answers)).transpose()
+        });
+        let documents =
+            documents.await.map_err(|error| Problem::new(Kind::Internal, error.to_string()))??;
+        Ok(LastLook { begun, took: begun.elapsed(), whole: begun, under_way, found, verdict, documents })
+    }
+}
+
+impl From<AnswersFull> for Problem {
+    fn from(full: AnswersFull) -> Self {
+        Self::new(Kind::Busy, full.to_string())
+    }
+}
+
+/// No memory for an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the memory for answers is taken; ask again in a moment, or read it with `ion trace`")]
+pub(super) struct AnswersFull;
+
+/// The documents of a correlation: a JSON array, in pieces that all answers share.
+#[derive(Clone, Debug)]
+pub(super) struct SharedDocuments {
+    pieces: Arc<AnswerPieces>,
+}
+
+#[derive(Debug)]
+struct AnswerPieces {
+    all: Vec<Bytes>,
+    bytes: u64,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl SharedDocuments {
+    fn of(trace: &Trace, room: Arc<Semaphore>) -> Result<Self, AnswersFull> {
+        let mut text = Text { all: Vec::new(), open: Vec::with_capacity(PIECE), room, held: None };
+        text.put(b"[")?;
+        let mut first = true;
+        trace.each_document(|document| {
+            if !std::mem::replace(&mut first, false) {
+                text.put(b",")?;
+            }
+            serde_json::to_writer(&mut text, document).map_err(|_| AnswersFull)
+        })?;
+        text.put(b"]")?;
+        text.end_piece()?;
+        let bytes = text.all.iter().map(|piece| piece.len() as u64).sum();
+        Ok(Self { pieces: Arc::new(AnswerPieces { all: text.all, bytes, _room: text.held }) })
+    }
+
+    /// A body of these documents between two texts, and its length.
+    pub(super) fn body(&self, before: String, after: String) -> (Body, u64) {
+        let length = before.len() as u64 + self.pieces.bytes + after.len() as u64;
+        let (pieces, mut next) = (self.pieces.clone(), 0);
+        let shared = stream::iter(std::iter::from_fn(move || {
+            next += 1;
+            pieces.all.get(next - 1).cloned()
+        }));
+        let ends = |text: String| stream::iter((!text.is_empty()).then(|| Bytes::from(text)));
+        let all = ends(before).chain(shared).chain(ends(after));
+        (Body::from_stream(all.map(Ok::<_, std::convert::Infallible>)), length)
+    }
+}
+
+/// Text being written, in pieces.
+struct Text {
+    all: Vec<Bytes>,
+    open: Vec<u8>,
+    room: Arc<Semaphore>,
+    held: Option<OwnedSemaphorePermit>,
+}
+
+impl Text {
+    fn put(&mut self, text: &[u8]) -> Result<(), AnswersFull> {
+        if self.open.len() + text.len() > PIECE {
+            self.end_piece()?;
+        }
+        self.open.extend_from_slice(text);
+        Ok(())
+    }
+
+    fn end_piece(&mut self) -> Result<(), AnswersFull> {
+        let piece = Bytes::from(std::mem::replace(&mut self.open, Vec::with_capacity(PIECE)));
+        // What a piece takes, not what is in it.
+        let permits = u32::try_from(piece.len().max(PIECE).div_ceil(PERMIT)).map_err(|_| AnswersFull)?;
+        let more = self.room.clone().try_acquire_many_owned(permits).map_err(|_| AnswersFull)?;
+        match &mut self.held {
+            Some(held) => held.merge(more),
+            None => self.held = Some(more),
+        }
+        self.all.push(piece);
+        Ok(())
+    }
+}
+
+impl io::Write for Text {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        self.put(text).map_err(io::Error::other)?;
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,127 @@
+//! Connections: how many there may be, how long each may stand still, and how they end.
+//!
+//! Nobody's connection holds up another's: one that sends no whole request head in time, or does not take what it asked
+//! for, is closed; when as many are open as may be, the next ones wait in the kernel until one is. Bodies have their pace
+//! in `body`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use ion_jobs::metrics::Level;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio_io_timeout::TimeoutStream;
+use tokio_util::sync::CancellationToken;
+
+use super::client::Client;
+
+/// Bytes of a request's head. Longer ones are answered with 431.
+const HEAD_MAX: usize = 64 << 10;
+
+/// The wait after a connection could not be accepted: descriptors may have run out, and asking at once again would take
+/// a processor for nothing.
+const ACCEPT_WAIT: Duration = Duration::from_millis(100);
+
+/// How connections are treated.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    /// How many at a time.
+    pub(super) connections_max: usize,
+    /// How long one may send no whole head, or not take anything.
+    pub(super) stall: Duration,
+    /// How long requests under way have when it is told to stop.
+    pub(super) grace: Duration,
+}
+
+/// Serves until it is told to stop; then takes no more connections and gives those under way their grace.
+pub(super) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    terms: Terms,
+    open: Level,
+    stop: CancellationToken,
+) {
+    let slots = Arc::new(Semaphore::new(terms.connections_max));
+    let graceful = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
+    loop {
+        let next = tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = connections.join_next() => continue,
+            next = accept(&listener, slots.clone()) => next,
+        };
+        let (stream, slot) = match next {
+            Ok(next) => next,
+            Err(error) => {
+                tracing::warn!(%error, "a connection cannot be accepted");
+                tokio::time::sleep(ACCEPT_WAIT).await;
+                continue;
+            }
+        };
+        let client = Client::new(stream);
+        let mut stream = TimeoutStream::new(client.clone());
+        stream.set_write_timeout(Some(terms.stall));
+        let routed = TowerToHyperService::new(router.clone());
+        let service = service_fn({
+            let client = client.clone();
+            move |request: Request<Incoming>| {
+                client.begins(request.version());
+                let (answer, client) = (routed.call(request), client.clone());
+                async move {
+                    let answer = answer.await;
+                    client.answers();
+                    answer
+                }
+            }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(terms.stall)
+            .max_buf_size(HEAD_MAX)
+            // A client that has closed its side may read on; whether it does is found out by `client`.
+            .half_close(true)
+            .serve_connection(TokioIo::new(Box::pin(stream)), service);
+        let connection = graceful.watch(connection);
+        let open = open.rises();
+        connections.spawn(async move {
+            let _held = (slot, open);
+            let ended = tokio::select! {
+                ended = connection => ended,
+                () = client.gone() => {
+                    tracing::debug!("a client has gone");
+                    return;
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(error = ion_model::errors::chain(&error), "a connection ended early");
+                // The answer broke off, and not the client.
+                if error.is_user() {
+                    client.is_to_be_reset();
+                }
+            }
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(terms.grace, graceful.shutdown()).await.is_err() {
+        tracing::warn!("requests did not end within {} s; they are cut off", terms.grace.as_secs());
+    }
+    connections.shutdown().await;
+}
+
+/// A connection, and its slot. Cancelled, it has taken none.
+async fn accept(
+    listener: &TcpListener,
+    slots: Arc<Semaphore>,
+) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let slot = slots.acquire_owned().await.expect("the semaphore is never closed");
+    Ok((listener.accept().await?.0, slot))
+}

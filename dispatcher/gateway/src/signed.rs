@@ -1,0 +1,327 @@
+//! Signatures of webhooks: whether who sent a body has the secret.
+//!
+//! GitHub signs the body and gives each delivery an id in a header. Stripe signs a time and the
+//! body, and the body holds the event's id. Both take an HMAC with SHA-256. A webhook may have
+//! several secrets while one takes the place of another. All signatures are compared with what all
+//! secrets make of the body, each in the same time: how long it takes tells nothing of how much of
+//! one is right.
+
+use axum::http::HeaderMap;
+use hmac::digest::KeyInit as _;
+use hmac::{Hmac, Mac as _};
+use ion_model::clock::Millis;
+use serde::Deserialize;
+use sha2::Sha256;
+use subtle::{Choice, ConstantTimeEq as _};
+
+use super::auth::unhex;
+use super::problem::{Kind, Problem};
+
+/// How far the time of a signature may be from now: what Stripe's own libraries allow. Longer lets
+/// whoever saw a request send it again for longer, shorter refuses what waited on its way.
+const TOLERANCE_SECONDS: u64 = 300;
+
+/// Signatures of one request that are looked at: Stripe sends one for each of its secrets.
+const SIGNATURES_MAX: usize = 16;
+
+/// Bytes of the shortest secret: fewer can be guessed.
+const SECRET_MIN: usize = 16;
+
+/// Bytes of a delivery's id.
+const ID_MAX: usize = 255;
+
+/// Whose way to sign it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scheme {
+    /// `X-Hub-Signature-256: sha256=HEX` and `X-GitHub-Delivery: ID`. Others sign so, too: Gitea, Forgejo.
+    Github,
+    /// `Stripe-Signature: t=SECONDS,v1=HEX`.
+    Stripe,
+}
+
+impl Scheme {
+    /// The scheme of this name.
+    pub(super) fn of(name: &str) -> Option<Self> {
+        match name {
+            "github" => Some(Self::Github),
+            "stripe" => Some(Self::Stripe),
+            _ => None,
+        }
+    }
+
+    fn header(self) -> &'static str {
+        match self {
+            Self::Github => "x-hub-signature-256",
+            Self::Stripe => "stripe-signature",
+        }
+    }
+
+    /// What a request says of its signature. This is known before anything of its body is read.
+    pub(super) fn claim(self, headers: &HeaderMap) -> Result<Claim, Problem> {
+        let name = self.header();
+        let said = headers.get(name).ok_or_else(|| unsigned(format!("the request has no header {name}")))?;
+        let wrong = || unsigned(format!("the header {name} is no signature of this webhook's kind"));
+        let said = said.to_str().map_err(|_| wrong())?;
+        let mut claim = Claim { time: None, signatures: vec![] };
+        match self {
+            Self::Github => claim.add(said.strip_prefix("sha256=").ok_or_else(wrong)?),
+            Self::Stripe => {
+                for part in said.split(',') {
+                    match part.trim().split_once('=') {
+                        Some(("t", time)) => claim.time = Some(time.to_owned()),
+                        Some(("v1", signature)) => claim.add(signature),
+                        // Those of other versions say nothing that is worth more.
+                        _ => {}
+                    }
+                }
+                if claim.time.is_none() {
+                    return Err(wrong());
+                }
+            }
+        }
+        if claim.signatures.is_empty() { Err(wrong()) } else { Ok(claim) }
+    }
+
+    /// What a body that was signed says of itself.
+    pub(super) fn delivery(self, headers: &HeaderMap, body: &[u8]) -> Result<Delivery, Problem> {
+        let (id, event) = match self {
+            Self::Github => {
+                let said =
+                    |name: &str| headers.get(name).and_then(|said| said.to_str().ok()).map(str::to_owned);
+                (said("x-github-delivery"), said("x-github-event"))
+            }
+            Self::Stripe => {
+                #[derive(Deserialize)]
+                struct Named {
+                    id: Option<String>,
+                    r#type: Option<String>,
+                }
+                let wrong = |error| {
+                    Problem::new(Kind::Malformed, format!("the body is no event of Stripe's: {error}"))
+                };
+                let named: Named = serde_json::from_slice(body).map_err(wrong)?;
+                (named.id, named.r#type)
+            }
+        };
+        let fits =
+            |id: &String| (1..=ID_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
+        let Some(id) = id.filter(fits) else {
+            let place = match self {
+                Self::Github => "header X-GitHub-Delivery",
+                Self::Stripe => "member \"id\" of the body",
+            };
+            let detail = format!("the {place} is needed: 1 to {ID_MAX} printable characters");
+            return Err(Problem::new(Kind::Malformed, detail));
+        };
+        Ok(Delivery { id, event: event.unwrap_or_default() })
+    }
+}
+
+/// What a delivery is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Delivery {
+    /// Its id: the same when it is sent again.
+    pub(super) id: String,
+    /// The kind of event in its sender's words.
+    pub(super) event: String,
+}
+
+/// What a request says of its signature.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Claim {
+    /// When it was signed, in seconds, as it was signed.
+    time: Option<String>,
+    signatures: Vec<[u8; 32]>,
+}
+
+impl Claim {
+    fn add(&mut self, signature: &str) {
+        if self.signatures.len() < SIGNATURES_MAX {
+            self.signatures.extend(unhex(signature.trim()));
+        }
+    }
+}
+
+/// What a webhook's bodies are signed with: one secret, or several while one takes the place of
+/// another.
+#[derive(Clone, Debug)]
+pub(super) struct Secrets(Vec<Hmac<Sha256>>);
+
+impl Secrets {
+    /// From texts, of which the end of the line is no part.
+    pub(super) fn new<'t>(texts: impl IntoIterator<Item = &'t [u8]>) -> Result<Self, String> {
+        let secret = |text: &[u8]| {
+            let text = text.trim_ascii();
+            if text.len() < SECRET_MIN {
+                return Err(format!(
+                    "a secret is short; {SECRET_MIN} characters are needed, as `openssl rand -hex 32` prints"
+                ));
+            }
+            Hmac::new_from_slice(text).map_err(|error| error.to_string())
+        };
+        texts.into_iter().map(secret).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Begins to look at a body, of which pieces come next.
+    pub(super) fn check(&self, claim: Claim) -> Check {
+        let mut made = self.0.clone();
+        if let Some(time) = &claim.time {
+            made.iter_mut().for_each(|mac| {
+                mac.update(time.as_bytes());
+                mac.update(b".");
+            });
+        }
+        Check { made, claim }
+    }
+}
+
+/// A body on its way past all secrets.
+pub(super) struct Check {
+    made: Vec<Hmac<Sha256>>,
+    claim: Claim,
+}
+
+impl Check {
+    /// The next piece of the body.
+    pub(super) fn update(&mut self, piece: &[u8]) {
+        self.made.iter_mut().for_each(|mac| mac.update(piece));
+    }
+
+    /// Refuses a body that nobody signed who has one of the secrets, and one that was signed long
+    /// ago.
+    pub(super) fn finish(self, now: Millis) -> Result<(), Problem> {
+        let mut signed = Choice::from(0);
+        for mac in self.made {
+            let made: [u8; 32] = mac.finalize().into_bytes().into();
+            for signature in &self.claim.signatures {
+                signed |= made.ct_eq(signature);
+            }
+        }
+        if !bool::from(signed) {
+            return Err(unsigned("no signature is one that a secret of this webhook makes of the body"));
+        }
+        let Some(time) = &self.claim.time else { return Ok(()) };
+        let time: Millis =
+            time.parse().map_err(|_| unsigned("the time of the signature is no number of seconds"))?;
+        let off = time.abs_diff(now / 1000);
+        if off > TOLERANCE_SECONDS {
+            return Err(unsigned(format!(
+                "it was signed {off} s from now, and {TOLERANCE_SECONDS} s are allowed: is the clock right here?"
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn unsigned(detail: impl Into<String>) -> Problem {
+    Problem::new(Kind::Unsigned, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        let pair = |(name, value): &(&str, &str)| {
+            (name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap())
+        };
+        pairs.iter().map(pair).collect()
+    }
+
+    fn check(
+        scheme: Scheme,
+        secrets: &[&str],
+        signature: &str,
+        body: &[u8],
+        now: Millis,
+    ) -> Result<(), Kind> {
+        let secrets = Secrets::new(secrets.iter().map(|secret| secret.as_bytes())).unwrap();
+        let run = || {
+            let mut check = secrets.check(scheme.claim(&headers(&[(scheme.header(), signature)]))?);
+            let (one, other) = body.split_at(body.len() / 2);
+            check.update(one);
+            check.update(other);
+            check.finish(now * 1000)
+        };
+        run().map_err(|problem: Problem| problem.kind())
+    }
+
+    /// The example in GitHub's manual.
+    #[test]
+    fn a_body_that_github_signed_is_known() {
+        const SECRET: &str = "It's a Secret to Everybody";
+        const SIGNATURE: &str = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
+        let of = |secrets: &[&str], signature: &str, body: &[u8]| {
+            check(Scheme::Github, secrets, signature, body, 0)
+        };
+        assert_eq!(of(&[SECRET], SIGNATURE, b"Hello, World!"), Ok(()));
+        assert_eq!(
+            of(&["another secret of ours", "It's a Secret to Everybody\n"], SIGNATURE, b"Hello, World!"),
+            Ok(())
+        );
+        for (signature, body) in [
+            (SIGNATURE, &b"Hello, World?"[..]),
+            (&SIGNATURE.replace("757", "758"), b"Hello, World!"),
+            (&SIGNATURE[7..], b"Hello, World!"),
+            (&SIGNATURE[..60], b"Hello, World!"),
+            ("sha256=", b"Hello, World!"),
+            ("sha1=757107ea0eb2509fc211221cce984b8a37570b6d", b"Hello, World!"),
+        ] {
+            assert_eq!(of(&[SECRET], signature, body), Err(Kind::Unsigned), "{signature}");
+        }
+        assert_eq!(of(&["another secret of ours"], SIGNATURE, b"Hello, World!"), Err(Kind::Unsigned));
+        assert_eq!(
+            Scheme::Github.claim(&HeaderMap::new()).map_err(|problem| problem.kind()),
+            Err(Kind::Unsigned)
+        );
+        let named = headers(&[("x-github-delivery", "72d3162e"), ("x-github-event", "push")]);
+        let delivery = Delivery { id: "72d3162e".into(), event: "push".into() };
+        assert_eq!(Scheme::Github.delivery(&named, b"").unwrap(), delivery);
+        for pairs in [&[][..], &[("x-github-delivery", "")], &[("x-github-delivery", "a b")]] {
+            assert!(Scheme::Github.delivery(&headers(pairs), b"").is_err(), "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_stripe_signed_is_known_for_a_while() {
+        // printf '1492774577.{"id":"evt_1"}' | openssl dgst -sha256 -hmac whsec_0123456789abcdef
+        const SECRET: &str = "whsec_0123456789abcdef";
+        const SIGNATURE: &str = "c5d42d7dd5598cf53c4dc40893eabe2528694c55fd419bc87cb6d84060d6dbf9";
+        const BODY: &[u8] = b"{\"id\":\"evt_1\"}";
+        let wrong = "0".repeat(64);
+        let of = |signature: &str, now| check(Scheme::Stripe, &[SECRET], signature, BODY, now);
+        for signature in [
+            format!("t=1492774577,v1={SIGNATURE}"),
+            format!("t=1492774577,v1={wrong},v1={SIGNATURE},v0={wrong}"),
+            format!("v1={SIGNATURE}, t=1492774577"),
+        ] {
+            for now in [1_492_774_577, 1_492_774_577 + 300, 1_492_774_577 - 300] {
+                assert_eq!(of(&signature, now), Ok(()), "{signature}");
+            }
+            for now in [1_492_774_577 + 301, 1_492_774_577 - 301, 0] {
+                assert_eq!(of(&signature, now), Err(Kind::Unsigned), "{signature}");
+            }
+        }
+        for signature in [
+            format!("t=1492774578,v1={SIGNATURE}"),
+            format!("t=1492774577,v0={SIGNATURE}"),
+            format!("t=1492774577,v1={wrong}"),
+            format!("v1={SIGNATURE}"),
+            "t=1492774577".into(),
+            "".into(),
+        ] {
+            assert_eq!(of(&signature, 1_492_774_577), Err(Kind::Unsigned), "{signature}");
+        }
+        let delivery =
+            Scheme::Stripe.delivery(&HeaderMap::new(), b"{\"id\":\"evt_1\",\"type\":\"invoice.paid\"}");
+        assert_eq!(delivery.unwrap(), Delivery { id: "evt_1".into(), event: "invoice.paid".into() });
+        assert!(Scheme::Stripe.delivery(&HeaderMap::new(), b"{\"type\":\"x\"}").is_err());
+    }
+
+    #[test]
+    fn a_secret_that_can_be_guessed_is_refused() {
+        assert!(Secrets::new([&b"short\n                    "[..]]).is_err());
+    }
+}

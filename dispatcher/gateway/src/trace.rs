@@ -1,0 +1,184 @@
+//! What came of an event: correlations and events as documents, and waiting for the end of one.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::Response;
+use ion_jobs::progress::Verdict;
+use ion_model::event::Event;
+use ion_model::id::EventId;
+use ion_model::text::quote;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::auth::Scope;
+use super::looks::{LastLook, Need};
+use super::problem::{Kind, Problem};
+use super::route::{Access, InPath, Route, query};
+use super::{Shared, openapi};
+
+/// The longest wait. Proxies cut off requests that stay silent for longer; who waits on asks again.
+const WAIT_MAX: Duration = Duration::from_secs(300);
+
+/// The first pause of who waits. Shorter asks the stores more often than a fast job needs.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The longest one: a correlation that takes minutes is known to have ended this much later.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// How a correlation stands, beside its documents.
+const OUTCOME: HeaderName = HeaderName::from_static("ion-outcome");
+
+/// The routes.
+pub(super) fn routes() -> Vec<Route> {
+    let id = |name: &str, what: &str| json!({"name": name, "in": "path", "required": true, "description": what, "schema": {"type": "string", "minLength": 1}});
+    let mut trace = openapi::json_answer(
+        "Its events, insights and jobs, as `ion trace --json` prints them.",
+        json!({"type": "array", "items": {"type": "object"}}),
+    );
+    trace["headers"] = json!({"Ion-Outcome": {
+        "description": "How it stands.", "required": true, "schema": {"enum": ["running", "succeeded", "failed"]},
+    }});
+    let missing = openapi::problem("There is none.");
+    let malformed = openapi::problem("The path or a parameter is not what it has to be.");
+    vec![
+        Route::get(
+            "/correlations/{correlation}",
+            Access::Needs(Scope::EventsRead),
+            correlation,
+            json!({
+                "operationId": "correlation", "summary": "All that came of one first event",
+                "parameters": [id("correlation", "The correlation's id."), openapi::wait_parameter()],
+                "responses": {"200": trace, "400": malformed, "404": missing},
+            }),
+        ),
+        Route::get(
+            "/events/{event}",
+            Access::Needs(Scope::EventsRead),
+            event,
+            json!({
+                "operationId": "event", "summary": "An event's document",
+                "parameters": [id("event", "The event's id.")],
+                "responses": {
+                    "200": openapi::json_answer("The document.", json!({
+                        "type": "object", "required": ["id", "context", "type", "files", "data", "created"],
+                    })),
+                    "400": malformed, "404": missing,
+                },
+            }),
+        ),
+    ]
+}
+
+/// The parameter `wait`, as a time.
+pub(super) fn wait_in(parameters: &HashMap<String, String>) -> Result<Option<Duration>, Problem> {
+    let Some(said) = parameters.get("wait") else { return Ok(None) };
+    let (digits, unit) = said.split_at(said.find(|c: char| !c.is_ascii_digit()).unwrap_or(said.len()));
+    let number = digits.parse::<u64>().ok().filter(|_| digits.len() <= 4);
+    let wait = match (number, unit) {
+        (Some(number), "ms") => Duration::from_millis(number),
+        (Some(number), "s") => Duration::from_secs(number),
+        (Some(number), "m") => Duration::from_secs(number * 60),
+        _ => {
+            let detail = format!("wait={said:?} is no time: up to four digits and ms, s or m, as in 30s");
+            return Err(Problem::new(Kind::Malformed, detail));
+        }
+    };
+    Ok(Some(wait.min(WAIT_MAX)))
+}
+
+/// Waits until a correlation has ended, at most so long; gives how it stands then, with what is needed.
+pub(super) async fn wait(
+    gate: &Shared,
+    correlation: &str,
+    longest: Duration,
+    need: Need,
+) -> Result<Arc<LastLook>, Problem> {
+    let asked = Instant::now();
+    let deadline = asked + longest;
+    let watched = gate.looks.at(correlation);
+    let mut pause = PAUSE;
+    let mut ended = false;
+    loop {
+        let over = Instant::now() >= deadline || gate.stopping.is_cancelled();
+        // Only the last look has to show the documents, and as they are about now.
+        let (need_now, since) = match over {
+            true => (need, Instant::now().checked_sub(PAUSE_MAX).unwrap_or(asked).max(asked)),
+            false => (if ended { need } else { Need::Verdict }, asked),
+        };
+        let look = gate.looks.look(&gate.ledger, (correlation, &watched), need_now, since);
+        let seen = gate.in_time(look).await?;
+        ended = seen.verdict != Verdict::Running;
+        if over || !seen.found || (ended && (seen.documents.is_some() || need == Need::Verdict)) {
+            return Ok(seen);
+        }
+        if ended {
+            continue;
+        }
+        tokio::select! {
+            () = gate.stopping.cancelled() => {}
+            () = tokio::time::sleep_until(deadline.min(Instant::now() + pause)) => {}
+        }
+        pause = (pause * 3 / 2).min(PAUSE_MAX);
+    }
+}
+
+async fn correlation(
+    State(gate): State<Shared>,
+    InPath(id): InPath<String>,
+    RawQuery(asked): RawQuery,
+) -> Result<Response, Problem> {
+    let longest = wait_in(&query(asked.as_deref(), &["wait"])?)?.unwrap_or_default();
+    let seen = wait(&gate, &id, longest, Need::Documents).await?;
+    let Some(documents) = seen.documents.as_ref().filter(|_| seen.found) else {
+        return Err(Problem::new(Kind::NotFound, format!("there is no correlation {}", quote(&id))));
+    };
+    let mut response = streamed(StatusCode::OK, documents.body(String::new(), String::new()));
+    response.headers_mut().insert(OUTCOME, HeaderValue::from_static(seen.verdict.as_str()));
+    Ok(response)
+}
+
+/// An answer of a JSON document that is sent as it is read.
+pub(super) fn streamed(status: StatusCode, (body, length): (Body, u64)) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let said = response.headers_mut();
+    said.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    said.insert(header::CONTENT_LENGTH, length.into());
+    response
+}
+
+async fn event(State(gate): State<Shared>, InPath(id): InPath<String>) -> Result<Response, Problem> {
+    let event = find(&gate, &id).await?;
+    let text = serde_json::to_vec(&event).map_err(|error| Problem::new(Kind::Internal, error.to_string()))?;
+    // With all its values and files it may be large, and its reader slow.
+    let length = text.len() as u64;
+    Ok(streamed(StatusCode::OK, (gate.looks.body_of(text)?, length)))
+}
+
+/// The event of an id.
+pub(super) async fn find(gate: &Shared, id: &str) -> Result<Event, Problem> {
+    let found = gate.in_time(gate.ledger.visible_event(&EventId::new(id))).await?;
+    found.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no event {}", quote(id))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_a_time_and_has_an_end() {
+        let wait = |said: &str| wait_in(&HashMap::from([("wait".to_owned(), said.to_owned())]));
+        assert_eq!(wait("250ms").unwrap(), Some(Duration::from_millis(250)));
+        assert_eq!(wait("2m").unwrap(), Some(Duration::from_secs(120)));
+        assert_eq!(wait("9999m").unwrap(), Some(WAIT_MAX));
+        for wrong in ["", "s", "30", "30 s", "-1s", "1h", "00030s", "1s "] {
+            assert!(wait(wrong).is_err(), "{wrong}");
+        }
+        assert!(wait_in(&HashMap::new()).unwrap().is_none());
+    }
+}

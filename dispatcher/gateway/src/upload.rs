@@ -1,0 +1,317 @@
+//! Files that requests bring: staged on this host's disk as fast as their sender goes, then stored like any file that a
+//! job writes.
+//!
+//! Not sent to the store as they come: a store's connections and buffers would be held by whoever sends slowest. What is
+//! staged has no name on the disk, so a gateway that is killed leaves nothing there. It is summed on its way in, and what
+//! the disk gives back has to match.
+
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use axum::http::header::CONTENT_DISPOSITION;
+use bytes::Bytes;
+use futures_util::Stream;
+use ion_model::checksum::Summer;
+use ion_model::errors::chain;
+use ion_model::event::{FileEntry, KeyValue, clean_path};
+use ion_model::text::quote;
+use ion_plane::commit::FileNames;
+use ion_plane::upload::try_suffix;
+use multer::{Constraints, Field, Multipart, SizeLimit};
+use tokio::io::AsyncWriteExt as _;
+
+use super::Shared;
+use super::body::{BodyError, Incoming, Reserved};
+use super::disposition::Disposition;
+use super::encoding;
+use super::problem::{Kind, Problem};
+
+/// Bytes that may come before anything is made of them: a part's head, or what stands before the first part, is held in
+/// memory until its end is found. Pieces of 64 KiB come in while a head is looked for, so it is more than any sensible one.
+const HEAD_MAX: u64 = 1 << 20;
+
+/// The files of one event, as they become blobs below a prefix of their own.
+pub(super) struct Uploads {
+    gate: Shared,
+    prefix: String,
+    entries: Vec<FileEntry>,
+    names: FileNames,
+    /// Room for the values of a form, until its event is committed: forms may come slowly, and many at a time.
+    values: Reserved,
+    /// Cleared once an event may name them.
+    unnamed: bool,
+}
+
+impl Uploads {
+    /// None yet; nobody else may store anything below `prefix`.
+    pub(super) fn new(gate: &Shared, prefix: String) -> Self {
+        let values = gate.room.reserve();
+        Self {
+            gate: gate.clone(),
+            prefix,
+            entries: vec![],
+            names: FileNames::default(),
+            values,
+            unnamed: true,
+        }
+    }
+
+    /// Where they are.
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// What they are.
+    pub(super) fn entries(&self) -> &[FileEntry] {
+        &self.entries
+    }
+
+    /// An event is about to name them: from now on they stay, whatever happens.
+    pub(super) fn are_named(&mut self) {
+        self.unnamed = false;
+    }
+
+    /// No event names them after all: they go when this is dropped.
+    pub(super) fn are_not_named(&mut self) {
+        self.unnamed = true;
+    }
+
+    /// Takes the file `name`, read by `next` piece by piece.
+    async fn take(&mut self, name: String, pieces: &mut impl Pieces) -> Result<(), Problem> {
+        let limits = &self.gate.node.settings.limits;
+        let too_long =
+            name.len() as u64 > limits.path_bytes || name.split('/').count() as u64 > limits.path_depth;
+        if too_long {
+            let detail = format!(
+                "file {} has a name of more than {} bytes or {} parts",
+                quote(&name),
+                limits.path_bytes,
+                limits.path_depth
+            );
+            return Err(Problem::new(Kind::Refused, detail));
+        }
+        self.names.add(&name).map_err(|clash| Problem::new(Kind::Refused, clash))?;
+        if self.entries.len() as u64 >= limits.event_files {
+            return Err(Problem::new(
+                Kind::TooBig,
+                format!("an event may name {} files", limits.event_files),
+            ));
+        }
+        let disk = |error: io::Error| match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                let detail =
+                    format!("file {name:?} finds no room on the gateway's disk; send it again later");
+                Problem::new(Kind::DiskFull, detail)
+            }
+            _ => Problem::new(Kind::Internal, format!("file {name:?} cannot be staged: {error}")),
+        };
+        let folder = self.gate.staging.clone();
+        let file = tokio::task::spawn_blocking(move || tempfile::tempfile_in(folder)).await;
+        let file = file.map_err(io::Error::other).and_then(|made| made).map_err(disk)?;
+        let mut file = tokio::fs::File::from_std(file);
+        let mut sums = Summer::default();
+        while let Some(piece) = pieces.next().await? {
+            sums.update(&piece);
+            file.write_all(&piece).await.map_err(disk)?;
+        }
+        file.flush().await.map_err(disk)?;
+        let at = format!("{}/{}", self.prefix, self.entries.len());
+        let key = |number| format!("{at}{}/{name}", try_suffix(number));
+        let entry = self.gate.node.store(key, name.clone(), file.into_std().await).await?;
+        let damaged = entry.checksums != sums.finish();
+        self.entries.push(entry);
+        if damaged {
+            let detail =
+                format!("the gateway's disk gave file {name:?} back other than it was sent; send it again");
+            return Err(Problem::new(Kind::Internal, detail));
+        }
+        Ok(())
+    }
+
+    /// Takes a body as the file `name`.
+    pub(super) async fn take_body(&mut self, name: &str, mut body: Incoming) -> Result<(), Problem> {
+        self.take(name.to_owned(), &mut body).await
+    }
+
+    /// Takes bytes at hand as the file `name`.
+    pub(super) async fn take_bytes(&mut self, name: &str, bytes: Vec<u8>) -> Result<(), Problem> {
+        self.take(name.to_owned(), &mut Some(Bytes::from(bytes))).await
+    }
+
+    /// Takes a form: its files, and its fields as values, which it gives.
+    pub(super) async fn take_form(
+        &mut self,
+        body: Incoming,
+        boundary: &str,
+    ) -> Result<Vec<KeyValue>, Problem> {
+        // The whole has its limit in `body`.
+        let limits = Constraints::new().size_limit(SizeLimit::new().whole_stream(u64::MAX));
+        let since = Arc::new(AtomicU64::new(0));
+        let body = Watched { body: Box::pin(body.pieces()), since: since.clone() };
+        let mut form = Multipart::with_constraints(body, boundary, limits);
+        let (mut values, mut value_bytes) = (Vec::new(), 0);
+        while let Some(field) = form.next_field().await.map_err(form_problem)? {
+            since.store(0, Ordering::Relaxed);
+            let mut field = Part { field, since: &since };
+            encoding::check_part(field.field.headers())?;
+            let said = field.field.headers().get(CONTENT_DISPOSITION);
+            let called = said.map(|said| Disposition::of(said.as_bytes())).unwrap_or_default();
+            match (called.file_name, called.name) {
+                // A form in a page sends this where nothing was chosen.
+                (Some(name), _) if name.is_empty() => while field.next().await?.is_some() {},
+                (Some(name), _) => {
+                    let path = clean_path(&name).ok_or_else(|| {
+                        let name = quote(&name);
+                        Problem::new(Kind::Refused, format!("{name} is no path below the event's files"))
+                    })?;
+                    self.take(path, &mut field).await?;
+                }
+                (None, Some(key)) if !key.is_empty() => {
+                    let value = self.value(&key, &mut field, &mut value_bytes).await?;
+                    values.push(KeyValue { key, value });
+                }
+                (None, _) => {
+                    let detail = "a part of the form has neither a name nor a file name";
+                    return Err(Problem::new(Kind::Malformed, detail));
+                }
+            }
+            if values.len() as u64 > self.gate.node.settings.limits.event_values {
+                let most = self.gate.node.settings.limits.event_values;
+                return Err(Problem::new(Kind::TooBig, format!("an event may have {most} values")));
+            }
+        }
+        Ok(values)
+    }
+
+    async fn value(
+        &mut self,
+        key: &str,
+        field: &mut impl Pieces,
+        taken: &mut u64,
+    ) -> Result<String, Problem> {
+        let most = self.gate.node.settings.limits.event_value_bytes;
+        let mut text = Vec::new();
+        self.values.add(key.len())?;
+        *taken += key.len() as u64;
+        while let Some(piece) = field.next().await? {
+            *taken += piece.len() as u64;
+            if *taken > most {
+                let key = quote(key);
+                let detail = format!("the values of an event may take {most} bytes; send {key} as a file");
+                return Err(Problem::new(Kind::TooBig, detail));
+            }
+            self.values.add(piece.len())?;
+            text.extend_from_slice(&piece);
+        }
+        String::from_utf8(text).map_err(|_| {
+            Problem::new(Kind::Refused, format!("value {} is no UTF-8; send it as a file", quote(key)))
+        })
+    }
+}
+
+impl Drop for Uploads {
+    /// What no event names is removed at once; if that fails, `ion gc` finds it.
+    fn drop(&mut self) {
+        if !self.unnamed || self.entries.is_empty() {
+            return;
+        }
+        let (plane, entries) = (self.gate.node.plane.clone(), std::mem::take(&mut self.entries));
+        self.gate.tasks.spawn(async move {
+            for entry in entries {
+                if let Err(error) = plane.blobs.delete(&entry.key).await {
+                    tracing::warn!(
+                        key = entry.key,
+                        error = chain(&error),
+                        "a blob without an event stays until `ion gc`"
+                    );
+                }
+            }
+        });
+    }
+}
+
+/// Something that comes in pieces.
+trait Pieces: Send {
+    /// The next one; none at the end.
+    fn next(&mut self) -> impl Future<Output = Result<Option<Bytes>, Problem>> + Send;
+}
+
+impl Pieces for Incoming {
+    async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        Ok(Incoming::next(self).await?)
+    }
+}
+
+impl Pieces for Option<Bytes> {
+    async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        Ok(self.take())
+    }
+}
+
+/// A part of a form.
+struct Part<'f> {
+    field: Field<'f>,
+    since: &'f AtomicU64,
+}
+
+impl Pieces for Part<'_> {
+    async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        let piece = self.field.chunk().await.map_err(form_problem)?;
+        self.since.store(0, Ordering::Relaxed);
+        Ok(piece)
+    }
+}
+
+/// A form's body that ends in an error when too much of it is gathered without anything being made of it.
+struct Watched {
+    body: Pin<Box<dyn Stream<Item = Result<Bytes, BodyError>> + Send>>,
+    since: Arc<AtomicU64>,
+}
+
+/// Why a form cannot be read on, as the reader of forms passes it through.
+#[derive(Debug, thiserror::Error)]
+enum FormError {
+    #[error(transparent)]
+    Body(#[from] BodyError),
+    #[error("a part of the form has a head of more than {HEAD_MAX} bytes")]
+    Head,
+}
+
+impl Stream for Watched {
+    type Item = Result<Bytes, FormError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        // Before this piece is counted: a piece may be any length.
+        if self.since.load(Ordering::Relaxed) > HEAD_MAX {
+            return Poll::Ready(Some(Err(FormError::Head)));
+        }
+        let next = self.body.as_mut().poll_next(context);
+        if let Poll::Ready(Some(Ok(piece))) = &next {
+            self.since.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        }
+        next.map(|piece| piece.map(|piece| piece.map_err(FormError::from)))
+    }
+}
+
+fn form_problem(error: multer::Error) -> Problem {
+    let malformed = |why: String| Problem::new(Kind::Malformed, format!("the form cannot be read: {why}"));
+    match error {
+        multer::Error::StreamReadFailed(source) => match source.downcast::<FormError>() {
+            Ok(passed) => match *passed {
+                FormError::Body(error) => error.into(),
+                error @ FormError::Head => Problem::new(Kind::TooBig, error.to_string()),
+            },
+            Err(source) => malformed(source.to_string()),
+        },
+        error => malformed(chain(&error)),
+    }
+}
+
+/// Where a gateway stages what it is sent, below a home.
+pub(super) fn staging(home: &std::path::Path) -> PathBuf {
+    home.join("gateway")
+}

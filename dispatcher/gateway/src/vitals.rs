@@ -1,0 +1,250 @@
+//! Whether this process is alive and takes work, and its numbers: for load balancers and Prometheus.
+//!
+//! `--metrics` shows them at an address of their own, the gateway beside everything else. What is counted is said where
+//! it is counted.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use ion_jobs::metrics::Level;
+use ion_stores::Collection;
+use ion_system::metrics::{OPENMETRICS, Registry, openmetrics};
+use rustix::fs::statvfs;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::auth::{Hosts, Scope, Tokens};
+use super::openapi;
+use super::problem::{Kind, Problem};
+use super::route::{Access, Route};
+use super::server::{Terms, serve};
+use super::{GatewayError, Shared, json_answer};
+
+/// How long the stores have to answer whoever asks whether this process is ready.
+const READY_WAIT: Duration = Duration::from_secs(2);
+
+/// Connections at a time of whoever reads numbers: a few collectors and balancers.
+const READERS_MAX: usize = 64;
+
+/// How long one of them may stand still.
+const READER_STALL: Duration = Duration::from_secs(30);
+
+/// How long the end waits for requests under way.
+const READER_GRACE: Duration = Duration::from_secs(1);
+
+/// The numbers of a process, and whether it takes work.
+pub struct Vitals {
+    registry: Mutex<Registry>,
+    ready: AtomicBool,
+}
+
+impl Default for Vitals {
+    fn default() -> Self {
+        Self { registry: Mutex::new(Registry::with_prefix("ion")), ready: AtomicBool::new(false) }
+    }
+}
+
+impl fmt::Debug for Vitals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vitals").field("ready", &self.ready).finish_non_exhaustive()
+    }
+}
+
+impl Vitals {
+    /// Adds numbers.
+    pub fn describe(&self, describe: impl FnOnce(&mut Registry)) {
+        describe(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Work is taken from now on.
+    pub fn begins(&self) {
+        self.ready.store(true, Ordering::Relaxed);
+    }
+
+    /// Not any more.
+    pub fn ends(&self) {
+        self.ready.store(false, Ordering::Relaxed);
+    }
+
+    fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    fn numbers(&self) -> Response {
+        let written = openmetrics(&self.registry.lock().unwrap_or_else(PoisonError::into_inner));
+        match written {
+            Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+            Err(error) => Problem::new(Kind::Internal, error.to_string()).into_response(),
+        }
+    }
+}
+
+/// An address at which only numbers and readiness are shown.
+#[derive(Debug)]
+pub struct Reading {
+    address: SocketAddr,
+    stop: CancellationToken,
+    serving: JoinHandle<()>,
+}
+
+impl Reading {
+    /// Begins to answer. `token` is what requests for numbers have to bring along; an address that other machines reach
+    /// needs one.
+    ///
+    /// # Errors
+    /// When it needs one and has none, or nobody can listen there.
+    pub async fn open(
+        address: SocketAddr,
+        vitals: Arc<Vitals>,
+        token: Option<&str>,
+    ) -> Result<Self, GatewayError> {
+        if !address.ip().is_loopback() && token.is_none() {
+            return Err(GatewayError::Unguarded(address));
+        }
+        let tokens =
+            token.map(|token| Tokens::single("metrics", Scope::MetricsRead, token)).unwrap_or_default();
+        let failed = |source| GatewayError::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let hosts = Arc::new(Hosts { allowed: vec![], any: !tokens.is_empty() });
+        let router = Router::new()
+            .route("/metrics", get(guarded_numbers))
+            .route("/ready", get(taking_work))
+            .route("/healthz", get(healthz))
+            .layer(middleware::from_fn_with_state(hosts, admit_reader))
+            .with_state((vitals, tokens));
+        let terms = Terms { connections_max: READERS_MAX, stall: READER_STALL, grace: READER_GRACE };
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(serve(listener, router, terms, Level::default(), stop.clone()));
+        Ok(Self { address, stop, serving })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers what was asked, and nothing more.
+    pub async fn close(self) {
+        self.stop.cancel();
+        let _ = self.serving.await;
+    }
+}
+
+/// As at a gateway: without a token a page of another site must not read the numbers.
+async fn admit_reader(State(hosts): State<Arc<Hosts>>, request: Request, next: Next) -> Response {
+    match hosts.admit(&request) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+async fn guarded_numbers(
+    State((vitals, tokens)): State<(Arc<Vitals>, Tokens)>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    tokens.admit(&headers, Scope::MetricsRead)?;
+    Ok(vitals.numbers())
+}
+
+async fn taking_work(State((vitals, _)): State<(Arc<Vitals>, Tokens)>) -> (StatusCode, &'static str) {
+    if vitals.is_ready() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+    }
+}
+
+/// The routes of a gateway that show this.
+pub(super) fn routes() -> Vec<Route> {
+    let status = |word: &str| {
+        openapi::json_answer(
+            "It is so.",
+            json!({
+                "type": "object", "required": ["status"], "properties": {"status": {"const": word}},
+            }),
+        )
+    };
+    vec![
+        Route::get(
+            "/healthz",
+            Access::Open,
+            healthz,
+            json!({
+                "operationId": "health", "summary": "Whether this process answers at all",
+                "responses": {"200": status("alive")},
+            }),
+        ),
+        Route::get(
+            "/readyz",
+            Access::Open,
+            readyz,
+            json!({
+                "operationId": "readiness", "summary": "Whether events are taken and the stores answer",
+                "responses": {"200": status("ready"), "503": openapi::problem("Not now."),
+                    "507": openapi::problem("The gateway's disk is full.")},
+            }),
+        ),
+        Route::get(
+            "/metrics",
+            Access::Needs(Scope::MetricsRead),
+            metrics,
+            json!({
+                "operationId": "metrics", "summary": "Numbers for Prometheus, in the OpenMetrics text format",
+                "responses": {"200": {
+                    "description": "All numbers of this process.", "content": {OPENMETRICS: {"schema": {"type": "string"}}},
+                }},
+            }),
+        ),
+    ]
+}
+
+/// Bytes and files that a disk has left which takes requests. Less is used up by what is under way.
+const ROOM_MIN: u64 = 16 << 20;
+const FILES_MIN: u64 = 100;
+
+async fn healthz() -> Response {
+    json_answer(StatusCode::OK, &json!({"status": "alive"}))
+}
+
+async fn readyz(State(gate): State<Shared>) -> Result<Response, Problem> {
+    if !gate.vitals.is_ready() || gate.stopping.is_cancelled() {
+        return Err(Problem::new(Kind::Busy, "this process is starting or stopping; ask another one"));
+    }
+    // Any read will do, and one of an id that nobody has costs least.
+    let asked = gate.node.plane.documents.get(Collection::Modules, "");
+    match tokio::time::timeout(READY_WAIT, asked).await {
+        Ok(answer) => answer?,
+        Err(_) => {
+            let detail = format!("the document store gave no answer within {} s", READY_WAIT.as_secs());
+            return Err(Problem::new(Kind::StoresAway, detail));
+        }
+    };
+    let disk = statvfs(&gate.staging).map_err(|error| Problem::new(Kind::Internal, error.to_string()))?;
+    let left = disk.f_bavail.saturating_mul(disk.f_frsize);
+    // Some filesystems have no number of files that could run out.
+    if left < ROOM_MIN || (disk.f_files > 0 && disk.f_favail < FILES_MIN) {
+        let detail = format!(
+            "the disk of {} is full: {left} bytes and {} files are left; requests that bring files would fail",
+            gate.node.settings.home.display(),
+            disk.f_favail
+        );
+        return Err(Problem::new(Kind::DiskFull, detail));
+    }
+    Ok(json_answer(StatusCode::OK, &json!({"status": "ready"})))
+}
+
+async fn metrics(State(gate): State<Shared>) -> Response {
+    gate.vitals.numbers()
+}

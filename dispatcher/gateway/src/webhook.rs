@@ -1,0 +1,248 @@
+//! Webhooks: other systems tell of what happened there, and their signature is all that is asked of
+//! them.
+//!
+//! # Flow
+//! 1. The request names a webhook of the list, and says of its signature what can be known before the body.
+//! 2. The body comes into memory that webhooks have for themselves, and past the secrets on its way: whoever has none of
+//!    them can take no room of other requests, and nothing of what they send is stored.
+//! 3. A body that was signed becomes an event, whose id is made of the delivery's.
+//!
+//! # Guarantees
+//! A delivery that is sent again is the same event, once, at every gateway of the plane.
+
+use std::path::{Path, PathBuf};
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::Response;
+use ion_model::clock;
+use ion_model::event::{KeyValue, is_event_type};
+use ion_model::text::quote;
+use serde_json::json;
+
+use super::auth::Principal;
+use super::body::Incoming;
+use super::intake::{self, Made, Sameness};
+use super::problem::{Kind, Problem};
+use super::route::{Access, InPath, Route};
+use super::signed::{Scheme, Secrets};
+use super::{Shared, json_answer, openapi};
+
+/// Bytes of a body: as much as GitHub sends at most.
+const BODY_MAX: u64 = 25 << 20;
+
+/// Bytes of all bodies of webhooks at a time, which may come from anybody.
+pub(super) const ROOM: usize = 64 << 20;
+
+/// The file that holds the body.
+const FILE: &str = "body.json";
+
+/// The webhooks that are taken.
+#[derive(Clone, Debug, Default)]
+pub struct Webhooks(Vec<Webhook>);
+
+#[derive(Clone, Debug)]
+struct Webhook {
+    name: String,
+    scheme: Scheme,
+    event_type: String,
+    secrets: Secrets,
+}
+
+/// Why a list of webhooks cannot be used. No text of a secret is in it.
+#[derive(Debug, thiserror::Error)]
+#[error("line {line} of {path}: {reason}")]
+pub struct WebhooksError {
+    path: String,
+    /// From 1.
+    line: usize,
+    reason: String,
+}
+
+impl Webhooks {
+    /// The webhooks of a list: a line for each, `NAME SCHEME TYPE SECRET-FILE...`. Files of secrets
+    /// are looked for beside the list, and `read` reads them. Empty lines and those that begin with
+    /// `#` say nothing.
+    ///
+    /// # Errors
+    /// The first line that says something else, or whose secrets cannot be read.
+    pub fn parse(
+        path: &Path,
+        text: &str,
+        read: impl Fn(&Path) -> Result<Vec<u8>, String>,
+    ) -> Result<Self, WebhooksError> {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let mut webhooks: Vec<Webhook> = Vec::new();
+        for (n, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let wrong = |reason| WebhooksError { path: path.display().to_string(), line: n + 1, reason };
+            let webhook = Webhook::parse(line, |file| read(&folder.join(file))).map_err(wrong)?;
+            if webhooks.iter().any(|other| other.name == webhook.name) {
+                return Err(wrong(format!("there is a webhook {:?} already", webhook.name)));
+            }
+            webhooks.push(webhook);
+        }
+        Ok(Self(webhooks))
+    }
+}
+
+impl Webhook {
+    fn parse(line: &str, read: impl Fn(PathBuf) -> Result<Vec<u8>, String>) -> Result<Self, String> {
+        let mut words = line.split_whitespace();
+        let mut word = || words.next().ok_or("NAME SCHEME TYPE SECRET-FILE... is needed");
+        let (name, scheme, event_type) = (word()?, word()?, word()?);
+        if !is_event_type(name) {
+            return Err(format!(
+                "{name:?} is no name of a webhook; letters, digits, '.', '_' and '-' are allowed"
+            ));
+        }
+        if !is_event_type(event_type) {
+            return Err(format!("{event_type:?} cannot be an event type"));
+        }
+        let scheme =
+            Scheme::of(scheme).ok_or_else(|| format!("no scheme is {scheme:?}; allowed: github, stripe"))?;
+        let texts = words.map(|file| read(file.into())).collect::<Result<Vec<_>, _>>()?;
+        if texts.is_empty() {
+            return Err("the file of a secret is needed behind the event type".into());
+        }
+        let secrets = Secrets::new(texts.iter().map(Vec::as_slice))?;
+        Ok(Self { name: name.to_owned(), scheme, event_type: event_type.to_owned(), secrets })
+    }
+}
+
+/// The routes.
+pub(super) fn routes() -> Vec<Route> {
+    let name = json!({
+        "name": "webhook", "in": "path", "required": true, "description": "The webhook's name.",
+        "schema": {"type": "string", "minLength": 1},
+    });
+    let operation = json!({
+        "operationId": "takeWebhook", "summary": "Take what another system tells, if it is signed",
+        "description":
+            "`X-Hub-Signature-256` and `X-GitHub-Delivery`, or `Stripe-Signature`, as the gateway's list of webhooks says.",
+        "parameters": [name],
+        "requestBody": {"required": true, "content": {"application/json": {"schema": {}}}},
+        "responses": {
+            "200": openapi::json_answer("It was a ping, which is no event.", json!({"type": "object"})),
+            "202": openapi::json_answer(
+                "It is committed and will be published.", json!({"$ref": "#/components/schemas/Made"}),
+            ),
+            "400": openapi::problem("The request is not what it has to be."),
+            "403": openapi::problem("It is not signed with a secret of the webhook, or was long ago."),
+            "404": openapi::problem("There is no such webhook."),
+            "408": openapi::problem("The body did not go on."),
+            "409": openapi::problem("The delivery is known, and its body was another one."),
+            "413": openapi::problem("The body is too long."),
+            "415": openapi::problem("The body is encoded."),
+            "507": openapi::problem("The gateway's disk is full."),
+        },
+    });
+    vec![Route::post("/webhooks/{webhook}", Access::Signed, take, operation)]
+}
+
+/// `POST /webhooks/<name>`.
+async fn take(
+    State(gate): State<Shared>,
+    InPath(name): InPath<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let Some(webhook) = gate.settings.webhooks.0.iter().find(|webhook| webhook.name == name) else {
+        let name = quote(&name);
+        let detail = format!(
+            "there is no webhook {name}; the list that --gateway-webhooks names has those that are taken"
+        );
+        return Err(Problem::new(Kind::NotFound, detail));
+    };
+    if headers.contains_key(header::CONTENT_ENCODING) {
+        let detail = "a webhook's body is read as it was signed; send it without a Content-Encoding";
+        return Err(Problem::new(Kind::UnknownEncoding, detail));
+    }
+    let mut check = webhook.secrets.check(webhook.scheme.claim(&headers)?);
+    let mut body = Incoming::new(body, BODY_MAX.min(gate.settings.upload_bytes_max), gate.settings.stall);
+    let mut held = gate.webhook_room.empty();
+    while let Some(piece) = body.next().await? {
+        check.update(&piece);
+        held.add(&piece)?;
+    }
+    check.finish(clock::now())?;
+
+    let delivery = webhook.scheme.delivery(&headers, held.bytes())?;
+    if webhook.scheme == Scheme::Github && delivery.event == "ping" {
+        return Ok(json_answer(StatusCode::OK, &json!({"ping": "the webhook is set up well"})));
+    }
+    let same = Sameness::Delivery(webhook.name.clone(), delivery.id.clone());
+    let ids = same.ids(&Principal::anybody());
+    let mut uploads = intake::uploads(&ids, &gate);
+    uploads.take_bytes(FILE, document(&headers, held.bytes())?).await?;
+    let values =
+        [("webhook", webhook.name.clone()), ("webhook-id", delivery.id), ("webhook-event", delivery.event)];
+    let data = values.map(|(key, value)| KeyValue { key: key.into(), value }).into();
+    let made = Made::new(&webhook.event_type, ids.clone(), data);
+    match intake::commit(&gate, made, uploads, &same).await {
+        Ok(_) => {}
+        // Stripe counts in an event how many have not taken it yet, so one that is sent again may
+        // say something else. Its id was signed: it is the same one.
+        Err(problem) if webhook.scheme == Scheme::Stripe && problem.kind() == Kind::Differs => {}
+        Err(problem) => return Err(problem),
+    }
+    let registered = intake::registered(&gate).await;
+    let said = intake::made_answer((&ids.0, &ids.1), &webhook.event_type, registered.as_deref());
+    let mut response = json_answer(StatusCode::ACCEPTED, &said);
+    let location = HeaderValue::try_from(format!("/correlations/{}", ids.1));
+    response.headers_mut().insert(header::LOCATION, location.expect("an id of ours is a header"));
+    Ok(response)
+}
+
+/// The document that a body holds: GitHub sends it as the field of a form where nobody told it
+/// otherwise.
+fn document(headers: &HeaderMap, body: &[u8]) -> Result<Vec<u8>, Problem> {
+    let said = headers.get(header::CONTENT_TYPE).and_then(|said| said.to_str().ok()).unwrap_or_default();
+    let essence = said.split(';').next().unwrap_or_default().trim();
+    if !essence.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
+        return Ok(body.to_vec());
+    }
+    let payload = form_urlencoded::parse(body).find(|(name, _)| name == "payload");
+    match payload {
+        Some((_, payload)) => Ok(payload.into_owned().into_bytes()),
+        None => Err(Problem::new(Kind::Malformed, "the form has no field \"payload\"")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_is_wrong_is_refused_without_its_secrets() {
+        let parse = |text: &str| {
+            let read = |file: &Path| match file.to_str().unwrap() {
+                "etc/good" => Ok(b"0123456789abcdef\n".to_vec()),
+                "etc/short" => Ok(b"hush".to_vec()),
+                other => Err(format!("{other} is not there")),
+            };
+            Webhooks::parse(Path::new("etc/webhooks"), text, read)
+        };
+        assert_eq!(
+            parse("# none\n\npushes github code.pushed good good\npaid stripe paid good\n").unwrap().0.len(),
+            2
+        );
+        for (text, why) in [
+            ("pushes github", "line 1 of etc/webhooks: NAME SCHEME"),
+            ("pushes github code.pushed", "the file of a secret"),
+            ("pushes gitlab code.pushed good", "allowed: github, stripe"),
+            ("a/b github code.pushed good", "no name"),
+            ("pushes github ../x good", "event type"),
+            ("\npushes github x short", "line 2 of etc/webhooks: a secret is short"),
+            ("pushes github x missing", "etc/missing is not there"),
+            ("a github x good\na stripe y good", "already"),
+        ] {
+            let said = parse(text).unwrap_err().to_string();
+            assert!(said.contains(why) && !said.contains("hush") && !said.contains("0123"), "{said}");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! First events: those that a person or a program makes, and no job.
+
+use bytes::Bytes;
+use ion_model::clock;
+use ion_model::event::{Context, DocumentType, Event, FileEntry, KeyValue, Publication};
+use ion_model::id::{CorrelationId, EventId};
+use ion_plane::commit::LISTED_MAX;
+use ion_plane::upload::{UploadError, in_tries, store_bytes, try_suffix};
+use ion_stores::{Collection, DataPlane, decode};
+
+/// What a first event is made of. Its files are durable already.
+#[derive(Clone, Debug)]
+pub struct FirstEvent {
+    /// The event; the same id with the same content is the same event.
+    pub id: EventId,
+    /// The correlation it begins, or belongs to.
+    pub correlation_id: CorrelationId,
+    /// Who makes it: a program's name.
+    pub name: String,
+    /// The event it came of; empty, or a program's name, if it came of none.
+    pub parent: String,
+    /// The event type.
+    pub event_type: String,
+    /// Its files.
+    pub files: Vec<FileEntry>,
+    /// The directories it has beside its files: those that are empty.
+    pub directories: Vec<String>,
+    /// Its values.
+    pub data: Vec<KeyValue>,
+}
+
+/// The depth of an event whose parent has this id: 0 if it has none.
+async fn depth_below(plane: &DataPlane, parent: &str) -> Result<u32, UploadError> {
+    if parent.is_empty() {
+        return Ok(0);
+    }
+    let found = plane.documents.get(Collection::Events, parent).await?;
+    let parent = found.and_then(|found| decode::<Event>(Collection::Events, found).ok());
+    Ok(parent.map_or(0, |parent| parent.depth_below()))
+}
+
+impl FirstEvent {
+    /// Its document. A list of files that is too long for a document becomes a blob below `prefix`, which nobody else
+    /// may use: a second one with the same id must not write over what the first one names.
+    ///
+    /// # Errors
+    /// When that blob cannot be stored, or the event it came of cannot be read.
+    pub async fn document(self, plane: &DataPlane, prefix: &str) -> Result<Event, UploadError> {
+        let (files, file_list) = if self.files.len() > LISTED_MAX {
+            let list = serde_json::to_vec(&self.files).expect("entries have string keys only");
+            let list = Bytes::from(list);
+            let store = |number| {
+                let key = format!("{prefix}/.ion-files{}.json", try_suffix(number));
+                store_bytes(&*plane.blobs, key, "files.json".into(), list.clone())
+            };
+            (vec![], Some(in_tries(store).await?))
+        } else {
+            (self.files, None)
+        };
+        let depth = depth_below(plane, &self.parent).await?;
+        let context = Context {
+            name: self.name,
+            event_id: self.id.clone(),
+            correlation_id: self.correlation_id,
+            parent_event_id: self.parent,
+            document_type: DocumentType::EventMeta,
+        };
+        Ok(Event {
+            id: self.id,
+            context,
+            event_type: self.event_type,
+            files,
+            file_list,
+            data: self.data,
+            directories: self.directories,
+            created: clock::now(),
+            publication: Publication::Unpublished,
+            depth,
+            file_name: None,
+            job_id: None,
+            attempt: None,
+            publisher: None,
+            unrouted: false,
+            cancelled: false,
+            expected_by: None,
+            registry: 0,
+            unclaimed: false,
+        })
+    }
+}

@@ -1,0 +1,147 @@
+//! Fan-in without an API: when everything below an event has ended.
+//!
+//! A gathering module's queue is bound to its `per` type. Claiming inserts the job as *waiting*, in the ledger, so
+//! nothing is lost with a dispatcher; whoever sees that all has ended moves it to *queued* by one conditional write,
+//! so it fires once.
+
+#[cfg(test)]
+mod model;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ion_model::event::Event;
+use ion_model::id::JobId;
+use ion_model::record::{JobRecord, JobState, NAMED_MAX, OpenJob, WaitsFor, Without};
+use ion_stores::StoreError;
+
+use crate::ledger::{JobFilter, Ledger, Registered};
+use crate::pipeline::{Module, OnDead, reachable};
+
+/// Whether a gathering job may start.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Readiness {
+    /// Everything below has ended; the gathered events, in order, and what was cancelled or is dead.
+    Ready(Vec<Event>, Without),
+    /// Not yet.
+    Waiting(WaitsFor),
+    /// Modules have come, changed or gone while it was judged: it has to be judged again.
+    Unsettled,
+}
+
+/// Reads the correlation and says whether the gathering job of `module` on the event `root` may start. `registered` was read
+/// before.
+///
+/// # Guarantees
+/// Never early. Jobs are read before events: a job that is final in the first reading has all its events in the
+/// second, and one that is not keeps the answer at [`Readiness::Waiting`]. Read the other way round, an event
+/// committed between the readings by a job that ended between them would be missed. The registry is read again after both,
+/// and nothing is concluded if it has changed: an event that was committed between the readings may be for a module that
+/// `registered` does not know, and a module that it does not name any more may have begun to work on one.
+/// `gather/model.rs` explores every order of these readings and of all that may happen between them.
+pub async fn readiness(
+    ledger: &Ledger,
+    waiting: &JobRecord,
+    module: &Module,
+    registered: &Registered,
+) -> Result<Readiness, StoreError> {
+    let correlation = waiting.correlation_id.to_string();
+    let filter = JobFilter { correlation: Some(correlation.clone()), ..JobFilter::default() };
+    let jobs = ledger.list(&filter, usize::MAX >> 1).await?;
+    let events = ledger.events_of(&correlation).await?;
+    let readiness = judge(waiting, module, registered, &jobs, &events);
+    if matches!(readiness, Readiness::Ready(..)) && !ledger.is_still(registered).await? {
+        return Ok(Readiness::Unsettled);
+    }
+    Ok(readiness)
+}
+
+/// The pure part of [`readiness`].
+fn judge(
+    waiting: &JobRecord,
+    module: &Module,
+    registered: &Registered,
+    jobs: &[JobRecord],
+    events: &[Event],
+) -> Readiness {
+    let below = below(waiting, events);
+    let gathered = module.gather.as_deref().unwrap_or_default();
+    // Another gathering module counts as work below only if what it makes can be gathered here; two that
+    // cannot feed each other would otherwise wait for each other.
+    let counts = |other: &Module| {
+        let feeds = || reachable(&registered.modules, &other.emits).contains(gathered);
+        other.gather.is_none() || (other.name != module.name && feeds())
+    };
+    let mut jobs_of: BTreeMap<&str, BTreeMap<&str, &JobRecord>> = BTreeMap::new();
+    for job in jobs {
+        jobs_of.entry(job.event_id.as_str()).or_default().insert(&job.module, job);
+    }
+    let (mut open, mut dead, mut without) = (Vec::new(), Vec::new(), Without::default());
+    for event in &below {
+        let mut jobs = jobs_of.remove(event.id.as_str()).unwrap_or_default();
+        for other in registered.expected(event) {
+            let job = jobs.remove(other.name.as_str());
+            if !counts(other) {
+                continue;
+            }
+            let open_job = || OpenJob {
+                job: job.map_or_else(|| JobId::derive(&event.id, &other.name), |job| job.id.clone()),
+                module: other.name.clone(),
+                state: job.map(|job| job.state),
+            };
+            match job {
+                Some(job) if job.state == JobState::Dead && module.on_dead == OnDead::Wait => {
+                    dead.push(open_job());
+                }
+                Some(job) if job.state == JobState::Dead || job.state == JobState::Cancelled => {
+                    without.add(&job.id);
+                }
+                Some(job) if job.state.is_final() && !job.outbox => {}
+                Some(_) | None => open.push(open_job()),
+            }
+        }
+        // The event is not for their modules any more: these went, or went and came again.
+        let former = jobs.into_values().filter(|job| goes_on(job, registered.module(&job.module)));
+        let former = former.filter(|job| registered.module(&job.module).is_none_or(counts));
+        open.extend(former.map(|job| OpenJob {
+            job: job.id.clone(),
+            module: job.module.clone(),
+            state: Some(job.state),
+        }));
+    }
+    if open.len() + dead.len() > 0 {
+        let (open_jobs, dead_jobs) = (open.len(), dead.len());
+        let named = dead.into_iter().chain(open).take(NAMED_MAX).collect();
+        return Readiness::Waiting(WaitsFor { open: open_jobs, dead: dead_jobs, named });
+    }
+    let gathered = below.into_iter().filter(|event| event.event_type == gathered);
+    Readiness::Ready(gathered.cloned().collect(), without)
+}
+
+/// Whether a job may still commit something: what runs goes on to its end without its module, and what is queued is taken if
+/// there is a module of that name.
+fn goes_on(job: &JobRecord, module: Option<&Module>) -> bool {
+    let has_to_tell = job.state == JobState::Succeeded && job.outbox;
+    job.state.is_active() || has_to_tell || (module.is_some() && !job.state.is_final())
+}
+
+/// The job's event and all that came of it, by time and id; but for what an earlier attempt of the job itself has
+/// published, which is not what it waits for.
+fn below<'a>(waiting: &JobRecord, events: &'a [Event]) -> Vec<&'a Event> {
+    let root = waiting.event_id.as_str();
+    let mut children: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
+    for event in events.iter().filter(|event| event.job_id.as_ref() != Some(&waiting.id)) {
+        children.entry(&event.context.parent_event_id).or_default().push(event);
+    }
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
+    let mut found: Vec<&Event> = events.iter().filter(|event| event.id.as_str() == root).collect();
+    let mut at = 0;
+    while let Some(event) = found.get(at) {
+        at += 1;
+        if seen.insert(event.id.as_str()) {
+            found.extend(children.get(event.id.as_str()).into_iter().flatten());
+        }
+    }
+    found.sort_by(|a, b| (a.created, a.id.as_str()).cmp(&(b.created, b.id.as_str())));
+    found.dedup_by(|a, b| a.id == b.id);
+    found
+}

@@ -1,0 +1,482 @@
+//! Explores every order of steps around one gathering: a root event that `fan` and the gathering module `all` work on, the
+//! pieces that `fan` commits, and what `work`, `work2` and `look` make of them. Modules register, go and are renamed at any
+//! point; dispatcher A serves the registry as it is, B an older one; attempts are lost, fail, are revived or dropped;
+//! on-success jobs reveal their events after their end.
+//!
+//! Whoever judges the gathering reads the registry, the jobs, the events and the registry again, in separate steps, with
+//! anything in between. The judgement, a job's steps, who an event is for and every change of the
+//! registry are the real ones. Stores and claims are as their contract says. Each [`Fault`] must be refuted.
+
+mod rules;
+mod scenarios;
+mod verdicts;
+
+use std::collections::HashMap;
+
+use ion_model::record::{AttemptEnd, FailedReads, JobState};
+
+use self::rules::Plane;
+use self::scenarios::{BACK, FAILING, Fault, GROWING, MIXED, OUTLIVING, RENAMED, SHRINKING, Scenario};
+use self::verdicts::{began_wrongly, is_done, is_over};
+use crate::job::{Ended, Happening, next};
+
+/// The jobs there may be: a module, and the event it works on.
+const SLOTS: [(&str, usize); 10] = [
+    ("fan", 0),
+    ("all", 0),
+    ("work", 1),
+    ("work", 2),
+    ("work2", 1),
+    ("work2", 2),
+    ("look", 3),
+    ("look", 4),
+    ("look", 5),
+    ("look", 6),
+];
+const FAN: usize = 0;
+const ALL: usize = 1;
+
+/// The types of the events there may be: the root, two pieces, and what the jobs 2 to 5 make of these.
+const TYPES: [&str; 7] = ["root", "piece", "piece", "done", "done", "done", "done"];
+
+/// The event that a job commits; `fan` commits the pieces, and none comes of the others.
+fn made_by(slot: usize) -> Option<usize> {
+    (2..=5).contains(&slot).then_some(slot + 1)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Committed {
+    No,
+    /// An on-success job has it staged.
+    Staged,
+    /// It is for the modules that this version of the registry says.
+    At(u8),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Job {
+    state: JobState,
+    outbox: bool,
+}
+
+/// What a reading of the jobs shows: the state, and whether the outbox is full.
+type Shown = [Option<(JobState, bool)>; SLOTS.len()];
+
+/// What whoever judges the gathering has read until now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Reading {
+    registry: Option<u8>,
+    jobs: Option<Shown>,
+    /// A bit for each event that is visible.
+    events: Option<u8>,
+}
+
+/// What whoever judges concludes.
+enum Conclusion {
+    Waits,
+    /// The gathered events, a bit for each.
+    Ready(u8),
+}
+
+/// Takes what one step does to a state, and whether that is fair: no operator, and no misfortune. None: it cannot be done.
+type Steps<'a> = dyn FnMut(bool, &dyn Fn(&mut State) -> Option<()>) + 'a;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct State {
+    /// The registry as it is, and as dispatcher B has read it last.
+    registry: u8,
+    known_to_b: u8,
+    events: [Committed; TYPES.len()],
+    jobs: [Option<Job>; SLOTS.len()],
+    reading: Reading,
+    /// Some dispatcher's house has found that the gathering is ready, and may say so late.
+    found_ready: bool,
+    /// What the attempt of `all` that runs has gathered: a bit for each event.
+    gathered: Option<u8>,
+    /// That attempt's number, and whether it goes on under another dispatcher than it began with.
+    attempt: u8,
+    adopted: bool,
+    /// What runs of an attempt of this number, with what that gathered: it may outlive its dispatcher.
+    pod: Option<(u8, u8)>,
+    successes: u8,
+    /// Jobs that began after whoever judges had read the jobs, and that nobody could have expected: an operator revived
+    /// them, or B did not know that their module is not registered any more.
+    unforeseen: u16,
+    changes: u8,
+    losses: u8,
+    failures: u8,
+    revivals: u8,
+}
+
+impl Plane {
+    fn first(&self) -> State {
+        let Scenario { changes, losses, failures, revivals, .. } = self.scenario;
+        let mut events = [Committed::No; TYPES.len()];
+        events[0] = Committed::At(0);
+        let mut jobs = [None; SLOTS.len()];
+        jobs[FAN] = Some(Job::new(JobState::Starting));
+        jobs[ALL] = Some(Job::new(JobState::Waiting));
+        State {
+            registry: 0,
+            known_to_b: 0,
+            events,
+            jobs,
+            reading: Reading::default(),
+            found_ready: false,
+            gathered: None,
+            attempt: 0,
+            adopted: false,
+            pod: None,
+            successes: 0,
+            unforeseen: 0,
+            changes,
+            losses,
+            failures,
+            revivals,
+        }
+    }
+
+    /// All states that one step leads to, and whether what is fair leads there: no operator, and no misfortune.
+    fn next(&self, state: &State) -> Vec<(State, bool)> {
+        let mut all = Vec::new();
+        let mut step = |fair, change: &dyn Fn(&mut State) -> Option<()>| {
+            let mut after = *state;
+            if change(&mut after).is_some() && after != *state {
+                all.push((after, fair));
+            }
+        };
+        step(true, &|state| {
+            state.known_to_b = state.registry;
+            Some(())
+        });
+        for name in self.scenario.changing {
+            step(false, &|state| {
+                state.changes = state.changes.checked_sub(1)?;
+                let before = self.registry(state.registry);
+                let on = self.modules.iter().find(|module| module.name == *name)?.subscribes();
+                state.registry = self.known_as(before.without(name).or_else(|| before.with(name, &on, ""))?);
+                Some(())
+            });
+        }
+        for slot in 0..SLOTS.len() {
+            self.claim_or_take(slot, &mut step);
+            step(true, &|state| self.work(state, slot));
+            step(true, &|state| reveal(state, slot));
+            // `fan` has begun, and may end with as many pieces as there are then.
+            step(true, &|state| (slot == FAN).then(|| end(state, slot, AttemptEnd::Succeeded))?);
+            step(false, &|state| {
+                state.losses = state.losses.checked_sub(1)?;
+                (slot != FAN).then(|| end(state, slot, AttemptEnd::Lost))?
+            });
+            step(false, &|state| {
+                state.failures = state.failures.checked_sub(1)?;
+                (slot > ALL).then(|| end(state, slot, AttemptEnd::Failed))?
+            });
+            step(false, &|state| {
+                state.revivals = state.revivals.checked_sub(1)?;
+                let state = advance(state, slot, &Happening::Revived)?;
+                state.unforeseen |= u16::from(state.reading.jobs.is_some()) << slot;
+                Some(())
+            });
+            // A dead job is dropped.
+            step(false, &|state| {
+                let dead = state.jobs[slot]?.state == JobState::Dead;
+                dead.then(|| advance(state, slot, &Happening::CancelAsked))?.map(drop)
+            });
+        }
+        self.gather(&mut step);
+        all
+    }
+
+    /// A dispatcher claims the job of a message, or takes one that is queued; A knows the registry, B a former one.
+    fn claim_or_take(&self, slot: usize, step: &mut Steps<'_>) {
+        for by_b in [false, true] {
+            step(true, &|state| {
+                let knows = if by_b { state.known_to_b } else { state.registry };
+                let served = match state.jobs[slot] {
+                    None => self.is_for(state, knows, slot),
+                    Some(job) => job.state == JobState::Queued && self.has(knows, slot),
+                };
+                if !served {
+                    return None;
+                }
+                let registered = match state.jobs[slot] {
+                    None => self.is_for(state, state.registry, slot),
+                    Some(_) => self.has(state.registry, slot),
+                };
+                state.unforeseen |= u16::from(!registered && state.reading.jobs.is_some()) << slot;
+                state.jobs[slot].get_or_insert(Job::new(JobState::Queued));
+                let claimed = Happening::Claimed { holder: "d".into(), lease: 9 };
+                let state = advance(state, slot, &claimed)?;
+                if slot == ALL {
+                    state.adopted = false;
+                    state.read_anew();
+                }
+                Some(())
+            });
+        }
+    }
+
+    /// A job's process goes on: it commits an event, or ends well.
+    fn work(&self, state: &mut State, slot: usize) -> Option<()> {
+        if !state.jobs[slot]?.state.is_active() {
+            return None;
+        }
+        match slot {
+            FAN => {
+                let piece = (1..=self.scenario.pieces).find(|piece| state.events[*piece] == Committed::No);
+                state.events[piece?] = Committed::At(state.registry);
+                Some(())
+            }
+            ALL => {
+                state.gathered?;
+                state.successes += 1;
+                end(state, slot, AttemptEnd::Succeeded)
+            }
+            _ => match made_by(slot).filter(|event| state.events[*event] == Committed::No) {
+                Some(event) if self.scenario.on_success => {
+                    state.events[event] = Committed::Staged;
+                    Some(())
+                }
+                Some(event) => {
+                    state.events[event] = Committed::At(state.registry);
+                    Some(())
+                }
+                None => end(state, slot, AttemptEnd::Succeeded),
+            },
+        }
+    }
+
+    /// The gathering is judged, by the house while it waits and by whoever has taken it.
+    fn gather(&self, step: &mut Steps<'_>) {
+        let judged = |state: &State| {
+            let all = state.jobs[ALL].map(|all| all.state)?;
+            (all == JobState::Waiting || (all == JobState::Starting && state.gathered.is_none()))
+                .then_some(all)
+        };
+        step(true, &|state| judged(state).and_then(|_| self.read(state)));
+        step(true, &|state| {
+            let all = judged(state)?;
+            match (all, self.conclude(state)?) {
+                (JobState::Waiting, Conclusion::Waits) => state.gathered = None,
+                (JobState::Waiting, Conclusion::Ready(found)) => {
+                    state.found_ready = true;
+                    state.gathered = (self.fault == Fault::NotJudgedAgain).then_some(found);
+                }
+                (_, Conclusion::Ready(gathered)) => state.begin(gathered),
+                // It is left again, and adopted later.
+                (_, Conclusion::Waits) if state.adopted && self.fault != Fault::AdoptedIsPutBack => {}
+                (_, Conclusion::Waits) if self.fault == Fault::PutBackFails => {
+                    end(state, ALL, AttemptEnd::Failed)?;
+                }
+                (_, Conclusion::Waits) => drop(advance(state, ALL, &Happening::WaitsAgain)?),
+            }
+            state.read_anew();
+            Some(())
+        });
+        // Its dispatcher goes, and another one goes on with what runs.
+        step(false, &|state| {
+            (self.scenario.outlives && state.runs()).then_some(())?;
+            state.losses = state.losses.checked_sub(1)?;
+            advance(state, ALL, &Happening::Adopted { holder: "d".into(), lease: 9 })?;
+            (state.gathered, state.adopted) = (None, true);
+            state.read_anew();
+            Some(())
+        });
+        step(true, &|state| {
+            state.found_ready.then_some(())?;
+            if self.fault == Fault::ReadyIsForced && state.jobs[ALL]?.state.is_final() {
+                state.jobs[ALL].as_mut()?.state = JobState::Waiting;
+            }
+            advance(state, ALL, &Happening::Gathered)?;
+            state.read_anew();
+            Some(())
+        });
+    }
+
+    /// What the readings say, as soon as that is certain.
+    fn conclude(&self, state: &State) -> Option<Conclusion> {
+        let Reading { registry: Some(registry), jobs, events } = state.reading else { return None };
+        let asks_again = !matches!(self.fault, Fault::RegistryOnce | Fault::RegistryLast | Fault::OwnFile);
+        if asks_again && registry != state.registry {
+            return Some(Conclusion::Waits);
+        }
+        let last = if self.fault == Fault::RegistryLast { state.registry } else { registry };
+        let judge = |events| self.judge(state, Reading { registry: Some(last), jobs, events: Some(events) });
+        match (jobs, events) {
+            (Some(_), Some(events)) => Some(judge(events).map_or(Conclusion::Waits, Conclusion::Ready)),
+            // More events make it no readier.
+            (Some(_), None) if self.fault != Fault::RegistryLast => {
+                judge(state.visible()).is_none().then_some(Conclusion::Waits)
+            }
+            _ => None,
+        }
+    }
+
+    /// The next of the readings.
+    fn read(&self, state: &mut State) -> Option<()> {
+        let reading = &mut state.reading;
+        let jobs_first = self.fault != Fault::EventsFirst;
+        if reading.registry.is_none() {
+            let own = self.fault == Fault::OwnFile;
+            reading.registry = Some(if own { state.known_to_b } else { state.registry });
+        } else if reading.jobs.is_none() && (jobs_first || reading.events.is_some()) {
+            reading.jobs = Some(state.jobs.map(|job| job.map(|job| (job.state, job.outbox))));
+        } else if reading.events.is_none() {
+            state.reading.events = Some(state.visible());
+        } else {
+            return None;
+        }
+        Some(())
+    }
+}
+
+impl State {
+    fn read_anew(&mut self) {
+        self.reading = Reading::default();
+        self.unforeseen = 0;
+    }
+
+    /// The attempt runs from now on, with what it gathers; where its pod is there, that one goes on as it began.
+    fn begin(&mut self, gathered: u8) {
+        let pod = self.pod.filter(|(attempt, _)| *attempt == self.attempt);
+        let (_, gathered) = *self.pod.insert(pod.unwrap_or((self.attempt, gathered)));
+        self.gathered = Some(gathered);
+    }
+
+    /// The visible events, a bit for each.
+    fn visible(&self) -> u8 {
+        let seen = |event: &usize| matches!(self.events[*event], Committed::At(_));
+        (0..TYPES.len()).filter(seen).fold(0, |all, event| all | 1 << event)
+    }
+
+    /// Whether the gathering's attempt has begun to run.
+    fn runs(&self) -> bool {
+        self.gathered.is_some() && self.jobs[ALL].is_some_and(|all| all.state.is_active())
+    }
+}
+
+/// Lets something happen to a job, by the real rule.
+fn advance<'a>(state: &'a mut State, slot: usize, happening: &Happening) -> Option<&'a mut State> {
+    let mut before = state.jobs[slot]?.record(slot);
+    if slot == ALL {
+        before.attempt = state.attempt.into();
+    }
+    let after = next(&before, happening, 0).ok()?;
+    if slot == ALL {
+        state.attempt = u8::try_from(after.attempt).ok()?;
+    }
+    state.jobs[slot] = Some(Job { state: after.state, outbox: after.outbox });
+    Some(state)
+}
+
+fn end(state: &mut State, slot: usize, end: AttemptEnd) -> Option<()> {
+    let staged = made_by(slot).is_some_and(|event| state.events[event] == Committed::Staged);
+    let ended = Ended {
+        end,
+        exit_code: None,
+        reason: None,
+        log: None,
+        staged,
+        failed_reads: FailedReads::default(),
+        retries: 0,
+        jitter: 0.0,
+    };
+    let state = advance(state, slot, &Happening::Ended(ended))?;
+    if slot == ALL {
+        (state.gathered, state.pod) = (None, None);
+        state.read_anew();
+    }
+    Some(())
+}
+
+/// What an ended job has to tell: its staged event becomes visible, then its record says that this was done.
+fn reveal(state: &mut State, slot: usize) -> Option<()> {
+    let job = state.jobs[slot].filter(|job| job.outbox)?;
+    let staged = made_by(slot).filter(|event| state.events[*event] == Committed::Staged);
+    match staged.filter(|_| job.state == JobState::Succeeded) {
+        Some(event) => state.events[event] = Committed::At(state.registry),
+        None => state.jobs[slot] = Some(Job { outbox: false, ..job }),
+    }
+    Some(())
+}
+
+/// Explores all there is; gives the first complaint, and how many states there are.
+fn explore(scenario: Scenario, fault: Fault) -> (Option<String>, usize) {
+    let plane = Plane::new(scenario, fault);
+    let mut known = HashMap::from([(plane.first(), 0)]);
+    let mut states = vec![plane.first()];
+    // For each state those from which something fair leads there.
+    let mut from: Vec<Vec<u32>> = vec![vec![]];
+    let mut at = 0;
+    while let Some(state) = states.get(at).copied() {
+        at += 1;
+        if is_over(&state) && fault != Fault::ReadyIsForced {
+            continue;
+        }
+        for (after, fair) in plane.next(&state) {
+            let wrong = began_wrongly(&plane, &state, &after);
+            if let Some(complaint) = wrong.or((after.successes > 1).then(|| "it ran twice".into())) {
+                return (Some(format!("{complaint}: {state:#?} became {after:#?}")), states.len());
+            }
+            let number = *known.entry(after).or_insert_with(|| {
+                states.push(after);
+                from.push(vec![]);
+                states.len() - 1
+            });
+            if fair {
+                from[number].push(u32::try_from(at - 1).unwrap());
+            }
+        }
+    }
+    // Whatever has happened, what is fair leads to the end from there.
+    let mut ends: Vec<bool> = states.iter().map(|state| is_done(&plane, state)).collect();
+    let mut todo: Vec<usize> = (0..states.len()).filter(|at| ends[*at]).collect();
+    while let Some(at) = todo.pop() {
+        for before in from[at].iter().map(|before| *before as usize) {
+            if !std::mem::replace(&mut ends[before], true) {
+                todo.push(before);
+            }
+        }
+    }
+    let stuck = states.iter().zip(ends).find(|(_, ends)| !ends);
+    (stuck.map(|(state, _)| format!("it never ends: {state:#?}")), states.len())
+}
+
+#[test]
+fn no_gathering_begins_early_misses_an_event_runs_twice_or_waits_for_ever() {
+    for scenario in [RENAMED, BACK, GROWING, SHRINKING, FAILING, OUTLIVING, MIXED] {
+        let (complaint, states) = explore(scenario, Fault::None);
+        println!("{states} states of {scenario:?}");
+        assert_eq!(complaint, None);
+        assert!(states > 10_000, "{states} states");
+    }
+}
+
+#[test]
+fn each_seeded_fault_is_refuted() {
+    use Fault::{
+        AdoptedIsPutBack, ByType, DeadIsOver, EventsFirst, FormerForgotten, NotJudgedAgain, OutboxIgnored,
+        OwnFile, PutBackFails, ReadyIsForced, RegistryLast, RegistryOnce, UnclaimedIsOver,
+    };
+    let faults = [
+        (EventsFirst, RENAMED),
+        (RegistryOnce, GROWING),
+        (RegistryLast, SHRINKING),
+        (OwnFile, RENAMED),
+        (FormerForgotten, RENAMED),
+        (OutboxIgnored, FAILING),
+        (DeadIsOver, FAILING),
+        (UnclaimedIsOver, RENAMED),
+        (ByType, GROWING),
+        (NotJudgedAgain, FAILING),
+        (PutBackFails, FAILING),
+        (AdoptedIsPutBack, OUTLIVING),
+        (ReadyIsForced, FAILING),
+    ];
+    for (fault, scenario) in faults {
+        let (complaint, states) = explore(scenario, fault);
+        let complaint = complaint.unwrap_or_else(|| panic!("{fault:?} does no harm in {states} states"));
+        println!("{fault:?} after {states} states: {}", complaint.split(':').next().unwrap_or_default());
+    }
+}

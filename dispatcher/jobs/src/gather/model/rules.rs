@@ -1,0 +1,204 @@
+//! The real rules, asked about the model's states: which versions of the registry there are, who an event is for, and what a
+//! judge concludes from its readings. What was asked once is remembered.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use ion_model::event::{Event, Publication};
+use ion_model::id::{CorrelationId, EventId, JobId};
+use ion_model::record::{JobRecord, JobState, Without};
+use ion_stores::registry::Registry;
+use serde_json::json;
+
+use super::scenarios::{Fault, Scenario};
+use super::{Committed, Job, Reading, SLOTS, State, TYPES};
+use crate::gather::{Readiness, judge};
+use crate::ledger::Registered;
+use crate::pipeline::{Module, OnDead};
+
+/// The gathered events, a bit for each, by what was read and how that was committed; none: it waits.
+type Judged = HashMap<(Reading, [Committed; TYPES.len()]), Option<u8>>;
+
+/// What is true of all states of a scenario: every version of the registry, and what the real rules say of them.
+pub(super) struct Plane {
+    pub(super) scenario: Scenario,
+    pub(super) fault: Fault,
+    registries: RefCell<Vec<Registry>>,
+    pub(super) modules: Vec<Module>,
+    is_for: RefCell<HashMap<(u8, usize, u8), bool>>,
+    judged: RefCell<Judged>,
+}
+
+fn module(name: &str, on: &str, emits: &str) -> Module {
+    let (on, emits) = (vec![on.to_owned()], vec![emits.to_owned()]);
+    Module { on, emits, ..Module::new(name, vec![], "/".into()) }
+}
+
+impl Plane {
+    pub(super) fn new(scenario: Scenario, fault: Fault) -> Self {
+        let all = Module {
+            on: vec![],
+            gather: Some("done".into()),
+            per: Some("root".into()),
+            on_dead: if fault == Fault::DeadIsOver { OnDead::Go } else { OnDead::Wait },
+            ..module("all", "", "report")
+        };
+        let modules = vec![
+            module("fan", "root", "piece"),
+            all,
+            module("work", "piece", "done"),
+            module("work2", "piece", "done"),
+            module("look", "done", "seen"),
+        ];
+        let empty = json!({"id": "registry", "version": 1, "modules": {}});
+        let mut registry: Registry = serde_json::from_value(empty).unwrap();
+        for name in scenario.registered {
+            let module = modules.iter().find(|module| module.name == *name).unwrap();
+            registry = registry.with(name, &module.subscribes(), "").unwrap();
+        }
+        Self {
+            scenario,
+            fault,
+            registries: RefCell::new(vec![registry]),
+            modules,
+            is_for: RefCell::default(),
+            judged: RefCell::default(),
+        }
+    }
+
+    pub(super) fn registry(&self, version: u8) -> Registry {
+        self.registries.borrow()[usize::from(version)].clone()
+    }
+
+    /// The number by which the states know a registry.
+    pub(super) fn known_as(&self, registry: Registry) -> u8 {
+        let mut all = self.registries.borrow_mut();
+        let at = all.iter().position(|known| *known == registry).unwrap_or_else(|| {
+            all.push(registry);
+            all.len() - 1
+        });
+        u8::try_from(at).unwrap()
+    }
+
+    pub(super) fn has(&self, version: u8, slot: usize) -> bool {
+        self.registries.borrow()[usize::from(version)].registration(SLOTS[slot].0).is_some()
+    }
+
+    /// Event number `event` as its commit has written it.
+    fn event(&self, event: usize, version: u8) -> Event {
+        let parent = match event {
+            0 => String::new(),
+            1 | 2 => "e0".to_owned(),
+            _ => format!("e{}", SLOTS[event - 1].1),
+        };
+        let context = json!({
+            "name": "t", "eventId": format!("e{event}"), "correlationId": "c", "parentEventId": parent,
+        });
+        let registry = self.registry(version);
+        let document = json!({
+            "id": format!("e{event}"), "context": context, "type": TYPES[event], "created": event,
+            "publication": Publication::Published, "expectedBy": registry.subscribers(TYPES[event]),
+            "registry": registry.version(),
+        });
+        serde_json::from_value(document).unwrap()
+    }
+
+    /// Whether, by a version of the registry, the event of a slot is for its module.
+    pub(super) fn is_for(&self, state: &State, version: u8, slot: usize) -> bool {
+        let (name, event) = SLOTS[slot];
+        let Committed::At(committed) = state.events[event] else { return false };
+        *self.is_for.borrow_mut().entry((version, slot, committed)).or_insert_with(|| {
+            let registry = self.registry(version);
+            registry.registration(name).is_some_and(|of| of.is_for(name, &self.event(event, committed)))
+        })
+    }
+
+    /// What the readings lead to: the gathered events, a bit for each; none: it waits.
+    pub(super) fn judge(&self, state: &State, reading: Reading) -> Option<u8> {
+        let mut known = [Committed::No; TYPES.len()];
+        let seen = reading.events.unwrap();
+        for event in (0..TYPES.len()).filter(|event| seen & (1 << event) != 0) {
+            known[event] = state.events[event];
+        }
+        *self.judged.borrow_mut().entry((reading, known)).or_insert_with(|| self.judge_anew(reading, &known))
+    }
+
+    fn judge_anew(&self, reading: Reading, known: &[Committed]) -> Option<u8> {
+        let registry = self.registry(reading.registry.unwrap());
+        let modules = self.modules.iter().filter(|module| registry.registration(&module.name).is_some());
+        let mut registered = Registered { modules: modules.cloned().collect(), registry };
+        let mut events: Vec<Event> = (0..known.len())
+            .filter_map(|event| match known[event] {
+                Committed::At(version) => Some(self.event(event, version)),
+                _ => None,
+            })
+            .collect();
+        if self.fault == Fault::ByType {
+            for event in &mut events {
+                event.expected_by = Some(registered.registry.subscribers(&event.event_type));
+                event.registry = registered.registry.version();
+            }
+        }
+        let shown = reading.jobs.unwrap();
+        let mut jobs = Vec::new();
+        for (slot, (name, event)) in SLOTS.iter().enumerate() {
+            let expected = events
+                .iter()
+                .find(|known| known.id.as_str() == format!("e{event}"))
+                .is_some_and(|event| registered.registry.expected(event).any(|expected| expected == *name));
+            let job = match shown[slot] {
+                Some(_) if self.fault == Fault::FormerForgotten && !expected => continue,
+                Some((state, outbox)) => {
+                    Job { outbox: outbox && self.fault != Fault::OutboxIgnored, ..Job::new(state) }
+                }
+                None if self.fault == Fault::UnclaimedIsOver => Job::new(JobState::Succeeded),
+                None => continue,
+            };
+            jobs.push(job.record(slot));
+        }
+        let waiting = jobs.iter().find(|job| job.module == "all").unwrap().clone();
+        let module = registered.modules.iter().find(|module| module.name == "all").unwrap().clone();
+        registered.modules.sort_by(|a, b| a.name.cmp(&b.name));
+        match judge(&waiting, &module, &registered, &jobs, &events) {
+            Readiness::Ready(gathered, _) => {
+                let number = |event: &Event| event.id.as_str()[1..].parse::<usize>().unwrap();
+                Some(gathered.iter().fold(0, |all, event| all | 1 << number(event)))
+            }
+            Readiness::Waiting(_) | Readiness::Unsettled => None,
+        }
+    }
+}
+
+impl Job {
+    pub(super) fn new(state: JobState) -> Self {
+        Self { state, outbox: false }
+    }
+
+    /// The ledger's record of it.
+    pub(super) fn record(self, slot: usize) -> JobRecord {
+        let (module, event) = SLOTS[slot];
+        let event_id = EventId::new(format!("e{event}"));
+        JobRecord {
+            id: JobId::derive(&event_id, module),
+            version: 1,
+            module: module.into(),
+            event_id,
+            event_type: TYPES[event].into(),
+            correlation_id: CorrelationId::new("c"),
+            state: self.state,
+            attempt: 1,
+            attempts: vec![],
+            holder: None,
+            due: 0,
+            term: 0,
+            created: 0,
+            ended: None,
+            cancel: false,
+            outbox: self.outbox,
+            failures: 0,
+            losses: 0,
+            waits_for: None,
+            without: Without::default(),
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! What must hold when the gathering begins, and when all is done.
+
+use ion_model::record::JobState;
+
+use super::rules::Plane;
+use super::{ALL, SLOTS, State, made_by};
+
+/// What is wrong with a gathering that begins to run in this step.
+pub(super) fn began_wrongly(plane: &Plane, before: &State, after: &State) -> Option<String> {
+    // What is adopted began before.
+    if before.runs() || !after.runs() || before.adopted {
+        return None;
+    }
+    let unforeseen = |slot: usize| before.unforeseen & (1 << slot) != 0;
+    // And what comes of such a job.
+    let excused = |slot: usize| unforeseen(slot) || (SLOTS[slot].1 > 2 && unforeseen(SLOTS[slot].1 - 1));
+    for slot in (0..SLOTS.len()).filter(|slot| *slot != ALL && !excused(*slot)) {
+        let job = after.jobs[slot];
+        let tells = job.is_some_and(|job| job.state == JobState::Succeeded && job.outbox);
+        let ended = job.is_some_and(|job| job.state.is_final()) && !tells;
+        let dead = job.is_some_and(|job| job.state == JobState::Dead);
+        let begins = tells
+            || job.is_some_and(|job| job.state.is_active())
+            || (job.is_some() && plane.has(after.registry, slot));
+        let expected = plane.is_for(after, after.registry, slot);
+        if (expected && (dead || !ended)) || (begins && !ended) {
+            return Some(format!("it begins, and {:?} has not ended", SLOTS[slot]));
+        }
+        let made = made_by(slot).map_or(0, |event| after.visible() & (1 << event));
+        if made & !after.gathered.unwrap_or_default() != 0 {
+            return Some(format!("it begins without what {:?} has made", SLOTS[slot]));
+        }
+    }
+    None
+}
+
+/// Whether all is done that will be done without an operator.
+pub(super) fn is_done(plane: &Plane, state: &State) -> bool {
+    if is_over(state) {
+        return true;
+    }
+    let mut dead = false;
+    for slot in (0..SLOTS.len()).filter(|slot| *slot != ALL) {
+        let expected = plane.is_for(state, state.registry, slot);
+        let Some(job) = state.jobs[slot] else {
+            if expected {
+                return false;
+            }
+            continue;
+        };
+        let orphaned = job.state == JobState::Queued && !plane.has(state.registry, slot);
+        if job.outbox || !(job.state.is_final() || orphaned) {
+            return false;
+        }
+        dead |= expected && job.state == JobState::Dead;
+    }
+    dead
+}
+
+/// Whether the gathering has succeeded: what comes after that does not matter to it.
+pub(super) fn is_over(state: &State) -> bool {
+    state.jobs[ALL].is_some_and(|all| all.state == JobState::Succeeded)
+}

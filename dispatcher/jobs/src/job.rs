@@ -1,0 +1,371 @@
+//! What a job may become next: a pure function of its record and what happened. No I/O, no clock.
+
+use std::time::Duration;
+
+use ion_model::clock::{Millis, millis};
+use ion_model::record::{
+    Attempt, AttemptEnd, FailedReads, JobRecord, JobState, StoredLog, WaitsFor, Without,
+};
+use ion_model::text::{REASON_MAX, cut};
+
+/// Attempts that may be lost with their dispatchers before a job is dead: a job that takes its host down must not
+/// go on for ever, and a cluster's ordinary restarts must not end one.
+pub const LOST_MAX: u32 = 5;
+
+/// The wait before the first retry; it doubles up to [`BACKOFF_MAX`].
+const BACKOFF: Duration = Duration::from_secs(1);
+
+/// The longest wait between two attempts.
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+
+/// What happened to a job.
+#[derive(Clone, Debug)]
+pub enum Happening {
+    /// A gathering job: everything below its event has ended.
+    Gathered,
+    /// A gathering job waits for this.
+    WaitsFor(WaitsFor),
+    /// A gathering job that was taken: something below its event works again. It was no attempt.
+    WaitsAgain,
+    /// A gathering job begins without what these would have made.
+    Gathers(Without),
+    /// A dispatcher takes it.
+    Claimed {
+        /// The dispatcher's id.
+        holder: String,
+        /// How long it holds the job without a sign of life.
+        lease: Millis,
+    },
+    /// Its process runs.
+    Running,
+    /// Its holder lives: the lease begins anew.
+    Renewed,
+    /// Its holder goes, and what runs stays: another one may adopt it now.
+    Left,
+    /// Another dispatcher has it from now on; the attempt goes on.
+    Adopted {
+        /// The dispatcher's id.
+        holder: String,
+        /// How long it holds the job without a sign of life.
+        lease: Millis,
+    },
+    /// The attempt ended.
+    Ended(Ended),
+    /// A person wants it stopped, or the dead one dropped.
+    CancelAsked,
+    /// A person wants it tried again.
+    Revived,
+}
+
+/// How an attempt ended, and what the module allows next.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// How.
+    pub end: AttemptEnd,
+    /// The exit status, if it exited by itself.
+    pub exit_code: Option<i32>,
+    /// Why, in words.
+    pub reason: Option<String>,
+    /// Its output.
+    pub log: Option<StoredLog>,
+    /// Events are staged and become visible by this very write.
+    pub staged: bool,
+    /// Its reads that Ion could not answer.
+    pub failed_reads: FailedReads,
+    /// How often the module may be tried again in all.
+    pub retries: u32,
+    /// Between 0 and 1: spreads retries of jobs that failed together.
+    pub jitter: f64,
+}
+
+/// Something happened that cannot happen to a job in this state.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a job that is {} cannot be {happening}", state.as_str())]
+pub struct IllegalStep {
+    /// Where the job stands.
+    pub state: JobState,
+    /// What should have happened.
+    pub happening: &'static str,
+}
+
+impl Happening {
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Gathered => "gathered for",
+            Self::WaitsFor(_) => "waiting",
+            Self::WaitsAgain => "put back",
+            Self::Gathers(_) => "gathering",
+            Self::Claimed { .. } => "claimed",
+            Self::Running => "running",
+            Self::Renewed => "renewed",
+            Self::Left => "left",
+            Self::Adopted { .. } => "adopted",
+            Self::Ended(_) => "ended",
+            Self::CancelAsked => "cancelled",
+            Self::Revived => "revived",
+        }
+    }
+}
+
+/// The record after `happening`. Its version is the ledger's to raise.
+///
+/// # Errors
+/// [`IllegalStep`] when that cannot happen now.
+pub fn next(job: &JobRecord, happening: &Happening, now: Millis) -> Result<JobRecord, IllegalStep> {
+    let mut job = job.clone();
+    match (job.state, happening) {
+        (JobState::Waiting, Happening::WaitsFor(what)) => job.waits_for = Some(what.clone()),
+        (JobState::Waiting, Happening::Gathered) => queue(&mut job, now, 0),
+        (JobState::Starting, Happening::Gathers(without)) => job.without.clone_from(without),
+        (JobState::Queued, Happening::Claimed { holder, lease }) => {
+            job.state = JobState::Starting;
+            job.attempt += 1;
+            job.holder = Some(holder.clone());
+            stand(&mut job, now, *lease);
+            job.attempts.push(Attempt::begun(job.attempt, now));
+        }
+        (JobState::Starting, Happening::WaitsAgain) => {
+            job.state = JobState::Waiting;
+            job.holder = None;
+            job.attempt = job.attempt.saturating_sub(1);
+            job.attempts.pop();
+            stand(&mut job, now, 0);
+        }
+        (JobState::Starting, Happening::Running) => job.state = JobState::Running,
+        (JobState::Starting | JobState::Running, Happening::Renewed) => {
+            let lease = job.term;
+            stand(&mut job, now, lease);
+        }
+        (JobState::Starting | JobState::Running, Happening::Left) => stand(&mut job, now, 0),
+        (JobState::Starting | JobState::Running, Happening::Adopted { holder, lease }) => {
+            job.holder = Some(holder.clone());
+            stand(&mut job, now, *lease);
+        }
+        (JobState::Starting | JobState::Running, Happening::Ended(ended)) => end(&mut job, ended, now),
+        (JobState::Starting | JobState::Running, Happening::CancelAsked) => job.cancel = true,
+        (JobState::Waiting | JobState::Queued | JobState::Dead, Happening::CancelAsked) => {
+            finish(&mut job, JobState::Cancelled, now)
+        }
+        (JobState::Dead | JobState::Cancelled, Happening::Revived) => {
+            job.failures = 0;
+            job.losses = 0;
+            job.cancel = false;
+            job.ended = None;
+            queue(&mut job, now, 0);
+        }
+        (state, happening) => return Err(IllegalStep { state, happening: happening.word() }),
+    }
+    Ok(job)
+}
+
+fn queue(job: &mut JobRecord, now: Millis, wait: Millis) {
+    job.state = JobState::Queued;
+    job.waits_for = None;
+    job.outbox = false;
+    job.holder = None;
+    stand(job, now, wait);
+}
+
+fn stand(job: &mut JobRecord, now: Millis, term: Millis) {
+    job.term = term;
+    job.due = now + term;
+}
+
+fn finish(job: &mut JobRecord, state: JobState, now: Millis) {
+    job.state = state;
+    job.waits_for = None;
+    job.holder = None;
+    stand(job, now, 0);
+    job.ended = Some(now);
+    // Who is dead is told to the bus; the record comes first, so that a broker that is away holds nothing up.
+    job.outbox = state == JobState::Dead;
+}
+
+fn end(job: &mut JobRecord, ended: &Ended, now: Millis) {
+    if let Some(attempt) = job.attempts.last_mut() {
+        attempt.ended = Some(now);
+        attempt.end = Some(ended.end);
+        attempt.exit_code = ended.exit_code;
+        // A module chooses some of the words.
+        attempt.reason = ended.reason.as_deref().map(|reason| cut(reason, REASON_MAX).into_owned());
+        attempt.log = ended.log.as_ref().map(|log| log.entry.clone());
+        attempt.log_left_out = ended.log.as_ref().map_or(0, |log| log.left_out);
+        attempt.failed_reads.clone_from(&ended.failed_reads);
+    }
+    match ended.end {
+        AttemptEnd::Succeeded => {
+            finish(job, JobState::Succeeded, now);
+            job.outbox = ended.staged;
+        }
+        AttemptEnd::Cancelled => finish(job, JobState::Cancelled, now),
+        // A person asked while it was ending by itself: no other attempt follows.
+        _ if job.cancel => finish(job, JobState::Cancelled, now),
+        AttemptEnd::Released => queue(job, now, 0),
+        AttemptEnd::Lost => {
+            job.losses += 1;
+            if job.losses > LOST_MAX { finish(job, JobState::Dead, now) } else { queue(job, now, 0) }
+        }
+        AttemptEnd::NoRoom => {
+            job.losses += 1;
+            if job.losses > LOST_MAX {
+                finish(job, JobState::Dead, now);
+            } else {
+                queue(job, now, millis(backoff(job.losses, ended.jitter)));
+            }
+        }
+        AttemptEnd::CannotRun => {
+            job.failures += 1;
+            finish(job, JobState::Dead, now);
+        }
+        AttemptEnd::Failed | AttemptEnd::TimedOut => {
+            job.failures += 1;
+            if job.failures > ended.retries {
+                finish(job, JobState::Dead, now);
+            } else {
+                queue(job, now, millis(backoff(job.failures, ended.jitter)));
+            }
+        }
+    }
+}
+
+/// The wait after so many failures: doubling, bounded, shortened by up to a quarter.
+fn backoff(failures: u32, jitter: f64) -> Duration {
+    let doubled = BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(BACKOFF_MAX);
+    doubled.mul_f64(1.0 - 0.25 * jitter.clamp(0.0, 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use ion_model::id::{CorrelationId, EventId, JobId};
+
+    use super::*;
+
+    fn job(state: JobState) -> JobRecord {
+        JobRecord {
+            id: JobId::new("j"),
+            version: 1,
+            module: "m".into(),
+            event_id: EventId::new("e"),
+            event_type: "t".into(),
+            correlation_id: CorrelationId::new("c"),
+            state,
+            attempt: 0,
+            attempts: vec![],
+            holder: None,
+            due: 0,
+            term: 0,
+            created: 0,
+            ended: None,
+            cancel: false,
+            outbox: false,
+            failures: 0,
+            losses: 0,
+            waits_for: None,
+            without: Without::default(),
+        }
+    }
+
+    fn ended(end: AttemptEnd) -> Happening {
+        Happening::Ended(Ended {
+            end,
+            exit_code: None,
+            reason: None,
+            log: None,
+            staged: false,
+            failed_reads: FailedReads::default(),
+            retries: 1,
+            jitter: 0.0,
+        })
+    }
+
+    #[test]
+    fn every_state_meets_every_happening() {
+        use JobState::{Cancelled, Dead, Queued, Running, Starting, Succeeded, Waiting};
+        let claimed = || Happening::Claimed { holder: "h".into(), lease: 9 };
+        let renewed = || Happening::Renewed;
+        let table = [
+            (Waiting, vec![(Happening::Gathered, Queued), (Happening::CancelAsked, Cancelled)]),
+            (Queued, vec![(claimed(), Starting), (Happening::CancelAsked, Cancelled)]),
+            (
+                Starting,
+                vec![
+                    (Happening::Running, Running),
+                    (Happening::WaitsAgain, Waiting),
+                    (renewed(), Starting),
+                    (ended(AttemptEnd::Succeeded), Succeeded),
+                    (Happening::CancelAsked, Starting),
+                ],
+            ),
+            (
+                Running,
+                vec![
+                    (renewed(), Running),
+                    (ended(AttemptEnd::Failed), Queued),
+                    (ended(AttemptEnd::Lost), Queued),
+                    (ended(AttemptEnd::Released), Queued),
+                    (ended(AttemptEnd::Cancelled), Cancelled),
+                    (Happening::CancelAsked, Running),
+                ],
+            ),
+            (Succeeded, vec![]),
+            (Dead, vec![(Happening::Revived, Queued), (Happening::CancelAsked, Cancelled)]),
+            (Cancelled, vec![(Happening::Revived, Queued)]),
+        ];
+        let all = [
+            Happening::Gathered,
+            Happening::WaitsAgain,
+            claimed(),
+            Happening::Running,
+            renewed(),
+            ended(AttemptEnd::Failed),
+            Happening::CancelAsked,
+            Happening::Revived,
+        ];
+        for (state, allowed) in table {
+            for (happening, becomes) in &allowed {
+                assert_eq!(
+                    next(&job(state), happening, 5).unwrap().state,
+                    *becomes,
+                    "{state:?} {happening:?}"
+                );
+            }
+            for happening in &all {
+                let legal = allowed.iter().any(|(one, _)| one.word() == happening.word());
+                assert_eq!(next(&job(state), happening, 5).is_ok(), legal, "{state:?} {happening:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn retries_run_out_and_losses_have_a_bound_of_their_own() {
+        let claimed = Happening::Claimed { holder: "h".into(), lease: 9 };
+        let again =
+            |record: &JobRecord, end| next(&next(record, &claimed, 5).unwrap(), &ended(end), 6).unwrap();
+        let once = again(&job(JobState::Queued), AttemptEnd::Failed);
+        assert_eq!((once.state, once.due, once.term, once.attempt), (JobState::Queued, 1006, 1000, 1));
+        let twice = again(&once, AttemptEnd::TimedOut);
+        assert_eq!((twice.state, twice.attempts.len()), (JobState::Dead, 2));
+        let mut lost = job(JobState::Queued);
+        for _ in 0..LOST_MAX {
+            lost = again(&lost, AttemptEnd::Lost);
+            assert_eq!((lost.state, lost.failures), (JobState::Queued, 0));
+        }
+        assert_eq!(again(&lost, AttemptEnd::Lost).state, JobState::Dead);
+        assert_eq!(next(&twice, &Happening::Revived, 7).unwrap().failures, 0);
+    }
+
+    #[test]
+    fn the_wait_doubles_to_a_bound() {
+        assert_eq!(backoff(1, 0.0), Duration::from_secs(1));
+        assert_eq!(backoff(3, 0.0), Duration::from_secs(4));
+        assert_eq!(backoff(40, 0.0), BACKOFF_MAX);
+        assert_eq!(backoff(1, 1.0), Duration::from_millis(750));
+    }
+
+    #[test]
+    fn a_cancelled_job_is_not_tried_again() {
+        let mut running = job(JobState::Running);
+        running.cancel = true;
+        assert_eq!(next(&running, &ended(AttemptEnd::Failed), 5).unwrap().state, JobState::Cancelled);
+    }
+}

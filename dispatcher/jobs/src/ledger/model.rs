@@ -1,0 +1,273 @@
+//! Explores what may happen around one lease: its holder renews it, dies or gives it up by its own clock; the store answers
+//! late, not at all, or writes what it did not answer; a dispatcher watches it, and may be started anew. Of many who watch
+//! each does so for itself: one stands for all. The wall clocks step as they like: at each look they may say that the lease
+//! is over, or that it is not. Who may take the job is decided by [`is_expired`].
+//!
+//! Time goes in twelfths of the lease. What is shown: nobody takes the job of a holder that works on it, and the job of one
+//! that works no more is taken within a lease and a sixth. Each [`Fault`] must be refuted.
+
+use std::collections::HashSet;
+
+use ion_model::clock::Millis;
+
+use super::is_expired;
+
+/// A dispatcher's default lease, and a twelfth of it.
+const LEASE: Millis = 60_000;
+const TICK: Millis = LEASE / 12;
+
+/// In ticks: when the lease is renewed, after what it is given up, for how long an answer is waited for at most.
+const RENEWED_AT: u8 = 4;
+const GIVEN_UP_AFTER: u8 = 8;
+const ANSWERED_BY: u8 = 9;
+
+/// In ticks: how long a store may take to say that it failed, and what a dispatcher that watches lets pass between looks.
+const ANSWER: u8 = 3;
+const LOOK: u8 = 2;
+
+/// Ages are not told apart beyond this.
+const OLD: u8 = 15;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Holder {
+    /// It works, and has renewed the lease so long ago, by its own monotonic clock.
+    Works(u8),
+    Dead,
+    GaveUp,
+}
+
+/// A renewal that was sent and not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Renewal {
+    /// How long ago.
+    age: u8,
+    written: bool,
+}
+
+/// A dispatcher that watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Watcher {
+    /// How long it has seen the lease as it is now; none: it has not seen it so.
+    stood: Option<u8>,
+    /// Since it looked last.
+    looked: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct State {
+    holder: Holder,
+    renewal: Option<Renewal>,
+    /// One that the holder has given up on and that the store may still write.
+    late: bool,
+    /// Since when the record is as it is.
+    stands: u8,
+    watcher: Watcher,
+    taken: bool,
+    /// How often whoever watches may be started anew.
+    starts: u8,
+}
+
+/// A rule that is wrong in one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// The job is taken when the clock says that the lease is over.
+    WallClockAlone,
+    /// It is taken only when the clock says so, too.
+    WallClockToo,
+    /// What is watched is not begun anew with a renewal.
+    RenewalUnseen,
+    /// The holder counts from the answer, and not from before it asked.
+    CountsFromAnswer,
+    /// It waits for the store's answer, however long that takes.
+    WaitsForAnswer,
+    /// It never gives up.
+    NeverGivesUp,
+}
+
+impl State {
+    fn first() -> Self {
+        let watcher = Watcher { stood: None, looked: 0 };
+        Self {
+            holder: Holder::Works(0),
+            renewal: None,
+            late: false,
+            stands: 0,
+            watcher,
+            taken: false,
+            starts: 1,
+        }
+    }
+
+    /// A renewal is written: all who watch see another lease from now on.
+    fn write(&mut self, fault: Fault) {
+        self.stands = 0;
+        if fault != Fault::RenewalUnseen {
+            self.watcher.stood = None;
+        }
+    }
+
+    fn next(&self, fault: Fault) -> Vec<Self> {
+        let mut all = Vec::new();
+        let mut step = |change: &dyn Fn(&mut Self) -> Option<()>| {
+            let mut after = *self;
+            if change(&mut after).is_some() && after != *self {
+                all.push(after);
+            }
+        };
+        if self.taken {
+            return all;
+        }
+        step(&|state| state.tick(fault));
+        step(&|state| {
+            let Holder::Works(renewed) = state.holder else { return None };
+            let sends = renewed >= RENEWED_AT && state.renewal.is_none();
+            let renewal = Renewal { age: 0, written: false };
+            sends.then(|| state.renewal = Some(renewal))
+        });
+        step(&|state| {
+            let renewal = state.renewal.filter(|renewal| !renewal.written)?;
+            state.renewal = Some(Renewal { written: true, ..renewal });
+            state.write(fault);
+            Some(())
+        });
+        step(&|state| {
+            let renewal = state.renewal.take_if(|renewal| renewal.written)?;
+            let Holder::Works(renewed) = &mut state.holder else { return None };
+            *renewed = if fault == Fault::CountsFromAnswer { 0 } else { renewal.age };
+            Some(())
+        });
+        // The store says that it failed, whatever it does later.
+        step(&|state| state.goes_unanswered(fault));
+        step(&|state| {
+            std::mem::take(&mut state.late).then_some(())?;
+            state.write(fault);
+            Some(())
+        });
+        step(&|state| {
+            state.holder = Holder::Dead;
+            state.late |= state.renewal.take().is_some_and(|renewal| !renewal.written);
+            Some(())
+        });
+        for over in [false, true] {
+            step(&|state| state.look(over, fault));
+        }
+        step(&|state| {
+            state.starts = state.starts.checked_sub(1)?;
+            state.watcher.stood = None;
+            Some(())
+        });
+        all
+    }
+
+    /// Time goes on, if nobody has to do something first.
+    fn tick(&mut self, fault: Fault) -> Option<()> {
+        if let Holder::Works(renewed) = &mut self.holder {
+            let waits = self.renewal.is_some();
+            let must_send = !waits && *renewed >= RENEWED_AT;
+            let must_answer = self.renewal.is_some_and(|renewal| renewal.age >= ANSWER);
+            let patient = matches!(fault, Fault::WaitsForAnswer | Fault::NeverGivesUp);
+            let must_give_up = waits && *renewed >= ANSWERED_BY && !patient;
+            if must_send || must_answer || must_give_up {
+                return None;
+            }
+            *renewed = OLD.min(*renewed + 1);
+        }
+        if let Some(renewal) = &mut self.renewal {
+            renewal.age += 1;
+        }
+        self.stands = OLD.min(self.stands + 1);
+        let watcher = &mut self.watcher;
+        watcher.looked += 1;
+        watcher.stood = watcher.stood.map(|stood| OLD.min(stood + 1));
+        (watcher.looked <= LOOK).then_some(())
+    }
+
+    /// The holder hears nothing, or that the store failed, and gives up if it is time.
+    fn goes_unanswered(&mut self, fault: Fault) -> Option<()> {
+        let Holder::Works(renewed) = self.holder else { return None };
+        let renewal = self.renewal.take()?;
+        if renewed > GIVEN_UP_AFTER && fault != Fault::NeverGivesUp {
+            self.holder = Holder::GaveUp;
+        }
+        self.late |= !renewal.written;
+        Some(())
+    }
+
+    /// The dispatcher looks, and takes the job if it may.
+    fn look(&mut self, over: bool, fault: Fault) -> Option<()> {
+        let stood = *self.watcher.stood.get_or_insert(0);
+        self.watcher.looked = 0;
+        let expired = is_expired(LEASE, TICK * i64::from(stood), over);
+        self.taken = match fault {
+            Fault::WallClockAlone => over,
+            Fault::WallClockToo => expired && over,
+            _ => expired,
+        };
+        Some(())
+    }
+
+    fn complaint(&self) -> Option<&'static str> {
+        let works = matches!(self.holder, Holder::Works(_));
+        // Seen first after a look's time, watched for five sixths, taken at the next look. Whoever is started anew begins to
+        // watch then.
+        let late = i64::from(self.stands) > LEASE / TICK + i64::from(LOOK) && self.starts > 0;
+        match self.taken {
+            true if works => Some("the job of a holder that works is taken"),
+            false if late && !works => Some("nobody takes the job of a holder that works no more"),
+            _ => None,
+        }
+    }
+}
+
+/// Explores all there is; gives the first complaint, how many states there are, and whether the job was taken in one.
+fn explore(fault: Fault) -> (Option<String>, usize, bool) {
+    let mut seen = HashSet::from([State::first()]);
+    let mut todo = vec![State::first()];
+    let mut taken = false;
+    while let Some(state) = todo.pop() {
+        if let Some(complaint) = state.complaint() {
+            return (Some(format!("{complaint}: {state:#?}")), seen.len(), taken);
+        }
+        taken |= state.taken;
+        for next in state.next(fault) {
+            if seen.insert(next) {
+                todo.push(next);
+            }
+        }
+    }
+    (None, seen.len(), taken)
+}
+
+#[test]
+fn a_lease_is_taken_from_nobody_who_works_and_from_everybody_who_does_not() {
+    let (complaint, states, taken) = explore(Fault::None);
+    println!("{states} states");
+    assert_eq!(complaint, None);
+    assert!(states > 5_000 && taken, "{states} states");
+}
+
+#[test]
+fn each_seeded_fault_is_refuted() {
+    use Fault::{
+        CountsFromAnswer, NeverGivesUp, RenewalUnseen, WaitsForAnswer, WallClockAlone, WallClockToo,
+    };
+    for fault in [WallClockAlone, WallClockToo, RenewalUnseen, CountsFromAnswer, WaitsForAnswer, NeverGivesUp]
+    {
+        let (complaint, states, _) = explore(fault);
+        let complaint = complaint.unwrap_or_else(|| panic!("{fault:?} does no harm in {states} states"));
+        println!("{fault:?} after {states} states: {}", complaint.split(':').next().unwrap_or_default());
+    }
+}
+
+#[test]
+fn the_clock_says_nothing_of_a_lease_that_is_watched_to_its_end() {
+    for lease in [1, 60_000, 720_000] {
+        for stood in [0, 1, 49_999, 50_000, 599_999, 600_000] {
+            assert_eq!(is_expired(lease, stood, true), is_expired(lease, stood, false), "{lease} {stood}");
+        }
+    }
+    let day = 86_400_000;
+    assert_eq!([false, true].map(|over| is_expired(day, 599_999, over)), [false, false]);
+    assert_eq!([false, true].map(|over| is_expired(day, 600_000, over)), [false, true]);
+}

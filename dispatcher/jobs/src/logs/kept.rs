@@ -1,0 +1,318 @@
+//! The file that keeps what an attempt writes: all of it, or its beginning and its end with a hole between them.
+//!
+//! # How it works
+//! Each byte stands at the offset at which it was written. Of an attempt that writes more than is kept, the middle is given
+//! back to the disk (`fallocate(2)` with PUNCH_HOLE). The hole always begins at [`HEAD`]; readers find where it ends by
+//! SEEK_DATA, look again after they have read, and so never take the zeros of a hole for what was written.
+//!
+//! # What it never does
+//! Lose bytes without a word. What the disk had no room for is counted, and the log says so where they are missing. On a
+//! disk that has no holes the end is not kept, and the log says that.
+
+use std::fs::File;
+use std::io::{self, Seek as _, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+
+/// Bytes kept from the beginning of a log that is too long to be kept whole.
+pub const HEAD: u64 = 128 << 20;
+
+/// Bytes kept from its end.
+const TAIL: u64 = 128 << 20;
+
+/// The middle is given back in steps of so many bytes.
+const STEP: u64 = 16 << 20;
+
+/// Where a hole may end: a multiple of any disk's block.
+const BLOCK: u64 = 1 << 20;
+
+/// Bytes of output that wait while the disk does not take them.
+const PENDING_MAX: usize = 1 << 20;
+
+/// How often a reader looks again because the hole has grown over what it was reading.
+const LOOKS: u32 = 10;
+
+/// A log being written.
+#[derive(Debug)]
+pub struct KeptOutput {
+    file: File,
+    /// Bytes in the file.
+    length: u64,
+    /// The offset at which the hole ends; [`HEAD`] while the file has no hole.
+    hole_end: u64,
+    /// What a full disk did not take yet: the module's own words about it are in there, and it may make room again.
+    pending: Vec<u8>,
+    /// Bytes that there was no room for, and of which nothing is said in the log yet.
+    lost: u64,
+    has_holes: bool,
+}
+
+impl KeptOutput {
+    /// Goes on with the file at `path`.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::options().read(true).append(true).open(path)?;
+        let length = file.metadata()?.len();
+        Ok(Self { file, length, hole_end: HEAD, pending: Vec::new(), lost: 0, has_holes: true })
+    }
+
+    /// The file, to read it.
+    ///
+    /// # Errors
+    /// When this process has no descriptor left.
+    pub fn reader(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
+    /// Adds what came.
+    pub fn add(&mut self, piece: &[u8]) {
+        if !self.has_holes && self.length >= HEAD + TAIL {
+            self.lost += piece.len() as u64;
+            return;
+        }
+        // Nothing is added before the log says how many bytes are missing. Without that line, two pieces that were written
+        // far apart would look adjacent.
+        let room = if self.lost > 0 { 0 } else { PENDING_MAX.saturating_sub(self.pending.len()) };
+        let kept = &piece[..piece.len().min(room)];
+        self.pending.extend_from_slice(kept);
+        self.lost += (piece.len() - kept.len()) as u64;
+        self.write();
+        if self.pending.is_empty() && self.lost > 0 {
+            self.tell_lost();
+        }
+        self.give_back();
+    }
+
+    fn write(&mut self) {
+        while !self.pending.is_empty() {
+            match self.file.write(&self.pending) {
+                Ok(length) => {
+                    self.pending.drain(..length);
+                    self.length += length as u64;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a job's output is not kept yet");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn tell_lost(&mut self) {
+        let why = if self.has_holes { "the disk had no room for them" } else { "no more is kept of a job" };
+        let words = format!("\nion: {} bytes are missing here: {why}\n", self.lost);
+        self.lost = 0;
+        self.pending.extend_from_slice(words.as_bytes());
+        self.write();
+    }
+
+    /// Gives the middle back, once it is [`STEP`] bytes.
+    fn give_back(&mut self) {
+        let end = self.length.saturating_sub(TAIL) / BLOCK * BLOCK;
+        if !self.has_holes || end < self.hole_end + STEP {
+            return;
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match fallocate(&self.file, flags, self.hole_end, end - self.hole_end) {
+            Ok(()) => self.hole_end = end,
+            Err(error) => {
+                tracing::debug!(%error, "the disk makes no holes: the end of a long log is not kept");
+                self.has_holes = false;
+            }
+        }
+    }
+
+    /// Says in the log what is missing at its end. Gives how many bytes the disk did not even take a word of.
+    pub fn finish(mut self) -> u64 {
+        self.write();
+        if self.pending.is_empty() && self.lost > 0 {
+            self.tell_lost();
+        }
+        self.pending.len() as u64 + self.lost
+    }
+}
+
+/// Some bytes of a log.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct LogPiece {
+    /// How many bytes between the place asked for and these are not kept.
+    pub left_out: u64,
+    /// What comes after them; nothing at the end.
+    pub bytes: Vec<u8>,
+}
+
+impl LogPiece {
+    /// The line that stands in place of the bytes that are not kept, for whoever prints this piece.
+    pub fn words(&self) -> Option<String> {
+        (self.left_out > 0).then(|| left_out_words(self.left_out))
+    }
+
+    /// How many bytes of the log this stands for.
+    pub fn length(&self) -> u64 {
+        self.left_out + self.bytes.len() as u64
+    }
+}
+
+fn left_out_words(bytes: u64) -> String {
+    format!("\nion: {bytes} bytes are left out here: of a long log the beginning and the end are kept\n")
+}
+
+/// Reads at most `most` bytes of a log that may be written at the same time, from byte `at` on.
+///
+/// # Errors
+/// The disk's.
+pub fn read_piece(file: &File, at: u64, most: usize) -> io::Result<LogPiece> {
+    for _ in 0..LOOKS {
+        let from = data_from(file, at)?;
+        let most = if from < HEAD { most.min(usize::try_from(HEAD - from).unwrap_or(most)) } else { most };
+        let mut bytes = vec![0; most];
+        let length = file.read_at(&mut bytes, from)?;
+        bytes.truncate(length);
+        if data_from(file, from)? == from {
+            return Ok(LogPiece { left_out: from - at, bytes });
+        }
+    }
+    Ok(LogPiece::default())
+}
+
+/// The first byte from `at` on that is kept.
+fn data_from(file: &File, at: u64) -> io::Result<u64> {
+    if at < HEAD {
+        return Ok(at);
+    }
+    match seek(file, SeekFrom::Data(at)) {
+        Ok(from) => Ok(from),
+        // At the end; or on a disk that has no holes.
+        Err(rustix::io::Errno::NXIO | rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => Ok(at),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The log as it is to be stored, where that is another file than the one that was written: its beginning, how many bytes
+/// are left out, its end. It has no name.
+///
+/// # Errors
+/// The disk's.
+pub fn without_hole(log: &File, folder: &Path) -> io::Result<Option<File>> {
+    let (length, from) = (log.metadata()?.len(), data_from(log, HEAD)?);
+    if length <= HEAD || from == HEAD {
+        return Ok(None);
+    }
+    let mut whole = tempfile::tempfile_in(folder)?;
+    copy(log, 0, HEAD, &mut whole)?;
+    whole.write_all(left_out_words(from - HEAD).as_bytes())?;
+    copy(log, from, length, &mut whole)?;
+    whole.rewind()?;
+    Ok(Some(whole))
+}
+
+fn copy(log: &File, from: u64, to: u64, into: &mut File) -> io::Result<()> {
+    let mut at = from;
+    let mut buffer = vec![0; 1 << 20];
+    while at < to {
+        let most = usize::try_from(to - at).unwrap_or(usize::MAX).min(buffer.len());
+        let length = log.read_at(&mut buffer[..most], at)?;
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        into.write_all(&buffer[..length])?;
+        at += length as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    /// Lines of 64 bytes that tell where they stand.
+    fn numbered(bytes: u64) -> Vec<u8> {
+        (0..bytes / 64).flat_map(|n| format!("{n:063}\n").into_bytes()).collect()
+    }
+
+    #[test]
+    fn of_a_long_log_the_beginning_and_the_end_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        File::create(&path).unwrap();
+        let mut kept = KeptOutput::open(&path).unwrap();
+        let reader = kept.reader().unwrap();
+        let all = numbered(HEAD + TAIL + 5 * STEP);
+        let mut most_on_disk = 0;
+        for piece in all.chunks(1 << 20) {
+            kept.add(piece);
+            most_on_disk = most_on_disk.max(reader.metadata().unwrap().blocks() * 512);
+        }
+        assert!(kept.has_holes, "a disk without holes cannot try this");
+        assert!(most_on_disk <= HEAD + TAIL + 2 * STEP, "{most_on_disk}");
+        assert_eq!(kept.finish(), 0);
+
+        // A reader beside the writer never gets zeros of the hole, and learns how many bytes are missing.
+        let mut at = 0;
+        let mut jumps = Vec::new();
+        loop {
+            let piece = read_piece(&reader, at, 100_000).unwrap();
+            let from = (at + piece.left_out) as usize;
+            assert_eq!(piece.bytes, all[from..from + piece.bytes.len()]);
+            if let Some(words) = piece.words() {
+                jumps.push((at, words));
+            }
+            if piece.length() == 0 {
+                break;
+            }
+            at += piece.length();
+        }
+        assert_eq!(at, all.len() as u64);
+        let [(HEAD, words)] = &jumps[..] else { panic!("{jumps:?}") };
+
+        let whole = without_hole(&reader, folder.path()).unwrap().unwrap();
+        let mut text = vec![0; whole.metadata().unwrap().len() as usize];
+        whole.read_exact_at(&mut text, 0).unwrap();
+        let end = &text[HEAD as usize + words.len()..];
+        assert_eq!(text[..HEAD as usize], all[..HEAD as usize]);
+        assert_eq!(&text[HEAD as usize..HEAD as usize + words.len()], words.as_bytes());
+        assert!(end.len() as u64 >= TAIL);
+        assert!(all.ends_with(end));
+        assert!(words.contains(&(all.len() as u64 - HEAD - end.len() as u64).to_string()), "{words}");
+    }
+
+    #[test]
+    fn a_log_that_fits_is_stored_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        File::create(&path).unwrap();
+        let mut kept = KeptOutput::open(&path).unwrap();
+        kept.add(b"hello");
+        let reader = kept.reader().unwrap();
+        assert_eq!(kept.finish(), 0);
+        assert!(without_hole(&reader, folder.path()).unwrap().is_none());
+        assert_eq!(read_piece(&reader, 1, 3).unwrap(), LogPiece { left_out: 0, bytes: b"ell".to_vec() });
+        assert_eq!(read_piece(&reader, 5, 3).unwrap(), LogPiece::default());
+        assert_eq!(read_piece(&reader, HEAD + 9, 3).unwrap(), LogPiece::default());
+    }
+
+    /// A disk that takes nothing for a while: /dev/full takes nothing at all.
+    #[test]
+    fn what_a_full_disk_did_not_take_is_counted() {
+        let mut kept = KeptOutput::open(Path::new("/dev/full")).unwrap();
+        kept.add(&vec![b'x'; PENDING_MAX]);
+        kept.add(b"more than waits");
+        assert_eq!(kept.lost, 15);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        File::create(&path).unwrap();
+        kept.file = File::options().read(true).append(true).open(&path).unwrap();
+        kept.add(b"lost as well");
+        kept.add(b"kept again");
+        assert_eq!(kept.finish(), 0);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let (_, end) = text.split_at(PENDING_MAX);
+        assert_eq!(end, "\nion: 27 bytes are missing here: the disk had no room for them\nkept again");
+    }
+}

@@ -1,0 +1,762 @@
+//! Modules, and the pipeline file that declares them (DESIGN.md section 8).
+//!
+//! A file that is wrong is refused before anything starts, with its line, the field and what is allowed there.
+
+mod bounds;
+mod chain;
+mod container;
+mod cycles;
+mod image;
+mod kubernetes;
+mod link;
+mod mistake;
+mod nothing;
+mod older;
+mod resources;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ion_model::event::is_event_type;
+use ion_model::limits::SetLimits;
+use ion_model::record::CommitMode;
+use ion_plane::address::FileUrls;
+use ion_stores::encode;
+use serde::{Deserialize, Serialize};
+use serde_saphyr::{Location, Spanned};
+use uuid::Uuid;
+
+pub use self::bounds::{AT_A_TIME_MAX, TIME_MAX, at_a_time, time_within};
+use self::chain::{ChainEntry, LinkEntry, LinkTerms, chain, link_of};
+pub use self::container::{Container, ExecutorKind, Network};
+use self::container::{ContainerTerms, check_beside};
+pub use self::cycles::cycles;
+pub use self::image::ImageReference;
+pub use self::kubernetes::{KubernetesTerms, Toleration};
+pub use self::link::{Link, LinkSettings, OUTPUT_MAX};
+pub use self::nothing::{slips, starts_nothing};
+use self::older::older_words;
+pub use self::resources::Resources;
+
+/// How long a job may run unless its module says otherwise: older Ion's default.
+const TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Retries unless the module says otherwise. Commits are idempotent, so trying again is safe; three outlast a
+/// store's restart.
+const RETRIES: u32 = 3;
+
+/// The most of them: with a minute between two, this is most of a day.
+const RETRIES_MAX: u32 = 1000;
+
+/// Where the tree stands for a module.
+const MOUNT_AT: &str = "/ion";
+
+/// Where older modules look for their tree before they look at [`MOUNT_AT`].
+const BASE_DIR: &str = "HANDLER_BASE_DIR";
+
+/// In a module's `emits`: any event type. For `ion run`; no pipeline file may say it.
+pub const ANY_TYPE: &str = "*";
+
+/// What is wrong with a pipeline file.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// It cannot be read.
+    #[error("{path} cannot be read")]
+    Read {
+        /// The file.
+        path: String,
+        /// The system's error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It says something that is not allowed.
+    #[error("{path}:{line}:{column}: {reason}")]
+    Wrong {
+        /// The file.
+        path: String,
+        /// The line, from 1.
+        line: u64,
+        /// The column, from 1.
+        column: u64,
+        /// What is wrong and what is allowed.
+        reason: String,
+    },
+}
+
+/// What a gathering module does about a dead job below its event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDead {
+    /// Waits until it is retried or dropped.
+    #[default]
+    Wait,
+    /// Starts without what it would have made.
+    Go,
+}
+
+/// What is served beside a job for a module that does not only read and write files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Api {
+    /// Nothing.
+    #[default]
+    None,
+    /// The localhost API of older Ion's second generation: `GET /ready`, then `GET /done`.
+    Sidecar,
+}
+
+/// One module, as registered in the plane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Module {
+    /// Its name: the id of its document.
+    #[serde(rename = "id")]
+    pub name: String,
+    /// Event types it starts on; empty for a gathering module.
+    #[serde(default)]
+    pub on: Vec<String>,
+    /// The event type it gathers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gather: Option<String>,
+    /// Below one event of this type.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per: Option<String>,
+    /// What a dead job below does.
+    #[serde(default)]
+    pub on_dead: OnDead,
+    /// Event types it may publish.
+    #[serde(default)]
+    pub emits: Vec<String>,
+    /// The program and its arguments; empty for a chain, and where the image says it.
+    pub run: Vec<String>,
+    /// What runs its jobs.
+    #[serde(default)]
+    pub executor: ExecutorKind,
+    /// What they run from; none for programs of this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
+    /// Where its pods may run.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub kubernetes: KubernetesTerms,
+    /// The programs through which its input goes from stdin to stdout; empty for a module that reads and writes files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<Link>,
+    /// What those may take.
+    #[serde(default)]
+    pub link_settings: LinkSettings,
+    /// Whether its programs keep the daemon's capabilities and see the machine's devices and settings.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub privileged: bool,
+    /// What it adds to the environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// When its events are committed.
+    #[serde(default)]
+    pub commit: CommitMode,
+    /// What is served beside its jobs.
+    #[serde(default)]
+    pub api: Api,
+    /// Whether its files' addresses stand among its values.
+    #[serde(default)]
+    pub urls: FileUrls,
+    /// How long a job may run.
+    #[serde(with = "milliseconds", rename = "timeoutMs")]
+    pub timeout: Duration,
+    /// How often a failed job is tried again.
+    pub retries: u32,
+    /// Jobs at a time in one dispatcher.
+    pub concurrency: usize,
+    /// What its jobs may take, where not as much as others.
+    #[serde(default, skip_serializing_if = "SetLimits::is_empty")]
+    pub limits: SetLimits,
+    /// The working folder: that of the pipeline file.
+    pub directory: PathBuf,
+    /// The name of the file in that folder; none: it was registered without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<String>,
+}
+
+pub(crate) mod milliseconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_millis)
+    }
+}
+
+impl Module {
+    /// A module with nothing but a name and a program; all else as a pipeline file leaves it.
+    pub fn new(name: &str, run: Vec<String>, directory: PathBuf) -> Self {
+        Self {
+            name: name.to_owned(),
+            on: vec![],
+            gather: None,
+            per: None,
+            on_dead: OnDead::default(),
+            emits: vec![],
+            run,
+            executor: ExecutorKind::default(),
+            container: None,
+            kubernetes: KubernetesTerms::default(),
+            links: vec![],
+            link_settings: LinkSettings::default(),
+            privileged: false,
+            env: BTreeMap::new(),
+            commit: CommitMode::default(),
+            api: Api::default(),
+            urls: FileUrls::default(),
+            timeout: TIMEOUT,
+            retries: RETRIES,
+            concurrency: default_concurrency(),
+            limits: SetLimits::default(),
+            directory,
+            pipeline: None,
+        }
+    }
+
+    /// A module of what a pipeline file may say of one, `fields`, where there is no file; checked alike, but for whether its
+    /// programs are there.
+    ///
+    /// # Errors
+    /// The first mistake, in words.
+    pub fn from_fields(
+        name: &str,
+        fields: &serde_json::Map<String, serde_json::Value>,
+        directory: &Path,
+    ) -> Result<Self, String> {
+        // What is JSON is YAML, too.
+        let text = serde_json::json!({"modules": {name: fields}}).to_string();
+        match Pipeline::from_bytes(text.as_bytes(), name, directory) {
+            Ok(mut pipeline) => pipeline.modules.pop().ok_or_else(|| "it is no module".into()),
+            Err(PipelineError::Wrong { reason, .. }) => Err(reason),
+            Err(other) => Err(other.to_string()),
+        }
+    }
+
+    /// Where its tree stands: `/ion`, unless its environment has `HANDLER_BASE_DIR`.
+    pub fn base_dir(&self) -> PathBuf {
+        self.env.get(BASE_DIR).map_or_else(|| MOUNT_AT.into(), PathBuf::from)
+    }
+
+    /// What tells this definition from any other.
+    pub fn fingerprint(&self) -> String {
+        Uuid::new_v5(&Uuid::NAMESPACE_OID, encode(self).to_string().as_bytes()).simple().to_string()
+    }
+
+    /// The fields in which another definition differs.
+    pub fn differs_in(&self, other: &Self) -> Vec<String> {
+        let (one, other) = (encode(self), encode(other));
+        let all = [&one, &other].into_iter().flat_map(|fields| fields.as_object().into_iter().flatten());
+        let names: BTreeSet<&String> = all.map(|(name, _)| name).collect();
+        names.into_iter().filter(|name| one[name.as_str()] != other[name.as_str()]).cloned().collect()
+    }
+
+    /// The event types whose messages reach it.
+    pub fn subscribes(&self) -> Vec<String> {
+        self.on.iter().chain(&self.per).cloned().collect()
+    }
+
+    /// The program with its path made sure, and its arguments. In an image, paths are the image's.
+    pub fn argv(&self) -> Vec<String> {
+        if self.container.is_none() { self.placed(self.run.clone()) } else { self.run.clone() }
+    }
+
+    /// The same of one of its links. In an image, paths are the image's.
+    pub fn argv_of(&self, link: &Link) -> Vec<String> {
+        let argv = [&link.command].into_iter().chain(&link.arguments).cloned().collect();
+        if link.image.is_empty() { self.placed(argv) } else { argv }
+    }
+
+    /// What one of its links runs from; none for a program of this machine.
+    ///
+    /// # Errors
+    /// In words, when its image is none.
+    pub fn container_of(&self, link: &Link) -> Result<Option<Container>, String> {
+        match (&self.container, &*link.image) {
+            (Some(container), _) => Ok(Some(container.clone())),
+            (None, "") => Ok(None),
+            (None, image) => ImageReference::parse(image, &self.directory).map(Container::of).map(Some),
+        }
+    }
+
+    fn placed(&self, mut argv: Vec<String>) -> Vec<String> {
+        if let Some(program) = argv.first_mut()
+            && program.contains('/')
+        {
+            *program = self.directory.join(&*program).display().to_string();
+        }
+        argv
+    }
+
+    /// The event type of what comes from outside to start it: its first.
+    pub fn starts_on(&self) -> Option<&str> {
+        self.on.first().map(String::as_str)
+    }
+
+    /// Whether its programs are there and may be executed; what to do about it if not.
+    ///
+    /// # Errors
+    /// The reason, in words.
+    pub fn check_programs(&self, path: &str) -> Result<(), String> {
+        if self.links.is_empty() {
+            return match &self.container {
+                Some(container) => container.image.check(),
+                None => self.check_program(self.argv(), path),
+            };
+        }
+        self.links.iter().try_for_each(|link| {
+            let checked = match self.container_of(link) {
+                Ok(Some(container)) => container.image.check(),
+                Ok(None) => self.check_program(self.argv_of(link), path),
+                Err(reason) => Err(reason),
+            };
+            checked.map_err(|reason| format!("link {:?}: {reason}", link.name))
+        })
+    }
+
+    fn check_program(&self, argv: Vec<String>, path: &str) -> Result<(), String> {
+        let Some(program) = argv.into_iter().next() else { return Err("\"run\" is empty".into()) };
+        let executable =
+            |file: &Path| file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+        if program.contains('/') {
+            let file = Path::new(&program);
+            return match file.metadata() {
+                Err(_) => Err(format!("program {program} is not there")),
+                Ok(_) if !executable(file) => {
+                    Err(format!("program {program} is not executable; allow it with `chmod +x {program}`"))
+                }
+                Ok(_) => Ok(()),
+            };
+        }
+        let found = path.split(':').any(|folder| executable(&Path::new(folder).join(&program)));
+        if found {
+            Ok(())
+        } else {
+            Err(format!(
+                "program {program:?} is in no folder of PATH; for one beside this file write ./{program}"
+            ))
+        }
+    }
+}
+
+fn default_concurrency() -> usize {
+    std::thread::available_parallelism().map_or(1, Into::into)
+}
+
+/// A pipeline: modules that work together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pipeline {
+    /// Its name.
+    pub name: String,
+    /// Its modules, by name.
+    pub modules: Vec<Module>,
+    /// Where it keeps what it works on.
+    pub plane: PlaneSection,
+}
+
+/// The `plane:` section: the stores' URLs. `${NAME}` in them stands for a variable of the daemon's environment, so that
+/// no password has to stand in the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlaneSection {
+    /// `file://`, `s3://`, `az://` or `gs://`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blobs: Option<String>,
+    /// `sqlite://`, `mongodb://` or `mongodb+srv://`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub documents: Option<String>,
+    /// `sqlite://`, `amqp://` or `amqps://`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bus: Option<String>,
+}
+
+impl PlaneSection {
+    /// The section with every `${NAME}` replaced.
+    ///
+    /// # Errors
+    /// The name of a variable that is not there, in words.
+    pub fn expanded(&self, variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
+        let expand = |url: &Option<String>| url.as_deref().map(|url| expand(url, &variable)).transpose();
+        Ok(Self { blobs: expand(&self.blobs)?, documents: expand(&self.documents)?, bus: expand(&self.bus)? })
+    }
+}
+
+fn expand(url: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String, String> {
+    let mut expanded = String::new();
+    let mut rest = url;
+    while let Some((before, after)) = rest.split_once("${") {
+        let (name, after) =
+            after.split_once('}').ok_or("a \"${\" in the plane section has no \"}\"".to_owned())?;
+        let value = variable(name)
+            .ok_or_else(|| format!("the plane section names ${{{name}}}, which is not in the environment"))?;
+        expanded.push_str(before);
+        expanded.push_str(&value);
+        rest = after;
+    }
+    expanded.push_str(rest);
+    Ok(expanded)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    name: Option<String>,
+    #[serde(default)]
+    plane: PlaneSection,
+    modules: Option<Spanned<BTreeMap<String, Spanned<Entry>>>>,
+    #[serde(rename = "Chain")]
+    chain: Option<Spanned<Vec<Spanned<LinkEntry>>>>,
+    timeout: Option<Spanned<String>>,
+    concurrency: Option<Spanned<usize>>,
+    warm: Option<Spanned<usize>>,
+    idle: Option<Spanned<String>>,
+    output: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    on: Option<Spanned<Vec<Spanned<String>>>>,
+    gather: Option<Spanned<String>>,
+    per: Option<Spanned<String>>,
+    #[serde(rename = "on-dead")]
+    on_dead: Option<OnDead>,
+    emits: Option<Vec<Spanned<String>>>,
+    run: Option<Spanned<Vec<String>>>,
+    image: Option<Spanned<String>>,
+    env: Option<Spanned<BTreeMap<String, String>>>,
+    commit: Option<CommitMode>,
+    api: Option<Spanned<String>>,
+    urls: Option<Spanned<String>>,
+    timeout: Option<Spanned<String>>,
+    retries: Option<Spanned<u32>>,
+    concurrency: Option<Spanned<usize>>,
+    #[serde(default)]
+    limits: BTreeMap<String, Spanned<String>>,
+    executor: Option<Spanned<String>>,
+    network: Option<Spanned<String>>,
+    resources: Option<Spanned<BTreeMap<String, Spanned<String>>>>,
+    user: Option<Spanned<String>>,
+    kubernetes: Option<Spanned<KubernetesTerms>>,
+    privileged: Option<Spanned<bool>>,
+    #[serde(default)]
+    stdio: bool,
+    warm: Option<Spanned<usize>>,
+    idle: Option<Spanned<String>>,
+    output: Option<Spanned<String>>,
+}
+
+/// What is wrong, and where.
+type Wrong = (Location, String);
+
+impl Pipeline {
+    /// Reads and checks a pipeline file; `path` is where programs without a slash are looked for.
+    ///
+    /// # Errors
+    /// The first mistake, with its place.
+    pub fn load(file: &Path, path: &str) -> Result<Self, PipelineError> {
+        let name = file.display().to_string();
+        let unreadable = |source| PipelineError::Read { path: name.clone(), source };
+        let bytes = std::fs::read(file).map_err(unreadable)?;
+        let file = std::path::absolute(file).map_err(unreadable)?;
+        let directory = file.parent().unwrap_or(Path::new("/"));
+        let (mut pipeline, places) = Self::parse(&bytes, &name, directory)?;
+        pipeline.check_programs(&places, &name, path)?;
+        let name = file.file_name().map(|name| name.to_string_lossy().into_owned());
+        pipeline.modules.iter_mut().for_each(|module| module.pipeline.clone_from(&name));
+        Ok(pipeline)
+    }
+
+    /// Checks a file's bytes: everything but whether its programs are there. `name` is what mistakes are told with;
+    /// programs lie below `directory`.
+    ///
+    /// # Errors
+    /// The first mistake, with its place.
+    pub fn from_bytes(bytes: &[u8], name: &str, directory: &Path) -> Result<Self, PipelineError> {
+        Self::parse(bytes, name, directory).map(|(pipeline, _)| pipeline)
+    }
+
+    fn check_programs(
+        &self,
+        places: &BTreeMap<String, Location>,
+        file: &str,
+        path: &str,
+    ) -> Result<(), PipelineError> {
+        for module in &self.modules {
+            module.check_programs(path).map_err(|reason| {
+                let place = places.get(&module.name).copied().unwrap_or(Location::UNKNOWN);
+                wrong(file, (place, format!("module {:?}: {reason}", module.name)))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Checks everything but the programs; gives where each module's `run` stands too.
+    fn parse(
+        bytes: &[u8],
+        name: &str,
+        directory: &Path,
+    ) -> Result<(Self, BTreeMap<String, Location>), PipelineError> {
+        let text = std::str::from_utf8(bytes).map_err(|error| PipelineError::Wrong {
+            path: name.to_owned(),
+            line: 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() as u64,
+            column: 1,
+            reason: "the file is not UTF-8".into(),
+        })?;
+        let file = mistake::read(text);
+        file.and_then(|file| build(file, directory)).map_err(|at| wrong(name, at))
+    }
+}
+
+fn wrong(path: &str, (place, reason): Wrong) -> PipelineError {
+    // An empty file has no place; the first line is where something belongs.
+    PipelineError::Wrong {
+        path: path.to_owned(),
+        line: place.line().max(1),
+        column: place.column().max(1),
+        reason,
+    }
+}
+
+fn build(file: File, directory: &Path) -> Result<(Pipeline, BTreeMap<String, Location>), Wrong> {
+    let name = file.name.unwrap_or_else(|| "pipeline".into());
+    let File { timeout, concurrency, warm, idle, output, .. } = file;
+    let of_chain = ChainEntry { timeout, concurrency, links: LinkTerms { warm, idle, output } };
+    if let Some(links) = file.chain {
+        if let Some(modules) = file.modules {
+            return Err((
+                modules.referenced,
+                "\"Chain\" and \"modules\" exclude each other in one file".into(),
+            ));
+        }
+        let place = links.referenced;
+        let module = chain(&name, links, of_chain, directory)?;
+        let places = BTreeMap::from([(module.name.clone(), place)]);
+        return Ok((Pipeline { name, modules: vec![module], plane: file.plane }, places));
+    }
+    if let Some((place, key)) = of_chain.stray() {
+        return Err((place, format!("{key:?} stands beside \"Chain\", or in a module")));
+    }
+    let Some(entries) = file.modules else {
+        return Err((Location::UNKNOWN, "there is no \"modules\": a map from names to modules".into()));
+    };
+    if entries.value.is_empty() {
+        return Err((entries.referenced, "\"modules\" is empty".into()));
+    }
+    let mut places = BTreeMap::new();
+    let mut gathers = BTreeMap::new();
+    let mut modules = Vec::new();
+    for (name, entry) in entries.value {
+        let place = entry.referenced;
+        let in_module = |(place, reason): Wrong| (place, format!("module {name:?}: {reason}"));
+        if !is_event_type(&name) {
+            return Err((
+                place,
+                format!("{name:?} cannot be a module's name: letters, digits, '.', '_' and '-' are allowed"),
+            ));
+        }
+        places.insert(name.clone(), entry.value.run.as_ref().map_or(place, |run| run.referenced));
+        gathers.extend(entry.value.gather.as_ref().map(|gather| (name.clone(), gather.referenced)));
+        modules.push(module(&name, entry.value, place, directory).map_err(in_module)?);
+    }
+    check_gathers(&modules, &gathers)?;
+    Ok((Pipeline { name, modules, plane: file.plane }, places))
+}
+
+fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result<Module, Wrong> {
+    let Entry { image, executor, network, resources, user, kubernetes, .. } = entry;
+    let (executor, container) =
+        ContainerTerms { image, executor, network, resources, user }.read(directory)?;
+    let run = match (entry.run, &container) {
+        (Some(run), _) if run.value.first().is_none_or(String::is_empty) => {
+            return Err((
+                run.referenced,
+                "\"run\" is empty: the program and its arguments are needed".into(),
+            ));
+        }
+        (Some(run), _) => run.value,
+        (None, Some(_)) => vec![],
+        (None, None) => {
+            let reason = "\"run\" is missing: the program and its arguments, as in run: [./sample.sh] (or an \"image\" that says it)";
+            return Err((place, reason.to_owned()));
+        }
+    };
+    let kubernetes = match (kubernetes, executor) {
+        (Some(terms), ExecutorKind::Kubernetes) => terms.value,
+        (Some(terms), _) => {
+            return Err((terms.referenced, "\"kubernetes\" belongs to \"executor: kubernetes\"".into()));
+        }
+        (None, _) => KubernetesTerms::default(),
+    };
+    let privileged = privileged_of(entry.privileged, container.is_some(), entry.stdio)?;
+    let mut module = Module {
+        executor,
+        container,
+        kubernetes,
+        privileged,
+        ..Module::new(name, run, directory.to_owned())
+    };
+    match (entry.on, entry.gather, entry.per) {
+        (Some(on), None, None) => {
+            if on.value.is_empty() {
+                return Err((on.referenced, "\"on\" is empty: no event would ever start it".into()));
+            }
+            module.on = event_types(on.value)?;
+        }
+        (None, Some(gather), Some(per)) => {
+            module.gather = event_types(vec![gather])?.pop();
+            module.per = event_types(vec![per])?.pop();
+        }
+        (None, Some(gather), None) => {
+            return Err((
+                gather.referenced,
+                "\"gather\" needs \"per\": the event type below which it gathers".into(),
+            ));
+        }
+        (None, None, Some(per)) => return Err((per.referenced, "\"per\" belongs to \"gather\"".into())),
+        (None, None, None) => {
+            return Err((
+                place,
+                "\"on\" is missing: the event types it starts on (or \"gather\" and \"per\")".into(),
+            ));
+        }
+        (Some(on), _, _) => return Err((on.referenced, "\"on\" and \"gather\" exclude each other".into())),
+    }
+    module.emits = event_types(entry.emits.unwrap_or_default())?;
+    older_words(&mut module, entry.env, entry.api, entry.commit, entry.urls)?;
+    check_beside(&module).map_err(|reason| (place, reason))?;
+    let of_links = LinkTerms { warm: entry.warm, idle: entry.idle, output: entry.output };
+    if entry.stdio {
+        module.links = vec![link_of(&module)];
+        if module.emits.len() != 1 || module.gather.is_some() {
+            return Err((
+                place,
+                "with \"stdio: true\" what it writes to stdout is one event: \"on\" and one type in \"emits\" are needed".into(),
+            ));
+        }
+        of_links.apply(&mut module)?;
+    } else if let Some((place, key)) = of_links.stray() {
+        return Err((place, format!("{key:?} belongs to \"stdio: true\"")));
+    }
+    module.on_dead = entry.on_dead.unwrap_or_default();
+    if let Some(retries) = entry.retries {
+        module.retries = retries.value;
+        if retries.value > RETRIES_MAX {
+            let reason = format!("\"retries\" is {}: 0 to {RETRIES_MAX} are allowed", retries.value);
+            return Err((retries.referenced, reason));
+        }
+    }
+    terms(&mut module, entry.timeout, entry.concurrency)?;
+    for (name, value) in entry.limits {
+        module.limits.set(&name, &value.value).map_err(|wrong| (value.referenced, wrong))?;
+    }
+    Ok(module)
+}
+
+/// Whether it keeps rights, which only a program of this machine that works with files can have.
+fn privileged_of(said: Option<Spanned<bool>>, container: bool, stdio: bool) -> Result<bool, Wrong> {
+    let Some(said) = said.filter(|said| said.value) else { return Ok(false) };
+    let reason = match (container, stdio) {
+        (true, _) => "a module with an \"image\" has no rights on the machine; leave \"privileged\" out",
+        (_, true) => {
+            "with \"stdio: true\" it reads and writes bytes, and needs no rights; leave \"privileged\" out"
+        }
+        (false, false) => return Ok(true),
+    };
+    Err((said.referenced, reason.into()))
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn terms(
+    module: &mut Module,
+    timeout: Option<Spanned<String>>,
+    concurrency: Option<Spanned<usize>>,
+) -> Result<(), Wrong> {
+    if let Some(timeout) = timeout {
+        module.timeout = duration("timeout", timeout)?;
+    }
+    if let Some(concurrency) = concurrency {
+        if !(1..=AT_A_TIME_MAX).contains(&concurrency.value) {
+            let said = concurrency.value;
+            let reason =
+                format!("\"concurrency\" is {said}: 1 to {AT_A_TIME_MAX} jobs at a time are allowed");
+            return Err((concurrency.referenced, reason));
+        }
+        module.concurrency = concurrency.value;
+    }
+    Ok(())
+}
+
+fn duration(key: &str, said: Spanned<String>) -> Result<Duration, Wrong> {
+    // Shorter is over before a process has begun.
+    let time = time_within(&said.value, Duration::from_millis(100), TIME_MAX);
+    time.map_err(|wrong| (said.referenced, format!("{key:?} {wrong}")))
+}
+
+fn event_types(types: Vec<Spanned<String>>) -> Result<Vec<String>, Wrong> {
+    let checked = |event_type: Spanned<String>| {
+        if is_event_type(&event_type.value) {
+            Ok(event_type.value)
+        } else {
+            Err((
+                event_type.referenced,
+                format!(
+                    "{:?} cannot be an event type: letters, digits, '.', '_' and '-' are allowed, at most 200",
+                    event_type.value
+                ),
+            ))
+        }
+    };
+    types.into_iter().map(checked).collect()
+}
+
+/// The event types that can come of `from`, through whatever modules there are.
+pub(crate) fn reachable(modules: &[Module], from: &[String]) -> BTreeSet<String> {
+    let mut found: BTreeSet<String> = from.iter().cloned().collect();
+    loop {
+        let before = found.len();
+        for module in modules {
+            if module.on.iter().chain(&module.gather).any(|event_type| found.contains(event_type)) {
+                found.extend(module.emits.iter().cloned());
+            }
+        }
+        if found.len() == before {
+            return found;
+        }
+    }
+}
+
+/// Refuses gathering what nobody publishes, and gathers that wait for each other.
+fn check_gathers(modules: &[Module], places: &BTreeMap<String, Location>) -> Result<(), Wrong> {
+    for module in modules {
+        let Some(gather) = &module.gather else { continue };
+        let place = places.get(&module.name).copied().unwrap_or(Location::UNKNOWN);
+        if !modules.iter().any(|other| other.emits.contains(gather)) {
+            return Err((
+                place,
+                format!("module {:?}: it gathers {gather:?}, which no module emits", module.name),
+            ));
+        }
+        if reachable(modules, &module.emits).contains(gather) {
+            return Err((
+                place,
+                format!("module {:?}: what it emits leads to {gather:?}, which it waits for", module.name),
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

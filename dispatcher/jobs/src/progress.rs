@@ -1,0 +1,216 @@
+//! How far a correlation has come: what `--wait`, `trace` and the gateway show.
+
+mod obstacles;
+
+use std::collections::BTreeMap;
+
+use ion_model::event::{Event, Publication};
+use ion_model::id::JobId;
+use ion_model::record::{InsightRecord, JobRecord, JobState, WaitsFor};
+use ion_stores::{Collection, Query, StoreError, encode};
+use serde_json::{Value, json};
+
+pub use self::obstacles::{Obstacle, obstacles};
+use crate::gather::{Readiness, readiness};
+use crate::ledger::{JobFilter, Ledger, Registered};
+
+/// A correlation at one moment.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// Its events, oldest first.
+    pub events: Vec<Event>,
+    /// Its jobs, oldest first.
+    pub jobs: Vec<JobRecord>,
+    /// Jobs that events still wait for: nobody has claimed them yet.
+    pub unclaimed: usize,
+    /// What each gathering job waits for.
+    pub waits_for: BTreeMap<JobId, WaitsFor>,
+    /// Gathering jobs that dead jobs hold back.
+    pub held_back: usize,
+    /// Nothing more will happen by itself.
+    pub ended: bool,
+    /// Some of the jobs that have to end first: see [`is_under_way`].
+    pub under_way: Vec<JobId>,
+}
+
+/// Jobs that [`Status::under_way`] names. One is enough most of the time; more spare whole looks while jobs end one by one.
+const UNDER_WAY: usize = 8;
+
+impl Status {
+    /// Whether something went wrong for good.
+    pub fn failed(&self) -> bool {
+        self.held_back > 0
+            || self.jobs.iter().any(|job| matches!(job.state, JobState::Dead | JobState::Cancelled))
+    }
+
+    /// Gathering jobs that have run without a job that was run again since, and one such job of each.
+    pub fn outdated(&self) -> Vec<(&JobRecord, &JobRecord)> {
+        let gatherers = self.jobs.iter().filter(|job| !job.without.is_empty());
+        let by_id: BTreeMap<&JobId, &JobRecord> = match gatherers.clone().next() {
+            Some(_) => self.jobs.iter().map(|job| (&job.id, job)).collect(),
+            None => BTreeMap::new(),
+        };
+        let again = |id: &JobId| {
+            let job = by_id.get(id).copied()?;
+            (!matches!(job.state, JobState::Cancelled | JobState::Dead)).then_some(job)
+        };
+        gatherers.filter_map(|job| Some((job, job.without.jobs.iter().find_map(again)?))).collect()
+    }
+
+    /// How it stands, in a word.
+    pub fn verdict(&self) -> Verdict {
+        match (self.ended, self.failed()) {
+            (false, _) => Verdict::Running,
+            (true, false) => Verdict::Succeeded,
+            (true, true) => Verdict::Failed,
+        }
+    }
+
+    /// How many jobs of each module are in each state.
+    pub fn by_module(&self) -> BTreeMap<&str, BTreeMap<&'static str, usize>> {
+        let mut counts: BTreeMap<&str, BTreeMap<&'static str, usize>> = BTreeMap::new();
+        for job in &self.jobs {
+            *counts.entry(&job.module).or_default().entry(job.state.as_str()).or_default() += 1;
+        }
+        counts
+    }
+}
+
+/// How a correlation stands, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Something may still happen.
+    Running,
+    /// All of it ended well.
+    Succeeded,
+    /// All that can has ended, and something went wrong for good.
+    Failed,
+}
+
+impl Verdict {
+    /// The word shown to people and programs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// All that is known of a correlation.
+#[derive(Clone, Debug)]
+pub struct Trace {
+    /// Its events and jobs.
+    pub status: Status,
+    /// What its jobs keep for analysis, by job.
+    pub insights: BTreeMap<String, InsightRecord>,
+}
+
+impl Trace {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When a store cannot be read.
+    pub async fn read(ledger: &Ledger, correlation: &str) -> Result<Self, StoreError> {
+        let registered = ledger.registered().await?;
+        let status = status(ledger, correlation, &registered).await?;
+        let equals =
+            vec![("context.correlationId", json!(correlation)), ("context.documentType", json!("insight"))];
+        let insights: Vec<InsightRecord> =
+            ledger.plane().documents.find_as(Query::equal(Collection::Events, equals)).await?;
+        let visible = insights.into_iter().filter(|insight| !insight.staged);
+        let insights = visible.map(|insight| (insight.job_id.to_string(), insight)).collect();
+        Ok(Self { status, insights })
+    }
+
+    /// Its documents: events, insights, jobs.
+    pub fn documents(&self) -> Vec<Value> {
+        let mut documents = Vec::new();
+        let gathered = self.each_document(|document| {
+            documents.push(document.clone());
+            Ok::<_, std::convert::Infallible>(())
+        });
+        gathered.unwrap_or_else(|never| match never {});
+        documents
+    }
+
+    /// Gives each of its documents in turn: all of them at once would take many times the memory of their text.
+    ///
+    /// # Errors
+    /// The first that `take` gives.
+    pub fn each_document<E>(&self, mut take: impl FnMut(&Value) -> Result<(), E>) -> Result<(), E> {
+        self.status.events.iter().try_for_each(|event| take(&encode(event)))?;
+        self.insights.values().try_for_each(|insight| take(&encode(insight)))?;
+        self.status.jobs.iter().try_for_each(|job| take(&encode(job)))
+    }
+}
+
+/// Reads a correlation. Jobs before events, and the registry before and after both, for the reason that [`readiness`] gives.
+pub async fn status(
+    ledger: &Ledger,
+    correlation: &str,
+    registered: &Registered,
+) -> Result<Status, StoreError> {
+    let filter = JobFilter { correlation: Some(correlation.to_owned()), ..JobFilter::default() };
+    let jobs = ledger.list(&filter, usize::MAX >> 1).await?;
+    let events = ledger.events_of(correlation).await?;
+    let claimed: std::collections::BTreeSet<(&str, &str)> =
+        jobs.iter().map(|job| (job.event_id.as_str(), job.module.as_str())).collect();
+    let unclaimed: Vec<JobId> = events
+        .iter()
+        .flat_map(|event| registered.expected(event).map(move |module| (event, module)))
+        .filter(|(event, module)| !claimed.contains(&(event.id.as_str(), module.name.as_str())))
+        .map(|(event, module)| JobId::derive(&event.id, &module.name))
+        .collect();
+    let mut under_way: Vec<JobId> = jobs
+        .iter()
+        .filter(|job| job.state != JobState::Waiting && is_open(job))
+        .map(|job| job.id.clone())
+        .take(UNDER_WAY)
+        .collect();
+    let mut waits_for = BTreeMap::new();
+    let mut held_back = 0;
+    let mut open = 0;
+    for job in &jobs {
+        match (job.state, registered.module(&job.module)) {
+            (JobState::Waiting, Some(module)) => match readiness(ledger, job, module, registered).await? {
+                Readiness::Waiting(what) => {
+                    let is_held_back = what.open == 0;
+                    held_back += usize::from(is_held_back);
+                    open += usize::from(!is_held_back);
+                    waits_for.insert(job.id.clone(), what);
+                }
+                Readiness::Ready(..) | Readiness::Unsettled => open += 1,
+            },
+            _ if is_open(job) => open += 1,
+            _ => {}
+        }
+    }
+    let unpublished = events.iter().any(|event| event.publication == Publication::Unpublished);
+    let ended = unclaimed.is_empty() && open == 0 && !unpublished && !events.is_empty();
+    let ended = ended && ledger.is_still(registered).await?;
+    let room = UNDER_WAY - under_way.len();
+    under_way.extend(unclaimed.iter().take(room).cloned());
+    Ok(Status { events, jobs, unclaimed: unclaimed.len(), waits_for, held_back, ended, under_way })
+}
+
+/// Whether a job has something to do yet, or something to tell.
+fn is_open(job: &JobRecord) -> bool {
+    !job.state.is_final() || (job.state == JobState::Succeeded && job.outbox)
+}
+
+/// Whether one of these jobs has not ended, by [`Status::under_way`] of an earlier look: then the correlation has not either,
+/// and nobody need read all of it to know. Otherwise it may have.
+///
+/// # Errors
+/// When a store cannot be read.
+pub async fn is_under_way(ledger: &Ledger, jobs: &[JobId]) -> Result<bool, StoreError> {
+    for id in jobs {
+        let job = ledger.plane().documents.get_as::<JobRecord>(Collection::Jobs, id.as_str()).await?;
+        if job.is_none_or(|job| job.state != JobState::Waiting && is_open(&job)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

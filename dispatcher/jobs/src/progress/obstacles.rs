@@ -1,0 +1,141 @@
+//! What a correlation waits for, for people who wait with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use ion_model::event::Publication;
+use ion_model::id::JobId;
+use ion_model::record::JobState;
+
+use super::Status;
+use crate::ledger::Registered;
+
+/// Something that has to happen before a correlation ends.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Obstacle {
+    /// No living dispatcher serves the module, and it has work.
+    NotServed(String),
+    /// A dead job. Gathering jobs of these modules may wait for it.
+    DeadJob {
+        /// The job.
+        job: JobId,
+        /// Its module.
+        module: String,
+        /// The modules that gather and have not begun.
+        gathering: Vec<String>,
+    },
+    /// So many events that the bus has not been told of.
+    Unpublished(usize),
+    /// So many events and jobs that wait for a slot of the module.
+    Queue(String, usize),
+    /// So many jobs of the module that run.
+    Running(String, usize),
+    /// A gathering job of the module, which waits for all that is below its event.
+    Gathering(String),
+}
+
+impl Obstacle {
+    /// Whether it stays until somebody does something about it.
+    pub fn needs_people(&self) -> bool {
+        matches!(self, Self::NotServed(_) | Self::DeadJob { .. })
+    }
+
+    /// Whether it is the same one, though its number may have changed.
+    pub fn is_same_kind(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Unpublished(_), Self::Unpublished(_)) => true,
+            (Self::Queue(one, _), Self::Queue(two, _)) | (Self::Running(one, _), Self::Running(two, _)) => {
+                one == two
+            }
+            _ => self == other,
+        }
+    }
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotServed(module) => {
+                write!(
+                    out,
+                    "a dispatcher that serves module {module:?}: start one with `ion up`, or give the module up with \
+                     `ion module delete {module}`"
+                )
+            }
+            Self::DeadJob { job, module, gathering } => {
+                let short = job.short();
+                write!(out, "dead job {short} of module {module:?}")?;
+                if !gathering.is_empty() {
+                    let modules = gathering.join(", ");
+                    write!(
+                        out,
+                        ", for which {modules} may wait: `ion dead retry {short}` or `ion dead drop {short}`"
+                    )?;
+                }
+                Ok(())
+            }
+            Self::Unpublished(events) => write!(
+                out,
+                "events that are not published yet ({events}): the bus is away, or no dispatcher and no relay runs"
+            ),
+            Self::Queue(module, waiting) => write!(out, "the queue of module {module:?} ({waiting})"),
+            Self::Running(module, jobs) => write!(out, "module {module:?} ({jobs} running)"),
+            Self::Gathering(module) => {
+                write!(out, "module {module:?}, which gathers once the work below its event has ended")
+            }
+        }
+    }
+}
+
+/// What keeps a correlation from its end, what people have to mend first.
+pub fn obstacles(status: &Status, registered: &Registered, served: &[String]) -> Vec<Obstacle> {
+    let claimed: BTreeSet<(&str, &str)> =
+        status.jobs.iter().map(|job| (job.event_id.as_str(), job.module.as_str())).collect();
+    let mut queued: BTreeMap<&str, usize> = BTreeMap::new();
+    for event in &status.events {
+        for module in registered.expected(event) {
+            if !claimed.contains(&(event.id.as_str(), module.name.as_str())) {
+                *queued.entry(&module.name).or_default() += 1;
+            }
+        }
+    }
+    let (mut running, mut gathering) = (BTreeMap::<&str, usize>::new(), BTreeSet::<&str>::new());
+    for job in &status.jobs {
+        match job.state {
+            JobState::Queued => *queued.entry(&job.module).or_default() += 1,
+            state if state.is_active() => *running.entry(&job.module).or_default() += 1,
+            JobState::Waiting => drop(gathering.insert(&job.module)),
+            _ => {}
+        }
+    }
+    let is_served = |module: &str| served.iter().any(|name| name == module);
+    let mut found: Vec<Obstacle> = queued
+        .keys()
+        .chain(running.keys())
+        .chain(&gathering)
+        .filter(|module| !is_served(module))
+        .map(|module| Obstacle::NotServed((*module).to_owned()))
+        .collect();
+    let gathers: Vec<String> = gathering.iter().map(|module| (*module).to_owned()).collect();
+    let dead = status.jobs.iter().filter(|job| job.state == JobState::Dead);
+    found.extend(dead.map(|job| Obstacle::DeadJob {
+        job: job.id.clone(),
+        module: job.module.clone(),
+        gathering: gathers.clone(),
+    }));
+    let unpublished =
+        status.events.iter().filter(|event| event.publication == Publication::Unpublished).count();
+    if unpublished > 0 {
+        found.push(Obstacle::Unpublished(unpublished));
+    }
+    let of_served = |counts: BTreeMap<&str, usize>, make: fn(String, usize) -> Obstacle| {
+        let counts = counts.into_iter().filter(|(module, _)| is_served(module));
+        counts.map(move |(module, count)| make(module.to_owned(), count)).collect::<Vec<_>>()
+    };
+    found.extend(of_served(queued, Obstacle::Queue));
+    found.extend(of_served(running, Obstacle::Running));
+    found.extend(gathers.into_iter().filter(|module| is_served(module)).map(Obstacle::Gathering));
+    found.sort();
+    found.dedup();
+    found
+}

@@ -1,0 +1,142 @@
+//! `ion gc --older-than`: correlations that have ended go whole.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use ion_model::clock::{self, Millis, millis};
+use ion_model::event::{DocumentType, Event};
+use ion_model::id::CorrelationId;
+use ion_model::record::JobState;
+use ion_model::record::logs_below;
+use ion_plane::collect::{Collect, Collected, remove_below};
+use ion_stores::{Collection, Query, StoreError};
+use ion_system::failpoint;
+use serde_json::{Value, json};
+
+use crate::ledger::{Ledger, Registered, letter_of};
+use crate::progress::status;
+
+/// What was dropped, or would be.
+#[derive(Debug, Default)]
+pub struct Retired {
+    /// Correlations dropped whole.
+    pub correlations: usize,
+    /// Their documents: jobs, events, insights and logs.
+    pub documents: usize,
+    /// Their blobs.
+    pub blobs: Collected,
+}
+
+/// Drops correlations that have ended and in which nothing has happened for `age`: their jobs with their dead letters,
+/// then their other documents, then their blobs. A correlation with an event that waits in some queue has not ended.
+///
+/// # After a crash
+/// What is left is a correlation that has ended all the same, or blobs that nothing names: the next run goes on.
+///
+/// # Errors
+/// When a store fails; what was dropped until then is dropped.
+pub async fn retire(ledger: &Ledger, age: Duration, how: Collect) -> Result<Retired, StoreError> {
+    let before = clock::now() - millis(age);
+    let registered = ledger.registered().await?;
+    let of_events = vec![("context.documentType", json!(DocumentType::EventMeta))];
+    let events = Query::equal(Collection::Events, of_events).order_by("created");
+    let mut latest: BTreeMap<CorrelationId, Millis> = BTreeMap::new();
+    for event in ledger.plane().documents.find_as::<Event>(events).await? {
+        let latest = latest.entry(event.context.correlation_id).or_insert(event.created);
+        *latest = event.created.max(*latest);
+    }
+    let mut retired = Retired::default();
+    for (correlation, _) in latest.into_iter().filter(|(_, latest)| *latest < before) {
+        drop_one(ledger, &registered, &correlation, before, how, &mut retired).await?;
+    }
+    Ok(retired)
+}
+
+/// Drops one correlation, if it ended before that moment.
+async fn drop_one(
+    ledger: &Ledger,
+    registered: &Registered,
+    correlation: &CorrelationId,
+    before: Millis,
+    how: Collect,
+    retired: &mut Retired,
+) -> Result<(), StoreError> {
+    let plane = ledger.plane();
+    let status = status(ledger, correlation.as_str(), registered).await?;
+    let old = status.jobs.iter().all(|job| job.ended.unwrap_or(job.created) < before);
+    if !status.ended || !old {
+        return Ok(());
+    }
+    let rest = Query::equal(Collection::Events, vec![("context.correlationId", json!(correlation))]);
+    let rest = children_first(plane.documents.find(rest).await?);
+    if how == Collect::Remove {
+        let dead = status.jobs.iter().filter(|job| job.state == JobState::Dead);
+        // First: a letter that is left without its job would be taken for one that nobody could read.
+        plane.bus.exhume(&dead.map(letter_of).collect::<Vec<_>>()).await?;
+        for job in &status.jobs {
+            // Somebody may have revived it meanwhile: then its correlation has not ended.
+            let same = vec![("version", json!(job.version))];
+            if !plane.documents.delete(Collection::Jobs, job.id.as_str(), same).await? {
+                tracing::info!(job = %job.id, "a job moved while its correlation was being dropped; it stays");
+                return Ok(());
+            }
+            failpoint::reach("gc.job-dropped");
+        }
+        for document in &rest {
+            let id = document["id"].as_str().unwrap_or_default();
+            plane.documents.delete(Collection::Events, id, vec![]).await?;
+            failpoint::reach("gc.document-dropped");
+        }
+    }
+    retired.correlations += 1;
+    retired.documents += status.jobs.len() + rest.len();
+    // Their keys begin with the correlation, and only events of it refer to them.
+    remove_below(plane, correlation.as_str(), how, &mut retired.blobs).await?;
+    remove_below(plane, &logs_below(correlation), how, &mut retired.blobs).await
+}
+
+/// A correlation's documents, children before their parents: what is left of a lineage, if this is cut short, has its beginning.
+fn children_first(mut documents: Vec<Value>) -> Vec<Value> {
+    let is_event = |document: &Value| document["id"] == document["context"]["eventId"];
+    let of = |document: &Value, key: &str| document["context"][key].as_str().unwrap_or_default().to_owned();
+    let events = documents.iter().filter(|document| is_event(document));
+    let parents: HashMap<String, String> =
+        events.map(|event| (of(event, "eventId"), of(event, "parentEventId"))).collect();
+    let depth = |document: &Value| {
+        // What is said of an event goes before it.
+        let mut depth = usize::from(!is_event(document));
+        let mut at = of(document, "eventId");
+        // Nothing is its own ancestor, unless somebody has written so.
+        while depth <= parents.len()
+            && let Some(parent) = parents.get(&at)
+        {
+            depth += 1;
+            at.clone_from(parent);
+        }
+        depth
+    };
+    documents.sort_by_cached_key(|document| Reverse(depth(document)));
+    documents
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn children_go_before_their_parents_whenever_they_were_made() {
+        let document = |id: &str, of: &str, parent: &str| json!({"id": id, "context": {"eventId": of, "parentEventId": parent}});
+        let all = vec![
+            document("b", "b", "a"),
+            document("log", "c", "b"),
+            document("a", "a", ""),
+            document("c", "c", "b"),
+            document("own", "own", "own"),
+        ];
+        let ordered = children_first(all);
+        let at = |id: &str| ordered.iter().position(|document| document["id"] == id).unwrap();
+        assert_eq!(ordered.len(), 5);
+        assert!(at("log") < at("c") && at("c") < at("b") && at("b") < at("a"), "{ordered:?}");
+    }
+}

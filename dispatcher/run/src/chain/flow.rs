@@ -1,0 +1,405 @@
+//! Bytes from link to link, as in a shell, and into the blob store at the same time.
+//!
+//! Each link reads what the one before writes, while it writes it. Every channel has a bound, so the slowest of links, stores
+//! and the reader of the answer sets the pace.
+//!
+//! When a link closes its stdin early, the link before it ends, as in a shell: its next write fails, with SIGPIPE unless it
+//! ignores that signal. The trace keeps what it had written, and its exit status does not count. The input of a client is
+//! kept whole in any case.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use futures_util::future::{OptionFuture, join_all};
+use ion_jobs::pipeline::Module;
+use ion_model::clock::{self, Millis};
+use ion_model::errors::chain;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::unix::pipe::{Receiver, Sender};
+use tokio::sync::{SetOnce, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::pool::Used;
+use super::record::{Recording, Trace};
+use super::spool::{Blob, Spool, Storing};
+use super::{Input, Link, PIECES};
+use crate::executor::sandbox::{Exit, Piped, Sandbox, SandboxError};
+
+/// Bytes read from a link at a time: what a pipe holds.
+const PIECE: usize = 64 << 10;
+
+/// Bytes of a link's stderr that are kept: the last ones.
+const STDERR_MAX: usize = 64 << 10;
+
+/// How long a link may go on after another one has failed: it may be about to end, and its failure the reason of the
+/// other's.
+const GIVE_UP_WAIT: Duration = Duration::from_millis(50);
+
+/// How long a link may go on whose output nobody wants any more. In a shell it could for ever.
+const UNWANTED_WAIT: Duration = Duration::from_secs(10);
+
+/// How long a killed link may take to be gone.
+const GONE_WAIT: Duration = Duration::from_secs(10);
+
+/// One run's links and where their bytes are kept.
+pub(super) struct Flow<'a> {
+    pub(super) used: &'a Used,
+    pub(super) module: &'a Module,
+    pub(super) recording: &'a Recording,
+}
+
+/// How a run went.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    /// Each link, in order.
+    pub(super) links: Vec<LinkEnd>,
+    /// What the first one was given; none where that is an event's already.
+    pub(super) input: Option<Blob>,
+    /// Not all of the input was read.
+    pub(super) cut_off: bool,
+    /// Somebody asked for its end.
+    pub(super) stopped: bool,
+    /// What is recorded of it already.
+    pub(super) begun: Option<Trace>,
+    /// Ion could not do its part.
+    pub(super) broken: Option<String>,
+}
+
+/// How a link went.
+#[derive(Debug)]
+pub(super) struct LinkEnd {
+    pub(super) link: Link,
+    pub(super) how: How,
+    pub(super) started: Millis,
+    pub(super) ended: Millis,
+    pub(super) stderr: Bytes,
+    /// All it wrote, if it ended well.
+    pub(super) output: Option<Blob>,
+    /// What is left of its processes. Taking it away is for later than the run's answer.
+    pub(super) _left: Option<Sandbox>,
+}
+
+/// How a link ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    Exited(Exit),
+    /// The next one had closed its stdin, as in `yes | head`. How it ended then does not count.
+    Unwanted,
+    TimedOut(Duration),
+    WroteTooMuch(u64),
+    NotStarted(String),
+    Vanished(String),
+    /// Another one failed, or somebody asked for its end.
+    GivenUp,
+    /// What it wrote could not be stored.
+    NotStored(String),
+}
+
+impl How {
+    pub(super) fn is_well(&self) -> bool {
+        matches!(self, Self::Exited(Exit::Code(0)) | Self::Unwanted)
+    }
+}
+
+/// Where a link's bytes go.
+enum Next {
+    Link(mpsc::Sender<Bytes>),
+    /// Whoever asked; gone, the run is of no use.
+    Asker(mpsc::Sender<Bytes>),
+    Nobody,
+}
+
+impl Flow<'_> {
+    pub(super) async fn run(
+        &self,
+        input: Input,
+        live: Option<mpsc::Sender<Bytes>>,
+        stop: CancellationToken,
+    ) -> Outcome {
+        let give_up = stop.child_token();
+        let links = &self.module.links;
+        let taken = self.used.take().await;
+        let (first, mut from) = mpsc::channel(PIECES);
+        let mut stages = Vec::with_capacity(links.len());
+        let mut live = live.map_or(Next::Nobody, Next::Asker);
+        for (index, taken) in taken.into_iter().enumerate() {
+            let (to, next) = if index + 1 < links.len() {
+                let (to, next) = mpsc::channel(PIECES);
+                (Next::Link(to), Some(next))
+            } else {
+                (std::mem::replace(&mut live, Next::Nobody), None)
+            };
+            let before = match next {
+                Some(next) => std::mem::replace(&mut from, next),
+                None => std::mem::replace(&mut from, mpsc::channel(1).1),
+            };
+            stages.push(self.stage(index, taken, before, to, &give_up));
+        }
+        let last = stages.pop();
+        let last_ended = AtomicBool::new(false);
+        let before = async {
+            let (fed, links) = tokio::join!(self.feed(input, first, &give_up), join_all(stages));
+            let (input, cut_off, unread) = fed;
+            let well = unread.is_none() && links.iter().all(|end| end.how.is_well());
+            // While the last one is still at work: less is left to do when it has ended.
+            let begun = match well && !last_ended.load(Ordering::Relaxed) {
+                true => self.recording.begin(input.as_ref(), cut_off, &links).await.map(Some),
+                false => Ok(None),
+            };
+            if begun.is_err() {
+                give_up.cancel();
+            }
+            (input, cut_off, unread, links, begun)
+        };
+        let last = async {
+            let end = OptionFuture::from(last).await;
+            last_ended.store(true, Ordering::Relaxed);
+            end
+        };
+        let ((input, cut_off, unread, mut links, begun), last) = tokio::join!(before, last);
+        links.extend(last);
+        let not_stored = links.iter().find_map(|end| match &end.how {
+            How::NotStored(reason) => Some(reason.clone()),
+            _ => None,
+        });
+        let (begun, not_begun) = match begun {
+            Ok(begun) => (begun, None),
+            Err(reason) => (None, Some(reason)),
+        };
+        let broken = unread.or(not_stored).or(not_begun);
+        Outcome { links, input, cut_off, stopped: stop.is_cancelled(), begun, broken }
+    }
+
+    /// Gives the input to the first link. What it was, whether it was cut off, and why it could not be kept.
+    async fn feed(
+        &self,
+        mut input: Input,
+        to: mpsc::Sender<Bytes>,
+        give_up: &CancellationToken,
+    ) -> (Option<Blob>, bool, Option<String>) {
+        let mut to = Some(to);
+        let mut spool = self.recording.input();
+        let cut_off = loop {
+            let piece = tokio::select! {
+                biased;
+                () = give_up.cancelled() => break true,
+                piece = input.next() => piece,
+            };
+            match piece {
+                Some(Ok(piece)) => {
+                    if let Some(spool) = &mut spool {
+                        spool.add(&piece).await;
+                    }
+                    if let Some(link) = &to
+                        && link.send(piece).await.is_err()
+                    {
+                        // It has closed its stdin. What comes is kept all the same.
+                        to = None;
+                        if spool.is_none() {
+                            break false;
+                        }
+                    }
+                }
+                Some(Err(error)) => {
+                    give_up.cancel();
+                    return (None, true, Some(format!("the input broke off: {}", chain(&error))));
+                }
+                None => break false,
+            }
+        };
+        drop(to);
+        match spool {
+            None => (None, cut_off, None),
+            Some(spool) => match spool.finish().await {
+                Ok(blob) => (Some(blob), cut_off, None),
+                Err(error) => (None, cut_off, Some(chain(&error))),
+            },
+        }
+    }
+
+    /// One link from its beginning to its end.
+    async fn stage(
+        &self,
+        index: usize,
+        taken: Result<Piped, SandboxError>,
+        from: mpsc::Receiver<Bytes>,
+        to: Next,
+        give_up: &CancellationToken,
+    ) -> LinkEnd {
+        let started = clock::now();
+        let said = Mutex::new(BytesMut::new());
+        let (how, wrote) = match taken {
+            Ok(piped) => self.supervise(index, piped, from, to, &said, give_up).await,
+            Err(error) => (How::NotStarted(chain(&error)), None),
+        };
+        let (storing, left) = wrote.unzip();
+        if !how.is_well() {
+            give_up.cancel();
+        }
+        let stored = match storing {
+            Some(storing) => Some(storing.await),
+            None => None,
+        };
+        let (how, output) = match stored {
+            None => (how, None),
+            Some(Ok(blob)) if how.is_well() => (how, Some(blob)),
+            // Nothing names it.
+            Some(Ok(blob)) => {
+                self.recording.forget(&blob.entry.key).await;
+                (how, None)
+            }
+            Some(Err(error)) => {
+                give_up.cancel();
+                (How::NotStored(chain(&error)), None)
+            }
+        };
+        let link = self.module.links[index].clone();
+        let stderr = said.into_inner().unwrap_or_else(PoisonError::into_inner).freeze();
+        LinkEnd { link, how, started, ended: clock::now(), stderr, output, _left: left }
+    }
+
+    async fn supervise(
+        &self,
+        index: usize,
+        piped: Piped,
+        from: mpsc::Receiver<Bytes>,
+        to: Next,
+        said: &Mutex<BytesMut>,
+        give_up: &CancellationToken,
+    ) -> (How, Option<(Storing, Sandbox)>) {
+        let Piped { mut sandbox, stdin, stdout, stderr } = piped;
+        let timeout = self.module.timeout;
+        // Since when nobody wants what it writes.
+        let unwanted = SetOnce::new();
+        let over = async || {
+            let since: &Instant = unwanted.wait().await;
+            tokio::time::sleep_until(*since + UNWANTED_WAIT).await;
+        };
+        let work = async {
+            let beside = async {
+                tokio::select! {
+                    _ = async { tokio::join!(write(stdin, from), hear(stderr, said)) } => {}
+                    () = over() => {}
+                }
+                Ok(())
+            };
+            let ((), spool) = tokio::try_join!(beside, self.read(index, stdout, to, &unwanted, give_up))?;
+            // It has written all, and is about to end: meanwhile its bytes are stored.
+            let storing = spool.finish();
+            let exit = tokio::select! {
+                exit = sandbox.exit() => exit,
+                () = over() => {
+                    sandbox.kill().await;
+                    sandbox.exit().await
+                }
+            };
+            Ok((if unwanted.initialized() { How::Unwanted } else { ended(exit) }, storing))
+        };
+        let done = {
+            tokio::pin!(work);
+            let asked = async {
+                give_up.cancelled().await;
+                tokio::time::sleep(GIVE_UP_WAIT).await;
+            };
+            tokio::select! {
+                biased;
+                done = &mut work => done,
+                () = asked => Err(How::GivenUp),
+                () = tokio::time::sleep(timeout) => Err(How::TimedOut(timeout)),
+            }
+        };
+        match done {
+            Ok((how, storing)) => (how, Some((storing, sandbox))),
+            Err(why) => {
+                end(sandbox).await;
+                (why, None)
+            }
+        }
+    }
+
+    /// What a link writes, to the store and to the next one, until it has written all or the next one wants no more.
+    async fn read(
+        &self,
+        index: usize,
+        mut stdout: Receiver,
+        to: Next,
+        unwanted: &SetOnce<Instant>,
+        give_up: &CancellationToken,
+    ) -> Result<Spool, How> {
+        let most = self.module.link_settings.output_bytes;
+        let mut spool = self.recording.output(index);
+        let mut buffer = BytesMut::with_capacity(PIECE);
+        loop {
+            buffer.reserve(PIECE);
+            match stdout.read_buf(&mut buffer).await {
+                Ok(0) | Err(_) => return Ok(spool),
+                Ok(_) => {}
+            }
+            let piece = buffer.split().freeze();
+            if spool.bytes() + piece.len() as u64 > most {
+                return Err(How::WroteTooMuch(most));
+            }
+            spool.add(&piece).await;
+            match &to {
+                Next::Link(link) => {
+                    if link.send(piece).await.is_err() {
+                        // Only set here; its end of the pipe is closed with this function's.
+                        let _ = unwanted.set(Instant::now());
+                        return Ok(spool);
+                    }
+                }
+                Next::Asker(asker) => {
+                    if asker.send(piece).await.is_err() {
+                        give_up.cancel();
+                        return Err(How::GivenUp);
+                    }
+                }
+                Next::Nobody => {}
+            }
+        }
+    }
+}
+
+/// Gives a link its input, until there is no more or it does not want any.
+async fn write(mut stdin: Sender, mut from: mpsc::Receiver<Bytes>) {
+    while let Some(piece) = from.recv().await {
+        if stdin.write_all(&piece).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Keeps the end of what a link says.
+async fn hear(mut stderr: Receiver, said: &Mutex<BytesMut>) {
+    let mut buffer = BytesMut::new();
+    loop {
+        buffer.reserve(4 << 10);
+        match stderr.read_buf(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.extend_from_slice(&buffer.split());
+        let over = said.len().saturating_sub(STDERR_MAX);
+        let _ = said.split_to(over);
+    }
+}
+
+fn ended(exit: Result<Exit, SandboxError>) -> How {
+    match exit {
+        Ok(exit) => How::Exited(exit),
+        Err(error) => How::Vanished(chain(&error)),
+    }
+}
+
+/// Kills what is left of a link.
+async fn end(mut sandbox: Sandbox) {
+    sandbox.kill().await;
+    if tokio::time::timeout(GONE_WAIT, sandbox.exit()).await.is_err() {
+        tracing::warn!("a killed link is not gone yet");
+    }
+}

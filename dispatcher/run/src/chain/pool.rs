@@ -1,0 +1,324 @@
+//! Processes started ahead: each waits on its stdin, is used for one run, and is replaced.
+//!
+//! What a run would wait for otherwise, namespaces, fork, exec and a program's own start, is over before it begins. A
+//! program that does not wait (it ends before anybody used it) is started ahead less and less often, and when it is needed.
+//!
+//! A pool grows with its use: it keeps at least as many waiting as runs have lately gone on at a time, but for one of a chain
+//! that wants none started ahead.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use ion_jobs::metrics::ChainMetrics;
+use ion_jobs::pipeline::{Container, Module};
+use ion_model::errors::chain;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{Link, Places};
+use crate::executor::container::Ask;
+use crate::executor::sandbox::{self, Command, Piped, Rights, SandboxError};
+
+/// How often those that wait are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// The wait after a process ended by itself before it was used; it doubles up to [`BACKOFF_MAX`].
+const BACKOFF: Duration = Duration::from_millis(200);
+
+/// The longest of these waits.
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+
+/// What makes two processes the same: the link, where it runs, and what its environment has beside the usual, and its container.
+type Kind = (String, PathBuf, BTreeMap<String, String>, Option<Container>);
+
+/// All pools of a dispatcher.
+#[derive(Debug)]
+pub(super) struct Pools {
+    places: Places,
+    env: Vec<(String, String)>,
+    processes: u64,
+    pools: Mutex<HashMap<Kind, Arc<Pool>>>,
+    keepers: TaskTracker,
+    stopping: CancellationToken,
+    metrics: Arc<ChainMetrics>,
+}
+
+/// The processes of one link.
+#[derive(Debug)]
+struct Pool {
+    name: String,
+    command: Command,
+    places: Places,
+    /// What it runs from, with all it is given; none: this machine.
+    container: Result<Option<Container>, String>,
+    env: Vec<(String, String)>,
+    want: usize,
+    idle: Duration,
+    held: Mutex<Held>,
+    /// Ended by themselves before they were used, one after the other.
+    failures: AtomicU32,
+    wake: Notify,
+}
+
+#[derive(Debug)]
+struct Held {
+    ready: VecDeque<Piped>,
+    used: Instant,
+    /// Runs that go on and need one each.
+    runs: usize,
+    /// The most of them lately.
+    most: usize,
+    looked: Instant,
+    /// Since when none has waited.
+    empty: Option<Instant>,
+}
+
+impl Pools {
+    pub(super) fn new(
+        places: Places,
+        env: Vec<(String, String)>,
+        processes: u64,
+        metrics: Arc<ChainMetrics>,
+    ) -> Self {
+        Self {
+            places,
+            env,
+            processes,
+            pools: Mutex::default(),
+            keepers: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            metrics,
+        }
+    }
+
+    /// Begins to start the link's processes ahead.
+    pub(super) fn keep(&self, module: &Module, link: &Link) {
+        self.pool(module, link);
+    }
+
+    /// The link's pool, which begins to fill if it is new.
+    fn pool(&self, module: &Module, link: &Link) -> Arc<Pool> {
+        let container = module.container_of(link);
+        let kind = (
+            link.id(),
+            module.directory.clone(),
+            module.env.clone(),
+            container.as_ref().ok().cloned().flatten(),
+        );
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = pools.get(&kind) {
+            return pool.clone();
+        }
+        let env: Vec<_> =
+            module.env.clone().into_iter().chain([("ION_MODULE".to_owned(), module.name.clone())]).collect();
+        let argv = module.argv_of(link);
+        let covers = self.places.covers.around(&module.directory, argv.first().map(String::as_str));
+        let command = Command {
+            argv,
+            env: self.env.iter().chain(&env).cloned().collect(),
+            cwd: module.directory.clone(),
+            mount_at: None,
+            mode: self.places.mode,
+            rights: Rights::Few,
+            covers,
+            processes: self.processes,
+            open_files: ion_system::sys::open_files_before(),
+            container: None,
+        };
+        let now = Instant::now();
+        let held = Mutex::new(Held {
+            ready: VecDeque::new(),
+            used: now,
+            runs: 0,
+            most: 0,
+            looked: now,
+            empty: None,
+        });
+        // As often as one run needs it.
+        let times = module.links.iter().filter(|other| other.id() == kind.0).count();
+        let (name, want, idle) =
+            (link.name.clone(), module.link_settings.warm * times, module.link_settings.idle);
+        let (failures, wake) = (AtomicU32::new(0), Notify::new());
+        let places = self.places.clone();
+        let pool = Arc::new(Pool { name, command, places, container, env, want, idle, held, failures, wake });
+        let (stopping, metrics) = (self.stopping.clone(), self.metrics.clone());
+        let kept = pool.clone();
+        self.keepers.spawn(async move {
+            stopping.run_until_cancelled(kept.keep_full(&metrics)).await;
+            kept.held().ready.clear();
+        });
+        pools.insert(kind, pool.clone());
+        pool
+    }
+
+    /// A run of the chain goes on until what this gives is dropped. Then what it took is replaced. Not before, where some are
+    /// left for the next run: starting processes would take the processors from those that run.
+    pub(super) fn begin(&self, module: &Module) -> Used {
+        let pools: Vec<_> = module.links.iter().map(|link| self.pool(module, link)).collect();
+        for pool in &pools {
+            let mut held = pool.held();
+            held.runs += 1;
+            held.most = held.most.max(held.runs);
+        }
+        Used { pools, metrics: self.metrics.clone() }
+    }
+
+    /// Ends them all.
+    pub(super) async fn close(&self) {
+        self.stopping.cancel();
+        self.keepers.close();
+        self.keepers.wait().await;
+    }
+}
+
+/// The pools that a run takes from, by link.
+pub(super) struct Used {
+    pools: Vec<Arc<Pool>>,
+    metrics: Arc<ChainMetrics>,
+}
+
+impl Used {
+    /// A process for each link.
+    pub(super) async fn take(&self) -> Vec<Result<Piped, SandboxError>> {
+        join_all(self.pools.iter().map(async |pool| {
+            let taken = pool.take();
+            self.metrics.process(taken.is_some());
+            match taken {
+                Some(piped) => Ok(piped),
+                None => pool.start().await,
+            }
+        }))
+        .await
+    }
+}
+
+impl Drop for Used {
+    fn drop(&mut self) {
+        for pool in &self.pools {
+            let mut held = pool.held();
+            held.runs -= 1;
+            // A long run is a use to its end.
+            held.used = Instant::now();
+            drop(held);
+            pool.wake.notify_one();
+        }
+    }
+}
+
+impl Pool {
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another process.
+    async fn start(&self) -> Result<Piped, SandboxError> {
+        let mut command = self.command.clone();
+        if let Some(container) =
+            self.container.as_ref().map_err(|reason| SandboxError::Failed(reason.clone()))?
+        {
+            // Without a command, what its image says.
+            let argv = if command.argv[0].is_empty() { vec![] } else { command.argv.clone() };
+            let ask = Ask {
+                container,
+                argv,
+                env: self.env.clone(),
+                tree: None,
+                processes: command.processes,
+                say: &|words| tracing::info!(link = %self.name, "{words}"),
+            };
+            let made = self.places.containers.make(ask).await;
+            let made = made.map_err(|error| SandboxError::Failed(chain(&error)))?;
+            command.container = Some(Box::new(made));
+        }
+        sandbox::spawn_piped(&self.places.server, command).await
+    }
+
+    fn take(&self) -> Option<Piped> {
+        let mut held = self.held();
+        held.used = Instant::now();
+        while let Some(piped) = held.ready.pop_front() {
+            if !piped.sandbox.has_ended() {
+                self.failures.store(0, Ordering::Relaxed);
+                if held.ready.is_empty() {
+                    held.empty = Some(Instant::now());
+                    self.wake.notify_one();
+                }
+                return Some(piped);
+            }
+            self.failures.fetch_add(1, Ordering::Relaxed);
+        }
+        self.wake.notify_one();
+        None
+    }
+
+    /// Keeps as many waiting as are wanted, for ever.
+    async fn keep_full(&self, metrics: &ChainMetrics) {
+        loop {
+            let missing = self.look();
+            let mut failed = missing.is_none();
+            for _ in 0..missing.unwrap_or(0) {
+                match self.start().await {
+                    Ok(piped) => {
+                        let mut held = self.held();
+                        held.ready.push_back(piped);
+                        if let Some(since) = held.empty.take() {
+                            metrics.pool_empty.since(since);
+                        }
+                    }
+                    Err(error) => {
+                        failed = true;
+                        if self.failures.fetch_add(1, Ordering::Relaxed) == 0 {
+                            tracing::warn!(
+                                link = self.name,
+                                error = chain(&error),
+                                "a link cannot be started"
+                            );
+                        }
+                        break;
+                    }
+                }
+            }
+            if failed {
+                let doubled = 1 << self.failures.load(Ordering::Relaxed).min(16);
+                tokio::time::sleep((BACKOFF * doubled).min(BACKOFF_MAX)).await;
+            } else {
+                let _ = tokio::time::timeout(LOOK, self.wake.notified()).await;
+            }
+        }
+    }
+
+    /// Lets go of those that have ended, and of all when nobody has used one for long. How many are missing; none if one
+    /// ended by itself.
+    fn look(&self) -> Option<usize> {
+        let mut held = self.held();
+        if held.used.elapsed() > self.idle {
+            held.ready.clear();
+            held.empty = None;
+            return Some(0);
+        }
+        if held.looked.elapsed() > LOOK {
+            held.looked = Instant::now();
+            held.most = held.runs.max(held.most.saturating_sub(1));
+        }
+        let before = held.ready.len();
+        held.ready.retain(|piped| !piped.sandbox.has_ended());
+        if held.ready.len() < before {
+            if self.failures.fetch_add(1, Ordering::Relaxed) == 0 {
+                tracing::info!(
+                    link = self.name,
+                    "it does not wait for input; it is started when it is needed"
+                );
+            }
+            return None;
+        }
+        // Who wants none ahead wants each started with its payload.
+        let want = if self.want == 0 { 0 } else { self.want.max(held.most) };
+        held.ready.truncate(want);
+        Some(want - held.ready.len())
+    }
+}

@@ -1,0 +1,444 @@
+//! The trace of a run: what a pipeline of as many modules would have left.
+//!
+//! E0 -> job of link 1 -> E1 -> job of link 2 -> E2 ...: each link works on the event of what the one before wrote. Beside it
+//! stands the chain's own job, on E0. Where a link did not end well the ones before it may have been cut off, so only
+//! what all links up to some place wrote becomes events, and the jobs of the others stand below the last of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+use ion_jobs::pipeline::Module;
+use ion_model::clock;
+use ion_model::errors::chain;
+use ion_model::event::{Context, DocumentType, Event, FileEntry, KeyValue, Publication};
+use ion_model::id::{EventId, JobId};
+use ion_model::record::logs_below;
+use ion_model::record::{Attempt, AttemptEnd, JobRecord, JobState, LogRecord};
+use ion_model::text::ending;
+use ion_plane::commit::{Refusal, TooDeep, append_event};
+use ion_plane::node::Node;
+use ion_plane::upload::store_bytes_soon;
+use ion_stores::{Collection, DataPlane, Guard, Inserted, encode};
+use serde_json::Value;
+
+use super::flow::{How, LinkEnd, Outcome};
+use super::spool::{Blob, Spool};
+use super::{End, Failure, Link, Stored};
+use crate::executor::sandbox::{Exit, out_of_memory};
+
+/// The name of what a link wrote, as a file of its event.
+pub(super) const STDOUT: &str = "stdout";
+
+/// The name of what the first link read.
+pub const STDIN: &str = "stdin";
+
+/// Bytes of stderr that a failure carries.
+const SAID_MAX: usize = 8 << 10;
+
+/// Where one run is recorded.
+pub(super) struct Recording {
+    plane: Arc<DataPlane>,
+    module: Arc<Module>,
+    first: Event,
+    stored: Stored,
+    /// How deep its event may stand below the first one of its correlation.
+    depth_max: u64,
+    /// How long the stores may take.
+    deadline: Duration,
+    /// The events and jobs to be, by link: each event follows from the one before.
+    steps: Vec<Step>,
+}
+
+/// What is recorded of a run so far.
+#[derive(Debug)]
+pub(super) struct Trace {
+    /// What the next link worked on.
+    on: Event,
+    /// The same, until it is known whether a link follows.
+    last: Option<Event>,
+    /// How many links are in it.
+    links: usize,
+    /// What is not written yet.
+    blobs: Vec<Blob>,
+    documents: Vec<(Collection, Value)>,
+}
+
+/// What a link works on, and what it makes.
+#[derive(Debug)]
+pub(super) struct Step {
+    pub(super) job: JobId,
+    pub(super) event: EventId,
+}
+
+impl Recording {
+    pub(super) fn new(node: &Node, module: Arc<Module>, first: Event, stored: Stored) -> Self {
+        let steps = steps(&module, &first.id).collect();
+        let plane = Arc::new(node.plane.clone());
+        let deadline = node.settings.commit_deadline;
+        let depth_max = module.limits.over(node.settings.limits).lineage_depth;
+        Self { plane, module, first, stored, depth_max, deadline, steps }
+    }
+
+    /// Where the input goes; none where it is an event's file already.
+    pub(super) fn input(&self) -> Option<Spool> {
+        self.begins().then(|| self.spool(STDIN, STDIN))
+    }
+
+    /// Where a link's output goes.
+    pub(super) fn output(&self, index: usize) -> Spool {
+        self.spool(&format!("{}-{STDOUT}", index + 1), STDOUT)
+    }
+
+    /// All blobs of a run lie in one folder: a store that makes folders durable has one to do.
+    fn spool(&self, path: &str, name: &'static str) -> Spool {
+        let correlation = &self.first.context.correlation_id;
+        let key = format!("{correlation}/{}/{}.0/{path}", self.chain_job(), self.stored.attempt());
+        Spool::new(self.plane.clone(), key, name)
+    }
+
+    /// Removes a blob that no event will name.
+    pub(super) async fn forget(&self, key: &str) {
+        if let Err(error) = self.plane.blobs.delete(key).await {
+            tracing::debug!(
+                key,
+                error = chain(&error),
+                "a blob that nothing names stays until the next `ion gc`"
+            );
+        }
+    }
+
+    /// Records what all links but the last did, which ended well.
+    ///
+    /// # Errors
+    /// In words, when it cannot be recorded.
+    pub(super) async fn begin(
+        &self,
+        input: Option<&Blob>,
+        cut_off: bool,
+        links: &[LinkEnd],
+    ) -> Result<Trace, String> {
+        self.within(async {
+            let mut trace = self.trace(input, cut_off);
+            self.extend(&mut trace, links, links.len()).await?;
+            let last = trace.last.take().map(|event| (Collection::Events, encode(&event.for_nobody())));
+            trace.documents.extend(last);
+            self.write(&mut trace, None).await?;
+            Ok(trace)
+        })
+        .await
+    }
+
+    /// Writes the whole trace, durable when this returns.
+    pub(super) async fn keep(&self, outcome: &mut Outcome) -> End {
+        match self.within(self.end(outcome)).await {
+            Ok(end) => end,
+            Err(reason) => End::Broken { reason },
+        }
+    }
+
+    async fn within<T>(&self, work: impl Future<Output = Result<T, Refusal>>) -> Result<T, String> {
+        match tokio::time::timeout(self.deadline, work).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(error)) => Err(format!("it could not be recorded: {}", chain(&error))),
+            Err(_) => {
+                let seconds = self.deadline.as_secs();
+                Err(format!("it could not be recorded: the stores gave no answer for {seconds} s"))
+            }
+        }
+    }
+
+    async fn end(&self, outcome: &mut Outcome) -> Result<End, Refusal> {
+        if let Some(reason) = outcome.broken.take() {
+            return Ok(End::Broken { reason });
+        }
+        let begun = outcome.begun.take();
+        let links = &outcome.links;
+        let well = links.iter().take_while(|end| end.how.is_well()).count();
+        let failed = links.iter().position(|end| !end.how.is_well() && end.how != How::GivenUp);
+        let end = match failed {
+            _ if well == links.len() => End::Well { event: self.steps[well - 1].event.clone() },
+            Some(index) if !outcome.stopped => End::Failed(self.failure(index, &links[index])),
+            _ => End::Cancelled,
+        };
+        let mut trace = begun.unwrap_or_else(|| self.trace(outcome.input.as_ref(), outcome.cut_off));
+        if self.begins() && !self.alone() {
+            trace.documents.push((Collection::Jobs, encode(&self.chain_record(&end, links))));
+        }
+        self.extend(&mut trace, links, well).await?;
+        let published = match (trace.last.take(), &end) {
+            (last, End::Well { .. }) => last,
+            (last, _) => {
+                let last = last.map(|event| (Collection::Events, encode(&event.for_nobody())));
+                trace.documents.extend(last);
+                None
+            }
+        };
+        if let Some(event) = &published {
+            TooDeep::check(event.depth, self.depth_max)?;
+        }
+        let sealed = published.is_some();
+        self.write(&mut trace, published).await?;
+        if !sealed {
+            self.plane.documents.seal().await?;
+        }
+        Ok(end)
+    }
+
+    /// Where a trace begins.
+    fn trace(&self, input: Option<&Blob>, cut_off: bool) -> Trace {
+        let first = self.first_event(input, cut_off);
+        let mut documents = Vec::new();
+        if self.begins() {
+            documents.push((Collection::Events, encode(&first)));
+        }
+        Trace { on: first, last: None, links: 0, blobs: input.cloned().into_iter().collect(), documents }
+    }
+
+    /// Adds the links that it does not have. The first `well` of them are those whose output counts.
+    async fn extend(&self, trace: &mut Trace, links: &[LinkEnd], well: usize) -> Result<(), Refusal> {
+        let new = &links[trace.links..];
+        let numbers = trace.links + 1..;
+        let logs = try_join_all(new.iter().zip(numbers).map(|(end, number)| self.log(end, number))).await?;
+        for (link, log) in new.iter().zip(logs) {
+            let index = trace.links;
+            trace.links += 1;
+            trace.blobs.extend(link.output.clone());
+            trace.blobs.extend(log.clone());
+            let log = log.map(|blob| blob.entry);
+            if let Some(log) = &log {
+                trace.documents.push((Collection::Events, encode(&self.log_record(link, &trace.on, log))));
+            }
+            if !self.alone() || self.begins() {
+                trace.documents.push((Collection::Jobs, encode(&self.job(index, link, &trace.on, log))));
+            }
+            if let Some(output) = link.output.as_ref().filter(|_| index < well) {
+                let event = self.event(index, link, &trace.on, output.entry.clone());
+                trace.on = event.clone();
+                // All but the last are told to nobody: the next link has had them.
+                if let Some(event) = trace.last.replace(event) {
+                    trace.documents.push((Collection::Events, encode(&event.for_nobody())));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what a trace has gathered, and its last event, with which all of it is durable when this returns.
+    async fn write(&self, trace: &mut Trace, published: Option<Event>) -> Result<(), Refusal> {
+        let soon = |blob: Blob| blob.soon.map(|bytes| (blob.entry.key, bytes));
+        let blobs: Vec<_> = trace.blobs.drain(..).filter_map(soon).collect();
+        let documents = std::mem::take(&mut trace.documents);
+        let written = match published {
+            Some(event) => append_event(&self.plane, blobs, documents.clone(), event, self.guard()).await?,
+            None => self.plane.insert_with_blobs(blobs, documents.clone(), self.guard()).await?,
+        };
+        for ((collection, document), inserted) in documents.into_iter().zip(written) {
+            // An earlier attempt wrote it; what it says of itself is past.
+            if collection == Collection::Jobs && matches!(inserted, Inserted::Existing(_)) {
+                self.plane.documents.put(collection, document, self.guard()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the chain is one link, whose job is the chain's.
+    fn alone(&self) -> bool {
+        self.steps.len() == 1
+    }
+
+    /// Whether the first event is to be recorded too.
+    fn begins(&self) -> bool {
+        matches!(self.stored, Stored::Not)
+    }
+
+    fn guard(&self) -> Option<Guard> {
+        match &self.stored {
+            Stored::Not => None,
+            Stored::By { guard, .. } => Some(guard.clone()),
+        }
+    }
+
+    fn first_event(&self, input: Option<&Blob>, cut_off: bool) -> Event {
+        let mut first = self.first.clone();
+        if let Some(input) = input {
+            first.files = vec![input.entry.clone()];
+        }
+        if cut_off && self.begins() {
+            first.data.push(KeyValue { key: "cutOff".into(), value: "true".into() });
+        }
+        if self.begins() { first.for_nobody() } else { first }
+    }
+
+    /// What the chain's own job is called, on the first event.
+    fn chain_job(&self) -> JobId {
+        JobId::derive(&self.first.id, &self.module.name)
+    }
+
+    fn chain_record(&self, end: &End, links: &[LinkEnd]) -> JobRecord {
+        let (state, attempt_end, reason) = match end {
+            End::Failed(failure) => {
+                let reason = format!("link {}: {}", failure.link, failure.reason);
+                let end = if failure.timed_out { AttemptEnd::TimedOut } else { AttemptEnd::Failed };
+                (JobState::Dead, end, Some(reason))
+            }
+            End::Well { .. } => (JobState::Succeeded, AttemptEnd::Succeeded, None),
+            _ => (JobState::Cancelled, AttemptEnd::Cancelled, Some("cancelled".into())),
+        };
+        let started = links.iter().map(|end| end.started).min().unwrap_or_else(clock::now);
+        let ended = links.iter().map(|end| end.ended).max().unwrap_or(started);
+        let attempt =
+            Attempt { ended: Some(ended), end: Some(attempt_end), reason, ..Attempt::begun(1, started) };
+        self.record(self.chain_job(), &self.module.name, &self.first, state, attempt)
+    }
+
+    fn job(&self, index: usize, end: &LinkEnd, on: &Event, log: Option<FileEntry>) -> JobRecord {
+        let (state, attempt_end) = match &end.how {
+            how if how.is_well() => (JobState::Succeeded, AttemptEnd::Succeeded),
+            How::TimedOut(_) => (JobState::Dead, AttemptEnd::TimedOut),
+            How::GivenUp => (JobState::Cancelled, AttemptEnd::Cancelled),
+            _ => (JobState::Dead, AttemptEnd::Failed),
+        };
+        let attempt = Attempt {
+            ended: Some(end.ended),
+            end: Some(attempt_end),
+            exit_code: exit_code(&end.how),
+            reason: (end.how != How::Exited(Exit::Code(0))).then(|| said(&end.how)),
+            log,
+            ..Attempt::begun(self.stored.attempt(), end.started)
+        };
+        self.record(self.steps[index].job.clone(), self.name_of(&end.link), on, state, attempt)
+    }
+
+    fn record(&self, id: JobId, module: &str, on: &Event, state: JobState, attempt: Attempt) -> JobRecord {
+        let started = attempt.started;
+        JobRecord {
+            attempt: attempt.number,
+            ended: attempt.ended,
+            failures: u32::from(state == JobState::Dead),
+            attempts: vec![attempt],
+            due: 0,
+            ..JobRecord::new(id, module, on, state, started)
+        }
+    }
+
+    /// What a link's event and job are called after: the link, or the module that is nothing else.
+    fn name_of<'a>(&'a self, link: &'a Link) -> &'a str {
+        if self.alone() { &self.module.name } else { &link.name }
+    }
+
+    fn event(&self, index: usize, end: &LinkEnd, on: &Event, output: FileEntry) -> Event {
+        let last = index + 1 == self.steps.len();
+        let event_type = match self.module.emits.first() {
+            Some(event_type) if last => event_type.clone(),
+            _ => format!("{}.{}", self.first.event_type, index + 1),
+        };
+        let id = self.steps[index].event.clone();
+        Event {
+            context: Context {
+                name: self.name_of(&end.link).to_owned(),
+                event_id: id.clone(),
+                correlation_id: self.first.context.correlation_id.clone(),
+                parent_event_id: on.id.to_string(),
+                document_type: DocumentType::EventMeta,
+            },
+            id,
+            event_type,
+            files: vec![output],
+            file_list: None,
+            data: vec![],
+            created: end.ended,
+            publication: Publication::Unpublished,
+            depth: on.depth_below(),
+            file_name: Some(STDOUT.into()),
+            job_id: Some(self.steps[index].job.clone()),
+            attempt: Some(self.stored.attempt()),
+            publisher: None,
+            directories: vec![],
+            unrouted: false,
+            cancelled: false,
+            expected_by: None,
+            registry: 0,
+            unclaimed: false,
+        }
+    }
+
+    /// What a link said, as the log of its job; none if it was silent.
+    async fn log(&self, end: &LinkEnd, number: usize) -> Result<Option<Blob>, Refusal> {
+        // The chain's own job has the words of all its links in its log.
+        if end.stderr.is_empty() || (self.alone() && !self.begins()) {
+            return Ok(None);
+        }
+        // By its number, too: a chain may have the same link twice.
+        let key = format!(
+            "{}/{}/{number}-{}-attempt-{}.log",
+            logs_below(&self.first.context.correlation_id),
+            self.first.id,
+            end.link.id(),
+            self.stored.attempt()
+        );
+        let bytes = end.stderr.clone();
+        let entry = store_bytes_soon(&*self.plane.blobs, key, "log".into(), bytes.clone()).await?;
+        Ok(Some(Blob { entry, soon: Some(bytes) }))
+    }
+
+    fn log_record(&self, end: &LinkEnd, on: &Event, log: &FileEntry) -> LogRecord {
+        let name = self.name_of(&end.link);
+        let id = LogRecord::id(name, &on.id, self.stored.attempt());
+        let context =
+            Context { name: name.to_owned(), document_type: DocumentType::ModuleLogs, ..on.context.clone() };
+        LogRecord {
+            desc: id.clone(),
+            id,
+            context,
+            logs: log.clone(),
+            succeeded: end.how.is_well(),
+            created: end.ended,
+        }
+    }
+
+    fn failure(&self, index: usize, end: &LinkEnd) -> Failure {
+        let from = end.stderr.len().saturating_sub(SAID_MAX);
+        Failure {
+            link: end.link.name.clone(),
+            link_id: end.link.id(),
+            job: self.steps[index].job.clone(),
+            reason: said(&end.how),
+            exit_code: exit_code(&end.how),
+            timed_out: matches!(end.how, How::TimedOut(_)),
+            stderr: ending(end.stderr.len() as u64, &end.stderr[from..]),
+        }
+    }
+}
+
+/// The job of each link and the event that it makes, of a run on this first event. A chain of one link is that link: its
+/// job is the module's.
+pub(super) fn steps<'a>(module: &'a Module, first: &EventId) -> impl Iterator<Item = Step> + use<'a> {
+    let mut on = first.clone();
+    module.links.iter().map(move |link| {
+        let name = if module.links.len() == 1 { module.name.clone() } else { link.id() };
+        let event = EventId::derive(&on, &name, STDOUT);
+        let job = JobId::derive(&std::mem::replace(&mut on, event.clone()), &name);
+        Step { job, event }
+    })
+}
+
+fn exit_code(how: &How) -> Option<i32> {
+    match how {
+        How::Exited(Exit::Code(code)) => Some(*code),
+        _ => None,
+    }
+}
+
+fn said(how: &How) -> String {
+    match how {
+        How::Exited(Exit::Code(code)) => format!("exit status {code}"),
+        How::Exited(Exit::Signal(signal)) => format!("killed by signal {signal}"),
+        How::Exited(Exit::OutOfMemory(bytes)) => out_of_memory(*bytes),
+        How::TimedOut(timeout) => format!("over its timeout of {}", humantime::format_duration(*timeout)),
+        How::WroteTooMuch(most) => format!("it wrote more than {most} bytes, which is its output limit"),
+        How::Unwanted => "ended early: the next link had closed its stdin".into(),
+        How::GivenUp => "given up: the chain could not be ended".into(),
+        How::NotStarted(reason) | How::Vanished(reason) | How::NotStored(reason) => reason.clone(),
+    }
+}

@@ -1,0 +1,113 @@
+//! Bytes that pass by on their way to the blob store.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use futures_util::{StreamExt as _, stream};
+use ion_model::event::FileEntry;
+use ion_plane::upload::{UploadError, store_bytes_soon, store_stream};
+use ion_stores::DataPlane;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Bytes that are kept until there are no more: one put instead of a stream.
+const SMALL: usize = 256 << 10;
+
+/// Pieces that wait for the store. It slows down who writes them.
+const PIECES: usize = 4;
+
+/// A blob that was made.
+#[derive(Clone, Debug)]
+pub(super) struct Blob {
+    /// As an event names it.
+    pub(super) entry: FileEntry,
+    /// Its bytes, where it is not durable yet.
+    pub(super) soon: Option<Bytes>,
+}
+
+/// A blob being made.
+pub(super) type Storing = BoxFuture<'static, Result<Blob, UploadError>>;
+
+/// What becomes one blob. Dropped before its end, it becomes none.
+#[derive(Debug)]
+pub(super) struct Spool {
+    plane: Arc<DataPlane>,
+    key: String,
+    name: &'static str,
+    bytes: u64,
+    into: Into,
+}
+
+#[derive(Debug)]
+enum Into {
+    Memory(BytesMut),
+    Store(mpsc::Sender<Bytes>, AbortOnDropHandle<Result<FileEntry, UploadError>>),
+    /// It failed: the end says how.
+    Nowhere(AbortOnDropHandle<Result<FileEntry, UploadError>>),
+}
+
+impl Spool {
+    pub(super) fn new(plane: Arc<DataPlane>, key: String, name: &'static str) -> Self {
+        Self { plane, key, name, bytes: 0, into: Into::Memory(BytesMut::new()) }
+    }
+
+    /// Bytes so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The next bytes; waits while the store does not keep up.
+    pub(super) async fn add(&mut self, piece: &Bytes) {
+        self.bytes += piece.len() as u64;
+        match &mut self.into {
+            Into::Memory(memory) => {
+                memory.extend_from_slice(piece);
+                if memory.len() > SMALL {
+                    let begun = memory.split().freeze();
+                    self.into = self.stream(begun);
+                }
+            }
+            Into::Store(store, _) => {
+                if store.send(piece.clone()).await.is_err() {
+                    let into = std::mem::replace(&mut self.into, Into::Memory(BytesMut::new()));
+                    if let Into::Store(_, task) = into {
+                        self.into = Into::Nowhere(task);
+                    }
+                }
+            }
+            Into::Nowhere(_) => {}
+        }
+    }
+
+    fn stream(&self, begun: Bytes) -> Into {
+        let (store, pieces) = mpsc::channel::<Bytes>(PIECES);
+        let rest =
+            stream::unfold(pieces, async |mut pieces| pieces.recv().await.map(|piece| (piece, pieces)));
+        let body = stream::iter([begun]).chain(rest).map(Ok::<_, io::Error>).boxed();
+        let (plane, key, name) = (self.plane.clone(), self.key.clone(), self.name.to_owned());
+        let task = tokio::spawn(async move { store_stream(&*plane.blobs, key, name, body).await });
+        Into::Store(store, AbortOnDropHandle::new(task))
+    }
+
+    /// The blob, which is begun at once, whether this is polled or not.
+    pub(super) fn finish(self) -> Storing {
+        let path = self.name.to_owned();
+        let (task, soon) = match self.into {
+            Into::Memory(memory) => {
+                let (plane, key, name, bytes) = (self.plane, self.key, path.clone(), memory.freeze());
+                let soon = Some(bytes.clone());
+                let store = async move { store_bytes_soon(&*plane.blobs, key, name, bytes).await };
+                (AbortOnDropHandle::new(tokio::spawn(store)), soon)
+            }
+            Into::Store(_, task) | Into::Nowhere(task) => (task, None),
+        };
+        Box::pin(async move {
+            let ended = task.await;
+            let entry = ended
+                .unwrap_or_else(|error| Err(UploadError::Read { path, source: io::Error::other(error) }))?;
+            Ok(Blob { entry, soon })
+        })
+    }
+}

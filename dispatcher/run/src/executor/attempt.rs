@@ -1,0 +1,218 @@
+//! What every executor says of an attempt: who commits, in which environment it runs, and what its end means.
+
+use std::path::Path;
+use std::time::Duration;
+
+use ion_fs::job::{Names, Older, Outcome};
+use ion_jobs::pipeline::{ANY_TYPE, Api, Module};
+use ion_model::record::{AttemptEnd, CommitMode};
+use ion_model::text::quote;
+use ion_plane::commit::{Fence, Origin, Rejection};
+use tokio::sync::watch;
+
+use super::sandbox::{self, Exit};
+use super::sidecar::{Sidecar, Word};
+use super::{Ended, Start, Stop};
+
+/// Failed reads in the record of one attempt. A job's document holds all its attempts, and a store takes 2 MiB at most;
+/// the job's own tree lists more.
+const RECORDED_READS_MAX: usize = 20;
+
+/// Who commits, as long as `fence` holds.
+pub(super) fn origin(start: &Start, fence: Fence) -> Origin {
+    Origin {
+        job_id: start.job.id.clone(),
+        attempt: start.job.attempt,
+        fence,
+        module: start.module.name.clone(),
+        emits: (!start.module.emits.iter().any(|one| one == ANY_TYPE)).then(|| start.module.emits.clone()),
+        commit: start.module.commit,
+        parent: start.event.context.clone(),
+    }
+}
+
+/// What of older Ion's ways a module asks for.
+pub(super) fn older(module: &Module) -> Older {
+    let names = match module.api {
+        Api::None => Names::Current,
+        Api::Sidecar => Names::AndSecondGeneration,
+    };
+    Older { names, urls: module.urls }
+}
+
+/// A module's whole environment (DESIGN.md section 2).
+pub(super) fn environment(
+    base: &[(String, String)],
+    start: &Start,
+    ion_dir: &Path,
+    api: Option<&Sidecar>,
+) -> Vec<(String, String)> {
+    let ion_dir = ion_dir.display().to_string();
+    let own = [
+        ("ION_DIR", ion_dir.clone()),
+        ("ION_EVENT_ID", start.event.id.to_string()),
+        ("ION_CORRELATION_ID", start.event.context.correlation_id.to_string()),
+        ("ION_MODULE", start.module.name.clone()),
+        ("ION_ATTEMPT", start.job.attempt.to_string()),
+        ("HANDLER_BASE_DIR", ion_dir),
+    ];
+    let api = api.map(Sidecar::environment).into_iter().flatten();
+    let own = own.into_iter().chain(api).map(|(key, value)| (key.to_owned(), value));
+    base.iter().cloned().chain(start.module.env.clone()).chain(own).collect()
+}
+
+/// How the process part of an attempt ended.
+pub(super) enum Ran {
+    Exited(Exit),
+    /// However it ended, it had said that its work was done; the exit status, if it exited by itself.
+    Done(Option<i32>),
+    /// It exited well and had not said so.
+    Undone,
+    TimedOut(Duration),
+    Stopped(Stop),
+    NotStarted(String),
+    /// It could not be started, and never will be.
+    CannotRun(String),
+    /// This machine has no room for one more.
+    NoRoom(String),
+    Vanished(String),
+}
+
+impl Ran {
+    /// What its end means, given what the module had said before. Done is done: older Ion had committed by then.
+    pub(super) fn after(self, word: Word) -> Self {
+        match (word, self) {
+            (Word::Done, Self::Exited(Exit::Code(code))) => Self::Done(Some(code)),
+            (Word::Done, Self::Exited(_) | Self::TimedOut(_) | Self::Stopped(Stop::Shutdown)) => {
+                Self::Done(None)
+            }
+            (Word::NotDone, Self::Exited(Exit::Code(0))) => Self::Undone,
+            (_, ran) => ran,
+        }
+    }
+}
+
+/// Waits until somebody asks for the attempt's end.
+pub(super) async fn asked(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
+    loop {
+        if let Some(stop) = *stop.borrow_and_update() {
+            return stop;
+        }
+        if stop.changed().await.is_err() {
+            // Nobody is left to ask: only the job's own end counts.
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// The attempt's end: exit status, no event refused, every read answered, and no limit exceeded.
+pub(super) fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended {
+    let exited = matches!(ran, Ran::Exited(_) | Ran::Undone);
+    let first_refused = outcome.rejections.first().map(|first| refused(first, outcome.rejections.len()));
+    let (end, exit_code, reason) = match ran {
+        Ran::Exited(Exit::Code(0)) if first_refused.is_none() => (AttemptEnd::Succeeded, Some(0), None),
+        Ran::Exited(Exit::Code(0)) => (AttemptEnd::Failed, Some(0), first_refused),
+        // What was refused after that is in the log.
+        Ran::Done(code) => (AttemptEnd::Succeeded, code, None),
+        Ran::Undone => {
+            let undone =
+                "it ended and GET /done had not been answered with 200; \"api: sidecar\" waits for that";
+            (AttemptEnd::Failed, Some(0), Some(first_refused.unwrap_or_else(|| undone.into())))
+        }
+        Ran::Exited(Exit::Code(code)) => {
+            let refused = first_refused.map(|refused| format!("; {refused}")).unwrap_or_default();
+            (AttemptEnd::Failed, Some(code), Some(format!("exit status {code}{refused}")))
+        }
+        Ran::Exited(Exit::Signal(signal)) => {
+            (AttemptEnd::Failed, None, Some(format!("killed by signal {signal}")))
+        }
+        Ran::Exited(Exit::OutOfMemory(bytes)) => {
+            (AttemptEnd::Failed, None, Some(sandbox::out_of_memory(bytes)))
+        }
+        Ran::TimedOut(timeout) => (
+            AttemptEnd::TimedOut,
+            None,
+            Some(format!("over its timeout of {}", humantime::format_duration(timeout))),
+        ),
+        Ran::Stopped(why) => {
+            let Ended { end, reason, .. } = stopped_by(why);
+            (end, None, reason)
+        }
+        Ran::NotStarted(reason) => (AttemptEnd::Failed, None, Some(reason)),
+        Ran::CannotRun(reason) => (AttemptEnd::CannotRun, None, Some(reason)),
+        Ran::NoRoom(reason) => (AttemptEnd::NoRoom, None, Some(reason)),
+        Ran::Vanished(reason) => (AttemptEnd::Failed, None, Some(reason)),
+    };
+    // First of its reasons: the others follow from it.
+    let (end, reason) = match (&outcome.exceeded, reason) {
+        (Some(exceeded), None) if exited => (AttemptEnd::Failed, Some(exceeded.clone())),
+        (Some(exceeded), Some(reason)) if exited => (end, Some(format!("{exceeded}; {reason}"))),
+        (_, reason) => (end, reason),
+    };
+    // What was done before a read failed is done; all else may rest on an input that was cut off.
+    let (end, reason) = match (outcome.failed_reads.in_words(), reason) {
+        (Some(failed), None) if exited => (AttemptEnd::Failed, Some(failed)),
+        (Some(failed), Some(reason)) => (end, Some(format!("{failed}; {reason}"))),
+        (_, reason) => (end, reason),
+    };
+    // A module that does without what it could not write has succeeded all the same.
+    let (end, reason) = match (&outcome.no_room, reason) {
+        (Some(no_room), Some(reason)) if end == AttemptEnd::Failed && outcome.exceeded.is_none() => {
+            (AttemptEnd::NoRoom, Some(format!("{no_room}; {reason}")))
+        }
+        (_, reason) => (end, reason),
+    };
+    let staged = end == AttemptEnd::Succeeded && commit == CommitMode::OnSuccess;
+    let failed_reads = outcome.failed_reads.clone().shortened(RECORDED_READS_MAX);
+    Ended { end, exit_code, reason, log: None, staged, failed_reads }
+}
+
+/// The end of what was asked to end.
+pub(super) fn stopped_by(why: Stop) -> Ended {
+    let (end, reason) = match why {
+        Stop::Cancel => (AttemptEnd::Cancelled, "cancelled"),
+        Stop::Shutdown => (AttemptEnd::Released, "its dispatcher was shut down"),
+        Stop::LostLease => (AttemptEnd::Lost, "another dispatcher took it over"),
+    };
+    Ended { end, ..Ended::failed(reason) }
+}
+
+fn refused(first: &Rejection, count: usize) -> String {
+    let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
+    format!("event file {} was rejected: {}: {}{more}", quote(&first.name), first.errno, first.reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use ion_model::record::{FailedRead, FailedReads, ReadFailureCause};
+
+    use super::*;
+
+    #[test]
+    fn a_failed_read_fails_what_had_not_been_done_before() {
+        let read = FailedRead {
+            path: "in/data/f".into(),
+            blob: Some("k".into()),
+            cause: ReadFailureCause::Damaged,
+            reason: "block 3 does not match its checksum".into(),
+            at: 0,
+        };
+        let failed_reads = FailedReads { first: vec![read; RECORDED_READS_MAX + 1], more: 5 };
+        let outcome = Outcome { failed_reads, ..Outcome::default() };
+        let said =
+            "a read of \"in/data/f\" failed: damaged: block 3 does not match its checksum (and 25 more)";
+        let well = verdict(Ran::Exited(Exit::Code(0)), &outcome, CommitMode::OnSuccess);
+        assert_eq!((well.end, well.exit_code, well.staged), (AttemptEnd::Failed, Some(0), false));
+        assert_eq!(well.reason.as_deref(), Some(said));
+        assert_eq!((well.failed_reads.first.len(), well.failed_reads.more), (RECORDED_READS_MAX, 6));
+        let badly = verdict(Ran::Exited(Exit::Code(3)), &outcome, CommitMode::OnClose);
+        assert_eq!(badly.reason, Some(format!("{said}; exit status 3")));
+        let late = verdict(Ran::TimedOut(Duration::from_secs(1)), &outcome, CommitMode::OnClose);
+        assert_eq!(
+            (late.end, late.reason),
+            (AttemptEnd::TimedOut, Some(format!("{said}; over its timeout of 1s")))
+        );
+        let done = verdict(Ran::Done(Some(0)), &outcome, CommitMode::OnClose);
+        assert_eq!((done.end, done.reason), (AttemptEnd::Succeeded, None));
+    }
+}

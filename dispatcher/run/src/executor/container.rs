@@ -1,0 +1,572 @@
+//! Containers: what a sandbox starts in place of the module's program, where the module has an image.
+//!
+//! # How it works
+//! `job-init` makes the job's namespaces and mounts its tree as for any other job, and then starts `crun`, which makes the
+//! container inside of them: its own root, read-only, the tree bound in at its place, users that are nobody on this machine, no
+//! capability, no network unless asked. So leash, signals, output, limits and adoption are those of every job, and all
+//! that `crun` needs (the bundle, its state) lies in a tmpfs that goes with the namespace.
+//!
+//! # What it never does
+//! Run anything of an image with rights of its own on this machine: no capability is left, and none can be had again.
+
+mod cgroups;
+mod program;
+mod users;
+
+use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use ion_jobs::pipeline::{Container, Network};
+use ion_model::id::EventId;
+use rustix::fs::{Mode as Permissions, OFlags, ResolveFlags};
+use serde_json::{Value, json};
+
+use self::cgroups::Cgroups;
+use self::program::{Files, refusal};
+use self::users::{User, user_of};
+use super::image::{HOST_FILES, Image, ImageConfig, ImageError, Images, Owners, USERS, found_in};
+use super::sandbox::{self, BUNDLE, Bounds, MASKED, Mode, READ_ONLY, ROOTFS};
+
+/// The first of the machine's users that stand for a container's. systemd leaves 1,879,048,192 to 2,147,352,575 to nobody, and
+/// what gives users to people's own containers begins far below.
+const FIRST_USER: u32 = 0x7140_0000;
+
+/// Where an image that does not say so has its programs.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Where a runtime may be that is not in an ordinary user's `PATH`.
+const SYSTEM_PATH: &str = "/usr/bin:/usr/sbin:/usr/local/bin:/usr/local/sbin";
+
+/// Its name, for itself.
+const HOST_NAME: &str = "ion";
+
+/// The host names that a container has for itself, whatever its network.
+const OWN_HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+
+/// Bytes of this machine's list of hosts.
+const HOSTS_MAX: u64 = 4 << 20;
+
+/// What a container has of its own, whatever its image has there: no volume takes its place.
+const OF_CONTAINER: [&str; 4] = ["/dev", "/ion", "/proc", "/sys"];
+
+/// Signals by their names, each at its number.
+const SIGNALS: [&str; 32] = [
+    "", "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
+    "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+    "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+];
+
+/// The first and the last signal of real time, as C libraries count them.
+const RTMIN: i32 = 34;
+const RTMAX: i32 = 64;
+
+/// System calls that no module needs and that have often been a way out: of the kernel's keys, mounts, modules, namespaces and
+/// tracers. What a capability guards fails anyway; these fail before the kernel looks.
+const DENIED: [&str; 38] = [
+    "acct",
+    "add_key",
+    "bpf",
+    "delete_module",
+    "finit_module",
+    "fsconfig",
+    "fsmount",
+    "fsopen",
+    "fspick",
+    "init_module",
+    "io_uring_enter",
+    "io_uring_register",
+    "io_uring_setup",
+    "kexec_file_load",
+    "kexec_load",
+    "keyctl",
+    "lookup_dcookie",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "move_pages",
+    "open_by_handle_at",
+    "open_tree",
+    "perf_event_open",
+    "pivot_root",
+    "process_vm_readv",
+    "process_vm_writev",
+    "quotactl",
+    "reboot",
+    "request_key",
+    "setns",
+    "settimeofday",
+    "swapoff",
+    "swapon",
+    "syslog",
+    "umount2",
+    "unshare",
+    "userfaultfd",
+];
+
+/// Of `clone`: a new user namespace.
+const CLONE_NEWUSER: u64 = 0x1000_0000;
+
+/// What `clone3` is answered, and the `socketcall` of programs of 32 bits: what they ask for cannot be looked at. C libraries go
+/// on with `clone` and with `socket`.
+const ENOSYS: u32 = 38;
+
+/// Sockets of virtual machines: no network namespace holds them, and at their other end is whoever runs this machine.
+const AF_VSOCK: u32 = 40;
+
+/// Sockets of the kernel's cryptography: much code that nobody needs, as libraries have their own.
+const AF_ALG: u32 = 38;
+
+/// What both are answered, as by a kernel that knows no such sockets.
+const EAFNOSUPPORT: u32 = 97;
+
+/// Why a container cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ContainerError {
+    /// Its image cannot be had.
+    #[error("its image cannot be used")]
+    Image(#[from] ImageError),
+    /// This machine cannot do it.
+    #[error("{0}")]
+    Unable(String),
+    /// What is to run is not in the image, or is no program, whichever machine tries it.
+    #[error("{0}")]
+    CannotRun(String),
+}
+
+/// What is to run.
+pub(crate) struct Ask<'a> {
+    /// From what.
+    pub(crate) container: &'a Container,
+    /// The program and its arguments; empty: as the image says.
+    pub(crate) argv: Vec<String>,
+    /// What is added to the image's environment.
+    pub(crate) env: Vec<(String, String)>,
+    /// Where its tree is; none: it has none.
+    pub(crate) tree: Option<&'a Path>,
+    /// Processes and threads at a time.
+    pub(crate) processes: u64,
+    /// Hears what is waited for.
+    pub(crate) say: &'a (dyn Fn(&str) + Send + Sync),
+}
+
+/// Makes containers of this machine's images.
+#[derive(Debug)]
+pub struct Containers {
+    images: Arc<Images>,
+    mode: Mode,
+    owners: Owners,
+    path: String,
+    /// Found when the first container is made: others need none.
+    cgroups: OnceLock<Result<Cgroups, String>>,
+}
+
+impl Containers {
+    /// With images below `home`; `env` is what every program of this daemon begins with, `registries` what the client of
+    /// registries has beside.
+    pub fn new(home: &Path, mode: Mode, env: &[(String, String)], registries: &[(String, String)]) -> Self {
+        let owners = owners(mode);
+        let own = env.iter().find(|(key, _)| key == "PATH").map(|(_, path)| path.clone()).unwrap_or_default();
+        Self {
+            images: Arc::new(Images::new(home, owners, [env, registries].concat())),
+            mode,
+            owners,
+            path: own,
+            cgroups: OnceLock::new(),
+        }
+    }
+
+    /// All that a sandbox needs to run it.
+    pub(crate) async fn make(&self, ask: Ask<'_>) -> Result<sandbox::Container, ContainerError> {
+        if self.mode == Mode::Plain {
+            let reason = "an image needs namespaces of its own, which this machine does not allow; `ion doctor` says why";
+            return Err(ContainerError::Unable(reason.into()));
+        }
+        let runtime = runtime(&self.path).map_err(ContainerError::Unable)?;
+        let image = self.images.get(&ask.container.image, ask.say).await?;
+        let bounds = self.bounds(&ask).map_err(ContainerError::Unable)?;
+        let user = ask.container.user.as_deref().or(image.config.user.as_deref()).unwrap_or_default();
+        let user = user_of(&image, user).map_err(ContainerError::CannotRun)?;
+        let first = match self.owners {
+            Owners::From(first) => Some(first),
+            Owners::Itself(_) => None,
+        };
+        let signal = image.config.stop_signal.as_deref().unwrap_or("SIGTERM");
+        let signal = signal_of(signal).ok_or_else(|| {
+            let reason = format!("its image says STOPSIGNAL {signal:?}; allowed: names such as SIGINT or SIGRTMIN+3, and numbers");
+            ContainerError::Unable(reason)
+        })?;
+        let config = config(&ask, &image, self.owners, &user).map_err(ContainerError::CannotRun)?;
+        let host = ask.container.network == Network::Host;
+        Ok(sandbox::Container {
+            runtime,
+            config: config.to_string(),
+            files: [("hosts", hosts(host)), ("hostname", format!("{HOST_NAME}\n"))]
+                .map(|(name, text)| (name.to_owned(), text))
+                .to_vec(),
+            rootfs: image.rootfs,
+            owner: first.map(|first| (first + user.uid, first + user.gid)),
+            signal,
+            bounds,
+            image: Some(image.used),
+        })
+    }
+
+    /// The control groups; without them a job is not bound, which is an error if somebody asked for it.
+    fn bounds(&self, ask: &Ask<'_>) -> Result<Bounds, String> {
+        let cgroups = self.cgroups.get_or_init(|| {
+            Cgroups::find().inspect_err(|reason| {
+                tracing::warn!(
+                    reason,
+                    "containers have no control groups: their memory and processors are not bound"
+                );
+            })
+        });
+        let resources = ask.container.resources;
+        match cgroups {
+            Ok(cgroups) => Ok(cgroups.bounds(EventId::random().as_str(), resources, ask.processes)),
+            Err(_) if resources.is_empty() => Ok(Bounds::default()),
+            Err(reason) => Err(format!(
+                "its \"resources\" cannot be bound here: {reason}; run the daemon as root with writable control groups, or leave \"resources\" out"
+            )),
+        }
+    }
+}
+
+/// The runtime of containers, if there is one.
+///
+/// # Errors
+/// What to do about it.
+pub fn runtime(path: &str) -> Result<PathBuf, String> {
+    let found = found_in(&format!("{path}:{SYSTEM_PATH}"), "crun");
+    found.ok_or_else(|| {
+        "an image needs crun, which is not there; install it with `apt-get install crun`".into()
+    })
+}
+
+/// What a runtime says that it is, if it can be started.
+///
+/// # Errors
+/// Why not.
+pub fn version(runtime: &Path) -> Result<String, String> {
+    #[expect(clippy::disallowed_methods, reason = "asked by `ion doctor`, beside any job")]
+    let output = std::process::Command::new(runtime).arg("--version").env_clear().output();
+    let output = output.map_err(|error| format!("{} cannot be started: {error}", runtime.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    match text.lines().next() {
+        Some(line) if output.status.success() => Ok(line.to_owned()),
+        _ => Err(format!("{} does not say its version", runtime.display())),
+    }
+}
+
+/// What fetches images from registries, if it is there.
+///
+/// # Errors
+/// What to do about it.
+pub fn fetcher(path: &str) -> Result<PathBuf, String> {
+    let found = found_in(path, "skopeo");
+    found.ok_or_else(|| {
+        "there is no skopeo: images come from folders and archives alone; for registries `apt-get install skopeo`".into()
+    })
+}
+
+/// Whose a container's users are: those of a range of this machine's that nobody else has, or where there is no such range
+/// (an ordinary user's daemon, or one in a container) the daemon's own.
+fn owners(mode: Mode) -> Owners {
+    let uid = rustix::process::geteuid().as_raw();
+    let covers = |line: &str| {
+        let numbers: Vec<u64> =
+            line.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect();
+        let (first, end) = (u64::from(FIRST_USER), u64::from(FIRST_USER + USERS));
+        matches!(numbers[..], [from, _, count] if from <= first && end <= from + count)
+    };
+    let has_range = |map: &str| fs::read_to_string(map).is_ok_and(|map| map.lines().any(covers));
+    match mode {
+        Mode::Root if has_range("/proc/self/uid_map") && has_range("/proc/self/gid_map") => {
+            Owners::From(FIRST_USER)
+        }
+        _ => Owners::Itself(uid),
+    }
+}
+
+/// The names of hosts for a container: its own, and of this machine's all where it has this machine's network.
+fn hosts(of_machine: bool) -> String {
+    let mut text = String::from(OWN_HOSTS);
+    if of_machine {
+        let read = fs::File::open("/etc/hosts").and_then(|file| {
+            let mut text = vec![];
+            file.take(HOSTS_MAX).read_to_end(&mut text).map(|_| text)
+        });
+        if let Ok(of_machine) = read {
+            text = format!("{}\n", String::from_utf8_lossy(&of_machine).trim_end());
+        }
+    }
+    format!("{text}127.0.0.1\t{HOST_NAME}\n")
+}
+
+/// The number of a signal, said as SIGINT, INT, 2, SIGRTMIN+3 or SIGRTMAX-1.
+fn signal_of(text: &str) -> Option<i32> {
+    if let Ok(number) = text.parse::<i32>() {
+        return (1..=RTMAX).contains(&number).then_some(number);
+    }
+    let name = text.to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    let number = if let Some(more) = name.strip_prefix("RTMIN") {
+        RTMIN + if more.is_empty() { 0 } else { more.strip_prefix('+')?.parse::<i32>().ok()? }
+    } else if let Some(less) = name.strip_prefix("RTMAX") {
+        RTMAX - if less.is_empty() { 0 } else { less.strip_prefix('-')?.parse::<i32>().ok()? }
+    } else {
+        return SIGNALS.iter().position(|known| !known.is_empty() && *known == name)?.try_into().ok();
+    };
+    (RTMIN..=RTMAX).contains(&number).then_some(number)
+}
+
+/// The program and its arguments that the image names. An entrypoint that is one empty word counts as missing, as for podman.
+fn said_to_run(image: &ImageConfig) -> Vec<String> {
+    let entrypoint = image.entrypoint.iter().flatten();
+    let none = image.entrypoint.as_ref().is_some_and(|words| words.len() == 1 && words[0].is_empty());
+    entrypoint.filter(|_| !none).chain(image.cmd.iter().flatten()).cloned().collect()
+}
+
+/// The bundle's `config.json`, of the OCI runtime specification.
+fn config(ask: &Ask<'_>, image: &Image, owners: Owners, user: &User) -> Result<Value, String> {
+    let args = if ask.argv.is_empty() { said_to_run(&image.config) } else { ask.argv.clone() };
+    let Some(program) = args.first() else {
+        return Err("its image does not say what to run; say it with \"run\"".into());
+    };
+    let (uid, gid) = (user.uid, user.gid);
+    let first = match owners {
+        Owners::From(first) => Some(first),
+        Owners::Itself(_) => None,
+    };
+    let env = environment(ask, &image.config, user);
+    let path = env.iter().find_map(|pair| pair.strip_prefix("PATH=")).unwrap_or_default();
+    let host = ask.container.network == Network::Host;
+    let mounts = mounts(ask.tree, host, &memory(image, first, user)?);
+    let mounted = mounts.iter().filter_map(|mount| Some(PathBuf::from(mount["destination"].as_str()?)));
+    let files = Files { rootfs: &image.rootfs, user, first, mounted: mounted.collect() };
+    let folder = image.config.folder();
+    if let Some(refusal) = refusal(&files, program, path, &folder) {
+        return Err(refusal);
+    }
+    let (uids, gids) = match owners {
+        Owners::From(first) => {
+            let all = json!([{"containerID": 0, "hostID": first, "size": USERS}]);
+            (all.clone(), all)
+        }
+        Owners::Itself(own) => (
+            json!([{"containerID": uid, "hostID": own, "size": 1}]),
+            json!([{"containerID": gid, "hostID": rustix::process::getegid().as_raw(), "size": 1}]),
+        ),
+    };
+    // An ordinary user may not choose its groups.
+    let groups = if first.is_some() { &*user.groups } else { &[] };
+    let kinds = ["pid", "ipc", "uts", "mount", "user", "cgroup", "network"];
+    let namespaces = kinds.iter().filter(|kind| !(host && **kind == "network"));
+    let namespaces: Vec<Value> = namespaces.map(|kind| json!({"type": kind})).collect();
+    Ok(json!({
+        "ociVersion": "1.0.2",
+        "hostname": HOST_NAME,
+        "root": {"path": ROOTFS, "readonly": true},
+        "process": {
+            "terminal": false,
+            "user": {"uid": uid, "gid": gid, "additionalGids": groups},
+            "args": args,
+            "env": env,
+            "cwd": folder,
+            "noNewPrivileges": true,
+            "capabilities": {},
+        },
+        "mounts": mounts,
+        "linux": {
+            "namespaces": namespaces,
+            "uidMappings": uids,
+            "gidMappings": gids,
+            "maskedPaths": MASKED,
+            "readonlyPaths": READ_ONLY,
+            "seccomp": seccomp(),
+        },
+    }))
+}
+
+/// The image's environment, and ours over it.
+fn environment(ask: &Ask<'_>, image: &ImageConfig, user: &User) -> Vec<String> {
+    let ours = |name: &str| ask.env.iter().any(|(key, _)| key == name);
+    let of_image = image.env.iter().flatten();
+    let kept = of_image.filter(|pair| pair.split_once('=').is_some_and(|(name, _)| !ours(name)));
+    let mut env: Vec<String> = kept.cloned().collect();
+    env.extend(ask.env.iter().map(|(name, value)| format!("{name}={value}")));
+    if !env.iter().any(|pair| pair.starts_with("PATH=")) {
+        env.push(format!("PATH={PATH}"));
+    }
+    if !env.iter().any(|pair| pair.starts_with("HOME=")) {
+        env.push(format!("HOME={}", user.home));
+    }
+    env
+}
+
+/// A folder that is memory, and counts as the container's own. It begins with what the image has there.
+struct Memory {
+    at: PathBuf,
+    options: Vec<String>,
+}
+
+/// The folders of an image that its programs may write to: `/tmp` and its volumes, those above first.
+fn memory(image: &Image, first: Option<u32>, user: &User) -> Result<Vec<Memory>, String> {
+    let mut folders = vec![PathBuf::from("/tmp")];
+    for volume in image.config.volumes.iter().flat_map(|volumes| volumes.keys()) {
+        let at: PathBuf = Path::new("/").join(volume).components().collect();
+        if at == Path::new("/") {
+            return Err("its image says VOLUME /, but a container's root is read-only; name the folders that it writes to".into());
+        }
+        if !OF_CONTAINER.iter().any(|own| at.starts_with(own)) && !folders.contains(&at) {
+            folders.push(at);
+        }
+    }
+    folders.sort();
+    let folders = folders.into_iter().map(|at| {
+        let mut options: Vec<String> = ["nosuid", "nodev"].map(str::to_owned).to_vec();
+        let folder = below_root(image, &at)
+            .map_err(|error| format!("its folder {} cannot be opened in the image: {error}", at.display()))?;
+        let metadata = folder.metadata().map_err(|error| format!("its folder {}: {error}", at.display()))?;
+        if at == Path::new("/tmp") {
+            options.push("mode=1777".into());
+        } else {
+            let of_container =
+                |id: u32, own: u32| first.map_or(own, |first| id.saturating_sub(first).min(USERS - 1));
+            let (uid, gid) = (of_container(metadata.uid(), user.uid), of_container(metadata.gid(), user.gid));
+            options.extend([
+                format!("mode={:o}", metadata.mode() & 0o1777),
+                format!("uid={uid}"),
+                format!("gid={gid}"),
+            ]);
+        }
+        if has_content(&folder) {
+            options.push("tmpcopyup".into());
+        }
+        Ok(Memory { at, options })
+    });
+    folders.collect()
+}
+
+/// Opens a folder of an image, through no link that leads out of it.
+fn below_root(image: &Image, at: &Path) -> std::io::Result<fs::File> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat2(fs::File::open(&image.rootfs)?, at, flags, Permissions::empty(), resolve)?.into())
+}
+
+fn has_content(folder: &fs::File) -> bool {
+    let entries = rustix::fs::Dir::read_from(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_bytes().to_vec()).any(|name| name != b"." && name != b"..")
+}
+
+fn mounts(tree: Option<&Path>, host_network: bool, memory: &[Memory]) -> Vec<Value> {
+    let mount = |kind: &str, at: &str, source: &str, options: &[&str]| json!({"destination": at, "type": kind, "source": source, "options": options});
+    let mut mounts = vec![
+        mount("proc", "/proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("tmpfs", "/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "devpts",
+            "/dev/pts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
+        ),
+        mount("tmpfs", "/dev/shm", "shm", &["nosuid", "noexec", "nodev", "mode=1777"]),
+    ];
+    let memory = memory.iter().map(|Memory { at, options }| {
+        json!({"destination": at, "type": "tmpfs", "source": "memory", "options": options})
+    });
+    mounts.extend(memory);
+    let read_only = ["nosuid", "noexec", "nodev", "ro"];
+    let bound = ["rbind", "nosuid", "noexec", "nodev", "ro"];
+    if host_network {
+        // A new one shows the devices of a network, which has to be the container's own.
+        mounts.push(mount("none", "/sys", "/sys", &bound));
+    } else {
+        mounts.push(mount("sysfs", "/sys", "sysfs", &read_only));
+    }
+    for name in HOST_FILES {
+        let at = format!("/etc/{name}");
+        // Names are asked of others where there is a network; of all else it has its own.
+        let source = match name {
+            "resolv.conf" if !host_network || !Path::new(&at).exists() => continue,
+            "resolv.conf" => at.clone(),
+            name => format!("{BUNDLE}/{name}"),
+        };
+        mounts.push(mount("none", &at, &source, &bound));
+    }
+    let tree = tree.map(|at| at.display().to_string());
+    mounts.extend(tree.map(|at| mount("none", &at, &at, &["rbind", "nosuid", "nodev"])));
+    mounts
+}
+
+fn seccomp() -> Value {
+    let architectures = match std::env::consts::ARCH {
+        "x86_64" => vec!["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "aarch64" => vec!["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"],
+        _ => vec![],
+    };
+    json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": architectures,
+        "syscalls": [
+            {"names": &DENIED[..], "action": "SCMP_ACT_ERRNO"},
+            {"names": ["clone"], "action": "SCMP_ACT_ERRNO",
+             "args": [{"index": 0, "value": CLONE_NEWUSER, "valueTwo": CLONE_NEWUSER, "op": "SCMP_CMP_MASKED_EQ"}]},
+            {"names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": EAFNOSUPPORT,
+             "args": [{"index": 0, "value": AF_VSOCK, "op": "SCMP_CMP_EQ"}]},
+            {"names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": EAFNOSUPPORT,
+             "args": [{"index": 0, "value": AF_ALG, "op": "SCMP_CMP_EQ"}]},
+            {"names": ["socketcall"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS},
+            {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS},
+        ],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// C12.
+    #[test]
+    fn signals_are_said_by_name_or_number() {
+        for (text, is) in [
+            ("SIGTERM", Some(15)),
+            ("int", Some(2)),
+            ("9", Some(9)),
+            ("SIGSYS", Some(31)),
+            ("SIGRTMIN", Some(34)),
+            ("RTMIN+3", Some(37)),
+            ("SIGRTMAX-1", Some(63)),
+            ("", None),
+            ("SIG", None),
+            ("SIGNONE", None),
+            ("0", None),
+            ("65", None),
+            ("SIGRTMIN+31", None),
+            ("SIGRTMIN3", None),
+        ] {
+            assert_eq!(signal_of(text), is, "{text}");
+        }
+    }
+
+    /// C7.
+    #[test]
+    fn an_entrypoint_of_one_empty_word_is_none() {
+        let run = |entrypoint: &[&str], cmd: &[&str]| {
+            let words = |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect());
+            said_to_run(&ImageConfig {
+                entrypoint: words(entrypoint),
+                cmd: words(cmd),
+                ..ImageConfig::default()
+            })
+        };
+        assert_eq!(run(&[""], &["sh", "-c"]), ["sh", "-c"]);
+        assert_eq!(run(&["env"], &["sh"]), ["env", "sh"]);
+        assert_eq!(run(&[""], &[]), [""; 0]);
+        assert_eq!(run(&["", "x"], &[]), ["", "x"]);
+    }
+}

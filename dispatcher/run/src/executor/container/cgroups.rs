@@ -1,0 +1,188 @@
+//! Where a job's control groups can be, and what is written to them.
+//!
+//! With the second version they lie in `ion` at the top of the hierarchy: a group that has processes, as a service's own,
+//! cannot have bounded groups below it. With the first version they lie below the daemon's own groups, whose limits
+//! then hold for them too.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ion_jobs::pipeline::Resources;
+use ion_model::id::EventId;
+
+use super::super::sandbox::{Bounds, Group};
+
+/// Where the hierarchies are.
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// The folder of all jobs' groups.
+const OURS: &str = "ion";
+
+/// The kernel's share of a processor is counted anew so often, in microseconds: its own default.
+const PERIOD: u64 = 100_000;
+
+/// The least share that the kernel takes, in microseconds.
+const QUOTA_LEAST: u64 = 1000;
+
+/// The hierarchies of this machine, and the daemon's places in them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Cgroups {
+    /// One for all controllers.
+    Unified { root: PathBuf, own: PathBuf },
+    /// One for each.
+    Separate { memory: PathBuf, cpu: PathBuf, pids: PathBuf },
+}
+
+impl Cgroups {
+    /// What there is, if this process may make groups. Removes those that nobody is in.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub(super) fn find() -> Result<Self, String> {
+        let own = fs::read_to_string("/proc/self/cgroup").map_err(|error| error.to_string())?;
+        let found = Self::below(Path::new(ROOT), &own)?;
+        found.make_ready()?;
+        found.sweep();
+        Ok(found)
+    }
+
+    fn below(root: &Path, own: &str) -> Result<Self, String> {
+        let place = |is: &dyn Fn(&str) -> bool| {
+            own.lines().find_map(|line| {
+                let (_, rest) = line.split_once(':')?;
+                let (controllers, path) = rest.split_once(':')?;
+                is(controllers).then(|| path.trim_start_matches('/').to_owned())
+            })
+        };
+        if root.join("cgroup.controllers").exists() {
+            let path = place(&|controllers| controllers.is_empty()).unwrap_or_default();
+            return Ok(Self::Unified { root: root.to_owned(), own: root.join(path) });
+        }
+        let of = |controller: &'static str| {
+            let path = place(&|controllers| controllers.split(',').any(|one| one == controller));
+            let folder = path.map(|path| root.join(controller).join(path)).filter(|folder| folder.is_dir());
+            folder.ok_or_else(|| format!("there is no control group of {controller:?} in {}", root.display()))
+        };
+        Ok(Self::Separate { memory: of("memory")?, cpu: of("cpu")?, pids: of("pids")? })
+    }
+
+    fn make_ready(&self) -> Result<(), String> {
+        let failed = |what: &Path| {
+            let text = format!("{} cannot be written", what.display());
+            move |error: std::io::Error| format!("{text}: {error}")
+        };
+        for ours in self.ours() {
+            fs::create_dir_all(&ours).map_err(failed(&ours))?;
+            // That it is there does not say whose it is.
+            let tried = ours.join(EventId::random().as_str());
+            fs::create_dir(&tried).and_then(|()| fs::remove_dir(&tried)).map_err(failed(&ours))?;
+        }
+        if let Self::Unified { root, .. } = self {
+            for folder in [root.clone(), root.join(OURS)] {
+                let file = folder.join("cgroup.subtree_control");
+                fs::write(&file, "+memory +cpu +pids").map_err(failed(&file))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The folders of all jobs' groups.
+    fn ours(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Unified { root, .. } => vec![root.join(OURS)],
+            Self::Separate { memory, cpu, pids } => [memory, cpu, pids].map(|own| own.join(OURS)).to_vec(),
+        }
+    }
+
+    /// Removes what a `job-init` left that was killed itself. One that somebody is in cannot be removed.
+    fn sweep(&self) {
+        for group in self.ours().iter().filter_map(|ours| fs::read_dir(ours).ok()).flatten().flatten() {
+            let _ = fs::remove_dir(group.path());
+        }
+    }
+
+    /// The groups of one job.
+    pub(super) fn bounds(&self, name: &str, resources: Resources, processes: u64) -> Bounds {
+        let set = |file: &str, value: String| (file.to_owned(), value, true);
+        let may = |file: &str, value: String| (file.to_owned(), value, false);
+        let quota = |millis: u64| (millis * PERIOD / 1000).max(QUOTA_LEAST);
+        let Resources { cpu_millis, memory_bytes, .. } = resources;
+        let mut pids = vec![set("pids.max", processes.to_string())];
+        match self {
+            Self::Unified { root, own } => {
+                let folder = root.join(OURS).join(name);
+                if let Some(bytes) = memory_bytes {
+                    pids.push(set("memory.max", bytes.to_string()));
+                    // Else it would go on, slowly, on the disk; and all of it ends, as on a cluster.
+                    pids.push(may("memory.swap.max", "0".into()));
+                    pids.push(may("memory.oom.group", "1".into()));
+                }
+                pids.extend(cpu_millis.map(|millis| set("cpu.max", format!("{} {PERIOD}", quota(millis)))));
+                let memory = memory_bytes.map(|bytes| (folder.join("memory.events"), bytes));
+                Bounds { groups: vec![Group { home: own.clone(), folder, settings: pids }], memory }
+            }
+            Self::Separate { memory: of_memory, cpu, pids: of_pids } => {
+                let group = |own: &PathBuf, settings| Group {
+                    home: own.clone(),
+                    folder: own.join(OURS).join(name),
+                    settings,
+                };
+                let mut groups = vec![group(of_pids, pids)];
+                if let Some(bytes) = memory_bytes {
+                    let settings = vec![
+                        set("memory.limit_in_bytes", bytes.to_string()),
+                        may("memory.memsw.limit_in_bytes", bytes.to_string()),
+                    ];
+                    groups.push(group(of_memory, settings));
+                }
+                if let Some(millis) = cpu_millis {
+                    let settings = vec![
+                        set("cpu.cfs_period_us", PERIOD.to_string()),
+                        set("cpu.cfs_quota_us", quota(millis).to_string()),
+                    ];
+                    groups.push(group(cpu, settings));
+                }
+                let counter = of_memory.join(OURS).join(name).join("memory.oom_control");
+                Bounds { groups, memory: memory_bytes.map(|bytes| (counter, bytes)) }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RESOURCES: Resources = Resources { cpu_millis: Some(500), memory_bytes: Some(1 << 26), gpus: None };
+
+    #[test]
+    fn the_second_version_has_one_group_and_the_first_one_for_each() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        for controller in ["memory", "cpu", "pids"] {
+            fs::create_dir_all(root.join(controller).join("a")).unwrap();
+        }
+        let own = "4:memory:/a\n3:cpu,cpuacct:/a\n2:pids:/a\n0::/system.slice/ion.service\n";
+        let separate = Cgroups::below(root, own).unwrap();
+        let bounds = separate.bounds("j", RESOURCES, 9);
+        let folders: Vec<_> = bounds.groups.iter().map(|group| group.folder.clone()).collect();
+        assert_eq!(folders, ["pids/a/ion/j", "memory/a/ion/j", "cpu/a/ion/j"].map(|path| root.join(path)));
+        assert_eq!(bounds.groups[2].settings[1].1, "50000");
+
+        fs::write(root.join("cgroup.controllers"), "").unwrap();
+        let unified = Cgroups::below(root, own).unwrap();
+        unified.make_ready().unwrap();
+        assert_eq!(fs::read(root.join("ion/cgroup.subtree_control")).unwrap(), b"+memory +cpu +pids");
+        let bounds = unified.bounds("j", RESOURCES, 9);
+        let group = &bounds.groups[0];
+        assert_eq!(
+            (&group.home, &group.folder),
+            (&root.join("system.slice/ion.service"), &root.join("ion/j"))
+        );
+        let settings = group.settings.iter().map(|(file, value, _)| format!("{file}={value}"));
+        let expected =
+            "pids.max=9 memory.max=67108864 memory.swap.max=0 memory.oom.group=1 cpu.max=50000 100000";
+        assert_eq!(settings.collect::<Vec<_>>().join(" "), expected);
+        assert_eq!(unified.bounds("j", Resources::default(), 9).groups[0].settings.len(), 1);
+    }
+}

@@ -1,0 +1,606 @@
+//! The entries of a tar archive, one after the other.
+//!
+//! # How it works
+//! `tar-core` understands the heads, which say what an entry is and how long it is. This room reads the bytes, holds no more
+//! of them than one head and a piece of content, and refuses by name what would otherwise become another file than the one
+//! that was packed: a map of holes in an unknown form, the rest of a file of another volume, a number that does not fit.
+//!
+//! # What it never does
+//! Believe a length: whatever an archive claims, a head has a bound, and so have the bytes of all archives of an image.
+
+use std::ffi::OsString;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+
+use ion_model::text::quote;
+use rustix::fs::Timespec;
+use rustix::io::Errno;
+use tar_core::parse::{Limits, ParseError, ParseEvent, ParsedEntry, Parser};
+use tar_core::{EntryType, HEADER_SIZE, SparseEntry};
+
+/// Bytes of one entry's long name, long link, PAX records and map of holes, which are read whole. Names have 4 KiB at
+/// most, and extended attributes, the largest records there are, 64 KiB each.
+const METADATA_MAX: u32 = 1 << 20;
+
+/// The same with the blocks that say how long each of these is.
+const HEAD_MAX: usize = METADATA_MAX as usize + 32 * HEADER_SIZE;
+
+/// Bytes that are read at once.
+const PIECE: usize = 64 << 10;
+
+/// Fewest bytes of a map of holes for each piece between them: two numbers and what ends them.
+const MAP_ENTRY_MIN: usize = 4;
+
+/// What a record's name begins with that is about holes, in the forms of GNU tar and of star.
+const SPARSE: &[u8] = b"GNU.sparse.";
+const SPARSE_OF_STAR: &[u8] = b"SCHILY.realsize";
+
+/// What a record's name begins with that is an extended attribute.
+const ATTRIBUTE: &[u8] = b"SCHILY.xattr.";
+
+/// Of the extended attributes those that belong to users. All others are about rights, which no program of a container has.
+const OF_USERS: &[u8] = b"user.";
+
+/// Records that are numbers. A reader that passed over a wrong one would take another number for it.
+const NUMBERS: [&[u8]; 3] = [b"size", b"uid", b"gid"];
+
+/// Records of all entries that would change where an entry goes or what is in it.
+const NEVER_GLOBAL: [&[u8]; 3] = [b"path", b"linkpath", b"size"];
+
+/// Nanoseconds of a second.
+const NANOS: i64 = 1_000_000_000;
+
+/// What is refused of an archive, before it is known where it stands.
+pub(super) enum Refused {
+    /// In words.
+    Because(String),
+    /// The system did not do what the archive asks for.
+    System(io::Error),
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        Self::System(error)
+    }
+}
+
+impl From<Errno> for Refused {
+    fn from(error: Errno) -> Self {
+        Self::System(error.into())
+    }
+}
+
+/// What an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Folder,
+    File,
+    Symlink,
+    /// Another name of a file.
+    Link,
+    Fifo,
+    Device,
+}
+
+/// One entry.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) kind: Kind,
+    pub(super) path: PathBuf,
+    /// Where a link leads.
+    pub(super) target: OsString,
+    pub(super) mode: u32,
+    pub(super) uid: u64,
+    pub(super) gid: u64,
+    pub(super) mtime: Timespec,
+    /// Bytes of the file, holes among them.
+    pub(super) size: u64,
+    /// Where in the file the archive's bytes belong: one after the other, each with its length.
+    pub(super) pieces: Vec<(u64, u64)>,
+    /// Extended attributes of users.
+    pub(super) attributes: Vec<(OsString, Vec<u8>)>,
+}
+
+/// An archive being read.
+pub(super) struct Entries<R> {
+    bytes: R,
+    parser: Parser,
+    buffer: Vec<u8>,
+    /// What of the buffer is not used yet.
+    unread: std::ops::Range<usize>,
+    /// Bytes that were read, and how many may be.
+    read: u64,
+    read_max: u64,
+    ended: bool,
+    /// What is left of the entry's content, and of what fills its last block.
+    content: u64,
+    padding: u64,
+    /// The entry that was read last, for words.
+    last: Option<String>,
+}
+
+/// A path of an archive, quoted.
+pub(super) fn shown(path: &Path) -> String {
+    quote(&*path.to_string_lossy()).to_string()
+}
+
+impl<R: Read> Entries<R> {
+    /// Of which at most so many bytes are read.
+    pub(super) fn new(bytes: R, read_max: u64) -> Self {
+        let limits = Limits {
+            max_metadata_size: METADATA_MAX,
+            max_sparse_entries: METADATA_MAX as usize / MAP_ENTRY_MIN,
+            ..Limits::default()
+        };
+        let mut parser = Parser::new(limits);
+        parser.set_allow_empty_path(true);
+        // Times before 1970 are no mistake. `checked` looks at all numbers.
+        parser.set_ignore_pax_errors(true);
+        Self {
+            bytes,
+            parser,
+            buffer: vec![],
+            unread: 0..0,
+            read: 0,
+            read_max,
+            ended: false,
+            content: 0,
+            padding: 0,
+            last: None,
+        }
+    }
+
+    /// Bytes of the archive that were read so far.
+    pub(super) fn read(&self) -> u64 {
+        self.read
+    }
+
+    /// The next entry, whose content comes by [`Self::piece`]; what of the last one's was not asked for is passed over.
+    pub(super) fn next(&mut self) -> Result<Option<Entry>, Refused> {
+        self.pass_over()?;
+        let mut wanted = HEADER_SIZE;
+        loop {
+            self.fill(wanted)?;
+            let head = &self.buffer[self.unread.clone()];
+            if head.is_empty() {
+                return Ok(None);
+            }
+            let (used, entry, map) = match self.parser.parse(head) {
+                Ok(ParseEvent::NeedData { min_bytes }) => {
+                    if min_bytes > HEAD_MAX {
+                        return Err(self.too_long());
+                    }
+                    if self.ended {
+                        // One block of zeros is an end, too, though it should be two.
+                        return match head.iter().all(|byte| *byte == 0) {
+                            true => Ok(None),
+                            false => Err(self.cut_off()),
+                        };
+                    }
+                    // Twice as much each time: all of it is looked at again.
+                    wanted = min_bytes.max(2 * head.len()).min(HEAD_MAX);
+                    continue;
+                }
+                Ok(ParseEvent::End { .. }) => return Ok(None),
+                Ok(ParseEvent::GlobalExtensions { consumed, pax_data }) => {
+                    let refused = of_all(pax_data);
+                    self.unread.start += consumed;
+                    wanted = HEADER_SIZE;
+                    match refused {
+                        None => continue,
+                        Some(reason) => return Err(Refused::Because(reason)),
+                    }
+                }
+                Ok(ParseEvent::Entry { consumed, entry }) => (consumed, entry, None),
+                Ok(ParseEvent::SparseEntry { consumed, entry, sparse_map, real_size }) => {
+                    (consumed, entry, Some((sparse_map, real_size)))
+                }
+                Err(ParseError::MetadataTooLarge { .. }) => return Err(self.too_long()),
+                Err(error) => {
+                    return Err(Refused::Because(match (&self.last, error) {
+                        (None, ParseError::Header(error)) => {
+                            format!(
+                                "it is no tar archive, nor one that is compressed by gzip or zstd: {error}"
+                            )
+                        }
+                        (None, error) => format!("its first entry cannot be read: {error}"),
+                        (Some(last), error) => format!("its entry after {last} cannot be read: {error}"),
+                    }));
+                }
+            };
+            let stored = stored_bytes(&entry);
+            let known = checked(&entry, stored, map).map_err(Refused::Because)?;
+            self.unread.start += used;
+            self.content = stored;
+            // A head whose length needs more than 64 bits was refused.
+            self.padding = stored.next_multiple_of(HEADER_SIZE as u64) - stored;
+            wanted = HEADER_SIZE;
+            if let Some(entry) = known {
+                self.last = Some(shown(&entry.path));
+                return Ok(Some(entry));
+            }
+            self.pass_over()?;
+        }
+    }
+
+    /// The next piece of the entry's content, of at most so many bytes; empty after its end.
+    pub(super) fn piece(&mut self, max: u64) -> Result<&[u8], Refused> {
+        let max = max.min(self.content);
+        if max == 0 {
+            return Ok(&[]);
+        }
+        self.fill(1)?;
+        if self.unread.is_empty() {
+            return Err(self.cut_off());
+        }
+        let length = usize::try_from(max).unwrap_or(usize::MAX).min(self.unread.len());
+        let begin = self.unread.start;
+        self.unread.start += length;
+        self.content -= length as u64;
+        Ok(&self.buffer[begin..begin + length])
+    }
+
+    /// To the next head.
+    fn pass_over(&mut self) -> Result<(), Refused> {
+        while self.content > 0 {
+            self.piece(u64::MAX)?;
+        }
+        // The last block of an archive may be short.
+        self.content = self.padding;
+        self.padding = 0;
+        while self.content > 0 {
+            self.fill(1)?;
+            if self.unread.is_empty() {
+                self.content = 0;
+            } else {
+                self.piece(u64::MAX)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads until so many bytes are in the buffer, or to the end.
+    fn fill(&mut self, wanted: usize) -> Result<(), Refused> {
+        if self.unread.len() >= wanted {
+            return Ok(());
+        }
+        self.buffer.copy_within(self.unread.clone(), 0);
+        self.unread = 0..self.unread.len();
+        self.buffer.resize(wanted.max(PIECE), 0);
+        while self.unread.len() < wanted && !self.ended {
+            let length = match self.bytes.read(&mut self.buffer[self.unread.end..]) {
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(Refused::Because(format!("it cannot be read: {error}"))),
+            };
+            self.ended = length == 0;
+            self.unread.end += length;
+            self.read += length as u64;
+            if self.read > self.read_max {
+                return Err(Refused::Because("the image's archives are too large".into()));
+            }
+        }
+        Ok(())
+    }
+
+    fn too_long(&self) -> Refused {
+        let last = self.last.as_deref().unwrap_or("the first one");
+        Refused::Because(format!(
+            "one entry's name, link and attributes have more than {METADATA_MAX} bytes; it follows {last}"
+        ))
+    }
+
+    fn cut_off(&self) -> Refused {
+        let last = self.last.as_deref().unwrap_or("its beginning");
+        Refused::Because(format!("it is cut off: it ends soon after {last}"))
+    }
+}
+
+/// Bytes that follow an entry's head.
+fn stored_bytes(entry: &ParsedEntry<'_>) -> u64 {
+    match entry.entry_type {
+        // What they say of a size is about something else, if anything.
+        EntryType::Link
+        | EntryType::Symlink
+        | EntryType::Char
+        | EntryType::Block
+        | EntryType::Directory
+        | EntryType::Fifo => 0,
+        _ => entry.size,
+    }
+}
+
+/// An entry whose every word is known; none if it is about the archive itself.
+///
+/// # Errors
+/// In words, what would be understood wrongly.
+fn checked(
+    entry: &ParsedEntry<'_>,
+    stored: u64,
+    map: Option<(Vec<SparseEntry>, u64)>,
+) -> Result<Option<Entry>, String> {
+    let path = PathBuf::from(OsString::from_vec(entry.path.to_vec()));
+    let name = shown(&path);
+    if !fits(&entry.header.as_bytes()[SIZE]) || stored > i64::MAX.cast_unsigned() {
+        return Err(format!("the length of its entry {name} is no number that fits"));
+    }
+    let mut mtime = Timespec { tv_sec: entry.mtime.cast_signed(), tv_nsec: 0 };
+    let mut attributes = vec![];
+    let records = records(entry.pax.unwrap_or_default())
+        .ok_or_else(|| format!("the PAX records of its entry {name} are damaged"))?;
+    for (key, value) in records {
+        let words =
+            || format!("{}={}", String::from_utf8_lossy(key), quote(&*String::from_utf8_lossy(value)));
+        if NUMBERS.contains(&key) && number(value).is_none() {
+            return Err(format!("its entry {name} says {}, which is no number", words()));
+        }
+        if key == b"mtime" {
+            mtime =
+                time(value).ok_or_else(|| format!("its entry {name} says {}, which is no time", words()))?;
+        }
+        if map.is_none() && (key.starts_with(SPARSE) || key == SPARSE_OF_STAR) {
+            return Err(format!(
+                "its file {name} has holes that are kept in a form that is not read here ({}); pack it with \
+                 `tar --sparse --format=gnu`, or without `--sparse`",
+                words()
+            ));
+        }
+        if let Some(attribute) = key.strip_prefix(ATTRIBUTE).filter(|name| name.starts_with(OF_USERS)) {
+            attributes.push((OsString::from_vec(attribute.to_vec()), value.to_vec()));
+        }
+    }
+    let kind = match entry.entry_type {
+        // Archives of Unix V7 have no folders but such names.
+        EntryType::Regular if entry.path.ends_with(b"/") => Kind::Folder,
+        EntryType::Regular | EntryType::Continuous | EntryType::GnuSparse => Kind::File,
+        EntryType::Directory | EntryType::Other(b'D') => Kind::Folder,
+        EntryType::Symlink => Kind::Symlink,
+        EntryType::Link => Kind::Link,
+        EntryType::Fifo => Kind::Fifo,
+        EntryType::Char | EntryType::Block => Kind::Device,
+        // The archive's own label.
+        EntryType::Other(b'V') => return Ok(None),
+        EntryType::Other(b'M') => {
+            return Err(format!(
+                "its file {name} begins in another volume; pack it without `--multi-volume`"
+            ));
+        }
+        other => {
+            let letter = char::from(other.to_byte());
+            return Err(format!("its entry {name} is of a kind that is not known here, {letter:?}"));
+        }
+    };
+    let (pieces, size) = match map {
+        None => (vec![(0, stored)], stored),
+        Some((map, size)) => {
+            let well = are_pieces(&map, stored, size);
+            if !well {
+                return Err(format!("the map of holes of its file {name} is damaged"));
+            }
+            (map.iter().map(|piece| (piece.offset, piece.length)).collect(), size)
+        }
+    };
+    Ok(Some(Entry {
+        kind,
+        path,
+        target: OsString::from_vec(entry.link_target.as_deref().unwrap_or_default().to_vec()),
+        mode: entry.mode,
+        uid: entry.uid,
+        gid: entry.gid,
+        mtime,
+        size,
+        pieces,
+        attributes,
+    }))
+}
+
+/// Where a head says how long its content is.
+const SIZE: std::ops::Range<usize> = 124..136;
+
+/// Whether a number of a head fits into 64 bits: text does, and bytes whose first ones are zeros.
+fn fits(field: &[u8]) -> bool {
+    field[0] & 0x80 == 0 || (field[0] == 0x80 && field[1..field.len() - 8].iter().all(|byte| *byte == 0))
+}
+
+/// Whether pieces of a file, with holes between them, take exactly what is stored, and lie in the file. Each but the last one
+/// fills its blocks: readers differ about what follows one that does not.
+fn are_pieces(map: &[SparseEntry], stored: u64, size: u64) -> bool {
+    let (mut end, mut taken) = (0_u64, 0_u64);
+    for piece in map {
+        let in_order = piece.offset >= end || piece.length == 0;
+        let fills_blocks = piece.length == 0 || taken.is_multiple_of(HEADER_SIZE as u64);
+        let (Some(next), Some(sum)) =
+            (piece.offset.checked_add(piece.length), taken.checked_add(piece.length))
+        else {
+            return false;
+        };
+        if !in_order || !fills_blocks {
+            return false;
+        }
+        (end, taken) = (end.max(next), sum);
+    }
+    taken == stored && end <= size && size <= i64::MAX.cast_unsigned()
+}
+
+/// What is wrong about records of all entries.
+fn of_all(pax: &[u8]) -> Option<String> {
+    let Some(records) = records(pax) else {
+        return Some("its PAX records of all entries are damaged".into());
+    };
+    let (key, _) =
+        records.into_iter().find(|(key, _)| NEVER_GLOBAL.contains(key) || key.starts_with(SPARSE))?;
+    let key = String::from_utf8_lossy(key);
+    Some(format!("it has a PAX record {key:?} for all entries at once; pack it without `--pax-option`"))
+}
+
+/// The PAX records of an entry, each with its name; none if they are damaged. A record is `<length> <name>=<value>\n`.
+fn records(mut pax: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
+    let mut records = vec![];
+    while !pax.is_empty() {
+        let space = pax.iter().position(|byte| *byte == b' ')?;
+        let length = usize::try_from(number(&pax[..space])?).ok()?;
+        let record = pax.get(space + 1..length)?.strip_suffix(b"\n")?;
+        let equals = record.iter().position(|byte| *byte == b'=')?;
+        records.push((&record[..equals], &record[equals + 1..]));
+        pax = &pax[length..];
+    }
+    Some(records)
+}
+
+fn number(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// A time of a record: seconds since 1970, before which they are negative, with a fraction or without.
+fn time(text: &[u8]) -> Option<Timespec> {
+    let text = std::str::from_utf8(text).ok()?;
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let nanos: i64 = format!("{fraction:0<9}")[..9].parse().ok()?;
+    let tv_sec: i64 = seconds.parse().ok()?;
+    // A fraction goes on counting away from 1970, and nanoseconds count on.
+    if text.starts_with('-') && nanos > 0 {
+        return Some(Timespec { tv_sec: tv_sec.checked_sub(1)?, tv_nsec: NANOS - nanos });
+    }
+    Some(Timespec { tv_sec, tv_nsec: nanos })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample;
+
+    use super::*;
+
+    #[test]
+    fn times_have_fractions_on_both_sides_of_1970() {
+        let read = |text: &str| time(text.as_bytes()).map(|time| (time.tv_sec, time.tv_nsec));
+        for (text, is) in [
+            ("1000000000", (1_000_000_000, 0)),
+            ("1.5", (1, 500_000_000)),
+            ("1.1234567891", (1, 123_456_789)),
+            ("-1", (-1, 0)),
+            ("-1.25", (-2, 750_000_000)),
+            ("-0.5", (-1, 500_000_000)),
+        ] {
+            assert_eq!(read(text), Some(is), "{text}");
+        }
+        for text in ["", "x", "1.x", "1.-5", "99999999999999999999"] {
+            assert_eq!(read(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn records_with_any_bytes_are_told_apart_and_damaged_ones_are_not_passed_over() {
+        let pax = b"28 SCHILY.xattr.user.a=1\n\n2\n9 path=x\n";
+        assert_eq!(records(pax), Some(vec![(&b"SCHILY.xattr.user.a"[..], &b"1\n\n2"[..]), (b"path", b"x")]));
+        for damaged in
+            [&b"9 path=x"[..], b"11 path=x\n", b"path=x\n", b"9 pathxx\n", b"99 path=x\n", b"0 x=\n"]
+        {
+            assert_eq!(records(damaged), None, "{}", String::from_utf8_lossy(damaged));
+        }
+    }
+
+    #[test]
+    fn a_length_of_more_than_64_bits_does_not_fit() {
+        let field = |first: u8, second: u8| [&[first, second, 0, 0][..], &[0xff; 8]].concat();
+        assert!(fits(b"00000000012\0") && fits(&field(0x80, 0)));
+        assert!(!fits(&field(0x81, 0)) && !fits(&field(0x80, 1)) && !fits(&field(0xff, 0xff)));
+    }
+
+    #[test]
+    fn pieces_are_refused_that_overlap_leave_the_file_or_are_read_in_two_ways() {
+        let well = |map: &[(u64, u64)], stored, size| {
+            let map: Vec<_> = map.iter().map(|&(offset, length)| SparseEntry { offset, length }).collect();
+            are_pieces(&map, stored, size)
+        };
+        assert!(well(&[(0, 512), (1024, 100), (4096, 0)], 612, 4096) && well(&[(4096, 0)], 0, 4096));
+        assert!(!well(&[(0, 512), (256, 512)], 1024, 4096), "they overlap");
+        assert!(!well(&[(0, 100), (1024, 100)], 200, 4096), "the first block is not filled");
+        assert!(!well(&[(4000, 512)], 512, 4096), "it ends after the file");
+        assert!(!well(&[(0, 512)], 1024, 4096) && !well(&[(0, 512)], 100, 4096), "other bytes are stored");
+        assert!(!well(&[(u64::MAX, 2)], 2, u64::MAX) && !well(&[], 0, u64::MAX));
+    }
+
+    /// One entry: its head, which says that it is of this kind and length, and bytes after it.
+    fn entry(kind: u8, size: u64, content: &[u8], is_gnu: bool) -> Vec<u8> {
+        let mut head = [0; HEADER_SIZE];
+        head[..4].copy_from_slice(b"name");
+        head[100..107].copy_from_slice(b"0000644");
+        head[156] = kind;
+        head[257..265].copy_from_slice(if is_gnu { b"ustar  \0" } else { b"ustar\x0000" });
+        head[SIZE.start] = 0x80;
+        head[SIZE.end - 8..SIZE.end].copy_from_slice(&size.to_be_bytes());
+        head[148..156].fill(b' ');
+        let sum: u64 = head.iter().map(|byte| u64::from(*byte)).sum();
+        head[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        let mut entry = [&head[..], content].concat();
+        entry.resize(entry.len().next_multiple_of(HEADER_SIZE), 0);
+        entry
+    }
+
+    #[test]
+    fn the_archives_of_these_tests_are_archives() {
+        for is_gnu in [true, false] {
+            let pax = entry(b'x', 14, b"14 path=other\n", is_gnu);
+            let archive = [pax, entry(b'0', 5, b"bytes", is_gnu)].concat();
+            let mut reading = Entries::new(&*archive, u64::MAX);
+            let first = reading.next().ok().flatten().unwrap();
+            assert_eq!((first.path, first.size), (PathBuf::from("other"), 5));
+            assert!(reading.piece(9).is_ok_and(|piece| piece == b"bytes"));
+            assert!(reading.next().is_ok_and(|next| next.is_none()));
+        }
+    }
+
+    fn content() -> impl Strategy<Value = Vec<u8>> {
+        let keys = ["path", "size", "mtime", "uid", "GNU.sparse.major", "GNU.sparse.minor", "GNU.sparse.map"];
+        let keys =
+            [&keys[..], &["GNU.sparse.realsize", "GNU.sparse.offset", "GNU.sparse.numbytes", "x"]].concat();
+        let values = ["0", "1", "512", "0,512,1024,512", "-1", "18446744073709551615", "a/b", ""];
+        let record = (sample::select(keys), sample::select(values.to_vec())).prop_map(|(key, value)| {
+            let rest = format!(" {key}={value}\n");
+            let length = (1..).find(|length| length.to_string().len() + rest.len() == *length);
+            format!("{}{rest}", length.unwrap_or_default()).into_bytes()
+        });
+        let records = vec(record, 0..6).prop_map(|records| records.concat());
+        prop_oneof![records, vec(any::<u8>(), 0..1500), Just(b"2\n0\n512\n1024\n512\n".to_vec())]
+    }
+
+    proptest! {
+        /// Whatever an archive says, reading it ends, and gives no byte that is not there.
+        #[test]
+        fn reading_an_archive_ends_whatever_it_says(
+            entries in vec(
+                (sample::select(b"0012345567LKxxxxgSSDVM?".to_vec()), content(), any::<bool>(), sample::select(vec![0_u64, 1, 600, 1 << 40, u64::MAX]), any::<bool>()),
+                0..12,
+            ),
+            cut in 0_usize..3000,
+        ) {
+            let mut archive: Vec<u8> = entries.iter().flat_map(|(kind, content, is_true, other, is_gnu)| {
+                let size = if *is_true { content.len() as u64 } else { *other };
+                entry(*kind, size, content, *is_gnu)
+            }).collect();
+            archive.truncate(archive.len().saturating_sub(cut.saturating_sub(1500)));
+            let mut reading = Entries::new(&*archive, u64::MAX);
+            let (mut heads, mut bytes) = (0, 0);
+            while let Ok(Some(entry)) = reading.next() {
+                heads += HEADER_SIZE;
+                let pieces: u64 = entry.pieces.iter().map(|(_, length)| length).sum();
+                let mut given = 0;
+                while let Ok(piece) = reading.piece(1000) {
+                    given += piece.len();
+                    if piece.is_empty() {
+                        prop_assert_eq!(given as u64, pieces);
+                        break;
+                    }
+                }
+                bytes += given;
+            }
+            prop_assert!(heads + bytes <= archive.len());
+        }
+    }
+}

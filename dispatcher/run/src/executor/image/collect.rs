@@ -1,0 +1,173 @@
+//! Images that nobody has used for long go, and what processes that died have left.
+
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use ion_plane::collect::Collect;
+
+use super::{FETCH, ImageError, LOCK, PART, REFS, beside, blocking, folder_of, unused};
+
+/// Bytes of one of the blocks that the system counts.
+const BLOCK: u64 = 512;
+
+/// What was removed, or would be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Unpacked images.
+    pub images: usize,
+    /// Bytes on the disk, of these and of what was left half done.
+    pub bytes: u64,
+}
+
+/// Removes the unpacked images of a home that no job has used for so long, if that is said, and what was begun and left by
+/// processes that died. What is older than `grace` is taken for left where nothing else tells.
+///
+/// # Errors
+/// When the folder cannot be read, or something in it not removed.
+pub async fn collect(
+    home: &Path,
+    unused_for: Option<Duration>,
+    grace: Duration,
+    how: Collect,
+) -> Result<Collected, ImageError> {
+    let folder = folder_of(home);
+    blocking(move || collect_in(&folder, unused_for, grace, how)).await
+}
+
+fn collect_in(
+    folder: &Path,
+    unused_for: Option<Duration>,
+    grace: Duration,
+    how: Collect,
+) -> Result<Collected, ImageError> {
+    let mut collected = Collected::default();
+    for name in names_in(folder)? {
+        if name == REFS || name.ends_with(&format!(".{LOCK}")) {
+            continue;
+        }
+        let path = folder.join(&name);
+        if name.starts_with(FETCH) {
+            if older(&path, grace) {
+                collected.bytes += remove(&path, how)?;
+            }
+            continue;
+        }
+        let part = name.strip_suffix(&format!(".{PART}"));
+        let place = folder.join(part.unwrap_or(&name));
+        let _held = match unused(&place) {
+            Ok(Some(held)) => held,
+            // Whoever unpacks it, or runs something from it, holds it.
+            Ok(None) => continue,
+            Err(ImageError::File { path, source }) if source.kind() == io::ErrorKind::PermissionDenied => {
+                tracing::warn!(path = %path.display(), "an image of another user is left to that user's `ion gc`");
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let lock = beside(&place, LOCK);
+        // Since it was listed, another one may have finished or removed it.
+        if path.exists() {
+            if part.is_none() {
+                if unused_for.is_none_or(|age| !older(&lock, age)) {
+                    continue;
+                }
+                collected.images += 1;
+            }
+            let mut goes = path;
+            if how == Collect::Remove && part.is_none() {
+                // First out of the way: nobody may find half of it.
+                goes = beside(&place, PART);
+                std::fs::rename(&place, &goes).map_err(ImageError::file(&place))?;
+            }
+            collected.bytes += remove(&goes, how)?;
+        }
+        if how == Collect::Remove && !place.exists() {
+            std::fs::remove_file(&lock).map_err(ImageError::file(&lock))?;
+        }
+    }
+    if how == Collect::Remove {
+        forget(folder)?;
+    }
+    Ok(collected)
+}
+
+/// What is in a folder; nothing if it is not there.
+fn names_in(folder: &Path) -> Result<Vec<String>, ImageError> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        entries => entries.map_err(ImageError::file(folder))?,
+    };
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    names.collect::<io::Result<_>>().map_err(ImageError::file(folder))
+}
+
+/// Removes notes of images that are not there any more.
+fn forget(folder: &Path) -> Result<(), ImageError> {
+    let refs = folder.join(REFS);
+    // The notes first: one is written when its image is there.
+    let notes = names_in(&refs)?;
+    let there = names_in(folder)?;
+    // Those that are being written have other names.
+    let locks = format!(".{LOCK}");
+    for name in notes.iter().filter(|name| !name.starts_with('.') && !name.ends_with(&locks)) {
+        let note = refs.join(name);
+        let digest = std::fs::read_to_string(&note).unwrap_or_default();
+        let digest = digest.strip_prefix("sha256:").unwrap_or(&digest);
+        if digest.is_empty() || !there.iter().any(|name| name.starts_with(digest)) {
+            unless_gone(std::fs::remove_file(&note)).map_err(ImageError::file(&note))?;
+        }
+    }
+    for name in notes.iter().filter_map(|name| name.strip_suffix(&locks)) {
+        let note = refs.join(name);
+        // A process that fetches this image, or waits for it, holds the lock.
+        if let Ok(Some(_held)) = unused(&note)
+            && !note.exists()
+        {
+            let lock = beside(&note, LOCK);
+            unless_gone(std::fs::remove_file(&lock)).map_err(ImageError::file(&lock))?;
+        }
+    }
+    Ok(())
+}
+
+/// What is gone already is no error.
+fn unless_gone(removed: io::Result<()>) -> io::Result<()> {
+    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+}
+
+/// Whether something was last changed so long ago.
+fn older(path: &Path, age: Duration) -> bool {
+    let changed = std::fs::metadata(path).and_then(|metadata| metadata.modified());
+    changed.is_ok_and(|changed| SystemTime::now().duration_since(changed).is_ok_and(|since| since >= age))
+}
+
+/// Removes a folder; gives what it takes on the disk.
+fn remove(folder: &Path, how: Collect) -> Result<u64, ImageError> {
+    let bytes = bytes_below(folder)?;
+    if how == Collect::Remove {
+        unless_gone(std::fs::remove_dir_all(folder)).map_err(ImageError::file(folder))?;
+    }
+    Ok(bytes)
+}
+
+/// What all that is in a folder takes on the disk. What others remove meanwhile does not count.
+pub(super) fn bytes_below(folder: &Path) -> Result<u64, ImageError> {
+    let mut bytes = 0;
+    let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for name in names_in(&next)? {
+            let path = next.join(name);
+            let Ok(metadata) = std::fs::symlink_metadata(&path) else { continue };
+            if metadata.is_dir() {
+                bytes += metadata.blocks() * BLOCK;
+                folders.push(path);
+            } else {
+                // Each name of a file has its share.
+                bytes += metadata.blocks() * BLOCK / metadata.nlink().max(1);
+            }
+        }
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,320 @@
+//! The OCI image layout: a folder of blobs, each called as its digest, and an index of what they are.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use ion_model::checksum::hex;
+use ion_model::text::{QUOTE_MAX, REASON_MAX, cut_off, quote};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest as _, Sha256};
+
+use super::{ImageConfig, ImageError};
+
+/// Bytes of an index, a manifest or a configuration: they are read whole. Registries allow 4 MiB.
+const DOCUMENT_MAX: u64 = 4 << 20;
+
+/// Indexes in indexes: one for platforms, one for what a tool adds.
+const DEPTH_MAX: usize = 3;
+
+/// In an index, the tag of what it names.
+const TAG: &str = "org.opencontainers.image.ref.name";
+
+/// A folder in the layout. What is in it comes from others: each file is opened below the folder, through no link that
+/// leads out of it, and is read only if it is a regular one, as a pipe would never end.
+pub(super) struct Layout {
+    folder: PathBuf,
+    root: OwnedFd,
+}
+
+/// What a blob is, and how to check it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Descriptor {
+    #[serde(default)]
+    pub(super) media_type: String,
+    pub(super) digest: String,
+    pub(super) size: u64,
+    platform: Option<Platform>,
+    #[serde(default)]
+    annotations: std::collections::BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Platform {
+    architecture: String,
+    os: String,
+    #[serde(default)]
+    variant: String,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    manifests: Vec<Descriptor>,
+}
+
+#[derive(Deserialize)]
+struct Parts {
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+}
+
+#[derive(Deserialize)]
+struct Configuration {
+    #[serde(default)]
+    config: Option<ImageConfig>,
+}
+
+/// One image of a layout.
+pub(super) struct Manifest {
+    /// Its digest: what the image is known by.
+    pub(super) digest: String,
+    config: Descriptor,
+    /// From the lowest to the highest.
+    pub(super) layers: Vec<Descriptor>,
+}
+
+impl Platform {
+    fn shown(&self) -> String {
+        let Self { architecture, os, variant } = self;
+        if variant.is_empty() {
+            format!("{os}/{architecture}")
+        } else {
+            format!("{os}/{architecture}/{variant}")
+        }
+    }
+}
+
+/// What this processor can do, as the variants of amd64 count it: each level is one more set of instructions.
+#[cfg(target_arch = "x86_64")]
+fn level() -> u32 {
+    use std::arch::is_x86_feature_detected as has;
+    let second = has!("cmpxchg16b") && has!("popcnt") && has!("sse4.2") && has!("ssse3");
+    let third = has!("avx2") && has!("bmi1") && has!("bmi2") && has!("f16c") && has!("fma");
+    let third = third && has!("lzcnt") && has!("movbe");
+    let fourth = has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512dq");
+    let fourth = fourth && has!("avx512vl");
+    [second, third, fourth].into_iter().take_while(|has| *has).fold(1, |level, _| level + 1)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn level() -> u32 {
+    1
+}
+
+/// How far down a variant is among those that a processor can run; none if it cannot run it. The one for all processors comes
+/// first, so that all machines of a kind take the same, and then the one that uses the most of this one.
+fn rank(architecture: &str, variant: &str, level: u32) -> Option<u32> {
+    match (architecture, variant) {
+        (_, "") | ("amd64", "v1") | ("arm64", "v8") => Some(0),
+        ("amd64", variant) => {
+            let needs: u32 = variant.strip_prefix('v')?.parse().ok()?;
+            level.checked_sub(needs).map(|unused| unused + 1)
+        }
+        ("arm64", _) => None,
+        _ => Some(1),
+    }
+}
+
+impl Layout {
+    pub(super) fn open(folder: &Path) -> Result<Self, ImageError> {
+        let no_image = || {
+            ImageError::Wrong(format!(
+                "{} is no image: it has no file oci-layout, as `skopeo copy ... oci:FOLDER` makes",
+                folder.display()
+            ))
+        };
+        let root = match File::open(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(no_image()),
+            root => root.map_err(ImageError::file(folder))?,
+        };
+        let layout = Self { folder: folder.to_owned(), root: root.into() };
+        match layout.file("oci-layout") {
+            Ok(_) => Ok(layout),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(no_image()),
+            Err(error) => Err(ImageError::file(&folder.join("oci-layout"))(error)),
+        }
+    }
+
+    /// Opens a regular file below the folder.
+    fn file(&self, path: &str) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let file = File::from(openat2(&self.root, path, flags, Mode::empty(), resolve)?);
+        match file.metadata()?.is_file() {
+            true => Ok(file),
+            false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")),
+        }
+    }
+
+    /// The image with this tag, for this kind of machine.
+    pub(super) fn manifest(&self, tag: Option<&str>) -> Result<Manifest, ImageError> {
+        let text = self.file("index.json").and_then(|file| {
+            let mut text = Vec::new();
+            file.take(DOCUMENT_MAX).read_to_end(&mut text).map(|_| text)
+        });
+        let text = text.map_err(ImageError::file(&self.folder.join("index.json")))?;
+        let index: Index = serde_json::from_slice(&text)
+            .map_err(|error| self.wrong(format!("its index.json is none: {error}")))?;
+        let tags = || index.manifests.iter().filter_map(|one| one.annotations.get(TAG));
+        let mut chosen = match tag {
+            None => index.manifests.clone(),
+            Some(tag) => {
+                let tagged = |one: &&Descriptor| one.annotations.get(TAG).is_some_and(|name| name == tag);
+                index.manifests.iter().filter(tagged).cloned().collect()
+            }
+        };
+        let known = || cut_off(tags().map(String::as_str).collect::<Vec<_>>().join(", "), QUOTE_MAX);
+        for _ in 0..DEPTH_MAX {
+            let one = match self.for_this_machine(chosen)? {
+                Some(one) => one,
+                None if tag.is_some() => {
+                    return Err(self.wrong(format!(
+                        "it has no tag {:?}; it has: {}",
+                        tag.unwrap_or_default(),
+                        known()
+                    )));
+                }
+                None => {
+                    return Err(
+                        self.wrong(format!("it holds several images; say which, with its tag: {}", known()))
+                    );
+                }
+            };
+            if one.media_type.ends_with("image.index.v1+json")
+                || one.media_type.ends_with("manifest.list.v2+json")
+            {
+                chosen = self.document::<Index>(&one)?.manifests;
+                continue;
+            }
+            let Parts { config, layers } = self.document(&one)?;
+            return Ok(Manifest { digest: one.digest, config, layers });
+        }
+        Err(self.wrong("its indexes lie too deep".into()))
+    }
+
+    /// The one that runs here; none if it cannot be told.
+    fn for_this_machine(&self, mut found: Vec<Descriptor>) -> Result<Option<Descriptor>, ImageError> {
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            "powerpc64" => "ppc64le",
+            other => other,
+        };
+        let level = level();
+        let rank = |one: &Descriptor| match &one.platform {
+            None => Some(0),
+            Some(p) if p.architecture == architecture && p.os == "linux" => {
+                rank(architecture, &p.variant, level)
+            }
+            Some(_) => None,
+        };
+        let all: Vec<String> = found.iter().filter_map(|one| Some(one.platform.as_ref()?.shown())).collect();
+        let any = !found.is_empty();
+        found.retain(|one| rank(one).is_some());
+        if any && found.is_empty() {
+            let all = cut_off(all.join(", "), QUOTE_MAX);
+            return Err(self.wrong(format!(
+                "it has nothing for linux/{architecture} that this processor can run; it has: {all}"
+            )));
+        }
+        // The first of several for one platform is the preferred one; without platforms they are different images.
+        let same = found.len() == 1 || found.iter().all(|one| one.platform.is_some());
+        Ok(found.into_iter().min_by_key(rank).filter(|_| same))
+    }
+
+    /// What the image says of its programs.
+    pub(super) fn config(&self, manifest: &Manifest) -> Result<ImageConfig, ImageError> {
+        self.document::<Configuration>(&manifest.config).map(|said| said.config.unwrap_or_default())
+    }
+
+    fn document<T: DeserializeOwned>(&self, descriptor: &Descriptor) -> Result<T, ImageError> {
+        if descriptor.size > DOCUMENT_MAX {
+            let digest = quote(&descriptor.digest);
+            return Err(self.wrong(format!("{digest} has more than {DOCUMENT_MAX} bytes")));
+        }
+        let mut blob = self.blob(descriptor)?;
+        let mut text = Vec::new();
+        blob.read_to_end(&mut text).map_err(ImageError::file(&self.folder))?;
+        blob.check(self)?;
+        serde_json::from_slice(&text).map_err(|error| self.wrong(format!("{}: {error}", descriptor.digest)))
+    }
+
+    /// The bytes of a blob, to be read to their end and checked.
+    pub(super) fn blob(&self, descriptor: &Descriptor) -> Result<Blob, ImageError> {
+        let digest = descriptor.digest.strip_prefix("sha256:").filter(|digest| {
+            digest.len() == 64
+                && digest.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+        });
+        let digest =
+            digest.ok_or_else(|| self.wrong(format!("{} is no sha256 digest", quote(&descriptor.digest))))?;
+        let path = format!("blobs/sha256/{digest}");
+        let file = self.file(&path).map_err(ImageError::file(&self.folder.join(&path)))?;
+        Ok(Blob {
+            file: file.take(descriptor.size.saturating_add(1)),
+            hash: Sha256::new(),
+            read: 0,
+            descriptor: descriptor.clone(),
+        })
+    }
+
+    pub(super) fn wrong(&self, reason: String) -> ImageError {
+        let reason = cut_off(reason, REASON_MAX);
+        ImageError::Wrong(format!("image {}: {reason}", self.folder.display()))
+    }
+}
+
+/// A blob being read.
+pub(super) struct Blob {
+    file: io::Take<File>,
+    hash: Sha256,
+    read: u64,
+    descriptor: Descriptor,
+}
+
+impl Read for Blob {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.file.read(buffer)?;
+        self.hash.update(&buffer[..length]);
+        self.read += length as u64;
+        Ok(length)
+    }
+}
+
+impl Blob {
+    /// Reads what is left, and compares all of it with its digest.
+    pub(super) fn check(mut self, layout: &Layout) -> Result<(), ImageError> {
+        io::copy(&mut self, &mut io::sink()).map_err(ImageError::file(&layout.folder))?;
+        let found = format!("sha256:{}", hex(&self.hash.finalize()));
+        let Descriptor { digest, size, .. } = &self.descriptor;
+        if self.read == *size && found == *digest {
+            return Ok(());
+        }
+        Err(layout
+            .wrong(format!("its blob {digest} is damaged: {} bytes of {size}, digest {found}", self.read)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// C7.
+    #[test]
+    fn of_variants_the_one_for_all_processors_comes_first() {
+        let order = |level| {
+            let mut all = vec!["v4", "v2", "", "v3", "v9", "x"];
+            all.retain(|variant| rank("amd64", variant, level).is_some());
+            all.sort_by_key(|variant| rank("amd64", variant, level));
+            all
+        };
+        assert_eq!(order(4), ["", "v4", "v3", "v2"]);
+        assert_eq!(order(2), ["", "v2"]);
+        assert_eq!(order(1), [""]);
+        assert!((1..=4).contains(&level()));
+        assert_eq!((rank("arm64", "v8", 1), rank("arm64", "v9", 1)), (Some(0), None));
+    }
+}

@@ -1,0 +1,585 @@
+//! Jobs in pods of a Kubernetes cluster, whose nodes mount the tree.
+//!
+//! An attempt is one Kubernetes Job of one pod, under a name that follows from the attempt. The pod's volume is mounted by the
+//! node's driver ([`ion_csi as csi`]), which learns from the attempt's [`Ticket`] what to mount, and says there how it ended.
+//!
+//! # What is promised
+//! - Asked for again, by whoever adopts the job, an attempt is the same Job: there is no second pod. Another Job of the same
+//!   name is never touched.
+//! - Nothing in the cluster is removed before the attempt's end is in the ledger.
+//! - A pod that the cluster takes away (eviction, a lost node, a hand) is no failure of the module's: another attempt follows.
+//! - No secret of a store is in a spec. The token in it opens one attempt's tree, once, in one namespace, for a time.
+
+mod phase;
+mod spec;
+mod watched;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use ion_csi::ticket::{Claims, Ended as TreeEnded, Ticket, TicketKey};
+use ion_fs::job::Outcome;
+use ion_jobs::pipeline::Module;
+use ion_model::clock::{self, millis};
+use ion_model::errors::chain;
+use ion_model::event::Context;
+use ion_model::record::{AttemptEnd, JobRecord};
+use ion_plane::commit::Fence;
+use ion_plane::node::{Node, job_dir};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, LogParams, PostParams};
+use kube::{Api, Client, Config, ResourceExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{sleep, timeout};
+use tokio_util::compat::FuturesAsyncReadCompatExt as _;
+use tokio_util::task::AbortOnDropHandle;
+
+use self::phase::{End, Phase, phase};
+use self::watched::{Known, Watched};
+use super::attempt::{Ran, asked, older, origin, stopped_by, verdict};
+use super::log::{JobLog, OutputNews, keep_output, without_log};
+use super::sandbox::{Exit, out_of_memory};
+use super::{Ended, Executor, Fate, OutputWatcher, Start, Stop};
+
+/// The wait between two tries to reach the API server or a store, and how long it is tried.
+const TRY_WAIT: Duration = Duration::from_secs(1);
+const TRIES_FOR: Duration = Duration::from_secs(600);
+
+/// How often an attempt's ticket is looked at while it runs.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// How long a container may be in a state that no waiting mends: an image that is being pushed, a registry that restarts.
+const STUCK_MAX: Duration = Duration::from_secs(30);
+
+/// How long a node may take to say how an ended pod's tree ended: the kubelet unmounts it within seconds.
+const TREE_WAIT: Duration = Duration::from_secs(180);
+
+/// How long beyond its grace a deleted pod may take to be gone; after that its node is taken to be lost.
+const GONE_WAIT: Duration = Duration::from_secs(60);
+
+/// How long the end of the output may take to come after the pod's end.
+const LOG_WAIT: Duration = Duration::from_secs(30);
+
+/// How long the rest of an ended pod's output may stand still before it is asked for anew.
+const QUIET_MAX: Duration = Duration::from_secs(5);
+
+/// How long a token is good beyond its attempt's own time.
+const TOKEN_SLACK: Duration = Duration::from_secs(300);
+
+/// How long one request to the API server may take.
+const REQUEST_WAIT: Duration = Duration::from_secs(30);
+
+/// Bytes of output under way from the API server to the disk.
+const PIPE: usize = 64 << 10;
+
+/// Why there is no cluster to run pods in.
+#[derive(Debug, thiserror::Error)]
+pub enum KubernetesError {
+    /// Neither a kubeconfig nor a pod's own account.
+    #[error("no cluster is configured (KUBECONFIG, ~/.kube/config, or a pod's service account)")]
+    Config(#[from] kube::config::InferConfigError),
+    /// Nothing signs its tokens.
+    #[error("{0}")]
+    Key(String),
+    /// The client.
+    #[error("the cluster's client cannot be made")]
+    Client(#[from] kube::Error),
+}
+
+/// Runs jobs as pods.
+pub struct Kubernetes {
+    node: Arc<Node>,
+    key: TicketKey,
+    namespace: String,
+    jobs: Api<Job>,
+    pods: Api<Pod>,
+    watched: Watched,
+    output: Option<Arc<dyn OutputWatcher>>,
+    _watching: AbortOnDropHandle<()>,
+}
+
+impl std::fmt::Debug for Kubernetes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kubernetes").field("namespace", &self.namespace).finish_non_exhaustive()
+    }
+}
+
+impl Kubernetes {
+    /// In the cluster that the environment names, in this namespace or in its own. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// When no cluster is configured.
+    pub async fn new(
+        node: Arc<Node>,
+        key: TicketKey,
+        namespace: Option<String>,
+        output: Option<Arc<dyn OutputWatcher>>,
+    ) -> Result<Self, KubernetesError> {
+        let config = Config::infer().await?;
+        let namespace = namespace.unwrap_or_else(|| config.default_namespace.clone());
+        let client = Client::try_from(config)?;
+        let (jobs, pods) = (Api::namespaced(client.clone(), &namespace), Api::namespaced(client, &namespace));
+        let watched = Watched::default();
+        let watching = tokio::spawn(watched.clone().run(jobs.clone(), pods.clone()));
+        Ok(Self {
+            node,
+            key,
+            namespace,
+            jobs,
+            pods,
+            watched,
+            output,
+            _watching: AbortOnDropHandle::new(watching),
+        })
+    }
+
+    async fn attempt(
+        &self,
+        start: Start,
+        name: &str,
+        log: &JobLog,
+        mut stop: watch::Receiver<Option<Stop>>,
+    ) -> Fate {
+        let ticket = Ticket {
+            id: Ticket::id(&start.job.id, start.job.attempt),
+            version: 1,
+            offered: clock::now(),
+            origin: origin(&start, Fence::Running),
+            event_id: start.event.id.clone(),
+            gathered: start
+                .gathered
+                .as_ref()
+                .map(|events| events.iter().map(|event| event.id.clone()).collect()),
+            older: older(&start.module),
+            limits: start.module.limits.clone(),
+            pod: None,
+            ended: None,
+        };
+        let mut known = self.watched.of(name);
+        let begun = tokio::select! {
+            begun = self.begin(&start, &ticket, name) => begun,
+            why = asked(&mut stop) => return self.stopped(why, name, &mut known).await,
+        };
+        if let Err(ended) = begun {
+            return Fate::Ended(ended);
+        }
+        let commit = start.module.commit;
+        let Start { job, module, running, .. } = start;
+        // Now, and not when its container runs: what that commits counts only if the ledger says so.
+        let _ = running.send(());
+        let news = self.output.clone().map(|watcher| OutputNews::new(watcher, &module.name, &job.id));
+        let mut output = Output::new(self.pods.clone(), log.path().to_owned(), news);
+        let end = tokio::select! {
+            end = self.watch(&mut known, &ticket.id, &mut output) => end,
+            why = asked(&mut stop) => return self.stopped(why, name, &mut known).await,
+        };
+        output.finish().await;
+        let mut never_ran = None;
+        let (ran, words) = match end {
+            End::Exited(code) => (Ran::Exited(Exit::Code(code)), None),
+            End::OutOfMemory(code) => {
+                let limit = module.container.as_ref().and_then(|container| container.resources.memory_bytes);
+                let words = limit.map_or("out of memory, as its node had no more".into(), out_of_memory);
+                (Ran::Exited(Exit::Code(code)), Some(words))
+            }
+            End::Deadline(waited) => {
+                never_ran = waited;
+                (Ran::TimedOut(module.timeout), None)
+            }
+            End::Refused(reason) => (Ran::NotStarted(reason), None),
+            End::Lost(reason) => {
+                self.remove(name).await;
+                return Fate::Ended(Ended { end: AttemptEnd::Lost, ..Ended::failed(reason) });
+            }
+        };
+        if !matches!(ran, Ran::Exited(_)) {
+            // Its pod may still be there.
+            self.remove(name).await;
+        }
+        // A pod that never ran has written nothing, whatever became of its tree.
+        let outcome = tokio::select! {
+            outcome = self.outcome(&ticket.id), if never_ran.is_none() => outcome,
+            why = asked(&mut stop), if never_ran.is_none() => return self.stopped(why, name, &mut known).await,
+            else => Ok(Outcome::default()),
+        };
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(reason) => return Fate::Ended(Ended { end: AttemptEnd::Lost, ..Ended::failed(reason) }),
+        };
+        let mut ended = verdict(ran, &outcome, commit);
+        if let Some(words) = words {
+            // Its own shell may have gone on and exited well: it did not have what it asked for all the same.
+            ended = Ended { end: AttemptEnd::Failed, reason: Some(words), staged: false, ..ended };
+        }
+        if let Some(waited) = never_ran {
+            ended.reason = ended.reason.map(|reason| format!("{reason}; its pod never ran: {waited}"));
+        }
+        Fate::Ended(ended)
+    }
+
+    /// Writes the ticket and asks for the Job, or finds both.
+    async fn begin(&self, start: &Start, ticket: &Ticket, name: &str) -> Result<(), Ended> {
+        let released = |reason: String| Ended { end: AttemptEnd::Released, ..Ended::failed(reason) };
+        let begun = Instant::now();
+        while let Err(error) = ticket.offer(&self.node.plane).await {
+            if begun.elapsed() > TRIES_FOR {
+                return Err(released(format!("its ticket cannot be written: {}", chain(&error))));
+            }
+            tracing::warn!(job = name, error = chain(&error), "a ticket cannot be written yet");
+            sleep(TRY_WAIT).await;
+        }
+        let expires = clock::now() + millis(start.module.timeout + TOKEN_SLACK);
+        let token = self.key.sign(&Claims {
+            job: start.job.id.clone(),
+            attempt: start.job.attempt,
+            namespace: self.namespace.clone(),
+            expires,
+        });
+        let job = spec::job(start, &token).map_err(Ended::failed)?;
+        let begun = Instant::now();
+        loop {
+            let why = match in_time(self.jobs.create(&PostParams::default(), &job)).await {
+                Ok(_) => return Ok(()),
+                Err(Trouble::Answered(status)) if status.code == 409 => match self.same(name, &job).await {
+                    Ok(Same::Yes) => return Ok(()),
+                    Ok(Same::No) => {
+                        return Err(Ended::failed(format!(
+                            "a Job {name} is there that asks for something else; it is not Ion's of this attempt: delete it"
+                        )));
+                    }
+                    Ok(Same::Going) => "an earlier Job of its name is still being deleted".to_owned(),
+                    Err(trouble) => trouble.to_string(),
+                },
+                // No waiting mends it, but for a quota that others use up.
+                Err(Trouble::Answered(status))
+                    if [400, 401, 403, 404, 405, 422].contains(&status.code)
+                        && !status.message.contains("exceeded quota") =>
+                {
+                    return Err(Ended::failed(format!("the cluster refuses its Job: {}", status.message)));
+                }
+                Err(trouble) => trouble.to_string(),
+            };
+            if begun.elapsed() > TRIES_FOR {
+                return Err(released(format!("its Job cannot be made: {why}")));
+            }
+            tracing::warn!(job = name, why, "a Job cannot be made yet");
+            sleep(TRY_WAIT).await;
+        }
+    }
+
+    /// Whether the Job that is there is this one: it asks for the same, or has a token of ours for this attempt, whatever else
+    /// it asks for. Its module, or Ion, may be another one than when it was made; what runs is adopted as it is.
+    async fn same(&self, name: &str, job: &Job) -> Result<Same, Trouble> {
+        Ok(match in_time(self.jobs.get_opt(name)).await? {
+            None => Same::Going,
+            Some(found) if found.metadata.deletion_timestamp.is_some() => Same::Going,
+            Some(found) => {
+                let of = |job: &Job| job.annotations().get(spec::FINGERPRINT).cloned();
+                // Also where its time is over.
+                let claims = |job: &Job| self.key.verify(spec::token(job)?, &self.namespace, 0).ok();
+                let attempt = |job: &Job| claims(job).map(|claims| (claims.job, claims.attempt));
+                let ours = attempt(&found).is_some() && attempt(&found) == attempt(job);
+                if of(&found) == of(job) || ours { Same::Yes } else { Same::No }
+            }
+        })
+    }
+
+    /// Waits for the pod's end.
+    async fn watch(&self, known: &mut watch::Receiver<Known>, ticket: &str, output: &mut Output) -> End {
+        let (mut stuck, mut leaving, mut complete) = (None, None, None);
+        let longer =
+            |since: &mut Option<Instant>, most| since.get_or_insert_with(Instant::now).elapsed() > most;
+        let mut said = None;
+        loop {
+            let (phase, pod) = {
+                let known = known.borrow_and_update();
+                (phase(&known), known.pod().and_then(|pod| Some((pod.uid()?, pod.name_any()))))
+            };
+            match &phase {
+                Phase::Ended(end) => {
+                    if let (End::Exited(_) | End::OutOfMemory(_), Some((_, name))) = (end, &pod) {
+                        output.follow(name);
+                    }
+                    return end.clone();
+                }
+                Phase::Running(pod) => {
+                    stuck = None;
+                    output.follow(pod);
+                }
+                Phase::Stuck(words) => {
+                    if longer(&mut stuck, STUCK_MAX) {
+                        return End::Refused(words.clone());
+                    }
+                }
+                Phase::Leaving(pod, grace) => {
+                    if let Some(pod) = pod {
+                        output.follow(pod);
+                    }
+                    if longer(&mut leaving, *grace + GONE_WAIT) {
+                        return End::Lost("its node was lost: its pod was to end, and does not".into());
+                    }
+                }
+                // Its pod was removed before anybody looked; or it is only not listed yet.
+                Phase::Complete => {
+                    if longer(&mut complete, STUCK_MAX) {
+                        return End::Exited(0);
+                    }
+                }
+                Phase::Waiting(_) => {}
+            }
+            if said.as_ref() != Some(&phase) {
+                tracing::debug!(ticket, ?phase, "an attempt's pod");
+                said = Some(phase);
+            }
+            if timeout(LOOK, known.changed()).await.is_err()
+                && let Some(reason) = self.lost(ticket, pod.as_ref().map(|(uid, _)| uid.as_str())).await
+            {
+                return End::Lost(reason);
+            }
+        }
+    }
+
+    /// Why the attempt's tree is nobody's any more, if its ticket says so.
+    async fn lost(&self, ticket: &str, pod: Option<&str>) -> Option<String> {
+        let ticket = Ticket::find(&self.node.plane, ticket).await.ok()??;
+        match (ticket.ended, ticket.pod) {
+            (Some(TreeEnded::Lost(reason)), _) => Some(reason),
+            // What the Job controller put in its place gets no tree.
+            (_, Some(first)) if pod.is_some_and(|uid| uid != first.uid) => {
+                Some(format!("its pod {} was deleted", first.name))
+            }
+            _ => None,
+        }
+    }
+
+    /// How the attempt's filesystem work ended, once its node says so.
+    async fn outcome(&self, id: &str) -> Result<Outcome, String> {
+        let begun = Instant::now();
+        let mut wait = Duration::from_millis(100);
+        loop {
+            match Ticket::find(&self.node.plane, id).await {
+                Ok(Some(Ticket { ended: Some(TreeEnded::Outcome(outcome)), .. })) => return Ok(outcome),
+                Ok(Some(Ticket { ended: Some(TreeEnded::Lost(reason)), .. })) => return Err(reason),
+                // It never had a tree.
+                Ok(Some(Ticket { pod: None, .. })) => return Ok(Outcome::default()),
+                Ok(None) => return Err("its ticket is gone".into()),
+                Ok(Some(_)) => {}
+                Err(error) => tracing::warn!(id, error = chain(&error), "a ticket cannot be read yet"),
+            }
+            if begun.elapsed() > TREE_WAIT {
+                return Err("its node does not say how its tree ended".into());
+            }
+            sleep(wait).await;
+            wait = (wait * 2).min(Duration::from_secs(2));
+        }
+    }
+
+    /// Somebody asked for its end, or it is somebody else's.
+    async fn stopped(&self, why: Stop, name: &str, known: &mut watch::Receiver<Known>) -> Fate {
+        match why {
+            Stop::Shutdown | Stop::LostLease => Fate::Left,
+            Stop::Cancel => {
+                self.remove(name).await;
+                let gone = known.wait_for(|known| known.pods.is_empty());
+                if timeout(GONE_WAIT, gone).await.is_err() {
+                    tracing::warn!(job = name, "a cancelled pod is not gone yet");
+                }
+                Fate::Ended(stopped_by(why))
+            }
+        }
+    }
+
+    /// Deletes the Job and its pod.
+    async fn remove(&self, name: &str) {
+        let begun = Instant::now();
+        loop {
+            match in_time(self.jobs.delete(name, &DeleteParams::background())).await {
+                Ok(_) => return,
+                Err(Trouble::Answered(status)) if status.code == 404 => return,
+                Err(trouble) if begun.elapsed() < GONE_WAIT => {
+                    tracing::warn!(job = name, %trouble, "a Job cannot be deleted yet");
+                    sleep(TRY_WAIT).await;
+                }
+                Err(trouble) => {
+                    // Its deadline ends it, and the cluster's own clean-up takes it away.
+                    return tracing::error!(job = name, %trouble, "a Job could not be deleted");
+                }
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Executor for Kubernetes {
+    async fn run(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Fate {
+        let (job, attempt) = (start.job.id.clone(), start.job.attempt);
+        let context = Context { name: start.module.name.clone(), ..start.event.context.clone() };
+        let home = &self.node.settings.home;
+        let log = match JobLog::begin(home, &job, attempt) {
+            Ok(log) => log,
+            Err(error) => return Fate::Ended(without_log(&error)),
+        };
+        let name = spec::name(job.as_str(), attempt);
+        let fate = self.attempt(start, &name, &log, stop).await;
+        self.watched.let_go(&name);
+        let fate = match fate {
+            Fate::Left => Fate::Left,
+            Fate::Ended(mut ended) => {
+                if let Some(reason) = &ended.reason {
+                    log.note(reason);
+                }
+                let well = ended.end == AttemptEnd::Succeeded;
+                ended.log = log.store(&self.node.plane, &context, well).await;
+                Fate::Ended(ended)
+            }
+        };
+        if let Err(error) = tokio::fs::remove_dir_all(job_dir(home, &job, attempt)).await {
+            tracing::warn!(%job, %error, "a job's folder could not be removed");
+        }
+        fate
+    }
+
+    async fn settled(&self, _: &Module, job: &JobRecord) {
+        self.remove(&spec::name(job.id.as_str(), job.attempt)).await;
+        let id = Ticket::id(&job.id, job.attempt);
+        if let Err(error) = Ticket::withdraw(&self.node.plane, &id).await {
+            tracing::warn!(id, error = chain(&error), "a ticket could not be removed");
+        }
+    }
+}
+
+/// Whether a Job that is there is the one that is asked for.
+enum Same {
+    Yes,
+    No,
+    /// It is being deleted, or was just now.
+    Going,
+}
+
+/// Why a request to the API server did not do.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    /// It said so.
+    #[error("{}", .0.message)]
+    Answered(Box<kube::core::Status>),
+    /// It said nothing.
+    #[error("the API server cannot be reached: {0}")]
+    Unreachable(String),
+}
+
+async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Trouble> {
+    match timeout(REQUEST_WAIT, request).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(kube::Error::Api(status))) => Err(Trouble::Answered(status)),
+        Ok(Err(error)) => Err(Trouble::Unreachable(chain(&error))),
+        Err(_) => Err(Trouble::Unreachable(format!("no answer for {} s", REQUEST_WAIT.as_secs()))),
+    }
+}
+
+/// What a pod says, as it comes.
+struct Output {
+    pods: Api<Pod>,
+    path: PathBuf,
+    news: Option<OutputNews>,
+    following: Option<Following>,
+}
+
+struct Following {
+    /// Dropped when the pod has ended: what has come by then, or comes at the next try, is all.
+    ended: Option<oneshot::Sender<()>>,
+    fetching: AbortOnDropHandle<()>,
+    keeping: AbortOnDropHandle<()>,
+}
+
+impl Output {
+    fn new(pods: Api<Pod>, path: PathBuf, news: Option<OutputNews>) -> Self {
+        Self { pods, path, news, following: None }
+    }
+
+    /// Begins to read a pod's output, if that was not begun.
+    fn follow(&mut self, pod: &str) {
+        if self.following.is_some() {
+            return;
+        }
+        let (from, to) = duplex(PIPE);
+        let (ended, has_ended) = oneshot::channel();
+        let fetching = tokio::spawn(fetch(self.pods.clone(), pod.to_owned(), from, has_ended));
+        let keeping = tokio::spawn(keep_output(to, self.path.clone(), self.news.take()));
+        self.following = Some(Following {
+            ended: Some(ended),
+            fetching: AbortOnDropHandle::new(fetching),
+            keeping: AbortOnDropHandle::new(keeping),
+        });
+    }
+
+    /// The pod has ended: waits for the rest of what it said.
+    async fn finish(&mut self) {
+        let Some(Following { ended, fetching, keeping }) = self.following.take() else { return };
+        drop(ended);
+        if !matches!(timeout(LOG_WAIT, fetching).await, Ok(Ok(()))) {
+            tracing::warn!(log = %self.path.display(), "the end of a pod's output did not come");
+        }
+        let _ = timeout(LOG_WAIT, keeping).await;
+    }
+}
+
+/// Reads a pod's output to its end. A stream that breaks off before is begun again, and what has come already left out.
+async fn fetch(pods: Api<Pod>, pod: String, mut into: DuplexStream, mut ended: oneshot::Receiver<()>) {
+    let asked = LogParams { follow: true, container: Some(spec::CONTAINER.into()), ..LogParams::default() };
+    let (mut had, mut over) = (0, false);
+    loop {
+        // Before the stream is begun: if the pod has ended by now, this stream has all of it.
+        let last = over || !matches!(ended.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        over = last;
+        match pods.log_stream(&pod, &asked).await {
+            Ok(stream) => {
+                let mut stream = stream.compat();
+                let mut buffer = vec![0; PIPE];
+                let mut left_out = had;
+                let whole = loop {
+                    let read = stream.read(&mut buffer);
+                    // A connection may be dropped without a word: once the pod has ended, nothing is to be long in coming.
+                    let read = match over {
+                        true => timeout(QUIET_MAX, read).await.unwrap_or(Err(io::ErrorKind::TimedOut.into())),
+                        false => tokio::select! {
+                            biased;
+                            read = read => read,
+                            _ = &mut ended => {
+                                over = true;
+                                continue;
+                            }
+                        },
+                    };
+                    match read {
+                        Ok(0) => break true,
+                        Ok(length) => {
+                            let skip = left_out.min(length as u64);
+                            left_out -= skip;
+                            let new = &buffer[usize::try_from(skip).unwrap_or(length)..length];
+                            had += new.len() as u64;
+                            if into.write_all(new).await.is_err() {
+                                return;
+                            }
+                        }
+                        Err(_) => break false,
+                    }
+                };
+                if whole && last {
+                    return;
+                }
+            }
+            Err(kube::Error::Api(status)) if last && status.code == 404 => return,
+            Err(error) => tracing::debug!(pod, error = chain(&error), "a pod's output cannot be read yet"),
+        }
+        if over {
+            sleep(TRY_WAIT).await;
+        } else {
+            over = timeout(TRY_WAIT, &mut ended).await.is_ok();
+        }
+    }
+}

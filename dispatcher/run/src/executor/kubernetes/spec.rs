@@ -1,0 +1,256 @@
+//! The Job of an attempt, as the cluster is asked for it: an ordinary pod that may do nothing special, with one volume.
+
+use std::collections::BTreeMap;
+
+use ion_csi as csi;
+use ion_jobs::pipeline::{Api, ImageReference, Network, Resources};
+use ion_model::checksum::hex;
+use k8s_openapi::api::batch::v1::{Job, JobSpec};
+use k8s_openapi::api::core::v1::{
+    CSIVolumeSource, Capabilities, Container, EnvVar, LocalObjectReference, PodSecurityContext, PodSpec,
+    PodTemplateSpec, ResourceRequirements, SeccompProfile, SecurityContext, Toleration, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use sha2::{Digest as _, Sha256};
+
+use super::super::Start;
+use super::super::attempt::environment;
+
+/// The label by which a dispatcher finds what Ion made.
+pub(super) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "ion");
+
+/// The annotation that says what was asked for: an adopted Job must be the same.
+pub(super) const FINGERPRINT: &str = "ion/fingerprint";
+
+/// The container that runs the module.
+pub(super) const CONTAINER: &str = "module";
+
+/// The volume that is mounted at `/ion`.
+const VOLUME: &str = "ion";
+
+/// How long the cluster keeps a Job whose dispatcher never came for its end.
+const KEPT_SECONDS: i32 = 24 * 3600;
+
+/// How long a pod has between SIGTERM and SIGKILL, as a local job.
+const GRACE_SECONDS: i64 = 5;
+
+/// Characters of a label's value.
+const LABEL_MAX: usize = 63;
+
+/// The name of an attempt's Job: whoever asks for it asks for the same.
+pub(super) fn name(job: &str, attempt: u32) -> String {
+    format!("ion-{job}-{attempt}")
+}
+
+/// The Job of this attempt. Its fingerprint is the same whatever the token.
+///
+/// # Errors
+/// In words, when the module asks for what a pod cannot have.
+pub(super) fn job(start: &Start, token: &str) -> Result<Job, String> {
+    let module = &start.module;
+    let Some(container) = &module.container else { return Err("executor: kubernetes needs an image".into()) };
+    let ImageReference::Registry(image) = &container.image else {
+        return Err(format!(
+            "nodes cannot pull {}: executor: kubernetes needs a registry's image",
+            container.image
+        ));
+    };
+    if module.api != Api::None {
+        return Err("\"api: sidecar\" listens on this machine's loopback, which a pod does not see".into());
+    }
+    let mount_at = module.base_dir().display().to_string();
+    let env = environment(&[], start, &module.base_dir(), None);
+    let (uid, gid) = numbers(container.user.as_deref())?;
+    let pod = PodSpec {
+        containers: vec![Container {
+            name: CONTAINER.into(),
+            image: Some(image.clone()),
+            command: (!module.run.is_empty()).then(|| module.argv()),
+            env: Some(
+                env.into_iter()
+                    .map(|(name, value)| EnvVar { name, value: Some(value), value_from: None })
+                    .collect(),
+            ),
+            resources: resources(&container.resources),
+            volume_mounts: Some(vec![VolumeMount {
+                name: VOLUME.into(),
+                mount_path: mount_at,
+                ..VolumeMount::default()
+            }]),
+            security_context: Some(SecurityContext {
+                allow_privilege_escalation: Some(false),
+                capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
+                run_as_user: uid,
+                run_as_group: gid,
+                // Said, it passes the strictest of the cluster's own policies.
+                run_as_non_root: uid.map(|uid| uid != 0),
+                ..SecurityContext::default()
+            }),
+            ..Container::default()
+        }],
+        volumes: Some(vec![Volume {
+            name: VOLUME.into(),
+            csi: Some(CSIVolumeSource {
+                driver: csi::NAME.into(),
+                volume_attributes: Some(BTreeMap::from([(csi::TOKEN.to_owned(), token.to_owned())])),
+                ..CSIVolumeSource::default()
+            }),
+            ..Volume::default()
+        }]),
+        restart_policy: Some("Never".into()),
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        termination_grace_period_seconds: Some(GRACE_SECONDS),
+        security_context: Some(PodSecurityContext {
+            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".into(), localhost_profile: None }),
+            ..PodSecurityContext::default()
+        }),
+        service_account_name: module.kubernetes.service_account.clone(),
+        node_selector: Some(module.kubernetes.node_selector.clone()).filter(|labels| !labels.is_empty()),
+        tolerations: Some(module.kubernetes.tolerations.iter().map(toleration).collect()),
+        image_pull_secrets: Some(
+            module
+                .kubernetes
+                .image_pull_secrets
+                .iter()
+                .map(|name| LocalObjectReference { name: name.clone() })
+                .collect(),
+        ),
+        ..PodSpec::default()
+    };
+    let labels = labels(start, container.network);
+    let seconds = i64::try_from(module.timeout.as_secs().max(1)).unwrap_or(i64::MAX);
+    let spec = JobSpec {
+        active_deadline_seconds: Some(seconds),
+        backoff_limit: Some(0),
+        // Servers that know it start no second pod while the first one ends.
+        pod_replacement_policy: Some("Failed".into()),
+        ttl_seconds_after_finished: Some(KEPT_SECONDS),
+        template: PodTemplateSpec {
+            metadata: Some(ObjectMeta { labels: Some(labels.clone()), ..ObjectMeta::default() }),
+            spec: Some(pod),
+        },
+        ..JobSpec::default()
+    };
+    let fingerprint = fingerprint(&spec, token)?;
+    Ok(Job {
+        metadata: ObjectMeta {
+            name: Some(name(start.job.id.as_str(), start.job.attempt)),
+            labels: Some(labels),
+            annotations: Some(BTreeMap::from([(FINGERPRINT.to_owned(), fingerprint)])),
+            ..ObjectMeta::default()
+        },
+        spec: Some(spec),
+        status: None,
+    })
+}
+
+/// The token that a Job's pod has, if any.
+pub(super) fn token(job: &Job) -> Option<&str> {
+    let volumes = job.spec.as_ref()?.template.spec.as_ref()?.volumes.as_ref()?;
+    let attributes = volumes.iter().find_map(|volume| volume.csi.as_ref()?.volume_attributes.as_ref())?;
+    attributes.get(csi::TOKEN).map(String::as_str)
+}
+
+/// The hash of what is asked for. The token is another each time.
+fn fingerprint(spec: &JobSpec, token: &str) -> Result<String, String> {
+    let text = serde_json::to_string(spec).map_err(|error| error.to_string())?;
+    Ok(hex(&Sha256::digest(text.replace(token, ""))))
+}
+
+/// As whom it runs: numbers, as a cluster knows no names of an image's users before it has it.
+fn numbers(user: Option<&str>) -> Result<(Option<i64>, Option<i64>), String> {
+    let Some(user) = user else { return Ok((None, None)) };
+    let (uid, gid) = match user.split_once(':') {
+        Some((uid, gid)) => (uid, Some(gid)),
+        None => (user, None),
+    };
+    let number = |text: &str| {
+        text.parse::<i64>()
+            .map_err(|_| format!("\"user\" {user:?}: executor: kubernetes needs numbers, as in 1000:1000"))
+    };
+    Ok((Some(number(uid)?), gid.map(number).transpose()?))
+}
+
+fn resources(asked: &Resources) -> Option<ResourceRequirements> {
+    let quantities = [
+        ("cpu", asked.cpu_millis.map(|millis| format!("{millis}m"))),
+        ("memory", asked.memory_bytes.map(|bytes| bytes.to_string())),
+        ("nvidia.com/gpu", asked.gpus.map(|gpus| gpus.to_string())),
+    ];
+    let limits: BTreeMap<String, Quantity> = quantities
+        .into_iter()
+        .filter_map(|(name, quantity)| Some((name.to_owned(), Quantity(quantity?))))
+        .collect();
+    (!limits.is_empty()).then(|| ResourceRequirements {
+        requests: Some(limits.clone()),
+        limits: Some(limits),
+        ..ResourceRequirements::default()
+    })
+}
+
+fn toleration(asked: &ion_jobs::pipeline::Toleration) -> Toleration {
+    Toleration {
+        key: asked.key.clone(),
+        operator: asked.operator.clone(),
+        value: asked.value.clone(),
+        effect: asked.effect.clone(),
+        toleration_seconds: asked.toleration_seconds,
+    }
+}
+
+/// What people and policies find a pod by; the second half are older Ion's.
+fn labels(start: &Start, network: Network) -> BTreeMap<String, String> {
+    let event = &start.event;
+    let network = match network {
+        Network::None => "none",
+        Network::Host => "host",
+    };
+    let attempt = start.job.attempt.to_string();
+    [
+        MANAGED_BY,
+        ("ion/module", &start.module.name),
+        ("ion/event", event.id.as_str()),
+        ("ion/correlation", event.context.correlation_id.as_str()),
+        ("ion/job", start.job.id.as_str()),
+        ("ion/attempt", &attempt),
+        ("ion/network", network),
+        ("ion/createdBy", "ion"),
+        ("ion/messageid", event.id.as_str()),
+        ("ion/deliverycount", &attempt),
+        ("ion/parenteventid", &event.context.parent_event_id),
+        ("ion/eventid", event.id.as_str()),
+        ("ion/modulename", &start.module.name),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), label(value)))
+    .collect()
+}
+
+/// A text as a label's value.
+fn label(text: &str) -> String {
+    let allowed = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
+    let value: String = text.chars().map(allowed).take(LABEL_MAX).collect();
+    value.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_text_is_a_label() {
+        assert_eq!(label("new_video"), "new_video");
+        assert_eq!(label("-a/b c."), "a_b_c");
+        assert_eq!(label(&"x".repeat(100)).len(), 63);
+        assert_eq!(label("///"), "");
+    }
+
+    #[test]
+    fn users_are_numbers() {
+        assert_eq!(numbers(Some("1000:5")), Ok((Some(1000), Some(5))));
+        assert_eq!(numbers(None), Ok((None, None)));
+        assert!(numbers(Some("www-data")).unwrap_err().contains("1000:1000"));
+    }
+}

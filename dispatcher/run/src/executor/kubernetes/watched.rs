@@ -1,0 +1,234 @@
+//! What the cluster says of Ion's Jobs and pods, as it says it: one watch of each for all attempts.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use backon::ExponentialBuilder;
+use futures_util::{StreamExt as _, pin_mut};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{Config, Event, ExponentialBackoff, watcher};
+use kube::{Api, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use super::spec::MANAGED_BY;
+
+/// The label that the Job controller gives each pod.
+const OF_JOB: &str = "job-name";
+
+/// The wait before a server that is away is asked again; it doubles up to [`AGAIN_MAX`], and is up to twice that by chance, so
+/// that the watches of many dispatchers do not come back all at once.
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// 2.5 s, by chance 5 s: ends of pods are seen that much later than the server is back, where kube's own default waits up to a
+/// minute. Shorter, and a server that struggles is kept busy by those who ask; one listing of each dispatcher is little.
+const AGAIN_MAX: Duration = Duration::from_millis(2500);
+
+/// What is known of one Job.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known {
+    pub(super) job: Option<Job>,
+    /// By uid.
+    pub(super) pods: BTreeMap<String, Pod>,
+    /// A pod that was there and is not any more, as it was seen last.
+    pub(super) deleted: Option<Pod>,
+    /// The Job was there and is not any more.
+    pub(super) job_deleted: bool,
+}
+
+impl Known {
+    /// Its first pod: a later one is the Job controller's replacement, which no ticket is for.
+    pub(super) fn pod(&self) -> Option<&Pod> {
+        self.deleted.as_ref().or_else(|| self.pods.values().min_by_key(|pod| pod.creation_timestamp()))
+    }
+}
+
+/// All Jobs by name. Clones are the same. What is known of one stays as long as it or a pod of it is there, or somebody looks:
+/// a job that was left and is adopted again by the same dispatcher is not told of anew by the server.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Watched(Arc<Mutex<HashMap<String, watch::Sender<Known>>>>);
+
+impl Watched {
+    fn all(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<Known>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of this Job from now on.
+    pub(super) fn of(&self, job: &str) -> watch::Receiver<Known> {
+        self.all().entry(job.to_owned()).or_default().subscribe()
+    }
+
+    /// Nobody looks at it any more: what is gone is forgotten.
+    pub(super) fn let_go(&self, job: &str) {
+        forget_if_gone(&mut self.all(), job);
+    }
+
+    fn change(&self, job: &str, change: impl FnOnce(&mut Known)) {
+        let mut all = self.all();
+        all.entry(job.to_owned()).or_default().send_modify(change);
+        forget_if_gone(&mut all, job);
+    }
+
+    /// Watches for ever. A server that is away is asked again, and what changed meanwhile is found by listing.
+    pub(super) async fn run(self, jobs: Api<Job>, pods: Api<Pod>) {
+        let of_job = |job: &Job| job.name_any();
+        let of_pod = |pod: &Pod| pod.labels().get(OF_JOB).cloned().unwrap_or_default();
+        tokio::join!(
+            self.follow(jobs, "Jobs", of_job, |known, seen| match seen {
+                Seen::There(job) => known.job = Some(job),
+                Seen::Gone(_) => {
+                    known.job_deleted |= known.job.is_some();
+                    known.job = None;
+                }
+            }),
+            self.follow(pods, "pods", of_pod, |known, seen| match seen {
+                Seen::There(pod) => {
+                    known.pods.insert(pod.uid().unwrap_or_default(), pod);
+                }
+                Seen::Gone(uid) => {
+                    if let Some(pod) = known.pods.remove(&uid) {
+                        known.deleted.get_or_insert(pod);
+                    }
+                }
+            })
+        );
+    }
+
+    async fn follow<K>(
+        &self,
+        api: Api<K>,
+        what: &str,
+        job_of: impl Fn(&K) -> String,
+        mut note: impl FnMut(&mut Known, Seen<K>),
+    ) where
+        K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    {
+        let config = Config::default().labels(&format!("{}={}", MANAGED_BY.0, MANAGED_BY.1));
+        let stream = watcher(api, config).backoff(again());
+        pin_mut!(stream);
+        // Those there are, and of which Job; those of a listing that is not whole yet.
+        let (mut there, mut listed) = (HashMap::<String, String>::new(), HashMap::new());
+        let mut away = false;
+        while let Some(event) = stream.next().await {
+            let event = match event {
+                Ok(event) => event,
+                Err(error) => {
+                    if !std::mem::replace(&mut away, true) {
+                        tracing::warn!(
+                            error = ion_model::errors::chain(&error),
+                            "{what} cannot be watched; trying again"
+                        );
+                    }
+                    continue;
+                }
+            };
+            away = false;
+            match event {
+                Event::Apply(object) | Event::InitApply(object) if object.uid().is_none() => {
+                    tracing::warn!(name = object.name_any(), "an object without a uid is left out");
+                }
+                Event::Apply(object) => {
+                    there.insert(object.uid().unwrap_or_default(), job_of(&object));
+                    self.change(&job_of(&object), |known| note(known, Seen::There(object)));
+                }
+                Event::Delete(object) => {
+                    let uid = object.uid().unwrap_or_default();
+                    there.remove(&uid);
+                    self.change(&job_of(&object), |known| {
+                        // As it was at its end: a pod says there how its container ended.
+                        note(known, Seen::There(object));
+                        note(known, Seen::Gone(uid));
+                    });
+                }
+                Event::Init => listed.clear(),
+                Event::InitApply(object) => {
+                    listed.insert(object.uid().unwrap_or_default(), job_of(&object));
+                    self.change(&job_of(&object), |known| note(known, Seen::There(object)));
+                }
+                Event::InitDone => {
+                    let before = std::mem::replace(&mut there, std::mem::take(&mut listed));
+                    for (uid, job) in before {
+                        if !there.contains_key(&uid) {
+                            self.change(&job, |known| note(known, Seen::Gone(uid)));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn forget_if_gone(all: &mut HashMap<String, watch::Sender<Known>>, job: &str) {
+    let of_use = |sender: &watch::Sender<Known>| {
+        let known = sender.borrow();
+        sender.receiver_count() > 0 || known.job.is_some() || !known.pods.is_empty()
+    };
+    if all.get(job).is_some_and(|sender| !of_use(sender)) {
+        all.remove(job);
+    }
+}
+
+/// The waits for a server that is away: without an end to them, as jobs may be longer than any outage.
+fn again() -> ExponentialBackoff {
+    let waits = ExponentialBuilder::new().with_min_delay(AGAIN).with_max_delay(AGAIN_MAX).with_jitter();
+    waits.without_max_times().into()
+}
+
+enum Seen<K> {
+    There(K),
+    /// The one with this uid is gone.
+    Gone(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_was_away_for_long_is_asked_again_within_seconds() {
+        let waits: Vec<Duration> = again().take(1000).collect();
+        assert!(waits[0] < 2 * AGAIN, "{:?}", waits[0]);
+        let late = &waits[10..];
+        assert_eq!(late.len(), 990, "it goes on");
+        assert!(late.iter().all(|wait| (AGAIN_MAX..2 * AGAIN_MAX).contains(wait)), "{late:?}");
+        assert!(late.iter().any(|wait| *wait != late[0]), "by chance");
+    }
+
+    #[test]
+    fn what_is_known_stays_while_it_is_there_or_looked_at_and_no_longer() {
+        let watched = Watched::default();
+        let named = |name: &str| Job {
+            metadata: kube::core::ObjectMeta { name: Some(name.to_owned()), ..Default::default() },
+            ..Job::default()
+        };
+        let there = |name: &str| watched.change(name, |known| known.job = Some(named(name)));
+        let gone = |name: &str| {
+            watched.change(name, |known| {
+                known.job_deleted = true;
+                known.job = None;
+            });
+        };
+        there("left");
+        let looks = watched.of("left");
+        drop(looks);
+        watched.let_go("left");
+        // Adopted again, before the server says anything.
+        assert!(watched.of("left").borrow().job.is_some());
+        gone("left");
+        assert!(watched.all().is_empty());
+        let looks = watched.of("looked at");
+        there("looked at");
+        gone("looked at");
+        assert!(looks.borrow().job_deleted);
+        drop(looks);
+        watched.let_go("looked at");
+        assert!(watched.all().is_empty());
+        // Deleted after everybody has let go.
+        gone("unknown");
+        assert!(watched.all().is_empty());
+    }
+}

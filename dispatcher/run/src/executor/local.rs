@@ -1,0 +1,459 @@
+//! Jobs on this machine: a filesystem and a process tree in namespaces of their own.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use ion_fs::failed_read_of_blob;
+use ion_fs::job::{JobSpec, JobTree, OpenError, Writers};
+use ion_fs::mount::{Mounted, Visitors, mount_at, serve};
+use ion_jobs::pipeline::Api;
+use ion_model::checksum::BLOCK;
+use ion_model::errors::{chain, is_no_room};
+use ion_model::event::{Context, FileEntry};
+use ion_model::record::{AttemptEnd, FailedReads};
+use ion_plane::cache::{CacheError, Reader};
+use ion_plane::commit::{Fence, files_of};
+use ion_plane::node::{Node, job_dir, live_log};
+use ion_stores::StoreError;
+use ion_system::spans;
+use tokio::net::unix::pipe::Receiver;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span, info_span};
+
+use super::attempt::{Ran, asked, environment, older, origin, stopped_by, verdict};
+use super::container::{Ask, ContainerError, Containers};
+use super::left::LeftFiles;
+use super::log::{JobLog, OutputNews, keep_output, without_log};
+use super::sandbox::{self, Command, Covers, Exit, ForkServer, Mode, Rights, Sandbox, SandboxError};
+use super::sidecar::{Sidecar, Word};
+use super::{Ended, Executor, Fate, OutputWatcher, Start, Stop};
+use crate::chain::{Chains, End, Input, Places, Run, Stored};
+
+/// Between SIGTERM and SIGKILL. Shorter cuts off modules that tidy up; longer delays every timeout and shutdown.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Tries to read what a job begins with, and the wait between them. The stores' own deadlines come on top.
+const STORE_TRIES: u32 = 20;
+const STORE_WAIT: Duration = Duration::from_secs(1);
+
+/// How long a killed job may take to be gone, and its mount with it.
+const GONE_WAIT: Duration = Duration::from_secs(10);
+
+/// What the local executor needs to know.
+#[derive(Clone, Debug)]
+pub struct LocalSettings {
+    /// The program that is `job-init`: `ion` itself.
+    pub program: PathBuf,
+    /// What every module's environment begins with: `PATH`, `HOME` and the like. No credential.
+    pub env: Vec<(String, String)>,
+    /// What the client of registries has in its environment beside that.
+    pub registries: Vec<(String, String)>,
+    /// Whether to give jobs namespaces of their own where the kernel allows it.
+    pub namespaces: Namespaces,
+    /// Where stores are that are files of this machine. No job sees them, nor the home.
+    pub stores: Vec<PathBuf>,
+    /// Who wants to know what jobs leave in `out/data`.
+    pub left: Option<Arc<LeftFiles>>,
+}
+
+/// Whether jobs get namespaces of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Namespaces {
+    /// Where the kernel allows it.
+    WherePossible,
+    /// Never: `ION_DIR` says where a job's tree is.
+    Never,
+}
+
+/// Runs jobs as processes of this machine.
+#[derive(Debug)]
+pub struct LocalExecutor {
+    node: Arc<Node>,
+    settings: LocalSettings,
+    server: Arc<ForkServer>,
+    mode: Mode,
+    containers: Arc<Containers>,
+    covers: Arc<Covers>,
+    chains: Arc<Chains>,
+    output: Option<Arc<dyn OutputWatcher>>,
+}
+
+impl LocalExecutor {
+    /// Finds out what separates jobs here, and why not more.
+    ///
+    /// # Errors
+    /// When the home or a store, which no job is to see, cannot be looked at.
+    pub async fn new(
+        node: Arc<Node>,
+        settings: LocalSettings,
+        output: Option<Arc<dyn OutputWatcher>>,
+    ) -> io::Result<Self> {
+        let server = Arc::new(ForkServer::new(&settings.program));
+        let (mode, refused) = match settings.namespaces {
+            Namespaces::WherePossible => sandbox::best_mode(&server).await,
+            Namespaces::Never => (Mode::Plain, vec![]),
+        };
+        for (mode, reason) in refused {
+            tracing::warn!(
+                ?mode,
+                reason,
+                "jobs run without namespaces of their own: ION_DIR says where their tree is"
+            );
+        }
+        let containers =
+            Arc::new(Containers::new(&node.settings.home, mode, &settings.env, &settings.registries));
+        let covers = Arc::new(Covers::new(&node.settings.home, &settings.stores)?);
+        let places =
+            Places { server: server.clone(), mode, containers: containers.clone(), covers: covers.clone() };
+        let chains = Chains::new(node.clone(), places, settings.env.clone());
+        Ok(Self { node, settings, server, mode, containers, covers, chains, output })
+    }
+
+    /// What runs chains here.
+    pub fn chains(&self) -> &Arc<Chains> {
+        &self.chains
+    }
+
+    /// What separates jobs from this machine.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    async fn attempt(&self, start: Start, stop: watch::Receiver<Option<Stop>>, log: &JobLog) -> Ended {
+        let spec = JobSpec {
+            origin: origin(&start, held(&start)),
+            event: start.event.clone(),
+            gathered: start.gathered.clone(),
+            older: older(&start.module),
+            writers: match start.module.container {
+                None => Writers::Owner,
+                // Another user than the daemon's.
+                Some(_) => Writers::AnyUser,
+            },
+        };
+        let limits = start.module.limits.over(self.node.settings.limits);
+        let mut tries = 0;
+        let tree = loop {
+            match JobTree::open(&self.node, spec.clone(), limits).await {
+                Ok(tree) => break tree,
+                // A store that is away is no failure of the module's: it is waited for, and then left to another attempt.
+                Err(error @ OpenError::Store(StoreError::Unavailable { .. })) => {
+                    tries += 1;
+                    if tries == STORE_TRIES || stop.borrow().is_some() {
+                        return Ended { end: AttemptEnd::Released, ..Ended::failed(chain(&error)) };
+                    }
+                    tokio::time::sleep(STORE_WAIT).await;
+                }
+                Err(error) if error.is_no_room() => {
+                    return Ended { end: AttemptEnd::NoRoom, ..Ended::failed(chain(&error)) };
+                }
+                Err(error) => {
+                    return Ended { failed_reads: error.failed_reads(), ..Ended::failed(chain(&error)) };
+                }
+            }
+        };
+        let tree = Arc::new(tree);
+        let folder = job_dir(&self.node.settings.home, &start.job.id, start.job.attempt);
+        let commit = start.module.commit;
+        let api = match start.module.api {
+            Api::None => None,
+            Api::Sidecar => match Sidecar::serve(tree.clone()).await {
+                Ok(api) => Some(api),
+                Err(error) => {
+                    tree.finish().await;
+                    return Ended::failed(format!("the localhost API cannot be served: {error}"));
+                }
+            },
+        };
+        let (ran, exit) = self.process(start, &tree, api.as_ref(), stop, log).await;
+        let word = match api {
+            Some(api) => api.close().await,
+            None => Word::NotAsked,
+        };
+        if let Some(left) = &self.settings.left {
+            left.look(&tree, &folder.join("left")).await;
+        }
+        let outcome = tree.finish().instrument(exit).await;
+        verdict(ran.after(word), &outcome, commit)
+    }
+
+    /// Runs the links of a chain on the event's files, one after the other.
+    async fn chain(&self, start: Start, mut stop: watch::Receiver<Option<Stop>>, log: &JobLog) -> Ended {
+        let files = match files_of(&self.node.plane, &start.event).await {
+            Ok(files) => files,
+            Err(error @ StoreError::Unavailable { .. }) => {
+                return Ended { end: AttemptEnd::Released, ..Ended::failed(chain(&error)) };
+            }
+            Err(error) => {
+                let error = OpenError::from(error);
+                return Ended { failed_reads: error.failed_reads(), ..Ended::failed(chain(&error)) };
+            }
+        };
+        let stored = Stored::By { attempt: start.job.attempt, guard: origin(&start, held(&start)).guard() };
+        let Start { module, event, running, .. } = start;
+        let unread = Arc::new(OnceLock::new());
+        let input = contents(self.node.clone(), files, unread.clone());
+        let run = Run { module: Arc::new(module), event, stored, input };
+        let _ = running.send(());
+        let cancel = CancellationToken::new();
+        let running = self.chains.run(run, None, cancel.clone());
+        tokio::pin!(running);
+        let (stopped, ran) = tokio::select! {
+            ended = &mut running => (None, ended),
+            why = asked(&mut stop) => {
+                cancel.cancel();
+                (Some(why), running.await)
+            }
+        };
+        for (link, words) in ran.left.words().filter(|(_, words)| !words.is_empty()) {
+            log.note(&format!("link {link} said:"));
+            log.append(words);
+        }
+        match (ran.end, stopped) {
+            (End::Well { .. }, _) => Ended {
+                end: AttemptEnd::Succeeded,
+                exit_code: Some(0),
+                reason: None,
+                log: None,
+                staged: false,
+                failed_reads: FailedReads::default(),
+            },
+            (_, Some(why)) => stopped_by(why),
+            (End::Failed(failure), None) => Ended {
+                end: if failure.timed_out { AttemptEnd::TimedOut } else { AttemptEnd::Failed },
+                exit_code: failure.exit_code,
+                ..Ended::failed(format!("link {}: {}", failure.link, failure.reason))
+            },
+            (End::Cancelled, None) => Ended::failed("cancelled"),
+            (End::NoPlace, None) => Ended::failed("no place was free"),
+            (End::Broken { reason }, None) => {
+                let failed_reads = unread.get().cloned().unwrap_or_default();
+                Ended { failed_reads, ..Ended::failed(reason) }
+            }
+        }
+    }
+
+    /// Runs the process; its tree is unmounted when this returns. The span began when the process ended.
+    async fn process(
+        &self,
+        start: Start,
+        tree: &JobTree,
+        api: Option<&Sidecar>,
+        mut stop: watch::Receiver<Option<Stop>>,
+        log: &JobLog,
+    ) -> (Ran, Span) {
+        let job = &start.job;
+        let plain = self.node.settings.home.join("mnt").join(format!("{}-{}", job.id, job.attempt));
+        let mount_at = start.module.base_dir();
+        let ion_dir = if self.mode == Mode::Plain { plain.clone() } else { mount_at.clone() };
+        let processes = tree.limits().processes;
+        let container = match &start.module.container {
+            None => None,
+            Some(container) => {
+                let (argv, env) = (start.module.argv(), environment(&[], &start, &ion_dir, api));
+                let say = |words: &str| log.note(words);
+                let ask = Ask { container, argv, env, tree: Some(&mount_at), processes, say: &say };
+                // An image may have to be fetched first.
+                let made = tokio::select! {
+                    made = self.containers.make(ask) => made,
+                    stop = asked(&mut stop) => return (Ran::Stopped(stop), exit_span()),
+                };
+                match made {
+                    Ok(container) => Some(Box::new(container)),
+                    Err(ContainerError::CannotRun(reason)) => return (Ran::CannotRun(reason), exit_span()),
+                    Err(error) => return (Ran::NotStarted(chain(&error)), exit_span()),
+                }
+            }
+        };
+        let argv = start.module.argv();
+        // A container's runtime makes a root of its own.
+        let covers = match container {
+            None => self.covers.around(&start.module.directory, argv.first().map(String::as_str)),
+            Some(_) => vec![],
+        };
+        let command = Command {
+            argv,
+            env: environment(&self.settings.env, &start, &ion_dir, api),
+            cwd: start.module.directory.clone(),
+            mount_at: Some(mount_at),
+            mode: self.mode,
+            rights: if start.module.privileged { Rights::All } else { Rights::Few },
+            covers,
+            processes,
+            open_files: ion_system::sys::open_files_before(),
+            container,
+        };
+        let begun = Instant::now();
+        let mounting = info_span!(target: spans::TARGET, "mount");
+        let (mut sandbox, output, mounted) =
+            match self.mount(command, tree, &plain).instrument(mounting).await {
+                Ok(mounted) => mounted,
+                Err(not_started) => return (not_started, exit_span()),
+            };
+        self.node.metrics.mounts.since(begun);
+        let log = live_log(&self.node.settings.home, &job.id, job.attempt);
+        let news = self.output.clone().map(|watcher| OutputNews::new(watcher, &job.module, &job.id));
+        let reading = tokio::spawn(keep_output(output, log, news));
+        let ran = match sandbox.go().await {
+            Ok(()) => {
+                let _ = start.running.send(());
+                supervise(&mut sandbox, tree, start.module.timeout, &mut stop).await
+            }
+            Err(SandboxError::CannotRun(reason)) => Ran::CannotRun(reason),
+            Err(error) => Ran::NotStarted(chain(&error)),
+        };
+        let exit = exit_span();
+        // Dropped: whatever is left is killed, and the mount goes with it.
+        drop(sandbox);
+        self.unmounted(mounted, &plain).await;
+        // Every writer is gone, so the pipe has ended; a stuck disk must not hold the job for ever.
+        if tokio::time::timeout(GONE_WAIT, reading).await.is_err() {
+            tracing::warn!(job = %job.id, "the job's output did not end with it");
+        }
+        (ran, exit)
+    }
+
+    /// Starts the process, which waits until its tree is served.
+    async fn mount(
+        &self,
+        command: Command,
+        tree: &JobTree,
+        plain: &Path,
+    ) -> Result<(Sandbox, Receiver, Mounted), Ran> {
+        let spawned = sandbox::spawn(&self.server, command).await.map_err(|error| match &error {
+            SandboxError::Spawn(source) if is_no_room(source) => Ran::NoRoom(chain(&error)),
+            _ => Ran::NotStarted(chain(&error)),
+        })?;
+        let mounted = match spawned.device {
+            Some(device) => serve(device, tree.tree()).await,
+            None => match tokio::fs::create_dir_all(plain).await {
+                Ok(()) => mount_at(plain, tree.tree(), Visitors::Owner).await,
+                Err(error) => Err(error),
+            },
+        };
+        let mounted = mounted.map_err(|error| {
+            let reason = format!("the filesystem cannot be mounted: {error}");
+            if is_no_room(&error) { Ran::NoRoom(reason) } else { Ran::NotStarted(reason) }
+        })?;
+        Ok((spawned.sandbox, spawned.output, mounted))
+    }
+
+    async fn unmounted(&self, mut mounted: Mounted, plain: &Path) {
+        let gone = if self.mode == Mode::Plain {
+            let unmount = tokio::time::timeout(GONE_WAIT, mounted.unmount()).await;
+            let _ = tokio::fs::remove_dir(plain).await;
+            unmount.map(|unmounted| unmounted.map(drop))
+        } else {
+            tokio::time::timeout(GONE_WAIT, mounted.ended()).await
+        };
+        match gone {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "a job's filesystem ended badly"),
+            Err(_) => tracing::warn!("a job's filesystem is still mounted after its end"),
+        }
+    }
+}
+
+#[async_trait]
+impl Executor for LocalExecutor {
+    async fn run(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Fate {
+        Fate::Ended(self.run_here(start, stop).await)
+    }
+}
+
+impl LocalExecutor {
+    /// Runs the attempt to its end, which is here.
+    pub async fn run_here(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Ended {
+        let home = &self.node.settings.home;
+        let (job, attempt) = (start.job.id.clone(), start.job.attempt);
+        let context = Context { name: start.module.name.clone(), ..start.event.context.clone() };
+        let log = match JobLog::begin(home, &job, attempt) {
+            Ok(log) => log,
+            Err(error) => return without_log(&error),
+        };
+        let mut ended = match start.module.links.is_empty() {
+            true => self.attempt(start, stop, &log).await,
+            false => self.chain(start, stop, &log).await,
+        };
+        if let Some(reason) = &ended.reason {
+            log.note(reason);
+        }
+        ended.log = log.store(&self.node.plane, &context, ended.end == AttemptEnd::Succeeded).await;
+        let folder = job_dir(home, &job, attempt);
+        if let Err(error) = tokio::fs::remove_dir_all(&folder).await {
+            tracing::warn!(folder = %folder.display(), %error, "a job's folder could not be removed");
+        }
+        ended
+    }
+}
+
+/// A process of this machine ends with the dispatcher that holds its lease.
+fn held(start: &Start) -> Fence {
+    Fence::HeldBy(start.job.holder.clone())
+}
+
+/// From the end of a module's process until its tree is decided upon.
+fn exit_span() -> Span {
+    info_span!(target: spans::TARGET, "exit")
+}
+
+/// Waits for the module's end, and brings it about when its time is up or somebody asks.
+async fn supervise(
+    sandbox: &mut Sandbox,
+    tree: &JobTree,
+    timeout: Duration,
+    stop: &mut watch::Receiver<Option<Stop>>,
+) -> Ran {
+    let why = tokio::select! {
+        exit = sandbox.wait() => return exited(exit),
+        () = tokio::time::sleep(timeout) => Ran::TimedOut(timeout),
+        stop = asked(stop) => Ran::Stopped(stop),
+    };
+    sandbox.terminate().await;
+    if tokio::time::timeout(GRACE, sandbox.wait()).await.is_err() {
+        sandbox.kill().await;
+        // A process that waits for an answer of its filesystem dies when it has one.
+        tree.stop();
+        if tokio::time::timeout(GONE_WAIT, sandbox.wait()).await.is_err() {
+            tracing::warn!("a killed job is not gone yet");
+        }
+    }
+    why
+}
+
+fn exited(exit: Result<Exit, SandboxError>) -> Ran {
+    match exit {
+        Ok(exit) => Ran::Exited(exit),
+        Err(error) => Ran::Vanished(chain(&error)),
+    }
+}
+
+/// The bytes of an event's files, one after the other. A read that fails ends them, and is left in `unread`.
+fn contents(node: Arc<Node>, files: Vec<FileEntry>, unread: Arc<OnceLock<FailedReads>>) -> Input {
+    let pieces = move |file: FileEntry| {
+        let (unread, name) = (unread.clone(), file.name.clone());
+        let failed = move |error: &CacheError| {
+            let failed = unread.get_or_init(|| failed_read_of_blob(&name, error));
+            io::Error::other(failed.in_words().unwrap_or_default())
+        };
+        let open = node.cache.open(&file).map(Reader::new).map_err(|error| failed(&error));
+        let begin = open.map(|reader| (reader, 0, failed));
+        stream::iter([begin]).and_then(|begin| async { Ok(stream::try_unfold(begin, piece)) }).try_flatten()
+    };
+    stream::iter(files).map(pieces).flatten().boxed()
+}
+
+/// The next bytes of one file, and where those after them begin.
+async fn piece<F: Fn(&CacheError) -> io::Error>(
+    (reader, at, failed): (Reader, u64, F),
+) -> io::Result<Option<(Bytes, (Reader, u64, F))>> {
+    let bytes = reader.read(at, BLOCK).await.map_err(|error| failed(&error))?;
+    let end = at + bytes.len() as u64;
+    Ok((!bytes.is_empty()).then_some((bytes, (reader, end, failed))))
+}

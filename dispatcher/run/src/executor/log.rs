@@ -1,0 +1,184 @@
+//! What an attempt says: kept on this machine while it runs, in the blob store when it has ended.
+
+mod live;
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use ion_jobs::logs::{KeptOutput, without_hole};
+use ion_model::clock;
+use ion_model::errors::{chain, is_no_room};
+use ion_model::event::{Context, DocumentType};
+use ion_model::id::JobId;
+use ion_model::record::{AttemptEnd, LogRecord};
+use ion_model::record::{StoredLog, logs_below};
+use ion_plane::node::live_log;
+use ion_plane::upload::{empty_file, store_open};
+use ion_stores::{Collection, DataPlane, encode};
+use ion_system::home::private_folder;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+pub(super) use self::live::OutputNews;
+pub use self::live::{LiveOutput, OutputWatcher};
+use super::Ended;
+
+/// Tries to store an attempt's output, and the wait between them. The stores' own deadlines come on top.
+const STORE_TRIES: u32 = 20;
+const STORE_WAIT: Duration = Duration::from_secs(1);
+
+/// The end of an attempt whose log could not be begun.
+pub(super) fn without_log(error: &io::Error) -> Ended {
+    let failed = Ended::failed(format!("the log of its output cannot be made: {error}"));
+    if is_no_room(error) { Ended { end: AttemptEnd::NoRoom, ..failed } } else { failed }
+}
+
+/// Where an attempt's output lies.
+pub(super) struct JobLog {
+    attempt: u32,
+    path: PathBuf,
+}
+
+impl JobLog {
+    /// An empty one.
+    ///
+    /// # Errors
+    /// When the disk has no room for it, or does not let this user make it.
+    pub(super) fn begin(home: &Path, job: &JobId, attempt: u32) -> io::Result<Self> {
+        let path = live_log(home, job, attempt);
+        let folder = path.parent().map_or(Ok(()), private_folder);
+        let mut empty = std::fs::OpenOptions::new();
+        empty.write(true).create(true).truncate(true).mode(0o600);
+        folder.and_then(|()| empty.open(&path))?;
+        Ok(Self { attempt, path })
+    }
+
+    /// The file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Ion's own word at its end: why the attempt failed stands where people look first.
+    pub(super) fn note(&self, reason: &str) {
+        let newline = if self.ends_within_a_line() { "\n" } else { "" };
+        self.append(format!("{newline}ion: {reason}\n").as_bytes());
+    }
+
+    fn ends_within_a_line(&self) -> bool {
+        let last = || {
+            let log = File::open(&self.path)?;
+            let mut last = [b'\n'];
+            if let Some(at) = log.metadata()?.len().checked_sub(1) {
+                log.read_exact_at(&mut last, at)?;
+            }
+            Ok::<_, io::Error>(last)
+        };
+        last().is_ok_and(|last| last != *b"\n")
+    }
+
+    pub(super) fn append(&self, words: &[u8]) {
+        let log = std::fs::OpenOptions::new().append(true).open(&self.path);
+        if let Err(error) = log.and_then(|mut log| log.write_all(words)) {
+            tracing::warn!(%error, "words could not be added to a log");
+        }
+    }
+
+    /// Stores the attempt's output and the document that says where. What a person will look for is not given up because a
+    /// store is away for a moment; none after [`STORE_TRIES`].
+    pub(super) async fn store(
+        &self,
+        plane: &DataPlane,
+        context: &Context,
+        succeeded: bool,
+    ) -> Option<StoredLog> {
+        for _ in 1..STORE_TRIES {
+            match self.try_to_store(plane, context, succeeded).await {
+                Ok(stored) => return Some(stored),
+                Err(error) => tracing::debug!(error, "a job's output is not stored yet"),
+            }
+            tokio::time::sleep(STORE_WAIT).await;
+        }
+        let last = self.try_to_store(plane, context, succeeded).await;
+        last.inspect_err(|error| tracing::error!(error, "a job's output could not be stored")).ok()
+    }
+
+    async fn try_to_store(
+        &self,
+        plane: &DataPlane,
+        context: &Context,
+        succeeded: bool,
+    ) -> Result<StoredLog, String> {
+        let key = format!(
+            "{}/{}/{}-attempt-{}.log",
+            logs_below(&context.correlation_id),
+            context.event_id,
+            context.name,
+            self.attempt
+        );
+        let stored = self.store_blob(plane, key).await?;
+        let name = LogRecord::id(&context.name, &context.event_id, self.attempt);
+        let record = LogRecord {
+            id: name.clone(),
+            desc: name,
+            context: Context { document_type: DocumentType::ModuleLogs, ..context.clone() },
+            logs: stored.entry.clone(),
+            succeeded,
+            created: clock::now(),
+        };
+        let put = plane.documents.put(Collection::Events, encode(&record), None).await;
+        put.map(|()| stored).map_err(|error| chain(&error))
+    }
+
+    async fn store_blob(&self, plane: &DataPlane, key: String) -> Result<StoredLog, String> {
+        let name = "log".to_owned();
+        let path = self.path.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            let log = File::open(&path)?;
+            let length = log.metadata()?.len();
+            let folder = path.parent().unwrap_or(Path::new("."));
+            let whole = without_hole(&log, folder)?.map_or(log, |whole| whole);
+            Ok::<_, io::Error>((length, whole))
+        });
+        let opened = opened.await.map_err(io::Error::other).flatten();
+        let (length, log) = opened.map_err(|error| format!("{}: {error}", self.path.display()))?;
+        // Most jobs of some modules say nothing, and no store has to keep that.
+        let entry = match length {
+            0 => empty_file(key, name),
+            _ => store_open(&*plane.blobs, key, name, log, &AtomicU64::new(0))
+                .await
+                .map_err(|error| chain(&error))?,
+        };
+        Ok(StoredLog { left_out: length.saturating_sub(entry.size), entry })
+    }
+}
+
+/// Keeps what a job writes as it comes, and tells who shows it.
+pub(super) async fn keep_output(
+    mut pipe: impl AsyncRead + Unpin,
+    log: PathBuf,
+    mut news: Option<OutputNews>,
+) {
+    let mut kept = KeptOutput::open(&log)
+        .inspect_err(|error| tracing::error!(log = %log.display(), %error, "a job's output cannot be kept"))
+        .ok();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let piece = match pipe.read(&mut buffer).await {
+            Ok(0) | Err(_) => break,
+            Ok(length) => &buffer[..length],
+        };
+        let Some(kept) = &mut kept else { continue };
+        kept.add(piece);
+        if let Some(news) = &mut news {
+            news.goes_on(|| kept.reader());
+        }
+    }
+    if let Some(bytes @ 1..) = kept.map(KeptOutput::finish) {
+        tracing::error!(log = %log.display(), bytes, "the end of a job's output could not be kept");
+    }
+    // Told that it has ended: the log is whole.
+    drop(news);
+}

@@ -1,0 +1,247 @@
+//! What of this machine no job sees: Ion's own state, and embedded stores that lie elsewhere.
+//!
+//! A module works with its tree. Whoever could open the database or another job's staged files could change what others
+//! have made, whatever their permissions say: jobs of one daemon have the same user. So an empty place is mounted over
+//! them in each job's namespaces. What the module's own program needs of a covered folder is shown again.
+
+mod aliases;
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use ion_system::home::is_state;
+use rustix::fs::{Mode as Permissions, OFlags};
+use rustix::mount::{self, MountFlags};
+use serde::{Deserialize, Serialize};
+
+use self::aliases::aliases;
+use super::root::{EMPTY_FILE, EMPTY_FOLDER, below, made, said, tmpfs};
+
+/// Where a covering folder is prepared that shows something.
+const PREPARED: &str = "/cover";
+
+/// Beside a database's file, what SQLite keeps of it.
+const BESIDE_DATABASE: [&str; 3] = ["", "-wal", "-shm"];
+
+/// A place that is empty for a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cover {
+    /// Where it is, without a link on the way.
+    path: PathBuf,
+    /// Of a folder: its device and inode. Somebody who may rename what is above it could put another one in its place.
+    folder: Option<(u64, u64)>,
+    /// What below it is there all the same.
+    shown: Vec<PathBuf>,
+}
+
+/// All that is covered for the jobs of one daemon.
+#[derive(Clone, Debug, Default)]
+pub struct Covers {
+    home: PathBuf,
+    places: Vec<Cover>,
+}
+
+impl Covers {
+    /// The home, which must be there, and where else the stores are: folders of blobs and files of databases; each wherever
+    /// its disk is mounted now.
+    ///
+    /// # Errors
+    /// When one of them cannot be looked at.
+    pub fn new(home: &Path, stores: &[PathBuf]) -> io::Result<Self> {
+        let found = |path: &Path| {
+            let named =
+                |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+            path.canonicalize().map_err(named)
+        };
+        let home = found(home)?;
+        let mut places = vec![Cover::of(home.clone())?];
+        for store in stores {
+            let store = found(store)?;
+            if store.starts_with(&home) {
+                continue;
+            }
+            if store.is_dir() {
+                // The home may lie in it, and is covered with it then.
+                places.retain(|place| !place.path.starts_with(&store));
+                places.push(Cover::of(store)?);
+                continue;
+            }
+            places.extend(BESIDE_DATABASE.map(|suffix| {
+                let mut path = store.clone().into_os_string();
+                path.push(suffix);
+                Cover { path: path.into(), folder: None, shown: vec![] }
+            }));
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+        let also: Vec<_> = places.iter().flat_map(|place| place.elsewhere(&mounts)).collect();
+        places.extend(also);
+        let mut seen = HashSet::new();
+        let folders: Vec<_> =
+            places.iter().filter(|place| place.folder.is_some()).map(|place| place.path.clone()).collect();
+        let within = |path: &Path| folders.iter().any(|folder| path != folder && path.starts_with(folder));
+        places.retain(|place| !within(&place.path) && seen.insert(place.path.clone()));
+        Ok(Self { home, places })
+    }
+
+    /// For a program in `directory`: it and what lies beside it stay visible, also where they are below the home.
+    pub fn around(&self, directory: &Path, program: Option<&str>) -> Vec<Cover> {
+        let mut places = self.places.clone();
+        let folder = |program: &str| Path::new(program).parent().map(Path::to_owned);
+        let own = program.filter(|program| program.starts_with('/')).and_then(folder);
+        for needed in [Some(directory.to_owned()), own].into_iter().flatten() {
+            let Ok(needed) = needed.canonicalize() else { continue };
+            for place in &mut places {
+                if let Ok(inside) = needed.strip_prefix(&place.path) {
+                    place.shown.extend(self.shown(&place.path, inside));
+                    place.shown.sort();
+                    place.shown.dedup();
+                }
+            }
+        }
+        places
+    }
+
+    /// What of a covered folder a program sees that lies in the folder `inside` of it.
+    fn shown(&self, covered: &Path, inside: &Path) -> Vec<PathBuf> {
+        match inside.components().next() {
+            Some(first) if covered == self.home && is_state(first.as_os_str()) => vec![],
+            Some(_) => vec![covered.join(inside)],
+            // Blobs have any name: what is none of them cannot be told.
+            None if covered != self.home => vec![],
+            // Beside the state itself: all that is none.
+            None => {
+                let entries = std::fs::read_dir(covered).into_iter().flatten().flatten();
+                let others = entries.filter(|entry| !is_state(&entry.file_name()));
+                others.map(|entry| entry.path()).collect()
+            }
+        }
+    }
+}
+
+impl Cover {
+    fn of(folder: PathBuf) -> io::Result<Self> {
+        let metadata = folder.metadata()?;
+        Ok(Self { path: folder, folder: Some((metadata.dev(), metadata.ino())), shown: vec![] })
+    }
+
+    /// The same place as seen through other mounts, and what of it is mounted elsewhere.
+    fn elsewhere(&self, mounts: &str) -> Vec<Self> {
+        let seen = aliases(&self.path, mounts).into_iter().filter(|path| path.exists());
+        match self.folder {
+            Some(_) => {
+                seen.filter_map(|path| Self::of(path).ok()).filter(|place| self.is_or_holds(place)).collect()
+            }
+            None => seen.map(|path| Self { path, folder: None, shown: vec![] }).collect(),
+        }
+    }
+
+    /// Whether another place is this folder, or one below it, and not what was mounted over it.
+    fn is_or_holds(&self, other: &Self) -> bool {
+        matches!((self.folder, other.folder), (Some((device, _)), Some((other, _))) if device == other)
+    }
+
+    /// Covers the place in the new root. The host's whole root is still at `/host`.
+    pub(super) fn lay(&self) -> Result<(), String> {
+        let Some(place) = self.open()? else { return Ok(()) };
+        // By the descriptor: a path could lead elsewhere by now.
+        let at = format!("/new/proc/self/fd/{}", place.as_raw_fd());
+        let failed = || said("an empty place cannot be laid over", &self.path);
+        match (self.folder, self.shown.is_empty()) {
+            (None, _) => mount::mount_bind(EMPTY_FILE, at).map_err(failed()),
+            (Some(_), true) => mount::mount_bind(EMPTY_FOLDER, at).map_err(failed()),
+            (Some(_), false) => {
+                self.prepare()?;
+                mount::mount_move(PREPARED, at).map_err(failed())
+            }
+        }
+    }
+
+    fn open(&self) -> Result<Option<OwnedFd>, String> {
+        let at = below("/new", &self.path);
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(at, flags, Permissions::empty());
+        let Some((device, inode)) = self.folder else {
+            // A database that has no such file at this moment.
+            return Ok(opened.ok());
+        };
+        let place = opened.map_err(said("a folder that no job may see is not there:", &self.path))?;
+        let found = rustix::fs::fstat(&place).map_err(said("cannot look at", &self.path))?;
+        if (found.st_dev, found.st_ino) != (device, inode) {
+            return Err(format!(
+                "{} is another folder than when the daemon started; move it back, or start the daemon anew",
+                self.path.display()
+            ));
+        }
+        Ok(Some(place))
+    }
+
+    /// A folder that shows nothing but what it is to show.
+    fn prepare(&self) -> Result<(), String> {
+        let prepared = Path::new(PREPARED);
+        if !prepared.is_dir() {
+            made(prepared)?;
+        }
+        tmpfs(prepared)?;
+        for shown in &self.shown {
+            let inside = shown.strip_prefix(&self.path).unwrap_or(shown);
+            let (from, to) = (below("/host", shown), prepared.join(inside));
+            let failed = |error: io::Error| format!("{} cannot be shown: {error}", shown.display());
+            if from.is_dir() {
+                std::fs::create_dir_all(&to).map_err(failed)?;
+            } else {
+                std::fs::write(&to, b"").map_err(failed)?;
+            }
+            mount::mount_bind_recursive(&from, &to).map_err(|error| failed(error.into()))?;
+        }
+        let read_only = MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
+        mount::mount_remount(prepared, read_only, c"").map_err(said("cannot be made read-only:", &self.path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(covers: &Covers, directory: &Path, program: Option<&str>) -> Vec<PathBuf> {
+        covers.around(directory, program).swap_remove(0).shown
+    }
+
+    #[test]
+    fn a_program_sees_its_own_folder_and_no_state() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        let home = root.join(".ion");
+        for part in ["jobs", "blobs", "mine/deep"] {
+            std::fs::create_dir_all(home.join(part)).unwrap();
+        }
+        for file in ["ion.db", "ion.db-wal", "pipeline.yaml"] {
+            std::fs::write(home.join(file), "").unwrap();
+        }
+        let covers = Covers::new(&home, &[home.join("blobs"), home.join("ion.db")]).unwrap();
+        assert_eq!(covers.places.len(), 1, "the stores are below the home");
+        // A folder that holds the home needs nothing of it.
+        assert!(shown(&covers, &root, Some("/bin/sh")).is_empty());
+        assert_eq!(shown(&covers, &home.join("mine/deep"), None), [home.join("mine/deep")]);
+        assert_eq!(shown(&covers, &home, None), [home.join("mine"), home.join("pipeline.yaml")]);
+        assert!(shown(&covers, &home.join("jobs"), None).is_empty(), "another job's folder is no program's");
+        let program = home.join("mine/tool").display().to_string();
+        assert_eq!(shown(&covers, &root, Some(&program)), [home.join("mine")]);
+    }
+
+    #[test]
+    fn a_database_elsewhere_is_covered_with_what_lies_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        let (home, database, blobs) = (root.join("home"), root.join("x.db"), root.join("b"));
+        std::fs::create_dir_all(&home).unwrap();
+        std::fs::create_dir_all(&blobs).unwrap();
+        std::fs::write(&database, "").unwrap();
+        let covers = Covers::new(&home, &[blobs.clone(), database.clone(), database]).unwrap();
+        let paths: Vec<_> = covers.places.iter().map(|place| place.path.clone()).collect();
+        let expected = ["home", "b", "x.db", "x.db-wal", "x.db-shm"].map(|name| root.join(name));
+        assert_eq!(paths, expected);
+    }
+}

@@ -1,0 +1,431 @@
+//! The fork server, and the `job-init`s that it forks: each makes a job's namespaces and is the first process in them. One
+//! thread, no runtime.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Stdio;
+
+use ion_system::sys::{self, Fork};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Gid, Uid};
+use rustix::process::{
+    DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, getrlimit,
+    set_dumpable_behavior, setrlimit,
+};
+use rustix::thread::UnshareFlags;
+
+use super::root::Made;
+use super::{BUNDLE, Command, Container, Exit, Mode, Order, Report, receive, rights, root, send};
+
+/// How often orphans that ended are reaped while the module runs.
+const REAP_EVERY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// The runtime's own words, in the bundle's folder.
+const RUNTIME_LOG: &str = "log";
+
+/// Where the runtime finds what it starts: nothing but itself.
+const RUNTIME_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Runs as the fork server: its standard input is the socket by which the daemon asks for a `job-init`. Ends the process.
+pub fn main() -> ! {
+    let requests = rustix::stdio::stdin();
+    let mut forked = false;
+    loop {
+        let mut events = [PollFd::new(&requests, PollFlags::IN)];
+        let _ = poll(&mut events, forked.then_some(&REAP_EVERY));
+        if !events[0].revents().is_empty() {
+            match receive(requests) {
+                Ok((text, descriptors)) if !text.is_empty() => {
+                    let mut descriptors = descriptors.into_iter();
+                    if let Some(socket) = descriptors.next()
+                        && let Some(streams) = Streams::from(descriptors.collect())
+                        && let Ok(Order::Fork(command)) = serde_json::from_slice(&text)
+                    {
+                        fork(socket, streams, command);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The daemon is gone. Each `job-init` sees that by itself.
+                _ => std::process::exit(0),
+            }
+        }
+        forked = loop {
+            match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some(_)) => {}
+                Ok(None) => break true,
+                Err(_) => break false,
+            }
+        };
+    }
+}
+
+/// What the module writes to, and reads.
+struct Streams {
+    /// None: nothing is to be read.
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: Option<OwnedFd>,
+}
+
+impl Streams {
+    fn from(descriptors: Vec<OwnedFd>) -> Option<Self> {
+        let mut descriptors = descriptors.into_iter();
+        match (descriptors.next(), descriptors.next(), descriptors.next()) {
+            (Some(stdout), None, None) => Some(Self { stdin: None, stdout, stderr: None }),
+            (stdin @ Some(_), Some(stdout), stderr @ Some(_)) => Some(Self { stdin, stdout, stderr }),
+            _ => None,
+        }
+    }
+}
+
+fn fork(socket: OwnedFd, streams: Streams, command: Command) {
+    let mut namespaces = UnshareFlags::empty();
+    if command.mode != Mode::Plain {
+        namespaces |= UnshareFlags::NEWPID | UnshareFlags::NEWNS;
+    }
+    if command.mode == Mode::User {
+        namespaces |= UnshareFlags::NEWUSER;
+    }
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    match sys::fork_single_threaded(namespaces) {
+        Ok(Fork::Parent(_)) => {}
+        Ok(Fork::Child) => init(socket, streams, command, (uid, gid)),
+        Err(error) => {
+            let what = if namespaces.is_empty() { "the job's first process" } else { "its namespaces" };
+            let reason = format!("{what} cannot be made: {error}");
+            let _ = report(socket.as_fd(), &Report::Failed(reason), &[]);
+        }
+    }
+}
+
+/// Runs as `job-init`: its standard input becomes the socket to the daemon. Ends the process.
+fn init(socket: OwnedFd, streams: Streams, command: Command, owner: (u32, u32)) -> ! {
+    let Streams { stdin, stdout, stderr } = streams;
+    let ready = || -> io::Result<OwnedFd> {
+        rustix::stdio::dup2_stdin(&socket)?;
+        rustix::stdio::dup2_stdout(&stdout)?;
+        rustix::stdio::dup2_stderr(stderr.as_ref().unwrap_or(&stdout))?;
+        rustix::process::setpgid(None, None)?;
+        // In a process group of its own: what is sent to the daemon's does not come here.
+        sys::hear_ignored_signals();
+        Ok(rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?)
+    };
+    let ready = ready();
+    drop((socket, stdout, stderr));
+    let socket = rustix::stdio::stdin();
+    let served = ready
+        .map_err(|error| Fault::Passing(error.to_string()))
+        .and_then(|this| serve(socket, this, command, stdin, owner));
+    let code = match served {
+        Ok(()) => 0,
+        Err(fault) => {
+            let told = match fault {
+                Fault::Passing(reason) => Report::Failed(reason),
+                Fault::Lasting(reason) => Report::CannotRun(reason),
+            };
+            let _ = report(socket, &told, &[]);
+            1
+        }
+    };
+    std::process::exit(code)
+}
+
+/// Why the module does not run, in words.
+enum Fault {
+    /// It may run at another time.
+    Passing(String),
+    /// It never will.
+    Lasting(String),
+}
+
+impl From<String> for Fault {
+    fn from(reason: String) -> Self {
+        Self::Passing(reason)
+    }
+}
+
+fn report(socket: BorrowedFd<'_>, report: &Report, descriptors: &[OwnedFd]) -> io::Result<()> {
+    let descriptors: Vec<_> = descriptors.iter().map(OwnedFd::as_fd).collect();
+    send(socket, &serde_json::to_vec(report)?, &descriptors)
+}
+
+fn say(socket: BorrowedFd<'_>, what: &Report, descriptors: &[OwnedFd]) -> Result<(), String> {
+    report(socket, what, descriptors).map_err(|error| format!("the daemon is gone: {error}"))
+}
+
+/// The next order; none when the daemon is gone.
+fn order(socket: BorrowedFd<'_>) -> Option<Order> {
+    let (text, _) = receive(socket).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// From here to the end of all that the module starts. The first thing said carries `this`, a descriptor of this process.
+fn serve(
+    socket: BorrowedFd<'_>,
+    this: OwnedFd,
+    command: Command,
+    stdin: Option<OwnedFd>,
+    owner: (u32, u32),
+) -> Result<(), Fault> {
+    // Now: while the root is made, there is no /dev.
+    let nowhere = File::options().write(true).open("/dev/null");
+    let nowhere = nowhere.map_err(|error| format!("/dev/null cannot be opened: {error}"))?;
+    match command.mode {
+        Mode::Plain => rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+            .map_err(|error| error.to_string())?,
+        Mode::User => stay(owner).map_err(|error| format!("the user namespace cannot be set up: {error}"))?,
+        Mode::Root => {}
+    }
+    // The module may be of the same user, and this process has what the module is not to have.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| error.to_string())?;
+    let Made { device, read_ahead } = match command.mode {
+        Mode::Plain => Made { device: None, read_ahead: None },
+        Mode::Root | Mode::User => root::build(&command, owner)?,
+    };
+    let mut known_by = Some(this);
+    if let Some(mount_at) = &command.mount_at {
+        let prepared = if device.is_some() { Report::Mounted } else { Report::Ready };
+        let descriptors: Vec<_> = known_by.take().into_iter().chain(device).collect();
+        say(socket, &prepared, &descriptors)?;
+        // The device, too: held here, the tree would not end with the daemon, and this process might wait for an answer.
+        drop(descriptors);
+        match order(socket) {
+            Some(Order::Go) => {}
+            // The daemon is gone, or gave up before it began.
+            _ => return Ok(()),
+        }
+        if let Some(settings) = &read_ahead {
+            ion_fs::mount::widen_read_ahead(mount_at, settings);
+        }
+    }
+    drop(read_ahead);
+    let child = match &command.container {
+        Some(container) => start_container(container, &command, stdin)?,
+        None => {
+            rights::give_up(&command)?;
+            start_module(&command, stdin)?
+        }
+    };
+    let said = let_go_of_output(&nowhere).and_then(|()| say(socket, &Report::Started, known_by.as_slice()));
+    if said.is_err() {
+        // The daemon died meanwhile: nothing may go on without it.
+        end_all(&command, child);
+        if let Some(container) = &command.container {
+            container.bounds.remove();
+        }
+        return Ok(said?);
+    }
+    drop(known_by);
+    Ok(supervise(socket, &command, child)?)
+}
+
+/// Maps the user and the group to themselves: the module sees its own uid, and files keep their owner.
+fn stay((uid, gid): (u32, u32)) -> io::Result<()> {
+    std::fs::write("/proc/self/setgroups", "deny")?;
+    std::fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
+    std::fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))
+}
+
+/// Stays until the module and all it started have ended.
+fn supervise(socket: BorrowedFd<'_>, command: &Command, child: Pid) -> Result<(), String> {
+    let ended = rustix::process::pidfd_open(child, PidfdFlags::empty()).map_err(|error| error.to_string())?;
+    let mut status = None;
+    while status.is_none() {
+        let mut events =
+            [PollFd::new(&ended, PollFlags::IN), PollFd::from_borrowed_fd(socket, PollFlags::IN)];
+        let _ = poll(&mut events, Some(&REAP_EVERY));
+        if !events[1].revents().is_empty() {
+            match order(socket) {
+                Some(Order::Terminate) => terminate(command, child),
+                Some(Order::Kill) => signal_all(command, child, Signal::KILL),
+                Some(_) => {}
+                None => {
+                    // The daemon died: nothing may go on without it.
+                    signal_all(command, child, Signal::KILL);
+                    break;
+                }
+            }
+        }
+        status = reap(child);
+    }
+    end_all(command, child);
+    let exit = status.map_or(Exit::Signal(Signal::KILL.as_raw()), exit_of);
+    let ended = match &command.container {
+        Some(container) => end_of(container, exit),
+        None => Report::Exited(exit),
+    };
+    let _ = report(socket, &ended, &[]);
+    if command.mount_at.is_none() && command.container.is_none() {
+        stay_until_let_go(socket);
+    }
+    Ok(())
+}
+
+/// Waits until the daemon drops the sandbox. Nothing is left to be seen of a program without a tree, and the end of its
+/// namespaces takes a processor from those that go on.
+fn stay_until_let_go(socket: BorrowedFd<'_>) {
+    while order(socket).is_some() {}
+}
+
+/// What is to be said of a container's end. Its control groups are removed.
+fn end_of(container: &Container, exit: Exit) -> Report {
+    let out_of_memory = container.bounds.out_of_memory();
+    container.bounds.remove();
+    match (exit, out_of_memory) {
+        (Exit::Code(0), _) => Report::Exited(exit),
+        (_, Some(bytes)) => Report::Exited(Exit::OutOfMemory(bytes)),
+        (_, None) => match runtime_error() {
+            Some(error) => Report::Failed(format!("the container cannot be started: {error}")),
+            None => Report::Exited(exit),
+        },
+    }
+}
+
+/// What the runtime said in its log when it could not do its work.
+fn runtime_error() -> Option<String> {
+    let log = std::fs::read_to_string(Path::new(BUNDLE).join(RUNTIME_LOG)).ok()?;
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let errors = lines.filter(|line| line["level"] == "error");
+    errors.filter_map(|line| line["msg"].as_str().map(str::to_owned)).next()
+}
+
+/// What the module writes to ends with the module, and not with those who wait for it.
+fn let_go_of_output(nowhere: &File) -> Result<(), String> {
+    rustix::stdio::dup2_stdout(nowhere).map_err(|error| error.to_string())?;
+    rustix::stdio::dup2_stderr(nowhere).map_err(|error| error.to_string())
+}
+
+/// Starts the runtime, which makes the container and stays as long as it does.
+fn start_container(container: &Container, command: &Command, stdin: Option<OwnedFd>) -> Result<Pid, Fault> {
+    if let Some((uid, gid)) = container.owner {
+        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        let streams = [rustix::stdio::stdout(), rustix::stdio::stderr()];
+        for stream in streams.into_iter().chain(stdin.as_ref().map(OwnedFd::as_fd)) {
+            let _ = rustix::fs::fchown(stream, uid, gid);
+        }
+    }
+    let state = format!("{BUNDLE}/state");
+    let log = format!("{BUNDLE}/{RUNTIME_LOG}");
+    let runtime = container.runtime.display().to_string();
+    let words = [
+        &*runtime,
+        "--root",
+        &state,
+        "--log",
+        &log,
+        "--log-format=json",
+        "--cgroup-manager=disabled",
+        "run",
+        "--bundle",
+        BUNDLE,
+        "job",
+    ];
+    let command = Command {
+        argv: words.map(str::to_owned).to_vec(),
+        env: vec![("PATH".into(), RUNTIME_PATH.into())],
+        cwd: "/".into(),
+        ..command.clone()
+    };
+    container.bounds.enter()?;
+    let started = start_module(&command, stdin);
+    container.bounds.leave()?;
+    started
+}
+
+fn start_module(command: &Command, stdin: Option<OwnedFd>) -> Result<Pid, Fault> {
+    if let Some(current) = command.open_files {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..getrlimit(Resource::Nofile) });
+    }
+    let no_program = || Fault::Lasting("there is no program to run".into());
+    let program = command.argv.first().ok_or_else(no_program)?;
+    #[expect(clippy::disallowed_methods, reason = "the door for starting modules")]
+    let child = std::process::Command::new(program)
+        .args(&command.argv[1..])
+        .env_clear()
+        .envs(command.env.iter().map(|(key, value)| (key, value)))
+        .current_dir(&command.cwd)
+        .stdin(stdin.map_or_else(Stdio::null, Stdio::from))
+        .process_group(0)
+        .spawn();
+    let child = child.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound if !command.cwd.is_dir() => {
+            Fault::Lasting(format!("the folder {} is not there", command.cwd.display()))
+        }
+        io::ErrorKind::NotFound => Fault::Lasting(format!(
+            "program {program:?} is not there (nor, for a script, the interpreter in its first line)"
+        )),
+        io::ErrorKind::PermissionDenied => Fault::Lasting(format!(
+            "program {program:?} is not executable; allow it with `chmod +x {program}`"
+        )),
+        _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => Fault::Lasting(
+            format!("program {program:?} is no executable: a script needs a first line such as #!/bin/sh"),
+        ),
+        _ => Fault::Passing(format!("program {program:?} cannot be started: {error}")),
+    })?;
+    Pid::from_raw(child.id().cast_signed())
+        .ok_or_else(|| Fault::Passing("the module has no process id".into()))
+}
+
+/// Reaps whatever ended; the module's status when it was among them.
+fn reap(module: Pid) -> Option<WaitStatus> {
+    let mut found = None;
+    while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+        if pid == module && !status.stopped() && !status.continued() {
+            found = Some(status);
+        }
+    }
+    found
+}
+
+fn exit_of(status: WaitStatus) -> Exit {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => Exit::Code(code),
+        (None, signal) => Exit::Signal(signal.unwrap_or_default()),
+    }
+}
+
+/// Asks the job to end. In a container that is its first process's to hear, as on a cluster: the runtime passes it on.
+fn terminate(command: &Command, module: Pid) {
+    if let Some(container) = &command.container {
+        let signal = sys::signal(container.signal).unwrap_or(Signal::TERM);
+        let _ = rustix::process::kill_process(module, signal);
+    } else {
+        signal_all(command, module, Signal::TERM);
+    }
+}
+
+/// Signals every process of the job.
+fn signal_all(command: &Command, module: Pid, signal: Signal) {
+    if command.mode == Mode::Plain {
+        let _ = rustix::process::kill_process_group(module, signal);
+        for pid in children() {
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    } else {
+        let _ = sys::kill_namespace(signal);
+    }
+}
+
+/// Kills what the module left behind and waits until it is gone.
+fn end_all(command: &Command, module: Pid) {
+    loop {
+        signal_all(command, module, Signal::KILL);
+        match rustix::process::wait(WaitOptions::empty()) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => {}
+            // No children left: whoever was orphaned came to us first.
+            Err(_) => return,
+        }
+        // Each round of signals looks at every process of the machine: one for many that have died.
+        while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
+    }
+}
+
+/// This process's children: the module's orphans among them, as it is their subreaper.
+fn children() -> Vec<Pid> {
+    let list = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    list.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
+}

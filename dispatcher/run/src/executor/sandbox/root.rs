@@ -1,0 +1,355 @@
+//! The root of a job's mount namespace: what of the machine its processes see.
+//!
+//! | place | a program of root | one that is `privileged` | of an ordinary user | a container's runtime |
+//! | --- | --- | --- | --- | --- |
+//! | `/proc` | its own; settings read-only | its own | its own | its own |
+//! | `/dev` | terminals, random numbers, GPUs | the machine's | the machine's | the machine's |
+//! | `/sys` | the machine's, read-only | the machine's | the machine's | the machine's |
+//! | Ion's state | empty | empty | empty | never seen: it makes another root |
+//! | all else | the machine's | the machine's | the machine's | the machine's |
+//!
+//! The machine's `/proc` is nowhere in it, not even below another mount: it shows the daemon's environment and memory. An
+//! ordinary user may not write what is closed to root, as it is root's.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use ion_system::sys;
+use rustix::fs::{CWD, FileType, Mode as Permissions, OFlags};
+use rustix::mount::{self, MountFlags, MountPropagationFlags, UnmountFlags};
+
+use super::rights::{Rights, bound_processes};
+use super::{BUNDLE, Command, Container, Mode, ROOTFS};
+
+/// An empty folder and an empty file, read-only, while the root is built: what covers others.
+pub(super) const EMPTY_FOLDER: &str = "/empty";
+pub(super) const EMPTY_FILE: &str = "/nothing";
+
+/// What of `/proc` and `/sys` is read only by people who repair the machine.
+pub(in super::super) const MASKED: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+
+/// What of `/proc` changes the machine when it is written; root may, whatever its capabilities.
+pub(in super::super) const READ_ONLY: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// More of it that only programs of this machine could reach: a container's runtime knows no more than these.
+const READ_ONLY_TOO: [&str; 3] = ["/proc/driver", "/proc/dynamic_debug", "/proc/mtrr"];
+
+/// Character devices that programs expect, and those of GPUs and their like. No disk, no terminal of anybody's, no memory.
+const DEVICES: [&str; 11] =
+    ["null", "zero", "full", "random", "urandom", "tty", "fuse", "kfd", "dxg", "dri", "accel"];
+
+/// What the names of further GPUs begin with.
+const NVIDIA: &str = "nvidia";
+
+/// What a root was made with.
+pub(super) struct Made {
+    /// The device that serves the tree, if there is one.
+    pub(super) device: Option<OwnedFd>,
+    /// `/sys/class/bdi`, which the namespace itself may show read-only.
+    pub(super) read_ahead: Option<OwnedFd>,
+}
+
+/// What went wrong with a path, in words.
+pub(super) fn said(what: &str, path: &Path) -> impl FnOnce(rustix::io::Errno) -> String {
+    let text = format!("{what} {}", path.display());
+    move |error| format!("{text}: {}", io::Error::from(error))
+}
+
+/// An absolute path, in another root.
+pub(super) fn below(root: &str, path: &Path) -> PathBuf {
+    Path::new(root).join(path.strip_prefix("/").unwrap_or(path))
+}
+
+pub(super) fn made(folder: &Path) -> Result<(), String> {
+    fs::create_dir(folder).map_err(|error| format!("{} cannot be made: {error}", folder.display()))
+}
+
+/// A small tmpfs that holds what this namespace alone sees.
+pub(super) fn tmpfs(at: &Path) -> Result<(), String> {
+    small_tmpfs(at, MountFlags::NOSUID | MountFlags::NODEV)
+}
+
+fn small_tmpfs(at: &Path, flags: MountFlags) -> Result<(), String> {
+    mount::mount("ion", at, "tmpfs", flags, Some(c"mode=0755,size=1m"))
+        .map_err(said("a tmpfs cannot be mounted at", at))
+}
+
+/// Whether the module is a program of root that keeps few rights: then files of root's are closed to it that no capability
+/// guards.
+fn is_confined(command: &Command) -> bool {
+    command.mode == Mode::Root && command.rights == Rights::Few && command.container.is_none()
+}
+
+/// Makes a root of this mount namespace's own: what is in the host's but for [what no job sees](super::cover), the tree where
+/// the command wants it, and its container's bundle. The host's root is left as it is: nothing is made or mounted there.
+pub(super) fn build(command: &Command, owner: (u32, u32)) -> Result<Made, String> {
+    let name = match &command.mount_at {
+        None => None,
+        Some(mount_at) => match mount_at.strip_prefix("/").ok().and_then(|rest| rest.to_str()) {
+            Some(name) if !name.is_empty() && !name.contains('/') => Some(name),
+            _ => return Err(format!("{} is not a folder directly below /", mount_at.display())),
+        },
+    };
+    let (root, new) = (Path::new("/"), Path::new("/new"));
+    let confined = is_confined(command);
+    begin(confined)?;
+    for entry in fs::read_dir("/host").map_err(|error| error.to_string())? {
+        let entry = entry.map_err(|error| error.to_string())?;
+        let its_own = |known: &str| entry.file_name() == known;
+        if name.is_some_and(its_own) || its_own("proc") || (confined && its_own("dev")) {
+            continue;
+        }
+        carry_over(&entry.path(), &new.join(entry.file_name()))?;
+    }
+    let device = name.map(|name| mount_tree(name, owner)).transpose()?;
+    if let Some(container) = &command.container {
+        lay_bundle(container, name)?;
+    }
+    mount_proc(new)?;
+    bound_processes(command, &new.join("proc"));
+    let bdi = "/host/sys/class/bdi";
+    let read_ahead =
+        rustix::fs::open(bdi, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Permissions::empty()).ok();
+    if confined {
+        make_devices(&new.join("dev"))?;
+        close_settings()?;
+    }
+    command.covers.iter().try_for_each(|cover| cover.lay())?;
+    let mut read_only = MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID;
+    if !confined {
+        read_only |= MountFlags::NODEV;
+    }
+    let _ = mount::mount_remount(new, read_only, c"");
+    let enter = |path: &Path| rustix::process::chdir(path).map_err(said("cannot enter", path));
+    enter(new)?;
+    rustix::process::pivot_root(".", ".").map_err(said("the root cannot be changed to", new))?;
+    mount::unmount(".", UnmountFlags::DETACH).map_err(said("the host's root cannot be let go at", root))?;
+    enter(root)?;
+    Ok(Made { device, read_ahead })
+}
+
+/// Changes the root to a small place where the host's whole root is at `/host` and the new one, still empty, at `/new`. The new
+/// one may hold devices if it is `confined`.
+fn begin(confined: bool) -> Result<(), String> {
+    let (root, base) = (Path::new("/"), Path::new("/tmp"));
+    // What is mounted from here on must not reach the host.
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount::mount_change(root, private).map_err(said("mounts cannot be made private at", root))?;
+    tmpfs(base)?;
+    for folder in ["host", "new", EMPTY_FOLDER] {
+        made(&below("/tmp", Path::new(folder)))?;
+    }
+    let nodev = if confined { MountFlags::empty() } else { MountFlags::NODEV };
+    small_tmpfs(Path::new("/tmp/new"), MountFlags::NOSUID | nodev)?;
+    rustix::process::chdir(base).map_err(said("cannot enter", base))?;
+    rustix::process::pivot_root(".", "host").map_err(said("the root cannot be changed to", base))?;
+    rustix::process::chdir(root).map_err(said("cannot enter", root))?;
+    File::create(EMPTY_FILE).map_err(|error| format!("{EMPTY_FILE} cannot be made: {error}"))?;
+    [EMPTY_FOLDER, EMPTY_FILE].iter().try_for_each(|path| read_only(Path::new(path)))
+}
+
+/// Makes a place read-only.
+fn read_only(at: &Path) -> Result<(), String> {
+    mount::mount_bind(at, at).map_err(said("cannot be bound:", at))?;
+    let flags =
+        MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount::mount_remount(at, flags, c"").map_err(said("cannot be made read-only:", at))
+}
+
+/// Gives the namespace a `/proc` where its processes have numbers of their own, and no others are.
+fn mount_proc(new: &Path) -> Result<(), String> {
+    let at = new.join("proc");
+    made(&at)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    match mount::mount("proc", &at, "proc", flags, None) {
+        Ok(()) => Ok(()),
+        // In some containers no other /proc than theirs may be mounted. What is the daemon's in it is closed to the module all
+        // the same: the daemon has capabilities that the module has not, and cannot be dumped.
+        Err(_) => mount::mount_bind_recursive("/host/proc", &at).map_err(said("cannot be shown:", &at)),
+    }
+}
+
+/// Makes what programs need of `/dev`.
+fn make_devices(dev: &Path) -> Result<(), String> {
+    made(dev)?;
+    let failed = |error: io::Error| format!("a device cannot be made in {}: {error}", dev.display());
+    for entry in fs::read_dir("/host/dev").map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let (name, from) = (entry.file_name(), entry.path());
+        let to = dev.join(&name);
+        let kind = entry.file_type().map_err(failed)?;
+        if kind.is_symlink() {
+            // To /proc/self/fd, and to the journal's socket.
+            std::os::unix::fs::symlink(fs::read_link(&from).map_err(failed)?, &to).map_err(failed)?;
+            continue;
+        }
+        let name = name.to_string_lossy();
+        if !DEVICES.contains(&&*name) && !name.starts_with(NVIDIA) {
+            continue;
+        }
+        if kind.is_dir() {
+            carry_over(&from, &to)?;
+        } else if kind.is_char_device() {
+            make_device(&from, &to).map_err(failed)?;
+        }
+    }
+    let (pts, shm) = (dev.join("pts"), dev.join("shm"));
+    made(&pts)?;
+    made(&shm)?;
+    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+    // Terminals of its own: others' could be read and written.
+    let options = c"newinstance,ptmxmode=0666,mode=0620";
+    mount::mount("devpts", &pts, "devpts", flags, Some(options))
+        .map_err(said("terminals cannot be mounted at", &pts))?;
+    let ptmx = dev.join("ptmx");
+    let _ = fs::remove_file(&ptmx);
+    std::os::unix::fs::symlink("pts/ptmx", ptmx).map_err(failed)?;
+    // Goes with the job, whatever is left in it.
+    mount::mount("shm", &shm, "tmpfs", flags | MountFlags::NODEV, Some(c"mode=1777"))
+        .map_err(said("shared memory cannot be mounted at", &shm))
+}
+
+fn make_device(from: &Path, to: &Path) -> io::Result<()> {
+    let device = fs::symlink_metadata(from)?;
+    let kind = FileType::CharacterDevice;
+    let mode = device.permissions().mode() & 0o777;
+    match rustix::fs::mknodat(CWD, to, kind, Permissions::from_raw_mode(mode), device.rdev()) {
+        Ok(()) => {}
+        // Root of a user namespace makes none.
+        Err(rustix::io::Errno::PERM) => {
+            File::create(to)?;
+            return Ok(mount::mount_bind(from, to)?);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    // Whatever this process masks.
+    fs::set_permissions(to, fs::Permissions::from_mode(mode))?;
+    std::os::unix::fs::chown(to, Some(device.uid()), Some(device.gid()))
+}
+
+/// Closes what of `/proc` and `/sys` root could change the machine with.
+fn close_settings() -> Result<(), String> {
+    let sysfs = Path::new("/new/sys");
+    if sys::make_read_only(sysfs).is_err() {
+        // Before Linux 5.12 only one mount at a time can be: then nothing is shown that is mounted below.
+        mount::unmount(sysfs, UnmountFlags::DETACH).map_err(said("cannot be let go:", sysfs))?;
+        mount::mount_bind("/host/sys", sysfs).map_err(said("cannot be bound:", sysfs))?;
+        read_only(sysfs)?;
+    }
+    let present = |path: &&str| below("/new", Path::new(path)).exists();
+    for path in READ_ONLY.iter().chain(&READ_ONLY_TOO).copied().filter(present) {
+        read_only(&below("/new", Path::new(path)))?;
+    }
+    for path in MASKED.iter().copied().filter(present) {
+        let at = below("/new", Path::new(path));
+        let with = if at.is_dir() { EMPTY_FOLDER } else { EMPTY_FILE };
+        mount::mount_bind(with, &at).map_err(said("cannot be masked:", &at))?;
+    }
+    Ok(())
+}
+
+/// Mounts the tree below the new root. Gives the device that serves it.
+fn mount_tree(name: &str, (uid, gid): (u32, u32)) -> Result<OwnedFd, String> {
+    let tree = Path::new("/new").join(name);
+    made(&tree)?;
+    let device = open_device()?;
+    // Nobody but the job's processes sees this mount; some of them may be other users, if the module is root's.
+    let options = format!(
+        "fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions,allow_other",
+        device.as_raw_fd()
+    );
+    let options = std::ffi::CString::new(options).map_err(|error| error.to_string())?;
+    mount::mount("ion", &tree, "fuse.ion", MountFlags::NOSUID | MountFlags::NODEV, Some(options.as_c_str()))
+        .map_err(said("a FUSE filesystem cannot be mounted at", Path::new(&format!("/{name}"))))?;
+    Ok(device)
+}
+
+/// Lays a container's bundle below the new root. The runtime keeps its state there, too. Its image is shown read-only, as others
+/// share it: all that is to be mounted on is there.
+fn lay_bundle(container: &Container, tree: Option<&str>) -> Result<(), String> {
+    let (bundle, rootfs) = (below("/new", Path::new(BUNDLE)), below("/new", Path::new(ROOTFS)));
+    made(&bundle)?;
+    // Not a part of the root, which becomes read-only.
+    tmpfs(&bundle)?;
+    made(&rootfs)?;
+    let image = below("/host", &container.rootfs);
+    match tree {
+        // It has no place for the tree: it gets a root of its own that has.
+        Some(name) if !image.join(name).is_dir() => {
+            tmpfs(&rootfs)?;
+            for entry in fs::read_dir(&image).map_err(|error| error.to_string())? {
+                let entry = entry.map_err(|error| error.to_string())?;
+                carry_over(&entry.path(), &rootfs.join(entry.file_name()))?;
+            }
+            made(&rootfs.join(name))?;
+            sys::make_read_only(&rootfs).map_err(|error| {
+                format!("the image cannot be made read-only: {}: {error}", container.rootfs.display())
+            })?;
+        }
+        _ => {
+            mount::mount_bind(&image, &rootfs)
+                .map_err(said("the image cannot be shown:", &container.rootfs))?;
+            let read_only = MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
+            mount::mount_remount(&rootfs, read_only, c"")
+                .map_err(said("the image cannot be made read-only:", &container.rootfs))?;
+        }
+    }
+    let config = [("config.json".to_owned(), container.config.clone())];
+    for (name, text) in config.iter().chain(&container.files) {
+        let file = bundle.join(name);
+        // Whatever this process masks, and whoever reads it in the container.
+        let written = fs::write(&file, text)
+            .and_then(|()| fs::set_permissions(&file, fs::Permissions::from_mode(0o644)));
+        written.map_err(|error| format!("the container's {name} cannot be written: {error}"))?;
+    }
+    // A runtime may refuse a machine that has both versions of control groups: it has nothing to do with them here.
+    let second = Path::new("/new/sys/fs/cgroup/unified");
+    if second.is_dir() { tmpfs(second) } else { Ok(()) }
+}
+
+/// Makes one entry of the host's root appear in the new one.
+fn carry_over(from: &Path, to: &Path) -> Result<(), String> {
+    let failed = |error: io::Error| format!("{} cannot be shown to the module: {error}", from.display());
+    let kind = fs::symlink_metadata(from).map_err(failed)?.file_type();
+    if kind.is_symlink() {
+        let target: PathBuf = fs::read_link(from).map_err(failed)?;
+        return std::os::unix::fs::symlink(target, to).map_err(failed);
+    }
+    if kind.is_dir() {
+        fs::create_dir(to).map_err(failed)?;
+    } else {
+        fs::write(to, b"").map_err(failed)?;
+    }
+    mount::mount_bind_recursive(from, to).map_err(|error| failed(error.into()))
+}
+
+fn open_device() -> Result<OwnedFd, String> {
+    // The host's own.
+    rustix::fs::open("/host/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Permissions::empty()).map_err(
+        |error| {
+            let way_out = match error {
+                rustix::io::Errno::NOENT => "; load it with `modprobe fuse`",
+                rustix::io::Errno::ACCESS => "; allow it with `chmod 666 /dev/fuse`, as distributions do",
+                _ => "",
+            };
+            format!("/dev/fuse cannot be opened: {}{way_out}", io::Error::from(error))
+        },
+    )
+}

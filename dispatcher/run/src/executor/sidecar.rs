@@ -1,0 +1,353 @@
+//! The localhost API of older Ion's second generation, beside a job whose module says `api: sidecar`.
+//!
+//! `GET /ready`, then `GET /done`, each with the header `secret: $SHARED_SECRET`, at `127.0.0.1:$HANDLER_PORT`. The port is
+//! free and the secret random for each attempt: jobs share the machine's loopback, and a secret that is not in the header
+//! gets 401 and learns nothing.
+//!
+//! # What the answers mean
+//! - `/ready`: 200 at once, as the tree is there before the module starts and its files are fetched when they are read.
+//! - `/done`: every file in `out/events`, and what is kept for analysis, is decided upon as it is now. 200: each event is
+//!   durable, and the job has succeeded whatever the module still does or exits with. Under `commit: on-success` (what
+//!   `api: sidecar` has unless the pipeline says otherwise) all of them become visible together with the one write that
+//!   ends the job; if the machine dies before that write, the job runs again and makes the same events. Under
+//!   `commit: on-close` each was committed when its file was closed.
+//! - An event that is refused: 422, or 503 where a store was the reason, with the file's name and the reason. The module may
+//!   write that file anew and ask again.
+//! - Anything in the wrong order: 400.
+//!
+//! A module that ends without a 200 from `/done` has failed.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use axum::{Extension, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use ion_fs::job::{JobTree, Outcome};
+use ion_model::text::quote;
+use serde_json::{Value, json};
+use subtle::ConstantTimeEq as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_io_timeout::TimeoutStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use uuid::Uuid;
+
+/// Connections of one job's API at a time. A module needs one; each takes a descriptor of the daemon, which all jobs share.
+/// Fewer are sooner taken by strangers, each of whom then stays for [`STAY`].
+const CONNECTIONS_MAX: usize = 32;
+
+/// How long a connection may take to send its request, and to take its answer. Shorter cuts off modules on a busy machine.
+const HEAD_WAIT: Duration = Duration::from_secs(10);
+
+/// How long a connection that has not brought the secret keeps its place when others wait for one. Shorter could end the
+/// module's own before its request was read; longer lets strangers delay it by as much.
+const STAY: Duration = Duration::from_millis(50);
+
+/// Bytes of a request's head.
+const HEAD_MAX: usize = 16 << 10;
+
+/// Where a module stands in what it has to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Begun,
+    Ready,
+    Done,
+}
+
+/// What a module has said of its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    /// Nothing is asked of it: its exit status says all.
+    NotAsked,
+    /// It was asked for, and has not come.
+    NotDone,
+    /// `/done` was answered with 200.
+    Done,
+}
+
+/// The API of one attempt. Dropped, it is not served any more.
+#[derive(Debug)]
+pub(super) struct Sidecar {
+    port: u16,
+    shared: Arc<Shared>,
+    /// Dropped, every connection ends: whoever holds one open must not keep the tree.
+    serving: AbortOnDropHandle<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    secret: String,
+    tree: Arc<JobTree>,
+    /// One request decides at a time.
+    stage: Mutex<Stage>,
+    /// Decisions go on when whoever asked hangs up: one that is cut off half-way would leave its event undecided.
+    deciding: TaskTracker,
+}
+
+impl Sidecar {
+    /// Begins to answer for the tree, at a port of its own.
+    pub(super) async fn serve(tree: Arc<JobTree>) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let port = listener.local_addr()?.port();
+        let shared = Arc::new(Shared {
+            secret: Uuid::new_v4().simple().to_string(),
+            tree,
+            stage: Mutex::new(Stage::Begun),
+            deciding: TaskTracker::new(),
+        });
+        let router =
+            Router::new().route("/ready", get(ready)).route("/done", get(done)).with_state(shared.clone());
+        let serving = AbortOnDropHandle::new(tokio::spawn(serve(listener, router)));
+        Ok(Self { port, shared, serving })
+    }
+
+    /// What the module finds in its environment.
+    pub(super) fn environment(&self) -> [(&'static str, String); 3] {
+        let port = self.port.to_string();
+        [
+            ("HANDLER_PORT", port.clone()),
+            ("SIDECAR_PORT", port),
+            ("SHARED_SECRET", self.shared.secret.clone()),
+        ]
+    }
+
+    /// The module has ended: answers no more, and gives its word.
+    pub(super) async fn close(self) -> Word {
+        drop(self.serving);
+        self.shared.deciding.close();
+        self.shared.deciding.wait().await;
+        match *self.shared.stage.lock().await {
+            Stage::Done => Word::Done,
+            Stage::Begun | Stage::Ready => Word::NotDone,
+        }
+    }
+}
+
+async fn ready(
+    State(shared): State<Arc<Shared>>,
+    Extension(visit): Extension<Arc<Visit>>,
+    headers: HeaderMap,
+) -> Response {
+    if let Some(refused) = refused(&headers, &shared.secret, &visit) {
+        return refused;
+    }
+    let mut stage = shared.stage.lock().await;
+    if *stage != Stage::Begun {
+        return answer(StatusCode::BAD_REQUEST, "GET /ready was answered before; what follows is GET /done");
+    }
+    *stage = Stage::Ready;
+    (StatusCode::OK, "ready\n").into_response()
+}
+
+async fn done(
+    State(shared): State<Arc<Shared>>,
+    Extension(visit): Extension<Arc<Visit>>,
+    headers: HeaderMap,
+) -> Response {
+    if let Some(refused) = refused(&headers, &shared.secret, &visit) {
+        return refused;
+    }
+    let asked = shared.clone();
+    let decided = shared.deciding.spawn(async move { decide(&asked).await });
+    decided.await.unwrap_or_else(|_| answer(StatusCode::SERVICE_UNAVAILABLE, "the job is ending"))
+}
+
+async fn decide(shared: &Shared) -> Response {
+    let mut stage = shared.stage.lock().await;
+    match *stage {
+        Stage::Begun => return answer(StatusCode::BAD_REQUEST, "GET /ready comes before GET /done"),
+        Stage::Done => return answer(StatusCode::BAD_REQUEST, "GET /done was answered before"),
+        Stage::Ready => {}
+    }
+    let outcome = shared.tree.settle().await;
+    if let Some((status, message)) = wrong(&outcome) {
+        return answer(status, &message);
+    }
+    *stage = Stage::Done;
+    json_answer(StatusCode::OK, &json!({"events": outcome.receipts}))
+}
+
+/// What stands against the module's work being done, if anything.
+fn wrong(outcome: &Outcome) -> Option<(StatusCode, String)> {
+    if let Some(first) = outcome.rejections.first() {
+        let others = outcome.rejections.len() - 1;
+        let more = if others > 0 { format!(" (and {others} more)") } else { String::new() };
+        let message = format!(
+            "event file {} was rejected: {}: {}{more}",
+            quote(&first.name),
+            first.errno,
+            first.reason
+        );
+        let stores = first.errno == "EIO";
+        let status = if stores { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::UNPROCESSABLE_ENTITY };
+        return Some((status, message));
+    }
+    if let Some(failed) = outcome.failed_reads.in_words() {
+        // Asked again, the answer would be the same: what this attempt makes may rest on what it could not read.
+        return Some((StatusCode::UNPROCESSABLE_ENTITY, failed));
+    }
+    outcome.exceeded.clone().map(|exceeded| (StatusCode::UNPROCESSABLE_ENTITY, exceeded))
+}
+
+/// The answer to a request without the secret; one that brings it is noted.
+fn refused(headers: &HeaderMap, secret: &str, visit: &Visit) -> Option<Response> {
+    let said = headers.get("secret").map(|value| value.as_bytes()).unwrap_or_default();
+    // As long for any other of its length: the time tells nothing of how much of it is right.
+    let same = said.ct_eq(secret.as_bytes());
+    visit.trusted.store(same.into(), Ordering::Relaxed);
+    bool::from(!same).then(|| {
+        answer(StatusCode::UNAUTHORIZED, "the header \"secret\" with the value of SHARED_SECRET is needed")
+    })
+}
+
+/// An error as the oldest modules read it.
+fn answer(status: StatusCode, message: &str) -> Response {
+    json_answer(status, &json!({"statusCode": status.as_u16(), "message": message}))
+}
+
+fn json_answer(status: StatusCode, body: &Value) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], format!("{body}\n")).into_response()
+}
+
+/// A connection, as others see it.
+#[derive(Debug, Default)]
+struct Visit {
+    /// It has brought the secret, and is answered.
+    trusted: AtomicBool,
+    /// Told when its place is needed.
+    leave: CancellationToken,
+}
+
+/// Answers connections, one task each, until it is dropped.
+///
+/// Any process of the machine may connect and say nothing. So a connection has to send its request within [`HEAD_WAIT`], and
+/// when all places are taken a new one takes that of the oldest which has not brought the secret. One that has is never
+/// ended for another.
+async fn serve(listener: TcpListener, router: Router) {
+    let mut connections = JoinSet::new();
+    let mut visits: VecDeque<(Instant, Arc<Visit>)> = VecDeque::new();
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::debug!(%error, "a connection to a job's localhost API cannot be accepted");
+                    tokio::time::sleep(STAY).await;
+                    continue;
+                }
+            },
+            Some(_) = connections.join_next() => continue,
+        };
+        make_place(&mut connections, &mut visits).await;
+        let visit = Arc::new(Visit::default());
+        visits.push_back((Instant::now(), visit.clone()));
+        connections.spawn(visited(stream, router.clone(), visit));
+    }
+}
+
+/// Waits until there is a place for one more connection.
+async fn make_place(connections: &mut JoinSet<()>, visits: &mut VecDeque<(Instant, Arc<Visit>)>) {
+    while connections.try_join_next().is_some() {}
+    // Its own task has the other one.
+    visits.retain(|(_, visit)| Arc::strong_count(visit) > 1);
+    while connections.len() >= CONNECTIONS_MAX {
+        let stranger = visits.iter().position(|(_, visit)| !visit.trusted.load(Ordering::Relaxed));
+        if let Some((since, visit)) = stranger.and_then(|place| visits.remove(place)) {
+            // Time to say what it has to say, however many come.
+            tokio::time::sleep_until(since + STAY).await;
+            if visit.trusted.load(Ordering::Relaxed) {
+                visits.push_front((since, visit));
+                continue;
+            }
+            visit.leave.cancel();
+        }
+        connections.join_next().await;
+    }
+}
+
+async fn visited(stream: TcpStream, router: Router, visit: Arc<Visit>) {
+    let _ = stream.set_nodelay(true);
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(HEAD_WAIT));
+    let router = router.layer(Extension(visit.clone()));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WAIT)
+        .max_buf_size(HEAD_MAX)
+        // Two requests are all that a job sends, perhaps hours apart: none waits for the next one here.
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router));
+    tokio::select! {
+        ended = connection => if let Err(error) = ended {
+            tracing::debug!(error = ion_model::errors::chain(&error), "a connection to a job's localhost API ended early");
+        },
+        () = visit.leave.cancelled() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ion_stores::StoreError;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// The holder of the secret is answered, slowly; everybody else is told nothing.
+    async fn slow(Extension(visit): Extension<Arc<Visit>>, headers: HeaderMap) -> StatusCode {
+        if headers.get("secret").is_none_or(|secret| secret != "s") {
+            return StatusCode::UNAUTHORIZED;
+        }
+        visit.trusted.store(true, Ordering::Relaxed);
+        tokio::time::sleep(STAY * 4).await;
+        StatusCode::OK
+    }
+
+    #[tokio::test]
+    async fn silent_connections_take_no_place_from_the_holder_of_the_secret() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving =
+            AbortOnDropHandle::new(tokio::spawn(serve(listener, Router::new().route("/", get(slow)))));
+        let connect = || async { TcpStream::connect(address).await.unwrap() };
+        let mut silent = Vec::new();
+        for _ in 0..3 * CONNECTIONS_MAX {
+            silent.push(connect().await);
+        }
+        let mut holder = connect().await;
+        holder.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nsecret: s\r\n\r\n").await.unwrap();
+        // More come while it is answered.
+        for _ in 0..CONNECTIONS_MAX {
+            silent.push(connect().await);
+        }
+        let mut answer = Vec::new();
+        let all = tokio::time::timeout(HEAD_WAIT, holder.read_to_end(&mut answer)).await;
+        all.expect("it is answered before any silent connection is given up").unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+        // The oldest silent ones were ended for those that came later.
+        assert_eq!(silent[0].read(&mut [0]).await.unwrap_or(0), 0);
+        drop(serving);
+    }
+
+    #[test]
+    fn work_that_rests_on_a_read_that_failed_is_not_done() {
+        assert!(wrong(&Outcome::default()).is_none());
+        let error = ion_fs::job::OpenError::from(StoreError::NoSuchBlob("k".into()));
+        let outcome = Outcome { failed_reads: error.failed_reads(), ..Outcome::default() };
+        let (status, message) = wrong(&outcome).unwrap();
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+        assert!(message.contains("\"in/data\" failed: blob missing"), "{message}");
+    }
+}

@@ -1,0 +1,476 @@
+//! What the kubelet calls.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ion_fs::job::{JobSpec, JobTree, OpenError, Outcome, Writers, remove_attempt};
+use ion_fs::mount::{Mounted, Visitors, mount_at};
+use ion_model::clock;
+use ion_model::errors::chain;
+use ion_model::event::Event;
+use ion_model::id::EventId;
+use ion_model::limits::Limits;
+use ion_plane::node::Node;
+use ion_stores::{Collection, StoreError};
+use ion_system::run_blocking;
+use tokio::time::timeout;
+use tonic::{Request, Response, Status};
+
+use super::api::csi::identity_server::Identity;
+use super::api::csi::node_server::Node as NodeService;
+use super::api::csi::volume_capability::AccessType;
+use super::api::csi::{
+    GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
+    NodeGetCapabilitiesRequest, NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse,
+    NodePublishVolumeRequest, NodePublishVolumeResponse, NodeUnpublishVolumeRequest,
+    NodeUnpublishVolumeResponse, ProbeRequest, ProbeResponse,
+};
+use super::api::registration::registration_server::Registration;
+use super::api::registration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
+use super::volumes::{Note, State, Volume, Volumes, clear};
+use super::{CsiError, NAME, TOKEN};
+use crate::ticket::{Ended, Pod, Ticket, TicketError, TicketKey, TokenError};
+
+/// What the kubelet says of the pod, as the CSIDriver object asks for it with `podInfoOnMount`.
+const POD_NAME: &str = "csi.storage.k8s.io/pod.name";
+const POD_NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
+const POD_UID: &str = "csi.storage.k8s.io/pod.uid";
+const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
+
+/// Bytes of a volume's id.
+const ID_MAX: usize = 128;
+
+/// Receipts, and rejections, in a ticket: enough for people, and less than a document may hold. A job may publish without end.
+const SAID_MAX: usize = 50;
+
+/// How long a mount may take to be gone once nobody uses it.
+const GONE_WAIT: Duration = Duration::from_secs(10);
+
+/// How long the end of a daemon may wait for a store, well within the 30 seconds that a pod has for its own end.
+const CLOSE_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a call may take: the kubelet gives up after two minutes, and asks again.
+const CALL_WAIT: Duration = Duration::from_secs(100);
+
+/// The driver of one node. Clones are the same.
+#[derive(Clone, Debug)]
+pub(super) struct Driver {
+    node: Arc<Node>,
+    key: TicketKey,
+    node_id: String,
+    volumes: Arc<Volumes>,
+}
+
+impl Driver {
+    pub(super) fn new(node: Arc<Node>, key: TicketKey, node_id: String) -> Result<Self, CsiError> {
+        let path = node.settings.home.join("volumes");
+        let volumes = Volumes::new(path.clone()).map_err(|source| CsiError::Notes { path, source })?;
+        Ok(Self { node, key, node_id, volumes: Arc::new(volumes) })
+    }
+
+    /// Takes away what a daemon that died left mounted, and says so in its tickets. What cannot be said now is said when the
+    /// volume is published again or unpublished.
+    pub(super) async fn take_away_what_is_lost(&self) {
+        let notes = match self.volumes.noted() {
+            Ok(notes) => notes,
+            Err(error) => return tracing::warn!(%error, "notes of published volumes cannot be read"),
+        };
+        for note in &notes {
+            let (volume, ticket) = (&note.volume, note.ticket());
+            tracing::warn!(volume, ticket, "a pod's tree was lost with the daemon that served it");
+            self.take_away(note).await;
+        }
+        self.say_all(notes.into_iter().map(|note| (note, None))).await;
+    }
+
+    /// The daemon ends: what its pods still have ends with it, and their tickets say so. Nothing of it can commit any more when
+    /// the first ticket is written.
+    pub(super) async fn close(&self) {
+        let mut ended = Vec::new();
+        for place in self.volumes.all() {
+            // Of one that is being worked on its note stays.
+            let Some(Volume { note, state }) = place.try_lock().ok().and_then(|mut held| held.take()) else {
+                continue;
+            };
+            match state {
+                State::Served(tree, _) => {
+                    tree.stop();
+                    self.take_away(&note).await;
+                    ended.push((note, None));
+                }
+                State::Decided(outcome) => ended.push((note, Some(outcome))),
+            }
+        }
+        let said = timeout(CLOSE_WAIT, self.say_all(ended)).await;
+        if said.is_err() {
+            tracing::warn!("that trees are lost is not said in all tickets; the next daemon does it");
+        }
+    }
+
+    /// Unmounts what is lost, and removes what it had staged.
+    async fn take_away(&self, note: &Note) {
+        let target = note.target.clone();
+        if let Err(error) = run_blocking(move || clear(&target)).await {
+            tracing::warn!(target = %note.target.display(), %error, "a lost tree cannot be unmounted");
+        }
+        remove_attempt(&self.node.settings.home, &note.job, note.attempt).await;
+    }
+
+    /// Says in tickets how they ended: with this outcome, or lost. The first that cannot be written leaves the others for later:
+    /// a store that is away would be waited for again and again.
+    async fn say_all(&self, ended: impl IntoIterator<Item = (Note, Option<Outcome>)>) {
+        for (note, outcome) in ended {
+            if let Err(error) = self.say(&note, outcome).await {
+                return tracing::warn!(error = chain(&error), "that a tree is lost is not in its ticket yet");
+            }
+        }
+    }
+
+    async fn say(&self, note: &Note, outcome: Option<Outcome>) -> Result<(), StoreError> {
+        let ended = outcome.map_or_else(
+            || Ended::Lost(format!("the daemon of node {} that served its tree ended", self.node_id)),
+            |outcome| Ended::Outcome(outcome.shortened(SAID_MAX)),
+        );
+        Ticket::end(&self.node.plane, &note.ticket(), &ended).await?;
+        self.forget(note);
+        Ok(())
+    }
+
+    fn forget(&self, note: &Note) {
+        if let Err(error) = self.volumes.forget(&note.volume) {
+            tracing::warn!(%error, "the note of a volume cannot be removed");
+        }
+    }
+
+    /// What an earlier daemon served of this volume is lost, if that is not said yet.
+    async fn say_what_is_lost(&self, volume: &str) -> Result<(), Status> {
+        let Some(note) = self.volumes.noted_of(volume) else { return Ok(()) };
+        self.take_away(&note).await;
+        self.say(&note, None).await.map_err(|error| unavailable(&error))
+    }
+
+    async fn publish(&self, asked: NodePublishVolumeRequest) -> Result<(), Status> {
+        let target = checked(&asked.volume_id, &asked.target_path)?;
+        may_be_mounted(&asked)?;
+        let place = self.volumes.place(&asked.volume_id);
+        let mut held = place.lock().await;
+        match &*held {
+            Some(Volume { note, state: State::Served(..) }) if note.target == target => return Ok(()),
+            Some(Volume { note, .. }) => {
+                let at = note.target.display();
+                return Err(Status::already_exists(format!("volume {:?} is published at {at}", note.volume)));
+            }
+            None => {}
+        }
+        let context = &asked.volume_context;
+        let pod = Pod {
+            uid: of_pod(context, POD_UID)?,
+            name: of_pod(context, POD_NAME)?,
+            node: self.node_id.clone(),
+            volume: asked.volume_id.clone(),
+        };
+        let token = context.get(TOKEN).filter(|token| !token.is_empty()).ok_or_else(|| {
+            Status::invalid_argument(format!(
+                "the volume has no attribute {TOKEN:?}: only pods that an Ion dispatcher starts have a tree"
+            ))
+        })?;
+        let claims =
+            self.key.verify(token, &of_pod(context, POD_NAMESPACE)?, clock::now()).map_err(refused)?;
+        // Its pod may have begun there: what it wrote is gone, so it must not go on in another tree.
+        self.say_what_is_lost(&asked.volume_id).await?;
+        let note = Note {
+            volume: asked.volume_id,
+            target: target.clone(),
+            job: claims.job,
+            attempt: claims.attempt,
+        };
+        let ticket = Ticket::claim(&self.node.plane, &note.ticket(), &pod).await.map_err(not_given)?;
+        let event = self.event(&ticket.event_id).await?;
+        let gathered = match &ticket.gathered {
+            None => None,
+            Some(ids) => {
+                let mut events = Vec::with_capacity(ids.len());
+                for id in ids {
+                    events.push(self.event(id).await?);
+                }
+                Some(events)
+            }
+        };
+        let limits = ticket.limits.over(self.node.settings.limits);
+        let spec = JobSpec {
+            origin: ticket.origin,
+            event,
+            gathered,
+            older: ticket.older,
+            writers: Writers::AnyUser,
+        };
+        self.volumes.note(&note).map_err(|error| internal("the volume cannot be noted", &error))?;
+        let begun = Instant::now();
+        let (tree, mounted) = match self.mount(spec, limits, &target).await {
+            Ok(mounted) => mounted,
+            Err(status) => {
+                // No pod has seen it: the next try begins anew.
+                self.take_away(&note).await;
+                self.forget(&note);
+                return Err(status);
+            }
+        };
+        self.node.metrics.mounts.since(begun);
+        tracing::info!(pod = pod.name, ticket = note.ticket(), "a pod has its tree");
+        *held = Some(Volume { note, state: State::Served(tree, mounted) });
+        Ok(())
+    }
+
+    async fn mount(
+        &self,
+        spec: JobSpec,
+        limits: Limits,
+        target: &Path,
+    ) -> Result<(JobTree, Mounted), Status> {
+        let tree = JobTree::open(&self.node, spec, limits).await.map_err(|error| match error {
+            OpenError::Store(error) => unavailable(&error),
+            error => internal("the tree cannot be made", &error),
+        })?;
+        let at = target.to_owned();
+        let made = run_blocking(move || {
+            // Whatever an earlier try left.
+            clear(&at)?;
+            std::fs::create_dir_all(&at)
+        });
+        made.await.map_err(|error| internal("the target cannot be made", &error))?;
+        let mounted = mount_at(target, tree.tree(), Visitors::Everybody).await;
+        Ok((tree, mounted.map_err(|error| internal("the tree cannot be mounted", &error))?))
+    }
+
+    async fn event(&self, id: &EventId) -> Result<Event, Status> {
+        let found = self.node.plane.documents.get_as(Collection::Events, id.as_str()).await;
+        let found = found.map_err(|error| unavailable(&error))?;
+        found.ok_or_else(|| Status::not_found(format!("event {id} is not there any more")))
+    }
+
+    async fn unpublish(&self, asked: NodeUnpublishVolumeRequest) -> Result<(), Status> {
+        let target = checked(&asked.volume_id, &asked.target_path)?;
+        let place = self.volumes.place(&asked.volume_id);
+        let mut held = place.lock().await;
+        match held.take_if(|volume| volume.note.target == target) {
+            Some(volume) => {
+                if let Err((volume, status)) = self.settle(volume).await {
+                    *held = Some(volume);
+                    return Err(status);
+                }
+            }
+            None if held.is_none() => self.say_what_is_lost(&asked.volume_id).await?,
+            // It is published elsewhere, and stays.
+            None => {}
+        }
+        run_blocking(move || clear(&target))
+            .await
+            .map_err(|error| internal("the target cannot be removed", &error))
+    }
+
+    /// Unmounts a volume, decides upon what its pod left, and says so in the ticket. What was done is done when it is tried
+    /// again.
+    async fn settle(&self, volume: Volume) -> Result<(), (Volume, Status)> {
+        let Volume { note, state } = volume;
+        let outcome = match state {
+            State::Served(tree, mut mounted) => {
+                let target = note.target.clone();
+                if let Err(error) = run_blocking(move || clear(&target)).await {
+                    let status = internal("the tree cannot be unmounted", &error);
+                    return Err((Volume { note, state: State::Served(tree, mounted) }, status));
+                }
+                // Somebody may still have a file open; nothing new can be.
+                if timeout(GONE_WAIT, mounted.ended()).await.is_err() {
+                    tracing::warn!(ticket = note.ticket(), "a pod's tree is still used after its end");
+                }
+                let outcome = tree.finish().await;
+                remove_attempt(&self.node.settings.home, &note.job, note.attempt).await;
+                outcome
+            }
+            State::Decided(outcome) => outcome,
+        };
+        if let Err(error) = self.say(&note, Some(outcome.clone())).await {
+            return Err((Volume { note, state: State::Decided(outcome) }, unavailable(&error)));
+        }
+        tracing::info!(ticket = note.ticket(), "a pod's tree is gone");
+        Ok(())
+    }
+}
+
+/// The target of a request whose arguments can be right.
+fn checked(volume: &str, target: &str) -> Result<PathBuf, Status> {
+    if volume.is_empty() || volume.len() > ID_MAX {
+        return Err(Status::invalid_argument(format!("volume_id has 1 to {ID_MAX} bytes")));
+    }
+    let path = Path::new(target);
+    let plain = path.components().all(|part| part != std::path::Component::ParentDir);
+    if !path.is_absolute() || !plain || path.parent().is_none() {
+        return Err(Status::invalid_argument("target_path is no absolute path of a folder"));
+    }
+    Ok(path.to_owned())
+}
+
+fn may_be_mounted(asked: &NodePublishVolumeRequest) -> Result<(), Status> {
+    let refuse = |reason| Err(Status::invalid_argument(reason));
+    let Some(capability) = &asked.volume_capability else { return refuse("volume_capability is missing") };
+    match &capability.access_type {
+        Some(AccessType::Mount(_)) => {}
+        Some(AccessType::Block(_)) => return refuse("a job's tree is a filesystem and no block device"),
+        None => return refuse("volume_capability has no access_type"),
+    }
+    if asked.volume_context.get(EPHEMERAL).is_some_and(|ephemeral| ephemeral != "true") {
+        return refuse("a job's tree lives as long as its pod: only ephemeral inline volumes are served");
+    }
+    if asked.readonly {
+        return refuse("a job writes to its tree: readOnly is not possible (mount it so in the container)");
+    }
+    Ok(())
+}
+
+/// What the kubelet says of the pod.
+fn of_pod(context: &HashMap<String, String>, key: &str) -> Result<String, Status> {
+    context.get(key).filter(|value| !value.is_empty()).cloned().ok_or_else(|| {
+        Status::invalid_argument(format!(
+            "volume_context has no {key}: the CSIDriver object {NAME} needs podInfoOnMount: true"
+        ))
+    })
+}
+
+fn refused(error: TokenError) -> Status {
+    match error {
+        TokenError::Malformed => Status::invalid_argument(error.to_string()),
+        TokenError::Forged | TokenError::Expired | TokenError::Elsewhere => {
+            Status::permission_denied(error.to_string())
+        }
+    }
+}
+
+fn not_given(error: TicketError) -> Status {
+    match &error {
+        TicketError::Store(store) => unavailable(store),
+        TicketError::Gone(_) => Status::not_found(error.to_string()),
+        TicketError::Taken { .. } => Status::permission_denied(error.to_string()),
+    }
+}
+
+fn unavailable(error: &StoreError) -> Status {
+    Status::unavailable(chain(error))
+}
+
+fn internal(what: &str, error: &dyn std::error::Error) -> Status {
+    Status::internal(format!("{what}: {}", chain(error)))
+}
+
+/// An answer in time; what goes on is waited for by the next try.
+async fn in_time<T>(
+    work: impl Future<Output = Result<(), Status>>,
+    answer: T,
+) -> Result<Response<T>, Status> {
+    match timeout(CALL_WAIT, work).await {
+        Ok(done) => done.map(|()| Response::new(answer)),
+        Err(_) => Err(Status::deadline_exceeded("the stores gave no answer in time")),
+    }
+}
+
+#[tonic::async_trait]
+impl Identity for Driver {
+    async fn get_plugin_info(
+        &self,
+        _: Request<GetPluginInfoRequest>,
+    ) -> Result<Response<GetPluginInfoResponse>, Status> {
+        Ok(Response::new(GetPluginInfoResponse {
+            name: NAME.into(),
+            vendor_version: env!("CARGO_PKG_VERSION").into(),
+            manifest: HashMap::new(),
+        }))
+    }
+
+    async fn get_plugin_capabilities(
+        &self,
+        _: Request<GetPluginCapabilitiesRequest>,
+    ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
+        Ok(Response::new(GetPluginCapabilitiesResponse { capabilities: vec![] }))
+    }
+
+    async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
+        Ok(Response::new(ProbeResponse { ready: Some(true) }))
+    }
+}
+
+#[tonic::async_trait]
+impl NodeService for Driver {
+    async fn node_publish_volume(
+        &self,
+        request: Request<NodePublishVolumeRequest>,
+    ) -> Result<Response<NodePublishVolumeResponse>, Status> {
+        let asked = request.into_inner();
+        let (volume, this) = (asked.volume_id.clone(), self.clone());
+        // A task of its own: a kubelet that hangs up must not stop it half way.
+        let work = tokio::spawn(async move { this.publish(asked).await });
+        let work = async { work.await.unwrap_or_else(|error| Err(internal("publishing", &error))) };
+        let answer = in_time(work, NodePublishVolumeResponse {}).await;
+        answer.inspect_err(|status| tracing::warn!(volume, reason = status.message(), "a pod gets no tree"))
+    }
+
+    async fn node_unpublish_volume(
+        &self,
+        request: Request<NodeUnpublishVolumeRequest>,
+    ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
+        let asked = request.into_inner();
+        let (volume, this) = (asked.volume_id.clone(), self.clone());
+        let work = tokio::spawn(async move { this.unpublish(asked).await });
+        let work = async { work.await.unwrap_or_else(|error| Err(internal("unpublishing", &error))) };
+        let answer = in_time(work, NodeUnpublishVolumeResponse {}).await;
+        answer.inspect_err(|status| {
+            tracing::warn!(volume, reason = status.message(), "a pod's tree stays for now")
+        })
+    }
+
+    async fn node_get_capabilities(
+        &self,
+        _: Request<NodeGetCapabilitiesRequest>,
+    ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
+        Ok(Response::new(NodeGetCapabilitiesResponse { capabilities: vec![] }))
+    }
+
+    async fn node_get_info(
+        &self,
+        _: Request<NodeGetInfoRequest>,
+    ) -> Result<Response<NodeGetInfoResponse>, Status> {
+        Ok(Response::new(NodeGetInfoResponse { node_id: self.node_id.clone(), max_volumes_per_node: 0 }))
+    }
+}
+
+/// Tells the kubelet of the driver.
+#[derive(Debug)]
+pub(super) struct Registrar {
+    /// The driver's socket, as the kubelet finds it.
+    pub(super) endpoint: PathBuf,
+}
+
+#[tonic::async_trait]
+impl Registration for Registrar {
+    async fn get_info(&self, _: Request<InfoRequest>) -> Result<Response<PluginInfo>, Status> {
+        Ok(Response::new(PluginInfo {
+            r#type: "CSIPlugin".into(),
+            name: NAME.into(),
+            endpoint: self.endpoint.display().to_string(),
+            supported_versions: vec!["1.0.0".into()],
+        }))
+    }
+
+    async fn notify_registration_status(
+        &self,
+        request: Request<RegistrationStatus>,
+    ) -> Result<Response<RegistrationStatusResponse>, Status> {
+        let RegistrationStatus { plugin_registered, error } = request.into_inner();
+        if plugin_registered {
+            tracing::info!("the kubelet knows the driver");
+        } else {
+            tracing::error!(error, "the kubelet refuses the driver");
+        }
+        Ok(Response::new(RegistrationStatusResponse {}))
+    }
+}

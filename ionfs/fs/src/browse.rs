@@ -1,0 +1,244 @@
+//! The browsing mount: the whole plane as a tree, read-only, each directory listed when it is looked at.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use ion_model::event::{DocumentType, Event, Publication};
+use ion_model::record::{JobRecord, JobState};
+use ion_plane::node::Node as Daemon;
+use ion_stores::{Collection, Query, StoreError};
+use serde_json::{Value, json};
+
+use super::lineage::{directory_name, event_items, insights_item, log_item};
+use super::reads::ReadLog;
+use super::view::{Item, View};
+use super::{CURRENT, Tree};
+
+/// Correlations, types' events and a module's jobs shown: more cannot be looked at by people.
+const SHOWN_MAX: usize = 10_000;
+
+/// The tree of a whole plane.
+pub fn tree(daemon: Arc<Daemon>) -> Arc<Tree> {
+    let part = |list: Lister| {
+        let daemon = daemon.clone();
+        directory(daemon, list)
+    };
+    let root = Item::fixed([
+        ("correlations".to_owned(), part(|daemon| Box::pin(correlations(daemon)))),
+        ("modules".to_owned(), part(|daemon| Box::pin(modules(daemon)))),
+        ("types".to_owned(), part(|daemon| Box::pin(types(daemon)))),
+    ]);
+    Tree::new(daemon, View::new(root, ReadLog::default()), None, ReadLog::default())
+}
+
+type Items = Vec<(String, Item)>;
+type Result<T> = std::result::Result<T, StoreError>;
+type Listed = std::pin::Pin<Box<dyn Future<Output = Result<Items>> + Send>>;
+type Lister = fn(Arc<Daemon>) -> Listed;
+
+fn directory(daemon: Arc<Daemon>, list: impl Fn(Arc<Daemon>) -> Listed + Send + Sync + 'static) -> Item {
+    Item::lazy(CURRENT, move || list(daemon.clone()))
+}
+
+/// The visible events that fit, oldest first.
+async fn events(daemon: &Daemon, mut equals: Vec<(&'static str, Value)>) -> Result<Vec<Event>> {
+    equals.push(("context.documentType", json!(DocumentType::EventMeta)));
+    let query = Query::equal(Collection::Events, equals).order_by("created").limit(SHOWN_MAX);
+    let mut events: Vec<Event> = daemon.plane.documents.find_as(query).await?;
+    events.retain(|event| event.publication != Publication::Staged);
+    Ok(events)
+}
+
+async fn jobs(daemon: &Daemon, equals: Vec<(&'static str, Value)>) -> Result<Vec<JobRecord>> {
+    let query = Query::equal(Collection::Jobs, equals).order_by("created").limit(SHOWN_MAX);
+    daemon.plane.documents.find_as(query).await
+}
+
+/// `correlations/`
+async fn correlations(daemon: Arc<Daemon>) -> Result<Items> {
+    let mut ids: Vec<String> =
+        events(&daemon, vec![]).await?.iter().map(|event| event.context.correlation_id.to_string()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids
+        .into_iter()
+        .map(|id| {
+            let item = directory(daemon.clone(), {
+                let id = id.clone();
+                move |daemon| Box::pin(correlation(daemon, id.clone()))
+            });
+            (id, item)
+        })
+        .collect())
+}
+
+/// `correlations/<id>/`
+async fn correlation(daemon: Arc<Daemon>, id: String) -> Result<Items> {
+    let events = events(&daemon, vec![("context.correlationId", json!(id))]).await?;
+    Ok(events
+        .into_iter()
+        .enumerate()
+        .map(|(n, event)| {
+            let name = directory_name(n, &event);
+            let event = Arc::new(event);
+            (name, directory(daemon.clone(), move |daemon| Box::pin(event_directory(daemon, event.clone()))))
+        })
+        .collect())
+}
+
+/// `correlations/<id>/<n>-<type>-<id8>/`
+async fn event_directory(daemon: Arc<Daemon>, event: Arc<Event>) -> Result<Items> {
+    let mut items = event_items(&daemon, &event).await?;
+    // The log of the job that committed it stands with that job, under its own event.
+    items.retain(|(name, _)| name != "log");
+    let id = event.id.clone();
+    items.push((
+        "jobs".into(),
+        directory(daemon, move |daemon| {
+            let id = id.clone();
+            Box::pin(async move {
+                let jobs = jobs(&daemon, vec![("eventId", json!(id))]).await?;
+                Ok(jobs
+                    .into_iter()
+                    .map(|job| (job.module.clone(), job_directory(daemon.clone(), job)))
+                    .collect())
+            })
+        }),
+    ));
+    Ok(items)
+}
+
+/// `jobs/<module>/`
+fn job_directory(daemon: Arc<Daemon>, job: JobRecord) -> Item {
+    let job = Arc::new(job);
+    directory(daemon, move |daemon| {
+        let job = job.clone();
+        Box::pin(async move {
+            let mut items = vec![("job.json".to_owned(), Item::json(&*job, job.created))];
+            items.extend(insights_item(&daemon, &job.id).await?);
+            items.extend(log_item(&daemon, &job.id, &job.module, &job.event_id, job.attempt).await?);
+            Ok(items)
+        })
+    })
+}
+
+/// `modules/`
+async fn modules(daemon: Arc<Daemon>) -> Result<Items> {
+    let query = Query::equal(Collection::Modules, vec![]).limit(SHOWN_MAX);
+    let modules = daemon.plane.documents.find(query).await?;
+    Ok(modules
+        .into_iter()
+        .filter_map(|module| {
+            let name = module.get("id")?.as_str()?.to_owned();
+            let mut items = vec![("module.json".to_owned(), Item::json(&module, 0))];
+            for state in [
+                JobState::Waiting,
+                JobState::Queued,
+                JobState::Running,
+                JobState::Succeeded,
+                JobState::Dead,
+                JobState::Cancelled,
+            ] {
+                let name = name.clone();
+                items.push((
+                    state.as_str().to_owned(),
+                    directory(daemon.clone(), move |daemon| {
+                        Box::pin(jobs_in_state(daemon, name.clone(), state))
+                    }),
+                ));
+            }
+            // What failed and is to be tried again.
+            items.push((
+                "failed".to_owned(),
+                directory(daemon.clone(), {
+                    let name = name.clone();
+                    move |daemon| Box::pin(failed_jobs(daemon, name.clone()))
+                }),
+            ));
+            Some((name, Item::fixed(items)))
+        })
+        .collect())
+}
+
+async fn jobs_in_state(daemon: Arc<Daemon>, module: String, state: JobState) -> Result<Items> {
+    let mut found = jobs(&daemon, vec![("module", json!(module)), ("state", json!(state))]).await?;
+    if state == JobState::Running {
+        // Starting is a moment of running to a person who looks.
+        found.extend(
+            jobs(&daemon, vec![("module", json!(module)), ("state", json!(JobState::Starting))]).await?,
+        );
+    }
+    if state == JobState::Queued {
+        found.retain(|job| job.failures == 0);
+    }
+    links_to_jobs(&daemon, found).await
+}
+
+async fn failed_jobs(daemon: Arc<Daemon>, module: String) -> Result<Items> {
+    let mut found =
+        jobs(&daemon, vec![("module", json!(module)), ("state", json!(JobState::Queued))]).await?;
+    found.retain(|job| job.failures > 0);
+    links_to_jobs(&daemon, found).await
+}
+
+/// The directory names of each correlation's events, read once for each.
+#[derive(Default)]
+struct Names(HashMap<String, HashMap<String, String>>);
+
+impl Names {
+    async fn of(&mut self, daemon: &Daemon, correlation: &str, event: &str) -> Result<Option<String>> {
+        if !self.0.contains_key(correlation) {
+            let events = events(daemon, vec![("context.correlationId", json!(correlation))]).await?;
+            let names =
+                events.iter().enumerate().map(|(n, event)| (event.id.to_string(), directory_name(n, event)));
+            self.0.insert(correlation.to_owned(), names.collect());
+        }
+        Ok(self.0[correlation].get(event).cloned())
+    }
+}
+
+async fn links_to_jobs(daemon: &Daemon, jobs: Vec<JobRecord>) -> Result<Items> {
+    let mut names = Names::default();
+    let mut items = Vec::new();
+    for job in jobs {
+        let correlation = job.correlation_id.as_str();
+        if let Some(event) = names.of(daemon, correlation, job.event_id.as_str()).await? {
+            let target = format!("../../../correlations/{correlation}/{event}/jobs/{}", job.module);
+            items.push((format!("{}-{}", job.event_type, job.id.short()), Item::Link(target)));
+        }
+    }
+    Ok(items)
+}
+
+/// `types/`
+async fn types(daemon: Arc<Daemon>) -> Result<Items> {
+    let mut by_type: BTreeMap<String, ()> = BTreeMap::new();
+    for event in events(&daemon, vec![]).await? {
+        by_type.insert(event.event_type, ());
+    }
+    Ok(by_type
+        .into_keys()
+        .map(|name| {
+            let item = directory(daemon.clone(), {
+                let name = name.clone();
+                move |daemon| Box::pin(events_of_type(daemon, name.clone()))
+            });
+            (name, item)
+        })
+        .collect())
+}
+
+async fn events_of_type(daemon: Arc<Daemon>, event_type: String) -> Result<Items> {
+    let mut names = Names::default();
+    let mut items = Vec::new();
+    for event in events(&daemon, vec![("type", json!(event_type))]).await? {
+        let correlation = event.context.correlation_id.as_str();
+        if let Some(name) = names.of(&daemon, correlation, event.id.as_str()).await? {
+            items.push((
+                format!("{}-{name}", event.context.correlation_id.short()),
+                Item::Link(format!("../../correlations/{correlation}/{name}")),
+            ));
+        }
+    }
+    Ok(items)
+}

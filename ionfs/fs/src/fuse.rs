@@ -1,0 +1,790 @@
+//! The kernel's calls, answered by a [`Tree`].
+//!
+//! A kernel thread answers at once what memory or the local disk can answer, and moves everything else (the
+//! stores, a commit) into a task that carries the reply, so that no request waits behind another's network. Every
+//! such task has a deadline; the kernel's caller gets EIO when it runs out.
+
+mod first;
+mod handles;
+mod reply;
+mod requests;
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use fuser::{
+    CopyFileRangeFlags, FileHandle, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
+};
+use ion_system::patience::while_it_moves;
+use tokio::runtime::Handle as Runtime;
+
+use self::first::FirstRead;
+use self::handles::{Handles, Open};
+use self::reply::{
+    file_attr, file_type, fuse_errno, maker, moment, nothing, reply_attr, reply_data, reply_empty,
+    reply_written, reply_xattr, writer_of,
+};
+use self::requests::{RequestKind, Requests};
+use crate::output::{By, DOT_DOT, OpenHow, Over, SetAttr, Staged, no_attribute};
+use crate::view::{Item, Listing};
+use crate::{Errno, Ino, ListingDetail, Result, Seek, Tree, is_staged, seek_dense};
+
+/// Bytes of one write request. The kernel's default of 128 KiB costs eight times the round trips; more than 1 MiB
+/// wins nothing measurable.
+const WRITE_MAX: u32 = 1 << 20;
+
+/// Requests the kernel may have under way in the background (read-ahead, releases). Its default of 16 lets few
+/// slow reads block all others.
+const BACKGROUND_MAX: u16 = 256;
+
+/// How long a rename, a flush or a copy may take beyond the commit's own deadline.
+const MARGIN: Duration = Duration::from_secs(10);
+
+/// Answers the kernel for one mount.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    tree: Arc<Tree>,
+    runtime: Runtime,
+    handles: Mutex<Handles>,
+    next_handle: AtomicU64,
+    first_read: FirstRead,
+    requests: Requests,
+}
+
+impl Kernel {
+    pub(crate) fn new(tree: Arc<Tree>, runtime: Runtime) -> Self {
+        let first_read = FirstRead::of(&tree);
+        let (handles, next_handle) = (Mutex::default(), AtomicU64::new(1));
+        let requests = Requests::of(&tree.daemon.metrics);
+        let shared = Shared { tree, runtime, handles, next_handle, first_read, requests };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Runs `work`, which reads of `ino`, beside the kernel threads and lets `reply` have its outcome, EIO after `deadline`.
+    fn later<T, F, L>(
+        &self,
+        ino: Ino,
+        deadline: Duration,
+        work: F,
+        reply: impl FnOnce(Result<T>) + Send + 'static,
+    ) where
+        T: Send + 'static,
+        F: FnOnce(Arc<Shared>) -> L,
+        L: Future<Output = Result<T>> + Send + 'static,
+    {
+        let (shared, work) = (self.shared.clone(), work(self.shared.clone()));
+        self.shared.runtime.spawn(async move {
+            let in_time = async {
+                let outcome = tokio::time::timeout(deadline, work).await;
+                outcome.unwrap_or_else(|_| Err(shared.tree.read_unanswered(ino)))
+            };
+            reply(shared.unless_stopped(in_time).await);
+        });
+    }
+
+    /// The same for what may commit an event or wait for an upload: its deadline begins anew while bytes move. The
+    /// commit has one of its own, this one only catches what hangs.
+    fn patiently<T, F, L>(&self, work: F, reply: impl FnOnce(Result<T>) + Send + 'static)
+    where
+        T: Send + 'static,
+        F: FnOnce(Arc<Shared>) -> L,
+        L: Future<Output = Result<T>> + Send + 'static,
+    {
+        let (shared, work) = (self.shared.clone(), work(self.shared.clone()));
+        let limit = shared.tree.daemon.settings.commit_deadline + MARGIN;
+        self.shared.runtime.spawn(async move {
+            let moved = || shared.tree.output.as_ref().map_or(0, |output| output.bytes_moved());
+            let work = async { while_it_moves(limit, moved, work).await.unwrap_or(Err(Errno::IO)) };
+            reply(shared.unless_stopped(work).await);
+        });
+    }
+
+    fn read_deadline(&self) -> Duration {
+        self.shared.tree.daemon.settings.read_deadline
+    }
+}
+
+impl Shared {
+    /// Awaits `work`, for a job that is ended by force not any longer.
+    async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        match &self.tree.output {
+            Some(output) => output.unless_stopped(work).await,
+            None => work.await,
+        }
+    }
+}
+
+impl Filesystem for Kernel {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Each is asked for by itself: an older kernel that lacks one still mounts.
+        for wanted in [
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            // Always with attributes: left to itself the kernel asks for those of each name that `find` looks at.
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+            // Without it the kernel asks for an attribute before each write, with it before a file's first one.
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+        ] {
+            let _ = config.add_capabilities(wanted);
+        }
+        if self.shared.tree.daemon.may_pass_through()
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+        {
+            let _ = config.set_max_stack_depth(1);
+        }
+        let _ = config.set_max_write(WRITE_MAX);
+        let _ = config.set_max_readahead(WRITE_MAX).or_else(|most| config.set_max_readahead(most));
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        self.shared.first_read.mounted();
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.shared.requests.count(RequestKind::Lookup);
+        let parent = self.shared.tree.current(parent.0);
+        let name = name.to_owned();
+        let shared = self.shared.clone();
+        let answer = move |reply: ReplyEntry, outcome: Result<crate::Found>| match outcome {
+            Ok(Ok(attr)) => shared.reply_entry(reply, Ok(attr)),
+            // An entry with inode 0 lets the kernel remember that there is nothing.
+            Ok(Err(ttl)) if !ttl.is_zero() => reply.entry(&ttl, &file_attr(&nothing()), Generation(0)),
+            Ok(Err(_)) => reply.error(fuser::Errno::ENOENT),
+            Err(errno) => reply.error(fuse_errno(errno)),
+        };
+        if is_staged(parent) {
+            let found = self.shared.tree.output().and_then(|output| output.lookup(parent, &name));
+            return answer(reply, found.map(|attr| attr.ok_or(Duration::ZERO)));
+        }
+        let work = |shared: Arc<Shared>| async move { shared.tree.lookup(parent, &name).await };
+        self.later(parent, self.read_deadline(), work, move |outcome| answer(reply, outcome));
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.shared.requests.count(RequestKind::Forget);
+        self.shared.tree.forget(ino.0, nlookup);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.shared.requests.count(RequestKind::Getattr);
+        reply_attr(reply, self.shared.tree.getattr(self.shared.tree.current(ino.0)));
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        self.shared.requests.count(RequestKind::Setattr);
+        let ino = self.shared.tree.current(ino.0);
+        let change = SetAttr { mode, uid, gid, size, atime: atime.map(moment), mtime: mtime.map(moment) };
+        if !is_staged(ino) {
+            return reply.error(fuser::Errno::EROFS);
+        }
+        let output = match self.shared.tree.output() {
+            Ok(output) => output.clone(),
+            Err(errno) => return reply.error(fuse_errno(errno)),
+        };
+        let through = fh.and_then(|fh| self.shared.staged(fh).ok());
+        let changed = output.setattr(ino, change, through.as_deref(), writer_of(req));
+        reply_attr(reply, changed.map(|attr| self.shared.tree.as_known(attr)));
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.shared.requests.count(RequestKind::Readlink);
+        let ino = self.shared.tree.current(ino.0);
+        let target = if is_staged(ino) {
+            self.shared.tree.output().and_then(|output| output.readlink(ino)).map(Bytes::from)
+        } else {
+            self.shared.tree.view.item(ino).and_then(|item| match item {
+                Item::Link(target) => Ok(Bytes::from(target)),
+                _ => Err(Errno::INVAL),
+            })
+        };
+        reply_data(reply, target);
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        self.shared.requests.count(RequestKind::Mknod);
+        let parent = self.shared.tree.current(parent.0);
+        self.shared.reply_entry(
+            reply,
+            self.output_at(parent).and_then(|output| output.mknod(parent, name, mode, maker(req))),
+        );
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        self.shared.requests.count(RequestKind::Mkdir);
+        let parent = self.shared.tree.current(parent.0);
+        self.shared.reply_entry(
+            reply,
+            self.output_at(parent).and_then(|output| output.mkdir(parent, name, mode, maker(req))),
+        );
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.shared.requests.count(RequestKind::Unlink);
+        let parent = self.shared.tree.current(parent.0);
+        reply_empty(reply, self.output_at(parent).and_then(|output| output.unlink(parent, name)));
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.shared.requests.count(RequestKind::Rmdir);
+        let parent = self.shared.tree.current(parent.0);
+        reply_empty(reply, self.output_at(parent).and_then(|output| output.rmdir(parent, name)));
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+        self.shared.requests.count(RequestKind::Symlink);
+        let parent = self.shared.tree.current(parent.0);
+        self.shared.reply_entry(
+            reply,
+            self.output_at(parent).and_then(|output| output.symlink(parent, link_name, target, maker(req))),
+        );
+    }
+
+    fn rename(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.requests.count(RequestKind::Rename);
+        if !(flags & !RenameFlags::RENAME_NOREPLACE).is_empty() {
+            return reply.error(fuser::Errno::EINVAL);
+        }
+        let over = if flags.contains(RenameFlags::RENAME_NOREPLACE) { Over::Nothing } else { Over::Anything };
+        let (parent, newparent) = (self.shared.tree.current(parent.0), self.shared.tree.current(newparent.0));
+        let (name, newname) = (name.to_owned(), newname.to_owned());
+        if !is_staged(newparent) {
+            return reply.error(fuser::Errno::EROFS);
+        }
+        let maker = maker(req);
+        let work = move |shared: Arc<Shared>| async move {
+            let output = shared.tree.output()?;
+            if is_staged(parent) {
+                return output.rename(parent, &name, newparent, &newname, over).await;
+            }
+            if over == Over::Nothing && output.lookup(newparent, &newname)?.is_some() {
+                return Err(Errno::EXIST);
+            }
+            shared.tree.move_in(parent, &name, newparent, &newname, maker).await
+        };
+        self.patiently(work, move |outcome| reply_empty(reply, outcome));
+    }
+
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        self.shared.requests.count(RequestKind::Link);
+        let (ino, newparent) = (self.shared.tree.current(ino.0), self.shared.tree.current(newparent.0));
+        if !is_staged(newparent) {
+            return reply.error(fuser::Errno::EROFS);
+        }
+        if !is_staged(ino) {
+            return self
+                .shared
+                .reply_entry(reply, self.shared.tree.link_in(ino, newparent, newname, maker(req)));
+        }
+        let newname = newname.to_owned();
+        let work = move |shared: Arc<Shared>| async move {
+            shared.tree.output()?.link_or_commit(ino, newparent, &newname).await
+        };
+        let shared = self.shared.clone();
+        self.patiently(work, move |outcome| shared.reply_entry(reply, outcome));
+    }
+
+    fn open(&self, req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.shared.requests.count(RequestKind::Open);
+        let ino = self.shared.tree.current(node.0);
+        let how = OpenHow { flags: flags.0, by: writer_of(req) };
+        if let Err(errno) = self.shared.may_open() {
+            return reply.error(fuse_errno(errno));
+        }
+        if !is_staged(ino) {
+            if how.changes() {
+                return reply.error(fuser::Errno::EROFS);
+            }
+            let work = |shared: Arc<Shared>| async move {
+                shared.open_view(ino).await.map(|open| (shared.clone(), open))
+            };
+            return self.later(ino, self.read_deadline(), work, move |outcome| match outcome {
+                Ok((shared, open)) => shared.finish_open(node, open, reply),
+                Err(errno) => reply.error(fuse_errno(errno)),
+            });
+        }
+        let output = match self.shared.tree.output() {
+            Ok(output) => output.clone(),
+            Err(errno) => return reply.error(fuse_errno(errno)),
+        };
+        let finish = move |shared: &Shared, reply: ReplyOpen, opened: Result<Arc<Staged>>| match opened {
+            Ok(staged) => shared.finish_open(node, Open::Staged(staged), reply),
+            Err(errno) => reply.error(fuse_errno(errno)),
+        };
+        finish(&self.shared, reply, output.open(ino, how));
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        self.shared.requests.count(RequestKind::Create);
+        let parent = self.shared.tree.current(parent.0);
+        let how = OpenHow { flags, by: writer_of(req) };
+        let created = self
+            .shared
+            .may_open()
+            .and_then(|()| self.output_at(parent)?.create(parent, name, mode, maker(req), how));
+        match created {
+            Ok((attr, staged)) => {
+                let attr = self.shared.tree.as_known(attr);
+                let (ino, open) = (INodeNo(attr.ino), Open::Staged(staged));
+                let never = |_: &File| Err(io::ErrorKind::Unsupported.into());
+                match self.shared.choose(ino, &open, never) {
+                    Ok((mode, _)) => {
+                        let flags = self.shared.flags(ino, &open);
+                        let number = self.shared.add(ino, open, Some(mode));
+                        self.shared.tree.remember_staged(attr.ino);
+                        reply.created(&attr.ttl, &file_attr(&attr), Generation(0), number, flags);
+                    }
+                    Err(errno) => {
+                        self.shared.closed(&open);
+                        reply.error(fuse_errno(errno));
+                    }
+                }
+            }
+            Err(errno) => reply.error(fuse_errno(errno)),
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.shared.requests.count(RequestKind::Read);
+        let handle = match self.shared.handle(fh) {
+            Ok(handle) => handle,
+            Err(errno) => return reply.error(fuse_errno(errno)),
+        };
+        match &handle.open {
+            Open::Text(bytes) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                reply.data(&bytes[start..start.saturating_add(size as usize).min(bytes.len())]);
+                self.shared.first_read.answered();
+            }
+            Open::Live(file) => {
+                let mut buffer = vec![0; size as usize];
+                match std::os::unix::fs::FileExt::read_at(&**file, &mut buffer, offset) {
+                    Ok(length) => reply.data(&buffer[..length]),
+                    Err(error) => reply.error(fuse_errno(crate::errno(&error))),
+                }
+            }
+            Open::Staged(staged)
+                if self.shared.tree.output().is_ok_and(|output| !output.refers(staged.ino())) =>
+            {
+                reply_data(reply, self.shared.read_staged(staged, offset, size));
+            }
+            Open::Directory(_) => reply.error(fuser::Errno::EISDIR),
+            Open::Staged(_) | Open::Blob(_) => {
+                let ino = self.shared.tree.current(ino.0);
+                let work = move |shared: Arc<Shared>| async move { shared.read(&handle, offset, size).await };
+                let shared = self.shared.clone();
+                self.later(ino, self.read_deadline() + MARGIN, work, move |outcome| {
+                    reply_data(reply, outcome);
+                    shared.first_read.answered();
+                });
+            }
+        }
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        self.shared.requests.count(RequestKind::Write);
+        let (output, staged) = match self
+            .shared
+            .tree
+            .output()
+            .and_then(|output| Ok((output.clone(), self.shared.staged(fh)?)))
+        {
+            Ok(found) => found,
+            Err(errno) => return reply.error(fuse_errno(errno)),
+        };
+        let length = data.len() as u64;
+        let kills = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let by = if kills { By::AnotherUser } else { By::Privileged };
+        if output.refers(staged.ino()) {
+            let data = Bytes::copy_from_slice(data);
+            let work = move |_| async move {
+                output.own_range(&staged, offset..offset.saturating_add(length)).await?;
+                output.write(&staged, offset, &data, by)
+            };
+            return self.patiently(work, move |outcome| reply_written(reply, outcome.map(|()| length)));
+        }
+        reply_written(reply, output.write(&staged, offset, data, by).map(|()| length));
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.requests.count(RequestKind::Flush);
+        let Ok(staged) = self.shared.staged(fh) else { return reply.ok() };
+        let work = move |shared: Arc<Shared>| async move { shared.tree.output()?.flush(&staged).await };
+        self.patiently(work, move |outcome| reply_empty(reply, outcome));
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.requests.count(RequestKind::Release);
+        self.shared.release(fh);
+        reply.ok();
+    }
+
+    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.shared.requests.count(RequestKind::Fsync);
+        let Ok(staged) = self.shared.staged(fh) else { return reply.ok() };
+        let work = move |shared: Arc<Shared>| async move { shared.tree.output()?.fsync(&staged).await };
+        self.patiently(work, move |outcome| reply_empty(reply, outcome));
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.shared.requests.count(RequestKind::Opendir);
+        if let Err(errno) = self.shared.may_open() {
+            return reply.error(fuse_errno(errno));
+        }
+        // Nothing is listed before it is read.
+        let open = Open::Directory(Arc::default());
+        let flags = self.shared.flags(ino, &open);
+        reply.opened(self.shared.add(ino, open, None), flags);
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.shared.requests.count(RequestKind::Readdir);
+        let ino = self.shared.tree.current(ino.0);
+        self.list(ino, fh, offset, move |tree, listing| {
+            let read = listing.and_then(|listing| {
+                tree.list_behind(
+                    ino,
+                    offset,
+                    listing.as_ref(),
+                    ListingDetail::Names,
+                    |place, name, listed| reply.add(INodeNo(listed.ino), place, file_type(listed.kind), name),
+                )
+            });
+            match read {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(fuse_errno(errno)),
+            }
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        self.shared.requests.count(RequestKind::Readdirplus);
+        let ino = self.shared.tree.current(ino.0);
+        self.list(ino, fh, offset, move |tree, listing| {
+            let mut given = Vec::new();
+            let read = listing.and_then(|listing| {
+                tree.list_behind(
+                    ino,
+                    offset,
+                    listing.as_ref(),
+                    ListingDetail::Attributes,
+                    |place, name, listed| {
+                        let Some(attr) = listed.attr else { return true };
+                        let ino = INodeNo(attr.ino);
+                        let full = reply.add(ino, place, name, &attr.ttl, &file_attr(&attr), Generation(0));
+                        // `.` and `..` are not looked up by being listed.
+                        if !full && place > DOT_DOT {
+                            given.push(attr.ino);
+                        }
+                        full
+                    },
+                )
+            });
+            // Before the kernel has them: it might forget them at once.
+            tree.remember(&given);
+            match read {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(fuse_errno(errno)),
+            }
+        });
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.requests.count(RequestKind::Releasedir);
+        self.shared.release(fh);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.shared.requests.count(RequestKind::Fsyncdir);
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.shared.requests.count(RequestKind::Statfs);
+        let Some(output) = &self.shared.tree.output else {
+            return reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
+        };
+        match output.statfs() {
+            Ok(stat) => {
+                let size = |bytes: u64| u32::try_from(bytes).unwrap_or(4096);
+                reply.statfs(
+                    stat.f_blocks,
+                    stat.f_bfree,
+                    stat.f_bavail,
+                    stat.f_files,
+                    stat.f_ffree,
+                    size(stat.f_bsize),
+                    255,
+                    size(stat.f_frsize),
+                );
+            }
+            Err(errno) => reply.error(fuse_errno(errno)),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.requests.count(RequestKind::Setxattr);
+        let ino = self.shared.tree.current(ino.0);
+        reply_empty(reply, self.output_at(ino).and_then(|output| output.setxattr(ino, name, value, flags)));
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.shared.requests.count(RequestKind::Getxattr);
+        let ino = self.shared.tree.current(ino.0);
+        // ENOSYS would switch attributes off for the whole mount.
+        let value = if is_staged(ino) {
+            self.output_at(ino).and_then(|output| output.getxattr(ino, name))
+        } else {
+            Err(no_attribute(name))
+        };
+        reply_xattr(reply, size, value);
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.shared.requests.count(RequestKind::Listxattr);
+        let ino = self.shared.tree.current(ino.0);
+        let names = if is_staged(ino) {
+            self.output_at(ino).and_then(|output| output.listxattr(ino))
+        } else {
+            Ok(Vec::new())
+        };
+        reply_xattr(reply, size, names);
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.shared.requests.count(RequestKind::Removexattr);
+        let ino = self.shared.tree.current(ino.0);
+        reply_empty(reply, self.output_at(ino).and_then(|output| output.removexattr(ino, name)));
+    }
+
+    fn fallocate(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.requests.count(RequestKind::Fallocate);
+        let (output, staged) = match self
+            .shared
+            .tree
+            .output()
+            .and_then(|output| Ok((output.clone(), self.shared.staged(fh)?)))
+        {
+            Ok(found) => found,
+            Err(errno) => return reply.error(fuse_errno(errno)),
+        };
+        let by = writer_of(req);
+        let work = move |_| async move {
+            output.own_content(staged.ino()).await?;
+            output.allocate(&staged, offset, length, mode, by)
+        };
+        self.patiently(work, move |outcome| reply_empty(reply, outcome));
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        self.shared.requests.count(RequestKind::Lseek);
+        let whence = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(fuser::Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(fuser::Errno::ENXIO) };
+        let found = match self.shared.staged(fh) {
+            Ok(staged) => self.shared.tree.output().and_then(|output| output.seek(&staged, offset, whence)),
+            Err(_) => self
+                .shared
+                .tree
+                .getattr(self.shared.tree.current(ino.0))
+                .and_then(|attr| seek_dense(attr.size, offset, whence)),
+        };
+        match found {
+            Ok(offset) => reply.offset(offset.cast_signed()),
+            Err(errno) => reply.error(fuse_errno(errno)),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        req: &Request,
+        ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        self.shared.requests.count(RequestKind::CopyFileRange);
+        let tree = &self.shared.tree;
+        let ino_in = tree.current(ino_in.0);
+        let copied = (|| {
+            let output = tree.output()?;
+            let to = self.shared.staged(fh_out)?;
+            if let Some((entry, length)) = tree.blob_of(ino_in)? {
+                // Only the bytes that are the file's: a copy of a cut reference is cut too.
+                let len = len.min(length.saturating_sub(offset_in));
+                return if len == 0 { Ok(0) } else { output.refer(&to, &entry, offset_in, offset_out, len) };
+            }
+            // EOPNOTSUPP: the kernel reads and writes instead.
+            let from = self.shared.staged(fh_in).map_err(|_| Errno::OPNOTSUPP)?;
+            output.copy_range(&from, offset_in, &to, offset_out, len, writer_of(req))
+        })();
+        reply_written(reply, copied);
+    }
+}
+
+impl Kernel {
+    /// Answers a request for a directory's names: at once below `out/`; elsewhere when it is known what stands there.
+    fn list(
+        &self,
+        ino: Ino,
+        fh: FileHandle,
+        offset: u64,
+        answer: impl FnOnce(&Tree, Result<Option<Listing>>) + Send + 'static,
+    ) {
+        if is_staged(ino) {
+            return answer(&self.shared.tree, Ok(None));
+        }
+        let tree = self.shared.tree.clone();
+        let work = move |shared: Arc<Shared>| async move { shared.listing(fh, offset).await };
+        self.later(ino, self.read_deadline(), work, move |listing| answer(&tree, listing));
+    }
+
+    /// The output side, for an operation that changes something at `ino`.
+    fn output_at(&self, ino: Ino) -> Result<&Arc<crate::output::Output>> {
+        if is_staged(ino) { self.shared.tree.output() } else { Err(Errno::ROFS) }
+    }
+}

@@ -1,0 +1,45 @@
+//! How long a job waits for its first byte: from its mount to the answer of its first read.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Instant, SystemTime};
+
+use ion_system::metrics::Metrics;
+use ion_system::spans;
+use tracing::{Span, info_span};
+
+use crate::Tree;
+
+/// Told of every read of what a job was given; only the first one counts.
+#[derive(Debug)]
+pub(super) struct FirstRead {
+    /// None: the mount is not a job's.
+    of_job: Option<(Arc<Metrics>, Span)>,
+    mounted: OnceLock<(Instant, SystemTime)>,
+    answered: AtomicBool,
+}
+
+impl FirstRead {
+    pub(super) fn of(tree: &Tree) -> Self {
+        let of_job = tree.output.as_ref().map(|output| (tree.daemon.metrics.clone(), output.span().clone()));
+        Self { of_job, mounted: OnceLock::new(), answered: AtomicBool::new(false) }
+    }
+
+    /// The kernel has shaken hands: the tree is there.
+    pub(super) fn mounted(&self) {
+        let _ = self.mounted.set((Instant::now(), SystemTime::now()));
+    }
+
+    /// A read was answered.
+    pub(super) fn answered(&self) {
+        // Looked at first: a swap of every reader would move the line between processors.
+        if self.answered.load(Ordering::Relaxed) || self.answered.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if let (Some((metrics, job)), Some((begun, at))) = (&self.of_job, self.mounted.get()) {
+            metrics.first_reads.since(*begun);
+            let begun = spans::nanoseconds(*at);
+            drop(info_span!(target: spans::TARGET, parent: job, "first read", start_time_unix_nano = begun));
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! The handles of one mount, and who moves the bytes of each: the daemon or the kernel.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use fuser::{BackingId, FileHandle, FopenFlags, Generation, INodeNo, ReplyEntry, ReplyOpen};
+use ion_plane::cache::Reader;
+
+use super::Shared;
+use super::reply::{file_attr, fuse_errno};
+use crate::output::{Closing, Staged, read_within};
+use crate::view::{Item, Listing};
+use crate::{Attr, Errno, Ino, Result, SMALL, is_staged};
+
+/// What an open file is.
+#[derive(Debug, Clone)]
+pub(super) enum Open {
+    Staged(Arc<Staged>),
+    Blob(Arc<Reader>),
+    Text(Bytes),
+    Live(Arc<File>),
+    /// What a directory of views held when it was last read from the start; none before, and of one below `out/`.
+    Directory(Arc<Mutex<Option<Listing>>>),
+}
+
+#[derive(Debug)]
+pub(super) struct Handle {
+    /// As the kernel numbers it.
+    ino: INodeNo,
+    pub(super) open: Open,
+    /// None: a directory.
+    mode: Option<Mode>,
+}
+
+/// Who moves an open file's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// The daemon, through the kernel's page cache.
+    Cached,
+    /// The kernel, from the backing file.
+    Passed,
+}
+
+/// The handles open on one of the kernel's inodes. It fails an open with EIO that is not by passthrough while another
+/// is, so only what nobody can write is ever passed: a blob.
+#[derive(Debug, Default)]
+struct Modes {
+    cached: u32,
+    passed: u32,
+    backing: Option<Arc<BackingId>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Handles {
+    by_number: HashMap<u64, Arc<Handle>>,
+    modes: HashMap<INodeNo, Modes>,
+}
+
+impl Shared {
+    fn handles(&self) -> MutexGuard<'_, Handles> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether one more file may be open. Each takes a descriptor of the daemon, which all jobs share.
+    pub(super) fn may_open(&self) -> Result<()> {
+        let most = self.tree.output.as_ref().map_or(u64::MAX, |output| output.limits().open_files);
+        if (self.handles().by_number.len() as u64) < most { Ok(()) } else { Err(Errno::MFILE) }
+    }
+
+    pub(super) fn handle(&self, number: FileHandle) -> Result<Arc<Handle>> {
+        self.handles().by_number.get(&number.0).cloned().ok_or(Errno::BADF)
+    }
+
+    pub(super) fn staged(&self, number: FileHandle) -> Result<Arc<Staged>> {
+        match &self.handle(number)?.open {
+            Open::Staged(staged) => Ok(staged.clone()),
+            Open::Directory(_) => Err(Errno::ISDIR),
+            _ => Err(Errno::ROFS),
+        }
+    }
+
+    pub(super) fn add(&self, ino: INodeNo, open: Open, mode: Option<Mode>) -> FileHandle {
+        let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.handles().by_number.insert(number, Arc::new(Handle { ino, open, mode }));
+        FileHandle(number)
+    }
+
+    /// Decides who moves the bytes of a file that is being opened, and counts it.
+    pub(super) fn choose(
+        &self,
+        ino: INodeNo,
+        open: &Open,
+        open_backing: impl FnOnce(&File) -> io::Result<BackingId>,
+    ) -> Result<(Mode, Option<Arc<BackingId>>)> {
+        let daemon = &self.tree.daemon;
+        let whole = match open {
+            Open::Blob(reader) => reader.blob().whole(),
+            _ => None,
+        };
+        let mut handles = self.handles();
+        let modes = handles.modes.entry(ino).or_default();
+        if let Some(id) = modes.backing.clone() {
+            // A file that was moved here from `in/data`, and is still read there.
+            if let Open::Staged(staged) = open
+                && !self.tree.output()?.is_untouched(staged)
+            {
+                return Err(Errno::TXTBSY);
+            }
+            modes.passed += 1;
+            daemon.metrics.opens_passthrough.add(1);
+            return Ok((Mode::Passed, Some(id)));
+        }
+        if let Some(file) = whole.filter(|_| modes.cached == 0 && daemon.may_pass_through()) {
+            match open_backing(file).map(Arc::new) {
+                Ok(id) => {
+                    modes.passed += 1;
+                    modes.backing = Some(id.clone());
+                    daemon.metrics.opens_passthrough.add(1);
+                    return Ok((Mode::Passed, Some(id)));
+                }
+                Err(error) => daemon.passthrough_was_refused(&error),
+            }
+        }
+        daemon.metrics.opens_served.add(1);
+        modes.cached += 1;
+        Ok((Mode::Cached, None))
+    }
+
+    /// Opens what is only read.
+    pub(super) async fn open_view(&self, ino: Ino) -> Result<Open> {
+        Ok(match self.tree.view.item(ino)? {
+            Item::Directory(_) => return Err(Errno::ISDIR),
+            Item::Link(_) => return Err(Errno::LOOP),
+            Item::Text(bytes, _) => Open::Text(bytes),
+            Item::Live(path) => Open::Live(Arc::new(File::open(path).map_err(|error| crate::errno(&error))?)),
+            Item::Blob(entry) => {
+                // Nothing is fetched yet: many a file is opened to be copied, which moves nothing.
+                Open::Blob(Arc::new(Reader::new(self.tree.open_blob(ino, &entry)?)))
+            }
+        })
+    }
+
+    pub(super) fn finish_open(&self, ino: INodeNo, open: Open, reply: ReplyOpen) {
+        let (mode, id) = match self.choose(ino, &open, |file| reply.open_backing(file)) {
+            Ok(chosen) => chosen,
+            Err(errno) => {
+                self.closed(&open);
+                return reply.error(fuse_errno(errno));
+            }
+        };
+        let flags = self.flags(ino, &open);
+        // The daemon sees no read of it.
+        if let (Mode::Passed, Open::Blob(reader)) = (mode, &open) {
+            self.begins(ino, reader);
+        }
+        let number = self.add(ino, open, Some(mode));
+        match id {
+            Some(id) => {
+                reply.opened_passthrough(number, FopenFlags::empty(), &id);
+                // The reads that follow are answered by the kernel.
+                self.first_read.answered();
+            }
+            None => reply.opened(number, flags),
+        }
+    }
+
+    /// What the kernel may keep of a file, and whether it is to tell of each close.
+    pub(super) fn flags(&self, ino: INodeNo, open: &Open) -> FopenFlags {
+        let (keep, quiet) = (FopenFlags::FOPEN_KEEP_CACHE, FopenFlags::FOPEN_NOFLUSH);
+        match open {
+            // Its length is another by the time that it is read.
+            Open::Live(_) => FopenFlags::FOPEN_DIRECT_IO | quiet,
+            Open::Text(_) if !self.tree.view.stays(ino.0) => FopenFlags::FOPEN_DIRECT_IO | quiet,
+            // It never changes: what the kernel holds of it stays right.
+            Open::Blob(_) | Open::Text(_) => keep | quiet,
+            // Each change comes through the kernel, which keeps its pages right.
+            Open::Staged(staged) if staged.closing() == Closing::Releases => keep | quiet,
+            Open::Staged(_) => keep,
+            Open::Directory(_) if self.tree.is_fixed(self.tree.current(ino.0)) => {
+                keep | FopenFlags::FOPEN_CACHE_DIR
+            }
+            Open::Directory(_) => FopenFlags::empty(),
+        }
+    }
+
+    /// Tells the kernel of an inode, which is known to it from now on until it forgets.
+    pub(super) fn reply_entry(&self, reply: ReplyEntry, outcome: Result<Attr>) {
+        match outcome {
+            Ok(attr) => {
+                let attr = self.tree.as_known(attr);
+                self.tree.remember_staged(attr.ino);
+                reply.entry(&attr.ttl, &file_attr(&attr), Generation(0));
+            }
+            Err(errno) => reply.error(fuse_errno(errno)),
+        }
+    }
+
+    pub(super) fn release(&self, number: FileHandle) {
+        let mut handles = self.handles();
+        let Some(handle) = handles.by_number.remove(&number.0) else { return };
+        if let (Some(mode), Some(modes)) = (handle.mode, handles.modes.get_mut(&handle.ino)) {
+            match mode {
+                Mode::Cached => modes.cached -= 1,
+                Mode::Passed => modes.passed -= 1,
+            }
+            if modes.cached == 0 && modes.passed == 0 {
+                handles.modes.remove(&handle.ino);
+            }
+        }
+        drop(handles);
+        self.closed(&handle.open);
+    }
+
+    /// The last the kernel says of a handle.
+    pub(super) fn closed(&self, open: &Open) {
+        if let (Open::Staged(staged), Some(output)) = (open, &self.tree.output) {
+            output.release(staged);
+        }
+    }
+
+    /// A file is being read: if for the first time by this handle, a small one is fetched whole, and those that follow it if
+    /// somebody goes through its directory.
+    fn begins(&self, ino: INodeNo, reader: &Arc<Reader>) {
+        if reader.begins() && reader.blob().entry().size <= SMALL {
+            self.tree.walked_to(self.tree.current(ino.0));
+            reader.blob().fetch_ahead();
+        }
+    }
+
+    pub(super) async fn read(&self, handle: &Handle, offset: u64, size: u32) -> Result<Bytes> {
+        match &handle.open {
+            Open::Blob(reader) => {
+                self.begins(handle.ino, reader);
+                let read = read_within(&self.tree.daemon, reader, offset, size.into()).await;
+                read.map_err(|failure| self.tree.read_failed(self.tree.current(handle.ino.0), &failure))
+            }
+            Open::Staged(staged) => self.tree.output()?.read_through(staged, offset, size).await,
+            _ => Err(Errno::BADF),
+        }
+    }
+
+    pub(super) fn read_staged(&self, staged: &Staged, offset: u64, size: u32) -> Result<Bytes> {
+        self.tree.output()?.read(staged, offset, size as usize)
+    }
+
+    /// What a directory of views held when it was last read from the start; for one below `out/` nothing is kept. Read from
+    /// the start, it is what stands there now: the kernel does not tell of rewinddir().
+    pub(super) async fn listing(&self, number: FileHandle, offset: u64) -> Result<Option<Listing>> {
+        let handle = self.handle(number)?;
+        let Open::Directory(kept) = &handle.open else { return Err(Errno::NOTDIR) };
+        let ino = self.tree.current(handle.ino.0);
+        if is_staged(ino) {
+            return Ok(None);
+        }
+        let held = || kept.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(listing) = held().filter(|_| offset != 0) {
+            return Ok(Some(listing));
+        }
+        let listing = self.tree.list(ino).await?;
+        *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(listing.clone());
+        Ok(Some(listing))
+    }
+}

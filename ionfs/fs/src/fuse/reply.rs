@@ -1,0 +1,128 @@
+//! What the kernel is told, in its own types.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use fuser::{
+    FileAttr, FileType, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+};
+
+use crate::output::{By, Maker};
+use crate::{Attr, Errno, Kind, Result};
+
+pub(super) fn file_attr(attr: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(attr.ino),
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: attr.atime,
+        mtime: attr.mtime,
+        ctime: attr.ctime,
+        crtime: attr.mtime,
+        kind: file_type(attr.kind),
+        perm: attr.perm,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+pub(super) fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::Directory => FileType::Directory,
+        Kind::File => FileType::RegularFile,
+        Kind::Symlink => FileType::Symlink,
+        Kind::Pipe => FileType::NamedPipe,
+        Kind::Socket => FileType::Socket,
+    }
+}
+
+pub(super) fn fuse_errno(errno: Errno) -> fuser::Errno {
+    fuser::Errno::from_i32(errno.raw_os_error())
+}
+
+pub(super) fn reply_empty(reply: ReplyEmpty, outcome: Result<()>) {
+    match outcome {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(fuse_errno(errno)),
+    }
+}
+
+pub(super) fn reply_attr(reply: ReplyAttr, outcome: Result<Attr>) {
+    match outcome {
+        // Only here may the number be another than the one by which the kernel calls the inode.
+        Ok(attr) => reply.attr(&attr.ttl, &FileAttr { ino: INodeNo(attr.shown_ino), ..file_attr(&attr) }),
+        Err(errno) => reply.error(fuse_errno(errno)),
+    }
+}
+
+pub(super) fn reply_data(reply: ReplyData, outcome: Result<Bytes>) {
+    match outcome {
+        Ok(bytes) => reply.data(&bytes),
+        Err(errno) => reply.error(fuse_errno(errno)),
+    }
+}
+
+pub(super) fn reply_written(reply: ReplyWrite, outcome: Result<u64>) {
+    match outcome {
+        Ok(length) => reply.written(u32::try_from(length).unwrap_or(u32::MAX)),
+        Err(errno) => reply.error(fuse_errno(errno)),
+    }
+}
+
+pub(super) fn reply_xattr(reply: ReplyXattr, size: u32, outcome: Result<Vec<u8>>) {
+    match outcome {
+        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+        Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(errno) => reply.error(fuse_errno(errno)),
+    }
+}
+
+pub(super) fn maker(request: &Request) -> Maker {
+    Maker { uid: request.uid(), gid: request.gid() }
+}
+
+/// Who changes a file's content, where the kernel does not say whether it may keep the bits of set-user-id.
+pub(super) fn writer_of(request: &Request) -> By {
+    if request.uid() == 0 { By::Privileged } else { By::AnotherUser }
+}
+
+pub(super) fn moment(time: TimeOrNow) -> Option<SystemTime> {
+    match time {
+        TimeOrNow::SpecificTime(time) => Some(as_meant(time)),
+        TimeOrNow::Now => None,
+    }
+}
+
+/// A moment that fuser made of the kernel's seconds and nanoseconds. Nanoseconds count upwards from a second also before
+/// 1970; fuser 0.18 counts them downwards there.
+fn as_meant(time: SystemTime) -> SystemTime {
+    match SystemTime::UNIX_EPOCH.duration_since(time) {
+        Ok(before) => time + Duration::from_nanos(2 * u64::from(before.subsec_nanos())),
+        Err(_) => time,
+    }
+}
+
+/// The attributes of what is not there: inode 0.
+pub(super) fn nothing() -> Attr {
+    let epoch = SystemTime::UNIX_EPOCH;
+    Attr {
+        ino: 0,
+        shown_ino: 0,
+        kind: Kind::File,
+        size: 0,
+        blocks: 0,
+        atime: epoch,
+        mtime: epoch,
+        ctime: epoch,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        ttl: Duration::ZERO,
+    }
+}

@@ -1,0 +1,107 @@
+//! How many requests of each kind the kernel makes: what a program costs here, whatever else the machine does.
+
+use ion_system::metrics::{Counter, Metrics};
+
+/// What the kernel asks for, by the names that FUSE gives them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RequestKind {
+    Lookup,
+    Forget,
+    Getattr,
+    Setattr,
+    Readlink,
+    Mknod,
+    Mkdir,
+    Unlink,
+    Rmdir,
+    Symlink,
+    Rename,
+    Link,
+    Open,
+    Create,
+    Read,
+    Write,
+    Flush,
+    Release,
+    Fsync,
+    Opendir,
+    Readdir,
+    Readdirplus,
+    Releasedir,
+    Fsyncdir,
+    Statfs,
+    Setxattr,
+    Getxattr,
+    Listxattr,
+    Removexattr,
+    Fallocate,
+    Lseek,
+    CopyFileRange,
+}
+
+/// Each kind's label, in the order of [`RequestKind`].
+const LABELS: [&str; 32] = [
+    "lookup",
+    "forget",
+    "getattr",
+    "setattr",
+    "readlink",
+    "mknod",
+    "mkdir",
+    "unlink",
+    "rmdir",
+    "symlink",
+    "rename",
+    "link",
+    "open",
+    "create",
+    "read",
+    "write",
+    "flush",
+    "release",
+    "fsync",
+    "opendir",
+    "readdir",
+    "readdirplus",
+    "releasedir",
+    "fsyncdir",
+    "statfs",
+    "setxattr",
+    "getxattr",
+    "listxattr",
+    "removexattr",
+    "fallocate",
+    "lseek",
+    "copy_file_range",
+];
+
+/// The counters of one mount. The labels are looked up once.
+#[derive(Debug)]
+pub(super) struct Requests([Counter; LABELS.len()]);
+
+impl Requests {
+    pub(super) fn of(metrics: &Metrics) -> Self {
+        Self(LABELS.map(|label| metrics.requests(label)))
+    }
+
+    pub(super) fn count(&self, kind: RequestKind) {
+        self.0[kind as usize].add(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_has_its_own_label() {
+        let metrics = Metrics::default();
+        let requests = Requests::of(&metrics);
+        requests.count(RequestKind::Lookup);
+        requests.count(RequestKind::CopyFileRange);
+        requests.count(RequestKind::CopyFileRange);
+        let counted = LABELS.map(|label| metrics.requests(label).get());
+        assert_eq!((counted[0], counted[LABELS.len() - 1]), (1, 2));
+        assert_eq!(counted.iter().sum::<u64>(), 3);
+    }
+}

@@ -1,0 +1,343 @@
+//! The tree a module sees: `in/`, `out/` and `events/` of one attempt (DESIGN.md section 2).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ion_model::clock::Millis;
+use ion_model::errors::is_no_room;
+use ion_model::event::{Event, FileEntry, KeyValue, event_json};
+use ion_model::id::JobId;
+use ion_model::limits::Limits;
+use ion_model::record::{FailedRead, FailedReads};
+use ion_plane::address::{FileUrls, addresses};
+use ion_plane::commit::{Committer, Origin, Receipt, Rejection, TooDeep, files_of};
+use ion_plane::node::{Node as Daemon, job_dir};
+use ion_stores::StoreError;
+use ion_system::beneath::Folder;
+use rustix::fs::Mode;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::output::Output;
+pub use super::output::{Names, Writers};
+use super::reads::{ReadLog, failed_listing};
+use super::view::{Item, View, files_tree};
+use super::{FOREVER, Tree, lineage};
+
+/// Why a job's tree could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A document or list could not be read.
+    #[error("the event's files cannot be read")]
+    Store(#[from] StoreError),
+    /// The staging folder could not be made.
+    #[error("the staging folder {path:?} cannot be made")]
+    Staging {
+        /// The folder.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl OpenError {
+    /// Whether this machine had no room for one more tree.
+    pub fn is_no_room(&self) -> bool {
+        matches!(self, Self::Staging { source, .. } if is_no_room(source))
+    }
+
+    /// The same as a failed read of the job: its input could not be listed.
+    pub fn failed_reads(&self) -> FailedReads {
+        match self {
+            Self::Store(error) => failed_listing(error),
+            Self::Staging { .. } => FailedReads::default(),
+        }
+    }
+}
+
+/// What a job's tree is made of.
+#[derive(Clone, Debug)]
+pub struct JobSpec {
+    /// Who commits.
+    pub origin: Origin,
+    /// The event it works on.
+    pub event: Event,
+    /// The gathered events of a gathering job, in order; none for others.
+    pub gathered: Option<Vec<Event>>,
+    /// What it finds in its tree of older Ion's ways.
+    pub older: Older,
+    /// Who may write to `out/`.
+    pub writers: Writers,
+}
+
+/// What of older Ion's ways a job's tree follows; nothing unless its module asks for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Older {
+    /// The names that the second generation's modules know.
+    pub names: Names,
+    /// Whether files' addresses stand among the event's values.
+    pub urls: FileUrls,
+}
+
+/// How a job's filesystem work ended.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Outcome {
+    /// What was committed (or staged, for on-success).
+    pub receipts: Vec<Receipt>,
+    /// What was refused and not committed since: a job with any fails.
+    pub rejections: Vec<Rejection>,
+    /// The limit it went over, in words, if one that fails a job.
+    pub exceeded: Option<String>,
+    /// What this machine had no room for, in words: if the job failed, it was not by a fault of its module's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_room: Option<String>,
+    /// Its reads that Ion could not answer: a job with any fails.
+    #[serde(default, skip_serializing_if = "FailedReads::is_empty")]
+    pub failed_reads: FailedReads,
+}
+
+impl Outcome {
+    /// The same for a document, which a store does not take in any length: no more of each than so many, as a job may publish
+    /// without end. Whether anything was committed or refused stays the same.
+    #[must_use]
+    pub fn shortened(mut self, most: usize) -> Self {
+        self.receipts.truncate(most);
+        self.rejections.truncate(most);
+        self.failed_reads = self.failed_reads.shortened(most);
+        self
+    }
+}
+
+/// One attempt's tree and its staging folder.
+#[derive(Debug)]
+pub struct JobTree {
+    tree: Arc<Tree>,
+    output: Arc<Output>,
+    directory: PathBuf,
+    reads: ReadLog,
+}
+
+impl JobTree {
+    /// Makes the tree of an attempt. Reads the event's list of files and nothing of their bytes.
+    pub async fn open(daemon: &Arc<Daemon>, spec: JobSpec, limits: Limits) -> Result<Self, OpenError> {
+        let directory =
+            job_dir(&daemon.settings.home, &spec.origin.job_id, spec.origin.attempt).join("stage");
+        let staging = |source| OpenError::Staging { path: directory.clone(), source };
+        // Left by a daemon that died in this very attempt: nothing in it was committed under a name we know.
+        match remove_tree(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(staging(error)),
+            _ => {}
+        }
+        if spec.writers == Writers::AnyUser {
+            shut_out_others(&directory).map_err(staging)?;
+        }
+        let deadline = daemon.settings.commit_deadline;
+        let depth = TooDeep::check(spec.event.depth_below(), limits.lineage_depth);
+        let committer = Committer::new(daemon.plane.clone(), spec.origin.clone(), depth, deadline);
+        let reads = ReadLog::default();
+        let (names, writers) = (spec.older.names, spec.writers);
+        let output =
+            Output::new(daemon.clone(), committer, limits, names, writers, &directory, reads.clone());
+        let output = output.map_err(staging)?;
+        let input = input_items(daemon, &spec).await?;
+        let events = events_item(daemon.clone(), output.clone(), reads.clone(), Arc::new(spec.event));
+        let root = Item::fixed([("in".to_owned(), Item::fixed(input)), ("events".to_owned(), events)]);
+        let view = match spec.writers {
+            Writers::Owner => View::new(root, reads.clone()),
+            Writers::AnyUser => View::for_any_user(root, reads.clone()),
+        };
+        let tree = Tree::new(daemon.clone(), view, Some(output.clone()), reads.clone());
+        Ok(Self { tree, output, directory, reads })
+    }
+
+    /// The filesystem to mount.
+    pub fn tree(&self) -> Arc<Tree> {
+        self.tree.clone()
+    }
+
+    /// The folder where what the module writes is staged.
+    pub fn staging(&self) -> &Path {
+        &self.directory
+    }
+
+    /// What the job may take.
+    pub fn limits(&self) -> Limits {
+        *self.output.limits()
+    }
+
+    /// The job is ended by force: what waits for a store is answered with EIO, and nothing is committed any more.
+    pub fn stop(&self) {
+        self.output.stop();
+    }
+
+    /// The module says that it has done its work, and goes on: decides about every event file as it is now, and gives the
+    /// outcome so far. A file that somebody still has open for writing is among the rejections, as nobody knows what it
+    /// will be.
+    pub async fn settle(&self) -> Outcome {
+        let still_open = self.output.settle().await;
+        let mut outcome = self.outcome();
+        outcome.rejections.extend(still_open);
+        outcome
+    }
+
+    /// The module has ended and its mount is gone: decides what is left open, and gives the outcome. The staging
+    /// folder is removed.
+    pub async fn finish(&self) -> Outcome {
+        self.output.finish().await;
+        let directory = self.directory.clone();
+        let removed = ion_system::run_blocking(move || remove_tree(&directory)).await;
+        if let Err(error) = removed {
+            tracing::warn!(folder = %self.directory.display(), %error, "a staging folder could not be removed");
+        }
+        self.outcome()
+    }
+
+    fn outcome(&self) -> Outcome {
+        Outcome {
+            receipts: self.output.receipts().into_values().collect(),
+            rejections: self.output.rejections().into_values().collect(),
+            exceeded: self.output.exceeded(),
+            no_room: self.output.no_room(),
+            failed_reads: self.reads.so_far(),
+        }
+    }
+}
+
+/// Removes what an attempt of a dead daemon left on this machine: its staged files and its log.
+pub async fn remove_attempt(home: &Path, job: &JobId, attempt: u32) {
+    let folder = job_dir(home, job, attempt);
+    ion_system::run_blocking(move || match remove_tree(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(folder = %folder.display(), %error, "what a dead attempt left could not be removed");
+        }
+        _ => {}
+    })
+    .await;
+}
+
+/// Lets nobody but the daemon's user reach the staging folder, whose modes let anybody write: jobs come through their mount.
+fn shut_out_others(directory: &Path) -> io::Result<()> {
+    let Some(above) = directory.parent() else { return Ok(()) };
+    Ok(Folder::made(above)?.itself()?.set_mode(Mode::RWXU)?)
+}
+
+/// Removes a folder with all that a module left in it, also where the module took away the right to.
+fn remove_tree(directory: &Path) -> io::Result<()> {
+    let (Some(above), Some(name)) = (directory.parent(), directory.file_name()) else { return Ok(()) };
+    Ok(Folder::open(above)?.remove_all(name)?)
+}
+
+/// `in/`
+async fn input_items(daemon: &Daemon, spec: &JobSpec) -> Result<Vec<(String, Item)>, StoreError> {
+    let at = spec.event.created;
+    let own = files_of(&daemon.plane, &spec.event).await?;
+    let mut items = Vec::new();
+    let mut files = own.clone();
+    let mut directories = spec.event.directories.clone();
+    let mut meta = spec.event.data.clone();
+    let (plane, urls) = (&daemon.plane, spec.older.urls);
+    if let Some(gathered) = &spec.gathered {
+        files.clear();
+        directories.clear();
+        let mut list: Vec<Value> = Vec::with_capacity(gathered.len());
+        let mut each = BTreeMap::new();
+        for (n, event) in gathered.iter().enumerate() {
+            let of_event = files_of(plane, event).await?;
+            list.push(event_json(event, &of_event));
+            each.insert(n.to_string(), gathered_item(event));
+            // Each event has its folder, also one without files.
+            directories.push(n.to_string());
+            meta.extend(addresses(plane, urls, &event.id, &of_event, &format!("{n}/")).await?);
+            directories.extend(event.directories.iter().map(|name| format!("{n}/{name}")));
+            files.extend(
+                of_event.into_iter().map(|file| FileEntry { name: format!("{n}/{}", file.name), ..file }),
+            );
+        }
+        items.push(("events.json".to_owned(), Item::json(&list, at)));
+        items.push(("events".to_owned(), Item::fixed(each)));
+    } else {
+        meta.extend(addresses(plane, urls, &spec.event.id, &own, "").await?);
+    }
+    if spec.older.names == Names::AndSecondGeneration {
+        items.push(("meta.json".to_owned(), Item::json(&meta, at)));
+    }
+    items.extend([
+        ("data".to_owned(), files_tree(&files, &directories)),
+        ("eventmeta.json".to_owned(), Item::json(&meta, at)),
+        ("event.json".to_owned(), Item::json(&event_json(&spec.event, &own), at)),
+        ("meta".to_owned(), values_item(&spec.event.data, at)),
+    ]);
+    Ok(items)
+}
+
+/// A gathered event: its values, made when they are looked at.
+fn gathered_item(event: &Event) -> Item {
+    let (at, data) = (event.created, event.data.clone());
+    Item::lazy(FOREVER, move || {
+        let items = vec![
+            ("eventmeta.json".to_owned(), Item::json(&data, at)),
+            ("meta".to_owned(), values_item(&data, at)),
+        ];
+        std::future::ready(Ok(items))
+    })
+}
+
+/// Each value as a file. One whose key cannot be a name is in `eventmeta.json` only.
+fn values_item(values: &[KeyValue], at: Millis) -> Item {
+    let can_be_name = |key: &str| {
+        !key.is_empty() && key.len() <= 255 && key != "." && key != ".." && !key.contains(['/', '\0'])
+    };
+    let values = values.iter().filter(|pair| can_be_name(&pair.key));
+    Item::fixed(values.map(|pair| (pair.key.clone(), Item::Text(pair.value.clone().into(), at))))
+}
+
+/// `events/`: the lineage is read when it is first looked at; receipts and rejections are always current.
+fn events_item(daemon: Arc<Daemon>, output: Arc<Output>, reads: ReadLog, event: Arc<Event>) -> Item {
+    Item::lazy(FOREVER, move || {
+        let (daemon, output, event) = (daemon.clone(), output.clone(), event.clone());
+        let reads = reads.clone();
+        async move {
+            let mut items = lineage::lineage_items(&daemon, &event).await?;
+            let receipts = output.clone();
+            items.push((
+                "published".into(),
+                records(move || receipts.receipts(), |receipt: &Receipt| receipt.at),
+            ));
+            items.push((
+                "rejected".into(),
+                records(move || output.rejections(), |rejection: &Rejection| rejection.at),
+            ));
+            let numbered = move || {
+                let failed = reads.so_far().first.into_iter().enumerate();
+                failed.map(|(n, read)| (n.to_string(), read)).collect()
+            };
+            items.push(("failed-reads".into(), records(numbered, |read: &FailedRead| read.at)));
+            Ok(items)
+        }
+    })
+}
+
+/// A directory of JSON documents, one for each event file.
+fn records<T: Serialize + 'static>(
+    current: impl Fn() -> BTreeMap<String, T> + Send + Sync + 'static,
+    at: fn(&T) -> i64,
+) -> Item {
+    Item::lazy(Duration::ZERO, move || {
+        let current = current();
+        let items = current
+            .iter()
+            .map(|(name, record)| {
+                let longer = format!("{name}.json");
+                // Beside `a.json`, the record of `a` keeps its own name.
+                let own = name.ends_with(".json") || longer.len() > 255 || current.contains_key(&longer);
+                let name = if own { name.clone() } else { longer };
+                (name, Item::json(&json!(record), at(record)))
+            })
+            .collect();
+        std::future::ready(Ok(items))
+    })
+}

@@ -1,0 +1,105 @@
+//! How one event looks as a directory, and the chain of events that led to a job.
+
+use std::sync::Arc;
+
+use ion_model::event::{Event, event_json};
+use ion_model::id::{EventId, JobId};
+use ion_model::record::{InsightRecord, LogRecord};
+use ion_plane::commit::files_of;
+use ion_plane::node::{Node as Daemon, live_log};
+use ion_stores::{Collection, StoreError};
+use serde_json::json;
+
+use super::view::{Item, Listed, files_tree};
+use super::{CURRENT, FOREVER};
+
+/// Ancestors shown. A longer chain is a loop of modules that feed each other.
+const DEPTH_MAX: usize = 1000;
+
+/// `<n>-<type>-<id8>`
+pub(super) fn directory_name(n: usize, event: &Event) -> String {
+    format!("{n}-{}-{}", event.event_type, event.id.short())
+}
+
+/// What an event's directory holds: `event.json`, `meta.json`, `data/`, and of the job that committed it,
+/// `insights.json` and `log`.
+pub(super) async fn event_items(daemon: &Arc<Daemon>, event: &Event) -> Listed {
+    let files = files_of(&daemon.plane, event).await?;
+    let mut items = vec![
+        ("event.json".to_owned(), Item::json(&event_json(event, &files), event.created)),
+        ("meta.json".to_owned(), Item::json(&event.data, event.created)),
+        ("data".to_owned(), files_tree(&files, &event.directories)),
+    ];
+    if let Some(job) = &event.job_id {
+        let parent = EventId::new(event.context.parent_event_id.clone());
+        items.extend(insights_item(daemon, job).await?);
+        items.extend(log_item(daemon, job, &event.context.name, &parent, event.attempt.unwrap_or(1)).await?);
+    }
+    Ok(items)
+}
+
+/// `insights.json` of a job, if it kept any.
+pub(super) async fn insights_item(
+    daemon: &Daemon,
+    job: &JobId,
+) -> Result<Option<(String, Item)>, StoreError> {
+    let documents = &daemon.plane.documents;
+    let insight = documents.get_as::<InsightRecord>(Collection::Events, &InsightRecord::id(job)).await;
+    let insight = insight?.filter(|insight| !insight.staged);
+    Ok(insight.map(|insight| ("insights.json".into(), Item::json(&json!(insight.data), insight.created))))
+}
+
+/// `log` of one attempt: the stored blob, or the live file of an attempt that runs on this machine.
+pub(super) async fn log_item(
+    daemon: &Daemon,
+    job: &JobId,
+    module: &str,
+    event: &EventId,
+    attempt: u32,
+) -> Result<Option<(String, Item)>, StoreError> {
+    let id = LogRecord::id(module, event, attempt);
+    let log = daemon.plane.documents.get_as::<LogRecord>(Collection::Events, &id).await;
+    if let Some(log) = log? {
+        return Ok(Some(("log".into(), Item::Blob(Arc::new(log.logs)))));
+    }
+    let live = live_log(&daemon.settings.home, job, attempt);
+    Ok(live.exists().then(|| ("log".into(), Item::Live(live))))
+}
+
+/// The event and its ancestors, oldest first.
+async fn ancestors(daemon: &Daemon, event: &Event) -> Result<Vec<Event>, StoreError> {
+    let mut events = vec![event.clone()];
+    while let Some(last) = events.last().filter(|_| events.len() < DEPTH_MAX) {
+        let parent = &last.context.parent_event_id;
+        let found = daemon.plane.documents.get_as::<Event>(Collection::Events, parent).await;
+        match found? {
+            Some(parent) => events.push(parent),
+            None => break,
+        }
+    }
+    events.reverse();
+    Ok(events)
+}
+
+/// `trigger` and `lineage/`.
+pub(super) async fn lineage_items(daemon: &Arc<Daemon>, event: &Event) -> Listed {
+    let events = ancestors(daemon, event).await?;
+    let names: Vec<String> = events.iter().enumerate().map(|(n, event)| directory_name(n, event)).collect();
+    let trigger = names.last().map(|name| ("trigger".to_owned(), Item::Link(format!("lineage/{name}"))));
+    let directories: Vec<(String, Item)> = names
+        .into_iter()
+        .zip(events)
+        .map(|(name, event)| {
+            let event_of_a_job = event.job_id.is_some();
+            let (daemon, event) = (daemon.clone(), Arc::new(event));
+            let list = move || {
+                let (daemon, event) = (daemon.clone(), event.clone());
+                async move { event_items(&daemon, &event).await }
+            };
+            // Its job may still run: its log grows, and its insights are yet to come.
+            let ttl = if event_of_a_job { CURRENT } else { FOREVER };
+            (name, Item::lazy(ttl, list))
+        })
+        .collect();
+    Ok(trigger.into_iter().chain([("lineage".to_owned(), Item::fixed(directories))]).collect())
+}

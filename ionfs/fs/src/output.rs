@@ -1,0 +1,586 @@
+//! What a module writes: `out/`, staged on a real local directory.
+//!
+//! # How it works
+//! The table of names ([`table`]) is the truth; the staging folder holds content and attributes. Writes come to
+//! the daemon, so that each change is seen and a file's blob is known to be of its last content. A file copied,
+//! linked or moved from `in/data` is a [`reference`]: a hole in the staging folder and the name of a blob, until
+//! somebody writes to it. Files upload in the background when their last writer closes them, and long ones
+//! while they are written ([`early`]); a commit waits only for what is not stored yet.
+//!
+//! # What it never does
+//! Follow a symbolic link out of `out/data` (one may point anywhere: only the module's own processes go there); hold its lock across a wait; let an event file change after its commit.
+
+mod bounds;
+mod closed;
+mod content;
+mod early;
+mod events;
+mod making;
+mod own_blobs;
+mod place;
+mod reference;
+mod storing;
+mod table;
+mod xattr;
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use ion_model::event::FileEntry;
+use ion_model::limits::Limits;
+use ion_plane::commit::{Committer, Receipt, Rejection};
+use ion_plane::node::Node as Daemon;
+use ion_system::beneath::Folder;
+use rustix::fs::{self, Mode, OFlags, Stat, StatVfs, Timespec, Timestamps};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use self::bounds::Exceeded;
+use self::closed::Closed;
+pub use self::content::{By, Closing, OpenHow, Staged};
+use self::content::{content_changed, give_up_rights};
+pub(crate) use self::content::{open_blob, read_within};
+use self::early::InOrder;
+pub use self::making::Maker;
+use self::making::may_hold_more;
+use self::own_blobs::OwnBlobs;
+use self::place::OpenFolders;
+use self::table::{Body, FileNode, Node, Orphan, Remains, Table};
+pub(crate) use self::table::{DATA, DOT, DOT_DOT, EVENTS, OUT};
+pub(crate) use self::xattr::no_attribute;
+use super::reads::{ReadFailure, ReadLog};
+use super::{Attr, Errno, FOREVER, Ino, Kind, ROOT, Result, errno};
+
+/// Bytes of a name. The kernel asks for longer ones, the staging disk has none.
+const NAME_MAX: usize = 255;
+
+/// Room that one job has for event files that are read and decided upon at a time, in units of [`READING_UNIT`] bytes: four
+/// of the largest that are allowed by default. Parsed they take more; without a bound a job of many threads takes all
+/// memory of the daemon.
+const READING_UNITS: usize = 16 << 10;
+const READING_UNIT: u64 = 4096;
+
+/// By which names a module knows its values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Names {
+    /// `in/eventmeta.json` and `out/insights.json`.
+    #[default]
+    Current,
+    /// These, and `in/meta.json` and `out/meta.json` beside them.
+    AndSecondGeneration,
+}
+
+/// Who may write to the folders that a tree begins with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Writers {
+    /// The daemon's own user, as whom its modules run.
+    #[default]
+    Owner,
+    /// Any user among the job's processes: in a container or a pod the module has a user of its own, unknown here.
+    AnyUser,
+}
+
+/// A change of attributes; what is none stays.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SetAttr {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length.
+    pub size: Option<u64>,
+    /// Last read; none inside: now.
+    pub atime: Option<Option<SystemTime>>,
+    /// Last write; none inside: now.
+    pub mtime: Option<Option<SystemTime>>,
+}
+
+/// What a rename may take the place of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// Nothing: the new name must be free (`RENAME_NOREPLACE`).
+    Nothing,
+    /// Whatever POSIX lets it replace, but no event.
+    Anything,
+    /// Also an event, which the renamed file has just been found to be once more.
+    SameEvent,
+}
+
+/// The output tree of one attempt.
+#[derive(Debug)]
+pub struct Output {
+    daemon: Arc<Daemon>,
+    committer: Committer,
+    limits: Limits,
+    /// Ended: what waits for a store or an upload waits no longer.
+    stopped: CancellationToken,
+    /// The first limit of what it may stage that the job went over.
+    exceeded: OnceLock<Exceeded>,
+    /// The first thing that the disk had no room for.
+    no_room: OnceLock<Errno>,
+    folders: OpenFolders,
+    table: Mutex<Table>,
+    /// Rung whenever a writer's handle is gone.
+    released: Notify,
+    /// Files whose last writer is gone, and what is left to do about them.
+    closed: Closed,
+    blobs_made: AtomicU64,
+    /// Bytes that uploads have moved: what waits for them may wait while it grows.
+    moved: Arc<AtomicU64>,
+    receipts: Mutex<BTreeMap<String, Receipt>>,
+    rejections: Mutex<BTreeMap<String, Rejection>>,
+    /// Files as events named them, for whoever reads them next on this node.
+    named: Mutex<Vec<(Ino, FileEntry)>>,
+    own_blobs: Arc<OwnBlobs>,
+    /// Room to read event files in.
+    reading: Semaphore,
+    runtime: tokio::runtime::Handle,
+    reads: ReadLog,
+}
+
+impl Output {
+    /// The attempt's span.
+    pub(crate) fn span(&self) -> &tracing::Span {
+        self.committer.span()
+    }
+
+    /// Bytes that uploads have moved.
+    pub(crate) fn bytes_moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    /// An empty tree staged at `directory`, which must not exist yet. Must be called inside a Tokio runtime.
+    pub(super) fn new(
+        daemon: Arc<Daemon>,
+        committer: Committer,
+        limits: Limits,
+        names: Names,
+        writers: Writers,
+        directory: &Path,
+        reads: ReadLog,
+    ) -> io::Result<Arc<Self>> {
+        let root = Folder::made(directory)?;
+        for part in ["data", "events"] {
+            root.make_folder(OsStr::new(part), Mode::from_raw_mode(0o755))?;
+        }
+        let own_blobs = OwnBlobs::new(daemon.plane.blobs.clone(), tokio::runtime::Handle::current());
+        let output = Self {
+            daemon,
+            committer,
+            limits,
+            stopped: CancellationToken::new(),
+            exceeded: OnceLock::new(),
+            no_room: OnceLock::new(),
+            folders: OpenFolders::new(root),
+            table: Mutex::new(Table::new(names)),
+            released: Notify::new(),
+            closed: Closed::default(),
+            blobs_made: AtomicU64::new(0),
+            moved: Arc::default(),
+            receipts: Mutex::default(),
+            rejections: Mutex::default(),
+            named: Mutex::default(),
+            reading: Semaphore::new(READING_UNITS),
+            own_blobs,
+            runtime: tokio::runtime::Handle::current(),
+            reads,
+        };
+        let insights_mode = match writers {
+            Writers::Owner => 0o644,
+            Writers::AnyUser => {
+                for ino in [OUT, DATA, EVENTS] {
+                    output.pin(&output.lock(), ino)?.set_mode(Mode::from_raw_mode(0o777))?;
+                }
+                0o666
+            }
+        };
+        // Older modules open insights.json without creating it.
+        let insights = output.lock().insights();
+        for name in insights {
+            output.make_file(OUT, OsStr::new(name), insights_mode, Maker::daemon())?;
+        }
+        Ok(Arc::new(output))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // ---- names and attributes ----
+
+    /// What stands under a name; none: nothing.
+    pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Option<Attr>> {
+        if name.len() > NAME_MAX {
+            return Err(Errno::NAMETOOLONG);
+        }
+        let table = self.lock();
+        table.child(parent, name)?.map(|ino| self.attr(&table, ino)).transpose()
+    }
+
+    /// An inode's attributes.
+    pub fn getattr(&self, ino: Ino) -> Result<Attr> {
+        self.attr(&self.lock(), ino)
+    }
+
+    /// Gives the names of a directory behind a place of its listing to `take`, each with its own place and what it names,
+    /// until `take` has enough.
+    pub fn names_behind(
+        &self,
+        ino: Ino,
+        place: u64,
+        mut take: impl FnMut(u64, &OsStr, Ino, Kind) -> bool,
+    ) -> Result<()> {
+        let table = self.lock();
+        let directory = table.directory(ino)?;
+        for (at, name, child) in directory.behind(place) {
+            let Ok(node) = table.node(child) else { continue };
+            if take(at, name, child, kind_of(&node.body)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same with the attributes of this moment. A name whose inode cannot be looked at any more is left out.
+    pub fn entries_behind(
+        &self,
+        ino: Ino,
+        place: u64,
+        mut take: impl FnMut(u64, &OsStr, &Attr) -> bool,
+    ) -> Result<()> {
+        let table = self.lock();
+        for (at, name, child) in table.directory(ino)?.behind(place) {
+            match self.attr(&table, child) {
+                Ok(attr) if take(at, name, &attr) => break,
+                Ok(_) | Err(Errno::NOENT | Errno::STALE) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The parent of a directory.
+    pub fn parent(&self, ino: Ino) -> Ino {
+        if ino == OUT {
+            return ROOT;
+        }
+        self.lock().place(ino).map_or(OUT, |(parent, _)| parent)
+    }
+
+    /// A read of bytes that a file refers to failed; gives what the module gets.
+    fn read_failed(&self, ino: Ino, failure: &ReadFailure) -> Errno {
+        self.reads.note(&self.shown_path(ino), failure)
+    }
+
+    /// Where an inode stands, seen from `ION_DIR`.
+    pub(super) fn shown_path(&self, ino: Ino) -> String {
+        match self.lock().path(ino) {
+            Some(path) => format!("out/{}", path.display()),
+            None => "a removed file of out/".to_owned(),
+        }
+    }
+
+    fn attr(&self, table: &Table, ino: Ino) -> Result<Attr> {
+        let stat = self.stat(table, ino)?;
+        Ok(attr_of(ino, table.node(ino)?, &stat))
+    }
+
+    /// Changes attributes; a new length through the handle that asks for it, if one does.
+    pub fn setattr(&self, ino: Ino, change: SetAttr, through: Option<&Staged>, by: By) -> Result<Attr> {
+        let mut table = self.lock();
+        if let Some(size) = change.size {
+            self.resize(&mut table, ino, size, through, by)?;
+        }
+        let pinned = self.pin(&table, ino)?;
+        if change.uid.is_some() || change.gid.is_some() {
+            pinned.set_owner(change.uid.map(fs::Uid::from_raw), change.gid.map(fs::Gid::from_raw))?;
+        }
+        if let Some(mode) = change.mode {
+            pinned.set_mode(Mode::from_raw_mode(mode & 0o7777))?;
+        }
+        if change.atime.is_some() || change.mtime.is_some() {
+            let times =
+                Timestamps { last_access: timespec(change.atime), last_modification: timespec(change.mtime) };
+            pinned.set_times(&times)?;
+        }
+        table.is_changed(ino);
+        self.attr(&table, ino)
+    }
+
+    fn resize(&self, table: &mut Table, ino: Ino, size: u64, through: Option<&Staged>, by: By) -> Result<()> {
+        forbid_change(table.file(ino)?)?;
+        let opened;
+        let backing = match through.filter(|staged| staged.ino() == ino && staged.writes()) {
+            Some(staged) => staged.file(),
+            None => {
+                opened = self.open_staged(table, ino, OFlags::WRONLY)?;
+                &opened
+            }
+        };
+        give_up_rights(backing, by)?;
+        // A blob takes no room here.
+        let takes = table.file(ino)?.reference.as_ref().is_none_or(|reference| reference.takes_room_at(size));
+        self.charge(table, ino, if takes { size } else { 0 })?;
+        let file = table.file_mut(ino)?;
+        backing.set_len(size).map_err(|error| errno(&error))?;
+        if file.failed.is_some_and(|(at, _)| at >= size) {
+            file.failed = None;
+        }
+        match &mut file.reference {
+            Some(reference) if size > 0 => reference.resize(size),
+            reference => *reference = None,
+        }
+        content_changed(file, false);
+        file.in_order = (size == 0).then(InOrder::default);
+        Ok(())
+    }
+
+    /// Where a symbolic link points.
+    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        self.pin(&self.lock(), ino)?.link_target()
+    }
+
+    /// A hard link inside `out/data`.
+    pub fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
+        let mut table = self.lock();
+        let kind = match &table.node(ino)?.body {
+            Body::File(file) => {
+                forbid_move(file)?;
+                Kind::File
+            }
+            Body::Symlink => Kind::Symlink,
+            Body::Special(kind) => *kind,
+            Body::Directory(_) => return Err(Errno::PERM),
+        };
+        may_hold_more(&table, parent, name, kind)?;
+        let folder = self.folder_for(&table, parent, name)?;
+        self.pin(&table, ino)?.link(&folder, name)?;
+        table.link(ino, parent, name)?;
+        self.attr(&table, ino)
+    }
+
+    /// Removes a name of a file or link.
+    pub fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        let mut table = self.lock();
+        let ino = table.child(parent, name)?.ok_or(Errno::NOENT)?;
+        if let Body::File(file) = &table.node(ino)?.body {
+            forbid_change(file)?;
+        }
+        let remains = self.remains(&table, ino)?;
+        self.folder(&table, parent)?.remove_file(name)?;
+        table.unlink(parent, name, remains)?;
+        self.discard_orphans(&mut table);
+        Ok(())
+    }
+
+    /// Removes what was stored of files that are gone. Of what is still being stored its own end will; its space is freed
+    /// now, as a module that removed a file counts on that. What the upload reads then is named by no event.
+    fn discard_orphans(&self, table: &mut Table) {
+        for Orphan { stored, known } in table.take_orphans() {
+            match (stored.get(), known) {
+                (Some(entry), _) => self.own_blobs.discard(&entry.key),
+                // Refused, the space comes back with the end of the upload.
+                (None, Some(content)) => drop(content.open(OFlags::WRONLY | OFlags::TRUNC)),
+                (None, None) => {}
+            }
+        }
+    }
+
+    /// What will be left of an inode whose last name is about to go: of an open file its content, of others that the
+    /// kernel knows their attributes.
+    fn remains(&self, table: &Table, ino: Ino) -> Result<Option<Remains>> {
+        let node = table.node(ino)?;
+        if node.links.len() > 1 {
+            return Ok(None);
+        }
+        Ok(match &node.body {
+            Body::File(file) if file.opens > 0 => Some(Remains::Open(self.pin(table, ino)?)),
+            Body::File(_) if node.known > 0 && table.may_hold_unnamed() => {
+                Some(Remains::Known(self.pin(table, ino)?))
+            }
+            _ if node.known > 0 => {
+                let mut stat = self.stat(table, ino)?;
+                stat.st_nlink = 0;
+                Some(Remains::Seen(Box::new(stat)))
+            }
+            _ => None,
+        })
+    }
+
+    /// The kernel was given this inode once more.
+    pub(super) fn remember(&self, ino: Ino) {
+        if let Ok(node) = self.lock().node_mut(ino) {
+            node.known += 1;
+        }
+    }
+
+    /// The kernel forgets so many times that it was given this inode.
+    pub(super) fn forget(&self, ino: Ino, times: u64) {
+        let mut table = self.lock();
+        if let Ok(node) = table.node_mut(ino) {
+            node.known = node.known.saturating_sub(times);
+        }
+        table.look_after_unnamed(ino);
+        self.discard_orphans(&mut table);
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        let mut table = self.lock();
+        let ino = table.child(parent, name)?.ok_or(Errno::NOENT)?;
+        if ino == DATA || ino == EVENTS {
+            return Err(Errno::PERM);
+        }
+        let remains = self.remains(&table, ino)?;
+        self.folder(&table, parent)?.remove_folder(name)?;
+        self.folders.forget(ino);
+        table.unlink(parent, name, remains)
+    }
+
+    /// Renames inside `out/`, with nothing to commit.
+    fn rename_plain(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        newparent: Ino,
+        newname: &OsStr,
+        over: Over,
+    ) -> Result<()> {
+        let mut table = self.lock();
+        let ino = table.child(parent, name)?.ok_or(Errno::NOENT)?;
+        if ino == DATA || ino == EVENTS {
+            return Err(Errno::PERM);
+        }
+        let kind = kind_of(&table.node(ino)?.body);
+        if let Body::File(file) = &table.node(ino)?.body {
+            forbid_move(file)?;
+        }
+        may_hold_more(&table, newparent, newname, kind)?;
+        if kind == Kind::Directory && table.is_below(newparent, ino) {
+            return Err(Errno::INVAL);
+        }
+        // What lies below it goes with it.
+        self.may_reach(&table.path_in(newparent, newname)?, || table.reach(ino))?;
+        let target = table.child(newparent, newname)?;
+        if target.is_some() && over == Over::Nothing {
+            return Err(Errno::EXIST);
+        }
+        if target == Some(ino) {
+            // Two names of one file: rename does nothing, as POSIX says.
+            return Ok(());
+        }
+        if let Some(target) = target
+            && let Body::File(file) = &table.node(target)?.body
+            && over != Over::SameEvent
+        {
+            forbid_move(file)?;
+        }
+        let remains = target.map(|target| self.remains(&table, target)).transpose()?.flatten();
+        let (from, to) = (self.folder(&table, parent)?, self.folder(&table, newparent)?);
+        from.rename(name, &to, newname)?;
+        if let Some(target) = target {
+            self.folders.forget(target);
+            table.unlink(newparent, newname, remains)?;
+            self.discard_orphans(&mut table);
+        }
+        // Linked before unlinked: a file without a name and without a handle would be forgotten.
+        table.link(ino, newparent, newname)?;
+        table.unlink(parent, name, None)?;
+        if (newparent == EVENTS || table.is_insights(newparent, newname))
+            && let Ok(file) = table.file_mut(ino)
+        {
+            file.event.get_or_insert_default();
+        }
+        Ok(())
+    }
+
+    /// The space of the staging disk.
+    pub fn statfs(&self) -> Result<StatVfs> {
+        self.folders.root().space()
+    }
+}
+
+/// No change of a content that is an event, or about to be one.
+fn forbid_change(file: &FileNode) -> Result<()> {
+    match &file.event {
+        Some(event) if event.is_fixed() => Err(Errno::ROFS),
+        _ => Ok(()),
+    }
+}
+
+/// No other name for an event. One that is about to be one is given its name by its own commit.
+fn forbid_move(file: &FileNode) -> Result<()> {
+    match &file.event {
+        Some(event) if event.committed.is_some() => Err(Errno::ROFS),
+        _ => Ok(()),
+    }
+}
+
+fn kind_of(body: &Body) -> Kind {
+    match body {
+        Body::Directory(_) => Kind::Directory,
+        Body::File(_) => Kind::File,
+        Body::Symlink => Kind::Symlink,
+        Body::Special(kind) => *kind,
+    }
+}
+
+fn attr_of(ino: Ino, node: &Node, stat: &Stat) -> Attr {
+    let time = |seconds: i64, nanos: u64| {
+        let nanos = Duration::from_nanos(nanos);
+        match u64::try_from(seconds) {
+            Ok(seconds) => SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + nanos,
+            Err(_) => SystemTime::UNIX_EPOCH - Duration::from_secs(seconds.unsigned_abs()) + nanos,
+        }
+    };
+    let size = stat.st_size.cast_unsigned();
+    let file = if let Body::File(file) = &node.body { Some(file) } else { None };
+    let refers = file.is_some_and(|file| file.reference.is_some());
+    let times = file.and_then(|file| file.shown.as_deref()).unwrap_or(stat);
+    let linked_to = file.and_then(|file| file.shares_number_with());
+    Attr {
+        ino,
+        shown_ino: linked_to.unwrap_or(ino),
+        kind: kind_of(&node.body),
+        size,
+        // A reference is a hole on the disk and full of data to read: `cp` must not skip it.
+        blocks: if refers { size.div_ceil(512) } else { stat.st_blocks.cast_unsigned() },
+        atime: time(times.st_atime, times.st_atime_nsec),
+        mtime: time(times.st_mtime, times.st_mtime_nsec),
+        ctime: time(times.st_ctime, times.st_ctime_nsec),
+        perm: u16::try_from(stat.st_mode & 0o7777).unwrap_or(0),
+        nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        // The number it shows goes with its first change, of which nobody tells the kernel.
+        ttl: if linked_to.is_some() { Duration::ZERO } else { FOREVER },
+    }
+}
+
+fn timespec(time: Option<Option<SystemTime>>) -> Timespec {
+    match time {
+        None => Timespec { tv_sec: 0, tv_nsec: fs::UTIME_OMIT },
+        Some(None) => Timespec { tv_sec: 0, tv_nsec: fs::UTIME_NOW },
+        Some(Some(time)) => match time.duration_since(SystemTime::UNIX_EPOCH) {
+            Ok(since) => {
+                Timespec { tv_sec: since.as_secs().cast_signed(), tv_nsec: since.subsec_nanos().into() }
+            }
+            Err(before) => {
+                let before = before.duration();
+                let borrow = i64::from(before.subsec_nanos() > 0);
+                let nanos = if borrow == 1 { 1_000_000_000 - before.subsec_nanos() } else { 0 };
+                let seconds = 0_i64.saturating_sub_unsigned(before.as_secs()).saturating_sub(borrow);
+                Timespec { tv_sec: seconds, tv_nsec: nanos.into() }
+            }
+        },
+    }
+}

@@ -1,0 +1,451 @@
+//! Open files: what is read, written and cut, and what becomes of it when a descriptor or the last handle is closed.
+//!
+//! Each change is noted in the table before and after it is made, so that an upload that ran beside it is known to hold
+//! neither the old content nor the new.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use ion_model::event::FileEntry;
+use ion_plane::cache::{CachedBlob, Reader};
+use ion_plane::node::Node as Daemon;
+use rustix::fs::{self, Mode, OFlags};
+
+use super::super::eventfile::Asked;
+use super::super::reads::ReadFailure;
+use super::super::{Errno, Ino, Result, Seek, errno, seek_dense};
+use super::early::InOrder;
+use super::table::{FileNode, Table};
+use super::{Output, forbid_change};
+
+/// The kernel's own flag of an open by execve(), which no header names.
+const FMODE_EXEC: i32 = 0x20;
+
+/// A handle that may write, as the table holds it for as long as it is open.
+#[derive(Debug)]
+pub(super) struct Writer {
+    /// A FLUSH came after the last write: some closer is done, RELEASE should follow.
+    flushed: AtomicBool,
+    closing: Closing,
+}
+
+/// How the kernel tells of a close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// By a FLUSH that close() waits for, for each descriptor, and a RELEASE after the last.
+    Flushes,
+    /// By the RELEASE only.
+    Releases,
+}
+
+impl Writer {
+    /// Whether it is open for sure. False also for one whose RELEASE may be on its way.
+    pub(super) fn is_surely_open(&self) -> bool {
+        self.closing == Closing::Flushes && !self.flushed.load(Ordering::Acquire)
+    }
+
+    /// Whether somebody may go on to write by it, as far as anybody knows.
+    pub(super) fn may_write_on(&self) -> bool {
+        self.closing == Closing::Releases || self.is_surely_open()
+    }
+
+    /// Something was written by it.
+    pub(super) fn wrote(&self) {
+        self.flushed.store(false, Ordering::Release);
+    }
+}
+
+/// An open staged file.
+#[derive(Debug)]
+pub struct Staged {
+    ino: Ino,
+    file: File,
+    writable: bool,
+    executes: bool,
+    writer: Arc<Writer>,
+    /// Reads the blob that the file refers to, if it does.
+    reader: Mutex<Option<Arc<Reader>>>,
+}
+
+impl Staged {
+    /// Its inode.
+    pub fn ino(&self) -> Ino {
+        self.ino
+    }
+
+    /// Whether it may write.
+    pub(super) fn writes(&self) -> bool {
+        self.writable
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(super) fn writer(&self) -> &Writer {
+        &self.writer
+    }
+
+    /// How the kernel is to tell of its closes.
+    pub fn closing(&self) -> Closing {
+        self.writer.closing
+    }
+
+    /// This handle's reader of a blob, opened if it has none of it.
+    pub(super) fn reader(
+        &self,
+        entry: &FileEntry,
+        open: impl FnOnce() -> std::result::Result<Arc<Reader>, ReadFailure>,
+    ) -> std::result::Result<Arc<Reader>, ReadFailure> {
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        match reader.as_ref().filter(|reader| reader.blob().is_of(entry)) {
+            Some(reader) => Ok(reader.clone()),
+            None => Ok(reader.insert(open()?).clone()),
+        }
+    }
+}
+
+/// Who changes a file's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// Somebody who may keep the bits of set-user-id and set-group-id (`CAP_FSETID`).
+    Privileged,
+    /// Anybody else: the bits go, or what was written would run with the rights of the file's owner.
+    AnotherUser,
+}
+
+/// How a file is to be opened.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenHow {
+    /// The open flags as the kernel gave them.
+    pub flags: i32,
+    /// Who opens it.
+    pub by: By,
+}
+
+impl OpenHow {
+    fn writes(self) -> bool {
+        self.flags & libc::O_ACCMODE != libc::O_RDONLY
+    }
+
+    /// Whether anything may change by it.
+    pub(crate) fn changes(self) -> bool {
+        self.writes() || self.truncates()
+    }
+
+    /// Whether a program is started from it. The handle then stays for as long as the program runs.
+    fn executes(self) -> bool {
+        self.flags & FMODE_EXEC != 0
+    }
+
+    fn truncates(self) -> bool {
+        self.flags & libc::O_TRUNC != 0
+    }
+
+    /// What the staging file is opened with: creation, append and links are ours to decide.
+    pub(super) fn backing(self) -> OFlags {
+        let access = self.flags & (libc::O_ACCMODE | libc::O_TRUNC | libc::O_SYNC | libc::O_DSYNC);
+        OFlags::from_bits_retain(access.cast_unsigned())
+    }
+
+    /// How the kernel is to tell of closes. A close of data decides nothing, so it need not wait for the daemon; but what a
+    /// mapping changed is only written out by a FLUSH, and only what is open for both can be mapped for writing.
+    fn closing(self, file: &FileNode) -> Closing {
+        let maps = self.flags & libc::O_ACCMODE == libc::O_RDWR;
+        let decides = file.event.is_some() && self.writes();
+        if maps || decides { Closing::Flushes } else { Closing::Releases }
+    }
+}
+
+impl Output {
+    /// Opens a file.
+    pub fn open(&self, ino: Ino, how: OpenHow) -> Result<Arc<Staged>> {
+        let mut table = self.lock();
+        let file = table.file(ino)?;
+        if how.writes() || how.truncates() {
+            forbid_change(file)?;
+        }
+        // Opened for writing, the kernel looks itself; cut without, it asks us first and looks when the program is gone.
+        if how.truncates() && !how.writes() && file.programs > 0 {
+            return Err(Errno::TXTBSY);
+        }
+        let backing = self.of_disk(self.open_staged(&table, ino, how.backing()))?;
+        if how.truncates() {
+            give_up_rights(&backing, how.by)?;
+        }
+        self.handle(&mut table, ino, backing, how)
+    }
+
+    pub(super) fn handle(
+        &self,
+        table: &mut Table,
+        ino: Ino,
+        backing: File,
+        how: OpenHow,
+    ) -> Result<Arc<Staged>> {
+        let file = table.file_mut(ino)?;
+        let writer = Arc::new(Writer { flushed: AtomicBool::new(false), closing: how.closing(file) });
+        file.opens += 1;
+        file.programs += u32::from(how.executes());
+        if how.writes() {
+            file.writers.push(writer.clone());
+        }
+        if how.truncates() {
+            file.reference = None;
+            file.failed = None;
+            content_changed(file, false);
+            file.in_order = Some(InOrder::default());
+            table.charge(ino, 0, u64::MAX);
+        }
+        table.look_after_unnamed(ino);
+        let (writable, executes) = (how.writes(), how.executes());
+        let reader = Mutex::default();
+        Ok(Arc::new(Staged { ino, file: backing, writable, executes, writer, reader }))
+    }
+
+    /// Reads staged content; fewer bytes only at its end.
+    pub fn read(&self, staged: &Staged, offset: u64, size: usize) -> Result<Bytes> {
+        let mut buffer = vec![0; size];
+        let mut filled = 0;
+        while filled < size {
+            match staged.file.read_at(&mut buffer[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(errno(&error)),
+            }
+        }
+        buffer.truncate(filled);
+        Ok(buffer.into())
+    }
+
+    /// Writes. A reference needs [`Output::own_range`] first.
+    pub fn write(&self, staged: &Staged, offset: u64, data: &[u8], by: By) -> Result<()> {
+        give_up_rights(&staged.file, by)?;
+        let end = offset.saturating_add(data.len() as u64);
+        let (allowed, in_order) = {
+            let mut table = self.lock();
+            let file = table.file_mut(staged.ino)?;
+            forbid_change(file)?;
+            if file.event.is_some() && end > self.limits.event_bytes {
+                return Err(Errno::FBIG);
+            }
+            let in_order = file.in_order.take().filter(|in_order| in_order.total() == offset);
+            content_changed(file, true);
+            if let Some(reference) = &mut file.reference {
+                reference.touch();
+            }
+            let in_order = in_order.map(|in_order| (file.generation, in_order));
+            (self.charge_to(&mut table, staged.ino, end), in_order)
+        };
+        staged.writer.wrote();
+        let in_order = in_order.map(|(generation, mut in_order)| {
+            in_order.update(data);
+            (generation, in_order)
+        });
+        let written = allowed.and_then(|()| {
+            self.of_disk(staged.file.write_all_at(data, offset).map_err(|error| errno(&error)))
+        });
+        self.written(staged.ino, offset..end, in_order, written)
+    }
+
+    /// The write that was announced has been made, or a part of it: an upload that began in between may hold either. And
+    /// no event may name a file that lacks a part, until somebody has written there again.
+    fn written<T>(
+        &self,
+        ino: Ino,
+        range: Range<u64>,
+        in_order: Option<(u64, InOrder)>,
+        outcome: Result<T>,
+    ) -> Result<T> {
+        let mut is_long = false;
+        if let Ok(file) = self.lock().file_mut(ino) {
+            // Nobody else wrote in between.
+            let alone = in_order.filter(|(generation, _)| *generation == file.generation && outcome.is_ok());
+            file.in_order = alone.map(|(_, in_order)| in_order);
+            if let Some(in_order) = &file.in_order {
+                in_order.are_written();
+                is_long = file.event.is_none() && in_order.is_to_begin();
+            }
+            file.generation += 1;
+            match &outcome {
+                // Whoever asked copies by other means.
+                Err(Errno::OPNOTSUPP) => {}
+                Err(errno) => file.failed = Some((range.start, *errno)),
+                Ok(_) if file.failed.is_some_and(|(at, _)| range.contains(&at)) => file.failed = None,
+                Ok(_) => {}
+            }
+        }
+        if is_long {
+            self.upload_early(ino);
+        }
+        outcome
+    }
+
+    /// Gives or takes space (fallocate).
+    pub fn allocate(&self, staged: &Staged, offset: u64, length: u64, mode: i32, by: By) -> Result<()> {
+        give_up_rights(&staged.file, by)?;
+        let mut table = self.lock();
+        let file = table.file_mut(staged.ino)?;
+        forbid_change(file)?;
+        content_changed(file, true);
+        let flags = fs::FallocateFlags::from_bits_retain(mode.cast_unsigned());
+        if !flags.intersects(fs::FallocateFlags::PUNCH_HOLE | fs::FallocateFlags::COLLAPSE_RANGE) {
+            self.charge_to(&mut table, staged.ino, offset.saturating_add(length))?;
+        }
+        self.of_disk(fs::fallocate(&staged.file, flags, offset, length))
+    }
+
+    /// The next data or hole of a staged file.
+    pub fn seek(&self, staged: &Staged, offset: u64, whence: Seek) -> Result<u64> {
+        if self.refers(staged.ino) {
+            let length = staged.file.metadata().map_err(|error| errno(&error))?.len();
+            return seek_dense(length, offset, whence);
+        }
+        fs::seek(
+            &staged.file,
+            match whence {
+                Seek::Data => fs::SeekFrom::Data(offset),
+                Seek::Hole => fs::SeekFrom::Hole(offset),
+            },
+        )
+    }
+
+    /// Makes the file durable on the local disk.
+    pub fn sync(&self, staged: &Staged) -> Result<()> {
+        staged.file.sync_all().map_err(|error| {
+            let errno = errno(&error);
+            self.not_whole(staged.ino, 0, errno);
+            errno
+        })
+    }
+
+    /// From `at` on, the file may lack what was written.
+    pub(super) fn not_whole(&self, ino: Ino, at: u64, errno: Errno) {
+        if let Ok(file) = self.lock().file_mut(ino) {
+            file.failed = Some((at, errno));
+        }
+    }
+
+    /// Copies between two staged files by the kernel.
+    pub fn copy_range(
+        &self,
+        from: &Staged,
+        from_offset: u64,
+        to: &Staged,
+        to_offset: u64,
+        length: u64,
+        by: By,
+    ) -> Result<u64> {
+        give_up_rights(&to.file, by)?;
+        let size = from.file.metadata().map_err(|error| errno(&error))?.len();
+        let length = length.min(size.saturating_sub(from_offset));
+        {
+            let mut table = self.lock();
+            let from_refers = table.file(from.ino)?.reference.is_some();
+            let file = table.file_mut(to.ino)?;
+            forbid_change(file)?;
+            if from_refers || file.reference.is_some() || file.event.is_some() {
+                return Err(Errno::OPNOTSUPP);
+            }
+            content_changed(file, true);
+            self.charge_to(&mut table, to.ino, to_offset.saturating_add(length))?;
+        }
+        to.writer.wrote();
+        let (mut from_at, mut to_at) = (from_offset, to_offset);
+        let length = usize::try_from(length.min(1 << 30)).unwrap_or(1 << 30);
+        let copied = fs::copy_file_range(&from.file, Some(&mut from_at), &to.file, Some(&mut to_at), length);
+        let copied = self.of_disk(copied);
+        self.written(to.ino, to_offset..to_offset.saturating_add(length as u64), None, copied)
+            .map(|copied| copied as u64)
+    }
+
+    /// FLUSH: a descriptor of the file was closed. Gives what close() is to return.
+    pub async fn flush(&self, staged: &Staged) -> Result<()> {
+        staged.writer.flushed.store(true, Ordering::Release);
+        if !staged.writable {
+            return Ok(());
+        }
+        self.decide(staged.ino, Asked::Flush).await
+    }
+
+    /// fsync: durable locally; an event file commits as at FLUSH.
+    pub async fn fsync(&self, staged: &Staged) -> Result<()> {
+        self.sync(staged)?;
+        self.decide(staged.ino, Asked::Flush).await
+    }
+
+    /// RELEASE: the handle is gone. The last writer of an event file makes its content final; of a data file,
+    /// begins its upload.
+    pub fn release(self: &Arc<Self>, staged: &Staged) {
+        let ino = staged.ino;
+        {
+            let mut table = self.lock();
+            let Ok(file) = table.file_mut(ino) else { return };
+            file.opens -= 1;
+            file.programs -= u32::from(staged.executes);
+            file.writers.retain(|writer| !Arc::ptr_eq(writer, &staged.writer));
+            let last = staged.writable && file.writers.is_empty();
+            let decides = file.event.is_some();
+            // An upload that still waits for its turn will take this content too.
+            let stores = last && !decides && !std::mem::replace(&mut file.upload_waits, true);
+            if last && decides {
+                self.closed.to_decide(ino);
+            } else if stores {
+                self.closed.to_store(ino);
+            }
+            table.look_after_unnamed(ino);
+            self.discard_orphans(&mut table);
+        }
+        self.released.notify_waiters();
+        self.work_off_closed();
+    }
+}
+
+/// The blob behind an entry, opened.
+pub(crate) fn open_blob(
+    daemon: &Daemon,
+    entry: &FileEntry,
+) -> std::result::Result<Arc<CachedBlob>, ReadFailure> {
+    daemon.cache.open(entry).map_err(|error| ReadFailure::of_blob(&error))
+}
+
+/// A read of a blob, within the daemon's deadline.
+pub(crate) async fn read_within(
+    daemon: &Daemon,
+    reader: &Reader,
+    offset: u64,
+    length: u64,
+) -> std::result::Result<Bytes, ReadFailure> {
+    match tokio::time::timeout(daemon.settings.read_deadline, reader.read(offset, length)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) => Err(ReadFailure::of_blob(&error)),
+        Err(_) => Err(ReadFailure::unanswered(Some(&reader.blob().entry().key))),
+    }
+}
+
+/// Takes the bits of set-user-id and set-group-id from a file that somebody changes who may not keep them.
+pub(super) fn give_up_rights(file: &File, by: By) -> Result<()> {
+    if by == By::Privileged {
+        return Ok(());
+    }
+    let mode = fs::fstat(file)?.st_mode & 0o7777;
+    // Without the right to execute it, the bit of the group means a mandatory lock and stays.
+    let group = if mode & libc::S_IXGRP == 0 { 0 } else { libc::S_ISGID };
+    let kept = mode & !(libc::S_ISUID | group);
+    if kept == mode { Ok(()) } else { fs::fchmod(file, Mode::from_raw_mode(kept)) }
+}
+
+pub(super) fn content_changed(file: &mut FileNode, by_writing: bool) {
+    file.generation += 1;
+    file.in_order = None;
+    file.shown = None;
+    if let Some(event) = &mut file.event {
+        event.changed(by_writing);
+    }
+}

@@ -1,0 +1,417 @@
+//! Files in `out/events` become events, and `insights.json` is kept: the rule of [`super::super::eventfile`] applied.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use ion_model::event::{self, Parsed, WHOLE_DRAFT, is_doubtful_draft, is_draft, is_event_draft};
+use ion_model::limits::bytes_in_words;
+use ion_plane::commit::{Receipt, Refusal, Rejection};
+use rustix::fs::OFlags;
+use tokio::sync::SemaphorePermit;
+
+use super::super::eventfile::{Asked, Decision};
+use super::super::{Attr, Errno, Ino, Result, errno};
+use super::{EVENTS, OUT, Output, Over, READING_UNIT, READING_UNITS};
+
+/// How long a rename to an event's name waits for the RELEASE of a file whose document is not complete. The kernel sends it
+/// within a millisecond of the close; one that is open is written on, and decided upon at its close.
+const CLOSE_WAIT: Duration = Duration::from_millis(200);
+
+/// Whether a file that is given an event's name is the event that has this name already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EventBefore {
+    Same,
+    None,
+}
+
+impl Output {
+    /// Renames or links; into an event's name it commits first and then moves (rules 5 and 6).
+    pub async fn rename(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        newparent: Ino,
+        newname: &OsStr,
+        over: Over,
+    ) -> Result<()> {
+        if let Some(event_name) = self.event_name(newparent, newname)? {
+            let ino = self.lock().child(parent, name)?.ok_or(Errno::NOENT)?;
+            return self
+                .adopt_as_event(ino, &event_name, |same| {
+                    let over = if same == EventBefore::Same && over == Over::Anything {
+                        Over::SameEvent
+                    } else {
+                        over
+                    };
+                    self.rename_plain(parent, name, newparent, newname, over)
+                })
+                .await;
+        }
+        self.rename_plain(parent, name, newparent, newname, over)?;
+        let insights = {
+            let table = self.lock();
+            if table.is_insights(newparent, newname) { table.child(newparent, newname)? } else { None }
+        };
+        match insights {
+            Some(ino) => self.decide(ino, Asked::Final).await,
+            None => Ok(()),
+        }
+    }
+
+    /// A hard link; to an event's name it commits first.
+    pub async fn link_or_commit(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
+        if let Some(event_name) = self.event_name(parent, name)? {
+            self.adopt_as_event(ino, &event_name, |_| self.link(ino, parent, name).map(drop)).await?;
+            return self.getattr(ino);
+        }
+        self.link(ino, parent, name)
+    }
+
+    /// The name of the event that a file under this name is; none for drafts and other places. EILSEQ if it is no
+    /// UTF-8: made into it, two names could become one.
+    fn event_name(&self, parent: Ino, name: &OsStr) -> Result<Option<String>> {
+        if parent != EVENTS {
+            return Ok(None);
+        }
+        let name = name.to_str().ok_or(Errno::ILSEQ)?;
+        Ok((!is_event_draft(name)).then(|| name.to_owned()))
+    }
+
+    /// Commits the content of `ino` under an event's name, then lets `moved` put it there.
+    async fn adopt_as_event(
+        &self,
+        ino: Ino,
+        name: &str,
+        moved: impl Fn(EventBefore) -> Result<()>,
+    ) -> Result<()> {
+        let begun = Instant::now();
+        let (deciding, was_event) = {
+            let mut table = self.lock();
+            let file = table.file_mut(ino)?;
+            let was_event = file.event.is_some();
+            (file.event.get_or_insert_default().deciding.clone(), was_event)
+        };
+        let adopted = {
+            let _one_decision = deciding.lock().await;
+            self.adopt_alone(ino, name, moved).await
+        };
+        self.daemon.metrics.closes.since(begun);
+        if let Ok(file) = self.lock().file_mut(ino)
+            && let Some(state) = &mut file.event
+            && state.committed.is_none()
+        {
+            state.committing = false;
+            // Refused, a file of `out/data` is one as before.
+            if adopted.is_err() && !was_event {
+                file.event = None;
+            }
+        }
+        adopted
+    }
+
+    async fn adopt_alone(
+        &self,
+        ino: Ino,
+        name: &str,
+        moved: impl Fn(EventBefore) -> Result<()>,
+    ) -> Result<()> {
+        let (writing, version) = {
+            let table = self.lock();
+            let file = table.file(ino)?;
+            let writing = file.writers.iter().any(|writer| writer.may_write_on());
+            let Some(state) = &file.event else { return Err(Errno::IO) };
+            if state.committed.is_some() {
+                return Err(Errno::ROFS);
+            }
+            (writing, state.version())
+        };
+        let _room = self.room_to_read(ino).await?;
+        let content = match self.event_content(ino).await {
+            Ok(content) => content,
+            Err(error) => return Err(self.reject(name, &self.unreadable(name, error))),
+        };
+        let decision = match event::parse_within(&content, &self.limits) {
+            Parsed::Complete(file) => Decision::Commit(file),
+            Parsed::Invalid(reason) => Decision::Refuse(reason),
+            Parsed::TooBig(reason) => Decision::TooBig(reason),
+            // Empty, or a writer is still at it: its own close decides.
+            Parsed::Empty => Decision::Nothing,
+            Parsed::Incomplete if writing && self.is_written_on(ino).await => Decision::Nothing,
+            Parsed::Incomplete => Decision::Refuse("the JSON document is cut off".into()),
+        };
+        let over_committed = self.committed_under(name);
+        match decision {
+            Decision::Nothing if over_committed.is_some() => Err(Errno::ROFS),
+            Decision::Nothing => moved(EventBefore::None),
+            Decision::Refuse(reason) => Err(self.reject(name, &Refusal::Invalid(reason))),
+            Decision::TooBig(reason) => Err(self.reject(name, &Refusal::TooBig(reason))),
+            Decision::Commit(file) => {
+                if let Some(state) = &mut self.lock().file_mut(ino)?.event {
+                    if state.version() != version {
+                        return Err(self.reject(name, &Refusal::StillOpen(name.to_owned())));
+                    }
+                    state.committing = true;
+                }
+                let receipt = match self.committer.commit(name, file, self).await {
+                    Ok(receipt) => receipt,
+                    Err(refusal) => return Err(self.reject(name, &refusal)),
+                };
+                // The same event once more takes the place of the file that was committed first.
+                moved(if over_committed.is_some() { EventBefore::Same } else { EventBefore::None })?;
+                self.accept(ino, receipt);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether somebody still has the file open for writing. A close of which only the RELEASE tells may be on its way.
+    async fn is_written_on(&self, ino: Ino) -> bool {
+        let deadline = tokio::time::Instant::now() + CLOSE_WAIT;
+        loop {
+            let released = self.released.notified();
+            {
+                let table = self.lock();
+                let Ok(file) = table.file(ino) else { return false };
+                if file.writers.is_empty() || file.writers.iter().any(|writer| writer.is_surely_open()) {
+                    return !file.writers.is_empty();
+                }
+            }
+            if tokio::time::timeout_at(deadline, released).await.is_err() {
+                return true;
+            }
+        }
+    }
+
+    fn committed_under(&self, name: &str) -> Option<Receipt> {
+        let table = self.lock();
+        let ino = table.child(EVENTS, OsStr::new(name)).ok()??;
+        table.file(ino).ok()?.event.as_ref()?.committed.clone()
+    }
+
+    /// Applies the rule of section 3 to an event file or to `insights.json`; others: nothing.
+    pub(super) async fn decide(&self, ino: Ino, asked: Asked) -> Result<()> {
+        let begun = Instant::now();
+        let Some((name, insights)) = self.decided_name(ino) else { return Ok(()) };
+        let deciding = {
+            let table = self.lock();
+            let Some(state) = &table.file(ino)?.event else { return Ok(()) };
+            // While another close is being decided upon, nobody knows yet what this one is to hear.
+            if !state.is_news(asked) && state.deciding.try_lock().is_ok() {
+                return state.without_news();
+            }
+            state.deciding.clone()
+        };
+        let _one_decision = deciding.lock().await;
+        let version = {
+            let table = self.lock();
+            let file = table.file(ino)?;
+            let Some(state) = &file.event else { return Ok(()) };
+            // Opened for writing again: that writer's close decides.
+            if asked == Asked::Final && !file.writers.is_empty() {
+                return Ok(());
+            }
+            if !state.is_news(asked) {
+                return state.without_news();
+            }
+            state.version()
+        };
+        let _room = self.room_to_read(ino).await?;
+        let parsed = self.event_content(ino).await.map(|content| event::parse_within(&content, &self.limits));
+        let decision = {
+            let mut table = self.lock();
+            let Some(state) = &mut table.file_mut(ino)?.event else { return Ok(()) };
+            match parsed {
+                Ok(parsed) => {
+                    let decision = state.decide(asked, version, parsed);
+                    // Insights may be written again, also while they are kept: the latest decision is the last.
+                    state.committing &= !insights;
+                    Ok(decision)
+                }
+                Err(error) => Err(error),
+            }
+        };
+        let decision = match decision {
+            Ok(decision) => decision,
+            Err(error) => return Err(self.reject(&name, &self.unreadable(&name, error))),
+        };
+        let refused = match decision {
+            Decision::Nothing => return Ok(()),
+            Decision::Refuse(reason) => Refusal::Invalid(reason),
+            Decision::TooBig(reason) => Refusal::TooBig(reason),
+            Decision::Commit(file) if insights => {
+                let kept = self.committer.keep_insights(file.into_values()).await;
+                match kept {
+                    Ok(()) => {
+                        self.rejections.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+                        return Ok(());
+                    }
+                    Err(refusal) => refusal,
+                }
+            }
+            Decision::Commit(file) => match self.committer.commit(&name, file, self).await {
+                Ok(receipt) => {
+                    self.accept(ino, receipt);
+                    self.daemon.metrics.closes.since(begun);
+                    return Ok(());
+                }
+                Err(refusal) => refusal,
+            },
+        };
+        let errno = self.reject(&name, &refused);
+        self.daemon.metrics.closes.since(begun);
+        if let Ok(file) = self.lock().file_mut(ino)
+            && let Some(state) = &mut file.event
+        {
+            state.was_refused(version, errno);
+        }
+        Err(errno)
+    }
+
+    /// Under what name a file is decided upon, and whether it is `insights.json`; none for drafts and data.
+    fn decided_name(&self, ino: Ino) -> Option<(String, bool)> {
+        let table = self.lock();
+        let links = &table.node(ino).ok()?.links;
+        if let Some((_, name)) = links.iter().find(|(parent, name)| table.is_insights(*parent, name)) {
+            return Some((name.to_string_lossy().into_owned(), true));
+        }
+        let (_, name) =
+            links.iter().find(|(parent, name)| matches!(self.event_name(*parent, name), Ok(Some(_))))?;
+        Some((name.to_string_lossy().into_owned(), false))
+    }
+
+    async fn event_content(&self, ino: Ino) -> Result<Vec<u8>> {
+        self.own_content(ino).await?;
+        let file = self.open_staged(&self.lock(), ino, OFlags::RDONLY)?;
+        let most = self.limits.event_bytes;
+        ion_system::run_blocking(move || {
+            let mut content = Vec::new();
+            io::Read::read_to_end(&mut io::Read::take(&file, most + 1), &mut content)
+                .map_err(|error| errno(&error))?;
+            if content.len() as u64 > most { Err(Errno::TOOBIG) } else { Ok(content) }
+        })
+        .await
+    }
+
+    /// Waits for room to read an event file in. It is kept until the file is decided upon.
+    async fn room_to_read(&self, ino: Ino) -> Result<SemaphorePermit<'_>> {
+        let units = self.getattr(ino)?.size.min(self.limits.event_bytes).div_ceil(READING_UNIT).max(1);
+        let units = u32::try_from(units).unwrap_or(u32::MAX).min(READING_UNITS as u32);
+        Ok(self.reading.acquire_many(units).await.expect("the semaphore is never closed"))
+    }
+
+    /// Why an event file's own content cannot be had.
+    fn unreadable(&self, name: &str, error: Errno) -> Refusal {
+        if error == Errno::TOOBIG {
+            let most = bytes_in_words(self.limits.event_bytes);
+            return Refusal::TooBig(format!("an event file may have {most}"));
+        }
+        Refusal::Unreadable { path: name.to_owned(), source: error.into() }
+    }
+
+    fn accept(&self, ino: Ino, receipt: Receipt) {
+        if let Ok(file) = self.lock().file_mut(ino) {
+            file.event.get_or_insert_default().committed = Some(receipt.clone());
+        }
+        self.rejections.lock().unwrap_or_else(PoisonError::into_inner).remove(&receipt.name);
+        self.receipts.lock().unwrap_or_else(PoisonError::into_inner).insert(receipt.name.clone(), receipt);
+    }
+
+    fn reject(&self, name: &str, refusal: &Refusal) -> Errno {
+        self.daemon.metrics.refusals.add(1);
+        let rejection = Rejection::new(name, refusal);
+        tracing::warn!(
+            job = %self.committer.origin().job_id, event = name, errno = rejection.errno, reason = rejection.reason,
+            "an event was rejected"
+        );
+        self.rejections.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), rejection);
+        refusal.errno()
+    }
+
+    /// The events committed so far, by file name.
+    pub fn receipts(&self) -> BTreeMap<String, Receipt> {
+        self.receipts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The event files refused and not committed since, by name.
+    pub fn rejections(&self) -> BTreeMap<String, Rejection> {
+        self.rejections.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Decides about every event file, and what is kept for analysis, as if the module had ended; gives those that cannot be
+    /// decided about because somebody may still write to them.
+    pub(crate) async fn settle(&self) -> Vec<Rejection> {
+        let mut open = Vec::new();
+        for ino in self.undecided() {
+            let Some((name, _)) = self.decided_name(ino) else { continue };
+            match self.closed(ino, &name).await {
+                // What it was refused with is remembered.
+                Ok(()) => drop(self.decide(ino, Asked::Final).await),
+                Err(refusal) => open.push(Rejection {
+                    reason: "it is still open for writing; close it first".into(),
+                    ..Rejection::new(&name, &refusal)
+                }),
+            }
+        }
+        self.refuse_whole_drafts().await;
+        open
+    }
+
+    /// The files of `out/events`, and those kept for analysis, that are no event yet.
+    fn undecided(&self) -> Vec<Ino> {
+        let table = self.lock();
+        let events = table.files_in(EVENTS).into_iter();
+        let insights = table.files_in(OUT).into_iter().filter(|(name, _)| table.is_insights(OUT, name));
+        let undecided = |ino: &Ino| {
+            table
+                .file(*ino)
+                .is_ok_and(|file| file.event.as_ref().is_none_or(|state| state.committed.is_none()))
+        };
+        events.chain(insights).map(|(_, ino)| ino).filter(undecided).collect()
+    }
+
+    /// A file that is a draft by the form of its name alone, and a whole event at the end, was not meant as a draft: its
+    /// module must not be taken for one that published it.
+    async fn refuse_whole_drafts(&self) {
+        for ino in self.undecided() {
+            let Some(name) = self.doubtful_draft(ino) else { continue };
+            let Ok(content) = self.event_content(ino).await else { continue };
+            let parsed = event::parse_within(&content, &self.limits);
+            if matches!(parsed, Parsed::Complete(file) if file.event_type.is_some()) {
+                self.reject(&name, &Refusal::Invalid(WHOLE_DRAFT.into()));
+            }
+        }
+    }
+
+    fn doubtful_draft(&self, ino: Ino) -> Option<String> {
+        let table = self.lock();
+        let (_, name) = table.node(ino).ok()?.links.iter().find(|(parent, _)| *parent == EVENTS)?;
+        let name = name.to_str()?;
+        (is_doubtful_draft(name) && !is_draft(name)).then(|| name.to_owned())
+    }
+
+    /// The module has ended: what is in its event files now is final, and blobs no event names go.
+    pub(crate) async fn finish(self: &Arc<Self>) {
+        for ino in self.undecided() {
+            // Whoever had it open is gone.
+            if let Ok(file) = self.lock().file_mut(ino) {
+                file.writers.clear();
+            }
+            // One that was ended by force has had its chance: what is not committed by now would hold it up again.
+            if !self.stopped.is_cancelled() {
+                let _ = self.decide(ino, Asked::Final).await;
+            }
+        }
+        if !self.stopped.is_cancelled() {
+            self.refuse_whole_drafts().await;
+        }
+        self.committer.settled().await;
+        // Uploads that no event waits for.
+        self.stopped.cancel();
+        self.own_blobs.discard_unnamed().await;
+        let this = self.clone();
+        ion_system::run_blocking(move || this.hand_down()).await;
+    }
+}

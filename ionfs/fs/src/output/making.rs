@@ -1,0 +1,228 @@
+//! What a module makes below `out/`: files, directories, links, pipes and sockets.
+//!
+//! Each is made in the staging folder first and then entered into the table. It belongs to whoever asked for it, so that
+//! a module that runs as an ordinary user may use what it made.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+
+use ion_model::event::{FileEntry, is_event_draft};
+use ion_system::beneath::{Folder, Pinned};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Timestamps, Uid};
+
+use super::super::{Attr, Errno, Ino, Kind, Result, errno};
+use super::content::content_changed;
+use super::early::InOrder;
+use super::reference::Reference;
+use super::table::{Body, DirectoryNames, FileNode, Table};
+use super::{DATA, EVENTS, OUT, OpenHow, Output, Staged, timespec};
+
+/// Who makes something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Maker {
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+impl Maker {
+    /// The daemon itself.
+    pub fn daemon() -> Self {
+        Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
+    }
+}
+
+impl Output {
+    /// Makes a directory.
+    pub fn mkdir(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Attr> {
+        let mut table = self.lock();
+        may_hold_more(&table, parent, name, Kind::Directory)?;
+        let folder = self.folder_for(&table, parent, name)?;
+        self.of_disk(folder.make_folder(name, permissions(mode)))?;
+        self.hand_over(&folder, name, mode, maker)?;
+        let ino = table.add(parent, name, Body::Directory(DirectoryNames::default()))?;
+        self.attr(&table, ino)
+    }
+
+    /// Makes a symbolic link. It may point anywhere: the kernel follows it for the module, with the module's rights; an
+    /// event that names a path through it stays inside `out/data` or is refused.
+    pub fn symlink(&self, parent: Ino, name: &OsStr, target: &Path, maker: Maker) -> Result<Attr> {
+        let mut table = self.lock();
+        may_hold_more(&table, parent, name, Kind::Symlink)?;
+        let folder = self.folder_for(&table, parent, name)?;
+        self.may_take(&mut table, target.as_os_str().len() as u64)?;
+        self.of_disk(folder.make_symlink(name, target))?;
+        self.hand_over(&folder, name, 0, maker)?;
+        let ino = table.add(parent, name, Body::Symlink)?;
+        self.attach(&mut table, ino, target.as_os_str().len() as u64)?;
+        self.attr(&table, ino)
+    }
+
+    /// Makes a regular file without opening it, a pipe or a socket. No device: a module has those of its executor.
+    pub fn mknod(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Attr> {
+        let file_type = FileType::from_raw_mode(mode);
+        let kind = match file_type {
+            FileType::RegularFile => {
+                let ino = self.make_file(parent, name, mode, maker)?;
+                return self.getattr(ino);
+            }
+            FileType::Fifo => Kind::Pipe,
+            FileType::Socket => Kind::Socket,
+            _ => return Err(Errno::PERM),
+        };
+        let mut table = self.lock();
+        may_hold_more(&table, parent, name, kind)?;
+        let folder = self.folder_for(&table, parent, name)?;
+        self.of_disk(folder.make_node(name, file_type, permissions(mode)))?;
+        self.hand_over(&folder, name, mode, maker)?;
+        let ino = table.add(parent, name, Body::Special(kind))?;
+        self.attr(&table, ino)
+    }
+
+    pub(super) fn make_file(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Ino> {
+        let mut table = self.lock();
+        may_hold_more(&table, parent, name, Kind::File)?;
+        let folder = self.folder_for(&table, parent, name)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+        drop(self.of_disk(folder.open_file(name, flags, permissions(mode)))?);
+        self.hand_over(&folder, name, mode, maker)?;
+        add_file(&mut table, parent, name)
+    }
+
+    /// Makes a file, or opens the one that is there, in one step.
+    pub fn create(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        mode: u32,
+        maker: Maker,
+        how: OpenHow,
+    ) -> Result<(Attr, Arc<Staged>)> {
+        let existing = self.lock().child(parent, name)?;
+        if let Some(ino) = existing {
+            if how.flags & libc::O_EXCL != 0 {
+                return Err(Errno::EXIST);
+            }
+            let staged = self.open(ino, how)?;
+            return Ok((self.getattr(ino)?, staged));
+        }
+        let mut table = self.lock();
+        may_hold_more(&table, parent, name, Kind::File)?;
+        let folder = self.folder_for(&table, parent, name)?;
+        let flags = how.backing() | OFlags::CREATE | OFlags::EXCL;
+        let backing = self.of_disk(folder.open_file(name, flags, permissions(mode)))?;
+        self.hand_over(&folder, name, mode, maker)?;
+        let ino = add_file(&mut table, parent, name)?;
+        let staged =
+            self.handle(&mut table, ino, backing, OpenHow { flags: how.flags & !libc::O_TRUNC, ..how })?;
+        Ok((self.attr(&table, ino)?, staged))
+    }
+
+    /// A new file in `out/data` that refers to a blob (`ln` and `mv` from `in/data`).
+    pub fn add_reference(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        entry: &Arc<FileEntry>,
+        mode: u32,
+        maker: Maker,
+    ) -> Result<Attr> {
+        if !self.lock().is_below(parent, DATA) {
+            return Err(Errno::XDEV);
+        }
+        let ino = self.make_file(parent, name, mode | libc::S_IFREG, maker)?;
+        let mut table = self.lock();
+        let pinned = self.pin(&table, ino)?;
+        // First, or an ordinary user could not open a read-only file.
+        pinned.set_mode(permissions(mode | 0o200))?;
+        let file = pinned.open(OFlags::WRONLY)?;
+        file.set_len(entry.size).map_err(|error| errno(&error))?;
+        let at = Some(Some(entry.modified()));
+        pinned.set_times(&Timestamps { last_access: timespec(at), last_modification: timespec(at) })?;
+        pinned.set_mode(permissions(mode))?;
+        if entry.size > 0 {
+            let file = table.file_mut(ino)?;
+            content_changed(file, false);
+            file.reference = Some(Reference::to(entry.clone(), entry.size));
+        }
+        self.attr(&table, ino)
+    }
+
+    /// The same for `ln`: it shows the number of `linked_to` for as long as both have the same content.
+    pub fn add_link(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        entry: &Arc<FileEntry>,
+        mode: u32,
+        maker: Maker,
+        linked_to: Ino,
+    ) -> Result<Attr> {
+        let attr = self.add_reference(parent, name, entry, mode, maker)?;
+        let mut table = self.lock();
+        let file = table.file_mut(attr.ino)?;
+        file.linked_to = Some((linked_to, file.generation));
+        self.attr(&table, attr.ino)
+    }
+
+    /// Gives what was just made its owner and its exact mode, or removes it again. The kernel has applied the module's
+    /// umask already; the daemon's own must not take more away.
+    fn hand_over(&self, folder: &Folder, name: &OsStr, mode: u32, maker: Maker) -> Result<()> {
+        let pinned = folder.pin(name)?;
+        own(folder, &pinned, mode, maker).inspect_err(|_| {
+            // What stays is not in the table, and goes with the staging folder.
+            let _ = folder.remove_all(name);
+        })
+    }
+}
+
+fn permissions(mode: u32) -> Mode {
+    Mode::from_raw_mode(mode & 0o7777)
+}
+
+fn own(folder: &Folder, made: &Pinned, mode: u32, maker: Maker) -> Result<()> {
+    let above = folder.itself()?.stat()?;
+    let now = made.stat()?;
+    let kind = FileType::from_raw_mode(now.st_mode);
+    // A directory with this bit gives its group to what is made in it, and the bit to directories.
+    let inherits = above.st_mode & libc::S_ISGID != 0;
+    let owner = Maker { gid: if inherits { above.st_gid } else { maker.gid }, ..maker };
+    if owner != (Maker { uid: now.st_uid, gid: now.st_gid }) {
+        match made.set_owner(Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid))) {
+            // An ordinary user's daemon may give nothing away. It serves that user alone, whose own it stays.
+            Ok(()) | Err(Errno::PERM) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let mode = if inherits && kind.is_dir() { mode | libc::S_ISGID } else { mode };
+    // After the owner: a change of owner takes the bits of set-user-id and set-group-id away.
+    let stays = now.st_mode & 0o7777 == mode & 0o7777 && mode & 0o7000 == 0;
+    if stays || kind.is_symlink() { Ok(()) } else { made.set_mode(permissions(mode)) }
+}
+
+/// Whether a directory of the fixed part of the tree may hold this.
+pub(super) fn may_hold_more(table: &Table, parent: Ino, name: &OsStr, kind: Kind) -> Result<()> {
+    match parent {
+        // An event is told from others by its name, in documents that hold UTF-8 only.
+        EVENTS if name.to_str().is_none() => Err(Errno::ILSEQ),
+        EVENTS if kind != Kind::File => Err(Errno::PERM),
+        // Editors and `sed -i` put a draft beside insights.json; anything else there is a mistake worth an error.
+        OUT if kind != Kind::File => Err(Errno::PERM),
+        OUT if !table.is_insights(parent, name) && !is_event_draft(&name.to_string_lossy()) => {
+            Err(Errno::PERM)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn add_file(table: &mut Table, parent: Ino, name: &OsStr) -> Result<Ino> {
+    let decided = parent == EVENTS || parent == OUT;
+    let file = FileNode {
+        event: decided.then(Box::default),
+        in_order: Some(InOrder::default()),
+        ..FileNode::default()
+    };
+    table.add(parent, name, Body::File(Box::new(file)))
+}

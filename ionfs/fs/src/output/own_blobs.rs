@@ -1,0 +1,150 @@
+//! The blobs that a job has made: which of them events name, and the end of all others.
+//!
+//! A file is stored ahead of the event that will name it, and may be removed or written anew before there is one. Its
+//! blob goes at once then, many with one request where the store can: what a job keeps in the store is not more than what it
+//! has staged.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ion_stores::Blobs;
+use tokio::runtime::Handle as Runtime;
+use tokio::sync::Notify;
+
+/// Blobs removed with one call of the store: as many as S3 takes in one request.
+const REMOVED_AT_ONCE: usize = 1000;
+
+/// What became of a blob of this job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BlobFate {
+    /// No event names it yet.
+    Unnamed,
+    /// An event names it, or is about to.
+    Named,
+}
+
+/// The blobs of one job.
+#[derive(Debug)]
+pub(super) struct OwnBlobs {
+    store: Arc<dyn Blobs>,
+    runtime: Runtime,
+    state: Mutex<State>,
+    /// Rung when nothing is left to be removed.
+    removed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    fates: HashMap<String, BlobFate>,
+    discarded: Vec<String>,
+    removing: bool,
+}
+
+impl OwnBlobs {
+    pub(super) fn new(store: Arc<dyn Blobs>, runtime: Runtime) -> Arc<Self> {
+        Arc::new(Self { store, runtime, state: Mutex::default(), removed: Notify::new() })
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A blob of this key may be in the store from now on.
+    pub(super) fn made(&self, key: &str) {
+        self.with(|state| state.fates.insert(key.to_owned(), BlobFate::Unnamed));
+    }
+
+    /// An event is about to name the blob: it stays. False: it is gone, or going. Called before the event's document is
+    /// written: a blob too many is `ion gc`'s, a blob too few is lost data.
+    pub(super) fn is_named(&self, key: &str) -> bool {
+        self.with(|state| state.fates.get_mut(key).map(|fate| *fate = BlobFate::Named)).is_some()
+    }
+
+    /// Nothing names the blob and nothing will: it is removed, unless an event has named it.
+    pub(super) fn discard(self: &Arc<Self>, key: &str) {
+        let begins = self.with(|state| {
+            if state.fates.get(key) != Some(&BlobFate::Unnamed) {
+                return false;
+            }
+            state.fates.remove(key);
+            state.discarded.push(key.to_owned());
+            !std::mem::replace(&mut state.removing, true)
+        });
+        if begins {
+            let this = self.clone();
+            self.runtime.spawn(async move { this.remove_discarded().await });
+        }
+    }
+
+    async fn remove_discarded(&self) {
+        loop {
+            let keys = self.with(|state| {
+                let some = state.discarded.len().saturating_sub(REMOVED_AT_ONCE);
+                let keys = state.discarded.split_off(some);
+                state.removing = !keys.is_empty();
+                keys
+            });
+            if keys.is_empty() {
+                break;
+            }
+            self.remove(&keys).await;
+        }
+        self.removed.notify_waiters();
+    }
+
+    async fn remove(&self, keys: &[String]) {
+        if let Err(error) = self.store.delete_all(keys).await {
+            let blobs = keys.len();
+            tracing::debug!(blobs, %error, "blobs that no event names could not be removed; `ion gc` will");
+        }
+    }
+
+    /// The job has ended: all that no event names goes.
+    pub(super) async fn discard_unnamed(self: &Arc<Self>) {
+        let unnamed: Vec<String> = self.with(|state| {
+            let unnamed = state.fates.iter().filter(|(_, fate)| **fate == BlobFate::Unnamed);
+            unnamed.map(|(key, _)| key.clone()).collect()
+        });
+        for key in &unnamed {
+            self.discard(key);
+        }
+        loop {
+            let removed = self.removed.notified();
+            if !self.with(|state| state.removing) {
+                return;
+            }
+            removed.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures_util::TryStreamExt as _;
+
+    use super::*;
+    use ion_stores::object::ObjectBlobs;
+
+    #[tokio::test]
+    async fn what_no_event_names_goes_and_what_one_names_stays() {
+        let store: Arc<dyn Blobs> = Arc::new(ObjectBlobs::memory());
+        let own = OwnBlobs::new(store.clone(), Runtime::current());
+        let keys: Vec<String> = (0..2500).map(|n| format!("c/j/1.{n}/f")).collect();
+        for key in &keys {
+            own.made(key);
+            store.put_soon(key, Bytes::from_static(b"x")).await.unwrap();
+        }
+        assert!(own.is_named(&keys[3]));
+        for key in &keys[..2000] {
+            own.discard(key);
+        }
+        assert!(!own.is_named(&keys[4]), "it is going");
+        assert!(own.is_named(&keys[3]) && own.is_named(&keys[2400]));
+        own.discard_unnamed().await;
+        let left: Vec<_> = store.list("c").await.unwrap().try_collect().await.unwrap();
+        let mut left: Vec<&str> = left.iter().map(|blob| blob.key.as_str()).collect();
+        left.sort_unstable();
+        assert_eq!(left, [keys[2400].as_str(), keys[3].as_str()]);
+    }
+}

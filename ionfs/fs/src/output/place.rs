@@ -1,0 +1,164 @@
+//! Where staged things lie on the disk: below folders that are held open, so that no path of several names is walked.
+//!
+//! The table says in which directory an inode stands and under which name. Here its folder is opened, step by step from the
+//! nearest one that is open already, and each act names one entry of it ([`ion_system::beneath`]).
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ion_system::beneath::{Folder, Pinned};
+use rustix::fs::{Mode, OFlags, Stat};
+
+use super::super::{Errno, Ino, Result};
+use super::table::{Remains, Table};
+use super::{OUT, Output};
+
+/// Folders of one job held open at a time. Fewer are opened anew for each file of a job that works in many; more take
+/// descriptors, which all jobs of the daemon share.
+const FOLDERS_MAX: usize = 256;
+
+/// The folders of one job's staging area that are open.
+#[derive(Debug)]
+pub(super) struct OpenFolders {
+    root: Arc<Folder>,
+    below: Mutex<FoldersBelow>,
+}
+
+/// Those below the root.
+#[derive(Debug, Default)]
+struct FoldersBelow {
+    /// Raised by each use: what was used last has the highest number.
+    uses: u64,
+    folders: HashMap<Ino, Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    used: u64,
+    folder: Arc<Folder>,
+}
+
+impl OpenFolders {
+    pub(super) fn new(root: Folder) -> Self {
+        Self { root: Arc::new(root), below: Mutex::default() }
+    }
+
+    pub(super) fn root(&self) -> &Folder {
+        &self.root
+    }
+
+    fn below(&self) -> MutexGuard<'_, FoldersBelow> {
+        self.below.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, ino: Ino) -> Option<Arc<Folder>> {
+        if ino == OUT {
+            return Some(self.root.clone());
+        }
+        let mut below = self.below();
+        below.uses += 1;
+        let used = below.uses;
+        let kept = below.folders.get_mut(&ino)?;
+        kept.used = used;
+        Some(kept.folder.clone())
+    }
+
+    fn keep(&self, ino: Ino, folder: Arc<Folder>) {
+        let mut below = self.below();
+        if below.folders.len() >= FOLDERS_MAX {
+            let oldest = below.folders.iter().min_by_key(|(_, kept)| kept.used).map(|(ino, _)| *ino);
+            oldest.map(|oldest| below.folders.remove(&oldest));
+        }
+        let used = below.uses;
+        below.folders.insert(ino, Kept { used, folder });
+    }
+
+    /// The directory was removed.
+    pub(super) fn forget(&self, ino: Ino) {
+        self.below().folders.remove(&ino);
+    }
+}
+
+impl Output {
+    /// The folder of a directory.
+    pub(super) fn folder(&self, table: &Table, ino: Ino) -> Result<Arc<Folder>> {
+        let mut steps: Vec<(Ino, &Arc<OsStr>)> = Vec::new();
+        let mut at = ino;
+        let mut folder = loop {
+            if let Some(folder) = self.folders.get(at) {
+                break folder;
+            }
+            let (parent, name) = table.place(at).ok_or(Errno::NOENT)?;
+            steps.push((at, name));
+            at = parent;
+        };
+        while let Some((ino, name)) = steps.pop() {
+            folder = Arc::new(folder.folder(name)?);
+            // The one asked for and the one above it: what comes next is beside it or in it.
+            if steps.len() < 2 {
+                self.folders.keep(ino, folder.clone());
+            }
+        }
+        Ok(folder)
+    }
+
+    /// The folder and the name that an inode is found under. ESTALE if it has none: another file may have taken the place
+    /// of it since the kernel looked its name up, and the kernel looks again by itself.
+    fn named<'table>(&self, table: &'table Table, ino: Ino) -> Result<(Arc<Folder>, &'table Arc<OsStr>)> {
+        let (parent, name) = table.place(ino).ok_or(Errno::STALE)?;
+        Ok((self.folder(table, parent)?, name))
+    }
+
+    /// What is left of an inode without a name, if it is an open file.
+    fn unnamed(table: &Table, ino: Ino) -> Result<Option<Arc<Pinned>>> {
+        let node = table.node(ino)?;
+        Ok(match &node.remains {
+            Some(Remains::Open(file) | Remains::Known(file)) if node.links.is_empty() => Some(file.clone()),
+            _ => None,
+        })
+    }
+
+    /// The staged inode itself.
+    pub(super) fn pin(&self, table: &Table, ino: Ino) -> Result<Arc<Pinned>> {
+        if ino == OUT {
+            return self.folders.root().itself().map(Arc::new);
+        }
+        match Self::unnamed(table, ino)? {
+            Some(pinned) => Ok(pinned),
+            None => {
+                let (folder, name) = self.named(table, ino)?;
+                folder.pin(name).map(Arc::new)
+            }
+        }
+    }
+
+    /// The staged file, opened.
+    pub(super) fn open_staged(&self, table: &Table, ino: Ino, flags: OFlags) -> Result<File> {
+        match Self::unnamed(table, ino)? {
+            Some(pinned) => pinned.open(flags),
+            None => {
+                let (folder, name) = self.named(table, ino)?;
+                folder.open_file(name, flags, Mode::empty())
+            }
+        }
+    }
+
+    /// The attributes of what is staged, as the disk has them.
+    pub(super) fn stat(&self, table: &Table, ino: Ino) -> Result<Stat> {
+        if ino == OUT {
+            return self.folders.root().itself()?.stat();
+        }
+        if let Some(pinned) = Self::unnamed(table, ino)? {
+            return pinned.stat();
+        }
+        match &table.node(ino)?.remains {
+            Some(Remains::Seen(stat)) if table.place(ino).is_none() => Ok(**stat),
+            _ => {
+                let (folder, name) = self.named(table, ino)?;
+                folder.stat(name)
+            }
+        }
+    }
+}

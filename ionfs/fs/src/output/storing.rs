@@ -1,0 +1,352 @@
+//! Staged files become blobs: in the background once closed, and at the latest when an event names them.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::path::Path;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use ion_model::event::{FileEntry, clean_path, is_draft};
+use ion_plane::commit::{Below, Refusal, Staging};
+use ion_plane::upload::{UploadError, store_file};
+use rustix::fs::OFlags;
+use tokio::sync::SemaphorePermit;
+
+use super::super::{Errno, Ino, errno};
+use super::table::{Body, Stored, Table};
+use super::{DATA, Output};
+
+/// How long a commit waits for the kernel to report the end of a handle that was closed: RELEASE comes after
+/// close() has returned. Shorter refuses events on a busy machine; longer delays the refusal of a file that
+/// really is open.
+const RELEASE_WAIT: Duration = Duration::from_secs(2);
+
+/// Contents of a file that a commit tries to name while somebody goes on writing and closing it.
+const NAMING_TRIES: usize = 3;
+
+/// Symbolic links followed in one path, as the kernel's own limit.
+const LINKS_MAX: usize = 40;
+
+/// Whose blob a file's content is.
+#[derive(Debug)]
+enum ContentBlob {
+    /// This job's.
+    Own(FileEntry),
+    /// The file refers to it, from the first byte to the last.
+    OfAnAncestor(FileEntry),
+}
+
+impl Output {
+    pub(super) async fn upload_in_background(&self, ino: Ino) -> std::result::Result<(), Refusal> {
+        let _place = self.daemon.background.acquire().await.expect("the semaphore is never closed");
+        let _turn = self.upload_turn(ino).await;
+        match self.lock().file_mut(ino) {
+            Ok(file) => file.upload_waits = false,
+            // It was removed while it waited.
+            Err(_) => return Ok(()),
+        }
+        let path = {
+            let table = self.lock();
+            let Some(path) = table.path(ino) else { return Ok(()) };
+            let Ok(path) = path.strip_prefix("data") else { return Ok(()) };
+            let Some(path) = path.to_str().map(str::to_owned) else { return Ok(()) };
+            path
+        };
+        if path.rsplit('/').next().is_some_and(is_draft) {
+            return Ok(());
+        }
+        self.stored(ino, &path).await.map(|_| ())
+    }
+
+    /// A turn to upload a file as long as it is now.
+    async fn upload_turn(&self, ino: Ino) -> SemaphorePermit<'_> {
+        let bytes = self.getattr(ino).map_or(0, |attr| attr.size);
+        self.daemon.upload_turn(bytes).await
+    }
+
+    /// The blob of the file's content now: the one there is, or a new one. The caller must hold an upload permit.
+    async fn stored(&self, ino: Ino, path: &str) -> std::result::Result<ContentBlob, Refusal> {
+        let (generation, cell, former) = {
+            let mut table = self.lock();
+            let missing = |_| Refusal::Missing(path.to_owned());
+            let file = table.file_mut(ino).map_err(missing)?;
+            if let Some(reference) = file.reference.as_ref().filter(|reference| reference.is_whole()) {
+                return Ok(ContentBlob::OfAnAncestor(FileEntry::clone(&reference.entry)));
+            }
+            match &file.stored {
+                Some((generation, cell)) if *generation == file.generation => {
+                    (*generation, cell.clone(), None)
+                }
+                _ => {
+                    let cell = Stored::default();
+                    let former = file.stored.replace((file.generation, cell.clone()));
+                    (file.generation, cell, former)
+                }
+            }
+        };
+        if let Some((_, former)) = former
+            && let Some(entry) = former.get()
+        {
+            self.own_blobs.discard(&entry.key);
+        }
+        let entry = cell.get_or_try_init(|| self.upload(ino, path)).await?.clone();
+        let now = {
+            let table = self.lock();
+            table.file(ino).ok().filter(|_| table.is_in_use(ino)).map(|file| file.generation)
+        };
+        // Written to while it was read: the blob may hold half of each.
+        if now == Some(generation) {
+            return Ok(ContentBlob::Own(entry));
+        }
+        self.own_blobs.discard(&entry.key);
+        Err(Refusal::StillOpen(path.to_owned()))
+    }
+
+    /// The blob of the file's content now, which no later content removes: an event is about to name it.
+    async fn stored_for_an_event(&self, ino: Ino, path: &str) -> std::result::Result<FileEntry, Refusal> {
+        for _ in 0..NAMING_TRIES {
+            let stored = {
+                let _turn = self.upload_turn(ino).await;
+                self.stored(ino, path).await?
+            };
+            match stored {
+                ContentBlob::OfAnAncestor(entry) => return Ok(entry),
+                ContentBlob::Own(entry) if self.own_blobs.is_named(&entry.key) => return Ok(entry),
+                // Written to and closed again since it was stored; its blob is on its way out.
+                ContentBlob::Own(_) => {}
+            }
+        }
+        Err(Refusal::StillOpen(path.to_owned()))
+    }
+
+    async fn upload(&self, ino: Ino, path: &str) -> std::result::Result<FileEntry, Refusal> {
+        if let Some((_, errno)) = self.lock().file(ino).ok().and_then(|file| file.failed) {
+            return Err(Refusal::NotWhole { path: path.to_owned(), source: errno.into() });
+        }
+        let unreadable = |errno: Errno| Refusal::Unreadable { path: path.to_owned(), source: errno.into() };
+        // An event that names it is refused; of a file that none names, nobody has read anything.
+        let owned = self.own_all(ino).await;
+        owned.map_err(|error| Refusal::Unreadable { path: path.to_owned(), source: error.into() })?;
+        let written = self.lock().file_mut(ino).ok().and_then(|file| {
+            let (summer, upload) = file.in_order.as_mut()?.take_upload();
+            Some((file.generation, summer, upload))
+        });
+        let (written, followed) = match written {
+            Some((generation, summer, upload)) => (Some((generation, summer)), self.followed(upload).await),
+            None => (None, None),
+        };
+        let stored = match followed {
+            Some(stored) => stored,
+            None => {
+                let file = self.read_only(ino).map_err(unreadable)?;
+                let key = self.fresh_key(path);
+                self.own_blobs.made(&key);
+                let blobs = &*self.daemon.plane.blobs;
+                store_file(blobs, key, path.to_owned(), file, &self.moved, None).await
+            }
+        };
+        let entry = stored.map_err(|error| match error {
+            UploadError::Read { source, .. } => {
+                // The disk tells only once what it lost.
+                self.not_whole(ino, 0, errno(&source));
+                Refusal::Unreadable { path: path.to_owned(), source }
+            }
+            error => error.into(),
+        })?;
+        self.daemon.metrics.bytes_uploaded.add(entry.size);
+        if let Some((generation, sums)) = written
+            && sums.total() == entry.size
+            && sums.finish() != entry.checksums
+            && self.lock().file(ino).is_ok_and(|file| file.generation == generation)
+        {
+            tracing::error!(path, "the disk gives back other bytes than were written to it");
+            self.not_whole(ino, 0, Errno::IO);
+            return Err(Refusal::NotWhole { path: path.to_owned(), source: Errno::IO.into() });
+        }
+        Ok(entry)
+    }
+
+    /// Lets other jobs of this node read what an event names from the staged file.
+    fn offer(&self, ino: Ino, stored: &FileEntry) {
+        if self.read_only(ino).is_ok_and(|file| self.daemon.cache.produced(stored, file)) {
+            self.named.lock().unwrap_or_else(PoisonError::into_inner).push((ino, stored.clone()));
+        }
+    }
+
+    fn read_only(&self, ino: Ino) -> super::super::Result<File> {
+        self.read_only_in(&self.lock(), ino)
+    }
+
+    pub(super) fn read_only_in(&self, table: &Table, ino: Ino) -> super::super::Result<File> {
+        // Of a reference there are no bytes here.
+        if table.file(ino)?.reference.is_some() {
+            return Err(Errno::NOENT);
+        }
+        self.open_staged(table, ino, OFlags::RDONLY)
+    }
+
+    /// Gives the node's cache the files that are as events named them; the job has ended.
+    pub(super) fn hand_down(&self) {
+        let named = std::mem::take(&mut *self.named.lock().unwrap_or_else(PoisonError::into_inner));
+        for (ino, entry) in named {
+            let unchanged = {
+                let table = self.lock();
+                let file = table.file(ino).ok().filter(|file| file.writers.is_empty());
+                file.and_then(|file| file.stored.as_ref().filter(|(at, _)| *at == file.generation))
+                    .is_some_and(|(_, cell)| cell.get().is_some_and(|stored| stored.key == entry.key))
+            };
+            let file = if unchanged { self.read_only(ino).ok() } else { None };
+            self.daemon.cache.settled(&entry, file.as_ref());
+        }
+    }
+
+    /// The inode of a path below `out/data`, symbolic links that stay inside followed.
+    fn resolve(&self, path: &str) -> std::result::Result<Ino, Refusal> {
+        let table = self.lock();
+        let at = self.resolve_any(&table, path)?;
+        match table.file(at) {
+            Ok(_) => Ok(at),
+            Err(Errno::ISDIR) => Err(Refusal::Invalid(format!(
+                "{path:?} is a directory; name its files, or {:?} for all of them",
+                format!("{path}/")
+            ))),
+            Err(_) => Err(Refusal::Invalid(format!("{path:?} is a pipe or a socket; it has no content"))),
+        }
+    }
+
+    /// The same, whatever stands there.
+    fn resolve_any(&self, table: &Table, path: &str) -> std::result::Result<Ino, Refusal> {
+        let missing = || Refusal::Missing(path.to_owned());
+        let mut todo: Vec<OsString> = path.split('/').rev().map(OsString::from).collect();
+        let mut at = DATA;
+        let mut links = 0;
+        while let Some(part) = todo.pop() {
+            if part == "." || part.is_empty() {
+                continue;
+            }
+            if part == ".." {
+                if at == DATA {
+                    return Err(Refusal::Invalid(format!("{path:?} leads out of out/data")));
+                }
+                at = table.place(at).map_or(DATA, |(parent, _)| parent);
+                continue;
+            }
+            let child = table.child(at, &part).ok().flatten().ok_or_else(missing)?;
+            let Ok(node) = table.node(child) else { return Err(missing()) };
+            if !matches!(node.body, Body::Symlink) {
+                at = child;
+                continue;
+            }
+            links += 1;
+            let target = self.pin(table, child).and_then(|link| link.link_target());
+            let target = target.map_err(|_| missing())?;
+            if links > LINKS_MAX || target.starts_with(b"/") {
+                return Err(Refusal::Invalid(format!("{path:?} leads out of out/data")));
+            }
+            use std::os::unix::ffi::OsStrExt as _;
+            let parts = target.split(|byte| *byte == b'/');
+            todo.extend(parts.rev().map(|part| OsStr::from_bytes(part).to_owned()));
+        }
+        Ok(at)
+    }
+
+    /// What is below a directory, sorted; none if `path` is no directory.
+    fn below_directory(&self, path: &str) -> std::result::Result<Option<Below>, Refusal> {
+        let table = self.lock();
+        let top = self.resolve_any(&table, path)?;
+        if table.directory(top).is_err() {
+            return Ok(None);
+        }
+        let mut below = Below::default();
+        let mut todo = vec![(path.to_owned(), top)];
+        while let Some((path, ino)) = todo.pop() {
+            let Ok(directory) = table.directory(ino) else {
+                below.files.push(path);
+                if below.files.len() as u64 > self.limits.event_files {
+                    // That is refused: the rest of a large tree need not be walked.
+                    break;
+                }
+                continue;
+            };
+            let mut entries: Vec<_> = directory.iter().collect();
+            if entries.is_empty() {
+                self.may_name(&path)?;
+                below.empty.push(path);
+                continue;
+            }
+            // The first name is taken last from the stack. A job that is tried again names the same in the same order.
+            entries.sort_unstable_by(|a, b| b.0.cmp(a.0));
+            for (name, child) in entries {
+                let Some(name) = name.to_str() else {
+                    let shown = Path::new(&path).join(&**name);
+                    return Err(Refusal::Invalid(format!(
+                        "{shown:?} is not UTF-8, and names in an event are; rename it"
+                    )));
+                };
+                todo.push((format!("{path}/{name}"), child));
+            }
+        }
+        Ok(Some(below))
+    }
+
+    /// Waits until no handle can write the file any more. One that nobody closed yet is an error at once; one
+    /// that was closed has its RELEASE on the way.
+    pub(super) async fn closed(&self, ino: Ino, path: &str) -> std::result::Result<(), Refusal> {
+        let deadline = tokio::time::Instant::now() + RELEASE_WAIT;
+        loop {
+            let released = self.released.notified();
+            {
+                let table = self.lock();
+                let file = table.file(ino).map_err(|_| Refusal::Missing(path.to_owned()))?;
+                if file.writers.is_empty() {
+                    return Ok(());
+                }
+                if file.writers.iter().any(|writer| writer.is_surely_open()) {
+                    return Err(Refusal::StillOpen(path.to_owned()));
+                }
+            }
+            if tokio::time::timeout_at(deadline, released).await.is_err() {
+                return Err(Refusal::StillOpen(path.to_owned()));
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Staging for Output {
+    async fn durable(&self, path: &str) -> std::result::Result<FileEntry, Refusal> {
+        self.may_name(path)?;
+        let ino = self.resolve(path)?;
+        self.closed(ino, path).await?;
+        let stored = self.stored_for_an_event(ino, path).await?;
+        self.offer(ino, &stored);
+        let attr = self.getattr(ino).map_err(|_| Refusal::Missing(path.to_owned()))?;
+        let (mtime, mtime_nanos) = ion_model::clock::millis_and_nanos(attr.mtime);
+        Ok(FileEntry { name: path.to_owned(), mtime, mtime_nanos, mode: u32::from(attr.perm), ..stored })
+    }
+
+    fn has(&self, path: &str) -> bool {
+        clean_path(path).is_some_and(|path| self.resolve(&path).is_ok())
+    }
+
+    async fn below(&self, path: &str) -> std::result::Result<Option<Below>, Refusal> {
+        self.below_directory(path)
+    }
+
+    fn files_max(&self) -> u64 {
+        self.limits.event_files
+    }
+
+    fn moved(&self) -> u64 {
+        self.bytes_moved()
+    }
+
+    fn fresh_key(&self, path: &str) -> String {
+        let origin = self.committer.origin();
+        // Attempt and a number: written once, also when a later attempt makes the same file again.
+        let generation = self.blobs_made.fetch_add(1, Ordering::Relaxed);
+        format!("{}/{}/{}.{generation}/{path}", origin.parent.correlation_id, origin.job_id, origin.attempt)
+    }
+}

@@ -1,0 +1,493 @@
+//! The names below `out/`: which inode stands where, and what is known of each file.
+//!
+//! The staged tree changes only through this filesystem, so the table is the truth and the staging folder its
+//! image: no lookup asks the disk, and a path is made by walking up.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ion_model::event::FileEntry;
+use ion_system::beneath::Pinned;
+use rustix::fs::Stat;
+use tokio::sync::OnceCell;
+
+use super::super::eventfile::EventState;
+use super::super::{Errno, Ino, Kind, Result, STAGED};
+use super::Names;
+use super::content::Writer;
+use super::early::InOrder;
+use super::reference::Reference;
+
+/// `out`
+pub(crate) const OUT: Ino = STAGED;
+/// `out/data`
+pub(crate) const DATA: Ino = STAGED + 1;
+/// `out/events`
+pub(crate) const EVENTS: Ino = STAGED + 2;
+
+/// Files without a name whose content one job lets be held for who has looked them up and not opened them yet. The kernel
+/// forgets them within a moment; of more than these it hears that they are gone, as on a disk that was faster.
+const HELD_UNNAMED_MAX: usize = 256;
+
+/// Inodes that every tree begins with.
+const FIXED: u64 = 3;
+
+/// The blob that one generation of a file became, or is becoming.
+pub(super) type Stored = Arc<OnceCell<FileEntry>>;
+
+#[derive(Debug, Default)]
+pub(super) struct FileNode {
+    /// Open handles.
+    pub(super) opens: u32,
+    /// Those of programs that run from it.
+    pub(super) programs: u32,
+    /// Those that may write.
+    pub(super) writers: Vec<Arc<Writer>>,
+    /// Raised by every change of content.
+    pub(super) generation: u64,
+    pub(super) reference: Option<Reference>,
+    /// Bytes it counts against the job's limit.
+    pub(super) charged: u64,
+    /// Where a write failed, and with what: until somebody writes there again, it is not what its writer meant.
+    pub(super) failed: Option<(u64, Errno)>,
+    /// If each byte was written once and in order; none otherwise, or while one is being written.
+    pub(super) in_order: Option<InOrder>,
+    pub(super) stored: Option<(u64, Stored)>,
+    /// A background upload waits for its turn.
+    pub(super) upload_waits: bool,
+    /// The attributes it had before the daemon brought bytes of its blob into the staged file. They are shown until
+    /// somebody else changes it: filling a reference is no change that a module made.
+    pub(super) shown: Option<Box<Stat>>,
+    /// The file of `in/` that this is a hard link of, and the generation it was then. It shows that inode's number while
+    /// their content is the same.
+    pub(super) linked_to: Option<(Ino, u64)>,
+    /// Of files in `out/events` and of `insights.json`.
+    pub(super) event: Option<Box<EventState>>,
+}
+
+impl FileNode {
+    /// The number of the file of `in/` whose hard link it is, if it still has that file's content.
+    pub(super) fn shares_number_with(&self) -> Option<Ino> {
+        self.linked_to.filter(|(_, generation)| *generation == self.generation).map(|(ino, _)| ino)
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum Body {
+    Directory(DirectoryNames),
+    File(Box<FileNode>),
+    Symlink,
+    /// A pipe or a socket: the kernel's own, which asks for its name and its attributes only.
+    Special(Kind),
+}
+
+/// A file that is gone.
+#[derive(Debug)]
+pub(super) struct Orphan {
+    /// What was stored of it, or is being.
+    pub(super) stored: Stored,
+    /// Its staged content, if that was held.
+    pub(super) known: Option<Arc<Pinned>>,
+}
+
+/// What is left of an inode without a name.
+#[derive(Clone, Debug)]
+pub(super) enum Remains {
+    /// An open file.
+    Open(Arc<Pinned>),
+    /// A file that the kernel knows and that nobody has open: somebody who looked its name up may be about to.
+    Known(Arc<Pinned>),
+    /// Its attributes at the end: of a directory that somebody stands in, of a pipe.
+    Seen(Box<Stat>),
+}
+
+/// The place of `.` in every listing, of `..`, and of the first name. A listing goes on behind a place, so 0 is its start.
+pub(crate) const DOT: u64 = 1;
+pub(crate) const DOT_DOT: u64 = 2;
+
+/// A directory's names. Each has a place in the listing, given once and never again: a listing that goes on behind a
+/// place neither repeats nor misses a name that stood all the time, whatever comes and goes meanwhile.
+#[derive(Debug)]
+pub(super) struct DirectoryNames {
+    places: HashMap<Arc<OsStr>, u64>,
+    entries: BTreeMap<u64, (Arc<OsStr>, Ino)>,
+    last: u64,
+}
+
+impl Default for DirectoryNames {
+    fn default() -> Self {
+        Self { places: HashMap::new(), entries: BTreeMap::new(), last: DOT_DOT }
+    }
+}
+
+impl DirectoryNames {
+    fn get(&self, name: &OsStr) -> Option<Ino> {
+        self.places.get(name).and_then(|place| self.entries.get(place)).map(|(_, ino)| *ino)
+    }
+
+    fn insert(&mut self, name: Arc<OsStr>, ino: Ino) {
+        self.last += 1;
+        self.places.insert(name.clone(), self.last);
+        self.entries.insert(self.last, (name, ino));
+    }
+
+    fn remove(&mut self, name: &OsStr) -> Option<Ino> {
+        let place = self.places.remove(name)?;
+        self.entries.remove(&place).map(|(_, ino)| ino)
+    }
+
+    /// The names behind a place, each with its own place and what it names.
+    pub(super) fn behind(&self, place: u64) -> impl Iterator<Item = (u64, &Arc<OsStr>, Ino)> {
+        let from = place.max(DOT_DOT).saturating_add(1);
+        self.entries.range(from..).map(|(place, (name, ino))| (*place, name, *ino))
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<OsStr>, Ino)> {
+        self.entries.values().map(|(name, ino)| (name, *ino))
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Node {
+    /// Where it stands; none: unlinked. More than one: hard links.
+    pub(super) links: Vec<(Ino, Arc<OsStr>)>,
+    pub(super) body: Body,
+    /// How many times the kernel was given it and has not forgotten: it may ask for it by number, also without a name.
+    pub(super) known: u64,
+    /// What can be told of it when its last name is gone.
+    pub(super) remains: Option<Remains>,
+    /// Bytes that it counts against the job's limit beside its content: extended attributes, where a link points.
+    attached: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Table {
+    nodes: HashMap<Ino, Node>,
+    next: Ino,
+    /// The sum of what all inodes are charged.
+    staged_bytes: u64,
+    /// Files that are gone, of which something was stored or is being.
+    orphans: Vec<Orphan>,
+    /// Inodes without a name that nobody has open. On a disk they would be gone; here the kernel tells a moment later that
+    /// it has forgotten them.
+    unused: HashSet<Ino>,
+    /// Those of them whose content is held.
+    held: HashSet<Ino>,
+    insights: &'static [&'static str],
+}
+
+impl Table {
+    pub(super) fn new(names: Names) -> Self {
+        let insights: &[&str] = match names {
+            Names::Current => &["insights.json"],
+            Names::AndSecondGeneration => &["insights.json", "meta.json"],
+        };
+        let directory = |parent: Ino, name: &str, children: &[(&str, Ino)]| Node {
+            links: if parent == OUT && name.is_empty() {
+                vec![]
+            } else {
+                vec![(parent, OsStr::new(name).into())]
+            },
+            body: Body::Directory(children.iter().fold(DirectoryNames::default(), |mut all, (name, ino)| {
+                all.insert(OsStr::new(name).into(), *ino);
+                all
+            })),
+            known: 0,
+            remains: None,
+            attached: 0,
+        };
+        let nodes = HashMap::from([
+            (OUT, directory(OUT, "", &[("data", DATA), ("events", EVENTS)])),
+            (DATA, directory(OUT, "data", &[])),
+            (EVENTS, directory(OUT, "events", &[])),
+        ]);
+        Self {
+            nodes,
+            next: EVENTS + 1,
+            staged_bytes: 0,
+            orphans: vec![],
+            unused: HashSet::new(),
+            held: HashSet::new(),
+            insights,
+        }
+    }
+
+    pub(super) fn node(&self, ino: Ino) -> Result<&Node> {
+        self.nodes.get(&ino).ok_or(Errno::STALE)
+    }
+
+    pub(super) fn node_mut(&mut self, ino: Ino) -> Result<&mut Node> {
+        self.nodes.get_mut(&ino).ok_or(Errno::STALE)
+    }
+
+    pub(super) fn file(&self, ino: Ino) -> Result<&FileNode> {
+        match &self.node(ino)?.body {
+            Body::File(file) => Ok(file),
+            Body::Directory(_) => Err(Errno::ISDIR),
+            Body::Symlink | Body::Special(_) => Err(Errno::INVAL),
+        }
+    }
+
+    pub(super) fn file_mut(&mut self, ino: Ino) -> Result<&mut FileNode> {
+        match &mut self.node_mut(ino)?.body {
+            Body::File(file) => Ok(file),
+            Body::Directory(_) => Err(Errno::ISDIR),
+            Body::Symlink | Body::Special(_) => Err(Errno::INVAL),
+        }
+    }
+
+    /// Whether a file has a name or is open: whether its content can still matter.
+    pub(super) fn is_in_use(&self, ino: Ino) -> bool {
+        self.node(ino).is_ok_and(|node| {
+            !node.links.is_empty() || matches!(&node.body, Body::File(file) if file.opens > 0)
+        })
+    }
+
+    pub(super) fn directory(&self, ino: Ino) -> Result<&DirectoryNames> {
+        match &self.node(ino)?.body {
+            Body::Directory(directory) => Ok(directory),
+            _ => Err(Errno::NOTDIR),
+        }
+    }
+
+    fn directory_mut(&mut self, ino: Ino) -> Result<&mut DirectoryNames> {
+        match &mut self.node_mut(ino)?.body {
+            Body::Directory(directory) => Ok(directory),
+            _ => Err(Errno::NOTDIR),
+        }
+    }
+
+    pub(super) fn child(&self, parent: Ino, name: &OsStr) -> Result<Option<Ino>> {
+        Ok(self.directory(parent)?.get(name))
+    }
+
+    /// The directory that an inode stands in, and its name there; none when it was unlinked.
+    pub(super) fn place(&self, ino: Ino) -> Option<(Ino, &Arc<OsStr>)> {
+        self.nodes.get(&ino)?.links.first().map(|(parent, name)| (*parent, name))
+    }
+
+    /// The files of one directory.
+    pub(super) fn files_in(&self, parent: Ino) -> Vec<(Arc<OsStr>, Ino)> {
+        let entries = self.directory(parent).into_iter().flat_map(DirectoryNames::iter);
+        entries.filter(|(_, ino)| self.file(*ino).is_ok()).map(|(name, ino)| (name.clone(), ino)).collect()
+    }
+
+    /// Inodes of the job that count against its limit: those with a name or open. Of others, of which the kernel has yet
+    /// to tell that it has forgotten them, as many again are free.
+    pub(super) fn made(&self) -> u64 {
+        let unused = self.unused.len() as u64;
+        (self.nodes.len() as u64).saturating_sub(FIXED + unused).max(unused)
+    }
+
+    /// Where the inode stands below the staging folder; none when it was unlinked.
+    pub(super) fn path(&self, ino: Ino) -> Option<PathBuf> {
+        if ino == OUT {
+            return Some(PathBuf::from("."));
+        }
+        let mut parts: Vec<&OsStr> = Vec::new();
+        let mut at = ino;
+        while at != OUT {
+            let (parent, name) = self.nodes.get(&at)?.links.first()?;
+            parts.push(name);
+            at = *parent;
+        }
+        Some(parts.iter().rev().collect())
+    }
+
+    /// The path of a name in a directory.
+    pub(super) fn path_in(&self, parent: Ino, name: &OsStr) -> Result<PathBuf> {
+        self.directory(parent)?;
+        Ok(self.path(parent).ok_or(Errno::NOENT)?.join(name))
+    }
+
+    /// Whether `ino` is `ancestor` or lies below it.
+    pub(super) fn is_below(&self, ino: Ino, ancestor: Ino) -> bool {
+        let mut at = ino;
+        loop {
+            if at == ancestor {
+                return true;
+            }
+            match self.nodes.get(&at).and_then(|node| node.links.first()) {
+                Some((parent, _)) => at = *parent,
+                None => return false,
+            }
+        }
+    }
+
+    pub(super) fn add(&mut self, parent: Ino, name: &OsStr, body: Body) -> Result<Ino> {
+        let ino = self.next;
+        self.next += 1;
+        self.nodes.insert(ino, Node { links: vec![], body, known: 0, remains: None, attached: 0 });
+        self.link(ino, parent, name)?;
+        Ok(ino)
+    }
+
+    pub(super) fn link(&mut self, ino: Ino, parent: Ino, name: &OsStr) -> Result<()> {
+        let name: Arc<OsStr> = name.into();
+        self.directory_mut(parent)?.insert(name.clone(), ino);
+        self.node_mut(ino)?.links.push((parent, name));
+        self.look_after_unnamed(ino);
+        self.is_changed(ino);
+        Ok(())
+    }
+
+    /// Takes a name away. `remains` is what is left if it was the last.
+    pub(super) fn unlink(&mut self, parent: Ino, name: &OsStr, remains: Option<Remains>) -> Result<()> {
+        let ino = self.directory_mut(parent)?.remove(name).ok_or(Errno::NOENT)?;
+        let node = self.node_mut(ino)?;
+        node.links.retain(|(at, as_name)| !(*at == parent && **as_name == *name));
+        if node.links.is_empty() {
+            node.remains = remains;
+        }
+        self.is_changed(ino);
+        self.look_after_unnamed(ino);
+        Ok(())
+    }
+
+    /// Whether the content of one more file without a name may be held.
+    pub(super) fn may_hold_unnamed(&self) -> bool {
+        self.held.len() < HELD_UNNAMED_MAX
+    }
+
+    /// Lets go of what is held of files that nobody can name any more, and says whether there was something. On a disk its
+    /// space would be free already.
+    pub(super) fn let_go_of_held(&mut self) -> bool {
+        let held: Vec<Ino> = self.held.intersection(&self.unused).copied().collect();
+        for ino in &held {
+            self.let_go(*ino);
+        }
+        !held.is_empty()
+    }
+
+    fn let_go(&mut self, ino: Ino) {
+        if let Some(node) = self.nodes.get_mut(&ino)
+            && !matches!(node.remains, Some(Remains::Seen(_)))
+        {
+            node.remains = None;
+        }
+        self.held.remove(&ino);
+        self.charge(ino, 0, u64::MAX);
+        self.attach(ino, 0, u64::MAX);
+    }
+
+    /// A file is gone: nothing can name what was stored of it any more.
+    fn orphan(&mut self, node: Node) {
+        let known = match node.remains {
+            Some(Remains::Known(pinned)) => Some(pinned),
+            _ => None,
+        };
+        if let Body::File(file) = node.body
+            && let Some((_, stored)) = file.stored
+        {
+            self.orphans.push(Orphan { stored, known });
+        }
+    }
+
+    /// The files that are gone since it was asked last.
+    pub(super) fn take_orphans(&mut self) -> Vec<Orphan> {
+        std::mem::take(&mut self.orphans)
+    }
+
+    /// Of an inode without a name that nobody has open only what the kernel may ask for is kept, and nothing once the kernel
+    /// knows it no more.
+    pub(super) fn look_after_unnamed(&mut self, ino: Ino) {
+        let may_hold = self.may_hold_unnamed();
+        let Some(node) = self.nodes.get_mut(&ino).filter(|_| ino > EVENTS) else { return };
+        let open = matches!(&node.body, Body::File(file) if file.opens > 0);
+        if !node.links.is_empty() || open {
+            self.unused.remove(&ino);
+            return;
+        }
+        if node.known == 0 {
+            let _ = self.charge(ino, 0, u64::MAX);
+            let _ = self.attach(ino, 0, u64::MAX);
+            self.unused.remove(&ino);
+            self.held.remove(&ino);
+            if let Some(node) = self.nodes.remove(&ino) {
+                self.orphan(node);
+            }
+            return;
+        }
+        self.unused.insert(ino);
+        match node.remains.take() {
+            Some(Remains::Open(content) | Remains::Known(content))
+                if may_hold || self.held.contains(&ino) =>
+            {
+                node.remains = Some(Remains::Known(content));
+                self.held.insert(ino);
+            }
+            seen @ Some(Remains::Seen(_)) => {
+                node.remains = seen;
+                self.let_go(ino);
+            }
+            _ => self.let_go(ino),
+        }
+    }
+
+    /// Somebody but the daemon changed an inode: what was shown of it until now counts no longer.
+    pub(super) fn is_changed(&mut self, ino: Ino) {
+        if let Ok(file) = self.file_mut(ino) {
+            file.shown = None;
+        }
+    }
+
+    /// Whether so many bytes more stay within `most`.
+    pub(super) fn has_room_for(&self, bytes: u64, most: u64) -> bool {
+        self.staged_bytes.saturating_add(bytes) <= most
+    }
+
+    /// Bytes of extended attributes, or of a symbolic link's target.
+    pub(super) fn attached(&self, ino: Ino) -> u64 {
+        self.nodes.get(&ino).map_or(0, |node| node.attached)
+    }
+
+    /// Lets an inode count so many bytes beside its content. False: all together would be more than `most`, and nothing
+    /// changes.
+    pub(super) fn attach(&mut self, ino: Ino, bytes: u64, most: u64) -> bool {
+        let Some(node) = self.nodes.get_mut(&ino) else { return true };
+        let after = (self.staged_bytes - node.attached).saturating_add(bytes);
+        if bytes > node.attached && after > most {
+            return false;
+        }
+        node.attached = bytes;
+        self.staged_bytes = after;
+        true
+    }
+
+    /// Lets a file count so many bytes from now on. False: all together would be more than `most`, and nothing changes.
+    pub(super) fn charge(&mut self, ino: Ino, bytes: u64, most: u64) -> bool {
+        let total = self.staged_bytes;
+        let Ok(file) = self.file_mut(ino) else { return true };
+        let after = (total - file.charged).saturating_add(bytes);
+        // Giving back is always allowed.
+        if bytes > file.charged && after > most {
+            return false;
+        }
+        file.charged = bytes;
+        self.staged_bytes = after;
+        true
+    }
+
+    /// Bytes of the longest path below a directory, from it on.
+    pub(super) fn reach(&self, ino: Ino) -> usize {
+        let (mut longest, mut left) = (0, vec![(ino, 0)]);
+        while let Some((ino, length)) = left.pop() {
+            longest = longest.max(length);
+            let entries = self.directory(ino).into_iter().flat_map(DirectoryNames::iter);
+            left.extend(entries.map(|(name, child)| (child, length + name.len() + 1)));
+        }
+        longest
+    }
+
+    /// The names in `out/` of what is kept for analysis.
+    pub(super) fn insights(&self) -> &'static [&'static str] {
+        self.insights
+    }
+
+    /// Whether a file under this name is kept for analysis.
+    pub(super) fn is_insights(&self, parent: Ino, name: &OsStr) -> bool {
+        parent == OUT && self.insights.iter().any(|known| name == *known)
+    }
+}

@@ -1,0 +1,84 @@
+//! Extended attributes of what is staged: those of `user.` only, and counted like content.
+//!
+//! `security.` and `trusted.` mean something to the host's kernel, which would obey what a module wrote there. An access
+//! list (`system.posix_acl_*`) would be kept and do nothing, as the kernel asks a FUSE filesystem for none: it is refused, so
+//! that nobody relies on it.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::sync::Arc;
+
+use ion_system::beneath::Pinned;
+use rustix::fs::XattrFlags;
+
+use super::super::{Errno, Ino, Result};
+use super::Output;
+
+/// Whether a module may have an attribute of this name.
+fn is_a_users(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(b"user.")
+}
+
+/// The answer to a read of an attribute that is not there. EOPNOTSUPP says that this filesystem keeps none of the kind:
+/// `ls -l`, which asks each file for `security.selinux`, then asks no more.
+pub(crate) fn no_attribute(name: &OsStr) -> Errno {
+    if is_a_users(name) { Errno::NODATA } else { Errno::OPNOTSUPP }
+}
+
+impl Output {
+    fn pinned(&self, ino: Ino) -> Result<Arc<Pinned>> {
+        self.pin(&self.lock(), ino)
+    }
+
+    /// An extended attribute's value. Of names that a module may not set there is none.
+    pub fn getxattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
+        if !is_a_users(name) {
+            return Err(no_attribute(name));
+        }
+        self.pinned(ino)?.xattr(name)
+    }
+
+    /// Sets an extended attribute: EOPNOTSUPP for one that is no user's, EDQUOT over the job's limit of bytes.
+    pub fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
+        if !is_a_users(name) {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let mut table = self.lock();
+        let pinned = self.pin(&table, ino)?;
+        let counts = |value: usize| (name.len() + value) as u64;
+        let before = pinned.xattr(name).map_or(0, |value| counts(value.len()));
+        let attached = table.attached(ino).saturating_sub(before) + counts(value.len());
+        self.attach(&mut table, ino, attached)?;
+        let set = pinned.set_xattr(name, value, XattrFlags::from_bits_retain(flags.cast_unsigned()));
+        match set {
+            Ok(()) => table.is_changed(ino),
+            Err(_) => {
+                let attached = attached - counts(value.len()) + before;
+                table.attach(ino, attached, u64::MAX);
+            }
+        }
+        set
+    }
+
+    /// The names of the extended attributes, each ended by a zero byte.
+    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
+        let names = self.pinned(ino)?.xattrs()?;
+        let users = names.split_inclusive(|byte| *byte == 0).filter(|name| name.starts_with(b"user."));
+        Ok(users.flatten().copied().collect())
+    }
+
+    /// Removes an extended attribute.
+    pub fn removexattr(&self, ino: Ino, name: &OsStr) -> Result<()> {
+        if !is_a_users(name) {
+            return Err(no_attribute(name));
+        }
+        let mut table = self.lock();
+        let pinned = self.pin(&table, ino)?;
+        let counted = pinned.xattr(name).map_or(0, |value| name.len() + value.len());
+        pinned.remove_xattr(name)?;
+        let attached = table.attached(ino).saturating_sub(counted as u64);
+        table.attach(ino, attached, u64::MAX);
+        table.is_changed(ino);
+        Ok(())
+    }
+}

@@ -1,0 +1,173 @@
+//! Reads that Ion itself could not answer: a job with any of them fails, whatever its exit status.
+//!
+//! A module that ignores EIO would go on with an input that was cut off, and its result would look like any other. So each
+//! read that got EIO because a blob was missing or damaged, or a store did not answer, is recorded here with its file, its
+//! blob and its cause. The job's outcome takes the list along.
+//!
+//! A read that the kernel tried again with success stays recorded: nobody knows what the module made of the first answer.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ion_model::clock;
+use ion_model::errors::chain;
+use ion_model::record::{FailedRead, FailedReads, ReadFailureCause};
+use ion_plane::cache::CacheError;
+use ion_stores::StoreError;
+
+use super::Errno;
+
+/// Files whose failed reads are recorded one by one; the others are counted. More fill the job's document without telling
+/// more; fewer hide that several causes came together.
+const RECORDED_MAX: usize = 100;
+
+/// Bytes of a path or of a reason that are recorded.
+const TEXT_MAX: usize = 1000;
+
+/// Why a read could not be answered. Which file it was of, the caller knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ReadFailure {
+    blob: Option<String>,
+    cause: ReadFailureCause,
+    reason: String,
+}
+
+impl ReadFailure {
+    /// The bytes of a blob could not be had.
+    pub(crate) fn of_blob(error: &CacheError) -> Self {
+        let (key, cause) = match error {
+            CacheError::Store { key, source } => (key, cause_of(source)),
+            CacheError::Corrupt { key, .. } | CacheError::Block { key, .. } => {
+                (key, ReadFailureCause::Damaged)
+            }
+            // The store's own file, or the node's copy, is shorter than its document says.
+            CacheError::Local { key, source } if source.kind() == std::io::ErrorKind::UnexpectedEof => {
+                (key, ReadFailureCause::Damaged)
+            }
+            CacheError::Local { key, .. } => (key, ReadFailureCause::LocalDisk),
+        };
+        Self { blob: Some(key.clone()), cause, reason: chain(error) }
+    }
+
+    /// A document, or a list of files, could not be had.
+    pub(crate) fn of_store(error: &StoreError) -> Self {
+        let blob = match error {
+            StoreError::NoSuchBlob(key) | StoreError::DamagedBlob(key) => Some(key.clone()),
+            _ => None,
+        };
+        Self { blob, cause: cause_of(error), reason: chain(error) }
+    }
+
+    /// Nothing came within the daemon's deadline.
+    pub(crate) fn unanswered(blob: Option<&str>) -> Self {
+        let reason = "the store did not answer in time".to_owned();
+        Self { blob: blob.map(str::to_owned), cause: ReadFailureCause::StoreUnavailable, reason }
+    }
+}
+
+impl std::fmt::Display for ReadFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+impl std::error::Error for ReadFailure {}
+
+fn cause_of(error: &StoreError) -> ReadFailureCause {
+    match error {
+        StoreError::NoSuchBlob(_) => ReadFailureCause::Missing,
+        StoreError::DamagedBlob(_) | StoreError::Malformed { .. } => ReadFailureCause::Damaged,
+        StoreError::Fenced(_)
+        | StoreError::TooMany { .. }
+        | StoreError::Unavailable { .. }
+        | StoreError::Url { .. } => ReadFailureCause::StoreUnavailable,
+    }
+}
+
+/// The one read of a file of an event that failed because of its blob.
+pub fn failed_read_of_blob(name: &str, error: &CacheError) -> FailedReads {
+    failed_read(&format!("in/data/{name}"), &ReadFailure::of_blob(error))
+}
+
+/// The one read that failed because the event's files could not be listed.
+pub(crate) fn failed_listing(error: &StoreError) -> FailedReads {
+    failed_read("in/data", &ReadFailure::of_store(error))
+}
+
+fn failed_read(path: &str, failure: &ReadFailure) -> FailedReads {
+    let log = ReadLog::default();
+    log.note(path, failure);
+    log.so_far()
+}
+
+/// The failed reads of one tree, shared by all that read for it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ReadLog(Arc<Mutex<FailedReads>>);
+
+impl ReadLog {
+    /// Records a failed read of the file or folder at `path`, seen from `ION_DIR`; gives what the module gets.
+    pub(crate) fn note(&self, path: &str, failure: &ReadFailure) -> Errno {
+        let (path, reason) = (cut(path), cut(&failure.reason));
+        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let same =
+            |one: &FailedRead| one.path == path && one.blob == failure.blob && one.cause == failure.cause;
+        if log.first.iter().any(same) {
+            return Errno::IO;
+        }
+        tracing::error!(
+            path,
+            blob = failure.blob,
+            cause = failure.cause.as_str(),
+            reason,
+            "a job's read failed"
+        );
+        if log.first.len() < RECORDED_MAX {
+            let (blob, cause) = (failure.blob.clone(), failure.cause);
+            log.first.push(FailedRead { path, blob, cause, reason, at: clock::now() });
+        } else {
+            log.more += 1;
+        }
+        Errno::IO
+    }
+
+    /// What has failed so far.
+    pub(crate) fn so_far(&self) -> FailedReads {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn cut(text: &str) -> String {
+    if text.len() <= TEXT_MAX {
+        return text.to_owned();
+    }
+    let end = (0..=TEXT_MAX).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    format!("{}...", &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_recorded_once_for_each_cause_and_what_goes_beyond_the_bound_is_counted() {
+        let log = ReadLog::default();
+        let missing = ReadFailure::of_store(&StoreError::NoSuchBlob("k".into()));
+        for n in 0..RECORDED_MAX + 3 {
+            assert_eq!(log.note(&format!("in/data/{n}"), &missing), Errno::IO);
+            log.note("in/data/0", &missing);
+        }
+        let failed = log.so_far();
+        assert_eq!((failed.first.len(), failed.more), (RECORDED_MAX, 3));
+        assert_eq!(failed.first[0].cause, ReadFailureCause::Missing);
+        assert_eq!(
+            failed.in_words().unwrap(),
+            "a read of \"in/data/0\" failed: blob missing: there is no blob \"k\" (and 102 more)"
+        );
+    }
+
+    #[test]
+    fn long_paths_are_cut_between_characters() {
+        let log = ReadLog::default();
+        log.note(&"ä".repeat(TEXT_MAX), &ReadFailure::unanswered(None));
+        assert_eq!(log.so_far().first[0].path.len(), TEXT_MAX + 3);
+    }
+}

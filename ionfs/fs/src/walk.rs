@@ -1,0 +1,165 @@
+//! Programs that go through a directory of small files, one after the other: what they will read next.
+
+use std::sync::Arc;
+
+use ion_model::event::FileEntry;
+
+use super::Ino;
+use super::view::{Item, Listing};
+
+/// Bytes of a file that is fetched whole: when it is first read, or before.
+pub(crate) const SMALL: u64 = 4 << 20;
+
+/// Directories walked at the same time in one mount.
+const WALKS_MAX: usize = 16;
+
+/// Names that a walk may pass over and still be one: a program may want some of the files only.
+const SKIPPED_MAX: usize = 8;
+
+/// Files and bytes fetched ahead of a walk at most: what some dozens of requests side by side keep a remote store busy with.
+const AHEAD_FILES_MAX: usize = 128;
+const AHEAD_BYTES_MAX: u64 = 32 << 20;
+
+/// The directories that are being walked.
+#[derive(Debug, Default)]
+pub(crate) struct Walks {
+    walks: Vec<Walk>,
+}
+
+#[derive(Debug)]
+struct Walk {
+    directory: Ino,
+    /// The name read last.
+    last: String,
+    /// The name up to which files were asked for.
+    ahead: String,
+    /// How many of them have not been read yet.
+    left: usize,
+    window: usize,
+}
+
+impl Walks {
+    /// The file `name` of a directory is being read. Gives what to fetch ahead of it: nothing, unless it follows the file
+    /// that was read before.
+    pub(crate) fn reached(&mut self, directory: Ino, listing: &Listing, name: &str) -> Vec<Arc<FileEntry>> {
+        let at = self.walks.iter().position(|walk| walk.directory == directory);
+        let Some(at) = at else {
+            if self.walks.len() == WALKS_MAX {
+                self.walks.remove(0);
+            }
+            self.walks.push(Walk::at(directory, name));
+            return vec![];
+        };
+        // The one used last stands last.
+        let mut walk = self.walks.remove(at);
+        let ahead = walk.goes_on(listing, name);
+        self.walks.push(walk);
+        ahead
+    }
+}
+
+impl Walk {
+    fn at(directory: Ino, name: &str) -> Self {
+        Self { directory, last: name.to_owned(), ahead: name.to_owned(), left: 0, window: 1 }
+    }
+
+    fn goes_on(&mut self, listing: &Listing, name: &str) -> Vec<Arc<FileEntry>> {
+        if name == self.last {
+            return vec![];
+        }
+        let passed = listing.after(&self.last).take(SKIPPED_MAX + 1);
+        let Some(steps) = passed.map(|(passed, _)| passed).position(|passed| passed == name) else {
+            *self = Self::at(self.directory, name);
+            return vec![];
+        };
+        self.last = name.to_owned();
+        self.left = self.left.saturating_sub(steps + 1);
+        // Not for every file: when half of those asked for are used up.
+        if self.left > self.window / 2 {
+            return vec![];
+        }
+        self.window = (self.window * 2).min(AHEAD_FILES_MAX);
+        let from = if self.ahead.as_str() > name { self.ahead.clone() } else { name.to_owned() };
+        let mut bytes = 0;
+        let mut files = Vec::new();
+        for (name, item) in listing.after(&from).take(self.window - self.left) {
+            let Item::Blob(entry) = item else { continue };
+            bytes += entry.size;
+            if entry.size > SMALL || bytes > AHEAD_BYTES_MAX {
+                break;
+            }
+            name.clone_into(&mut self.ahead);
+            files.push(entry.clone());
+        }
+        self.left += files.len();
+        files
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ion_model::checksum;
+
+    fn directory(files: usize, size: u64) -> Listing {
+        let entry = |name: &str| FileEntry {
+            name: name.to_owned(),
+            key: name.to_owned(),
+            size,
+            mtime: 0,
+            mtime_nanos: 0,
+            mode: 0o644,
+            checksums: checksum::of(&[]),
+        };
+        let items = (0..files)
+            .map(|n| format!("{n:05}"))
+            .map(|name| (name.clone(), Item::Blob(Arc::new(entry(&name)))));
+        items.collect()
+    }
+
+    #[test]
+    fn a_walk_gets_each_file_once_and_ever_more_at_a_time() {
+        let listing = directory(1000, 4096);
+        let mut walks = Walks::default();
+        let (mut asked, mut largest) = (Vec::new(), 0);
+        for (name, _) in listing.iter() {
+            let ahead = walks.reached(7, &listing, name);
+            assert!(ahead.iter().all(|entry| *entry.name > *name), "only what comes");
+            largest = largest.max(ahead.len());
+            asked.extend(ahead.iter().map(|entry| entry.name.clone()));
+        }
+        let all: Vec<&str> = listing.iter().map(|(name, _)| name).skip(2).collect();
+        assert_eq!(asked.iter().collect::<Vec<_>>(), all, "all but the first two, each once and in order");
+        assert!((AHEAD_FILES_MAX / 2..=AHEAD_FILES_MAX).contains(&largest), "{largest}");
+    }
+
+    #[test]
+    fn some_may_be_left_out_and_two_programs_may_walk() {
+        let listing = directory(200, 4096);
+        let mut walks = Walks::default();
+        let mut asked = [0, 0];
+        for n in (0..200).step_by(3) {
+            for (at, directory) in [3, 4].into_iter().enumerate() {
+                asked[at] += walks.reached(directory, &listing, &format!("{n:05}")).len();
+            }
+        }
+        assert!(asked.iter().all(|asked| *asked > 150), "{asked:?}");
+    }
+
+    #[test]
+    fn what_jumps_about_and_what_is_large_is_not_fetched_ahead() {
+        let listing = directory(1000, 4096);
+        let mut walks = Walks::default();
+        for n in 0..1000 {
+            let name = format!("{:05}", n * 389 % 1000);
+            assert!(walks.reached(1, &listing, &name).is_empty());
+            assert!(walks.reached(1, &listing, &name).is_empty(), "the same again");
+        }
+        let large = directory(100, SMALL + 1);
+        assert!(large.iter().all(|(name, _)| walks.reached(2, &large, name).is_empty()));
+        let halves = directory(100, SMALL);
+        let mut first = Walks::default();
+        let most = halves.iter().map(|(name, _)| first.reached(2, &halves, name).len()).max();
+        assert!(most.is_some_and(|most| most as u64 * SMALL <= AHEAD_BYTES_MAX), "{most:?}");
+    }
+}

@@ -1,0 +1,290 @@
+//! Blobs on this node: blocks in memory and on the local disk, fetched when first read and compared with their checksums
+//! before anybody sees them.
+//!
+//! A blob is immutable, so a block needs no coherence: it is right or it is not. The bytes of a blob lie in the store's own
+//! local file (nothing is copied), in a file of the node's cache folder that fills as blocks arrive and outlives the
+//! daemon, or, while the job runs that made it, in that job's staging folder. A blob of which every block was compared is
+//! *whole*: the kernel may read its file directly.
+//!
+//! Reads go through memory, block by block. One fetch a block however many readers wait for it; one budget for all blocks in
+//! memory, however many files are open.
+
+mod ahead;
+mod blob;
+mod buffer;
+mod disk;
+mod memory;
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ion_model::checksum;
+use ion_model::event::FileEntry;
+use ion_stores::{Blobs, StoreError};
+use ion_system::metrics::Metrics;
+use tokio::sync::Semaphore;
+
+use self::blob::Place;
+pub use self::blob::{CachedBlob, Reader};
+use self::buffer::Buffers;
+use self::disk::Disk;
+use self::memory::Memory;
+
+/// Requests to the store under way at a time: enough for a remote one, and few enough for its rate limits.
+const FETCHES_MAX: usize = 32;
+
+/// Bytes of a block that is not taken for nonsense: each is in memory as a whole.
+const BLOCK_MAX: u64 = 64 << 20;
+
+/// Why a read failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The store did not give the bytes.
+    #[error("blob {key:?} cannot be read")]
+    Store {
+        /// The blob.
+        key: String,
+        /// The store's error.
+        #[source]
+        source: StoreError,
+    },
+    /// The bytes are not those that were written.
+    #[error("blob {key:?}: block {block} does not match its checksum")]
+    Corrupt {
+        /// The blob.
+        key: String,
+        /// The block's index.
+        block: u64,
+    },
+    /// Its document says what no document of Ion's says.
+    #[error("blob {key:?} has blocks of {block} bytes, which is more than this version reads")]
+    Block {
+        /// The blob.
+        key: String,
+        /// Bytes of its blocks.
+        block: u64,
+    },
+    /// The local file failed.
+    #[error("the local file of blob {key:?} failed")]
+    Local {
+        /// The blob.
+        key: String,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What a cache may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheLimits {
+    /// Bytes on disk of blobs copied from a store that is not local. Default 10 GiB.
+    pub disk_bytes: u64,
+    /// Bytes of blocks in memory. Default: see [`default_memory`].
+    pub memory_bytes: u64,
+    /// Blobs kept open that nobody reads. Default 2,048, and at most a quarter of the descriptors this process may have:
+    /// each holds one. A blob that is opened again is compared again.
+    pub idle_max: usize,
+}
+
+impl Default for CacheLimits {
+    fn default() -> Self {
+        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let idle_max = descriptors.map_or(2048, |most| usize::try_from(most / 4).unwrap_or(2048).min(2048));
+        Self { disk_bytes: 10 << 30, memory_bytes: default_memory(), idle_max }
+    }
+}
+
+/// A 256th of the memory this process may use (its cgroup's limit, or the machine's memory), between 64 and 256 MiB:
+/// what two to eight streams read ahead at most.
+pub fn default_memory() -> u64 {
+    let machine = rustix::system::sysinfo();
+    let machine = machine.totalram as u64 * u64::from(machine.mem_unit.max(1));
+    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = groups.lines().filter_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        match (parts.next()?, parts.next()?) {
+            ("", group) => number(&format!("/sys/fs/cgroup{group}/memory.max")),
+            ("memory", group) => number(&format!("/sys/fs/cgroup/memory{group}/memory.limit_in_bytes")),
+            _ => None,
+        }
+    });
+    // In a container, its own group is seen as the root.
+    let root = number("/sys/fs/cgroup/memory.max");
+    let least = own.chain(root).chain([machine]).min().unwrap_or(machine);
+    (least / 256).clamp(64 << 20, 256 << 20)
+}
+
+/// What all open blobs share.
+#[derive(Debug)]
+struct Shared {
+    blobs: Arc<dyn Blobs>,
+    metrics: Arc<Metrics>,
+    memory: Memory,
+    buffers: Arc<Buffers>,
+    disk: Disk,
+    fetches: Semaphore,
+    next_id: AtomicU64,
+    idle_max: usize,
+    making_room: AtomicBool,
+    open: Mutex<Open>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    by_key: HashMap<String, (u64, Arc<CachedBlob>)>,
+    clock: u64,
+}
+
+impl Open {
+    /// The blob of this entry. Another document may name the same key with other sums only if one of them lies: each is
+    /// held to its own.
+    fn find(&mut self, entry: &FileEntry) -> Option<&mut (u64, Arc<CachedBlob>)> {
+        self.by_key.get_mut(&entry.key).filter(|(_, blob)| blob.is_of(entry))
+    }
+}
+
+impl Shared {
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to remove what was not used for long, if the cache has little room left.
+    fn make_room_if_full(self: &Arc<Self>) {
+        if !self.disk.is_full() || self.making_room.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let this = self.clone();
+        tokio::task::spawn_blocking(move || {
+            let in_use: HashSet<String> = {
+                let mut open = this.open();
+                // What is open stays on the disk though its file is gone.
+                open.by_key.retain(|_, (_, blob)| Arc::strong_count(blob) > 1);
+                open.by_key.values().map(|(_, blob)| Disk::name(blob.entry())).collect()
+            };
+            this.disk.make_room(&in_use);
+            this.making_room.store(false, Ordering::Release);
+        });
+    }
+}
+
+/// The blobs of this node.
+#[derive(Debug)]
+pub struct Cache {
+    shared: Arc<Shared>,
+}
+
+impl Cache {
+    pub(crate) fn new(
+        blobs: Arc<dyn Blobs>,
+        directory: PathBuf,
+        limits: CacheLimits,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                blobs,
+                metrics,
+                memory: Memory::new(limits.memory_bytes),
+                buffers: Buffers::new(usize::try_from(checksum::BLOCK).unwrap_or(usize::MAX)),
+                disk: Disk::new(directory, limits.disk_bytes),
+                fetches: Semaphore::new(FETCHES_MAX),
+                next_id: AtomicU64::new(0),
+                idle_max: limits.idle_max,
+                making_room: AtomicBool::new(false),
+                open: Mutex::default(),
+            }),
+        }
+    }
+
+    /// The blob that `entry` names, shared by all its readers. Fetches nothing.
+    ///
+    /// # Errors
+    /// When its local file cannot be made.
+    pub fn open(&self, entry: &FileEntry) -> Result<Arc<CachedBlob>, CacheError> {
+        if entry.checksums.block > BLOCK_MAX {
+            return Err(CacheError::Block { key: entry.key.clone(), block: entry.checksums.block });
+        }
+        let mut open = self.shared.open();
+        open.clock += 1;
+        let now = open.clock;
+        if let Some((used, blob)) = open.find(entry) {
+            *used = now;
+            return Ok(blob.clone());
+        }
+        let (place, file) = match self.shared.blobs.open_local(&entry.key) {
+            Some(file) => (Place::Store, file),
+            None => {
+                let local = |source| CacheError::Local { key: entry.key.clone(), source };
+                (Place::Node, self.shared.disk.open(&Disk::name(entry), entry.size).map_err(local)?)
+            }
+        };
+        Ok(self.insert(&mut open, entry, place, file))
+    }
+
+    /// A job of this node has made the blob; `file` is its staged file. Its next reader need not ask the store. Whether
+    /// [`Cache::settled`] is to be told when the job has ended.
+    pub fn produced(&self, entry: &FileEntry, file: File) -> bool {
+        if self.shared.blobs.open_local(&entry.key).is_some() {
+            return false;
+        }
+        let mut open = self.shared.open();
+        if open.find(entry).is_none() {
+            open.clock += 1;
+            self.insert(&mut open, entry, Place::Producer, file);
+        }
+        true
+    }
+
+    /// The job that made the blob has ended. `file` is its staged file, if it still is what was named; the cache keeps it.
+    pub fn settled(&self, entry: &FileEntry, file: Option<&File>) {
+        let kept = file.is_some_and(|file| self.shared.disk.adopt(&Disk::name(entry), file).is_ok());
+        let mut open = self.shared.open();
+        if let Some((_, blob)) = open.find(entry) {
+            if kept {
+                blob.settle();
+            } else {
+                open.by_key.remove(&entry.key);
+            }
+        }
+        drop(open);
+        self.shared.make_room_if_full();
+    }
+
+    /// Bytes of blocks that are in memory now.
+    pub fn memory_taken(&self) -> u64 {
+        self.shared.memory.taken()
+    }
+
+    fn insert(&self, open: &mut Open, entry: &FileEntry, place: Place, file: File) -> Arc<CachedBlob> {
+        let blob = Arc::new(CachedBlob::new(self.shared.clone(), entry, place, file));
+        open.by_key.insert(entry.key.clone(), (open.clock, blob.clone()));
+        let idle_max = self.shared.idle_max;
+        if open.by_key.len() > idle_max {
+            let idle = open.by_key.iter().filter(|(_, (_, blob))| Arc::strong_count(blob) == 1);
+            let mut idle: Vec<(u64, String)> = idle.map(|(key, (used, _))| (*used, key.clone())).collect();
+            idle.sort_unstable();
+            // Some at once, so that this is not done for every blob.
+            for (_, key) in idle.iter().take((idle.len() + idle_max / 8).saturating_sub(idle_max)) {
+                open.by_key.remove(key);
+            }
+        }
+        blob
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        // Each blob holds what they share.
+        let open = std::mem::take(&mut *self.shared.open());
+        drop(open);
+    }
+}
+
+#[cfg(test)]
+mod tests;

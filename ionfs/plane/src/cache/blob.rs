@@ -1,0 +1,495 @@
+//! One open blob: where its blocks are, and who is bringing those that are not here.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::TryStreamExt as _;
+use ion_model::event::FileEntry;
+use ion_stores::StoreError;
+use ion_system::run_blocking;
+use tokio::sync::watch;
+
+use super::ahead::ReadAhead;
+use super::buffer::Buffer;
+use super::memory::{Block, Room};
+use super::{CacheError, Shared, disk};
+
+/// Tries of one fetch before its readers get EIO; the wait between them doubles from [`RETRY_WAIT`].
+const TRIES: u32 = 4;
+
+/// The wait before the second try. Shorter hammers a store that is starting again.
+const RETRY_WAIT: Duration = Duration::from_millis(100);
+
+/// Bytes of one request to a store. Larger ones need more time before they can be shared out over connections; smaller
+/// ones pay a round trip more often.
+const RUN_BYTES: u64 = 8 << 20;
+
+/// Bytes read from the disk in one go.
+const LOCAL_BYTES: u64 = 4 << 20;
+
+/// Where a blob's local file lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It is the store's own file: nothing is copied.
+    Store,
+    /// In the node's cache folder.
+    Node,
+    /// It is the staged file of a job that still runs and may write to it: good for its blocks as long as they match.
+    Producer,
+}
+
+/// How a reading of local blocks ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// None is left that it could do something about.
+    All,
+    /// The first of those left is not what was written.
+    Bad,
+}
+
+/// Bits that are only ever set.
+#[derive(Debug)]
+struct Bits {
+    words: Vec<AtomicU64>,
+    count: AtomicU64,
+}
+
+impl Bits {
+    fn new(bits: u64) -> Self {
+        let words = usize::try_from(bits.div_ceil(64)).unwrap_or(usize::MAX);
+        Self { words: (0..words).map(|_| AtomicU64::new(0)).collect(), count: AtomicU64::new(0) }
+    }
+
+    fn set(&self, index: u64) {
+        let bit = 1 << (index % 64);
+        if let Some(word) = self.words.get(usize::try_from(index / 64).unwrap_or(usize::MAX))
+            && word.fetch_or(bit, Ordering::AcqRel) & bit == 0
+        {
+            self.count.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn has(&self, index: u64) -> bool {
+        let word = self.words.get(usize::try_from(index / 64).unwrap_or(usize::MAX));
+        word.is_some_and(|word| word.load(Ordering::Acquire) & (1 << (index % 64)) != 0)
+    }
+
+    fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+}
+
+/// What became of a block that somebody is bringing.
+type Landed = Option<Result<Arc<Block>, Arc<CacheError>>>;
+
+/// The blocks of one request, in order, and those who wait for each.
+type Waiting = VecDeque<(u64, watch::Sender<Landed>)>;
+
+/// One blob's local file and which of its blocks may be read.
+#[derive(Debug)]
+pub struct CachedBlob {
+    id: u64,
+    shared: Arc<Shared>,
+    entry: FileEntry,
+    place: Place,
+    /// The producer has ended and left the file as it was named.
+    settled: AtomicBool,
+    file: File,
+    block: u64,
+    blocks: u64,
+    /// Blocks that the file has, or had.
+    present: Bits,
+    /// Blocks of the file that were compared since it was opened.
+    sound: Bits,
+    coming: Mutex<HashMap<u64, watch::Receiver<Landed>>>,
+}
+
+impl CachedBlob {
+    pub(super) fn new(shared: Arc<Shared>, entry: &FileEntry, place: Place, file: File) -> Self {
+        let block = entry.checksums.block.max(1);
+        let blocks = entry.size.div_ceil(block);
+        let present = Bits::new(blocks);
+        match place {
+            Place::Node => disk::blocks_in(&file, entry.size, block, |index| present.set(index)),
+            Place::Store | Place::Producer => (0..blocks).for_each(|index| present.set(index)),
+        }
+        Self {
+            id: shared.next_id.fetch_add(1, Ordering::Relaxed),
+            shared,
+            entry: entry.clone(),
+            place,
+            settled: AtomicBool::new(place != Place::Producer),
+            file,
+            block,
+            blocks,
+            present,
+            sound: Bits::new(blocks),
+            coming: Mutex::default(),
+        }
+    }
+
+    /// What it is.
+    pub fn entry(&self) -> &FileEntry {
+        &self.entry
+    }
+
+    /// Whether it is what this entry says.
+    pub fn is_of(&self, entry: &FileEntry) -> bool {
+        self.entry.key == entry.key
+            && self.entry.checksums == entry.checksums
+            && self.entry.size == entry.size
+    }
+
+    /// The file to read without asking further: every block was compared, and nobody can write to it.
+    pub fn whole(&self) -> Option<&File> {
+        (self.sound.count() == self.blocks && self.settled.load(Ordering::Acquire)).then_some(&self.file)
+    }
+
+    /// The file is in the cache folder now, as its producer left it.
+    pub(super) fn settle(&self) {
+        self.settled.store(true, Ordering::Release);
+    }
+
+    /// Up to `length` bytes from `offset`; fewer only at the end. Brings the blocks it needs and no more.
+    ///
+    /// # Errors
+    /// What kept the first of them away; it has been logged.
+    pub async fn read(self: &Arc<Self>, offset: u64, length: u64) -> Result<Bytes, Arc<CacheError>> {
+        let end = offset.saturating_add(length).min(self.entry.size);
+        if offset >= end {
+            return Ok(Bytes::new());
+        }
+        let (first, last) = (offset / self.block, (end - 1) / self.block);
+        let part = |index: u64, bytes: &Bytes| {
+            let start = index * self.block;
+            let at = |position: u64| usize::try_from(position.saturating_sub(start)).unwrap_or(usize::MAX);
+            bytes.slice(at(offset).min(bytes.len())..at(end).min(bytes.len()))
+        };
+        // Bytes of a block that this read is about.
+        let asked = |index: u64| ((index + 1) * self.block).min(end) - (index * self.block).max(offset);
+        if first == last {
+            return Ok(part(first, &self.block(first, asked(first)).await?.bytes));
+        }
+        self.bring(first..last + 1, true);
+        let mut all = BytesMut::with_capacity(usize::try_from(end - offset).unwrap_or(0));
+        for index in first..=last {
+            all.extend_from_slice(&part(index, &self.block(index, asked(index)).await?.bytes));
+        }
+        Ok(all.freeze())
+    }
+
+    /// Brings the blocks that the bytes of `range` touch if there is room in memory, without waiting for them.
+    fn prefetch(self: &Arc<Self>, range: Range<u64>) {
+        let end = range.end.min(self.entry.size);
+        if range.start < end {
+            self.bring(range.start / self.block..end.div_ceil(self.block), false);
+        }
+    }
+
+    /// Brings all of it, if it comes from a store and there is room in memory, without waiting.
+    pub fn fetch_ahead(self: &Arc<Self>) {
+        if self.place == Place::Node && self.present.count() < self.blocks {
+            self.prefetch(0..self.entry.size);
+        }
+    }
+
+    /// A block for a reader who asked for so many bytes of it.
+    async fn block(self: &Arc<Self>, index: u64, asked: u64) -> Result<Arc<Block>, Arc<CacheError>> {
+        let metrics = &self.shared.metrics;
+        let mut waited = false;
+        loop {
+            if let Some(block) = self.shared.memory.get((self.id, index)) {
+                if !waited {
+                    metrics.cache_hits.add(1);
+                    metrics.bytes_remembered.add(asked);
+                }
+                return Ok(block);
+            }
+            if !std::mem::replace(&mut waited, true) {
+                metrics.cache_misses.add(1);
+            }
+            let coming = self.coming().get(&index).cloned();
+            let coming = coming.or_else(|| self.bring(index..index + 1, true));
+            // None: it has come in between.
+            let Some(mut coming) = coming else { continue };
+            // An error: whoever brought it ahead of time had no room; it is asked for in earnest now.
+            if let Ok(landed) = coming.wait_for(Option::is_some).await
+                && let Some(landed) = landed.clone()
+            {
+                // It has been read from now on.
+                let _ = self.shared.memory.get((self.id, index));
+                return landed;
+            }
+        }
+    }
+
+    fn coming(&self) -> MutexGuard<'_, HashMap<u64, watch::Receiver<Landed>>> {
+        self.coming.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has every block of `run` brought that is neither in memory nor on its way: one fetch however many wait for it.
+    /// Gives what becomes of the last of them.
+    fn bring(self: &Arc<Self>, run: Range<u64>, wanted: bool) -> Option<watch::Receiver<Landed>> {
+        let mut requests: Vec<(bool, Waiting)> = Vec::new();
+        let mut last = None;
+        {
+            let mut coming = self.coming();
+            for index in run {
+                if coming.contains_key(&index) || self.shared.memory.has((self.id, index)) {
+                    continue;
+                }
+                let (sender, receiver) = watch::channel(None);
+                coming.insert(index, receiver.clone());
+                last = Some(receiver);
+                let here = self.present.has(index);
+                let most = if here { LOCAL_BYTES } else { RUN_BYTES } / self.block;
+                match requests.last_mut() {
+                    Some((local, blocks))
+                        if *local == here
+                            && blocks.back().is_some_and(|(last, _)| last + 1 == index)
+                            && (blocks.len() as u64) < most =>
+                    {
+                        blocks.push_back((index, sender));
+                    }
+                    _ => requests.push((here, VecDeque::from([(index, sender)]))),
+                }
+            }
+        }
+        for (local, waiting) in requests {
+            let this = self.clone();
+            tokio::spawn(async move {
+                let mut waiting = waiting;
+                if local {
+                    while this.from_disk(&mut waiting, wanted).await == Found::Bad {
+                        let mut bad: Waiting = waiting.pop_front().into_iter().collect();
+                        this.from_store(&mut bad, true).await;
+                    }
+                } else {
+                    this.from_store(&mut waiting, wanted).await;
+                }
+                // Those nobody had room for.
+                let mut coming = this.coming();
+                for (index, _) in &waiting {
+                    coming.remove(index);
+                }
+            });
+        }
+        last
+    }
+
+    fn length_of(&self, index: u64) -> u64 {
+        self.block.min(self.entry.size - index * self.block)
+    }
+
+    /// Memory for a block that there is room for.
+    fn buffer(&self, index: u64) -> Buffer {
+        self.shared.buffers.take(usize::try_from(self.length_of(index)).unwrap_or(usize::MAX))
+    }
+
+    async fn room(&self, index: u64, wanted: bool) -> Option<Room> {
+        let bytes = self.length_of(index);
+        if wanted { Some(self.shared.memory.room(bytes).await) } else { self.shared.memory.try_room(bytes) }
+    }
+
+    /// Reads blocks of the local file, until the first of those left is not what it should be.
+    async fn from_disk(self: &Arc<Self>, waiting: &mut Waiting, wanted: bool) -> Found {
+        while let Some((index, _)) = waiting.front() {
+            let index = *index;
+            let Some(room) = self.room(index, wanted).await else { return Found::All };
+            let this = self.clone();
+            let read = run_blocking(move || {
+                let mut buffer = this.buffer(index);
+                this.file.read_exact_at(buffer.bytes(), index * this.block)?;
+                let bytes = buffer.share();
+                Ok::<_, io::Error>((this.entry.checksums.agrees(index, &bytes), bytes))
+            });
+            let error = match read.await {
+                Ok((true, bytes)) => {
+                    let counter = match self.place {
+                        Place::Store if !self.sound.has(index) => &self.shared.metrics.bytes_fetched,
+                        _ => &self.shared.metrics.bytes_cached,
+                    };
+                    counter.add(bytes.len() as u64);
+                    self.sound.set(index);
+                    self.land(waiting, Block::new(bytes, room));
+                    continue;
+                }
+                Ok((false, _)) => CacheError::Corrupt { key: self.entry.key.clone(), block: index },
+                Err(source) => CacheError::Local { key: self.entry.key.clone(), source },
+            };
+            if self.place == Place::Store {
+                self.fail(waiting, error);
+                return Found::All;
+            }
+            tracing::warn!(
+                key = self.entry.key,
+                block = index,
+                error = &error as &dyn std::error::Error,
+                "a block of the node's cache is not what was written; it is fetched again"
+            );
+            return Found::Bad;
+        }
+        Found::All
+    }
+
+    /// Fetches blocks from the store in one request, and what is left of them again if it breaks off.
+    async fn from_store(self: &Arc<Self>, waiting: &mut Waiting, wanted: bool) {
+        let mut wait = RETRY_WAIT;
+        for tries in 1.. {
+            let error = match self.fetch(waiting, wanted).await {
+                Ok(()) => return,
+                Err(error) => error,
+            };
+            let again = match &error {
+                CacheError::Store { source: StoreError::Unavailable { .. }, .. } => tries < TRIES,
+                // It may have been the wire.
+                CacheError::Corrupt { .. } => tries < 2,
+                _ => false,
+            };
+            if !again {
+                return self.fail(waiting, error);
+            }
+            tokio::time::sleep(wait).await;
+            wait *= 2;
+        }
+    }
+
+    async fn fetch(self: &Arc<Self>, waiting: &mut Waiting, wanted: bool) -> Result<(), CacheError> {
+        let (Some((first, _)), Some((last, _))) = (waiting.front(), waiting.back()) else { return Ok(()) };
+        let range = first * self.block..(last * self.block + self.length_of(*last));
+        let from_store = |source| CacheError::Store { key: self.entry.key.clone(), source };
+        let _slot = self.shared.fetches.acquire().await;
+        let mut body = self.shared.blobs.get(&self.entry.key, range).await.map_err(from_store)?;
+        let mut rest = Bytes::new();
+        while let Some((index, _)) = waiting.front() {
+            let index = *index;
+            let corrupt = || CacheError::Corrupt { key: self.entry.key.clone(), block: index };
+            let Some(room) = self.room(index, wanted).await else { return Ok(()) };
+            let mut buffer = self.buffer(index);
+            let mut empty = buffer.bytes();
+            while !empty.is_empty() {
+                if rest.is_empty() {
+                    rest = body.try_next().await.map_err(from_store)?.ok_or_else(corrupt)?;
+                }
+                let piece = rest.split_to(rest.len().min(empty.len()));
+                let (filled, left) = empty.split_at_mut(piece.len());
+                filled.copy_from_slice(&piece);
+                empty = left;
+            }
+            let bytes = buffer.share();
+            self.shared.metrics.bytes_fetched.add(bytes.len() as u64);
+            if !self.entry.checksums.agrees(index, &bytes) {
+                return Err(corrupt());
+            }
+            let block = Block::new(bytes, room);
+            self.land(waiting, block.clone());
+            self.keep(index, block);
+        }
+        Ok(())
+    }
+
+    /// The first of those under way is there.
+    fn land(&self, waiting: &mut Waiting, block: Arc<Block>) {
+        let Some((index, sender)) = waiting.pop_front() else { return };
+        // Found in memory before it is not on its way any more.
+        self.shared.memory.put((self.id, index), block.clone());
+        let _ = sender.send(Some(Ok(block)));
+        self.coming().remove(&index);
+    }
+
+    /// None of those under way will come.
+    fn fail(&self, waiting: &mut Waiting, error: CacheError) {
+        tracing::error!(
+            key = self.entry.key,
+            block = waiting.front().map(|(index, _)| *index),
+            error = &error as &dyn std::error::Error,
+            "a read of a blob failed"
+        );
+        let error = Arc::new(error);
+        let mut coming = self.coming();
+        for (index, sender) in waiting.drain(..) {
+            coming.remove(&index);
+            let _ = sender.send(Some(Err(error.clone())));
+        }
+    }
+
+    /// Writes a block to the node's cache, if it may have more. Its readers do not wait for this.
+    fn keep(self: &Arc<Self>, index: u64, block: Arc<Block>) {
+        let disk = &self.shared.disk;
+        if self.place != Place::Node || !disk.may_keep(block.bytes.len() as u64) {
+            self.shared.make_room_if_full();
+            return;
+        }
+        let this = self.clone();
+        tokio::task::spawn_blocking(move || {
+            let disk = &this.shared.disk;
+            match disk.write(&this.file, &block.bytes, index * this.block) {
+                Ok(()) => {
+                    this.present.set(index);
+                    this.sound.set(index);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the node's cache cannot keep a block");
+                    disk.disk_is_full();
+                }
+            }
+        });
+        self.shared.make_room_if_full();
+    }
+}
+
+impl Drop for CachedBlob {
+    fn drop(&mut self) {
+        self.shared.memory.drop_blob(self.id);
+    }
+}
+
+/// One open file over a blob: what it reads, and what it will read next.
+#[derive(Debug)]
+pub struct Reader {
+    blob: Arc<CachedBlob>,
+    begun: AtomicBool,
+    ahead: Mutex<ReadAhead>,
+}
+
+impl Reader {
+    /// A reader at no place yet.
+    pub fn new(blob: Arc<CachedBlob>) -> Self {
+        Self { blob, begun: AtomicBool::new(false), ahead: Mutex::default() }
+    }
+
+    /// The blob it reads.
+    pub fn blob(&self) -> &Arc<CachedBlob> {
+        &self.blob
+    }
+
+    /// Whether nobody has asked this before: it is about to be read for the first time.
+    pub fn begins(&self) -> bool {
+        !self.begun.load(Ordering::Relaxed) && !self.begun.swap(true, Ordering::Relaxed)
+    }
+
+    /// Reads as [`CachedBlob::read`] does, and has brought what seems to come next.
+    ///
+    /// # Errors
+    /// As [`CachedBlob::read`].
+    pub async fn read(&self, offset: u64, length: u64) -> Result<Bytes, Arc<CacheError>> {
+        let blob = &self.blob;
+        let end = offset.saturating_add(length).min(blob.entry.size);
+        let ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner).after(offset, end);
+        if let Some(ahead) = ahead {
+            // What is asked for comes before what may be.
+            if offset < end {
+                blob.bring(offset / blob.block..end.div_ceil(blob.block), true);
+            }
+            blob.prefetch(ahead);
+        }
+        blob.read(offset, length).await
+    }
+}

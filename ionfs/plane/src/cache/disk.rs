@@ -1,0 +1,322 @@
+//! The node's cache folder: one sparse file for each blob, shared by all daemons of the node and kept when they end.
+//!
+//! A blob never changes, so the files need no coherence. Nothing is noted beside them and nothing in them is trusted: a
+//! block is there if the file has bytes where it belongs, and is compared with its checksum when it is read. What a
+//! killed daemon left half-written is fetched again.
+//!
+//! # What goes when it is full
+//! Blobs nobody has open. Those opened once go first, oldest first, while they hold more than a tenth of the room; a run
+//! over much data that is read once leaves alone what is read again and again. Where nothing may go, new blocks are not
+//! kept: reads go on from memory.
+//!
+//! # How blocks are written
+//! Past the page cache, as long as the disk keeps up: most blocks are read once, from memory, and a page for each of their
+//! bytes would cost more than all else that is done with them. A disk that is slower than the store gets some of them
+//! through the page cache, which takes what it can: reads never wait for either.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+use ion_model::event::FileEntry;
+use rustix::fs::{AtFlags, CWD, SeekFrom};
+use uuid::Uuid;
+
+use super::buffer::ALIGNMENT;
+
+/// The share of the room that blobs opened once may hold before those opened again make way: one in so many.
+const ONCE_SHARE: u64 = 10;
+
+/// Writes past the page cache under way at a time. Each holds a block of the memory's budget; a disk of 2 GB/s needs half
+/// a millisecond for it, and fewer were too few beside a store on the same processors.
+const DIRECT_MAX: usize = 32;
+
+/// Bytes from which a write goes past the page cache: smaller ones are mostly waiting for the disk.
+const DIRECT_BYTES: usize = 256 << 10;
+
+#[derive(Debug)]
+pub(super) struct Disk {
+    directory: PathBuf,
+    most: u64,
+    /// Bytes on disk, as far as known: other daemons of the node write too.
+    used: AtomicU64,
+    full: AtomicBool,
+    opens: Mutex<HashMap<String, u32>>,
+    /// Writes past the page cache that are under way.
+    direct: AtomicUsize,
+}
+
+impl Disk {
+    /// The cache in `directory`, which is there.
+    pub(super) fn new(directory: PathBuf, most: u64) -> Self {
+        let disk = Self {
+            directory,
+            most,
+            used: AtomicU64::new(0),
+            full: AtomicBool::new(false),
+            opens: Mutex::default(),
+            direct: AtomicUsize::new(0),
+        };
+        disk.used.store(disk.files().iter().map(|file| file.bytes).sum(), Ordering::Relaxed);
+        disk
+    }
+
+    /// The name of a blob's file. Another document may name the same key with other sums only if one of them lies; each
+    /// is held to its own.
+    pub(super) fn name(entry: &FileEntry) -> String {
+        let sums = serde_json::to_vec(&entry.checksums).unwrap_or_default();
+        let key = Uuid::new_v5(&Uuid::NAMESPACE_OID, entry.key.as_bytes());
+        Uuid::new_v5(&key, &[&entry.size.to_be_bytes()[..], &sums].concat()).simple().to_string()
+    }
+
+    /// The blob's file, made if it is not there.
+    pub(super) fn open(&self, name: &str, size: u64) -> io::Result<File> {
+        let path = self.directory.join(name);
+        let file =
+            File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        if file.metadata()?.len() != size {
+            file.set_len(size)?;
+        }
+        // When it was last of use; what a reader changes otherwise is only holes.
+        let _ = file.set_modified(SystemTime::now());
+        *self.opens.lock().unwrap_or_else(PoisonError::into_inner).entry(name.to_owned()).or_default() += 1;
+        Ok(file)
+    }
+
+    /// Gives a file that holds the whole blob its place. The file must have a name on the same disk, and nobody may
+    /// write to it any more.
+    pub(super) fn adopt(&self, name: &str, file: &File) -> io::Result<()> {
+        let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let to = self.directory.join(name);
+        match rustix::fs::linkat(CWD, &from, CWD, &to, AtFlags::SYMLINK_FOLLOW) {
+            // What was fetched of it before is no better.
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Whoever the module ran as: it is the node's now.
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        let _ = rustix::fs::fchown(file, Some(uid), Some(gid));
+        let _ = rustix::fs::fchmod(file, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR);
+        self.used.fetch_add(file.metadata()?.blocks() * 512, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether another block may be kept; it counts from now on.
+    pub(super) fn may_keep(&self, bytes: u64) -> bool {
+        if self.full.load(Ordering::Relaxed) || self.used.load(Ordering::Relaxed) + bytes > self.most {
+            return false;
+        }
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+        true
+    }
+
+    /// Writes a block.
+    pub(super) fn write(&self, file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+        let aligned = bytes.len().is_multiple_of(ALIGNMENT)
+            && bytes.as_ptr().addr().is_multiple_of(ALIGNMENT)
+            && at.is_multiple_of(ALIGNMENT as u64);
+        if aligned && bytes.len() >= DIRECT_BYTES {
+            let under_way = self.direct.fetch_add(1, Ordering::Relaxed);
+            let written = (under_way < DIRECT_MAX).then(|| past_page_cache(file)?.write_all_at(bytes, at));
+            self.direct.fetch_sub(1, Ordering::Relaxed);
+            // EINVAL: this file system has no such way.
+            if let Some(written) = written.filter(|written| !is_invalid(written)) {
+                return written;
+            }
+        }
+        file.write_all_at(bytes, at)
+    }
+
+    /// Whether it is time to make room.
+    pub(super) fn is_full(&self) -> bool {
+        self.used.load(Ordering::Relaxed) + self.most / 50 > self.most
+    }
+
+    /// The disk itself has no room: nothing is kept until some was made.
+    pub(super) fn disk_is_full(&self) {
+        self.full.store(true, Ordering::Relaxed);
+    }
+
+    /// Removes files until a tenth of the room is free, none of those that are open.
+    pub(super) fn make_room(&self, open: &HashSet<String>) {
+        let files = self.files();
+        let opens = self.opens.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut used: u64 = files.iter().map(|file| file.bytes).sum();
+        let again = |file: &Kept| opens.get(&file.name).copied().unwrap_or_default() > 1;
+        let mut once: u64 = files.iter().filter(|file| !again(file)).map(|file| file.bytes).sum();
+        let mut idle: Vec<&Kept> = files.iter().filter(|file| !open.contains(&file.name)).collect();
+        idle.sort_by_key(|file| file.used);
+        let (firsts, seconds): (Vec<&Kept>, Vec<&Kept>) = idle.into_iter().partition(|file| !again(file));
+        let goal = self.most - self.most / 10;
+        let mut gone = HashSet::new();
+        let remove = |file: &Kept, used: &mut u64| {
+            if std::fs::remove_file(self.directory.join(&file.name)).is_ok() {
+                *used -= file.bytes.min(*used);
+            }
+        };
+        for file in &firsts {
+            if used <= goal || once <= self.most / ONCE_SHARE {
+                break;
+            }
+            remove(file, &mut used);
+            once -= file.bytes;
+            gone.insert(file.name.clone());
+        }
+        for file in seconds.iter().chain(&firsts) {
+            if used <= goal {
+                break;
+            }
+            if gone.insert(file.name.clone()) {
+                remove(file, &mut used);
+            }
+        }
+        self.opens.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| !gone.contains(name));
+        self.used.store(used, Ordering::Relaxed);
+        self.full.store(false, Ordering::Relaxed);
+    }
+
+    fn files(&self) -> Vec<Kept> {
+        let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| {
+                let metadata = entry.metadata().ok().filter(std::fs::Metadata::is_file)?;
+                let name = entry.file_name().into_string().ok()?;
+                Some(Kept { name, bytes: metadata.blocks() * 512, used: metadata.modified().ok()? })
+            })
+            .collect()
+    }
+}
+
+/// The same file once more. Opening it takes a hundredth of what the write takes, and no blob holds two descriptors.
+fn past_page_cache(file: &File) -> io::Result<File> {
+    File::options()
+        .write(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+fn is_invalid(written: &io::Result<()>) -> bool {
+    written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidInput)
+}
+
+#[derive(Debug)]
+struct Kept {
+    name: String,
+    bytes: u64,
+    used: SystemTime,
+}
+
+/// Calls `found` with each block of `block` bytes of which the file has all bytes.
+pub(super) fn blocks_in(file: &File, size: u64, block: u64, mut found: impl FnMut(u64)) {
+    let mut at = 0;
+    while at < size {
+        let Ok(data) = rustix::fs::seek(file, SeekFrom::Data(at)) else { return };
+        let hole = rustix::fs::seek(file, SeekFrom::Hole(data)).unwrap_or(size).min(size);
+        let whole = if hole == size { size.div_ceil(block) } else { hole / block };
+        (data.div_ceil(block)..whole).for_each(&mut found);
+        at = hole.max(at + 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use super::super::buffer::Buffers;
+    use super::*;
+    use ion_model::checksum;
+
+    const BLOB: u64 = 64 << 10;
+
+    fn entry(key: &str) -> FileEntry {
+        let (name, key) = (key.to_owned(), key.to_owned());
+        FileEntry {
+            name,
+            key,
+            size: BLOB,
+            mtime: 0,
+            mtime_nanos: 0,
+            mode: 0o644,
+            checksums: checksum::of(&[]),
+        }
+    }
+
+    fn fill(disk: &Disk, key: &str) -> bool {
+        let name = Disk::name(&entry(key));
+        let file = disk.open(&name, BLOB).expect("the folder is there");
+        let may = disk.may_keep(BLOB);
+        if may {
+            file.write_all_at(&vec![1; BLOB as usize], 0).expect("there is room");
+        }
+        may
+    }
+
+    fn has(disk: &Disk, key: &str) -> bool {
+        disk.directory.join(Disk::name(&entry(key))).exists()
+    }
+
+    #[test]
+    fn what_is_read_once_makes_way_for_what_is_read_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let disk = Disk::new(folder.path().to_owned(), 20 * BLOB);
+        for key in ["often", "seldom"] {
+            fill(&disk, key);
+            fill(&disk, key);
+        }
+        let open = HashSet::from([Disk::name(&entry("open"))]);
+        fill(&disk, "open");
+        for scan in 0..100 {
+            fill(&disk, &format!("scan-{scan}"));
+            if disk.is_full() {
+                disk.make_room(&open);
+            }
+            let used: u64 = disk.files().iter().map(|file| file.bytes).sum();
+            assert!(used <= 20 * BLOB, "{used}");
+        }
+        assert!(has(&disk, "often") && has(&disk, "seldom") && has(&disk, "open") && !has(&disk, "scan-0"));
+        // Kept for the next daemon, which counts what is there.
+        let again = Disk::new(folder.path().to_owned(), BLOB);
+        assert!(!again.may_keep(1), "and keeps nothing more than it may");
+    }
+
+    #[test]
+    fn a_block_is_on_disk_whichever_way_it_was_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let disk = Disk::new(folder.path().to_owned(), u64::MAX);
+        let (block, tail) = (checksum::BLOCK, 5000);
+        let file = disk.open("blob", 3 * block + tail).expect("the folder is there");
+        let buffers = Buffers::new(block as usize);
+        // Two past the page cache, one from memory that no disk takes as it is, and an odd end.
+        for (index, length) in [(1, block), (0, block), (2, block), (3, tail)] {
+            let mut buffer = buffers.take(length as usize);
+            buffer.bytes().fill(index as u8 + 1);
+            match index {
+                2 => disk.write(&file, &[&[0], buffer.as_ref()].concat()[1..], index * block),
+                _ => disk.write(&file, buffer.as_ref(), index * block),
+            }
+            .expect("there is room");
+        }
+        let read = std::fs::read(folder.path().join("blob")).expect("it is there");
+        assert_eq!(read.len() as u64, 3 * block + tail);
+        assert!(read.iter().enumerate().all(|(at, byte)| u64::from(*byte) == at as u64 / block + 1));
+        assert_eq!(disk.direct.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_file_tells_which_blocks_it_has() {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(5 * BLOB + 10).expect("room");
+        for at in [BLOB, 2 * BLOB, 5 * BLOB] {
+            file.write_all_at(&vec![0; if at == 5 * BLOB { 10 } else { BLOB as usize }], at).expect("room");
+        }
+        let mut found = Vec::new();
+        blocks_in(&file, 5 * BLOB + 10, BLOB, |index| found.push(index));
+        assert_eq!(found, [1, 2, 5]);
+    }
+}

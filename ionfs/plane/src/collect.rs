@@ -1,0 +1,255 @@
+//! `ion gc`: what nothing names goes.
+//!
+//! # How it works
+//! Blobs are listed, and looked at in parts of [`PART`]. For each part the jobs that are active are read, and then, page by
+//! page, the documents of each correlation that the part's keys begin with: what they name stays. All is read before
+//! anything of the part is removed, so what cannot be read whole removes nothing.
+//!
+//! # Why it can never remove a blob that a running job is about to commit
+//! The blobs of a part are listed first, then the jobs that are active are read, then the documents. Take a listed blob that
+//! no document names in the end.
+//! - Its job is active when the jobs are read: the key holds the id of the job or of its event, so the blob stays.
+//! - The attempt that stored it has ended before: an ended attempt commits nothing, as every insert is guarded by the
+//!   ledger, so whatever names the blob was in before the documents were read. [`Pages`] give every document that is there
+//!   all the time and keeps its place, which is the moment of its commit: of an ended attempt's documents nothing changes
+//!   that moment.
+//! - A reference to an ancestor's blob: the ancestor's own document names it, in the same correlation.
+//!
+//! What has no job (the files of `ion event create`, before its one insert), and a write that a store carries out long
+//! after it stopped answering, is younger than the grace period. `commit/model.rs` explores `gc` beside all else, and
+//! `collect/model.rs` its pages beside commits whose clocks differ.
+
+#[cfg(test)]
+mod model;
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use ion_model::clock::{self, millis};
+use ion_model::event::{DocumentType, Event};
+use ion_model::record::{JobRecord, JobState, LogRecord};
+use ion_stores::{Abandon, BlobInfo, Collection, DataPlane, Pages, Query, StoreError, decode};
+use ion_system::failpoint;
+use serde_json::{Value, json};
+
+use crate::commit::files_of;
+
+/// What `gc` did, or would do.
+#[derive(Debug, Default)]
+pub struct Collected {
+    /// Blobs removed.
+    pub blobs: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Blobs that nothing names yet and that are too young to go, or of a job that runs.
+    pub young: usize,
+    /// Uploads that were begun and never finished.
+    pub unfinished: usize,
+}
+
+/// Whether `gc` removes what it finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Collect {
+    /// It only counts.
+    DryRun,
+    /// It removes.
+    Remove,
+}
+
+/// Blobs that are looked at together: so many are held in memory, at 200 bytes or so each.
+const PART: usize = 100_000;
+
+/// Removes blobs that no document names, that are older than `grace`, and whose job does not run.
+///
+/// # Errors
+/// When a store cannot be read; of the part that was being looked at nothing is removed then.
+pub async fn collect(plane: &DataPlane, grace: Duration, how: Collect) -> Result<Collected, StoreError> {
+    let before = clock::now() - millis(grace);
+    let mut collected = Collected::default();
+    let mut listing = plane.blobs.list("").await?.fuse();
+    loop {
+        let mut part = HashMap::new();
+        while part.len() < PART
+            && let Some(blob) = listing.try_next().await?
+        {
+            part.insert(blob.key.clone(), blob);
+        }
+        if part.is_empty() {
+            break;
+        }
+        failpoint::reach("gc.listed");
+        let running = running(plane).await?;
+        leave_out_named(plane, &mut part).await?;
+        for blob in part.values() {
+            // A file's key holds the job's id, a log's the event's.
+            if blob.modified > before || blob.key.split('/').any(|part| running.contains(part)) {
+                collected.young += 1;
+            } else {
+                remove(plane, blob, how, &mut collected).await?;
+            }
+        }
+    }
+    let abandon = if how == Collect::Remove { Abandon::End } else { Abandon::Count };
+    collected.unfinished = plane.blobs.abandon_uploads(before, abandon).await?;
+    Ok(collected)
+}
+
+/// The ids of the jobs that are active, and of their events.
+async fn running(plane: &DataPlane) -> Result<HashSet<String>, StoreError> {
+    let mut running = HashSet::new();
+    for state in [JobState::Starting, JobState::Running] {
+        let active = Query::equal(Collection::Jobs, vec![("state", json!(state))]).order_by("due");
+        let active = plane.documents.find_as::<JobRecord>(active).await?;
+        running.extend(active.into_iter().flat_map(|job| [job.id.to_string(), job.event_id.to_string()]));
+    }
+    Ok(running)
+}
+
+/// Takes out of a part what some document names.
+async fn leave_out_named(plane: &DataPlane, part: &mut HashMap<String, BlobInfo>) -> Result<(), StoreError> {
+    let correlations: Option<Vec<Vec<&str>>> = part.keys().map(|key| correlations_of(key)).collect();
+    let questions: Vec<Query> = match correlations {
+        Some(correlations) => {
+            let of = |id| Query::equal(Collection::Events, vec![("context.correlationId", json!(id))]);
+            correlations.concat().into_iter().collect::<HashSet<&str>>().into_iter().map(of).collect()
+        }
+        None => {
+            let of = |kind| Query::equal(Collection::Events, vec![("context.documentType", json!(kind))]);
+            [DocumentType::EventMeta, DocumentType::ModuleLogs].map(of).into()
+        }
+    };
+    for question in questions {
+        let mut pages = Pages::new(question, "created");
+        while let Some(page) = pages.next(&*plane.documents).await? {
+            for document in page {
+                for key in names(plane, document).await? {
+                    part.remove(&plane.blobs.canonical(&key));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The correlations that a listed key may be of; none: a name may stand there otherwise than it is.
+fn correlations_of(key: &str) -> Option<Vec<&str>> {
+    let parts: Vec<&str> = key.splitn(3, '/').collect();
+    let candidates = match parts.as_slice() {
+        // Of the logs of a correlation, or of a correlation of that name.
+        [logs @ "logs", correlation, ..] => vec![*logs, *correlation],
+        [correlation, ..] => vec![*correlation],
+        [] => vec![],
+    };
+    // A store escapes other characters, and what it escapes or shortens has one that is not among these.
+    let plain = |name: &&str| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+    candidates.iter().all(plain).then_some(candidates)
+}
+
+/// The keys that a document names.
+async fn names(plane: &DataPlane, document: Value) -> Result<Vec<String>, StoreError> {
+    let kind = document["context"]["documentType"].as_str().unwrap_or_default().to_owned();
+    if kind == DocumentType::ModuleLogs.as_str() {
+        return Ok(vec![decode::<LogRecord>(Collection::Events, document)?.logs.key]);
+    }
+    if kind != DocumentType::EventMeta.as_str() {
+        return Ok(vec![]);
+    }
+    let event: Event = decode(Collection::Events, document)?;
+    let files = files_of(plane, &event).await?;
+    Ok(files.into_iter().chain(event.file_list).map(|file| file.key).collect())
+}
+
+async fn remove(
+    plane: &DataPlane,
+    blob: &BlobInfo,
+    how: Collect,
+    collected: &mut Collected,
+) -> Result<(), StoreError> {
+    if how == Collect::Remove {
+        plane.blobs.delete_listed(blob).await?;
+        failpoint::reach("gc.removed");
+    }
+    collected.blobs += 1;
+    collected.bytes += blob.size;
+    Ok(())
+}
+
+/// Removes every blob below a key's beginning: for a correlation no document names any more.
+///
+/// # Errors
+/// When the store fails; what was removed until then is gone.
+pub async fn remove_below(
+    plane: &DataPlane,
+    prefix: &str,
+    how: Collect,
+    collected: &mut Collected,
+) -> Result<(), StoreError> {
+    let mut blobs = plane.blobs.list(prefix).await?;
+    while let Some(blob) = blobs.try_next().await? {
+        remove(plane, &blob, how, collected).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::commit::create_event;
+    use crate::upload::store_bytes;
+    use ion_stores::open::{StoreUrls, open};
+
+    async fn store(plane: &DataPlane, key: String) -> ion_model::event::FileEntry {
+        store_bytes(&*plane.blobs, key, "f".into(), Bytes::from_static(b"x")).await.unwrap()
+    }
+
+    /// More documents than a page holds, and correlations of any name.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn only_what_nothing_names_goes_however_many_documents_there_are() {
+        const EVENTS: usize = 300;
+        let folder = tempfile::tempdir().unwrap();
+        let log = format!("sqlite://{}", folder.path().join("ion.db").display());
+        let blobs = format!("file://{}", folder.path().join("blobs").display());
+        let plane = open(&StoreUrls { blobs, documents: log.clone(), bus: log }).await.unwrap();
+        let correlations = ["c-1", "logs", "\u{e4} b", "%41"];
+        for n in 0..EVENTS {
+            let (id, correlation) = (format!("e{n}"), correlations[n % correlations.len()]);
+            let file = store(&plane, format!("{correlation}/{id}/0/f")).await;
+            let context = json!({"name": "t", "eventId": id, "correlationId": correlation});
+            let event = json!({
+                "id": id, "context": context, "type": "a", "files": [file], "created": n / 200, "publication": "unpublished",
+            });
+            create_event(&plane, serde_json::from_value(event).unwrap()).await.unwrap();
+        }
+        let orphans = ["c-1/e0/1/f", "logs/x/l", "none/e/0/f", "\u{e4} b/e2/1/f"];
+        for orphan in orphans {
+            store(&plane, orphan.into()).await;
+        }
+        let young = collect(&plane, Duration::from_secs(3_600), Collect::Remove).await.unwrap();
+        assert_eq!((young.blobs, young.young), (0, orphans.len()));
+        let counted = collect(&plane, Duration::ZERO, Collect::DryRun).await.unwrap();
+        assert_eq!((counted.blobs, counted.bytes), (orphans.len(), orphans.len() as u64));
+        let collected = collect(&plane, Duration::ZERO, Collect::Remove).await.unwrap();
+        assert_eq!(collected.blobs, orphans.len());
+        let left: Vec<BlobInfo> = plane.blobs.list("").await.unwrap().try_collect().await.unwrap();
+        assert_eq!(left.len(), EVENTS);
+        // A document that cannot be read may name anything: nothing goes.
+        store(&plane, "c-1/e0/1/f".into()).await;
+        let odd = json!({"id": "odd", "created": 1, "context": {"correlationId": "c-1", "documentType": "eventMeta"}});
+        plane.documents.insert(Collection::Events, odd, None).await.unwrap();
+        collect(&plane, Duration::ZERO, Collect::Remove).await.unwrap_err();
+        let left: Vec<BlobInfo> = plane.blobs.list("").await.unwrap().try_collect().await.unwrap();
+        assert_eq!(left.len(), EVENTS + 1);
+    }
+
+    #[test]
+    fn a_key_tells_its_correlation_unless_that_may_be_written_otherwise() {
+        assert_eq!(correlations_of("c-1/j/1.0/f.txt"), Some(vec!["c-1"]));
+        assert_eq!(correlations_of("logs/c/e/m-attempt-1.log"), Some(vec!["logs", "c"]));
+        for escaped in ["a%20b/j/f", "logs/a~0/e/l", "\u{e4}/j"] {
+            assert_eq!(correlations_of(escaped), None, "{escaped}");
+        }
+    }
+}

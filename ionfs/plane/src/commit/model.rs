@@ -1,0 +1,681 @@
+//! Every interleaving of the commit protocol, explored with a model checker.
+//!
+//! [`Step::after`], which the real commit runs by, decides what each actor does next; a model of the stores answers. Two
+//! closers of one event file, a retried attempt, two relays, the end of an on-success job, a consumer and `gc` act at the
+//! same time. Within small budgets, any of them may die after any step, and any write may go unanswered: done, not done,
+//! or done later, when nobody reckons with it any more.
+//!
+//! The invariants are the functions `whole`, `announced`, `in_effect_once` ... below. That the checker can find what it
+//! looks for is shown by protocols that are wrong in one place ([`Fault`]): each must be refuted.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use ion_model::event::Publication;
+use ion_model::record::CommitMode;
+use stateright::{Checker as _, Model, Property};
+
+use super::steps::{Answer, End, Step};
+
+/// A module's content of the event file. Attempts of a deterministic module write the same.
+type Content = u8;
+
+const RIGHTFUL: &str = "no attempt commits once a later one has begun";
+
+const BY_ONE_RELAY: &str = "of several relays one publishes what a dead closer left";
+
+const NOTHING_LEFT: &str = "at rest, every event is published, marked and worked on";
+
+const ONCE: &str = "an event starts a module once";
+
+const WHOLE: &str = "an event's document is there only while every blob it names is whole";
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Document {
+    content: Content,
+    /// Whose blobs it names.
+    blobs: usize,
+    attempt: u32,
+    publication: Publication,
+    publisher: Option<usize>,
+    /// Whether its attempt held the job when it went in.
+    rightful: bool,
+}
+
+/// A closer of the event file, or the end of the job, which reveals what was staged.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Actor {
+    attempt: u32,
+    content: Content,
+    step: Step,
+    dead: bool,
+    /// The document as this one knows it: what it writes back.
+    view: Option<Document>,
+}
+
+impl Actor {
+    fn new(attempt: u32, content: Content, step: Step) -> Self {
+        Self { attempt, content, step, dead: false, view: None }
+    }
+
+    fn works(&self) -> bool {
+        !self.dead && !matches!(self.step, Step::End(_))
+    }
+}
+
+/// A write that was sent and not answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Sent {
+    who: usize,
+    step: Step,
+    /// What it writes, where that is a document.
+    view: Option<Document>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Gc {
+    NotYet,
+    /// The old blobs, as they were listed; a bit for each actor.
+    Listed(u8),
+    /// Those that no document named.
+    Condemned(u8),
+    Done,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct State {
+    /// Whose blobs are whole in the store: a bit for each closer.
+    blobs: u8,
+    document: Option<Document>,
+    /// The ledger's record of the job: its attempt, whether that one may write, whether it succeeded.
+    attempt: u32,
+    held: bool,
+    succeeded: Option<u32>,
+    outbox: bool,
+    /// Messages in the queue of the module that subscribes, and how often the bus took one.
+    messages: u8,
+    told: u8,
+    /// Jobs that the event has started.
+    started: u8,
+    closers: Vec<Actor>,
+    relays: Vec<Actor>,
+    sent: Vec<Sent>,
+    gc: Gc,
+    deaths: u8,
+    silences: u8,
+    /// How often somebody was taken for dead who was only slow.
+    hastes: u8,
+}
+
+/// A protocol that is wrong in one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    None,
+    DocumentBeforeBlobs,
+    MarkBeforePublish,
+    NoGuard,
+    NoGrace,
+    ClaimByNobody,
+    RelaysDoNotAgree,
+}
+
+#[derive(Clone)]
+struct Protocol {
+    mode: CommitMode,
+    /// Whether guard and write are one transaction (SQLite) or two calls (MongoDB).
+    strict: bool,
+    /// What each closer of the first attempt writes.
+    closers: Vec<Content>,
+    /// What the closer of a second attempt writes, where there may be one.
+    retry: Option<Content>,
+    relays: usize,
+    /// Whether `gc` runs beside it all.
+    gc: bool,
+    deaths: u8,
+    silences: u8,
+    hastes: u8,
+    fault: Fault,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Who {
+    Closer(usize),
+    Relay(usize),
+}
+
+/// What became of a step that was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Fate {
+    Answered,
+    DoneUnanswered,
+    LostUnanswered,
+    Late,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Action {
+    Act(Who, Fate),
+    Die(Who),
+    /// An unanswered write arrives after all.
+    Arrive(usize),
+    /// The attempt is taken for dead and the next one begins.
+    NextAttempt,
+    /// The attempt ended well: one write to its record.
+    Succeed,
+    /// Somebody carries out what the record of a succeeded job says.
+    Reveal,
+    /// A relay finds the document in the outbox.
+    Look(usize),
+    Claim,
+    Acknowledge,
+    Collect,
+}
+
+impl Protocol {
+    /// One closer and one relay, with no misfortune.
+    fn new(mode: CommitMode) -> Self {
+        Self {
+            mode,
+            strict: true,
+            closers: vec![0],
+            retry: None,
+            relays: 1,
+            gc: false,
+            deaths: 0,
+            silences: 0,
+            hastes: 0,
+            fault: Fault::None,
+        }
+    }
+
+    fn first_step(&self) -> Step {
+        if self.fault == Fault::DocumentBeforeBlobs { Step::Insert } else { Step::StoreBlobs }
+    }
+
+    fn guard_holds(&self, state: &State, attempt: u32) -> bool {
+        self.fault == Fault::NoGuard || (state.held && state.attempt == attempt)
+    }
+
+    /// The write of a step, as the stores carry it out; `checked`: the guard was looked at when it was sent.
+    fn write(
+        &self,
+        state: &mut State,
+        who: Who,
+        step: Step,
+        view: &mut Option<Document>,
+        checked: bool,
+    ) -> Answer {
+        let index = match who {
+            Who::Closer(index) | Who::Relay(index) => index,
+        };
+        let actor = actor(state, who).clone();
+        let guarded = matches!(who, Who::Closer(_)) && matches!(step, Step::Insert | Step::Replace(_));
+        if guarded && !checked && !self.guard_holds(state, actor.attempt) {
+            return Answer::Fenced;
+        }
+        let publication = match self.mode {
+            CommitMode::OnClose => Publication::Unpublished,
+            CommitMode::OnSuccess => Publication::Staged,
+        };
+        let rightful = state.held && state.attempt == actor.attempt;
+        let own = || Document {
+            content: actor.content,
+            blobs: index,
+            attempt: actor.attempt,
+            publication,
+            publisher: None,
+            rightful,
+        };
+        match step {
+            Step::StoreBlobs => {
+                state.blobs |= 1 << index;
+                Answer::Done
+            }
+            Step::Insert => match &state.document {
+                None => {
+                    *view = Some(own());
+                    state.document.clone_from(view);
+                    Answer::Done
+                }
+                Some(there) => {
+                    *view = Some(there.clone());
+                    Answer::Exists {
+                        publication: there.publication,
+                        attempt: Some(there.attempt),
+                        same: there.content == actor.content,
+                    }
+                }
+            },
+            Step::Replace(earlier) => match &state.document {
+                Some(there) if there.publication == Publication::Staged && Some(there.attempt) == earlier => {
+                    *view = Some(own());
+                    state.document.clone_from(view);
+                    Answer::Done
+                }
+                _ => Answer::Changed,
+            },
+            Step::Reveal => self.conditional(state, view, Publication::Staged, Publication::Unpublished),
+            Step::Adopt => {
+                let (Some(there), Some(known)) = (&mut state.document, view.as_mut()) else {
+                    return Answer::Changed;
+                };
+                let free = there.publisher == known.publisher || self.fault == Fault::RelaysDoNotAgree;
+                if there.publication != Publication::Unpublished || !free {
+                    return Answer::Changed;
+                }
+                there.publisher = Some(index);
+                *known = there.clone();
+                Answer::Done
+            }
+            Step::Publish => {
+                state.messages += 1;
+                state.told += 1;
+                Answer::Done
+            }
+            Step::Mark => self.conditional(state, view, Publication::Unpublished, Publication::Published),
+            Step::End(_) => Answer::Changed,
+        }
+    }
+
+    /// Writes the actor's own copy back, if the document stands where the write expects it.
+    fn conditional(
+        &self,
+        state: &mut State,
+        view: &mut Option<Document>,
+        expected: Publication,
+        becomes: Publication,
+    ) -> Answer {
+        let (Some(there), Some(known)) = (&mut state.document, view.as_mut()) else { return Answer::Changed };
+        if there.publication != expected || there.attempt != known.attempt {
+            return Answer::Changed;
+        }
+        known.publication = becomes;
+        *there = known.clone();
+        Answer::Done
+    }
+
+    fn after(&self, actor: &Actor, step: Step, answer: Answer) -> Step {
+        // The end of a job goes on as a close does from there.
+        let mode = if step == Step::Reveal { CommitMode::OnClose } else { self.mode };
+        let mode = if matches!(step, Step::Insert | Step::Replace(_)) { self.mode } else { mode };
+        let next = step.after(answer, Some(actor.attempt), mode);
+        if self.fault == Fault::MarkBeforePublish {
+            return match (step, next) {
+                (Step::Publish, _) => Step::End(End::Committed(Publication::Published)),
+                (_, Step::Publish) => Step::Mark,
+                (Step::Mark, _) => Step::Publish,
+                (_, next) => next,
+            };
+        }
+        next
+    }
+
+    /// Lets an actor carry out its step, with what became of it.
+    fn act(&self, state: &mut State, who: Who, fate: Fate) -> Option<()> {
+        let doing = actor(state, who).clone();
+        if fate != Fate::Answered {
+            state.silences = state.silences.checked_sub(1)?;
+        }
+        let mut view = doing.view.clone();
+        let answer = match fate {
+            Fate::Answered => self.write(state, who, doing.step, &mut view, false),
+            Fate::DoneUnanswered => {
+                self.write(state, who, doing.step, &mut view, false);
+                Answer::Unknown
+            }
+            Fate::LostUnanswered => Answer::Unknown,
+            Fate::Late => {
+                // Where guard and write are two calls, the guard was looked at before the write was sent.
+                let Who::Closer(index) = who else { return None };
+                if !self.strict && !self.guard_holds(state, doing.attempt) {
+                    return None;
+                }
+                state.sent.push(Sent { who: index, step: doing.step, view: view.clone() });
+                Answer::Unknown
+            }
+        };
+        let step = self.after(&doing, doing.step, answer);
+        let changed = actor_mut(state, who);
+        // What an unanswered write gave back, nobody heard.
+        if fate == Fate::Answered {
+            changed.view = view;
+        }
+        changed.step = step;
+        if !changed.works() {
+            changed.view = None;
+        }
+        Some(())
+    }
+
+    /// Whether nobody who could is about to publish the document: what a relay concludes from a document that has
+    /// stood still.
+    fn stands(&self, state: &State) -> bool {
+        let publishes = |actor: &Actor| actor.works() && matches!(actor.step, Step::Publish | Step::Mark);
+        !state.closers.iter().chain(&state.relays).any(publishes)
+    }
+
+    fn old_blobs(&self, state: &State) -> u8 {
+        let mut old = state.blobs;
+        for (index, actor) in state.closers.iter().enumerate() {
+            let may_be_named = actor.works() || state.sent.iter().any(|sent| sent.who == index);
+            if may_be_named && self.fault != Fault::NoGrace {
+                old &= !(1 << index);
+            }
+        }
+        old
+    }
+}
+
+fn actor(state: &State, who: Who) -> &Actor {
+    match who {
+        Who::Closer(index) => &state.closers[index],
+        Who::Relay(index) => &state.relays[index],
+    }
+}
+
+fn actor_mut(state: &mut State, who: Who) -> &mut Actor {
+    match who {
+        Who::Closer(index) => &mut state.closers[index],
+        Who::Relay(index) => &mut state.relays[index],
+    }
+}
+
+const IDLE: Step = Step::End(End::NotOurs);
+
+impl Model for Protocol {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![State {
+            blobs: 0,
+            document: None,
+            attempt: 1,
+            held: true,
+            succeeded: None,
+            outbox: false,
+            messages: 0,
+            told: 0,
+            started: 0,
+            closers: self.closers.iter().map(|content| Actor::new(1, *content, self.first_step())).collect(),
+            relays: vec![Actor::new(0, 0, IDLE); self.relays],
+            sent: vec![],
+            gc: if self.gc { Gc::NotYet } else { Gc::Done },
+            deaths: self.deaths,
+            silences: self.silences,
+            hastes: self.hastes,
+        }]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        let closers = (0..state.closers.len()).map(Who::Closer);
+        for who in closers.chain((0..state.relays.len()).map(Who::Relay)) {
+            if actor(state, who).works() {
+                let fates = [Fate::Answered, Fate::DoneUnanswered, Fate::LostUnanswered, Fate::Late];
+                actions.extend(fates.map(|fate| Action::Act(who, fate)));
+                actions.push(Action::Die(who));
+            }
+        }
+        actions.extend((0..state.sent.len()).map(Action::Arrive));
+        actions.extend((0..state.relays.len()).map(Action::Look));
+        actions.extend([
+            Action::NextAttempt,
+            Action::Succeed,
+            Action::Reveal,
+            Action::Claim,
+            Action::Acknowledge,
+            Action::Collect,
+        ]);
+    }
+
+    fn next_state(&self, state: &State, action: Action) -> Option<State> {
+        let mut next = state.clone();
+        match action {
+            Action::Act(who, fate) => self.act(&mut next, who, fate)?,
+            Action::Die(who) => {
+                next.deaths = next.deaths.checked_sub(1)?;
+                match who {
+                    Who::Closer(index) => {
+                        let closer = &mut next.closers[index];
+                        *closer = Actor { dead: true, ..Actor::new(closer.attempt, closer.content, IDLE) };
+                    }
+                    // Another one comes in its place: relays are many.
+                    Who::Relay(index) => next.relays[index] = Actor::new(0, 0, IDLE),
+                }
+            }
+            Action::Arrive(index) => {
+                let Sent { who, step, mut view } = next.sent.remove(index);
+                self.write(&mut next, Who::Closer(who), step, &mut view, !self.strict);
+            }
+            Action::NextAttempt => {
+                let retry = self.retry?;
+                if state.attempt > 1 || state.succeeded.is_some() {
+                    return None;
+                }
+                // Of an attempt that still works nobody knows yet that it was only slow.
+                if state.closers.iter().any(Actor::works) {
+                    next.hastes = next.hastes.checked_sub(1)?;
+                }
+                next.attempt = 2;
+                next.closers.push(Actor::new(2, retry, self.first_step()));
+            }
+            Action::Succeed => {
+                let mut of_attempt = state.closers.iter().filter(|actor| actor.attempt == state.attempt);
+                let well = |actor: &Actor| !actor.dead && matches!(actor.step, Step::End(End::Committed(_)));
+                if state.succeeded.is_some() || !of_attempt.all(well) {
+                    return None;
+                }
+                next.succeeded = Some(state.attempt);
+                next.held = false;
+                next.outbox = self.mode == CommitMode::OnSuccess;
+            }
+            Action::Reveal => {
+                let busy = state.closers.iter().any(|actor| actor.step == Step::Reveal && actor.works());
+                if !state.outbox || busy {
+                    return None;
+                }
+                match &state.document {
+                    Some(staged)
+                        if staged.publication == Publication::Staged
+                            && Some(staged.attempt) == state.succeeded =>
+                    {
+                        let mut end = Actor::new(staged.attempt, staged.content, Step::Reveal);
+                        end.view = Some(staged.clone());
+                        next.closers.push(end);
+                    }
+                    Some(staged) if staged.publication == Publication::Staged => {
+                        next.document = None;
+                    }
+                    _ => next.outbox = false,
+                }
+            }
+            Action::Look(index) => {
+                let there = state.document.as_ref()?;
+                if there.publication != Publication::Unpublished || state.relays[index].works() {
+                    return None;
+                }
+                let relay = &mut next.relays[index];
+                relay.attempt = there.attempt;
+                relay.content = there.content;
+                relay.view = Some(there.clone());
+                relay.step = Step::Publish;
+                if there.publisher != Some(index) {
+                    relay.step = Step::Adopt;
+                    if !self.stands(state) {
+                        next.hastes = next.hastes.checked_sub(1)?;
+                    }
+                }
+            }
+            Action::Claim => {
+                if state.messages == 0 || (state.started > 0 && self.fault != Fault::ClaimByNobody) {
+                    return None;
+                }
+                next.started += 1;
+                if self.fault == Fault::ClaimByNobody {
+                    next.messages -= 1;
+                }
+            }
+            Action::Acknowledge => {
+                if state.messages == 0 || state.started == 0 {
+                    return None;
+                }
+                next.messages -= 1;
+            }
+            Action::Collect => {
+                next.gc = match state.gc {
+                    Gc::NotYet => Gc::Listed(self.old_blobs(state)),
+                    Gc::Listed(old) => Gc::Condemned(match &state.document {
+                        Some(there) => old & !(1 << there.blobs),
+                        None => old,
+                    }),
+                    Gc::Condemned(blobs) => {
+                        next.blobs &= !blobs;
+                        Gc::Done
+                    }
+                    Gc::Done => return None,
+                };
+            }
+        }
+        Some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        let mut properties = vec![
+            Property::always(WHOLE, whole),
+            Property::always(
+                "nothing is published that has no document, or one that nobody may see",
+                announced,
+            ),
+            Property::always(ONCE, in_effect_once),
+            Property::always(NOTHING_LEFT, nothing_left),
+            Property::always("who was told that the event is committed finds it so", kept_word),
+            Property::always(
+                "of an on-success job only what the succeeded attempt staged is seen",
+                of_the_succeeded,
+            ),
+            Property::always(RIGHTFUL, rightful),
+            Property::always(BY_ONE_RELAY, by_one_relay),
+        ];
+        // An attempt that writes two contents under one name cannot succeed.
+        let at_odds = self.closers.iter().any(|content| *content != self.closers[0]);
+        if self.mode == CommitMode::OnClose || !at_odds || self.retry.is_some() {
+            properties
+                .push(Property::sometimes("an event is published and worked on", |_, state: &State| {
+                    state.started > 0
+                }));
+            properties.push(Property::sometimes("a relay publishes", |_, state: &State| {
+                state.relays.iter().any(|relay| relay.step == Step::Mark)
+            }));
+        }
+        properties
+    }
+}
+
+fn whole(_: &Protocol, state: &State) -> bool {
+    state.document.as_ref().is_none_or(|there| state.blobs & (1 << there.blobs) != 0)
+}
+
+fn announced(_: &Protocol, state: &State) -> bool {
+    let seen = state.document.as_ref().is_some_and(|there| there.publication != Publication::Staged);
+    seen || (state.told == 0 && state.started == 0)
+}
+
+fn in_effect_once(_: &Protocol, state: &State) -> bool {
+    state.started <= 1
+}
+
+fn nothing_left(_: &Protocol, state: &State) -> bool {
+    let at_rest = state.messages == 0
+        && !state.outbox
+        && state.sent.is_empty()
+        && !state.closers.iter().chain(&state.relays).any(Actor::works);
+    let done = |there: &Document| {
+        there.publication == Publication::Published && state.told > 0 && state.started == 1
+    };
+    match &state.document {
+        // A relay looks at it: this is no rest.
+        Some(there) if there.publication == Publication::Unpublished => true,
+        Some(there) if there.publication == Publication::Staged => {
+            state.succeeded != Some(there.attempt) || !at_rest
+        }
+        Some(there) => !at_rest || done(there),
+        None => true,
+    }
+}
+
+fn kept_word(protocol: &Protocol, state: &State) -> bool {
+    state.closers.iter().filter(|actor| matches!(actor.step, Step::End(End::Committed(_)))).all(|actor| {
+        let same = state.document.as_ref().is_some_and(|there| there.content == actor.content);
+        // What an attempt staged that did not succeed, a later one may have replaced.
+        same || (protocol.mode == CommitMode::OnSuccess && state.attempt > actor.attempt)
+    })
+}
+
+fn of_the_succeeded(protocol: &Protocol, state: &State) -> bool {
+    let seen = state.document.as_ref().filter(|there| there.publication != Publication::Staged);
+    protocol.mode == CommitMode::OnClose || seen.is_none_or(|there| Some(there.attempt) == state.succeeded)
+}
+
+fn rightful(protocol: &Protocol, state: &State) -> bool {
+    // Where guard and write are two calls, the lease's margins stand for this, and no model of time is here.
+    !protocol.strict || state.document.as_ref().is_none_or(|there| there.rightful)
+}
+
+fn by_one_relay(protocol: &Protocol, state: &State) -> bool {
+    let closers = state.closers.iter().filter(|closer| !closer.dead).count();
+    let calm = (state.silences, state.hastes) == (protocol.silences, protocol.hastes);
+    let closers_only = state.deaths + 1 == protocol.deaths && closers == 0 && state.closers.len() == 1;
+    // Two closers of one event file may both publish it; where all are dead, the one that died may have done so before.
+    !calm || !closers_only || state.told <= 2
+}
+
+/// All that may happen at the same time, a part of it in each scenario: together they are too many.
+fn scenarios() -> impl Iterator<Item = Protocol> {
+    let modes = [CommitMode::OnClose, CommitMode::OnSuccess].into_iter();
+    let strictness = modes.flat_map(|mode| [true, false].map(|strict| (mode, strict)));
+    strictness.flat_map(|(mode, strict)| {
+        let one = Protocol { strict, deaths: 1, silences: 1, hastes: 1, ..Protocol::new(mode) };
+        let one = move || Protocol { closers: vec![0], ..one.clone() };
+        [
+            Protocol { retry: Some(0), relays: 2, ..one() },
+            Protocol { retry: Some(1), relays: 2, ..one() },
+            Protocol { retry: Some(0), gc: true, ..one() },
+            Protocol { retry: Some(1), gc: true, ..one() },
+            Protocol { retry: Some(1), deaths: 2, silences: 2, ..one() },
+            Protocol { closers: vec![0, 0], gc: true, ..one() },
+            Protocol { closers: vec![0, 1], gc: true, ..one() },
+            Protocol { closers: vec![0, 0], relays: 2, hastes: 0, ..one() },
+            Protocol { closers: vec![0, 0], retry: Some(0), hastes: 0, ..one() },
+            Protocol { closers: vec![0, 1], retry: Some(1), hastes: 0, ..one() },
+        ]
+    })
+}
+
+#[test]
+fn no_interleaving_loses_doubles_or_tears_an_event() {
+    let (mut states, mut seen) = (0, 0);
+    for protocol in scenarios() {
+        let checked = protocol.checker().threads(2).spawn_bfs().join();
+        checked.assert_properties();
+        states += checked.unique_state_count();
+        seen += 1;
+    }
+    println!("{states} states in {seen} scenarios");
+}
+
+#[test]
+fn a_protocol_that_is_wrong_in_one_place_is_refuted() {
+    let broken = |fault, mode| Protocol { fault, retry: Some(1), relays: 2, ..Protocol::new(mode) };
+    let (on_close, on_success) = (CommitMode::OnClose, CommitMode::OnSuccess);
+    for (protocol, violated) in [
+        (broken(Fault::DocumentBeforeBlobs, on_close), WHOLE),
+        (Protocol { deaths: 1, ..broken(Fault::MarkBeforePublish, on_close) }, NOTHING_LEFT),
+        (Protocol { gc: true, ..broken(Fault::NoGrace, on_close) }, WHOLE),
+        (Protocol { deaths: 1, ..broken(Fault::ClaimByNobody, on_close) }, ONCE),
+        (Protocol { hastes: 1, ..broken(Fault::NoGuard, on_success) }, RIGHTFUL),
+        (Protocol { deaths: 1, ..broken(Fault::RelaysDoNotAgree, on_close) }, BY_ONE_RELAY),
+    ] {
+        let fault = protocol.fault;
+        let checked = protocol.checker().threads(2).spawn_bfs().join();
+        assert!(checked.discovery(violated).is_some(), "{fault:?} was not found to violate: {violated}");
+    }
+}

@@ -1,0 +1,144 @@
+//! What an event names: the paths in its `files`, and of a directory all that is below it.
+
+use std::collections::{HashMap, HashSet};
+
+use ion_model::event::clean_path;
+use ion_model::limits::bytes_in_words;
+use ion_model::text::quote;
+
+use super::{Refusal, Staging};
+
+/// Empty directories of one event. They stand in its document, which a store takes up to 2 MiB long.
+const DIRECTORIES_MAX: usize = 1000;
+
+/// Bytes of their paths together, for the same reason.
+const DIRECTORY_BYTES_MAX: usize = 64 << 10;
+
+/// What is in a directory and in those below it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Below {
+    /// The paths of what is no directory.
+    pub files: Vec<String>,
+    /// The paths of directories that are empty.
+    pub empty: Vec<String>,
+}
+
+/// The paths that an event names, each once: of a name with a slash at its end, all that is below that directory.
+pub(super) async fn named_paths(names: &[String], staging: &dyn Staging) -> Result<Below, Refusal> {
+    let mut named = Below::default();
+    let mut seen = HashSet::new();
+    for name in names {
+        let Some(path) = clean_path(name) else {
+            return Err(Refusal::Invalid(format!("{} is not a path below out/data", quote(name))));
+        };
+        let below = if name.ends_with('/') { staging.below(&path).await? } else { None };
+        let Below { files, empty } = below.unwrap_or_else(|| Below { files: vec![path], empty: vec![] });
+        named.files.extend(files.into_iter().filter(|path| seen.insert(path.clone())));
+        named.empty.extend(empty.into_iter().filter(|path| seen.insert(path.clone())));
+        if named.files.len() as u64 > staging.files_max() {
+            return Err(Refusal::TooBig(format!("an event may name {} files", staging.files_max())));
+        }
+    }
+    check_directories(&named.empty).map_err(Refusal::TooBig)?;
+    Ok(named)
+}
+
+/// The names of an event's files as they come, where no folder of a disk keeps them apart.
+#[derive(Debug, Default)]
+pub struct FileNames {
+    files: HashSet<String>,
+    /// The folders that they make, and a name for which each is needed.
+    folders: HashMap<String, String>,
+}
+
+impl FileNames {
+    /// One more file, by its clean path.
+    ///
+    /// # Errors
+    /// In words, with both names: another file has this one, or one is a folder of the other, so that a module could reach only
+    /// one of them.
+    pub fn add(&mut self, name: &str) -> Result<(), String> {
+        if let Some(below) = self.folders.get(name) {
+            return Err(clash(name, below));
+        }
+        self.add_folders_of(name)?;
+        match self.files.insert(name.to_owned()) {
+            true => Ok(()),
+            false => Err(format!("two files are called {}; give one another name", quote(name))),
+        }
+    }
+
+    /// One more empty folder, by its clean path.
+    ///
+    /// # Errors
+    /// As [`FileNames::add`].
+    pub fn add_folder(&mut self, name: &str) -> Result<(), String> {
+        self.add_folders_of(&format!("{name}/"))
+    }
+
+    fn add_folders_of(&mut self, name: &str) -> Result<(), String> {
+        let mut path = name;
+        while let Some((folder, _)) = path.rsplit_once('/') {
+            if self.files.contains(folder) {
+                return Err(clash(folder, name));
+            }
+            // Then those above it are known, too.
+            if self.folders.contains_key(folder) {
+                break;
+            }
+            self.folders.insert(folder.to_owned(), name.to_owned());
+            path = folder;
+        }
+        Ok(())
+    }
+}
+
+fn clash(file: &str, below: &str) -> String {
+    let (file, below) = (quote(file), quote(below));
+    format!("{file} would be a file and, for {below}, a folder; give one another name")
+}
+
+/// Whether an event's document may name these empty directories.
+///
+/// # Errors
+/// In words: they are too many.
+pub fn check_directories(empty: &[String]) -> Result<(), String> {
+    let bytes: usize = empty.iter().map(String::len).sum();
+    if empty.len() <= DIRECTORIES_MAX && bytes <= DIRECTORY_BYTES_MAX {
+        return Ok(());
+    }
+    let most = bytes_in_words(DIRECTORY_BYTES_MAX as u64);
+    Err(format!(
+        "an event may name {DIRECTORIES_MAX} empty directories, whose paths take {most}; put a file into each, or name \
+         an archive of them"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_file_is_a_folder_of_another() {
+        let mut names = FileNames::default();
+        for name in ["a.txt", "b/c/d", "b/c/e", "b/x"] {
+            names.add(name).unwrap();
+        }
+        names.add_folder("empty/deep").unwrap();
+        names.add_folder("b/c").unwrap();
+        assert!(names.add("b/x").unwrap_err().contains("two files are called \"b/x\""));
+        for (name, other) in
+            [("b", "b/c/d"), ("b/c", "b/c/d"), ("empty", "empty/deep/"), ("empty/deep", "empty/deep/")]
+        {
+            let said = names.add(name).unwrap_err();
+            assert!(
+                said.contains(&format!("{name:?} would be a file and, for {other:?}, a folder")),
+                "{said}"
+            );
+        }
+        let said = names.add("a.txt/f").unwrap_err();
+        assert!(said.contains("\"a.txt\" would be a file and, for \"a.txt/f\""), "{said}");
+        assert!(names.add_folder("a.txt").is_err());
+        names.add("a").unwrap();
+    }
+}

@@ -1,0 +1,172 @@
+//! Why an event file is refused: the reason in words, and the one errno that its writer is told.
+
+use ion_model::clock::{self, Millis};
+use ion_model::errors::chain;
+use ion_model::id::EventId;
+use ion_model::text::{REASON_MAX, cut_off, quote};
+use ion_stores::{Collection, StoreError};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::upload::UploadError;
+
+/// Modules feed each other, most likely.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "more than {most} events would stand between this one and the first of its correlation: do modules feed each other? \
+     Where that is meant, the limit \"lineage-depth\" says how far it may go"
+)]
+pub struct TooDeep {
+    /// The limit.
+    most: u64,
+}
+
+impl TooDeep {
+    /// The depth, if an event may stand there.
+    ///
+    /// # Errors
+    /// When none may.
+    pub fn check(depth: u32, most: u64) -> Result<u32, Self> {
+        if u64::from(depth) > most { Err(Self { most }) } else { Ok(depth) }
+    }
+}
+
+/// Why an event file was refused. Each has one errno (the table of DESIGN.md section 3).
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// Not a document of either form, no `eventType`, a path that leaves `out/data`.
+    #[error("{0}")]
+    Invalid(String),
+    /// The type is not in the module's `emits`.
+    #[error("module {module:?} may not publish {}; its pipeline allows: {allowed}", quote(.event_type))]
+    NotEmitted {
+        /// The module.
+        module: String,
+        /// The type it tried.
+        event_type: String,
+        /// What it may publish.
+        allowed: String,
+    },
+    /// A named file is not there.
+    #[error("file {} is not in out/data", quote(.0))]
+    Missing(String),
+    /// A named file is still open.
+    #[error("file {} is still open for writing; close it before the event", quote(.0))]
+    StillOpen(String),
+    /// Over a limit.
+    #[error("{0}")]
+    TooBig(String),
+    /// It names a path that no store need be able to hold.
+    #[error("{0}")]
+    TooLong(String),
+    /// A write to a named file failed, or its bytes were lost or changed on the disk, and nobody wrote there again.
+    #[error("a write to file {} did not come through: {source}; what it holds is not whole", quote(.path))]
+    NotWhole {
+        /// The file.
+        path: String,
+        /// What the write was told.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Too far below the first event of its correlation.
+    #[error(transparent)]
+    TooDeep(#[from] TooDeep),
+    /// Committed before with other content.
+    #[error("this event was committed before with other content (event {0})")]
+    Differs(EventId),
+    /// A named file cannot be read from the staging folder.
+    #[error("file {} cannot be read: {source}", quote(.path))]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// The system's error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The stores could not make it durable. Nothing was published.
+    #[error("the stores could not make it durable: {0}; nothing was published")]
+    Stores(String),
+    /// A later attempt of the job has begun.
+    #[error("a later attempt of this job has begun; nothing was published")]
+    Fenced,
+}
+
+impl Refusal {
+    /// What close(), fsync() or rename() returns.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Invalid(_) => Errno::INVAL,
+            Self::NotEmitted { .. } => Errno::ACCESS,
+            Self::Missing(_) => Errno::NOENT,
+            Self::StillOpen(_) => Errno::BUSY,
+            Self::TooBig(_) => Errno::TOOBIG,
+            Self::TooLong(_) => Errno::NAMETOOLONG,
+            Self::TooDeep(_) => Errno::LOOP,
+            Self::Differs(_) => Errno::EXIST,
+            Self::Unreadable { source, .. } | Self::NotWhole { source, .. } => {
+                Errno::from_io_error(source).unwrap_or(Errno::IO)
+            }
+            Self::Stores(_) | Self::Fenced => Errno::IO,
+        }
+    }
+
+    /// The errno's name, as `rejected/<name>.json` shows it.
+    pub fn errno_name(&self) -> &'static str {
+        match self.errno() {
+            Errno::INVAL => "EINVAL",
+            Errno::ACCESS => "EACCES",
+            Errno::NOENT => "ENOENT",
+            Errno::BUSY => "EBUSY",
+            Errno::TOOBIG => "E2BIG",
+            Errno::EXIST => "EEXIST",
+            Errno::LOOP => "ELOOP",
+            Errno::NAMETOOLONG => "ENAMETOOLONG",
+            Errno::NOSPC => "ENOSPC",
+            Errno::DQUOT => "EDQUOT",
+            _ => "EIO",
+        }
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Fenced(Collection::Jobs) => Self::Fenced,
+            error => Self::Stores(chain(&error)),
+        }
+    }
+}
+
+impl From<UploadError> for Refusal {
+    fn from(error: UploadError) -> Self {
+        match error {
+            UploadError::Read { path, source } => Self::Unreadable { path, source },
+            UploadError::Store { source, .. } | UploadError::Documents(source) => source.into(),
+        }
+    }
+}
+
+/// What a job leaves in `events/rejected/<name>.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejection {
+    /// The event file's name.
+    pub name: String,
+    /// The errno's name.
+    pub errno: String,
+    /// Why, in words.
+    pub reason: String,
+    /// When.
+    pub at: Millis,
+}
+
+impl Rejection {
+    /// The record of a refusal.
+    pub fn new(name: &str, refusal: &Refusal) -> Self {
+        Self {
+            name: name.to_owned(),
+            errno: refusal.errno_name().to_owned(),
+            reason: cut_off(refusal.to_string(), REASON_MAX),
+            at: clock::now(),
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Whether each store lets Ion do what it does: found out by doing it, with something of its own that it removes again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
+use ion_model::errors::chain;
+use ion_model::event::{Context, DocumentType, Message};
+use ion_model::id::{CorrelationId, EventId};
+use ion_stores::open::{StoreUrls, open_blobs, open_bus, open_documents, without_credentials};
+use ion_stores::{
+    Blobs, Bus, BusReport, Collection, Documents, Query, QueueLength, StoreError, known_plane_id,
+};
+use serde_json::json;
+use uuid::Uuid;
+
+/// How long one store may take for all of it.
+const WAIT: Duration = Duration::from_secs(30);
+
+/// How long a message may be on its way. Longer leaves too little of [`WAIT`] to clean up.
+const ARRIVES: Duration = Duration::from_secs(10);
+
+/// What was found out about one store.
+#[derive(Debug)]
+pub struct Probed {
+    /// `blobs`, `documents`, `bus` or `queues`: those of the modules, on a broker.
+    pub store: &'static str,
+    /// Its URL without credentials.
+    pub url: String,
+    /// What it can do, or what is wrong and the way out.
+    pub outcome: Result<String, String>,
+}
+
+/// Tries all three, and looks at the modules' queues.
+pub async fn probe(urls: &StoreUrls) -> Vec<Probed> {
+    let documents = async { try_documents(&*open_documents(&urls.documents).await?).await };
+    let bus = async { try_bus(open_bus(&urls.bus, registered(urls).await.plane.as_deref()).await?).await };
+    let (blobs, documents, bus, queues) = futures_util::join!(
+        blobs(urls).boxed(),
+        one("documents", &urls.documents, "insert, read, replace, find, delete", documents.boxed()),
+        one("bus", &urls.bus, "declare, publish, send, receive, acknowledge, delete", bus.boxed()),
+        queues(urls).boxed(),
+    );
+    [Some(blobs), Some(documents), Some(bus), queues].into_iter().flatten().collect()
+}
+
+/// Tries the object store alone: it is the one that nobody hears of before a job needs it.
+pub async fn blobs(urls: &StoreUrls) -> Probed {
+    let blobs = async { try_blobs(&*open_blobs(&urls.blobs).await?).await };
+    one("blobs", &urls.blobs, "put, read, list, delete", blobs.boxed()).await
+}
+
+/// What the documents say of the bus; nothing where they cannot be read, which is said of them.
+#[derive(Default)]
+struct Registered {
+    plane: Option<String>,
+    modules: Vec<String>,
+}
+
+async fn registered(urls: &StoreUrls) -> Registered {
+    if urls.documents == urls.bus {
+        return Registered::default();
+    }
+    let read = async {
+        let documents = open_documents(&urls.documents).await?;
+        let plane = known_plane_id(&*documents).await?;
+        let modules = documents.find(Query::equal(Collection::Modules, vec![])).await?;
+        documents.close().await;
+        let names = modules.iter().filter_map(|module| module["id"].as_str());
+        Ok::<_, StoreError>(Registered { plane, modules: names.map(str::to_owned).collect() })
+    };
+    read.await.unwrap_or_default()
+}
+
+/// The queues of the registered modules, on a bus of which others may change them.
+async fn queues(urls: &StoreUrls) -> Option<Probed> {
+    let registered = registered(urls).await;
+    if registered.modules.is_empty() {
+        return None;
+    }
+    let look =
+        async { open_bus(&urls.bus, registered.plane.as_deref()).await?.inspect(&registered.modules).await };
+    let outcome = match tokio::time::timeout(WAIT, look).await {
+        // The bus itself says why.
+        Ok(Err(_)) | Err(_) => return None,
+        Ok(Ok(report)) if report == BusReport::default() => return None,
+        Ok(Ok(report)) if report.complaints.is_empty() => {
+            let waiting = |queue: &QueueLength| format!("{} ({} waiting)", queue.module, queue.messages);
+            Ok(report.queues.iter().map(waiting).collect::<Vec<_>>().join(", "))
+        }
+        Ok(Ok(report)) => Err(report.complaints.join("\n")),
+    };
+    Some(Probed { store: "queues", url: without_credentials(&urls.bus), outcome })
+}
+
+async fn one(
+    store: &'static str,
+    url: &str,
+    can: &'static str,
+    work: impl Future<Output = Result<(), StoreError>>,
+) -> Probed {
+    let outcome = match tokio::time::timeout(WAIT, work).await {
+        Ok(Ok(())) => Ok(can.to_owned()),
+        Ok(Err(error)) => {
+            let reason = chain(&error);
+            Err(match advice(&reason) {
+                Some(advice) => format!("{reason}\n{advice}"),
+                None => reason,
+            })
+        }
+        Err(_) => Err(format!("no answer within {} s", WAIT.as_secs())),
+    };
+    Probed { store, url: without_credentials(url), outcome }
+}
+
+fn disagrees(what: &str) -> StoreError {
+    StoreError::Unavailable {
+        store: "the store".into(),
+        what: what.into(),
+        source: "it does not give back what it was given".into(),
+    }
+}
+
+async fn try_blobs(blobs: &dyn Blobs) -> Result<(), StoreError> {
+    let key = format!(".ion-doctor/{}", Uuid::new_v4());
+    let body = stream::once(async { Ok("ion doctor".into()) }).boxed();
+    blobs.put(&key, body).await?;
+    let read = blobs.get_range(&key, 4..10).await?;
+    let listed = blobs.list(".ion-doctor").await?.try_filter(|blob| std::future::ready(blob.key == key));
+    let listed = listed.try_collect::<Vec<_>>().await?.len();
+    blobs.delete(&key).await?;
+    if read == "doctor" && listed == 1 { Ok(()) } else { Err(disagrees("reading a blob")) }
+}
+
+async fn try_documents(documents: &dyn Documents) -> Result<(), StoreError> {
+    let id = format!("doctor-{}", Uuid::new_v4());
+    let at = Collection::Dispatchers;
+    documents.insert(at, json!({"id": id, "seen": 0}), None).await?;
+    let replaced =
+        documents.replace(at, json!({"id": id, "seen": 1}), vec![("seen", json!(0))], None).await?;
+    let read = documents.get(at, &id).await?;
+    let deleted = documents.delete(at, &id, vec![]).await?;
+    let agrees = replaced && deleted && read.is_some_and(|document| document["seen"] == 1);
+    if agrees { Ok(()) } else { Err(disagrees("writing a document")) }
+}
+
+async fn try_bus(bus: Arc<dyn Bus>) -> Result<(), StoreError> {
+    let id = format!("doctor-{}", Uuid::new_v4());
+    let context = Context {
+        name: "ion doctor".into(),
+        event_id: EventId::new(id.clone()),
+        correlation_id: CorrelationId::new(id.clone()),
+        parent_event_id: String::new(),
+        document_type: DocumentType::EventMeta,
+    };
+    let message = Message { context, event_type: id.clone() };
+    bus.declare(&id, std::slice::from_ref(&id), &[]).await?;
+    let tried = async {
+        bus.publish(&message).await?;
+        bus.send(&id, &message).await?;
+        let mut subscription = bus.clone().subscribe(&id, 1).await?;
+        for _ in 0..2 {
+            let delivery = subscription.next().await?;
+            subscription.acknowledge(delivery.tag).await?;
+            if delivery.message.ok().as_ref() != Some(&message) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    };
+    let tried = tokio::time::timeout(ARRIVES, tried).await;
+    bus.retire(&id).await?;
+    match tried {
+        Ok(Ok(true)) => Ok(()),
+        Ok(Ok(false)) => Err(disagrees("receiving a message")),
+        Ok(Err(error)) => Err(error),
+        Err(_) => {
+            // The broker may have taken it off: nobody is to find it among the dead letters.
+            bus.exhume(&[(id.clone(), id)]).await?;
+            Err(StoreError::Unavailable {
+                store: "the store".into(),
+                what: "receiving a message".into(),
+                source: "it was published and did not arrive; a policy with message-ttl or max-length may take messages off Ion's queues (rabbitmqctl list_policies)".into(),
+            })
+        }
+    }
+}
+
+/// What people do about the commonest reasons. Words of the stores' own errors; the first that fits. What a broker refuses
+/// says so itself.
+const ADVICE: [(&[&str], &str); 7] = [
+    (
+        &["Connection refused", "connection refused"],
+        "nothing listens there: is the server started, and is the port right?",
+    ),
+    (
+        &["failed to lookup", "dns error", "Name or service not known", "No address"],
+        "no such host: look at the name in the URL or the endpoint",
+    ),
+    (
+        &["NoSuchBucket", "ContainerNotFound"],
+        "the bucket or container is missing: create it, or correct its name",
+    ),
+    (
+        &["certificate", "UnknownIssuer", "InvalidCertificate", "InvalidContentType", "tls", "TLS"],
+        "TLS does not agree: name the CA's certificate (amqps: ?cacertfile=PATH, mongodb: ?tlsCAFile=PATH), or use the scheme without TLS",
+    ),
+    (
+        &[
+            "Authentication failed",
+            "InvalidAccessKeyId",
+            "SignatureDoesNotMatch",
+            "Invalid signature",
+            "AuthenticationFailed",
+            "401 Unauthorized",
+        ],
+        "the store knows no such user or key: look at the name, the password or the key",
+    ),
+    (
+        &["AccessDenied", "AuthorizationFailure", "403 Forbidden", "not authorized"],
+        "this user or key may not do that: give it the right",
+    ),
+    (
+        &["timed out", "no answer within", "no server can be reached"],
+        "it does not answer: is it running, and does a firewall stand between?",
+    ),
+];
+
+fn advice(reason: &str) -> Option<&'static str> {
+    ADVICE.iter().find(|(words, _)| words.iter().any(|word| reason.contains(word))).map(|(_, advice)| *advice)
+}

@@ -1,0 +1,624 @@
+//! The bus on AMQP 0.9.1: RabbitMQ.
+//!
+//! # Topology
+//! The durable topic exchange `ion.events`, routing key = event type; for each module the quorum queue
+//! `ion.module.<name>`; the topic exchange `ion.dead` and its quorum queue of the same name for dead letters; the exchange
+//! `ion.plane`, which says whose all of it is. Every
+//! connection declares it again: that changes nothing where it stands, and repairs a broker that lost it.
+//!
+//! # How it works
+//! Two connections, as brokers that slow publishers down must not slow consumers: one publishes and administers, one
+//! consumes. Neither is kept alive by force: whoever finds one broken opens it again, with a backoff. A
+//! publisher's channel carries one message at a time, because a broker's "unroutable" names no message but comes
+//! before that message's confirm.
+//!
+//! # What it never does
+//! Wait without a bound: each exchange with the broker has [`ANSWER_WAIT`].
+
+mod consuming;
+mod dead;
+mod inspect;
+mod refusal;
+mod subscriber;
+mod url;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use ion_model::errors::chain;
+use ion_model::event::Message;
+use ion_system::failpoint;
+use lapin::message::Delivery as Received;
+use lapin::options::{
+    BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions,
+    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use self::refusal::{Act, explained, is_missing};
+use self::url::Address;
+use super::{Bus, BusReport, DeadLetter, Routed, StoreError, Subscription};
+
+/// How long one exchange with the broker may take. A close() whose document is in waits at most so long for it.
+const ANSWER_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a broken connection rests before it is tried again, doubled by each failure up to [`REST_MAX`]; whoever asks
+/// meanwhile is told at once why.
+const REST: Duration = Duration::from_millis(250);
+
+/// Longer leaves a broker that is back waiting.
+const REST_MAX: Duration = Duration::from_secs(5);
+
+/// Publishing at a time. Confirms of a quorum queue take a disk's sync: this many share it.
+const PUBLISHERS: usize = 32;
+
+/// How often a message may come back before the broker takes it for poisonous. It counts each return, also those of
+/// dispatchers that were killed and of people who looked into the queue.
+const DELIVERY_LIMIT: i32 = 100;
+
+/// A message looked at so often is put into its queue anew: looking must never use up [`DELIVERY_LIMIT`].
+const REFRESHED_AT: i64 = 50;
+
+/// Tries to declare a queue that others delete meanwhile. One is too few for a dispatcher that starts at that moment; a
+/// broker that says so again and again has another fault, which somebody must hear of.
+const DECLARES_MAX: usize = 5;
+
+const EVENTS: &str = "ion.events";
+const DEAD: &str = "ion.dead";
+const QUEUE_PREFIX: &str = "ion.module.";
+
+/// The exchange that says which plane a virtual host belongs to.
+const PLANE: &str = "ion.plane";
+
+/// Ion's queues have no length of their own, and reject what they cannot hold.
+const REFUSED: &str = "the broker refused the message: one of its queues is full, by a policy with max-length (rabbitmqctl list_policies), or cannot write";
+
+/// What a dead letter says of itself.
+mod header {
+    pub(super) const MODULE: &str = "ion-module";
+    pub(super) const REASON: &str = "ion-reason";
+    pub(super) const AT: &str = "ion-at";
+    pub(super) const EVENT: &str = "ion-event";
+}
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+fn queue_of(module: &str) -> String {
+    format!("{QUEUE_PREFIX}{module}")
+}
+
+/// A broker as a bus.
+#[derive(Debug)]
+pub struct Amqp {
+    name: String,
+    publishing: Line,
+    consuming: Line,
+    /// Channels in confirm mode that nobody uses now.
+    free: Mutex<Vec<Channel>>,
+    publishers: Semaphore,
+    /// What each module's queue is bound to, to declare it again after a broker's loss.
+    declared: Mutex<HashMap<String, Vec<String>>>,
+}
+
+/// One connection, opened when it is needed.
+#[derive(Debug)]
+struct Line {
+    address: Address,
+    purpose: &'static str,
+    /// The plane that the virtual host must belong to.
+    plane: Option<String>,
+    state: tokio::sync::Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    connection: Option<Arc<Connection>>,
+    failed: Option<Failed>,
+}
+
+#[derive(Debug)]
+struct Failed {
+    at: Instant,
+    rest: Duration,
+    reason: String,
+}
+
+/// Runs one exchange with the broker within its time.
+async fn within<T>(exchange: impl Future<Output = Result<T, lapin::Error>>) -> Result<T, Cause> {
+    asking(Act::Other, exchange).await
+}
+
+/// The same of one that the broker may refuse.
+async fn asking<T>(act: Act, exchange: impl Future<Output = Result<T, lapin::Error>>) -> Result<T, Cause> {
+    match tokio::time::timeout(ANSWER_WAIT, exchange).await {
+        Ok(outcome) => outcome.map_err(|error| explained(act, error)),
+        Err(_) => Err(format!("no answer within {} s", ANSWER_WAIT.as_secs()).into()),
+    }
+}
+
+impl Line {
+    fn new(address: Address, purpose: &'static str) -> Self {
+        Self { address, purpose, plane: None, state: tokio::sync::Mutex::default() }
+    }
+
+    async fn connection(&self) -> Result<Arc<Connection>, Cause> {
+        let mut state = self.state.lock().await;
+        if let Some(connection) =
+            state.connection.as_ref().filter(|connection| connection.status().connected())
+        {
+            return Ok(connection.clone());
+        }
+        state.connection = None;
+        if let Some(failed) = &state.failed
+            && failed.at.elapsed() < failed.rest
+        {
+            return Err(failed.reason.clone().into());
+        }
+        match self.connect().await {
+            Ok(connection) => {
+                let connection = Arc::new(connection);
+                *state = State { connection: Some(connection.clone()), failed: None };
+                Ok(connection)
+            }
+            Err(error) => {
+                let rest = state.failed.as_ref().map_or(REST, |failed| (failed.rest * 2).min(REST_MAX));
+                state.failed = Some(Failed { at: Instant::now(), rest, reason: chain(&*error) });
+                Err(error)
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Connection, Cause> {
+        let name = format!("ion {} ({})", self.purpose, rustix::process::getpid().as_raw_nonzero());
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
+        let runtime = lapin::runtime::default_runtime()?;
+        let connecting = Connection::connect_uri_with_config(
+            self.address.uri.clone(),
+            properties,
+            self.address.tls.clone(),
+            runtime,
+        );
+        let connection = asking(Act::Connect, connecting).await?;
+        declare_exchanges(&connection).await?;
+        if let Some(plane) = &self.plane {
+            claim_virtual_host(&connection, plane).await?;
+        }
+        declare_dead_queue(&connection).await?;
+        Ok(connection)
+    }
+
+    /// A new channel, on a new connection where the old one gives none.
+    ///
+    /// That is one that ended just now, and one whose channels' numbers have come round (after 2,047) to one that the
+    /// broker had closed: lapin keeps why, and refuses it for good.
+    async fn channel(&self) -> Result<Channel, Cause> {
+        let connection = self.connection().await?;
+        if let Ok(channel) = within(connection.create_channel()).await {
+            return Ok(channel);
+        }
+        self.drop_connection(&connection).await;
+        within(self.connection().await?.create_channel()).await
+    }
+
+    /// The connection does not answer: the next one who needs it opens another.
+    async fn drop_connection(&self, broken: &Arc<Connection>) {
+        let mut state = self.state.lock().await;
+        if state.connection.as_ref().is_some_and(|current| Arc::ptr_eq(current, broken)) {
+            state.connection = None;
+        }
+    }
+}
+
+/// Makes the virtual host this plane's, or fails if it is another one's: each would take the other's messages and find no
+/// events for them.
+///
+/// The mark is an exchange, as no policy makes it expire, and its alternate exchange is the only argument of one that a
+/// broker compares. Nothing is ever published to it.
+async fn claim_virtual_host(connection: &Connection, plane: &str) -> Result<(), Cause> {
+    let channel = within(connection.create_channel()).await?;
+    let mut mark = FieldTable::default();
+    let name = format!("{PLANE}.{plane}");
+    mark.insert("alternate-exchange".into(), AMQPValue::LongString(name.as_str().into()));
+    let options =
+        ExchangeDeclareOptions { durable: true, internal: true, ..ExchangeDeclareOptions::default() };
+    let declare = channel.exchange_declare(PLANE.into(), ExchangeKind::Fanout, options, mark);
+    match asking(Act::DeclareExchange, declare).await {
+        Err(error) => match refusal::other_plane(&error) {
+            Some(other) => Err(format!(
+                "this virtual host belongs to plane {other}, and these documents are of plane {plane}: each plane needs a virtual host of its own (rabbitmqctl add_vhost NAME, and NAME as the path of ION_BUS); if the other plane is gone for good, remove the virtual host with all in it and make it again"
+            )
+            .into()),
+            None => Err(error),
+        },
+        declared => declared,
+    }
+}
+
+async fn declare_exchanges(connection: &Connection) -> Result<(), Cause> {
+    let channel = within(connection.create_channel()).await?;
+    let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    for exchange in [EVENTS, DEAD] {
+        let declare =
+            channel.exchange_declare(exchange.into(), ExchangeKind::Topic, durable, FieldTable::default());
+        asking(Act::DeclareExchange, declare).await?;
+    }
+    Ok(())
+}
+
+/// Dead letters are looked at again and again, which must not use them up. From RabbitMQ 4.0 a queue without a limit has one
+/// of 20, and before that none can be said to be none: this one is as good.
+async fn declare_dead_queue(connection: &Connection) -> Result<(), Cause> {
+    let channel = within(connection.create_channel()).await?;
+    let mut arguments = quorum();
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(i32::MAX));
+    let declare = channel.queue_declare(DEAD.into(), QueueDeclareOptions::durable(), arguments);
+    asking(Act::DeclareQueue, declare).await?;
+    let all = QueueBindOptions::default();
+    let bind = channel.queue_bind(DEAD.into(), DEAD.into(), "#".into(), all, FieldTable::default());
+    asking(Act::Bind, bind).await
+}
+
+fn quorum() -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    arguments
+}
+
+/// The arguments of every module's queue.
+fn module_arguments() -> FieldTable {
+    let mut arguments = quorum();
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
+    arguments.insert("x-dead-letter-exchange".into(), text(DEAD));
+    arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+    arguments.insert("x-overflow".into(), text("reject-publish"));
+    arguments
+}
+
+/// A channel in confirm mode, used by one at a time.
+struct Publisher<'a> {
+    bus: &'a Amqp,
+    channel: Option<Channel>,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl Publisher<'_> {
+    /// Publishes and waits for the confirm.
+    async fn publish(
+        mut self,
+        exchange: &str,
+        routing_key: &str,
+        body: &[u8],
+        properties: BasicProperties,
+    ) -> Result<Routed, Cause> {
+        let channel = self.channel.take().expect("it is there until it was used");
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let confirmed = asking(Act::Publish, async {
+            let publish =
+                channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties);
+            publish.await?.await
+        });
+        match confirmed.await {
+            Ok(confirmation) => {
+                self.bus.free.lock().unwrap_or_else(PoisonError::into_inner).push(channel);
+                match confirmation {
+                    Confirmation::Ack(None) => Ok(Routed::To(1)),
+                    Confirmation::Ack(Some(_)) => Ok(Routed::Nowhere),
+                    Confirmation::Nack(_) => Err(REFUSED.into()),
+                    Confirmation::NotRequested => Err("the broker confirms nothing".into()),
+                }
+            }
+            // The channel goes; whether the connection does, the next channel on it will show. One queue that does not
+            // confirm must not break what others have under way.
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Amqp {
+    /// A bus on the broker of this URL. Connects when it is used first: what needs no broker works without one.
+    ///
+    /// # Errors
+    /// [`StoreError::Url`] for a URL that is wrong.
+    pub fn open(url: &str) -> Result<Self, StoreError> {
+        let address = Address::parse(url)?;
+        Ok(Self {
+            name: super::open::without_credentials(url),
+            publishing: Line::new(address.clone(), "publishes"),
+            consuming: Line::new(address, "consumes"),
+            free: Mutex::default(),
+            publishers: Semaphore::new(PUBLISHERS),
+            declared: Mutex::default(),
+        })
+    }
+
+    /// The same for the plane of this id: it refuses a virtual host that another plane has.
+    #[must_use]
+    pub fn of_plane(mut self, id: &str) -> Self {
+        for line in [&mut self.publishing, &mut self.consuming] {
+            line.plane = Some(id.to_owned());
+        }
+        self
+    }
+
+    fn failed(&self, what: impl Into<String>) -> impl FnOnce(Cause) -> StoreError {
+        let (store, what) = (self.name.clone(), what.into());
+        move |source| StoreError::Unavailable { store, what, source }
+    }
+
+    async fn publisher(&self) -> Result<Publisher<'_>, Cause> {
+        let permit = self.publishers.acquire().await?;
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let channel = match free.filter(|channel| channel.status().connected()) {
+            Some(channel) => channel,
+            None => {
+                let channel = self.publishing.channel().await?;
+                within(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+                channel
+            }
+        };
+        Ok(Publisher { bus: self, channel: Some(channel), _permit: permit })
+    }
+
+    async fn put(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        body: &[u8],
+        properties: BasicProperties,
+    ) -> Result<Routed, Cause> {
+        self.publisher().await?.publish(exchange, routing_key, body, properties).await
+    }
+
+    /// Declares a module's queue, bound to these types, through a channel of the consumer's or of our own.
+    async fn declare_queue(
+        &self,
+        channel: &Channel,
+        module: &str,
+        event_types: &[String],
+    ) -> Result<(), Cause> {
+        let queue = queue_of(module);
+        let declare =
+            channel.queue_declare(queue.as_str().into(), QueueDeclareOptions::durable(), module_arguments());
+        asking(Act::DeclareQueue, declare).await?;
+        for event_type in event_types {
+            failpoint::linger("queue.binding");
+            let bind = channel.queue_bind(
+                queue.as_str().into(),
+                EVENTS.into(),
+                event_type.as_str().into(),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            );
+            asking(Act::Bind, bind).await?;
+        }
+        Ok(())
+    }
+
+    /// Declares a module's queue, binds it to these types, and unbinds it from those of the former that are not among them.
+    async fn declare_and_bind(
+        &self,
+        module: &str,
+        event_types: &[String],
+        former: &[String],
+    ) -> Result<(), Cause> {
+        let channel = self.publishing.channel().await?;
+        self.declare_queue(&channel, module, event_types).await?;
+        for gone in former.iter().filter(|former| !event_types.contains(former)) {
+            let unbind = channel.queue_unbind(
+                queue_of(module).as_str().into(),
+                EVENTS.into(),
+                gone.as_str().into(),
+                FieldTable::default(),
+            );
+            asking(Act::Bind, unbind).await?;
+        }
+        Ok(())
+    }
+
+    /// Declares the queue again as this process knows it.
+    async fn redeclare(&self, channel: &Channel, module: &str) -> Result<(), Cause> {
+        let known = self.declared.lock().unwrap_or_else(PoisonError::into_inner).get(module).cloned();
+        match known {
+            Some(event_types) => self.declare_queue(channel, module, &event_types).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Takes up to `limit` messages off a queue and holds them; whoever asked settles or drops the channel.
+    async fn hold(&self, channel: &Channel, queue: &str, limit: usize) -> Result<Vec<Received>, Cause> {
+        let mut held = Vec::new();
+        while held.len() < limit {
+            let get = channel.basic_get(queue.into(), BasicGetOptions::default());
+            match asking(Act::Receive, get).await? {
+                Some(message) => held.push(message.delivery),
+                None => break,
+            }
+        }
+        Ok(held)
+    }
+}
+
+/// The properties of every message: persistent, and CloudEvents in AMQP's binding, for other tools.
+fn properties(message: &Message, headers: FieldTable) -> BasicProperties {
+    let context = &message.context;
+    let mut all = headers;
+    for (key, value) in [
+        ("cloudEvents:specversion", "1.0"),
+        ("cloudEvents:id", context.event_id.as_str()),
+        ("cloudEvents:type", &message.event_type),
+        ("cloudEvents:source", &context.name),
+        ("cloudEvents:correlationid", context.correlation_id.as_str()),
+        ("cloudEvents:datacontenttype", "application/json"),
+    ] {
+        all.insert(key.into(), AMQPValue::LongString(value.into()));
+    }
+    BasicProperties::default()
+        .with_delivery_mode(2)
+        .with_content_type("application/json".into())
+        .with_message_id(short(context.event_id.as_str()))
+        .with_correlation_id(short(context.correlation_id.as_str()))
+        .with_type(short(&message.event_type))
+        .with_headers(all)
+}
+
+/// A property of at most 255 bytes.
+fn short(text: &str) -> lapin::types::ShortString {
+    let end = (0..=text.len().min(255)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    text[..end].into()
+}
+
+fn body_of(message: &Message) -> Vec<u8> {
+    serde_json::to_vec(message).expect("a message has string keys only, so it has a JSON form")
+}
+
+#[async_trait]
+impl Bus for Amqp {
+    async fn declare(
+        &self,
+        module: &str,
+        event_types: &[String],
+        former: &[String],
+    ) -> Result<(), StoreError> {
+        let mut declared = self.declare_and_bind(module, event_types, former).await;
+        for _ in 1..DECLARES_MAX {
+            match declared {
+                // Somebody has deleted the queue before it was bound to all types.
+                Err(error) if is_missing(&error) => {
+                    declared = self.declare_and_bind(module, event_types, former).await;
+                }
+                _ => break,
+            }
+        }
+        declared.map_err(self.failed(format!("declaring the queue of module {module:?}")))?;
+        let known = (module.to_owned(), event_types.to_vec());
+        self.declared.lock().unwrap_or_else(PoisonError::into_inner).extend([known]);
+        Ok(())
+    }
+
+    async fn retire(&self, module: &str) -> Result<(), StoreError> {
+        self.declared.lock().unwrap_or_else(PoisonError::into_inner).remove(module);
+        let removing = async {
+            let channel = self.publishing.channel().await?;
+            let queue = queue_of(module);
+            let delete = channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default());
+            asking(Act::Delete, delete).await
+        };
+        removing.await.map_err(self.failed(format!("removing the queue of module {module:?}")))?;
+        Ok(())
+    }
+
+    async fn publish(&self, message: &Message) -> Result<Routed, StoreError> {
+        let properties = properties(message, FieldTable::default());
+        let published = self.put(EVENTS, &message.event_type, &body_of(message), properties).await;
+        published.map_err(self.failed("publishing"))
+    }
+
+    async fn send(&self, module: &str, message: &Message) -> Result<(), StoreError> {
+        let properties = properties(message, FieldTable::default());
+        let what = format!("sending to module {module:?}");
+        // The default exchange knows every queue by its name.
+        match self.put("", &queue_of(module), &body_of(message), properties).await {
+            Ok(Routed::To(_)) => Ok(()),
+            Ok(Routed::Nowhere) => Err(self.failed(what)("it has no queue".into())),
+            Err(error) => Err(self.failed(what)(error)),
+        }
+    }
+
+    async fn subscribe(
+        self: Arc<Self>,
+        module: &str,
+        prefetch: usize,
+    ) -> Result<Box<dyn Subscription>, StoreError> {
+        let prefetch = u16::try_from(prefetch.max(1)).unwrap_or(u16::MAX);
+        Ok(Box::new(subscriber::Subscriber::new(self, module, prefetch)))
+    }
+
+    /// Takes the messages off the queue for a moment and puts them back. That counts as a delivery, so one that was
+    /// looked at often is put into the queue anew first.
+    async fn peek(&self, module: &str, limit: usize) -> Result<Vec<Message>, StoreError> {
+        let queue = queue_of(module);
+        let looking = async {
+            let channel = self.publishing.channel().await?;
+            let held = match self.hold(&channel, &queue, limit).await {
+                Err(error) if is_missing(&error) => return Ok(vec![]),
+                held => held?,
+            };
+            let mut messages = Vec::new();
+            for received in held {
+                messages.extend(serde_json::from_slice(&received.data).ok());
+                if times_returned(&received) >= REFRESHED_AT {
+                    let properties = received.properties.clone().with_headers(fresh_headers(&received));
+                    self.put("", &queue, &received.data, properties).await?;
+                    within(received.acker.ack(BasicAckOptions::default())).await?;
+                } else {
+                    let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+                    within(received.acker.nack(requeue)).await?;
+                }
+            }
+            Ok(messages)
+        };
+        looking.await.map_err(self.failed(format!("looking into the queue of module {module:?}")))
+    }
+
+    async fn depth(&self, module: &str, most: usize) -> Result<Option<usize>, StoreError> {
+        let queue = queue_of(module);
+        let counting = async {
+            let channel = self.publishing.channel().await?;
+            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+            match within(channel.queue_declare(queue.as_str().into(), passive, FieldTable::default())).await {
+                Err(error) if is_missing(&error) => Ok(None),
+                Err(error) => Err(error),
+                Ok(declared) => {
+                    let count = usize::try_from(declared.message_count()).unwrap_or(usize::MAX);
+                    let _ = channel.close(200, "".into()).await;
+                    Ok(Some(count.min(most)))
+                }
+            }
+        };
+        counting.await.map_err(self.failed(format!("counting the messages of module {module:?}")))
+    }
+
+    async fn bury(&self, letter: DeadLetter) -> Result<(), StoreError> {
+        let what = format!("burying a message of module {:?}", letter.module);
+        dead::bury(self, letter).await.map_err(self.failed(what))
+    }
+
+    async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, StoreError> {
+        dead::list(self, limit).await.map_err(self.failed("listing dead letters"))
+    }
+
+    async fn exhume(&self, letters: &[(String, String)]) -> Result<usize, StoreError> {
+        dead::exhume(self, letters).await.map_err(self.failed("removing dead letters"))
+    }
+
+    async fn inspect(&self, modules: &[String]) -> Result<BusReport, StoreError> {
+        inspect::inspect(self, modules).await.map_err(self.failed("looking at Ion's queues"))
+    }
+}
+
+/// How often the broker says that the message came back.
+fn times_returned(received: &Received) -> i64 {
+    let headers = received.properties.headers().as_ref();
+    match headers.and_then(|headers| headers.inner().get("x-delivery-count")) {
+        Some(AMQPValue::LongLongInt(count)) => *count,
+        Some(AMQPValue::LongInt(count)) => i64::from(*count),
+        Some(AMQPValue::LongUInt(count)) => i64::from(*count),
+        _ => 0,
+    }
+}
+
+/// The headers of a message that is published again: without the broker's own.
+fn fresh_headers(received: &Received) -> FieldTable {
+    let mut fresh = FieldTable::default();
+    for (key, value) in received.properties.headers().iter().flat_map(|headers| headers.inner()) {
+        if !key.as_str().starts_with("x-") {
+            fresh.insert(key.clone(), value.clone());
+        }
+    }
+    fresh
+}

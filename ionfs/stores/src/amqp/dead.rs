@@ -1,0 +1,165 @@
+//! Dead letters: a queue that people look at.
+//!
+//! It is read by holding its messages for a moment. Two who look at once would each see a part, so one who looks has
+//! the queue for itself, and another one waits.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use ion_model::clock::{self, Millis};
+use ion_model::event::Message;
+use lapin::BasicProperties;
+use lapin::message::Delivery as Received;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+
+use super::consuming::Consuming;
+use super::refusal::{Act, lacks_right};
+use super::{Amqp, Cause, DEAD, QUEUE_PREFIX, asking, header, short, within};
+use crate::DeadLetter;
+
+/// How often to ask for the queue while somebody else looks at it, and how long.
+const ASK: Duration = Duration::from_millis(50);
+const ASKS_MAX: usize = 100;
+
+/// How long nothing more must come. Longer makes people wait; shorter misses letters of a slow broker.
+const QUIET: Duration = Duration::from_millis(250);
+
+/// Letters that are looked at. A queue longer than this shows its oldest.
+const LOOKED_AT: u16 = 10_000;
+
+pub(super) async fn bury(bus: &Amqp, letter: DeadLetter) -> Result<(), Cause> {
+    let mut headers = FieldTable::default();
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    headers.insert(header::MODULE.into(), text(&letter.module));
+    headers.insert(header::EVENT.into(), text(&letter.event_id));
+    headers.insert(header::REASON.into(), text(&letter.reason));
+    headers.insert(header::AT.into(), AMQPValue::LongLongInt(letter.at));
+    let properties = BasicProperties::default()
+        .with_delivery_mode(2)
+        .with_message_id(short(&letter.event_id))
+        .with_headers(headers);
+    bus.put(DEAD, &letter.module, letter.body.as_bytes(), properties).await?;
+    Ok(())
+}
+
+/// All letters, oldest first, as held messages; closed with their channel, they are back in the queue.
+async fn look(bus: &Amqp, most: u16) -> Result<(Consuming, Vec<Received>), Cause> {
+    let mut looking = alone(bus, most).await?;
+    let mut letters = Vec::new();
+    // A queue's own count is of a moment ago: what was put back just now may not be in it. Quiet is the end.
+    while letters.len() < usize::from(most) {
+        match tokio::time::timeout(QUIET, looking.consumer().next()).await {
+            Ok(Some(received)) => letters.push(received?),
+            Ok(None) => return Err("the broker closed the subscription".into()),
+            Err(_) => break,
+        }
+    }
+    Ok((looking, letters))
+}
+
+/// A consumer that has the queue for itself.
+async fn alone(bus: &Amqp, most: u16) -> Result<Consuming, Cause> {
+    let mut asks = 0;
+    loop {
+        let channel = bus.publishing.channel().await?;
+        within(channel.basic_qos(most, BasicQosOptions::default())).await?;
+        let exclusive = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
+        let consume = channel.basic_consume(DEAD.into(), "".into(), exclusive, FieldTable::default());
+        match asking(Act::Receive, consume).await {
+            Ok(consumer) => return Ok(Consuming::new(channel, consumer)),
+            Err(error) if asks == ASKS_MAX || lacks_right(&error) => return Err(error),
+            Err(_) => {
+                asks += 1;
+                tokio::time::sleep(ASK).await;
+            }
+        }
+    }
+}
+
+pub(super) async fn list(bus: &Amqp, limit: usize) -> Result<Vec<DeadLetter>, Cause> {
+    let (looking, held) = look(bus, LOOKED_AT).await?;
+    // The same one buried again is one letter, with its latest words.
+    let mut letters: BTreeMap<(String, String), DeadLetter> = BTreeMap::new();
+    for received in &held {
+        let letter = read(received);
+        letters.insert((letter.module.clone(), letter.event_id.clone()), letter);
+    }
+    looking.close().await?;
+    let mut letters: Vec<DeadLetter> = letters.into_values().collect();
+    letters.sort_by_key(|letter| letter.at);
+    letters.truncate(limit);
+    Ok(letters)
+}
+
+pub(super) async fn exhume(bus: &Amqp, letters: &[(String, String)]) -> Result<usize, Cause> {
+    if letters.is_empty() {
+        return Ok(0);
+    }
+    let wanted: HashSet<&(String, String)> = letters.iter().collect();
+    let (looking, held) = look(bus, LOOKED_AT).await?;
+    // The same one may have been buried more than once.
+    let mut found = HashSet::new();
+    for received in held {
+        let letter = read(&received);
+        let letter = (letter.module, letter.event_id);
+        if wanted.contains(&letter) {
+            within(received.acker.ack(BasicAckOptions::default())).await?;
+            found.insert(letter);
+        }
+    }
+    looking.close().await?;
+    Ok(found.len())
+}
+
+/// The queues, with its reasons, that the broker took the first dead letters from by itself.
+pub(super) async fn taken_by_the_broker(bus: &Amqp, most: u16) -> Result<Vec<(String, String)>, Cause> {
+    let (looking, held) = look(bus, most).await?;
+    let taken = held.iter().filter_map(|received| {
+        let headers = received.properties.headers().as_ref()?.inner();
+        let header = |key: &str| text(headers.get(&ShortString::from(key)));
+        Some((header("x-first-death-queue")?, header("x-first-death-reason")?))
+    });
+    let taken = taken.collect();
+    looking.close().await?;
+    Ok(taken)
+}
+
+fn text(value: Option<&AMQPValue>) -> Option<String> {
+    match value? {
+        AMQPValue::LongString(text) => Some(text.to_string()),
+        AMQPValue::ShortString(text) => Some(text.to_string()),
+        _ => None,
+    }
+}
+
+fn read(received: &Received) -> DeadLetter {
+    let headers = received.properties.headers().clone().unwrap_or_default();
+    let header = |key: &str| headers.inner().get(&ShortString::from(key));
+    let body = String::from_utf8_lossy(&received.data).into_owned();
+    if let Some(module) = text(header(header::MODULE)) {
+        let at: Millis = match header(header::AT) {
+            Some(AMQPValue::LongLongInt(at)) => *at,
+            _ => 0,
+        };
+        let event_id = text(header(header::EVENT)).unwrap_or_default();
+        let reason = text(header(header::REASON)).unwrap_or_default();
+        return DeadLetter { module, event_id, body, reason, at };
+    }
+    // The broker's own: a message that came back more often than its queue allows.
+    let queue = text(header("x-first-death-queue")).unwrap_or_default();
+    let reason = text(header("x-first-death-reason")).unwrap_or_else(|| "unknown".into());
+    let event_id = serde_json::from_slice::<Message>(&received.data)
+        .map_or_else(|_| String::new(), |message| message.context.event_id.to_string());
+    DeadLetter {
+        module: queue.strip_prefix(QUEUE_PREFIX).unwrap_or(&queue).to_owned(),
+        event_id,
+        body,
+        reason: format!("the broker gave it up: {reason}"),
+        at: received
+            .properties
+            .timestamp()
+            .map_or_else(clock::now, |seconds| Millis::try_from(seconds).unwrap_or(0).saturating_mul(1000)),
+    }
+}

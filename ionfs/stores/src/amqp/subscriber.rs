@@ -1,0 +1,147 @@
+//! One subscriber of one module's queue.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::StreamExt as _;
+use lapin::message::Delivery as Received;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{Channel, Consumer};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::consuming::Consuming;
+use super::refusal::Act;
+use super::{Amqp, Cause, asking, queue_of, within};
+use crate::{Delivery, StoreError, Subscription, Unreadable};
+
+/// Receives while it is asked for messages.
+pub(super) struct Subscriber {
+    bus: Arc<Amqp>,
+    module: String,
+    prefetch: u16,
+    open: Option<Consuming>,
+    /// A consumer being made: it outlives the call that began it, or the broker would send to nobody. A task, which goes
+    /// on though nobody waits for it: a future left alone would keep the connection from all others.
+    opening: Option<AbortOnDropHandle<Result<Consuming, Cause>>>,
+    /// Of a consumer that was paused.
+    paused: Option<Channel>,
+    /// What was given out and is not settled, with the channel it came by: one that closes gives its messages back.
+    held: HashMap<u64, (Channel, u64)>,
+    next_tag: u64,
+}
+
+impl Subscriber {
+    pub(super) fn new(bus: Arc<Amqp>, module: &str, prefetch: u16) -> Self {
+        Self {
+            bus,
+            module: module.to_owned(),
+            prefetch,
+            open: None,
+            opening: None,
+            paused: None,
+            held: HashMap::new(),
+            next_tag: 1,
+        }
+    }
+
+    /// The open consumer, made if there is none.
+    async fn opened(&mut self) -> Result<&mut Consumer, StoreError> {
+        if self.open.is_none() {
+            let (bus, module, prefetch) = (self.bus.clone(), self.module.clone(), self.prefetch);
+            let opening = self
+                .opening
+                .get_or_insert_with(|| AbortOnDropHandle::new(tokio::spawn(consume(bus, module, prefetch))));
+            let opened = opening.await;
+            self.opening = None;
+            let opened = opened.unwrap_or_else(|error| Err(error.into()));
+            self.open = Some(opened.map_err(|error| self.failed(error))?);
+        }
+        Ok(self.open.as_mut().expect("it was opened just now").consumer())
+    }
+
+    fn give(&mut self, received: Received) -> Delivery {
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        let channel = self.open.as_ref().map(Consuming::channel).or(self.paused.as_ref());
+        self.held.extend(channel.map(|channel| (tag, (channel.clone(), received.delivery_tag))));
+        let message = serde_json::from_slice(&received.data)
+            .map_err(|error| Unreadable { reason: error.to_string(), body: received.data });
+        Delivery { tag, message }
+    }
+
+    /// Where a message is to be settled.
+    fn settle(&mut self, tag: u64) -> Result<(Channel, u64), Cause> {
+        self.held.remove(&tag).ok_or_else(|| "its channel was closed meanwhile".into())
+    }
+
+    fn failed(&self, error: Cause) -> StoreError {
+        self.bus.failed(format!("receiving for module {:?}", self.module))(error)
+    }
+}
+
+async fn consume(bus: Arc<Amqp>, module: String, prefetch: u16) -> Result<Consuming, Cause> {
+    let channel = bus.consuming.channel().await?;
+    bus.redeclare(&channel, &module).await?;
+    within(channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+    let consume = channel.basic_consume(
+        queue_of(&module).as_str().into(),
+        "".into(),
+        BasicConsumeOptions::default(),
+        FieldTable::default(),
+    );
+    let consumer = asking(Act::Receive, consume).await?;
+    Ok(Consuming::new(channel, consumer))
+}
+
+#[async_trait]
+impl Subscription for Subscriber {
+    async fn next(&mut self) -> Result<Delivery, StoreError> {
+        loop {
+            match self.opened().await?.next().await {
+                Some(Ok(received)) => return Ok(self.give(received)),
+                // The end without an error is a consumer that the broker cancelled: its queue was removed, or, from
+                // RabbitMQ 4.3, it held a message for too long.
+                None => self.open = None,
+                Some(Err(error)) => {
+                    tracing::warn!(module = self.module, %error, "the broker closed the subscription; opening it again");
+                    self.open = None;
+                }
+            }
+        }
+    }
+
+    async fn acknowledge(&mut self, tag: u64) -> Result<(), StoreError> {
+        let (channel, tag) = self.settle(tag).map_err(|error| self.failed(error))?;
+        within(channel.basic_ack(tag, BasicAckOptions::default())).await.map_err(|error| self.failed(error))
+    }
+
+    async fn give_back(&mut self, tag: u64) -> Result<(), StoreError> {
+        let (channel, tag) = self.settle(tag).map_err(|error| self.failed(error))?;
+        let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+        within(channel.basic_nack(tag, requeue)).await.map_err(|error| self.failed(error))
+    }
+
+    async fn pause(&mut self) -> Result<Vec<Delivery>, StoreError> {
+        if self.opening.is_some() {
+            self.opened().await?;
+        }
+        let Some(mut open) = self.open.take() else { return Ok(vec![]) };
+        let draining = async {
+            let tag = open.consumer().tag();
+            within(open.channel().basic_cancel(tag, BasicCancelOptions::default())).await?;
+            let mut rest = Vec::new();
+            // The consumer was cancelled, so this ends with what had arrived before.
+            while let Some(received) = within(async { Ok(open.consumer().next().await) }).await? {
+                rest.push(received?);
+            }
+            Ok(rest)
+        };
+        let rest: Vec<Received> = draining.await.map_err(|error| self.failed(error))?;
+        self.paused = open.cancelled();
+        Ok(rest.into_iter().map(|received| self.give(received)).collect())
+    }
+}

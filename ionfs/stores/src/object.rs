@@ -1,0 +1,357 @@
+//! Blobs through the crate `object_store`: local files, S3, Azure Blob, Google Cloud Storage, and memory for tests.
+//!
+//! # How it works
+//! Bodies up to one part are put at once; longer ones as multipart uploads, which every backend publishes as a whole or
+//! not at all. On local files every put is synced, with the folders it made, before it returns. No put is ever
+//! conditional: keys are written once, and not every S3 can say "if none".
+//!
+//! # Deadlines
+//! By progress, not by size: every request carries at most one part and fails when nothing moves for [`STALL`].
+//!
+//! # After a crash
+//! An upload that a killed process left open takes up space and shows in no listing. So each has a small marker blob
+//! below [`UPLOADS`] while it lasts; what is left there is ended by `ion gc`.
+
+mod cloud;
+mod parts;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use ion_model::clock::Millis;
+use ion_system::home::private_folder;
+use ion_system::run_blocking;
+use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
+use object_store::multipart::MultipartStore;
+use object_store::path::Path;
+use object_store::signer::Signer;
+use object_store::{GetOptions, ObjectStore, ObjectStoreExt as _, PutPayload};
+use uuid::Uuid;
+
+pub(super) use self::cloud::SCHEMES;
+use super::{Abandon, BlobInfo, Blobs, StoreError};
+
+/// Bytes of one part. S3 wants at least 5 MiB and at most 10,000 parts: 8 MiB allow blobs of 78 GiB with one buffer
+/// of that size for each part under way.
+const PART: usize = 8 << 20;
+
+/// Parts of one blob under way at a time; with [`PART`] it bounds the memory of an upload.
+const PARTS_MAX: usize = 4;
+
+/// Bytes of a body that may have been read before any was sent.
+pub const IN_FLIGHT_MAX: u64 = (PART * (PARTS_MAX + 1)) as u64;
+
+/// How long a request may stand still before it fails. A part must get through in it: 8 MiB at 140 KiB/s.
+const STALL: Duration = Duration::from_secs(60);
+
+/// Bytes of one component of a key. File systems allow 255, and the local backend appends to a name while it is
+/// being written.
+const COMPONENT_MAX: usize = 200;
+
+/// Where the markers of unfinished uploads lie: a name that no correlation has.
+const UPLOADS: &str = ".ion-uploads";
+
+/// Blobs in an object store.
+pub struct ObjectBlobs {
+    store: Arc<dyn ObjectStore>,
+    /// Where uploads outlive the process that began them: S3 and GCS.
+    multipart: Option<Arc<dyn MultipartStore>>,
+    /// What makes URLs that need no credential.
+    signer: Option<Arc<dyn Signer>>,
+    local: Option<Local>,
+    /// Before every key.
+    prefix: Path,
+    name: String,
+}
+
+/// Blobs as files.
+struct Local {
+    /// The same as the store.
+    synced: Arc<LocalFileSystem>,
+    /// The same folder, by a store that leaves syncing to [`Blobs::settle`], and for removing: a blob that comes back
+    /// with a crash of the machine is one that `ion gc` removes.
+    unsynced: LocalFileSystem,
+    directory: PathBuf,
+}
+
+impl std::fmt::Debug for ObjectBlobs {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.name)
+    }
+}
+
+impl ObjectBlobs {
+    /// Blobs as files below `directory`, which is made if it is missing.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn local(directory: &FilePath) -> Result<Self, StoreError> {
+        let name = format!("file://{}", directory.display());
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Unavailable {
+            store: name.clone(),
+            what: "the folder cannot be opened".into(),
+            source,
+        };
+        private_folder(directory).map_err(|error| failed(error.into()))?;
+        let unsynced = LocalFileSystem::new_with_prefix(directory).map_err(|error| failed(error.into()))?;
+        let unsynced = unsynced.with_automatic_cleanup(true);
+        let store = Arc::new(unsynced.clone().with_fsync(true));
+        let local = Some(Local { synced: store.clone(), unsynced, directory: directory.to_owned() });
+        Ok(Self { store, multipart: None, signer: None, local, prefix: Path::default(), name })
+    }
+
+    /// Blobs in memory, gone with this value.
+    pub fn memory() -> Self {
+        let store = Arc::new(InMemory::new());
+        let (prefix, name) = (Path::default(), "memory://".into());
+        Self { store, multipart: None, signer: None, local: None, prefix, name }
+    }
+
+    /// A key as a path of the store: what it cannot hold is escaped, a component that is too long is shortened to its
+    /// beginning and a hash of the whole.
+    fn location(&self, key: &str) -> Path {
+        let mut location = self.prefix.clone();
+        for component in key.split('/') {
+            let escaped: Path = Path::from_iter([component]);
+            location = if escaped.as_ref().len() <= COMPONENT_MAX {
+                location.join(component)
+            } else {
+                let hash = Uuid::new_v5(&Uuid::NAMESPACE_OID, component.as_bytes()).simple();
+                let kept: String = component.chars().filter(char::is_ascii_alphanumeric).take(100).collect();
+                location.join(format!("{kept}~{hash}"))
+            };
+        }
+        location
+    }
+
+    /// A location as keys are listed: without the prefix.
+    fn key_of(&self, location: &Path) -> String {
+        match location.prefix_match(&self.prefix) {
+            Some(parts) => Path::from_iter(parts).to_string(),
+            None => location.to_string(),
+        }
+    }
+
+    async fn remove(&self, location: &Path) -> Result<(), StoreError> {
+        match self.remover().delete(location).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(self.failed(format!("removing {location}"))(error)),
+        }
+    }
+
+    fn remover(&self) -> &dyn ObjectStore {
+        self.local.as_ref().map_or(&*self.store, |local| &local.unsynced)
+    }
+
+    fn failed(&self, what: impl Into<String>) -> impl FnOnce(object_store::Error) -> StoreError {
+        let (store, what) = (self.name.clone(), what.into());
+        move |source| StoreError::Unavailable { store, what, source: source.into() }
+    }
+}
+
+/// Syncs files and all folders from them up to `directory`.
+fn sync_all(directory: &FilePath, paths: &[PathBuf]) -> std::io::Result<()> {
+    let files = paths.iter().map(File::open).collect::<Result<Vec<_>, _>>()?;
+    for file in &files {
+        // All on their way first: then the first sync takes the others' names along, and they find little to do.
+        ion_system::sys::begin_writeback(file);
+    }
+    for file in &files {
+        file.sync_all()?;
+    }
+    let above = |path: &PathBuf| {
+        let within = path.ancestors().skip(1).take_while(|folder| folder.starts_with(directory));
+        within.map(FilePath::to_owned).collect::<Vec<_>>()
+    };
+    let folders: BTreeSet<PathBuf> = paths.iter().flat_map(above).collect();
+    // The deepest first: a folder that cannot be found again is of no use.
+    folders.iter().rev().try_for_each(|folder| File::open(folder)?.sync_all())
+}
+
+#[async_trait]
+impl Blobs for ObjectBlobs {
+    async fn put(
+        &self,
+        key: &str,
+        mut body: BoxStream<'_, std::io::Result<Bytes>>,
+    ) -> Result<u64, StoreError> {
+        let location = self.location(key);
+        let unreadable = |source: std::io::Error| StoreError::Unavailable {
+            store: self.name.clone(),
+            what: format!("the body of {key:?} could not be read"),
+            source: source.into(),
+        };
+        let mut first = Vec::new();
+        let mut length = 0;
+        while let Some(piece) = body.try_next().await.map_err(unreadable)? {
+            length += piece.len() as u64;
+            first.push(piece);
+            if length > PART as u64 {
+                break;
+            }
+        }
+        if length <= PART as u64 {
+            let put = self.store.put(&location, PutPayload::from_iter(first)).await;
+            put.map_err(self.failed(format!("putting {key:?}")))?;
+            return Ok(length);
+        }
+        let failed = || self.failed(format!("putting {key:?}"));
+        let mut upload = parts::Upload::begin(self, &location).await.map_err(failed())?;
+        for piece in first {
+            upload.write(piece).await.map_err(failed())?;
+        }
+        while let Some(piece) = body.try_next().await.map_err(unreadable)? {
+            length += piece.len() as u64;
+            upload.write(piece).await.map_err(failed())?;
+        }
+        upload.finish().await.map_err(failed())?;
+        Ok(length)
+    }
+
+    async fn put_soon(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let location = self.location(key);
+        let put = match &self.local {
+            Some(local) => local.unsynced.put(&location, bytes.into()).await,
+            None => self.store.put(&location, bytes.into()).await,
+        };
+        put.map(drop).map_err(self.failed(format!("putting {key:?}")))
+    }
+
+    fn settles(&self) -> bool {
+        self.local.is_some()
+    }
+
+    async fn settle(&self, keys: &[&str]) -> Result<(), StoreError> {
+        let Some(local) = &self.local else { return Ok(()) };
+        let path_of = |key: &&str| local.unsynced.path_to_filesystem(&self.location(key));
+        let paths: Result<Vec<PathBuf>, _> = keys.iter().map(path_of).collect();
+        let paths = paths.map_err(self.failed("naming files"))?;
+        let directory = local.directory.clone();
+        let synced = run_blocking(move || sync_all(&directory, &paths)).await;
+        synced.map_err(|source| StoreError::Unavailable {
+            store: self.name.clone(),
+            what: "syncing files".into(),
+            source: source.into(),
+        })
+    }
+
+    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        match self.store.get_range(&self.location(key), range).await {
+            Ok(bytes) => Ok(bytes),
+            Err(object_store::Error::NotFound { .. }) => Err(StoreError::NoSuchBlob(key.to_owned())),
+            Err(error) => Err(self.failed(format!("reading {key:?}"))(error)),
+        }
+    }
+
+    async fn get(
+        &self,
+        key: &str,
+        range: Range<u64>,
+    ) -> Result<BoxStream<'static, Result<Bytes, StoreError>>, StoreError> {
+        let options = GetOptions { range: Some(range.into()), ..GetOptions::default() };
+        let what = format!("reading {key:?}");
+        let body = match self.store.get_opts(&self.location(key), options).await {
+            Ok(found) => found.into_stream(),
+            Err(object_store::Error::NotFound { .. }) => {
+                return Err(StoreError::NoSuchBlob(key.to_owned()));
+            }
+            Err(error) => return Err(self.failed(what)(error)),
+        };
+        let store = self.name.clone();
+        let failed = move |source: object_store::Error| StoreError::Unavailable {
+            store: store.clone(),
+            what: what.clone(),
+            source: source.into(),
+        };
+        Ok(body.map_err(failed).boxed())
+    }
+
+    async fn size(&self, key: &str) -> Result<Option<u64>, StoreError> {
+        match self.store.head(&self.location(key)).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(self.failed(format!("looking for {key:?}"))(error)),
+        }
+    }
+
+    async fn list(&self, prefix: &str) -> Result<BoxStream<'_, Result<BlobInfo, StoreError>>, StoreError> {
+        let prefix = if prefix.is_empty() { self.prefix.clone() } else { self.location(prefix) };
+        let listing = self.store.list((!prefix.as_ref().is_empty()).then_some(&prefix));
+        let listing = listing.map(|meta| match meta {
+            Ok(meta) => Ok(BlobInfo {
+                key: self.key_of(&meta.location),
+                size: meta.size,
+                modified: meta.last_modified.timestamp_millis(),
+            }),
+            Err(error) => Err(self.failed("listing")(error)),
+        });
+        let marker = format!("{UPLOADS}/");
+        let visible = move |blob: &Result<BlobInfo, StoreError>| {
+            std::future::ready(!matches!(blob, Ok(blob) if blob.key.starts_with(&marker)))
+        };
+        Ok(listing.filter(visible).boxed())
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.remove(&self.location(key)).await
+    }
+
+    async fn delete_all(&self, keys: &[String]) -> Result<(), StoreError> {
+        let locations: Vec<_> = keys.iter().map(|key| Ok(self.location(key))).collect();
+        let mut removed = self.remover().delete_stream(futures_util::stream::iter(locations).boxed());
+        let mut failure = None;
+        while let Some(one) = removed.next().await {
+            match one {
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        failure.map_or(Ok(()), |error| Err(self.failed("removing blobs")(error)))
+    }
+
+    async fn delete_listed(&self, listed: &BlobInfo) -> Result<(), StoreError> {
+        let key = Path::parse(&listed.key).map_err(|error| self.failed("removing a blob")(error.into()))?;
+        let location = self.prefix.parts().chain(key.parts()).collect();
+        self.remove(&location).await
+    }
+
+    async fn abandon_uploads(&self, before: Millis, how: Abandon) -> Result<usize, StoreError> {
+        if let Some(Local { directory, .. }) = &self.local {
+            let (directory, name) = (directory.clone(), self.name.clone());
+            let swept = ion_system::run_blocking(move || parts::sweep(&directory, before, how)).await;
+            return swept.map_err(|source| StoreError::Unavailable {
+                store: name,
+                what: "looking for unfinished uploads".into(),
+                source: source.into(),
+            });
+        }
+        parts::abandon(self, before, how).await.map_err(self.failed("ending unfinished uploads"))
+    }
+
+    fn canonical(&self, key: &str) -> String {
+        self.key_of(&self.location(key))
+    }
+
+    async fn signed_url(&self, key: &str, lasts: Duration) -> Result<Option<String>, StoreError> {
+        let Some(signer) = &self.signer else { return Ok(None) };
+        let signed = signer.signed_url(reqwest::Method::GET, &self.location(key), lasts).await;
+        signed.map(|url| Some(url.into())).map_err(self.failed(format!("signing a URL of {key:?}")))
+    }
+
+    fn open_local(&self, key: &str) -> Option<File> {
+        let path = self.local.as_ref()?.synced.path_to_filesystem(&self.location(key)).ok()?;
+        File::open(path).ok()
+    }
+}

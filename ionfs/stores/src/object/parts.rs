@@ -1,0 +1,248 @@
+//! Uploads in parts: in parallel, with bounded memory, and ended when they fail, are dropped or are left behind.
+
+use std::io;
+use std::path::Path as FilePath;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::TryStreamExt as _;
+use ion_model::clock::{Millis, millis};
+use object_store::multipart::{MultipartStore, PartId};
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload, Result, WriteMultipart};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use super::{ObjectBlobs, PART, PARTS_MAX, UPLOADS};
+use crate::Abandon;
+
+/// What a marker says: which upload to end.
+#[derive(Debug, Serialize, Deserialize)]
+struct Marker {
+    location: String,
+    id: String,
+}
+
+/// One upload under way.
+pub(super) enum Upload {
+    /// Where an upload's parts go with its process.
+    Plain(Option<WriteMultipart>),
+    /// Where they outlive it.
+    Marked(Box<Marked>),
+}
+
+pub(super) struct Marked {
+    open: Open,
+    pending: BytesMut,
+    next: usize,
+    parts: Vec<PartId>,
+    under_way: JoinSet<Result<(usize, PartId)>>,
+}
+
+/// An upload that is ended when this is dropped, unless it was finished.
+struct Open {
+    store: Arc<dyn ObjectStore>,
+    multipart: Arc<dyn MultipartStore>,
+    location: Path,
+    id: String,
+    marker: Path,
+    finished: bool,
+}
+
+impl Upload {
+    pub(super) async fn begin(blobs: &ObjectBlobs, location: &Path) -> Result<Self> {
+        let Some(multipart) = &blobs.multipart else {
+            let upload = blobs.store.put_multipart(location).await?;
+            return Ok(Self::Plain(Some(WriteMultipart::new_with_chunk_size(upload, PART))));
+        };
+        let id = multipart.create_multipart(location).await?;
+        let marker = blobs.location(UPLOADS).join(Uuid::new_v4().to_string());
+        let says = Marker { location: location.to_string(), id: id.clone() };
+        let open = Open {
+            store: blobs.store.clone(),
+            multipart: multipart.clone(),
+            location: location.clone(),
+            id,
+            marker,
+            finished: false,
+        };
+        let says = serde_json::to_vec(&says).unwrap_or_default();
+        open.store.put(&open.marker, PutPayload::from(says)).await?;
+        let marked =
+            Marked { open, pending: BytesMut::new(), next: 0, parts: Vec::new(), under_way: JoinSet::new() };
+        Ok(Self::Marked(Box::new(marked)))
+    }
+
+    /// Takes more bytes; waits while enough parts are under way.
+    pub(super) async fn write(&mut self, mut piece: Bytes) -> Result<()> {
+        match self {
+            Self::Plain(writer) => {
+                let Some(writer) = writer else { return Ok(()) };
+                writer.wait_for_capacity(PARTS_MAX).await?;
+                writer.put(piece);
+            }
+            Self::Marked(marked) => {
+                while !piece.is_empty() {
+                    let room = PART - marked.pending.len();
+                    marked.pending.extend_from_slice(&piece.split_to(room.min(piece.len())));
+                    if marked.pending.len() == PART {
+                        marked.send().await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the blob of all parts.
+    pub(super) async fn finish(mut self) -> Result<()> {
+        match &mut self {
+            Self::Plain(writer) => {
+                if let Some(writer) = writer.take() {
+                    writer.finish().await?;
+                }
+                Ok(())
+            }
+            Self::Marked(marked) => marked.finish().await,
+        }
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Self::Plain(writer) = self
+            && let Some(writer) = writer.take()
+        {
+            tokio::spawn(writer.abort());
+        }
+    }
+}
+
+impl Marked {
+    async fn send(&mut self) -> Result<()> {
+        while self.under_way.len() >= PARTS_MAX {
+            self.one_done().await?;
+        }
+        let (multipart, location) = (self.open.multipart.clone(), self.open.location.clone());
+        let (id, index, part) = (self.open.id.clone(), self.next, self.pending.split().freeze());
+        self.next += 1;
+        self.under_way.spawn(async move {
+            Ok((index, multipart.put_part(&location, &id, index, PutPayload::from_bytes(part)).await?))
+        });
+        Ok(())
+    }
+
+    async fn one_done(&mut self) -> Result<()> {
+        match self.under_way.join_next().await {
+            Some(Ok(sent)) => {
+                let (index, part) = sent?;
+                if self.parts.len() <= index {
+                    self.parts.resize(index + 1, PartId { content_id: String::new() });
+                }
+                self.parts[index] = part;
+                Ok(())
+            }
+            Some(Err(source)) => Err(object_store::Error::JoinError { source }),
+            None => Ok(()),
+        }
+    }
+
+    async fn finish(&mut self) -> Result<()> {
+        if !self.pending.is_empty() {
+            self.send().await?;
+        }
+        while !self.under_way.is_empty() {
+            self.one_done().await?;
+        }
+        let parts = std::mem::take(&mut self.parts);
+        self.open.multipart.complete_multipart(&self.open.location, &self.open.id, parts).await?;
+        self.open.finished = true;
+        // Left behind, it costs `gc` one look.
+        let _ = self.open.store.delete(&self.open.marker).await;
+        Ok(())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        let (store, multipart) = (self.store.clone(), self.multipart.clone());
+        let (location, id, marker) = (self.location.clone(), self.id.clone(), self.marker.clone());
+        tokio::spawn(async move {
+            // The marker goes only with the upload: what cannot be ended now is `gc`'s. One that the store does not have
+            // was finished, though its answer was lost.
+            let ended = multipart.abort_multipart(&location, &id).await;
+            if matches!(ended, Ok(()) | Err(object_store::Error::NotFound { .. })) {
+                let _ = store.delete(&marker).await;
+            }
+        });
+    }
+}
+
+/// Ends the uploads whose markers are older than `before`.
+pub(super) async fn abandon(blobs: &ObjectBlobs, before: Millis, how: Abandon) -> Result<usize> {
+    let Some(multipart) = &blobs.multipart else { return Ok(0) };
+    let folder = blobs.location(UPLOADS);
+    let markers: Vec<_> = blobs.store.list(Some(&folder)).try_collect().await?;
+    let mut ended = 0;
+    for meta in markers.iter().filter(|meta| meta.last_modified.timestamp_millis() < before) {
+        ended += 1;
+        if how == Abandon::Count {
+            continue;
+        }
+        let says = match blobs.store.get(&meta.location).await {
+            Ok(found) => found.bytes().await?,
+            // It was finished in between.
+            Err(object_store::Error::NotFound { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+        if let Ok(marker) = serde_json::from_slice::<Marker>(&says) {
+            let location = Path::parse(&marker.location)?;
+            match multipart.abort_multipart(&location, &marker.id).await {
+                // It was finished, and its process died before it removed the marker.
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        blobs.store.delete(&meta.location).await?;
+    }
+    Ok(ended)
+}
+
+/// Removes what killed puts left on a local disk: the backend writes to `<name>#<number>` and renames. Whatever goes
+/// while this looks at it has been somebody else's to remove.
+pub(super) fn sweep(directory: &FilePath, before: Millis, how: Abandon) -> io::Result<usize> {
+    let mut swept = 0;
+    for entry in present(std::fs::read_dir(directory))?.into_iter().flatten() {
+        let Some(entry) = present(entry)? else { continue };
+        let Some(metadata) = present(entry.metadata())? else { continue };
+        if metadata.is_dir() {
+            swept += sweep(&entry.path(), before, how)?;
+            continue;
+        }
+        let name = entry.file_name();
+        let unfinished = name.to_str().and_then(|name| name.rsplit_once('#')).is_some_and(|(_, number)| {
+            !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+        });
+        let modified = metadata.modified()?.duration_since(std::time::UNIX_EPOCH);
+        if unfinished && modified.map_or(0, millis) < before {
+            let gone = match how {
+                Abandon::End => present(std::fs::remove_file(entry.path()))?.is_some(),
+                Abandon::Count => true,
+            };
+            swept += usize::from(gone);
+        }
+    }
+    Ok(swept)
+}
+
+/// None for what is not there.
+fn present<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
+    match outcome {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        outcome => outcome.map(Some),
+    }
+}

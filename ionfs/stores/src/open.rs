@@ -1,0 +1,219 @@
+//! Stores by URL.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ion_system::run_blocking;
+
+use super::amqp::Amqp;
+use super::held::Held;
+use super::identity::{plane_id, set_plane_id};
+use super::mongo::Mongo;
+use super::object::{ObjectBlobs, SCHEMES};
+use super::sqlite::Sqlite;
+use super::{Blobs, Bus, DataPlane, Documents, StoreError};
+
+/// The id of the document that says which plane a bus in a file of its own belongs to.
+const BUS_OF: &str = "bus";
+
+/// The embedded stores' database, below their home.
+pub const DATABASE: &str = "ion.db";
+
+/// Which stores a plane is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreUrls {
+    /// `file:///folder`, `s3://bucket/prefix`, `az://container/prefix` or `gs://bucket/prefix`
+    pub blobs: String,
+    /// `sqlite:///file`, `mongodb://host/database` or `mongodb+srv://host/database`
+    pub documents: String,
+    /// `sqlite:///file`, `amqp://host:5672/vhost` or `amqps://host:5671/vhost`
+    pub bus: String,
+}
+
+impl StoreUrls {
+    /// The embedded stores below `home`.
+    pub fn embedded(home: &Path) -> Self {
+        let home = std::path::absolute(home).unwrap_or_else(|_| home.to_owned());
+        let database = format!("sqlite://{}", home.join(DATABASE).display());
+        Self {
+            blobs: format!("file://{}", home.join("blobs").display()),
+            documents: database.clone(),
+            bus: database,
+        }
+    }
+}
+
+impl StoreUrls {
+    /// The database of this machine that is not there yet, if the documents are kept in one.
+    pub fn missing(&self) -> Option<PathBuf> {
+        let database =
+            (scheme(&self.documents) == "sqlite").then(|| path_of(&self.documents, "document").ok());
+        database.flatten().filter(|database| !database.exists())
+    }
+
+    /// The same with the embedded stores of one home below another one.
+    pub fn moved(&self, home: &Path, to: &Path) -> Self {
+        let (from, to) = (Self::embedded(home), Self::embedded(to));
+        let moved = |url: &String, from: String, to: String| if *url == from { to } else { url.clone() };
+        Self {
+            blobs: moved(&self.blobs, from.blobs, to.blobs),
+            documents: moved(&self.documents, from.documents, to.documents),
+            bus: moved(&self.bus, from.bus, to.bus),
+        }
+    }
+
+    /// The folders and files of this machine that are stores.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let local = |url: &str| matches!(scheme(url), "file" | "sqlite");
+        let urls = [&self.blobs, &self.documents, &self.bus].into_iter().filter(|url| local(url));
+        urls.filter_map(|url| path_of(url, "blob").ok()).collect()
+    }
+}
+
+/// Opens the three stores, and connects to the documents' server: nothing works without it.
+///
+/// # Errors
+/// [`StoreError::Url`] for a URL that names no store; [`StoreError::Unavailable`] when one cannot be opened.
+pub async fn open(urls: &StoreUrls) -> Result<DataPlane, StoreError> {
+    open_over(open_blobs(&urls.blobs).await?, urls).await
+}
+
+/// The same over a blob store that is open already.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_over(blobs: Arc<dyn Blobs>, urls: &StoreUrls) -> Result<DataPlane, StoreError> {
+    if urls.documents == urls.bus && scheme(&urls.bus) == "sqlite" {
+        let shared = embedded(&urls.documents, "document").await?;
+        let documents = shared.clone();
+        let held =
+            if blobs.settles() { Some(Held::open(shared.clone(), blobs.clone()).await?) } else { None };
+        let metrics = Arc::default();
+        let registry = Arc::default();
+        return Ok(DataPlane { blobs, documents, bus: shared, one_log: true, held, registry, metrics });
+    }
+    let documents = open_documents(&urls.documents).await?;
+    let plane = plane_id(&*documents).await?;
+    let bus = open_bus(&urls.bus, Some(&plane)).await?;
+    Ok(DataPlane {
+        blobs,
+        documents,
+        bus,
+        one_log: false,
+        held: None,
+        registry: Arc::default(),
+        metrics: Arc::default(),
+    })
+}
+
+/// Chooses the TLS code that this build has; whoever installed another one before keeps it.
+pub fn choose_tls() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// Opens a blob store.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_blobs(url: &str) -> Result<Arc<dyn Blobs>, StoreError> {
+    match scheme(url) {
+        "file" => {
+            let path = path_of(url, "blob")?;
+            Ok(Arc::new(run_blocking(move || ObjectBlobs::local(&path)).await?))
+        }
+        known if SCHEMES.contains(&known) => Ok(Arc::new(ObjectBlobs::cloud(url)?)),
+        _ => Err(unknown(url, "blob", "file:///folder, s3://bucket, az://container, gs://bucket")),
+    }
+}
+
+/// Opens a document store.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_documents(url: &str) -> Result<Arc<dyn Documents>, StoreError> {
+    match scheme(url) {
+        "sqlite" => Ok(embedded(url, "document").await?),
+        "mongodb" | "mongodb+srv" => Ok(Arc::new(Mongo::open(url).await?)),
+        _ => Err(unknown(url, "document", "sqlite:///file, mongodb://host/database")),
+    }
+}
+
+/// Opens a bus for the plane of this id. One that another plane has is refused: at once, or where it is a broker, with the
+/// first use of it.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_bus(url: &str, plane: Option<&str>) -> Result<Arc<dyn Bus>, StoreError> {
+    match (scheme(url), plane) {
+        ("sqlite", None) => Ok(embedded(url, "bus").await?),
+        ("sqlite", Some(plane)) => {
+            let bus = embedded(url, "bus").await?;
+            match set_plane_id(&*bus, BUS_OF, plane).await? {
+                known if known == plane => Ok(bus),
+                other => Err(StoreError::Unavailable {
+                    store: url.to_owned(),
+                    what: "opening the bus".into(),
+                    source: format!(
+                        "this file belongs to plane {other}, and these documents are of plane {plane}; name a file of its own in ION_BUS"
+                    )
+                    .into(),
+                }),
+            }
+        }
+        ("amqp" | "amqps", None) => Ok(Arc::new(Amqp::open(url)?)),
+        ("amqp" | "amqps", Some(plane)) => Ok(Arc::new(Amqp::open(url)?.of_plane(plane))),
+        _ => Err(unknown(url, "bus", "sqlite:///file, amqp://host, amqps://host")),
+    }
+}
+
+async fn embedded(url: &str, kind: &'static str) -> Result<Arc<Sqlite>, StoreError> {
+    let path = path_of(url, kind)?;
+    Ok(Arc::new(run_blocking(move || Sqlite::open(&path)).await?))
+}
+
+fn scheme(url: &str) -> &str {
+    url.split_once("://").map_or("", |(scheme, _)| scheme)
+}
+
+fn unknown(url: &str, kind: &'static str, known: &str) -> StoreError {
+    StoreError::Url { url: without_credentials(url), kind, reason: format!("these are known: {known}") }
+}
+
+/// The absolute path that a URL of the embedded stores names.
+fn path_of(url: &str, kind: &'static str) -> Result<PathBuf, StoreError> {
+    match url.split_once("://") {
+        Some((_, path)) if path.starts_with('/') => Ok(PathBuf::from(path)),
+        _ => Err(StoreError::Url {
+            url: url.to_owned(),
+            kind,
+            reason: format!("an absolute path is needed, as in {}:///var/lib/ion", scheme(url)),
+        }),
+    }
+}
+
+/// A URL as it may be shown: what stands before an `@` in its authority is a secret.
+pub fn without_credentials(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    match authority.rsplit_once('@') {
+        Some((_, host)) => format!("{scheme}://***@{host}{path}"),
+        None => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_url_of_no_store_is_refused_without_its_password() {
+        let embedded = StoreUrls::embedded(Path::new("/nowhere"));
+        let refused = |urls: StoreUrls| async move { open(&urls).await.unwrap_err().to_string() };
+        let documents = "postgres://ion:s3cret@db.example/ion".to_owned();
+        let error = refused(StoreUrls { blobs: "s3://bucket".into(), documents, ..embedded.clone() }).await;
+        assert!(error.contains("mongodb://host"), "{error}");
+        assert!(error.contains("***@db.example") && !error.contains("s3cret"), "{error}");
+        let error = refused(StoreUrls { blobs: "file://relative".into(), ..embedded }).await;
+        assert!(error.contains("file:///var/lib/ion"), "{error}");
+    }
+}

@@ -1,0 +1,359 @@
+//! Which modules are to have an event: one answer for the whole plane.
+//!
+//! # How it works
+//! One document of the plane names each registered module with the event types it subscribes to. Every change raises its
+//! version. A commit writes the names of the modules that its event is for, and that version, into the event's document,
+//! guarded by the version: so they are those that were registered when the event was committed. What a broker's queues
+//! are bound to, when a process started and what a clock says change nothing about it.
+//!
+//! # What it promises
+//! An event that is committed after a module's registration has returned is for that module. One that was committed
+//! before the registration began is not. A module that was removed and registered again does not get what was committed
+//! for the former one.
+//!
+//! What is being cancelled stands there too: an event that is committed below it is for no module.
+
+mod cancelling;
+#[cfg(test)]
+mod model;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ion_model::event::Event;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+pub use self::cancelling::Cancelling;
+use crate::{Collection, Documents, Guard, Inserted, Query, StoreError, decode, encode};
+
+/// The id of the registry's document.
+const ID: &str = "registry";
+
+/// Tries of a change that others come before. Each loss means that somebody else has registered something.
+const RACES_MAX: usize = 64;
+
+/// The registered modules, as one version of the registry has them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Registry {
+    id: String,
+    /// Raised by every change.
+    version: u64,
+    /// By name.
+    modules: BTreeMap<String, Registration>,
+    /// What is being cancelled, by [`Cancelling::id`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    cancelling: BTreeMap<String, Cancelling>,
+}
+
+/// One registered module.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Registration {
+    /// The event types it subscribes to.
+    on: Vec<String>,
+    /// The version in which it came.
+    since: u64,
+    /// What tells its definition from any other. Empty: an older Ion has registered it.
+    #[serde(default)]
+    definition: String,
+}
+
+impl Registry {
+    /// The plane's registry as it is now.
+    ///
+    /// # Errors
+    /// When the documents cannot be read.
+    pub async fn read(documents: &Arc<dyn Documents>) -> Result<Self, StoreError> {
+        match documents.get_as(Collection::Plane, ID).await? {
+            Some(registry) => Ok(registry),
+            None => Self::of_an_older_plane(documents).await,
+        }
+    }
+
+    /// The same, and it is a document of the plane then: what is guarded by it finds one.
+    async fn stored(documents: &Arc<dyn Documents>) -> Result<Self, StoreError> {
+        if let Some(registry) = documents.get_as(Collection::Plane, ID).await? {
+            return Ok(registry);
+        }
+        let registry = Self::of_an_older_plane(documents).await?;
+        match documents.insert(Collection::Plane, encode(&registry), None).await? {
+            Inserted::New => Ok(registry),
+            Inserted::Existing(existing) => decode(Collection::Plane, existing),
+        }
+    }
+
+    /// The first registry of a plane: its modules may have been registered before there was one.
+    async fn of_an_older_plane(documents: &Arc<dyn Documents>) -> Result<Self, StoreError> {
+        #[derive(Deserialize)]
+        struct Registered {
+            id: String,
+            #[serde(default)]
+            on: Vec<String>,
+            #[serde(default)]
+            per: Option<String>,
+        }
+        let modules: Vec<Registered> = documents.find_as(Query::equal(Collection::Modules, vec![])).await?;
+        let entry = |module: Registered| {
+            let on = module.on.into_iter().chain(module.per).collect();
+            (module.id, Registration { on, since: 0, definition: String::new() })
+        };
+        let modules = modules.into_iter().map(entry).collect();
+        Ok(Self { id: ID.into(), version: 1, modules, cancelling: BTreeMap::new() })
+    }
+
+    /// The modules that subscribe to a type, by name.
+    pub fn subscribers(&self, event_type: &str) -> Vec<String> {
+        let subscribes = |entry: &Registration| entry.on.iter().any(|on| on == event_type);
+        self.modules.iter().filter(|(_, entry)| subscribes(entry)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The registered modules that an event is for.
+    pub fn expected<'a>(&'a self, event: &'a Event) -> impl Iterator<Item = &'a str> {
+        self.modules.iter().filter(|(name, entry)| entry.is_for(name, event)).map(|(name, _)| name.as_str())
+    }
+
+    /// What is registered under a name.
+    pub fn registration(&self, name: &str) -> Option<&Registration> {
+        self.modules.get(name)
+    }
+
+    /// The names of the registered modules.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.modules.keys().map(String::as_str)
+    }
+
+    /// Raised by every change of the registered modules, and of what is being cancelled.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// What is being cancelled.
+    pub fn cancelling(&self) -> impl Iterator<Item = &Cancelling> {
+        self.cancelling.values()
+    }
+
+    /// What must hold of the plane for an event to be for the modules that this version says.
+    fn guard(&self) -> Guard {
+        Guard::new(Collection::Plane, ID, vec![("version", json!(self.version))])
+    }
+
+    /// The registry in which a module subscribes to these types, and to no others; none: it does already.
+    pub fn with(&self, module: &str, on: &[String], definition: &str) -> Option<Self> {
+        let mut after = Self { version: self.version + 1, ..self.clone() };
+        let since = self.modules.get(module).map_or(after.version, |registered| registered.since);
+        let registered = Registration { on: on.to_vec(), since, definition: definition.to_owned() };
+        let before = after.modules.insert(module.to_owned(), registered);
+        (before.as_ref() != after.modules.get(module)).then_some(after)
+    }
+
+    /// The registry without a module; none: it is not there.
+    pub fn without(&self, module: &str) -> Option<Self> {
+        let mut after = Self { version: self.version + 1, ..self.clone() };
+        after.modules.remove(module).map(|_| after)
+    }
+
+    /// A module subscribes to these types from now on, and to no others. `definition` tells how its jobs run from how any
+    /// other's do: readers of the registry see by it that they have to read that again.
+    ///
+    /// # Errors
+    /// When the documents cannot be written.
+    pub async fn register(
+        documents: &Arc<dyn Documents>,
+        module: &str,
+        on: &[String],
+        definition: &str,
+    ) -> Result<(), StoreError> {
+        Self::change(documents, |before| before.with(module, on, definition)).await
+    }
+
+    /// A module is not registered any more.
+    ///
+    /// # Errors
+    /// When the documents cannot be written.
+    pub async fn remove(documents: &Arc<dyn Documents>, module: &str) -> Result<(), StoreError> {
+        Self::change(documents, |before| before.without(module)).await
+    }
+
+    async fn change(
+        documents: &Arc<dyn Documents>,
+        change: impl Fn(&Self) -> Option<Self>,
+    ) -> Result<(), StoreError> {
+        for _ in 0..RACES_MAX {
+            let before = Self::stored(documents).await?;
+            let Some(after) = change(&before) else { return Ok(()) };
+            let expect = vec![("version", json!(before.version))];
+            if documents.replace(Collection::Plane, encode(&after), expect, None).await? {
+                return Ok(());
+            }
+        }
+        Err(StoreError::Unavailable {
+            store: Collection::Plane.as_str().into(),
+            what: "changing the registry of modules".into(),
+            source: "others change it again and again".into(),
+        })
+    }
+}
+
+impl Registration {
+    /// The event types that it subscribes to.
+    pub fn subscribes(&self) -> &[String] {
+        &self.on
+    }
+
+    /// Whether an event that says it is for these modules, by a version of the registry, is for the one of this name.
+    fn is_among(&self, name: &str, expected: &[String], version: u64) -> bool {
+        version >= self.since && expected.iter().any(|module| module == name)
+    }
+
+    /// Whether an event is for the module, whose name this is.
+    pub fn is_for(&self, name: &str, event: &Event) -> bool {
+        match &event.expected_by {
+            Some(expected) => self.is_among(name, expected, event.registry),
+            // It was committed by an older Ion.
+            None => self.since == 0 && !event.unrouted && self.on.contains(&event.event_type),
+        }
+    }
+}
+
+/// The registry as this process has read it last.
+#[derive(Debug, Default)]
+pub(crate) struct KnownRegistry(Mutex<Option<Arc<Registry>>>);
+
+impl KnownRegistry {
+    async fn get(&self, documents: &Arc<dyn Documents>) -> Result<Arc<Registry>, StoreError> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(registry) = known {
+            return Ok(registry);
+        }
+        let registry = Arc::new(Registry::stored(documents).await?);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(registry.clone());
+        Ok(registry)
+    }
+
+    /// It has changed since it was read: it is read again when it is needed.
+    pub(crate) fn forget(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Writes into an event which modules it is for, and gives what must hold for that when the event is written.
+    pub(crate) async fn address(
+        &self,
+        documents: &Arc<dyn Documents>,
+        event: &mut Event,
+    ) -> Result<Guard, StoreError> {
+        let registry = self.get(documents).await?;
+        let mut expected = registry.subscribers(&event.event_type);
+        event.unrouted = expected.is_empty();
+        event.cancelled = !expected.is_empty() && registry.cancels(documents, event).await?;
+        if event.cancelled {
+            expected.clear();
+        }
+        event.unclaimed = !expected.is_empty();
+        event.expected_by = Some(expected);
+        event.registry = registry.version;
+        Ok(registry.guard())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sqlite::Sqlite;
+    use ion_model::event::Publication;
+
+    fn event(event_type: &str) -> Event {
+        let context = json!({"name": "t", "eventId": "e", "correlationId": "c"});
+        let event = json!({
+            "id": "e", "context": context, "type": event_type, "created": 5, "publication": Publication::Unpublished,
+        });
+        serde_json::from_value(event).unwrap()
+    }
+
+    struct Plane {
+        documents: Arc<dyn Documents>,
+        known: KnownRegistry,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Plane {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let documents = Arc::new(Sqlite::open(&folder.path().join("ion.db")).unwrap());
+            Self { documents, known: KnownRegistry::default(), _folder: folder }
+        }
+
+        /// An event as a commit writes it now.
+        async fn committed(&self, event_type: &str) -> Event {
+            loop {
+                let mut event = event(event_type);
+                let guard = self.known.address(&self.documents, &mut event).await.unwrap();
+                let id = format!("{event_type}-{}", uuid::Uuid::new_v4());
+                let inserted =
+                    self.documents.insert(Collection::Events, json!({"id": id}), Some(guard)).await;
+                match inserted {
+                    Ok(_) => return event,
+                    Err(StoreError::Fenced(Collection::Plane)) => self.known.forget(),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+
+        async fn register(&self, module: &str, on: &[&str]) {
+            let on: Vec<String> = on.iter().map(|&on| on.to_owned()).collect();
+            Registry::register(&self.documents, module, &on, "").await.unwrap();
+        }
+
+        async fn expected(&self, event: &Event) -> Vec<String> {
+            let registry = Registry::read(&self.documents).await.unwrap();
+            registry.expected(event).map(str::to_owned).collect()
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_is_for_those_that_were_registered_when_it_was_committed() {
+        let plane = Plane::new();
+        let before = plane.committed("a").await;
+        assert!(before.unrouted);
+        plane.register("one", &["a"]).await;
+        plane.register("two", &["b", "a"]).await;
+        let first = plane.committed("a").await;
+        assert_eq!(first.expected_by, Some(vec!["one".to_owned(), "two".to_owned()]));
+        assert_eq!(plane.expected(&before).await, [""; 0]);
+        assert_eq!(plane.expected(&first).await, ["one", "two"]);
+        // What it subscribes to from now on changes nothing about what was for it.
+        plane.register("one", &["c"]).await;
+        assert_eq!(plane.expected(&first).await, ["one", "two"]);
+        assert_eq!(plane.committed("a").await.expected_by, Some(vec!["two".to_owned()]));
+        // One that went and came again is another one.
+        Registry::remove(&plane.documents, "two").await.unwrap();
+        assert_eq!(plane.expected(&first).await, ["one"]);
+        plane.register("two", &["a"]).await;
+        assert_eq!(plane.expected(&first).await, ["one"]);
+        let second = plane.committed("a").await;
+        assert_eq!(plane.expected(&second).await, ["two"]);
+        assert!(!second.unrouted);
+    }
+
+    #[tokio::test]
+    async fn modules_of_an_older_plane_are_registered() {
+        let plane = Plane::new();
+        for module in
+            [json!({"id": "one", "on": ["a"]}), json!({"id": "all", "on": [], "gather": "x", "per": "a"})]
+        {
+            plane.documents.insert(Collection::Modules, module, None).await.unwrap();
+        }
+        assert_eq!(plane.expected(&event("a")).await, ["all", "one"], "an older Ion has committed it");
+        assert_eq!(plane.committed("a").await.expected_by, Some(vec!["all".to_owned(), "one".to_owned()]));
+        plane.register("new", &["a"]).await;
+        assert_eq!(plane.expected(&event("a")).await, ["all", "one"]);
+        assert_eq!(plane.expected(&plane.committed("a").await).await, ["all", "new", "one"]);
+    }
+
+    #[tokio::test]
+    async fn many_who_register_at_once_are_all_registered() {
+        let plane = Plane::new();
+        let names: Vec<String> = (0..20).map(|n| format!("m{n:02}")).collect();
+        futures_util::future::join_all(names.iter().map(|name| plane.register(name, &["a"]))).await;
+        assert_eq!(plane.committed("a").await.expected_by, Some(names));
+    }
+}

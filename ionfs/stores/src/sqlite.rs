@@ -1,0 +1,373 @@
+//! Documents and the bus in one SQLite file, which several processes may share.
+//!
+//! # How it works
+//! WAL with `synchronous=FULL`: what was answered is on the disk. One thread holds the only writing connection;
+//! it takes all requests that wait, runs each in a savepoint of one transaction, commits once and answers all: a
+//! hundred writers at a time cost one sync. What may be lost with the machine's power, as it would only be done again, is
+//! written without one; the order of the log keeps it from outliving what was written before. Readers have connections of their own and never wait for the writer.
+//!
+//! # What it never does
+//! Wait without a bound: the queue of requests is bounded, and another process that holds the file is waited for
+//! no longer than [`BUSY_WAIT`].
+
+mod arrivals;
+mod bus;
+mod documents;
+mod held;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+pub(super) use held::HeldBlob;
+use ion_system::home::private_folder;
+use ion_system::run_blocking;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+use rustix::fs::{self, CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::{Collection, StoreError};
+
+/// How long another process may hold the file before a request fails. Shorter fails commits on a slow disk.
+const BUSY_WAIT: Duration = Duration::from_secs(30);
+
+/// The wait before a file that others are making is tried again.
+const OPEN_AGAIN: Duration = Duration::from_millis(5);
+
+/// Requests waiting for the writer. More wait at their callers.
+const QUEUE: usize = 1024;
+
+/// Requests in one transaction. More delay the first one's answer; fewer cost more syncs.
+const BATCH: usize = 256;
+
+/// Readers at a time: SQLite reads from the page cache, more threads than this win nothing.
+const READERS: usize = 4;
+
+/// The layout of the tables; raised when they change.
+const SCHEMA_VERSION: i64 = 5;
+
+/// Why one request failed inside the writer.
+#[derive(Debug)]
+enum Failure {
+    Sql(rusqlite::Error),
+    Fenced(Collection),
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+/// Answers the caller once the transaction is on the disk, or is not.
+type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
+
+/// Does a request's work and gives how to answer.
+type Work = Box<dyn FnOnce(&mut Connection) -> Answer + Send>;
+
+/// When a write is on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Durable {
+    /// With the next write that is at once. Other processes see it now.
+    Later,
+    /// When it is answered.
+    AtOnce,
+}
+
+impl Durable {
+    /// The value of `PRAGMA synchronous`.
+    fn level(self) -> &'static str {
+        match self {
+            Self::Later => "NORMAL",
+            Self::AtOnce => "FULL",
+        }
+    }
+}
+
+/// One request.
+struct Request {
+    durable: Durable,
+    work: Work,
+}
+
+/// A SQLite file as a store.
+#[derive(Debug)]
+pub struct Sqlite {
+    path: PathBuf,
+    /// The file, wherever it is by now.
+    file: Arc<OwnedFd>,
+    writer: Option<mpsc::Sender<Request>>,
+    thread: Option<JoinHandle<()>>,
+    readers: Arc<Mutex<Vec<Connection>>>,
+    reading: Semaphore,
+    arrivals: arrivals::Arrivals,
+}
+
+impl Sqlite {
+    /// Opens the file, made with its folders if it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be opened, is no database, or was written by a newer Ion.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let failed = |what: &str, source: Box<dyn std::error::Error + Send + Sync>| StoreError::Unavailable {
+            store: format!("sqlite://{}", path.display()),
+            what: what.to_owned(),
+            source,
+        };
+        if let Some(folder) = path.parent() {
+            private_folder(folder).map_err(|error| failed("its folder cannot be made", error.into()))?;
+        }
+        let file = Arc::new(made(path).map_err(|error| failed("it cannot be opened", error.into()))?);
+        let mut connection = connect(&file).map_err(|error| failed("it cannot be opened", error))?;
+        prepare(&mut connection).map_err(|error| failed("it cannot be prepared", error))?;
+        let (writer, requests) = mpsc::channel(QUEUE);
+        let thread = std::thread::Builder::new()
+            .name("ion-sqlite".into())
+            .spawn(move || write_loop(connection, requests))
+            .map_err(|error| failed("its thread cannot be started", error.into()))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            writer: Some(writer),
+            thread: Some(thread),
+            readers: Arc::default(),
+            reading: Semaphore::new(READERS),
+            arrivals: arrivals::Arrivals::default(),
+        })
+    }
+
+    fn failed(&self, what: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
+        StoreError::Unavailable {
+            store: format!("sqlite://{}", self.path.display()),
+            what: what.to_owned(),
+            source: source.into(),
+        }
+    }
+
+    /// Runs `work` in the writer, durable when this returns.
+    async fn write<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&Connection) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.write_as(Durable::AtOnce, what, work).await
+    }
+
+    async fn write_as<T: Send + 'static>(
+        &self,
+        durable: Durable,
+        what: &'static str,
+        work: impl FnOnce(&Connection) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let work: Work = Box::new(move |connection| {
+            let outcome = in_savepoint(connection, work);
+            Box::new(move |committed| {
+                // The caller may have given up; its write is done all the same.
+                let _ = answer.send(committed.map(|()| outcome));
+            })
+        });
+        let writer = self.writer.as_ref().expect("the writer is there until the store is dropped");
+        let stopped = "its writer has stopped";
+        let request = Request { durable, work };
+        writer.send(request).await.map_err(|_| self.failed(what, stopped))?;
+        match answered.await {
+            Ok(Ok(Ok(value))) => Ok(value),
+            Ok(Ok(Err(Failure::Fenced(collection)))) => Err(StoreError::Fenced(collection)),
+            Ok(Ok(Err(Failure::Sql(error)))) => Err(self.failed(what, error)),
+            Ok(Err(error)) => Err(self.failed(what, error)),
+            Err(_) => Err(self.failed(what, stopped)),
+        }
+    }
+
+    /// Runs `work` on a reading connection.
+    async fn read<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let _slot = self.reading.acquire().await.expect("the semaphore is never closed");
+        let (file, readers) = (self.file.clone(), self.readers.clone());
+        let outcome = run_blocking(move || {
+            let free = readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let connection = match free {
+                Some(connection) => connection,
+                None => connect(&file)?,
+            };
+            let outcome = work(&connection);
+            readers.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(outcome?)
+        })
+        .await;
+        outcome.map_err(|error| self.failed(what, error))
+    }
+}
+
+impl Drop for Sqlite {
+    fn drop(&mut self) {
+        drop(self.writer.take());
+        // Its channel is closed, so it ends after what it holds.
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The file, made unless it is there. Nothing but SQLite opens it in earnest: where a process closes one descriptor of a
+/// file, it loses all its locks on it.
+fn made(path: &Path) -> rustix::io::Result<OwnedFd> {
+    // What SQLite makes beside it has the same mode.
+    match fs::mknodat(CWD, path, FileType::RegularFile, Mode::RUSR | Mode::WUSR, 0) {
+        Ok(()) | Err(Errno::EXIST) => fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()),
+        Err(error) => Err(error),
+    }
+}
+
+/// A connection to the file, wherever it is by now: where its folder was moved, the path of before may lead to another file.
+fn connect(file: &OwnedFd) -> Result<Connection, Box<dyn std::error::Error + Send + Sync>> {
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_WAIT)?;
+    log_ahead(&connection)?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.set_prepared_statement_cache_capacity(64);
+    // Plans are made without looking at what is bound: else a statement with a bound limit, and many another, is
+    // prepared anew at each use. Each query has its index whatever the values are.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    Ok(connection)
+}
+
+/// Turns the log on. Where others open a new file at the same moment SQLite does not wait for them, as two who wait for each
+/// other never would end, but refuses: then it is asked again.
+fn log_ahead(connection: &Connection) -> rusqlite::Result<()> {
+    let deadline = Instant::now() + BUSY_WAIT;
+    loop {
+        match connection.pragma_update(None, "journal_mode", "WAL") {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
+                    && Instant::now() < deadline =>
+            {
+                #[expect(clippy::disallowed_methods, reason = "nobody tells when it is free")]
+                std::thread::sleep(OPEN_AGAIN);
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Makes the tables, unless they are there.
+fn prepare(connection: &mut Connection) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let version: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version > SCHEMA_VERSION {
+        return Err(format!(
+            "it was written by a newer Ion (layout {version}, this one knows {SCHEMA_VERSION})"
+        )
+        .into());
+    }
+    if version < SCHEMA_VERSION {
+        for collection in Collection::ALL {
+            documents::lay_out_anew(&transaction, collection)?;
+            transaction.execute_batch(&documents::schema(collection))?;
+        }
+        transaction.execute_batch(bus::SCHEMA)?;
+        transaction.execute_batch(held::SCHEMA)?;
+        transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Writes what says nothing: a transaction that writes nothing syncs nothing, whatever was written before it.
+fn touch(connection: &Connection) -> rusqlite::Result<()> {
+    // As it is: a newer Ion may have laid the tables out anew while this one runs.
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    connection.pragma_update(None, "user_version", version)
+}
+
+fn in_savepoint<T>(
+    connection: &mut Connection,
+    work: impl FnOnce(&Connection) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let savepoint = connection.savepoint()?;
+    let value = work(&savepoint)?;
+    savepoint.commit()?;
+    Ok(value)
+}
+
+/// The writer: all that waits in one transaction, then all answers.
+fn write_loop(mut connection: Connection, mut requests: mpsc::Receiver<Request>) {
+    // As `connect` has set it.
+    let mut level = Durable::AtOnce;
+    while let Some(first) = requests.blocking_recv() {
+        let mut batch = vec![first];
+        while batch.len() < BATCH
+            && let Ok(next) = requests.try_recv()
+        {
+            batch.push(next);
+        }
+        let wanted = batch.iter().map(|request| request.durable).max().unwrap_or(Durable::AtOnce);
+        let begun = match wanted == level {
+            true => Ok(()),
+            false => connection.pragma_update(None, "synchronous", wanted.level()).map(|()| level = wanted),
+        };
+        if let Err(error) = begun.and_then(|()| connection.execute_batch("BEGIN IMMEDIATE")) {
+            // Dropped unanswered, their callers learn that the writer gave up.
+            tracing::error!(%error, "the database cannot be written");
+            continue;
+        }
+        let answers: Vec<Answer> = batch.into_iter().map(|request| (request.work)(&mut connection)).collect();
+        let committed = connection.execute_batch("COMMIT").map_err(|error| {
+            let _ = connection.execute_batch("ROLLBACK");
+            error.to_string()
+        });
+        for answer in answers {
+            answer(committed.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn a_new_file_may_be_opened_by_many_at_once() {
+        const OPENERS: usize = 8;
+        let folder = tempfile::tempdir().unwrap();
+        for n in 0..50 {
+            let path = folder.path().join(format!("{n}.db"));
+            let together = Barrier::new(OPENERS);
+            let open = || {
+                together.wait();
+                Sqlite::open(&path).map(drop)
+            };
+            std::thread::scope(|scope| {
+                let all: Vec<_> = (0..OPENERS).map(|_| scope.spawn(open)).collect();
+                all.into_iter().for_each(|one| one.join().unwrap().unwrap());
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_whose_folder_was_moved_is_read_and_written_where_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (before, now) = (folder.path().join("home"), folder.path().join("away"));
+        let store = Sqlite::open(&before.join("ion.db")).unwrap();
+        std::fs::rename(&before, &now).unwrap();
+        std::fs::create_dir(&before).unwrap();
+        store.write("adding", |file| Ok(file.execute_batch("CREATE TABLE moved (a)")?)).await.unwrap();
+        let tables = "SELECT count(*) FROM sqlite_schema WHERE name = 'moved'";
+        let count = |file: &Connection| file.query_row(tables, [], |row| row.get::<_, i64>(0));
+        assert_eq!(store.read("counting", count).await.unwrap(), 1);
+        let other = Sqlite::open(&now.join("ion.db")).unwrap();
+        assert_eq!(other.read("counting", count).await.unwrap(), 1);
+        assert_eq!(before.read_dir().unwrap().count(), 0, "nothing is made where it was");
+    }
+}

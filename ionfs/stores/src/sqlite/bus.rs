@@ -1,0 +1,391 @@
+//! The bus: queues, their bindings and their messages.
+//!
+//! A message that was given to a subscriber is hidden for [`TAKEN`]; unacknowledged by then, it is given again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use ion_model::clock::{self, Millis};
+use ion_model::event::{Event, Message, Publication};
+use rusqlite::{Connection, OptionalExtension as _};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use super::{Durable, Failure, Sqlite, documents, touch};
+use crate::{
+    Bus, Collection, DeadLetter, Delivery, Inserted, Routed, StoreError, Subscription, Unreadable, encode,
+};
+
+/// How long a subscriber may hold a message. It only claims the job in that time; longer delays what a dead
+/// dispatcher held.
+const TAKEN: Duration = Duration::from_secs(30);
+
+pub(super) const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS queues (module TEXT PRIMARY KEY) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS bindings (event_type TEXT, module TEXT, PRIMARY KEY (event_type, module)) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS messages (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, module TEXT NOT NULL, body TEXT NOT NULL, taken_until INTEGER NOT NULL DEFAULT 0
+    );
+    CREATE INDEX IF NOT EXISTS messages_module ON messages (module, seq);
+    CREATE TABLE IF NOT EXISTS dead_letters (
+        module TEXT, event_id TEXT, body TEXT NOT NULL, reason TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (module, event_id)
+    ) WITHOUT ROWID;
+";
+
+fn body(message: &Message) -> String {
+    serde_json::to_string(message).expect("a message has string keys only, so it has a JSON form")
+}
+
+fn enqueue(connection: &Connection, module: &str, body: &str) -> Result<(), Failure> {
+    connection
+        .prepare_cached("INSERT INTO messages (module, body) VALUES (?1, ?2)")?
+        .execute((module, body))?;
+    Ok(())
+}
+
+fn enqueue_each(connection: &Connection, modules: &[String], message: &Message) -> Result<(), Failure> {
+    let body = body(message);
+    modules.iter().try_for_each(|module| enqueue(connection, module, &body))
+}
+
+/// The modules whose queues are bound to a type.
+fn bound(connection: &Connection, event_type: &str) -> rusqlite::Result<Vec<String>> {
+    let mut bound = connection.prepare_cached("SELECT module FROM bindings WHERE event_type = ?1")?;
+    bound.query_map([event_type], |row| row.get(0))?.collect()
+}
+
+/// Inserts an event and publishes it to the modules that it gives too. An event that is there
+/// already is left as it is, and is published to none.
+pub(super) fn insert_published(
+    connection: &Connection,
+    event: Event,
+) -> Result<(Inserted, Vec<String>), Failure> {
+    let (modules, message) = (bound(connection, &event.event_type)?, event.message());
+    let event = Event { publication: Publication::Published, ..event };
+    let inserted = documents::insert(connection, Collection::Events, &encode(&event))?;
+    if inserted != Inserted::New {
+        return Ok((inserted, vec![]));
+    }
+    enqueue_each(connection, &modules, &message)?;
+    Ok((inserted, modules))
+}
+
+#[async_trait]
+impl Bus for Sqlite {
+    async fn declare(
+        &self,
+        module: &str,
+        event_types: &[String],
+        former: &[String],
+    ) -> Result<(), StoreError> {
+        let (module, event_types, former) = (module.to_owned(), event_types.to_vec(), former.to_vec());
+        self.write("declaring a queue", move |connection| {
+            connection
+                .execute("INSERT INTO queues (module) VALUES (?1) ON CONFLICT DO NOTHING", [&module])?;
+            for event_type in former {
+                let unbind = "DELETE FROM bindings WHERE event_type = ?1 AND module = ?2";
+                connection.execute(unbind, (event_type, &module))?;
+            }
+            for event_type in event_types {
+                connection.execute(
+                    "INSERT INTO bindings (event_type, module) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+                    (event_type, &module),
+                )?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn retire(&self, module: &str) -> Result<(), StoreError> {
+        let module = module.to_owned();
+        self.write("removing a queue", move |connection| {
+            for table in ["bindings", "messages", "queues"] {
+                connection.execute(&format!("DELETE FROM {table} WHERE module = ?1"), [&module])?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn publish(&self, message: &Message) -> Result<Routed, StoreError> {
+        let message = message.clone();
+        let modules = self
+            .write("publishing", move |connection| {
+                let modules = bound(connection, &message.event_type)?;
+                enqueue_each(connection, &modules, &message)?;
+                if modules.is_empty() {
+                    // What it tells of was written before it, to this log, and is to be on the disk all the same.
+                    touch(connection)?;
+                }
+                Ok(modules)
+            })
+            .await?;
+        self.arrivals.ring(modules.iter().map(String::as_str));
+        Ok(if modules.is_empty() { Routed::Nowhere } else { Routed::To(modules.len()) })
+    }
+
+    async fn send(&self, module: &str, message: &Message) -> Result<(), StoreError> {
+        let (queue, body) = (module.to_owned(), body(message));
+        self.write("sending", move |connection| enqueue(connection, &queue, &body)).await?;
+        self.arrivals.ring([module]);
+        Ok(())
+    }
+
+    async fn subscribe(
+        self: Arc<Self>,
+        module: &str,
+        prefetch: usize,
+    ) -> Result<Box<dyn Subscription>, StoreError> {
+        let bell = self.arrivals.bell(module, &self.file);
+        let bell = bell.map_err(|error| self.failed("subscribing", error))?;
+        Ok(Box::new(Subscriber {
+            bell,
+            store: self,
+            module: module.to_owned(),
+            prefetch: prefetch.max(1),
+            held: Vec::new(),
+            taking: None,
+            runtime: tokio::runtime::Handle::current(),
+        }))
+    }
+
+    async fn peek(&self, module: &str, limit: usize) -> Result<Vec<Message>, StoreError> {
+        let module = module.to_owned();
+        self.read("looking into a queue", move |connection| {
+            let mut select = connection
+                .prepare_cached("SELECT body FROM messages WHERE module = ?1 ORDER BY seq LIMIT ?2")?;
+            let bodies = select.query_map((module, i64::try_from(limit).unwrap_or(i64::MAX)), |row| {
+                row.get::<_, String>(0)
+            })?;
+            let mut messages = Vec::new();
+            for body in bodies {
+                messages.extend(serde_json::from_str(&body?).ok());
+            }
+            Ok(messages)
+        })
+        .await
+    }
+
+    async fn depth(&self, module: &str, most: usize) -> Result<Option<usize>, StoreError> {
+        let (module, most) = (module.to_owned(), i64::try_from(most).unwrap_or(i64::MAX));
+        self.read("counting messages", move |connection| {
+            let there = "SELECT EXISTS (SELECT 1 FROM queues WHERE module = ?1)";
+            if !connection.prepare_cached(there)?.query_row([&module], |row| row.get::<_, bool>(0))? {
+                return Ok(None);
+            }
+            let count = "SELECT COUNT(*) FROM (SELECT 1 FROM messages WHERE module = ?1 LIMIT ?2)";
+            let count: i64 =
+                connection.prepare_cached(count)?.query_row((&module, most), |row| row.get(0))?;
+            Ok(Some(usize::try_from(count).unwrap_or(0)))
+        })
+        .await
+    }
+
+    async fn bury(&self, letter: DeadLetter) -> Result<(), StoreError> {
+        self.write("burying a message", move |connection| {
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO dead_letters (module, event_id, body, reason, at) VALUES (?1, ?2, ?3, ?4, ?5)")?
+                .execute((letter.module, letter.event_id, letter.body, letter.reason, letter.at))?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, StoreError> {
+        self.read("listing dead letters", move |connection| {
+            let mut select = connection.prepare_cached(
+                "SELECT module, event_id, body, reason, at FROM dead_letters ORDER BY at LIMIT ?1",
+            )?;
+            let letters = select.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
+                Ok(DeadLetter {
+                    module: row.get(0)?,
+                    event_id: row.get(1)?,
+                    body: row.get(2)?,
+                    reason: row.get(3)?,
+                    at: row.get(4)?,
+                })
+            })?;
+            letters.collect()
+        })
+        .await
+    }
+
+    async fn exhume(&self, letters: &[(String, String)]) -> Result<usize, StoreError> {
+        let letters = letters.to_vec();
+        self.write("removing dead letters", move |connection| {
+            let mut remove =
+                connection.prepare_cached("DELETE FROM dead_letters WHERE module = ?1 AND event_id = ?2")?;
+            let removed = letters.iter().map(|letter| remove.execute((&letter.0, &letter.1)));
+            Ok(removed.sum::<rusqlite::Result<usize>>()?)
+        })
+        .await
+    }
+}
+
+/// One subscriber of one queue.
+struct Subscriber {
+    store: Arc<Sqlite>,
+    module: String,
+    /// Rung when the queue has a message that may be taken.
+    bell: Arc<Notify>,
+    prefetch: usize,
+    /// Tags given and not acknowledged.
+    held: Vec<u64>,
+    /// A message being taken: it outlives the call that began it, so that a dropped call loses none. A task, which goes on
+    /// though nobody waits for it: a future left alone would keep the store's readers from all others.
+    taking: Option<JoinHandle<Result<Option<Delivery>, StoreError>>>,
+    runtime: tokio::runtime::Handle,
+}
+
+/// The next message of a queue, hidden from others for [`TAKEN`].
+async fn take(store: Arc<Sqlite>, module: String) -> Result<Option<Delivery>, StoreError> {
+    let now = clock::now();
+    // Looked at before it is written: an idle subscriber must not sync the disk.
+    let queue = module.clone();
+    let waiting = store.read("looking into a queue", move |connection| {
+        connection
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM messages WHERE module = ?1 AND taken_until <= ?2)")?
+            .query_row((queue, now), |row| row.get::<_, bool>(0))
+    });
+    if !waiting.await? {
+        return Ok(None);
+    }
+    let until: Millis = now + clock::millis(TAKEN);
+    // Lost, the message is given again, and its job found there.
+    let taken = store.write_as(Durable::Later, "receiving", move |connection| {
+        let mut update = connection.prepare_cached(
+            "UPDATE messages SET taken_until = ?1 WHERE seq = (
+                SELECT seq FROM messages WHERE module = ?2 AND taken_until <= ?3 ORDER BY seq LIMIT 1
+             ) RETURNING seq, body",
+        )?;
+        Ok(update
+            .query_row((until, module, now), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))
+            .optional()?)
+    });
+    let Some((seq, body)) = taken.await? else { return Ok(None) };
+    let message = serde_json::from_str(&body)
+        .map_err(|error| Unreadable { reason: error.to_string(), body: body.into_bytes() });
+    Ok(Some(Delivery { tag: seq.cast_unsigned(), message }))
+}
+
+impl Subscriber {
+    async fn take(&mut self) -> Result<Option<Delivery>, StoreError> {
+        let (store, module) = (self.store.clone(), self.module.clone());
+        let taken = self.taking.get_or_insert_with(|| tokio::spawn(take(store, module))).await;
+        self.taking = None;
+        let taken = taken.unwrap_or_else(|error| Err(self.store.failed("receiving", error)));
+        if let Ok(Some(delivery)) = &taken {
+            self.held.push(delivery.tag);
+        }
+        taken
+    }
+
+    async fn settle(&mut self, tag: u64, statement: &'static str) -> Result<(), StoreError> {
+        self.held.retain(|held| *held != tag);
+        self.store
+            // As when it was taken.
+            .write_as(Durable::Later, "settling a message", move |connection| {
+                Ok(connection.prepare_cached(statement)?.execute([tag.cast_signed()])?)
+            })
+            .await?;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Subscription for Subscriber {
+    async fn next(&mut self) -> Result<Delivery, StoreError> {
+        let bell = self.bell.clone();
+        loop {
+            // Listening before looking: what arrives in between is not missed.
+            let mut ring = std::pin::pin!(bell.notified());
+            ring.as_mut().enable();
+            if self.held.len() < self.prefetch
+                && let Some(delivery) = self.take().await?
+            {
+                return Ok(delivery);
+            }
+            ring.await;
+        }
+    }
+
+    async fn acknowledge(&mut self, tag: u64) -> Result<(), StoreError> {
+        self.settle(tag, "DELETE FROM messages WHERE seq = ?1").await
+    }
+
+    async fn give_back(&mut self, tag: u64) -> Result<(), StoreError> {
+        self.settle(tag, "UPDATE messages SET taken_until = 0 WHERE seq = ?1").await?;
+        self.bell.notify_waiters();
+        Ok(())
+    }
+
+    async fn pause(&mut self) -> Result<Vec<Delivery>, StoreError> {
+        // Nothing is sent ahead but what a dropped call was about to take.
+        if self.taking.is_none() {
+            return Ok(vec![]);
+        }
+        Ok(self.take().await?.into_iter().collect())
+    }
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        let (taking, mut held) = (self.taking.take(), std::mem::take(&mut self.held));
+        if held.is_empty() && taking.is_none() {
+            return;
+        }
+        let (store, bell) = (self.store.clone(), self.bell.clone());
+        // Best effort: whatever is not given back now is given again when its time is up.
+        self.runtime.spawn(async move {
+            if let Some(taking) = taking
+                && let Ok(Ok(Some(delivery))) = taking.await
+            {
+                held.push(delivery.tag);
+            }
+            for tag in held {
+                let give_back = move |connection: &Connection| {
+                    Ok(connection
+                        .execute("UPDATE messages SET taken_until = 0 WHERE seq = ?1", [tag.cast_signed()])?)
+                };
+                let _ = store.write("giving back a message", give_back).await;
+            }
+            bell.notify_waiters();
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::Documents as _;
+    use ion_model::event::{Context, DocumentType};
+    use ion_model::id::{CorrelationId, EventId};
+
+    /// SQLite syncs the log at the end of a transaction that has added to it, and at no other.
+    #[tokio::test]
+    async fn a_message_that_nobody_gets_is_a_sync_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ion.db");
+        let store = Sqlite::open(&path).unwrap();
+        let logged = || std::fs::metadata(path.with_extension("db-wal")).unwrap().len();
+        store.insert_soon(Collection::Events, json!({"id": "1"}), None).await.unwrap();
+        let before = logged();
+        let context = Context {
+            name: "m".into(),
+            event_id: EventId::new("1"),
+            correlation_id: CorrelationId::new("c"),
+            parent_event_id: String::new(),
+            document_type: DocumentType::EventMeta,
+        };
+        let routed = store.publish(&Message { context, event_type: "nobody".into() }).await.unwrap();
+        assert_eq!(routed, Routed::Nowhere);
+        let published = logged();
+        assert!(published > before, "{published} bytes, and {before} before");
+        store.seal().await.unwrap();
+        assert!(logged() > published);
+    }
+}

@@ -1,0 +1,90 @@
+//! Small blobs in the log: see [`crate::held`].
+
+use bytes::Bytes;
+use ion_model::event::Event;
+use serde_json::Value;
+
+use super::bus::insert_published;
+use super::documents::insert_all;
+use super::{Durable, Sqlite};
+use crate::{Collection, Guard, Inserted, StoreError};
+
+pub(super) const SCHEMA: &str = "CREATE TABLE IF NOT EXISTS held_blobs \
+     (seq INTEGER PRIMARY KEY, boot TEXT NOT NULL, key TEXT NOT NULL, bytes BLOB NOT NULL);";
+
+/// A blob that the log holds.
+#[derive(Debug)]
+pub(crate) struct HeldBlob {
+    pub(crate) seq: i64,
+    pub(crate) key: String,
+    pub(crate) bytes: Bytes,
+}
+
+impl Sqlite {
+    /// Holds the bytes, put under these keys while the machine runs that was booted as `boot`, inserts documents, and after
+    /// them `event`, which is published; all of it or nothing. With an event it is on the disk when this returns, else with
+    /// the next write that is at once.
+    pub(crate) async fn hold(
+        &self,
+        boot: String,
+        blobs: Vec<(String, Bytes)>,
+        documents: Vec<(Collection, Value)>,
+        event: Option<Event>,
+        guard: Option<Guard>,
+    ) -> Result<Vec<Inserted>, StoreError> {
+        let durable = if event.is_some() { Durable::AtOnce } else { Durable::Later };
+        let written = self.write_as(durable, "inserting documents and small blobs", move |connection| {
+            let mut inserted = insert_all(connection, &documents, guard.as_ref())?;
+            let mut insert =
+                connection.prepare_cached("INSERT INTO held_blobs (boot, key, bytes) VALUES (?1, ?2, ?3)")?;
+            for (key, bytes) in &blobs {
+                insert.execute((&boot, key, &bytes[..]))?;
+            }
+            if let Some(event) = event {
+                let (event, modules) = insert_published(connection, event)?;
+                inserted.push(event);
+                return Ok((inserted, modules));
+            }
+            Ok((inserted, vec![]))
+        });
+        let (inserted, modules) = written.await?;
+        self.arrivals.ring(modules.iter().map(String::as_str));
+        Ok(inserted)
+    }
+
+    /// The oldest that are held: those put while this boot of the machine, or those before it.
+    pub(crate) async fn held(
+        &self,
+        boot: &str,
+        this_boot: bool,
+        limit: usize,
+    ) -> Result<Vec<HeldBlob>, StoreError> {
+        let boot = boot.to_owned();
+        self.read("reading small blobs", move |connection| {
+            let mut select = connection.prepare_cached(
+                "SELECT seq, key, bytes FROM held_blobs WHERE (boot = ?1) = ?2 ORDER BY seq LIMIT ?3",
+            )?;
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            let rows = select.query_map((boot, this_boot, limit), |row| {
+                Ok(HeldBlob { seq: row.get(0)?, key: row.get(1)?, bytes: row.get::<_, Vec<u8>>(2)?.into() })
+            })?;
+            rows.collect()
+        })
+        .await
+    }
+
+    /// Lets go of some, whose files are durable.
+    pub(crate) async fn release(&self, blobs: &[HeldBlob]) -> Result<(), StoreError> {
+        let rows: Vec<(i64, String)> = blobs.iter().map(|blob| (blob.seq, blob.key.clone())).collect();
+        self.write_as(Durable::Later, "letting small blobs go", move |connection| {
+            // Its key too: another process may have let it go before, and then its number is given again.
+            let mut delete =
+                connection.prepare_cached("DELETE FROM held_blobs WHERE seq = ?1 AND key = ?2")?;
+            for row in rows {
+                delete.execute(row)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}

@@ -1,0 +1,259 @@
+//! What the data plane counts and times, for operators, tests and benches.
+//!
+//! The numbers are Prometheus's own types, and [`Metrics::describe`] names them; who shows them, and how, is not known
+//! here. What each read touches is an atomic: labels are looked up once, when a [`Metrics`] is made.
+
+use std::fmt;
+use std::time::Instant;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, text};
+use prometheus_client::metrics::TypedMetric;
+use prometheus_client::metrics::counter::Counter as Total;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge as Level};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Unit;
+
+/// Where metrics get their names.
+pub use prometheus_client::registry::Registry;
+
+/// The media type of what [`openmetrics`] gives, as the OpenMetrics specification writes it; Prometheus chooses its parser by this.
+pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// All numbers as the OpenMetrics text format has them.
+///
+/// # Errors
+/// When a number cannot be written out.
+pub fn openmetrics(registry: &Registry) -> Result<String, fmt::Error> {
+    let mut written = String::new();
+    text::encode(&mut written, registry)?;
+    Ok(written)
+}
+
+/// Upper bounds of the buckets of all latencies, in seconds: an embedded store answers within the first ones, a commit that
+/// outlasts a store's restart ends in the last ones. More of them cost a time series each, for each label.
+const SECONDS: [f64; 15] =
+    [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
+
+/// One label and its value. Both are words of the program, so their number is bounded.
+type Label = [(&'static str, &'static str); 1];
+
+/// A number that only grows.
+#[derive(Clone, Debug, Default)]
+pub struct Counter(Total);
+
+impl Counter {
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.inc_by(n);
+    }
+
+    /// The number now.
+    pub fn get(&self) -> u64 {
+        self.0.get()
+    }
+}
+
+/// A number that goes up and down.
+#[derive(Clone, Debug, Default)]
+pub struct Gauge(Level);
+
+impl Gauge {
+    /// It is this now.
+    pub fn set(&self, n: usize) {
+        self.0.set(i64::try_from(n).unwrap_or(i64::MAX));
+    }
+}
+
+/// How long something took, each time. Observing takes a short lock: for what happens once for a job or a commit, not
+/// for each read.
+#[derive(Clone, Debug)]
+pub struct Latency(Histogram);
+
+impl Latency {
+    /// It began then and has ended now.
+    pub fn since(&self, begun: Instant) {
+        self.0.observe(begun.elapsed().as_secs_f64());
+    }
+
+    /// Gives it a name, to which `_seconds` is added.
+    pub fn describe(&self, registry: &mut Registry, name: &str, help: &str) {
+        registry.register_with_unit(name, help, Unit::Seconds, self.0.clone());
+    }
+}
+
+impl Default for Latency {
+    fn default() -> Self {
+        Self(Histogram::new(SECONDS))
+    }
+}
+
+/// What one daemon has done since it started.
+#[derive(Debug)]
+pub struct Metrics {
+    /// Bytes of blobs read from the blob store and checked.
+    pub bytes_fetched: Counter,
+    /// Bytes of blobs read from the node's disk and checked.
+    pub bytes_cached: Counter,
+    /// Bytes of blobs that readers asked for and that were in memory.
+    pub bytes_remembered: Counter,
+    /// Blocks that readers asked for and that were in memory.
+    pub cache_hits: Counter,
+    /// Blocks that readers asked for and had to wait for.
+    pub cache_misses: Counter,
+    /// Bytes of files written to the blob store.
+    pub bytes_uploaded: Counter,
+    /// Opens that the kernel serves by itself.
+    pub opens_passthrough: Counter,
+    /// Opens that the daemon serves.
+    pub opens_served: Counter,
+    /// Events committed.
+    pub commits: Counter,
+    /// Event files refused.
+    pub refusals: Counter,
+    /// Events that a relay published.
+    pub relayed: Counter,
+    /// Committed events that the bus had not been told of when a relay last looked.
+    pub outbox: Gauge,
+    /// From the close of an event file, or the rename to its name, to the answer.
+    pub closes: Latency,
+    /// From a job's mount to the answer of its first read.
+    pub first_reads: Latency,
+    /// From the start of a job's process to its tree being served.
+    pub mounts: Latency,
+    steps: Family<Label, Histogram, fn() -> Histogram>,
+    requests: Family<Label, Total>,
+    read: Family<Label, Total>,
+    opens: Family<Label, Total>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let read = Family::<Label, Total>::default();
+        let origin = |name| Counter(read.get_or_create_owned(&[("origin", name)]));
+        let opens = Family::<Label, Total>::default();
+        let mode = |name| Counter(opens.get_or_create_owned(&[("mode", name)]));
+        Self {
+            bytes_fetched: origin("store"),
+            bytes_cached: origin("disk"),
+            bytes_remembered: origin("memory"),
+            cache_hits: Counter::default(),
+            cache_misses: Counter::default(),
+            bytes_uploaded: Counter::default(),
+            opens_passthrough: mode("passthrough"),
+            opens_served: mode("served"),
+            commits: Counter::default(),
+            refusals: Counter::default(),
+            relayed: Counter::default(),
+            outbox: Gauge::default(),
+            closes: Latency::default(),
+            first_reads: Latency::default(),
+            mounts: Latency::default(),
+            steps: Family::new_with_constructor(|| Histogram::new(SECONDS)),
+            requests: Family::default(),
+            read,
+            opens,
+        }
+    }
+}
+
+impl Metrics {
+    /// How long the commit step of this name took.
+    pub fn step(&self, name: &'static str) -> Latency {
+        Latency(self.steps.get_or_create_owned(&[("step", name)]))
+    }
+
+    /// How many requests of this kind the kernel has made of all mounts.
+    pub fn requests(&self, kind: &'static str) -> Counter {
+        Counter(self.requests.get_or_create_owned(&[("kind", kind)]))
+    }
+
+    /// Each counter's name and number.
+    pub fn snapshot(&self) -> [(&'static str, u64); 7] {
+        [
+            ("bytesFetched", self.bytes_fetched.get()),
+            ("bytesCached", self.bytes_cached.get()),
+            ("bytesUploaded", self.bytes_uploaded.get()),
+            ("opensPassthrough", self.opens_passthrough.get()),
+            ("opensServed", self.opens_served.get()),
+            ("commits", self.commits.get()),
+            ("refusals", self.refusals.get()),
+        ]
+    }
+
+    /// Gives all of them their names. docs/metrics.md is the same list for people.
+    pub fn describe(&self, registry: &mut Registry) {
+        registry.register_with_unit(
+            "read",
+            "Bytes of blobs brought into memory and checked, or found there, by origin",
+            Unit::Bytes,
+            self.read.clone(),
+        );
+        registry.register(
+            "requests",
+            "Requests of the kernel that mounts have answered, by kind",
+            self.requests.clone(),
+        );
+        registry.register("opens", "Files opened, by who moves their bytes", self.opens.clone());
+        registry.register_with_unit(
+            "uploaded",
+            "Bytes of files stored in the blob store",
+            Unit::Bytes,
+            self.bytes_uploaded.0.clone(),
+        );
+        for (name, help, counter) in [
+            ("cache_hits", "Blocks asked for that were in memory", &self.cache_hits),
+            ("cache_misses", "Blocks asked for that had to be brought", &self.cache_misses),
+            ("commits", "Events committed", &self.commits),
+            ("refusals", "Event files refused", &self.refusals),
+            ("relayed_events", "Events published by a relay and not by who committed them", &self.relayed),
+        ] {
+            registry.register(name, help, counter.0.clone());
+        }
+        registry.register(
+            "outbox_events",
+            "Committed events not published yet when a relay last looked",
+            self.outbox.0.clone(),
+        );
+        for (name, help, latency) in [
+            ("event_close", "From the close of an event file to its answer", &self.closes),
+            ("job_first_read", "From a job's mount to the answer of its first read", &self.first_reads),
+            ("job_mount", "From the start of a job's process to its tree being served", &self.mounts),
+        ] {
+            latency.describe(registry, name, help);
+        }
+        registry.register_with_unit("commit_step", "Steps of commits", Unit::Seconds, self.steps.clone());
+    }
+}
+
+/// Adds a number of bytes that is looked up whenever somebody asks.
+pub fn describe_bytes(
+    registry: &mut Registry,
+    name: &'static str,
+    help: &'static str,
+    now: impl Fn() -> u64 + Send + Sync + 'static,
+) {
+    registry.register_collector(Box::new(Looked { name, help, now }));
+}
+
+struct Looked<F> {
+    name: &'static str,
+    help: &'static str,
+    now: F,
+}
+
+impl<F> fmt::Debug for Looked<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl<F: Fn() -> u64 + Send + Sync + 'static> Collector for Looked<F> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let now = ConstGauge::new(i64::try_from((self.now)()).unwrap_or(i64::MAX));
+        let metric =
+            encoder.encode_descriptor(self.name, self.help, Some(&Unit::Bytes), ConstGauge::<i64>::TYPE)?;
+        now.encode(metric)
+    }
+}
