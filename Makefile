@@ -6,15 +6,17 @@ demo: ## set up what is missing, build, run the video pipeline on a real clip, s
 
 test: lint ## set up what is missing, run every lint and every test
 	@cargo test --workspace --locked --lib --bins --tests
+	@cargo test --locked --package ion-stores --no-default-features --lib -- --quiet open
 
 test-kubernetes: ## the kubernetes executor and the chart on a real cluster of one node, built once from Debian's source (ten minutes); as root
 	@scripts/setup-kubernetes.sh
-	@cargo test --locked --test kubernetes --test deploy
+	@cargo test --workspace --locked --test kubernetes --test deploy
 
 lint:
 	@scripts/setup-tests.sh
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --locked -- -D warnings
+	@cargo clippy --package ion --no-default-features --locked -- -D warnings
 
 images: ## the image that the Helm chart runs, without Docker: target/images/ion-VERSION.tar
 	@scripts/setup-build.sh
@@ -22,18 +24,18 @@ images: ## the image that the Helm chart runs, without Docker: target/images/ion
 
 bench: ## figures: reading, writing, committing, dispatching, against native files and bare stores
 	@scripts/setup-bench.sh
-	@cargo bench --locked --bench figures --bench data --bench chains --bench csi
+	@cargo bench --workspace --locked --bench figures --bench data --bench chains --bench csi
 
 torture: torture-files ## 10,000 kills of dispatchers, commands and gc on the embedded stores and on real servers, and torture-files (hours)
 	@ION_TORTURE_KILLS=$${ION_TORTURE_KILLS:-5000} ION_TORTURE_EVENTS=$${ION_TORTURE_EVENTS:-60} \
-		ION_TORTURE_SEED=$${ION_TORTURE_SEED:-$$(date +%s)} cargo test --locked --test torture -- --nocapture
+		ION_TORTURE_SEED=$${ION_TORTURE_SEED:-$$(date +%s)} cargo test --workspace --locked --test torture -- --nocapture
 
 torture-files: ## the filesystem for hours: ten million operations of fsx each way, gigabytes of fio, a million operations among readers of folders each way, storms of the full size
 	@scripts/setup-tests.sh
-	@ION_TEST_FSX_OPS=10000000 ION_TEST_FIO_MIB=2048 cargo test --locked --test model --test posix -- --nocapture fsx fio pjdfstest
+	@ION_TEST_FSX_OPS=10000000 ION_TEST_FIO_MIB=2048 cargo test --workspace --locked --test model --test posix -- --nocapture fsx fio pjdfstest
 	@ION_TEST_READERS_OPS=$${ION_TEST_READERS_OPS:-1000000} ION_TEST_READERS_SEED=$${ION_TEST_READERS_SEED:-$$(date +%s)} \
-		cargo test --locked --test readers -- --nocapture
-	@ION_TEST_STORMS=full cargo test --locked --test storms -- --nocapture
+		cargo test --workspace --locked --test readers -- --nocapture
+	@ION_TEST_STORMS=full cargo test --workspace --locked --test storms -- --nocapture
 
 fuzz: ## every reader of what others wrote, ION_FUZZ_SECONDS each (1,200); what it finds is in fuzz/artifacts
 	@scripts/setup-fuzz.sh

@@ -4,12 +4,15 @@ mod attempt;
 pub mod choice;
 pub mod container;
 pub mod image;
+#[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod left;
 pub mod local;
 mod log;
 pub mod sandbox;
 mod sidecar;
+
+use std::fmt;
 
 use async_trait::async_trait;
 use ion_jobs::pipeline::Module;
@@ -118,7 +121,7 @@ pub enum Fate {
 
 /// Runs jobs.
 #[async_trait]
-pub trait Executor: Send + Sync {
+pub trait Executor: Send + Sync + fmt::Debug {
     /// Runs the attempt to its end. The module's timeout is the executor's to enforce; `stop` ends it early. Asked again for
     /// the same attempt, by another dispatcher, it goes on with what runs already, if this kind of executor can.
     async fn run(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Fate;

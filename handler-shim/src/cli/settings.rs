@@ -13,6 +13,7 @@ use clap::{ArgMatches, Args, Parser, ValueEnum};
 use ion_model::limits::{Limits, SetLimits};
 use ion_model::text::write_field;
 use ion_plane::address::FileUrls;
+#[cfg(feature = "azure")]
 use ion_stores::object::ObjectBlobs;
 use ion_stores::open::{StoreUrls, open_blobs, open_over, without_credentials};
 use ion_stores::{Blobs, DataPlane, StoreError};
@@ -389,6 +390,7 @@ pub(super) struct Stores {
 }
 
 /// A container of Azure Blob and its key.
+#[cfg_attr(not(feature = "azure"), expect(dead_code, reason = "some fields are for its client only"))]
 struct Azure {
     account: String,
     key: String,
@@ -435,7 +437,10 @@ impl Stores {
     /// As [`ion_stores::open::open`].
     pub(super) async fn open(&self) -> Result<DataPlane, StoreError> {
         let blobs: Arc<dyn Blobs> = match &self.azure {
+            #[cfg(feature = "azure")]
             Some(azure) => Arc::new(ObjectBlobs::azure(&azure.account, &azure.key, &azure.container)?),
+            #[cfg(not(feature = "azure"))]
+            Some(azure) => open_blobs(&format!("az://{}", azure.container)).await?,
             None => open_blobs(&self.urls.blobs).await?,
         };
         open_over(blobs, &self.urls).await

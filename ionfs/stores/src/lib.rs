@@ -7,6 +7,7 @@
 //! Begin with [`Documents`], then with its embedded backend in [`sqlite`]; [`open`](mod@open) chooses
 //! backends by URLs, and [`DataPlane`] is the three stores together.
 
+#[cfg(feature = "amqp")]
 pub mod amqp;
 mod blobs;
 mod bus;
@@ -15,6 +16,7 @@ mod documents;
 mod error;
 mod held;
 mod identity;
+#[cfg(feature = "mongodb")]
 pub mod mongo;
 pub mod object;
 pub mod open;

@@ -12,8 +12,15 @@
 //! An upload that a killed process left open takes up space and shows in no listing. So each has a small marker blob
 //! below [`UPLOADS`] while it lasts; what is left there is ended by `ion gc`.
 
+#[cfg(feature = "azure")]
+mod azure;
+#[cfg(any(feature = "azure", feature = "gcs", feature = "s3"))]
 mod cloud;
+#[cfg(feature = "gcs")]
+mod gcs;
 mod parts;
+#[cfg(feature = "s3")]
+mod s3;
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -37,7 +44,6 @@ use object_store::signer::Signer;
 use object_store::{GetOptions, ObjectStore, ObjectStoreExt as _, PutPayload};
 use uuid::Uuid;
 
-pub(super) use self::cloud::SCHEMES;
 use super::{Abandon, BlobInfo, Blobs, StoreError};
 
 /// Bytes of one part. S3 wants at least 5 MiB and at most 10,000 parts: 8 MiB allow blobs of 78 GiB with one buffer
@@ -49,9 +55,6 @@ const PARTS_MAX: usize = 4;
 
 /// Bytes of a body that may have been read before any was sent.
 pub const IN_FLIGHT_MAX: u64 = (PART * (PARTS_MAX + 1)) as u64;
-
-/// How long a request may stand still before it fails. A part must get through in it: 8 MiB at 140 KiB/s.
-const STALL: Duration = Duration::from_secs(60);
 
 /// Bytes of one component of a key. File systems allow 255, and the local backend appends to a name while it is
 /// being written.

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use ion_system::run_blocking;
 
+#[cfg(feature = "amqp")]
 use super::amqp::Amqp;
 use super::held::Held;
 use super::identity::{plane_id, set_plane_id};
+#[cfg(feature = "mongodb")]
 use super::mongo::Mongo;
-use super::object::{ObjectBlobs, SCHEMES};
+use super::object::ObjectBlobs;
 use super::sqlite::Sqlite;
 use super::{Blobs, Bus, DataPlane, Documents, StoreError};
 
@@ -121,7 +123,8 @@ pub async fn open_blobs(url: &str) -> Result<Arc<dyn Blobs>, StoreError> {
             let path = path_of(url, "blob")?;
             Ok(Arc::new(run_blocking(move || ObjectBlobs::local(&path)).await?))
         }
-        known if SCHEMES.contains(&known) => Ok(Arc::new(ObjectBlobs::cloud(url)?)),
+        #[cfg(any(feature = "azure", feature = "gcs", feature = "s3"))]
+        known if ObjectBlobs::SCHEMES.contains(&known) => Ok(Arc::new(ObjectBlobs::cloud(url)?)),
         _ => Err(unknown(url, "blob", "file:///folder, s3://bucket, az://container, gs://bucket")),
     }
 }
@@ -133,6 +136,7 @@ pub async fn open_blobs(url: &str) -> Result<Arc<dyn Blobs>, StoreError> {
 pub async fn open_documents(url: &str) -> Result<Arc<dyn Documents>, StoreError> {
     match scheme(url) {
         "sqlite" => Ok(embedded(url, "document").await?),
+        #[cfg(feature = "mongodb")]
         "mongodb" | "mongodb+srv" => Ok(Arc::new(Mongo::open(url).await?)),
         _ => Err(unknown(url, "document", "sqlite:///file, mongodb://host/database")),
     }
@@ -160,7 +164,9 @@ pub async fn open_bus(url: &str, plane: Option<&str>) -> Result<Arc<dyn Bus>, St
                 }),
             }
         }
+        #[cfg(feature = "amqp")]
         ("amqp" | "amqps", None) => Ok(Arc::new(Amqp::open(url)?)),
+        #[cfg(feature = "amqp")]
         ("amqp" | "amqps", Some(plane)) => Ok(Arc::new(Amqp::open(url)?.of_plane(plane))),
         _ => Err(unknown(url, "bus", "sqlite:///file, amqp://host, amqps://host")),
     }
@@ -175,8 +181,27 @@ fn scheme(url: &str) -> &str {
     url.split_once("://").map_or("", |(scheme, _)| scheme)
 }
 
-fn unknown(url: &str, kind: &'static str, known: &str) -> StoreError {
-    StoreError::Url { url: without_credentials(url), kind, reason: format!("these are known: {known}") }
+/// The schemes of backends that a build may lack, and the cargo features that add them.
+const FEATURES: [(&str, &str, &str); 7] = [
+    ("blob", "s3", "s3"),
+    ("blob", "az", "azure"),
+    ("blob", "gs", "gcs"),
+    ("document", "mongodb", "mongodb"),
+    ("document", "mongodb+srv", "mongodb"),
+    ("bus", "amqp", "amqp"),
+    ("bus", "amqps", "amqp"),
+];
+
+/// The error for a URL for which this build has no backend.
+pub(crate) fn unknown(url: &str, kind: &'static str, known: &str) -> StoreError {
+    let lacking = FEATURES.iter().find(|lacking| lacking.0 == kind && lacking.1 == scheme(url));
+    let reason = match lacking {
+        Some((.., feature)) => format!(
+            "this ion was built without {feature}; `cargo build --release --features {feature}` builds one that has it"
+        ),
+        None => format!("these are known: {known}"),
+    };
+    StoreError::Url { url: without_credentials(url), kind, reason }
 }
 
 /// The absolute path that a URL of the embedded stores names.
@@ -208,12 +233,36 @@ mod tests {
     #[tokio::test]
     async fn a_url_of_no_store_is_refused_without_its_password() {
         let embedded = StoreUrls::embedded(Path::new("/nowhere"));
-        let refused = |urls: StoreUrls| async move { open(&urls).await.unwrap_err().to_string() };
-        let documents = "postgres://ion:s3cret@db.example/ion".to_owned();
-        let error = refused(StoreUrls { blobs: "s3://bucket".into(), documents, ..embedded.clone() }).await;
+        let error = open_documents("postgres://ion:s3cret@db.example/ion").await.unwrap_err().to_string();
         assert!(error.contains("mongodb://host"), "{error}");
         assert!(error.contains("***@db.example") && !error.contains("s3cret"), "{error}");
-        let error = refused(StoreUrls { blobs: "file://relative".into(), ..embedded }).await;
+        let relative = StoreUrls { blobs: "file://relative".into(), ..embedded };
+        let error = open(&relative).await.unwrap_err().to_string();
         assert!(error.contains("file:///var/lib/ion"), "{error}");
+    }
+
+    /// `make test` runs this with the backends and without them.
+    #[tokio::test]
+    async fn a_backend_that_this_build_lacks_is_named_with_the_way_to_have_it() {
+        let lacks = |error: StoreError, feature: &str| {
+            let words = error.to_string();
+            assert!(words.contains(&format!("--features {feature}`")), "{words}");
+            assert!(!words.contains("s3cret"), "{words}");
+        };
+        if !cfg!(feature = "s3") {
+            lacks(open_blobs("s3://bucket").await.unwrap_err(), "s3");
+        }
+        if !cfg!(feature = "azure") {
+            lacks(open_blobs("az://container").await.unwrap_err(), "azure");
+        }
+        if !cfg!(feature = "gcs") {
+            lacks(open_blobs("gs://bucket").await.unwrap_err(), "gcs");
+        }
+        if !cfg!(feature = "mongodb") {
+            lacks(open_documents("mongodb://ion:s3cret@host/ion").await.unwrap_err(), "mongodb");
+        }
+        if !cfg!(feature = "amqp") {
+            lacks(open_bus("amqp://ion:s3cret@host", None).await.unwrap_err(), "amqp");
+        }
     }
 }

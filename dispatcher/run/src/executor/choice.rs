@@ -10,6 +10,7 @@ use ion_model::record::JobRecord;
 use ion_plane::node::Node;
 use tokio::sync::{OnceCell, watch};
 
+#[cfg(feature = "kubernetes")]
 use super::kubernetes::{Kubernetes, KubernetesError};
 use super::local::LocalExecutor;
 use super::{Ended, Executor, Fate, OutputWatcher, Start, Stop};
@@ -23,15 +24,30 @@ pub struct ClusterSettings {
     pub namespace: Option<String>,
 }
 
+/// Why jobs cannot be pods.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// This build cannot speak to a cluster.
+    #[error(
+        "this ion was built without Kubernetes; `cargo build --release --features kubernetes` builds one that has it"
+    )]
+    NotBuilt,
+    /// The cluster cannot be used.
+    #[cfg(feature = "kubernetes")]
+    #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
+}
+
 /// The executors of one dispatcher.
 #[derive(Debug)]
+#[cfg_attr(not(feature = "kubernetes"), expect(dead_code, reason = "some fields are for a cluster only"))]
 pub struct Executors {
     node: Arc<Node>,
     local: Arc<LocalExecutor>,
     settings: ClusterSettings,
     output: Option<Arc<dyn OutputWatcher>>,
     /// Once some module asks for it.
-    cluster: OnceCell<Kubernetes>,
+    cluster: OnceCell<Arc<dyn Executor>>,
 }
 
 impl Executors {
@@ -45,17 +61,24 @@ impl Executors {
         Self { node, local, settings, output, cluster: OnceCell::new() }
     }
 
-    /// The cluster.
+    /// What runs jobs as pods.
     ///
     /// # Errors
-    /// When none is configured.
-    pub async fn cluster(&self) -> Result<&Kubernetes, KubernetesError> {
-        let make = || async {
-            let key = self.settings.key.clone().map_err(KubernetesError::Key)?;
-            let namespace = self.settings.namespace.clone();
-            Kubernetes::new(self.node.clone(), key, namespace, self.output.clone()).await
-        };
-        self.cluster.get_or_try_init(make).await
+    /// When no cluster is configured, or this build has no Kubernetes.
+    pub async fn cluster(&self) -> Result<&Arc<dyn Executor>, ClusterError> {
+        self.cluster.get_or_try_init(|| self.connect()).await
+    }
+
+    #[cfg(feature = "kubernetes")]
+    async fn connect(&self) -> Result<Arc<dyn Executor>, ClusterError> {
+        let key = self.settings.key.clone().map_err(KubernetesError::Key)?;
+        let namespace = self.settings.namespace.clone();
+        Ok(Arc::new(Kubernetes::new(self.node.clone(), key, namespace, self.output.clone()).await?))
+    }
+
+    #[cfg(not(feature = "kubernetes"))]
+    async fn connect(&self) -> Result<Arc<dyn Executor>, ClusterError> {
+        Err(ClusterError::NotBuilt)
     }
 }
 

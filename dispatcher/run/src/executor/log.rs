@@ -57,6 +57,7 @@ impl JobLog {
     }
 
     /// The file.
+    #[cfg(feature = "kubernetes")]
     pub(super) fn path(&self) -> &Path {
         &self.path
     }

@@ -5,17 +5,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ion_system::environment::taken;
-use object_store::aws::AmazonS3Builder;
-use object_store::azure::MicrosoftAzureBuilder;
-use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::signer::Signer;
-use object_store::{ClientOptions, RetryConfig};
+use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
-use super::{ObjectBlobs, STALL};
+use super::ObjectBlobs;
 use crate::StoreError;
-use crate::open::{choose_tls, without_credentials};
+use crate::open::{choose_tls, unknown, without_credentials};
 
 /// How long to connect.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
@@ -23,10 +20,28 @@ const CONNECT_WAIT: Duration = Duration::from_secs(5);
 /// How long a request is repeated that a store answered with "not now". Commits and reads repeat on their own after.
 const RETRY_TIME: Duration = Duration::from_secs(15);
 
-/// The schemes of this module.
-pub(crate) const SCHEMES: [&str; 3] = ["s3", "az", "gs"];
+/// How long a request may stand still before it fails. A part must get through in it: 8 MiB at 140 KiB/s.
+const STALL: Duration = Duration::from_secs(60);
+
+/// A client of one bucket or container.
+pub(super) struct Client {
+    pub(super) store: Arc<dyn ObjectStore>,
+    /// Where parts of an upload that never ended stay until somebody removes them.
+    pub(super) multipart: Option<Arc<dyn MultipartStore>>,
+    pub(super) signer: Arc<dyn Signer>,
+}
+
+impl Client {
+    fn blobs(self, prefix: Path, name: String) -> ObjectBlobs {
+        let Self { store, multipart, signer } = self;
+        ObjectBlobs { store, multipart, signer: Some(signer), local: None, prefix, name }
+    }
+}
 
 impl ObjectBlobs {
+    /// The schemes of URLs that name a bucket or container.
+    pub const SCHEMES: [&str; 3] = ["s3", "az", "gs"];
+
     /// Blobs in the bucket or container of this URL. Connects to nothing yet.
     ///
     /// # Errors
@@ -42,100 +57,45 @@ impl ObjectBlobs {
             )));
         }
         let prefix = Path::parse(prefix).map_err(|error| refused(error.to_string()))?;
-        let wrong = |error: object_store::Error| refused(ion_model::errors::chain(&error));
         choose_tls();
-        let retry = retry();
-        let name = url.to_owned();
-        let (store, multipart, signer): (Arc<dyn object_store::ObjectStore>, _, Arc<dyn Signer>) =
-            match scheme {
-                "s3" => {
-                    let builder = s3().with_client_options(client("AWS"));
-                    let built = builder.with_bucket_name(bucket).with_retry(retry).build();
-                    let store = Arc::new(built.map_err(wrong)?);
-                    (
-                        store.clone(),
-                        Some(store.clone() as Arc<dyn object_store::multipart::MultipartStore>),
-                        store,
-                    )
-                }
-                "gs" => {
-                    let builder = gcs().with_client_options(client("GOOGLE"));
-                    let built = builder.with_bucket_name(bucket).with_retry(retry).build();
-                    let store = Arc::new(built.map_err(wrong)?);
-                    (
-                        store.clone(),
-                        Some(store.clone() as Arc<dyn object_store::multipart::MultipartStore>),
-                        store,
-                    )
-                }
-                // Azure drops blocks that were never committed by itself, after a week.
-                _ => {
-                    let builder = azure().with_client_options(client("AZURE"));
-                    let built = builder.with_container_name(bucket).with_retry(retry).build();
-                    let store = Arc::new(built.map_err(wrong)?);
-                    (store.clone(), None, store)
-                }
-            };
-        Ok(Self { store, multipart, signer: Some(signer), local: None, prefix, name })
+        let client = match scheme {
+            #[cfg(feature = "s3")]
+            "s3" => super::s3::client(bucket),
+            #[cfg(feature = "gcs")]
+            "gs" => super::gcs::client(bucket),
+            #[cfg(feature = "azure")]
+            "az" => super::azure::client(bucket),
+            _ => return Err(unknown(url, "blob", &Self::SCHEMES.join("://bucket, "))),
+        };
+        let client = client.map_err(|error| refused(ion_model::errors::chain(&error)))?;
+        Ok(client.blobs(prefix, url.to_owned()))
     }
 
     /// Blobs in a container of Azure Blob, with a key at hand instead of in the environment. Connects to nothing yet.
     ///
     /// # Errors
     /// [`StoreError::Url`] when names or key cannot be right; the key is not in the words.
+    #[cfg(feature = "azure")]
     pub fn azure(account: &str, key: &str, container: &str) -> Result<Self, StoreError> {
         let name = format!("az://{container}");
         choose_tls();
-        let builder = azure().with_client_options(client("AZURE"));
-        let builder = builder.with_account(account).with_access_key(key).with_container_name(container);
-        let built = builder.with_retry(retry()).build().map_err(|error| StoreError::Url {
+        let client = super::azure::client_with_key(account, key, container);
+        let client = client.map_err(|error| StoreError::Url {
             url: name.clone(),
             kind: "blob",
             reason: format!("account {account:?}: {}", ion_model::errors::chain(&error)),
-        });
-        let store = Arc::new(built?);
-        let (signer, prefix) = (Some(store.clone() as Arc<dyn Signer>), Path::default());
-        Ok(Self { store, multipart: None, signer, local: None, prefix, name })
+        })?;
+        Ok(client.blobs(Path::default(), name))
     }
 }
 
-/// What the environment says of S3. Credentials are no longer in it when a store is opened.
-fn s3() -> AmazonS3Builder {
-    taken("AWS_").fold(AmazonS3Builder::from_env(), |builder, (name, value)| {
-        match name.to_ascii_lowercase().parse() {
-            Ok(key) => builder.with_config(key, value),
-            Err(_) => builder,
-        }
-    })
-}
-
-/// The same of Google's store.
-fn gcs() -> GoogleCloudStorageBuilder {
-    taken("GOOGLE_").fold(GoogleCloudStorageBuilder::from_env(), |builder, (name, value)| {
-        match name.to_ascii_lowercase().parse() {
-            Ok(key) => builder.with_config(key, value),
-            Err(_) => builder,
-        }
-    })
-}
-
-/// The same of Azure's.
-fn azure() -> MicrosoftAzureBuilder {
-    taken("AZURE_").fold(MicrosoftAzureBuilder::from_env(), |builder, (name, value)| {
-        match name.to_ascii_lowercase().parse() {
-            Ok(key) => builder.with_config(key, value),
-            Err(_) => builder,
-        }
-    })
-}
-
 /// How long a store is asked again.
-fn retry() -> RetryConfig {
+pub(super) fn retry() -> RetryConfig {
     RetryConfig { max_retries: 5, retry_timeout: RETRY_TIME, ..RetryConfig::default() }
 }
 
-/// HTTP without TLS only to an endpoint that the user wrote so.
-fn client(family: &str) -> ClientOptions {
+/// HTTP without TLS only to an endpoint that the user wrote so, in a variable of this family.
+pub(super) fn options(family: &str) -> ClientOptions {
     let plain = std::env::vars().any(|(key, value)| {
         key.starts_with(family) && key.contains("ENDPOINT") && value.starts_with("http://")
     });

@@ -1,0 +1,25 @@
+//! Google Cloud Storage.
+
+use std::sync::Arc;
+
+use ion_system::environment::taken;
+use object_store::gcp::GoogleCloudStorageBuilder;
+
+use super::cloud::{Client, options, retry};
+
+/// A client of this bucket, set up by the environment.
+pub(super) fn client(bucket: &str) -> object_store::Result<Client> {
+    let builder = from_env().with_bucket_name(bucket);
+    let store = Arc::new(builder.with_client_options(options("GOOGLE")).with_retry(retry()).build()?);
+    Ok(Client { store: store.clone(), multipart: Some(store.clone()), signer: store })
+}
+
+/// What the environment says. Credentials are no longer in it when a store is opened.
+fn from_env() -> GoogleCloudStorageBuilder {
+    taken("GOOGLE_").fold(GoogleCloudStorageBuilder::from_env(), |builder, (name, value)| {
+        match name.to_ascii_lowercase().parse() {
+            Ok(key) => builder.with_config(key, value),
+            Err(_) => builder,
+        }
+    })
+}
