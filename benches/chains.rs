@@ -1,9 +1,9 @@
 //! Chains by HTTP against the same programs in a shell, in one run, as ratios.
 //!
-//! `cargo bench --bench chains`. All sides take turns, so that a busy machine slows all. A shell starts its programs anew
-//! for each payload; a chain's wait for it, and what went through each is recorded, durable, before the answer ends. What the
-//! machine takes for the programs alone is the least that any chain can: the same three, started ahead by hand, no HTTP and
-//! nothing kept.
+//! `cargo bench --bench chains`. All sides take turns, so that a busy machine slows all. A shell
+//! starts its programs anew for each payload; a chain's wait for it, and what went through each is
+//! recorded, durable, before the answer ends. What the machine takes for the programs alone is the
+//! least that any chain can: the same three, started ahead by hand, no HTTP and nothing kept.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -53,7 +53,12 @@ fn main() {
     for times in [&mut ours, &mut theirs, &mut alone] {
         times.sort_unstable();
     }
-    line("a payload through three warm links, p50 / shell", middle(&ours), middle(&theirs), "<= 5 ms, <= 3");
+    line(
+        "a payload through three warm links, p50 / shell",
+        middle(&ours),
+        middle(&theirs),
+        "<= 5 ms, <= 3",
+    );
     line("the same, p99", late(&ours), late(&theirs), "<= 20 ms");
     line("the same, p50 / the programs alone, started ahead", middle(&ours), middle(&alone), "");
     let begun = Instant::now();
@@ -82,14 +87,22 @@ fn late(sorted: &[Duration]) -> Duration {
 
 fn line(what: &str, ours: Duration, theirs: Duration, goal: &str) {
     let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
-    println!("{what:<58} {:>11} {:>11} {ratio:>8.3}  {goal}", format!("{ours:.2?}"), format!("{theirs:.2?}"));
+    println!(
+        "{what:<58} {:>11} {:>11} {ratio:>8.3}  {goal}",
+        format!("{ours:.2?}"),
+        format!("{theirs:.2?}")
+    );
 }
 
 /// A payload through a shell's pipeline.
 fn shell(script: &str, payload: &[u8]) -> Duration {
     let begun = Instant::now();
-    let mut child =
-        Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = Command::new("sh")
+        .args(["-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let mut read = vec![];
     std::thread::scope(|scope| {
@@ -133,7 +146,8 @@ impl Waiting {
 
 fn shells() -> Vec<Duration> {
     std::thread::scope(|scope| {
-        let one = || (0..MANY / AT_A_TIME).map(|_| shell(SHELL, b"data 0\nother\n")).collect::<Vec<_>>();
+        let one =
+            || (0..MANY / AT_A_TIME).map(|_| shell(SHELL, b"data 0\nother\n")).collect::<Vec<_>>();
         let all: Vec<_> = (0..AT_A_TIME).map(|_| scope.spawn(one)).collect();
         all.into_iter().flat_map(|one| one.join().unwrap()).collect()
     })
@@ -142,8 +156,10 @@ fn shells() -> Vec<Duration> {
 /// A hundred megabytes: the chain keeps each link's output besides.
 fn streamed() {
     let home = Home::new();
-    let file =
-        home.write("chain.yaml", "name: cats\nChain: [{Command: cat}, {Command: cat}, {Command: cat}]\n");
+    let file = home.write(
+        "chain.yaml",
+        "name: cats\nChain: [{Command: cat}, {Command: cat}, {Command: cat}]\n",
+    );
     let daemon = home.up_with(&["--gateway", "127.0.0.1:0"], &file);
     let payload = vec![7; 100_000_000];
     let mut client = Http::to(&address(&daemon));
@@ -156,7 +172,12 @@ fn streamed() {
         assert_eq!((answer.status, answer.body.len()), (200, payload.len()));
     });
     let ours = begun.elapsed();
-    line("100 MB through three links, each kept / shell", ours, shell("cat | cat | cat", &payload), "");
+    line(
+        "100 MB through three links, each kept / shell",
+        ours,
+        shell("cat | cat | cat", &payload),
+        "",
+    );
     daemon.stop();
 }
 

@@ -1,7 +1,8 @@
-//! A node's driver with many pods: what a volume costs in time and memory, against the bare mount of an empty tmpfs.
+//! A node's driver with many pods: what a volume costs in time and memory, against the bare mount
+//! of an empty tmpfs.
 //!
-//! `cargo bench --bench csi`. Both sides of a row take turns. Publishing takes the pod's ticket and unpublishing writes how its
-//! work ended, a durable write each. Needs root.
+//! `cargo bench --bench csi`. Both sides of a row take turns. Publishing takes the pod's ticket and
+//! unpublishing writes how its work ended, a durable write each. Needs root.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -57,7 +58,11 @@ fn main() {
     for (name, _, target) in &pods {
         ours_gone.push(timed(|| rig.unpublish(name, target).unwrap()));
     }
-    line("a volume is published, p50 / mount of a tmpfs", middle(ours.clone()), middle(theirs.clone()));
+    line(
+        "a volume is published, p50 / mount of a tmpfs",
+        middle(ours.clone()),
+        middle(theirs.clone()),
+    );
     line("the same, p99", late(ours), late(theirs));
     line(
         "a volume is unpublished, p50 / unmount of a tmpfs",
@@ -134,5 +139,9 @@ fn status(pid: u32, key: &str) -> i64 {
 
 fn line(what: &str, ours: Duration, theirs: Duration) {
     let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
-    println!("{what:<58} {:>11} {:>11} {ratio:>8.1}", format!("{ours:.2?}"), format!("{theirs:.2?}"));
+    println!(
+        "{what:<58} {:>11} {:>11} {ratio:>8.1}",
+        format!("{ours:.2?}"),
+        format!("{theirs:.2?}")
+    );
 }

@@ -1,14 +1,16 @@
-//! The data path against what users would use instead, all in one run, on one S3 server and the same bytes.
+//! The data path against what users would use instead, all in one run, on one S3 server and the
+//! same bytes.
 //!
-//! `make bench`, or some rows only: `cargo bench --bench data -- cold link` (the names are in [`ROWS`]). The server is a real
-//! one on this machine (Garage, as in the tests); it shares two cores with what is measured, so it
-//! is the ratios that say something. Peers: the bare client (`object_store`, with as many requests side by side as Ion
-//! makes, the bytes thrown away), copying in first (the bare client into a local file), rclone and s3fs where they are
-//! installed, and native files. Needs root: it mounts in this process's own namespace.
+//! `make bench`, or some rows only: `cargo bench --bench data -- cold link` (the names are in
+//! [`ROWS`]). The server is a real one on this machine (Garage, as in the tests); it shares two
+//! cores with what is measured, so it is the ratios that say something. Peers: the bare client
+//! (`object_store`, with as many requests side by side as Ion makes, the bytes thrown away),
+//! copying in first (the bare client into a local file), rclone and s3fs where they are installed,
+//! and native files. Needs root: it mounts in this process's own namespace.
 //!
-//! `ION_BENCH_MIB` (384) is the size of the large file of most rows, `ION_BENCH_LARGE_MIB` (4096) that of the rows `first` and
-//! `memory`, `ION_BENCH_FILES` (10,000) the number of small files, `ION_BENCH_STREAM_MIB` (10,240) what is read while
-//! memory is watched.
+//! `ION_BENCH_MIB` (384) is the size of the large file of most rows, `ION_BENCH_LARGE_MIB` (4096)
+//! that of the rows `first` and `memory`, `ION_BENCH_FILES` (10,000) the number of small files,
+//! `ION_BENCH_STREAM_MIB` (10,240) what is read while memory is watched.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -76,7 +78,8 @@ fn main() {
     if let Ok(what) = std::env::var(jobs::MODULE) {
         return jobs::module(&what);
     }
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let known = |name: &String| ROWS.iter().any(|(row, _)| row == name);
     assert!(wanted.iter().all(known), "rows are {:?}", ROWS.map(|(name, _)| name));
     let Ok(url) = std::env::var("ION_BENCH_URL") else {
@@ -146,9 +149,20 @@ impl Store {
                 Ok((!piece.is_empty()).then_some((Bytes::from(piece), random)))
             },
         );
-        assert_eq!(self.runtime.block_on(self.plane.blobs.put(&key, pieces.boxed())).unwrap(), size);
+        assert_eq!(
+            self.runtime.block_on(self.plane.blobs.put(&key, pieces.boxed())).unwrap(),
+            size
+        );
         let checksums = sums.into_inner().unwrap().finish();
-        FileEntry { name: name.to_owned(), key, size, mtime: 0, mtime_nanos: 0, mode: 0o644, checksums }
+        FileEntry {
+            name: name.to_owned(),
+            key,
+            size,
+            mtime: 0,
+            mtime_nanos: 0,
+            mode: 0o644,
+            checksums,
+        }
     }
 
     /// The bare client: a range of a blob, thrown away or into a file.
@@ -169,7 +183,8 @@ impl Store {
                 }
             }
         });
-        self.runtime.block_on(futures_util::stream::iter(requests).buffer_unordered(SIDE_BY_SIDE).count());
+        self.runtime
+            .block_on(futures_util::stream::iter(requests).buffer_unordered(SIDE_BY_SIDE).count());
         began.elapsed()
     }
 
@@ -246,8 +261,9 @@ impl Bench {
 
     /// A file too large to be copied about; stored when the first row asks for it.
     fn large(&self) -> &FileEntry {
-        self.large
-            .get_or_init(|| self.store.random("large", number("ION_BENCH_LARGE_MIB", 4096) as u64 * MIB))
+        self.large.get_or_init(|| {
+            self.store.random("large", number("ION_BENCH_LARGE_MIB", 4096) as u64 * MIB)
+        })
     }
 
     fn cold(&self) -> Mount {
@@ -295,8 +311,8 @@ impl Bench {
         );
         for peer in PEERS {
             let Some(mounted) = self.store.peer(peer, &self.big) else { continue };
-            let theirs =
-                random(&mounted.at.join(&self.big.key), self.big.size) / u32::try_from(RANDOM).unwrap();
+            let theirs = random(&mounted.at.join(&self.big.key), self.big.size)
+                / u32::try_from(RANDOM).unwrap();
             row(&format!("random 4 KiB, cold / {peer}"), ours, theirs, "<= 0.5 of the best");
         }
     }
@@ -305,9 +321,19 @@ impl Bench {
         let mount = self.cold();
         read(&mount.at("in/data/big"));
         let theirs = median(3, || read(&self.native));
-        row("read again, same job / native", median(3, || read(&mount.at("in/data/big"))), theirs, "<= 1.05");
+        row(
+            "read again, same job / native",
+            median(3, || read(&mount.at("in/data/big"))),
+            theirs,
+            "<= 1.05",
+        );
         let next = mount.another();
-        row("read again, next job / native", median(3, || read(&next.at("in/data/big"))), theirs, "<= 1.05");
+        row(
+            "read again, next job / native",
+            median(3, || read(&next.at("in/data/big"))),
+            theirs,
+            "<= 1.05",
+        );
     }
 
     fn writes_and_closes(&self) {
@@ -325,7 +351,12 @@ impl Bench {
         let _ = fs::remove_file(mount.at("out/data/w"));
         write(&mount.at("out/data/w2"), self.big.size / MIB);
         let close = close(&mount, "w", &["w2"]);
-        row("close of the event after writing it at once / upload of it", close, self.upload, "<= 0.25");
+        row(
+            "close of the event after writing it at once / upload of it",
+            close,
+            self.upload,
+            "<= 0.25",
+        );
         write_over(&mount.at("out/data/w3"), self.big.size / MIB, 2 * self.upload);
         let close = self::close(&mount, "slow", &["w3"]);
         row("the same, written at half of the store's pace", close, self.upload, "<= 0.25");
@@ -341,7 +372,13 @@ impl Bench {
             let began = Instant::now();
             self.store.runtime.block_on(async {
                 let document = serde_json::json!({"id": format!("bare-{number}")});
-                mount.node.plane.documents.insert(Collection::Events, document, None).await.unwrap();
+                mount
+                    .node
+                    .plane
+                    .documents
+                    .insert(Collection::Events, document, None)
+                    .await
+                    .unwrap();
                 mount.node.plane.bus.publish(&message).await.unwrap();
             });
             began.elapsed()
@@ -350,7 +387,8 @@ impl Bench {
     }
 
     fn plane_event(&self, mount: &Mount) -> Event {
-        let found = self.store.runtime.block_on(mount.node.plane.documents.get_as(Collection::Events, "e"));
+        let found =
+            self.store.runtime.block_on(mount.node.plane.documents.get_as(Collection::Events, "e"));
         found.unwrap().unwrap()
     }
 

@@ -1,9 +1,9 @@
-//! First figures: the filesystem against native files and against the bare stores, jobs against bare processes, in one run,
-//! as ratios.
+//! First figures: the filesystem against native files and against the bare stores, jobs against
+//! bare processes, in one run, as ratios.
 //!
-//! `make bench`, or some rows only: `cargo bench --bench figures -- dispatch` (their names are in [`ROWS`]). Each row is the
-//! median of some rounds; both sides of a row take turns, so that a busy machine slows
-//! both. Needs root (it mounts in this process's namespace).
+//! `make bench`, or some rows only: `cargo bench --bench figures -- dispatch` (their names are in
+//! [`ROWS`]). Each row is the median of some rounds; both sides of a row take turns, so that a busy
+//! machine slows both. Needs root (it mounts in this process's namespace).
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -54,7 +54,8 @@ const ROWS: [(&str, fn()); 7] = [
 const JOBS: usize = 500;
 const AT_A_TIME: usize = 4;
 
-/// Events that an idle plane is given, one by one: each waits for a look that comes every 50 ms, so it takes many to tell.
+/// Events that an idle plane is given, one by one: each waits for a look that comes every 50 ms, so
+/// it takes many to tell.
 const IDLE_EVENTS: usize = 301;
 
 /// Modules that an idle plane serves: few, and many.
@@ -69,7 +70,8 @@ fn main() {
     if std::env::var_os(MANY).is_some() {
         return many_mounts(&runtime());
     }
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let known = |name: &String| ROWS.iter().any(|(row, _)| row == name);
     assert!(wanted.iter().all(known), "rows are {:?}", ROWS.map(|(name, _)| name));
     println!("{:<58} {:>11} {:>11} {:>8}  goal", "", "ion", "baseline", "ratio");
@@ -86,15 +88,27 @@ fn files() {
     fs::create_dir(&native).unwrap();
     let big = native.join("big");
     fs::write(&big, vec![7; BIG]).unwrap();
-    for (passthrough, how) in [(Passthrough::Allowed, "passthrough"), (Passthrough::Off, "daemon answers")] {
+    for (passthrough, how) in
+        [(Passthrough::Allowed, "passthrough"), (Passthrough::Off, "daemon answers")]
+    {
         let job = job(&runtime, passthrough, &big);
         let input = job.at("in/data/big");
         row(&format!("first read of 512 MiB / native ({how})"), 1, || read(&input), || read(&big));
         row(&format!("read again / native ({how})"), ROUNDS, || read(&input), || read(&big));
         let (ours, theirs) = (job.at("out/data/w"), native.join("w"));
-        row(&format!("write 512 MiB / native ({how})"), ROUNDS, || written(&ours), || written(&theirs));
+        row(
+            &format!("write 512 MiB / native ({how})"),
+            ROUNDS,
+            || written(&ours),
+            || written(&theirs),
+        );
         let (ours, theirs) = (job.at("out/data"), native.clone());
-        row(&format!("{SMALL} files of 100 B / native ({how})"), ROUNDS, || small(&ours), || small(&theirs));
+        row(
+            &format!("{SMALL} files of 100 B / native ({how})"),
+            ROUNDS,
+            || small(&ours),
+            || small(&theirs),
+        );
     }
 }
 
@@ -152,7 +166,10 @@ fn names() {
     let began = Instant::now();
     let job = Mount::over(runtime.clone(), home, plane, Passthrough::Allowed, files);
     let ours = listed(&job.at("in/data"), NAMES);
-    println!("(an event of {NAMES} files: inserted, mounted and listed in {:.2?})", began.elapsed());
+    println!(
+        "(an event of {NAMES} files: inserted, mounted and listed in {:.2?})",
+        began.elapsed()
+    );
     let theirs = listed(&folder, NAMES);
     line(
         &format!("list {NAMES} names and their sizes / native"),
@@ -187,7 +204,12 @@ fn listed(at: &Path, names: usize) -> Duration {
 }
 
 /// Both sides in turn; their medians and the ratio.
-fn row(name: &str, rounds: usize, mut ours: impl FnMut() -> Duration, mut theirs: impl FnMut() -> Duration) {
+fn row(
+    name: &str,
+    rounds: usize,
+    mut ours: impl FnMut() -> Duration,
+    mut theirs: impl FnMut() -> Duration,
+) {
     let (mut a, mut b) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         a.push(ours());
@@ -228,7 +250,8 @@ fn job(runtime: &Arc<Runtime>, passthrough: Passthrough, big: &Path) -> Mount {
     Mount::over(runtime.clone(), home, plane, passthrough, files)
 }
 
-/// Jobs of `true` from their queue to their end, against a loop that starts the same program with as many at a time.
+/// Jobs of `true` from their queue to their end, against a loop that starts the same program with
+/// as many at a time.
 fn dispatch() {
     let program = "/bin/true";
     let home = Home::new();
@@ -280,16 +303,18 @@ fn dispatch() {
     );
 }
 
-/// One event of a plane on which nothing else happens, from its publishing to the end of its job: where many modules are
-/// served, and where few are.
+/// One event of a plane on which nothing else happens, from its publishing to the end of its job:
+/// where many modules are served, and where few are.
 fn idle() {
     let runtime = runtime();
     let serve = |modules: usize| {
         let home = Home::new();
-        let module =
-            |n: usize| (format!("m{n}"), serde_json::json!({"on": [format!("t{n}")], "run": ["/bin/true"]}));
+        let module = |n: usize| {
+            (format!("m{n}"), serde_json::json!({"on": [format!("t{n}")], "run": ["/bin/true"]}))
+        };
         let modules: serde_json::Map<_, _> = (0..modules).map(module).collect();
-        let pipeline = home.write("pipeline.yaml", serde_json::json!({"modules": modules}).to_string());
+        let pipeline =
+            home.write("pipeline.yaml", serde_json::json!({"modules": modules}).to_string());
         let up = home.up_with(&["--quiet"], &pipeline);
         let plane = runtime.block_on(open(&StoreUrls::embedded(&home.state()))).unwrap();
         (home, up, dispatcher::ledger::Ledger::new(plane))
@@ -345,14 +370,18 @@ fn pause(milliseconds: usize) {
     std::thread::sleep(Duration::from_millis(milliseconds as u64));
 }
 
-#[allow(clippy::disallowed_methods, reason = "a bench that looks without a pause slows what it measures")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a bench that looks without a pause slows what it measures"
+)]
 fn wait(milliseconds: u64, mut condition: impl FnMut() -> bool) {
     while !condition() {
         std::thread::sleep(Duration::from_millis(milliseconds));
     }
 }
 
-/// What each of so many mounted trees costs its daemon: this program started again, where nothing was freed before.
+/// What each of so many mounted trees costs its daemon: this program started again, where nothing
+/// was freed before.
 fn mounts() {
     #[allow(clippy::disallowed_methods, reason = "a bench starts programs")]
     let mut again = std::process::Command::new(std::env::current_exe().unwrap());
@@ -380,7 +409,10 @@ fn many_mounts(runtime: &Arc<Runtime>) {
     let (memory, threads) = (status("VmRSS:") - memory, status("Threads:") - threads);
     let each = memory as f64 / MOUNTS as f64;
     line(
-        &format!("memory of each of {MOUNTS} mounts in use ({:.2} threads)", threads as f64 / MOUNTS as f64),
+        &format!(
+            "memory of each of {MOUNTS} mounts in use ({:.2} threads)",
+            threads as f64 / MOUNTS as f64
+        ),
         &format!("{each:.0}KiB"),
         "1024KiB",
         each / 1024.0,

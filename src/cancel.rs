@@ -22,10 +22,11 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 
 /// Stop all that comes of an event: what is queued, what runs, and what would still be started
 ///
-/// ID is a correlation, of which all is cancelled, or an event, of which all below it is: its jobs, the events these have
-/// committed, and so on. Jobs that run get SIGTERM, and SIGKILL after a while. What is committed until they have stopped
-/// starts nothing. What has ended stays as it is, dead jobs too. Should this command be ended, the dispatchers finish
-/// what it has begun. `ion job retry` lets a cancelled job run again.
+/// ID is a correlation, of which all is cancelled, or an event, of which all below it is: its jobs,
+/// the events these have committed, and so on. Jobs that run get SIGTERM, and SIGKILL after a
+/// while. What is committed until they have stopped starts nothing. What has ended stays as it is,
+/// dead jobs too. Should this command be ended, the dispatchers finish what it has begun. `ion job
+/// retry` lets a cancelled job run again.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
@@ -84,7 +85,11 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     Err(Failure(format!(
         "after {} {} still running; whoever holds them will stop them, and nothing new is started",
         format_duration(args.timeout),
-        if done.running == 1 { "1 job is".to_owned() } else { format!("{} jobs are", done.running) }
+        if done.running == 1 {
+            "1 job is".to_owned()
+        } else {
+            format!("{} jobs are", done.running)
+        }
     )))
 }
 
@@ -100,7 +105,9 @@ async fn find(ledger: &Ledger, id: &str) -> Result<Cancelling, Failure> {
     }
     match trace::find_event(ledger, id).await {
         Ok(event) => Ok(Cancelling::event(&event)),
-        Err(_) => Ok(Cancelling::correlation(CorrelationId::new(trace::find_correlation(ledger, id).await?))),
+        Err(_) => Ok(Cancelling::correlation(CorrelationId::new(
+            trace::find_correlation(ledger, id).await?,
+        ))),
     }
 }
 

@@ -14,17 +14,19 @@ use crate::{Failure, Outcome, Verdict, output};
 
 /// Mount jobs' trees for the pods of this Kubernetes node, until SIGTERM
 ///
-/// A driver of the Container Storage Interface, one on each node: its name is csi.ionfs. A dispatcher with modules of
-/// `executor: kubernetes` makes the pods; each has one inline volume of this driver, mounted at /ion before it starts. Stores are
-/// named as for every command; ION_TICKET_KEY is the dispatchers' too (`openssl rand -hex 32` makes one). Unix sockets
-/// may be written as unix:///path. docs/kubernetes.md tells how it is deployed.
+/// A driver of the Container Storage Interface, one on each node: its name is csi.ionfs. A
+/// dispatcher with modules of `executor: kubernetes` makes the pods; each has one inline volume of
+/// this driver, mounted at /ion before it starts. Stores are named as for every command;
+/// ION_TICKET_KEY is the dispatchers' too (`openssl rand -hex 32` makes one). Unix sockets may be
+/// written as unix:///path. docs/kubernetes.md tells how it is deployed.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Example:\n  ion csi --node-id \"$NODE_NAME\"")]
 pub(crate) struct Args {
     /// The driver's socket
     #[arg(long, env = "ION_CSI_ENDPOINT", value_name = "SOCKET", value_parser = socket, default_value = "/csi/csi.sock")]
     endpoint: PathBuf,
-    /// The socket in the kubelet's folder plugins_registry by which it learns of the driver; empty: none
+    /// The socket in the kubelet's folder plugins_registry by which it learns of the driver; empty:
+    /// none
     #[arg(long, env = "ION_CSI_REGISTRATION", value_name = "SOCKET", value_parser = socket, default_value = "/registration/csi.ionfs-reg.sock")]
     registration: PathBuf,
     /// The driver's socket as the kubelet finds it
@@ -39,7 +41,11 @@ pub(crate) struct Args {
 
 fn socket(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text.strip_prefix("unix://").unwrap_or(text));
-    if path.is_absolute() || text.is_empty() { Ok(path) } else { Err("an absolute path is needed".into()) }
+    if path.is_absolute() || text.is_empty() {
+        Ok(path)
+    } else {
+        Err("an absolute path is needed".into())
+    }
 }
 
 pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {

@@ -78,7 +78,9 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
             }
             Ok(tally.verdict("queued again"))
         }
-        Command::Drop(args) if args.unreadable => drop_unreadable(&ledger, args.module.as_deref()).await,
+        Command::Drop(args) if args.unreadable => {
+            drop_unreadable(&ledger, args.module.as_deref()).await
+        }
         Command::Drop(args) => {
             let mut tally = Tally::default();
             for job in chosen(&ledger, &args.ids, args.module).await? {
@@ -95,7 +97,8 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
     }
 }
 
-/// What became of jobs of which each may fail by itself: one that cannot be helped holds up no other.
+/// What became of jobs of which each may fail by itself: one that cannot be helped holds up no
+/// other.
 #[derive(Debug, Default)]
 struct Tally {
     done: usize,
@@ -104,7 +107,12 @@ struct Tally {
 
 impl Tally {
     fn failed(&mut self, job: &JobRecord, what: &str, error: &LedgerError) {
-        output::say(&format!("job {} of {} cannot be {what}: {}", job.id, job.module, chain(error)));
+        output::say(&format!(
+            "job {} of {} cannot be {what}: {}",
+            job.id,
+            job.module,
+            chain(error)
+        ));
         self.failed += 1;
     }
 
@@ -138,7 +146,11 @@ async fn dead(ledger: &Ledger, module: Option<String>) -> Result<Vec<JobRecord>,
 }
 
 /// The dead jobs of these ids; where there are none, all of them, or a module's.
-async fn chosen(ledger: &Ledger, ids: &[String], module: Option<String>) -> Result<Vec<JobRecord>, Failure> {
+async fn chosen(
+    ledger: &Ledger,
+    ids: &[String],
+    module: Option<String>,
+) -> Result<Vec<JobRecord>, Failure> {
     if ids.is_empty() {
         return dead(ledger, module).await;
     }
@@ -146,7 +158,11 @@ async fn chosen(ledger: &Ledger, ids: &[String], module: Option<String>) -> Resu
     for id in ids {
         let found = job::find(ledger, id).await?;
         if found.state != JobState::Dead {
-            return Err(Failure(format!("job {} is not dead but {}", found.id, found.state.as_str())));
+            return Err(Failure(format!(
+                "job {} is not dead but {}",
+                found.id,
+                found.state.as_str()
+            )));
         }
         jobs.push(found);
     }
@@ -171,9 +187,12 @@ async fn list(settings: &Settings, ledger: &Ledger) -> Outcome {
     job::show(settings, &dead(ledger, None).await?);
     let unread = unreadable(ledger).await?;
     if !settings.json && !unread.is_empty() {
-        output::line("messages no job could be made of (`ion dead drop --unreadable` removes them):");
+        output::line(
+            "messages no job could be made of (`ion dead drop --unreadable` removes them):",
+        );
         for letter in unread {
-            let (module, reason) = (output::of_others(&letter.module), output::of_others(&letter.reason));
+            let (module, reason) =
+                (output::of_others(&letter.module), output::of_others(&letter.reason));
             output::line(format!("  {} for {module}: {reason}", output::moment(letter.at)));
         }
     }

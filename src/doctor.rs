@@ -59,7 +59,11 @@ pub(crate) async fn run(settings: &Settings, _args: Args) -> Outcome {
             };
             let mut lines = finding.text.lines();
             let first = lines.next().unwrap_or_default();
-            output::line(format!("{:<12} {:<5}  {first}", finding.what, output::coloured(mark, colour)));
+            output::line(format!(
+                "{:<12} {:<5}  {first}",
+                finding.what,
+                output::coloured(mark, colour)
+            ));
             lines.for_each(|text| output::line(format!("{:20}{text}", "")));
         }
     }
@@ -70,21 +74,27 @@ async fn stores(settings: &Settings) -> Vec<Finding> {
     let bad = |what, text| Finding { what, good: false, needed: true, text };
     // What is not there is not made only to be looked at: a folder beside it shows the same.
     let home = settings.home.clone();
-    let beside = settings.urls().missing().filter(|database| database.starts_with(&home)).map(|_| {
-        let folder = home.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
-        tempfile::Builder::new().prefix(".ion-doctor-").tempdir_in(folder)
-    });
+    let beside =
+        settings.urls().missing().filter(|database| database.starts_with(&home)).map(|_| {
+            let folder = home.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
+            tempfile::Builder::new().prefix(".ion-doctor-").tempdir_in(folder)
+        });
     let urls = match &beside {
         None => settings.urls().clone(),
         Some(Ok(folder)) => settings.urls().moved(&home, folder.path()),
-        Some(Err(error)) => return vec![bad("home", format!("{} cannot be made: {error}", home.display()))],
-    };
-    let found = ionfs::probe::probe(&urls).await.into_iter().map(|probed| match (probed.outcome, &beside) {
-        (Ok(can), None) => good(probed.store, &format!("{}: {can}", probed.url)),
-        (Ok(can), Some(_)) => {
-            good(probed.store, &format!("{can} (below {}, which is not there yet)", home.display()))
+        Some(Err(error)) => {
+            return vec![bad("home", format!("{} cannot be made: {error}", home.display()))];
         }
-        (Err(reason), _) => bad(probed.store, format!("{}: {reason}", probed.url)),
+    };
+    let found = ionfs::probe::probe(&urls).await.into_iter().map(|probed| {
+        match (probed.outcome, &beside) {
+            (Ok(can), None) => good(probed.store, &format!("{}: {can}", probed.url)),
+            (Ok(can), Some(_)) => good(
+                probed.store,
+                &format!("{can} (below {}, which is not there yet)", home.display()),
+            ),
+            (Err(reason), _) => bad(probed.store, format!("{}: {reason}", probed.url)),
+        }
     });
     found.collect()
 }
@@ -131,13 +141,16 @@ fn containers() -> [Finding; 2] {
         Err(reason) => so_so("containers", reason),
     };
     let registry = match container::fetcher(&path) {
-        Ok(program) => good("images", &format!("{} fetches them from registries", program.display())),
+        Ok(program) => {
+            good("images", &format!("{} fetches them from registries", program.display()))
+        }
         Err(reason) => so_so("images", reason),
     };
     [runtime, registry]
 }
 
-/// The kernel takes backing files since 6.9, of a daemon with CAP_SYS_ADMIN. A mount that finds otherwise falls back.
+/// The kernel takes backing files since 6.9, of a daemon with CAP_SYS_ADMIN. A mount that finds
+/// otherwise falls back.
 fn passthrough(root: bool) -> Finding {
     let so_so = |text: String| Finding { what: "passthrough", good: false, needed: false, text };
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -147,7 +160,9 @@ fn passthrough(root: bool) -> Finding {
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     let slower = "the daemon answers reads itself, slower and the same to see";
     match (root, version >= (6, 9)) {
-        (true, true) => good("passthrough", &format!("Linux {release} reads whole files by itself")),
+        (true, true) => {
+            good("passthrough", &format!("Linux {release} reads whole files by itself"))
+        }
         (true, false) => so_so(format!("needs Linux 6.9, this is {release}; {slower}")),
         (false, _) => so_so(format!("needs root; {slower}")),
     }

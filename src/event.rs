@@ -43,8 +43,8 @@ pub(crate) struct CreateArgs {
     /// A value for the modules
     #[arg(short, long = "data", value_name = "KEY=VALUE", value_parser = pair)]
     data: Vec<(String, String)>,
-    /// The event's id, 1 to 255 bytes; the same id with the same content is the same event, in the correlation it was first
-    /// created in [default: a new one]
+    /// The event's id, 1 to 255 bytes; the same id with the same content is the same event, in the
+    /// correlation it was first created in [default: a new one]
     #[arg(long, value_parser = id)]
     id: Option<String>,
     /// The correlation it belongs to, 1 to 255 bytes [default: a new one]
@@ -53,8 +53,8 @@ pub(crate) struct CreateArgs {
     /// The event it came of
     #[arg(long, value_parser = id)]
     parent: Option<String>,
-    /// Wait until all that comes of it has ended, and say what is waited for; exit 0 only if all of it succeeded. A document
-    /// store that is away is waited for too, for 5 minutes at most
+    /// Wait until all that comes of it has ended, and say what is waited for; exit 0 only if all of
+    /// it succeeded. A document store that is away is waited for too, for 5 minutes at most
     #[arg(short, long)]
     wait: bool,
     /// How long to wait at most
@@ -87,7 +87,8 @@ pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// An id that people choose: what every store, message and log can hold, and nothing that a terminal would obey.
+/// An id that people choose: what every store, message and log can hold, and nothing that a
+/// terminal would obey.
 fn id(text: &str) -> Result<String, String> {
     let fits = (1..=ID_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control);
     match fits {
@@ -117,7 +118,8 @@ async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
     let id = args.id.map_or_else(EventId::random, EventId::new);
     let belongs_to = args.correlation.map(CorrelationId::new);
     let correlation = belongs_to.clone().unwrap_or_else(CorrelationId::random);
-    // Of this call alone: another one with the same id must not write over what the first one's event names.
+    // Of this call alone: another one with the same id must not write over what the first one's
+    // event names.
     let prefix = format!("{correlation}/{id}/{}", EventId::random().short());
     let StoredFiles { files, directories } = store_files(&plane, &prefix, &args.files).await?;
     let first = FirstEvent {
@@ -174,8 +176,8 @@ async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
     wait(settings, &ledger, correlation.as_str(), args.timeout).await
 }
 
-/// Commits an event of a chosen id; gives the stored one, which may be of an earlier call and of another correlation. Blobs
-/// that no event names then are removed.
+/// Commits an event of a chosen id; gives the stored one, which may be of an earlier call and of
+/// another correlation. Blobs that no event names then are removed.
 async fn commit_or_find(ledger: &Ledger, event: Event) -> Result<Event, Failure> {
     let plane = ledger.plane();
     if let Err(refusal) = create_event(plane, event.clone()).await {
@@ -222,7 +224,10 @@ async fn peek(settings: &Settings, args: PeekArgs) -> Outcome {
                 m.context.correlation_id.to_string(),
             ]
         };
-        output::table(&["EVENT", "TYPE", "BY", "CORRELATION"], &messages.iter().map(row).collect::<Vec<_>>());
+        output::table(
+            &["EVENT", "TYPE", "BY", "CORRELATION"],
+            &messages.iter().map(row).collect::<Vec<_>>(),
+        );
     }
     Ok(Verdict::Well)
 }
@@ -235,11 +240,18 @@ mod tests {
 
     #[test]
     fn a_type_that_nobody_takes_is_told_of_with_what_was_meant() {
-        let module = |on: &str| Module { on: vec![on.into()], ..Module::new(on, vec![], "/".into()) };
+        let module =
+            |on: &str| Module { on: vec![on.into()], ..Module::new(on, vec![], "/".into()) };
         let modules = [module("new_video"), module("frame")];
         assert_eq!(starts_nothing("frame", &modules), None);
-        assert!(starts_nothing("new_vidoe", &modules).unwrap().ends_with("did you mean \"new_video\"?"));
-        assert!(starts_nothing("report", &modules).unwrap().ends_with("modules start on frame, new_video"));
+        assert!(
+            starts_nothing("new_vidoe", &modules).unwrap().ends_with("did you mean \"new_video\"?")
+        );
+        assert!(
+            starts_nothing("report", &modules)
+                .unwrap()
+                .ends_with("modules start on frame, new_video")
+        );
         assert!(starts_nothing("report", &[]).unwrap().contains("no module is registered"));
     }
 

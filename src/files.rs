@@ -1,7 +1,7 @@
 //! Files and folders named on the command line become files of an event.
 //!
-//! All of them are found and looked at before the first is stored: what cannot be kept is refused by name, and nothing has
-//! happened.
+//! All of them are found and looked at before the first is stored: what cannot be kept is refused
+//! by name, and nothing has happened.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -24,7 +24,8 @@ use ionfs::upload::{UploadError, in_tries, open_regular, store_open, try_suffix}
 
 use crate::{Failure, output};
 
-/// Files that are stored side by side: each waits for its own answer of the store, and takes some megabytes.
+/// Files that are stored side by side: each waits for its own answer of the store, and takes some
+/// megabytes.
 const AT_A_TIME: usize = 16;
 
 /// How often a pipe or a log is told how far it is. A terminal has a bar.
@@ -105,7 +106,8 @@ async fn store_one(
     stored
 }
 
-/// A path of any bytes, and the name it is to have. A path that is there is taken whole, though it may hold a `=`.
+/// A path of any bytes, and the name it is to have. A path that is there is taken whole, though it
+/// may hold a `=`.
 fn path_and_name(text: &OsStr) -> Result<(PathBuf, Option<String>), Failure> {
     let bytes = text.as_bytes();
     match bytes.iter().position(|byte| *byte == b'=') {
@@ -169,7 +171,12 @@ impl FoundFiles {
         self.add_file(path, &metadata, name)
     }
 
-    fn add_file(&mut self, path: PathBuf, metadata: &Metadata, name: String) -> Result<(), Failure> {
+    fn add_file(
+        &mut self,
+        path: PathBuf,
+        metadata: &Metadata,
+        name: String,
+    ) -> Result<(), Failure> {
         let kind = metadata.file_type();
         if !kind.is_file() {
             let what = match kind {
@@ -189,7 +196,8 @@ impl FoundFiles {
         Ok(())
     }
 
-    /// All that is below a folder. Links are followed, but for those that lead back to a folder they are in.
+    /// All that is below a folder. Links are followed, but for those that lead back to a folder
+    /// they are in.
     fn walk(&mut self, folder: PathBuf, prefix: String) -> Result<(), Failure> {
         let mut open = vec![Level::of(folder, prefix)?];
         while let Some(level) = open.last_mut() {
@@ -199,8 +207,11 @@ impl FoundFiles {
             };
             let path = level.folder.join(&own);
             let own = utf8(&own, &path)?;
-            let name =
-                if level.prefix.is_empty() { own.to_owned() } else { format!("{}/{own}", level.prefix) };
+            let name = if level.prefix.is_empty() {
+                own.to_owned()
+            } else {
+                format!("{}/{own}", level.prefix)
+            };
             let metadata = look(&path)?;
             if !metadata.is_dir() {
                 self.add_file(path, &metadata, name)?;
@@ -238,8 +249,12 @@ impl Level {
     fn of(folder: PathBuf, prefix: String) -> Result<Self, Failure> {
         let read = || {
             let metadata = folder.metadata()?;
-            let names = std::fs::read_dir(&folder)?.map(|entry| entry.map(|entry| entry.file_name()));
-            Ok::<_, io::Error>(((metadata.dev(), metadata.ino()), names.collect::<Result<Vec<_>, _>>()?))
+            let names =
+                std::fs::read_dir(&folder)?.map(|entry| entry.map(|entry| entry.file_name()));
+            Ok::<_, io::Error>((
+                (metadata.dev(), metadata.ino()),
+                names.collect::<Result<Vec<_>, _>>()?,
+            ))
         };
         let (id, mut names) =
             read().map_err(|error| Failure(format!("{folder:?} cannot be read: {error}")))?;
@@ -309,7 +324,8 @@ impl Progress {
             tokio::time::sleep(MOVE_EVERY).await;
             let (files, bytes) = {
                 let done = self.done();
-                let active: u64 = done.active.values().map(|moved| moved.load(Ordering::Relaxed)).sum();
+                let active: u64 =
+                    done.active.values().map(|moved| moved.load(Ordering::Relaxed)).sum();
                 (done.files, (done.bytes + active).min(self.bytes))
             };
             self.bar.set_message(format!("{files}/{} files", self.files));

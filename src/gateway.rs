@@ -21,17 +21,24 @@ use crate::{Failure, Outcome, Verdict, output, service};
 #[derive(Debug, ClapArgs)]
 #[command(next_help_heading = "Gateway options")]
 pub(crate) struct GatewayFlags {
-    /// A file of tokens that requests have to bring, a line each: NAME SCOPE,SCOPE TOKEN; only its owner may read it.
-    /// ION_GATEWAY_TOKENS holds such lines itself. Needed for an address that other machines reach
+    /// A file of tokens that requests have to bring, a line each: NAME SCOPE,SCOPE TOKEN; only its
+    /// owner may read it. ION_GATEWAY_TOKENS holds such lines itself. Needed for an address that
+    /// other machines reach
     #[arg(long = "gateway-tokens", env = "ION_GATEWAY_TOKENS_FILE", value_name = "FILE")]
     tokens: Option<PathBuf>,
-    /// A file that names the signed webhooks to take at /webhooks/NAME, a line each: NAME SCHEME TYPE SECRET-FILE...; SCHEME is
-    /// github or stripe, TYPE the type of the events that come of it; only their owner may read files of secrets. docs/http.md
-    /// shows one
+    /// A file that names the signed webhooks to take at /webhooks/NAME, a line each: NAME SCHEME
+    /// TYPE SECRET-FILE...; SCHEME is github or stripe, TYPE the type of the events that come of
+    /// it; only their owner may read files of secrets. docs/http.md shows one
     #[arg(long = "gateway-webhooks", env = "ION_GATEWAY_WEBHOOKS", value_name = "FILE")]
     webhooks: Option<PathBuf>,
-    /// A name that the gateway answers to without tokens, beside localhost: that of a proxy; may be repeated
-    #[arg(long = "gateway-host", env = "ION_GATEWAY_HOSTS", value_delimiter = ',', value_name = "NAME")]
+    /// A name that the gateway answers to without tokens, beside localhost: that of a proxy; may be
+    /// repeated
+    #[arg(
+        long = "gateway-host",
+        env = "ION_GATEWAY_HOSTS",
+        value_delimiter = ',',
+        value_name = "NAME"
+    )]
     hosts: Vec<String>,
     /// Bytes of a request with files
     #[arg(long = "gateway-upload-max", env = "ION_GATEWAY_UPLOAD_MAX", default_value = "64GiB", value_parser = ionfs::limits::bytes, value_name = "SIZE")]
@@ -56,7 +63,8 @@ impl GatewayFlags {
     /// The tokens that requests have to bring.
     fn tokens(&self) -> Result<Tokens, Failure> {
         let listed = match &self.tokens {
-            // systemd keeps others away from these itself; by an access list, on some machines, and the mode does not tell.
+            // systemd keeps others away from these itself; by an access list, on some machines, and
+            // the mode does not tell.
             Some(file) if is_credential(file) => Tokens::parse(&std::fs::read_to_string(file)?)?,
             Some(file) => Tokens::load(file)?,
             None => Tokens::default(),
@@ -73,20 +81,22 @@ impl GatewayFlags {
             Failure(format!("the list of webhooks {} cannot be read: {error}", list.display()))
         })?;
         let secret = |file: &Path| match is_credential(file) {
-            true => {
-                std::fs::read(file).map_err(|error| format!("{} cannot be read: {error}", file.display()))
-            }
+            true => std::fs::read(file)
+                .map_err(|error| format!("{} cannot be read: {error}", file.display())),
             false => read_private(file).map_err(|error| Failure::from(error).0),
         };
         Ok(Webhooks::parse(list, &text, secret)?)
     }
 
-    /// Refuses a gateway that asks for no token beside a module which reaches it from its container: what is put into one is
-    /// not trusted to publish whatever it likes.
+    /// Refuses a gateway that asks for no token beside a module which reaches it from its
+    /// container: what is put into one is not trusted to publish whatever it likes.
     pub(crate) fn check_beside(&self, modules: &[Module]) -> Result<(), Failure> {
         let on_this_machine = |module: &&Module| {
             module.executor == ExecutorKind::Container
-                && module.container.as_ref().is_some_and(|container| container.network == Network::Host)
+                && module
+                    .container
+                    .as_ref()
+                    .is_some_and(|container| container.network == Network::Host)
         };
         match modules.iter().find(on_this_machine) {
             Some(module) if self.tokens()?.is_empty() => Err(Failure(format!(
@@ -129,8 +139,8 @@ impl GatewayFlags {
 
 /// Serve HTTP: requests start pipelines, and show what came of them; until Ctrl-C
 ///
-/// Any number of them serve the same stores, with any dispatchers beside them. `ion up --gateway ADDRESS` does it in one
-/// process.
+/// Any number of them serve the same stores, with any dispatchers beside them. `ion up --gateway
+/// ADDRESS` does it in one process.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:

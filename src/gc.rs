@@ -16,8 +16,8 @@ use crate::{Outcome, Verdict, output};
 
 /// Check that every document, blob, checksum and job agree; exit 1 if not
 ///
-/// What ought to have moved is watched for a while before it is a finding: events that are not published, ends of jobs
-/// that the bus was not told of, leases that nobody renews.
+/// What ought to have moved is watched for a while before it is a finding: events that are not
+/// published, ends of jobs that the bus was not told of, leases that nobody renews.
 #[derive(Debug, Args)]
 #[command(name = "check")]
 pub(crate) struct CheckArgs {
@@ -39,11 +39,12 @@ Examples:
   ion gc --older-than 30days   drop whole correlations that ended more than 30 days ago: files, events, jobs and logs;
                                and this machine's unpacked images that no job has used for so long")]
 pub(crate) struct GcArgs {
-    /// Leave blobs and tickets alone that are younger: longer than storing the files of one `ion event create` takes
+    /// Leave blobs and tickets alone that are younger: longer than storing the files of one `ion
+    /// event create` takes
     #[arg(long, default_value = "1day", value_parser = humantime::parse_duration)]
     grace: Duration,
-    /// Drop correlations in which every job has ended and nothing has happened for so long, and images of this machine
-    /// that no job has used for so long
+    /// Drop correlations in which every job has ended and nothing has happened for so long, and
+    /// images of this machine that no job has used for so long
     #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
     older_than: Option<Duration>,
     /// Only say what would go
@@ -56,8 +57,10 @@ pub(crate) async fn check(settings: &Settings, args: CheckArgs) -> Outcome {
     let depth = if args.deep { Depth::Checksums } else { Depth::Lengths };
     let repair = if args.repair { Repair::Safe } else { Repair::No };
     let ledger = Ledger::new(plane.clone());
-    let (report, jobs) =
-        tokio::join!(ionfs::audit::check(&plane, depth, repair), dispatcher::audit::check(&ledger, repair));
+    let (report, jobs) = tokio::join!(
+        ionfs::audit::check(&plane, depth, repair),
+        dispatcher::audit::check(&ledger, repair)
+    );
     let (mut report, jobs) = (report?, jobs?);
     report.findings.extend(jobs.report.findings);
     if settings.json {
@@ -74,8 +77,11 @@ pub(crate) async fn check(settings: &Settings, args: CheckArgs) -> Outcome {
             let repaired = finding.repaired.as_ref().map(|done| format!(" [repaired: {done}]"));
             output::line(format!("{}{}", finding.what, repaired.unwrap_or_default()));
         }
-        let read =
-            if args.deep { format!(", {} read", output::size(report.bytes_read)) } else { String::new() };
+        let read = if args.deep {
+            format!(", {} read", output::size(report.bytes_read))
+        } else {
+            String::new()
+        };
         output::line(format!(
             "{} events, {} blobs{read}: {} findings",
             report.events,
@@ -84,7 +90,8 @@ pub(crate) async fn check(settings: &Settings, args: CheckArgs) -> Outcome {
         ));
     }
     for (module, events) in &jobs.not_served {
-        let waits = if *events == 1 { "1 event waits".to_owned() } else { format!("{events} events wait") };
+        let waits =
+            if *events == 1 { "1 event waits".to_owned() } else { format!("{events} events wait") };
         output::say(&format!(
             "{waits} for module {module:?}, which no dispatcher serves: start one with `ion up`, or give it up with `ion module \
              delete {module}`"
@@ -134,7 +141,10 @@ pub(crate) async fn collect(settings: &Settings, args: GcArgs) -> Outcome {
     }
     if images != images::Collected::default() {
         let size = output::size(images.bytes);
-        output::line(format!("{verb} {} unpacked images that nobody has used ({size})", images.images));
+        output::line(format!(
+            "{verb} {} unpacked images that nobody has used ({size})",
+            images.images
+        ));
     }
     Ok(Verdict::Well)
 }

@@ -66,15 +66,17 @@ pub(crate) struct LogArgs {
 }
 
 fn state(text: &str) -> Result<JobState, String> {
-    serde_json::from_value(text.into())
-        .map_err(|_| "allowed: waiting, queued, starting, running, succeeded, dead, cancelled".to_owned())
+    serde_json::from_value(text.into()).map_err(|_| {
+        "allowed: waiting, queued, starting, running, succeeded, dead, cancelled".to_owned()
+    })
 }
 
 pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
     let ledger = Ledger::new(settings.existing_plane().await?);
     match command {
         Command::List(args) => {
-            let filter = JobFilter { module: args.module, state: args.state, correlation: args.correlation };
+            let filter =
+                JobFilter { module: args.module, state: args.state, correlation: args.correlation };
             let mut jobs = ledger.list(&filter, args.limit.saturating_add(1)).await?;
             if jobs.len() > args.limit {
                 jobs.remove(0);
@@ -86,7 +88,8 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
         Command::Logs(args) => return logs(settings, &ledger, args).await,
         Command::Cancel(args) => {
             let job = ledger.cancel(&find(&ledger, &args.id).await?.id).await?;
-            let what = if job.state == JobState::Cancelled { "is cancelled" } else { "is asked to stop" };
+            let what =
+                if job.state == JobState::Cancelled { "is cancelled" } else { "is asked to stop" };
             output::say(&format!("job {} {what}", job.id));
         }
         Command::Retry(args) => {
@@ -115,11 +118,16 @@ pub(crate) async fn find(ledger: &Ledger, id: &str) -> Result<JobRecord, Failure
         return Ok(job);
     }
     let all = ledger.list(&JobFilter::default(), usize::MAX >> 1).await?;
-    let mut found: Vec<JobRecord> = all.into_iter().filter(|job| job.id.as_str().starts_with(id)).collect();
+    let mut found: Vec<JobRecord> =
+        all.into_iter().filter(|job| job.id.as_str().starts_with(id)).collect();
     match (found.pop(), found.len()) {
         (Some(job), 0) => Ok(job),
-        (Some(_), more) => Err(Failure(format!("{} jobs begin with {id:?}; give more of the id", more + 1))),
-        (None, _) => Err(Failure(format!("there is no job {id:?}; `ion job list` shows what there is"))),
+        (Some(_), more) => {
+            Err(Failure(format!("{} jobs begin with {id:?}; give more of the id", more + 1)))
+        }
+        (None, _) => {
+            Err(Failure(format!("there is no job {id:?}; `ion job list` shows what there is")))
+        }
     }
 }
 
@@ -130,8 +138,10 @@ pub(crate) fn show(settings: &Settings, jobs: &[JobRecord]) {
     }
     let row = |job: &JobRecord| {
         let last = job.attempts.last();
-        let took = last.map(|a| output::duration((a.ended.unwrap_or_else(clock::now) - a.started).max(0)));
-        let reason = last.and_then(|a| a.reason.clone()).filter(|_| job.state != JobState::Succeeded);
+        let took =
+            last.map(|a| output::duration((a.ended.unwrap_or_else(clock::now) - a.started).max(0)));
+        let reason =
+            last.and_then(|a| a.reason.clone()).filter(|_| job.state != JobState::Succeeded);
         vec![
             job.id.short().to_owned(),
             job.module.clone(),

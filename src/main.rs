@@ -33,9 +33,10 @@ use crate::spans::Exporter;
 
 /// Runs data-processing pipelines whose modules only read and write files.
 ///
-/// A module is any program. For each event it subscribes to, Ion starts a job of it with a filesystem at /ion:
-/// the event's files in /ion/in, a place for results in /ion/out. Closing a file in /ion/out/events commits the files
-/// it names and publishes an event, which starts the next modules.
+/// A module is any program. For each event it subscribes to, Ion starts a job of it with a
+/// filesystem at /ion: the event's files in /ion/in, a place for results in /ion/out. Closing a
+/// file in /ion/out/events commits the files it names and publishes an event, which starts the next
+/// modules.
 #[derive(Debug, Parser)]
 #[command(
     name = "ion",
@@ -112,7 +113,10 @@ pub(crate) enum Verdict {
 fn main() -> ExitCode {
     ionfs::sys::keep_descriptors_to_itself();
     ionfs::sys::hear_of_children();
-    if std::env::args_os().nth(1).is_some_and(|word| word == dispatcher::executor::sandbox::INIT_WORD) {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == dispatcher::executor::sandbox::INIT_WORD)
+    {
         dispatcher::executor::sandbox::init_main();
     }
     ionfs::sys::close_to_other_processes();
@@ -187,14 +191,13 @@ mod tests {
 
     use super::*;
 
-    /// The command lines of a text that shows them as code: on lines of their own, and in sentences.
+    /// The command lines of a text that shows them as code: on lines of their own, and in
+    /// sentences.
     fn command_lines(text: &str) -> (Vec<String>, Vec<String>) {
         let shown = text.lines().map(str::trim_start).filter(|line| line.starts_with("ion "));
-        let said = text
-            .split('`')
-            .skip(1)
-            .step_by(2)
-            .filter(|code| code.starts_with("ion ") && !code.contains("->") && !code.contains('\n'));
+        let said = text.split('`').skip(1).step_by(2).filter(|code| {
+            code.starts_with("ion ") && !code.contains("->") && !code.contains('\n')
+        });
         (shown.map(str::to_owned).collect(), said.map(str::to_owned).collect())
     }
 
@@ -224,7 +227,10 @@ mod tests {
             for entry in std::fs::read_dir(root.join(folder)).unwrap() {
                 let path = entry.unwrap().path();
                 if path.extension().is_some_and(|ext| ext == "md") {
-                    pages.push((path.display().to_string(), std::fs::read_to_string(&path).unwrap()));
+                    pages.push((
+                        path.display().to_string(),
+                        std::fs::read_to_string(&path).unwrap(),
+                    ));
                 }
             }
         }

@@ -1,4 +1,5 @@
-//! `--metrics`: numbers for Prometheus, and whether this process is ready, at an address of their own.
+//! `--metrics`: numbers for Prometheus, and whether this process is ready, at an address of their
+//! own.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,8 +13,9 @@ use crate::{Failure, output};
 /// Flags of commands that work until they are told to stop.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct MetricsArgs {
-    /// Show numbers for Prometheus at http://ADDRESS/metrics, 127.0.0.1:9464 for instance, and at /ready whether work is
-    /// taken [default: off]. An address that other machines reach needs a token in ION_METRICS_TOKEN
+    /// Show numbers for Prometheus at http://ADDRESS/metrics, 127.0.0.1:9464 for instance, and at
+    /// /ready whether work is taken [default: off]. An address that other machines reach needs a
+    /// token in ION_METRICS_TOKEN
     #[arg(long, env = "ION_METRICS", value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
 }

@@ -34,8 +34,9 @@ pub(crate) struct NameArgs {
 
 /// Register a module, or all modules of a pipeline file
 ///
-/// Running dispatchers without a pipeline file of their own serve it at once. A module of that name that is there already is
-/// replaced. What is said here and how it is checked is as in a pipeline file.
+/// Running dispatchers without a pipeline file of their own serve it at once. A module of that name
+/// that is there already is replaced. What is said here and how it is checked is as in a pipeline
+/// file.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -63,11 +64,12 @@ struct Says {
     /// An event type it may publish
     #[arg(short = 'o', long, value_name = "TYPE")]
     emits: Vec<String>,
-    /// The image its jobs run from: name:tag, name@sha256:..., oci:FOLDER[:TAG], oci-archive:FILE or docker-archive:FILE
+    /// The image its jobs run from: name:tag, name@sha256:..., oci:FOLDER[:TAG], oci-archive:FILE
+    /// or docker-archive:FILE
     #[arg(long)]
     image: Option<String>,
-    /// What runs its jobs: local, container (this machine, from an image) or kubernetes (pods) [default: container with an
-    /// image, local without]
+    /// What runs its jobs: local, container (this machine, from an image) or kubernetes (pods)
+    /// [default: container with an image, local without]
     #[arg(long)]
     executor: Option<String>,
     /// What a container reaches: none or host [default: none]
@@ -79,14 +81,15 @@ struct Says {
     /// What a container may take: cpu=500m, memory=256Mi, gpu=1 (kubernetes)
     #[arg(long = "resource", value_name = "NAME=QUANTITY", value_parser = pair)]
     resources: Vec<(String, String)>,
-    /// Let its program keep the daemon's capabilities, and see the machine's devices and settings: docs/security.md
+    /// Let its program keep the daemon's capabilities, and see the machine's devices and settings:
+    /// docs/security.md
     #[arg(long)]
     privileged: bool,
     /// A variable of its environment
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = pair)]
     env: Vec<(String, String)>,
-    /// When its events are committed: on-close (each as it is closed) or on-success (all when it has succeeded) [default:
-    /// on-close]
+    /// When its events are committed: on-close (each as it is closed) or on-success (all when it
+    /// has succeeded) [default: on-close]
     #[arg(long, value_name = "WHEN")]
     commit: Option<String>,
     /// How long a job may run, as in 30s or 2h [default: 10m]
@@ -98,7 +101,8 @@ struct Says {
     /// Jobs at a time in one dispatcher [default: one for each processor]
     #[arg(long, value_name = "N")]
     concurrency: Option<usize>,
-    /// The program and its arguments; paths in an image are the image's [default: as the image says]
+    /// The program and its arguments; paths in an image are the image's [default: as the image
+    /// says]
     #[arg(last = true, value_name = "ARGV", required_unless_present_any = ["pipeline", "image"])]
     run: Vec<String>,
 }
@@ -122,8 +126,9 @@ impl Says {
             concurrency,
             run,
         } = self;
-        let map =
-            |pairs: Vec<(String, String)>| (!pairs.is_empty()).then(|| pairs.into_iter().collect::<Value>());
+        let map = |pairs: Vec<(String, String)>| {
+            (!pairs.is_empty()).then(|| pairs.into_iter().collect::<Value>())
+        };
         let fields = [
             ("on", Some(json!(on))),
             ("emits", Some(json!(emits))),
@@ -198,7 +203,8 @@ async fn create(ledger: &Ledger, args: CreateArgs) -> Outcome {
         (Some(file), _) => Pipeline::load(&file, &search_path())?.modules,
         (None, name) => {
             let (name, directory) = (name.unwrap_or_default(), std::env::current_dir()?);
-            let module = Module::from_fields(&name, &args.says.fields(), &directory).map_err(Failure)?;
+            let module =
+                Module::from_fields(&name, &args.says.fields(), &directory).map_err(Failure)?;
             module.check_programs(&search_path()).map_err(Failure)?;
             vec![module]
         }

@@ -1,8 +1,9 @@
 //! What people see: tables, colours, times and sizes. The only place that prints.
 //!
-//! Modules choose names, types, values and lines freely. What a terminal would obey in them is shown instead, as `\u{1b}`
-//! or `\n`, so that no module moves the cursor, and none forges a line of a table, a trace or a log. Bytes go out as they
-//! are only where they are asked for and no terminal reads them.
+//! Modules choose names, types, values and lines freely. What a terminal would obey in them is
+//! shown instead, as `\u{1b}` or `\n`, so that no module moves the cursor, and none forges a line
+//! of a table, a trace or a log. Bytes go out as they are only where they are asked for and no
+//! terminal reads them.
 
 pub(crate) mod live;
 mod printer;
@@ -21,7 +22,8 @@ use self::printer::{WhenFull, printer};
 pub(crate) use self::progress::{LogWriter, bar_target};
 use crate::settings::wants_colours;
 
-/// Bytes of one cell of a table, and of one part of a line that others chose. `ion job get` and the like show all of it.
+/// Bytes of one cell of a table, and of one part of a line that others chose. `ion job get` and the
+/// like show all of it.
 const CELL_MAX: usize = 500;
 
 /// How long a command that catches signals waits at its end for a reader who does not read.
@@ -30,7 +32,8 @@ pub(crate) const READER_WAIT: Duration = Duration::from_secs(2);
 /// Bytes of a result that are printed at a time.
 const PIECE: usize = 64 << 10;
 
-/// Whether this command does something of its own at SIGINT and SIGTERM, which would end any other one.
+/// Whether this command does something of its own at SIGINT and SIGTERM, which would end any other
+/// one.
 static CATCHES_SIGNALS: AtomicBool = AtomicBool::new(false);
 
 /// Prints one line.
@@ -38,8 +41,8 @@ pub(crate) fn line(text: impl AsRef<str>) {
     print(format!("{}\n", one_line(text.as_ref())).as_bytes());
 }
 
-/// Prints a part of the result. A slow reader is waited for; one that went away ends nothing: a command goes on with what it
-/// does beside printing.
+/// Prints a part of the result. A slow reader is waited for; one that went away ends nothing: a
+/// command goes on with what it does beside printing.
 fn print(bytes: &[u8]) {
     for piece in bytes.chunks(PIECE) {
         printer(OutputStream::Stdout).put(OutputStream::Stdout, piece.to_vec(), WhenFull::Wait);
@@ -102,26 +105,29 @@ pub(crate) fn raw(bytes: &[u8]) {
 /// Prints a JSON document. What a terminal would obey in its strings stands as JSON's own escapes.
 pub(crate) fn json(value: &impl Serialize) {
     print(
-        format!("{}\n", harmless_json(&serde_json::to_string_pretty(value).unwrap_or_default())).as_bytes(),
+        format!("{}\n", harmless_json(&serde_json::to_string_pretty(value).unwrap_or_default()))
+            .as_bytes(),
     );
 }
 
-/// Control characters below a space are escaped in any JSON, or white space between values; these are the others.
+/// Control characters below a space are escaped in any JSON, or white space between values; these
+/// are the others.
 fn harmless_json(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
         match is_obeyed(c) && c != '\n' {
-            true => {
-                c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| shown.push_str(&format!("\\u{unit:04x}")))
-            }
+            true => c
+                .encode_utf16(&mut [0; 2])
+                .iter()
+                .for_each(|unit| shown.push_str(&format!("\\u{unit:04x}"))),
             false => shown.push(c),
         }
     }
     shown
 }
 
-/// Says something beside the result: what is done, what is waited for, why the command failed. It is left out where nobody
-/// reads.
+/// Says something beside the result: what is done, what is waited for, why the command failed. It
+/// is left out where nobody reads.
 pub(crate) fn say(text: &str) {
     let line = format!("ion: {}\n", one_line(text));
     printer(OutputStream::Stderr).put(OutputStream::Stderr, line.into_bytes(), WhenFull::LeaveOut);
@@ -246,7 +252,10 @@ mod tests {
 
     #[test]
     fn columns_are_aligned() {
-        let rows = vec![vec!["a".to_owned(), "long cell".to_owned()], vec!["bcd".to_owned(), "x".to_owned()]];
+        let rows = vec![
+            vec!["a".to_owned(), "long cell".to_owned()],
+            vec!["bcd".to_owned(), "x".to_owned()],
+        ];
         assert_eq!(layout(&["ID", "WHAT"], &rows), ["ID   WHAT", "a    long cell", "bcd  x"]);
     }
 
@@ -254,12 +263,19 @@ mod tests {
     fn what_others_chose_stays_in_its_line_and_is_not_obeyed() {
         let forged = "a\nsucceeded  b\r\x1b[2J\x1b[31mred\x1b[0m\u{9b}1m\tend";
         // Colours alone could be ours.
-        assert_eq!(one_line(forged), "a\\nsucceeded  b\\r\\u{1b}[2J\x1b[31mred\x1b[0m\\u{9b}1m\tend");
+        assert_eq!(
+            one_line(forged),
+            "a\\nsucceeded  b\\r\\u{1b}[2J\x1b[31mred\x1b[0m\\u{9b}1m\tend"
+        );
         assert_eq!(of_others("a\n\x1b[31mb"), r"a\n\u{1b}[31mb");
         assert!(of_others(&"x".repeat(15 << 20)).len() < CELL_MAX + 50);
-        let json = harmless_json(&serde_json::to_string(&["\u{9b}2J\u{7f}\u{202e}\x1b\n", "é"]).unwrap());
+        let json =
+            harmless_json(&serde_json::to_string(&["\u{9b}2J\u{7f}\u{202e}\x1b\n", "é"]).unwrap());
         assert_eq!(json, r#"["\u009b2J\u007f\u202e\u001b\n","é"]"#);
-        assert_eq!(serde_json::from_str::<Vec<String>>(&json).unwrap()[0], "\u{9b}2J\u{7f}\u{202e}\x1b\n");
+        assert_eq!(
+            serde_json::from_str::<Vec<String>>(&json).unwrap()[0],
+            "\u{9b}2J\u{7f}\u{202e}\x1b\n"
+        );
     }
 
     #[test]

@@ -56,7 +56,8 @@ pub(crate) struct Args {
     /// Copy all of out/data into this folder, whether or not an event names it
     #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Let the program keep this command's capabilities, and see the machine's devices and settings: docs/security.md
+    /// Let the program keep this command's capabilities, and see the machine's devices and
+    /// settings: docs/security.md
     #[arg(long, conflicts_with = "module")]
     privileged: bool,
     /// Instead of a module: a program and its arguments, which may publish anything
@@ -78,7 +79,8 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     let node = Node::new(plane.clone(), settings.node())?;
     let (id, correlation) = (EventId::random(), CorrelationId::random());
     let prefix = format!("{correlation}/{id}");
-    // Of the type the module subscribes to, but for no module of the plane: it starts this one, here, and no other.
+    // Of the type the module subscribes to, but for no module of the plane: it starts this one,
+    // here, and no other.
     let event_type = module.subscribes().into_iter().next().unwrap_or_else(|| "run".into());
     let StoredFiles { files, directories } = store_files(&plane, &prefix, &args.files).await?;
     let first = FirstEvent {
@@ -157,7 +159,8 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         output::json(&published);
     } else {
         for event in &published {
-            let files: Vec<String> = event.files.iter().map(|file| output::of_others(&file.name)).collect();
+            let files: Vec<String> =
+                event.files.iter().map(|file| output::of_others(&file.name)).collect();
             output::line(format!("{}  {}  {}", event.event_type, event.id, files.join(" ")));
         }
     }
@@ -189,10 +192,13 @@ fn say_what_is_left(found: &Found, out: Option<&Path>, published: &[Event]) -> O
         ));
         return Ok(Verdict::Well);
     }
-    let named: HashSet<&str> =
-        published.iter().flat_map(|event| event.files.iter().map(|file| file.name.as_str())).collect();
+    let named: HashSet<&str> = published
+        .iter()
+        .flat_map(|event| event.files.iter().map(|file| file.name.as_str()))
+        .collect();
     // An event of very many files has their list in a blob: then nothing is said of any.
-    let unnamed: Vec<_> = found.files.iter().filter(|(name, _)| !named.contains(name.as_str())).collect();
+    let unnamed: Vec<_> =
+        found.files.iter().filter(|(name, _)| !named.contains(name.as_str())).collect();
     if !unnamed.is_empty() && published.iter().all(|event| event.file_list.is_none()) {
         let shown: Vec<String> = unnamed
             .iter()
@@ -219,16 +225,21 @@ async fn module(ledger: &Ledger, args: &Args) -> Result<Module, Failure> {
         module.check_programs(&search_path()).map_err(Failure)?;
         return Ok(module);
     };
-    let file =
-        args.pipeline.clone().or_else(|| Some(PathBuf::from("pipeline.yaml")).filter(|file| file.exists()));
+    let file = args
+        .pipeline
+        .clone()
+        .or_else(|| Some(PathBuf::from("pipeline.yaml")).filter(|file| file.exists()));
     let found = match &file {
-        Some(file) => {
-            Pipeline::load(file, &search_path())?.modules.into_iter().find(|module| module.name == *name)
-        }
+        Some(file) => Pipeline::load(file, &search_path())?
+            .modules
+            .into_iter()
+            .find(|module| module.name == *name),
         None => ledger.module(name).await?,
     };
     found.ok_or_else(|| match file {
         Some(file) => Failure(format!("{} has no module {name:?}", file.display())),
-        None => Failure(format!("there is no module {name:?}; name its pipeline file with --pipeline")),
+        None => {
+            Failure(format!("there is no module {name:?}; name its pipeline file with --pipeline"))
+        }
     })
 }

@@ -1,7 +1,9 @@
-//! What a service manager is told, where one started this process and wants to hear: ready, alive, stopping.
+//! What a service manager is told, where one started this process and wants to hear: ready, alive,
+//! stopping.
 //!
-//! systemd names a socket of datagrams in `NOTIFY_SOCKET` (`Type=notify`, sd_notify(3)); a datagram of lines is the whole
-//! protocol. A manager that does not listen is no reason to stop: it has time-outs of its own. Modules never see the socket.
+//! systemd names a socket of datagrams in `NOTIFY_SOCKET` (`Type=notify`, sd_notify(3)); a datagram
+//! of lines is the whole protocol. A manager that does not listen is no reason to stop: it has
+//! time-outs of its own. Modules never see the socket.
 
 use std::ffi::OsStr;
 use std::io;
@@ -13,8 +15,8 @@ use tokio::time::MissedTickBehavior;
 
 use crate::settings::{notify_socket, watchdog_interval};
 
-/// Work is taken from now on. If the manager wants to hear regularly that this process is alive, it does until the runtime
-/// ends or stands still.
+/// Work is taken from now on. If the manager wants to hear regularly that this process is alive, it
+/// does until the runtime ends or stands still.
 pub(crate) fn ready() {
     tell("READY=1");
     let Some(interval) = watchdog_interval() else { return };

@@ -34,8 +34,8 @@ use crate::{Failure, output};
 /// What of the daemon's environment modules see: nothing that could be a credential.
 const PASSED_ON: [&str; 8] = ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ"];
 
-/// What of it the client of registries reads beside: where it finds logins, registries and certificates, and by which way
-/// registries are reached. No module sees these.
+/// What of it the client of registries reads beside: where it finds logins, registries and
+/// certificates, and by which way registries are reached. No module sees these.
 const OF_REGISTRIES: [&str; 16] = [
     "REGISTRY_AUTH_FILE",
     "DOCKER_CONFIG",
@@ -70,8 +70,15 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// Flags of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// The folder of all state: stores, staging, locks [default: .ion here, or in the nearest folder above that has one]
-    #[arg(long, env = "ION_HOME", global = true, value_name = "DIR", help_heading = "Global options")]
+    /// The folder of all state: stores, staging, locks [default: .ion here, or in the nearest
+    /// folder above that has one]
+    #[arg(
+        long,
+        env = "ION_HOME",
+        global = true,
+        value_name = "DIR",
+        help_heading = "Global options"
+    )]
     home: Option<PathBuf>,
     /// Where files' bytes are kept: file://, s3://, az:// or gs:// [default: file://HOME/blobs]
     #[arg(
@@ -114,9 +121,9 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     commit_deadline: Duration,
-    /// What a job may take, unless its module says otherwise: event-bytes, event-values, event-value-bytes, event-files,
-    /// path-bytes, path-depth, lineage-depth, staged-bytes, staged-files, open-files or processes; docs/limits.md explains
-    /// each
+    /// What a job may take, unless its module says otherwise: event-bytes, event-values,
+    /// event-value-bytes, event-files, path-bytes, path-depth, lineage-depth, staged-bytes,
+    /// staged-files, open-files or processes; docs/limits.md explains each
     #[arg(
         long = "job-limit",
         env = "ION_JOB_LIMITS",
@@ -126,7 +133,8 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     limits: Vec<String>,
-    /// Bytes on disk of what was fetched from a remote object store, kept in HOME/cache for all jobs
+    /// Bytes on disk of what was fetched from a remote object store, kept in HOME/cache for all
+    /// jobs
     #[arg(
         long,
         env = "ION_CACHE_SIZE",
@@ -137,8 +145,8 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     cache_size: u64,
-    /// Bytes in memory of what is being read, however many files are open [default: a 256th of the memory there is,
-    /// 64MiB to 256MiB]
+    /// Bytes in memory of what is being read, however many files are open [default: a 256th of the
+    /// memory there is, 64MiB to 256MiB]
     #[arg(
         long,
         env = "ION_CACHE_MEMORY",
@@ -200,13 +208,15 @@ impl Settings {
             Some(home) => std::path::absolute(home)?,
             None => nearest_home(&std::env::current_dir()?)?,
         };
-        let said = PlaneSection { blobs: global.blobs, documents: global.documents, bus: global.bus };
+        let said =
+            PlaneSection { blobs: global.blobs, documents: global.documents, bus: global.bus };
         warn_of_passwords();
         let recorded = match std::fs::read(home.join(PLANE)) {
             Ok(json) => serde_json::from_slice(&json)?,
             Err(_) => PlaneSection::default(),
         };
-        let namespaces = if global.no_namespaces { Namespaces::Never } else { Namespaces::WherePossible };
+        let namespaces =
+            if global.no_namespaces { Namespaces::Never } else { Namespaces::WherePossible };
         let urls = StoreUrls::embedded(&home);
         let passthrough = !global.no_passthrough;
         let (json, commit_deadline) = (global.json, global.commit_deadline);
@@ -219,8 +229,18 @@ impl Settings {
             memory_bytes: global.cache_memory.unwrap_or(defaults.memory_bytes).max(4 * BLOCK),
             ..defaults
         };
-        let mut settings =
-            Self { opened, cache, home, json, said, urls, passthrough, commit_deadline, limits, namespaces };
+        let mut settings = Self {
+            opened,
+            cache,
+            home,
+            json,
+            said,
+            urls,
+            passthrough,
+            commit_deadline,
+            limits,
+            namespaces,
+        };
         settings.choose(&recorded)?;
         Ok(settings)
     }
@@ -242,8 +262,9 @@ impl Settings {
         Ok(())
     }
 
-    /// Takes the stores that a pipeline file names, and notes them in the home, so that `ion trace` and the like look at
-    /// the same ones. As written there: a password that the file takes from the environment is not kept.
+    /// Takes the stores that a pipeline file names, and notes them in the home, so that `ion trace`
+    /// and the like look at the same ones. As written there: a password that the file takes from
+    /// the environment is not kept.
     pub(crate) fn adopt(&mut self, section: &PlaneSection) -> Result<(), Failure> {
         self.choose(section)?;
         let file = self.home.join(PLANE);
@@ -259,7 +280,8 @@ impl Settings {
         Ok(std::io::Write::write_all(&mut file, &serde_json::to_vec_pretty(section)?)?)
     }
 
-    /// Opens the stores of a command that only looks at them, or steers what is there: it makes none.
+    /// Opens the stores of a command that only looks at them, or steers what is there: it makes
+    /// none.
     pub(crate) async fn existing_plane(&self) -> Result<DataPlane, Failure> {
         match self.urls.missing() {
             None => self.plane().await,
@@ -273,7 +295,8 @@ impl Settings {
 
     /// Opens the stores.
     pub(crate) async fn plane(&self) -> Result<DataPlane, Failure> {
-        if self.home.exists() || self.urls.files().iter().any(|store| store.starts_with(&self.home)) {
+        if self.home.exists() || self.urls.files().iter().any(|store| store.starts_with(&self.home))
+        {
             make_home(&self.home)?;
         }
         let plane = open(&self.urls).await?;
@@ -298,7 +321,8 @@ impl Settings {
     }
 }
 
-/// The home of a command that names none: as with `git`, that of the folder it is called in, or of the nearest one above.
+/// The home of a command that names none: as with `git`, that of the folder it is called in, or of
+/// the nearest one above.
 fn nearest_home(folder: &Path) -> Result<PathBuf, Failure> {
     let mut homes = folder.ancestors().map(|folder| folder.join(HOME));
     // A folder that is only called so has neither, or cannot be looked into.
@@ -311,8 +335,8 @@ fn nearest_home(folder: &Path) -> Result<PathBuf, Failure> {
     };
     let Some(home) = homes.find(is_home) else { return Ok(folder.join(HOME)) };
     let metadata = home.metadata()?;
-    // What it says (which stores, with what of this environment) would be obeyed; what is made in it, its owner could not
-    // change.
+    // What it says (which stores, with what of this environment) would be obeyed; what is made in
+    // it, its owner could not change.
     if metadata.uid() != rustix::process::geteuid().as_raw() {
         return Err(Failure(format!(
             "{} belongs to user {}: run ion as that user, or name a home of your own with --home (or ION_HOME)",
@@ -323,8 +347,8 @@ fn nearest_home(folder: &Path) -> Result<PathBuf, Failure> {
     Ok(home)
 }
 
-/// Writes the fields of a log, of which modules, requests and messages choose some: each in one line, and cut where it is
-/// long.
+/// Writes the fields of a log, of which modules, requests and messages choose some: each in one
+/// line, and cut where it is long.
 fn harmless_fields() -> impl for<'w> FormatFields<'w> + 'static {
     let field = |out: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| {
         if field.name() != "message" {
@@ -394,8 +418,10 @@ pub(crate) fn ticket_key() -> Result<TicketKey, String> {
 /// Whether OpenTelemetry's standard variables ask for spans.
 pub(crate) fn wants_spans() -> bool {
     let says = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let is = |name: &str, word: &str| says(name).is_some_and(|value| value.eq_ignore_ascii_case(word));
-    let endpoint = says("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| says("OTEL_EXPORTER_OTLP_ENDPOINT"));
+    let is =
+        |name: &str, word: &str| says(name).is_some_and(|value| value.eq_ignore_ascii_case(word));
+    let endpoint =
+        says("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| says("OTEL_EXPORTER_OTLP_ENDPOINT"));
     endpoint.is_some() && !is("OTEL_SDK_DISABLED", "true") && !is("OTEL_TRACES_EXPORTER", "none")
 }
 

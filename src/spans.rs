@@ -1,9 +1,10 @@
 //! OpenTelemetry: the spans of [`ionfs::spans`] go to whoever `OTEL_EXPORTER_OTLP_ENDPOINT` names.
 //!
 //! # How it works
-//! Spans come as `tracing`'s; a layer makes OpenTelemetry's of them, under ids and parents that their fields say. (To
-//! `tracing-opentelemetry` a parent of another process is told by a call in the code that makes the span, which would
-//! have to know OpenTelemetry.) The SDK queues what has ended and sends it in batches from a thread of its own.
+//! Spans come as `tracing`'s; a layer makes OpenTelemetry's of them, under ids and parents that
+//! their fields say. (To `tracing-opentelemetry` a parent of another process is told by a call in
+//! the code that makes the span, which would have to know OpenTelemetry.) The SDK queues what has
+//! ended and sends it in batches from a thread of its own.
 //!
 //! # What it never does
 //! Hold up a job: a full queue drops spans, and a collector that is away costs a warning. Say what
@@ -58,7 +59,8 @@ pub(crate) struct Exporter {
 }
 
 impl Exporter {
-    /// What the standard variables ask for; none: nothing is to be sent. Must be called inside a Tokio runtime.
+    /// What the standard variables ask for; none: nothing is to be sent. Must be called inside a
+    /// Tokio runtime.
     pub(crate) fn from_environment() -> Result<Option<Self>, Failure> {
         if !wants_spans() {
             return Ok(None);
@@ -85,14 +87,16 @@ impl Exporter {
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
-        let ours = |metadata: &Metadata<'_>| metadata.is_span() && metadata.target() == spans::TARGET;
+        let ours =
+            |metadata: &Metadata<'_>| metadata.is_span() && metadata.target() == spans::TARGET;
         let ours = filter_fn(ours).with_max_level_hint(LevelFilter::from_level(Level::INFO));
         Bridge { tracer: self.provider.tracer(SERVICE) }.with_filter(ours)
     }
 
     /// Sends what is left, if the collector takes it in time.
     pub(crate) async fn finish(self) {
-        let sent = tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FLUSH)).await;
+        let sent =
+            tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FLUSH)).await;
         if !matches!(sent, Ok(Ok(()))) {
             tracing::warn!("the last spans were not sent");
         }
@@ -135,7 +139,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Bridge {
         let own = fields.job.id();
         let name = fields.name.unwrap_or_else(|| attributes.metadata().name().to_owned());
         let kind = if own.is_some() { SpanKind::Consumer } else { SpanKind::Internal };
-        let mut builder = self.tracer.span_builder(name).with_kind(kind).with_attributes(fields.attributes);
+        let mut builder =
+            self.tracer.span_builder(name).with_kind(kind).with_attributes(fields.attributes);
         if let Some(begun) = fields.begun {
             builder = builder.with_start_time(UNIX_EPOCH + Duration::from_nanos(begun));
         }
@@ -267,7 +272,10 @@ impl HttpClient for Client {
             None => self.failing.store(false, Ordering::Relaxed),
             // Once for each time that it is away.
             Some(reason) if !self.failing.swap(true, Ordering::Relaxed) => {
-                tracing::warn!(reason, "the collector of OTEL_EXPORTER_OTLP_ENDPOINT does not take spans");
+                tracing::warn!(
+                    reason,
+                    "the collector of OTEL_EXPORTER_OTLP_ENDPOINT does not take spans"
+                );
             }
             Some(_) => {}
         }
@@ -276,7 +284,10 @@ impl HttpClient for Client {
 }
 
 /// The address may hold a password: no error names it.
-async fn send(http: reqwest::Client, request: reqwest::Request) -> reqwest::Result<Response<Bytes>> {
+async fn send(
+    http: reqwest::Client,
+    request: reqwest::Request,
+) -> reqwest::Result<Response<Bytes>> {
     let mut answer = http.execute(request).await.map_err(reqwest::Error::without_url)?;
     let mut body = BytesMut::new();
     while let Some(piece) = answer.chunk().await.map_err(reqwest::Error::without_url)? {

@@ -84,14 +84,17 @@ pub(crate) fn outdated(status: &Status) -> Vec<String> {
 
 /// The events, oldest first.
 async fn events(ledger: &Ledger) -> Result<Vec<Event>, Failure> {
-    let query = Query::equal(Collection::Events, vec![("context.documentType", json!("eventMeta"))])
-        .order_by("created");
+    let query =
+        Query::equal(Collection::Events, vec![("context.documentType", json!("eventMeta"))])
+            .order_by("created");
     Ok(ledger.plane().documents.find_as(query).await?)
 }
 
 async fn latest(ledger: &Ledger) -> Result<Event, Failure> {
     let first = events(ledger).await?.into_iter().rfind(|event| event.job_id.is_none());
-    first.ok_or_else(|| Failure("there are no events yet; create one with `ion event create`".into()))
+    first.ok_or_else(|| {
+        Failure("there are no events yet; create one with `ion event create`".into())
+    })
 }
 
 /// The event of an id, or of the only id that begins so.
@@ -99,8 +102,11 @@ pub(crate) async fn find_event(ledger: &Ledger, id: &str) -> Result<Event, Failu
     if let Some(event) = ledger.event(&EventId::new(id)).await? {
         return Ok(event);
     }
-    let mut found: Vec<Event> =
-        events(ledger).await?.into_iter().filter(|event| event.id.as_str().starts_with(id)).collect();
+    let mut found: Vec<Event> = events(ledger)
+        .await?
+        .into_iter()
+        .filter(|event| event.id.as_str().starts_with(id))
+        .collect();
     match (found.pop(), found.len()) {
         (Some(event), 0) => Ok(event),
         (Some(_), more) => {
@@ -121,9 +127,10 @@ pub(crate) async fn find_correlation(ledger: &Ledger, id: &str) -> Result<String
     found.dedup();
     match (found.pop(), found.len()) {
         (Some(one), 0) => Ok(one),
-        (Some(_), more) => {
-            Err(Failure(format!("{} correlations begin with {id:?}; give more of the id", more + 1)))
-        }
+        (Some(_), more) => Err(Failure(format!(
+            "{} correlations begin with {id:?}; give more of the id",
+            more + 1
+        ))),
         (None, _) => {
             let event = find_event(ledger, id).await;
             Ok(event
@@ -136,15 +143,26 @@ pub(crate) async fn find_correlation(ledger: &Ledger, id: &str) -> Result<String
 }
 
 /// The tree as lines.
-fn tree(correlation: &str, status: &Status, insights: &BTreeMap<String, InsightRecord>) -> Vec<String> {
+fn tree(
+    correlation: &str,
+    status: &Status,
+    insights: &BTreeMap<String, InsightRecord>,
+) -> Vec<String> {
     let mut lines = vec![format!("correlation {correlation}")];
     Tree::new(status, insights).add_to(&mut lines);
-    let seconds = match (status.events.first(), status.jobs.iter().filter_map(|job| job.ended).max()) {
-        (Some(first), Some(last)) => format!(" in {}", output::duration((last - first.created).max(0))),
-        _ => String::new(),
-    };
+    let seconds =
+        match (status.events.first(), status.jobs.iter().filter_map(|job| job.ended).max()) {
+            (Some(first), Some(last)) => {
+                format!(" in {}", output::duration((last - first.created).max(0)))
+            }
+            _ => String::new(),
+        };
     let verdict = output::state(status.verdict().as_str());
-    lines.push(format!("{} events, {} jobs: {verdict}{seconds}", status.events.len(), status.jobs.len()));
+    lines.push(format!(
+        "{} events, {} jobs: {verdict}{seconds}",
+        status.events.len(),
+        status.jobs.len()
+    ));
     lines
 }
 
@@ -155,7 +173,8 @@ enum Node<'a> {
     Job(&'a JobRecord),
 }
 
-/// Levels that are shown by their indentation. Deeper ones stand as far in as these, with the number of their level.
+/// Levels that are shown by their indentation. Deeper ones stand as far in as these, with the
+/// number of their level.
 const INDENTED_MAX: usize = 40;
 
 /// What came of what.
@@ -182,7 +201,9 @@ impl<'a> Tree<'a> {
         for event in &status.events {
             let parent = event.context.parent_event_id.as_str();
             match event.job_id.as_ref().map(JobId::as_str) {
-                Some(job) if event_of.get(job) == Some(&parent) => made.entry(job).or_default().push(event),
+                Some(job) if event_of.get(job) == Some(&parent) => {
+                    made.entry(job).or_default().push(event)
+                }
                 _ => others.entry(parent).or_default().push(event),
             }
         }
@@ -203,8 +224,14 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Adds these events with all that came of them. Without recursion: a lineage may be as deep as it likes.
-    fn add_below(&self, roots: &[&'a Event], shown: &mut HashSet<&'a str>, lines: &mut Vec<String>) {
+    /// Adds these events with all that came of them. Without recursion: a lineage may be as deep as
+    /// it likes.
+    fn add_below(
+        &self,
+        roots: &[&'a Event],
+        shown: &mut HashSet<&'a str>,
+        lines: &mut Vec<String>,
+    ) {
         let roots: Vec<Node<'a>> = roots.iter().map(|event| Node::Event(event)).collect();
         let mut open = vec![(roots.into_iter(), String::new())];
         while let Some((nodes, indent)) = open.last_mut() {
@@ -228,7 +255,9 @@ impl<'a> Tree<'a> {
             };
             lines.push(format!("{indent}{fork}{number}{line}"));
             if let Node::Job(job) = node {
-                lines.extend(self.remarks(job).into_iter().map(|remark| format!("{deeper}· {remark}")));
+                lines.extend(
+                    self.remarks(job).into_iter().map(|remark| format!("{deeper}· {remark}")),
+                );
             }
             if let Some((_, kept)) = open.last_mut() {
                 *kept = indent;
@@ -245,13 +274,20 @@ impl<'a> Tree<'a> {
     }
 
     fn of_job(&self, job: &JobRecord) -> Vec<Node<'a>> {
-        self.made.get(job.id.as_str()).into_iter().flatten().map(|event| Node::Event(event)).collect()
+        self.made
+            .get(job.id.as_str())
+            .into_iter()
+            .flatten()
+            .map(|event| Node::Event(event))
+            .collect()
     }
 
     /// What is said of a job beside its line.
     fn remarks(&self, job: &JobRecord) -> Vec<String> {
         let mut remarks = Vec::new();
-        remarks.extend(self.status.waits_for.get(&job.id).map(|what| output::of_others(&what.in_words())));
+        remarks.extend(
+            self.status.waits_for.get(&job.id).map(|what| output::of_others(&what.in_words())),
+        );
         if !job.without.is_empty() {
             let without = job.without.count();
             let jobs = if without == 1 { "1 job".to_owned() } else { format!("{without} jobs") };
@@ -276,22 +312,29 @@ fn event_line(event: &Event) -> String {
     let files = match (&event.file_list, event.files.len()) {
         (Some(_), _) => "many files".to_owned(),
         (None, 0) => String::new(),
-        (None, 1) => format!("{} ({})", output::of_others(&event.files[0].name), output::size(bytes)),
+        (None, 1) => {
+            format!("{} ({})", output::of_others(&event.files[0].name), output::size(bytes))
+        }
         (None, n) => format!("{n} files ({})", output::size(bytes)),
     };
-    let event_type = output::coloured(&output::of_others(&event.event_type), output::Colour::Yellow);
-    let told = if event.cancelled { "  came of what was being cancelled: it starts nothing" } else { "" };
+    let event_type =
+        output::coloured(&output::of_others(&event.event_type), output::Colour::Yellow);
+    let told =
+        if event.cancelled { "  came of what was being cancelled: it starts nothing" } else { "" };
     let line = format!("{event_type}  {}  {files}", output::of_others(event.id.short()));
     format!("{}{told}", line.trim_end())
 }
 
 pub(crate) fn job_line(job: &JobRecord) -> String {
     let attempt = job.attempts.last();
-    let took = attempt.map(|a| output::duration((a.ended.unwrap_or_else(clock::now) - a.started).max(0)));
+    let took =
+        attempt.map(|a| output::duration((a.ended.unwrap_or_else(clock::now) - a.started).max(0)));
     let tries = if job.attempt > 1 { format!("  attempt {}", job.attempt) } else { String::new() };
+    let reason = attempt
+        .and_then(|a| a.reason.clone())
+        .filter(|_| job.state != ionfs::record::JobState::Succeeded);
     let reason =
-        attempt.and_then(|a| a.reason.clone()).filter(|_| job.state != ionfs::record::JobState::Succeeded);
-    let reason = reason.map(|reason| format!("  {}", output::of_others(&reason))).unwrap_or_default();
+        reason.map(|reason| format!("  {}", output::of_others(&reason))).unwrap_or_default();
     format!(
         "{} {}  {}  {}{tries}{reason}",
         output::state(job.state.as_str()),
@@ -310,7 +353,10 @@ fn dot(status: &Status) -> Vec<String> {
         let (id, event_type) = (named(event.id.as_str()), named(&event.event_type));
         let short = named(event.id.short());
         lines.push(format!("  \"{id}\" [shape=box, label=\"{event_type}\\n{short}\"];"));
-        let from = event.job_id.as_ref().map_or(event.context.parent_event_id.clone(), ToString::to_string);
+        let from = event
+            .job_id
+            .as_ref()
+            .map_or(event.context.parent_event_id.clone(), ToString::to_string);
         if !from.is_empty() {
             lines.push(format!("  \"{}\" -> \"{id}\";", named(&from)));
         }

@@ -37,9 +37,9 @@ const NOTICES: usize = 4096;
 
 /// Run a pipeline's modules on this machine, until Ctrl-C
 ///
-/// Without PIPELINE: the modules of ./pipeline.yaml if it is there, else all registered ones. Jobs that a killed run
-/// left are taken up again. Ctrl-C stops running jobs, queues them again and leaves nothing mounted; a second one
-/// ends at once.
+/// Without PIPELINE: the modules of ./pipeline.yaml if it is there, else all registered ones. Jobs
+/// that a killed run left are taken up again. Ctrl-C stops running jobs, queues them again and
+/// leaves nothing mounted; a second one ends at once.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Example:\n  ion up examples/video/pipeline.yaml")]
 pub(crate) struct Args {
@@ -48,13 +48,16 @@ pub(crate) struct Args {
     /// Jobs at a time of all modules together [default: twice the processors]
     #[arg(long, value_parser = at_a_time)]
     jobs: Option<usize>,
-    /// How long jobs stay with a dispatcher that is not heard of: longer than your document store may be away
+    /// How long jobs stay with a dispatcher that is not heard of: longer than your document store
+    /// may be away
     #[arg(long, env = "ION_LEASE", default_value = "60s", value_parser = some_time, value_name = "TIME")]
     lease: std::time::Duration,
-    /// Where pods of modules with `executor: kubernetes` run [default: the namespace of the kubeconfig, or this pod's own]
+    /// Where pods of modules with `executor: kubernetes` run [default: the namespace of the
+    /// kubeconfig, or this pod's own]
     #[arg(long, env = "ION_KUBERNETES_NAMESPACE", value_name = "NAME")]
     kubernetes_namespace: Option<String>,
-    /// Remove modules that an earlier version of the file has registered and that it has no more, with what waits for them
+    /// Remove modules that an earlier version of the file has registered and that it has no more,
+    /// with what waits for them
     #[arg(long)]
     drop_missing: bool,
     /// Do not show what modules print
@@ -62,7 +65,8 @@ pub(crate) struct Args {
     quiet: bool,
     #[command(flatten)]
     metrics: MetricsArgs,
-    /// Serve HTTP at this address too, 127.0.0.1:8080 for instance: see `ion help gateway` [default: off]
+    /// Serve HTTP at this address too, 127.0.0.1:8080 for instance: see `ion help gateway`
+    /// [default: off]
     #[arg(long, env = "ION_GATEWAY", value_name = "ADDRESS")]
     gateway: Option<std::net::SocketAddr>,
     #[command(flatten)]
@@ -71,10 +75,11 @@ pub(crate) struct Args {
 
 /// Run the jobs of a pipeline's modules, beside other dispatchers on the same stores
 ///
-/// Like `ion up`, for a deployment: any number of them, on any number of hosts, share each module's queue. Every host has
-/// an ION_HOME of its own, the same stores (ION_BLOBS, ION_DOCUMENTS, ION_BUS or the file's plane section), and the modules'
-/// programs at the same paths. Without PIPELINE it serves the registered modules, and those that `ion module create` and
-/// `delete` add, change and take away while it runs.
+/// Like `ion up`, for a deployment: any number of them, on any number of hosts, share each module's
+/// queue. Every host has an ION_HOME of its own, the same stores (ION_BLOBS, ION_DOCUMENTS, ION_BUS
+/// or the file's plane section), and the modules' programs at the same paths. Without PIPELINE it
+/// serves the registered modules, and those that `ion module create` and `delete` add, change and
+/// take away while it runs.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Example:\n  ion dispatch pipeline.yaml --module detect --jobs 8")]
 pub(crate) struct DispatchArgs {
@@ -130,8 +135,8 @@ pub(crate) async fn relay(settings: &Settings, args: RelayArgs) -> Outcome {
     Ok(Verdict::Well)
 }
 
-/// Says which of these modules, with those that are registered, feed each other without an end, and which seem to miss each
-/// other by a letter.
+/// Says which of these modules, with those that are registered, feed each other without an end, and
+/// which seem to miss each other by a letter.
 pub(crate) async fn say_slips(ledger: &Ledger, modules: &[Module]) -> Result<(), Failure> {
     let is_named = |other: &Module| modules.iter().any(|module| module.name == other.name);
     let mut all = ledger.modules().await?;
@@ -150,7 +155,8 @@ pub(crate) async fn say_slips(ledger: &Ledger, modules: &[Module]) -> Result<(),
 /// The modules of a pipeline file, or the registered ones; of them those that were named.
 async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty: bool) -> Outcome {
     // Read first: a mistake in the file is found before anything starts.
-    let file = args.pipeline.or_else(|| Some(PathBuf::from("pipeline.yaml")).filter(|file| file.exists()));
+    let file =
+        args.pipeline.or_else(|| Some(PathBuf::from("pipeline.yaml")).filter(|file| file.exists()));
     let pipeline = file.as_deref().map(|file| Pipeline::load(file, &search_path())).transpose()?;
     if let Some(pipeline) = &pipeline {
         settings.adopt(&pipeline.plane)?;
@@ -165,7 +171,9 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
         Some(pipeline) => pipeline.modules,
         None => Ledger::new(plane.clone()).modules().await?,
     };
-    if let Some(unknown) = only.iter().find(|name| !modules.iter().any(|module| module.name == **name)) {
+    if let Some(unknown) =
+        only.iter().find(|name| !modules.iter().any(|module| module.name == **name))
+    {
         return Err(Failure(format!(
             "there is no module {unknown:?}; `ion module list` shows those there are"
         )));
@@ -181,13 +189,16 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
                 .into(),
         ));
     }
-    if modules.iter().any(|module| module.executor != ExecutorKind::Kubernetes && module.links.is_empty()) {
+    if modules
+        .iter()
+        .any(|module| module.executor != ExecutorKind::Kubernetes && module.links.is_empty())
+    {
         doctor::check_device()?;
     }
     let blobs = ionfs::probe::blobs(settings.urls()).await;
-    blobs
-        .outcome
-        .map_err(|reason| Failure(format!("the blob store {} cannot be used: {reason}", blobs.url)))?;
+    blobs.outcome.map_err(|reason| {
+        Failure(format!("the blob store {} cannot be used: {reason}", blobs.url))
+    })?;
     sweep(&settings.home);
     let live = Live::start(Style { prefix, stream: output::OutputStream::Stdout, whole: false })?;
     let lines = (!args.quiet).then(|| live.clone() as Arc<dyn OutputWatcher>);
@@ -207,7 +218,11 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
         Some(address) => {
             args.gateway_flags.check_beside(&modules)?;
             let portal = Portal::new(chains.clone(), &modules);
-            Some(args.gateway_flags.open(address, node, endpoint.vitals.clone(), Some(portal)).await?)
+            Some(
+                args.gateway_flags
+                    .open(address, node, endpoint.vitals.clone(), Some(portal))
+                    .await?,
+            )
         }
         None => None,
     };
@@ -241,7 +256,8 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
         if is_ready.await.is_ok() {
             begins.begins();
             crate::service::ready();
-            let to_come = if names.is_empty() { "modules that `ion module create` registers" } else { "" };
+            let to_come =
+                if names.is_empty() { "modules that `ion module create` registers" } else { "" };
             output::say(&format!("ready: {}{to_come}", names.join(", ")));
         }
     });
@@ -255,8 +271,10 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
             }
         }
     };
-    let (ran, ()) =
-        tokio::join!(dispatcher.run(shutdown.clone(), ready).inspect(|_| shutdown.cancel()), ending);
+    let (ran, ()) = tokio::join!(
+        dispatcher.run(shutdown.clone(), ready).inspect(|_| shutdown.cancel()),
+        ending
+    );
     chains.close().await;
     ran?;
     showing.await?;
@@ -265,14 +283,17 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
     Ok(Verdict::Well)
 }
 
-/// Tells of modules that an earlier version of a pipeline file has registered and that it has no more: events go on to be
-/// for them, and gatherings wait for that. Drops them, if it is asked to.
+/// Tells of modules that an earlier version of a pipeline file has registered and that it has no
+/// more: events go on to be for them, and gatherings wait for that. Drops them, if it is asked to.
 async fn missing(ledger: &Ledger, modules: &[Module], drop: bool) -> Result<(), Failure> {
     let Some(of_file) = modules.first() else { return Ok(()) };
     let same_file = |other: &Module| {
-        other.pipeline.is_some() && other.pipeline == of_file.pipeline && other.directory == of_file.directory
+        other.pipeline.is_some()
+            && other.pipeline == of_file.pipeline
+            && other.directory == of_file.directory
     };
-    let gone = |other: &Module| same_file(other) && modules.iter().all(|module| module.name != other.name);
+    let gone =
+        |other: &Module| same_file(other) && modules.iter().all(|module| module.name != other.name);
     for module in ledger.modules().await?.into_iter().filter(gone) {
         let name = &module.name;
         let depth = ledger.plane().bus.depth(name, WAITING_SHOWN).await?.unwrap_or(0);
@@ -284,7 +305,9 @@ async fn missing(ledger: &Ledger, modules: &[Module], drop: bool) -> Result<(), 
         };
         if drop {
             ledger.delete_module(name).await?;
-            output::say(&format!("module {name:?} is not in the file any more and is removed ({waiting})"));
+            output::say(&format!(
+                "module {name:?} is not in the file any more and is removed ({waiting})"
+            ));
         } else {
             output::say(&format!(
                 "module {name:?} is registered and not in the file any more ({waiting}): events go on to be for it, and \
@@ -314,11 +337,15 @@ pub(crate) async fn local_executor(
     Ok(LocalExecutor::new(node, local, lines).await?)
 }
 
-/// Unmounts and removes what a killed run left below `mnt`: only runs without namespaces leave anything there.
+/// Unmounts and removes what a killed run left below `mnt`: only runs without namespaces leave
+/// anything there.
 fn sweep(home: &Path) {
     for entry in std::fs::read_dir(home.join("mnt")).into_iter().flatten().flatten() {
         match ionfs::mount::unmount_stale(&entry.path()) {
-            Ok(()) => output::say(&format!("{} was left mounted; it is unmounted", entry.path().display())),
+            Ok(()) => output::say(&format!(
+                "{} was left mounted; it is unmounted",
+                entry.path().display()
+            )),
             Err(error) => tracing::debug!(%error, "not a stale mount"),
         }
         let _ = std::fs::remove_dir(entry.path());
@@ -364,7 +391,8 @@ async fn show(live: Arc<Live>, mut notices: mpsc::Receiver<Notice>) {
 
 fn ended(live: &Live, job: &JobRecord) {
     let Some(attempt) = job.attempts.last() else { return };
-    let took = output::duration((attempt.ended.unwrap_or(attempt.started) - attempt.started).max(0));
+    let took =
+        output::duration((attempt.ended.unwrap_or(attempt.started) - attempt.started).max(0));
     let reason = attempt.reason.as_deref().unwrap_or_default();
     let what = match (job.state, attempt.end) {
         (JobState::Queued, Some(AttemptEnd::Released)) => return,

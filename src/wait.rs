@@ -1,12 +1,13 @@
 //! `--wait`: following a correlation to its end.
 //!
 //! # How it works
-//! The correlation is read again and again; what it waits for is said when that changes. A document store that is away is
-//! waited for: what was created goes on without this command, and a replica set that elects a new primary takes some ten
-//! seconds.
+//! The correlation is read again and again; what it waits for is said when that changes. A document
+//! store that is away is waited for: what was created goes on without this command, and a replica
+//! set that elects a new primary takes some ten seconds.
 //!
 //! # What it never does
-//! Wait without an end: [`STORE_AWAY_MAX`] bounds a store's absence, and the caller's time-out all of it.
+//! Wait without an end: [`STORE_AWAY_MAX`] bounds a store's absence, and the caller's time-out all
+//! of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -31,10 +32,12 @@ const LOOK: Duration = Duration::from_millis(100);
 /// The longest wait between two looks, at a correlation that takes long to read.
 const LOOK_MAX: Duration = Duration::from_secs(5);
 
-/// How long a document store may be away at a stretch. Restarts and elections take seconds, upgrades a few minutes.
+/// How long a document store may be away at a stretch. Restarts and elections take seconds,
+/// upgrades a few minutes.
 const STORE_AWAY_MAX: Duration = Duration::from_secs(300);
 
-/// How long nothing may move before it is said what moves next: where jobs end, their lines say enough.
+/// How long nothing may move before it is said what moves next: where jobs end, their lines say
+/// enough.
 const QUIET: Duration = Duration::from_secs(5);
 
 /// The shortest time between two such lines.
@@ -43,7 +46,8 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 /// Things waited for that one line names.
 const NAMED_MAX: usize = 5;
 
-/// Follows a correlation to its end. On a terminal a line for each module; in a pipe a line for each job that ended.
+/// Follows a correlation to its end. On a terminal a line for each module; in a pipe a line for
+/// each job that ended.
 pub(crate) async fn wait(
     settings: &Settings,
     ledger: &Ledger,
@@ -128,8 +132,8 @@ impl Waits {
         Self { progress: 0, moved: Instant::now(), said: Vec::new(), spoke: None }
     }
 
-    /// Says what is waited for, if there is something new in it: at once what people have to mend, all else only when
-    /// nothing has moved for a while.
+    /// Says what is waited for, if there is something new in it: at once what people have to mend,
+    /// all else only when nothing has moved for a while.
     fn say(&mut self, now: &Status, mut obstacles: Vec<Obstacle>) {
         let ended = now.jobs.iter().filter(|job| job.state.is_final()).count();
         if self.progress != now.events.len() + ended {
@@ -139,7 +143,8 @@ impl Waits {
         if self.moved.elapsed() < QUIET {
             obstacles.retain(Obstacle::needs_people);
         }
-        let is_new = |obstacle: &Obstacle| !self.said.iter().any(|said| said.is_same_kind(obstacle));
+        let is_new =
+            |obstacle: &Obstacle| !self.said.iter().any(|said| said.is_same_kind(obstacle));
         let spoke_lately = self.spoke.is_some_and(|at| at.elapsed() < SAY_EVERY);
         if spoke_lately || !obstacles.iter().any(is_new) {
             return;
@@ -150,8 +155,11 @@ impl Waits {
 }
 
 fn named(obstacles: &[Obstacle]) -> String {
-    let mut named: Vec<String> =
-        obstacles.iter().take(NAMED_MAX).map(|obstacle| output::of_others(&obstacle.to_string())).collect();
+    let mut named: Vec<String> = obstacles
+        .iter()
+        .take(NAMED_MAX)
+        .map(|obstacle| output::of_others(&obstacle.to_string()))
+        .collect();
     if let Some(more @ 1..) = obstacles.len().checked_sub(NAMED_MAX) {
         named.push(format!("and {more} more"));
     }

@@ -1,5 +1,5 @@
-//! Loops come to an end, `ion cancel` ends all that comes of an event, and a gathering says what it waits for and what it
-//! ran without.
+//! Loops come to an end, `ion cancel` ends all that comes of an event, and a gathering says what it
+//! waits for and what it ran without.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(clippy::disallowed_methods, reason = "tests start programs")]
@@ -24,7 +24,9 @@ fn circle(home: &Home) -> PathBuf {
     let emit = |name: &str, event_type: &str| {
         home.program(
             name,
-            &format!("#!/bin/sh\nset -e\necho '{{\"eventType\":\"{event_type}\"}}' > /ion/out/events/e\n"),
+            &format!(
+                "#!/bin/sh\nset -e\necho '{{\"eventType\":\"{event_type}\"}}' > /ion/out/events/e\n"
+            ),
         );
     };
     emit("ping", "b");
@@ -93,7 +95,9 @@ fn a_circle_is_cancelled(home: &Home, other: &Home) {
     let ended = home.jobs();
     let jobs = ended.len();
     assert!(
-        ended.iter().all(|job| ["succeeded", "cancelled"].contains(&job["state"].as_str().unwrap())),
+        ended
+            .iter()
+            .all(|job| ["succeeded", "cancelled"].contains(&job["state"].as_str().unwrap())),
         "{ended:#?}"
     );
     let counted = ["queued", "prevented", "stopped"].map(|what| done[what].as_u64().unwrap());
@@ -156,14 +160,20 @@ fn what_would_still_be_started_is_written_down_as_cancelled() {
             .all(|job| (job["state"] == "succeeded") == (job["correlationId"] == other.as_str()))
     );
     // Somebody thinks better of it.
-    let job =
-        home.jobs().into_iter().find(|job| job["module"] == "two" && job["state"] == "cancelled").unwrap();
+    let job = home
+        .jobs()
+        .into_iter()
+        .find(|job| job["module"] == "two" && job["state"] == "cancelled")
+        .unwrap();
     home.run(["job", "retry", job["id"].as_str().unwrap()]).well();
     wait_for("the one that was wanted after all", || in_state(&home, "succeeded") == 4);
     assert_eq!(up.stop(), Some(0));
     home.run(["check"]).well();
     let unknown = home.run(["cancel", "none"]).failed();
-    assert!(unknown.stderr.contains("there is no correlation and no event \"none\""), "{unknown:#?}");
+    assert!(
+        unknown.stderr.contains("there is no correlation and no event \"none\""),
+        "{unknown:#?}"
+    );
 }
 
 /// A pipeline of two branches and what gathers both.
@@ -203,12 +213,17 @@ fn a_branch_is_cancelled_and_what_gathers_says_so() {
     let traced = home.run(["trace"]).well().stdout;
     assert!(traced.contains("· waits for work ") && traced.contains("(running)"), "{traced}");
     assert!(traced.contains("waits for module \"work\" (2 running)"), "{traced}");
-    let pieces: Vec<Value> = home.trace().into_iter().filter(|one| one["type"] == "piece").collect();
-    let branch =
-        pieces.iter().find(|piece| piece["data"][0]["value"] == "1").unwrap()["id"].as_str().unwrap();
+    let pieces: Vec<Value> =
+        home.trace().into_iter().filter(|one| one["type"] == "piece").collect();
+    let branch = pieces.iter().find(|piece| piece["data"][0]["value"] == "1").unwrap()["id"]
+        .as_str()
+        .unwrap();
     let said = home.run(["cancel", branch]).well();
     assert!(said.stdout.contains("1 running job stopped"), "{said:#?}");
-    assert_eq!((of(&home.jobs(), "work", "cancelled"), of(&home.jobs(), "work", "running")), (1, 1));
+    assert_eq!(
+        (of(&home.jobs(), "work", "cancelled"), of(&home.jobs(), "work", "running")),
+        (1, 1)
+    );
     std::fs::write(format!("{}.2", go.display()), "").unwrap();
     wait_for("the sum", || sum()["state"] == "succeeded");
     assert_eq!(home.run(["job", "logs", sum()["id"].as_str().unwrap()]).well().stdout, "1\n");
@@ -239,9 +254,14 @@ fn a_gathering_that_is_held_back_names_the_dead_job() {
     let up = home.up(&file);
     home.run(["event", "create", "go", "--wait"]).failed();
     let all = || home.jobs().into_iter().find(|job| job["module"] == "all").unwrap();
-    wait_for("the record to say it", || all()["waitsFor"]["dead"] == 1 && all()["waitsFor"]["open"] == 0);
+    wait_for("the record to say it", || {
+        all()["waitsFor"]["dead"] == 1 && all()["waitsFor"]["open"] == 0
+    });
     let traced = home.run(["trace"]).well().stdout;
-    assert!(traced.contains("· waits until it is retried or dropped (`ion dead`): bad "), "{traced}");
+    assert!(
+        traced.contains("· waits until it is retried or dropped (`ion dead`): bad "),
+        "{traced}"
+    );
     // A mount shows the record.
     let tree = home.path().join("tree");
     std::fs::create_dir(&tree).unwrap();
@@ -283,7 +303,10 @@ fn what_a_killed_command_has_begun_to_cancel_is_cancelled_by_a_dispatcher() {
     assert!(in_state(&home, "running") + in_state(&home, "queued") == 0, "{events:#?}");
     assert!(events.iter().any(|event| event["cancelled"] == true), "{events:#?}");
     assert!(
-        home.run(["trace"]).well().stdout.contains("came of what was being cancelled: it starts nothing")
+        home.run(["trace"])
+            .well()
+            .stdout
+            .contains("came of what was being cancelled: it starts nothing")
     );
     // And no longer than that.
     create(&home, &["b", "--correlation", &correlation]);
@@ -316,8 +339,8 @@ fn a_correlation_and_an_event_are_cancelled_over_http() {
     assert_eq!(up.stop(), Some(0));
 }
 
-/// As deep a lineage as an older Ion would have made, and 15,000 jobs: a trace neither recurses nor takes a time that grows
-/// with the square.
+/// As deep a lineage as an older Ion would have made, and 15,000 jobs: a trace neither recurses nor
+/// takes a time that grows with the square.
 #[test]
 fn a_trace_of_a_deep_lineage_is_shown_to_its_end() {
     const DEEP: usize = 15_000;
@@ -347,5 +370,9 @@ fn a_trace_of_a_deep_lineage_is_shown_to_its_end() {
     let traced = home.run(["trace", "c"]).well().stdout;
     assert_eq!(traced.lines().count(), 2 * DEEP + 2);
     assert!(traced.contains(&format!("└─ [{}] ", 2 * DEEP)), "{}", &traced[traced.len() - 300..]);
-    assert!(traced.ends_with("15000 events, 15000 jobs: succeeded\n"), "{}", &traced[traced.len() - 300..]);
+    assert!(
+        traced.ends_with("15000 events, 15000 jobs: succeeded\n"),
+        "{}",
+        &traced[traced.len() - 300..]
+    );
 }

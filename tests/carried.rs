@@ -1,5 +1,5 @@
-//! What modules hand on to each other in files, as docs/files.md says it: names, times, modes, folders, and what a job is told
-//! when bytes cannot be had.
+//! What modules hand on to each other in files, as docs/files.md says it: names, times, modes,
+//! folders, and what a job is told when bytes cannot be had.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(clippy::disallowed_methods, reason = "tests start programs")]
 
@@ -23,7 +23,8 @@ const MANUAL: &str = include_str!("../docs/files.md");
 #[track_caller]
 fn plainly(folder: &Path, script: &str) -> String {
     let ran =
-        Ran::of(Command::new("bash").args(["-ec", script]).current_dir(folder).output().unwrap()).well();
+        Ran::of(Command::new("bash").args(["-ec", script]).current_dir(folder).output().unwrap())
+            .well();
     ran.stdout
 }
 
@@ -65,7 +66,8 @@ fn spoil(blob: &Path, how: &str) {
             content[1] ^= 1;
             fs::write(blob, content).unwrap();
         }
-        // Its folder cannot be looked into: the store fails, and does not say that the blob is not there.
+        // Its folder cannot be looked into: the store fails, and does not say that the blob is not
+        // there.
         "store-unavailable" => {
             let folder = blob.parent().unwrap();
             fs::remove_dir_all(folder).unwrap();
@@ -110,7 +112,8 @@ exit 0
             out.display()
         );
     }
-    pipeline += "  link: {on: [missing-link], emits: [linked], retries: 0, run: [cat], stdio: true}\n";
+    pipeline +=
+        "  link: {on: [missing-link], emits: [linked], retries: 0, run: [cat], stdio: true}\n";
     let pipeline = home.write("pipeline.yaml", pipeline);
     home.write("f", vec![b'x'; 100_000]);
     // Registers the modules: events wait for them in their queues.
@@ -118,8 +121,10 @@ exit 0
     for (cause, how, _) in cases {
         let (name, id) = (format!("{cause}-{how}"), format!("id-{cause}-{how}"));
         let (how, case) = (format!("how={how}"), format!("name={name}"));
-        home.run(["event", "create", &name, "--id", &id, "--file", "f", "--data", &how, "--data", &case])
-            .well();
+        home.run([
+            "event", "create", &name, "--id", &id, "--file", "f", "--data", &how, "--data", &case,
+        ])
+        .well();
         let blobs = walk(&home.state().join("blobs"));
         spoil(blobs.iter().find(|blob| blob.to_string_lossy().contains(&id)).unwrap(), cause);
     }
@@ -127,7 +132,9 @@ exit 0
     wait_for("all jobs to end", || {
         let jobs = home.jobs();
         jobs.len() == cases.len()
-            && jobs.iter().all(|job| ["dead", "succeeded"].contains(&job["state"].as_str().unwrap()))
+            && jobs
+                .iter()
+                .all(|job| ["dead", "succeeded"].contains(&job["state"].as_str().unwrap()))
     });
     let jobs = home.jobs();
     for (cause, how, path) in cases {
@@ -162,7 +169,8 @@ exit 0
     assert_eq!(up.stop(), Some(0));
 }
 
-/// Documents of lists of files are in the store as blobs; a byte that flips there must not become another name or size.
+/// Documents of lists of files are in the store as blobs; a byte that flips there must not become
+/// another name or size.
 #[test]
 fn a_list_of_files_is_compared_with_its_checksum() {
     use ionfs::stores::StoreError;
@@ -197,18 +205,23 @@ fn a_near_miss_of_a_reserved_word_is_refused_in_both_forms() {
         (r#"[{"key": "eventType", "value": "x"}, {"key": "FILES", "value": "a"}]"#, "files"),
         (r#"[{"key": "event_type", "value": "x"}, {"key": "files", "value": "a"}]"#, "eventType"),
     ] {
-        let script =
-            format!("echo a > /ion/out/data/a; /bin/echo '{event}' > /ion/out/events/e && exit 9; exit 0");
+        let script = format!(
+            "echo a > /ion/out/data/a; /bin/echo '{event}' > /ion/out/events/e && exit 9; exit 0"
+        );
         let ran = home.script(&script).failed();
-        assert!(ran.stderr.contains(&format!("EINVAL: did you mean \"{meant}\"?")), "{event}: {ran:#?}");
+        assert!(
+            ran.stderr.contains(&format!("EINVAL: did you mean \"{meant}\"?")),
+            "{event}: {ran:#?}"
+        );
     }
     for honest in [
         r#"{"eventType": "x", "file": "another"}"#,
         r#"{"eventType": "x", "file": "a", "files": ["a"]}"#,
         r#"{"eventType": "x", "Files": 12, "event_type": "click"}"#,
     ] {
-        let ran =
-            home.script(&format!("echo a > /ion/out/data/a; echo '{honest}' > /ion/out/events/e")).well();
+        let ran = home
+            .script(&format!("echo a > /ion/out/data/a; echo '{honest}' > /ion/out/events/e"))
+            .well();
         assert_eq!(ran.types(), ["x"], "{honest}");
     }
     // What is kept for analysis has keys of its own.
@@ -235,12 +248,15 @@ with open('/ion/out/events/half.json.1', 'w') as f: f.write('{')
 ";
     let ran = home.run(["--json", "run", "--", "python3", "-c", python]).well();
     assert_eq!(ran.types(), vec!["made"; 40]);
-    let mut names: Vec<Value> = ran.events().iter().map(|event| event["fileName"].clone()).collect();
+    let mut names: Vec<Value> =
+        ran.events().iter().map(|event| event["fileName"].clone()).collect();
     names.sort_by_key(ToString::to_string);
     assert!(names.iter().all(|name| name.as_str().unwrap().ends_with(".json")), "{names:?}");
     // One that was meant as an event is not left out in silence.
     for name in ["tmpa1b2c3d4", "frame.0001"] {
-        let ran = home.script(&format!("echo '{{\"eventType\": \"x\"}}' > /ion/out/events/{name}")).failed();
+        let ran = home
+            .script(&format!("echo '{{\"eventType\": \"x\"}}' > /ion/out/events/{name}"))
+            .failed();
         assert!(ran.stderr.contains("a whole event under the name of a draft"), "{ran:#?}");
     }
 }
@@ -291,7 +307,8 @@ mkdir l; ln /ion/in/data/* l/; cd l; {show} > $OUT/linked
     }
     let trace = home.run(["--json", "event", "get", made(&home).as_str()]).well();
     let event: Value = serde_json::from_str(&trace.stdout).unwrap();
-    let of = |n: usize| (event["files"][n]["mtime"].clone(), event["files"][n]["mtimeNanos"].clone());
+    let of =
+        |n: usize| (event["files"][n]["mtime"].clone(), event["files"][n]["mtimeNanos"].clone());
     assert_eq!(of(0), (json!(-1500), Value::Null), "as older Ion reads it");
     assert_eq!(of(3), (json!(-1), json!(999_999)));
     assert_eq!(of(4), (json!(1_680_674_828_123_i64), json!(456_789)));
@@ -345,7 +362,9 @@ fn a_tree_for_any_user_lets_everybody_read() {
     let entry = runtime.block_on(support::mount::stored(&plane, "key", &path));
     let owner = Mount::over(runtime, home, plane, Passthrough::Allowed, vec![entry]);
     let anybody = owner.another_for(Writers::AnyUser);
-    let mode = |mount: &Mount| fs::metadata(mount.at("in/data/key")).unwrap().permissions().mode() & 0o7777;
+    let mode = |mount: &Mount| {
+        fs::metadata(mount.at("in/data/key")).unwrap().permissions().mode() & 0o7777
+    };
     assert_eq!((mode(&owner), mode(&anybody)), (0o600, 0o666));
 }
 
@@ -435,7 +454,10 @@ cd /ion/in/data/0; find again.git | sed s/again/repo/ | sort > $OUT/gathered
     let up = home.up(&home.write("pipeline.yaml", pipeline));
     home.run(["event", "create", "go", "--wait"]).well();
     let read = |name: &str| fs::read_to_string(out.join(name)).unwrap();
-    assert!(read("made").contains("repo.git/refs/tags\n") && read("made").contains("repo.git/empty/inner\n"));
+    assert!(
+        read("made").contains("repo.git/refs/tags\n")
+            && read("made").contains("repo.git/empty/inner\n")
+    );
     assert_eq!((read("seen"), read("gathered")), (read("made"), read("made")));
     assert_eq!(read("log"), "first\nhello\n");
     home.run(["check", "--deep"]).well();
@@ -450,9 +472,16 @@ cd /ion/in/data/0; find again.git | sed s/again/repo/ | sort > $OUT/gathered
     assert_eq!(in_a_job(&home, &["empty=e"], "find . | sort"), ".\n./e\n./e/inner\n");
     // Its slash says that a folder is meant.
     let named = "mkdir /ion/out/data/d; echo x > /ion/out/data/d/f; echo '{\"eventType\": \"x\", \"files\": [\"d\"]}' > /ion/out/events/e";
-    assert!(home.script(named).failed().stderr.contains("name its files, or \"d/\" for all of them"));
+    assert!(
+        home.script(named).failed().stderr.contains("name its files, or \"d/\" for all of them")
+    );
     let many = "mkdir /ion/out/data/d; cd /ion/out/data/d; mkdir $(seq 1001); echo '{\"eventType\": \"x\", \"files\": [\"d/\"]}' > /ion/out/events/e";
-    assert!(home.script(many).failed().stderr.contains("E2BIG: an event may name 1000 empty directories"));
+    assert!(
+        home.script(many)
+            .failed()
+            .stderr
+            .contains("E2BIG: an event may name 1000 empty directories")
+    );
 }
 
 // ---- SQLite ----
@@ -480,7 +509,11 @@ for n in range(100): c.execute('insert into t values (?)', (n,))
 os._exit(0)
 "
         );
-        let ran = Command::new("python3").args(["-c", &program]).current_dir(home.path()).output().unwrap();
+        let ran = Command::new("python3")
+            .args(["-c", &program])
+            .current_dir(home.path())
+            .output()
+            .unwrap();
         Ran::of(ran).well();
     };
     let count = |open: &str| {
@@ -492,7 +525,10 @@ os._exit(0)
     // All in the one file, still in WAL mode: as it is it cannot be opened.
     make("wal.db", "c.execute('PRAGMA wal_checkpoint(TRUNCATE)')");
     let refused = in_a_job(&home, &["wal.db=x.db"], &format!("{} 2>&1 || true", count(plain)));
-    assert!(refused.contains("unable to open database file") || refused.contains("readonly"), "{refused}");
+    assert!(
+        refused.contains("unable to open database file") || refused.contains("readonly"),
+        "{refused}"
+    );
     assert_eq!(in_a_job(&home, &["wal.db=x.db"], &count(open)), "rows 100\n");
     assert_eq!(in_a_job(&home, &["wal.db=x.db"], shell), "100\n");
     // Made as the manual says.

@@ -72,7 +72,10 @@ fn a_payload_goes_through_all_links_and_leaves_a_trace() {
     }
     for module in ["cat", "grep", "one", "lines"] {
         let job = with(&trace, "module", module)[0];
-        assert_eq!((&job["state"], &job["attempts"][0]["end"]), (&json!("succeeded"), &json!("succeeded")));
+        assert_eq!(
+            (&job["state"], &job["attempts"][0]["end"]),
+            (&json!("succeeded"), &json!("succeeded"))
+        );
     }
     let ended = get(&at, &format!("/correlations/{correlation}"));
     assert_eq!(ended.header("ion-outcome"), Some("succeeded"));
@@ -103,7 +106,15 @@ fn a_link_that_fails_is_named_with_its_words() {
     let cases = [
         ("fails", "./fails", "", 502, "link-failed", json!(3), "exit status 3"),
         ("dies", "./dies", "", 502, "link-failed", Value::Null, "killed by signal 9"),
-        ("hangs", "./hangs", "timeout: 5s\n", 504, "link-timed-out", Value::Null, "over its timeout of 5s"),
+        (
+            "hangs",
+            "./hangs",
+            "timeout: 5s\n",
+            504,
+            "link-timed-out",
+            Value::Null,
+            "over its timeout of 5s",
+        ),
     ];
     for (name, program, more, status, kind, code, reason) in cases {
         let (daemon, at) = up(&home, &chain(name, program, more));
@@ -130,7 +141,9 @@ fn a_link_that_fails_is_named_with_its_words() {
             assert!(again.stderr.contains("no module"), "{again:?}");
         }
         let pid = daemon.pid();
-        wait_for("its processes to be gone", || !below(pid).iter().any(|(_, name)| name == "sleep"));
+        wait_for("its processes to be gone", || {
+            !below(pid).iter().any(|(_, name)| name == "sleep")
+        });
         assert_eq!(daemon.stop(), Some(0));
     }
     home.run(["check", "--deep"]).well();
@@ -139,7 +152,8 @@ fn a_link_that_fails_is_named_with_its_words() {
 #[test]
 fn a_link_that_writes_without_end_is_ended() {
     let home = Home::new();
-    let (daemon, at) = up(&home, "name: writes\noutput: 1MiB\nChain: [{Command: cat}, {Command: yes}]\n");
+    let (daemon, at) =
+        up(&home, "name: writes\noutput: 1MiB\nChain: [{Command: cat}, {Command: yes}]\n");
     // Its answer had begun: what came is not all, and no client can take it for that.
     let mut client = Http::to(&at);
     client.begin("POST", "/chains/writes", &[("content-length", "0")]);
@@ -147,7 +161,8 @@ fn a_link_that_writes_without_end_is_ended() {
     let mut answer = vec![];
     let _ = client.into_stream().read_to_end(&mut answer);
     assert!(!answer.ends_with(b"0\r\n\r\n") && answer.len() < 2 << 20, "{}", answer.len());
-    let dead = || home.jobs().into_iter().find(|job| job["state"] == "dead" && job["module"] == "yes");
+    let dead =
+        || home.jobs().into_iter().find(|job| job["state"] == "dead" && job["module"] == "yes");
     wait_for("the run to be recorded", || dead().is_some());
     let reason = dead().unwrap()["attempts"][0]["reason"].to_string();
     assert!(reason.contains("more than 1048576 bytes"), "{reason}");
@@ -177,9 +192,13 @@ fn an_answer_begins_before_its_request_has_ended() {
     let mut client = Http::to(&at);
     client.begin("POST", "/chains/late", &[("transfer-encoding", "chunked")]);
     client.send(b"5\r\nfirst\r\n").unwrap();
-    assert_eq!((client.head().unwrap().status, client.chunk().as_deref()), (200, Some(&b"first"[..])));
+    assert_eq!(
+        (client.head().unwrap().status, client.chunk().as_deref()),
+        (200, Some(&b"first"[..]))
+    );
     client.send(b"0\r\n\r\n").unwrap();
-    let rest = BufReader::new(client.into_stream()).lines().map_while(Result::ok).collect::<String>();
+    let rest =
+        BufReader::new(client.into_stream()).lines().map_while(Result::ok).collect::<String>();
     assert!(!rest.starts_with('0'), "no last chunk: {rest:?}");
     assert_eq!(daemon.stop(), Some(0));
 }
@@ -187,10 +206,12 @@ fn an_answer_begins_before_its_request_has_ended() {
 #[test]
 fn a_hundred_megabytes_stream_through_in_flat_memory() {
     let home = Home::new();
-    let (daemon, at) = up(&home, "name: cats\nChain: [{Command: cat}, {Command: cat}, {Command: cat}]\n");
+    let (daemon, at) =
+        up(&home, "name: cats\nChain: [{Command: cat}, {Command: cat}, {Command: cat}]\n");
     post(&at, "cats", b"warm");
     let before = resident(daemon.pid());
-    let piece: Vec<u8> = (0..1_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let piece: Vec<u8> =
+        (0..1_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let mut client = Http::to(&at);
     client.begin("POST", "/chains/cats", &[("content-length", "100000000")]);
     let mut sender = client.another_end();
@@ -228,7 +249,9 @@ fn a_client_that_goes_away_cancels() {
     wait_for("the link to run", sleeps);
     drop(client);
     wait_for("the link to be ended", || !sleeps());
-    wait_for("the run to be recorded", || home.jobs().iter().any(|job| job["state"] == "cancelled"));
+    wait_for("the run to be recorded", || {
+        home.jobs().iter().any(|job| job["state"] == "cancelled")
+    });
     assert_eq!(daemon.stop(), Some(0));
     // Killed outright, it leaves no process behind either.
     let (daemon, _) = up(&home, LINES);
@@ -364,7 +387,10 @@ fn a_module_may_be_one_link_of_a_pipeline() {
     let ended = get(&at, &format!("/correlations/{correlation}?wait=60s"));
     assert_eq!(ended.header("ion-outcome"), Some("succeeded"), "{}", ended.text());
     let trace = trace_of(&home, correlation);
-    assert_eq!((with(&trace, "type", "counted").len(), with(&trace, "module", "twice").len()), (1, 0));
+    assert_eq!(
+        (with(&trace, "type", "counted").len(), with(&trace, "module", "twice").len()),
+        (1, 0)
+    );
     let keyed = request(&at, "POST", "/chains/sorted", &[("idempotency-key", "a")], b"x");
     assert_eq!(keyed.says(400)["type"], "urn:ion:problem:malformed");
     assert_eq!(daemon.stop(), Some(0));
@@ -391,8 +417,10 @@ fn an_early_close_ends_the_links_before_it() {
     assert_eq!(daemon.stop(), Some(0));
     // One that does not mind the signal, which would go on for ever in a shell.
     home.program("deaf", "#!/bin/sh\ntrap '' PIPE\nwhile :; do echo y 2>/dev/null; done\n");
-    let (daemon, at) =
-        up(&home, "name: deaf\nwarm: 0\nChain: [{Command: ./deaf}, {Command: head, Arguments: [-n, '3']}]\n");
+    let (daemon, at) = up(
+        &home,
+        "name: deaf\nwarm: 0\nChain: [{Command: ./deaf}, {Command: head, Arguments: [-n, '3']}]\n",
+    );
     let answer = post(&at, "deaf", b"");
     assert_eq!((answer.status, answer.text().as_str()), (200, "y\ny\ny\n"));
     let pid = daemon.pid();
@@ -400,8 +428,10 @@ fn an_early_close_ends_the_links_before_it() {
     assert_eq!(daemon.stop(), Some(0));
     // One that fails for a reason of its own fails its run, whatever the next one does.
     home.program("fails", "#!/bin/sh\necho some\nexit 3\n");
-    let (daemon, at) =
-        up(&home, "name: fails\nChain: [{Command: ./fails}, {Command: head, Arguments: [-n, '1']}]\n");
+    let (daemon, at) = up(
+        &home,
+        "name: fails\nChain: [{Command: ./fails}, {Command: head, Arguments: [-n, '1']}]\n",
+    );
     let problem = post(&at, "fails", b"").problem(502, "link-failed");
     assert_eq!((&problem["link"], &problem["exitCode"]), (&json!("fails"), &json!(3)));
     assert_eq!(daemon.stop(), Some(0));
@@ -416,11 +446,14 @@ fn a_chain_that_wants_none_ahead_starts_each_with_its_payload() {
     home.program("reads", &format!("#!/bin/sh\ncat {0}\ncat > /dev/null\n", now.display()));
     for (warm, expected) in [("warm: 0\n", "second"), ("", "first")] {
         std::fs::write(&now, "first").unwrap();
-        let (daemon, at) = up(&home, &format!("name: reads\n{warm}Chain: [{{Command: ./reads}}]\n"));
+        let (daemon, at) =
+            up(&home, &format!("name: reads\n{warm}Chain: [{{Command: ./reads}}]\n"));
         // Also after runs, which let a pool grow.
         (0..4).for_each(|_| assert_eq!(post(&at, "reads", b"x").text(), "first"));
         if warm.is_empty() {
-            wait_for("one to be started ahead", || below(daemon.pid()).iter().any(|(_, name)| name == "cat"));
+            wait_for("one to be started ahead", || {
+                below(daemon.pid()).iter().any(|(_, name)| name == "cat")
+            });
         }
         std::fs::write(&now, "second").unwrap();
         assert_eq!(post(&at, "reads", b"x").text(), expected, "{warm}");
@@ -438,7 +471,8 @@ fn a_failed_answer_is_taken_for_whole_by_nobody() {
     let (well, well_at) = up(&home, "name: well\nChain: [{Command: ./well}]\n");
     let old = |at: &str, name: &str| {
         let mut client = Http::to(at);
-        let head = format!("POST /chains/{name} HTTP/1.0\r\nhost: {at}\r\ncontent-length: 1\r\n\r\nx");
+        let head =
+            format!("POST /chains/{name} HTTP/1.0\r\nhost: {at}\r\ncontent-length: 1\r\n\r\nx");
         client.send(head.as_bytes()).unwrap();
         client.answer("POST").unwrap()
     };
@@ -451,15 +485,17 @@ fn a_failed_answer_is_taken_for_whole_by_nobody() {
     for version in ["1.0", "1.1"] {
         let curl = |name: &str| {
             let url = format!("http://{}/{version}/chains/{name}", nginx.address);
-            let ran =
-                Command::new("curl").args(["-sS", "-w", "%{stderr}%{http_code}", "-d", "x", &url]).output();
+            let ran = Command::new("curl")
+                .args(["-sS", "-w", "%{stderr}%{http_code}", "-d", "x", &url])
+                .output();
             Ran::of(ran.unwrap())
         };
         let answer = curl("well").well();
         assert_eq!((answer.stdout.as_str(), answer.stderr.as_str()), ("begun\ndone\n", "200"));
         let failed = curl("late");
         match version {
-            // As nginx asks unless it is told otherwise: what failed is told before anything is answered.
+            // As nginx asks unless it is told otherwise: what failed is told before anything is
+            // answered.
             "1.0" => assert!(failed.code == Some(0) && failed.stderr == "502", "{failed:?}"),
             _ => assert!(failed.code != Some(0) || failed.stderr == "502", "{failed:?}"),
         }
@@ -501,8 +537,13 @@ impl Nginx {
                 folder.display()
             ),
         );
-        let child =
-            Command::new("/usr/sbin/nginx").arg("-e").arg("stderr").arg("-c").arg(settings).spawn().unwrap();
+        let child = Command::new("/usr/sbin/nginx")
+            .arg("-e")
+            .arg("stderr")
+            .arg("-c")
+            .arg(settings)
+            .spawn()
+            .unwrap();
         wait_for("nginx", || TcpStream::connect(&address).is_ok());
         Self { child, address }
     }

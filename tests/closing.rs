@@ -1,5 +1,5 @@
-//! The close matrix: how programs write and close event files, and what each close commits, refuses and returns
-//! (DESIGN.md section 3; FACTS.md for what the kernel sends).
+//! The close matrix: how programs write and close event files, and what each close commits, refuses
+//! and returns (DESIGN.md section 3; FACTS.md for what the kernel sends).
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -18,7 +18,8 @@ fn commits(script: &str, types: &[&str]) {
     }
 }
 
-/// Runs a script whose job must fail for a rejected event; asserts the reason and that nothing else was committed.
+/// Runs a script whose job must fail for a rejected event; asserts the reason and that nothing else
+/// was committed.
 #[track_caller]
 fn rejects(script: &str, types: &[&str], reason: &str) {
     for shell in ["bash", "dash"] {
@@ -36,7 +37,9 @@ fn a_builtin_commits() {
 #[test]
 fn a_command_commits_also_through_the_shells_early_close() {
     commits(
-        &format!("/bin/echo '{OK}' > /ion/out/events/a.json && printf '{OK}' | cat > /ion/out/events/b.json"),
+        &format!(
+            "/bin/echo '{OK}' > /ion/out/events/a.json && printf '{OK}' | cat > /ion/out/events/b.json"
+        ),
         &["a", "a"],
     );
 }
@@ -200,7 +203,10 @@ fn what_is_no_document_is_refused_with_einval() {
         ("not json", "not JSON"),
         ("{\"n\": 1}", "there is no \"eventType\""),
         ("{\"eventType\": \"a b\"}", "cannot be an event type"),
-        ("{\"eventType\": \"a\", \"files\": [\"../../etc/passwd\"]}", "is not a path below out/data"),
+        (
+            "{\"eventType\": \"a\", \"files\": [\"../../etc/passwd\"]}",
+            "is not a path below out/data",
+        ),
         ("{\"eventType\": \"a\", \"files\": [\"/etc/passwd\"]}", "is not a path below out/data"),
         ("42", "the file was"),
     ];
@@ -296,7 +302,8 @@ E"#;
 fn insights_are_kept_and_not_passed_on() {
     let home = Home::new();
     home.script("echo '{\"count\": 3}' > /ion/out/insights.json; echo '[{\"key\":\"count\",\"value\":\"4\"}]' > /ion/out/insights.json").well();
-    let insight = home.trace().into_iter().find(|d| d["context"]["documentType"] == "insight").unwrap();
+    let insight =
+        home.trace().into_iter().find(|d| d["context"]["documentType"] == "insight").unwrap();
     assert_eq!(insight["data"], serde_json::json!([{"key": "count", "value": "4"}]));
     let broken = home.script("echo '{\"count\":' > /ion/out/insights.json").failed();
     assert!(broken.stderr.contains("insights.json"), "{broken:#?}");

@@ -59,7 +59,9 @@ fn script(home: &Home, script: &str, more: &str) -> Ran {
     let script = json!(script);
     pipeline(
         home,
-        &format!("  m: {{on: [x], emits: [made], image: 'oci:image', run: [sh, -c, {script}]{more}}}\n"),
+        &format!(
+            "  m: {{on: [x], emits: [made], image: 'oci:image', run: [sh, -c, {script}]{more}}}\n"
+        ),
     );
     run(home, "m")
 }
@@ -81,7 +83,8 @@ fn groups_of(pid: u32) -> Vec<PathBuf> {
     let groups = own.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
         let (controller, path) = (fields.next()?, fields.next()?);
-        path.contains("/ion/").then(|| Path::new("/sys/fs/cgroup").join(controller).join(&path[1..]))
+        path.contains("/ion/")
+            .then(|| Path::new("/sys/fs/cgroup").join(controller).join(&path[1..]))
     });
     groups.collect()
 }
@@ -93,7 +96,9 @@ fn gone(groups: &[PathBuf]) -> bool {
 
 #[test]
 fn a_module_of_an_image_publishes_what_it_would_on_this_machine() {
-    if !may_mount_or_runs_where_it_may("a_module_of_an_image_publishes_what_it_would_on_this_machine") {
+    if !may_mount_or_runs_where_it_may(
+        "a_module_of_an_image_publishes_what_it_would_on_this_machine",
+    ) {
         return;
     }
     let home = Home::new();
@@ -103,8 +108,9 @@ fn a_module_of_an_image_publishes_what_it_would_on_this_machine() {
         &home,
         "  here: {on: [x], emits: [made], run: [./module]}\n  image: {on: [x], emits: [made], image: 'oci:image:v1'}\n  told: {on: [x], emits: [made], image: 'oci:image', run: [/module, word]}\n",
     );
-    let events: Vec<_> =
-        ["here", "image", "told"].map(|module| run(&home, module).well().events().remove(0)).to_vec();
+    let events: Vec<_> = ["here", "image", "told"]
+        .map(|module| run(&home, module).well().events().remove(0))
+        .to_vec();
     for event in &events[1..] {
         assert_eq!((&event["type"], &event["data"]), (&events[0]["type"], &events[0]["data"]));
         for n in 0..2 {
@@ -132,7 +138,12 @@ fn a_container_has_a_root_that_nobody_writes_no_network_and_no_rights() {
     .well();
     assert_eq!(ran.types(), ["made"]);
     assert!(ran.stderr.contains("| said") && ran.stderr.contains("| also"), "{ran:#?}");
-    script(&home, "test \"$(id -u):$(id -g)\" = 1234:1235 && touch /ion/out/data/x", ", user: worker").well();
+    script(
+        &home,
+        "test \"$(id -u):$(id -g)\" = 1234:1235 && touch /ion/out/data/x",
+        ", user: worker",
+    )
+    .well();
     script(&home, "test \"$(id -u):$(id -g)\" = 77:88", ", user: '77:88'").well();
     script(
         &home,
@@ -153,11 +164,15 @@ fn a_container_has_a_root_that_nobody_writes_no_network_and_no_rights() {
 #[test]
 fn a_container_that_needs_more_memory_than_its_limit_is_told_apart() {
     let home = Home::new();
-    let ran =
-        script(&home, "head -c 300000000 /dev/zero | grep -c x", ", resources: {memory: 64Mi, cpu: 500m}")
-            .failed();
+    let ran = script(
+        &home,
+        "head -c 300000000 /dev/zero | grep -c x",
+        ", resources: {memory: 64Mi, cpu: 500m}",
+    )
+    .failed();
     assert!(ran.stderr.contains("out of memory: its limit is 64 MiB"), "{ran:#?}");
-    script(&home, "head -c 3000000 /dev/zero | grep -c x; true", ", resources: {memory: 64Mi}").well();
+    script(&home, "head -c 3000000 /dev/zero | grep -c x; true", ", resources: {memory: 64Mi}")
+        .well();
     let ran = script(&home, "kill -9 $$; exit 3", ", resources: {memory: 64Mi}").failed();
     assert!(!ran.stderr.contains("out of memory"), "{ran:#?}");
 }
@@ -165,8 +180,10 @@ fn a_container_that_needs_more_memory_than_its_limit_is_told_apart() {
 #[test]
 fn a_container_hears_of_its_end_and_nothing_of_it_stays() {
     let home = Home::new();
-    Image::of("trap 'echo told; exit 5' TERM; echo begun > /ion/out/data/begun; sleep 987654 & wait")
-        .write(&home, "image");
+    Image::of(
+        "trap 'echo told; exit 5' TERM; echo begun > /ion/out/data/begun; sleep 987654 & wait",
+    )
+    .write(&home, "image");
     Image::of("trap '' TERM; while :; do sleep 987655; done").write(&home, "deaf");
     // Where they can be bound.
     let own = rustix::process::geteuid();
@@ -187,11 +204,16 @@ fn a_container_hears_of_its_end_and_nothing_of_it_stays() {
     wait_for("it to run", || processes("987654").len() == 1);
     let groups = groups_of(processes("987654")[0]);
     let says = |file: &str, text: &str| {
-        groups.iter().any(|group| fs::read_to_string(group.join(file)).is_ok_and(|said| said.trim() == text))
+        groups
+            .iter()
+            .any(|group| fs::read_to_string(group.join(file)).is_ok_and(|said| said.trim() == text))
     };
     if own.is_root() {
         assert!(says("cpu.max", "50000 100000") || says("cpu.cfs_quota_us", "50000"), "{groups:?}");
-        assert!(says("memory.max", "67108864") || says("memory.limit_in_bytes", "67108864"), "{groups:?}");
+        assert!(
+            says("memory.max", "67108864") || says("memory.limit_in_bytes", "67108864"),
+            "{groups:?}"
+        );
         assert!(says("pids.max", "4096"), "{groups:?}");
     }
     // Seen from outside, it is nobody of this machine.
@@ -199,7 +221,11 @@ fn a_container_hears_of_its_end_and_nothing_of_it_stays() {
     let uid = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
     let uids: Vec<u32> = uid.split_whitespace().map(|uid| uid.parse().unwrap()).collect();
     assert!(
-        uids.iter().all(|uid| if own.is_root() { *uid > 1_000_000_000 } else { *uid == own.as_raw() }),
+        uids.iter().all(|uid| if own.is_root() {
+            *uid > 1_000_000_000
+        } else {
+            *uid == own.as_raw()
+        }),
         "{status}"
     );
     let job = home.jobs()[0]["id"].as_str().unwrap().to_owned();
@@ -218,7 +244,10 @@ fn a_container_hears_of_its_end_and_nothing_of_it_stays() {
     up.kill();
     wait_for("its processes to be gone", || processes("987654").is_empty());
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    assert!(!mounts.contains(home.state().to_str().unwrap()) && !mounts.contains(".container"), "{mounts}");
+    assert!(
+        !mounts.contains(home.state().to_str().unwrap()) && !mounts.contains(".container"),
+        "{mounts}"
+    );
     wait_for("its groups to be removed", || gone(&groups));
     let up = home.up_with(&["--lease", "2s"], &file);
     wait_for("the next attempt", || processes("987654").len() == 1);
@@ -235,8 +264,12 @@ fn an_image_that_is_missing_damaged_or_leads_out_is_refused() {
         assert_ne!(ran.code, Some(0), "{ran:#?}");
         assert!(words.iter().all(|word| ran.stderr.contains(word)), "{words:?} {ran:#?}");
         let images = home.state().join("images");
-        let left: Vec<_> =
-            fs::read_dir(images).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
+        let left: Vec<_> = fs::read_dir(images)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.file_name())
+            .collect();
         assert!(left.iter().all(|name| !name.to_str().unwrap().ends_with(".part")), "{left:?}");
     };
     refused("oci:nowhere", &["nowhere", "has no file oci-layout"]);
@@ -258,7 +291,8 @@ fn an_image_that_is_missing_damaged_or_leads_out_is_refused() {
     refused("oci:dots", &["leads out of the image"]);
     refused("docker-archive:nothing.tar", &["nothing.tar"]);
     refused("oci-archive:nothing.tar", &["nothing.tar"]);
-    // Real images write through links that begin with a slash: it is the image's own, whatever lies there on this machine.
+    // Real images write through links that begin with a slash: it is the image's own, whatever lies
+    // there on this machine.
     let (outside, also) =
         (tempfile::tempdir_in("/var/tmp").unwrap(), tempfile::tempdir_in("/var/tmp").unwrap());
     let absolute = outside.path().to_str().unwrap();
@@ -272,7 +306,10 @@ fn an_image_that_is_missing_damaged_or_leads_out_is_refused() {
         ];
         let name = format!("links-{}", to.len());
         image().with(&entries[..1]).with(&entries[1..]).write(&home, &name);
-        pipeline(&home, &format!("  m: {{on: [x], image: 'oci:{name}', run: [cat, /{there}/escaped]}}\n"));
+        pipeline(
+            &home,
+            &format!("  m: {{on: [x], image: 'oci:{name}', run: [cat, /{there}/escaped]}}\n"),
+        );
         let ran = run(&home, "m").well();
         assert!(ran.stderr.contains("| kept"), "{ran:#?}");
     }
@@ -307,7 +344,8 @@ fn an_ordinary_user_runs_containers_as_itself_and_is_told_what_cannot_be_bound()
             "set -e; mount --bind . /mnt; cd /mnt; test -e fuse || mknod fuse c 10 229; chmod 666 fuse; mount --bind fuse /dev/fuse; \
              chown -R 65534 .; exec setpriv --reuid=65534 --regid=65534 --clear-groups {job}"
         );
-        let mut shell = Command::new(if rustix::process::geteuid().is_root() { "unshare" } else { "sh" });
+        let mut shell =
+            Command::new(if rustix::process::geteuid().is_root() { "unshare" } else { "sh" });
         if rustix::process::geteuid().is_root() {
             shell.args(["-m", "sh", "-c", &script]);
         } else {
@@ -344,7 +382,9 @@ fn layers_hide_what_is_below_and_archives_are_unpacked_once() {
         .saying("Entrypoint", json!(["/bin/sh", "-c"]))
         .saying(
             "Cmd",
-            json!(["test ! -e /a/one && test -e /a/two && test ! -e /b && test \"$(ls /c)\" = high"]),
+            json!([
+                "test ! -e /a/one && test -e /a/two && test ! -e /b && test \"$(ls /c)\" = high"
+            ]),
         )
         .write(&home, "image");
     pipeline(&home, "  m: {on: [x], image: 'oci:image'}\n");
@@ -353,8 +393,10 @@ fn layers_hide_what_is_below_and_archives_are_unpacked_once() {
         let runs: Vec<_> = (0..3).map(|_| scope.spawn(|| run_with(&home, "m").well())).collect();
         runs.into_iter().for_each(|run| drop(run.join().unwrap()));
     });
-    let tar =
-        Command::new("tar").args(["-cf", "image.tar", "-C", "image", "."]).current_dir(home.path()).status();
+    let tar = Command::new("tar")
+        .args(["-cf", "image.tar", "-C", "image", "."])
+        .current_dir(home.path())
+        .status();
     assert!(tar.unwrap().success());
     fs::remove_dir_all(layout).unwrap();
     pipeline(&home, "  m: {on: [x], image: 'oci-archive:image.tar'}\n");
@@ -362,7 +404,11 @@ fn layers_hide_what_is_below_and_archives_are_unpacked_once() {
     run(&home, "m").well();
     let images = fs::read_dir(home.state().join("images")).unwrap().flatten();
     let names: Vec<_> = images.map(|entry| entry.file_name().into_string().unwrap()).collect();
-    assert_eq!(names.iter().filter(|name| name.len() >= 64 && !name.contains('.')).count(), 1, "{names:?}");
+    assert_eq!(
+        names.iter().filter(|name| name.len() >= 64 && !name.contains('.')).count(),
+        1,
+        "{names:?}"
+    );
     assert!(!names.iter().any(|name| name.starts_with("fetch-")), "{names:?}");
 }
 
@@ -390,11 +436,14 @@ fn an_image_comes_from_a_registry_whose_user_is_logged_in() {
     let insecure = format!("[[registry]]\nlocation = \"{}\"\ninsecure = true\n", registry.name);
     fs::write(user.join(".config/containers/registries.conf"), insecure).unwrap();
     home.env.push(("HOME".into(), user.display().to_string()));
-    let of = |image: &str| pipeline(&home, &format!("  m: {{on: [x], emits: [made], image: '{image}'}}\n"));
+    let of = |image: &str| {
+        pipeline(&home, &format!("  m: {{on: [x], emits: [made], image: '{image}'}}\n"))
+    };
     of(&format!("{image}:1"));
     let refused = run(&home, "m").failed();
     assert!(
-        refused.stderr.contains("cannot be fetched: skopeo: ") && refused.stderr.contains("unauthorized"),
+        refused.stderr.contains("cannot be fetched: skopeo: ")
+            && refused.stderr.contains("unauthorized"),
         "{refused:#?}"
     );
     // As `skopeo login` leaves it there.
@@ -405,10 +454,14 @@ fn an_image_comes_from_a_registry_whose_user_is_logged_in() {
     of(&format!("{image}:2"));
     let missing = run(&home, "m").failed();
     assert!(
-        missing.stderr.contains(&format!("{image}:2")) && missing.stderr.contains("manifest unknown"),
+        missing.stderr.contains(&format!("{image}:2"))
+            && missing.stderr.contains("manifest unknown"),
         "{missing:#?}"
     );
-    assert!(!missing.stderr.contains(password) && !missing.stderr.contains(&base64(&login)), "{missing:#?}");
+    assert!(
+        !missing.stderr.contains(password) && !missing.stderr.contains(&base64(&login)),
+        "{missing:#?}"
+    );
     registry.server.stop();
     // It was unpacked: nobody is asked.
     of(&format!("{image}:1"));
@@ -419,8 +472,12 @@ fn an_image_comes_from_a_registry_whose_user_is_logged_in() {
 
 /// As `base64` has it.
 fn base64(text: &str) -> String {
-    let mut child =
-        Command::new("base64").arg("-w0").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = Command::new("base64")
+        .arg("-w0")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
 }
@@ -430,12 +487,15 @@ fn a_chain_runs_from_its_images_by_processes_that_wait() {
     let home = Home::new();
     Image::of("exit 0").write(&home, "image");
     let time = |name: &str, links: &str| {
-        let file =
-            home.write(&format!("{name}.yaml"), format!("name: {name}\nidle: 300s\nChain: [{links}]\n"));
+        let file = home.write(
+            &format!("{name}.yaml"),
+            format!("name: {name}\nidle: 300s\nChain: [{links}]\n"),
+        );
         let up = home.up_with(&["--gateway", "127.0.0.1:0"], &file);
         let at = address(&up);
         let mut times = vec![];
-        let post = |body: &[u8]| -> Answer { request(&at, "POST", &format!("/chains/{name}"), &[], body) };
+        let post =
+            |body: &[u8]| -> Answer { request(&at, "POST", &format!("/chains/{name}"), &[], body) };
         let waiting = |link: &str| below(up.pid()).iter().filter(|(_, name)| name == link).count();
         for n in 0..30 {
             // What a run took is replaced after it.
@@ -462,8 +522,11 @@ fn of_jobs_that_need_an_image_at_once_none_waits_for_another() {
     let home = Home::new();
     let large: Vec<u8> = (0..8_u32 << 20).map(|at| (at / 3) as u8).collect();
     Image::of("exit 0").with(&[Entry::File("large", &large)]).write(&home, "image");
-    let module = |name: &str, run: &str| format!("  {name}: {{on: [x], image: 'oci:image', run: [{run}]}}\n");
-    let all = [module("long", "sleep, '600'"), module("a", "'true'"), module("b", "'true'")].concat();
+    let module = |name: &str, run: &str| {
+        format!("  {name}: {{on: [x], image: 'oci:image', run: [{run}]}}\n")
+    };
+    let all =
+        [module("long", "sleep, '600'"), module("a", "'true'"), module("b", "'true'")].concat();
     let up = home.up(&pipeline(&home, &all));
     home.run(["event", "create", "x"]).well();
     let states = || -> BTreeMap<String, String> {
@@ -484,24 +547,33 @@ fn gc_leaves_images_that_run() {
     let home = Home::new();
     Image::of("exit 0").write(&home, "old");
     Image::of("exit 0").with(&[Entry::File("more", b"1")]).write(&home, "waits");
-    let tar =
-        Command::new("tar").args(["-cf", "old.tar", "-C", "old", "."]).current_dir(home.path()).status();
+    let tar = Command::new("tar")
+        .args(["-cf", "old.tar", "-C", "old", "."])
+        .current_dir(home.path())
+        .status();
     assert!(tar.unwrap().success());
     pipeline(&home, "  m: {on: [x], image: 'oci-archive:old.tar'}\n");
     run(&home, "m").well();
     let file = home.write("chain.yaml", "name: c\nChain: [{Command: cat, Image: 'oci:waits'}]\n");
     let up = home.up_with(&["--gateway", "127.0.0.1:0"], &file);
-    wait_for("processes to wait", || below(up.pid()).iter().filter(|(_, name)| name == "cat").count() == 2);
+    wait_for("processes to wait", || {
+        below(up.pid()).iter().filter(|(_, name)| name == "cat").count() == 2
+    });
     // As a process leaves it that died while it unpacked.
     let images = home.state().join("images");
     fs::create_dir_all(images.join("0123.part/rootfs/d")).unwrap();
     let names = || -> Vec<String> {
         let entries = fs::read_dir(&images).unwrap().flatten();
-        entries.map(|entry| entry.file_name().into_string().unwrap()).filter(|name| name != "refs").collect()
+        entries
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .filter(|name| name != "refs")
+            .collect()
     };
     let gc = |more: &[&str]| -> Value {
-        serde_json::from_str(&home.run([&["--json", "gc", "--older-than"], more].concat()).well().stdout)
-            .unwrap()
+        serde_json::from_str(
+            &home.run([&["--json", "gc", "--older-than"], more].concat()).well().stdout,
+        )
+        .unwrap()
     };
     assert_eq!(gc(&["1h"])["images"], 0, "both were just used");
     assert!(!names().contains(&"0123.part".to_owned()));

@@ -1,4 +1,5 @@
-//! The daemon killed with -9 in the middle of jobs, and started again: every event is processed once in effect.
+//! The daemon killed with -9 in the middle of jobs, and started again: every event is processed
+//! once in effect.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -45,7 +46,9 @@ fn a_killed_daemon_started_again_processes_every_event_once_in_effect() {
         // What it had started dies with it, and no mount is left in the host's namespace.
         wait_for("the jobs' processes to be gone", || processes.iter().all(|pid| !alive(*pid)));
         assert!(
-            !std::fs::read_to_string("/proc/self/mounts").unwrap().contains(home.state().to_str().unwrap())
+            !std::fs::read_to_string("/proc/self/mounts")
+                .unwrap()
+                .contains(home.state().to_str().unwrap())
         );
         up = home.up(&file);
     }
@@ -53,7 +56,10 @@ fn a_killed_daemon_started_again_processes_every_event_once_in_effect() {
     assert_eq!(up.stop(), Some(0));
     let jobs = home.jobs();
     assert_eq!(jobs.len(), 3 * EVENTS, "one job for each event and module");
-    assert!(jobs.iter().any(|job| job["losses"].as_u64() > Some(0)), "some attempt was under way at a kill");
+    assert!(
+        jobs.iter().any(|job| job["losses"].as_u64() > Some(0)),
+        "some attempt was under way at a kill"
+    );
     assert!(jobs.iter().all(|job| job["failures"] == 0), "{jobs:#?}");
     for kind in ["copied", "ended"] {
         let published = published(&home, kind);
@@ -75,11 +81,12 @@ fn published(home: &Home, kind: &str) -> Vec<Value> {
     let mut all = Vec::new();
     for correlation in correlations {
         let trace: Vec<Value> =
-            serde_json::from_str(&home.run(["--json", "trace", &correlation]).well().stdout).unwrap();
+            serde_json::from_str(&home.run(["--json", "trace", &correlation]).well().stdout)
+                .unwrap();
         all.extend(
-            trace
-                .into_iter()
-                .filter(|document| document["type"] == kind && document["publication"] == "published"),
+            trace.into_iter().filter(|document| {
+                document["type"] == kind && document["publication"] == "published"
+            }),
         );
     }
     all
@@ -103,7 +110,11 @@ fn a_stopped_daemon_leaves_its_jobs_queued_and_a_new_one_goes_on() {
     wait_for("the job to begin", || begun.exists());
     assert_eq!(up.stop(), Some(0));
     let job = &home.jobs()[0];
-    assert_eq!((job["state"].as_str(), job["failures"].as_u64()), (Some("queued"), Some(0)), "{job:#?}");
+    assert_eq!(
+        (job["state"].as_str(), job["failures"].as_u64()),
+        (Some("queued"), Some(0)),
+        "{job:#?}"
+    );
     std::fs::write(&go, "").unwrap();
     let up = home.up(&file);
     wait_for("the job to end", || finished(&home) == 1);
@@ -116,9 +127,13 @@ fn descendants(pid: u32) -> Vec<u32> {
     let mut at = 0;
     while let Some(pid) = all.get(at).copied() {
         at += 1;
-        for thread in std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-            let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-            all.extend(children.split_ascii_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        for thread in std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten()
+        {
+            let children =
+                std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            all.extend(
+                children.split_ascii_whitespace().filter_map(|child| child.parse::<u32>().ok()),
+            );
         }
     }
     all.remove(0);

@@ -1,5 +1,5 @@
-//! The node's driver through its sockets, as a kubelet speaks to it: what the sanity suite of CSI asks of every driver, and
-//! what Ion promises of a pod's tree.
+//! The node's driver through its sockets, as a kubelet speaks to it: what the sanity suite of CSI
+//! asks of every driver, and what Ion promises of a pod's tree.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -21,8 +21,9 @@ use ionfs::csi::NAME;
 use ionfs::csi::api::csi::identity_client::IdentityClient;
 use ionfs::csi::api::csi::volume_capability::{AccessType, BlockVolume};
 use ionfs::csi::api::csi::{
-    GetPluginCapabilitiesRequest, GetPluginInfoRequest, GetPluginInfoResponse, NodeGetCapabilitiesRequest,
-    NodeGetInfoRequest, NodePublishVolumeRequest, ProbeRequest, VolumeCapability,
+    GetPluginCapabilitiesRequest, GetPluginInfoRequest, GetPluginInfoResponse,
+    NodeGetCapabilitiesRequest, NodeGetInfoRequest, NodePublishVolumeRequest, ProbeRequest,
+    VolumeCapability,
 };
 use ionfs::csi::api::registration::registration_client::RegistrationClient;
 use ionfs::csi::api::registration::{InfoRequest, RegistrationStatus};
@@ -36,7 +37,8 @@ use tonic::{Code, Status};
 
 const EVENT: &str = r#"{"eventType": "made", "files": []}"#;
 
-/// How long a call in a tree may take to fail once its daemon has ended: the kernel answers at once, the rest is a busy machine's.
+/// How long a call in a tree may take to fail once its daemon has ended: the kernel answers at
+/// once, the rest is a busy machine's.
 const AT_ONCE: Duration = Duration::from_secs(15);
 
 #[track_caller]
@@ -47,8 +49,10 @@ fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, words: &st
 }
 
 fn folder_of(path: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = fs::read_dir(path)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -65,8 +69,12 @@ fn the_driver_tells_who_it_is_and_that_it_is_ready() {
         // A domain's name of 63 characters at most.
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
         assert!(!info.name.is_empty() && info.name.len() <= 63 && info.name.bytes().all(plain));
-        assert_eq!((info.name.as_str(), info.vendor_version.as_str()), (NAME, env!("CARGO_PKG_VERSION")));
-        let capabilities = identity.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap();
+        assert_eq!(
+            (info.name.as_str(), info.vendor_version.as_str()),
+            (NAME, env!("CARGO_PKG_VERSION"))
+        );
+        let capabilities =
+            identity.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap();
         assert!(capabilities.into_inner().capabilities.is_empty());
         assert_eq!(identity.probe(ProbeRequest {}).await.unwrap().into_inner().ready, Some(true));
         let info = node.node_get_info(NodeGetInfoRequest {}).await.unwrap().into_inner();
@@ -94,7 +102,11 @@ fn a_kubelet_learns_of_the_driver() {
     });
     assert!(rig.driver.as_ref().unwrap().log().contains("it is of another version"));
     for socket in [rig.home.path().join("csi.sock"), registration.clone()] {
-        assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600, "{socket:?}");
+        assert_eq!(
+            fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
+            0o600,
+            "{socket:?}"
+        );
     }
     // A kubelet would go on asking a socket that is there.
     assert_eq!(rig.driver.take().unwrap().stop(), Some(0));
@@ -116,7 +128,8 @@ fn a_call_that_the_driver_does_not_have_is_unimplemented() {
         let answer = rig.runtime.block_on(async {
             let mut client = tonic::client::Grpc::new(channel.clone());
             client.ready().await.unwrap();
-            let codec = tonic_prost::ProstCodec::<GetPluginInfoRequest, GetPluginInfoResponse>::default();
+            let codec =
+                tonic_prost::ProstCodec::<GetPluginInfoRequest, GetPluginInfoResponse>::default();
             let request = tonic::Request::new(GetPluginInfoRequest {});
             client.unary(request, path.parse().unwrap(), codec).await
         });
@@ -141,7 +154,10 @@ fn what_a_request_lacks_is_an_invalid_argument() {
         invalid(without(&|request| request.target_path = path.into()), "target_path");
     }
     invalid(without(&|request| request.volume_capability = None), "volume_capability");
-    invalid(without(&|request| request.volume_capability = Some(VolumeCapability::default())), "access_type");
+    invalid(
+        without(&|request| request.volume_capability = Some(VolumeCapability::default())),
+        "access_type",
+    );
     let block = Some(AccessType::Block(BlockVolume {}));
     let block = VolumeCapability { access_type: block, access_mode: None };
     invalid(without(&|request| request.volume_capability = Some(block.clone())), "no block device");
@@ -164,7 +180,9 @@ fn what_a_request_lacks_is_an_invalid_argument() {
 
 #[test]
 fn publishing_again_changes_nothing_and_elsewhere_it_is_there_already() {
-    if !may_mount_or_runs_where_it_may("publishing_again_changes_nothing_and_elsewhere_it_is_there_already") {
+    if !may_mount_or_runs_where_it_may(
+        "publishing_again_changes_nothing_and_elsewhere_it_is_there_already",
+    ) {
         return;
     }
     let rig = Rig::new(&[]);
@@ -257,9 +275,11 @@ fn volumes_come_and_go_many_times_and_side_by_side() {
         let name = format!("both-{round}");
         let (attempt, target) = (rig.attempt(&name), rig.target(&name));
         let (mut one, mut other) = (node.clone(), node.clone());
-        let (request, undo) = (rig.request(&name, &target, &attempt.token), unpublish(&name, &target));
+        let (request, undo) =
+            (rig.request(&name, &target, &attempt.token), unpublish(&name, &target));
         rig.runtime.block_on(async {
-            let both = tokio::join!(one.node_publish_volume(request), other.node_unpublish_volume(undo));
+            let both =
+                tokio::join!(one.node_publish_volume(request), other.node_unpublish_volume(undo));
             both.0.unwrap();
             both.1.unwrap();
         });
@@ -286,7 +306,8 @@ fn a_volumes_id_may_be_anything() {
     ];
     let mut published = vec![];
     for (number, id) in ids.iter().enumerate() {
-        let (attempt, target) = (rig.attempt(&format!("j{number}")), rig.target(&number.to_string()));
+        let (attempt, target) =
+            (rig.attempt(&format!("j{number}")), rig.target(&number.to_string()));
         rig.publish(id, &target, &attempt).unwrap();
         published.push((id, attempt, target));
     }
@@ -349,7 +370,9 @@ fn a_token_opens_one_tree_to_one_pod() {
 
 #[test]
 fn a_pod_of_any_user_reads_writes_and_commits_and_its_ticket_says_so() {
-    if !may_mount_or_runs_where_it_may("a_pod_of_any_user_reads_writes_and_commits_and_its_ticket_says_so") {
+    if !may_mount_or_runs_where_it_may(
+        "a_pod_of_any_user_reads_writes_and_commits_and_its_ticket_says_so",
+    ) {
         return;
     }
     let rig = Rig::new(&[("f", b"content\n")]);
@@ -361,8 +384,10 @@ fn a_pod_of_any_user_reads_writes_and_commits_and_its_ticket_says_so() {
     let uids = fs::read_to_string("/proc/self/uid_map").unwrap();
     let root = uids.split_whitespace().eq(["0", "0", "4294967295"]);
     let user = if root { "setpriv --reuid=1234 --regid=1234 --clear-groups" } else { "" };
-    let inside = format!("mount --bind {} /mnt && cd /mnt && exec {user} sh -c \"$0\"", target.display());
-    Ran::of(Command::new("unshare").args(["-m", "sh", "-c", &inside, script]).output().unwrap()).well();
+    let inside =
+        format!("mount --bind {} /mnt && cd /mnt && exec {user} sh -c \"$0\"", target.display());
+    Ran::of(Command::new("unshare").args(["-m", "sh", "-c", &inside, script]).output().unwrap())
+        .well();
     let event = rig.committed(&attempt, "made.json").expect("a closed event is committed");
     assert_eq!(
         event.files.iter().map(|file| (file.name.as_str(), file.size)).collect::<Vec<_>>(),
@@ -395,7 +420,10 @@ fn an_event_that_is_left_open_or_incomplete_is_rejected_and_the_ticket_says_so()
     fs::write(target.join("out/events/whole.json"), EVENT).unwrap();
     let begun = Instant::now();
     rig.unpublish("v", &target).unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(30), "whoever still looks at it does not hold it");
+    assert!(
+        begun.elapsed() < Duration::from_secs(30),
+        "whoever still looks at it does not hold it"
+    );
     let outcome = rig.outcome(&attempt);
     let mut rejected: Vec<_> =
         outcome.rejections.iter().map(|one| (one.name.as_str(), one.errno.as_str())).collect();
@@ -457,7 +485,8 @@ fn a_daemon_that_is_killed_takes_its_trees_with_it() {
     }
 }
 
-/// Works in a tree in a thread of its own, round after round, until a call fails: how many rounds there were, and when that was.
+/// Works in a tree in a thread of its own, round after round, until a call fails: how many rounds
+/// there were, and when that was.
 fn works(
     mut round: impl FnMut(usize) -> std::io::Result<()> + Send + 'static,
 ) -> mpsc::Receiver<(usize, Instant, std::io::Error)> {
@@ -473,7 +502,8 @@ fn works(
     told
 }
 
-/// Events that are finished after the daemon was told to end: enough that one which slips through is seen.
+/// Events that are finished after the daemon was told to end: enough that one which slips through
+/// is seen.
 const HALVES: usize = 16;
 
 fn ends_with_its_daemon(how: &str) {
@@ -493,8 +523,9 @@ fn ends_with_its_daemon(how: &str) {
         Ok(())
     });
     let data = at("out/data/written");
-    let writer =
-        works(move |_| fs::File::options().create(true).append(true).open(&data)?.write_all(&[7; 1 << 20]));
+    let writer = works(move |_| {
+        fs::File::options().create(true).append(true).open(&data)?.write_all(&[7; 1 << 20])
+    });
     let events = at("out/events");
     let closer = works(move |number| {
         let mut file = fs::File::create(events.join(format!("{number}.json")))?;
@@ -516,7 +547,10 @@ fn ends_with_its_daemon(how: &str) {
     for (who, told) in [("reader", reader), ("writer", writer), ("closer", closer)] {
         let failed = told.recv_timeout(AT_ONCE);
         let (rounds, when, error) = failed.unwrap_or_else(|_| panic!("the {who} hangs"));
-        println!("{how}: the {who}'s call failed after {:?}: {error}", when.saturating_duration_since(begun));
+        println!(
+            "{how}: the {who}'s call failed after {:?}: {error}",
+            when.saturating_duration_since(begun)
+        );
         if who == "closer" {
             committed = rounds;
         }
@@ -528,7 +562,10 @@ fn ends_with_its_daemon(how: &str) {
     assert_eq!(code, (how == "TERM").then_some(0));
     // What was answered is in; of the one that was not, all or nothing.
     for number in 0..committed {
-        assert!(rig.committed(&attempt, &format!("{number}.json")).is_some(), "event {number} was promised");
+        assert!(
+            rig.committed(&attempt, &format!("{number}.json")).is_some(),
+            "event {number} was promised"
+        );
     }
     assert!(rig.committed(&attempt, &format!("{}.json", committed + 1)).is_none());
     for number in 0..HALVES {
@@ -556,7 +593,8 @@ fn ends_with_its_daemon(how: &str) {
     for one in [&attempt, &idle] {
         rig.is_lost(one);
     }
-    // The daemon may have been killed between a commit and its publication, which a dispatcher would make good.
+    // The daemon may have been killed between a commit and its publication, which a dispatcher
+    // would make good.
     rig.home.run(["check", "--repair"]).well();
     // The next attempt's pod is served as if nothing had been.
     let (next, target) = rig.pod("next");
@@ -586,7 +624,11 @@ fn a_client_that_says_nothing_does_not_hold_the_daemon() {
     let silent = std::os::unix::net::UnixStream::connect(rig.home.path().join("csi.sock")).unwrap();
     let (driver, begun) = (rig.driver.take().unwrap(), Instant::now());
     assert_eq!(driver.stop(), Some(0));
-    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}: a pod has 30 seconds to end", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(25),
+        "{:?}: a pod has 30 seconds to end",
+        begun.elapsed()
+    );
     drop(silent);
 }
 
@@ -623,7 +665,11 @@ fn a_store_that_is_away_is_told_when_it_is_back() {
     mongo.server.pause();
     let (driver, begun) = (rig.driver.take().unwrap(), Instant::now());
     assert_eq!(driver.stop(), Some(0));
-    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}: a pod has 30 seconds to end", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(25),
+        "{:?}: a pod has 30 seconds to end",
+        begun.elapsed()
+    );
     mongo.server.resume();
     assert!(mounts_below(rig.home.path()).is_empty());
     rig.start();

@@ -15,7 +15,8 @@ const MIB: usize = 1 << 20;
 
 /// Bytes that no two places of a file have alike.
 fn content(seed: u64, length: usize) -> Vec<u8> {
-    let words = (0..length.div_ceil(8) as u64).map(|n| (n ^ seed << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let words = (0..length.div_ceil(8) as u64)
+        .map(|n| (n ^ seed << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     words.flat_map(u64::to_le_bytes).take(length).collect()
 }
 
@@ -35,12 +36,18 @@ fn files(at: &Path) -> Vec<(PathBuf, u64)> {
 /// Bytes of a file's upload that has not ended: the store on local files writes to `name#number`.
 fn under_way(mount: &Mount, name: &str) -> u64 {
     let all = files(&mount.home.state().join("blobs"));
-    let its_own = |path: &Path| path.file_name().unwrap().to_str().unwrap().starts_with(&format!("{name}#"));
+    let its_own =
+        |path: &Path| path.file_name().unwrap().to_str().unwrap().starts_with(&format!("{name}#"));
     all.iter().filter(|(path, _)| its_own(path)).map(|(_, length)| length).sum()
 }
 
 /// Writes on, a little at a time, until the file's upload has begun; how far it came.
-fn write_until_its_upload_begins(mount: &Mount, name: &str, file: &mut File, bytes: &[u8]) -> usize {
+fn write_until_its_upload_begins(
+    mount: &Mount,
+    name: &str,
+    file: &mut File,
+    bytes: &[u8],
+) -> usize {
     let mut at = 20 * MIB;
     file.write_all(&bytes[..at]).unwrap();
     wait_for("its upload to begin", || {
@@ -74,7 +81,8 @@ fn a_long_file_follows_its_writer_into_the_store() {
     assert_eq!(under_way(&mount, "long"), 0);
 }
 
-/// Whatever a module does to a file whose upload has begun: the event has its last content, and no other blob is left.
+/// Whatever a module does to a file whose upload has begun: the event has its last content, and no
+/// other blob is left.
 #[test]
 fn what_is_written_again_is_stored_anew() {
     if !may_mount_or_runs_where_it_may("what_is_written_again_is_stored_anew") {
@@ -136,8 +144,9 @@ fn what_is_written_again_is_stored_anew() {
     wait_for("what was given up to be gone", || files(&blobs).len() == expected.len());
 }
 
-/// What goes through a directory finds its files fetched already, each once; what opens one of them gets that one.
-/// What a module removes or replaces is no longer in the store, while the job goes on; what an event named stays.
+/// What goes through a directory finds its files fetched already, each once; what opens one of them
+/// gets that one. What a module removes or replaces is no longer in the store, while the job goes
+/// on; what an event named stays.
 #[test]
 fn what_no_event_can_name_any_more_leaves_the_store_at_once() {
     if !may_mount_or_runs_where_it_may("what_no_event_can_name_any_more_leaves_the_store_at_once") {
@@ -162,7 +171,8 @@ fn what_no_event_can_name_any_more_leaves_the_store_at_once() {
     fs::rename(at("new"), at("replaced")).unwrap();
     fs::remove_file(at("named")).unwrap();
     removed.iter().for_each(|name| fs::remove_file(at(name)).unwrap());
-    // Of what is left: the event's, the new content of what was replaced, and the one that is still open.
+    // Of what is left: the event's, the new content of what was replaced, and the one that is still
+    // open.
     wait_for("all that is gone to leave the store", || stored() == 3);
     drop(open);
     wait_for("what was open to leave the store", || stored() == 2);
@@ -174,7 +184,8 @@ fn what_no_event_can_name_any_more_leaves_the_store_at_once() {
 fn the_files_of_a_directory_are_fetched_ahead_of_who_walks_it() {
     const FILES: usize = 300;
     const SIZE: usize = 5000;
-    if !may_mount_or_runs_where_it_may("the_files_of_a_directory_are_fetched_ahead_of_who_walks_it") {
+    if !may_mount_or_runs_where_it_may("the_files_of_a_directory_are_fetched_ahead_of_who_walks_it")
+    {
         return;
     }
     let files: Vec<(String, Vec<u8>)> =
@@ -194,7 +205,8 @@ fn the_files_of_a_directory_are_fetched_ahead_of_who_walks_it() {
     assert_eq!(mount.metric("bytesFetched"), (FILES * SIZE) as u64, "each once");
 }
 
-/// A small write to a copy of a large input brings the block it touches and no other, and the rest only when it is closed.
+/// A small write to a copy of a large input brings the block it touches and no other, and the rest
+/// only when it is closed.
 #[test]
 fn a_write_to_a_copy_brings_only_the_blocks_it_touches() {
     if !may_mount_or_runs_where_it_may("a_write_to_a_copy_brings_only_the_blocks_it_touches") {
@@ -226,14 +238,18 @@ fn copies_are_files_like_any_others() {
         return;
     }
     let input = content(6, LENGTH);
-    for (seed, blobs) in [(1, Blobs::Memory), (2, Blobs::Files), (3, Blobs::Memory), (4, Blobs::Memory)] {
+    for (seed, blobs) in
+        [(1, Blobs::Memory), (2, Blobs::Files), (3, Blobs::Memory), (4, Blobs::Memory)]
+    {
         let mount = Mount::new(Passthrough::Allowed, blobs, &[("in", &input)]);
         let path = mount.at("out/data/f");
         fs::copy(mount.at("in/data/in"), &path).unwrap();
         let mut bytes = input.clone();
         let mut state = seed;
         let mut below = |most: usize| {
-            state = (state ^ 0x5851_f42d_4c95_7f2d_u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+            state = (state ^ 0x5851_f42d_4c95_7f2d_u64)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                .rotate_left(29);
             (state >> 33) as usize % most.max(1)
         };
         let mut file = File::options().read(true).write(true).open(&path).unwrap();
@@ -262,17 +278,27 @@ fn copies_are_files_like_any_others() {
                 5 => {
                     let copy = mount.at(&format!("out/data/copy-{step}"));
                     fs::copy(&path, &copy).unwrap();
-                    assert!(fs::read(&copy).unwrap() == bytes, "seed {seed}, step {step}: a copy of it");
+                    assert!(
+                        fs::read(&copy).unwrap() == bytes,
+                        "seed {seed}, step {step}: a copy of it"
+                    );
                     fs::remove_file(copy).unwrap();
                 }
                 _ => {
                     let mut seen = vec![0; below(2 * MIB)];
                     let length = file.read_at(&mut seen, at as u64).unwrap();
                     let end = bytes.len().min(at + length);
-                    assert!(seen[..length] == bytes[at.min(end)..end], "seed {seed}, step {step} at {at}");
+                    assert!(
+                        seen[..length] == bytes[at.min(end)..end],
+                        "seed {seed}, step {step} at {at}"
+                    );
                 }
             }
-            assert_eq!(file.metadata().unwrap().len(), bytes.len() as u64, "seed {seed}, step {step}");
+            assert_eq!(
+                file.metadata().unwrap().len(),
+                bytes.len() as u64,
+                "seed {seed}, step {step}"
+            );
         }
         assert!(fs::read(&path).unwrap() == bytes, "seed {seed}");
         drop(file);
@@ -293,7 +319,9 @@ fn the_usual_programs_copy_for_free() {
     let (from, to) =
         (|path: &str| mount.at("in/data").join(path), |path: &str| mount.at("out/data").join(path));
     let words = |paths: [PathBuf; 2]| paths.map(|path| path.to_str().unwrap().to_owned());
-    for (n, program) in ["cp", "cp -r", "cp -a", "ln", "install -m 600", "mv"].into_iter().enumerate() {
+    for (n, program) in
+        ["cp", "cp -r", "cp -a", "ln", "install -m 600", "mv"].into_iter().enumerate()
+    {
         let folder = to(&n.to_string());
         fs::create_dir(&folder).unwrap();
         let (program, flags) = program.split_once(' ').unwrap_or((program, ""));
@@ -305,14 +333,18 @@ fn the_usual_programs_copy_for_free() {
         };
         if whole {
             copy("d");
-            assert!(fs::metadata(folder.join("d/e/two")).unwrap().len() == small.len() as u64, "{program}");
+            assert!(
+                fs::metadata(folder.join("d/e/two")).unwrap().len() == small.len() as u64,
+                "{program}"
+            );
         }
         copy("big");
         assert_eq!(fs::metadata(folder.join("big")).unwrap().len(), big.len() as u64, "{program}");
     }
     let moved = (mount.metric("bytesFetched"), mount.metric("bytesUploaded"));
     assert_eq!(moved, (0, 0), "copies move nothing");
-    let files: Vec<String> = (0..6).map(|n| format!("{n}/big")).chain(["5/d/e/two".to_owned()]).collect();
+    let files: Vec<String> =
+        (0..6).map(|n| format!("{n}/big")).chain(["5/d/e/two".to_owned()]).collect();
     let event = mount.commit(&files.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(event.files[..6].iter().all(|file| mount.content(file) == big), "each is the file");
     assert!(mount.content(&event.files[6]) == small);

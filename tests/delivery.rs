@@ -1,4 +1,5 @@
-//! Every event reaches each module that was registered when it was committed, whatever clocks, operators and brokers do.
+//! Every event reaches each module that was registered when it was committed, whatever clocks,
+//! operators and brokers do.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(clippy::disallowed_methods, reason = "tests start programs")]
@@ -38,7 +39,12 @@ fn create(home: &Home, event_type: &str) {
 fn findings(home: &Home, flags: &[&str]) -> Vec<String> {
     let ran = home.run([&["--json", "check"], flags].concat());
     let report: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|_| panic!("{ran:#?}"));
-    report["findings"].as_array().unwrap().iter().map(|finding| finding["what"].to_string()).collect()
+    report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|finding| finding["what"].to_string())
+        .collect()
 }
 
 fn in_plane<T>(home: &Home, act: impl AsyncFnOnce(DataPlane) -> T) -> T {
@@ -58,7 +64,8 @@ fn delete_queue(home: &Home, module: &str) {
     in_plane(home, async |plane| plane.bus.retire(module).await.unwrap());
 }
 
-/// An operator deletes a module's queue with messages in it, and another event comes while there is none.
+/// An operator deletes a module's queue with messages in it, and another event comes while there is
+/// none.
 fn a_deleted_queue_loses_no_event(home: &Home) {
     let file = pipeline(home, "p.yaml", "  work: {on: [go], run: [\"true\"]}\n");
     home.run(["module", "create", "--pipeline", file.to_str().unwrap()]).well();
@@ -92,7 +99,8 @@ fn a_deleted_queue_loses_no_event_of_the_embedded_plane() {
 fn a_deleted_queue_of_a_broker_loses_no_event() {
     let (rabbit, mongo) = (Rabbit::start(), Mongo::start());
     let mut home = Home::new();
-    let env: Env = vec![("ION_BUS".into(), rabbit.url.clone()), ("ION_DOCUMENTS".into(), mongo.url.clone())];
+    let env: Env =
+        vec![("ION_BUS".into(), rabbit.url.clone()), ("ION_DOCUMENTS".into(), mongo.url.clone())];
     home.env.extend(env);
     a_deleted_queue_loses_no_event(&home);
 }
@@ -102,14 +110,15 @@ fn a_deleted_queue_of_a_broker_loses_no_event() {
 fn a_queue_may_be_deleted_while_it_is_declared() {
     let (rabbit, mongo) = (Rabbit::start(), Mongo::start());
     let mut home = Home::new();
-    let env: Env = vec![("ION_BUS".into(), rabbit.url.clone()), ("ION_DOCUMENTS".into(), mongo.url.clone())];
+    let env: Env =
+        vec![("ION_BUS".into(), rabbit.url.clone()), ("ION_DOCUMENTS".into(), mongo.url.clone())];
     home.env.extend(env);
     let file = pipeline(&home, "p.yaml", "  work: {on: [go, come], run: [\"true\"]}\n");
     let words = ["module", "create", "--pipeline", file.to_str().unwrap()];
     std::thread::scope(|scope| {
         // It waits for some seconds between the two bindings.
-        let creating =
-            scope.spawn(|| home.run_with(&[("ION_DELAYPOINTS", "queue.binding=6000000")], words).well());
+        let creating = scope
+            .spawn(|| home.run_with(&[("ION_DELAYPOINTS", "queue.binding=6000000")], words).well());
         in_plane(&home, async |plane| {
             let message = Message {
                 event_type: "go".into(),
@@ -152,8 +161,8 @@ fn all_that_a_deleted_queue_held_is_sent_again_together() {
     assert_eq!(home.jobs().len(), EVENTS, "each once");
 }
 
-/// Somebody who changes what a module subscribes to is killed, anywhere: until the change is registered, events of before
-/// are for the module, and their messages reach it.
+/// Somebody who changes what a module subscribes to is killed, anywhere: until the change is
+/// registered, events of before are for the module, and their messages reach it.
 fn a_change_that_was_cut_short_takes_no_message_away(home: &Home) {
     let before = pipeline(home, "before.yaml", "  work: {on: [go], run: [\"true\"]}\n");
     let after = pipeline(home, "after.yaml", "  work: {on: [come], run: [\"true\"]}\n");
@@ -178,7 +187,8 @@ fn a_change_that_was_cut_short_takes_no_message_away(home: &Home) {
     assert_eq!(home.jobs().len(), before + 1);
 }
 
-/// Somebody registers a module again while another one is removing it: it is registered, and its definition is there.
+/// Somebody registers a module again while another one is removing it: it is registered, and its
+/// definition is there.
 #[test]
 fn a_module_that_is_registered_while_it_is_removed_is_whole() {
     let home = Home::new();
@@ -188,9 +198,14 @@ fn a_module_that_is_registered_while_it_is_removed_is_whole() {
     let slowly = [("ION_DELAYPOINTS", "module.deleting=6000000")];
     std::thread::scope(|scope| {
         let removing = scope.spawn(|| home.run_with(&slowly, ["module", "delete", "work"]).well());
-        wait_for("it to be on its way out", || !home.run(["module", "list"]).well().stdout.contains("work"));
+        wait_for("it to be on its way out", || {
+            !home.run(["module", "list"]).well().stdout.contains("work")
+        });
         home.run(register).well();
-        assert!(!removing.is_finished(), "it was registered before the other had removed its definition");
+        assert!(
+            !removing.is_finished(),
+            "it was registered before the other had removed its definition"
+        );
     });
     home.run(["module", "get", "work"]).well();
     let up = home.start("dispatch", &[]);
@@ -198,12 +213,14 @@ fn a_module_that_is_registered_while_it_is_removed_is_whole() {
     assert_eq!((succeeded(&home, "work"), up.stop()), (1, Some(0)));
 }
 
-/// A dispatcher makes a queue anew that somebody has deleted, and yet none is left of a module that is gone.
+/// A dispatcher makes a queue anew that somebody has deleted, and yet none is left of a module that
+/// is gone.
 #[test]
 fn a_module_that_is_deleted_while_it_is_served_leaves_no_queue() {
     let (rabbit, mongo) = (Rabbit::start(), Mongo::start());
     let mut home = Home::new();
-    home.env = vec![("ION_BUS".into(), rabbit.url.clone()), ("ION_DOCUMENTS".into(), mongo.url.clone())];
+    home.env =
+        vec![("ION_BUS".into(), rabbit.url.clone()), ("ION_DOCUMENTS".into(), mongo.url.clone())];
     let file = pipeline(
         &home,
         "p.yaml",
@@ -217,7 +234,11 @@ fn a_module_that_is_deleted_while_it_is_served_leaves_no_queue() {
     wait_for("its queue to go", || !queues().contains("ion.module.work"));
     create(&home, "go");
     wait_for("the other", || succeeded(&home, "other") == 1);
-    assert!(queues().contains("ion.module.other") && !queues().contains("ion.module.work"), "{}", queues());
+    assert!(
+        queues().contains("ion.module.other") && !queues().contains("ion.module.work"),
+        "{}",
+        queues()
+    );
     assert_eq!(served.stop(), Some(0));
 }
 
@@ -230,7 +251,8 @@ fn a_change_that_was_cut_short_takes_no_message_of_the_embedded_plane_away() {
 fn a_change_that_was_cut_short_takes_no_message_of_a_broker_away() {
     let (rabbit, mongo) = (Rabbit::start(), Mongo::start());
     let mut home = Home::new();
-    let env: Env = vec![("ION_BUS".into(), rabbit.url.clone()), ("ION_DOCUMENTS".into(), mongo.url.clone())];
+    let env: Env =
+        vec![("ION_BUS".into(), rabbit.url.clone()), ("ION_DOCUMENTS".into(), mongo.url.clone())];
     home.env.extend(env);
     a_change_that_was_cut_short_takes_no_message_away(&home);
 }
@@ -249,7 +271,8 @@ fn check_sends_what_a_queue_has_lost_again() {
     assert_eq!(up.stop(), Some(0));
 }
 
-/// Two dispatchers were started with two definitions of one name: what is registered decides for both.
+/// Two dispatchers were started with two definitions of one name: what is registered decides for
+/// both.
 #[test]
 fn two_definitions_of_one_name_lose_no_event() {
     let home = Home::new();
@@ -279,7 +302,8 @@ fn two_definitions_of_one_name_lose_no_event() {
     assert_eq!(other.stop(), Some(0));
 }
 
-/// What was for a module stays for it when it subscribes to something else, and starts nothing when it goes.
+/// What was for a module stays for it when it subscribes to something else, and starts nothing when
+/// it goes.
 #[test]
 fn modules_may_change_and_go_while_events_wait_for_them() {
     let home = Home::new();
@@ -294,26 +318,39 @@ fn modules_may_change_and_go_while_events_wait_for_them() {
     wait_for("the job of before", || succeeded(&home, "work") == 1);
     let told = up.log();
     assert!(
-        told.contains("module \"old\" is registered and not in the file any more (1 event waits for it)"),
+        told.contains(
+            "module \"old\" is registered and not in the file any more (1 event waits for it)"
+        ),
         "{told}"
     );
     wait_for("the gathering to wait", || {
         home.jobs().iter().any(|job| job["module"] == "all" && job["state"] == "waiting")
     });
     let traced = home.run(["trace"]).well().stdout;
-    let cure =
-        "serves module \"old\": start one with `ion up`, or give the module up with `ion module delete old`";
-    assert!(traced.contains("· waits for old ") && traced.contains("(not claimed yet)"), "{traced}");
+    let cure = "serves module \"old\": start one with `ion up`, or give the module up with `ion module delete old`";
+    assert!(
+        traced.contains("· waits for old ") && traced.contains("(not claimed yet)"),
+        "{traced}"
+    );
     assert!(traced.contains(cure), "{traced}");
     let checked = home.run(["check"]).well().stderr;
-    assert!(checked.contains("1 event waits for module \"old\", which no dispatcher serves"), "{checked}");
+    assert!(
+        checked.contains("1 event waits for module \"old\", which no dispatcher serves"),
+        "{checked}"
+    );
     assert_eq!(up.stop(), Some(0));
     let up = home.up_with(&[&FAST[..], &["--drop-missing"]].concat(), &file);
     wait_for("the gathering", || succeeded(&home, "all") == 1);
-    assert!(up.log().contains("module \"old\" is not in the file any more and is removed"), "{}", up.log());
+    assert!(
+        up.log().contains("module \"old\" is not in the file any more and is removed"),
+        "{}",
+        up.log()
+    );
     create(&home, "come");
     create(&home, "go");
-    wait_for("what they are for now", || succeeded(&home, "new") == 1 && succeeded(&home, "work") == 2);
+    wait_for("what they are for now", || {
+        succeeded(&home, "new") == 1 && succeeded(&home, "work") == 2
+    });
     wait_for("the second gathering", || succeeded(&home, "all") == 2);
     assert_eq!(up.stop(), Some(0));
     assert_eq!(home.jobs().len(), 5);
@@ -327,13 +364,13 @@ fn modules_may_change_and_go_while_events_wait_for_them() {
     assert_eq!(succeeded(&home, "old"), 1, "and not what was for the former one");
 }
 
-/// A process is killed in the middle of a registration: nothing is for that module, and a gathering does not run before it.
+/// A process is killed in the middle of a registration: nothing is for that module, and a gathering
+/// does not run before it.
 #[test]
 fn a_registration_that_was_cut_short_is_none() {
     let home = Home::new();
     home.program("fan", "#!/bin/sh\necho '{\"eventType\":\"piece\"}' > /ion/out/events/p\n");
-    let modules =
-        "  fan: {on: [go], emits: [piece], run: [./fan]}\n  all: {gather: piece, per: go, run: [\"true\"]}\n";
+    let modules = "  fan: {on: [go], emits: [piece], run: [./fan]}\n  all: {gather: piece, per: go, run: [\"true\"]}\n";
     let file = pipeline(&home, "p.yaml", modules);
     let only = |module| [&[file.to_str().unwrap(), "--module", module], &FAST[..]].concat();
     let up = home.start("dispatch", &only("all"));
@@ -357,8 +394,11 @@ fn a_registration_that_was_cut_short_is_none() {
 #[test]
 fn what_is_run_by_hand_starts_that_module_and_no_other() {
     let home = Home::new();
-    let file =
-        pipeline(&home, "p.yaml", "  a: {on: [go], run: [\"true\"]}\n  b: {on: [go], run: [\"true\"]}\n");
+    let file = pipeline(
+        &home,
+        "p.yaml",
+        "  a: {on: [go], run: [\"true\"]}\n  b: {on: [go], run: [\"true\"]}\n",
+    );
     let up = home.up_with(&FAST, &file);
     home.run(["run", "a", "--pipeline", file.to_str().unwrap()]).well();
     // A message of it would stand before that of a later event.
@@ -383,7 +423,10 @@ fn a_clock_that_was_wrong_once_lets_no_gathering_run_early() {
     for wrong in ["+1d", "+400d", "-400d"] {
         let mut home = Home::new();
         home.program("fan", &format!("#!/bin/sh\n{fan}\n"));
-        home.program("slow", "#!/bin/sh\nsleep 1\necho '{\"eventType\":\"done\"}' > /ion/out/events/e\n");
+        home.program(
+            "slow",
+            "#!/bin/sh\nsleep 1\necho '{\"eventType\":\"done\"}' > /ion/out/events/e\n",
+        );
         home.program("all", "#!/bin/sh\ntest $(ls /ion/in/data | wc -l) = 2\ngrep -o '\"done\"' /ion/in/events.json | wc -l | grep -qx 2\n");
         let modules = "  fan: {on: [go], emits: [piece], run: [./fan]}\n  slow: {on: [piece], emits: [done], run: [./slow]}\n  all: {gather: done, per: go, run: [./all], retries: 0}\n";
         let file = pipeline(&home, "p.yaml", modules);
@@ -403,7 +446,11 @@ fn a_clock_that_was_wrong_once_lets_no_gathering_run_early() {
 fn a_gateway_whose_clock_is_off_finds_who_serves_a_chain() {
     let home = Home::new();
     home.program("link", "#!/bin/sh\ntr a-z A-Z\n");
-    let file = pipeline(&home, "p.yaml", "  link: {on: [go], emits: [done], run: [./link], stdio: true}\n");
+    let file = pipeline(
+        &home,
+        "p.yaml",
+        "  link: {on: [go], emits: [done], run: [./link], stdio: true}\n",
+    );
     for off in ["+5m", "-5m"] {
         let up = home.up(&file);
         let mut other = home.on_another_host();

@@ -1,4 +1,5 @@
-//! The Helm chart, rendered by Helm itself; and on a real cluster, with the image that `make images` makes.
+//! The Helm chart, rendered by Helm itself; and on a real cluster, with the image that `make
+//! images` makes.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -24,7 +25,11 @@ const EVERYTHING: &str = "tests/deploy/everything.yaml";
 const STORES: [&str; 2] = ["--set", "stores.existingSecret=there"];
 
 /// Helm, with a state of its own; of clusters it knows this one, or none.
-fn helm<'w>(home: &Home, kubeconfig: Option<&Path>, words: impl IntoIterator<Item = &'w str>) -> Ran {
+fn helm<'w>(
+    home: &Home,
+    kubeconfig: Option<&Path>,
+    words: impl IntoIterator<Item = &'w str>,
+) -> Ran {
     let program = cache().join("bin/helm");
     assert!(program.exists(), "{program:?} is missing; scripts/setup-deploy.sh installs it");
     let mut command = Command::new(program);
@@ -36,7 +41,11 @@ fn helm<'w>(home: &Home, kubeconfig: Option<&Path>, words: impl IntoIterator<Ite
 }
 
 fn template(words: &[&str]) -> Ran {
-    helm(&Home::new(), None, ["template", "try", CHART, "--namespace", "ion"].iter().chain(words).copied())
+    helm(
+        &Home::new(),
+        None,
+        ["template", "try", CHART, "--namespace", "ion"].iter().chain(words).copied(),
+    )
 }
 
 /// All objects of an installation.
@@ -61,7 +70,9 @@ fn name(object: &Value) -> String {
 #[track_caller]
 fn named<'a>(objects: &'a [Value], wanted: &str) -> &'a Value {
     let found = objects.iter().find(|object| name(object) == wanted);
-    found.unwrap_or_else(|| panic!("no {wanted} among {:?}", objects.iter().map(name).collect::<Vec<_>>()))
+    found.unwrap_or_else(|| {
+        panic!("no {wanted} among {:?}", objects.iter().map(name).collect::<Vec<_>>())
+    })
 }
 
 /// Each workload's pods, by its name.
@@ -87,19 +98,34 @@ fn mistakes_in_values_are_refused_in_words() {
     for (words, said) in [
         (vec![], "stores.blobs is needed"),
         (vec!["--set", "stores.blobs=file:///var/lib/blobs"], "stores.blobs: Does not match"),
-        (vec!["--set", "dispatchers.video.replica=2"], "Additional property replica is not allowed"),
-        (vec!["--set", "dispatchers.Video.replicas=2"], "Property name of \"Video\" does not match"),
-        (vec!["--set", "dispatchers.gateway.replicas=2"], "Property name of \"gateway\" does not match"),
+        (
+            vec!["--set", "dispatchers.video.replica=2"],
+            "Additional property replica is not allowed",
+        ),
+        (
+            vec!["--set", "dispatchers.Video.replicas=2"],
+            "Property name of \"Video\" does not match",
+        ),
+        (
+            vec!["--set", "dispatchers.gateway.replicas=2"],
+            "Property name of \"gateway\" does not match",
+        ),
         (
             vec!["--set", "dispatchers.video.pipeline.modules.a.image=x"],
             "dispatchers.video.pipeline: Invalid type",
         ),
-        (vec!["--set", "dispatchers.video.pipeline=a: [b"], "dispatchers.video.pipeline is no YAML"),
+        (
+            vec!["--set", "dispatchers.video.pipeline=a: [b"],
+            "dispatchers.video.pipeline is no YAML",
+        ),
         (
             vec!["--set", "dispatchers.video.autoscaling.enabled=true"],
             "dispatchers.video.autoscaling.modules: name",
         ),
-        (vec!["--set", "dispatchers.video.autoscaling.minReplicas=0"], "Must be greater than or equal to 1"),
+        (
+            vec!["--set", "dispatchers.video.autoscaling.minReplicas=0"],
+            "Must be greater than or equal to 1",
+        ),
         (vec!["--set", "stores.ticketKey=short"], "stores.ticketKey: Does not match"),
         (vec!["--set", "env.A-B=1"], "Property name of \"A-B\" does not match"),
         (vec!["--set", "csi.kubeletDir=/var/lib/kubelet/"], "csi.kubeletDir: Does not match"),
@@ -121,23 +147,29 @@ fn mistakes_in_values_are_refused_in_words() {
 fn every_value_is_read_by_a_template() {
     fn leaves(value: &Value, at: &str, into: &mut Vec<String>) {
         match value.as_object().filter(|map| !map.is_empty()) {
-            Some(map) => map.iter().for_each(|(key, value)| leaves(value, &format!("{at}.{key}"), into)),
+            Some(map) => {
+                map.iter().for_each(|(key, value)| leaves(value, &format!("{at}.{key}"), into))
+            }
             None => into.push(at.to_owned()),
         }
     }
-    let values: Value =
-        serde_saphyr::from_str(&std::fs::read_to_string(Path::new(CHART).join("values.yaml")).unwrap())
-            .unwrap();
+    let values: Value = serde_saphyr::from_str(
+        &std::fs::read_to_string(Path::new(CHART).join("values.yaml")).unwrap(),
+    )
+    .unwrap();
     let mut all = vec![];
     leaves(&values, "", &mut all);
     let templates = std::fs::read_dir(Path::new(CHART).join("templates")).unwrap();
-    let text: String = templates.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+    let text: String =
+        templates.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect();
     for path in all {
         let keys: Vec<&str> = path.split('.').skip(1).collect();
         // A map that is handed on whole is read with all that is in it.
         let whole = ["resources", "nodeSelector", "updateStrategy"];
-        let read =
-            keys.iter().rev().find(|key| !keys.iter().any(|one| whole.contains(one)) || whole.contains(key));
+        let read = keys
+            .iter()
+            .rev()
+            .find(|key| !keys.iter().any(|one| whole.contains(one)) || whole.contains(key));
         let key = read.unwrap();
         assert!(
             text.contains(&format!(".{key}")) || text.contains(&format!("\"{key}\"")),
@@ -165,7 +197,10 @@ fn only_the_daemon_that_mounts_is_privileged() {
         let volumes = spec["volumes"].as_array().unwrap();
         let of_the_node = volumes.iter().filter(|volume| volume["hostPath"].is_object()).count();
         if workload == "DaemonSet try-ion-csi" {
-            assert_eq!((of_the_node, &container["securityContext"]["privileged"]), (5, &json!(true)));
+            assert_eq!(
+                (of_the_node, &container["securityContext"]["privileged"]),
+                (5, &json!(true))
+            );
             continue;
         }
         assert_eq!(of_the_node, 0, "{workload}");
@@ -175,7 +210,10 @@ fn only_the_daemon_that_mounts_is_privileged() {
             (&json!(false), &json!(true))
         );
         assert_eq!(context["capabilities"], json!({"drop": ["ALL"]}), "{workload}");
-        assert_eq!(spec["securityContext"]["seccompProfile"]["type"], "RuntimeDefault", "{workload}");
+        assert_eq!(
+            spec["securityContext"]["seccompProfile"]["type"], "RuntimeDefault",
+            "{workload}"
+        );
     }
     // Nobody may do anything but the dispatchers, where jobs run.
     let roles: Vec<_> =
@@ -197,13 +235,21 @@ fn secrets_stand_in_secrets_only() {
     );
     let secret = named(&objects, "Secret try-ion-stores");
     let keys: Vec<&str> = secret["data"].as_object().unwrap().keys().map(String::as_str).collect();
-    for key in
-        ["ION_BLOBS", "ION_DOCUMENTS", "ION_BUS", "ION_TICKET_KEY", "ION_METRICS_TOKEN", "AWS_ACCESS_KEY_ID"]
-    {
+    for key in [
+        "ION_BLOBS",
+        "ION_DOCUMENTS",
+        "ION_BUS",
+        "ION_TICKET_KEY",
+        "ION_METRICS_TOKEN",
+        "AWS_ACCESS_KEY_ID",
+    ] {
         assert!(keys.contains(&key), "{keys:?}");
     }
     let own = rendered(&STORES);
-    assert!(!own.iter().any(|object| object["kind"] == "Secret"), "a Secret of one's own is not made again");
+    assert!(
+        !own.iter().any(|object| object["kind"] == "Secret"),
+        "a Secret of one's own is not made again"
+    );
 }
 
 #[test]
@@ -220,8 +266,11 @@ fn a_pipeline_arrives_to_the_letter_and_replaces_the_pods_of_its_dispatcher_only
     assert_eq!(map["data"]["pipeline.yaml"], text);
     let after = from_file(&home.write("pipeline.yaml", format!("{text}    retries: 1\n")));
     let (old, new) = (pods(&before), pods(&after));
-    let changed: Vec<_> =
-        old.iter().filter(|(name, pod)| new[*name] != **pod).map(|(name, _)| name.as_str()).collect();
+    let changed: Vec<_> = old
+        .iter()
+        .filter(|(name, pod)| new[*name] != **pod)
+        .map(|(name, _)| name.as_str())
+        .collect();
     assert_eq!(changed, ["Deployment try-ion-words"]);
 }
 
@@ -245,7 +294,10 @@ fn replicas_follow_the_queues_of_the_pipelines_modules() {
     let queues: Vec<_> = triggers.iter().map(|trigger| &trigger["metadata"]["queueName"]).collect();
     assert_eq!(queues, ["ion.module.crop", "ion.module.sheet"]);
     assert_eq!(triggers[0]["metadata"]["mode"], "QueueLength");
-    assert!(named(&objects, "Deployment try-ion-scaled")["spec"]["replicas"].is_null(), "KEDA says how many");
+    assert!(
+        named(&objects, "Deployment try-ion-scaled")["spec"]["replicas"].is_null(),
+        "KEDA says how many"
+    );
     assert_eq!(named(&objects, "Deployment try-ion-video")["spec"]["replicas"], 3);
 }
 
@@ -261,7 +313,8 @@ fn modules_reach_nothing() {
     }
 }
 
-// --- on a real cluster -------------------------------------------------------------------------------------------------------
+// --- on a real cluster
+// -------------------------------------------------------------------------------------------------------
 
 /// A cluster, and what Helm knows of it.
 struct Charted {
@@ -286,7 +339,9 @@ impl Charted {
     /// What is meant to succeed; otherwise the pods' side of it is shown.
     fn well(&self, ran: Ran) -> Ran {
         if ran.code != Some(0) {
-            for words in [["describe", "pods"].as_slice(), &["logs", "-l", "app.kubernetes.io/name=ion"]] {
+            for words in
+                [["describe", "pods"].as_slice(), &["logs", "-l", "app.kubernetes.io/name=ion"]]
+            {
                 println!("{}", self.kubectl(&[&["--namespace", "ion"], words].concat()).stdout);
             }
         }
@@ -299,26 +354,38 @@ fn on_a_real_cluster_it_is_installed_upgraded_and_removed() {
     let Some(cluster) = Cluster::start() else { return };
     let cluster = Charted { home: Home::new(), cluster };
 
-    // Every object that the chart can make is one that the API server takes, unknown fields and all refused.
+    // Every object that the chart can make is one that the API server takes, unknown fields and all
+    // refused.
     cluster.kubectl(&["apply", "--filename", "tests/deploy/kinds.yaml"]).well();
     cluster.kubectl(&["create", "namespace", "ion"]).well();
-    wait_for("the added kinds", || cluster.kubectl(&["get", "scaledobjects,podmonitors"]).code == Some(0));
+    wait_for("the added kinds", || {
+        cluster.kubectl(&["get", "scaledobjects,podmonitors"]).code == Some(0)
+    });
     let whole = ["whole", CHART, "--namespace", "ion", "--values", EVERYTHING];
     cluster.helm(&[&["install"], whole.as_slice()].concat()).well();
-    assert_eq!(cluster.get("csidriver/csi.ionfs", "{.spec.volumeLifecycleModes}"), "[\"Ephemeral\"]");
+    assert_eq!(
+        cluster.get("csidriver/csi.ionfs", "{.spec.volumeLifecycleModes}"),
+        "[\"Ephemeral\"]"
+    );
     assert_eq!(cluster.get("poddisruptionbudget/whole-ion-gateway", "{.spec.maxUnavailable}"), "1");
 
     // What a dispatcher may do, and where.
     let may = |account: &str, verb: &str, what: &str, namespace: &str| {
         let account = format!("system:serviceaccount:ion:{account}");
-        cluster.kubectl(&["auth", "can-i", verb, what, "--as", &account, "--namespace", namespace]).code
+        cluster
+            .kubectl(&["auth", "can-i", verb, what, "--as", &account, "--namespace", namespace])
+            .code
             == Some(0)
     };
-    for (verb, what) in [("create", "jobs.batch"), ("watch", "pods"), ("get", "pods/log"), ("list", "events")]
+    for (verb, what) in
+        [("create", "jobs.batch"), ("watch", "pods"), ("get", "pods/log"), ("list", "events")]
     {
         assert!(may("whole-ion-video", verb, what, "ion-jobs"), "{verb} {what}");
         assert!(!may("whole-ion-video", verb, what, "ion"), "{verb} {what} beside its daemons");
-        assert!(!may("whole-ion-csi", verb, what, "ion-jobs"), "{verb} {what} by the node's daemon");
+        assert!(
+            !may("whole-ion-csi", verb, what, "ion-jobs"),
+            "{verb} {what} by the node's daemon"
+        );
     }
     for (verb, what) in
         [("get", "secrets"), ("create", "pods"), ("create", "pods/exec"), ("update", "jobs.batch")]
@@ -332,13 +399,20 @@ fn on_a_real_cluster_it_is_installed_upgraded_and_removed() {
         cluster.kubectl(&["get", kinds, "-A", "-l", ours, "-o", "name"]).well().stdout.is_empty()
     });
 
-    // It runs, with the image that `make images` makes. The stores here are each pod's own: nothing shared is needed to start.
+    // It runs, with the image that `make images` makes. The stores here are each pod's own: nothing
+    // shared is needed to start.
     let image = cluster.home.path().join("image.tar");
     let programs = Path::new(support::ION).parent().unwrap();
-    let made =
-        Command::new("deploy/images.sh").arg("--programs").arg(programs).arg("--output").arg(&image).output();
+    let made = Command::new("deploy/images.sh")
+        .arg("--programs")
+        .arg(programs)
+        .arg("--output")
+        .arg(&image)
+        .output();
     println!("{}", Ran::of(made.unwrap()).well().stdout);
-    cluster.cluster.script("image", &[concat!("ion:", env!("CARGO_PKG_VERSION")), image.to_str().unwrap()]);
+    cluster
+        .cluster
+        .script("image", &[concat!("ion:", env!("CARGO_PKG_VERSION")), image.to_str().unwrap()]);
     let stores = [
         "--from-literal=ION_BLOBS=file:///var/lib/ion/blobs",
         "--from-literal=ION_DOCUMENTS=sqlite:///var/lib/ion/ion.db",
@@ -348,11 +422,14 @@ fn on_a_real_cluster_it_is_installed_upgraded_and_removed() {
     ];
     cluster
         .kubectl(
-            &[["create", "secret", "generic", "there", "--namespace", "ion"].as_slice(), &stores].concat(),
+            &[["create", "secret", "generic", "there", "--namespace", "ion"].as_slice(), &stores]
+                .concat(),
         )
         .well();
     let pipeline = |retries: u32| {
-        format!("modules:\n  count:\n    on: [new_text]\n    retries: {retries}\n    run: [wc, -w]\n")
+        format!(
+            "modules:\n  count:\n    on: [new_text]\n    retries: {retries}\n    run: [wc, -w]\n"
+        )
     };
     let upgrade = |retries: u32| {
         let file = cluster.home.write("pipeline.yaml", pipeline(retries));
@@ -393,8 +470,8 @@ fn on_a_real_cluster_it_is_installed_upgraded_and_removed() {
     words_run_as_pods(&cluster);
 }
 
-/// All of it inside of the cluster: a dispatcher as a pod, which starts its modules as pods, whose trees a daemon mounts that is
-/// a pod too. Only the stores are outside.
+/// All of it inside of the cluster: a dispatcher as a pod, which starts its modules as pods, whose
+/// trees a daemon mounts that is a pod too. Only the stores are outside.
 fn words_run_as_pods(cluster: &Charted) {
     const TEXTS: usize = 5;
     let (mongo, rabbit, s3) = (Mongo::start(), Rabbit::start(), S3::start());
@@ -424,16 +501,21 @@ fn words_run_as_pods(cluster: &Charted) {
     cluster.kubectl(&[secret.as_slice(), &literals].concat()).well();
 
     let programs = words_programs();
-    let programs: Vec<(&str, &str)> = programs.iter().map(|(name, text)| (*name, text.as_str())).collect();
+    let programs: Vec<(&str, &str)> =
+        programs.iter().map(|(name, text)| (*name, text.as_str())).collect();
     cluster.cluster.image(&home, "words:1", &programs);
     let example = std::fs::read_to_string("examples/words/pipeline.yaml").unwrap();
     let in_pods = example.lines().map(|line| match line.trim().strip_prefix("run: [./") {
-        Some(program) => format!("    executor: kubernetes\n    image: words:1\n    run: [/app/{program}\n"),
+        Some(program) => {
+            format!("    executor: kubernetes\n    image: words:1\n    run: [/app/{program}\n")
+        }
         None => format!("{line}\n"),
     });
     let pipeline = home.write("pipeline.yaml", in_pods.collect::<String>());
-    let (pipeline, kubelet) =
-        (format!("dispatchers.words.pipeline={}", pipeline.display()), cluster.cluster.at("kubelet"));
+    let (pipeline, kubelet) = (
+        format!("dispatchers.words.pipeline={}", pipeline.display()),
+        cluster.cluster.at("kubelet"),
+    );
     let kubelet = format!("csi.kubeletDir={}", kubelet.display());
     let state = format!("csi.stateDir={}", cluster.cluster.at("ionfs").display());
     let words = [
@@ -463,8 +545,10 @@ fn words_run_as_pods(cluster: &Charted) {
     let mut create = vec!["event".to_owned(), "create".into(), "new_texts".into(), "--wait".into()];
     for n in 0..TEXTS {
         let text = format!("{}\n", "some words that count and words that matter ".repeat(9 + n));
-        create
-            .extend(["--file".to_owned(), home.write(&format!("text-{n}.txt"), text).display().to_string()]);
+        create.extend([
+            "--file".to_owned(),
+            home.write(&format!("text-{n}.txt"), text).display().to_string(),
+        ]);
     }
     here.run(&create).well();
     cluster.well(home.run(&create));

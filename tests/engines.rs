@@ -1,5 +1,5 @@
-//! What users of pipeline engines and of runners of jobs reported in the last two years, tried on Ion:
-//! docs/reports.md names the report of each test.
+//! What users of pipeline engines and of runners of jobs reported in the last two years, tried on
+//! Ion: docs/reports.md names the report of each test.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(clippy::disallowed_methods, reason = "ion is started by a program that ignores signals")]
 
@@ -61,7 +61,8 @@ fn a_program_that_is_killed_is_no_success_and_its_last_words_are_kept() {
     assert_eq!(up.stop(), Some(0));
 }
 
-/// A process that makes the next one, in a session of its own, and ends: no list of processes is true.
+/// A process that makes the next one, in a session of its own, and ends: no list of processes is
+/// true.
 const CHAIN: &str = r#"
 import os, time
 def chain():
@@ -117,8 +118,10 @@ fn what_a_cancelled_program_started_has_ended_when_the_cancel_has() {
         "#!/bin/sh\ntrap '' TERM INT HUP\nsetsid python3 ./chain.py &\n(sh -c 'sleep 9999; :' &)\nwait\n",
     );
     let mark = home.path().join("mark");
-    let file =
-        pipeline(&home, &format!("  flow: {{on: [go], run: [./flow], env: {{MARK: {}}}}}\n", mark.display()));
+    let file = pipeline(
+        &home,
+        &format!("  flow: {{on: [go], run: [./flow], env: {{MARK: {}}}}}\n", mark.display()),
+    );
     let up = home.up(&file);
     let correlation = create(&home, "go");
     wait_for("its children", || lines(&mark) > 8);
@@ -134,7 +137,8 @@ fn what_a_cancelled_program_started_has_ended_when_the_cancel_has() {
     assert_eq!(up.stop(), Some(0));
 }
 
-/// Neither the job that waits for its next attempt, nor what gathers and never began, stays "running".
+/// Neither the job that waits for its next attempt, nor what gathers and never began, stays
+/// "running".
 #[test]
 fn what_is_cancelled_between_two_attempts_comes_to_an_end() {
     let home = Home::new();
@@ -155,9 +159,15 @@ fn what_is_cancelled_between_two_attempts_comes_to_an_end() {
     home.run(["cancel", &correlation]).well();
     let done = lines(&tries);
     let jobs = home.jobs();
-    assert!(jobs.iter().all(|job| job["state"] == "cancelled" && job["ended"].is_u64()), "{jobs:#?}");
+    assert!(
+        jobs.iter().all(|job| job["state"] == "cancelled" && job["ended"].is_u64()),
+        "{jobs:#?}"
+    );
     let traced = home.run(["trace", &correlation]);
-    assert!(!traced.stdout.contains("running") && !traced.stdout.contains("waiting"), "{traced:#?}");
+    assert!(
+        !traced.stdout.contains("running") && !traced.stdout.contains("waiting"),
+        "{traced:#?}"
+    );
     assert_eq!(up.stop(), Some(0));
     // Nor does it go on with the next dispatcher.
     let up = home.up(&file);
@@ -173,11 +183,16 @@ fn deaf(home: &Home, words: &[&str]) -> Command {
     let ignore = "import os, signal, sys\nfor n in range(1, 32):\n  if n not in (9, 19): \
                   signal.signal(n, signal.SIG_IGN)\nos.execv(sys.argv[1], sys.argv[1:])";
     command.args(["-k", "1", "60", "python3", "-c", ignore, ION]).args(words);
-    command.env("ION_HOME", home.state()).env_remove("ION_LOG").current_dir(home.path()).stdin(Stdio::null());
+    command
+        .env("ION_HOME", home.state())
+        .env_remove("ION_LOG")
+        .current_dir(home.path())
+        .stdin(Stdio::null());
     command
 }
 
-/// Else `yes | head` never ends, no program hears that it is to end, and nobody sees that it has ended.
+/// Else `yes | head` never ends, no program hears that it is to end, and nobody sees that it has
+/// ended.
 #[test]
 fn programs_hear_all_signals_whatever_ion_was_started_with() {
     let home = Home::new();
@@ -196,11 +211,13 @@ fn programs_hear_all_signals_whatever_ion_was_started_with() {
     let doctor = Ran::of(deaf(&home, &["doctor"]).output().unwrap());
     assert!(doctor.stdout.contains("fuse"), "{doctor:#?}");
     assert!(!doctor.stdout.contains("No child processes"), "{doctor:#?}");
-    let failed = Ran::of(deaf(&home, &["run", "--", "sh", "-c", "exit 7"]).output().unwrap()).failed();
+    let failed =
+        Ran::of(deaf(&home, &["run", "--", "sh", "-c", "exit 7"]).output().unwrap()).failed();
     assert!(failed.stderr.contains("exit status 7"), "{failed:#?}");
 }
 
-/// Half of a file, an event and all other traces of an attempt that was cut off are not the next one's.
+/// Half of a file, an event and all other traces of an attempt that was cut off are not the next
+/// one's.
 #[test]
 fn an_attempt_begins_with_nothing_of_the_one_whose_dispatcher_was_killed() {
     let home = Home::new();
@@ -286,11 +303,13 @@ fn a_module_that_subscribes_twice_to_a_type_runs_once_for_an_event() {
     assert_eq!((one.stop(), two.stop()), (Some(0), Some(0)));
 }
 
-/// What has succeeded is not run again by those who take over from a worker that died, and died again.
+/// What has succeeded is not run again by those who take over from a worker that died, and died
+/// again.
 #[test]
 fn what_has_ended_is_not_run_again_when_dispatchers_die() {
     let home = Home::new();
-    let (ran, held, go) = (home.path().join("ran"), home.path().join("held"), home.path().join("go"));
+    let (ran, held, go) =
+        (home.path().join("ran"), home.path().join("held"), home.path().join("go"));
     let file = pipeline(
         &home,
         &format!(
@@ -320,8 +339,8 @@ fn what_has_ended_is_not_run_again_when_dispatchers_die() {
     home.run(["check"]).well();
 }
 
-/// Zeroes, numbers beyond all bounds, operators of the store and empty names come out as they went in; what
-/// is no JSON or no object is refused, and the job fails: none is "running" for ever.
+/// Zeroes, numbers beyond all bounds, operators of the store and empty names come out as they went
+/// in; what is no JSON or no object is refused, and the job fails: none is "running" for ever.
 fn odd_values_arrive(home: &Home) {
     home.write(
         "odd.py",
@@ -361,8 +380,10 @@ print(refused)
     home.run(["event", "create", "go", "--wait"]).well();
     let next = home.jobs().into_iter().find(|job| job["module"] == "next").unwrap();
     let values: Vec<Value> = serde_json::from_str(&log(home, &next, "1")).unwrap();
-    let values: Vec<_> =
-        values.iter().map(|one| (one["key"].as_str().unwrap(), one["value"].as_str().unwrap())).collect();
+    let values: Vec<_> = values
+        .iter()
+        .map(|one| (one["key"].as_str().unwrap(), one["value"].as_str().unwrap()))
+        .collect();
     assert_eq!(
         values,
         [
@@ -378,7 +399,8 @@ print(refused)
             ("list", "[null, []]")
         ]
     );
-    let insight = home.trace().into_iter().find(|one| one["context"]["documentType"] == "insight").unwrap();
+    let insight =
+        home.trace().into_iter().find(|one| one["context"]["documentType"] == "insight").unwrap();
     assert_eq!(insight["data"][0], json!({"key": "a\0b", "value": "v\0"}));
     home.run(["event", "create", "bad", "--wait"]).failed();
     let bad = home.jobs().into_iter().find(|job| job["module"] == "bad").unwrap();

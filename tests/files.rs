@@ -1,5 +1,5 @@
-//! Ordinary programs in a job whose files once came out otherwise than on a plain disk: shells and listings, times, `git
-//! clone`, access lists, the umask.
+//! Ordinary programs in a job whose files once came out otherwise than on a plain disk: shells and
+//! listings, times, `git clone`, access lists, the umask.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -74,10 +74,15 @@ fn files_of_a_command_are_kept_or_refused_by_name() {
         let mut words = vec!["--json", "event", "create", "t"];
         files.iter().for_each(|file| words.extend(["--file", file]));
         let made: serde_json::Value = serde_json::from_str(&home.run(words).well().stdout).unwrap();
-        let names =
-            made["files"].as_array().unwrap().iter().map(|file| file["name"].as_str().unwrap().to_owned());
+        let names = made["files"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|file| file["name"].as_str().unwrap().to_owned());
         let folders = made["directories"].as_array().into_iter().flatten();
-        names.chain(folders.map(|name| format!("{}/", name.as_str().unwrap()))).collect::<Vec<String>>()
+        names
+            .chain(folders.map(|name| format!("{}/", name.as_str().unwrap())))
+            .collect::<Vec<String>>()
     };
     assert_eq!(names(&["n"]), ["f", "g"]);
     assert_eq!(names(&["n=sub/"]), ["sub/f", "sub/g"]);
@@ -102,8 +107,14 @@ fn files_of_a_command_are_kept_or_refused_by_name() {
         (vec!["dangling"], "\"dangling\" cannot be read"),
         (vec!["missing"], "\"missing\" cannot be read"),
     ];
-    let stored =
-        || Command::new("find").arg(home.state().join("blobs")).args(["-type", "f"]).output().unwrap().stdout;
+    let stored = || {
+        Command::new("find")
+            .arg(home.state().join("blobs"))
+            .args(["-type", "f"])
+            .output()
+            .unwrap()
+            .stdout
+    };
     let before = stored();
     for (files, said) in refused {
         let mut words = vec!["event", "create", "t", "--file", "n/g=good"];
@@ -136,7 +147,8 @@ fn git_clones_from_the_input_to_the_output() {
     let home = Home::new();
     let git = |words: &[&str]| {
         let user = ["-c", "user.name=a", "-c", "user.email=a@example.org"];
-        let output = Command::new("git").args(user).args(words).current_dir(home.path()).output().unwrap();
+        let output =
+            Command::new("git").args(user).args(words).current_dir(home.path()).output().unwrap();
         Ran::of(output).well();
     };
     git(&["init", "-q", "repository"]);

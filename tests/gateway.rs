@@ -68,7 +68,8 @@ const SHOWS: &str = "#!/bin/sh\nset -e\n(cd /ion/in/data 2>/dev/null && find . -
     cat /ion/in/eventmeta.json > /ion/out/data/values 2>/dev/null || echo none > /ion/out/data/values\n\
     echo '{\"eventType\":\"shown\",\"files\":[\"files\",\"values\"]}' > /ion/out/events/shown.json\n";
 
-/// What parts are called is what their client means, whatever it is: see `gateway/disposition.rs` for all of them.
+/// What parts are called is what their client means, whatever it is: see `gateway/disposition.rs`
+/// for all of them.
 #[test]
 fn names_in_forms_are_those_that_clients_mean() {
     let home = Home::new();
@@ -82,14 +83,21 @@ fn names_in_forms_are_those_that_clients_mean() {
     ];
     let mut body = Vec::new();
     for part in parts {
-        body.extend([b"--XyZ\r\ncontent-disposition: form-data; ", part, b"\r\n\r\n1\r\n"].concat());
+        body.extend(
+            [b"--XyZ\r\ncontent-disposition: form-data; ", part, b"\r\n\r\n1\r\n"].concat(),
+        );
     }
     body.extend(b"--XyZ--\r\n");
     let form = [("content-type", "multipart/form-data; boundary=XyZ")];
     let made = request(&at, "POST", "/events/t", &form, &body).says(202);
     let event = get(&at, &format!("/events/{}", text(&made, "eventId"))).says(200);
     let all = |list: &str, key: &str| -> Vec<String> {
-        event[list].as_array().unwrap().iter().map(|one| one[key].as_str().unwrap().to_owned()).collect()
+        event[list]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one[key].as_str().unwrap().to_owned())
+            .collect()
     };
     assert_eq!(all("files", "name"), ["\u{e4}.txt", "x.txt", "\u{e9}.txt"]);
     assert_eq!(all("data", "key"), ["a; filename=b", "end\\"]);
@@ -100,7 +108,8 @@ fn names_in_forms_are_those_that_clients_mean() {
 fn older_ions_front_api_is_answered_as_before() {
     let home = Home::new();
     home.program("show", SHOWS);
-    let (daemon, at) = up(&home, "  show: {on: [frontapi.new_link], emits: [shown], run: [./show]}\n");
+    let (daemon, at) =
+        up(&home, "  show: {on: [frontapi.new_link], emits: [shown], run: [./show]}\n");
     let link = "https://example.com/a?b=c";
     let body = json!({"url": link}).to_string();
     // As its clients do: some name no form, some a wrong one.
@@ -112,11 +121,18 @@ fn older_ions_front_api_is_answered_as_before() {
         let answer = request(&at, "POST", "/", headers, body.as_bytes());
         assert_eq!(answer.header("content-type"), Some("application/json"));
         let event = answer.says(200);
-        let members = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        let members =
+            |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         assert_eq!(members(&event), ["context", "type"]);
         let context = &event["context"];
-        assert_eq!(members(context), ["name", "eventId", "correlationId", "parentEventId", "documentType"]);
-        assert_eq!((text(&event, "type"), text(context, "name")), ("frontapi.new_link", "frontapi"));
+        assert_eq!(
+            members(context),
+            ["name", "eventId", "correlationId", "parentEventId", "documentType"]
+        );
+        assert_eq!(
+            (text(&event, "type"), text(context, "name")),
+            ("frontapi.new_link", "frontapi")
+        );
         assert_eq!(
             (text(context, "parentEventId"), text(context, "documentType")),
             ("frontapi", "eventMeta")
@@ -150,12 +166,17 @@ fn values_files_and_cloudevents_start_a_pipeline_that_can_be_waited_for() {
     // What the module saw of an event: its values, and its files with their sums.
     let shown = |answer: Answer| {
         let said = answer.says(200);
-        assert_eq!((text(&said, "outcome"), text(&said, "type")), ("succeeded", "start"), "{said:#}");
+        assert_eq!(
+            (text(&said, "outcome"), text(&said, "type")),
+            ("succeeded", "start"),
+            "{said:#}"
+        );
         let shown = text(of_type(&said["trace"], "shown"), "id").to_owned();
         let file = |name: &str| get(&at, &format!("/events/{shown}/data/{name}")).text();
         let pairs: Value = serde_json::from_str(&file("values")).unwrap_or_default();
         let pair = |pair: &Value| (text(pair, "key").to_owned(), text(pair, "value").to_owned());
-        let mut values: Vec<(String, String)> = pairs.as_array().into_iter().flatten().map(pair).collect();
+        let mut values: Vec<(String, String)> =
+            pairs.as_array().into_iter().flatten().map(pair).collect();
         values.sort();
         (values, file("files"))
     };
@@ -169,7 +190,8 @@ fn values_files_and_cloudevents_start_a_pipeline_that_can_be_waited_for() {
     let values = br#"{"text": "hello", "n": 1.50, "deep": {"a": [1, 2]}, "yes": true}"#;
     let answer = post(&at, "/events/start?wait=60s", "application/json", values);
     let location = answer.header("location").unwrap().to_owned();
-    let expected = pairs(&[("text", "hello"), ("n", "1.50"), ("deep", r#"{"a": [1, 2]}"#), ("yes", "true")]);
+    let expected =
+        pairs(&[("text", "hello"), ("n", "1.50"), ("deep", r#"{"a": [1, 2]}"#), ("yes", "true")]);
     assert_eq!(shown(answer), (expected, String::new()));
     assert_eq!(get(&at, &location).says(200).as_array().unwrap().len(), 3, "two events and a job");
 
@@ -223,11 +245,19 @@ fn values_files_and_cloudevents_start_a_pipeline_that_can_be_waited_for() {
         "specversion": "1.0", "id": "3", "source": "/caméra", "type": "any.type", "datacontenttype": "image/png", "data_base64": "aGVsbG8K",
     });
     let structured = || {
-        post(&at, "/events/start?wait=60s", "application/cloudevents+json", structured.to_string().as_bytes())
+        post(
+            &at,
+            "/events/start?wait=60s",
+            "application/cloudevents+json",
+            structured.to_string().as_bytes(),
+        )
     };
     let mut expected = attributes("3", "image/png");
     expected.sort();
-    assert_eq!(shown(structured()), (expected, "b1946ac92492d2347c6235b4d2611184  ./data\n".into()));
+    assert_eq!(
+        shown(structured()),
+        (expected, "b1946ac92492d2347c6235b4d2611184  ./data\n".into())
+    );
     // Equal source and id: the same event, as the specification of CloudEvents has it.
     let again = structured().says(200);
     assert_eq!(again["eventId"], structured().says(200)["eventId"]);
@@ -247,7 +277,10 @@ fn md5(home: &Home, content: &[u8]) -> String {
 fn a_wait_has_an_end_and_what_goes_on_is_said() {
     let home = Home::new();
     let go = home.path().join("go");
-    home.program("long", &format!("#!/bin/sh\nuntil test -e {}; do sleep 0.05; done\n", go.display()));
+    home.program(
+        "long",
+        &format!("#!/bin/sh\nuntil test -e {}; do sleep 0.05; done\n", go.display()),
+    );
     let (daemon, at) = up(&home, "  long: {on: [start], run: [./long]}\n");
     let begun = Instant::now();
     let answer = post(&at, "/events/start?wait=300ms", "application/json", b"{}");
@@ -282,7 +315,8 @@ fn a_wait_has_an_end_and_what_goes_on_is_said() {
 fn files_are_given_whole_and_in_ranges_and_never_damaged() {
     let home = Home::new();
     let (daemon, at) = gateway(&home, &[]);
-    let content: Vec<u8> = (0..(2_u32 << 20) + 17).map(|n| u8::try_from(n * 7 % 251).unwrap()).collect();
+    let content: Vec<u8> =
+        (0..(2_u32 << 20) + 17).map(|n| u8::try_from(n * 7 % 251).unwrap()).collect();
     let (kind, body) = form(&[(Some("sub/ä b.bin"), "f", &content), (Some("empty"), "f", b"")]);
     let id = post(&at, "/events/kept", kind, &body).says(202);
     let id = text(&id, "eventId");
@@ -308,7 +342,11 @@ fn files_are_given_whole_and_in_ranges_and_never_damaged() {
         ("bytes=0-99999999999", 0..size),
     ] {
         let part = with(&[("range", range)]);
-        assert_eq!((part.status, part.body.as_slice()), (206, &content[expected.clone()]), "{range}");
+        assert_eq!(
+            (part.status, part.body.as_slice()),
+            (206, &content[expected.clone()]),
+            "{range}"
+        );
         let which = format!("bytes {}-{}/{size}", expected.start, expected.end - 1);
         assert_eq!(part.header("content-range"), Some(which.as_str()));
     }
@@ -328,9 +366,13 @@ fn files_are_given_whole_and_in_ranges_and_never_damaged() {
     }
     get(&at, "/events/none/data/x").problem(404, "not-found");
 
-    // A bit flips on the disk of the store, in the second block. By another daemon: this one has the right one in memory.
+    // A bit flips on the disk of the store, in the second block. By another daemon: this one has
+    // the right one in memory.
     let document = get(&at, &format!("/events/{id}")).says(200);
-    let blob = home.state().join("blobs").join(text(&document["files"][0], "key").replace("ä b", "%C3%A4 b"));
+    let blob = home
+        .state()
+        .join("blobs")
+        .join(text(&document["files"][0], "key").replace("ä b", "%C3%A4 b"));
     let blob = if blob.exists() { blob } else { largest_below(&home.state().join("blobs")) };
     let mut bytes = std::fs::read(&blob).unwrap();
     bytes[(1 << 20) + 5] ^= 1;
@@ -370,7 +412,9 @@ fn sse(http: &mut Http, rest: &mut String) -> Option<(String, String, Vec<String
             let field = |name: &str| -> Vec<String> {
                 event
                     .lines()
-                    .filter_map(|line| Some(line.strip_prefix(name)?.strip_prefix(": ")?.to_owned()))
+                    .filter_map(|line| {
+                        Some(line.strip_prefix(name)?.strip_prefix(": ")?.to_owned())
+                    })
                     .collect()
             };
             if !event.starts_with(':') {
@@ -419,11 +463,17 @@ fn a_log_is_followed_until_the_job_ends() {
         ids.push(id);
         lines.extend(some);
     }
-    assert_eq!(lines, ["attempt 1", "one", "two", "ion: exit status 1", "attempt 2", "one", "two", "50%"]);
+    assert_eq!(
+        lines,
+        ["attempt 1", "one", "two", "ion: exit status 1", "attempt 2", "one", "two", "50%"]
+    );
     assert_eq!(ids.last().map(String::as_str), Some("2:22"));
     let now = get(&at, &path);
     assert_eq!((now.status, now.text().as_str()), (200, "attempt 2\none\rtwo\n50%\r"));
-    assert_eq!(get(&at, &format!("{path}?attempt=1")).text(), "attempt 1\none\rtwo\nion: exit status 1\n");
+    assert_eq!(
+        get(&at, &format!("{path}?attempt=1")).text(),
+        "attempt 1\none\rtwo\nion: exit status 1\n"
+    );
     // Another client comes later, and goes on after a byte it has seen.
     let mut later = follow(&[("last-event-id", "2:10")]);
     std::fs::write(&go, "").unwrap();
@@ -434,7 +484,11 @@ fn a_log_is_followed_until_the_job_ends() {
             if kind == "end" {
                 assert_eq!(id, "end");
                 let end: Value = serde_json::from_str(&some.concat()).unwrap();
-                assert_eq!((text(&end, "state"), end["attempt"].as_u64()), ("succeeded", Some(2)), "{end}");
+                assert_eq!(
+                    (text(&end, "state"), end["attempt"].as_u64()),
+                    ("succeeded", Some(2)),
+                    "{end}"
+                );
                 assert!(sse(http, &mut rest).is_none(), "nothing comes after the end");
                 return lines;
             }
@@ -444,7 +498,13 @@ fn a_log_is_followed_until_the_job_ends() {
     assert_eq!(to_its_end(&mut all), ["late", "no end"]);
     assert_eq!(to_its_end(&mut later), ["one", "two", "50%", "late", "no end"]);
     assert_eq!(to_its_end(&mut follow(&[])), ["attempt 2", "one", "two", "50%", "late", "no end"]);
-    let over = request(&at, "GET", &path, &[("accept", "text/event-stream"), ("last-event-id", "end")], b"");
+    let over = request(
+        &at,
+        "GET",
+        &path,
+        &[("accept", "text/event-stream"), ("last-event-id", "end")],
+        b"",
+    );
     assert_eq!(over.status, 204, "a browser that asks again is told to stop");
     assert_eq!(get(&at, &path).text(), "attempt 2\none\rtwo\n50%\r\nlate\nno end");
     get(&at, &format!("{path}?attempt=3")).problem(404, "not-found");
@@ -462,21 +522,31 @@ fn the_same_key_and_body_is_the_same_event_across_gateways_and_restarts() {
     let (second, second_at) = gateway(&other, &[]);
     let (kind, body) = form(&[(Some("f"), "f", &[7; 100_000]), (None, "n", b"1")]);
     let send = |at: &str, key: &str, body: &[u8]| {
-        request(at, "POST", "/events/start", &[("content-type", kind), ("idempotency-key", key)], body)
+        request(
+            at,
+            "POST",
+            "/events/start",
+            &[("content-type", kind), ("idempotency-key", key)],
+            body,
+        )
     };
     // At once, at both.
     let ids: Vec<String> = std::thread::scope(|scope| {
         let senders: Vec<_> = (0..8)
             .map(|n| {
                 let (at, body, send) = (if n % 2 == 0 { &at } else { &second_at }, &body, &send);
-                scope.spawn(move || text(&send(at, "\"order-7\"", body).says(202), "eventId").to_owned())
+                scope.spawn(move || {
+                    text(&send(at, "\"order-7\"", body).says(202), "eventId").to_owned()
+                })
             })
             .collect();
         senders.into_iter().map(|sender| sender.join().unwrap()).collect()
     });
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
     // The copies that others brought are gone, and what the event names is not.
-    wait_for("the copies to be removed", || files_below(&home.state().join("blobs")) == 1 + logs(&home));
+    wait_for("the copies to be removed", || {
+        files_below(&home.state().join("blobs")) == 1 + logs(&home)
+    });
     assert_eq!(get(&second_at, &format!("/events/{}/data/f", ids[0])).body, [7; 100_000]);
     let (_, changed) = form(&[(Some("f"), "f", &[8; 100_000]), (None, "n", b"1")]);
     let problem = send(&second_at, "order-7", &changed).problem(422, "key-reused");
@@ -486,10 +556,13 @@ fn the_same_key_and_body_is_the_same_event_across_gateways_and_restarts() {
         [7; 100_000],
         "it stays as it was"
     );
-    let elsewhere = request(&at, "POST", "/", &[("idempotency-key", "order-7")], b"{\"url\": \"x\"}");
+    let elsewhere =
+        request(&at, "POST", "/", &[("idempotency-key", "order-7")], b"{\"url\": \"x\"}");
     elsewhere.problem(422, "key-reused");
     assert_ne!(text(&send(&at, "order-8", &changed).says(202), "eventId"), ids[0]);
-    wait_for("both jobs", || home.jobs().iter().filter(|job| job["state"] == "succeeded").count() == 2);
+    wait_for("both jobs", || {
+        home.jobs().iter().filter(|job| job["state"] == "succeeded").count() == 2
+    });
     assert_eq!(second.stop(), Some(0));
     assert_eq!(daemon.stop(), Some(0));
     let (third, third_at) = gateway(&other, &[]);
@@ -595,7 +668,10 @@ fn on_servers_a_key_is_one_event_too_and_a_store_that_is_away_is_said() {
     mongo.server.resume();
     wait_for("the stores to answer", || get(&second_at, "/readyz").status == 200);
     let event = request(&second_at, "POST", "/events/other", &headers, b"{}").says(202);
-    assert_eq!(event["eventId"], request(&at, "POST", "/events/other", &headers, b"{}").says(202)["eventId"]);
+    assert_eq!(
+        event["eventId"],
+        request(&at, "POST", "/events/other", &headers, b"{}").says(202)["eventId"]
+    );
     assert_eq!(second.stop(), Some(0));
     assert_eq!(daemon.stop(), Some(0));
 }
@@ -623,7 +699,8 @@ fn health_readiness_and_numbers_are_shown() {
         assert!(numbers.lines().any(|one| one == line), "{line}: {numbers}");
     }
     wait_for("only this connection to be open", || harm::connections(&at) == 1.0);
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
+    let page =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
     for name in ["ion_gateway_requests_total", "ion_gateway_connections"] {
         assert!(page.contains(&format!("| `{name}` |")), "{name}");
     }

@@ -1,6 +1,6 @@
-//! Modules that mean harm or know no better: hostile names, trees and documents, and jobs that do not want to end, eat
-//! all there is, or cover up where they stand. Each job ends with all it started, its verdict is right, and its
-//! neighbours do not notice.
+//! Modules that mean harm or know no better: hostile names, trees and documents, and jobs that do
+//! not want to end, eat all there is, or cover up where they stand. Each job ends with all it
+//! started, its verdict is right, and its neighbours do not notice.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(clippy::disallowed_methods, reason = "tests start programs")]
@@ -58,8 +58,9 @@ impl Town {
         );
         for (name, program, more) in modules {
             home.program(name, &format!("#!/usr/bin/env python3\n{PRELUDE}{program}"));
-            file +=
-                &format!("  {name}: {{on: [start-{name}], emits: [x], run: [./{name}], retries: 0{more}}}\n");
+            file += &format!(
+                "  {name}: {{on: [start-{name}], emits: [x], run: [./{name}], retries: 0{more}}}\n"
+            );
         }
         let file = home.write("pipeline.yaml", file);
         home.write("content", vec![b'x'; 100_000]);
@@ -71,19 +72,22 @@ impl Town {
         self.home.run(["event", "create", "work", "--file", "content", "--wait"]).well();
     }
 
-    /// Starts the hostile module, lets the neighbour work beside it, and gives the hostile job once it is final.
+    /// Starts the hostile module, lets the neighbour work beside it, and gives the hostile job once
+    /// it is final.
     fn meets(&self, module: &str) -> Value {
         self.home.run(["event", "create", &format!("start-{module}"), "--file", "content"]).well();
         self.works();
         let mut found = Value::Null;
         wait_for(&format!("the job of {module} to end"), || {
             let jobs = self.home.jobs();
-            let job = jobs.into_iter().find(|job| job["module"] == module && job["ended"] != Value::Null);
+            let job =
+                jobs.into_iter().find(|job| job["module"] == module && job["ended"] != Value::Null);
             let job = job.or_else(|| {
                 let jobs = self.home.jobs();
                 jobs.into_iter().find(|job| {
                     job["module"] == module
-                        && ["succeeded", "dead", "cancelled"].contains(&job["state"].as_str().unwrap())
+                        && ["succeeded", "dead", "cancelled"]
+                            .contains(&job["state"].as_str().unwrap())
                 })
             });
             found = job.unwrap_or_default();
@@ -98,8 +102,9 @@ impl Town {
         let up = self.up.take().unwrap();
         // The mounts are in the namespaces of these processes, and nowhere else.
         // They are forked by a process of its own.
-        let of_jobs =
-            || children(up.pid()).iter().flat_map(|server| children(server.parse().unwrap())).count();
+        let of_jobs = || {
+            children(up.pid()).iter().flat_map(|server| children(server.parse().unwrap())).count()
+        };
         wait_for("all jobs' processes to be gone", || of_jobs() == 0);
         assert!(!up.log().contains("still mounted"), "{}", up.log());
         self.home.run(["check", "--deep"]).well();
@@ -138,7 +143,8 @@ fn reason(job: &Value) -> (&str, &str) {
 
 // ---- names and trees ----
 
-/// Whatever bytes a name has: the next module sees the same file under the same name. What no JSON can name stays behind.
+/// Whatever bytes a name has: the next module sees the same file under the same name. What no JSON
+/// can name stays behind.
 #[test]
 fn names_of_any_characters_travel_and_names_that_are_not_utf8_stay_behind() {
     let home = Home::new();
@@ -240,7 +246,10 @@ event("x", {{"eventType": "x", "files": [named]}})
     .well();
     assert_eq!(ran.types(), ["x"]);
     home.run(["check", "--deep"]).well();
-    assert!(std::fs::read_dir(home.state().join("jobs")).unwrap().next().is_none(), "the staging is gone");
+    assert!(
+        std::fs::read_dir(home.state().join("jobs")).unwrap().next().is_none(),
+        "the staging is gone"
+    );
 }
 
 #[test]
@@ -283,9 +292,14 @@ for name in ["out", "moved", "loop", "bad"]:
         ),
     );
     let module = home.path().join("module.py");
-    let ran = home.run(["--json", "run", "--file", "f", "--", "python3", module.to_str().unwrap()]).failed();
+    let ran = home
+        .run(["--json", "run", "--file", "f", "--", "python3", module.to_str().unwrap()])
+        .failed();
     assert_eq!(ran.types(), ["x"], "{ran:#?}");
-    assert!(ran.stderr.contains("(and 3 more)"), "a rejection stands though its file is gone: {ran:#?}");
+    assert!(
+        ran.stderr.contains("(and 3 more)"),
+        "a rejection stands though its file is gone: {ran:#?}"
+    );
     let key = ran.events()[0]["files"][0]["key"].as_str().unwrap().to_owned();
     assert_eq!(std::fs::read_to_string(home.state().join("blobs").join(key)).unwrap(), "inputmore");
 }
@@ -342,8 +356,9 @@ took("numbers", '{{"eventType": "x", "big": 123456789012345678901234567890, "exp
 "#)).failed();
     assert!(ran.stderr.contains("rejected"), "{ran:#?}");
     let data = &ran.events()[0]["data"];
-    let value =
-        |key: &str| data.as_array().unwrap().iter().find(|pair| pair["key"] == key).unwrap()["value"].clone();
+    let value = |key: &str| {
+        data.as_array().unwrap().iter().find(|pair| pair["key"] == key).unwrap()["value"].clone()
+    };
     assert_eq!(value("big"), "123456789012345678901234567890");
     assert_eq!(value("exp"), "1e999999");
     assert_eq!(value("zero"), "-0.0");
@@ -418,14 +433,16 @@ for at in ["/mnt", "/media"]:
     let home = Home::new();
     let seen = || {
         let all = std::fs::read_to_string("/proc/self/mounts").unwrap();
-        let theirs =
-            |line: &&str| [" /ion ", " /ion/", " /mnt ", " /media "].iter().any(|at| line.contains(at));
+        let theirs = |line: &&str| {
+            [" /ion ", " /ion/", " /mnt ", " /media "].iter().any(|at| line.contains(at))
+        };
         all.lines().filter(theirs).map(str::to_owned).collect::<Vec<_>>()
     };
     let before = seen();
     // Others may not mount anything.
     let more = ", privileged: true";
-    let town = Town::with(home, &[("cover", cover, more), ("away", away, more), ("bind", bind, more)]);
+    let town =
+        Town::with(home, &[("cover", cover, more), ("away", away, more), ("bind", bind, more)]);
     assert_eq!(reason(&town.meets("cover")), ("succeeded", ""));
     assert_eq!(reason(&town.meets("away")), ("dead", "exit status 3"));
     assert_eq!(reason(&town.meets("bind")), ("succeeded", ""));
@@ -466,7 +483,8 @@ os.execvp("python3", ["python3", "-c", "import time\nwhile True: time.sleep(60)"
     town.ends_well();
 }
 
-/// What is still open when the module ends is final then: whole events are committed, cut-off ones refused.
+/// What is still open when the module ends is final then: whole events are committed, cut-off ones
+/// refused.
 #[test]
 fn files_open_at_the_end_are_final() {
     let program = r#"
@@ -576,13 +594,17 @@ open("f", "w").close()
     );
     for (module, why) in [("links", "1 MiB"), ("attributes", "1 MiB"), ("names", "51 files")] {
         let job = town.meets(module);
-        assert!(reason(&job).1.starts_with(&format!("over its limit of {why} in out/ (EDQUOT)")), "{job:#?}");
+        assert!(
+            reason(&job).1.starts_with(&format!("over its limit of {why} in out/ (EDQUOT)")),
+            "{job:#?}"
+        );
         assert_eq!(job["attempts"][0]["exitCode"], 0, "all was refused as expected: {job:#?}");
     }
     town.ends_well();
 }
 
-/// The kernel tells some time after a removal that it has forgotten what was removed. The space is free before that.
+/// The kernel tells some time after a removal that it has forgotten what was removed. The space is
+/// free before that.
 #[test]
 fn what_was_removed_gives_its_room_back_at_once() {
     let program = r#"
@@ -613,10 +635,14 @@ f = open("f", "rb+"); os.unlink("f"); refused(errno.EDQUOT, os.pwrite, f.fileno(
         ["--json", "run", "removes", "--pipeline", file.to_str().unwrap()],
     );
     let refused = "\"staged-files\" under \"limits\" allows more\n";
-    assert!(ran.stderr.ends_with(refused), "it ended by itself, and well but for its limit: {ran:#?}");
+    assert!(
+        ran.stderr.ends_with(refused),
+        "it ended by itself, and well but for its limit: {ran:#?}"
+    );
 }
 
-/// A disk without an inode left is no fault of a module's: its job waits for room, and loses none of its retries.
+/// A disk without an inode left is no fault of a module's: its job waits for room, and loses none
+/// of its retries.
 #[test]
 fn a_full_disk_costs_a_job_no_retry() {
     if !rustix::process::geteuid().is_root() {
@@ -645,7 +671,8 @@ fn a_full_disk_costs_a_job_no_retry() {
     home.run(["event", "create", "start"]).well();
     let mut attempts = Vec::new();
     wait_for("an attempt without room", || {
-        attempts = home.jobs().first().map_or(vec![], |job| job["attempts"].as_array().unwrap().clone());
+        attempts =
+            home.jobs().first().map_or(vec![], |job| job["attempts"].as_array().unwrap().clone());
         attempts.iter().any(|attempt| attempt["end"] == "no-room")
     });
     full.iter().for_each(|file| std::fs::remove_file(file).unwrap());
@@ -712,10 +739,14 @@ assert 10 < len(children) <= 400, len(children)
     assert!(wanted.iter().all(|words| ran.stderr.contains(words)), "{ran:#?}");
     assert!(ran.stderr.contains("rejected") && !ran.stderr.contains("exit status"), "{ran:#?}");
     let wrong = home.run(["--job-limit", "staged=1", "doctor"]).failed();
-    assert!(wrong.stderr.contains("there is no limit \"staged\"; allowed: event-bytes"), "{wrong:#?}");
+    assert!(
+        wrong.stderr.contains("there is no limit \"staged\"; allowed: event-bytes"),
+        "{wrong:#?}"
+    );
 }
 
-/// A fork bomb in one job: it is bounded, ends at its timeout, and jobs beside it start processes as ever.
+/// A fork bomb in one job: it is bounded, ends at its timeout, and jobs beside it start processes
+/// as ever.
 #[test]
 fn a_job_that_eats_all_processes_eats_its_own() {
     let program = r#"
@@ -723,15 +754,18 @@ while True:
     try: os.fork()
     except OSError: time.sleep(0.05)
 "#;
-    let town = Town::with(Home::new(), &[("bomb", program, ", timeout: 3s, limits: {processes: 300}")]);
+    let town =
+        Town::with(Home::new(), &[("bomb", program, ", timeout: 3s, limits: {processes: 300}")]);
     assert_eq!(reason(&town.meets("bomb")), ("dead", "over its timeout of 3s"));
     town.ends_well();
 }
 
-/// The staging disk breaks while modules write: they are told, nothing is committed, and the daemon lives.
+/// The staging disk breaks while modules write: they are told, nothing is committed, and the daemon
+/// lives.
 #[test]
 fn a_broken_staging_disk_fails_jobs_with_eio_and_commits_nothing() {
-    if !rustix::process::geteuid().is_root() || !std::path::Path::new("/dev/loop-control").exists() {
+    if !rustix::process::geteuid().is_root() || !std::path::Path::new("/dev/loop-control").exists()
+    {
         // Loop devices are root's.
         return;
     }
@@ -745,7 +779,8 @@ fn a_broken_staging_disk_fails_jobs_with_eio_and_commits_nothing() {
         assert!(out.status.success(), "{script}: {}", String::from_utf8_lossy(&out.stderr));
     };
     let (jobs, disk) = (jobs.display(), disk.display());
-    // A disk image on a disk that has less room than the image says: what is written in the end fails.
+    // A disk image on a disk that has less room than the image says: what is written in the end
+    // fails.
     shell(&format!(
         "mount -t tmpfs -o size=12m ion-test {disk}; truncate -s 64m {disk}/image; mkfs.ext4 -q -O ^has_journal {disk}/image; mount -o loop {disk}/image {jobs}"
     ));

@@ -1,5 +1,5 @@
-//! `ion check` and `ion gc`: what dead processes leave behind is found and put right, and nothing is removed that somebody
-//! needs.
+//! `ion check` and `ion gc`: what dead processes leave behind is found and put right, and nothing
+//! is removed that somebody needs.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -39,14 +39,18 @@ fn kinds(findings: &[Value]) -> Vec<&'static str> {
     ];
     let kind = |finding: &Value| {
         let what = finding["what"].as_str().unwrap();
-        *known.iter().find(|known| what.contains(**known)).unwrap_or_else(|| panic!("unknown: {what}"))
+        *known
+            .iter()
+            .find(|known| what.contains(**known))
+            .unwrap_or_else(|| panic!("unknown: {what}"))
     };
     let mut kinds: Vec<&str> = findings.iter().map(kind).collect();
     kinds.sort_unstable();
     kinds
 }
 
-/// Whoever closes, ends a job or holds one dies in the middle: `ion check` names each, `--repair` puts all of it right.
+/// Whoever closes, ends a job or holds one dies in the middle: `ion check` names each, `--repair`
+/// puts all of it right.
 #[test]
 fn what_the_dead_left_is_found_and_repaired() {
     let home = Home::new();
@@ -61,7 +65,8 @@ fn what_the_dead_left_is_found_and_repaired() {
             begun.display()
         ),
     );
-    // A daemon that dies when it has made the event of a job that succeeded visible, and not said so.
+    // A daemon that dies when it has made the event of a job that succeeded visible, and not said
+    // so.
     let mut host = home.on_another_host();
     host.env.push(("ION_FAILPOINTS".into(), "promote.revealed=1".into()));
     let up = host.up(&file);
@@ -77,7 +82,8 @@ fn what_the_dead_left_is_found_and_repaired() {
     let mut create = home.ion();
     create.args(["event", "create", "alone"]).env("ION_FAILPOINTS", "commit.inserted=1");
     assert_eq!(create.status().unwrap().code(), None);
-    let wrong = ["is held by nobody", "is not published", "is not published", "the bus was not told"];
+    let wrong =
+        ["is held by nobody", "is not published", "is not published", "the bus was not told"];
     wait_for("it all to be old enough", || kinds(&findings(&home, &[])) == wrong);
     let repaired = findings(&home, &["--repair"]);
     assert_eq!(kinds(&repaired), wrong);
@@ -124,7 +130,8 @@ fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     files
 }
 
-/// A blob that a running job has stored and will name in hours is left alone, however short the grace.
+/// A blob that a running job has stored and will name in hours is left alone, however short the
+/// grace.
 #[test]
 fn gc_leaves_what_a_running_job_is_about_to_commit() {
     let home = Home::new();
@@ -154,7 +161,11 @@ fn gc_leaves_what_a_running_job_is_about_to_commit() {
     std::fs::create_dir_all(orphan.parent().unwrap()).unwrap();
     std::fs::write(&orphan, "orphan").unwrap();
     let collected = gc(&home, &["--grace", "0s"]);
-    assert_eq!((collected["blobs"].as_u64(), collected["young"].as_u64()), (Some(1), Some(2)), "{collected}");
+    assert_eq!(
+        (collected["blobs"].as_u64(), collected["young"].as_u64()),
+        (Some(1), Some(2)),
+        "{collected}"
+    );
     assert!(!orphan.exists());
     std::fs::write(&go, "").unwrap();
     wait_for("the job", || state_of(&home, "write") == "succeeded");
@@ -162,8 +173,10 @@ fn gc_leaves_what_a_running_job_is_about_to_commit() {
     assert!(findings(&home, &["--deep"]).is_empty());
     home.run(["gc", "--grace", "0s"]).well();
     assert!(findings(&home, &["--deep"]).is_empty());
-    let left: Vec<String> =
-        walk(&blobs).iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect();
+    let left: Vec<String> = walk(&blobs)
+        .iter()
+        .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+        .collect();
     assert!(left.contains(&"kept".to_owned()) && !left.contains(&"lost".to_owned()), "{left:?}");
 }
 
@@ -194,7 +207,10 @@ fn what_is_old_and_has_ended_goes_whole() {
     let would = gc(&home, &["--older-than", "0s", "--dry-run"]);
     assert_eq!((would["correlations"].as_u64(), counts(&home)), (Some(2), before));
     let did = gc(&home, &["--older-than", "0s"]);
-    assert_eq!((&did["correlations"], &did["documents"]), (&would["correlations"], &would["documents"]));
+    assert_eq!(
+        (&did["correlations"], &did["documents"]),
+        (&would["correlations"], &would["documents"])
+    );
     assert_eq!(counts(&home), (0, 1), "but for the file of the event that waits");
     assert!(!home.run(["dead", "list"]).well().stdout.contains("fail"), "its letter went with it");
     for id in ["waits", "unpublished"] {
@@ -203,11 +219,15 @@ fn what_is_old_and_has_ended_goes_whole() {
     let up = home.up(&file);
     wait_for("the one that waited", || state_of(&home, "end") == "succeeded");
     assert_eq!(up.stop(), Some(0));
-    assert!(findings(&home, &["--deep", "--repair"]).iter().all(|finding| finding["repaired"].is_string()));
+    assert!(
+        findings(&home, &["--deep", "--repair"])
+            .iter()
+            .all(|finding| finding["repaired"].is_string())
+    );
 }
 
-/// A dispatcher that dies between a job's end and the removal of its ticket leaves that behind; the ticket of an attempt that
-/// runs stays, however short the grace.
+/// A dispatcher that dies between a job's end and the removal of its ticket leaves that behind; the
+/// ticket of an attempt that runs stays, however short the grace.
 #[test]
 fn gc_removes_the_tickets_of_attempts_that_have_ended() {
     let rig = Rig::new(&[]);
@@ -233,7 +253,8 @@ fn gc_removes_the_tickets_of_attempts_that_have_ended() {
         });
     }
     let left = || {
-        let there = |id: &&String| rig.runtime.block_on(Ticket::find(&rig.plane, id)).unwrap().is_some();
+        let there =
+            |id: &&String| rig.runtime.block_on(Ticket::find(&rig.plane, id)).unwrap().is_some();
         tickets.iter().filter(there).count()
     };
     let removed = |flags: &[&str]| gc(&rig.home, flags)["tickets"].as_u64();

@@ -1,5 +1,5 @@
-//! Jobs as pods of a real cluster of one node, whose trees its driver mounts. Skipped, in words, where no Kubernetes is built:
-//! `make test-kubernetes` builds it.
+//! Jobs as pods of a real cluster of one node, whose trees its driver mounts. Skipped, in words,
+//! where no Kubernetes is built: `make test-kubernetes` builds it.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -55,7 +55,8 @@ fn the_words_example_runs_as_pods_like_processes() {
     let mut home = world.home();
     world.namespace("words", &mut home);
     let programs = words_programs();
-    let programs: Vec<(&str, &str)> = programs.iter().map(|(name, text)| (*name, text.as_str())).collect();
+    let programs: Vec<(&str, &str)> =
+        programs.iter().map(|(name, text)| (*name, text.as_str())).collect();
     world.image(&home, "words:1", &programs);
     let module = |name: &str, rest: &str| {
         format!(
@@ -79,7 +80,8 @@ fn the_words_example_runs_as_pods_like_processes() {
     let local = here.up(format!("{WORDS}/pipeline.yaml").as_ref());
     let files: Vec<String> = (0..50)
         .map(|n| {
-            let text = format!("{}\n", "some words that count and words that matter ".repeat(50 + n % 7));
+            let text =
+                format!("{}\n", "some words that count and words that matter ".repeat(50 + n % 7));
             home.write(&format!("text-{n}.txt"), text).display().to_string()
         })
         .collect();
@@ -106,7 +108,8 @@ fn the_words_example_runs_as_pods_like_processes() {
     assert_eq!(local.stop(), Some(0));
 }
 
-/// The page in docs/kubernetes.md leads to it: OpenCV, fan-out and fan-in, and files of some hundred KiB.
+/// The page in docs/kubernetes.md leads to it: OpenCV, fan-out and fan-in, and files of some
+/// hundred KiB.
 #[test]
 fn the_video_example_runs_as_pods_like_processes() {
     let Some(world) = world() else { return };
@@ -114,9 +117,10 @@ fn the_video_example_runs_as_pods_like_processes() {
     world.namespace("video", &mut home);
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/video");
     let files = home.path().join("image");
-    let laid_out = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kubernetes/video-image.sh"))
-        .arg(&files)
-        .status();
+    let laid_out =
+        Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kubernetes/video-image.sh"))
+            .arg(&files)
+            .status();
     assert!(laid_out.unwrap().success());
     // By the name that the example's own file has.
     world.script(&["image", "registry.example/ion-video:1", files.to_str().unwrap(), "/video"]);
@@ -142,7 +146,9 @@ fn the_video_example_runs_as_pods_like_processes() {
 /// A pipeline file of modules in one image, each with its words.
 fn pipeline(image: &str, modules: &[(&str, &str)]) -> String {
     let of = |(name, rest): &(&str, &str)| {
-        format!("  {name}: {{executor: kubernetes, image: '{image}', run: [/app/{name}], {rest}}}\n")
+        format!(
+            "  {name}: {{executor: kubernetes, image: '{image}', run: [/app/{name}], {rest}}}\n"
+        )
     };
     format!("name: tests\nmodules:\n{}", modules.iter().map(of).collect::<String>())
 }
@@ -160,10 +166,16 @@ fn attempts(home: &Home, module: &str) -> Vec<(String, String)> {
     assert_eq!(jobs.len(), 1, "{jobs:?}");
     let job = &jobs[0];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    job["attempts"].as_array().unwrap().iter().map(|one| (text(&one["end"]), text(&one["reason"]))).collect()
+    job["attempts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (text(&one["end"]), text(&one["reason"])))
+        .collect()
 }
 
-/// A long wait: pods take seconds each. Asking takes a process each time, so it is not asked all the time.
+/// A long wait: pods take seconds each. Asking takes a process each time, so it is not asked all
+/// the time.
 #[track_caller]
 fn wait_long(what: &str, mut condition: impl FnMut() -> bool) {
     let (begun, mut asked) = (Instant::now(), Instant::now());
@@ -180,8 +192,16 @@ fn wait_long(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// The name of a module's pod in this namespace, once that runs.
 fn running_pod(world: &World, namespace: &str, module: &str) -> Option<String> {
-    let pods = world.kubectl_json(&["-n", namespace, "get", "pods", "-l", &format!("ion/module={module}")]);
-    let running = pods["items"].as_array().unwrap().iter().find(|pod| pod["status"]["phase"] == "Running")?;
+    let pods = world.kubectl_json(&[
+        "-n",
+        namespace,
+        "get",
+        "pods",
+        "-l",
+        &format!("ion/module={module}"),
+    ]);
+    let running =
+        pods["items"].as_array().unwrap().iter().find(|pod| pod["status"]["phase"] == "Running")?;
     Some(running["metadata"]["name"].as_str().unwrap().to_owned())
 }
 
@@ -212,7 +232,9 @@ fn how_a_pod_ended_is_told_apart() {
             ("stoppable", "on: [ends], retries: 0"),
         ],
     );
-    text.push_str("  unpulled: {executor: kubernetes, image: 'missing:1', on: [ends], retries: 0}\n");
+    text.push_str(
+        "  unpulled: {executor: kubernetes, image: 'missing:1', on: [ends], retries: 0}\n",
+    );
     let file = home.write("pipeline.yaml", text);
     let dispatcher = home.start("dispatch", &[file.to_str().unwrap(), "--jobs", "20"]);
     home.run(["event", "create", "ends"]).well();
@@ -230,17 +252,23 @@ fn how_a_pod_ended_is_told_apart() {
     world.kubectl_with(&["create", "--raw", &place, "-f", "-"], &eviction.to_string());
     let stoppable = jobs_of(&home, &["stoppable"]).remove(0);
     home.run(["job", "cancel", stoppable["id"].as_str().unwrap()]).well();
-    let all = ["deleted", "evicted", "greedy", "slow", "rejected", "failing", "stoppable", "unpulled"];
+    let all =
+        ["deleted", "evicted", "greedy", "slow", "rejected", "failing", "stoppable", "unpulled"];
     wait_long("all to end", || {
         let ended = ["succeeded", "dead", "cancelled"];
         let jobs = jobs_of(&home, &all);
-        jobs.len() == all.len() && jobs.iter().all(|job| ended.contains(&job["state"].as_str().unwrap()))
+        jobs.len() == all.len()
+            && jobs.iter().all(|job| ended.contains(&job["state"].as_str().unwrap()))
     });
     let one = |module: &str| attempts(&home, module).remove(0);
     for module in ["deleted", "evicted"] {
         let attempts = attempts(&home, module);
         let well = ("succeeded".to_owned(), String::new());
-        assert_eq!(attempts, [("lost".to_owned(), "its pod was deleted".to_owned()), well], "{module}");
+        assert_eq!(
+            attempts,
+            [("lost".to_owned(), "its pod was deleted".to_owned()), well],
+            "{module}"
+        );
     }
     assert_eq!(one("greedy"), ("failed".into(), "out of memory: its limit is 32 MiB".into()));
     assert_eq!(one("slow"), ("timed-out".into(), "over its timeout of 8s".into()));
@@ -249,7 +277,10 @@ fn how_a_pod_ended_is_told_apart() {
     let rejected = one("rejected");
     assert!(rejected.0 == "failed" && rejected.1.contains("was rejected: EINVAL"), "{rejected:?}");
     let unpulled = one("unpulled");
-    assert!(unpulled.0 == "failed" && unpulled.1.contains("its image cannot be pulled"), "{unpulled:?}");
+    assert!(
+        unpulled.0 == "failed" && unpulled.1.contains("its image cannot be pulled"),
+        "{unpulled:?}"
+    );
     let failing = jobs_of(&home, &["failing"]).remove(0);
     let log = home.run(["job", "logs", failing["id"].as_str().unwrap()]).well();
     assert!(log.stdout.contains("a word") && log.stdout.contains("exit status 3"), "{log:?}");
@@ -286,11 +317,19 @@ fn pods_run_where_their_module_says() {
     let file = home.write("pipeline.yaml", text);
     let dispatcher = home.start("dispatch", &[file.to_str().unwrap(), "--jobs", "20"]);
     home.run(["event", "create", "place"]).well();
-    let ended = |module: &str, state: &str| jobs_of(&home, &[module]).iter().any(|job| job["state"] == state);
+    let ended = |module: &str, state: &str| {
+        jobs_of(&home, &[module]).iter().any(|job| job["state"] == state)
+    };
     wait_long("the one that tolerates the taint to end", || ended("tolerant", "succeeded"));
     let pod_of = |module: &str| {
-        let pods =
-            world.kubectl_json(&["-n", "places", "get", "pods", "-l", &format!("ion/module={module}")]);
+        let pods = world.kubectl_json(&[
+            "-n",
+            "places",
+            "get",
+            "pods",
+            "-l",
+            &format!("ion/module={module}"),
+        ]);
         pods["items"][0].clone()
     };
     let waits = |module: &str, words: &str| {
@@ -310,13 +349,17 @@ fn pods_run_where_their_module_says() {
     }
     // Else the kubelet's next word of itself would make this one stale.
     node["metadata"].as_object_mut().unwrap().remove("resourceVersion");
-    world.kubectl_with(&["replace", "--raw", "/api/v1/nodes/n1/status", "-f", "-"], &node.to_string());
+    world.kubectl_with(
+        &["replace", "--raw", "/api/v1/nodes/n1/status", "-f", "-"],
+        &node.to_string(),
+    );
     wait_long("the GPU's job to end", || ended("gpu", "succeeded"));
     drop(taint);
     wait_long("the one that waited for the taint to end", || ended("intolerant", "succeeded"));
     wait_long("the one that no node takes to be given up", || ended("nowhere", "dead"));
     let (end, reason) = attempts(&home, "nowhere").remove(0);
-    let expected = "over its timeout of 8s; its pod never ran: no node takes it: 0/1 nodes are available";
+    let expected =
+        "over its timeout of 8s; its pod never ran: no node takes it: 0/1 nodes are available";
     assert!(end == "timed-out" && reason.starts_with(expected), "{end}: {reason}");
     assert_eq!(dispatcher.stop(), Some(0));
 }
@@ -340,8 +383,11 @@ fn pods_go_on_without_their_dispatcher_and_without_the_api_server() {
     }
     let pods = || {
         let pods = world.kubectl_json(&["-n", "adopted", "get", "pods"]);
-        let running =
-            pods["items"].as_array().unwrap().iter().filter(|pod| pod["status"]["phase"] == "Running");
+        let running = pods["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|pod| pod["status"]["phase"] == "Running");
         let mut uids: Vec<String> =
             running.map(|pod| pod["metadata"]["uid"].as_str().unwrap().to_owned()).collect();
         uids.sort();
@@ -351,7 +397,8 @@ fn pods_go_on_without_their_dispatcher_and_without_the_api_server() {
     let before = pods();
     dispatcher.kill();
     // Its module is another one by then, as after an upgrade: what runs is adopted as it is.
-    let changed = "on: [last], emits: [lasted], concurrency: 20, env: {CHANGED: '1'}, resources: {cpu: 10m}";
+    let changed =
+        "on: [last], emits: [lasted], concurrency: 20, env: {CHANGED: '1'}, resources: {cpu: 10m}";
     home.write("pipeline.yaml", pipeline("lasting:1", &[("lasting", changed)]));
     let dispatcher = begin();
     assert_eq!(pods(), before);
@@ -360,7 +407,8 @@ fn pods_go_on_without_their_dispatcher_and_without_the_api_server() {
         jobs.len() == n && jobs.iter().all(|job| job["state"] == "succeeded")
     };
     wait_long("ten to end", || ended(10));
-    // Asked to stop, a dispatcher leaves pods to the next one, too; and the API server may be away meanwhile.
+    // Asked to stop, a dispatcher leaves pods to the next one, too; and the API server may be away
+    // meanwhile.
     home.run(["event", "create", "last", "--data", "n=10"]).well();
     wait_long("the next pod to run", || pods().len() == 1);
     assert_eq!(dispatcher.stop(), Some(0));
@@ -371,7 +419,8 @@ fn pods_go_on_without_their_dispatcher_and_without_the_api_server() {
     wait_long("a minute to pass", || down.elapsed() > Duration::from_secs(60));
     world.script(&["up", "apiserver"]);
     let back = Instant::now();
-    // The one that ended meanwhile: from here on its end is seconds away, however long the server was.
+    // The one that ended meanwhile: from here on its end is seconds away, however long the server
+    // was.
     wait_long("the end that nobody could tell of", || {
         jobs_of(&home, &["lasting"]).iter().filter(|job| job["state"] == "succeeded").count() > 10
     });
@@ -393,7 +442,8 @@ fn only_the_pod_that_a_token_is_for_has_the_tree() {
     world.namespace("tokens", &mut home);
     world.kubectl(&["create", "namespace", "elsewhere"]);
     world.image(&home, "holder:1", &[("holder", "#!/bin/sh\nsleep 600\n")]);
-    let file = home.write("pipeline.yaml", pipeline("holder:1", &[("holder", "on: [hold], retries: 0")]));
+    let file =
+        home.write("pipeline.yaml", pipeline("holder:1", &[("holder", "on: [hold], retries: 0")]));
     let dispatcher = home.start("dispatch", &[file.to_str().unwrap()]);
     home.run(["event", "create", "hold", "--data", "secret=s3cr3t"]).well();
     let mut token = String::new();
@@ -414,7 +464,8 @@ fn only_the_pod_that_a_token_is_for_has_the_tree() {
         expires: 1,
     };
     let expired = key.sign(&claims);
-    let forged = TicketKey::new(&"x".repeat(40)).unwrap().sign(&Claims { expires: i64::MAX, ..claims });
+    let forged =
+        TicketKey::new(&"x".repeat(40)).unwrap().sign(&Claims { expires: i64::MAX, ..claims });
     let pods = [
         ("none", "tokens", "", "has no attribute"),
         ("malformed", "tokens", "something", "none of Ion's"),
@@ -439,8 +490,14 @@ fn only_the_pod_that_a_token_is_for_has_the_tree() {
     for (name, namespace, _, reason) in &pods {
         wait_long(&format!("{namespace}/{name} to be refused"), || {
             let selector = format!("involvedObject.name={name},reason=FailedMount");
-            let events =
-                world.kubectl_json(&["-n", namespace, "get", "events", "--field-selector", &selector]);
+            let events = world.kubectl_json(&[
+                "-n",
+                namespace,
+                "get",
+                "events",
+                "--field-selector",
+                &selector,
+            ]);
             let events = events["items"].as_array().unwrap();
             events.iter().any(|event| event["message"].as_str().unwrap().contains(reason))
         });
@@ -452,16 +509,17 @@ fn only_the_pod_that_a_token_is_for_has_the_tree() {
     assert_eq!(dispatcher.stop(), Some(0));
 }
 
-/// A node that does not answer cannot end its pods: Kubernetes keeps them for ever, and never says how they ended.
+/// A node that does not answer cannot end its pods: Kubernetes keeps them for ever, and never says
+/// how they ended.
 #[test]
 fn when_its_node_is_lost_a_job_is_tried_again() {
     let Some(world) = world() else { return };
     let mut home = world.home();
     world.namespace("nodes", &mut home);
     world.image(&home, "stays:1", &[("stays", FIRST_WAITS)]);
-    let tolerations =
-        "tolerations: [{key: ion-test/gone, operator: Exists, effect: NoExecute, tolerationSeconds: 5}]";
-    let module = format!("on: [stay], emits: [end_done], retries: 0, kubernetes: {{{tolerations}}}");
+    let tolerations = "tolerations: [{key: ion-test/gone, operator: Exists, effect: NoExecute, tolerationSeconds: 5}]";
+    let module =
+        format!("on: [stay], emits: [end_done], retries: 0, kubernetes: {{{tolerations}}}");
     let file = home.write("pipeline.yaml", pipeline("stays:1", &[("stays", &module)]));
     let dispatcher = home.start("dispatch", &[file.to_str().unwrap()]);
     home.run(["event", "create", "stay"]).well();
@@ -497,8 +555,10 @@ fn when_the_nodes_daemon_ends_a_job_fails_at_once_and_is_tried_again() {
     let reads = "#!/bin/sh\nset -eu\necho reads\nmd5sum /ion/in/data/big > /ion/out/data/sum\n\
         echo '{\"eventType\":\"summed\",\"files\":\"sum\"}' > /ion/out/events/e.json\n";
     world.image(&home, "reads:1", &[("reads", reads)]);
-    let file = home
-        .write("pipeline.yaml", pipeline("reads:1", &[("reads", "on: [read], emits: [summed], retries: 0")]));
+    let file = home.write(
+        "pipeline.yaml",
+        pipeline("reads:1", &[("reads", "on: [read], emits: [summed], retries: 0")]),
+    );
     let dispatcher = home.start("dispatch", &[file.to_str().unwrap()]);
     let big = home.path().join("big");
     let random = std::fs::File::open("/dev/urandom").unwrap().take(1 << 30);
@@ -527,8 +587,12 @@ fn when_the_nodes_daemon_ends_a_job_fails_at_once_and_is_tried_again() {
         eprintln!("SIG{how}: the next attempt had succeeded after {:.1?}", begun.elapsed());
         let jobs = jobs_of(&home, &["reads"]);
         let job = jobs.last().unwrap();
-        let ends: Vec<&str> =
-            job["attempts"].as_array().unwrap().iter().map(|one| one["end"].as_str().unwrap()).collect();
+        let ends: Vec<&str> = job["attempts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["end"].as_str().unwrap())
+            .collect();
         assert_eq!(ends, ["lost", "succeeded"], "{job}");
         assert_eq!(job["failures"], 0);
     }
@@ -536,7 +600,8 @@ fn when_the_nodes_daemon_ends_a_job_fails_at_once_and_is_tried_again() {
     assert_eq!(dispatcher.stop(), Some(0));
 }
 
-/// A figure and no promise: what the tree and all that Ion does for a job add to a bare Job with an emptyDir.
+/// A figure and no promise: what the tree and all that Ion does for a job add to a bare Job with an
+/// emptyDir.
 #[test]
 fn what_a_pod_costs_beside_a_bare_job() {
     let Some(world) = world() else { return };

@@ -1,8 +1,8 @@
 //! The manual as a reader follows it: its own lines, run in a shell.
 //!
-//! Only what differs from machine to machine is put in place of what stands there: ports, ids, folders. A line that is
-//! looked for and has changed fails here first. That every other command line of the manual is one is tested beside the
-//! command itself (`src/main.rs`).
+//! Only what differs from machine to machine is put in place of what stands there: ports, ids,
+//! folders. A line that is looked for and has changed fails here first. That every other command
+//! line of the manual is one is tested beside the command itself (`src/main.rs`).
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(clippy::disallowed_methods, reason = "the manual's lines are for a shell")]
 
@@ -117,7 +117,8 @@ fn the_readme_is_true_as_it_stands() {
 
     // Something to look for: a module that fails.
     page.home.program("detect", "#!/bin/sh\necho Traceback of what went wrong >&2\nexit 1\n");
-    let pipeline = page.block("yaml", 0) + "  detect: {on: [new_text], run: [./detect], retries: 0}\n";
+    let pipeline =
+        page.block("yaml", 0) + "  detect: {on: [new_text], run: [./detect], retries: 0}\n";
     page.home.write("pipeline.yaml", pipeline);
     let up = page.start("ion up pipeline.yaml");
     page.run("ion event create new_text").failed();
@@ -128,7 +129,10 @@ fn the_readme_is_true_as_it_stands() {
     let mount = page.start("ion mount /tmp/plane");
     assert!(page.run("ls   /tmp/plane/correlations").well().stdout.contains("new_text"));
     assert!(
-        page.run("grep -R Traceback /tmp/plane/modules/detect/dead").well().stdout.contains("went wrong")
+        page.run("grep -R Traceback /tmp/plane/modules/detect/dead")
+            .well()
+            .stdout
+            .contains("went wrong")
     );
     drop(mount);
     assert!(page.run("ion dead list").well().stdout.contains("detect"));
@@ -200,7 +204,8 @@ fn the_words_of_some_texts_are_counted_as_their_example_says() {
     let _mount = page.start("ion mount");
     let ranking = page.run("cat /tmp/plane/types/ranking").well().stdout;
     assert!(
-        ranking.lines().count() > 3 && ranking.lines().all(|line| line.split_whitespace().count() == 2),
+        ranking.lines().count() > 3
+            && ranking.lines().all(|line| line.split_whitespace().count() == 2),
         "{ranking}"
     );
 }

@@ -1,4 +1,5 @@
-//! The filesystem against a plain directory: the same operations on both, the same outcome and the same bytes.
+//! The filesystem against a plain directory: the same operations on both, the same outcome and the
+//! same bytes.
 
 #![allow(
     clippy::unwrap_used,
@@ -81,7 +82,9 @@ fn name(n: u8) -> String {
 }
 
 fn bytes(seed: u16) -> Vec<u8> {
-    (0..usize::from(seed) * 3 + 1).map(|i| u8::try_from((i * 7 + usize::from(seed)) % 251).unwrap()).collect()
+    (0..usize::from(seed) * 3 + 1)
+        .map(|i| u8::try_from((i * 7 + usize::from(seed)) % 251).unwrap())
+        .collect()
 }
 
 /// Does one operation below `root` and says what came of it.
@@ -96,13 +99,19 @@ fn apply(root: &Path, op: &Op) -> Result<String, Option<i32>> {
             .open(at(n))
             .and_then(|f| f.write_all_at(&bytes(*seed), u64::from(*offset)))
             .map(done),
-        Op::Append(n, seed) => {
-            OpenOptions::new().append(true).open(at(n)).and_then(|mut f| f.write_all(&bytes(*seed))).map(done)
+        Op::Append(n, seed) => OpenOptions::new()
+            .append(true)
+            .open(at(n))
+            .and_then(|mut f| f.write_all(&bytes(*seed)))
+            .map(done),
+        Op::Truncate(n, length) => OpenOptions::new()
+            .write(true)
+            .open(at(n))
+            .and_then(|f| f.set_len(u64::from(*length)))
+            .map(done),
+        Op::Read(n) => {
+            fs::read(at(n)).map(|content| format!("{} {:x}", content.len(), sum(&content)))
         }
-        Op::Truncate(n, length) => {
-            OpenOptions::new().write(true).open(at(n)).and_then(|f| f.set_len(u64::from(*length))).map(done)
-        }
-        Op::Read(n) => fs::read(at(n)).map(|content| format!("{} {:x}", content.len(), sum(&content))),
         Op::Remove(n) => fs::remove_file(at(n)).map(done),
         Op::Rename(a, b) => fs::rename(at(a), at(b)).map(done),
         Op::Link(a, b) => fs::hard_link(at(a), at(b)).map(done),
@@ -120,7 +129,8 @@ fn apply(root: &Path, op: &Op) -> Result<String, Option<i32>> {
             touched.and_then(|f| f.metadata()?.modified()).map(|modified| format!("{modified:?}"))
         }
         Op::List(n) => fs::read_dir(at(n)).map(|entries| {
-            let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+            let mut names: Vec<_> =
+                entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
             names.sort();
             names.join(",")
         }),
@@ -136,15 +146,19 @@ fn apply(root: &Path, op: &Op) -> Result<String, Option<i32>> {
                 )?)
             })
             .map(done),
-        Op::WriteUnlinked(n, seed) => OpenOptions::new().read(true).write(true).open(at(n)).and_then(|f| {
-            fs::remove_file(at(n))?;
-            f.write_all_at(&bytes(*seed), 11)?;
-            Ok(format!("{} {}", f.metadata()?.len(), f.metadata()?.nlink()))
-        }),
+        Op::WriteUnlinked(n, seed) => {
+            OpenOptions::new().read(true).write(true).open(at(n)).and_then(|f| {
+                fs::remove_file(at(n))?;
+                f.write_all_at(&bytes(*seed), 11)?;
+                Ok(format!("{} {}", f.metadata()?.len(), f.metadata()?.nlink()))
+            })
+        }
         Op::Rewrite(n, seed) => {
             let new = root.join("rewrite.tmp");
             fs::write(&new, bytes(*seed))
-                .and_then(|()| fs::rename(&new, at(n)).inspect_err(|_| fs::remove_file(&new).unwrap()))
+                .and_then(|()| {
+                    fs::rename(&new, at(n)).inspect_err(|_| fs::remove_file(&new).unwrap())
+                })
                 .map(done)
         }
     };
@@ -163,7 +177,8 @@ fn agree(mount: &Mount, cases: u32) {
     let outcome = runner.run(&proptest::collection::vec(op(), 1..60), |ops| {
         round.set(round.get() + 1);
         let round = round.get();
-        let (ours, theirs) = (mount.data().join(round.to_string()), reference.path().join(round.to_string()));
+        let (ours, theirs) =
+            (mount.data().join(round.to_string()), reference.path().join(round.to_string()));
         fs::create_dir(&ours).unwrap();
         fs::create_dir(&theirs).unwrap();
         for op in &ops {
@@ -276,7 +291,10 @@ fn a_flipped_bit_in_the_store_is_eio_and_never_wrong_bytes() {
     let mut buffer = vec![0; 4096];
     file.read_exact_at(&mut buffer, 0).unwrap();
     assert_eq!(buffer, content[..4096]);
-    assert_eq!(file.read_exact_at(&mut buffer, 1_500_000 - 100).unwrap_err().raw_os_error(), Some(libc::EIO));
+    assert_eq!(
+        file.read_exact_at(&mut buffer, 1_500_000 - 100).unwrap_err().raw_os_error(),
+        Some(libc::EIO)
+    );
 }
 
 #[test]
@@ -301,7 +319,8 @@ fn a_bit_that_flips_on_the_staging_disk_is_in_no_event() {
     assert_eq!(mount.content(&mount.commit(&["f"]).files[0]), content);
 }
 
-/// A forked child's close may come first: its parent's must not return before it is known what became of the event.
+/// A forked child's close may come first: its parent's must not return before it is known what
+/// became of the event.
 #[test]
 fn a_close_waits_for_what_another_close_has_begun() {
     let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[]);
@@ -310,7 +329,8 @@ fn a_close_waits_for_what_another_close_has_begun() {
         let name = format!("f{n}");
         let mut file = File::create(mount.at(&format!("out/data/{name}"))).unwrap();
         file.write_all(&content).unwrap();
-        let staged = OpenOptions::new().write(true).open(mount.staged(&format!("data/{name}"))).unwrap();
+        let staged =
+            OpenOptions::new().write(true).open(mount.staged(&format!("data/{name}"))).unwrap();
         staged.write_all_at(&[content[1_500_000] ^ 1], 1_500_000).unwrap();
         // Before the event names it; its upload has hardly begun.
         drop(file);
@@ -350,8 +370,11 @@ fn a_job_that_was_ended_by_force_commits_nothing_more() {
 #[test]
 fn cp_ln_and_mv_from_the_input_move_no_bytes() {
     let big = pattern(5_000_000);
-    let mount =
-        Mount::new(Passthrough::Allowed, Blobs::Files, &[("big", &big), ("d/one", b"1"), ("d/two", b"2")]);
+    let mount = Mount::new(
+        Passthrough::Allowed,
+        Blobs::Files,
+        &[("big", &big), ("d/one", b"1"), ("d/two", b"2")],
+    );
     let (from, to) = (mount.at("in/data/big"), mount.data());
     let from = from.to_str().unwrap();
     run("cp", &[from, to.join("copied").to_str().unwrap()]);
@@ -418,7 +441,12 @@ fn a_reference_that_is_written_becomes_a_file_of_its_own() {
     expected.insert("mapped", with(&|c| c[5..8].copy_from_slice(b"ABC")));
     let event = mount.commit(&["patched", "appended", "cut", "grown", "mapped"]);
     for file in &event.files {
-        assert_eq!(fs::read(path(&file.name)).unwrap(), expected[file.name.as_str()], "{}", file.name);
+        assert_eq!(
+            fs::read(path(&file.name)).unwrap(),
+            expected[file.name.as_str()],
+            "{}",
+            file.name
+        );
         assert_eq!(mount.content(file), expected[file.name.as_str()], "{}", file.name);
     }
     assert_eq!(fs::read(mount.at("in/data/f")).unwrap(), content);
@@ -462,9 +490,14 @@ fn a_link_may_point_anywhere_and_an_event_follows_it_nowhere_outside() {
 #[test]
 fn space_is_told_as_the_staging_disk_has_it() {
     let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[]);
-    let (ours, disk) =
-        (rustix::fs::statvfs(mount.data()).unwrap(), rustix::fs::statvfs(mount.home.path()).unwrap());
-    assert_eq!((ours.f_blocks, ours.f_frsize, ours.f_files), (disk.f_blocks, disk.f_frsize, disk.f_files));
+    let (ours, disk) = (
+        rustix::fs::statvfs(mount.data()).unwrap(),
+        rustix::fs::statvfs(mount.home.path()).unwrap(),
+    );
+    assert_eq!(
+        (ours.f_blocks, ours.f_frsize, ours.f_files),
+        (disk.f_blocks, disk.f_frsize, disk.f_files)
+    );
 }
 
 #[test]
@@ -476,13 +509,16 @@ fn many_names_are_listed_and_found() {
     assert_eq!(fs::read_dir(mount.data()).unwrap().count(), 3000);
     let names: Vec<String> = (0..3000).map(|n| format!("f{n}")).collect();
     let event = mount.commit(&names.iter().map(String::as_str).collect::<Vec<_>>());
-    assert!(event.files.is_empty() && event.file_list.is_some(), "a long list is a blob of its own");
+    assert!(
+        event.files.is_empty() && event.file_list.is_some(),
+        "a long list is a blob of its own"
+    );
     let files = mount.runtime.block_on(ionfs::commit::files_of(&mount.node.plane, &event)).unwrap();
     assert_eq!(files.len(), 3000);
 }
 
-/// What `fsx` does: the five operations it does by itself, and seldom the others. It maps what it has written and
-/// writes what it has mapped; each reopening ends what the kernel knew of the file.
+/// What `fsx` does: the five operations it does by itself, and seldom the others. It maps what it
+/// has written and writes what it has mapped; each reopening ends what the kernel knew of the file.
 const FSX: &str = "flen = 65536
 [opsize]
 min = 1
@@ -499,8 +535,9 @@ copy_file_range = 2
 ";
 
 /// Random operations on one file, mapped and not, every byte compared: sixty thousand each way, or
-/// as many as `ION_TEST_FSX_OPS` says (`make torture`). The tool never unmaps what it maps, and slows down with the
-/// square of its operations on any filesystem: so many short runs, each with a seed of its own.
+/// as many as `ION_TEST_FSX_OPS` says (`make torture`). The tool never unmaps what it maps, and
+/// slows down with the square of its operations on any filesystem: so many short runs, each with a
+/// seed of its own.
 fn fsx(passthrough: Passthrough) {
     const OPS: u64 = 1000;
     let asked = std::env::var("ION_TEST_FSX_OPS").map_or(60_000, |ops| ops.parse::<u64>().unwrap());
@@ -511,10 +548,16 @@ fn fsx(passthrough: Passthrough) {
     let began = std::time::Instant::now();
     for seed in 1..=asked.div_ceil(OPS) {
         let (ops, seed) = (OPS.to_string(), seed.to_string());
-        let words = ["-q", "-N", &ops, "-S", &seed, "-f", config.to_str().unwrap(), file.to_str().unwrap()];
+        let words =
+            ["-q", "-N", &ops, "-S", &seed, "-f", config.to_str().unwrap(), file.to_str().unwrap()];
         run(fsx.to_str().unwrap(), &words);
-        // Read back by whom the kernel reads itself where it may: the same bytes as the staging folder has.
-        assert_eq!(fs::read(&file).unwrap(), fs::read(mount.staged("data/fsx")).unwrap(), "seed {seed}");
+        // Read back by whom the kernel reads itself where it may: the same bytes as the staging
+        // folder has.
+        assert_eq!(
+            fs::read(&file).unwrap(),
+            fs::read(mount.staged("data/fsx")).unwrap(),
+            "seed {seed}"
+        );
         fs::remove_file(&file).unwrap();
     }
     println!("{asked} operations of fsx, {passthrough:?}, seeds from 1: {:?}", began.elapsed());

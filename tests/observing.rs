@@ -1,4 +1,5 @@
-//! What operators see: metrics read by Prometheus's own parser, and spans received as a collector does.
+//! What operators see: metrics read by Prometheus's own parser, and spans received as a collector
+//! does.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(clippy::disallowed_methods, reason = "the parser is a program")]
 
@@ -41,7 +42,8 @@ fn get(address: &str, path: &str, token: Option<&str>) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let token = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\n{token}Connection: close\r\n\r\n").unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\n{token}Connection: close\r\n\r\n")
+        .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -146,11 +148,14 @@ fn metrics_say_what_ran() {
 
 /// docs/metrics.md has a row for each.
 fn documented(samples: &BTreeMap<String, f64>) {
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
+    let page =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
     for name in samples.keys() {
         let name = name.split('{').next().unwrap();
-        let family =
-            ["_count", "_sum", "_bucket"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+        let family = ["_count", "_sum", "_bucket"]
+            .iter()
+            .find_map(|end| name.strip_suffix(end))
+            .unwrap_or(name);
         assert!(page.contains(&format!("| `{family}` |")), "{family}");
     }
 }
@@ -245,7 +250,8 @@ fn collector() -> (String, Arc<Mutex<Received>>) {
                 }
             };
             let head = String::from_utf8(request[..body_at].to_vec()).unwrap().to_lowercase();
-            let length = head.split("content-length: ").nth(1).unwrap().split("\r\n").next().unwrap();
+            let length =
+                head.split("content-length: ").nth(1).unwrap().split("\r\n").next().unwrap();
             let length: usize = length.parse().unwrap();
             let mut body = request.split_off(body_at);
             let read = body.len();
@@ -256,11 +262,15 @@ fn collector() -> (String, Arc<Mutex<Received>>) {
             into.heads.push(head);
             for of_resource in message.resource_spans {
                 let attributes = of_resource.resource.unwrap().attributes;
-                let service = attributes.into_iter().find(|attribute| attribute.key == "service.name");
+                let service =
+                    attributes.into_iter().find(|attribute| attribute.key == "service.name");
                 into.services.push(service.and_then(|service| service.value.unwrap().value));
-                into.spans.extend(of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans));
+                into.spans
+                    .extend(of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans));
             }
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                .unwrap();
         }
     });
     (url, received)
@@ -280,7 +290,8 @@ fn the_spans_of_a_pipeline_are_one_trace() {
     let (url, received) = collector();
     let mut home = Home::new();
     home.env.push(("OTEL_EXPORTER_OTLP_ENDPOINT".into(), url));
-    home.env.push(("OTEL_EXPORTER_OTLP_HEADERS".into(), "authorization=Bearer%20open-sesame".into()));
+    home.env
+        .push(("OTEL_EXPORTER_OTLP_HEADERS".into(), "authorization=Bearer%20open-sesame".into()));
     let file = pipeline(&home, "#!/bin/sh\ncat /ion/in/data/big.txt | wc -c\nenv\nexit 3\n");
     let up = home.up_with(&["-vv"], &file);
     home.run(["event", "create", "text", "--file", "text.txt", "--wait"]);
@@ -296,13 +307,16 @@ fn the_spans_of_a_pipeline_are_one_trace() {
             && head.contains("authorization: bearer open-sesame")
             && head.contains("content-type: application/x-protobuf")
     }));
-    assert!(received.services.iter().all(|name| *name == Some(AnyValue::StringValue("ion".into()))));
+    assert!(
+        received.services.iter().all(|name| *name == Some(AnyValue::StringValue("ion".into())))
+    );
 
     let of = |module: &str| jobs.iter().find(|job| job["module"] == module).unwrap();
     let spans = &received.spans;
     let job = |module: &str| {
-        let mut all =
-            spans.iter().filter(|span| span.name == "job" && attribute(span, "ion.module") == module);
+        let mut all = spans
+            .iter()
+            .filter(|span| span.name == "job" && attribute(span, "ion.module") == module);
         let one = all.next().unwrap();
         assert!(all.next().is_none());
         let record: &Value = of(module);
@@ -350,7 +364,10 @@ fn the_spans_of_a_pipeline_are_one_trace() {
 fn a_collector_that_does_not_answer_holds_nothing_up() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut home = Home::new();
-    home.env.push(("OTEL_EXPORTER_OTLP_ENDPOINT".into(), format!("http://{}", silent.local_addr().unwrap())));
+    home.env.push((
+        "OTEL_EXPORTER_OTLP_ENDPOINT".into(),
+        format!("http://{}", silent.local_addr().unwrap()),
+    ));
     let file = pipeline(&home, "#!/bin/sh\ncat /ion/in/data/big.txt | wc -c\n");
     let up = home.up(&file);
     home.run(["event", "create", "text", "--file", "text.txt", "--wait"]).well();

@@ -1,4 +1,5 @@
-//! Modules of older Ion, as they were written: by prepare and commit, by the localhost API, and on the mount.
+//! Modules of older Ion, as they were written: by prepare and commit, by the localhost API, and on
+//! the mount.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -16,7 +17,8 @@ use support::{Home, Ran, wait_for};
 
 const HANDLER: &str = env!("CARGO_BIN_EXE_ion-handler");
 
-/// A module of the third generation, which tells the second's API of its progress where there is one.
+/// A module of the third generation, which tells the second's API of its progress where there is
+/// one.
 const PYTHON: &str = r#"#!/usr/bin/env python3
 import json, os, urllib.request
 
@@ -98,13 +100,21 @@ impl Older {
     fn handler(&self) -> Command {
         let mut command = Command::new(HANDLER);
         command.env("ION_HOME", self.home.state()).env("HANDLER_BASE_DIR", self.base());
-        command.envs(self.home.env.iter().cloned()).current_dir(self.home.path()).stdin(Stdio::null());
+        command
+            .envs(self.home.env.iter().cloned())
+            .current_dir(self.home.path())
+            .stdin(Stdio::null());
         command
     }
 
     fn act(&self, action: &str) -> Ran {
         let mut command = self.handler();
-        command.args(["start", &format!("--action={action}"), "--context.name=m", "--context.eventid=e"]);
+        command.args([
+            "start",
+            &format!("--action={action}"),
+            "--context.name=m",
+            "--context.eventid=e",
+        ]);
         command.args(["--context.correlationid=c", "--valideventtypes=counted,noted"]);
         Ran::of(command.output().unwrap())
     }
@@ -112,21 +122,27 @@ impl Older {
     /// Runs a program as the older dispatcher's container did: on the folder, with its variables.
     fn module(&self, program: &Path) {
         let mut command = Command::new(program);
-        command.env_remove("SIDECAR_PORT").env_remove("HANDLER_PORT").env("HANDLER_BASE_DIR", self.base());
+        command
+            .env_remove("SIDECAR_PORT")
+            .env_remove("HANDLER_PORT")
+            .env("HANDLER_BASE_DIR", self.base());
         Ran::of(command.output().unwrap()).well();
     }
 
     fn script(&self, script: &str) {
-        let ran = Command::new("sh").args(["-c", script]).current_dir(self.base()).output().unwrap();
+        let ran =
+            Command::new("sh").args(["-c", script]).current_dir(self.base()).output().unwrap();
         Ran::of(ran).well();
     }
 
     fn script_in_home(&self, script: &str) {
-        let ran = Command::new("sh").args(["-c", script]).current_dir(self.home.path()).output().unwrap();
+        let ran =
+            Command::new("sh").args(["-c", script]).current_dir(self.home.path()).output().unwrap();
         Ran::of(ran).well();
     }
 
-    /// What the jobs of the correlation made: events and insights, but for what differs from run to run.
+    /// What the jobs of the correlation made: events and insights, but for what differs from run to
+    /// run.
     fn made(&self) -> Vec<Value> {
         made(&self.home, "c")
     }
@@ -134,14 +150,17 @@ impl Older {
 
 fn made(home: &Home, correlation: &str) -> Vec<Value> {
     let documents: Vec<Value> =
-        serde_json::from_str(&home.run(["--json", "trace", correlation]).stdout).unwrap_or_default();
+        serde_json::from_str(&home.run(["--json", "trace", correlation]).stdout)
+            .unwrap_or_default();
     let kind = |document: &Value| document["context"]["documentType"].as_str().map(str::to_owned);
     let of_job = |document: &Value| {
-        matches!(kind(document).as_deref(), Some("eventMeta" | "insight")) && document["jobId"].is_string()
+        matches!(kind(document).as_deref(), Some("eventMeta" | "insight"))
+            && document["jobId"].is_string()
     };
     let mut made: Vec<Value> = documents.into_iter().filter(of_job).collect();
     for document in &mut made {
-        // The registry's version: a plane may have registered its modules before or after its first event.
+        // The registry's version: a plane may have registered its modules before or after its first
+        // event.
         document
             .as_object_mut()
             .unwrap()
@@ -157,7 +176,10 @@ fn made(home: &Home, correlation: &str) -> Vec<Value> {
 }
 
 fn insight(home: &Home) -> Value {
-    made(home, "c").into_iter().find(|document| document["context"]["documentType"] == "insight").unwrap()
+    made(home, "c")
+        .into_iter()
+        .find(|document| document["context"]["documentType"] == "insight")
+        .unwrap()
 }
 
 /// Runs a module on the event by `ion up`, and gives what it made.
@@ -198,9 +220,17 @@ fn an_older_module_makes_the_same_documents_by_commit_by_the_localhost_api_and_o
         let by_commit = older.made();
         assert_eq!(by_commit.len(), 3, "two events and what was kept: {by_commit:#?}");
         assert_eq!(on_up(program, "urls: ion"), by_commit, "on the mount");
-        assert_eq!(on_up(program, "urls: ion, commit: on-success"), by_commit, "on the mount, on success");
+        assert_eq!(
+            on_up(program, "urls: ion, commit: on-success"),
+            by_commit,
+            "on the mount, on success"
+        );
         assert_eq!(on_up(program, "api: sidecar"), by_commit, "by the localhost API");
-        assert_eq!(on_up(program, "api: sidecar, commit: on-close"), by_commit, "by that API, on close");
+        assert_eq!(
+            on_up(program, "api: sidecar, commit: on-close"),
+            by_commit,
+            "by that API, on close"
+        );
         of_both.push(by_commit);
     }
     assert_eq!(of_both[0], of_both[1], "in either language");
@@ -227,7 +257,10 @@ fn a_commit_that_is_repeated_makes_nothing_new() {
     assert_eq!(older.act("commit").well().stdout, first.stdout);
     assert_eq!(older.made(), made);
     let jobs = older.home.jobs();
-    assert_eq!((jobs.len(), &jobs[0]["state"], &jobs[0]["attempt"]), (1, &json!("succeeded"), &json!(1)));
+    assert_eq!(
+        (jobs.len(), &jobs[0]["state"], &jobs[0]["attempt"]),
+        (1, &json!("succeeded"), &json!(1))
+    );
     older.script("echo other > out/data/count.txt");
     let differs = older.act("commit").failed();
     assert!(differs.stderr.contains("\"event0.json\" was rejected: EEXIST"), "{differs:#?}");
@@ -235,7 +268,8 @@ fn a_commit_that_is_repeated_makes_nothing_new() {
     older.script("cp out/events/event1.json out/events/event2.json");
     let more = older.act("commit").failed();
     assert!(
-        more.stderr.contains("\"event2.json\" was rejected: EINVAL: the job has succeeded without it"),
+        more.stderr
+            .contains("\"event2.json\" was rejected: EINVAL: the job has succeeded without it"),
         "{more:#?}"
     );
     assert_eq!(older.made(), made);
@@ -253,7 +287,8 @@ fn on_mongodb_rabbitmq_and_s3_the_documents_are_the_same() {
     };
     let (rabbit, mongo, s3) = (Rabbit::start(), Mongo::start(), S3::start());
     let mut servers = Older { home: Home::new() };
-    servers.home.env = plane(&mongo.database("older"), &rabbit.url, &format!("{}/older", s3.url), &s3.env);
+    servers.home.env =
+        plane(&mongo.database("older"), &rabbit.url, &format!("{}/older", s3.url), &s3.env);
     servers.home.write("in.txt", "one\n");
     servers.home.write("er.txt", "two words\n");
     servers.start();
@@ -266,7 +301,12 @@ fn a_handler_that_is_killed_anywhere_is_gone_on_with_and_has_committed_all_or_no
     let act = |event: &str, action: &str, failpoint: Option<&str>, base: &str| {
         let mut command = older.handler();
         command.env("HANDLER_BASE_DIR", older.home.path().join(base));
-        command.args(["start", &format!("--action={action}"), "--context.name=m", "--valideventtypes=noted"]);
+        command.args([
+            "start",
+            &format!("--action={action}"),
+            "--context.name=m",
+            "--valideventtypes=noted",
+        ]);
         command.arg(format!("--context.eventid={event}"));
         command.envs(failpoint.map(|point| ("ION_FAILPOINTS", point)));
         Ran::of(command.output().unwrap())
@@ -287,7 +327,8 @@ fn a_handler_that_is_killed_anywhere_is_gone_on_with_and_has_committed_all_or_no
     let mut killed = Vec::new();
     for (n, (point, committed)) in points.into_iter().enumerate() {
         let (event, correlation) = (format!("e{n}"), format!("c{n}"));
-        let words = format!("event create start --id {event} --correlation {correlation} --file in.txt");
+        let words =
+            format!("event create start --id {event} --correlation {correlation} --file in.txt");
         older.home.run(words.split(' ')).well();
         let in_prepare = point.starts_with("handler.begun");
         if in_prepare {
@@ -305,7 +346,8 @@ fn a_handler_that_is_killed_anywhere_is_gone_on_with_and_has_committed_all_or_no
         assert!(committed || seen == 0, "{point}: {seen} documents are seen");
         killed.push((point, event, correlation, committed));
     }
-    // What was committed is shown and published by whoever keeps house: the command need not be run again.
+    // What was committed is shown and published by whoever keeps house: the command need not be run
+    // again.
     let relay = older.home.start("relay", &[]);
     let published = |documents: &[Value]| {
         documents.iter().filter(|document| document["publication"] == "published").count()
@@ -352,7 +394,10 @@ fn one_bad_event_file_commits_none_and_says_which_and_why() {
         std::fs::write(older.base().join("out/events/b.json"), content).unwrap();
         let failed = older.act("commit").failed();
         let expected = format!("event file \"b.json\" was rejected: {reason}");
-        assert!(failed.stderr.contains(&expected) && failed.stdout.is_empty(), "{reason}: {failed:#?}");
+        assert!(
+            failed.stderr.contains(&expected) && failed.stdout.is_empty(),
+            "{reason}: {failed:#?}"
+        );
         assert_eq!(older.made(), Vec::<Value>::new(), "{reason}");
     }
     let job = &older.home.jobs()[0];
@@ -379,7 +424,9 @@ fn a_later_prepare_takes_the_commit_of_an_earlier_one_away() {
     assert!(fenced.stderr.contains("a later attempt of job"), "{fenced:#?}");
     assert_eq!(older.made(), Vec::<Value>::new());
     older.act("prepare").well();
-    older.script("test ! -e out/events/n.json; echo '{\"eventType\":\"noted\"}' > out/events/n.json");
+    older.script(
+        "test ! -e out/events/n.json; echo '{\"eventType\":\"noted\"}' > out/events/n.json",
+    );
     older.act("commit").well();
     assert_eq!(older.home.jobs()[0]["attempt"], 3);
 }
@@ -395,7 +442,9 @@ fn a_job_that_a_dispatcher_runs_is_left_to_it_and_one_that_a_person_ended_stays_
     );
     let up = older.home.up(&file);
     older.home.run("event create start --id e --correlation c".split(' ')).well();
-    wait_for("the job to run", || older.home.jobs().first().is_some_and(|job| job["state"] == "running"));
+    wait_for("the job to run", || {
+        older.home.jobs().first().is_some_and(|job| job["state"] == "running")
+    });
     for action in ["prepare", "commit"] {
         let held = older.act(action).failed();
         assert!(held.stderr.contains("is run by dispatcher"), "{held:#?}");
@@ -438,7 +487,11 @@ fn prepare_fills_the_folder_anew_and_takes_no_damaged_file() {
     older.home.run(words.split(' ')).well();
     let prepare = |event: &str| {
         let mut command = older.handler();
-        command.args(["--action=prepare", "--context.name=m", &format!("--context.eventid={event}")]);
+        command.args([
+            "--action=prepare",
+            "--context.name=m",
+            &format!("--context.eventid={event}"),
+        ]);
         Ran::of(command.output().unwrap())
     };
     prepare("large").well();
@@ -458,7 +511,8 @@ fn prepare_fills_the_folder_anew_and_takes_no_damaged_file() {
     assert!(unknown.stderr.contains("there is no event nothing in sqlite://"), "{unknown:#?}");
 }
 
-/// Speaks with the API as it should not be spoken with, and notes each status; then ends badly, having been told 200.
+/// Speaks with the API as it should not be spoken with, and notes each status; then ends badly,
+/// having been told 200.
 const STUBBORN: &str = r#"#!/usr/bin/env python3
 import json, os, sys, urllib.error, urllib.request
 
@@ -510,16 +564,20 @@ fn the_localhost_api_answers_401_and_400_and_names_what_was_rejected() {
         format!("  {name}: {{{keys}, run: [./{name}], env: {{SAID: {}}}}}\n", said.display())
     };
     let port = |text: &str| text.trim().parse::<u16>().unwrap();
-    let file = home.write("pipeline.yaml", format!("modules:\n{}{}", module("stubborn"), module("silent")));
+    let file = home
+        .write("pipeline.yaml", format!("modules:\n{}{}", module("stubborn"), module("silent")));
     let up = home.up(&file);
     home.run("event create start --id e --correlation c".split(' ')).well();
     wait_for("the silent one to say its port", || home.path().join("said.port").exists());
     let silent = port(&std::fs::read_to_string(home.path().join("said.port")).unwrap());
-    // Who connects and says nothing, or not the secret, holds nothing up, and does not outlast the job.
+    // Who connects and says nothing, or not the secret, holds nothing up, and does not outlast the
+    // job.
     let mut idle = std::net::TcpStream::connect(("127.0.0.1", silent)).unwrap();
     idle.set_read_timeout(Some(support::DEADLINE)).unwrap();
     home.write("said.go", "");
-    wait_for("both to end", || home.jobs().iter().filter(|job| job["ended"].is_number()).count() == 2);
+    wait_for("both to end", || {
+        home.jobs().iter().filter(|job| job["ended"].is_number()).count() == 2
+    });
     let noted: Value = serde_json::from_slice(&std::fs::read(&said).unwrap()).unwrap();
     let said = noted["said"].as_array().unwrap();
     let codes: Vec<u64> = said.iter().map(|answer| answer[0].as_u64().unwrap()).collect();
@@ -532,8 +590,8 @@ fn the_localhost_api_answers_401_and_400_and_names_what_was_rejected() {
     );
     assert_eq!(said[8][1]["statusCode"], 422);
     assert_eq!(said[9][1]["events"][0]["name"], "b.json");
-    // Done is done: its event and what it kept are there, whatever it wrote later, and though it exited with 3. Nothing of
-    // the silent one is.
+    // Done is done: its event and what it kept are there, whatever it wrote later, and though it
+    // exited with 3. Nothing of the silent one is.
     let jobs = home.jobs();
     let of = |module: &str| jobs.iter().find(|job| job["module"] == module).unwrap();
     assert_eq!(of("stubborn")["state"], "succeeded", "{jobs:#?}");
@@ -552,11 +610,14 @@ fn the_localhost_api_answers_401_and_400_and_names_what_was_rejected() {
     assert_eq!(up.stop(), Some(0));
     // The secret is the job's alone, and the port is closed with it.
     let secret = noted["secret"].as_str().unwrap();
-    let documents = home.run(["--json", "trace", "c"]).stdout + &serde_json::to_string(&jobs).unwrap();
+    let documents =
+        home.run(["--json", "trace", "c"]).stdout + &serde_json::to_string(&jobs).unwrap();
     assert!(!log.contains(secret) && !documents.contains(secret));
     let stubborn = port(noted["port"].as_str().unwrap());
     assert!(
-        [silent, stubborn].iter().all(|port| std::net::TcpStream::connect(("127.0.0.1", *port)).is_err())
+        [silent, stubborn]
+            .iter()
+            .all(|port| std::net::TcpStream::connect(("127.0.0.1", *port)).is_err())
     );
 }
 
@@ -630,7 +691,10 @@ fn the_older_flags_of_azure_reach_the_container_and_its_files_have_signed_urls()
             "--azureblobprovider.containername=older",
             "--urls=signed",
         ]);
-        command.arg(format!("--azureblobprovider.blobaccountname={}", named("AZURE_STORAGE_ACCOUNT_NAME")));
+        command.arg(format!(
+            "--azureblobprovider.blobaccountname={}",
+            named("AZURE_STORAGE_ACCOUNT_NAME")
+        ));
         command.args([&format!("--action={action}"), "--context.name=m", "--context.eventid=e"]);
         Ran::of(command.arg("--valideventtypes=noted").output().unwrap()).well()
     };
@@ -689,13 +753,19 @@ fn no_secret_is_printed_or_logged_and_one_in_the_command_line_is_warned_of() {
         assert_eq!(config["mongoDBDocProvider"]["password"], "***");
         let all = format!("{}{}{}", ran.stdout, ran.stderr, std::fs::read_to_string(&log).unwrap());
         assert!(!all.contains("hunter"), "{all}");
-        for name in ["sharedsecret", "azureblobprovider.blobaccountkey", "mongodbdocprovider.password"] {
+        for name in
+            ["sharedsecret", "azureblobprovider.blobaccountkey", "mongodbdocprovider.password"]
+        {
             let warned = ran.stderr.contains(&format!("--{name} in the command line can be read"));
             assert_eq!(warned, warns, "{ran:#?}");
         }
     }
     let mut bus = older.handler();
-    bus.args(["--action=commit", "--servicebuseventprovider=true", "--servicebuseventprovider.key=hunter4"]);
+    bus.args([
+        "--action=commit",
+        "--servicebuseventprovider=true",
+        "--servicebuseventprovider.key=hunter4",
+    ]);
     let refused = Ran::of(bus.output().unwrap()).failed();
     assert!(
         refused.stderr.contains("ION_BUS=amqp://") && !refused.stderr.contains("hunter4"),
@@ -719,16 +789,22 @@ fn development_mode_needs_no_store_and_what_it_shows_starts_the_next_module_by_h
     let base = |module: &str| home.path().join(format!("base-{module}"));
     let act = |module: &str, action: &str, words: &[&str]| {
         let mut command = Command::new(HANDLER);
-        command.args(["--development", &format!("--action={action}"), &format!("--context.name={module}")]);
+        command.args([
+            "--development",
+            &format!("--action={action}"),
+            &format!("--context.name={module}"),
+        ]);
         command.args(words).env("HANDLER_BASE_DIR", base(module)).current_dir(home.path());
         Ran::of(command.stdin(Stdio::null()).output().unwrap())
     };
     let script = |module: &str, script: &str| {
-        let ran = Command::new("sh").args(["-c", script]).current_dir(base(module)).output().unwrap();
+        let ran =
+            Command::new("sh").args(["-c", script]).current_dir(base(module)).output().unwrap();
         Ran::of(ran).well()
     };
     let shown = |path: &str| -> Value {
-        serde_json::from_slice(&std::fs::read(home.path().join(".dev").join(path)).unwrap()).unwrap()
+        serde_json::from_slice(&std::fs::read(home.path().join(".dev").join(path)).unwrap())
+            .unwrap()
     };
     // What lies in the first module's folder is its event.
     home.write("base-one/in/data/deep/f", "content\n");
@@ -747,7 +823,8 @@ fn development_mode_needs_no_store_and_what_it_shows_starts_the_next_module_by_h
         "one",
         "echo '[{\"key\":\"eventType\",\"value\":\"made\"},{\"key\":\"files\",\"value\":\"g\"},{\"key\":\"n\",\"value\":\"1\"}]' > out/events/event0.json",
     );
-    let refused = act("one", "commit", &["--context.eventid=111", "--valideventtypes=other"]).failed();
+    let refused =
+        act("one", "commit", &["--context.eventid=111", "--valideventtypes=other"]).failed();
     assert!(refused.stderr.contains("EACCES") && !home.path().join(".dev/one/committed").exists());
     act("one", "commit", &["--context.eventid=111", "--valideventtypes=made"]).well();
     assert_eq!(shown("one/committed"), json!({}));
@@ -756,9 +833,15 @@ fn development_mode_needs_no_store_and_what_it_shows_starts_the_next_module_by_h
         (&meta["name"], &meta["parentEventId"], &meta["correlationId"]),
         (&json!("one"), &json!("111"), &json!("cc"))
     );
-    assert_eq!((&meta["files"], &meta["data"]), (&json!(["g"]), &json!([{"key": "n", "value": "1"}])));
+    assert_eq!(
+        (&meta["files"], &meta["data"]),
+        (&json!(["g"]), &json!([{"key": "n", "value": "1"}]))
+    );
     let insights = shown("one/insights/insights.json");
-    assert_eq!((&insights["eventId"], &insights["documentType"]), (&json!("111"), &json!("insight")));
+    assert_eq!(
+        (&insights["eventId"], &insights["documentType"]),
+        (&json!("111"), &json!("insight"))
+    );
     assert_eq!(insights["data"], json!([{"key": "length", "value": "8"}]));
     // By hand to the next.
     let event = shown("one/events/event0.json");

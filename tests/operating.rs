@@ -1,5 +1,5 @@
-//! What operators do to stores, and what servers answer or fail to answer: Ion says what it is and what to do, and loses
-//! nothing of it.
+//! What operators do to stores, and what servers answer or fail to answer: Ion says what it is and
+//! what to do, and loses nothing of it.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(clippy::disallowed_methods, reason = "tests start programs")]
 
@@ -119,7 +119,10 @@ fn an_event_that_starts_nothing_is_told_as_such() {
 fn a_wait_says_what_it_waits_for() {
     let home = Home::new();
     let go = home.path().join("go");
-    home.program("slow", &format!("#!/bin/sh\nuntil [ -e {} ]; do sleep 0.1; done\n", go.display()));
+    home.program(
+        "slow",
+        &format!("#!/bin/sh\nuntil [ -e {} ]; do sleep 0.1; done\n", go.display()),
+    );
     home.program("fail", "#!/bin/sh\nexit 1\n");
     home.program("all", "#!/bin/sh\n:\n");
     let file = home.write(
@@ -156,7 +159,11 @@ fn a_wait_goes_on_when_the_document_store_is_back() {
     let (begun, go) = (home.path().join("begun"), home.path().join("go"));
     home.program(
         "slow",
-        &format!("#!/bin/sh\ntouch {}\nuntil [ -e {} ]; do sleep 0.1; done\n", begun.display(), go.display()),
+        &format!(
+            "#!/bin/sh\ntouch {}\nuntil [ -e {} ]; do sleep 0.1; done\n",
+            begun.display(),
+            go.display()
+        ),
     );
     let file = home.write("pipeline.yaml", "modules:\n  slow: {on: [go], run: [./slow]}\n");
     let up = home.up(&file);

@@ -1,4 +1,5 @@
-//! What people see, and what comes of it when nobody reads, the reader goes away, or its disk is full: nothing.
+//! What people see, and what comes of it when nobody reads, the reader goes away, or its disk is
+//! full: nothing.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(clippy::disallowed_methods, reason = "ion is started with outputs of each kind")]
 
@@ -75,10 +76,12 @@ fn all_goes_on(home: &Home, stderr: &PathBuf) {
         home.run(["event", "create", "small", "--wait"]).well();
     }
     let said = said(stderr);
-    let address = said.split("the gateway is at http://").nth(1).unwrap().split_whitespace().next().unwrap();
+    let address =
+        said.split("the gateway is at http://").nth(1).unwrap().split_whitespace().next().unwrap();
     let mut client = TcpStream::connect(address).unwrap();
     client.set_read_timeout(Some(DEADLINE)).unwrap();
-    write!(client, "GET /healthz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").unwrap();
+    write!(client, "GET /healthz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")
+        .unwrap();
     let mut answer = String::new();
     client.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -94,7 +97,8 @@ fn a_reader_who_stops_holds_up_nothing() {
     let mut up = Started::of(&mut ion);
     drop(ion);
     all_goes_on(&home, &stderr);
-    // Who reads again sees how each ended, the end of what each wrote, and that something is missing.
+    // Who reads again sees how each ended, the end of what each wrote, and that something is
+    // missing.
     home.run(["event", "create", "big", "--wait"]).well();
     let read = Arc::new(Mutex::new(Vec::new()));
     let reading = std::thread::spawn({
@@ -192,13 +196,16 @@ fn all_that_a_program_wrote_is_shown_and_its_end_above_all() {
     let home = Home::new();
     let script = "seq 1 300000; echo Traceback >&2; printf 'no newline'; exit 1";
     let ran = home.run(["run", "--", "sh", "-c", script]).failed();
-    let lines: Vec<&str> = ran.stderr.lines().filter_map(|line| line.strip_prefix("ion: run | ")).collect();
+    let lines: Vec<&str> =
+        ran.stderr.lines().filter_map(|line| line.strip_prefix("ion: run | ")).collect();
     assert_eq!(lines.len(), 300_002);
     assert!((0..300_000).all(|n| lines[n] == (n + 1).to_string()));
     assert_eq!(&lines[300_000..], ["Traceback", "no newline"]);
     let log = home.run(["job", "logs", home.jobs()[0]["id"].as_str().unwrap()]).well().stdout;
     assert!(log.ends_with("\nTraceback\nno newline\nion: exit status 1\n"));
-    assert!(home.run(["run", "--", "printf", "hello"]).well().stderr.contains("ion: run | hello\n"));
+    assert!(
+        home.run(["run", "--", "printf", "hello"]).well().stderr.contains("ion: run | hello\n")
+    );
     // The last text of a line that is written again and again.
     let ran = home.run(["run", "--", "printf", "1%%\\r2%%\\r3%%\\rdone\\n"]).well();
     assert!(ran.stderr.ends_with("ion: run | done\n"), "{}", ran.stderr);
@@ -287,7 +294,11 @@ fn of_a_log_over_its_limit_the_beginning_and_the_end_are_kept() {
     std::fs::write(&go, "").unwrap();
     wait_for("it to end", || home.jobs()[0]["state"] == "succeeded");
     let stored = log();
-    assert!(stored.ends_with("\n49999999\n50000000\nwaits\nthe end\n"), "{}", &stored[stored.len() - 100..]);
+    assert!(
+        stored.ends_with("\n49999999\n50000000\nwaits\nthe end\n"),
+        "{}",
+        &stored[stored.len() - 100..]
+    );
     for log in [&live, &stored] {
         assert!(log.starts_with("1\n2\n3\n"));
         assert!(!log.contains('\0'));
@@ -327,7 +338,10 @@ fn a_job_that_has_not_begun_has_no_log_and_says_why() {
     wait_for("the job that gathers", || all().is_some());
     let id = all().unwrap()["id"].as_str().unwrap().to_owned();
     let ran = home.run(["job", "logs", &id]).well();
-    assert!(ran.stdout.is_empty() && ran.stderr.contains("has not begun: it is waiting"), "{ran:#?}");
+    assert!(
+        ran.stdout.is_empty() && ran.stderr.contains("has not begun: it is waiting"),
+        "{ran:#?}"
+    );
     // Who follows it sees it once it begins.
     let mut ion = home.ion();
     ion.args(["job", "logs", "-f", &id]).stdout(Stdio::piped());

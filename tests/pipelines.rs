@@ -1,4 +1,5 @@
-//! Whole pipelines through the command alone: dispatch, retries, timeouts, gathering, mistakes, and what people see.
+//! Whole pipelines through the command alone: dispatch, retries, timeouts, gathering, mistakes, and
+//! what people see.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(clippy::disallowed_methods, reason = "ion is started on a machine without FUSE")]
@@ -45,7 +46,8 @@ fn fan_out_and_fan_in_run_each_event_once_and_gather_all_in_order() {
     assert_eq!(up.stop(), Some(0));
 }
 
-/// What its first attempt has published, and what came of that, is not what a gathering job waits for.
+/// What its first attempt has published, and what came of that, is not what a gathering job waits
+/// for.
 #[test]
 fn a_gathering_job_that_published_and_failed_is_retried() {
     let home = Home::new();
@@ -74,8 +76,8 @@ fn a_gathering_job_that_published_and_failed_is_retried() {
     assert_eq!(up.stop(), Some(0));
 }
 
-/// A module that subscribes while a gathering job waits gets the messages it was too late for: else that job would wait for
-/// jobs that nobody starts.
+/// A module that subscribes while a gathering job waits gets the messages it was too late for: else
+/// that job would wait for jobs that nobody starts.
 #[test]
 fn what_was_committed_before_a_module_came_is_not_for_it_and_no_gathering_waits_for_that() {
     let home = Home::new();
@@ -108,7 +110,11 @@ fn many_closes_of_one_file_leave_one_blob() {
     home.run(["run", "--", "sh", "-c", "for i in $(seq 500); do echo $i >> /ion/out/data/log; done; echo '{\"eventType\":\"x\",\"files\":[\"log\"]}' > /ion/out/events/x"]).well();
     let blobs = home.run(["--json", "gc", "--dry-run", "--grace", "0s"]).well();
     let counted: Value = serde_json::from_str(&blobs.stdout).unwrap();
-    assert_eq!((counted["blobs"].as_u64(), counted["unfinished"].as_u64()), (Some(0), Some(0)), "{counted}");
+    assert_eq!(
+        (counted["blobs"].as_u64(), counted["unfinished"].as_u64()),
+        (Some(0), Some(0)),
+        "{counted}"
+    );
     home.run(["check", "--deep"]).well();
 }
 
@@ -180,7 +186,8 @@ fn on_success_shows_nothing_of_a_failed_attempt_and_all_of_a_good_one() {
         // Each saw the file of the attempt that succeeded.
         assert_eq!(home.run(["job", "logs", next["id"].as_str().unwrap()]).well().stdout, "2\n");
     }
-    let insight = home.trace().into_iter().find(|d| d["context"]["documentType"] == "insight").unwrap();
+    let insight =
+        home.trace().into_iter().find(|d| d["context"]["documentType"] == "insight").unwrap();
     assert_eq!(insight["data"][0]["value"], "2");
     home.run(["check", "--deep"]).well();
     assert_eq!(up.stop(), Some(0));
@@ -203,7 +210,11 @@ fn a_timeout_ends_the_whole_process_tree() {
         for _ in 0..20 {
             home.run(["job", "list"]).well();
         }
-        assert_eq!(std::fs::metadata(&mark).unwrap().modified().unwrap(), before, "child {n} lives");
+        assert_eq!(
+            std::fs::metadata(&mark).unwrap().modified().unwrap(),
+            before,
+            "child {n} lives"
+        );
     }
     assert_eq!(up.stop(), Some(0));
 }
@@ -279,7 +290,11 @@ fn two_jobs_at_once_each_have_their_own_tree_and_the_host_has_none() {
     home.run(["event", "create", "start"]).well();
     home.run(["event", "create", "start", "--wait"]).well();
     wait_for("both", || home.jobs().iter().filter(|j| j["state"] == "succeeded").count() == 2);
-    assert_eq!(std::path::Path::new("/ion").exists(), had_ion, "nothing is made in the host's root");
+    assert_eq!(
+        std::path::Path::new("/ion").exists(),
+        had_ion,
+        "nothing is made in the host's root"
+    );
     assert_eq!(up.stop(), Some(0));
 }
 
@@ -294,7 +309,9 @@ fn an_event_outside_emits_and_a_missing_file_fail_with_their_reasons() {
     let up = home.up(&file);
     let ran = home.run(["event", "create", "start", "--wait"]).failed();
     assert!(
-        ran.stdout.contains("EACCES: module \"bad\" may not publish \"secret\"; its pipeline allows: done"),
+        ran.stdout.contains(
+            "EACCES: module \"bad\" may not publish \"secret\"; its pipeline allows: done"
+        ),
         "{ran:#?}"
     );
     let log = home.run(["job", "logs", home.jobs()[0]["id"].as_str().unwrap()]).well();
@@ -304,14 +321,22 @@ fn an_event_outside_emits_and_a_missing_file_fail_with_their_reasons() {
 
 #[test]
 fn a_full_staging_disk_fails_the_job_with_enospc_and_harms_no_other() {
-    if !may_mount_or_runs_where_it_may("a_full_staging_disk_fails_the_job_with_enospc_and_harms_no_other") {
+    if !may_mount_or_runs_where_it_may(
+        "a_full_staging_disk_fails_the_job_with_enospc_and_harms_no_other",
+    ) {
         return;
     }
     let home = Home::new();
     let jobs = home.state().join("jobs");
     std::fs::create_dir_all(&jobs).unwrap();
-    rustix::mount::mount("small", &jobs, "tmpfs", rustix::mount::MountFlags::empty(), Some(c"size=2m"))
-        .unwrap();
+    rustix::mount::mount(
+        "small",
+        &jobs,
+        "tmpfs",
+        rustix::mount::MountFlags::empty(),
+        Some(c"size=2m"),
+    )
+    .unwrap();
     home.program("fill", "#!/bin/sh\ndd if=/dev/zero of=/ion/out/data/big bs=64k count=100 && exit 9\nrm /ion/out/data/big\necho ok > /ion/out/data/small\necho '{\"eventType\":\"done\",\"files\":[\"small\"]}' > /ion/out/events/e\n");
     let file = pipeline(&home, "  fill: {on: [start], emits: [done], run: [./fill], retries: 0}\n");
     let up = home.up(&file);
@@ -340,8 +365,10 @@ fn a_wrong_pipeline_file_is_refused_before_anything_starts() {
     assert!(!home.state().exists(), "nothing was made");
     assert_eq!(home.run(["up", "--nonsense"]).code, Some(2));
     // What is right for a parser and hardly meant is said.
-    let file =
-        pipeline(&home, "  a: {on: [x], emits: [frames], run: [cat]}\n  b: {on: [frame], run: [cat]}\n");
+    let file = pipeline(
+        &home,
+        "  a: {on: [x], emits: [frames], run: [cat]}\n  b: {on: [frame], run: [cat]}\n",
+    );
     let ran = home.run(["module", "create", "--pipeline", file.to_str().unwrap()]).well();
     assert!(ran.stderr.contains("\"b\" waits for \"frame\", which no module emits"), "{ran:#?}");
 }
@@ -400,7 +427,8 @@ fn where_jobs_cannot_have_their_files_nothing_starts() {
     for words in [&["up", file.to_str().unwrap()][..], &["run", "--", "true"]] {
         let ran = without_fuse(words).failed();
         assert!(
-            ran.stderr.contains("jobs cannot have their files here: /dev/fuse is not there; load it"),
+            ran.stderr
+                .contains("jobs cannot have their files here: /dev/fuse is not there; load it"),
             "{ran:#?}"
         );
     }
@@ -431,26 +459,40 @@ fn the_mount_shows_a_running_pipeline() {
     wait_for("the mount", || at.join("correlations").exists());
     let sh = |script: &str| {
         #[allow(clippy::disallowed_methods, reason = "tests start programs")]
-        let output = std::process::Command::new("sh").args(["-c", script]).current_dir(&at).output().unwrap();
+        let output = std::process::Command::new("sh")
+            .args(["-c", script])
+            .current_dir(&at)
+            .output()
+            .unwrap();
         support::Ran::of(output)
     };
     let listing = sh("ls -lR .").well();
-    assert!(listing.stdout.contains("0-start-") && listing.stdout.contains("1-told-"), "{listing:#?}");
+    assert!(
+        listing.stdout.contains("0-start-") && listing.stdout.contains("1-told-"),
+        "{listing:#?}"
+    );
     assert_eq!(
         sh("cat correlations/*/0-*/data/f correlations/*/1-*/data/f").well().stdout,
         "content of f\ncontent of f\n"
     );
     let found = sh("grep -rl needle correlations | sort").well();
     assert_eq!(found.stdout.lines().count(), 2, "{found:#?}");
-    assert!(found.stdout.contains("/jobs/one/log") && found.stdout.contains("/jobs/two/log"), "{found:#?}");
+    assert!(
+        found.stdout.contains("/jobs/one/log") && found.stdout.contains("/jobs/two/log"),
+        "{found:#?}"
+    );
     assert_eq!(
         sh("cat modules/one/running/*/job.json | grep -c '\"state\": \"running\"'").well().stdout,
         "1\n"
     );
     assert_eq!(sh("cat types/told/*/data/f").well().stdout, "content of f\n");
     home.write("go", "");
-    wait_for("both to end", || home.jobs().iter().filter(|j| j["state"] == "succeeded").count() == 2);
-    wait_for("its new state to show", || sh("ls modules/one/succeeded").stdout.lines().count() == 1);
+    wait_for("both to end", || {
+        home.jobs().iter().filter(|j| j["state"] == "succeeded").count() == 2
+    });
+    wait_for("its new state to show", || {
+        sh("ls modules/one/succeeded").stdout.lines().count() == 1
+    });
     signal(mount.id(), "TERM");
     assert!(mount.wait().unwrap().success());
     assert!(!at.join("correlations").exists(), "it is unmounted");
@@ -485,7 +527,8 @@ fn what_people_ask_for_wrongly_is_answered_with_the_way_out() {
     home.run(["event", "create", "t", "--id", "fixed", "--data", "a=1"]).well();
     let differs = home.run(["event", "create", "t", "--id", "fixed", "--data", "a=2"]).failed();
     assert!(differs.stderr.contains("committed before with other content"), "{differs:#?}");
-    let got: Value = serde_json::from_str(&home.run(["event", "get", "fix"]).well().stdout).unwrap();
+    let got: Value =
+        serde_json::from_str(&home.run(["event", "get", "fix"]).well().stdout).unwrap();
     assert_eq!(got["data"][0]["value"], "1");
     home.run(["module", "create", "-n", "m", "-i", "t", "-o", "u", "--", "cat"]).well();
     let waiting = home.run(["event", "create", "t", "--wait", "--timeout", "1s"]).failed();
@@ -507,8 +550,9 @@ fn a_module_of_flags_is_as_of_a_file() {
          executor: kubernetes\n    network: host\n    user: '1000:1000'\n    resources: {cpu: 500m, memory: 256Mi, gpu: 1}\n    \
          env: {TOP: '10', EMPTY: ''}\n    commit: on-success\n    timeout: 1h\n    retries: 0\n    concurrency: 7\n",
     );
-    let registered =
-        || -> Value { serde_json::from_str(&home.run(["module", "get", "crops"]).well().stdout).unwrap() };
+    let registered = || -> Value {
+        serde_json::from_str(&home.run(["module", "get", "crops"]).well().stdout).unwrap()
+    };
     home.run(["module", "create", "--pipeline", file.to_str().unwrap()]).well();
     let expected = registered();
     home.run(["module", "delete", "crops"]).well();
@@ -565,7 +609,11 @@ fn a_module_of_flags_is_as_of_a_file() {
         (&["-i", "t", "--env", "TOP", "--", "cat"], 2, "KEY=VALUE"),
         (&["-i", "a b", "--", "cat"], 1, "\"a b\" cannot be an event type"),
         (&["-i", "t", "--", "nosuch"], 1, "is in no folder of PATH"),
-        (&["-i", "t", "--executor", "moon", "--", "cat"], 1, "allowed: local, container, kubernetes"),
+        (
+            &["-i", "t", "--executor", "moon", "--", "cat"],
+            1,
+            "allowed: local, container, kubernetes",
+        ),
         (&["-i", "t", "--executor", "kubernetes", "--", "cat"], 1, "needs an \"image\""),
         (&["-i", "t", "--image", "a b"], 1, "allowed: name:tag"),
         (&["-i", "t", "--user", "1000", "--", "cat"], 1, "\"user\" belongs to \"image\""),
@@ -581,22 +629,26 @@ fn a_module_of_flags_is_as_of_a_file() {
     home.run(["module", "get", "wrong"]).failed();
 }
 
-/// What is registered, changed and removed while a dispatcher runs is served, served anew and left alone.
+/// What is registered, changed and removed while a dispatcher runs is served, served anew and left
+/// alone.
 #[test]
 fn modules_come_change_and_go_while_a_dispatcher_runs() {
     let home = Home::new();
     let dispatcher = home.start("dispatch", &[]);
     let create = |says: &str| {
         let script = format!("echo '{{\"eventType\":\"{says}\"}}' > /ion/out/events/e.json");
-        let words = ["module", "create", "-n", "speaker", "-i", "ask", "-o", says, "--", "sh", "-c", &script];
+        let words = [
+            "module", "create", "-n", "speaker", "-i", "ask", "-o", says, "--", "sh", "-c", &script,
+        ];
         home.run(words).well();
     };
     let ask = || home.run(["event", "create", "ask", "--wait"]);
     let answer = || {
         ask();
         let trace = home.trace();
-        let answers =
-            trace.iter().filter(|one| one["context"]["name"] == "speaker" && one["type"].is_string());
+        let answers = trace
+            .iter()
+            .filter(|one| one["context"]["name"] == "speaker" && one["type"].is_string());
         answers.map(|event| event["type"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
     create("hello");
@@ -613,7 +665,8 @@ fn modules_come_change_and_go_while_a_dispatcher_runs() {
     home.run(["check"]).well();
 }
 
-/// An ancestor's log grows while its job runs and is stored when it ends: a job that looks meanwhile sees all of it.
+/// An ancestor's log grows while its job runs and is stored when it ends: a job that looks
+/// meanwhile sees all of it.
 #[test]
 fn a_job_sees_the_log_of_a_running_ancestor_grow_and_end() {
     let home = Home::new();
@@ -653,7 +706,8 @@ fn a_flood_on_one_module_holds_up_no_other() {
     const OTHERS: usize = 60;
     const FLOOD: usize = 100;
     let home = Home::new();
-    let others: String = (0..OTHERS).map(|n| format!("  m{n}: {{on: [t{n}], run: [\"true\"]}}\n")).collect();
+    let others: String =
+        (0..OTHERS).map(|n| format!("  m{n}: {{on: [t{n}], run: [\"true\"]}}\n")).collect();
     let file = home.write(
         "pipeline.yaml",
         format!("modules:\n  flood: {{on: [flood], run: [sleep, \"0.2\"]}}\n{others}"),
@@ -727,7 +781,9 @@ fn what_a_trial_run_leaves_is_named_and_can_be_brought_out() {
         "{ran:#?}"
     );
     let out = home.path().join("results");
-    let ran = home.run(["run", "--out", "results", "--", "sh", "-c", &format!("{script}; exit 1")]).failed();
+    let ran = home
+        .run(["run", "--out", "results", "--", "sh", "-c", &format!("{script}; exit 1")])
+        .failed();
     assert!(ran.stderr.contains("2 files of out/data (8 B) are in results"), "{ran:#?}");
     assert_eq!(std::fs::read_to_string(out.join("a/b/two")).unwrap(), "two\n");
     assert_eq!(std::fs::read_link(out.join("link")).unwrap().to_str(), Some("n"));
@@ -736,11 +792,12 @@ fn what_a_trial_run_leaves_is_named_and_can_be_brought_out() {
     let ran = home.run(["run", "--out", "results", "--", "true"]).failed();
     assert!(ran.stderr.contains("results is no empty folder"), "{ran:#?}");
     // What an event names is kept, and a copy of an input is no reason to say anything.
-    let script =
-        "echo x > /ion/out/data/n; echo '{\"eventType\":\"y\",\"files\":[\"n\"]}' > /ion/out/events/y.json";
+    let script = "echo x > /ion/out/data/n; echo '{\"eventType\":\"y\",\"files\":[\"n\"]}' > /ion/out/events/y.json";
     let ran = home.run(["run", "--", "sh", "-c", script]).well();
     assert!(!ran.stderr.contains("no event names"), "{ran:#?}");
     assert!(
-        !std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(home.state().to_str().unwrap())
+        !std::fs::read_to_string("/proc/self/mountinfo")
+            .unwrap()
+            .contains(home.state().to_str().unwrap())
     );
 }

@@ -1,5 +1,5 @@
-//! Whole pipelines on real servers: MongoDB's protocol, RabbitMQ, S3 and Azure Blob, with several dispatchers, and with
-//! servers that stop, stand still and come back.
+//! Whole pipelines on real servers: MongoDB's protocol, RabbitMQ, S3 and Azure Blob, with several
+//! dispatchers, and with servers that stop, stand still and come back.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(clippy::disallowed_methods, reason = "tests start programs")]
 
@@ -56,7 +56,8 @@ impl Servers {
     }
 }
 
-/// Every job succeeded, and each event of a type has a parent of its own for each name: processed once in effect.
+/// Every job succeeded, and each event of a type has a parent of its own for each name: processed
+/// once in effect.
 fn once_in_effect(home: &Home, jobs: usize) {
     let all = home.jobs();
     assert_eq!(all.len(), jobs, "one job for each event and module");
@@ -94,9 +95,17 @@ fn three_dispatchers_share_the_work_and_one_may_be_killed() {
     let correlation = homes[2].jobs()[0]["correlationId"].as_str().unwrap().to_owned();
     let trace = homes[2].run(["--json", "trace", &correlation]).well();
     let documents: Vec<Value> = serde_json::from_str(&trace.stdout).unwrap();
-    assert_eq!(documents.iter().filter(|document| document["type"].is_string()).count(), 5, "{trace:#?}");
-    let ended: Vec<&Value> = documents.iter().filter(|document| document["type"] == "ended").collect();
-    assert!(ended.iter().all(|event| event["unrouted"] == true), "nobody subscribes to it: {ended:#?}");
+    assert_eq!(
+        documents.iter().filter(|document| document["type"].is_string()).count(),
+        5,
+        "{trace:#?}"
+    );
+    let ended: Vec<&Value> =
+        documents.iter().filter(|document| document["type"] == "ended").collect();
+    assert!(
+        ended.iter().all(|event| event["unrouted"] == true),
+        "nobody subscribes to it: {ended:#?}"
+    );
     let fixed = |data| homes[1].run(["event", "create", "quiet", "--id", "fixed", "--data", data]);
     fixed("a=1").well();
     fixed("a=1").well();
@@ -112,7 +121,8 @@ fn three_dispatchers_share_the_work_and_one_may_be_killed() {
     }
 }
 
-/// Hosts whose clocks differ by minutes: leases, retries, gathering and the outbox go by what each has seen itself.
+/// Hosts whose clocks differ by minutes: leases, retries, gathering and the outbox go by what each
+/// has seen itself.
 #[test]
 fn clocks_that_differ_by_minutes_do_no_harm() {
     const EVENTS: usize = 6;
@@ -139,12 +149,20 @@ fn clocks_that_differ_by_minutes_do_no_harm() {
     let mut dispatchers: Vec<Up> = homes.iter().map(|home| dispatch(home, &file, &flags)).collect();
     for n in 0..EVENTS {
         homes[n % 3]
-            .run(["event", "create", "start", "--file", homes[0].path().join("f").to_str().unwrap()])
+            .run([
+                "event",
+                "create",
+                "start",
+                "--file",
+                homes[0].path().join("f").to_str().unwrap(),
+            ])
             .well();
     }
     wait_for("some progress", || succeeded(&homes[2]) >= 4);
     dispatchers.remove(0).kill();
-    wait_up_to(3 * DEADLINE, "all jobs, long before the clocks agree", || succeeded(&homes[2]) == EVENTS * 4);
+    wait_up_to(3 * DEADLINE, "all jobs, long before the clocks agree", || {
+        succeeded(&homes[2]) == EVENTS * 4
+    });
     once_in_effect(&homes[1], EVENTS * 4);
     assert!(
         homes[1].jobs().iter().all(|job| job["losses"].as_u64() <= Some(1)),
@@ -155,15 +173,17 @@ fn clocks_that_differ_by_minutes_do_no_harm() {
     }
 }
 
-/// A dispatcher that stands still for longer than its lease finds another in its place: its module's close is refused, it
-/// ends what it was doing, and it writes nothing of it into the ledger.
+/// A dispatcher that stands still for longer than its lease finds another in its place: its
+/// module's close is refused, it ends what it was doing, and it writes nothing of it into the
+/// ledger.
 #[test]
 fn a_dispatcher_that_was_paused_does_not_finish_what_another_took_over() {
     let servers = Servers::start();
     let first = Home::new();
-    for homes in
-        [[first.on_another_host(), first.on_another_host()], [home_on(&servers.env), home_on(&servers.env)]]
-    {
+    for homes in [
+        [first.on_another_host(), first.on_another_host()],
+        [home_on(&servers.env), home_on(&servers.env)],
+    ] {
         let [paused, other] = homes;
         paused.program("write", "#!/bin/sh\necho $ION_ATTEMPT > /ion/out/data/f\nif [ $ION_ATTEMPT = 1 ]; then touch $BEGUN; until [ -e $GO ]; do sleep 0.1; done; fi\necho \"{\\\"eventType\\\":\\\"done\\\",\\\"files\\\":[\\\"f\\\"],\\\"attempt\\\":$ION_ATTEMPT}\" > /ion/out/data/event\ncp /ion/out/data/event /ion/out/events/e && touch $GO.$ION_ATTEMPT\n");
         let (begun, go) = (paused.path().join("begun"), paused.path().join("go"));
@@ -180,7 +200,9 @@ fn a_dispatcher_that_was_paused_does_not_finish_what_another_took_over() {
         paused.run(["event", "create", "paused"]).well();
         wait_for("the job to begin", || begun.exists());
         // Not within the write that says so: standing still there, it would hold the store.
-        wait_for("the ledger to say so", || paused.jobs().iter().any(|job| job["state"] == "running"));
+        wait_for("the ledger to say so", || {
+            paused.jobs().iter().any(|job| job["state"] == "running")
+        });
         support::signal(stopped.pid(), "STOP");
         let taking = dispatch(&other, &file, &flags);
         wait_for("another to take it over", || succeeded(&other) == 1);
@@ -201,7 +223,8 @@ fn a_dispatcher_that_was_paused_does_not_finish_what_another_took_over() {
             (Some("succeeded"), &["lost", "succeeded"][..]),
             "{job:#?}"
         );
-        let done: Vec<Value> = other.trace().into_iter().filter(|event| event["type"] == "done").collect();
+        let done: Vec<Value> =
+            other.trace().into_iter().filter(|event| event["type"] == "done").collect();
         assert_eq!(done.len(), 1, "{done:#?}");
         assert!(done[0]["data"].to_string().contains("\"2\""), "{done:#?}");
         for dispatcher in [stopped, taking] {
@@ -226,21 +249,27 @@ fn the_examples_run_unchanged() {
         let home = &homes[0];
         // Three dispatchers; one of them is killed half-way.
         let video = root.join("examples/video/pipeline.yaml");
-        let mut dispatchers: Vec<Up> =
-            homes.iter().map(|home| dispatch(home, &video, &["--lease", "6s", "--quiet"])).collect();
+        let mut dispatchers: Vec<Up> = homes
+            .iter()
+            .map(|home| dispatch(home, &video, &["--lease", "6s", "--quiet"]))
+            .collect();
         let create = ["event", "create", "new_video", "--file", &clip, "--wait", "--timeout", "3m"];
         let mut waiting = home.ion().args(create).stdout(Stdio::null()).spawn().unwrap();
         wait_up_to(3 * DEADLINE, "half of it", || succeeded(home) >= 20);
         dispatchers.remove(1).kill();
         assert!(waiting.wait().unwrap().success(), "the whole correlation succeeded");
         let trace = home.run(["trace"]).well();
-        assert!(trace.stdout.contains("contact_sheet") && trace.stdout.contains("sheet.png"), "{trace:#?}");
+        assert!(
+            trace.stdout.contains("contact_sheet") && trace.stdout.contains("sheet.png"),
+            "{trace:#?}"
+        );
         for dispatcher in dispatchers {
             assert_eq!(dispatcher.stop(), Some(0));
         }
         once_in_effect(home, home.jobs().len());
         let words = home.up(&root.join("examples/words/pipeline.yaml"));
-        let create = ["event", "create", "new_texts", "--file", "/usr/share/common-licenses", "--wait"];
+        let create =
+            ["event", "create", "new_texts", "--file", "/usr/share/common-licenses", "--wait"];
         home.run(create).well();
         assert!(home.run(["trace"]).well().stdout.contains("ranking"));
         assert_eq!(words.stop(), Some(0));
@@ -279,7 +308,10 @@ fn a_broker_that_is_away_holds_up_no_close() {
     wait_for("the closes to succeed without a broker", || succeeded(&home) >= EVENTS);
     assert!(home.jobs().iter().all(|job| job["failures"] == 0), "no close failed");
     let created = home.run(["event", "create", "first"]).well();
-    assert!(created.stderr.contains("not published yet"), "the document is the commit: {created:#?}");
+    assert!(
+        created.stderr.contains("not published yet"),
+        "the document is the commit: {created:#?}"
+    );
     std::thread::sleep(Duration::from_secs(away).saturating_sub(stopped.elapsed()));
     servers.rabbit.server.start();
     servers.rabbit.wait_until_it_serves();
@@ -289,14 +321,18 @@ fn a_broker_that_is_away_holds_up_no_close() {
     once_in_effect(&home, expected);
 }
 
-/// A store that stands still, or is gone: the close waits, is refused with EIO at its deadline, and nothing is half done.
-/// A broker that stands still: the close succeeds.
+/// A store that stands still, or is gone: the close waits, is refused with EIO at its deadline, and
+/// nothing is half done. A broker that stands still: the close succeeds.
 #[test]
 fn a_store_that_is_away_fails_a_close_at_its_deadline() {
     let mut servers = Servers::start();
-    for (which, gone) in
-        [("documents", false), ("documents", true), ("blobs", false), ("blobs", true), ("bus", false)]
-    {
+    for (which, gone) in [
+        ("documents", false),
+        ("documents", true),
+        ("blobs", false),
+        ("blobs", true),
+        ("bus", false),
+    ] {
         let home = home_on(&servers.env);
         let (begun, go) = (home.path().join("begun"), home.path().join("go"));
         home.program("write", "#!/bin/sh\necho x > /ion/out/data/f\ntouch $BEGUN\nuntil [ -e $GO ]; do sleep 0.1; done\necho y > /ion/out/data/f\necho '{\"eventType\":\"done\",\"files\":[\"f\"]}' > /ion/out/data/event\nfrom=$(date +%s)\ncp /ion/out/data/event /ion/out/events/e\necho \"status $? after $(($(date +%s) - from)) s\"\n");
@@ -323,7 +359,9 @@ fn a_store_that_is_away_fails_a_close_at_its_deadline() {
             server.pause()
         }
         std::fs::write(&go, "").unwrap();
-        wait_for(&format!("the close to return, {which} gone: {gone}"), || up.log().contains("status "));
+        wait_for(&format!("the close to return, {which} gone: {gone}"), || {
+            up.log().contains("status ")
+        });
         if gone {
             server.start()
         } else {
@@ -402,7 +440,9 @@ fn doctor_says_what_is_wrong_and_no_command_shows_a_password() {
     let servers = Servers::start();
     let home = home_on(&servers.env);
     let doctor = home.run(["doctor"]).well();
-    for line in ["put, read, list, delete", "insert, read, replace", "declare, publish, send, receive"] {
+    for line in
+        ["put, read, list, delete", "insert, read, replace", "declare, publish, send, receive"]
+    {
         assert!(doctor.stdout.contains(line), "{doctor:#?}");
     }
     let closed = "127.0.0.1:9";
@@ -412,7 +452,11 @@ fn doctor_says_what_is_wrong_and_no_command_shows_a_password() {
         ("ION_BUS", format!("amqp://guest:guest@127.0.0.1:{port}/none"), "the vhost is missing"),
         ("ION_BUS", format!("amqps://guest:hunter2@127.0.0.1:{port}/"), "TLS does not agree"),
         ("ION_BUS", format!("amqp://guest:hunter2@{closed}/"), "nothing listens there"),
-        ("ION_DOCUMENTS", format!("mongodb://user:hunter2@{closed}/ion"), "no server can be reached"),
+        (
+            "ION_DOCUMENTS",
+            format!("mongodb://user:hunter2@{closed}/ion"),
+            "no server can be reached",
+        ),
         ("ION_BLOBS", "s3://missing-bucket".into(), "the bucket or container is missing"),
         ("AWS_SECRET_ACCESS_KEY", "hunter2".repeat(6), "knows no such user or key"),
     ];
@@ -439,8 +483,11 @@ fn a_plane_section_chooses_the_stores() {
     let host = rabbit.url.rsplit('@').next().unwrap();
     let file = pipeline(&home);
     let text = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, format!("plane:\n  bus: amqp://guest:${{BROKER_PASSWORD}}@{host}\n{text}"))
-        .unwrap();
+    std::fs::write(
+        &file,
+        format!("plane:\n  bus: amqp://guest:${{BROKER_PASSWORD}}@{host}\n{text}"),
+    )
+    .unwrap();
     home.write("f", "content\n");
     let up = home.up(&file);
     home.run(["event", "create", "start", "--file", "f", "--wait"]).well();
@@ -460,7 +507,8 @@ fn a_plane_section_chooses_the_stores() {
 /// Many events: `ION_TEST_EVENTS=10000` for a long run.
 #[test]
 fn many_events_are_processed_once_and_memory_stays_flat() {
-    let events: usize = std::env::var("ION_TEST_EVENTS").map_or(150, |events| events.parse().unwrap());
+    let events: usize =
+        std::env::var("ION_TEST_EVENTS").map_or(150, |events| events.parse().unwrap());
     let servers = Servers::start();
     let home = home_on(&servers.env);
     home.program("make", "#!/bin/sh\ni=0\nwhile [ $i -lt $EVENTS ]; do echo '{\"eventType\":\"one\"}' > /ion/out/events/e$i || exit 1; i=$((i + 1)); done\n");

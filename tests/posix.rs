@@ -1,5 +1,5 @@
-//! POSIX, as others test it: `out/data` under pjdfstest (every system call, every errno) and fio (written, read back,
-//! compared). scripts/setup-tests.sh installs both.
+//! POSIX, as others test it: `out/data` under pjdfstest (every system call, every errno) and fio
+//! (written, read back, compared). scripts/setup-tests.sh installs both.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -31,14 +31,17 @@ enum Ended {
     Skipped,
 }
 
-/// The first two users of this machine that are not root and have a group of their own: the suite acts as them.
+/// The first two users of this machine that are not root and have a group of their own: the suite
+/// acts as them.
 fn two_users() -> String {
     let fields = |path: &str| -> Vec<Vec<String>> {
         let text = fs::read_to_string(path).unwrap();
         text.lines().map(|line| line.split(':').map(str::to_owned).collect()).collect()
     };
-    let groups: BTreeMap<String, String> =
-        fields("/etc/group").into_iter().map(|group| (group[2].clone(), group[0].clone())).collect();
+    let groups: BTreeMap<String, String> = fields("/etc/group")
+        .into_iter()
+        .map(|group| (group[2].clone(), group[0].clone()))
+        .collect();
     let users = fields("/etc/passwd").into_iter().filter(|user| user[2] != "0");
     let entries: Vec<String> = users
         .filter_map(|user| Some(format!("[{:?}, {:?}]", user[0], groups.get(&user[3])?)))
@@ -47,12 +50,12 @@ fn two_users() -> String {
     entries.join(", ")
 }
 
-/// Runs the suite in `out/data`. What remounts it read-only runs by itself: the suite leaves files open for writing,
-/// and then the kernel refuses.
+/// Runs the suite in `out/data`. What remounts it read-only runs by itself: the suite leaves files
+/// open for writing, and then the kernel refuses.
 fn pjdfstest(mount: &Mount) -> BTreeMap<String, Ended> {
     let home = &mount.home;
-    // Without the helper program of FUSE, which knows only new mounts; and again while the kernel is busy: it counts a
-    // removed file until the daemon has answered its release.
+    // Without the helper program of FUSE, which knows only new mounts; and again while the kernel
+    // is busy: it counts a removed file until the daemon has answered its release.
     home.program(
         "bin/mount",
         "#!/bin/sh\nPATH=${PATH#*:}\nfor try in $(seq 100); do mount -i \"$@\" && exit; sleep 0.05; done; exit 1\n",
@@ -64,7 +67,8 @@ fn pjdfstest(mount: &Mount) -> BTreeMap<String, Ended> {
     cases
 }
 
-/// Runs the cases of one name at a place where every user may walk, in a mount namespace of its own.
+/// Runs the cases of one name at a place where every user may walk, in a mount namespace of its
+/// own.
 fn pjdfstest_of(mount: &Mount, remount: bool, cases: &str) -> BTreeMap<String, Ended> {
     let home = &mount.home;
     let config = format!(
@@ -118,7 +122,8 @@ fn table(cases: &BTreeMap<String, Ended>) -> String {
         groups.entry(group).or_default()[*ended as usize] += 1;
     }
     let mut total = [0; 3];
-    let mut text = "| system call | passed | failed | skipped |\n| --- | --- | --- | --- |\n".to_owned();
+    let mut text =
+        "| system call | passed | failed | skipped |\n| --- | --- | --- | --- |\n".to_owned();
     for (group, counts) in &groups {
         writeln!(text, "| {group} | {} | {} | {} |", counts[0], counts[1], counts[2]).unwrap();
         total = std::array::from_fn(|at| total[at] + counts[at]);
@@ -152,14 +157,18 @@ fn out_data_passes_pjdfstest_but_for_the_deviations_on_record() {
         );
         let table = table(&cases);
         println!("{table}");
-        assert!(include_str!("../docs/posix.md").contains(&table), "docs/posix.md has this table:\n{table}");
+        assert!(
+            include_str!("../docs/posix.md").contains(&table),
+            "docs/posix.md has this table:\n{table}"
+        );
     }
 }
 
 // ---- fio ----
 
-/// Random writes, each block with a checksum of its own in it, read back and compared: by system calls and by mapped
-/// memory, blocks of mixed sizes, alone and among reads. Then read once more by another process, and as a blob.
+/// Random writes, each block with a checksum of its own in it, read back and compared: by system
+/// calls and by mapped memory, blocks of mixed sizes, alone and among reads. Then read once more by
+/// another process, and as a blob.
 #[test]
 fn fio_reads_back_what_it_wrote() {
     const CALLS: &str = "--ioengine=psync";
@@ -203,15 +212,19 @@ fn fio_reads_back_what_it_wrote() {
         }
         let event = mount.commit(&["psync", "psync-mixed", "psync-direct", "mmap", "mmap-mixed"]);
         for file in &event.files {
-            assert!(mount.content(file) == fs::read(mount.data().join(&file.name)).unwrap(), "{}", file.name);
+            assert!(
+                mount.content(file) == fs::read(mount.data().join(&file.name)).unwrap(),
+                "{}",
+                file.name
+            );
         }
     }
 }
 
 // ---- what they found, and what neither asks ----
 
-/// A file that is read while it is written, what has no name any more, a directory that changes while it is listed: the
-/// same below `out/data` as on a local disk.
+/// A file that is read while it is written, what has no name any more, a directory that changes
+/// while it is listed: the same below `out/data` as on a local disk.
 #[test]
 fn corners_are_as_on_a_local_disk() {
     let said = |folder: &Path| {
@@ -235,8 +248,9 @@ fn removed_files_leave_nothing_open() {
     let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[]);
     let staged = mount.staged("data");
     let ours = || {
-        let links =
-            fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| fs::read_link(fd.unwrap().path()).ok());
+        let links = fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(|fd| fs::read_link(fd.unwrap().path()).ok());
         links.filter(|target| target.starts_with(&staged) && *target != staged).count()
     };
     for n in 0..500 {
@@ -247,8 +261,8 @@ fn removed_files_leave_nothing_open() {
     support::wait_for("every descriptor of a staged file to be closed", || ours() == 0);
 }
 
-/// A blob that is read by passthrough while it is moved to the output: reading goes on; writing waits for the reader,
-/// with an error that says so.
+/// A blob that is read by passthrough while it is moved to the output: reading goes on; writing
+/// waits for the reader, with an error that says so.
 #[test]
 fn an_input_that_is_being_read_can_be_moved_and_is_busy_until_it_is_closed() {
     let content = vec![7; 100_000];
@@ -260,7 +274,8 @@ fn an_input_that_is_being_read_can_be_moved_and_is_busy_until_it_is_closed() {
     fs::rename(&from, &to).unwrap();
     assert_eq!(fs::read(&to).unwrap(), content);
     fs::set_permissions(&to, fs::Permissions::from_mode(0o644)).unwrap();
-    let write = || OpenOptions::new().append(true).open(&to).and_then(|mut file| file.write_all(b"more"));
+    let write =
+        || OpenOptions::new().append(true).open(&to).and_then(|mut file| file.write_all(b"more"));
     if let Err(refused) = write() {
         assert_eq!(refused.raw_os_error(), Some(libc::ETXTBSY));
         drop(reader);
@@ -298,7 +313,11 @@ fn pipes_and_sockets_work_and_are_no_files_of_an_event() {
     let (draft, event) = (mount.at("out/events/e.tmp"), mount.at("out/events/e.json"));
     for name in ["pipe", "socket"] {
         fs::write(&draft, format!(r#"{{"eventType":"made","files":["{name}"]}}"#)).unwrap();
-        assert_eq!(fs::rename(&draft, &event).unwrap_err().raw_os_error(), Some(libc::EINVAL), "{name}");
+        assert_eq!(
+            fs::rename(&draft, &event).unwrap_err().raw_os_error(),
+            Some(libc::EINVAL),
+            "{name}"
+        );
         fs::hard_link(mount.data().join(name), mount.data().join("other name")).unwrap();
         fs::rename(mount.data().join("other name"), mount.data().join("third name")).unwrap();
         fs::remove_file(mount.data().join("third name")).unwrap();

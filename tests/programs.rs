@@ -1,5 +1,6 @@
-//! Programs that write, list and rewrite in one folder at the same time, each run below `out/data` and in a plain folder:
-//! both trees are the same to the byte, and so are the blobs of an event that names all files.
+//! Programs that write, list and rewrite in one folder at the same time, each run below `out/data`
+//! and in a plain folder: both trees are the same to the byte, and so are the blobs of an event
+//! that names all files.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -35,15 +36,18 @@ fn leaves_the_same(program: &str) {
         let mount = Mount::new(passthrough, Blobs::Files, &[]);
         let plain = mount.home.path().join("work");
         let (ours, theirs) = (runs(program, &mount.data().join("work")), runs(program, &plain));
-        let odd: Vec<_> = ours.iter().filter(|entry| theirs.get(entry.0) != Some(entry.1)).collect();
-        let missing: Vec<_> = theirs.iter().filter(|entry| ours.get(entry.0) != Some(entry.1)).collect();
+        let odd: Vec<_> =
+            ours.iter().filter(|entry| theirs.get(entry.0) != Some(entry.1)).collect();
+        let missing: Vec<_> =
+            theirs.iter().filter(|entry| ours.get(entry.0) != Some(entry.1)).collect();
         assert!(
             odd.is_empty() && missing.is_empty(),
             "{passthrough:?}: {odd:#?}, in a plain folder {missing:#?}"
         );
         assert!(!theirs.is_empty());
         let files = theirs.iter().filter(|(_, what)| what.starts_with('f'));
-        let files: Vec<String> = files.map(|(name, _)| format!("work/{}", name.display())).collect();
+        let files: Vec<String> =
+            files.map(|(name, _)| format!("work/{}", name.display())).collect();
         let event = mount.commit(&files.iter().map(String::as_str).collect::<Vec<_>>());
         assert_eq!(event.files.len(), files.len());
         for file in &event.files {

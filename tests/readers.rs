@@ -1,6 +1,7 @@
-//! Who lists a folder while others change it: `out/data` and `in/data` against a plain directory. Drivers do random
-//! operations on both sides and compare what the kernel says of each after every step; beside them others list and stat
-//! the same folders all the time, and a second mount of the same node does the same.
+//! Who lists a folder while others change it: `out/data` and `in/data` against a plain directory.
+//! Drivers do random operations on both sides and compare what the kernel says of each after every
+//! step; beside them others list and stat the same folders all the time, and a second mount of the
+//! same node does the same.
 //!
 //! A run is told by its seed. Whatever fails names the seed, the driver and its last operations.
 #![allow(
@@ -32,16 +33,19 @@ use support::mount::{Blobs, Mount, Passthrough};
 /// Drivers of one mount, in the same folder at the same time.
 const DRIVERS: u32 = 2;
 
-/// Operations that a driver does before all begins anew in a fresh mount, with files of the event to move away.
+/// Operations that a driver does before all begins anew in a fresh mount, with files of the event
+/// to move away.
 const ROUND: u64 = 5_000;
 
 /// Operations that a driver tells of when it fails.
 const LAST: usize = 40;
 
-/// What `mtime` of a write may differ from the clock: a tick of the kernel's coarse clock, and a busy machine.
+/// What `mtime` of a write may differ from the clock: a tick of the kernel's coarse clock, and a
+/// busy machine.
 const TICK: Duration = Duration::from_millis(50);
 
-/// A listing that has begun, on the mount alone: what it must say follows from the plain side's names.
+/// A listing that has begun, on the mount alone: what it must say follows from the plain side's
+/// names.
 struct Listing {
     room: Room,
     folder: OwnedFd,
@@ -68,12 +72,13 @@ struct Driver {
     step: u64,
     /// When a name last came or went.
     changed: HashMap<Name, u64>,
-    /// When a name last became another file's, by a rename: it stayed, and a listing may give it where it was and where it
-    /// is.
+    /// When a name last became another file's, by a rename: it stayed, and a listing may give it
+    /// where it was and where it is.
     replaced: HashMap<Name, u64>,
     /// Inodes of the plain side whose time was set and has not been overwritten.
     set: HashSet<u64>,
-    /// The time that the mount showed of an inode of the plain side: it stays until somebody writes.
+    /// The time that the mount showed of an inode of the plain side: it stays until somebody
+    /// writes.
     shown: HashMap<u64, SystemTime>,
     held: Vec<Held>,
     listings: Vec<Listing>,
@@ -103,7 +108,8 @@ impl Driver {
 
     #[track_caller]
     fn fail(&self, what: &str) -> ! {
-        let numbered = self.done.iter().enumerate().map(|(before, op)| format!("{}: {op:?}", before + 1));
+        let numbered =
+            self.done.iter().enumerate().map(|(before, op)| format!("{}: {op:?}", before + 1));
         let last: Vec<String> = numbered.skip(self.done.len().saturating_sub(LAST)).collect();
         panic!(
             "seed {}, driver {}, step {}: {what}\nits last operations:\n{}\nrun it again with ION_TEST_READERS_SEED",
@@ -169,7 +175,9 @@ impl Driver {
             54..57 => Op::Hold(name),
             57..64 => Op::AppendToHeld(index, length),
             64 => Op::CutHeld(index, part),
-            65..69 => Op::Begin([Room::Shared, Room::Shared, Room::Own, Room::Input][(index % 4) as usize]),
+            65..69 => Op::Begin(
+                [Room::Shared, Room::Shared, Room::Own, Room::Input][(index % 4) as usize],
+            ),
             69..83 => Op::GoOn(index, [300, 1_000, 4_096, 32_768][(part % 4) as usize]),
             83..88 => Op::StatListed(index),
             88..90 => Op::Rewind(index),
@@ -197,8 +205,8 @@ impl Driver {
         self.compare_all(true);
     }
 
-    /// Does the same on both sides: the same must come of it. What was moved from `in/data` while it was read by
-    /// passthrough is busy until the kernel has told of the last close.
+    /// Does the same on both sides: the same must come of it. What was moved from `in/data` while
+    /// it was read by passthrough is busy until the kernel has told of the last close.
     #[track_caller]
     fn both<T: PartialEq + Debug>(&self, act: impl Fn(&Side) -> io::Result<T>) -> Option<T> {
         let outcome = |side: &Side| act(side).map_err(|error| error.raw_os_error());
@@ -262,7 +270,9 @@ impl Driver {
         let opened = |path: &Path| OpenOptions::new().write(true).open(path);
         match op {
             Op::Create(name, length) => {
-                self.change(name, |this, side| fs::write(this.at(side, name), content(step, length)));
+                self.change(name, |this, side| {
+                    fs::write(this.at(side, name), content(step, length))
+                });
             }
             Op::Append(name, length) => self.change(name, |this, side| {
                 let mut options = OpenOptions::new();
@@ -273,7 +283,8 @@ impl Driver {
                     .write_all(&content(step, length.max(1)))
             }),
             Op::WriteAt(name, offset, length) => self.change(name, |this, side| {
-                opened(&this.at(side, name))?.write_all_at(&content(step, length.max(1)), offset.into())
+                opened(&this.at(side, name))?
+                    .write_all_at(&content(step, length.max(1)), offset.into())
             }),
             // Cut to the length it has, a file's time changes on no disk for sure.
             Op::Truncate(name, length) => self.change(name, |this, side| {
@@ -285,7 +296,9 @@ impl Driver {
                 self.move_name([name, name], |this, side| fs::remove_file(this.at(side, name)));
             }
             Op::Rename(from, to) => {
-                self.move_name([from, to], |this, side| fs::rename(this.at(side, from), this.at(side, to)));
+                self.move_name([from, to], |this, side| {
+                    fs::rename(this.at(side, from), this.at(side, to))
+                });
             }
             Op::Link(from, to) => {
                 self.move_name([from, to], |this, side| {
@@ -315,9 +328,13 @@ impl Driver {
             }
             Op::MoveFromInput(n, to) => {
                 let from = (Room::Input, n);
-                self.move_name([from, to], |this, side| fs::rename(this.at(side, from), this.at(side, to)));
+                self.move_name([from, to], |this, side| {
+                    fs::rename(this.at(side, from), this.at(side, to))
+                });
                 // Only the owner changes what was moved here.
-                self.both(|side| fs::set_permissions(self.at(side, to), fs::Permissions::from_mode(0o644)));
+                self.both(|side| {
+                    fs::set_permissions(self.at(side, to), fs::Permissions::from_mode(0o644))
+                });
             }
             Op::CopyFromInput(n, to) => self.change(to, |this, side| {
                 fs::copy(this.at(side, (Room::Input, n)), this.at(side, to))?;
@@ -347,7 +364,8 @@ impl Driver {
     }
 
     fn touch(&mut self, name: Name, seconds: u32) {
-        let time = UNIX_EPOCH + Duration::new(u64::from(seconds) * 100_000, self.step as u32 % 1_000_000_000);
+        let time = UNIX_EPOCH
+            + Duration::new(u64::from(seconds) * 100_000, self.step as u32 % 1_000_000_000);
         let done = self.both(|side| {
             let file = OpenOptions::new().write(true).open(self.at(side, name))?;
             file.set_times(FileTimes::new().set_modified(time))
@@ -362,7 +380,8 @@ impl Driver {
     // ---- files that stay open ----
 
     fn hold(&mut self, name: Name) {
-        let open = |side: &Side| OpenOptions::new().read(true).append(true).open(self.at(side, name));
+        let open =
+            |side: &Side| OpenOptions::new().read(true).append(true).open(self.at(side, name));
         if self.both(|side| open(side).map(drop)).is_none() {
             return;
         }
@@ -433,7 +452,9 @@ impl Driver {
                         at_end = true;
                         break;
                     }
-                    Some(Err(error)) => self.fail(&format!("a listing of {:?}: {error}", listing.room)),
+                    Some(Err(error)) => {
+                        self.fail(&format!("a listing of {:?}: {error}", listing.room))
+                    }
                     Some(Ok(entry)) => {
                         let name = entry.file_name().to_str().unwrap().to_owned();
                         entries.push((name, entry.ino(), entry.next_entry_cookie()));
@@ -459,18 +480,22 @@ impl Driver {
         name.strip_prefix(&format!("d{}-", self.number))?.parse().ok()
     }
 
-    /// What a listing says stood there at some moment since it began, is said once, and has the inode that it shows. Of
-    /// what came, went or was replaced since then, a listing may say either, as on every disk.
+    /// What a listing says stood there at some moment since it began, is said once, and has the
+    /// inode that it shows. Of what came, went or was replaced since then, a listing may say
+    /// either, as on every disk.
     fn check_entry(&self, index: usize, begun: u64, name: &str, inode: u64) {
         let listing = &self.listings[index];
         let Some(n) = self.number_of(name) else { return };
         let place = (listing.room, n);
-        let since = |steps: &HashMap<Name, u64>| steps.get(&place).is_some_and(|step| *step >= begun);
+        let since =
+            |steps: &HashMap<Name, u64>| steps.get(&place).is_some_and(|step| *step >= begun);
         if since(&self.changed) || since(&self.replaced) {
             return;
         }
         if !self.exists(place) {
-            self.fail(&format!("a listing begun at step {begun} names {place:?}, which had gone before"));
+            self.fail(&format!(
+                "a listing begun at step {begun} names {place:?}, which had gone before"
+            ));
         }
         if listing.said.iter().any(|(said, _)| said == name) {
             self.fail(&format!("a listing begun at step {begun} names {place:?} twice"));
@@ -542,7 +567,9 @@ impl Driver {
                 (Ok(ours), Ok(plain)) => {
                     let at = ours.iter().zip(&plain).position(|(one, other)| one != other);
                     let lengths = (ours.len(), plain.len());
-                    self.fail(&format!("the content of {name:?} differs at {at:?}, lengths {lengths:?}"));
+                    self.fail(&format!(
+                        "the content of {name:?} differs at {at:?}, lengths {lengths:?}"
+                    ));
                 }
                 (ours, plain) => {
                     let [ours, plain] = [ours, plain].map(|read| read.map(|content| content.len()));
@@ -563,11 +590,16 @@ impl Driver {
         }
         let (time, inode) = (ours.modified().unwrap(), plain.ino());
         if self.set.contains(&inode) && time != plain.modified().unwrap() {
-            self.fail(&format!("the time of {what} was set to {:?} and is {time:?}", plain.modified()));
+            self.fail(&format!(
+                "the time of {what} was set to {:?} and is {time:?}",
+                plain.modified()
+            ));
         }
         let before = *self.shown.entry(inode).or_insert(time);
         if before != time {
-            self.fail(&format!("the time of {what} was {before:?} and is {time:?}, and nobody wrote"));
+            self.fail(&format!(
+                "the time of {what} was {before:?} and is {time:?}, and nobody wrote"
+            ));
         }
     }
 
@@ -576,7 +608,8 @@ impl Driver {
             let names = |side: &Side| -> Vec<String> {
                 let entries = fs::read_dir(side.folder(room, &self.own)).unwrap();
                 let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-                let mut names: Vec<String> = names.filter(|name| self.number_of(name).is_some()).collect();
+                let mut names: Vec<String> =
+                    names.filter(|name| self.number_of(name).is_some()).collect();
                 names.sort();
                 names
             };
@@ -624,8 +657,7 @@ impl Drop for Readers<'_> {
 
 /// Programs that list a tree again and again, as a user does who looks at it.
 fn lister(tree: &Path, stop: &Path) -> Child {
-    let script =
-        "while [ ! -e \"$0\" ]; do ls -lU out/data/shared in/data; find . -size +1k; done >/dev/null 2>&1";
+    let script = "while [ ! -e \"$0\" ]; do ls -lU out/data/shared in/data; find . -size +1k; done >/dev/null 2>&1";
     let mut command = Command::new("sh");
     command.args(["-c", script]).arg(stop).current_dir(tree).stdin(Stdio::null()).spawn().unwrap()
 }
@@ -667,8 +699,11 @@ fn fill(mount: &Mount, plain: &Path) {
         for driver in 0..DRIVERS {
             fs::create_dir(side.output.join(format!("own-{driver}"))).unwrap();
             for n in 0..MANY {
-                fs::write(side.output.join(format!("shared/d{driver}-{n}")), content(n.into(), n % 50))
-                    .unwrap();
+                fs::write(
+                    side.output.join(format!("shared/d{driver}-{n}")),
+                    content(n.into(), n % 50),
+                )
+                .unwrap();
             }
         }
     }
@@ -677,7 +712,9 @@ fn fill(mount: &Mount, plain: &Path) {
 /// One round: two mounts of one node, in each some drivers and readers.
 fn round(passthrough: Passthrough, seed: u64, steps: u64) {
     let inputs: Vec<(String, Vec<u8>)> = (0..DRIVERS)
-        .flat_map(|driver| (0..INPUTS).map(move |n| (format!("d{driver}-{n}"), content(n.into(), n * 500))))
+        .flat_map(|driver| {
+            (0..INPUTS).map(move |n| (format!("d{driver}-{n}"), content(n.into(), n * 500)))
+        })
         .collect();
     let inputs: Vec<(&str, &[u8])> =
         inputs.iter().map(|(name, content)| (name.as_str(), content.as_slice())).collect();
@@ -686,7 +723,8 @@ fn round(passthrough: Passthrough, seed: u64, steps: u64) {
     let mounts = [mount.another(), mount];
     let end = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let mut readers = Readers { end: &end, stop: mounts[0].home.path().join("stop"), programs: vec![] };
+        let mut readers =
+            Readers { end: &end, stop: mounts[0].home.path().join("stop"), programs: vec![] };
         let mut drivers = vec![];
         for (number, mount) in (0u32..).zip(&mounts) {
             let plain = mount.home.path().join(format!("plain-{number}"));
@@ -711,7 +749,9 @@ fn round(passthrough: Passthrough, seed: u64, steps: u64) {
 
 /// As many operations as `ION_TEST_READERS_OPS` says, from the seed `ION_TEST_READERS_SEED` on.
 fn agree(passthrough: Passthrough) {
-    let number = |name: &str, default: u64| std::env::var(name).map_or(default, |text| text.parse().unwrap());
+    let number = |name: &str, default: u64| {
+        std::env::var(name).map_or(default, |text| text.parse().unwrap())
+    };
     let asked = number("ION_TEST_READERS_OPS", 6_000);
     let seed = number("ION_TEST_READERS_SEED", 1);
     let drivers = u64::from(2 * DRIVERS);
@@ -720,7 +760,10 @@ fn agree(passthrough: Passthrough) {
     let mut next = seed;
     while left > 0 {
         let steps = left.min(ROUND);
-        println!("seeds {next} to {}, {steps} operations each, {passthrough:?}", next + drivers - 1);
+        println!(
+            "seeds {next} to {}, {steps} operations each, {passthrough:?}",
+            next + drivers - 1
+        );
         round(passthrough, next, steps);
         left -= steps;
         next += drivers;

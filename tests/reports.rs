@@ -1,4 +1,5 @@
-//! What users of other filesystems of this kind reported in the last two years, tried on Ion: each test names its report.
+//! What users of other filesystems of this kind reported in the last two years, tried on Ion: each
+//! test names its report.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -18,7 +19,8 @@ use ionfs::stores::open::{StoreUrls, open};
 use support::mount::{Blobs, Mount, Passthrough, run, runtime};
 use support::{Home, Ran};
 
-/// What the Python programs begin with: work done by several processes, each of which must end well.
+/// What the Python programs begin with: work done by several processes, each of which must end
+/// well.
 const PRELUDE: &str = r#"
 import mmap, os, random, sys, threading, time
 def together(*works):
@@ -39,14 +41,17 @@ def together(*works):
 /// Runs a Python program in a folder: it must end well, and soon.
 fn python(folder: &Path, program: &str) {
     let mut command = Command::new("timeout");
-    command.args(["-k", "5", "120", "python3", "-c", &format!("{PRELUDE}{program}")]).current_dir(folder);
+    command
+        .args(["-k", "5", "120", "python3", "-c", &format!("{PRELUDE}{program}")])
+        .current_dir(folder);
     let ran = Ran::of(command.stdin(Stdio::null()).output().unwrap());
     assert_eq!(ran.code, Some(0), "in {}: {ran:#?}", folder.display());
 }
 
 /// Mounts with and without passthrough.
 fn mounts(inputs: &[(&str, &[u8])]) -> [Mount; 2] {
-    [Passthrough::Allowed, Passthrough::Off].map(|passthrough| Mount::new(passthrough, Blobs::Files, inputs))
+    [Passthrough::Allowed, Passthrough::Off]
+        .map(|passthrough| Mount::new(passthrough, Blobs::Files, inputs))
 }
 
 /// The program ends well in a plain folder, or it asks what no disk does; and below `out/data`.
@@ -65,13 +70,15 @@ fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|at| u8::try_from(at % 249).unwrap()).collect()
 }
 
-/// trapexit/mergerfs#1487: files that are read by many with passthrough fail with EIO now and then, as an open that is
-/// answered by the daemon and one by passthrough may not meet.
+/// trapexit/mergerfs#1487: files that are read by many with passthrough fail with EIO now and then,
+/// as an open that is answered by the daemon and one by passthrough may not meet.
 #[test]
 fn files_that_become_local_while_many_read_them_never_fail() {
     let content = pattern(700_000);
-    let inputs: Vec<(String, &[u8])> = (0..24).map(|n| (format!("f{n}"), content.as_slice())).collect();
-    let inputs: Vec<(&str, &[u8])> = inputs.iter().map(|(name, content)| (name.as_str(), *content)).collect();
+    let inputs: Vec<(String, &[u8])> =
+        (0..24).map(|n| (format!("f{n}"), content.as_slice())).collect();
+    let inputs: Vec<(&str, &[u8])> =
+        inputs.iter().map(|(name, content)| (name.as_str(), *content)).collect();
     for blobs in [Blobs::Memory, Blobs::Files] {
         let mount = Mount::new(Passthrough::Allowed, blobs, &inputs);
         std::thread::scope(|scope| {
@@ -80,8 +87,10 @@ fn files_that_become_local_while_many_read_them_never_fail() {
                 scope.spawn(move || {
                     let mut held: Vec<File> = vec![];
                     for n in 0..120 {
-                        let file =
-                            File::open(mount.at(&format!("in/data/f{}", (n * 7 + reader * 5) % 24))).unwrap();
+                        let file = File::open(
+                            mount.at(&format!("in/data/f{}", (n * 7 + reader * 5) % 24)),
+                        )
+                        .unwrap();
                         let at = (n * 90_001 + reader * 13) % 690_000;
                         let mut piece = vec![0; 5_000];
                         file.read_exact_at(&mut piece, at as u64).unwrap();
@@ -99,8 +108,8 @@ fn files_that_become_local_while_many_read_them_never_fail() {
     }
 }
 
-/// seaweedfs/seaweedfs#9999: after listings at the same time, through shared descriptors too, every readdir blocks for
-/// ever.
+/// seaweedfs/seaweedfs#9999: after listings at the same time, through shared descriptors too, every
+/// readdir blocks for ever.
 #[test]
 fn a_folder_listed_through_shared_descriptors_while_it_changes_never_hangs() {
     ends_well(
@@ -162,8 +171,14 @@ fn a_blob_of_a_file_that_was_copied_in_any_way_has_no_hole() {
             (source.to_str().unwrap(), |name: &str| mount.data().join(name).display().to_string());
         run("cp", &[source, &to("cp")]);
         run("cp", &["--sparse=always", source, &to("sparse")]);
-        run("dd", &[&format!("if={source}"), &format!("of={}", to("dd")), "bs=65521", "status=none"]);
-        run("python3", &["-c", "import shutil, sys; shutil.copyfile(*sys.argv[1:])", source, &to("shutil")]);
+        run(
+            "dd",
+            &[&format!("if={source}"), &format!("of={}", to("dd")), "bs=65521", "status=none"],
+        );
+        run(
+            "python3",
+            &["-c", "import shutil, sys; shutil.copyfile(*sys.argv[1:])", source, &to("shutil")],
+        );
         run("cp", &[&to("dd"), &to("inside")]);
         let file = File::create(to("pieces")).unwrap();
         file.set_len(content.len() as u64).unwrap();
@@ -237,7 +252,8 @@ together(replaces, reads, reads, lists)
     );
 }
 
-/// GoogleCloudPlatform/gcsfuse#4204: what was renamed is looked for by its old name as long as the kernel remembers it.
+/// GoogleCloudPlatform/gcsfuse#4204: what was renamed is looked for by its old name as long as the
+/// kernel remembers it.
 #[test]
 fn what_was_renamed_is_found_without_another_lookup() {
     let inputs: &[(&str, &[u8])] = &[("d/deep/f", b"content"), ("g", b"content of g")];
@@ -269,8 +285,8 @@ for root in (".", "../../in/data"):
     }
 }
 
-/// juicedata/juicefs#7502 and Barre/ZeroFS#278: renames onto hard links that came, went and came again, and of a link
-/// onto another of the same file.
+/// juicedata/juicefs#7502 and Barre/ZeroFS#278: renames onto hard links that came, went and came
+/// again, and of a link onto another of the same file.
 #[test]
 fn renames_onto_hard_links_keep_the_counts_of_links() {
     ends_well(
@@ -349,11 +365,13 @@ together(writes, lambda: tails(True), lambda: tails(False))
     );
 }
 
-/// seaweedfs/seaweedfs#7225: a folder of more than 1,024 entries loses what is beyond when it is renamed.
+/// seaweedfs/seaweedfs#7225: a folder of more than 1,024 entries loses what is beyond when it is
+/// renamed.
 #[test]
 fn a_renamed_folder_keeps_its_thousands_of_entries() {
     let names: Vec<String> = (0..1_500).map(|n| format!("many/f{n}")).collect();
-    let inputs: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), b"x".as_slice())).collect();
+    let inputs: Vec<(&str, &[u8])> =
+        names.iter().map(|name| (name.as_str(), b"x".as_slice())).collect();
     for passthrough in [Passthrough::Allowed, Passthrough::Off] {
         let mount = Mount::new(passthrough, Blobs::Memory, &inputs);
         let program = r#"
@@ -410,7 +428,8 @@ for name in ("made", "reference", "patched", "open"): keeps(name)
     }
 }
 
-/// juicedata/juicefs#5711: renames of folders into each other at the same time make a loop that nothing reaches.
+/// juicedata/juicefs#5711: renames of folders into each other at the same time make a loop that
+/// nothing reaches.
 #[test]
 fn folders_that_are_moved_into_each_other_at_once_make_no_loop() {
     ends_well(
@@ -430,7 +449,8 @@ assert found == ["a", "b", "c", "d"], found
     );
 }
 
-/// mem9-ai/drive9#890: a journal that was replaced by a rename reads as what its old descriptor was cut to.
+/// mem9-ai/drive9#890: a journal that was replaced by a rename reads as what its old descriptor was
+/// cut to.
 #[test]
 fn what_an_old_descriptor_is_cut_to_does_not_touch_what_replaced_it() {
     ends_well(
@@ -506,7 +526,9 @@ fn sums_of(size: u64, marks: &[u64]) -> ionfs::checksum::Checksums {
     let mut piece = vec![0_u8; usize::try_from(PIECE).unwrap()];
     for begin in (0..size).step_by(usize::try_from(PIECE).unwrap()) {
         let end = size.min(begin + PIECE);
-        let inside = |mark: u64| (begin..end).contains(&mark).then(|| usize::try_from(mark - begin).unwrap());
+        let inside = |mark: u64| {
+            (begin..end).contains(&mark).then(|| usize::try_from(mark - begin).unwrap())
+        };
         let marked: Vec<(usize, u8)> = marks
             .iter()
             .flat_map(|mark| b"mark".iter().zip(*mark..))
@@ -523,8 +545,8 @@ fn sums_of(size: u64, marks: &[u64]) -> ionfs::checksum::Checksums {
     summer.finish()
 }
 
-/// GoogleCloudPlatform/gcsfuse#4409 and CurvineIO/curvine#655: appends by many descriptors that are opened and closed all
-/// the time overwrite each other, or fail.
+/// GoogleCloudPlatform/gcsfuse#4409 and CurvineIO/curvine#655: appends by many descriptors that are
+/// opened and closed all the time overwrite each other, or fail.
 #[test]
 fn appends_by_many_who_open_and_close_lose_nothing() {
     ends_well(

@@ -1,4 +1,5 @@
-//! How many requests the kernel makes for what programs do: counted, so that no busy machine changes the outcome.
+//! How many requests the kernel makes for what programs do: counted, so that no busy machine
+//! changes the outcome.
 
 #![allow(
     clippy::unwrap_used,
@@ -40,7 +41,8 @@ fn requests(mount: &Mount, what: &str, work: impl FnOnce()) -> BTreeMap<&'static
     let counted = || KINDS.map(|kind| (kind, mount.node.metrics.requests(kind).get()));
     let before: BTreeMap<_, _> = counted().into();
     work();
-    let mut made: BTreeMap<_, _> = counted().map(|(kind, after)| (kind, after - before[kind])).into();
+    let mut made: BTreeMap<_, _> =
+        counted().map(|(kind, after)| (kind, after - before[kind])).into();
     // What nobody waits for may be of something before.
     made.retain(|kind, count| *count > 0 && !["release", "releasedir"].contains(kind));
     println!("{what}: {made:?}");
@@ -82,7 +84,8 @@ fn a_small_file_is_written_with_few_requests() {
         }
     });
     assert_eq!(of(&made, "flush"), 0, "{made:?}");
-    // LOOKUP, GETATTR of the folder, CREATE, GETXATTR and WRITE, and nothing else that it waits for.
+    // LOOKUP, GETATTR of the folder, CREATE, GETXATTR and WRITE, and nothing else that it waits
+    // for.
     assert!(made.values().sum::<u64>() <= 5 * FILES + 4, "{made:?}");
     let writes = requests(&mount, "1,000 writes of 512 bytes", || {
         let mut file = File::create(folder.join("log")).unwrap();
@@ -105,11 +108,13 @@ fn names_and_sizes_are_listed_again_by_few_requests() {
         fs::write(folder.join(format!("f{n}")), "x").unwrap();
     }
     let list = || {
-        let sizes = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().metadata().unwrap().size());
+        let sizes =
+            fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().metadata().unwrap().size());
         sizes.collect::<Vec<u64>>()
     };
     assert_eq!(list().len(), FILES);
-    let again = requests(&mount, "2,000 names and sizes again", || assert_eq!(list(), vec![1; FILES]));
+    let again =
+        requests(&mount, "2,000 names and sizes again", || assert_eq!(list(), vec![1; FILES]));
     // Hundreds of names by one request, and nothing for each.
     assert!(again.values().sum::<u64>() <= FILES as u64 / 100, "{again:?}");
     fs::remove_file(folder.join("f7")).unwrap();
@@ -123,7 +128,8 @@ fn names_and_sizes_are_listed_again_by_few_requests() {
 /// `ls -l`, `find -size` and reading of what was given: nothing is asked twice.
 #[test]
 fn an_input_is_looked_at_and_read_again_without_a_request() {
-    let inputs: Vec<(String, Vec<u8>)> = (0..300).map(|n| (format!("d/f{n}"), vec![5; 2000])).collect();
+    let inputs: Vec<(String, Vec<u8>)> =
+        (0..300).map(|n| (format!("d/f{n}"), vec![5; 2000])).collect();
     let inputs: Vec<(&str, &[u8])> =
         inputs.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
     let mount = Mount::new(Passthrough::Off, Blobs::Memory, &inputs);
@@ -141,7 +147,11 @@ fn an_input_is_looked_at_and_read_again_without_a_request() {
         read();
     });
     assert!(
-        of(&again, "readdirplus") + of(&again, "readdir") + of(&again, "read") + of(&again, "flush") == 0,
+        of(&again, "readdirplus")
+            + of(&again, "readdir")
+            + of(&again, "read")
+            + of(&again, "flush")
+            == 0,
         "{again:?}"
     );
     assert!(again.values().sum::<u64>() <= 8, "{again:?}");

@@ -1,5 +1,6 @@
-//! A pipeline's update that goes from dispatcher to dispatcher while events come: every event reaches the modules that were
-//! registered when it was committed, and none waits for longer than a lease.
+//! A pipeline's update that goes from dispatcher to dispatcher while events come: every event
+//! reaches the modules that were registered when it was committed, and none waits for longer than a
+//! lease.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(
@@ -40,7 +41,8 @@ const BEFORE: &str = "modules:
   old: {on: [a], run: [\"true\"]}
 ";
 
-/// `old` is named `new` from now on, `wide` gets `b` too, `moved` gets `b` instead of `a`, and `added` is added.
+/// `old` is named `new` from now on, `wide` gets `b` too, `moved` gets `b` instead of `a`, and
+/// `added` is added.
 const AFTER: &str = "modules:
   keep: {on: [a], run: [sleep, \"0.2\"]}
   wide: {on: [a, b], run: [\"true\"]}
@@ -171,9 +173,12 @@ fn a_rolling_update_stalls_and_loses_no_event(urls: &StoreUrls) {
 
     let (registry, events) = (books.registry(), books.events());
     assert_eq!(events.iter().map(|event| event.id.to_string()).collect::<BTreeSet<_>>(), made);
-    let wanted: Vec<(&Event, &str)> =
-        events.iter().flat_map(|event| expected(event).into_iter().map(move |name| (event, name))).collect();
-    let still: Vec<(&Event, &str)> = wanted.iter().copied().filter(|(_, name)| *name != "old").collect();
+    let wanted: Vec<(&Event, &str)> = events
+        .iter()
+        .flat_map(|event| expected(event).into_iter().map(move |name| (event, name)))
+        .collect();
+    let still: Vec<(&Event, &str)> =
+        wanted.iter().copied().filter(|(_, name)| *name != "old").collect();
     wait_for("each event's jobs of the modules that are there", || {
         let jobs = jobs_of(&books);
         let job = |event: &Event, name: &str| jobs.get(&(event.id.to_string(), name.to_owned()));
@@ -201,7 +206,11 @@ fn a_rolling_update_stalls_and_loses_no_event(urls: &StoreUrls) {
             "{name} was never removed: {event:#?}"
         );
         let job = job.unwrap();
-        assert_eq!((job.state, succeeded(&job), job.failures), (JobState::Succeeded, 1, 0), "{job:#?}");
+        assert_eq!(
+            (job.state, succeeded(&job), job.failures),
+            (JobState::Succeeded, 1, 0),
+            "{job:#?}"
+        );
         let waited = job.attempts.last().unwrap().started - event.created;
         assert!(waited <= LEASE.1, "{name} began {waited} ms after the event: {event:#?} {job:#?}");
         longest = longest.max(waited);
@@ -211,7 +220,11 @@ fn a_rolling_update_stalls_and_loses_no_event(urls: &StoreUrls) {
     for event in &events {
         let expected = expected(event);
         if before.contains(event.id.as_str()) {
-            assert_eq!(expected, expected_before(&event.event_type), "before the update: {event:#?}");
+            assert_eq!(
+                expected,
+                expected_before(&event.event_type),
+                "before the update: {event:#?}"
+            );
         } else if event.created > updated {
             assert_eq!(expected, expected_after(&event.event_type), "after the update: {event:#?}");
         }

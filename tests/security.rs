@@ -1,4 +1,5 @@
-//! What a module can reach beside its tree, for each way in which modules run: docs/security.md has a line for each test.
+//! What a module can reach beside its tree, for each way in which modules run: docs/security.md has
+//! a line for each test.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -34,8 +35,9 @@ fn job(home: &Home, flags: &[&str], script: &str) -> Ran {
     home.run([&["run"], flags, &["--", "sh", "-ec", &script]].concat())
 }
 
-/// Runs a shell script as an ordinary user in the home's folder, which is bound to a place where they may walk. Root becomes
-/// `nobody`; `/dev/fuse` is open to users, as distributions have it. `$ION` is the program, `$ION_HOME` its home.
+/// Runs a shell script as an ordinary user in the home's folder, which is bound to a place where
+/// they may walk. Root becomes `nobody`; `/dev/fuse` is open to users, as distributions have it.
+/// `$ION` is the program, `$ION_HOME` its home.
 fn as_user(home: &Home, script: &str) -> Ran {
     as_user_after(home, "chown -R 65534 .", script)
 }
@@ -58,7 +60,8 @@ fn as_user_after(home: &Home, before: &str, script: &str) -> Ran {
     } else {
         shell.args(["-c", &script]);
     }
-    let output = shell.env("SCRIPT", script).env_remove("ION_LOG").current_dir(home.path()).output();
+    let output =
+        shell.env("SCRIPT", script).env_remove("ION_LOG").current_dir(home.path()).output();
     Ran::of(output.unwrap())
 }
 
@@ -109,7 +112,8 @@ const NO_STATE: &str = "for place in $PLACES; do test -z \"$(cat $place/* $place
     refused writes $place/x; refused mv $place $place.old; refused rmdir $place; refused umount $place; done; \
     python3 uncover.py $PLACES; test -x beside; ";
 
-/// Tries to uncover a place with all capabilities of a user namespace. The kernel holds such mounts together: EINVAL.
+/// Tries to uncover a place with all capabilities of a user namespace. The kernel holds such mounts
+/// together: EINVAL.
 const UNCOVER: &str = "
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -190,13 +194,15 @@ fn a_program_that_lies_in_the_home_is_there_and_the_state_beside_it_is_not() {
 fn a_home_that_was_put_elsewhere_under_a_daemon_is_not_shown() {
     let home = Home::new();
     home.write("go", "#!/bin/sh\n");
-    let file = home.write("pipeline.yaml", "modules:\n  look: {on: [go], run: [ls, state], retries: 0}\n");
+    let file =
+        home.write("pipeline.yaml", "modules:\n  look: {on: [go], run: [ls, state], retries: 0}\n");
     let up = home.up(&file);
     // As a job could that may write the folder above. The daemon goes on with what it has open.
     let away = home.path().join("away");
     fs::rename(home.state(), &away).unwrap();
     fs::create_dir(home.state()).unwrap();
-    let run = |words: &[&str]| Ran::of(home.ion().env("ION_HOME", &away).args(words).output().unwrap());
+    let run =
+        |words: &[&str]| Ran::of(home.ion().env("ION_HOME", &away).args(words).output().unwrap());
     run(&["event", "create", "go"]).well();
     let mut jobs = Value::Null;
     wait_for("the job to end", || {
@@ -326,7 +332,8 @@ fn without_namespaces_the_daemon_is_seen_and_closed() {
         &home,
         &format!("export ION_TEST_PASSWORD=hunter2; $ION --no-namespaces run -- sh -ec '{script}'"),
     );
-    // Root needs no fusermount3; where it is missing, an ordinary user cannot have a tree without namespaces.
+    // Root needs no fusermount3; where it is missing, an ordinary user cannot have a tree without
+    // namespaces.
     if !ran.stderr.contains("fusermount") {
         let ran = ran.well();
         assert!(ran.stderr.contains("seen /proc/"), "{ran:#?}");
@@ -356,7 +363,8 @@ fn credentials_do_not_stay_in_the_environment() {
     let environment = |pid: u32| fs::read(format!("/proc/{pid}/environ"));
     let below = support::below(up.pid()).into_iter();
     // One that tried what this machine can do may have ended.
-    let all = below.filter_map(|(pid, _)| environment(pid).ok()).chain([environment(up.pid()).unwrap()]);
+    let all =
+        below.filter_map(|(pid, _)| environment(pid).ok()).chain([environment(up.pid()).unwrap()]);
     for environment in all {
         let text = String::from_utf8_lossy(&environment);
         assert!(!text.contains("hunter2"), "{text}");
@@ -436,7 +444,8 @@ print('forks', first, fill(), flush=True)
 
 // ---- containers ----
 
-/// A program that asks for a socket of a family and exits with the errno: by the call of its own, or as programs of 32 bits.
+/// A program that asks for a socket of a family and exits with the errno: by the call of its own,
+/// or as programs of 32 bits.
 #[cfg(target_arch = "x86_64")]
 fn asks_for_a_socket(family: u8, of_32_bits: bool) -> Vec<u8> {
     const AT: u32 = 0x0040_0000;
@@ -509,7 +518,8 @@ fn a_gateway_that_containers_reach_needs_tokens() {
         let line = format!("  m: {{on: [x], image: 'oci:image', network: {network}}}\n");
         home.write(&format!("{network}.yaml"), format!("modules:\n{line}"))
     };
-    let refused = home.run(["up", "--gateway", "127.0.0.1:0", file("host").to_str().unwrap()]).failed();
+    let refused =
+        home.run(["up", "--gateway", "127.0.0.1:0", file("host").to_str().unwrap()]).failed();
     assert!(
         refused.stderr.contains("\"m\"") && refused.stderr.contains("ION_GATEWAY_TOKENS"),
         "{refused:#?}"

@@ -9,8 +9,8 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use support::Home;
 
-/// Processes act on the files of a folder in every way there is, while one of them swaps the folder for a link to another
-/// place of the machine, again and again.
+/// Processes act on the files of a folder in every way there is, while one of them swaps the folder
+/// for a link to another place of the machine, again and again.
 const SWAPS: &str = r#"
 import os, sys, time
 os.chdir("/ion/out/data")
@@ -94,7 +94,8 @@ fn a_folder_that_is_swapped_for_a_link_leads_no_act_out_of_the_tree() {
         let file = victim.join(name);
         fs::write(&file, "a secret").unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-        rustix::fs::setxattr(&file, "user.k", b"a secret", rustix::fs::XattrFlags::empty()).unwrap();
+        rustix::fs::setxattr(&file, "user.k", b"a secret", rustix::fs::XattrFlags::empty())
+            .unwrap();
     }
     let picture = || {
         let file = |name: &str| {

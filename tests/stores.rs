@@ -1,5 +1,6 @@
-//! What every backend promises, checked once for all of them, on real servers. `ION_TEST_MONGODB`, `ION_TEST_AMQP`,
-//! `ION_TEST_S3` and `ION_TEST_AZURE` point it at servers of one's own, by the URLs that `ion` takes.
+//! What every backend promises, checked once for all of them, on real servers. `ION_TEST_MONGODB`,
+//! `ION_TEST_AMQP`, `ION_TEST_S3` and `ION_TEST_AZURE` point it at servers of one's own, by the
+//! URLs that `ion` takes.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod support;
@@ -20,8 +21,8 @@ use ionfs::stores::mongo::Mongo as MongoDocuments;
 use ionfs::stores::object::ObjectBlobs;
 use ionfs::stores::sqlite::Sqlite;
 use ionfs::stores::{
-    Abandon, Blobs, Bus, Collection, DeadLetter, Delivery, Documents, Guard, Inserted, Pages, Query, Routed,
-    StoreError, Subscription, known_queries,
+    Abandon, Blobs, Bus, Collection, DeadLetter, Delivery, Documents, Guard, Inserted, Pages,
+    Query, Routed, StoreError, Subscription, known_queries,
 };
 
 use support::servers::{Azure, Env, Mongo, Rabbit, S3, Server};
@@ -50,7 +51,10 @@ async fn blobs_keep_what_they_were_given(blobs: &dyn Blobs) {
         assert_eq!(blobs.size(key).await.unwrap(), Some(body.len() as u64), "{key:?}");
         assert_eq!(blobs.get_range(key, 0..body.len() as u64).await.unwrap(), body, "{key:?}");
     }
-    assert_eq!(blobs.get_range("c/long", 9_999_990..10_000_010).await.unwrap(), &long[9_999_990..10_000_010]);
+    assert_eq!(
+        blobs.get_range("c/long", 9_999_990..10_000_010).await.unwrap(),
+        &long[9_999_990..10_000_010]
+    );
     let listed: BTreeSet<String> =
         blobs.list("c").await.unwrap().map_ok(|info| info.key).try_collect().await.unwrap();
     assert_eq!(listed, cases.iter().map(|(key, _)| blobs.canonical(key)).collect());
@@ -75,7 +79,8 @@ async fn a_body_that_fails_leaves_no_blob(blobs: &dyn Blobs) {
     }
 }
 
-/// An upload whose process dies in the middle: it shows in no listing, and `abandon_uploads` ends it.
+/// An upload whose process dies in the middle: it shows in no listing, and `abandon_uploads` ends
+/// it.
 fn an_upload_left_behind_is_found(open: impl Fn() -> ObjectBlobs) {
     let dying = tokio::runtime::Runtime::new().unwrap();
     dying.block_on(async {
@@ -103,7 +108,11 @@ fn an_upload_left_behind_is_found(open: impl Fn() -> ObjectBlobs) {
         assert_eq!(blobs.list("dead").await.unwrap().count().await, 0);
         let later = ionfs::clock::now() + 60_000;
         let long_ago = later - 3_600_000;
-        assert_eq!(blobs.abandon_uploads(long_ago, Abandon::End).await.unwrap(), 0, "it may be under way");
+        assert_eq!(
+            blobs.abandon_uploads(long_ago, Abandon::End).await.unwrap(),
+            0,
+            "it may be under way"
+        );
         assert_eq!(blobs.abandon_uploads(later, Abandon::Count).await.unwrap(), 1);
         assert_eq!(blobs.abandon_uploads(later, Abandon::End).await.unwrap(), 1);
         assert_eq!(blobs.abandon_uploads(later, Abandon::Count).await.unwrap(), 0);
@@ -136,7 +145,11 @@ fn fresh(what: &str) -> String {
 }
 
 /// The URL in `variable`; without it, the server is started and the test `name` run again with it.
-fn served(name: &str, variable: &str, start: impl FnOnce() -> (String, Env, Server)) -> Option<String> {
+fn served(
+    name: &str,
+    variable: &str,
+    start: impl FnOnce() -> (String, Env, Server),
+) -> Option<String> {
     if let Ok(url) = std::env::var(variable) {
         return Some(url);
     }
@@ -193,8 +206,12 @@ fn guard(attempt: u32) -> Option<Guard> {
 }
 
 async fn documents_are_inserted_once_and_replaced_by_condition(documents: &dyn Documents) {
-    let one = json!({"id": "1", "type": "a", "n": 1, "flag": true, "context": {"correlationId": "c"}});
-    assert_eq!(documents.insert(Collection::Events, one.clone(), None).await.unwrap(), Inserted::New);
+    let one =
+        json!({"id": "1", "type": "a", "n": 1, "flag": true, "context": {"correlationId": "c"}});
+    assert_eq!(
+        documents.insert(Collection::Events, one.clone(), None).await.unwrap(),
+        Inserted::New
+    );
     let other = json!({"id": "1", "type": "b"});
     assert_eq!(
         documents.insert(Collection::Events, other, None).await.unwrap(),
@@ -204,7 +221,11 @@ async fn documents_are_inserted_once_and_replaced_by_condition(documents: &dyn D
     let replace = |expect| documents.replace(Collection::Events, changed.clone(), expect, None);
     assert!(!replace(vec![("n", json!(7))]).await.unwrap());
     assert!(!replace(vec![("n", json!(1)), ("missing", json!("x"))]).await.unwrap());
-    assert!(replace(vec![("n", json!(1)), ("flag", json!(true)), ("missing", json!(null))]).await.unwrap());
+    assert!(
+        replace(vec![("n", json!(1)), ("flag", json!(true)), ("missing", json!(null))])
+            .await
+            .unwrap()
+    );
     assert_eq!(documents.get(Collection::Events, "1").await.unwrap(), Some(changed.clone()));
     assert_eq!(documents.get(Collection::Jobs, "1").await.unwrap(), None);
     let found = documents
@@ -221,14 +242,16 @@ async fn documents_are_found_in_order_and_within_bounds(documents: &dyn Document
         let job = json!({"id": format!("j{n}"), "state": "queued", "due": n});
         documents.insert(Collection::Jobs, job, None).await.unwrap();
     }
-    let query = Query::equal(Collection::Jobs, vec![("state", json!("queued"))]).order_by("due").limit(3);
+    let query =
+        Query::equal(Collection::Jobs, vec![("state", json!("queued"))]).order_by("due").limit(3);
     let dues = async |query| {
         let found = documents.find(query).await.unwrap();
         found.iter().map(|job| job["due"].as_i64().unwrap()).collect::<Vec<_>>()
     };
     assert_eq!(dues(query).await, [1, 2, 3]);
-    let latest =
-        Query::equal(Collection::Jobs, vec![("state", json!("queued"))]).order_by("due").descending();
+    let latest = Query::equal(Collection::Jobs, vec![("state", json!("queued"))])
+        .order_by("due")
+        .descending();
     assert_eq!(dues(latest.limit(3)).await, [5, 4, 3]);
     let all = Query::equal(Collection::Jobs, vec![]).order_by("due").descending();
     assert_eq!(dues(all.limit(2)).await, [5, 4]);
@@ -237,7 +260,8 @@ async fn documents_are_found_in_order_and_within_bounds(documents: &dyn Document
 /// However many there are, and whatever comes and goes meanwhile.
 async fn pages_give_each_document_once(documents: &dyn Documents) {
     const MANY: usize = 1_300;
-    let job = |n: usize, due: usize| json!({"id": format!("page-{n:04}"), "state": "paged", "due": due});
+    let job =
+        |n: usize, due: usize| json!({"id": format!("page-{n:04}"), "state": "paged", "due": due});
     // Many are equal in what they are sorted by, also where one page ends.
     let all: Vec<_> = (0..MANY).map(|n| (Collection::Jobs, job(n * 7 % MANY, n / 400))).collect();
     documents.insert_all_soon(all, None).await.unwrap();
@@ -247,7 +271,9 @@ async fn pages_give_each_document_once(documents: &dyn Documents) {
         let (mut places, mut asked) = (Vec::new(), 0);
         while let Some(page) = pages.next(documents).await.unwrap() {
             asked += 1;
-            let place = |job: &Value| (job["due"].as_i64().unwrap(), job["id"].as_str().unwrap().to_owned());
+            let place = |job: &Value| {
+                (job["due"].as_i64().unwrap(), job["id"].as_str().unwrap().to_owned())
+            };
             places.extend(page.iter().map(place));
             // What the next page begins behind goes, and another comes where the walk began.
             documents.delete(Collection::Jobs, &places.last().unwrap().1, vec![]).await.unwrap();
@@ -255,7 +281,8 @@ async fn pages_give_each_document_once(documents: &dyn Documents) {
             documents.insert(Collection::Jobs, comes, None).await.unwrap();
         }
         assert!(asked >= 3);
-        let rises = |pair: &[_]| if query.descending { pair[0] > pair[1] } else { pair[0] < pair[1] };
+        let rises =
+            |pair: &[_]| if query.descending { pair[0] > pair[1] } else { pair[0] < pair[1] };
         assert!(places.windows(2).all(rises), "in order, and none twice");
         let old = places.iter().filter(|(_, id)| **id < *format!("page-{MANY}")).count();
         let gone = if query.descending { asked } else { 0 };
@@ -264,9 +291,15 @@ async fn pages_give_each_document_once(documents: &dyn Documents) {
     let some: Vec<String> = ["page-0003", "page-0001", "nobody's"].map(str::to_owned).into();
     let present = documents.present(Collection::Jobs, some).await.unwrap();
     assert_eq!(present, ["page-0001", "page-0003"].map(str::to_owned).into());
-    let changed: Vec<Value> = present.iter().map(|id| json!({"id": id, "state": "changed"})).collect();
-    let replace =
-        || documents.replace_all_soon(Collection::Jobs, changed.clone(), vec![("state", json!("paged"))]);
+    let changed: Vec<Value> =
+        present.iter().map(|id| json!({"id": id, "state": "changed"})).collect();
+    let replace = || {
+        documents.replace_all_soon(
+            Collection::Jobs,
+            changed.clone(),
+            vec![("state", json!("paged"))],
+        )
+    };
     assert_eq!((replace().await.unwrap(), replace().await.unwrap()), (2, 0));
 }
 
@@ -275,7 +308,8 @@ async fn a_guard_of_two_tells_which_does_not_hold(documents: &dyn Documents) {
         let plane = Guard::new(Collection::Plane, "two", vec![("version", json!(version))]);
         Some(Guard::new(Collection::Jobs, "of-two", vec![("attempt", json!(1))]).and(plane))
     };
-    let insert = |version| documents.insert(Collection::Events, json!({"id": "two"}), both(version));
+    let insert =
+        |version| documents.insert(Collection::Events, json!({"id": "two"}), both(version));
     assert!(matches!(insert(1).await, Err(StoreError::Fenced(Collection::Jobs))));
     documents.insert(Collection::Jobs, json!({"id": "of-two", "attempt": 1}), None).await.unwrap();
     documents.insert(Collection::Plane, json!({"id": "two", "version": 2}), None).await.unwrap();
@@ -385,7 +419,8 @@ async fn a_binding_that_is_gone_brings_no_more(bus: &dyn Bus, tag: &str) {
     bus.retire(&module).await.unwrap();
 }
 
-/// A subscriber whose waits are dropped again and again, and that is paused, gets every message once.
+/// A subscriber whose waits are dropped again and again, and that is paused, gets every message
+/// once.
 async fn a_dropped_wait_and_a_pause_lose_nothing(bus: Arc<dyn Bus>, tag: &str) {
     const MESSAGES: usize = 40;
     let (kind, module) = (format!("drop.{tag}"), format!("drop-{tag}"));
@@ -409,7 +444,9 @@ async fn a_dropped_wait_and_a_pause_lose_nothing(bus: Arc<dyn Bus>, tag: &str) {
             given.extend(subscription.pause().await.unwrap());
         }
         for delivery in given {
-            seen.push(delivery.message.unwrap().context.event_id.to_string().parse::<usize>().unwrap());
+            seen.push(
+                delivery.message.unwrap().context.event_id.to_string().parse::<usize>().unwrap(),
+            );
             subscription.acknowledge(delivery.tag).await.unwrap();
         }
     }
@@ -418,8 +455,8 @@ async fn a_dropped_wait_and_a_pause_lose_nothing(bus: Arc<dyn Bus>, tag: &str) {
     bus.retire(&module).await.unwrap();
 }
 
-/// A wait that was begun and left alone keeps nothing from others: not from the documents beside the bus, not from other
-/// subscribers.
+/// A wait that was begun and left alone keeps nothing from others: not from the documents beside
+/// the bus, not from other subscribers.
 async fn waits_left_alone_hold_up_nobody(bus: Arc<dyn Bus>, documents: &dyn Documents, tag: &str) {
     let mut waits = Vec::new();
     for n in 0..20 {
@@ -431,7 +468,10 @@ async fn waits_left_alone_hold_up_nobody(bus: Arc<dyn Bus>, documents: &dyn Docu
         assert!(subscription.next().now_or_never().is_none());
     }
     let read = documents.get(Collection::Events, "none");
-    assert_eq!(tokio::time::timeout(DEADLINE, read).await.expect("a read is answered").unwrap(), None);
+    assert_eq!(
+        tokio::time::timeout(DEADLINE, read).await.expect("a read is answered").unwrap(),
+        None
+    );
     bus.publish(&message(&format!("alone.{tag}"), "1")).await.unwrap();
     for (mut subscription, module) in waits {
         let delivery = next(&mut subscription).await;
@@ -454,7 +494,8 @@ async fn another_process_is_heard(publisher: Arc<dyn Bus>, subscriber: Arc<dyn B
 
 /// Subscribers that come and go leave what another one holds, on the same connection, in its hands.
 async fn subscribers_that_go_disturb_nobody(bus: Arc<dyn Bus>, tag: &str) {
-    let (kind, module, others) = (format!("go.{tag}"), format!("stays-{tag}"), format!("goes-{tag}"));
+    let (kind, module, others) =
+        (format!("go.{tag}"), format!("stays-{tag}"), format!("goes-{tag}"));
     for module in [&module, &others] {
         bus.declare(module, std::slice::from_ref(&kind), &[]).await.unwrap();
     }
@@ -473,7 +514,8 @@ async fn subscribers_that_go_disturb_nobody(bus: Arc<dyn Bus>, tag: &str) {
     }
 }
 
-/// More often than a broker lets a message come back, and than a connection has numbers for channels.
+/// More often than a broker lets a message come back, and than a connection has numbers for
+/// channels.
 async fn looking_uses_nothing_up(bus: &dyn Bus, tag: &str) {
     let (kind, module) = (format!("look.{tag}"), format!("look-{tag}"));
     bus.declare(&module, std::slice::from_ref(&kind), &[]).await.unwrap();
@@ -512,7 +554,8 @@ async fn dead_letters_are_kept_until_exhumed(bus: &dyn Bus, tag: &str) {
         mine(&[letter("2", 2), letter("1", 3)]).await;
     }
     let exhume = async |events: &[&str]| {
-        let letters: Vec<_> = events.iter().map(|event| (module.clone(), (*event).to_owned())).collect();
+        let letters: Vec<_> =
+            events.iter().map(|event| (module.clone(), (*event).to_owned())).collect();
         bus.exhume(&letters).await.unwrap()
     };
     assert_eq!(exhume(&["1"]).await, 1);
@@ -523,7 +566,8 @@ async fn dead_letters_are_kept_until_exhumed(bus: &dyn Bus, tag: &str) {
     mine(&[]).await;
 }
 
-/// What need not be on the disk at once is seen by everybody at once, and bound by the same conditions.
+/// What need not be on the disk at once is seen by everybody at once, and bound by the same
+/// conditions.
 async fn what_is_written_soon_is_there_now(one: &dyn Documents, two: &dyn Documents) {
     let document = json!({"id": "soon", "n": 1});
     let insert = |guard| one.insert_soon(Collection::Events, document.clone(), guard);
@@ -593,7 +637,8 @@ fn documents_on_mongodb() {
     });
 }
 
-/// People make indexes too, in shells whose numbers are floating, and under names of their own or of Ion's.
+/// People make indexes too, in shells whose numbers are floating, and under names of their own or
+/// of Ion's.
 #[test]
 fn an_index_of_the_same_keys_under_another_name_is_used_as_it_is() {
     use mongodb::bson::{Document, doc};
@@ -615,8 +660,8 @@ fn an_index_of_the_same_keys_under_another_name_is_used_as_it_is() {
         for _ in 0..2 {
             let documents = MongoDocuments::open(&url).await.unwrap();
             for query in known_queries() {
-                let plan =
-                    documents.explain(&query).await.unwrap()["queryPlanner"]["winningPlan"].to_string();
+                let plan = documents.explain(&query).await.unwrap()["queryPlanner"]["winningPlan"]
+                    .to_string();
                 assert!(plan.contains("IXSCAN") && !plan.contains("COLLSCAN"), "{query:?}: {plan}");
             }
             documents.close().await;
@@ -651,7 +696,8 @@ fn bus_over_tls_with_a_clients_certificate() {
     );
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let tried = async |url: &str| Amqp::open(url).unwrap().declare("tls", &["tls".into()], &[]).await;
+        let tried =
+            async |url: &str| Amqp::open(url).unwrap().declare("tls", &["tls".into()], &[]).await;
         let begun = Instant::now();
         // Its port answers before it serves.
         while let Err(error) = tried(&url).await {
@@ -672,8 +718,11 @@ fn bus_over_tls_with_a_clients_certificate() {
 async fn what_is_no_database_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ion.db");
-    std::fs::write(&path, "this is a text, and a rather long one, that is no database at all".repeat(30))
-        .unwrap();
+    std::fs::write(
+        &path,
+        "this is a text, and a rather long one, that is no database at all".repeat(30),
+    )
+    .unwrap();
     let error = Sqlite::open(&path).unwrap_err().to_string();
     assert!(error.contains("ion.db"), "{error}");
 }

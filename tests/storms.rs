@@ -1,6 +1,6 @@
-//! Storms: a job that takes as much as it can of one kind, against a daemon in a memory cgroup of 1 GiB. A neighbour works
-//! all the time and must not notice; the daemon lives, and the storm's own end is told as it was. Once through the local
-//! executor, once through CSI.
+//! Storms: a job that takes as much as it can of one kind, against a daemon in a memory cgroup of 1
+//! GiB. A neighbour works all the time and must not notice; the daemon lives, and the storm's own
+//! end is told as it was. Once through the local executor, once through CSI.
 //!
 //! `ION_TEST_STORMS=full` makes them as large as they were found (`make torture-files`).
 #![allow(
@@ -33,8 +33,8 @@ use tonic::Code;
 /// What a daemon and its jobs may take.
 const MEMORY: u64 = 1 << 30;
 
-/// How long a neighbour's job may take, from its event to its end: a moment, times what a busy machine of two cores makes
-/// of it.
+/// How long a neighbour's job may take, from its event to its end: a moment, times what a busy
+/// machine of two cores makes of it.
 const NEIGHBOUR: Duration = Duration::from_secs(30);
 
 /// How long a storm of the full size may last.
@@ -164,9 +164,11 @@ impl Town {
     fn ended(&self) -> Value {
         let mut found = Value::Null;
         wait_up_to(STORM, "the storm's job to end", || {
-            let is_final =
-                |job: &Value| ["succeeded", "dead", "cancelled"].contains(&job["state"].as_str().unwrap());
-            let job = self.home.jobs().into_iter().find(|job| job["module"] == "storm" && is_final(job));
+            let is_final = |job: &Value| {
+                ["succeeded", "dead", "cancelled"].contains(&job["state"].as_str().unwrap())
+            };
+            let job =
+                self.home.jobs().into_iter().find(|job| job["module"] == "storm" && is_final(job));
             found = job.unwrap_or_default();
             found != Value::Null
         });
@@ -180,8 +182,10 @@ impl Town {
         tell(name, peak_mib(up.pid()), began, noticed);
         home.run(["check"]).well();
         assert_eq!(up.stop(), Some(0));
-        let left: Vec<PathBuf> =
-            fs::read_dir(home.state().join("jobs")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let left: Vec<PathBuf> = fs::read_dir(home.state().join("jobs"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
         assert!(left.is_empty(), "{left:?}");
     }
 }
@@ -193,7 +197,8 @@ fn end_of(job: &Value) -> (&str, &str, i64) {
     (job["state"].as_str().unwrap(), attempt["reason"].as_str().unwrap_or_default(), code)
 }
 
-/// A storm of storm.py as a local job: the program ends well in any case, and the job as `right` says.
+/// A storm of storm.py as a local job: the program ends well in any case, and the job as `right`
+/// says.
 fn storms_locally(kind: &str, size: u32, right: impl Fn(&str, &str) -> bool) {
     let _turn = turn();
     let module = format!("run: [python3, {SCRIPT}, {kind}, \"{size}\", /ion]");
@@ -209,7 +214,8 @@ fn storms_locally(kind: &str, size: u32, right: impl Fn(&str, &str) -> bool) {
 
 /// Everything was allowed, or a limit was told.
 fn allowed_or_limited(state: &str, reason: &str) -> bool {
-    (state == "succeeded" && reason.is_empty()) || (state == "dead" && reason.contains("over its limit"))
+    (state == "succeeded" && reason.is_empty())
+        || (state == "dead" && reason.contains("over its limit"))
 }
 
 #[test]
@@ -224,7 +230,9 @@ fn a_storm_of_directory_handles_is_not_noticed() {
 
 #[test]
 fn a_storm_of_event_files_is_not_noticed() {
-    storms_locally("events", size(60, 500), |state, reason| state == "dead" && reason.contains("event"));
+    storms_locally("events", size(60, 500), |state, reason| {
+        state == "dead" && reason.contains("event")
+    });
 }
 
 #[test]
@@ -244,12 +252,16 @@ fn a_storm_of_inodes_is_not_noticed() {
 
 #[test]
 fn a_storm_of_long_names_and_types_is_not_noticed() {
-    storms_locally("names", size(1_000, 50_000), |state, reason| state == "dead" && !reason.is_empty());
+    storms_locally("names", size(1_000, 50_000), |state, reason| {
+        state == "dead" && !reason.is_empty()
+    });
 }
 
 #[test]
 fn a_storm_of_output_without_a_line_is_not_noticed() {
-    storms_locally("logs", size(64, 4_096), |state, reason| state == "succeeded" && reason.is_empty());
+    storms_locally("logs", size(64, 4_096), |state, reason| {
+        state == "succeeded" && reason.is_empty()
+    });
 }
 
 /// An image whose small layer unpacks to gigabytes, as the name of one file.
@@ -271,7 +283,10 @@ fn an_image_with_a_bomb_is_refused_and_not_noticed() {
     let began = Instant::now();
     let (job, noticed) = beside(|n| town.works(n), || town.storms());
     let (state, reason, _) = end_of(&job);
-    assert!(state == "dead" && reason.contains("layer") && reason.len() < REASON_MAX, "{state}: {reason}");
+    assert!(
+        state == "dead" && reason.contains("layer") && reason.len() < REASON_MAX,
+        "{state}: {reason}"
+    );
     town.ends_well(&format!("an image with a name of {mebibytes} MiB"), began, &noticed);
 }
 
@@ -289,11 +304,23 @@ fn a_storm_of_waiters_is_not_noticed() {
     );
     let Some(town) = Town::with(home, &module) else { return };
     let began = Instant::now();
-    let made = town.home.run(["--json", "event", "create", "start-storm", "--file", "content"]).well().stdout;
+    let made = town
+        .home
+        .run(["--json", "event", "create", "start-storm", "--file", "content"])
+        .well()
+        .stdout;
     let made: Value = serde_json::from_str(&made).unwrap();
     let correlation = made["context"]["correlationId"].as_str().unwrap().to_owned();
-    let address =
-        town.up.log().rsplit("the gateway is at http://").next().unwrap().lines().next().unwrap().to_owned();
+    let address = town
+        .up
+        .log()
+        .rsplit("the gateway is at http://")
+        .next()
+        .unwrap()
+        .lines()
+        .next()
+        .unwrap()
+        .to_owned();
     let ((), noticed) = beside(
         |n| town.works(n),
         || {
@@ -316,7 +343,10 @@ fn a_storm_of_waiters_is_not_noticed() {
                 // Its end alone is kept: answers to all are too much for this process too.
                 let (mut head, mut buffer) = ([0; 12], vec![0; 1 << 16]);
                 stream.read_exact(&mut head).unwrap();
-                assert!([b"HTTP/1.1 200".as_slice(), b"HTTP/1.1 503"].contains(&head.as_slice()), "{head:?}");
+                assert!(
+                    [b"HTTP/1.1 200".as_slice(), b"HTTP/1.1 503"].contains(&head.as_slice()),
+                    "{head:?}"
+                );
                 while stream.read(&mut buffer).unwrap() > 0 {}
             }
         },
@@ -327,7 +357,8 @@ fn a_storm_of_waiters_is_not_noticed() {
 
 // ---- through CSI ----
 
-/// A storm of storm.py in a pod's volume: the driver lives, and other pods have their volumes as ever.
+/// A storm of storm.py in a pod's volume: the driver lives, and other pods have their volumes as
+/// ever.
 fn storms_in_a_pod(kind: &str, size: u32, rejections: usize) {
     let _turn = turn();
     let Some(group) = group() else { return };
@@ -341,8 +372,11 @@ fn storms_in_a_pod(kind: &str, size: u32, rejections: usize) {
         let (attempt, target) = rig.pod(&name);
         let content = fs::read(target.join("in/data/content")).unwrap();
         fs::write(target.join("out/data/copy"), &content).unwrap();
-        assert!(fs::read(target.join("out/data/copy")).unwrap() == content && content.len() == 100_000);
-        fs::write(target.join("out/events/fine.json"), r#"{"eventType":"fine","files":["copy"]}"#).unwrap();
+        assert!(
+            fs::read(target.join("out/data/copy")).unwrap() == content && content.len() == 100_000
+        );
+        fs::write(target.join("out/events/fine.json"), r#"{"eventType":"fine","files":["copy"]}"#)
+            .unwrap();
         rig.unpublish(&name, &target).unwrap();
         assert_eq!(rig.outcome(&attempt).receipts.len(), 1);
     };

@@ -17,8 +17,7 @@ use std::sync::mpsc;
 
 use support::{DEADLINE, Home, Ran};
 
-const PIPELINE: &str =
-    "modules:\n  m:\n    on: [t]\n    run: [sh, -c, 'test -z \"${NOTIFY_SOCKET-}${WATCHDOG_USEC-}\"']\n";
+const PIPELINE: &str = "modules:\n  m:\n    on: [t]\n    run: [sh, -c, 'test -z \"${NOTIFY_SOCKET-}${WATCHDOG_USEC-}\"']\n";
 
 /// All that is said at a socket, taken from it at once: it holds a few datagrams only.
 fn listen(socket: UnixDatagram) -> mpsc::Receiver<String> {
@@ -46,7 +45,8 @@ fn a_service_manager_hears_ready_alive_and_stopping() {
         ("gateway", &["--listen", "127.0.0.1:0"]),
         ("relay", &[]),
     ] {
-        // Each has a socket of its own: it says that it is alive until its end, also after it began to stop.
+        // Each has a socket of its own: it says that it is alive until its end, also after it began
+        // to stop.
         let path = home.path().join(format!("notify-{command}"));
         let heard = listen(UnixDatagram::bind(&path).unwrap());
         let hears = || heard.recv_timeout(DEADLINE).unwrap();
@@ -81,7 +81,8 @@ fn tokens_that_systemd_hands_over_may_have_any_mode_and_no_others() {
     let listen = ["--listen", "127.0.0.1:0"];
     let refused = home.run(["gateway"].iter().chain(&listen)).failed();
     assert!(refused.stderr.contains("tokens"), "{refused:#?}");
-    home.env.push(("CREDENTIALS_DIRECTORY".into(), tokens.parent().unwrap().to_str().unwrap().into()));
+    home.env
+        .push(("CREDENTIALS_DIRECTORY".into(), tokens.parent().unwrap().to_str().unwrap().into()));
     let gateway = home.start("gateway", &listen);
     assert_eq!(gateway.stop(), Some(0));
 }
@@ -101,7 +102,8 @@ fn the_units_are_what_systemd_understands_and_confine_the_daemons() {
         };
         let verified = analyze(&["verify"]).well();
         assert_eq!(verified.stderr, "", "{unit:?}");
-        let security = analyze(&["security", "--offline=true", &format!("--threshold={exposure_max}")]);
+        let security =
+            analyze(&["security", "--offline=true", &format!("--threshold={exposure_max}")]);
         println!("{}", security.stdout.lines().last().unwrap_or_default());
         assert_eq!(security.code, Some(0), "{security:#?}");
     }
@@ -116,8 +118,9 @@ const STARTS_AND_WORKS: &str = "systemctl start ion-dispatch@words ion-gateway |
     setpriv --reuid=ion --regid=ion --clear-groups env ION_HOME=/var/lib/ion ion event create t --wait || code=$?; \
     systemctl stop 'ion-*'; test $(systemctl show --property Result --value ion-dispatch@words) = success; cat /run/log; exit ${code-0}";
 
-/// Jobs run, the gateway reads its credential, both say that they are ready, and stop when they are told; with a
-/// directive more, of which the unit says that jobs cannot do without what it takes away, they do not run.
+/// Jobs run, the gateway reads its credential, both say that they are ready, and stop when they are
+/// told; with a directive more, of which the unit says that jobs cannot do without what it takes
+/// away, they do not run.
 #[test]
 fn under_a_real_systemd_jobs_run_as_tightly_as_they_can() {
     if !rustix::process::geteuid().is_root() {
@@ -129,7 +132,9 @@ fn under_a_real_systemd_jobs_run_as_tightly_as_they_can() {
     home.write("etc/tokens", "ci all 0123456789abcdef0123456789abcdef\n");
     let manager = |script: &str| {
         let mut command = Command::new("tests/systemd/manager.sh");
-        Ran::of(command.arg(support::ION).arg(home.path().join("etc")).arg(script).output().unwrap())
+        Ran::of(
+            command.arg(support::ION).arg(home.path().join("etc")).arg(script).output().unwrap(),
+        )
     };
     let ran = manager(STARTS_AND_WORKS).well();
     for said in ["succeeded m", "ion: ready: m", "requests under way are answered"] {
@@ -142,8 +147,9 @@ fn under_a_real_systemd_jobs_run_as_tightly_as_they_can() {
         ("RestrictSUIDSGID=yes", 1, "dead m"),
         ("SystemCallFilter=~@mount", 1, "dead m"),
     ] {
-        let drop_in =
-            format!("printf '[Service]\n{directive}\n' > /run/units/ion-dispatch@.service.d/more.conf");
+        let drop_in = format!(
+            "printf '[Service]\n{directive}\n' > /run/units/ion-dispatch@.service.d/more.conf"
+        );
         let ran = manager(&format!("{drop_in}; systemctl daemon-reload; {STARTS_AND_WORKS}"));
         assert!(ran.code == Some(code) && ran.stdout.contains(said), "{directive}: {ran:#?}");
     }

@@ -18,7 +18,9 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
     let mut all = Vec::new();
     walk(&root.join(folder), &mut all);
     assert!(!all.is_empty());
-    all.into_iter().map(|(path, text)| (path.strip_prefix(root).unwrap().to_owned(), text)).collect()
+    all.into_iter()
+        .map(|(path, text)| (path.strip_prefix(root).unwrap().to_owned(), text))
+        .collect()
 }
 
 /// Only files whose path contains one of `rooms` may hold `word`.
@@ -72,7 +74,8 @@ fn layers_point_one_way() {
     only("handler-shim/src", "openat2", &["src/folder.rs"]);
 }
 
-/// What a module may swap for a link between two calls is touched by descriptors below a root only (`ionfs::beneath`).
+/// What a module may swap for a link between two calls is touched by descriptors below a root only
+/// (`ionfs::beneath`).
 #[test]
 fn what_others_may_change_is_reached_by_no_path() {
     let by_path = [
@@ -138,10 +141,19 @@ fn what_others_may_change_is_reached_by_no_path() {
         ),
     ];
     // In an image's folder each act is on one name in a folder that is held open.
+    let by_one_name = [
+        "openat(",
+        "statat(",
+        "mkdirat(",
+        "unlinkat(",
+        "renameat(",
+        "linkat(",
+        "symlinkat(",
+        "mknodat(",
+    ];
     let by_one_name =
-        ["openat(", "statat(", "mkdirat(", "unlinkat(", "renameat(", "linkat(", "symlinkat(", "mknodat("];
-    let by_one_name =
-        [&by_one_name[..], &["chmodat(", "chownat(", "utimensat(", "readlinkat(", "accessat("]].concat();
+        [&by_one_name[..], &["chmodat(", "chownat(", "utimensat(", "readlinkat(", "accessat("]]
+            .concat();
     let unpacks = |path: &Path| path.ends_with("executor/image/unpack.rs");
     let rooms = ["ionfs/fs/src", "handler-shim/src", "dispatcher/run/src/executor/image"];
     for (path, text) in rooms.into_iter().flat_map(sources) {
@@ -160,10 +172,13 @@ fn what_others_may_change_is_reached_by_no_path() {
             }
             let is_made = |line: &&str| {
                 let line = line.split("//").next().unwrap();
-                line.contains(call) && !line.contains("std::fs::File;") && !line.contains("std::fs::DirEntry")
+                line.contains(call)
+                    && !line.contains("std::fs::File;")
+                    && !line.contains("std::fs::DirEntry")
             };
             let made = code.lines().filter(is_made).count();
-            let most = allowed.iter().find(|(file, allowed, ..)| path.ends_with(file) && *allowed == call);
+            let most =
+                allowed.iter().find(|(file, allowed, ..)| path.ends_with(file) && *allowed == call);
             assert!(
                 made <= most.map_or(0, |(_, _, most, _)| *most),
                 "{} calls {call:?} {made} times; ionfs/system/src/beneath.rs has what is needed",
@@ -183,11 +198,16 @@ fn unsafe_lines_and_promises_stay_where_they_belong() {
     }
     // A job's next state and a commit's next step are pure functions: no clock, no store.
     let pure = |(path, _): &(PathBuf, String)| {
-        path.ends_with("dispatcher/jobs/src/job.rs") || path.ends_with("ionfs/plane/src/commit/steps.rs")
+        path.ends_with("dispatcher/jobs/src/job.rs")
+            || path.ends_with("ionfs/plane/src/commit/steps.rs")
     };
     let all: Vec<_> = ["dispatcher", "ionfs"].into_iter().flat_map(sources).filter(pure).collect();
     assert_eq!(all.len(), 2);
     for (path, text) in all {
-        assert!(!text.contains("clock::now") && !text.contains("async"), "{} does I/O", path.display());
+        assert!(
+            !text.contains("clock::now") && !text.contains("async"),
+            "{} does I/O",
+            path.display()
+        );
     }
 }

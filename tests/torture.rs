@@ -1,10 +1,11 @@
-//! Processes killed again and again, at every step of the protocol and at random moments, on the embedded stores and on
-//! real servers: no event is lost, doubled or torn.
+//! Processes killed again and again, at every step of the protocol and at random moments, on the
+//! embedded stores and on real servers: no event is lost, doubled or torn.
 //!
-//! Three dispatchers on hosts of their own share a plane. Each dies at a failpoint drawn by its seed, or when its time is
-//! over, and is started again; so do the commands that create events, `ion gc`, and the commands of an operator who
-//! registers one more module, changes what it subscribes to and removes it. The operator deletes modules' queues too, with
-//! what is in them. `make torture` kills thousands; `ION_TORTURE_SEED` repeats the draws of a run that failed.
+//! Three dispatchers on hosts of their own share a plane. Each dies at a failpoint drawn by its
+//! seed, or when its time is over, and is started again; so do the commands that create events,
+//! `ion gc`, and the commands of an operator who registers one more module, changes what it
+//! subscribes to and removes it. The operator deletes modules' queues too, with what is in them.
+//! `make torture` kills thousands; `ION_TORTURE_SEED` repeats the draws of a run that failed.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(
     clippy::disallowed_methods,
@@ -31,7 +32,8 @@ use support::servers::{Env, Mongo, Rabbit, S3, plane};
 /// Kills in the short form, on each plane.
 const KILLS: u64 = 40;
 
-/// Events that a batch of the short form begins with; each becomes four jobs of the modules that stay, and six more events.
+/// Events that a batch of the short form begins with; each becomes four jobs of the modules that
+/// stay, and six more events.
 const EVENTS: u64 = 20;
 
 /// The jobs that each first event becomes, by module; `extra` comes, changes and goes beside these.
@@ -128,13 +130,15 @@ impl Victim {
         let _ = self.child.kill();
         self.child.wait().unwrap();
         let log = std::fs::read_to_string(&self.log).unwrap();
-        let complaint =
-            |line: &&str| line.contains("ERROR") || line.contains("WARN") || line.contains("panicked");
+        let complaint = |line: &&str| {
+            line.contains("ERROR") || line.contains("WARN") || line.contains("panicked")
+        };
         log.lines().filter(complaint).map(|line| format!("{line}\n")).collect()
     }
 }
 
-/// Mostly short. Some live for longer than a relay waits, or nothing a dead one left would ever be published.
+/// Mostly short. Some live for longer than a relay waits, or nothing a dead one left would ever be
+/// published.
 fn lifetime(draws: &mut Draws) -> Duration {
     let most = [1_000, 2_000, 4_000, 30_000][draws.between(0, 4) as usize];
     Duration::from_millis(draws.between(100, most))
@@ -223,7 +227,8 @@ impl<'a> Operator<'a> {
             if command.look(draws, tally) {
                 *self.acts.entry(format!("{:?} -> {becomes:?}", self.extra)).or_default() += 1;
                 (self.extra, self.command) = (*becomes, None);
-                // Sometimes before a dispatcher has noticed it, sometimes after it has run jobs of it.
+                // Sometimes before a dispatcher has noticed it, sometimes after it has run jobs of
+                // it.
                 let most = [200, 600, 3_000][draws.between(0, 3) as usize];
                 self.next_command = Instant::now() + Duration::from_millis(draws.between(50, most));
             }
@@ -246,7 +251,9 @@ impl<'a> Operator<'a> {
     /// Ends its command and registers `extra` for the last time.
     fn finish(&mut self, draws: &mut Draws, tally: &mut Tally) {
         match self.command {
-            None if self.extra != Extra::OnStartAndCopied => self.begin(Extra::OnStartAndCopied, draws),
+            None if self.extra != Extra::OnStartAndCopied => {
+                self.begin(Extra::OnStartAndCopied, draws)
+            }
             None => self.finished = Some(clock::now()),
             Some(_) => self.change(draws, tally),
         }
@@ -269,7 +276,8 @@ impl<'a> Operator<'a> {
     }
 }
 
-/// One batch on a plane of its own, until all its work is done. What was killed, and what the operator did.
+/// One batch on a plane of its own, until all its work is done. What was killed, and what the
+/// operator did.
 fn batch(env: &Env, books: &Books, seed: u64) -> (Tally, Tally) {
     let events = setting("ION_TORTURE_EVENTS", EVENTS) as usize;
     // The others come after the operator's last change.
@@ -282,8 +290,12 @@ fn batch(env: &Env, books: &Books, seed: u64) -> (Tally, Tally) {
     home.write("f", "content\n");
     let flags = ["--lease", "3s", "--jobs", "2", "--quiet"];
     // The modules are registered before the first event: only then it is for them.
-    assert_eq!(home.start("dispatch", &[&[file.to_str().unwrap()], &flags[..]].concat()).stop(), Some(0));
-    // One registers the file's modules again and again, and serves those; the others serve what is registered.
+    assert_eq!(
+        home.start("dispatch", &[&[file.to_str().unwrap()], &flags[..]].concat()).stop(),
+        Some(0)
+    );
+    // One registers the file's modules again and again, and serves those; the others serve what is
+    // registered.
     let files = [Some(file.to_str().unwrap()), None, None];
     let mut hosts = files.map(|file| {
         let words = ["dispatch"].into_iter().chain(file).chain(flags).collect::<Vec<&str>>();
@@ -310,7 +322,8 @@ fn batch(env: &Env, books: &Books, seed: u64) -> (Tally, Tally) {
             operator.delete_a_queue(&mut draws);
             let id = format!("event-{created}");
             let (creator, at_rest) = creating.get_or_insert_with(|| {
-                let words = ["event", "create", "start", "--id", &id, "--file", f.to_str().unwrap()];
+                let words =
+                    ["event", "create", "start", "--id", &id, "--file", f.to_str().unwrap()];
                 (Victim::new(env, &words, &mut draws), operator.at_rest())
             });
             if creator.look(&mut draws, &mut tally) {
@@ -320,9 +333,10 @@ fn batch(env: &Env, books: &Books, seed: u64) -> (Tally, Tally) {
                 (created, creating) = (created + 1, None);
             }
         } else if created == events {
-            // Blobs of an event that is being created have no job that protects them: there the grace does.
-            let collector =
-                collecting.get_or_insert_with(|| Victim::new(env, &["gc", "--grace", "0s"], &mut draws));
+            // Blobs of an event that is being created have no job that protects them: there the
+            // grace does.
+            let collector = collecting
+                .get_or_insert_with(|| Victim::new(env, &["gc", "--grace", "0s"], &mut draws));
             if collector.look(&mut draws, &mut tally) {
                 collecting = None;
             }
@@ -330,7 +344,8 @@ fn batch(env: &Env, books: &Books, seed: u64) -> (Tally, Tally) {
         if looked.elapsed() > Duration::from_millis(300) {
             looked = Instant::now();
             let jobs = books.jobs();
-            let succeeded = |job: &&JobRecord| job.module != "extra" && job.state == JobState::Succeeded;
+            let succeeded =
+                |job: &&JobRecord| job.module != "extra" && job.state == JobState::Succeeded;
             let succeeded = jobs.iter().filter(succeeded).count();
             if succeeded == events * JOBS_EACH && books.open().is_empty() {
                 break;
@@ -362,7 +377,8 @@ fn batch(env: &Env, books: &Books, seed: u64) -> (Tally, Tally) {
     (tally, operator.acts)
 }
 
-/// What the plane holds in the end, after one dispatcher that nobody kills has told the bus of the rest.
+/// What the plane holds in the end, after one dispatcher that nobody kills has told the bus of the
+/// rest.
 fn verify(home: &Home, books: &Books, number: usize, seed: u64) {
     let up = home.start("dispatch", &["--quiet"]);
     support::wait_for(&format!("the outbox to be empty (seed {seed})"), || {
@@ -372,7 +388,11 @@ fn verify(home: &Home, books: &Books, number: usize, seed: u64) {
     assert_eq!(up.stop(), Some(0));
     let jobs = books.jobs();
     for job in &jobs {
-        let well = job.attempts.iter().filter(|attempt| attempt.end == Some(AttemptEnd::Succeeded)).count();
+        let well = job
+            .attempts
+            .iter()
+            .filter(|attempt| attempt.end == Some(AttemptEnd::Succeeded))
+            .count();
         assert_eq!((job.state, well), (JobState::Succeeded, 1), "seed {seed}: {job:#?}");
         assert_eq!(job.failures, 0, "seed {seed}: a kill is no failure of a module: {job:#?}");
     }
@@ -411,15 +431,18 @@ fn verify(home: &Home, books: &Books, number: usize, seed: u64) {
     assert_eq!(checked.code, Some(0), "seed {seed}, after gc: {checked:#?}");
 }
 
-/// The module that came, changed and went got what was committed while it was registered, and nothing else. After its last
-/// change at least so many first events were created.
+/// The module that came, changed and went got what was committed while it was registered, and
+/// nothing else. After its last change at least so many first events were created.
 fn verify_extra(operator: &Operator, late: usize, seed: u64) {
     let books = operator.books;
     let registry = books.registry();
     let registration = registry.registration("extra").unwrap();
     let all = books.jobs();
-    let jobs: BTreeMap<&str, &JobRecord> =
-        all.iter().filter(|job| job.module == "extra").map(|job| (job.event_id.as_str(), job)).collect();
+    let jobs: BTreeMap<&str, &JobRecord> = all
+        .iter()
+        .filter(|job| job.module == "extra")
+        .map(|job| (job.event_id.as_str(), job))
+        .collect();
     assert_eq!(
         jobs.len(),
         all.iter().filter(|job| job.module == "extra").count(),
@@ -430,14 +453,21 @@ fn verify_extra(operator: &Operator, late: usize, seed: u64) {
     for event in books.events() {
         let id = event.id.as_str();
         let expects = event.expected_by.as_ref().unwrap().iter().any(|module| module == "extra");
-        let context =
-            || format!("seed {seed}: extra is known to have been {:?}: {event:#?}", operator.known.get(id));
+        let context = || {
+            format!(
+                "seed {seed}: extra is known to have been {:?}: {event:#?}",
+                operator.known.get(id)
+            )
+        };
         match (event.event_type.as_str(), operator.known.get(id)) {
-            ("start", Some(known)) => assert_eq!(expects, *known != Extra::Removed, "{}", context()),
+            ("start", Some(known)) => {
+                assert_eq!(expects, *known != Extra::Removed, "{}", context())
+            }
             ("start" | "copied", None) => {}
             _ => assert!(!expects, "{}", context()),
         }
-        let is_late = event.created > finished && ["start", "copied"].contains(&event.event_type.as_str());
+        let is_late =
+            event.created > finished && ["start", "copied"].contains(&event.event_type.as_str());
         let is_present = expects && registration.is_for("extra", &event);
         if is_late {
             came_late += usize::from(event.event_type == "start");
@@ -447,9 +477,11 @@ fn verify_extra(operator: &Operator, late: usize, seed: u64) {
             Some(job) => assert!(expects, "{}: {job:#?}", context()),
             None => assert!(!is_present, "it is for the present registration: {}", context()),
         }
-        // All that is for the present registration was for it from its commit on, so a gathering above waited for it.
-        let gathering =
-            |job: &&JobRecord| job.module == "all" && job.correlation_id == event.context.correlation_id;
+        // All that is for the present registration was for it from its commit on, so a gathering
+        // above waited for it.
+        let gathering = |job: &&JobRecord| {
+            job.module == "all" && job.correlation_id == event.context.correlation_id
+        };
         if let (true, Some(job)) = (is_present, jobs.get(id)) {
             let gathering = all.iter().find(gathering).unwrap();
             assert!(

@@ -1,4 +1,5 @@
-//! Who may run jobs: root, an ordinary user in a user namespace, and anybody where no namespace is allowed.
+//! Who may run jobs: root, an ordinary user in a user namespace, and anybody where no namespace is
+//! allowed.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -16,8 +17,8 @@ const MODULE: &str = "set -e; test $(id -u) = $(stat -c %u $ION_DIR/out/data); c
     cp $ION_DIR/in/data/f $ION_DIR/out/data/c; echo more > $ION_DIR/out/data/d; \
     echo '{\"eventType\":\"x\",\"files\":[\"c\",\"d\"]}' > $ION_DIR/out/events/a; test -e $ION_DIR/events/published/a.json";
 
-/// Root tries it as `nobody`, with a `/dev/fuse` that users may open, as distributions have it: bound over the machine's
-/// own in a mount namespace of this test.
+/// Root tries it as `nobody`, with a `/dev/fuse` that users may open, as distributions have it:
+/// bound over the machine's own in a mount namespace of this test.
 #[test]
 fn an_ordinary_user_gets_a_user_namespace_with_the_tree_at_ion() {
     let home = Home::new();
@@ -26,7 +27,8 @@ fn an_ordinary_user_gets_a_user_namespace_with_the_tree_at_ion() {
     std::fs::copy(support::ION, &ion).unwrap();
     let job = r#"env HOME=$PWD ION_HOME=$PWD/state ./ion --json run --file f -- sh -c 'test $ION_DIR = /ion; '"$MODULE""#;
     let script = if rustix::process::geteuid().is_root() {
-        // Below the target folder of root an ordinary user may not walk: the folder is bound where they may.
+        // Below the target folder of root an ordinary user may not walk: the folder is bound where
+        // they may.
         format!(
             "set -e; mount --bind . /mnt; cd /mnt; mknod fuse c 10 229; chmod 666 fuse; mount --bind fuse /dev/fuse; \
              chown -R 65534 .; exec setpriv --reuid=65534 --regid=65534 --clear-groups {job}"
@@ -39,7 +41,12 @@ fn an_ordinary_user_gets_a_user_namespace_with_the_tree_at_ion() {
         shell = Command::new("unshare");
         shell.args(["-m", "sh"]);
     }
-    let output = shell.args(["-c", &script]).env("MODULE", MODULE).current_dir(home.path()).output().unwrap();
+    let output = shell
+        .args(["-c", &script])
+        .env("MODULE", MODULE)
+        .current_dir(home.path())
+        .output()
+        .unwrap();
     let ran = Ran::of(output).well();
     assert_eq!(ran.types(), ["x"], "{ran:#?}");
     assert!(ran.stderr.contains("| content"), "{ran:#?}");
@@ -50,11 +57,13 @@ fn without_namespaces_ion_dir_says_where_the_tree_is_and_nothing_stays() {
     let home = Home::new();
     home.write("f", "content\n");
     let outlives = format!("test $ION_DIR != /ion; setsid sleep 600 & {MODULE}");
-    let ran =
-        home.run(["--json", "--no-namespaces", "run", "--file", "f", "--", "sh", "-c", &outlives]).well();
+    let ran = home
+        .run(["--json", "--no-namespaces", "run", "--file", "f", "--", "sh", "-c", &outlives])
+        .well();
     assert_eq!(ran.types(), ["x"], "{ran:#?}");
     assert!(!mounts().contains(home.state().to_str().unwrap()), "its mount is gone");
-    let failed = home.run(["--json", "--no-namespaces", "run", "--", "sh", "-c", "kill -9 $$"]).failed();
+    let failed =
+        home.run(["--json", "--no-namespaces", "run", "--", "sh", "-c", "kill -9 $$"]).failed();
     assert!(failed.stderr.contains("killed by signal 9"), "{failed:#?}");
 }
 
@@ -75,7 +84,10 @@ fn a_mount_that_a_killed_run_left_is_swept_at_the_next_start() {
     home.run(["event", "create", "start"]).well();
     wait_for("the job to begin", || begun.exists());
     up.kill();
-    assert!(mounts().contains(home.state().to_str().unwrap()), "without a namespace the mount is left");
+    assert!(
+        mounts().contains(home.state().to_str().unwrap()),
+        "without a namespace the mount is left"
+    );
     std::fs::write(&go, "").unwrap();
     let up = home.up_with(&["--no-namespaces"], &file);
     wait_for("the job to end", || home.jobs()[0]["state"] == "succeeded");
@@ -91,7 +103,8 @@ fn mounts() -> String {
 fn a_module_sees_nothing_of_the_daemons_environment() {
     let home = Home::new();
     // An ordinary user may not even look at the first process.
-    let script = "cat /proc/1/environ /proc/self/environ | tr '\\0' '\\n'; ls -l /proc/1/fd || true";
+    let script =
+        "cat /proc/1/environ /proc/self/environ | tr '\\0' '\\n'; ls -l /proc/1/fd || true";
     for flags in [&[][..], &["--no-namespaces"][..]] {
         let script = if flags.is_empty() {
             script
@@ -105,7 +118,10 @@ fn a_module_sees_nothing_of_the_daemons_environment() {
             .args(["run", "--", "sh", "-c", script])
             .output();
         let ran = Ran::of(output.unwrap()).well();
-        assert!(ran.stderr.contains("ION_EVENT_ID=") && !ran.stderr.contains("hunter2"), "{ran:#?}");
+        assert!(
+            ran.stderr.contains("ION_EVENT_ID=") && !ran.stderr.contains("hunter2"),
+            "{ran:#?}"
+        );
         assert!(!ran.stderr.contains("/dev/fuse"), "only the daemon holds the device: {ran:#?}");
     }
 }
@@ -213,7 +229,8 @@ fn a_command_that_only_looks_makes_nothing_and_finds_the_home_above() {
         for words in [&["trace"][..], &["up"], &["event", "create", "x"]] {
             let ran = ion(&deep, words).failed();
             assert!(
-                ran.stderr.contains(".ion belongs to user 65534: run ion as that user, or name a home"),
+                ran.stderr
+                    .contains(".ion belongs to user 65534: run ion as that user, or name a home"),
                 "{ran:#?}"
             );
         }

@@ -1,7 +1,9 @@
-//! Rows through a dispatcher: from publishing an event to what the modules of a pipeline have done with it.
+//! Rows through a dispatcher: from publishing an event to what the modules of a pipeline have done
+//! with it.
 //!
-//! The modules are this program itself, told by its environment what to do: both sides of a row run the same code.
-//! They note when they are done in a folder outside of their tree, by the clock of this machine.
+//! The modules are this program itself, told by its environment what to do: both sides of a row run
+//! the same code. They note when they are done in a folder outside of their tree, by the clock of
+//! this machine.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -28,7 +30,8 @@ const ROUNDS: usize = 7;
 /// Bytes of a small file.
 const SMALL: usize = 4096;
 
-/// Small files stored or fetched by the bare client at the same time: as many as a daemon of Ion's uploads.
+/// Small files stored or fetched by the bare client at the same time: as many as a daemon of Ion's
+/// uploads.
 const SIDE_BY_SIDE: usize = 8;
 
 /// How long a row may take that moves gigabytes.
@@ -128,12 +131,14 @@ impl<'a> Plane<'a> {
                     MODULE: does, NOTES: notes, "ION_BENCH_FILES": files().to_string()
                 });
                 let emits: &[&str] = if emits.is_empty() { &[] } else { &[emits] };
-                let module = serde_json::json!({"on": [on], "emits": emits, "run": [program], "env": env});
+                let module =
+                    serde_json::json!({"on": [on], "emits": emits, "run": [program], "env": env});
                 ((*does).to_owned(), module)
             })
             .collect();
         // JSON is YAML.
-        let pipeline = home.write("pipeline.yaml", serde_json::json!({"modules": modules}).to_string());
+        let pipeline =
+            home.write("pipeline.yaml", serde_json::json!({"modules": modules}).to_string());
         let up = home.up_with(flags, &pipeline);
         Self { store, home, notes, up: Some(up) }
     }
@@ -156,7 +161,10 @@ impl<'a> Plane<'a> {
         fs::read_to_string(self.notes.join(name)).unwrap().parse().unwrap()
     }
 
-    #[allow(clippy::disallowed_methods, reason = "a bench that looks without a pause slows what it measures")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "a bench that looks without a pause slows what it measures"
+    )]
     fn wait(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let began = std::time::Instant::now();
         while !condition() {
@@ -264,29 +272,39 @@ impl Bench {
         assert_eq!(read_small(&brought), count);
         let read_natively = begun.elapsed();
         let theirs = start.elapsed();
-        row(&format!("{count} files of 4 KiB, job to job / copy-out, copy-in"), ours, theirs, "<= 0.2");
+        row(
+            &format!("{count} files of 4 KiB, job to job / copy-out, copy-in"),
+            ours,
+            theirs,
+            "<= 0.2",
+        );
         row("  of it: until committed / until copied out", committed, out, "");
         row("  of it: writing alone / native", written, native, "<= 4");
         row("  of it: reading alone / native, copied in", reading, read_natively, "");
     }
 
-    /// What the daemon holds in memory while everything passes through it: as it comes, and where its cache was told.
+    /// What the daemon holds in memory while everything passes through it: as it comes, and where
+    /// its cache was told.
     pub(crate) fn memory(&self) {
         let large = self.large();
         let bytes = number("ION_BENCH_STREAM_MIB", 10 << 10) as u64 * MIB;
         let jobs = bytes.div_ceil(large.size);
         let mut idle = 0;
-        for (how, said) in
-            [("its default cache", [].as_slice()), ("64 MiB of cache", &["--cache-memory", "64MiB"])]
-        {
-            // No room on disk: no job finds what another one has fetched, and the kernel passes nothing by the daemon.
+        for (how, said) in [
+            ("its default cache", [].as_slice()),
+            ("64 MiB of cache", &["--cache-memory", "64MiB"]),
+        ] {
+            // No room on disk: no job finds what another one has fetched, and the kernel passes
+            // nothing by the daemon.
             let flags = [&["--jobs", "2", "--cache-size", "0"], said].concat();
             let plane = Plane::up(&self.store, &[("stream", "go", "")], &flags);
             idle = plane.memory_max();
             for n in 0..jobs {
                 plane.publish(&format!("e{n}"), vec![large.clone()]);
             }
-            plane.wait("the last job", || fs::read_dir(&plane.notes).unwrap().count() as u64 >= jobs);
+            plane.wait("the last job", || {
+                fs::read_dir(&plane.notes).unwrap().count() as u64 >= jobs
+            });
             let ours = plane.memory_max();
             let name = format!("memory, {jobs} jobs read {} MiB, {how}", jobs * large.size / MIB);
             row_of(&name, &mebibytes(ours), "128.0MiB", ours as f64 / (128 * MIB) as f64, "<= 1");

@@ -1,9 +1,10 @@
 //! A link that is slower than this machine: what lies between a node and an object store elsewhere.
 //!
 //! # How it works
-//! A TCP proxy before the store. All connections share one wire each way, which carries [`RATE`]; what has left it arrives
-//! [`DELAY`] later. A connection reads no further ahead than its one piece that waits for the wire, so that all get
-//! their share and no queue builds up. Its first bytes come one round trip later: that of the handshake.
+//! A TCP proxy before the store. All connections share one wire each way, which carries [`RATE`];
+//! what has left it arrives [`DELAY`] later. A connection reads no further ahead than its one piece
+//! that waits for the wire, so that all get their share and no queue builds up. Its first bytes
+//! come one round trip later: that of the handshake.
 //!
 //! The kernel's own `netem` is not in every kernel, and would slow whatever else runs here.
 
@@ -23,14 +24,15 @@ pub(crate) const RATE: f64 = 1e9 / 8.0;
 /// One way; there and back it is 20 ms.
 const DELAY: Duration = Duration::from_millis(10);
 
-/// What the wire may make up for when it stood idle: timers wake a millisecond late, more on a busy machine. Longer would
-/// let a burst pass faster than the wire.
+/// What the wire may make up for when it stood idle: timers wake a millisecond late, more on a busy
+/// machine. Longer would let a burst pass faster than the wire.
 const SLACK: Duration = Duration::from_millis(5);
 
 /// Bytes carried at a time: half a millisecond of the wire.
 const PIECE: usize = 64 << 10;
 
-/// Pieces of a connection that have left the wire and not arrived: what it carries in [`DELAY`], and some.
+/// Pieces of a connection that have left the wire and not arrived: what it carries in [`DELAY`],
+/// and some.
 const UNDER_WAY: usize = 64;
 
 /// The proxy. It ends with this value.
@@ -42,8 +44,11 @@ pub(crate) struct Link {
 impl Link {
     /// A link to a port of this machine.
     pub(crate) fn to(port: u16) -> Self {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
         let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", 0))).unwrap();
         let here = listener.local_addr().unwrap().port();
         runtime.spawn(async move {
@@ -83,7 +88,12 @@ impl Wire {
     }
 }
 
-async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, wire: Arc<Wire>, handshake: Duration) {
+async fn carry(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    wire: Arc<Wire>,
+    handshake: Duration,
+) {
     let (sender, mut receiver) = mpsc::channel::<(Instant, Vec<u8>)>(UNDER_WAY);
     let arriving = async move {
         while let Some((at, piece)) = receiver.recv().await {

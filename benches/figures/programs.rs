@@ -1,5 +1,6 @@
-//! What ordinary programs do with many names and many small writes below `out/data`, against a plain folder of the same
-//! disk, with the requests that each makes of the daemon: these no busy machine changes.
+//! What ordinary programs do with many names and many small writes below `out/data`, against a
+//! plain folder of the same disk, with the requests that each makes of the daemon: these no busy
+//! machine changes.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -51,7 +52,8 @@ pub(super) fn programs() {
         fs::create_dir(folder.join("names")).unwrap();
         (0..NAMES).for_each(|n| fs::write(folder.join(format!("names/file-{n}")), "x").unwrap());
         fs::create_dir(folder.join("packed")).unwrap();
-        (0..PACKED).for_each(|n| fs::write(folder.join(format!("packed/f{n}")), [1; 2000]).unwrap());
+        (0..PACKED)
+            .for_each(|n| fs::write(folder.join(format!("packed/f{n}")), [1; 2000]).unwrap());
         shell(folder, "tar cf packed.tar packed");
         fs::write(folder.join("large"), vec![7; 500 << 20]).unwrap();
     }
@@ -65,7 +67,8 @@ pub(super) fn programs() {
     };
     let find = |folder: &Path| shell(folder, "find names -size +0 | wc -l");
     let list = |folder: &Path| shell(folder, "ls -l names");
-    let again = |name, files, goal, run| Program { name, files, goal, rounds: ROUNDS, forgets: false, run };
+    let again =
+        |name, files, goal, run| Program { name, files, goal, rounds: ROUNDS, forgets: false, run };
     let first = |name, files, goal, run| Program { forgets: true, ..again(name, files, goal, run) };
     let programs = [
         again("read 500 MB of out/data again", 1, "<= 1.5", &|folder| {
@@ -78,8 +81,12 @@ pub(super) fn programs() {
         again("ls -f of 20,000, again", NAMES, "", &|folder| shell(folder, "ls -f names")),
         again("2,000 files of 100 B", PACKED, "", &small),
         again("20,000 writes of 512 B", PACKED * 10, "", &pieces),
-        again("untar 2,000 files of 2 kB", PACKED, "", &|folder| shell(folder, "tar xf packed.tar -C out")),
-        again("cp -a of 2,000 files of 2 kB", PACKED, "", &|folder| shell(folder, "cp -a packed out/copy")),
+        again("untar 2,000 files of 2 kB", PACKED, "", &|folder| {
+            shell(folder, "tar xf packed.tar -C out")
+        }),
+        again("cp -a of 2,000 files of 2 kB", PACKED, "", &|folder| {
+            shell(folder, "cp -a packed out/copy")
+        }),
     ];
     for program in &programs {
         row(&mount, &folders, program);
@@ -134,7 +141,11 @@ fn row(mount: &Mount, [ours, theirs]: &[std::path::PathBuf; 2], program: &Progra
 
 #[expect(clippy::disallowed_methods, reason = "a bench starts programs")]
 fn shell(folder: &Path, line: &str) {
-    let status =
-        Command::new("sh").args(["-c", line]).current_dir(folder).stdout(Stdio::null()).status().unwrap();
+    let status = Command::new("sh")
+        .args(["-c", line])
+        .current_dir(folder)
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
     assert!(status.success(), "{line}");
 }

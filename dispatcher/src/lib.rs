@@ -1,8 +1,8 @@
 //! From events to jobs.
 //!
-//! The way of an event: a module's queue gives a message; the ledger claims the job by one insert; the message is
-//! acknowledged; an executor runs the module; what it committed is in other queues by then, and the ledger has how
-//! it ended.
+//! The way of an event: a module's queue gives a message; the ledger claims the job by one insert;
+//! the message is acknowledged; an executor runs the module; what it committed is in other queues
+//! by then, and the ledger has how it ended.
 //!
 //! This crate is the front of four, of which each names only those above it in this list:
 //!
@@ -15,5 +15,7 @@
 
 pub use ion_dispatch::{self as dispatch, audit, queues};
 pub use ion_gateway as gateway;
-pub use ion_jobs::{cancel, first, gather, job, ledger, logs, metrics, pipeline, progress, retention};
+pub use ion_jobs::{
+    cancel, first, gather, job, ledger, logs, metrics, pipeline, progress, retention,
+};
 pub use ion_run::{chain, executor};

@@ -1,4 +1,5 @@
-//! Event files: any bytes are judged; a complete document stays the one it is, and no prefix of it is another.
+//! Event files: any bytes are judged; a complete document stays the one it is, and no prefix of it
+//! is another.
 #![no_main]
 
 use ionfs::event::{Parsed, parse};

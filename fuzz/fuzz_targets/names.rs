@@ -1,4 +1,5 @@
-//! Names that events, archives and modules give: none climbs, and what is accepted once is accepted again.
+//! Names that events, archives and modules give: none climbs, and what is accepted once is accepted
+//! again.
 #![no_main]
 
 use ionfs::event::{clean_path, is_draft, is_event_type};

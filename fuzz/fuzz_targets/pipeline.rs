@@ -1,4 +1,5 @@
-//! Pipeline files: any bytes are read or refused with a place, and what is refused names a line of the file.
+//! Pipeline files: any bytes are read or refused with a place, and what is refused names a line of
+//! the file.
 #![no_main]
 
 use std::path::Path;

@@ -1,9 +1,10 @@
 //! The ledger's side of the handler: which attempt of which job the folder belongs to.
 //!
 //! # How it works
-//! Nothing runs between `prepare` and `commit`, so nobody could renew a lease: an attempt of the handler's stands for a day.
-//! It ends earlier when a later one begins: each `prepare` begins one, and what an earlier one still commits is refused by
-//! the guard that every commit has. `commit` goes on with the attempt that the folder notes.
+//! Nothing runs between `prepare` and `commit`, so nobody could renew a lease: an attempt of the
+//! handler's stands for a day. It ends earlier when a later one begins: each `prepare` begins one,
+//! and what an earlier one still commits is refused by the guard that every commit has. `commit`
+//! goes on with the attempt that the folder notes.
 //!
 //! # What it never does
 //! Take a job from a dispatcher that works on it; run a job again that has succeeded.
@@ -20,8 +21,8 @@ use uuid::Uuid;
 use crate::folder::{Folder, Note};
 use crate::{HandlerError, Work};
 
-/// How long an attempt stands without a sign of life: longer than any module that somebody waits for. Once it is over, a
-/// dispatcher of the plane queues the job.
+/// How long an attempt stands without a sign of life: longer than any module that somebody waits
+/// for. Once it is over, a dispatcher of the plane queues the job.
 const TERM: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What the holders of the handler's attempts begin with.
@@ -46,11 +47,16 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// Begins the next attempt of the job, and notes it in the folder. An earlier one of the handler's can commit no more.
+    /// Begins the next attempt of the job, and notes it in the folder. An earlier one of the
+    /// handler's can commit no more.
     ///
     /// # Errors
     /// When a dispatcher holds the job, or it is dead or cancelled.
-    pub async fn begin(plane: &DataPlane, work: &Work, folder: &Folder) -> Result<Standing, HandlerError> {
+    pub async fn begin(
+        plane: &DataPlane,
+        work: &Work,
+        folder: &Folder,
+    ) -> Result<Standing, HandlerError> {
         let holder = format!("{HOLDER}{}", Uuid::new_v4().simple());
         let id = work.job();
         for _ in 0..RACES_MAX {
@@ -71,12 +77,16 @@ impl Attempt {
             // Before the ledger: found there, the attempt is found here too.
             let event_id = work.event.id.clone();
             folder.note(&Note { event_id, job_id: id.clone(), holder: holder.clone() })?;
-            let record =
-                begun(found.clone().unwrap_or_else(|| unclaimed(work)), holder.clone(), clock::now());
+            let record = begun(
+                found.clone().unwrap_or_else(|| unclaimed(work)),
+                holder.clone(),
+                clock::now(),
+            );
             let written = match &found {
                 Some(job) => write(plane, job, &record).await?,
                 None => {
-                    let inserted = plane.documents.insert(Collection::Jobs, encode(&record), None).await?;
+                    let inserted =
+                        plane.documents.insert(Collection::Jobs, encode(&record), None).await?;
                     inserted == Inserted::New
                 }
             };
@@ -88,16 +98,23 @@ impl Attempt {
         Err(HandlerError::Contended(id))
     }
 
-    /// Goes on with the attempt that the folder notes; begins one where it notes none, or where that one has failed.
+    /// Goes on with the attempt that the folder notes; begins one where it notes none, or where
+    /// that one has failed.
     ///
     /// # Errors
     /// [`HandlerError::Later`] when another one has begun since; as [`Attempt::begin`].
-    pub async fn resume(plane: &DataPlane, work: &Work, folder: &Folder) -> Result<Standing, HandlerError> {
+    pub async fn resume(
+        plane: &DataPlane,
+        work: &Work,
+        folder: &Folder,
+    ) -> Result<Standing, HandlerError> {
         let id = work.job();
         let note = folder.noted().filter(|note| note.job_id == id);
         let found = plane.documents.get_as::<JobRecord>(Collection::Jobs, id.as_str()).await?;
         match (found, note) {
-            (Some(record), _) if record.state == JobState::Succeeded => Ok(Standing::Succeeded(record)),
+            (Some(record), _) if record.state == JobState::Succeeded => {
+                Ok(Standing::Succeeded(record))
+            }
             (Some(record), Some(note)) if record.state.is_active() && !record.cancel => {
                 free(&record)?;
                 if record.holder.as_ref() == Some(&note.holder) {
@@ -142,7 +159,8 @@ impl Attempt {
                 failpoint::reach("handler.ended");
                 return Ok(ended);
             }
-            // A person may have asked for its end meanwhile; that changes the version, not the holder.
+            // A person may have asked for its end meanwhile; that changes the version, not the
+            // holder.
             let id = &self.record.id;
             let found = plane.documents.get_as::<JobRecord>(Collection::Jobs, id.as_str()).await?;
             current = match found {
@@ -155,7 +173,11 @@ impl Attempt {
     }
 }
 
-async fn write(plane: &DataPlane, before: &JobRecord, after: &JobRecord) -> Result<bool, HandlerError> {
+async fn write(
+    plane: &DataPlane,
+    before: &JobRecord,
+    after: &JobRecord,
+) -> Result<bool, HandlerError> {
     let expect = vec![("version", json!(before.version))];
     Ok(plane.documents.replace(Collection::Jobs, encode(after), expect, None).await?)
 }
@@ -167,8 +189,11 @@ fn is_handlers(job: &JobRecord) -> bool {
 
 /// Whether the handler may begin an attempt of the job.
 fn free(job: &JobRecord) -> Result<(), HandlerError> {
-    let ended =
-        |way_out: String| HandlerError::Ended { job: job.id.clone(), state: job.state.as_str(), way_out };
+    let ended = |way_out: String| HandlerError::Ended {
+        job: job.id.clone(),
+        state: job.state.as_str(),
+        way_out,
+    };
     match (job.state, &job.holder) {
         (JobState::Queued, _) => Ok(()),
         (JobState::Starting | JobState::Running, _) if is_handlers(job) => Ok(()),
@@ -274,7 +299,10 @@ mod tests {
             assert!(matches!(free(&job(state, Some("d"))), Err(HandlerError::Held { .. })));
         }
         for state in [Waiting, Dead, Cancelled, Succeeded] {
-            assert!(matches!(free(&job(state, None)), Err(HandlerError::Ended { .. })), "{state:?}");
+            assert!(
+                matches!(free(&job(state, None)), Err(HandlerError::Ended { .. })),
+                "{state:?}"
+            );
         }
     }
 
@@ -287,7 +315,10 @@ mod tests {
         let second = begun(first.clone(), "ion-handler:2".into(), now);
         assert_eq!((second.attempt, second.attempts[0].end), (2, Some(AttemptEnd::Lost)));
         let failed = failed(second, "why", now);
-        assert_eq!((failed.state, failed.holder.as_ref(), failed.failures), (JobState::Queued, None, 1));
+        assert_eq!(
+            (failed.state, failed.holder.as_ref(), failed.failures),
+            (JobState::Queued, None, 1)
+        );
         assert_eq!(failed.attempts[1].reason.as_deref(), Some("why"));
         let third = begun(failed, "ion-handler:3".into(), now);
         assert_eq!(third.attempts[1].end, Some(AttemptEnd::Failed), "it had ended by itself");

@@ -122,9 +122,11 @@ async fn event(
     folder: &Folder,
 ) -> Result<Event, Failure> {
     let development = settings.development.is_some();
-    // A first module of development mode is given no event; its commit goes on with the one that prepare made up.
-    let noted =
-        || folder.noted().filter(|_| development && action == Action::Commit).map(|note| note.event_id);
+    // A first module of development mode is given no event; its commit goes on with the one that
+    // prepare made up.
+    let noted = || {
+        folder.noted().filter(|_| development && action == Action::Commit).map(|note| note.event_id)
+    };
     let Some(id) = settings.event_id.clone().map(EventId::new).or_else(noted) else {
         if development && action == Action::Prepare {
             return Ok(first_event(plane, folder, None, correlation(settings)).await?);

@@ -1,15 +1,17 @@
 //! `commit`: what a module left in `out/` becomes events, all of them or none.
 //!
 //! # Flow
-//! 1. Every event file and `insights.json` is read and checked; one that is wrong refuses all, before a byte is stored.
-//! 2. Each goes through the commit protocol of `ionfs` as one of an on-success job: its files become blobs, its document is
-//!    staged, which nobody sees.
+//! 1. Every event file and `insights.json` is read and checked; one that is wrong refuses all,
+//!    before a byte is stored.
+//! 2. Each goes through the commit protocol of `ionfs` as one of an on-success job: its files
+//!    become blobs, its document is staged, which nobody sees.
 //! 3. One write says that the job succeeded. This is the commit of all of them.
 //! 4. They are shown and published; what is not by now, a relay does.
 //!
 //! # After a crash
-//! Before step 3 nothing has happened: run `commit` again. After it everything has: `commit` run again goes on with step 4
-//! and gives the same events. An event's id is made of the parent, the module and the file's name, so none is ever twice.
+//! Before step 3 nothing has happened: run `commit` again. After it everything has: `commit` run
+//! again goes on with step 4 and gives the same events. An event's id is made of the parent, the
+//! module and the file's name, so none is ever twice.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,8 +24,8 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use ion_model::checksum::{BLOCK, Summer};
 use ion_model::errors::chain;
 use ion_model::event::{
-    Event, EventFile, FileEntry, KeyValue, Parsed, Publication, WHOLE_DRAFT, clean_path, is_doubtful_draft,
-    parse_within,
+    Event, EventFile, FileEntry, KeyValue, Parsed, Publication, WHOLE_DRAFT, clean_path,
+    is_doubtful_draft, parse_within,
 };
 use ion_model::id::EventId;
 use ion_model::limits::{Limits, bytes_in_words};
@@ -41,13 +43,15 @@ use crate::attempt::{Attempt, Standing};
 use crate::folder::{Folder, Left, Output, read_within};
 use crate::{HandlerError, Work};
 
-/// Events committed at a time. Fewer wait for the stores one by one; more only wait for each other's files.
+/// Events committed at a time. Fewer wait for the stores one by one; more only wait for each
+/// other's files.
 const EVENTS_AT_A_TIME: usize = 16;
 
 /// Bytes of one of [`TURNS`]: a part of an upload.
 const TURN: u64 = 8 << 20;
 
-/// Parts of uploads under way, of all files together: what they take of memory. 16 small files, or three large ones.
+/// Parts of uploads under way, of all files together: what they take of memory. 16 small files, or
+/// three large ones.
 const TURNS: u32 = 16;
 
 /// Parts of one file that an upload has under way at most, one of them being read.
@@ -68,12 +72,18 @@ pub struct Committed {
 /// Commits what is in the folder.
 ///
 /// # Guarantees
-/// `Ok`: all events will be published, whatever dies. `Err`: none is seen, now or later, unless this is run again and says
-/// `Ok`; with [`HandlerError::Store`] it may have happened all the same, which the next run finds.
+/// `Ok`: all events will be published, whatever dies. `Err`: none is seen, now or later, unless
+/// this is run again and says `Ok`; with [`HandlerError::Store`] it may have happened all the same,
+/// which the next run finds.
 ///
 /// # Errors
-/// [`HandlerError::Rejected`] names the first event file, by name, that cannot be an event, and why.
-pub async fn commit(plane: &DataPlane, folder: &Folder, work: &Work) -> Result<Committed, HandlerError> {
+/// [`HandlerError::Rejected`] names the first event file, by name, that cannot be an event, and
+/// why.
+pub async fn commit(
+    plane: &DataPlane,
+    folder: &Folder,
+    work: &Work,
+) -> Result<Committed, HandlerError> {
     let standing = Attempt::resume(plane, work, folder).await?;
     let output = folder.output()?;
     match standing {
@@ -88,8 +98,8 @@ pub async fn commit(plane: &DataPlane, folder: &Folder, work: &Work) -> Result<C
     }
 }
 
-/// The attempt's end after an error: one that the module made is its failure; one that a store made leaves the attempt open,
-/// to be gone on with.
+/// The attempt's end after an error: one that the module made is its failure; one that a store made
+/// leaves the attempt open, to be gone on with.
 async fn give_up(plane: &DataPlane, attempt: Attempt, error: HandlerError) -> HandlerError {
     match &error {
         HandlerError::Rejected { refusal: Refusal::Fenced, .. } => {
@@ -97,7 +107,10 @@ async fn give_up(plane: &DataPlane, attempt: Attempt, error: HandlerError) -> Ha
         }
         HandlerError::Rejected { refusal, .. } if !matches!(refusal, Refusal::Stores(_)) => {
             if let Err(failed) = attempt.fail(plane, &error.to_string()).await {
-                tracing::warn!(error = chain(&failed), "that the attempt failed is not in the ledger");
+                tracing::warn!(
+                    error = chain(&failed),
+                    "that the attempt failed is not in the ledger"
+                );
             }
             error
         }
@@ -131,7 +144,8 @@ fn read(output: &Output, work: &Work) -> Result<Written, HandlerError> {
     Ok(Written { events, insights: insights.map(EventFile::into_values) })
 }
 
-/// A file that is a draft by the form of its name alone, and a whole event, was not meant as a draft.
+/// A file that is a draft by the form of its name alone, and a whole event, was not meant as a
+/// draft.
 fn refuse_whole_draft(output: &Output, work: &Work, name: &str) -> Result<(), HandlerError> {
     match parsed(output.event(name), work, name) {
         Ok(Some(file)) if file.event_type.is_some() => {
@@ -144,7 +158,11 @@ fn refuse_whole_draft(output: &Output, work: &Work, name: &str) -> Result<(), Ha
 }
 
 /// A file of JSON that the module left; none if it is empty or not there.
-fn parsed(left: io::Result<Left>, work: &Work, name: &str) -> Result<Option<EventFile>, HandlerError> {
+fn parsed(
+    left: io::Result<Left>,
+    work: &Work,
+    name: &str,
+) -> Result<Option<EventFile>, HandlerError> {
     let rejected = |refusal| HandlerError::Rejected { name: name.to_owned(), refusal };
     let unreadable = |source| rejected(Refusal::Unreadable { path: name.to_owned(), source });
     let file = match left.map_err(unreadable)? {
@@ -154,12 +172,17 @@ fn parsed(left: io::Result<Left>, work: &Work, name: &str) -> Result<Option<Even
     };
     let most = work.limits.event_bytes;
     let Some(content) = read_within(&file, most).map_err(unreadable)? else {
-        return Err(rejected(Refusal::TooBig(format!("an event file may have {}", bytes_in_words(most)))));
+        return Err(rejected(Refusal::TooBig(format!(
+            "an event file may have {}",
+            bytes_in_words(most)
+        ))));
     };
     match parse_within(&content, &work.limits) {
         Parsed::Complete(file) => Ok(Some(file)),
         Parsed::Empty => Ok(None),
-        Parsed::Incomplete => Err(rejected(Refusal::Invalid("the JSON document is cut off".into()))),
+        Parsed::Incomplete => {
+            Err(rejected(Refusal::Invalid("the JSON document is cut off".into())))
+        }
         Parsed::Invalid(reason) => Err(rejected(Refusal::Invalid(reason))),
         Parsed::TooBig(reason) => Err(rejected(Refusal::TooBig(reason))),
     }
@@ -205,7 +228,10 @@ async fn stage(
 /// Step 4, and what there is to show.
 async fn show(plane: &DataPlane, work: &Work, job: JobRecord) -> Result<Committed, HandlerError> {
     if let Err(error) = relay::promote(plane, &job.id).await {
-        tracing::warn!(error = chain(&error), "the events are committed and not published yet; a relay will");
+        tracing::warn!(
+            error = chain(&error),
+            "the events are committed and not published yet; a relay will"
+        );
     }
     let mut events: Vec<Event> = Vec::new();
     for publication in [Publication::Published, Publication::Unpublished] {
@@ -214,7 +240,9 @@ async fn show(plane: &DataPlane, work: &Work, job: JobRecord) -> Result<Committe
             ("jobId", json!(job.id)),
             ("publication", json!(publication)),
         ];
-        events.extend(plane.documents.find_as::<Event>(Query::equal(Collection::Events, of_job)).await?);
+        events.extend(
+            plane.documents.find_as::<Event>(Query::equal(Collection::Events, of_job)).await?,
+        );
     }
     events.sort_by(|a, b| a.file_name.cmp(&b.file_name));
     let id = InsightRecord::id(&job.id);
@@ -232,20 +260,25 @@ async fn compare(plane: &DataPlane, work: &Work, output: Output) -> Result<(), H
         let rejected = |refusal| HandlerError::Rejected { name: name.clone(), refusal };
         let found = plane.documents.get_as::<Event>(Collection::Events, id.as_str()).await?;
         let Some(found) = found else {
-            let reason = "the job has succeeded without it; a new event starts a new job".to_owned();
+            let reason =
+                "the job has succeeded without it; a new event starts a new job".to_owned();
             return Err(rejected(Refusal::Invalid(reason)));
         };
         let mut files = Vec::with_capacity(file.files.len());
         let mut seen = std::collections::HashSet::new();
         let unreadable = |source| Refusal::Unreadable { path: "out/data".into(), source };
         let Below { files: paths, empty: directories } =
-            named(&output, &file.files, work.limits.event_files).map_err(unreadable).map_err(rejected)?;
+            named(&output, &file.files, work.limits.event_files)
+                .map_err(unreadable)
+                .map_err(rejected)?;
         for path in paths {
             if seen.insert(path.clone()) {
                 let (output, path) = (output.clone(), path);
                 let described = tokio::task::spawn_blocking(move || described(&output, path)).await;
                 files.push(
-                    described.expect("blocking work neither panics nor is cancelled").map_err(rejected)?,
+                    described
+                        .expect("blocking work neither panics nor is cancelled")
+                        .map_err(rejected)?,
                 );
             }
         }
@@ -329,7 +362,8 @@ struct Staged<'w> {
 
 impl<'w> Staged<'w> {
     fn new(plane: &'w DataPlane, work: &'w Work, record: &JobRecord, output: Output) -> Self {
-        // A key is written once: a commit that was cut off may have stored other bytes in this same attempt.
+        // A key is written once: a commit that was cut off may have stored other bytes in this same
+        // attempt.
         let run = Uuid::new_v4().simple().to_string();
         let correlation = &work.event.context.correlation_id;
         Self {

@@ -1,5 +1,5 @@
-//! Development mode: no store to set up, and everything that passed to be read as files below `.dev/<module>/`, in the flat
-//! shape that older Ion gave them.
+//! Development mode: no store to set up, and everything that passed to be read as files below
+//! `.dev/<module>/`, in the flat shape that older Ion gave them.
 //!
 //! | file | what it holds |
 //! | --- | --- |
@@ -42,7 +42,8 @@ pub struct Dump {
 }
 
 impl Dump {
-    /// Below `base`, which is `.dev` unless somebody says otherwise. The module's name is part of a path.
+    /// Below `base`, which is `.dev` unless somebody says otherwise. The module's name is part of a
+    /// path.
     pub fn new(base: impl Into<PathBuf>, module: &str) -> Self {
         Self { base: base.into(), module: module.to_owned() }
     }
@@ -114,8 +115,8 @@ fn flat(context: &Context, others: Value) -> Value {
     all
 }
 
-/// The event of a module that nothing came before: what lies in `in/data` is its files, `in/eventmeta.json` its values. Kept
-/// in the stores, so that `prepare` brings it back.
+/// The event of a module that nothing came before: what lies in `in/data` is its files,
+/// `in/eventmeta.json` its values. Kept in the stores, so that `prepare` brings it back.
 ///
 /// # Errors
 /// When a file cannot be read or stored.
@@ -130,7 +131,8 @@ pub async fn first_event(
     let data = folder.at("in/data");
     let Below { files: names, empty: directories } =
         walk(&data).map_err(HandlerError::folder(&data, "cannot be read"))?;
-    // Of this call alone: another one with the same id must not write over what the first one's event names.
+    // Of this call alone: another one with the same id must not write over what the first one's
+    // event names.
     let prefix = format!("{correlation}/{id}/{}", EventId::random().short());
     let moved = AtomicU64::new(0);
     let mut files: Vec<FileEntry> = Vec::with_capacity(names.len());
@@ -148,13 +150,16 @@ pub async fn first_event(
             let (name, file, moved) = (name.clone(), &file, &moved);
             async move {
                 let reopened = file.try_clone().and_then(|mut same| same.rewind().map(|()| same));
-                let same = reopened.map_err(|source| UploadError::Read { path: name.clone(), source })?;
+                let same =
+                    reopened.map_err(|source| UploadError::Read { path: name.clone(), source })?;
                 store_open(&*plane.blobs, key, name, same, moved).await
             }
         };
         let stored = in_tries(store).await;
-        let why =
-            |error| HandlerError::Input { name: name.clone(), reason: ion_model::errors::chain(&error) };
+        let why = |error| HandlerError::Input {
+            name: name.clone(),
+            reason: ion_model::errors::chain(&error),
+        };
         files.push(stored.map_err(why)?);
     }
     let event = Event {
@@ -185,14 +190,16 @@ pub async fn first_event(
         unclaimed: false,
     };
     let created = record_event(plane, event.clone()).await;
-    created.map_err(|refusal| HandlerError::Rejected { name: "in/eventmeta.json".into(), refusal })?;
+    created
+        .map_err(|refusal| HandlerError::Rejected { name: "in/eventmeta.json".into(), refusal })?;
     Ok(event)
 }
 
 /// The values in `in/eventmeta.json`, but for the addresses that an earlier `prepare` put there.
 fn values(folder: &Folder, files: &[FileEntry]) -> Result<Vec<KeyValue>, HandlerError> {
     let path = folder.at("in/eventmeta.json");
-    let malformed = |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
+    let malformed =
+        |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
     let read = || match folder.input("eventmeta.json")? {
         Left::File(file) => match read_within(&file, Limits::default().event_bytes)? {
             Some(content) => Ok(content),
@@ -215,8 +222,9 @@ fn values(folder: &Folder, files: &[FileEntry]) -> Result<Vec<KeyValue>, Handler
             return Err(HandlerError::folder(path, "cannot be read")(malformed("it is cut off")));
         }
     };
-    let address =
-        |pair: &KeyValue| pair.value.starts_with("ion://") && files.iter().any(|file| file.name == pair.key);
+    let address = |pair: &KeyValue| {
+        pair.value.starts_with("ion://") && files.iter().any(|file| file.name == pair.key)
+    };
     values.retain(|pair| !address(pair));
     Ok(values)
 }

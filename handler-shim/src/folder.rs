@@ -1,7 +1,8 @@
 //! The folder a module works in: `in/` and `out/` below `HANDLER_BASE_DIR`.
 //!
-//! What a module leaves there is not trusted: its commit runs elsewhere, with the stores' credentials and other files at
-//! hand. So nothing is read through a link that leads out of `out/data`, and nothing is removed through a link at all.
+//! What a module leaves there is not trusted: its commit runs elsewhere, with the stores'
+//! credentials and other files at hand. So nothing is read through a link that leads out of
+//! `out/data`, and nothing is removed through a link at all.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -20,7 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::HandlerError;
 
-/// Where `prepare` notes for `commit` which attempt this is: neither in `in/` nor in `out/`, which are the module's.
+/// Where `prepare` notes for `commit` which attempt this is: neither in `in/` nor in `out/`, which
+/// are the module's.
 const NOTE: &str = ".ion-handler.json";
 
 /// Bytes of that note. Ours have some hundred; what a module puts there may have any number.
@@ -72,7 +74,8 @@ impl Folder {
         Ok(beneath::Folder::open(&self.root.canonicalize()?)?)
     }
 
-    /// Makes it as a module expects it: `in/data`, `out/data` and `out/events` empty, no values, no insights.
+    /// Makes it as a module expects it: `in/data`, `out/data` and `out/events` empty, no values, no
+    /// insights.
     ///
     /// # Errors
     /// When something cannot be made or removed, or a link stands in the way.
@@ -87,7 +90,8 @@ impl Folder {
             // What is behind a link might be anybody's.
             open_or_make(&self.opened()?, OsStr::new(name))
         };
-        let open = |name: &str| open(name).map_err(HandlerError::folder(self.at(name), "cannot be made"));
+        let open =
+            |name: &str| open(name).map_err(HandlerError::folder(self.at(name), "cannot be made"));
         Ok(Parts { input: open("in")?, output: open("out")? })
     }
 
@@ -100,7 +104,8 @@ impl Folder {
         write().map_err(HandlerError::folder(self.at(path), "cannot be written"))
     }
 
-    /// A file that must be new, at a clean path; the folders above it are made. No link is followed, wherever it stands.
+    /// A file that must be new, at a clean path; the folders above it are made. No link is
+    /// followed, wherever it stands.
     pub(crate) fn new_file(&self, path: &Path) -> io::Result<File> {
         let (above, name) = split(path)?;
         let mut folder = self.opened()?;
@@ -122,13 +127,19 @@ impl Folder {
     /// A file that [`Folder::new_file`] made, to be written to.
     pub(crate) fn made_file(&self, path: &Path) -> io::Result<File> {
         let (above, name) = split(path)?;
-        let file =
-            self.opened()?.below(above)?.open_file(name, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty())?;
+        let file = self.opened()?.below(above)?.open_file(
+            name,
+            OFlags::WRONLY | OFlags::NONBLOCK,
+            Mode::empty(),
+        )?;
         let metadata = file.metadata()?;
         // A file with another name may be anybody's.
         match metadata.is_file() && metadata.nlink() == 1 {
             true => Ok(file),
-            false => Err(io::Error::new(io::ErrorKind::InvalidInput, "something else stands in its place")),
+            false => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "something else stands in its place",
+            )),
         }
     }
 
@@ -141,8 +152,8 @@ impl Folder {
         open(self.opened()?.as_fd(), &Path::new("in").join(path), resolve)
     }
 
-    /// Notes which attempt the folder is for. Durable before the ledger is told: whoever finds the attempt in the ledger
-    /// after a crash finds it here too.
+    /// Notes which attempt the folder is for. Durable before the ledger is told: whoever finds the
+    /// attempt in the ledger after a crash finds it here too.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -160,11 +171,12 @@ impl Folder {
         write().map_err(HandlerError::folder(self.at(NOTE), "cannot be written"))
     }
 
-    /// The attempt that was noted; none if there is no note, or none that can be read. The module may have put anything in
-    /// its place.
+    /// The attempt that was noted; none if there is no note, or none that can be read. The module
+    /// may have put anything in its place.
     pub fn noted(&self) -> Option<Note> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let Ok(Left::File(file)) = open(self.opened().ok()?.as_fd(), Path::new(NOTE), resolve) else {
+        let Ok(Left::File(file)) = open(self.opened().ok()?.as_fd(), Path::new(NOTE), resolve)
+        else {
             return None;
         };
         serde_json::from_slice(&read_within(&file, NOTE_BYTES_MAX).ok()??).ok()
@@ -176,12 +188,15 @@ impl Folder {
     /// When a folder of it cannot be opened, or is a link.
     pub fn output(&self) -> Result<Output, HandlerError> {
         let open = |path: &str| -> io::Result<_> { Ok(self.opened()?.below(Path::new(path))?) };
-        let open = |path: &str| open(path).map_err(HandlerError::folder(self.at(path), "cannot be opened"));
+        let open = |path: &str| {
+            open(path).map_err(HandlerError::folder(self.at(path), "cannot be opened"))
+        };
         Ok(Output { out: open("out")?, data: open("out/data")?, events: open("out/events")? })
     }
 }
 
-/// `in` and `out`, held open: what is done in them is done in these two folders, whatever stands in their places by then.
+/// `in` and `out`, held open: what is done in them is done in these two folders, whatever stands in
+/// their places by then.
 struct Parts {
     input: beneath::Folder,
     output: beneath::Folder,
@@ -228,7 +243,8 @@ impl Output {
         open(self.data.as_fd(), Path::new(path), ResolveFlags::BENEATH)
     }
 
-    /// What is below a directory of `out/data`, sorted, but not much more than so many files; none if no directory is there.
+    /// What is below a directory of `out/data`, sorted, but not much more than so many files; none
+    /// if no directory is there.
     ///
     /// # Errors
     /// When the system fails, or a name is not UTF-8.
@@ -249,7 +265,11 @@ impl Output {
             for name in names {
                 let inside = format!("{path}/{}", utf8(&name)?);
                 let kind = FileType::from_raw_mode(folder.stat(&name)?.st_mode);
-                if kind == FileType::Directory { todo.push(inside) } else { below.files.push(inside) }
+                if kind == FileType::Directory {
+                    todo.push(inside)
+                } else {
+                    below.files.push(inside)
+                }
             }
             if below.files.len() as u64 > files_max {
                 break;
@@ -265,7 +285,11 @@ impl Output {
     /// # Errors
     /// When the system fails.
     pub fn event(&self, name: &str) -> io::Result<Left> {
-        open(self.events.as_fd(), Path::new(name), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+        open(
+            self.events.as_fd(),
+            Path::new(name),
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
+        )
     }
 
     /// `out/insights.json`.
@@ -277,7 +301,8 @@ impl Output {
         open(self.out.as_fd(), Path::new("insights.json"), resolve)
     }
 
-    /// The names of event files, sorted. Drafts are none, as on the mount, but for those that may be meant as events.
+    /// The names of event files, sorted. Drafts are none, as on the mount, but for those that may
+    /// be meant as events.
     ///
     /// # Errors
     /// When the folder cannot be read, or a name in it is not UTF-8.
@@ -298,7 +323,8 @@ impl Output {
 /// The name as an event can hold it.
 pub(crate) fn utf8(name: &OsStr) -> io::Result<&str> {
     name.to_str().ok_or_else(|| {
-        let reason = format!("the name {name:?} is not UTF-8, and names in an event are; rename it");
+        let reason =
+            format!("the name {name:?} is not UTF-8, and names in an event are; rename it");
         io::Error::new(io::ErrorKind::InvalidData, reason)
     })
 }
@@ -314,7 +340,8 @@ fn open(folder: BorrowedFd<'_>, path: &Path, resolve: ResolveFlags) -> io::Resul
         // A socket.
         Err(Errno::NXIO) => return Ok(Left::Other("no regular file".into())),
         Err(Errno::NOSYS) => {
-            let reason = "this kernel cannot open files without following links out (openat2, Linux 5.6)";
+            let reason =
+                "this kernel cannot open files without following links out (openat2, Linux 5.6)";
             return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
         }
         Err(error) => return Err(error.into()),
@@ -322,9 +349,9 @@ fn open(folder: BorrowedFd<'_>, path: &Path, resolve: ResolveFlags) -> io::Resul
     let kind = opened.metadata()?.file_type();
     Ok(match (kind.is_file(), kind.is_dir()) {
         (true, _) => Left::File(opened),
-        (_, true) => {
-            Left::Other("a directory; name its files, or it with a slash at its end for all of them".into())
-        }
+        (_, true) => Left::Other(
+            "a directory; name its files, or it with a slash at its end for all of them".into(),
+        ),
         _ => Left::Other("no regular file".into()),
     })
 }
@@ -356,7 +383,8 @@ fn open_or_make(above: &beneath::Folder, name: &OsStr) -> io::Result<beneath::Fo
     }
 }
 
-/// Makes an empty folder of whatever has this name. A folder that is there stays: it may be a mount.
+/// Makes an empty folder of whatever has this name. A folder that is there stays: it may be a
+/// mount.
 fn empty(above: &beneath::Folder, name: &OsStr) -> io::Result<()> {
     match above.folder(name) {
         Ok(folder) => return Ok(folder.remove_content()?),
@@ -447,7 +475,13 @@ mod tests {
                     let (one, other) = (folder.at("out/data"), folder.at("link"));
                     let how = rustix::fs::RenameFlags::EXCHANGE;
                     // Either may be gone for a moment.
-                    let _ = rustix::fs::renameat_with(rustix::fs::CWD, &one, rustix::fs::CWD, &other, how);
+                    let _ = rustix::fs::renameat_with(
+                        rustix::fs::CWD,
+                        &one,
+                        rustix::fs::CWD,
+                        &other,
+                        how,
+                    );
                     if !other.is_symlink() {
                         let _ = std::fs::remove_dir_all(&other);
                         let _ = symlink(&theirs, &other);
@@ -460,8 +494,10 @@ mod tests {
             }
             over.store(true, Ordering::Relaxed);
         });
-        let names: Vec<_> =
-            std::fs::read_dir(theirs.join("deep")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let names: Vec<_> = std::fs::read_dir(theirs.join("deep"))
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
         assert_eq!(names, ["f"]);
         assert_eq!(std::fs::read_to_string(theirs.join("deep/f")).unwrap(), "kept");
     }
@@ -469,7 +505,8 @@ mod tests {
     #[test]
     fn a_note_is_a_small_file_or_none() {
         let (place, folder) = folder();
-        let note = Note { event_id: EventId::new("e"), job_id: JobId::new("j"), holder: "h".into() };
+        let note =
+            Note { event_id: EventId::new("e"), job_id: JobId::new("j"), holder: "h".into() };
         folder.note(&note).unwrap();
         assert_eq!(folder.noted().as_ref(), Some(&note));
         let replace = |with: &dyn Fn(&Path)| {
@@ -536,7 +573,10 @@ mod tests {
             (below.files, below.empty),
             (vec!["d/a/f".into(), "d/l".into()], vec!["d/a/b".into(), "d/c".into()])
         );
-        assert!(output.below("d/a/f", 10).unwrap().is_none() && output.below("x", 10).unwrap().is_none());
+        assert!(
+            output.below("d/a/f", 10).unwrap().is_none()
+                && output.below("x", 10).unwrap().is_none()
+        );
         assert!(output.below("d/l", 10).unwrap().is_none(), "a link is no folder");
         std::fs::write(folder.at("out/data/d").join(OsStr::from_bytes(b"\xff")), "").unwrap();
         assert!(output.below("d", 10).unwrap_err().to_string().contains("\\xFF"));

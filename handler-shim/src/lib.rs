@@ -1,8 +1,9 @@
-//! Modules of older Ion where nothing can be mounted: `prepare` copies an event's files into a plain folder, the module
-//! runs on it, `commit` takes what it left.
+//! Modules of older Ion where nothing can be mounted: `prepare` copies an event's files into a
+//! plain folder, the module runs on it, `commit` takes what it left.
 //!
-//! What a module sees is older Ion's; what happens to its output is not: it goes through the commit protocol of `ionfs`, so
-//! that all its events are committed or none, and committing again makes nothing new.
+//! What a module sees is older Ion's; what happens to its output is not: it goes through the commit
+//! protocol of `ionfs`, so that all its events are committed or none, and committing again makes
+//! nothing new.
 //!
 //! | module | what it holds |
 //! | --- | --- |
@@ -72,7 +73,9 @@ pub enum HandlerError {
         holder: String,
     },
     /// Another `prepare` or `commit` has begun a later attempt.
-    #[error("a later attempt of job {0} has begun somewhere else; run prepare again to begin one here")]
+    #[error(
+        "a later attempt of job {0} has begun somewhere else; run prepare again to begin one here"
+    )]
     Later(JobId),
     /// The job cannot be worked on as it stands.
     #[error("job {job} is {state}; {way_out}")]

@@ -1,7 +1,7 @@
 //! `prepare`: an event's files and values into the folder.
 //!
-//! Files come in ranges side by side, also those of one large file; each block is compared with its checksum before it is
-//! written. What is in memory is one block for each range under way.
+//! Files come in ranges side by side, also those of one large file; each block is compared with its
+//! checksum before it is written. What is in memory is one block for each range under way.
 
 use std::collections::HashSet;
 use std::io;
@@ -22,16 +22,19 @@ use crate::attempt::{Attempt, Standing};
 use crate::folder::Folder;
 use crate::{HandlerError, Work};
 
-/// Ranges fetched at a time: with one block each in memory. Fewer leave a remote store idle between small files.
+/// Ranges fetched at a time: with one block each in memory. Fewer leave a remote store idle between
+/// small files.
 const FETCHES_MAX: usize = 16;
 
-/// Bytes of one range. Smaller asks the store more often; larger leaves a large file to few requests.
+/// Bytes of one range. Smaller asks the store more often; larger leaves a large file to few
+/// requests.
 const RANGE: u64 = 32 << 20;
 
 /// Bytes of a block that is not taken for nonsense: each is in memory as a whole.
 const BLOCK_MAX: u64 = 64 << 20;
 
-/// Tries of one range: what was damaged on the wire is right the second time, what is damaged in the store is not.
+/// Tries of one range: what was damaged on the wire is right the second time, what is damaged in
+/// the store is not.
 const TRIES: usize = 2;
 
 /// What `prepare` found.
@@ -39,15 +42,16 @@ const TRIES: usize = 2;
 pub struct Prepared {
     /// Files that are in `in/data` now.
     pub files: usize,
-    /// The job had succeeded before: what the module makes now is only compared with what it made then.
+    /// The job had succeeded before: what the module makes now is only compared with what it made
+    /// then.
     pub succeeded_before: bool,
 }
 
 /// Begins an attempt and fills the folder for it.
 ///
 /// # Errors
-/// When the attempt cannot begin, or a file does not arrive whole. The folder may be half filled then; the next `prepare`
-/// begins anew.
+/// When the attempt cannot begin, or a file does not arrive whole. The folder may be half filled
+/// then; the next `prepare` begins anew.
 pub async fn prepare(
     plane: &DataPlane,
     folder: &Folder,
@@ -95,11 +99,16 @@ impl Coming {
     }
 }
 
-async fn fetch_all(plane: &DataPlane, folder: &Folder, files: &[FileEntry]) -> Result<(), HandlerError> {
+async fn fetch_all(
+    plane: &DataPlane,
+    folder: &Folder,
+    files: &[FileEntry],
+) -> Result<(), HandlerError> {
     let coming = places(folder, files)?;
     let made = coming.clone();
     blocking(move || made.iter().try_for_each(make)).await?;
-    let ranges = coming.iter().flat_map(|file| ranges(&file.entry).map(|range| (file.clone(), range)));
+    let ranges =
+        coming.iter().flat_map(|file| ranges(&file.entry).map(|range| (file.clone(), range)));
     let ranges: Vec<(Coming, Range<u64>)> = ranges.collect();
     stream::iter(ranges)
         .map(|(file, range)| fetch(plane, file, range))
@@ -109,11 +118,15 @@ async fn fetch_all(plane: &DataPlane, folder: &Folder, files: &[FileEntry]) -> R
     blocking(move || coming.iter().try_for_each(finish)).await
 }
 
-/// Where each file goes. Names come from other hosts' documents: one that leaves `in/data` is refused.
+/// Where each file goes. Names come from other hosts' documents: one that leaves `in/data` is
+/// refused.
 fn places(folder: &Folder, files: &[FileEntry]) -> Result<Vec<Coming>, HandlerError> {
     let mut directories = HashSet::new();
     for file in files {
-        let wrong = |reason: &str| HandlerError::Input { name: file.name.clone(), reason: reason.to_owned() };
+        let wrong = |reason: &str| HandlerError::Input {
+            name: file.name.clone(),
+            reason: reason.to_owned(),
+        };
         if clean_path(&file.name).as_deref() != Some(file.name.as_str()) {
             return Err(wrong("it is not a path below in/data"));
         }
@@ -127,7 +140,8 @@ fn places(folder: &Folder, files: &[FileEntry]) -> Result<Vec<Coming>, HandlerEr
         folder: folder.clone(),
         path: Path::new("in/data").join(&file.name),
     };
-    // A directory wins over a file of the same name, as on the mount: its files could not be reached otherwise.
+    // A directory wins over a file of the same name, as on the mount: its files could not be
+    // reached otherwise.
     let reachable = files.iter().filter(|file| !directories.contains(Path::new(&file.name)));
     Ok(reachable.map(coming).collect())
 }
@@ -140,7 +154,9 @@ fn make_directories(folder: &Folder, names: &[String]) -> Result<(), HandlerErro
             return Err(HandlerError::Input { name: name.clone(), reason });
         }
         let path = Path::new("in/data").join(name);
-        folder.make_folders(&path).map_err(HandlerError::folder(folder.at(&path), "cannot be made"))?;
+        folder
+            .make_folders(&path)
+            .map_err(HandlerError::folder(folder.at(&path), "cannot be made"))?;
     }
     Ok(())
 }
@@ -181,7 +197,11 @@ async fn fetch(plane: &DataPlane, file: Coming, range: Range<u64>) -> Result<(),
     }
 }
 
-async fn try_to_fetch(plane: &DataPlane, file: &Coming, range: Range<u64>) -> Result<(), HandlerError> {
+async fn try_to_fetch(
+    plane: &DataPlane,
+    file: &Coming,
+    range: Range<u64>,
+) -> Result<(), HandlerError> {
     let wrong = |reason: String| HandlerError::Input { name: file.entry.name.clone(), reason };
     let made = file.clone();
     let opened = blocking(move || made.folder.made_file(&made.path)).await;

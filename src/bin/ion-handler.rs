@@ -1,4 +1,5 @@
-//! `ion-handler`: modules of older Ion where nothing can be mounted. The room `handler-shim` is all of it.
+//! `ion-handler`: modules of older Ion where nothing can be mounted. The room `handler-shim` is all
+//! of it.
 
 use std::process::ExitCode;
 

@@ -1,12 +1,12 @@
 //! What jobs write, and what becomes of them, as it happens: `ion up` and `ion run`.
 //!
 //! # How it works
-//! A thread of its own reads each attempt's log and has the lines printed, a part of each in turn. What an attempt wrote
-//! stands before the line that says how it ended.
+//! A thread of its own reads each attempt's log and has the lines printed, a part of each in turn.
+//! What an attempt wrote stands before the line that says how it ended.
 //!
 //! # What it never does
-//! Hold up whoever tells it of something. One who reads slower than jobs write sees the end of what each has written, and
-//! how much is left out before it; the logs have all of it.
+//! Hold up whoever tells it of something. One who reads slower than jobs write sees the end of what
+//! each has written, and how much is left out before it; the logs have all of it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -117,7 +117,8 @@ impl Live {
         self.changed.notify_all();
     }
 
-    /// Nothing more comes: waits until what there is has been shown, for a while at most if one is given.
+    /// Nothing more comes: waits until what there is has been shown, for a while at most if one is
+    /// given.
     pub(crate) fn finish(&self, most: Option<Duration>) {
         let deadline = most.map(|most| Instant::now() + most);
         let mut told = self.told();
@@ -277,8 +278,8 @@ impl ShownOutput {
 
 /// Lines made of what a program writes piece by piece.
 ///
-/// A carriage return lets the next text stand over the one before, as on a terminal: of texts that follow each other so one
-/// is shown now and then, and the last.
+/// A carriage return lets the next text stand over the one before, as on a terminal: of texts that
+/// follow each other so one is shown now and then, and the last.
 #[derive(Debug, Default)]
 struct Lines {
     line: Vec<u8>,
@@ -311,8 +312,10 @@ impl Lines {
                         self.show_overwritten(show);
                         self.clear();
                     }
-                    let end =
-                        bytes.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(bytes.len());
+                    let end = bytes
+                        .iter()
+                        .position(|byte| matches!(byte, b'\n' | b'\r'))
+                        .unwrap_or(bytes.len());
                     let kept = end.min(LINE_MAX.saturating_sub(self.line.len()));
                     self.line.extend_from_slice(&bytes[..kept]);
                     self.cut += (end - kept) as u64;

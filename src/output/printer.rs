@@ -1,13 +1,15 @@
 //! Threads that write to stdout and stderr, so that no other thread ever does.
 //!
 //! # How it works
-//! Each of the two files has a queue with a bound and a thread that writes what is in it; where both are the same file, one
-//! thread keeps their order. What a command was asked for waits for room in the queue ([`WhenFull::Wait`]), as in any program
-//! whose reader is slow. All else is left out while there is none ([`WhenFull::LeaveOut`]); how much that was stands where it
-//! is missing, once somebody reads again.
+//! Each of the two files has a queue with a bound and a thread that writes what is in it; where
+//! both are the same file, one thread keeps their order. What a command was asked for waits for
+//! room in the queue ([`WhenFull::Wait`]), as in any program whose reader is slow. All else is left
+//! out while there is none ([`WhenFull::LeaveOut`]); how much that was stands where it is missing,
+//! once somebody reads again.
 //!
 //! # What it never does
-//! Hold up a job, a signal or the gateway because nobody reads; end the program because a reader went away.
+//! Hold up a job, a signal or the gateway because nobody reads; end the program because a reader
+//! went away.
 
 use std::collections::VecDeque;
 use std::io;
@@ -69,7 +71,9 @@ pub(super) fn wait<'a, T>(
     match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
         None => Ok(changed.wait(state).unwrap_or_else(PoisonError::into_inner)),
         Some(Duration::ZERO) => Err(state),
-        Some(left) => Ok(changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0),
+        Some(left) => {
+            Ok(changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0)
+        }
     }
 }
 
@@ -166,7 +170,11 @@ impl Printer {
             return;
         }
         state.tell_left_out(stream);
-        state.push(QueuedText { stream, bytes: text, stands_for: u64::from(when_full != WhenFull::Forget) });
+        state.push(QueuedText {
+            stream,
+            bytes: text,
+            stands_for: u64::from(when_full != WhenFull::Forget),
+        });
         self.changed.notify_all();
     }
 
@@ -188,7 +196,8 @@ impl Printer {
     /// Waits until all is written, for a while at most if one is given.
     ///
     /// # Errors
-    /// The system's, when something could not be written for another reason than that the reader went away.
+    /// The system's, when something could not be written for another reason than that the reader
+    /// went away.
     pub(crate) fn finish(&self, most: Option<Duration>) -> io::Result<()> {
         let deadline = most.map(|most| Instant::now() + most);
         let mut state = self.state();
@@ -268,7 +277,8 @@ impl PrinterState {
         let missing = std::mem::take(&mut self.left_out);
         if missing > 0 {
             let what = if missing == 1 { "text is" } else { "texts are" };
-            let words = format!("ion: {missing} {what} missing here: they could not be written in time\n");
+            let words =
+                format!("ion: {missing} {what} missing here: they could not be written in time\n");
             self.push(QueuedText { stream, bytes: words.into_bytes(), stands_for: missing });
         }
     }

@@ -33,7 +33,8 @@ pub(crate) fn bar_target() -> ProgressDrawTarget {
 /// Frames a second.
 const FRAMES: u8 = 10;
 
-/// A terminal that takes whole frames. One that cannot be written in time is left out: the next one shows the same.
+/// A terminal that takes whole frames. One that cannot be written in time is left out: the next one
+/// shows the same.
 #[derive(Debug, Default)]
 struct Terminal {
     frame: Mutex<String>,
@@ -90,7 +91,11 @@ impl TermLike for Terminal {
 
     fn flush(&self) -> io::Result<()> {
         let frame = std::mem::take(&mut *self.frame.lock().unwrap_or_else(PoisonError::into_inner));
-        printer(OutputStream::Stderr).put(OutputStream::Stderr, frame.into_bytes(), WhenFull::Forget);
+        printer(OutputStream::Stderr).put(
+            OutputStream::Stderr,
+            frame.into_bytes(),
+            WhenFull::Forget,
+        );
         Ok(())
     }
 }

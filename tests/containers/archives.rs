@@ -13,7 +13,8 @@ use crate::support::images::{Image, digest, gzip};
 use crate::support::{Home, ION, Ran};
 use crate::{pipeline, run};
 
-/// Bytes that an archive claims for one name: more than the daemon may take, far more than it needs.
+/// Bytes that an archive claims for one name: more than the daemon may take, far more than it
+/// needs.
 const HUGE: u64 = 6 << 30;
 
 /// Bytes of a piece that is compressed once and repeated.
@@ -22,7 +23,8 @@ const PIECE: usize = 64 << 20;
 /// Adds a blob to a layout; gives its descriptor.
 fn add_blob(layout: &Path, media_type: &str, content: &[u8]) -> Value {
     let digest = digest(content);
-    fs::write(layout.join("blobs/sha256").join(digest.strip_prefix("sha256:").unwrap()), content).unwrap();
+    fs::write(layout.join("blobs/sha256").join(digest.strip_prefix("sha256:").unwrap()), content)
+        .unwrap();
     json!({"mediaType": media_type, "digest": digest, "size": content.len()})
 }
 
@@ -31,7 +33,9 @@ fn read_json(path: &Path) -> Value {
 }
 
 fn blob_of(layout: &Path, descriptor: &Value) -> std::path::PathBuf {
-    layout.join("blobs/sha256").join(descriptor["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap())
+    layout
+        .join("blobs/sha256")
+        .join(descriptor["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap())
 }
 
 /// Changes the manifest of the one image of a layout.
@@ -39,8 +43,11 @@ fn change_manifest(layout: &Path, change: impl FnOnce(&mut Value)) {
     let mut index = read_json(&layout.join("index.json"));
     let mut manifest = read_json(&blob_of(layout, &index["manifests"][0]));
     change(&mut manifest);
-    let manifest =
-        add_blob(layout, "application/vnd.oci.image.manifest.v1+json", manifest.to_string().as_bytes());
+    let manifest = add_blob(
+        layout,
+        "application/vnd.oci.image.manifest.v1+json",
+        manifest.to_string().as_bytes(),
+    );
     for key in ["digest", "size"] {
         index["manifests"][0][key] = manifest[key].clone();
     }
@@ -49,7 +56,8 @@ fn change_manifest(layout: &Path, change: impl FnOnce(&mut Value)) {
 
 /// Lays a layer of these bytes over an image.
 pub(super) fn with_layer(layout: &Path, compression: &str, content: &[u8]) {
-    let layer = add_blob(layout, &format!("application/vnd.oci.image.layer.v1.tar{compression}"), content);
+    let layer =
+        add_blob(layout, &format!("application/vnd.oci.image.layer.v1.tar{compression}"), content);
     change_manifest(layout, |manifest| manifest["layers"].as_array_mut().unwrap().push(layer));
 }
 
@@ -99,7 +107,14 @@ fn run_small(home: &Home) -> (Ran, u64) {
         .output()
         .unwrap();
     let ran = Ran::of(output);
-    let kib = ran.stdout.rsplit("KiB ").next().unwrap().trim().parse().unwrap_or_else(|_| panic!("{ran:#?}"));
+    let kib = ran
+        .stdout
+        .rsplit("KiB ")
+        .next()
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap_or_else(|_| panic!("{ran:#?}"));
     (ran, kib)
 }
 
@@ -115,7 +130,8 @@ fn an_archive_that_is_all_names_is_refused_in_little_memory() {
     let zeros = [0; 512];
     let name = |kind| head(kind, "././@LongLink", HUGE);
     let record = format!("{HUGE} path=");
-    let record = [head(EntryType::XHeader, "pax", HUGE).as_bytes().as_slice(), record.as_bytes()].concat();
+    let record =
+        [head(EntryType::XHeader, "pax", HUGE).as_bytes().as_slice(), record.as_bytes()].concat();
     for (what, head, block) in [
         ("name", name(EntryType::GNULongName).as_bytes().to_vec(), &zeros),
         ("link", name(EntryType::GNULongLink).as_bytes().to_vec(), &zeros),
@@ -153,7 +169,8 @@ fn an_archive_whose_window_or_holes_cannot_be_had_is_refused_by_name() {
     refused("window", &["memory"]);
     // Records that are long and well are read.
     let mut tar = Builder::new(vec![]);
-    tar.append_pax_extensions([("SCHILY.xattr.user.large", vec![b'x'; 200_000].as_slice())]).unwrap();
+    tar.append_pax_extensions([("SCHILY.xattr.user.large", vec![b'x'; 200_000].as_slice())])
+        .unwrap();
     tar.append(&head(EntryType::Regular, "fine", 5), &b"fine\n"[..]).unwrap();
     let mut name = head(EntryType::GNULongName, "././@LongLink", 151);
     name.set_cksum();
@@ -190,7 +207,8 @@ fn an_image_whose_files_are_links_or_pipes_is_refused_and_nothing_hangs() {
     // A blob that never ends, and one that is a file of this machine.
     let layout = Image::of("exit 0").write(&home, "endless");
     change_manifest(&layout, |manifest| manifest["layers"][0]["size"] = json!(u64::MAX / 4));
-    let manifest = read_json(&blob_of(&layout, &read_json(&layout.join("index.json"))["manifests"][0]));
+    let manifest =
+        read_json(&blob_of(&layout, &read_json(&layout.join("index.json"))["manifests"][0]));
     let layer = blob_of(&layout, &manifest["layers"][0]);
     for to in ["/dev/zero", "/etc/passwd"] {
         fs::remove_file(&layer).unwrap();

@@ -1,4 +1,5 @@
-//! Images from registries: who logs in, how often it is asked, and what becomes of a client when nobody waits for it any more.
+//! Images from registries: who logs in, how often it is asked, and what becomes of a client when
+//! nobody waits for it any more.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -17,7 +18,13 @@ fn push(home: &Home, registry: &Registry, name: &str) -> String {
     let (user, password) = Registry::USER;
     let image = format!("{}/{name}", registry.name);
     let copied = Command::new("skopeo")
-        .args(["copy", "--quiet", "--dest-tls-verify=false", "--dest-creds", &format!("{user}:{password}")])
+        .args([
+            "copy",
+            "--quiet",
+            "--dest-tls-verify=false",
+            "--dest-creds",
+            &format!("{user}:{password}"),
+        ])
         .args(["oci:image", &format!("docker://{image}")])
         .current_dir(home.path())
         .output()
@@ -32,7 +39,10 @@ fn settings(home: &Home, registry: &Registry) -> (String, String) {
     let auths = json!({"auths": {&registry.name: {"auth": base64(&format!("{user}:{password}"))}}});
     let insecure = format!("[[registry]]\nlocation = \"{}\"\ninsecure = true\n", registry.name);
     let path = |path: std::path::PathBuf| path.to_str().unwrap().to_owned();
-    (path(home.write("logins.json", auths.to_string())), path(home.write("registries.conf", insecure)))
+    (
+        path(home.write("logins.json", auths.to_string())),
+        path(home.write("registries.conf", insecure)),
+    )
 }
 
 /// C4.
@@ -103,7 +113,8 @@ fn the_client_of_registries_finds_logins_proxies_and_registries_as_podman_does()
 fn jobs_of_several_processes_that_need_a_new_image_at_once_fetch_it_once() {
     let mut home = Home::new();
     let registry = Registry::start();
-    let large: Vec<u8> = (0..4_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let large: Vec<u8> =
+        (0..4_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     Image::of("exit 0").with(&[Entry::File("large", &large)]).write(&home, "image");
     let image = push(&home, &registry, "tools/module:1");
     let (logins, registries) = settings(&home, &registry);
@@ -120,7 +131,9 @@ fn jobs_of_several_processes_that_need_a_new_image_at_once_fetch_it_once() {
         home.run(["event", "create", "x"]).well();
         runs.into_iter().for_each(|run| drop(run.join().unwrap()));
     });
-    wait_for("all to succeed", || home.jobs().iter().filter(|job| job["state"] == "succeeded").count() >= 8);
+    wait_for("all to succeed", || {
+        home.jobs().iter().filter(|job| job["state"] == "succeeded").count() >= 8
+    });
     assert_eq!(up.stop(), Some(0));
     let blobs = registry.requests("GET /v2/tools/module/blobs/");
     let mut once = blobs.clone();
@@ -150,7 +163,9 @@ fn a_killed_dispatcher_takes_the_client_of_registries_with_it_and_jobs_say_what_
     );
     let logs = || -> Vec<String> {
         let all = home.jobs();
-        let logs = all.iter().filter_map(|job| Some(home.run(["job", "logs", job["id"].as_str()?]).stdout));
+        let logs = all
+            .iter()
+            .filter_map(|job| Some(home.run(["job", "logs", job["id"].as_str()?]).stdout));
         logs.collect()
     };
     let one_says = |words: &str| logs().iter().filter(|log| log.contains(words)).count() == 1;

@@ -1,4 +1,5 @@
-//! What layers may say, as other tools write them: every file is the one that was packed, or is refused by name.
+//! What layers may say, as other tools write them: every file is the one that was packed, or is
+//! refused by name.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -43,7 +44,8 @@ fn refused(home: &Home, name: &str, layer: &[u8], words: &[&str]) {
 /// The folder of the one unpacked image whose layer has this file.
 fn unpacked(home: &Home, file: &str) -> PathBuf {
     let images = fs::read_dir(home.state().join("images")).unwrap().flatten();
-    let mut found = images.map(|image| image.path().join("rootfs").join(file)).filter(|path| path.exists());
+    let mut found =
+        images.map(|image| image.path().join("rootfs").join(file)).filter(|path| path.exists());
     found.next().unwrap()
 }
 
@@ -90,18 +92,25 @@ fn files_with_holes_are_whole_in_every_form_that_tar_writes() {
         ("posix-0.1", &["--format=posix", "--sparse-version=0.1"]),
         ("posix-1.0", &["--format=posix", "--sparse-version=1.0"]),
     ] {
-        let tar = [&["tar", "-S", "--hole-detection=seek"], flags, &["-cf", "layer.tar", "files"]].concat();
+        let tar = [&["tar", "-S", "--hole-detection=seek"], flags, &["-cf", "layer.tar", "files"]]
+            .concat();
         here(home.path(), &tar);
         let layer = fs::read(home.path().join("layer.tar")).unwrap();
         assert!(layer.len() < 4 << 20, "{form} has holes: {} bytes", layer.len());
         let layout = Image::of("exit 0").write(&home, form);
         with_layer(&layout, "+gzip", &gzip(&layer));
         let found = in_image(&home, form, &format!("cd /files && {find}")).well();
-        let found: Vec<&str> =
-            found.stderr.lines().filter_map(|line| line.split_once("| ")).map(|(_, line)| line).collect();
+        let found: Vec<&str> = found
+            .stderr
+            .lines()
+            .filter_map(|line| line.split_once("| "))
+            .map(|(_, line)| line)
+            .collect();
         assert_eq!(found, packed.lines().collect::<Vec<_>>(), "{form}");
     }
-    let blocks = std::os::unix::fs::MetadataExt::blocks(&fs::metadata(unpacked(&home, "files/few")).unwrap());
+    let blocks = std::os::unix::fs::MetadataExt::blocks(
+        &fs::metadata(unpacked(&home, "files/few")).unwrap(),
+    );
     assert!(blocks * 512 < SPARSE_BYTES, "its holes stay holes: {blocks} blocks");
 }
 
@@ -141,9 +150,11 @@ fn records_attributes_times_and_old_folders_of_a_layer_are_kept() {
     tar.append(&head(EntryType::new(b'V'), "a label", 0), &b""[..]).unwrap();
     add(&tar.into_inner().unwrap());
     let comment = records([("comment", &b"0123"[..])], &head(EntryType::Regular, "last", 0), b"");
-    let comment =
-        [&[head(EntryType::XGlobalHeader, "pax", 16).as_bytes().as_slice()].concat(), &comment[512..]]
-            .concat();
+    let comment = [
+        &[head(EntryType::XGlobalHeader, "pax", 16).as_bytes().as_slice()].concat(),
+        &comment[512..],
+    ]
+    .concat();
     add(&comment);
     let layout = Image::of("exit 0").write(&home, "kept");
     with_layer(&layout, "", &layer);
@@ -162,8 +173,10 @@ fn records_attributes_times_and_old_folders_of_a_layer_are_kept() {
         assert!(ran.stderr.contains(words), "{words}: {ran:#?}");
     }
     let file = unpacked(&home, "named-by-record");
-    let attributes =
-        here(home.path(), &["getfattr", "--only-values", "-n", "user.lines", file.to_str().unwrap()]);
+    let attributes = here(
+        home.path(),
+        &["getfattr", "--only-values", "-n", "user.lines", file.to_str().unwrap()],
+    );
     assert_eq!(attributes, "one\n\ntwo\n");
 }
 
@@ -173,8 +186,18 @@ fn a_layer_that_would_be_misread_is_refused_by_name() {
     let home = Home::new();
     let file = || head(EntryType::Regular, "the-file", 4);
     for (name, key, value, words) in [
-        ("star", "SCHILY.realsize", "8388608", &["\"the-file\"", "SCHILY.realsize", "--format=gnu"][..]),
-        ("later", "GNU.sparse.major", "2", &["\"the-file\"", "GNU.sparse.major", "without `--sparse`"]),
+        (
+            "star",
+            "SCHILY.realsize",
+            "8388608",
+            &["\"the-file\"", "SCHILY.realsize", "--format=gnu"][..],
+        ),
+        (
+            "later",
+            "GNU.sparse.major",
+            "2",
+            &["\"the-file\"", "GNU.sparse.major", "without `--sparse`"],
+        ),
         ("number", "size", "4x", &["\"the-file\"", "size=\"4x\"", "no number"]),
         ("owner", "uid", "-7", &["\"the-file\"", "uid=\"-7\"", "no number"]),
         ("time", "mtime", "soon", &["\"the-file\"", "mtime=\"soon\"", "no time"]),
@@ -183,7 +206,8 @@ fn a_layer_that_would_be_misread_is_refused_by_name() {
         refused(&home, name, &records([(key, value.as_bytes())], &file(), b"data"), words);
     }
     let damaged =
-        [head(EntryType::XHeader, "pax", 12).as_bytes().as_slice(), &block(b"99 path=abc\n")].concat();
+        [head(EntryType::XHeader, "pax", 12).as_bytes().as_slice(), &block(b"99 path=abc\n")]
+            .concat();
     refused(
         &home,
         "damaged",
@@ -191,7 +215,8 @@ fn a_layer_that_would_be_misread_is_refused_by_name() {
         &["first entry", "PAX", "malformed"],
     );
     let everywhere =
-        [head(EntryType::XGlobalHeader, "pax", 12).as_bytes().as_slice(), &block(b"12 path=abc\n")].concat();
+        [head(EntryType::XGlobalHeader, "pax", 12).as_bytes().as_slice(), &block(b"12 path=abc\n")]
+            .concat();
     refused(
         &home,
         "all",
@@ -234,7 +259,8 @@ fn entry(header: &Header, content: &[u8]) -> Vec<u8> {
 #[test]
 fn layers_are_read_by_what_they_are_and_not_by_what_is_said_of_them() {
     let home = Home::new();
-    let plain = |name: &str| [entry(&head(EntryType::Regular, name, 5), b"data\n"), vec![0; 1024]].concat();
+    let plain =
+        |name: &str| [entry(&head(EntryType::Regular, name, 5), b"data\n"), vec![0; 1024]].concat();
     let layout = Image::of("exit 0").write(&home, "said");
     with_layer(&layout, "", &gzip(&plain("gzip-called-tar")));
     with_layer(&layout, "+gzip", &plain("tar-called-gzip"));
@@ -251,6 +277,9 @@ fn layers_are_read_by_what_they_are_and_not_by_what_is_said_of_them() {
     refused(&home, "bzip2", b"BZh91AY", &["bzip2", "--dest-compress-format gzip"]);
     refused(&home, "xz", b"\xfd7zXZ\0", &["xz", "--dest-compress-format gzip"]);
     here(home.path(), &["tar", "-czf", "image.tar.gz", "-C", "said", "."]);
-    pipeline(&home, "  m: {on: [x], image: 'oci-archive:image.tar.gz', run: [cat, /zstd-framed]}\n");
+    pipeline(
+        &home,
+        "  m: {on: [x], image: 'oci-archive:image.tar.gz', run: [cat, /zstd-framed]}\n",
+    );
     assert!(run(&home, "m").well().stderr.contains("| data"));
 }

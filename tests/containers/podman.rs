@@ -1,8 +1,9 @@
 //! The same images run by podman and by Ion: what their programs see has to be the same.
 //!
-//! Compared: user, groups, home, folder, environment, where `localhost` and the own name lead, and below `/data` every file
-//! with its content, owner, rights and time, every folder and every link. Not compared, as they differ on purpose: what may be
-//! written to, the rights of a file's owner (setuid), devices, and times of folders.
+//! Compared: user, groups, home, folder, environment, where `localhost` and the own name lead, and
+//! below `/data` every file with its content, owner, rights and time, every folder and every link.
+//! Not compared, as they differ on purpose: what may be written to, the rights of a file's owner
+//! (setuid), devices, and times of folders.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,7 +31,8 @@ find . -type f | sort | while read -r f; do stat -c '%n %s %a %u:%g %y' "$f"; sh
 /// A layer as GNU tar makes it from a folder that a script fills.
 fn made_by_tar(home: &Home, script: &str, flags: &[&str]) -> Vec<u8> {
     let folder = tempfile::tempdir_in(home.path()).unwrap();
-    let made = Command::new("sh").args(["-euc", script]).current_dir(folder.path()).status().unwrap();
+    let made =
+        Command::new("sh").args(["-euc", script]).current_dir(folder.path()).status().unwrap();
     assert!(made.success());
     let tar = Command::new("tar")
         .args(flags)
@@ -73,7 +75,10 @@ fn images(home: &Home) -> BTreeMap<&'static str, Image> {
         touch -d @1000000000 data/one";
     let mut all = BTreeMap::from([
         ("entrypoint", image()),
-        ("command alone", image().saying("Entrypoint", json!(null)).saying("Cmd", json!(["/module"]))),
+        (
+            "command alone",
+            image().saying("Entrypoint", json!(null)).saying("Cmd", json!(["/module"])),
+        ),
         (
             "empty entrypoint",
             image().saying("Entrypoint", json!([""])).saying("Cmd", json!(["sh", "/module"])),
@@ -147,13 +152,14 @@ fn images(home: &Home) -> BTreeMap<&'static str, Image> {
         ("numbers", "77:88"),
         ("large number", "100000"),
     ] {
-        // Who is in no list has the folder as home under podman, and `/` here: the same where the folder is that.
+        // Who is in no list has the folder as home under podman, and `/` here: the same where the
+        // folder is that.
         all.insert(name, users().saying("User", json!(user)).saying("WorkingDir", json!("/")));
     }
     let mut store = |name: &'static str, layers: &[(&str, Vec<u8>, Vec<u8>)]| {
-        let image = layers
-            .iter()
-            .fold(image(), |image, (form, stored, archive)| image.with_stored(form, stored.clone(), archive));
+        let image = layers.iter().fold(image(), |image, (form, stored, archive)| {
+            image.with_stored(form, stored.clone(), archive)
+        });
         all.insert(name, image);
     };
     for (name, flags) in [
@@ -166,17 +172,22 @@ fn images(home: &Home) -> BTreeMap<&'static str, Image> {
     }
     let tar = made_by_tar(home, links, &["--format=posix"]);
     store("links", &[("+gzip", gzip(&tar), tar)]);
-    let owned = [file("data/of-others", 0o644, 1234, b"x"), file("data/of-many", 0o604, 100_000, b"y")];
+    let owned =
+        [file("data/of-others", 0o644, 1234, b"x"), file("data/of-many", 0o604, 100_000, b"y")];
     store("owners", &owned.clone().map(|tar| ("+gzip", gzip(&tar), tar)));
     let [first, second] = owned;
     store(
         "forms",
-        &[("+zstd", gzip(&first), first), ("+gzip", zstd::encode_all(&second[..], 1).unwrap(), second)],
+        &[
+            ("+zstd", gzip(&first), first),
+            ("+gzip", zstd::encode_all(&second[..], 1).unwrap(), second),
+        ],
     );
     all
 }
 
-/// What podman makes of an image. It is kept from both versions of control groups, which its runtime refuses.
+/// What podman makes of an image. It is kept from both versions of control groups, which its
+/// runtime refuses.
 fn by_podman(home: &Home, short: &Path, folder: &str, network: &str) -> Vec<String> {
     let short = short.display();
     let script = format!(
@@ -186,8 +197,11 @@ fn by_podman(home: &Home, short: &Path, folder: &str, network: &str) -> Vec<Stri
          --uts private --hostname ion --security-opt no-new-privileges --ulimit nofile=1024:1024 --ulimit nproc=4096:4096 $image; \
          code=$?; podman rmi -f $image >/dev/null; exit $code"
     );
-    let output =
-        Command::new("unshare").args(["-m", "sh", "-c", &script]).current_dir(home.path()).output().unwrap();
+    let output = Command::new("unshare")
+        .args(["-m", "sh", "-c", &script])
+        .current_dir(home.path())
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{folder}: {output:?}");
     String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
 }
@@ -195,7 +209,11 @@ fn by_podman(home: &Home, short: &Path, folder: &str, network: &str) -> Vec<Stri
 fn by_ion(home: &Home, folder: &str, network: &str) -> Vec<String> {
     pipeline(home, &format!("  m: {{on: [x], image: 'oci:{folder}', network: {network}}}\n"));
     let ran = run(home, "m").well();
-    ran.stderr.lines().filter_map(|line| line.strip_prefix("ion: m | ")).map(str::to_owned).collect()
+    ran.stderr
+        .lines()
+        .filter_map(|line| line.strip_prefix("ion: m | "))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// C1, C3, C5, C7, C11 and C12.
@@ -203,7 +221,9 @@ fn by_ion(home: &Home, folder: &str, network: &str) -> Vec<String> {
 fn programs_of_an_image_see_what_they_see_under_podman() {
     if !rustix::process::geteuid().is_root() {
         // An ordinary user's podman needs numbers of users that only root gives.
-        println!("run as root to compare what images see with what podman shows them: no image was compared");
+        println!(
+            "run as root to compare what images see with what podman shows them: no image was compared"
+        );
         return;
     }
     let installed = Path::new("/usr/bin/podman").exists();

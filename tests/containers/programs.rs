@@ -1,4 +1,5 @@
-//! What an image says of its programs: who they are, what they find, what asks them to end, and why they cannot start.
+//! What an image says of its programs: who they are, what they find, what asks them to end, and why
+//! they cannot start.
 
 use std::fs;
 use std::path::PathBuf;
@@ -23,7 +24,8 @@ fn lines(ran: &Ran) -> Vec<&str> {
 
 /// All that is in the one unpacked image of a home, and when each was changed.
 fn unpacked(home: &Home) -> Vec<(PathBuf, std::time::SystemTime)> {
-    let images = fs::read_dir(home.state().join("images")).unwrap().flatten().map(|entry| entry.path());
+    let images =
+        fs::read_dir(home.state().join("images")).unwrap().flatten().map(|entry| entry.path());
     let mut folders: Vec<PathBuf> = images.filter(|path| path.join("rootfs").is_dir()).collect();
     assert_eq!(folders.len(), 1, "{folders:?}");
     let mut all = vec![];
@@ -45,7 +47,9 @@ fn unpacked(home: &Home) -> Vec<(PathBuf, std::time::SystemTime)> {
 fn localhost_and_its_own_name_lead_to_a_container_itself_in_either_network() {
     let home = Home::new();
     // Nothing listens there: that it is refused says where the name leads.
-    let image = Image::of("hostname; cat /etc/hostname; telnet localhost 1 2>&1; telnet ion 1 2>&1; exit 0");
+    let image = Image::of(
+        "hostname; cat /etc/hostname; telnet localhost 1 2>&1; telnet ion 1 2>&1; exit 0",
+    );
     let refused = "telnet: can't connect to remote host (127.0.0.1): Connection refused";
     for (network, image) in [
         ("none", &image),
@@ -53,16 +57,20 @@ fn localhost_and_its_own_name_lead_to_a_container_itself_in_either_network() {
         // Its own list of hosts is not the container's, wherever a link says that it is.
         (
             "none",
-            &Image::of("hostname; cat /etc/hostname; telnet localhost 1 2>&1; telnet ion 1 2>&1; exit 0")
-                .with(&[Entry::File("etc/hosts", b"1.2.3.4 localhost ion\n")]),
+            &Image::of(
+                "hostname; cat /etc/hostname; telnet localhost 1 2>&1; telnet ion 1 2>&1; exit 0",
+            )
+            .with(&[Entry::File("etc/hosts", b"1.2.3.4 localhost ion\n")]),
         ),
         (
             "host",
-            &Image::of("hostname; cat /etc/hostname; telnet localhost 1 2>&1; telnet ion 1 2>&1; exit 0")
-                .with(&[
-                    Entry::Link("etc/hosts", "/run/there/is/none"),
-                    Entry::Link("etc/resolv.conf", "../run/resolve/x"),
-                ]),
+            &Image::of(
+                "hostname; cat /etc/hostname; telnet localhost 1 2>&1; telnet ion 1 2>&1; exit 0",
+            )
+            .with(&[
+                Entry::Link("etc/hosts", "/run/there/is/none"),
+                Entry::Link("etc/resolv.conf", "../run/resolve/x"),
+            ]),
         ),
     ] {
         let ran = says(&home, image, &format!(", network: {network}")).well();
@@ -74,7 +82,8 @@ fn localhost_and_its_own_name_lead_to_a_container_itself_in_either_network() {
 #[test]
 fn a_user_of_an_image_has_its_groups_and_a_home() {
     let home = Home::new();
-    let passwd = b"root:x:0:0::/root:/bin/sh\nm\xfcller:x:9:9::/:\nalice:x:1000:100:\xfc:/home/alice:\n";
+    let passwd =
+        b"root:x:0:0::/root:/bin/sh\nm\xfcller:x:9:9::/:\nalice:x:1000:100:\xfc:/home/alice:\n";
     let group = b"audio:x:29:bob,alice\nvideo:x:44:alice\nb\xe4r:x:7:bob\n";
     let image = |user: &str| {
         Image::of("id -u; id -g; id -G; echo $HOME")
@@ -138,8 +147,11 @@ fn an_image_is_found_by_its_whole_name_and_by_what_this_processor_can_run() {
     assert_eq!(lines(&lay(&[(&newer, "v4"), (&plain, "")]).well()), ["plain"]);
     assert_eq!(
         lines(
-            &lay(&[(&newer, "v99"), (&plain, if cfg!(target_arch = "aarch64") { "v8" } else { "v1" })])
-                .well()
+            &lay(&[
+                (&newer, "v99"),
+                (&plain, if cfg!(target_arch = "aarch64") { "v8" } else { "v1" })
+            ])
+            .well()
         ),
         ["plain"]
     );
@@ -154,7 +166,8 @@ fn an_image_is_found_by_its_whole_name_and_by_what_this_processor_can_run() {
 #[test]
 fn a_program_that_cannot_start_is_refused_in_plain_words() {
     let home = Home::new();
-    let mut foreign = fs::read("/bin/busybox").unwrap_or_else(|_| fs::read("/usr/bin/busybox").unwrap());
+    let mut foreign =
+        fs::read("/bin/busybox").unwrap_or_else(|_| fs::read("/usr/bin/busybox").unwrap());
     foreign.truncate(4096);
     foreign[18] = if cfg!(target_arch = "aarch64") { 62 } else { 183 };
     let dynamic = fs::read("/bin/true").unwrap();
@@ -265,8 +278,10 @@ fn volumes_and_tmp_begin_with_what_the_image_has_and_its_signal_asks_to_end() {
     let up = home.up(&file);
     home.run(["event", "create", "a"]).well();
     wait_for("it to run", || processes("987656").len() == 1);
-    let job =
-        home.jobs().iter().find(|job| job["state"] == "running").unwrap()["id"].as_str().unwrap().to_owned();
+    let job = home.jobs().iter().find(|job| job["state"] == "running").unwrap()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     home.run(["job", "cancel", &job]).well();
     wait_for("it to end", || home.jobs().iter().any(|job| job["state"] == "cancelled"));
     let log = home.run(["job", "logs", &job]).well().stdout;

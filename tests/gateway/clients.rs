@@ -66,7 +66,12 @@ const CAPTURED: &[Captured] = &[
         values: &[NOTE, QUOTE, UMLAUT],
         files: FILES,
     },
-    Captured { name: "httpx", client: "httpx 0.28.1", values: &[NOTE, QUOTE, UMLAUT], files: FILES },
+    Captured {
+        name: "httpx",
+        client: "httpx 0.28.1",
+        values: &[NOTE, QUOTE, UMLAUT],
+        files: FILES,
+    },
     Captured {
         name: "undici",
         client: "fetch of Node 20.20.2, undici 6.24.1",
@@ -79,7 +84,12 @@ const CAPTURED: &[Captured] = &[
         values: &[NOTE, QUOTE],
         files: FILES,
     },
-    Captured { name: "go", client: "Go 1.19.8", values: &[NOTE, QUOTE, ("c\\d", "2")], files: FILES },
+    Captured {
+        name: "go",
+        client: "Go 1.19.8",
+        values: &[NOTE, QUOTE, ("c\\d", "2")],
+        files: FILES,
+    },
     Captured { name: "okhttp", client: "OkHttp 3.13.1", values: &[NOTE, QUOTE], files: FILES },
     Captured {
         name: "apache-browser",
@@ -99,7 +109,8 @@ const CAPTURED: &[Captured] = &[
         values: &[NOTE, QUOTE],
         files: FILES,
     },
-    // By default it escapes names as parts of URLs. Nothing tells that from a file that is called so.
+    // By default it escapes names as parts of URLs. Nothing tells that from a file that is called
+    // so.
     Captured {
         name: "aiohttp",
         client: "aiohttp 3.14.5",
@@ -153,7 +164,12 @@ const WRITTEN: &[Captured] = &[
         name: "powershell",
         client: "PowerShell 7 -Form, after WebRequestPSCmdlet",
         values: &[NOTE],
-        files: &[("ä 😀.txt", "hello\n"), ("50%25 off.txt", "pc"), ("empty.txt", ""), ("same", "1")],
+        files: &[
+            ("ä 😀.txt", "hello\n"),
+            ("50%25 off.txt", "pc"),
+            ("empty.txt", ""),
+            ("same", "1"),
+        ],
     },
     Captured {
         name: "postman",

@@ -12,7 +12,10 @@ use crate::{files_below, text, up};
 
 /// A module that runs until a file is there.
 fn waits_for(home: &Home, go: &std::path::Path) {
-    home.program("long", &format!("#!/bin/sh\nuntil test -e {}; do sleep 0.05; done\n", go.display()));
+    home.program(
+        "long",
+        &format!("#!/bin/sh\nuntil test -e {}; do sleep 0.05; done\n", go.display()),
+    );
 }
 
 const LONG: &str = "  long: {on: [start], run: [./long]}\n";
@@ -32,8 +35,10 @@ fn a_client_that_closes_its_side_and_reads_on_is_answered() {
     let home = Home::new();
     let go = home.path().join("go");
     waits_for(&home, &go);
-    let (daemon, at) =
-        up(&home, &format!("{LONG}  echo: {{on: [echo], emits: [echoed], run: [cat], stdio: true}}\n"));
+    let (daemon, at) = up(
+        &home,
+        &format!("{LONG}  echo: {{on: [echo], emits: [echoed], run: [cat], stdio: true}}\n"),
+    );
     let json = "application/json";
     let mut http = send_and_close(&at, "/events/other", json, b"{}");
     http.answer("POST").unwrap().says(202);
@@ -102,7 +107,11 @@ fn a_client_that_has_gone_is_noticed_and_what_was_held_for_it_is_free() {
     let (kind, body) = form(&[(Some("f"), "f", &vec![7; 3 << 20])]);
     for resets in [false, true] {
         let mut http = Http::to(&at);
-        http.begin("POST", "/events/other", &[("content-type", kind), ("content-length", "10000000")]);
+        http.begin(
+            "POST",
+            "/events/other",
+            &[("content-type", kind), ("content-length", "10000000")],
+        );
         http.send(&body).unwrap();
         let stream = http.into_stream();
         if resets {
@@ -121,7 +130,8 @@ fn a_client_that_has_gone_is_noticed_and_what_was_held_for_it_is_free() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// D5: HTTP/1.0 has no chunks, and where no length can be said a FIN would be the end of a whole answer.
+/// D5: HTTP/1.0 has no chunks, and where no length can be said a FIN would be the end of a whole
+/// answer.
 #[test]
 fn an_answer_that_breaks_off_ends_in_a_reset() {
     let home = Home::new();
@@ -132,8 +142,11 @@ fn an_answer_that_breaks_off_ends_in_a_reset() {
     let log = |version: &str| {
         let mut http = Http::to(&at);
         let path = format!("/jobs/{}/log", text(&job, "id"));
-        http.send(format!("GET {path} HTTP/{version}\r\nhost: {at}\r\nconnection: close\r\n\r\n").as_bytes())
-            .unwrap();
+        http.send(
+            format!("GET {path} HTTP/{version}\r\nhost: {at}\r\nconnection: close\r\n\r\n")
+                .as_bytes(),
+        )
+        .unwrap();
         assert_eq!(http.head().unwrap().status, 200);
         let mut answer = vec![];
         let read = std::io::Read::read_to_end(&mut http.into_stream(), &mut answer);

@@ -42,7 +42,8 @@ fn event(at: &str, answer: Answer) -> Value {
 #[test]
 fn an_encoded_payload_goes_through_a_chain_decoded() {
     let home = Home::new();
-    let (daemon, at) = up(&home, "  echo: {on: [echo], emits: [echoed], run: [cat], stdio: true}\n");
+    let (daemon, at) =
+        up(&home, "  echo: {on: [echo], emits: [echoed], run: [cat], stdio: true}\n");
     let send = |encoding: &str, body: &[u8]| {
         request(&at, "POST", "/chains/echo", &[("content-encoding", encoding)], body)
     };
@@ -60,7 +61,8 @@ fn encoded_bodies_are_decoded_within_the_limits_of_plain_ones() {
     let (daemon, at) = gateway(&home, &["--gateway-upload-max", "8MiB"]);
     let send = |form: &str, encoding: &[&str], body: &[u8]| {
         let lines = encoding.iter().map(|encoding| ("content-encoding", *encoding));
-        let headers: Vec<(&str, &str)> = [("content-type", form)].into_iter().chain(lines).collect();
+        let headers: Vec<(&str, &str)> =
+            [("content-type", form)].into_iter().chain(lines).collect();
         request(&at, "POST", "/events/t", &headers, body)
     };
     let plain = json!({"text": "für alle ".repeat(1000)}).to_string();
@@ -90,7 +92,8 @@ fn encoded_bodies_are_decoded_within_the_limits_of_plain_ones() {
         assert!(file.body == content, "{encoding}");
     }
     // The front API of older Ion, too.
-    let link = request(&at, "POST", "/", &[("content-encoding", "gzip")], &gzip(b"{\"url\": \"x\"}"));
+    let link =
+        request(&at, "POST", "/", &[("content-encoding", "gzip")], &gzip(b"{\"url\": \"x\"}"));
     assert_eq!(text(&link.says(200), "type"), "frontapi.new_link");
     let events = files_below(&home.state().join("blobs"));
 
@@ -101,7 +104,11 @@ fn encoded_bodies_are_decoded_within_the_limits_of_plain_ones() {
     damaged[at_sum] ^= 1;
     for (what, encoding, body) in [
         ("cut off", "gzip", whole[..whole.len() - 3].to_vec()),
-        ("cut off before its second member ends", "gzip", [&whole[..], &whole[..whole.len() / 2]].concat()),
+        (
+            "cut off before its second member ends",
+            "gzip",
+            [&whole[..], &whole[..whole.len() / 2]].concat(),
+        ),
         ("zstd cut off", "zstd", half_of(zstd(plain))),
         ("deflate cut off", "deflate", half_of(zlib(plain))),
         ("a wrong sum", "gzip", damaged),
@@ -149,7 +156,9 @@ fn encoded_bodies_are_decoded_within_the_limits_of_plain_ones() {
             answer.problem(415, "unknown-encoding");
         }
     }
-    wait_for("what no event names to be removed", || files_below(&home.state().join("blobs")) == events + 1);
+    wait_for("what no event names to be removed", || {
+        files_below(&home.state().join("blobs")) == events + 1
+    });
     assert_eq!(daemon.stop(), Some(0));
 }
 
@@ -170,10 +179,14 @@ fn values_come_as_forms_and_in_every_kind_of_json() {
     };
     let form = "application/x-www-form-urlencoded";
     let body = b"a=1&a=2&two+words=%C3%A4+%F0%9F%98%80&empty=&alone&x=a%3Db%26c";
-    let expected = [("a", "1"), ("a", "2"), ("two words", "\u{e4} \u{1f600}"), ("empty", ""), ("alone", "")];
+    let expected =
+        [("a", "1"), ("a", "2"), ("two words", "\u{e4} \u{1f600}"), ("empty", ""), ("alone", "")];
     let expected = pairs(&[&expected[..], &[("x", "a=b&c")]].concat());
     assert_eq!(values(form, body), expected);
-    assert_eq!(values(&format!("{form}; charset=ISO-8859-1"), b"%E4=%F6"), pairs(&[("\u{e4}", "\u{f6}")]));
+    assert_eq!(
+        values(&format!("{form}; charset=ISO-8859-1"), b"%E4=%F6"),
+        pairs(&[("\u{e4}", "\u{f6}")])
+    );
     assert_eq!(values(form, b""), pairs(&[]), "a form in which nothing was filled in");
     // As much as an event may have, though each of its bytes takes three.
     let most = "\u{e4}".repeat((1 << 19) - 10);
@@ -181,11 +194,14 @@ fn values_come_as_forms_and_in_every_kind_of_json() {
     assert_eq!(values(form, escaped.as_bytes()), pairs(&[("v", &most)]));
     let escaped = format!("{{\"v\": \"{}\"}}", "\\u00e4".repeat((1 << 19) - 10));
     assert_eq!(values("application/json", escaped.as_bytes()), pairs(&[("v", &most)]));
-    post(&at, "/events/t", form, format!("v={}", "a".repeat(1 << 20)).as_bytes()).problem(413, "too-big");
+    post(&at, "/events/t", form, format!("v={}", "a".repeat(1 << 20)).as_bytes())
+        .problem(413, "too-big");
     post(&at, "/events/t", form, "a&".repeat(10_001).as_bytes()).problem(413, "too-big");
 
     let with_mark = b"\xef\xbb\xbf{\"a\": 1}";
-    for json in ["application/json", "text/json", "application/vnd.x.y+json; v=2", "application/ld+json"] {
+    for json in
+        ["application/json", "text/json", "application/vnd.x.y+json; v=2", "application/ld+json"]
+    {
         assert_eq!(values(json, b"{\"a\": 1}"), pairs(&[("a", "1")]), "{json}");
         assert_eq!(values(json, with_mark), pairs(&[("a", "1")]), "{json} with a byte order mark");
     }
@@ -193,7 +209,8 @@ fn values_come_as_forms_and_in_every_kind_of_json() {
     let problem = post(&at, "/events/t", "application/json", &utf_16).problem(400, "malformed");
     assert!(text(&problem, "detail").contains("UTF-16"), "{problem}");
     request(&at, "POST", "/", &[], b"\xef\xbb\xbf{\"url\": \"x\"}").says(200);
-    let cloudevent = json!({"specversion": "1.0", "id": "7", "source": "s", "type": "t", "data": {"n": 1}});
+    let cloudevent =
+        json!({"specversion": "1.0", "id": "7", "source": "s", "type": "t", "data": {"n": 1}});
     let marked = [b"\xef\xbb\xbf", cloudevent.to_string().as_bytes()].concat();
     assert!(values("application/cloudevents+json", &marked).contains(&("n".into(), "1".into())));
     // A document that names its form is not the data of headers beside it.
@@ -209,7 +226,10 @@ fn values_come_as_forms_and_in_every_kind_of_json() {
     assert_eq!(same["eventId"], again["eventId"]);
     let binary = [&[("content-type", "application/vnd.x+json")], &headers[1..]].concat();
     let event = event(&at, request(&at, "POST", "/events/t", &binary, with_mark));
-    assert!(event["data"].as_array().unwrap().contains(&json!({"key": "a", "value": "1"})), "{event}");
+    assert!(
+        event["data"].as_array().unwrap().contains(&json!({"key": "a", "value": "1"})),
+        "{event}"
+    );
     assert_eq!(daemon.stop(), Some(0));
 }
 
@@ -277,7 +297,8 @@ fn a_batch_of_cloudevents_is_an_event_for_each_and_may_be_sent_again() {
     let send = |batch: &Value| {
         post(&at, "/events/t", "application/cloudevents-batch+json", batch.to_string().as_bytes())
     };
-    let batch = json!([one("1", json!({"n": 1})), one("2", json!([1, 2])), one("1", json!({"n": 1}))]);
+    let batch =
+        json!([one("1", json!({"n": 1})), one("2", json!([1, 2])), one("1", json!({"n": 1}))]);
     let made = send(&batch).says(202);
     let ids: Vec<&str> =
         made["events"].as_array().unwrap().iter().map(|event| text(event, "eventId")).collect();
@@ -302,7 +323,8 @@ fn a_batch_of_cloudevents_is_an_event_for_each_and_may_be_sent_again() {
         assert_eq!(problem["index"], 1, "{problem}");
     }
     assert_eq!(home.run(["--json", "trace"]).stdout, before, "nothing of them is an event");
-    let problem = send(&json!([one("5", json!({})), one("1", json!({"n": 2}))])).problem(409, "differs");
+    let problem =
+        send(&json!([one("5", json!({})), one("1", json!({"n": 2}))])).problem(409, "differs");
     assert!(problem["events"][0]["eventId"].is_string(), "{problem}");
     assert_eq!(text(&problem["events"][1]["problem"], "eventId"), ids[0], "{problem}");
     send(&json!({})).problem(400, "malformed");
@@ -324,7 +346,11 @@ fn a_batch_that_was_broken_off_is_sent_again_and_doubles_nothing() {
     home.env = vec![("ION_FAILPOINTS".into(), "commit.inserted=5".into())];
     let (daemon, at) = gateway(&home, &[]);
     let mut http = Http::to(&at);
-    http.begin("POST", "/events/t", &[("content-type", kind), ("content-length", &batch.len().to_string())]);
+    http.begin(
+        "POST",
+        "/events/t",
+        &[("content-type", kind), ("content-length", &batch.len().to_string())],
+    );
     http.send(batch.as_bytes()).unwrap();
     assert!(http.answer("POST").is_err(), "it was killed in the middle");
     assert_eq!(daemon.wait(), None);

@@ -1,4 +1,5 @@
-//! What does a gateway no harm: slow clients, many of them, large files, being told to stop, being killed.
+//! What does a gateway no harm: slow clients, many of them, large files, being told to stop, being
+//! killed.
 
 use std::io::Read as _;
 use std::time::{Duration, Instant};
@@ -21,8 +22,11 @@ fn slow_clients_and_idle_connections_do_no_harm() {
     const IDLE: usize = 1000;
     let descriptors = rustix::process::Resource::Nofile;
     let most = rustix::process::getrlimit(descriptors).maximum;
-    rustix::process::setrlimit(descriptors, rustix::process::Rlimit { current: most, maximum: most })
-        .unwrap();
+    rustix::process::setrlimit(
+        descriptors,
+        rustix::process::Rlimit { current: most, maximum: most },
+    )
+    .unwrap();
     let home = Home::new();
     let (daemon, at) = gateway(&home, &["--gateway-stall", "10s"]);
     let (kind, large) = form(&[(Some("f"), "f", &vec![0; 32 << 20])]);
@@ -58,14 +62,21 @@ fn slow_clients_and_idle_connections_do_no_harm() {
     let mut uploads: Vec<Http> = (0..50)
         .map(|_| {
             let mut http = Http::to(&at);
-            http.begin("POST", "/events/x", &[("content-type", kind), ("content-length", "1000000")]);
-            http.send(b"--XyZ\r\ncontent-disposition: form-data; name=\"f\"; filename=\"f\"\r\n\r\n")
-                .unwrap();
+            http.begin(
+                "POST",
+                "/events/x",
+                &[("content-type", kind), ("content-length", "1000000")],
+            );
+            http.send(
+                b"--XyZ\r\ncontent-disposition: form-data; name=\"f\"; filename=\"f\"\r\n\r\n",
+            )
+            .unwrap();
             http
         })
         .collect();
     assert!(connections(&at) >= (IDLE + 180) as f64, "all of them are open: {}", connections(&at));
-    // A byte now and then, for longer than any of them may stand still; meanwhile others are served.
+    // A byte now and then, for longer than any of them may stand still; meanwhile others are
+    // served.
     let begun = Instant::now();
     let (mut served, mut slowest) = (0, Duration::ZERO);
     while begun.elapsed() < Duration::from_secs(11) {
@@ -92,7 +103,9 @@ fn slow_clients_and_idle_connections_do_no_harm() {
     for mut http in heads.into_iter().chain(idle).chain(used) {
         assert!(http.is_closed());
     }
-    wait_for("the connections to be closed, also those that read nothing", || connections(&at) <= 2.0);
+    wait_for("the connections to be closed, also those that read nothing", || {
+        connections(&at) <= 2.0
+    });
     drop(deaf);
     assert_eq!(daemon.stop(), Some(0));
 }
@@ -111,7 +124,11 @@ fn more_connections_than_may_be_wait_and_are_served() {
     let idle: Vec<Http> = (0..12).map(|_| Http::to(&at)).collect();
     let begun = Instant::now();
     assert_eq!(get(&at, "/healthz").status, 200, "once those before it were closed");
-    assert!(begun.elapsed() > Duration::from_secs(1), "it had to wait for them: {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() > Duration::from_secs(1),
+        "it had to wait for them: {:?}",
+        begun.elapsed()
+    );
     drop(idle);
     assert_eq!(daemon.stop(), Some(0));
 }
@@ -125,7 +142,8 @@ fn peak_memory(pid: u32) -> u64 {
 
 #[test]
 fn a_large_file_comes_and_goes_in_little_memory() {
-    let mebibytes: u64 = std::env::var("ION_TEST_UPLOAD_MIB").map_or(256, |said| said.parse().unwrap());
+    let mebibytes: u64 =
+        std::env::var("ION_TEST_UPLOAD_MIB").map_or(256, |said| said.parse().unwrap());
     let mut home = Home::new();
     home.env.push(("ION_CACHE_MEMORY".into(), "64MiB".into()));
     let (daemon, at) = gateway(&home, &[]);
@@ -137,7 +155,11 @@ fn a_large_file_comes_and_goes_in_little_memory() {
     let tail = b"\r\n--XyZ--\r\n";
     let length = (head.len() + tail.len()) as u64 + (mebibytes << 20);
     let mut http = Http::to(&at);
-    http.begin("POST", "/events/large", &[("content-type", kind), ("content-length", &length.to_string())]);
+    http.begin(
+        "POST",
+        "/events/large",
+        &[("content-type", kind), ("content-length", &length.to_string())],
+    );
     http.send(head).unwrap();
     let begun = Instant::now();
     for block in 0..mebibytes {
@@ -162,7 +184,8 @@ fn a_large_file_comes_and_goes_in_little_memory() {
     println!(
         "{mebibytes} MiB came in {took:?}; memory at most: {before} KiB before, {after_upload} KiB after it came, {after} KiB after it went"
     );
-    // Five parts of 8 MiB on their way to the store, the cache's 64 MiB, and what the allocator keeps.
+    // Five parts of 8 MiB on their way to the store, the cache's 64 MiB, and what the allocator
+    // keeps.
     assert!(after_upload < before + (96 << 10), "{after_upload} KiB");
     assert!(after < before + (192 << 10), "{after} KiB");
     assert_eq!(daemon.stop(), Some(0));
@@ -277,11 +300,13 @@ fn a_gateway_that_is_killed_leaves_nothing_half_visible() {
 fn latest(home: &Home) -> Option<(String, Vec<u64>)> {
     let trace: Value = serde_json::from_str(&home.run(["--json", "trace"]).stdout).ok()?;
     let event = trace.as_array()?.first()?.clone();
-    let sizes = event["files"].as_array()?.iter().map(|file| file["size"].as_u64().unwrap()).collect();
+    let sizes =
+        event["files"].as_array()?.iter().map(|file| file["size"].as_u64().unwrap()).collect();
     Some((text(&event, "id").to_owned(), sizes))
 }
 
-/// Many wait for one large correlation: it is read once for all of them, and its documents are in memory once.
+/// Many wait for one large correlation: it is read once for all of them, and its documents are in
+/// memory once.
 #[test]
 fn many_who_wait_for_one_large_correlation_are_one_look() {
     const EVENTS: usize = 1000;
@@ -290,8 +315,10 @@ fn many_who_wait_for_one_large_correlation_are_one_look() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let plane = runtime.block_on(open(&StoreUrls::embedded(&home.state()))).unwrap();
     let ledger = Ledger::new(plane.clone());
-    let module =
-        Module { on: vec!["first".into()], ..Module::new("work", vec!["true".into()], home.path().into()) };
+    let module = Module {
+        on: vec!["first".into()],
+        ..Module::new("work", vec!["true".into()], home.path().into())
+    };
     let events: Vec<Value> = (0..EVENTS)
         .map(|n| {
             let (id, kind) = if n == 0 { ("first".into(), "first") } else { (format!("e{n}"), "more") };
@@ -314,7 +341,10 @@ fn many_who_wait_for_one_large_correlation_are_one_look() {
     });
     let (daemon, at) = gateway(&home, &[]);
     let one = get(&at, "/correlations/c");
-    assert_eq!((one.header("ion-outcome"), one.body.len() > 2000 * EVENTS), (Some("running"), true));
+    assert_eq!(
+        (one.header("ion-outcome"), one.body.len() > 2000 * EVENTS),
+        (Some("running"), true)
+    );
     let before = peak_memory(daemon.pid());
     let mut waiters: Vec<Http> = (0..WAITERS)
         .map(|_| {
@@ -346,7 +376,9 @@ fn many_who_wait_for_one_large_correlation_are_one_look() {
         assert_eq!(answer.json().as_array().unwrap().len(), EVENTS + 1);
     }
     let after = peak_memory(daemon.pid());
-    println!("{WAITERS} waiters: {before} KiB before, {after} KiB after; others waited {slowest:?} at most");
+    println!(
+        "{WAITERS} waiters: {before} KiB before, {after} KiB after; others waited {slowest:?} at most"
+    );
     assert!(slowest < Duration::from_secs(10), "{slowest:?}");
     // Each of their answers has 2 MiB.
     assert!(after < before + (100 << 10), "{before} KiB before, {after} KiB after");
@@ -361,8 +393,14 @@ fn a_gateway_whose_disk_is_full_is_not_ready() {
     let home = Home::new();
     let staging = home.state().join("gateway");
     std::fs::create_dir_all(&staging).unwrap();
-    rustix::mount::mount("small", &staging, "tmpfs", rustix::mount::MountFlags::empty(), Some(c"size=20m"))
-        .unwrap();
+    rustix::mount::mount(
+        "small",
+        &staging,
+        "tmpfs",
+        rustix::mount::MountFlags::empty(),
+        Some(c"size=20m"),
+    )
+    .unwrap();
     let (daemon, at) = up(&home, "  good: {on: [good], run: [\"true\"]}\n");
     let ready = || get(&at, "/readyz");
     let before = ready().status;

@@ -16,13 +16,17 @@ fn tokens_may_do_what_their_scopes_say() {
     let mut home = Home::new();
     let open = home.run(["gateway", "--listen", "0.0.0.0:0"]).failed();
     assert!(open.stderr.contains("--gateway-tokens"), "{open:?}");
-    let list =
-        format!("# who may\nci events:write,jobs:write {WRITES}\n\nview events:read,jobs:read {READS}\n");
+    let list = format!(
+        "# who may\nci events:write,jobs:write {WRITES}\n\nview events:read,jobs:read {READS}\n"
+    );
     let file = home.write("tokens", list);
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
     let flags = ["--listen", "0.0.0.0:0", "--gateway-tokens", file.to_str().unwrap()];
     let seen = home.run([&["gateway"], &flags[..]].concat()).failed();
-    assert!(seen.stderr.contains("chmod 600") && !seen.stderr.contains("0123456789abcdef"), "{seen:?}");
+    assert!(
+        seen.stderr.contains("chmod 600") && !seen.stderr.contains("0123456789abcdef"),
+        "{seen:?}"
+    );
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
     home.env.push(("ION_GATEWAY_TOKENS".into(), "ops all hush-hush".into()));
     let short = home.run([&["gateway"], &flags[..]].concat()).failed();
@@ -114,8 +118,15 @@ fn who_may_only_write_is_told_the_outcome_and_not_the_trace() {
 fn a_request_that_does_not_name_one_host_is_refused() {
     let home = Home::new();
     let (daemon, at) = gateway(&home, &["--metrics", "127.0.0.1:0"]);
-    let apart =
-        daemon.log().split("metrics are at http://").nth(1).unwrap().split('/').next().unwrap().to_owned();
+    let apart = daemon
+        .log()
+        .split("metrics are at http://")
+        .nth(1)
+        .unwrap()
+        .split('/')
+        .next()
+        .unwrap()
+        .to_owned();
     for at in [&at, &apart] {
         let send = |head: &str| {
             let mut http = Http::to(at);
@@ -129,7 +140,8 @@ fn a_request_that_does_not_name_one_host_is_refused() {
             send(&head).problem(400, "malformed");
         }
         send("GET /healthz HTTP/1.1").problem(400, "malformed");
-        send(&format!("GET /healthz HTTP/1.1\r\nhost: evil.example@{at}")).problem(400, "malformed");
+        send(&format!("GET /healthz HTTP/1.1\r\nhost: evil.example@{at}"))
+            .problem(400, "malformed");
         let absolute = format!("GET http://evil.example/healthz HTTP/1.1\r\nhost: {at}");
         send(&absolute).problem(421, "foreign-host");
         let absolute = format!("GET http://evil.example@{at}/healthz HTTP/1.1\r\nhost: {at}");
@@ -207,7 +219,14 @@ fn what_is_wrong_is_said_in_a_problem_document() {
         ("POST", "/events/x", json, longer, 413, "too-big"),
         ("POST", "/events/x", "text/plain", b"{}".to_vec(), 415, "wrong-form"),
         ("POST", "/events/x", "application/cloudevents+avro", b"{}".to_vec(), 415, "wrong-form"),
-        ("POST", "/events/x", "application/cloudevents-batch+json", b"{}".to_vec(), 400, "malformed"),
+        (
+            "POST",
+            "/events/x",
+            "application/cloudevents-batch+json",
+            b"{}".to_vec(),
+            400,
+            "malformed",
+        ),
         ("POST", "/events/x", form_data, b"{\"a\": 1}".to_vec(), 415, "wrong-form"),
         ("POST", "/events/x", form_data, b"a=%E4".to_vec(), 422, "refused"),
         ("POST", "/events/x", form_data, b"=1".to_vec(), 400, "malformed"),
@@ -239,7 +258,10 @@ fn what_is_wrong_is_said_in_a_problem_document() {
     let piece = [b"10000\r\n".to_vec(), vec![b'x'; 0x10000], b"\r\n".to_vec()].concat();
     while http.send(&piece).is_ok() {}
     // What it said may have been lost with the connection; that nothing was taken may not.
-    assert!(home.run(["trace"]).stderr.contains("no events"), "nothing of all this became an event");
+    assert!(
+        home.run(["trace"]).stderr.contains("no events"),
+        "nothing of all this became an event"
+    );
     wait_for("what no event names to be removed", || files_below(&home.state().join("blobs")) == 0);
     assert_eq!(files_below(&home.state().join("gateway")), 0);
     assert_eq!(daemon.stop(), Some(0));
@@ -262,8 +284,8 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
     let headers = [("content-type", kind), ("authorization", bearer.as_str())];
     let event = request(&at, "POST", "/events/new_text?wait=60s", &headers, &body).says(200);
     let job = home.jobs()[0]["id"].as_str().unwrap().to_owned();
-    // What a request with a key is answered depends on those before it, which no schema says: 422 is right then. So is 413 for
-    // an array of too many events.
+    // What a request with a key is answered depends on those before it, which no schema says: 422
+    // is right then. So is 413 for an array of too many events.
     let config = format!(
         "headers = {{ Authorization = \"{bearer}\" }}\n\
          [[operations]]\ninclude-operation-id = [\"newLink\", \"createEvent\"]\n\
@@ -282,7 +304,12 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
         .unwrap_or_else(|_| format!("{}/.cache/ion-test", std::env::var("HOME").unwrap()));
     let program = format!("{cache}/schemathesis/bin/st");
     let ran = Command::new(&program)
-        .args(["--config-file", config.to_str().unwrap(), "run", &format!("http://{at}/openapi.json")])
+        .args([
+            "--config-file",
+            config.to_str().unwrap(),
+            "run",
+            &format!("http://{at}/openapi.json"),
+        ])
         .args([
             "--checks",
             "all",

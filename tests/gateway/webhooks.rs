@@ -47,7 +47,14 @@ fn seconds() -> u64 {
 }
 
 /// Sends what GitHub sends.
-fn github(at: &str, delivery: &str, event: &str, signed_with: &str, form: &str, body: &[u8]) -> Answer {
+fn github(
+    at: &str,
+    delivery: &str,
+    event: &str,
+    signed_with: &str,
+    form: &str,
+    body: &[u8],
+) -> Answer {
     let signature = format!("sha256={}", signature(signed_with, &[body]));
     let headers = [
         ("user-agent", "GitHub-Hookshot/044aadd"),
@@ -63,9 +70,13 @@ fn github(at: &str, delivery: &str, event: &str, signed_with: &str, form: &str, 
 fn stripe(at: &str, time: u64, signed_with: &[&str], body: &[u8]) -> Answer {
     let mut said = format!("t={time}");
     for secret in signed_with {
-        said.push_str(&format!(",v1={}", signature(secret, &[time.to_string().as_bytes(), b".", body])));
+        said.push_str(&format!(
+            ",v1={}",
+            signature(secret, &[time.to_string().as_bytes(), b".", body])
+        ));
     }
-    let headers = [("content-type", "application/json; charset=utf-8"), ("stripe-signature", &said)];
+    let headers =
+        [("content-type", "application/json; charset=utf-8"), ("stripe-signature", &said)];
     request(at, "POST", "/webhooks/payments", &headers, body)
 }
 
@@ -91,8 +102,9 @@ fn a_signed_delivery_is_one_event_however_often_it_is_sent() {
     let said = ["webhook", "webhook-id", "webhook-event"].map(|key| value(&event, key));
     assert_eq!(said, ["pushes", "72d3162e-cc78", "push"]);
     // Sent again, also while the secret is replaced, and at another gateway after a restart.
-    let again =
-        |at: &str, secret: &str| github(at, "72d3162e-cc78", "push", secret, json, push.as_bytes()).says(202);
+    let again = |at: &str, secret: &str| {
+        github(at, "72d3162e-cc78", "push", secret, json, push.as_bytes()).says(202)
+    };
     assert_eq!(again(&at, GITHUB), first);
     assert_eq!(again(&at, GITHUB_OLD), first);
     // As GitHub sends it where nobody told it to send JSON.
@@ -100,8 +112,14 @@ fn a_signed_delivery_is_one_event_however_often_it_is_sent() {
         "payload={}",
         push.replace('{', "%7B").replace('"', "%22").replace(' ', "+").replace('}', "%7D")
     );
-    let of_form =
-        github(&at, "72d3162e-cc79", "push", GITHUB, "application/x-www-form-urlencoded", form.as_bytes());
+    let of_form = github(
+        &at,
+        "72d3162e-cc79",
+        "push",
+        GITHUB,
+        "application/x-www-form-urlencoded",
+        form.as_bytes(),
+    );
     let of_form = of_form.says(202);
     let stored = get(&at, &format!("/events/{}/data/body.json", text(&of_form, "eventId"))).text();
     assert_eq!(
@@ -121,7 +139,10 @@ fn a_signed_delivery_is_one_event_however_often_it_is_sent() {
     // What Stripe counts in an event changes until it is sent again.
     let later = paid.replace(":2", ":1");
     let signed_with = ["whsec_of another endpoint", STRIPE];
-    assert_eq!(stripe(&at, seconds() - 60, &signed_with, later.as_bytes()).says(202), first_payment);
+    assert_eq!(
+        stripe(&at, seconds() - 60, &signed_with, later.as_bytes()).says(202),
+        first_payment
+    );
     assert_eq!(daemon.stop(), Some(0));
 
     let other = home.on_another_host();
@@ -155,12 +176,14 @@ fn what_is_not_signed_is_neither_stored_nor_published_and_secrets_are_told_nobod
     let headers = [("x-github-delivery", "1"), ("x-hub-signature-256", signature.as_str())];
     request(&at, "POST", "/webhooks/pushes", &headers, b"{\"a\": 2}").problem(403, "unsigned");
     let encoded = [&headers[..], &[("content-encoding", "gzip")]].concat();
-    request(&at, "POST", "/webhooks/pushes", &encoded, b"{\"a\": 1}").problem(415, "unknown-encoding");
+    request(&at, "POST", "/webhooks/pushes", &encoded, b"{\"a\": 1}")
+        .problem(415, "unknown-encoding");
     // Signed, and no event all the same.
     github(&at, "", "push", GITHUB, json, b"{}").problem(400, "malformed");
     stripe(&at, now, &[STRIPE], b"{}").problem(400, "malformed");
     stripe(&at, now, &[STRIPE], b"not json").problem(400, "malformed");
-    github(&at, "1", "push", GITHUB, "application/x-www-form-urlencoded", b"a=1").problem(400, "malformed");
+    github(&at, "1", "push", GITHUB, "application/x-www-form-urlencoded", b"a=1")
+        .problem(400, "malformed");
     request(&at, "POST", "/webhooks/none", &headers, b"{}").problem(404, "not-found");
     // Whoever has no secret takes no room of other requests: many long bodies, none of which ends.
     let long = (24 << 20).to_string();
@@ -184,7 +207,11 @@ fn what_is_not_signed_is_neither_stored_nor_published_and_secrets_are_told_nobod
         github(&at, "2", "ping", GITHUB, json, &vec![b'x'; 2 << 20]).status == 200
     });
     let mut http = Http::to(&at);
-    http.begin("POST", "/webhooks/pushes", &[&headers[..], &[("content-length", "30000000")]].concat());
+    http.begin(
+        "POST",
+        "/webhooks/pushes",
+        &[&headers[..], &[("content-length", "30000000")]].concat(),
+    );
     let _ = http.send(&vec![b'x'; 26 << 20]);
     if let Ok(answer) = http.answer("POST") {
         answer.problem(413, "too-big");
@@ -203,8 +230,11 @@ fn what_is_not_signed_is_neither_stored_nor_published_and_secrets_are_told_nobod
 fn a_list_of_webhooks_that_cannot_be_used_is_refused_at_the_start() {
     let home = Home::new();
     let list = list(&home);
-    let refused =
-        || home.run(["gateway", "--listen", "127.0.0.1:0", "--gateway-webhooks", &list]).failed().stderr;
+    let refused = || {
+        home.run(["gateway", "--listen", "127.0.0.1:0", "--gateway-webhooks", &list])
+            .failed()
+            .stderr
+    };
     let file = home.path().join("github.secret");
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
     let said = refused();

@@ -1,4 +1,5 @@
-//! Messages that anybody may send who reaches the broker: what names nothing that a job could work on is dead at once.
+//! Messages that anybody may send who reaches the broker: what names nothing that a job could work
+//! on is dead at once.
 
 use std::time::{Duration, Instant};
 
@@ -31,7 +32,8 @@ fn message(id: &str) -> Message {
     Message { context, event_type: "start".into() }
 }
 
-/// On this bus: messages that name no event are dead with their reasons, at once, and hold up nobody.
+/// On this bus: messages that name no event are dead with their reasons, at once, and hold up
+/// nobody.
 fn buries_what_names_no_event(home: &Home, runtime: &Runtime, plane: &DataPlane) {
     home.program("work", "#!/bin/sh\necho works\n");
     let file = home.write(
@@ -43,8 +45,7 @@ fn buries_what_names_no_event(home: &Home, runtime: &Runtime, plane: &DataPlane)
     insight["context"]["documentType"] = json!("insight");
     let mut endless = document("endless-correlation", "published");
     endless["context"]["correlationId"] = json!("c".repeat(100_000));
-    let malformed =
-        json!({"id": "malformed", "context": {"documentType": "eventMeta"}, "files": "x".repeat(100_000)});
+    let malformed = json!({"id": "malformed", "context": {"documentType": "eventMeta"}, "files": "x".repeat(100_000)});
     let begun = Instant::now();
     runtime.block_on(async {
         for document in [insight, endless, malformed] {
@@ -77,7 +78,8 @@ fn buries_what_names_no_event(home: &Home, runtime: &Runtime, plane: &DataPlane)
     assert_eq!(up.stop(), Some(0));
 }
 
-/// On this bus: a message that names a staged event starts nothing; the event does, once it is visible.
+/// On this bus: a message that names a staged event starts nothing; the event does, once it is
+/// visible.
 fn waits_for_what_is_staged(home: &Home, runtime: &Runtime, plane: &DataPlane) {
     home.program(
         "make",

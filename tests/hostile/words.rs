@@ -7,11 +7,14 @@ use serde_json::Value;
 use crate::support::{Home, ION, Ran};
 use crate::{PRELUDE, reason};
 
-/// Starts `ion up` with a module of this program, lets it work on one event, and gives its job and what `ion up` said.
+/// Starts `ion up` with a module of this program, lets it work on one event, and gives its job and
+/// what `ion up` said.
 fn runs(home: &Home, program: &str) -> (Value, String) {
     home.program("say", &format!("#!/usr/bin/env python3\n{PRELUDE}{program}"));
-    let file =
-        home.write("pipeline.yaml", "modules:\n  say: {on: [start], emits: [t], run: [./say], retries: 0}\n");
+    let file = home.write(
+        "pipeline.yaml",
+        "modules:\n  say: {on: [start], emits: [t], run: [./say], retries: 0}\n",
+    );
     let up = home.up(&file);
     home.run(["event", "create", "start", "--wait"]);
     let job = home.jobs().remove(0);
@@ -41,7 +44,8 @@ for name in ["type", "pair", "word", "path", "climbs"]:
     let (state, why) = reason(&job);
     assert_eq!(state, "dead");
     assert!(
-        why.contains("ttt") && why.contains("more bytes) is not a path below out/data (and 4 more)"),
+        why.contains("ttt")
+            && why.contains("more bytes) is not a path below out/data (and 4 more)"),
         "{why}"
     );
     assert!(why.len() < 2500, "{} bytes", why.len());
@@ -55,7 +59,8 @@ for name in ["type", "pair", "word", "path", "climbs"]:
 
 /// Runs `ion` at a terminal of its own.
 fn at_a_terminal(home: &Home, words: &[&str]) -> Ran {
-    let program = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
+    let program =
+        "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
     let output = Command::new("python3")
         .args(["-c", program, ION])
         .args(words)
@@ -92,12 +97,13 @@ except OSError: pass
     assert_eq!(reason(&job).0, "dead");
     let shown = |what: &str, text: &str| {
         let text = without_colours(text);
-        let obeyed =
-            text.chars().find(|c| c.is_control() && !['\n', '\r', '\t'].contains(c) || *c == '\u{202e}');
+        let obeyed = text
+            .chars()
+            .find(|c| c.is_control() && !['\n', '\r', '\t'].contains(c) || *c == '\u{202e}');
         assert_eq!(obeyed, None, "{what}: {text:?}");
-        let forged = text
-            .lines()
-            .find(|line| line.trim_start().trim_start_matches("└─ ").starts_with("succeeded forged"));
+        let forged = text.lines().find(|line| {
+            line.trim_start().trim_start_matches("└─ ").starts_with("succeeded forged")
+        });
         assert_eq!(forged, None, "{what}: {text}");
     };
     // What a daemon says is read at terminals later.

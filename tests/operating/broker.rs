@@ -19,7 +19,8 @@ fn by_hand<T>(url: &str, act: impl AsyncFnOnce(lapin::Channel) -> Result<T, lapi
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let properties = lapin::ConnectionProperties::default();
-        let connection = lapin::Connection::connect(url.trim_end_matches('/'), properties).await.unwrap();
+        let connection =
+            lapin::Connection::connect(url.trim_end_matches('/'), properties).await.unwrap();
         act(connection.create_channel().await.unwrap()).await.unwrap()
     })
 }
@@ -33,7 +34,11 @@ fn a_missing_right_is_named_with_what_grants_it() {
         ("unwriting", [own, "", own], "write exchange \"ion.plane."),
         ("unreading", [own, ".*", ""], "read exchange \"ion.plane\""),
         ("unsending", [own, own, own], "write exchange \"amq.default\""),
-        ("elsewhere", [r"^ion\.(events|dead|plane)", ".*", ".*"], "configure or read queue \"ion.module."),
+        (
+            "elsewhere",
+            [r"^ion\.(events|dead|plane)", ".*", ".*"],
+            "configure or read queue \"ion.module.",
+        ),
     ];
     for (user, rights, missing) in cases {
         let home = home_on_bus(&rabbit.user(user, rights));
@@ -66,24 +71,39 @@ fn what_was_done_to_the_queues_is_said_with_the_way_out() {
     let doctor = home.run(["doctor"]).well().stdout;
     assert!(doctor.contains("work (0 waiting)"), "{doctor}");
     // A policy that takes messages off.
-    rabbit.ctl(&["set_policy", "--apply-to", "queues", "old", "^ion[.]module", "{\"message-ttl\": 1}"]);
+    rabbit.ctl(&[
+        "set_policy",
+        "--apply-to",
+        "queues",
+        "old",
+        "^ion[.]module",
+        "{\"message-ttl\": 1}",
+    ]);
     home.run(["event", "create", "go"]).well();
     wait_for("the broker to take it off", || {
         let doctor = home.run(["doctor"]).stdout;
-        doctor.contains("a policy with message-ttl takes messages off queue \"ion.module.work\", 1 so far")
-            && doctor.contains("it was published and did not arrive")
+        doctor.contains(
+            "a policy with message-ttl takes messages off queue \"ion.module.work\", 1 so far",
+        ) && doctor.contains("it was published and did not arrive")
     });
     let up = home.up(&file);
-    wait_for("the dispatcher to warn", || up.log().contains("a policy with message-ttl takes messages off"));
+    wait_for("the dispatcher to warn", || {
+        up.log().contains("a policy with message-ttl takes messages off")
+    });
     assert_eq!(up.stop(), Some(0));
     rabbit.ctl(&["clear_policy", "old"]);
     // Another queue in its place.
     by_hand(&rabbit.url, async |channel| {
         channel.queue_delete(QUEUE.into(), QueueDeleteOptions::default()).await?;
-        channel.queue_declare(QUEUE.into(), QueueDeclareOptions::durable(), FieldTable::default()).await
+        channel
+            .queue_declare(QUEUE.into(), QueueDeclareOptions::durable(), FieldTable::default())
+            .await
     });
     let doctor = home.run(["doctor"]).failed().stdout;
-    assert!(doctor.contains("queue \"ion.module.work\" is there and is not as Ion declares it"), "{doctor}");
+    assert!(
+        doctor.contains("queue \"ion.module.work\" is there and is not as Ion declares it"),
+        "{doctor}"
+    );
     assert!(
         doctor.contains("inequivalent arg") && doctor.contains("delete_queue 'ion.module.work'"),
         "{doctor}"
@@ -100,10 +120,20 @@ fn what_was_done_to_the_queues_is_said_with_the_way_out() {
     wait_for("what was lost", || in_state("succeeded") == 2);
     // While it is served, and its only place is taken.
     let go = home.path().join("go");
-    home.program("work", &format!("#!/bin/sh\nuntil [ -e {} ]; do sleep 0.1; done\n", go.display()));
+    home.program(
+        "work",
+        &format!("#!/bin/sh\nuntil [ -e {} ]; do sleep 0.1; done\n", go.display()),
+    );
     home.run(["event", "create", "go"]).well();
     wait_for("a job that takes the place", || in_state("running") == 1);
-    rabbit.ctl(&["set_policy", "--apply-to", "queues", "short", "^ion[.]module", "{\"message-ttl\": 1}"]);
+    rabbit.ctl(&[
+        "set_policy",
+        "--apply-to",
+        "queues",
+        "short",
+        "^ion[.]module",
+        "{\"message-ttl\": 1}",
+    ]);
     let told = || up.log().matches("a policy with message-ttl takes messages off").count();
     let before = told();
     // Until the dispatcher has left the queue alone it may be quicker than the broker.
@@ -137,7 +167,8 @@ fn a_second_plane_on_one_virtual_host_is_refused_at_its_start() {
     assert!(doctor.contains("this virtual host belongs to plane"), "{doctor}");
     one.run(["event", "create", "go", "--wait"]).well();
     assert_eq!(up.stop(), Some(0));
-    // The first one stays at home, also where its mark was never made: queues of an older plane are its own.
+    // The first one stays at home, also where its mark was never made: queues of an older plane are
+    // its own.
     one.run(["event", "create", "go"]).well();
     by_hand(&rabbit.url, async |channel| {
         channel.exchange_delete("ion.plane".into(), ExchangeDeleteOptions::default()).await

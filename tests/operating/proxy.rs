@@ -20,7 +20,8 @@ pub(crate) struct Proxy {
     next: Arc<Mutex<Option<Completion>>>,
 }
 
-const GONE: &str = "<?xml version=\"1.0\"?><Error><Code>NoSuchUpload</Code><Message>gone</Message></Error>";
+const GONE: &str =
+    "<?xml version=\"1.0\"?><Error><Code>NoSuchUpload</Code><Message>gone</Message></Error>";
 
 impl Proxy {
     pub(crate) fn start(store: &Env) -> Self {
@@ -55,7 +56,8 @@ impl Proxy {
 /// Whether these bytes begin with the request that completes an upload.
 fn is_completion(bytes: &[u8]) -> bool {
     let line =
-        String::from_utf8_lossy(bytes.split(|byte| *byte == b'\r').next().unwrap_or_default()).into_owned();
+        String::from_utf8_lossy(bytes.split(|byte| *byte == b'\r').next().unwrap_or_default())
+            .into_owned();
     line.starts_with("POST ") && line.contains("uploadId=")
 }
 
@@ -75,7 +77,8 @@ fn pass_on(mut client: TcpStream, mut server: TcpStream, next: &Mutex<Option<Com
     });
     let mut buffer = vec![0; 1 << 16];
     while let Ok(read @ 1..) = client.read(&mut buffer) {
-        let meddled = if is_completion(&buffer[..read]) { next.lock().unwrap().take() } else { None };
+        let meddled =
+            if is_completion(&buffer[..read]) { next.lock().unwrap().take() } else { None };
         match meddled {
             Some(Completion::AnswerLost) => *lost.lock().unwrap() = true,
             Some(Completion::Refused) => {

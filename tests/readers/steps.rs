@@ -3,7 +3,8 @@
 
 use std::path::PathBuf;
 
-/// Names that a driver has in the folder that all drivers share: more than one reply to a listing holds.
+/// Names that a driver has in the folder that all drivers share: more than one reply to a listing
+/// holds.
 pub const MANY: u32 = 600;
 
 /// Names that a driver has in a folder of its own.

@@ -26,7 +26,9 @@ impl Books {
     }
 
     pub fn jobs(&self) -> Vec<JobRecord> {
-        self.runtime.block_on(self.documents.find_as(Query::equal(Collection::Jobs, vec![]))).unwrap()
+        self.runtime
+            .block_on(self.documents.find_as(Query::equal(Collection::Jobs, vec![])))
+            .unwrap()
     }
 
     pub fn registry(&self) -> Registry {
@@ -41,15 +43,17 @@ impl Books {
         let claimed: BTreeSet<(&str, &str)> =
             jobs.iter().map(|job| (job.event_id.as_str(), job.module.as_str())).collect();
         for event in &events {
-            let unclaimed =
-                registry.expected(event).filter(|name| !claimed.contains(&(event.id.as_str(), name)));
+            let unclaimed = registry
+                .expected(event)
+                .filter(|name| !claimed.contains(&(event.id.as_str(), name)));
             open.extend(unclaimed.map(|module| format!("{module} has not claimed {event:?}")));
         }
         open
     }
 
     pub fn events(&self) -> Vec<Event> {
-        let events = Query::equal(Collection::Events, vec![("context.documentType", json!("eventMeta"))]);
+        let events =
+            Query::equal(Collection::Events, vec![("context.documentType", json!("eventMeta"))]);
         self.runtime.block_on(self.documents.find_as(events.order_by("created"))).unwrap()
     }
 }

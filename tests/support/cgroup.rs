@@ -1,11 +1,12 @@
-//! A memory cgroup for a daemon: what it may take, and whether anything in it was killed for taking more.
+//! A memory cgroup for a daemon: what it may take, and whether anything in it was killed for taking
+//! more.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A group below the one of this process (version 1), or below the root (version 2, where only the root may have both
-/// groups and processes). It is removed at the end.
+/// A group below the one of this process (version 1), or below the root (version 2, where only the
+/// root may have both groups and processes). It is removed at the end.
 pub struct MemoryGroup {
     at: PathBuf,
     version: Version,
@@ -27,7 +28,8 @@ impl MemoryGroup {
         if !rustix::process::geteuid().is_root() {
             return Err("only root makes memory cgroups".into());
         }
-        let name = format!("ion-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let name =
+            format!("ion-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let (parent, version) = parent()?;
         let group = Self { at: parent.join(name), version };
         fs::create_dir(&group.at).map_err(|error| format!("{}: {error}", group.at.display()))?;
@@ -35,7 +37,8 @@ impl MemoryGroup {
             Version::One => ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"),
             Version::Two => ("memory.max", "memory.swap.max"),
         };
-        fs::write(group.at.join(limit), bytes.to_string()).map_err(|error| format!("{limit}: {error}"))?;
+        fs::write(group.at.join(limit), bytes.to_string())
+            .map_err(|error| format!("{limit}: {error}"))?;
         // A kernel without swap has no such file.
         let no_swap = if version == Version::One { bytes } else { 0 };
         let _ = fs::write(group.at.join(swap), no_swap.to_string());
@@ -49,7 +52,8 @@ impl MemoryGroup {
 
     /// Processes that the kernel killed because the group was full.
     pub fn killed(&self) -> u64 {
-        let file = if self.version == Version::One { "memory.oom_control" } else { "memory.events" };
+        let file =
+            if self.version == Version::One { "memory.oom_control" } else { "memory.events" };
         let text = fs::read_to_string(self.at.join(file)).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
         line.expect("the kernel counts kills").parse().unwrap()
@@ -77,7 +81,11 @@ fn parent() -> Result<(PathBuf, Version), String> {
             .map(|words| words[1])
     };
     if let Some(root) = mounted("cgroup", "memory") {
-        let own = groups.lines().find_map(|line| line.split_once(":memory:")).ok_or("no memory cgroup")?.1;
+        let own = groups
+            .lines()
+            .find_map(|line| line.split_once(":memory:"))
+            .ok_or("no memory cgroup")?
+            .1;
         let at = Path::new(root).join(own.trim_start_matches('/'));
         // In a cgroup namespace of its own the path may begin elsewhere.
         return Ok((if at.exists() { at } else { root.into() }, Version::One));

@@ -26,8 +26,10 @@ pub fn pools(address: &str) -> String {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0.0, |number| number.parse::<f64>().unwrap())
     };
-    let (ahead, late) =
-        (of("ion_link_processes_total{start=\"ahead\"}"), of("ion_link_processes_total{start=\"late\"}"));
+    let (ahead, late) = (
+        of("ion_link_processes_total{start=\"ahead\"}"),
+        of("ion_link_processes_total{start=\"late\"}"),
+    );
     let empty = |what: &str| of(&format!("ion_link_pool_empty_seconds_{what}"));
     let (times, seconds) = (empty("count"), empty("sum"));
     let bounds = text.lines().filter_map(|line| {
@@ -52,7 +54,8 @@ pub fn payload(client: &mut Http, n: usize) -> Duration {
     begun.elapsed()
 }
 
-/// Sends `requests` through the chain `lines`, `at_a_time` of them side by side; the times they took, sorted.
+/// Sends `requests` through the chain `lines`, `at_a_time` of them side by side; the times they
+/// took, sorted.
 pub fn load(addresses: &[String], requests: usize, at_a_time: usize) -> Vec<Duration> {
     let next = AtomicUsize::new(0);
     let client = |n: usize| {

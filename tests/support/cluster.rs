@@ -59,13 +59,18 @@ impl Cluster {
 
     /// A verb of the cluster's script; gives what it says.
     pub fn script(&self, verb: &str, words: &[&str]) -> String {
-        let ran = Command::new(SCRIPT).arg(verb).arg(&self.dir).args(words).stdin(Stdio::null()).output();
+        let ran =
+            Command::new(SCRIPT).arg(verb).arg(&self.dir).args(words).stdin(Stdio::null()).output();
         Ran::of(ran.unwrap()).well().stdout
     }
 
     fn kubectl_command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(built().join("kubectl"));
-        command.arg("--kubeconfig").arg(self.at("kubeconfig")).arg("--cache-dir").arg(self.at("kubectl"));
+        command
+            .arg("--kubeconfig")
+            .arg(self.at("kubeconfig"))
+            .arg("--cache-dir")
+            .arg(self.at("kubectl"));
         command.args(words);
         command
     }
@@ -110,7 +115,8 @@ pub struct World {
 /// The world, for one test at a time; none where there is no Kubernetes, which is said.
 pub fn world() -> Option<MutexGuard<'static, World>> {
     static WORLD: OnceLock<Option<Mutex<World>>> = OnceLock::new();
-    let world = WORLD.get_or_init(|| Cluster::start().map(|cluster| Mutex::new(World::start(cluster))));
+    let world =
+        WORLD.get_or_init(|| Cluster::start().map(|cluster| Mutex::new(World::start(cluster))));
     Some(world.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
@@ -122,7 +128,8 @@ impl World {
         env.push(("KUBECONFIG".into(), cluster.at("kubeconfig").display().to_string()));
         let mut driver_home = Home::new();
         driver_home.env.clone_from(&env);
-        let mut world = Self { cluster, env, driver_home, driver: None, _servers: (mongo, rabbit, s3) };
+        let mut world =
+            Self { cluster, env, driver_home, driver: None, _servers: (mongo, rabbit, s3) };
         world.kubectl_with(
             &["apply", "-f", "-"],
             "apiVersion: storage.k8s.io/v1\nkind: CSIDriver\nmetadata: {name: csi.ionfs}\nspec:\n  attachRequired: false\n  \
@@ -152,8 +159,16 @@ impl World {
         ];
         let driver = self.driver_home.start_program(Path::new(SCRIPT), "csi", &words);
         wait_for("the kubelet to know the driver", || {
-            self.kubectl(&["get", "csinode", "n1", "-o", "name", "-o", "jsonpath={.spec.drivers[*].name}"])
-                .contains("csi.ionfs")
+            self.kubectl(&[
+                "get",
+                "csinode",
+                "n1",
+                "-o",
+                "name",
+                "-o",
+                "jsonpath={.spec.drivers[*].name}",
+            ])
+            .contains("csi.ionfs")
         });
         self.driver = Some(driver);
     }
@@ -200,8 +215,13 @@ impl World {
     /// Gives `kubectl` a text to read.
     pub fn kubectl_with(&self, words: &[&str], text: &str) {
         use std::io::Write as _;
-        let mut child =
-            self.cluster.kubectl_command(words).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let mut child = self
+            .cluster
+            .kubectl_command(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
         child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
         assert!(child.wait().unwrap().success(), "kubectl {words:?}");
     }

@@ -9,7 +9,9 @@ use ionfs::commit::{Fence, Origin};
 use ionfs::csi::TOKEN;
 use ionfs::csi::api::csi::node_client::NodeClient;
 use ionfs::csi::api::csi::volume_capability::{AccessType, MountVolume};
-use ionfs::csi::api::csi::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest, VolumeCapability};
+use ionfs::csi::api::csi::{
+    NodePublishVolumeRequest, NodeUnpublishVolumeRequest, VolumeCapability,
+};
 use ionfs::event::Event;
 use ionfs::fs::job::{Older, Outcome};
 use ionfs::id::{EventId, JobId};
@@ -85,7 +87,8 @@ impl Rig {
         let id = made["context"]["eventId"].as_str().unwrap();
         let runtime = runtime();
         let plane = runtime.block_on(open(urls)).unwrap();
-        let event = runtime.block_on(plane.documents.get_as(Collection::Events, id)).unwrap().unwrap();
+        let event =
+            runtime.block_on(plane.documents.get_as(Collection::Events, id)).unwrap().unwrap();
         let mut rig = Self { runtime, home, plane, event, driver: None };
         rig.start();
         rig
@@ -104,7 +107,9 @@ impl Rig {
     pub fn words(&self) -> Vec<String> {
         let [socket, registration] =
             [self.socket(), self.registration()].map(|path| path.display().to_string());
-        ["--endpoint", &socket, "--registration", &registration, "--node-id", NODE].map(String::from).into()
+        ["--endpoint", &socket, "--registration", &registration, "--node-id", NODE]
+            .map(String::from)
+            .into()
     }
 
     /// Starts the driver, or the next one.
@@ -129,7 +134,8 @@ impl Rig {
         NodeClient::new(self.to_driver())
     }
 
-    /// Where the volume of this name is to be: two folders deep, the upper of which the kubelet has made.
+    /// Where the volume of this name is to be: two folders deep, the upper of which the kubelet has
+    /// made.
     pub fn target(&self, name: &str) -> PathBuf {
         let pod = self.home.path().join("pods").join(name);
         std::fs::create_dir_all(&pod).unwrap();
@@ -215,7 +221,9 @@ impl Rig {
     }
 
     pub fn unpublish(&self, volume: &str, target: &Path) -> Result<(), Status> {
-        self.runtime.block_on(self.node().node_unpublish_volume(unpublish(volume, target))).map(drop)
+        self.runtime
+            .block_on(self.node().node_unpublish_volume(unpublish(volume, target)))
+            .map(drop)
     }
 
     /// A pod that has its tree: its attempt, and where that is.
@@ -273,7 +281,10 @@ impl Drop for Rig {
 }
 
 pub fn unpublish(volume: &str, target: &Path) -> NodeUnpublishVolumeRequest {
-    NodeUnpublishVolumeRequest { volume_id: volume.into(), target_path: target.to_str().unwrap().into() }
+    NodeUnpublishVolumeRequest {
+        volume_id: volume.into(),
+        target_path: target.to_str().unwrap().into(),
+    }
 }
 
 /// What is mounted below a folder.

@@ -49,7 +49,8 @@ impl Answer {
         assert_eq!(problem["type"], format!("urn:ion:problem:{name}"), "{problem}");
         assert_eq!(problem["status"], status);
         assert!(
-            problem["title"].as_str().unwrap().len() > 5 && problem["detail"].as_str().unwrap().len() > 10
+            problem["title"].as_str().unwrap().len() > 5
+                && problem["detail"].as_str().unwrap().len() > 10
         );
         problem
     }
@@ -132,7 +133,8 @@ impl Http {
     pub fn chunk(&mut self) -> Option<Vec<u8>> {
         let mut line = String::new();
         self.reader.read_line(&mut line).unwrap();
-        let length = usize::from_str_radix(line.trim_end(), 16).unwrap_or_else(|_| panic!("{line:?}"));
+        let length =
+            usize::from_str_radix(line.trim_end(), 16).unwrap_or_else(|_| panic!("{line:?}"));
         let mut piece = vec![0; length + 2];
         self.reader.read_exact(&mut piece).unwrap();
         piece.truncate(length);
@@ -167,7 +169,13 @@ impl Http {
 }
 
 /// One request on a connection of its own.
-pub fn request(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+pub fn request(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Answer {
     let mut http = Http::to(address);
     let length = body.len().to_string();
     let mut all = headers.to_vec();
@@ -175,7 +183,8 @@ pub fn request(address: &str, method: &str, path: &str, headers: &[(&str, &str)]
         all.push(("content-length", &length));
     }
     http.begin(method, path, &all);
-    // A server that has refused the head may have hung up by now; what it said is there all the same.
+    // A server that has refused the head may have hung up by now; what it said is there all the
+    // same.
     let _ = http.send(body);
     http.answer(method).unwrap()
 }
@@ -190,7 +199,8 @@ pub fn form(parts: &[(Option<&str>, &str, &[u8])]) -> (&'static str, Vec<u8>) {
     for (file, name, content) in parts {
         let file = file.map(|file| format!("; filename=\"{file}\"")).unwrap_or_default();
         body.extend(
-            format!("--XyZ\r\ncontent-disposition: form-data; name=\"{name}\"{file}\r\n\r\n").as_bytes(),
+            format!("--XyZ\r\ncontent-disposition: form-data; name=\"{name}\"{file}\r\n\r\n")
+                .as_bytes(),
         );
         body.extend(*content);
         body.extend(b"\r\n");

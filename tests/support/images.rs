@@ -23,12 +23,14 @@ pub enum Entry<'a> {
 /// Layers, and what the image says of them.
 pub struct Image {
     layers: Vec<Vec<u8>>,
-    /// Layers over these as they are stored: what is said of their form, their bytes, and the digest of what they hold.
+    /// Layers over these as they are stored: what is said of their form, their bytes, and the
+    /// digest of what they hold.
     stored: Vec<(String, Vec<u8>, String)>,
     pub config: Value,
 }
 
-/// A layer as a tar file. Names are written as they are, so that a test can write what no tool would.
+/// A layer as a tar file. Names are written as they are, so that a test can write what no tool
+/// would.
 pub fn layer(entries: &[Entry<'_>]) -> Vec<u8> {
     let mut tar = Builder::new(vec![]);
     for entry in entries {
@@ -56,8 +58,10 @@ pub fn layer(entries: &[Entry<'_>]) -> Vec<u8> {
 impl Image {
     /// Busybox, and a script as what it runs.
     pub fn of(script: &str) -> Self {
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find_map(|path| fs::read(path).ok());
-        let busybox = busybox.expect("busybox is missing; scripts/setup-tests.sh installs busybox-static");
+        let busybox =
+            ["/bin/busybox", "/usr/bin/busybox"].iter().find_map(|path| fs::read(path).ok());
+        let busybox =
+            busybox.expect("busybox is missing; scripts/setup-tests.sh installs busybox-static");
         let names: Vec<String> = PROGRAMS.split(' ').map(|name| format!("bin/{name}")).collect();
         let script = format!("#!/bin/sh\n{script}\n");
         let mut entries = vec![
@@ -68,7 +72,8 @@ impl Image {
             Entry::File("module", script.as_bytes()),
         ];
         entries.extend(names.iter().map(|name| Entry::Link(name, "busybox")));
-        let config = json!({"Entrypoint": ["/module"], "Env": ["OF_IMAGE=yes"], "WorkingDir": "/etc"});
+        let config =
+            json!({"Entrypoint": ["/module"], "Env": ["OF_IMAGE=yes"], "WorkingDir": "/etc"});
         Self { layers: vec![layer(&entries)], stored: vec![], config }
     }
 
@@ -78,7 +83,8 @@ impl Image {
         self
     }
 
-    /// A layer over all others that a test compressed by itself, as it is too large to be held unpacked.
+    /// A layer over all others that a test compressed by itself, as it is too large to be held
+    /// unpacked.
     pub fn with_compressed(mut self, layer: Vec<u8>) -> Self {
         // Nobody has unpacked it: the digest of what it holds is not known.
         self.stored.push(("+gzip".into(), layer, digest(b"unknown")));
@@ -107,7 +113,8 @@ impl Image {
             let kind = format!("application/vnd.oci.image.{kind}");
             json!({"mediaType": kind, "digest": digest, "size": content.len()})
         };
-        let plain = self.layers.iter().map(|layer| ("+gzip".to_owned(), gzip(layer), digest(layer)));
+        let plain =
+            self.layers.iter().map(|layer| ("+gzip".to_owned(), gzip(layer), digest(layer)));
         let (layers, unpacked): (Vec<Value>, Vec<String>) = plain
             .chain(self.stored.iter().cloned())
             .map(|(form, layer, unpacked)| (blob(&format!("layer.v1.tar{form}"), &layer), unpacked))
@@ -141,6 +148,7 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
 
 /// The largest file of a layout: a layer.
 pub fn largest_blob(layout: &Path) -> PathBuf {
-    let files = fs::read_dir(layout.join("blobs/sha256")).unwrap().map(|entry| entry.unwrap().path());
+    let files =
+        fs::read_dir(layout.join("blobs/sha256")).unwrap().map(|entry| entry.unwrap().path());
     files.max_by_key(|file| file.metadata().unwrap().len()).unwrap()
 }

@@ -1,4 +1,5 @@
-//! What the suites share: a home of one's own, the `ion` command, and waiting for a condition with a deadline.
+//! What the suites share: a home of one's own, the `ion` command, and waiting for a condition with
+//! a deadline.
 #![allow(dead_code, unreachable_pub, reason = "each suite uses a part of it")]
 #![allow(
     clippy::disallowed_methods,
@@ -47,8 +48,10 @@ pub struct Home {
 impl Home {
     pub fn new() -> Self {
         // Not on /tmp: there a tmpfs may stand, and what is tested is durable disks.
-        let folder =
-            tempfile::Builder::new().prefix("ion-test-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let folder = tempfile::Builder::new()
+            .prefix("ion-test-")
+            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .unwrap();
         Self { folder, env: vec![], cgroup: None }
     }
 
@@ -104,7 +107,8 @@ impl Home {
     ) -> Ran {
         let mut command = self.ion();
         command.envs(env.iter().copied());
-        let child = command.args(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let child =
+            command.args(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let pid = child.id();
         let (done, ended) = mpsc::channel::<()>();
         let watch = std::thread::spawn(move || {
@@ -155,7 +159,8 @@ impl Home {
 
     /// Starts a long-running `ion` command and waits until it says that it is ready.
     pub fn start(&self, command: &str, words: &[&str]) -> Up {
-        let words: Vec<String> = [&[command], words].concat().iter().map(|&word| word.to_owned()).collect();
+        let words: Vec<String> =
+            [&[command], words].concat().iter().map(|&word| word.to_owned()).collect();
         self.start_program(Path::new(ION), command, &words)
     }
 
@@ -169,11 +174,14 @@ impl Home {
             // A shell enters the group and becomes the program.
             Some(processes) => {
                 let mut shell = self.command(Path::new("sh"));
-                shell.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).args([processes.as_path(), program]);
+                shell
+                    .args(["-c", "echo $$ > \"$0\" && exec \"$@\""])
+                    .args([processes.as_path(), program]);
                 shell
             }
         };
-        let child = starter.args(words).stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+        let child =
+            starter.args(words).stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
         let mut up = Up { child, log: log.clone() };
         wait_for(&format!("ion {command} to be ready"), || {
             let ended = up.child.try_wait().unwrap();
@@ -212,7 +220,11 @@ pub struct Ran {
 impl Ran {
     pub fn of(output: Output) -> Self {
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+        Self {
+            code: output.status.code(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
     }
 
     #[track_caller]
@@ -304,7 +316,8 @@ pub fn signal(pid: u32, name: &str) {
 pub fn below(pid: u32) -> Vec<(u32, String)> {
     let mut found = vec![];
     let mut parents = HashSet::from([pid]);
-    // A child has a larger number than its parent, but for a wrap around: rounds until nothing is new.
+    // A child has a larger number than its parent, but for a wrap around: rounds until nothing is
+    // new.
     loop {
         let before = found.len();
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
@@ -345,8 +358,8 @@ pub fn wait_up_to(deadline: Duration, what: &str, mut condition: impl FnMut() ->
     }
 }
 
-/// Runs the test `name` of this binary again, with more in its environment or through another program; it must pass
-/// there.
+/// Runs the test `name` of this binary again, with more in its environment or through another
+/// program; it must pass there.
 #[track_caller]
 pub fn passes_again(through: &[&str], name: &str, env: &[(String, String)]) {
     let binary = std::env::current_exe().unwrap();
@@ -371,8 +384,8 @@ pub fn passes_again(through: &[&str], name: &str, env: &[(String, String)]) {
     assert!(text(&output.stdout).contains("1 passed"), "there is a test of the name {name:?}");
 }
 
-/// Whether this process may mount. If not, the test `name` of this binary is run where it may, as the root of a user
-/// namespace of its own, and must pass there.
+/// Whether this process may mount. If not, the test `name` of this binary is run where it may, as
+/// the root of a user namespace of its own, and must pass there.
 #[track_caller]
 pub fn may_mount_or_runs_where_it_may(name: &str) -> bool {
     if rustix::process::geteuid().is_root() {

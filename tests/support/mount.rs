@@ -1,4 +1,5 @@
-//! A job's tree, mounted by the test itself: what it does to files is seen without a daemon in between.
+//! A job's tree, mounted by the test itself: what it does to files is seen without a daemon in
+//! between.
 
 use std::fs;
 use std::io::Write as _;
@@ -92,10 +93,22 @@ impl Mount {
 
     /// The same, for processes of any user.
     pub fn another_for(&self, writers: Writers) -> Self {
-        Self::job(self.runtime.clone(), self.home.clone(), self.node.clone(), self.number + 1, writers)
+        Self::job(
+            self.runtime.clone(),
+            self.home.clone(),
+            self.node.clone(),
+            self.number + 1,
+            writers,
+        )
     }
 
-    fn job(runtime: Arc<Runtime>, home: Arc<Home>, node: Arc<Node>, number: u32, writers: Writers) -> Self {
+    fn job(
+        runtime: Arc<Runtime>,
+        home: Arc<Home>,
+        node: Arc<Node>,
+        number: u32,
+        writers: Writers,
+    ) -> Self {
         let (tree, mounted) = runtime.block_on(async {
             let documents = &node.plane.documents;
             let id = format!("j{number}");
@@ -156,13 +169,16 @@ impl Mount {
     /// The document of the event that a file in `out/events` became, if it has.
     pub fn committed(&self, name: &str) -> Option<Event> {
         let id = EventId::derive(&EventId::new("e"), &format!("m{}", self.number), name);
-        let found = self.runtime.block_on(self.node.plane.documents.get_as(Collection::Events, id.as_str()));
+        let found = self
+            .runtime
+            .block_on(self.node.plane.documents.get_as(Collection::Events, id.as_str()));
         found.unwrap()
     }
 
     /// The event that the job works on.
     pub fn committed_input(&self) -> Event {
-        let found = self.runtime.block_on(self.node.plane.documents.get_as(Collection::Events, "e"));
+        let found =
+            self.runtime.block_on(self.node.plane.documents.get_as(Collection::Events, "e"));
         found.unwrap().unwrap()
     }
 
@@ -172,7 +188,10 @@ impl Mount {
     }
 
     pub fn content(&self, entry: &FileEntry) -> Vec<u8> {
-        self.runtime.block_on(self.node.plane.blobs.get_range(&entry.key, 0..entry.size)).unwrap().to_vec()
+        self.runtime
+            .block_on(self.node.plane.blobs.get_range(&entry.key, 0..entry.size))
+            .unwrap()
+            .to_vec()
     }
 }
 
@@ -235,7 +254,11 @@ impl Drop for Mount {
 #[track_caller]
 pub fn run(program: &str, words: &[&str]) {
     let output = Command::new(program).args(words).output().unwrap();
-    assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{program} {words:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// A program of a third party that scripts/setup-tests.sh built.

@@ -1,5 +1,5 @@
-//! Real servers of a test's own: plain processes on private ports and in private folders, which a test can stop, pause
-//! and kill. `scripts/setup-tests.sh` installs them.
+//! Real servers of a test's own: plain processes on private ports and in private folders, which a
+//! test can stop, pause and kill. `scripts/setup-tests.sh` installs them.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -20,8 +20,8 @@ pub struct Server {
     running: Option<Running>,
 }
 
-/// Keeps the server's process group; when this process ends, however it ends, the keeper reads the end of its
-/// input and kills the group.
+/// Keeps the server's process group; when this process ends, however it ends, the keeper reads the
+/// end of its input and kills the group.
 struct Running {
     keeper: Child,
     group: i32,
@@ -56,7 +56,8 @@ impl Server {
         self.running = Some(Running { keeper, group });
         let port = self.port;
         wait_for(&format!("{} to answer", self.command[0]), || {
-            TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), Duration::from_millis(200)).is_ok()
+            TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), Duration::from_millis(200))
+                .is_ok()
         });
     }
 
@@ -97,7 +98,8 @@ impl Server {
 
     fn signal(&self, name: &str) {
         let group = self.running.as_ref().unwrap().group;
-        let status = Command::new("kill").args([&format!("-{name}"), "--", &format!("-{group}")]).status();
+        let status =
+            Command::new("kill").args([&format!("-{name}"), "--", &format!("-{group}")]).status();
         assert!(status.unwrap().success());
     }
 }
@@ -122,12 +124,14 @@ fn folder(name: &str) -> PathBuf {
     folder
 }
 
-/// A port that nobody has, and that nobody gets until its server takes it: each is given once, and all lie below those that
-/// the kernel gives to outgoing connections, one of which would keep the server from starting.
+/// A port that nobody has, and that nobody gets until its server takes it: each is given once, and
+/// all lie below those that the kernel gives to outgoing connections, one of which would keep the
+/// server from starting.
 pub fn free_port() -> u16 {
     static GIVEN: AtomicU32 = AtomicU32::new(0);
     let mut ports = std::iter::repeat_with(|| {
-        let number = std::process::id().wrapping_mul(97).wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed));
+        let number =
+            std::process::id().wrapping_mul(97).wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed));
         10_000 + u16::try_from(number % 20_000).unwrap()
     });
     ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
@@ -155,7 +159,8 @@ impl Rabbit {
         Self::start_with(|_, port| format!("listeners.tcp.1 = 127.0.0.1:{port}\n"))
     }
 
-    /// One that speaks TLS only and wants a certificate of its clients; gives its URL's parameters for such a client too.
+    /// One that speaks TLS only and wants a certificate of its clients; gives its URL's parameters
+    /// for such a client too.
     pub fn start_with_tls() -> (Self, String) {
         let mut parameters = String::new();
         let rabbit = Self::start_with(|folder, port| {
@@ -209,8 +214,11 @@ impl Rabbit {
                     &certificate,
                 ]);
             }
-            parameters =
-                format!("cacertfile={ca}&certfile={}&keyfile={}", at("client.pem"), at("client.key"));
+            parameters = format!(
+                "cacertfile={ca}&certfile={}&keyfile={}",
+                at("client.pem"),
+                at("client.key")
+            );
             format!(
                 "listeners.tcp = none\nlisteners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {ca}\nssl_options.certfile = {}\nssl_options.keyfile = {}\n\
                  ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n",
@@ -222,12 +230,15 @@ impl Rabbit {
     }
 
     fn start_with(listeners: impl FnOnce(&Path, u16) -> String) -> Self {
-        let program = std::fs::read_dir("/usr/lib/rabbitmq/lib").into_iter().flatten().flatten().next();
-        let program = program.expect("rabbitmq-server is missing; scripts/setup-tests.sh installs it").path();
+        let program =
+            std::fs::read_dir("/usr/lib/rabbitmq/lib").into_iter().flatten().flatten().next();
+        let program =
+            program.expect("rabbitmq-server is missing; scripts/setup-tests.sh installs it").path();
         let program = installed(program.join("sbin/rabbitmq-server"));
         let (port, distribution, mapper) = (free_port(), free_port(), free_port());
-        let epmd =
-            ["epmd", "-address", "127.0.0.1", "-port", &mapper.to_string()].map(str::to_owned).to_vec();
+        let epmd = ["epmd", "-address", "127.0.0.1", "-port", &mapper.to_string()]
+            .map(str::to_owned)
+            .to_vec();
         let mut epmd = Server::new("epmd", mapper, epmd, vec![]);
         epmd.start();
         let mut server = Server::new("rabbitmq", port, vec![program], vec![]);
@@ -238,7 +249,8 @@ impl Rabbit {
         };
         let listeners = listeners(&server.folder, port);
         let plain = listeners.contains("listeners.tcp.1");
-        let config = format!("{listeners}loopback_users = none\ndisk_free_limit.absolute = 200MB\n");
+        let config =
+            format!("{listeners}loopback_users = none\ndisk_free_limit.absolute = 200MB\n");
         let env = [
             ("RABBITMQ_NODENAME", format!("ion{port}@localhost")),
             ("RABBITMQ_NODE_PORT", port.to_string()),
@@ -253,7 +265,10 @@ impl Rabbit {
             ("RABBITMQ_CONF_ENV_FILE", "/dev/null".into()),
             ("RABBITMQ_PID_FILE", at("pid")),
             ("HOME", at("")),
-            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1}".into()),
+            (
+                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
+                "-kernel inet_dist_use_interface {127,0,0,1}".into(),
+            ),
         ];
         server.env = env.map(|(key, value)| (key.to_owned(), value)).to_vec();
         server.start();
@@ -268,7 +283,11 @@ impl Rabbit {
     /// Runs `rabbitmqctl` on it.
     pub fn ctl(&self, words: &[&str]) -> String {
         let program = Path::new(&self.server.command[0]).with_file_name("rabbitmqctl");
-        let ran = Command::new(program).args(words).envs(self.server.env.iter().cloned()).output().unwrap();
+        let ran = Command::new(program)
+            .args(words)
+            .envs(self.server.env.iter().cloned())
+            .output()
+            .unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert!(ran.status.success(), "{words:?}: {}{}", text(&ran.stdout), text(&ran.stderr));
         text(&ran.stdout)
@@ -281,8 +300,8 @@ impl Rabbit {
         format!("{}{name}", self.url)
     }
 
-    /// Makes a user and a virtual host of the same name, in which it has these rights: to configure, to write and to read.
-    /// Gives its URL.
+    /// Makes a user and a virtual host of the same name, in which it has these rights: to
+    /// configure, to write and to read. Gives its URL.
     pub fn user(&self, name: &str, rights: [&str; 3]) -> String {
         self.ctl(&["add_vhost", name]);
         self.ctl(&["add_user", name, "a-password-of-tests-only"]);
@@ -481,7 +500,8 @@ impl Azure {
         Self { server, env, port }
     }
 
-    /// Makes a container, signed as every client of Azure's does: `object_store` has no call for it.
+    /// Makes a container, signed as every client of Azure's does: `object_store` has no call for
+    /// it.
     pub fn make_container(&self, name: &str) {
         let made = Command::new("node")
             .args(["-e", MAKE_CONTAINER, AZURE_KEY, &self.port.to_string(), name])

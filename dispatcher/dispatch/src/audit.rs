@@ -1,5 +1,5 @@
-//! The ledger's part of `ion check`: has every job its event, and does somebody hold what runs? Has every module a job of
-//! each event that is for it?
+//! The ledger's part of `ion check`: has every job its event, and does somebody hold what runs? Has
+//! every module a job of each event that is for it?
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -28,14 +28,15 @@ const SUSPECTS: usize = 1_000;
 pub struct LedgerReport {
     /// What is wrong.
     pub report: Report,
-    /// How many events wait for each module that no living dispatcher serves: nothing is wrong, and nothing goes on.
+    /// How many events wait for each module that no living dispatcher serves: nothing is wrong, and
+    /// nothing goes on.
     pub not_served: BTreeMap<String, usize>,
 }
 
 /// Looks at every job, and whether every event has its jobs, a page at a time.
 ///
-/// What should have moved long ago by its own clock is watched for so long as its holder may take for a sign of life: a
-/// clock that is minutes off makes no finding.
+/// What should have moved long ago by its own clock is watched for so long as its holder may take
+/// for a sign of life: a clock that is minutes off makes no finding.
 ///
 /// # Errors
 /// When the ledger cannot be read; what is merely wrong is a finding.
@@ -44,7 +45,8 @@ pub async fn check(ledger: &Ledger, repair: Repair) -> Result<LedgerReport, Ledg
     let documents = &ledger.plane().documents;
     let mut suspects = Vec::new();
     for state in JobState::ALL {
-        let mut pages = Pages::new(Query::equal(Collection::Jobs, vec![("state", json!(state))]), "due");
+        let mut pages =
+            Pages::new(Query::equal(Collection::Jobs, vec![("state", json!(state))]), "due");
         while let Some(page) = pages.next(&**documents).await? {
             let readable = |job| {
                 let job = decode::<JobRecord>(Collection::Jobs, job);
@@ -108,8 +110,8 @@ async fn watch_jobs(
 /// How long an event may be on its way to a module before it is a finding.
 const CLAIM_WATCHED: Duration = Duration::from_secs(10);
 
-/// Whether each module has a job of every event that is for it, or a message of it in its queue. Gives how many events each
-/// has not claimed.
+/// Whether each module has a job of every event that is for it, or a message of it in its queue.
+/// Gives how many events each has not claimed.
 async fn check_claims(
     ledger: &Ledger,
     repair: Repair,
@@ -123,7 +125,11 @@ async fn check_claims(
         let events: Vec<Event> =
             page.into_iter().filter_map(|event| decode(Collection::Events, event).ok()).collect();
         let of = |event: &Event| -> Vec<(Event, String)> {
-            registered.registry.expected(event).map(|name| (event.clone(), name.to_owned())).collect()
+            registered
+                .registry
+                .expected(event)
+                .map(|name| (event.clone(), name.to_owned()))
+                .collect()
         };
         let found = unclaimed(ledger, events.iter().flat_map(of).collect()).await?;
         found.iter().for_each(|(_, module)| *waiting.entry(module.clone()).or_default() += 1);
@@ -137,7 +143,10 @@ async fn check_claims(
 }
 
 /// Of events and modules those of which there is no job.
-async fn unclaimed(ledger: &Ledger, all: Vec<(Event, String)>) -> Result<Vec<(Event, String)>, LedgerError> {
+async fn unclaimed(
+    ledger: &Ledger,
+    all: Vec<(Event, String)>,
+) -> Result<Vec<(Event, String)>, LedgerError> {
     let job = |event: &Event, module: &str| JobId::derive(&event.id, module).to_string();
     let jobs = all.iter().map(|(event, module)| job(event, module)).collect();
     let present = ledger.plane().documents.present(Collection::Jobs, jobs).await?;
@@ -184,7 +193,8 @@ fn watched(job: &JobRecord) -> Duration {
     let lease = Duration::from_millis(u64::try_from(job.term).unwrap_or(0));
     match job.outbox {
         true => OUTBOX_WATCHED,
-        // On no clock does anybody hold it: a lease of a day, as `ion-handler` takes, is not watched for hours.
+        // On no clock does anybody hold it: a lease of a day, as `ion-handler` takes, is not
+        // watched for hours.
         false if clock::has_passed_everywhere(job.due) => Duration::ZERO,
         false => lease / 3 * 2,
     }

@@ -24,11 +24,18 @@ pub(super) enum Materials {
 
 impl Shared {
     /// The event of a job and what it gathers, read again: the ledger holds ids only.
-    pub(super) async fn materials(&self, job: &JobRecord, module: &Module) -> Result<Materials, LedgerError> {
+    pub(super) async fn materials(
+        &self,
+        job: &JobRecord,
+        module: &Module,
+    ) -> Result<Materials, LedgerError> {
         let event = match self.ledger.event(&job.event_id).await {
             Ok(Some(event)) => event,
             Ok(None) => {
-                return Ok(Materials::Missing(format!("event {} is not there any more", job.event_id)));
+                return Ok(Materials::Missing(format!(
+                    "event {} is not there any more",
+                    job.event_id
+                )));
             }
             Err(malformed @ StoreError::Malformed { .. }) => {
                 return Ok(Materials::Missing(chain(&malformed)));
@@ -47,7 +54,8 @@ impl Shared {
         })
     }
 
-    /// Claims the job a message asks for. None: nothing to run (known, waiting, or no message of ours).
+    /// Claims the job a message asks for. None: nothing to run (known, waiting, or no message of
+    /// ours).
     pub(super) async fn claim(
         &self,
         served: &Served,
@@ -89,7 +97,11 @@ impl Shared {
             Announced::NotYet => {
                 // Not lost: what makes the event visible publishes it.
                 let event = message.context.event_id.as_str();
-                tracing::warn!(module = module.name, event, "a message names an event that is only staged");
+                tracing::warn!(
+                    module = module.name,
+                    event,
+                    "a message names an event that is only staged"
+                );
                 return Ok(None);
             }
             Announced::NoEvent(reason) => {
@@ -98,7 +110,8 @@ impl Shared {
             }
         };
         if !served.registration.is_for(&module.name, &event) {
-            // Its queue took messages before it was registered, or the message is one too many of a former module.
+            // Its queue took messages before it was registered, or the message is one too many of a
+            // former module.
             tracing::info!(
                 module = module.name,
                 event = %event.id,

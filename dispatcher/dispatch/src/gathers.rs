@@ -10,7 +10,8 @@ use ion_model::record::{JobRecord, WaitsFor, Without};
 
 use super::Shared;
 
-/// How often it is written down what a job waits for: what it gathers may end by the hundred a second.
+/// How often it is written down what a job waits for: what it gathers may end by the hundred a
+/// second.
 const NOTE: Duration = Duration::from_secs(5);
 
 /// When it was written down last what a job waits for.

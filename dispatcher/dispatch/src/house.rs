@@ -1,4 +1,5 @@
-//! Keeping house: the outbox, leases of dispatchers that died, gathering, events that nobody has claimed.
+//! Keeping house: the outbox, leases of dispatchers that died, gathering, events that nobody has
+//! claimed.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -16,7 +16,11 @@ impl Shared {
         if let Some(served) = self.served.get(module) {
             return Ok(served.module.executor.outlives_dispatchers());
         }
-        Ok(self.ledger.module(module).await?.is_some_and(|module| module.executor.outlives_dispatchers()))
+        Ok(self
+            .ledger
+            .module(module)
+            .await?
+            .is_some_and(|module| module.executor.outlives_dispatchers()))
     }
 
     /// The job goes on, and whoever sees it first may adopt it.
@@ -27,7 +31,8 @@ impl Shared {
         }
     }
 
-    /// One of the module's jobs waits to be adopted; it may have waited there since an earlier look.
+    /// One of the module's jobs waits to be adopted; it may have waited there since an earlier
+    /// look.
     pub(super) fn note_left(served: &Served, job: JobRecord) {
         let mut left = served.left.lock().unwrap_or_else(PoisonError::into_inner);
         left.retain(|waiting| waiting.id != job.id);

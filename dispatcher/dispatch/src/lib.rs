@@ -1,14 +1,16 @@
 //! Queues to jobs, within limits.
 //!
 //! # How it works
-//! One task a module receives: it holds a free slot *before* it takes a message, claims the job in the ledger, and
-//! only then acknowledges, so that a message is never lost with its dispatcher. The same task takes jobs that wait in
-//! the ledger (retries, released, gathered ones). Each job has a task that runs it, renews its lease and writes how
-//! it ended. One more task keeps house: the outbox, expired leases, gathering.
+//! One task a module receives: it holds a free slot *before* it takes a message, claims the job in
+//! the ledger, and only then acknowledges, so that a message is never lost with its dispatcher. The
+//! same task takes jobs that wait in the ledger (retries, released, gathered ones). Each job has a
+//! task that runs it, renews its lease and writes how it ended. One more task keeps house: the
+//! outbox, expired leases, gathering.
 //!
 //! # After a crash
-//! Nothing is in memory only. Another dispatcher, or this one started again, finds the job's record; one on the same
-//! machine knows at once that its holder is dead, because the holder's lock file is free.
+//! Nothing is in memory only. Another dispatcher, or this one started again, finds the job's
+//! record; one on the same machine knows at once that its holder is dead, because the holder's lock
+//! file is free.
 
 pub mod audit;
 mod claims;
@@ -55,11 +57,12 @@ pub use self::presence::{ServedWatch, served_modules};
 /// How often a module looks into the ledger for jobs that wait there, unless it is told of one.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// The wait after a store failed, before the same is tried again. The stores have deadlines of their own.
+/// The wait after a store failed, before the same is tried again. The stores have deadlines of
+/// their own.
 const STORE_WAIT: Duration = Duration::from_secs(1);
 
-/// Tries to claim a message's job before the message goes back. With [`STORE_WAIT`] between them they stay far below
-/// the half hour after which brokers take a message back by themselves.
+/// Tries to claim a message's job before the message goes back. With [`STORE_WAIT`] between them
+/// they stay far below the half hour after which brokers take a message back by themselves.
 const CLAIM_TRIES: u32 = 600;
 
 /// Tries to read what a job begins with, before it goes back to its queue.
@@ -68,8 +71,8 @@ const MATERIAL_TRIES: u32 = 20;
 /// How long all places may be taken before what the bus has sent ahead is queued in the ledger.
 const FULL: Duration = Duration::from_secs(1);
 
-/// Tries of a write that ends a job. With [`STORE_WAIT`] between them they outlast a store's restart; after that the
-/// lease runs out and another attempt finds its commits there.
+/// Tries of a write that ends a job. With [`STORE_WAIT`] between them they outlast a store's
+/// restart; after that the lease runs out and another attempt finds its commits there.
 const END_TRIES: u32 = 60;
 
 /// How a dispatcher behaves.
@@ -77,9 +80,9 @@ const END_TRIES: u32 = 60;
 pub struct DispatchSettings {
     /// The folder of all state; presence locks lie there.
     pub home: PathBuf,
-    /// How long a job is a dead dispatcher's on another host (one on the same host is known to be dead at once). Default
-    /// 60 s: its holder gives it up after two thirds of that, and a document store that is away for a shorter time kills
-    /// no job. No clock of another host is asked.
+    /// How long a job is a dead dispatcher's on another host (one on the same host is known to be
+    /// dead at once). Default 60 s: its holder gives it up after two thirds of that, and a document
+    /// store that is away for a shorter time kills no job. No clock of another host is asked.
     pub lease: Duration,
     /// Jobs at a time of all modules together. Default: twice the processors.
     pub slots: usize,
@@ -163,7 +166,8 @@ impl Dispatcher {
         self.shared.metrics.clone()
     }
 
-    /// Registers the modules and runs their jobs until `shutdown`; `ready` is told when every queue is served.
+    /// Registers the modules and runs their jobs until `shutdown`; `ready` is told when every queue
+    /// is served.
     ///
     /// # Guarantees
     /// When this returns no job of it runs; those that did are queued again.
@@ -181,8 +185,10 @@ impl Dispatcher {
             Modules::These(modules) => {
                 for module in &modules {
                     if let Some(former) = shared.ledger.put_module(module).await? {
-                        let (name, now) =
-                            (module.name.clone(), "was registered otherwise: it is served as said here");
+                        let (name, now) = (
+                            module.name.clone(),
+                            "was registered otherwise: it is served as said here",
+                        );
                         tracing::info!(module = name, fields = ?module.differs_in(&former), "registered anew");
                         shared.notice(Notice::Module { name, now }).await;
                     }
@@ -201,9 +207,13 @@ impl Dispatcher {
         }
         tasks.spawn(shared.clone().follow_modules(wanted, served));
         tasks.spawn(shared.clone().watch_queues());
-        let presence =
-            Presence::announce(&shared.ledger, &shared.settings.home, &shared.id, shared.served.names())
-                .await?;
+        let presence = Presence::announce(
+            &shared.ledger,
+            &shared.settings.home,
+            &shared.id,
+            shared.served.names(),
+        )
+        .await?;
         for dead in presence.dead_neighbours() {
             for job in shared.ledger.held_by(&dead).await? {
                 match shared.outlives(&job.module).await? {
@@ -238,7 +248,8 @@ type Job = (JobRecord, Event);
 /// A message whose job was claimed.
 struct Claimed {
     tag: u64,
-    /// What to run now, and where; none if somebody else does, or later. The error: it could not be claimed.
+    /// What to run now, and where; none if somebody else does, or later. The error: it could not be
+    /// claimed.
     job: Result<Option<(Job, Slot)>, LedgerError>,
 }
 
@@ -277,7 +288,10 @@ impl Shared {
 
     /// A place to run one job of a module, if there is one.
     fn slot(&self, of_module: &Arc<Semaphore>) -> Option<Slot> {
-        Some((of_module.clone().try_acquire_owned().ok()?, self.slots.clone().try_acquire_owned().ok()?))
+        Some((
+            of_module.clone().try_acquire_owned().ok()?,
+            self.slots.clone().try_acquire_owned().ok()?,
+        ))
     }
 
     /// One module's queue and its jobs in the ledger.
@@ -288,7 +302,8 @@ impl Shared {
         let mut full_since: Option<Instant> = None;
         let mut unheard = false;
         let mut seen = Standing::default();
-        // The ledger is not asked with each message, but when something may wait there that could run.
+        // The ledger is not asked with each message, but when something may wait there that could
+        // run.
         let (mut look_at, mut behind) = (Instant::now(), false);
         loop {
             let freed = self.freed.notified();
@@ -345,7 +360,8 @@ impl Shared {
         while let Some(claimed) = claims.join_next().await {
             self.settle(&module, &mut *queue, claimed, &mut jobs).await;
         }
-        // What the bus has sent ahead is not returned, which it would count, but left in the ledger.
+        // What the bus has sent ahead is not returned, which it would count, but left in the
+        // ledger.
         self.pause(&served, &mut *queue, &mut jobs).await;
         drop(queue);
         self.retire_if_removed(&served).await;
@@ -357,9 +373,9 @@ impl Shared {
         let _ = tokio::time::timeout(time, self.stopping.cancelled()).await;
     }
 
-    /// All places are taken for longer than a moment: what the bus has sent ahead must not wait here, unacknowledged,
-    /// for as long as a job may run. It is queued in the ledger, where whoever has a free slot finds it. False when the
-    /// dispatcher stops.
+    /// All places are taken for longer than a moment: what the bus has sent ahead must not wait
+    /// here, unacknowledged, for as long as a job may run. It is queued in the ledger, where
+    /// whoever has a free slot finds it. False when the dispatcher stops.
     async fn pause(
         self: &Arc<Self>,
         served: &Arc<Served>,
@@ -370,21 +386,27 @@ impl Shared {
         match queue.pause().await {
             Ok(ahead) => {
                 for delivery in ahead {
-                    let claimed = self.clone().claim_patiently(served.clone(), delivery, None).await;
+                    let claimed =
+                        self.clone().claim_patiently(served.clone(), delivery, None).await;
                     if !self.settle(module, queue, Ok(claimed), jobs).await {
                         return false;
                     }
                 }
             }
             Err(error) => {
-                tracing::warn!(module = module.name, error = chain(&error), "the queue cannot be paused");
+                tracing::warn!(
+                    module = module.name,
+                    error = chain(&error),
+                    "the queue cannot be paused"
+                );
             }
         }
         true
     }
 
-    /// Claims the job that a message asks for, to run it here if there is a slot, or to queue it. A store that is away is
-    /// waited for: a message that goes back is counted by the broker, and dead in the end.
+    /// Claims the job that a message asks for, to run it here if there is a slot, or to queue it. A
+    /// store that is away is waited for: a message that goes back is counted by the broker, and
+    /// dead in the end.
     async fn claim_patiently(
         self: Arc<Self>,
         served: Arc<Served>,
@@ -411,8 +433,8 @@ impl Shared {
         }
     }
 
-    /// Acknowledges a message whose job was claimed, and runs the job if it is ours. False when the dispatcher stops before
-    /// the message was dealt with.
+    /// Acknowledges a message whose job was claimed, and runs the job if it is ours. False when the
+    /// dispatcher stops before the message was dealt with.
     async fn settle(
         self: &Arc<Self>,
         module: &Arc<Module>,
@@ -492,22 +514,26 @@ impl Shared {
                     let job = self.note_without(job, without).await;
                     jobs.spawn(self.clone().run(module.clone(), job, *event, Some(gathered), slot));
                 }
-                // What runs of it goes on as it began. Put back, its attempt's number would be given to another attempt, which
-                // would find the former one's pod, with what that has gathered, and take it for its own.
+                // What runs of it goes on as it began. Put back, its attempt's number would be
+                // given to another attempt, which would find the former one's pod, with what that
+                // has gathered, and take it for its own.
                 Ok(Materials::WaitsAgain) if adopted => self.leave(&job).await,
                 Ok(Materials::WaitsAgain) => {
                     if let Err(error) = self.ledger.advance(&job, &Happening::WaitsAgain).await {
                         tracing::warn!(job = %job.id, error = chain(&error), "that it waits again was not written");
                     }
                 }
-                Ok(Materials::Missing(reason)) => self.end(&job, module, Ended::failed(reason)).await,
+                Ok(Materials::Missing(reason)) => {
+                    self.end(&job, module, Ended::failed(reason)).await
+                }
                 Err(error) if adopted => {
                     tracing::warn!(job = %job.id, error = chain(&error), "an adopted job's event cannot be read; it goes on");
                     self.leave(&job).await;
                     return Due::Nothing;
                 }
                 Err(error) => {
-                    let released = Ended { end: AttemptEnd::Released, ..Ended::failed(chain(&error)) };
+                    let released =
+                        Ended { end: AttemptEnd::Released, ..Ended::failed(chain(&error)) };
                     self.end(&job, module, released).await;
                     return Due::Nothing;
                 }
@@ -515,7 +541,8 @@ impl Shared {
         }
     }
 
-    /// Takes one job of a module that was left or is due, the slot to run it in, and says whether it was adopted.
+    /// Takes one job of a module that was left or is due, the slot to run it in, and says whether
+    /// it was adopted.
     async fn take_due(
         &self,
         served: &Served,
@@ -555,7 +582,10 @@ impl Shared {
         slot: Slot,
     ) {
         let (stop, stopped) = watch::channel(None);
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(job.id.clone(), stop.clone());
+        self.running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(job.id.clone(), stop.clone());
         if self.stopping.is_cancelled() {
             stop.send_replace(Some(Stop::Shutdown));
         }
@@ -580,8 +610,8 @@ impl Shared {
         self.freed.notify_waiters();
     }
 
-    /// Keeps a running job's record true: marks it running, renews its lease, sees that it is to be cancelled.
-    /// Never returns.
+    /// Keeps a running job's record true: marks it running, renews its lease, sees that it is to be
+    /// cancelled. Never returns.
     async fn hold(
         &self,
         job: &JobRecord,
@@ -605,7 +635,8 @@ impl Shared {
                         said = self.say_it_runs(job).await;
                     }
                     let due = renewed.elapsed() >= self.settings.lease / 3;
-                    // The lease counts from before the write: it may have been seen before the answer comes.
+                    // The lease counts from before the write: it may have been seen before the
+                    // answer comes.
                     let asked = Instant::now();
                     let seen = async {
                         match due {
@@ -613,7 +644,8 @@ impl Shared {
                             false => self.ledger.get(&job.id).await,
                         }
                     };
-                    // A store that does not answer at all must not keep it from giving the job up in time.
+                    // A store that does not answer at all must not keep it from giving the job up
+                    // in time.
                     let Ok(seen) = tokio::time::timeout(self.patience(renewed), seen).await else {
                         tracing::warn!(job = %job.id, "the lease could not be renewed: the store does not answer");
                         stop.send_replace(Some(Stop::LostLease));
@@ -648,8 +680,9 @@ impl Shared {
         }
     }
 
-    /// How long the store may take to answer whoever has renewed a lease then: three quarters of the lease after that, which
-    /// is before others may take the job. It has a moment in any case, as nobody may have taken it.
+    /// How long the store may take to answer whoever has renewed a lease then: three quarters of
+    /// the lease after that, which is before others may take the job. It has a moment in any case,
+    /// as nobody may have taken it.
     fn patience(&self, renewed: Instant) -> Duration {
         let lease = self.settings.lease;
         (lease * 3 / 4).saturating_sub(renewed.elapsed()).max(lease / 12)
@@ -685,7 +718,9 @@ impl Shared {
         let record = loop {
             match self.ledger.advance(job, &happening).await {
                 Ok(record) => break record,
-                Err(LedgerError::Store(error)) if tries < END_TRIES && !self.stopping.is_cancelled() => {
+                Err(LedgerError::Store(error))
+                    if tries < END_TRIES && !self.stopping.is_cancelled() =>
+                {
                     tries += 1;
                     tracing::warn!(job = %job.id, error = chain(&error), "a job's end could not be written yet");
                     tokio::time::sleep(STORE_WAIT).await;
@@ -707,7 +742,8 @@ impl Shared {
     }
 }
 
-/// Says that something fails, once for each time that a store is away; `failing` is whether it did before.
+/// Says that something fails, once for each time that a store is away; `failing` is whether it did
+/// before.
 fn warn_once(outcome: Result<(), LedgerError>, failing: &mut bool, what: &str) {
     let failed = outcome.is_err();
     if let Err(error) = outcome

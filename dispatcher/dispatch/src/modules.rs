@@ -1,4 +1,5 @@
-//! The modules that a dispatcher serves: those it was given, or the plane's as they come, change and go.
+//! The modules that a dispatcher serves: those it was given, or the plane's as they come, change
+//! and go.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,8 +52,8 @@ impl Wanted {
     }
 }
 
-/// A module that is served, as the plane has it: whatever the file says that this process was started with, another may have
-/// registered it otherwise since.
+/// A module that is served, as the plane has it: whatever the file says that this process was
+/// started with, another may have registered it otherwise since.
 #[derive(Debug)]
 pub(super) struct Served {
     pub(super) module: Arc<Module>,
@@ -123,8 +124,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Serves the plane's modules as they come, change and go, until the dispatcher stops. What runs of a module that has
-    /// changed ends as it began.
+    /// Serves the plane's modules as they come, change and go, until the dispatcher stops. What
+    /// runs of a module that has changed ends as it began.
     pub(super) async fn follow_modules(self: Arc<Self>, wanted: Wanted, mut tasks: JoinSet<()>) {
         let mut unread = false;
         while !self.stopping.is_cancelled() {
@@ -145,15 +146,16 @@ impl Shared {
         while tasks.join_next().await.is_some() {}
     }
 
-    /// Removes the queue of a module that is gone. A subscription makes a queue anew that somebody removes, so this is done
-    /// after the dispatcher's own has ended.
+    /// Removes the queue of a module that is gone. A subscription makes a queue anew that somebody
+    /// removes, so this is done after the dispatcher's own has ended.
     pub(super) async fn retire_if_removed(&self, served: &Served) {
         if !served.removed.load(Ordering::Relaxed) {
             return;
         }
         let name = &served.module.name;
         let retired = async {
-            // Should it be registered again at this very moment, what its queue loses is sent again.
+            // Should it be registered again at this very moment, what its queue loses is sent
+            // again.
             match self.ledger.registered().await?.module(name) {
                 Some(_) => Ok(()),
                 None => self.ledger.plane().bus.retire(name).await,
@@ -187,7 +189,8 @@ impl Shared {
         let registered = self.ledger.registered().await?;
         let Registered { modules, registry } = &*registered;
         let wanted = modules.iter().filter(|module| wanted.has(module));
-        let wanted: BTreeMap<&str, &Module> = wanted.map(|module| (module.name.as_str(), module)).collect();
+        let wanted: BTreeMap<&str, &Module> =
+            wanted.map(|module| (module.name.as_str(), module)).collect();
         let gone: Vec<Arc<Served>> = {
             let mut served = self.served.all();
             let names: Vec<String> =
@@ -203,8 +206,9 @@ impl Shared {
         for (name, module) in wanted {
             let serves = self.served.get(name);
             let Some(registration) = registry.registration(name).cloned() else { continue };
-            let same =
-                |served: &Arc<Served>| *served.module == *module && served.registration == registration;
+            let same = |served: &Arc<Served>| {
+                *served.module == *module && served.registration == registration
+            };
             if serves.as_ref().is_some_and(same) {
                 continue;
             }

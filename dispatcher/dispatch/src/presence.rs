@@ -1,4 +1,5 @@
-//! Who dispatches: a document that people see, and a lock file that proves life to neighbours on the same machine.
+//! Who dispatches: a document that people see, and a lock file that proves life to neighbours on
+//! the same machine.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -104,8 +105,8 @@ pub(super) async fn withdraw(ledger: &Ledger, home: &Path, id: &str) {
     let _ = std::fs::remove_file(lock_path(&home.join("dispatchers"), id));
 }
 
-/// Which modules living dispatchers serve, as somebody sees it who looks again and again: one lives that renews its document,
-/// whatever time it writes there.
+/// Which modules living dispatchers serve, as somebody sees it who looks again and again: one lives
+/// that renews its document, whatever time it writes there.
 #[derive(Debug, Default)]
 pub struct ServedWatch(Standing<Millis>);
 
@@ -124,7 +125,8 @@ impl ServedWatch {
         }
         let all = Query::equal(Collection::Dispatchers, vec![]);
         let all: Vec<Dispatcher> = ledger.plane().documents.find_as(all).await?;
-        let stood = self.0.look(all.iter().map(|dispatcher| (dispatcher.id.clone(), dispatcher.seen)));
+        let stood =
+            self.0.look(all.iter().map(|dispatcher| (dispatcher.id.clone(), dispatcher.seen)));
         let living = all.into_iter().zip(stood).filter(|(dispatcher, stood)| {
             *stood < GONE && !clock::has_passed_everywhere(dispatcher.seen + millis(GONE))
         });

@@ -12,7 +12,8 @@ pub struct QueueWatch {
 }
 
 impl QueueWatch {
-    /// Looks at the queues of these modules, and warns of what is not as it must be and was not a look before.
+    /// Looks at the queues of these modules, and warns of what is not as it must be and was not a
+    /// look before.
     pub async fn look(&mut self, bus: &dyn Bus, modules: &[String]) {
         let report = match bus.inspect(modules).await {
             Ok(report) => report,

@@ -1,12 +1,14 @@
 //! Events that a module has not claimed: its message may be lost, whatever became of its queue.
 //!
 //! # How it works
-//! Every event stands in an index until each module that it is for has a job of it; then it is marked so, and leaves the
-//! index. A walk goes through the index again and again, a few pages at a time. What it finds unclaimed for a lease,
-//! by its own monotonic clock, is sent again, if the module's queue holds no message that could still be it.
+//! Every event stands in an index until each module that it is for has a job of it; then it is
+//! marked so, and leaves the index. A walk goes through the index again and again, a few pages at a
+//! time. What it finds unclaimed for a lease, by its own monotonic clock, is sent again, if the
+//! module's queue holds no message that could still be it.
 //!
 //! # What it never does
-//! Ask a clock of another host; read more than some pages at a time; remember more than [`REMEMBERED_MAX`] events.
+//! Ask a clock of another host; read more than some pages at a time; remember more than
+//! [`REMEMBERED_MAX`] events.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -18,15 +20,16 @@ use ion_model::id::JobId;
 use ion_stores::{Collection, Pages, StoreError, decode, encode};
 use serde_json::Value;
 
-/// How often the walk goes on, and for how long: more would take from the jobs' time. A million events that wait in queues
-/// are looked through in some minutes.
+/// How often the walk goes on, and for how long: more would take from the jobs' time. A million
+/// events that wait in queues are looked through in some minutes.
 const EVERY: Duration = Duration::from_secs(1);
 const ROUND: Duration = Duration::from_millis(50);
 
 /// Events that are remembered as unclaimed. Others are once these are claimed.
 const REMEMBERED_MAX: usize = 10_000;
 
-/// How long an event may be unclaimed while its module's queue holds messages: its own may be among them.
+/// How long an event may be unclaimed while its module's queue holds messages: its own may be among
+/// them.
 const BEHIND_OTHERS: Duration = Duration::from_secs(600);
 
 /// The longest wait between two times that an event is sent again.
@@ -41,8 +44,8 @@ struct Seen {
     walk: u64,
 }
 
-/// Whether modules' queues held messages when a round first came to one of their events. What the round itself sends
-/// again must not keep it from sending more.
+/// Whether modules' queues held messages when a round first came to one of their events. What the
+/// round itself sends again must not keep it from sending more.
 #[derive(Debug, Default)]
 struct Queues(HashMap<String, bool>);
 
@@ -111,8 +114,10 @@ impl Unclaimed {
     ) -> Result<(), LedgerError> {
         let documents = &ledger.plane().documents;
         // One that cannot be read must not hold up all others; `ion check` tells of it.
-        let events: Vec<Event> =
-            page.into_iter().filter_map(|document| decode(Collection::Events, document).ok()).collect();
+        let events: Vec<Event> = page
+            .into_iter()
+            .filter_map(|document| decode(Collection::Events, document).ok())
+            .collect();
         let jobs_of = |event: &Event| -> Vec<(String, JobId)> {
             let of = |name: &str| (name.to_owned(), JobId::derive(&event.id, name));
             registered.registry.expected(event).map(of).collect()
@@ -122,8 +127,10 @@ impl Unclaimed {
         let mut claimed = Vec::new();
         let mut unclaimed = Vec::new();
         for event in events {
-            let missing: Vec<(String, JobId)> =
-                jobs_of(&event).into_iter().filter(|(_, job)| !present.contains(job.as_str())).collect();
+            let missing: Vec<(String, JobId)> = jobs_of(&event)
+                .into_iter()
+                .filter(|(_, job)| !present.contains(job.as_str()))
+                .collect();
             if missing.is_empty() {
                 claimed.push(encode(&Event { unclaimed: false, ..event }));
             } else {
@@ -159,7 +166,8 @@ impl Unclaimed {
         let seen = self.seen.entry(job.clone()).or_insert(Seen { since: now, sent: 0, walk });
         seen.walk = walk;
         let stood = now.duration_since(seen.since);
-        let doubled = |wait: Duration| wait.saturating_mul(1 << seen.sent.min(16)).min(SENT_AGAIN_MAX);
+        let doubled =
+            |wait: Duration| wait.saturating_mul(1 << seen.sent.min(16)).min(SENT_AGAIN_MAX);
         if stood < doubled(self.patience) {
             return Ok(false);
         }

@@ -1,12 +1,14 @@
 //! Who may do what: bearer tokens with scopes, and which pages of browsers are served.
 //!
-//! A token is 16 bytes or more that only its holder and this process know; what is kept of it here is its SHA-256, so that
-//! neither a log nor a core dump holds it longer than a request lasts. A request's token is compared with all of them, each
-//! in the same time: how long it takes tells nothing of how much of it is right.
+//! A token is 16 bytes or more that only its holder and this process know; what is kept of it here
+//! is its SHA-256, so that neither a log nor a core dump holds it longer than a request lasts. A
+//! request's token is compared with all of them, each in the same time: how long it takes tells
+//! nothing of how much of it is right.
 //!
-//! Without tokens whoever reaches the address may do everything. It is a loopback address then, and those who reach it
-//! are programs of this machine and the pages in its browser. A page of another site is known by its `Origin`; one that has
-//! had its own name resolved to this machine (DNS rebinding), by its `Host`.
+//! Without tokens whoever reaches the address may do everything. It is a loopback address then, and
+//! those who reach it are programs of this machine and the pages in its browser. A page of another
+//! site is known by its `Origin`; one that has had its own name resolved to this machine (DNS
+//! rebinding), by its `Host`.
 
 use std::io;
 use std::net::IpAddr;
@@ -78,7 +80,9 @@ pub enum PrivateFileError {
         source: io::Error,
     },
     /// Others may read the file.
-    #[error("{path} holds secrets and others may read it; `chmod 600 {path}` keeps them to yourself")]
+    #[error(
+        "{path} holds secrets and others may read it; `chmod 600 {path}` keeps them to yourself"
+    )]
     Open {
         /// The file.
         path: String,
@@ -147,8 +151,9 @@ struct Token {
 pub struct Tokens(Vec<Token>);
 
 impl Tokens {
-    /// The tokens of a list: a line for each, `NAME SCOPE,SCOPE TOKEN`. `all` stands for every scope, `sha256:HEX` for a
-    /// token that is only known by its SHA-256. Empty lines and those that begin with `#` say nothing.
+    /// The tokens of a list: a line for each, `NAME SCOPE,SCOPE TOKEN`. `all` stands for every
+    /// scope, `sha256:HEX` for a token that is only known by its SHA-256. Empty lines and those
+    /// that begin with `#` say nothing.
     ///
     /// # Errors
     /// The first line that says something else.
@@ -179,7 +184,11 @@ impl Tokens {
 
     /// One token, for one thing.
     pub fn single(name: &str, scope: Scope, token: &str) -> Self {
-        Self(vec![Token { name: name.to_owned(), scopes: vec![scope], digest: digest(token.as_bytes()) }])
+        Self(vec![Token {
+            name: name.to_owned(),
+            scopes: vec![scope],
+            digest: digest(token.as_bytes()),
+        }])
     }
 
     /// These and those. Of two with one name both count.
@@ -205,7 +214,9 @@ impl Tokens {
         };
         let Some(presented) = presented(headers) else {
             let detail = "send the header \"Authorization: Bearer TOKEN\" with a token of the gateway's list";
-            return Err(Problem::new(Kind::TokenNeeded, detail).header(header::WWW_AUTHENTICATE, ask("")));
+            return Err(
+                Problem::new(Kind::TokenNeeded, detail).header(header::WWW_AUTHENTICATE, ask(""))
+            );
         };
         let presented = digest(presented);
         let (mut found, mut at) = (Choice::from(0), 0_u32);
@@ -217,14 +228,19 @@ impl Tokens {
         let token = self.0.get(usize::try_from(at).unwrap_or(usize::MAX)).filter(|_| found.into());
         let Some(token) = token else {
             let asks = ask(", error=\"invalid_token\"");
-            let detail = "the gateway does not know this token; its list of tokens names those it knows";
-            return Err(Problem::new(Kind::TokenNeeded, detail).header(header::WWW_AUTHENTICATE, asks));
+            let detail =
+                "the gateway does not know this token; its list of tokens names those it knows";
+            return Err(
+                Problem::new(Kind::TokenNeeded, detail).header(header::WWW_AUTHENTICATE, asks)
+            );
         };
         if !token.scopes.contains(&scope) {
             let scope = scope.as_str();
             let asks = ask(&format!(", error=\"insufficient_scope\", scope=\"{scope}\""));
-            let detail =
-                format!("token {:?} lacks the scope {scope}; the gateway's list gives scopes", token.name);
+            let detail = format!(
+                "token {:?} lacks the scope {scope}; the gateway's list gives scopes",
+                token.name
+            );
             let problem = Problem::new(Kind::ScopeNeeded, detail).with("scope", scope);
             return Err(problem.header(header::WWW_AUTHENTICATE, asks));
         }
@@ -243,8 +259,9 @@ impl Token {
         } else {
             let known = |word: &str| Scope::ALL.into_iter().find(|scope| scope.as_str() == word);
             let all = Scope::ALL.map(Scope::as_str).join(", ");
-            let scope =
-                |word| known(word).ok_or_else(|| format!("no scope is {word:?}; allowed: all, {all}"));
+            let scope = |word| {
+                known(word).ok_or_else(|| format!("no scope is {word:?}; allowed: all, {all}"))
+            };
             scopes.split(',').map(scope).collect::<Result<_, _>>()?
         };
         let digest = match secret.strip_prefix("sha256:") {
@@ -291,11 +308,13 @@ pub(super) struct Hosts {
 }
 
 impl Hosts {
-    /// Refuses what a page of another site sends, and requests for a name that is not this machine's.
+    /// Refuses what a page of another site sends, and requests for a name that is not this
+    /// machine's.
     pub(super) fn admit<B>(&self, request: &Request<B>) -> Result<(), Problem> {
         let (method, headers) = (request.method(), request.headers());
         let host = host_of(request)?;
-        // A request that names its host in its first line as well: what a proxy reads there, we must not pass over.
+        // A request that names its host in its first line as well: what a proxy reads there, we
+        // must not pass over.
         let in_target = request.uri().authority().map(Authority::as_str);
         if in_target.is_some_and(|named| named.contains('@')) {
             let detail = "the request's first line names a user before the host; leave it out";
@@ -315,7 +334,8 @@ impl Hosts {
         let host = in_target.unwrap_or(host);
         let foreign = |from: &str| {
             let from = cut(from, QUOTE_MAX);
-            let detail = format!("a page of {from} sent this, and the gateway serves no pages but its own");
+            let detail =
+                format!("a page of {from} sent this, and the gateway serves no pages but its own");
             Err(Problem::new(Kind::ForeignOrigin, detail))
         };
         if let Some(origin) = headers.get(header::ORIGIN) {
@@ -346,14 +366,16 @@ impl Hosts {
     }
 }
 
-/// The host that a request is for, by its header; empty if HTTP/1.0 leaves it out. RFC 9112 has all else refused: two servers
-/// in a row must not take one request for requests to different hosts.
+/// The host that a request is for, by its header; empty if HTTP/1.0 leaves it out. RFC 9112 has all
+/// else refused: two servers in a row must not take one request for requests to different hosts.
 fn host_of<B>(request: &Request<B>) -> Result<&str, Problem> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let malformed = |detail| Err(Problem::new(Kind::Malformed, detail));
     let host = match (hosts.next(), hosts.next()) {
         (Some(host), None) => host,
-        (Some(_), Some(_)) => return malformed("the request has several Host headers; one is allowed"),
+        (Some(_), Some(_)) => {
+            return malformed("the request has several Host headers; one is allowed");
+        }
         (None, _) if request.version() < Version::HTTP_11 => return Ok(""),
         (None, _) => return malformed("the request has no Host header; HTTP/1.1 needs one"),
     };
@@ -396,10 +418,14 @@ mod tests {
         let kind = |token: &str, scope| with(token, scope).map_err(|problem| problem.kind()).err();
         assert_eq!(name("Bearer 0123456789abcdef", Scope::EventsWrite).as_deref(), Some("ci"));
         assert_eq!(name("bearer  0123456789abcdef", Scope::EventsRead).as_deref(), Some("ci"));
-        assert_eq!(name("Bearer of which only the sum is known", Scope::ChainsRun).as_deref(), Some("ops"));
+        assert_eq!(
+            name("Bearer of which only the sum is known", Scope::ChainsRun).as_deref(),
+            Some("ops")
+        );
         assert_eq!(name("Bearer 0123456789abcdeg", Scope::MetricsRead).as_deref(), Some("end"));
         assert_eq!(kind("Bearer 0123456789abcdef", Scope::JobsRead), Some(Kind::ScopeNeeded));
-        for wrong in ["Bearer 0123456789abcdeh", "Bearer ", "Bearer", "Basic 0123456789abcdef", ""] {
+        for wrong in ["Bearer 0123456789abcdeh", "Bearer ", "Bearer", "Basic 0123456789abcdef", ""]
+        {
             assert_eq!(kind(wrong, Scope::EventsRead), Some(Kind::TokenNeeded), "{wrong}");
         }
         assert!(tokens.admit(&HeaderMap::new(), Scope::EventsRead).is_err());
@@ -434,7 +460,11 @@ mod tests {
         }
         let page = |origin| [("host", "localhost:8080"), ("origin", origin)];
         assert_eq!(kind(Method::POST, &page("http://localhost:8080")), None);
-        assert_eq!(kind(Method::POST, &page("https://ion.example")), None, "before it stands a proxy");
+        assert_eq!(
+            kind(Method::POST, &page("https://ion.example")),
+            None,
+            "before it stands a proxy"
+        );
         for origin in ["http://evil.example", "null", "http://localhost:9999"] {
             assert_eq!(kind(Method::POST, &page(origin)), Some(Kind::ForeignOrigin), "{origin}");
         }
@@ -450,7 +480,10 @@ mod tests {
         let closed = Hosts { allowed: vec![], any: false };
         let open = Hosts { allowed: vec![], any: true };
         let kind = |hosts: &Hosts, target: &str, pairs: &[(&'static str, &str)]| {
-            hosts.admit(&request(Method::GET, target, pairs)).map_err(|problem| problem.kind()).err()
+            hosts
+                .admit(&request(Method::GET, target, pairs))
+                .map_err(|problem| problem.kind())
+                .err()
         };
         for wrong in [
             &[][..],
@@ -466,14 +499,23 @@ mod tests {
         let local = [("host", "localhost:8080")];
         assert_eq!(kind(&closed, "http://localhost:8080/healthz", &local), None);
         assert_eq!(kind(&closed, "http://evil.example/healthz", &local), Some(Kind::ForeignHost));
-        assert_eq!(kind(&closed, "http://localhost/", &[("host", "evil.example")]), Some(Kind::ForeignHost));
+        assert_eq!(
+            kind(&closed, "http://localhost/", &[("host", "evil.example")]),
+            Some(Kind::ForeignHost)
+        );
         assert_eq!(kind(&open, "http://any.example/healthz", &local), None);
         for hosts in [&closed, &open] {
-            assert_eq!(kind(hosts, "http://evil.example@localhost:8080/", &local), Some(Kind::Malformed));
+            assert_eq!(
+                kind(hosts, "http://evil.example@localhost:8080/", &local),
+                Some(Kind::Malformed)
+            );
         }
         let mut old = request(Method::GET, "/", &[]);
         *old.version_mut() = Version::HTTP_10;
         assert!(open.admit(&old).is_ok());
-        assert_eq!(closed.admit(&old).map_err(|problem| problem.kind()).err(), Some(Kind::ForeignHost));
+        assert_eq!(
+            closed.admit(&old).map_err(|problem| problem.kind()).err(),
+            Some(Kind::ForeignHost)
+        );
     }
 }

@@ -2,7 +2,8 @@
 //! event of its own.
 //!
 //! # Flow
-//! 1. All of them are read. One that cannot be an event refuses the whole request: nothing has happened.
+//! 1. All of them are read. One that cannot be an event refuses the whole request: nothing has
+//!    happened.
 //! 2. They are committed, a few at a time, as if each had come alone.
 //!
 //! # Guarantees
@@ -80,8 +81,10 @@ pub(super) fn of_objects(
     held: Held,
 ) -> Result<Batch, Problem> {
     let limits = &gate.node.settings.limits;
-    let members = members(&held, sender, |item, place| Ok((same.at(place), values_of(item, limits)?, None)))?;
-    let is_pair = |member: &Member| matches!(&member.data[..], [a, b] if a.key == "key" && b.key == "value");
+    let members =
+        members(&held, sender, |item, place| Ok((same.at(place), values_of(item, limits)?, None)))?;
+    let is_pair =
+        |member: &Member| matches!(&member.data[..], [a, b] if a.key == "key" && b.key == "value");
     if !members.is_empty() && members.iter().all(is_pair) {
         let detail = "an array of objects with \"key\" and \"value\" could be one event's values or an event for each; \
                       send one object with a member for each value";
@@ -114,7 +117,8 @@ pub(super) fn of_cloudevents(
     Batch::new(gate, event_type, members, held)
 }
 
-/// An event of each item, as `read` makes it of the item's text and place. Its mistakes name the place.
+/// An event of each item, as `read` makes it of the item's text and place. Its mistakes name the
+/// place.
 fn members(
     held: &Held,
     sender: &Principal,
@@ -141,7 +145,8 @@ impl Batch {
                 None => members.push(member),
                 Some(same) if *same == member => {}
                 Some(_) => {
-                    let detail = "another one of the batch has its source and id, and says something else";
+                    let detail =
+                        "another one of the batch has its source and id, and says something else";
                     return Err(Problem::new(Kind::Differs, detail).of_event(place));
                 }
             }
@@ -150,7 +155,11 @@ impl Batch {
     }
 
     /// Commits them, and says what became of each.
-    pub(super) async fn create(self, gate: &Shared, wait: Option<Duration>) -> Result<Response, Problem> {
+    pub(super) async fn create(
+        self,
+        gate: &Shared,
+        wait: Option<Duration>,
+    ) -> Result<Response, Problem> {
         let Self { event_type, members, places, _held } = self;
         let stopped = AtomicBool::new(false);
         let commits = members.into_iter().map(|member| {
@@ -201,11 +210,16 @@ async fn answer(
     let registered = registered(gate).await;
     for outcome in outcomes {
         let Outcome::Committed(event) = outcome else { continue };
-        let mut made =
-            made_answer((&event.id, &event.context.correlation_id), &event.event_type, registered.as_deref());
+        let mut made = made_answer(
+            (&event.id, &event.context.correlation_id),
+            &event.event_type,
+            registered.as_deref(),
+        );
         if let Some(deadline) = deadline {
             let left = deadline.saturating_duration_since(Instant::now());
-            let seen = trace::wait(gate, event.context.correlation_id.as_str(), left, Need::Verdict).await?;
+            let seen =
+                trace::wait(gate, event.context.correlation_id.as_str(), left, Need::Verdict)
+                    .await?;
             running |= seen.verdict == Verdict::Running;
             made["outcome"] = seen.verdict.as_str().into();
         }
@@ -256,10 +270,15 @@ impl<'de> Deserialize<'de> for Items<'de> {
                 formatter.write_str("an array of events")
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(
+                self,
+                mut elements: A,
+            ) -> Result<Self::Value, A::Error> {
                 let (mut items, mut more) = (Vec::new(), false);
                 while items.len() < EVENTS_MAX {
-                    let Some(item) = elements.next_element()? else { return Ok(Items { items, more }) };
+                    let Some(item) = elements.next_element()? else {
+                        return Ok(Items { items, more });
+                    };
                     items.push(item);
                 }
                 while elements.next_element::<IgnoredAny>()?.is_some() {
@@ -276,10 +295,13 @@ fn items(held: &Held) -> Result<Vec<&RawValue>, Problem> {
     match serde_json::from_slice::<Items<'_>>(json_text(held.bytes())?) {
         Ok(Items { items, more: false }) => Ok(items),
         Ok(_) => {
-            let detail =
-                format!("a batch may have {EVENTS_MAX} events; send more of them in several requests");
+            let detail = format!(
+                "a batch may have {EVENTS_MAX} events; send more of them in several requests"
+            );
             Err(Problem::new(Kind::TooBig, detail))
         }
-        Err(error) => Err(Problem::new(Kind::Malformed, format!("the body is no array of events: {error}"))),
+        Err(error) => {
+            Err(Problem::new(Kind::Malformed, format!("the body is no array of events: {error}")))
+        }
     }
 }

@@ -1,7 +1,8 @@
-//! Bodies of requests: within a limit, at a pace, and never more of them in memory than there is room for.
+//! Bodies of requests: within a limit, at a pace, and never more of them in memory than there is
+//! room for.
 //!
-//! The pace is that of the bytes on the wire. The limit holds for them and, where they were encoded, once more for what
-//! they are decoded to.
+//! The pace is that of the bytes on the wire. The limit holds for them and, where they were
+//! encoded, once more for what they are decoded to.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +17,8 @@ use tokio::time::{Instant, timeout};
 
 use super::problem::{Kind, Problem};
 
-/// Bytes that a body must bring while its sender is waited for once: 137 a second at 30 s. Less lets a client hold a
-/// connection with a byte now and then; more cuts off those on a bad line.
+/// Bytes that a body must bring while its sender is waited for once: 137 a second at 30 s. Less
+/// lets a client hold a connection with a byte now and then; more cuts off those on a bad line.
 const PACE: u64 = 4096;
 
 /// Bytes of one permit of [`Room`].
@@ -84,7 +85,11 @@ impl Incoming {
     }
 
     /// What `decode` makes of it, of at most as many bytes.
-    pub(super) fn decoded(self, decode: impl FnOnce(PieceStream) -> PieceStream, memory: Reserved) -> Self {
+    pub(super) fn decoded(
+        self,
+        decode: impl FnOnce(PieceStream) -> PieceStream,
+        memory: Reserved,
+    ) -> Self {
         let most = self.most;
         let source = Source::Decoded(decode(self.pieces().boxed()));
         Self { source, most, left: most, _memory: Some(memory) }
@@ -101,7 +106,8 @@ impl Incoming {
         Ok(piece)
     }
 
-    /// The pieces as they come, one each time it is polled: who gathers all that is ready gets no more than that.
+    /// The pieces as they come, one each time it is polled: who gathers all that is ready gets no
+    /// more than that.
     pub(super) fn pieces(self) -> impl Stream<Item = Result<Bytes, BodyError>> + Send {
         stream::unfold((self, false), |(mut incoming, again)| async move {
             if again {
@@ -144,7 +150,9 @@ impl Sent {
                 }
                 Err(_) => return Err(BodyError::Stalled(self.stall)),
                 Ok(None) => return Ok(None),
-                Ok(Some(Err(error))) => return Err(BodyError::Broken(ion_model::errors::chain(&error))),
+                Ok(Some(Err(error))) => {
+                    return Err(BodyError::Broken(ion_model::errors::chain(&error)));
+                }
                 Ok(Some(Ok(piece))) => piece,
             };
             self.brought += piece.len() as u64;
@@ -189,7 +197,8 @@ impl Reserved {
         let needs = (self.bytes + bytes).div_ceil(PERMIT);
         if needs > has {
             let more = u32::try_from(needs - has).map_err(|_| BodyError::NoRoom)?;
-            let more = self.room.0.clone().try_acquire_many_owned(more).map_err(|_| BodyError::NoRoom)?;
+            let more =
+                self.room.0.clone().try_acquire_many_owned(more).map_err(|_| BodyError::NoRoom)?;
             match &mut self.permits {
                 Some(permits) => permits.merge(more),
                 None => self.permits = Some(more),
@@ -200,8 +209,8 @@ impl Reserved {
     }
 }
 
-/// Bytes in memory. What is taken is given back when they are dropped: a client that promises much and sends nothing
-/// takes nothing.
+/// Bytes in memory. What is taken is given back when they are dropped: a client that promises much
+/// and sends nothing takes nothing.
 #[derive(Debug)]
 pub(super) struct Held {
     bytes: Vec<u8>,
@@ -227,7 +236,8 @@ mod tests {
     use super::*;
 
     fn body(pieces: Vec<&'static [u8]>) -> Body {
-        let pieces = pieces.into_iter().map(|piece| Ok::<_, std::io::Error>(Bytes::from_static(piece)));
+        let pieces =
+            pieces.into_iter().map(|piece| Ok::<_, std::io::Error>(Bytes::from_static(piece)));
         Body::from_stream(stream::iter(pieces))
     }
 

@@ -44,8 +44,9 @@ pub(super) fn routes() -> Vec<Route> {
 
 fn operation(id: &str, summary: &str, of: &str) -> Value {
     let mut wait = openapi::wait_parameter();
-    wait["description"] =
-        json!("How long to wait until jobs that run have stopped: 500ms, 30s, 2m; at most five minutes.");
+    wait["description"] = json!(
+        "How long to wait until jobs that run have stopped: 500ms, 30s, 2m; at most five minutes."
+    );
     let number = |what: &str| json!({"type": "integer", "minimum": 0, "description": what});
     let answer = |description: &str| {
         openapi::json_answer(
@@ -95,7 +96,10 @@ async fn correlation(
     let of_it = vec![("context.correlationId", json!(id))];
     let one = Query::equal(Collection::Events, of_it).order_by("created").limit(1);
     if gate.in_time(gate.ledger.plane().documents.find(one)).await?.is_empty() {
-        return Err(Problem::new(Kind::NotFound, format!("there is no correlation {}", quote(&id))));
+        return Err(Problem::new(
+            Kind::NotFound,
+            format!("there is no correlation {}", quote(&id)),
+        ));
     }
     cancel(&gate, Cancelling::correlation(CorrelationId::new(id)), asked.as_deref()).await
 }

@@ -80,8 +80,8 @@ impl Client {
         self.stage.working.store(false, Ordering::Relaxed);
     }
 
-    /// The connection ends by a reset, and not by a FIN: that of an answer without a length would look whole to a client of
-    /// HTTP/1.0.
+    /// The connection ends by a reset, and not by a FIN: that of an answer without a length would
+    /// look whole to a client of HTTP/1.0.
     pub(super) fn is_to_be_reset(&self) {
         let _ = sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO));
     }
@@ -108,7 +108,9 @@ impl Client {
     /// Asks the client whether it is there, if it has to pass over the question now. An answer by
     /// reset comes later.
     fn can_be_asked(&self) -> bool {
-        if !self.stage.working.load(Ordering::Relaxed) || !self.stage.all_written.load(Ordering::Relaxed) {
+        if !self.stage.working.load(Ordering::Relaxed)
+            || !self.stage.all_written.load(Ordering::Relaxed)
+        {
             return true;
         }
         match self.stream.try_write(QUESTION) {
@@ -159,7 +161,11 @@ impl AsyncRead for Client {
 }
 
 impl AsyncWrite for Client {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.poll_written(context, bytes.len(), |stream| stream.try_write(bytes))
     }
 

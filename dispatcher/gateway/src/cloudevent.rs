@@ -1,8 +1,9 @@
-//! CloudEvents 1.0 over HTTP: attributes in `ce-` headers with any body (binary mode), or all in one JSON document
-//! (structured mode).
+//! CloudEvents 1.0 over HTTP: attributes in `ce-` headers with any body (binary mode), or all in
+//! one JSON document (structured mode).
 //!
-//! Their attributes become values under the names they have as headers: `ce-id`, `ce-source`, `ce-type` and so on. Data
-//! that is a JSON object becomes values too; any other becomes the file `data`.
+//! Their attributes become values under the names they have as headers: `ce-id`, `ce-source`,
+//! `ce-type` and so on. Data that is a JSON object becomes values too; any other becomes the file
+//! `data`.
 
 use std::collections::BTreeMap;
 
@@ -55,7 +56,8 @@ impl Attributes {
         let mut values = Vec::new();
         for (name, value) in headers {
             if name.as_str().starts_with(PREFIX) {
-                let unreadable = || malformed(format!("header {name:?} is not percent-encoded UTF-8"));
+                let unreadable =
+                    || malformed(format!("header {name:?} is not percent-encoded UTF-8"));
                 let text = value.to_str().map_err(|_| unreadable())?;
                 let text = percent_decode_str(text).decode_utf8().map_err(|_| unreadable())?;
                 values.push((name.as_str().to_owned(), text.into_owned()));
@@ -72,13 +74,17 @@ impl Attributes {
             let found = values.iter().find(|(key, _)| key.strip_prefix(PREFIX) == Some(name));
             match found {
                 Some((_, value)) if !value.is_empty() => Ok(value.clone()),
-                _ => Err(malformed(format!("the CloudEvent has no {name:?}, which each one needs"))),
+                _ => {
+                    Err(malformed(format!("the CloudEvent has no {name:?}, which each one needs")))
+                }
             }
         };
         let [version, id, source, event_type] = NEEDED.map(needed);
         let (version, id, source, _) = (version?, id?, source?, event_type?);
         if version != "1.0" {
-            return Err(malformed(format!("the CloudEvent is of version {version:?}; 1.0 is read")));
+            return Err(malformed(format!(
+                "the CloudEvent is of version {version:?}; 1.0 is read"
+            )));
         }
         let values = values.into_iter().map(|(key, value)| KeyValue { key, value }).collect();
         Ok(Self { source, id, values })
@@ -95,15 +101,21 @@ pub(super) enum Carried {
 }
 
 /// Reads a document of structured mode.
-pub(super) fn read_structured(document: &[u8], limits: &Limits) -> Result<(Attributes, Carried), Problem> {
-    let wrong = |error: serde_json::Error| malformed(format!("the body is no CloudEvent in JSON: {error}"));
+pub(super) fn read_structured(
+    document: &[u8],
+    limits: &Limits,
+) -> Result<(Attributes, Carried), Problem> {
+    let wrong =
+        |error: serde_json::Error| malformed(format!("the body is no CloudEvent in JSON: {error}"));
     let members: BTreeMap<String, &RawValue> = serde_json::from_slice(document).map_err(wrong)?;
     let (mut values, mut data, mut data_base64) = (Vec::new(), None, None);
     for (name, value) in members {
         match (name.as_str(), value.get()) {
             (_, "null") => {}
             ("data", _) => data = Some(value.get()),
-            ("data_base64", text) => data_base64 = Some(serde_json::from_str::<String>(text).map_err(wrong)?),
+            ("data_base64", text) => {
+                data_base64 = Some(serde_json::from_str::<String>(text).map_err(wrong)?)
+            }
             (_, text) => values.push((format!("{PREFIX}{}", checked(&name)?), plain(&name, text)?)),
         }
     }
@@ -115,9 +127,14 @@ pub(super) fn read_structured(document: &[u8], limits: &Limits) -> Result<(Attri
         (None, None) => Carried::Values(vec![]),
         (None, Some(text)) => {
             let bytes = STANDARD.decode(text);
-            Carried::File(bytes.map_err(|error| malformed(format!("\"data_base64\" is no base64: {error}")))?)
+            Carried::File(
+                bytes
+                    .map_err(|error| malformed(format!("\"data_base64\" is no base64: {error}")))?,
+            )
         }
-        (Some(data), None) if data.starts_with('{') => Carried::Values(values_of(data.as_bytes(), limits)?),
+        (Some(data), None) if data.starts_with('{') => {
+            Carried::Values(values_of(data.as_bytes(), limits)?)
+        }
         (Some(data), None) => Carried::File(data.as_bytes().to_vec()),
     };
     Ok((attributes, carried))
@@ -170,7 +187,9 @@ pub(super) fn values_of(object: &[u8], limits: &Limits) -> Result<Vec<KeyValue>,
                 (None, _) => Some("\"files\" are sent as multipart/form-data"),
             };
             match named {
-                Some(why) => Err(Problem::new(Kind::Refused, format!("{why}, and cannot be a value"))),
+                Some(why) => {
+                    Err(Problem::new(Kind::Refused, format!("{why}, and cannot be a value")))
+                }
                 None => Ok(file.data),
             }
         }
@@ -202,8 +221,10 @@ mod tests {
             ("ce-type", "scan.done"),
             ("host", "localhost"),
         ];
-        let headers =
-            pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        let headers = pairs
+            .iter()
+            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+            .collect();
         assert!(is_binary(&headers));
         let binary = Attributes::from_headers(&headers).unwrap();
         let (structured, carried) = structured(
@@ -222,8 +243,10 @@ mod tests {
     #[test]
     fn data_that_is_no_object_is_a_file() {
         let with = |data: &str| {
-            structured(&format!(r#"{{"specversion": "1.0", "id": "7", "source": "s", "type": "t"{data}}}"#))
-                .map(|(_, carried)| carried)
+            structured(&format!(
+                r#"{{"specversion": "1.0", "id": "7", "source": "s", "type": "t"{data}}}"#
+            ))
+            .map(|(_, carried)| carried)
         };
         assert_eq!(with(r#", "data": [1, 2]"#), Ok(Carried::File(b"[1, 2]".to_vec())));
         assert_eq!(with(r#", "data_base64": "AP8=""#), Ok(Carried::File(vec![0, 255])));

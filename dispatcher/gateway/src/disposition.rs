@@ -1,8 +1,9 @@
 //! What a part of a form is called: `Content-Disposition` as clients really send it.
 //!
-//! RFC 7578 says how it should be, and few do so. Browsers and curl write a quote as `%22` and a backslash as it is; Go, Java
-//! and httpx put a backslash before both; Python's requests and .NET write names that are not ASCII a second time as
-//! `filename*` (RFC 8187), .NET the first time as an encoded word (RFC 2047); older ones send Latin-1.
+//! RFC 7578 says how it should be, and few do so. Browsers and curl write a quote as `%22` and a
+//! backslash as it is; Go, Java and httpx put a backslash before both; Python's requests and .NET
+//! write names that are not ASCII a second time as `filename*` (RFC 8187), .NET the first time as
+//! an encoded word (RFC 2047); older ones send Latin-1.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -77,8 +78,8 @@ fn parameter(text: &[u8]) -> Option<(&[u8], Written<'_>, &[u8])> {
     }
 }
 
-/// Where a quoted value ends. A quote behind a backslash is a part of it, unless nothing would be left to end it: then the
-/// backslash is one of those that browsers write as they are.
+/// Where a quoted value ends. A quote behind a backslash is a part of it, unless nothing would be
+/// left to end it: then the backslash is one of those that browsers write as they are.
 fn closing_quote(quoted: &[u8]) -> usize {
     let mut at = 0;
     while let Some(&byte) = quoted.get(at) {
@@ -173,10 +174,10 @@ fn encoded_word(bytes: &[u8]) -> Option<String> {
         let (charset, encoding, encoded) = (parts.next()?, parts.next()?, parts.next()?);
         let bytes = match encoding {
             "B" | "b" => STANDARD.decode(encoded).ok()?,
-            "Q" | "q" => {
-                percent_decode(encoded.replace('%', "%25").replace('_', " ").replace('=', "%").as_bytes())
-                    .collect()
-            }
+            "Q" | "q" => percent_decode(
+                encoded.replace('%', "%25").replace('_', " ").replace('=', "%").as_bytes(),
+            )
+            .collect(),
             _ => return None,
         };
         words.push_str(&decoded(charset.as_bytes(), bytes)?);
@@ -296,8 +297,10 @@ mod tests {
             ("nothing", b"form-data", None, None),
         ];
         for (who, header, name, file_name) in cases {
-            let expected =
-                Disposition { name: name.map(str::to_owned), file_name: file_name.map(str::to_owned) };
+            let expected = Disposition {
+                name: name.map(str::to_owned),
+                file_name: file_name.map(str::to_owned),
+            };
             assert_eq!(Disposition::of(header), expected, "{who}");
         }
     }

@@ -82,7 +82,11 @@ impl Encoding {
 }
 
 /// A request's body as it was before it was encoded. Its decoders' memory is taken from `room`.
-pub(super) fn decoded(headers: &HeaderMap, body: Incoming, room: &Room) -> Result<Incoming, Problem> {
+pub(super) fn decoded(
+    headers: &HeaderMap,
+    body: Incoming,
+    room: &Room,
+) -> Result<Incoming, Problem> {
     let encodings = encodings(headers)?;
     if encodings.is_empty() {
         return Ok(body);
@@ -150,19 +154,22 @@ fn unknown(detail: String) -> Problem {
 /// kept as it came, and nobody would know.
 pub(super) fn check_part(headers: &HeaderMap) -> Result<(), Problem> {
     let said = |name: &str| {
-        headers.get(name).map(|said| String::from_utf8_lossy(said.as_bytes()).trim().to_ascii_lowercase())
+        headers
+            .get(name)
+            .map(|said| String::from_utf8_lossy(said.as_bytes()).trim().to_ascii_lowercase())
     };
     let encoding = said("content-encoding").filter(|said| said != "identity");
-    let transfer =
-        said("content-transfer-encoding").filter(|said| !["7bit", "8bit", "binary"].contains(&&**said));
+    let transfer = said("content-transfer-encoding")
+        .filter(|said| !["7bit", "8bit", "binary"].contains(&&**said));
     let (name, said) = match (encoding, transfer) {
         (Some(said), _) => ("Content-Encoding", said),
         (None, Some(said)) => ("Content-Transfer-Encoding", said),
         (None, None) => return Ok(()),
     };
     let said = quote(&said);
-    let detail =
-        format!("a part of the form has the {name} {said}; send parts plain, or the whole form encoded");
+    let detail = format!(
+        "a part of the form has the {name} {said}; send parts plain, or the whole form encoded"
+    );
     Err(unknown(detail))
 }
 
@@ -188,7 +195,9 @@ mod tests {
             of(&["x-gzip, zstd", "deflate,"]),
             Ok(vec![Encoding::Gzip, Encoding::Zstd, Encoding::Deflate])
         );
-        for wrong in [&["br"][..], &["gzip, compress"], &["aws-chunked"], &["gzip,gzip", "gzip,gzip"]] {
+        for wrong in
+            [&["br"][..], &["gzip, compress"], &["aws-chunked"], &["gzip,gzip", "gzip,gzip"]]
+        {
             assert_eq!(of(wrong), Err(Kind::UnknownEncoding), "{wrong:?}");
         }
     }

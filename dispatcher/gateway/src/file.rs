@@ -1,6 +1,8 @@
-//! An event's files, whole or in part. Every byte is compared with its checksum before it is sent, as for any reader.
+//! An event's files, whole or in part. Every byte is compared with its checksum before it is sent,
+//! as for any reader.
 //!
-//! They are sent as bytes and never as what they may seem to be: a page that a module wrote is no page of this gateway.
+//! They are sent as bytes and never as what they may seem to be: a page that a module wrote is no
+//! page of this gateway.
 
 use std::ops::Range;
 
@@ -36,8 +38,10 @@ pub(super) fn routes() -> Vec<Route> {
             "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
         })
     };
-    let header = |what: &str| json!({"description": what, "required": true, "schema": {"type": "string"}});
-    let in_header = |name: &str| json!({"name": name, "in": "header", "schema": {"type": "string"}});
+    let header =
+        |what: &str| json!({"description": what, "required": true, "schema": {"type": "string"}});
+    let in_header =
+        |name: &str| json!({"name": name, "in": "header", "schema": {"type": "string"}});
     vec![Route::get(
         "/events/{event}/data/{*path}",
         Access::Needs(Scope::EventsRead),
@@ -72,8 +76,8 @@ enum Wanted {
     Beyond,
 }
 
-/// Reads a `Range` for a file of this size. What cannot be read, and several ranges at once, is as if nothing was said, as
-/// RFC 9110 allows.
+/// Reads a `Range` for a file of this size. What cannot be read, and several ranges at once, is as
+/// if nothing was said, as RFC 9110 allows.
 fn wanted(range: &str, size: u64) -> Wanted {
     let Some((unit, spec)) = range.split_once('=') else { return Wanted::All };
     let Some((from, to)) = spec.trim().split_once('-') else { return Wanted::All };
@@ -104,9 +108,9 @@ fn etag(entry: &FileEntry) -> String {
 /// Whether a list of tags has this one; `weak` also counts one that is said to be alike only.
 fn lists(list: &HeaderValue, tag: &str, weak: bool) -> bool {
     let list = list.to_str().unwrap_or_default();
-    list.split(',')
-        .map(str::trim)
-        .any(|one| one == "*" || one == tag || (weak && one.strip_prefix("W/").is_some_and(|one| one == tag)))
+    list.split(',').map(str::trim).any(|one| {
+        one == "*" || one == tag || (weak && one.strip_prefix("W/").is_some_and(|one| one == tag))
+    })
 }
 
 async fn file(
@@ -119,7 +123,8 @@ async fn file(
     let tag = etag(&entry);
     let named = HeaderValue::try_from(&tag).expect("digits in quotes are a header");
     if headers.get(header::IF_MATCH).is_some_and(|list| !lists(list, &tag, false)) {
-        let detail = format!("file {path:?} of event {event} is {tag}, which If-Match does not name");
+        let detail =
+            format!("file {path:?} of event {event} is {tag}, which If-Match does not name");
         return Err(Problem::new(Kind::Changed, detail));
     }
     if headers.get(header::IF_NONE_MATCH).is_some_and(|list| lists(list, &tag, true)) {
@@ -127,19 +132,23 @@ async fn file(
     }
     let same = headers.get(header::IF_RANGE).is_none_or(|one| one.as_bytes() == tag.as_bytes());
     let asked = headers.get(header::RANGE).and_then(|range| range.to_str().ok());
-    let asked = asked.filter(|_| same && method == Method::GET).map(|range| wanted(range, entry.size));
+    let asked =
+        asked.filter(|_| same && method == Method::GET).map(|range| wanted(range, entry.size));
     let (status, range) = match asked.unwrap_or(Wanted::All) {
         Wanted::All => (StatusCode::OK, 0..entry.size),
         Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
         Wanted::Beyond => {
             let detail = format!("file {path:?} of event {event} has {} bytes", entry.size);
-            let size = HeaderValue::try_from(format!("bytes */{}", entry.size)).expect("digits are a header");
+            let size = HeaderValue::try_from(format!("bytes */{}", entry.size))
+                .expect("digits are a header");
             return Err(Problem::new(Kind::NoSuchRange, detail).header(header::CONTENT_RANGE, size));
         }
     };
     let length = range.end - range.start;
-    let content_range = format!("bytes {}-{}/{}", range.start, range.end.saturating_sub(1), entry.size);
-    let body = if method == Method::HEAD { Body::empty() } else { bytes(&gate, entry, range).await? };
+    let content_range =
+        format!("bytes {}-{}/{}", range.start, range.end.saturating_sub(1), entry.size);
+    let body =
+        if method == Method::HEAD { Body::empty() } else { bytes(&gate, entry, range).await? };
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let said = response.headers_mut();
@@ -148,7 +157,10 @@ async fn file(
     said.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     said.insert(header::ETAG, named);
     // An event's files never change.
-    said.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=31536000, immutable"));
+    said.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("private, max-age=31536000, immutable"),
+    );
     if status == StatusCode::PARTIAL_CONTENT {
         let which = HeaderValue::try_from(content_range).expect("digits are a header");
         said.insert(header::CONTENT_RANGE, which);
@@ -172,29 +184,38 @@ async fn find(gate: &Shared, event: &str, path: &str) -> Result<FileEntry, Probl
     })
 }
 
-/// The bytes of a range. The first of them are there when this returns: what cannot be read at all is a problem, and not an
-/// answer that breaks off.
-pub(super) async fn bytes(gate: &Shared, entry: FileEntry, range: Range<u64>) -> Result<Body, Problem> {
+/// The bytes of a range. The first of them are there when this returns: what cannot be read at all
+/// is a problem, and not an answer that breaks off.
+pub(super) async fn bytes(
+    gate: &Shared,
+    entry: FileEntry,
+    range: Range<u64>,
+) -> Result<Body, Problem> {
     if range.is_empty() {
         return Ok(Body::empty());
     }
     let reader = Reader::new(gate.node.cache.open(&entry).map_err(|error| unreadable(&error))?);
     let read = async move |gate: &Shared, reader: Reader, at: u64, end: u64| {
-        let piece = async { reader.read(at, PIECE.min(end - at)).await.map_err(|error| unreadable(&error)) };
+        let piece = async {
+            reader.read(at, PIECE.min(end - at)).await.map_err(|error| unreadable(&error))
+        };
         let piece = gate.in_time(piece).await?;
         Ok::<_, Problem>((piece, reader))
     };
     let (first, reader) = read(gate, reader, range.start, range.end).await?;
     let at = range.start + first.len() as u64;
-    let rest = stream::try_unfold((gate.clone(), reader, at), move |(gate, reader, at)| async move {
-        if at >= range.end {
-            return Ok(None);
-        }
-        let (piece, reader) = read(&gate, reader, at, range.end).await.map_err(|_| broken())?;
-        let next = at + piece.len() as u64;
-        if piece.is_empty() { Err(broken()) } else { Ok(Some((piece, (gate, reader, next)))) }
-    });
-    Ok(Body::from_stream(stream::once(async move { Ok::<Bytes, std::io::Error>(first) }).chain(rest)))
+    let rest =
+        stream::try_unfold((gate.clone(), reader, at), move |(gate, reader, at)| async move {
+            if at >= range.end {
+                return Ok(None);
+            }
+            let (piece, reader) = read(&gate, reader, at, range.end).await.map_err(|_| broken())?;
+            let next = at + piece.len() as u64;
+            if piece.is_empty() { Err(broken()) } else { Ok(Some((piece, (gate, reader, next)))) }
+        });
+    Ok(Body::from_stream(
+        stream::once(async move { Ok::<Bytes, std::io::Error>(first) }).chain(rest),
+    ))
 }
 
 /// What ends an answer that has begun; why has been logged where it happened.
@@ -209,7 +230,10 @@ fn unreadable(error: &CacheError) -> Problem {
             Problem::new(Kind::StoresAway, format!("{detail}; try again later"))
         }
         CacheError::Local { .. } => Problem::new(Kind::Internal, detail),
-        _ => Problem::new(Kind::Damaged, format!("{detail}; `ion check --deep` says what else is damaged")),
+        _ => Problem::new(
+            Kind::Damaged,
+            format!("{detail}; `ion check --deep` says what else is damaged"),
+        ),
     }
 }
 

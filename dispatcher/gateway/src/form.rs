@@ -41,7 +41,8 @@ pub(super) async fn read(
     body: Body,
 ) -> Result<Read, Problem> {
     let limits = &gate.node.settings.limits;
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let length =
+        headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     if length.is_some_and(|length: u64| gate.settings.upload_bytes_max < length) {
         return Err(BodyError::TooBig(gate.settings.upload_bytes_max).into());
     }
@@ -69,7 +70,8 @@ pub(super) async fn read(
         }
         BodyForm::CloudEvent => {
             let held = whole(gate, headers, body).await?;
-            let (attributes, carried) = cloudevent::read_structured(json_text(held.bytes())?, limits)?;
+            let (attributes, carried) =
+                cloudevent::read_structured(json_text(held.bytes())?, limits)?;
             let same = same.or_of(&attributes);
             let ids = same.ids(sender);
             let mut uploads = uploads(&ids, gate);
@@ -98,7 +100,9 @@ pub(super) async fn read(
                 (BodyForm::UrlEncoded(charset), text) => values_of_form(text, *charset, limits)?,
                 (_, text) => match json_text(text)? {
                     array if array.trim_ascii_start().starts_with(b"[") => {
-                        return Ok(Read::Batch(batch::of_objects(gate, sender, event_type, &same, held)?));
+                        return Ok(Read::Batch(batch::of_objects(
+                            gate, sender, event_type, &same, held,
+                        )?));
                     }
                     object => values_of(object, limits)?,
                 },
@@ -148,7 +152,9 @@ enum BodyForm {
 impl BodyForm {
     fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let said = match headers.get(header::CONTENT_TYPE) {
-            Some(said) => said.to_str().map_err(|_| wrong_form("a Content-Type that is no text"))?,
+            Some(said) => {
+                said.to_str().map_err(|_| wrong_form("a Content-Type that is no text"))?
+            }
             None => "",
         };
         let parsed = said.parse::<mime::Mime>().ok();
@@ -161,21 +167,26 @@ impl BodyForm {
             STRUCTURED => Ok(Self::CloudEvent),
             BATCH => Ok(Self::CloudEvents),
             _ if essence.starts_with("application/cloudevents") => Err(wrong_form(said)),
-            _ if cloudevent::is_binary(headers) => {
-                Ok(Self::BinaryCloudEvent { attributes: Attributes::from_headers(headers)?, is_json })
-            }
+            _ if cloudevent::is_binary(headers) => Ok(Self::BinaryCloudEvent {
+                attributes: Attributes::from_headers(headers)?,
+                is_json,
+            }),
             "multipart/form-data" => {
                 let boundary = multer::parse_boundary(said);
-                let wrong = |_| Problem::new(Kind::Malformed, "the form's Content-Type names no boundary");
+                let wrong =
+                    |_| Problem::new(Kind::Malformed, "the form's Content-Type names no boundary");
                 Ok(Self::Multipart { boundary: boundary.map_err(wrong)? })
             }
             "application/x-www-form-urlencoded" => {
                 let charset = parsed.as_ref().and_then(|form| form.get_param(mime::CHARSET));
                 match charset.map(|charset| charset.as_str().to_ascii_lowercase()).as_deref() {
-                    None | Some("utf-8" | "utf8" | "us-ascii") => Ok(Self::UrlEncoded(Charset::Utf8)),
+                    None | Some("utf-8" | "utf8" | "us-ascii") => {
+                        Ok(Self::UrlEncoded(Charset::Utf8))
+                    }
                     Some("iso-8859-1" | "latin1") => Ok(Self::UrlEncoded(Charset::Latin1)),
                     Some(_) => {
-                        let detail = format!("{}: forms are read in UTF-8 or ISO-8859-1", quote(said));
+                        let detail =
+                            format!("{}: forms are read in UTF-8 or ISO-8859-1", quote(said));
                         Err(Problem::new(Kind::WrongForm, detail))
                     }
                 }
@@ -211,7 +222,11 @@ pub(super) fn json_text(body: &[u8]) -> Result<&[u8], Problem> {
 
 /// The values of a form without files: `a=1&b=two+words`. A name that is there several times is as
 /// many values.
-fn values_of_form(body: &[u8], charset: Charset, limits: &Limits) -> Result<Vec<KeyValue>, Problem> {
+fn values_of_form(
+    body: &[u8],
+    charset: Charset,
+    limits: &Limits,
+) -> Result<Vec<KeyValue>, Problem> {
     // No form begins so, as these bytes are escaped in one; `curl -d` says that everything is a
     // form.
     if matches!(body.trim_ascii_start().first(), Some(b'{' | b'[')) {
@@ -228,7 +243,8 @@ fn values_of_form(body: &[u8], charset: Charset, limits: &Limits) -> Result<Vec<
         let at = pair.iter().position(|&byte| byte == b'=');
         let (key, value) = at.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]));
         let read = |text: &[u8]| {
-            let spaced: Vec<u8> = text.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
+            let spaced: Vec<u8> =
+                text.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
             let bytes: Vec<u8> = percent_decode(&spaced).collect();
             match charset {
                 Charset::Utf8 => String::from_utf8(bytes).ok(),
@@ -272,7 +288,10 @@ mod tests {
         };
         assert_eq!(read(""), expected(&[]));
         assert_eq!(read("a=1&a=2&b"), expected(&[("a", "1"), ("a", "2"), ("b", "")]));
-        assert_eq!(read("two+words=%2B%26%3D&x=a=b&"), expected(&[("two words", "+&="), ("x", "a=b")]));
+        assert_eq!(
+            read("two+words=%2B%26%3D&x=a=b&"),
+            expected(&[("two words", "+&="), ("x", "a=b")])
+        );
         assert_eq!(read("%C3%A4=%F0%9F%98%80&100%=%zz"), expected(&[("ä", "😀"), ("100%", "%zz")]));
         assert_eq!(read("ä=ö"), expected(&[("ä", "ö")]));
         assert_eq!(pairs("%E4=%F6", Charset::Latin1), expected(&[("ä", "ö")]));
@@ -289,9 +308,12 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(said));
             if ce {
-                for (name, value) in
-                    [("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-source", "s"), ("ce-type", "t")]
-                {
+                for (name, value) in [
+                    ("ce-specversion", "1.0"),
+                    ("ce-id", "1"),
+                    ("ce-source", "s"),
+                    ("ce-type", "t"),
+                ] {
                     headers.insert(name, HeaderValue::from_static(value));
                 }
             }

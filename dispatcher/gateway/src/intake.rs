@@ -1,15 +1,16 @@
 //! What comes in: a request becomes a first event, by the same commit protocol as any other.
 //!
 //! # Flow
-//! 1. Who sends the request and its `Idempotency-Key` decide the event's id; a CloudEvent's source and id do where there is
-//!    no key; else it is a new one.
+//! 1. Who sends the request and its `Idempotency-Key` decide the event's id; a CloudEvent's source
+//!    and id do where there is no key; else it is a new one.
 //! 2. The body is read: files are staged and stored, each durable before the next step.
 //! 3. The document goes in by one insert: this is the commit. Then it is published and marked.
 //!
 //! # Guarantees
-//! A request that was answered with an id: the event will be published, whatever dies. One that was not answered, sent
-//! again with the same key and body, to this gateway or another of the plane, before or after a restart: the same event,
-//! once. With another body: refused, and the first one stays as it is.
+//! A request that was answered with an id: the event will be published, whatever dies. One that was
+//! not answered, sent again with the same key and body, to this gateway or another of the plane,
+//! before or after a restart: the same event, once. With another body: refused, and the first one
+//! stays as it is.
 //!
 //! # After a crash
 //! Before step 3 nothing happened but blobs that `gc` removes. After it a relay publishes.
@@ -89,8 +90,7 @@ pub(super) fn routes() -> Vec<Route> {
             "422": openapi::problem("The key was used for another body."),
         },
     });
-    let made =
-        json!({"anyOf": [{"$ref": "#/components/schemas/Made"}, {"$ref": "#/components/schemas/MadeBatch"}]});
+    let made = json!({"anyOf": [{"$ref": "#/components/schemas/Made"}, {"$ref": "#/components/schemas/MadeBatch"}]});
     let values = json!({
         "type": "object", "description": "Values; those that are no strings are kept as their JSON text.",
         "propertyNames": {"not": {"enum": ["eventType", "files"]}},
@@ -208,17 +208,26 @@ impl Sameness {
     fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let Some(said) = headers.get("idempotency-key") else { return Ok(Self::None) };
         let wrong = || {
-            let detail =
-                format!("an Idempotency-Key has 1 to {KEY_MAX} printable characters, in quotes or not");
+            let detail = format!(
+                "an Idempotency-Key has 1 to {KEY_MAX} printable characters, in quotes or not"
+            );
             Problem::new(Kind::Malformed, detail)
         };
         if headers.get_all("idempotency-key").iter().count() > 1 {
-            return Err(Problem::new(Kind::Malformed, "one Idempotency-Key is needed, not several"));
+            return Err(Problem::new(
+                Kind::Malformed,
+                "one Idempotency-Key is needed, not several",
+            ));
         }
         let said = said.to_str().map_err(|_| wrong())?;
         let bare = said.strip_prefix('"').and_then(|said| said.strip_suffix('"')).unwrap_or(said);
-        let fits = (1..=KEY_MAX).contains(&bare.len()) && bare.bytes().all(|byte| byte.is_ascii_graphic());
-        if fits && !bare.contains(['"', '\\']) { Ok(Self::Key(bare.to_owned())) } else { Err(wrong()) }
+        let fits =
+            (1..=KEY_MAX).contains(&bare.len()) && bare.bytes().all(|byte| byte.is_ascii_graphic());
+        if fits && !bare.contains(['"', '\\']) {
+            Ok(Self::Key(bare.to_owned()))
+        } else {
+            Err(wrong())
+        }
     }
 
     pub(super) fn or_of(self, cloud: &Attributes) -> Self {
@@ -236,7 +245,8 @@ impl Sameness {
         }
     }
 
-    /// The ids of the event and of its correlation. Those of a key are the sender's own: nobody else's key meets them.
+    /// The ids of the event and of its correlation. Those of a key are the sender's own: nobody
+    /// else's key meets them.
     pub(super) fn ids(&self, sender: &Principal) -> (EventId, CorrelationId) {
         let parts = match self {
             Self::Key(key) => json!([NAME, "key", sender.name, key]),
@@ -346,9 +356,10 @@ pub(super) async fn try_commit(
     let deadline = gate.node.settings.commit_deadline;
     match tokio::time::timeout(deadline, committing).await {
         Ok(Ok(committed)) => Ok(committed),
-        Ok(Err(_)) => {
-            Err(Problem::new(Kind::Internal, "the commit did not end; send it again with the same key"))
-        }
+        Ok(Err(_)) => Err(Problem::new(
+            Kind::Internal,
+            "the commit did not end; send it again with the same key",
+        )),
         Err(_) => {
             let detail = format!(
                 "the stores gave no answer within {} s, so it is not known whether the event is in; send it again, best with \
@@ -361,7 +372,11 @@ pub(super) async fn try_commit(
 }
 
 /// The same where the event can only be new.
-pub(super) async fn publish(gate: &Shared, event: &Event, uploads: &mut Uploads) -> Result<(), Problem> {
+pub(super) async fn publish(
+    gate: &Shared,
+    event: &Event,
+    uploads: &mut Uploads,
+) -> Result<(), Problem> {
     Ok(try_commit(gate, event, uploads).await??)
 }
 
@@ -393,10 +408,11 @@ async fn front_api(
 ) -> Result<Response, Problem> {
     let same = Sameness::of(&headers)?;
     let held = gate.body_of_values(&headers, body)?.whole(&gate.room).await?;
-    let wanted =
-        |why: String| Problem::new(Kind::Malformed, format!("{{\"url\": \"...\"}} is needed: {why}"));
-    let link: NewLink =
-        serde_json::from_slice(json_text(held.bytes())?).map_err(|error| wanted(error.to_string()))?;
+    let wanted = |why: String| {
+        Problem::new(Kind::Malformed, format!("{{\"url\": \"...\"}} is needed: {why}"))
+    };
+    let link: NewLink = serde_json::from_slice(json_text(held.bytes())?)
+        .map_err(|error| wanted(error.to_string()))?;
     if link.url.is_empty() {
         return Err(wanted("the url is empty".into()));
     }
@@ -449,13 +465,16 @@ pub(super) fn made_answer(
     registered: Option<&Registered>,
 ) -> Value {
     let mut said = json!({"eventId": id, "correlationId": correlation, "type": event_type});
-    if let Some(words) = registered.and_then(|registered| starts_nothing(event_type, &registered.modules)) {
+    if let Some(words) =
+        registered.and_then(|registered| starts_nothing(event_type, &registered.modules))
+    {
         said["startsNothing"] = words.into();
     }
     said
 }
 
-/// What the sender is told: the ids; if it waits, how it ended; and what came of it, if its token may read events.
+/// What the sender is told: the ids; if it waits, how it ended; and what came of it, if its token
+/// may read events.
 async fn answer(
     gate: &Shared,
     sender: &Principal,
@@ -464,8 +483,11 @@ async fn answer(
 ) -> Result<Response, Problem> {
     let correlation = event.context.correlation_id.as_str();
     let registered = registered(gate).await;
-    let mut said =
-        made_answer((&event.id, &event.context.correlation_id), &event.event_type, registered.as_deref());
+    let mut said = made_answer(
+        (&event.id, &event.context.correlation_id),
+        &event.event_type,
+        registered.as_deref(),
+    );
     let mut response = match wait {
         None => json_answer(StatusCode::ACCEPTED, &said),
         Some(wait) => {

@@ -13,11 +13,13 @@
 //! | `portal` | payloads through chains |
 //! | `vitals` | health, readiness, numbers; also for `--metrics` alone |
 //!
-//! A room of routes gives them by its `routes()`, and [`all_routes`] lists the rooms. Who takes a route has been let in by its
-//! door when a handler begins; a handler gives an answer or a `Problem`.
+//! A room of routes gives them by its `routes()`, and [`all_routes`] lists the rooms. Who takes a
+//! route has been let in by its door when a handler begins; a handler gives an answer or a
+//! `Problem`.
 //!
 //! # Guarantees
-//! The gateway holds nothing in memory that is not in the stores: any number of them serve one plane, and each may be killed.
+//! The gateway holds nothing in memory that is not in the stores: any number of them serve one
+//! plane, and each may be killed.
 
 mod auth;
 mod batch;
@@ -80,8 +82,8 @@ pub use self::webhook::{Webhooks, WebhooksError};
 /// Bytes of all bodies that are read whole: over it requests are told to come again.
 const ROOM: usize = 256 << 20;
 
-/// Bytes of a body of values beside three times its values: brackets and quotes. Letters that are not ASCII take three times
-/// as much where a client escapes them, as forms and Python's `json` do.
+/// Bytes of a body of values beside three times its values: brackets and quotes. Letters that are
+/// not ASCII take three times as much where a client escapes them, as forms and Python's `json` do.
 const VALUES_EXTRA: u64 = 64 << 10;
 
 /// Why a gateway cannot begin.
@@ -121,12 +123,14 @@ pub struct GatewaySettings {
     pub webhooks: Webhooks,
     /// Names it answers to without tokens, beside this machine's own: those of a proxy before it.
     pub hosts: Vec<String>,
-    /// Connections at a time. Default 4,096: each takes a descriptor and, while it sends a file, another.
+    /// Connections at a time. Default 4,096: each takes a descriptor and, while it sends a file,
+    /// another.
     pub connections_max: usize,
     /// Bytes of a body with files. Default 64 GiB: what is staged takes that much of the disk.
     pub upload_bytes_max: u64,
-    /// How long a client may stand still: sending a head, sending a body, taking an answer, or idle between requests. Default
-    /// 30 s: shorter cuts off clients on bad lines, longer keeps dead ones.
+    /// How long a client may stand still: sending a head, sending a body, taking an answer, or idle
+    /// between requests. Default 30 s: shorter cuts off clients on bad lines, longer keeps dead
+    /// ones.
     pub stall: Duration,
     /// How long requests under way have when it stops. Default 30 s, as long as Kubernetes waits.
     pub grace: Duration,
@@ -177,8 +181,15 @@ type Shared = Arc<Gate>;
 impl Gate {
     /// A body that becomes values.
     fn body_of_values(&self, headers: &HeaderMap, body: Body) -> Result<Incoming, Problem> {
-        let most = self.node.settings.limits.event_value_bytes.saturating_mul(3).saturating_add(VALUES_EXTRA);
-        let body = Incoming::new(body, most.min(self.settings.upload_bytes_max), self.settings.stall);
+        let most = self
+            .node
+            .settings
+            .limits
+            .event_value_bytes
+            .saturating_mul(3)
+            .saturating_add(VALUES_EXTRA);
+        let body =
+            Incoming::new(body, most.min(self.settings.upload_bytes_max), self.settings.stall);
         encoding::decoded(headers, body, &self.room)
     }
 
@@ -191,8 +202,10 @@ impl Gate {
         match tokio::time::timeout(deadline, asked).await {
             Ok(answer) => Ok(answer?),
             Err(_) => {
-                let detail =
-                    format!("the stores gave no answer within {} s; try again later", deadline.as_secs());
+                let detail = format!(
+                    "the stores gave no answer within {} s; try again later",
+                    deadline.as_secs()
+                );
                 Err(Problem::new(Kind::StoresAway, detail))
             }
         }
@@ -232,7 +245,10 @@ impl Gateway {
         }
         let staging = upload::staging(&node.settings.home);
         let made = private_folder(&staging);
-        made.map_err(|source| GatewayError::Staging { path: staging.display().to_string(), source })?;
+        made.map_err(|source| GatewayError::Staging {
+            path: staging.display().to_string(),
+            source,
+        })?;
         let failed = |source| GatewayError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
@@ -260,7 +276,8 @@ impl Gateway {
             metrics: metrics.clone(),
         });
         let open = metrics.connections.clone();
-        let serving = tokio::spawn(serve(listener, router(&gate, routes), terms, open, stopping.clone()));
+        let serving =
+            tokio::spawn(serve(listener, router(&gate, routes), terms, open, stopping.clone()));
         Ok(Self { address, stopping, tasks, grace, serving })
     }
 
@@ -269,8 +286,8 @@ impl Gateway {
         self.address
     }
 
-    /// Takes no more connections, gives requests under way their grace, and ends. Who follows or waits is told at once how
-    /// it stands.
+    /// Takes no more connections, gives requests under way their grace, and ends. Who follows or
+    /// waits is told at once how it stands.
     pub async fn close(self) {
         self.stopping.cancel();
         let _ = self.serving.await;
@@ -317,8 +334,11 @@ async fn admit(State(gate): State<Shared>, request: Request, next: Next) -> Resp
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     };
-    // What a module wrote is shown as what it is said to be, and not as what a browser takes it for.
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    // What a module wrote is shown as what it is said to be, and not as what a browser takes it
+    // for.
+    response
+        .headers_mut()
+        .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 
@@ -362,8 +382,12 @@ mod tests {
             assert!(seen.insert(id), "{path} has another's operationId");
             let empty = vec![];
             let named = operation["parameters"].as_array().unwrap_or(&empty);
-            for part in path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
-                assert!(named.iter().any(|one| one["name"] == part && one["in"] == "path"), "{path}: {part}");
+            for part in path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
+            {
+                assert!(
+                    named.iter().any(|one| one["name"] == part && one["in"] == "path"),
+                    "{path}: {part}"
+                );
             }
             assert!(operation["responses"]["503"].is_object(), "{path}");
         }

@@ -1,8 +1,9 @@
 //! What a job says: as text what there is now, as server-sent events until the job ends.
 //!
-//! Each event of the stream is some whole lines, which a carriage return ends too; its id is `<attempt>:<byte after them>`,
-//! so that a client which lost the connection goes on where it was (`Last-Event-ID`). The last one is of the type `end`; a
-//! browser that asks again after it is told by a 204 that there is no more.
+//! Each event of the stream is some whole lines, which a carriage return ends too; its id is
+//! `<attempt>:<byte after them>`, so that a client which lost the connection goes on where it was
+//! (`Last-Event-ID`). The last one is of the type `end`; a browser that asks again after it is told
+//! by a 204 that there is no more.
 
 use std::time::Duration;
 
@@ -89,13 +90,16 @@ async fn log(
     let number = |text: &String| {
         let digits = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
         let number = text.parse::<u32>().ok().filter(|_| digits);
-        number
-            .ok_or_else(|| Problem::new(Kind::Malformed, format!("attempt={text:?} is no number from 1 on")))
+        number.ok_or_else(|| {
+            Problem::new(Kind::Malformed, format!("attempt={text:?} is no number from 1 on"))
+        })
     };
     let only = asked.get("attempt").map(number).transpose()?;
     let last = headers.get("last-event-id").map(place).transpose()?;
-    let job = gate.in_time(async { Ok::<_, LogError>(gate.ledger.get(&JobId::new(job)).await?) }).await?;
-    let accepts = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let job =
+        gate.in_time(async { Ok::<_, LogError>(gate.ledger.get(&JobId::new(job)).await?) }).await?;
+    let accepts =
+        headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let (form, body) = if accepts.contains(EVENT_STREAM) {
         let (attempt, at) = match last {
             Some(Place::End) => return Ok(StatusCode::NO_CONTENT.into_response()),
@@ -167,7 +171,8 @@ struct Following {
     log: Log,
     /// What came of a line that has not ended.
     rest: Vec<u8>,
-    /// The last line that was sent ended with a carriage return: a newline after it ends no other line.
+    /// The last line that was sent ended with a carriage return: a newline after it ends no other
+    /// line.
     ended_by_return: bool,
     pause: Duration,
     silent_since: Instant,
@@ -236,7 +241,8 @@ impl Following {
                 let after_return = std::mem::take(&mut self.ended_by_return);
                 let piece = piece.strip_prefix(b"\n").filter(|_| after_return).unwrap_or(&piece);
                 self.rest.extend_from_slice(piece);
-                // Programs show how far they are by lines that end with a carriage return: they are not waited for to end.
+                // Programs show how far they are by lines that end with a carriage return: they are
+                // not waited for to end.
                 let whole = match self.rest.iter().rposition(|byte| matches!(byte, b'\n' | b'\r')) {
                     Some(last) => last + 1,
                     None if self.rest.len() > LINE_MAX => self.rest.len(),
@@ -255,7 +261,8 @@ impl Following {
         let text: Vec<u8> = self.rest.drain(..bytes).collect();
         self.ended_by_return = text.ends_with(b"\r");
         let text = String::from_utf8_lossy(&text);
-        let mut event = format!("id: {}:{}\n", self.attempt, self.log.at() - self.rest.len() as u64);
+        let mut event =
+            format!("id: {}:{}\n", self.attempt, self.log.at() - self.rest.len() as u64);
         // A carriage return ends a line of the stream as well.
         for line in text.strip_suffix(['\n', '\r']).unwrap_or(&text).split('\n') {
             for part in line.strip_suffix('\r').unwrap_or(line).split('\r') {
@@ -274,8 +281,13 @@ impl Following {
         if !self.only && job.attempt > self.attempt {
             self.attempt += 1;
             self.ended_by_return = false;
-            self.log =
-                Log::new(self.gate.ledger.clone(), &self.gate.node.settings.home, &self.job, self.attempt, 0);
+            self.log = Log::new(
+                self.gate.ledger.clone(),
+                &self.gate.node.settings.home,
+                &self.job,
+                self.attempt,
+                0,
+            );
             return Ok(None);
         }
         if !self.only && !job.state.is_final() {
@@ -297,7 +309,9 @@ mod tests {
 
     #[test]
     fn a_client_goes_on_where_it_was() {
-        let at = |id: &'static str| place(&HeaderValue::from_static(id)).map_err(|problem| problem.kind());
+        let at = |id: &'static str| {
+            place(&HeaderValue::from_static(id)).map_err(|problem| problem.kind())
+        };
         assert_eq!(at("2:1024"), Ok(Place::After(2, 1024)));
         assert_eq!(at("end"), Ok(Place::End));
         for wrong in ["", "2", "2:", ":1", "-1:2", "a:b"] {

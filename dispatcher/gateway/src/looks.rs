@@ -1,9 +1,9 @@
 //! Looks at correlations, shared by all who wait for the same one.
 //!
-//! A look reads a correlation from the stores, which is long and takes memory where it is large. So there is one look at a
-//! time at each correlation, and what it saw is for everybody who asked before it began: hundreds who wait for one
-//! correlation cost as much as one of them. While something is known to be under way, a look reads the record of that job
-//! alone.
+//! A look reads a correlation from the stores, which is long and takes memory where it is large. So
+//! there is one look at a time at each correlation, and what it saw is for everybody who asked
+//! before it began: hundreds who wait for one correlation cost as much as one of them. While
+//! something is known to be under way, a look reads the record of that job alone.
 //!
 //! The documents of a look are text in pieces, made once. Each answer sends the same pieces.
 
@@ -35,13 +35,15 @@ const PERMIT: usize = 1024;
 /// Bytes of a piece of an answer.
 const PIECE: usize = 64 << 10;
 
-/// How long a look stands for those that only want to know whether they have to wait on: the least, and the most.
-/// Between them it is a multiple of what the look took, so that looking takes a part of the time only.
+/// How long a look stands for those that only want to know whether they have to wait on: the least,
+/// and the most. Between them it is a multiple of what the look took, so that looking takes a part
+/// of the time only.
 const STANDS: Duration = Duration::from_millis(20);
 const STANDS_MAX: Duration = Duration::from_secs(5);
 const STANDS_TIMES: u32 = 4;
 
-/// How long a job that has not ended spares reading all of its correlation: its module may have been taken away.
+/// How long a job that has not ended spares reading all of its correlation: its module may have
+/// been taken away.
 const WHOLE_EVERY: Duration = Duration::from_secs(10);
 
 /// All looks of a gateway.
@@ -85,13 +87,16 @@ pub(super) struct LastLook {
 }
 
 impl LastLook {
-    /// Whether it answers who asked at `asked`: it began after that, and what may have changed since is not old.
+    /// Whether it answers who asked at `asked`: it began after that, and what may have changed
+    /// since is not old.
     fn answers(&self, need: Need, asked: Instant) -> bool {
         let stands = (self.took * STANDS_TIMES).clamp(STANDS, STANDS_MAX);
         match need {
             Need::Documents => self.documents.is_some() && self.begun >= asked,
             // Who is told to wait on asks again.
-            Need::Verdict if self.found && self.verdict == Verdict::Running => self.begun.elapsed() < stands,
+            Need::Verdict if self.found && self.verdict == Verdict::Running => {
+                self.begun.elapsed() < stands
+            }
             Need::Verdict => self.begun >= asked,
         }
     }
@@ -189,7 +194,15 @@ impl Looks {
         });
         let documents =
             documents.await.map_err(|error| Problem::new(Kind::Internal, error.to_string()))??;
-        Ok(LastLook { begun, took: begun.elapsed(), whole: begun, under_way, found, verdict, documents })
+        Ok(LastLook {
+            begun,
+            took: begun.elapsed(),
+            whole: begun,
+            under_way,
+            found,
+            verdict,
+            documents,
+        })
     }
 }
 
@@ -268,7 +281,8 @@ impl Text {
     fn end_piece(&mut self) -> Result<(), AnswersFull> {
         let piece = Bytes::from(std::mem::replace(&mut self.open, Vec::with_capacity(PIECE)));
         // What a piece takes, not what is in it.
-        let permits = u32::try_from(piece.len().max(PIECE).div_ceil(PERMIT)).map_err(|_| AnswersFull)?;
+        let permits =
+            u32::try_from(piece.len().max(PIECE).div_ceil(PERMIT)).map_err(|_| AnswersFull)?;
         let more = self.room.clone().try_acquire_many_owned(permits).map_err(|_| AnswersFull)?;
         match &mut self.held {
             Some(held) => held.merge(more),

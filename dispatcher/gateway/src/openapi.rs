@@ -73,7 +73,10 @@ pub(super) fn document(routes: &[Route], tokens: &Tokens) -> Value {
                 answers["401"] = problem("A token is needed.");
                 operation["security"] = json!([{"token": []}]);
             }
-            let said = operation["description"].as_str().map(|said| format!("{said} ")).unwrap_or_default();
+            let said = operation["description"]
+                .as_str()
+                .map(|said| format!("{said} "))
+                .unwrap_or_default();
             operation["description"] = format!("{said}Scope: `{}`.", scope.as_str()).into();
         }
         let path = route.path.replace("{*", "{");

@@ -1,12 +1,14 @@
 //! The portal: a payload goes through a chain, and what its last link writes is the answer.
 //!
-//! A chain that this process serves is run here, on processes that wait for it, and its answer begins with the first bytes
-//! that come out. Any other goes the way of every event: whichever dispatcher of the plane claims it runs it, and the answer
-//! is read from the store when it is done. The portal need not know where that was.
+//! A chain that this process serves is run here, on processes that wait for it, and its answer
+//! begins with the first bytes that come out. Any other goes the way of every event: whichever
+//! dispatcher of the plane claims it runs it, and the answer is read from the store when it is
+//! done. The portal need not know where that was.
 //!
 //! # Guarantees
-//! The end of an answer says that every link ended well and that the run is recorded. One that fails before its answer
-//! has begun is a problem document; one that fails later breaks off, and no client takes what it got for all there is.
+//! The end of an answer says that every link ended well and that the run is recorded. One that
+//! fails before its answer has begun is a problem document; one that fails later breaks off, and no
+//! client takes what it got for all there is.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,8 +37,8 @@ use super::problem::{Kind, Problem};
 use super::route::{Access, InPath, Route, query};
 use super::{Shared, file, intake, openapi};
 
-/// How long an answer that has bytes is held back in case a link fails: most chains end within it, and are told of by
-/// their status.
+/// How long an answer that has bytes is held back in case a link fails: most chains end within it,
+/// and are told of by their status.
 const HOLD: Duration = Duration::from_millis(50);
 
 /// Bytes that are held back at most.
@@ -63,7 +65,8 @@ impl Portal {
     /// Those of these modules that are chains.
     pub fn new(chains: Arc<Chains>, modules: &[Module]) -> Self {
         let chained = modules.iter().filter(|module| !module.links.is_empty());
-        let modules = chained.map(|module| (module.name.clone(), Arc::new(module.clone()))).collect();
+        let modules =
+            chained.map(|module| (module.name.clone(), Arc::new(module.clone()))).collect();
         Self { chains, modules }
     }
 }
@@ -118,7 +121,8 @@ async fn send_through(
 ) -> Result<Response, Problem> {
     query(asked.as_deref(), &[])?;
     if headers.contains_key("idempotency-key") {
-        let detail = "a chain takes no Idempotency-Key: each request is a run of its own; leave it out";
+        let detail =
+            "a chain takes no Idempotency-Key: each request is a run of its own; leave it out";
         return Err(Problem::new(Kind::Malformed, detail));
     }
     let ids = (EventId::random(), CorrelationId::random());
@@ -139,7 +143,10 @@ async fn send_through(
             return Err(Problem::new(Kind::NotFound, detail));
         }
         None => {
-            let detail = format!("there is no chain {}; `ion module list` shows what there is", quote(&name));
+            let detail = format!(
+                "there is no chain {}; `ion module list` shows what there is",
+                quote(&name)
+            );
             return Err(Problem::new(Kind::NotFound, detail));
         }
     };
@@ -207,13 +214,15 @@ async fn begin(
         said
     });
     let run = Run { module, event, stored: Stored::Not, input: input.boxed() };
-    let full = |full: ion_run::chain::Full| Problem::new(Kind::Busy, format!("{full}; send it again later"));
+    let full = |full: ion_run::chain::Full| {
+        Problem::new(Kind::Busy, format!("{full}; send it again later"))
+    };
     let running = portal.chains.start(run).map_err(full)?;
     Ok(RunHere { running, correlation, broke })
 }
 
-/// What the last link writes, while it writes it. A run that fails then breaks the answer off: it comes in chunks, and its
-/// last chunk never comes.
+/// What the last link writes, while it writes it. A run that fails then breaks the answer off: it
+/// comes in chunks, and its last chunk never comes.
 async fn answer_as_it_comes(mut run: RunHere) -> Result<Response, Problem> {
     let mut held = BytesMut::new();
     let mut until = None;
@@ -245,8 +254,8 @@ async fn answer_as_it_comes(mut run: RunHere) -> Result<Response, Problem> {
     }
 }
 
-/// The answer once its run has ended. HTTP/1.0 has no chunks, so an answer that breaks off would look like one that is whole,
-/// to the client and to each proxy on the way.
+/// The answer once its run has ended. HTTP/1.0 has no chunks, so an answer that breaks off would
+/// look like one that is whole, to the client and to each proxy on the way.
 async fn whole_answer(gate: &Shared, mut run: RunHere) -> Result<Response, Problem> {
     while run.running.output.recv().await.is_some() {}
     match run.end().await {
@@ -263,7 +272,10 @@ async fn stored_answer(
 ) -> Result<Response, Problem> {
     let event = gate.in_time(gate.ledger.event(last)).await?;
     let Some(answer) = event.and_then(|event| event.files.into_iter().next()) else {
-        return Err(Problem::new(Kind::Internal, "the run ended well and its last event is not there"));
+        return Err(Problem::new(
+            Kind::Internal,
+            "the run ended well and its last event is not there",
+        ));
     };
     let (length, all) = (answer.size, 0..answer.size);
     let mut response = answer_of(file::bytes(gate, answer, all).await?, correlation);
@@ -304,9 +316,15 @@ fn answer_of(body: Body, correlation: &CorrelationId) -> Response {
 fn problem_of(end: End, correlation: &CorrelationId) -> Problem {
     let problem = match end {
         End::Failed(failure) => failed(failure),
-        End::Broken { reason } => Problem::new(Kind::StoresAway, format!("{reason}; try again later")),
-        End::NoPlace => Problem::new(Kind::Busy, "all places of chain runs are taken; send it again later"),
-        End::Cancelled => Problem::new(Kind::Busy, "the run was ended before it was done; send it again"),
+        End::Broken { reason } => {
+            Problem::new(Kind::StoresAway, format!("{reason}; try again later"))
+        }
+        End::NoPlace => {
+            Problem::new(Kind::Busy, "all places of chain runs are taken; send it again later")
+        }
+        End::Cancelled => {
+            Problem::new(Kind::Busy, "the run was ended before it was done; send it again")
+        }
         End::Well { .. } => Problem::new(Kind::Internal, "the run ended well"),
     };
     problem.with("correlation", correlation.as_str())
@@ -332,7 +350,8 @@ async fn run_elsewhere(
 ) -> Result<Response, Problem> {
     let served = async { gate.served.lock().await.look(&gate.ledger).await };
     if !gate.in_time(served).await?.contains(&module.name) {
-        let detail = format!("no dispatcher serves chain {:?}; start one with `ion up`", module.name);
+        let detail =
+            format!("no dispatcher serves chain {:?}; start one with `ion up`", module.name);
         return Err(Problem::new(Kind::Busy, detail));
     }
     let correlation = ids.1.clone();
@@ -422,7 +441,9 @@ async fn failure(
 ) -> Result<Failure, Problem> {
     let reason = |record: &JobRecord| {
         let attempt = record.attempts.last();
-        attempt.and_then(|attempt| attempt.reason.clone()).unwrap_or_else(|| record.state.as_str().to_owned())
+        attempt
+            .and_then(|attempt| attempt.reason.clone())
+            .unwrap_or_else(|| record.state.as_str().to_owned())
     };
     for (link, (_, job)) in module.links.iter().zip(steps) {
         let record = job_of(gate, job).await?.filter(|record| record.state == JobState::Dead);

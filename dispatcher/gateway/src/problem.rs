@@ -1,4 +1,5 @@
-//! What went wrong, as RFC 9457 has it said: a document that programs tell apart by its `type` and people read.
+//! What went wrong, as RFC 9457 has it said: a document that programs tell apart by its `type` and
+//! people read.
 
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
@@ -107,44 +108,68 @@ impl Kind {
     pub(super) fn said(self) -> (StatusCode, &'static str, &'static str) {
         match self {
             Self::Malformed => (StatusCode::BAD_REQUEST, "malformed", "The request cannot be read"),
-            Self::TokenNeeded => (StatusCode::UNAUTHORIZED, "token-needed", "A bearer token is needed"),
-            Self::ScopeNeeded => (StatusCode::FORBIDDEN, "scope-needed", "The token may not do this"),
+            Self::TokenNeeded => {
+                (StatusCode::UNAUTHORIZED, "token-needed", "A bearer token is needed")
+            }
+            Self::ScopeNeeded => {
+                (StatusCode::FORBIDDEN, "scope-needed", "The token may not do this")
+            }
             Self::Unsigned => (StatusCode::FORBIDDEN, "unsigned", "The request is not signed well"),
             Self::ForeignOrigin => {
                 (StatusCode::FORBIDDEN, "foreign-origin", "Pages of other sites are not served")
             }
             Self::NotFound => (StatusCode::NOT_FOUND, "not-found", "There is no such thing"),
-            Self::WrongMethod => (StatusCode::METHOD_NOT_ALLOWED, "wrong-method", "This cannot be done here"),
+            Self::WrongMethod => {
+                (StatusCode::METHOD_NOT_ALLOWED, "wrong-method", "This cannot be done here")
+            }
             Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "too-slow", "The request did not go on"),
-            Self::Differs => (StatusCode::CONFLICT, "differs", "The event is there and says something else"),
-            Self::Changed => (StatusCode::PRECONDITION_FAILED, "changed", "It is another one by now"),
+            Self::Differs => {
+                (StatusCode::CONFLICT, "differs", "The event is there and says something else")
+            }
+            Self::Changed => {
+                (StatusCode::PRECONDITION_FAILED, "changed", "It is another one by now")
+            }
             Self::TooBig => (StatusCode::PAYLOAD_TOO_LARGE, "too-big", "The request is too big"),
             Self::WrongForm => {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, "wrong-form", "The body's form is not read")
             }
-            Self::UnknownEncoding => {
-                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unknown-encoding", "The body's encoding is not known")
-            }
+            Self::UnknownEncoding => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unknown-encoding",
+                "The body's encoding is not known",
+            ),
             Self::NoSuchRange => {
                 (StatusCode::RANGE_NOT_SATISFIABLE, "no-such-range", "The file has no such bytes")
             }
-            Self::ForeignHost => {
-                (StatusCode::MISDIRECTED_REQUEST, "foreign-host", "This is not the host that was asked")
-            }
+            Self::ForeignHost => (
+                StatusCode::MISDIRECTED_REQUEST,
+                "foreign-host",
+                "This is not the host that was asked",
+            ),
             Self::Refused => (StatusCode::UNPROCESSABLE_ENTITY, "refused", "The event is refused"),
-            Self::KeyReused => {
-                (StatusCode::UNPROCESSABLE_ENTITY, "key-reused", "The key was used for another event")
+            Self::KeyReused => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "key-reused",
+                "The key was used for another event",
+            ),
+            Self::Damaged => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "damaged",
+                "A stored file is not what was written",
+            ),
+            Self::StoresAway => {
+                (StatusCode::SERVICE_UNAVAILABLE, "stores-away", "The stores do not answer")
             }
-            Self::Damaged => {
-                (StatusCode::INTERNAL_SERVER_ERROR, "damaged", "A stored file is not what was written")
-            }
-            Self::StoresAway => (StatusCode::SERVICE_UNAVAILABLE, "stores-away", "The stores do not answer"),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy", "There is no room now"),
             Self::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, "disk-full", "The disk is full"),
-            Self::LinkFailed => (StatusCode::BAD_GATEWAY, "link-failed", "A link of the chain failed"),
-            Self::LinkTimedOut => {
-                (StatusCode::GATEWAY_TIMEOUT, "link-timed-out", "A link of the chain was over its time")
+            Self::LinkFailed => {
+                (StatusCode::BAD_GATEWAY, "link-failed", "A link of the chain failed")
             }
+            Self::LinkTimedOut => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "link-timed-out",
+                "A link of the chain was over its time",
+            ),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The gateway failed"),
         }
     }
@@ -192,7 +217,8 @@ impl Problem {
     /// The same, of one event of several.
     #[must_use]
     pub(super) fn of_event(mut self, place: usize) -> Self {
-        self.0.detail = cut_off(format!("event {place} of the batch: {}", self.0.detail), REASON_MAX);
+        self.0.detail =
+            cut_off(format!("event {place} of the batch: {}", self.0.detail), REASON_MAX);
         self.with("index", place)
     }
 
@@ -283,7 +309,8 @@ mod tests {
     #[test]
     fn the_manual_has_a_row_for_each_problem() {
         let page =
-            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/http.md")).unwrap();
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/http.md"))
+                .unwrap();
         for kind in Kind::ALL {
             let (status, name, _) = kind.said();
             assert!(page.contains(&format!("| `{name}` | {} |", status.as_u16())), "{name}");

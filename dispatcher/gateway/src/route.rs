@@ -1,5 +1,5 @@
-//! One route: where it is, who may take it, who answers, and what the OpenAPI document says of it. All four in one
-//! place, so that none is forgotten.
+//! One route: where it is, who may take it, who answers, and what the OpenAPI document says of it.
+//! All four in one place, so that none is forgotten.
 
 use std::collections::HashMap;
 
@@ -42,7 +42,12 @@ pub(super) struct Route {
 
 impl Route {
     /// For GET, and HEAD with it.
-    pub(super) fn get<H, T>(path: &'static str, access: Access, handler: H, operation: Value) -> Self
+    pub(super) fn get<H, T>(
+        path: &'static str,
+        access: Access,
+        handler: H,
+        operation: Value,
+    ) -> Self
     where
         H: Handler<T, Shared>,
         T: 'static,
@@ -51,7 +56,12 @@ impl Route {
     }
 
     /// For POST.
-    pub(super) fn post<H, T>(path: &'static str, access: Access, handler: H, operation: Value) -> Self
+    pub(super) fn post<H, T>(
+        path: &'static str,
+        access: Access,
+        handler: H,
+        operation: Value,
+    ) -> Self
     where
         H: Handler<T, Shared>,
         T: 'static,
@@ -73,7 +83,8 @@ struct Door {
     gate: Shared,
 }
 
-/// Lets in who may take the route; handlers find out who it is by its [`Principal`](super::auth::Principal).
+/// Lets in who may take the route; handlers find out who it is by its
+/// [`Principal`](super::auth::Principal).
 async fn enter(State(door): State<Door>, mut request: Request, next: Next) -> Response {
     let admitted = match door.access {
         Access::Open | Access::Signed => Ok(None),
@@ -108,12 +119,18 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for InPath<
 }
 
 /// The parameters after the question mark: those with these names and no others, each once.
-pub(super) fn query(query: Option<&str>, allowed: &[&str]) -> Result<HashMap<String, String>, Problem> {
+pub(super) fn query(
+    query: Option<&str>,
+    allowed: &[&str],
+) -> Result<HashMap<String, String>, Problem> {
     let mut found = HashMap::new();
     for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
         let wrong = |what: &str| {
             let allowed = if allowed.is_empty() { "none".to_owned() } else { allowed.join(", ") };
-            Err(Problem::new(Kind::Malformed, format!("parameter {name:?} {what}; allowed: {allowed}")))
+            Err(Problem::new(
+                Kind::Malformed,
+                format!("parameter {name:?} {what}; allowed: {allowed}"),
+            ))
         };
         if !allowed.contains(&&*name) {
             return wrong("is not known here");

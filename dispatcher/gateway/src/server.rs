@@ -1,8 +1,8 @@
 //! Connections: how many there may be, how long each may stand still, and how they end.
 //!
-//! Nobody's connection holds up another's: one that sends no whole request head in time, or does not take what it asked
-//! for, is closed; when as many are open as may be, the next ones wait in the kernel until one is. Bodies have their pace
-//! in `body`.
+//! Nobody's connection holds up another's: one that sends no whole request head in time, or does
+//! not take what it asked for, is closed; when as many are open as may be, the next ones wait in
+//! the kernel until one is. Bodies have their pace in `body`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,8 +27,8 @@ use super::client::Client;
 /// Bytes of a request's head. Longer ones are answered with 431.
 const HEAD_MAX: usize = 64 << 10;
 
-/// The wait after a connection could not be accepted: descriptors may have run out, and asking at once again would take
-/// a processor for nothing.
+/// The wait after a connection could not be accepted: descriptors may have run out, and asking at
+/// once again would take a processor for nothing.
 const ACCEPT_WAIT: Duration = Duration::from_millis(100);
 
 /// How connections are treated.
@@ -42,7 +42,8 @@ pub(super) struct Terms {
     pub(super) grace: Duration,
 }
 
-/// Serves until it is told to stop; then takes no more connections and gives those under way their grace.
+/// Serves until it is told to stop; then takes no more connections and gives those under way their
+/// grace.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
@@ -87,7 +88,8 @@ pub(super) async fn serve(
             .timer(TokioTimer::new())
             .header_read_timeout(terms.stall)
             .max_buf_size(HEAD_MAX)
-            // A client that has closed its side may read on; whether it does is found out by `client`.
+            // A client that has closed its side may read on; whether it does is found out by
+            // `client`.
             .half_close(true)
             .serve_connection(TokioIo::new(Box::pin(stream)), service);
         let connection = graceful.watch(connection);
@@ -102,7 +104,10 @@ pub(super) async fn serve(
                 }
             };
             if let Err(error) = ended {
-                tracing::debug!(error = ion_model::errors::chain(&error), "a connection ended early");
+                tracing::debug!(
+                    error = ion_model::errors::chain(&error),
+                    "a connection ended early"
+                );
                 // The answer broke off, and not the client.
                 if error.is_user() {
                     client.is_to_be_reset();

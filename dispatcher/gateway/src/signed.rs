@@ -33,7 +33,8 @@ const ID_MAX: usize = 255;
 /// Whose way to sign it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scheme {
-    /// `X-Hub-Signature-256: sha256=HEX` and `X-GitHub-Delivery: ID`. Others sign so, too: Gitea, Forgejo.
+    /// `X-Hub-Signature-256: sha256=HEX` and `X-GitHub-Delivery: ID`. Others sign so, too: Gitea,
+    /// Forgejo.
     Github,
     /// `Stripe-Signature: t=SECONDS,v1=HEX`.
     Stripe,
@@ -59,8 +60,11 @@ impl Scheme {
     /// What a request says of its signature. This is known before anything of its body is read.
     pub(super) fn claim(self, headers: &HeaderMap) -> Result<Claim, Problem> {
         let name = self.header();
-        let said = headers.get(name).ok_or_else(|| unsigned(format!("the request has no header {name}")))?;
-        let wrong = || unsigned(format!("the header {name} is no signature of this webhook's kind"));
+        let said = headers
+            .get(name)
+            .ok_or_else(|| unsigned(format!("the request has no header {name}")))?;
+        let wrong =
+            || unsigned(format!("the header {name} is no signature of this webhook's kind"));
         let said = said.to_str().map_err(|_| wrong())?;
         let mut claim = Claim { time: None, signatures: vec![] };
         match self {
@@ -86,8 +90,9 @@ impl Scheme {
     pub(super) fn delivery(self, headers: &HeaderMap, body: &[u8]) -> Result<Delivery, Problem> {
         let (id, event) = match self {
             Self::Github => {
-                let said =
-                    |name: &str| headers.get(name).and_then(|said| said.to_str().ok()).map(str::to_owned);
+                let said = |name: &str| {
+                    headers.get(name).and_then(|said| said.to_str().ok()).map(str::to_owned)
+                };
                 (said("x-github-delivery"), said("x-github-event"))
             }
             Self::Stripe => {
@@ -97,14 +102,18 @@ impl Scheme {
                     r#type: Option<String>,
                 }
                 let wrong = |error| {
-                    Problem::new(Kind::Malformed, format!("the body is no event of Stripe's: {error}"))
+                    Problem::new(
+                        Kind::Malformed,
+                        format!("the body is no event of Stripe's: {error}"),
+                    )
                 };
                 let named: Named = serde_json::from_slice(body).map_err(wrong)?;
                 (named.id, named.r#type)
             }
         };
-        let fits =
-            |id: &String| (1..=ID_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
+        let fits = |id: &String| {
+            (1..=ID_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+        };
         let Some(id) = id.filter(fits) else {
             let place = match self {
                 Self::Github => "header X-GitHub-Delivery",
@@ -198,11 +207,14 @@ impl Check {
             }
         }
         if !bool::from(signed) {
-            return Err(unsigned("no signature is one that a secret of this webhook makes of the body"));
+            return Err(unsigned(
+                "no signature is one that a secret of this webhook makes of the body",
+            ));
         }
         let Some(time) = &self.claim.time else { return Ok(()) };
-        let time: Millis =
-            time.parse().map_err(|_| unsigned("the time of the signature is no number of seconds"))?;
+        let time: Millis = time
+            .parse()
+            .map_err(|_| unsigned("the time of the signature is no number of seconds"))?;
         let off = time.abs_diff(now / 1000);
         if off > TOLERANCE_SECONDS {
             return Err(unsigned(format!(
@@ -252,13 +264,18 @@ mod tests {
     #[test]
     fn a_body_that_github_signed_is_known() {
         const SECRET: &str = "It's a Secret to Everybody";
-        const SIGNATURE: &str = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
+        const SIGNATURE: &str =
+            "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
         let of = |secrets: &[&str], signature: &str, body: &[u8]| {
             check(Scheme::Github, secrets, signature, body, 0)
         };
         assert_eq!(of(&[SECRET], SIGNATURE, b"Hello, World!"), Ok(()));
         assert_eq!(
-            of(&["another secret of ours", "It's a Secret to Everybody\n"], SIGNATURE, b"Hello, World!"),
+            of(
+                &["another secret of ours", "It's a Secret to Everybody\n"],
+                SIGNATURE,
+                b"Hello, World!"
+            ),
             Ok(())
         );
         for (signature, body) in [
@@ -271,7 +288,10 @@ mod tests {
         ] {
             assert_eq!(of(&[SECRET], signature, body), Err(Kind::Unsigned), "{signature}");
         }
-        assert_eq!(of(&["another secret of ours"], SIGNATURE, b"Hello, World!"), Err(Kind::Unsigned));
+        assert_eq!(
+            of(&["another secret of ours"], SIGNATURE, b"Hello, World!"),
+            Err(Kind::Unsigned)
+        );
         assert_eq!(
             Scheme::Github.claim(&HeaderMap::new()).map_err(|problem| problem.kind()),
             Err(Kind::Unsigned)
@@ -314,9 +334,12 @@ mod tests {
         ] {
             assert_eq!(of(&signature, 1_492_774_577), Err(Kind::Unsigned), "{signature}");
         }
-        let delivery =
-            Scheme::Stripe.delivery(&HeaderMap::new(), b"{\"id\":\"evt_1\",\"type\":\"invoice.paid\"}");
-        assert_eq!(delivery.unwrap(), Delivery { id: "evt_1".into(), event: "invoice.paid".into() });
+        let delivery = Scheme::Stripe
+            .delivery(&HeaderMap::new(), b"{\"id\":\"evt_1\",\"type\":\"invoice.paid\"}");
+        assert_eq!(
+            delivery.unwrap(),
+            Delivery { id: "evt_1".into(), event: "invoice.paid".into() }
+        );
         assert!(Scheme::Stripe.delivery(&HeaderMap::new(), b"{\"type\":\"x\"}").is_err());
     }
 

@@ -77,21 +77,24 @@ pub(super) fn routes() -> Vec<Route> {
 /// The parameter `wait`, as a time.
 pub(super) fn wait_in(parameters: &HashMap<String, String>) -> Result<Option<Duration>, Problem> {
     let Some(said) = parameters.get("wait") else { return Ok(None) };
-    let (digits, unit) = said.split_at(said.find(|c: char| !c.is_ascii_digit()).unwrap_or(said.len()));
+    let (digits, unit) =
+        said.split_at(said.find(|c: char| !c.is_ascii_digit()).unwrap_or(said.len()));
     let number = digits.parse::<u64>().ok().filter(|_| digits.len() <= 4);
     let wait = match (number, unit) {
         (Some(number), "ms") => Duration::from_millis(number),
         (Some(number), "s") => Duration::from_secs(number),
         (Some(number), "m") => Duration::from_secs(number * 60),
         _ => {
-            let detail = format!("wait={said:?} is no time: up to four digits and ms, s or m, as in 30s");
+            let detail =
+                format!("wait={said:?} is no time: up to four digits and ms, s or m, as in 30s");
             return Err(Problem::new(Kind::Malformed, detail));
         }
     };
     Ok(Some(wait.min(WAIT_MAX)))
 }
 
-/// Waits until a correlation has ended, at most so long; gives how it stands then, with what is needed.
+/// Waits until a correlation has ended, at most so long; gives how it stands then, with what is
+/// needed.
 pub(super) async fn wait(
     gate: &Shared,
     correlation: &str,
@@ -135,7 +138,10 @@ async fn correlation(
     let longest = wait_in(&query(asked.as_deref(), &["wait"])?)?.unwrap_or_default();
     let seen = wait(&gate, &id, longest, Need::Documents).await?;
     let Some(documents) = seen.documents.as_ref().filter(|_| seen.found) else {
-        return Err(Problem::new(Kind::NotFound, format!("there is no correlation {}", quote(&id))));
+        return Err(Problem::new(
+            Kind::NotFound,
+            format!("there is no correlation {}", quote(&id)),
+        ));
     };
     let mut response = streamed(StatusCode::OK, documents.body(String::new(), String::new()));
     response.headers_mut().insert(OUTCOME, HeaderValue::from_static(seen.verdict.as_str()));
@@ -152,9 +158,13 @@ pub(super) fn streamed(status: StatusCode, (body, length): (Body, u64)) -> Respo
     response
 }
 
-async fn event(State(gate): State<Shared>, InPath(id): InPath<String>) -> Result<Response, Problem> {
+async fn event(
+    State(gate): State<Shared>,
+    InPath(id): InPath<String>,
+) -> Result<Response, Problem> {
     let event = find(&gate, &id).await?;
-    let text = serde_json::to_vec(&event).map_err(|error| Problem::new(Kind::Internal, error.to_string()))?;
+    let text = serde_json::to_vec(&event)
+        .map_err(|error| Problem::new(Kind::Internal, error.to_string()))?;
     // With all its values and files it may be large, and its reader slow.
     let length = text.len() as u64;
     Ok(streamed(StatusCode::OK, (gate.looks.body_of(text)?, length)))

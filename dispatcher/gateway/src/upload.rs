@@ -1,9 +1,9 @@
-//! Files that requests bring: staged on this host's disk as fast as their sender goes, then stored like any file that a
-//! job writes.
+//! Files that requests bring: staged on this host's disk as fast as their sender goes, then stored
+//! like any file that a job writes.
 //!
-//! Not sent to the store as they come: a store's connections and buffers would be held by whoever sends slowest. What is
-//! staged has no name on the disk, so a gateway that is killed leaves nothing there. It is summed on its way in, and what
-//! the disk gives back has to match.
+//! Not sent to the store as they come: a store's connections and buffers would be held by whoever
+//! sends slowest. What is staged has no name on the disk, so a gateway that is killed leaves
+//! nothing there. It is summed on its way in, and what the disk gives back has to match.
 
 use std::io;
 use std::path::PathBuf;
@@ -30,8 +30,9 @@ use super::disposition::Disposition;
 use super::encoding;
 use super::problem::{Kind, Problem};
 
-/// Bytes that may come before anything is made of them: a part's head, or what stands before the first part, is held in
-/// memory until its end is found. Pieces of 64 KiB come in while a head is looked for, so it is more than any sensible one.
+/// Bytes that may come before anything is made of them: a part's head, or what stands before the
+/// first part, is held in memory until its end is found. Pieces of 64 KiB come in while a head is
+/// looked for, so it is more than any sensible one.
 const HEAD_MAX: u64 = 1 << 20;
 
 /// The files of one event, as they become blobs below a prefix of their own.
@@ -40,7 +41,8 @@ pub(super) struct Uploads {
     prefix: String,
     entries: Vec<FileEntry>,
     names: FileNames,
-    /// Room for the values of a form, until its event is committed: forms may come slowly, and many at a time.
+    /// Room for the values of a form, until its event is committed: forms may come slowly, and many
+    /// at a time.
     values: Reserved,
     /// Cleared once an event may name them.
     unnamed: bool,
@@ -83,8 +85,8 @@ impl Uploads {
     /// Takes the file `name`, read by `next` piece by piece.
     async fn take(&mut self, name: String, pieces: &mut impl Pieces) -> Result<(), Problem> {
         let limits = &self.gate.node.settings.limits;
-        let too_long =
-            name.len() as u64 > limits.path_bytes || name.split('/').count() as u64 > limits.path_depth;
+        let too_long = name.len() as u64 > limits.path_bytes
+            || name.split('/').count() as u64 > limits.path_depth;
         if too_long {
             let detail = format!(
                 "file {} has a name of more than {} bytes or {} parts",
@@ -103,8 +105,9 @@ impl Uploads {
         }
         let disk = |error: io::Error| match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                let detail =
-                    format!("file {name:?} finds no room on the gateway's disk; send it again later");
+                let detail = format!(
+                    "file {name:?} finds no room on the gateway's disk; send it again later"
+                );
                 Problem::new(Kind::DiskFull, detail)
             }
             _ => Problem::new(Kind::Internal, format!("file {name:?} cannot be staged: {error}")),
@@ -125,15 +128,20 @@ impl Uploads {
         let damaged = entry.checksums != sums.finish();
         self.entries.push(entry);
         if damaged {
-            let detail =
-                format!("the gateway's disk gave file {name:?} back other than it was sent; send it again");
+            let detail = format!(
+                "the gateway's disk gave file {name:?} back other than it was sent; send it again"
+            );
             return Err(Problem::new(Kind::Internal, detail));
         }
         Ok(())
     }
 
     /// Takes a body as the file `name`.
-    pub(super) async fn take_body(&mut self, name: &str, mut body: Incoming) -> Result<(), Problem> {
+    pub(super) async fn take_body(
+        &mut self,
+        name: &str,
+        mut body: Incoming,
+    ) -> Result<(), Problem> {
         self.take(name.to_owned(), &mut body).await
     }
 
@@ -166,7 +174,10 @@ impl Uploads {
                 (Some(name), _) => {
                     let path = clean_path(&name).ok_or_else(|| {
                         let name = quote(&name);
-                        Problem::new(Kind::Refused, format!("{name} is no path below the event's files"))
+                        Problem::new(
+                            Kind::Refused,
+                            format!("{name} is no path below the event's files"),
+                        )
                     })?;
                     self.take(path, &mut field).await?;
                 }
@@ -201,14 +212,18 @@ impl Uploads {
             *taken += piece.len() as u64;
             if *taken > most {
                 let key = quote(key);
-                let detail = format!("the values of an event may take {most} bytes; send {key} as a file");
+                let detail =
+                    format!("the values of an event may take {most} bytes; send {key} as a file");
                 return Err(Problem::new(Kind::TooBig, detail));
             }
             self.values.add(piece.len())?;
             text.extend_from_slice(&piece);
         }
         String::from_utf8(text).map_err(|_| {
-            Problem::new(Kind::Refused, format!("value {} is no UTF-8; send it as a file", quote(key)))
+            Problem::new(
+                Kind::Refused,
+                format!("value {} is no UTF-8; send it as a file", quote(key)),
+            )
         })
     }
 }
@@ -266,7 +281,8 @@ impl Pieces for Part<'_> {
     }
 }
 
-/// A form's body that ends in an error when too much of it is gathered without anything being made of it.
+/// A form's body that ends in an error when too much of it is gathered without anything being made
+/// of it.
 struct Watched {
     body: Pin<Box<dyn Stream<Item = Result<Bytes, BodyError>> + Send>>,
     since: Arc<AtomicU64>,
@@ -298,7 +314,8 @@ impl Stream for Watched {
 }
 
 fn form_problem(error: multer::Error) -> Problem {
-    let malformed = |why: String| Problem::new(Kind::Malformed, format!("the form cannot be read: {why}"));
+    let malformed =
+        |why: String| Problem::new(Kind::Malformed, format!("the form cannot be read: {why}"));
     match error {
         multer::Error::StreamReadFailed(source) => match source.downcast::<FormError>() {
             Ok(passed) => match *passed {

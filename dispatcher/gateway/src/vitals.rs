@@ -1,7 +1,8 @@
-//! Whether this process is alive and takes work, and its numbers: for load balancers and Prometheus.
+//! Whether this process is alive and takes work, and its numbers: for load balancers and
+//! Prometheus.
 //!
-//! `--metrics` shows them at an address of their own, the gateway beside everything else. What is counted is said where
-//! it is counted.
+//! `--metrics` shows them at an address of their own, the gateway beside everything else. What is
+//! counted is said where it is counted.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -99,8 +100,8 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Begins to answer. `token` is what requests for numbers have to bring along; an address that other machines reach
-    /// needs one.
+    /// Begins to answer. `token` is what requests for numbers have to bring along; an address that
+    /// other machines reach needs one.
     ///
     /// # Errors
     /// When it needs one and has none, or nobody can listen there.
@@ -112,8 +113,9 @@ impl Reading {
         if !address.ip().is_loopback() && token.is_none() {
             return Err(GatewayError::Unguarded(address));
         }
-        let tokens =
-            token.map(|token| Tokens::single("metrics", Scope::MetricsRead, token)).unwrap_or_default();
+        let tokens = token
+            .map(|token| Tokens::single("metrics", Scope::MetricsRead, token))
+            .unwrap_or_default();
         let failed = |source| GatewayError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
@@ -124,7 +126,8 @@ impl Reading {
             .route("/healthz", get(healthz))
             .layer(middleware::from_fn_with_state(hosts, admit_reader))
             .with_state((vitals, tokens));
-        let terms = Terms { connections_max: READERS_MAX, stall: READER_STALL, grace: READER_GRACE };
+        let terms =
+            Terms { connections_max: READERS_MAX, stall: READER_STALL, grace: READER_GRACE };
         let stop = CancellationToken::new();
         let serving = tokio::spawn(serve(listener, router, terms, Level::default(), stop.clone()));
         Ok(Self { address, stop, serving })
@@ -158,7 +161,9 @@ async fn guarded_numbers(
     Ok(vitals.numbers())
 }
 
-async fn taking_work(State((vitals, _)): State<(Arc<Vitals>, Tokens)>) -> (StatusCode, &'static str) {
+async fn taking_work(
+    State((vitals, _)): State<(Arc<Vitals>, Tokens)>,
+) -> (StatusCode, &'static str) {
     if vitals.is_ready() {
         (StatusCode::OK, "ready\n")
     } else {
@@ -220,18 +225,23 @@ async fn healthz() -> Response {
 
 async fn readyz(State(gate): State<Shared>) -> Result<Response, Problem> {
     if !gate.vitals.is_ready() || gate.stopping.is_cancelled() {
-        return Err(Problem::new(Kind::Busy, "this process is starting or stopping; ask another one"));
+        return Err(Problem::new(
+            Kind::Busy,
+            "this process is starting or stopping; ask another one",
+        ));
     }
     // Any read will do, and one of an id that nobody has costs least.
     let asked = gate.node.plane.documents.get(Collection::Modules, "");
     match tokio::time::timeout(READY_WAIT, asked).await {
         Ok(answer) => answer?,
         Err(_) => {
-            let detail = format!("the document store gave no answer within {} s", READY_WAIT.as_secs());
+            let detail =
+                format!("the document store gave no answer within {} s", READY_WAIT.as_secs());
             return Err(Problem::new(Kind::StoresAway, detail));
         }
     };
-    let disk = statvfs(&gate.staging).map_err(|error| Problem::new(Kind::Internal, error.to_string()))?;
+    let disk =
+        statvfs(&gate.staging).map_err(|error| Problem::new(Kind::Internal, error.to_string()))?;
     let left = disk.f_bavail.saturating_mul(disk.f_frsize);
     // Some filesystems have no number of files that could run out.
     if left < ROOM_MIN || (disk.f_files > 0 && disk.f_favail < FILES_MIN) {

@@ -2,9 +2,11 @@
 //! them.
 //!
 //! # Flow
-//! 1. The request names a webhook of the list, and says of its signature what can be known before the body.
-//! 2. The body comes into memory that webhooks have for themselves, and past the secrets on its way: whoever has none of
-//!    them can take no room of other requests, and nothing of what they send is stored.
+//! 1. The request names a webhook of the list, and says of its signature what can be known before
+//!    the body.
+//! 2. The body comes into memory that webhooks have for themselves, and past the secrets on its
+//!    way: whoever has none of them can take no room of other requests, and nothing of what they
+//!    send is stored.
 //! 3. A body that was signed becomes an event, whose id is made of the delivery's.
 //!
 //! # Guarantees
@@ -79,7 +81,8 @@ impl Webhooks {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let wrong = |reason| WebhooksError { path: path.display().to_string(), line: n + 1, reason };
+            let wrong =
+                |reason| WebhooksError { path: path.display().to_string(), line: n + 1, reason };
             let webhook = Webhook::parse(line, |file| read(&folder.join(file))).map_err(wrong)?;
             if webhooks.iter().any(|other| other.name == webhook.name) {
                 return Err(wrong(format!("there is a webhook {:?} already", webhook.name)));
@@ -91,7 +94,10 @@ impl Webhooks {
 }
 
 impl Webhook {
-    fn parse(line: &str, read: impl Fn(PathBuf) -> Result<Vec<u8>, String>) -> Result<Self, String> {
+    fn parse(
+        line: &str,
+        read: impl Fn(PathBuf) -> Result<Vec<u8>, String>,
+    ) -> Result<Self, String> {
         let mut words = line.split_whitespace();
         let mut word = || words.next().ok_or("NAME SCHEME TYPE SECRET-FILE... is needed");
         let (name, scheme, event_type) = (word()?, word()?, word()?);
@@ -103,8 +109,8 @@ impl Webhook {
         if !is_event_type(event_type) {
             return Err(format!("{event_type:?} cannot be an event type"));
         }
-        let scheme =
-            Scheme::of(scheme).ok_or_else(|| format!("no scheme is {scheme:?}; allowed: github, stripe"))?;
+        let scheme = Scheme::of(scheme)
+            .ok_or_else(|| format!("no scheme is {scheme:?}; allowed: github, stripe"))?;
         let texts = words.map(|file| read(file.into())).collect::<Result<Vec<_>, _>>()?;
         if texts.is_empty() {
             return Err("the file of a secret is needed behind the event type".into());
@@ -159,11 +165,13 @@ async fn take(
         return Err(Problem::new(Kind::NotFound, detail));
     };
     if headers.contains_key(header::CONTENT_ENCODING) {
-        let detail = "a webhook's body is read as it was signed; send it without a Content-Encoding";
+        let detail =
+            "a webhook's body is read as it was signed; send it without a Content-Encoding";
         return Err(Problem::new(Kind::UnknownEncoding, detail));
     }
     let mut check = webhook.secrets.check(webhook.scheme.claim(&headers)?);
-    let mut body = Incoming::new(body, BODY_MAX.min(gate.settings.upload_bytes_max), gate.settings.stall);
+    let mut body =
+        Incoming::new(body, BODY_MAX.min(gate.settings.upload_bytes_max), gate.settings.stall);
     let mut held = gate.webhook_room.empty();
     while let Some(piece) = body.next().await? {
         check.update(&piece);
@@ -179,8 +187,11 @@ async fn take(
     let ids = same.ids(&Principal::anybody());
     let mut uploads = intake::uploads(&ids, &gate);
     uploads.take_bytes(FILE, document(&headers, held.bytes())?).await?;
-    let values =
-        [("webhook", webhook.name.clone()), ("webhook-id", delivery.id), ("webhook-event", delivery.event)];
+    let values = [
+        ("webhook", webhook.name.clone()),
+        ("webhook-id", delivery.id),
+        ("webhook-event", delivery.event),
+    ];
     let data = values.map(|(key, value)| KeyValue { key: key.into(), value }).into();
     let made = Made::new(&webhook.event_type, ids.clone(), data);
     match intake::commit(&gate, made, uploads, &same).await {
@@ -201,7 +212,8 @@ async fn take(
 /// The document that a body holds: GitHub sends it as the field of a form where nobody told it
 /// otherwise.
 fn document(headers: &HeaderMap, body: &[u8]) -> Result<Vec<u8>, Problem> {
-    let said = headers.get(header::CONTENT_TYPE).and_then(|said| said.to_str().ok()).unwrap_or_default();
+    let said =
+        headers.get(header::CONTENT_TYPE).and_then(|said| said.to_str().ok()).unwrap_or_default();
     let essence = said.split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
         return Ok(body.to_vec());
@@ -228,7 +240,10 @@ mod tests {
             Webhooks::parse(Path::new("etc/webhooks"), text, read)
         };
         assert_eq!(
-            parse("# none\n\npushes github code.pushed good good\npaid stripe paid good\n").unwrap().0.len(),
+            parse("# none\n\npushes github code.pushed good good\npaid stripe paid good\n")
+                .unwrap()
+                .0
+                .len(),
             2
         );
         for (text, why) in [
@@ -242,7 +257,10 @@ mod tests {
             ("a github x good\na stripe y good", "already"),
         ] {
             let said = parse(text).unwrap_err().to_string();
-            assert!(said.contains(why) && !said.contains("hush") && !said.contains("0123"), "{said}");
+            assert!(
+                said.contains(why) && !said.contains("hush") && !said.contains("0123"),
+                "{said}"
+            );
         }
     }
 }

@@ -1,15 +1,16 @@
 //! Cancelling a correlation, or an event and all that came of it.
 //!
 //! # How it works
-//! The registry says what is being cancelled ([`Cancelling`]): from then on what is committed below it is for no module. What
-//! was committed before is gone through, event by event: jobs that wait or are queued are cancelled, those that run
-//! are asked to stop, and those that nobody has claimed yet are written down as cancelled, so that a message finds them
-//! there. A job that runs may commit until it has stopped, so all of it is gone through again until nothing was found twice
-//! in a row; then the registry forgets it.
+//! The registry says what is being cancelled ([`Cancelling`]): from then on what is committed below
+//! it is for no module. What was committed before is gone through, event by event: jobs that wait
+//! or are queued are cancelled, those that run are asked to stop, and those that nobody has claimed
+//! yet are written down as cancelled, so that a message finds them there. A job that runs may
+//! commit until it has stopped, so all of it is gone through again until nothing was found twice in
+//! a row; then the registry forgets it.
 //!
 //! # After a crash
-//! If the command that began it dies, dispatchers finish it: each looks for cancellations that have stood in the registry
-//! for [`GRACE`].
+//! If the command that began it dies, dispatchers finish it: each looks for cancellations that have
+//! stood in the registry for [`GRACE`].
 //!
 //! # What it never does
 //! Read more than a page of events at a time; touch what has ended: dead jobs stay as they are.
@@ -36,7 +37,8 @@ use crate::ledger::{Claim, Ledger, LedgerError, Registered};
 /// Events whose jobs are looked at side by side.
 const AT_A_TIME: usize = 16;
 
-/// How long dispatchers leave a cancellation to the command that began it. Shorter, and both would do the work.
+/// How long dispatchers leave a cancellation to the command that began it. Shorter, and both would
+/// do the work.
 const GRACE: Duration = Duration::from_secs(20);
 
 /// The longest that a dispatcher goes on with it before it looks after other things.
@@ -95,8 +97,8 @@ struct Rounds {
 }
 
 impl Rounds {
-    /// A round is over. True: nothing of it runs any more. One clean round alone may have passed an event by that a job
-    /// committed just before it ended, and then have come to that job.
+    /// A round is over. True: nothing of it runs any more. One clean round alone may have passed an
+    /// event by that a job committed just before it ended, and then have come to that job.
     fn end(&mut self) -> bool {
         self.clean = if self.found == 0 { self.clean + 1 } else { 0 };
         self.found = 0;
@@ -210,7 +212,8 @@ async fn cancel_jobs_of(
         // Nobody may see it; should its job end well, it is committed then, for no module.
         return Ok(vec![]);
     }
-    let of_event = Query::equal(Collection::Jobs, vec![("eventId", json!(event.id))]).order_by("created");
+    let of_event =
+        Query::equal(Collection::Jobs, vec![("eventId", json!(event.id))]).order_by("created");
     let jobs: Vec<JobRecord> = ledger.plane().documents.find_as(of_event).await?;
     let mut fates = Vec::new();
     for job in &jobs {
@@ -315,7 +318,8 @@ impl Below {
 /// The events among documents. One that cannot be read starts nothing: `ion check` tells of it.
 fn events(documents: Vec<Value>) -> Vec<Event> {
     let kind = DocumentType::EventMeta.as_str();
-    let events = documents.into_iter().filter(|document| document["context"]["documentType"] == kind);
+    let events =
+        documents.into_iter().filter(|document| document["context"]["documentType"] == kind);
     events.filter_map(|document| decode(Collection::Events, document).ok()).collect()
 }
 

@@ -40,8 +40,9 @@ async fn depth_below(plane: &DataPlane, parent: &str) -> Result<u32, UploadError
 }
 
 impl FirstEvent {
-    /// Its document. A list of files that is too long for a document becomes a blob below `prefix`, which nobody else
-    /// may use: a second one with the same id must not write over what the first one names.
+    /// Its document. A list of files that is too long for a document becomes a blob below `prefix`,
+    /// which nobody else may use: a second one with the same id must not write over what the first
+    /// one names.
     ///
     /// # Errors
     /// When that blob cannot be stored, or the event it came of cannot be read.

@@ -1,8 +1,8 @@
 //! Fan-in without an API: when everything below an event has ended.
 //!
-//! A gathering module's queue is bound to its `per` type. Claiming inserts the job as *waiting*, in the ledger, so
-//! nothing is lost with a dispatcher; whoever sees that all has ended moves it to *queued* by one conditional write,
-//! so it fires once.
+//! A gathering module's queue is bound to its `per` type. Claiming inserts the job as *waiting*, in
+//! the ledger, so nothing is lost with a dispatcher; whoever sees that all has ended moves it to
+//! *queued* by one conditional write, so it fires once.
 
 #[cfg(test)]
 mod model;
@@ -20,7 +20,8 @@ use crate::pipeline::{Module, OnDead, reachable};
 /// Whether a gathering job may start.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Readiness {
-    /// Everything below has ended; the gathered events, in order, and what was cancelled or is dead.
+    /// Everything below has ended; the gathered events, in order, and what was cancelled or is
+    /// dead.
     Ready(Vec<Event>, Without),
     /// Not yet.
     Waiting(WaitsFor),
@@ -28,16 +29,18 @@ pub enum Readiness {
     Unsettled,
 }
 
-/// Reads the correlation and says whether the gathering job of `module` on the event `root` may start. `registered` was read
-/// before.
+/// Reads the correlation and says whether the gathering job of `module` on the event `root` may
+/// start. `registered` was read before.
 ///
 /// # Guarantees
-/// Never early. Jobs are read before events: a job that is final in the first reading has all its events in the
-/// second, and one that is not keeps the answer at [`Readiness::Waiting`]. Read the other way round, an event
-/// committed between the readings by a job that ended between them would be missed. The registry is read again after both,
-/// and nothing is concluded if it has changed: an event that was committed between the readings may be for a module that
-/// `registered` does not know, and a module that it does not name any more may have begun to work on one.
-/// `gather/model.rs` explores every order of these readings and of all that may happen between them.
+/// Never early. Jobs are read before events: a job that is final in the first reading has all its
+/// events in the second, and one that is not keeps the answer at [`Readiness::Waiting`]. Read the
+/// other way round, an event committed between the readings by a job that ended between them would
+/// be missed. The registry is read again after both, and nothing is concluded if it has changed: an
+/// event that was committed between the readings may be for a module that `registered` does not
+/// know, and a module that it does not name any more may have begun to work on one.
+/// `gather/model.rs` explores every order of these readings and of all that may happen between
+/// them.
 pub async fn readiness(
     ledger: &Ledger,
     waiting: &JobRecord,
@@ -65,8 +68,8 @@ fn judge(
 ) -> Readiness {
     let below = below(waiting, events);
     let gathered = module.gather.as_deref().unwrap_or_default();
-    // Another gathering module counts as work below only if what it makes can be gathered here; two that
-    // cannot feed each other would otherwise wait for each other.
+    // Another gathering module counts as work below only if what it makes can be gathered here; two
+    // that cannot feed each other would otherwise wait for each other.
     let counts = |other: &Module| {
         let feeds = || reachable(&registered.modules, &other.emits).contains(gathered);
         other.gather.is_none() || (other.name != module.name && feeds())
@@ -84,7 +87,8 @@ fn judge(
                 continue;
             }
             let open_job = || OpenJob {
-                job: job.map_or_else(|| JobId::derive(&event.id, &other.name), |job| job.id.clone()),
+                job: job
+                    .map_or_else(|| JobId::derive(&event.id, &other.name), |job| job.id.clone()),
                 module: other.name.clone(),
                 state: job.map(|job| job.state),
             };
@@ -117,15 +121,15 @@ fn judge(
     Readiness::Ready(gathered.cloned().collect(), without)
 }
 
-/// Whether a job may still commit something: what runs goes on to its end without its module, and what is queued is taken if
-/// there is a module of that name.
+/// Whether a job may still commit something: what runs goes on to its end without its module, and
+/// what is queued is taken if there is a module of that name.
 fn goes_on(job: &JobRecord, module: Option<&Module>) -> bool {
     let has_to_tell = job.state == JobState::Succeeded && job.outbox;
     job.state.is_active() || has_to_tell || (module.is_some() && !job.state.is_final())
 }
 
-/// The job's event and all that came of it, by time and id; but for what an earlier attempt of the job itself has
-/// published, which is not what it waits for.
+/// The job's event and all that came of it, by time and id; but for what an earlier attempt of the
+/// job itself has published, which is not what it waits for.
 fn below<'a>(waiting: &JobRecord, events: &'a [Event]) -> Vec<&'a Event> {
     let root = waiting.event_id.as_str();
     let mut children: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();

@@ -8,8 +8,8 @@ use ion_model::record::{
 };
 use ion_model::text::{REASON_MAX, cut};
 
-/// Attempts that may be lost with their dispatchers before a job is dead: a job that takes its host down must not
-/// go on for ever, and a cluster's ordinary restarts must not end one.
+/// Attempts that may be lost with their dispatchers before a job is dead: a job that takes its host
+/// down must not go on for ever, and a cluster's ordinary restarts must not end one.
 pub const LOST_MAX: u32 = 5;
 
 /// The wait before the first retry; it doubles up to [`BACKOFF_MAX`].
@@ -141,7 +141,9 @@ pub fn next(job: &JobRecord, happening: &Happening, now: Millis) -> Result<JobRe
             job.holder = Some(holder.clone());
             stand(&mut job, now, *lease);
         }
-        (JobState::Starting | JobState::Running, Happening::Ended(ended)) => end(&mut job, ended, now),
+        (JobState::Starting | JobState::Running, Happening::Ended(ended)) => {
+            end(&mut job, ended, now)
+        }
         (JobState::Starting | JobState::Running, Happening::CancelAsked) => job.cancel = true,
         (JobState::Waiting | JobState::Queued | JobState::Dead, Happening::CancelAsked) => {
             finish(&mut job, JobState::Cancelled, now)
@@ -177,7 +179,8 @@ fn finish(job: &mut JobRecord, state: JobState, now: Millis) {
     job.holder = None;
     stand(job, now, 0);
     job.ended = Some(now);
-    // Who is dead is told to the bus; the record comes first, so that a broker that is away holds nothing up.
+    // Who is dead is told to the bus; the record comes first, so that a broker that is away holds
+    // nothing up.
     job.outbox = state == JobState::Dead;
 }
 
@@ -203,7 +206,11 @@ fn end(job: &mut JobRecord, ended: &Ended, now: Millis) {
         AttemptEnd::Released => queue(job, now, 0),
         AttemptEnd::Lost => {
             job.losses += 1;
-            if job.losses > LOST_MAX { finish(job, JobState::Dead, now) } else { queue(job, now, 0) }
+            if job.losses > LOST_MAX {
+                finish(job, JobState::Dead, now)
+            } else {
+                queue(job, now, 0)
+            }
         }
         AttemptEnd::NoRoom => {
             job.losses += 1;
@@ -331,7 +338,11 @@ mod tests {
             }
             for happening in &all {
                 let legal = allowed.iter().any(|(one, _)| one.word() == happening.word());
-                assert_eq!(next(&job(state), happening, 5).is_ok(), legal, "{state:?} {happening:?}");
+                assert_eq!(
+                    next(&job(state), happening, 5).is_ok(),
+                    legal,
+                    "{state:?} {happening:?}"
+                );
             }
         }
     }
@@ -339,10 +350,14 @@ mod tests {
     #[test]
     fn retries_run_out_and_losses_have_a_bound_of_their_own() {
         let claimed = Happening::Claimed { holder: "h".into(), lease: 9 };
-        let again =
-            |record: &JobRecord, end| next(&next(record, &claimed, 5).unwrap(), &ended(end), 6).unwrap();
+        let again = |record: &JobRecord, end| {
+            next(&next(record, &claimed, 5).unwrap(), &ended(end), 6).unwrap()
+        };
         let once = again(&job(JobState::Queued), AttemptEnd::Failed);
-        assert_eq!((once.state, once.due, once.term, once.attempt), (JobState::Queued, 1006, 1000, 1));
+        assert_eq!(
+            (once.state, once.due, once.term, once.attempt),
+            (JobState::Queued, 1006, 1000, 1)
+        );
         let twice = again(&once, AttemptEnd::TimedOut);
         assert_eq!((twice.state, twice.attempts.len()), (JobState::Dead, 2));
         let mut lost = job(JobState::Queued);
@@ -366,6 +381,9 @@ mod tests {
     fn a_cancelled_job_is_not_tried_again() {
         let mut running = job(JobState::Running);
         running.cancel = true;
-        assert_eq!(next(&running, &ended(AttemptEnd::Failed), 5).unwrap().state, JobState::Cancelled);
+        assert_eq!(
+            next(&running, &ended(AttemptEnd::Failed), 5).unwrap().state,
+            JobState::Cancelled
+        );
     }
 }

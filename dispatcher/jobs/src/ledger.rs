@@ -1,4 +1,5 @@
-//! The job ledger: the only truth about jobs. Every write names the version it read, so a stale one is refused.
+//! The job ledger: the only truth about jobs. Every write names the version it read, so a stale one
+//! is refused.
 
 /// What a job's dead letter is known by.
 pub(crate) fn letter_of(job: &JobRecord) -> (String, String) {
@@ -29,7 +30,8 @@ use serde_json::{Value, json};
 use crate::job::{Ended, Happening, IllegalStep, next};
 use crate::pipeline::Module;
 
-/// Times a write is tried again when another one came first. Each loss means somebody else made progress.
+/// Times a write is tried again when another one came first. Each loss means somebody else made
+/// progress.
 const RACES_MAX: usize = 16;
 
 /// Queued jobs looked at when one is to be taken: others may take the first ones meanwhile.
@@ -41,24 +43,25 @@ const WATCHED_MAX: Millis = 600_000;
 /// What changes while a job's holder lives: the attempt, and `due`, which every renewal moves.
 pub type Lease = (u32, Millis);
 
-/// When others may take a job over, counted from when they saw its last renewal: its holder gives it up before three quarters
-/// of the lease are over. Whoever takes it looks once in a sixth, so it is taken within a lease and a sixth, and never before
-/// it was given up.
+/// When others may take a job over, counted from when they saw its last renewal: its holder gives
+/// it up before three quarters of the lease are over. Whoever takes it looks once in a sixth, so it
+/// is taken within a lease and a sixth, and never before it was given up.
 fn taken_after(lease: Millis) -> Millis {
     lease / 6 * 5
 }
 
-/// Whether others may take a job over whose lease they have seen to stand still for so long; `over`: by the clock it has
-/// ended, wherever that was written. `ledger/model.rs` explores what clocks, stores and dispatchers may do meanwhile.
+/// Whether others may take a job over whose lease they have seen to stand still for so long;
+/// `over`: by the clock it has ended, wherever that was written. `ledger/model.rs` explores what
+/// clocks, stores and dispatchers may do meanwhile.
 fn is_expired(lease: Millis, stood: Millis, over: bool) -> bool {
     let watched = taken_after(lease);
-    // A lease of a day, as `ion-handler` takes, is not watched for a day. The clock alone proves nothing, as it may
-    // have stepped: so long without a renewal is required besides.
+    // A lease of a day, as `ion-handler` takes, is not watched for a day. The clock alone proves
+    // nothing, as it may have stepped: so long without a renewal is required besides.
     stood >= if over { watched.min(WATCHED_MAX) } else { watched }
 }
 
-/// The definition that is there, if it is another one than was registered: somebody else has defined the module meanwhile,
-/// and may have registered it before.
+/// The definition that is there, if it is another one than was registered: somebody else has
+/// defined the module meanwhile, and may have registered it before.
 fn defined_otherwise(registered: &Module, defined: Option<Module>) -> Option<Module> {
     defined.filter(|defined| defined != registered)
 }
@@ -149,7 +152,8 @@ pub enum Claim {
 pub enum Announced {
     /// A committed event.
     Event(Box<Event>),
-    /// An event that an on-success job has staged: it is published when that job succeeds, and not before.
+    /// An event that an on-success job has staged: it is published when that job succeeds, and not
+    /// before.
     NotYet,
     /// Nothing that a job could work on; why, in words.
     NoEvent(String),
@@ -179,11 +183,12 @@ impl Ledger {
     /// Registers a module; gives what was registered under its name, if that says something else.
     ///
     /// # Guarantees
-    /// Its queue is there first, then its definition, then the registry says that events are for it: an event that is for
-    /// it finds its queue, and a reader of the registry finds how its jobs run. The queue goes on to take what the module
-    /// subscribed to before until the registry says otherwise. Cut short, it is not registered, and done again it is.
-    /// Of several definitions at the same time the one that was written last stands in the end, and events are for it as
-    /// that one says.
+    /// Its queue is there first, then its definition, then the registry says that events are for
+    /// it: an event that is for it finds its queue, and a reader of the registry finds how its jobs
+    /// run. The queue goes on to take what the module subscribed to before until the registry says
+    /// otherwise. Cut short, it is not registered, and done again it is. Of several definitions at
+    /// the same time the one that was written last stands in the end, and events are for it as that
+    /// one says.
     ///
     /// # Errors
     /// When a store does not do its part.
@@ -213,15 +218,17 @@ impl Ledger {
             }
         }
         failpoint::reach("module.registered");
-        // Unbound before, the queue would miss events that are committed until then, and that are for the module.
+        // Unbound before, the queue would miss events that are committed until then, and that are
+        // for the module.
         if !gone.is_empty() {
             bus.declare(&module.name, &registered.subscribes(), &gone).await?;
         }
         Ok(former.filter(|former| former != module))
     }
 
-    /// The types that a module's queue may be bound to, and that it does not subscribe to any more: those that it is
-    /// registered for, and those of a definition that somebody may not have come to register.
+    /// The types that a module's queue may be bound to, and that it does not subscribe to any more:
+    /// those that it is registered for, and those of a definition that somebody may not have come
+    /// to register.
     async fn gone(
         &self,
         module: &Module,
@@ -244,8 +251,8 @@ impl Ledger {
         Ok(self.registered().await?.modules.clone())
     }
 
-    /// The registered modules, and which events are for them. Modules are read again when the registry has changed, and not
-    /// before: it changes with each of them.
+    /// The registered modules, and which events are for them. Modules are read again when the
+    /// registry has changed, and not before: it changes with each of them.
     ///
     /// # Errors
     /// When the documents cannot be read.
@@ -257,14 +264,16 @@ impl Ledger {
         if let Some(known) = known.filter(|known| known.registry == registry) {
             return Ok(known);
         }
-        let mut modules: Vec<Module> = documents.find_as(Query::equal(Collection::Modules, vec![])).await?;
+        let mut modules: Vec<Module> =
+            documents.find_as(Query::equal(Collection::Modules, vec![])).await?;
         modules.retain(|module| registry.registration(&module.name).is_some());
         let registered = Arc::new(Registered { modules, registry });
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(registered.clone());
         Ok(registered)
     }
 
-    /// Whether the same modules are registered still as when `registered` was read, and were all the time.
+    /// Whether the same modules are registered still as when `registered` was read, and were all
+    /// the time.
     ///
     /// # Errors
     /// When the documents cannot be read.
@@ -278,8 +287,8 @@ impl Ledger {
         self.plane.documents.get_as(Collection::Modules, name).await
     }
 
-    /// Removes a module and its queue; its jobs stay in the ledger. Whether it was there. Events that are for it and that it
-    /// has not claimed start nothing any more.
+    /// Removes a module and its queue; its jobs stay in the ledger. Whether it was there. Events
+    /// that are for it and that it has not claimed start nothing any more.
     pub async fn delete_module(&self, name: &str) -> Result<bool, StoreError> {
         Registry::remove(&self.plane.documents, name).await?;
         failpoint::reach("module.removed");
@@ -297,7 +306,8 @@ impl Ledger {
         Ok(deleted)
     }
 
-    /// The events that are published and that some module has yet to claim, as far as anybody has seen; oldest first.
+    /// The events that are published and that some module has yet to claim, as far as anybody has
+    /// seen; oldest first.
     pub fn unclaimed_events() -> Pages {
         Pages::new(Query::equal(Collection::Events, Self::unclaimed()), "created")
     }
@@ -307,7 +317,8 @@ impl Ledger {
         vec![("unclaimed", json!(true)), ("publication", json!(Publication::Published))]
     }
 
-    /// Puts an event's message into a module's queue once more, which is made anew if somebody has removed it.
+    /// Puts an event's message into a module's queue once more, which is made anew if somebody has
+    /// removed it.
     ///
     /// # Errors
     /// When the bus does not do it.
@@ -319,8 +330,9 @@ impl Ledger {
 
     // ---- jobs ----
 
-    /// Claims the job of a module on an event by one insert. Of many who try, one wins. With a holder and its
-    /// lease the job is the holder's to start; without, it is queued in the ledger for whoever has a free slot.
+    /// Claims the job of a module on an event by one insert. Of many who try, one wins. With a
+    /// holder and its lease the job is the holder's to start; without, it is queued in the ledger
+    /// for whoever has a free slot.
     pub async fn claim(
         &self,
         module: &Module,
@@ -338,14 +350,18 @@ impl Ledger {
     }
 
     /// The same of a job that nobody is to start: it is cancelled from the beginning.
-    pub async fn claim_cancelled(&self, module: &Module, event: &Event) -> Result<Claim, LedgerError> {
+    pub async fn claim_cancelled(
+        &self,
+        module: &Module,
+        event: &Event,
+    ) -> Result<Claim, LedgerError> {
         self.insert(step(&fresh(module, event), &Happening::CancelAsked)?).await
     }
 
     async fn insert(&self, record: JobRecord) -> Result<Claim, LedgerError> {
         let documents = &self.plane.documents;
-        // One log: what is lost with the machine's power takes with it the acknowledgement of the message and all that the
-        // job did. So the job is claimed again, and no sync is waited for.
+        // One log: what is lost with the machine's power takes with it the acknowledgement of the
+        // message and all that the job did. So the job is claimed again, and no sync is waited for.
         let inserted = match self.plane.one_log {
             true => documents.insert_soon(Collection::Jobs, encode(&record), None).await?,
             false => documents.insert(Collection::Jobs, encode(&record), None).await?,
@@ -364,12 +380,17 @@ impl Ledger {
     }
 
     /// The latest jobs, at most `limit`, oldest first.
-    pub async fn list(&self, filter: &JobFilter, limit: usize) -> Result<Vec<JobRecord>, StoreError> {
+    pub async fn list(
+        &self,
+        filter: &JobFilter,
+        limit: usize,
+    ) -> Result<Vec<JobRecord>, StoreError> {
         let mut equals: Vec<(&'static str, Value)> = Vec::new();
         equals.extend(filter.correlation.as_ref().map(|id| ("correlationId", json!(id))));
         equals.extend(filter.module.as_ref().map(|name| ("module", json!(name))));
         equals.extend(filter.state.map(|state| ("state", json!(state))));
-        let query = Query::equal(Collection::Jobs, equals).order_by("created").descending().limit(limit);
+        let query =
+            Query::equal(Collection::Jobs, equals).order_by("created").descending().limit(limit);
         let mut jobs = self.plane.documents.find_as(query).await?;
         jobs.reverse();
         Ok(jobs)
@@ -379,14 +400,19 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError::Lost`] when somebody else holds the job by now, or a later attempt has begun.
-    pub async fn advance(&self, job: &JobRecord, happening: &Happening) -> Result<JobRecord, LedgerError> {
+    pub async fn advance(
+        &self,
+        job: &JobRecord,
+        happening: &Happening,
+    ) -> Result<JobRecord, LedgerError> {
         let mut current = job.clone();
         for _ in 0..RACES_MAX {
             let after = step(&current, happening)?;
             if self.write(&current, &after).await? {
                 return Ok(after);
             }
-            // A person may have asked for its end meanwhile; that changes the version, not the holder.
+            // A person may have asked for its end meanwhile; that changes the version, not the
+            // holder.
             current = self.get(&job.id).await?;
             if current.attempt != job.attempt || current.holder != job.holder {
                 return Err(LedgerError::Lost(job.id.clone()));
@@ -429,8 +455,11 @@ impl Ledger {
         let documents = &self.plane.documents;
         let expect = vec![("version", json!(before.version))];
         let written = match (before.state, after.state) {
-            // That it runs, or runs on, may be lost with the machine's power: then its dispatcher is gone too.
-            (JobState::Starting | JobState::Running, JobState::Running) if before.cancel == after.cancel => {
+            // That it runs, or runs on, may be lost with the machine's power: then its dispatcher
+            // is gone too.
+            (JobState::Starting | JobState::Running, JobState::Running)
+                if before.cancel == after.cancel =>
+            {
                 documents.replace_soon(Collection::Jobs, encode(after), expect).await?
             }
             // As for a claim by message: then it is queued still.
@@ -443,17 +472,23 @@ impl Ledger {
         Ok(written)
     }
 
-    /// The module's next jobs that wait in the ledger and may run now, at most [`LOOKED_AT`]: retries, released and
-    /// gathered ones. `seen` is what this caller has seen of them: a wait is over when the writer's clock says so or when
-    /// it was watched to its end, so that a clock that is minutes ahead delays nothing.
-    pub async fn due(&self, module: &str, seen: &mut Standing<i64>) -> Result<Vec<JobRecord>, StoreError> {
+    /// The module's next jobs that wait in the ledger and may run now, at most [`LOOKED_AT`]:
+    /// retries, released and gathered ones. `seen` is what this caller has seen of them: a wait is
+    /// over when the writer's clock says so or when it was watched to its end, so that a clock that
+    /// is minutes ahead delays nothing.
+    pub async fn due(
+        &self,
+        module: &str,
+        seen: &mut Standing<i64>,
+    ) -> Result<Vec<JobRecord>, StoreError> {
         let queued = vec![("module", json!(module)), ("state", json!(JobState::Queued))];
         let query = Query::equal(Collection::Jobs, queued).order_by("due").limit(LOOKED_AT);
         let queued = self.plane.documents.find_as::<JobRecord>(query).await?;
         let stood = seen.look(queued.iter().map(|job| (job.id.to_string(), job.version)));
         let due = queued.into_iter().zip(stood);
-        let due =
-            due.filter(|(job, stood)| job.term == 0 || job.due <= clock::now() || millis(*stood) >= job.term);
+        let due = due.filter(|(job, stood)| {
+            job.term == 0 || job.due <= clock::now() || millis(*stood) >= job.term
+        });
         Ok(due.map(|(job, _)| job).collect())
     }
 
@@ -473,11 +508,13 @@ impl Ledger {
         Ok(None)
     }
 
-    /// The active jobs whose holder has given no sign of life for a lease, as far as this caller has `seen`. It has to be
-    /// asked again and again: who asks for the first time has seen nobody for long.
+    /// The active jobs whose holder has given no sign of life for a lease, as far as this caller
+    /// has `seen`. It has to be asked again and again: who asks for the first time has seen nobody
+    /// for long.
     pub async fn expired(&self, seen: &mut Standing<Lease>) -> Result<Vec<JobRecord>, StoreError> {
         let active = self.active().await?;
-        let stood = seen.look(active.iter().map(|job| (job.id.to_string(), (job.attempt, job.due))));
+        let stood =
+            seen.look(active.iter().map(|job| (job.id.to_string(), (job.attempt, job.due))));
         let expired = active.into_iter().zip(stood).filter(|(job, stood)| {
             is_expired(job.term, millis(*stood), clock::has_passed_everywhere(job.due))
         });
@@ -487,7 +524,8 @@ impl Ledger {
     async fn active(&self) -> Result<Vec<JobRecord>, StoreError> {
         let mut active = Vec::new();
         for state in [JobState::Starting, JobState::Running] {
-            let query = Query::equal(Collection::Jobs, vec![("state", json!(state))]).order_by("due");
+            let query =
+                Query::equal(Collection::Jobs, vec![("state", json!(state))]).order_by("due");
             active.extend(self.plane.documents.find_as::<JobRecord>(query).await?);
         }
         Ok(active)
@@ -502,10 +540,15 @@ impl Ledger {
 
     /// The gathering jobs that wait.
     pub async fn waiting(&self) -> Result<Vec<JobRecord>, StoreError> {
-        self.list(&JobFilter { state: Some(JobState::Waiting), ..JobFilter::default() }, Query::LIMIT).await
+        self.list(
+            &JobFilter { state: Some(JobState::Waiting), ..JobFilter::default() },
+            Query::LIMIT,
+        )
+        .await
     }
 
-    /// Stops a job: at once if it does not run, else as soon as its dispatcher sees it. A succeeded job cannot be.
+    /// Stops a job: at once if it does not run, else as soon as its dispatcher sees it. A succeeded
+    /// job cannot be.
     pub async fn cancel(&self, id: &JobId) -> Result<JobRecord, LedgerError> {
         self.force(id, &Happening::CancelAsked).await
     }
@@ -519,7 +562,8 @@ impl Ledger {
         self.force(id, &Happening::Revived).await
     }
 
-    /// The record is the truth; a letter that stays, because the broker is away, is one too many to look at.
+    /// The record is the truth; a letter that stays, because the broker is away, is one too many to
+    /// look at.
     async fn forget_letter(&self, job: &JobRecord) {
         if let Err(error) = self.plane.bus.exhume(&[letter_of(job)]).await {
             tracing::warn!(job = %job.id, error = chain(&error), "its dead letter could not be removed");
@@ -549,8 +593,10 @@ impl Ledger {
 
     /// The visible events of a correlation, oldest first.
     pub async fn events_of(&self, correlation: &str) -> Result<Vec<Event>, StoreError> {
-        let equals =
-            vec![("context.correlationId", json!(correlation)), ("context.documentType", json!("eventMeta"))];
+        let equals = vec![
+            ("context.correlationId", json!(correlation)),
+            ("context.documentType", json!("eventMeta")),
+        ];
         let mut events: Vec<Event> = self
             .plane
             .documents
@@ -560,12 +606,14 @@ impl Ledger {
         Ok(events)
     }
 
-    /// An event that everybody may see: no insight or log that has this id, and none that is only staged.
+    /// An event that everybody may see: no insight or log that has this id, and none that is only
+    /// staged.
     pub async fn visible_event(&self, id: &EventId) -> Result<Option<Event>, StoreError> {
         let found = self.plane.documents.get(Collection::Events, id.as_str()).await?;
         let kind = DocumentType::EventMeta.as_str();
         let found = found.filter(|document| document["context"]["documentType"] == kind);
-        let event: Option<Event> = found.map(|found| decode(Collection::Events, found)).transpose()?;
+        let event: Option<Event> =
+            found.map(|found| decode(Collection::Events, found)).transpose()?;
         Ok(event.filter(|event| event.publication != Publication::Staged))
     }
 
@@ -575,10 +623,15 @@ impl Ledger {
     /// When the store cannot be read; never because of what the document says.
     pub async fn announced(&self, id: &EventId) -> Result<Announced, StoreError> {
         if id.as_str().len() > ID_BYTES_MAX {
-            return Ok(Announced::NoEvent(format!("{} is too long for an event's id", quote(id.as_str()))));
+            return Ok(Announced::NoEvent(format!(
+                "{} is too long for an event's id",
+                quote(id.as_str())
+            )));
         }
-        let Some(document) = self.plane.documents.get(Collection::Events, id.as_str()).await? else {
-            // The document is inserted before its message is published, so this event never was, or was removed.
+        let Some(document) = self.plane.documents.get(Collection::Events, id.as_str()).await?
+        else {
+            // The document is inserted before its message is published, so this event never was, or
+            // was removed.
             return Ok(Announced::NoEvent(format!("event {id} is not in the document store")));
         };
         let event: Event = match decode(Collection::Events, document) {

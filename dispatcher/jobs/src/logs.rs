@@ -1,4 +1,5 @@
-//! What a job says: from the file that its dispatcher writes while it runs on this host, from the blob once it has ended.
+//! What a job says: from the file that its dispatcher writes while it runs on this host, from the
+//! blob once it has ended.
 
 mod kept;
 
@@ -14,7 +15,8 @@ use ion_stores::StoreError;
 pub use self::kept::{HEAD, KeptOutput, LogPiece, read_piece, without_hole};
 use crate::ledger::{Ledger, LedgerError};
 
-/// Bytes of a log read at a time: less is more requests to a remote store, more is memory for each who follows.
+/// Bytes of a log read at a time: less is more requests to a remote store, more is memory for each
+/// who follows.
 const PIECE: u64 = 1 << 20;
 
 /// Why a log cannot be read.
@@ -50,7 +52,8 @@ pub enum LogError {
 pub enum Said {
     /// The next bytes.
     More(Bytes),
-    /// Nothing new; the attempt runs on. One that runs on another host says nothing here until it has ended.
+    /// Nothing new; the attempt runs on. One that runs on another host says nothing here until it
+    /// has ended.
     NothingYet,
     /// The attempt has ended, and this was all.
     Nothing,
@@ -85,8 +88,8 @@ impl Log {
         // The record before the file: once the record says that it ended, the stored log is whole.
         let job = self.ledger.get(&self.job).await?;
         let attempt = job.attempts.iter().find(|attempt| attempt.number == self.attempt);
-        let attempt =
-            attempt.ok_or_else(|| LogError::NoAttempt { job: self.job.clone(), attempt: self.attempt })?;
+        let attempt = attempt
+            .ok_or_else(|| LogError::NoAttempt { job: self.job.clone(), attempt: self.attempt })?;
         let piece = match &attempt.log {
             Some(log) => {
                 // Places are those in what was written; the middle of it may not be stored.
@@ -103,7 +106,8 @@ impl Log {
             }
             None => {
                 let read = self.live_piece().await;
-                let piece = read.map_err(|source| LogError::Local { job: self.job.clone(), source })?;
+                let piece =
+                    read.map_err(|source| LogError::Local { job: self.job.clone(), source })?;
                 self.at += piece.length();
                 [piece.words().unwrap_or_default().into_bytes(), piece.bytes].concat().into()
             }

@@ -41,7 +41,11 @@ impl Metrics {
         registry.register("jobs_started", "Attempts of jobs started", self.started.clone());
         registry.register("jobs_ended", "Attempts of jobs ended, by verdict", self.ended.clone());
         registry.register("jobs_running", "Attempts of jobs running now", self.running.clone());
-        registry.register("claims", "Jobs claimed, by what became of the claim", self.claims.clone());
+        registry.register(
+            "claims",
+            "Jobs claimed, by what became of the claim",
+            self.claims.clone(),
+        );
     }
 
     /// An attempt runs until what this gives is dropped.
@@ -53,7 +57,9 @@ impl Metrics {
 
     /// An attempt has ended so.
     pub fn ended(&self, module: &str, end: AttemptEnd) {
-        self.ended.get_or_create(&Ending { module: module.to_owned(), verdict: end.as_str() }).inc();
+        self.ended
+            .get_or_create(&Ending { module: module.to_owned(), verdict: end.as_str() })
+            .inc();
     }
 
     /// A message asked for a job, and this came of it.
@@ -143,7 +149,11 @@ impl GatewayMetrics {
             "Requests answered, by route and status",
             self.requests.clone(),
         );
-        registry.register("gateway_connections", "Connections open now", self.connections.0.clone());
+        registry.register(
+            "gateway_connections",
+            "Connections open now",
+            self.connections.0.clone(),
+        );
     }
 
     /// A request was answered so.

@@ -1,6 +1,7 @@
 //! Modules, and the pipeline file that declares them (DESIGN.md section 8).
 //!
-//! A file that is wrong is refused before anything starts, with its line, the field and what is allowed there.
+//! A file that is wrong is refused before anything starts, with its line, the field and what is
+//! allowed there.
 
 mod bounds;
 mod chain;
@@ -43,8 +44,8 @@ pub use self::resources::Resources;
 /// How long a job may run unless its module says otherwise: older Ion's default.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Retries unless the module says otherwise. Commits are idempotent, so trying again is safe; three outlast a
-/// store's restart.
+/// Retries unless the module says otherwise. Commits are idempotent, so trying again is safe; three
+/// outlast a store's restart.
 const RETRIES: u32 = 3;
 
 /// The most of them: with a minute between two, this is most of a day.
@@ -140,13 +141,15 @@ pub struct Module {
     /// Where its pods may run.
     #[serde(default, skip_serializing_if = "is_default")]
     pub kubernetes: KubernetesTerms,
-    /// The programs through which its input goes from stdin to stdout; empty for a module that reads and writes files.
+    /// The programs through which its input goes from stdin to stdout; empty for a module that
+    /// reads and writes files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub links: Vec<Link>,
     /// What those may take.
     #[serde(default)]
     pub link_settings: LinkSettings,
-    /// Whether its programs keep the daemon's capabilities and see the machine's devices and settings.
+    /// Whether its programs keep the daemon's capabilities and see the machine's devices and
+    /// settings.
     #[serde(default, skip_serializing_if = "is_default")]
     pub privileged: bool,
     /// What it adds to the environment.
@@ -183,11 +186,16 @@ pub(crate) mod milliseconds {
 
     use serde::{Deserialize as _, Deserializer, Serializer};
 
-    pub(crate) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(
+        duration: &Duration,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Duration, D::Error> {
         u64::deserialize(deserializer).map(Duration::from_millis)
     }
 }
@@ -222,8 +230,8 @@ impl Module {
         }
     }
 
-    /// A module of what a pipeline file may say of one, `fields`, where there is no file; checked alike, but for whether its
-    /// programs are there.
+    /// A module of what a pipeline file may say of one, `fields`, where there is no file; checked
+    /// alike, but for whether its programs are there.
     ///
     /// # Errors
     /// The first mistake, in words.
@@ -254,9 +262,14 @@ impl Module {
     /// The fields in which another definition differs.
     pub fn differs_in(&self, other: &Self) -> Vec<String> {
         let (one, other) = (encode(self), encode(other));
-        let all = [&one, &other].into_iter().flat_map(|fields| fields.as_object().into_iter().flatten());
+        let all =
+            [&one, &other].into_iter().flat_map(|fields| fields.as_object().into_iter().flatten());
         let names: BTreeSet<&String> = all.map(|(name, _)| name).collect();
-        names.into_iter().filter(|name| one[name.as_str()] != other[name.as_str()]).cloned().collect()
+        names
+            .into_iter()
+            .filter(|name| one[name.as_str()] != other[name.as_str()])
+            .cloned()
+            .collect()
     }
 
     /// The event types whose messages reach it.
@@ -283,7 +296,9 @@ impl Module {
         match (&self.container, &*link.image) {
             (Some(container), _) => Ok(Some(container.clone())),
             (None, "") => Ok(None),
-            (None, image) => ImageReference::parse(image, &self.directory).map(Container::of).map(Some),
+            (None, image) => {
+                ImageReference::parse(image, &self.directory).map(Container::of).map(Some)
+            }
         }
     }
 
@@ -324,15 +339,16 @@ impl Module {
 
     fn check_program(&self, argv: Vec<String>, path: &str) -> Result<(), String> {
         let Some(program) = argv.into_iter().next() else { return Err("\"run\" is empty".into()) };
-        let executable =
-            |file: &Path| file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+        let executable = |file: &Path| {
+            file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+        };
         if program.contains('/') {
             let file = Path::new(&program);
             return match file.metadata() {
                 Err(_) => Err(format!("program {program} is not there")),
-                Ok(_) if !executable(file) => {
-                    Err(format!("program {program} is not executable; allow it with `chmod +x {program}`"))
-                }
+                Ok(_) if !executable(file) => Err(format!(
+                    "program {program} is not executable; allow it with `chmod +x {program}`"
+                )),
                 Ok(_) => Ok(()),
             };
         }
@@ -362,8 +378,8 @@ pub struct Pipeline {
     pub plane: PlaneSection,
 }
 
-/// The `plane:` section: the stores' URLs. `${NAME}` in them stands for a variable of the daemon's environment, so that
-/// no password has to stand in the file.
+/// The `plane:` section: the stores' URLs. `${NAME}` in them stands for a variable of the daemon's
+/// environment, so that no password has to stand in the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlaneSection {
@@ -384,8 +400,13 @@ impl PlaneSection {
     /// # Errors
     /// The name of a variable that is not there, in words.
     pub fn expanded(&self, variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
-        let expand = |url: &Option<String>| url.as_deref().map(|url| expand(url, &variable)).transpose();
-        Ok(Self { blobs: expand(&self.blobs)?, documents: expand(&self.documents)?, bus: expand(&self.bus)? })
+        let expand =
+            |url: &Option<String>| url.as_deref().map(|url| expand(url, &variable)).transpose();
+        Ok(Self {
+            blobs: expand(&self.blobs)?,
+            documents: expand(&self.documents)?,
+            bus: expand(&self.bus)?,
+        })
     }
 }
 
@@ -395,8 +416,9 @@ fn expand(url: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String
     while let Some((before, after)) = rest.split_once("${") {
         let (name, after) =
             after.split_once('}').ok_or("a \"${\" in the plane section has no \"}\"".to_owned())?;
-        let value = variable(name)
-            .ok_or_else(|| format!("the plane section names ${{{name}}}, which is not in the environment"))?;
+        let value = variable(name).ok_or_else(|| {
+            format!("the plane section names ${{{name}}}, which is not in the environment")
+        })?;
         expanded.push_str(before);
         expanded.push_str(&value);
         rest = after;
@@ -475,8 +497,8 @@ impl Pipeline {
         Ok(pipeline)
     }
 
-    /// Checks a file's bytes: everything but whether its programs are there. `name` is what mistakes are told with;
-    /// programs lie below `directory`.
+    /// Checks a file's bytes: everything but whether its programs are there. `name` is what
+    /// mistakes are told with; programs lie below `directory`.
     ///
     /// # Errors
     /// The first mistake, with its place.
@@ -507,7 +529,8 @@ impl Pipeline {
     ) -> Result<(Self, BTreeMap<String, Location>), PipelineError> {
         let text = std::str::from_utf8(bytes).map_err(|error| PipelineError::Wrong {
             path: name.to_owned(),
-            line: 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() as u64,
+            line: 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count()
+                as u64,
             column: 1,
             reason: "the file is not UTF-8".into(),
         })?;
@@ -546,7 +569,10 @@ fn build(file: File, directory: &Path) -> Result<(Pipeline, BTreeMap<String, Loc
         return Err((place, format!("{key:?} stands beside \"Chain\", or in a module")));
     }
     let Some(entries) = file.modules else {
-        return Err((Location::UNKNOWN, "there is no \"modules\": a map from names to modules".into()));
+        return Err((
+            Location::UNKNOWN,
+            "there is no \"modules\": a map from names to modules".into(),
+        ));
     };
     if entries.value.is_empty() {
         return Err((entries.referenced, "\"modules\" is empty".into()));
@@ -560,7 +586,9 @@ fn build(file: File, directory: &Path) -> Result<(Pipeline, BTreeMap<String, Loc
         if !is_event_type(&name) {
             return Err((
                 place,
-                format!("{name:?} cannot be a module's name: letters, digits, '.', '_' and '-' are allowed"),
+                format!(
+                    "{name:?} cannot be a module's name: letters, digits, '.', '_' and '-' are allowed"
+                ),
             ));
         }
         places.insert(name.clone(), entry.value.run.as_ref().map_or(place, |run| run.referenced));
@@ -592,7 +620,10 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
     let kubernetes = match (kubernetes, executor) {
         (Some(terms), ExecutorKind::Kubernetes) => terms.value,
         (Some(terms), _) => {
-            return Err((terms.referenced, "\"kubernetes\" belongs to \"executor: kubernetes\"".into()));
+            return Err((
+                terms.referenced,
+                "\"kubernetes\" belongs to \"executor: kubernetes\"".into(),
+            ));
         }
         (None, _) => KubernetesTerms::default(),
     };
@@ -607,7 +638,10 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
     match (entry.on, entry.gather, entry.per) {
         (Some(on), None, None) => {
             if on.value.is_empty() {
-                return Err((on.referenced, "\"on\" is empty: no event would ever start it".into()));
+                return Err((
+                    on.referenced,
+                    "\"on\" is empty: no event would ever start it".into(),
+                ));
             }
             module.on = event_types(on.value)?;
         }
@@ -621,14 +655,19 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
                 "\"gather\" needs \"per\": the event type below which it gathers".into(),
             ));
         }
-        (None, None, Some(per)) => return Err((per.referenced, "\"per\" belongs to \"gather\"".into())),
+        (None, None, Some(per)) => {
+            return Err((per.referenced, "\"per\" belongs to \"gather\"".into()));
+        }
         (None, None, None) => {
             return Err((
                 place,
-                "\"on\" is missing: the event types it starts on (or \"gather\" and \"per\")".into(),
+                "\"on\" is missing: the event types it starts on (or \"gather\" and \"per\")"
+                    .into(),
             ));
         }
-        (Some(on), _, _) => return Err((on.referenced, "\"on\" and \"gather\" exclude each other".into())),
+        (Some(on), _, _) => {
+            return Err((on.referenced, "\"on\" and \"gather\" exclude each other".into()));
+        }
     }
     module.emits = event_types(entry.emits.unwrap_or_default())?;
     older_words(&mut module, entry.env, entry.api, entry.commit, entry.urls)?;
@@ -650,7 +689,8 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
     if let Some(retries) = entry.retries {
         module.retries = retries.value;
         if retries.value > RETRIES_MAX {
-            let reason = format!("\"retries\" is {}: 0 to {RETRIES_MAX} are allowed", retries.value);
+            let reason =
+                format!("\"retries\" is {}: 0 to {RETRIES_MAX} are allowed", retries.value);
             return Err((retries.referenced, reason));
         }
     }
@@ -665,7 +705,9 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
 fn privileged_of(said: Option<Spanned<bool>>, container: bool, stdio: bool) -> Result<bool, Wrong> {
     let Some(said) = said.filter(|said| said.value) else { return Ok(false) };
     let reason = match (container, stdio) {
-        (true, _) => "a module with an \"image\" has no rights on the machine; leave \"privileged\" out",
+        (true, _) => {
+            "a module with an \"image\" has no rights on the machine; leave \"privileged\" out"
+        }
         (_, true) => {
             "with \"stdio: true\" it reads and writes bytes, and needs no rights; leave \"privileged\" out"
         }
@@ -689,8 +731,9 @@ fn terms(
     if let Some(concurrency) = concurrency {
         if !(1..=AT_A_TIME_MAX).contains(&concurrency.value) {
             let said = concurrency.value;
-            let reason =
-                format!("\"concurrency\" is {said}: 1 to {AT_A_TIME_MAX} jobs at a time are allowed");
+            let reason = format!(
+                "\"concurrency\" is {said}: 1 to {AT_A_TIME_MAX} jobs at a time are allowed"
+            );
             return Err((concurrency.referenced, reason));
         }
         module.concurrency = concurrency.value;
@@ -751,7 +794,10 @@ fn check_gathers(modules: &[Module], places: &BTreeMap<String, Location>) -> Res
         if reachable(modules, &module.emits).contains(gather) {
             return Err((
                 place,
-                format!("module {:?}: what it emits leads to {gather:?}, which it waits for", module.name),
+                format!(
+                    "module {:?}: what it emits leads to {gather:?}, which it waits for",
+                    module.name
+                ),
             ));
         }
     }

@@ -33,7 +33,8 @@ pub struct Status {
     pub under_way: Vec<JobId>,
 }
 
-/// Jobs that [`Status::under_way`] names. One is enough most of the time; more spare whole looks while jobs end one by one.
+/// Jobs that [`Status::under_way`] names. One is enough most of the time; more spare whole looks
+/// while jobs end one by one.
 const UNDER_WAY: usize = 8;
 
 impl Status {
@@ -43,7 +44,8 @@ impl Status {
             || self.jobs.iter().any(|job| matches!(job.state, JobState::Dead | JobState::Cancelled))
     }
 
-    /// Gathering jobs that have run without a job that was run again since, and one such job of each.
+    /// Gathering jobs that have run without a job that was run again since, and one such job of
+    /// each.
     pub fn outdated(&self) -> Vec<(&JobRecord, &JobRecord)> {
         let gatherers = self.jobs.iter().filter(|job| !job.without.is_empty());
         let by_id: BTreeMap<&JobId, &JobRecord> = match gatherers.clone().next() {
@@ -115,8 +117,10 @@ impl Trace {
     pub async fn read(ledger: &Ledger, correlation: &str) -> Result<Self, StoreError> {
         let registered = ledger.registered().await?;
         let status = status(ledger, correlation, &registered).await?;
-        let equals =
-            vec![("context.correlationId", json!(correlation)), ("context.documentType", json!("insight"))];
+        let equals = vec![
+            ("context.correlationId", json!(correlation)),
+            ("context.documentType", json!("insight")),
+        ];
         let insights: Vec<InsightRecord> =
             ledger.plane().documents.find_as(Query::equal(Collection::Events, equals)).await?;
         let visible = insights.into_iter().filter(|insight| !insight.staged);
@@ -135,7 +139,8 @@ impl Trace {
         documents
     }
 
-    /// Gives each of its documents in turn: all of them at once would take many times the memory of their text.
+    /// Gives each of its documents in turn: all of them at once would take many times the memory of
+    /// their text.
     ///
     /// # Errors
     /// The first that `take` gives.
@@ -146,7 +151,8 @@ impl Trace {
     }
 }
 
-/// Reads a correlation. Jobs before events, and the registry before and after both, for the reason that [`readiness`] gives.
+/// Reads a correlation. Jobs before events, and the registry before and after both, for the reason
+/// that [`readiness`] gives.
 pub async fn status(
     ledger: &Ledger,
     correlation: &str,
@@ -174,15 +180,17 @@ pub async fn status(
     let mut open = 0;
     for job in &jobs {
         match (job.state, registered.module(&job.module)) {
-            (JobState::Waiting, Some(module)) => match readiness(ledger, job, module, registered).await? {
-                Readiness::Waiting(what) => {
-                    let is_held_back = what.open == 0;
-                    held_back += usize::from(is_held_back);
-                    open += usize::from(!is_held_back);
-                    waits_for.insert(job.id.clone(), what);
+            (JobState::Waiting, Some(module)) => {
+                match readiness(ledger, job, module, registered).await? {
+                    Readiness::Waiting(what) => {
+                        let is_held_back = what.open == 0;
+                        held_back += usize::from(is_held_back);
+                        open += usize::from(!is_held_back);
+                        waits_for.insert(job.id.clone(), what);
+                    }
+                    Readiness::Ready(..) | Readiness::Unsettled => open += 1,
                 }
-                Readiness::Ready(..) | Readiness::Unsettled => open += 1,
-            },
+            }
             _ if is_open(job) => open += 1,
             _ => {}
         }
@@ -200,14 +208,15 @@ fn is_open(job: &JobRecord) -> bool {
     !job.state.is_final() || (job.state == JobState::Succeeded && job.outbox)
 }
 
-/// Whether one of these jobs has not ended, by [`Status::under_way`] of an earlier look: then the correlation has not either,
-/// and nobody need read all of it to know. Otherwise it may have.
+/// Whether one of these jobs has not ended, by [`Status::under_way`] of an earlier look: then the
+/// correlation has not either, and nobody need read all of it to know. Otherwise it may have.
 ///
 /// # Errors
 /// When a store cannot be read.
 pub async fn is_under_way(ledger: &Ledger, jobs: &[JobId]) -> Result<bool, StoreError> {
     for id in jobs {
-        let job = ledger.plane().documents.get_as::<JobRecord>(Collection::Jobs, id.as_str()).await?;
+        let job =
+            ledger.plane().documents.get_as::<JobRecord>(Collection::Jobs, id.as_str()).await?;
         if job.is_none_or(|job| job.state != JobState::Waiting && is_open(&job)) {
             return Ok(true);
         }

@@ -28,11 +28,13 @@ pub struct Retired {
     pub blobs: Collected,
 }
 
-/// Drops correlations that have ended and in which nothing has happened for `age`: their jobs with their dead letters,
-/// then their other documents, then their blobs. A correlation with an event that waits in some queue has not ended.
+/// Drops correlations that have ended and in which nothing has happened for `age`: their jobs with
+/// their dead letters, then their other documents, then their blobs. A correlation with an event
+/// that waits in some queue has not ended.
 ///
 /// # After a crash
-/// What is left is a correlation that has ended all the same, or blobs that nothing names: the next run goes on.
+/// What is left is a correlation that has ended all the same, or blobs that nothing names: the next
+/// run goes on.
 ///
 /// # Errors
 /// When a store fails; what was dropped until then is dropped.
@@ -68,11 +70,13 @@ async fn drop_one(
     if !status.ended || !old {
         return Ok(());
     }
-    let rest = Query::equal(Collection::Events, vec![("context.correlationId", json!(correlation))]);
+    let rest =
+        Query::equal(Collection::Events, vec![("context.correlationId", json!(correlation))]);
     let rest = children_first(plane.documents.find(rest).await?);
     if how == Collect::Remove {
         let dead = status.jobs.iter().filter(|job| job.state == JobState::Dead);
-        // First: a letter that is left without its job would be taken for one that nobody could read.
+        // First: a letter that is left without its job would be taken for one that nobody could
+        // read.
         plane.bus.exhume(&dead.map(letter_of).collect::<Vec<_>>()).await?;
         for job in &status.jobs {
             // Somebody may have revived it meanwhile: then its correlation has not ended.
@@ -96,10 +100,13 @@ async fn drop_one(
     remove_below(plane, &logs_below(correlation), how, &mut retired.blobs).await
 }
 
-/// A correlation's documents, children before their parents: what is left of a lineage, if this is cut short, has its beginning.
+/// A correlation's documents, children before their parents: what is left of a lineage, if this is
+/// cut short, has its beginning.
 fn children_first(mut documents: Vec<Value>) -> Vec<Value> {
     let is_event = |document: &Value| document["id"] == document["context"]["eventId"];
-    let of = |document: &Value, key: &str| document["context"][key].as_str().unwrap_or_default().to_owned();
+    let of = |document: &Value, key: &str| {
+        document["context"][key].as_str().unwrap_or_default().to_owned()
+    };
     let events = documents.iter().filter(|document| is_event(document));
     let parents: HashMap<String, String> =
         events.map(|event| (of(event, "eventId"), of(event, "parentEventId"))).collect();

@@ -1,8 +1,9 @@
 //! Chains: programs through which bytes go from stdin to stdout, one after the other.
 //!
-//! A chain is a module like any other: it has a name, starts on an event type and publishes another. What it runs is not one
-//! program with a tree of files but *links*, each reading what the one before writes, all at the same time as in a shell.
-//! Nothing of the bytes stays in memory, however many there are.
+//! A chain is a module like any other: it has a name, starts on an event type and publishes
+//! another. What it runs is not one program with a tree of files but *links*, each reading what the
+//! one before writes, all at the same time as in a shell. Nothing of the bytes stays in memory,
+//! however many there are.
 //!
 //! | room | what it holds |
 //! | --- | --- |
@@ -12,10 +13,11 @@
 //! | `record` | the trace: an event for what each link wrote, a job for each link |
 //!
 //! # What is promised
-//! A run is on the disk before its caller is told of its end: the first event, a job for each link and an event for all that a
-//! link wrote, each the parent of the next. What the links before the last did is recorded while that one is still at work,
-//! the rest when it has ended. A process that is killed in the middle of a run leaves no more than that, told to nobody, and
-//! blobs that `ion gc` removes; its caller sees the connection break and asks again.
+//! A run is on the disk before its caller is told of its end: the first event, a job for each link
+//! and an event for all that a link wrote, each the parent of the next. What the links before the
+//! last did is recorded while that one is still at work, the rest when it has ended. A process that
+//! is killed in the middle of a run leaves no more than that, told to nobody, and blobs that `ion
+//! gc` removes; its caller sees the connection break and asks again.
 
 mod flow;
 mod pool;
@@ -45,7 +47,8 @@ pub use self::record::STDIN;
 use crate::executor::container::Containers;
 use crate::executor::sandbox::{Covers, ForkServer, Mode};
 
-/// Runs whose answer somebody waits for, at a time, for each processor. More take the processors from each other.
+/// Runs whose answer somebody waits for, at a time, for each processor. More take the processors
+/// from each other.
 const PLACES_EACH: usize = 4;
 
 /// Runs that wait for a place. More are told to come again.
@@ -57,7 +60,8 @@ const WAIT: Duration = Duration::from_secs(30);
 /// Pieces of the last link's output that wait for whoever reads it.
 const PIECES: usize = 4;
 
-/// The events that a run on this first event makes, and the jobs that make them, in the order of the links.
+/// The events that a run on this first event makes, and the jobs that make them, in the order of
+/// the links.
 pub fn steps(module: &Module, first: &EventId) -> Vec<(EventId, JobId)> {
     record::steps(module, first).map(|step| (step.event, step.job)).collect()
 }
@@ -69,7 +73,8 @@ pub type Input = BoxStream<'static, io::Result<Bytes>>;
 pub struct Run {
     /// The chain.
     pub module: Arc<Module>,
-    /// Its first event. Where it is not stored yet, it has no file: what the first link reads becomes its only one.
+    /// Its first event. Where it is not stored yet, it has no file: what the first link reads
+    /// becomes its only one.
     pub event: Event,
     /// Whether it is.
     pub stored: Stored,
@@ -269,14 +274,20 @@ impl Chains {
             };
             // Whoever asked may have gone.
             let _ = told.send(end);
-            // The answer first: taking away what is left, and starting other processes, takes the processors too.
+            // The answer first: taking away what is left, and starting other processes, takes the
+            // processors too.
             tokio::task::yield_now().await;
         });
         Ok(Running { output, ended, _cancel: cancel })
     }
 
     /// Runs a chain to its end and records it. The last link's output goes to `live` as it comes.
-    pub async fn run(&self, run: Run, live: Option<mpsc::Sender<Bytes>>, stop: CancellationToken) -> Ran {
+    pub async fn run(
+        &self,
+        run: Run,
+        live: Option<mpsc::Sender<Bytes>>,
+        stop: CancellationToken,
+    ) -> Ran {
         let Run { module, event, stored, input } = run;
         let used = self.pools.begin(&module);
         let recording = Recording::new(&self.node, module.clone(), event, stored);

@@ -53,7 +53,8 @@ pub struct Start {
 }
 
 impl Start {
-    /// The attempt's span: whoever has it run runs it in there, and adds the verdict with [`Ended::tell`].
+    /// The attempt's span: whoever has it run runs it in there, and adds the verdict with
+    /// [`Ended::tell`].
     pub fn span(&self) -> Span {
         info_span!(
             target: spans::TARGET, parent: None, "job",
@@ -122,8 +123,9 @@ pub enum Fate {
 /// Runs jobs.
 #[async_trait]
 pub trait Executor: Send + Sync + fmt::Debug {
-    /// Runs the attempt to its end. The module's timeout is the executor's to enforce; `stop` ends it early. Asked again for
-    /// the same attempt, by another dispatcher, it goes on with what runs already, if this kind of executor can.
+    /// Runs the attempt to its end. The module's timeout is the executor's to enforce; `stop` ends
+    /// it early. Asked again for the same attempt, by another dispatcher, it goes on with what runs
+    /// already, if this kind of executor can.
     async fn run(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Fate;
 
     /// The attempt's end is in the ledger: what was kept for a dispatcher to come may go.

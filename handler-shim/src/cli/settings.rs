@@ -1,8 +1,9 @@
 //! Flags and environment of older Ion's handler, read in this one place.
 //!
-//! Each flag has a variable of its name in capitals, with `_` for `.`: older Ion's own way. Where the stores are is said by
-//! `ION_BLOBS`, `ION_DOCUMENTS` and `ION_BUS`, as to the command `ion`; what is not, by the older groups of flags; what
-//! neither says, below `ION_HOME`. So a deployment moves to other stores without touching its command lines.
+//! Each flag has a variable of its name in capitals, with `_` for `.`: older Ion's own way. Where
+//! the stores are is said by `ION_BLOBS`, `ION_DOCUMENTS` and `ION_BUS`, as to the command `ion`;
+//! what is not, by the older groups of flags; what neither says, below `ION_HOME`. So a deployment
+//! moves to other stores without touching its command lines.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,9 +38,11 @@ const SECRETS: [&str; 4] = [
     "servicebuseventprovider.key",
 ];
 
-/// Older Ion's handler: copies an event's files into a folder for a module, and commits what it left there.
+/// Older Ion's handler: copies an event's files into a folder for a module, and commits what it
+/// left there.
 ///
-/// For places where nothing can be mounted. Elsewhere a module of older Ion needs no handler: `ion up` runs it as it is.
+/// For places where nothing can be mounted. Elsewhere a module of older Ion needs no handler: `ion
+/// up` runs it as it is.
 #[derive(Debug, Parser)]
 #[command(
     name = "ion-handler",
@@ -115,7 +118,12 @@ pub(super) struct Arguments {
     #[arg(long, env = "ION_COMMIT_DEADLINE", default_value = "30s", value_parser = humantime::parse_duration, value_name = "TIME")]
     commit_deadline: Duration,
     /// What a job's events may take, as to the command `ion`
-    #[arg(long = "job-limit", env = "ION_JOB_LIMITS", value_delimiter = ',', value_name = "NAME=VALUE")]
+    #[arg(
+        long = "job-limit",
+        env = "ION_JOB_LIMITS",
+        value_delimiter = ',',
+        value_name = "NAME=VALUE"
+    )]
     limits: Vec<String>,
     /// The folder of the embedded stores
     #[arg(long, env = "ION_HOME", default_value = ".ion", value_name = "DIR")]
@@ -166,7 +174,9 @@ struct AzureArguments {
 
 /// Older Ion's store of documents.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Azure Cosmos DB by its MongoDB protocol, where ION_DOCUMENTS is not set")]
+#[command(
+    next_help_heading = "Azure Cosmos DB by its MongoDB protocol, where ION_DOCUMENTS is not set"
+)]
 struct MongoArguments {
     /// Whether to use it [default: if any of these is given]
     #[arg(long = "mongodbdocprovider", alias = "mongodbdocprovider.enabled", env = "MONGODBDOCPROVIDER", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
@@ -300,7 +310,8 @@ impl Settings {
     pub(super) fn resolve(arguments: Arguments, matches: &ArgMatches) -> Result<Self, String> {
         log(&arguments)?;
         for secret in SECRETS.iter().filter(|name| from_command_line(matches, name)) {
-            let variable = secret.to_uppercase().replace('.', "_").replace("SHAREDSECRET", "SHARED_SECRET");
+            let variable =
+                secret.to_uppercase().replace('.', "_").replace("SHAREDSECRET", "SHARED_SECRET");
             complain(&format!(
                 "--{secret} in the command line can be read by every user of this machine; set {variable} instead"
             ));
@@ -371,7 +382,8 @@ fn log(arguments: &Arguments) -> Result<(), String> {
     Ok(())
 }
 
-/// Writes the fields of a log, of which modules choose some: each in one line, and cut where it is long.
+/// Writes the fields of a log, of which modules choose some: each in one line, and cut where it is
+/// long.
 fn harmless_fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
     let field = |out: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| {
         if field.name() != "message" {
@@ -390,7 +402,10 @@ pub(super) struct Stores {
 }
 
 /// A container of Azure Blob and its key.
-#[cfg_attr(not(feature = "azure"), expect(dead_code, reason = "some fields are for its client only"))]
+#[cfg_attr(
+    not(feature = "azure"),
+    expect(dead_code, reason = "some fields are for its client only")
+)]
 struct Azure {
     account: String,
     key: String,
@@ -438,7 +453,9 @@ impl Stores {
     pub(super) async fn open(&self) -> Result<DataPlane, StoreError> {
         let blobs: Arc<dyn Blobs> = match &self.azure {
             #[cfg(feature = "azure")]
-            Some(azure) => Arc::new(ObjectBlobs::azure(&azure.account, &azure.key, &azure.container)?),
+            Some(azure) => {
+                Arc::new(ObjectBlobs::azure(&azure.account, &azure.key, &azure.container)?)
+            }
             #[cfg(not(feature = "azure"))]
             Some(azure) => open_blobs(&format!("az://{}", azure.container)).await?,
             None => open_blobs(&self.urls.blobs).await?,
@@ -503,7 +520,8 @@ fn cosmos(group: &MongoArguments) -> Result<Option<String>, String> {
 /// A password as it may stand in a URL.
 fn escaped(password: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    let escape = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    let escape =
+        |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
     password.bytes().map(escape).collect()
 }
 

@@ -1,9 +1,10 @@
 //! Requests of older kubelets, made readable.
 //!
-//! A request of HTTP/2 names the server in `:authority`. Kubelets before 1.26 put the path of the driver's socket there, which
-//! no authority may be, and the server's library refuses such a request before anybody sees it (kubernetes issue 108254).
-//! So what a kubelet sends passes through here first: header blocks are read and written anew with `localhost` in that place, all
-//! else is passed on as it came. What the server answers is not touched.
+//! A request of HTTP/2 names the server in `:authority`. Kubelets before 1.26 put the path of the
+//! driver's socket there, which no authority may be, and the server's library refuses such a
+//! request before anybody sees it (kubernetes issue 108254). So what a kubelet sends passes through
+//! here first: header blocks are read and written anew with `localhost` in that place, all else is
+//! passed on as it came. What the server answers is not touched.
 
 use std::io;
 
@@ -26,7 +27,8 @@ const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
 const PRIORITY: u8 = 32;
 
-/// Bytes of a frame's content: what a server takes that has said nothing else, and ours says nothing else.
+/// Bytes of a frame's content: what a server takes that has said nothing else, and ours says
+/// nothing else.
 const FRAME_MAX: usize = 16 << 10;
 
 /// Bytes of a header block. A kubelet's has some hundred.
@@ -130,8 +132,9 @@ fn block_of(flags: u8, content: &[u8]) -> io::Result<&[u8]> {
 
 /// The same headers, but for `:authority`. Nothing of the block depends on an earlier one.
 fn anew(decoder: &mut Decoder<'_>, block: &[u8]) -> io::Result<Vec<u8>> {
-    let headers =
-        decoder.decode(block).map_err(|error| wrong(&format!("headers cannot be read: {error:?}")))?;
+    let headers = decoder
+        .decode(block)
+        .map_err(|error| wrong(&format!("headers cannot be read: {error:?}")))?;
     let localhost = b"localhost".to_vec();
     let headers = headers.into_iter().map(|(name, value)| match &name[..] {
         b":authority" => (name, localhost.clone()),
@@ -169,7 +172,9 @@ mod tests {
                 assert_eq!(frame[4] & END_HEADERS, END_HEADERS);
                 let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
                 let headers = decoder.decode(&frame[HEAD..]).unwrap();
-                blocks.push(headers.into_iter().map(|(name, value)| (text(name), text(value))).collect());
+                blocks.push(
+                    headers.into_iter().map(|(name, value)| (text(name), text(value))).collect(),
+                );
             }
         }
         Ok(blocks)
@@ -179,10 +184,12 @@ mod tests {
     async fn a_socket_path_becomes_a_name_and_all_else_stays() {
         let mut encoder = Encoder::new();
         let mut block = |authority: &str| {
-            let headers = [(":path", "/csi.v1.Node/X"), (":authority", authority), ("te", "trailers")];
+            let headers =
+                [(":path", "/csi.v1.Node/X"), (":authority", authority), ("te", "trailers")];
             encoder.encode(headers.map(|(name, value)| (name.as_bytes(), value.as_bytes())))
         };
-        let (first, second) = (block("/var/lib/kubelet/csi.sock"), block("/var/lib/kubelet/csi.sock"));
+        let (first, second) =
+            (block("/var/lib/kubelet/csi.sock"), block("/var/lib/kubelet/csi.sock"));
         let (begin, end) = second.split_at(3);
         let padded = [&[2, 0, 0, 0, 0, 7][..], &block("/x"), &[0, 0]].concat();
         let frames = [
@@ -194,7 +201,9 @@ mod tests {
         ];
         let text = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
         let wanted: Vec<_> =
-            [(":path", "/csi.v1.Node/X"), (":authority", "localhost"), ("te", "trailers")].map(text).into();
+            [(":path", "/csi.v1.Node/X"), (":authority", "localhost"), ("te", "trailers")]
+                .map(text)
+                .into();
         assert_eq!(passed(&frames).await.unwrap(), [wanted.clone(), wanted.clone(), wanted]);
     }
 
@@ -208,7 +217,11 @@ mod tests {
             vec![frame(HEADERS, END_HEADERS, &[0xff; 20])],
             vec![frame(0, 0, &[0; FRAME_MAX + 1])],
         ] {
-            assert_eq!(passed(&frames).await.unwrap_err().kind(), io::ErrorKind::InvalidData, "{frames:?}");
+            assert_eq!(
+                passed(&frames).await.unwrap_err().kind(),
+                io::ErrorKind::InvalidData,
+                "{frames:?}"
+            );
         }
     }
 }

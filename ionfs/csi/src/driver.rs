@@ -22,13 +22,15 @@ use super::api::csi::identity_server::Identity;
 use super::api::csi::node_server::Node as NodeService;
 use super::api::csi::volume_capability::AccessType;
 use super::api::csi::{
-    GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
-    NodeGetCapabilitiesRequest, NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse,
-    NodePublishVolumeRequest, NodePublishVolumeResponse, NodeUnpublishVolumeRequest,
-    NodeUnpublishVolumeResponse, ProbeRequest, ProbeResponse,
+    GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest,
+    GetPluginInfoResponse, NodeGetCapabilitiesRequest, NodeGetCapabilitiesResponse,
+    NodeGetInfoRequest, NodeGetInfoResponse, NodePublishVolumeRequest, NodePublishVolumeResponse,
+    NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse, ProbeRequest, ProbeResponse,
 };
 use super::api::registration::registration_server::Registration;
-use super::api::registration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
+use super::api::registration::{
+    InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
+};
 use super::volumes::{Note, State, Volume, Volumes, clear};
 use super::{CsiError, NAME, TOKEN};
 use crate::ticket::{Ended, Pod, Ticket, TicketError, TicketKey, TokenError};
@@ -42,13 +44,15 @@ const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 /// Bytes of a volume's id.
 const ID_MAX: usize = 128;
 
-/// Receipts, and rejections, in a ticket: enough for people, and less than a document may hold. A job may publish without end.
+/// Receipts, and rejections, in a ticket: enough for people, and less than a document may hold. A
+/// job may publish without end.
 const SAID_MAX: usize = 50;
 
 /// How long a mount may take to be gone once nobody uses it.
 const GONE_WAIT: Duration = Duration::from_secs(10);
 
-/// How long the end of a daemon may wait for a store, well within the 30 seconds that a pod has for its own end.
+/// How long the end of a daemon may wait for a store, well within the 30 seconds that a pod has for
+/// its own end.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
 /// How long a call may take: the kubelet gives up after two minutes, and asks again.
@@ -66,16 +70,19 @@ pub(super) struct Driver {
 impl Driver {
     pub(super) fn new(node: Arc<Node>, key: TicketKey, node_id: String) -> Result<Self, CsiError> {
         let path = node.settings.home.join("volumes");
-        let volumes = Volumes::new(path.clone()).map_err(|source| CsiError::Notes { path, source })?;
+        let volumes =
+            Volumes::new(path.clone()).map_err(|source| CsiError::Notes { path, source })?;
         Ok(Self { node, key, node_id, volumes: Arc::new(volumes) })
     }
 
-    /// Takes away what a daemon that died left mounted, and says so in its tickets. What cannot be said now is said when the
-    /// volume is published again or unpublished.
+    /// Takes away what a daemon that died left mounted, and says so in its tickets. What cannot be
+    /// said now is said when the volume is published again or unpublished.
     pub(super) async fn take_away_what_is_lost(&self) {
         let notes = match self.volumes.noted() {
             Ok(notes) => notes,
-            Err(error) => return tracing::warn!(%error, "notes of published volumes cannot be read"),
+            Err(error) => {
+                return tracing::warn!(%error, "notes of published volumes cannot be read");
+            }
         };
         for note in &notes {
             let (volume, ticket) = (&note.volume, note.ticket());
@@ -85,13 +92,15 @@ impl Driver {
         self.say_all(notes.into_iter().map(|note| (note, None))).await;
     }
 
-    /// The daemon ends: what its pods still have ends with it, and their tickets say so. Nothing of it can commit any more when
-    /// the first ticket is written.
+    /// The daemon ends: what its pods still have ends with it, and their tickets say so. Nothing of
+    /// it can commit any more when the first ticket is written.
     pub(super) async fn close(&self) {
         let mut ended = Vec::new();
         for place in self.volumes.all() {
             // Of one that is being worked on its note stays.
-            let Some(Volume { note, state }) = place.try_lock().ok().and_then(|mut held| held.take()) else {
+            let Some(Volume { note, state }) =
+                place.try_lock().ok().and_then(|mut held| held.take())
+            else {
                 continue;
             };
             match state {
@@ -105,7 +114,9 @@ impl Driver {
         }
         let said = timeout(CLOSE_WAIT, self.say_all(ended)).await;
         if said.is_err() {
-            tracing::warn!("that trees are lost is not said in all tickets; the next daemon does it");
+            tracing::warn!(
+                "that trees are lost is not said in all tickets; the next daemon does it"
+            );
         }
     }
 
@@ -118,19 +129,27 @@ impl Driver {
         remove_attempt(&self.node.settings.home, &note.job, note.attempt).await;
     }
 
-    /// Says in tickets how they ended: with this outcome, or lost. The first that cannot be written leaves the others for later:
-    /// a store that is away would be waited for again and again.
+    /// Says in tickets how they ended: with this outcome, or lost. The first that cannot be written
+    /// leaves the others for later: a store that is away would be waited for again and again.
     async fn say_all(&self, ended: impl IntoIterator<Item = (Note, Option<Outcome>)>) {
         for (note, outcome) in ended {
             if let Err(error) = self.say(&note, outcome).await {
-                return tracing::warn!(error = chain(&error), "that a tree is lost is not in its ticket yet");
+                return tracing::warn!(
+                    error = chain(&error),
+                    "that a tree is lost is not in its ticket yet"
+                );
             }
         }
     }
 
     async fn say(&self, note: &Note, outcome: Option<Outcome>) -> Result<(), StoreError> {
         let ended = outcome.map_or_else(
-            || Ended::Lost(format!("the daemon of node {} that served its tree ended", self.node_id)),
+            || {
+                Ended::Lost(format!(
+                    "the daemon of node {} that served its tree ended",
+                    self.node_id
+                ))
+            },
             |outcome| Ended::Outcome(outcome.shortened(SAID_MAX)),
         );
         Ticket::end(&self.node.plane, &note.ticket(), &ended).await?;
@@ -157,10 +176,15 @@ impl Driver {
         let place = self.volumes.place(&asked.volume_id);
         let mut held = place.lock().await;
         match &*held {
-            Some(Volume { note, state: State::Served(..) }) if note.target == target => return Ok(()),
+            Some(Volume { note, state: State::Served(..) }) if note.target == target => {
+                return Ok(());
+            }
             Some(Volume { note, .. }) => {
                 let at = note.target.display();
-                return Err(Status::already_exists(format!("volume {:?} is published at {at}", note.volume)));
+                return Err(Status::already_exists(format!(
+                    "volume {:?} is published at {at}",
+                    note.volume
+                )));
             }
             None => {}
         }
@@ -176,9 +200,12 @@ impl Driver {
                 "the volume has no attribute {TOKEN:?}: only pods that an Ion dispatcher starts have a tree"
             ))
         })?;
-        let claims =
-            self.key.verify(token, &of_pod(context, POD_NAMESPACE)?, clock::now()).map_err(refused)?;
-        // Its pod may have begun there: what it wrote is gone, so it must not go on in another tree.
+        let claims = self
+            .key
+            .verify(token, &of_pod(context, POD_NAMESPACE)?, clock::now())
+            .map_err(refused)?;
+        // Its pod may have begun there: what it wrote is gone, so it must not go on in another
+        // tree.
         self.say_what_is_lost(&asked.volume_id).await?;
         let note = Note {
             volume: asked.volume_id,
@@ -186,7 +213,8 @@ impl Driver {
             job: claims.job,
             attempt: claims.attempt,
         };
-        let ticket = Ticket::claim(&self.node.plane, &note.ticket(), &pod).await.map_err(not_given)?;
+        let ticket =
+            Ticket::claim(&self.node.plane, &note.ticket(), &pod).await.map_err(not_given)?;
         let event = self.event(&ticket.event_id).await?;
         let gathered = match &ticket.gathered {
             None => None,
@@ -270,8 +298,8 @@ impl Driver {
             .map_err(|error| internal("the target cannot be removed", &error))
     }
 
-    /// Unmounts a volume, decides upon what its pod left, and says so in the ticket. What was done is done when it is tried
-    /// again.
+    /// Unmounts a volume, decides upon what its pod left, and says so in the ticket. What was done
+    /// is done when it is tried again.
     async fn settle(&self, volume: Volume) -> Result<(), (Volume, Status)> {
         let Volume { note, state } = volume;
         let outcome = match state {
@@ -283,7 +311,10 @@ impl Driver {
                 }
                 // Somebody may still have a file open; nothing new can be.
                 if timeout(GONE_WAIT, mounted.ended()).await.is_err() {
-                    tracing::warn!(ticket = note.ticket(), "a pod's tree is still used after its end");
+                    tracing::warn!(
+                        ticket = note.ticket(),
+                        "a pod's tree is still used after its end"
+                    );
                 }
                 let outcome = tree.finish().await;
                 remove_attempt(&self.node.settings.home, &note.job, note.attempt).await;
@@ -314,17 +345,25 @@ fn checked(volume: &str, target: &str) -> Result<PathBuf, Status> {
 
 fn may_be_mounted(asked: &NodePublishVolumeRequest) -> Result<(), Status> {
     let refuse = |reason| Err(Status::invalid_argument(reason));
-    let Some(capability) = &asked.volume_capability else { return refuse("volume_capability is missing") };
+    let Some(capability) = &asked.volume_capability else {
+        return refuse("volume_capability is missing");
+    };
     match &capability.access_type {
         Some(AccessType::Mount(_)) => {}
-        Some(AccessType::Block(_)) => return refuse("a job's tree is a filesystem and no block device"),
+        Some(AccessType::Block(_)) => {
+            return refuse("a job's tree is a filesystem and no block device");
+        }
         None => return refuse("volume_capability has no access_type"),
     }
     if asked.volume_context.get(EPHEMERAL).is_some_and(|ephemeral| ephemeral != "true") {
-        return refuse("a job's tree lives as long as its pod: only ephemeral inline volumes are served");
+        return refuse(
+            "a job's tree lives as long as its pod: only ephemeral inline volumes are served",
+        );
     }
     if asked.readonly {
-        return refuse("a job writes to its tree: readOnly is not possible (mount it so in the container)");
+        return refuse(
+            "a job writes to its tree: readOnly is not possible (mount it so in the container)",
+        );
     }
     Ok(())
 }
@@ -411,7 +450,9 @@ impl NodeService for Driver {
         let work = tokio::spawn(async move { this.publish(asked).await });
         let work = async { work.await.unwrap_or_else(|error| Err(internal("publishing", &error))) };
         let answer = in_time(work, NodePublishVolumeResponse {}).await;
-        answer.inspect_err(|status| tracing::warn!(volume, reason = status.message(), "a pod gets no tree"))
+        answer.inspect_err(|status| {
+            tracing::warn!(volume, reason = status.message(), "a pod gets no tree")
+        })
     }
 
     async fn node_unpublish_volume(
@@ -421,7 +462,8 @@ impl NodeService for Driver {
         let asked = request.into_inner();
         let (volume, this) = (asked.volume_id.clone(), self.clone());
         let work = tokio::spawn(async move { this.unpublish(asked).await });
-        let work = async { work.await.unwrap_or_else(|error| Err(internal("unpublishing", &error))) };
+        let work =
+            async { work.await.unwrap_or_else(|error| Err(internal("unpublishing", &error))) };
         let answer = in_time(work, NodeUnpublishVolumeResponse {}).await;
         answer.inspect_err(|status| {
             tracing::warn!(volume, reason = status.message(), "a pod's tree stays for now")
@@ -439,7 +481,10 @@ impl NodeService for Driver {
         &self,
         _: Request<NodeGetInfoRequest>,
     ) -> Result<Response<NodeGetInfoResponse>, Status> {
-        Ok(Response::new(NodeGetInfoResponse { node_id: self.node_id.clone(), max_volumes_per_node: 0 }))
+        Ok(Response::new(NodeGetInfoResponse {
+            node_id: self.node_id.clone(),
+            max_volumes_per_node: 0,
+        }))
     }
 }
 

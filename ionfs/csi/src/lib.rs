@@ -1,15 +1,19 @@
-//! The node's driver: pods' trees, mounted by one daemon a node over the Container Storage Interface.
+//! The node's driver: pods' trees, mounted by one daemon a node over the Container Storage
+//! Interface.
 //!
-//! A pod has an ephemeral inline volume whose attribute `token` names its attempt's [`Ticket`](crate::ticket::Ticket); the
-//! kubelet asks the driver to mount it before the pod's containers start, and to unmount it as soon as they have ended. All
-//! pods of a node share the daemon's clients, memory and cache. No pod needs a right for it, and none sees a credential.
+//! A pod has an ephemeral inline volume whose attribute `token` names its attempt's
+//! [`Ticket`](crate::ticket::Ticket); the kubelet asks the driver to mount it before the pod's
+//! containers start, and to unmount it as soon as they have ended. All pods of a node share the
+//! daemon's clients, memory and cache. No pod needs a right for it, and none sees a credential.
 //!
 //! # What is promised
-//! - A tree is served when its publishing is answered; publishing and unpublishing may be asked again and change nothing.
-//! - Unpublishing answers when everything the pod left was decided upon and the ticket says so; a store that is away is waited
-//!   for by being asked again.
-//! - When the daemon ends, however, the trees it served end with it: the kernel answers every call in them at once with an
-//!   error. The next daemon takes away what is left of them and says in their tickets that they are lost.
+//! - A tree is served when its publishing is answered; publishing and unpublishing may be asked
+//!   again and change nothing.
+//! - Unpublishing answers when everything the pod left was decided upon and the ticket says so; a
+//!   store that is away is waited for by being asked again.
+//! - When the daemon ends, however, the trees it served end with it: the kernel answers every call
+//!   in them at once with an error. The next daemon takes away what is left of them and says in
+//!   their tickets that they are lost.
 
 mod authority;
 mod driver;
@@ -42,7 +46,8 @@ pub const NAME: &str = "csi.ionfs";
 /// The volume's attribute that holds its token.
 pub const TOKEN: &str = "token";
 
-/// How long calls under way may go on when the driver is to stop: a pod has 30 seconds for its own end.
+/// How long calls under way may go on when the driver is to stop: a pod has 30 seconds for its own
+/// end.
 const CALLS_WAIT: Duration = Duration::from_secs(10);
 
 /// The messages of the protocols, as other programs speak them to the driver.
@@ -68,7 +73,8 @@ pub mod api {
 pub struct CsiSettings {
     /// The socket of the driver.
     pub endpoint: PathBuf,
-    /// The socket in the kubelet's folder `plugins_registry`; none: somebody else registers the driver.
+    /// The socket in the kubelet's folder `plugins_registry`; none: somebody else registers the
+    /// driver.
     pub registration: Option<PathBuf>,
     /// The driver's socket, as the kubelet finds it.
     pub kubelet_endpoint: PathBuf,

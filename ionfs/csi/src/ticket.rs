@@ -1,8 +1,9 @@
 //! Tickets: what a node needs to know to mount an attempt's tree for a pod, and who may ask for it.
 //!
-//! A dispatcher writes a ticket into the document store and gives the pod a token that names it. The token is signed and
-//! expires, so nobody who can create a pod can name another job's ticket; it counts in one namespace only; and the first pod
-//! that comes with it has it, so a token that was copied opens nothing twice. No credential is in either.
+//! A dispatcher writes a ticket into the document store and gives the pod a token that names it.
+//! The token is signed and expires, so nobody who can create a pod can name another job's ticket;
+//! it counts in one namespace only; and the first pod that comes with it has it, so a token that
+//! was copied opens nothing twice. No credential is in either.
 //!
 //! The ticket also brings back what only the node knows: how the attempt's filesystem work ended.
 
@@ -107,10 +108,14 @@ pub enum TokenError {
     #[error("the token is none of Ion's; only pods that a dispatcher starts have one")]
     Malformed,
     /// Not signed with this key, or changed since.
-    #[error("the token is not signed by a dispatcher of this cluster (do all have the same ION_TICKET_KEY?)")]
+    #[error(
+        "the token is not signed by a dispatcher of this cluster (do all have the same ION_TICKET_KEY?)"
+    )]
     Forged,
     /// Its time is over.
-    #[error("the token has expired: the pod came too late, or the clock of its node or dispatcher is wrong")]
+    #[error(
+        "the token has expired: the pod came too late, or the clock of its node or dispatcher is wrong"
+    )]
     Expired,
     /// It was made for pods elsewhere.
     #[error("the token is of another namespace; it counts only where its dispatcher starts pods")]
@@ -219,7 +224,10 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     if !digits.len().is_multiple_of(2) || !digits.iter().all(u8::is_ascii_hexdigit) {
         return None;
     }
-    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok()).collect()
+    (0..digits.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok())
+        .collect()
 }
 
 impl Ticket {
@@ -228,7 +236,8 @@ impl Ticket {
         format!("{job}-{attempt}")
     }
 
-    /// Writes it, for pods to come. One that is there already, from a dispatcher that died, stays as it is.
+    /// Writes it, for pods to come. One that is there already, from a dispatcher that died, stays
+    /// as it is.
     ///
     /// # Errors
     /// When the store does not take it.
@@ -249,7 +258,8 @@ impl Ticket {
     /// Gives the tree to this pod's volume, for the first time or again.
     ///
     /// # Errors
-    /// [`TicketError::Taken`] when another one has it; [`TicketError::Gone`] when there is nothing to give any more.
+    /// [`TicketError::Taken`] when another one has it; [`TicketError::Gone`] when there is nothing
+    /// to give any more.
     pub async fn claim(plane: &DataPlane, id: &str, pod: &Pod) -> Result<Self, TicketError> {
         let found = Self::change(plane, id, |ticket| match &ticket.pod {
             None => {
@@ -261,7 +271,9 @@ impl Ticket {
         match found.await? {
             None => Err(TicketError::Gone(id.to_owned())),
             Some(Self { ended: Some(_), .. }) => Err(TicketError::Gone(id.to_owned())),
-            Some(Self { pod: Some(other), .. }) if (&other.uid, &other.volume) != (&pod.uid, &pod.volume) => {
+            Some(Self { pod: Some(other), .. })
+                if (&other.uid, &other.volume) != (&pod.uid, &pod.volume) =>
+            {
                 Err(TicketError::Taken { id: id.to_owned(), pod: other.name, volume: other.volume })
             }
             Some(ticket) => Ok(ticket),
@@ -291,21 +303,28 @@ impl Ticket {
         plane.documents.delete(Collection::Tickets, id, vec![]).await.map(drop)
     }
 
-    /// Removes the tickets of attempts that have ended, whose dispatchers died before they did so, if they are older than
-    /// `grace`; gives how many. For `ion gc`.
+    /// Removes the tickets of attempts that have ended, whose dispatchers died before they did so,
+    /// if they are older than `grace`; gives how many. For `ion gc`.
     ///
-    /// Tickets are read first, then the job of each. An attempt's ticket is written after the ledger says that it starts, and
-    /// one that has ended never starts again: a job that is not active, or at another attempt, is done with that ticket.
+    /// Tickets are read first, then the job of each. An attempt's ticket is written after the
+    /// ledger says that it starts, and one that has ended never starts again: a job that is not
+    /// active, or at another attempt, is done with that ticket.
     ///
     /// # Errors
     /// When a store fails; what was removed until then is removed.
-    pub async fn collect(plane: &DataPlane, grace: Duration, how: Collect) -> Result<usize, StoreError> {
+    pub async fn collect(
+        plane: &DataPlane,
+        grace: Duration,
+        how: Collect,
+    ) -> Result<usize, StoreError> {
         let before = clock::now() - millis(grace);
-        let tickets = plane.documents.find_as::<Self>(Query::equal(Collection::Tickets, vec![])).await?;
+        let tickets =
+            plane.documents.find_as::<Self>(Query::equal(Collection::Tickets, vec![])).await?;
         let mut collected = 0;
         for ticket in tickets.iter().filter(|ticket| ticket.offered <= before) {
             let Origin { job_id, attempt, .. } = &ticket.origin;
-            let job = plane.documents.get_as::<JobRecord>(Collection::Jobs, job_id.as_str()).await?;
+            let job =
+                plane.documents.get_as::<JobRecord>(Collection::Jobs, job_id.as_str()).await?;
             if job.is_some_and(|job| job.attempt == *attempt && job.state.is_active()) {
                 continue;
             }
@@ -360,12 +379,16 @@ mod tests {
         assert_eq!(key.verify(&token, "other", 1999), Err(TokenError::Elsewhere));
         let other = TicketKey::new(&"l".repeat(32)).unwrap();
         assert_eq!(other.verify(&token, "media", 1999), Err(TokenError::Forged));
-        for (from, to) in [(".3.", ".4."), (".media.", ".medic."), (".2000.", ".9000."), ("ab5", "ab6")] {
+        for (from, to) in
+            [(".3.", ".4."), (".media.", ".medic."), (".2000.", ".9000."), ("ab5", "ab6")]
+        {
             let changed = token.replace(from, to);
             assert_ne!(changed, token);
             assert_eq!(key.verify(&changed, "media", 1999), Err(TokenError::Forged), "{changed}");
         }
-        for text in ["", ".", "ion1", "ion1.a.1.media.2000", "ion2.a.1.media.2000.00", "ion1.a.1.m.2.zz"] {
+        for text in
+            ["", ".", "ion1", "ion1.a.1.media.2000", "ion2.a.1.media.2000.00", "ion1.a.1.m.2.zz"]
+        {
             assert_eq!(key.verify(text, "media", 0), Err(TokenError::Malformed), "{text}");
         }
         assert!(TicketKey::new("short").unwrap_err().contains("openssl rand"));

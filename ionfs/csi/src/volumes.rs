@@ -1,5 +1,5 @@
-//! The volumes that a node's daemon has published, and a note of each on the disk: after the daemon's death the next one
-//! knows what it left.
+//! The volumes that a node's daemon has published, and a note of each on the disk: after the
+//! daemon's death the next one knows what it left.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,7 +18,8 @@ use uuid::Uuid;
 
 use crate::ticket::Ticket;
 
-/// Mounts on top of each other at one place that are taken away. More are nobody's doing but an attacker's.
+/// Mounts on top of each other at one place that are taken away. More are nobody's doing but an
+/// attacker's.
 const MOUNTS_MAX: usize = 16;
 
 /// What is noted of a volume while it is published.
@@ -65,8 +66,8 @@ pub(super) struct Volumes {
 }
 
 impl Volumes {
-    /// Those noted below `notes`, a folder that is made if it is missing. Of one daemon only: another one would take for lost
-    /// what this one serves.
+    /// Those noted below `notes`, a folder that is made if it is missing. Of one daemon only:
+    /// another one would take for lost what this one serves.
     pub(super) fn new(notes: PathBuf) -> io::Result<Self> {
         std::fs::create_dir_all(&notes)?;
         let lock = File::create(notes.with_extension("lock"))?;
@@ -131,7 +132,8 @@ impl Volumes {
     }
 }
 
-/// Takes away whatever is mounted at `target`, and the folder. Blocks, but never on a filesystem that does not answer.
+/// Takes away whatever is mounted at `target`, and the folder. Blocks, but never on a filesystem
+/// that does not answer.
 pub(super) fn clear(target: &Path) -> io::Result<()> {
     for _ in 0..MOUNTS_MAX {
         match unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {

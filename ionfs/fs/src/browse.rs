@@ -1,4 +1,5 @@
-//! The browsing mount: the whole plane as a tree, read-only, each directory listed when it is looked at.
+//! The browsing mount: the whole plane as a tree, read-only, each directory listed when it is
+//! looked at.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -36,7 +37,10 @@ type Result<T> = std::result::Result<T, StoreError>;
 type Listed = std::pin::Pin<Box<dyn Future<Output = Result<Items>> + Send>>;
 type Lister = fn(Arc<Daemon>) -> Listed;
 
-fn directory(daemon: Arc<Daemon>, list: impl Fn(Arc<Daemon>) -> Listed + Send + Sync + 'static) -> Item {
+fn directory(
+    daemon: Arc<Daemon>,
+    list: impl Fn(Arc<Daemon>) -> Listed + Send + Sync + 'static,
+) -> Item {
     Item::lazy(CURRENT, move || list(daemon.clone()))
 }
 
@@ -56,8 +60,11 @@ async fn jobs(daemon: &Daemon, equals: Vec<(&'static str, Value)>) -> Result<Vec
 
 /// `correlations/`
 async fn correlations(daemon: Arc<Daemon>) -> Result<Items> {
-    let mut ids: Vec<String> =
-        events(&daemon, vec![]).await?.iter().map(|event| event.context.correlation_id.to_string()).collect();
+    let mut ids: Vec<String> = events(&daemon, vec![])
+        .await?
+        .iter()
+        .map(|event| event.context.correlation_id.to_string())
+        .collect();
     ids.sort_unstable();
     ids.dedup();
     Ok(ids
@@ -81,7 +88,12 @@ async fn correlation(daemon: Arc<Daemon>, id: String) -> Result<Items> {
         .map(|(n, event)| {
             let name = directory_name(n, &event);
             let event = Arc::new(event);
-            (name, directory(daemon.clone(), move |daemon| Box::pin(event_directory(daemon, event.clone()))))
+            (
+                name,
+                directory(daemon.clone(), move |daemon| {
+                    Box::pin(event_directory(daemon, event.clone()))
+                }),
+            )
         })
         .collect())
 }
@@ -116,7 +128,8 @@ fn job_directory(daemon: Arc<Daemon>, job: JobRecord) -> Item {
         Box::pin(async move {
             let mut items = vec![("job.json".to_owned(), Item::json(&*job, job.created))];
             items.extend(insights_item(&daemon, &job.id).await?);
-            items.extend(log_item(&daemon, &job.id, &job.module, &job.event_id, job.attempt).await?);
+            items
+                .extend(log_item(&daemon, &job.id, &job.module, &job.event_id, job.attempt).await?);
             Ok(items)
         })
     })
@@ -165,7 +178,8 @@ async fn jobs_in_state(daemon: Arc<Daemon>, module: String, state: JobState) -> 
     if state == JobState::Running {
         // Starting is a moment of running to a person who looks.
         found.extend(
-            jobs(&daemon, vec![("module", json!(module)), ("state", json!(JobState::Starting))]).await?,
+            jobs(&daemon, vec![("module", json!(module)), ("state", json!(JobState::Starting))])
+                .await?,
         );
     }
     if state == JobState::Queued {
@@ -186,11 +200,19 @@ async fn failed_jobs(daemon: Arc<Daemon>, module: String) -> Result<Items> {
 struct Names(HashMap<String, HashMap<String, String>>);
 
 impl Names {
-    async fn of(&mut self, daemon: &Daemon, correlation: &str, event: &str) -> Result<Option<String>> {
+    async fn of(
+        &mut self,
+        daemon: &Daemon,
+        correlation: &str,
+        event: &str,
+    ) -> Result<Option<String>> {
         if !self.0.contains_key(correlation) {
-            let events = events(daemon, vec![("context.correlationId", json!(correlation))]).await?;
-            let names =
-                events.iter().enumerate().map(|(n, event)| (event.id.to_string(), directory_name(n, event)));
+            let events =
+                events(daemon, vec![("context.correlationId", json!(correlation))]).await?;
+            let names = events
+                .iter()
+                .enumerate()
+                .map(|(n, event)| (event.id.to_string(), directory_name(n, event)));
             self.0.insert(correlation.to_owned(), names.collect());
         }
         Ok(self.0[correlation].get(event).cloned())

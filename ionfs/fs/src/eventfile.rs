@@ -1,8 +1,8 @@
 //! When a file in `out/events` becomes an event: the rule of DESIGN.md section 3, as a pure state.
 //!
-//! The kernel sends FLUSH for every close of every duplicate of a descriptor, so the rule looks at content, not
-//! at closers: a complete document commits, an incomplete one waits, and what is there when the last handle
-//! goes is final.
+//! The kernel sends FLUSH for every close of every duplicate of a descriptor, so the rule looks at
+//! content, not at closers: a complete document commits, an incomplete one waits, and what is there
+//! when the last handle goes is final.
 
 use ion_model::event::{EventFile, Parsed};
 use ion_plane::commit::Receipt;
@@ -33,7 +33,8 @@ pub(crate) struct EventState {
 pub(crate) enum Asked {
     /// FLUSH or fsync: some descriptor was closed, others may still write.
     Flush,
-    /// The last handle that could write is gone, or the file is given an event's name: the content is final.
+    /// The last handle that could write is gone, or the file is given an event's name: the content
+    /// is final.
     Final,
 }
 
@@ -79,13 +80,15 @@ impl EventState {
         self.refused = (self.version == version).then_some(errno);
     }
 
-    /// What a FLUSH without news answers: a refusal once more. The first may have gone to a child that was forked with
-    /// the file open; whoever wrote it must not take its own close for a commit.
+    /// What a FLUSH without news answers: a refusal once more. The first may have gone to a child
+    /// that was forked with the file open; whoever wrote it must not take its own close for a
+    /// commit.
     pub(crate) fn without_news(&self) -> Result<()> {
         self.refused.map_or(Ok(()), Err)
     }
 
-    /// What the content of a version means (rules 1 to 4). Once it is to be committed, nobody may change it.
+    /// What the content of a version means (rules 1 to 4). Once it is to be committed, nobody may
+    /// change it.
     pub(crate) fn decide(&mut self, asked: Asked, version: u64, parsed: Parsed) -> Decision {
         if !self.is_news(asked) {
             return Decision::Nothing;
@@ -109,8 +112,12 @@ impl EventState {
             (Parsed::TooBig(reason), _) => Decision::TooBig(reason),
             (Parsed::Empty | Parsed::Incomplete, Asked::Flush) => Decision::Nothing,
             (Parsed::Empty, Asked::Final) if !self.wrote => Decision::Nothing,
-            (Parsed::Empty, Asked::Final) => Decision::Refuse("the file was written and is empty".into()),
-            (Parsed::Incomplete, Asked::Final) => Decision::Refuse("the JSON document is cut off".into()),
+            (Parsed::Empty, Asked::Final) => {
+                Decision::Refuse("the file was written and is empty".into())
+            }
+            (Parsed::Incomplete, Asked::Final) => {
+                Decision::Refuse("the JSON document is cut off".into())
+            }
         }
     }
 }
@@ -131,14 +138,20 @@ mod tests {
         state.changed(true);
         assert_eq!(decide(&mut state, Asked::Flush, "{\"eventType\":"), Decision::Nothing);
         state.changed(true);
-        assert!(matches!(decide(&mut state, Asked::Flush, "{\"eventType\":\"a\"}"), Decision::Commit(_)));
+        assert!(matches!(
+            decide(&mut state, Asked::Flush, "{\"eventType\":\"a\"}"),
+            Decision::Commit(_)
+        ));
     }
 
     #[test]
     fn a_second_flush_without_news_does_nothing_and_answers_as_the_first() {
         let mut state = EventState::default();
         state.changed(true);
-        assert!(matches!(decide(&mut state, Asked::Flush, "{\"eventType\":\"a\"}"), Decision::Commit(_)));
+        assert!(matches!(
+            decide(&mut state, Asked::Flush, "{\"eventType\":\"a\"}"),
+            Decision::Commit(_)
+        ));
         assert_eq!(state.without_news(), Ok(()));
         state.was_refused(state.version(), Errno::NOENT);
         assert_eq!(state.without_news(), Err(Errno::NOENT));
@@ -146,7 +159,10 @@ mod tests {
         assert_eq!(decide(&mut state, Asked::Final, "{\"eventType\":\"a\"}"), Decision::Nothing);
         state.changed(true);
         assert_eq!(state.without_news(), Ok(()));
-        assert!(matches!(decide(&mut state, Asked::Flush, "{\"eventType\":\"b\"}"), Decision::Commit(_)));
+        assert!(matches!(
+            decide(&mut state, Asked::Flush, "{\"eventType\":\"b\"}"),
+            Decision::Commit(_)
+        ));
     }
 
     #[test]

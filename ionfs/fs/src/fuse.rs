@@ -1,8 +1,9 @@
 //! The kernel's calls, answered by a [`Tree`].
 //!
-//! A kernel thread answers at once what memory or the local disk can answer, and moves everything else (the
-//! stores, a commit) into a task that carries the reply, so that no request waits behind another's network. Every
-//! such task has a deadline; the kernel's caller gets EIO when it runs out.
+//! A kernel thread answers at once what memory or the local disk can answer, and moves everything
+//! else (the stores, a commit) into a task that carries the reply, so that no request waits behind
+//! another's network. Every such task has a deadline; the kernel's caller gets EIO when it runs
+//! out.
 
 mod first;
 mod handles;
@@ -19,10 +20,10 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
-    CopyFileRangeFlags, FileHandle, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    CopyFileRangeFlags, FileHandle, Filesystem, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use ion_system::patience::while_it_moves;
 use tokio::runtime::Handle as Runtime;
@@ -38,12 +39,12 @@ use crate::output::{By, DOT_DOT, OpenHow, Over, SetAttr, Staged, no_attribute};
 use crate::view::{Item, Listing};
 use crate::{Errno, Ino, ListingDetail, Result, Seek, Tree, is_staged, seek_dense};
 
-/// Bytes of one write request. The kernel's default of 128 KiB costs eight times the round trips; more than 1 MiB
-/// wins nothing measurable.
+/// Bytes of one write request. The kernel's default of 128 KiB costs eight times the round trips;
+/// more than 1 MiB wins nothing measurable.
 const WRITE_MAX: u32 = 1 << 20;
 
-/// Requests the kernel may have under way in the background (read-ahead, releases). Its default of 16 lets few
-/// slow reads block all others.
+/// Requests the kernel may have under way in the background (read-ahead, releases). Its default of
+/// 16 lets few slow reads block all others.
 const BACKGROUND_MAX: u16 = 256;
 
 /// How long a rename, a flush or a copy may take beyond the commit's own deadline.
@@ -74,7 +75,8 @@ impl Kernel {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Runs `work`, which reads of `ino`, beside the kernel threads and lets `reply` have its outcome, EIO after `deadline`.
+    /// Runs `work`, which reads of `ino`, beside the kernel threads and lets `reply` have its
+    /// outcome, EIO after `deadline`.
     fn later<T, F, L>(
         &self,
         ino: Ino,
@@ -96,8 +98,8 @@ impl Kernel {
         });
     }
 
-    /// The same for what may commit an event or wait for an upload: its deadline begins anew while bytes move. The
-    /// commit has one of its own, this one only catches what hangs.
+    /// The same for what may commit an event or wait for an upload: its deadline begins anew while
+    /// bytes move. The commit has one of its own, this one only catches what hangs.
     fn patiently<T, F, L>(&self, work: F, reply: impl FnOnce(Result<T>) + Send + 'static)
     where
         T: Send + 'static,
@@ -134,11 +136,13 @@ impl Filesystem for Kernel {
         for wanted in [
             InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_PARALLEL_DIROPS,
-            // Always with attributes: left to itself the kernel asks for those of each name that `find` looks at.
+            // Always with attributes: left to itself the kernel asks for those of each name that
+            // `find` looks at.
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-            // Without it the kernel asks for an attribute before each write, with it before a file's first one.
+            // Without it the kernel asks for an attribute before each write, with it before a
+            // file's first one.
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ] {
             let _ = config.add_capabilities(wanted);
@@ -163,7 +167,9 @@ impl Filesystem for Kernel {
         let answer = move |reply: ReplyEntry, outcome: Result<crate::Found>| match outcome {
             Ok(Ok(attr)) => shared.reply_entry(reply, Ok(attr)),
             // An entry with inode 0 lets the kernel remember that there is nothing.
-            Ok(Err(ttl)) if !ttl.is_zero() => reply.entry(&ttl, &file_attr(&nothing()), Generation(0)),
+            Ok(Err(ttl)) if !ttl.is_zero() => {
+                reply.entry(&ttl, &file_attr(&nothing()), Generation(0))
+            }
             Ok(Err(_)) => reply.error(fuser::Errno::ENOENT),
             Err(errno) => reply.error(fuse_errno(errno)),
         };
@@ -205,7 +211,8 @@ impl Filesystem for Kernel {
     ) {
         self.shared.requests.count(RequestKind::Setattr);
         let ino = self.shared.tree.current(ino.0);
-        let change = SetAttr { mode, uid, gid, size, atime: atime.map(moment), mtime: mtime.map(moment) };
+        let change =
+            SetAttr { mode, uid, gid, size, atime: atime.map(moment), mtime: mtime.map(moment) };
         if !is_staged(ino) {
             return reply.error(fuser::Errno::EROFS);
         }
@@ -250,7 +257,15 @@ impl Filesystem for Kernel {
         );
     }
 
-    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
         self.shared.requests.count(RequestKind::Mkdir);
         let parent = self.shared.tree.current(parent.0);
         self.shared.reply_entry(
@@ -271,12 +286,20 @@ impl Filesystem for Kernel {
         reply_empty(reply, self.output_at(parent).and_then(|output| output.rmdir(parent, name)));
     }
 
-    fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        link_name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
         self.shared.requests.count(RequestKind::Symlink);
         let parent = self.shared.tree.current(parent.0);
         self.shared.reply_entry(
             reply,
-            self.output_at(parent).and_then(|output| output.symlink(parent, link_name, target, maker(req))),
+            self.output_at(parent)
+                .and_then(|output| output.symlink(parent, link_name, target, maker(req))),
         );
     }
 
@@ -294,8 +317,13 @@ impl Filesystem for Kernel {
         if !(flags & !RenameFlags::RENAME_NOREPLACE).is_empty() {
             return reply.error(fuser::Errno::EINVAL);
         }
-        let over = if flags.contains(RenameFlags::RENAME_NOREPLACE) { Over::Nothing } else { Over::Anything };
-        let (parent, newparent) = (self.shared.tree.current(parent.0), self.shared.tree.current(newparent.0));
+        let over = if flags.contains(RenameFlags::RENAME_NOREPLACE) {
+            Over::Nothing
+        } else {
+            Over::Anything
+        };
+        let (parent, newparent) =
+            (self.shared.tree.current(parent.0), self.shared.tree.current(newparent.0));
         let (name, newname) = (name.to_owned(), newname.to_owned());
         if !is_staged(newparent) {
             return reply.error(fuser::Errno::EROFS);
@@ -314,9 +342,17 @@ impl Filesystem for Kernel {
         self.patiently(work, move |outcome| reply_empty(reply, outcome));
     }
 
-    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+    fn link(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
         self.shared.requests.count(RequestKind::Link);
-        let (ino, newparent) = (self.shared.tree.current(ino.0), self.shared.tree.current(newparent.0));
+        let (ino, newparent) =
+            (self.shared.tree.current(ino.0), self.shared.tree.current(newparent.0));
         if !is_staged(newparent) {
             return reply.error(fuser::Errno::EROFS);
         }
@@ -356,10 +392,11 @@ impl Filesystem for Kernel {
             Ok(output) => output.clone(),
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
-        let finish = move |shared: &Shared, reply: ReplyOpen, opened: Result<Arc<Staged>>| match opened {
-            Ok(staged) => shared.finish_open(node, Open::Staged(staged), reply),
-            Err(errno) => reply.error(fuse_errno(errno)),
-        };
+        let finish =
+            move |shared: &Shared, reply: ReplyOpen, opened: Result<Arc<Staged>>| match opened {
+                Ok(staged) => shared.finish_open(node, Open::Staged(staged), reply),
+                Err(errno) => reply.error(fuse_errno(errno)),
+            };
         finish(&self.shared, reply, output.open(ino, how));
     }
 
@@ -439,7 +476,9 @@ impl Filesystem for Kernel {
             Open::Directory(_) => reply.error(fuser::Errno::EISDIR),
             Open::Staged(_) | Open::Blob(_) => {
                 let ino = self.shared.tree.current(ino.0);
-                let work = move |shared: Arc<Shared>| async move { shared.read(&handle, offset, size).await };
+                let work = move |shared: Arc<Shared>| async move {
+                    shared.read(&handle, offset, size).await
+                };
                 let shared = self.shared.clone();
                 self.later(ino, self.read_deadline() + MARGIN, work, move |outcome| {
                     reply_data(reply, outcome);
@@ -480,7 +519,8 @@ impl Filesystem for Kernel {
                 output.own_range(&staged, offset..offset.saturating_add(length)).await?;
                 output.write(&staged, offset, &data, by)
             };
-            return self.patiently(work, move |outcome| reply_written(reply, outcome.map(|()| length)));
+            return self
+                .patiently(work, move |outcome| reply_written(reply, outcome.map(|()| length)));
         }
         reply_written(reply, output.write(&staged, offset, data, by).map(|()| length));
     }
@@ -495,7 +535,8 @@ impl Filesystem for Kernel {
     ) {
         self.shared.requests.count(RequestKind::Flush);
         let Ok(staged) = self.shared.staged(fh) else { return reply.ok() };
-        let work = move |shared: Arc<Shared>| async move { shared.tree.output()?.flush(&staged).await };
+        let work =
+            move |shared: Arc<Shared>| async move { shared.tree.output()?.flush(&staged).await };
         self.patiently(work, move |outcome| reply_empty(reply, outcome));
     }
 
@@ -514,10 +555,18 @@ impl Filesystem for Kernel {
         reply.ok();
     }
 
-    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsync(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
         self.shared.requests.count(RequestKind::Fsync);
         let Ok(staged) = self.shared.staged(fh) else { return reply.ok() };
-        let work = move |shared: Arc<Shared>| async move { shared.tree.output()?.fsync(&staged).await };
+        let work =
+            move |shared: Arc<Shared>| async move { shared.tree.output()?.fsync(&staged).await };
         self.patiently(work, move |outcome| reply_empty(reply, outcome));
     }
 
@@ -532,7 +581,14 @@ impl Filesystem for Kernel {
         reply.opened(self.shared.add(ino, open, None), flags);
     }
 
-    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
         self.shared.requests.count(RequestKind::Readdir);
         let ino = self.shared.tree.current(ino.0);
         self.list(ino, fh, offset, move |tree, listing| {
@@ -542,7 +598,9 @@ impl Filesystem for Kernel {
                     offset,
                     listing.as_ref(),
                     ListingDetail::Names,
-                    |place, name, listed| reply.add(INodeNo(listed.ino), place, file_type(listed.kind), name),
+                    |place, name, listed| {
+                        reply.add(INodeNo(listed.ino), place, file_type(listed.kind), name)
+                    },
                 )
             });
             match read {
@@ -573,7 +631,14 @@ impl Filesystem for Kernel {
                     |place, name, listed| {
                         let Some(attr) = listed.attr else { return true };
                         let ino = INodeNo(attr.ino);
-                        let full = reply.add(ino, place, name, &attr.ttl, &file_attr(&attr), Generation(0));
+                        let full = reply.add(
+                            ino,
+                            place,
+                            name,
+                            &attr.ttl,
+                            &file_attr(&attr),
+                            Generation(0),
+                        );
                         // `.` and `..` are not looked up by being listed.
                         if !full && place > DOT_DOT {
                             given.push(attr.ino);
@@ -604,7 +669,14 @@ impl Filesystem for Kernel {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
         self.shared.requests.count(RequestKind::Fsyncdir);
         reply.ok();
     }
@@ -644,7 +716,10 @@ impl Filesystem for Kernel {
     ) {
         self.shared.requests.count(RequestKind::Setxattr);
         let ino = self.shared.tree.current(ino.0);
-        reply_empty(reply, self.output_at(ino).and_then(|output| output.setxattr(ino, name, value, flags)));
+        reply_empty(
+            reply,
+            self.output_at(ino).and_then(|output| output.setxattr(ino, name, value, flags)),
+        );
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -721,7 +796,9 @@ impl Filesystem for Kernel {
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(fuser::Errno::ENXIO) };
         let found = match self.shared.staged(fh) {
-            Ok(staged) => self.shared.tree.output().and_then(|output| output.seek(&staged, offset, whence)),
+            Ok(staged) => {
+                self.shared.tree.output().and_then(|output| output.seek(&staged, offset, whence))
+            }
             Err(_) => self
                 .shared
                 .tree
@@ -756,7 +833,11 @@ impl Filesystem for Kernel {
             if let Some((entry, length)) = tree.blob_of(ino_in)? {
                 // Only the bytes that are the file's: a copy of a cut reference is cut too.
                 let len = len.min(length.saturating_sub(offset_in));
-                return if len == 0 { Ok(0) } else { output.refer(&to, &entry, offset_in, offset_out, len) };
+                return if len == 0 {
+                    Ok(0)
+                } else {
+                    output.refer(&to, &entry, offset_in, offset_out, len)
+                };
             }
             // EOPNOTSUPP: the kernel reads and writes instead.
             let from = self.shared.staged(fh_in).map_err(|_| Errno::OPNOTSUPP)?;
@@ -767,7 +848,8 @@ impl Filesystem for Kernel {
 }
 
 impl Kernel {
-    /// Answers a request for a directory's names: at once below `out/`; elsewhere when it is known what stands there.
+    /// Answers a request for a directory's names: at once below `out/`; elsewhere when it is known
+    /// what stands there.
     fn list(
         &self,
         ino: Ino,

@@ -92,7 +92,8 @@ pub struct Outcome {
     pub rejections: Vec<Rejection>,
     /// The limit it went over, in words, if one that fails a job.
     pub exceeded: Option<String>,
-    /// What this machine had no room for, in words: if the job failed, it was not by a fault of its module's.
+    /// What this machine had no room for, in words: if the job failed, it was not by a fault of its
+    /// module's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_room: Option<String>,
     /// Its reads that Ion could not answer: a job with any fails.
@@ -101,8 +102,9 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// The same for a document, which a store does not take in any length: no more of each than so many, as a job may publish
-    /// without end. Whether anything was committed or refused stays the same.
+    /// The same for a document, which a store does not take in any length: no more of each than so
+    /// many, as a job may publish without end. Whether anything was committed or refused stays the
+    /// same.
     #[must_use]
     pub fn shortened(mut self, most: usize) -> Self {
         self.receipts.truncate(most);
@@ -123,11 +125,16 @@ pub struct JobTree {
 
 impl JobTree {
     /// Makes the tree of an attempt. Reads the event's list of files and nothing of their bytes.
-    pub async fn open(daemon: &Arc<Daemon>, spec: JobSpec, limits: Limits) -> Result<Self, OpenError> {
+    pub async fn open(
+        daemon: &Arc<Daemon>,
+        spec: JobSpec,
+        limits: Limits,
+    ) -> Result<Self, OpenError> {
         let directory =
             job_dir(&daemon.settings.home, &spec.origin.job_id, spec.origin.attempt).join("stage");
         let staging = |source| OpenError::Staging { path: directory.clone(), source };
-        // Left by a daemon that died in this very attempt: nothing in it was committed under a name we know.
+        // Left by a daemon that died in this very attempt: nothing in it was committed under a name
+        // we know.
         match remove_tree(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(staging(error)),
             _ => {}
@@ -140,12 +147,21 @@ impl JobTree {
         let committer = Committer::new(daemon.plane.clone(), spec.origin.clone(), depth, deadline);
         let reads = ReadLog::default();
         let (names, writers) = (spec.older.names, spec.writers);
-        let output =
-            Output::new(daemon.clone(), committer, limits, names, writers, &directory, reads.clone());
+        let output = Output::new(
+            daemon.clone(),
+            committer,
+            limits,
+            names,
+            writers,
+            &directory,
+            reads.clone(),
+        );
         let output = output.map_err(staging)?;
         let input = input_items(daemon, &spec).await?;
-        let events = events_item(daemon.clone(), output.clone(), reads.clone(), Arc::new(spec.event));
-        let root = Item::fixed([("in".to_owned(), Item::fixed(input)), ("events".to_owned(), events)]);
+        let events =
+            events_item(daemon.clone(), output.clone(), reads.clone(), Arc::new(spec.event));
+        let root =
+            Item::fixed([("in".to_owned(), Item::fixed(input)), ("events".to_owned(), events)]);
         let view = match spec.writers {
             Writers::Owner => View::new(root, reads.clone()),
             Writers::AnyUser => View::for_any_user(root, reads.clone()),
@@ -169,14 +185,15 @@ impl JobTree {
         *self.output.limits()
     }
 
-    /// The job is ended by force: what waits for a store is answered with EIO, and nothing is committed any more.
+    /// The job is ended by force: what waits for a store is answered with EIO, and nothing is
+    /// committed any more.
     pub fn stop(&self) {
         self.output.stop();
     }
 
-    /// The module says that it has done its work, and goes on: decides about every event file as it is now, and gives the
-    /// outcome so far. A file that somebody still has open for writing is among the rejections, as nobody knows what it
-    /// will be.
+    /// The module says that it has done its work, and goes on: decides about every event file as it
+    /// is now, and gives the outcome so far. A file that somebody still has open for writing is
+    /// among the rejections, as nobody knows what it will be.
     pub async fn settle(&self) -> Outcome {
         let still_open = self.output.settle().await;
         let mut outcome = self.outcome();
@@ -184,8 +201,8 @@ impl JobTree {
         outcome
     }
 
-    /// The module has ended and its mount is gone: decides what is left open, and gives the outcome. The staging
-    /// folder is removed.
+    /// The module has ended and its mount is gone: decides what is left open, and gives the
+    /// outcome. The staging folder is removed.
     pub async fn finish(&self) -> Outcome {
         self.output.finish().await;
         let directory = self.directory.clone();
@@ -219,15 +236,19 @@ pub async fn remove_attempt(home: &Path, job: &JobId, attempt: u32) {
     .await;
 }
 
-/// Lets nobody but the daemon's user reach the staging folder, whose modes let anybody write: jobs come through their mount.
+/// Lets nobody but the daemon's user reach the staging folder, whose modes let anybody write: jobs
+/// come through their mount.
 fn shut_out_others(directory: &Path) -> io::Result<()> {
     let Some(above) = directory.parent() else { return Ok(()) };
     Ok(Folder::made(above)?.itself()?.set_mode(Mode::RWXU)?)
 }
 
-/// Removes a folder with all that a module left in it, also where the module took away the right to.
+/// Removes a folder with all that a module left in it, also where the module took away the right
+/// to.
 fn remove_tree(directory: &Path) -> io::Result<()> {
-    let (Some(above), Some(name)) = (directory.parent(), directory.file_name()) else { return Ok(()) };
+    let (Some(above), Some(name)) = (directory.parent(), directory.file_name()) else {
+        return Ok(());
+    };
     Ok(Folder::open(above)?.remove_all(name)?)
 }
 
@@ -254,7 +275,9 @@ async fn input_items(daemon: &Daemon, spec: &JobSpec) -> Result<Vec<(String, Ite
             meta.extend(addresses(plane, urls, &event.id, &of_event, &format!("{n}/")).await?);
             directories.extend(event.directories.iter().map(|name| format!("{n}/{name}")));
             files.extend(
-                of_event.into_iter().map(|file| FileEntry { name: format!("{n}/{}", file.name), ..file }),
+                of_event
+                    .into_iter()
+                    .map(|file| FileEntry { name: format!("{n}/{}", file.name), ..file }),
             );
         }
         items.push(("events.json".to_owned(), Item::json(&list, at)));
@@ -289,14 +312,24 @@ fn gathered_item(event: &Event) -> Item {
 /// Each value as a file. One whose key cannot be a name is in `eventmeta.json` only.
 fn values_item(values: &[KeyValue], at: Millis) -> Item {
     let can_be_name = |key: &str| {
-        !key.is_empty() && key.len() <= 255 && key != "." && key != ".." && !key.contains(['/', '\0'])
+        !key.is_empty()
+            && key.len() <= 255
+            && key != "."
+            && key != ".."
+            && !key.contains(['/', '\0'])
     };
     let values = values.iter().filter(|pair| can_be_name(&pair.key));
     Item::fixed(values.map(|pair| (pair.key.clone(), Item::Text(pair.value.clone().into(), at))))
 }
 
-/// `events/`: the lineage is read when it is first looked at; receipts and rejections are always current.
-fn events_item(daemon: Arc<Daemon>, output: Arc<Output>, reads: ReadLog, event: Arc<Event>) -> Item {
+/// `events/`: the lineage is read when it is first looked at; receipts and rejections are always
+/// current.
+fn events_item(
+    daemon: Arc<Daemon>,
+    output: Arc<Output>,
+    reads: ReadLog,
+    event: Arc<Event>,
+) -> Item {
     Item::lazy(FOREVER, move || {
         let (daemon, output, event) = (daemon.clone(), output.clone(), event.clone());
         let reads = reads.clone();
@@ -333,7 +366,8 @@ fn records<T: Serialize + 'static>(
             .map(|(name, record)| {
                 let longer = format!("{name}.json");
                 // Beside `a.json`, the record of `a` keeps its own name.
-                let own = name.ends_with(".json") || longer.len() > 255 || current.contains_key(&longer);
+                let own =
+                    name.ends_with(".json") || longer.len() > 255 || current.contains_key(&longer);
                 let name = if own { name.clone() } else { longer };
                 (name, Item::json(&json!(record), at(record)))
             })

@@ -1,8 +1,9 @@
 //! The filesystem in Ion's own types: no FUSE type, no store's name.
 //!
-//! Two kinds of inodes live side by side under one root. [`view`] holds what is only read: `in/`, `events/` and
-//! the browsing mount, each directory listed when it is first looked at. [`output`] holds what a module writes:
-//! `out/`, staged on a real local directory. [`Tree`] is both together; [`job`] and [`browse`] make one.
+//! Two kinds of inodes live side by side under one root. [`view`] holds what is only read: `in/`,
+//! `events/` and the browsing mount, each directory listed when it is first looked at. [`output`]
+//! holds what a module writes: `out/`, staged on a real local directory. [`Tree`] is both together;
+//! [`job`] and [`browse`] make one.
 
 pub mod browse;
 mod eventfile;
@@ -42,10 +43,12 @@ pub fn is_staged(ino: Ino) -> bool {
     ino >= STAGED
 }
 
-/// How long the kernel may keep what cannot change behind its back. Nothing is gained beyond an hour.
+/// How long the kernel may keep what cannot change behind its back. Nothing is gained beyond an
+/// hour.
 pub const FOREVER: Duration = Duration::from_secs(3600);
 
-/// How long a listing of what changes is kept. Longer shows people the past; shorter asks the store for each `ls`.
+/// How long a listing of what changes is kept. Longer shows people the past; shorter asks the store
+/// for each `ls`.
 const CURRENT: Duration = Duration::from_secs(1);
 
 /// What an inode is.

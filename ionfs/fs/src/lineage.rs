@@ -21,8 +21,8 @@ pub(super) fn directory_name(n: usize, event: &Event) -> String {
     format!("{n}-{}-{}", event.event_type, event.id.short())
 }
 
-/// What an event's directory holds: `event.json`, `meta.json`, `data/`, and of the job that committed it,
-/// `insights.json` and `log`.
+/// What an event's directory holds: `event.json`, `meta.json`, `data/`, and of the job that
+/// committed it, `insights.json` and `log`.
 pub(super) async fn event_items(daemon: &Arc<Daemon>, event: &Event) -> Listed {
     let files = files_of(&daemon.plane, event).await?;
     let mut items = vec![
@@ -33,7 +33,9 @@ pub(super) async fn event_items(daemon: &Arc<Daemon>, event: &Event) -> Listed {
     if let Some(job) = &event.job_id {
         let parent = EventId::new(event.context.parent_event_id.clone());
         items.extend(insights_item(daemon, job).await?);
-        items.extend(log_item(daemon, job, &event.context.name, &parent, event.attempt.unwrap_or(1)).await?);
+        items.extend(
+            log_item(daemon, job, &event.context.name, &parent, event.attempt.unwrap_or(1)).await?,
+        );
     }
     Ok(items)
 }
@@ -44,9 +46,11 @@ pub(super) async fn insights_item(
     job: &JobId,
 ) -> Result<Option<(String, Item)>, StoreError> {
     let documents = &daemon.plane.documents;
-    let insight = documents.get_as::<InsightRecord>(Collection::Events, &InsightRecord::id(job)).await;
+    let insight =
+        documents.get_as::<InsightRecord>(Collection::Events, &InsightRecord::id(job)).await;
     let insight = insight?.filter(|insight| !insight.staged);
-    Ok(insight.map(|insight| ("insights.json".into(), Item::json(&json!(insight.data), insight.created))))
+    Ok(insight
+        .map(|insight| ("insights.json".into(), Item::json(&json!(insight.data), insight.created))))
 }
 
 /// `log` of one attempt: the stored blob, or the live file of an attempt that runs on this machine.
@@ -84,8 +88,10 @@ async fn ancestors(daemon: &Daemon, event: &Event) -> Result<Vec<Event>, StoreEr
 /// `trigger` and `lineage/`.
 pub(super) async fn lineage_items(daemon: &Arc<Daemon>, event: &Event) -> Listed {
     let events = ancestors(daemon, event).await?;
-    let names: Vec<String> = events.iter().enumerate().map(|(n, event)| directory_name(n, event)).collect();
-    let trigger = names.last().map(|name| ("trigger".to_owned(), Item::Link(format!("lineage/{name}"))));
+    let names: Vec<String> =
+        events.iter().enumerate().map(|(n, event)| directory_name(n, event)).collect();
+    let trigger =
+        names.last().map(|name| ("trigger".to_owned(), Item::Link(format!("lineage/{name}"))));
     let directories: Vec<(String, Item)> = names
         .into_iter()
         .zip(events)

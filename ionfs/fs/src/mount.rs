@@ -13,8 +13,8 @@ use tokio::runtime::Handle as Runtime;
 use crate::Tree;
 use crate::fuse::Kernel;
 
-/// Threads that answer one mount. Each blocks for a local disk operation at most; the rest is tasks. More win
-/// nothing on few cores and cost a buffer each.
+/// Threads that answer one mount. Each blocks for a local disk operation at most; the rest is
+/// tasks. More win nothing on few cores and cost a buffer each.
 const THREADS: usize = 2;
 
 /// A tree being served.
@@ -39,7 +39,8 @@ fn config(acl: SessionACL) -> Config {
     config
 }
 
-/// Serves a tree through a kernel device that somebody else mounted. Must be called inside a Tokio runtime.
+/// Serves a tree through a kernel device that somebody else mounted. Must be called inside a Tokio
+/// runtime.
 ///
 /// # Errors
 /// When the kernel does not shake hands.
@@ -61,13 +62,17 @@ pub enum Visitors {
     Everybody,
 }
 
-/// Mounts a tree at `directory` in this process's own mount namespace and serves it. Must be called inside a
-/// Tokio runtime.
+/// Mounts a tree at `directory` in this process's own mount namespace and serves it. Must be called
+/// inside a Tokio runtime.
 ///
 /// # Errors
-/// When mounting is refused: an ordinary user needs the `fusermount3` program of the package `fuse3`, and for
-/// [`Visitors::Everybody`] the line `user_allow_other` in `/etc/fuse.conf`.
-pub async fn mount_at(directory: &Path, tree: Arc<Tree>, visitors: Visitors) -> io::Result<Mounted> {
+/// When mounting is refused: an ordinary user needs the `fusermount3` program of the package
+/// `fuse3`, and for [`Visitors::Everybody`] the line `user_allow_other` in `/etc/fuse.conf`.
+pub async fn mount_at(
+    directory: &Path,
+    tree: Arc<Tree>,
+    visitors: Visitors,
+) -> io::Result<Mounted> {
     let kernel = Kernel::new(tree, Runtime::current());
     let directory = directory.to_owned();
     let at = directory.clone();
@@ -84,11 +89,12 @@ pub async fn mount_at(directory: &Path, tree: Arc<Tree>, visitors: Visitors) -> 
     Ok(Mounted { served: run(session), unmounter: Some((unmounter, at)) })
 }
 
-/// KiB that the kernel reads ahead in one request: a block. By itself it takes an eighth, and as many more requests.
+/// KiB that the kernel reads ahead in one request: a block. By itself it takes an eighth, and as
+/// many more requests.
 const READ_AHEAD_KIB: &str = "1024";
 
-/// Lets the kernel read further ahead in what is mounted at `directory` and served already, by its settings in
-/// `/sys/class/bdi`, which is open. Only root may; reads are as right without it.
+/// Lets the kernel read further ahead in what is mounted at `directory` and served already, by its
+/// settings in `/sys/class/bdi`, which is open. Only root may; reads are as right without it.
 pub fn widen_read_ahead(directory: &Path, settings: impl AsFd) {
     // Not by stat(), which would ask the filesystem.
     let found = rustix::fs::statx(CWD, directory, AtFlags::STATX_DONT_SYNC, StatxFlags::empty());
@@ -118,11 +124,11 @@ impl Mounted {
         }
     }
 
-    /// Unmounts and waits until every request was answered. Only for what [`mount_at`] mounted; the mount of a
-    /// job's own namespace goes with the namespace.
+    /// Unmounts and waits until every request was answered. Only for what [`mount_at`] mounted; the
+    /// mount of a job's own namespace goes with the namespace.
     ///
-    /// Where somebody is still in there, it is taken out of the tree of files all the same: nothing is left mounted. Those
-    /// who are in there get errors once this process has ended.
+    /// Where somebody is still in there, it is taken out of the tree of files all the same: nothing
+    /// is left mounted. Those who are in there get errors once this process has ended.
     ///
     /// # Errors
     /// When the system refuses.
@@ -152,7 +158,8 @@ pub enum Unmounted {
 /// Unmounts what a daemon that was killed left mounted at `directory`.
 ///
 /// # Errors
-/// When nothing is mounted there, or this user may not unmount it. Blocks; for the start of a process.
+/// When nothing is mounted there, or this user may not unmount it. Blocks; for the start of a
+/// process.
 pub fn unmount_stale(directory: &Path) -> io::Result<()> {
     // A mount whose daemon is gone answers every call so; one that is alive is somebody's.
     match std::fs::metadata(directory) {
@@ -172,8 +179,13 @@ fn detach(directory: &Path) -> io::Result<()> {
     match rustix::mount::unmount(directory, rustix::mount::UnmountFlags::DETACH) {
         // An ordinary user's mount was made by this setuid program, and only it may undo it.
         Err(rustix::io::Errno::PERM) => {
-            let status = Command::new("fusermount3").args(["-u", "-z", "--"]).arg(directory).status()?;
-            if status.success() { Ok(()) } else { Err(io::Error::other(format!("fusermount3: {status}"))) }
+            let status =
+                Command::new("fusermount3").args(["-u", "-z", "--"]).arg(directory).status()?;
+            if status.success() {
+                Ok(())
+            } else {
+                Err(io::Error::other(format!("fusermount3: {status}")))
+            }
         }
         done => Ok(done?),
     }

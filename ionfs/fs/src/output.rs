@@ -1,14 +1,16 @@
 //! What a module writes: `out/`, staged on a real local directory.
 //!
 //! # How it works
-//! The table of names ([`table`]) is the truth; the staging folder holds content and attributes. Writes come to
-//! the daemon, so that each change is seen and a file's blob is known to be of its last content. A file copied,
-//! linked or moved from `in/data` is a [`reference`]: a hole in the staging folder and the name of a blob, until
-//! somebody writes to it. Files upload in the background when their last writer closes them, and long ones
-//! while they are written ([`early`]); a commit waits only for what is not stored yet.
+//! The table of names ([`table`]) is the truth; the staging folder holds content and attributes.
+//! Writes come to the daemon, so that each change is seen and a file's blob is known to be of its
+//! last content. A file copied, linked or moved from `in/data` is a [`reference`]: a hole in the
+//! staging folder and the name of a blob, until somebody writes to it. Files upload in the
+//! background when their last writer closes them, and long ones while they are written ([`early`]);
+//! a commit waits only for what is not stored yet.
 //!
 //! # What it never does
-//! Follow a symbolic link out of `out/data` (one may point anywhere: only the module's own processes go there); hold its lock across a wait; let an event file change after its commit.
+//! Follow a symbolic link out of `out/data` (one may point anywhere: only the module's own
+//! processes go there); hold its lock across a wait; let an event file change after its commit.
 
 mod bounds;
 mod closed;
@@ -60,9 +62,9 @@ use super::{Attr, Errno, FOREVER, Ino, Kind, ROOT, Result, errno};
 /// Bytes of a name. The kernel asks for longer ones, the staging disk has none.
 const NAME_MAX: usize = 255;
 
-/// Room that one job has for event files that are read and decided upon at a time, in units of [`READING_UNIT`] bytes: four
-/// of the largest that are allowed by default. Parsed they take more; without a bound a job of many threads takes all
-/// memory of the daemon.
+/// Room that one job has for event files that are read and decided upon at a time, in units of
+/// [`READING_UNIT`] bytes: four of the largest that are allowed by default. Parsed they take more;
+/// without a bound a job of many threads takes all memory of the daemon.
 const READING_UNITS: usize = 16 << 10;
 const READING_UNIT: u64 = 4096;
 
@@ -83,7 +85,8 @@ pub enum Writers {
     /// The daemon's own user, as whom its modules run.
     #[default]
     Owner,
-    /// Any user among the job's processes: in a container or a pod the module has a user of its own, unknown here.
+    /// Any user among the job's processes: in a container or a pod the module has a user of its
+    /// own, unknown here.
     AnyUser,
 }
 
@@ -158,7 +161,8 @@ impl Output {
         self.moved.load(Ordering::Relaxed)
     }
 
-    /// An empty tree staged at `directory`, which must not exist yet. Must be called inside a Tokio runtime.
+    /// An empty tree staged at `directory`, which must not exist yet. Must be called inside a Tokio
+    /// runtime.
     pub(super) fn new(
         daemon: Arc<Daemon>,
         committer: Committer,
@@ -172,7 +176,8 @@ impl Output {
         for part in ["data", "events"] {
             root.make_folder(OsStr::new(part), Mode::from_raw_mode(0o755))?;
         }
-        let own_blobs = OwnBlobs::new(daemon.plane.blobs.clone(), tokio::runtime::Handle::current());
+        let own_blobs =
+            OwnBlobs::new(daemon.plane.blobs.clone(), tokio::runtime::Handle::current());
         let output = Self {
             daemon,
             committer,
@@ -231,8 +236,8 @@ impl Output {
         self.attr(&self.lock(), ino)
     }
 
-    /// Gives the names of a directory behind a place of its listing to `take`, each with its own place and what it names,
-    /// until `take` has enough.
+    /// Gives the names of a directory behind a place of its listing to `take`, each with its own
+    /// place and what it names, until `take` has enough.
     pub fn names_behind(
         &self,
         ino: Ino,
@@ -250,7 +255,8 @@ impl Output {
         Ok(())
     }
 
-    /// The same with the attributes of this moment. A name whose inode cannot be looked at any more is left out.
+    /// The same with the attributes of this moment. A name whose inode cannot be looked at any more
+    /// is left out.
     pub fn entries_behind(
         &self,
         ino: Ino,
@@ -295,28 +301,44 @@ impl Output {
     }
 
     /// Changes attributes; a new length through the handle that asks for it, if one does.
-    pub fn setattr(&self, ino: Ino, change: SetAttr, through: Option<&Staged>, by: By) -> Result<Attr> {
+    pub fn setattr(
+        &self,
+        ino: Ino,
+        change: SetAttr,
+        through: Option<&Staged>,
+        by: By,
+    ) -> Result<Attr> {
         let mut table = self.lock();
         if let Some(size) = change.size {
             self.resize(&mut table, ino, size, through, by)?;
         }
         let pinned = self.pin(&table, ino)?;
         if change.uid.is_some() || change.gid.is_some() {
-            pinned.set_owner(change.uid.map(fs::Uid::from_raw), change.gid.map(fs::Gid::from_raw))?;
+            pinned
+                .set_owner(change.uid.map(fs::Uid::from_raw), change.gid.map(fs::Gid::from_raw))?;
         }
         if let Some(mode) = change.mode {
             pinned.set_mode(Mode::from_raw_mode(mode & 0o7777))?;
         }
         if change.atime.is_some() || change.mtime.is_some() {
-            let times =
-                Timestamps { last_access: timespec(change.atime), last_modification: timespec(change.mtime) };
+            let times = Timestamps {
+                last_access: timespec(change.atime),
+                last_modification: timespec(change.mtime),
+            };
             pinned.set_times(&times)?;
         }
         table.is_changed(ino);
         self.attr(&table, ino)
     }
 
-    fn resize(&self, table: &mut Table, ino: Ino, size: u64, through: Option<&Staged>, by: By) -> Result<()> {
+    fn resize(
+        &self,
+        table: &mut Table,
+        ino: Ino,
+        size: u64,
+        through: Option<&Staged>,
+        by: By,
+    ) -> Result<()> {
         forbid_change(table.file(ino)?)?;
         let opened;
         let backing = match through.filter(|staged| staged.ino() == ino && staged.writes()) {
@@ -328,7 +350,11 @@ impl Output {
         };
         give_up_rights(backing, by)?;
         // A blob takes no room here.
-        let takes = table.file(ino)?.reference.as_ref().is_none_or(|reference| reference.takes_room_at(size));
+        let takes = table
+            .file(ino)?
+            .reference
+            .as_ref()
+            .is_none_or(|reference| reference.takes_room_at(size));
         self.charge(table, ino, if takes { size } else { 0 })?;
         let file = table.file_mut(ino)?;
         backing.set_len(size).map_err(|error| errno(&error))?;
@@ -382,8 +408,9 @@ impl Output {
         Ok(())
     }
 
-    /// Removes what was stored of files that are gone. Of what is still being stored its own end will; its space is freed
-    /// now, as a module that removed a file counts on that. What the upload reads then is named by no event.
+    /// Removes what was stored of files that are gone. Of what is still being stored its own end
+    /// will; its space is freed now, as a module that removed a file counts on that. What the
+    /// upload reads then is named by no event.
     fn discard_orphans(&self, table: &mut Table) {
         for Orphan { stored, known } in table.take_orphans() {
             match (stored.get(), known) {
@@ -395,8 +422,8 @@ impl Output {
         }
     }
 
-    /// What will be left of an inode whose last name is about to go: of an open file its content, of others that the
-    /// kernel knows their attributes.
+    /// What will be left of an inode whose last name is about to go: of an open file its content,
+    /// of others that the kernel knows their attributes.
     fn remains(&self, table: &Table, ino: Ino) -> Result<Option<Remains>> {
         let node = table.node(ino)?;
         if node.links.len() > 1 {
@@ -571,14 +598,16 @@ fn timespec(time: Option<Option<SystemTime>>) -> Timespec {
         None => Timespec { tv_sec: 0, tv_nsec: fs::UTIME_OMIT },
         Some(None) => Timespec { tv_sec: 0, tv_nsec: fs::UTIME_NOW },
         Some(Some(time)) => match time.duration_since(SystemTime::UNIX_EPOCH) {
-            Ok(since) => {
-                Timespec { tv_sec: since.as_secs().cast_signed(), tv_nsec: since.subsec_nanos().into() }
-            }
+            Ok(since) => Timespec {
+                tv_sec: since.as_secs().cast_signed(),
+                tv_nsec: since.subsec_nanos().into(),
+            },
             Err(before) => {
                 let before = before.duration();
                 let borrow = i64::from(before.subsec_nanos() > 0);
                 let nanos = if borrow == 1 { 1_000_000_000 - before.subsec_nanos() } else { 0 };
-                let seconds = 0_i64.saturating_sub_unsigned(before.as_secs()).saturating_sub(borrow);
+                let seconds =
+                    0_i64.saturating_sub_unsigned(before.as_secs()).saturating_sub(borrow);
                 Timespec { tv_sec: seconds, tv_nsec: nanos.into() }
             }
         },

@@ -1,10 +1,12 @@
 //! Reads that Ion itself could not answer: a job with any of them fails, whatever its exit status.
 //!
-//! A module that ignores EIO would go on with an input that was cut off, and its result would look like any other. So each
-//! read that got EIO because a blob was missing or damaged, or a store did not answer, is recorded here with its file, its
-//! blob and its cause. The job's outcome takes the list along.
+//! A module that ignores EIO would go on with an input that was cut off, and its result would look
+//! like any other. So each read that got EIO because a blob was missing or damaged, or a store did
+//! not answer, is recorded here with its file, its blob and its cause. The job's outcome takes the
+//! list along.
 //!
-//! A read that the kernel tried again with success stays recorded: nobody knows what the module made of the first answer.
+//! A read that the kernel tried again with success stays recorded: nobody knows what the module
+//! made of the first answer.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,8 +18,8 @@ use ion_stores::StoreError;
 
 use super::Errno;
 
-/// Files whose failed reads are recorded one by one; the others are counted. More fill the job's document without telling
-/// more; fewer hide that several causes came together.
+/// Files whose failed reads are recorded one by one; the others are counted. More fill the job's
+/// document without telling more; fewer hide that several causes came together.
 const RECORDED_MAX: usize = 100;
 
 /// Bytes of a path or of a reason that are recorded.
@@ -40,7 +42,9 @@ impl ReadFailure {
                 (key, ReadFailureCause::Damaged)
             }
             // The store's own file, or the node's copy, is shorter than its document says.
-            CacheError::Local { key, source } if source.kind() == std::io::ErrorKind::UnexpectedEof => {
+            CacheError::Local { key, source }
+                if source.kind() == std::io::ErrorKind::UnexpectedEof =>
+            {
                 (key, ReadFailureCause::Damaged)
             }
             CacheError::Local { key, .. } => (key, ReadFailureCause::LocalDisk),
@@ -104,12 +108,14 @@ fn failed_read(path: &str, failure: &ReadFailure) -> FailedReads {
 pub(crate) struct ReadLog(Arc<Mutex<FailedReads>>);
 
 impl ReadLog {
-    /// Records a failed read of the file or folder at `path`, seen from `ION_DIR`; gives what the module gets.
+    /// Records a failed read of the file or folder at `path`, seen from `ION_DIR`; gives what the
+    /// module gets.
     pub(crate) fn note(&self, path: &str, failure: &ReadFailure) -> Errno {
         let (path, reason) = (cut(path), cut(&failure.reason));
         let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let same =
-            |one: &FailedRead| one.path == path && one.blob == failure.blob && one.cause == failure.cause;
+        let same = |one: &FailedRead| {
+            one.path == path && one.blob == failure.blob && one.cause == failure.cause
+        };
         if log.first.iter().any(same) {
             return Errno::IO;
         }

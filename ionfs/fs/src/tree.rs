@@ -94,7 +94,8 @@ impl Tree {
     /// What stands under a name.
     pub(crate) async fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Found> {
         if is_staged(parent) {
-            // Nothing, and not to be remembered: the kernel sees each name made here, but not what `sed` means.
+            // Nothing, and not to be remembered: the kernel sees each name made here, but not what
+            // `sed` means.
             return Ok(self.output()?.lookup(parent, name)?.ok_or(Duration::ZERO));
         }
         if let (ROOT, Some("out"), Some(output)) = (parent, name.to_str(), &self.output) {
@@ -133,7 +134,8 @@ impl Tree {
         }
     }
 
-    /// The kernel is given this inode that stands below `out/`; of views a lookup itself keeps count.
+    /// The kernel is given this inode that stands below `out/`; of views a lookup itself keeps
+    /// count.
     pub(crate) fn remember_staged(&self, ino: Ino) {
         match &self.output {
             Some(output) if is_staged(ino) => output.remember(ino),
@@ -161,15 +163,17 @@ impl Tree {
         self.view.list(ino).await
     }
 
-    /// Whether a directory's names never change: the kernel may keep them. It does not keep them right when they change while
-    /// several list them, not even by its own doing (Linux 6.18 looks at its copy's age at the start of a listing only).
+    /// Whether a directory's names never change: the kernel may keep them. It does not keep them
+    /// right when they change while several list them, not even by its own doing (Linux 6.18 looks
+    /// at its copy's age at the start of a listing only).
     pub(crate) fn is_fixed(&self, ino: Ino) -> bool {
         !is_staged(ino) && self.view.is_fixed(ino)
     }
 
-    /// Gives the entries of a directory behind a place of its listing to `take`, each with its own place, until `take` has
-    /// enough. Of a directory of views `listing` is what it held when it was read from the start. An entry that cannot be
-    /// looked at is an error only if none was taken before: else the next request meets it.
+    /// Gives the entries of a directory behind a place of its listing to `take`, each with its own
+    /// place, until `take` has enough. Of a directory of views `listing` is what it held when it
+    /// was read from the start. An entry that cannot be looked at is an error only if none was
+    /// taken before: else the next request meets it.
     pub(crate) fn list_behind(
         &self,
         ino: Ino,
@@ -179,7 +183,8 @@ impl Tree {
         mut take: impl FnMut(u64, &OsStr, Listed) -> bool,
     ) -> Result<()> {
         let directory = |ino: Ino| -> Result<Listed> {
-            let attr = if wanted == ListingDetail::Attributes { Some(self.getattr(ino)?) } else { None };
+            let attr =
+                if wanted == ListingDetail::Attributes { Some(self.getattr(ino)?) } else { None };
             Ok(Listed { ino, kind: Kind::Directory, attr })
         };
         let mut at = place;
@@ -196,13 +201,17 @@ impl Tree {
         }
         if is_staged(ino) {
             return match wanted {
-                ListingDetail::Names => self.output()?.names_behind(ino, at, |at, name, ino, kind| {
-                    let ino = self.view.known_as(ino).unwrap_or(ino);
-                    take(at, name, Listed { ino, kind, attr: None })
-                }),
-                ListingDetail::Attributes => self.output()?.entries_behind(ino, at, |at, name, attr| {
-                    take(at, name, Listed::with(self.as_known(*attr)))
-                }),
+                ListingDetail::Names => {
+                    self.output()?.names_behind(ino, at, |at, name, ino, kind| {
+                        let ino = self.view.known_as(ino).unwrap_or(ino);
+                        take(at, name, Listed { ino, kind, attr: None })
+                    })
+                }
+                ListingDetail::Attributes => {
+                    self.output()?.entries_behind(ino, at, |at, name, attr| {
+                        take(at, name, Listed::with(self.as_known(*attr)))
+                    })
+                }
             };
         }
         let listing = listing.ok_or(Errno::BADF)?;
@@ -227,7 +236,8 @@ impl Tree {
         Ok(())
     }
 
-    /// The blob an inode's bytes are, and how many of them: of a file of `in/`, or of a reference in `out/`.
+    /// The blob an inode's bytes are, and how many of them: of a file of `in/`, or of a reference
+    /// in `out/`.
     pub(crate) fn blob_of(&self, ino: Ino) -> Result<Option<(Arc<FileEntry>, u64)>> {
         if is_staged(ino) {
             return self.output()?.referenced(ino);
@@ -246,7 +256,8 @@ impl Tree {
         open_blob(&self.daemon, entry).map_err(|failure| self.read_failed(ino, &failure))
     }
 
-    /// A small file of a view is being read: if somebody goes through its directory, the next ones are fetched.
+    /// A small file of a view is being read: if somebody goes through its directory, the next ones
+    /// are fetched.
     pub(crate) fn walked_to(&self, ino: Ino) {
         let Some((directory, listing, name)) = self.view.place(ino) else { return };
         let mut walks = self.walks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -260,13 +271,26 @@ impl Tree {
     }
 
     /// `ln` of a file of `in/` into `out/data`: a new file that refers to the same blob.
-    pub(crate) fn link_in(&self, ino: Ino, parent: Ino, name: &OsStr, maker: Maker) -> Result<Attr> {
+    pub(crate) fn link_in(
+        &self,
+        ino: Ino,
+        parent: Ino,
+        name: &OsStr,
+        maker: Maker,
+    ) -> Result<Attr> {
         let Item::Blob(entry) = self.view.item(ino)? else { return Err(Errno::XDEV) };
-        self.output()?.add_link(parent, name, &entry, u32::from(self.view.stored_mode(&entry)), maker, ino)
+        self.output()?.add_link(
+            parent,
+            name,
+            &entry,
+            u32::from(self.view.stored_mode(&entry)),
+            maker,
+            ino,
+        )
     }
 
-    /// `mv` of a file or directory of `in/data` into `out/data`: it is gone there and a reference here. Only the
-    /// job's own view changes; the event keeps its files.
+    /// `mv` of a file or directory of `in/data` into `out/data`: it is gone there and a reference
+    /// here. Only the job's own view changes; the event keeps its files.
     pub(crate) async fn move_in(
         &self,
         parent: Ino,
@@ -287,8 +311,8 @@ impl Tree {
         if target.kind == Kind::Directory {
             return Err(Errno::ISDIR);
         }
-        // Beside it first: what is replaced must not be lost if there is no room. The kernel lets nobody list the folder
-        // meanwhile.
+        // Beside it first: what is replaced must not be lost if there is no room. The kernel lets
+        // nobody list the folder meanwhile.
         let beside = OsStr::new(BESIDE);
         self.move_item(parent, text, newparent, beside, maker).await?;
         output.rename(newparent, beside, newparent, newname, Over::Anything).await
@@ -312,7 +336,14 @@ impl Tree {
             Item::Directory(_) => {
                 let directory = output.mkdir(newparent, newname, 0o755, maker)?.ino;
                 for (child, _) in self.view.list(attr.ino).await?.iter() {
-                    match Box::pin(self.move_item(attr.ino, child, directory, OsStr::new(child), maker)).await
+                    match Box::pin(self.move_item(
+                        attr.ino,
+                        child,
+                        directory,
+                        OsStr::new(child),
+                        maker,
+                    ))
+                    .await
                     {
                         // It was moved away before.
                         Err(Errno::NOENT) => {}

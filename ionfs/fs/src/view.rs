@@ -1,4 +1,5 @@
-//! What is only read: directories that are listed when first looked at, files whose bytes are fetched when read.
+//! What is only read: directories that are listed when first looked at, files whose bytes are
+//! fetched when read.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::MetadataExt as _;
@@ -164,8 +165,8 @@ impl Directory for Fixed {
     }
 }
 
-/// The directory that holds these files under their paths; directories come of the slashes, and of `empty` those in which
-/// nothing is.
+/// The directory that holds these files under their paths; directories come of the slashes, and of
+/// `empty` those in which nothing is.
 pub fn files_tree(files: &[FileEntry], empty: &[String]) -> Item {
     #[derive(Default)]
     struct Branch {
@@ -235,8 +236,8 @@ enum Readers {
 struct State {
     inodes: HashMap<Ino, Inode>,
     next: Ino,
-    /// Inodes that `mv` carried over to `out/`, and what they are there: the kernel still calls them by their
-    /// old number.
+    /// Inodes that `mv` carried over to `out/`, and what they are there: the kernel still calls
+    /// them by their old number.
     carried: HashMap<Ino, Ino>,
     /// The same the other way round: by which number the kernel knows a staged inode.
     known_as: HashMap<Ino, Ino>,
@@ -260,8 +261,8 @@ impl View {
         }
     }
 
-    /// The same for users of any number: everybody may read, and the kernel lets nobody link or move what is another's and
-    /// cannot be written. Writing is refused all the same (EROFS).
+    /// The same for users of any number: everybody may read, and the kernel lets nobody link or
+    /// move what is another's and cannot be written. Writing is refused all the same (EROFS).
     pub(crate) fn for_any_user(root: Item, reads: ReadLog) -> Self {
         Self { readers: Readers::AnyUser, ..Self::new(root, reads) }
     }
@@ -275,8 +276,8 @@ impl View {
         self.lock().carried.get(&ino).copied().unwrap_or(ino)
     }
 
-    /// By which number the kernel knows a staged inode, if not by its own. Two numbers of one file would be two files to the
-    /// kernel, each with pages and a length of its own.
+    /// By which number the kernel knows a staged inode, if not by its own. Two numbers of one file
+    /// would be two files to the kernel, each with pages and a length of its own.
     pub fn known_as(&self, staged: Ino) -> Option<Ino> {
         self.lock().known_as.get(&staged).copied()
     }
@@ -286,7 +287,8 @@ impl View {
         Ok(self.lock().inodes.get(&ino).ok_or(Errno::STALE)?.item.clone())
     }
 
-    /// Where an inode stands: its directory, what is in there, and its name. None: its directory was not listed yet.
+    /// Where an inode stands: its directory, what is in there, and its name. None: its directory
+    /// was not listed yet.
     pub(super) fn place(&self, ino: Ino) -> Option<(Ino, Listing, String)> {
         let state = self.lock();
         let inode = state.inodes.get(&ino)?;
@@ -319,7 +321,11 @@ impl View {
     }
 
     /// What stands under a name; counts as a lookup by the kernel. None: nothing, for so long.
-    pub async fn lookup(&self, parent: Ino, name: &str) -> Result<std::result::Result<Attr, Duration>> {
+    pub async fn lookup(
+        &self,
+        parent: Ino,
+        name: &str,
+    ) -> Result<std::result::Result<Attr, Duration>> {
         let (listing, ttl) = self.listing(parent, false).await?;
         match listing.get(name).filter(|_| !self.is_moved_away(parent, name)) {
             Some(item) => self.entry(parent, name, item, true).map(Ok),
@@ -332,9 +338,14 @@ impl View {
         self.listing(ino, true).await.map(|(listing, _)| listing)
     }
 
-    /// The first entry of a listing that still stands, from a place on, and the place after it. Its attributes are those
-    /// of this moment.
-    pub fn entry_from(&self, ino: Ino, listing: &Listing, from: usize) -> Result<Option<(DirEntry, usize)>> {
+    /// The first entry of a listing that still stands, from a place on, and the place after it. Its
+    /// attributes are those of this moment.
+    pub fn entry_from(
+        &self,
+        ino: Ino,
+        listing: &Listing,
+        from: usize,
+    ) -> Result<Option<(DirEntry, usize)>> {
         for place in from.. {
             let Some((name, item)) = listing.at(place) else { break };
             if !self.is_moved_away(ino, name) {
@@ -348,7 +359,8 @@ impl View {
     /// Whether what stands in a directory never changes: nothing was moved away from it either.
     pub fn is_fixed(&self, ino: Ino) -> bool {
         self.lock().inodes.get(&ino).is_some_and(|inode| {
-            let stays = matches!(&inode.item, Item::Directory(directory) if directory.ttl() == FOREVER);
+            let stays =
+                matches!(&inode.item, Item::Directory(directory) if directory.ttl() == FOREVER);
             stays && inode.moved_away.is_empty()
         })
     }
@@ -365,12 +377,14 @@ impl View {
         }
     }
 
-    /// The kernel forgets so many lookups of an inode. Gives the staged inodes that it does not know by an old number any
-    /// more.
+    /// The kernel forgets so many lookups of an inode. Gives the staged inodes that it does not
+    /// know by an old number any more.
     pub fn forget(&self, ino: Ino, lookups: u64) -> Vec<Ino> {
         let mut released = Vec::new();
         let mut state = self.lock();
-        let Some(inode) = state.inodes.get_mut(&ino).filter(|_| ino != ROOT) else { return released };
+        let Some(inode) = state.inodes.get_mut(&ino).filter(|_| ino != ROOT) else {
+            return released;
+        };
         inode.lookups = inode.lookups.saturating_sub(lookups);
         if inode.lookups > 0 || !inode.children.is_empty() || !inode.moved_away.is_empty() {
             return released;
@@ -378,7 +392,11 @@ impl View {
         // A parent that was waiting only for this child goes with it.
         let mut at = ino;
         while let Some(inode) = state.inodes.get(&at) {
-            if at == ROOT || inode.lookups > 0 || !inode.children.is_empty() || !inode.moved_away.is_empty() {
+            if at == ROOT
+                || inode.lookups > 0
+                || !inode.children.is_empty()
+                || !inode.moved_away.is_empty()
+            {
                 break;
             }
             let (parent, name) = (inode.parent, inode.name.clone());
@@ -412,7 +430,8 @@ impl View {
         self.lock().inodes.get(&parent).is_some_and(|inode| inode.moved_away.contains(name))
     }
 
-    /// A directory's listing, kept as long as it may be; `afresh` asks again if it can change at all.
+    /// A directory's listing, kept as long as it may be; `afresh` asks again if it can change at
+    /// all.
     async fn listing(&self, ino: Ino, afresh: bool) -> Result<(Listing, Duration)> {
         let directory = {
             let state = self.lock();
@@ -469,8 +488,9 @@ impl View {
         Ok(attr)
     }
 
-    /// The permissions that a blob's file was stored with, made readable for whoever reads this view. What its owner alone
-    /// might read, such as a key, stays so where the module is that owner.
+    /// The permissions that a blob's file was stored with, made readable for whoever reads this
+    /// view. What its owner alone might read, such as a key, stays so where the module is that
+    /// owner.
     pub(super) fn stored_mode(&self, entry: &FileEntry) -> u16 {
         let readable = match self.readers {
             Readers::Owner => 0o400,
@@ -479,13 +499,15 @@ impl View {
         readable | u16::try_from(entry.mode & 0o777).unwrap_or(0)
     }
 
-    /// The links of a directory: its name, its `.`, and the `..` of each directory in it, as on a plain disk; programs that
-    /// walk a tree stop asking when they have met so many. 1 says that the number is not known.
+    /// The links of a directory: its name, its `.`, and the `..` of each directory in it, as on a
+    /// plain disk; programs that walk a tree stop asking when they have met so many. 1 says that
+    /// the number is not known.
     fn links_of(&self, ino: Ino, directory: &dyn Directory) -> u32 {
         let Some(fixed) = directory.known() else { return 1 };
         let state = self.lock();
         let moved_away = state.inodes.get(&ino).map(|inode| &inode.moved_away);
-        let is_there = |name: &&String| moved_away.is_none_or(|moved_away| !moved_away.contains(*name));
+        let is_there =
+            |name: &&String| moved_away.is_none_or(|moved_away| !moved_away.contains(*name));
         let directories = fixed.directories.iter().filter(is_there).count();
         u32::try_from(directories + 2).unwrap_or(u32::MAX)
     }
@@ -493,14 +515,19 @@ impl View {
     fn attr(&self, ino: Ino, item: &Item) -> Result<Attr> {
         let more = if self.readers == Readers::AnyUser { 0o222 } else { 0 };
         let (kind, size, at, perm, ttl) = match item {
-            Item::Directory(directory) => {
-                (Kind::Directory, 0, clock::system_time(directory.mtime()), 0o755 | more, directory.ttl())
-            }
+            Item::Directory(directory) => (
+                Kind::Directory,
+                0,
+                clock::system_time(directory.mtime()),
+                0o755 | more,
+                directory.ttl(),
+            ),
             Item::Text(bytes, at) => {
                 (Kind::File, bytes.len() as u64, clock::system_time(*at), 0o444, FOREVER)
             }
             Item::Blob(entry) => {
-                // As it was stored: a copy of it can be written then. Writing here is refused whatever it says (EROFS).
+                // As it was stored: a copy of it can be written then. Writing here is refused
+                // whatever it says (EROFS).
                 let perm = self.stored_mode(entry) | more;
                 (Kind::File, entry.size, entry.modified(), perm, FOREVER)
             }
@@ -560,7 +587,8 @@ mod tests {
     #[tokio::test]
     async fn a_folder_that_cannot_be_listed_is_a_failed_read_of_that_folder() {
         let reads = ReadLog::default();
-        let lost = Item::lazy(FOREVER, || std::future::ready(Err(StoreError::DamagedBlob("k".into()))));
+        let lost =
+            Item::lazy(FOREVER, || std::future::ready(Err(StoreError::DamagedBlob("k".into()))));
         let view = View::new(Item::fixed([("lineage".to_owned(), lost)]), reads.clone());
         assert!(view.lookup(ROOT, "lineage").await.unwrap().is_ok());
         assert!(reads.so_far().is_empty());

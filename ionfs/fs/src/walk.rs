@@ -1,4 +1,5 @@
-//! Programs that go through a directory of small files, one after the other: what they will read next.
+//! Programs that go through a directory of small files, one after the other: what they will read
+//! next.
 
 use std::sync::Arc;
 
@@ -16,7 +17,8 @@ const WALKS_MAX: usize = 16;
 /// Names that a walk may pass over and still be one: a program may want some of the files only.
 const SKIPPED_MAX: usize = 8;
 
-/// Files and bytes fetched ahead of a walk at most: what some dozens of requests side by side keep a remote store busy with.
+/// Files and bytes fetched ahead of a walk at most: what some dozens of requests side by side keep
+/// a remote store busy with.
 const AHEAD_FILES_MAX: usize = 128;
 const AHEAD_BYTES_MAX: u64 = 32 << 20;
 
@@ -39,9 +41,14 @@ struct Walk {
 }
 
 impl Walks {
-    /// The file `name` of a directory is being read. Gives what to fetch ahead of it: nothing, unless it follows the file
-    /// that was read before.
-    pub(crate) fn reached(&mut self, directory: Ino, listing: &Listing, name: &str) -> Vec<Arc<FileEntry>> {
+    /// The file `name` of a directory is being read. Gives what to fetch ahead of it: nothing,
+    /// unless it follows the file that was read before.
+    pub(crate) fn reached(
+        &mut self,
+        directory: Ino,
+        listing: &Listing,
+        name: &str,
+    ) -> Vec<Arc<FileEntry>> {
         let at = self.walks.iter().position(|walk| walk.directory == directory);
         let Some(at) = at else {
             if self.walks.len() == WALKS_MAX {
@@ -129,7 +136,11 @@ mod tests {
             asked.extend(ahead.iter().map(|entry| entry.name.clone()));
         }
         let all: Vec<&str> = listing.iter().map(|(name, _)| name).skip(2).collect();
-        assert_eq!(asked.iter().collect::<Vec<_>>(), all, "all but the first two, each once and in order");
+        assert_eq!(
+            asked.iter().collect::<Vec<_>>(),
+            all,
+            "all but the first two, each once and in order"
+        );
         assert!((AHEAD_FILES_MAX / 2..=AHEAD_FILES_MAX).contains(&largest), "{largest}");
     }
 

@@ -1,15 +1,15 @@
 //! Block checksums: made while a file becomes a blob, checked before a module sees a byte of it.
 //!
-//! CRC-32C of each block. A block is 1 MiB, so that a read of 1 MiB from a blob of any size fetches no more
-//! than the one or two blocks it touches and can still be checked. The size is stored with the sums: blobs
-//! written with another one stay readable.
+//! CRC-32C of each block. A block is 1 MiB, so that a read of 1 MiB from a blob of any size fetches
+//! no more than the one or two blocks it touches and can still be checked. The size is stored with
+//! the sums: blobs written with another one stay readable.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use serde::{Deserialize, Serialize};
 
-/// Bytes in a block. Smaller lengthens event documents (4 bytes a block before encoding); larger makes a
-/// small random read fetch more than it needs.
+/// Bytes in a block. Smaller lengthens event documents (4 bytes a block before encoding); larger
+/// makes a small random read fetch more than it needs.
 pub const BLOCK: u64 = 1 << 20;
 
 /// A digest as people write it.
@@ -31,8 +31,8 @@ pub struct Checksums {
 impl Checksums {
     /// The sum of block `index`; none when there is no such block or the text was tampered with.
     pub fn block_sum(&self, index: u64) -> Option<u32> {
-        // Four bytes are not a whole number of base64 quanta, but twelve (three sums) are: only the group
-        // of sixteen characters that holds the sum is decoded.
+        // Four bytes are not a whole number of base64 quanta, but twelve (three sums) are: only the
+        // group of sixteen characters that holds the sum is decoded.
         let group = usize::try_from(index / 3).ok()?.checked_mul(16)?;
         let end = self.sums.len().min(group.checked_add(16)?);
         let bytes = STANDARD_NO_PAD.decode(self.sums.get(group..end)?).ok()?;
@@ -81,7 +81,11 @@ impl Summer {
         if self.filled > 0 {
             self.end_block();
         }
-        Checksums { algorithm: "crc32c".into(), block: BLOCK, sums: STANDARD_NO_PAD.encode(&self.sums) }
+        Checksums {
+            algorithm: "crc32c".into(),
+            block: BLOCK,
+            sums: STANDARD_NO_PAD.encode(&self.sums),
+        }
     }
 
     fn end_block(&mut self) {

@@ -7,8 +7,8 @@ pub type Millis = i64;
 
 const NANOS_IN_MILLI: i128 = 1_000_000;
 
-/// How far the clocks of hosts may differ: no decision rests on a time that another host wrote, unless it is further away
-/// than this.
+/// How far the clocks of hosts may differ: no decision rests on a time that another host wrote,
+/// unless it is further away than this.
 pub const SKEW_MAX: Duration = Duration::from_secs(600);
 
 /// Whether a moment has passed, on whatever host's clock.
@@ -31,7 +31,8 @@ pub fn system_time(at: Millis) -> SystemTime {
     system_time_nanos(at, 0)
 }
 
-/// The moment `nanos` nanoseconds after `at`, as the system's own type. One that the system has no form for becomes 1970.
+/// The moment `nanos` nanoseconds after `at`, as the system's own type. One that the system has no
+/// form for becomes 1970.
 pub fn system_time_nanos(at: Millis, nanos: u32) -> SystemTime {
     let whole = Duration::from_millis(at.unsigned_abs());
     let moment = if at < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };

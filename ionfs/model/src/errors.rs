@@ -15,8 +15,8 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Whether an act failed because this machine has no room left: a full disk, a quota, no descriptor, no memory. Another
-/// time or another machine may have it.
+/// Whether an act failed because this machine has no room left: a full disk, a quota, no
+/// descriptor, no memory. Another time or another machine may have it.
 pub fn is_no_room(error: &std::io::Error) -> bool {
     let lacks = [libc::ENOSPC, libc::EDQUOT, libc::EMFILE, libc::ENFILE, libc::ENOMEM];
     error.raw_os_error().is_some_and(|errno| lacks.contains(&errno))

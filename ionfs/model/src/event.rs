@@ -1,8 +1,9 @@
 //! Events: their documents, the messages that announce them, and the files modules write.
 //!
-//! [`parse`] reads what a module left in `out/events/<name>.json` or `out/insights.json`. It survives
-//! any bytes and tells three things apart that the commit rule (DESIGN.md section 3) depends on: content that
-//! may still become a document, a complete document, and content that never can be one.
+//! [`parse`] reads what a module left in `out/events/<name>.json` or `out/insights.json`. It
+//! survives any bytes and tells three things apart that the commit rule (DESIGN.md section 3)
+//! depends on: content that may still become a document, a complete document, and content that
+//! never can be one.
 
 use std::fmt;
 use std::time::SystemTime;
@@ -21,10 +22,12 @@ use crate::text::{QUOTE_MAX, cut, quote};
 /// Brackets in brackets in one value of an event: what common JSON readers take.
 const DEPTH_MAX: usize = 128;
 
-/// Bytes of a key that may be a near miss: as many as somebody might put `_` and `-` into a reserved word.
+/// Bytes of a key that may be a near miss: as many as somebody might put `_` and `-` into a
+/// reserved word.
 const NEAR_MISS_BYTES: usize = 20;
 
-/// Near misses of reserved words that are remembered. More would let an event of many odd keys take memory twice.
+/// Near misses of reserved words that are remembered. More would let an event of many odd keys take
+/// memory twice.
 const NEAR_MISSES_MAX: usize = 16;
 
 /// Where an event stands: older Ion's `context`, unchanged.
@@ -112,13 +115,17 @@ impl FileEntry {
         clock::system_time_nanos(self.mtime, self.mtime_nanos)
     }
 
-    /// Whether these are the bytes that were written: all of them, and each block with its checksum.
+    /// Whether these are the bytes that were written: all of them, and each block with its
+    /// checksum.
     pub fn holds(&self, bytes: &[u8]) -> bool {
-        let Some(block) = usize::try_from(self.checksums.block).ok().filter(|block| *block > 0) else {
+        let Some(block) = usize::try_from(self.checksums.block).ok().filter(|block| *block > 0)
+        else {
             return false;
         };
         bytes.len() as u64 == self.size
-            && (0..).zip(bytes.chunks(block)).all(|(index, bytes)| self.checksums.agrees(index, bytes))
+            && (0..)
+                .zip(bytes.chunks(block))
+                .all(|(index, bytes)| self.checksums.agrees(index, bytes))
     }
 }
 
@@ -154,15 +161,16 @@ pub struct Event {
     /// Its values, in the order written.
     #[serde(default)]
     pub data: Vec<KeyValue>,
-    /// Directories that it names and of which none of its files makes one: those that are empty. Older Ion neither writes
-    /// nor reads them.
+    /// Directories that it names and of which none of its files makes one: those that are empty.
+    /// Older Ion neither writes nor reads them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub directories: Vec<String>,
     /// When it was committed (for a staged one: staged).
     pub created: Millis,
     /// Where it stands on its way out.
     pub publication: Publication,
-    /// How many events stand between it and the first one of its correlation, which has 0 as those of an older Ion have.
+    /// How many events stand between it and the first one of its correlation, which has 0 as those
+    /// of an older Ion have.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub depth: u32,
     /// The name of the event file it came from; none for an event created by `ion event create`.
@@ -196,9 +204,15 @@ pub struct Event {
 }
 
 impl Event {
-    /// Whether `other` says the same, given the files of both: what a repeated commit is compared by. Blob keys,
-    /// times and attempts may differ between attempts; type, values, and files' names and bytes may not.
-    pub fn same_content(&self, files: &[FileEntry], other: &Event, other_files: &[FileEntry]) -> bool {
+    /// Whether `other` says the same, given the files of both: what a repeated commit is compared
+    /// by. Blob keys, times and attempts may differ between attempts; type, values, and files'
+    /// names and bytes may not.
+    pub fn same_content(
+        &self,
+        files: &[FileEntry],
+        other: &Event,
+        other_files: &[FileEntry],
+    ) -> bool {
         let same_file = |(a, b): (&FileEntry, &FileEntry)| {
             a.name == b.name && a.size == b.size && a.checksums == b.checksums
         };
@@ -245,7 +259,8 @@ pub fn event_json(event: &Event, files: &[FileEntry]) -> Value {
     for pair in &event.data {
         data.insert(pair.key.clone(), Value::String(pair.value.clone()));
     }
-    let mut whole = json!({"context": event.context, "type": event.event_type, "files": files, "data": data});
+    let mut whole =
+        json!({"context": event.context, "type": event.event_type, "files": files, "data": data});
     if !event.directories.is_empty() {
         whole["directories"] = json!(event.directories);
     }
@@ -257,7 +272,8 @@ pub fn event_json(event: &Event, files: &[FileEntry]) -> Value {
 pub struct EventFile {
     /// The event type, when there was one.
     pub event_type: Option<String>,
-    /// Paths below `out/data`, as written. One that ends in a slash is a directory with all that is in it.
+    /// Paths below `out/data`, as written. One that ends in a slash is a directory with all that is
+    /// in it.
     pub files: Vec<String>,
     /// All else.
     pub data: Vec<KeyValue>,
@@ -279,8 +295,8 @@ pub struct NearMiss {
 }
 
 impl NearMiss {
-    /// If the key is a reserved word but for capitals, `_` and `-`, or its singular. `text` is the value, if it is a
-    /// string.
+    /// If the key is a reserved word but for capitals, `_` and `-`, or its singular. `text` is the
+    /// value, if it is a string.
     fn of(key: &str, value: &str, text: Option<&str>) -> Option<Self> {
         if key.len() > NEAR_MISS_BYTES {
             return None;
@@ -292,7 +308,9 @@ impl NearMiss {
             ("files", Some(_)) => near("files", None),
             ("files" | "file", None) if value.starts_with('[') => near("files", None),
             // One file may well be a value of its own.
-            ("file", Some(text)) => near("files", Some(file_names(text).map(str::to_owned).collect())),
+            ("file", Some(text)) => {
+                near("files", Some(file_names(text).map(str::to_owned).collect()))
+            }
             _ => None,
         }
     }
@@ -304,8 +322,8 @@ fn file_names(text: &str) -> impl Iterator<Item = &str> {
 }
 
 impl EventFile {
-    /// What is probably a slip, if a reserved word is missing and another key is almost that word. `is_there` says whether a
-    /// path is a file of the job.
+    /// What is probably a slip, if a reserved word is missing and another key is almost that word.
+    /// `is_there` says whether a path is a file of the job.
     pub fn slip(&self, is_there: impl Fn(&str) -> bool) -> Option<String> {
         let missing = |word| match word {
             "eventType" => self.event_type.is_none(),
@@ -313,7 +331,10 @@ impl EventFile {
         };
         let meant = |miss: &&NearMiss| {
             missing(miss.word)
-                && miss.if_there.as_ref().is_none_or(|paths| paths.iter().any(|path| is_there(path)))
+                && miss
+                    .if_there
+                    .as_ref()
+                    .is_none_or(|paths| paths.iter().any(|path| is_there(path)))
         };
         let NearMiss { key, word, .. } = self.near_misses.iter().find(meant)?;
         Some(format!("did you mean {word:?}? There is a value {key:?} and no {word:?}"))
@@ -343,18 +364,19 @@ pub enum Parsed {
     TooBig(String),
 }
 
-/// Reads the content of an event file or of `insights.json`, within the limits that jobs have by default.
+/// Reads the content of an event file or of `insights.json`, within the limits that jobs have by
+/// default.
 pub fn parse(content: &[u8]) -> Parsed {
     parse_within(content, &Limits::default())
 }
 
 /// Reads the content of an event file or of `insights.json`.
 ///
-/// A complete array or object cannot be the prefix of a longer one, so [`Parsed::Complete`] is never
-/// early; a number can (`4` of `42`), but no scalar is a document.
+/// A complete array or object cannot be the prefix of a longer one, so [`Parsed::Complete`] is
+/// never early; a number can (`4` of `42`), but no scalar is a document.
 ///
-/// Never makes a tree of the whole: a file of 16 MiB can hold millions of values, which would take a gigabyte. What is
-/// not a string is kept to the letter, so that no digit of a number is lost.
+/// Never makes a tree of the whole: a file of 16 MiB can hold millions of values, which would take
+/// a gigabyte. What is not a string is kept to the letter, so that no digit of a number is lost.
 pub fn parse_within(content: &[u8], limits: &Limits) -> Parsed {
     // Programs of Windows put a byte order mark before UTF-8.
     let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
@@ -405,7 +427,9 @@ impl Reading<'_> {
             }
             // `{"eventType": "frame", ...}`
             Some(b'{') => each(text, |key, value| self.take(key, value)),
-            _ => Err(Wrong::Form("a JSON array of key-value pairs or a JSON object is needed".into())),
+            _ => Err(Wrong::Form(
+                "a JSON array of key-value pairs or a JSON object is needed".into(),
+            )),
         }
     }
 
@@ -426,12 +450,16 @@ impl Reading<'_> {
             }
             ("files", None) if value.starts_with('[') => each(value, |_, name| {
                 if !name.starts_with('"') {
-                    return Err(Wrong::Form("\"files\" holds something that is not a string".into()));
+                    return Err(Wrong::Form(
+                        "\"files\" holds something that is not a string".into(),
+                    ));
                 }
                 self.name(string(name)?)
             })?,
             ("files", None) => {
-                return Err(Wrong::Form("\"files\" is neither a string nor an array of strings".into()));
+                return Err(Wrong::Form(
+                    "\"files\" is neither a string nor an array of strings".into(),
+                ));
             }
             (_, Some(value)) => self.value(key, value)?,
             (_, None) => {
@@ -444,7 +472,10 @@ impl Reading<'_> {
 
     fn name(&mut self, name: String) -> Result<(), Wrong> {
         if self.file.files.len() as u64 >= self.limits.event_files {
-            return Err(Wrong::Size(format!("an event may name {} files", self.limits.event_files)));
+            return Err(Wrong::Size(format!(
+                "an event may name {} files",
+                self.limits.event_files
+            )));
         }
         self.file.files.push(name);
         Ok(())
@@ -452,7 +483,10 @@ impl Reading<'_> {
 
     fn value(&mut self, key: String, value: String) -> Result<(), Wrong> {
         if self.file.data.len() as u64 >= self.limits.event_values {
-            return Err(Wrong::Size(format!("an event may have {} values", self.limits.event_values)));
+            return Err(Wrong::Size(format!(
+                "an event may have {} values",
+                self.limits.event_values
+            )));
         }
         self.value_bytes += (key.len() + value.len()) as u64;
         if self.value_bytes > self.limits.event_value_bytes {
@@ -469,7 +503,9 @@ impl Reading<'_> {
 /// One of older Ion's pairs: its key, and the text of its value.
 fn pair(index: usize, element: &str) -> Result<(String, &str), Wrong> {
     if !element.starts_with('{') {
-        return Err(Wrong::Form(format!("element {index} is not an object with \"key\" and \"value\"")));
+        return Err(Wrong::Form(format!(
+            "element {index} is not an object with \"key\" and \"value\""
+        )));
     }
     let (mut key, mut value) = (None, None);
     each(element, |name, text| {
@@ -482,17 +518,25 @@ fn pair(index: usize, element: &str) -> Result<(String, &str), Wrong> {
     })?;
     let key = key.filter(|text| text.starts_with('"'));
     let key =
-        string(key.ok_or_else(|| Wrong::Form(format!("element {index} has no \"key\" that is a string")))?)?;
+        string(key.ok_or_else(|| {
+            Wrong::Form(format!("element {index} has no \"key\" that is a string"))
+        })?)?;
     match value {
         Some(value) => Ok((key, value)),
         None => Err(Wrong::Form(format!("element {index} ({}) has no \"value\"", quote(&key)))),
     }
 }
 
-/// Gives the members of an object with their names, or the elements of an array with empty ones, each as its text.
-fn each<'t>(text: &'t str, mut take: impl FnMut(String, &'t str) -> Result<(), Wrong>) -> Result<(), Wrong> {
+/// Gives the members of an object with their names, or the elements of an array with empty ones,
+/// each as its text.
+fn each<'t>(
+    text: &'t str,
+    mut take: impl FnMut(String, &'t str) -> Result<(), Wrong>,
+) -> Result<(), Wrong> {
     let mut wrong = None;
-    let take = |name, value: &'t RawValue| take(name, value.get()).map_err(|why| wrong = Some(why)).is_ok();
+    let take = |name, value: &'t RawValue| {
+        take(name, value.get()).map_err(|why| wrong = Some(why)).is_ok()
+    };
     let read = serde_json::Deserializer::from_str(text).deserialize_any(Each(take));
     match (wrong, read) {
         (Some(wrong), _) => Err(wrong),
@@ -560,13 +604,14 @@ fn nested_sensibly(value: &str) -> Result<(), Wrong> {
     Ok(())
 }
 
-/// A path below `out/data` as an event file may name it, cleaned of `./` and doubled slashes; none if it
-/// is absolute, empty, climbs with `..` or holds a zero byte.
+/// A path below `out/data` as an event file may name it, cleaned of `./` and doubled slashes; none
+/// if it is absolute, empty, climbs with `..` or holds a zero byte.
 pub fn clean_path(path: &str) -> Option<String> {
     if path.starts_with('/') || path.contains('\0') {
         return None;
     }
-    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    let parts: Vec<&str> =
+        path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     (!parts.is_empty() && !parts.contains(&"..")).then(|| parts.join("/"))
 }
 
@@ -575,14 +620,15 @@ pub fn is_event_draft(name: &str) -> bool {
     is_draft(name) || is_doubtful_draft(name)
 }
 
-/// Whether a name in `out/events` is a draft by its form alone, which may be meant as an event's name too. Such a file that
-/// is a whole event when its job ends was not meant as a draft.
+/// Whether a name in `out/events` is a draft by its form alone, which may be meant as an event's
+/// name too. Such a file that is a whole event when its job ends was not meant as a draft.
 ///
-/// Python's `tempfile` makes `tmp` and eight small letters, digits or `_`; many programs put a number behind the name that
-/// they will rename the file to: `made.json.4711`.
+/// Python's `tempfile` makes `tmp` and eight small letters, digits or `_`; many programs put a
+/// number behind the name that they will rename the file to: `made.json.4711`.
 pub fn is_doubtful_draft(name: &str) -> bool {
     let pythons_own = |rest: &str| {
-        rest.len() == 8 && rest.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        rest.len() == 8
+            && rest.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
     };
     let numbered = |(stem, number): (&str, &str)| {
         !stem.is_empty() && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
@@ -594,19 +640,23 @@ pub fn is_doubtful_draft(name: &str) -> bool {
 pub const WHOLE_DRAFT: &str = "it is a whole event under the name of a draft (`tmp` and 8 letters, or a number at its end), so \
                                nothing was published; rename it, or give it another name";
 
-/// Whether a name is that of a file which will be renamed. `sed -i` writes its result to a file beside it, `sed` and six
-/// letters or digits, and renames that, so such a name is a draft too.
+/// Whether a name is that of a file which will be renamed. `sed -i` writes its result to a file
+/// beside it, `sed` and six letters or digits, and renames that, so such a name is a draft too.
 pub fn is_draft(name: &str) -> bool {
-    let seds_own =
-        name.len() == 9 && name.starts_with("sed") && name.bytes().all(|b| b.is_ascii_alphanumeric());
-    seds_own || name.starts_with('.') || [".tmp", ".part", ".swp", "~"].iter().any(|end| name.ends_with(end))
+    let seds_own = name.len() == 9
+        && name.starts_with("sed")
+        && name.bytes().all(|b| b.is_ascii_alphanumeric());
+    seds_own
+        || name.starts_with('.')
+        || [".tmp", ".part", ".swp", "~"].iter().any(|end| name.ends_with(end))
 }
 
-/// Bytes of an event type. AMQP's routing keys and file names have 255; the rest is for what stands beside it.
+/// Bytes of an event type. AMQP's routing keys and file names have 255; the rest is for what stands
+/// beside it.
 pub const TYPE_BYTES_MAX: usize = 200;
 
-/// Whether a text can be an event type: it is a routing key, part of names and paths. At most [`TYPE_BYTES_MAX`] bytes
-/// of letters, digits, `.`, `_` and `-`, beginning with a letter or digit.
+/// Whether a text can be an event type: it is a routing key, part of names and paths. At most
+/// [`TYPE_BYTES_MAX`] bytes of letters, digits, `.`, `_` and `-`, beginning with a letter or digit.
 pub fn is_event_type(text: &str) -> bool {
     text.len() <= TYPE_BYTES_MAX
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -640,18 +690,26 @@ mod tests {
     #[test]
     fn a_near_miss_of_a_reserved_word_is_a_slip_and_an_honest_value_is_none() {
         let slip = |text: &str| {
-            let Parsed::Complete(file) = parse(text.as_bytes()) else { panic!("not complete: {text}") };
+            let Parsed::Complete(file) = parse(text.as_bytes()) else {
+                panic!("not complete: {text}")
+            };
             file.slip(|path| path == "a.png")
         };
         for key in ["Files", "FILES", "file_s", "fi-les", "File", "file"] {
             let said = format!("did you mean \"files\"? There is a value {key:?} and no \"files\"");
-            assert_eq!(slip(&format!(r#"{{"eventType": "t", "{key}": ["x"]}}"#)), Some(said.clone()));
-            let pairs =
-                format!(r#"[{{"key":"eventType","value":"t"}},{{"key":"{key}","value":"b.png, a.png"}}]"#);
+            assert_eq!(
+                slip(&format!(r#"{{"eventType": "t", "{key}": ["x"]}}"#)),
+                Some(said.clone())
+            );
+            let pairs = format!(
+                r#"[{{"key":"eventType","value":"t"}},{{"key":"{key}","value":"b.png, a.png"}}]"#
+            );
             assert_eq!(slip(&pairs), Some(said));
         }
         for key in ["EventType", "event_type", "eventtype", "event-type"] {
-            let said = format!("did you mean \"eventType\"? There is a value {key:?} and no \"eventType\"");
+            let said = format!(
+                "did you mean \"eventType\"? There is a value {key:?} and no \"eventType\""
+            );
             assert_eq!(slip(&format!(r#"{{"{key}": "t"}}"#)), Some(said));
         }
         for honest in [
@@ -670,9 +728,16 @@ mod tests {
         for draft in ["tmpa1_b2c3d", ".x", "x~", "x.tmp", "sedAb12Cd", "made.json.4711", "made.1"] {
             assert!(is_event_draft(draft), "{draft}");
         }
-        for event in
-            ["tmp", "tmpa1_b2c3", "tmpA1_b2c3d", "tmpa1_b2c3d.json", "made.json", "made.v1", "made1", "4711"]
-        {
+        for event in [
+            "tmp",
+            "tmpa1_b2c3",
+            "tmpA1_b2c3d",
+            "tmpa1_b2c3d.json",
+            "made.json",
+            "made.v1",
+            "made1",
+            "4711",
+        ] {
             assert!(!is_event_draft(event), "{event}");
         }
         assert!(!is_draft("frame.0001"), "the files of out/data are uploaded as before");
@@ -680,7 +745,8 @@ mod tests {
 
     #[test]
     fn every_proper_prefix_of_a_document_is_incomplete() {
-        let document = br#"  {"eventType": "frame", "files": ["a\u00e9.png"], "n": [1, {"x": null}]}"#;
+        let document =
+            br#"  {"eventType": "frame", "files": ["a\u00e9.png"], "n": [1, {"x": null}]}"#;
         for end in 0..document.len() {
             assert!(
                 matches!(parse(&document[..end]), Parsed::Empty | Parsed::Incomplete),
@@ -722,12 +788,16 @@ mod tests {
 
     #[test]
     fn each_limit_of_an_event_is_told_apart_from_a_mistake() {
-        let limits = Limits { event_values: 2, event_value_bytes: 10, event_files: 1, ..Limits::default() };
+        let limits =
+            Limits { event_values: 2, event_value_bytes: 10, event_files: 1, ..Limits::default() };
         let over = |text: &str| match parse_within(text.as_bytes(), &limits) {
             Parsed::TooBig(reason) => reason,
             other => panic!("{other:?}"),
         };
-        assert!(matches!(parse_within(br#"{"a":1,"b":2,"files":"x"}"#, &limits), Parsed::Complete(_)));
+        assert!(matches!(
+            parse_within(br#"{"a":1,"b":2,"files":"x"}"#, &limits),
+            Parsed::Complete(_)
+        ));
         assert_eq!(over(r#"{"a":1,"b":2,"c":3}"#), "an event may have 2 values");
         assert_eq!(over(r#"[{"key":"files","value":"x,y"}]"#), "an event may name 1 files");
         assert!(over(r#"{"abc":"12345678"}"#).contains("may take 10 bytes"));

@@ -1,8 +1,8 @@
 //! What Ion's documents, messages and files say: plain data, and how it is read and written.
 //!
-//! Every other crate of Ion stands on this one. It knows ids, times, events, jobs' records, limits and
-//! checksums. It must not know a store, a file, a thread or the kernel: nothing in here does I/O, apart
-//! from reading the clock.
+//! Every other crate of Ion stands on this one. It knows ids, times, events, jobs' records, limits
+//! and checksums. It must not know a store, a file, a thread or the kernel: nothing in here does
+//! I/O, apart from reading the clock.
 //!
 //! Begin with [`event`]: an event is what modules exchange. [`record`] has the other documents.
 

@@ -73,18 +73,20 @@ pub enum AttemptEnd {
     Succeeded,
     /// Another exit status, a signal, a rejected event, or it could not start this time.
     Failed,
-    /// It cannot start, however often it is tried: its program is not there or is none. No other attempt follows.
+    /// It cannot start, however often it is tried: its program is not there or is none. No other
+    /// attempt follows.
     CannotRun,
     /// Over the module's timeout.
     TimedOut,
-    /// Its dispatcher died or lost its lease. Counts against `LOST_MAX`, not against the module's retries.
+    /// Its dispatcher died or lost its lease. Counts against `LOST_MAX`, not against the module's
+    /// retries.
     Lost,
     /// Its dispatcher was shut down. Does not count against the retries.
     Released,
     /// Cancelled by a person.
     Cancelled,
-    /// Its machine had no room for it: a full disk, no descriptor left. Counts as [`AttemptEnd::Lost`] does, and is waited
-    /// after as after a failure.
+    /// Its machine had no room for it: a full disk, no descriptor left. Counts as
+    /// [`AttemptEnd::Lost`] does, and is waited after as after a failure.
     NoRoom,
 }
 
@@ -127,7 +129,8 @@ pub struct Attempt {
     /// The blob that holds its output (stdout and stderr).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<FileEntry>,
-    /// How many bytes shorter that is than what was written: of a log that is too long the middle is left out.
+    /// How many bytes shorter that is than what was written: of a log that is too long the middle
+    /// is left out.
     #[serde(default, skip_serializing_if = "is_nothing")]
     pub log_left_out: u64,
     /// Its reads that Ion could not answer; with any of them it failed.
@@ -271,7 +274,8 @@ pub struct OpenJob {
     pub state: Option<JobState>,
 }
 
-/// What a gathering job has run without: jobs below its event that were cancelled, or dead, when it began.
+/// What a gathering job has run without: jobs below its event that were cancelled, or dead, when it
+/// began.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Without {
     /// The first [`NAMED_MAX`] of them.
@@ -346,10 +350,11 @@ pub struct JobRecord {
     /// Who runs the attempt: a dispatcher's id. None when nobody does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<String>,
-    /// When `term` is over, by the clock of who wrote it: what jobs are sorted by. Another host's clock may differ.
+    /// When `term` is over, by the clock of who wrote it: what jobs are sorted by. Another host's
+    /// clock may differ.
     pub due: Millis,
-    /// How long this state stands unless it is written again: the lease of an active job, the wait of a queued one before
-    /// it may start. 0: none.
+    /// How long this state stands unless it is written again: the lease of an active job, the wait
+    /// of a queued one before it may start. 0: none.
     #[serde(default)]
     pub term: Millis,
     /// When it was claimed first.
@@ -360,7 +365,8 @@ pub struct JobRecord {
     /// A person asked for it to be stopped.
     #[serde(default)]
     pub cancel: bool,
-    /// The bus has still to be told of its end: of the events it staged (`commit: on-success`), or that it is dead.
+    /// The bus has still to be told of its end: of the events it staged (`commit: on-success`), or
+    /// that it is dead.
     #[serde(default)]
     pub outbox: bool,
     /// Attempts that ended in a way that counts against the module's retries.
@@ -478,7 +484,8 @@ pub struct StoredLog {
     pub left_out: u64,
 }
 
-/// The beginning of the keys of a correlation's logs: beside its files, so that these alone can be browsed.
+/// The beginning of the keys of a correlation's logs: beside its files, so that these alone can be
+/// browsed.
 pub fn logs_below(correlation: &CorrelationId) -> String {
     format!("logs/{correlation}")
 }

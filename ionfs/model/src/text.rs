@@ -1,18 +1,20 @@
 //! Texts that others wrote, in what Ion itself says.
 //!
-//! A module, a request or a message chooses names, types and values freely. Ion quotes them in logs, reasons, records,
-//! tables and errors: a long one is cut, so that nobody fills a log or a document with one name, and what a terminal
-//! would obey is shown instead, so that nobody forges a line.
+//! A module, a request or a message chooses names, types and values freely. Ion quotes them in
+//! logs, reasons, records, tables and errors: a long one is cut, so that nobody fills a log or a
+//! document with one name, and what a terminal would obey is shown instead, so that nobody forges a
+//! line.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
-/// Bytes of a name, a type or a value that a sentence quotes. Longer ones hide the rest of the sentence; shorter cuts
-/// would hit names that files really have (255 bytes are allowed, most have fewer than 100). Event types have as many.
+/// Bytes of a name, a type or a value that a sentence quotes. Longer ones hide the rest of the
+/// sentence; shorter cuts would hit names that files really have (255 bytes are allowed, most have
+/// fewer than 100). Event types have as many.
 pub const QUOTE_MAX: usize = 200;
 
-/// Bytes of a whole reason, as job records, dead letters and answers keep it. A sentence with several quotes fits; the
-/// headers of an AMQP message, whose frames may have 4 KiB, hold it too.
+/// Bytes of a whole reason, as job records, dead letters and answers keep it. A sentence with
+/// several quotes fits; the headers of an AMQP message, whose frames may have 4 KiB, hold it too.
 pub const REASON_MAX: usize = 2000;
 
 /// At most so many bytes of the text, up to the end of a character.
@@ -46,7 +48,11 @@ pub fn ending(all: u64, end: &[u8]) -> String {
     }
     // Not from the middle of a character on.
     let begun = end.iter().take(3).take_while(|byte| **byte & 0xc0 == 0x80).count();
-    format!("({} bytes before) ...{}", before + begun as u64, String::from_utf8_lossy(&end[begun..]))
+    format!(
+        "({} bytes before) ...{}",
+        before + begun as u64,
+        String::from_utf8_lossy(&end[begun..])
+    )
 }
 
 /// Shows a name, a type or a value in quotes: escaped, and cut after [`QUOTE_MAX`] bytes.
@@ -68,8 +74,9 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-/// Whether a terminal or a reader of lines would obey this character instead of showing it: control characters, line
-/// separators, and those that turn the direction of writing or take no room at all.
+/// Whether a terminal or a reader of lines would obey this character instead of showing it: control
+/// characters, line separators, and those that turn the direction of writing or take no room at
+/// all.
 pub fn is_obeyed(c: char) -> bool {
     c.is_control()
         || matches!(
@@ -79,7 +86,8 @@ pub fn is_obeyed(c: char) -> bool {
         )
 }
 
-/// The text in one line: each character that would be obeyed stands as its escape, `\n` or `\u{1b}`.
+/// The text in one line: each character that would be obeyed stands as its escape, `\n` or
+/// `\u{1b}`.
 pub fn visible(text: &str) -> Cow<'_, str> {
     visible_but(text, |_| false)
 }
@@ -100,8 +108,8 @@ pub fn visible_but(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Writes a value as a field of a log has it: in one line, cut after [`REASON_MAX`] bytes. Memory stays small however
-/// much the value says.
+/// Writes a value as a field of a log has it: in one line, cut after [`REASON_MAX`] bytes. Memory
+/// stays small however much the value says.
 pub fn write_field(out: &mut dyn fmt::Write, value: &dyn fmt::Debug) -> fmt::Result {
     let mut field = Field { out, left: REASON_MAX, more: 0 };
     write!(field, "{value:?}")?;
@@ -153,7 +161,10 @@ mod tests {
             visible("plain, é, 日本, e\u{301} and \u{1f469}\u{200d}\u{1f52c}"),
             "plain, é, 日本, e\u{301} and \u{1f469}\u{200d}\u{1f52c}"
         );
-        assert_eq!(visible("a\nb\r\tc\u{1b}[2J\u{7f}\u{9b}1m"), r"a\nb\r\tc\u{1b}[2J\u{7f}\u{9b}1m");
+        assert_eq!(
+            visible("a\nb\r\tc\u{1b}[2J\u{7f}\u{9b}1m"),
+            r"a\nb\r\tc\u{1b}[2J\u{7f}\u{9b}1m"
+        );
         assert_eq!(visible("\u{202e}txt\u{2028}\u{feff}"), r"\u{202e}txt\u{2028}\u{feff}");
         assert_eq!(visible_but("a\tb\n", |c| c == '\t'), "a\tb\\n");
     }
@@ -161,7 +172,8 @@ mod tests {
     #[test]
     fn a_field_of_a_log_is_one_short_line() {
         let mut line = String::new();
-        write_field(&mut line, &format_args!("{}\nforged {}", "é".repeat(2000), "z".repeat(2000))).unwrap();
+        write_field(&mut line, &format_args!("{}\nforged {}", "é".repeat(2000), "z".repeat(2000)))
+            .unwrap();
         assert!(!line.contains('\n') && line.len() < REASON_MAX + 50, "{line}");
         assert!(line.ends_with("(4008 more bytes)"), "{line}");
     }

@@ -1,8 +1,10 @@
-//! Where an event's files are, for modules that ask for addresses: older ones, which find them among their values.
+//! Where an event's files are, for modules that ask for addresses: older ones, which find them
+//! among their values.
 //!
-//! `ion://<event>/<path>` names a file of an event and says nothing of the store: the gateway serves it as
-//! `/events/<event>/data/<path>`, and the module itself has it as `in/data/<path>`. A signed URL can be given to any HTTP
-//! client; whoever has one may read that file, so it stands in the job's own tree only, never in a document or a log.
+//! `ion://<event>/<path>` names a file of an event and says nothing of the store: the gateway
+//! serves it as `/events/<event>/data/<path>`, and the module itself has it as `in/data/<path>`. A
+//! signed URL can be given to any HTTP client; whoever has one may read that file, so it stands in
+//! the job's own tree only, never in a document or a log.
 
 use std::time::Duration;
 
@@ -12,8 +14,8 @@ use ion_model::id::EventId;
 use ion_stores::{DataPlane, StoreError};
 use serde::{Deserialize, Serialize};
 
-/// How long a signed URL can be read from: longer than most jobs take, shorter than the seven days after which S3 refuses.
-/// Each attempt has its own.
+/// How long a signed URL can be read from: longer than most jobs take, shorter than the seven days
+/// after which S3 refuses. Each attempt has its own.
 const SIGNED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// URLs signed at a time. Most stores sign without asking anybody; Google's may have to be asked.
@@ -47,8 +49,8 @@ impl FileUrls {
     }
 }
 
-/// The addresses of an event's files, each under the name by which the module finds it below `in/data`: the file's own,
-/// after `below`.
+/// The addresses of an event's files, each under the name by which the module finds it below
+/// `in/data`: the file's own, after `below`.
 ///
 /// # Errors
 /// When the store cannot sign a URL.
@@ -63,7 +65,8 @@ pub async fn addresses(
         return Ok(vec![]);
     }
     let address = |file: &FileEntry| {
-        let (name, own, key) = (format!("{below}{}", file.name), ion(event, &file.name), file.key.clone());
+        let (name, own, key) =
+            (format!("{below}{}", file.name), ion(event, &file.name), file.key.clone());
         async move {
             let signed = match urls {
                 FileUrls::Signed => plane.blobs.signed_url(&key, SIGNED_FOR).await?,

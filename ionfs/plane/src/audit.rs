@@ -68,8 +68,8 @@ pub enum Repair {
     Safe,
 }
 
-/// How long a suspect is watched before it is a finding: whoever should move it has had more than his time. What was
-/// written by a clock that differs is seen to move.
+/// How long a suspect is watched before it is a finding: whoever should move it has had more than
+/// his time. What was written by a clock that differs is seen to move.
 const WATCHED: Duration = relay::GRACE.saturating_add(Duration::from_secs(5));
 
 /// Suspects that are watched together.
@@ -107,7 +107,8 @@ pub async fn check(plane: &DataPlane, depth: Depth, repair: Repair) -> Result<Re
             match decode::<LogRecord>(Collection::Events, document) {
                 // An empty one has no blob.
                 Ok(log) if log.logs.size > 0 => {
-                    examine(plane, &format!("log {}", log.id), &log.logs, depth, &mut report).await?;
+                    examine(plane, &format!("log {}", log.id), &log.logs, depth, &mut report)
+                        .await?;
                 }
                 Ok(_) => {}
                 Err(error) => report.found(chain(&error)),
@@ -133,7 +134,9 @@ async fn check_event(
                 examine(plane, &what, file, depth, report).await?;
             }
         }
-        Err(error) => report.found(format!("{what}: its list of files cannot be read: {}", chain(&error))),
+        Err(error) => {
+            report.found(format!("{what}: its list of files cannot be read: {}", chain(&error)))
+        }
     }
     if event.publication == Publication::Staged && is_lost(plane, event).await? {
         report.found(format!("{what} was staged by an attempt that succeeded, and is not visible"));
@@ -141,7 +144,8 @@ async fn check_event(
     Ok(())
 }
 
-/// Whether a staged event is of an attempt whose job succeeded and has nothing left to tell: nobody would reveal it.
+/// Whether a staged event is of an attempt whose job succeeded and has nothing left to tell: nobody
+/// would reveal it.
 async fn is_lost(plane: &DataPlane, event: &Event) -> Result<bool, StoreError> {
     let Some(job_id) = &event.job_id else { return Ok(true) };
     let job = plane.documents.get_as::<JobRecord>(Collection::Jobs, job_id.as_str()).await?;
@@ -167,9 +171,9 @@ async fn watch_out(
     let relay = Relay::new(plane.clone(), Duration::ZERO);
     for before in suspects {
         let now = plane.documents.get_as::<Event>(Collection::Events, before.id.as_str()).await?;
-        let Some(event) = now
-            .filter(|now| now.publication == Publication::Unpublished && now.publisher == before.publisher)
-        else {
+        let Some(event) = now.filter(|now| {
+            now.publication == Publication::Unpublished && now.publisher == before.publisher
+        }) else {
             continue;
         };
         let what = format!(
@@ -212,8 +216,10 @@ async fn examine(
     }
     let block = file.checksums.block.max(1);
     for index in 0..file.size.div_ceil(block) {
-        let bytes =
-            plane.blobs.get_range(&file.key, index * block..((index + 1) * block).min(file.size)).await?;
+        let bytes = plane
+            .blobs
+            .get_range(&file.key, index * block..((index + 1) * block).min(file.size))
+            .await?;
         report.bytes_read += bytes.len() as u64;
         if !file.checksums.agrees(index, &bytes) {
             report.found(format!(

@@ -1,13 +1,14 @@
-//! Blobs on this node: blocks in memory and on the local disk, fetched when first read and compared with their checksums
-//! before anybody sees them.
+//! Blobs on this node: blocks in memory and on the local disk, fetched when first read and compared
+//! with their checksums before anybody sees them.
 //!
-//! A blob is immutable, so a block needs no coherence: it is right or it is not. The bytes of a blob lie in the store's own
-//! local file (nothing is copied), in a file of the node's cache folder that fills as blocks arrive and outlives the
-//! daemon, or, while the job runs that made it, in that job's staging folder. A blob of which every block was compared is
-//! *whole*: the kernel may read its file directly.
+//! A blob is immutable, so a block needs no coherence: it is right or it is not. The bytes of a
+//! blob lie in the store's own local file (nothing is copied), in a file of the node's cache folder
+//! that fills as blocks arrive and outlives the daemon, or, while the job runs that made it, in
+//! that job's staging folder. A blob of which every block was compared is *whole*: the kernel may
+//! read its file directly.
 //!
-//! Reads go through memory, block by block. One fetch a block however many readers wait for it; one budget for all blocks in
-//! memory, however many files are open.
+//! Reads go through memory, block by block. One fetch a block however many readers wait for it; one
+//! budget for all blocks in memory, however many files are open.
 
 mod ahead;
 mod blob;
@@ -34,7 +35,8 @@ use self::buffer::Buffers;
 use self::disk::Disk;
 use self::memory::Memory;
 
-/// Requests to the store under way at a time: enough for a remote one, and few enough for its rate limits.
+/// Requests to the store under way at a time: enough for a remote one, and few enough for its rate
+/// limits.
 const FETCHES_MAX: usize = 32;
 
 /// Bytes of a block that is not taken for nonsense: each is in memory as a whole.
@@ -86,21 +88,22 @@ pub struct CacheLimits {
     pub disk_bytes: u64,
     /// Bytes of blocks in memory. Default: see [`default_memory`].
     pub memory_bytes: u64,
-    /// Blobs kept open that nobody reads. Default 2,048, and at most a quarter of the descriptors this process may have:
-    /// each holds one. A blob that is opened again is compared again.
+    /// Blobs kept open that nobody reads. Default 2,048, and at most a quarter of the descriptors
+    /// this process may have: each holds one. A blob that is opened again is compared again.
     pub idle_max: usize,
 }
 
 impl Default for CacheLimits {
     fn default() -> Self {
         let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        let idle_max = descriptors.map_or(2048, |most| usize::try_from(most / 4).unwrap_or(2048).min(2048));
+        let idle_max =
+            descriptors.map_or(2048, |most| usize::try_from(most / 4).unwrap_or(2048).min(2048));
         Self { disk_bytes: 10 << 30, memory_bytes: default_memory(), idle_max }
     }
 }
 
-/// A 256th of the memory this process may use (its cgroup's limit, or the machine's memory), between 64 and 256 MiB:
-/// what two to eight streams read ahead at most.
+/// A 256th of the memory this process may use (its cgroup's limit, or the machine's memory),
+/// between 64 and 256 MiB: what two to eight streams read ahead at most.
 pub fn default_memory() -> u64 {
     let machine = rustix::system::sysinfo();
     let machine = machine.totalram as u64 * u64::from(machine.mem_unit.max(1));
@@ -110,7 +113,9 @@ pub fn default_memory() -> u64 {
         let mut parts = line.splitn(3, ':').skip(1);
         match (parts.next()?, parts.next()?) {
             ("", group) => number(&format!("/sys/fs/cgroup{group}/memory.max")),
-            ("memory", group) => number(&format!("/sys/fs/cgroup/memory{group}/memory.limit_in_bytes")),
+            ("memory", group) => {
+                number(&format!("/sys/fs/cgroup/memory{group}/memory.limit_in_bytes"))
+            }
             _ => None,
         }
     });
@@ -142,8 +147,8 @@ struct Open {
 }
 
 impl Open {
-    /// The blob of this entry. Another document may name the same key with other sums only if one of them lies: each is
-    /// held to its own.
+    /// The blob of this entry. Another document may name the same key with other sums only if one
+    /// of them lies: each is held to its own.
     fn find(&mut self, entry: &FileEntry) -> Option<&mut (u64, Arc<CachedBlob>)> {
         self.by_key.get_mut(&entry.key).filter(|(_, blob)| blob.is_of(entry))
     }
@@ -227,8 +232,8 @@ impl Cache {
         Ok(self.insert(&mut open, entry, place, file))
     }
 
-    /// A job of this node has made the blob; `file` is its staged file. Its next reader need not ask the store. Whether
-    /// [`Cache::settled`] is to be told when the job has ended.
+    /// A job of this node has made the blob; `file` is its staged file. Its next reader need not
+    /// ask the store. Whether [`Cache::settled`] is to be told when the job has ended.
     pub fn produced(&self, entry: &FileEntry, file: File) -> bool {
         if self.shared.blobs.open_local(&entry.key).is_some() {
             return false;
@@ -241,9 +246,11 @@ impl Cache {
         true
     }
 
-    /// The job that made the blob has ended. `file` is its staged file, if it still is what was named; the cache keeps it.
+    /// The job that made the blob has ended. `file` is its staged file, if it still is what was
+    /// named; the cache keeps it.
     pub fn settled(&self, entry: &FileEntry, file: Option<&File>) {
-        let kept = file.is_some_and(|file| self.shared.disk.adopt(&Disk::name(entry), file).is_ok());
+        let kept =
+            file.is_some_and(|file| self.shared.disk.adopt(&Disk::name(entry), file).is_ok());
         let mut open = self.shared.open();
         if let Some((_, blob)) = open.find(entry) {
             if kept {
@@ -261,13 +268,20 @@ impl Cache {
         self.shared.memory.taken()
     }
 
-    fn insert(&self, open: &mut Open, entry: &FileEntry, place: Place, file: File) -> Arc<CachedBlob> {
+    fn insert(
+        &self,
+        open: &mut Open,
+        entry: &FileEntry,
+        place: Place,
+        file: File,
+    ) -> Arc<CachedBlob> {
         let blob = Arc::new(CachedBlob::new(self.shared.clone(), entry, place, file));
         open.by_key.insert(entry.key.clone(), (open.clock, blob.clone()));
         let idle_max = self.shared.idle_max;
         if open.by_key.len() > idle_max {
             let idle = open.by_key.iter().filter(|(_, (_, blob))| Arc::strong_count(blob) == 1);
-            let mut idle: Vec<(u64, String)> = idle.map(|(key, (used, _))| (*used, key.clone())).collect();
+            let mut idle: Vec<(u64, String)> =
+                idle.map(|(key, (used, _))| (*used, key.clone())).collect();
             idle.sort_unstable();
             // Some at once, so that this is not done for every blob.
             for (_, key) in idle.iter().take((idle.len() + idle_max / 8).saturating_sub(idle_max)) {

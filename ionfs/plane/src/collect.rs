@@ -1,23 +1,27 @@
 //! `ion gc`: what nothing names goes.
 //!
 //! # How it works
-//! Blobs are listed, and looked at in parts of [`PART`]. For each part the jobs that are active are read, and then, page by
-//! page, the documents of each correlation that the part's keys begin with: what they name stays. All is read before
-//! anything of the part is removed, so what cannot be read whole removes nothing.
+//! Blobs are listed, and looked at in parts of [`PART`]. For each part the jobs that are active are
+//! read, and then, page by page, the documents of each correlation that the part's keys begin with:
+//! what they name stays. All is read before anything of the part is removed, so what cannot be read
+//! whole removes nothing.
 //!
 //! # Why it can never remove a blob that a running job is about to commit
-//! The blobs of a part are listed first, then the jobs that are active are read, then the documents. Take a listed blob that
-//! no document names in the end.
-//! - Its job is active when the jobs are read: the key holds the id of the job or of its event, so the blob stays.
-//! - The attempt that stored it has ended before: an ended attempt commits nothing, as every insert is guarded by the
-//!   ledger, so whatever names the blob was in before the documents were read. [`Pages`] give every document that is there
-//!   all the time and keeps its place, which is the moment of its commit: of an ended attempt's documents nothing changes
-//!   that moment.
-//! - A reference to an ancestor's blob: the ancestor's own document names it, in the same correlation.
+//! The blobs of a part are listed first, then the jobs that are active are read, then the
+//! documents. Take a listed blob that no document names in the end.
+//! - Its job is active when the jobs are read: the key holds the id of the job or of its event, so
+//!   the blob stays.
+//! - The attempt that stored it has ended before: an ended attempt commits nothing, as every insert
+//!   is guarded by the ledger, so whatever names the blob was in before the documents were read.
+//!   [`Pages`] give every document that is there all the time and keeps its place, which is the
+//!   moment of its commit: of an ended attempt's documents nothing changes that moment.
+//! - A reference to an ancestor's blob: the ancestor's own document names it, in the same
+//!   correlation.
 //!
-//! What has no job (the files of `ion event create`, before its one insert), and a write that a store carries out long
-//! after it stopped answering, is younger than the grace period. `commit/model.rs` explores `gc` beside all else, and
-//! `collect/model.rs` its pages beside commits whose clocks differ.
+//! What has no job (the files of `ion event create`, before its one insert), and a write that a
+//! store carries out long after it stopped answering, is younger than the grace period.
+//! `commit/model.rs` explores `gc` beside all else, and `collect/model.rs` its pages beside commits
+//! whose clocks differ.
 
 #[cfg(test)]
 mod model;
@@ -64,7 +68,11 @@ const PART: usize = 100_000;
 ///
 /// # Errors
 /// When a store cannot be read; of the part that was being looked at nothing is removed then.
-pub async fn collect(plane: &DataPlane, grace: Duration, how: Collect) -> Result<Collected, StoreError> {
+pub async fn collect(
+    plane: &DataPlane,
+    grace: Duration,
+    how: Collect,
+) -> Result<Collected, StoreError> {
     let before = clock::now() - millis(grace);
     let mut collected = Collected::default();
     let mut listing = plane.blobs.list("").await?.fuse();
@@ -101,21 +109,36 @@ async fn running(plane: &DataPlane) -> Result<HashSet<String>, StoreError> {
     for state in [JobState::Starting, JobState::Running] {
         let active = Query::equal(Collection::Jobs, vec![("state", json!(state))]).order_by("due");
         let active = plane.documents.find_as::<JobRecord>(active).await?;
-        running.extend(active.into_iter().flat_map(|job| [job.id.to_string(), job.event_id.to_string()]));
+        running.extend(
+            active.into_iter().flat_map(|job| [job.id.to_string(), job.event_id.to_string()]),
+        );
     }
     Ok(running)
 }
 
 /// Takes out of a part what some document names.
-async fn leave_out_named(plane: &DataPlane, part: &mut HashMap<String, BlobInfo>) -> Result<(), StoreError> {
-    let correlations: Option<Vec<Vec<&str>>> = part.keys().map(|key| correlations_of(key)).collect();
+async fn leave_out_named(
+    plane: &DataPlane,
+    part: &mut HashMap<String, BlobInfo>,
+) -> Result<(), StoreError> {
+    let correlations: Option<Vec<Vec<&str>>> =
+        part.keys().map(|key| correlations_of(key)).collect();
     let questions: Vec<Query> = match correlations {
         Some(correlations) => {
-            let of = |id| Query::equal(Collection::Events, vec![("context.correlationId", json!(id))]);
-            correlations.concat().into_iter().collect::<HashSet<&str>>().into_iter().map(of).collect()
+            let of =
+                |id| Query::equal(Collection::Events, vec![("context.correlationId", json!(id))]);
+            correlations
+                .concat()
+                .into_iter()
+                .collect::<HashSet<&str>>()
+                .into_iter()
+                .map(of)
+                .collect()
         }
         None => {
-            let of = |kind| Query::equal(Collection::Events, vec![("context.documentType", json!(kind))]);
+            let of = |kind| {
+                Query::equal(Collection::Events, vec![("context.documentType", json!(kind))])
+            };
             [DocumentType::EventMeta, DocumentType::ModuleLogs].map(of).into()
         }
     };
@@ -141,7 +164,8 @@ fn correlations_of(key: &str) -> Option<Vec<&str>> {
         [correlation, ..] => vec![*correlation],
         [] => vec![],
     };
-    // A store escapes other characters, and what it escapes or shortens has one that is not among these.
+    // A store escapes other characters, and what it escapes or shortens has one that is not among
+    // these.
     let plain = |name: &&str| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
     candidates.iter().all(plain).then_some(candidates)
 }

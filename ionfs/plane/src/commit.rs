@@ -1,7 +1,7 @@
 //! The commit of an event (DESIGN.md section 3): blobs, document, publish, mark.
 //!
-//! Knows nothing of the kernel: [`Committer`] is given the content of an event file and a [`Staging`] that
-//! answers for the files it names.
+//! Knows nothing of the kernel: [`Committer`] is given the content of an event file and a
+//! [`Staging`] that answers for the files it names.
 
 #[cfg(test)]
 mod model;
@@ -18,7 +18,8 @@ use futures_util::future::try_join_all;
 use ion_model::clock::{self, Millis};
 use ion_model::errors::chain;
 use ion_model::event::{
-    Context, DocumentType, Event, EventFile, FileEntry, KeyValue, Publication, TYPE_BYTES_MAX, is_event_type,
+    Context, DocumentType, Event, EventFile, FileEntry, KeyValue, Publication, TYPE_BYTES_MAX,
+    is_event_type,
 };
 use ion_model::id::{EventId, JobId};
 use ion_model::record::{CommitMode, InsightRecord, JobState};
@@ -41,23 +42,26 @@ pub use self::refusal::{Refusal, Rejection, TooDeep};
 use self::steps::{Answer, End, Step};
 use crate::upload::store_bytes;
 
-/// Files that a document lists itself; a longer list becomes a blob. Documents are limited to 2 MiB on Cosmos DB,
-/// and one entry takes about 300 bytes.
+/// Files that a document lists itself; a longer list becomes a blob. Documents are limited to 2 MiB
+/// on Cosmos DB, and one entry takes about 300 bytes.
 pub const LISTED_MAX: usize = 1000;
 
 /// Bytes of that list, for the same reason.
 const LIST_BYTES_MAX: usize = 256 << 10;
 
-/// How long a commit whose document is in waits for the bus before it leaves the publishing to the relay.
+/// How long a commit whose document is in waits for the bus before it leaves the publishing to the
+/// relay.
 const PUBLISH_WAIT: Duration = Duration::from_secs(5);
 
-/// The wait before stores that did not answer are asked again. Shorter hammers a store that is starting.
+/// The wait before stores that did not answer are asked again. Shorter hammers a store that is
+/// starting.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
 
 /// Times a commit begins anew because modules have been registered or removed meanwhile.
 pub(crate) const OUTDATED_MAX: u32 = 100;
 
-/// Tries of one commit: a store that takes most of a file and fails again and again is given up in the end.
+/// Tries of one commit: a store that takes most of a file and fails again and again is given up in
+/// the end.
 const TRIES_MAX: u32 = 200;
 
 /// What a job leaves in `events/published/<name>.json`: the event is committed.
@@ -85,9 +89,11 @@ pub struct Receipt {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fence {
-    /// This one holds its lease. An attempt that has ended is held by nobody, so it can commit no more.
+    /// This one holds its lease. An attempt that has ended is held by nobody, so it can commit no
+    /// more.
     HeldBy(Option<String>),
-    /// The attempt runs, whoever holds its lease: a pod goes on when its dispatcher has died and another adopts it.
+    /// The attempt runs, whoever holds its lease: a pod goes on when its dispatcher has died and
+    /// another adopts it.
     Running,
 }
 
@@ -169,9 +175,14 @@ pub struct Committer {
 }
 
 impl Committer {
-    /// For one attempt, in whose span this is called; its events stand at `depth`. `deadline` bounds each commit until its
-    /// document is durable: the time in which no byte moved.
-    pub fn new(plane: DataPlane, origin: Origin, depth: Result<u32, TooDeep>, deadline: Duration) -> Self {
+    /// For one attempt, in whose span this is called; its events stand at `depth`. `deadline`
+    /// bounds each commit until its document is durable: the time in which no byte moved.
+    pub fn new(
+        plane: DataPlane,
+        origin: Origin,
+        depth: Result<u32, TooDeep>,
+        deadline: Duration,
+    ) -> Self {
         Self { plane, origin, depth, deadline, span: Span::current(), telling: TaskTracker::new() }
     }
 
@@ -196,14 +207,17 @@ impl Committer {
     /// On-success jobs stop after step 2, with a staged document.
     ///
     /// # Guarantees
-    /// `Ok`: the event will be published exactly once in effect, whatever dies. `Err`: nothing was published. The
-    /// id depends on parent, module and name alone, so a repeated commit finds its own document.
+    /// `Ok`: the event will be published exactly once in effect, whatever dies. `Err`: nothing was
+    /// published. The id depends on parent, module and name alone, so a repeated commit finds its
+    /// own document.
     ///
     /// # After a crash
-    /// Before step 2 is done nothing happened but blobs that `gc` removes; after it the relay does 3 and 4.
+    /// Before step 2 is done nothing happened but blobs that `gc` removes; after it the relay does
+    /// 3 and 4.
     ///
     /// # Errors
-    /// A [`Refusal`]. After a time-out inside step 2 the document may be in: the next attempt finds it there.
+    /// A [`Refusal`]. After a time-out inside step 2 the document may be in: the next attempt finds
+    /// it there.
     pub async fn commit(
         &self,
         name: &str,
@@ -342,12 +356,13 @@ impl Committer {
             return Ok((files.to_vec(), None));
         }
         let key = staging.fresh_key(".ion-files.json");
-        let list = store_bytes(&*self.plane.blobs, key, "files.json".into(), Bytes::from(json)).await?;
+        let list =
+            store_bytes(&*self.plane.blobs, key, "files.json".into(), Bytes::from(json)).await?;
         Ok((Vec::new(), Some(list)))
     }
 
-    /// Steps 3 and 4; whether the bus was told. The mark is not waited for: without it the event is published once more,
-    /// which the ledger knows.
+    /// Steps 3 and 4; whether the bus was told. The mark is not waited for: without it the event is
+    /// published once more, which the ledger knows.
     async fn publish(&self, step: Step, event: Event) -> bool {
         let id = event.id.clone();
         let (told, hears) = oneshot::channel();
@@ -370,18 +385,22 @@ impl Committer {
         false
     }
 
-    /// The job has ended: waits until its documents say what became of them, as long as a publish may take.
+    /// The job has ended: waits until its documents say what became of them, as long as a publish
+    /// may take.
     pub async fn settled(&self) {
         self.telling.close();
         // What is not marked by then is the relay's.
         let _ = tokio::time::timeout(PUBLISH_WAIT, self.telling.wait()).await;
     }
 
-    /// Keeps the values of `insights.json`. The document's id is the job's, so closing the file again replaces it.
+    /// Keeps the values of `insights.json`. The document's id is the job's, so closing the file
+    /// again replaces it.
     pub async fn keep_insights(&self, data: Vec<KeyValue>) -> Result<(), Refusal> {
         let record = InsightRecord {
             id: InsightRecord::id(&self.origin.job_id),
-            context: self.origin.context(self.origin.parent.event_id.clone(), DocumentType::Insight),
+            context: self
+                .origin
+                .context(self.origin.parent.event_id.clone(), DocumentType::Insight),
             data,
             created: clock::now(),
             job_id: self.origin.job_id.clone(),
@@ -390,13 +409,15 @@ impl Committer {
         };
         let put = || async {
             let documents = &self.plane.documents;
-            Ok(documents.put(Collection::Events, encode(&record), Some(self.origin.guard())).await?)
+            Ok(documents
+                .put(Collection::Events, encode(&record), Some(self.origin.guard()))
+                .await?)
         };
         self.patiently(|| 0, put).await
     }
 
-    /// Repeats what the stores did not do, until they do it or nothing has moved for the deadline. Every step of a commit
-    /// may be repeated: it finds what an earlier try has done.
+    /// Repeats what the stores did not do, until they do it or nothing has moved for the deadline.
+    /// Every step of a commit may be repeated: it finds what an earlier try has done.
     async fn patiently<T, F: Future<Output = Result<T, Refusal>>>(
         &self,
         moved: impl Fn() -> u64,
@@ -445,10 +466,12 @@ pub async fn files_of(plane: &DataPlane, event: &Event) -> Result<Vec<FileEntry>
 /// Creates a first event, or one on behalf of a person: inserts and publishes it.
 ///
 /// # Errors
-/// [`Refusal::Differs`] when an event of that id is there with other content; the same content is `Ok`.
+/// [`Refusal::Differs`] when an event of that id is there with other content; the same content is
+/// `Ok`.
 pub async fn create_event(plane: &DataPlane, event: Event) -> Result<(), Refusal> {
     if let Some(marking) = append(plane, event, None).await? {
-        // A process that ends before it would leave the event to the relay, which would publish it once more.
+        // A process that ends before it would leave the event to the relay, which would publish it
+        // once more.
         let _ = marking.await;
     }
     Ok(())
@@ -467,13 +490,14 @@ pub async fn record_event(plane: &DataPlane, event: Event) -> Result<(), Refusal
     }
 }
 
-/// The same for an event that no event file describes, of a job for which `guard` must hold, after documents, and blobs that
-/// they name and that were [put soon](ion_stores::Blobs::put_soon). All is durable when this returns, and the bus was
-/// told if that could be done. Gives what became of the documents.
+/// The same for an event that no event file describes, of a job for which `guard` must hold, after
+/// documents, and blobs that they name and that were [put soon](ion_stores::Blobs::put_soon). All
+/// is durable when this returns, and the bus was told if that could be done. Gives what became of
+/// the documents.
 ///
 /// # Errors
-/// As [`create_event`]; [`Refusal::Fenced`] when the guard does not hold any more. Then documents may be there, and
-/// no event.
+/// As [`create_event`]; [`Refusal::Fenced`] when the guard does not hold any more. Then documents
+/// may be there, and no event.
 pub async fn append_event(
     plane: &DataPlane,
     blobs: Vec<(String, Bytes)>,
@@ -522,13 +546,14 @@ async fn append(
     Ok(Some(telling))
 }
 
-/// Nobody may be told of a commit whose document is not on the disk. Where documents and messages have one log, a
-/// message of ours that is there has taken it along; else this does it.
+/// Nobody may be told of a commit whose document is not on the disk. Where documents and messages
+/// have one log, a message of ours that is there has taken it along; else this does it.
 async fn seal(plane: &DataPlane) -> Result<(), Refusal> {
     if plane.one_log { Ok(plane.documents.seal().await?) } else { Ok(()) }
 }
 
-/// Step 2: the document goes in, or the one that is there says the same. Gives that document and the step that follows.
+/// Step 2: the document goes in, or the one that is there says the same. Gives that document and
+/// the step that follows.
 async fn insert(
     plane: &DataPlane,
     mut event: Event,
@@ -543,19 +568,27 @@ async fn insert(
     loop {
         let tried = match step {
             Step::Insert | Step::Replace(_) if outdated > OUTDATED_MAX => {
-                return Err(Refusal::Stores("modules are registered and removed again and again".into()));
+                return Err(Refusal::Stores(
+                    "modules are registered and removed again and again".into(),
+                ));
             }
             Step::Insert => {
                 let registered = plane.address(&mut event).await?;
                 found.clone_from(&event);
-                let guard = Some(guard.iter().cloned().fold(registered, |all, guard| guard.and(all)));
+                let guard =
+                    Some(guard.iter().cloned().fold(registered, |all, guard| guard.and(all)));
                 timed(plane, step, try_insert(plane, &event, files, guard, &mut found)).await
             }
             Step::Replace(attempt) => {
                 found.clone_from(&event);
-                let expect = vec![("publication", json!(Publication::Staged)), ("attempt", json!(attempt))];
-                let replaced =
-                    plane.documents.replace(Collection::Events, encode(&event), expect, guard.clone());
+                let expect =
+                    vec![("publication", json!(Publication::Staged)), ("attempt", json!(attempt))];
+                let replaced = plane.documents.replace(
+                    Collection::Events,
+                    encode(&event),
+                    expect,
+                    guard.clone(),
+                );
                 timed(plane, step, replaced).await.map(changed)
             }
             Step::End(End::Differs) => return Err(Refusal::Differs(event.id)),
@@ -597,8 +630,8 @@ async fn try_insert(
     }
 }
 
-/// Steps 3 and 4 of a commit, from the step that the one before has led to; any other is not ours to publish. Publishing
-/// twice is harmless: the ledger knows the job.
+/// Steps 3 and 4 of a commit, from the step that the one before has led to; any other is not ours
+/// to publish. Publishing twice is harmless: the ledger knows the job.
 pub(crate) async fn publish(
     plane: &DataPlane,
     mut event: Event,

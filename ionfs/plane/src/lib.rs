@@ -1,10 +1,10 @@
 //! The data plane: what Ion does with its stores.
 //!
-//! Reading: [`cache`] gives verified bytes of blobs. Writing: [`upload`] makes blobs of closed files,
-//! [`commit`] makes an event of them in four steps, and [`relay`] publishes what a dead process did not.
-//! Care: [`audit`] checks everything, [`collect`] removes what nobody names, [`probe`] says what a store
-//! lets us do. [`node`] is what all mounts of one daemon share.
-//! It must not know the kernel's calls, FUSE, modules or who runs jobs.
+//! Reading: [`cache`] gives verified bytes of blobs. Writing: [`upload`] makes blobs of closed
+//! files, [`commit`] makes an event of them in four steps, and [`relay`] publishes what a dead
+//! process did not. Care: [`audit`] checks everything, [`collect`] removes what nobody names,
+//! [`probe`] says what a store lets us do. [`node`] is what all mounts of one daemon share. It must
+//! not know the kernel's calls, FUSE, modules or who runs jobs.
 //!
 //! Begin with [`commit`]: its steps are Ion's promise.
 

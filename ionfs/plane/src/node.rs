@@ -1,4 +1,5 @@
-//! What all mounts of one daemon share: the stores, the cache, the counters, the folders and the deadlines.
+//! What all mounts of one daemon share: the stores, the cache, the counters, the folders and the
+//! deadlines.
 
 use std::fs::File;
 use std::io::Seek as _;
@@ -19,19 +20,20 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use crate::cache::{Cache, CacheLimits};
 use crate::upload::{UploadError, in_tries, store_file};
 
-/// Bytes of files that one daemon has under way to the store, in units of [`UPLOAD_UNIT`]: 32 small files at a time, so
-/// that a remote store is not idle between them, or three of many parts.
+/// Bytes of files that one daemon has under way to the store, in units of [`UPLOAD_UNIT`]: 32 small
+/// files at a time, so that a remote store is not idle between them, or three of many parts.
 const UPLOADS_MAX: usize = 32;
 
 /// Bytes of one of [`UPLOADS_MAX`]: what a small file takes of memory at most.
 const UPLOAD_UNIT: u64 = 4 << 20;
 
-/// Files of [`UPLOADS_MAX`] that are uploaded before an event names them. More take the disk and the processors from the
-/// module that goes on writing; what is left when it closes its event has all places.
+/// Files of [`UPLOADS_MAX`] that are uploaded before an event names them. More take the disk and
+/// the processors from the module that goes on writing; what is left when it closes its event has
+/// all places.
 const BACKGROUND_MAX: usize = 4;
 
-/// Files uploaded at the same time while they are still being written: beside [`UPLOADS_MAX`], as each may last as long
-/// as its job.
+/// Files uploaded at the same time while they are still being written: beside [`UPLOADS_MAX`], as
+/// each may last as long as its job.
 const EARLY_UPLOADS_MAX: usize = 2;
 
 /// How a daemon behaves.
@@ -42,9 +44,9 @@ pub struct NodeSettings {
     /// Whether the kernel may serve whole blobs by itself, where it can. Default true; off, the
     /// daemon answers every read: slower, and the same to see.
     pub passthrough: bool,
-    /// How long a close of an event file waits while nothing moves until the stores have made it durable. Default
-    /// 30 s: it outlasts a replica set's election and a store's restart; a dispatcher whose document store is away for
-    /// longer gives up its leases.
+    /// How long a close of an event file waits while nothing moves until the stores have made it
+    /// durable. Default 30 s: it outlasts a replica set's election and a store's restart; a
+    /// dispatcher whose document store is away for longer gives up its leases.
     pub commit_deadline: Duration,
     /// How long one read or listing may take. Default 30 s.
     pub read_deadline: Duration,
@@ -119,8 +121,9 @@ impl Node {
         self.uploads.acquire_many(units).await.expect("the semaphore is never closed")
     }
 
-    /// Stores an open file that nobody writes to any more, in its turn among all that is uploaded, and gives its entry under
-    /// `name`. From its beginning to its end, wherever it stands. `key` gives a key for each [try](in_tries).
+    /// Stores an open file that nobody writes to any more, in its turn among all that is uploaded,
+    /// and gives its entry under `name`. From its beginning to its end, wherever it stands. `key`
+    /// gives a key for each [try](in_tries).
     ///
     /// # Errors
     /// When it cannot be read, or the store does not take it.

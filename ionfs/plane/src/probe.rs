@@ -1,4 +1,5 @@
-//! Whether each store lets Ion do what it does: found out by doing it, with something of its own that it removes again.
+//! Whether each store lets Ion do what it does: found out by doing it, with something of its own
+//! that it removes again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +35,9 @@ pub struct Probed {
 /// Tries all three, and looks at the modules' queues.
 pub async fn probe(urls: &StoreUrls) -> Vec<Probed> {
     let documents = async { try_documents(&*open_documents(&urls.documents).await?).await };
-    let bus = async { try_bus(open_bus(&urls.bus, registered(urls).await.plane.as_deref()).await?).await };
+    let bus = async {
+        try_bus(open_bus(&urls.bus, registered(urls).await.plane.as_deref()).await?).await
+    };
     let (blobs, documents, bus, queues) = futures_util::join!(
         blobs(urls).boxed(),
         one("documents", &urls.documents, "insert, read, replace, find, delete", documents.boxed()),
@@ -78,14 +81,16 @@ async fn queues(urls: &StoreUrls) -> Option<Probed> {
     if registered.modules.is_empty() {
         return None;
     }
-    let look =
-        async { open_bus(&urls.bus, registered.plane.as_deref()).await?.inspect(&registered.modules).await };
+    let look = async {
+        open_bus(&urls.bus, registered.plane.as_deref()).await?.inspect(&registered.modules).await
+    };
     let outcome = match tokio::time::timeout(WAIT, look).await {
         // The bus itself says why.
         Ok(Err(_)) | Err(_) => return None,
         Ok(Ok(report)) if report == BusReport::default() => return None,
         Ok(Ok(report)) if report.complaints.is_empty() => {
-            let waiting = |queue: &QueueLength| format!("{} ({} waiting)", queue.module, queue.messages);
+            let waiting =
+                |queue: &QueueLength| format!("{} ({} waiting)", queue.module, queue.messages);
             Ok(report.queues.iter().map(waiting).collect::<Vec<_>>().join(", "))
         }
         Ok(Ok(report)) => Err(report.complaints.join("\n")),
@@ -126,7 +131,8 @@ async fn try_blobs(blobs: &dyn Blobs) -> Result<(), StoreError> {
     let body = stream::once(async { Ok("ion doctor".into()) }).boxed();
     blobs.put(&key, body).await?;
     let read = blobs.get_range(&key, 4..10).await?;
-    let listed = blobs.list(".ion-doctor").await?.try_filter(|blob| std::future::ready(blob.key == key));
+    let listed =
+        blobs.list(".ion-doctor").await?.try_filter(|blob| std::future::ready(blob.key == key));
     let listed = listed.try_collect::<Vec<_>>().await?.len();
     blobs.delete(&key).await?;
     if read == "doctor" && listed == 1 { Ok(()) } else { Err(disagrees("reading a blob")) }
@@ -186,8 +192,8 @@ async fn try_bus(bus: Arc<dyn Bus>) -> Result<(), StoreError> {
     }
 }
 
-/// What people do about the commonest reasons. Words of the stores' own errors; the first that fits. What a broker refuses
-/// says so itself.
+/// What people do about the commonest reasons. Words of the stores' own errors; the first that
+/// fits. What a broker refuses says so itself.
 const ADVICE: [(&[&str], &str); 7] = [
     (
         &["Connection refused", "connection refused"],
@@ -227,5 +233,8 @@ const ADVICE: [(&[&str], &str); 7] = [
 ];
 
 fn advice(reason: &str) -> Option<&'static str> {
-    ADVICE.iter().find(|(words, _)| words.iter().any(|word| reason.contains(word))).map(|(_, advice)| *advice)
+    ADVICE
+        .iter()
+        .find(|(words, _)| words.iter().any(|word| reason.contains(word)))
+        .map(|(_, advice)| *advice)
 }

@@ -1,8 +1,10 @@
-//! The outbox: tells the bus what was committed and not published, what on-success jobs staged, and who is dead.
+//! The outbox: tells the bus what was committed and not published, what on-success jobs staged, and
+//! who is dead.
 //!
-//! Any number of relays may run. What has stood in the outbox for a while was left there by a writer that died or could
-//! not reach the bus; one relay writes itself into the event's document and publishes it. If that relay dies too, the
-//! document has stood still for another while, and the next one takes it. Each step is idempotent all the same.
+//! Any number of relays may run. What has stood in the outbox for a while was left there by a
+//! writer that died or could not reach the bus; one relay writes itself into the event's document
+//! and publishes it. If that relay dies too, the document has stood still for another while, and
+//! the next one takes it. Each step is idempotent all the same.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -24,8 +26,8 @@ use uuid::Uuid;
 use crate::commit::steps::Step;
 use crate::commit::{OUTDATED_MAX, changed, publish, timed};
 
-/// How long what is committed is left to its own writer, and what a relay took on to that relay. Shorter makes relays
-/// publish what the writer is about to.
+/// How long what is committed is left to its own writer, and what a relay took on to that relay.
+/// Shorter makes relays publish what the writer is about to.
 pub const GRACE: Duration = Duration::from_secs(10);
 
 /// Events and jobs looked at in one round.
@@ -45,23 +47,28 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// A relay that leaves everything to its writer for `grace`; [`GRACE`] unless a test has no time.
+    /// A relay that leaves everything to its writer for `grace`; [`GRACE`] unless a test has no
+    /// time.
     pub fn new(plane: DataPlane, grace: Duration) -> Self {
         let id = Uuid::new_v4().simple().to_string();
         Self { plane, id, grace, events: Standing::default(), jobs: Standing::default() }
     }
 
-    /// Looks once and publishes what has stood still for the grace; gives how many events it published.
+    /// Looks once and publishes what has stood still for the grace; gives how many events it
+    /// published.
     ///
     /// # Errors
-    /// When a store failed. What could be done is done all the same: a queue that is broken must not hold up the events
-    /// of all others, so for the rest of the round only its type is left alone.
+    /// When a store failed. What could be done is done all the same: a queue that is broken must
+    /// not hold up the events of all others, so for the rest of the round only its type is left
+    /// alone.
     pub async fn round(&mut self) -> Result<usize, StoreError> {
         let mut published = 0;
-        let unpublished =
-            Query::equal(Collection::Events, vec![("publication", json!(Publication::Unpublished))])
-                .order_by("created")
-                .limit(BATCH);
+        let unpublished = Query::equal(
+            Collection::Events,
+            vec![("publication", json!(Publication::Unpublished))],
+        )
+        .order_by("created")
+        .limit(BATCH);
         // One that cannot be read must not hold up all others; `ion check` tells of it.
         let unpublished = self.plane.documents.find(unpublished).await?.into_iter();
         let unpublished: Vec<Event> = unpublished
@@ -134,10 +141,13 @@ impl Relay {
     async fn adopt_and_publish(&self, mut event: Event) -> Result<bool, StoreError> {
         let mut step = Step::Publish;
         if event.publisher.as_ref() != Some(&self.id) {
-            let expect =
-                vec![("publication", json!(Publication::Unpublished)), ("publisher", json!(event.publisher))];
+            let expect = vec![
+                ("publication", json!(Publication::Unpublished)),
+                ("publisher", json!(event.publisher)),
+            ];
             event.publisher = Some(self.id.clone());
-            let adopted = self.plane.documents.replace(Collection::Events, encode(&event), expect, None);
+            let adopted =
+                self.plane.documents.replace(Collection::Events, encode(&event), expect, None);
             let adopted = timed(&self.plane, Step::Adopt, adopted).await?;
             step = Step::Adopt.after(changed(adopted), event.attempt, CommitMode::OnClose);
             failpoint::reach("relay.adopted");
@@ -147,12 +157,13 @@ impl Relay {
     }
 }
 
-/// Tells the bus what a job's end has left to be told, and clears its outbox: publishes what a succeeded on-success
-/// job staged, buries the message of a dead one. Gives how many events it published.
+/// Tells the bus what a job's end has left to be told, and clears its outbox: publishes what a
+/// succeeded on-success job staged, buries the message of a dead one. Gives how many events it
+/// published.
 ///
 /// # Guarantees
-/// The job's own record says how it ended: that one write committed all of this, which is only carried out here.
-/// Repeating it, or two at once, changes nothing.
+/// The job's own record says how it ended: that one write committed all of this, which is only
+/// carried out here. Repeating it, or two at once, changes nothing.
 pub async fn promote(plane: &DataPlane, job_id: &JobId) -> Result<usize, StoreError> {
     let documents = &plane.documents;
     let Some(job) = documents.get_as::<JobRecord>(Collection::Jobs, job_id.as_str()).await? else {
@@ -170,7 +181,9 @@ pub async fn promote(plane: &DataPlane, job_id: &JobId) -> Result<usize, StoreEr
     let mut done = job.clone();
     done.outbox = false;
     done.version += 1;
-    documents.replace(Collection::Jobs, encode(&done), vec![("version", json!(job.version))], None).await?;
+    documents
+        .replace(Collection::Jobs, encode(&done), vec![("version", json!(job.version))], None)
+        .await?;
     Ok(promoted)
 }
 
@@ -184,13 +197,19 @@ async fn bury(plane: &DataPlane, job: &JobRecord) -> Result<(), StoreError> {
     plane.bus.bury(DeadLetter::new(&job.module, job.event_id.as_str(), body, reason, at)).await
 }
 
-/// Makes a staged event visible, for the modules that are registered now: this is its commit. Whether it was as expected.
-async fn reveal(plane: &DataPlane, event: &mut Event, expect: Vec<Equals>) -> Result<bool, StoreError> {
+/// Makes a staged event visible, for the modules that are registered now: this is its commit.
+/// Whether it was as expected.
+async fn reveal(
+    plane: &DataPlane,
+    event: &mut Event,
+    expect: Vec<Equals>,
+) -> Result<bool, StoreError> {
     let documents = &plane.documents;
     let mut tries = 0;
     loop {
         let registered = plane.address(event).await?;
-        let revealed = documents.replace(Collection::Events, encode(event), expect.clone(), Some(registered));
+        let revealed =
+            documents.replace(Collection::Events, encode(event), expect.clone(), Some(registered));
         match revealed.await {
             Err(StoreError::Fenced(Collection::Plane)) if tries < OUTDATED_MAX => {
                 plane.forget_registry();
@@ -210,7 +229,8 @@ async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, Sto
     };
     let mut promoted = 0;
     for mut event in documents.find_as::<Event>(staged(of_job)).await? {
-        let expect = vec![("publication", json!(Publication::Staged)), ("attempt", json!(event.attempt))];
+        let expect =
+            vec![("publication", json!(Publication::Staged)), ("attempt", json!(event.attempt))];
         if event.attempt != Some(job.attempt) {
             // Of an attempt that failed: it was never committed.
             documents.delete(Collection::Events, event.id.as_str(), expect).await?;
@@ -223,7 +243,8 @@ async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, Sto
         publish(plane, event, step, None).await?;
         promoted += usize::from(step == Step::Publish);
     }
-    let insight = documents.get_as::<InsightRecord>(Collection::Events, &InsightRecord::id(job_id)).await?;
+    let insight =
+        documents.get_as::<InsightRecord>(Collection::Events, &InsightRecord::id(job_id)).await?;
     if let Some(mut insight) = insight.filter(|insight| insight.staged) {
         let expect = vec![("staged", json!(true)), ("attempt", json!(insight.attempt))];
         if insight.attempt == job.attempt {

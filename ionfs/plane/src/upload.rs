@@ -1,8 +1,9 @@
 //! Files become blobs: read once, checksummed on the way, durable when this returns.
 //!
-//! A store's answer may be lost although it did what it was asked. So when a put fails whose bytes were all sent, the blob
-//! is looked for, and taken if it holds them. What is not there is put again under a key of its own, by [`in_tries`] or by
-//! whoever repeats the whole act: what the store makes late of the first try is then a blob that no event names.
+//! A store's answer may be lost although it did what it was asked. So when a put fails whose bytes
+//! were all sent, the blob is looked for, and taken if it holds them. What is not there is put
+//! again under a key of its own, by [`in_tries`] or by whoever repeats the whole act: what the
+//! store makes late of the first try is then a blob that no event names.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -28,8 +29,8 @@ use tokio::sync::watch;
 /// Bytes read at a time: one block, so that memory stays small and a store still gets large parts.
 const PIECE: usize = 1 << 20;
 
-/// Tries of what nobody would try again. Each has the retries of the store's own client in it: more of them keep a person
-/// waiting for minutes before a store that is away.
+/// Tries of what nobody would try again. Each has the retries of the store's own client in it: more
+/// of them keep a person waiting for minutes before a store that is away.
 const TRIES: u32 = 3;
 
 /// How long to wait between two tries. Most of what fails has failed for long already.
@@ -61,8 +62,8 @@ pub enum UploadError {
     Documents(#[from] StoreError),
 }
 
-/// Stores something, a few times if the store fails. `store` is given the number of the try and must use another key for
-/// each: see [`try_suffix`].
+/// Stores something, a few times if the store fails. `store` is given the number of the try and
+/// must use another key for each: see [`try_suffix`].
 ///
 /// # Errors
 /// The last error; at once, what another try would not mend.
@@ -117,8 +118,8 @@ pub fn open_regular(path: &Path) -> Result<File, UploadError> {
     opened().map_err(|source| UploadError::Read { path: path.display().to_string(), source })
 }
 
-/// Stores an open file, from its beginning to its end, as blob `key` and gives its entry under `name`. `moved` grows
-/// while the store takes bytes.
+/// Stores an open file, from its beginning to its end, as blob `key` and gives its entry under
+/// `name`. `moved` grows while the store takes bytes.
 pub async fn store_open(
     blobs: &dyn Blobs,
     key: String,
@@ -151,16 +152,18 @@ impl Written {
     }
 }
 
-/// Waits until the piece from `at` on may be read. An error: whoever writes the file has given the upload up.
+/// Waits until the piece from `at` on may be read. An error: whoever writes the file has given the
+/// upload up.
 async fn is_written(more: &mut Option<watch::Receiver<Written>>, at: u64) -> io::Result<()> {
     let Some(more) = more else { return Ok(()) };
     let enough = |written: &Written| written.all || written.bytes >= at + PIECE as u64;
     more.wait_for(enough).await.map(drop).map_err(|_| io::Error::other("its writer has changed it"))
 }
 
-/// Stores an open file, from its beginning to its end, as blob `key` and gives its entry under `name`. `moved` grows
-/// while the store takes bytes; those that may only have filled its buffers do not count. With `more` the file is still
-/// being written, and its end is where it is when that says so.
+/// Stores an open file, from its beginning to its end, as blob `key` and gives its entry under
+/// `name`. `moved` grows while the store takes bytes; those that may only have filled its buffers
+/// do not count. With `more` the file is still being written, and its end is where it is when that
+/// says so.
 pub async fn store_file(
     blobs: &dyn Blobs,
     key: String,
@@ -176,8 +179,9 @@ pub async fn store_file(
         let (file, piece) = run_blocking(move || {
             let mut piece = Vec::with_capacity(PIECE);
             let read = (&mut file).take(PIECE as u64).read_to_end(&mut piece);
-            let read = read
-                .and_then(|bytes| if bytes == 0 { ion_system::sys::check_writeback(&file) } else { Ok(()) });
+            let read = read.and_then(|bytes| {
+                if bytes == 0 { ion_system::sys::check_writeback(&file) } else { Ok(()) }
+            });
             (file, read.map(|()| Bytes::from(piece)))
         })
         .await;
@@ -223,12 +227,15 @@ pub async fn store_bytes_soon(
     bytes: Bytes,
 ) -> Result<FileEntry, UploadError> {
     let (checksums, size) = (checksum::of(&bytes), bytes.len() as u64);
-    blobs.put_soon(&key, bytes).await.map_err(|source| UploadError::Store { path: name.clone(), source })?;
+    blobs
+        .put_soon(&key, bytes)
+        .await
+        .map_err(|source| UploadError::Store { path: name.clone(), source })?;
     Ok(made_now(name, key, size, checksums))
 }
 
-/// Stores bytes as they come, to the end of `body`, as blob `key` and gives their entry under `name`. Memory use is bounded
-/// whatever the length; a body that fails leaves no blob.
+/// Stores bytes as they come, to the end of `body`, as blob `key` and gives their entry under
+/// `name`. Memory use is bounded whatever the length; a body that fails leaves no blob.
 pub async fn store_stream(
     blobs: &dyn Blobs,
     key: String,
@@ -240,7 +247,15 @@ pub async fn store_stream(
 }
 
 fn made_now(name: String, key: String, size: u64, checksums: Checksums) -> FileEntry {
-    FileEntry { name, key, size, mtime: ion_model::clock::now(), mtime_nanos: 0, mode: 0o644, checksums }
+    FileEntry {
+        name,
+        key,
+        size,
+        mtime: ion_model::clock::now(),
+        mtime_nanos: 0,
+        mode: 0o644,
+        checksums,
+    }
 }
 
 /// Stores a stream as blob `key`; gives its length and checksums.
@@ -290,7 +305,8 @@ async fn put_summed(
     Ok((size, checksums))
 }
 
-/// Whether the blob is there with these bytes. It is read again: a key that another process used before may hold others.
+/// Whether the blob is there with these bytes. It is read again: a key that another process used
+/// before may hold others.
 async fn holds(blobs: &dyn Blobs, key: &str, size: u64, checksums: &Checksums) -> bool {
     if !matches!(blobs.size(key).await, Ok(Some(there)) if there == size) {
         return false;

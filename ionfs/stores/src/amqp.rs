@@ -1,16 +1,16 @@
 //! The bus on AMQP 0.9.1: RabbitMQ.
 //!
 //! # Topology
-//! The durable topic exchange `ion.events`, routing key = event type; for each module the quorum queue
-//! `ion.module.<name>`; the topic exchange `ion.dead` and its quorum queue of the same name for dead letters; the exchange
-//! `ion.plane`, which says whose all of it is. Every
-//! connection declares it again: that changes nothing where it stands, and repairs a broker that lost it.
+//! The durable topic exchange `ion.events`, routing key = event type; for each module the quorum
+//! queue `ion.module.<name>`; the topic exchange `ion.dead` and its quorum queue of the same name
+//! for dead letters; the exchange `ion.plane`, which says whose all of it is. Every connection
+//! declares it again: that changes nothing where it stands, and repairs a broker that lost it.
 //!
 //! # How it works
-//! Two connections, as brokers that slow publishers down must not slow consumers: one publishes and administers, one
-//! consumes. Neither is kept alive by force: whoever finds one broken opens it again, with a backoff. A
-//! publisher's channel carries one message at a time, because a broker's "unroutable" names no message but comes
-//! before that message's confirm.
+//! Two connections, as brokers that slow publishers down must not slow consumers: one publishes and
+//! administers, one consumes. Neither is kept alive by force: whoever finds one broken opens it
+//! again, with a backoff. A publisher's channel carries one message at a time, because a broker's
+//! "unroutable" names no message but comes before that message's confirm.
 //!
 //! # What it never does
 //! Wait without a bound: each exchange with the broker has [`ANSWER_WAIT`].
@@ -36,18 +36,21 @@ use lapin::options::{
     ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind};
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
+};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::refusal::{Act, explained, is_missing};
 use self::url::Address;
 use super::{Bus, BusReport, DeadLetter, Routed, StoreError, Subscription};
 
-/// How long one exchange with the broker may take. A close() whose document is in waits at most so long for it.
+/// How long one exchange with the broker may take. A close() whose document is in waits at most so
+/// long for it.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
 
-/// How long a broken connection rests before it is tried again, doubled by each failure up to [`REST_MAX`]; whoever asks
-/// meanwhile is told at once why.
+/// How long a broken connection rests before it is tried again, doubled by each failure up to
+/// [`REST_MAX`]; whoever asks meanwhile is told at once why.
 const REST: Duration = Duration::from_millis(250);
 
 /// Longer leaves a broker that is back waiting.
@@ -56,15 +59,17 @@ const REST_MAX: Duration = Duration::from_secs(5);
 /// Publishing at a time. Confirms of a quorum queue take a disk's sync: this many share it.
 const PUBLISHERS: usize = 32;
 
-/// How often a message may come back before the broker takes it for poisonous. It counts each return, also those of
-/// dispatchers that were killed and of people who looked into the queue.
+/// How often a message may come back before the broker takes it for poisonous. It counts each
+/// return, also those of dispatchers that were killed and of people who looked into the queue.
 const DELIVERY_LIMIT: i32 = 100;
 
-/// A message looked at so often is put into its queue anew: looking must never use up [`DELIVERY_LIMIT`].
+/// A message looked at so often is put into its queue anew: looking must never use up
+/// [`DELIVERY_LIMIT`].
 const REFRESHED_AT: i64 = 50;
 
-/// Tries to declare a queue that others delete meanwhile. One is too few for a dispatcher that starts at that moment; a
-/// broker that says so again and again has another fault, which somebody must hear of.
+/// Tries to declare a queue that others delete meanwhile. One is too few for a dispatcher that
+/// starts at that moment; a broker that says so again and again has another fault, which somebody
+/// must hear of.
 const DECLARES_MAX: usize = 5;
 
 const EVENTS: &str = "ion.events";
@@ -133,7 +138,10 @@ async fn within<T>(exchange: impl Future<Output = Result<T, lapin::Error>>) -> R
 }
 
 /// The same of one that the broker may refuse.
-async fn asking<T>(act: Act, exchange: impl Future<Output = Result<T, lapin::Error>>) -> Result<T, Cause> {
+async fn asking<T>(
+    act: Act,
+    exchange: impl Future<Output = Result<T, lapin::Error>>,
+) -> Result<T, Cause> {
     match tokio::time::timeout(ANSWER_WAIT, exchange).await {
         Ok(outcome) => outcome.map_err(|error| explained(act, error)),
         Err(_) => Err(format!("no answer within {} s", ANSWER_WAIT.as_secs()).into()),
@@ -165,7 +173,8 @@ impl Line {
                 Ok(connection)
             }
             Err(error) => {
-                let rest = state.failed.as_ref().map_or(REST, |failed| (failed.rest * 2).min(REST_MAX));
+                let rest =
+                    state.failed.as_ref().map_or(REST, |failed| (failed.rest * 2).min(REST_MAX));
                 state.failed = Some(Failed { at: Instant::now(), rest, reason: chain(&*error) });
                 Err(error)
             }
@@ -193,8 +202,8 @@ impl Line {
 
     /// A new channel, on a new connection where the old one gives none.
     ///
-    /// That is one that ended just now, and one whose channels' numbers have come round (after 2,047) to one that the
-    /// broker had closed: lapin keeps why, and refuses it for good.
+    /// That is one that ended just now, and one whose channels' numbers have come round (after
+    /// 2,047) to one that the broker had closed: lapin keeps why, and refuses it for good.
     async fn channel(&self) -> Result<Channel, Cause> {
         let connection = self.connection().await?;
         if let Ok(channel) = within(connection.create_channel()).await {
@@ -213,18 +222,21 @@ impl Line {
     }
 }
 
-/// Makes the virtual host this plane's, or fails if it is another one's: each would take the other's messages and find no
-/// events for them.
+/// Makes the virtual host this plane's, or fails if it is another one's: each would take the
+/// other's messages and find no events for them.
 ///
-/// The mark is an exchange, as no policy makes it expire, and its alternate exchange is the only argument of one that a
-/// broker compares. Nothing is ever published to it.
+/// The mark is an exchange, as no policy makes it expire, and its alternate exchange is the only
+/// argument of one that a broker compares. Nothing is ever published to it.
 async fn claim_virtual_host(connection: &Connection, plane: &str) -> Result<(), Cause> {
     let channel = within(connection.create_channel()).await?;
     let mut mark = FieldTable::default();
     let name = format!("{PLANE}.{plane}");
     mark.insert("alternate-exchange".into(), AMQPValue::LongString(name.as_str().into()));
-    let options =
-        ExchangeDeclareOptions { durable: true, internal: true, ..ExchangeDeclareOptions::default() };
+    let options = ExchangeDeclareOptions {
+        durable: true,
+        internal: true,
+        ..ExchangeDeclareOptions::default()
+    };
     let declare = channel.exchange_declare(PLANE.into(), ExchangeKind::Fanout, options, mark);
     match asking(Act::DeclareExchange, declare).await {
         Err(error) => match refusal::other_plane(&error) {
@@ -242,15 +254,20 @@ async fn declare_exchanges(connection: &Connection) -> Result<(), Cause> {
     let channel = within(connection.create_channel()).await?;
     let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
     for exchange in [EVENTS, DEAD] {
-        let declare =
-            channel.exchange_declare(exchange.into(), ExchangeKind::Topic, durable, FieldTable::default());
+        let declare = channel.exchange_declare(
+            exchange.into(),
+            ExchangeKind::Topic,
+            durable,
+            FieldTable::default(),
+        );
         asking(Act::DeclareExchange, declare).await?;
     }
     Ok(())
 }
 
-/// Dead letters are looked at again and again, which must not use them up. From RabbitMQ 4.0 a queue without a limit has one
-/// of 20, and before that none can be said to be none: this one is as good.
+/// Dead letters are looked at again and again, which must not use them up. From RabbitMQ 4.0 a
+/// queue without a limit has one of 20, and before that none can be said to be none: this one is as
+/// good.
 async fn declare_dead_queue(connection: &Connection) -> Result<(), Cause> {
     let channel = within(connection.create_channel()).await?;
     let mut arguments = quorum();
@@ -298,8 +315,13 @@ impl Publisher<'_> {
         let channel = self.channel.take().expect("it is there until it was used");
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let confirmed = asking(Act::Publish, async {
-            let publish =
-                channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties);
+            let publish = channel.basic_publish(
+                exchange.into(),
+                routing_key.into(),
+                options,
+                body,
+                properties,
+            );
             publish.await?.await
         });
         match confirmed.await {
@@ -312,15 +334,16 @@ impl Publisher<'_> {
                     Confirmation::NotRequested => Err("the broker confirms nothing".into()),
                 }
             }
-            // The channel goes; whether the connection does, the next channel on it will show. One queue that does not
-            // confirm must not break what others have under way.
+            // The channel goes; whether the connection does, the next channel on it will show. One
+            // queue that does not confirm must not break what others have under way.
             Err(error) => Err(error),
         }
     }
 }
 
 impl Amqp {
-    /// A bus on the broker of this URL. Connects when it is used first: what needs no broker works without one.
+    /// A bus on the broker of this URL. Connects when it is used first: what needs no broker works
+    /// without one.
     ///
     /// # Errors
     /// [`StoreError::Url`] for a URL that is wrong.
@@ -374,7 +397,8 @@ impl Amqp {
         self.publisher().await?.publish(exchange, routing_key, body, properties).await
     }
 
-    /// Declares a module's queue, bound to these types, through a channel of the consumer's or of our own.
+    /// Declares a module's queue, bound to these types, through a channel of the consumer's or of
+    /// our own.
     async fn declare_queue(
         &self,
         channel: &Channel,
@@ -382,8 +406,11 @@ impl Amqp {
         event_types: &[String],
     ) -> Result<(), Cause> {
         let queue = queue_of(module);
-        let declare =
-            channel.queue_declare(queue.as_str().into(), QueueDeclareOptions::durable(), module_arguments());
+        let declare = channel.queue_declare(
+            queue.as_str().into(),
+            QueueDeclareOptions::durable(),
+            module_arguments(),
+        );
         asking(Act::DeclareQueue, declare).await?;
         for event_type in event_types {
             failpoint::linger("queue.binding");
@@ -399,7 +426,8 @@ impl Amqp {
         Ok(())
     }
 
-    /// Declares a module's queue, binds it to these types, and unbinds it from those of the former that are not among them.
+    /// Declares a module's queue, binds it to these types, and unbinds it from those of the former
+    /// that are not among them.
     async fn declare_and_bind(
         &self,
         module: &str,
@@ -422,15 +450,22 @@ impl Amqp {
 
     /// Declares the queue again as this process knows it.
     async fn redeclare(&self, channel: &Channel, module: &str) -> Result<(), Cause> {
-        let known = self.declared.lock().unwrap_or_else(PoisonError::into_inner).get(module).cloned();
+        let known =
+            self.declared.lock().unwrap_or_else(PoisonError::into_inner).get(module).cloned();
         match known {
             Some(event_types) => self.declare_queue(channel, module, &event_types).await,
             None => Ok(()),
         }
     }
 
-    /// Takes up to `limit` messages off a queue and holds them; whoever asked settles or drops the channel.
-    async fn hold(&self, channel: &Channel, queue: &str, limit: usize) -> Result<Vec<Received>, Cause> {
+    /// Takes up to `limit` messages off a queue and holds them; whoever asked settles or drops the
+    /// channel.
+    async fn hold(
+        &self,
+        channel: &Channel,
+        queue: &str,
+        limit: usize,
+    ) -> Result<Vec<Received>, Cause> {
         let mut held = Vec::new();
         while held.len() < limit {
             let get = channel.basic_get(queue.into(), BasicGetOptions::default());
@@ -538,8 +573,8 @@ impl Bus for Amqp {
         Ok(Box::new(subscriber::Subscriber::new(self, module, prefetch)))
     }
 
-    /// Takes the messages off the queue for a moment and puts them back. That counts as a delivery, so one that was
-    /// looked at often is put into the queue anew first.
+    /// Takes the messages off the queue for a moment and puts them back. That counts as a delivery,
+    /// so one that was looked at often is put into the queue anew first.
     async fn peek(&self, module: &str, limit: usize) -> Result<Vec<Message>, StoreError> {
         let queue = queue_of(module);
         let looking = async {
@@ -552,7 +587,8 @@ impl Bus for Amqp {
             for received in held {
                 messages.extend(serde_json::from_slice(&received.data).ok());
                 if times_returned(&received) >= REFRESHED_AT {
-                    let properties = received.properties.clone().with_headers(fresh_headers(&received));
+                    let properties =
+                        received.properties.clone().with_headers(fresh_headers(&received));
                     self.put("", &queue, &received.data, properties).await?;
                     within(received.acker.ack(BasicAckOptions::default())).await?;
                 } else {
@@ -570,7 +606,13 @@ impl Bus for Amqp {
         let counting = async {
             let channel = self.publishing.channel().await?;
             let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-            match within(channel.queue_declare(queue.as_str().into(), passive, FieldTable::default())).await {
+            match within(channel.queue_declare(
+                queue.as_str().into(),
+                passive,
+                FieldTable::default(),
+            ))
+            .await
+            {
                 Err(error) if is_missing(&error) => Ok(None),
                 Err(error) => Err(error),
                 Ok(declared) => {

@@ -15,12 +15,18 @@ use crate::error::StoreError;
 /// Files' bytes. A key is written once and never changed; readers need no coherence.
 #[async_trait]
 pub trait Blobs: Send + Sync + fmt::Debug {
-    /// Makes the blob `key` of all bytes of `body`, durable when this returns; gives its length. Bytes arrive in
-    /// pieces; memory use is bounded whatever the length. A failed put leaves no blob to be read.
-    async fn put(&self, key: &str, body: BoxStream<'_, std::io::Result<Bytes>>) -> Result<u64, StoreError>;
+    /// Makes the blob `key` of all bytes of `body`, durable when this returns; gives its length.
+    /// Bytes arrive in pieces; memory use is bounded whatever the length. A failed put leaves no
+    /// blob to be read.
+    async fn put(
+        &self,
+        key: &str,
+        body: BoxStream<'_, std::io::Result<Bytes>>,
+    ) -> Result<u64, StoreError>;
 
-    /// As [`Blobs::put`], of bytes at hand, for what is followed by [`Blobs::settle`] before anybody is told of it: until
-    /// then the blob can be read, and a crash of the machine may leave anything in its place.
+    /// As [`Blobs::put`], of bytes at hand, for what is followed by [`Blobs::settle`] before
+    /// anybody is told of it: until then the blob can be read, and a crash of the machine may leave
+    /// anything in its place.
     async fn put_soon(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
         let body = futures_util::stream::once(async move { Ok(bytes) }).boxed();
         self.put(key, body).await.map(drop)
@@ -50,34 +56,40 @@ pub trait Blobs: Send + Sync + fmt::Debug {
     async fn size(&self, key: &str) -> Result<Option<u64>, StoreError>;
 
     /// Every blob whose key begins with `prefix` (whole components), in no order.
-    async fn list(&self, prefix: &str) -> Result<BoxStream<'_, Result<BlobInfo, StoreError>>, StoreError>;
+    async fn list(
+        &self,
+        prefix: &str,
+    ) -> Result<BoxStream<'_, Result<BlobInfo, StoreError>>, StoreError>;
 
     /// Removes the blob of this key; it is no error if it was gone.
     async fn delete(&self, key: &str) -> Result<(), StoreError>;
 
-    /// Removes the blobs of these keys, many with one request where the store can; it is no error if some were gone. The
-    /// first failure is told when all were tried.
+    /// Removes the blobs of these keys, many with one request where the store can; it is no error
+    /// if some were gone. The first failure is told when all were tried.
     async fn delete_all(&self, keys: &[String]) -> Result<(), StoreError>;
 
     /// Removes a blob that [`Blobs::list`] gave.
     async fn delete_listed(&self, listed: &BlobInfo) -> Result<(), StoreError>;
 
-    /// Ends uploads that were begun before `before` and never finished, as a killed process leaves them; gives how many.
+    /// Ends uploads that were begun before `before` and never finished, as a killed process leaves
+    /// them; gives how many.
     async fn abandon_uploads(&self, before: Millis, how: Abandon) -> Result<usize, StoreError>;
 
-    /// The key as a listing shows it: a store may escape or shorten what it cannot hold as a name. The canonical
-    /// form of a canonical key need not be itself.
+    /// The key as a listing shows it: a store may escape or shorten what it cannot hold as a name.
+    /// The canonical form of a canonical key need not be itself.
     fn canonical(&self, key: &str) -> String {
         key.to_owned()
     }
 
-    /// A URL at which whoever has it may read the blob for so long; none where the store makes no such URLs.
+    /// A URL at which whoever has it may read the blob for so long; none where the store makes no
+    /// such URLs.
     async fn signed_url(&self, _key: &str, _lasts: Duration) -> Result<Option<String>, StoreError> {
         Ok(None)
     }
 
-    /// The blob as a local file opened for reading, where the store has one. It spares a copy into the node's
-    /// cache and lets the kernel read it directly; its bytes are checked like any others.
+    /// The blob as a local file opened for reading, where the store has one. It spares a copy into
+    /// the node's cache and lets the kernel read it directly; its bytes are checked like any
+    /// others.
     fn open_local(&self, _key: &str) -> Option<std::fs::File> {
         None
     }

@@ -45,7 +45,8 @@ impl Unreadable {
     }
 }
 
-/// Bytes of a message that its dead letter keeps. Ion's own have fewer than 1 KiB; a broker takes 128 MiB.
+/// Bytes of a message that its dead letter keeps. Ion's own have fewer than 1 KiB; a broker takes
+/// 128 MiB.
 const LETTER_BYTES_MAX: usize = 64 << 10;
 
 /// Bytes of an event's id. Ion's own have 36; more is no id of anybody's.
@@ -67,11 +68,13 @@ pub struct DeadLetter {
 }
 
 impl DeadLetter {
-    /// A letter that any broker can hold: what is longer than a message of Ion's is cut, and an id that is too long to be
-    /// one becomes a name for it.
+    /// A letter that any broker can hold: what is longer than a message of Ion's is cut, and an id
+    /// that is too long to be one becomes a name for it.
     pub fn new(module: &str, event_id: &str, body: String, reason: String, at: Millis) -> Self {
         let event_id = match event_id.len() > ID_BYTES_MAX {
-            true => format!("long-{}", Uuid::new_v5(&Uuid::NAMESPACE_OID, event_id.as_bytes()).simple()),
+            true => {
+                format!("long-{}", Uuid::new_v5(&Uuid::NAMESPACE_OID, event_id.as_bytes()).simple())
+            }
             false => event_id.to_owned(),
         };
         Self {
@@ -105,8 +108,8 @@ pub struct QueueLength {
 /// Announces events to modules. At least once: a message is given again unless it was acknowledged.
 #[async_trait]
 pub trait Bus: Send + Sync + fmt::Debug {
-    /// Makes the module's queue, bound to these event types and no longer to those of `former`. Idempotent; messages
-    /// in it stay.
+    /// Makes the module's queue, bound to these event types and no longer to those of `former`.
+    /// Idempotent; messages in it stay.
     async fn declare(
         &self,
         module: &str,
@@ -133,7 +136,8 @@ pub trait Bus: Send + Sync + fmt::Debug {
     /// The first messages of the module's queue, without receiving them.
     async fn peek(&self, module: &str, limit: usize) -> Result<Vec<Message>, StoreError>;
 
-    /// How many messages the module's queue holds that nobody is at work on, counted up to `most`; none: it has no queue.
+    /// How many messages the module's queue holds that nobody is at work on, counted up to `most`;
+    /// none: it has no queue.
     async fn depth(&self, module: &str, most: usize) -> Result<Option<usize>, StoreError>;
 
     /// Puts a dead letter aside for people to look at. Idempotent by module and event.
@@ -145,8 +149,8 @@ pub trait Bus: Send + Sync + fmt::Debug {
     /// Removes these dead letters, by module and event; how many there were.
     async fn exhume(&self, letters: &[(String, String)]) -> Result<usize, StoreError>;
 
-    /// Looks at these modules' queues and at the rights to use them. Where nobody else can change them there is nothing to
-    /// say.
+    /// Looks at these modules' queues and at the rights to use them. Where nobody else can change
+    /// them there is nothing to say.
     async fn inspect(&self, _modules: &[String]) -> Result<BusReport, StoreError> {
         Ok(BusReport::default())
     }
@@ -164,7 +168,7 @@ pub trait Subscription: Send {
     /// The message goes back to its queue, to be given again.
     async fn give_back(&mut self, tag: u64) -> Result<(), StoreError>;
 
-    /// Receives no more until [`Subscription::next`] is called again; gives what the broker had sent ahead, to be
-    /// settled like any other.
+    /// Receives no more until [`Subscription::next`] is called again; gives what the broker had
+    /// sent ahead, to be settled like any other.
     async fn pause(&mut self) -> Result<Vec<Delivery>, StoreError>;
 }

@@ -57,12 +57,12 @@ pub enum Inserted {
     Existing(Value),
 }
 
-/// JSON documents under ids. Each write is durable when it returns and atomic by itself; nothing needs a
-/// transaction over several documents.
+/// JSON documents under ids. Each write is durable when it returns and atomic by itself; nothing
+/// needs a transaction over several documents.
 #[async_trait]
 pub trait Documents: Send + Sync + fmt::Debug {
-    /// Inserts `document` (its `id` field is its key) unless one of that id is there. With a guard that does not
-    /// hold: [`StoreError::Fenced`], and nothing was written.
+    /// Inserts `document` (its `id` field is its key) unless one of that id is there. With a guard
+    /// that does not hold: [`StoreError::Fenced`], and nothing was written.
     async fn insert(
         &self,
         collection: Collection,
@@ -70,8 +70,8 @@ pub trait Documents: Send + Sync + fmt::Debug {
         guard: Option<Guard>,
     ) -> Result<Inserted, StoreError>;
 
-    /// As [`Documents::insert`], for what is followed by a write to the same log or by [`Documents::seal`] before anybody is
-    /// told of it, or what would only be done again.
+    /// As [`Documents::insert`], for what is followed by a write to the same log or by
+    /// [`Documents::seal`] before anybody is told of it, or what would only be done again.
     async fn insert_soon(
         &self,
         collection: Collection,
@@ -97,7 +97,11 @@ pub trait Documents: Send + Sync + fmt::Debug {
     }
 
     /// Of these ids those of which there is a document.
-    async fn present(&self, collection: Collection, ids: Vec<String>) -> Result<HashSet<String>, StoreError>;
+    async fn present(
+        &self,
+        collection: Collection,
+        ids: Vec<String>,
+    ) -> Result<HashSet<String>, StoreError>;
 
     /// As [`Documents::replace_soon`] of each; gives how many were replaced.
     async fn replace_all_soon(
@@ -107,12 +111,13 @@ pub trait Documents: Send + Sync + fmt::Debug {
         expect: Vec<Equals>,
     ) -> Result<usize, StoreError> {
         let replace = |document| self.replace_soon(collection, document, expect.clone());
-        let replaced = futures_util::future::try_join_all(documents.into_iter().map(replace)).await?;
+        let replaced =
+            futures_util::future::try_join_all(documents.into_iter().map(replace)).await?;
         Ok(replaced.into_iter().filter(|replaced| *replaced).count())
     }
 
-    /// Replaces the document of the same id if it has the fields of `expect`; false, and nothing written, when it
-    /// has not or is missing.
+    /// Replaces the document of the same id if it has the fields of `expect`; false, and nothing
+    /// written, when it has not or is missing.
     async fn replace(
         &self,
         collection: Collection,
@@ -121,8 +126,8 @@ pub trait Documents: Send + Sync + fmt::Debug {
         guard: Option<Guard>,
     ) -> Result<bool, StoreError>;
 
-    /// As [`Documents::replace`], for what may be lost with the machine's power, together with all that is written after it:
-    /// it is on the disk with the next write, where that spares a sync.
+    /// As [`Documents::replace`], for what may be lost with the machine's power, together with all
+    /// that is written after it: it is on the disk with the next write, where that spares a sync.
     async fn replace_soon(
         &self,
         collection: Collection,
@@ -139,15 +144,22 @@ pub trait Documents: Send + Sync + fmt::Debug {
     async fn find(&self, query: Query) -> Result<Vec<Value>, StoreError>;
 
     /// Removes a document if it has the fields of `expect`; whether one was removed.
-    async fn delete(&self, collection: Collection, id: &str, expect: Vec<Equals>)
-    -> Result<bool, StoreError>;
+    async fn delete(
+        &self,
+        collection: Collection,
+        id: &str,
+        expect: Vec<Equals>,
+    ) -> Result<bool, StoreError>;
 
     /// Takes leave of the server, where there is one: the last call.
     async fn close(&self) {}
 }
 
 /// Reads a stored document as what it must be.
-pub fn decode<T: DeserializeOwned>(collection: Collection, document: Value) -> Result<T, StoreError> {
+pub fn decode<T: DeserializeOwned>(
+    collection: Collection,
+    document: Value,
+) -> Result<T, StoreError> {
     let id = document.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
     serde_json::from_value(document).map_err(|source| StoreError::Malformed {
         id,
@@ -177,12 +189,16 @@ impl dyn Documents {
     /// The documents that fit, as records.
     ///
     /// # Errors
-    /// [`StoreError::TooMany`] when there may be more than [`Query::LIMIT`], unless the query asked for so many only.
+    /// [`StoreError::TooMany`] when there may be more than [`Query::LIMIT`], unless the query asked
+    /// for so many only.
     pub async fn find_as<T: DeserializeOwned>(&self, query: Query) -> Result<Vec<T>, StoreError> {
         let collection = query.collection;
         let found = self.find(query).await?;
         if found.len() >= Query::LIMIT {
-            return Err(StoreError::TooMany { collection: collection.as_str(), most: Query::LIMIT });
+            return Err(StoreError::TooMany {
+                collection: collection.as_str(),
+                most: Query::LIMIT,
+            });
         }
         found.into_iter().map(|document| decode(collection, document)).collect()
     }

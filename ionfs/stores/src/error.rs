@@ -13,7 +13,8 @@ pub enum StoreError {
     /// A blob does not hold the bytes that were written.
     #[error("blob {0:?} does not hold what was written")]
     DamagedBlob(String),
-    /// The guard of a write does not hold any more: of [`Collection::Jobs`], a later attempt has begun.
+    /// The guard of a write does not hold any more: of [`Collection::Jobs`], a later attempt has
+    /// begun.
     #[error("what the write depends on has changed, in {}", .0.as_str())]
     Fenced(Collection),
     /// A question that must be answered as a whole has more answers than are read at once.

@@ -1,9 +1,10 @@
 //! Small blobs that are durable before their files are.
 //!
-//! A file is durable after syncs of itself and of its folders, which take longer than all else that a small blob costs.
-//! Where documents and messages have one log on this machine's disk, a small blob's bytes go into it too, together with
-//! the documents that name it, and are on the disk with its next sync. The file is there from the beginning, for everybody to
-//! read; it is synced soon, together with many others, and then the log lets the bytes go. After a crash of the machine,
+//! A file is durable after syncs of itself and of its folders, which take longer than all else that
+//! a small blob costs. Where documents and messages have one log on this machine's disk, a small
+//! blob's bytes go into it too, together with the documents that name it, and are on the disk with
+//! its next sync. The file is there from the beginning, for everybody to read; it is synced soon,
+//! together with many others, and then the log lets the bytes go. After a crash of the machine,
 //! whoever opens the stores first puts anew what the log still holds.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +24,8 @@ use super::{Blobs, Collection, Guard, Inserted, StoreError};
 /// Bytes that are kept at a time. More are synced as files: writing them twice takes longer.
 const TOGETHER_MAX: usize = 64 << 10;
 
-/// Bytes of this process that the log may hold. More are synced as files: the disk does not keep up.
+/// Bytes of this process that the log may hold. More are synced as files: the disk does not keep
+/// up.
 const HELD_MAX: usize = 16 << 20;
 
 /// How long blobs gather before their files are synced.
@@ -59,7 +61,10 @@ struct State {
 
 impl Held {
     /// Puts anew what an earlier boot of the machine has left in the log.
-    pub(super) async fn open(log: Arc<Sqlite>, blobs: Arc<dyn Blobs>) -> Result<Arc<Self>, StoreError> {
+    pub(super) async fn open(
+        log: Arc<Sqlite>,
+        blobs: Arc<dyn Blobs>,
+    ) -> Result<Arc<Self>, StoreError> {
         // A machine that does not say is another one each time: then more is put anew than must be.
         let boot = run_blocking(|| std::fs::read_to_string(BOOT)).await;
         let boot = boot.map_or_else(|_| Uuid::new_v4().to_string(), |boot| boot.trim().to_owned());
@@ -92,8 +97,8 @@ impl Held {
         bytes <= TOGETHER_MAX && self.state().bytes + bytes <= HELD_MAX
     }
 
-    /// Makes them durable with the log's next sync, together with documents that name them; at once together with an event,
-    /// which is published.
+    /// Makes them durable with the log's next sync, together with documents that name them; at once
+    /// together with an event, which is published.
     pub(super) async fn add(
         self: &Arc<Self>,
         blobs: Vec<(String, Bytes)>,
@@ -145,7 +150,8 @@ impl Held {
         }
     }
 
-    /// Makes the files of some durable, of whichever process of this machine; gives their bytes, none if there are none.
+    /// Makes the files of some durable, of whichever process of this machine; gives their bytes,
+    /// none if there are none.
     async fn round(&self) -> Result<Option<usize>, StoreError> {
         let held = self.log.held(&self.boot, true, ROUND).await?;
         if held.is_empty() {
@@ -153,7 +159,8 @@ impl Held {
         }
         let keys: Vec<&str> = held.iter().map(|blob| blob.key.as_str()).collect();
         if self.blobs.settle(&keys).await.is_err() {
-            // A file whose sync failed once cannot be trusted again; and one may have been removed meanwhile.
+            // A file whose sync failed once cannot be trusted again; and one may have been removed
+            // meanwhile.
             for blob in &held {
                 if self.blobs.size(&blob.key).await?.is_some() {
                     self.put(blob).await?;

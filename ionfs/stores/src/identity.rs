@@ -8,7 +8,8 @@ use super::{Collection, Documents, Inserted, StoreError};
 /// The id of the document that holds a plane's id.
 const IDENTITY: &str = "identity";
 
-/// The id of the plane that these documents belong to. The first caller makes it; it stays as long as the documents.
+/// The id of the plane that these documents belong to. The first caller makes it; it stays as long
+/// as the documents.
 ///
 /// # Errors
 /// When the documents cannot be read or written.
@@ -28,7 +29,8 @@ pub async fn known_plane_id(documents: &dyn Documents) -> Result<Option<String>,
     Ok(found.and_then(|document| document["plane"].as_str().map(str::to_owned)))
 }
 
-/// Notes a plane's id in a document of this id; gives the one that is noted there, which the first caller chose.
+/// Notes a plane's id in a document of this id; gives the one that is noted there, which the first
+/// caller chose.
 pub(super) async fn set_plane_id(
     documents: &dyn Documents,
     id: &str,

@@ -1,11 +1,11 @@
 //! The stores: blobs, documents and the bus, each behind a small trait, each chosen by one URL.
 //!
-//! Nothing of a backend leaks through: no SQL, no path, no broker's frame. What every backend promises is
-//! written at the traits and checked by one contract (`tests/stores.rs`) that each backend runs, on real
-//! servers. It must not know what is committed, read or dispatched by it.
+//! Nothing of a backend leaks through: no SQL, no path, no broker's frame. What every backend
+//! promises is written at the traits and checked by one contract (`tests/stores.rs`) that each
+//! backend runs, on real servers. It must not know what is committed, read or dispatched by it.
 //!
-//! Begin with [`Documents`], then with its embedded backend in [`sqlite`]; [`open`](mod@open) chooses
-//! backends by URLs, and [`DataPlane`] is the three stores together.
+//! Begin with [`Documents`], then with its embedded backend in [`sqlite`]; [`open`](mod@open)
+//! chooses backends by URLs, and [`DataPlane`] is the three stores together.
 
 #[cfg(feature = "amqp")]
 pub mod amqp;
@@ -26,7 +26,8 @@ pub mod sqlite;
 
 pub use self::blobs::{Abandon, BlobInfo, Blobs};
 pub use self::bus::{
-    Bus, BusReport, DeadLetter, Delivery, ID_BYTES_MAX, QueueLength, Routed, Subscription, Unreadable,
+    Bus, BusReport, DeadLetter, Delivery, ID_BYTES_MAX, QueueLength, Routed, Subscription,
+    Unreadable,
 };
 pub use self::collection::Collection;
 pub(crate) use self::documents::indexes;

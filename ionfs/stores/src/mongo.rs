@@ -1,13 +1,14 @@
 //! Documents on MongoDB, and on what speaks its protocol (Azure Cosmos DB's MongoDB API).
 //!
 //! # How it works
-//! A document's `id` is its `_id` too, so that one insert is a claim or a commit. Writes are acknowledged by the
-//! majority's journals, reads go to the primary: what one dispatcher wrote, the next one reads. Nothing needs a
-//! transaction over several documents, a change stream or a server of one kind; `correlationId` can be the shard key.
+//! A document's `id` is its `_id` too, so that one insert is a claim or a commit. Writes are
+//! acknowledged by the majority's journals, reads go to the primary: what one dispatcher wrote, the
+//! next one reads. Nothing needs a transaction over several documents, a change stream or a server
+//! of one kind; `correlationId` can be the shard key.
 //!
 //! # What it never does
-//! Wait without a bound: each call has [`ANSWER_WAIT`]. A write that ran into it may have happened all the same;
-//! its caller repeats it and finds it there.
+//! Wait without a bound: each call has [`ANSWER_WAIT`]. A write that ran into it may have happened
+//! all the same; its caller repeats it and finds it there.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -18,7 +19,8 @@ use futures_util::future::try_join_all;
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::error::{Error, ErrorKind, WriteFailure};
 use mongodb::options::{
-    Acknowledgment, ClientOptions, IndexOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern,
+    Acknowledgment, ClientOptions, IndexOptions, ReadConcern, ReadPreference, SelectionCriteria,
+    WriteConcern,
 };
 use mongodb::{Client, Database, IndexModel};
 use serde_json::{Map, Value};
@@ -26,10 +28,12 @@ use serde_json::{Map, Value};
 use super::open::without_credentials;
 use super::{Collection, Documents, Equals, Guard, Inserted, Page, Query, StoreError, indexes};
 
-/// How long one call may take. A replica set elects a new primary in about ten seconds; the caller tries again then.
+/// How long one call may take. A replica set elects a new primary in about ten seconds; the caller
+/// tries again then.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 
-/// How long to look for a server, and to connect to it. Within [`ANSWER_WAIT`], so that its words are heard.
+/// How long to look for a server, and to connect to it. Within [`ANSWER_WAIT`], so that its words
+/// are heard.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
 
 /// How long taking leave may take: a server that is away forgets us by itself.
@@ -55,8 +59,8 @@ impl Mongo {
     /// Connects, and makes the indexes that are missing.
     ///
     /// # Errors
-    /// [`StoreError::Url`] for a URL that is wrong; [`StoreError::Unavailable`] when the server does not answer or
-    /// refuses.
+    /// [`StoreError::Url`] for a URL that is wrong; [`StoreError::Unavailable`] when the server
+    /// does not answer or refuses.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
         let name = without_credentials(url);
         let refused = |error: Error| StoreError::Url {
@@ -72,7 +76,8 @@ impl Mongo {
         options.write_concern =
             Some(WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build());
         options.read_concern = Some(ReadConcern::majority());
-        options.selection_criteria = Some(SelectionCriteria::ReadPreference(ReadPreference::Primary));
+        options.selection_criteria =
+            Some(SelectionCriteria::ReadPreference(ReadPreference::Primary));
         let database = options.default_database.clone().unwrap_or_else(|| DATABASE.to_owned());
         let client = Client::with_options(options).map_err(refused)?;
         let store = Self { database: client.database(&database), name };
@@ -83,7 +88,8 @@ impl Mongo {
     }
 
     async fn make_indexes(&self, collection: Collection) -> Result<(), StoreError> {
-        let models: Vec<IndexModel> = indexes(collection).iter().map(|fields| index(fields)).collect();
+        let models: Vec<IndexModel> =
+            indexes(collection).iter().map(|fields| index(fields)).collect();
         if models.is_empty() {
             return Ok(());
         }
@@ -98,8 +104,8 @@ impl Mongo {
         self.within("making indexes", make).await
     }
 
-    /// Makes the indexes whose keys no index has yet. People make indexes under names of their own: one of the same keys
-    /// serves as well, and a second one cannot be made.
+    /// Makes the indexes whose keys no index has yet. People make indexes under names of their own:
+    /// one of the same keys serves as well, and a second one cannot be made.
     async fn make_missing_indexes(
         &self,
         collection: Collection,
@@ -112,7 +118,11 @@ impl Mongo {
                 let name = name_of(same);
                 match finds_all(same) {
                     true => {
-                        tracing::debug!(collection = collection.as_str(), name, "an index is used as it is")
+                        tracing::debug!(
+                            collection = collection.as_str(),
+                            name,
+                            "an index is used as it is"
+                        )
                     }
                     false => tracing::warn!(
                         collection = collection.as_str(),
@@ -144,7 +154,8 @@ impl Mongo {
         let find = doc! {
             "find": query.collection.as_str(), "filter": query_filter(query), "sort": query_order(query),
         };
-        let explain = self.database.run_command(doc! {"explain": find, "verbosity": "queryPlanner"});
+        let explain =
+            self.database.run_command(doc! {"explain": find, "verbosity": "queryPlanner"});
         Ok(to_json(Bson::Document(self.within("explaining a query", explain).await?)))
     }
 
@@ -160,8 +171,16 @@ impl Mongo {
         self.database.collection(collection.as_str())
     }
 
-    fn failed(&self, what: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
-        StoreError::Unavailable { store: self.name.clone(), what: what.to_owned(), source: source.into() }
+    fn failed(
+        &self,
+        what: &str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> StoreError {
+        StoreError::Unavailable {
+            store: self.name.clone(),
+            what: what.to_owned(),
+            source: source.into(),
+        }
     }
 
     async fn within<T>(
@@ -172,13 +191,16 @@ impl Mongo {
         match tokio::time::timeout(ANSWER_WAIT, call.into_future()).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(self.failed(what, words(&error))),
-            Err(_) => Err(self.failed(what, format!("no answer within {} s", ANSWER_WAIT.as_secs()))),
+            Err(_) => {
+                Err(self.failed(what, format!("no answer within {} s", ANSWER_WAIT.as_secs())))
+            }
         }
     }
 
-    /// Fails unless the guard's document is there and has the fields. Checked just before the write, not with it:
-    /// a lease is given up by its holder's own clock well before others may take it, so nothing comes between.
-    /// What the registry says may change in between: then the write counts as one that came before the change.
+    /// Fails unless the guard's document is there and has the fields. Checked just before the
+    /// write, not with it: a lease is given up by its holder's own clock well before others may
+    /// take it, so nothing comes between. What the registry says may change in between: then the
+    /// write counts as one that came before the change.
     async fn check(&self, guard: Option<Guard>) -> Result<(), StoreError> {
         let conditions = guard.iter().flat_map(Guard::conditions).map(|condition| async move {
             let filter = filter(Some(&condition.id), &condition.equals);
@@ -230,7 +252,8 @@ fn finds_all(index: &IndexModel) -> bool {
     })
 }
 
-/// Whether two indexes have the same fields in the same order and directions, whatever kind of number says so.
+/// Whether two indexes have the same fields in the same order and directions, whatever kind of
+/// number says so.
 fn same_keys(one: &Document, other: &Document) -> bool {
     let direction = |value: &Bson| match value {
         Bson::Int32(number) => Some(f64::from(*number)),
@@ -265,9 +288,13 @@ fn filter(id: Option<&str>, equals: &[Equals]) -> Document {
 fn key_of(collection: Collection, document: &Value, equals: &[Equals]) -> Document {
     let mut filter = filter(document["id"].as_str(), equals);
     let shard_key = match collection {
-        Collection::Events => Some(("context.correlationId", &document["context"]["correlationId"])),
+        Collection::Events => {
+            Some(("context.correlationId", &document["context"]["correlationId"]))
+        }
         Collection::Jobs => Some(("correlationId", &document["correlationId"])),
-        Collection::Modules | Collection::Dispatchers | Collection::Tickets | Collection::Plane => None,
+        Collection::Modules | Collection::Dispatchers | Collection::Tickets | Collection::Plane => {
+            None
+        }
     };
     if let Some((field, Value::String(correlation))) = shard_key {
         filter.insert(field, correlation.clone());
@@ -281,7 +308,8 @@ fn query_filter(query: &Query) -> Document {
         let field = query.order_by.unwrap_or("_id");
         let (from, behind) = if query.descending { ("$lte", "$lt") } else { ("$gte", "$gt") };
         let value = to_bson(value.clone());
-        // The first condition is a range of the index, the second leaves out those at its beginning.
+        // The first condition is a range of the index, the second leaves out those at its
+        // beginning.
         let range = doc! {field: {from: value.clone()}};
         let rest = doc! {"$or": [{field: {behind: value}}, {"_id": {behind: id}}]};
         filter.insert("$and", vec![range, rest]);
@@ -335,7 +363,8 @@ fn to_json(bson: Bson) -> Value {
     }
 }
 
-/// The stored form of a document: its `id` is its `_id`, and stays where older Ion's tools look for it.
+/// The stored form of a document: its `id` is its `_id`, and stays where older Ion's tools look for
+/// it.
 fn stored(document: Value) -> Document {
     let Bson::Document(document) = to_bson(document) else { return Document::new() };
     let id = document.get("id").cloned().map(|id| ("_id".to_owned(), id));
@@ -344,7 +373,8 @@ fn stored(document: Value) -> Document {
 
 fn read(mut document: Document) -> Value {
     document.remove("_id");
-    let fields: Map<String, Value> = document.into_iter().map(|(key, value)| (key, to_json(value))).collect();
+    let fields: Map<String, Value> =
+        document.into_iter().map(|(key, value)| (key, to_json(value))).collect();
     Value::Object(fields)
 }
 
@@ -372,7 +402,9 @@ impl Documents for Mongo {
         }
         match self.get(collection, &id).await? {
             Some(existing) => Ok(Inserted::Existing(existing)),
-            None => Err(self.failed(WHAT, "a document of its id was there, and was removed meanwhile")),
+            None => {
+                Err(self.failed(WHAT, "a document of its id was there, and was removed meanwhile"))
+            }
         }
     }
 
@@ -386,22 +418,32 @@ impl Documents for Mongo {
         self.check(guard).await?;
         let key = key_of(collection, &document, &expect);
         let (target, document) = (self.of(collection), stored(document));
-        let replaced = self.within("replacing a document", target.replace_one(key, &document)).await?;
+        let replaced =
+            self.within("replacing a document", target.replace_one(key, &document)).await?;
         Ok(replaced.matched_count == 1)
     }
 
     async fn get(&self, collection: Collection, id: &str) -> Result<Option<Value>, StoreError> {
-        let found = self.within("reading a document", self.of(collection).find_one(doc! {"_id": id})).await?;
+        let found = self
+            .within("reading a document", self.of(collection).find_one(doc! {"_id": id}))
+            .await?;
         Ok(found.map(read))
     }
 
-    async fn present(&self, collection: Collection, ids: Vec<String>) -> Result<HashSet<String>, StoreError> {
+    async fn present(
+        &self,
+        collection: Collection,
+        ids: Vec<String>,
+    ) -> Result<HashSet<String>, StoreError> {
         const WHAT: &str = "looking for documents";
         let target = self.of(collection);
         let found = target.find(doc! {"_id": {"$in": ids}}).projection(doc! {"_id": 1});
         let cursor = self.within(WHAT, found).await?;
         let found: Vec<Document> = self.within(WHAT, cursor.try_collect()).await?;
-        Ok(found.iter().filter_map(|document| Some(document.get_str("_id").ok()?.to_owned())).collect())
+        Ok(found
+            .iter()
+            .filter_map(|document| Some(document.get_str("_id").ok()?.to_owned()))
+            .collect())
     }
 
     async fn find(&self, query: Query) -> Result<Vec<Value>, StoreError> {
@@ -424,12 +466,14 @@ impl Documents for Mongo {
         expect: Vec<Equals>,
     ) -> Result<bool, StoreError> {
         let target = self.of(collection);
-        let deleted =
-            self.within("removing a document", target.delete_one(filter(Some(id), &expect))).await?;
+        let deleted = self
+            .within("removing a document", target.delete_one(filter(Some(id), &expect)))
+            .await?;
         Ok(deleted.deleted_count == 1)
     }
 
-    /// The driver's own farewell, when a client is dropped, runs in a task that the end of the runtime may break.
+    /// The driver's own farewell, when a client is dropped, runs in a task that the end of the
+    /// runtime may break.
     async fn close(&self) {
         let farewell = self.database.client().clone().shutdown().immediate(true);
         let _ = tokio::time::timeout(FAREWELL_WAIT, farewell.into_future()).await;

@@ -1,16 +1,19 @@
-//! Blobs through the crate `object_store`: local files, S3, Azure Blob, Google Cloud Storage, and memory for tests.
+//! Blobs through the crate `object_store`: local files, S3, Azure Blob, Google Cloud Storage, and
+//! memory for tests.
 //!
 //! # How it works
-//! Bodies up to one part are put at once; longer ones as multipart uploads, which every backend publishes as a whole or
-//! not at all. On local files every put is synced, with the folders it made, before it returns. No put is ever
-//! conditional: keys are written once, and not every S3 can say "if none".
+//! Bodies up to one part are put at once; longer ones as multipart uploads, which every backend
+//! publishes as a whole or not at all. On local files every put is synced, with the folders it
+//! made, before it returns. No put is ever conditional: keys are written once, and not every S3 can
+//! say "if none".
 //!
 //! # Deadlines
-//! By progress, not by size: every request carries at most one part and fails when nothing moves for [`STALL`].
+//! By progress, not by size: every request carries at most one part and fails when nothing moves
+//! for [`STALL`].
 //!
 //! # After a crash
-//! An upload that a killed process left open takes up space and shows in no listing. So each has a small marker blob
-//! below [`UPLOADS`] while it lasts; what is left there is ended by `ion gc`.
+//! An upload that a killed process left open takes up space and shows in no listing. So each has a
+//! small marker blob below [`UPLOADS`] while it lasts; what is left there is ended by `ion gc`.
 
 #[cfg(feature = "azure")]
 mod azure;
@@ -46,8 +49,8 @@ use uuid::Uuid;
 
 use super::{Abandon, BlobInfo, Blobs, StoreError};
 
-/// Bytes of one part. S3 wants at least 5 MiB and at most 10,000 parts: 8 MiB allow blobs of 78 GiB with one buffer
-/// of that size for each part under way.
+/// Bytes of one part. S3 wants at least 5 MiB and at most 10,000 parts: 8 MiB allow blobs of 78 GiB
+/// with one buffer of that size for each part under way.
 const PART: usize = 8 << 20;
 
 /// Parts of one blob under way at a time; with [`PART`] it bounds the memory of an upload.
@@ -56,8 +59,8 @@ const PARTS_MAX: usize = 4;
 /// Bytes of a body that may have been read before any was sent.
 pub const IN_FLIGHT_MAX: u64 = (PART * (PARTS_MAX + 1)) as u64;
 
-/// Bytes of one component of a key. File systems allow 255, and the local backend appends to a name while it is
-/// being written.
+/// Bytes of one component of a key. File systems allow 255, and the local backend appends to a name
+/// while it is being written.
 const COMPONENT_MAX: usize = 200;
 
 /// Where the markers of unfinished uploads lie: a name that no correlation has.
@@ -80,8 +83,8 @@ pub struct ObjectBlobs {
 struct Local {
     /// The same as the store.
     synced: Arc<LocalFileSystem>,
-    /// The same folder, by a store that leaves syncing to [`Blobs::settle`], and for removing: a blob that comes back
-    /// with a crash of the machine is one that `ion gc` removes.
+    /// The same folder, by a store that leaves syncing to [`Blobs::settle`], and for removing: a
+    /// blob that comes back with a crash of the machine is one that `ion gc` removes.
     unsynced: LocalFileSystem,
     directory: PathBuf,
 }
@@ -105,10 +108,12 @@ impl ObjectBlobs {
             source,
         };
         private_folder(directory).map_err(|error| failed(error.into()))?;
-        let unsynced = LocalFileSystem::new_with_prefix(directory).map_err(|error| failed(error.into()))?;
+        let unsynced =
+            LocalFileSystem::new_with_prefix(directory).map_err(|error| failed(error.into()))?;
         let unsynced = unsynced.with_automatic_cleanup(true);
         let store = Arc::new(unsynced.clone().with_fsync(true));
-        let local = Some(Local { synced: store.clone(), unsynced, directory: directory.to_owned() });
+        let local =
+            Some(Local { synced: store.clone(), unsynced, directory: directory.to_owned() });
         Ok(Self { store, multipart: None, signer: None, local, prefix: Path::default(), name })
     }
 
@@ -119,8 +124,8 @@ impl ObjectBlobs {
         Self { store, multipart: None, signer: None, local: None, prefix, name }
     }
 
-    /// A key as a path of the store: what it cannot hold is escaped, a component that is too long is shortened to its
-    /// beginning and a hash of the whole.
+    /// A key as a path of the store: what it cannot hold is escaped, a component that is too long
+    /// is shortened to its beginning and a hash of the whole.
     fn location(&self, key: &str) -> Path {
         let mut location = self.prefix.clone();
         for component in key.split('/') {
@@ -129,7 +134,8 @@ impl ObjectBlobs {
                 location.join(component)
             } else {
                 let hash = Uuid::new_v5(&Uuid::NAMESPACE_OID, component.as_bytes()).simple();
-                let kept: String = component.chars().filter(char::is_ascii_alphanumeric).take(100).collect();
+                let kept: String =
+                    component.chars().filter(char::is_ascii_alphanumeric).take(100).collect();
                 location.join(format!("{kept}~{hash}"))
             };
         }
@@ -165,7 +171,8 @@ impl ObjectBlobs {
 fn sync_all(directory: &FilePath, paths: &[PathBuf]) -> std::io::Result<()> {
     let files = paths.iter().map(File::open).collect::<Result<Vec<_>, _>>()?;
     for file in &files {
-        // All on their way first: then the first sync takes the others' names along, and they find little to do.
+        // All on their way first: then the first sync takes the others' names along, and they find
+        // little to do.
         ion_system::sys::begin_writeback(file);
     }
     for file in &files {
@@ -253,7 +260,9 @@ impl Blobs for ObjectBlobs {
         }
         match self.store.get_range(&self.location(key), range).await {
             Ok(bytes) => Ok(bytes),
-            Err(object_store::Error::NotFound { .. }) => Err(StoreError::NoSuchBlob(key.to_owned())),
+            Err(object_store::Error::NotFound { .. }) => {
+                Err(StoreError::NoSuchBlob(key.to_owned()))
+            }
             Err(error) => Err(self.failed(format!("reading {key:?}"))(error)),
         }
     }
@@ -289,7 +298,10 @@ impl Blobs for ObjectBlobs {
         }
     }
 
-    async fn list(&self, prefix: &str) -> Result<BoxStream<'_, Result<BlobInfo, StoreError>>, StoreError> {
+    async fn list(
+        &self,
+        prefix: &str,
+    ) -> Result<BoxStream<'_, Result<BlobInfo, StoreError>>, StoreError> {
         let prefix = if prefix.is_empty() { self.prefix.clone() } else { self.location(prefix) };
         let listing = self.store.list((!prefix.as_ref().is_empty()).then_some(&prefix));
         let listing = listing.map(|meta| match meta {
@@ -313,7 +325,8 @@ impl Blobs for ObjectBlobs {
 
     async fn delete_all(&self, keys: &[String]) -> Result<(), StoreError> {
         let locations: Vec<_> = keys.iter().map(|key| Ok(self.location(key))).collect();
-        let mut removed = self.remover().delete_stream(futures_util::stream::iter(locations).boxed());
+        let mut removed =
+            self.remover().delete_stream(futures_util::stream::iter(locations).boxed());
         let mut failure = None;
         while let Some(one) = removed.next().await {
             match one {
@@ -325,7 +338,8 @@ impl Blobs for ObjectBlobs {
     }
 
     async fn delete_listed(&self, listed: &BlobInfo) -> Result<(), StoreError> {
-        let key = Path::parse(&listed.key).map_err(|error| self.failed("removing a blob")(error.into()))?;
+        let key = Path::parse(&listed.key)
+            .map_err(|error| self.failed("removing a blob")(error.into()))?;
         let location = self.prefix.parts().chain(key.parts()).collect();
         self.remove(&location).await
     }
@@ -333,7 +347,8 @@ impl Blobs for ObjectBlobs {
     async fn abandon_uploads(&self, before: Millis, how: Abandon) -> Result<usize, StoreError> {
         if let Some(Local { directory, .. }) = &self.local {
             let (directory, name) = (directory.clone(), self.name.clone());
-            let swept = ion_system::run_blocking(move || parts::sweep(&directory, before, how)).await;
+            let swept =
+                ion_system::run_blocking(move || parts::sweep(&directory, before, how)).await;
             return swept.map_err(|source| StoreError::Unavailable {
                 store: name,
                 what: "looking for unfinished uploads".into(),

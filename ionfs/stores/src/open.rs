@@ -48,15 +48,16 @@ impl StoreUrls {
 impl StoreUrls {
     /// The database of this machine that is not there yet, if the documents are kept in one.
     pub fn missing(&self) -> Option<PathBuf> {
-        let database =
-            (scheme(&self.documents) == "sqlite").then(|| path_of(&self.documents, "document").ok());
+        let database = (scheme(&self.documents) == "sqlite")
+            .then(|| path_of(&self.documents, "document").ok());
         database.flatten().filter(|database| !database.exists())
     }
 
     /// The same with the embedded stores of one home below another one.
     pub fn moved(&self, home: &Path, to: &Path) -> Self {
         let (from, to) = (Self::embedded(home), Self::embedded(to));
-        let moved = |url: &String, from: String, to: String| if *url == from { to } else { url.clone() };
+        let moved =
+            |url: &String, from: String, to: String| if *url == from { to } else { url.clone() };
         Self {
             blobs: moved(&self.blobs, from.blobs, to.blobs),
             documents: moved(&self.documents, from.documents, to.documents),
@@ -75,7 +76,8 @@ impl StoreUrls {
 /// Opens the three stores, and connects to the documents' server: nothing works without it.
 ///
 /// # Errors
-/// [`StoreError::Url`] for a URL that names no store; [`StoreError::Unavailable`] when one cannot be opened.
+/// [`StoreError::Url`] for a URL that names no store; [`StoreError::Unavailable`] when one cannot
+/// be opened.
 pub async fn open(urls: &StoreUrls) -> Result<DataPlane, StoreError> {
     open_over(open_blobs(&urls.blobs).await?, urls).await
 }
@@ -88,11 +90,22 @@ pub async fn open_over(blobs: Arc<dyn Blobs>, urls: &StoreUrls) -> Result<DataPl
     if urls.documents == urls.bus && scheme(&urls.bus) == "sqlite" {
         let shared = embedded(&urls.documents, "document").await?;
         let documents = shared.clone();
-        let held =
-            if blobs.settles() { Some(Held::open(shared.clone(), blobs.clone()).await?) } else { None };
+        let held = if blobs.settles() {
+            Some(Held::open(shared.clone(), blobs.clone()).await?)
+        } else {
+            None
+        };
         let metrics = Arc::default();
         let registry = Arc::default();
-        return Ok(DataPlane { blobs, documents, bus: shared, one_log: true, held, registry, metrics });
+        return Ok(DataPlane {
+            blobs,
+            documents,
+            bus: shared,
+            one_log: true,
+            held,
+            registry,
+            metrics,
+        });
     }
     let documents = open_documents(&urls.documents).await?;
     let plane = plane_id(&*documents).await?;
@@ -142,8 +155,8 @@ pub async fn open_documents(url: &str) -> Result<Arc<dyn Documents>, StoreError>
     }
 }
 
-/// Opens a bus for the plane of this id. One that another plane has is refused: at once, or where it is a broker, with the
-/// first use of it.
+/// Opens a bus for the plane of this id. One that another plane has is refused: at once, or where
+/// it is a broker, with the first use of it.
 ///
 /// # Errors
 /// As [`open`].
@@ -233,7 +246,8 @@ mod tests {
     #[tokio::test]
     async fn a_url_of_no_store_is_refused_without_its_password() {
         let embedded = StoreUrls::embedded(Path::new("/nowhere"));
-        let error = open_documents("postgres://ion:s3cret@db.example/ion").await.unwrap_err().to_string();
+        let error =
+            open_documents("postgres://ion:s3cret@db.example/ion").await.unwrap_err().to_string();
         assert!(error.contains("mongodb://host"), "{error}");
         assert!(error.contains("***@db.example") && !error.contains("s3cret"), "{error}");
         let relative = StoreUrls { blobs: "file://relative".into(), ..embedded };

@@ -24,7 +24,8 @@ pub struct DataPlane {
     pub documents: Arc<dyn Documents>,
     /// Who is told of events.
     pub bus: Arc<dyn Bus>,
-    /// Both write to one log: once a message is on the disk, so is every document that was written before it.
+    /// Both write to one log: once a message is on the disk, so is every document that was written
+    /// before it.
     pub one_log: bool,
     /// Small blobs whose bytes that log holds until their files are durable.
     pub(crate) held: Option<Arc<Held>>,
@@ -35,9 +36,9 @@ pub struct DataPlane {
 }
 
 impl DataPlane {
-    /// Inserts documents, and makes the blobs durable that they name and that were [put soon](Blobs::put_soon), these bytes
-    /// under these keys: before the documents are, or with them. The documents are as [`Documents::insert_all_soon`] has
-    /// them.
+    /// Inserts documents, and makes the blobs durable that they name and that were [put
+    /// soon](Blobs::put_soon), these bytes under these keys: before the documents are, or with
+    /// them. The documents are as [`Documents::insert_all_soon`] has them.
     ///
     /// # Errors
     /// When a store fails, or the guard does not hold.
@@ -54,7 +55,8 @@ impl DataPlane {
         self.documents.insert_all_soon(documents, guard).await
     }
 
-    /// Writes into an event which modules it is for, and gives what must hold for that when the event is written.
+    /// Writes into an event which modules it is for, and gives what must hold for that when the
+    /// event is written.
     ///
     /// # Errors
     /// When the registry cannot be read.
@@ -67,8 +69,9 @@ impl DataPlane {
         self.registry.forget();
     }
 
-    /// The same, and an event after them which is published, all in one transaction and durable when this returns; the event
-    /// is the last of what was inserted, and not published if it was there. None, and nothing done, where that cannot be.
+    /// The same, and an event after them which is published, all in one transaction and durable
+    /// when this returns; the event is the last of what was inserted, and not published if it was
+    /// there. None, and nothing done, where that cannot be.
     pub async fn insert_and_publish(
         &self,
         blobs: &[(String, Bytes)],
@@ -76,7 +79,9 @@ impl DataPlane {
         event: &Event,
         guard: Option<&Guard>,
     ) -> Result<Option<Vec<Inserted>>, StoreError> {
-        let Some(held) = self.held.as_ref().filter(|held| held.takes(blobs)) else { return Ok(None) };
+        let Some(held) = self.held.as_ref().filter(|held| held.takes(blobs)) else {
+            return Ok(None);
+        };
         let mut event = event.clone();
         let registered = self.address(&mut event).await?;
         let guard = guard.cloned().into_iter().fold(registered, |all, guard| guard.and(all));

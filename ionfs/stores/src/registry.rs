@@ -1,15 +1,16 @@
 //! Which modules are to have an event: one answer for the whole plane.
 //!
 //! # How it works
-//! One document of the plane names each registered module with the event types it subscribes to. Every change raises its
-//! version. A commit writes the names of the modules that its event is for, and that version, into the event's document,
-//! guarded by the version: so they are those that were registered when the event was committed. What a broker's queues
-//! are bound to, when a process started and what a clock says change nothing about it.
+//! One document of the plane names each registered module with the event types it subscribes to.
+//! Every change raises its version. A commit writes the names of the modules that its event is for,
+//! and that version, into the event's document, guarded by the version: so they are those that were
+//! registered when the event was committed. What a broker's queues are bound to, when a process
+//! started and what a clock says change nothing about it.
 //!
 //! # What it promises
-//! An event that is committed after a module's registration has returned is for that module. One that was committed
-//! before the registration began is not. A module that was removed and registered again does not get what was committed
-//! for the former one.
+//! An event that is committed after a module's registration has returned is for that module. One
+//! that was committed before the registration began is not. A module that was removed and
+//! registered again does not get what was committed for the former one.
 //!
 //! What is being cancelled stands there too: an event that is committed below it is for no module.
 
@@ -30,7 +31,8 @@ use crate::{Collection, Documents, Guard, Inserted, Query, StoreError, decode, e
 /// The id of the registry's document.
 const ID: &str = "registry";
 
-/// Tries of a change that others come before. Each loss means that somebody else has registered something.
+/// Tries of a change that others come before. Each loss means that somebody else has registered
+/// something.
 const RACES_MAX: usize = 64;
 
 /// The registered modules, as one version of the registry has them.
@@ -92,7 +94,8 @@ impl Registry {
             #[serde(default)]
             per: Option<String>,
         }
-        let modules: Vec<Registered> = documents.find_as(Query::equal(Collection::Modules, vec![])).await?;
+        let modules: Vec<Registered> =
+            documents.find_as(Query::equal(Collection::Modules, vec![])).await?;
         let entry = |module: Registered| {
             let on = module.on.into_iter().chain(module.per).collect();
             (module.id, Registration { on, since: 0, definition: String::new() })
@@ -104,12 +107,19 @@ impl Registry {
     /// The modules that subscribe to a type, by name.
     pub fn subscribers(&self, event_type: &str) -> Vec<String> {
         let subscribes = |entry: &Registration| entry.on.iter().any(|on| on == event_type);
-        self.modules.iter().filter(|(_, entry)| subscribes(entry)).map(|(name, _)| name.clone()).collect()
+        self.modules
+            .iter()
+            .filter(|(_, entry)| subscribes(entry))
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     /// The registered modules that an event is for.
     pub fn expected<'a>(&'a self, event: &'a Event) -> impl Iterator<Item = &'a str> {
-        self.modules.iter().filter(|(name, entry)| entry.is_for(name, event)).map(|(name, _)| name.as_str())
+        self.modules
+            .iter()
+            .filter(|(name, entry)| entry.is_for(name, event))
+            .map(|(name, _)| name.as_str())
     }
 
     /// What is registered under a name.
@@ -137,7 +147,8 @@ impl Registry {
         Guard::new(Collection::Plane, ID, vec![("version", json!(self.version))])
     }
 
-    /// The registry in which a module subscribes to these types, and to no others; none: it does already.
+    /// The registry in which a module subscribes to these types, and to no others; none: it does
+    /// already.
     pub fn with(&self, module: &str, on: &[String], definition: &str) -> Option<Self> {
         let mut after = Self { version: self.version + 1, ..self.clone() };
         let since = self.modules.get(module).map_or(after.version, |registered| registered.since);
@@ -152,8 +163,9 @@ impl Registry {
         after.modules.remove(module).map(|_| after)
     }
 
-    /// A module subscribes to these types from now on, and to no others. `definition` tells how its jobs run from how any
-    /// other's do: readers of the registry see by it that they have to read that again.
+    /// A module subscribes to these types from now on, and to no others. `definition` tells how its
+    /// jobs run from how any other's do: readers of the registry see by it that they have to read
+    /// that again.
     ///
     /// # Errors
     /// When the documents cannot be written.
@@ -200,7 +212,8 @@ impl Registration {
         &self.on
     }
 
-    /// Whether an event that says it is for these modules, by a version of the registry, is for the one of this name.
+    /// Whether an event that says it is for these modules, by a version of the registry, is for the
+    /// one of this name.
     fn is_among(&self, name: &str, expected: &[String], version: u64) -> bool {
         version >= self.since && expected.iter().any(|module| module == name)
     }
@@ -235,7 +248,8 @@ impl KnownRegistry {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Writes into an event which modules it is for, and gives what must hold for that when the event is written.
+    /// Writes into an event which modules it is for, and gives what must hold for that when the
+    /// event is written.
     pub(crate) async fn address(
         &self,
         documents: &Arc<dyn Documents>,
@@ -337,13 +351,21 @@ mod tests {
     #[tokio::test]
     async fn modules_of_an_older_plane_are_registered() {
         let plane = Plane::new();
-        for module in
-            [json!({"id": "one", "on": ["a"]}), json!({"id": "all", "on": [], "gather": "x", "per": "a"})]
-        {
+        for module in [
+            json!({"id": "one", "on": ["a"]}),
+            json!({"id": "all", "on": [], "gather": "x", "per": "a"}),
+        ] {
             plane.documents.insert(Collection::Modules, module, None).await.unwrap();
         }
-        assert_eq!(plane.expected(&event("a")).await, ["all", "one"], "an older Ion has committed it");
-        assert_eq!(plane.committed("a").await.expected_by, Some(vec!["all".to_owned(), "one".to_owned()]));
+        assert_eq!(
+            plane.expected(&event("a")).await,
+            ["all", "one"],
+            "an older Ion has committed it"
+        );
+        assert_eq!(
+            plane.committed("a").await.expected_by,
+            Some(vec!["all".to_owned(), "one".to_owned()])
+        );
         plane.register("new", &["a"]).await;
         assert_eq!(plane.expected(&event("a")).await, ["all", "one"]);
         assert_eq!(plane.expected(&plane.committed("a").await).await, ["all", "new", "one"]);

@@ -1,14 +1,16 @@
 //! Documents and the bus in one SQLite file, which several processes may share.
 //!
 //! # How it works
-//! WAL with `synchronous=FULL`: what was answered is on the disk. One thread holds the only writing connection;
-//! it takes all requests that wait, runs each in a savepoint of one transaction, commits once and answers all: a
-//! hundred writers at a time cost one sync. What may be lost with the machine's power, as it would only be done again, is
-//! written without one; the order of the log keeps it from outliving what was written before. Readers have connections of their own and never wait for the writer.
+//! WAL with `synchronous=FULL`: what was answered is on the disk. One thread holds the only writing
+//! connection; it takes all requests that wait, runs each in a savepoint of one transaction,
+//! commits once and answers all: a hundred writers at a time cost one sync. What may be lost with
+//! the machine's power, as it would only be done again, is written without one; the order of the
+//! log keeps it from outliving what was written before. Readers have connections of their own and
+//! never wait for the writer.
 //!
 //! # What it never does
-//! Wait without a bound: the queue of requests is bounded, and another process that holds the file is waited for
-//! no longer than [`BUSY_WAIT`].
+//! Wait without a bound: the queue of requests is bounded, and another process that holds the file
+//! is waited for no longer than [`BUSY_WAIT`].
 
 mod arrivals;
 mod bus;
@@ -31,7 +33,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{Collection, StoreError};
 
-/// How long another process may hold the file before a request fails. Shorter fails commits on a slow disk.
+/// How long another process may hold the file before a request fails. Shorter fails commits on a
+/// slow disk.
 const BUSY_WAIT: Duration = Duration::from_secs(30);
 
 /// The wait before a file that others are making is tried again.
@@ -112,16 +115,21 @@ impl Sqlite {
     /// # Errors
     /// When it cannot be opened, is no database, or was written by a newer Ion.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let failed = |what: &str, source: Box<dyn std::error::Error + Send + Sync>| StoreError::Unavailable {
-            store: format!("sqlite://{}", path.display()),
-            what: what.to_owned(),
-            source,
+        let failed = |what: &str, source: Box<dyn std::error::Error + Send + Sync>| {
+            StoreError::Unavailable {
+                store: format!("sqlite://{}", path.display()),
+                what: what.to_owned(),
+                source,
+            }
         };
         if let Some(folder) = path.parent() {
-            private_folder(folder).map_err(|error| failed("its folder cannot be made", error.into()))?;
+            private_folder(folder)
+                .map_err(|error| failed("its folder cannot be made", error.into()))?;
         }
-        let file = Arc::new(made(path).map_err(|error| failed("it cannot be opened", error.into()))?);
-        let mut connection = connect(&file).map_err(|error| failed("it cannot be opened", error))?;
+        let file =
+            Arc::new(made(path).map_err(|error| failed("it cannot be opened", error.into()))?);
+        let mut connection =
+            connect(&file).map_err(|error| failed("it cannot be opened", error))?;
         prepare(&mut connection).map_err(|error| failed("it cannot be prepared", error))?;
         let (writer, requests) = mpsc::channel(QUEUE);
         let thread = std::thread::Builder::new()
@@ -139,7 +147,11 @@ impl Sqlite {
         })
     }
 
-    fn failed(&self, what: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
+    fn failed(
+        &self,
+        what: &str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> StoreError {
         StoreError::Unavailable {
             store: format!("sqlite://{}", self.path.display()),
             what: what.to_owned(),
@@ -216,8 +228,8 @@ impl Drop for Sqlite {
     }
 }
 
-/// The file, made unless it is there. Nothing but SQLite opens it in earnest: where a process closes one descriptor of a
-/// file, it loses all its locks on it.
+/// The file, made unless it is there. Nothing but SQLite opens it in earnest: where a process
+/// closes one descriptor of a file, it loses all its locks on it.
 fn made(path: &Path) -> rustix::io::Result<OwnedFd> {
     // What SQLite makes beside it has the same mode.
     match fs::mknodat(CWD, path, FileType::RegularFile, Mode::RUSR | Mode::WUSR, 0) {
@@ -226,7 +238,8 @@ fn made(path: &Path) -> rustix::io::Result<OwnedFd> {
     }
 }
 
-/// A connection to the file, wherever it is by now: where its folder was moved, the path of before may lead to another file.
+/// A connection to the file, wherever it is by now: where its folder was moved, the path of before
+/// may lead to another file.
 fn connect(file: &OwnedFd) -> Result<Connection, Box<dyn std::error::Error + Send + Sync>> {
     let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -235,14 +248,14 @@ fn connect(file: &OwnedFd) -> Result<Connection, Box<dyn std::error::Error + Sen
     log_ahead(&connection)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.set_prepared_statement_cache_capacity(64);
-    // Plans are made without looking at what is bound: else a statement with a bound limit, and many another, is
-    // prepared anew at each use. Each query has its index whatever the values are.
+    // Plans are made without looking at what is bound: else a statement with a bound limit, and
+    // many another, is prepared anew at each use. Each query has its index whatever the values are.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(connection)
 }
 
-/// Turns the log on. Where others open a new file at the same moment SQLite does not wait for them, as two who wait for each
-/// other never would end, but refuses: then it is asked again.
+/// Turns the log on. Where others open a new file at the same moment SQLite does not wait for them,
+/// as two who wait for each other never would end, but refuses: then it is asked again.
 fn log_ahead(connection: &Connection) -> rusqlite::Result<()> {
     let deadline = Instant::now() + BUSY_WAIT;
     loop {
@@ -282,7 +295,8 @@ fn prepare(connection: &mut Connection) -> Result<(), Box<dyn std::error::Error 
     Ok(())
 }
 
-/// Writes what says nothing: a transaction that writes nothing syncs nothing, whatever was written before it.
+/// Writes what says nothing: a transaction that writes nothing syncs nothing, whatever was written
+/// before it.
 fn touch(connection: &Connection) -> rusqlite::Result<()> {
     // As it is: a newer Ion may have laid the tables out anew while this one runs.
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
@@ -313,14 +327,17 @@ fn write_loop(mut connection: Connection, mut requests: mpsc::Receiver<Request>)
         let wanted = batch.iter().map(|request| request.durable).max().unwrap_or(Durable::AtOnce);
         let begun = match wanted == level {
             true => Ok(()),
-            false => connection.pragma_update(None, "synchronous", wanted.level()).map(|()| level = wanted),
+            false => connection
+                .pragma_update(None, "synchronous", wanted.level())
+                .map(|()| level = wanted),
         };
         if let Err(error) = begun.and_then(|()| connection.execute_batch("BEGIN IMMEDIATE")) {
             // Dropped unanswered, their callers learn that the writer gave up.
             tracing::error!(%error, "the database cannot be written");
             continue;
         }
-        let answers: Vec<Answer> = batch.into_iter().map(|request| (request.work)(&mut connection)).collect();
+        let answers: Vec<Answer> =
+            batch.into_iter().map(|request| (request.work)(&mut connection)).collect();
         let committed = connection.execute_batch("COMMIT").map_err(|error| {
             let _ = connection.execute_batch("ROLLBACK");
             error.to_string()
@@ -362,7 +379,10 @@ mod tests {
         let store = Sqlite::open(&before.join("ion.db")).unwrap();
         std::fs::rename(&before, &now).unwrap();
         std::fs::create_dir(&before).unwrap();
-        store.write("adding", |file| Ok(file.execute_batch("CREATE TABLE moved (a)")?)).await.unwrap();
+        store
+            .write("adding", |file| Ok(file.execute_batch("CREATE TABLE moved (a)")?))
+            .await
+            .unwrap();
         let tables = "SELECT count(*) FROM sqlite_schema WHERE name = 'moved'";
         let count = |file: &Connection| file.query_row(tables, [], |row| row.get::<_, i64>(0));
         assert_eq!(store.read("counting", count).await.unwrap(), 1);

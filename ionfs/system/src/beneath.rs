@@ -1,10 +1,11 @@
 //! What others may change, touched safely: each act names one inode that is held by a descriptor.
 //!
 //! # How it works
-//! A module, an archive or a folder's user may put a symbolic link in the place of a folder between any two system calls.
-//! A path that is looked up twice may then lead anywhere on the host. So nothing here takes a path that the kernel walks
-//! again: a [`Folder`] is held open, each of its methods takes one name, and a [`Pinned`] holds one inode, whatever becomes
-//! of its name. Folders are opened by `openat2` with `RESOLVE_BENEATH` and without following links.
+//! A module, an archive or a folder's user may put a symbolic link in the place of a folder between
+//! any two system calls. A path that is looked up twice may then lead anywhere on the host. So
+//! nothing here takes a path that the kernel walks again: a [`Folder`] is held open, each of its
+//! methods takes one name, and a [`Pinned`] holds one inode, whatever becomes of its name. Folders
+//! are opened by `openat2` with `RESOLVE_BENEATH` and without following links.
 //!
 //! # What it never does
 //! Follow a symbolic link that it finds below its root, or leave the root by `..`.
@@ -16,8 +17,8 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 
 use rustix::fs::{
-    self, AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, StatVfs, Timestamps, Uid,
-    XattrFlags,
+    self, AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, StatVfs, Timestamps,
+    Uid, XattrFlags,
 };
 use rustix::io::{Errno, Result};
 use uuid::Uuid;
@@ -34,7 +35,8 @@ const HELD: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC)
 /// Names that are listed at a time to be removed: a folder of millions need not fit into memory.
 const NAMES_AT_A_TIME: usize = 1024;
 
-/// Bytes of the longest value of an extended attribute, and of all names together: the kernel's own limit.
+/// Bytes of the longest value of an extended attribute, and of all names together: the kernel's own
+/// limit.
 const XATTR_MAX: usize = 65_536;
 
 /// A folder that is held open.
@@ -51,7 +53,8 @@ impl AsFd for Folder {
     }
 }
 
-/// The name, if it is one: no path, and neither `.` nor `..`. Each act on a folder begins here, after the folder was opened.
+/// The name, if it is one: no path, and neither `.` nor `..`. Each act on a folder begins here,
+/// after the folder was opened.
 fn one_name(name: &OsStr) -> Result<&OsStr> {
     linger("beneath");
     match name.as_bytes() {
@@ -63,7 +66,8 @@ fn one_name(name: &OsStr) -> Result<&OsStr> {
 }
 
 impl Folder {
-    /// A folder of Ion's own at a path that only Ion and its operator can change. The last name must not be a link.
+    /// A folder of Ion's own at a path that only Ion and its operator can change. The last name
+    /// must not be a link.
     ///
     /// # Errors
     /// What the system says: ENOENT, ENOTDIR for a link or a file, EACCES.
@@ -76,14 +80,16 @@ impl Folder {
     /// # Errors
     /// What the system says.
     pub fn made(path: &Path) -> Result<Self> {
-        std::fs::create_dir_all(path).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        std::fs::create_dir_all(path)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         Self::open(path)
     }
 
     /// The folder at a path below this one, by one walk of the kernel that follows no link.
     ///
     /// # Errors
-    /// What the system says: ELOOP where a link is in the way, EXDEV where the path leaves this folder.
+    /// What the system says: ELOOP where a link is in the way, EXDEV where the path leaves this
+    /// folder.
     pub fn below(&self, path: &Path) -> Result<Self> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         fs::openat2(&self.0, path, HELD | OFlags::DIRECTORY, Mode::empty(), RESOLVE).map(Self)
@@ -94,7 +100,8 @@ impl Folder {
     /// # Errors
     /// What the system says: ENOTDIR for a symbolic link or a file.
     pub fn folder(&self, name: &OsStr) -> Result<Self> {
-        fs::openat2(&self.0, one_name(name)?, HELD | OFlags::DIRECTORY, Mode::empty(), RESOLVE).map(Self)
+        fs::openat2(&self.0, one_name(name)?, HELD | OFlags::DIRECTORY, Mode::empty(), RESOLVE)
+            .map(Self)
     }
 
     /// The inode under a name; of a symbolic link the link itself.
@@ -110,7 +117,10 @@ impl Folder {
     /// # Errors
     /// When this process has no descriptor left.
     pub fn itself(&self) -> Result<Pinned> {
-        self.0.try_clone().map(Pinned).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::MFILE))
+        self.0
+            .try_clone()
+            .map(Pinned)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::MFILE))
     }
 
     /// The attributes of what is under a name; of a symbolic link its own.
@@ -121,8 +131,8 @@ impl Folder {
         fs::statat(&self.0, one_name(name)?, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// Opens what is under a name, or makes it if `flags` say so. A symbolic link is refused (ELOOP). Whoever opens what
-    /// may be a pipe adds `NONBLOCK`.
+    /// Opens what is under a name, or makes it if `flags` say so. A symbolic link is refused
+    /// (ELOOP). Whoever opens what may be a pipe adds `NONBLOCK`.
     ///
     /// # Errors
     /// What the system says.
@@ -171,10 +181,11 @@ impl Folder {
         fs::unlinkat(&self.0, one_name(name)?, AtFlags::REMOVEDIR)
     }
 
-    /// Removes a name and all below it, also where the rights to were taken away; nothing there is well.
+    /// Removes a name and all below it, also where the rights to were taken away; nothing there is
+    /// well.
     ///
-    /// Folders inside come to stand in this folder, under names that nobody can guess, and go one after the other: a tree may
-    /// be deeper than a stack is, and than there are descriptors.
+    /// Folders inside come to stand in this folder, under names that nobody can guess, and go one
+    /// after the other: a tree may be deeper than a stack is, and than there are descriptors.
     ///
     /// # Errors
     /// What the system says of the first name that stays.
@@ -203,7 +214,8 @@ impl Folder {
         Ok(())
     }
 
-    /// Removes a folder in this one; the folders in it that are not empty are moved here, and added to `left`.
+    /// Removes a folder in this one; the folders in it that are not empty are moved here, and added
+    /// to `left`.
     fn remove_flat(&self, name: &OsStr, left: &mut Vec<OsString>) -> Result<()> {
         let folder = self.folder(name)?;
         loop {
@@ -302,8 +314,9 @@ impl Pinned {
         fs::fstat(&self.0)
     }
 
-    /// A path that leads to this inode and nowhere else, for calls that take no descriptor of this kind. The kernel does
-    /// not walk it: it is the inode, also if that is a symbolic link or has no name any more.
+    /// A path that leads to this inode and nowhere else, for calls that take no descriptor of this
+    /// kind. The kernel does not walk it: it is the inode, also if that is a symbolic link or has
+    /// no name any more.
     fn in_proc(&self) -> String {
         linger("beneath");
         format!("/proc/self/fd/{}", self.0.as_raw_fd())
@@ -423,7 +436,11 @@ mod tests {
             let name = OsStr::new(name);
             assert_eq!(root.stat(name).unwrap_err(), Errno::INVAL, "{name:?}");
             assert_eq!(root.remove_all(name).unwrap_err(), Errno::INVAL, "{name:?}");
-            assert_eq!(root.rename(name, &root, OsStr::new("x")).unwrap_err(), Errno::INVAL, "{name:?}");
+            assert_eq!(
+                root.rename(name, &root, OsStr::new("x")).unwrap_err(),
+                Errno::INVAL,
+                "{name:?}"
+            );
         }
         assert_eq!(root.folder(OsStr::new("out")).unwrap_err(), Errno::NOTDIR);
         assert_eq!(root.below(Path::new("out/root")).unwrap_err(), Errno::LOOP);
@@ -480,7 +497,8 @@ mod tests {
             std::fs::write(locked.join(format!("f{n}")), "").unwrap();
         }
         symlink(place.path(), place.path().join("root/a/link")).unwrap();
-        std::fs::set_permissions(&locked, std::os::unix::fs::PermissionsExt::from_mode(0o0)).unwrap();
+        std::fs::set_permissions(&locked, std::os::unix::fs::PermissionsExt::from_mode(0o0))
+            .unwrap();
         root.remove_all(OsStr::new("a")).unwrap();
         root.remove_all(OsStr::new("a")).unwrap();
         assert!(root.names().unwrap().is_empty());

@@ -1,7 +1,9 @@
-//! Credentials in the environment: taken out of it when the process starts, and known to whoever asks here.
+//! Credentials in the environment: taken out of it when the process starts, and known to whoever
+//! asks here.
 //!
-//! What stands in a process's environment stands in `/proc`, in a core dump, and in the environment of every program that it
-//! starts. So each program of Ion's empties the variables that hold credentials before it does anything else.
+//! What stands in a process's environment stands in `/proc`, in a core dump, and in the environment
+//! of every program that it starts. So each program of Ion's empties the variables that hold
+//! credentials before it does anything else.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -11,7 +13,8 @@ use crate::sys;
 static TAKEN: OnceLock<BTreeMap<String, String>> = OnceLock::new();
 
 /// What stands in the name of a variable that holds a credential.
-const WORDS: [&str; 7] = ["KEY", "SECRET", "TOKEN", "PASSWORD", "PASSWD", "CREDENTIAL", "CONNECTION_STRING"];
+const WORDS: [&str; 7] =
+    ["KEY", "SECRET", "TOKEN", "PASSWORD", "PASSWD", "CREDENTIAL", "CONNECTION_STRING"];
 
 /// How names end of variables that say where a credential is.
 const PLACES: [&str; 6] = ["_FILE", "_DIRECTORY", "_DIR", "_PATH", "_URI", "_CREDENTIALS"];
@@ -38,11 +41,12 @@ fn is_credential(name: &str, value: &str) -> bool {
     WORDS.iter().any(|word| name.contains(word)) || is_url_with_password(value)
 }
 
-/// Empties every variable that holds a credential. For the start of a process, after its arguments were read and before it has
-/// a second thread.
+/// Empties every variable that holds a credential. For the start of a process, after its arguments
+/// were read and before it has a second thread.
 pub fn take_credentials() {
     TAKEN.get_or_init(|| {
-        let all = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+        let all =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
         let credentials: Vec<String> = all
             .filter(|(name, value)| value.to_str().is_some_and(|value| is_credential(name, value)))
             .map(|(name, _)| name)
@@ -64,7 +68,8 @@ pub fn variable(name: &str) -> Option<String> {
 /// The variables that were taken whose names begin so.
 pub fn taken(beginning: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
     let all = TAKEN.get().into_iter().flatten();
-    all.filter(move |(name, _)| name.starts_with(beginning)).map(|(name, value)| (&**name, &**value))
+    all.filter(move |(name, _)| name.starts_with(beginning))
+        .map(|(name, value)| (&**name, &**value))
 }
 
 #[cfg(test)]
@@ -73,7 +78,9 @@ mod tests {
 
     #[test]
     fn credentials_are_known_by_their_name_or_by_a_password_in_a_url() {
-        for name in ["AWS_SECRET_ACCESS_KEY", "ION_GATEWAY_TOKENS", "ION_TICKET_KEY", "shared_secret"] {
+        for name in
+            ["AWS_SECRET_ACCESS_KEY", "ION_GATEWAY_TOKENS", "ION_TICKET_KEY", "shared_secret"]
+        {
             assert!(is_credential(name, "x"), "{name}");
         }
         assert!(is_credential("ION_DOCUMENTS", "mongodb://ion:pw@db/ion"));

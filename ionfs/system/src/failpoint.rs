@@ -1,9 +1,11 @@
-//! Named places of the protocol at which a test kills this process, as `kill -9` at that moment would.
+//! Named places of the protocol at which a test kills this process, as `kill -9` at that moment
+//! would.
 //!
-//! `ION_FAILPOINTS` says where: `commit.inserted=3` kills when that place is reached for the third time, `*=1/200:7` at
-//! each place in one of 200 cases, drawn with seed 7. Several are separated by commas. `ION_DELAYPOINTS` says where it
-//! waits instead: `beneath=300` waits up to 300 microseconds each time, so that what happens between a look and an act has
-//! time to happen. Only builds with debug assertions look: in a release build [`reach`] and [`linger`] are nothing.
+//! `ION_FAILPOINTS` says where: `commit.inserted=3` kills when that place is reached for the third
+//! time, `*=1/200:7` at each place in one of 200 cases, drawn with seed 7. Several are separated by
+//! commas. `ION_DELAYPOINTS` says where it waits instead: `beneath=300` waits up to 300
+//! microseconds each time, so that what happens between a look and an act has time to happen. Only
+//! builds with debug assertions look: in a release build [`reach`] and [`linger`] are nothing.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,7 +30,8 @@ pub fn reach(name: &'static str) {
     let plan = PLAN.get_or_init(|| {
         let text = std::env::var("ION_FAILPOINTS").ok()?;
         Some(
-            Plan::parse(&text).unwrap_or_else(|| panic!("ION_FAILPOINTS: {text:?} is no list of failpoints")),
+            Plan::parse(&text)
+                .unwrap_or_else(|| panic!("ION_FAILPOINTS: {text:?} is no list of failpoints")),
         )
     });
     if plan.as_ref().is_some_and(|plan| plan.strikes(name)) {
@@ -36,7 +39,8 @@ pub fn reach(name: &'static str) {
     }
 }
 
-/// Marks a place between looking and acting. Returns after a while if this process is to wait here, else at once.
+/// Marks a place between looking and acting. Returns after a while if this process is to wait here,
+/// else at once.
 #[inline]
 pub fn linger(name: &'static str) {
     static PLAN: OnceLock<Option<(String, u64)>> = OnceLock::new();
@@ -59,7 +63,8 @@ pub fn linger(name: &'static str) {
 
 fn die(name: &str) -> ! {
     use rustix::process::{Signal, getpid, kill_process};
-    let _ = rustix::io::write(rustix::stdio::stderr(), format!("ion: killed at {name}\n").as_bytes());
+    let _ =
+        rustix::io::write(rustix::stdio::stderr(), format!("ion: killed at {name}\n").as_bytes());
     let _ = kill_process(getpid(), Signal::KILL);
     std::process::abort()
 }
@@ -70,7 +75,10 @@ impl Plan {
         let rule = |rule: &str| {
             let (name, when) = rule.split_once('=')?;
             if name != "*" {
-                return Some(Rule::Count { name: name.to_owned(), left: AtomicU64::new(when.parse().ok()?) });
+                return Some(Rule::Count {
+                    name: name.to_owned(),
+                    left: AtomicU64::new(when.parse().ok()?),
+                });
             }
             let (chance, seed) = when.split_once(':')?;
             let one_of = chance.strip_prefix("1/")?.parse().ok().filter(|one_of| *one_of > 0)?;
@@ -81,9 +89,12 @@ impl Plan {
 
     fn strikes(&self, reached: &str) -> bool {
         self.0.iter().any(|rule| match rule {
-            Rule::Count { name, left } => name == reached && left.fetch_sub(1, Ordering::Relaxed) == 1,
+            Rule::Count { name, left } => {
+                name == reached && left.fetch_sub(1, Ordering::Relaxed) == 1
+            }
             Rule::Chance { one_of, drawn, seed } => {
-                draw(seed.wrapping_add(drawn.fetch_add(1, Ordering::Relaxed))).is_multiple_of(*one_of)
+                draw(seed.wrapping_add(drawn.fetch_add(1, Ordering::Relaxed)))
+                    .is_multiple_of(*one_of)
             }
         })
     }
@@ -104,9 +115,10 @@ mod tests {
     #[test]
     fn strikes_where_and_when_it_was_told() {
         let plan = Plan::parse("commit.inserted=2").unwrap();
-        let struck: Vec<bool> = ["commit.inserted", "claim.done", "commit.inserted", "commit.inserted"]
-            .map(|at| plan.strikes(at))
-            .into();
+        let struck: Vec<bool> =
+            ["commit.inserted", "claim.done", "commit.inserted", "commit.inserted"]
+                .map(|at| plan.strikes(at))
+                .into();
         assert_eq!(struck, [false, false, true, false]);
     }
 

@@ -1,7 +1,7 @@
 //! The home: the folder of all state of Ion's on a machine. It is its owner's alone.
 //!
-//! In it are the embedded stores, staged files with the permissions that their modules gave them, and what jobs print. So
-//! nobody else enters it, and no job sees it.
+//! In it are the embedded stores, staged files with the permissions that their modules gave them,
+//! and what jobs print. So nobody else enters it, and no job sees it.
 
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, Permissions};
@@ -45,7 +45,9 @@ pub fn make_home(home: &Path) -> io::Result<()> {
             "other users of this machine could enter the home, where all data are; they no longer can"
         ),
         // It is another user's, who lets this one use it.
-        Err(error) => tracing::debug!(%error, home = %home.display(), "the home is not this user's to close"),
+        Err(error) => {
+            tracing::debug!(%error, home = %home.display(), "the home is not this user's to close")
+        }
     }
     Ok(())
 }

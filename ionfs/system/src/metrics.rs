@@ -1,7 +1,8 @@
 //! What the data plane counts and times, for operators, tests and benches.
 //!
-//! The numbers are Prometheus's own types, and [`Metrics::describe`] names them; who shows them, and how, is not known
-//! here. What each read touches is an atomic: labels are looked up once, when a [`Metrics`] is made.
+//! The numbers are Prometheus's own types, and [`Metrics::describe`] names them; who shows them,
+//! and how, is not known here. What each read touches is an atomic: labels are looked up once, when
+//! a [`Metrics`] is made.
 
 use std::fmt;
 use std::time::Instant;
@@ -18,7 +19,8 @@ use prometheus_client::registry::Unit;
 /// Where metrics get their names.
 pub use prometheus_client::registry::Registry;
 
-/// The media type of what [`openmetrics`] gives, as the OpenMetrics specification writes it; Prometheus chooses its parser by this.
+/// The media type of what [`openmetrics`] gives, as the OpenMetrics specification writes it;
+/// Prometheus chooses its parser by this.
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// All numbers as the OpenMetrics text format has them.
@@ -31,8 +33,9 @@ pub fn openmetrics(registry: &Registry) -> Result<String, fmt::Error> {
     Ok(written)
 }
 
-/// Upper bounds of the buckets of all latencies, in seconds: an embedded store answers within the first ones, a commit that
-/// outlasts a store's restart ends in the last ones. More of them cost a time series each, for each label.
+/// Upper bounds of the buckets of all latencies, in seconds: an embedded store answers within the
+/// first ones, a commit that outlasts a store's restart ends in the last ones. More of them cost a
+/// time series each, for each label.
 const SECONDS: [f64; 15] =
     [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 
@@ -66,8 +69,8 @@ impl Gauge {
     }
 }
 
-/// How long something took, each time. Observing takes a short lock: for what happens once for a job or a commit, not
-/// for each read.
+/// How long something took, each time. Observing takes a short lock: for what happens once for a
+/// job or a commit, not for each read.
 #[derive(Clone, Debug)]
 pub struct Latency(Histogram);
 
@@ -207,7 +210,11 @@ impl Metrics {
             ("cache_misses", "Blocks asked for that had to be brought", &self.cache_misses),
             ("commits", "Events committed", &self.commits),
             ("refusals", "Event files refused", &self.refusals),
-            ("relayed_events", "Events published by a relay and not by who committed them", &self.relayed),
+            (
+                "relayed_events",
+                "Events published by a relay and not by who committed them",
+                &self.relayed,
+            ),
         ] {
             registry.register(name, help, counter.0.clone());
         }
@@ -218,12 +225,25 @@ impl Metrics {
         );
         for (name, help, latency) in [
             ("event_close", "From the close of an event file to its answer", &self.closes),
-            ("job_first_read", "From a job's mount to the answer of its first read", &self.first_reads),
-            ("job_mount", "From the start of a job's process to its tree being served", &self.mounts),
+            (
+                "job_first_read",
+                "From a job's mount to the answer of its first read",
+                &self.first_reads,
+            ),
+            (
+                "job_mount",
+                "From the start of a job's process to its tree being served",
+                &self.mounts,
+            ),
         ] {
             latency.describe(registry, name, help);
         }
-        registry.register_with_unit("commit_step", "Steps of commits", Unit::Seconds, self.steps.clone());
+        registry.register_with_unit(
+            "commit_step",
+            "Steps of commits",
+            Unit::Seconds,
+            self.steps.clone(),
+        );
     }
 }
 
@@ -252,8 +272,12 @@ impl<F> fmt::Debug for Looked<F> {
 impl<F: Fn() -> u64 + Send + Sync + 'static> Collector for Looked<F> {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let now = ConstGauge::new(i64::try_from((self.now)()).unwrap_or(i64::MAX));
-        let metric =
-            encoder.encode_descriptor(self.name, self.help, Some(&Unit::Bytes), ConstGauge::<i64>::TYPE)?;
+        let metric = encoder.encode_descriptor(
+            self.name,
+            self.help,
+            Some(&Unit::Bytes),
+            ConstGauge::<i64>::TYPE,
+        )?;
         now.encode(metric)
     }
 }

@@ -1,5 +1,6 @@
-//! Time by this process's own monotonic clock. Deadlines by progress: work may take as long as it moves, and no longer
-//! than a limit once it stands. And how long what others write has stood still: whatever their clocks say.
+//! Time by this process's own monotonic clock. Deadlines by progress: work may take as long as it
+//! moves, and no longer than a limit once it stands. And how long what others write has stood
+//! still: whatever their clocks say.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -30,8 +31,8 @@ pub async fn while_it_moves<T>(
 
 /// How long things have been as they are, as this process has seen them.
 ///
-/// What another host has left undone is judged by this and not by the times it wrote: their clocks may differ by
-/// minutes. What is seen for the first time has its whole time still before it.
+/// What another host has left undone is judged by this and not by the times it wrote: their clocks
+/// may differ by minutes. What is seen for the first time has its whole time still before it.
 #[derive(Debug)]
 pub struct Standing<S>(HashMap<String, (S, Instant)>);
 
@@ -42,18 +43,24 @@ impl<S> Default for Standing<S> {
 }
 
 impl<S: PartialEq> Standing<S> {
-    /// Looks at everything there is now, by name and state; gives how long each has been in that state, in the same
-    /// order. What is not there any more is forgotten.
+    /// Looks at everything there is now, by name and state; gives how long each has been in that
+    /// state, in the same order. What is not there any more is forgotten.
     pub fn look(&mut self, all: impl IntoIterator<Item = (String, S)>) -> Vec<Duration> {
         self.look_at(Instant::now(), all)
     }
 
-    fn look_at(&mut self, now: Instant, all: impl IntoIterator<Item = (String, S)>) -> Vec<Duration> {
+    fn look_at(
+        &mut self,
+        now: Instant,
+        all: impl IntoIterator<Item = (String, S)>,
+    ) -> Vec<Duration> {
         let mut before = std::mem::take(&mut self.0);
         let mut stood = Vec::new();
         for (name, state) in all {
-            let since =
-                before.remove(&name).filter(|(seen, _)| *seen == state).map_or(now, |(_, since)| since);
+            let since = before
+                .remove(&name)
+                .filter(|(seen, _)| *seen == state)
+                .map_or(now, |(_, since)| since);
             stood.push(now - since);
             self.0.insert(name, (state, since));
         }

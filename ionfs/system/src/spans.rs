@@ -1,8 +1,8 @@
-//! The spans of a job, for whoever collects them: one target, so that a log never shows them and a collector takes
-//! nothing else.
+//! The spans of a job, for whoever collects them: one target, so that a log never shows them and a
+//! collector takes nothing else.
 //!
-//! Ids that other processes must find again are derived, not handed on: all jobs of a correlation are one trace, and a
-//! job's parent is the attempt that published its event.
+//! Ids that other processes must find again are derived, not handed on: all jobs of a correlation
+//! are one trace, and a job's parent is the attempt that published its event.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -20,7 +20,8 @@ pub const BEGUN: &str = "start_time_unix_nano";
 /// The field that says why what the span covers failed.
 pub const ERROR: &str = "error";
 
-/// The field with the correlation: a span that has it and no parent here belongs to that correlation's trace.
+/// The field with the correlation: a span that has it and no parent here belongs to that
+/// correlation's trace.
 pub const CORRELATION: &str = "ion.correlation.id";
 
 /// The fields with the attempt that a span covers.
@@ -29,7 +30,8 @@ pub const JOB: (&str, &str) = ("ion.job.id", "ion.attempt");
 /// The fields with the attempt that published the event.
 pub const PARENT: (&str, &str) = ("ion.parent.job.id", "ion.parent.attempt");
 
-/// The trace of a correlation: its own id where that is a UUID, so that people find one by the other.
+/// The trace of a correlation: its own id where that is a UUID, so that people find one by the
+/// other.
 pub fn trace_id(correlation: &str) -> [u8; 16] {
     let id = Uuid::parse_str(correlation).ok().filter(|id| !id.is_nil());
     *id.unwrap_or_else(|| Uuid::new_v5(&Uuid::NAMESPACE_OID, correlation.as_bytes())).as_bytes()

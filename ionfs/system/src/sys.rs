@@ -24,8 +24,8 @@ pub fn is_root() -> bool {
 
 static OPEN_FILES_BEFORE: OnceLock<u64> = OnceLock::new();
 
-/// Allows this process as many descriptors as it may allow itself: every open file of every job takes one. For the start
-/// of a process.
+/// Allows this process as many descriptors as it may allow itself: every open file of every job
+/// takes one. For the start of a process.
 pub fn allow_all_descriptors() {
     let now = getrlimit(Resource::Nofile);
     if let Some(current) = now.current {
@@ -40,8 +40,9 @@ pub fn open_files_before() -> Option<u64> {
     OPEN_FILES_BEFORE.get().copied()
 }
 
-/// Lets no program that this process starts have a descriptor that this process was started with, beside its three streams:
-/// whoever started it may have left open what only they may read. For the start of a process.
+/// Lets no program that this process starts have a descriptor that this process was started with,
+/// beside its three streams: whoever started it may have left open what only they may read. For the
+/// start of a process.
 pub fn keep_descriptors_to_itself() {
     let (first, last, flags) = (3_u32, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
     // SAFETY: the call touches no memory of ours, and closes nothing now.
@@ -52,29 +53,33 @@ pub fn keep_descriptors_to_itself() {
     for entry in std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten() {
         let number = entry.file_name().to_str().and_then(|name| name.parse::<libc::c_int>().ok());
         if let Some(descriptor) = number.filter(|&number| number > 2) {
-            // SAFETY: the call touches no memory of ours; the listing's own descriptor has the flag already.
+            // SAFETY: the call touches no memory of ours; the listing's own descriptor has the flag
+            // already.
             let _ = unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
         }
     }
 }
 
-/// Lets no other process without capabilities look into this one, through `/proc` or as a debugger, nor its memory be dumped:
-/// it holds credentials, and modules may be of the same user. For the start of a process.
+/// Lets no other process without capabilities look into this one, through `/proc` or as a debugger,
+/// nor its memory be dumped: it holds credentials, and modules may be of the same user. For the
+/// start of a process.
 pub fn close_to_other_processes() {
     // It cannot be refused.
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
-/// Takes a variable out of the environment, so that no trace of its value is left in what `/proc` shows; its value, if it is
-/// there and is text. None from a process that has a second thread: it might be reading.
+/// Takes a variable out of the environment, so that no trace of its value is left in what `/proc`
+/// shows; its value, if it is there and is text. None from a process that has a second thread: it
+/// might be reading.
 pub fn take_variable(name: &str) -> Option<String> {
     if std::fs::read_dir("/proc/self/task").ok()?.count() != 1 {
         return None;
     }
     let value = std::env::var(name).ok()?;
     let known_as = CString::new(name).ok()?;
-    // SAFETY: there is one thread, so nobody reads or changes the environment meanwhile. What `getenv` points to is this
-    // process's own memory, up to a zero, and nobody else keeps a pointer to it. The name stays, for the removal to find it.
+    // SAFETY: there is one thread, so nobody reads or changes the environment meanwhile. What
+    // `getenv` points to is this process's own memory, up to a zero, and nobody else keeps a
+    // pointer to it. The name stays, for the removal to find it.
     unsafe {
         let at = libc::getenv(known_as.as_ptr());
         if !at.is_null() {
@@ -85,35 +90,44 @@ pub fn take_variable(name: &str) -> Option<String> {
     Some(value)
 }
 
-/// Lets the kernel kill the program that `command` starts when the thread ends that starts it, so at the latest with this
-/// process, however it ends. The thread has to wait for the program.
+/// Lets the kernel kill the program that `command` starts when the thread ends that starts it, so
+/// at the latest with this process, however it ends. The thread has to wait for the program.
 pub fn end_with_this_thread(command: &mut std::process::Command) {
     let parent = rustix::process::getpid();
     let end_with_parent = move || {
         set_parent_process_death_signal(Some(Signal::KILL))?;
         // Had the parent died before, nobody would send the signal.
-        if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+        if rustix::process::getppid() == Some(parent) {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::NotFound.into())
+        }
     };
     // SAFETY: between fork and exec it makes two system calls, takes no lock and no memory.
     unsafe { command.pre_exec(end_with_parent) };
 }
 
-/// Lets this process hear the signals again that whoever started Ion had it ignore, as `nohup` and a shell's `&` do: its
-/// children would ignore them too. All but SIGPIPE, which Rust ignores and gives back to its children.
+/// Lets this process hear the signals again that whoever started Ion had it ignore, as `nohup` and
+/// a shell's `&` do: its children would ignore them too. All but SIGPIPE, which Rust ignores and
+/// gives back to its children.
 pub fn hear_ignored_signals() {
     (1..=libc::SIGRTMAX()).filter(|number| *number != libc::SIGPIPE).for_each(hear_if_ignored);
 }
 
-/// Lets this process hear of its children's ends: who ignores SIGCHLD, as whoever started Ion may, cannot wait for any.
+/// Lets this process hear of its children's ends: who ignores SIGCHLD, as whoever started Ion may,
+/// cannot wait for any.
 pub fn hear_of_children() {
     hear_if_ignored(libc::SIGCHLD);
 }
 
 fn hear_if_ignored(number: i32) {
-    // SAFETY: it reads one structure, and takes no handler away. The C library refuses its own signals.
+    // SAFETY: it reads one structure, and takes no handler away. The C library refuses its own
+    // signals.
     unsafe {
         let mut now = std::mem::zeroed::<libc::sigaction>();
-        if libc::sigaction(number, std::ptr::null(), &raw mut now) == 0 && now.sa_sigaction == libc::SIG_IGN {
+        if libc::sigaction(number, std::ptr::null(), &raw mut now) == 0
+            && now.sa_sigaction == libc::SIG_IGN
+        {
             libc::signal(number, libc::SIG_DFL);
         }
     }
@@ -123,7 +137,8 @@ fn hear_if_ignored(number: i32) {
 pub fn signal(number: i32) -> Option<Signal> {
     let real_time = libc::SIGRTMIN()..=libc::SIGRTMAX();
     // SAFETY: the C library leaves these numbers to programs.
-    let other = || real_time.contains(&number).then(|| unsafe { Signal::from_raw_unchecked(number) });
+    let other =
+        || real_time.contains(&number).then(|| unsafe { Signal::from_raw_unchecked(number) });
     Signal::from_named_raw(number).or_else(other)
 }
 
@@ -133,10 +148,15 @@ pub fn signal(number: i32) -> Option<Signal> {
 /// ENOSYS before Linux 5.12.
 pub fn make_read_only(at: &Path) -> io::Result<()> {
     let path = CString::new(at.as_os_str().as_bytes())?;
-    let wanted =
-        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let wanted = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
     let flags = libc::AT_RECURSIVE;
-    // SAFETY: the path ends with a zero, and the kernel reads no more of the structure than the size that it is told.
+    // SAFETY: the path ends with a zero, and the kernel reads no more of the structure than the
+    // size that it is told.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -159,10 +179,12 @@ pub enum Fork {
     Child,
 }
 
-/// Forks a process that has one thread only, the child as the first process of these new namespaces.
+/// Forks a process that has one thread only, the child as the first process of these new
+/// namespaces.
 ///
 /// # Errors
-/// When the process has more threads, or the kernel refuses: EPERM where it does not allow such namespaces.
+/// When the process has more threads, or the kernel refuses: EPERM where it does not allow such
+/// namespaces.
 pub fn fork_single_threaded(namespaces: UnshareFlags) -> io::Result<Fork> {
     let allowed = UnshareFlags::NEWNS | UnshareFlags::NEWPID | UnshareFlags::NEWUSER;
     assert!(allowed.contains(namespaces), "nothing but namespaces is made with a process");
@@ -170,9 +192,10 @@ pub fn fork_single_threaded(namespaces: UnshareFlags) -> io::Result<Fork> {
         return Err(io::Error::other("a process with several threads must not fork"));
     }
     let flags = libc::c_long::from(namespaces.bits()) | libc::c_long::from(libc::SIGCHLD);
-    // SAFETY: checked above: there is one thread, so no lock can be held by another in the child. Without CLONE_VM the
-    // child has a copy of everything, the stack too. The C library's fork() cannot make namespaces; what it does
-    // besides (locks of other threads, handlers) is for programs of several threads.
+    // SAFETY: checked above: there is one thread, so no lock can be held by another in the child.
+    // Without CLONE_VM the child has a copy of everything, the stack too. The C library's fork()
+    // cannot make namespaces; what it does besides (locks of other threads, handlers) is for
+    // programs of several threads.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     match i32::try_from(pid).ok().filter(|&pid| pid >= 0).map(Pid::from_raw) {
         None => Err(io::Error::last_os_error()),
@@ -181,13 +204,16 @@ pub fn fork_single_threaded(namespaces: UnshareFlags) -> io::Result<Fork> {
     }
 }
 
-/// Sends a signal to every process of this PID namespace but the caller, which must be its first process: anywhere
-/// else it would reach strangers.
+/// Sends a signal to every process of this PID namespace but the caller, which must be its first
+/// process: anywhere else it would reach strangers.
 ///
 /// # Errors
 /// ESRCH when there is no other process.
 pub fn kill_namespace(signal: Signal) -> io::Result<()> {
-    assert!(rustix::process::getpid().is_init(), "only the first process of a namespace may end all others");
+    assert!(
+        rustix::process::getpid().is_init(),
+        "only the first process of a namespace may end all others"
+    );
     // SAFETY: kill() touches no memory of ours.
     match unsafe { libc::kill(-1, signal.as_raw()) } {
         0 => Ok(()),
@@ -201,35 +227,39 @@ pub fn kill_namespace(signal: Signal) -> io::Result<()> {
 /// When the runtime cannot watch the descriptor.
 pub async fn process_end(process: &OwnedFd) -> io::Result<()> {
     let own = process.try_clone()?;
-    // SAFETY: an `OwnedFd` is open, stays the same and is closed by nobody else while it lives, which is here as long as the
-    // registration.
+    // SAFETY: an `OwnedFd` is open, stays the same and is closed by nobody else while it lives,
+    // which is here as long as the registration.
     let watched = unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) }?;
     watched.readable().await.map(drop)
 }
 
-/// Whether the kernel could not write some of the file's pages to its disk, which nobody was told of yet: what is read
-/// of them later need not be what was written. Writes nothing itself.
+/// Whether the kernel could not write some of the file's pages to its disk, which nobody was told
+/// of yet: what is read of them later need not be what was written. Writes nothing itself.
 ///
 /// # Errors
 /// What the disk said: EIO, ENOSPC.
 pub fn check_writeback(file: &std::fs::File) -> io::Result<()> {
-    // SAFETY: the call touches no memory of ours. Waiting without writing before is fdatawait, which reports the error.
-    match unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WAIT_BEFORE) } {
+    // SAFETY: the call touches no memory of ours. Waiting without writing before is fdatawait,
+    // which reports the error.
+    match unsafe {
+        libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WAIT_BEFORE)
+    } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// Begins to write the file's changed pages to its disk, and does not wait for it: a sync that follows is shorter.
+/// Begins to write the file's changed pages to its disk, and does not wait for it: a sync that
+/// follows is shorter.
 pub fn begin_writeback(file: &std::fs::File) {
     // SAFETY: the call touches no memory of ours. It is a hint; what fails is said by the sync.
     let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
-/// Lets every allocation of a megabyte or more be a mapping of its own. The kernel gives such pages when they are
-/// touched and takes them back at once; from the allocator's arenas, each mount's read buffers (fuser makes them of 16
-/// MiB, of which a request fills 1 MiB at most) would be zeroed for every job and stay with the process. For the start of
-/// a process.
+/// Lets every allocation of a megabyte or more be a mapping of its own. The kernel gives such pages
+/// when they are touched and takes them back at once; from the allocator's arenas, each mount's
+/// read buffers (fuser makes them of 16 MiB, of which a request fills 1 MiB at most) would be
+/// zeroed for every job and stay with the process. For the start of a process.
 pub fn map_large_buffers() {
     #[cfg(target_env = "gnu")]
     // SAFETY: mallopt only sets a parameter of the allocator.

@@ -1,6 +1,7 @@
-//! Explores every order of a cancellation beside a job that runs, commits an event and ends, and a dispatcher that claims the
-//! job of that event. When the cancellation is over, nothing of it may start any more; and while it is under way nothing may
-//! be committed for a module, or what goes round and round would go on before it for ever.
+//! Explores every order of a cancellation beside a job that runs, commits an event and ends, and a
+//! dispatcher that claims the job of that event. When the cancellation is over, nothing of it may
+//! start any more; and while it is under way nothing may be committed for a module, or what goes
+//! round and round would go on before it for ever.
 
 use std::collections::HashSet;
 
@@ -35,7 +36,8 @@ enum Job {
     Cancelled,
 }
 
-/// Where the cancellation stands. `looked_at` says which of the two events it has gone into in this round.
+/// Where the cancellation stands. `looked_at` says which of the two events it has gone into in this
+/// round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Sweep {
     NotBegun,
@@ -104,7 +106,9 @@ impl State {
             match self.commit {
                 Commit::NotBegun => step(&|state| state.commit = Commit::Read(state.registry)),
                 Commit::Read(read) => step(&|state| {
-                    state.commit = match fault == Fault::NoGuard || read.version == state.registry.version {
+                    state.commit = match fault == Fault::NoGuard
+                        || read.version == state.registry.version
+                    {
                         true if state.strict => Commit::Inserted { for_a_module: !read.cancelling },
                         true => Commit::Checked(read),
                         // It reads again.
@@ -112,7 +116,9 @@ impl State {
                     };
                 }),
                 Commit::Checked(read) => {
-                    step(&|state| state.commit = Commit::Inserted { for_a_module: !read.cancelling });
+                    step(&|state| {
+                        state.commit = Commit::Inserted { for_a_module: !read.cancelling }
+                    });
                 }
                 Commit::Inserted { .. } => {}
             }
@@ -121,7 +127,8 @@ impl State {
                 step(&|state| state.parent = Job::Ended);
             }
         }
-        if self.commit == (Commit::Inserted { for_a_module: true }) && self.child == Job::Unclaimed {
+        if self.commit == (Commit::Inserted { for_a_module: true }) && self.child == Job::Unclaimed
+        {
             step(&|state| state.child = Job::Runs { asked: false });
         }
         if matches!(self.child, Job::Runs { .. }) {
@@ -133,7 +140,8 @@ impl State {
                 state.sweep = Sweep::At { parent: false, child: false };
             }),
             Sweep::At { parent: true, child: true } => step(&|state| {
-                let enough = state.rounds.end() || (fault == Fault::OneRound && state.rounds.clean > 0);
+                let enough =
+                    state.rounds.end() || (fault == Fault::OneRound && state.rounds.clean > 0);
                 state.sweep = Sweep::At { parent: false, child: false };
                 if enough {
                     state.mark(false, fault);
@@ -165,7 +173,9 @@ impl State {
     /// Whether the next step commits an event for a module, though it is being cancelled.
     fn goes_on_in(&self, next: &Self) -> bool {
         let for_a_module = Commit::Inserted { for_a_module: true };
-        matches!(self.sweep, Sweep::At { .. }) && self.commit != for_a_module && next.commit == for_a_module
+        matches!(self.sweep, Sweep::At { .. })
+            && self.commit != for_a_module
+            && next.commit == for_a_module
     }
 
     fn look_at(&mut self, job: Job, fault: Fault) -> Job {

@@ -1,11 +1,13 @@
-//! Explores every order of steps around one gathering: a root event that `fan` and the gathering module `all` work on, the
-//! pieces that `fan` commits, and what `work`, `work2` and `look` make of them. Modules register, go and are renamed at any
-//! point; dispatcher A serves the registry as it is, B an older one; attempts are lost, fail, are revived or dropped;
-//! on-success jobs reveal their events after their end.
+//! Explores every order of steps around one gathering: a root event that `fan` and the gathering
+//! module `all` work on, the pieces that `fan` commits, and what `work`, `work2` and `look` make of
+//! them. Modules register, go and are renamed at any point; dispatcher A serves the registry as it
+//! is, B an older one; attempts are lost, fail, are revived or dropped; on-success jobs reveal
+//! their events after their end.
 //!
-//! Whoever judges the gathering reads the registry, the jobs, the events and the registry again, in separate steps, with
-//! anything in between. The judgement, a job's steps, who an event is for and every change of the
-//! registry are the real ones. Stores and claims are as their contract says. Each [`Fault`] must be refuted.
+//! Whoever judges the gathering reads the registry, the jobs, the events and the registry again, in
+//! separate steps, with anything in between. The judgement, a job's steps, who an event is for and
+//! every change of the registry are the real ones. Stores and claims are as their contract says.
+//! Each [`Fault`] must be refuted.
 
 mod rules;
 mod scenarios;
@@ -16,7 +18,9 @@ use std::collections::HashMap;
 use ion_model::record::{AttemptEnd, FailedReads, JobState};
 
 use self::rules::Plane;
-use self::scenarios::{BACK, FAILING, Fault, GROWING, MIXED, OUTLIVING, RENAMED, SHRINKING, Scenario};
+use self::scenarios::{
+    BACK, FAILING, Fault, GROWING, MIXED, OUTLIVING, RENAMED, SHRINKING, Scenario,
+};
 use self::verdicts::{began_wrongly, is_done, is_over};
 use crate::job::{Ended, Happening, next};
 
@@ -36,7 +40,8 @@ const SLOTS: [(&str, usize); 10] = [
 const FAN: usize = 0;
 const ALL: usize = 1;
 
-/// The types of the events there may be: the root, two pieces, and what the jobs 2 to 5 make of these.
+/// The types of the events there may be: the root, two pieces, and what the jobs 2 to 5 make of
+/// these.
 const TYPES: [&str; 7] = ["root", "piece", "piece", "done", "done", "done", "done"];
 
 /// The event that a job commits; `fan` commits the pieces, and none comes of the others.
@@ -78,7 +83,8 @@ enum Conclusion {
     Ready(u8),
 }
 
-/// Takes what one step does to a state, and whether that is fair: no operator, and no misfortune. None: it cannot be done.
+/// Takes what one step does to a state, and whether that is fair: no operator, and no misfortune.
+/// None: it cannot be done.
 type Steps<'a> = dyn FnMut(bool, &dyn Fn(&mut State) -> Option<()>) + 'a;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -96,11 +102,12 @@ struct State {
     /// That attempt's number, and whether it goes on under another dispatcher than it began with.
     attempt: u8,
     adopted: bool,
-    /// What runs of an attempt of this number, with what that gathered: it may outlive its dispatcher.
+    /// What runs of an attempt of this number, with what that gathered: it may outlive its
+    /// dispatcher.
     pod: Option<(u8, u8)>,
     successes: u8,
-    /// Jobs that began after whoever judges had read the jobs, and that nobody could have expected: an operator revived
-    /// them, or B did not know that their module is not registered any more.
+    /// Jobs that began after whoever judges had read the jobs, and that nobody could have expected:
+    /// an operator revived them, or B did not know that their module is not registered any more.
     unforeseen: u16,
     changes: u8,
     losses: u8,
@@ -136,7 +143,8 @@ impl Plane {
         }
     }
 
-    /// All states that one step leads to, and whether what is fair leads there: no operator, and no misfortune.
+    /// All states that one step leads to, and whether what is fair leads there: no operator, and no
+    /// misfortune.
     fn next(&self, state: &State) -> Vec<(State, bool)> {
         let mut all = Vec::new();
         let mut step = |fair, change: &dyn Fn(&mut State) -> Option<()>| {
@@ -154,7 +162,8 @@ impl Plane {
                 state.changes = state.changes.checked_sub(1)?;
                 let before = self.registry(state.registry);
                 let on = self.modules.iter().find(|module| module.name == *name)?.subscribes();
-                state.registry = self.known_as(before.without(name).or_else(|| before.with(name, &on, ""))?);
+                state.registry =
+                    self.known_as(before.without(name).or_else(|| before.with(name, &on, ""))?);
                 Some(())
             });
         }
@@ -188,7 +197,8 @@ impl Plane {
         all
     }
 
-    /// A dispatcher claims the job of a message, or takes one that is queued; A knows the registry, B a former one.
+    /// A dispatcher claims the job of a message, or takes one that is queued; A knows the registry,
+    /// B a former one.
     fn claim_or_take(&self, slot: usize, step: &mut Steps<'_>) {
         for by_b in [false, true] {
             step(true, &|state| {
@@ -224,7 +234,8 @@ impl Plane {
         }
         match slot {
             FAN => {
-                let piece = (1..=self.scenario.pieces).find(|piece| state.events[*piece] == Committed::No);
+                let piece =
+                    (1..=self.scenario.pieces).find(|piece| state.events[*piece] == Committed::No);
                 state.events[piece?] = Committed::At(state.registry);
                 Some(())
             }
@@ -265,7 +276,8 @@ impl Plane {
                 }
                 (_, Conclusion::Ready(gathered)) => state.begin(gathered),
                 // It is left again, and adopted later.
-                (_, Conclusion::Waits) if state.adopted && self.fault != Fault::AdoptedIsPutBack => {}
+                (_, Conclusion::Waits)
+                    if state.adopted && self.fault != Fault::AdoptedIsPutBack => {}
                 (_, Conclusion::Waits) if self.fault == Fault::PutBackFails => {
                     end(state, ALL, AttemptEnd::Failed)?;
                 }
@@ -297,14 +309,19 @@ impl Plane {
     /// What the readings say, as soon as that is certain.
     fn conclude(&self, state: &State) -> Option<Conclusion> {
         let Reading { registry: Some(registry), jobs, events } = state.reading else { return None };
-        let asks_again = !matches!(self.fault, Fault::RegistryOnce | Fault::RegistryLast | Fault::OwnFile);
+        let asks_again =
+            !matches!(self.fault, Fault::RegistryOnce | Fault::RegistryLast | Fault::OwnFile);
         if asks_again && registry != state.registry {
             return Some(Conclusion::Waits);
         }
         let last = if self.fault == Fault::RegistryLast { state.registry } else { registry };
-        let judge = |events| self.judge(state, Reading { registry: Some(last), jobs, events: Some(events) });
+        let judge = |events| {
+            self.judge(state, Reading { registry: Some(last), jobs, events: Some(events) })
+        };
         match (jobs, events) {
-            (Some(_), Some(events)) => Some(judge(events).map_or(Conclusion::Waits, Conclusion::Ready)),
+            (Some(_), Some(events)) => {
+                Some(judge(events).map_or(Conclusion::Waits, Conclusion::Ready))
+            }
             // More events make it no readier.
             (Some(_), None) if self.fault != Fault::RegistryLast => {
                 judge(state.visible()).is_none().then_some(Conclusion::Waits)
@@ -337,7 +354,8 @@ impl State {
         self.unforeseen = 0;
     }
 
-    /// The attempt runs from now on, with what it gathers; where its pod is there, that one goes on as it began.
+    /// The attempt runs from now on, with what it gathers; where its pod is there, that one goes on
+    /// as it began.
     fn begin(&mut self, gathered: u8) {
         let pod = self.pod.filter(|(attempt, _)| *attempt == self.attempt);
         let (_, gathered) = *self.pod.insert(pod.unwrap_or((self.attempt, gathered)));
@@ -390,7 +408,8 @@ fn end(state: &mut State, slot: usize, end: AttemptEnd) -> Option<()> {
     Some(())
 }
 
-/// What an ended job has to tell: its staged event becomes visible, then its record says that this was done.
+/// What an ended job has to tell: its staged event becomes visible, then its record says that this
+/// was done.
 fn reveal(state: &mut State, slot: usize) -> Option<()> {
     let job = state.jobs[slot].filter(|job| job.outbox)?;
     let staged = made_by(slot).filter(|event| state.events[*event] == Committed::Staged);
@@ -416,7 +435,8 @@ fn explore(scenario: Scenario, fault: Fault) -> (Option<String>, usize) {
         }
         for (after, fair) in plane.next(&state) {
             let wrong = began_wrongly(&plane, &state, &after);
-            if let Some(complaint) = wrong.or((after.successes > 1).then(|| "it ran twice".into())) {
+            if let Some(complaint) = wrong.or((after.successes > 1).then(|| "it ran twice".into()))
+            {
                 return (Some(format!("{complaint}: {state:#?} became {after:#?}")), states.len());
             }
             let number = *known.entry(after).or_insert_with(|| {
@@ -456,8 +476,9 @@ fn no_gathering_begins_early_misses_an_event_runs_twice_or_waits_for_ever() {
 #[test]
 fn each_seeded_fault_is_refuted() {
     use Fault::{
-        AdoptedIsPutBack, ByType, DeadIsOver, EventsFirst, FormerForgotten, NotJudgedAgain, OutboxIgnored,
-        OwnFile, PutBackFails, ReadyIsForced, RegistryLast, RegistryOnce, UnclaimedIsOver,
+        AdoptedIsPutBack, ByType, DeadIsOver, EventsFirst, FormerForgotten, NotJudgedAgain,
+        OutboxIgnored, OwnFile, PutBackFails, ReadyIsForced, RegistryLast, RegistryOnce,
+        UnclaimedIsOver,
     };
     let faults = [
         (EventsFirst, RENAMED),
@@ -476,7 +497,11 @@ fn each_seeded_fault_is_refuted() {
     ];
     for (fault, scenario) in faults {
         let (complaint, states) = explore(scenario, fault);
-        let complaint = complaint.unwrap_or_else(|| panic!("{fault:?} does no harm in {states} states"));
-        println!("{fault:?} after {states} states: {}", complaint.split(':').next().unwrap_or_default());
+        let complaint =
+            complaint.unwrap_or_else(|| panic!("{fault:?} does no harm in {states} states"));
+        println!(
+            "{fault:?} after {states} states: {}",
+            complaint.split(':').next().unwrap_or_default()
+        );
     }
 }

@@ -1,6 +1,7 @@
-//! Explores every order in which two dispatchers register one module by two definitions, again and again: each reads what is
-//! there, writes its definition, registers it and looks whether another one is defined by then. The registry's changes and
-//! what follows from that look are the real ones. In the end the registry says what the definition says.
+//! Explores every order in which two dispatchers register one module by two definitions, again and
+//! again: each reads what is there, writes its definition, registers it and looks whether another
+//! one is defined by then. The registry's changes and what follows from that look are the real
+//! ones. In the end the registry says what the definition says.
 
 use std::collections::HashSet;
 
@@ -13,7 +14,8 @@ use crate::pipeline::Module;
 const MODULE: &str = "m";
 const TYPES: [&str; 2] = ["a", "b"];
 
-/// What a dispatcher does next; its definition is that of its number, another one's that of the number here.
+/// What a dispatcher does next; its definition is that of its number, another one's that of the
+/// number here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Next {
     Read,
@@ -41,7 +43,11 @@ fn step(state: &State, dispatcher: usize, looks: bool) -> Option<State> {
     after.next[dispatcher] = match state.next[dispatcher] {
         Next::Read => {
             after.rounds[dispatcher] = state.rounds[dispatcher].checked_sub(1)?;
-            if state.defined == Some(dispatcher) { Next::Register(dispatcher) } else { Next::Define }
+            if state.defined == Some(dispatcher) {
+                Next::Register(dispatcher)
+            } else {
+                Next::Define
+            }
         }
         Next::Define => {
             after.defined = Some(dispatcher);
@@ -49,21 +55,25 @@ fn step(state: &State, dispatcher: usize, looks: bool) -> Option<State> {
         }
         Next::Register(definition) => {
             let module = module(definition);
-            if let Some(registry) = state.registry.with(MODULE, &module.subscribes(), &module.fingerprint()) {
+            if let Some(registry) =
+                state.registry.with(MODULE, &module.subscribes(), &module.fingerprint())
+            {
                 after.registry = registry;
             }
             if looks { Next::Look(definition) } else { Next::Read }
         }
-        Next::Look(definition) => match defined_otherwise(&module(definition), state.defined.map(module)) {
-            Some(other) => Next::Register(TYPES.iter().position(|on| other.on == [*on])?),
-            None => Next::Read,
-        },
+        Next::Look(definition) => {
+            match defined_otherwise(&module(definition), state.defined.map(module)) {
+                Some(other) => Next::Register(TYPES.iter().position(|on| other.on == [*on])?),
+                None => Next::Read,
+            }
+        }
     };
     Some(after)
 }
 
-/// Explores all there is; gives a state in which all is done and the registry says something else than the definition, and
-/// how many states there are.
+/// Explores all there is; gives a state in which all is done and the registry says something else
+/// than the definition, and how many states there are.
 fn explore(looks: bool) -> (Option<State>, usize) {
     let empty = json!({"id": "registry", "version": 1, "modules": {}});
     let registry = serde_json::from_value(empty).unwrap();

@@ -1,10 +1,12 @@
-//! Explores what may happen around one lease: its holder renews it, dies or gives it up by its own clock; the store answers
-//! late, not at all, or writes what it did not answer; a dispatcher watches it, and may be started anew. Of many who watch
-//! each does so for itself: one stands for all. The wall clocks step as they like: at each look they may say that the lease
-//! is over, or that it is not. Who may take the job is decided by [`is_expired`].
+//! Explores what may happen around one lease: its holder renews it, dies or gives it up by its own
+//! clock; the store answers late, not at all, or writes what it did not answer; a dispatcher
+//! watches it, and may be started anew. Of many who watch each does so for itself: one stands for
+//! all. The wall clocks step as they like: at each look they may say that the lease is over, or
+//! that it is not. Who may take the job is decided by [`is_expired`].
 //!
-//! Time goes in twelfths of the lease. What is shown: nobody takes the job of a holder that works on it, and the job of one
-//! that works no more is taken within a lease and a sixth. Each [`Fault`] must be refuted.
+//! Time goes in twelfths of the lease. What is shown: nobody takes the job of a holder that works
+//! on it, and the job of one that works no more is taken within a lease and a sixth. Each [`Fault`]
+//! must be refuted.
 
 use std::collections::HashSet;
 
@@ -16,12 +18,14 @@ use super::is_expired;
 const LEASE: Millis = 60_000;
 const TICK: Millis = LEASE / 12;
 
-/// In ticks: when the lease is renewed, after what it is given up, for how long an answer is waited for at most.
+/// In ticks: when the lease is renewed, after what it is given up, for how long an answer is waited
+/// for at most.
 const RENEWED_AT: u8 = 4;
 const GIVEN_UP_AFTER: u8 = 8;
 const ANSWERED_BY: u8 = 9;
 
-/// In ticks: how long a store may take to say that it failed, and what a dispatcher that watches lets pass between looks.
+/// In ticks: how long a store may take to say that it failed, and what a dispatcher that watches
+/// lets pass between looks.
 const ANSWER: u8 = 3;
 const LOOK: u8 = 2;
 
@@ -209,8 +213,8 @@ impl State {
 
     fn complaint(&self) -> Option<&'static str> {
         let works = matches!(self.holder, Holder::Works(_));
-        // Seen first after a look's time, watched for five sixths, taken at the next look. Whoever is started anew begins to
-        // watch then.
+        // Seen first after a look's time, watched for five sixths, taken at the next look. Whoever
+        // is started anew begins to watch then.
         let late = i64::from(self.stands) > LEASE / TICK + i64::from(LOOK) && self.starts > 0;
         match self.taken {
             true if works => Some("the job of a holder that works is taken"),
@@ -220,7 +224,8 @@ impl State {
     }
 }
 
-/// Explores all there is; gives the first complaint, how many states there are, and whether the job was taken in one.
+/// Explores all there is; gives the first complaint, how many states there are, and whether the job
+/// was taken in one.
 fn explore(fault: Fault) -> (Option<String>, usize, bool) {
     let mut seen = HashSet::from([State::first()]);
     let mut todo = vec![State::first()];
@@ -252,11 +257,21 @@ fn each_seeded_fault_is_refuted() {
     use Fault::{
         CountsFromAnswer, NeverGivesUp, RenewalUnseen, WaitsForAnswer, WallClockAlone, WallClockToo,
     };
-    for fault in [WallClockAlone, WallClockToo, RenewalUnseen, CountsFromAnswer, WaitsForAnswer, NeverGivesUp]
-    {
+    for fault in [
+        WallClockAlone,
+        WallClockToo,
+        RenewalUnseen,
+        CountsFromAnswer,
+        WaitsForAnswer,
+        NeverGivesUp,
+    ] {
         let (complaint, states, _) = explore(fault);
-        let complaint = complaint.unwrap_or_else(|| panic!("{fault:?} does no harm in {states} states"));
-        println!("{fault:?} after {states} states: {}", complaint.split(':').next().unwrap_or_default());
+        let complaint =
+            complaint.unwrap_or_else(|| panic!("{fault:?} does no harm in {states} states"));
+        println!(
+            "{fault:?} after {states} states: {}",
+            complaint.split(':').next().unwrap_or_default()
+        );
     }
 }
 
@@ -264,7 +279,11 @@ fn each_seeded_fault_is_refuted() {
 fn the_clock_says_nothing_of_a_lease_that_is_watched_to_its_end() {
     for lease in [1, 60_000, 720_000] {
         for stood in [0, 1, 49_999, 50_000, 599_999, 600_000] {
-            assert_eq!(is_expired(lease, stood, true), is_expired(lease, stood, false), "{lease} {stood}");
+            assert_eq!(
+                is_expired(lease, stood, true),
+                is_expired(lease, stood, false),
+                "{lease} {stood}"
+            );
         }
     }
     let day = 86_400_000;

@@ -1,13 +1,15 @@
-//! The file that keeps what an attempt writes: all of it, or its beginning and its end with a hole between them.
+//! The file that keeps what an attempt writes: all of it, or its beginning and its end with a hole
+//! between them.
 //!
 //! # How it works
-//! Each byte stands at the offset at which it was written. Of an attempt that writes more than is kept, the middle is given
-//! back to the disk (`fallocate(2)` with PUNCH_HOLE). The hole always begins at [`HEAD`]; readers find where it ends by
-//! SEEK_DATA, look again after they have read, and so never take the zeros of a hole for what was written.
+//! Each byte stands at the offset at which it was written. Of an attempt that writes more than is
+//! kept, the middle is given back to the disk (`fallocate(2)` with PUNCH_HOLE). The hole always
+//! begins at [`HEAD`]; readers find where it ends by SEEK_DATA, look again after they have read,
+//! and so never take the zeros of a hole for what was written.
 //!
 //! # What it never does
-//! Lose bytes without a word. What the disk had no room for is counted, and the log says so where they are missing. On a
-//! disk that has no holes the end is not kept, and the log says that.
+//! Lose bytes without a word. What the disk had no room for is counted, and the log says so where
+//! they are missing. On a disk that has no holes the end is not kept, and the log says that.
 
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
@@ -42,7 +44,8 @@ pub struct KeptOutput {
     length: u64,
     /// The offset at which the hole ends; [`HEAD`] while the file has no hole.
     hole_end: u64,
-    /// What a full disk did not take yet: the module's own words about it are in there, and it may make room again.
+    /// What a full disk did not take yet: the module's own words about it are in there, and it may
+    /// make room again.
     pending: Vec<u8>,
     /// Bytes that there was no room for, and of which nothing is said in the log yet.
     lost: u64,
@@ -74,8 +77,8 @@ impl KeptOutput {
             self.lost += piece.len() as u64;
             return;
         }
-        // Nothing is added before the log says how many bytes are missing. Without that line, two pieces that were written
-        // far apart would look adjacent.
+        // Nothing is added before the log says how many bytes are missing. Without that line, two
+        // pieces that were written far apart would look adjacent.
         let room = if self.lost > 0 { 0 } else { PENDING_MAX.saturating_sub(self.pending.len()) };
         let kept = &piece[..piece.len().min(room)];
         self.pending.extend_from_slice(kept);
@@ -103,7 +106,11 @@ impl KeptOutput {
     }
 
     fn tell_lost(&mut self) {
-        let why = if self.has_holes { "the disk had no room for them" } else { "no more is kept of a job" };
+        let why = if self.has_holes {
+            "the disk had no room for them"
+        } else {
+            "no more is kept of a job"
+        };
         let words = format!("\nion: {} bytes are missing here: {why}\n", self.lost);
         self.lost = 0;
         self.pending.extend_from_slice(words.as_bytes());
@@ -126,7 +133,8 @@ impl KeptOutput {
         }
     }
 
-    /// Says in the log what is missing at its end. Gives how many bytes the disk did not even take a word of.
+    /// Says in the log what is missing at its end. Gives how many bytes the disk did not even take
+    /// a word of.
     pub fn finish(mut self) -> u64 {
         self.write();
         if self.pending.is_empty() && self.lost > 0 {
@@ -158,7 +166,9 @@ impl LogPiece {
 }
 
 fn left_out_words(bytes: u64) -> String {
-    format!("\nion: {bytes} bytes are left out here: of a long log the beginning and the end are kept\n")
+    format!(
+        "\nion: {bytes} bytes are left out here: of a long log the beginning and the end are kept\n"
+    )
 }
 
 /// Reads at most `most` bytes of a log that may be written at the same time, from byte `at` on.
@@ -168,7 +178,8 @@ fn left_out_words(bytes: u64) -> String {
 pub fn read_piece(file: &File, at: u64, most: usize) -> io::Result<LogPiece> {
     for _ in 0..LOOKS {
         let from = data_from(file, at)?;
-        let most = if from < HEAD { most.min(usize::try_from(HEAD - from).unwrap_or(most)) } else { most };
+        let most =
+            if from < HEAD { most.min(usize::try_from(HEAD - from).unwrap_or(most)) } else { most };
         let mut bytes = vec![0; most];
         let length = file.read_at(&mut bytes, from)?;
         bytes.truncate(length);
@@ -187,13 +198,15 @@ fn data_from(file: &File, at: u64) -> io::Result<u64> {
     match seek(file, SeekFrom::Data(at)) {
         Ok(from) => Ok(from),
         // At the end; or on a disk that has no holes.
-        Err(rustix::io::Errno::NXIO | rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => Ok(at),
+        Err(rustix::io::Errno::NXIO | rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => {
+            Ok(at)
+        }
         Err(error) => Err(error.into()),
     }
 }
 
-/// The log as it is to be stored, where that is another file than the one that was written: its beginning, how many bytes
-/// are left out, its end. It has no name.
+/// The log as it is to be stored, where that is another file than the one that was written: its
+/// beginning, how many bytes are left out, its end. It has no name.
 ///
 /// # Errors
 /// The disk's.
@@ -253,7 +266,8 @@ mod tests {
         assert!(most_on_disk <= HEAD + TAIL + 2 * STEP, "{most_on_disk}");
         assert_eq!(kept.finish(), 0);
 
-        // A reader beside the writer never gets zeros of the hole, and learns how many bytes are missing.
+        // A reader beside the writer never gets zeros of the hole, and learns how many bytes are
+        // missing.
         let mut at = 0;
         let mut jumps = Vec::new();
         loop {
@@ -279,7 +293,10 @@ mod tests {
         assert_eq!(&text[HEAD as usize..HEAD as usize + words.len()], words.as_bytes());
         assert!(end.len() as u64 >= TAIL);
         assert!(all.ends_with(end));
-        assert!(words.contains(&(all.len() as u64 - HEAD - end.len() as u64).to_string()), "{words}");
+        assert!(
+            words.contains(&(all.len() as u64 - HEAD - end.len() as u64).to_string()),
+            "{words}"
+        );
     }
 
     #[test]
@@ -292,7 +309,10 @@ mod tests {
         let reader = kept.reader().unwrap();
         assert_eq!(kept.finish(), 0);
         assert!(without_hole(&reader, folder.path()).unwrap().is_none());
-        assert_eq!(read_piece(&reader, 1, 3).unwrap(), LogPiece { left_out: 0, bytes: b"ell".to_vec() });
+        assert_eq!(
+            read_piece(&reader, 1, 3).unwrap(),
+            LogPiece { left_out: 0, bytes: b"ell".to_vec() }
+        );
         assert_eq!(read_piece(&reader, 5, 3).unwrap(), LogPiece::default());
         assert_eq!(read_piece(&reader, HEAD + 9, 3).unwrap(), LogPiece::default());
     }
@@ -313,6 +333,9 @@ mod tests {
         assert_eq!(kept.finish(), 0);
         let text = std::fs::read_to_string(&path).unwrap();
         let (_, end) = text.split_at(PENDING_MAX);
-        assert_eq!(end, "\nion: 27 bytes are missing here: the disk had no room for them\nkept again");
+        assert_eq!(
+            end,
+            "\nion: 27 bytes are missing here: the disk had no room for them\nkept again"
+        );
     }
 }

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-/// The longest time that anything may be told to take: a year. More is a slip, and would overflow a clock.
+/// The longest time that anything may be told to take: a year. More is a slip, and would overflow a
+/// clock.
 pub const TIME_MAX: Duration = Duration::from_secs(31_557_600);
 
-/// Jobs, or processes, at a time. More is a slip: each takes processes, descriptors and memory of one machine.
+/// Jobs, or processes, at a time. More is a slip: each takes processes, descriptors and memory of
+/// one machine.
 pub const AT_A_TIME_MAX: usize = 10_000;
 
 /// A time as people write it, between these two.
@@ -14,7 +16,11 @@ pub const AT_A_TIME_MAX: usize = 10_000;
 /// In words, with what is allowed.
 pub fn time_within(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
     let between = || {
-        format!("{} to {} are allowed", humantime::format_duration(least), humantime::format_duration(most))
+        format!(
+            "{} to {} are allowed",
+            humantime::format_duration(least),
+            humantime::format_duration(most)
+        )
     };
     match humantime::parse_duration(text) {
         Ok(time) if (least..=most).contains(&time) => Ok(time),

@@ -1,4 +1,5 @@
-//! Chains in a pipeline file: a `Chain:` of links in the older system's words, and modules with `stdio: true`.
+//! Chains in a pipeline file: a `Chain:` of links in the older system's words, and modules with
+//! `stdio: true`.
 
 use std::path::Path;
 
@@ -9,7 +10,8 @@ use serde_saphyr::{Location, Spanned};
 
 use super::{Link, Module, Wrong, default_concurrency, duration, terms};
 
-/// Runs of one chain at a time in one dispatcher, for each processor: its links wait for each other and for the world.
+/// Runs of one chain at a time in one dispatcher, for each processor: its links wait for each other
+/// and for the world.
 const RUNS_EACH: usize = 4;
 
 /// Processes of one link that may be started ahead.
@@ -72,8 +74,10 @@ impl LinkTerms {
     pub(super) fn apply(self, module: &mut Module) -> Result<(), Wrong> {
         if let Some(warm) = self.warm {
             if warm.value > WARM_MAX {
-                let reason =
-                    format!("\"warm\" is {}: each is a process; at most {WARM_MAX} are allowed", warm.value);
+                let reason = format!(
+                    "\"warm\" is {}: each is a process; at most {WARM_MAX} are allowed",
+                    warm.value
+                );
                 return Err((warm.referenced, reason));
             }
             module.link_settings.warm = warm.value;
@@ -82,8 +86,8 @@ impl LinkTerms {
             module.link_settings.idle = duration("idle", idle)?;
         }
         if let Some(output) = self.output {
-            let bytes =
-                bytes(&output.value).map_err(|wrong| (output.referenced, format!("\"output\": {wrong}")))?;
+            let bytes = bytes(&output.value)
+                .map_err(|wrong| (output.referenced, format!("\"output\": {wrong}")))?;
             module.link_settings.output_bytes = bytes;
         }
         Ok(())
@@ -95,7 +99,11 @@ pub(super) fn link_of(module: &Module) -> Link {
     let mut run = module.run.iter().cloned();
     Link {
         name: module.name.clone(),
-        image: module.container.as_ref().map(|container| container.image.to_string()).unwrap_or_default(),
+        image: module
+            .container
+            .as_ref()
+            .map(|container| container.image.to_string())
+            .unwrap_or_default(),
         command: run.next().unwrap_or_default(),
         arguments: run.collect(),
     }
@@ -110,8 +118,9 @@ pub(super) fn chain(
 ) -> Result<Module, Wrong> {
     let place = links.referenced;
     if !is_event_type(name) {
-        let reason =
-            format!("\"name\" {name:?} is the chain's: letters, digits, '.', '_' and '-' are allowed");
+        let reason = format!(
+            "\"name\" {name:?} is the chain's: letters, digits, '.', '_' and '-' are allowed"
+        );
         return Err((place, reason));
     }
     if links.value.is_empty() {
@@ -127,7 +136,9 @@ pub(super) fn chain(
         let place = link.referenced;
         let LinkEntry { image, command, name, arguments } = link.value;
         let Some(command) = command.filter(|command| !command.value.is_empty()) else {
-            let reason = "the link has no \"Command\": the program that reads stdin and writes stdout".into();
+            let reason =
+                "the link has no \"Command\": the program that reads stdin and writes stdout"
+                    .into();
             return Err((place, reason));
         };
         let command = command.value;

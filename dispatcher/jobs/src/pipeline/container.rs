@@ -1,4 +1,5 @@
-//! What a pipeline file says of a module that runs from an image: `image`, `executor`, `network`, `resources` and `user`.
+//! What a pipeline file says of a module that runs from an image: `image`, `executor`, `network`,
+//! `resources` and `user`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -52,7 +53,8 @@ pub struct Container {
     /// What it may take.
     #[serde(default, skip_serializing_if = "Resources::is_empty")]
     pub resources: Resources,
-    /// As whom it runs: a name or number of the image's, with `:group` or without. None: as the image says.
+    /// As whom it runs: a name or number of the image's, with `:group` or without. None: as the
+    /// image says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }
@@ -106,14 +108,18 @@ impl ContainerTerms {
             return Err((executor.referenced, "an image needs executor: container".into()));
         }
         let at = image.referenced;
-        let mut container =
-            Container::of(ImageReference::parse(&image.value, directory).map_err(|reason| (at, reason))?);
+        let mut container = Container::of(
+            ImageReference::parse(&image.value, directory).map_err(|reason| (at, reason))?,
+        );
         if let Some(network) = self.network {
             container.network = match &*network.value {
                 "none" => Network::None,
                 "host" => Network::Host,
                 other => {
-                    return Err((network.referenced, format!("\"network\" {other:?}; allowed: none, host")));
+                    return Err((
+                        network.referenced,
+                        format!("\"network\" {other:?}; allowed: none, host"),
+                    ));
                 }
             };
         }
@@ -167,7 +173,9 @@ fn checked_user(user: Spanned<String>) -> Result<String, Wrong> {
     if part(name) && part(group) {
         return Ok(user.value);
     }
-    let reason =
-        format!("\"user\" {:?}: a name or number, with a group or without, as in 1000:1000", user.value);
+    let reason = format!(
+        "\"user\" {:?}: a name or number, with a group or without, as in 1000:1000",
+        user.value
+    );
     Err((user.referenced, reason))
 }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::Module;
 
-/// The shortest cycle through each module that is part of one, as modules and the types between them; each cycle once.
-/// In words: `ping -> b -> pong -> a -> ping`.
+/// The shortest cycle through each module that is part of one, as modules and the types between
+/// them; each cycle once. In words: `ping -> b -> pong -> a -> ping`.
 pub fn cycles(modules: &[Module]) -> Vec<String> {
     let mut subscribers: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (index, module) in modules.iter().enumerate() {
@@ -16,8 +16,9 @@ pub fn cycles(modules: &[Module]) -> Vec<String> {
     let mut found: BTreeMap<BTreeSet<usize>, String> = BTreeMap::new();
     for start in 0..modules.len() {
         if let Some(steps) = way_back(modules, &subscribers, start) {
-            let names =
-                steps.iter().map(|(module, event_type)| format!("{} -> {event_type}", modules[*module].name));
+            let names = steps
+                .iter()
+                .map(|(module, event_type)| format!("{} -> {event_type}", modules[*module].name));
             let words = names.chain([modules[start].name.clone()]).collect::<Vec<_>>().join(" -> ");
             found.entry(steps.iter().map(|(module, _)| *module).collect()).or_insert(words);
         }
@@ -25,7 +26,8 @@ pub fn cycles(modules: &[Module]) -> Vec<String> {
     found.into_values().collect()
 }
 
-/// The shortest way from a module back to itself: modules, and the type that each emits for the next.
+/// The shortest way from a module back to itself: modules, and the type that each emits for the
+/// next.
 fn way_back<'a>(
     modules: &'a [Module],
     subscribers: &BTreeMap<String, Vec<usize>>,
@@ -67,7 +69,11 @@ mod tests {
 
     #[test]
     fn each_cycle_is_found_once_and_a_line_is_none() {
-        let line = [module("a", &["1"], &["2"]), module("b", &["2", "1"], &["3"]), module("c", &["3"], &[])];
+        let line = [
+            module("a", &["1"], &["2"]),
+            module("b", &["2", "1"], &["3"]),
+            module("c", &["3"], &[]),
+        ];
         assert_eq!(cycles(&line), [""; 0]);
         let own = [module("again", &["x"], &["y", "x"])];
         assert_eq!(cycles(&own), ["again -> x -> again"]);

@@ -38,7 +38,8 @@ impl ImageReference {
                 "{text:?} is no image; allowed: name:tag, name@sha256:..., oci:FOLDER[:TAG], oci-archive:FILE, docker-archive:FILE"
             )
         };
-        let file = |path: &str| if path.is_empty() { Err(wrong()) } else { Ok(directory.join(path)) };
+        let file =
+            |path: &str| if path.is_empty() { Err(wrong()) } else { Ok(directory.join(path)) };
         if let Some(rest) = text.strip_prefix("oci:") {
             // A tag may be a whole name, as copied images have it: what comes first is the folder.
             let (folder, tag) = match rest.split_once(':') {
@@ -66,7 +67,8 @@ impl ImageReference {
 }
 
 impl ImageReference {
-    /// Whether it is there, if it is to be on this machine. What is in it is found when a job starts.
+    /// Whether it is there, if it is to be on this machine. What is in it is found when a job
+    /// starts.
     pub(super) fn check(&self) -> Result<(), String> {
         match self {
             Self::Layout { folder, .. } if !folder.join("oci-layout").is_file() => Err(format!(
@@ -98,7 +100,9 @@ mod tests {
 
     #[test]
     fn references_say_where_an_image_is() {
-        let parse = |text: &str| ImageReference::parse(text, Path::new("/p")).map(|image| image.to_string());
+        let parse = |text: &str| {
+            ImageReference::parse(text, Path::new("/p")).map(|image| image.to_string())
+        };
         for (text, shown) in [
             ("oci:images/tool", "oci:/p/images/tool"),
             ("oci:images/tool:v1", "oci:/p/images/tool:v1"),
@@ -112,7 +116,9 @@ mod tests {
         ] {
             assert_eq!(parse(text).as_deref(), Ok(shown));
         }
-        for text in ["", "oci:", "oci:x:", "-x", "a b", "docker://a", "a:", "../a", "oci-archive:", "é"] {
+        for text in
+            ["", "oci:", "oci:x:", "-x", "a b", "docker://a", "a:", "../a", "oci-archive:", "é"]
+        {
             assert!(parse(text).unwrap_err().contains("allowed: name:tag"), "{text}");
         }
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Where a module's pods may run, and as whom. GPUs, memory and processors are `resources`, as for containers.
+/// Where a module's pods may run, and as whom. GPUs, memory and processors are `resources`, as for
+/// containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct KubernetesTerms {
@@ -38,7 +39,8 @@ pub struct Toleration {
     /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effect: Option<String>,
-    /// With `NoExecute`: for how long; none: for ever. A cluster adds 300 for nodes that do not answer.
+    /// With `NoExecute`: for how long; none: for ever. A cluster adds 300 for nodes that do not
+    /// answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub toleration_seconds: Option<i64>,
 }

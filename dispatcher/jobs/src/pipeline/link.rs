@@ -33,11 +33,13 @@ pub struct Link {
 }
 
 impl Link {
-    /// The MD5 of image, command and arguments: links of all chains that say the same are the same, and share their
-    /// processes. A zero byte stands between the parts, which none of them can hold.
+    /// The MD5 of image, command and arguments: links of all chains that say the same are the same,
+    /// and share their processes. A zero byte stands between the parts, which none of them can
+    /// hold.
     pub fn id(&self) -> String {
         let mut hash = Md5::new();
-        for (n, part) in [&self.image, &self.command].into_iter().chain(&self.arguments).enumerate() {
+        for (n, part) in [&self.image, &self.command].into_iter().chain(&self.arguments).enumerate()
+        {
             if n > 0 {
                 hash.update([0]);
             }

@@ -1,4 +1,5 @@
-//! What a parser says of a mistake, in words that name the field, what is allowed there, and an example.
+//! What a parser says of a mistake, in words that name the field, what is allowed there, and an
+//! example.
 
 use std::fmt;
 
@@ -11,7 +12,8 @@ use serde_saphyr::Location;
 use super::chain::WARM_MAX;
 use super::{AT_A_TIME_MAX, File, RETRIES_MAX, Wrong};
 
-/// Keys at the top of a file that begin so say nothing: they are a place for what anchors (`&name`) hold.
+/// Keys at the top of a file that begin so say nothing: they are a place for what anchors (`&name`)
+/// hold.
 const ASIDE: &str = "x-";
 
 /// Reads a file's text.
@@ -19,7 +21,8 @@ pub(super) fn read(text: &str) -> Result<File, Wrong> {
     let mut keys = Vec::new();
     let read = serde_saphyr::with_deserializer_from_str(text, |yaml| {
         let mut track = serde_path_to_error::Track::new();
-        let file = WithoutAside::deserialize(serde_path_to_error::Deserializer::new(yaml, &mut track));
+        let file =
+            WithoutAside::deserialize(serde_path_to_error::Deserializer::new(yaml, &mut track));
         file.inspect_err(|_| keys = track.path().iter().filter_map(key).collect())
     });
     match read {
@@ -31,7 +34,8 @@ pub(super) fn read(text: &str) -> Result<File, Wrong> {
     }
 }
 
-/// A key on the way to the mistake. [`serde_saphyr::Spanned`] has each value one step below its key.
+/// A key on the way to the mistake. [`serde_saphyr::Spanned`] has each value one step below its
+/// key.
 fn key(segment: &Segment) -> Option<String> {
     match segment {
         Segment::Map { key } if key != "value" => Some(key.clone()),
@@ -65,7 +69,10 @@ struct Rest<A>(A);
 impl<'de, A: MapAccess<'de>> MapAccess<'de> for Rest<A> {
     type Error = A::Error;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, A::Error> {
         while let Some(key) = self.0.next_key::<String>()? {
             if !key.starts_with(ASIDE) {
                 return seed.deserialize(key.into_deserializer()).map(Some);
@@ -80,13 +87,16 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Rest<A> {
     }
 }
 
-/// A parser's message with the field, what is allowed there, and without its own words for the place.
+/// A parser's message with the field, what is allowed there, and without its own words for the
+/// place.
 fn explained(message: &str, keys: &[String]) -> String {
     let message = message.rsplit_once(" at line ").map_or(message, |(message, _)| message).trim();
-    let unknown =
-        message.strip_prefix("unknown field `").and_then(|rest| rest.split_once("`, expected one of "));
+    let unknown = message
+        .strip_prefix("unknown field `")
+        .and_then(|rest| rest.split_once("`, expected one of "));
     if let Some((field, allowed)) = unknown {
-        let nearest = allowed.split(", ").min_by_key(|candidate| strsim::levenshtein(field, candidate));
+        let nearest =
+            allowed.split(", ").min_by_key(|candidate| strsim::levenshtein(field, candidate));
         let hint = match nearest {
             Some(nearest) if strsim::levenshtein(field, nearest) <= 3 => {
                 format!("; did you mean {nearest:?}?")
@@ -170,7 +180,9 @@ fn allowed(field: &str) -> Option<String> {
         "kubernetes" => "a map, as in kubernetes: {nodeSelector: {pool: gpu}}",
         "privileged" | "stdio" => "true or false",
         "retries" => return Some(format!("a number from 0 to {RETRIES_MAX}, as in retries: 3")),
-        "concurrency" => return Some(format!("a number from 1 to {AT_A_TIME_MAX}, as in concurrency: 4")),
+        "concurrency" => {
+            return Some(format!("a number from 1 to {AT_A_TIME_MAX}, as in concurrency: 4"));
+        }
         "warm" => return Some(format!("a number from 0 to {WARM_MAX}, as in warm: 2")),
         _ => return None,
     };

@@ -10,14 +10,16 @@ const ALIKE: f64 = 0.85;
 /// Types that are named where none is alike.
 const NAMED_MAX: usize = 10;
 
-/// Why an event of this type starts nothing, with what may have been meant; none: it starts something.
+/// Why an event of this type starts nothing, with what may have been meant; none: it starts
+/// something.
 pub fn starts_nothing(event_type: &str, modules: &[Module]) -> Option<String> {
     let types: BTreeSet<String> = modules.iter().flat_map(Module::subscribes).collect();
     if types.contains(event_type) {
         return None;
     }
     let nearest = types.iter().map(|known| (strsim::jaro_winkler(known, event_type), known));
-    let nearest = nearest.filter(|(likeness, _)| *likeness >= ALIKE).max_by(|a, b| a.0.total_cmp(&b.0));
+    let nearest =
+        nearest.filter(|(likeness, _)| *likeness >= ALIKE).max_by(|a, b| a.0.total_cmp(&b.0));
     let way_out = match (nearest, types.len()) {
         (Some((_, known)), _) => format!("did you mean {known:?}?"),
         (None, 0) => "no module is registered; `ion up PIPELINE` registers those of a file".into(),
@@ -32,12 +34,14 @@ pub fn starts_nothing(event_type: &str, modules: &[Module]) -> Option<String> {
     Some(format!("no module subscribes to {event_type:?}, so nothing will start: {way_out}"))
 }
 
-/// Types that are probably meant to be one: a module emits the first and nobody starts on it, another starts on the second and
-/// nobody emits that. In words.
+/// Types that are probably meant to be one: a module emits the first and nobody starts on it,
+/// another starts on the second and nobody emits that. In words.
 pub fn slips(modules: &[Module]) -> Vec<String> {
     let emitted: BTreeSet<&String> = modules.iter().flat_map(|module| &module.emits).collect();
-    let wanted: BTreeSet<&String> =
-        modules.iter().flat_map(|module| module.on.iter().chain(&module.per).chain(&module.gather)).collect();
+    let wanted: BTreeSet<&String> = modules
+        .iter()
+        .flat_map(|module| module.on.iter().chain(&module.per).chain(&module.gather))
+        .collect();
     let unwanted: Vec<&String> = emitted.difference(&wanted).copied().collect();
     let mut slips = Vec::new();
     for never in wanted.difference(&emitted) {
@@ -46,8 +50,9 @@ pub fn slips(modules: &[Module]) -> Vec<String> {
         let who = |says: &dyn Fn(&Module) -> bool| {
             modules.iter().find(|module| says(module)).map_or("", |module| module.name.as_str())
         };
-        let starts =
-            who(&|module| module.on.iter().chain(&module.per).chain(&module.gather).any(|one| one == *never));
+        let starts = who(&|module| {
+            module.on.iter().chain(&module.per).chain(&module.gather).any(|one| one == *never)
+        });
         let emits = who(&|module| module.emits.contains(other));
         slips.push(format!(
             "{starts:?} waits for {never:?}, which no module emits, and {emits:?} emits {other:?}, which none waits for: \
@@ -77,6 +82,9 @@ mod tests {
         );
         // What comes from outside, and what nobody waits for, is no slip.
         assert!(slips(&[sample.clone(), module("detect", "frames", &["faces"])]).is_empty());
-        assert!(slips(&[sample, module("detect", "frames", &[]), module("frame", "frame", &[])]).is_empty());
+        assert!(
+            slips(&[sample, module("detect", "frames", &[]), module("frame", "frame", &[])])
+                .is_empty()
+        );
     }
 }

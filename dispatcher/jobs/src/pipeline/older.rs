@@ -1,4 +1,5 @@
-//! What a pipeline file says of modules written for older Ion: where they look for their tree, and what they are told by.
+//! What a pipeline file says of modules written for older Ion: where they look for their tree, and
+//! what they are told by.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +10,10 @@ use serde_saphyr::Spanned;
 use super::{Api, BASE_DIR, MOUNT_AT, Module, Wrong};
 
 /// Folders of the machine that a module's tree may not stand over: no program would run.
-const SYSTEM_FOLDERS: [&str; 14] =
-    ["bin", "dev", "etc", "home", "lib", "lib64", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "var"];
+const SYSTEM_FOLDERS: [&str; 14] = [
+    "bin", "dev", "etc", "home", "lib", "lib64", "proc", "root", "run", "sbin", "sys", "tmp",
+    "usr", "var",
+];
 
 /// What becomes of a module's environment, `api`, `commit` and `urls`.
 pub(super) fn older_words(
@@ -28,10 +31,13 @@ pub(super) fn older_words(
         module.api = match &*api.value {
             "none" => Api::None,
             "sidecar" => Api::Sidecar,
-            other => return Err((api.referenced, format!("\"api\" {other:?}; allowed: none, sidecar"))),
+            other => {
+                return Err((api.referenced, format!("\"api\" {other:?}; allowed: none, sidecar")));
+            }
         };
     }
-    // What those modules were written for: nothing is seen before they say that they are done, and files have addresses.
+    // What those modules were written for: nothing is seen before they say that they are done, and
+    // files have addresses.
     let (usual, usually) = match module.api {
         Api::None => (CommitMode::default(), FileUrls::default()),
         Api::Sidecar => (CommitMode::OnSuccess, FileUrls::Ion),
@@ -48,14 +54,15 @@ pub(super) fn older_words(
 /// Whether a tree can stand where the environment says.
 fn check_base_dir(env: &BTreeMap<String, String>) -> Result<(), String> {
     let Some(path) = env.get(BASE_DIR) else { return Ok(()) };
-    let name = path.strip_prefix('/').filter(|name| !name.is_empty() && !name.contains(['/', '\0']));
+    let name =
+        path.strip_prefix('/').filter(|name| !name.is_empty() && !name.contains(['/', '\0']));
     match name {
         Some("." | "..") | None => {
             Err(format!("{BASE_DIR} {path:?} is not a folder directly below /, as {MOUNT_AT} is"))
         }
-        Some(name) if SYSTEM_FOLDERS.contains(&name) => {
-            Err(format!("{BASE_DIR} {path:?} would hide the machine's own folder; {MOUNT_AT} hides nothing"))
-        }
+        Some(name) if SYSTEM_FOLDERS.contains(&name) => Err(format!(
+            "{BASE_DIR} {path:?} would hide the machine's own folder; {MOUNT_AT} hides nothing"
+        )),
         Some(_) => Ok(()),
     }
 }

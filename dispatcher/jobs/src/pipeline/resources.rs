@@ -1,4 +1,5 @@
-//! What a module asks of a machine, in Kubernetes' quantities: `cpu: 500m`, `memory: 256Mi`, `gpu: 1`.
+//! What a module asks of a machine, in Kubernetes' quantities: `cpu: 500m`, `memory: 256Mi`, `gpu:
+//! 1`.
 
 use serde::{Deserialize, Serialize};
 
@@ -56,7 +57,8 @@ impl Resources {
         match name {
             "cpu" => {
                 let millis = positive(quantity(text, 3));
-                self.cpu_millis = Some(millis.ok_or_else(|| wrong("processors as in 500m, 0.5 or 2"))?);
+                self.cpu_millis =
+                    Some(millis.ok_or_else(|| wrong("processors as in 500m, 0.5 or 2"))?);
             }
             "memory" => {
                 let bytes = positive(quantity(text, 0)).filter(|bytes| *bytes >= MEMORY_LEAST);
@@ -84,7 +86,8 @@ fn quantity(text: &str, places: i32) -> Option<u64> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    let fits = |digits: &str| digits.len() <= 18 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let fits =
+        |digits: &str| digits.len() <= 18 && digits.bytes().all(|byte| byte.is_ascii_digit());
     if (whole.is_empty() && fraction.is_empty()) || !fits(whole) || !fits(fraction) {
         return None;
     }
@@ -116,9 +119,14 @@ mod tests {
 
     #[test]
     fn quantities_are_kubernetes_own() {
-        for (text, millis) in
-            [("500m", 500), ("0.5", 500), ("2", 2000), ("1.0001", 1001), (".1", 100), ("1e1", 10_000)]
-        {
+        for (text, millis) in [
+            ("500m", 500),
+            ("0.5", 500),
+            ("2", 2000),
+            ("1.0001", 1001),
+            (".1", 100),
+            ("1e1", 10_000),
+        ] {
             assert_eq!(quantity(text, 3), Some(millis), "{text}");
         }
         for (text, bytes) in [
@@ -130,9 +138,18 @@ mod tests {
         ] {
             assert_eq!(quantity(text, 0), Some(bytes), "{text}");
         }
-        for text in
-            ["", ".", "1.2.3", "-1", "1 Mi", "1MiB", "Mi", "1e99", "99999999999Ei", "9999999999999999999"]
-        {
+        for text in [
+            "",
+            ".",
+            "1.2.3",
+            "-1",
+            "1 Mi",
+            "1MiB",
+            "Mi",
+            "1e99",
+            "99999999999Ei",
+            "9999999999999999999",
+        ] {
             assert_eq!(quantity(text, 0), None, "{text}");
         }
     }

@@ -16,7 +16,10 @@ fn a_whole_file_is_read() {
     )
     .unwrap();
     let [sample, sheet] = &pipeline.modules[..] else { panic!("two modules") };
-    assert_eq!((sample.timeout, sample.retries, sample.concurrency), (Duration::from_secs(120), 0, 4));
+    assert_eq!(
+        (sample.timeout, sample.retries, sample.concurrency),
+        (Duration::from_secs(120), 0, 4)
+    );
     assert_eq!(sample.commit, CommitMode::OnSuccess);
     assert_eq!(sample.argv(), ["/somewhere/./sample.sh"]);
     assert_eq!(sheet.subscribes(), ["new_video"]);
@@ -89,7 +92,8 @@ fn a_chain_is_a_module_of_links() {
 
 #[test]
 fn each_mistake_is_named_with_its_line_and_the_way_out() {
-    let module = |fields: &str| format!("modules:\n  a:\n    on: [x]\n    run: [cat]\n    {fields}\n");
+    let module =
+        |fields: &str| format!("modules:\n  a:\n    on: [x]\n    run: [cat]\n    {fields}\n");
     let cases = [
         (module("retrys: 3"), "p.yaml:5:", "did you mean \"retries\"? allowed: on, gather"),
         (module("timeout: soon"), "p.yaml:5:", "write it as 30s"),
@@ -202,7 +206,11 @@ fn a_program_that_cannot_run_is_found_before_anything_starts() {
     let file = folder.path().join("pipeline.yaml");
     std::fs::write(&file, "modules:\n  a:\n    on: [x]\n    run: [./tool.sh]\n").unwrap();
     let error = |path: &str| Pipeline::load(&file, path).unwrap_err().to_string();
-    assert!(error("/bin").contains(":4:") && error("/bin").contains("is not there"), "{}", error("/bin"));
+    assert!(
+        error("/bin").contains(":4:") && error("/bin").contains("is not there"),
+        "{}",
+        error("/bin")
+    );
     std::fs::write(folder.path().join("tool.sh"), "#!/bin/sh\n").unwrap();
     assert!(error("/bin").contains("chmod +x"), "{}", error("/bin"));
     std::fs::write(&file, "modules:\n  a:\n    on: [x]\n    run: [tool.sh]\n").unwrap();
@@ -213,7 +221,8 @@ fn a_program_that_cannot_run_is_found_before_anything_starts() {
 fn limits_are_read_in_their_units_and_others_stay_the_daemons() {
     let pipeline = parse("modules:\n  a: {on: [x], run: [cat], limits: {staged-bytes: 2 GiB, open-files: 10, event-bytes: 100}}\n").unwrap();
     let limits = pipeline.modules[0].limits.over(Limits::default());
-    let expected = Limits { staged_bytes: 2 << 30, open_files: 10, event_bytes: 100, ..Limits::default() };
+    let expected =
+        Limits { staged_bytes: 2 << 30, open_files: 10, event_bytes: 100, ..Limits::default() };
     assert_eq!(limits, expected);
 }
 

@@ -44,9 +44,8 @@ impl Obstacle {
     pub fn is_same_kind(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Unpublished(_), Self::Unpublished(_)) => true,
-            (Self::Queue(one, _), Self::Queue(two, _)) | (Self::Running(one, _), Self::Running(two, _)) => {
-                one == two
-            }
+            (Self::Queue(one, _), Self::Queue(two, _))
+            | (Self::Running(one, _), Self::Running(two, _)) => one == two,
             _ => self == other,
         }
     }
@@ -78,10 +77,15 @@ impl fmt::Display for Obstacle {
                 out,
                 "events that are not published yet ({events}): the bus is away, or no dispatcher and no relay runs"
             ),
-            Self::Queue(module, waiting) => write!(out, "the queue of module {module:?} ({waiting})"),
+            Self::Queue(module, waiting) => {
+                write!(out, "the queue of module {module:?} ({waiting})")
+            }
             Self::Running(module, jobs) => write!(out, "module {module:?} ({jobs} running)"),
             Self::Gathering(module) => {
-                write!(out, "module {module:?}, which gathers once the work below its event has ended")
+                write!(
+                    out,
+                    "module {module:?}, which gathers once the work below its event has ended"
+                )
             }
         }
     }

@@ -1,11 +1,11 @@
 //! Bytes from link to link, as in a shell, and into the blob store at the same time.
 //!
-//! Each link reads what the one before writes, while it writes it. Every channel has a bound, so the slowest of links, stores
-//! and the reader of the answer sets the pace.
+//! Each link reads what the one before writes, while it writes it. Every channel has a bound, so
+//! the slowest of links, stores and the reader of the answer sets the pace.
 //!
-//! When a link closes its stdin early, the link before it ends, as in a shell: its next write fails, with SIGPIPE unless it
-//! ignores that signal. The trace keeps what it had written, and its exit status does not count. The input of a client is
-//! kept whole in any case.
+//! When a link closes its stdin early, the link before it ends, as in a shell: its next write
+//! fails, with SIGPIPE unless it ignores that signal. The trace keeps what it had written, and its
+//! exit status does not count. The input of a client is kept whole in any case.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -35,8 +35,8 @@ const PIECE: usize = 64 << 10;
 /// Bytes of a link's stderr that are kept: the last ones.
 const STDERR_MAX: usize = 64 << 10;
 
-/// How long a link may go on after another one has failed: it may be about to end, and its failure the reason of the
-/// other's.
+/// How long a link may go on after another one has failed: it may be about to end, and its failure
+/// the reason of the other's.
 const GIVE_UP_WAIT: Duration = Duration::from_millis(50);
 
 /// How long a link may go on whose output nobody wants any more. In a shell it could for ever.
@@ -174,7 +174,8 @@ impl Flow<'_> {
         Outcome { links, input, cut_off, stopped: stop.is_cancelled(), begun, broken }
     }
 
-    /// Gives the input to the first link. What it was, whether it was cut off, and why it could not be kept.
+    /// Gives the input to the first link. What it was, whether it was cut off, and why it could not
+    /// be kept.
     async fn feed(
         &self,
         mut input: Input,
@@ -287,7 +288,8 @@ impl Flow<'_> {
                 }
                 Ok(())
             };
-            let ((), spool) = tokio::try_join!(beside, self.read(index, stdout, to, &unwanted, give_up))?;
+            let ((), spool) =
+                tokio::try_join!(beside, self.read(index, stdout, to, &unwanted, give_up))?;
             // It has written all, and is about to end: meanwhile its bytes are stored.
             let storing = spool.finish();
             let exit = tokio::select! {
@@ -321,7 +323,8 @@ impl Flow<'_> {
         }
     }
 
-    /// What a link writes, to the store and to the next one, until it has written all or the next one wants no more.
+    /// What a link writes, to the store and to the next one, until it has written all or the next
+    /// one wants no more.
     async fn read(
         &self,
         index: usize,

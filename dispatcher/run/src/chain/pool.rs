@@ -1,10 +1,11 @@
 //! Processes started ahead: each waits on its stdin, is used for one run, and is replaced.
 //!
-//! What a run would wait for otherwise, namespaces, fork, exec and a program's own start, is over before it begins. A
-//! program that does not wait (it ends before anybody used it) is started ahead less and less often, and when it is needed.
+//! What a run would wait for otherwise, namespaces, fork, exec and a program's own start, is over
+//! before it begins. A program that does not wait (it ends before anybody used it) is started ahead
+//! less and less often, and when it is needed.
 //!
-//! A pool grows with its use: it keeps at least as many waiting as runs have lately gone on at a time, but for one of a chain
-//! that wants none started ahead.
+//! A pool grows with its use: it keeps at least as many waiting as runs have lately gone on at a
+//! time, but for one of a chain that wants none started ahead.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
@@ -33,7 +34,8 @@ const BACKOFF: Duration = Duration::from_millis(200);
 /// The longest of these waits.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
-/// What makes two processes the same: the link, where it runs, and what its environment has beside the usual, and its container.
+/// What makes two processes the same: the link, where it runs, and what its environment has beside
+/// the usual, and its container.
 type Kind = (String, PathBuf, BTreeMap<String, String>, Option<Container>);
 
 /// All pools of a dispatcher.
@@ -114,8 +116,12 @@ impl Pools {
         if let Some(pool) = pools.get(&kind) {
             return pool.clone();
         }
-        let env: Vec<_> =
-            module.env.clone().into_iter().chain([("ION_MODULE".to_owned(), module.name.clone())]).collect();
+        let env: Vec<_> = module
+            .env
+            .clone()
+            .into_iter()
+            .chain([("ION_MODULE".to_owned(), module.name.clone())])
+            .collect();
         let argv = module.argv_of(link);
         let covers = self.places.covers.around(&module.directory, argv.first().map(String::as_str));
         let command = Command {
@@ -145,7 +151,18 @@ impl Pools {
             (link.name.clone(), module.link_settings.warm * times, module.link_settings.idle);
         let (failures, wake) = (AtomicU32::new(0), Notify::new());
         let places = self.places.clone();
-        let pool = Arc::new(Pool { name, command, places, container, env, want, idle, held, failures, wake });
+        let pool = Arc::new(Pool {
+            name,
+            command,
+            places,
+            container,
+            env,
+            want,
+            idle,
+            held,
+            failures,
+            wake,
+        });
         let (stopping, metrics) = (self.stopping.clone(), self.metrics.clone());
         let kept = pool.clone();
         self.keepers.spawn(async move {
@@ -156,8 +173,9 @@ impl Pools {
         pool
     }
 
-    /// A run of the chain goes on until what this gives is dropped. Then what it took is replaced. Not before, where some are
-    /// left for the next run: starting processes would take the processors from those that run.
+    /// A run of the chain goes on until what this gives is dropped. Then what it took is replaced.
+    /// Not before, where some are left for the next run: starting processes would take the
+    /// processors from those that run.
     pub(super) fn begin(&self, module: &Module) -> Used {
         let pools: Vec<_> = module.links.iter().map(|link| self.pool(module, link)).collect();
         for pool in &pools {
@@ -292,8 +310,8 @@ impl Pool {
         }
     }
 
-    /// Lets go of those that have ended, and of all when nobody has used one for long. How many are missing; none if one
-    /// ended by itself.
+    /// Lets go of those that have ended, and of all when nobody has used one for long. How many are
+    /// missing; none if one ended by itself.
     fn look(&self) -> Option<usize> {
         let mut held = self.held();
         if held.used.elapsed() > self.idle {

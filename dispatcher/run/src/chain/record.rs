@@ -1,8 +1,9 @@
 //! The trace of a run: what a pipeline of as many modules would have left.
 //!
-//! E0 -> job of link 1 -> E1 -> job of link 2 -> E2 ...: each link works on the event of what the one before wrote. Beside it
-//! stands the chain's own job, on E0. Where a link did not end well the ones before it may have been cut off, so only
-//! what all links up to some place wrote becomes events, and the jobs of the others stand below the last of them.
+//! E0 -> job of link 1 -> E1 -> job of link 2 -> E2 ...: each link works on the event of what the
+//! one before wrote. Beside it stands the chain's own job, on E0. Where a link did not end well the
+//! ones before it may have been cut off, so only what all links up to some place wrote becomes
+//! events, and the jobs of the others stand below the last of them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -121,7 +122,8 @@ impl Recording {
         self.within(async {
             let mut trace = self.trace(input, cut_off);
             self.extend(&mut trace, links, links.len()).await?;
-            let last = trace.last.take().map(|event| (Collection::Events, encode(&event.for_nobody())));
+            let last =
+                trace.last.take().map(|event| (Collection::Events, encode(&event.for_nobody())));
             trace.documents.extend(last);
             self.write(&mut trace, None).await?;
             Ok(trace)
@@ -161,7 +163,8 @@ impl Recording {
             Some(index) if !outcome.stopped => End::Failed(self.failure(index, &links[index])),
             _ => End::Cancelled,
         };
-        let mut trace = begun.unwrap_or_else(|| self.trace(outcome.input.as_ref(), outcome.cut_off));
+        let mut trace =
+            begun.unwrap_or_else(|| self.trace(outcome.input.as_ref(), outcome.cut_off));
         if self.begins() && !self.alone() {
             trace.documents.push((Collection::Jobs, encode(&self.chain_record(&end, links))));
         }
@@ -192,14 +195,27 @@ impl Recording {
         if self.begins() {
             documents.push((Collection::Events, encode(&first)));
         }
-        Trace { on: first, last: None, links: 0, blobs: input.cloned().into_iter().collect(), documents }
+        Trace {
+            on: first,
+            last: None,
+            links: 0,
+            blobs: input.cloned().into_iter().collect(),
+            documents,
+        }
     }
 
-    /// Adds the links that it does not have. The first `well` of them are those whose output counts.
-    async fn extend(&self, trace: &mut Trace, links: &[LinkEnd], well: usize) -> Result<(), Refusal> {
+    /// Adds the links that it does not have. The first `well` of them are those whose output
+    /// counts.
+    async fn extend(
+        &self,
+        trace: &mut Trace,
+        links: &[LinkEnd],
+        well: usize,
+    ) -> Result<(), Refusal> {
         let new = &links[trace.links..];
         let numbers = trace.links + 1..;
-        let logs = try_join_all(new.iter().zip(numbers).map(|(end, number)| self.log(end, number))).await?;
+        let logs = try_join_all(new.iter().zip(numbers).map(|(end, number)| self.log(end, number)))
+            .await?;
         for (link, log) in new.iter().zip(logs) {
             let index = trace.links;
             trace.links += 1;
@@ -207,10 +223,14 @@ impl Recording {
             trace.blobs.extend(log.clone());
             let log = log.map(|blob| blob.entry);
             if let Some(log) = &log {
-                trace.documents.push((Collection::Events, encode(&self.log_record(link, &trace.on, log))));
+                trace
+                    .documents
+                    .push((Collection::Events, encode(&self.log_record(link, &trace.on, log))));
             }
             if !self.alone() || self.begins() {
-                trace.documents.push((Collection::Jobs, encode(&self.job(index, link, &trace.on, log))));
+                trace
+                    .documents
+                    .push((Collection::Jobs, encode(&self.job(index, link, &trace.on, log))));
             }
             if let Some(output) = link.output.as_ref().filter(|_| index < well) {
                 let event = self.event(index, link, &trace.on, output.entry.clone());
@@ -224,13 +244,16 @@ impl Recording {
         Ok(())
     }
 
-    /// Writes what a trace has gathered, and its last event, with which all of it is durable when this returns.
+    /// Writes what a trace has gathered, and its last event, with which all of it is durable when
+    /// this returns.
     async fn write(&self, trace: &mut Trace, published: Option<Event>) -> Result<(), Refusal> {
         let soon = |blob: Blob| blob.soon.map(|bytes| (blob.entry.key, bytes));
         let blobs: Vec<_> = trace.blobs.drain(..).filter_map(soon).collect();
         let documents = std::mem::take(&mut trace.documents);
         let written = match published {
-            Some(event) => append_event(&self.plane, blobs, documents.clone(), event, self.guard()).await?,
+            Some(event) => {
+                append_event(&self.plane, blobs, documents.clone(), event, self.guard()).await?
+            }
             None => self.plane.insert_with_blobs(blobs, documents.clone(), self.guard()).await?,
         };
         for ((collection, document), inserted) in documents.into_iter().zip(written) {
@@ -287,8 +310,12 @@ impl Recording {
         };
         let started = links.iter().map(|end| end.started).min().unwrap_or_else(clock::now);
         let ended = links.iter().map(|end| end.ended).max().unwrap_or(started);
-        let attempt =
-            Attempt { ended: Some(ended), end: Some(attempt_end), reason, ..Attempt::begun(1, started) };
+        let attempt = Attempt {
+            ended: Some(ended),
+            end: Some(attempt_end),
+            reason,
+            ..Attempt::begun(1, started)
+        };
         self.record(self.chain_job(), &self.module.name, &self.first, state, attempt)
     }
 
@@ -310,7 +337,14 @@ impl Recording {
         self.record(self.steps[index].job.clone(), self.name_of(&end.link), on, state, attempt)
     }
 
-    fn record(&self, id: JobId, module: &str, on: &Event, state: JobState, attempt: Attempt) -> JobRecord {
+    fn record(
+        &self,
+        id: JobId,
+        module: &str,
+        on: &Event,
+        state: JobState,
+        attempt: Attempt,
+    ) -> JobRecord {
         let started = attempt.started;
         JobRecord {
             attempt: attempt.number,
@@ -385,8 +419,11 @@ impl Recording {
     fn log_record(&self, end: &LinkEnd, on: &Event, log: &FileEntry) -> LogRecord {
         let name = self.name_of(&end.link);
         let id = LogRecord::id(name, &on.id, self.stored.attempt());
-        let context =
-            Context { name: name.to_owned(), document_type: DocumentType::ModuleLogs, ..on.context.clone() };
+        let context = Context {
+            name: name.to_owned(),
+            document_type: DocumentType::ModuleLogs,
+            ..on.context.clone()
+        };
         LogRecord {
             desc: id.clone(),
             id,
@@ -411,9 +448,12 @@ impl Recording {
     }
 }
 
-/// The job of each link and the event that it makes, of a run on this first event. A chain of one link is that link: its
-/// job is the module's.
-pub(super) fn steps<'a>(module: &'a Module, first: &EventId) -> impl Iterator<Item = Step> + use<'a> {
+/// The job of each link and the event that it makes, of a run on this first event. A chain of one
+/// link is that link: its job is the module's.
+pub(super) fn steps<'a>(
+    module: &'a Module,
+    first: &EventId,
+) -> impl Iterator<Item = Step> + use<'a> {
     let mut on = first.clone();
     module.links.iter().map(move |link| {
         let name = if module.links.len() == 1 { module.name.clone() } else { link.id() };
@@ -435,8 +475,12 @@ fn said(how: &How) -> String {
         How::Exited(Exit::Code(code)) => format!("exit status {code}"),
         How::Exited(Exit::Signal(signal)) => format!("killed by signal {signal}"),
         How::Exited(Exit::OutOfMemory(bytes)) => out_of_memory(*bytes),
-        How::TimedOut(timeout) => format!("over its timeout of {}", humantime::format_duration(*timeout)),
-        How::WroteTooMuch(most) => format!("it wrote more than {most} bytes, which is its output limit"),
+        How::TimedOut(timeout) => {
+            format!("over its timeout of {}", humantime::format_duration(*timeout))
+        }
+        How::WroteTooMuch(most) => {
+            format!("it wrote more than {most} bytes, which is its output limit")
+        }
         How::Unwanted => "ended early: the next link had closed its stdin".into(),
         How::GivenUp => "given up: the chain could not be ended".into(),
         How::NotStarted(reason) | How::Vanished(reason) | How::NotStored(reason) => reason.clone(),

@@ -83,8 +83,9 @@ impl Spool {
 
     fn stream(&self, begun: Bytes) -> Into {
         let (store, pieces) = mpsc::channel::<Bytes>(PIECES);
-        let rest =
-            stream::unfold(pieces, async |mut pieces| pieces.recv().await.map(|piece| (piece, pieces)));
+        let rest = stream::unfold(pieces, async |mut pieces| {
+            pieces.recv().await.map(|piece| (piece, pieces))
+        });
         let body = stream::iter([begun]).chain(rest).map(Ok::<_, io::Error>).boxed();
         let (plane, key, name) = (self.plane.clone(), self.key.clone(), self.name.to_owned());
         let task = tokio::spawn(async move { store_stream(&*plane.blobs, key, name, body).await });
@@ -96,7 +97,8 @@ impl Spool {
         let path = self.name.to_owned();
         let (task, soon) = match self.into {
             Into::Memory(memory) => {
-                let (plane, key, name, bytes) = (self.plane, self.key, path.clone(), memory.freeze());
+                let (plane, key, name, bytes) =
+                    (self.plane, self.key, path.clone(), memory.freeze());
                 let soon = Some(bytes.clone());
                 let store = async move { store_bytes_soon(&*plane.blobs, key, name, bytes).await };
                 (AbortOnDropHandle::new(tokio::spawn(store)), soon)
@@ -105,8 +107,9 @@ impl Spool {
         };
         Box::pin(async move {
             let ended = task.await;
-            let entry = ended
-                .unwrap_or_else(|error| Err(UploadError::Read { path, source: io::Error::other(error) }))?;
+            let entry = ended.unwrap_or_else(|error| {
+                Err(UploadError::Read { path, source: io::Error::other(error) })
+            })?;
             Ok(Blob { entry, soon })
         })
     }

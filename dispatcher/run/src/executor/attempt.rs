@@ -1,4 +1,5 @@
-//! What every executor says of an attempt: who commits, in which environment it runs, and what its end means.
+//! What every executor says of an attempt: who commits, in which environment it runs, and what its
+//! end means.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,8 +15,8 @@ use super::sandbox::{self, Exit};
 use super::sidecar::{Sidecar, Word};
 use super::{Ended, Start, Stop};
 
-/// Failed reads in the record of one attempt. A job's document holds all its attempts, and a store takes 2 MiB at most;
-/// the job's own tree lists more.
+/// Failed reads in the record of one attempt. A job's document holds all its attempts, and a store
+/// takes 2 MiB at most; the job's own tree lists more.
 const RECORDED_READS_MAX: usize = 20;
 
 /// Who commits, as long as `fence` holds.
@@ -25,7 +26,8 @@ pub(super) fn origin(start: &Start, fence: Fence) -> Origin {
         attempt: start.job.attempt,
         fence,
         module: start.module.name.clone(),
-        emits: (!start.module.emits.iter().any(|one| one == ANY_TYPE)).then(|| start.module.emits.clone()),
+        emits: (!start.module.emits.iter().any(|one| one == ANY_TYPE))
+            .then(|| start.module.emits.clone()),
         commit: start.module.commit,
         parent: start.event.context.clone(),
     }
@@ -64,7 +66,8 @@ pub(super) fn environment(
 /// How the process part of an attempt ended.
 pub(super) enum Ran {
     Exited(Exit),
-    /// However it ended, it had said that its work was done; the exit status, if it exited by itself.
+    /// However it ended, it had said that its work was done; the exit status, if it exited by
+    /// itself.
     Done(Option<i32>),
     /// It exited well and had not said so.
     Undone,
@@ -79,7 +82,8 @@ pub(super) enum Ran {
 }
 
 impl Ran {
-    /// What its end means, given what the module had said before. Done is done: older Ion had committed by then.
+    /// What its end means, given what the module had said before. Done is done: older Ion had
+    /// committed by then.
     pub(super) fn after(self, word: Word) -> Self {
         match (word, self) {
             (Word::Done, Self::Exited(Exit::Code(code))) => Self::Done(Some(code)),
@@ -108,15 +112,17 @@ pub(super) async fn asked(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
 /// The attempt's end: exit status, no event refused, every read answered, and no limit exceeded.
 pub(super) fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended {
     let exited = matches!(ran, Ran::Exited(_) | Ran::Undone);
-    let first_refused = outcome.rejections.first().map(|first| refused(first, outcome.rejections.len()));
+    let first_refused =
+        outcome.rejections.first().map(|first| refused(first, outcome.rejections.len()));
     let (end, exit_code, reason) = match ran {
-        Ran::Exited(Exit::Code(0)) if first_refused.is_none() => (AttemptEnd::Succeeded, Some(0), None),
+        Ran::Exited(Exit::Code(0)) if first_refused.is_none() => {
+            (AttemptEnd::Succeeded, Some(0), None)
+        }
         Ran::Exited(Exit::Code(0)) => (AttemptEnd::Failed, Some(0), first_refused),
         // What was refused after that is in the log.
         Ran::Done(code) => (AttemptEnd::Succeeded, code, None),
         Ran::Undone => {
-            let undone =
-                "it ended and GET /done had not been answered with 200; \"api: sidecar\" waits for that";
+            let undone = "it ended and GET /done had not been answered with 200; \"api: sidecar\" waits for that";
             (AttemptEnd::Failed, Some(0), Some(first_refused.unwrap_or_else(|| undone.into())))
         }
         Ran::Exited(Exit::Code(code)) => {
@@ -157,7 +163,9 @@ pub(super) fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended 
     };
     // A module that does without what it could not write has succeeded all the same.
     let (end, reason) = match (&outcome.no_room, reason) {
-        (Some(no_room), Some(reason)) if end == AttemptEnd::Failed && outcome.exceeded.is_none() => {
+        (Some(no_room), Some(reason))
+            if end == AttemptEnd::Failed && outcome.exceeded.is_none() =>
+        {
             (AttemptEnd::NoRoom, Some(format!("{no_room}; {reason}")))
         }
         (_, reason) => (end, reason),
@@ -179,7 +187,12 @@ pub(super) fn stopped_by(why: Stop) -> Ended {
 
 fn refused(first: &Rejection, count: usize) -> String {
     let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
-    format!("event file {} was rejected: {}: {}{more}", quote(&first.name), first.errno, first.reason)
+    format!(
+        "event file {} was rejected: {}: {}{more}",
+        quote(&first.name),
+        first.errno,
+        first.reason
+    )
 }
 
 #[cfg(test)]
@@ -199,12 +212,14 @@ mod tests {
         };
         let failed_reads = FailedReads { first: vec![read; RECORDED_READS_MAX + 1], more: 5 };
         let outcome = Outcome { failed_reads, ..Outcome::default() };
-        let said =
-            "a read of \"in/data/f\" failed: damaged: block 3 does not match its checksum (and 25 more)";
+        let said = "a read of \"in/data/f\" failed: damaged: block 3 does not match its checksum (and 25 more)";
         let well = verdict(Ran::Exited(Exit::Code(0)), &outcome, CommitMode::OnSuccess);
         assert_eq!((well.end, well.exit_code, well.staged), (AttemptEnd::Failed, Some(0), false));
         assert_eq!(well.reason.as_deref(), Some(said));
-        assert_eq!((well.failed_reads.first.len(), well.failed_reads.more), (RECORDED_READS_MAX, 6));
+        assert_eq!(
+            (well.failed_reads.first.len(), well.failed_reads.more),
+            (RECORDED_READS_MAX, 6)
+        );
         let badly = verdict(Ran::Exited(Exit::Code(3)), &outcome, CommitMode::OnClose);
         assert_eq!(badly.reason, Some(format!("{said}; exit status 3")));
         let late = verdict(Ran::TimedOut(Duration::from_secs(1)), &outcome, CommitMode::OnClose);

@@ -40,7 +40,10 @@ pub enum ClusterError {
 
 /// The executors of one dispatcher.
 #[derive(Debug)]
-#[cfg_attr(not(feature = "kubernetes"), expect(dead_code, reason = "some fields are for a cluster only"))]
+#[cfg_attr(
+    not(feature = "kubernetes"),
+    expect(dead_code, reason = "some fields are for a cluster only")
+)]
 pub struct Executors {
     node: Arc<Node>,
     local: Arc<LocalExecutor>,

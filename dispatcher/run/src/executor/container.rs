@@ -1,13 +1,16 @@
-//! Containers: what a sandbox starts in place of the module's program, where the module has an image.
+//! Containers: what a sandbox starts in place of the module's program, where the module has an
+//! image.
 //!
 //! # How it works
-//! `job-init` makes the job's namespaces and mounts its tree as for any other job, and then starts `crun`, which makes the
-//! container inside of them: its own root, read-only, the tree bound in at its place, users that are nobody on this machine, no
-//! capability, no network unless asked. So leash, signals, output, limits and adoption are those of every job, and all
-//! that `crun` needs (the bundle, its state) lies in a tmpfs that goes with the namespace.
+//! `job-init` makes the job's namespaces and mounts its tree as for any other job, and then starts
+//! `crun`, which makes the container inside of them: its own root, read-only, the tree bound in at
+//! its place, users that are nobody on this machine, no capability, no network unless asked. So
+//! leash, signals, output, limits and adoption are those of every job, and all that `crun` needs
+//! (the bundle, its state) lies in a tmpfs that goes with the namespace.
 //!
 //! # What it never does
-//! Run anything of an image with rights of its own on this machine: no capability is left, and none can be had again.
+//! Run anything of an image with rights of its own on this machine: no capability is left, and none
+//! can be had again.
 
 mod cgroups;
 mod program;
@@ -30,8 +33,8 @@ use self::users::{User, user_of};
 use super::image::{HOST_FILES, Image, ImageConfig, ImageError, Images, Owners, USERS, found_in};
 use super::sandbox::{self, BUNDLE, Bounds, MASKED, Mode, READ_ONLY, ROOTFS};
 
-/// The first of the machine's users that stand for a container's. systemd leaves 1,879,048,192 to 2,147,352,575 to nobody, and
-/// what gives users to people's own containers begins far below.
+/// The first of the machine's users that stand for a container's. systemd leaves 1,879,048,192 to
+/// 2,147,352,575 to nobody, and what gives users to people's own containers begins far below.
 const FIRST_USER: u32 = 0x7140_0000;
 
 /// Where an image that does not say so has its programs.
@@ -54,17 +57,18 @@ const OF_CONTAINER: [&str; 4] = ["/dev", "/ion", "/proc", "/sys"];
 
 /// Signals by their names, each at its number.
 const SIGNALS: [&str; 32] = [
-    "", "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
-    "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
-    "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    "", "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
+    "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
+    "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
 ];
 
 /// The first and the last signal of real time, as C libraries count them.
 const RTMIN: i32 = 34;
 const RTMAX: i32 = 64;
 
-/// System calls that no module needs and that have often been a way out: of the kernel's keys, mounts, modules, namespaces and
-/// tracers. What a capability guards fails anyway; these fail before the kernel looks.
+/// System calls that no module needs and that have often been a way out: of the kernel's keys,
+/// mounts, modules, namespaces and tracers. What a capability guards fails anyway; these fail
+/// before the kernel looks.
 const DENIED: [&str; 38] = [
     "acct",
     "add_key",
@@ -109,11 +113,12 @@ const DENIED: [&str; 38] = [
 /// Of `clone`: a new user namespace.
 const CLONE_NEWUSER: u64 = 0x1000_0000;
 
-/// What `clone3` is answered, and the `socketcall` of programs of 32 bits: what they ask for cannot be looked at. C libraries go
-/// on with `clone` and with `socket`.
+/// What `clone3` is answered, and the `socketcall` of programs of 32 bits: what they ask for cannot
+/// be looked at. C libraries go on with `clone` and with `socket`.
 const ENOSYS: u32 = 38;
 
-/// Sockets of virtual machines: no network namespace holds them, and at their other end is whoever runs this machine.
+/// Sockets of virtual machines: no network namespace holds them, and at their other end is whoever
+/// runs this machine.
 const AF_VSOCK: u32 = 40;
 
 /// Sockets of the kernel's cryptography: much code that nobody needs, as libraries have their own.
@@ -164,11 +169,20 @@ pub struct Containers {
 }
 
 impl Containers {
-    /// With images below `home`; `env` is what every program of this daemon begins with, `registries` what the client of
-    /// registries has beside.
-    pub fn new(home: &Path, mode: Mode, env: &[(String, String)], registries: &[(String, String)]) -> Self {
+    /// With images below `home`; `env` is what every program of this daemon begins with,
+    /// `registries` what the client of registries has beside.
+    pub fn new(
+        home: &Path,
+        mode: Mode,
+        env: &[(String, String)],
+        registries: &[(String, String)],
+    ) -> Self {
         let owners = owners(mode);
-        let own = env.iter().find(|(key, _)| key == "PATH").map(|(_, path)| path.clone()).unwrap_or_default();
+        let own = env
+            .iter()
+            .find(|(key, _)| key == "PATH")
+            .map(|(_, path)| path.clone())
+            .unwrap_or_default();
         Self {
             images: Arc::new(Images::new(home, owners, [env, registries].concat())),
             mode,
@@ -187,7 +201,8 @@ impl Containers {
         let runtime = runtime(&self.path).map_err(ContainerError::Unable)?;
         let image = self.images.get(&ask.container.image, ask.say).await?;
         let bounds = self.bounds(&ask).map_err(ContainerError::Unable)?;
-        let user = ask.container.user.as_deref().or(image.config.user.as_deref()).unwrap_or_default();
+        let user =
+            ask.container.user.as_deref().or(image.config.user.as_deref()).unwrap_or_default();
         let user = user_of(&image, user).map_err(ContainerError::CannotRun)?;
         let first = match self.owners {
             Owners::From(first) => Some(first),
@@ -214,7 +229,8 @@ impl Containers {
         })
     }
 
-    /// The control groups; without them a job is not bound, which is an error if somebody asked for it.
+    /// The control groups; without them a job is not bound, which is an error if somebody asked for
+    /// it.
     fn bounds(&self, ask: &Ask<'_>) -> Result<Bounds, String> {
         let cgroups = self.cgroups.get_or_init(|| {
             Cgroups::find().inspect_err(|reason| {
@@ -253,7 +269,8 @@ pub fn runtime(path: &str) -> Result<PathBuf, String> {
 pub fn version(runtime: &Path) -> Result<String, String> {
     #[expect(clippy::disallowed_methods, reason = "asked by `ion doctor`, beside any job")]
     let output = std::process::Command::new(runtime).arg("--version").env_clear().output();
-    let output = output.map_err(|error| format!("{} cannot be started: {error}", runtime.display()))?;
+    let output =
+        output.map_err(|error| format!("{} cannot be started: {error}", runtime.display()))?;
     let text = String::from_utf8_lossy(&output.stdout);
     match text.lines().next() {
         Some(line) if output.status.success() => Ok(line.to_owned()),
@@ -272,8 +289,8 @@ pub fn fetcher(path: &str) -> Result<PathBuf, String> {
     })
 }
 
-/// Whose a container's users are: those of a range of this machine's that nobody else has, or where there is no such range
-/// (an ordinary user's daemon, or one in a container) the daemon's own.
+/// Whose a container's users are: those of a range of this machine's that nobody else has, or where
+/// there is no such range (an ordinary user's daemon, or one in a container) the daemon's own.
 fn owners(mode: Mode) -> Owners {
     let uid = rustix::process::geteuid().as_raw();
     let covers = |line: &str| {
@@ -291,7 +308,8 @@ fn owners(mode: Mode) -> Owners {
     }
 }
 
-/// The names of hosts for a container: its own, and of this machine's all where it has this machine's network.
+/// The names of hosts for a container: its own, and of this machine's all where it has this
+/// machine's network.
 fn hosts(of_machine: bool) -> String {
     let mut text = String::from(OWN_HOSTS);
     if of_machine {
@@ -318,15 +336,21 @@ fn signal_of(text: &str) -> Option<i32> {
     } else if let Some(less) = name.strip_prefix("RTMAX") {
         RTMAX - if less.is_empty() { 0 } else { less.strip_prefix('-')?.parse::<i32>().ok()? }
     } else {
-        return SIGNALS.iter().position(|known| !known.is_empty() && *known == name)?.try_into().ok();
+        return SIGNALS
+            .iter()
+            .position(|known| !known.is_empty() && *known == name)?
+            .try_into()
+            .ok();
     };
     (RTMIN..=RTMAX).contains(&number).then_some(number)
 }
 
-/// The program and its arguments that the image names. An entrypoint that is one empty word counts as missing, as for podman.
+/// The program and its arguments that the image names. An entrypoint that is one empty word counts
+/// as missing, as for podman.
 fn said_to_run(image: &ImageConfig) -> Vec<String> {
     let entrypoint = image.entrypoint.iter().flatten();
-    let none = image.entrypoint.as_ref().is_some_and(|words| words.len() == 1 && words[0].is_empty());
+    let none =
+        image.entrypoint.as_ref().is_some_and(|words| words.len() == 1 && words[0].is_empty());
     entrypoint.filter(|_| !none).chain(image.cmd.iter().flatten()).cloned().collect()
 }
 
@@ -345,7 +369,8 @@ fn config(ask: &Ask<'_>, image: &Image, owners: Owners, user: &User) -> Result<V
     let path = env.iter().find_map(|pair| pair.strip_prefix("PATH=")).unwrap_or_default();
     let host = ask.container.network == Network::Host;
     let mounts = mounts(ask.tree, host, &memory(image, first, user)?);
-    let mounted = mounts.iter().filter_map(|mount| Some(PathBuf::from(mount["destination"].as_str()?)));
+    let mounted =
+        mounts.iter().filter_map(|mount| Some(PathBuf::from(mount["destination"].as_str()?)));
     let files = Files { rootfs: &image.rootfs, user, first, mounted: mounted.collect() };
     let folder = image.config.folder();
     if let Some(refusal) = refusal(&files, program, path, &folder) {
@@ -407,13 +432,15 @@ fn environment(ask: &Ask<'_>, image: &ImageConfig, user: &User) -> Vec<String> {
     env
 }
 
-/// A folder that is memory, and counts as the container's own. It begins with what the image has there.
+/// A folder that is memory, and counts as the container's own. It begins with what the image has
+/// there.
 struct Memory {
     at: PathBuf,
     options: Vec<String>,
 }
 
-/// The folders of an image that its programs may write to: `/tmp` and its volumes, those above first.
+/// The folders of an image that its programs may write to: `/tmp` and its volumes, those above
+/// first.
 fn memory(image: &Image, first: Option<u32>, user: &User) -> Result<Vec<Memory>, String> {
     let mut folders = vec![PathBuf::from("/tmp")];
     for volume in image.config.volumes.iter().flat_map(|volumes| volumes.keys()) {
@@ -428,15 +455,19 @@ fn memory(image: &Image, first: Option<u32>, user: &User) -> Result<Vec<Memory>,
     folders.sort();
     let folders = folders.into_iter().map(|at| {
         let mut options: Vec<String> = ["nosuid", "nodev"].map(str::to_owned).to_vec();
-        let folder = below_root(image, &at)
-            .map_err(|error| format!("its folder {} cannot be opened in the image: {error}", at.display()))?;
-        let metadata = folder.metadata().map_err(|error| format!("its folder {}: {error}", at.display()))?;
+        let folder = below_root(image, &at).map_err(|error| {
+            format!("its folder {} cannot be opened in the image: {error}", at.display())
+        })?;
+        let metadata =
+            folder.metadata().map_err(|error| format!("its folder {}: {error}", at.display()))?;
         if at == Path::new("/tmp") {
             options.push("mode=1777".into());
         } else {
-            let of_container =
-                |id: u32, own: u32| first.map_or(own, |first| id.saturating_sub(first).min(USERS - 1));
-            let (uid, gid) = (of_container(metadata.uid(), user.uid), of_container(metadata.gid(), user.gid));
+            let of_container = |id: u32, own: u32| {
+                first.map_or(own, |first| id.saturating_sub(first).min(USERS - 1))
+            };
+            let (uid, gid) =
+                (of_container(metadata.uid(), user.uid), of_container(metadata.gid(), user.gid));
             options.extend([
                 format!("mode={:o}", metadata.mode() & 0o1777),
                 format!("uid={uid}"),
@@ -455,12 +486,21 @@ fn memory(image: &Image, first: Option<u32>, user: &User) -> Result<Vec<Memory>,
 fn below_root(image: &Image, at: &Path) -> std::io::Result<fs::File> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat2(fs::File::open(&image.rootfs)?, at, flags, Permissions::empty(), resolve)?.into())
+    Ok(rustix::fs::openat2(
+        fs::File::open(&image.rootfs)?,
+        at,
+        flags,
+        Permissions::empty(),
+        resolve,
+    )?
+    .into())
 }
 
 fn has_content(folder: &fs::File) -> bool {
     let entries = rustix::fs::Dir::read_from(folder).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name().to_bytes().to_vec()).any(|name| name != b"." && name != b"..")
+    entries
+        .map(|entry| entry.file_name().to_bytes().to_vec())
+        .any(|name| name != b"." && name != b"..")
 }
 
 fn mounts(tree: Option<&Path>, host_network: bool, memory: &[Memory]) -> Vec<Value> {
@@ -557,7 +597,8 @@ mod tests {
     #[test]
     fn an_entrypoint_of_one_empty_word_is_none() {
         let run = |entrypoint: &[&str], cmd: &[&str]| {
-            let words = |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect());
+            let words =
+                |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect());
             said_to_run(&ImageConfig {
                 entrypoint: words(entrypoint),
                 cmd: words(cmd),

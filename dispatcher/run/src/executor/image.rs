@@ -1,18 +1,22 @@
 //! Images: found, checked and unpacked once, then shared by all jobs of this home.
 //!
 //! # How it works
-//! An image that is a folder in the OCI layout is read where it is. Any other becomes one first: an archive is untarred, and
-//! what lies in a registry, or in Docker's own format, is copied by `skopeo`. Its layers are unpacked by ourselves: that is a few
-//! hundred lines, and the one part of it that must not be wrong, where a path may lead, is the kernel's (`openat2`).
+//! An image that is a folder in the OCI layout is read where it is. Any other becomes one first: an
+//! archive is untarred, and what lies in a registry, or in Docker's own format, is copied by
+//! `skopeo`. Its layers are unpacked by ourselves: that is a few hundred lines, and the one part of
+//! it that must not be wrong, where a path may lead, is the kernel's (`openat2`).
 //!
 //! # Guarantees
-//! What is below `images/<digest>` is whole: it was unpacked beside it, synced and renamed, by one process at a time. Every
-//! blob was compared with its digest. Nothing of an image was written outside of its folder.
+//! What is below `images/<digest>` is whole: it was unpacked beside it, synced and renamed, by one
+//! process at a time. Every blob was compared with its digest. Nothing of an image was written
+//! outside of its folder.
 //!
-//! An image that some process uses is locked by it, and stays: `collect` removes those that nobody has used for long.
+//! An image that some process uses is locked by it, and stays: `collect` removes those that nobody
+//! has used for long.
 //!
 //! # After a crash
-//! What was begun stays as `<digest>.part` until the same image is asked for again, or `collect` comes by.
+//! What was begun stays as `<digest>.part` until the same image is asked for again, or `collect`
+//! comes by.
 
 mod archive;
 mod collect;
@@ -45,14 +49,15 @@ pub(super) use self::unpack::{HOST_FILES, USERS};
 const LOCK: &str = "lock";
 const PART: &str = "part";
 
-/// What an image says, beside its files; written when these are whole. The number changes with what unpacking makes of an
-/// image: one that was unpacked before is unpacked anew.
+/// What an image says, beside its files; written when these are whole. The number changes with what
+/// unpacking makes of an image: one that was unpacked before is unpacked anew.
 const CONFIG: &str = "config-2.json";
 
 /// Where the digests of references are noted.
 const REFS: &str = "refs";
 
-/// How often an image is looked for that others make or remove at the same time, and the wait before each but the first.
+/// How often an image is looked for that others make or remove at the same time, and the wait
+/// before each but the first.
 const MAKE_TRIES: usize = 1000;
 const MAKE_WAIT: Duration = Duration::from_millis(20);
 
@@ -71,7 +76,8 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
-    /// It says what no image says, or is too large, or its bytes are not those that its digests name.
+    /// It says what no image says, or is too large, or its bytes are not those that its digests
+    /// name.
     #[error("{0}")]
     Wrong(String),
     /// It lies where only another program reaches.
@@ -89,7 +95,8 @@ impl ImageError {
 /// Whose an image's files become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owners {
-    /// The image's users and groups, each so many numbers further: those of the containers' user namespaces.
+    /// The image's users and groups, each so many numbers further: those of the containers' user
+    /// namespaces.
     From(u32),
     /// The user who unpacks.
     Itself(u32),
@@ -189,7 +196,10 @@ impl Images {
         let folder = self.folder.clone();
         let brought = blocking(move || {
             std::fs::create_dir_all(&folder).map_err(ImageError::file(&folder))?;
-            tempfile::Builder::new().prefix(FETCH).tempdir_in(&folder).map_err(ImageError::file(&folder))
+            tempfile::Builder::new()
+                .prefix(FETCH)
+                .tempdir_in(&folder)
+                .map_err(ImageError::file(&folder))
         });
         let brought = brought.await?;
         match reference {
@@ -200,7 +210,9 @@ impl Images {
             }
             ImageReference::DockerArchive(file) => {
                 let file = file.display();
-                self.fetch.copy(&format!("docker-archive:{file}"), reference, brought.path()).await?;
+                self.fetch
+                    .copy(&format!("docker-archive:{file}"), reference, brought.path())
+                    .await?;
             }
             ImageReference::Registry(name) => {
                 say(&format!("fetches image {name}"));
@@ -216,7 +228,8 @@ impl Images {
         .await
     }
 
-    /// An image of a layout, and its digest: the one that its reference names, or the one where it was brought.
+    /// An image of a layout, and its digest: the one that its reference names, or the one where it
+    /// was brought.
     fn unpacked(
         &self,
         reference: &ImageReference,
@@ -232,7 +245,10 @@ impl Images {
         Ok((self.made(&layout, &manifest)?, manifest.digest))
     }
 
-    async fn at_hand_soon(self: &Arc<Self>, reference: &ImageReference) -> Result<Option<Image>, ImageError> {
+    async fn at_hand_soon(
+        self: &Arc<Self>,
+        reference: &ImageReference,
+    ) -> Result<Option<Image>, ImageError> {
         let (this, wanted) = (self.clone(), reference.clone());
         blocking(move || this.at_hand(&wanted)).await
     }
@@ -252,8 +268,9 @@ impl Images {
         used(&self.place(&digest))
     }
 
-    /// Where an image's digest is noted that only another program could tell. What a file holds is known by its time and
-    /// size; a name in a registry keeps the image that it was when it was first asked for.
+    /// Where an image's digest is noted that only another program could tell. What a file holds is
+    /// known by its time and size; a name in a registry keeps the image that it was when it was
+    /// first asked for.
     fn note(&self, reference: &ImageReference) -> Result<Option<PathBuf>, ImageError> {
         let key = match reference {
             ImageReference::Layout { .. } => return Ok(None),
@@ -299,8 +316,10 @@ impl Images {
             )]
             std::thread::sleep(MAKE_WAIT);
         }
-        let words =
-            format!("{} is not there, and something that runs from it holds its lock", place.display());
+        let words = format!(
+            "{} is not there, and something that runs from it holds its lock",
+            place.display()
+        );
         Err(ImageError::Wrong(words))
     }
 
@@ -308,7 +327,9 @@ impl Images {
     fn make(&self, layout: &Layout, manifest: &Manifest, place: &Path) -> Result<(), ImageError> {
         let part = beside(place, PART);
         let remove = |folder: &Path| match std::fs::remove_dir_all(folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImageError::file(folder)(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(ImageError::file(folder)(error))
+            }
             _ => Ok(()),
         };
         remove(&part)?;
@@ -319,7 +340,8 @@ impl Images {
         unpacked?;
         // Of an older Ion, and not used by anybody.
         remove(place)?;
-        let placed = std::fs::rename(&part, place).and_then(|()| File::open(&self.folder)?.sync_all());
+        let placed =
+            std::fs::rename(&part, place).and_then(|()| File::open(&self.folder)?.sync_all());
         placed.map_err(ImageError::file(place))
     }
 
@@ -333,7 +355,8 @@ impl Images {
         }
         root.finish(&config)?;
         let file = part.join(CONFIG);
-        let text = serde_json::to_vec(&config).map_err(|error| ImageError::Wrong(error.to_string()))?;
+        let text =
+            serde_json::to_vec(&config).map_err(|error| ImageError::Wrong(error.to_string()))?;
         let written = std::fs::write(&file, text).and_then(|()| {
             // All of it, as a rename alone would name files that a power cut leaves empty.
             rustix::fs::syncfs(File::open(part)?).map_err(io::Error::from)
@@ -352,12 +375,18 @@ fn beside(place: &Path, ending: &str) -> PathBuf {
     place.with_file_name(format!("{name}.{ending}"))
 }
 
-/// The lock of an unpacked image, held so until it is dropped. Its time is when the image was last used.
+/// The lock of an unpacked image, held so until it is dropped. Its time is when the image was last
+/// used.
 fn locked(place: &Path, how: FlockOperation) -> Result<File, ImageError> {
     let path = beside(place, LOCK);
     let failed = || ImageError::file(&path);
     loop {
-        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed())?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(failed())?;
         flock(&file, how).map_err(|error| failed()(error.into()))?;
         // Whoever removes an image removes its lock too, and this may be that one.
         let (held, named) = (file.metadata().map_err(failed())?, std::fs::metadata(&path));
@@ -367,10 +396,13 @@ fn locked(place: &Path, how: FlockOperation) -> Result<File, ImageError> {
     }
 }
 
-/// The same, if nobody uses the image or is about to: whoever has it alone may make the image, and remove it.
+/// The same, if nobody uses the image or is about to: whoever has it alone may make the image, and
+/// remove it.
 fn unused(place: &Path) -> Result<Option<File>, ImageError> {
     match locked(place, FlockOperation::NonBlockingLockExclusive) {
-        Err(ImageError::File { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(ImageError::File { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
+            Ok(None)
+        }
         held => held.map(Some),
     }
 }
@@ -413,5 +445,7 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
 ) -> Result<T, ImageError> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| Err(ImageError::Wrong(format!("unpacking broke off: {}", chain(&error)))))
+    done.unwrap_or_else(|error| {
+        Err(ImageError::Wrong(format!("unpacking broke off: {}", chain(&error))))
+    })
 }

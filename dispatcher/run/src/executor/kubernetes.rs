@@ -1,14 +1,17 @@
 //! Jobs in pods of a Kubernetes cluster, whose nodes mount the tree.
 //!
-//! An attempt is one Kubernetes Job of one pod, under a name that follows from the attempt. The pod's volume is mounted by the
-//! node's driver ([`ion_csi as csi`]), which learns from the attempt's [`Ticket`] what to mount, and says there how it ended.
+//! An attempt is one Kubernetes Job of one pod, under a name that follows from the attempt. The
+//! pod's volume is mounted by the node's driver ([`ion_csi as csi`]), which learns from the
+//! attempt's [`Ticket`] what to mount, and says there how it ended.
 //!
 //! # What is promised
-//! - Asked for again, by whoever adopts the job, an attempt is the same Job: there is no second pod. Another Job of the same
-//!   name is never touched.
+//! - Asked for again, by whoever adopts the job, an attempt is the same Job: there is no second
+//!   pod. Another Job of the same name is never touched.
 //! - Nothing in the cluster is removed before the attempt's end is in the ledger.
-//! - A pod that the cluster takes away (eviction, a lost node, a hand) is no failure of the module's: another attempt follows.
-//! - No secret of a store is in a spec. The token in it opens one attempt's tree, once, in one namespace, for a time.
+//! - A pod that the cluster takes away (eviction, a lost node, a hand) is no failure of the
+//!   module's: another attempt follows.
+//! - No secret of a store is in a spec. The token in it opens one attempt's tree, once, in one
+//!   namespace, for a time.
 
 mod phase;
 mod spec;
@@ -53,13 +56,16 @@ const TRIES_FOR: Duration = Duration::from_secs(600);
 /// How often an attempt's ticket is looked at while it runs.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// How long a container may be in a state that no waiting mends: an image that is being pushed, a registry that restarts.
+/// How long a container may be in a state that no waiting mends: an image that is being pushed, a
+/// registry that restarts.
 const STUCK_MAX: Duration = Duration::from_secs(30);
 
-/// How long a node may take to say how an ended pod's tree ended: the kubelet unmounts it within seconds.
+/// How long a node may take to say how an ended pod's tree ended: the kubelet unmounts it within
+/// seconds.
 const TREE_WAIT: Duration = Duration::from_secs(180);
 
-/// How long beyond its grace a deleted pod may take to be gone; after that its node is taken to be lost.
+/// How long beyond its grace a deleted pod may take to be gone; after that its node is taken to be
+/// lost.
 const GONE_WAIT: Duration = Duration::from_secs(60);
 
 /// How long the end of the output may take to come after the pod's end.
@@ -110,7 +116,8 @@ impl std::fmt::Debug for Kubernetes {
 }
 
 impl Kubernetes {
-    /// In the cluster that the environment names, in this namespace or in its own. Connects to nothing yet.
+    /// In the cluster that the environment names, in this namespace or in its own. Connects to
+    /// nothing yet.
     ///
     /// # Errors
     /// When no cluster is configured.
@@ -123,7 +130,8 @@ impl Kubernetes {
         let config = Config::infer().await?;
         let namespace = namespace.unwrap_or_else(|| config.default_namespace.clone());
         let client = Client::try_from(config)?;
-        let (jobs, pods) = (Api::namespaced(client.clone(), &namespace), Api::namespaced(client, &namespace));
+        let (jobs, pods) =
+            (Api::namespaced(client.clone(), &namespace), Api::namespaced(client, &namespace));
         let watched = Watched::default();
         let watching = tokio::spawn(watched.clone().run(jobs.clone(), pods.clone()));
         Ok(Self {
@@ -170,9 +178,11 @@ impl Kubernetes {
         }
         let commit = start.module.commit;
         let Start { job, module, running, .. } = start;
-        // Now, and not when its container runs: what that commits counts only if the ledger says so.
+        // Now, and not when its container runs: what that commits counts only if the ledger says
+        // so.
         let _ = running.send(());
-        let news = self.output.clone().map(|watcher| OutputNews::new(watcher, &module.name, &job.id));
+        let news =
+            self.output.clone().map(|watcher| OutputNews::new(watcher, &module.name, &job.id));
         let mut output = Output::new(self.pods.clone(), log.path().to_owned(), news);
         let end = tokio::select! {
             end = self.watch(&mut known, &ticket.id, &mut output) => end,
@@ -183,8 +193,12 @@ impl Kubernetes {
         let (ran, words) = match end {
             End::Exited(code) => (Ran::Exited(Exit::Code(code)), None),
             End::OutOfMemory(code) => {
-                let limit = module.container.as_ref().and_then(|container| container.resources.memory_bytes);
-                let words = limit.map_or("out of memory, as its node had no more".into(), out_of_memory);
+                let limit = module
+                    .container
+                    .as_ref()
+                    .and_then(|container| container.resources.memory_bytes);
+                let words =
+                    limit.map_or("out of memory, as its node had no more".into(), out_of_memory);
                 (Ran::Exited(Exit::Code(code)), Some(words))
             }
             End::Deadline(waited) => {
@@ -209,22 +223,27 @@ impl Kubernetes {
         };
         let outcome = match outcome {
             Ok(outcome) => outcome,
-            Err(reason) => return Fate::Ended(Ended { end: AttemptEnd::Lost, ..Ended::failed(reason) }),
+            Err(reason) => {
+                return Fate::Ended(Ended { end: AttemptEnd::Lost, ..Ended::failed(reason) });
+            }
         };
         let mut ended = verdict(ran, &outcome, commit);
         if let Some(words) = words {
-            // Its own shell may have gone on and exited well: it did not have what it asked for all the same.
+            // Its own shell may have gone on and exited well: it did not have what it asked for all
+            // the same.
             ended = Ended { end: AttemptEnd::Failed, reason: Some(words), staged: false, ..ended };
         }
         if let Some(waited) = never_ran {
-            ended.reason = ended.reason.map(|reason| format!("{reason}; its pod never ran: {waited}"));
+            ended.reason =
+                ended.reason.map(|reason| format!("{reason}; its pod never ran: {waited}"));
         }
         Fate::Ended(ended)
     }
 
     /// Writes the ticket and asks for the Job, or finds both.
     async fn begin(&self, start: &Start, ticket: &Ticket, name: &str) -> Result<(), Ended> {
-        let released = |reason: String| Ended { end: AttemptEnd::Released, ..Ended::failed(reason) };
+        let released =
+            |reason: String| Ended { end: AttemptEnd::Released, ..Ended::failed(reason) };
         let begun = Instant::now();
         while let Err(error) = ticket.offer(&self.node.plane).await {
             if begun.elapsed() > TRIES_FOR {
@@ -245,22 +264,29 @@ impl Kubernetes {
         loop {
             let why = match in_time(self.jobs.create(&PostParams::default(), &job)).await {
                 Ok(_) => return Ok(()),
-                Err(Trouble::Answered(status)) if status.code == 409 => match self.same(name, &job).await {
-                    Ok(Same::Yes) => return Ok(()),
-                    Ok(Same::No) => {
-                        return Err(Ended::failed(format!(
-                            "a Job {name} is there that asks for something else; it is not Ion's of this attempt: delete it"
-                        )));
+                Err(Trouble::Answered(status)) if status.code == 409 => {
+                    match self.same(name, &job).await {
+                        Ok(Same::Yes) => return Ok(()),
+                        Ok(Same::No) => {
+                            return Err(Ended::failed(format!(
+                                "a Job {name} is there that asks for something else; it is not Ion's of this attempt: delete it"
+                            )));
+                        }
+                        Ok(Same::Going) => {
+                            "an earlier Job of its name is still being deleted".to_owned()
+                        }
+                        Err(trouble) => trouble.to_string(),
                     }
-                    Ok(Same::Going) => "an earlier Job of its name is still being deleted".to_owned(),
-                    Err(trouble) => trouble.to_string(),
-                },
+                }
                 // No waiting mends it, but for a quota that others use up.
                 Err(Trouble::Answered(status))
                     if [400, 401, 403, 404, 405, 422].contains(&status.code)
                         && !status.message.contains("exceeded quota") =>
                 {
-                    return Err(Ended::failed(format!("the cluster refuses its Job: {}", status.message)));
+                    return Err(Ended::failed(format!(
+                        "the cluster refuses its Job: {}",
+                        status.message
+                    )));
                 }
                 Err(trouble) => trouble.to_string(),
             };
@@ -272,8 +298,9 @@ impl Kubernetes {
         }
     }
 
-    /// Whether the Job that is there is this one: it asks for the same, or has a token of ours for this attempt, whatever else
-    /// it asks for. Its module, or Ion, may be another one than when it was made; what runs is adopted as it is.
+    /// Whether the Job that is there is this one: it asks for the same, or has a token of ours for
+    /// this attempt, whatever else it asks for. Its module, or Ion, may be another one than when it
+    /// was made; what runs is adopted as it is.
     async fn same(&self, name: &str, job: &Job) -> Result<Same, Trouble> {
         Ok(match in_time(self.jobs.get_opt(name)).await? {
             None => Same::Going,
@@ -281,7 +308,8 @@ impl Kubernetes {
             Some(found) => {
                 let of = |job: &Job| job.annotations().get(spec::FINGERPRINT).cloned();
                 // Also where its time is over.
-                let claims = |job: &Job| self.key.verify(spec::token(job)?, &self.namespace, 0).ok();
+                let claims =
+                    |job: &Job| self.key.verify(spec::token(job)?, &self.namespace, 0).ok();
                 let attempt = |job: &Job| claims(job).map(|claims| (claims.job, claims.attempt));
                 let ours = attempt(&found).is_some() && attempt(&found) == attempt(job);
                 if of(&found) == of(job) || ours { Same::Yes } else { Same::No }
@@ -290,10 +318,16 @@ impl Kubernetes {
     }
 
     /// Waits for the pod's end.
-    async fn watch(&self, known: &mut watch::Receiver<Known>, ticket: &str, output: &mut Output) -> End {
+    async fn watch(
+        &self,
+        known: &mut watch::Receiver<Known>,
+        ticket: &str,
+        output: &mut Output,
+    ) -> End {
         let (mut stuck, mut leaving, mut complete) = (None, None, None);
-        let longer =
-            |since: &mut Option<Instant>, most| since.get_or_insert_with(Instant::now).elapsed() > most;
+        let longer = |since: &mut Option<Instant>, most| {
+            since.get_or_insert_with(Instant::now).elapsed() > most
+        };
         let mut said = None;
         loop {
             let (phase, pod) = {
@@ -321,7 +355,9 @@ impl Kubernetes {
                         output.follow(pod);
                     }
                     if longer(&mut leaving, *grace + GONE_WAIT) {
-                        return End::Lost("its node was lost: its pod was to end, and does not".into());
+                        return End::Lost(
+                            "its node was lost: its pod was to end, and does not".into(),
+                        );
                     }
                 }
                 // Its pod was removed before anybody looked; or it is only not listed yet.
@@ -337,7 +373,8 @@ impl Kubernetes {
                 said = Some(phase);
             }
             if timeout(LOOK, known.changed()).await.is_err()
-                && let Some(reason) = self.lost(ticket, pod.as_ref().map(|(uid, _)| uid.as_str())).await
+                && let Some(reason) =
+                    self.lost(ticket, pod.as_ref().map(|(uid, _)| uid.as_str())).await
             {
                 return End::Lost(reason);
             }
@@ -363,13 +400,19 @@ impl Kubernetes {
         let mut wait = Duration::from_millis(100);
         loop {
             match Ticket::find(&self.node.plane, id).await {
-                Ok(Some(Ticket { ended: Some(TreeEnded::Outcome(outcome)), .. })) => return Ok(outcome),
-                Ok(Some(Ticket { ended: Some(TreeEnded::Lost(reason)), .. })) => return Err(reason),
+                Ok(Some(Ticket { ended: Some(TreeEnded::Outcome(outcome)), .. })) => {
+                    return Ok(outcome);
+                }
+                Ok(Some(Ticket { ended: Some(TreeEnded::Lost(reason)), .. })) => {
+                    return Err(reason);
+                }
                 // It never had a tree.
                 Ok(Some(Ticket { pod: None, .. })) => return Ok(Outcome::default()),
                 Ok(None) => return Err("its ticket is gone".into()),
                 Ok(Some(_)) => {}
-                Err(error) => tracing::warn!(id, error = chain(&error), "a ticket cannot be read yet"),
+                Err(error) => {
+                    tracing::warn!(id, error = chain(&error), "a ticket cannot be read yet")
+                }
             }
             if begun.elapsed() > TREE_WAIT {
                 return Err("its node does not say how its tree ended".into());
@@ -528,9 +571,16 @@ impl Output {
     }
 }
 
-/// Reads a pod's output to its end. A stream that breaks off before is begun again, and what has come already left out.
-async fn fetch(pods: Api<Pod>, pod: String, mut into: DuplexStream, mut ended: oneshot::Receiver<()>) {
-    let asked = LogParams { follow: true, container: Some(spec::CONTAINER.into()), ..LogParams::default() };
+/// Reads a pod's output to its end. A stream that breaks off before is begun again, and what has
+/// come already left out.
+async fn fetch(
+    pods: Api<Pod>,
+    pod: String,
+    mut into: DuplexStream,
+    mut ended: oneshot::Receiver<()>,
+) {
+    let asked =
+        LogParams { follow: true, container: Some(spec::CONTAINER.into()), ..LogParams::default() };
     let (mut had, mut over) = (0, false);
     loop {
         // Before the stream is begun: if the pod has ended by now, this stream has all of it.
@@ -543,9 +593,12 @@ async fn fetch(pods: Api<Pod>, pod: String, mut into: DuplexStream, mut ended: o
                 let mut left_out = had;
                 let whole = loop {
                     let read = stream.read(&mut buffer);
-                    // A connection may be dropped without a word: once the pod has ended, nothing is to be long in coming.
+                    // A connection may be dropped without a word: once the pod has ended, nothing
+                    // is to be long in coming.
                     let read = match over {
-                        true => timeout(QUIET_MAX, read).await.unwrap_or(Err(io::ErrorKind::TimedOut.into())),
+                        true => timeout(QUIET_MAX, read)
+                            .await
+                            .unwrap_or(Err(io::ErrorKind::TimedOut.into())),
                         false => tokio::select! {
                             biased;
                             read = read => read,
@@ -574,7 +627,9 @@ async fn fetch(pods: Api<Pod>, pod: String, mut into: DuplexStream, mut ended: o
                 }
             }
             Err(kube::Error::Api(status)) if last && status.code == 404 => return,
-            Err(error) => tracing::debug!(pod, error = chain(&error), "a pod's output cannot be read yet"),
+            Err(error) => {
+                tracing::debug!(pod, error = chain(&error), "a pod's output cannot be read yet")
+            }
         }
         if over {
             sleep(TRY_WAIT).await;

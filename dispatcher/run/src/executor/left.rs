@@ -1,4 +1,5 @@
-//! What a job has in `out/data` when it has ended: for people who try a module, and want to see what it made.
+//! What a job has in `out/data` when it has ended: for people who try a module, and want to see
+//! what it made.
 //!
 //! The job's tree is mounted once more, for this process alone, and gone through as any folder.
 
@@ -109,7 +110,8 @@ fn walk(data: &Path, to: Option<&Path>, found: &mut Found) -> io::Result<()> {
 
 /// What is neither a file nor a link (a pipe, a socket) has nothing that could be copied.
 fn copy(from: &Path, to: &Path, metadata: &std::fs::Metadata) -> io::Result<()> {
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", to.display()));
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", to.display()));
     if metadata.is_symlink() {
         return symlink(std::fs::read_link(from)?, to).map_err(named);
     }

@@ -30,15 +30,19 @@ use super::attempt::{Ran, asked, environment, older, origin, stopped_by, verdict
 use super::container::{Ask, ContainerError, Containers};
 use super::left::LeftFiles;
 use super::log::{JobLog, OutputNews, keep_output, without_log};
-use super::sandbox::{self, Command, Covers, Exit, ForkServer, Mode, Rights, Sandbox, SandboxError};
+use super::sandbox::{
+    self, Command, Covers, Exit, ForkServer, Mode, Rights, Sandbox, SandboxError,
+};
 use super::sidecar::{Sidecar, Word};
 use super::{Ended, Executor, Fate, OutputWatcher, Start, Stop};
 use crate::chain::{Chains, End, Input, Places, Run, Stored};
 
-/// Between SIGTERM and SIGKILL. Shorter cuts off modules that tidy up; longer delays every timeout and shutdown.
+/// Between SIGTERM and SIGKILL. Shorter cuts off modules that tidy up; longer delays every timeout
+/// and shutdown.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Tries to read what a job begins with, and the wait between them. The stores' own deadlines come on top.
+/// Tries to read what a job begins with, and the wait between them. The stores' own deadlines come
+/// on top.
 const STORE_TRIES: u32 = 20;
 const STORE_WAIT: Duration = Duration::from_secs(1);
 
@@ -106,11 +110,19 @@ impl LocalExecutor {
                 "jobs run without namespaces of their own: ION_DIR says where their tree is"
             );
         }
-        let containers =
-            Arc::new(Containers::new(&node.settings.home, mode, &settings.env, &settings.registries));
+        let containers = Arc::new(Containers::new(
+            &node.settings.home,
+            mode,
+            &settings.env,
+            &settings.registries,
+        ));
         let covers = Arc::new(Covers::new(&node.settings.home, &settings.stores)?);
-        let places =
-            Places { server: server.clone(), mode, containers: containers.clone(), covers: covers.clone() };
+        let places = Places {
+            server: server.clone(),
+            mode,
+            containers: containers.clone(),
+            covers: covers.clone(),
+        };
         let chains = Chains::new(node.clone(), places, settings.env.clone());
         Ok(Self { node, settings, server, mode, containers, covers, chains, output })
     }
@@ -125,7 +137,12 @@ impl LocalExecutor {
         self.mode
     }
 
-    async fn attempt(&self, start: Start, stop: watch::Receiver<Option<Stop>>, log: &JobLog) -> Ended {
+    async fn attempt(
+        &self,
+        start: Start,
+        stop: watch::Receiver<Option<Stop>>,
+        log: &JobLog,
+    ) -> Ended {
         let spec = JobSpec {
             origin: origin(&start, held(&start)),
             event: start.event.clone(),
@@ -142,7 +159,8 @@ impl LocalExecutor {
         let tree = loop {
             match JobTree::open(&self.node, spec.clone(), limits).await {
                 Ok(tree) => break tree,
-                // A store that is away is no failure of the module's: it is waited for, and then left to another attempt.
+                // A store that is away is no failure of the module's: it is waited for, and then
+                // left to another attempt.
                 Err(error @ OpenError::Store(StoreError::Unavailable { .. })) => {
                     tries += 1;
                     if tries == STORE_TRIES || stop.borrow().is_some() {
@@ -154,7 +172,10 @@ impl LocalExecutor {
                     return Ended { end: AttemptEnd::NoRoom, ..Ended::failed(chain(&error)) };
                 }
                 Err(error) => {
-                    return Ended { failed_reads: error.failed_reads(), ..Ended::failed(chain(&error)) };
+                    return Ended {
+                        failed_reads: error.failed_reads(),
+                        ..Ended::failed(chain(&error))
+                    };
                 }
             }
         };
@@ -184,7 +205,12 @@ impl LocalExecutor {
     }
 
     /// Runs the links of a chain on the event's files, one after the other.
-    async fn chain(&self, start: Start, mut stop: watch::Receiver<Option<Stop>>, log: &JobLog) -> Ended {
+    async fn chain(
+        &self,
+        start: Start,
+        mut stop: watch::Receiver<Option<Stop>>,
+        log: &JobLog,
+    ) -> Ended {
         let files = match files_of(&self.node.plane, &start.event).await {
             Ok(files) => files,
             Err(error @ StoreError::Unavailable { .. }) => {
@@ -192,10 +218,14 @@ impl LocalExecutor {
             }
             Err(error) => {
                 let error = OpenError::from(error);
-                return Ended { failed_reads: error.failed_reads(), ..Ended::failed(chain(&error)) };
+                return Ended {
+                    failed_reads: error.failed_reads(),
+                    ..Ended::failed(chain(&error))
+                };
             }
         };
-        let stored = Stored::By { attempt: start.job.attempt, guard: origin(&start, held(&start)).guard() };
+        let stored =
+            Stored::By { attempt: start.job.attempt, guard: origin(&start, held(&start)).guard() };
         let Start { module, event, running, .. } = start;
         let unread = Arc::new(OnceLock::new());
         let input = contents(self.node.clone(), files, unread.clone());
@@ -239,7 +269,8 @@ impl LocalExecutor {
         }
     }
 
-    /// Runs the process; its tree is unmounted when this returns. The span began when the process ended.
+    /// Runs the process; its tree is unmounted when this returns. The span began when the process
+    /// ended.
     async fn process(
         &self,
         start: Start,
@@ -266,7 +297,9 @@ impl LocalExecutor {
                 };
                 match made {
                     Ok(container) => Some(Box::new(container)),
-                    Err(ContainerError::CannotRun(reason)) => return (Ran::CannotRun(reason), exit_span()),
+                    Err(ContainerError::CannotRun(reason)) => {
+                        return (Ran::CannotRun(reason), exit_span());
+                    }
                     Err(error) => return (Ran::NotStarted(chain(&error)), exit_span()),
                 }
             }
@@ -298,7 +331,8 @@ impl LocalExecutor {
             };
         self.node.metrics.mounts.since(begun);
         let log = live_log(&self.node.settings.home, &job.id, job.attempt);
-        let news = self.output.clone().map(|watcher| OutputNews::new(watcher, &job.module, &job.id));
+        let news =
+            self.output.clone().map(|watcher| OutputNews::new(watcher, &job.module, &job.id));
         let reading = tokio::spawn(keep_output(output, log, news));
         let ran = match sandbox.go().await {
             Ok(()) => {
@@ -326,10 +360,11 @@ impl LocalExecutor {
         tree: &JobTree,
         plain: &Path,
     ) -> Result<(Sandbox, Receiver, Mounted), Ran> {
-        let spawned = sandbox::spawn(&self.server, command).await.map_err(|error| match &error {
-            SandboxError::Spawn(source) if is_no_room(source) => Ran::NoRoom(chain(&error)),
-            _ => Ran::NotStarted(chain(&error)),
-        })?;
+        let spawned =
+            sandbox::spawn(&self.server, command).await.map_err(|error| match &error {
+                SandboxError::Spawn(source) if is_no_room(source) => Ran::NoRoom(chain(&error)),
+                _ => Ran::NotStarted(chain(&error)),
+            })?;
         let mounted = match spawned.device {
             Some(device) => serve(device, tree.tree()).await,
             None => match tokio::fs::create_dir_all(plain).await {
@@ -434,7 +469,8 @@ fn exited(exit: Result<Exit, SandboxError>) -> Ran {
     }
 }
 
-/// The bytes of an event's files, one after the other. A read that fails ends them, and is left in `unread`.
+/// The bytes of an event's files, one after the other. A read that fails ends them, and is left in
+/// `unread`.
 fn contents(node: Arc<Node>, files: Vec<FileEntry>, unread: Arc<OnceLock<FailedReads>>) -> Input {
     let pieces = move |file: FileEntry| {
         let (unread, name) = (unread.clone(), file.name.clone());
@@ -444,7 +480,9 @@ fn contents(node: Arc<Node>, files: Vec<FileEntry>, unread: Arc<OnceLock<FailedR
         };
         let open = node.cache.open(&file).map(Reader::new).map_err(|error| failed(&error));
         let begin = open.map(|reader| (reader, 0, failed));
-        stream::iter([begin]).and_then(|begin| async { Ok(stream::try_unfold(begin, piece)) }).try_flatten()
+        stream::iter([begin])
+            .and_then(|begin| async { Ok(stream::try_unfold(begin, piece)) })
+            .try_flatten()
     };
     stream::iter(files).map(pieces).flatten().boxed()
 }

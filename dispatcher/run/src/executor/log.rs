@@ -26,7 +26,8 @@ pub(super) use self::live::OutputNews;
 pub use self::live::{LiveOutput, OutputWatcher};
 use super::Ended;
 
-/// Tries to store an attempt's output, and the wait between them. The stores' own deadlines come on top.
+/// Tries to store an attempt's output, and the wait between them. The stores' own deadlines come on
+/// top.
 const STORE_TRIES: u32 = 20;
 const STORE_WAIT: Duration = Duration::from_secs(1);
 
@@ -87,8 +88,8 @@ impl JobLog {
         }
     }
 
-    /// Stores the attempt's output and the document that says where. What a person will look for is not given up because a
-    /// store is away for a moment; none after [`STORE_TRIES`].
+    /// Stores the attempt's output and the document that says where. What a person will look for is
+    /// not given up because a store is away for a moment; none after [`STORE_TRIES`].
     pub(super) async fn store(
         &self,
         plane: &DataPlane,
@@ -163,7 +164,9 @@ pub(super) async fn keep_output(
     mut news: Option<OutputNews>,
 ) {
     let mut kept = KeptOutput::open(&log)
-        .inspect_err(|error| tracing::error!(log = %log.display(), %error, "a job's output cannot be kept"))
+        .inspect_err(
+            |error| tracing::error!(log = %log.display(), %error, "a job's output cannot be kept"),
+        )
         .ok();
     let mut buffer = vec![0; 64 << 10];
     loop {

@@ -1,15 +1,17 @@
 //! A job's processes: in namespaces of their own, with the tree at `/ion` there and nowhere else.
 //!
 //! # How it works
-//! The daemon starts its own program once as a fork server: a process of one thread that forks a `job-init` for each job,
-//! which costs a third of starting a program as large as this one. `job-init` is the first process of the job's namespaces;
-//! it mounts a FUSE device in them and hands the device over a socket; the daemon serves it, says `go`, and `job-init` starts
-//! the module. When the module ends, all it left behind is killed. The socket is also the leash: if the daemon dies,
-//! however, `job-init` sees it close and ends everything, and the mount goes with the namespace.
+//! The daemon starts its own program once as a fork server: a process of one thread that forks a
+//! `job-init` for each job, which costs a third of starting a program as large as this one.
+//! `job-init` is the first process of the job's namespaces; it mounts a FUSE device in them and
+//! hands the device over a socket; the daemon serves it, says `go`, and `job-init` starts the
+//! module. When the module ends, all it left behind is killed. The socket is also the leash: if the
+//! daemon dies, however, `job-init` sees it close and ends everything, and the mount goes with the
+//! namespace.
 //!
 //! # What it never does
-//! Put anything of the module's environment on a command line; leave a mount or a process behind; let a module see the
-//! daemon's processes, its state or its stores.
+//! Put anything of the module's environment on a command line; leave a mount or a process behind;
+//! let a module see the daemon's processes, its state or its stores.
 
 mod bounds;
 mod cover;
@@ -50,7 +52,8 @@ pub(super) use self::root::{MASKED, READ_ONLY};
 /// The word that makes the `ion` program the fork server of its `job-init`s.
 pub const INIT_WORD: &str = "job-init";
 
-/// How long starting may take: namespaces, mount and exec are milliseconds; more means the machine is stuck.
+/// How long starting may take: namespaces, mount and exec are milliseconds; more means the machine
+/// is stuck.
 const START_WAIT: Duration = Duration::from_secs(20);
 
 /// Bytes of one message on the socket: environment and arguments of a module fit well.
@@ -85,8 +88,8 @@ pub struct Command {
     pub env: Vec<(String, String)>,
     /// The working folder.
     pub cwd: PathBuf,
-    /// Where the tree stands for the module: `/ion`; unused in [`Mode::Plain`]. None: it has no tree, and starts without
-    /// [`Sandbox::go`].
+    /// Where the tree stands for the module: `/ion`; unused in [`Mode::Plain`]. None: it has no
+    /// tree, and starts without [`Sandbox::go`].
     pub mount_at: Option<PathBuf>,
     /// What separates it.
     pub mode: Mode,
@@ -96,7 +99,8 @@ pub struct Command {
     pub covers: Vec<Cover>,
     /// Processes and threads it may have at a time, where the kernel can bind it alone.
     pub processes: u64,
-    /// Descriptors of one process that the module begins with: what the daemon had before it asked for more.
+    /// Descriptors of one process that the module begins with: what the daemon had before it asked
+    /// for more.
     pub open_files: Option<u64>,
     /// A container to run in place of the program, which then says nothing of argv, env and cwd.
     pub container: Option<Box<Container>>,
@@ -113,7 +117,8 @@ pub struct Container {
     pub(super) files: Vec<(String, String)>,
     /// The files of its image.
     pub(super) rootfs: PathBuf,
-    /// As whom it runs on this machine: its streams become theirs, so that it may open them by name. None: the same user.
+    /// As whom it runs on this machine: its streams become theirs, so that it may open them by
+    /// name. None: the same user.
     pub(super) owner: Option<(u32, u32)>,
     /// What asks it to end.
     pub(super) signal: i32,
@@ -157,7 +162,8 @@ pub enum SandboxError {
     Silent,
 }
 
-/// From the daemon: the first to the fork server, with the socket for the others and the module's streams.
+/// From the daemon: the first to the fork server, with the socket for the others and the module's
+/// streams.
 #[derive(Debug, Serialize, Deserialize)]
 enum Order {
     Fork(Command),
@@ -166,7 +172,8 @@ enum Order {
     Kill,
 }
 
-/// From `job-init` to the daemon. The first one carries a descriptor of the process; `Mounted` the device, too.
+/// From `job-init` to the daemon. The first one carries a descriptor of the process; `Mounted` the
+/// device, too.
 #[derive(Debug, Serialize, Deserialize)]
 enum Report {
     Mounted,
@@ -203,7 +210,8 @@ struct Running {
     _process: Child,
 }
 
-/// What [`spawn`] gives: the sandbox, the device to serve (none in [`Mode::Plain`]), and the module's output.
+/// What [`spawn`] gives: the sandbox, the device to serve (none in [`Mode::Plain`]), and the
+/// module's output.
 #[derive(Debug)]
 pub struct Spawned {
     /// The processes, waiting for [`Sandbox::go`].
@@ -242,9 +250,11 @@ pub async fn spawn(server: &ForkServer, command: Command) -> Result<Spawned, San
 
 /// Starts a program that has no tree, between three pipes.
 pub async fn spawn_piped(server: &ForkServer, command: Command) -> Result<Piped, SandboxError> {
-    let ((stdin_end, stdin), (stdout, stdout_end), (stderr, stderr_end)) = (pipe()?, pipe()?, pipe()?);
+    let ((stdin_end, stdin), (stdout, stdout_end), (stderr, stderr_end)) =
+        (pipe()?, pipe()?, pipe()?);
     let command = Command { mount_at: None, ..command };
-    let (sandbox, Report::Started, _) = server.fork(command, &[stdin_end, stdout_end, stderr_end]).await?
+    let (sandbox, Report::Started, _) =
+        server.fork(command, &[stdin_end, stdout_end, stderr_end]).await?
     else {
         return Err(SandboxError::Silent);
     };
@@ -262,11 +272,15 @@ fn pipe() -> Result<(OwnedFd, OwnedFd), SandboxError> {
         .map_err(|error| SandboxError::Spawn(error.into()))
 }
 
-/// Two ends of a socket. A packet socket keeps messages apart, so that a descriptor cannot come with half of one. The
-/// first end is the daemon's and never blocks.
+/// Two ends of a socket. A packet socket keeps messages apart, so that a descriptor cannot come
+/// with half of one. The first end is the daemon's and never blocks.
 fn socket_pair() -> io::Result<(UnixDatagram, OwnedFd)> {
-    let (ours, theirs) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let (ours, theirs) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
     rustix::io::ioctl_fionbio(&ours, true)?;
     // It answers to the same calls as a datagram socket.
     Ok((UnixDatagram::from_std(ours.into())?, theirs))
@@ -278,8 +292,8 @@ impl ForkServer {
         Self { program: program.to_owned(), running: Mutex::default() }
     }
 
-    /// A new `job-init`, the first it said, and the device if it has mounted one. Its module has these streams: one for all
-    /// it writes, or stdin, stdout and stderr.
+    /// A new `job-init`, the first it said, and the device if it has mounted one. Its module has
+    /// these streams: one for all it writes, or stdin, stdout and stderr.
     async fn fork(
         &self,
         command: Command,
@@ -290,9 +304,13 @@ impl ForkServer {
         let order = encode(&Order::Fork(command))?;
         let (socket, theirs) = socket_pair().map_err(SandboxError::Spawn)?;
         let fork = async |requests: &UnixDatagram| {
-            let descriptors: Vec<_> = iter::once(&theirs).chain(streams).map(OwnedFd::as_fd).collect();
-            let sent = requests.async_io(Interest::WRITABLE, || send(requests, &order, &descriptors));
-            tokio::time::timeout(START_WAIT, sent).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
+            let descriptors: Vec<_> =
+                iter::once(&theirs).chain(streams).map(OwnedFd::as_fd).collect();
+            let sent =
+                requests.async_io(Interest::WRITABLE, || send(requests, &order, &descriptors));
+            tokio::time::timeout(START_WAIT, sent)
+                .await
+                .unwrap_or(Err(io::ErrorKind::TimedOut.into()))
         };
         let requests = self.requests().map_err(SandboxError::Spawn)?;
         if fork(&requests).await.is_err() {
@@ -329,12 +347,14 @@ impl ForkServer {
         #[expect(clippy::disallowed_methods, reason = "the door for starting job-init")]
         let process = TokioCommand::new(&self.program)
             .arg(INIT_WORD)
-            // A module can read its first process's environment in /proc, and the daemon's holds what opens the stores.
+            // A module can read its first process's environment in /proc, and the daemon's holds
+            // what opens the stores.
             .env_clear()
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // Its own group: Ctrl-C on the terminal reaches the daemon alone, which stops its jobs in order.
+            // Its own group: Ctrl-C on the terminal reaches the daemon alone, which stops its jobs
+            // in order.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
@@ -374,7 +394,8 @@ impl Sandbox {
         }
     }
 
-    /// Waits until the module has ended and all it started was killed. May be called again, also after it was dropped.
+    /// Waits until the module has ended and all it started was killed. May be called again, also
+    /// after it was dropped.
     pub async fn exit(&mut self) -> Result<Exit, SandboxError> {
         if let Some(exit) = self.exit {
             return Ok(exit);
@@ -398,11 +419,13 @@ impl Sandbox {
     /// Whether the program, which has no tree, has ended, without waiting.
     pub fn has_ended(&self) -> bool {
         // Once it has started, the only word is that of its end.
-        let mut events = [PollFd::new(&self.init, PollFlags::IN), PollFd::new(&self.socket, PollFlags::IN)];
+        let mut events =
+            [PollFd::new(&self.init, PollFlags::IN), PollFd::new(&self.socket, PollFlags::IN)];
         poll(&mut events, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
-    /// Asks every process of the job to end: by SIGTERM, a container by the signal that its image says.
+    /// Asks every process of the job to end: by SIGTERM, a container by the signal that its image
+    /// says.
     pub async fn terminate(&self) {
         // Gone already: that is what was asked for.
         let _ = self.order(&Order::Terminate).await;
@@ -424,7 +447,8 @@ impl Sandbox {
 }
 
 fn encode(order: &Order) -> Result<Vec<u8>, SandboxError> {
-    let text = serde_json::to_vec(order).map_err(|error| SandboxError::Failed(error.to_string()))?;
+    let text =
+        serde_json::to_vec(order).map_err(|error| SandboxError::Failed(error.to_string()))?;
     if text.len() > MESSAGE_MAX {
         return Err(SandboxError::Failed(format!(
             "the module's arguments and environment take {} bytes; at most {MESSAGE_MAX} are allowed",
@@ -438,7 +462,8 @@ async fn report(socket: &UnixDatagram) -> Result<(Report, Vec<OwnedFd>), Sandbox
     let received = socket.async_io(Interest::READABLE, || receive(socket)).await;
     match received {
         Ok((text, descriptors)) if !text.is_empty() => Ok((
-            serde_json::from_slice(&text).map_err(|error| SandboxError::Failed(error.to_string()))?,
+            serde_json::from_slice(&text)
+                .map_err(|error| SandboxError::Failed(error.to_string()))?,
             descriptors,
         )),
         _ => Err(SandboxError::Silent),
@@ -494,7 +519,8 @@ fn send(socket: impl AsFd, text: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::R
 /// Receives one message and the descriptors that came with it. Nothing: the other end is closed.
 fn receive(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     // Its length first: most are a few bytes, and room for the longest would be cleared for each.
-    let (_, length) = rustix::net::recv(&socket, &mut [0_u8; 0][..], RecvFlags::PEEK | RecvFlags::TRUNC)?;
+    let (_, length) =
+        rustix::net::recv(&socket, &mut [0_u8; 0][..], RecvFlags::PEEK | RecvFlags::TRUNC)?;
     let mut text = vec![0; length.min(MESSAGE_MAX)];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);

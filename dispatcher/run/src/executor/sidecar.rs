@@ -1,18 +1,21 @@
-//! The localhost API of older Ion's second generation, beside a job whose module says `api: sidecar`.
+//! The localhost API of older Ion's second generation, beside a job whose module says `api:
+//! sidecar`.
 //!
-//! `GET /ready`, then `GET /done`, each with the header `secret: $SHARED_SECRET`, at `127.0.0.1:$HANDLER_PORT`. The port is
-//! free and the secret random for each attempt: jobs share the machine's loopback, and a secret that is not in the header
-//! gets 401 and learns nothing.
+//! `GET /ready`, then `GET /done`, each with the header `secret: $SHARED_SECRET`, at
+//! `127.0.0.1:$HANDLER_PORT`. The port is free and the secret random for each attempt: jobs share
+//! the machine's loopback, and a secret that is not in the header gets 401 and learns nothing.
 //!
 //! # What the answers mean
-//! - `/ready`: 200 at once, as the tree is there before the module starts and its files are fetched when they are read.
-//! - `/done`: every file in `out/events`, and what is kept for analysis, is decided upon as it is now. 200: each event is
-//!   durable, and the job has succeeded whatever the module still does or exits with. Under `commit: on-success` (what
-//!   `api: sidecar` has unless the pipeline says otherwise) all of them become visible together with the one write that
-//!   ends the job; if the machine dies before that write, the job runs again and makes the same events. Under
-//!   `commit: on-close` each was committed when its file was closed.
-//! - An event that is refused: 422, or 503 where a store was the reason, with the file's name and the reason. The module may
-//!   write that file anew and ask again.
+//! - `/ready`: 200 at once, as the tree is there before the module starts and its files are fetched
+//!   when they are read.
+//! - `/done`: every file in `out/events`, and what is kept for analysis, is decided upon as it is
+//!   now. 200: each event is durable, and the job has succeeded whatever the module still does or
+//!   exits with. Under `commit: on-success` (what `api: sidecar` has unless the pipeline says
+//!   otherwise) all of them become visible together with the one write that ends the job; if the
+//!   machine dies before that write, the job runs again and makes the same events. Under `commit:
+//!   on-close` each was committed when its file was closed.
+//! - An event that is refused: 422, or 503 where a store was the reason, with the file's name and
+//!   the reason. The module may write that file anew and ask again.
 //! - Anything in the wrong order: 400.
 //!
 //! A module that ends without a 200 from `/done` has failed.
@@ -45,15 +48,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use uuid::Uuid;
 
-/// Connections of one job's API at a time. A module needs one; each takes a descriptor of the daemon, which all jobs share.
-/// Fewer are sooner taken by strangers, each of whom then stays for [`STAY`].
+/// Connections of one job's API at a time. A module needs one; each takes a descriptor of the
+/// daemon, which all jobs share. Fewer are sooner taken by strangers, each of whom then stays for
+/// [`STAY`].
 const CONNECTIONS_MAX: usize = 32;
 
-/// How long a connection may take to send its request, and to take its answer. Shorter cuts off modules on a busy machine.
+/// How long a connection may take to send its request, and to take its answer. Shorter cuts off
+/// modules on a busy machine.
 const HEAD_WAIT: Duration = Duration::from_secs(10);
 
-/// How long a connection that has not brought the secret keeps its place when others wait for one. Shorter could end the
-/// module's own before its request was read; longer lets strangers delay it by as much.
+/// How long a connection that has not brought the secret keeps its place when others wait for one.
+/// Shorter could end the module's own before its request was read; longer lets strangers delay it
+/// by as much.
 const STAY: Duration = Duration::from_millis(50);
 
 /// Bytes of a request's head.
@@ -93,7 +99,8 @@ struct Shared {
     tree: Arc<JobTree>,
     /// One request decides at a time.
     stage: Mutex<Stage>,
-    /// Decisions go on when whoever asked hangs up: one that is cut off half-way would leave its event undecided.
+    /// Decisions go on when whoever asked hangs up: one that is cut off half-way would leave its
+    /// event undecided.
     deciding: TaskTracker,
 }
 
@@ -108,8 +115,10 @@ impl Sidecar {
             stage: Mutex::new(Stage::Begun),
             deciding: TaskTracker::new(),
         });
-        let router =
-            Router::new().route("/ready", get(ready)).route("/done", get(done)).with_state(shared.clone());
+        let router = Router::new()
+            .route("/ready", get(ready))
+            .route("/done", get(done))
+            .with_state(shared.clone());
         let serving = AbortOnDropHandle::new(tokio::spawn(serve(listener, router)));
         Ok(Self { port, shared, serving })
     }
@@ -146,7 +155,10 @@ async fn ready(
     }
     let mut stage = shared.stage.lock().await;
     if *stage != Stage::Begun {
-        return answer(StatusCode::BAD_REQUEST, "GET /ready was answered before; what follows is GET /done");
+        return answer(
+            StatusCode::BAD_REQUEST,
+            "GET /ready was answered before; what follows is GET /done",
+        );
     }
     *stage = Stage::Ready;
     (StatusCode::OK, "ready\n").into_response()
@@ -168,7 +180,9 @@ async fn done(
 async fn decide(shared: &Shared) -> Response {
     let mut stage = shared.stage.lock().await;
     match *stage {
-        Stage::Begun => return answer(StatusCode::BAD_REQUEST, "GET /ready comes before GET /done"),
+        Stage::Begun => {
+            return answer(StatusCode::BAD_REQUEST, "GET /ready comes before GET /done");
+        }
         Stage::Done => return answer(StatusCode::BAD_REQUEST, "GET /done was answered before"),
         Stage::Ready => {}
     }
@@ -192,11 +206,13 @@ fn wrong(outcome: &Outcome) -> Option<(StatusCode, String)> {
             first.reason
         );
         let stores = first.errno == "EIO";
-        let status = if stores { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::UNPROCESSABLE_ENTITY };
+        let status =
+            if stores { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::UNPROCESSABLE_ENTITY };
         return Some((status, message));
     }
     if let Some(failed) = outcome.failed_reads.in_words() {
-        // Asked again, the answer would be the same: what this attempt makes may rest on what it could not read.
+        // Asked again, the answer would be the same: what this attempt makes may rest on what it
+        // could not read.
         return Some((StatusCode::UNPROCESSABLE_ENTITY, failed));
     }
     outcome.exceeded.clone().map(|exceeded| (StatusCode::UNPROCESSABLE_ENTITY, exceeded))
@@ -209,7 +225,10 @@ fn refused(headers: &HeaderMap, secret: &str, visit: &Visit) -> Option<Response>
     let same = said.ct_eq(secret.as_bytes());
     visit.trusted.store(same.into(), Ordering::Relaxed);
     bool::from(!same).then(|| {
-        answer(StatusCode::UNAUTHORIZED, "the header \"secret\" with the value of SHARED_SECRET is needed")
+        answer(
+            StatusCode::UNAUTHORIZED,
+            "the header \"secret\" with the value of SHARED_SECRET is needed",
+        )
     })
 }
 
@@ -233,9 +252,9 @@ struct Visit {
 
 /// Answers connections, one task each, until it is dropped.
 ///
-/// Any process of the machine may connect and say nothing. So a connection has to send its request within [`HEAD_WAIT`], and
-/// when all places are taken a new one takes that of the oldest which has not brought the secret. One that has is never
-/// ended for another.
+/// Any process of the machine may connect and say nothing. So a connection has to send its request
+/// within [`HEAD_WAIT`], and when all places are taken a new one takes that of the oldest which has
+/// not brought the secret. One that has is never ended for another.
 async fn serve(listener: TcpListener, router: Router) {
     let mut connections = JoinSet::new();
     let mut visits: VecDeque<(Instant, Arc<Visit>)> = VecDeque::new();
@@ -287,7 +306,8 @@ async fn visited(stream: TcpStream, router: Router, visit: Arc<Visit>) {
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_WAIT)
         .max_buf_size(HEAD_MAX)
-        // Two requests are all that a job sends, perhaps hours apart: none waits for the next one here.
+        // Two requests are all that a job sends, perhaps hours apart: none waits for the next one
+        // here.
         .keep_alive(false)
         .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router));
     tokio::select! {
@@ -319,8 +339,10 @@ mod tests {
     async fn silent_connections_take_no_place_from_the_holder_of_the_secret() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let serving =
-            AbortOnDropHandle::new(tokio::spawn(serve(listener, Router::new().route("/", get(slow)))));
+        let serving = AbortOnDropHandle::new(tokio::spawn(serve(
+            listener,
+            Router::new().route("/", get(slow)),
+        )));
         let connect = || async { TcpStream::connect(address).await.unwrap() };
         let mut silent = Vec::new();
         for _ in 0..3 * CONNECTIONS_MAX {

@@ -21,7 +21,8 @@ pub(super) struct FirstRead {
 
 impl FirstRead {
     pub(super) fn of(tree: &Tree) -> Self {
-        let of_job = tree.output.as_ref().map(|output| (tree.daemon.metrics.clone(), output.span().clone()));
+        let of_job =
+            tree.output.as_ref().map(|output| (tree.daemon.metrics.clone(), output.span().clone()));
         Self { of_job, mounted: OnceLock::new(), answered: AtomicBool::new(false) }
     }
 
@@ -39,7 +40,9 @@ impl FirstRead {
         if let (Some((metrics, job)), Some((begun, at))) = (&self.of_job, self.mounted.get()) {
             metrics.first_reads.since(*begun);
             let begun = spans::nanoseconds(*at);
-            drop(info_span!(target: spans::TARGET, parent: job, "first read", start_time_unix_nano = begun));
+            drop(
+                info_span!(target: spans::TARGET, parent: job, "first read", start_time_unix_nano = begun),
+            );
         }
     }
 }

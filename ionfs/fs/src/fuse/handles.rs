@@ -23,7 +23,8 @@ pub(super) enum Open {
     Blob(Arc<Reader>),
     Text(Bytes),
     Live(Arc<File>),
-    /// What a directory of views held when it was last read from the start; none before, and of one below `out/`.
+    /// What a directory of views held when it was last read from the start; none before, and of one
+    /// below `out/`.
     Directory(Arc<Mutex<Option<Listing>>>),
 }
 
@@ -45,8 +46,8 @@ pub(super) enum Mode {
     Passed,
 }
 
-/// The handles open on one of the kernel's inodes. It fails an open with EIO that is not by passthrough while another
-/// is, so only what nobody can write is ever passed: a blob.
+/// The handles open on one of the kernel's inodes. It fails an open with EIO that is not by
+/// passthrough while another is, so only what nobody can write is ever passed: a blob.
 #[derive(Debug, Default)]
 struct Modes {
     cached: u32,
@@ -65,7 +66,8 @@ impl Shared {
         self.handles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether one more file may be open. Each takes a descriptor of the daemon, which all jobs share.
+    /// Whether one more file may be open. Each takes a descriptor of the daemon, which all jobs
+    /// share.
     pub(super) fn may_open(&self) -> Result<()> {
         let most = self.tree.output.as_ref().map_or(u64::MAX, |output| output.limits().open_files);
         if (self.handles().by_number.len() as u64) < most { Ok(()) } else { Err(Errno::MFILE) }
@@ -136,7 +138,9 @@ impl Shared {
             Item::Directory(_) => return Err(Errno::ISDIR),
             Item::Link(_) => return Err(Errno::LOOP),
             Item::Text(bytes, _) => Open::Text(bytes),
-            Item::Live(path) => Open::Live(Arc::new(File::open(path).map_err(|error| crate::errno(&error))?)),
+            Item::Live(path) => {
+                Open::Live(Arc::new(File::open(path).map_err(|error| crate::errno(&error))?))
+            }
             Item::Blob(entry) => {
                 // Nothing is fetched yet: many a file is opened to be copied, which moves nothing.
                 Open::Blob(Arc::new(Reader::new(self.tree.open_blob(ino, &entry)?)))
@@ -222,8 +226,8 @@ impl Shared {
         }
     }
 
-    /// A file is being read: if for the first time by this handle, a small one is fetched whole, and those that follow it if
-    /// somebody goes through its directory.
+    /// A file is being read: if for the first time by this handle, a small one is fetched whole,
+    /// and those that follow it if somebody goes through its directory.
     fn begins(&self, ino: INodeNo, reader: &Arc<Reader>) {
         if reader.begins() && reader.blob().entry().size <= SMALL {
             self.tree.walked_to(self.tree.current(ino.0));
@@ -236,7 +240,9 @@ impl Shared {
             Open::Blob(reader) => {
                 self.begins(handle.ino, reader);
                 let read = read_within(&self.tree.daemon, reader, offset, size.into()).await;
-                read.map_err(|failure| self.tree.read_failed(self.tree.current(handle.ino.0), &failure))
+                read.map_err(|failure| {
+                    self.tree.read_failed(self.tree.current(handle.ino.0), &failure)
+                })
             }
             Open::Staged(staged) => self.tree.output()?.read_through(staged, offset, size).await,
             _ => Err(Errno::BADF),
@@ -247,8 +253,9 @@ impl Shared {
         self.tree.output()?.read(staged, offset, size as usize)
     }
 
-    /// What a directory of views held when it was last read from the start; for one below `out/` nothing is kept. Read from
-    /// the start, it is what stands there now: the kernel does not tell of rewinddir().
+    /// What a directory of views held when it was last read from the start; for one below `out/`
+    /// nothing is kept. Read from the start, it is what stands there now: the kernel does not tell
+    /// of rewinddir().
     pub(super) async fn listing(&self, number: FileHandle, offset: u64) -> Result<Option<Listing>> {
         let handle = self.handle(number)?;
         let Open::Directory(kept) = &handle.open else { return Err(Errno::NOTDIR) };

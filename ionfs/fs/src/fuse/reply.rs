@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
-    FileAttr, FileType, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    FileAttr, FileType, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow,
 };
 
 use crate::output::{By, Maker};
@@ -54,7 +55,9 @@ pub(super) fn reply_empty(reply: ReplyEmpty, outcome: Result<()>) {
 pub(super) fn reply_attr(reply: ReplyAttr, outcome: Result<Attr>) {
     match outcome {
         // Only here may the number be another than the one by which the kernel calls the inode.
-        Ok(attr) => reply.attr(&attr.ttl, &FileAttr { ino: INodeNo(attr.shown_ino), ..file_attr(&attr) }),
+        Ok(attr) => {
+            reply.attr(&attr.ttl, &FileAttr { ino: INodeNo(attr.shown_ino), ..file_attr(&attr) })
+        }
         Err(errno) => reply.error(fuse_errno(errno)),
     }
 }
@@ -86,7 +89,8 @@ pub(super) fn maker(request: &Request) -> Maker {
     Maker { uid: request.uid(), gid: request.gid() }
 }
 
-/// Who changes a file's content, where the kernel does not say whether it may keep the bits of set-user-id.
+/// Who changes a file's content, where the kernel does not say whether it may keep the bits of
+/// set-user-id.
 pub(super) fn writer_of(request: &Request) -> By {
     if request.uid() == 0 { By::Privileged } else { By::AnotherUser }
 }
@@ -98,8 +102,8 @@ pub(super) fn moment(time: TimeOrNow) -> Option<SystemTime> {
     }
 }
 
-/// A moment that fuser made of the kernel's seconds and nanoseconds. Nanoseconds count upwards from a second also before
-/// 1970; fuser 0.18 counts them downwards there.
+/// A moment that fuser made of the kernel's seconds and nanoseconds. Nanoseconds count upwards from
+/// a second also before 1970; fuser 0.18 counts them downwards there.
 fn as_meant(time: SystemTime) -> SystemTime {
     match SystemTime::UNIX_EPOCH.duration_since(time) {
         Ok(before) => time + Duration::from_nanos(2 * u64::from(before.subsec_nanos())),

@@ -1,4 +1,5 @@
-//! How many requests of each kind the kernel makes: what a program costs here, whatever else the machine does.
+//! How many requests of each kind the kernel makes: what a program costs here, whatever else the
+//! machine does.
 
 use ion_system::metrics::{Counter, Metrics};
 

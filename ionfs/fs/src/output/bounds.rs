@@ -29,16 +29,20 @@ impl Output {
         &self.limits
     }
 
-    /// The job is ended by force: requests that wait for a store are answered now, and nothing is committed any more.
-    /// A process whose request is not answered cannot die.
+    /// The job is ended by force: requests that wait for a store are answered now, and nothing is
+    /// committed any more. A process whose request is not answered cannot die.
     pub(crate) fn stop(&self) {
         self.stopped.cancel();
     }
 
     /// Awaits `work` until the job is ended by force; EIO then.
-    pub(crate) async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(crate) async fn unless_stopped<T>(
+        &self,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         tokio::select! {
-            // First: work that is polled once may have handed its document to the store, if what it waits for is quick.
+            // First: work that is polled once may have handed its document to the store, if what it
+            // waits for is quick.
             biased;
             () = self.stopped.cancelled() => Err(Errno::IO),
             outcome = work => outcome,
@@ -52,7 +56,9 @@ impl Output {
                 Exceeded::Bytes => (bytes_in_words(self.limits.staged_bytes), "staged-bytes"),
                 Exceeded::Files => (format!("{} files", self.limits.staged_files), "staged-files"),
             };
-            format!("over its limit of {most} in out/ (EDQUOT); {name:?} under \"limits\" allows more")
+            format!(
+                "over its limit of {most} in out/ (EDQUOT); {name:?} under \"limits\" allows more"
+            )
         })
     }
 
@@ -93,8 +99,13 @@ impl Output {
         self.within_bytes(table, |table, most| table.has_room_for(bytes, most))
     }
 
-    /// EDQUOT unless what the job stages `fits` into its bytes, if need be without what is still held of removed files.
-    fn within_bytes(&self, table: &mut Table, fits: impl Fn(&mut Table, u64) -> bool) -> Result<()> {
+    /// EDQUOT unless what the job stages `fits` into its bytes, if need be without what is still
+    /// held of removed files.
+    fn within_bytes(
+        &self,
+        table: &mut Table,
+        fits: impl Fn(&mut Table, u64) -> bool,
+    ) -> Result<()> {
         let most = self.limits.staged_bytes;
         if fits(table, most) || (table.let_go_of_held() && fits(table, most)) {
             return Ok(());
@@ -109,7 +120,12 @@ impl Output {
     }
 
     /// The folder for a name that is not there yet, if the job may make one more.
-    pub(super) fn folder_for(&self, table: &Table, parent: Ino, name: &OsStr) -> Result<Arc<Folder>> {
+    pub(super) fn folder_for(
+        &self,
+        table: &Table,
+        parent: Ino,
+        name: &OsStr,
+    ) -> Result<Arc<Folder>> {
         if table.child(parent, name)?.is_some() {
             return Err(Errno::EXIST);
         }
@@ -120,8 +136,8 @@ impl Output {
         self.folder(table, parent)
     }
 
-    /// Whether something may stand at `path`, with what is `below` it: as long as the system's own longest path. What is
-    /// deeper, made step by step, could be opened and removed by nobody.
+    /// Whether something may stand at `path`, with what is `below` it: as long as the system's own
+    /// longest path. What is deeper, made step by step, could be opened and removed by nobody.
     pub(super) fn may_reach(&self, path: &Path, below: impl FnOnce() -> usize) -> Result<()> {
         let name = path.file_name().unwrap_or_default();
         let fits = name.len() <= NAME_MAX && path.as_os_str().len() + below() < PATH_MAX;

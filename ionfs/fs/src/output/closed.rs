@@ -1,7 +1,9 @@
-//! Files whose last writer is gone: event files are decided upon, data is stored ahead of its event.
+//! Files whose last writer is gone: event files are decided upon, data is stored ahead of its
+//! event.
 //!
-//! A module may close hundreds of thousands of files faster than any store takes them. What waits is a number for each file
-//! and no task: a few workers take the numbers, and end when none is left.
+//! A module may close hundreds of thousands of files faster than any store takes them. What waits
+//! is a number for each file and no task: a few workers take the numbers, and end when none is
+//! left.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,11 +18,12 @@ use super::Output;
 /// Event files of one job that are decided upon at a time because their last writer is gone.
 const DECIDERS_MAX: usize = 16;
 
-/// Files of one job that ask for a place to be stored at a time. Of all jobs together fewer get one.
+/// Files of one job that ask for a place to be stored at a time. Of all jobs together fewer get
+/// one.
 const STORERS_MAX: usize = 4;
 
-/// How long a closed file lies before it is stored ahead of its event. What lives for less, as most temporary files do, is
-/// never stored; more would take from the head start of what is not.
+/// How long a closed file lies before it is stored ahead of its event. What lives for less, as most
+/// temporary files do, is never stored; more would take from the head start of what is not.
 const SETTLES: Duration = Duration::from_millis(100);
 
 /// What is left to do, and how many do it.

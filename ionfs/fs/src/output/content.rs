@@ -1,7 +1,8 @@
-//! Open files: what is read, written and cut, and what becomes of it when a descriptor or the last handle is closed.
+//! Open files: what is read, written and cut, and what becomes of it when a descriptor or the last
+//! handle is closed.
 //!
-//! Each change is noted in the table before and after it is made, so that an upload that ran beside it is known to hold
-//! neither the old content nor the new.
+//! Each change is noted in the table before and after it is made, so that an upload that ran beside
+//! it is known to hold neither the old content nor the new.
 
 use std::fs::File;
 use std::io;
@@ -115,7 +116,8 @@ impl Staged {
 pub enum By {
     /// Somebody who may keep the bits of set-user-id and set-group-id (`CAP_FSETID`).
     Privileged,
-    /// Anybody else: the bits go, or what was written would run with the rights of the file's owner.
+    /// Anybody else: the bits go, or what was written would run with the rights of the file's
+    /// owner.
     AnotherUser,
 }
 
@@ -153,8 +155,9 @@ impl OpenHow {
         OFlags::from_bits_retain(access.cast_unsigned())
     }
 
-    /// How the kernel is to tell of closes. A close of data decides nothing, so it need not wait for the daemon; but what a
-    /// mapping changed is only written out by a FLUSH, and only what is open for both can be mapped for writing.
+    /// How the kernel is to tell of closes. A close of data decides nothing, so it need not wait
+    /// for the daemon; but what a mapping changed is only written out by a FLUSH, and only what is
+    /// open for both can be mapped for writing.
     fn closing(self, file: &FileNode) -> Closing {
         let maps = self.flags & libc::O_ACCMODE == libc::O_RDWR;
         let decides = file.event.is_some() && self.writes();
@@ -170,7 +173,8 @@ impl Output {
         if how.writes() || how.truncates() {
             forbid_change(file)?;
         }
-        // Opened for writing, the kernel looks itself; cut without, it asks us first and looks when the program is gone.
+        // Opened for writing, the kernel looks itself; cut without, it asks us first and looks when
+        // the program is gone.
         if how.truncates() && !how.writes() && file.programs > 0 {
             return Err(Errno::TXTBSY);
         }
@@ -189,7 +193,8 @@ impl Output {
         how: OpenHow,
     ) -> Result<Arc<Staged>> {
         let file = table.file_mut(ino)?;
-        let writer = Arc::new(Writer { flushed: AtomicBool::new(false), closing: how.closing(file) });
+        let writer =
+            Arc::new(Writer { flushed: AtomicBool::new(false), closing: how.closing(file) });
         file.opens += 1;
         file.programs += u32::from(how.executes());
         if how.writes() {
@@ -254,8 +259,9 @@ impl Output {
         self.written(staged.ino, offset..end, in_order, written)
     }
 
-    /// The write that was announced has been made, or a part of it: an upload that began in between may hold either. And
-    /// no event may name a file that lacks a part, until somebody has written there again.
+    /// The write that was announced has been made, or a part of it: an upload that began in between
+    /// may hold either. And no event may name a file that lacks a part, until somebody has written
+    /// there again.
     fn written<T>(
         &self,
         ino: Ino,
@@ -266,7 +272,8 @@ impl Output {
         let mut is_long = false;
         if let Ok(file) = self.lock().file_mut(ino) {
             // Nobody else wrote in between.
-            let alone = in_order.filter(|(generation, _)| *generation == file.generation && outcome.is_ok());
+            let alone = in_order
+                .filter(|(generation, _)| *generation == file.generation && outcome.is_ok());
             file.in_order = alone.map(|(_, in_order)| in_order);
             if let Some(in_order) = &file.in_order {
                 in_order.are_written();
@@ -277,7 +284,9 @@ impl Output {
                 // Whoever asked copies by other means.
                 Err(Errno::OPNOTSUPP) => {}
                 Err(errno) => file.failed = Some((range.start, *errno)),
-                Ok(_) if file.failed.is_some_and(|(at, _)| range.contains(&at)) => file.failed = None,
+                Ok(_) if file.failed.is_some_and(|(at, _)| range.contains(&at)) => {
+                    file.failed = None
+                }
                 Ok(_) => {}
             }
         }
@@ -288,7 +297,14 @@ impl Output {
     }
 
     /// Gives or takes space (fallocate).
-    pub fn allocate(&self, staged: &Staged, offset: u64, length: u64, mode: i32, by: By) -> Result<()> {
+    pub fn allocate(
+        &self,
+        staged: &Staged,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        by: By,
+    ) -> Result<()> {
         give_up_rights(&staged.file, by)?;
         let mut table = self.lock();
         let file = table.file_mut(staged.ino)?;
@@ -359,7 +375,8 @@ impl Output {
         to.writer.wrote();
         let (mut from_at, mut to_at) = (from_offset, to_offset);
         let length = usize::try_from(length.min(1 << 30)).unwrap_or(1 << 30);
-        let copied = fs::copy_file_range(&from.file, Some(&mut from_at), &to.file, Some(&mut to_at), length);
+        let copied =
+            fs::copy_file_range(&from.file, Some(&mut from_at), &to.file, Some(&mut to_at), length);
         let copied = self.of_disk(copied);
         self.written(to.ino, to_offset..to_offset.saturating_add(length as u64), None, copied)
             .map(|copied| copied as u64)
@@ -380,8 +397,8 @@ impl Output {
         self.decide(staged.ino, Asked::Flush).await
     }
 
-    /// RELEASE: the handle is gone. The last writer of an event file makes its content final; of a data file,
-    /// begins its upload.
+    /// RELEASE: the handle is gone. The last writer of an event file makes its content final; of a
+    /// data file, begins its upload.
     pub fn release(self: &Arc<Self>, staged: &Staged) {
         let ino = staged.ino;
         {
@@ -429,7 +446,8 @@ pub(crate) async fn read_within(
     }
 }
 
-/// Takes the bits of set-user-id and set-group-id from a file that somebody changes who may not keep them.
+/// Takes the bits of set-user-id and set-group-id from a file that somebody changes who may not
+/// keep them.
 pub(super) fn give_up_rights(file: &File, by: By) -> Result<()> {
     if by == By::Privileged {
         return Ok(());

@@ -1,8 +1,10 @@
-//! Files written in order: what is known of them while they are written, and their uploads, which begin before they end.
+//! Files written in order: what is known of them while they are written, and their uploads, which
+//! begin before they end.
 //!
-//! A large file that a module writes from the first byte to the last follows its writer into the store, so that the
-//! close of its event waits for the rest only. One that is written anywhere else, or cut, is uploaded anew when it is
-//! closed: its first upload is given up, and nothing of it is ever a blob.
+//! A large file that a module writes from the first byte to the last follows its writer into the
+//! store, so that the close of its event waits for the rest only. One that is written anywhere
+//! else, or cut, is uploaded anew when it is closed: its first upload is given up, and nothing of
+//! it is ever a blob.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,12 +19,13 @@ use tokio_util::task::AbortOnDropHandle;
 use super::super::Ino;
 use super::Output;
 
-/// Bytes of a file before its upload begins, and between the tries if there was no place for another: what a store takes
-/// in a few parts. Smaller files are stored in no time once they are closed.
+/// Bytes of a file before its upload begins, and between the tries if there was no place for
+/// another: what a store takes in a few parts. Smaller files are stored in no time once they are
+/// closed.
 const EARLY_MIN: u64 = 16 << 20;
 
-/// How long a file is written before its upload begins. What is written in less gains nothing: its upload would take the
-/// writer's processors, and most of it would still be to do at the end.
+/// How long a file is written before its upload begins. What is written in less gains nothing: its
+/// upload would take the writer's processors, and most of it would still be to do at the end.
 const EARLY_AFTER: Duration = Duration::from_secs(1);
 
 /// What is known of a file as long as each of its bytes was written once and in order.
@@ -63,7 +66,9 @@ impl InOrder {
 
     /// Whether its upload should begin.
     pub(super) fn is_to_begin(&self) -> bool {
-        self.upload.is_none() && self.total() >= self.begin_at && self.since.elapsed() >= EARLY_AFTER
+        self.upload.is_none()
+            && self.total() >= self.begin_at
+            && self.since.elapsed() >= EARLY_AFTER
     }
 
     /// The bytes taken so far are in the staged file.
@@ -95,7 +100,9 @@ impl Output {
     pub(super) fn upload_early(&self, ino: Ino) {
         let mut table = self.lock();
         let Some(path) = table.path(ino) else { return };
-        let Ok(Some(in_order)) = table.file_mut(ino).map(|file| file.in_order.as_mut()) else { return };
+        let Ok(Some(in_order)) = table.file_mut(ino).map(|file| file.in_order.as_mut()) else {
+            return;
+        };
         let total = in_order.total();
         in_order.begin_at = total + EARLY_MIN;
         let Some(name) = path.strip_prefix("data").ok().and_then(Path::to_str) else { return };
@@ -118,9 +125,12 @@ impl Output {
         }
     }
 
-    /// The blob of an upload that followed its file; none when there was none, or the store failed: then the file is stored
-    /// anew.
-    pub(super) async fn followed(&self, upload: Option<Following>) -> Option<Result<FileEntry, UploadError>> {
+    /// The blob of an upload that followed its file; none when there was none, or the store failed:
+    /// then the file is stored anew.
+    pub(super) async fn followed(
+        &self,
+        upload: Option<Following>,
+    ) -> Option<Result<FileEntry, UploadError>> {
         let upload = upload?;
         let key = upload.key.clone();
         self.own_blobs.made(&key);

@@ -1,4 +1,5 @@
-//! Files in `out/events` become events, and `insights.json` is kept: the rule of [`super::super::eventfile`] applied.
+//! Files in `out/events` become events, and `insights.json` is kept: the rule of
+//! [`super::super::eventfile`] applied.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -16,8 +17,9 @@ use super::super::eventfile::{Asked, Decision};
 use super::super::{Attr, Errno, Ino, Result, errno};
 use super::{EVENTS, OUT, Output, Over, READING_UNIT, READING_UNITS};
 
-/// How long a rename to an event's name waits for the RELEASE of a file whose document is not complete. The kernel sends it
-/// within a millisecond of the close; one that is open is written on, and decided upon at its close.
+/// How long a rename to an event's name waits for the RELEASE of a file whose document is not
+/// complete. The kernel sends it within a millisecond of the close; one that is open is written on,
+/// and decided upon at its close.
 const CLOSE_WAIT: Duration = Duration::from_millis(200);
 
 /// Whether a file that is given an event's name is the event that has this name already.
@@ -53,7 +55,11 @@ impl Output {
         self.rename_plain(parent, name, newparent, newname, over)?;
         let insights = {
             let table = self.lock();
-            if table.is_insights(newparent, newname) { table.child(newparent, newname)? } else { None }
+            if table.is_insights(newparent, newname) {
+                table.child(newparent, newname)?
+            } else {
+                None
+            }
         };
         match insights {
             Some(ino) => self.decide(ino, Asked::Final).await,
@@ -64,14 +70,15 @@ impl Output {
     /// A hard link; to an event's name it commits first.
     pub async fn link_or_commit(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
         if let Some(event_name) = self.event_name(parent, name)? {
-            self.adopt_as_event(ino, &event_name, |_| self.link(ino, parent, name).map(drop)).await?;
+            self.adopt_as_event(ino, &event_name, |_| self.link(ino, parent, name).map(drop))
+                .await?;
             return self.getattr(ino);
         }
         self.link(ino, parent, name)
     }
 
-    /// The name of the event that a file under this name is; none for drafts and other places. EILSEQ if it is no
-    /// UTF-8: made into it, two names could become one.
+    /// The name of the event that a file under this name is; none for drafts and other places.
+    /// EILSEQ if it is no UTF-8: made into it, two names could become one.
     fn event_name(&self, parent: Ino, name: &OsStr) -> Result<Option<String>> {
         if parent != EVENTS {
             return Ok(None);
@@ -160,14 +167,19 @@ impl Output {
                     Err(refusal) => return Err(self.reject(name, &refusal)),
                 };
                 // The same event once more takes the place of the file that was committed first.
-                moved(if over_committed.is_some() { EventBefore::Same } else { EventBefore::None })?;
+                moved(if over_committed.is_some() {
+                    EventBefore::Same
+                } else {
+                    EventBefore::None
+                })?;
                 self.accept(ino, receipt);
                 Ok(())
             }
         }
     }
 
-    /// Whether somebody still has the file open for writing. A close of which only the RELEASE tells may be on its way.
+    /// Whether somebody still has the file open for writing. A close of which only the RELEASE
+    /// tells may be on its way.
     async fn is_written_on(&self, ino: Ino) -> bool {
         let deadline = tokio::time::Instant::now() + CLOSE_WAIT;
         loop {
@@ -175,7 +187,9 @@ impl Output {
             {
                 let table = self.lock();
                 let Ok(file) = table.file(ino) else { return false };
-                if file.writers.is_empty() || file.writers.iter().any(|writer| writer.is_surely_open()) {
+                if file.writers.is_empty()
+                    || file.writers.iter().any(|writer| writer.is_surely_open())
+                {
                     return !file.writers.is_empty();
                 }
             }
@@ -219,14 +233,18 @@ impl Output {
             state.version()
         };
         let _room = self.room_to_read(ino).await?;
-        let parsed = self.event_content(ino).await.map(|content| event::parse_within(&content, &self.limits));
+        let parsed = self
+            .event_content(ino)
+            .await
+            .map(|content| event::parse_within(&content, &self.limits));
         let decision = {
             let mut table = self.lock();
             let Some(state) = &mut table.file_mut(ino)?.event else { return Ok(()) };
             match parsed {
                 Ok(parsed) => {
                     let decision = state.decide(asked, version, parsed);
-                    // Insights may be written again, also while they are kept: the latest decision is the last.
+                    // Insights may be written again, also while they are kept: the latest decision
+                    // is the last.
                     state.committing &= !insights;
                     Ok(decision)
                 }
@@ -245,7 +263,10 @@ impl Output {
                 let kept = self.committer.keep_insights(file.into_values()).await;
                 match kept {
                     Ok(()) => {
-                        self.rejections.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+                        self.rejections
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .remove(&name);
                         return Ok(());
                     }
                     Err(refusal) => refusal,
@@ -270,15 +291,19 @@ impl Output {
         Err(errno)
     }
 
-    /// Under what name a file is decided upon, and whether it is `insights.json`; none for drafts and data.
+    /// Under what name a file is decided upon, and whether it is `insights.json`; none for drafts
+    /// and data.
     fn decided_name(&self, ino: Ino) -> Option<(String, bool)> {
         let table = self.lock();
         let links = &table.node(ino).ok()?.links;
-        if let Some((_, name)) = links.iter().find(|(parent, name)| table.is_insights(*parent, name)) {
+        if let Some((_, name)) =
+            links.iter().find(|(parent, name)| table.is_insights(*parent, name))
+        {
             return Some((name.to_string_lossy().into_owned(), true));
         }
-        let (_, name) =
-            links.iter().find(|(parent, name)| matches!(self.event_name(*parent, name), Ok(Some(_))))?;
+        let (_, name) = links
+            .iter()
+            .find(|(parent, name)| matches!(self.event_name(*parent, name), Ok(Some(_))))?;
         Some((name.to_string_lossy().into_owned(), false))
     }
 
@@ -297,7 +322,8 @@ impl Output {
 
     /// Waits for room to read an event file in. It is kept until the file is decided upon.
     async fn room_to_read(&self, ino: Ino) -> Result<SemaphorePermit<'_>> {
-        let units = self.getattr(ino)?.size.min(self.limits.event_bytes).div_ceil(READING_UNIT).max(1);
+        let units =
+            self.getattr(ino)?.size.min(self.limits.event_bytes).div_ceil(READING_UNIT).max(1);
         let units = u32::try_from(units).unwrap_or(u32::MAX).min(READING_UNITS as u32);
         Ok(self.reading.acquire_many(units).await.expect("the semaphore is never closed"))
     }
@@ -316,7 +342,10 @@ impl Output {
             file.event.get_or_insert_default().committed = Some(receipt.clone());
         }
         self.rejections.lock().unwrap_or_else(PoisonError::into_inner).remove(&receipt.name);
-        self.receipts.lock().unwrap_or_else(PoisonError::into_inner).insert(receipt.name.clone(), receipt);
+        self.receipts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(receipt.name.clone(), receipt);
     }
 
     fn reject(&self, name: &str, refusal: &Refusal) -> Errno {
@@ -326,7 +355,10 @@ impl Output {
             job = %self.committer.origin().job_id, event = name, errno = rejection.errno, reason = rejection.reason,
             "an event was rejected"
         );
-        self.rejections.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), rejection);
+        self.rejections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name.to_owned(), rejection);
         refusal.errno()
     }
 
@@ -340,8 +372,8 @@ impl Output {
         self.rejections.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Decides about every event file, and what is kept for analysis, as if the module had ended; gives those that cannot be
-    /// decided about because somebody may still write to them.
+    /// Decides about every event file, and what is kept for analysis, as if the module had ended;
+    /// gives those that cannot be decided about because somebody may still write to them.
     pub(crate) async fn settle(&self) -> Vec<Rejection> {
         let mut open = Vec::new();
         for ino in self.undecided() {
@@ -363,7 +395,8 @@ impl Output {
     fn undecided(&self) -> Vec<Ino> {
         let table = self.lock();
         let events = table.files_in(EVENTS).into_iter();
-        let insights = table.files_in(OUT).into_iter().filter(|(name, _)| table.is_insights(OUT, name));
+        let insights =
+            table.files_in(OUT).into_iter().filter(|(name, _)| table.is_insights(OUT, name));
         let undecided = |ino: &Ino| {
             table
                 .file(*ino)
@@ -372,8 +405,8 @@ impl Output {
         events.chain(insights).map(|(_, ino)| ino).filter(undecided).collect()
     }
 
-    /// A file that is a draft by the form of its name alone, and a whole event at the end, was not meant as a draft: its
-    /// module must not be taken for one that published it.
+    /// A file that is a draft by the form of its name alone, and a whole event at the end, was not
+    /// meant as a draft: its module must not be taken for one that published it.
     async fn refuse_whole_drafts(&self) {
         for ino in self.undecided() {
             let Some(name) = self.doubtful_draft(ino) else { continue };
@@ -399,7 +432,8 @@ impl Output {
             if let Ok(file) = self.lock().file_mut(ino) {
                 file.writers.clear();
             }
-            // One that was ended by force has had its chance: what is not committed by now would hold it up again.
+            // One that was ended by force has had its chance: what is not committed by now would
+            // hold it up again.
             if !self.stopped.is_cancelled() {
                 let _ = self.decide(ino, Asked::Final).await;
             }

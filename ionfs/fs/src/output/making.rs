@@ -1,7 +1,7 @@
 //! What a module makes below `out/`: files, directories, links, pipes and sockets.
 //!
-//! Each is made in the staging folder first and then entered into the table. It belongs to whoever asked for it, so that
-//! a module that runs as an ordinary user may use what it made.
+//! Each is made in the staging folder first and then entered into the table. It belongs to whoever
+//! asked for it, so that a module that runs as an ordinary user may use what it made.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -46,8 +46,9 @@ impl Output {
         self.attr(&table, ino)
     }
 
-    /// Makes a symbolic link. It may point anywhere: the kernel follows it for the module, with the module's rights; an
-    /// event that names a path through it stays inside `out/data` or is refused.
+    /// Makes a symbolic link. It may point anywhere: the kernel follows it for the module, with the
+    /// module's rights; an event that names a path through it stays inside `out/data` or is
+    /// refused.
     pub fn symlink(&self, parent: Ino, name: &OsStr, target: &Path, maker: Maker) -> Result<Attr> {
         let mut table = self.lock();
         may_hold_more(&table, parent, name, Kind::Symlink)?;
@@ -60,7 +61,8 @@ impl Output {
         self.attr(&table, ino)
     }
 
-    /// Makes a regular file without opening it, a pipe or a socket. No device: a module has those of its executor.
+    /// Makes a regular file without opening it, a pipe or a socket. No device: a module has those
+    /// of its executor.
     pub fn mknod(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Attr> {
         let file_type = FileType::from_raw_mode(mode);
         let kind = match file_type {
@@ -81,7 +83,13 @@ impl Output {
         self.attr(&table, ino)
     }
 
-    pub(super) fn make_file(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Ino> {
+    pub(super) fn make_file(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        mode: u32,
+        maker: Maker,
+    ) -> Result<Ino> {
         let mut table = self.lock();
         may_hold_more(&table, parent, name, Kind::File)?;
         let folder = self.folder_for(&table, parent, name)?;
@@ -115,8 +123,12 @@ impl Output {
         let backing = self.of_disk(folder.open_file(name, flags, permissions(mode)))?;
         self.hand_over(&folder, name, mode, maker)?;
         let ino = add_file(&mut table, parent, name)?;
-        let staged =
-            self.handle(&mut table, ino, backing, OpenHow { flags: how.flags & !libc::O_TRUNC, ..how })?;
+        let staged = self.handle(
+            &mut table,
+            ino,
+            backing,
+            OpenHow { flags: how.flags & !libc::O_TRUNC, ..how },
+        )?;
         Ok((self.attr(&table, ino)?, staged))
     }
 
@@ -140,7 +152,10 @@ impl Output {
         let file = pinned.open(OFlags::WRONLY)?;
         file.set_len(entry.size).map_err(|error| errno(&error))?;
         let at = Some(Some(entry.modified()));
-        pinned.set_times(&Timestamps { last_access: timespec(at), last_modification: timespec(at) })?;
+        pinned.set_times(&Timestamps {
+            last_access: timespec(at),
+            last_modification: timespec(at),
+        })?;
         pinned.set_mode(permissions(mode))?;
         if entry.size > 0 {
             let file = table.file_mut(ino)?;
@@ -150,7 +165,8 @@ impl Output {
         self.attr(&table, ino)
     }
 
-    /// The same for `ln`: it shows the number of `linked_to` for as long as both have the same content.
+    /// The same for `ln`: it shows the number of `linked_to` for as long as both have the same
+    /// content.
     pub fn add_link(
         &self,
         parent: Ino,
@@ -167,8 +183,8 @@ impl Output {
         self.attr(&table, attr.ino)
     }
 
-    /// Gives what was just made its owner and its exact mode, or removes it again. The kernel has applied the module's
-    /// umask already; the daemon's own must not take more away.
+    /// Gives what was just made its owner and its exact mode, or removes it again. The kernel has
+    /// applied the module's umask already; the daemon's own must not take more away.
     fn hand_over(&self, folder: &Folder, name: &OsStr, mode: u32, maker: Maker) -> Result<()> {
         let pinned = folder.pin(name)?;
         own(folder, &pinned, mode, maker).inspect_err(|_| {
@@ -191,7 +207,8 @@ fn own(folder: &Folder, made: &Pinned, mode: u32, maker: Maker) -> Result<()> {
     let owner = Maker { gid: if inherits { above.st_gid } else { maker.gid }, ..maker };
     if owner != (Maker { uid: now.st_uid, gid: now.st_gid }) {
         match made.set_owner(Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid))) {
-            // An ordinary user's daemon may give nothing away. It serves that user alone, whose own it stays.
+            // An ordinary user's daemon may give nothing away. It serves that user alone, whose own
+            // it stays.
             Ok(()) | Err(Errno::PERM) => {}
             Err(error) => return Err(error),
         }
@@ -208,7 +225,8 @@ pub(super) fn may_hold_more(table: &Table, parent: Ino, name: &OsStr, kind: Kind
         // An event is told from others by its name, in documents that hold UTF-8 only.
         EVENTS if name.to_str().is_none() => Err(Errno::ILSEQ),
         EVENTS if kind != Kind::File => Err(Errno::PERM),
-        // Editors and `sed -i` put a draft beside insights.json; anything else there is a mistake worth an error.
+        // Editors and `sed -i` put a draft beside insights.json; anything else there is a mistake
+        // worth an error.
         OUT if kind != Kind::File => Err(Errno::PERM),
         OUT if !table.is_insights(parent, name) && !is_event_draft(&name.to_string_lossy()) => {
             Err(Errno::PERM)

@@ -1,8 +1,8 @@
 //! The blobs that a job has made: which of them events name, and the end of all others.
 //!
-//! A file is stored ahead of the event that will name it, and may be removed or written anew before there is one. Its
-//! blob goes at once then, many with one request where the store can: what a job keeps in the store is not more than what it
-//! has staged.
+//! A file is stored ahead of the event that will name it, and may be removed or written anew before
+//! there is one. Its blob goes at once then, many with one request where the store can: what a job
+//! keeps in the store is not more than what it has staged.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,8 +54,8 @@ impl OwnBlobs {
         self.with(|state| state.fates.insert(key.to_owned(), BlobFate::Unnamed));
     }
 
-    /// An event is about to name the blob: it stays. False: it is gone, or going. Called before the event's document is
-    /// written: a blob too many is `ion gc`'s, a blob too few is lost data.
+    /// An event is about to name the blob: it stays. False: it is gone, or going. Called before the
+    /// event's document is written: a blob too many is `ion gc`'s, a blob too few is lost data.
     pub(super) fn is_named(&self, key: &str) -> bool {
         self.with(|state| state.fates.get_mut(key).map(|fate| *fate = BlobFate::Named)).is_some()
     }

@@ -1,7 +1,9 @@
-//! Where staged things lie on the disk: below folders that are held open, so that no path of several names is walked.
+//! Where staged things lie on the disk: below folders that are held open, so that no path of
+//! several names is walked.
 //!
-//! The table says in which directory an inode stands and under which name. Here its folder is opened, step by step from the
-//! nearest one that is open already, and each act names one entry of it ([`ion_system::beneath`]).
+//! The table says in which directory an inode stands and under which name. Here its folder is
+//! opened, step by step from the nearest one that is open already, and each act names one entry of
+//! it ([`ion_system::beneath`]).
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -15,8 +17,8 @@ use super::super::{Errno, Ino, Result};
 use super::table::{Remains, Table};
 use super::{OUT, Output};
 
-/// Folders of one job held open at a time. Fewer are opened anew for each file of a job that works in many; more take
-/// descriptors, which all jobs of the daemon share.
+/// Folders of one job held open at a time. Fewer are opened anew for each file of a job that works
+/// in many; more take descriptors, which all jobs of the daemon share.
 const FOLDERS_MAX: usize = 256;
 
 /// The folders of one job's staging area that are open.
@@ -68,7 +70,8 @@ impl OpenFolders {
     fn keep(&self, ino: Ino, folder: Arc<Folder>) {
         let mut below = self.below();
         if below.folders.len() >= FOLDERS_MAX {
-            let oldest = below.folders.iter().min_by_key(|(_, kept)| kept.used).map(|(ino, _)| *ino);
+            let oldest =
+                below.folders.iter().min_by_key(|(_, kept)| kept.used).map(|(ino, _)| *ino);
             oldest.map(|oldest| below.folders.remove(&oldest));
         }
         let used = below.uses;
@@ -104,9 +107,14 @@ impl Output {
         Ok(folder)
     }
 
-    /// The folder and the name that an inode is found under. ESTALE if it has none: another file may have taken the place
-    /// of it since the kernel looked its name up, and the kernel looks again by itself.
-    fn named<'table>(&self, table: &'table Table, ino: Ino) -> Result<(Arc<Folder>, &'table Arc<OsStr>)> {
+    /// The folder and the name that an inode is found under. ESTALE if it has none: another file
+    /// may have taken the place of it since the kernel looked its name up, and the kernel looks
+    /// again by itself.
+    fn named<'table>(
+        &self,
+        table: &'table Table,
+        ino: Ino,
+    ) -> Result<(Arc<Folder>, &'table Arc<OsStr>)> {
         let (parent, name) = table.place(ino).ok_or(Errno::STALE)?;
         Ok((self.folder(table, parent)?, name))
     }
@@ -115,7 +123,9 @@ impl Output {
     fn unnamed(table: &Table, ino: Ino) -> Result<Option<Arc<Pinned>>> {
         let node = table.node(ino)?;
         Ok(match &node.remains {
-            Some(Remains::Open(file) | Remains::Known(file)) if node.links.is_empty() => Some(file.clone()),
+            Some(Remains::Open(file) | Remains::Known(file)) if node.links.is_empty() => {
+                Some(file.clone())
+            }
             _ => None,
         })
     }

@@ -1,8 +1,8 @@
 //! References: files whose bytes are a blob's until somebody writes there.
 //!
-//! `cp`, `ln` and `mv` from `in/data` make one in no time, whatever its size: a hole in the staging folder and the name of a
-//! blob. A write brings the blocks it touches into the staged file and no others; the rest of them come when the file is
-//! closed, since a new blob needs all of them.
+//! `cp`, `ln` and `mv` from `in/data` make one in no time, whatever its size: a hole in the staging
+//! folder and the name of a blob. A write brings the blocks it touches into the staged file and no
+//! others; the rest of them come when the file is closed, since a new blob needs all of them.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -22,14 +22,15 @@ use super::content::{Staged, content_changed, open_blob, read_within};
 use super::table::Table;
 use super::{Output, forbid_change};
 
-/// Content that is a blob's first bytes, but for the blocks that were written to: those lie in the staged file, which is a
-/// hole elsewhere.
+/// Content that is a blob's first bytes, but for the blocks that were written to: those lie in the
+/// staged file, which is a hole elsewhere.
 #[derive(Clone, Debug)]
 pub(super) struct Reference {
     pub(super) entry: Arc<FileEntry>,
     /// How many of the blob's bytes; all of them unless a copy is still growing or was cut.
     length: u64,
-    /// The blocks that lie in the staged file. Those of the blob's that begin behind `length` all do.
+    /// The blocks that lie in the staged file. Those of the blob's that begin behind `length` all
+    /// do.
     own: BTreeSet<u64>,
     /// It was written to, or has grown beyond the blob.
     touched: bool,
@@ -139,7 +140,12 @@ impl Output {
     }
 
     /// Reads a file of which some bytes may be a blob's.
-    pub(crate) async fn read_through(&self, staged: &Staged, offset: u64, size: u32) -> Result<Bytes> {
+    pub(crate) async fn read_through(
+        &self,
+        staged: &Staged,
+        offset: u64,
+        size: u32,
+    ) -> Result<Bytes> {
         let end = offset.saturating_add(size.into());
         let mut at = offset;
         let mut all = BytesMut::new();
@@ -176,8 +182,9 @@ impl Output {
         Ok(Arc::new(Reader::new(open_blob(&self.daemon, entry)?)))
     }
 
-    /// Makes the next bytes of `to` a reference to the blob `entry`, without moving any; gives how many. Only for
-    /// an empty file, or one that is the same blob up to just there; else `EOPNOTSUPP`, and the bytes are copied.
+    /// Makes the next bytes of `to` a reference to the blob `entry`, without moving any; gives how
+    /// many. Only for an empty file, or one that is the same blob up to just there; else
+    /// `EOPNOTSUPP`, and the bytes are copied.
     pub fn refer(
         &self,
         to: &Staged,
@@ -190,11 +197,14 @@ impl Output {
         let file = table.file_mut(to.ino())?;
         forbid_change(file)?;
         let held = match &file.reference {
-            Some(reference) if reference.entry.key == entry.key && !reference.touched => reference.length,
+            Some(reference) if reference.entry.key == entry.key && !reference.touched => {
+                reference.length
+            }
             None if to.file().metadata().is_ok_and(|metadata| metadata.len() == 0) => 0,
             _ => return Err(Errno::OPNOTSUPP),
         };
-        // Another reader may have the hole open by passthrough, and an event file's content must be here.
+        // Another reader may have the hole open by passthrough, and an event file's content must be
+        // here.
         if from_offset != held || to_offset != held || file.opens != 1 || file.event.is_some() {
             return Err(Errno::OPNOTSUPP);
         }
@@ -208,13 +218,15 @@ impl Output {
         Ok(end - held)
     }
 
-    /// Brings the blocks that a write to `range` touches into the staged file. Nothing to do for what is no reference.
+    /// Brings the blocks that a write to `range` touches into the staged file. Nothing to do for
+    /// what is no reference.
     pub async fn own_range(&self, staged: &Staged, range: Range<u64>) -> Result<()> {
         let owned = self.own(staged.ino(), staged.file(), range).await;
         owned.map_err(|error| self.not_owned(staged.ino(), &error))
     }
 
-    /// Makes a reference a file of its own, because the module asked for it. Nothing to do for others.
+    /// Makes a reference a file of its own, because the module asked for it. Nothing to do for
+    /// others.
     pub async fn own_content(&self, ino: Ino) -> Result<()> {
         self.own_all(ino).await.map_err(|error| self.not_owned(ino, &error))
     }
@@ -236,7 +248,12 @@ impl Output {
         self.own(ino, &file, 0..u64::MAX).await
     }
 
-    async fn own(&self, ino: Ino, file: &File, range: Range<u64>) -> std::result::Result<(), NotOwned> {
+    async fn own(
+        &self,
+        ino: Ino,
+        file: &File,
+        range: Range<u64>,
+    ) -> std::result::Result<(), NotOwned> {
         let (entry, missing) = {
             let mut table = self.lock();
             let Some(reference) = &mut table.file_mut(ino)?.reference else { return Ok(()) };
@@ -251,8 +268,8 @@ impl Output {
         for index in missing {
             let start = index * block;
             let bytes = read_within(&self.daemon, &reader, start, block).await?;
-            // Looked at again with each block: another copier may have been faster and its writer may have written, or
-            // the file was cut. What they left must not be overwritten.
+            // Looked at again with each block: another copier may have been faster and its writer
+            // may have written, or the file was cut. What they left must not be overwritten.
             let mut table = self.lock();
             let Some(reference) = &mut table.file_mut(ino)?.reference else { return Ok(()) };
             if reference.entry.key != entry.key {
@@ -261,7 +278,8 @@ impl Output {
             if start >= reference.length || reference.own.contains(&index) {
                 continue;
             }
-            let kept = usize::try_from(reference.length - start).unwrap_or(usize::MAX).min(bytes.len());
+            let kept =
+                usize::try_from(reference.length - start).unwrap_or(usize::MAX).min(bytes.len());
             reference.own.insert(index);
             self.fill(&mut table, ino, file, &bytes[..kept], start)?;
         }
@@ -276,7 +294,8 @@ impl Output {
         Ok(())
     }
 
-    /// Writes a blob's bytes into the staged file. To everybody else nothing has changed: the attributes stay as they were.
+    /// Writes a blob's bytes into the staged file. To everybody else nothing has changed: the
+    /// attributes stay as they were.
     fn fill(&self, table: &mut Table, ino: Ino, file: &File, bytes: &[u8], at: u64) -> Result<()> {
         let before = fs::fstat(file)?;
         let shown = self.stat(table, ino)?;
@@ -323,6 +342,10 @@ mod tests {
         assert!(!reference.is_whole() && !reference.takes_room_at(5 * BLOCK + 1));
         reference.resize(8 * BLOCK);
         assert!(reference.takes_room_at(1));
-        assert_eq!(reference.piece(5 * BLOCK, u64::MAX), (true, 5 * BLOCK + 1), "the rest is the file's own");
+        assert_eq!(
+            reference.piece(5 * BLOCK, u64::MAX),
+            (true, 5 * BLOCK + 1),
+            "the rest is the file's own"
+        );
     }
 }

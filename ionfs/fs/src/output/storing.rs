@@ -1,4 +1,5 @@
-//! Staged files become blobs: in the background once closed, and at the latest when an event names them.
+//! Staged files become blobs: in the background once closed, and at the latest when an event names
+//! them.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -18,9 +19,9 @@ use super::super::{Errno, Ino, errno};
 use super::table::{Body, Stored, Table};
 use super::{DATA, Output};
 
-/// How long a commit waits for the kernel to report the end of a handle that was closed: RELEASE comes after
-/// close() has returned. Shorter refuses events on a busy machine; longer delays the refusal of a file that
-/// really is open.
+/// How long a commit waits for the kernel to report the end of a handle that was closed: RELEASE
+/// comes after close() has returned. Shorter refuses events on a busy machine; longer delays the
+/// refusal of a file that really is open.
 const RELEASE_WAIT: Duration = Duration::from_secs(2);
 
 /// Contents of a file that a commit tries to name while somebody goes on writing and closing it.
@@ -66,13 +67,16 @@ impl Output {
         self.daemon.upload_turn(bytes).await
     }
 
-    /// The blob of the file's content now: the one there is, or a new one. The caller must hold an upload permit.
+    /// The blob of the file's content now: the one there is, or a new one. The caller must hold an
+    /// upload permit.
     async fn stored(&self, ino: Ino, path: &str) -> std::result::Result<ContentBlob, Refusal> {
         let (generation, cell, former) = {
             let mut table = self.lock();
             let missing = |_| Refusal::Missing(path.to_owned());
             let file = table.file_mut(ino).map_err(missing)?;
-            if let Some(reference) = file.reference.as_ref().filter(|reference| reference.is_whole()) {
+            if let Some(reference) =
+                file.reference.as_ref().filter(|reference| reference.is_whole())
+            {
                 return Ok(ContentBlob::OfAnAncestor(FileEntry::clone(&reference.entry)));
             }
             match &file.stored {
@@ -104,8 +108,13 @@ impl Output {
         Err(Refusal::StillOpen(path.to_owned()))
     }
 
-    /// The blob of the file's content now, which no later content removes: an event is about to name it.
-    async fn stored_for_an_event(&self, ino: Ino, path: &str) -> std::result::Result<FileEntry, Refusal> {
+    /// The blob of the file's content now, which no later content removes: an event is about to
+    /// name it.
+    async fn stored_for_an_event(
+        &self,
+        ino: Ino,
+        path: &str,
+    ) -> std::result::Result<FileEntry, Refusal> {
         for _ in 0..NAMING_TRIES {
             let stored = {
                 let _turn = self.upload_turn(ino).await;
@@ -125,16 +134,20 @@ impl Output {
         if let Some((_, errno)) = self.lock().file(ino).ok().and_then(|file| file.failed) {
             return Err(Refusal::NotWhole { path: path.to_owned(), source: errno.into() });
         }
-        let unreadable = |errno: Errno| Refusal::Unreadable { path: path.to_owned(), source: errno.into() };
+        let unreadable =
+            |errno: Errno| Refusal::Unreadable { path: path.to_owned(), source: errno.into() };
         // An event that names it is refused; of a file that none names, nobody has read anything.
         let owned = self.own_all(ino).await;
-        owned.map_err(|error| Refusal::Unreadable { path: path.to_owned(), source: error.into() })?;
+        owned
+            .map_err(|error| Refusal::Unreadable { path: path.to_owned(), source: error.into() })?;
         let written = self.lock().file_mut(ino).ok().and_then(|file| {
             let (summer, upload) = file.in_order.as_mut()?.take_upload();
             Some((file.generation, summer, upload))
         });
         let (written, followed) = match written {
-            Some((generation, summer, upload)) => (Some((generation, summer)), self.followed(upload).await),
+            Some((generation, summer, upload)) => {
+                (Some((generation, summer)), self.followed(upload).await)
+            }
             None => (None, None),
         };
         let stored = match followed {
@@ -195,7 +208,9 @@ impl Output {
                 let table = self.lock();
                 let file = table.file(ino).ok().filter(|file| file.writers.is_empty());
                 file.and_then(|file| file.stored.as_ref().filter(|(at, _)| *at == file.generation))
-                    .is_some_and(|(_, cell)| cell.get().is_some_and(|stored| stored.key == entry.key))
+                    .is_some_and(|(_, cell)| {
+                        cell.get().is_some_and(|stored| stored.key == entry.key)
+                    })
             };
             let file = if unchanged { self.read_only(ino).ok() } else { None };
             self.daemon.cache.settled(&entry, file.as_ref());
@@ -212,7 +227,9 @@ impl Output {
                 "{path:?} is a directory; name its files, or {:?} for all of them",
                 format!("{path}/")
             ))),
-            Err(_) => Err(Refusal::Invalid(format!("{path:?} is a pipe or a socket; it has no content"))),
+            Err(_) => {
+                Err(Refusal::Invalid(format!("{path:?} is a pipe or a socket; it has no content")))
+            }
         }
     }
 
@@ -276,7 +293,8 @@ impl Output {
                 below.empty.push(path);
                 continue;
             }
-            // The first name is taken last from the stack. A job that is tried again names the same in the same order.
+            // The first name is taken last from the stack. A job that is tried again names the same
+            // in the same order.
             entries.sort_unstable_by(|a, b| b.0.cmp(a.0));
             for (name, child) in entries {
                 let Some(name) = name.to_str() else {
@@ -291,8 +309,8 @@ impl Output {
         Ok(Some(below))
     }
 
-    /// Waits until no handle can write the file any more. One that nobody closed yet is an error at once; one
-    /// that was closed has its RELEASE on the way.
+    /// Waits until no handle can write the file any more. One that nobody closed yet is an error at
+    /// once; one that was closed has its RELEASE on the way.
     pub(super) async fn closed(&self, ino: Ino, path: &str) -> std::result::Result<(), Refusal> {
         let deadline = tokio::time::Instant::now() + RELEASE_WAIT;
         loop {
@@ -324,7 +342,13 @@ impl Staging for Output {
         self.offer(ino, &stored);
         let attr = self.getattr(ino).map_err(|_| Refusal::Missing(path.to_owned()))?;
         let (mtime, mtime_nanos) = ion_model::clock::millis_and_nanos(attr.mtime);
-        Ok(FileEntry { name: path.to_owned(), mtime, mtime_nanos, mode: u32::from(attr.perm), ..stored })
+        Ok(FileEntry {
+            name: path.to_owned(),
+            mtime,
+            mtime_nanos,
+            mode: u32::from(attr.perm),
+            ..stored
+        })
     }
 
     fn has(&self, path: &str) -> bool {
@@ -347,6 +371,9 @@ impl Staging for Output {
         let origin = self.committer.origin();
         // Attempt and a number: written once, also when a later attempt makes the same file again.
         let generation = self.blobs_made.fetch_add(1, Ordering::Relaxed);
-        format!("{}/{}/{}.{generation}/{path}", origin.parent.correlation_id, origin.job_id, origin.attempt)
+        format!(
+            "{}/{}/{}.{generation}/{path}",
+            origin.parent.correlation_id, origin.job_id, origin.attempt
+        )
     }
 }

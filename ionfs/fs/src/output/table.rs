@@ -1,7 +1,7 @@
 //! The names below `out/`: which inode stands where, and what is known of each file.
 //!
-//! The staged tree changes only through this filesystem, so the table is the truth and the staging folder its
-//! image: no lookup asks the disk, and a path is made by walking up.
+//! The staged tree changes only through this filesystem, so the table is the truth and the staging
+//! folder its image: no lookup asks the disk, and a path is made by walking up.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
@@ -27,8 +27,9 @@ pub(crate) const DATA: Ino = STAGED + 1;
 /// `out/events`
 pub(crate) const EVENTS: Ino = STAGED + 2;
 
-/// Files without a name whose content one job lets be held for who has looked them up and not opened them yet. The kernel
-/// forgets them within a moment; of more than these it hears that they are gone, as on a disk that was faster.
+/// Files without a name whose content one job lets be held for who has looked them up and not
+/// opened them yet. The kernel forgets them within a moment; of more than these it hears that they
+/// are gone, as on a disk that was faster.
 const HELD_UNNAMED_MAX: usize = 256;
 
 /// Inodes that every tree begins with.
@@ -50,18 +51,20 @@ pub(super) struct FileNode {
     pub(super) reference: Option<Reference>,
     /// Bytes it counts against the job's limit.
     pub(super) charged: u64,
-    /// Where a write failed, and with what: until somebody writes there again, it is not what its writer meant.
+    /// Where a write failed, and with what: until somebody writes there again, it is not what its
+    /// writer meant.
     pub(super) failed: Option<(u64, Errno)>,
     /// If each byte was written once and in order; none otherwise, or while one is being written.
     pub(super) in_order: Option<InOrder>,
     pub(super) stored: Option<(u64, Stored)>,
     /// A background upload waits for its turn.
     pub(super) upload_waits: bool,
-    /// The attributes it had before the daemon brought bytes of its blob into the staged file. They are shown until
-    /// somebody else changes it: filling a reference is no change that a module made.
+    /// The attributes it had before the daemon brought bytes of its blob into the staged file. They
+    /// are shown until somebody else changes it: filling a reference is no change that a module
+    /// made.
     pub(super) shown: Option<Box<Stat>>,
-    /// The file of `in/` that this is a hard link of, and the generation it was then. It shows that inode's number while
-    /// their content is the same.
+    /// The file of `in/` that this is a hard link of, and the generation it was then. It shows that
+    /// inode's number while their content is the same.
     pub(super) linked_to: Option<(Ino, u64)>,
     /// Of files in `out/events` and of `insights.json`.
     pub(super) event: Option<Box<EventState>>,
@@ -97,18 +100,21 @@ pub(super) struct Orphan {
 pub(super) enum Remains {
     /// An open file.
     Open(Arc<Pinned>),
-    /// A file that the kernel knows and that nobody has open: somebody who looked its name up may be about to.
+    /// A file that the kernel knows and that nobody has open: somebody who looked its name up may
+    /// be about to.
     Known(Arc<Pinned>),
     /// Its attributes at the end: of a directory that somebody stands in, of a pipe.
     Seen(Box<Stat>),
 }
 
-/// The place of `.` in every listing, of `..`, and of the first name. A listing goes on behind a place, so 0 is its start.
+/// The place of `.` in every listing, of `..`, and of the first name. A listing goes on behind a
+/// place, so 0 is its start.
 pub(crate) const DOT: u64 = 1;
 pub(crate) const DOT_DOT: u64 = 2;
 
-/// A directory's names. Each has a place in the listing, given once and never again: a listing that goes on behind a
-/// place neither repeats nor misses a name that stood all the time, whatever comes and goes meanwhile.
+/// A directory's names. Each has a place in the listing, given once and never again: a listing that
+/// goes on behind a place neither repeats nor misses a name that stood all the time, whatever comes
+/// and goes meanwhile.
 #[derive(Debug)]
 pub(super) struct DirectoryNames {
     places: HashMap<Arc<OsStr>, u64>,
@@ -154,11 +160,13 @@ pub(super) struct Node {
     /// Where it stands; none: unlinked. More than one: hard links.
     pub(super) links: Vec<(Ino, Arc<OsStr>)>,
     pub(super) body: Body,
-    /// How many times the kernel was given it and has not forgotten: it may ask for it by number, also without a name.
+    /// How many times the kernel was given it and has not forgotten: it may ask for it by number,
+    /// also without a name.
     pub(super) known: u64,
     /// What can be told of it when its last name is gone.
     pub(super) remains: Option<Remains>,
-    /// Bytes that it counts against the job's limit beside its content: extended attributes, where a link points.
+    /// Bytes that it counts against the job's limit beside its content: extended attributes, where
+    /// a link points.
     attached: u64,
 }
 
@@ -170,8 +178,8 @@ pub(super) struct Table {
     staged_bytes: u64,
     /// Files that are gone, of which something was stored or is being.
     orphans: Vec<Orphan>,
-    /// Inodes without a name that nobody has open. On a disk they would be gone; here the kernel tells a moment later that
-    /// it has forgotten them.
+    /// Inodes without a name that nobody has open. On a disk they would be gone; here the kernel
+    /// tells a moment later that it has forgotten them.
     unused: HashSet<Ino>,
     /// Those of them whose content is held.
     held: HashSet<Ino>,
@@ -190,10 +198,13 @@ impl Table {
             } else {
                 vec![(parent, OsStr::new(name).into())]
             },
-            body: Body::Directory(children.iter().fold(DirectoryNames::default(), |mut all, (name, ino)| {
-                all.insert(OsStr::new(name).into(), *ino);
-                all
-            })),
+            body: Body::Directory(children.iter().fold(
+                DirectoryNames::default(),
+                |mut all, (name, ino)| {
+                    all.insert(OsStr::new(name).into(), *ino);
+                    all
+                },
+            )),
             known: 0,
             remains: None,
             attached: 0,
@@ -271,11 +282,14 @@ impl Table {
     /// The files of one directory.
     pub(super) fn files_in(&self, parent: Ino) -> Vec<(Arc<OsStr>, Ino)> {
         let entries = self.directory(parent).into_iter().flat_map(DirectoryNames::iter);
-        entries.filter(|(_, ino)| self.file(*ino).is_ok()).map(|(name, ino)| (name.clone(), ino)).collect()
+        entries
+            .filter(|(_, ino)| self.file(*ino).is_ok())
+            .map(|(name, ino)| (name.clone(), ino))
+            .collect()
     }
 
-    /// Inodes of the job that count against its limit: those with a name or open. Of others, of which the kernel has yet
-    /// to tell that it has forgotten them, as many again are free.
+    /// Inodes of the job that count against its limit: those with a name or open. Of others, of
+    /// which the kernel has yet to tell that it has forgotten them, as many again are free.
     pub(super) fn made(&self) -> u64 {
         let unused = self.unused.len() as u64;
         (self.nodes.len() as u64).saturating_sub(FIXED + unused).max(unused)
@@ -334,7 +348,12 @@ impl Table {
     }
 
     /// Takes a name away. `remains` is what is left if it was the last.
-    pub(super) fn unlink(&mut self, parent: Ino, name: &OsStr, remains: Option<Remains>) -> Result<()> {
+    pub(super) fn unlink(
+        &mut self,
+        parent: Ino,
+        name: &OsStr,
+        remains: Option<Remains>,
+    ) -> Result<()> {
         let ino = self.directory_mut(parent)?.remove(name).ok_or(Errno::NOENT)?;
         let node = self.node_mut(ino)?;
         node.links.retain(|(at, as_name)| !(*at == parent && **as_name == *name));
@@ -351,8 +370,8 @@ impl Table {
         self.held.len() < HELD_UNNAMED_MAX
     }
 
-    /// Lets go of what is held of files that nobody can name any more, and says whether there was something. On a disk its
-    /// space would be free already.
+    /// Lets go of what is held of files that nobody can name any more, and says whether there was
+    /// something. On a disk its space would be free already.
     pub(super) fn let_go_of_held(&mut self) -> bool {
         let held: Vec<Ino> = self.held.intersection(&self.unused).copied().collect();
         for ino in &held {
@@ -390,8 +409,8 @@ impl Table {
         std::mem::take(&mut self.orphans)
     }
 
-    /// Of an inode without a name that nobody has open only what the kernel may ask for is kept, and nothing once the kernel
-    /// knows it no more.
+    /// Of an inode without a name that nobody has open only what the kernel may ask for is kept,
+    /// and nothing once the kernel knows it no more.
     pub(super) fn look_after_unnamed(&mut self, ino: Ino) {
         let may_hold = self.may_hold_unnamed();
         let Some(node) = self.nodes.get_mut(&ino).filter(|_| ino > EVENTS) else { return };
@@ -443,8 +462,8 @@ impl Table {
         self.nodes.get(&ino).map_or(0, |node| node.attached)
     }
 
-    /// Lets an inode count so many bytes beside its content. False: all together would be more than `most`, and nothing
-    /// changes.
+    /// Lets an inode count so many bytes beside its content. False: all together would be more than
+    /// `most`, and nothing changes.
     pub(super) fn attach(&mut self, ino: Ino, bytes: u64, most: u64) -> bool {
         let Some(node) = self.nodes.get_mut(&ino) else { return true };
         let after = (self.staged_bytes - node.attached).saturating_add(bytes);
@@ -456,7 +475,8 @@ impl Table {
         true
     }
 
-    /// Lets a file count so many bytes from now on. False: all together would be more than `most`, and nothing changes.
+    /// Lets a file count so many bytes from now on. False: all together would be more than `most`,
+    /// and nothing changes.
     pub(super) fn charge(&mut self, ino: Ino, bytes: u64, most: u64) -> bool {
         let total = self.staged_bytes;
         let Ok(file) = self.file_mut(ino) else { return true };

@@ -1,8 +1,8 @@
 //! Extended attributes of what is staged: those of `user.` only, and counted like content.
 //!
-//! `security.` and `trusted.` mean something to the host's kernel, which would obey what a module wrote there. An access
-//! list (`system.posix_acl_*`) would be kept and do nothing, as the kernel asks a FUSE filesystem for none: it is refused, so
-//! that nobody relies on it.
+//! `security.` and `trusted.` mean something to the host's kernel, which would obey what a module
+//! wrote there. An access list (`system.posix_acl_*`) would be kept and do nothing, as the kernel
+//! asks a FUSE filesystem for none: it is refused, so that nobody relies on it.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -19,8 +19,8 @@ fn is_a_users(name: &OsStr) -> bool {
     name.as_bytes().starts_with(b"user.")
 }
 
-/// The answer to a read of an attribute that is not there. EOPNOTSUPP says that this filesystem keeps none of the kind:
-/// `ls -l`, which asks each file for `security.selinux`, then asks no more.
+/// The answer to a read of an attribute that is not there. EOPNOTSUPP says that this filesystem
+/// keeps none of the kind: `ls -l`, which asks each file for `security.selinux`, then asks no more.
 pub(crate) fn no_attribute(name: &OsStr) -> Errno {
     if is_a_users(name) { Errno::NODATA } else { Errno::OPNOTSUPP }
 }
@@ -38,7 +38,8 @@ impl Output {
         self.pinned(ino)?.xattr(name)
     }
 
-    /// Sets an extended attribute: EOPNOTSUPP for one that is no user's, EDQUOT over the job's limit of bytes.
+    /// Sets an extended attribute: EOPNOTSUPP for one that is no user's, EDQUOT over the job's
+    /// limit of bytes.
     pub fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
         if !is_a_users(name) {
             return Err(Errno::OPNOTSUPP);
@@ -49,7 +50,8 @@ impl Output {
         let before = pinned.xattr(name).map_or(0, |value| counts(value.len()));
         let attached = table.attached(ino).saturating_sub(before) + counts(value.len());
         self.attach(&mut table, ino, attached)?;
-        let set = pinned.set_xattr(name, value, XattrFlags::from_bits_retain(flags.cast_unsigned()));
+        let set =
+            pinned.set_xattr(name, value, XattrFlags::from_bits_retain(flags.cast_unsigned()));
         match set {
             Ok(()) => table.is_changed(ino),
             Err(_) => {
@@ -63,7 +65,8 @@ impl Output {
     /// The names of the extended attributes, each ended by a zero byte.
     pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
         let names = self.pinned(ino)?.xattrs()?;
-        let users = names.split_inclusive(|byte| *byte == 0).filter(|name| name.starts_with(b"user."));
+        let users =
+            names.split_inclusive(|byte| *byte == 0).filter(|name| name.starts_with(b"user."));
         Ok(users.flatten().copied().collect())
     }
 

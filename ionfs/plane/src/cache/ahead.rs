@@ -1,19 +1,20 @@
 //! What a reader will want next.
 //!
-//! A file is read in streams: one for most programs, several where threads share a handle or a format keeps an index at
-//! its end. Each stream that goes on gets a window ahead of it that doubles; what jumps about gets nothing but the
-//! blocks it asks for.
+//! A file is read in streams: one for most programs, several where threads share a handle or a
+//! format keeps an index at its end. Each stream that goes on gets a window ahead of it that
+//! doubles; what jumps about gets nothing but the blocks it asks for.
 
 use std::ops::Range;
 
 /// Streams told apart in one open file.
 const STREAMS_MAX: usize = 8;
 
-/// Bytes by which a read may miss the end of the one before, either way, and still go on with it: the kernel's own
-/// read-ahead sends requests side by side, and they arrive in any order.
+/// Bytes by which a read may miss the end of the one before, either way, and still go on with it:
+/// the kernel's own read-ahead sends requests side by side, and they arrive in any order.
 const SLACK: u64 = 2 << 20;
 
-/// Bytes that a file's first read has fetched in all. Larger delays a program that looks only at a header.
+/// Bytes that a file's first read has fetched in all. Larger delays a program that looks only at a
+/// header.
 const WINDOW_FIRST: u64 = 1 << 20;
 
 /// Bytes that are under way ahead of a stream at most: what a link of 10 Gbit/s holds in 25 ms.
@@ -37,7 +38,8 @@ struct Stream {
 }
 
 impl ReadAhead {
-    /// Bytes that should be under way besides the read from `start` to `end`; none for a read that follows no other.
+    /// Bytes that should be under way besides the read from `start` to `end`; none for a read that
+    /// follows no other.
     pub(super) fn after(&mut self, start: u64, end: u64) -> Option<Range<u64>> {
         self.clock += 1;
         let used = self.clock;
@@ -88,9 +90,16 @@ mod tests {
             }
         }
         assert_eq!(asked[0], MIB, "a header costs a megabyte");
-        assert!(asked.windows(2).all(|pair| pair[1] >= pair[0] || pair[1] > WINDOW_MAX / 2), "{asked:?}");
+        assert!(
+            asked.windows(2).all(|pair| pair[1] >= pair[0] || pair[1] > WINDOW_MAX / 2),
+            "{asked:?}"
+        );
         assert!(*asked.iter().max().unwrap_or(&0) <= WINDOW_MAX + MIB, "{asked:?}");
-        assert!(asked.len() < 40, "windows are asked for in pieces worth a request: {}", asked.len());
+        assert!(
+            asked.len() < 40,
+            "windows are asked for in pieces worth a request: {}",
+            asked.len()
+        );
     }
 
     #[test]

@@ -21,14 +21,15 @@ use super::buffer::Buffer;
 use super::memory::{Block, Room};
 use super::{CacheError, Shared, disk};
 
-/// Tries of one fetch before its readers get EIO; the wait between them doubles from [`RETRY_WAIT`].
+/// Tries of one fetch before its readers get EIO; the wait between them doubles from
+/// [`RETRY_WAIT`].
 const TRIES: u32 = 4;
 
 /// The wait before the second try. Shorter hammers a store that is starting again.
 const RETRY_WAIT: Duration = Duration::from_millis(100);
 
-/// Bytes of one request to a store. Larger ones need more time before they can be shared out over connections; smaller
-/// ones pay a round trip more often.
+/// Bytes of one request to a store. Larger ones need more time before they can be shared out over
+/// connections; smaller ones pay a round trip more often.
 const RUN_BYTES: u64 = 8 << 20;
 
 /// Bytes read from the disk in one go.
@@ -41,7 +42,8 @@ pub(super) enum Place {
     Store,
     /// In the node's cache folder.
     Node,
-    /// It is the staged file of a job that still runs and may write to it: good for its blocks as long as they match.
+    /// It is the staged file of a job that still runs and may write to it: good for its blocks as
+    /// long as they match.
     Producer,
 }
 
@@ -147,9 +149,11 @@ impl CachedBlob {
             && self.entry.size == entry.size
     }
 
-    /// The file to read without asking further: every block was compared, and nobody can write to it.
+    /// The file to read without asking further: every block was compared, and nobody can write to
+    /// it.
     pub fn whole(&self) -> Option<&File> {
-        (self.sound.count() == self.blocks && self.settled.load(Ordering::Acquire)).then_some(&self.file)
+        (self.sound.count() == self.blocks && self.settled.load(Ordering::Acquire))
+            .then_some(&self.file)
     }
 
     /// The file is in the cache folder now, as its producer left it.
@@ -157,11 +161,16 @@ impl CachedBlob {
         self.settled.store(true, Ordering::Release);
     }
 
-    /// Up to `length` bytes from `offset`; fewer only at the end. Brings the blocks it needs and no more.
+    /// Up to `length` bytes from `offset`; fewer only at the end. Brings the blocks it needs and no
+    /// more.
     ///
     /// # Errors
     /// What kept the first of them away; it has been logged.
-    pub async fn read(self: &Arc<Self>, offset: u64, length: u64) -> Result<Bytes, Arc<CacheError>> {
+    pub async fn read(
+        self: &Arc<Self>,
+        offset: u64,
+        length: u64,
+    ) -> Result<Bytes, Arc<CacheError>> {
         let end = offset.saturating_add(length).min(self.entry.size);
         if offset >= end {
             return Ok(Bytes::new());
@@ -169,11 +178,14 @@ impl CachedBlob {
         let (first, last) = (offset / self.block, (end - 1) / self.block);
         let part = |index: u64, bytes: &Bytes| {
             let start = index * self.block;
-            let at = |position: u64| usize::try_from(position.saturating_sub(start)).unwrap_or(usize::MAX);
+            let at = |position: u64| {
+                usize::try_from(position.saturating_sub(start)).unwrap_or(usize::MAX)
+            };
             bytes.slice(at(offset).min(bytes.len())..at(end).min(bytes.len()))
         };
         // Bytes of a block that this read is about.
-        let asked = |index: u64| ((index + 1) * self.block).min(end) - (index * self.block).max(offset);
+        let asked =
+            |index: u64| ((index + 1) * self.block).min(end) - (index * self.block).max(offset);
         if first == last {
             return Ok(part(first, &self.block(first, asked(first)).await?.bytes));
         }
@@ -185,7 +197,8 @@ impl CachedBlob {
         Ok(all.freeze())
     }
 
-    /// Brings the blocks that the bytes of `range` touch if there is room in memory, without waiting for them.
+    /// Brings the blocks that the bytes of `range` touch if there is room in memory, without
+    /// waiting for them.
     fn prefetch(self: &Arc<Self>, range: Range<u64>) {
         let end = range.end.min(self.entry.size);
         if range.start < end {
@@ -201,7 +214,11 @@ impl CachedBlob {
     }
 
     /// A block for a reader who asked for so many bytes of it.
-    async fn block(self: &Arc<Self>, index: u64, asked: u64) -> Result<Arc<Block>, Arc<CacheError>> {
+    async fn block(
+        self: &Arc<Self>,
+        index: u64,
+        asked: u64,
+    ) -> Result<Arc<Block>, Arc<CacheError>> {
         let metrics = &self.shared.metrics;
         let mut waited = false;
         loop {
@@ -219,7 +236,8 @@ impl CachedBlob {
             let coming = coming.or_else(|| self.bring(index..index + 1, true));
             // None: it has come in between.
             let Some(mut coming) = coming else { continue };
-            // An error: whoever brought it ahead of time had no room; it is asked for in earnest now.
+            // An error: whoever brought it ahead of time had no room; it is asked for in earnest
+            // now.
             if let Ok(landed) = coming.wait_for(Option::is_some).await
                 && let Some(landed) = landed.clone()
             {
@@ -234,8 +252,8 @@ impl CachedBlob {
         self.coming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has every block of `run` brought that is neither in memory nor on its way: one fetch however many wait for it.
-    /// Gives what becomes of the last of them.
+    /// Has every block of `run` brought that is neither in memory nor on its way: one fetch however
+    /// many wait for it. Gives what becomes of the last of them.
     fn bring(self: &Arc<Self>, run: Range<u64>, wanted: bool) -> Option<watch::Receiver<Landed>> {
         let mut requests: Vec<(bool, Waiting)> = Vec::new();
         let mut last = None;
@@ -295,7 +313,11 @@ impl CachedBlob {
 
     async fn room(&self, index: u64, wanted: bool) -> Option<Room> {
         let bytes = self.length_of(index);
-        if wanted { Some(self.shared.memory.room(bytes).await) } else { self.shared.memory.try_room(bytes) }
+        if wanted {
+            Some(self.shared.memory.room(bytes).await)
+        } else {
+            self.shared.memory.try_room(bytes)
+        }
     }
 
     /// Reads blocks of the local file, until the first of those left is not what it should be.
@@ -313,7 +335,9 @@ impl CachedBlob {
             let error = match read.await {
                 Ok((true, bytes)) => {
                     let counter = match self.place {
-                        Place::Store if !self.sound.has(index) => &self.shared.metrics.bytes_fetched,
+                        Place::Store if !self.sound.has(index) => {
+                            &self.shared.metrics.bytes_fetched
+                        }
                         _ => &self.shared.metrics.bytes_cached,
                     };
                     counter.add(bytes.len() as u64);
@@ -339,7 +363,8 @@ impl CachedBlob {
         Found::All
     }
 
-    /// Fetches blocks from the store in one request, and what is left of them again if it breaks off.
+    /// Fetches blocks from the store in one request, and what is left of them again if it breaks
+    /// off.
     async fn from_store(self: &Arc<Self>, waiting: &mut Waiting, wanted: bool) {
         let mut wait = RETRY_WAIT;
         for tries in 1.. {
@@ -361,8 +386,14 @@ impl CachedBlob {
         }
     }
 
-    async fn fetch(self: &Arc<Self>, waiting: &mut Waiting, wanted: bool) -> Result<(), CacheError> {
-        let (Some((first, _)), Some((last, _))) = (waiting.front(), waiting.back()) else { return Ok(()) };
+    async fn fetch(
+        self: &Arc<Self>,
+        waiting: &mut Waiting,
+        wanted: bool,
+    ) -> Result<(), CacheError> {
+        let (Some((first, _)), Some((last, _))) = (waiting.front(), waiting.back()) else {
+            return Ok(());
+        };
         let range = first * self.block..(last * self.block + self.length_of(*last));
         let from_store = |source| CacheError::Store { key: self.entry.key.clone(), source };
         let _slot = self.shared.fetches.acquire().await;

@@ -1,14 +1,16 @@
-//! Memory for blocks, used again and again: a page that the system has to find and clear first costs more than all that
-//! is done with its bytes.
+//! Memory for blocks, used again and again: a page that the system has to find and clear first
+//! costs more than all that is done with its bytes.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-/// What the bytes of a buffer are aligned to: the largest sector of a disk, as writing past the page cache wants it.
+/// What the bytes of a buffer are aligned to: the largest sector of a disk, as writing past the
+/// page cache wants it.
 pub(super) const ALIGNMENT: usize = 4096;
 
-/// Buffers kept that nobody uses. Blocks come and go one for one, so few are ever spare but when a blob is let go.
+/// Buffers kept that nobody uses. Blocks come and go one for one, so few are ever spare but when a
+/// blob is let go.
 const SPARE_MAX: usize = 8;
 
 /// Buffers of `size` bytes.
@@ -18,7 +20,8 @@ pub(super) struct Buffers {
     spare: Mutex<Vec<Vec<u8>>>,
 }
 
-/// Bytes to be filled, then shared. Its memory goes back to where it came from when the last reader is done.
+/// Bytes to be filled, then shared. Its memory goes back to where it came from when the last reader
+/// is done.
 #[derive(Debug)]
 pub(super) struct Buffer {
     home: Arc<Buffers>,

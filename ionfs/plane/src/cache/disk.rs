@@ -1,18 +1,20 @@
-//! The node's cache folder: one sparse file for each blob, shared by all daemons of the node and kept when they end.
+//! The node's cache folder: one sparse file for each blob, shared by all daemons of the node and
+//! kept when they end.
 //!
-//! A blob never changes, so the files need no coherence. Nothing is noted beside them and nothing in them is trusted: a
-//! block is there if the file has bytes where it belongs, and is compared with its checksum when it is read. What a
-//! killed daemon left half-written is fetched again.
+//! A blob never changes, so the files need no coherence. Nothing is noted beside them and nothing
+//! in them is trusted: a block is there if the file has bytes where it belongs, and is compared
+//! with its checksum when it is read. What a killed daemon left half-written is fetched again.
 //!
 //! # What goes when it is full
-//! Blobs nobody has open. Those opened once go first, oldest first, while they hold more than a tenth of the room; a run
-//! over much data that is read once leaves alone what is read again and again. Where nothing may go, new blocks are not
-//! kept: reads go on from memory.
+//! Blobs nobody has open. Those opened once go first, oldest first, while they hold more than a
+//! tenth of the room; a run over much data that is read once leaves alone what is read again and
+//! again. Where nothing may go, new blocks are not kept: reads go on from memory.
 //!
 //! # How blocks are written
-//! Past the page cache, as long as the disk keeps up: most blocks are read once, from memory, and a page for each of their
-//! bytes would cost more than all else that is done with them. A disk that is slower than the store gets some of them
-//! through the page cache, which takes what it can: reads never wait for either.
+//! Past the page cache, as long as the disk keeps up: most blocks are read once, from memory, and a
+//! page for each of their bytes would cost more than all else that is done with them. A disk that
+//! is slower than the store gets some of them through the page cache, which takes what it can:
+//! reads never wait for either.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -30,11 +32,13 @@ use uuid::Uuid;
 
 use super::buffer::ALIGNMENT;
 
-/// The share of the room that blobs opened once may hold before those opened again make way: one in so many.
+/// The share of the room that blobs opened once may hold before those opened again make way: one in
+/// so many.
 const ONCE_SHARE: u64 = 10;
 
-/// Writes past the page cache under way at a time. Each holds a block of the memory's budget; a disk of 2 GB/s needs half
-/// a millisecond for it, and fewer were too few beside a store on the same processors.
+/// Writes past the page cache under way at a time. Each holds a block of the memory's budget; a
+/// disk of 2 GB/s needs half a millisecond for it, and fewer were too few beside a store on the
+/// same processors.
 const DIRECT_MAX: usize = 32;
 
 /// Bytes from which a write goes past the page cache: smaller ones are mostly waiting for the disk.
@@ -67,8 +71,8 @@ impl Disk {
         disk
     }
 
-    /// The name of a blob's file. Another document may name the same key with other sums only if one of them lies; each
-    /// is held to its own.
+    /// The name of a blob's file. Another document may name the same key with other sums only if
+    /// one of them lies; each is held to its own.
     pub(super) fn name(entry: &FileEntry) -> String {
         let sums = serde_json::to_vec(&entry.checksums).unwrap_or_default();
         let key = Uuid::new_v5(&Uuid::NAMESPACE_OID, entry.key.as_bytes());
@@ -78,19 +82,29 @@ impl Disk {
     /// The blob's file, made if it is not there.
     pub(super) fn open(&self, name: &str, size: u64) -> io::Result<File> {
         let path = self.directory.join(name);
-        let file =
-            File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)?;
         if file.metadata()?.len() != size {
             file.set_len(size)?;
         }
         // When it was last of use; what a reader changes otherwise is only holes.
         let _ = file.set_modified(SystemTime::now());
-        *self.opens.lock().unwrap_or_else(PoisonError::into_inner).entry(name.to_owned()).or_default() += 1;
+        *self
+            .opens
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(name.to_owned())
+            .or_default() += 1;
         Ok(file)
     }
 
-    /// Gives a file that holds the whole blob its place. The file must have a name on the same disk, and nobody may
-    /// write to it any more.
+    /// Gives a file that holds the whole blob its place. The file must have a name on the same
+    /// disk, and nobody may write to it any more.
     pub(super) fn adopt(&self, name: &str, file: &File) -> io::Result<()> {
         let from = format!("/proc/self/fd/{}", file.as_raw_fd());
         let to = self.directory.join(name);
@@ -109,7 +123,9 @@ impl Disk {
 
     /// Whether another block may be kept; it counts from now on.
     pub(super) fn may_keep(&self, bytes: u64) -> bool {
-        if self.full.load(Ordering::Relaxed) || self.used.load(Ordering::Relaxed) + bytes > self.most {
+        if self.full.load(Ordering::Relaxed)
+            || self.used.load(Ordering::Relaxed) + bytes > self.most
+        {
             return false;
         }
         self.used.fetch_add(bytes, Ordering::Relaxed);
@@ -123,7 +139,8 @@ impl Disk {
             && at.is_multiple_of(ALIGNMENT as u64);
         if aligned && bytes.len() >= DIRECT_BYTES {
             let under_way = self.direct.fetch_add(1, Ordering::Relaxed);
-            let written = (under_way < DIRECT_MAX).then(|| past_page_cache(file)?.write_all_at(bytes, at));
+            let written =
+                (under_way < DIRECT_MAX).then(|| past_page_cache(file)?.write_all_at(bytes, at));
             self.direct.fetch_sub(1, Ordering::Relaxed);
             // EINVAL: this file system has no such way.
             if let Some(written) = written.filter(|written| !is_invalid(written)) {
@@ -152,7 +169,8 @@ impl Disk {
         let mut once: u64 = files.iter().filter(|file| !again(file)).map(|file| file.bytes).sum();
         let mut idle: Vec<&Kept> = files.iter().filter(|file| !open.contains(&file.name)).collect();
         idle.sort_by_key(|file| file.used);
-        let (firsts, seconds): (Vec<&Kept>, Vec<&Kept>) = idle.into_iter().partition(|file| !again(file));
+        let (firsts, seconds): (Vec<&Kept>, Vec<&Kept>) =
+            idle.into_iter().partition(|file| !again(file));
         let goal = self.most - self.most / 10;
         let mut gone = HashSet::new();
         let remove = |file: &Kept, used: &mut u64| {
@@ -176,7 +194,10 @@ impl Disk {
                 remove(file, &mut used);
             }
         }
-        self.opens.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| !gone.contains(name));
+        self.opens
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|name, _| !gone.contains(name));
         self.used.store(used, Ordering::Relaxed);
         self.full.store(false, Ordering::Relaxed);
     }
@@ -193,7 +214,8 @@ impl Disk {
     }
 }
 
-/// The same file once more. Opening it takes a hundredth of what the write takes, and no blob holds two descriptors.
+/// The same file once more. Opening it takes a hundredth of what the write takes, and no blob holds
+/// two descriptors.
 fn past_page_cache(file: &File) -> io::Result<File> {
     File::options()
         .write(true)
@@ -279,7 +301,12 @@ mod tests {
             let used: u64 = disk.files().iter().map(|file| file.bytes).sum();
             assert!(used <= 20 * BLOB, "{used}");
         }
-        assert!(has(&disk, "often") && has(&disk, "seldom") && has(&disk, "open") && !has(&disk, "scan-0"));
+        assert!(
+            has(&disk, "often")
+                && has(&disk, "seldom")
+                && has(&disk, "open")
+                && !has(&disk, "scan-0")
+        );
         // Kept for the next daemon, which counts what is there.
         let again = Disk::new(folder.path().to_owned(), BLOB);
         assert!(!again.may_keep(1), "and keeps nothing more than it may");
@@ -304,7 +331,9 @@ mod tests {
         }
         let read = std::fs::read(folder.path().join("blob")).expect("it is there");
         assert_eq!(read.len() as u64, 3 * block + tail);
-        assert!(read.iter().enumerate().all(|(at, byte)| u64::from(*byte) == at as u64 / block + 1));
+        assert!(
+            read.iter().enumerate().all(|(at, byte)| u64::from(*byte) == at as u64 / block + 1)
+        );
         assert_eq!(disk.direct.load(Ordering::Relaxed), 0);
     }
 
@@ -313,7 +342,8 @@ mod tests {
         let file = tempfile::tempfile().expect("a file");
         file.set_len(5 * BLOB + 10).expect("room");
         for at in [BLOB, 2 * BLOB, 5 * BLOB] {
-            file.write_all_at(&vec![0; if at == 5 * BLOB { 10 } else { BLOB as usize }], at).expect("room");
+            file.write_all_at(&vec![0; if at == 5 * BLOB { 10 } else { BLOB as usize }], at)
+                .expect("room");
         }
         let mut found = Vec::new();
         blocks_in(&file, 5 * BLOB + 10, BLOB, |index| found.push(index));

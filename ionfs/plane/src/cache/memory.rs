@@ -1,8 +1,10 @@
-//! One budget for all bytes of blobs in memory: blocks on their way from a store or the disk, and those just read.
+//! One budget for all bytes of blobs in memory: blocks on their way from a store or the disk, and
+//! those just read.
 //!
-//! Whoever wants to fill a block first takes room for it. Where there is none, blocks that were read are let go, the longest
-//! unread first; then, for what somebody waits for, those that were brought ahead; if all are in use it waits. So the
-//! daemon's memory does not grow with the files that are open.
+//! Whoever wants to fill a block first takes room for it. Where there is none, blocks that were
+//! read are let go, the longest unread first; then, for what somebody waits for, those that were
+//! brought ahead; if all are in use it waits. So the daemon's memory does not grow with the files
+//! that are open.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -88,7 +90,8 @@ impl Held {
 
 impl Memory {
     pub(super) fn new(bytes: u64) -> Self {
-        let permits = usize::try_from(bytes / GRAIN).unwrap_or(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
+        let permits =
+            usize::try_from(bytes / GRAIN).unwrap_or(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
         let most = permits as u64 * GRAIN;
         Self {
             room: Arc::new(Semaphore::new(permits)),
@@ -112,7 +115,8 @@ impl Memory {
         u32::try_from(bytes.min(self.most).div_ceil(GRAIN)).unwrap_or(u32::MAX)
     }
 
-    /// Room for `bytes` if there is some without waiting: for what nobody has asked for yet. What was read makes way for it.
+    /// Room for `bytes` if there is some without waiting: for what nobody has asked for yet. What
+    /// was read makes way for it.
     pub(super) fn try_room(&self, bytes: u64) -> Option<Room> {
         let mut freed = 0;
         loop {
@@ -173,7 +177,8 @@ impl Memory {
     /// Lets go of all blocks of a blob.
     pub(super) fn drop_blob(&self, blob: u64) {
         let mut held = self.lock();
-        let ids: Vec<BlockId> = held.blocks.keys().filter(|(one, _)| *one == blob).copied().collect();
+        let ids: Vec<BlockId> =
+            held.blocks.keys().filter(|(one, _)| *one == blob).copied().collect();
         for id in ids {
             held.remove(id);
         }

@@ -36,7 +36,11 @@ impl Wire {
 
 #[async_trait]
 impl Blobs for Wire {
-    async fn put(&self, key: &str, body: BoxStream<'_, io::Result<Bytes>>) -> Result<u64, StoreError> {
+    async fn put(
+        &self,
+        key: &str,
+        body: BoxStream<'_, io::Result<Bytes>>,
+    ) -> Result<u64, StoreError> {
         self.store.put(key, body).await
     }
 
@@ -60,9 +64,14 @@ impl Blobs for Wire {
         if breaks {
             all.truncate(BLOCK as usize * 3 / 2);
         }
-        let pieces: Vec<_> = all.chunks(77_777).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+        let pieces: Vec<_> =
+            all.chunks(77_777).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
         let end = breaks.then(|| {
-            Err(StoreError::Unavailable { store: "wire".into(), what: "cut".into(), source: "cut".into() })
+            Err(StoreError::Unavailable {
+                store: "wire".into(),
+                what: "cut".into(),
+                source: "cut".into(),
+            })
         });
         Ok(futures_util::stream::iter(pieces.into_iter().chain(end)).boxed())
     }
@@ -71,7 +80,10 @@ impl Blobs for Wire {
         self.store.size(key).await
     }
 
-    async fn list(&self, prefix: &str) -> Result<BoxStream<'_, Result<BlobInfo, StoreError>>, StoreError> {
+    async fn list(
+        &self,
+        prefix: &str,
+    ) -> Result<BoxStream<'_, Result<BlobInfo, StoreError>>, StoreError> {
         self.store.list(prefix).await
     }
 
@@ -122,7 +134,8 @@ impl Bench {
 
     async fn stored(&self, key: &str, bytes: &[u8]) -> FileEntry {
         let stored =
-            store_bytes(&*self.wire, key.to_owned(), key.to_owned(), Bytes::copy_from_slice(bytes)).await;
+            store_bytes(&*self.wire, key.to_owned(), key.to_owned(), Bytes::copy_from_slice(bytes))
+                .await;
         stored.expect("memory takes it")
     }
 
@@ -240,7 +253,11 @@ async fn a_request_that_breaks_off_goes_on_where_it_was() {
     bench.wire.breaks.store(2, Ordering::SeqCst);
     let cache = bench.cache(CacheLimits::default());
     assert!(read(&cache, &entry, 4 << 20).await == bytes);
-    assert_eq!(bench.metrics.bytes_fetched.get(), entry.size, "what had come was not fetched again");
+    assert_eq!(
+        bench.metrics.bytes_fetched.get(),
+        entry.size,
+        "what had come was not fetched again"
+    );
     bench.wire.breaks.store(u64::MAX, Ordering::SeqCst);
     let entry = bench.stored("b", &bytes).await;
     let error = cache.open(&entry).expect("open").read(0, 1).await;
@@ -268,7 +285,9 @@ async fn the_memory_budget_holds_however_many_files_are_open() {
         let entry = bench.stored(&format!("f{file}"), &bytes).await;
         for piece in [128 << 10, 3 << 20] {
             let (cache, entry, bytes) = (cache.clone(), entry.clone(), bytes.clone());
-            reads.push(tokio::spawn(async move { assert!(read(&cache, &entry, piece).await == bytes) }));
+            reads.push(tokio::spawn(
+                async move { assert!(read(&cache, &entry, piece).await == bytes) },
+            ));
         }
     }
     for read in reads {
@@ -282,7 +301,9 @@ async fn the_memory_budget_holds_however_many_files_are_open() {
     let on_disk: u64 = std::fs::read_dir(bench.folder.path())
         .expect("there")
         .map(|file| {
-            std::os::unix::fs::MetadataExt::blocks(&file.expect("a file").metadata().expect("of it")) * 512
+            std::os::unix::fs::MetadataExt::blocks(
+                &file.expect("a file").metadata().expect("of it"),
+            ) * 512
         })
         .sum();
     assert!(on_disk <= 31 * BLOCK, "{on_disk}");

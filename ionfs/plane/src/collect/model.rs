@@ -1,10 +1,11 @@
-//! Explores `gc` beside attempts that store blobs, commit and end: it lists blobs, reads which jobs are active, reads the
-//! documents page by page in the order of their times, and removes what none of them names, in separate steps with anything in
-//! between. The hosts' clocks differ and step, so a commit may take its place before, in or behind the page that is read; a
-//! retried attempt takes the place of what the former one has staged; documents are marked as published meanwhile.
+//! Explores `gc` beside attempts that store blobs, commit and end: it lists blobs, reads which jobs
+//! are active, reads the documents page by page in the order of their times, and removes what none
+//! of them names, in separate steps with anything in between. The hosts' clocks differ and step, so
+//! a commit may take its place before, in or behind the page that is read; a retried attempt takes
+//! the place of what the former one has staged; documents are marked as published meanwhile.
 //!
-//! What is shown: no document ever names a blob that `gc` has removed, and what nobody will name goes in the end. Each
-//! [`Fault`] must be refuted.
+//! What is shown: no document ever names a blob that `gc` has removed, and what nobody will name
+//! goes in the end. Each [`Fault`] must be refuted.
 
 use std::collections::HashSet;
 
@@ -32,7 +33,8 @@ struct Job {
     attempt: usize,
 }
 
-/// An event's document: when it was committed, by its host's clock, and which attempt's blob it names.
+/// An event's document: when it was committed, by its host's clock, and which attempt's blob it
+/// names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Document {
     created: u8,
@@ -136,8 +138,8 @@ impl State {
                 // The commit, or in place of what an earlier attempt has staged.
                 step(&|state| {
                     let stored = state.blobs & blob(job, attempt) != 0;
-                    let free =
-                        state.documents[job].is_none_or(|there| there.attempt < attempt && !there.marked);
+                    let free = state.documents[job]
+                        .is_none_or(|there| there.attempt < attempt && !there.marked);
                     let document = Document { created, attempt, marked: false };
                     (active && stored && free).then(|| state.documents[job] = Some(document))
                 });
@@ -182,11 +184,13 @@ impl State {
                 }
             }
             Gc::Running(running) => begin(self.blobs, running),
-            Gc::Listed(blobs) if fault == Fault::DocumentsBeforeJobs => {
-                Gc::DocumentsFirst(self.in_order().iter().fold(blobs, |left, (_, named)| left & !named))
-            }
+            Gc::Listed(blobs) if fault == Fault::DocumentsBeforeJobs => Gc::DocumentsFirst(
+                self.in_order().iter().fold(blobs, |left, (_, named)| left & !named),
+            ),
             Gc::DocumentsFirst(left) => Gc::Condemned(Self::without_running(left, self.active())),
-            Gc::Listed(blobs) => begin(blobs, if fault == Fault::NobodyRuns { 0 } else { self.active() }),
+            Gc::Listed(blobs) => {
+                begin(blobs, if fault == Fault::NobodyRuns { 0 } else { self.active() })
+            }
             Gc::Pages { mut blobs, running, mut behind, mut read } => {
                 let all = self.in_order();
                 let page: Vec<_> = match fault {
@@ -230,7 +234,8 @@ impl State {
     }
 }
 
-/// Explores all there is; gives the first complaint, how many states there are, and in how many something was removed.
+/// Explores all there is; gives the first complaint, how many states there are, and in how many
+/// something was removed.
 fn explore(fault: Fault) -> (Option<String>, usize, usize) {
     let mut seen = HashSet::from([State::first()]);
     let mut todo = vec![State::first()];
@@ -264,7 +269,11 @@ fn each_seeded_fault_is_refuted() {
     use Fault::{DocumentsBeforeJobs, JobsFirst, MarkedAnew, NobodyRuns, PagesByNumber};
     for fault in [JobsFirst, DocumentsBeforeJobs, NobodyRuns, PagesByNumber, MarkedAnew] {
         let (complaint, states, _) = explore(fault);
-        let complaint = complaint.unwrap_or_else(|| panic!("{fault:?} does no harm in {states} states"));
-        println!("{fault:?} after {states} states: {}", complaint.split(':').next().unwrap_or_default());
+        let complaint =
+            complaint.unwrap_or_else(|| panic!("{fault:?} does no harm in {states} states"));
+        println!(
+            "{fault:?} after {states} states: {}",
+            complaint.split(':').next().unwrap_or_default()
+        );
     }
 }

@@ -1,12 +1,14 @@
 //! Every interleaving of the commit protocol, explored with a model checker.
 //!
-//! [`Step::after`], which the real commit runs by, decides what each actor does next; a model of the stores answers. Two
-//! closers of one event file, a retried attempt, two relays, the end of an on-success job, a consumer and `gc` act at the
-//! same time. Within small budgets, any of them may die after any step, and any write may go unanswered: done, not done,
-//! or done later, when nobody reckons with it any more.
+//! [`Step::after`], which the real commit runs by, decides what each actor does next; a model of
+//! the stores answers. Two closers of one event file, a retried attempt, two relays, the end of an
+//! on-success job, a consumer and `gc` act at the same time. Within small budgets, any of them may
+//! die after any step, and any write may go unanswered: done, not done, or done later, when nobody
+//! reckons with it any more.
 //!
-//! The invariants are the functions `whole`, `announced`, `in_effect_once` ... below. That the checker can find what it
-//! looks for is shown by protocols that are wrong in one place ([`Fault`]): each must be refuted.
+//! The invariants are the functions `whole`, `announced`, `in_effect_once` ... below. That the
+//! checker can find what it looks for is shown by protocols that are wrong in one place
+//! ([`Fault`]): each must be refuted.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -86,7 +88,8 @@ struct State {
     /// Whose blobs are whole in the store: a bit for each closer.
     blobs: u8,
     document: Option<Document>,
-    /// The ledger's record of the job: its attempt, whether that one may write, whether it succeeded.
+    /// The ledger's record of the job: its attempt, whether that one may write, whether it
+    /// succeeded.
     attempt: u32,
     held: bool,
     succeeded: Option<u32>,
@@ -195,7 +198,8 @@ impl Protocol {
         self.fault == Fault::NoGuard || (state.held && state.attempt == attempt)
     }
 
-    /// The write of a step, as the stores carry it out; `checked`: the guard was looked at when it was sent.
+    /// The write of a step, as the stores carry it out; `checked`: the guard was looked at when it
+    /// was sent.
     fn write(
         &self,
         state: &mut State,
@@ -208,7 +212,8 @@ impl Protocol {
             Who::Closer(index) | Who::Relay(index) => index,
         };
         let actor = actor(state, who).clone();
-        let guarded = matches!(who, Who::Closer(_)) && matches!(step, Step::Insert | Step::Replace(_));
+        let guarded =
+            matches!(who, Who::Closer(_)) && matches!(step, Step::Insert | Step::Replace(_));
         if guarded && !checked && !self.guard_holds(state, actor.attempt) {
             return Answer::Fenced;
         }
@@ -246,19 +251,25 @@ impl Protocol {
                 }
             },
             Step::Replace(earlier) => match &state.document {
-                Some(there) if there.publication == Publication::Staged && Some(there.attempt) == earlier => {
+                Some(there)
+                    if there.publication == Publication::Staged
+                        && Some(there.attempt) == earlier =>
+                {
                     *view = Some(own());
                     state.document.clone_from(view);
                     Answer::Done
                 }
                 _ => Answer::Changed,
             },
-            Step::Reveal => self.conditional(state, view, Publication::Staged, Publication::Unpublished),
+            Step::Reveal => {
+                self.conditional(state, view, Publication::Staged, Publication::Unpublished)
+            }
             Step::Adopt => {
                 let (Some(there), Some(known)) = (&mut state.document, view.as_mut()) else {
                     return Answer::Changed;
                 };
-                let free = there.publisher == known.publisher || self.fault == Fault::RelaysDoNotAgree;
+                let free =
+                    there.publisher == known.publisher || self.fault == Fault::RelaysDoNotAgree;
                 if there.publication != Publication::Unpublished || !free {
                     return Answer::Changed;
                 }
@@ -271,7 +282,9 @@ impl Protocol {
                 state.told += 1;
                 Answer::Done
             }
-            Step::Mark => self.conditional(state, view, Publication::Unpublished, Publication::Published),
+            Step::Mark => {
+                self.conditional(state, view, Publication::Unpublished, Publication::Published)
+            }
             Step::End(_) => Answer::Changed,
         }
     }
@@ -284,7 +297,9 @@ impl Protocol {
         expected: Publication,
         becomes: Publication,
     ) -> Answer {
-        let (Some(there), Some(known)) = (&mut state.document, view.as_mut()) else { return Answer::Changed };
+        let (Some(there), Some(known)) = (&mut state.document, view.as_mut()) else {
+            return Answer::Changed;
+        };
         if there.publication != expected || there.attempt != known.attempt {
             return Answer::Changed;
         }
@@ -324,7 +339,8 @@ impl Protocol {
             }
             Fate::LostUnanswered => Answer::Unknown,
             Fate::Late => {
-                // Where guard and write are two calls, the guard was looked at before the write was sent.
+                // Where guard and write are two calls, the guard was looked at before the write was
+                // sent.
                 let Who::Closer(index) = who else { return None };
                 if !self.strict && !self.guard_holds(state, doing.attempt) {
                     return None;
@@ -346,10 +362,11 @@ impl Protocol {
         Some(())
     }
 
-    /// Whether nobody who could is about to publish the document: what a relay concludes from a document that has
-    /// stood still.
+    /// Whether nobody who could is about to publish the document: what a relay concludes from a
+    /// document that has stood still.
     fn stands(&self, state: &State) -> bool {
-        let publishes = |actor: &Actor| actor.works() && matches!(actor.step, Step::Publish | Step::Mark);
+        let publishes =
+            |actor: &Actor| actor.works() && matches!(actor.step, Step::Publish | Step::Mark);
         !state.closers.iter().chain(&state.relays).any(publishes)
     }
 
@@ -396,7 +413,11 @@ impl Model for Protocol {
             messages: 0,
             told: 0,
             started: 0,
-            closers: self.closers.iter().map(|content| Actor::new(1, *content, self.first_step())).collect(),
+            closers: self
+                .closers
+                .iter()
+                .map(|content| Actor::new(1, *content, self.first_step()))
+                .collect(),
             relays: vec![Actor::new(0, 0, IDLE); self.relays],
             sent: vec![],
             gc: if self.gc { Gc::NotYet } else { Gc::Done },
@@ -410,7 +431,8 @@ impl Model for Protocol {
         let closers = (0..state.closers.len()).map(Who::Closer);
         for who in closers.chain((0..state.relays.len()).map(Who::Relay)) {
             if actor(state, who).works() {
-                let fates = [Fate::Answered, Fate::DoneUnanswered, Fate::LostUnanswered, Fate::Late];
+                let fates =
+                    [Fate::Answered, Fate::DoneUnanswered, Fate::LostUnanswered, Fate::Late];
                 actions.extend(fates.map(|fate| Action::Act(who, fate)));
                 actions.push(Action::Die(who));
             }
@@ -436,7 +458,10 @@ impl Model for Protocol {
                 match who {
                     Who::Closer(index) => {
                         let closer = &mut next.closers[index];
-                        *closer = Actor { dead: true, ..Actor::new(closer.attempt, closer.content, IDLE) };
+                        *closer = Actor {
+                            dead: true,
+                            ..Actor::new(closer.attempt, closer.content, IDLE)
+                        };
                     }
                     // Another one comes in its place: relays are many.
                     Who::Relay(index) => next.relays[index] = Actor::new(0, 0, IDLE),
@@ -459,8 +484,11 @@ impl Model for Protocol {
                 next.closers.push(Actor::new(2, retry, self.first_step()));
             }
             Action::Succeed => {
-                let mut of_attempt = state.closers.iter().filter(|actor| actor.attempt == state.attempt);
-                let well = |actor: &Actor| !actor.dead && matches!(actor.step, Step::End(End::Committed(_)));
+                let mut of_attempt =
+                    state.closers.iter().filter(|actor| actor.attempt == state.attempt);
+                let well = |actor: &Actor| {
+                    !actor.dead && matches!(actor.step, Step::End(End::Committed(_)))
+                };
                 if state.succeeded.is_some() || !of_attempt.all(well) {
                     return None;
                 }
@@ -469,7 +497,8 @@ impl Model for Protocol {
                 next.outbox = self.mode == CommitMode::OnSuccess;
             }
             Action::Reveal => {
-                let busy = state.closers.iter().any(|actor| actor.step == Step::Reveal && actor.works());
+                let busy =
+                    state.closers.iter().any(|actor| actor.step == Step::Reveal && actor.works());
                 if !state.outbox || busy {
                     return None;
                 }
@@ -506,7 +535,8 @@ impl Model for Protocol {
                 }
             }
             Action::Claim => {
-                if state.messages == 0 || (state.started > 0 && self.fault != Fault::ClaimByNobody) {
+                if state.messages == 0 || (state.started > 0 && self.fault != Fault::ClaimByNobody)
+                {
                     return None;
                 }
                 next.started += 1;
@@ -558,10 +588,10 @@ impl Model for Protocol {
         // An attempt that writes two contents under one name cannot succeed.
         let at_odds = self.closers.iter().any(|content| *content != self.closers[0]);
         if self.mode == CommitMode::OnClose || !at_odds || self.retry.is_some() {
-            properties
-                .push(Property::sometimes("an event is published and worked on", |_, state: &State| {
-                    state.started > 0
-                }));
+            properties.push(Property::sometimes(
+                "an event is published and worked on",
+                |_, state: &State| state.started > 0,
+            ));
             properties.push(Property::sometimes("a relay publishes", |_, state: &State| {
                 state.relays.iter().any(|relay| relay.step == Step::Mark)
             }));
@@ -575,7 +605,8 @@ fn whole(_: &Protocol, state: &State) -> bool {
 }
 
 fn announced(_: &Protocol, state: &State) -> bool {
-    let seen = state.document.as_ref().is_some_and(|there| there.publication != Publication::Staged);
+    let seen =
+        state.document.as_ref().is_some_and(|there| there.publication != Publication::Staged);
     seen || (state.told == 0 && state.started == 0)
 }
 
@@ -603,28 +634,34 @@ fn nothing_left(_: &Protocol, state: &State) -> bool {
 }
 
 fn kept_word(protocol: &Protocol, state: &State) -> bool {
-    state.closers.iter().filter(|actor| matches!(actor.step, Step::End(End::Committed(_)))).all(|actor| {
-        let same = state.document.as_ref().is_some_and(|there| there.content == actor.content);
-        // What an attempt staged that did not succeed, a later one may have replaced.
-        same || (protocol.mode == CommitMode::OnSuccess && state.attempt > actor.attempt)
-    })
+    state.closers.iter().filter(|actor| matches!(actor.step, Step::End(End::Committed(_)))).all(
+        |actor| {
+            let same = state.document.as_ref().is_some_and(|there| there.content == actor.content);
+            // What an attempt staged that did not succeed, a later one may have replaced.
+            same || (protocol.mode == CommitMode::OnSuccess && state.attempt > actor.attempt)
+        },
+    )
 }
 
 fn of_the_succeeded(protocol: &Protocol, state: &State) -> bool {
     let seen = state.document.as_ref().filter(|there| there.publication != Publication::Staged);
-    protocol.mode == CommitMode::OnClose || seen.is_none_or(|there| Some(there.attempt) == state.succeeded)
+    protocol.mode == CommitMode::OnClose
+        || seen.is_none_or(|there| Some(there.attempt) == state.succeeded)
 }
 
 fn rightful(protocol: &Protocol, state: &State) -> bool {
-    // Where guard and write are two calls, the lease's margins stand for this, and no model of time is here.
+    // Where guard and write are two calls, the lease's margins stand for this, and no model of time
+    // is here.
     !protocol.strict || state.document.as_ref().is_none_or(|there| there.rightful)
 }
 
 fn by_one_relay(protocol: &Protocol, state: &State) -> bool {
     let closers = state.closers.iter().filter(|closer| !closer.dead).count();
     let calm = (state.silences, state.hastes) == (protocol.silences, protocol.hastes);
-    let closers_only = state.deaths + 1 == protocol.deaths && closers == 0 && state.closers.len() == 1;
-    // Two closers of one event file may both publish it; where all are dead, the one that died may have done so before.
+    let closers_only =
+        state.deaths + 1 == protocol.deaths && closers == 0 && state.closers.len() == 1;
+    // Two closers of one event file may both publish it; where all are dead, the one that died may
+    // have done so before.
     !calm || !closers_only || state.told <= 2
 }
 
@@ -676,6 +713,9 @@ fn a_protocol_that_is_wrong_in_one_place_is_refuted() {
     ] {
         let fault = protocol.fault;
         let checked = protocol.checker().threads(2).spawn_bfs().join();
-        assert!(checked.discovery(violated).is_some(), "{fault:?} was not found to violate: {violated}");
+        assert!(
+            checked.discovery(violated).is_some(),
+            "{fault:?} was not found to violate: {violated}"
+        );
     }
 }

@@ -8,7 +8,8 @@ use ion_model::text::quote;
 
 use super::{Refusal, Staging};
 
-/// Empty directories of one event. They stand in its document, which a store takes up to 2 MiB long.
+/// Empty directories of one event. They stand in its document, which a store takes up to 2 MiB
+/// long.
 const DIRECTORIES_MAX: usize = 1000;
 
 /// Bytes of their paths together, for the same reason.
@@ -23,7 +24,8 @@ pub struct Below {
     pub empty: Vec<String>,
 }
 
-/// The paths that an event names, each once: of a name with a slash at its end, all that is below that directory.
+/// The paths that an event names, each once: of a name with a slash at its end, all that is below
+/// that directory.
 pub(super) async fn named_paths(names: &[String], staging: &dyn Staging) -> Result<Below, Refusal> {
     let mut named = Below::default();
     let mut seen = HashSet::new();
@@ -32,11 +34,15 @@ pub(super) async fn named_paths(names: &[String], staging: &dyn Staging) -> Resu
             return Err(Refusal::Invalid(format!("{} is not a path below out/data", quote(name))));
         };
         let below = if name.ends_with('/') { staging.below(&path).await? } else { None };
-        let Below { files, empty } = below.unwrap_or_else(|| Below { files: vec![path], empty: vec![] });
+        let Below { files, empty } =
+            below.unwrap_or_else(|| Below { files: vec![path], empty: vec![] });
         named.files.extend(files.into_iter().filter(|path| seen.insert(path.clone())));
         named.empty.extend(empty.into_iter().filter(|path| seen.insert(path.clone())));
         if named.files.len() as u64 > staging.files_max() {
-            return Err(Refusal::TooBig(format!("an event may name {} files", staging.files_max())));
+            return Err(Refusal::TooBig(format!(
+                "an event may name {} files",
+                staging.files_max()
+            )));
         }
     }
     check_directories(&named.empty).map_err(Refusal::TooBig)?;
@@ -55,8 +61,8 @@ impl FileNames {
     /// One more file, by its clean path.
     ///
     /// # Errors
-    /// In words, with both names: another file has this one, or one is a folder of the other, so that a module could reach only
-    /// one of them.
+    /// In words, with both names: another file has this one, or one is a folder of the other, so
+    /// that a module could reach only one of them.
     pub fn add(&mut self, name: &str) -> Result<(), String> {
         if let Some(below) = self.folders.get(name) {
             return Err(clash(name, below));
@@ -127,9 +133,12 @@ mod tests {
         names.add_folder("empty/deep").unwrap();
         names.add_folder("b/c").unwrap();
         assert!(names.add("b/x").unwrap_err().contains("two files are called \"b/x\""));
-        for (name, other) in
-            [("b", "b/c/d"), ("b/c", "b/c/d"), ("empty", "empty/deep/"), ("empty/deep", "empty/deep/")]
-        {
+        for (name, other) in [
+            ("b", "b/c/d"),
+            ("b/c", "b/c/d"),
+            ("empty", "empty/deep/"),
+            ("empty/deep", "empty/deep/"),
+        ] {
             let said = names.add(name).unwrap_err();
             assert!(
                 said.contains(&format!("{name:?} would be a file and, for {other:?}, a folder")),

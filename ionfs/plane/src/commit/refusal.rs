@@ -59,7 +59,8 @@ pub enum Refusal {
     /// It names a path that no store need be able to hold.
     #[error("{0}")]
     TooLong(String),
-    /// A write to a named file failed, or its bytes were lost or changed on the disk, and nobody wrote there again.
+    /// A write to a named file failed, or its bytes were lost or changed on the disk, and nobody
+    /// wrote there again.
     #[error("a write to file {} did not come through: {source}; what it holds is not whole", quote(.path))]
     NotWhole {
         /// The file.

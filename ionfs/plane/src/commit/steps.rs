@@ -1,7 +1,8 @@
-//! The commit as a state machine: what is done next, given what the stores answered. No I/O, no clock.
+//! The commit as a state machine: what is done next, given what the stores answered. No I/O, no
+//! clock.
 //!
-//! Whoever carries out a commit (a closer, a relay, the end of an on-success job) asks [`Step::after`] what comes next,
-//! so what the model checker explores in `model.rs` is what runs.
+//! Whoever carries out a commit (a closer, a relay, the end of an on-success job) asks
+//! [`Step::after`] what comes next, so what the model checker explores in `model.rs` is what runs.
 
 use ion_model::event::Publication;
 use ion_model::record::CommitMode;
@@ -13,11 +14,13 @@ pub(crate) enum Step {
     StoreBlobs,
     /// 2: the document goes in, if the guard holds. This is the commit.
     Insert,
-    /// 2, where the staged document of this earlier attempt is in the way: it is replaced, if the guard holds.
+    /// 2, where the staged document of this earlier attempt is in the way: it is replaced, if the
+    /// guard holds.
     Replace(Option<u32>),
     /// 2 of an on-success job that has succeeded: what it staged is made visible.
     Reveal,
-    /// Before 3, by a relay: the document says who publishes it, so that one relay does and not all.
+    /// Before 3, by a relay: the document says who publishes it, so that one relay does and not
+    /// all.
     Adopt,
     /// 3: the bus is told.
     Publish,
@@ -107,7 +110,8 @@ impl Step {
             (Self::Reveal, Unknown) => Self::Reveal,
             // The relay looks again, at what the document says by then.
             (Self::Adopt, Unknown) => Self::End(End::NotOurs),
-            // Publish before the mark: a crash in between publishes again; reversed, it would publish never.
+            // Publish before the mark: a crash in between publishes again; reversed, it would
+            // publish never.
             (Self::Publish, Done) => Self::Mark,
             (Self::Publish, Unknown) => Self::End(End::Committed(Publication::Unpublished)),
             // Unmarked it is published once more, which the ledger knows.

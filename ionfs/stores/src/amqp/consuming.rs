@@ -7,9 +7,10 @@ use super::{Cause, within};
 
 /// A consumer that goes with its channel.
 ///
-/// Dropped as they are, one asks for a cancel and the other for a close, from two tasks that know nothing of each other;
-/// where the cancel comes late, lapin takes the error for one of the whole connection, and ends it for everybody. So the
-/// channel is closed, which ends the consumer too, and only then is the consumer dropped.
+/// Dropped as they are, one asks for a cancel and the other for a close, from two tasks that know
+/// nothing of each other; where the cancel comes late, lapin takes the error for one of the whole
+/// connection, and ends it for everybody. So the channel is closed, which ends the consumer too,
+/// and only then is the consumer dropped.
 pub(super) struct Consuming(Option<(Channel, Consumer)>);
 
 impl Consuming {

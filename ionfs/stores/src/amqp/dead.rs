@@ -1,7 +1,7 @@
 //! Dead letters: a queue that people look at.
 //!
-//! It is read by holding its messages for a moment. Two who look at once would each see a part, so one who looks has
-//! the queue for itself, and another one waits.
+//! It is read by holding its messages for a moment. Two who look at once would each see a part, so
+//! one who looks has the queue for itself, and another one waits.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -23,7 +23,8 @@ use crate::DeadLetter;
 const ASK: Duration = Duration::from_millis(50);
 const ASKS_MAX: usize = 100;
 
-/// How long nothing more must come. Longer makes people wait; shorter misses letters of a slow broker.
+/// How long nothing more must come. Longer makes people wait; shorter misses letters of a slow
+/// broker.
 const QUIET: Duration = Duration::from_millis(250);
 
 /// Letters that are looked at. A queue longer than this shows its oldest.
@@ -44,11 +45,13 @@ pub(super) async fn bury(bus: &Amqp, letter: DeadLetter) -> Result<(), Cause> {
     Ok(())
 }
 
-/// All letters, oldest first, as held messages; closed with their channel, they are back in the queue.
+/// All letters, oldest first, as held messages; closed with their channel, they are back in the
+/// queue.
 async fn look(bus: &Amqp, most: u16) -> Result<(Consuming, Vec<Received>), Cause> {
     let mut looking = alone(bus, most).await?;
     let mut letters = Vec::new();
-    // A queue's own count is of a moment ago: what was put back just now may not be in it. Quiet is the end.
+    // A queue's own count is of a moment ago: what was put back just now may not be in it. Quiet is
+    // the end.
     while letters.len() < usize::from(most) {
         match tokio::time::timeout(QUIET, looking.consumer().next()).await {
             Ok(Some(received)) => letters.push(received?),
@@ -66,7 +69,8 @@ async fn alone(bus: &Amqp, most: u16) -> Result<Consuming, Cause> {
         let channel = bus.publishing.channel().await?;
         within(channel.basic_qos(most, BasicQosOptions::default())).await?;
         let exclusive = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
-        let consume = channel.basic_consume(DEAD.into(), "".into(), exclusive, FieldTable::default());
+        let consume =
+            channel.basic_consume(DEAD.into(), "".into(), exclusive, FieldTable::default());
         match asking(Act::Receive, consume).await {
             Ok(consumer) => return Ok(Consuming::new(channel, consumer)),
             Err(error) if asks == ASKS_MAX || lacks_right(&error) => return Err(error),
@@ -114,7 +118,10 @@ pub(super) async fn exhume(bus: &Amqp, letters: &[(String, String)]) -> Result<u
 }
 
 /// The queues, with its reasons, that the broker took the first dead letters from by itself.
-pub(super) async fn taken_by_the_broker(bus: &Amqp, most: u16) -> Result<Vec<(String, String)>, Cause> {
+pub(super) async fn taken_by_the_broker(
+    bus: &Amqp,
+    most: u16,
+) -> Result<Vec<(String, String)>, Cause> {
     let (looking, held) = look(bus, most).await?;
     let taken = held.iter().filter_map(|received| {
         let headers = received.properties.headers().as_ref()?.inner();
@@ -157,9 +164,8 @@ fn read(received: &Received) -> DeadLetter {
         event_id,
         body,
         reason: format!("the broker gave it up: {reason}"),
-        at: received
-            .properties
-            .timestamp()
-            .map_or_else(clock::now, |seconds| Millis::try_from(seconds).unwrap_or(0).saturating_mul(1000)),
+        at: received.properties.timestamp().map_or_else(clock::now, |seconds| {
+            Millis::try_from(seconds).unwrap_or(0).saturating_mul(1000)
+        }),
     }
 }

@@ -1,10 +1,11 @@
 //! A look at Ion's own queues and rights: what somebody changed about them, and what it costs.
 //!
 //! # How it works
-//! By what AMQP itself tells. A passive declare says whether a queue is there and how long it is. A declare with Ion's
-//! arguments changes nothing where they agree, and is refused with the difference where they do not. A message that no
-//! queue takes comes back, unless its user may not write. A policy does not show, and what it did does: a message that
-//! the broker took off a queue is among the dead letters, with the broker's reason.
+//! By what AMQP itself tells. A passive declare says whether a queue is there and how long it is. A
+//! declare with Ion's arguments changes nothing where they agree, and is refused with the
+//! difference where they do not. A message that no queue takes comes back, unless its user may not
+//! write. A policy does not show, and what it did does: a message that the broker took off a queue
+//! is among the dead letters, with the broker's reason.
 //!
 //! # What it never does
 //! Change anything, or take a message from whoever is to have it.
@@ -17,7 +18,9 @@ use lapin::types::FieldTable;
 use uuid::Uuid;
 
 use super::refusal::{Act, is_missing, lacks_right, said};
-use super::{Amqp, Cause, DEAD, EVENTS, QUEUE_PREFIX, asking, dead, module_arguments, queue_of, within};
+use super::{
+    Amqp, Cause, DEAD, EVENTS, QUEUE_PREFIX, asking, dead, module_arguments, queue_of, within,
+};
 use crate::{BusReport, QueueLength};
 
 /// Dead letters that are looked at for what the broker took off a queue.
@@ -44,7 +47,8 @@ pub(super) async fn inspect(bus: &Amqp, modules: &[String]) -> Result<BusReport,
     Ok(report)
 }
 
-/// The length of a module's queue, none if it is missing; the broker's refusal where it is not as Ion declares it.
+/// The length of a module's queue, none if it is missing; the broker's refusal where it is not as
+/// Ion declares it.
 async fn queue_length(bus: &Amqp, module: &str) -> Result<Option<QueueLength>, Cause> {
     let queue = queue_of(module);
     let channel = bus.publishing.channel().await?;
@@ -54,14 +58,18 @@ async fn queue_length(bus: &Amqp, module: &str) -> Result<Option<QueueLength>, C
         Err(error) if is_missing(&error) => return Ok(None),
         there => there?,
     };
-    let declare =
-        channel.queue_declare(queue.as_str().into(), QueueDeclareOptions::durable(), module_arguments());
+    let declare = channel.queue_declare(
+        queue.as_str().into(),
+        QueueDeclareOptions::durable(),
+        module_arguments(),
+    );
     asking(Act::DeclareQueue, declare).await?;
     within(channel.close(200, "done".into())).await?;
     Ok(Some(QueueLength { module: module.to_owned(), messages: there.message_count() }))
 }
 
-/// The rights that the user lacks on what all modules share. Those to configure were needed to come this far.
+/// The rights that the user lacks on what all modules share. Those to configure were needed to come
+/// this far.
 async fn missing_rights(bus: &Amqp) -> Result<Vec<String>, Cause> {
     let mut missing = Vec::new();
     // Nobody has a queue of this name, and nobody subscribes to this type.
@@ -94,8 +102,9 @@ fn refused(error: Cause) -> Result<String, Cause> {
 async fn taken_off(bus: &Amqp, modules: &[String]) -> Result<Vec<String>, Cause> {
     let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
     let taken = dead::taken_by_the_broker(bus, LETTERS_MAX).await?;
-    for taken in
-        taken.into_iter().filter(|(queue, _)| modules.iter().any(|module| queue_of(module) == *queue))
+    for taken in taken
+        .into_iter()
+        .filter(|(queue, _)| modules.iter().any(|module| queue_of(module) == *queue))
     {
         *counts.entry(taken).or_default() += 1;
     }

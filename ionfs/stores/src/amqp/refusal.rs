@@ -1,6 +1,7 @@
 //! What the broker refuses, in words that name what is missing and the way out.
 //!
-//! Brokers before 3.12 do not say which right is missing, only of what: that follows from what was asked of it.
+//! Brokers before 3.12 do not say which right is missing, only of what: that follows from what was
+//! asked of it.
 
 use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError, AMQPSoftError};
 
@@ -81,7 +82,9 @@ pub(super) fn other_plane(error: &Cause) -> Option<String> {
     // RabbitMQ before 3.12 says "current is 'mark'", later ones "current is the value 'mark'".
     let current = said.get_message().as_str().split_once("current is ").filter(|_| is_mark)?.1;
     let mark = current.split('\'').nth(1)?;
-    Some(mark.strip_prefix(PLANE).and_then(|mark| mark.strip_prefix('.')).unwrap_or(mark).to_owned())
+    Some(
+        mark.strip_prefix(PLANE).and_then(|mark| mark.strip_prefix('.')).unwrap_or(mark).to_owned(),
+    )
 }
 
 fn words(act: Act, said: &AMQPError) -> Option<String> {
@@ -120,7 +123,8 @@ fn access_refused(act: Act, text: &str) -> Option<String> {
     let user = quoted_after(text, "refused for user ")?;
     let vhost = quoted_after(text, "in vhost ")?;
     let queue = quoted_after(text, "access to queue ").map(|name| ("queue", name));
-    let (kind, name) = queue.or_else(|| Some(("exchange", quoted_after(text, "access to exchange ")?)))?;
+    let (kind, name) =
+        queue.or_else(|| Some(("exchange", quoted_after(text, "access to exchange ")?)))?;
     // Newer brokers name the right themselves, just before "access".
     let named = text.split(" access to ").next().and_then(|before| before.rsplit(' ').next());
     let right = named.filter(|word| ["configure", "write", "read"].contains(word));
@@ -134,15 +138,18 @@ fn access_refused(act: Act, text: &str) -> Option<String> {
 /// The right that an act on a resource of this kind needs, by RabbitMQ's table of them.
 fn missing_right(act: Act, kind: &str, name: &str) -> Option<&'static str> {
     match (act, kind) {
-        // The mark of a plane names another exchange, which takes two more rights: to read the one, to write to the other.
+        // The mark of a plane names another exchange, which takes two more rights: to read the one,
+        // to write to the other.
         (Act::DeclareExchange, _) if name == PLANE => Some("read"),
         (Act::DeclareExchange, _) if name.starts_with(PLANE) => Some("write"),
         (Act::DeclareExchange | Act::Delete, _) => Some("configure"),
         (Act::DeclareQueue | Act::Publish, "exchange") | (Act::Bind, "queue") => Some("write"),
         (Act::Bind, _) | (Act::Receive, _) => Some("read"),
-        // An exchange of the same name was declared just before, which takes the right to configure that name.
+        // An exchange of the same name was declared just before, which takes the right to configure
+        // that name.
         (Act::DeclareQueue, _) if name == DEAD => Some("read"),
-        // With a dead letter exchange it takes both, and an old broker does not say which one it misses.
+        // With a dead letter exchange it takes both, and an old broker does not say which one it
+        // misses.
         (Act::DeclareQueue, _) => Some("configure or read"),
         (Act::Publish, _) | (Act::Connect, _) | (Act::Other, _) => None,
     }
@@ -157,18 +164,23 @@ fn grant(user: &str, vhost: &str) -> String {
 
 fn not_allowed(text: &str) -> Option<String> {
     // "vhost NAME not found", without quotes.
-    if let Some(vhost) = text.split("vhost ").nth(1).and_then(|rest| rest.strip_suffix(" not found")) {
+    if let Some(vhost) =
+        text.split("vhost ").nth(1).and_then(|rest| rest.strip_suffix(" not found"))
+    {
         return Some(format!(
             "the vhost is missing: correct the path of the URL, or make it with rabbitmqctl add_vhost '{vhost}'"
         ));
     }
     if text.contains("limit") {
-        return Some("the broker takes no more connections of this user or vhost; raise its limit".into());
+        return Some(
+            "the broker takes no more connections of this user or vhost; raise its limit".into(),
+        );
     }
     if text.contains("is down") {
         return Some("the vhost is down; rabbitmqctl restart_vhost starts it again".into());
     }
-    let (vhost, user) = (quoted_after(text, "access to vhost ")?, quoted_after(text, "refused for user ")?);
+    let (vhost, user) =
+        (quoted_after(text, "access to vhost ")?, quoted_after(text, "refused for user ")?);
     Some(format!("vhost {vhost:?} is closed to user {user:?}; {}", grant(user, vhost)))
 }
 
@@ -207,18 +219,20 @@ mod tests {
     #[test]
     fn old_and_new_brokers_are_understood() {
         let access = AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED);
-        let old = "ACCESS_REFUSED - access to queue 'ion.module.a' in vhost '/v' refused for user 'u'";
-        let new =
-            "ACCESS_REFUSED - configure access to queue 'ion.module.a' in vhost '/v' refused for user 'u'";
+        let old =
+            "ACCESS_REFUSED - access to queue 'ion.module.a' in vhost '/v' refused for user 'u'";
+        let new = "ACCESS_REFUSED - configure access to queue 'ion.module.a' in vhost '/v' refused for user 'u'";
         let said = refused(Act::DeclareQueue, access.clone(), old);
-        assert!(said.contains("configure or read queue \"ion.module.a\" in vhost \"/v\""), "{said}");
+        assert!(
+            said.contains("configure or read queue \"ion.module.a\" in vhost \"/v\""),
+            "{said}"
+        );
         let said = refused(Act::DeclareQueue, access.clone(), new);
         assert!(said.contains("right to configure queue"), "{said}");
         let exclusive = "ACCESS_REFUSED - queue 'ion.dead' in vhost '/' in exclusive use";
         assert!(refused(Act::Receive, access, exclusive).contains("try again"));
         let hard = AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED);
-        let limit =
-            "NOT_ALLOWED - access to vhost '/' refused for user 'u': vhost connection limit (1) is reached";
+        let limit = "NOT_ALLOWED - access to vhost '/' refused for user 'u': vhost connection limit (1) is reached";
         assert!(refused(Act::Connect, hard, limit).contains("raise its limit"));
     }
 }

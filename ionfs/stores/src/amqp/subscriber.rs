@@ -24,12 +24,14 @@ pub(super) struct Subscriber {
     module: String,
     prefetch: u16,
     open: Option<Consuming>,
-    /// A consumer being made: it outlives the call that began it, or the broker would send to nobody. A task, which goes
-    /// on though nobody waits for it: a future left alone would keep the connection from all others.
+    /// A consumer being made: it outlives the call that began it, or the broker would send to
+    /// nobody. A task, which goes on though nobody waits for it: a future left alone would keep the
+    /// connection from all others.
     opening: Option<AbortOnDropHandle<Result<Consuming, Cause>>>,
     /// Of a consumer that was paused.
     paused: Option<Channel>,
-    /// What was given out and is not settled, with the channel it came by: one that closes gives its messages back.
+    /// What was given out and is not settled, with the channel it came by: one that closes gives
+    /// its messages back.
     held: HashMap<u64, (Channel, u64)>,
     next_tag: u64,
 }
@@ -52,9 +54,9 @@ impl Subscriber {
     async fn opened(&mut self) -> Result<&mut Consumer, StoreError> {
         if self.open.is_none() {
             let (bus, module, prefetch) = (self.bus.clone(), self.module.clone(), self.prefetch);
-            let opening = self
-                .opening
-                .get_or_insert_with(|| AbortOnDropHandle::new(tokio::spawn(consume(bus, module, prefetch))));
+            let opening = self.opening.get_or_insert_with(|| {
+                AbortOnDropHandle::new(tokio::spawn(consume(bus, module, prefetch)))
+            });
             let opened = opening.await;
             self.opening = None;
             let opened = opened.unwrap_or_else(|error| Err(error.into()));
@@ -103,8 +105,8 @@ impl Subscription for Subscriber {
         loop {
             match self.opened().await?.next().await {
                 Some(Ok(received)) => return Ok(self.give(received)),
-                // The end without an error is a consumer that the broker cancelled: its queue was removed, or, from
-                // RabbitMQ 4.3, it held a message for too long.
+                // The end without an error is a consumer that the broker cancelled: its queue was
+                // removed, or, from RabbitMQ 4.3, it held a message for too long.
                 None => self.open = None,
                 Some(Err(error)) => {
                     tracing::warn!(module = self.module, %error, "the broker closed the subscription; opening it again");
@@ -116,7 +118,9 @@ impl Subscription for Subscriber {
 
     async fn acknowledge(&mut self, tag: u64) -> Result<(), StoreError> {
         let (channel, tag) = self.settle(tag).map_err(|error| self.failed(error))?;
-        within(channel.basic_ack(tag, BasicAckOptions::default())).await.map_err(|error| self.failed(error))
+        within(channel.basic_ack(tag, BasicAckOptions::default()))
+            .await
+            .map_err(|error| self.failed(error))
     }
 
     async fn give_back(&mut self, tag: u64) -> Result<(), StoreError> {

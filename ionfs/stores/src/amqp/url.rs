@@ -26,8 +26,8 @@ impl std::fmt::Debug for Address {
 }
 
 impl Address {
-    /// Reads a URL with RabbitMQ's query parameters `cacertfile`, `certfile` and `keyfile` (PEM files), and
-    /// `auth_mechanism=external` for a client that its certificate names.
+    /// Reads a URL with RabbitMQ's query parameters `cacertfile`, `certfile` and `keyfile` (PEM
+    /// files), and `auth_mechanism=external` for a client that its certificate names.
     pub(super) fn parse(url: &str) -> Result<Self, StoreError> {
         let refused = |reason: String| StoreError::Url {
             url: without_credentials(url),

@@ -6,7 +6,8 @@ use super::{Documents, Equals};
 use crate::collection::Collection;
 use crate::error::StoreError;
 
-/// The fields that queries name, for each collection: a row for each index. The last of a row may be what it is sorted by.
+/// The fields that queries name, for each collection: a row for each index. The last of a row may
+/// be what it is sorted by.
 pub(crate) fn indexes(collection: Collection) -> &'static [&'static [&'static str]] {
     match collection {
         Collection::Events => &[
@@ -24,11 +25,14 @@ pub(crate) fn indexes(collection: Collection) -> &'static [&'static [&'static st
             &["state", "due"],
             &["outbox"],
         ],
-        Collection::Modules | Collection::Dispatchers | Collection::Tickets | Collection::Plane => &[],
+        Collection::Modules | Collection::Dispatchers | Collection::Tickets | Collection::Plane => {
+            &[]
+        }
     }
 }
 
-/// One of every kind of query the system makes: tests show that no backend scans a collection for any of them.
+/// One of every kind of query the system makes: tests show that no backend scans a collection for
+/// any of them.
 pub fn known_queries() -> Vec<Query> {
     let equal = |collection, fields: &[&'static str]| {
         Query::equal(collection, fields.iter().map(|field| (*field, json!("x"))).collect())
@@ -40,7 +44,8 @@ pub fn known_queries() -> Vec<Query> {
         equal(Collection::Events, &["unclaimed", "publication"]).order_by("created").page(behind()),
         equal(Collection::Events, &["context.parentEventId"]).order_by("jobId").page(behind()),
         equal(Collection::Jobs, &["state"]).order_by("due").page(behind()),
-        equal(Collection::Events, &["context.correlationId", "context.documentType"]).order_by("created"),
+        equal(Collection::Events, &["context.correlationId", "context.documentType"])
+            .order_by("created"),
         equal(Collection::Events, &["context.parentEventId", "jobId", "publication"]),
         equal(Collection::Events, &["publication"]).order_by("created"),
         equal(Collection::Events, &["type", "context.documentType"]).order_by("created"),
@@ -68,7 +73,8 @@ pub struct Query {
     pub descending: bool,
     /// At most this many.
     pub limit: usize,
-    /// From where on; none: from the start. With one, those that are equal are in the order of their ids.
+    /// From where on; none: from the start. With one, those that are equal are in the order of
+    /// their ids.
     pub page: Option<Page>,
 }
 
@@ -84,10 +90,18 @@ pub enum Page {
 impl Query {
     /// All documents of a collection with these fields, bounded by [`Query::LIMIT`].
     pub fn equal(collection: Collection, equals: Vec<Equals>) -> Self {
-        Self { collection, equals, order_by: None, descending: false, limit: Self::LIMIT, page: None }
+        Self {
+            collection,
+            equals,
+            order_by: None,
+            descending: false,
+            limit: Self::LIMIT,
+            page: None,
+        }
     }
 
-    /// Documents that are read at once at most. Who has to know all of more reads them by [`Pages`].
+    /// Documents that are read at once at most. Who has to know all of more reads them by
+    /// [`Pages`].
     pub const LIMIT: usize = 1_000_000;
 
     /// From there on, in the order of a field and, of those that are equal, of their ids.
@@ -122,8 +136,8 @@ impl Query {
 /// Reads all documents that fit, however many, a page at a time.
 ///
 /// # Guarantees
-/// Every document that fits all the time, and whose place in the order does not change, is given once. One that comes,
-/// goes or moves meanwhile may be or not.
+/// Every document that fits all the time, and whose place in the order does not change, is given
+/// once. One that comes, goes or moves meanwhile may be or not.
 #[derive(Debug)]
 pub struct Pages {
     query: Option<Query>,
@@ -143,7 +157,10 @@ impl Pages {
     ///
     /// # Errors
     /// When the store cannot be read. The same page is given when it is asked again.
-    pub async fn next(&mut self, documents: &dyn Documents) -> Result<Option<Vec<Value>>, StoreError> {
+    pub async fn next(
+        &mut self,
+        documents: &dyn Documents,
+    ) -> Result<Option<Vec<Value>>, StoreError> {
         let Some(query) = &self.query else { return Ok(None) };
         let found = documents.find(query.clone()).await?;
         let last = found.last().filter(|_| found.len() == query.limit).and_then(|last| {

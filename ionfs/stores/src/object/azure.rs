@@ -13,7 +13,11 @@ pub(super) fn client(container: &str) -> object_store::Result<Client> {
 }
 
 /// The same, with a key at hand.
-pub(super) fn client_with_key(account: &str, key: &str, container: &str) -> object_store::Result<Client> {
+pub(super) fn client_with_key(
+    account: &str,
+    key: &str,
+    container: &str,
+) -> object_store::Result<Client> {
     build(from_env().with_account(account).with_access_key(key), container)
 }
 

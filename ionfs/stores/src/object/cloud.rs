@@ -1,6 +1,7 @@
 //! Object stores by URL: `s3://bucket/prefix`, `az://container/prefix`, `gs://bucket/prefix`.
 //!
-//! Endpoint, region and credentials come from the environment variables that the stores' own tools use.
+//! Endpoint, region and credentials come from the environment variables that the stores' own tools
+//! use.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +18,12 @@ use crate::open::{choose_tls, unknown, without_credentials};
 /// How long to connect.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
 
-/// How long a request is repeated that a store answered with "not now". Commits and reads repeat on their own after.
+/// How long a request is repeated that a store answered with "not now". Commits and reads repeat on
+/// their own after.
 const RETRY_TIME: Duration = Duration::from_secs(15);
 
-/// How long a request may stand still before it fails. A part must get through in it: 8 MiB at 140 KiB/s.
+/// How long a request may stand still before it fails. A part must get through in it: 8 MiB at 140
+/// KiB/s.
 const STALL: Duration = Duration::from_secs(60);
 
 /// A client of one bucket or container.
@@ -47,8 +50,11 @@ impl ObjectBlobs {
     /// # Errors
     /// [`StoreError::Url`] when the URL, or what the environment says beside it, cannot be right.
     pub fn cloud(url: &str) -> Result<Self, StoreError> {
-        let refused =
-            |reason: String| StoreError::Url { url: without_credentials(url), kind: "blob", reason };
+        let refused = |reason: String| StoreError::Url {
+            url: without_credentials(url),
+            kind: "blob",
+            reason,
+        };
         let (scheme, rest) = url.split_once("://").unwrap_or_default();
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if bucket.is_empty() || bucket.contains(['@', '?', ':']) {
@@ -71,7 +77,8 @@ impl ObjectBlobs {
         Ok(client.blobs(prefix, url.to_owned()))
     }
 
-    /// Blobs in a container of Azure Blob, with a key at hand instead of in the environment. Connects to nothing yet.
+    /// Blobs in a container of Azure Blob, with a key at hand instead of in the environment.
+    /// Connects to nothing yet.
     ///
     /// # Errors
     /// [`StoreError::Url`] when names or key cannot be right; the key is not in the words.

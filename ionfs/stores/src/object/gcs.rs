@@ -10,16 +10,18 @@ use super::cloud::{Client, options, retry};
 /// A client of this bucket, set up by the environment.
 pub(super) fn client(bucket: &str) -> object_store::Result<Client> {
     let builder = from_env().with_bucket_name(bucket);
-    let store = Arc::new(builder.with_client_options(options("GOOGLE")).with_retry(retry()).build()?);
+    let store =
+        Arc::new(builder.with_client_options(options("GOOGLE")).with_retry(retry()).build()?);
     Ok(Client { store: store.clone(), multipart: Some(store.clone()), signer: store })
 }
 
 /// What the environment says. Credentials are no longer in it when a store is opened.
 fn from_env() -> GoogleCloudStorageBuilder {
-    taken("GOOGLE_").fold(GoogleCloudStorageBuilder::from_env(), |builder, (name, value)| {
-        match name.to_ascii_lowercase().parse() {
+    taken("GOOGLE_").fold(
+        GoogleCloudStorageBuilder::from_env(),
+        |builder, (name, value)| match name.to_ascii_lowercase().parse() {
             Ok(key) => builder.with_config(key, value),
             Err(_) => builder,
-        }
-    })
+        },
+    )
 }

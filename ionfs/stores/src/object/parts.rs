@@ -1,4 +1,5 @@
-//! Uploads in parts: in parallel, with bounded memory, and ended when they fail, are dropped or are left behind.
+//! Uploads in parts: in parallel, with bounded memory, and ended when they fail, are dropped or are
+//! left behind.
 
 use std::io;
 use std::path::Path as FilePath;
@@ -69,8 +70,13 @@ impl Upload {
         };
         let says = serde_json::to_vec(&says).unwrap_or_default();
         open.store.put(&open.marker, PutPayload::from(says)).await?;
-        let marked =
-            Marked { open, pending: BytesMut::new(), next: 0, parts: Vec::new(), under_way: JoinSet::new() };
+        let marked = Marked {
+            open,
+            pending: BytesMut::new(),
+            next: 0,
+            parts: Vec::new(),
+            under_way: JoinSet::new(),
+        };
         Ok(Self::Marked(Box::new(marked)))
     }
 
@@ -128,7 +134,10 @@ impl Marked {
         let (id, index, part) = (self.open.id.clone(), self.next, self.pending.split().freeze());
         self.next += 1;
         self.under_way.spawn(async move {
-            Ok((index, multipart.put_part(&location, &id, index, PutPayload::from_bytes(part)).await?))
+            Ok((
+                index,
+                multipart.put_part(&location, &id, index, PutPayload::from_bytes(part)).await?,
+            ))
         });
         Ok(())
     }
@@ -172,8 +181,8 @@ impl Drop for Open {
         let (store, multipart) = (self.store.clone(), self.multipart.clone());
         let (location, id, marker) = (self.location.clone(), self.id.clone(), self.marker.clone());
         tokio::spawn(async move {
-            // The marker goes only with the upload: what cannot be ended now is `gc`'s. One that the store does not have
-            // was finished, though its answer was lost.
+            // The marker goes only with the upload: what cannot be ended now is `gc`'s. One that
+            // the store does not have was finished, though its answer was lost.
             let ended = multipart.abort_multipart(&location, &id).await;
             if matches!(ended, Ok(()) | Err(object_store::Error::NotFound { .. })) {
                 let _ = store.delete(&marker).await;
@@ -212,8 +221,8 @@ pub(super) async fn abandon(blobs: &ObjectBlobs, before: Millis, how: Abandon) -
     Ok(ended)
 }
 
-/// Removes what killed puts left on a local disk: the backend writes to `<name>#<number>` and renames. Whatever goes
-/// while this looks at it has been somebody else's to remove.
+/// Removes what killed puts left on a local disk: the backend writes to `<name>#<number>` and
+/// renames. Whatever goes while this looks at it has been somebody else's to remove.
 pub(super) fn sweep(directory: &FilePath, before: Millis, how: Abandon) -> io::Result<usize> {
     let mut swept = 0;
     for entry in present(std::fs::read_dir(directory))?.into_iter().flatten() {
@@ -224,9 +233,10 @@ pub(super) fn sweep(directory: &FilePath, before: Millis, how: Abandon) -> io::R
             continue;
         }
         let name = entry.file_name();
-        let unfinished = name.to_str().and_then(|name| name.rsplit_once('#')).is_some_and(|(_, number)| {
-            !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
-        });
+        let unfinished =
+            name.to_str().and_then(|name| name.rsplit_once('#')).is_some_and(|(_, number)| {
+                !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+            });
         let modified = metadata.modified()?.duration_since(std::time::UNIX_EPOCH);
         if unfinished && modified.map_or(0, millis) < before {
             let gone = match how {

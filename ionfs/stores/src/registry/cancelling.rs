@@ -1,4 +1,5 @@
-//! What is being cancelled: from the moment that somebody asks for it until nothing of it runs any more.
+//! What is being cancelled: from the moment that somebody asks for it until nothing of it runs any
+//! more.
 
 use std::sync::Arc;
 
@@ -13,8 +14,8 @@ use crate::{Collection, Documents, StoreError};
 /// What may be cancelled at a time: the registry is read with every change of it.
 const CANCELLING_MAX: usize = 1_000;
 
-/// Events that are looked at on the way from one to the first of its correlation. Those of jobs stand less deep; whoever
-/// names ids and parents by hand may make a circle of them.
+/// Events that are looked at on the way from one to the first of its correlation. Those of jobs
+/// stand less deep; whoever names ids and parents by hand may make a circle of them.
 const ANCESTORS_MAX: usize = 100_000;
 
 /// A correlation, or an event and all that came of it, of which nothing is to go on.
@@ -52,7 +53,8 @@ impl Cancelling {
 }
 
 impl Registry {
-    /// From now on an event that is committed below it is for no module. False: too much is being cancelled already.
+    /// From now on an event that is committed below it is for no module. False: too much is being
+    /// cancelled already.
     ///
     /// # Errors
     /// When the documents cannot be written.
@@ -68,7 +70,10 @@ impl Registry {
     ///
     /// # Errors
     /// When the documents cannot be written.
-    pub async fn end_cancelling(documents: &Arc<dyn Documents>, what: &Cancelling) -> Result<(), StoreError> {
+    pub async fn end_cancelling(
+        documents: &Arc<dyn Documents>,
+        what: &Cancelling,
+    ) -> Result<(), StoreError> {
         Self::change(documents, |before| before.without_cancelling(what)).await
     }
 
@@ -106,7 +111,10 @@ impl Registry {
             if parent.is_empty() {
                 break;
             }
-            if of_it.iter().any(|what| what.event.as_ref().is_some_and(|event| event.as_str() == parent)) {
+            if of_it
+                .iter()
+                .any(|what| what.event.as_ref().is_some_and(|event| event.as_str() == parent))
+            {
                 return Ok(true);
             }
             let Some(document) = documents.get(Collection::Events, &parent).await? else { break };

@@ -1,6 +1,7 @@
-//! Explores every order in which modules are registered, changed and removed, queues vanish and messages are lost, beside a
-//! commit, its publishing, claims, and the walk that sends again what nobody has claimed. The registry and its rules are the
-//! real ones; stores and bus are as their contract says.
+//! Explores every order in which modules are registered, changed and removed, queues vanish and
+//! messages are lost, beside a commit, its publishing, claims, and the walk that sends again what
+//! nobody has claimed. The registry and its rules are the real ones; stores and bus are as their
+//! contract says.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -275,7 +276,10 @@ impl State {
         let without = Self { changes: 0, losses: 0, ..self.clone() };
         self.operator == Operator::Idle
             && matches!(self.commit, Commit::Published(_))
-            && without.next(fault).iter().all(|next| next.jobs == self.jobs && next.queues == self.queues)
+            && without
+                .next(fault)
+                .iter()
+                .all(|next| next.jobs == self.jobs && next.queues == self.queues)
     }
 }
 

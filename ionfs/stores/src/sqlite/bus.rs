@@ -1,6 +1,7 @@
 //! The bus: queues, their bindings and their messages.
 //!
-//! A message that was given to a subscriber is hidden for [`TAKEN`]; unacknowledged by then, it is given again.
+//! A message that was given to a subscriber is hidden for [`TAKEN`]; unacknowledged by then, it is
+//! given again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +15,12 @@ use tokio::task::JoinHandle;
 
 use super::{Durable, Failure, Sqlite, documents, touch};
 use crate::{
-    Bus, Collection, DeadLetter, Delivery, Inserted, Routed, StoreError, Subscription, Unreadable, encode,
+    Bus, Collection, DeadLetter, Delivery, Inserted, Routed, StoreError, Subscription, Unreadable,
+    encode,
 };
 
-/// How long a subscriber may hold a message. It only claims the job in that time; longer delays what a dead
-/// dispatcher held.
+/// How long a subscriber may hold a message. It only claims the job in that time; longer delays
+/// what a dead dispatcher held.
 const TAKEN: Duration = Duration::from_secs(30);
 
 pub(super) const SCHEMA: &str = "
@@ -44,14 +46,19 @@ fn enqueue(connection: &Connection, module: &str, body: &str) -> Result<(), Fail
     Ok(())
 }
 
-fn enqueue_each(connection: &Connection, modules: &[String], message: &Message) -> Result<(), Failure> {
+fn enqueue_each(
+    connection: &Connection,
+    modules: &[String],
+    message: &Message,
+) -> Result<(), Failure> {
     let body = body(message);
     modules.iter().try_for_each(|module| enqueue(connection, module, &body))
 }
 
 /// The modules whose queues are bound to a type.
 fn bound(connection: &Connection, event_type: &str) -> rusqlite::Result<Vec<String>> {
-    let mut bound = connection.prepare_cached("SELECT module FROM bindings WHERE event_type = ?1")?;
+    let mut bound =
+        connection.prepare_cached("SELECT module FROM bindings WHERE event_type = ?1")?;
     bound.query_map([event_type], |row| row.get(0))?.collect()
 }
 
@@ -79,7 +86,8 @@ impl Bus for Sqlite {
         event_types: &[String],
         former: &[String],
     ) -> Result<(), StoreError> {
-        let (module, event_types, former) = (module.to_owned(), event_types.to_vec(), former.to_vec());
+        let (module, event_types, former) =
+            (module.to_owned(), event_types.to_vec(), former.to_vec());
         self.write("declaring a queue", move |connection| {
             connection
                 .execute("INSERT INTO queues (module) VALUES (?1) ON CONFLICT DO NOTHING", [&module])?;
@@ -116,7 +124,8 @@ impl Bus for Sqlite {
                 let modules = bound(connection, &message.event_type)?;
                 enqueue_each(connection, &modules, &message)?;
                 if modules.is_empty() {
-                    // What it tells of was written before it, to this log, and is to be on the disk all the same.
+                    // What it tells of was written before it, to this log, and is to be on the disk
+                    // all the same.
                     touch(connection)?;
                 }
                 Ok(modules)
@@ -154,11 +163,13 @@ impl Bus for Sqlite {
     async fn peek(&self, module: &str, limit: usize) -> Result<Vec<Message>, StoreError> {
         let module = module.to_owned();
         self.read("looking into a queue", move |connection| {
-            let mut select = connection
-                .prepare_cached("SELECT body FROM messages WHERE module = ?1 ORDER BY seq LIMIT ?2")?;
-            let bodies = select.query_map((module, i64::try_from(limit).unwrap_or(i64::MAX)), |row| {
-                row.get::<_, String>(0)
-            })?;
+            let mut select = connection.prepare_cached(
+                "SELECT body FROM messages WHERE module = ?1 ORDER BY seq LIMIT ?2",
+            )?;
+            let bodies = select
+                .query_map((module, i64::try_from(limit).unwrap_or(i64::MAX)), |row| {
+                    row.get::<_, String>(0)
+                })?;
             let mut messages = Vec::new();
             for body in bodies {
                 messages.extend(serde_json::from_str(&body?).ok());
@@ -172,7 +183,10 @@ impl Bus for Sqlite {
         let (module, most) = (module.to_owned(), i64::try_from(most).unwrap_or(i64::MAX));
         self.read("counting messages", move |connection| {
             let there = "SELECT EXISTS (SELECT 1 FROM queues WHERE module = ?1)";
-            if !connection.prepare_cached(there)?.query_row([&module], |row| row.get::<_, bool>(0))? {
+            if !connection
+                .prepare_cached(there)?
+                .query_row([&module], |row| row.get::<_, bool>(0))?
+            {
                 return Ok(None);
             }
             let count = "SELECT COUNT(*) FROM (SELECT 1 FROM messages WHERE module = ?1 LIMIT ?2)";
@@ -215,8 +229,8 @@ impl Bus for Sqlite {
     async fn exhume(&self, letters: &[(String, String)]) -> Result<usize, StoreError> {
         let letters = letters.to_vec();
         self.write("removing dead letters", move |connection| {
-            let mut remove =
-                connection.prepare_cached("DELETE FROM dead_letters WHERE module = ?1 AND event_id = ?2")?;
+            let mut remove = connection
+                .prepare_cached("DELETE FROM dead_letters WHERE module = ?1 AND event_id = ?2")?;
             let removed = letters.iter().map(|letter| remove.execute((&letter.0, &letter.1)));
             Ok(removed.sum::<rusqlite::Result<usize>>()?)
         })
@@ -233,8 +247,9 @@ struct Subscriber {
     prefetch: usize,
     /// Tags given and not acknowledged.
     held: Vec<u64>,
-    /// A message being taken: it outlives the call that began it, so that a dropped call loses none. A task, which goes on
-    /// though nobody waits for it: a future left alone would keep the store's readers from all others.
+    /// A message being taken: it outlives the call that began it, so that a dropped call loses
+    /// none. A task, which goes on though nobody waits for it: a future left alone would keep the
+    /// store's readers from all others.
     taking: Option<JoinHandle<Result<Option<Delivery>, StoreError>>>,
     runtime: tokio::runtime::Handle,
 }
@@ -246,7 +261,9 @@ async fn take(store: Arc<Sqlite>, module: String) -> Result<Option<Delivery>, St
     let queue = module.clone();
     let waiting = store.read("looking into a queue", move |connection| {
         connection
-            .prepare_cached("SELECT EXISTS (SELECT 1 FROM messages WHERE module = ?1 AND taken_until <= ?2)")?
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM messages WHERE module = ?1 AND taken_until <= ?2)",
+            )?
             .query_row((queue, now), |row| row.get::<_, bool>(0))
     });
     if !waiting.await? {
@@ -346,8 +363,10 @@ impl Drop for Subscriber {
             }
             for tag in held {
                 let give_back = move |connection: &Connection| {
-                    Ok(connection
-                        .execute("UPDATE messages SET taken_until = 0 WHERE seq = ?1", [tag.cast_signed()])?)
+                    Ok(connection.execute(
+                        "UPDATE messages SET taken_until = 0 WHERE seq = ?1",
+                        [tag.cast_signed()],
+                    )?)
                 };
                 let _ = store.write("giving back a message", give_back).await;
             }
@@ -381,7 +400,8 @@ mod tests {
             parent_event_id: String::new(),
             document_type: DocumentType::EventMeta,
         };
-        let routed = store.publish(&Message { context, event_type: "nobody".into() }).await.unwrap();
+        let routed =
+            store.publish(&Message { context, event_type: "nobody".into() }).await.unwrap();
         assert_eq!(routed, Routed::Nowhere);
         let published = logged();
         assert!(published > before, "{published} bytes, and {before} before");

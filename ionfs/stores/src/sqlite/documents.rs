@@ -1,4 +1,5 @@
-//! Documents: a table for each collection, JSON in it, an expression index for every query the system makes.
+//! Documents: a table for each collection, JSON in it, an expression index for every query the
+//! system makes.
 
 use std::collections::HashSet;
 
@@ -12,9 +13,10 @@ use crate::{Collection, Documents, Equals, Guard, Inserted, Page, Query, StoreEr
 
 /// The statements that make a collection's table and indexes.
 ///
-/// Rows have SQLite's own numbers, which rise: new documents stand side by side, in the table and among those of an index that
-/// are equal. Ordered by their ids, which are random, each would change a page of its own in every index, and a commit
-/// is as long as the pages are many that it writes.
+/// Rows have SQLite's own numbers, which rise: new documents stand side by side, in the table and
+/// among those of an index that are equal. Ordered by their ids, which are random, each would
+/// change a page of its own in every index, and a commit is as long as the pages are many that it
+/// writes.
 pub(super) fn schema(collection: Collection) -> String {
     let table = collection.as_str();
     let mut sql = format!(
@@ -22,19 +24,28 @@ pub(super) fn schema(collection: Collection) -> String {
     );
     for (name, fields) in named_indexes(collection) {
         let columns: Vec<String> = fields.iter().map(|field| extract(field)).collect();
-        sql.push_str(&format!("CREATE INDEX IF NOT EXISTS {name} ON {table} ({});\n", columns.join(", ")));
+        sql.push_str(&format!(
+            "CREATE INDEX IF NOT EXISTS {name} ON {table} ({});\n",
+            columns.join(", ")
+        ));
     }
     sql
 }
 
-fn named_indexes(collection: Collection) -> impl Iterator<Item = (String, &'static [&'static str])> {
-    let name =
-        move |fields: &[&str]| format!("{}_{}", collection.as_str(), fields.join("_").replace('.', "_"));
+fn named_indexes(
+    collection: Collection,
+) -> impl Iterator<Item = (String, &'static [&'static str])> {
+    let name = move |fields: &[&str]| {
+        format!("{}_{}", collection.as_str(), fields.join("_").replace('.', "_"))
+    };
     indexes(collection).iter().map(move |fields| (name(fields), *fields))
 }
 
 /// Makes a collection's table anew, as [`schema`] has it, if an older Ion made it.
-pub(super) fn lay_out_anew(connection: &Connection, collection: Collection) -> rusqlite::Result<()> {
+pub(super) fn lay_out_anew(
+    connection: &Connection,
+    collection: Collection,
+) -> rusqlite::Result<()> {
     let table = collection.as_str();
     let by_id = "SELECT wr FROM pragma_table_list WHERE schema = 'main' AND name = ?1";
     let by_id: Option<bool> = connection.query_row(by_id, [table], |row| row.get(0)).optional()?;
@@ -58,7 +69,10 @@ pub(super) fn lay_out_anew(connection: &Connection, collection: Collection) -> r
 
 /// The expression for a field. Fields are names in our own code, never input.
 fn extract(field: &str) -> String {
-    debug_assert!(field.chars().all(|c| c.is_ascii_alphanumeric() || c == '.'), "{field:?} is no field");
+    debug_assert!(
+        field.chars().all(|c| c.is_ascii_alphanumeric() || c == '.'),
+        "{field:?} is no field"
+    );
     format!("json_extract(document, '$.{field}')")
 }
 
@@ -100,7 +114,8 @@ fn check(connection: &Connection, guard: Option<&Guard>) -> Result<(), Failure> 
     for condition in guard.into_iter().flat_map(Guard::conditions) {
         let mut values = vec![Sql::Text(condition.id.clone())];
         let conditions = conditions(&condition.equals, &mut values);
-        let sql = format!("SELECT 1 FROM {} WHERE id = ?1{conditions}", condition.collection.as_str());
+        let sql =
+            format!("SELECT 1 FROM {} WHERE id = ?1{conditions}", condition.collection.as_str());
         if !connection.prepare_cached(&sql)?.exists(params_from_iter(values))? {
             return Err(Failure::Fenced(condition.collection));
         }
@@ -115,12 +130,14 @@ pub(super) fn insert(
     document: &Value,
 ) -> Result<Inserted, Failure> {
     let (table, id) = (collection.as_str(), id_of(document));
-    let insert = format!("INSERT INTO {table} (id, document) VALUES (?1, ?2) ON CONFLICT (id) DO NOTHING");
+    let insert =
+        format!("INSERT INTO {table} (id, document) VALUES (?1, ?2) ON CONFLICT (id) DO NOTHING");
     if connection.prepare_cached(&insert)?.execute((&id, document.to_string()))? == 1 {
         return Ok(Inserted::New);
     }
     let select = format!("SELECT document FROM {table} WHERE id = ?1");
-    let existing: String = connection.prepare_cached(&select)?.query_row([&id], |row| row.get(0))?;
+    let existing: String =
+        connection.prepare_cached(&select)?.query_row([&id], |row| row.get(0))?;
     Ok(Inserted::Existing(parse(&existing)?))
 }
 
@@ -131,7 +148,10 @@ pub(super) fn insert_all(
     guard: Option<&Guard>,
 ) -> Result<Vec<Inserted>, Failure> {
     check(connection, guard)?;
-    documents.iter().map(|(collection, document)| insert(connection, *collection, document)).collect()
+    documents
+        .iter()
+        .map(|(collection, document)| insert(connection, *collection, document))
+        .collect()
 }
 
 impl Sqlite {
@@ -174,7 +194,8 @@ fn replace(
 ) -> Result<bool, Failure> {
     let mut values = vec![Sql::Text(id_of(document)), Sql::Text(document.to_string())];
     let conditions = conditions(expect, &mut values);
-    let update = format!("UPDATE {} SET document = ?2 WHERE id = ?1{conditions}", collection.as_str());
+    let update =
+        format!("UPDATE {} SET document = ?2 WHERE id = ?1{conditions}", collection.as_str());
     Ok(connection.prepare_cached(&update)?.execute(params_from_iter(values))? == 1)
 }
 
@@ -198,7 +219,8 @@ pub(super) fn select(query: &Query) -> (String, Vec<Sql>) {
         values.push(sql_value(value));
         let value = values.len();
         values.push(Sql::Text(id.clone()));
-        // The first condition is a range of the index, the second leaves out those at its beginning.
+        // The first condition is a range of the index, the second leaves out those at its
+        // beginning.
         sql.push_str(&format!(
             " AND {field} {behind}= ?{value} AND ({field} {behind} ?{value} OR id {behind} ?{})",
             values.len()
@@ -278,9 +300,14 @@ impl Documents for Sqlite {
         .await
     }
 
-    async fn present(&self, collection: Collection, ids: Vec<String>) -> Result<HashSet<String>, StoreError> {
+    async fn present(
+        &self,
+        collection: Collection,
+        ids: Vec<String>,
+    ) -> Result<HashSet<String>, StoreError> {
         self.read("looking for documents", move |connection| {
-            let select = format!("SELECT EXISTS (SELECT 1 FROM {} WHERE id = ?1)", collection.as_str());
+            let select =
+                format!("SELECT EXISTS (SELECT 1 FROM {} WHERE id = ?1)", collection.as_str());
             let mut statement = connection.prepare_cached(&select)?;
             let mut present = HashSet::new();
             for id in ids {
@@ -311,8 +338,8 @@ impl Documents for Sqlite {
         self.read("finding documents", move |connection| {
             let (sql, values) = select(&query);
             let mut statement = connection.prepare_cached(&sql)?;
-            let rows =
-                statement.query_map(params_from_iter(values), |row| parse(row.get_ref(0)?.as_str()?))?;
+            let rows = statement
+                .query_map(params_from_iter(values), |row| parse(row.get_ref(0)?.as_str()?))?;
             rows.collect()
         })
         .await
@@ -353,7 +380,10 @@ mod tests {
                 .unwrap()
                 .collect::<rusqlite::Result<_>>()
                 .unwrap();
-            assert!(plan[0].starts_with("SEARCH") && plan[0].contains("USING INDEX"), "{sql}\n{plan:?}");
+            assert!(
+                plan[0].starts_with("SEARCH") && plan[0].contains("USING INDEX"),
+                "{sql}\n{plan:?}"
+            );
         }
     }
 
@@ -375,7 +405,10 @@ mod tests {
         let store = Sqlite::open(&path).unwrap();
         let of_event = Query::equal(Collection::Jobs, vec![("eventId", "e".into())]);
         let found = store.find(of_event.order_by("created")).await.unwrap();
-        assert_eq!(found.iter().map(|job| job["id"].as_str().unwrap()).collect::<Vec<_>>(), ["b", "a"]);
+        assert_eq!(
+            found.iter().map(|job| job["id"].as_str().unwrap()).collect::<Vec<_>>(),
+            ["b", "a"]
+        );
         let connection = Connection::open(&path).unwrap();
         let rows: Vec<(i64, String)> = connection
             .prepare("SELECT rowid, id FROM jobs ORDER BY rowid")
@@ -385,7 +418,8 @@ mod tests {
             .collect::<rusqlite::Result<_>>()
             .unwrap();
         assert_eq!(rows, [(1, "b".to_owned()), (2, "a".to_owned())]);
-        let again = store.insert(Collection::Jobs, serde_json::json!({"id": "a"}), None).await.unwrap();
+        let again =
+            store.insert(Collection::Jobs, serde_json::json!({"id": "a"}), None).await.unwrap();
         assert!(matches!(again, Inserted::Existing(_)));
         assert!(!connection.table_exists(None, "former_jobs").unwrap());
     }

@@ -21,9 +21,9 @@ pub(crate) struct HeldBlob {
 }
 
 impl Sqlite {
-    /// Holds the bytes, put under these keys while the machine runs that was booted as `boot`, inserts documents, and after
-    /// them `event`, which is published; all of it or nothing. With an event it is on the disk when this returns, else with
-    /// the next write that is at once.
+    /// Holds the bytes, put under these keys while the machine runs that was booted as `boot`,
+    /// inserts documents, and after them `event`, which is published; all of it or nothing. With an
+    /// event it is on the disk when this returns, else with the next write that is at once.
     pub(crate) async fn hold(
         &self,
         boot: String,
@@ -33,20 +33,22 @@ impl Sqlite {
         guard: Option<Guard>,
     ) -> Result<Vec<Inserted>, StoreError> {
         let durable = if event.is_some() { Durable::AtOnce } else { Durable::Later };
-        let written = self.write_as(durable, "inserting documents and small blobs", move |connection| {
-            let mut inserted = insert_all(connection, &documents, guard.as_ref())?;
-            let mut insert =
-                connection.prepare_cached("INSERT INTO held_blobs (boot, key, bytes) VALUES (?1, ?2, ?3)")?;
-            for (key, bytes) in &blobs {
-                insert.execute((&boot, key, &bytes[..]))?;
-            }
-            if let Some(event) = event {
-                let (event, modules) = insert_published(connection, event)?;
-                inserted.push(event);
-                return Ok((inserted, modules));
-            }
-            Ok((inserted, vec![]))
-        });
+        let written =
+            self.write_as(durable, "inserting documents and small blobs", move |connection| {
+                let mut inserted = insert_all(connection, &documents, guard.as_ref())?;
+                let mut insert = connection.prepare_cached(
+                    "INSERT INTO held_blobs (boot, key, bytes) VALUES (?1, ?2, ?3)",
+                )?;
+                for (key, bytes) in &blobs {
+                    insert.execute((&boot, key, &bytes[..]))?;
+                }
+                if let Some(event) = event {
+                    let (event, modules) = insert_published(connection, event)?;
+                    inserted.push(event);
+                    return Ok((inserted, modules));
+                }
+                Ok((inserted, vec![]))
+            });
         let (inserted, modules) = written.await?;
         self.arrivals.ring(modules.iter().map(String::as_str));
         Ok(inserted)
@@ -75,9 +77,11 @@ impl Sqlite {
 
     /// Lets go of some, whose files are durable.
     pub(crate) async fn release(&self, blobs: &[HeldBlob]) -> Result<(), StoreError> {
-        let rows: Vec<(i64, String)> = blobs.iter().map(|blob| (blob.seq, blob.key.clone())).collect();
+        let rows: Vec<(i64, String)> =
+            blobs.iter().map(|blob| (blob.seq, blob.key.clone())).collect();
         self.write_as(Durable::Later, "letting small blobs go", move |connection| {
-            // Its key too: another process may have let it go before, and then its number is given again.
+            // Its key too: another process may have let it go before, and then its number is given
+            // again.
             let mut delete =
                 connection.prepare_cached("DELETE FROM held_blobs WHERE seq = ?1 AND key = ?2")?;
             for row in rows {

@@ -1,5 +1,5 @@
-//! The real rules, asked about the model's states: which versions of the registry there are, who an event is for, and what a
-//! judge concludes from its readings. What was asked once is remembered.
+//! The real rules, asked about the model's states: which versions of the registry there are, who an
+//! event is for, and what a judge concludes from its readings. What was asked once is remembered.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,10 +16,12 @@ use crate::gather::{Readiness, judge};
 use crate::ledger::Registered;
 use crate::pipeline::{Module, OnDead};
 
-/// The gathered events, a bit for each, by what was read and how that was committed; none: it waits.
+/// The gathered events, a bit for each, by what was read and how that was committed; none: it
+/// waits.
 type Judged = HashMap<(Reading, [Committed; TYPES.len()]), Option<u8>>;
 
-/// What is true of all states of a scenario: every version of the registry, and what the real rules say of them.
+/// What is true of all states of a scenario: every version of the registry, and what the real rules
+/// say of them.
 pub(super) struct Plane {
     pub(super) scenario: Scenario,
     pub(super) fault: Fault,
@@ -109,7 +111,9 @@ impl Plane {
         let Committed::At(committed) = state.events[event] else { return false };
         *self.is_for.borrow_mut().entry((version, slot, committed)).or_insert_with(|| {
             let registry = self.registry(version);
-            registry.registration(name).is_some_and(|of| of.is_for(name, &self.event(event, committed)))
+            registry
+                .registration(name)
+                .is_some_and(|of| of.is_for(name, &self.event(event, committed)))
         })
     }
 
@@ -120,12 +124,17 @@ impl Plane {
         for event in (0..TYPES.len()).filter(|event| seen & (1 << event) != 0) {
             known[event] = state.events[event];
         }
-        *self.judged.borrow_mut().entry((reading, known)).or_insert_with(|| self.judge_anew(reading, &known))
+        *self
+            .judged
+            .borrow_mut()
+            .entry((reading, known))
+            .or_insert_with(|| self.judge_anew(reading, &known))
     }
 
     fn judge_anew(&self, reading: Reading, known: &[Committed]) -> Option<u8> {
         let registry = self.registry(reading.registry.unwrap());
-        let modules = self.modules.iter().filter(|module| registry.registration(&module.name).is_some());
+        let modules =
+            self.modules.iter().filter(|module| registry.registration(&module.name).is_some());
         let mut registered = Registered { modules: modules.cloned().collect(), registry };
         let mut events: Vec<Event> = (0..known.len())
             .filter_map(|event| match known[event] {
@@ -142,10 +151,10 @@ impl Plane {
         let shown = reading.jobs.unwrap();
         let mut jobs = Vec::new();
         for (slot, (name, event)) in SLOTS.iter().enumerate() {
-            let expected = events
-                .iter()
-                .find(|known| known.id.as_str() == format!("e{event}"))
-                .is_some_and(|event| registered.registry.expected(event).any(|expected| expected == *name));
+            let expected =
+                events.iter().find(|known| known.id.as_str() == format!("e{event}")).is_some_and(
+                    |event| registered.registry.expected(event).any(|expected| expected == *name),
+                );
             let job = match shown[slot] {
                 Some(_) if self.fault == Fault::FormerForgotten && !expected => continue,
                 Some((state, outbox)) => {

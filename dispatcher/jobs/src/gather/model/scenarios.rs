@@ -22,7 +22,8 @@ pub(super) enum Fault {
     UnclaimedIsOver,
     /// An event is for whoever subscribes to its type now.
     ByType,
-    /// Whoever takes the gathering job starts it with what the house has found: a job that was revived since is missed.
+    /// Whoever takes the gathering job starts it with what the house has found: a job that was
+    /// revived since is missed.
     NotJudgedAgain,
     /// A gathering job that is put back has failed.
     PutBackFails,
@@ -65,8 +66,13 @@ pub(super) const RENAMED: Scenario = Scenario {
 pub(super) const BACK: Scenario = Scenario { changing: &["work"], changes: 3, ..RENAMED };
 
 /// Modules come, and each at a moment of its own.
-pub(super) const GROWING: Scenario =
-    Scenario { registered: &["fan", "all"], changing: &["work", "look"], changes: 3, losses: 0, ..RENAMED };
+pub(super) const GROWING: Scenario = Scenario {
+    registered: &["fan", "all"],
+    changing: &["work", "look"],
+    changes: 3,
+    losses: 0,
+    ..RENAMED
+};
 
 /// Modules go, and each at a moment of its own.
 pub(super) const SHRINKING: Scenario = Scenario {

@@ -13,7 +13,8 @@ pub(super) fn began_wrongly(plane: &Plane, before: &State, after: &State) -> Opt
     }
     let unforeseen = |slot: usize| before.unforeseen & (1 << slot) != 0;
     // And what comes of such a job.
-    let excused = |slot: usize| unforeseen(slot) || (SLOTS[slot].1 > 2 && unforeseen(SLOTS[slot].1 - 1));
+    let excused =
+        |slot: usize| unforeseen(slot) || (SLOTS[slot].1 > 2 && unforeseen(SLOTS[slot].1 - 1));
     for slot in (0..SLOTS.len()).filter(|slot| *slot != ALL && !excused(*slot)) {
         let job = after.jobs[slot];
         let tells = job.is_some_and(|job| job.state == JobState::Succeeded && job.outbox);

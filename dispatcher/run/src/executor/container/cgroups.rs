@@ -1,8 +1,8 @@
 //! Where a job's control groups can be, and what is written to them.
 //!
-//! With the second version they lie in `ion` at the top of the hierarchy: a group that has processes, as a service's own,
-//! cannot have bounded groups below it. With the first version they lie below the daemon's own groups, whose limits
-//! then hold for them too.
+//! With the second version they lie in `ion` at the top of the hierarchy: a group that has
+//! processes, as a service's own, cannot have bounded groups below it. With the first version they
+//! lie below the daemon's own groups, whose limits then hold for them too.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -60,8 +60,11 @@ impl Cgroups {
         }
         let of = |controller: &'static str| {
             let path = place(&|controllers| controllers.split(',').any(|one| one == controller));
-            let folder = path.map(|path| root.join(controller).join(path)).filter(|folder| folder.is_dir());
-            folder.ok_or_else(|| format!("there is no control group of {controller:?} in {}", root.display()))
+            let folder =
+                path.map(|path| root.join(controller).join(path)).filter(|folder| folder.is_dir());
+            folder.ok_or_else(|| {
+                format!("there is no control group of {controller:?} in {}", root.display())
+            })
         };
         Ok(Self::Separate { memory: of("memory")?, cpu: of("cpu")?, pids: of("pids")? })
     }
@@ -90,13 +93,18 @@ impl Cgroups {
     fn ours(&self) -> Vec<PathBuf> {
         match self {
             Self::Unified { root, .. } => vec![root.join(OURS)],
-            Self::Separate { memory, cpu, pids } => [memory, cpu, pids].map(|own| own.join(OURS)).to_vec(),
+            Self::Separate { memory, cpu, pids } => {
+                [memory, cpu, pids].map(|own| own.join(OURS)).to_vec()
+            }
         }
     }
 
-    /// Removes what a `job-init` left that was killed itself. One that somebody is in cannot be removed.
+    /// Removes what a `job-init` left that was killed itself. One that somebody is in cannot be
+    /// removed.
     fn sweep(&self) {
-        for group in self.ours().iter().filter_map(|ours| fs::read_dir(ours).ok()).flatten().flatten() {
+        for group in
+            self.ours().iter().filter_map(|ours| fs::read_dir(ours).ok()).flatten().flatten()
+        {
             let _ = fs::remove_dir(group.path());
         }
     }
@@ -113,11 +121,14 @@ impl Cgroups {
                 let folder = root.join(OURS).join(name);
                 if let Some(bytes) = memory_bytes {
                     pids.push(set("memory.max", bytes.to_string()));
-                    // Else it would go on, slowly, on the disk; and all of it ends, as on a cluster.
+                    // Else it would go on, slowly, on the disk; and all of it ends, as on a
+                    // cluster.
                     pids.push(may("memory.swap.max", "0".into()));
                     pids.push(may("memory.oom.group", "1".into()));
                 }
-                pids.extend(cpu_millis.map(|millis| set("cpu.max", format!("{} {PERIOD}", quota(millis)))));
+                pids.extend(
+                    cpu_millis.map(|millis| set("cpu.max", format!("{} {PERIOD}", quota(millis)))),
+                );
                 let memory = memory_bytes.map(|bytes| (folder.join("memory.events"), bytes));
                 Bounds { groups: vec![Group { home: own.clone(), folder, settings: pids }], memory }
             }
@@ -153,7 +164,8 @@ impl Cgroups {
 mod tests {
     use super::*;
 
-    const RESOURCES: Resources = Resources { cpu_millis: Some(500), memory_bytes: Some(1 << 26), gpus: None };
+    const RESOURCES: Resources =
+        Resources { cpu_millis: Some(500), memory_bytes: Some(1 << 26), gpus: None };
 
     #[test]
     fn the_second_version_has_one_group_and_the_first_one_for_each() {
@@ -166,13 +178,19 @@ mod tests {
         let separate = Cgroups::below(root, own).unwrap();
         let bounds = separate.bounds("j", RESOURCES, 9);
         let folders: Vec<_> = bounds.groups.iter().map(|group| group.folder.clone()).collect();
-        assert_eq!(folders, ["pids/a/ion/j", "memory/a/ion/j", "cpu/a/ion/j"].map(|path| root.join(path)));
+        assert_eq!(
+            folders,
+            ["pids/a/ion/j", "memory/a/ion/j", "cpu/a/ion/j"].map(|path| root.join(path))
+        );
         assert_eq!(bounds.groups[2].settings[1].1, "50000");
 
         fs::write(root.join("cgroup.controllers"), "").unwrap();
         let unified = Cgroups::below(root, own).unwrap();
         unified.make_ready().unwrap();
-        assert_eq!(fs::read(root.join("ion/cgroup.subtree_control")).unwrap(), b"+memory +cpu +pids");
+        assert_eq!(
+            fs::read(root.join("ion/cgroup.subtree_control")).unwrap(),
+            b"+memory +cpu +pids"
+        );
         let bounds = unified.bounds("j", RESOURCES, 9);
         let group = &bounds.groups[0];
         assert_eq!(
@@ -180,8 +198,7 @@ mod tests {
             (&root.join("system.slice/ion.service"), &root.join("ion/j"))
         );
         let settings = group.settings.iter().map(|(file, value, _)| format!("{file}={value}"));
-        let expected =
-            "pids.max=9 memory.max=67108864 memory.swap.max=0 memory.oom.group=1 cpu.max=50000 100000";
+        let expected = "pids.max=9 memory.max=67108864 memory.swap.max=0 memory.oom.group=1 cpu.max=50000 100000";
         assert_eq!(settings.collect::<Vec<_>>().join(" "), expected);
         assert_eq!(unified.bounds("j", Resources::default(), 9).groups[0].settings.len(), 1);
     }

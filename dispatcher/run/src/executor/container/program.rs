@@ -1,6 +1,8 @@
-//! Why a container's program could not be started, before it is tried: a runtime says it in words of its own.
+//! Why a container's program could not be started, before it is tried: a runtime says it in words
+//! of its own.
 //!
-//! Only what is certain is refused. What is not a file of the image (it may be mounted) is left to the runtime.
+//! Only what is certain is refused. What is not a file of the image (it may be mounted) is left to
+//! the runtime.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -41,7 +43,8 @@ const LOADER: u32 = 3;
 pub(super) struct Files<'a> {
     pub(super) rootfs: &'a Path,
     pub(super) user: &'a User,
-    /// The number of the container's first user on this machine; none: all its files are of the user itself.
+    /// The number of the container's first user on this machine; none: all its files are of the
+    /// user itself.
     pub(super) first: Option<u32>,
     /// What is mounted over the image's files.
     pub(super) mounted: Vec<PathBuf>,
@@ -56,8 +59,14 @@ enum Found {
 }
 
 /// Why the program cannot be started, if that is certain.
-pub(super) fn refusal(files: &Files<'_>, program: &str, path: &str, folder: &Path) -> Option<String> {
-    let cannot = |why: String| Some(format!("program {program:?} of its image cannot be started: {why}"));
+pub(super) fn refusal(
+    files: &Files<'_>,
+    program: &str,
+    path: &str,
+    folder: &Path,
+) -> Option<String> {
+    let cannot =
+        |why: String| Some(format!("program {program:?} of its image cannot be started: {why}"));
     if program.is_empty() {
         return cannot("its name is empty; say it with \"run\"".into());
     }
@@ -121,7 +130,8 @@ impl Files<'_> {
         }
         let of_container = |id: u32| self.first.map_or(Some(id), |first| id.checked_sub(first));
         let (uid, gid) = (of_container(metadata.uid()), of_container(metadata.gid()));
-        let in_group = gid == Some(self.user.gid) || gid.is_some_and(|gid| self.user.groups.contains(&gid));
+        let in_group =
+            gid == Some(self.user.gid) || gid.is_some_and(|gid| self.user.groups.contains(&gid));
         let bit = match (self.first, uid == Some(self.user.uid), in_group) {
             (None, _, _) | (_, true, _) => 0o100,
             (_, false, true) => 0o010,
@@ -149,7 +159,9 @@ impl Files<'_> {
             [0x7f, b'E', b'L', b'F', ..] => self.elf(file, &head),
             _ if has_other_formats() => None,
             [] => Some("it is empty".into()),
-            _ => Some("it is neither a program nor a script with a first line such as #!/bin/sh".into()),
+            _ => Some(
+                "it is neither a program nor a script with a first line such as #!/bin/sh".into(),
+            ),
         }
     }
 
@@ -162,7 +174,8 @@ impl Files<'_> {
                  write it with plain ends of lines, as by `dos2unix`"
             ));
         }
-        let interpreter = line.split(|byte| matches!(byte, b' ' | b'\t')).next().unwrap_or_default();
+        let interpreter =
+            line.split(|byte| matches!(byte, b' ' | b'\t')).next().unwrap_or_default();
         let interpreter = String::from_utf8_lossy(interpreter).into_owned();
         if interpreter.is_empty() {
             return Some("its first line names no interpreter".into());
@@ -175,9 +188,9 @@ impl Files<'_> {
             Found::File(_) if scripts == SCRIPTS_MAX => {
                 Some("its interpreters are scripts that name each other".into())
             }
-            Found::File(file) => {
-                self.refused(&file, scripts + 1).map(|why| format!("its interpreter is {interpreter}: {why}"))
-            }
+            Found::File(file) => self
+                .refused(&file, scripts + 1)
+                .map(|why| format!("its interpreter is {interpreter}: {why}")),
         }
     }
 
@@ -189,16 +202,17 @@ impl Files<'_> {
         };
         let machine = u16::try_from(number(18, 2)?).ok()?;
         let little = head.get(5) == Some(&1);
-        let name =
-            |machine: u16| MACHINES.iter().find(|(number, _)| *number == machine).map(|(_, name)| *name);
+        let name = |machine: u16| {
+            MACHINES.iter().find(|(number, _)| *number == machine).map(|(_, name)| *name)
+        };
         let ours = match std::env::consts::ARCH {
             "x86_64" => &[62, 3][..],
             "aarch64" => &[183, 40],
             _ => return None,
         };
         if little && !ours.contains(&machine) && !has_other_formats() {
-            let built =
-                name(machine).map_or_else(|| format!("another machine (number {machine})"), str::to_owned);
+            let built = name(machine)
+                .map_or_else(|| format!("another machine (number {machine})"), str::to_owned);
             let here = name(ours[0]).unwrap_or_default();
             return Some(format!(
                 "it is built for {built}, and this machine is {here}; name an image for linux/{here}"
@@ -212,8 +226,9 @@ impl Files<'_> {
         file.read_exact_at(&mut parts, at).ok()?;
         let size = usize::try_from(size).ok().filter(|size| *size >= 56)?;
         let part = parts.chunks_exact(size).find(|part| part[..4] == LOADER.to_le_bytes())?;
-        let field =
-            |at: usize| part[at..at + 8].iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte));
+        let field = |at: usize| {
+            part[at..at + 8].iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte))
+        };
         let mut loader = vec![0; usize::try_from(field(32).min(LOADER_MAX)).ok()?];
         file.read_exact_at(&mut loader, field(8)).ok()?;
         let loader = String::from_utf8(loader).ok()?;
@@ -228,7 +243,8 @@ impl Files<'_> {
     }
 }
 
-/// Whether this machine starts programs of other forms, as those of other architectures by an emulator.
+/// Whether this machine starts programs of other forms, as those of other architectures by an
+/// emulator.
 fn has_other_formats() -> bool {
     let registered = std::fs::read_dir("/proc/sys/fs/binfmt_misc").into_iter().flatten().flatten();
     registered.map(|entry| entry.file_name()).any(|name| name != "register" && name != "status")

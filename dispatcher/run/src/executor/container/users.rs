@@ -31,7 +31,8 @@ pub(super) fn user_of(image: &Image, said: &str) -> Result<User, String> {
     found(said, &list(image, "etc/passwd"), &list(image, "etc/group"))
 }
 
-/// The same by the content of both lists. Their lines are bytes, and many a one is no line of users.
+/// The same by the content of both lists. Their lines are bytes, and many a one is no line of
+/// users.
 fn found(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, String> {
     let (user, group_said) = match said.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
@@ -48,7 +49,9 @@ fn found(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, String> {
         let text = entry.as_ref().and_then(|entry| field(entry, n));
         text.and_then(number).ok_or_else(|| match entry {
             None => format!("the image knows no user {user:?}"),
-            Some(_) => format!("the image's /etc/passwd has no number in its line of user {user:?}"),
+            Some(_) => {
+                format!("the image's /etc/passwd has no number in its line of user {user:?}")
+            }
         })
     };
     let uid = match by_number {
@@ -72,7 +75,8 @@ fn found(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, String> {
     // A group that is said stands alone.
     if let (Some(name), None) = (name, group_said) {
         let is_member = |entry: &Vec<&[u8]>| {
-            field(entry, 3).is_some_and(|members| members.split(|byte| *byte == b',').any(|one| one == *name))
+            field(entry, 3)
+                .is_some_and(|members| members.split(|byte| *byte == b',').any(|one| one == *name))
         };
         let all = lines(group).filter(is_member).filter_map(|entry| number(field(&entry, 2)?));
         groups = all.filter(|one| *one != gid).take(GROUPS_MAX).collect();
@@ -103,7 +107,8 @@ fn field<'l>(entry: &[&'l [u8]], n: usize) -> Option<&'l [u8]> {
     entry.get(n).copied()
 }
 
-/// Reads a small file of an image; empty if it is missing. Symbolic links are followed inside the image only.
+/// Reads a small file of an image; empty if it is missing. Symbolic links are followed inside the
+/// image only.
 fn list(image: &Image, file: &str) -> Vec<u8> {
     let read = || -> std::io::Result<Vec<u8>> {
         let folder = fs::File::open(&image.rootfs)?;
@@ -142,7 +147,8 @@ mod tests {
         assert_eq!(found("nobody"), Err("the image knows no user \"nobody\"".into()));
         assert_eq!(found("alice:none"), Err("the image knows no group \"none\"".into()));
         assert!(found("odd").unwrap_err().contains("has no number in its line of user \"odd\""));
-        let over = ["1000680000", "1000:99999999", "alice:big"].map(|said| found(said).unwrap_err());
+        let over =
+            ["1000680000", "1000:99999999", "alice:big"].map(|said| found(said).unwrap_err());
         assert!(over.iter().all(|words| words.contains("up to 16777215")), "{over:?}");
     }
 }

@@ -1,12 +1,14 @@
 //! The entries of a tar archive, one after the other.
 //!
 //! # How it works
-//! `tar-core` understands the heads, which say what an entry is and how long it is. This room reads the bytes, holds no more
-//! of them than one head and a piece of content, and refuses by name what would otherwise become another file than the one
-//! that was packed: a map of holes in an unknown form, the rest of a file of another volume, a number that does not fit.
+//! `tar-core` understands the heads, which say what an entry is and how long it is. This room reads
+//! the bytes, holds no more of them than one head and a piece of content, and refuses by name what
+//! would otherwise become another file than the one that was packed: a map of holes in an unknown
+//! form, the rest of a file of another volume, a number that does not fit.
 //!
 //! # What it never does
-//! Believe a length: whatever an archive claims, a head has a bound, and so have the bytes of all archives of an image.
+//! Believe a length: whatever an archive claims, a head has a bound, and so have the bytes of all
+//! archives of an image.
 
 use std::ffi::OsString;
 use std::io::{self, Read};
@@ -19,8 +21,8 @@ use rustix::io::Errno;
 use tar_core::parse::{Limits, ParseError, ParseEvent, ParsedEntry, Parser};
 use tar_core::{EntryType, HEADER_SIZE, SparseEntry};
 
-/// Bytes of one entry's long name, long link, PAX records and map of holes, which are read whole. Names have 4 KiB at
-/// most, and extended attributes, the largest records there are, 64 KiB each.
+/// Bytes of one entry's long name, long link, PAX records and map of holes, which are read whole.
+/// Names have 4 KiB at most, and extended attributes, the largest records there are, 64 KiB each.
 const METADATA_MAX: u32 = 1 << 20;
 
 /// The same with the blocks that say how long each of these is.
@@ -39,10 +41,12 @@ const SPARSE_OF_STAR: &[u8] = b"SCHILY.realsize";
 /// What a record's name begins with that is an extended attribute.
 const ATTRIBUTE: &[u8] = b"SCHILY.xattr.";
 
-/// Of the extended attributes those that belong to users. All others are about rights, which no program of a container has.
+/// Of the extended attributes those that belong to users. All others are about rights, which no
+/// program of a container has.
 const OF_USERS: &[u8] = b"user.";
 
-/// Records that are numbers. A reader that passed over a wrong one would take another number for it.
+/// Records that are numbers. A reader that passed over a wrong one would take another number for
+/// it.
 const NUMBERS: [&[u8]; 3] = [b"size", b"uid", b"gid"];
 
 /// Records of all entries that would change where an entry goes or what is in it.
@@ -156,7 +160,8 @@ impl<R: Read> Entries<R> {
         self.read
     }
 
-    /// The next entry, whose content comes by [`Self::piece`]; what of the last one's was not asked for is passed over.
+    /// The next entry, whose content comes by [`Self::piece`]; what of the last one's was not asked
+    /// for is passed over.
     pub(super) fn next(&mut self) -> Result<Option<Entry>, Refused> {
         self.pass_over()?;
         let mut wanted = HEADER_SIZE;
@@ -205,7 +210,9 @@ impl<R: Read> Entries<R> {
                             )
                         }
                         (None, error) => format!("its first entry cannot be read: {error}"),
-                        (Some(last), error) => format!("its entry after {last} cannot be read: {error}"),
+                        (Some(last), error) => {
+                            format!("its entry after {last} cannot be read: {error}")
+                        }
                     }));
                 }
             };
@@ -330,14 +337,15 @@ fn checked(
     let records = records(entry.pax.unwrap_or_default())
         .ok_or_else(|| format!("the PAX records of its entry {name} are damaged"))?;
     for (key, value) in records {
-        let words =
-            || format!("{}={}", String::from_utf8_lossy(key), quote(&*String::from_utf8_lossy(value)));
+        let words = || {
+            format!("{}={}", String::from_utf8_lossy(key), quote(&*String::from_utf8_lossy(value)))
+        };
         if NUMBERS.contains(&key) && number(value).is_none() {
             return Err(format!("its entry {name} says {}, which is no number", words()));
         }
         if key == b"mtime" {
-            mtime =
-                time(value).ok_or_else(|| format!("its entry {name} says {}, which is no time", words()))?;
+            mtime = time(value)
+                .ok_or_else(|| format!("its entry {name} says {}, which is no time", words()))?;
         }
         if map.is_none() && (key.starts_with(SPARSE) || key == SPARSE_OF_STAR) {
             return Err(format!(
@@ -346,7 +354,9 @@ fn checked(
                 words()
             ));
         }
-        if let Some(attribute) = key.strip_prefix(ATTRIBUTE).filter(|name| name.starts_with(OF_USERS)) {
+        if let Some(attribute) =
+            key.strip_prefix(ATTRIBUTE).filter(|name| name.starts_with(OF_USERS))
+        {
             attributes.push((OsString::from_vec(attribute.to_vec()), value.to_vec()));
         }
     }
@@ -368,7 +378,9 @@ fn checked(
         }
         other => {
             let letter = char::from(other.to_byte());
-            return Err(format!("its entry {name} is of a kind that is not known here, {letter:?}"));
+            return Err(format!(
+                "its entry {name} is of a kind that is not known here, {letter:?}"
+            ));
         }
     };
     let (pieces, size) = match map {
@@ -400,11 +412,13 @@ const SIZE: std::ops::Range<usize> = 124..136;
 
 /// Whether a number of a head fits into 64 bits: text does, and bytes whose first ones are zeros.
 fn fits(field: &[u8]) -> bool {
-    field[0] & 0x80 == 0 || (field[0] == 0x80 && field[1..field.len() - 8].iter().all(|byte| *byte == 0))
+    field[0] & 0x80 == 0
+        || (field[0] == 0x80 && field[1..field.len() - 8].iter().all(|byte| *byte == 0))
 }
 
-/// Whether pieces of a file, with holes between them, take exactly what is stored, and lie in the file. Each but the last one
-/// fills its blocks: readers differ about what follows one that does not.
+/// Whether pieces of a file, with holes between them, take exactly what is stored, and lie in the
+/// file. Each but the last one fills its blocks: readers differ about what follows one that does
+/// not.
 fn are_pieces(map: &[SparseEntry], stored: u64, size: u64) -> bool {
     let (mut end, mut taken) = (0_u64, 0_u64);
     for piece in map {
@@ -428,13 +442,17 @@ fn of_all(pax: &[u8]) -> Option<String> {
     let Some(records) = records(pax) else {
         return Some("its PAX records of all entries are damaged".into());
     };
-    let (key, _) =
-        records.into_iter().find(|(key, _)| NEVER_GLOBAL.contains(key) || key.starts_with(SPARSE))?;
+    let (key, _) = records
+        .into_iter()
+        .find(|(key, _)| NEVER_GLOBAL.contains(key) || key.starts_with(SPARSE))?;
     let key = String::from_utf8_lossy(key);
-    Some(format!("it has a PAX record {key:?} for all entries at once; pack it without `--pax-option`"))
+    Some(format!(
+        "it has a PAX record {key:?} for all entries at once; pack it without `--pax-option`"
+    ))
 }
 
-/// The PAX records of an entry, each with its name; none if they are damaged. A record is `<length> <name>=<value>\n`.
+/// The PAX records of an entry, each with its name; none if they are damaged. A record is `<length>
+/// <name>=<value>\n`.
 fn records(mut pax: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
     let mut records = vec![];
     while !pax.is_empty() {
@@ -452,7 +470,8 @@ fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// A time of a record: seconds since 1970, before which they are negative, with a fraction or without.
+/// A time of a record: seconds since 1970, before which they are negative, with a fraction or
+/// without.
 fn time(text: &[u8]) -> Option<Timespec> {
     let text = std::str::from_utf8(text).ok()?;
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
@@ -497,10 +516,18 @@ mod tests {
     #[test]
     fn records_with_any_bytes_are_told_apart_and_damaged_ones_are_not_passed_over() {
         let pax = b"28 SCHILY.xattr.user.a=1\n\n2\n9 path=x\n";
-        assert_eq!(records(pax), Some(vec![(&b"SCHILY.xattr.user.a"[..], &b"1\n\n2"[..]), (b"path", b"x")]));
-        for damaged in
-            [&b"9 path=x"[..], b"11 path=x\n", b"path=x\n", b"9 pathxx\n", b"99 path=x\n", b"0 x=\n"]
-        {
+        assert_eq!(
+            records(pax),
+            Some(vec![(&b"SCHILY.xattr.user.a"[..], &b"1\n\n2"[..]), (b"path", b"x")])
+        );
+        for damaged in [
+            &b"9 path=x"[..],
+            b"11 path=x\n",
+            b"path=x\n",
+            b"9 pathxx\n",
+            b"99 path=x\n",
+            b"0 x=\n",
+        ] {
             assert_eq!(records(damaged), None, "{}", String::from_utf8_lossy(damaged));
         }
     }
@@ -515,14 +542,20 @@ mod tests {
     #[test]
     fn pieces_are_refused_that_overlap_leave_the_file_or_are_read_in_two_ways() {
         let well = |map: &[(u64, u64)], stored, size| {
-            let map: Vec<_> = map.iter().map(|&(offset, length)| SparseEntry { offset, length }).collect();
+            let map: Vec<_> =
+                map.iter().map(|&(offset, length)| SparseEntry { offset, length }).collect();
             are_pieces(&map, stored, size)
         };
-        assert!(well(&[(0, 512), (1024, 100), (4096, 0)], 612, 4096) && well(&[(4096, 0)], 0, 4096));
+        assert!(
+            well(&[(0, 512), (1024, 100), (4096, 0)], 612, 4096) && well(&[(4096, 0)], 0, 4096)
+        );
         assert!(!well(&[(0, 512), (256, 512)], 1024, 4096), "they overlap");
         assert!(!well(&[(0, 100), (1024, 100)], 200, 4096), "the first block is not filled");
         assert!(!well(&[(4000, 512)], 512, 4096), "it ends after the file");
-        assert!(!well(&[(0, 512)], 1024, 4096) && !well(&[(0, 512)], 100, 4096), "other bytes are stored");
+        assert!(
+            !well(&[(0, 512)], 1024, 4096) && !well(&[(0, 512)], 100, 4096),
+            "other bytes are stored"
+        );
         assert!(!well(&[(u64::MAX, 2)], 2, u64::MAX) && !well(&[], 0, u64::MAX));
     }
 
@@ -557,15 +590,25 @@ mod tests {
     }
 
     fn content() -> impl Strategy<Value = Vec<u8>> {
-        let keys = ["path", "size", "mtime", "uid", "GNU.sparse.major", "GNU.sparse.minor", "GNU.sparse.map"];
+        let keys = [
+            "path",
+            "size",
+            "mtime",
+            "uid",
+            "GNU.sparse.major",
+            "GNU.sparse.minor",
+            "GNU.sparse.map",
+        ];
         let keys =
-            [&keys[..], &["GNU.sparse.realsize", "GNU.sparse.offset", "GNU.sparse.numbytes", "x"]].concat();
+            [&keys[..], &["GNU.sparse.realsize", "GNU.sparse.offset", "GNU.sparse.numbytes", "x"]]
+                .concat();
         let values = ["0", "1", "512", "0,512,1024,512", "-1", "18446744073709551615", "a/b", ""];
-        let record = (sample::select(keys), sample::select(values.to_vec())).prop_map(|(key, value)| {
-            let rest = format!(" {key}={value}\n");
-            let length = (1..).find(|length| length.to_string().len() + rest.len() == *length);
-            format!("{}{rest}", length.unwrap_or_default()).into_bytes()
-        });
+        let record =
+            (sample::select(keys), sample::select(values.to_vec())).prop_map(|(key, value)| {
+                let rest = format!(" {key}={value}\n");
+                let length = (1..).find(|length| length.to_string().len() + rest.len() == *length);
+                format!("{}{rest}", length.unwrap_or_default()).into_bytes()
+            });
         let records = vec(record, 0..6).prop_map(|records| records.concat());
         prop_oneof![records, vec(any::<u8>(), 0..1500), Just(b"2\n0\n512\n1024\n512\n".to_vec())]
     }

@@ -21,8 +21,9 @@ pub struct Collected {
     pub bytes: u64,
 }
 
-/// Removes the unpacked images of a home that no job has used for so long, if that is said, and what was begun and left by
-/// processes that died. What is older than `grace` is taken for left where nothing else tells.
+/// Removes the unpacked images of a home that no job has used for so long, if that is said, and
+/// what was begun and left by processes that died. What is older than `grace` is taken for left
+/// where nothing else tells.
 ///
 /// # Errors
 /// When the folder cannot be read, or something in it not removed.
@@ -60,7 +61,9 @@ fn collect_in(
             Ok(Some(held)) => held,
             // Whoever unpacks it, or runs something from it, holds it.
             Ok(None) => continue,
-            Err(ImageError::File { path, source }) if source.kind() == io::ErrorKind::PermissionDenied => {
+            Err(ImageError::File { path, source })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
                 tracing::warn!(path = %path.display(), "an image of another user is left to that user's `ion gc`");
                 continue;
             }
@@ -134,13 +137,16 @@ fn forget(folder: &Path) -> Result<(), ImageError> {
 
 /// What is gone already is no error.
 fn unless_gone(removed: io::Result<()>) -> io::Result<()> {
-    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+    removed
+        .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// Whether something was last changed so long ago.
 fn older(path: &Path, age: Duration) -> bool {
     let changed = std::fs::metadata(path).and_then(|metadata| metadata.modified());
-    changed.is_ok_and(|changed| SystemTime::now().duration_since(changed).is_ok_and(|since| since >= age))
+    changed.is_ok_and(|changed| {
+        SystemTime::now().duration_since(changed).is_ok_and(|since| since >= age)
+    })
 }
 
 /// Removes a folder; gives what it takes on the disk.

@@ -1,11 +1,12 @@
-//! Images brought here by `skopeo`: one at a time of each name, and with an end, whatever a registry does.
+//! Images brought here by `skopeo`: one at a time of each name, and with an end, whatever a
+//! registry does.
 //!
 //! # How it works
-//! A job that needs an image which is not here takes the lock of the image's note (`refs/<hash>.lock`) and fetches it. Other
-//! jobs, of this process or of another one with the same home, wait for the lock. They then find the image, or the reason
-//! why it could not be fetched.
-//! `skopeo` is started and watched by a thread that lives as long as it does: the kernel kills it with that thread, so with the
-//! daemon, however that ends.
+//! A job that needs an image which is not here takes the lock of the image's note
+//! (`refs/<hash>.lock`) and fetches it. Other jobs, of this process or of another one with the same
+//! home, wait for the lock. They then find the image, or the reason why it could not be fetched.
+//! `skopeo` is started and watched by a thread that lives as long as it does: the kernel kills it
+//! with that thread, so with the daemon, however that ends.
 
 use std::fs::File;
 use std::io::{self, PipeReader, Read as _, Seek as _, SeekFrom, Write as _};
@@ -29,7 +30,8 @@ const NO_SKOPEO: &str = "there is no skopeo; install it with `apt-get install sk
 /// How long bringing an image here may take.
 const TIME_MAX: Duration = Duration::from_secs(30 * 60);
 
-/// How long a registry may send nothing. Longer holds a job's place for one that hangs, shorter gives up one that is slow.
+/// How long a registry may send nothing. Longer holds a job's place for one that hangs, shorter
+/// gives up one that is slow.
 const SILENCE_MAX: Duration = Duration::from_secs(2 * 60);
 
 /// How often it is looked whether something has come.
@@ -49,7 +51,8 @@ const REGISTRIES_FILE: [&str; 3] =
 /// What fetches.
 #[derive(Debug)]
 pub(super) struct Fetch {
-    /// The client's environment: where it finds itself, who may log in, and by which way registries are reached.
+    /// The client's environment: where it finds itself, who may log in, and by which way registries
+    /// are reached.
     env: Vec<(String, String)>,
     silence_max: Duration,
     time_max: Duration,
@@ -81,7 +84,9 @@ impl Turn {
                 return Ok(Self { lock, waited });
             }
             if !waited {
-                say(&format!("waits for image {reference}, which is being fetched for another job"));
+                say(&format!(
+                    "waits for image {reference}, which is being fetched for another job"
+                ));
             }
             waited = true;
             tokio::time::sleep(WAIT_EVERY).await;
@@ -133,8 +138,11 @@ impl Fetch {
         };
         let (dropped, held) = io::pipe().map_err(failed("skopeo cannot be watched"))?;
         let words = tempfile::tempfile().map_err(failed("skopeo's words cannot be kept"))?;
-        let command =
-            self.command(from, to, words.try_clone().map_err(failed("skopeo's words cannot be kept"))?);
+        let command = self.command(
+            from,
+            to,
+            words.try_clone().map_err(failed("skopeo's words cannot be kept"))?,
+        );
         // What is on this machine may be read for long before anything is written.
         let silence_max = match reference {
             ImageReference::Registry(_) => self.silence_max,
@@ -167,7 +175,8 @@ impl Fetch {
     fn command(&self, from: &str, to: &Path, words: File) -> Command {
         #[expect(clippy::disallowed_methods, reason = "the door for fetching images")]
         let mut command = Command::new("skopeo");
-        let said = |name: &str| self.env.iter().find(|(key, _)| key == name).map(|(_, value)| value);
+        let said =
+            |name: &str| self.env.iter().find(|(key, _)| key == name).map(|(_, value)| value);
         if let Some(file) = REGISTRIES_FILE.into_iter().find_map(said) {
             command.args(["--registries-conf", file]);
         }
@@ -189,8 +198,8 @@ fn start(mut command: Command) -> io::Result<Child> {
     command.spawn()
 }
 
-/// Waits for the client's end, and brings it about when nothing comes any more, when its time is up, or when nobody wants to
-/// know.
+/// Waits for the client's end, and brings it about when nothing comes any more, when its time is
+/// up, or when nobody wants to know.
 fn watch(
     mut child: Child,
     mut words: File,
@@ -204,7 +213,8 @@ fn watch(
     let begun = Instant::now();
     let (mut moved, mut bytes) = (begun, 0);
     let killed = loop {
-        let mut events = [PollFd::new(&process, PollFlags::IN), PollFd::new(dropped, PollFlags::IN)];
+        let mut events =
+            [PollFd::new(&process, PollFlags::IN), PollFd::new(dropped, PollFlags::IN)];
         let _ = poll(&mut events, Some(&LOOK_EVERY));
         if !events[0].revents().is_empty() {
             break None;
@@ -254,8 +264,10 @@ mod tests {
         let fetch = Fetch { silence_max: Duration::from_secs(1), ..Fetch::new(env) };
         let to = tempfile::tempdir().unwrap();
         let reference = ImageReference::Registry(name.clone());
-        let error = fetch.copy(&format!("docker://{name}"), &reference, to.path()).await.unwrap_err();
-        let is = format!("image {name} cannot be fetched: the registry has sent nothing for 1 seconds");
+        let error =
+            fetch.copy(&format!("docker://{name}"), &reference, to.path()).await.unwrap_err();
+        let is =
+            format!("image {name} cannot be fetched: the registry has sent nothing for 1 seconds");
         assert_eq!(error.to_string(), is);
     }
 
@@ -265,8 +277,9 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let (note, image) =
             (home.path().join("refs/note"), ImageReference::Registry("tools/module:1".into()));
-        let mut first =
-            Turn::take(&note, &image, &|words| panic!("nobody is before it: {words}")).await.unwrap();
+        let mut first = Turn::take(&note, &image, &|words| panic!("nobody is before it: {words}"))
+            .await
+            .unwrap();
         first.leave("");
         let (said, mut heard) = tokio::sync::mpsc::channel(1);
         let say = |words: &str| said.try_send(words.to_owned()).unwrap();
@@ -276,13 +289,18 @@ mod tests {
         };
         let fails = async {
             let words = heard.recv().await.unwrap();
-            assert_eq!(words, "waits for image tools/module:1, which is being fetched for another job");
+            assert_eq!(
+                words,
+                "waits for image tools/module:1, which is being fetched for another job"
+            );
             first.leave("no such image");
             drop(first);
         };
         let (failure, ()) = tokio::join!(waits, fails);
         assert_eq!(failure.as_deref(), Some("no such image"));
-        let later = Turn::take(&note, &image, &|words| panic!("nobody is before it: {words}")).await.unwrap();
+        let later = Turn::take(&note, &image, &|words| panic!("nobody is before it: {words}"))
+            .await
+            .unwrap();
         assert_eq!(later.failure(&note), None);
     }
 }

@@ -1,4 +1,5 @@
-//! The OCI image layout: a folder of blobs, each called as its digest, and an index of what they are.
+//! The OCI image layout: a folder of blobs, each called as its digest, and an index of what they
+//! are.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -23,8 +24,9 @@ const DEPTH_MAX: usize = 3;
 /// In an index, the tag of what it names.
 const TAG: &str = "org.opencontainers.image.ref.name";
 
-/// A folder in the layout. What is in it comes from others: each file is opened below the folder, through no link that
-/// leads out of it, and is read only if it is a regular one, as a pipe would never end.
+/// A folder in the layout. What is in it comes from others: each file is opened below the folder,
+/// through no link that leads out of it, and is read only if it is a regular one, as a pipe would
+/// never end.
 pub(super) struct Layout {
     folder: PathBuf,
     root: OwnedFd,
@@ -88,7 +90,8 @@ impl Platform {
     }
 }
 
-/// What this processor can do, as the variants of amd64 count it: each level is one more set of instructions.
+/// What this processor can do, as the variants of amd64 count it: each level is one more set of
+/// instructions.
 #[cfg(target_arch = "x86_64")]
 fn level() -> u32 {
     use std::arch::is_x86_feature_detected as has;
@@ -105,8 +108,9 @@ fn level() -> u32 {
     1
 }
 
-/// How far down a variant is among those that a processor can run; none if it cannot run it. The one for all processors comes
-/// first, so that all machines of a kind take the same, and then the one that uses the most of this one.
+/// How far down a variant is among those that a processor can run; none if it cannot run it. The
+/// one for all processors comes first, so that all machines of a kind take the same, and then the
+/// one that uses the most of this one.
 fn rank(architecture: &str, variant: &str, level: u32) -> Option<u32> {
     match (architecture, variant) {
         (_, "") | ("amd64", "v1") | ("arm64", "v8") => Some(0),
@@ -163,11 +167,13 @@ impl Layout {
         let mut chosen = match tag {
             None => index.manifests.clone(),
             Some(tag) => {
-                let tagged = |one: &&Descriptor| one.annotations.get(TAG).is_some_and(|name| name == tag);
+                let tagged =
+                    |one: &&Descriptor| one.annotations.get(TAG).is_some_and(|name| name == tag);
                 index.manifests.iter().filter(tagged).cloned().collect()
             }
         };
-        let known = || cut_off(tags().map(String::as_str).collect::<Vec<_>>().join(", "), QUOTE_MAX);
+        let known =
+            || cut_off(tags().map(String::as_str).collect::<Vec<_>>().join(", "), QUOTE_MAX);
         for _ in 0..DEPTH_MAX {
             let one = match self.for_this_machine(chosen)? {
                 Some(one) => one,
@@ -179,9 +185,10 @@ impl Layout {
                     )));
                 }
                 None => {
-                    return Err(
-                        self.wrong(format!("it holds several images; say which, with its tag: {}", known()))
-                    );
+                    return Err(self.wrong(format!(
+                        "it holds several images; say which, with its tag: {}",
+                        known()
+                    )));
                 }
             };
             if one.media_type.ends_with("image.index.v1+json")
@@ -197,7 +204,10 @@ impl Layout {
     }
 
     /// The one that runs here; none if it cannot be told.
-    fn for_this_machine(&self, mut found: Vec<Descriptor>) -> Result<Option<Descriptor>, ImageError> {
+    fn for_this_machine(
+        &self,
+        mut found: Vec<Descriptor>,
+    ) -> Result<Option<Descriptor>, ImageError> {
         let architecture = match std::env::consts::ARCH {
             "x86_64" => "amd64",
             "aarch64" => "arm64",
@@ -212,7 +222,8 @@ impl Layout {
             }
             Some(_) => None,
         };
-        let all: Vec<String> = found.iter().filter_map(|one| Some(one.platform.as_ref()?.shown())).collect();
+        let all: Vec<String> =
+            found.iter().filter_map(|one| Some(one.platform.as_ref()?.shown())).collect();
         let any = !found.is_empty();
         found.retain(|one| rank(one).is_some());
         if any && found.is_empty() {
@@ -221,7 +232,8 @@ impl Layout {
                 "it has nothing for linux/{architecture} that this processor can run; it has: {all}"
             )));
         }
-        // The first of several for one platform is the preferred one; without platforms they are different images.
+        // The first of several for one platform is the preferred one; without platforms they are
+        // different images.
         let same = found.len() == 1 || found.iter().all(|one| one.platform.is_some());
         Ok(found.into_iter().min_by_key(rank).filter(|_| same))
     }
@@ -240,7 +252,8 @@ impl Layout {
         let mut text = Vec::new();
         blob.read_to_end(&mut text).map_err(ImageError::file(&self.folder))?;
         blob.check(self)?;
-        serde_json::from_slice(&text).map_err(|error| self.wrong(format!("{}: {error}", descriptor.digest)))
+        serde_json::from_slice(&text)
+            .map_err(|error| self.wrong(format!("{}: {error}", descriptor.digest)))
     }
 
     /// The bytes of a blob, to be read to their end and checked.
@@ -249,8 +262,9 @@ impl Layout {
             digest.len() == 64
                 && digest.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
         });
-        let digest =
-            digest.ok_or_else(|| self.wrong(format!("{} is no sha256 digest", quote(&descriptor.digest))))?;
+        let digest = digest.ok_or_else(|| {
+            self.wrong(format!("{} is no sha256 digest", quote(&descriptor.digest)))
+        })?;
         let path = format!("blobs/sha256/{digest}");
         let file = self.file(&path).map_err(ImageError::file(&self.folder.join(&path)))?;
         Ok(Blob {
@@ -293,8 +307,10 @@ impl Blob {
         if self.read == *size && found == *digest {
             return Ok(());
         }
-        Err(layout
-            .wrong(format!("its blob {digest} is damaged: {} bytes of {size}, digest {found}", self.read)))
+        Err(layout.wrong(format!(
+            "its blob {digest} is damaged: {} bytes of {size}, digest {found}",
+            self.read
+        )))
     }
 }
 

@@ -1,8 +1,9 @@
 //! Layers, one over the other, in a folder.
 //!
-//! Where a path leads is decided by the kernel: every folder is opened with `openat2` and `RESOLVE_IN_ROOT`, by which the
-//! folder is the root for `..` and for symbolic links, as it is later for the programs that run there. Real images need links
-//! that begin with a slash (`/var/run -> /run`) to be followed so. A name that says `..` itself is a mistake or an attack.
+//! Where a path leads is decided by the kernel: every folder is opened with `openat2` and
+//! `RESOLVE_IN_ROOT`, by which the folder is the root for `..` and for symbolic links, as it is
+//! later for the programs that run there. Real images need links that begin with a slash (`/var/run
+//! -> /run`) to be followed so. A name that says `..` itself is a mistake or an attack.
 
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, HashSet};
@@ -24,7 +25,8 @@ use super::archive::{Entries, Entry, Kind, Refused, shown};
 use super::layout::{Descriptor, Layout};
 use super::{ImageConfig, ImageError, Owners};
 
-/// Bytes of an unpacked image. Real ones have up to 30 GB; a small archive of zeros can have any number.
+/// Bytes of an unpacked image. Real ones have up to 30 GB; a small archive of zeros can have any
+/// number.
 const BYTES_MAX: u64 = 64 << 30;
 
 /// Bytes of the archives themselves, unpacked: what BYTES_MAX does not count are heads of entries.
@@ -33,15 +35,16 @@ const ARCHIVED_MAX: u64 = 2 * BYTES_MAX;
 /// Files and folders of an image, and other entries of its archives.
 const FILES_MAX: u64 = 5_000_000;
 
-/// A zstd frame may ask for a window of two to this power to be kept: 128 MiB, as much as `zstd -d` gives.
+/// A zstd frame may ask for a window of two to this power to be kept: 128 MiB, as much as `zstd -d`
+/// gives.
 const WINDOW_LOG_MAX: u32 = 27;
 
 /// Before a name: it is removed. Twice, with `.opq`: all that lower layers have in this folder is.
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// Users and groups of a container: as many as leave room for those of directories, which begin at 65,536 and go into the
-/// millions. What an image gives to others is given to the last.
+/// Users and groups of a container: as many as leave room for those of directories, which begin at
+/// 65,536 and go into the millions. What an image gives to others is given to the last.
 pub(in super::super) const USERS: u32 = 1 << 24;
 
 /// Where every container has something mounted.
@@ -110,7 +113,11 @@ impl Root {
     }
 
     /// Lays one layer over those before.
-    pub(super) fn add_layer(&mut self, layout: &Layout, layer: &Descriptor) -> Result<(), ImageError> {
+    pub(super) fn add_layer(
+        &mut self,
+        layout: &Layout,
+        layer: &Descriptor,
+    ) -> Result<(), ImageError> {
         let mut blob = layout.blob(layer)?;
         let laid = self.lay(&mut blob);
         let checked = blob.check(layout);
@@ -125,11 +132,15 @@ impl Root {
         }
     }
 
-    /// Makes what a container's own mounts stand on, and the folder it starts in: jobs share the image, and change nothing of it.
+    /// Makes what a container's own mounts stand on, and the folder it starts in: jobs share the
+    /// image, and change nothing of it.
     pub(super) fn finish(&mut self, config: &ImageConfig) -> Result<(), ImageError> {
         let folders = MOUNTS.iter().map(PathBuf::from).chain([config.folder()]);
-        for folder in folders.chain(config.volumes.iter().flat_map(BTreeMap::keys).map(PathBuf::from)) {
-            let made = below(&folder).and_then(|path| Ok(self.folder_through_links(&path, LINKS_MAX)?));
+        for folder in
+            folders.chain(config.volumes.iter().flat_map(BTreeMap::keys).map(PathBuf::from))
+        {
+            let made =
+                below(&folder).and_then(|path| Ok(self.folder_through_links(&path, LINKS_MAX)?));
             made.map_err(|refused| match refused {
                 Refused::Because(reason) => ImageError::Wrong(reason),
                 Refused::System(error) => ImageError::file(&self.path.join(folder))(error),
@@ -146,7 +157,8 @@ impl Root {
         Ok(())
     }
 
-    /// Lays what an archive holds, compressed or not. That is seen by its first bytes: what is said of it beside is often wrong.
+    /// Lays what an archive holds, compressed or not. That is seen by its first bytes: what is said
+    /// of it beside is often wrong.
     fn lay(&mut self, bytes: impl Read) -> Result<(), Refused> {
         let mut bytes = BufReader::new(bytes);
         match bytes.fill_buf()? {
@@ -219,14 +231,18 @@ impl Root {
                     fs::mkdirat(&parent, name, Mode::from_raw_mode(0o700))?;
                 }
                 if !entry.attributes.is_empty() {
-                    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    let flags =
+                        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                     self.of_users(fs::openat(&parent, name, flags, Mode::empty())?.as_fd(), entry)?;
                 }
             }
             Kind::File => {
                 remove(parent.as_fd(), name)?;
-                let flags =
-                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let flags = OFlags::WRONLY
+                    | OFlags::CREATE
+                    | OFlags::EXCL
+                    | OFlags::NOFOLLOW
+                    | OFlags::CLOEXEC;
                 let file = fs::openat(&parent, name, flags, Mode::from_raw_mode(0o600))?;
                 self.of_users(file.as_fd(), entry)?;
                 self.copy(entries, entry, &mut File::from(file))?;
@@ -241,7 +257,10 @@ impl Root {
                 let (Some(from_name), from_above) =
                     (from.file_name(), from.parent().unwrap_or(Path::new("")))
                 else {
-                    return Err(Refused::Because(format!("its link {} leads to no file", shown(path))));
+                    return Err(Refused::Because(format!(
+                        "its link {} leads to no file",
+                        shown(path)
+                    )));
                 };
                 let from = self.folder_at(from_above)?;
                 remove(parent.as_fd(), name)?;
@@ -314,7 +333,8 @@ impl Root {
             Err(Errno::NOENT) => {}
             opened => return opened.map_err(io::Error::from),
         }
-        let (above, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
+        let (above, name) =
+            (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
         let parent = self.folder_at(above)?;
         match fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
             Ok(()) => {
@@ -329,7 +349,8 @@ impl Root {
         self.opened(path, flags).map_err(io::Error::from)
     }
 
-    /// The same, where links on the way may lead to what is not there yet: it is made where they lead.
+    /// The same, where links on the way may lead to what is not there yet: it is made where they
+    /// lead.
     fn folder_through_links(&mut self, path: &Path, links: u32) -> io::Result<OwnedFd> {
         let mut through = PathBuf::new();
         for name in path.iter() {
@@ -347,7 +368,8 @@ impl Root {
         self.folder_at(&through)
     }
 
-    /// Makes a file of `/etc` for another one to be mounted on. A link that leads to no file is replaced.
+    /// Makes a file of `/etc` for another one to be mounted on. A link that leads to no file is
+    /// replaced.
     fn file_in_etc(&mut self, name: &OsStr) -> io::Result<()> {
         let etc = self.folder_at(Path::new("etc"))?;
         let there = self.opened(&Path::new("etc").join(name), OFlags::PATH);
@@ -355,7 +377,8 @@ impl Root {
             return Ok(());
         }
         remove(etc.as_fd(), name)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         fs::fchmod(fs::openat(&etc, name, flags, Mode::empty())?, Mode::from_raw_mode(0o644))?;
         self.own(etc.as_fd(), name, 0, 0)
     }
@@ -364,7 +387,8 @@ impl Root {
     fn attributes(&self, parent: BorrowedFd<'_>, name: &OsStr, entry: &Entry) -> io::Result<()> {
         self.own_as(parent, name, entry)?;
         let folder = entry.kind == Kind::Folder;
-        // Whoever unpacked it must be able to go through it and to remove it; nobody gets rights of a file's owner by it.
+        // Whoever unpacked it must be able to go through it and to remove it; nobody gets rights of
+        // a file's owner by it.
         let least = if folder { 0o700 } else { 0o400 };
         let mode = entry.mode & 0o1777 | least;
         fs::chmodat(parent, name, Mode::from_raw_mode(mode), AtFlags::empty())?;
@@ -382,9 +406,11 @@ impl Root {
 
     fn own(&self, parent: BorrowedFd<'_>, name: &OsStr, uid: u64, gid: u64) -> io::Result<()> {
         let Owners::From(first) = self.owners else { return Ok(()) };
-        let shifted = |id: u64| first + u32::try_from(id).ok().filter(|id| *id < USERS).unwrap_or(USERS - 1);
+        let shifted =
+            |id: u64| first + u32::try_from(id).ok().filter(|id| *id < USERS).unwrap_or(USERS - 1);
         let (uid, gid) = (Uid::from_raw(shifted(uid)), Gid::from_raw(shifted(gid)));
-        fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from)
+        fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(io::Error::from)
     }
 }
 
@@ -396,7 +422,10 @@ fn below(said: &Path) -> Result<PathBuf, Refused> {
             Component::Normal(name) => path.push(name),
             Component::CurDir | Component::RootDir => {}
             Component::ParentDir | Component::Prefix(_) => {
-                return Err(Refused::Because(format!("its path {} leads out of the image", shown(said))));
+                return Err(Refused::Because(format!(
+                    "its path {} leads out of the image",
+                    shown(said)
+                )));
             }
         }
     }
@@ -461,8 +490,12 @@ fn remove(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     }
 }
 
-/// Gives each name in a folder, one at a time: a layer may have put millions there. It may be removed meanwhile.
-fn each_name(folder: BorrowedFd<'_>, mut take: impl FnMut(&OsStr) -> io::Result<()>) -> io::Result<()> {
+/// Gives each name in a folder, one at a time: a layer may have put millions there. It may be
+/// removed meanwhile.
+fn each_name(
+    folder: BorrowedFd<'_>,
+    mut take: impl FnMut(&OsStr) -> io::Result<()>,
+) -> io::Result<()> {
     for entry in Dir::read_from(folder)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
@@ -488,13 +521,16 @@ fn hide_lower(folder: BorrowedFd<'_>, path: &Path, own: &OwnPaths) -> io::Result
     })
 }
 
-/// Untars an image layout: its documents and blobs, and nothing else. Blobs are checked when they are read.
+/// Untars an image layout: its documents and blobs, and nothing else. Blobs are checked when they
+/// are read.
 pub(super) fn archive(file: &Path, to: &Path) -> Result<(), ImageError> {
     let uid = rustix::process::geteuid().as_raw();
     let mut root = Root::new(to, Owners::Itself(uid))?;
     let bytes = File::open(file).map_err(ImageError::file(file))?;
     root.lay(bytes).map_err(|refused| match refused {
-        Refused::Because(reason) => ImageError::Wrong(format!("archive {}: {reason}", file.display())),
+        Refused::Because(reason) => {
+            ImageError::Wrong(format!("archive {}: {reason}", file.display()))
+        }
         Refused::System(source) => ImageError::file(file)(source),
     })
 }

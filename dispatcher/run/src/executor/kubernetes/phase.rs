@@ -20,7 +20,8 @@ const HOPELESS: [&str; 7] = [
 ];
 
 /// Of these, what says that the image is not to be had.
-const IMAGES: [&str; 4] = ["ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"];
+const IMAGES: [&str; 4] =
+    ["ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"];
 
 /// How far an attempt is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +32,8 @@ pub(super) enum Phase {
     Stuck(String),
     /// Its container runs, in this pod.
     Running(String),
-    /// Its pod is to end, and a node that is there ends it within that grace; its name if its container still runs.
+    /// Its pod is to end, and a node that is there ends it within that grace; its name if its
+    /// container still runs.
     Leaving(Option<String>, Duration),
     /// Its Job says that it has ended well, and there is no pod.
     Complete,
@@ -48,7 +50,8 @@ pub(super) enum End {
     OutOfMemory(i32),
     /// Over its deadline; what its pod waited for by then, if that never ran.
     Deadline(Option<String>),
-    /// The cluster took its place away: eviction, a node that is gone, a pod that was deleted. Not the module's fault.
+    /// The cluster took its place away: eviction, a node that is gone, a pod that was deleted. Not
+    /// the module's fault.
     Lost(String),
     /// The cluster would not have it.
     Refused(String),
@@ -66,10 +69,12 @@ pub(super) fn phase(known: &Known) -> Phase {
         if let Some(end) = ended(pod) {
             return Phase::Ended(match (&end, &pod.metadata.deletion_timestamp) {
                 // It was asked to end: by the Job controller at its deadline, or by somebody.
-                (End::Exited(code), Some(_)) if *code != 0 => match over_deadline(known.job.as_ref(), pod) {
-                    true => End::Deadline(None),
-                    false => End::Lost(gone(pod)),
-                },
+                (End::Exited(code), Some(_)) if *code != 0 => {
+                    match over_deadline(known.job.as_ref(), pod) {
+                        true => End::Deadline(None),
+                        false => End::Lost(gone(pod)),
+                    }
+                }
                 _ => end,
             });
         }
@@ -82,20 +87,25 @@ pub(super) fn phase(known: &Known) -> Phase {
         let runs = state(pod).is_some_and(|state| state.running.is_some());
         let name = runs.then(|| pod.metadata.name.clone().unwrap_or_default());
         return match (name, &pod.metadata.deletion_timestamp) {
-            (name, Some(_)) => Phase::Leaving(name, Duration::from_secs(grace(pod).try_into().unwrap_or(0))),
+            (name, Some(_)) => {
+                Phase::Leaving(name, Duration::from_secs(grace(pod).try_into().unwrap_or(0)))
+            }
             (Some(name), None) => Phase::Running(name),
             (None, None) => waiting(pod),
         };
     }
     match failed {
         Some((reason, message)) => Phase::Ended(End::Refused(format!("{reason}: {message}"))),
-        None if known.job.as_ref().is_some_and(|job| condition(job, "Complete").is_some()) => Phase::Complete,
+        None if known.job.as_ref().is_some_and(|job| condition(job, "Complete").is_some()) => {
+            Phase::Complete
+        }
         None if known.job_deleted => Phase::Ended(End::Lost("its Job was deleted".into())),
         None => Phase::Waiting(None),
     }
 }
 
-/// Whether the pod was asked to end when the Job's time was over. The Job itself says so later than the pod.
+/// Whether the pod was asked to end when the Job's time was over. The Job itself says so later than
+/// the pod.
 fn over_deadline(job: Option<&Job>, pod: &Pod) -> bool {
     let asked = pod.metadata.deletion_timestamp.as_ref().map(|end| end.0.as_second() - grace(pod));
     let begun = job.and_then(|job| job.status.as_ref()?.start_time.clone());
@@ -152,7 +162,8 @@ fn ended(pod: &Pod) -> Option<End> {
         }
         Some("NodeLost") => return Some(End::Lost("its node was lost".into())),
         Some(
-            reason @ ("NodeAffinity" | "OutOfcpu" | "OutOfmemory" | "OutOfpods" | "Shutdown" | "Terminated"),
+            reason @ ("NodeAffinity" | "OutOfcpu" | "OutOfmemory" | "OutOfpods" | "Shutdown"
+            | "Terminated"),
         ) => {
             return Some(End::Lost(format!("its node refused the pod: {reason}: {}", message())));
         }
@@ -177,7 +188,9 @@ fn ended(pod: &Pod) -> Option<End> {
 fn waiting(pod: &Pod) -> Phase {
     let wait = state(pod).and_then(|state| state.waiting.as_ref());
     let (reason, message) = match wait {
-        Some(wait) => (wait.reason.clone().unwrap_or_default(), wait.message.clone().unwrap_or_default()),
+        Some(wait) => {
+            (wait.reason.clone().unwrap_or_default(), wait.message.clone().unwrap_or_default())
+        }
         None => match unscheduled(pod) {
             Some(words) => return Phase::Waiting(Some(words)),
             None => return Phase::Waiting(None),
@@ -203,7 +216,8 @@ fn waits_for(pod: &Pod) -> Option<String> {
 
 fn unscheduled(pod: &Pod) -> Option<String> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    let scheduled = conditions.iter().find(|one| one.type_ == "PodScheduled" && one.status == "False")?;
+    let scheduled =
+        conditions.iter().find(|one| one.type_ == "PodScheduled" && one.status == "False")?;
     Some(format!("no node takes it: {}", scheduled.message.clone().unwrap_or_default()))
 }
 
@@ -225,7 +239,9 @@ mod tests {
     }
 
     fn exited(code: i32, reason: &str) -> Value {
-        pod(json!({"terminated": {"exitCode": code, "reason": reason, "finishedAt": "2026-01-01T00:00:30Z"}}))
+        pod(
+            json!({"terminated": {"exitCode": code, "reason": reason, "finishedAt": "2026-01-01T00:00:30Z"}}),
+        )
     }
 
     #[test]
@@ -289,7 +305,10 @@ mod tests {
             ))
         };
         assert_eq!(waits("ContainerCreating"), Phase::Waiting(Some("ContainerCreating".into())));
-        assert_eq!(waits("ErrImagePull"), Phase::Stuck("its image cannot be pulled: ErrImagePull: m".into()));
+        assert_eq!(
+            waits("ErrImagePull"),
+            Phase::Stuck("its image cannot be pulled: ErrImagePull: m".into())
+        );
         assert!(matches!(waits("CreateContainerConfigError"), Phase::Stuck(_)));
         assert_eq!(
             phase(&known(pod(json!({"running": {}})), json!({"metadata": {}}))),

@@ -1,4 +1,5 @@
-//! The Job of an attempt, as the cluster is asked for it: an ordinary pod that may do nothing special, with one volume.
+//! The Job of an attempt, as the cluster is asked for it: an ordinary pod that may do nothing
+//! special, with one volume.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +8,9 @@ use ion_jobs::pipeline::{Api, ImageReference, Network, Resources};
 use ion_model::checksum::hex;
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
-    CSIVolumeSource, Capabilities, Container, EnvVar, LocalObjectReference, PodSecurityContext, PodSpec,
-    PodTemplateSpec, ResourceRequirements, SeccompProfile, SecurityContext, Toleration, Volume, VolumeMount,
+    CSIVolumeSource, Capabilities, Container, EnvVar, LocalObjectReference, PodSecurityContext,
+    PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile, SecurityContext, Toleration,
+    Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -49,7 +51,9 @@ pub(super) fn name(job: &str, attempt: u32) -> String {
 /// In words, when the module asks for what a pod cannot have.
 pub(super) fn job(start: &Start, token: &str) -> Result<Job, String> {
     let module = &start.module;
-    let Some(container) = &module.container else { return Err("executor: kubernetes needs an image".into()) };
+    let Some(container) = &module.container else {
+        return Err("executor: kubernetes needs an image".into());
+    };
     let ImageReference::Registry(image) = &container.image else {
         return Err(format!(
             "nodes cannot pull {}: executor: kubernetes needs a registry's image",
@@ -57,7 +61,9 @@ pub(super) fn job(start: &Start, token: &str) -> Result<Job, String> {
         ));
     };
     if module.api != Api::None {
-        return Err("\"api: sidecar\" listens on this machine's loopback, which a pod does not see".into());
+        return Err(
+            "\"api: sidecar\" listens on this machine's loopback, which a pod does not see".into(),
+        );
     }
     let mount_at = module.base_dir().display().to_string();
     let env = environment(&[], start, &module.base_dir(), None);
@@ -93,7 +99,10 @@ pub(super) fn job(start: &Start, token: &str) -> Result<Job, String> {
             name: VOLUME.into(),
             csi: Some(CSIVolumeSource {
                 driver: csi::NAME.into(),
-                volume_attributes: Some(BTreeMap::from([(csi::TOKEN.to_owned(), token.to_owned())])),
+                volume_attributes: Some(BTreeMap::from([(
+                    csi::TOKEN.to_owned(),
+                    token.to_owned(),
+                )])),
                 ..CSIVolumeSource::default()
             }),
             ..Volume::default()
@@ -103,11 +112,15 @@ pub(super) fn job(start: &Start, token: &str) -> Result<Job, String> {
         enable_service_links: Some(false),
         termination_grace_period_seconds: Some(GRACE_SECONDS),
         security_context: Some(PodSecurityContext {
-            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".into(), localhost_profile: None }),
+            seccomp_profile: Some(SeccompProfile {
+                type_: "RuntimeDefault".into(),
+                localhost_profile: None,
+            }),
             ..PodSecurityContext::default()
         }),
         service_account_name: module.kubernetes.service_account.clone(),
-        node_selector: Some(module.kubernetes.node_selector.clone()).filter(|labels| !labels.is_empty()),
+        node_selector: Some(module.kubernetes.node_selector.clone())
+            .filter(|labels| !labels.is_empty()),
         tolerations: Some(module.kubernetes.tolerations.iter().map(toleration).collect()),
         image_pull_secrets: Some(
             module
@@ -149,7 +162,8 @@ pub(super) fn job(start: &Start, token: &str) -> Result<Job, String> {
 /// The token that a Job's pod has, if any.
 pub(super) fn token(job: &Job) -> Option<&str> {
     let volumes = job.spec.as_ref()?.template.spec.as_ref()?.volumes.as_ref()?;
-    let attributes = volumes.iter().find_map(|volume| volume.csi.as_ref()?.volume_attributes.as_ref())?;
+    let attributes =
+        volumes.iter().find_map(|volume| volume.csi.as_ref()?.volume_attributes.as_ref())?;
     attributes.get(csi::TOKEN).map(String::as_str)
 }
 
@@ -167,8 +181,9 @@ fn numbers(user: Option<&str>) -> Result<(Option<i64>, Option<i64>), String> {
         None => (user, None),
     };
     let number = |text: &str| {
-        text.parse::<i64>()
-            .map_err(|_| format!("\"user\" {user:?}: executor: kubernetes needs numbers, as in 1000:1000"))
+        text.parse::<i64>().map_err(|_| {
+            format!("\"user\" {user:?}: executor: kubernetes needs numbers, as in 1000:1000")
+        })
     };
     Ok((Some(number(uid)?), gid.map(number).transpose()?))
 }

@@ -20,12 +20,13 @@ use super::spec::MANAGED_BY;
 /// The label that the Job controller gives each pod.
 const OF_JOB: &str = "job-name";
 
-/// The wait before a server that is away is asked again; it doubles up to [`AGAIN_MAX`], and is up to twice that by chance, so
-/// that the watches of many dispatchers do not come back all at once.
+/// The wait before a server that is away is asked again; it doubles up to [`AGAIN_MAX`], and is up
+/// to twice that by chance, so that the watches of many dispatchers do not come back all at once.
 const AGAIN: Duration = Duration::from_millis(250);
 
-/// 2.5 s, by chance 5 s: ends of pods are seen that much later than the server is back, where kube's own default waits up to a
-/// minute. Shorter, and a server that struggles is kept busy by those who ask; one listing of each dispatcher is little.
+/// 2.5 s, by chance 5 s: ends of pods are seen that much later than the server is back, where
+/// kube's own default waits up to a minute. Shorter, and a server that struggles is kept busy by
+/// those who ask; one listing of each dispatcher is little.
 const AGAIN_MAX: Duration = Duration::from_millis(2500);
 
 /// What is known of one Job.
@@ -43,12 +44,15 @@ pub(super) struct Known {
 impl Known {
     /// Its first pod: a later one is the Job controller's replacement, which no ticket is for.
     pub(super) fn pod(&self) -> Option<&Pod> {
-        self.deleted.as_ref().or_else(|| self.pods.values().min_by_key(|pod| pod.creation_timestamp()))
+        self.deleted
+            .as_ref()
+            .or_else(|| self.pods.values().min_by_key(|pod| pod.creation_timestamp()))
     }
 }
 
-/// All Jobs by name. Clones are the same. What is known of one stays as long as it or a pod of it is there, or somebody looks:
-/// a job that was left and is adopted again by the same dispatcher is not told of anew by the server.
+/// All Jobs by name. Clones are the same. What is known of one stays as long as it or a pod of it
+/// is there, or somebody looks: a job that was left and is adopted again by the same dispatcher is
+/// not told of anew by the server.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Watched(Arc<Mutex<HashMap<String, watch::Sender<Known>>>>);
 
@@ -73,7 +77,8 @@ impl Watched {
         forget_if_gone(&mut all, job);
     }
 
-    /// Watches for ever. A server that is away is asked again, and what changed meanwhile is found by listing.
+    /// Watches for ever. A server that is away is asked again, and what changed meanwhile is found
+    /// by listing.
     pub(super) async fn run(self, jobs: Api<Job>, pods: Api<Pod>) {
         let of_job = |job: &Job| job.name_any();
         let of_pod = |pod: &Pod| pod.labels().get(OF_JOB).cloned().unwrap_or_default();
@@ -172,9 +177,11 @@ fn forget_if_gone(all: &mut HashMap<String, watch::Sender<Known>>, job: &str) {
     }
 }
 
-/// The waits for a server that is away: without an end to them, as jobs may be longer than any outage.
+/// The waits for a server that is away: without an end to them, as jobs may be longer than any
+/// outage.
 fn again() -> ExponentialBackoff {
-    let waits = ExponentialBuilder::new().with_min_delay(AGAIN).with_max_delay(AGAIN_MAX).with_jitter();
+    let waits =
+        ExponentialBuilder::new().with_min_delay(AGAIN).with_max_delay(AGAIN_MAX).with_jitter();
     waits.without_max_times().into()
 }
 

@@ -1,8 +1,9 @@
 //! The output of a running attempt, for a program that shows it live.
 //!
 //! # How it works
-//! Only the log of the attempt stands between the two: whoever shows it reads that file at its own pace. So one who is slow,
-//! or stands still, holds up no job and fills no memory, and misses nothing that is kept.
+//! Only the log of the attempt stands between the two: whoever shows it reads that file at its own
+//! pace. So one who is slow, or stands still, holds up no job and fills no memory, and misses
+//! nothing that is kept.
 
 use std::fmt::Debug;
 use std::fs::File;
@@ -21,7 +22,8 @@ pub struct LiveOutput {
     /// The job.
     pub job: JobId,
     log: File,
-    /// Where its last byte ends: what Ion itself adds to the log is none of its output. [`RUNS`] before it has ended.
+    /// Where its last byte ends: what Ion itself adds to the log is none of its output. [`RUNS`]
+    /// before it has ended.
     end: AtomicU64,
 }
 
@@ -71,7 +73,11 @@ pub(in crate::executor) struct OutputNews {
 }
 
 impl OutputNews {
-    pub(in crate::executor) fn new(watcher: Arc<dyn OutputWatcher>, module: &str, job: &JobId) -> Self {
+    pub(in crate::executor) fn new(
+        watcher: Arc<dyn OutputWatcher>,
+        module: &str,
+        job: &JobId,
+    ) -> Self {
         Self { watcher, module: module.to_owned(), job: job.clone(), output: None }
     }
 

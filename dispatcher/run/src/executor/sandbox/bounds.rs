@@ -1,7 +1,9 @@
-//! Control groups of a job's processes: made, entered and removed by its `job-init`, as the daemon planned them.
+//! Control groups of a job's processes: made, entered and removed by its `job-init`, as the daemon
+//! planned them.
 //!
-//! `job-init` enters them, starts the program, and goes back: what it starts is in them from its first instruction, and it stays
-//! out of the way of the kernel's search for whom to kill when memory runs out.
+//! `job-init` enters them, starts the program, and goes back: what it starts is in them from its
+//! first instruction, and it stays out of the way of the kernel's search for whom to kill when
+//! memory runs out.
 
 use std::fs;
 use std::io;
@@ -33,7 +35,8 @@ pub(in super::super) struct Group {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(in super::super) struct Bounds {
     pub(in super::super) groups: Vec<Group>,
-    /// The file that counts whom the kernel killed for want of memory, and how many bytes there were.
+    /// The file that counts whom the kernel killed for want of memory, and how many bytes there
+    /// were.
     pub(in super::super) memory: Option<(PathBuf, u64)>,
 }
 
@@ -44,10 +47,15 @@ impl Bounds {
             let mut tries = 1;
             loop {
                 match group.make().and_then(|()| enter(&group.folder)) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => tries += 1,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => {
+                        tries += 1
+                    }
                     entered => {
                         return entered.map_err(|error| {
-                            format!("the limits in {} cannot be set: {error}", group.folder.display())
+                            format!(
+                                "the limits in {} cannot be set: {error}",
+                                group.folder.display()
+                            )
                         });
                     }
                 }
@@ -58,7 +66,8 @@ impl Bounds {
     /// Brings this process back; what it started stays.
     pub(super) fn leave(&self) -> Result<(), String> {
         self.groups.iter().try_for_each(|group| {
-            enter(&group.home).map_err(|error| format!("{} cannot be left: {error}", group.folder.display()))
+            enter(&group.home)
+                .map_err(|error| format!("{} cannot be left: {error}", group.folder.display()))
         })
     }
 

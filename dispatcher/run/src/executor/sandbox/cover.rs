@@ -1,8 +1,9 @@
 //! What of this machine no job sees: Ion's own state, and embedded stores that lie elsewhere.
 //!
-//! A module works with its tree. Whoever could open the database or another job's staged files could change what others
-//! have made, whatever their permissions say: jobs of one daemon have the same user. So an empty place is mounted over
-//! them in each job's namespaces. What the module's own program needs of a covered folder is shown again.
+//! A module works with its tree. Whoever could open the database or another job's staged files
+//! could change what others have made, whatever their permissions say: jobs of one daemon have the
+//! same user. So an empty place is mounted over them in each job's namespaces. What the module's
+//! own program needs of a covered folder is shown again.
 
 mod aliases;
 
@@ -31,7 +32,8 @@ const BESIDE_DATABASE: [&str; 3] = ["", "-wal", "-shm"];
 pub struct Cover {
     /// Where it is, without a link on the way.
     path: PathBuf,
-    /// Of a folder: its device and inode. Somebody who may rename what is above it could put another one in its place.
+    /// Of a folder: its device and inode. Somebody who may rename what is above it could put
+    /// another one in its place.
     folder: Option<(u64, u64)>,
     /// What below it is there all the same.
     shown: Vec<PathBuf>,
@@ -45,15 +47,16 @@ pub struct Covers {
 }
 
 impl Covers {
-    /// The home, which must be there, and where else the stores are: folders of blobs and files of databases; each wherever
-    /// its disk is mounted now.
+    /// The home, which must be there, and where else the stores are: folders of blobs and files of
+    /// databases; each wherever its disk is mounted now.
     ///
     /// # Errors
     /// When one of them cannot be looked at.
     pub fn new(home: &Path, stores: &[PathBuf]) -> io::Result<Self> {
         let found = |path: &Path| {
-            let named =
-                |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+            let named = |error: io::Error| {
+                io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+            };
             path.canonicalize().map_err(named)
         };
         let home = found(home)?;
@@ -79,14 +82,19 @@ impl Covers {
         let also: Vec<_> = places.iter().flat_map(|place| place.elsewhere(&mounts)).collect();
         places.extend(also);
         let mut seen = HashSet::new();
-        let folders: Vec<_> =
-            places.iter().filter(|place| place.folder.is_some()).map(|place| place.path.clone()).collect();
-        let within = |path: &Path| folders.iter().any(|folder| path != folder && path.starts_with(folder));
+        let folders: Vec<_> = places
+            .iter()
+            .filter(|place| place.folder.is_some())
+            .map(|place| place.path.clone())
+            .collect();
+        let within =
+            |path: &Path| folders.iter().any(|folder| path != folder && path.starts_with(folder));
         places.retain(|place| !within(&place.path) && seen.insert(place.path.clone()));
         Ok(Self { home, places })
     }
 
-    /// For a program in `directory`: it and what lies beside it stay visible, also where they are below the home.
+    /// For a program in `directory`: it and what lies beside it stay visible, also where they are
+    /// below the home.
     pub fn around(&self, directory: &Path, program: Option<&str>) -> Vec<Cover> {
         let mut places = self.places.clone();
         let folder = |program: &str| Path::new(program).parent().map(Path::to_owned);
@@ -131,9 +139,10 @@ impl Cover {
     fn elsewhere(&self, mounts: &str) -> Vec<Self> {
         let seen = aliases(&self.path, mounts).into_iter().filter(|path| path.exists());
         match self.folder {
-            Some(_) => {
-                seen.filter_map(|path| Self::of(path).ok()).filter(|place| self.is_or_holds(place)).collect()
-            }
+            Some(_) => seen
+                .filter_map(|path| Self::of(path).ok())
+                .filter(|place| self.is_or_holds(place))
+                .collect(),
             None => seen.map(|path| Self { path, folder: None, shown: vec![] }).collect(),
         }
     }
@@ -167,7 +176,8 @@ impl Cover {
             // A database that has no such file at this moment.
             return Ok(opened.ok());
         };
-        let place = opened.map_err(said("a folder that no job may see is not there:", &self.path))?;
+        let place =
+            opened.map_err(said("a folder that no job may see is not there:", &self.path))?;
         let found = rustix::fs::fstat(&place).map_err(said("cannot look at", &self.path))?;
         if (found.st_dev, found.st_ino) != (device, inode) {
             return Err(format!(
@@ -196,8 +206,10 @@ impl Cover {
             }
             mount::mount_bind_recursive(&from, &to).map_err(|error| failed(error.into()))?;
         }
-        let read_only = MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
-        mount::mount_remount(prepared, read_only, c"").map_err(said("cannot be made read-only:", &self.path))
+        let read_only =
+            MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
+        mount::mount_remount(prepared, read_only, c"")
+            .map_err(said("cannot be made read-only:", &self.path))
     }
 }
 
@@ -226,7 +238,10 @@ mod tests {
         assert!(shown(&covers, &root, Some("/bin/sh")).is_empty());
         assert_eq!(shown(&covers, &home.join("mine/deep"), None), [home.join("mine/deep")]);
         assert_eq!(shown(&covers, &home, None), [home.join("mine"), home.join("pipeline.yaml")]);
-        assert!(shown(&covers, &home.join("jobs"), None).is_empty(), "another job's folder is no program's");
+        assert!(
+            shown(&covers, &home.join("jobs"), None).is_empty(),
+            "another job's folder is no program's"
+        );
         let program = home.join("mine/tool").display().to_string();
         assert_eq!(shown(&covers, &root, Some(&program)), [home.join("mine")]);
     }

@@ -1,5 +1,5 @@
-//! The fork server, and the `job-init`s that it forks: each makes a job's namespaces and is the first process in them. One
-//! thread, no runtime.
+//! The fork server, and the `job-init`s that it forks: each makes a job's namespaces and is the
+//! first process in them. One thread, no runtime.
 
 use std::fs::File;
 use std::io;
@@ -12,8 +12,8 @@ use ion_system::sys::{self, Fork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Gid, Uid};
 use rustix::process::{
-    DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, getrlimit,
-    set_dumpable_behavior, setrlimit,
+    DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus,
+    getrlimit, set_dumpable_behavior, setrlimit,
 };
 use rustix::thread::UnshareFlags;
 
@@ -29,7 +29,8 @@ const RUNTIME_LOG: &str = "log";
 /// Where the runtime finds what it starts: nothing but itself.
 const RUNTIME_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Runs as the fork server: its standard input is the socket by which the daemon asks for a `job-init`. Ends the process.
+/// Runs as the fork server: its standard input is the socket by which the daemon asks for a
+/// `job-init`. Ends the process.
 pub fn main() -> ! {
     let requests = rustix::stdio::stdin();
     let mut forked = false;
@@ -75,7 +76,9 @@ impl Streams {
         let mut descriptors = descriptors.into_iter();
         match (descriptors.next(), descriptors.next(), descriptors.next()) {
             (Some(stdout), None, None) => Some(Self { stdin: None, stdout, stderr: None }),
-            (stdin @ Some(_), Some(stdout), stderr @ Some(_)) => Some(Self { stdin, stdout, stderr }),
+            (stdin @ Some(_), Some(stdout), stderr @ Some(_)) => {
+                Some(Self { stdin, stdout, stderr })
+            }
             _ => None,
         }
     }
@@ -94,7 +97,8 @@ fn fork(socket: OwnedFd, streams: Streams, command: Command) {
         Ok(Fork::Parent(_)) => {}
         Ok(Fork::Child) => init(socket, streams, command, (uid, gid)),
         Err(error) => {
-            let what = if namespaces.is_empty() { "the job's first process" } else { "its namespaces" };
+            let what =
+                if namespaces.is_empty() { "the job's first process" } else { "its namespaces" };
             let reason = format!("{what} cannot be made: {error}");
             let _ = report(socket.as_fd(), &Report::Failed(reason), &[]);
         }
@@ -162,7 +166,8 @@ fn order(socket: BorrowedFd<'_>) -> Option<Order> {
     serde_json::from_slice(&text).ok()
 }
 
-/// From here to the end of all that the module starts. The first thing said carries `this`, a descriptor of this process.
+/// From here to the end of all that the module starts. The first thing said carries `this`, a
+/// descriptor of this process.
 fn serve(
     socket: BorrowedFd<'_>,
     this: OwnedFd,
@@ -176,7 +181,9 @@ fn serve(
     match command.mode {
         Mode::Plain => rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(|error| error.to_string())?,
-        Mode::User => stay(owner).map_err(|error| format!("the user namespace cannot be set up: {error}"))?,
+        Mode::User => {
+            stay(owner).map_err(|error| format!("the user namespace cannot be set up: {error}"))?
+        }
         Mode::Root => {}
     }
     // The module may be of the same user, and this process has what the module is not to have.
@@ -190,7 +197,8 @@ fn serve(
         let prepared = if device.is_some() { Report::Mounted } else { Report::Ready };
         let descriptors: Vec<_> = known_by.take().into_iter().chain(device).collect();
         say(socket, &prepared, &descriptors)?;
-        // The device, too: held here, the tree would not end with the daemon, and this process might wait for an answer.
+        // The device, too: held here, the tree would not end with the daemon, and this process
+        // might wait for an answer.
         drop(descriptors);
         match order(socket) {
             Some(Order::Go) => {}
@@ -209,7 +217,8 @@ fn serve(
             start_module(&command, stdin)?
         }
     };
-    let said = let_go_of_output(&nowhere).and_then(|()| say(socket, &Report::Started, known_by.as_slice()));
+    let said = let_go_of_output(&nowhere)
+        .and_then(|()| say(socket, &Report::Started, known_by.as_slice()));
     if said.is_err() {
         // The daemon died meanwhile: nothing may go on without it.
         end_all(&command, child);
@@ -222,7 +231,8 @@ fn serve(
     Ok(supervise(socket, &command, child)?)
 }
 
-/// Maps the user and the group to themselves: the module sees its own uid, and files keep their owner.
+/// Maps the user and the group to themselves: the module sees its own uid, and files keep their
+/// owner.
 fn stay((uid, gid): (u32, u32)) -> io::Result<()> {
     std::fs::write("/proc/self/setgroups", "deny")?;
     std::fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
@@ -231,7 +241,8 @@ fn stay((uid, gid): (u32, u32)) -> io::Result<()> {
 
 /// Stays until the module and all it started have ended.
 fn supervise(socket: BorrowedFd<'_>, command: &Command, child: Pid) -> Result<(), String> {
-    let ended = rustix::process::pidfd_open(child, PidfdFlags::empty()).map_err(|error| error.to_string())?;
+    let ended = rustix::process::pidfd_open(child, PidfdFlags::empty())
+        .map_err(|error| error.to_string())?;
     let mut status = None;
     while status.is_none() {
         let mut events =
@@ -264,8 +275,8 @@ fn supervise(socket: BorrowedFd<'_>, command: &Command, child: Pid) -> Result<()
     Ok(())
 }
 
-/// Waits until the daemon drops the sandbox. Nothing is left to be seen of a program without a tree, and the end of its
-/// namespaces takes a processor from those that go on.
+/// Waits until the daemon drops the sandbox. Nothing is left to be seen of a program without a
+/// tree, and the end of its namespaces takes a processor from those that go on.
 fn stay_until_let_go(socket: BorrowedFd<'_>) {
     while order(socket).is_some() {}
 }
@@ -299,7 +310,11 @@ fn let_go_of_output(nowhere: &File) -> Result<(), String> {
 }
 
 /// Starts the runtime, which makes the container and stays as long as it does.
-fn start_container(container: &Container, command: &Command, stdin: Option<OwnedFd>) -> Result<Pid, Fault> {
+fn start_container(
+    container: &Container,
+    command: &Command,
+    stdin: Option<OwnedFd>,
+) -> Result<Pid, Fault> {
     if let Some((uid, gid)) = container.owner {
         let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
         let streams = [rustix::stdio::stdout(), rustix::stdio::stderr()];
@@ -337,7 +352,10 @@ fn start_container(container: &Container, command: &Command, stdin: Option<Owned
 
 fn start_module(command: &Command, stdin: Option<OwnedFd>) -> Result<Pid, Fault> {
     if let Some(current) = command.open_files {
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..getrlimit(Resource::Nofile) });
+        let _ = setrlimit(
+            Resource::Nofile,
+            Rlimit { current: Some(current), ..getrlimit(Resource::Nofile) },
+        );
     }
     let no_program = || Fault::Lasting("there is no program to run".into());
     let program = command.argv.first().ok_or_else(no_program)?;
@@ -387,7 +405,8 @@ fn exit_of(status: WaitStatus) -> Exit {
     }
 }
 
-/// Asks the job to end. In a container that is its first process's to hear, as on a cluster: the runtime passes it on.
+/// Asks the job to end. In a container that is its first process's to hear, as on a cluster: the
+/// runtime passes it on.
 fn terminate(command: &Command, module: Pid) {
     if let Some(container) = &command.container {
         let signal = sys::signal(container.signal).unwrap_or(Signal::TERM);

@@ -1,7 +1,8 @@
 //! What a module's process may do beside what its user may: as little as its work needs.
 //!
-//! Root's files stay root's, also for a module that runs as root; what root could do to the machine without a file (mount,
-//! load modules, look into other processes) is gone, and no program that the module starts brings it back.
+//! Root's files stay root's, also for a module that runs as root; what root could do to the machine
+//! without a file (mount, load modules, look into other processes) is gone, and no program that the
+//! module starts brings it back.
 
 use std::path::Path;
 
@@ -25,9 +26,10 @@ pub enum Rights {
     All,
 }
 
-/// The capabilities that a module of root keeps: those by which root differs from its users in its dealings with files,
-/// users and its own processes. It is what container runtimes leave. None of them reaches another job or the daemon: these lie
-/// behind namespaces and covers, which take `CAP_SYS_ADMIN` to undo, and file handles, which take `CAP_DAC_READ_SEARCH`.
+/// The capabilities that a module of root keeps: those by which root differs from its users in its
+/// dealings with files, users and its own processes. It is what container runtimes leave. None of
+/// them reaches another job or the daemon: these lie behind namespaces and covers, which take
+/// `CAP_SYS_ADMIN` to undo, and file handles, which take `CAP_DAC_READ_SEARCH`.
 const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)
@@ -42,13 +44,14 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN
 /// Numbers that the kernel gives to nobody once it has been through all.
 const PIDS_RESERVED: u64 = 300;
 
-/// Gives up, for all that this process starts from now on, what the module is not to have. This process keeps its own rights:
-/// it has to end whatever the module leaves, whoever owns it.
+/// Gives up, for all that this process starts from now on, what the module is not to have. This
+/// process keeps its own rights: it has to end whatever the module leaves, whoever owns it.
 pub(super) fn give_up(command: &Command) -> Result<(), String> {
     match (command.rights, command.mode) {
         (Rights::All, _) => Ok(()),
-        // No program of this namespace could gain anything by its owner, as no other user is mapped; but one with
-        // capabilities of its own could, and would be able to uncover what is covered.
+        // No program of this namespace could gain anything by its owner, as no other user is
+        // mapped; but one with capabilities of its own could, and would be able to uncover what is
+        // covered.
         (Rights::Few, Mode::User) => set_no_new_privs(true).map_err(|error| error.to_string()),
         (Rights::Few, Mode::Root | Mode::Plain) if ion_system::sys::is_root() => drop_capabilities().map_err(|error| {
             format!(
@@ -78,8 +81,8 @@ fn drop_capabilities() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Bounds the processes of the job, where the kernel can bound them for this job alone; elsewhere nothing does. Its own
-/// `/proc` stands at `proc`.
+/// Bounds the processes of the job, where the kernel can bound them for this job alone; elsewhere
+/// nothing does. Its own `/proc` stands at `proc`.
 pub(super) fn bound_processes(command: &Command, proc: &Path) {
     let kernel = rustix::system::uname();
     let version = version_of(&kernel.release().to_string_lossy());
@@ -88,10 +91,12 @@ pub(super) fn bound_processes(command: &Command, proc: &Path) {
         let settings = proc.join("sys/kernel");
         let most = command.processes.saturating_add(PIDS_RESERVED);
         let _ = std::fs::write(settings.join("pid_max"), most.to_string());
-        // The first time round the kernel gives the reserved numbers, too, and so many processes more: it begins behind them.
+        // The first time round the kernel gives the reserved numbers, too, and so many processes
+        // more: it begins behind them.
         let _ = std::fs::write(settings.join("ns_last_pid"), (PIDS_RESERVED - 1).to_string());
     }
-    // Of a user in a user namespace; before, the user's processes in all namespaces counted. Root is never bound by it.
+    // Of a user in a user namespace; before, the user's processes in all namespaces counted. Root
+    // is never bound by it.
     if command.mode == Mode::User && version >= (5, 14) {
         // This process counts, too.
         let most = Some(command.processes.saturating_add(1));
@@ -101,6 +106,7 @@ pub(super) fn bound_processes(command: &Command, proc: &Path) {
 
 /// Major and minor number of a kernel's release; zeros if there are none.
 fn version_of(release: &str) -> (u32, u32) {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }

@@ -8,8 +8,8 @@
 //! | Ion's state | empty | empty | empty | never seen: it makes another root |
 //! | all else | the machine's | the machine's | the machine's | the machine's |
 //!
-//! The machine's `/proc` is nowhere in it, not even below another mount: it shows the daemon's environment and memory. An
-//! ordinary user may not write what is closed to root, as it is root's.
+//! The machine's `/proc` is nowhere in it, not even below another mount: it shows the daemon's
+//! environment and memory. An ordinary user may not write what is closed to root, as it is root's.
 
 use std::fs::{self, File};
 use std::io;
@@ -48,10 +48,12 @@ pub(in super::super) const MASKED: [&str; 12] = [
 pub(in super::super) const READ_ONLY: [&str; 5] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// More of it that only programs of this machine could reach: a container's runtime knows no more than these.
+/// More of it that only programs of this machine could reach: a container's runtime knows no more
+/// than these.
 const READ_ONLY_TOO: [&str; 3] = ["/proc/driver", "/proc/dynamic_debug", "/proc/mtrr"];
 
-/// Character devices that programs expect, and those of GPUs and their like. No disk, no terminal of anybody's, no memory.
+/// Character devices that programs expect, and those of GPUs and their like. No disk, no terminal
+/// of anybody's, no memory.
 const DEVICES: [&str; 11] =
     ["null", "zero", "full", "random", "urandom", "tty", "fuse", "kfd", "dxg", "dri", "accel"];
 
@@ -91,14 +93,15 @@ fn small_tmpfs(at: &Path, flags: MountFlags) -> Result<(), String> {
         .map_err(said("a tmpfs cannot be mounted at", at))
 }
 
-/// Whether the module is a program of root that keeps few rights: then files of root's are closed to it that no capability
-/// guards.
+/// Whether the module is a program of root that keeps few rights: then files of root's are closed
+/// to it that no capability guards.
 fn is_confined(command: &Command) -> bool {
     command.mode == Mode::Root && command.rights == Rights::Few && command.container.is_none()
 }
 
-/// Makes a root of this mount namespace's own: what is in the host's but for [what no job sees](super::cover), the tree where
-/// the command wants it, and its container's bundle. The host's root is left as it is: nothing is made or mounted there.
+/// Makes a root of this mount namespace's own: what is in the host's but for [what no job
+/// sees](super::cover), the tree where the command wants it, and its container's bundle. The host's
+/// root is left as it is: nothing is made or mounted there.
 pub(super) fn build(command: &Command, owner: (u32, u32)) -> Result<Made, String> {
     let name = match &command.mount_at {
         None => None,
@@ -125,8 +128,12 @@ pub(super) fn build(command: &Command, owner: (u32, u32)) -> Result<Made, String
     mount_proc(new)?;
     bound_processes(command, &new.join("proc"));
     let bdi = "/host/sys/class/bdi";
-    let read_ahead =
-        rustix::fs::open(bdi, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Permissions::empty()).ok();
+    let read_ahead = rustix::fs::open(
+        bdi,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Permissions::empty(),
+    )
+    .ok();
     if confined {
         make_devices(&new.join("dev"))?;
         close_settings()?;
@@ -140,13 +147,14 @@ pub(super) fn build(command: &Command, owner: (u32, u32)) -> Result<Made, String
     let enter = |path: &Path| rustix::process::chdir(path).map_err(said("cannot enter", path));
     enter(new)?;
     rustix::process::pivot_root(".", ".").map_err(said("the root cannot be changed to", new))?;
-    mount::unmount(".", UnmountFlags::DETACH).map_err(said("the host's root cannot be let go at", root))?;
+    mount::unmount(".", UnmountFlags::DETACH)
+        .map_err(said("the host's root cannot be let go at", root))?;
     enter(root)?;
     Ok(Made { device, read_ahead })
 }
 
-/// Changes the root to a small place where the host's whole root is at `/host` and the new one, still empty, at `/new`. The new
-/// one may hold devices if it is `confined`.
+/// Changes the root to a small place where the host's whole root is at `/host` and the new one,
+/// still empty, at `/new`. The new one may hold devices if it is `confined`.
 fn begin(confined: bool) -> Result<(), String> {
     let (root, base) = (Path::new("/"), Path::new("/tmp"));
     // What is mounted from here on must not reach the host.
@@ -159,7 +167,8 @@ fn begin(confined: bool) -> Result<(), String> {
     let nodev = if confined { MountFlags::empty() } else { MountFlags::NODEV };
     small_tmpfs(Path::new("/tmp/new"), MountFlags::NOSUID | nodev)?;
     rustix::process::chdir(base).map_err(said("cannot enter", base))?;
-    rustix::process::pivot_root(".", "host").map_err(said("the root cannot be changed to", base))?;
+    rustix::process::pivot_root(".", "host")
+        .map_err(said("the root cannot be changed to", base))?;
     rustix::process::chdir(root).map_err(said("cannot enter", root))?;
     File::create(EMPTY_FILE).map_err(|error| format!("{EMPTY_FILE} cannot be made: {error}"))?;
     [EMPTY_FOLDER, EMPTY_FILE].iter().try_for_each(|path| read_only(Path::new(path)))
@@ -168,8 +177,11 @@ fn begin(confined: bool) -> Result<(), String> {
 /// Makes a place read-only.
 fn read_only(at: &Path) -> Result<(), String> {
     mount::mount_bind(at, at).map_err(said("cannot be bound:", at))?;
-    let flags =
-        MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let flags = MountFlags::RDONLY
+        | MountFlags::BIND
+        | MountFlags::NOSUID
+        | MountFlags::NODEV
+        | MountFlags::NOEXEC;
     mount::mount_remount(at, flags, c"").map_err(said("cannot be made read-only:", at))
 }
 
@@ -180,16 +192,20 @@ fn mount_proc(new: &Path) -> Result<(), String> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     match mount::mount("proc", &at, "proc", flags, None) {
         Ok(()) => Ok(()),
-        // In some containers no other /proc than theirs may be mounted. What is the daemon's in it is closed to the module all
-        // the same: the daemon has capabilities that the module has not, and cannot be dumped.
-        Err(_) => mount::mount_bind_recursive("/host/proc", &at).map_err(said("cannot be shown:", &at)),
+        // In some containers no other /proc than theirs may be mounted. What is the daemon's in it
+        // is closed to the module all the same: the daemon has capabilities that the module has
+        // not, and cannot be dumped.
+        Err(_) => {
+            mount::mount_bind_recursive("/host/proc", &at).map_err(said("cannot be shown:", &at))
+        }
     }
 }
 
 /// Makes what programs need of `/dev`.
 fn make_devices(dev: &Path) -> Result<(), String> {
     made(dev)?;
-    let failed = |error: io::Error| format!("a device cannot be made in {}: {error}", dev.display());
+    let failed =
+        |error: io::Error| format!("a device cannot be made in {}: {error}", dev.display());
     for entry in fs::read_dir("/host/dev").map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let (name, from) = (entry.file_name(), entry.path());
@@ -197,7 +213,8 @@ fn make_devices(dev: &Path) -> Result<(), String> {
         let kind = entry.file_type().map_err(failed)?;
         if kind.is_symlink() {
             // To /proc/self/fd, and to the journal's socket.
-            std::os::unix::fs::symlink(fs::read_link(&from).map_err(failed)?, &to).map_err(failed)?;
+            std::os::unix::fs::symlink(fs::read_link(&from).map_err(failed)?, &to)
+                .map_err(failed)?;
             continue;
         }
         let name = name.to_string_lossy();
@@ -248,7 +265,8 @@ fn make_device(from: &Path, to: &Path) -> io::Result<()> {
 fn close_settings() -> Result<(), String> {
     let sysfs = Path::new("/new/sys");
     if sys::make_read_only(sysfs).is_err() {
-        // Before Linux 5.12 only one mount at a time can be: then nothing is shown that is mounted below.
+        // Before Linux 5.12 only one mount at a time can be: then nothing is shown that is mounted
+        // below.
         mount::unmount(sysfs, UnmountFlags::DETACH).map_err(said("cannot be let go:", sysfs))?;
         mount::mount_bind("/host/sys", sysfs).map_err(said("cannot be bound:", sysfs))?;
         read_only(sysfs)?;
@@ -270,19 +288,26 @@ fn mount_tree(name: &str, (uid, gid): (u32, u32)) -> Result<OwnedFd, String> {
     let tree = Path::new("/new").join(name);
     made(&tree)?;
     let device = open_device()?;
-    // Nobody but the job's processes sees this mount; some of them may be other users, if the module is root's.
+    // Nobody but the job's processes sees this mount; some of them may be other users, if the
+    // module is root's.
     let options = format!(
         "fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions,allow_other",
         device.as_raw_fd()
     );
     let options = std::ffi::CString::new(options).map_err(|error| error.to_string())?;
-    mount::mount("ion", &tree, "fuse.ion", MountFlags::NOSUID | MountFlags::NODEV, Some(options.as_c_str()))
-        .map_err(said("a FUSE filesystem cannot be mounted at", Path::new(&format!("/{name}"))))?;
+    mount::mount(
+        "ion",
+        &tree,
+        "fuse.ion",
+        MountFlags::NOSUID | MountFlags::NODEV,
+        Some(options.as_c_str()),
+    )
+    .map_err(said("a FUSE filesystem cannot be mounted at", Path::new(&format!("/{name}"))))?;
     Ok(device)
 }
 
-/// Lays a container's bundle below the new root. The runtime keeps its state there, too. Its image is shown read-only, as others
-/// share it: all that is to be mounted on is there.
+/// Lays a container's bundle below the new root. The runtime keeps its state there, too. Its image
+/// is shown read-only, as others share it: all that is to be mounted on is there.
 fn lay_bundle(container: &Container, tree: Option<&str>) -> Result<(), String> {
     let (bundle, rootfs) = (below("/new", Path::new(BUNDLE)), below("/new", Path::new(ROOTFS)));
     made(&bundle)?;
@@ -300,13 +325,17 @@ fn lay_bundle(container: &Container, tree: Option<&str>) -> Result<(), String> {
             }
             made(&rootfs.join(name))?;
             sys::make_read_only(&rootfs).map_err(|error| {
-                format!("the image cannot be made read-only: {}: {error}", container.rootfs.display())
+                format!(
+                    "the image cannot be made read-only: {}: {error}",
+                    container.rootfs.display()
+                )
             })?;
         }
         _ => {
             mount::mount_bind(&image, &rootfs)
                 .map_err(said("the image cannot be shown:", &container.rootfs))?;
-            let read_only = MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
+            let read_only =
+                MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
             mount::mount_remount(&rootfs, read_only, c"")
                 .map_err(said("the image cannot be made read-only:", &container.rootfs))?;
         }
@@ -319,14 +348,16 @@ fn lay_bundle(container: &Container, tree: Option<&str>) -> Result<(), String> {
             .and_then(|()| fs::set_permissions(&file, fs::Permissions::from_mode(0o644)));
         written.map_err(|error| format!("the container's {name} cannot be written: {error}"))?;
     }
-    // A runtime may refuse a machine that has both versions of control groups: it has nothing to do with them here.
+    // A runtime may refuse a machine that has both versions of control groups: it has nothing to do
+    // with them here.
     let second = Path::new("/new/sys/fs/cgroup/unified");
     if second.is_dir() { tmpfs(second) } else { Ok(()) }
 }
 
 /// Makes one entry of the host's root appear in the new one.
 fn carry_over(from: &Path, to: &Path) -> Result<(), String> {
-    let failed = |error: io::Error| format!("{} cannot be shown to the module: {error}", from.display());
+    let failed =
+        |error: io::Error| format!("{} cannot be shown to the module: {error}", from.display());
     let kind = fs::symlink_metadata(from).map_err(failed)?.file_type();
     if kind.is_symlink() {
         let target: PathBuf = fs::read_link(from).map_err(failed)?;
@@ -342,14 +373,15 @@ fn carry_over(from: &Path, to: &Path) -> Result<(), String> {
 
 fn open_device() -> Result<OwnedFd, String> {
     // The host's own.
-    rustix::fs::open("/host/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Permissions::empty()).map_err(
-        |error| {
+    rustix::fs::open("/host/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Permissions::empty())
+        .map_err(|error| {
             let way_out = match error {
                 rustix::io::Errno::NOENT => "; load it with `modprobe fuse`",
-                rustix::io::Errno::ACCESS => "; allow it with `chmod 666 /dev/fuse`, as distributions do",
+                rustix::io::Errno::ACCESS => {
+                    "; allow it with `chmod 666 /dev/fuse`, as distributions do"
+                }
                 _ => "",
             };
             format!("/dev/fuse cannot be opened: {}{way_out}", io::Error::from(error))
-        },
-    )
+        })
 }

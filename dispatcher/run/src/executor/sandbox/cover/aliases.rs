@@ -1,4 +1,5 @@
-//! The same folder elsewhere: a disk may be mounted in several places, or a part of it bound to another one.
+//! The same folder elsewhere: a disk may be mounted in several places, or a part of it bound to
+//! another one.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
@@ -14,8 +15,8 @@ struct Mount {
     at: PathBuf,
 }
 
-/// Where else the folder can be seen, or what is below it, as `/proc/self/mountinfo` says. Whether it is what it seems is
-/// for the caller to see: another mount may cover it.
+/// Where else the folder can be seen, or what is below it, as `/proc/self/mountinfo` says. Whether
+/// it is what it seems is for the caller to see: another mount may cover it.
 pub(super) fn aliases(folder: &Path, mountinfo: &str) -> Vec<PathBuf> {
     let mounts: Vec<Mount> = mountinfo.lines().filter_map(mount).collect();
     // Of two at one place the later one is seen.
@@ -49,7 +50,10 @@ fn unescaped(text: &str) -> PathBuf {
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {
         let digits = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(|_| first == b'\\') {
+        match digits
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok())
+            .filter(|_| first == b'\\')
+        {
             Some(byte) => {
                 bytes.push(byte);
                 rest = &after[3..];
