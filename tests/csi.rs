@@ -426,7 +426,7 @@ fn an_event_that_is_left_open_or_incomplete_is_rejected_and_the_ticket_says_so()
     );
     let outcome = rig.outcome(&attempt);
     let mut rejected: Vec<_> =
-        outcome.rejections.iter().map(|one| (one.name.as_str(), one.errno.as_str())).collect();
+        outcome.rejections.iter().map(|one| (one.name.as_str(), one.errno.name())).collect();
     rejected.sort_unstable();
     assert_eq!(rejected, [("half.json", "EINVAL"), ("open.json", "EINVAL")]);
     assert_eq!(outcome.receipts.len(), 1);
@@ -462,7 +462,7 @@ fn an_attempt_that_does_not_run_any_more_commits_nothing() {
         let outcome = rig.outcome(&attempt);
         assert_eq!((outcome.receipts.len(), outcome.rejections.len()), (1, 1), "{name}");
         assert_eq!(
-            (outcome.rejections[0].name.as_str(), outcome.rejections[0].errno.as_str()),
+            (outcome.rejections[0].name.as_str(), outcome.rejections[0].errno.name()),
             ("after.json", "EIO")
         );
         assert!(rig.committed(&attempt, "after.json").is_none());

@@ -53,7 +53,7 @@ pub enum HandlerError {
         reason: String,
     },
     /// An event file, or `insights.json`, was refused. Nothing was committed.
-    #[error("event file {name:?} was rejected: {}: {refusal}; nothing was committed", refusal.errno_name())]
+    #[error("event file {name:?} was rejected: {}: {refusal}; nothing was committed", refusal.errno())]
     Rejected {
         /// Its name.
         name: String,

@@ -3,6 +3,7 @@
 //! Knows nothing of the kernel: [`Committer`] is given the content of an event file and a
 //! [`Staging`] that answers for the files it names.
 
+mod errno;
 #[cfg(test)]
 mod model;
 mod naming;
@@ -37,6 +38,7 @@ use tracing::field::{Empty, display};
 use tracing::{Instrument as _, Span, info_span};
 
 use self::naming::named_paths;
+pub use self::errno::RefusalErrno;
 pub use self::naming::{Below, FileNames, check_directories};
 pub use self::refusal::{Refusal, Rejection, TooDeep};
 use self::steps::{Answer, End, Step};

@@ -37,6 +37,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use ion_fs::job::{JobTree, Outcome};
 use ion_model::text::quote;
+use ion_plane::commit::RefusalErrno;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -205,7 +206,7 @@ fn wrong(outcome: &Outcome) -> Option<(StatusCode, String)> {
             first.errno,
             first.reason
         );
-        let stores = first.errno == "EIO";
+        let stores = first.errno == RefusalErrno::Io;
         let status =
             if stores { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::UNPROCESSABLE_ENTITY };
         return Some((status, message));

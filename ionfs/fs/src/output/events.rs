@@ -352,14 +352,14 @@ impl Output {
         self.daemon.metrics.refusals.add(1);
         let rejection = Rejection::new(name, refusal);
         tracing::warn!(
-            job = %self.committer.origin().job_id, event = name, errno = rejection.errno, reason = rejection.reason,
+            job = %self.committer.origin().job_id, event = name, errno = rejection.errno.name(), reason = rejection.reason,
             "an event was rejected"
         );
         self.rejections
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(name.to_owned(), rejection);
-        refusal.errno()
+        refusal.errno().number()
     }
 
     /// The events committed so far, by file name.

@@ -5,9 +5,9 @@ use ion_model::errors::chain;
 use ion_model::id::EventId;
 use ion_model::text::{REASON_MAX, cut_off, quote};
 use ion_stores::{Collection, StoreError};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::errno::RefusalErrno;
 use crate::upload::UploadError;
 
 /// Modules feed each other, most likely.
@@ -93,38 +93,21 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// What close(), fsync() or rename() returns.
-    pub fn errno(&self) -> Errno {
+    /// The error that close(), fsync() or rename() returns.
+    pub fn errno(&self) -> RefusalErrno {
         match self {
-            Self::Invalid(_) => Errno::INVAL,
-            Self::NotEmitted { .. } => Errno::ACCESS,
-            Self::Missing(_) => Errno::NOENT,
-            Self::StillOpen(_) => Errno::BUSY,
-            Self::TooBig(_) => Errno::TOOBIG,
-            Self::TooLong(_) => Errno::NAMETOOLONG,
-            Self::TooDeep(_) => Errno::LOOP,
-            Self::Differs(_) => Errno::EXIST,
+            Self::Invalid(_) => RefusalErrno::Invalid,
+            Self::NotEmitted { .. } => RefusalErrno::Access,
+            Self::Missing(_) => RefusalErrno::NoEntry,
+            Self::StillOpen(_) => RefusalErrno::Busy,
+            Self::TooBig(_) => RefusalErrno::TooBig,
+            Self::TooLong(_) => RefusalErrno::NameTooLong,
+            Self::TooDeep(_) => RefusalErrno::Loop,
+            Self::Differs(_) => RefusalErrno::Exists,
             Self::Unreadable { source, .. } | Self::NotWhole { source, .. } => {
-                Errno::from_io_error(source).unwrap_or(Errno::IO)
+                RefusalErrno::of(source)
             }
-            Self::Stores(_) | Self::Fenced => Errno::IO,
-        }
-    }
-
-    /// The errno's name, as `rejected/<name>.json` shows it.
-    pub fn errno_name(&self) -> &'static str {
-        match self.errno() {
-            Errno::INVAL => "EINVAL",
-            Errno::ACCESS => "EACCES",
-            Errno::NOENT => "ENOENT",
-            Errno::BUSY => "EBUSY",
-            Errno::TOOBIG => "E2BIG",
-            Errno::EXIST => "EEXIST",
-            Errno::LOOP => "ELOOP",
-            Errno::NAMETOOLONG => "ENAMETOOLONG",
-            Errno::NOSPC => "ENOSPC",
-            Errno::DQUOT => "EDQUOT",
-            _ => "EIO",
+            Self::Stores(_) | Self::Fenced => RefusalErrno::Io,
         }
     }
 }
@@ -152,8 +135,8 @@ impl From<UploadError> for Refusal {
 pub struct Rejection {
     /// The event file's name.
     pub name: String,
-    /// The errno's name.
-    pub errno: String,
+    /// The error that the close returned.
+    pub errno: RefusalErrno,
     /// Why, in words.
     pub reason: String,
     /// When.
@@ -165,7 +148,7 @@ impl Rejection {
     pub fn new(name: &str, refusal: &Refusal) -> Self {
         Self {
             name: name.to_owned(),
-            errno: refusal.errno_name().to_owned(),
+            errno: refusal.errno(),
             reason: cut_off(refusal.to_string(), REASON_MAX),
             at: clock::now(),
         }
