@@ -20,6 +20,11 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
 /// What happened to a job.
 #[derive(Clone, Debug)]
+#[cfg_attr(
+    test,
+    derive(strum::EnumDiscriminants),
+    strum_discriminants(name(HappeningKind), derive(strum::EnumIter))
+)]
 pub enum Happening {
     /// A gathering job: everything below its event has ended.
     Gathered,
@@ -244,6 +249,7 @@ fn backoff(failures: u32, jitter: f64) -> Duration {
 #[cfg(test)]
 mod tests {
     use ion_model::id::{CorrelationId, EventId, JobId};
+    use strum::IntoEnumIterator as _;
 
     use super::*;
 
@@ -285,20 +291,51 @@ mod tests {
         })
     }
 
+    /// One happening of each kind.
+    fn one_of(kind: HappeningKind) -> Happening {
+        let (holder, lease) = ("h".into(), 9);
+        match kind {
+            HappeningKind::Gathered => Happening::Gathered,
+            HappeningKind::WaitsFor => Happening::WaitsFor(WaitsFor::default()),
+            HappeningKind::WaitsAgain => Happening::WaitsAgain,
+            HappeningKind::Gathers => Happening::Gathers(Without::default()),
+            HappeningKind::Claimed => Happening::Claimed { holder, lease },
+            HappeningKind::Running => Happening::Running,
+            HappeningKind::Renewed => Happening::Renewed,
+            HappeningKind::Left => Happening::Left,
+            HappeningKind::Adopted => Happening::Adopted { holder, lease },
+            HappeningKind::Ended => ended(AttemptEnd::Failed),
+            HappeningKind::CancelAsked => Happening::CancelAsked,
+            HappeningKind::Revived => Happening::Revived,
+        }
+    }
+
     #[test]
     fn every_state_meets_every_happening() {
         use JobState::{Cancelled, Dead, Queued, Running, Starting, Succeeded, Waiting};
-        let claimed = || Happening::Claimed { holder: "h".into(), lease: 9 };
-        let renewed = || Happening::Renewed;
+        let one = one_of;
+        let (waits, gathers) = (HappeningKind::WaitsFor, HappeningKind::Gathers);
+        let (claimed, renewed) = (HappeningKind::Claimed, HappeningKind::Renewed);
+        let (left, adopted) = (HappeningKind::Left, HappeningKind::Adopted);
         let table = [
-            (Waiting, vec![(Happening::Gathered, Queued), (Happening::CancelAsked, Cancelled)]),
-            (Queued, vec![(claimed(), Starting), (Happening::CancelAsked, Cancelled)]),
+            (
+                Waiting,
+                vec![
+                    (one(waits), Waiting),
+                    (Happening::Gathered, Queued),
+                    (Happening::CancelAsked, Cancelled),
+                ],
+            ),
+            (Queued, vec![(one(claimed), Starting), (Happening::CancelAsked, Cancelled)]),
             (
                 Starting,
                 vec![
+                    (one(gathers), Starting),
                     (Happening::Running, Running),
                     (Happening::WaitsAgain, Waiting),
-                    (renewed(), Starting),
+                    (one(renewed), Starting),
+                    (one(left), Starting),
+                    (one(adopted), Starting),
                     (ended(AttemptEnd::Succeeded), Succeeded),
                     (Happening::CancelAsked, Starting),
                 ],
@@ -306,7 +343,9 @@ mod tests {
             (
                 Running,
                 vec![
-                    (renewed(), Running),
+                    (one(renewed), Running),
+                    (one(left), Running),
+                    (one(adopted), Running),
                     (ended(AttemptEnd::Failed), Queued),
                     (ended(AttemptEnd::Lost), Queued),
                     (ended(AttemptEnd::Released), Queued),
@@ -318,16 +357,7 @@ mod tests {
             (Dead, vec![(Happening::Revived, Queued), (Happening::CancelAsked, Cancelled)]),
             (Cancelled, vec![(Happening::Revived, Queued)]),
         ];
-        let all = [
-            Happening::Gathered,
-            Happening::WaitsAgain,
-            claimed(),
-            Happening::Running,
-            renewed(),
-            ended(AttemptEnd::Failed),
-            Happening::CancelAsked,
-            Happening::Revived,
-        ];
+        assert_eq!(table.len(), JobState::ALL.len());
         for (state, allowed) in table {
             for (happening, becomes) in &allowed {
                 assert_eq!(
@@ -336,13 +366,11 @@ mod tests {
                     "{state:?} {happening:?}"
                 );
             }
-            for happening in &all {
-                let legal = allowed.iter().any(|(one, _)| one.word() == happening.word());
-                assert_eq!(
-                    next(&job(state), happening, 5).is_ok(),
-                    legal,
-                    "{state:?} {happening:?}"
-                );
+            for kind in HappeningKind::iter() {
+                let happening = one_of(kind);
+                let legal = allowed.iter().any(|(one, _)| HappeningKind::from(one) == kind);
+                let step = next(&job(state), &happening, 5);
+                assert_eq!(step.is_ok(), legal, "{state:?} {happening:?}");
             }
         }
     }

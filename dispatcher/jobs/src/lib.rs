@@ -1,10 +1,11 @@
-//! Pipelines and jobs: what is to run, and what became of it.
+//! Pipelines and jobs: what has to run, and what became of it.
 //!
-//! [`pipeline`] reads pipeline files. [`job`] says what a job may become next, a pure function;
-//! [`ledger`] keeps the jobs' documents by it. [`gather`] judges when everything below an event has
-//! ended, [`cancel`] ends all that came of an event, [`progress`] and [`logs`] say how far it is
-//! and what a job wrote, [`retention`] removes what is old, [`metrics`] counts. It must not know
-//! how a job is run, nor who asks.
+//! [`pipeline`] reads pipeline files. [`job`] is the state machine of a job, a pure function;
+//! [`ledger`] stores the job documents and changes them by that function only. [`gather`] decides
+//! when everything below an event has ended, [`cancel`] cancels an event and everything below it,
+//! [`progress`] shows how far a correlation has come, [`logs`] reads what a job wrote,
+//! [`retention`] removes old correlations, [`metrics`] counts. This crate must not know how a job
+//! is run, nor which program calls it.
 //!
 //! Begin with [`job`], then [`ledger`].
 

@@ -1,6 +1,6 @@
 //! Modules, and the pipeline file that declares them (DESIGN.md section 8).
 //!
-//! A file that is wrong is refused before anything starts, with its line, the field and what is
+//! A wrong file is refused before anything starts. The error names the line, the field and what is
 //! allowed there.
 
 mod bounds;
@@ -41,29 +41,32 @@ pub use self::nothing::{slips, starts_nothing};
 use self::older::older_words;
 pub use self::resources::Resources;
 
-/// How long a job may run unless its module says otherwise: older Ion's default.
+/// How long a job may run unless its module sets `timeout`: the default of older Ion.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Retries unless the module says otherwise. Commits are idempotent, so trying again is safe; three
-/// outlast a store's restart.
+/// How often a failed job is retried unless its module sets `retries`. Commits are idempotent, so a
+/// retry is safe; three retries outlast a store's restart.
 const RETRIES: u32 = 3;
 
-/// The most of them: with a minute between two, this is most of a day.
+/// The most retries that a module may set: with a minute between two attempts, they take most of a
+/// day.
 const RETRIES_MAX: u32 = 1000;
 
-/// Where the tree stands for a module.
+/// The path at which a module finds its tree.
 const MOUNT_AT: &str = "/ion";
 
-/// Where older modules look for their tree before they look at [`MOUNT_AT`].
+/// The environment variable in which older modules look for the path of their tree, before they try
+/// [`MOUNT_AT`].
 const BASE_DIR: &str = "HANDLER_BASE_DIR";
 
-/// In a module's `emits`: any event type. For `ion run`; no pipeline file may say it.
+/// The entry of a module's `emits` that allows every event type. `ion run` uses it; a pipeline file
+/// cannot contain it.
 pub const ANY_TYPE: &str = "*";
 
 /// What is wrong with a pipeline file.
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("{path} cannot be read")]
     Read {
         /// The file.
@@ -72,7 +75,7 @@ pub enum PipelineError {
         #[source]
         source: std::io::Error,
     },
-    /// It says something that is not allowed.
+    /// The file contains something that is not allowed.
     #[error("{path}:{line}:{column}: {reason}")]
     Wrong {
         /// The file.
@@ -90,18 +93,18 @@ pub enum PipelineError {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnDead {
-    /// Waits until it is retried or dropped.
+    /// It waits until the dead job is retried or dropped.
     #[default]
     Wait,
-    /// Starts without what it would have made.
+    /// It starts without what the dead job would have made.
     Go,
 }
 
-/// What is served beside a job for a module that does not only read and write files.
+/// The API that Ion serves beside a job, for a module that does more than read and write files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Api {
-    /// Nothing.
+    /// No API.
     #[default]
     None,
     /// The localhost API of older Ion's second generation: `GET /ready`, then `GET /done`.
@@ -121,47 +124,47 @@ pub struct Module {
     /// The event type it gathers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gather: Option<String>,
-    /// Below one event of this type.
+    /// The event type below which it gathers: one job for each event of this type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per: Option<String>,
-    /// What a dead job below does.
+    /// What a gathering job does about a dead job below its event.
     #[serde(default)]
     pub on_dead: OnDead,
     /// Event types it may publish.
     #[serde(default)]
     pub emits: Vec<String>,
-    /// The program and its arguments; empty for a chain, and where the image says it.
+    /// The program and its arguments; empty for a chain, and where the image names the program.
     pub run: Vec<String>,
-    /// What runs its jobs.
+    /// The executor that runs its jobs.
     #[serde(default)]
     pub executor: ExecutorKind,
-    /// What they run from; none for programs of this machine.
+    /// The container that its jobs run in; none for programs of this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<Container>,
     /// Where its pods may run.
     #[serde(default, skip_serializing_if = "is_default")]
     pub kubernetes: KubernetesTerms,
-    /// The programs through which its input goes from stdin to stdout; empty for a module that
+    /// The programs that its input passes through, from stdin to stdout; empty for a module that
     /// reads and writes files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub links: Vec<Link>,
-    /// What those may take.
+    /// What its links may use, and how they are kept ready.
     #[serde(default)]
     pub link_settings: LinkSettings,
     /// Whether its programs keep the daemon's capabilities and see the machine's devices and
     /// settings.
     #[serde(default, skip_serializing_if = "is_default")]
     pub privileged: bool,
-    /// What it adds to the environment.
+    /// The variables that it adds to the environment of its programs.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// When its events are committed.
     #[serde(default)]
     pub commit: CommitMode,
-    /// What is served beside its jobs.
+    /// The API that Ion serves beside its jobs.
     #[serde(default)]
     pub api: Api,
-    /// Whether its files' addresses stand among its values.
+    /// Whether the values that it reads contain the addresses of the event's files.
     #[serde(default)]
     pub urls: FileUrls,
     /// How long a job may run.
@@ -169,14 +172,15 @@ pub struct Module {
     pub timeout: Duration,
     /// How often a failed job is tried again.
     pub retries: u32,
-    /// Jobs at a time in one dispatcher.
+    /// How many of its jobs one dispatcher runs at the same time, at most.
     pub concurrency: usize,
-    /// What its jobs may take, where not as much as others.
+    /// The limits of its jobs that differ from the daemon's.
     #[serde(default, skip_serializing_if = "SetLimits::is_empty")]
     pub limits: SetLimits,
-    /// The working folder: that of the pipeline file.
+    /// The working folder of its programs: the folder of the pipeline file.
     pub directory: PathBuf,
-    /// The name of the file in that folder; none: it was registered without one.
+    /// The name of the pipeline file in that folder; none if the module was registered without a
+    /// file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pipeline: Option<String>,
 }
@@ -201,7 +205,8 @@ pub(crate) mod milliseconds {
 }
 
 impl Module {
-    /// A module with nothing but a name and a program; all else as a pipeline file leaves it.
+    /// Returns a module with this name and program. All other fields have the defaults of a
+    /// pipeline file.
     pub fn new(name: &str, run: Vec<String>, directory: PathBuf) -> Self {
         Self {
             name: name.to_owned(),
@@ -230,17 +235,17 @@ impl Module {
         }
     }
 
-    /// A module of what a pipeline file may say of one, `fields`, where there is no file; checked
-    /// alike, but for whether its programs are there.
+    /// Returns the module that a pipeline file with these `fields` declares, without a file. The
+    /// fields are checked as in a file, but not whether the programs exist.
     ///
     /// # Errors
-    /// The first mistake, in words.
+    /// The first mistake, as text.
     pub fn from_fields(
         name: &str,
         fields: &serde_json::Map<String, serde_json::Value>,
         directory: &Path,
     ) -> Result<Self, String> {
-        // What is JSON is YAML, too.
+        // JSON is also YAML.
         let text = serde_json::json!({"modules": {name: fields}}).to_string();
         match Pipeline::from_bytes(text.as_bytes(), name, directory) {
             Ok(mut pipeline) => pipeline.modules.pop().ok_or_else(|| "it is no module".into()),
@@ -249,17 +254,17 @@ impl Module {
         }
     }
 
-    /// Where its tree stands: `/ion`, unless its environment has `HANDLER_BASE_DIR`.
+    /// Returns the path of its tree: `/ion`, unless its `env` sets `HANDLER_BASE_DIR`.
     pub fn base_dir(&self) -> PathBuf {
         self.env.get(BASE_DIR).map_or_else(|| MOUNT_AT.into(), PathBuf::from)
     }
 
-    /// What tells this definition from any other.
+    /// Returns a hash that tells this definition from every other one.
     pub fn fingerprint(&self) -> String {
         Uuid::new_v5(&Uuid::NAMESPACE_OID, encode(self).to_string().as_bytes()).simple().to_string()
     }
 
-    /// The fields in which another definition differs.
+    /// Returns the names of the fields in which another definition differs.
     pub fn differs_in(&self, other: &Self) -> Vec<String> {
         let (one, other) = (encode(self), encode(other));
         let all =
@@ -272,26 +277,28 @@ impl Module {
             .collect()
     }
 
-    /// The event types whose messages reach it.
+    /// Returns the event types whose messages reach its queue.
     pub fn subscribes(&self) -> Vec<String> {
         self.on.iter().chain(&self.per).cloned().collect()
     }
 
-    /// The program with its path made sure, and its arguments. In an image, paths are the image's.
+    /// Returns the program and its arguments. A program with a slash is joined to the module's
+    /// folder, unless it runs in an image: then the path is the image's.
     pub fn argv(&self) -> Vec<String> {
         if self.container.is_none() { self.placed(self.run.clone()) } else { self.run.clone() }
     }
 
-    /// The same of one of its links. In an image, paths are the image's.
+    /// Returns the program and the arguments of one of its links. Paths are treated as in
+    /// [`Module::argv`].
     pub fn argv_of(&self, link: &Link) -> Vec<String> {
         let argv = [&link.command].into_iter().chain(&link.arguments).cloned().collect();
         if link.image.is_empty() { self.placed(argv) } else { argv }
     }
 
-    /// What one of its links runs from; none for a program of this machine.
+    /// Returns the container that one of its links runs in; none for a program of this machine.
     ///
     /// # Errors
-    /// In words, when its image is none.
+    /// A text, if the link's image is not a valid image reference.
     pub fn container_of(&self, link: &Link) -> Result<Option<Container>, String> {
         match (&self.container, &*link.image) {
             (Some(container), _) => Ok(Some(container.clone())),
@@ -311,15 +318,17 @@ impl Module {
         argv
     }
 
-    /// The event type of what comes from outside to start it: its first.
+    /// Returns the type of the event that starts it when the event is created from outside: the
+    /// first of its types.
     pub fn starts_on(&self) -> Option<&str> {
         self.on.first().map(String::as_str)
     }
 
-    /// Whether its programs are there and may be executed; what to do about it if not.
+    /// Checks that its programs and images exist and that the programs are executable. `path` is
+    /// the `PATH` in which programs without a slash are looked up.
     ///
     /// # Errors
-    /// The reason, in words.
+    /// What is wrong and what to do about it, as text.
     pub fn check_programs(&self, path: &str) -> Result<(), String> {
         if self.links.is_empty() {
             return match &self.container {
@@ -357,7 +366,7 @@ impl Module {
             Ok(())
         } else {
             Err(format!(
-                "program {program:?} is in no folder of PATH; for one beside this file write ./{program}"
+                "program {program:?} is in no folder of PATH; for a program of the module's folder write ./{program}"
             ))
         }
     }
@@ -372,14 +381,14 @@ fn default_concurrency() -> usize {
 pub struct Pipeline {
     /// Its name.
     pub name: String,
-    /// Its modules, by name.
+    /// Its modules, sorted by name.
     pub modules: Vec<Module>,
-    /// Where it keeps what it works on.
+    /// The stores that it uses.
     pub plane: PlaneSection,
 }
 
 /// The `plane:` section: the stores' URLs. `${NAME}` in them stands for a variable of the daemon's
-/// environment, so that no password has to stand in the file.
+/// environment, so that the file need not contain a password.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlaneSection {
@@ -395,10 +404,10 @@ pub struct PlaneSection {
 }
 
 impl PlaneSection {
-    /// The section with every `${NAME}` replaced.
+    /// Returns the section with every `${NAME}` replaced by what `variable` returns for the name.
     ///
     /// # Errors
-    /// The name of a variable that is not there, in words.
+    /// A text that names the variable which is not set, or says that a `${` has no `}`.
     pub fn expanded(&self, variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
         let expand =
             |url: &Option<String>| url.as_deref().map(|url| expand(url, &variable)).transpose();
@@ -476,14 +485,15 @@ struct Entry {
     output: Option<Spanned<String>>,
 }
 
-/// What is wrong, and where.
+/// Where a mistake is, and what is wrong.
 type Wrong = (Location, String);
 
 impl Pipeline {
-    /// Reads and checks a pipeline file; `path` is where programs without a slash are looked for.
+    /// Reads and checks a pipeline file. `path` is the `PATH` in which programs without a slash are
+    /// looked up.
     ///
     /// # Errors
-    /// The first mistake, with its place.
+    /// The first mistake, with its line and column.
     pub fn load(file: &Path, path: &str) -> Result<Self, PipelineError> {
         let name = file.display().to_string();
         let unreadable = |source| PipelineError::Read { path: name.clone(), source };
@@ -497,11 +507,11 @@ impl Pipeline {
         Ok(pipeline)
     }
 
-    /// Checks a file's bytes: everything but whether its programs are there. `name` is what
-    /// mistakes are told with; programs lie below `directory`.
+    /// Reads and checks the bytes of a pipeline file: everything but whether its programs exist.
+    /// Errors name the file `name`; relative paths are below `directory`.
     ///
     /// # Errors
-    /// The first mistake, with its place.
+    /// The first mistake, with its line and column.
     pub fn from_bytes(bytes: &[u8], name: &str, directory: &Path) -> Result<Self, PipelineError> {
         Self::parse(bytes, name, directory).map(|(pipeline, _)| pipeline)
     }
@@ -521,7 +531,8 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Checks everything but the programs; gives where each module's `run` stands too.
+    /// Reads and checks everything but the programs. Also returns the location of each module's
+    /// `run`.
     fn parse(
         bytes: &[u8],
         name: &str,
@@ -540,7 +551,7 @@ impl Pipeline {
 }
 
 fn wrong(path: &str, (place, reason): Wrong) -> PipelineError {
-    // An empty file has no place; the first line is where something belongs.
+    // An empty file has no location: the error points to the first line.
     PipelineError::Wrong {
         path: path.to_owned(),
         line: place.line().max(1),
@@ -566,7 +577,7 @@ fn build(file: File, directory: &Path) -> Result<(Pipeline, BTreeMap<String, Loc
         return Ok((Pipeline { name, modules: vec![module], plane: file.plane }, places));
     }
     if let Some((place, key)) = of_chain.stray() {
-        return Err((place, format!("{key:?} stands beside \"Chain\", or in a module")));
+        return Err((place, format!("{key:?} belongs beside \"Chain\", or in a module")));
     }
     let Some(entries) = file.modules else {
         return Err((
@@ -613,7 +624,7 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
         (Some(run), _) => run.value,
         (None, Some(_)) => vec![],
         (None, None) => {
-            let reason = "\"run\" is missing: the program and its arguments, as in run: [./sample.sh] (or an \"image\" that says it)";
+            let reason = "\"run\" is missing: the program and its arguments, as in run: [./sample.sh] (or an \"image\" that names it)";
             return Err((place, reason.to_owned()));
         }
     };
@@ -678,7 +689,7 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
         if module.emits.len() != 1 || module.gather.is_some() {
             return Err((
                 place,
-                "with \"stdio: true\" what it writes to stdout is one event: \"on\" and one type in \"emits\" are needed".into(),
+                "with \"stdio: true\" the module's stdout becomes one event: \"on\" and exactly one type in \"emits\" are needed".into(),
             ));
         }
         of_links.apply(&mut module)?;
@@ -701,7 +712,8 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
     Ok(module)
 }
 
-/// Whether it keeps rights, which only a program of this machine that works with files can have.
+/// Returns whether the module keeps the daemon's rights. Only a program of this machine that works
+/// with files can have them.
 fn privileged_of(said: Option<Spanned<bool>>, container: bool, stdio: bool) -> Result<bool, Wrong> {
     let Some(said) = said.filter(|said| said.value) else { return Ok(false) };
     let reason = match (container, stdio) {
@@ -709,7 +721,7 @@ fn privileged_of(said: Option<Spanned<bool>>, container: bool, stdio: bool) -> R
             "a module with an \"image\" has no rights on the machine; leave \"privileged\" out"
         }
         (_, true) => {
-            "with \"stdio: true\" it reads and writes bytes, and needs no rights; leave \"privileged\" out"
+            "with \"stdio: true\" a module only reads and writes bytes, and needs no rights; leave \"privileged\" out"
         }
         (false, false) => return Ok(true),
     };
@@ -742,7 +754,7 @@ fn terms(
 }
 
 fn duration(key: &str, said: Spanned<String>) -> Result<Duration, Wrong> {
-    // Shorter is over before a process has begun.
+    // A shorter time is over before a process has started.
     let time = time_within(&said.value, Duration::from_millis(100), TIME_MAX);
     time.map_err(|wrong| (said.referenced, format!("{key:?} {wrong}")))
 }
@@ -764,7 +776,7 @@ fn event_types(types: Vec<Spanned<String>>) -> Result<Vec<String>, Wrong> {
     types.into_iter().map(checked).collect()
 }
 
-/// The event types that can come of `from`, through whatever modules there are.
+/// Returns `from` and all event types that the modules can make of events of these types.
 pub(crate) fn reachable(modules: &[Module], from: &[String]) -> BTreeSet<String> {
     let mut found: BTreeSet<String> = from.iter().cloned().collect();
     loop {
@@ -780,7 +792,8 @@ pub(crate) fn reachable(modules: &[Module], from: &[String]) -> BTreeSet<String>
     }
 }
 
-/// Refuses gathering what nobody publishes, and gathers that wait for each other.
+/// Refuses a module that gathers a type which no module emits, and a module that waits for a type
+/// to which its own events lead.
 fn check_gathers(modules: &[Module], places: &BTreeMap<String, Location>) -> Result<(), Wrong> {
     for module in modules {
         let Some(gather) = &module.gather else { continue };

@@ -166,7 +166,7 @@ fn each_mistake_is_named_with_its_line_and_the_way_out() {
         ("warm: 99\nChain: [{Command: cat}]".into(), "p.yaml:1:", "at most 64"),
         ("output: much\nChain: [{Command: cat}]".into(), "p.yaml:1:", "bytes as in"),
         ("name: a b\nChain: [{Command: cat}]".into(), "p.yaml:2:", "is the chain's"),
-        ("timeout: 1s\nmodules: {a: {on: [x], run: [cat]}}".into(), "p.yaml:1:", "stands beside \"Chain\""),
+        ("timeout: 1s\nmodules: {a: {on: [x], run: [cat]}}".into(), "p.yaml:1:", "belongs beside \"Chain\""),
         ("Chain: [{Command: cat}]\nmodules: {a: {on: [x], run: [cat]}}".into(), "p.yaml:2:", "exclude each other"),
         (String::new(), "p.yaml:1:", ""),
     ];
@@ -195,7 +195,7 @@ fn what_anchors_hold_may_stand_aside() {
     let module = parse(text).unwrap().modules.remove(0);
     assert_eq!((module.retries, module.timeout), (7, Duration::from_secs(180)));
     assert_eq!(module.on, ["x", "y"]);
-    // In a module they would be taken for something that it says.
+    // In a module, such a key would be taken for a field of the module.
     let error = parse("modules: {a: {x-on: 1, on: [x], run: [cat]}}").unwrap_err();
     assert!(error.contains("unknown field \"x-on\""), "{error}");
 }
