@@ -1,15 +1,16 @@
-//! Chains by HTTP against the same programs in a shell, in one run, as ratios.
+//! Chains by HTTP compared with the same programs in a shell, in one run, as ratios.
 //!
-//! `cargo bench --bench chains`. All sides take turns, so that a busy machine slows all. A shell
-//! starts its programs anew for each payload; a chain's wait for it, and what went through each is
-//! recorded, durable, before the answer ends. What the machine takes for the programs alone is the
-//! least that any chain can: the same three, started ahead by hand, no HTTP and nothing kept.
+//! `cargo bench --bench chains`. All sides alternate, so that a busy machine slows all of them. A
+//! shell starts its programs for each payload. The programs of a chain are started ahead, and the
+//! chain records durably what went through each link before the answer ends. The programs alone,
+//! started ahead by hand, without HTTP and without any record, show the least time that a chain can
+//! take on this machine.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::disallowed_methods,
     missing_docs,
-    reason = "a bench starts programs, prints, and one that cannot go on panics"
+    reason = "a bench starts programs, prints its results, and panics when it cannot continue"
 )]
 
 #[path = "../tests/support/mod.rs"]
@@ -24,13 +25,13 @@ use support::chains::{LINES, address, load, payload, pools};
 use support::http::Http;
 use support::servers::{Mongo, Rabbit, S3, plane};
 
-/// The same as a shell has it.
+/// The same chain as a shell pipeline.
 const SHELL: &str = "cat | grep data | xargs -n 1";
 
-/// Payloads one after the other.
+/// The payloads that are sent one after the other.
 const PAYLOADS: usize = 300;
 
-/// Payloads side by side, and how many at a time.
+/// The payloads that are sent in parallel, and how many at once.
 const MANY: usize = 1000;
 const AT_A_TIME: usize = 50;
 
@@ -41,7 +42,7 @@ fn main() {
     let daemon = home.up_with(&["--gateway", "127.0.0.1:0"], &file);
     let at = [address(&daemon)];
     let (mut ours, mut theirs, mut alone) = (vec![], vec![], vec![]);
-    // The first ones bring programs and stores into memory.
+    // The first payloads load programs and stores into memory.
     load(&at, 20, 1);
     let mut client = Http::to(&at[0]);
     for n in 0..PAYLOADS {
@@ -94,7 +95,7 @@ fn line(what: &str, ours: Duration, theirs: Duration, goal: &str) {
     );
 }
 
-/// A payload through a shell's pipeline.
+/// Sends a payload through a shell pipeline. Returns the time it took.
 fn shell(script: &str, payload: &[u8]) -> Duration {
     let begun = Instant::now();
     let mut child = Command::new("sh")
@@ -131,7 +132,8 @@ impl Waiting {
         Self(children)
     }
 
-    /// A payload through them, until all have ended.
+    /// Sends a payload through the programs, and waits until all have ended. Returns the time it
+    /// took.
     fn run(mut self, payload: &[u8]) -> Duration {
         let (mut stdin, mut read) = (self.0[0].stdin.take().unwrap(), vec![]);
         let mut stdout = self.0[2].stdout.take().unwrap();
@@ -153,7 +155,7 @@ fn shells() -> Vec<Duration> {
     })
 }
 
-/// A hundred megabytes: the chain keeps each link's output besides.
+/// Sends a hundred megabytes. Unlike the shell, the chain also stores each link's output.
 fn streamed() {
     let home = Home::new();
     let file = home.write(
@@ -181,7 +183,7 @@ fn streamed() {
     daemon.stop();
 }
 
-/// The way of every event: two dispatchers, and a gateway that runs nothing.
+/// A run through the stores, like any event: two dispatchers, and a gateway that runs no chain.
 fn servers() {
     let (mongo, rabbit, s3) = (Mongo::start(), Rabbit::start(), S3::start());
     let mut home = Home::new();

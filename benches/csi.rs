@@ -1,14 +1,14 @@
-//! A node's driver with many pods: what a volume costs in time and memory, against the bare mount
-//! of an empty tmpfs.
+//! A node's CSI driver with many pods: the time and memory of a volume, compared with the bare
+//! mount of an empty tmpfs.
 //!
-//! `cargo bench --bench csi`. Both sides of a row take turns. Publishing takes the pod's ticket and
-//! unpublishing writes how its work ended, a durable write each. Needs root.
+//! `cargo bench --bench csi`. The two sides of a row alternate. Publishing takes the pod's ticket
+//! and unpublishing writes the outcome of its work, each a durable write. Needs root.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::disallowed_methods,
     missing_docs,
-    reason = "a bench prints, and one that cannot go on panics"
+    reason = "a bench prints its results, and panics when it cannot continue"
 )]
 
 mod common;
@@ -24,17 +24,18 @@ use futures_util::future::join_all;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use support::csi::{Attempt, Rig, unpublish};
 
-/// Pods of one node at a time. A kubelet allows 110 unless it is told otherwise.
+/// The pods of the node. A kubelet allows 110 by default.
 const PODS: usize = 200;
 
-/// Times that all of them come and go at once: what memory grows by is seen after some.
+/// How often all pods are published and unpublished at once: a growth of memory shows after several
+/// rounds.
 const ROUNDS: usize = 4;
 
 fn main() {
     println!("{:<58} {:>11} {:>11} {:>8}", "", "ion", "baseline", "ratio");
     let rig = Rig::new(&[("f", b"content")]);
     let pid = rig.driver.as_ref().unwrap().pid();
-    // What the first one brings into memory is no volume's.
+    // The first volume loads code and data that do not belong to any volume.
     let (_, first) = rig.pod("first");
     look(&first);
     rig.unpublish("first", &first).unwrap();
@@ -108,7 +109,7 @@ fn pods(rig: &Rig, name: &str) -> Vec<(String, Attempt, PathBuf)> {
     names.map(|name| (name.clone(), rig.attempt(&name), rig.target(&name))).collect()
 }
 
-/// What a module does first.
+/// Does what a module does first.
 fn look(target: &Path) {
     assert_eq!(fs::read(target.join("in/data/f")).unwrap(), b"content");
     fs::read_dir(target.join("out/data")).unwrap();
@@ -130,7 +131,7 @@ fn late(mut times: Vec<Duration>) -> Duration {
     times[times.len() * 99 / 100]
 }
 
-/// A number of the driver's process.
+/// Returns a number from the status of the driver's process.
 fn status(pid: u32, key: &str) -> i64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();

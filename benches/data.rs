@@ -1,22 +1,22 @@
-//! The data path against what users would use instead, all in one run, on one S3 server and the
-//! same bytes.
+//! The data path compared with what users would use instead, in one run, on one S3 server and with
+//! the same bytes.
 //!
 //! `make bench`, or some rows only: `cargo bench --bench data -- cold link` (the names are in
-//! [`ROWS`]). The server is a real one on this machine (Garage, as in the tests); it shares two
-//! cores with what is measured, so it is the ratios that say something. Peers: the bare client
-//! (`object_store`, with as many requests side by side as Ion makes, the bytes thrown away),
+//! [`ROWS`]). The server is a real one on this machine (Garage, as in the tests). It shares two
+//! cores with what is measured, so only the ratios are meaningful. The peers are the bare client
+//! (`object_store`, with as many parallel requests as Ion makes, and the bytes thrown away),
 //! copying in first (the bare client into a local file), rclone and s3fs where they are installed,
 //! and native files. Needs root: it mounts in this process's own namespace.
 //!
 //! `ION_BENCH_MIB` (384) is the size of the large file of most rows, `ION_BENCH_LARGE_MIB` (4096)
 //! that of the rows `first` and `memory`, `ION_BENCH_FILES` (10,000) the number of small files,
-//! `ION_BENCH_STREAM_MIB` (10,240) what is read while memory is watched.
+//! `ION_BENCH_STREAM_MIB` (10,240) the amount that is read while memory is measured.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::disallowed_methods,
     missing_docs,
-    reason = "a bench prints and starts programs, and one that cannot go on panics"
+    reason = "a bench starts programs, prints its results, and panics when it cannot continue"
 )]
 
 mod common;
@@ -49,16 +49,16 @@ use tokio::runtime::Runtime;
 
 const MIB: u64 = 1 << 20;
 
-/// Bytes of one request of the bare client, and requests side by side: as Ion makes them.
+/// The bytes of one request of the bare client, and its parallel requests: the same as Ion's.
 const REQUEST: u64 = 8 * MIB;
 const SIDE_BY_SIDE: usize = 4;
 
-/// Reads of the random rows.
+/// The number of reads of the random rows.
 const RANDOM: u64 = 200;
 
 type Group = fn(&Bench);
 
-/// The groups of rows, by the name that chooses them.
+/// The groups of rows, by the name that selects them.
 const ROWS: [(&str, Group); 9] = [
     ("first", Bench::first_bytes),
     ("cold", Bench::cold_reads),
@@ -100,12 +100,12 @@ fn main() {
     }
 }
 
-/// A setting of the bench.
+/// Returns a setting of the bench.
 fn number(name: &str, default: usize) -> usize {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
-/// The store, and who reads from it.
+/// The store that all rows read from.
 struct Store {
     runtime: Arc<Runtime>,
     url: String,
@@ -129,7 +129,7 @@ impl Store {
         Self { runtime, url, home, plane }
     }
 
-    /// A job on a node that has nothing yet.
+    /// Mounts a job on a node with an empty cache.
     fn cold(&self, files: &[&FileEntry]) -> Mount {
         let home = Home::new();
         let plane = self.runtime.block_on(open(&urls(&self.url, &home))).unwrap();
@@ -137,7 +137,7 @@ impl Store {
         Mount::over(self.runtime.clone(), home, plane, Passthrough::Allowed, files)
     }
 
-    /// Random bytes as a blob, which are nowhere else.
+    /// Stores random bytes as a blob; no other copy of them exists.
     fn random(&self, name: &str, size: u64) -> FileEntry {
         let (key, sums) = (format!("c/e/0/{name}"), Mutex::new(Summer::default()));
         let pieces = futures_util::stream::try_unfold(
@@ -165,7 +165,8 @@ impl Store {
         }
     }
 
-    /// The bare client: a range of a blob, thrown away or into a file.
+    /// Reads a blob with the bare client, and throws the bytes away or writes them to a file.
+    /// Returns the time it took.
     fn bare(&self, entry: &FileEntry, into: Option<&Path>) -> Duration {
         let began = Instant::now();
         let file = into.map(|path| Arc::new(File::create(path).unwrap()));
@@ -188,7 +189,7 @@ impl Store {
         began.elapsed()
     }
 
-    /// The bucket, mounted by another program; none where it is not installed.
+    /// Mounts the bucket with another program; none where the program is not installed.
     fn peer(&self, name: &str, holds: &FileEntry) -> Option<Peer> {
         let at = self.home.path().join(name);
         fs::create_dir_all(&at).unwrap();
@@ -213,7 +214,7 @@ impl Store {
                 .env("AWSACCESSKEYID", variable("AWS_ACCESS_KEY_ID"))
                 .env("AWSSECRETACCESSKEY", variable("AWS_SECRET_ACCESS_KEY")),
         };
-        // What a machine says of its own certificates has nothing to do with a server without.
+        // A certificate bundle of this machine does not apply to a server without TLS.
         command.env_remove("AWS_CA_BUNDLE");
         match command.stdout(Stdio::null()).stderr(Stdio::null()).status() {
             Ok(status) if status.success() => {}
@@ -226,7 +227,7 @@ impl Store {
         Some(Peer { at })
     }
 
-    /// Each peer reads it all.
+    /// Measures how each peer reads the whole file.
     fn peers_read(&self, entry: &FileEntry, what: &str, ours: Duration, goal: &str) {
         for peer in PEERS {
             let Some(mounted) = self.peer(peer, entry) else { continue };
@@ -259,7 +260,8 @@ impl Bench {
         Self { store, big, small, large: OnceCell::new(), native, upload }
     }
 
-    /// A file too large to be copied about; stored when the first row asks for it.
+    /// Returns a file that is too large to be copied around; it is stored when the first row asks
+    /// for it.
     fn large(&self) -> &FileEntry {
         self.large.get_or_init(|| {
             self.store.random("large", number("ION_BENCH_LARGE_MIB", 4096) as u64 * MIB)
@@ -277,7 +279,8 @@ impl Bench {
         self.store.peers_read(&self.big, "cold read of it all", ours, "<= 0.67 of the best");
     }
 
-    /// By another run of this program: which endpoint a client uses is a matter of its environment.
+    /// Runs this program again to read over a link, because a client takes its endpoint from its
+    /// environment.
     fn reads_over_a_link(&self) {
         let endpoint = std::env::var("AWS_ENDPOINT_URL").unwrap();
         let (_, port) = endpoint.rsplit_once(':').unwrap();
@@ -428,7 +431,7 @@ impl Drop for Peer {
     }
 }
 
-/// A store that 20 ms and 1 Gbit/s lie before.
+/// Measures reads from a store behind a link of 1 Gbit/s with a round trip of 20 ms.
 fn over_a_link(store: &Store, entry: &FileEntry) {
     let ours = median(3, || read(&store.cold(&[entry]).at("in/data/big")));
     let link = Duration::from_secs_f64(entry.size as f64 / link::RATE);
@@ -452,7 +455,7 @@ fn row_of(name: &str, ours: &str, theirs: &str, ratio: f64, goal: &str) {
     println!("{name:<58} {ours:>11} {theirs:>11} {ratio:>8.3}  {goal}");
 }
 
-/// Writes a file evenly over so much time, as a program does that works on what it writes.
+/// Writes a file evenly over `time`, like a program that computes what it writes.
 fn write_over(path: &Path, mib: u64, time: Duration) {
     let block: Vec<u8> = (0..MIB).map(|at| ((at * 37) >> 3).to_le_bytes()[0]).collect();
     let began = Instant::now();
@@ -464,7 +467,8 @@ fn write_over(path: &Path, mib: u64, time: Duration) {
     }
 }
 
-/// Places all over a file, the same in each run, no two in one block of a large one.
+/// Returns offsets spread over a file: the same in each run, and no two in one block of a large
+/// file.
 fn places(size: u64) -> impl Iterator<Item = u64> {
     let blocks = size / MIB;
     (0..RANDOM).map(move |n| (n * 7919 + 13) % blocks * MIB + n * 4096 % MIB)
@@ -480,13 +484,13 @@ fn random(path: &Path, size: u64) -> Duration {
     began.elapsed()
 }
 
-/// Writes and closes an event of these files; how long the close took.
+/// Writes and closes an event of these files. Returns the time that the close took.
 fn close(mount: &Mount, name: &str, files: &[&str]) -> Duration {
     let document = serde_json::json!({"eventType": "made", "files": files});
     let mut file = File::create(mount.at("out/events").join(name)).unwrap();
     file.write_all(document.to_string().as_bytes()).unwrap();
     let began = Instant::now();
-    // Its close commits; File tells nobody how that went, so the receipt does.
+    // The close commits. `File` does not return the outcome of a close, so the receipt is checked.
     drop(file);
     let took = began.elapsed();
     let receipt = mount.at("events/published").join(format!("{name}.json"));

@@ -1,14 +1,14 @@
-//! First figures: the filesystem against native files and against the bare stores, jobs against
-//! bare processes, in one run, as ratios.
+//! The basic figures: the filesystem compared with native files and with the bare stores, and jobs
+//! compared with bare processes, in one run, as ratios.
 //!
 //! `make bench`, or some rows only: `cargo bench --bench figures -- dispatch` (their names are in
-//! [`ROWS`]). Each row is the median of some rounds; both sides of a row take turns, so that a busy
-//! machine slows both. Needs root (it mounts in this process's namespace).
+//! [`ROWS`]). Each row is the median of several rounds; the two sides of a row alternate, so that a
+//! busy machine slows both. Needs root (it mounts in this process's namespace).
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
     missing_docs,
-    reason = "a bench prints, and one that cannot go on panics"
+    reason = "a bench prints its results, and panics when it cannot continue"
 )]
 
 mod common;
@@ -39,7 +39,7 @@ const BIG: usize = 512 << 20;
 const SMALL: usize = 300;
 const ROUNDS: usize = 3;
 
-/// The groups of rows, by the name that chooses them.
+/// The groups of rows, by the name that selects them.
 const ROWS: [(&str, fn()); 7] = [
     ("files", files),
     ("programs", programs::programs),
@@ -50,19 +50,20 @@ const ROWS: [(&str, fn()); 7] = [
     ("mounts", mounts),
 ];
 
-/// Jobs that are queued, and that run at a time.
+/// The number of queued jobs, and the maximum that run at once.
 const JOBS: usize = 500;
 const AT_A_TIME: usize = 4;
 
-/// Events that an idle plane is given, one by one: each waits for a look that comes every 50 ms, so
-/// it takes many to tell.
+/// The events that an idle plane receives, one by one. Each waits for a poll that comes every 50
+/// ms, so the median needs many events.
 const IDLE_EVENTS: usize = 301;
 
-/// Modules that an idle plane serves: few, and many.
+/// The number of modules that an idle plane serves: few, and many.
 const FEW: usize = 3;
 const MANY_MODULES: [usize; 2] = [300, 1000];
 
-/// Trees mounted at a time, and what tells a run of this program to mount them.
+/// The number of trees that are mounted at once, and the variable that makes a run of this program
+/// mount them.
 const MOUNTS: usize = 500;
 const MANY: &str = "ION_BENCH_MOUNTS";
 
@@ -148,7 +149,7 @@ fn closes() {
     );
 }
 
-/// An event of many files: mounted and listed, and one of them opened.
+/// Measures an event of many files: it is mounted and listed, and one of its files is opened.
 fn names() {
     const NAMES: usize = 100_000;
     let (runtime, native) = (runtime(), Home::new());
@@ -195,7 +196,7 @@ fn names() {
     );
 }
 
-/// Every name of a directory and its size.
+/// Lists every name of a directory with its size. Returns the time it took.
 fn listed(at: &Path, names: usize) -> Duration {
     let began = Instant::now();
     let sizes = fs::read_dir(at).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
@@ -203,7 +204,7 @@ fn listed(at: &Path, names: usize) -> Duration {
     began.elapsed()
 }
 
-/// Both sides in turn; their medians and the ratio.
+/// Runs both sides alternately, and prints their medians and the ratio.
 fn row(
     name: &str,
     rounds: usize,
@@ -223,7 +224,7 @@ fn line(name: &str, ours: &str, theirs: &str, ratio: f64, goal: &str) {
     println!("{name:<58} {ours:>11} {theirs:>11} {ratio:>8.3}  {goal}");
 }
 
-/// Writes, and removes it again.
+/// Writes a file and removes it again. Returns the time of the write.
 fn written(path: &Path) -> Duration {
     let took = write(path, BIG as u64 >> 20);
     fs::remove_file(path).unwrap();
@@ -242,7 +243,7 @@ fn small(folder: &Path) -> Duration {
     took
 }
 
-/// A job over embedded stores of its own.
+/// Mounts a job over new embedded stores.
 fn job(runtime: &Arc<Runtime>, passthrough: Passthrough, big: &Path) -> Mount {
     let home = Home::new();
     let plane = runtime.block_on(open(&StoreUrls::embedded(&home.state()))).unwrap();
@@ -250,8 +251,8 @@ fn job(runtime: &Arc<Runtime>, passthrough: Passthrough, big: &Path) -> Mount {
     Mount::over(runtime.clone(), home, plane, passthrough, files)
 }
 
-/// Jobs of `true` from their queue to their end, against a loop that starts the same program with
-/// as many at a time.
+/// Measures jobs of `true` from their queue to their end, compared with a loop that starts as many
+/// of the same program at once.
 fn dispatch() {
     let program = "/bin/true";
     let home = Home::new();
@@ -276,7 +277,7 @@ fn dispatch() {
     let ended = || runtime.block_on(ledger.list(&succeeded, JOBS)).unwrap().len();
     let up = home.up_with(&["--jobs", &AT_A_TIME.to_string()], &pipeline);
     let (before, began) = (ended(), Instant::now());
-    // Its queue first: to look there costs the dispatcher nothing that it would notice.
+    // The queue is polled first, because that costs the dispatcher nothing noticeable.
     wait(20, || runtime.block_on(plane.bus.peek("nothing", 1)).unwrap().is_empty());
     wait(5, || ended() == JOBS);
     let ours = began.elapsed() / u32::try_from(JOBS - before).unwrap();
@@ -303,8 +304,8 @@ fn dispatch() {
     );
 }
 
-/// One event of a plane on which nothing else happens, from its publishing to the end of its job:
-/// where many modules are served, and where few are.
+/// Measures one event of an otherwise idle plane, from its publishing to the end of its job: on a
+/// plane that serves many modules, and on one that serves few.
 fn idle() {
     let runtime = runtime();
     let serve = |modules: usize| {
@@ -322,7 +323,7 @@ fn idle() {
     let few = serve(FEW);
     let mut n = 0;
     let mut event = |ledger: &dispatcher::ledger::Ledger, modules: usize| {
-        // Another module each time: none of them has just been at work.
+        // Each event goes to another module, so that none of them has just been at work.
         n += 7;
         let first = FirstEvent {
             id: EventId::new(format!("e{n}")),
@@ -335,7 +336,8 @@ fn idle() {
             data: vec![],
         };
         let job = JobId::derive(&first.id, &format!("m{}", n % modules));
-        // At any moment between two looks, not always as soon as the last job has ended.
+        // The event comes at any moment between two polls, not always right after the last job
+        // ended.
         pause(n * 7919 % 50);
         let began = Instant::now();
         runtime.block_on(async {
@@ -372,7 +374,7 @@ fn pause(milliseconds: usize) {
 
 #[allow(
     clippy::disallowed_methods,
-    reason = "a bench that looks without a pause slows what it measures"
+    reason = "a bench that polls without a pause slows down what it measures"
 )]
 fn wait(milliseconds: u64, mut condition: impl FnMut() -> bool) {
     while !condition() {
@@ -380,8 +382,8 @@ fn wait(milliseconds: u64, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// What each of so many mounted trees costs its daemon: this program started again, where nothing
-/// was freed before.
+/// Measures the memory that each of many mounted trees costs its daemon, in a new process of this
+/// program, in which no memory was freed before.
 fn mounts() {
     #[allow(clippy::disallowed_methods, reason = "a bench starts programs")]
     let mut again = std::process::Command::new(std::env::current_exe().unwrap());
@@ -421,7 +423,7 @@ fn many_mounts(runtime: &Arc<Runtime>) {
     println!("  (mounted and not used yet: {idle:.0}KiB)");
 }
 
-/// What the kernel states of this process: KiB, or a number.
+/// Returns a number from the kernel's status of this process: KiB, or a count.
 fn status(name: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what tests/deploy.rs and tests/systemd.rs need: helm, and systemd's own reader of units. Quiet when there is nothing to do.
+# Installs what tests/machine/deploy.rs and tests/machine/systemd.rs need: helm, and systemd's own reader of units. Quiet when there is nothing to do.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=common.sh

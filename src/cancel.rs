@@ -1,4 +1,4 @@
-//! `ion cancel`: an end to all that comes of an event.
+//! `ion cancel`: stops all work that an event has started.
 
 use std::time::{Duration, Instant};
 
@@ -14,28 +14,28 @@ use serde_json::json;
 use crate::settings::{Settings, any_time};
 use crate::{Failure, Outcome, Verdict, output, trace};
 
-/// How often it is looked whether what ran has stopped.
+/// The time between two looks at whether the running jobs have stopped.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// How often a long one says how far it is.
+/// The time between two lines that say how far a long cancellation is.
 const SAY_EVERY: Duration = Duration::from_secs(5);
 
-/// Stop all that comes of an event: what is queued, what runs, and what would still be started
+/// Stop all work that an event has started: queued jobs, running jobs, and jobs still to come
 ///
-/// ID is a correlation, of which all is cancelled, or an event, of which all below it is: its jobs,
-/// the events these have committed, and so on. Jobs that run get SIGTERM, and SIGKILL after a
-/// while. What is committed until they have stopped starts nothing. What has ended stays as it is,
-/// dead jobs too. Should this command be ended, the dispatchers finish what it has begun. `ion job
-/// retry` lets a cancelled job run again.
+/// If ID is a correlation, all of it is cancelled. If ID is an event, everything below it is
+/// cancelled: its jobs, the events that these have committed, and so on. Running jobs get SIGTERM,
+/// and SIGKILL after a while. Events that they commit until they have stopped start nothing. Jobs
+/// that have ended stay as they are, dead jobs too. If this command is killed, the dispatchers
+/// finish the cancellation. `ion job retry` lets a cancelled job run again.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
-  ion cancel 3f2b91c0                 a correlation, or an event and all below it
-  ion cancel 3f2b91c0 --timeout 10s   do not wait longer for jobs that run")]
+  ion cancel 3f2b91c0                 cancel a correlation, or an event and all below it
+  ion cancel 3f2b91c0 --timeout 10s   wait at most 10 s for running jobs to stop")]
 pub(crate) struct Args {
-    /// A correlation's or an event's id, or the beginning of one
+    /// The id of a correlation or of an event, or the beginning of an id
     id: String,
-    /// How long to wait until jobs that run have stopped
+    /// How long to wait at most for running jobs to stop
     #[arg(long, default_value = "1m", value_parser = any_time)]
     timeout: Duration,
 }
@@ -51,7 +51,8 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
             break true;
         }
         let done = cancellation.done();
-        // A long list is gone through to its end; only jobs that run are not waited for.
+        // The time-out bounds only the wait for running jobs: a long list of jobs is always gone
+        // through to its end.
         if done.running > 0 {
             if begun.elapsed() > args.timeout {
                 break false;
@@ -83,7 +84,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         return Ok(Verdict::Well);
     }
     Err(Failure(format!(
-        "after {} {} still running; whoever holds them will stop them, and nothing new is started",
+        "after {} {} still running; their dispatchers will stop them, and nothing new is started",
         format_duration(args.timeout),
         if done.running == 1 {
             "1 job is".to_owned()
@@ -93,7 +94,8 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     )))
 }
 
-/// What an id names: an event, or a correlation; else the only one of either that begins so.
+/// Finds what an id names: an event or a correlation with this id, else the only event or
+/// correlation whose id begins with it.
 async fn find(ledger: &Ledger, id: &str) -> Result<Cancelling, Failure> {
     if let Some(event) = ledger.visible_event(&EventId::new(id)).await? {
         return Ok(Cancelling::event(&event));

@@ -6,7 +6,7 @@ use clap::{Args, CommandFactory as _};
 
 use crate::{Cli, Outcome, Verdict, output};
 
-/// Print completions for a shell
+/// Print command-line completions for a shell
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  ion completions bash > /etc/bash_completion.d/ion")]
 pub(crate) struct CompletionArgs {

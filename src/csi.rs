@@ -1,4 +1,4 @@
-//! `ion csi`: the driver that mounts jobs' trees for the pods of a Kubernetes node.
+//! `ion csi`: the driver that mounts the trees of jobs for the pods of a Kubernetes node.
 
 use std::path::PathBuf;
 
@@ -12,24 +12,24 @@ use crate::settings::{Settings, ticket_key};
 use crate::up::until_asked_to_stop;
 use crate::{Failure, Outcome, Verdict, output};
 
-/// Mount jobs' trees for the pods of this Kubernetes node, until SIGTERM
+/// Mount the trees of jobs for the pods of this Kubernetes node, until SIGTERM
 ///
-/// A driver of the Container Storage Interface, one on each node: its name is csi.ionfs. A
-/// dispatcher with modules of `executor: kubernetes` makes the pods; each has one inline volume of
-/// this driver, mounted at /ion before it starts. Stores are named as for every command;
-/// ION_TICKET_KEY is the dispatchers' too (`openssl rand -hex 32` makes one). Unix sockets may be
-/// written as unix:///path. docs/kubernetes.md tells how it is deployed.
+/// It is a driver of the Container Storage Interface, named csi.ionfs; one runs on each node. A
+/// dispatcher with modules of `executor: kubernetes` makes the pods; each pod has one inline volume
+/// of this driver, mounted at /ion before the pod starts. Stores are named as for every command.
+/// ION_TICKET_KEY must be the same as the dispatchers' (`openssl rand -hex 32` makes one). Unix
+/// sockets may be written as unix:///path. docs/kubernetes.md says how to deploy it.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Example:\n  ion csi --node-id \"$NODE_NAME\"")]
 pub(crate) struct Args {
     /// The driver's socket
     #[arg(long, env = "ION_CSI_ENDPOINT", value_name = "SOCKET", value_parser = socket, default_value = "/csi/csi.sock")]
     endpoint: PathBuf,
-    /// The socket in the kubelet's folder plugins_registry by which it learns of the driver; empty:
-    /// none
+    /// The socket in the kubelet's folder plugins_registry, by which the kubelet finds the driver;
+    /// an empty value makes none
     #[arg(long, env = "ION_CSI_REGISTRATION", value_name = "SOCKET", value_parser = socket, default_value = "/registration/csi.ionfs-reg.sock")]
     registration: PathBuf,
-    /// The driver's socket as the kubelet finds it
+    /// The path of the driver's socket for the kubelet
     #[arg(long, env = "ION_CSI_KUBELET_ENDPOINT", value_name = "SOCKET", value_parser = socket, default_value = "/var/lib/kubelet/plugins/csi.ionfs/csi.sock")]
     kubelet_endpoint: PathBuf,
     /// This node's name

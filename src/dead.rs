@@ -1,4 +1,4 @@
-//! `ion dead`: jobs with no retries left, and messages no job could be made of.
+//! `ion dead`: jobs with no retries left, and messages that no job could be made from.
 
 use clap::{Args, Subcommand};
 use dispatcher::ledger::{JobFilter, Ledger, LedgerError};
@@ -10,30 +10,31 @@ use ionfs::stores::DeadLetter;
 use crate::settings::Settings;
 use crate::{Failure, Outcome, Verdict, job, output};
 
-/// Messages looked at: a queue that is longer shows its oldest, and the others once these are gone.
+/// How many dead letters are read at most. Of a longer queue the oldest are shown, and the others
+/// once these are gone.
 const LETTERS: usize = 1000;
 
-/// Look at what is dead: retry it or drop it
+/// List dead jobs and unreadable messages, and retry or drop them
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// List dead jobs and unreadable messages
     List,
     /// Let dead jobs run again, with all their retries
     Retry(WhichArgs),
-    /// Give dead jobs up: what waits for them goes on without them
+    /// Give dead jobs up; gathering jobs that wait for them go on without them
     Drop(DropArgs),
 }
 
 /// Which dead jobs.
 #[derive(Debug, Args)]
 pub(crate) struct WhichArgs {
-    /// Jobs' ids, or the beginnings of them
+    /// The ids of jobs, or beginnings of ids
     #[arg(required_unless_present = "all")]
     ids: Vec<String>,
-    /// All of them
+    /// All dead jobs
     #[arg(long, conflicts_with = "ids")]
     all: bool,
-    /// With --all: only of this module
+    /// With --all: only jobs of this module
     #[arg(short, long, requires = "all")]
     module: Option<String>,
 }
@@ -44,18 +45,18 @@ pub(crate) struct WhichArgs {
 Examples:
   ion dead drop 3f2b91c0                      a job
   ion dead drop --all --module detect         all dead jobs of a module
-  ion dead drop --unreadable                  messages that no job could be made of")]
+  ion dead drop --unreadable                  all messages that no job could be made from")]
 pub(crate) struct DropArgs {
-    /// Jobs' ids, or the beginnings of them
+    /// The ids of jobs, or beginnings of ids
     #[arg(required_unless_present_any = ["all", "unreadable"])]
     ids: Vec<String>,
     /// All dead jobs
     #[arg(long, conflicts_with = "ids")]
     all: bool,
-    /// All messages that no job could be made of
+    /// All messages that no job could be made from
     #[arg(long, conflicts_with_all = ["ids", "all"])]
     unreadable: bool,
-    /// With --all or --unreadable: only of this module
+    /// With --all or --unreadable: only those of this module
     #[arg(short, long, conflicts_with = "ids")]
     module: Option<String>,
 }
@@ -97,8 +98,8 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
     }
 }
 
-/// What became of jobs of which each may fail by itself: one that cannot be helped holds up no
-/// other.
+/// How many jobs of a list were changed, and how many could not be: a job that cannot be changed
+/// does not keep the command from the others.
 #[derive(Debug, Default)]
 struct Tally {
     done: usize,
@@ -145,7 +146,11 @@ async fn dead(ledger: &Ledger, module: Option<String>) -> Result<Vec<JobRecord>,
     Ok(ledger.list(&filter, usize::MAX >> 1).await?)
 }
 
-/// The dead jobs of these ids; where there are none, all of them, or a module's.
+/// Returns the dead jobs with these ids. Without ids it returns all dead jobs, or those of the
+/// module.
+///
+/// # Errors
+/// When an id names no job, several jobs, or a job that is not dead.
 async fn chosen(
     ledger: &Ledger,
     ids: &[String],
@@ -169,7 +174,8 @@ async fn chosen(
     Ok(jobs)
 }
 
-/// Messages that no job could be made of: the dead letters that the ledger knows nothing of.
+/// Returns the messages that no job could be made from: the dead letters without a job in the
+/// ledger.
 async fn unreadable(ledger: &Ledger) -> Result<Vec<DeadLetter>, Failure> {
     let mut unreadable = Vec::new();
     for letter in ledger.plane().bus.dead_letters(LETTERS).await? {
@@ -188,7 +194,7 @@ async fn list(settings: &Settings, ledger: &Ledger) -> Outcome {
     let unread = unreadable(ledger).await?;
     if !settings.json && !unread.is_empty() {
         output::line(
-            "messages no job could be made of (`ion dead drop --unreadable` removes them):",
+            "messages that no job could be made from (`ion dead drop --unreadable` removes them):",
         );
         for letter in unread {
             let (module, reason) =

@@ -1,4 +1,4 @@
-//! `ion doctor`: what this machine can do, and what to do about the rest.
+//! `ion doctor`: what this machine can do, and how to make the rest work.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::output::{self, Colour};
 use crate::settings::{Settings, search_path};
 use crate::{Failure, Outcome, Verdict};
 
-/// Say what this machine can do, and what to do about the rest; exit 1 if Ion cannot run here
+/// Say what this machine can do, and how to make the rest work; exit 1 if Ion cannot run here
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Args {}
 
@@ -72,7 +72,8 @@ pub(crate) async fn run(settings: &Settings, _args: Args) -> Outcome {
 
 async fn stores(settings: &Settings) -> Vec<Finding> {
     let bad = |what, text| Finding { what, good: false, needed: true, text };
-    // What is not there is not made only to be looked at: a folder beside it shows the same.
+    // Stores of a home that does not exist are not made just to look at them: a temporary folder on
+    // the same disk shows the same.
     let home = settings.home.clone();
     let beside =
         settings.urls().missing().filter(|database| database.starts_with(&home)).map(|_| {
@@ -103,10 +104,10 @@ fn good(what: &'static str, text: &str) -> Finding {
     Finding { what, good: true, needed: true, text: text.to_owned() }
 }
 
-/// Whether this machine can show a job its files.
+/// Checks that this machine can give jobs their files.
 ///
 /// # Errors
-/// Why not, and what to do about it.
+/// When it cannot. The error says why, and what to do about it.
 pub(crate) fn check_device() -> Result<(), Failure> {
     let device = device();
     match device.good {
@@ -132,7 +133,7 @@ fn device() -> Finding {
     }
 }
 
-/// What modules with an image need.
+/// Checks the programs that modules with an image need.
 fn containers() -> [Finding; 2] {
     let so_so = |what, text| Finding { what, good: false, needed: false, text };
     let path = search_path();
@@ -149,8 +150,8 @@ fn containers() -> [Finding; 2] {
     [runtime, registry]
 }
 
-/// The kernel takes backing files since 6.9, of a daemon with CAP_SYS_ADMIN. A mount that finds
-/// otherwise falls back.
+/// Checks for passthrough: since Linux 6.9 the kernel accepts backing files from a daemon with
+/// CAP_SYS_ADMIN. If a mount finds that it does not, the mount works without passthrough.
 fn passthrough(root: bool) -> Finding {
     let so_so = |text: String| Finding { what: "passthrough", good: false, needed: false, text };
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -158,7 +159,7 @@ fn passthrough(root: bool) -> Finding {
     let mut numbers =
         release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    let slower = "the daemon answers reads itself, slower and the same to see";
+    let slower = "the daemon answers reads itself, which is slower and changes nothing else";
     match (root, version >= (6, 9)) {
         (true, true) => {
             good("passthrough", &format!("Linux {release} reads whole files by itself"))

@@ -32,32 +32,33 @@ pub(crate) enum Command {
 Examples:
   ion event create new_video --file clip.mp4 --wait
   ion event create order --data customer=7 --data note='call first'
-  ion event create scan --file scans/             all that is below scans/, under its path there, empty folders too")]
+  ion event create scan --file scans/             all files and empty folders below scans/, by their paths there")]
 pub(crate) struct CreateArgs {
     /// The event type
     #[arg(value_name = "TYPE")]
     event_type: String,
-    /// A file or folder to store with it; under another name with PATH=NAME
+    /// A file or folder to store with it; PATH=NAME gives it another name
     #[arg(short, long = "file", value_name = "PATH[=NAME]")]
     files: Vec<OsString>,
-    /// A value for the modules
+    /// A value that the modules receive
     #[arg(short, long = "data", value_name = "KEY=VALUE", value_parser = pair)]
     data: Vec<(String, String)>,
     /// The event's id, 1 to 255 bytes; the same id with the same content is the same event, in the
-    /// correlation it was first created in [default: a new one]
+    /// correlation in which it was first created [default: a new id]
     #[arg(long, value_parser = id)]
     id: Option<String>,
-    /// The correlation it belongs to, 1 to 255 bytes [default: a new one]
+    /// The correlation that the event belongs to, 1 to 255 bytes [default: a new one]
     #[arg(long, value_parser = id)]
     correlation: Option<String>,
-    /// The event it came of
+    /// The id of the event's parent
     #[arg(long, value_parser = id)]
     parent: Option<String>,
-    /// Wait until all that comes of it has ended, and say what is waited for; exit 0 only if all of
-    /// it succeeded. A document store that is away is waited for too, for 5 minutes at most
+    /// Wait until all work that the event starts has ended, and say what it waits for; exit 0 only
+    /// if all of it succeeded. An unavailable document store is waited for too, for 5 minutes at
+    /// most
     #[arg(short, long)]
     wait: bool,
-    /// How long to wait at most
+    /// The longest time to wait
     #[arg(long, default_value = "1h", value_parser = any_time, requires = "wait")]
     timeout: Duration,
 }
@@ -69,17 +70,17 @@ pub(crate) struct GetArgs {
     id: String,
 }
 
-/// Print the messages that wait for a module, without taking them
+/// Print the messages that wait in a module's queue, and leave them there
 #[derive(Debug, Args)]
 pub(crate) struct PeekArgs {
     /// The module
     module: String,
-    /// At most so many
+    /// How many messages to print at most
     #[arg(long, default_value_t = 100)]
     limit: usize,
 }
 
-/// `KEY=VALUE`
+/// Parses `KEY=VALUE`.
 pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -87,8 +88,8 @@ pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// An id that people choose: what every store, message and log can hold, and nothing that a
-/// terminal would obey.
+/// Checks an id that the user has chosen. Every store, message and log can hold it, and it has
+/// nothing that a terminal would obey.
 fn id(text: &str) -> Result<String, String> {
     let fits = (1..=ID_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control);
     match fits {
@@ -118,8 +119,8 @@ async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
     let id = args.id.map_or_else(EventId::random, EventId::new);
     let belongs_to = args.correlation.map(CorrelationId::new);
     let correlation = belongs_to.clone().unwrap_or_else(CorrelationId::random);
-    // Of this call alone: another one with the same id must not write over what the first one's
-    // event names.
+    // The prefix belongs to this call alone: another call with the same id must not overwrite the
+    // blobs that the first call's event names.
     let prefix = format!("{correlation}/{id}/{}", EventId::random().short());
     let StoredFiles { files, directories } = store_files(&plane, &prefix, &args.files).await?;
     let first = FirstEvent {
@@ -160,24 +161,24 @@ async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
             }
             None => true,
         },
-        // It is committed all the same.
+        // The event is committed all the same.
         Err(error) => {
-            output::say(&format!("what it starts cannot be read: {}", chain(&error)));
+            output::say(&format!("the modules that it starts cannot be read: {}", chain(&error)));
             true
         }
     };
     if !args.wait {
         return Ok(Verdict::Well);
     }
-    // An event that belongs to a correlation may be waited for all the same.
+    // An event that starts nothing may belong to a correlation whose other work is waited for.
     if !starts_something && belongs_to.is_none() {
         return Ok(Verdict::Failed);
     }
     wait(settings, &ledger, correlation.as_str(), args.timeout).await
 }
 
-/// Commits an event of a chosen id; gives the stored one, which may be of an earlier call and of
-/// another correlation. Blobs that no event names then are removed.
+/// Commits an event whose id the user has chosen. Returns the stored event, which may be that of an
+/// earlier call, in another correlation. Removes the blobs of this call if no event names them.
 async fn commit_or_find(ledger: &Ledger, event: Event) -> Result<Event, Failure> {
     let plane = ledger.plane();
     if let Err(refusal) = create_event(plane, event.clone()).await {

@@ -1,7 +1,7 @@
-//! Files and folders named on the command line become files of an event.
+//! Stores the files and folders that the command line names as the files of an event.
 //!
-//! All of them are found and looked at before the first is stored: what cannot be kept is refused
-//! by name, and nothing has happened.
+//! All of them are found and checked before the first one is stored. A file that cannot be stored
+//! is refused by its name, before anything has been stored.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -24,17 +24,17 @@ use ionfs::upload::{UploadError, in_tries, open_regular, store_open, try_suffix}
 
 use crate::{Failure, output};
 
-/// Files that are stored side by side: each waits for its own answer of the store, and takes some
-/// megabytes.
+/// How many files are stored at the same time at most. Each waits for its own answer from the
+/// store, and takes some megabytes of memory.
 const AT_A_TIME: usize = 16;
 
-/// How often a pipe or a log is told how far it is. A terminal has a bar.
+/// How often progress is written to a pipe or a log. A terminal has a bar.
 const SAY_EVERY: Duration = Duration::from_secs(5);
 
 /// How often the bar moves.
 const MOVE_EVERY: Duration = Duration::from_millis(200);
 
-/// What was stored.
+/// The files and empty folders that were stored for an event.
 #[derive(Debug, Default)]
 pub(crate) struct StoredFiles {
     /// The files.
@@ -43,7 +43,7 @@ pub(crate) struct StoredFiles {
     pub(crate) directories: Vec<String>,
 }
 
-/// What was found of the files and folders that were named.
+/// The files and empty folders that were found for the words of the command line.
 #[derive(Debug, Default)]
 struct FoundFiles {
     files: Vec<FoundFile>,
@@ -58,7 +58,11 @@ struct FoundFile {
     name: String,
 }
 
-/// Stores what `PATH` or `PATH=NAME` name: a file, or all that is below a folder.
+/// Stores what the words `PATH` or `PATH=NAME` name: a file, or everything below a folder. Blob
+/// keys begin with `prefix`.
+///
+/// # Errors
+/// When a file cannot be read or stored, or an event cannot have it.
 pub(crate) async fn store_files(
     plane: &DataPlane,
     prefix: &str,
@@ -92,7 +96,7 @@ async fn store_one(
     let FoundFile { path, name } = file;
     let moved = progress.begin(n);
     let store = |number| {
-        // A number keeps apart two files that were given one name.
+        // The number in the key keeps apart two files with the same name.
         let key = format!("{key}{}/{name}", try_suffix(number));
         let (blobs, name, path, moved) = (&*plane.blobs, name.clone(), &path, &*moved);
         async move {
@@ -106,8 +110,8 @@ async fn store_one(
     stored
 }
 
-/// A path of any bytes, and the name it is to have. A path that is there is taken whole, though it
-/// may hold a `=`.
+/// Splits `PATH=NAME` into a path, which may have any bytes, and the name that the file gets. If
+/// the whole word is the path of an existing file, it is taken as a path, even with a `=` in it.
 fn path_and_name(text: &OsStr) -> Result<(PathBuf, Option<String>), Failure> {
     let bytes = text.as_bytes();
     match bytes.iter().position(|byte| *byte == b'=') {
@@ -125,7 +129,7 @@ fn path_and_name(text: &OsStr) -> Result<(PathBuf, Option<String>), Failure> {
     }
 }
 
-/// A name as an event can hold it.
+/// Returns a name as UTF-8, which names in an event must be.
 fn utf8<'n>(name: &'n OsStr, path: &Path) -> Result<&'n str, Failure> {
     name.to_str().ok_or_else(|| {
         Failure(format!(
@@ -139,13 +143,13 @@ fn look(path: &Path) -> Result<Metadata, Failure> {
 }
 
 impl FoundFiles {
-    /// What one word of the command names.
+    /// Adds the file or folder that one word of the command line names.
     fn add(&mut self, text: &OsStr) -> Result<(), Failure> {
         let (path, name) = path_and_name(text)?;
         let metadata = look(&path)?;
         if metadata.is_dir() {
             let prefix = match name.as_deref() {
-                // All that is in it, without a folder around it.
+                // The content of the folder, without the folder itself.
                 None => String::new(),
                 Some(name)
                     if name.split('/').all(|part| part == "." || part.is_empty())
@@ -162,7 +166,7 @@ impl FoundFiles {
             None => Err(Failure(format!("{path:?} has no file name; give it one with PATH=NAME"))),
         };
         let name = match name {
-            // Into a folder, as `cp` has it.
+            // A name that ends in a slash is a folder to put the file in, as with `cp`.
             Some(folder) if folder.ends_with('/') => format!("{folder}{}", own()?),
             Some(name) => name,
             None => own()?.to_owned(),
@@ -196,8 +200,8 @@ impl FoundFiles {
         Ok(())
     }
 
-    /// All that is below a folder. Links are followed, but for those that lead back to a folder
-    /// they are in.
+    /// Adds everything below a folder. Symbolic links are followed. A link that leads back to a
+    /// folder that it is in is refused.
     fn walk(&mut self, folder: PathBuf, prefix: String) -> Result<(), Failure> {
         let mut open = vec![Level::of(folder, prefix)?];
         while let Some(level) = open.last_mut() {
@@ -234,14 +238,14 @@ impl FoundFiles {
     }
 }
 
-/// A folder that is being gone through.
+/// A folder whose content is being added.
 struct Level {
     folder: PathBuf,
-    /// What names below it begin with.
+    /// The beginning of the names of its files in the event.
     prefix: String,
-    /// Device and inode.
+    /// Its device and inode.
     id: (u64, u64),
-    /// What is in it and was not looked at, the first one last.
+    /// The names in it that are still to be looked at, in reverse order.
     names: Vec<OsString>,
 }
 
@@ -263,7 +267,7 @@ impl Level {
     }
 }
 
-/// A name that people gave, as a path below `in/data`.
+/// Returns a name that the user has chosen as a path below `in/data`.
 fn below(name: &str, path: &Path) -> Result<String, Failure> {
     clean_path(name).ok_or_else(|| {
         Failure(format!(
@@ -272,7 +276,7 @@ fn below(name: &str, path: &Path) -> Result<String, Failure> {
     })
 }
 
-/// How far the storing is.
+/// How much has been stored so far.
 #[derive(Debug)]
 struct Progress {
     files: usize,
@@ -285,12 +289,12 @@ struct Progress {
 struct Done {
     files: usize,
     bytes: u64,
-    /// Bytes of each that is being stored.
+    /// How many bytes of each file that is being stored have been stored, by the file's number.
     active: BTreeMap<usize, Arc<AtomicU64>>,
 }
 
 impl Progress {
-    /// Of so many files that have so many bytes.
+    /// Begins to count, for a total of `files` files and `bytes` bytes.
     fn new(files: usize, bytes: u64) -> Self {
         let template = "storing {msg}  {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
         let bar = ProgressBar::with_draw_target(Some(bytes), output::bar_target());
@@ -316,7 +320,8 @@ impl Progress {
         done.bytes += bytes;
     }
 
-    /// Shows it until it is ended: a bar on a terminal, a line now and then elsewhere.
+    /// Shows the progress until the task is aborted: a bar on a terminal, elsewhere a line every
+    /// [`SAY_EVERY`].
     async fn show(self: Arc<Self>) {
         let begun = Instant::now();
         let mut said = begun;

@@ -1,4 +1,4 @@
-//! `ion gateway`, and `--gateway` of `ion up`: HTTP.
+//! `ion gateway`, and `ion up --gateway`: the HTTP gateway.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -17,22 +17,22 @@ use crate::settings::{Settings, gateway_tokens, is_credential, some_time};
 use crate::up::until_asked_to_stop;
 use crate::{Failure, Outcome, Verdict, output, service};
 
-/// How a gateway behaves, wherever it runs.
+/// The flags of every command that can run a gateway.
 #[derive(Debug, ClapArgs)]
 #[command(next_help_heading = "Gateway options")]
 pub(crate) struct GatewayFlags {
-    /// A file of tokens that requests have to bring, a line each: NAME SCOPE,SCOPE TOKEN; only its
-    /// owner may read it. ION_GATEWAY_TOKENS holds such lines itself. Needed for an address that
-    /// other machines reach
+    /// A file of the tokens that requests must bring, with a line NAME SCOPE,SCOPE TOKEN for each;
+    /// only its owner may be allowed to read it. ION_GATEWAY_TOKENS may hold such lines itself.
+    /// Tokens are needed for an address that other machines can reach
     #[arg(long = "gateway-tokens", env = "ION_GATEWAY_TOKENS_FILE", value_name = "FILE")]
     tokens: Option<PathBuf>,
-    /// A file that names the signed webhooks to take at /webhooks/NAME, a line each: NAME SCHEME
-    /// TYPE SECRET-FILE...; SCHEME is github or stripe, TYPE the type of the events that come of
-    /// it; only their owner may read files of secrets. docs/http.md shows one
+    /// A file that lists the signed webhooks to accept at /webhooks/NAME, with a line NAME SCHEME
+    /// TYPE SECRET-FILE... for each; SCHEME is github or stripe, TYPE is the type of the events it
+    /// creates; only the owner may be allowed to read the secret files. docs/http.md has an example
     #[arg(long = "gateway-webhooks", env = "ION_GATEWAY_WEBHOOKS", value_name = "FILE")]
     webhooks: Option<PathBuf>,
-    /// A name that the gateway answers to without tokens, beside localhost: that of a proxy; may be
-    /// repeated
+    /// A host name besides localhost, such as that of a proxy, to which a gateway without tokens
+    /// answers; may be repeated
     #[arg(
         long = "gateway-host",
         env = "ION_GATEWAY_HOSTS",
@@ -40,10 +40,10 @@ pub(crate) struct GatewayFlags {
         value_name = "NAME"
     )]
     hosts: Vec<String>,
-    /// Bytes of a request with files
+    /// The largest request with files
     #[arg(long = "gateway-upload-max", env = "ION_GATEWAY_UPLOAD_MAX", default_value = "64GiB", value_parser = ionfs::limits::bytes, value_name = "SIZE")]
     upload_max: u64,
-    /// Connections at a time
+    /// How many connections may be open at the same time
     #[arg(
         long = "gateway-connections",
         env = "ION_GATEWAY_CONNECTIONS",
@@ -51,20 +51,20 @@ pub(crate) struct GatewayFlags {
         value_name = "N"
     )]
     connections: u32,
-    /// How long a client may stand still
+    /// How long a client may send or take nothing before its connection is closed
     #[arg(long = "gateway-stall", env = "ION_GATEWAY_STALL", default_value = "30s", value_parser = some_time, value_name = "TIME")]
     stall: Duration,
-    /// How long requests under way have when it stops
+    /// How long the gateway lets open requests finish when it stops
     #[arg(long = "gateway-grace", env = "ION_GATEWAY_GRACE", default_value = "30s", value_parser = some_time, value_name = "TIME")]
     grace: Duration,
 }
 
 impl GatewayFlags {
-    /// The tokens that requests have to bring.
+    /// Reads the tokens that requests must bring, from the file and from the environment.
     fn tokens(&self) -> Result<Tokens, Failure> {
         let listed = match &self.tokens {
-            // systemd keeps others away from these itself; by an access list, on some machines, and
-            // the mode does not tell.
+            // systemd itself keeps other users from reading these. On some machines it does so with
+            // an access list, which the mode does not show, so the mode is not checked.
             Some(file) if is_credential(file) => Tokens::parse(&std::fs::read_to_string(file)?)?,
             Some(file) => Tokens::load(file)?,
             None => Tokens::default(),
@@ -74,7 +74,7 @@ impl GatewayFlags {
         Ok(listed.and(said.unwrap_or_default()))
     }
 
-    /// The webhooks to take.
+    /// Reads the list of webhooks and their secrets.
     fn webhooks(&self) -> Result<Webhooks, Failure> {
         let Some(list) = &self.webhooks else { return Ok(Webhooks::default()) };
         let text = std::fs::read_to_string(list).map_err(|error| {
@@ -88,8 +88,11 @@ impl GatewayFlags {
         Ok(Webhooks::parse(list, &text, secret)?)
     }
 
-    /// Refuses a gateway that asks for no token beside a module which reaches it from its
-    /// container: what is put into one is not trusted to publish whatever it likes.
+    /// Checks that a gateway without tokens does not run beside a module that can reach it from a
+    /// container: a program in a container is not trusted to publish any event.
+    ///
+    /// # Errors
+    /// When it would. The error names the module and the way out.
     pub(crate) fn check_beside(&self, modules: &[Module]) -> Result<(), Failure> {
         let on_this_machine = |module: &&Module| {
             module.executor == ExecutorKind::Container
@@ -108,7 +111,7 @@ impl GatewayFlags {
         }
     }
 
-    /// Begins to answer at an address.
+    /// Starts a gateway at an address.
     pub(crate) async fn open(
         self,
         address: SocketAddr,
@@ -137,10 +140,10 @@ impl GatewayFlags {
     }
 }
 
-/// Serve HTTP: requests start pipelines, and show what came of them; until Ctrl-C
+/// Serve HTTP, until Ctrl-C: requests start pipelines, and read what came of them
 ///
-/// Any number of them serve the same stores, with any dispatchers beside them. `ion up --gateway
-/// ADDRESS` does it in one process.
+/// Any number of gateways and dispatchers can use the same stores. `ion up --gateway ADDRESS` runs
+/// a gateway and a dispatcher in one process.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
@@ -148,7 +151,7 @@ Examples:
   curl -F file=@clip.mp4 'http://127.0.0.1:8080/events/new_video?wait=1m'
   curl http://127.0.0.1:8080/openapi.json")]
 pub(crate) struct Args {
-    /// Where to listen. An address that other machines reach needs tokens
+    /// The address to listen at. One that other machines can reach needs tokens
     #[arg(long, env = "ION_GATEWAY", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
     listen: SocketAddr,
     #[command(flatten)]
@@ -171,7 +174,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     output::say("stopping: requests under way are answered");
     tokio::select! {
         () = gateway.close() => {}
-        // Again: at once.
+        // A second signal ends the process at once.
         () = until_asked_to_stop() => std::process::exit(130),
     }
     endpoint.close().await;

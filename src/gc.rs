@@ -16,38 +16,40 @@ use crate::{Outcome, Verdict, output};
 
 /// Check that every document, blob, checksum and job agree; exit 1 if not
 ///
-/// What ought to have moved is watched for a while before it is a finding: events that are not
-/// published, ends of jobs that the bus was not told of, leases that nobody renews.
+/// Some things are watched for a while before they count as a finding, because a dispatcher may be
+/// about to put them right: unpublished events, ends of jobs that the bus has not been told, leases
+/// that nobody renews.
 #[derive(Debug, Args)]
 #[command(name = "check")]
 pub(crate) struct CheckArgs {
     /// Read every byte and compare it with its checksum
     #[arg(long)]
     deep: bool,
-    /// Put right what is safe: publish, tell the bus, queue jobs that nobody holds
+    /// Repair what is safe to repair: publish events, tell the bus how jobs ended, queue jobs that
+    /// no dispatcher holds
     #[arg(long)]
     repair: bool,
 }
 
-/// Remove blobs that no document names, tickets of pods that have ended, and what is old
+/// Remove blobs that no document names, tickets of pods that have ended, and old correlations
 ///
-/// Never what a running job may still commit, nor an image that a job runs from.
+/// It never removes a blob that a running job may still commit, nor an image that a job runs from.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  ion gc --dry-run             what would go
+  ion gc --dry-run             show what would be removed
   ion gc --older-than 30days   drop whole correlations that ended more than 30 days ago: files, events, jobs and logs;
                                and this machine's unpacked images that no job has used for so long")]
 pub(crate) struct GcArgs {
-    /// Leave blobs and tickets alone that are younger: longer than storing the files of one `ion
-    /// event create` takes
+    /// Keep blobs and tickets that are younger than this; choose more than one `ion event create`
+    /// takes to store its files
     #[arg(long, default_value = "1day", value_parser = humantime::parse_duration)]
     grace: Duration,
-    /// Drop correlations in which every job has ended and nothing has happened for so long, and
-    /// images of this machine that no job has used for so long
+    /// Drop correlations in which every job has ended and nothing has happened for AGE, and images
+    /// of this machine that no job has used for AGE
     #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
     older_than: Option<Duration>,
-    /// Only say what would go
+    /// Only say what would be removed
     #[arg(long)]
     dry_run: bool,
 }
@@ -130,7 +132,7 @@ pub(crate) async fn collect(settings: &Settings, args: GcArgs) -> Outcome {
         ));
     }
     output::line(format!(
-        "{verb} {} blobs that nothing names ({}) and {} unfinished uploads; {} are too young, or their job runs",
+        "{verb} {} blobs that nothing names ({}) and {} unfinished uploads; {} are too young, or belong to a running job",
         collected.blobs,
         output::size(collected.bytes),
         collected.unfinished,

@@ -12,7 +12,7 @@ use ionfs::record::{JobRecord, JobState};
 use crate::settings::Settings;
 use crate::{Failure, Outcome, Verdict, output};
 
-/// How often a log that is followed is looked at.
+/// The time between two looks at a log that is followed.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// Look at jobs, and steer them
@@ -22,7 +22,7 @@ pub(crate) enum Command {
     /// Print a job's document
     Get(IdArgs),
     Logs(LogArgs),
-    /// Stop a job; one that runs gets SIGTERM, and SIGKILL after a while
+    /// Stop a job; a running one gets SIGTERM, and SIGKILL after a while
     Cancel(IdArgs),
     /// Let a dead or cancelled job run again
     Retry(IdArgs),
@@ -38,16 +38,16 @@ pub(crate) struct IdArgs {
 /// List jobs, the latest last
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
-    /// Of this module
+    /// Only jobs of this module
     #[arg(short, long)]
     module: Option<String>,
-    /// In this state
+    /// Only jobs in this state: waiting, queued, starting, running, succeeded, dead or cancelled
     #[arg(short, long, value_parser = state)]
     state: Option<JobState>,
-    /// Of this correlation
+    /// Only jobs of this correlation
     #[arg(short, long)]
     correlation: Option<String>,
-    /// At most so many, the latest
+    /// How many jobs to list at most; the latest ones are listed
     #[arg(long, default_value_t = 1000)]
     limit: usize,
 }
@@ -57,10 +57,10 @@ pub(crate) struct ListArgs {
 pub(crate) struct LogArgs {
     /// The job's id, or the beginning of one
     id: String,
-    /// Of this attempt [default: the latest]
+    /// The number of the attempt [default: the latest]
     #[arg(long)]
     attempt: Option<u32>,
-    /// Go on until the attempt ends
+    /// Go on printing until the attempt ends
     #[arg(short, long)]
     follow: bool,
 }
@@ -101,18 +101,21 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
     Ok(Verdict::Well)
 }
 
-/// Says which gathering jobs have begun without a job that runs again.
+/// Names the gathering jobs that have begun without the job `again`, which is run once more.
 pub(crate) async fn say_who_ran_without(ledger: &Ledger, again: &JobRecord) -> Result<(), Failure> {
     for gatherer in ledger.ran_without(again).await? {
         output::say(&format!(
-            "job {} of {} has begun without it: what that made lacks what this will make",
+            "job {} of {} has begun without it: its results lack what this job will make",
             gatherer.id, gatherer.module
         ));
     }
     Ok(())
 }
 
-/// The job of an id, or of the only id that begins so.
+/// Returns the job with this id, or the only job whose id begins with it.
+///
+/// # Errors
+/// When there is no such job, or more than one.
 pub(crate) async fn find(ledger: &Ledger, id: &str) -> Result<JobRecord, Failure> {
     if let Ok(job) = ledger.get(&JobId::new(id)).await {
         return Ok(job);
@@ -125,9 +128,7 @@ pub(crate) async fn find(ledger: &Ledger, id: &str) -> Result<JobRecord, Failure
         (Some(_), more) => {
             Err(Failure(format!("{} jobs begin with {id:?}; give more of the id", more + 1)))
         }
-        (None, _) => {
-            Err(Failure(format!("there is no job {id:?}; `ion job list` shows what there is")))
-        }
+        (None, _) => Err(Failure(format!("there is no job {id:?}; `ion job list` shows all jobs"))),
     }
 }
 
@@ -174,7 +175,7 @@ async fn logs(settings: &Settings, ledger: &Ledger, args: LogArgs) -> Outcome {
     loop {
         match log.next().await? {
             Said::More(piece) => output::raw(&piece),
-            // Only printing is left to do.
+            // The command only prints, and nobody reads it any more.
             Said::NothingYet if output::is_read_by_nobody() => return Ok(Verdict::Well),
             Said::NothingYet if args.follow => tokio::time::sleep(LOOK).await,
             Said::NothingYet | Said::Nothing => return Ok(Verdict::Well),

@@ -44,8 +44,8 @@ use crate::spans::Exporter;
     after_help = "\
 Examples:
   ion up examples/words/pipeline.yaml                 run a pipeline's modules on this machine
-  ion event create new_text --file README.md --wait   give them something to do, and wait for all of it
-  ion trace                                           what became of it
+  ion event create new_text --file README.md --wait   create an event, and wait for all the work it starts
+  ion trace                                           show what came of it
   ion mount /tmp/plane                                browse everything as files"
 )]
 struct Cli {
@@ -82,13 +82,13 @@ enum Command {
 }
 
 impl Command {
-    /// Whether it runs jobs, or publishes for them.
+    /// Returns whether the command makes spans: it runs jobs, or publishes their events.
     fn has_spans(&self) -> bool {
         matches!(self, Self::Up(_) | Self::Dispatch(_) | Self::Relay(_) | Self::Run(_))
     }
 }
 
-/// Why a command did not do its work: one line for people.
+/// Why a command could not do its work, in one line for people.
 #[derive(Debug)]
 pub(crate) struct Failure(pub(crate) String);
 
@@ -98,15 +98,15 @@ impl<E: std::error::Error> From<E> for Failure {
     }
 }
 
-/// What a command gives: whether the work it looked at went well.
+/// The result of a command: a verdict on the work it looked at, or why the command itself failed.
 pub(crate) type Outcome = Result<Verdict, Failure>;
 
-/// The exit code, in words.
+/// The exit code of a command that could do its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// 0
+    /// Exit code 0.
     Well,
-    /// 1: the command worked, and what it looked at failed.
+    /// Exit code 1: the command worked, and the work it looked at failed.
     Failed,
 }
 
@@ -128,7 +128,7 @@ fn main() -> ExitCode {
     let outcome = match runtime {
         Ok(runtime) => {
             let outcome = runtime.block_on(work(cli));
-            // A task that hangs on a dead store must not hold the command.
+            // A task that waits for an unavailable store must not keep the command from ending.
             runtime.shutdown_timeout(std::time::Duration::from_secs(2));
             outcome
         }
@@ -191,8 +191,8 @@ mod tests {
 
     use super::*;
 
-    /// The command lines of a text that shows them as code: on lines of their own, and in
-    /// sentences.
+    /// Returns the command lines of a text: those on lines of their own, and those in the code
+    /// spans of its sentences.
     fn command_lines(text: &str) -> (Vec<String>, Vec<String>) {
         let shown = text.lines().map(str::trim_start).filter(|line| line.starts_with("ion "));
         let said = text.split('`').skip(1).step_by(2).filter(|code| {
@@ -201,18 +201,19 @@ mod tests {
         (shown.map(str::to_owned).collect(), said.map(str::to_owned).collect())
     }
 
-    /// The words of one, up to what a shell or a reader takes for something else.
+    /// Splits a command line into its words, up to the first shell operator or comment.
     fn words(line: &str) -> Vec<String> {
-        // In a table, what it does stands after some spaces.
+        // In a list of commands, two or more spaces separate a command from its explanation.
         let line = line.split("  ").next().unwrap_or_default().trim_end_matches('\\');
-        let words = shlex::split(line).unwrap_or_else(|| panic!("{line:?} is no line of a shell"));
+        let words =
+            shlex::split(line).unwrap_or_else(|| panic!("{line:?} is not a shell command line"));
         let ends = |word: &String| {
             matches!(word.as_str(), "|" | "&" | ">" | "2>" | "\\" | "&&") || word.starts_with('#')
         };
         words.into_iter().take_while(|word| !ends(word)).collect()
     }
 
-    /// `ion help` and its subcommands say examples.
+    /// Collects the examples from the help texts of a command and its subcommands.
     fn examples(command: &clap::Command, found: &mut String) {
         found.extend(command.get_after_help().map(|text| format!("{text}\n")));
         command.get_subcommands().for_each(|command| examples(command, found));

@@ -1,5 +1,5 @@
-//! `--metrics`: numbers for Prometheus, and whether this process is ready, at an address of their
-//! own.
+//! `--metrics`: serves metrics for Prometheus, and whether this process is ready, at an address of
+//! its own.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,25 +10,25 @@ use dispatcher::gateway::{GatewayError, Reading, Vitals};
 use crate::settings::metrics_token;
 use crate::{Failure, output};
 
-/// Flags of commands that work until they are told to stop.
+/// The flags of commands that run until they are told to stop.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct MetricsArgs {
-    /// Show numbers for Prometheus at http://ADDRESS/metrics, 127.0.0.1:9464 for instance, and at
-    /// /ready whether work is taken [default: off]. An address that other machines reach needs a
-    /// token in ION_METRICS_TOKEN
+    /// Serve metrics for Prometheus at http://ADDRESS/metrics, and at http://ADDRESS/ready whether
+    /// this process takes work; for instance 127.0.0.1:9464 [default: off]. An address that other
+    /// machines can reach needs a token in ION_METRICS_TOKEN
     #[arg(long, env = "ION_METRICS", value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
 }
 
 impl MetricsArgs {
-    /// Begins to answer, if that is wanted.
+    /// Starts to serve metrics if `--metrics` is given.
     pub(crate) async fn open(&self) -> Result<Endpoint, Failure> {
         let vitals = Arc::new(Vitals::default());
         let Some(address) = self.metrics else { return Ok(Endpoint { vitals, reading: None }) };
         let reading = Reading::open(address, vitals.clone(), metrics_token().as_deref()).await;
         let reading = reading.map_err(|error| match error {
             GatewayError::Unguarded(_) => Failure(format!(
-                "--metrics {error}: set ION_METRICS_TOKEN, which its requests then bring along as a bearer token, or \
+                "--metrics {error}: set ION_METRICS_TOKEN, which requests must then bring as a bearer token, or \
                  listen at 127.0.0.1"
             )),
             error => Failure(format!("--metrics {}", Failure::from(error).0)),
@@ -38,16 +38,16 @@ impl MetricsArgs {
     }
 }
 
-/// The numbers of this process, and what `--metrics` shows of them.
+/// The metrics of this process, and the server that shows them if `--metrics` is given.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
-    /// The numbers. Without `--metrics` and without a gateway nobody sees them.
+    /// The metrics. Without `--metrics` and without a gateway nothing shows them.
     pub(crate) vitals: Arc<Vitals>,
     reading: Option<Reading>,
 }
 
 impl Endpoint {
-    /// Answers what was asked, and nothing more.
+    /// Answers the requests that have come, and takes no more.
     pub(crate) async fn close(self) {
         if let Some(reading) = self.reading {
             reading.close().await;

@@ -12,7 +12,7 @@ use crate::settings::{Settings, search_path};
 use crate::up::say_slips;
 use crate::{Failure, Outcome, Verdict, output};
 
-/// Register modules, and look at them
+/// Register, list and remove modules
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// List the registered modules
@@ -20,23 +20,23 @@ pub(crate) enum Command {
     /// Print a module's document
     Get(NameArgs),
     Create(Box<CreateArgs>),
-    /// Remove a module and what waits in its queue; its jobs stay in the ledger
+    /// Remove a module and the messages in its queue; its jobs stay in the ledger
     Delete(NameArgs),
 }
 
-/// A module's name.
+/// The name of a module.
 #[derive(Debug, Args)]
 pub(crate) struct NameArgs {
-    /// The module
+    /// The module's name
     #[arg(value_name = "NAME")]
     name: String,
 }
 
 /// Register a module, or all modules of a pipeline file
 ///
-/// Running dispatchers without a pipeline file of their own serve it at once. A module of that name
-/// that is there already is replaced. What is said here and how it is checked is as in a pipeline
-/// file.
+/// Running dispatchers without a pipeline file of their own serve it at once. It replaces a
+/// registered module of the same name. The flags mean the same as the fields of a pipeline file,
+/// and are checked in the same way.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -58,57 +58,58 @@ pub(crate) struct CreateArgs {
 /// A module's fields in a pipeline file, as flags.
 #[derive(Debug, Args)]
 struct Says {
-    /// An event type it starts on
+    /// An event type that the module starts on; may be repeated
     #[arg(short = 'i', long, value_name = "TYPE", required_unless_present = "pipeline")]
     on: Vec<String>,
-    /// An event type it may publish
+    /// An event type that the module may publish; may be repeated
     #[arg(short = 'o', long, value_name = "TYPE")]
     emits: Vec<String>,
-    /// The image its jobs run from: name:tag, name@sha256:..., oci:FOLDER[:TAG], oci-archive:FILE
-    /// or docker-archive:FILE
+    /// The image that its jobs run from: name:tag, name@sha256:..., oci:FOLDER[:TAG],
+    /// oci-archive:FILE or docker-archive:FILE
     #[arg(long)]
     image: Option<String>,
-    /// What runs its jobs: local, container (this machine, from an image) or kubernetes (pods)
-    /// [default: container with an image, local without]
+    /// The executor of its jobs: local, container (from an image, on this machine) or kubernetes
+    /// (pods) [default: container with an image, local without]
     #[arg(long)]
     executor: Option<String>,
-    /// What a container reaches: none or host [default: none]
+    /// The network of a container: none or host [default: none]
     #[arg(long)]
     network: Option<String>,
-    /// As whom a container runs, as in 1000:1000 [default: as the image says]
+    /// The user that a container runs as, for instance 1000:1000 [default: as the image says]
     #[arg(long, value_name = "USER[:GROUP]")]
     user: Option<String>,
-    /// What a container may take: cpu=500m, memory=256Mi, gpu=1 (kubernetes)
+    /// A resource of a container or pod: cpu=500m, memory=256Mi, gpu=1 (kubernetes only)
     #[arg(long = "resource", value_name = "NAME=QUANTITY", value_parser = pair)]
     resources: Vec<(String, String)>,
-    /// Let its program keep the daemon's capabilities, and see the machine's devices and settings:
-    /// docs/security.md
+    /// Let its program keep the daemon's capabilities, and see the machine's devices and settings;
+    /// docs/security.md says what that means
     #[arg(long)]
     privileged: bool,
-    /// A variable of its environment
+    /// An environment variable for its jobs; may be repeated
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = pair)]
     env: Vec<(String, String)>,
-    /// When its events are committed: on-close (each as it is closed) or on-success (all when it
-    /// has succeeded) [default: on-close]
+    /// When its events are committed: on-close (each when its file is closed) or on-success (all
+    /// when the job has succeeded) [default: on-close]
     #[arg(long, value_name = "WHEN")]
     commit: Option<String>,
-    /// How long a job may run, as in 30s or 2h [default: 10m]
+    /// How long one attempt may take, for instance 30s or 2h [default: 10m]
     #[arg(long)]
     timeout: Option<String>,
-    /// How often a failed job is tried again [default: 3]
+    /// How often a failed job is retried [default: 3]
     #[arg(long, value_name = "N")]
     retries: Option<u32>,
-    /// Jobs at a time in one dispatcher [default: one for each processor]
+    /// How many of its jobs one dispatcher runs at the same time at most [default: one for each
+    /// processor]
     #[arg(long, value_name = "N")]
     concurrency: Option<usize>,
-    /// The program and its arguments; paths in an image are the image's [default: as the image
-    /// says]
+    /// The program and its arguments; with an image, paths are paths in the image [default: as the
+    /// image says]
     #[arg(last = true, value_name = "ARGV", required_unless_present_any = ["pipeline", "image"])]
     run: Vec<String>,
 }
 
 impl Says {
-    /// The fields that were given.
+    /// Returns the fields that were given, as a pipeline file would have them.
     fn fields(self) -> Map<String, Value> {
         let Self {
             on,
@@ -176,7 +177,7 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
 }
 
 fn unknown(name: &str) -> Failure {
-    Failure(format!("there is no module {name:?}; `ion module list` shows what there is"))
+    Failure(format!("there is no module {name:?}; `ion module list` shows all modules"))
 }
 
 async fn list(settings: &Settings, ledger: &Ledger) -> Outcome {

@@ -14,9 +14,9 @@ use crate::{Failure, Outcome, Verdict, output};
 
 /// Mount the whole plane as a read-only tree, until Ctrl-C
 ///
-/// correlations/<id>/<n>-<type>-<id8>/ holds an event's files, values, insights, and its jobs with
-/// their logs; modules/<name>/<state>/ and types/<event type>/ link into it. Nothing is fetched
-/// before it is read.
+/// correlations/<id>/<n>-<type>-<id8>/ holds an event's files, values and insights, and its jobs
+/// with their logs; modules/<name>/<state>/ and types/<event type>/ link into it. Bytes are fetched
+/// only when they are read.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
@@ -24,10 +24,10 @@ Examples:
   ls -lR /tmp/plane/correlations
   grep -R Traceback /tmp/plane/modules/detect/dead/")]
 pub(crate) struct Args {
-    /// The folder to mount at; made if it is missing
+    /// The folder to mount at; it is made if it does not exist
     folder: PathBuf,
-    /// Let all users of this machine read it, and not its owner alone. An ordinary user needs the
-    /// line user_allow_other in /etc/fuse.conf
+    /// Let all users of this machine read the tree, and not only its owner. An ordinary user needs
+    /// the line user_allow_other in /etc/fuse.conf
     #[arg(long)]
     allow_other: bool,
     #[command(flatten)]

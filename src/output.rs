@@ -1,9 +1,9 @@
-//! What people see: tables, colours, times and sizes. The only place that prints.
+//! What users see: tables, colours, times and sizes. This is the only module that prints.
 //!
-//! Modules choose names, types, values and lines freely. What a terminal would obey in them is
-//! shown instead, as `\u{1b}` or `\n`, so that no module moves the cursor, and none forges a line
-//! of a table, a trace or a log. Bytes go out as they are only where they are asked for and no
-//! terminal reads them.
+//! Modules choose names, types, values and lines freely. Characters in them that a terminal would
+//! obey are shown as `\u{1b}` or `\n`, so that no module can move the cursor or forge a line of a
+//! table, a trace or a log. Bytes are printed unchanged only where the user asks for them and
+//! stdout is not a terminal.
 
 pub(crate) mod live;
 mod printer;
@@ -22,18 +22,17 @@ use self::printer::{WhenFull, printer};
 pub(crate) use self::progress::{LogWriter, bar_target};
 use crate::settings::wants_colours;
 
-/// Bytes of one cell of a table, and of one part of a line that others chose. `ion job get` and the
-/// like show all of it.
+/// The longest cell of a table, and the longest text of a module within a line, in bytes. Commands
+/// such as `ion job get` show all of it.
 const CELL_MAX: usize = 500;
 
-/// How long a command that catches signals waits at its end for a reader who does not read.
+/// How long a command that catches signals waits at its end for a reader that does not read.
 pub(crate) const READER_WAIT: Duration = Duration::from_secs(2);
 
-/// Bytes of a result that are printed at a time.
+/// A result is printed in pieces of this many bytes.
 const PIECE: usize = 64 << 10;
 
-/// Whether this command does something of its own at SIGINT and SIGTERM, which would end any other
-/// one.
+/// Whether this command handles SIGINT and SIGTERM itself. These signals end any other command.
 static CATCHES_SIGNALS: AtomicBool = AtomicBool::new(false);
 
 /// Prints one line.
@@ -41,37 +40,40 @@ pub(crate) fn line(text: impl AsRef<str>) {
     print(format!("{}\n", one_line(text.as_ref())).as_bytes());
 }
 
-/// Prints a part of the result. A slow reader is waited for; one that went away ends nothing: a
-/// command goes on with what it does beside printing.
+/// Prints a part of the result. It waits for a slow reader. A reader that went away does not end
+/// the command, which goes on with its other work.
 fn print(bytes: &[u8]) {
     for piece in bytes.chunks(PIECE) {
         printer(OutputStream::Stdout).put(OutputStream::Stdout, piece.to_vec(), WhenFull::Wait);
     }
 }
 
-/// Whether nobody will read what is printed from now on.
+/// Returns whether the reader of stdout went away, so that nobody will read what is printed now.
 pub(crate) fn is_read_by_nobody() -> bool {
     printer(OutputStream::Stdout).is_gone()
 }
 
-/// From now on a signal does not end this command at once.
+/// Notes that this command handles signals itself from now on, so that they do not end it at once.
 pub(crate) fn catches_signals() {
     CATCHES_SIGNALS.store(true, Ordering::Relaxed);
 }
 
-/// Waits until all is printed.
+/// Waits until everything is printed. A command that catches signals waits for [`READER_WAIT`] at
+/// most.
 ///
 /// # Errors
-/// When a result could not be written, for another reason than that its reader went away.
+/// When the result could not be written for another reason than that its reader went away. A
+/// command that catches signals gets no error.
 pub(crate) fn finish() -> io::Result<()> {
     let most = CATCHES_SIGNALS.load(Ordering::Relaxed).then_some(READER_WAIT);
     let stdout = printer(OutputStream::Stdout).finish(most);
-    // What is said beside the result is no part of it.
+    // Messages on stderr are not part of the result, so losing one is no error.
     let _ = printer(OutputStream::Stderr).finish(most);
     if most.is_some() { Ok(()) } else { stdout }
 }
 
-/// The text in one line, with nothing that is obeyed but tabs and the colours of [`coloured`].
+/// Returns the text in one line. Tabs and the colours of [`coloured`] stay; all else that a
+/// terminal would obey is escaped.
 fn one_line(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;
@@ -88,12 +90,13 @@ fn one_line(text: &str) -> String {
     shown
 }
 
-/// A part of a line that others chose: in one line, and cut where it is long.
+/// Returns a text that a module or another program has chosen, escaped to fit in one line and cut
+/// to [`CELL_MAX`] bytes.
 pub(crate) fn of_others(text: &str) -> String {
     visible(&cut(text, CELL_MAX)).into_owned()
 }
 
-/// Prints what a job wrote: to a terminal as text that is shown, to all else byte by byte.
+/// Prints the output of a job: escaped on a terminal, byte by byte anywhere else.
 pub(crate) fn raw(bytes: &[u8]) {
     let shown = is_terminal().then(|| {
         let text = String::from_utf8_lossy(bytes);
@@ -102,7 +105,8 @@ pub(crate) fn raw(bytes: &[u8]) {
     print(shown.as_deref().unwrap_or(bytes));
 }
 
-/// Prints a JSON document. What a terminal would obey in its strings stands as JSON's own escapes.
+/// Prints a JSON document. Characters in its strings that a terminal would obey are printed as JSON
+/// escapes.
 pub(crate) fn json(value: &impl Serialize) {
     print(
         format!("{}\n", harmless_json(&serde_json::to_string_pretty(value).unwrap_or_default()))
@@ -110,8 +114,8 @@ pub(crate) fn json(value: &impl Serialize) {
     );
 }
 
-/// Control characters below a space are escaped in any JSON, or white space between values; these
-/// are the others.
+/// Escapes the characters in a JSON text that a terminal would obey and that JSON allows as they
+/// are. Control characters below a space are either escaped already or white space between values.
 fn harmless_json(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
@@ -126,14 +130,14 @@ fn harmless_json(text: &str) -> String {
     shown
 }
 
-/// Says something beside the result: what is done, what is waited for, why the command failed. It
-/// is left out where nobody reads.
+/// Prints a message on stderr: what the command does, what it waits for, why it failed. A message
+/// for which there is no room, because nobody reads, is left out.
 pub(crate) fn say(text: &str) {
     let line = format!("ion: {}\n", one_line(text));
     printer(OutputStream::Stderr).put(OutputStream::Stderr, line.into_bytes(), WhenFull::LeaveOut);
 }
 
-/// Whether results go to a terminal.
+/// Returns whether stdout is a terminal.
 pub(crate) fn is_terminal() -> bool {
     io::stdout().is_terminal()
 }
@@ -148,13 +152,13 @@ pub(crate) enum Colour {
     Grey,
 }
 
-/// Ends a colour.
+/// The escape sequence that ends a colour.
 const PLAIN: &str = "\x1b[0m";
 
 impl Colour {
     const ALL: [Self; 5] = [Self::Red, Self::Green, Self::Yellow, Self::Blue, Self::Grey];
 
-    /// What begins it.
+    /// Returns the escape sequence that begins the colour.
     fn begins(self) -> String {
         let code = match self {
             Self::Red => 31,
@@ -167,7 +171,7 @@ impl Colour {
     }
 }
 
-/// The text in a colour, where there is a terminal that shows it.
+/// Returns the text in a colour if stdout is a terminal and the user wants colours.
 pub(crate) fn coloured(text: &str, colour: Colour) -> String {
     let text = visible(text);
     match is_terminal() && wants_colours() {
@@ -176,7 +180,7 @@ pub(crate) fn coloured(text: &str, colour: Colour) -> String {
     }
 }
 
-/// The colour of a job's state.
+/// Returns the state of a job in its colour.
 pub(crate) fn state(text: &str) -> String {
     let colour = match text {
         "succeeded" => Colour::Green,
@@ -212,7 +216,7 @@ fn layout(heading: &[&str], rows: &[Vec<String>]) -> Vec<String> {
         .collect()
 }
 
-/// A length for people: `1.5 MiB`.
+/// Formats a number of bytes for people: `1.5 MiB`.
 pub(crate) fn size(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut unit = 0;
@@ -225,7 +229,7 @@ pub(crate) fn size(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
 }
 
-/// A duration for people: `12 ms`, `3.4 s`, `2 min`.
+/// Formats a duration for people: `12 ms`, `3.4 s`, `2 min`.
 pub(crate) fn duration(milliseconds: Millis) -> String {
     match milliseconds {
         ..=999 => format!("{milliseconds} ms"),
@@ -236,12 +240,12 @@ pub(crate) fn duration(milliseconds: Millis) -> String {
     }
 }
 
-/// How long ago a moment was.
+/// Formats how long ago a moment was.
 pub(crate) fn ago(at: Millis) -> String {
     format!("{} ago", duration((clock::now() - at).max(0)))
 }
 
-/// A moment, in full.
+/// Formats a moment in full, as RFC 3339 with milliseconds.
 pub(crate) fn moment(at: Millis) -> String {
     humantime::format_rfc3339_millis(clock::system_time(at)).to_string()
 }
@@ -262,7 +266,8 @@ mod tests {
     #[test]
     fn what_others_chose_stays_in_its_line_and_is_not_obeyed() {
         let forged = "a\nsucceeded  b\r\x1b[2J\x1b[31mred\x1b[0m\u{9b}1m\tend";
-        // Colours alone could be ours.
+        // Only Ion's own colour codes stay: a module that writes the same codes gets no more than
+        // colours.
         assert_eq!(
             one_line(forged),
             "a\\nsucceeded  b\\r\\u{1b}[2J\x1b[31mred\x1b[0m\\u{9b}1m\tend"

@@ -29,12 +29,12 @@ use crate::settings::{Settings, search_path};
 use crate::up::{local_executor, until_asked_to_stop};
 use crate::{Failure, Outcome, Verdict, doctor, output};
 
-/// Files that no event names, of those that are listed.
+/// At most this many of the files that no event names are listed.
 const LEFT_SHOWN: usize = 5;
 
-/// Run one module once, on files and values given here, and print what it published
+/// Run one module once, on the given files and values, and print the events it published
 ///
-/// What it publishes is committed for real, and starts other modules if a dispatcher serves them.
+/// Its events are committed for real, and start other modules if a dispatcher serves them.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
@@ -44,10 +44,11 @@ pub(crate) struct Args {
     /// The module
     #[arg(required_unless_present = "argv")]
     module: Option<String>,
-    /// The pipeline file it is in [default: ./pipeline.yaml, else the registered modules]
+    /// The pipeline file that has the module [default: ./pipeline.yaml, else the registered
+    /// modules]
     #[arg(short, long, value_name = "FILE")]
     pipeline: Option<PathBuf>,
-    /// A file or folder for in/data; under another name with PATH=NAME
+    /// A file or folder for in/data; PATH=NAME gives it another name there
     #[arg(short, long = "file", value_name = "PATH[=NAME]")]
     files: Vec<OsString>,
     /// A value for in/meta
@@ -57,10 +58,10 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Let the program keep this command's capabilities, and see the machine's devices and
-    /// settings: docs/security.md
+    /// settings; docs/security.md says what that means
     #[arg(long, conflicts_with = "module")]
     privileged: bool,
-    /// Instead of a module: a program and its arguments, which may publish anything
+    /// Instead of a module, a program and its arguments; it may publish events of any type
     #[arg(last = true, conflicts_with = "module")]
     argv: Vec<String>,
 }
@@ -68,7 +69,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     if let Some(out) = args.out.as_deref().filter(|out| !is_new_or_empty(out)) {
         return Err(Failure(format!(
-            "{} is no empty folder: copies of out/data need a place of their own",
+            "{} is not an empty folder: copies of out/data need a new or an empty one",
             out.display()
         )));
     }
@@ -79,8 +80,8 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     let node = Node::new(plane.clone(), settings.node())?;
     let (id, correlation) = (EventId::random(), CorrelationId::random());
     let prefix = format!("{correlation}/{id}");
-    // Of the type the module subscribes to, but for no module of the plane: it starts this one,
-    // here, and no other.
+    // The event has a type that the module subscribes to, but names no module of the plane: it
+    // starts this module, in this process, and no other.
     let event_type = module.subscribes().into_iter().next().unwrap_or_else(|| "run".into());
     let StoredFiles { files, directories } = store_files(&plane, &prefix, &args.files).await?;
     let first = FirstEvent {
@@ -98,7 +99,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     let lease = millis(module.timeout + Duration::from_secs(60));
     let single = Module { gather: None, per: None, ..module.clone() };
     let Claim::Won(job) = ledger.claim(&single, &event, Some(("ion run", lease))).await? else {
-        return Err(Failure("the job of a new event was there already".into()));
+        return Err(Failure("a job of the new event exists already".into()));
     };
     let live = Live::start(Style {
         prefix: |output| format!("ion: {} | ", output::of_others(&output.module)),
@@ -114,7 +115,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         until_asked_to_stop().await;
         asked.cancel();
         stop.send_replace(Some(dispatcher::executor::Stop::Cancel));
-        // Kept alive: a dropped sender would say that nobody can stop it.
+        // The sender stays alive: dropping it would tell the executor that nobody can stop the job.
         std::future::pending::<()>().await;
     });
     let gathered = module.gather.is_some().then(Vec::new);
@@ -141,7 +142,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         ionfs::relay::promote(&plane, &job.id).instrument(span.clone()).await?;
     }
     drop(span);
-    // All that it wrote is shown before what came of it, unless somebody asks for an end.
+    // All that the module wrote is shown before the events it published. A signal cuts this short.
     tokio::select! {
         _ = tokio::task::spawn_blocking(move || live.finish(None)) => {}
         () = async {
@@ -178,7 +179,7 @@ fn is_new_or_empty(folder: &Path) -> bool {
     }
 }
 
-/// Says what of `out/data` is nowhere else, or where copies of it are.
+/// Says which files of `out/data` are kept nowhere, or where copies of them are.
 fn say_what_is_left(found: &Found, out: Option<&Path>, published: &[Event]) -> Outcome {
     if let Some(out) = out {
         let out = out.display();
@@ -196,7 +197,8 @@ fn say_what_is_left(found: &Found, out: Option<&Path>, published: &[Event]) -> O
         .iter()
         .flat_map(|event| event.files.iter().map(|file| file.name.as_str()))
         .collect();
-    // An event of very many files has their list in a blob: then nothing is said of any.
+    // An event with very many files keeps their list in a blob, which is not read here: then
+    // nothing is said about any file.
     let unnamed: Vec<_> =
         found.files.iter().filter(|(name, _)| !named.contains(name.as_str())).collect();
     if !unnamed.is_empty() && published.iter().all(|event| event.file_list.is_none()) {

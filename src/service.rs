@@ -1,9 +1,9 @@
-//! What a service manager is told, where one started this process and wants to hear: ready, alive,
-//! stopping.
+//! Tells the service manager that this process is ready, alive or stopping, if the manager asks for
+//! that.
 //!
-//! systemd names a socket of datagrams in `NOTIFY_SOCKET` (`Type=notify`, sd_notify(3)); a datagram
-//! of lines is the whole protocol. A manager that does not listen is no reason to stop: it has
-//! time-outs of its own. Modules never see the socket.
+//! systemd names a datagram socket in `NOTIFY_SOCKET` (`Type=notify`, sd_notify(3)); the whole
+//! protocol is a datagram of lines. If the manager does not listen, this process goes on: the
+//! manager has time-outs of its own. Modules never see the socket.
 
 use std::ffi::OsStr;
 use std::io;
@@ -15,15 +15,16 @@ use tokio::time::MissedTickBehavior;
 
 use crate::settings::{notify_socket, watchdog_interval};
 
-/// Work is taken from now on. If the manager wants to hear regularly that this process is alive, it
-/// does until the runtime ends or stands still.
+/// Tells the manager that this process takes work from now on. If the manager has a watchdog, also
+/// starts a task that sends it signs of life until the runtime ends or stands still.
 pub(crate) fn ready() {
     tell("READY=1");
     let Some(interval) = watchdog_interval() else { return };
     tokio::spawn(async move {
-        // Twice in each interval: one that comes late does no harm.
+        // Two signs of life in each interval, so that one may come late.
         let mut beat = tokio::time::interval(interval / 2);
-        // After it stood still one is enough: many at a time would fill the manager's queue.
+        // After the runtime stood still, one sign is enough: sending all that were missed would
+        // fill the manager's queue.
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             beat.tick().await;
@@ -32,7 +33,7 @@ pub(crate) fn ready() {
     });
 }
 
-/// No more work is taken; what runs is being ended.
+/// Tells the manager that this process takes no more work and ends what runs.
 pub(crate) fn stopping() {
     tell("STOPPING=1");
 }
@@ -40,13 +41,13 @@ pub(crate) fn stopping() {
 fn tell(state: &str) {
     let Some(socket) = notify_socket() else { return };
     if let Err(error) = send(&socket, state) {
-        tracing::warn!(%error, state, "the service manager does not hear");
+        tracing::warn!(%error, state, "the service manager cannot be notified");
     }
 }
 
 fn send(socket: &OsStr, state: &str) -> io::Result<()> {
     let address = match socket.as_bytes() {
-        // A name without a file, as inside some containers.
+        // An abstract name, which has no file; some containers use one.
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         _ => SocketAddr::from_pathname(socket)?,
     };

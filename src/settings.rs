@@ -31,11 +31,12 @@ use crate::output::LogWriter;
 use crate::spans::Exporter;
 use crate::{Failure, output};
 
-/// What of the daemon's environment modules see: nothing that could be a credential.
+/// The variables of the daemon's environment that modules see. None of them can be a credential.
 const PASSED_ON: [&str; 8] = ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ"];
 
-/// What of it the client of registries reads beside: where it finds logins, registries and
-/// certificates, and by which way registries are reached. No module sees these.
+/// The further variables that the registry client (`skopeo`) sees: where it finds logins,
+/// registries and certificates, and the proxies by which it reaches registries. No module sees
+/// these.
 const OF_REGISTRIES: [&str; 16] = [
     "REGISTRY_AUTH_FILE",
     "DOCKER_CONFIG",
@@ -55,23 +56,23 @@ const OF_REGISTRIES: [&str; 16] = [
     "TMPDIR",
 ];
 
-/// Document stores that a command has opened.
+/// The document stores that a command has opened.
 pub(crate) type Opened = Arc<Mutex<Vec<Arc<dyn Documents>>>>;
 
-/// Where the stores of the last pipeline are noted, below the home.
+/// The file below the home that names the stores of the last pipeline.
 const PLANE: &str = "plane.json";
 
-/// The folder of all state, where nobody says another.
+/// The name of the folder that holds all state, unless `--home` or `ION_HOME` names another.
 const HOME: &str = ".ion";
 
-/// Where programs are looked for when nobody says.
+/// The search path for programs when `PATH` is not set.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Flags of every command.
+/// The flags that every command takes.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// The folder of all state: stores, staging, locks [default: .ion here, or in the nearest
-    /// folder above that has one]
+    /// The folder of all state: stores, staging, locks [default: .ion in this folder, or in the
+    /// nearest folder above that has one]
     #[arg(
         long,
         env = "ION_HOME",
@@ -80,7 +81,8 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     home: Option<PathBuf>,
-    /// Where files' bytes are kept: file://, s3://, az:// or gs:// [default: file://HOME/blobs]
+    /// The store for the bytes of files: file://, s3://, az:// or gs:// [default:
+    /// file://HOME/blobs]
     #[arg(
         long,
         env = "ION_BLOBS",
@@ -90,7 +92,7 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     blobs: Option<String>,
-    /// Where events and jobs are kept: sqlite:// or mongodb:// [default: sqlite://HOME/ion.db]
+    /// The store for events and jobs: sqlite:// or mongodb:// [default: sqlite://HOME/ion.db]
     #[arg(
         long,
         env = "ION_DOCUMENTS",
@@ -100,7 +102,8 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     documents: Option<String>,
-    /// Who is told of events: sqlite:// or amqp:// [default: sqlite://HOME/ion.db]
+    /// The bus that announces events to dispatchers: sqlite:// or amqp:// [default:
+    /// sqlite://HOME/ion.db]
     #[arg(
         long,
         env = "ION_BUS",
@@ -110,7 +113,7 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     bus: Option<String>,
-    /// How long a close of an event file waits for stores that are away before it fails with EIO
+    /// How long the close of an event file waits for unavailable stores before it fails with EIO
     #[arg(
         long,
         env = "ION_COMMIT_DEADLINE",
@@ -121,7 +124,7 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     commit_deadline: Duration,
-    /// What a job may take, unless its module says otherwise: event-bytes, event-values,
+    /// A limit on each job, unless its module sets its own: event-bytes, event-values,
     /// event-value-bytes, event-files, path-bytes, path-depth, lineage-depth, staged-bytes,
     /// staged-files, open-files or processes; docs/limits.md explains each
     #[arg(
@@ -133,7 +136,7 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     limits: Vec<String>,
-    /// Bytes on disk of what was fetched from a remote object store, kept in HOME/cache for all
+    /// Disk space for the cache of a remote object store, which is in HOME/cache and serves all
     /// jobs
     #[arg(
         long,
@@ -145,8 +148,8 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     cache_size: u64,
-    /// Bytes in memory of what is being read, however many files are open [default: a 256th of the
-    /// memory there is, 64MiB to 256MiB]
+    /// Memory for the blocks that are being read, however many files are open [default: a 256th of
+    /// the memory that this process may use, 64MiB to 256MiB]
     #[arg(
         long,
         env = "ION_CACHE_MEMORY",
@@ -159,13 +162,13 @@ pub(crate) struct Global {
     /// Print JSON documents instead of tables
     #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
-    /// Say more: once for what happens, twice for details
+    /// Log more: once for what happens, twice for details
     #[arg(short, long, action = clap::ArgAction::Count, global = true, help_heading = "Global options")]
     verbose: u8,
-    /// Let the daemon answer every read itself, also where the kernel could
+    /// Let the daemon answer every read itself, even where the kernel could
     #[arg(long, env = "ION_NO_PASSTHROUGH", global = true, help_heading = "Global options")]
     no_passthrough: bool,
-    /// Give jobs no namespaces of their own; ION_DIR tells a module where its tree is
+    /// Run jobs without namespaces of their own; ION_DIR tells a module where its tree is
     #[arg(long, env = "ION_NO_NAMESPACES", global = true, help_heading = "Global options")]
     no_namespaces: bool,
 }
@@ -175,11 +178,11 @@ pub(crate) struct Global {
 pub(crate) struct Settings {
     pub(crate) home: PathBuf,
     pub(crate) json: bool,
-    /// What flags and environment say of the stores: it overrides every file.
+    /// The stores that flags and environment name. They override every file.
     said: PlaneSection,
     urls: StoreUrls,
     passthrough: bool,
-    /// What has to be closed before the command ends.
+    /// The document stores to close before the command ends.
     pub(crate) opened: Opened,
     commit_deadline: Duration,
     limits: Limits,
@@ -195,7 +198,7 @@ impl Settings {
             // Ion's crates all have names that begin with `ion`.
             EnvFilter::new(format!("warn,lapin=off,ion={level}"))
         });
-        // A log has lines; spans are the exporter's.
+        // The log has lines only; spans go to the exporter.
         let filter = filter.add_directive(format!("{}=off", ionfs::spans::TARGET).parse()?);
         let log = tracing_subscriber::fmt::layer()
             .with_writer(|| LogWriter)
@@ -225,7 +228,7 @@ impl Settings {
         let defaults = CacheLimits::default();
         let cache = CacheLimits {
             disk_bytes: global.cache_size,
-            // Four blocks at least, or reads would wait for each other.
+            // At least four blocks: with fewer, reads would wait for each other.
             memory_bytes: global.cache_memory.unwrap_or(defaults.memory_bytes).max(4 * BLOCK),
             ..defaults
         };
@@ -245,7 +248,8 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Which stores: what was said, else what a file says, else the embedded ones.
+    /// Chooses each store: the one that flags or environment name, else the one that the file
+    /// names, else the embedded one.
     fn choose(&mut self, file: &PlaneSection) -> Result<(), Failure> {
         let wanted = PlaneSection {
             blobs: self.said.blobs.clone().or_else(|| file.blobs.clone()),
@@ -263,8 +267,8 @@ impl Settings {
     }
 
     /// Takes the stores that a pipeline file names, and notes them in the home, so that `ion trace`
-    /// and the like look at the same ones. As written there: a password that the file takes from
-    /// the environment is not kept.
+    /// and other commands open the same ones. The note has them as the file has: a password that
+    /// the file takes from the environment is not written down.
     pub(crate) fn adopt(&mut self, section: &PlaneSection) -> Result<(), Failure> {
         self.choose(section)?;
         let file = self.home.join(PLANE);
@@ -280,20 +284,23 @@ impl Settings {
         Ok(std::io::Write::write_all(&mut file, &serde_json::to_vec_pretty(section)?)?)
     }
 
-    /// Opens the stores of a command that only looks at them, or steers what is there: it makes
-    /// none.
+    /// Opens the stores for a command that only looks at them, or steers existing jobs. Such a
+    /// command never makes stores.
+    ///
+    /// # Errors
+    /// When a file of an embedded store does not exist, or a store cannot be opened.
     pub(crate) async fn existing_plane(&self) -> Result<DataPlane, Failure> {
         match self.urls.missing() {
             None => self.plane().await,
             Some(missing) => Err(Failure(format!(
-                "{} is not there: nothing has been run from this folder or one above it. `ion up` begins; --home (or \
-                 ION_HOME) says where the state is if it lies elsewhere",
+                "{} is not there: nothing has been run from this folder or one above it. Start with `ion up`, or name \
+                 the folder that holds the state with --home (or ION_HOME)",
                 missing.display()
             ))),
         }
     }
 
-    /// Opens the stores.
+    /// Opens the stores, and makes embedded ones that do not exist yet.
     pub(crate) async fn plane(&self) -> Result<DataPlane, Failure> {
         if self.home.exists() || self.urls.files().iter().any(|store| store.starts_with(&self.home))
         {
@@ -304,7 +311,7 @@ impl Settings {
         Ok(plane)
     }
 
-    /// How a daemon of this command behaves.
+    /// Returns the settings of the node that this command runs.
     pub(crate) fn node(&self) -> NodeSettings {
         NodeSettings {
             passthrough: self.passthrough,
@@ -315,17 +322,18 @@ impl Settings {
         }
     }
 
-    /// Where the stores are, for people.
+    /// The URLs of the stores.
     pub(crate) fn urls(&self) -> &StoreUrls {
         &self.urls
     }
 }
 
-/// The home of a command that names none: as with `git`, that of the folder it is called in, or of
-/// the nearest one above.
+/// Finds the home of a command that names none. As with `git`, it is in the working directory, or
+/// in the nearest folder above that has one.
 fn nearest_home(folder: &Path) -> Result<PathBuf, Failure> {
     let mut homes = folder.ancestors().map(|folder| folder.join(HOME));
-    // A folder that is only called so has neither, or cannot be looked into.
+    // A folder that only has the name of a home holds neither file. One that cannot be looked into
+    // is taken for a home.
     let is_home = |home: &PathBuf| {
         let holds = |file: &str| match home.join(file).try_exists() {
             Err(error) => error.kind() == std::io::ErrorKind::PermissionDenied,
@@ -335,8 +343,8 @@ fn nearest_home(folder: &Path) -> Result<PathBuf, Failure> {
     };
     let Some(home) = homes.find(is_home) else { return Ok(folder.join(HOME)) };
     let metadata = home.metadata()?;
-    // What it says (which stores, with what of this environment) would be obeyed; what is made in
-    // it, its owner could not change.
+    // Another user's home would decide which stores this command opens, with which variables of its
+    // environment; and that user could not change the files that this command makes in it.
     if metadata.uid() != rustix::process::geteuid().as_raw() {
         return Err(Failure(format!(
             "{} belongs to user {}: run ion as that user, or name a home of your own with --home (or ION_HOME)",
@@ -347,8 +355,8 @@ fn nearest_home(folder: &Path) -> Result<PathBuf, Failure> {
     Ok(home)
 }
 
-/// Writes the fields of a log, of which modules, requests and messages choose some: each in one
-/// line, and cut where it is long.
+/// Writes the fields of a log line. Modules, requests and messages choose some of them, so each
+/// stays in one line and a long one is cut.
 fn harmless_fields() -> impl for<'w> FormatFields<'w> + 'static {
     let field = |out: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| {
         if field.name() != "message" {
@@ -359,7 +367,7 @@ fn harmless_fields() -> impl for<'w> FormatFields<'w> + 'static {
     debug_fn(field).delimited(" ")
 }
 
-/// What stands in a command line stands in every list of processes.
+/// Warns of passwords in the command line, which every list of processes shows.
 fn warn_of_passwords() {
     let has_password = |word: OsString| {
         let word = word.to_string_lossy();
@@ -372,50 +380,54 @@ fn warn_of_passwords() {
     }
 }
 
-/// Whether people want colours on their terminals (no-color.org).
+/// Returns whether the user wants colours on the terminal (no-color.org).
 pub(crate) fn wants_colours() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Where programs are looked for.
+/// Returns the search path for programs.
 pub(crate) fn search_path() -> String {
     std::env::var("PATH").unwrap_or_else(|_| PATH.to_owned())
 }
 
-/// Where the service manager listens, if there is one.
+/// Returns the address of the service manager's socket, if there is one.
 pub(crate) fn notify_socket() -> Option<OsString> {
     std::env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty())
 }
 
-/// Whether a file is one that the service manager hands to this service alone (`LoadCredential=`).
+/// Returns whether a file is a credential that the service manager gives to this service alone
+/// (`LoadCredential=`).
 pub(crate) fn is_credential(file: &Path) -> bool {
     std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|folder| file.starts_with(folder))
 }
 
-/// How long the service manager waits for a sign of life of this very process, if it does.
+/// Returns how long the service manager waits for a sign of life of this process, if it waits for
+/// one.
 pub(crate) fn watchdog_interval() -> Option<Duration> {
     let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
     let meant = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
     number("WATCHDOG_USEC").filter(|micros| meant && *micros > 1).map(Duration::from_micros)
 }
 
-/// What requests for metrics have to bring along. Not a flag: a command line is no place for it.
+/// Returns the bearer token that requests for metrics must bring. It is not a flag, because every
+/// user of the machine can read a command line.
 pub(crate) fn metrics_token() -> Option<String> {
     variable("ION_METRICS_TOKEN").filter(|token| !token.is_empty())
 }
 
-/// The lines of tokens that requests to the gateway have to bring. Not a flag either.
+/// Returns the lines of tokens that requests to the gateway must bring. Not a flag, for the same
+/// reason.
 pub(crate) fn gateway_tokens() -> Option<String> {
     variable("ION_GATEWAY_TOKENS").filter(|tokens| !tokens.is_empty())
 }
 
-/// What tokens of tickets are signed with. Not a flag either.
+/// Returns the key that signs the tokens of tickets. Not a flag, for the same reason.
 pub(crate) fn ticket_key() -> Result<TicketKey, String> {
     let text = variable("ION_TICKET_KEY").unwrap_or_default();
     TicketKey::new(&text).map_err(|reason| format!("ION_TICKET_KEY: {reason}"))
 }
 
-/// Whether OpenTelemetry's standard variables ask for spans.
+/// Returns whether OpenTelemetry's standard variables ask for spans.
 pub(crate) fn wants_spans() -> bool {
     let says = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let is =
@@ -425,7 +437,7 @@ pub(crate) fn wants_spans() -> bool {
     endpoint.is_some() && !is("OTEL_SDK_DISABLED", "true") && !is("OTEL_TRACES_EXPORTER", "none")
 }
 
-/// What every module's environment begins with.
+/// Returns the variables that every module's environment begins with.
 pub(crate) fn module_environment() -> Vec<(String, String)> {
     let mut env = of_this_process(&PASSED_ON);
     if !env.iter().any(|(key, _)| key == "PATH") {
@@ -434,7 +446,7 @@ pub(crate) fn module_environment() -> Vec<(String, String)> {
     env
 }
 
-/// What the client of registries finds in its environment beside [`module_environment`].
+/// Returns the variables that the registry client gets in addition to [`module_environment`].
 pub(crate) fn registry_environment() -> Vec<(String, String)> {
     of_this_process(&OF_REGISTRIES)
 }
@@ -443,12 +455,12 @@ fn of_this_process(names: &[&str]) -> Vec<(String, String)> {
     names.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect()
 }
 
-/// A time in which something has to answer or be heard of: a second to a day.
+/// Reads a deadline for an answer or a sign of life: one second to one day.
 pub(crate) fn some_time(text: &str) -> Result<Duration, String> {
     time_within(text, Duration::from_secs(1), Duration::from_secs(24 * 60 * 60))
 }
 
-/// How long to wait at most.
+/// Reads the longest time to wait, which may be zero.
 pub(crate) fn any_time(text: &str) -> Result<Duration, String> {
     time_within(text, Duration::ZERO, TIME_MAX)
 }

@@ -1,14 +1,16 @@
-//! OpenTelemetry: the spans of [`ionfs::spans`] go to whoever `OTEL_EXPORTER_OTLP_ENDPOINT` names.
+//! OpenTelemetry: sends the spans of [`ionfs::spans`] to the collector that
+//! `OTEL_EXPORTER_OTLP_ENDPOINT` names.
 //!
 //! # How it works
-//! Spans come as `tracing`'s; a layer makes OpenTelemetry's of them, under ids and parents that
-//! their fields say. (To `tracing-opentelemetry` a parent of another process is told by a call in
-//! the code that makes the span, which would have to know OpenTelemetry.) The SDK queues what has
-//! ended and sends it in batches from a thread of its own.
+//! The code makes spans of `tracing`. A layer turns them into OpenTelemetry's, with the ids and
+//! parents that their fields give. (With `tracing-opentelemetry`, the code that makes a span would
+//! have to call OpenTelemetry to set a parent of another process.) The SDK queues the spans that
+//! have ended and sends them in batches from a thread of its own.
 //!
 //! # What it never does
-//! Hold up a job: a full queue drops spans, and a collector that is away costs a warning. Say what
-//! `OTEL_EXPORTER_OTLP_HEADERS` holds.
+//! - Hold up a job: when the queue is full, spans are dropped; when the collector is unavailable,
+//!   there is one warning.
+//! - Print the content of `OTEL_EXPORTER_OTLP_HEADERS`.
 
 use std::cell::Cell;
 use std::fmt;
@@ -40,27 +42,27 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::Failure;
 use crate::settings::wants_spans;
 
-/// What this program calls itself, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES do.
+/// The service name in spans, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES names another.
 const SERVICE: &str = "ion";
 
 /// How long one request to the collector may take.
 const SEND: Duration = Duration::from_secs(10);
 
-/// How long the end of the program waits for the collector to take what is queued.
+/// How long the program waits at its end for the collector to take the queued spans.
 const FLUSH: Duration = Duration::from_secs(5);
 
-/// Bytes of a collector's answer that are read. Only its status matters.
+/// At most this many bytes of the collector's answer are read. Only its status matters.
 const ANSWER_MAX: usize = 64 << 10;
 
-/// Where spans go.
+/// The sender of spans to the collector.
 #[derive(Debug)]
 pub(crate) struct Exporter {
     provider: SdkTracerProvider,
 }
 
 impl Exporter {
-    /// What the standard variables ask for; none: nothing is to be sent. Must be called inside a
-    /// Tokio runtime.
+    /// Makes the exporter that OpenTelemetry's standard variables describe, or none if they ask for
+    /// no spans. Must be called inside a Tokio runtime.
     pub(crate) fn from_environment() -> Result<Option<Self>, Failure> {
         if !wants_spans() {
             return Ok(None);
@@ -82,7 +84,7 @@ impl Exporter {
         Ok(Some(Self { provider }))
     }
 
-    /// Makes OpenTelemetry's spans of ours, and of nothing else.
+    /// Returns the layer that turns Ion's spans, and no others, into OpenTelemetry's.
     pub(crate) fn layer<S>(&self) -> impl Layer<S> + use<S>
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
@@ -93,7 +95,7 @@ impl Exporter {
         Bridge { tracer: self.provider.tracer(SERVICE) }.with_filter(ours)
     }
 
-    /// Sends what is left, if the collector takes it in time.
+    /// Sends the spans that are left, if the collector takes them within [`FLUSH`].
     pub(crate) async fn finish(self) {
         let sent =
             tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FLUSH)).await;
@@ -104,11 +106,11 @@ impl Exporter {
 }
 
 thread_local! {
-    /// The ids of the next span that this thread makes.
+    /// The trace id and span id for the next span that this thread makes, where they are given.
     static NEXT: Cell<(Option<TraceId>, Option<SpanId>)> = const { Cell::new((None, None)) };
 }
 
-/// Ids as they were derived; any others are drawn.
+/// Gives spans the ids that were derived from Ion's ids, and random ones otherwise.
 #[derive(Debug, Default)]
 struct Ids(RandomIdGenerator);
 
@@ -122,7 +124,8 @@ impl IdGenerator for Ids {
     }
 }
 
-/// The layer. A span's [`Context`] lies in its extensions while it lives.
+/// The layer that turns spans of `tracing` into OpenTelemetry's. An open span has its [`Context`]
+/// in its extensions.
 struct Bridge {
     tracer: SdkTracer,
 }
@@ -134,7 +137,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Bridge {
         attributes.record(&mut fields);
         let above = span.parent();
         let above = above.as_ref().and_then(|above| above.extensions().get::<Context>().cloned());
-        // What belongs to no correlation belongs to no trace.
+        // A span that belongs to no correlation belongs to no trace, and is not sent.
         let Some(parent) = above.or_else(|| fields.context()) else { return };
         let own = fields.job.id();
         let name = fields.name.unwrap_or_else(|| attributes.metadata().name().to_owned());
@@ -170,7 +173,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Bridge {
     }
 }
 
-/// An attempt of a job, as fields name it.
+/// An attempt of a job, as the fields of a span name it.
 #[derive(Default)]
 struct Attempt {
     job: Option<String>,
@@ -183,7 +186,7 @@ impl Attempt {
     }
 }
 
-/// The fields of a span, and what some of them mean.
+/// The fields of a span. Those that decide its name, ids or status have a member of their own.
 #[derive(Default)]
 struct Fields {
     name: Option<String>,
@@ -196,7 +199,7 @@ struct Fields {
 }
 
 impl Fields {
-    /// Where a span stands that has no parent in this process.
+    /// Returns the parent context of a span that has no parent in this process.
     fn context(&self) -> Option<Context> {
         let trace = trace(self.correlation.as_deref()?);
         Some(match self.parent.id() {
@@ -250,7 +253,8 @@ fn trace(correlation: &str) -> TraceId {
     TraceId::from_bytes(spans::trace_id(correlation))
 }
 
-/// Sends requests of the SDK's thread, which has no runtime of its own, from ours.
+/// An HTTP client for the SDK's thread. That thread has no Tokio runtime, so the client sends the
+/// requests on the program's runtime.
 #[derive(Debug)]
 struct Client {
     http: reqwest::Client,
@@ -270,7 +274,7 @@ impl HttpClient for Client {
         };
         match failed {
             None => self.failing.store(false, Ordering::Relaxed),
-            // Once for each time that it is away.
+            // One warning for each time that the collector fails, until it takes spans again.
             Some(reason) if !self.failing.swap(true, Ordering::Relaxed) => {
                 tracing::warn!(
                     reason,
@@ -283,7 +287,8 @@ impl HttpClient for Client {
     }
 }
 
-/// The address may hold a password: no error names it.
+/// Sends a request and reads the answer, up to [`ANSWER_MAX`] bytes. The URL may hold a password,
+/// so no error names it.
 async fn send(
     http: reqwest::Client,
     request: reqwest::Request,

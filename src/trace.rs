@@ -1,4 +1,4 @@
-//! `ion trace`: what came of an event, as a tree.
+//! `ion trace`: the events and jobs of a correlation, as a tree.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -16,23 +16,24 @@ use serde_json::json;
 use crate::settings::Settings;
 use crate::{Failure, Outcome, Verdict, output};
 
-/// Values of a job's insights that a tree shows.
+/// The tree shows at most this many values of a job's insights.
 const VALUES_MAX: usize = 100;
 
-/// Things waited for that are named below a tree.
+/// At most this many obstacles are named below the tree.
 const OBSTACLES_MAX: usize = 20;
 
-/// Show all that came of one first event, with times, sizes and states
+/// Show all events and jobs that came of one first event, with times, sizes and states
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
-  ion trace                  the latest correlation
-  ion trace 3f2b91c0         one whose id, or one of whose events' ids, begins like this
+  ion trace                  show the latest correlation
+  ion trace 3f2b91c0         show the one whose id, or one of whose events' ids, begins like this
   ion trace --dot | dot -Tsvg > trace.svg")]
 pub(crate) struct Args {
-    /// A correlation's or an event's id, or the beginning of one [default: the latest]
+    /// The id of a correlation or of one of its events, or the beginning of an id [default: the
+    /// latest correlation]
     id: Option<String>,
-    /// Print it as a graph for Graphviz
+    /// Print the correlation as a graph for Graphviz
     #[arg(long, conflicts_with = "json")]
     dot: bool,
 }
@@ -53,7 +54,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
             output::line(text);
         }
         outdated(&trace.status).iter().for_each(output::line);
-        // Of what has ended, dead jobs stand in the tree.
+        // A correlation that has ended waits for dead jobs only, and the tree shows those.
         if trace.status.verdict() == ProgressVerdict::Running || trace.status.held_back > 0 {
             let (registered, served) = (ledger.registered().await?, served_modules(&ledger).await?);
             let obstacles = obstacles(&trace.status, &registered, &served);
@@ -68,11 +69,12 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     Ok(Verdict::Well)
 }
 
-/// A line for each gathering job that has run without what a job has made since.
+/// Returns a line for each gathering job that ran before a job below it was run again, and so lacks
+/// the new results.
 pub(crate) fn outdated(status: &Status) -> Vec<String> {
     let line = |(gatherer, again): (&JobRecord, &JobRecord)| {
         format!(
-            "{} {} ran without {} {}, which was run again since: what it made lacks that",
+            "{} {} ran without {} {}, which was run again since: its results lack the new ones",
             gatherer.module,
             gatherer.id.short(),
             again.module,
@@ -82,7 +84,7 @@ pub(crate) fn outdated(status: &Status) -> Vec<String> {
     status.outdated().into_iter().map(line).collect()
 }
 
-/// The events, oldest first.
+/// Returns all events, the oldest first.
 async fn events(ledger: &Ledger) -> Result<Vec<Event>, Failure> {
     let query =
         Query::equal(Collection::Events, vec![("context.documentType", json!("eventMeta"))])
@@ -97,7 +99,10 @@ async fn latest(ledger: &Ledger) -> Result<Event, Failure> {
     })
 }
 
-/// The event of an id, or of the only id that begins so.
+/// Returns the event with this id, or the only event whose id begins with it.
+///
+/// # Errors
+/// When there is no such event, or more than one.
 pub(crate) async fn find_event(ledger: &Ledger, id: &str) -> Result<Event, Failure> {
     if let Some(event) = ledger.event(&EventId::new(id)).await? {
         return Ok(event);
@@ -142,7 +147,7 @@ pub(crate) async fn find_correlation(ledger: &Ledger, id: &str) -> Result<String
     }
 }
 
-/// The tree as lines.
+/// Returns the lines of a correlation's tree, with a summary in the last one.
 fn tree(
     correlation: &str,
     status: &Status,
@@ -166,26 +171,26 @@ fn tree(
     lines
 }
 
-/// A line of a tree and what is below it.
+/// A node of the tree: an event or a job.
 #[derive(Clone, Copy)]
 enum Node<'a> {
     Event(&'a Event),
     Job(&'a JobRecord),
 }
 
-/// Levels that are shown by their indentation. Deeper ones stand as far in as these, with the
-/// number of their level.
+/// At most this many levels are indented. Deeper ones have the indentation of the last of these,
+/// and the number of their level.
 const INDENTED_MAX: usize = 40;
 
-/// What came of what.
+/// The events and jobs of a correlation, by their parents.
 struct Tree<'a> {
     events: &'a [Event],
     insights: &'a BTreeMap<String, InsightRecord>,
     status: &'a Status,
     jobs: HashMap<&'a str, Vec<&'a JobRecord>>,
-    /// The events that a job has committed, by the job.
+    /// The events that a job has committed, by the job's id.
     made: HashMap<&'a str, Vec<&'a Event>>,
-    /// Those that came of an event and of none of its jobs, by the event.
+    /// The child events that none of the parent event's jobs has committed, by the parent's id.
     others: HashMap<&'a str, Vec<&'a Event>>,
 }
 
@@ -216,7 +221,7 @@ impl<'a> Tree<'a> {
         let is_root = |event: &&Event| !known.contains(event.context.parent_event_id.as_str());
         let roots: Vec<&Event> = self.events.iter().filter(is_root).collect();
         self.add_below(&roots, &mut shown, lines);
-        // Ids and parents that somebody has chosen may make a circle, which has no first one.
+        // Users may choose ids and parents that form a circle, which has no root.
         for event in self.events {
             if !shown.contains(event.id.as_str()) {
                 self.add_below(&[event], &mut shown, lines);
@@ -224,8 +229,8 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Adds these events with all that came of them. Without recursion: a lineage may be as deep as
-    /// it likes.
+    /// Adds the lines of these events and of everything below them. It does not recurse, because a
+    /// lineage may have any depth.
     fn add_below(
         &self,
         roots: &[&'a Event],
@@ -282,7 +287,7 @@ impl<'a> Tree<'a> {
             .collect()
     }
 
-    /// What is said of a job beside its line.
+    /// Returns the remarks that stand below a job's line.
     fn remarks(&self, job: &JobRecord) -> Vec<String> {
         let mut remarks = Vec::new();
         remarks.extend(
@@ -320,7 +325,7 @@ fn event_line(event: &Event) -> String {
     let event_type =
         output::coloured(&output::of_others(&event.event_type), output::Colour::Yellow);
     let told =
-        if event.cancelled { "  came of what was being cancelled: it starts nothing" } else { "" };
+        if event.cancelled { "  committed during a cancellation: it starts nothing" } else { "" };
     let line = format!("{event_type}  {}  {files}", output::of_others(event.id.short()));
     format!("{}{told}", line.trim_end())
 }
@@ -344,9 +349,9 @@ pub(crate) fn job_line(job: &JobRecord) -> String {
     )
 }
 
-/// The graph in Graphviz's language, as lines.
+/// Returns the lines of the graph in Graphviz's language.
 fn dot(status: &Status) -> Vec<String> {
-    // In quotes; what would end them, or the line, is escaped.
+    // Names are put in quotes, so quotes, backslashes and line breaks in them are escaped.
     let named = |text: &str| output::of_others(text).replace('\\', "\\\\").replace('"', "\\\"");
     let mut lines = vec!["digraph correlation {".to_owned(), "  rankdir=LR;".to_owned()];
     for event in &status.events {

@@ -1,4 +1,4 @@
-//! `ion up`: everything on this machine.
+//! `ion up`, `ion dispatch` and `ion relay`: the daemons that run jobs and publish events.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,43 +29,44 @@ use crate::settings::{
 };
 use crate::{Failure, Outcome, Verdict, doctor};
 
-/// Waiting events that are counted.
+/// At most this many waiting events are counted.
 const WAITING_SHOWN: usize = 1_000_000;
 
-/// Notices on their way to what shows them, which never waits.
+/// The capacity of the queue of notices to the task that shows them, which never waits.
 const NOTICES: usize = 4096;
 
 /// Run a pipeline's modules on this machine, until Ctrl-C
 ///
-/// Without PIPELINE: the modules of ./pipeline.yaml if it is there, else all registered ones. Jobs
-/// that a killed run left are taken up again. Ctrl-C stops running jobs, queues them again and
-/// leaves nothing mounted; a second one ends at once.
+/// Without PIPELINE it runs the modules of ./pipeline.yaml if that file exists, else all registered
+/// ones. Jobs that a killed run left are taken up again. Ctrl-C stops running jobs, queues them
+/// again and leaves nothing mounted; a second Ctrl-C ends the command at once.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Example:\n  ion up examples/video/pipeline.yaml")]
 pub(crate) struct Args {
     /// The pipeline file
     pipeline: Option<PathBuf>,
-    /// Jobs at a time of all modules together [default: twice the processors]
+    /// How many jobs of all modules run at the same time at most [default: twice the number of
+    /// processors]
     #[arg(long, value_parser = at_a_time)]
     jobs: Option<usize>,
-    /// How long jobs stay with a dispatcher that is not heard of: longer than your document store
-    /// may be away
+    /// How long jobs stay with a dispatcher that gives no sign of life; choose more than your
+    /// document store may be unavailable
     #[arg(long, env = "ION_LEASE", default_value = "60s", value_parser = some_time, value_name = "TIME")]
     lease: std::time::Duration,
     /// Where pods of modules with `executor: kubernetes` run [default: the namespace of the
     /// kubeconfig, or this pod's own]
     #[arg(long, env = "ION_KUBERNETES_NAMESPACE", value_name = "NAME")]
     kubernetes_namespace: Option<String>,
-    /// Remove modules that an earlier version of the file has registered and that it has no more,
-    /// with what waits for them
+    /// Remove modules that an earlier version of the file registered and this version no longer
+    /// has, together with the events in their queues
     #[arg(long)]
     drop_missing: bool,
-    /// Do not show what modules print
+    /// Do not show the output of modules
     #[arg(short, long)]
     quiet: bool,
     #[command(flatten)]
     metrics: MetricsArgs,
-    /// Serve HTTP at this address too, 127.0.0.1:8080 for instance: see `ion help gateway`
+    /// Also serve HTTP at this address, for instance 127.0.0.1:8080: see `ion help gateway`
     /// [default: off]
     #[arg(long, env = "ION_GATEWAY", value_name = "ADDRESS")]
     gateway: Option<std::net::SocketAddr>,
@@ -75,11 +76,11 @@ pub(crate) struct Args {
 
 /// Run the jobs of a pipeline's modules, beside other dispatchers on the same stores
 ///
-/// Like `ion up`, for a deployment: any number of them, on any number of hosts, share each module's
-/// queue. Every host has an ION_HOME of its own, the same stores (ION_BLOBS, ION_DOCUMENTS, ION_BUS
-/// or the file's plane section), and the modules' programs at the same paths. Without PIPELINE it
-/// serves the registered modules, and those that `ion module create` and `delete` add, change and
-/// take away while it runs.
+/// Like `ion up`, for a deployment: any number of dispatchers, on any number of hosts, share each
+/// module's queue. Every host has an ION_HOME of its own, the same stores (ION_BLOBS,
+/// ION_DOCUMENTS, ION_BUS or the file's plane section), and the modules' programs at the same
+/// paths. Without PIPELINE and without ./pipeline.yaml it serves the registered modules, and
+/// follows the changes that `ion module create` and `ion module delete` make while it runs.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Example:\n  ion dispatch pipeline.yaml --module detect --jobs 8")]
 pub(crate) struct DispatchArgs {
@@ -98,9 +99,9 @@ pub(crate) async fn run(settings: Settings, args: Args) -> Outcome {
     serve(settings, args, &[], false).await
 }
 
-/// Publish what was committed while the broker was away, until Ctrl-C
+/// Publish events that were committed while the broker was unavailable, until Ctrl-C
 ///
-/// Every dispatcher does so too; this does nothing else.
+/// Every dispatcher does so too; this command does nothing else.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct RelayArgs {
     #[command(flatten)]
@@ -114,7 +115,10 @@ pub(crate) async fn relay(settings: &Settings, args: RelayArgs) -> Outcome {
     let mut relay = Relay::new(plane, GRACE);
     endpoint.vitals.begins();
     crate::service::ready();
-    output::say(&format!("ready: what is not published for {} s will be", GRACE.as_secs()));
+    output::say(&format!(
+        "ready: publishes events that are still unpublished after {} s",
+        GRACE.as_secs()
+    ));
     let stop = until_asked_to_stop();
     tokio::pin!(stop);
     loop {
@@ -135,8 +139,8 @@ pub(crate) async fn relay(settings: &Settings, args: RelayArgs) -> Outcome {
     Ok(Verdict::Well)
 }
 
-/// Says which of these modules, with those that are registered, feed each other without an end, and
-/// which seem to miss each other by a letter.
+/// Warns of mistakes in these modules and the registered ones: modules that feed each other without
+/// an end, and event types that differ by a letter, so that a module misses the other's events.
 pub(crate) async fn say_slips(ledger: &Ledger, modules: &[Module]) -> Result<(), Failure> {
     let is_named = |other: &Module| modules.iter().any(|module| module.name == other.name);
     let mut all = ledger.modules().await?;
@@ -144,17 +148,18 @@ pub(crate) async fn say_slips(ledger: &Ledger, modules: &[Module]) -> Result<(),
     all.extend_from_slice(modules);
     for cycle in cycles(&all) {
         output::say(&format!(
-            "these modules feed each other: {cycle}; what comes of an event ends where the limit \"lineage-depth\" says, or \
-             with `ion cancel`"
+            "these modules feed each other: {cycle}; they stop at the limit \"lineage-depth\", or with `ion cancel`"
         ));
     }
     slips(&all).iter().for_each(|slip| output::say(slip));
     Ok(())
 }
 
-/// The modules of a pipeline file, or the registered ones; of them those that were named.
+/// Serves the modules of a pipeline file, or the registered ones, until it is asked to stop. If
+/// `only` names modules, it serves no others. Without a pipeline file `may_be_empty` allows that no
+/// module is registered yet.
 async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty: bool) -> Outcome {
-    // Read first: a mistake in the file is found before anything starts.
+    // The file is read first, so that a mistake in it is found before anything starts.
     let file =
         args.pipeline.or_else(|| Some(PathBuf::from("pipeline.yaml")).filter(|file| file.exists()));
     let pipeline = file.as_deref().map(|file| Pipeline::load(file, &search_path())).transpose()?;
@@ -261,7 +266,8 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
             output::say(&format!("ready: {}{to_come}", names.join(", ")));
         }
     });
-    // Both end at the same time: who waits for a job that is queued again is told so.
+    // The gateway and the dispatcher end together, so that a request which waits for a job receives
+    // the answer that the job is queued again.
     let ending = {
         let shutdown = shutdown.clone();
         async move {
@@ -283,8 +289,9 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
     Ok(Verdict::Well)
 }
 
-/// Tells of modules that an earlier version of a pipeline file has registered and that it has no
-/// more: events go on to be for them, and gatherings wait for that. Drops them, if it is asked to.
+/// Warns of modules that an earlier version of the pipeline file registered and this version no
+/// longer has: new events still name them, and gathering jobs wait for them. With `drop` it removes
+/// them.
 async fn missing(ledger: &Ledger, modules: &[Module], drop: bool) -> Result<(), Failure> {
     let Some(of_file) = modules.first() else { return Ok(()) };
     let same_file = |other: &Module| {
@@ -319,7 +326,7 @@ async fn missing(ledger: &Ledger, modules: &[Module], drop: bool) -> Result<(), 
     Ok(())
 }
 
-/// The executor of this machine; this program is its `job-init`.
+/// Makes the executor for this machine. It starts this program again as `job-init` in each job.
 pub(crate) async fn local_executor(
     settings: &Settings,
     node: Arc<Node>,
@@ -337,8 +344,8 @@ pub(crate) async fn local_executor(
     Ok(LocalExecutor::new(node, local, lines).await?)
 }
 
-/// Unmounts and removes what a killed run left below `mnt`: only runs without namespaces leave
-/// anything there.
+/// Unmounts and removes what a killed run left below `mnt` of the home. Only runs without
+/// namespaces leave anything there.
 fn sweep(home: &Path) {
     for entry in std::fs::read_dir(home.join("mnt")).into_iter().flatten().flatten() {
         match ionfs::mount::unmount_stale(&entry.path()) {
@@ -352,7 +359,7 @@ fn sweep(home: &Path) {
     }
 }
 
-/// SIGINT or SIGTERM.
+/// Waits until the process receives SIGINT or SIGTERM.
 pub(crate) async fn until_asked_to_stop() {
     use tokio::signal::unix::{SignalKind, signal};
     output::catches_signals();
@@ -367,7 +374,7 @@ pub(crate) async fn until_asked_to_stop() {
     }
 }
 
-/// What stands before a line that a job wrote.
+/// Returns the prefix of each line of a job's output.
 fn prefix(output: &LiveOutput) -> String {
     format!("{} | ", coloured_name(&output.module, &output.job))
 }
@@ -376,7 +383,7 @@ fn coloured_name(module: &str, job: &JobId) -> String {
     output::coloured(&format!("{module} {}", job.short()), colour(module))
 }
 
-/// Shows how jobs end.
+/// Shows how jobs end and modules change, until the sender of notices is dropped.
 async fn show(live: Arc<Live>, mut notices: mpsc::Receiver<Notice>) {
     while let Some(notice) = notices.recv().await {
         match notice {
@@ -407,7 +414,7 @@ fn ended(live: &Live, job: &JobRecord) {
     live.message(&job.id, &format!("{} {what} ({took})", coloured_name(&job.module, &job.id)));
 }
 
-/// Always the same colour for the same module.
+/// Returns a module's colour, which is the same each time.
 fn colour(module: &str) -> Colour {
     let sum: usize = module.bytes().map(usize::from).sum();
     [Colour::Blue, Colour::Green, Colour::Yellow, Colour::Grey][sum % 4]

@@ -1,13 +1,13 @@
-//! `--wait`: following a correlation to its end.
+//! `--wait`: follows a correlation to its end.
 //!
 //! # How it works
-//! The correlation is read again and again; what it waits for is said when that changes. A document
-//! store that is away is waited for: what was created goes on without this command, and a replica
-//! set that elects a new primary takes some ten seconds.
+//! The command reads the correlation again and again, and says what the correlation waits for when
+//! that changes. It also waits for an unavailable document store: the created event is processed
+//! without this command, and a replica set takes some ten seconds to elect a new primary.
 //!
 //! # What it never does
-//! Wait without an end: [`STORE_AWAY_MAX`] bounds a store's absence, and the caller's time-out all
-//! of it.
+//! Wait without an end: [`STORE_AWAY_MAX`] bounds the time that the store may be unavailable, and
+//! the caller's time-out bounds the whole wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -26,28 +26,32 @@ use crate::settings::Settings;
 use crate::trace::{job_line, outdated};
 use crate::{Failure, Outcome, Verdict, output};
 
-/// How often a correlation that is waited for is looked at.
+/// The shortest time between two looks at the correlation.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// The longest wait between two looks, at a correlation that takes long to read.
+/// The longest time between two looks, for a correlation that takes long to read.
 const LOOK_MAX: Duration = Duration::from_secs(5);
 
-/// How long a document store may be away at a stretch. Restarts and elections take seconds,
-/// upgrades a few minutes.
+/// How long a document store may be unavailable without a break. Restarts and elections take
+/// seconds, upgrades a few minutes.
 const STORE_AWAY_MAX: Duration = Duration::from_secs(300);
 
-/// How long nothing may move before it is said what moves next: where jobs end, their lines say
-/// enough.
+/// How long nothing may move before the command says what the correlation waits for. While jobs
+/// end, their own lines say enough.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// The shortest time between two such lines.
+/// The shortest time between two lines that say what the correlation waits for.
 const SAY_EVERY: Duration = Duration::from_secs(5);
 
-/// Things waited for that one line names.
+/// One line names at most this many obstacles.
 const NAMED_MAX: usize = 5;
 
-/// Follows a correlation to its end. On a terminal a line for each module; in a pipe a line for
-/// each job that ended.
+/// Follows a correlation to its end. A terminal shows a line for each module, a pipe gets a line
+/// for each job that has ended.
+///
+/// # Errors
+/// When the correlation does not exist or has not ended by the time-out, or when the document store
+/// fails or is unavailable for longer than [`STORE_AWAY_MAX`].
 pub(crate) async fn wait(
     settings: &Settings,
     ledger: &Ledger,
@@ -88,7 +92,7 @@ pub(crate) async fn wait(
                 if since.elapsed() > STORE_AWAY_MAX {
                     let most = format_duration(STORE_AWAY_MAX);
                     return Err(Failure(format!(
-                        "the document store was away for {most}: {}; `ion trace {correlation}` shows the rest",
+                        "the document store was unavailable for {most}: {}; `ion trace {correlation}` shows the rest",
                         chain(&error)
                     )));
                 }
@@ -97,11 +101,12 @@ pub(crate) async fn wait(
         }
         if Instant::now() > deadline {
             return Err(Failure(format!(
-                "after {} it has not ended; `ion trace {correlation}` shows where it stands",
+                "the correlation has not ended after {}; `ion trace {correlation}` shows how far it is",
                 format_duration(timeout)
             )));
         }
-        // A large correlation is read for a part of the time only.
+        // At most a fifth of the time goes into reading a large correlation, until that takes so
+        // long that LOOK_MAX bounds the pause.
         tokio::time::sleep(LOOK.max((begun.elapsed() * 4).min(LOOK_MAX))).await;
     }
 }
@@ -117,12 +122,13 @@ async fn look(
     Ok((now, waited_for))
 }
 
-/// What was said of what is waited for.
+/// What the command has said about the obstacles that a correlation waits for.
 struct Waits {
-    /// Events and ended jobs at the last look that found more of them.
+    /// The number of events and ended jobs at the last look at which it changed.
     progress: usize,
+    /// When it changed.
     moved: Instant,
-    /// What was said and still stands.
+    /// The obstacles that were named and are still there.
     said: Vec<Obstacle>,
     spoke: Option<Instant>,
 }
@@ -132,8 +138,8 @@ impl Waits {
         Self { progress: 0, moved: Instant::now(), said: Vec::new(), spoke: None }
     }
 
-    /// Says what is waited for, if there is something new in it: at once what people have to mend,
-    /// all else only when nothing has moved for a while.
+    /// Names the obstacles if one of them is new. Those that people have to remove are named at
+    /// once, all others only when nothing has moved for a while.
     fn say(&mut self, now: &Status, mut obstacles: Vec<Obstacle>) {
         let ended = now.jobs.iter().filter(|job| job.state.is_final()).count();
         if self.progress != now.events.len() + ended {
@@ -166,7 +172,7 @@ fn named(obstacles: &[Obstacle]) -> String {
     named.join("; ")
 }
 
-/// What was shown of a correlation's jobs.
+/// What the user has been shown of a correlation's jobs.
 struct Shown {
     jobs: BTreeSet<JobId>,
     bars: MultiProgress,
@@ -208,7 +214,7 @@ impl Shown {
         }
     }
 
-    /// Shows how it ended.
+    /// Shows how the correlation ended.
     fn end(&self, now: &Status, waited_for: &[Obstacle]) -> Verdict {
         self.by_module.values().for_each(ProgressBar::abandon);
         if self.json {
@@ -223,7 +229,7 @@ impl Shown {
         }
         outdated(now).iter().for_each(|line| output::say(line));
         if now.held_back > 0 {
-            output::say(&format!("it goes on only after {}", named(waited_for)));
+            output::say(&format!("the correlation goes on only after {}", named(waited_for)));
         }
         if now.failed() { Verdict::Failed } else { Verdict::Well }
     }

@@ -1,4 +1,4 @@
-//! What the benches measure with.
+//! Measuring helpers that the benches share.
 #![allow(dead_code, unreachable_pub, reason = "each bench uses a part of it")]
 
 use std::fs::File;
@@ -6,7 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// The time in the middle of so many.
+/// Returns the median time of `rounds` runs.
 pub fn median(rounds: usize, run: impl FnMut() -> Duration) -> Duration {
     middle(std::iter::repeat_with(run).take(rounds).collect())
 }
@@ -16,7 +16,7 @@ pub fn middle(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-/// Reads a whole file, a megabyte at a time.
+/// Reads a whole file in blocks of 1 MiB. Returns the time it took.
 pub fn read(path: &Path) -> Duration {
     let began = Instant::now();
     read_at_most(path, u64::MAX);
@@ -37,7 +37,7 @@ pub fn read_at_most(path: &Path, most: u64) {
     }
 }
 
-/// Writes a new file of so many megabytes and closes it.
+/// Writes a new file of `mib` MiB and closes it. Returns the time it took.
 pub fn write(path: &Path, mib: u64) -> Duration {
     let block: Vec<u8> = (0..1_u64 << 20).map(|at| ((at * 31) >> 3).to_le_bytes()[0]).collect();
     let began = Instant::now();

@@ -1,9 +1,9 @@
-//! Rows through a dispatcher: from publishing an event to what the modules of a pipeline have done
-//! with it.
+//! Rows that run through a dispatcher: from publishing an event until the modules of a pipeline are
+//! done with it.
 //!
-//! The modules are this program itself, told by its environment what to do: both sides of a row run
-//! the same code. They note when they are done in a folder outside of their tree, by the clock of
-//! this machine.
+//! The modules are this program itself, which its environment tells what to do, so that both sides
+//! of a row run the same code. Each module writes the time at which it is done to a folder outside
+//! its tree. The times are of this machine's clock.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -20,24 +20,24 @@ use super::support::mount::first_event;
 use super::support::{Home, Up};
 use super::{Bench, MIB, Store, number, row, row_of, urls};
 
-/// In a module's environment: what it is to do, and the folder of its notes.
+/// A module's environment variables: the task, and the folder of its notes.
 pub(crate) const MODULE: &str = "ION_BENCH_MODULE";
 const NOTES: &str = "ION_BENCH_NOTES";
 
-/// Rounds of the rows that start a dispatcher each.
+/// The rounds of the rows that start a new dispatcher per round.
 const ROUNDS: usize = 7;
 
 /// Bytes of a small file.
 const SMALL: usize = 4096;
 
-/// Small files stored or fetched by the bare client at the same time: as many as a daemon of Ion's
+/// How many small files the bare client stores or fetches in parallel: as many as a daemon of Ion
 /// uploads.
 const SIDE_BY_SIDE: usize = 8;
 
-/// How long a row may take that moves gigabytes.
+/// How long a row that moves gigabytes may take.
 const DEADLINE: Duration = Duration::from_secs(900);
 
-/// What a module does.
+/// Runs the task of a module.
 pub(crate) fn module(what: &str) {
     let notes = PathBuf::from(std::env::var_os(NOTES).unwrap());
     let tree = PathBuf::from(std::env::var_os("ION_DIR").unwrap());
@@ -69,12 +69,12 @@ pub(crate) fn module(what: &str) {
     }
 }
 
-/// Nanoseconds of this machine's clock: the same one for all its processes.
+/// Returns the nanoseconds of this machine's clock, which all its processes share.
 fn now() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()
 }
 
-/// A note appears as a whole.
+/// Writes a note, which appears as a whole.
 fn note(notes: &Path, name: &str, text: &str) {
     let draft = notes.join(format!(".{name}"));
     fs::write(&draft, text).unwrap();
@@ -98,7 +98,7 @@ fn write_small(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Reads every file of a folder; how many.
+/// Reads every file of a folder. Returns how many there are.
 fn read_small(folder: &Path) -> usize {
     let mut count = 0;
     for entry in fs::read_dir(folder).unwrap() {
@@ -108,7 +108,7 @@ fn read_small(folder: &Path) -> usize {
     count
 }
 
-/// A dispatcher of its own on a node that has nothing yet, over the store of all rows.
+/// A dispatcher with an empty home of its own, over the store of all rows.
 struct Plane<'a> {
     store: &'a Store,
     home: Home,
@@ -117,7 +117,8 @@ struct Plane<'a> {
 }
 
 impl<'a> Plane<'a> {
-    /// `modules`: what each does, what starts it and what it publishes.
+    /// Starts the dispatcher. `modules` gives each module's task, the event type that starts it and
+    /// the type it publishes.
     fn up(store: &'a Store, modules: &[(&str, &str, &str)], flags: &[&str]) -> Self {
         let mut home = Home::new();
         home.env.push(("ION_BLOBS".into(), store.url.clone()));
@@ -143,7 +144,8 @@ impl<'a> Plane<'a> {
         Self { store, home, notes, up: Some(up) }
     }
 
-    /// Publishes an event, as a program beside the dispatcher does; when that began.
+    /// Publishes an event as a program beside the dispatcher does. Returns the time at which that
+    /// began.
     fn publish(&self, id: &str, files: Vec<FileEntry>) -> u128 {
         let event = first_event(id, "go", files);
         self.store.runtime.block_on(async {
@@ -155,7 +157,7 @@ impl<'a> Plane<'a> {
         })
     }
 
-    /// What a module noted, once it has.
+    /// Waits for a module's note, and returns its number.
     fn noted(&self, name: &str) -> u128 {
         self.wait(name, || self.notes.join(name).exists());
         fs::read_to_string(self.notes.join(name)).unwrap().parse().unwrap()
@@ -163,7 +165,7 @@ impl<'a> Plane<'a> {
 
     #[allow(
         clippy::disallowed_methods,
-        reason = "a bench that looks without a pause slows what it measures"
+        reason = "a bench that polls without a pause slows down what it measures"
     )]
     fn wait(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let began = std::time::Instant::now();
@@ -177,7 +179,7 @@ impl<'a> Plane<'a> {
         self.up.as_ref().unwrap().log()
     }
 
-    /// Bytes of memory the dispatcher had at most.
+    /// Returns the peak memory of the dispatcher, in bytes.
     fn memory_max(&self) -> u64 {
         memory(self.up.as_ref().unwrap().pid(), "VmHWM:")
     }
@@ -192,7 +194,7 @@ impl Drop for Plane<'_> {
     }
 }
 
-/// Bytes that the kernel states of a process in this line.
+/// Returns the bytes that this line of a process's status states.
 pub(crate) fn memory(pid: u32, line: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let found = status.lines().find_map(|one| one.strip_prefix(line)).unwrap();
@@ -204,7 +206,8 @@ fn nanos(time: u128) -> Duration {
 }
 
 impl Bench {
-    /// From publishing to the module's first megabyte, of a large and of a small file.
+    /// Measures from publishing an event to the module's first megabyte, for a large and a small
+    /// file.
     pub(crate) fn first_bytes(&self) {
         let (large, small) = (self.large(), &self.small);
         let ours = |entry: &FileEntry| {
@@ -213,7 +216,7 @@ impl Bench {
             nanos(plane.noted("first") - began)
         };
         let (mut of_large, mut of_small) = (Vec::new(), Vec::new());
-        // In turns, so that a busy machine slows both.
+        // The two files alternate, so that a busy machine slows both.
         for _ in 0..ROUNDS {
             of_large.push(ours(large));
             of_small.push(ours(small));
@@ -232,7 +235,7 @@ impl Bench {
         row(&name, of_large, of_small, "0.8 to 1.2");
     }
 
-    /// Many small files from one job to the next.
+    /// Measures many small files on their way from one job to the next.
     pub(crate) fn small_files(&self) {
         let (count, store) = (files(), &self.store);
         let plane = Plane::up(store, &[("write", "go", "made"), ("read", "made", "")], &[]);
@@ -283,8 +286,8 @@ impl Bench {
         row("  of it: reading alone / native, copied in", reading, read_natively, "");
     }
 
-    /// What the daemon holds in memory while everything passes through it: as it comes, and where
-    /// its cache was told.
+    /// Measures the daemon's memory while gigabytes pass through it: with its default cache, and
+    /// with a limited one.
     pub(crate) fn memory(&self) {
         let large = self.large();
         let bytes = number("ION_BENCH_STREAM_MIB", 10 << 10) as u64 * MIB;
@@ -294,8 +297,8 @@ impl Bench {
             ("its default cache", [].as_slice()),
             ("64 MiB of cache", &["--cache-memory", "64MiB"]),
         ] {
-            // No room on disk: no job finds what another one has fetched, and the kernel passes
-            // nothing by the daemon.
+            // Without a cache on disk no job finds what another one has fetched, and the kernel
+            // reads no file without the daemon.
             let flags = [&["--jobs", "2", "--cache-size", "0"], said].concat();
             let plane = Plane::up(&self.store, &[("stream", "go", "")], &flags);
             idle = plane.memory_max();

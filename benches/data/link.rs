@@ -1,12 +1,14 @@
-//! A link that is slower than this machine: what lies between a node and an object store elsewhere.
+//! A simulated network link between a node and a remote object store.
 //!
 //! # How it works
-//! A TCP proxy before the store. All connections share one wire each way, which carries [`RATE`];
-//! what has left it arrives [`DELAY`] later. A connection reads no further ahead than its one piece
-//! that waits for the wire, so that all get their share and no queue builds up. Its first bytes
-//! come one round trip later: that of the handshake.
+//! The link is a TCP proxy in front of the store. All connections share one wire per direction,
+//! which carries [`RATE`]; a byte that has left the wire arrives [`DELAY`] later. A connection
+//! reads no further ahead than the one piece that waits for the wire, so all connections get a fair
+//! share and no queue builds up. The first bytes of a connection come one round trip later, for the
+//! handshake.
 //!
-//! The kernel's own `netem` is not in every kernel, and would slow whatever else runs here.
+//! The kernel's own `netem` is not in every kernel, and would slow everything else that runs on the
+//! machine.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,31 +20,31 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// Bytes a second, each way: 1 Gbit/s.
+/// Bytes per second in each direction: 1 Gbit/s.
 pub(crate) const RATE: f64 = 1e9 / 8.0;
 
-/// One way; there and back it is 20 ms.
+/// The delay of one direction; a round trip takes 20 ms.
 const DELAY: Duration = Duration::from_millis(10);
 
-/// What the wire may make up for when it stood idle: timers wake a millisecond late, more on a busy
+/// How much idle time the wire may make up for: timers fire a millisecond late, more on a busy
 /// machine. Longer would let a burst pass faster than the wire.
 const SLACK: Duration = Duration::from_millis(5);
 
-/// Bytes carried at a time: half a millisecond of the wire.
+/// Bytes that the wire carries as one piece: half a millisecond of the wire.
 const PIECE: usize = 64 << 10;
 
-/// Pieces of a connection that have left the wire and not arrived: what it carries in [`DELAY`],
-/// and some.
+/// The maximum number of a connection's pieces that have left the wire and not arrived: what the
+/// wire carries in [`DELAY`], and some more.
 const UNDER_WAY: usize = 64;
 
-/// The proxy. It ends with this value.
+/// The proxy, which stops on drop.
 pub(crate) struct Link {
     _runtime: Runtime,
     pub(crate) port: u16,
 }
 
 impl Link {
-    /// A link to a port of this machine.
+    /// Creates a link to a port of this machine.
     pub(crate) fn to(port: u16) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -69,9 +71,9 @@ impl Link {
     }
 }
 
-/// One direction, shared by all connections.
+/// One direction of the link, shared by all connections.
 struct Wire {
-    /// When it has carried all that was given to it.
+    /// The time at which the wire has carried all bytes that were given to it.
     free: Mutex<Instant>,
 }
 
@@ -80,7 +82,7 @@ impl Wire {
         Self { free: Mutex::new(Instant::now()) }
     }
 
-    /// Gives it bytes; when the last of them has left.
+    /// Gives bytes to the wire. Returns the time at which the last of them has left.
     fn carries(&self, bytes: usize) -> Instant {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         *free = (*free).max(Instant::now() - SLACK) + Duration::from_secs_f64(bytes as f64 / RATE);

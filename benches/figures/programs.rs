@@ -1,6 +1,6 @@
-//! What ordinary programs do with many names and many small writes below `out/data`, against a
-//! plain folder of the same disk, with the requests that each makes of the daemon: these no busy
-//! machine changes.
+//! Ordinary programs with many names and many small writes below `out/data`, compared with a plain
+//! folder of the same disk. Also counts the requests that each program makes of the daemon, which
+//! do not depend on how busy the machine is.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -15,7 +15,7 @@ const NAMES: usize = 20_000;
 const PACKED: usize = 2_000;
 const ROUNDS: usize = 3;
 
-/// Requests that a program waits for.
+/// The kinds of requests that a program waits for.
 const WAITED_FOR: [&str; 13] = [
     "lookup",
     "getattr",
@@ -32,13 +32,13 @@ const WAITED_FOR: [&str; 13] = [
     "getxattr",
 ];
 
-/// One row: what it does, of how many files, its goal, how often, and the program.
+/// One row: the program, the number of its files, its goal, and its rounds.
 struct Program<'bench> {
     name: &'bench str,
     files: usize,
     goal: &'bench str,
     rounds: usize,
-    /// Before each round: the kernel forgets all names.
+    /// Whether the kernel's cache of names is dropped before each round.
     forgets: bool,
     run: &'bench dyn Fn(&Path),
 }

@@ -1,13 +1,14 @@
-//! The ledger's side of the handler: which attempt of which job the folder belongs to.
+//! The handler's part of the job ledger: which attempt of which job the folder belongs to.
 //!
 //! # How it works
-//! Nothing runs between `prepare` and `commit`, so nobody could renew a lease: an attempt of the
-//! handler's stands for a day. It ends earlier when a later one begins: each `prepare` begins one,
-//! and what an earlier one still commits is refused by the guard that every commit has. `commit`
-//! goes on with the attempt that the folder notes.
+//! No process runs between `prepare` and `commit`, so no process can renew a lease. The lease of
+//! the handler's attempt therefore lasts a day. The attempt ends earlier when a later one begins:
+//! each `prepare` begins an attempt, and the fence of the commit protocol refuses a commit of an
+//! earlier one. `commit` continues the attempt that the note in the folder names.
 //!
 //! # What it never does
-//! Take a job from a dispatcher that works on it; run a job again that has succeeded.
+//! It never takes a job from a dispatcher that works on it, and never runs a job again that has
+//! succeeded.
 
 use std::time::Duration;
 
@@ -21,22 +22,22 @@ use uuid::Uuid;
 use crate::folder::{Folder, Note};
 use crate::{HandlerError, Work};
 
-/// How long an attempt stands without a sign of life: longer than any module that somebody waits
-/// for. Once it is over, a dispatcher of the plane queues the job.
+/// The lease of the handler's attempt: longer than any module runs while a person waits for it.
+/// When it has expired, a dispatcher of the plane queues the job.
 const TERM: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What the holders of the handler's attempts begin with.
+/// The beginning of the holder ids of the handler's attempts.
 const HOLDER: &str = "ion-handler:";
 
-/// Times a write is tried again when another one came first.
+/// How often a write is tried when other writes keep coming first.
 const RACES_MAX: usize = 8;
 
-/// Where the job of the work stands.
+/// The result of beginning or resuming an attempt of a job.
 #[derive(Clone, Debug)]
 pub enum Standing {
-    /// This attempt of it is ours.
+    /// The handler holds this attempt of the job.
     Ours(Attempt),
-    /// It has succeeded before.
+    /// The job has succeeded before.
     Succeeded(JobRecord),
 }
 
@@ -47,11 +48,13 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// Begins the next attempt of the job, and notes it in the folder. An earlier one of the
-    /// handler's can commit no more.
+    /// Begins the next attempt of the job, and notes it in the folder. An earlier attempt of the
+    /// handler can no longer commit.
     ///
     /// # Errors
-    /// When a dispatcher holds the job, or it is dead or cancelled.
+    /// Returns [`HandlerError::Held`] when a dispatcher holds the job, [`HandlerError::Ended`] when
+    /// the job is waiting, dead or cancelled, [`HandlerError::Contended`] when other processes keep
+    /// writing its record first, and the error of a store or of the folder.
     pub async fn begin(
         plane: &DataPlane,
         work: &Work,
@@ -68,13 +71,13 @@ impl Attempt {
             }
             if let Some(job) = &found {
                 if is_handlers(job) && job.cancel {
-                    // Nobody else would see what a person asked for.
+                    // A person asked to cancel the job, and no other process would notice that.
                     write(plane, job, &cancelled(job.clone(), clock::now())).await?;
                     continue;
                 }
                 free(job)?;
             }
-            // Before the ledger: found there, the attempt is found here too.
+            // The note comes before the ledger, so that an attempt in the ledger always has a note.
             let event_id = work.event.id.clone();
             folder.note(&Note { event_id, job_id: id.clone(), holder: holder.clone() })?;
             let record = begun(
@@ -98,11 +101,12 @@ impl Attempt {
         Err(HandlerError::Contended(id))
     }
 
-    /// Goes on with the attempt that the folder notes; begins one where it notes none, or where
-    /// that one has failed.
+    /// Resumes the attempt that the note in the folder names. Begins an attempt if there is no
+    /// note, or if the noted attempt has ended and the job has not succeeded.
     ///
     /// # Errors
-    /// [`HandlerError::Later`] when another one has begun since; as [`Attempt::begin`].
+    /// Returns [`HandlerError::Later`] when another attempt has begun since, and the errors of
+    /// [`Attempt::begin`].
     pub async fn resume(
         plane: &DataPlane,
         work: &Work,
@@ -126,23 +130,24 @@ impl Attempt {
         }
     }
 
-    /// The record, as it was last written.
+    /// Returns the job's record as it was when this attempt was begun or resumed.
     pub fn record(&self) -> &JobRecord {
         &self.record
     }
 
-    /// Writes that the attempt succeeded: what it staged is committed by this one write.
+    /// Writes that the attempt succeeded. This one write commits everything that the attempt
+    /// staged.
     ///
     /// # Errors
-    /// [`HandlerError::Later`] when a later one has begun; nothing is committed then.
+    /// Returns [`HandlerError::Later`] when a later attempt has begun: then nothing is committed.
     pub async fn succeed(self, plane: &DataPlane) -> Result<JobRecord, HandlerError> {
         self.end(plane, succeeded).await
     }
 
-    /// Writes that the attempt failed, and why. The next one may begin at once.
+    /// Writes that the attempt failed, and why. The next attempt may begin at once.
     ///
     /// # Errors
-    /// As [`Attempt::succeed`].
+    /// Returns the same errors as [`Attempt::succeed`].
     pub async fn fail(self, plane: &DataPlane, reason: &str) -> Result<JobRecord, HandlerError> {
         self.end(plane, |record, now| failed(record, reason, now)).await
     }
@@ -159,8 +164,8 @@ impl Attempt {
                 failpoint::reach("handler.ended");
                 return Ok(ended);
             }
-            // A person may have asked for its end meanwhile; that changes the version, not the
-            // holder.
+            // A person may have asked to cancel the job meanwhile: this changes the version of the
+            // record, but not its holder.
             let id = &self.record.id;
             let found = plane.documents.get_as::<JobRecord>(Collection::Jobs, id.as_str()).await?;
             current = match found {
@@ -182,12 +187,12 @@ async fn write(
     Ok(plane.documents.replace(Collection::Jobs, encode(after), expect, None).await?)
 }
 
-/// Whether an attempt of the handler's is under way.
+/// Whether an attempt of the handler is in progress.
 fn is_handlers(job: &JobRecord) -> bool {
     job.state.is_active() && job.holder.as_ref().is_none_or(|holder| holder.starts_with(HOLDER))
 }
 
-/// Whether the handler may begin an attempt of the job.
+/// Checks that the handler may begin an attempt of the job.
 fn free(job: &JobRecord) -> Result<(), HandlerError> {
     let ended = |way_out: String| HandlerError::Ended {
         job: job.id.clone(),
@@ -203,20 +208,20 @@ fn free(job: &JobRecord) -> Result<(), HandlerError> {
             holder: holder.clone().unwrap_or_default(),
         }),
         (JobState::Waiting, _) => {
-            Err(ended("it gathers events, which a dispatcher does (`ion dispatch`)".into()))
+            Err(ended("it gathers events, which only a dispatcher does (`ion dispatch`)".into()))
         }
         _ => Err(ended(format!("`ion job retry {}` allows it again", job.id))),
     }
 }
 
-/// The record of a job that nobody has claimed.
+/// Returns the record of a job that no process has claimed yet.
 fn unclaimed(work: &Work) -> JobRecord {
     let new = JobRecord::new(work.job(), &work.module, &work.event, JobState::Queued, clock::now());
     JobRecord { version: 0, due: 0, ..new }
 }
 
 fn begun(mut job: JobRecord, holder: String, now: Millis) -> JobRecord {
-    let superseded = "another one was prepared";
+    let superseded = "another attempt was prepared";
     close_attempt(&mut job, AttemptEnd::Lost, Some(superseded), now);
     job.version += 1;
     job.state = JobState::Running;
@@ -234,7 +239,7 @@ fn succeeded(mut job: JobRecord, now: Millis) -> JobRecord {
     job.holder = None;
     stand(&mut job, now, 0);
     job.ended = Some(now);
-    // What was staged is committed, and has still to be shown.
+    // The staged events are committed, and still have to be made visible and published.
     job.outbox = true;
     job
 }
@@ -259,7 +264,7 @@ fn failed(mut job: JobRecord, reason: &str, now: Millis) -> JobRecord {
     job
 }
 
-/// Ends the attempt that is under way, if one is.
+/// Ends the attempt that is in progress, if there is one.
 fn close_attempt(job: &mut JobRecord, end: AttemptEnd, reason: Option<&str>, now: Millis) {
     if let Some(attempt) = job.attempts.last_mut().filter(|attempt| attempt.end.is_none()) {
         attempt.ended = Some(now);

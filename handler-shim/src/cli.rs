@@ -18,7 +18,7 @@ use crate::folder::Folder;
 use crate::prepare::prepare;
 use crate::{HandlerError, Work};
 
-/// Why the command did not do its work: one line for people.
+/// Why the command failed: one line for people.
 #[derive(Debug)]
 struct Failure(String);
 
@@ -28,7 +28,7 @@ impl<E: std::error::Error> From<E> for Failure {
     }
 }
 
-/// Runs the command.
+/// Runs the command `ion-handler`.
 pub fn main() -> ExitCode {
     ion_system::sys::close_to_other_processes();
     let matches = Arguments::command().get_matches();
@@ -39,7 +39,7 @@ pub fn main() -> ExitCode {
     let outcome = settings.and_then(|settings| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let outcome = runtime.block_on(work(&settings));
-        // A task that hangs on a dead store must not hold the command.
+        // A task that waits for a dead store must not delay the command's end.
         runtime.shutdown_timeout(std::time::Duration::from_secs(2));
         outcome
     });
@@ -60,7 +60,7 @@ async fn work(settings: &Settings) -> Result<(), Failure> {
         if settings.print_config {
             return Ok(());
         }
-        return Err(Failure("what to do is missing: --action=prepare or --action=commit".into()));
+        return Err(Failure("--action is missing: --action=prepare or --action=commit".into()));
     };
     if !is_event_type(&settings.module) {
         return Err(Failure(format!(
@@ -114,7 +114,7 @@ async fn act(
     Ok(())
 }
 
-/// The event the module works on.
+/// Finds the event that the module works on, or makes it in development mode.
 async fn event(
     settings: &Settings,
     action: Action,
@@ -122,8 +122,8 @@ async fn event(
     folder: &Folder,
 ) -> Result<Event, Failure> {
     let development = settings.development.is_some();
-    // A first module of development mode is given no event; its commit goes on with the one that
-    // prepare made up.
+    // In development mode the first module of a pipeline has no event; its commit continues with
+    // the event that prepare made.
     let noted = || {
         folder.noted().filter(|_| development && action == Action::Commit).map(|note| note.event_id)
     };
@@ -131,7 +131,7 @@ async fn event(
         if development && action == Action::Prepare {
             return Ok(first_event(plane, folder, None, correlation(settings)).await?);
         }
-        return Err(Failure("--context.eventid is missing: the event to work on".into()));
+        return Err(Failure("--context.eventid is missing: the id of the event to work on".into()));
     };
     let found = plane.documents.get_as::<Event>(Collection::Events, id.as_str()).await;
     match found.map_err(HandlerError::from)? {
@@ -139,20 +139,20 @@ async fn event(
             let of = event.context.correlation_id.as_str();
             match &settings.correlation_id {
                 Some(said) if said != of => Err(Failure(format!(
-                    "event {id} is of correlation {of}, and --context.correlationid says {said}; one of them is another's"
+                    "event {id} is of correlation {of}, but --context.correlationid is {said}; correct the flag or the event's id"
                 ))),
                 _ => Ok(event),
             }
         }
         None if development && action == Action::Prepare => {
-            tracing::info!(event = %id, "no module has made it here: what is in in/data becomes the event");
+            tracing::info!(event = %id, "there is no such event yet: what is in in/data becomes the event");
             Ok(first_event(plane, folder, Some(id), correlation(settings)).await?)
         }
         None if development => {
-            Err(Failure(format!("there is no event {id} in development mode; prepare comes first")))
+            Err(Failure(format!("there is no event {id} in development mode; run prepare first")))
         }
         None => Err(Failure(format!(
-            "there is no event {id} in {}; ION_DOCUMENTS (or ION_HOME) says where events are",
+            "there is no event {id} in {}; set ION_DOCUMENTS (or ION_HOME) to where the events are",
             settings.stores.documents()
         ))),
     }
@@ -162,12 +162,12 @@ fn correlation(settings: &Settings) -> Option<CorrelationId> {
     settings.correlation_id.clone().map(CorrelationId::new)
 }
 
-/// Prints a result. A reader that went away does not matter: the work is done.
+/// Prints a result. Ignores a closed output, because the work is done.
 fn say(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
-/// Says why the command failed, or what it should not have been given.
+/// Prints why the command failed, or a warning about its arguments.
 fn complain(text: &str) {
     let _ = writeln!(std::io::stderr(), "ion-handler: {text}");
 }

@@ -1,17 +1,18 @@
-//! `commit`: what a module left in `out/` becomes events, all of them or none.
+//! `commit`: turns what a module left in `out/` into events, all of them or none.
 //!
 //! # Flow
-//! 1. Every event file and `insights.json` is read and checked; one that is wrong refuses all,
-//!    before a byte is stored.
-//! 2. Each goes through the commit protocol of `ionfs` as one of an on-success job: its files
-//!    become blobs, its document is staged, which nobody sees.
-//! 3. One write says that the job succeeded. This is the commit of all of them.
-//! 4. They are shown and published; what is not by now, a relay does.
+//! 1. Reads and checks every event file and `insights.json`. If one of them is wrong, it refuses
+//!    all before a byte is stored.
+//! 2. Takes each event through the commit protocol of `ionfs` as an event of an on-success job: its
+//!    files become blobs, and its document is staged, where no module and no person sees it.
+//! 3. Writes that the job succeeded. This one write commits all events.
+//! 4. Makes the events visible and publishes them. If that fails, a relay does it later.
 //!
 //! # After a crash
-//! Before step 3 nothing has happened: run `commit` again. After it everything has: `commit` run
-//! again goes on with step 4 and gives the same events. An event's id is made of the parent, the
-//! module and the file's name, so none is ever twice.
+//! After a crash before step 3, nothing is committed: run `commit` again. After a crash behind
+//! step 3, everything is committed: a repeated `commit` continues with step 4 and returns the same
+//! events. An event's id is derived from the parent, the module and the file's name, so no event
+//! ever exists twice.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -43,42 +44,44 @@ use crate::attempt::{Attempt, Standing};
 use crate::folder::{Folder, Left, Output, read_within};
 use crate::{HandlerError, Work};
 
-/// Events committed at a time. Fewer wait for the stores one by one; more only wait for each
-/// other's files.
+/// The most events that are committed at the same time. With fewer, the events wait for the stores
+/// one by one; with more, they only wait for each other's files.
 const EVENTS_AT_A_TIME: usize = 16;
 
-/// Bytes of one of [`TURNS`]: a part of an upload.
+/// Bytes of one part of an upload, for which an upload needs one of [`TURNS`] permits.
 const TURN: u64 = 8 << 20;
 
-/// Parts of uploads under way, of all files together: what they take of memory. 16 small files, or
-/// three large ones.
+/// Upload permits of all files together, one for each part in progress: they bound the memory that
+/// uploads take. They are enough for 16 small files or three large ones.
 const TURNS: u32 = 16;
 
-/// Parts of one file that an upload has under way at most, one of them being read.
+/// The most parts of one file that an upload has in progress, including the part that it reads.
 const TURNS_OF_A_FILE: u64 = 5;
 
-/// Files open at a time: each takes a descriptor, and an event may name 200,000.
+/// The most files that are open at the same time: each takes a descriptor, and an event may name
+/// 200,000.
 const OPEN_MAX: usize = 64;
 
-/// What was committed.
+/// The events and insights that a job has committed.
 #[derive(Debug)]
 pub struct Committed {
-    /// The events, by the names of their files.
+    /// The events, sorted by the names of their event files.
     pub events: Vec<Event>,
-    /// What was kept for analysis.
+    /// The values kept for analysis.
     pub insights: Option<InsightRecord>,
 }
 
-/// Commits what is in the folder.
+/// Commits what the module left in the folder.
 ///
 /// # Guarantees
-/// `Ok`: all events will be published, whatever dies. `Err`: none is seen, now or later, unless
-/// this is run again and says `Ok`; with [`HandlerError::Store`] it may have happened all the same,
-/// which the next run finds.
+/// After `Ok`, all events will be published, whatever dies. After `Err`, no event becomes visible,
+/// now or later, unless a repeated call returns `Ok`. After [`HandlerError::Store`] the events may
+/// be committed all the same; a repeated call finds that.
 ///
 /// # Errors
-/// [`HandlerError::Rejected`] names the first event file, by name, that cannot be an event, and
-/// why.
+/// Returns [`HandlerError::Rejected`] with the first event file, in the order of names, that cannot
+/// be an event, and why; the errors of [`Attempt::resume`]; and the error of a store or of the
+/// folder.
 pub async fn commit(
     plane: &DataPlane,
     folder: &Folder,
@@ -98,8 +101,9 @@ pub async fn commit(
     }
 }
 
-/// The attempt's end after an error: one that the module made is its failure; one that a store made
-/// leaves the attempt open, to be gone on with.
+/// Ends the attempt after an error, and returns the error for the caller. An error of the module
+/// fails the attempt. An error of a store leaves the attempt open, so that a repeated `commit`
+/// resumes it.
 async fn give_up(plane: &DataPlane, attempt: Attempt, error: HandlerError) -> HandlerError {
     match &error {
         HandlerError::Rejected { refusal: Refusal::Fenced, .. } => {
@@ -109,7 +113,7 @@ async fn give_up(plane: &DataPlane, attempt: Attempt, error: HandlerError) -> Ha
             if let Err(failed) = attempt.fail(plane, &error.to_string()).await {
                 tracing::warn!(
                     error = chain(&failed),
-                    "that the attempt failed is not in the ledger"
+                    "the ledger cannot record that the attempt failed"
                 );
             }
             error
@@ -118,13 +122,13 @@ async fn give_up(plane: &DataPlane, attempt: Attempt, error: HandlerError) -> Ha
     }
 }
 
-/// What a module left, read.
+/// The event files and insights that a module wrote, parsed.
 struct Written {
     events: Vec<(String, EventFile)>,
     insights: Option<Vec<KeyValue>>,
 }
 
-/// Step 1.
+/// Reads and checks what the module wrote: step 1.
 fn read(output: &Output, work: &Work) -> Result<Written, HandlerError> {
     let names = output.event_names();
     let names = names.map_err(HandlerError::folder("out/events", "cannot be read"))?;
@@ -136,28 +140,28 @@ fn read(output: &Output, work: &Work) -> Result<Written, HandlerError> {
         }
         match parsed(output.event(&name), work, &name)? {
             Some(file) => events.push((name, file)),
-            // As on the mount: a file that was made and never written to is no event.
-            None => tracing::warn!(event = name, "the event file is empty; no event comes of it"),
+            // As on the mount, a file that was made and never written to is no event.
+            None => tracing::warn!(event = name, "the event file is empty, so it makes no event"),
         }
     }
     let insights = parsed(output.insights(), work, "insights.json")?;
     Ok(Written { events, insights: insights.map(EventFile::into_values) })
 }
 
-/// A file that is a draft by the form of its name alone, and a whole event, was not meant as a
-/// draft.
+/// Refuses a file that has only the name of a draft and holds a complete event: it was not meant as
+/// a draft.
 fn refuse_whole_draft(output: &Output, work: &Work, name: &str) -> Result<(), HandlerError> {
     match parsed(output.event(name), work, name) {
         Ok(Some(file)) if file.event_type.is_some() => {
             let refusal = Refusal::Invalid(WHOLE_DRAFT.into());
             Err(HandlerError::Rejected { name: name.to_owned(), refusal })
         }
-        // A draft may hold anything.
+        // A draft may hold any content.
         _ => Ok(()),
     }
 }
 
-/// A file of JSON that the module left; none if it is empty or not there.
+/// Parses a JSON file that the module left; `None` if the file is empty or missing.
 fn parsed(
     left: io::Result<Left>,
     work: &Work,
@@ -188,7 +192,7 @@ fn parsed(
     }
 }
 
-/// Steps 1 and 2.
+/// Reads, checks and stages what the module wrote: steps 1 and 2.
 async fn stage(
     plane: &DataPlane,
     work: &Work,
@@ -225,12 +229,12 @@ async fn stage(
     Ok(())
 }
 
-/// Step 4, and what there is to show.
+/// Makes the events of a job that succeeded visible and publishes them (step 4), and returns them.
 async fn show(plane: &DataPlane, work: &Work, job: JobRecord) -> Result<Committed, HandlerError> {
     if let Err(error) = relay::promote(plane, &job.id).await {
         tracing::warn!(
             error = chain(&error),
-            "the events are committed and not published yet; a relay will"
+            "the events are committed but not all published yet; a relay publishes them later"
         );
     }
     let mut events: Vec<Event> = Vec::new();
@@ -251,7 +255,8 @@ async fn show(plane: &DataPlane, work: &Work, job: JobRecord) -> Result<Committe
     Ok(Committed { events, insights })
 }
 
-/// Whether the folder says what the job's events say: a job that has succeeded makes no others.
+/// Checks that the event files in the folder have the same content as the job's events: a job that
+/// has succeeded makes no other events.
 async fn compare(plane: &DataPlane, work: &Work, output: Output) -> Result<(), HandlerError> {
     let written = read(&output, work)?;
     let output = Arc::new(output);
@@ -295,7 +300,7 @@ async fn compare(plane: &DataPlane, work: &Work, output: Output) -> Result<(), H
     Ok(())
 }
 
-/// What an event file names.
+/// Returns the files and empty directories that an event file names.
 fn named(output: &Output, names: &[String], files_max: u64) -> io::Result<Below> {
     let mut all = Below::default();
     for name in names {
@@ -311,7 +316,7 @@ fn named(output: &Output, names: &[String], files_max: u64) -> io::Result<Below>
     Ok(all)
 }
 
-/// A file in `out/data` as an event's document would describe it, without storing it.
+/// Describes a file in `out/data` as an event's document would, without storing the file.
 fn described(output: &Output, path: String) -> Result<FileEntry, Refusal> {
     let mut file = regular(output.data(&path), &path)?;
     let unreadable = |source| Refusal::Unreadable { path: path.clone(), source };
@@ -343,15 +348,15 @@ fn regular(left: io::Result<Left>, path: &str) -> Result<File, Refusal> {
     }
 }
 
-/// A file that several events name is stored once.
+/// The entry of a file that is stored once, even if several events name it.
 type Stored = Arc<OnceCell<FileEntry>>;
 
-/// The files of `out/data`, as the commit protocol asks for them.
+/// The files of `out/data` as the commit protocol reads them.
 struct Staged<'w> {
     plane: &'w DataPlane,
     work: &'w Work,
     output: Output,
-    /// Before the path in every key.
+    /// The beginning of every blob key, before the number and the path.
     below: String,
     made: AtomicU64,
     moved: AtomicU64,
@@ -362,8 +367,8 @@ struct Staged<'w> {
 
 impl<'w> Staged<'w> {
     fn new(plane: &'w DataPlane, work: &'w Work, record: &JobRecord, output: Output) -> Self {
-        // A key is written once: a commit that was cut off may have stored other bytes in this same
-        // attempt.
+        // A key is written once, but a commit that crashed may have stored other bytes in this same
+        // attempt. So every run has its own keys.
         let run = Uuid::new_v4().simple().to_string();
         let correlation = &work.event.context.correlation_id;
         Self {

@@ -1,15 +1,16 @@
-//! Development mode: no store to set up, and everything that passed to be read as files below
-//! `.dev/<module>/`, in the flat shape that older Ion gave them.
+//! Development mode: it needs no store, and writes all contexts, events and insights to files below
+//! `.dev/<module>/`, in older Ion's flat shape.
 //!
 //! | file | what it holds |
 //! | --- | --- |
-//! | `context.json` | the context the module ran in |
-//! | `contexts/<event file>` | what an event's document said: context, files, data |
-//! | `events/<event file>` | the message that announced it: its `context.eventId` starts the next module |
-//! | `insights/insights.json` | what was kept for analysis |
-//! | `prepared`, `committed` | that it was |
+//! | `context.json` | the context in which the module ran |
+//! | `contexts/<event file>` | the content of an event's document: context, files, data |
+//! | `events/<event file>` | the event's message, whose `context.eventId` starts the next module |
+//! | `insights/insights.json` | the values kept for analysis |
+//! | `prepared`, `committed` | an empty object: `prepare` or `commit` has succeeded |
 //!
-//! The rules are those of production, as it is the same code on embedded stores in `.dev/.stores`.
+//! The rules are those of production, because the same code runs on embedded stores in
+//! `.dev/.stores`.
 
 use std::io::Seek as _;
 use std::path::{Path, PathBuf};
@@ -31,10 +32,10 @@ use crate::HandlerError;
 use crate::commit::Committed;
 use crate::folder::{Folder, Left, read_within, utf8};
 
-/// The type of an event that nobody published.
+/// The type of a first event, which no module published.
 const EVENT_TYPE: &str = "development";
 
-/// Where one module's runs are dumped.
+/// The folder to which the runs of one module are dumped.
 #[derive(Clone, Debug)]
 pub struct Dump {
     base: PathBuf,
@@ -42,26 +43,26 @@ pub struct Dump {
 }
 
 impl Dump {
-    /// Below `base`, which is `.dev` unless somebody says otherwise. The module's name is part of a
-    /// path.
+    /// Returns the dump of a module below `base`, which is `.dev` by default. The module's name is
+    /// part of the path.
     pub fn new(base: impl Into<PathBuf>, module: &str) -> Self {
         Self { base: base.into(), module: module.to_owned() }
     }
 
-    /// The stores of development mode.
+    /// Opens the stores of development mode.
     ///
     /// # Errors
-    /// When their folder cannot be made.
+    /// Returns an error when their folder cannot be made, or when they cannot be opened.
     pub async fn stores(&self) -> Result<DataPlane, HandlerError> {
         let home = self.base.join(".stores");
         std::fs::create_dir_all(&home).map_err(HandlerError::folder(&home, "cannot be made"))?;
         Ok(open(&StoreUrls::embedded(&home)).await?)
     }
 
-    /// The module is prepared: what an earlier run left is gone.
+    /// Records that the module is prepared, and removes the dump of an earlier run.
     ///
     /// # Errors
-    /// When a file cannot be written.
+    /// Returns an error when a file cannot be removed or written.
     pub fn prepared(&self, event: &Event) -> Result<(), HandlerError> {
         let own = self.base.join(&self.module);
         match std::fs::remove_dir_all(&own) {
@@ -75,10 +76,10 @@ impl Dump {
         self.write("prepared", &json!({}))
     }
 
-    /// The module is committed.
+    /// Records what the module committed.
     ///
     /// # Errors
-    /// When a file cannot be written.
+    /// Returns an error when a file cannot be written.
     pub fn committed(&self, committed: &Committed) -> Result<(), HandlerError> {
         for event in &committed.events {
             let name = event.file_name.as_deref().unwrap_or(event.id.as_str());
@@ -106,7 +107,7 @@ impl Dump {
     }
 }
 
-/// A context's fields and others in one object, as older Ion wrote them.
+/// Returns the fields of a context and `others` in one object, as older Ion wrote them.
 fn flat(context: &Context, others: Value) -> Value {
     let mut all = json!(context);
     if let (Value::Object(all), Value::Object(others)) = (&mut all, others) {
@@ -115,11 +116,12 @@ fn flat(context: &Context, others: Value) -> Value {
     all
 }
 
-/// The event of a module that nothing came before: what lies in `in/data` is its files,
-/// `in/eventmeta.json` its values. Kept in the stores, so that `prepare` brings it back.
+/// Makes the event of a first module, which has no event yet: the event's files are those in
+/// `in/data`, and its values those in `in/eventmeta.json`. Stores the event, so that `prepare`
+/// brings its files and values back.
 ///
 /// # Errors
-/// When a file cannot be read or stored.
+/// Returns an error when a file cannot be read or stored.
 pub async fn first_event(
     plane: &DataPlane,
     folder: &Folder,
@@ -131,8 +133,8 @@ pub async fn first_event(
     let data = folder.at("in/data");
     let Below { files: names, empty: directories } =
         walk(&data).map_err(HandlerError::folder(&data, "cannot be read"))?;
-    // Of this call alone: another one with the same id must not write over what the first one's
-    // event names.
+    // Each call has its own prefix: a second call with the same id must not overwrite the files
+    // that the first call's event names.
     let prefix = format!("{correlation}/{id}/{}", EventId::random().short());
     let moved = AtomicU64::new(0);
     let mut files: Vec<FileEntry> = Vec::with_capacity(names.len());
@@ -195,7 +197,7 @@ pub async fn first_event(
     Ok(event)
 }
 
-/// The values in `in/eventmeta.json`, but for the addresses that an earlier `prepare` put there.
+/// Reads the values in `in/eventmeta.json`, without the addresses that an earlier `prepare` added.
 fn values(folder: &Folder, files: &[FileEntry]) -> Result<Vec<KeyValue>, HandlerError> {
     let path = folder.at("in/eventmeta.json");
     let malformed =
@@ -229,7 +231,7 @@ fn values(folder: &Folder, files: &[FileEntry]) -> Result<Vec<KeyValue>, Handler
     Ok(values)
 }
 
-/// What is in `folder`, sorted by folder.
+/// Lists the files and empty folders in `folder`. The names in each folder are sorted.
 fn walk(folder: &Path) -> std::io::Result<Below> {
     let mut below = Below::default();
     let mut todo = vec![String::new()];

@@ -1,8 +1,8 @@
-//! The folder a module works in: `in/` and `out/` below `HANDLER_BASE_DIR`.
+//! The folder that a module works in: `in/` and `out/` below `HANDLER_BASE_DIR`.
 //!
-//! What a module leaves there is not trusted: its commit runs elsewhere, with the stores'
-//! credentials and other files at hand. So nothing is read through a link that leads out of
-//! `out/data`, and nothing is removed through a link at all.
+//! The content that a module leaves there is not trusted: `commit` runs elsewhere, where it has the
+//! stores' credentials and can read other files. So it reads nothing through a link that leads out
+//! of `out/data`, and nothing is ever removed through a link.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -21,73 +21,75 @@ use serde::{Deserialize, Serialize};
 
 use crate::HandlerError;
 
-/// Where `prepare` notes for `commit` which attempt this is: neither in `in/` nor in `out/`, which
-/// are the module's.
+/// The name of the note in which `prepare` tells `commit` which attempt the folder is for. It is
+/// neither in `in/` nor in `out/`, which belong to the module.
 const NOTE: &str = ".ion-handler.json";
 
-/// Bytes of that note. Ours have some hundred; what a module puts there may have any number.
+/// The most bytes of that note. The handler's own has some hundred; a module may put a file of any
+/// length in its place.
 const NOTE_BYTES_MAX: u64 = 64 << 10;
 
-/// The folder.
+/// The folder that a module works in.
 #[derive(Clone, Debug)]
 pub struct Folder {
     root: PathBuf,
 }
 
-/// Which attempt the folder was filled for.
+/// The note in the folder: for which attempt the folder was filled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Note {
-    /// The event.
+    /// The event that the job works on.
     pub event_id: EventId,
     /// The job.
     pub job_id: JobId,
-    /// Who holds it: one `prepare`, and the `commit`s that follow it.
+    /// The id under which the attempt is held: by one `prepare` and the `commit`s that follow it.
     pub holder: String,
 }
 
-/// A file that a module left, and what there is to say about it before it is opened.
+/// The result of opening a path in the folder.
 #[derive(Debug)]
 pub enum Left {
-    /// A file that can be read.
+    /// A regular file, opened for reading.
     File(File),
-    /// Nothing of this name.
+    /// Nothing has this name.
     Missing,
-    /// Something else; what, in words.
+    /// Something other than a regular file; what it is, in words.
     Other(String),
 }
 
 impl Folder {
-    /// The folder at `root`.
+    /// Returns the folder at `root`.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
 
-    /// A path in it.
+    /// Returns the full path of a path in the folder.
     pub fn at(&self, path: impl AsRef<Path>) -> PathBuf {
         self.root.join(path)
     }
 
-    /// The folder itself, opened, however often others rename what is in it.
+    /// Opens the folder itself. It stays open while others rename what is in it.
     fn opened(&self) -> io::Result<beneath::Folder> {
-        // Its own path is the operator's, links in it too.
+        // The operator chooses the path, so links in it are followed.
         Ok(beneath::Folder::open(&self.root.canonicalize()?)?)
     }
 
-    /// Makes it as a module expects it: `in/data`, `out/data` and `out/events` empty, no values, no
-    /// insights.
+    /// Empties the folder as a module expects it: `in/data`, `out/data` and `out/events` are empty,
+    /// and there are no values and no insights.
     ///
     /// # Errors
-    /// When something cannot be made or removed, or a link stands in the way.
+    /// Returns an error when a file or folder cannot be made or removed, or when a link is in its
+    /// place.
     pub fn reset(&self) -> Result<(), HandlerError> {
         self.parts()?.empty(self)
     }
 
-    /// Opens `in` and `out`, making them if they are not there.
+    /// Opens `in` and `out`, and makes them if they do not exist.
     fn parts(&self) -> Result<Parts, HandlerError> {
         let open = |name: &str| -> io::Result<beneath::Folder> {
             std::fs::create_dir_all(&self.root)?;
-            // What is behind a link might be anybody's.
+            // A link is refused, because it might lead to files of others.
             open_or_make(&self.opened()?, OsStr::new(name))
         };
         let open =
@@ -95,17 +97,17 @@ impl Folder {
         Ok(Parts { input: open("in")?, output: open("out")? })
     }
 
-    /// Writes a small file that is not there yet, in `in` or `out`.
+    /// Writes a new small file in `in` or `out`.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// Returns an error when the file exists already or cannot be written.
     pub fn write(&self, path: &str, content: &[u8]) -> Result<(), HandlerError> {
         let write = || self.new_file(Path::new(path))?.write_all(content);
         write().map_err(HandlerError::folder(self.at(path), "cannot be written"))
     }
 
-    /// A file that must be new, at a clean path; the folders above it are made. No link is
-    /// followed, wherever it stands.
+    /// Makes a new file at a clean path, and the folders above it. Follows no link anywhere in the
+    /// path.
     pub(crate) fn new_file(&self, path: &Path) -> io::Result<File> {
         let (above, name) = split(path)?;
         let mut folder = self.opened()?;
@@ -115,7 +117,7 @@ impl Folder {
         new_file(&folder, name)
     }
 
-    /// Folders at a clean path, made where they are not there.
+    /// Makes all folders of a clean path that do not exist.
     pub(crate) fn make_folders(&self, path: &Path) -> io::Result<()> {
         let mut folder = self.opened()?;
         for part in path.iter() {
@@ -124,7 +126,7 @@ impl Folder {
         Ok(())
     }
 
-    /// A file that [`Folder::new_file`] made, to be written to.
+    /// Opens a file that [`Folder::new_file`] made, for writing.
     pub(crate) fn made_file(&self, path: &Path) -> io::Result<File> {
         let (above, name) = split(path)?;
         let file = self.opened()?.below(above)?.open_file(
@@ -133,30 +135,29 @@ impl Folder {
             Mode::empty(),
         )?;
         let metadata = file.metadata()?;
-        // A file with another name may be anybody's.
+        // A file with a second name may belong to others.
         match metadata.is_file() && metadata.nlink() == 1 {
             true => Ok(file),
-            false => Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "something else stands in its place",
-            )),
+            false => {
+                Err(io::Error::new(io::ErrorKind::InvalidInput, "another file is in its place"))
+            }
         }
     }
 
-    /// What is at a path of `in`, opened: never through a link.
+    /// Opens what is at a path in `in`. Never follows a link.
     ///
     /// # Errors
-    /// When the system fails.
+    /// Returns the system's error.
     pub(crate) fn input(&self, path: &str) -> io::Result<Left> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         open(self.opened()?.as_fd(), &Path::new("in").join(path), resolve)
     }
 
-    /// Notes which attempt the folder is for. Durable before the ledger is told: whoever finds the
-    /// attempt in the ledger after a crash finds it here too.
+    /// Writes the note that says which attempt the folder is for. The note is durable before the
+    /// ledger is written, so that an attempt that the ledger has after a crash is noted here too.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// Returns an error when the note cannot be written.
     pub fn note(&self, note: &Note) -> Result<(), HandlerError> {
         let (name, draft) = (OsStr::new(NOTE), format!("{NOTE}.tmp"));
         let write = || -> io::Result<()> {
@@ -171,8 +172,8 @@ impl Folder {
         write().map_err(HandlerError::folder(self.at(NOTE), "cannot be written"))
     }
 
-    /// The attempt that was noted; none if there is no note, or none that can be read. The module
-    /// may have put anything in its place.
+    /// Reads the note; `None` if there is no valid note. The module may have put anything in its
+    /// place.
     pub fn noted(&self) -> Option<Note> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         let Ok(Left::File(file)) = open(self.opened().ok()?.as_fd(), Path::new(NOTE), resolve)
@@ -182,10 +183,10 @@ impl Folder {
         serde_json::from_slice(&read_within(&file, NOTE_BYTES_MAX).ok()??).ok()
     }
 
-    /// What the module left in `out/`, opened.
+    /// Opens the folders of `out/` in which the module left its output.
     ///
     /// # Errors
-    /// When a folder of it cannot be opened, or is a link.
+    /// Returns an error when one of the folders cannot be opened, or is a link.
     pub fn output(&self) -> Result<Output, HandlerError> {
         let open = |path: &str| -> io::Result<_> { Ok(self.opened()?.below(Path::new(path))?) };
         let open = |path: &str| {
@@ -195,8 +196,8 @@ impl Folder {
     }
 }
 
-/// `in` and `out`, held open: what is done in them is done in these two folders, whatever stands in
-/// their places by then.
+/// The folders `in` and `out`, held open: operations act on these two folders, even if others
+/// replace their names meanwhile.
 struct Parts {
     input: beneath::Folder,
     output: beneath::Folder,
@@ -220,13 +221,13 @@ impl Parts {
             let removed = part.remove_all(OsStr::new(name)).map_err(io::Error::from);
             removed.map_err(HandlerError::folder(folder.at(path), "cannot be removed"))?;
         }
-        // Older modules open it without creating it.
+        // Older modules open `insights.json` without creating it.
         let made = new_file(&self.output, OsStr::new("insights.json")).map(drop);
         made.map_err(HandlerError::folder(folder.at("out/insights.json"), "cannot be written"))
     }
 }
 
-/// The three folders of `out/`, held open.
+/// The folders `out`, `out/data` and `out/events`, held open.
 #[derive(Debug)]
 pub struct Output {
     out: beneath::Folder,
@@ -235,19 +236,19 @@ pub struct Output {
 }
 
 impl Output {
-    /// The file at a clean path below `out/data`, through links that stay inside.
+    /// Opens the file at a clean path below `out/data`. Follows links that stay inside `out/data`.
     ///
     /// # Errors
-    /// When the system fails.
+    /// Returns the system's error.
     pub fn data(&self, path: &str) -> io::Result<Left> {
         open(self.data.as_fd(), Path::new(path), ResolveFlags::BENEATH)
     }
 
-    /// What is below a directory of `out/data`, sorted, but not much more than so many files; none
-    /// if no directory is there.
+    /// Lists what is below a directory of `out/data`, sorted; `None` if there is no such directory.
+    /// Stops after the directory in which it has found more than `files_max` files in all.
     ///
     /// # Errors
-    /// When the system fails, or a name is not UTF-8.
+    /// Returns the system's error, or an error when a name is not UTF-8.
     pub fn below(&self, path: &str, files_max: u64) -> io::Result<Option<Below>> {
         match self.data.below(Path::new(path)) {
             Ok(_) => {}
@@ -280,10 +281,10 @@ impl Output {
         Ok(Some(below))
     }
 
-    /// A file of `out/events`.
+    /// Opens a file of `out/events`. Follows no link.
     ///
     /// # Errors
-    /// When the system fails.
+    /// Returns the system's error.
     pub fn event(&self, name: &str) -> io::Result<Left> {
         open(
             self.events.as_fd(),
@@ -292,24 +293,24 @@ impl Output {
         )
     }
 
-    /// `out/insights.json`.
+    /// Opens `out/insights.json`. Follows no link.
     ///
     /// # Errors
-    /// When the system fails.
+    /// Returns the system's error.
     pub fn insights(&self) -> io::Result<Left> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         open(self.out.as_fd(), Path::new("insights.json"), resolve)
     }
 
-    /// The names of event files, sorted. Drafts are none, as on the mount, but for those that may
-    /// be meant as events.
+    /// Returns the names of event files, sorted. Leaves out drafts, as the mount does, but not the
+    /// [doubtful drafts](ion_model::event::is_doubtful_draft), which may be meant as events.
     ///
     /// # Errors
-    /// When the folder cannot be read, or a name in it is not UTF-8.
+    /// Returns an error when the folder cannot be read, or a name in it is not UTF-8.
     pub fn event_names(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for name in self.events.names()? {
-            // An event is told from others by its name, in documents that hold UTF-8 only.
+            // The file's name identifies the event, in documents that hold only UTF-8.
             let name = utf8(&name)?;
             if !is_draft(name) {
                 names.push(name.to_owned());
@@ -320,7 +321,10 @@ impl Output {
     }
 }
 
-/// The name as an event can hold it.
+/// Returns a name as text, as an event can hold it.
+///
+/// # Errors
+/// Returns an error when the name is not UTF-8.
 pub(crate) fn utf8(name: &OsStr) -> io::Result<&str> {
     name.to_str().ok_or_else(|| {
         let reason =
@@ -329,7 +333,7 @@ pub(crate) fn utf8(name: &OsStr) -> io::Result<&str> {
     })
 }
 
-/// Opens a regular file, and nothing else: a pipe would never end.
+/// Opens a regular file for reading, and nothing else: a read of a pipe might never end.
 fn open(folder: BorrowedFd<'_>, path: &Path, resolve: ResolveFlags) -> io::Result<Left> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let opened = match openat2(folder, path, flags, Mode::empty(), resolve) {
@@ -337,11 +341,11 @@ fn open(folder: BorrowedFd<'_>, path: &Path, resolve: ResolveFlags) -> io::Resul
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Left::Missing),
         Err(Errno::XDEV) => return Ok(Left::Other("a link that leads out of its folder".into())),
         Err(Errno::LOOP) => return Ok(Left::Other("a symbolic link".into())),
-        // A socket.
+        // The path is a socket.
         Err(Errno::NXIO) => return Ok(Left::Other("no regular file".into())),
         Err(Errno::NOSYS) => {
             let reason =
-                "this kernel cannot open files without following links out (openat2, Linux 5.6)";
+                "this kernel is too old to read the folder safely: openat2 needs Linux 5.6";
             return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
         }
         Err(error) => return Err(error.into()),
@@ -350,32 +354,32 @@ fn open(folder: BorrowedFd<'_>, path: &Path, resolve: ResolveFlags) -> io::Resul
     Ok(match (kind.is_file(), kind.is_dir()) {
         (true, _) => Left::File(opened),
         (_, true) => Left::Other(
-            "a directory; name its files, or it with a slash at its end for all of them".into(),
+            "a directory; name its files, or add a slash to its name for all of them".into(),
         ),
         _ => Left::Other("no regular file".into()),
     })
 }
 
-/// All bytes of a small file; none if there are more than `most`.
+/// Reads all bytes of a small file; `None` if there are more than `most`.
 pub(crate) fn read_within(file: &File, most: u64) -> io::Result<Option<Vec<u8>>> {
     let mut content = Vec::new();
     file.take(most + 1).read_to_end(&mut content)?;
     Ok((content.len() as u64 <= most).then_some(content))
 }
 
-/// The folder and the name of a clean path.
+/// Splits a clean path into its folder and its last name.
 fn split(path: &Path) -> io::Result<(&Path, &OsStr)> {
     let wrong = || io::Error::from(io::ErrorKind::InvalidInput);
     Ok((path.parent().ok_or_else(wrong)?, path.file_name().ok_or_else(wrong)?))
 }
 
-/// A file that must be new: no link that stands in its place is followed.
+/// Makes a new file. Follows no link that is in its place.
 fn new_file(folder: &beneath::Folder, name: &OsStr) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
     Ok(folder.open_file(name, flags, Mode::from_raw_mode(0o644))?)
 }
 
-/// A folder in another one, made if it is not there. A link in its place is refused.
+/// Opens a folder in another one, and makes it if it does not exist. Refuses a link in its place.
 fn open_or_make(above: &beneath::Folder, name: &OsStr) -> io::Result<beneath::Folder> {
     match above.make_folder(name, Mode::from_raw_mode(0o777)) {
         Ok(()) | Err(Errno::EXIST) => Ok(above.folder(name)?),
@@ -383,13 +387,13 @@ fn open_or_make(above: &beneath::Folder, name: &OsStr) -> io::Result<beneath::Fo
     }
 }
 
-/// Makes an empty folder of whatever has this name. A folder that is there stays: it may be a
-/// mount.
+/// Leaves an empty folder under this name. An existing folder is emptied and kept, because it may
+/// be a mount; anything else is replaced.
 fn empty(above: &beneath::Folder, name: &OsStr) -> io::Result<()> {
     match above.folder(name) {
         Ok(folder) => return Ok(folder.remove_content()?),
         Err(Errno::NOENT) => {}
-        // A file, or a link.
+        // The name is a file or a link.
         Err(Errno::NOTDIR | Errno::LOOP) => above.remove_all(name)?,
         Err(error) => return Err(error.into()),
     }
@@ -442,7 +446,7 @@ mod tests {
         }
         std::fs::write(folder.at("out/data/f"), "removed").unwrap();
         let parts = folder.parts().unwrap();
-        // Between the look and the act.
+        // The swap comes between the check and the action.
         for part in ["in", "out"] {
             std::fs::rename(folder.at(part), folder.at(format!("{part}-before"))).unwrap();
             symlink(&theirs, folder.at(part)).unwrap();
@@ -453,13 +457,13 @@ mod tests {
         }
         assert!(!theirs.join("events").exists());
         assert_eq!(std::fs::read_dir(folder.at("out-before/data")).unwrap().count(), 0);
-        // What is done later finds the links, and refuses.
+        // Later operations find the links and refuse them.
         assert!(folder.reset().is_err() && folder.write("in/event.json", b"{}").is_err());
         assert!(folder.new_file(Path::new("in/data/g")).is_err());
         assert!(!theirs.join("event.json").exists() && !theirs.join("data/g").exists());
     }
 
-    /// The same while another process swaps a folder and a link as fast as it can.
+    /// Resets and fills the folder while a thread swaps a folder and a link as fast as it can.
     #[test]
     fn no_moment_is_right_for_a_swap() {
         use std::sync::atomic::{AtomicBool, Ordering};
@@ -474,7 +478,7 @@ mod tests {
                 while !over.load(Ordering::Relaxed) {
                     let (one, other) = (folder.at("out/data"), folder.at("link"));
                     let how = rustix::fs::RenameFlags::EXCHANGE;
-                    // Either may be gone for a moment.
+                    // One of the two may be missing for a moment.
                     let _ = rustix::fs::renameat_with(
                         rustix::fs::CWD,
                         &one,
@@ -522,9 +526,9 @@ mod tests {
             let fifo = rustix::fs::FileType::Fifo;
             rustix::fs::mknodat(rustix::fs::CWD, path, fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
         });
-        // Larger than any note, and no disk has to hold it.
+        // This sparse file is larger than any note, and takes no room on the disk.
         replace(&|path| File::create(path).unwrap().set_len(1 << 40).unwrap());
-        // What stands there is replaced, not followed.
+        // The file in the note's place is replaced and not followed.
         folder.note(&note).unwrap();
         assert_eq!(folder.noted(), Some(note));
     }

@@ -1,17 +1,18 @@
-//! Modules of older Ion where nothing can be mounted: `prepare` copies an event's files into a
-//! plain folder, the module runs on it, `commit` takes what it left.
+//! The handler for modules of older Ion on machines where nothing can be mounted: `prepare` copies
+//! an event's files into a plain folder, the module works in that folder, and `commit` commits what
+//! the module left there.
 //!
-//! What a module sees is older Ion's; what happens to its output is not: it goes through the commit
-//! protocol of `ionfs`, so that all its events are committed or none, and committing again makes
-//! nothing new.
+//! A module sees the folder that older Ion gave it. Its output, however, goes through the commit
+//! protocol of `ionfs`: either all its events are committed or none, and a repeated commit is
+//! idempotent.
 //!
 //! | module | what it holds |
 //! | --- | --- |
 //! | [`folder`] | the folder: emptied, filled, and read without following a link out of it |
-//! | [`attempt`] | the ledger's side: an attempt begins, succeeds or fails, and fences the one before |
-//! | [`prepare`] | files and values of an event into the folder, checked against their checksums |
-//! | [`commit`] | event files, the files they name and insights out of the folder, all of them or none |
-//! | [`development`] | the same with no store but a folder, dumped in older Ion's shape |
+//! | [`attempt`] | the job ledger: an attempt begins, succeeds or fails, and fences earlier ones |
+//! | [`prepare`] | copies an event's files and values into the folder, checked by their checksums |
+//! | [`commit`] | commits event files, the files they name and insights: all of them or none |
+//! | [`development`] | the same with embedded stores alone, and a dump in older Ion's shape |
 //! | [`cli`] | the command `ion-handler` |
 
 pub mod attempt;
@@ -27,18 +28,18 @@ use ion_model::limits::Limits;
 use ion_plane::commit::Refusal;
 use ion_stores::StoreError;
 
-/// Why the handler did not do its work.
+/// Why the handler failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HandlerError {
     /// A store did not answer, or what it holds is malformed.
     #[error("a store failed")]
     Store(#[from] StoreError),
-    /// Something in the folder cannot be made, read or removed.
+    /// A file or folder in the module's folder cannot be made, read or removed.
     #[error("{path:?} {what}")]
     Folder {
-        /// Its path.
+        /// The path of that file or folder.
         path: std::path::PathBuf,
-        /// What cannot be done.
+        /// What cannot be done, such as `cannot be read`.
         what: &'static str,
         /// The system's error.
         #[source]
@@ -47,29 +48,29 @@ pub enum HandlerError {
     /// A file of the event did not arrive as it was written.
     #[error("file {name:?} of the event cannot be fetched: {reason}")]
     Input {
-        /// Its name.
+        /// The file's name in the event.
         name: String,
-        /// What is wrong.
+        /// The reason, in words.
         reason: String,
     },
     /// An event file, or `insights.json`, was refused. Nothing was committed.
     #[error("event file {name:?} was rejected: {}: {refusal}; nothing was committed", refusal.errno())]
     Rejected {
-        /// Its name.
+        /// The event file's name.
         name: String,
-        /// Why.
+        /// Why it was refused.
         refusal: Refusal,
     },
-    /// A dispatcher works on the job.
+    /// A dispatcher runs the job.
     #[error(
         "job {job} of module {module:?} is run by dispatcher {holder}; cancel it there (`ion job cancel {job}`) or let it work"
     )]
     Held {
         /// The job.
         job: JobId,
-        /// Its module.
+        /// The job's module.
         module: String,
-        /// The dispatcher.
+        /// The dispatcher's id.
         holder: String,
     },
     /// Another `prepare` or `commit` has begun a later attempt.
@@ -77,23 +78,24 @@ pub enum HandlerError {
         "a later attempt of job {0} has begun somewhere else; run prepare again to begin one here"
     )]
     Later(JobId),
-    /// The job cannot be worked on as it stands.
+    /// The handler cannot begin an attempt of the job in the job's present state.
     #[error("job {job} is {state}; {way_out}")]
     Ended {
         /// The job.
         job: JobId,
-        /// Where it stands.
+        /// The job's state, as [`JobState::as_str`](ion_model::record::JobState::as_str) names it.
         state: &'static str,
-        /// What to do about it.
+        /// What the user can do about it.
         way_out: String,
     },
-    /// Others kept writing first.
-    #[error("job {0} was written by others again and again; try once more")]
+    /// Other processes kept writing the job's record first.
+    #[error("other processes kept writing job {0} first; run the command again")]
     Contended(JobId),
 }
 
 impl HandlerError {
-    /// Names what in the folder could not be done.
+    /// Returns a function that makes [`HandlerError::Folder`] of the system's error: `path` is the
+    /// file or folder, and `what` says what cannot be done.
     pub(crate) fn folder(
         path: impl Into<std::path::PathBuf>,
         what: &'static str,
@@ -103,7 +105,7 @@ impl HandlerError {
     }
 }
 
-/// What is to be done: one module on one event.
+/// The work of one `prepare` or `commit`: one module on one event.
 #[derive(Clone, Debug)]
 pub struct Work {
     /// The module's name.
@@ -112,14 +114,14 @@ pub struct Work {
     pub event: Event,
     /// The event types it may publish.
     pub emits: Vec<String>,
-    /// What its events may take.
+    /// The limits of its events.
     pub limits: Limits,
-    /// How long a commit goes on while no store moves anything.
+    /// How long a commit continues while no store makes progress.
     pub deadline: std::time::Duration,
 }
 
 impl Work {
-    /// The job of this module on this event.
+    /// Returns the id of the job of this module on this event.
     pub fn job(&self) -> JobId {
         JobId::derive(&self.event.id, &self.module)
     }

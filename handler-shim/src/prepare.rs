@@ -1,7 +1,8 @@
-//! `prepare`: an event's files and values into the folder.
+//! `prepare`: copies an event's files and values into the folder.
 //!
-//! Files come in ranges side by side, also those of one large file; each block is compared with its
-//! checksum before it is written. What is in memory is one block for each range under way.
+//! It fetches ranges of files in parallel, also several ranges of one large file, and checks each
+//! block against its checksum before it writes the block. It holds one block in memory for each
+//! range in progress.
 
 use std::collections::HashSet;
 use std::io;
@@ -22,36 +23,37 @@ use crate::attempt::{Attempt, Standing};
 use crate::folder::Folder;
 use crate::{HandlerError, Work};
 
-/// Ranges fetched at a time: with one block each in memory. Fewer leave a remote store idle between
-/// small files.
+/// The most ranges that are fetched at the same time, with one block of each in memory. With fewer,
+/// a remote store is idle between small files.
 const FETCHES_MAX: usize = 16;
 
-/// Bytes of one range. Smaller asks the store more often; larger leaves a large file to few
-/// requests.
+/// Bytes of one range. Smaller ranges need more requests; with larger ones, few requests share the
+/// work on a large file.
 const RANGE: u64 = 32 << 20;
 
-/// Bytes of a block that is not taken for nonsense: each is in memory as a whole.
+/// The most bytes of a block that a document may give. Each block is in memory as a whole, so a
+/// larger number is treated as an error.
 const BLOCK_MAX: u64 = 64 << 20;
 
-/// Tries of one range: what was damaged on the wire is right the second time, what is damaged in
-/// the store is not.
+/// Tries of one range: bytes that were damaged on the wire are right the second time, bytes that
+/// are damaged in the store are not.
 const TRIES: usize = 2;
 
-/// What `prepare` found.
+/// The result of `prepare`.
 #[derive(Debug)]
 pub struct Prepared {
-    /// Files that are in `in/data` now.
+    /// The number of files in the event.
     pub files: usize,
-    /// The job had succeeded before: what the module makes now is only compared with what it made
-    /// then.
+    /// Whether the job had succeeded before. In that case `commit` only compares what the module
+    /// makes now with what it made then.
     pub succeeded_before: bool,
 }
 
 /// Begins an attempt and fills the folder for it.
 ///
 /// # Errors
-/// When the attempt cannot begin, or a file does not arrive whole. The folder may be half filled
-/// then; the next `prepare` begins anew.
+/// Returns an error when the attempt cannot begin, or when a file does not arrive whole. The folder
+/// may be half filled then; the next `prepare` empties it.
 pub async fn prepare(
     plane: &DataPlane,
     folder: &Folder,
@@ -61,7 +63,7 @@ pub async fn prepare(
     let standing = Attempt::begin(plane, work, folder).await?;
     let succeeded_before = matches!(standing, Standing::Succeeded(_));
     if succeeded_before {
-        tracing::warn!(job = %work.job(), "the job has succeeded before; a commit makes nothing new of it");
+        tracing::warn!(job = %work.job(), "the job has succeeded before; a commit adds no events to it");
     }
     folder.reset()?;
     let event = &work.event;
@@ -70,7 +72,7 @@ pub async fn prepare(
     make_directories(folder, &event.directories)?;
     let mut values = event.data.clone();
     values.extend(addresses(plane, urls, &event.id, &files, "").await?);
-    // Older modules take the file's absence for "no values".
+    // Older modules read the absence of this file as "no values".
     if !values.is_empty() {
         folder.write("in/eventmeta.json", &pretty(&values))?;
     }
@@ -84,12 +86,12 @@ fn pretty(value: &impl Serialize) -> Vec<u8> {
     text
 }
 
-/// A file on its way into the folder.
+/// A file that is being fetched into the folder.
 #[derive(Clone, Debug)]
 struct Coming {
     entry: Arc<FileEntry>,
     folder: Folder,
-    /// Below the folder.
+    /// The path below the folder.
     path: PathBuf,
 }
 
@@ -118,8 +120,8 @@ async fn fetch_all(
     blocking(move || coming.iter().try_for_each(finish)).await
 }
 
-/// Where each file goes. Names come from other hosts' documents: one that leaves `in/data` is
-/// refused.
+/// Returns where each file goes. Names come from documents of other hosts, so a name that leaves
+/// `in/data` is refused.
 fn places(folder: &Folder, files: &[FileEntry]) -> Result<Vec<Coming>, HandlerError> {
     let mut directories = HashSet::new();
     for file in files {
@@ -140,13 +142,13 @@ fn places(folder: &Folder, files: &[FileEntry]) -> Result<Vec<Coming>, HandlerEr
         folder: folder.clone(),
         path: Path::new("in/data").join(&file.name),
     };
-    // A directory wins over a file of the same name, as on the mount: its files could not be
-    // reached otherwise.
+    // A directory wins over a file of the same name, as on the mount: otherwise the files in the
+    // directory could not be reached.
     let reachable = files.iter().filter(|file| !directories.contains(Path::new(&file.name)));
     Ok(reachable.map(coming).collect())
 }
 
-/// The directories in which nothing is.
+/// Makes the event's empty directories.
 fn make_directories(folder: &Folder, names: &[String]) -> Result<(), HandlerError> {
     for name in names {
         if clean_path(name).as_deref() != Some(name.as_str()) {
@@ -166,18 +168,18 @@ fn make(file: &Coming) -> Result<(), HandlerError> {
     made().map_err(HandlerError::folder(file.shown(), "cannot be made"))
 }
 
-/// Its attributes, once its bytes are there.
+/// Sets a file's attributes, once all its bytes are written.
 fn finish(file: &Coming) -> Result<(), HandlerError> {
     let finished = || -> io::Result<()> {
         let opened = file.folder.made_file(&file.path)?;
         opened.set_modified(file.entry.modified())?;
-        // Whoever the module runs as may read it.
+        // Every user may read the file, because the module may run as any user.
         opened.set_permissions(std::fs::Permissions::from_mode(0o444 | (file.entry.mode & 0o777)))
     };
     finished().map_err(HandlerError::folder(file.shown(), "cannot be given its attributes"))
 }
 
-/// The ranges of a file, each of whole blocks.
+/// Returns the ranges of a file, each of whole blocks.
 fn ranges(entry: &FileEntry) -> impl Iterator<Item = Range<u64>> + use<> {
     let size = entry.size;
     let step = (RANGE / entry.checksums.block).max(1) * entry.checksums.block;
@@ -190,7 +192,7 @@ async fn fetch(plane: &DataPlane, file: Coming, range: Range<u64>) -> Result<(),
         tries += 1;
         match try_to_fetch(plane, &file, range.clone()).await {
             Err(HandlerError::Input { name, reason }) if tries < TRIES => {
-                tracing::warn!(file = name, reason, "it is fetched once more");
+                tracing::warn!(file = name, reason, "a range of the file is fetched once more");
             }
             outcome => return outcome,
         }
@@ -233,7 +235,7 @@ async fn try_to_fetch(
     Ok(())
 }
 
-/// Work that waits for the disk.
+/// Runs work that waits for the disk on a thread where it may block.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.expect("blocking work neither panics nor is cancelled")
 }

@@ -1,4 +1,4 @@
-//! Makes Rust of the protocols in proto/. No program besides cargo is needed for it.
+//! Generates Rust code from the protocols in proto/. It needs no program other than cargo.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = ["proto/csi.proto", "proto/registration.proto"];
@@ -6,7 +6,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo::rerun-if-changed={file}");
     }
     let descriptors = protox::compile(files, ["proto"])?;
-    // Who speaks to the driver brings a transport of its own.
+    // The clients that speak to the driver bring their own transport.
     tonic_prost_build::configure().build_transport(false).compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! `ion-handler`: modules of older Ion where nothing can be mounted. The room `handler-shim` is all
-//! of it.
+//! `ion-handler`: runs modules of older Ion where nothing can be mounted. All of its code is in the
+//! crate `handler-shim`.
 
 use std::process::ExitCode;
 

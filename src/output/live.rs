@@ -1,12 +1,12 @@
-//! What jobs write, and what becomes of them, as it happens: `ion up` and `ion run`.
+//! Shows the output of jobs, and how they end, as it happens: for `ion up` and `ion run`.
 //!
 //! # How it works
-//! A thread of its own reads each attempt's log and has the lines printed, a part of each in turn.
-//! What an attempt wrote stands before the line that says how it ended.
+//! A thread of its own reads the logs of all running attempts, a piece of each by turns, and prints
+//! their lines. The output of an attempt is printed before the line that says how it ended.
 //!
 //! # What it never does
-//! Hold up whoever tells it of something. One who reads slower than jobs write sees the end of what
-//! each has written, and how much is left out before it; the logs have all of it.
+//! Hold up a thread that reports something to it. A reader that is slower than the jobs sees the
+//! end of what each job has written, and how much is left out before it; the logs have all of it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,36 +19,37 @@ use ionfs::id::JobId;
 use super::printer::{OutputStream, Printer, WhenFull, printer, wait};
 use super::{one_line, say};
 
-/// Bytes of a log that are shown before another job's turn comes.
+/// How many bytes of a log are shown before it is another job's turn.
 const TURN: usize = 64 << 10;
 
-/// How far behind a job the lines that are shown may be.
+/// How many bytes the shown lines may be behind what the job has written.
 const BEHIND_MAX: u64 = 8 << 20;
 
-/// Bytes of the end that are shown of one that is further behind.
+/// How many bytes of a log's end are shown when it is further behind than that.
 const END: u64 = 1 << 20;
 
-/// Bytes of one line that are shown.
+/// How many bytes of one line are shown at most.
 const LINE_MAX: usize = 64 << 10;
 
-/// How often a line that its program writes over again and again is shown.
+/// How often a line is shown that its program overwrites again and again.
 const OVERWRITTEN_EVERY: Duration = Duration::from_secs(1);
 
-/// Attempts that have begun, and messages, that wait while nobody reads.
+/// How many new attempts, and how many messages, may wait while nobody reads.
 const WAITING_MAX: usize = 256;
 const MESSAGES_MAX: usize = 4096;
 
-/// How it is shown.
+/// How the output of jobs is shown.
 #[derive(Debug)]
 pub(crate) struct Style {
-    /// What stands before each line of a job of this module.
+    /// Returns the prefix of each line of an attempt's output.
     pub(crate) prefix: fn(&LiveOutput) -> String,
     pub(crate) stream: OutputStream,
-    /// Whether all is shown, however long that takes.
+    /// Whether everything is shown, however long that takes. Otherwise output that is too far
+    /// behind is left out.
     pub(crate) whole: bool,
 }
 
-/// The thread, and what it is told.
+/// The view of running jobs, which a thread of its own prints.
 #[derive(Debug)]
 pub(crate) struct Live {
     style: Style,
@@ -59,9 +60,9 @@ pub(crate) struct Live {
 #[derive(Debug, Default)]
 struct Told {
     new: Vec<Arc<LiveOutput>>,
-    /// Attempts that are not shown at all.
+    /// How many attempts are not shown at all, because too many were waiting.
     not_shown: u64,
-    /// Lines, with the job whose output stands before them.
+    /// Lines, each with the job whose output is shown before it.
     messages: VecDeque<(JobId, String)>,
     messages_left_out: u64,
     goes_on: bool,
@@ -87,10 +88,10 @@ impl OutputWatcher for Live {
 }
 
 impl Live {
-    /// Begins to show.
+    /// Starts the thread.
     ///
     /// # Errors
-    /// When the system has no thread for it.
+    /// When the system cannot start a thread.
     pub(crate) fn start(style: Style) -> std::io::Result<Arc<Self>> {
         let live = Arc::new(Self { style, told: Mutex::default(), changed: Condvar::new() });
         let shows = live.clone();
@@ -106,7 +107,7 @@ impl Live {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Shows a line after what the job has written.
+    /// Shows a line after the output that the job has written so far.
     pub(crate) fn message(&self, job: &JobId, line: &str) {
         let mut told = self.told();
         if told.messages.len() < MESSAGES_MAX {
@@ -117,8 +118,8 @@ impl Live {
         self.changed.notify_all();
     }
 
-    /// Nothing more comes: waits until what there is has been shown, for a while at most if one is
-    /// given.
+    /// Ends the view: waits until everything has been shown, for `most` at most if it is given.
+    /// Nothing may be reported afterwards.
     pub(crate) fn finish(&self, most: Option<Duration>) {
         let deadline = most.map(|most| Instant::now() + most);
         let mut told = self.told();
@@ -130,7 +131,7 @@ impl Live {
         }
     }
 
-    /// Waits until there is something to do, or the deadline.
+    /// Waits until there is something to show, or until the deadline, and takes what was reported.
     fn wait(&self, deadline: Option<Instant>) -> Told {
         let mut told = self.told();
         while told.new.is_empty() && told.messages.is_empty() && !told.goes_on && !told.ends {
@@ -157,14 +158,15 @@ impl Live {
             let trouble = paper.printer.trouble();
             if let Some(trouble) = trouble.as_ref().filter(|_| !in_trouble) {
                 say(&format!(
-                    "what jobs write, and how they end, cannot be shown: {trouble}. `ion job list` and `ion job logs` have it"
+                    "the output of jobs, and how they end, cannot be shown: {trouble}. `ion job list` and `ion job logs` have it"
                 ));
             }
             in_trouble = trouble.is_some();
             shown.extend(told.new.into_iter().map(ShownOutput::new));
             more = false;
             shown.retain_mut(|shown| {
-                // Before its bytes are read: once it says that it has ended, they are all there.
+                // This is asked before its bytes are read: once the output has ended, all of its
+                // bytes are there.
                 let ended = shown.output.has_ended();
                 let all = if ended { shown.rest(&paper) } else { shown.turn(&paper) };
                 more |= !all;
@@ -181,13 +183,13 @@ impl Live {
             }
             if told.not_shown > 0 {
                 paper.text(format!(
-                    "ion: what {} attempts wrote is not shown: `ion job logs` has it\n",
+                    "ion: the output of {} attempts is not shown: `ion job logs` has it\n",
                     told.not_shown
                 ));
             }
             if told.messages_left_out > 0 {
                 paper.text(format!(
-                    "ion: {} messages are missing here: `ion job list` shows what became of jobs\n",
+                    "ion: {} messages are missing here: `ion job list` shows how jobs ended\n",
                     told.messages_left_out
                 ));
             }
@@ -202,7 +204,7 @@ impl Live {
     }
 }
 
-/// Where lines go.
+/// The stream that lines are printed on, and their style.
 struct Paper<'a> {
     printer: &'static Printer,
     style: &'a Style,
@@ -218,7 +220,7 @@ impl Paper<'_> {
     }
 }
 
-/// An attempt's output, and how far it is shown.
+/// The output of an attempt, and how much of it has been shown.
 struct ShownOutput {
     output: Arc<LiveOutput>,
     at: u64,
@@ -230,7 +232,7 @@ impl ShownOutput {
         Self { output, at: 0, lines: Lines::default() }
     }
 
-    /// Shows some of what is there; whether that was all.
+    /// Shows the next piece of the output. Returns whether that was all there is now.
     fn turn(&mut self, paper: &Paper<'_>) -> bool {
         self.catch_up(paper);
         let piece = match self.output.read(self.at, TURN) {
@@ -250,13 +252,13 @@ impl ShownOutput {
         piece.bytes.len() < TURN
     }
 
-    /// Shows all that is there; gives whether that is so.
+    /// Shows all the output there is now, and returns true.
     fn rest(&mut self, paper: &Paper<'_>) -> bool {
         while !self.turn(paper) {}
         true
     }
 
-    /// Leaves out what is too far behind.
+    /// Leaves out the output that is too far behind, or all of it if nobody reads.
     fn catch_up(&mut self, paper: &Paper<'_>) {
         let Ok(length) = self.output.length() else { return };
         let nobody_reads = paper.printer.is_gone();
@@ -267,7 +269,7 @@ impl ShownOutput {
             let mut show = |text: &str| paper.line(&self.output, text);
             self.lines.finish(&mut show);
             show(&format!(
-                "(ion leaves out {} here, as they come faster than they are shown: `ion job logs {}` has them)",
+                "(ion leaves out {} here, because output comes faster than it is shown: `ion job logs {}` has all of it)",
                 super::size(to - self.at),
                 self.output.job.short()
             ));
@@ -276,18 +278,18 @@ impl ShownOutput {
     }
 }
 
-/// Lines made of what a program writes piece by piece.
+/// Makes lines from the pieces that a program writes.
 ///
-/// A carriage return lets the next text stand over the one before, as on a terminal: of texts that
-/// follow each other so one is shown now and then, and the last.
+/// After a carriage return the next text overwrites the one before, as on a terminal. Of a row of
+/// texts that overwrite each other, one is shown every [`OVERWRITTEN_EVERY`], and the last one.
 #[derive(Debug, Default)]
 struct Lines {
     line: Vec<u8>,
-    /// Bytes of the line that are not in there.
+    /// How many bytes of the line were cut off.
     cut: u64,
-    /// It ended with a carriage return: what comes stands over it.
+    /// The text ended with a carriage return, so the next one overwrites it.
     returned: bool,
-    /// What is in `line` was shown.
+    /// The text in `line` has been shown.
     is_shown: bool,
     shown_at: Option<Instant>,
 }
@@ -325,7 +327,8 @@ impl Lines {
         }
     }
 
-    /// Shows a text over which the next one will stand, unless one was just shown.
+    /// Shows a text that will be overwritten, unless another one was shown less than
+    /// [`OVERWRITTEN_EVERY`] ago.
     fn show_overwritten(&mut self, show: &mut impl FnMut(&str)) {
         if self.due().is_some_and(|due| due <= Instant::now()) {
             self.show(show);
@@ -333,13 +336,13 @@ impl Lines {
         }
     }
 
-    /// When the text that is there is to be shown, though its line has not ended.
+    /// Returns when the text in `line` must be shown although its line has not ended.
     fn due(&self) -> Option<Instant> {
         let waits = self.returned && !self.is_shown;
         waits.then(|| self.shown_at.map_or_else(Instant::now, |at| at + OVERWRITTEN_EVERY))
     }
 
-    /// Nothing more comes of this line.
+    /// Ends the output: shows the text that is left, as a line.
     fn finish(&mut self, show: &mut impl FnMut(&str)) {
         if !self.line.is_empty() && !self.is_shown {
             self.show(show);

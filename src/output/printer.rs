@@ -1,15 +1,15 @@
-//! Threads that write to stdout and stderr, so that no other thread ever does.
+//! The threads that write to stdout and stderr. No other thread ever writes to them.
 //!
 //! # How it works
-//! Each of the two files has a queue with a bound and a thread that writes what is in it; where
-//! both are the same file, one thread keeps their order. What a command was asked for waits for
-//! room in the queue ([`WhenFull::Wait`]), as in any program whose reader is slow. All else is left
-//! out while there is none ([`WhenFull::LeaveOut`]); how much that was stands where it is missing,
-//! once somebody reads again.
+//! Each of the two streams has a bounded queue and a thread that writes the texts in it. If both
+//! are the same file, one thread serves both, which keeps the order of their texts. The result of a
+//! command waits for room in the queue ([`WhenFull::Wait`]), as in any program whose reader is
+//! slow. All other texts are left out while the queue is full ([`WhenFull::LeaveOut`]); once there
+//! is room again, a line in their place says how many are missing.
 //!
 //! # What it never does
-//! Hold up a job, a signal or the gateway because nobody reads; end the program because a reader
-//! went away.
+//! - Hold up a job, a signal or the gateway because nobody reads.
+//! - End the program because a reader went away.
 
 use std::collections::VecDeque;
 use std::io;
@@ -22,13 +22,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::fstat;
 use rustix::io::{Errno, write};
 
-/// Bytes that wait to be written. More would only be read later.
+/// A queue holds about this many bytes. A longer one would only be read later.
 const WAITING_MAX: usize = 1 << 20;
 
-/// How long a full disk is not tried again.
+/// After a failed write, as to a full disk, texts are dropped for this long before the next try.
 const FULL_WAIT: Duration = Duration::from_secs(1);
 
-/// Where a text goes.
+/// The stream that a text is written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OutputStream {
     Stdout,
@@ -43,7 +43,8 @@ impl OutputStream {
         }
     }
 
-    /// Writes all of it. A descriptor that another program made non-blocking is waited for.
+    /// Writes the whole text. If another program made the descriptor non-blocking, waits until it
+    /// can be written.
     fn write_all(self, mut text: &[u8]) -> io::Result<()> {
         let to = self.descriptor();
         while !text.is_empty() {
@@ -59,10 +60,11 @@ impl OutputStream {
     }
 }
 
-/// Waits for one change of the state, until the deadline at most.
+/// Waits for one change of the state, until the deadline at most. Without a deadline it waits for
+/// as long as it takes.
 ///
 /// # Errors
-/// The state as it is, once the deadline has passed.
+/// When the deadline has passed. The error holds the guard of the state.
 pub(super) fn wait<'a, T>(
     changed: &Condvar,
     state: MutexGuard<'a, T>,
@@ -77,18 +79,18 @@ pub(super) fn wait<'a, T>(
     }
 }
 
-/// What becomes of a text that there is no room for.
+/// What happens to a text when the queue is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WhenFull {
-    /// It is waited for. Only for threads that may stand still.
+    /// The caller waits for room. Only for threads that may block.
     Wait,
     /// The text is left out, and counted.
     LeaveOut,
-    /// The text is left out; a later one says the same better.
+    /// The text is left out and not counted, because a later one replaces it.
     Forget,
 }
 
-/// The printer of a stream.
+/// Returns the printer of a stream, and starts the printers at the first call.
 pub(crate) fn printer(stream: OutputStream) -> &'static Printer {
     static PRINTERS: OnceLock<[Arc<Printer>; 2]> = OnceLock::new();
     let [stdout, stderr] = PRINTERS.get_or_init(|| {
@@ -109,7 +111,7 @@ fn are_one_file() -> bool {
     }
 }
 
-/// A queue and the thread that writes what is in it.
+/// A queue of texts, which a thread of its own writes.
 #[derive(Debug, Default)]
 pub(crate) struct Printer {
     state: Mutex<PrinterState>,
@@ -127,13 +129,13 @@ struct QueuedText {
 #[derive(Debug, Default)]
 struct PrinterState {
     waiting: VecDeque<QueuedText>,
-    /// Bytes in there.
+    /// The bytes of the waiting texts.
     bytes: usize,
     is_writing: bool,
     left_out: u64,
-    /// The reader went away: whatever comes is for nobody.
+    /// The reader went away, so all further texts are dropped.
     is_gone: bool,
-    /// What the system said when a text could not be written, other than that the reader went away.
+    /// The first error of a write, other than that the reader went away.
     failure: Option<io::Error>,
     /// Whether the last text could not be written.
     is_failing: bool,
@@ -145,7 +147,7 @@ impl Printer {
         let writer = printer.clone();
         let started = thread::Builder::new().name("printer".into()).spawn(move || writer.work());
         if let Err(error) = started {
-            // Nothing can be said without it; whoever waits for room must not.
+            // Nothing can be printed without the thread, so no caller may wait for room.
             let mut state = printer.state();
             (state.is_gone, state.failure) = (true, Some(error));
         }
@@ -156,7 +158,7 @@ impl Printer {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has a text written.
+    /// Queues a text for the thread to write.
     pub(crate) fn put(&self, stream: OutputStream, text: Vec<u8>, when_full: WhenFull) {
         let mut state = self.state();
         while when_full == WhenFull::Wait && state.bytes >= WAITING_MAX && !state.is_gone {
@@ -178,12 +180,12 @@ impl Printer {
         self.changed.notify_all();
     }
 
-    /// Whether nobody will read what is written from now on.
+    /// Returns whether the reader went away, so that nobody will read what is written now.
     pub(crate) fn is_gone(&self) -> bool {
         self.state().is_gone
     }
 
-    /// Why what is put now is not read, in words.
+    /// Returns why texts that are queued now will not be read, in words, if there is a reason.
     pub(crate) fn trouble(&self) -> Option<String> {
         let state = self.state();
         match &state.failure {
@@ -193,11 +195,10 @@ impl Printer {
         }
     }
 
-    /// Waits until all is written, for a while at most if one is given.
+    /// Waits until all texts are written, for `most` at most if it is given.
     ///
     /// # Errors
-    /// The system's, when something could not be written for another reason than that the reader
-    /// went away.
+    /// The first error of a write, if one failed for another reason than that the reader went away.
     pub(crate) fn finish(&self, most: Option<Duration>) -> io::Result<()> {
         let deadline = most.map(|most| Instant::now() + most);
         let mut state = self.state();
@@ -217,7 +218,7 @@ impl Printer {
         state.failure.take().map_or(Ok(()), Err)
     }
 
-    /// The text that is to be written next; the one before has been.
+    /// Waits for the next text to write. The thread has written the one before.
     fn next(&self) -> QueuedText {
         let mut state = self.state();
         state.is_writing = false;
@@ -232,7 +233,7 @@ impl Printer {
         }
     }
 
-    /// The thread's work.
+    /// Writes the queued texts until the reader goes away.
     fn work(&self) {
         let mut full_since: Option<Instant> = None;
         loop {
@@ -272,7 +273,7 @@ impl PrinterState {
         self.waiting.push_back(text);
     }
 
-    /// Says how much is missing, where it is.
+    /// Queues a line that says how many texts are missing in its place, if any are.
     fn tell_left_out(&mut self, stream: OutputStream) {
         let missing = std::mem::take(&mut self.left_out);
         if missing > 0 {

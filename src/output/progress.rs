@@ -1,4 +1,4 @@
-//! Log lines and progress bars, by the threads that print.
+//! Log lines and progress bars, which the printing threads write.
 
 use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
@@ -7,7 +7,7 @@ use indicatif::{ProgressDrawTarget, TermLike};
 
 use super::printer::{OutputStream, WhenFull, printer};
 
-/// Where log lines go: one call for each.
+/// The writer of log lines. Each call of `write` has one line.
 #[derive(Debug)]
 pub(crate) struct LogWriter;
 
@@ -22,7 +22,7 @@ impl Write for LogWriter {
     }
 }
 
-/// Where bars are drawn: on stderr, where that is a terminal.
+/// Returns where progress bars are drawn: on stderr if it is a terminal, else nowhere.
 pub(crate) fn bar_target() -> ProgressDrawTarget {
     match io::IsTerminal::is_terminal(&io::stderr()) {
         true => ProgressDrawTarget::term_like_with_hz(Box::new(Terminal::default()), FRAMES),
@@ -30,11 +30,11 @@ pub(crate) fn bar_target() -> ProgressDrawTarget {
     }
 }
 
-/// Frames a second.
+/// How many frames a second are drawn.
 const FRAMES: u8 = 10;
 
-/// A terminal that takes whole frames. One that cannot be written in time is left out: the next one
-/// shows the same.
+/// A terminal that is written in whole frames. A frame that cannot be written in time is left out:
+/// the next one shows the same bars.
 #[derive(Debug, Default)]
 struct Terminal {
     frame: Mutex<String>,

@@ -1,4 +1,4 @@
-//! What a plane's documents say, read without the `ion` command.
+//! Reads a plane's documents without the `ion` command.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use ionfs::stores::open::{open_bus, open_documents};
 use ionfs::stores::{Bus, Collection, Documents, Query};
 use serde_json::json;
 
-/// What a plane's documents say, and its bus.
+/// The documents and the bus of a plane.
 pub struct Books {
     pub runtime: tokio::runtime::Runtime,
     pub documents: Arc<dyn Documents>,
@@ -35,7 +35,7 @@ impl Books {
         self.runtime.block_on(Registry::read(&self.documents)).unwrap()
     }
 
-    /// What has not come to its end: for people.
+    /// Returns descriptions of unfinished jobs and unclaimed events, for assertion texts.
     pub fn open(&self) -> Vec<String> {
         let (jobs, events, registry) = (self.jobs(), self.events(), self.registry());
         let unfinished = jobs.iter().filter(|job| job.state != JobState::Succeeded);

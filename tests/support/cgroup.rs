@@ -1,12 +1,12 @@
-//! A memory cgroup for a daemon: what it may take, and whether anything in it was killed for taking
-//! more.
+//! A memory cgroup for a daemon: it limits the daemon's memory, and counts the processes that the
+//! kernel killed for exceeding it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A group below the one of this process (version 1), or below the root (version 2, where only the
-/// root may have both groups and processes). It is removed at the end.
+/// A memory cgroup below the one of this process (version 1), or below the root (version 2, where
+/// only the root may have both groups and processes). It is removed on drop.
 pub struct MemoryGroup {
     at: PathBuf,
     version: Version,
@@ -19,10 +19,10 @@ enum Version {
 }
 
 impl MemoryGroup {
-    /// Makes a group of so many bytes.
+    /// Creates a group that is limited to this many bytes.
     ///
     /// # Errors
-    /// Why none can be made here.
+    /// The reason a group cannot be created here.
     pub fn new(bytes: u64) -> Result<Self, String> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         if !rustix::process::geteuid().is_root() {
@@ -45,12 +45,13 @@ impl MemoryGroup {
         Ok(group)
     }
 
-    /// A process that writes its number into this file is in the group.
+    /// Returns the file that lists the group's processes: a process that writes its pid there
+    /// joins.
     pub fn processes(&self) -> PathBuf {
         self.at.join("cgroup.procs")
     }
 
-    /// Processes that the kernel killed because the group was full.
+    /// Returns how many processes the kernel killed because the group was full.
     pub fn killed(&self) -> u64 {
         let file =
             if self.version == Version::One { "memory.oom_control" } else { "memory.events" };
@@ -87,7 +88,7 @@ fn parent() -> Result<(PathBuf, Version), String> {
             .ok_or("no memory cgroup")?
             .1;
         let at = Path::new(root).join(own.trim_start_matches('/'));
-        // In a cgroup namespace of its own the path may begin elsewhere.
+        // In another cgroup namespace the path may begin elsewhere.
         return Ok((if at.exists() { at } else { root.into() }, Version::One));
     }
     let root = mounted("cgroup2", "rw").ok_or("no cgroup filesystem is mounted")?;
@@ -97,7 +98,7 @@ fn parent() -> Result<(PathBuf, Version), String> {
     Ok((root.to_owned(), Version::Two))
 }
 
-/// The most memory that a process has had, in MiB.
+/// Returns the peak memory of a process, in MiB.
 pub fn peak_mib(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

@@ -1,4 +1,4 @@
-//! The older system's example of a chain, and clients that send payloads through it.
+//! The older system's example chain, and clients that send payloads through it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -6,20 +6,20 @@ use std::time::{Duration, Instant};
 use super::Up;
 use super::http::{Http, get};
 
-/// The older system's example.
+/// The older system's example chain.
 pub const LINES: &str = "name: lines\nChain:\n\
     - {Command: cat}\n\
     - {Command: grep, Arguments: [data]}\n\
     - {Command: xargs, Name: one, Arguments: [-n, '1']}\n";
 
-/// Where a gateway says that it is.
+/// Returns the address that a gateway printed.
 pub fn address(up: &Up) -> String {
     let log = up.log();
     let rest = log.rsplit("the gateway is at http://").next().unwrap();
     rest.lines().next().unwrap().to_owned()
 }
 
-/// How many processes were started ahead, and for how long pools were empty, as its metrics say.
+/// Returns how many processes were started ahead, and how long pools were empty, from the metrics.
 pub fn pools(address: &str) -> String {
     let text = get(address, "/metrics").text();
     let of = |name: &str| {
@@ -43,7 +43,7 @@ pub fn pools(address: &str) -> String {
     )
 }
 
-/// Sends one payload through the chain `lines`; the time it took.
+/// Sends one payload through the chain `lines`. Returns the time it took.
 pub fn payload(client: &mut Http, n: usize) -> Duration {
     let body = format!("data {n}\nother\n");
     let begun = Instant::now();
@@ -54,8 +54,8 @@ pub fn payload(client: &mut Http, n: usize) -> Duration {
     begun.elapsed()
 }
 
-/// Sends `requests` through the chain `lines`, `at_a_time` of them side by side; the times they
-/// took, sorted.
+/// Sends `requests` payloads through the chain `lines`, `at_a_time` of them in parallel. Returns
+/// their times, sorted.
 pub fn load(addresses: &[String], requests: usize, at_a_time: usize) -> Vec<Duration> {
     let next = AtomicUsize::new(0);
     let client = |n: usize| {

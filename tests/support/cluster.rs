@@ -1,4 +1,4 @@
-//! A real Kubernetes of one node with Ion's driver on it, shared by the tests of one binary.
+//! A real one-node Kubernetes cluster with Ion's driver, shared by the tests of one binary.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -10,24 +10,26 @@ use serde_json::Value;
 use super::servers::{Mongo, Rabbit, S3, cache, free_port, plane};
 use super::{Home, ION, Ran, Up, wait_for};
 
-/// What tokens are signed with.
+/// The key that signs the tokens.
 pub const KEY: &str = "a-key-of-tests-only-0123456789abcdef";
 
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kubernetes/cluster.sh");
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/machine/kubernetes/cluster.sh");
 
-/// Where scripts/setup-kubernetes.sh leaves what it builds.
+/// Returns the folder of the programs that scripts/setup-kubernetes.sh builds.
 fn built() -> PathBuf {
     cache().join("kubernetes")
 }
 
-/// A cluster of one node. It ends with this value, and with this process, however that ends.
+/// A one-node cluster. It ends when this value is dropped, or when this process ends for any
+/// reason.
 pub struct Cluster {
     dir: PathBuf,
     keeper: Child,
 }
 
 impl Cluster {
-    /// A new one; none, in words, where none was built.
+    /// Starts a cluster. If no Kubernetes is built here, or this process is not root, prints that
+    /// and returns none.
     pub fn start() -> Option<Self> {
         if !built().join("kubelet").exists() || !rustix::process::geteuid().is_root() {
             eprintln!(
@@ -35,7 +37,7 @@ impl Cluster {
             );
             return None;
         }
-        // Sockets in there have short names only.
+        // The folder's path is short, because the path of a socket has a length limit.
         let dir = std::env::temp_dir().join(format!("ion-k{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let mut keeper = Command::new(SCRIPT)
@@ -52,12 +54,12 @@ impl Cluster {
         Some(Self { dir, keeper })
     }
 
-    /// A place below its folder.
+    /// Returns a path below the cluster's folder.
     pub fn at(&self, path: &str) -> PathBuf {
         self.dir.join(path)
     }
 
-    /// A verb of the cluster's script; gives what it says.
+    /// Runs a verb of the cluster's script, and returns its output.
     pub fn script(&self, verb: &str, words: &[&str]) -> String {
         let ran =
             Command::new(SCRIPT).arg(verb).arg(&self.dir).args(words).stdin(Stdio::null()).output();
@@ -79,7 +81,7 @@ impl Cluster {
         Ran::of(self.kubectl_command(words).stdin(Stdio::null()).output().unwrap())
     }
 
-    /// An image of a shell and these files below /app.
+    /// Builds an image of a shell and these programs below /app.
     pub fn image(&self, home: &Home, name: &str, programs: &[(&str, &str)]) {
         let folder = home.path().join(format!("image-{}", name.replace(':', "-")));
         for (program, text) in programs {
@@ -92,27 +94,27 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // The end of its input stops the cluster.
+        // The end of the keeper's input stops the cluster.
         drop(self.keeper.stdin.take());
         let _ = self.keeper.wait();
-        // What a test that failed leaves there are the logs.
+        // After a failed test the folder stays, because it holds the logs.
         if !std::thread::panicking() {
             let _ = std::fs::remove_dir_all(&self.dir);
         }
     }
 }
 
-/// The cluster, the servers beside it and the driver of its node.
+/// The cluster, the servers beside it, and the driver of its node.
 pub struct World {
     cluster: Cluster,
-    /// What every command and daemon of the plane has in its environment.
+    /// The environment variables of every command and daemon of the plane.
     pub env: Vec<(String, String)>,
     driver_home: Home,
     driver: Option<Up>,
     _servers: (Mongo, Rabbit, S3),
 }
 
-/// The world, for one test at a time; none where there is no Kubernetes, which is said.
+/// Returns the world, for one test at a time; none where there is no Kubernetes, which is printed.
 pub fn world() -> Option<MutexGuard<'static, World>> {
     static WORLD: OnceLock<Option<Mutex<World>>> = OnceLock::new();
     let world =
@@ -173,12 +175,12 @@ impl World {
         self.driver = Some(driver);
     }
 
-    /// The node's driver.
+    /// Takes the node's driver out of the world.
     pub fn driver(&mut self) -> Up {
         self.driver.take().unwrap()
     }
 
-    /// A home of a dispatcher or a person, on this plane.
+    /// Returns a home on this plane, for a dispatcher or a user.
     pub fn home(&self) -> Home {
         let mut home = Home::new();
         home.env.clone_from(&self.env);
@@ -189,30 +191,30 @@ impl World {
         &self.cluster.dir
     }
 
-    /// A verb of the cluster's script.
+    /// Runs a verb of the cluster's script.
     pub fn script(&self, words: &[&str]) {
         self.cluster.script(words[0], &words[1..]);
     }
 
-    /// What `kubectl` prints.
+    /// Returns the output of `kubectl`.
     #[track_caller]
     pub fn kubectl(&self, words: &[&str]) -> String {
         self.cluster.kubectl(words).well().stdout
     }
 
-    /// Gives the node a taint, for as long as what this gives is kept.
+    /// Gives the node a taint until the returned value is dropped.
     #[must_use]
     pub fn taint<'a>(&'a self, taint: &'a str) -> Taint<'a> {
         self.kubectl(&["taint", "node", "n1", taint]);
         Taint(self, taint)
     }
 
-    /// The same, as a document.
+    /// Returns the output of `kubectl` as a JSON document.
     pub fn kubectl_json(&self, words: &[&str]) -> Value {
         serde_json::from_str(&self.kubectl(&[words, &["-o", "json"]].concat())).unwrap()
     }
 
-    /// Gives `kubectl` a text to read.
+    /// Runs `kubectl` with a text as its input.
     pub fn kubectl_with(&self, words: &[&str], text: &str) {
         use std::io::Write as _;
         let mut child = self
@@ -226,7 +228,7 @@ impl World {
         assert!(child.wait().unwrap().success(), "kubectl {words:?}");
     }
 
-    /// A namespace of its own, which dispatchers with this home use.
+    /// Creates a namespace, which dispatchers with this home use.
     pub fn namespace(&self, name: &str, home: &mut Home) {
         self.kubectl(&["create", "namespace", name]);
         home.env.push(("ION_KUBERNETES_NAMESPACE".into(), name.into()));
@@ -235,13 +237,13 @@ impl World {
         });
     }
 
-    /// As [`Cluster::image`].
+    /// Builds an image as [`Cluster::image`] does.
     pub fn image(&self, home: &Home, name: &str, programs: &[(&str, &str)]) {
         self.cluster.image(home, name, programs);
     }
 }
 
-/// The programs of the words example.
+/// Returns the programs of the words example.
 pub fn words_programs() -> [(&'static str, String); 3] {
     ["split.sh", "count.sh", "merge.sh"].map(|name| {
         let path = format!("{}/examples/words/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -249,11 +251,11 @@ pub fn words_programs() -> [(&'static str, String); 3] {
     })
 }
 
-/// A taint of the node.
+/// A taint of the node, removed on drop.
 pub struct Taint<'a>(&'a World, &'a str);
 
 impl Drop for Taint<'_> {
-    /// In a test that has failed, too: the others share the node.
+    /// The taint is removed after a failed test too, because the other tests share the node.
     fn drop(&mut self) {
         let ran = self.0.cluster.kubectl(&["taint", "node", "n1", &format!("{}-", self.1)]);
         if ran.code != Some(0) {

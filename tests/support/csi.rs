@@ -1,4 +1,4 @@
-//! A node's driver as its kubelet sees it: a process, its socket, and the pods' volumes.
+//! A node's CSI driver as its kubelet sees it: a process, its socket, and the pods' volumes.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -28,26 +28,26 @@ use tonic::transport::{Channel, Endpoint};
 use super::mount::runtime;
 use super::{Home, Up};
 
-/// What dispatchers and drivers of the tests sign and check tokens with.
+/// The key with which dispatchers and drivers of the tests sign and check tokens.
 pub const KEY: &str = "0123456789abcdef0123456789abcdef";
 
-/// Where the pods of the tests are.
+/// The namespace of the tests' pods.
 pub const NAMESPACE: &str = "media";
 
-/// The node of the tests.
+/// The name of the tests' node.
 pub const NODE: &str = "n1";
 
-/// A home with a driver over its stores, and events for its pods.
+/// A home with a driver over its stores, and an event for its pods.
 pub struct Rig {
     pub runtime: Arc<Runtime>,
     pub home: Home,
     pub plane: DataPlane,
-    /// The event that all its jobs work on.
+    /// The event that all jobs of the rig work on.
     pub event: Event,
     pub driver: Option<Up>,
 }
 
-/// The attempt that a pod works on, and what its pod is given.
+/// The attempt that a pod works on, with the token that the pod receives.
 #[derive(Clone, Debug)]
 pub struct Attempt {
     pub job: JobId,
@@ -66,14 +66,14 @@ pub fn key() -> TicketKey {
 }
 
 impl Rig {
-    /// Over the embedded stores; the event has these files.
+    /// Creates a rig over the embedded stores, whose event has these files.
     pub fn new(files: &[(&str, &[u8])]) -> Self {
         let home = Home::new();
         let urls = StoreUrls::embedded(&home.state());
         Self::over(home, &urls, files)
     }
 
-    /// Over these stores, which the home's environment names too.
+    /// Creates a rig over these stores; the home's environment must name them too.
     pub fn over(mut home: Home, urls: &StoreUrls, files: &[(&str, &[u8])]) -> Self {
         home.env.push(("ION_TICKET_KEY".into(), KEY.into()));
         let mut words: Vec<String> =
@@ -98,12 +98,12 @@ impl Rig {
         self.home.path().join("csi.sock")
     }
 
-    /// The socket by which a kubelet learns of the driver.
+    /// Returns the socket by which a kubelet discovers the driver.
     pub fn registration(&self) -> PathBuf {
         self.home.path().join("registry/csi.ionfs-reg.sock")
     }
 
-    /// What `ion csi` is started with.
+    /// Returns the arguments of `ion csi`.
     pub fn words(&self) -> Vec<String> {
         let [socket, registration] =
             [self.socket(), self.registration()].map(|path| path.display().to_string());
@@ -112,20 +112,20 @@ impl Rig {
             .into()
     }
 
-    /// Starts the driver, or the next one.
+    /// Starts the driver, or its successor.
     pub fn start(&mut self) {
         let words = self.words();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         self.driver = Some(self.home.start("csi", &words));
     }
 
-    /// A channel to a socket.
+    /// Returns a channel to a socket.
     pub fn channel(&self, socket: &Path) -> Channel {
         let _inside = self.runtime.enter();
         Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap().connect_lazy()
     }
 
-    /// A channel to the driver.
+    /// Returns a channel to the driver.
     pub fn to_driver(&self) -> Channel {
         self.channel(&self.socket())
     }
@@ -134,15 +134,16 @@ impl Rig {
         NodeClient::new(self.to_driver())
     }
 
-    /// Where the volume of this name is to be: two folders deep, the upper of which the kubelet has
-    /// made.
+    /// Returns the path for the volume of this name: two folders deep, of which the kubelet has
+    /// created the upper one.
     pub fn target(&self, name: &str) -> PathBuf {
         let pod = self.home.path().join("pods").join(name);
         std::fs::create_dir_all(&pod).unwrap();
         pod.join("mount")
     }
 
-    /// A job that runs, with a ticket for its pod and a token that is good for an hour.
+    /// Inserts a running job with a ticket for its pod, and signs a token that is valid for an
+    /// hour.
     pub fn attempt(&self, name: &str) -> Attempt {
         let (job, module) = (JobId::new(name), format!("module-{name}"));
         let origin = Origin {
@@ -175,7 +176,7 @@ impl Rig {
         Attempt { job, module, token }
     }
 
-    /// A job's document.
+    /// Returns a job's document.
     pub fn record(&self, name: &str, module: &str, state: &str, attempt: u32) -> Value {
         json!({
             "id": name, "version": 1, "module": module, "eventId": self.event.id, "eventType": self.event.event_type,
@@ -189,7 +190,7 @@ impl Rig {
         Claims { job: job.clone(), attempt: 1, namespace: NAMESPACE.into(), expires }
     }
 
-    /// What a kubelet asks for a pod whose uid and volume are both `volume`.
+    /// Returns a kubelet's request for a pod whose uid and volume are both `volume`.
     pub fn request(&self, volume: &str, target: &Path, token: &str) -> NodePublishVolumeRequest {
         let context = [
             (TOKEN, token),
@@ -226,7 +227,7 @@ impl Rig {
             .map(drop)
     }
 
-    /// A pod that has its tree: its attempt, and where that is.
+    /// Publishes the tree of a new pod. Returns its attempt, and the path of the tree.
     pub fn pod(&self, name: &str) -> (Attempt, PathBuf) {
         let (attempt, target) = (self.attempt(name), self.target(name));
         self.publish(name, &target, &attempt).unwrap();
@@ -237,7 +238,7 @@ impl Rig {
         self.runtime.block_on(Ticket::find(&self.plane, &attempt.ticket())).unwrap().unwrap()
     }
 
-    /// How the attempt's filesystem work ended, as its ticket says.
+    /// Returns the outcome of the attempt's filesystem work, as its ticket records it.
     #[track_caller]
     pub fn outcome(&self, attempt: &Attempt) -> Outcome {
         match self.ticket(attempt).ended {
@@ -252,13 +253,13 @@ impl Rig {
         assert!(matches!(&ended, Some(Ended::Lost(why)) if why.contains(NODE)), "{ended:?}");
     }
 
-    /// The event of an event file, if it was committed.
+    /// Returns the event of an event file, if it was committed.
     pub fn committed(&self, attempt: &Attempt, file: &str) -> Option<Event> {
         let id = EventId::derive(&self.event.id, &attempt.module, file);
         self.runtime.block_on(self.plane.documents.get_as(Collection::Events, id.as_str())).unwrap()
     }
 
-    /// What the driver keeps below its home: notes of volumes, and attempts' folders.
+    /// Returns what the driver keeps below its home: notes of volumes, and attempts' folders.
     pub fn kept(&self) -> Vec<PathBuf> {
         let below = |name: &str| {
             let entries = std::fs::read_dir(self.home.state().join(name)).unwrap();
@@ -270,7 +271,7 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        // In order: nothing stays mounted.
+        // The driver must stop with nothing left mounted.
         if let Some(driver) = self.driver.take().filter(|_| !std::thread::panicking()) {
             assert_eq!(driver.stop(), Some(0));
         }
@@ -287,7 +288,7 @@ pub fn unpublish(volume: &str, target: &Path) -> NodeUnpublishVolumeRequest {
     }
 }
 
-/// What is mounted below a folder.
+/// Returns the mount points below a folder.
 pub fn mounts_below(folder: &Path) -> Vec<PathBuf> {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     let at = mounts.lines().filter_map(|line| line.split(' ').nth(1));

@@ -1,4 +1,4 @@
-//! A client of HTTP/1.1 that does what it is told, also what no client should.
+//! An HTTP/1.1 client that sends exactly what a test tells it to, even what no client should send.
 
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::DEADLINE;
 
-/// An answer.
+/// An HTTP answer.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -33,14 +33,15 @@ impl Answer {
             .unwrap_or_else(|error| panic!("{error}: {} {}", self.status, self.text()))
     }
 
-    /// It has this status, and its document.
+    /// Asserts the status, and returns the JSON document.
     #[track_caller]
     pub fn says(self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.text());
         self.json()
     }
 
-    /// It is a problem document of this type, and says what and why.
+    /// Asserts that the answer is a problem document of this type with a title and a detail, and
+    /// returns it.
     #[track_caller]
     pub fn problem(self, status: u16, name: &str) -> Value {
         assert_eq!(self.status, status, "{}", self.text());
@@ -65,7 +66,7 @@ pub struct Http {
 impl Http {
     pub fn to(address: &str) -> Self {
         let stream = TcpStream::connect(address).unwrap();
-        // As clients do: a body would else wait for the head to be acknowledged.
+        // Clients do so too: otherwise a body would wait until the head is acknowledged.
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
@@ -77,7 +78,7 @@ impl Http {
         self.reader.get_mut().write_all(bytes)
     }
 
-    /// Sends a request's head, and its body if its length is known.
+    /// Sends the head of a request.
     pub fn begin(&mut self, method: &str, path: &str, headers: &[(&str, &str)]) {
         let mut head = format!("{method} {path} HTTP/1.1\r\n");
         if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
@@ -90,7 +91,7 @@ impl Http {
         self.send(head.as_bytes()).unwrap();
     }
 
-    /// The head of an answer.
+    /// Reads the head of an answer.
     pub fn head(&mut self) -> std::io::Result<Answer> {
         let mut line = || {
             let mut line = String::new();
@@ -110,17 +111,17 @@ impl Http {
         }
     }
 
-    /// The same connection, to be written to by another thread.
+    /// Returns a second handle of the connection, for another thread to write to.
     pub fn another_end(&mut self) -> TcpStream {
         self.reader.get_mut().try_clone().unwrap()
     }
 
-    /// What is left of it.
+    /// Returns the connection itself.
     pub fn into_stream(self) -> TcpStream {
         self.reader.into_inner()
     }
 
-    /// Whether the server has closed the connection, within the deadline.
+    /// Returns whether the server closes the connection within the deadline.
     pub fn is_closed(&mut self) -> bool {
         let mut rest = Vec::new();
         match self.reader.read_to_end(&mut rest) {
@@ -129,7 +130,7 @@ impl Http {
         }
     }
 
-    /// A piece of a body that comes in chunks; none at the end.
+    /// Reads a chunk of a chunked body, or none at the end.
     pub fn chunk(&mut self) -> Option<Vec<u8>> {
         let mut line = String::new();
         self.reader.read_line(&mut line).unwrap();
@@ -141,7 +142,7 @@ impl Http {
         (length > 0).then_some(piece)
     }
 
-    /// The whole answer to a request with this method.
+    /// Reads the whole answer to a request with this method.
     pub fn answer(&mut self, method: &str) -> std::io::Result<Answer> {
         let mut answer = self.head()?;
         while answer.status == 100 {
@@ -162,13 +163,13 @@ impl Http {
         Ok(answer)
     }
 
-    /// What is read next.
+    /// Returns the reader of the connection.
     pub fn reader(&mut self) -> &mut impl Read {
         &mut self.reader
     }
 }
 
-/// One request on a connection of its own.
+/// Sends one request on a new connection.
 pub fn request(
     address: &str,
     method: &str,
@@ -183,8 +184,8 @@ pub fn request(
         all.push(("content-length", &length));
     }
     http.begin(method, path, &all);
-    // A server that has refused the head may have hung up by now; what it said is there all the
-    // same.
+    // A server that has refused the head may have closed the connection by now; its answer can
+    // still be read.
     let _ = http.send(body);
     http.answer(method).unwrap()
 }
@@ -193,7 +194,8 @@ pub fn get(address: &str, path: &str) -> Answer {
     request(address, "GET", path, &[], b"")
 }
 
-/// Parts of a form: file name or none, name, content.
+/// Builds a form from its parts: file name or none, name, content. Returns the Content-Type and the
+/// body.
 pub fn form(parts: &[(Option<&str>, &str, &[u8])]) -> (&'static str, Vec<u8>) {
     let mut body = Vec::new();
     for (file, name, content) in parts {

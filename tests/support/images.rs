@@ -1,4 +1,4 @@
-//! Images made by the test: a folder in the OCI layout, from busybox and what a test adds.
+//! Images made by a test: a folder in the OCI layout, from busybox and further layers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use tar::{Builder, EntryType, Header};
 
 use super::Home;
 
-/// Programs that busybox is.
+/// The programs that busybox provides.
 const PROGRAMS: &str = "cat cp date echo env false find grep head hostname id ip ls mkdir mount ping ps pwd readlink \
     sed sh sha256sum sleep sort stat telnet test touch tr true wc";
 
@@ -20,17 +20,17 @@ pub enum Entry<'a> {
     Link(&'a str, &'a str),
 }
 
-/// Layers, and what the image says of them.
+/// An image: its layers and its configuration.
 pub struct Image {
     layers: Vec<Vec<u8>>,
-    /// Layers over these as they are stored: what is said of their form, their bytes, and the
-    /// digest of what they hold.
+    /// Further layers as they are stored: the suffix of the media type, the bytes, and the digest
+    /// of the unpacked content.
     stored: Vec<(String, Vec<u8>, String)>,
     pub config: Value,
 }
 
-/// A layer as a tar file. Names are written as they are, so that a test can write what no tool
-/// would.
+/// Returns a layer as a tar file. Names are written unchanged, so that a test can write names that
+/// no tool would write.
 pub fn layer(entries: &[Entry<'_>]) -> Vec<u8> {
     let mut tar = Builder::new(vec![]);
     for entry in entries {
@@ -56,7 +56,7 @@ pub fn layer(entries: &[Entry<'_>]) -> Vec<u8> {
 }
 
 impl Image {
-    /// Busybox, and a script as what it runs.
+    /// Returns an image of busybox that runs a script.
     pub fn of(script: &str) -> Self {
         let busybox =
             ["/bin/busybox", "/usr/bin/busybox"].iter().find_map(|path| fs::read(path).ok());
@@ -77,21 +77,21 @@ impl Image {
         Self { layers: vec![layer(&entries)], stored: vec![], config }
     }
 
-    /// Another layer over these.
+    /// Adds a layer.
     pub fn with(mut self, entries: &[Entry<'_>]) -> Self {
         self.layers.push(layer(entries));
         self
     }
 
-    /// A layer over all others that a test compressed by itself, as it is too large to be held
+    /// Adds a layer on top that the test compressed itself, because it is too large to be held
     /// unpacked.
     pub fn with_compressed(mut self, layer: Vec<u8>) -> Self {
-        // Nobody has unpacked it: the digest of what it holds is not known.
+        // The layer was never unpacked, so the digest of its content is not known.
         self.stored.push(("+gzip".into(), layer, digest(b"unknown")));
         self
     }
 
-    /// A layer over all others of which this is said, with the archive that it holds.
+    /// Adds a layer on top with this suffix of the media type, and the archive that it holds.
     pub fn with_stored(mut self, form: &str, layer: Vec<u8>, archive: &[u8]) -> Self {
         self.stored.push((form.into(), layer, digest(archive)));
         self
@@ -146,7 +146,7 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     gzip.finish().unwrap()
 }
 
-/// The largest file of a layout: a layer.
+/// Returns the largest file of a layout, which is a layer.
 pub fn largest_blob(layout: &Path) -> PathBuf {
     let files =
         fs::read_dir(layout.join("blobs/sha256")).unwrap().map(|entry| entry.unwrap().path());

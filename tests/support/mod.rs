@@ -1,11 +1,11 @@
-//! What the suites share: a home of one's own, the `ion` command, and waiting for a condition with
-//! a deadline.
+//! Helpers that the suites share: a private home, the `ion` command, and waiting for a condition
+//! with a deadline.
 #![allow(dead_code, unreachable_pub, reason = "each suite uses a part of it")]
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::print_stderr,
-    reason = "tests start programs, wait, and say why they failed"
+    reason = "tests start programs, wait, and print why they failed"
 )]
 
 pub mod books;
@@ -36,18 +36,18 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(240);
 /// The `ion` program under test.
 pub const ION: &str = env!("CARGO_BIN_EXE_ion");
 
-/// A folder of state of its own, removed at the end.
+/// A private folder with a home's state, removed on drop.
 pub struct Home {
     folder: tempfile::TempDir,
-    /// What else is in the environment of its commands: which stores, above all.
+    /// Further environment variables of the home's commands, above all those that name the stores.
     pub env: Vec<(String, String)>,
-    /// The cgroup that its long-running commands start in: the file that lists its processes.
+    /// The file that lists the processes of the cgroup in which long-running commands start.
     pub cgroup: Option<PathBuf>,
 }
 
 impl Home {
     pub fn new() -> Self {
-        // Not on /tmp: there a tmpfs may stand, and what is tested is durable disks.
+        // Not on /tmp, which may be a tmpfs: the tests are about durable disks.
         let folder = tempfile::Builder::new()
             .prefix("ion-test-")
             .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
@@ -55,7 +55,7 @@ impl Home {
         Self { folder, env: vec![], cgroup: None }
     }
 
-    /// A home on another host, as it were: it shares the stores of this one, and nothing else.
+    /// Returns a home as on another host: it shares the stores of this one, and nothing else.
     pub fn on_another_host(&self) -> Self {
         let stores = |name: &str, scheme: &str, file: &str| {
             (name.to_owned(), format!("{scheme}://{}", self.state().join(file).display()))
@@ -73,12 +73,12 @@ impl Home {
         self.folder.path()
     }
 
-    /// Where Ion keeps its state.
+    /// Returns the folder of Ion's state.
     pub fn state(&self) -> PathBuf {
         self.path().join("state")
     }
 
-    /// The `ion` command with this state.
+    /// Returns the `ion` command with this state.
     pub fn ion(&self) -> Command {
         self.command(Path::new(ION))
     }
@@ -94,12 +94,12 @@ impl Home {
         command
     }
 
-    /// Runs `ion` with these words. It is killed at its deadline.
+    /// Runs `ion` with these arguments, and kills it at [`COMMAND_DEADLINE`].
     pub fn run<S: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Ran {
         self.run_with(&[], words)
     }
 
-    /// The same with more in its environment.
+    /// Runs `ion` like [`Home::run`], with further environment variables.
     pub fn run_with<S: AsRef<std::ffi::OsStr>>(
         &self,
         env: &[(&str, &str)],
@@ -152,7 +152,7 @@ impl Home {
         self.up_with(&[], pipeline)
     }
 
-    /// The same with flags.
+    /// Starts `ion up` with flags and waits until it is ready.
     pub fn up_with(&self, flags: &[&str], pipeline: &Path) -> Up {
         self.start("up", &[&[pipeline.to_str().unwrap()], flags].concat())
     }
@@ -164,7 +164,7 @@ impl Home {
         self.start_program(Path::new(ION), command, &words)
     }
 
-    /// The same of a program that becomes an `ion` command.
+    /// Starts a program that becomes an `ion` command, and waits until it is ready.
     pub fn start_program(&self, program: &Path, command: &str, words: &[String]) -> Up {
         let log = self.path().join(format!("{command}-{}.log", std::process::id()));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
@@ -191,25 +191,25 @@ impl Home {
         up
     }
 
-    /// What a long-running command has said.
+    /// Returns the output of a long-running command.
     pub fn log_of(&self, command: &str) -> String {
         let log = self.path().join(format!("{command}-{}.log", std::process::id()));
         std::fs::read_to_string(log).unwrap()
     }
 
-    /// All jobs, as documents.
+    /// Returns all jobs, as documents.
     pub fn jobs(&self) -> Vec<Value> {
         let jobs = self.run(["--json", "job", "list", "--limit", "1000000"]);
         serde_json::from_str(&jobs.stdout).unwrap_or_default()
     }
 
-    /// The events of the latest correlation, as documents.
+    /// Returns the events of the latest correlation, as documents.
     pub fn trace(&self) -> Vec<Value> {
         serde_json::from_str(&self.run(["--json", "trace"]).stdout).unwrap()
     }
 }
 
-/// What a command printed and how it ended.
+/// The output and the exit code of a command.
 #[derive(Debug)]
 pub struct Ran {
     pub code: Option<i32>,
@@ -239,13 +239,13 @@ impl Ran {
         self
     }
 
-    /// The events that `ion run` printed.
+    /// Returns the events that `ion run` printed.
     #[track_caller]
     pub fn events(&self) -> Vec<Value> {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:#?}"))
     }
 
-    /// Their types, sorted.
+    /// Returns the types of the printed events, sorted.
     #[track_caller]
     pub fn types(&self) -> Vec<String> {
         let mut types: Vec<String> =
@@ -255,7 +255,7 @@ impl Ran {
     }
 }
 
-/// A running `ion up`.
+/// A running `ion` command, such as `ion up`.
 pub struct Up {
     child: Child,
     log: PathBuf,
@@ -270,7 +270,7 @@ impl Up {
         self.child.id()
     }
 
-    /// SIGTERM, and its exit code.
+    /// Sends SIGTERM, and returns the exit code.
     pub fn stop(mut self) -> Option<i32> {
         signal(self.child.id(), "TERM");
         let code = self.child.wait().unwrap().code();
@@ -278,7 +278,8 @@ impl Up {
         code
     }
 
-    /// Waits until it ends by itself; its exit code, none if it was killed.
+    /// Waits until the command ends by itself. Returns its exit code, or none if a signal killed
+    /// it.
     pub fn wait(mut self) -> Option<i32> {
         let mut code = None;
         wait_for("the daemon to end", || {
@@ -290,7 +291,7 @@ impl Up {
         code
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -312,12 +313,12 @@ pub fn signal(pid: u32, name: &str) {
     Command::new("kill").args([format!("-{name}"), pid.to_string()]).status().unwrap();
 }
 
-/// Processes below `pid`, at any depth, and their names.
+/// Returns the descendants of the process `pid`, with their names.
 pub fn below(pid: u32) -> Vec<(u32, String)> {
     let mut found = vec![];
     let mut parents = HashSet::from([pid]);
-    // A child has a larger number than its parent, but for a wrap around: rounds until nothing is
-    // new.
+    // A child usually has a larger pid than its parent, except after a wrap-around, so rounds are
+    // repeated until nothing is new.
     loop {
         let before = found.len();
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
@@ -341,14 +342,14 @@ pub fn wait_for(what: &str, condition: impl FnMut() -> bool) {
     wait_up_to(DEADLINE, what, condition);
 }
 
-/// A real clip, which scripts/setup-examples.sh fetched.
+/// Returns the path of a real clip that scripts/setup-examples.sh downloaded.
 pub fn example_clip() -> String {
     let cache = std::env::var("ION_EXAMPLES")
         .unwrap_or_else(|_| format!("{}/.cache/ion-examples", std::env::var("HOME").unwrap()));
     format!("{cache}/clips/bikes.mp4")
 }
 
-/// The same with a deadline of its own.
+/// Waits until `condition` holds, with this deadline.
 #[track_caller]
 pub fn wait_up_to(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + deadline;
@@ -358,8 +359,8 @@ pub fn wait_up_to(deadline: Duration, what: &str, mut condition: impl FnMut() ->
     }
 }
 
-/// Runs the test `name` of this binary again, with more in its environment or through another
-/// program; it must pass there.
+/// Runs the test `name` of this binary again, with further environment variables or through another
+/// program. It must pass there.
 #[track_caller]
 pub fn passes_again(through: &[&str], name: &str, env: &[(String, String)]) {
     let binary = std::env::current_exe().unwrap();
@@ -371,7 +372,7 @@ pub fn passes_again(through: &[&str], name: &str, env: &[(String, String)]) {
         }
         [] => Command::new(binary),
     };
-    command.args(["--exact", name, "--nocapture"]).envs(env.iter().cloned());
+    command.args([name, "--nocapture"]).envs(env.iter().cloned());
     let output = command.output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(
@@ -381,11 +382,11 @@ pub fn passes_again(through: &[&str], name: &str, env: &[(String, String)]) {
         text(&output.stdout),
         text(&output.stderr)
     );
-    assert!(text(&output.stdout).contains("1 passed"), "there is a test of the name {name:?}");
+    assert!(text(&output.stdout).contains("ok. 1 passed"), "there is a test of the name {name:?}");
 }
 
-/// Whether this process may mount. If not, the test `name` of this binary is run where it may, as
-/// the root of a user namespace of its own, and must pass there.
+/// Returns whether this process may mount. If not, runs the test `name` of this binary as the root
+/// of a new user namespace, where it may mount and must pass.
 #[track_caller]
 pub fn may_mount_or_runs_where_it_may(name: &str) -> bool {
     if rustix::process::geteuid().is_root() {
@@ -395,7 +396,7 @@ pub fn may_mount_or_runs_where_it_may(name: &str) -> bool {
     false
 }
 
-/// A library that tells programs another time.
+/// Returns the path of the library that shows programs another time.
 pub fn faketime() -> String {
     let library = Path::new("/usr/lib")
         .join(format!("{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH));

@@ -1,4 +1,4 @@
-//! A job's tree, mounted by the test itself: what it does to files is seen without a daemon in
+//! A job's tree that the test itself mounts, so that the filesystem is observed without a daemon in
 //! between.
 
 use std::fs;
@@ -42,7 +42,7 @@ pub enum Passthrough {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blobs {
     Files,
-    /// As a store that is not on this machine: no local file to read from.
+    /// Like a store on another machine: there is no local file to read from.
     Memory,
 }
 
@@ -65,7 +65,7 @@ impl Mount {
         Self::over(runtime, home, plane, passthrough, files)
     }
 
-    /// A job over these stores, whose event has these files.
+    /// Creates a job over these stores, whose event has these files.
     pub fn over(
         runtime: Arc<Runtime>,
         home: Home,
@@ -86,12 +86,12 @@ impl Mount {
         Self::job(runtime, Arc::new(home), node, 0, Writers::Owner)
     }
 
-    /// Another job of the same event on the same node, beside this one.
+    /// Mounts another job of the same event on the same node, beside this one.
     pub fn another(&self) -> Self {
         self.another_for(Writers::Owner)
     }
 
-    /// The same, for processes of any user.
+    /// Mounts another job for these writers: processes of the owner, or of any user.
     pub fn another_for(&self, writers: Writers) -> Self {
         Self::job(
             self.runtime.clone(),
@@ -146,7 +146,7 @@ impl Mount {
         self.at("out/data")
     }
 
-    /// Where a path below `out/` is staged.
+    /// Returns the staging path of a path below `out/`.
     pub fn staged(&self, path: &str) -> PathBuf {
         self.tree.staging().join(path)
     }
@@ -155,18 +155,18 @@ impl Mount {
         self.node.metrics.snapshot().into_iter().find(|(one, _)| *one == name).unwrap().1
     }
 
-    /// Commits `files` and gives the event's document.
+    /// Commits `files` and returns the event's document.
     pub fn commit(&self, files: &[&str]) -> Event {
         let document = serde_json::json!({"eventType": "made", "files": files});
         let mut file = fs::File::create(self.at("out/events/made.json")).unwrap();
         file.write_all(document.to_string().as_bytes()).unwrap();
-        // As its close, and says how that went.
+        // `fsync` commits like a close, and returns the outcome.
         file.sync_all().unwrap();
         drop(file);
         self.committed("made.json").unwrap()
     }
 
-    /// The document of the event that a file in `out/events` became, if it has.
+    /// Returns the document of the event that a file in `out/events` became, if it was committed.
     pub fn committed(&self, name: &str) -> Option<Event> {
         let id = EventId::derive(&EventId::new("e"), &format!("m{}", self.number), name);
         let found = self
@@ -175,7 +175,7 @@ impl Mount {
         found.unwrap()
     }
 
-    /// The event that the job works on.
+    /// Returns the event that the job works on.
     pub fn committed_input(&self) -> Event {
         let found =
             self.runtime.block_on(self.node.plane.documents.get_as(Collection::Events, "e"));
@@ -199,7 +199,7 @@ fn mount_point(number: u32) -> String {
     if number == 0 { "ion".into() } else { format!("ion{number}") }
 }
 
-/// The document of an event that no job made.
+/// Returns the document of an event that no job published.
 pub fn first_event(id: &str, event_type: &str, files: Vec<FileEntry>) -> Event {
     Event {
         id: EventId::new(id),
@@ -234,7 +234,7 @@ fn context(event: &str) -> Context {
     }
 }
 
-/// A file as an input of the event.
+/// Stores a file as an input of the event.
 pub async fn stored(plane: &DataPlane, name: &str, path: &Path) -> FileEntry {
     store_path(&*plane.blobs, format!("c/e/0/{name}"), name.to_owned(), path).await.unwrap()
 }
@@ -250,7 +250,7 @@ impl Drop for Mount {
     }
 }
 
-/// Runs a program; it must end well.
+/// Runs a program, which must exit with 0.
 #[track_caller]
 pub fn run(program: &str, words: &[&str]) {
     let output = Command::new(program).args(words).output().unwrap();
@@ -261,7 +261,7 @@ pub fn run(program: &str, words: &[&str]) {
     );
 }
 
-/// A program of a third party that scripts/setup-tests.sh built.
+/// Returns the path of a third-party program that scripts/setup-tests.sh built.
 #[track_caller]
 pub fn built(program: &str) -> PathBuf {
     let path = super::servers::cache().join("bin").join(program);

@@ -1,5 +1,5 @@
-//! Real servers of a test's own: plain processes on private ports and in private folders, which a
-//! test can stop, pause and kill. `scripts/setup-tests.sh` installs them.
+//! Real servers for one test: plain processes on private ports and in private folders, which a test
+//! can stop, pause and kill. `scripts/setup-tests.sh` installs them.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use super::wait_for;
 
-/// A server and the folder of its data.
+/// A server and its data folder.
 pub struct Server {
-    /// Its program and arguments, to start it again.
+    /// The program and its arguments, to start it again.
     command: Vec<String>,
     env: Vec<(String, String)>,
     port: u16,
@@ -20,14 +20,16 @@ pub struct Server {
     running: Option<Running>,
 }
 
-/// Keeps the server's process group; when this process ends, however it ends, the keeper reads the
-/// end of its input and kills the group.
+/// A running server and its keeper. The keeper is a shell that holds the server's process group.
+/// When this process ends for any reason, the keeper's standard input closes, and it kills the
+/// group.
 struct Running {
     keeper: Child,
     group: i32,
 }
 
-/// Told to `keep` the folder, it leaves it for the next start.
+/// The keeper's script. It removes the server's folder at the end, unless it reads the line `keep`:
+/// then the folder stays for the next start.
 const KEEPER: &str = r#"trap '' INT TERM
 folder=$1; shift; setsid "$@" >>"$folder/log" 2>&1 </dev/null & echo $!
 read -r word; kill -KILL -$! 2>/dev/null; wait; [ "$word" = keep ] || rm -rf "$folder""#;
@@ -38,7 +40,7 @@ impl Server {
         Self { command, env, port, folder, running: None }
     }
 
-    /// Starts it and waits until its port answers.
+    /// Starts the server and waits until its port answers.
     pub fn start(&mut self) {
         let mut keeper = Command::new("sh")
             .args(["-c", KEEPER, "keeper"])
@@ -61,7 +63,7 @@ impl Server {
         });
     }
 
-    /// SIGKILL to all of its processes.
+    /// Sends SIGKILL to all processes of the server.
     pub fn kill(&mut self) {
         if let Some(mut running) = self.running.take() {
             writeln!(running.keeper.stdin.take().unwrap(), "keep").unwrap();
@@ -69,12 +71,12 @@ impl Server {
         }
     }
 
-    /// SIGTERM, and waits until it has ended in order.
+    /// Sends SIGTERM, and waits until the server has ended.
     pub fn stop(&mut self) {
         self.signal("TERM");
         let group = self.running.as_ref().unwrap().group;
         wait_for("the server to end", || {
-            // One that has ended stays a zombie until its keeper goes.
+            // A process that has ended stays a zombie until its keeper ends.
             let listed = Command::new("ps").args(["-eo", "pgid=,stat="]).output().unwrap();
             let listed = String::from_utf8(listed.stdout).unwrap();
             !listed.lines().any(|line| {
@@ -86,12 +88,12 @@ impl Server {
         self.kill();
     }
 
-    /// SIGSTOP: it stands, and its connections with it.
+    /// Sends SIGSTOP: the server and its connections make no progress.
     pub fn pause(&self) {
         self.signal("STOP");
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     pub fn resume(&self) {
         self.signal("CONT");
     }
@@ -124,9 +126,9 @@ fn folder(name: &str) -> PathBuf {
     folder
 }
 
-/// A port that nobody has, and that nobody gets until its server takes it: each is given once, and
-/// all lie below those that the kernel gives to outgoing connections, one of which would keep the
-/// server from starting.
+/// Returns a free port that stays free until its server takes it. Each port is returned once, and
+/// all lie below the ports that the kernel gives to outgoing connections, because an outgoing
+/// connection on the port would keep the server from starting.
 pub fn free_port() -> u16 {
     static GIVEN: AtomicU32 = AtomicU32::new(0);
     let mut ports = std::iter::repeat_with(|| {
@@ -147,7 +149,7 @@ fn installed(path: PathBuf) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// A broker.
+/// A RabbitMQ broker.
 pub struct Rabbit {
     pub server: Server,
     _epmd: Server,
@@ -159,8 +161,8 @@ impl Rabbit {
         Self::start_with(|_, port| format!("listeners.tcp.1 = 127.0.0.1:{port}\n"))
     }
 
-    /// One that speaks TLS only and wants a certificate of its clients; gives its URL's parameters
-    /// for such a client too.
+    /// Starts a broker that only speaks TLS and requires a client certificate. Also returns the URL
+    /// parameters for such a client.
     pub fn start_with_tls() -> (Self, String) {
         let mut parameters = String::new();
         let rabbit = Self::start_with(|folder, port| {
@@ -280,7 +282,7 @@ impl Rabbit {
         rabbit
     }
 
-    /// Runs `rabbitmqctl` on it.
+    /// Runs `rabbitmqctl` on the broker.
     pub fn ctl(&self, words: &[&str]) -> String {
         let program = Path::new(&self.server.command[0]).with_file_name("rabbitmqctl");
         let ran = Command::new(program)
@@ -293,15 +295,15 @@ impl Rabbit {
         text(&ran.stdout)
     }
 
-    /// Makes a virtual host, which each plane needs of its own; gives its URL.
+    /// Creates a virtual host and returns its URL. Each plane needs its own.
     pub fn virtual_host(&self, name: &str) -> String {
         self.ctl(&["add_vhost", name]);
         self.ctl(&["set_permissions", "-p", name, "guest", ".*", ".*", ".*"]);
         format!("{}{name}", self.url)
     }
 
-    /// Makes a user and a virtual host of the same name, in which it has these rights: to
-    /// configure, to write and to read. Gives its URL.
+    /// Creates a user, and a virtual host of the same name in which the user has these rights: to
+    /// configure, to write and to read. Returns its URL.
     pub fn user(&self, name: &str, rights: [&str; 3]) -> String {
         self.ctl(&["add_vhost", name]);
         self.ctl(&["add_user", name, "a-password-of-tests-only"]);
@@ -310,14 +312,14 @@ impl Rabbit {
         format!("{}{name}", self.url.replace("guest:guest", &user))
     }
 
-    /// The broker alone, for one who only keeps it running.
+    /// Returns the broker's server alone, for a caller that only keeps it running.
     pub fn into_server(self) -> Server {
-        // Its port mapper is needed only while it starts; it ends with this process.
+        // The port mapper is needed only while the broker starts; it ends with this process.
         std::mem::forget(self._epmd);
         self.server
     }
 
-    /// Its port answers before it serves: it does when it answers a client's header.
+    /// Waits until the broker answers a client's header. Its port answers earlier.
     pub fn wait_until_it_serves(&mut self) {
         let port = self.server.port;
         wait_for("RabbitMQ to serve", || {
@@ -365,13 +367,13 @@ impl Mongo {
         Self { server, url: format!("mongodb://127.0.0.1:{port}") }
     }
 
-    /// The URL of a database of one's own.
+    /// Returns the URL of a database of this name.
     pub fn database(&self, name: &str) -> String {
         format!("{}/{name}", self.url)
     }
 }
 
-/// What `ion` needs in its environment to reach a blob store.
+/// The environment variables that `ion` needs to reach a blob store.
 pub type Env = Vec<(String, String)>;
 
 fn env<const N: usize>(pairs: [(&str, &str); N]) -> Env {
@@ -421,18 +423,18 @@ impl S3 {
     }
 }
 
-/// A registry of images, open to one user. Where it says so it is one without TLS.
+/// An image registry for one user, without TLS.
 pub struct Registry {
     pub server: Server,
-    /// Its name: a host and a port.
+    /// The registry's name: a host and a port.
     pub name: String,
 }
 
 impl Registry {
-    /// Who may push and pull.
+    /// The user that may push and pull, and its password.
     pub const USER: (&str, &str) = ("ion", "a-password-of-tests-only");
 
-    /// That user, as the server has it: the password's bcrypt hash.
+    /// The same user in the server's file, with the password's bcrypt hash.
     const USERS: &str = "ion:$2b$04$G0Hb0JLii8E7rD55rkBqb.GqSI76YWikBK82DNBqVZUJ8qcxfhGz.\n";
 
     pub fn start() -> Self {
@@ -453,7 +455,7 @@ impl Registry {
         Self { server, name }
     }
 
-    /// Which of these requests, each a method and a path, it was asked so far.
+    /// Returns the requests so far that begin with `beginning`, each a method and a path.
     pub fn requests(&self, beginning: &str) -> Vec<String> {
         let log = std::fs::read_to_string(self.server.folder.join("log")).unwrap();
         let requests = log.lines().filter_map(|line| line.split('"').nth(1));
@@ -468,7 +470,7 @@ pub struct Azure {
     port: u16,
 }
 
-/// The key that every emulator has; it is no secret.
+/// The well-known key that every emulator has; it is not a secret.
 const AZURE_KEY: &str =
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
 
@@ -500,8 +502,8 @@ impl Azure {
         Self { server, env, port }
     }
 
-    /// Makes a container, signed as every client of Azure's does: `object_store` has no call for
-    /// it.
+    /// Creates a container with a signed request as Azure's clients send it, because `object_store`
+    /// has no call for that.
     pub fn make_container(&self, name: &str) {
         let made = Command::new("node")
             .args(["-e", MAKE_CONTAINER, AZURE_KEY, &self.port.to_string(), name])
@@ -522,7 +524,8 @@ fetch(`http://127.0.0.1:${port}/${account}/${name}?restype=container`, {
 }).then(async answer => { if (answer.status !== 201) { console.error(answer.status, await answer.text()); process.exit(1); } });
 "#;
 
-/// The plane of all real servers, for `ion`: documents and bus of its own, blobs in this store.
+/// Returns the environment of `ion` for a plane of real servers: these documents, this bus and
+/// these blobs.
 pub fn plane(documents: &str, bus: &str, blobs: &str, more: &Env) -> Env {
     let mut env = env([("ION_DOCUMENTS", documents), ("ION_BUS", bus), ("ION_BLOBS", blobs)]);
     env.extend(more.iter().cloned());

@@ -1,4 +1,4 @@
-//! What stands below a folder, as one picture that can be compared with another.
+//! Describes everything below a folder, so that two folders can be compared.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -6,7 +6,7 @@ use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// Every name below `root` with what is there: kind, mode, links, length, content.
+/// Returns every path below `root` with its kind, mode, link count, length and content.
 pub fn picture(root: &Path) -> BTreeMap<PathBuf, String> {
     let mut all = BTreeMap::new();
     walk(root, root, &mut all);
@@ -16,7 +16,7 @@ pub fn picture(root: &Path) -> BTreeMap<PathBuf, String> {
 fn walk(root: &Path, at: &Path, into: &mut BTreeMap<PathBuf, String>) {
     let entries = match fs::read_dir(at) {
         Ok(entries) => entries,
-        // A mode that an ordinary user is bound by.
+        // The mode denies access to an ordinary user.
         Err(error) => {
             into.insert(at.strip_prefix(root).unwrap().join("?"), format!("{:?}", error.kind()));
             return;
@@ -53,13 +53,13 @@ fn what(path: &Path, metadata: &fs::Metadata) -> String {
             assert_eq!(content.len() as u64, metadata.len(), "{}", path.display());
             format!("{:x}", sum(&content))
         }
-        // A mode that an ordinary user is bound by.
+        // The mode denies access to an ordinary user.
         Err(error) => format!("{:?}", error.kind()),
     };
     format!("f {:o} {} {} {content}", metadata.mode(), metadata.nlink(), metadata.len())
 }
 
-/// FNV-1a: what tells two contents apart.
+/// Returns the FNV-1a hash of a content, to compare two contents.
 pub fn sum(content: &[u8]) -> u64 {
     content.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
         (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)

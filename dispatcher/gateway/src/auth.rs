@@ -1,14 +1,14 @@
-//! Who may do what: bearer tokens with scopes, and which pages of browsers are served.
+//! Access control: bearer tokens with scopes, and which browser pages are served.
 //!
-//! A token is 16 bytes or more that only its holder and this process know; what is kept of it here
-//! is its SHA-256, so that neither a log nor a core dump holds it longer than a request lasts. A
-//! request's token is compared with all of them, each in the same time: how long it takes tells
-//! nothing of how much of it is right.
+//! A token has 16 bytes or more and is known only to its holder and this process. The process keeps
+//! only its SHA-256, so that neither a log nor a core dump holds a token longer than a request
+//! lasts. A request's token is compared with all tokens in constant time, so the time of a
+//! comparison reveals nothing about a correct token.
 //!
-//! Without tokens whoever reaches the address may do everything. It is a loopback address then, and
-//! those who reach it are programs of this machine and the pages in its browser. A page of another
-//! site is known by its `Origin`; one that has had its own name resolved to this machine (DNS
-//! rebinding), by its `Host`.
+//! Without tokens every client that reaches the address may do everything. The address is a
+//! loopback address then, and its clients are programs of this machine and pages in its browser. A
+//! page of another site is recognised by its `Origin`; a page that made its own name resolve to
+//! this machine (DNS rebinding), by its `Host`.
 
 use std::io;
 use std::net::IpAddr;
@@ -23,28 +23,28 @@ use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
 use super::problem::{Kind, Problem};
 
-/// Bytes of the shortest token: fewer can be guessed.
+/// The minimum bytes of a token: a shorter one can be guessed.
 const TOKEN_MIN: usize = 16;
 
-/// What a token may be used for.
+/// A permission of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// Create events.
     EventsWrite,
     /// Read events, their files, and traces.
     EventsRead,
-    /// Read what jobs say.
+    /// Read the logs of jobs.
     JobsRead,
     /// Cancel jobs.
     JobsWrite,
     /// Send payloads through chains.
     ChainsRun,
-    /// Read numbers.
+    /// Read metrics.
     MetricsRead,
 }
 
 impl Scope {
-    /// All of them.
+    /// All scopes.
     pub const ALL: [Self; 6] = [
         Self::EventsWrite,
         Self::EventsRead,
@@ -54,7 +54,7 @@ impl Scope {
         Self::MetricsRead,
     ];
 
-    /// The word in a list of tokens.
+    /// Returns the scope's name in a list of tokens.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::EventsWrite => "events:write",
@@ -67,7 +67,7 @@ impl Scope {
     }
 }
 
-/// Why a file that only its owner is to read is not read.
+/// The reasons a file that only its owner may read is not read.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivateFileError {
     /// The file cannot be read.
@@ -79,20 +79,18 @@ pub enum PrivateFileError {
         #[source]
         source: io::Error,
     },
-    /// Others may read the file.
-    #[error(
-        "{path} holds secrets and others may read it; `chmod 600 {path}` keeps them to yourself"
-    )]
+    /// Other users may read the file.
+    #[error("{path} holds secrets, but other users may read it; run `chmod 600 {path}`")]
     Open {
         /// The file.
         path: String,
     },
 }
 
-/// What is in a file that only its owner may read.
+/// Reads a file that only its owner may read.
 ///
 /// # Errors
-/// When others may read it too, or it cannot be read.
+/// When other users may read the file too, or it cannot be read.
 pub fn read_private(path: &Path) -> Result<Vec<u8>, PrivateFileError> {
     let name = || path.display().to_string();
     let read = |source| PrivateFileError::Read { path: name(), source };
@@ -103,37 +101,37 @@ pub fn read_private(path: &Path) -> Result<Vec<u8>, PrivateFileError> {
     std::fs::read(path).map_err(read)
 }
 
-/// Why a list of tokens cannot be used. No text of a token is in it.
+/// The reasons a list of tokens cannot be used. No error contains a token.
 #[derive(Debug, thiserror::Error)]
 pub enum TokensError {
-    /// The file cannot be read, or others may read it.
+    /// The file cannot be read, or other users may read it.
     #[error(transparent)]
     File(#[from] PrivateFileError),
-    /// A line that is none.
+    /// The line is not a valid token entry.
     #[error("line {line} of the tokens: {reason}")]
     Wrong {
-        /// The line, from 1.
+        /// The line's number, from 1.
         line: usize,
         /// What is wrong, and what is allowed.
         reason: String,
     },
 }
 
-/// Who sent a request.
+/// The authenticated sender of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Principal {
-    /// The name of its token. Of a gateway without tokens everybody is `anybody`.
+    /// The name of the sender's token; `anybody` on a gateway without tokens.
     pub(super) name: String,
     scopes: Vec<Scope>,
 }
 
 impl Principal {
-    /// Whoever sends requests to a gateway without tokens: they may do everything.
+    /// Returns the sender of a request to a gateway without tokens, who may do everything.
     pub(super) fn anybody() -> Self {
         Self { name: "anybody".into(), scopes: Scope::ALL.to_vec() }
     }
 
-    /// Whether its token has this scope.
+    /// Returns whether the sender's token has this scope.
     pub(super) fn may(&self, scope: Scope) -> bool {
         self.scopes.contains(&scope)
     }
@@ -146,17 +144,17 @@ struct Token {
     digest: [u8; 32],
 }
 
-/// The tokens that are known.
+/// The tokens that a gateway accepts.
 #[derive(Clone, Debug, Default)]
 pub struct Tokens(Vec<Token>);
 
 impl Tokens {
-    /// The tokens of a list: a line for each, `NAME SCOPE,SCOPE TOKEN`. `all` stands for every
-    /// scope, `sha256:HEX` for a token that is only known by its SHA-256. Empty lines and those
-    /// that begin with `#` say nothing.
+    /// Parses a list of tokens, one per line: `NAME SCOPE,SCOPE TOKEN`. `all` stands for every
+    /// scope, `sha256:HEX` for a token of which only the SHA-256 is given. Empty lines and lines
+    /// that begin with `#` are ignored.
     ///
     /// # Errors
-    /// The first line that says something else.
+    /// The first line that is not a valid entry.
     pub fn parse(text: &str) -> Result<Self, TokensError> {
         let mut tokens: Vec<Token> = Vec::new();
         for (n, line) in text.lines().enumerate() {
@@ -174,15 +172,15 @@ impl Tokens {
         Ok(Self(tokens))
     }
 
-    /// The tokens of a file that only its owner may read.
+    /// Reads the tokens from a file that only its owner may read.
     ///
     /// # Errors
-    /// When others may read it too, or it is no list of tokens.
+    /// When other users may read the file too, or it is not a list of tokens.
     pub fn load(path: &Path) -> Result<Self, TokensError> {
         Self::parse(&String::from_utf8_lossy(&read_private(path)?))
     }
 
-    /// One token, for one thing.
+    /// Returns a list with one token of one scope.
     pub fn single(name: &str, scope: Scope, token: &str) -> Self {
         Self(vec![Token {
             name: name.to_owned(),
@@ -191,26 +189,26 @@ impl Tokens {
         }])
     }
 
-    /// These and those. Of two with one name both count.
+    /// Returns these tokens and the others. Two tokens with the same name are both accepted.
     #[must_use]
     pub fn and(mut self, others: Self) -> Self {
         self.0.extend(others.0);
         self
     }
 
-    /// Whether there are none: everybody may do everything.
+    /// Returns whether there are no tokens, so that every client may do everything.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Who sent a request with these headers, if they may do this.
+    /// Returns the sender of a request with these headers, or the problem if they lack the scope.
     pub(super) fn admit(&self, headers: &HeaderMap, scope: Scope) -> Result<Principal, Problem> {
         if self.is_empty() {
             return Ok(Principal::anybody());
         }
         let ask = |said: &str| {
             let said = format!("Bearer realm=\"ion\"{said}");
-            HeaderValue::try_from(said).expect("words of the program are a header")
+            HeaderValue::try_from(said).expect("the program's own text is a valid header value")
         };
         let Some(presented) = presented(headers) else {
             let detail = "send the header \"Authorization: Bearer TOKEN\" with a token of the gateway's list";
@@ -228,8 +226,7 @@ impl Tokens {
         let token = self.0.get(usize::try_from(at).unwrap_or(usize::MAX)).filter(|_| found.into());
         let Some(token) = token else {
             let asks = ask(", error=\"invalid_token\"");
-            let detail =
-                "the gateway does not know this token; its list of tokens names those it knows";
+            let detail = "the gateway does not know this token; send one of its list of tokens";
             return Err(
                 Problem::new(Kind::TokenNeeded, detail).header(header::WWW_AUTHENTICATE, asks)
             );
@@ -238,7 +235,7 @@ impl Tokens {
             let scope = scope.as_str();
             let asks = ask(&format!(", error=\"insufficient_scope\", scope=\"{scope}\""));
             let detail = format!(
-                "token {:?} lacks the scope {scope}; the gateway's list gives scopes",
+                "token {:?} lacks the scope {scope}; add it in the gateway's list of tokens",
                 token.name
             );
             let problem = Problem::new(Kind::ScopeNeeded, detail).with("scope", scope);
@@ -268,7 +265,7 @@ impl Token {
             Some(hex) => unhex(hex).ok_or("\"sha256:\" needs 64 hexadecimal digits after it")?,
             None if secret.len() < TOKEN_MIN => {
                 return Err(format!(
-                    "the token of {name:?} is short; {TOKEN_MIN} characters are needed, as `openssl rand -hex 16` prints"
+                    "the token of {name:?} is short: it needs at least {TOKEN_MIN} characters; `openssl rand -hex 16` prints a good one"
                 ));
             }
             None => digest(secret.as_bytes()),
@@ -281,7 +278,7 @@ fn digest(token: &[u8]) -> [u8; 32] {
     Sha256::digest(token).into()
 }
 
-/// The bytes of 64 hexadecimal digits.
+/// Returns the bytes of 64 hexadecimal digits.
 pub(super) fn unhex(text: &str) -> Option<[u8; 32]> {
     let digits: Vec<u8> = text
         .chars()
@@ -291,30 +288,31 @@ pub(super) fn unhex(text: &str) -> Option<[u8; 32]> {
     if digits.len() == 64 { bytes.try_into().ok() } else { None }
 }
 
-/// The bearer token that headers bring.
+/// Returns the bearer token of a request.
 fn presented(headers: &HeaderMap) -> Option<&[u8]> {
     let said = headers.get(header::AUTHORIZATION)?.as_bytes();
     let (scheme, token) = said.split_at_checked("Bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token.trim_ascii())
 }
 
-/// Which names this gateway answers to, and so which pages are its own.
+/// The host names that this gateway answers to, and so which pages are its own.
 #[derive(Clone, Debug)]
 pub(super) struct Hosts {
-    /// Names that were allowed, beside this machine's own.
+    /// Allowed host names, beside this machine's own.
     pub(super) allowed: Vec<String>,
-    /// Whether any other name is answered too: with tokens, as no page knows one.
+    /// Whether every other name is allowed too: with tokens it is, because a foreign page knows no
+    /// token.
     pub(super) any: bool,
 }
 
 impl Hosts {
-    /// Refuses what a page of another site sends, and requests for a name that is not this
+    /// Refuses requests that a page of another site sends, and requests for a host that is not this
     /// machine's.
     pub(super) fn admit<B>(&self, request: &Request<B>) -> Result<(), Problem> {
         let (method, headers) = (request.method(), request.headers());
         let host = host_of(request)?;
-        // A request that names its host in its first line as well: what a proxy reads there, we
-        // must not pass over.
+        // A request may name a host in its first line too. A proxy may act on that one, so both are
+        // checked.
         let in_target = request.uri().authority().map(Authority::as_str);
         if in_target.is_some_and(|named| named.contains('@')) {
             let detail = "the request's first line names a user before the host; leave it out";
@@ -334,20 +332,23 @@ impl Hosts {
         let host = in_target.unwrap_or(host);
         let foreign = |from: &str| {
             let from = cut(from, QUOTE_MAX);
-            let detail =
-                format!("a page of {from} sent this, and the gateway serves no pages but its own");
+            let detail = format!(
+                "a page of {from} sent this request, and the gateway only serves its own pages"
+            );
             Err(Problem::new(Kind::ForeignOrigin, detail))
         };
         if let Some(origin) = headers.get(header::ORIGIN) {
             let origin = origin.to_str().unwrap_or("an unreadable origin");
             let of = origin.split_once("://").map_or("", |(_, authority)| authority);
-            // A proxy may have changed the host; the name it is reached by is allowed then.
+            // A proxy may have changed the Host header, so an origin with an allowed name is
+            // accepted.
             let of_name = of.parse::<Authority>().is_ok_and(|of| self.allows(of.host()));
             if !of.eq_ignore_ascii_case(host) && !of_name {
                 return foreign(origin);
             }
         }
-        // Browsers say so where they leave out the origin. A link to a document does no harm.
+        // Browsers send this header where they leave out the origin. A link that opens a document
+        // does no harm.
         let site = headers.get("sec-fetch-site").and_then(|site| site.to_str().ok());
         if matches!(site, Some("cross-site" | "same-site")) && !method.is_safe() {
             return foreign("another site");
@@ -366,8 +367,9 @@ impl Hosts {
     }
 }
 
-/// The host that a request is for, by its header; empty if HTTP/1.0 leaves it out. RFC 9112 has all
-/// else refused: two servers in a row must not take one request for requests to different hosts.
+/// Returns the host of a request, from its Host header; empty if HTTP/1.0 leaves it out. RFC 9112
+/// has everything else refused: two servers in a row must not take one request for requests to
+/// different hosts.
 fn host_of<B>(request: &Request<B>) -> Result<&str, Problem> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let malformed = |detail| Err(Problem::new(Kind::Malformed, detail));
@@ -382,7 +384,9 @@ fn host_of<B>(request: &Request<B>) -> Result<&str, Problem> {
     match host.to_str() {
         Ok("") => Ok(""),
         Ok(host) if !host.contains('@') && host.parse::<Authority>().is_ok() => Ok(host),
-        _ => malformed("the Host header is no host with a port or without, as in localhost:8080"),
+        _ => {
+            malformed("the Host header is not a host with or without a port, as in localhost:8080")
+        }
     }
 }
 

@@ -1,16 +1,16 @@
-//! Several events in one request: a JSON array of objects, or a batch of CloudEvents; each is an
-//! event of its own.
+//! Several events in one request: a JSON array of objects, or a batch of CloudEvents. Each element
+//! becomes its own event.
 //!
 //! # Flow
-//! 1. All of them are read. One that cannot be an event refuses the whole request: nothing has
-//!    happened.
-//! 2. They are committed, a few at a time, as if each had come alone.
+//! 1. All elements are read. If one cannot be an event, the whole request is refused and nothing is
+//!    committed.
+//! 2. The events are committed, at most [`AT_A_TIME`] at once, each as if it had come alone.
 //!
 //! # Guarantees
-//! No store that Ion runs on can be relied on to commit several events at once, so a batch is not
-//! atomic once a store fails in the middle. It can be sent again whole: an event that is known by
-//! its CloudEvent's source and id, or by the request's key and its place, is committed once. The
-//! answer says of each what became of it.
+//! Not every store that Ion runs on can commit several events at once, so a batch is not atomic if
+//! a store fails in the middle. The client can send the whole batch again: an event that is known
+//! by its CloudEvent's source and id, or by the request's key and its place in the batch, is
+//! committed once. The answer states the outcome of each event.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -37,25 +37,26 @@ use super::looks::Need;
 use super::problem::{Kind, Problem};
 use super::{Shared, json_answer, trace};
 
-/// Events of one request. Each takes a commit of milliseconds, on a busy machine ten: more keep a
-/// client waiting for longer than it is willing to.
+/// The maximum number of events in one request. Each takes a commit of milliseconds, on a busy
+/// machine ten: more keep a client waiting for longer than it is willing to.
 pub(super) const EVENTS_MAX: usize = 200;
 
-/// How many are committed at a time. Fewer leave a store idle, more crowd out other requests.
+/// How many events are committed at once. Fewer leave a store idle, more crowd out other requests.
 const AT_A_TIME: usize = 8;
 
-/// Several events that can be committed.
+/// Several events that are ready to be committed.
 pub(super) struct Batch {
     event_type: String,
     members: Vec<Member>,
-    /// For each event of the request its place in `members`: an event that is there twice is
-    /// committed once.
+    /// For each event of the request its index in `members`: an event that the request contains
+    /// twice is committed once.
     places: Vec<usize>,
-    /// The request's body, which the members were read from, has its room until they are committed.
+    /// The request's body, which the members were read from. It keeps its reserved memory until
+    /// they are committed.
     _held: Held,
 }
 
-/// One of them.
+/// One event of the batch.
 #[derive(PartialEq, Eq)]
 struct Member {
     ids: (EventId, CorrelationId),
@@ -64,15 +65,15 @@ struct Member {
     file: Option<Vec<u8>>,
 }
 
-/// What became of one of them.
+/// The outcome of one event.
 enum Outcome {
     Committed(Box<Event>),
     Failed(Problem),
-    /// One before it failed in a way that this one would have, too.
+    /// An earlier event failed for a reason that would have failed this one too.
     NotTried,
 }
 
-/// An array of objects, each of which holds an event's values.
+/// Reads an array of objects. Each object holds the values of one event.
 pub(super) fn of_objects(
     gate: &Shared,
     sender: &Principal,
@@ -86,14 +87,14 @@ pub(super) fn of_objects(
     let is_pair =
         |member: &Member| matches!(&member.data[..], [a, b] if a.key == "key" && b.key == "value");
     if !members.is_empty() && members.iter().all(is_pair) {
-        let detail = "an array of objects with \"key\" and \"value\" could be one event's values or an event for each; \
+        let detail = "an array of objects with \"key\" and \"value\" could be the values of one event, or one event each; \
                       send one object with a member for each value";
         return Err(Problem::new(Kind::Malformed, detail));
     }
     Batch::new(gate, event_type, members, held)
 }
 
-/// A batch of CloudEvents.
+/// Reads a batch of CloudEvents.
 pub(super) fn of_cloudevents(
     gate: &Shared,
     sender: &Principal,
@@ -117,8 +118,8 @@ pub(super) fn of_cloudevents(
     Batch::new(gate, event_type, members, held)
 }
 
-/// An event of each item, as `read` makes it of the item's text and place. Its mistakes name the
-/// place.
+/// Reads each item into a member; `read` receives the item's text and its place. A problem names
+/// the place of its item.
 fn members(
     held: &Held,
     sender: &Principal,
@@ -133,7 +134,7 @@ fn members(
 }
 
 impl Batch {
-    /// Refuses what could not be committed, as far as that can be known before.
+    /// Builds the batch. Refuses events whose commit is known to fail before it is tried.
     fn new(gate: &Shared, event_type: &str, all: Vec<Member>, held: Held) -> Result<Self, Problem> {
         let mut known: HashMap<EventId, usize> = HashMap::new();
         let (mut members, mut places): (Vec<Member>, Vec<usize>) = (Vec::new(), Vec::new());
@@ -146,7 +147,7 @@ impl Batch {
                 Some(same) if *same == member => {}
                 Some(_) => {
                     let detail =
-                        "another one of the batch has its source and id, and says something else";
+                        "another event of the batch has the same source and id, but other content";
                     return Err(Problem::new(Kind::Differs, detail).of_event(place));
                 }
             }
@@ -154,7 +155,7 @@ impl Batch {
         Ok(Self { event_type: event_type.to_owned(), members, places, _held: held })
     }
 
-    /// Commits them, and says what became of each.
+    /// Commits the events, and answers with the outcome of each.
     pub(super) async fn create(
         self,
         gate: &Shared,
@@ -171,7 +172,7 @@ impl Batch {
                 match member.commit(gate, event_type).await {
                     Ok(event) => Outcome::Committed(Box::new(event)),
                     Err(problem) => {
-                        // What is wrong with this one alone says nothing of the others.
+                        // A problem of this event alone does not stop the others.
                         let its_own = [Kind::Differs, Kind::KeyReused].contains(&problem.kind());
                         stopped.fetch_or(!its_own, Ordering::Relaxed);
                         Outcome::Failed(problem)
@@ -197,7 +198,7 @@ impl Member {
     }
 }
 
-/// All of them are committed. Whoever waits is told how each ended.
+/// Answers when all events are committed. With `wait`, the answer states how each ended.
 async fn answer(
     gate: &Shared,
     outcomes: &[Outcome],
@@ -230,7 +231,8 @@ async fn answer(
     Ok(json_answer(status, &json!({"events": events})))
 }
 
-/// Some of them are not: the problem of the first that failed, and what became of each.
+/// Answers when some events are not committed: with the problem of the first that failed, and the
+/// outcome of each.
 fn incomplete(outcomes: Vec<Outcome>, places: &[usize]) -> Problem {
     let said: Vec<Value> = outcomes
         .iter()
@@ -248,15 +250,16 @@ fn incomplete(outcomes: Vec<Outcome>, places: &[usize]) -> Problem {
         Outcome::Failed(problem) => Some((at, problem)),
         _ => None,
     });
-    let (at, problem) = first.expect("one that is not committed failed, or one before it did");
+    let (at, problem) =
+        first.expect("an event that is not committed failed, or an earlier one did");
     let place = places.iter().position(|&one| one == at).unwrap_or_default();
     problem.of_event(place).with("events", events)
 }
 
-/// The elements of an array, and no more of them than a batch may have.
+/// The elements of an array, at most [`EVENTS_MAX`].
 struct Items<'a> {
     items: Vec<&'a RawValue>,
-    /// Whether there were more.
+    /// Whether the array had more elements.
     more: bool,
 }
 
@@ -296,12 +299,13 @@ fn items(held: &Held) -> Result<Vec<&RawValue>, Problem> {
         Ok(Items { items, more: false }) => Ok(items),
         Ok(_) => {
             let detail = format!(
-                "a batch may have {EVENTS_MAX} events; send more of them in several requests"
+                "a batch may have {EVENTS_MAX} events; send more events in several requests"
             );
             Err(Problem::new(Kind::TooBig, detail))
         }
-        Err(error) => {
-            Err(Problem::new(Kind::Malformed, format!("the body is no array of events: {error}")))
-        }
+        Err(error) => Err(Problem::new(
+            Kind::Malformed,
+            format!("the body is not an array of events: {error}"),
+        )),
     }
 }

@@ -1,8 +1,8 @@
-//! Bodies of requests: within a limit, at a pace, and never more of them in memory than there is
-//! room for.
+//! Request bodies: each has a size limit and a minimum pace, and all bodies in memory share a
+//! budget of bytes.
 //!
-//! The pace is that of the bytes on the wire. The limit holds for them and, where they were
-//! encoded, once more for what they are decoded to.
+//! The pace counts the bytes on the wire. The size limit holds for them and, for an encoded body,
+//! once more for the decoded bytes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,30 +17,30 @@ use tokio::time::{Instant, timeout};
 
 use super::problem::{Kind, Problem};
 
-/// Bytes that a body must bring while its sender is waited for once: 137 a second at 30 s. Less
-/// lets a client hold a connection with a byte now and then; more cuts off those on a bad line.
+/// Bytes that must arrive within one `stall` of waiting for the sender: 137 a second at 30 s. Less
+/// lets a client hold a connection with a byte now and then; more cuts off clients on a bad line.
 const PACE: u64 = 4096;
 
 /// Bytes of one permit of [`Room`].
 const PERMIT: usize = 1024;
 
-/// Why a body did not come to its end.
+/// The reasons a body cannot be read to its end.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BodyError {
-    /// It is longer than it may be.
+    /// The body is over its size limit, given in bytes.
     #[error("the body is longer than {}", bytes_in_words(*.0))]
     TooBig(u64),
-    /// Its sender did not go on.
-    #[error("fewer than {PACE} bytes of the body came within {} s; send it faster, or in one piece", .0.as_secs_f32())]
+    /// The sender was slower than the minimum pace.
+    #[error("fewer than {PACE} bytes of the body came within {} s; send the body faster, or in one piece", .0.as_secs_f32())]
     Stalled(Duration),
     /// The connection broke, or its framing is wrong.
     #[error("the body broke off: {0}")]
     Broken(String),
-    /// It is not what its Content-Encoding says.
+    /// The bytes do not match the Content-Encoding.
     #[error("the body cannot be decoded as its Content-Encoding says: {0}")]
     Undecodable(String),
-    /// The memory for bodies is taken.
-    #[error("the memory for request bodies is taken; send it again in a moment")]
+    /// The memory for bodies is used up.
+    #[error("the memory for request bodies is used up; send the request again in a moment")]
     NoRoom,
 }
 
@@ -56,35 +56,37 @@ impl From<BodyError> for Problem {
     }
 }
 
-/// Pieces of a body as they come.
+/// The pieces of a body, as a stream.
 pub(super) type PieceStream = BoxStream<'static, Result<Bytes, BodyError>>;
 
-/// A body that is read piece by piece.
+/// A request body that is read piece by piece.
 pub(super) struct Incoming {
     source: Source,
     most: u64,
     left: u64,
-    /// Room for the buffers of decoders, as long as they are there.
+    /// The memory reserved for the decoders' buffers, held as long as the decoders.
     _memory: Option<Reserved>,
 }
 
-/// Where the pieces of a body come from.
+/// The source of a body's pieces.
 enum Source {
-    /// From its sender.
+    /// The connection.
     Sent(Sent),
-    /// From a decoder.
+    /// A decoder.
     Decoded(PieceStream),
 }
 
 impl Incoming {
-    /// A body of at most so many bytes, whose sender may be waited for so long.
+    /// Creates a body of at most `most` bytes. `stall` is the time in which [`PACE`] bytes must
+    /// come.
     pub(super) fn new(body: Body, most: u64, stall: Duration) -> Self {
         let body = body.into_data_stream();
         let sent = Sent { body, stall, waited: Duration::ZERO, brought: 0 };
         Self { source: Source::Sent(sent), most, left: most, _memory: None }
     }
 
-    /// What `decode` makes of it, of at most as many bytes.
+    /// Returns the body decoded by `decode`, of at most as many bytes; `memory` is kept for the
+    /// decoders.
     pub(super) fn decoded(
         self,
         decode: impl FnOnce(PieceStream) -> PieceStream,
@@ -95,7 +97,7 @@ impl Incoming {
         Self { source, most, left: most, _memory: Some(memory) }
     }
 
-    /// The next piece; none at the end.
+    /// Returns the next piece, or none at the end of the body.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
         let piece = match &mut self.source {
             Source::Sent(sent) => sent.next().await?,
@@ -106,8 +108,8 @@ impl Incoming {
         Ok(piece)
     }
 
-    /// The pieces as they come, one each time it is polled: who gathers all that is ready gets no
-    /// more than that.
+    /// Returns the pieces as a stream. The stream yields to the runtime after each piece, so that a
+    /// consumer that gathers all ready pieces receives one at a time.
     pub(super) fn pieces(self) -> impl Stream<Item = Result<Bytes, BodyError>> + Send {
         stream::unfold((self, false), |(mut incoming, again)| async move {
             if again {
@@ -118,7 +120,10 @@ impl Incoming {
         })
     }
 
-    /// All of it, in memory, as long as there is room.
+    /// Reads the whole body into memory.
+    ///
+    /// # Errors
+    /// When the body cannot be read to its end, or `room` has too few bytes left.
     pub(super) async fn whole(mut self, room: &Room) -> Result<Held, BodyError> {
         let mut held = room.empty();
         while let Some(piece) = self.next().await? {
@@ -128,11 +133,12 @@ impl Incoming {
     }
 }
 
-/// What a sender sends, and how long it was waited for.
+/// A body on its connection, with the time spent waiting for its sender.
 struct Sent {
     body: BodyDataStream,
     stall: Duration,
-    /// How long its sender has been waited for, and what came meanwhile.
+    /// The time spent waiting for the sender since the pace was last checked, and the bytes that
+    /// came in it.
     waited: Duration,
     brought: u64,
 }
@@ -161,28 +167,28 @@ impl Sent {
     }
 }
 
-/// The memory for all bodies that are read whole, and for decoders.
+/// The memory for all bodies that are read whole, and for decoders. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Room(Arc<Semaphore>);
 
 impl Room {
-    /// Of so many bytes.
+    /// Creates a memory of this many bytes.
     pub(super) fn new(bytes: usize) -> Self {
         Self(Arc::new(Semaphore::new(bytes / PERMIT)))
     }
 
-    /// Nothing yet.
+    /// Returns an empty buffer that reserves its memory here.
     pub(super) fn empty(&self) -> Held {
         Held { bytes: Vec::new(), reserved: self.reserve() }
     }
 
-    /// Room for nothing yet.
+    /// Returns a reservation of zero bytes.
     pub(super) fn reserve(&self) -> Reserved {
         Reserved { bytes: 0, room: self.clone(), permits: None }
     }
 }
 
-/// Room for bytes that are kept elsewhere. It is given back when this is dropped.
+/// A reservation of memory for bytes that are kept elsewhere. Dropping it gives the memory back.
 #[derive(Debug)]
 pub(super) struct Reserved {
     bytes: usize,
@@ -191,7 +197,10 @@ pub(super) struct Reserved {
 }
 
 impl Reserved {
-    /// Takes room for so many more bytes.
+    /// Reserves this many more bytes.
+    ///
+    /// # Errors
+    /// [`BodyError::NoRoom`] when too few bytes are left.
     pub(super) fn add(&mut self, bytes: usize) -> Result<(), BodyError> {
         let has = self.permits.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let needs = (self.bytes + bytes).div_ceil(PERMIT);
@@ -209,8 +218,9 @@ impl Reserved {
     }
 }
 
-/// Bytes in memory. What is taken is given back when they are dropped: a client that promises much
-/// and sends nothing takes nothing.
+/// Bytes in memory, with their reservation. It grows with the bytes that arrive, so a client that
+/// announces a large body and sends nothing takes no memory. Dropping the value gives the memory
+/// back.
 #[derive(Debug)]
 pub(super) struct Held {
     bytes: Vec<u8>,
@@ -218,14 +228,14 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Takes more in.
+    /// Appends bytes.
     pub(super) fn add(&mut self, piece: &[u8]) -> Result<(), BodyError> {
         self.reserved.add(piece.len())?;
         self.bytes.extend_from_slice(piece);
         Ok(())
     }
 
-    /// What is there.
+    /// Returns the bytes.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -270,7 +280,7 @@ mod tests {
         let still = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
         let given_up = Incoming::new(still, 100, stall).next().await;
         assert!(matches!(given_up, Err(BodyError::Stalled(_))), "{given_up:?}");
-        // Six times as long as it may stand still, in pieces of enough bytes.
+        // Six times the stall time, in pieces of enough bytes.
         let slow = stream::unfold(0, |n| async move {
             tokio::time::sleep(Duration::from_millis(20)).await;
             let piece = Bytes::from(vec![0; usize::try_from(PACE).unwrap()]);

@@ -1,4 +1,4 @@
-//! An end to all that comes of an event.
+//! Cancelling: stops everything that comes of an event or of a correlation.
 
 use std::time::{Duration, Instant};
 
@@ -18,10 +18,10 @@ use super::route::{Access, InPath, Route, query};
 use super::trace::{find, wait_in};
 use super::{Shared, openapi};
 
-/// How long it is gone through at least: most correlations are done by then.
+/// The least time that a request spends on the cancellation: most correlations are done by then.
 const AT_LEAST: Duration = Duration::from_secs(1);
 
-/// How often it is looked whether what ran has stopped.
+/// The pause between two checks whether running jobs have stopped.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// The routes.
@@ -54,14 +54,14 @@ fn operation(id: &str, summary: &str, of: &str) -> Value {
             json!({
                 "type": "object", "required": ["ended", "done"],
                 "properties": {
-                    "ended": {"type": "boolean", "description": "Whether nothing of it runs any more, or will."},
+                    "ended": {"type": "boolean", "description": "Whether no job of it runs or will be started."},
                     "done": {"type": "object", "properties": {
-                        "events": number("Events that were gone through."),
-                        "queued": number("Jobs that waited or were queued, and are cancelled."),
-                        "prevented": number("Jobs that would still have been started."),
-                        "stopped": number("Jobs that ran and were asked to stop."),
+                        "events": number("Events that were checked."),
+                        "queued": number("Jobs that were waiting or queued, and are cancelled."),
+                        "prevented": number("Jobs that were not started yet, and will not be."),
+                        "stopped": number("Jobs that were running and were asked to stop."),
                         "running": number("Jobs that still run."),
-                        "dead": number("Dead jobs, which stay as they are."),
+                        "dead": number("Dead jobs, which are left as they are."),
                     }},
                 },
             }),
@@ -70,8 +70,8 @@ fn operation(id: &str, summary: &str, of: &str) -> Value {
     json!({
         "operationId": id, "summary": summary,
         "description":
-            "What is queued is cancelled, what runs is asked to stop, and nothing of it is started any more. \
-             The dispatchers finish what an answer of 202 has begun.",
+            "Queued jobs are cancelled, running jobs are asked to stop, and no further job is started. \
+             After an answer of 202 the dispatchers finish the cancellation.",
         "parameters": [
             {
                 "name": of, "in": "path", "required": true, "description": format!("The {of}'s id."),
@@ -80,10 +80,10 @@ fn operation(id: &str, summary: &str, of: &str) -> Value {
             wait,
         ],
         "responses": {
-            "200": answer("Nothing of it runs any more."),
-            "202": answer("Something of it runs still, or it is large: it is being cancelled."),
-            "400": openapi::problem("The path or a parameter is not what it has to be."),
-            "404": openapi::problem("There is none."),
+            "200": answer("No job of it runs any more."),
+            "202": answer("Some jobs still run, or there are many events: the cancellation continues."),
+            "400": openapi::problem("The path or a parameter cannot be read."),
+            "404": openapi::problem("It does not exist."),
         },
     })
 }

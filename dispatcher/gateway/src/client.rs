@@ -1,14 +1,14 @@
-//! A client's connection, and whether the client is still there.
+//! A client's connection, and the detection of clients that have gone.
 //!
-//! A client that has sent its request may close its side for writing and read on (`nc -N`, some
-//! proxies). From here that looks as if it had gone: both send a FIN. So a FIN alone cancels
-//! nothing once a request has come whole. It is a question: when the client has had no answer for
-//! [`ASK_AFTER`], it is sent `100 Continue`, which every client of HTTP/1.1 passes over, and again
-//! every [`ASK_EVERY`]. The system of a client that has gone answers that with a reset, and a reset
-//! ends the connection: what was done for this client alone is cancelled.
+//! A client that has sent its request may close its side for writing and continue to read (`nc -N`,
+//! some proxies). The gateway cannot tell this from a client that has gone: both send a FIN. So a
+//! FIN after a whole request does not cancel anything yet. When the client has had no answer for
+//! [`ASK_AFTER`], the gateway sends `100 Continue`, which every HTTP/1.1 client ignores, and again
+//! every [`ASK_EVERY`]. If the client has gone, its operating system answers with a reset, and a
+//! reset ends the connection: the work that was done for this client alone is cancelled.
 //!
-//! Where nothing can be sent (to a client of HTTP/1.0, or when the answer has begun), TCP's
-//! keep-alives ask. They find hosts that have vanished, too.
+//! Where nothing can be sent (to an HTTP/1.0 client, or once the answer has begun), TCP keep-alives
+//! take the place of `100 Continue`. They also detect hosts that have vanished.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -22,82 +22,85 @@ use rustix::net::{Shutdown, shutdown, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-/// How long after its FIN a client is asked whether it is there. Most answers have gone by then, so
-/// that few clients see the question. Longer keeps what is done for one that has gone.
+/// How long after a client's FIN the gateway probes it first. Most answers have been sent by then,
+/// so few clients receive a probe. Longer continues work for a client that has gone.
 const ASK_AFTER: Duration = Duration::from_secs(2);
 
-/// How often it is asked again.
+/// The time between two probes.
 const ASK_EVERY: Duration = Duration::from_secs(15);
 
-/// What a client is asked with.
+/// The probe that is sent to a client.
 const QUESTION: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// How long a connection may be silent before TCP asks, and how often it asks then.
+/// How long a connection may be silent before TCP sends a keep-alive, and the time between
+/// keep-alives.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// After how many keep-alives without an answer a host has vanished.
+/// The number of unanswered keep-alives after which a host counts as vanished.
 const KEEP_ALIVES: u32 = 4;
 
-/// A connection that the server of HTTP reads and writes, and that is watched meanwhile.
+/// A client's connection: the HTTP server reads and writes it, and the gateway watches it
+/// meanwhile.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
     stream: Arc<TcpStream>,
     stage: Arc<Stage>,
 }
 
-/// What may be written between the pieces that the server of HTTP writes.
+/// The state that decides whether a probe may be written between the pieces of the HTTP server.
 #[derive(Debug)]
 struct Stage {
-    /// Whether a request of HTTP/1.1 is worked on and its answer has not begun.
+    /// Whether an HTTP/1.1 request is being handled and its answer has not begun.
     working: AtomicBool,
-    /// Whether the system has taken all that was to be written.
+    /// Whether the operating system has taken all bytes that were to be written.
     all_written: AtomicBool,
 }
 
 impl Client {
-    /// A connection that was accepted.
+    /// Wraps an accepted connection.
     pub(super) fn new(stream: TcpStream) -> Self {
-        // An answer is small, and nothing follows that it could wait for.
+        // An answer is small, and no more data follows that it could be sent together with.
         let _ = stream.set_nodelay(true);
         let keep_alive = sockopt::set_socket_keepalive(&stream, true)
             .and_then(|()| sockopt::set_tcp_keepidle(&stream, KEEP_ALIVE))
             .and_then(|()| sockopt::set_tcp_keepintvl(&stream, KEEP_ALIVE))
             .and_then(|()| sockopt::set_tcp_keepcnt(&stream, KEEP_ALIVES));
         if let Err(error) = keep_alive {
-            tracing::debug!(%error, "a connection has no keep-alives");
+            tracing::debug!(%error, "keep-alives cannot be set on a connection");
         }
         let stage = Stage { working: AtomicBool::new(false), all_written: AtomicBool::new(true) };
         Self { stream: Arc::new(stream), stage: Arc::new(stage) }
     }
 
-    /// A request is worked on from now on.
+    /// Marks that the handling of a request begins.
     pub(super) fn begins(&self, version: Version) {
         self.stage.working.store(version == Version::HTTP_11, Ordering::Relaxed);
     }
 
-    /// Its answer comes next.
+    /// Marks that the answer to the request comes next.
     pub(super) fn answers(&self) {
         self.stage.working.store(false, Ordering::Relaxed);
     }
 
-    /// The connection ends by a reset, and not by a FIN: that of an answer without a length would
-    /// look whole to a client of HTTP/1.0.
+    /// Makes the connection end with a reset instead of a FIN: after a FIN, an HTTP/1.0 client
+    /// would take an answer without a length for complete.
     pub(super) fn is_to_be_reset(&self) {
         let _ = sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO));
     }
 
-    /// Returns when the client has gone. It has to be polled by the task that serves the
-    /// connection, so that no question comes between the pieces of an answer.
+    /// Waits until the client has gone. The task that serves the connection must poll it, so that
+    /// no probe is written between the pieces of an answer.
     pub(super) async fn gone(&self) {
         tokio::select! {
-            // Set by a reset, and never cleared.
+            // The error state is set by a reset and never cleared.
             _ = self.stream.ready(Interest::ERROR) => {}
             () = self.does_not_take_questions() => {}
         }
     }
 
     async fn does_not_take_questions(&self) {
-        // Ready when the client has closed its side; urgent data is not asked for.
+        // Ready when the client has closed its side. Urgent data does not count: the socket is not
+        // registered for it.
         let _ = self.stream.ready(Interest::PRIORITY).await;
         tokio::time::sleep(ASK_AFTER).await;
         while self.can_be_asked() {
@@ -105,8 +108,8 @@ impl Client {
         }
     }
 
-    /// Asks the client whether it is there, if it has to pass over the question now. An answer by
-    /// reset comes later.
+    /// Sends a probe if the client must ignore one now. Returns false if the probe cannot be sent;
+    /// a reset that answers it comes later.
     fn can_be_asked(&self) -> bool {
         if !self.stage.working.load(Ordering::Relaxed)
             || !self.stage.all_written.load(Ordering::Relaxed)

@@ -1,9 +1,8 @@
 //! CloudEvents 1.0 over HTTP: attributes in `ce-` headers with any body (binary mode), or all in
 //! one JSON document (structured mode).
 //!
-//! Their attributes become values under the names they have as headers: `ce-id`, `ce-source`,
-//! `ce-type` and so on. Data that is a JSON object becomes values too; any other becomes the file
-//! `data`.
+//! The attributes become values under their header names: `ce-id`, `ce-source`, `ce-type` and so
+//! on. Data that is a JSON object becomes values too; any other data becomes the file `data`.
 
 use std::collections::BTreeMap;
 
@@ -22,36 +21,37 @@ use super::problem::{Kind, Problem};
 /// The media type of structured mode.
 pub(super) const STRUCTURED: &str = "application/cloudevents+json";
 
-/// The media type of several in structured mode.
+/// The media type of a batch in structured mode.
 pub(super) const BATCH: &str = "application/cloudevents-batch+json";
 
-/// Before each attribute's name.
+/// The prefix of each attribute's header name.
 const PREFIX: &str = "ce-";
 
-/// The file that holds data which is no JSON object.
+/// The name of the file that holds data that is not a JSON object.
 pub(super) const DATA: &str = "data";
 
-/// Attributes that each CloudEvent has.
+/// The attributes that every CloudEvent has.
 const NEEDED: [&str; 4] = ["specversion", "id", "source", "type"];
 
-/// What a CloudEvent says beside its data.
+/// The attributes of a CloudEvent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Attributes {
-    /// Its source and its id: equal ones are the same event, as its specification has it.
+    /// The source. CloudEvents with the same source and id are the same event, as the specification
+    /// says.
     pub(super) source: String,
     /// See `source`.
     pub(super) id: String,
-    /// All of them as values.
+    /// All attributes as values.
     pub(super) values: Vec<KeyValue>,
 }
 
-/// Whether headers are those of binary mode.
+/// Returns whether a request is a CloudEvent in binary mode.
 pub(super) fn is_binary(headers: &HeaderMap) -> bool {
     headers.contains_key("ce-specversion")
 }
 
 impl Attributes {
-    /// The attributes in headers.
+    /// Reads the attributes from the headers of binary mode.
     pub(super) fn from_headers(headers: &HeaderMap) -> Result<Self, Problem> {
         let mut values = Vec::new();
         for (name, value) in headers {
@@ -74,16 +74,16 @@ impl Attributes {
             let found = values.iter().find(|(key, _)| key.strip_prefix(PREFIX) == Some(name));
             match found {
                 Some((_, value)) if !value.is_empty() => Ok(value.clone()),
-                _ => {
-                    Err(malformed(format!("the CloudEvent has no {name:?}, which each one needs")))
-                }
+                _ => Err(malformed(format!(
+                    "the CloudEvent has no {name:?}, which every CloudEvent needs"
+                ))),
             }
         };
         let [version, id, source, event_type] = NEEDED.map(needed);
         let (version, id, source, _) = (version?, id?, source?, event_type?);
         if version != "1.0" {
             return Err(malformed(format!(
-                "the CloudEvent is of version {version:?}; 1.0 is read"
+                "the CloudEvent has version {version:?}; send version 1.0"
             )));
         }
         let values = values.into_iter().map(|(key, value)| KeyValue { key, value }).collect();
@@ -91,10 +91,10 @@ impl Attributes {
     }
 }
 
-/// What a CloudEvent carries.
+/// The data of a CloudEvent.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Carried {
-    /// Values: its data is a JSON object, or it has none.
+    /// Values: the data is a JSON object, or there is no data.
     Values(Vec<KeyValue>),
     /// Bytes for a file.
     File(Vec<u8>),
@@ -105,8 +105,9 @@ pub(super) fn read_structured(
     document: &[u8],
     limits: &Limits,
 ) -> Result<(Attributes, Carried), Problem> {
-    let wrong =
-        |error: serde_json::Error| malformed(format!("the body is no CloudEvent in JSON: {error}"));
+    let wrong = |error: serde_json::Error| {
+        malformed(format!("the body is not a CloudEvent in JSON: {error}"))
+    };
     let members: BTreeMap<String, &RawValue> = serde_json::from_slice(document).map_err(wrong)?;
     let (mut values, mut data, mut data_base64) = (Vec::new(), None, None);
     for (name, value) in members {
@@ -128,8 +129,9 @@ pub(super) fn read_structured(
         (None, Some(text)) => {
             let bytes = STANDARD.decode(text);
             Carried::File(
-                bytes
-                    .map_err(|error| malformed(format!("\"data_base64\" is no base64: {error}")))?,
+                bytes.map_err(|error| {
+                    malformed(format!("\"data_base64\" is not base64: {error}"))
+                })?,
             )
         }
         (Some(data), None) if data.starts_with('{') => {
@@ -140,7 +142,7 @@ pub(super) fn read_structured(
     Ok((attributes, carried))
 }
 
-/// A name that an attribute may have.
+/// Returns the name if an attribute may have it.
 fn checked(name: &str) -> Result<&str, Problem> {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     if name.is_empty() || !name.bytes().all(allowed) {
@@ -151,27 +153,28 @@ fn checked(name: &str) -> Result<&str, Problem> {
     Ok(name)
 }
 
-/// An attribute's value as text.
+/// Returns an attribute's value as text.
 fn plain(name: &str, text: &str) -> Result<String, Problem> {
     match text.as_bytes().first() {
         Some(b'"') => serde_json::from_str(text).map_err(|error| malformed(error.to_string())),
-        Some(b'{' | b'[') => {
-            Err(malformed(format!("attribute {name:?} of the CloudEvent is no plain value")))
-        }
+        Some(b'{' | b'[') => Err(malformed(format!(
+            "attribute {name:?} of the CloudEvent is an object or an array; send a plain value"
+        ))),
         _ if NEEDED.contains(&name) => {
-            Err(malformed(format!("attribute {name:?} of the CloudEvent is no string")))
+            Err(malformed(format!("attribute {name:?} of the CloudEvent is not a string")))
         }
         _ => Ok(text.to_owned()),
     }
 }
 
-/// Whether an object names files.
+/// The member `files` of an object, if it has one.
 #[derive(Deserialize)]
 struct Files {
     files: Option<IgnoredAny>,
 }
 
-/// The members of a JSON object as values; those that are no strings as their JSON text.
+/// Returns the members of a JSON object as values. A member that is not a string becomes its JSON
+/// text.
 pub(super) fn values_of(object: &[u8], limits: &Limits) -> Result<Vec<KeyValue>, Problem> {
     let begins = object.trim_ascii_start().first();
     if begins.is_some_and(|&byte| byte != b'{') {
@@ -179,7 +182,8 @@ pub(super) fn values_of(object: &[u8], limits: &Limits) -> Result<Vec<KeyValue>,
     }
     match parse_within(object, limits) {
         Parsed::Complete(file) => {
-            // Also those that name nothing; several of them are more than can be read.
+            // Empty `files` are refused too; several members `files` fail to parse, and are
+            // refused.
             let files = serde_json::from_slice::<Files>(object);
             let named = match (&file.event_type, files) {
                 (Some(_), _) => Some("\"eventType\" is in the path"),

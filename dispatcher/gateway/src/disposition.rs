@@ -1,25 +1,25 @@
-//! What a part of a form is called: `Content-Disposition` as clients really send it.
+//! The names of a form's part: `Content-Disposition` as clients really send it.
 //!
-//! RFC 7578 says how it should be, and few do so. Browsers and curl write a quote as `%22` and a
-//! backslash as it is; Go, Java and httpx put a backslash before both; Python's requests and .NET
-//! write names that are not ASCII a second time as `filename*` (RFC 8187), .NET the first time as
-//! an encoded word (RFC 2047); older ones send Latin-1.
+//! RFC 7578 defines the header, and few clients follow it. Browsers and curl write a quote as `%22`
+//! and leave a backslash as it is. Go, Java and httpx put a backslash before both. Python's
+//! requests and .NET repeat non-ASCII names as `filename*` (RFC 8187), and .NET writes the plain
+//! `filename` as an encoded word (RFC 2047). Older clients send Latin-1.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use percent_encoding::percent_decode;
 
-/// What a part is called.
+/// The names of a part.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Disposition {
     /// The field's name.
     pub(super) name: Option<String>,
-    /// The file's name; a part without one is a value.
+    /// The file's name; a part without a file name is a value.
     pub(super) file_name: Option<String>,
 }
 
 impl Disposition {
-    /// Reads the header. What it does not understand it passes by.
+    /// Reads the header. Unknown parts of it are ignored.
     pub(super) fn of(header: &[u8]) -> Self {
         let (mut name, mut file_name, mut extended) = (None, None, None);
         let mut rest = after_kind(header);
@@ -32,7 +32,7 @@ impl Disposition {
                 _ => {}
             }
         }
-        // A browser of old sends the way to the file on its machine.
+        // An old browser sends the file's path on its machine.
         let file_name = extended.or(file_name).map(|name| match name.as_bytes() {
             [drive, b':', b'\\', ..] if drive.is_ascii_alphabetic() => {
                 name.rsplit('\\').next().unwrap_or_default().to_owned()
@@ -43,10 +43,10 @@ impl Disposition {
     }
 }
 
-/// A parameter's value, as it stands there.
+/// A parameter's value as it is written in the header.
 #[derive(Clone, Copy)]
 enum Written<'a> {
-    /// What is between the quotes.
+    /// The bytes between the quotes.
     Quoted(&'a [u8]),
     Bare(&'a [u8]),
 }
@@ -55,7 +55,8 @@ fn after_kind(header: &[u8]) -> &[u8] {
     header.iter().position(|&byte| byte == b';').map_or(&[], |at| &header[at..])
 }
 
-/// The next parameter: its key, its value, and what follows. None behind the last.
+/// Returns the next parameter: its key, its value, and the rest of the header. Returns none after
+/// the last.
 fn parameter(text: &[u8]) -> Option<(&[u8], Written<'_>, &[u8])> {
     let mut rest = text;
     loop {
@@ -78,8 +79,8 @@ fn parameter(text: &[u8]) -> Option<(&[u8], Written<'_>, &[u8])> {
     }
 }
 
-/// Where a quoted value ends. A quote behind a backslash is a part of it, unless nothing would be
-/// left to end it: then the backslash is one of those that browsers write as they are.
+/// Returns the end of a quoted value. A quote after a backslash belongs to the value, unless no
+/// other quote could end it: then the backslash is one that a browser wrote as it is.
 fn closing_quote(quoted: &[u8]) -> usize {
     let mut at = 0;
     while let Some(&byte) = quoted.get(at) {
@@ -93,7 +94,7 @@ fn closing_quote(quoted: &[u8]) -> usize {
     quoted.len()
 }
 
-/// Whether this can be what follows a value: nothing, or another parameter.
+/// Returns whether this text can follow a value: it is empty, or another parameter.
 fn is_behind(text: &[u8]) -> bool {
     let text = text.trim_ascii_start();
     let Some(next) = text.strip_prefix(b";") else { return text.is_empty() };
@@ -101,7 +102,7 @@ fn is_behind(text: &[u8]) -> bool {
     ["name=", "filename=", "filename*="].iter().any(|key| next.starts_with(key.as_bytes()))
 }
 
-/// The bytes of a value, without what protects its quotes.
+/// Returns the bytes of a value, without the backslashes that escape quotes and backslashes.
 fn raw(value: Written<'_>) -> Vec<u8> {
     match value {
         Written::Bare(bytes) => bytes.to_vec(),
@@ -109,7 +110,7 @@ fn raw(value: Written<'_>) -> Vec<u8> {
             let mut plain = Vec::with_capacity(bytes.len());
             let mut at = 0;
             while let Some(&byte) = bytes.get(at) {
-                // Before all else a backslash is one: `C:\dir`.
+                // Before any other byte a backslash stands for itself, as in `C:\dir`.
                 let protects = byte == b'\\' && matches!(bytes.get(at + 1), Some(b'"' | b'\\'));
                 at += usize::from(protects);
                 plain.push(bytes[at]);
@@ -120,14 +121,15 @@ fn raw(value: Written<'_>) -> Vec<u8> {
     }
 }
 
-/// A value in words.
+/// Returns a value as text.
 fn plain(value: Written<'_>) -> String {
     let bytes = raw(value);
     if let Some(word) = encoded_word(&bytes) {
         return word;
     }
     let text = text(bytes);
-    // What browsers cannot have in quotes, and nothing else: any other `%` is one.
+    // Only the sequences that browsers write for characters that cannot stand in quotes are
+    // decoded: any other `%` stands for itself.
     let mut plain = String::with_capacity(text.len());
     let mut rest = text.as_str();
     while let Some(at) = rest.find('%') {
@@ -148,7 +150,7 @@ fn plain(value: Written<'_>) -> String {
     plain + rest
 }
 
-/// UTF-8, or what clients sent before it.
+/// Reads bytes as UTF-8, or else as Latin-1, which older clients send.
 fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|error| latin_1(error.as_bytes()))
 }
@@ -157,14 +159,14 @@ fn latin_1(bytes: &[u8]) -> String {
     bytes.iter().map(|&byte| char::from(byte)).collect()
 }
 
-/// `utf-8'en'na%C3%AFve.txt`
+/// Decodes an RFC 8187 value, as in `utf-8'en'na%C3%AFve.txt`.
 fn rfc_8187(value: &[u8]) -> Option<String> {
     let mut parts = value.splitn(3, |&byte| byte == b'\'');
     let (charset, _language, encoded) = (parts.next()?, parts.next()?, parts.next()?);
     decoded(charset, percent_decode(encoded).collect())
 }
 
-/// `=?utf-8?B?bmHDr3Zl?=`, alone or several of them.
+/// Decodes RFC 2047 encoded words, as in `=?utf-8?B?bmHDr3Zl?=`, one or several.
 fn encoded_word(bytes: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(bytes).ok()?;
     let mut words = String::new();
@@ -199,10 +201,10 @@ mod tests {
 
     use super::*;
 
-    /// A client, what it sends, and the names it means: of the field, of the file.
+    /// A client, the header it sends, and the names it means: of the field, of the file.
     type Sent = (&'static str, &'static [u8], Option<&'static str>, Option<&'static str>);
 
-    /// What clients send, as their sources and captures have it, and what they mean.
+    /// The headers are taken from the clients' sources and from captures.
     #[test]
     fn names_are_what_their_clients_mean() {
         let cases: &[Sent] = &[
@@ -311,11 +313,12 @@ mod tests {
             let _ = Disposition::of(&header);
         }
 
-        /// A browser's way of writing any name is undone.
+        /// Any name that a browser writes is read back.
         #[test]
         fn what_a_browser_writes_is_read(name in "[^\\\\]{1,20}") {
             let written = name.replace('"', "%22").replace('\r', "%0D").replace('\n', "%0A");
-            // A name that holds such a sequence itself is read as what it stands for.
+            // A name that contains such a sequence itself is decoded to the character that the
+            // sequence stands for.
             let means_another = |part: &str| name.to_ascii_lowercase().contains(part);
             prop_assume!(!means_another("%22") && !means_another("%0") && !name.starts_with("=?"));
             let header = format!("form-data; name=\"{written}\"; filename=\"{written}\"");

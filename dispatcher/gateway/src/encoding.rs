@@ -1,10 +1,9 @@
-//! Bodies that were encoded on their way: `Content-Encoding`, undone.
+//! Decodes request bodies that have a `Content-Encoding`.
 //!
-//! What an event has is what its sender meant, not how it was packed: `gzip`, `deflate` and `zstd`,
-//! also several of them one after the other, are decoded piece by piece. A body decodes to no more
-//! bytes than a plain one may have, so that a few bytes which stand for gigabytes come to their end
-//! early. Anything else is answered as RFC 7694 has it: 415, and
-//! `Accept-Encoding` says what is known.
+//! An event holds the decoded content. `gzip`, `deflate` and `zstd`, also several applied one after
+//! the other, are decoded piece by piece. A decoded body has the same size limit as a plain one, so
+//! that a few bytes that expand to gigabytes are refused early. Any other encoding is answered as
+//! RFC 7694 says: with 415 and the known encodings in `Accept-Encoding`.
 
 use std::io;
 
@@ -19,24 +18,25 @@ use tokio_util::io::{ReaderStream, StreamReader};
 use super::body::{BodyError, Incoming, PieceStream, Room};
 use super::problem::{Kind, Problem};
 
-/// What is known, as `Accept-Encoding` has it.
+/// The known encodings, as `Accept-Encoding` lists them.
 const KNOWN: &str = "gzip, deflate, zstd";
 
-/// Encodings of one body. Nobody needs more than one or two; each has buffers of its own.
+/// The maximum number of encodings of one body. One or two are enough in practice, and each has
+/// buffers of its own.
 const DEPTH_MAX: usize = 3;
 
-/// Bytes of a decoded piece, and of what waits between two decoders.
+/// Bytes of a decoded piece, and of the buffer between two decoders.
 const PIECE: usize = 64 << 10;
 
-/// The window of zstd, as a power of two: 8 MiB is what RFC 9659 allows for in `Content-Encoding`.
-/// A larger one would let a request have as much memory as it names.
+/// The largest zstd window, as a power of two: 8 MiB is what RFC 9659 allows in `Content-Encoding`.
+/// A larger limit would let a request choose how much memory it takes.
 const ZSTD_WINDOW_LOG: u32 = 23;
 
-/// A way to encode a body.
+/// An encoding of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Encoding {
     Gzip,
-    /// By this name HTTP means zlib's format.
+    /// The zlib format, which HTTP calls `deflate`.
     Deflate,
     Zstd,
 }
@@ -53,7 +53,7 @@ impl Encoding {
         }
     }
 
-    /// Bytes of memory that a decoder takes at most.
+    /// Returns the maximum bytes of memory that a decoder takes.
     fn memory(self) -> usize {
         match self {
             Self::Gzip | Self::Deflate => 2 * PIECE,
@@ -61,8 +61,8 @@ impl Encoding {
         }
     }
 
-    /// What it reads, decoded. Members or frames one after the other are one whole, as `cat a.gz
-    /// b.gz` makes them.
+    /// Wraps a reader in a decoder. Several members or frames one after the other decode to one
+    /// whole, as `cat a.gz b.gz` produces them.
     fn decode(self, reader: Reader) -> Reader {
         match self {
             Self::Gzip => {
@@ -81,7 +81,7 @@ impl Encoding {
     }
 }
 
-/// A request's body as it was before it was encoded. Its decoders' memory is taken from `room`.
+/// Returns the decoded body of a request. The decoders' memory is reserved in `room`.
 pub(super) fn decoded(
     headers: &HeaderMap,
     body: Incoming,
@@ -96,7 +96,7 @@ pub(super) fn decoded(
     let decode = |pieces: PieceStream| {
         let mut reader: Reader =
             Box::new(StreamReader::new(pieces.map(|piece| piece.map_err(io::Error::other))));
-        // The last one that was applied is the first to be undone.
+        // The encoding that was applied last is undone first.
         for encoding in encodings.iter().rev() {
             reader = encoding.decode(reader);
         }
@@ -105,8 +105,8 @@ pub(super) fn decoded(
     Ok(body.decoded(decode, memory))
 }
 
-/// What went wrong while a body was decoded: its sending, which decoders pass on, or what they were
-/// given.
+/// Converts a decoder's error: either the body's own error, which decoders pass on, or undecodable
+/// bytes.
 fn body_error(error: io::Error) -> BodyError {
     match error.downcast::<BodyError>() {
         Ok(error) => error,
@@ -117,7 +117,7 @@ fn body_error(error: io::Error) -> BodyError {
     }
 }
 
-/// The encodings that headers name, in the order in which they were applied.
+/// Returns the encodings that the headers name, in the order in which they were applied.
 fn encodings(headers: &HeaderMap) -> Result<Vec<Encoding>, Problem> {
     let mut encodings = Vec::new();
     for line in headers.get_all(header::CONTENT_ENCODING) {
@@ -129,7 +129,7 @@ fn encodings(headers: &HeaderMap) -> Result<Vec<Encoding>, Problem> {
             }
             let Some(encoding) = Encoding::of(&lower) else {
                 let detail = format!(
-                    "the Content-Encoding {} is not known; send it plain, or as {KNOWN}",
+                    "the Content-Encoding {} is not known; send the body plain, or encoded as {KNOWN}",
                     quote(name)
                 );
                 return Err(unknown(detail));
@@ -150,8 +150,8 @@ fn unknown(detail: String) -> Problem {
     Problem::new(Kind::UnknownEncoding, detail).header(header::ACCEPT_ENCODING, known)
 }
 
-/// Refuses a part of a form that is encoded on its own, which RFC 7578 advises against: it would be
-/// kept as it came, and nobody would know.
+/// Refuses a part of a form that has an encoding of its own, which RFC 7578 advises against: the
+/// file would be stored encoded without anyone noticing.
 pub(super) fn check_part(headers: &HeaderMap) -> Result<(), Problem> {
     let said = |name: &str| {
         headers
@@ -168,7 +168,7 @@ pub(super) fn check_part(headers: &HeaderMap) -> Result<(), Problem> {
     };
     let said = quote(&said);
     let detail = format!(
-        "a part of the form has the {name} {said}; send parts plain, or the whole form encoded"
+        "a part of the form has the {name} {said}; send the parts plain, or encode the whole form"
     );
     Err(unknown(detail))
 }

@@ -1,8 +1,8 @@
-//! An event's files, whole or in part. Every byte is compared with its checksum before it is sent,
-//! as for any reader.
+//! The files of an event, whole or as a range. Every byte is compared with its checksum before it
+//! is sent, as for any reader.
 //!
-//! They are sent as bytes and never as what they may seem to be: a page that a module wrote is no
-//! page of this gateway.
+//! Files are sent as `application/octet-stream`, so that a browser never shows a page that a module
+//! wrote as a page of this gateway.
 
 use std::ops::Range;
 
@@ -26,7 +26,8 @@ use super::problem::{Kind, Problem};
 use super::route::{Access, InPath, Route};
 use super::{Shared, openapi, trace};
 
-/// Bytes sent at a time: less asks the cache more often, more is memory for each who reads.
+/// Bytes that are read from the cache at once. Less asks the cache more often, more takes memory
+/// for each client.
 const PIECE: u64 = 1 << 20;
 
 /// The routes.
@@ -51,39 +52,39 @@ pub(super) fn routes() -> Vec<Route> {
             "parameters": [
                 {"name": "event", "in": "path", "required": true, "description": "The event's id.", "schema": string},
                 {"name": "path", "in": "path", "required": true, "description":
-                    "The file's path; its slashes stand as they are, or as %2F.", "schema": {"type": "string", "minLength": 1}},
+                    "The file's path, with slashes as they are or as %2F.", "schema": {"type": "string", "minLength": 1}},
                 in_header("Range"), in_header("If-Range"), in_header("If-None-Match"), in_header("If-Match"),
             ],
             "responses": {
-                "200": bytes("The file.", json!({"ETag": header("Of these bytes.")})),
-                "206": bytes("The range.", json!({"ETag": header("Of the whole."), "Content-Range": header("Which it is.")})),
-                "304": {"description": "It is what `If-None-Match` names."},
+                "200": bytes("The file.", json!({"ETag": header("The tag of the file.")})),
+                "206": bytes("The range.", json!({"ETag": header("The tag of the whole file."), "Content-Range": header("The range, and the file's size.")})),
+                "304": {"description": "The file is one that `If-None-Match` names."},
                 "400": openapi::problem("The path cannot be read."),
-                "404": openapi::problem("There is no such event, or it has no such file."),
-                "412": openapi::problem("It is not what `If-Match` names."),
-                "416": openapi::problem("The file is shorter than where the range begins."),
+                "404": openapi::problem("The event does not exist, or it has no such file."),
+                "412": openapi::problem("The file is not one that `If-Match` names."),
+                "416": openapi::problem("The range begins beyond the end of the file."),
             },
         }),
     )]
 }
 
-/// What of a file is wanted.
+/// The part of a file that a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Wanted {
     All,
     Part(Range<u64>),
-    /// Nothing that it has.
+    /// A range beyond the file's end.
     Beyond,
 }
 
-/// Reads a `Range` for a file of this size. What cannot be read, and several ranges at once, is as
-/// if nothing was said, as RFC 9110 allows.
+/// Reads a `Range` header for a file of this size. A header that cannot be read, or that names
+/// several ranges, is ignored, as RFC 9110 allows.
 fn wanted(range: &str, size: u64) -> Wanted {
     let Some((unit, spec)) = range.split_once('=') else { return Wanted::All };
     let Some((from, to)) = spec.trim().split_once('-') else { return Wanted::All };
     let number = |text: &str| match text {
         _ if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) => None,
-        // One that is too large for a number is beyond every file.
+        // A number too large for `u64` is beyond every file.
         _ => Some(text.parse::<u64>().unwrap_or(u64::MAX)),
     };
     if !unit.eq_ignore_ascii_case("bytes") {
@@ -98,14 +99,14 @@ fn wanted(range: &str, size: u64) -> Wanted {
     if range.is_empty() { Wanted::Beyond } else { Wanted::Part(range) }
 }
 
-/// A name for these bytes: the same for the same ones.
+/// Returns the ETag of a file: files with the same bytes have the same tag.
 fn etag(entry: &FileEntry) -> String {
     let sums = serde_json::to_vec(&entry.checksums).expect("sums have string keys only");
     let digest = Sha256::new().chain_update(entry.size.to_be_bytes()).chain_update(sums).finalize();
     format!("\"{}\"", hex(&digest[..16]))
 }
 
-/// Whether a list of tags has this one; `weak` also counts one that is said to be alike only.
+/// Returns whether a list of tags contains this one. With `weak`, weak tags (`W/`) count too.
 fn lists(list: &HeaderValue, tag: &str, weak: bool) -> bool {
     let list = list.to_str().unwrap_or_default();
     list.split(',').map(str::trim).any(|one| {
@@ -123,8 +124,9 @@ async fn file(
     let tag = etag(&entry);
     let named = HeaderValue::try_from(&tag).expect("digits in quotes are a header");
     if headers.get(header::IF_MATCH).is_some_and(|list| !lists(list, &tag, false)) {
-        let detail =
-            format!("file {path:?} of event {event} is {tag}, which If-Match does not name");
+        let detail = format!(
+            "file {path:?} of event {event} has the ETag {tag}, which If-Match does not name"
+        );
         return Err(Problem::new(Kind::Changed, detail));
     }
     if headers.get(header::IF_NONE_MATCH).is_some_and(|list| lists(list, &tag, true)) {
@@ -156,7 +158,7 @@ async fn file(
     said.insert(header::CONTENT_LENGTH, length.into());
     said.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     said.insert(header::ETAG, named);
-    // An event's files never change.
+    // The files of an event never change.
     said.insert(
         header::CACHE_CONTROL,
         HeaderValue::from_static("private, max-age=31536000, immutable"),
@@ -168,24 +170,25 @@ async fn file(
     Ok(response)
 }
 
-/// The file of an event.
+/// Returns the entry of an event's file.
 async fn find(gate: &Shared, event: &str, path: &str) -> Result<FileEntry, Problem> {
     let found = trace::find(gate, event).await?;
     let files = {
-        // A list of many files is in memory as a whole.
+        // A long list of files is in memory as a whole, so few may be read at once.
         let _look = gate.looks.reading().acquire().await;
         gate.in_time(files_of(&gate.node.plane, &found)).await?
     };
     let clean = clean_path(path);
     let file = files.into_iter().find(|file| Some(&file.name) == clean.as_ref());
     file.ok_or_else(|| {
-        let detail = format!("event {event} has no file {path:?}; its document lists those it has");
+        let detail =
+            format!("event {event} has no file {path:?}; the event's document lists its files");
         Problem::new(Kind::NotFound, detail)
     })
 }
 
-/// The bytes of a range. The first of them are there when this returns: what cannot be read at all
-/// is a problem, and not an answer that breaks off.
+/// Returns a body with the bytes of a range. The first piece is read before this returns, so that
+/// an unreadable file is answered with a problem and not with a body that breaks off.
 pub(super) async fn bytes(
     gate: &Shared,
     entry: FileEntry,
@@ -218,9 +221,9 @@ pub(super) async fn bytes(
     ))
 }
 
-/// What ends an answer that has begun; why has been logged where it happened.
+/// The error that ends an answer that has begun. Its cause was logged where it happened.
 fn broken() -> std::io::Error {
-    std::io::Error::other("the file cannot be read on")
+    std::io::Error::other("the rest of the file cannot be read")
 }
 
 fn unreadable(error: &CacheError) -> Problem {
@@ -232,7 +235,7 @@ fn unreadable(error: &CacheError) -> Problem {
         CacheError::Local { .. } => Problem::new(Kind::Internal, detail),
         _ => Problem::new(
             Kind::Damaged,
-            format!("{detail}; `ion check --deep` says what else is damaged"),
+            format!("{detail}; `ion check --deep` lists everything that is damaged"),
         ),
     }
 }

@@ -1,4 +1,4 @@
-//! In which form a body is, and what it says: values, files, a CloudEvent, or several events.
+//! Reads a request body by its format: values, files, a CloudEvent, or several events.
 
 use axum::body::Body;
 use axum::http::{HeaderMap, header};
@@ -16,7 +16,7 @@ use super::intake::{Made, Sameness, uploads};
 use super::problem::{Kind, Problem};
 use super::upload::Uploads;
 
-/// What a body says.
+/// The events of a request body.
 pub(super) enum Read {
     /// One event.
     One(Box<OneEvent>),
@@ -24,14 +24,14 @@ pub(super) enum Read {
     Batch(Batch),
 }
 
-/// One event, with its files, and what makes it the same as another.
+/// One event, with its files and its identity.
 pub(super) struct OneEvent {
     pub(super) made: Made,
     pub(super) uploads: Uploads,
     pub(super) same: Sameness,
 }
 
-/// Reads a request's body in whichever form it is.
+/// Reads a request body in any of its formats.
 pub(super) async fn read(
     gate: &Shared,
     sender: &Principal,
@@ -118,26 +118,26 @@ async fn whole(gate: &Shared, headers: &HeaderMap, body: Body) -> Result<Held, P
     Ok(gate.body_of_values(headers, body)?.whole(&gate.room).await?)
 }
 
-/// How the letters of a form without files became bytes.
+/// The character encoding of a form without files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Charset {
     Utf8,
-    /// What Java's clients say where nobody tells them otherwise.
+    /// ISO-8859-1, the default of Java's clients.
     Latin1,
 }
 
-/// In which form a body is.
+/// The format of a body.
 #[derive(Debug)]
 enum BodyForm {
     /// A CloudEvent with its attributes in headers.
     BinaryCloudEvent {
         attributes: Attributes,
-        /// Whether its data says that it is JSON.
+        /// Whether the Content-Type says that the data is JSON.
         is_json: bool,
     },
-    /// A CloudEvent as one document.
+    /// A CloudEvent as one JSON document.
     CloudEvent,
-    /// An array of them.
+    /// A batch of CloudEvents.
     CloudEvents,
     /// A form that may have files.
     Multipart { boundary: String },
@@ -145,7 +145,7 @@ enum BodyForm {
     UrlEncoded(Charset),
     /// A JSON object of values, or an array of such objects.
     Json,
-    /// It does not say; only an empty one is taken.
+    /// There is no Content-Type; only an empty body is accepted.
     Unsaid,
 }
 
@@ -153,7 +153,7 @@ impl BodyForm {
     fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let said = match headers.get(header::CONTENT_TYPE) {
             Some(said) => {
-                said.to_str().map_err(|_| wrong_form("a Content-Type that is no text"))?
+                said.to_str().map_err(|_| wrong_form("a Content-Type that is not text"))?
             }
             None => "",
         };
@@ -163,7 +163,7 @@ impl BodyForm {
             form.subtype() == mime::JSON || form.suffix().is_some_and(|suffix| suffix == mime::JSON)
         });
         match essence {
-            // A document says more than headers that stand beside it.
+            // The Content-Type takes precedence over `ce-` headers.
             STRUCTURED => Ok(Self::CloudEvent),
             BATCH => Ok(Self::CloudEvents),
             _ if essence.starts_with("application/cloudevents") => Err(wrong_form(said)),
@@ -185,8 +185,7 @@ impl BodyForm {
                     }
                     Some("iso-8859-1" | "latin1") => Ok(Self::UrlEncoded(Charset::Latin1)),
                     Some(_) => {
-                        let detail =
-                            format!("{}: forms are read in UTF-8 or ISO-8859-1", quote(said));
+                        let detail = format!("{}: send forms in UTF-8 or ISO-8859-1", quote(said));
                         Err(Problem::new(Kind::WrongForm, detail))
                     }
                 }
@@ -202,35 +201,36 @@ fn wrong_form(said: &str) -> Problem {
     Problem::new(
         Kind::WrongForm,
         format!(
-            "{}: application/json and application/x-www-form-urlencoded (values), multipart/form-data (files and values) \
-             and CloudEvents (ce- headers, {STRUCTURED} or {BATCH}) are read",
+            "{} is not supported; send application/json or application/x-www-form-urlencoded (values), multipart/form-data (files and values), \
+             or a CloudEvent (ce- headers, {STRUCTURED} or {BATCH})",
             quote(said)
         ),
     )
 }
 
-/// The text of a JSON document, without the mark that some editors put before it.
+/// Returns the text of a JSON document, without the byte order mark that some editors put before
+/// it.
 pub(super) fn json_text(body: &[u8]) -> Result<&[u8], Problem> {
     match body {
         [0xef, 0xbb, 0xbf, text @ ..] => Ok(text),
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
-            Err(Problem::new(Kind::Malformed, "the body is UTF-16; JSON is sent as UTF-8"))
+            Err(Problem::new(Kind::Malformed, "the body is UTF-16; send JSON as UTF-8"))
         }
         text => Ok(text),
     }
 }
 
-/// The values of a form without files: `a=1&b=two+words`. A name that is there several times is as
-/// many values.
+/// Reads the values of a form without files: `a=1&b=two+words`. A name that occurs several times
+/// gives several values.
 fn values_of_form(
     body: &[u8],
     charset: Charset,
     limits: &Limits,
 ) -> Result<Vec<KeyValue>, Problem> {
-    // No form begins so, as these bytes are escaped in one; `curl -d` says that everything is a
-    // form.
+    // A form never begins with these bytes, because they are escaped in it. `curl -d` labels every
+    // body as a form.
     if matches!(body.trim_ascii_start().first(), Some(b'{' | b'[')) {
-        let detail = "the body is JSON, and its Content-Type says that it is a form; \
+        let detail = "the body is JSON, but its Content-Type says that it is a form; \
                       send the header \"Content-Type: application/json\"";
         return Err(Problem::new(Kind::WrongForm, detail));
     }
@@ -255,7 +255,7 @@ fn values_of_form(
             let key = String::from_utf8_lossy(key);
             let key = quote(&key);
             let detail = format!(
-                "value {key} is no UTF-8; name its charset in the Content-Type, or send it as a file"
+                "value {key} is not UTF-8; name its charset in the Content-Type, or send the value as a file"
             );
             Problem::new(Kind::Refused, detail)
         };

@@ -1,19 +1,21 @@
-//! What comes in: a request becomes a first event, by the same commit protocol as any other.
+//! Intake: a request becomes a first event, by the same commit protocol as every other event.
 //!
 //! # Flow
-//! 1. Who sends the request and its `Idempotency-Key` decide the event's id; a CloudEvent's source
-//!    and id do where there is no key; else it is a new one.
+//! 1. The sender and the request's `Idempotency-Key` determine the event's id. Without a key, the
+//!    sender and a CloudEvent's source and id do; without either, the id is random.
 //! 2. The body is read: files are staged and stored, each durable before the next step.
-//! 3. The document goes in by one insert: this is the commit. Then it is published and marked.
+//! 3. The event document is inserted by one write: this is the commit. Then the event is published
+//!    and marked as published.
 //!
 //! # Guarantees
-//! A request that was answered with an id: the event will be published, whatever dies. One that was
-//! not answered, sent again with the same key and body, to this gateway or another of the plane,
-//! before or after a restart: the same event, once. With another body: refused, and the first one
-//! stays as it is.
+//! If a request was answered with an id, the event will be published, whatever dies. If a request
+//! was not answered, the client can send it again with the same key and body, to this gateway or
+//! another of the plane, before or after a restart: it is the same event, committed once. The same
+//! key with another body is refused, and the first event stays as it is.
 //!
 //! # After a crash
-//! Before step 3 nothing happened but blobs that `gc` removes. After it a relay publishes.
+//! Before step 3 nothing has happened, except that blobs may be stored, which `gc` removes. After
+//! it a relay publishes the event.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,10 +48,10 @@ use super::trace::{self, wait_in};
 use super::upload::Uploads;
 use super::{Shared, batch, json_answer, openapi};
 
-/// Bytes of an idempotency key.
+/// The maximum bytes of an idempotency key.
 const KEY_MAX: usize = 255;
 
-/// Who makes an event that came by HTTP: its context's name.
+/// The context name of an event that was created by HTTP.
 pub(super) const NAME: &str = "gateway";
 
 /// The name and parent that older Ion's front API gives its events.
@@ -62,7 +64,7 @@ const FRONT_TYPE: &str = "frontapi.new_link";
 pub(super) fn routes() -> Vec<Route> {
     let key = json!({
         "name": "Idempotency-Key", "in": "header", "description":
-            "The same key with the same body is the same event, however often it is sent. Keys are each token's own; a UUID is a good one.",
+            "Requests with the same key and the same body create one event, however often they are sent. Each token has its own keys; a UUID is a good key.",
         "schema": {"type": "string", "pattern": "^(\"[!#-\\[\\]-~]{1,255}\"|[!#-\\[\\]-~]{1,255})$"}
     });
     let context = json!({
@@ -84,15 +86,15 @@ pub(super) fn routes() -> Vec<Route> {
                 "type": "object", "required": ["context", "type"],
                 "properties": {"context": context, "type": {"const": FRONT_TYPE}},
             })),
-            "400": openapi::problem("The body is not what it has to be."),
+            "400": openapi::problem("The body is not {\"url\": \"...\"}."),
             "413": openapi::problem("The body is too long."),
-            "415": openapi::unknown_encoding("The body has an encoding that is not known."),
+            "415": openapi::unknown_encoding("The body has an unknown encoding."),
             "422": openapi::problem("The key was used for another body."),
         },
     });
     let made = json!({"anyOf": [{"$ref": "#/components/schemas/Made"}, {"$ref": "#/components/schemas/MadeBatch"}]});
     let values = json!({
-        "type": "object", "description": "Values; those that are no strings are kept as their JSON text.",
+        "type": "object", "description": "Values; a value that is not a string is kept as its JSON text.",
         "propertyNames": {"not": {"enum": ["eventType", "files"]}},
     });
     let cloudevent = json!({
@@ -111,20 +113,21 @@ pub(super) fn routes() -> Vec<Route> {
         "correlation": {"operationId": "correlation", "parameters": {"correlation": "$response.body#/correlationId"}},
     });
     let mut accepted = openapi::json_answer(
-        "It is committed and will be published. With `wait`: not all that comes of it has ended in that time.",
+        "The event is committed and will be published. With `wait`: some of its jobs have not ended in that time.",
         made.clone(),
     );
     accepted["headers"] = json!({"Location": {
-        "description": "Its correlation; of a batch the answer names each.", "schema": {"type": "string"},
+        "description": "The event's correlation; not sent for a batch, whose answer names each correlation.", "schema": {"type": "string"},
     }});
     accepted["links"] = links.clone();
-    let mut ended = openapi::json_answer("With `wait`: all that came of it has ended.", made);
+    let mut ended =
+        openapi::json_answer("With `wait`: every job that came of the event has ended.", made);
     ended["links"] = links;
     let create = json!({
         "operationId": "createEvent", "summary": "Create an event, and start every module that subscribes to its type",
         "description":
-            "JSON values, a form with files or without, or a CloudEvent in binary or structured mode; an array or a batch \
-             of them is an event for each. Bodies may be encoded: gzip, deflate, zstd.",
+            "JSON values, a form with or without files, or a CloudEvent in binary or structured mode; an array or a batch \
+             of them creates one event for each element. Bodies may be encoded: gzip, deflate, zstd.",
         "parameters": [
             {"name": "event", "in": "path", "required": true, "description": "The event type.",
              "schema": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"}, "example": "new_text"},
@@ -132,8 +135,8 @@ pub(super) fn routes() -> Vec<Route> {
         ],
         "requestBody": {"content": {
             "application/json": {"schema": {"anyOf": [values, {
-                "type": "array", "description": "An event for each.", "items": values, "maxItems": batch::EVENTS_MAX,
-                // What could be one event's values as well.
+                "type": "array", "description": "One event for each object.", "items": values, "maxItems": batch::EVENTS_MAX,
+                // Such an array could also be the values of one event.
                 "not": {"minItems": 1, "items": {"required": ["key", "value"], "maxProperties": 2}},
             }]}},
             "application/x-www-form-urlencoded": {"schema": {
@@ -142,7 +145,7 @@ pub(super) fn routes() -> Vec<Route> {
             }},
             "multipart/form-data": {"schema": {
                 "type": "object", "description": "Parts with a file name are files, the others values.",
-                // All but what cannot stand in a part's head.
+                // Every character but those that a part's head cannot contain.
                 "propertyNames": {"pattern": "^[^\\u0000-\\u0008\\u000b\\u000c\\u000e-\\u001f\\u007f]+$"},
                 "properties": {"file": {"contentMediaType": "application/octet-stream"}, "note": {}},
             }},
@@ -151,11 +154,11 @@ pub(super) fn routes() -> Vec<Route> {
         }},
         "responses": {
             "200": ended, "202": accepted,
-            "400": openapi::problem("The request is not what it has to be."),
-            "408": openapi::problem("The body did not go on."),
-            "409": openapi::problem("A CloudEvent of this source and id is there and says something else."),
-            "413": openapi::problem("The body, its values or its files are too much."),
-            "415": openapi::unknown_encoding("The body is in another form, or has an encoding that is not known."),
+            "400": openapi::problem("The path, a parameter, a header or the body cannot be read."),
+            "408": openapi::problem("The body came too slowly."),
+            "409": openapi::problem("A CloudEvent with this source and id exists with other content."),
+            "413": openapi::problem("The body, its values or its files are over a limit."),
+            "415": openapi::unknown_encoding("The body has another Content-Type, or an unknown encoding."),
             "422": openapi::problem("The event is refused, or the key was used for another body."),
             "507": openapi::problem("The gateway's disk is full."),
         },
@@ -166,21 +169,21 @@ pub(super) fn routes() -> Vec<Route> {
     ]
 }
 
-/// The document that describes an event that was made; for `openapi`.
+/// The schema of the document that describes a created event; for `openapi`.
 pub(super) fn schema() -> Value {
     json!({
         "type": "object", "required": ["eventId", "correlationId", "type"],
         "properties": {
             "eventId": {"type": "string"}, "correlationId": {"type": "string"}, "type": {"type": "string"},
-            "startsNothing": {"type": "string", "description": "No module subscribes to its type; which may have been meant."},
+            "startsNothing": {"type": "string", "description": "Says that no module subscribes to the type, and which type may have been meant."},
             "outcome": {"enum": ["running", "succeeded", "failed"], "description": "With `wait`."},
             "trace": {"type": "array", "items": {"type": "object"},
-                "description": "With `wait`, for a token that has the scope `events:read`: as of its correlation."},
+                "description": "With `wait`, for a token with the scope `events:read`: the trace, as `/correlations/{correlation}` shows it."},
         },
     })
 }
 
-/// The same for several.
+/// The schema of the answer for a batch of events.
 pub(super) fn batch_schema() -> Value {
     json!({
         "type": "object", "required": ["events"],
@@ -188,35 +191,35 @@ pub(super) fn batch_schema() -> Value {
     })
 }
 
-/// What makes two requests one event.
+/// What identifies an event, so that two requests with the same identity create one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Sameness {
     /// The sender's key.
     Key(String),
-    /// The sender's key for a batch, and the place in it.
+    /// The sender's key for a batch, and the event's place in the batch.
     KeyAt(String, usize),
-    /// The name of a webhook, and the id of what it delivered.
+    /// The name of a webhook, and the id of its delivery.
     Delivery(String, String),
     /// A CloudEvent's source and id.
     Cloud(String, String),
-    /// Nothing: each request is an event of its own.
+    /// No identity: each request creates a new event.
     None,
 }
 
 impl Sameness {
-    /// What a request says of it.
+    /// Reads the request's `Idempotency-Key`.
     fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let Some(said) = headers.get("idempotency-key") else { return Ok(Self::None) };
         let wrong = || {
             let detail = format!(
-                "an Idempotency-Key has 1 to {KEY_MAX} printable characters, in quotes or not"
+                "an Idempotency-Key has 1 to {KEY_MAX} printable characters, with or without quotes"
             );
             Problem::new(Kind::Malformed, detail)
         };
         if headers.get_all("idempotency-key").iter().count() > 1 {
             return Err(Problem::new(
                 Kind::Malformed,
-                "one Idempotency-Key is needed, not several",
+                "the request has several Idempotency-Key headers; send one",
             ));
         }
         let said = said.to_str().map_err(|_| wrong())?;
@@ -237,7 +240,7 @@ impl Sameness {
         }
     }
 
-    /// That of the event at this place of a batch.
+    /// Returns the identity of the event at this place of a batch.
     pub(super) fn at(&self, place: usize) -> Self {
         match self {
             Self::Key(key) => Self::KeyAt(key.clone(), place),
@@ -245,8 +248,8 @@ impl Sameness {
         }
     }
 
-    /// The ids of the event and of its correlation. Those of a key are the sender's own: nobody
-    /// else's key meets them.
+    /// Returns the ids of the event and of its correlation. A key belongs to its sender: the same
+    /// key of another sender gives other ids.
     pub(super) fn ids(&self, sender: &Principal) -> (EventId, CorrelationId) {
         let parts = match self {
             Self::Key(key) => json!([NAME, "key", sender.name, key]),
@@ -261,7 +264,7 @@ impl Sameness {
     }
 }
 
-/// What a request says of the event, before its files.
+/// The parts of an event that the request gives, without its files.
 pub(super) struct Made {
     pub(super) id: EventId,
     correlation_id: CorrelationId,
@@ -281,13 +284,13 @@ impl Made {
     }
 }
 
-/// Refuses more values than an event may have.
+/// Refuses more values, or more bytes of values, than an event may have.
 pub(super) fn check_values(gate: &Shared, data: &[KeyValue]) -> Result<(), Problem> {
     let limits = &gate.node.settings.limits;
     let bytes: u64 = data.iter().map(|pair| (pair.key.len() + pair.value.len()) as u64).sum();
     if bytes > limits.event_value_bytes || data.len() as u64 > limits.event_values {
         let detail = format!(
-            "an event may have {} values of {} bytes in all; put more into a file",
+            "an event may have {} values of {} bytes in all; send more as a file",
             limits.event_values, limits.event_value_bytes
         );
         return Err(Problem::new(Kind::TooBig, detail));
@@ -295,7 +298,7 @@ pub(super) fn check_values(gate: &Shared, data: &[KeyValue]) -> Result<(), Probl
     Ok(())
 }
 
-/// Commits an event; gives its document.
+/// Commits an event and returns its document.
 pub(super) async fn commit(
     gate: &Shared,
     made: Made,
@@ -317,7 +320,7 @@ pub(super) async fn commit(
     match (try_commit(gate, &event, &mut uploads).await?, same) {
         (Ok(()), Sameness::None) => Ok(event),
         (Ok(()), _) => {
-            // The one that was there before names its own blobs: these are not needed.
+            // If the event already existed with blobs of its own, these uploads are not needed.
             if let Ok(Some(stored)) = gate.in_time(gate.ledger.visible_event(&event.id)).await
                 && !names_the_same(&stored, &event)
             {
@@ -330,9 +333,9 @@ pub(super) async fn commit(
             Err(match same {
                 Sameness::Key(key) | Sameness::KeyAt(key, _) => Problem::new(
                     Kind::KeyReused,
-                    format!("Idempotency-Key {key:?} was used for event {id}, which says something else; use a new key"),
+                    format!("Idempotency-Key {key:?} was used for event {id}, which has other content; use a new key"),
                 ),
-                _ => Problem::new(Kind::Differs, format!("event {id} is there and says something else; send a new id")),
+                _ => Problem::new(Kind::Differs, format!("event {id} exists with other content; send a new id")),
             }
             .with("eventId", id.to_string()))
         }
@@ -340,7 +343,8 @@ pub(super) async fn commit(
     }
 }
 
-/// Commits an event whose files are `uploads`, and publishes it.
+/// Commits an event whose files are `uploads`, and publishes it. The inner result is the refusal of
+/// the commit protocol.
 pub(super) async fn try_commit(
     gate: &Shared,
     event: &Event,
@@ -348,7 +352,8 @@ pub(super) async fn try_commit(
 ) -> Result<Result<(), Refusal>, Problem> {
     failpoint::reach("gateway.stored");
     uploads.are_named();
-    // In a task of its own: a client that goes away must not leave it between insert and publish.
+    // The commit runs in its own task: a client that disconnects must not stop it between insert
+    // and publish.
     let committing = gate.tasks.spawn({
         let (plane, event) = (gate.node.plane.clone(), event.clone());
         async move { create_event(&plane, event).await }
@@ -358,11 +363,11 @@ pub(super) async fn try_commit(
         Ok(Ok(committed)) => Ok(committed),
         Ok(Err(_)) => Err(Problem::new(
             Kind::Internal,
-            "the commit did not end; send it again with the same key",
+            "the commit broke off, so it is not known whether the event is committed; send it again with the same Idempotency-Key",
         )),
         Err(_) => {
             let detail = format!(
-                "the stores gave no answer within {} s, so it is not known whether the event is in; send it again, best with \
+                "the stores did not answer within {} s, so it is not known whether the event is committed; send it again, best with \
                  the same Idempotency-Key",
                 deadline.as_secs()
             );
@@ -371,7 +376,7 @@ pub(super) async fn try_commit(
     }
 }
 
-/// The same where the event can only be new.
+/// Commits and publishes an event whose id is new, so that any refusal is a problem.
 pub(super) async fn publish(
     gate: &Shared,
     event: &Event,
@@ -380,13 +385,13 @@ pub(super) async fn publish(
     Ok(try_commit(gate, event, uploads).await??)
 }
 
-/// The files of one request.
+/// Returns an empty set of uploads for one request.
 pub(super) fn uploads(ids: &(EventId, CorrelationId), gate: &Shared) -> Uploads {
-    // Of this request alone: another one with the same key writes elsewhere.
+    // The prefix belongs to this request alone: another request with the same key writes elsewhere.
     Uploads::new(gate, format!("{}/{}/{}", ids.1, ids.0, Uuid::new_v4().simple()))
 }
 
-/// Whether two documents of one event name the same blobs.
+/// Returns whether two documents of one event name the same blobs.
 fn names_the_same(stored: &Event, event: &Event) -> bool {
     let keys = |event: &Event| -> Vec<String> {
         event.files.iter().chain(&event.file_list).map(|entry| entry.key.clone()).collect()
@@ -399,7 +404,8 @@ struct NewLink {
     url: String,
 }
 
-/// `POST /`, for programs written for older Ion: whatever they call their body's form.
+/// Handles `POST /`, for programs written for older Ion. It ignores the Content-Type, because these
+/// programs may send any.
 async fn front_api(
     State(gate): State<Shared>,
     Extension(sender): Extension<Principal>,
@@ -421,11 +427,11 @@ async fn front_api(
     let data = vec![KeyValue { key: "url".into(), value: link.url }];
     let made = Made { name: FRONT, parent: FRONT, ..Made::new(FRONT_TYPE, ids, data) };
     let event = commit(&gate, made, uploads, &same).await?;
-    // Its message is what older Ion answered.
+    // Older Ion answered with the event's message.
     Ok(json_answer(StatusCode::OK, &event.message()))
 }
 
-/// `POST /events/<type>`.
+/// Handles `POST /events/<type>`.
 async fn create_one(
     State(gate): State<Shared>,
     Extension(sender): Extension<Principal>,
@@ -453,12 +459,14 @@ async fn create_one(
     }
 }
 
-/// The registered modules, as far as they can be read: an event is committed all the same.
+/// Returns the registered modules, or none if they cannot be read: the event is committed all the
+/// same.
 pub(super) async fn registered(gate: &Shared) -> Option<Arc<Registered>> {
     gate.in_time(gate.ledger.registered()).await.ok()
 }
 
-/// What names an event that was made, and says if none of these modules starts on it.
+/// Returns the document that names a created event. If no registered module starts on the event,
+/// the document says so.
 pub(super) fn made_answer(
     (id, correlation): (&EventId, &CorrelationId),
     event_type: &str,
@@ -473,8 +481,8 @@ pub(super) fn made_answer(
     said
 }
 
-/// What the sender is told: the ids; if it waits, how it ended; and what came of it, if its token
-/// may read events.
+/// Answers the sender with the ids; with `wait`, also with the outcome; and with the trace, if the
+/// sender's token may read events.
 async fn answer(
     gate: &Shared,
     sender: &Principal,
@@ -508,7 +516,9 @@ async fn answer(
         }
     };
     let location = HeaderValue::try_from(format!("/correlations/{correlation}"));
-    response.headers_mut().insert(header::LOCATION, location.expect("an id of ours is a header"));
+    response
+        .headers_mut()
+        .insert(header::LOCATION, location.expect("a generated id is a valid header value"));
     Ok(response)
 }
 
@@ -538,7 +548,7 @@ mod tests {
             assert_eq!(key(wrong), Err(Kind::Malformed), "{wrong}");
         }
         assert_ne!(Sameness::None.ids(&one), Sameness::None.ids(&one));
-        // Neither part of a CloudEvent's name runs into the other.
+        // The source and the id of a CloudEvent are kept apart.
         let cloud = |source: &str, id: &str| Sameness::Cloud(source.into(), id.into()).ids(&one);
         assert_ne!(cloud("a", "bc"), cloud("ab", "c"));
     }

@@ -1,25 +1,25 @@
-//! The gateway: HTTP starts pipelines, and shows what came of them.
+//! The HTTP gateway: it turns requests into events that start pipelines, and serves their results.
 //!
 //! | room | what it holds |
 //! | --- | --- |
-//! | `server`, `client` | connections: how many, how slow, how they end; whether their clients are still there |
-//! | `auth` | tokens and scopes; which pages of browsers are served |
-//! | `problem` | what went wrong, as RFC 9457 has it said |
-//! | `route`, `openapi` | what a route is; the document made of all of them |
-//! | `body`, `encoding`, `upload` | bodies at a pace and within limits; what they are decoded to; files on their way to the store |
-//! | `intake`, `form`, `cloudevent`, `batch` | requests become events: in which form, and how many |
-//! | `webhook`, `signed` | what other systems tell: which are known, and whether they signed it |
-//! | `trace`, `looks`, `file`, `log` | what came of them, to be read; one look for all who wait |
-//! | `portal` | payloads through chains |
-//! | `vitals` | health, readiness, numbers; also for `--metrics` alone |
+//! | `server`, `client` | connections: how many, timeouts, how they end, lost clients |
+//! | `auth` | tokens and scopes; which browser pages are served |
+//! | `problem` | errors as RFC 9457 problem documents |
+//! | `route`, `openapi` | the definition of a route; the OpenAPI document built from all of them |
+//! | `body`, `encoding`, `upload` | request bodies: pace and limits, decoding, staging of files |
+//! | `intake`, `form`, `cloudevent`, `batch` | requests become events: body formats, batches |
+//! | `webhook`, `signed` | requests of other systems: the list of webhooks, and their signatures |
+//! | `trace`, `looks`, `file`, `log`, `cancel` | results: traces and shared reads, files, logs |
+//! | `portal` | payloads sent through chains |
+//! | `vitals` | health, readiness and metrics; also for `--metrics` alone |
 //!
-//! A room of routes gives them by its `routes()`, and [`all_routes`] lists the rooms. Who takes a
-//! route has been let in by its door when a handler begins; a handler gives an answer or a
+//! A room with routes returns them from its `routes()`, and [`all_routes`] lists the rooms. The
+//! route's door checks access before the handler runs; the handler returns a response or a
 //! `Problem`.
 //!
 //! # Guarantees
-//! The gateway holds nothing in memory that is not in the stores: any number of them serve one
-//! plane, and each may be killed.
+//! The gateway keeps no state in memory that is not also in the stores: any number of gateways
+//! serve one plane, and each may be killed.
 
 mod auth;
 mod batch;
@@ -79,20 +79,22 @@ use self::server::{Terms, serve};
 pub use self::vitals::{Reading, Vitals};
 pub use self::webhook::{Webhooks, WebhooksError};
 
-/// Bytes of all bodies that are read whole: over it requests are told to come again.
+/// Bytes of memory for request bodies that are held whole, and for decoders. When they are used up,
+/// the gateway answers `busy`, and the client tries again later.
 const ROOM: usize = 256 << 20;
 
-/// Bytes of a body of values beside three times its values: brackets and quotes. Letters that are
-/// not ASCII take three times as much where a client escapes them, as forms and Python's `json` do.
+/// Bytes that a body of values may have beyond three times its values: brackets and quotes. The
+/// factor three: a non-ASCII letter takes three times as much where a client escapes it, as forms
+/// and Python's `json` do.
 const VALUES_EXTRA: u64 = 64 << 10;
 
-/// Why a gateway cannot begin.
+/// The reasons a gateway cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
-    /// Others may reach it and nothing is asked of them.
-    #[error("{0} can be reached from other machines and has no token to ask for")]
+    /// The address is reachable from other machines, and no token is configured.
+    #[error("{0} can be reached from other machines and has no token")]
     Unguarded(SocketAddr),
-    /// Nobody can listen there.
+    /// The address cannot be listened on.
     #[error("{address} cannot be served")]
     Listen {
         /// The address.
@@ -101,8 +103,8 @@ pub enum GatewayError {
         #[source]
         source: std::io::Error,
     },
-    /// The folder for uploads cannot be made.
-    #[error("the folder for uploads, {path}, cannot be made")]
+    /// The folder for uploads cannot be created.
+    #[error("the folder for uploads, {path}, cannot be created")]
     Staging {
         /// The folder.
         path: String,
@@ -112,32 +114,35 @@ pub enum GatewayError {
     },
 }
 
-/// How a gateway behaves.
+/// The settings of a gateway.
 #[derive(Clone, Debug)]
 pub struct GatewaySettings {
-    /// Where it listens.
+    /// The address to listen on.
     pub address: SocketAddr,
-    /// Who may do what; an address that other machines reach needs some.
+    /// The tokens and their scopes; an address that other machines can reach needs at least one.
     pub tokens: Tokens,
-    /// The webhooks that are taken, without a token: they are signed.
+    /// The accepted webhooks. They need no token, because each request is signed.
     pub webhooks: Webhooks,
-    /// Names it answers to without tokens, beside this machine's own: those of a proxy before it.
+    /// Host names that a gateway without tokens answers to, beside this machine's own: those of a
+    /// proxy in front of it.
     pub hosts: Vec<String>,
-    /// Connections at a time. Default 4,096: each takes a descriptor and, while it sends a file,
-    /// another.
+    /// The maximum number of open connections. Default 4,096: each takes a descriptor and, while it
+    /// sends a file, another.
     pub connections_max: usize,
-    /// Bytes of a body with files. Default 64 GiB: what is staged takes that much of the disk.
+    /// The maximum bytes of a body with files. Default 64 GiB: a staged body takes that much of the
+    /// disk.
     pub upload_bytes_max: u64,
-    /// How long a client may stand still: sending a head, sending a body, taking an answer, or idle
-    /// between requests. Default 30 s: shorter cuts off clients on bad lines, longer keeps dead
-    /// ones.
+    /// How long a client may make no progress: sending a head, sending a body, reading an answer,
+    /// or idle between requests. Default 30 s: shorter cuts off clients on bad lines, longer keeps
+    /// dead ones.
     pub stall: Duration,
-    /// How long requests under way have when it stops. Default 30 s, as long as Kubernetes waits.
+    /// How long running requests may take to end when the gateway stops. Default 30 s, as long as
+    /// Kubernetes waits.
     pub grace: Duration,
 }
 
 impl GatewaySettings {
-    /// The defaults.
+    /// Returns the default settings for an address.
     pub fn new(address: SocketAddr) -> Self {
         Self {
             address,
@@ -152,7 +157,7 @@ impl GatewaySettings {
     }
 }
 
-/// What all requests share.
+/// The state that all requests share.
 struct Gate {
     settings: GatewaySettings,
     node: Arc<Node>,
@@ -162,16 +167,16 @@ struct Gate {
     metrics: Arc<GatewayMetrics>,
     hosts: Hosts,
     room: Room,
-    /// For bodies of webhooks: whoever sends one has shown nothing yet.
+    /// For webhook bodies: their senders are not authenticated until the whole body is read.
     webhook_room: Room,
     looks: Looks,
-    /// Who serves chains elsewhere.
+    /// Knows which chains other processes serve.
     served: tokio::sync::Mutex<ServedWatch>,
     /// The OpenAPI document.
     document: Bytes,
-    /// Where what requests bring is staged.
+    /// The folder in which uploaded files are staged.
     staging: std::path::PathBuf,
-    /// What goes on when its request has gone: commits, removals of what no event names.
+    /// Tasks that outlive their request: commits, and removals of blobs that no event names.
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -179,7 +184,7 @@ struct Gate {
 type Shared = Arc<Gate>;
 
 impl Gate {
-    /// A body that becomes values.
+    /// Returns the decoded body of a request that carries values.
     fn body_of_values(&self, headers: &HeaderMap, body: Body) -> Result<Incoming, Problem> {
         let most = self
             .node
@@ -193,7 +198,8 @@ impl Gate {
         encoding::decoded(headers, body, &self.room)
     }
 
-    /// What a store answers, or that it did not in time.
+    /// Returns what the stores answer. If they do not answer within the read deadline, returns the
+    /// problem `stores-away`.
     async fn in_time<T, E>(&self, asked: impl Future<Output = Result<T, E>>) -> Result<T, Problem>
     where
         Problem: From<E>,
@@ -203,7 +209,7 @@ impl Gate {
             Ok(answer) => Ok(answer?),
             Err(_) => {
                 let detail = format!(
-                    "the stores gave no answer within {} s; try again later",
+                    "the stores did not answer within {} s; try again later",
                     deadline.as_secs()
                 );
                 Err(Problem::new(Kind::StoresAway, detail))
@@ -211,14 +217,14 @@ impl Gate {
         }
     }
 
-    /// A body that has files.
+    /// Returns the decoded body of a request that carries files.
     fn body_of_files(&self, headers: &HeaderMap, body: Body) -> Result<Incoming, Problem> {
         let body = Incoming::new(body, self.settings.upload_bytes_max, self.settings.stall);
         encoding::decoded(headers, body, &self.room)
     }
 }
 
-/// A gateway that answers.
+/// A running gateway.
 #[derive(Debug)]
 pub struct Gateway {
     address: SocketAddr,
@@ -229,10 +235,11 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Begins to answer. Chains of `portal` are run in this process.
+    /// Starts the gateway. It runs the chains of `portal` in this process.
     ///
     /// # Errors
-    /// When nobody can listen at its address, or others could and no token is asked for.
+    /// When the address cannot be listened on, when the folder for uploads cannot be created, or
+    /// when other machines can reach the address and no token is configured.
     pub async fn open(
         node: Arc<Node>,
         vitals: Arc<Vitals>,
@@ -281,24 +288,24 @@ impl Gateway {
         Ok(Self { address, stopping, tasks, grace, serving })
     }
 
-    /// Where it listens.
+    /// Returns the address it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Takes no more connections, gives requests under way their grace, and ends. Who follows or
-    /// waits is told at once how it stands.
+    /// Accepts no more connections, waits up to the grace period for running requests, and stops.
+    /// Clients that follow a log or wait for a result receive the current state at once.
     pub async fn close(self) {
         self.stopping.cancel();
         let _ = self.serving.await;
         self.tasks.close();
         if tokio::time::timeout(self.grace, self.tasks.wait()).await.is_err() {
-            tracing::warn!("a commit did not end; a relay takes it on from where it is");
+            tracing::warn!("a commit did not end in time; a relay continues it");
         }
     }
 }
 
-/// Every route there is.
+/// Returns every route of the gateway.
 fn all_routes() -> Vec<Route> {
     [
         intake::routes(),
@@ -328,14 +335,14 @@ fn router(gate: &Shared, routes: Vec<Route>) -> Router {
         .with_state(gate.clone())
 }
 
-/// Before everything else: is the request for this host, and no trick of a web page?
+/// Runs before every handler: checks that the request is for this host and was not sent by a page
+/// of another site.
 async fn admit(State(gate): State<Shared>, request: Request, next: Next) -> Response {
     let mut response = match gate.hosts.admit(&request) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     };
-    // What a module wrote is shown as what it is said to be, and not as what a browser takes it
-    // for.
+    // A browser must use the Content-Type of the answer and not guess one from what a module wrote.
     response
         .headers_mut()
         .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -344,7 +351,7 @@ async fn admit(State(gate): State<Shared>, request: Request, next: Next) -> Resp
 
 async fn nowhere(request: Request) -> Problem {
     let path = request.uri().path();
-    let detail = format!("nothing is at {}; /openapi.json lists what is here", quote(path));
+    let detail = format!("there is no route {}; /openapi.json lists the routes", quote(path));
     Problem::new(Kind::NotFound, detail)
 }
 
@@ -352,11 +359,14 @@ async fn wrong_method(request: Request) -> Problem {
     let (method, path) = (request.method(), request.uri().path());
     Problem::new(
         Kind::WrongMethod,
-        format!("{method} does nothing at {}; the header Allow names what does", quote(path)),
+        format!(
+            "{method} is not allowed at {}; the header Allow names the allowed methods",
+            quote(path)
+        ),
     )
 }
 
-/// An answer that is a JSON document.
+/// Builds an answer whose body is a JSON document.
 fn json_answer(status: StatusCode, document: &impl Serialize) -> Response {
     match serde_json::to_vec(document) {
         Ok(text) => (status, [(header::CONTENT_TYPE, "application/json")], text).into_response(),

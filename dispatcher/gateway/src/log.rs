@@ -1,9 +1,9 @@
-//! What a job says: as text what there is now, as server-sent events until the job ends.
+//! The log of a job: as text, all that is there now; as server-sent events, until the job ends.
 //!
-//! Each event of the stream is some whole lines, which a carriage return ends too; its id is
-//! `<attempt>:<byte after them>`, so that a client which lost the connection goes on where it was
-//! (`Last-Event-ID`). The last one is of the type `end`; a browser that asks again after it is told
-//! by a 204 that there is no more.
+//! Each event of the stream holds whole lines; a carriage return also ends a line. The event's id
+//! is `<attempt>:<byte after the lines>`, so that a client that lost its connection continues where
+//! it was (`Last-Event-ID`). The last event has the type `end`. A browser that reconnects after it
+//! receives a 204: there is nothing more.
 
 use std::time::Duration;
 
@@ -28,16 +28,17 @@ use super::{Shared, openapi};
 /// The media type of server-sent events.
 const EVENT_STREAM: &str = "text/event-stream";
 
-/// The first pause after nothing new; it doubles up to [`LOOK_MAX`] while the job stays silent.
+/// The first pause when there is nothing new; it doubles up to [`LOOK_MAX`] while the job stays
+/// silent.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// The longest pause: each look reads the job's record.
+/// The longest pause; each look reads the job's record.
 const LOOK_MAX: Duration = Duration::from_secs(1);
 
-/// How long a stream may be silent: proxies take one that is for dead.
+/// How long a stream may be silent before a comment is sent: proxies close a silent connection.
 const ALIVE: Duration = Duration::from_secs(15);
 
-/// Bytes of a line that is waited for to end.
+/// The maximum bytes of a line that are held until the line ends.
 const LINE_MAX: usize = 64 << 10;
 
 /// The routes.
@@ -48,21 +49,21 @@ pub(super) fn routes() -> Vec<Route> {
         log,
         json!({
             "operationId": "log", "summary": "What a job wrote to stdout and stderr",
-            "description": "With `Accept: text/event-stream` until the job ends, by server-sent events.",
+            "description": "With `Accept: text/event-stream`, server-sent events until the job ends.",
             "parameters": [
                 {"name": "job", "in": "path", "required": true, "description": "The job's id.", "schema": {"type": "string", "minLength": 1}},
-                {"name": "attempt", "in": "query", "description": "Of this attempt; else of the latest.",
+                {"name": "attempt", "in": "query", "description": "The attempt; without it, the latest.",
                  "schema": {"type": "integer", "minimum": 1, "maximum": u32::MAX}},
                 {"name": "Last-Event-ID", "in": "header", "description": "The id of the last event that was received.",
                  "schema": {"type": "string", "pattern": "^([0-9]{1,9}:[0-9]{1,15}|end)$"}},
             ],
             "responses": {
-                "200": {"description": "What it wrote.", "content": {
+                "200": {"description": "The job's output.", "content": {
                     "text/plain": {"schema": {"type": "string"}}, EVENT_STREAM: {"schema": {"type": "string"}},
                 }},
-                "204": {"description": "The last event was the end."},
-                "400": openapi::problem("The path or a parameter is not what it has to be."),
-                "404": openapi::problem("There is no such job, or it has no such attempt."),
+                "204": {"description": "The client has already received the last event."},
+                "400": openapi::problem("The path, a parameter or a header cannot be read."),
+                "404": openapi::problem("The job does not exist, or it has no such attempt."),
             },
         }),
     )]
@@ -91,7 +92,7 @@ async fn log(
         let digits = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
         let number = text.parse::<u32>().ok().filter(|_| digits);
         number.ok_or_else(|| {
-            Problem::new(Kind::Malformed, format!("attempt={text:?} is no number from 1 on"))
+            Problem::new(Kind::Malformed, format!("attempt={text:?} is not a number from 1 on"))
         })
     };
     let only = asked.get("attempt").map(number).transpose()?;
@@ -118,12 +119,12 @@ async fn log(
     Ok(response)
 }
 
-/// Where a client was.
+/// The place in a stream that a client has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     /// After this byte of this attempt.
     After(u32, u64),
-    /// It has seen the end.
+    /// The client has received the last event.
     End,
 }
 
@@ -138,13 +139,15 @@ fn place(id: &HeaderValue) -> Result<Place, Problem> {
         id => after(id).ok_or_else(|| {
             Problem::new(
                 Kind::Malformed,
-                format!("Last-Event-ID {id:?} is none of this stream: ATTEMPT:BYTE or end"),
+                format!(
+                    "Last-Event-ID {id:?} is not an id of this stream; write ATTEMPT:BYTE or end"
+                ),
             )
         }),
     }
 }
 
-/// What there is now. A job that has not begun has said nothing.
+/// Returns the log as it is now. A job that has not begun has an empty log.
 async fn text(gate: &Shared, job: &JobRecord, attempt: u32, named: bool) -> Result<Body, Problem> {
     if attempt == 0 && !named {
         return Ok(Body::empty());
@@ -161,18 +164,18 @@ async fn text(gate: &Shared, job: &JobRecord, attempt: u32, named: bool) -> Resu
     Ok(Body::from_stream(stream::once(async move { Ok::<Bytes, LogError>(first) }).chain(rest)))
 }
 
-/// One client that follows a job.
+/// The stream of one client that follows a job.
 struct Following {
     gate: Shared,
     job: JobId,
     attempt: u32,
-    /// Whether it follows this attempt and no later one.
+    /// Whether it follows this attempt only, and no later one.
     only: bool,
     log: Log,
-    /// What came of a line that has not ended.
+    /// The bytes of a line that has not ended.
     rest: Vec<u8>,
-    /// The last line that was sent ended with a carriage return: a newline after it ends no other
-    /// line.
+    /// Whether the last line that was sent ended with a carriage return: a newline after it does
+    /// not end another line.
     ended_by_return: bool,
     pause: Duration,
     silent_since: Instant,
@@ -195,7 +198,8 @@ impl Following {
         }
     }
 
-    /// The stream. What is wrong from the beginning is a problem, and not a stream that breaks off.
+    /// Returns the stream. The first look is taken before this returns, so that an error is
+    /// answered with a problem and not with a stream that breaks off.
     async fn body(mut self) -> Result<Body, Problem> {
         let gate = self.gate.clone();
         let first = if self.attempt == 0 {
@@ -211,7 +215,7 @@ impl Following {
         Ok(Body::from_stream(begin.chain(rest)))
     }
 
-    /// What to send next; none at the end.
+    /// Returns the bytes to send next, or none at the end.
     async fn next(&mut self) -> Result<Option<Bytes>, LogError> {
         while !self.ended && !self.gate.stopping.is_cancelled() {
             if let Some(news) = self.look().await? {
@@ -232,17 +236,17 @@ impl Following {
         Ok(None)
     }
 
-    /// Looks once; gives what is new.
+    /// Reads the log once, and returns what is new.
     async fn look(&mut self) -> Result<Option<Bytes>, LogError> {
         let said = if self.attempt == 0 { Said::Nothing } else { self.log.next().await? };
         match said {
             Said::More(piece) => {
-                // It was sent as a line when its carriage return came.
+                // The line was sent when its carriage return came.
                 let after_return = std::mem::take(&mut self.ended_by_return);
                 let piece = piece.strip_prefix(b"\n").filter(|_| after_return).unwrap_or(&piece);
                 self.rest.extend_from_slice(piece);
-                // Programs show how far they are by lines that end with a carriage return: they are
-                // not waited for to end.
+                // Programs show their progress with lines that end with a carriage return, so such
+                // a line is sent at once.
                 let whole = match self.rest.iter().rposition(|byte| matches!(byte, b'\n' | b'\r')) {
                     Some(last) => last + 1,
                     None if self.rest.len() > LINE_MAX => self.rest.len(),
@@ -256,14 +260,14 @@ impl Following {
         }
     }
 
-    /// The first bytes of what is held, as an event.
+    /// Takes the first bytes of the held text as an event.
     fn lines(&mut self, bytes: usize) -> Bytes {
         let text: Vec<u8> = self.rest.drain(..bytes).collect();
         self.ended_by_return = text.ends_with(b"\r");
         let text = String::from_utf8_lossy(&text);
         let mut event =
             format!("id: {}:{}\n", self.attempt, self.log.at() - self.rest.len() as u64);
-        // A carriage return ends a line of the stream as well.
+        // A carriage return ends a line of the event stream as well.
         for line in text.strip_suffix(['\n', '\r']).unwrap_or(&text).split('\n') {
             for part in line.strip_suffix('\r').unwrap_or(line).split('\r') {
                 event.push_str("data: ");
@@ -275,7 +279,7 @@ impl Following {
         event.into()
     }
 
-    /// The end of the job, or its next attempt.
+    /// Sends the end of the job, or goes on to its next attempt.
     async fn after_the_attempt(&mut self) -> Result<Option<Bytes>, LogError> {
         let job = self.gate.ledger.get(&self.job).await?;
         if !self.only && job.attempt > self.attempt {

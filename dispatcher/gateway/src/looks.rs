@@ -1,11 +1,11 @@
-//! Looks at correlations, shared by all who wait for the same one.
+//! Reads of correlations ("looks"), shared by all clients that wait for the same one.
 //!
-//! A look reads a correlation from the stores, which is long and takes memory where it is large. So
-//! there is one look at a time at each correlation, and what it saw is for everybody who asked
-//! before it began: hundreds who wait for one correlation cost as much as one of them. While
-//! something is known to be under way, a look reads the record of that job alone.
+//! A look reads a correlation from the stores, which takes long, and much memory for a large
+//! correlation. So there is at most one look at a time at each correlation, and its result serves
+//! every client that asked before it began: hundreds of clients that wait for one correlation cost
+//! as much as one. While a job is known to be under way, a look reads the record of that job alone.
 //!
-//! The documents of a look are text in pieces, made once. Each answer sends the same pieces.
+//! The documents of a look are serialized once, in pieces. Every answer sends the same pieces.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,30 +23,30 @@ use tokio::time::Instant;
 
 use super::problem::{Kind, Problem};
 
-/// Whole correlations read at a time: each is in memory as records while it is.
+/// How many whole correlations may be read at once: each is in memory as records meanwhile.
 const READ_MAX: usize = 4;
 
-/// Bytes of all answers that are in memory. A correlation of 10,000 events has about 20 MiB.
+/// The maximum bytes of all answers in memory. A correlation of 10,000 events has about 20 MiB.
 const ANSWERS_MAX: usize = 256 << 20;
 
-/// Bytes of one permit of that memory.
+/// Bytes of one permit of the memory for answers.
 const PERMIT: usize = 1024;
 
 /// Bytes of a piece of an answer.
 const PIECE: usize = 64 << 10;
 
-/// How long a look stands for those that only want to know whether they have to wait on: the least,
-/// and the most. Between them it is a multiple of what the look took, so that looking takes a part
-/// of the time only.
+/// How long a look that found the correlation running is reused for clients that only need its
+/// verdict: the minimum and the maximum. Between them it is [`STANDS_TIMES`] the time that the look
+/// took, so that looks take only a part of the time.
 const STANDS: Duration = Duration::from_millis(20);
 const STANDS_MAX: Duration = Duration::from_secs(5);
 const STANDS_TIMES: u32 = 4;
 
-/// How long a job that has not ended spares reading all of its correlation: its module may have
-/// been taken away.
+/// How long a job that has not ended spares reading the whole correlation. The limit is needed
+/// because the job's module may have been removed.
 const WHOLE_EVERY: Duration = Duration::from_secs(10);
 
-/// All looks of a gateway.
+/// The looks of a gateway.
 #[derive(Debug)]
 pub(super) struct Looks {
     open: Lock<HashMap<String, Weak<Watched>>>,
@@ -54,46 +54,46 @@ pub(super) struct Looks {
     answers: Arc<Semaphore>,
 }
 
-/// What somebody wants of a look.
+/// What a client needs from a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Need {
-    /// How the correlation stands.
+    /// The correlation's verdict.
     Verdict,
-    /// Its documents as well.
+    /// The verdict and the documents.
     Documents,
 }
 
-/// One correlation that is looked at.
+/// One correlation that clients wait for.
 #[derive(Debug, Default)]
 pub(super) struct Watched {
-    /// Held by whoever looks; the others wait for what that one sees.
+    /// The task that looks holds the lock; the others wait for its result.
     last: Mutex<Option<Arc<LastLook>>>,
 }
 
-/// What a look saw.
+/// The result of a look.
 #[derive(Debug)]
 pub(super) struct LastLook {
     begun: Instant,
     took: Duration,
-    /// When all of the correlation was read.
+    /// When the whole correlation was last read.
     whole: Instant,
     under_way: Vec<JobId>,
-    /// Whether there is such a correlation.
+    /// Whether the correlation exists.
     pub(super) found: bool,
-    /// How it stands.
+    /// The correlation's verdict.
     pub(super) verdict: Verdict,
-    /// Its documents, where somebody needs them.
+    /// The correlation's documents, if a client needs them.
     pub(super) documents: Option<SharedDocuments>,
 }
 
 impl LastLook {
-    /// Whether it answers who asked at `asked`: it began after that, and what may have changed
-    /// since is not old.
+    /// Returns whether this look answers a client that asked at `asked`: it began after that, or it
+    /// found the correlation running and is recent.
     fn answers(&self, need: Need, asked: Instant) -> bool {
         let stands = (self.took * STANDS_TIMES).clamp(STANDS, STANDS_MAX);
         match need {
             Need::Documents => self.documents.is_some() && self.begun >= asked,
-            // Who is told to wait on asks again.
+            // A client that receives `Running` asks again.
             Need::Verdict if self.found && self.verdict == Verdict::Running => {
                 self.begun.elapsed() < stands
             }
@@ -111,12 +111,13 @@ impl Looks {
         }
     }
 
-    /// Permission to read a list that is in memory as a whole.
+    /// Returns the semaphore that limits how many large lists may be read into memory at once.
     pub(super) fn reading(&self) -> &Semaphore {
         &self.reading
     }
 
-    /// A body of this text, which counts as one of the answers until it has gone.
+    /// Returns a body of this text, which counts as an answer in memory until it is sent or
+    /// dropped.
     pub(super) fn body_of(&self, text: Vec<u8>) -> Result<Body, AnswersFull> {
         let permits = u32::try_from(text.len().div_ceil(PERMIT)).map_err(|_| AnswersFull)?;
         let held = self.answers.clone().try_acquire_many_owned(permits).map_err(|_| AnswersFull)?;
@@ -127,7 +128,7 @@ impl Looks {
         Ok(Body::from_stream(pieces))
     }
 
-    /// The looks at a correlation; whoever waits for it keeps this.
+    /// Returns the shared looks at a correlation. A client keeps the value as long as it waits.
     pub(super) fn at(&self, correlation: &str) -> Arc<Watched> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(watched) = open.get(correlation).and_then(Weak::upgrade) {
@@ -139,7 +140,7 @@ impl Looks {
         watched
     }
 
-    /// A look at a correlation that answers who asked at `asked`.
+    /// Returns a look that answers a client that asked at `asked`.
     pub(super) async fn look(
         &self,
         ledger: &Ledger,
@@ -151,7 +152,7 @@ impl Looks {
         if let Some(seen) = last.as_ref().filter(|seen| seen.answers(need, asked)) {
             return Ok(seen.clone());
         }
-        // The documents of the look before are not needed any more.
+        // The documents of the previous look are no longer needed.
         let before = last.take();
         let seen = self.look_anew(ledger, correlation, need, before.as_deref()).await?;
         Ok(last.insert(Arc::new(seen)).clone())
@@ -186,7 +187,7 @@ impl Looks {
         let trace = Trace::read(ledger, correlation).await?;
         let (found, verdict) = (!trace.status.events.is_empty(), trace.status.verdict());
         let under_way = trace.status.under_way.clone();
-        // Who waits for the end wants to see it.
+        // A client that waits for the end needs the documents then.
         let wanted = need == Need::Documents || verdict != Verdict::Running;
         let answers = self.answers.clone();
         let documents = tokio::task::spawn_blocking(move || {
@@ -212,9 +213,9 @@ impl From<AnswersFull> for Problem {
     }
 }
 
-/// No memory for an answer.
+/// The memory for answers is used up.
 #[derive(Debug, thiserror::Error)]
-#[error("the memory for answers is taken; ask again in a moment, or read it with `ion trace`")]
+#[error("the memory for answers is used up; ask again in a moment, or use `ion trace`")]
 pub(super) struct AnswersFull;
 
 /// The documents of a correlation: a JSON array, in pieces that all answers share.
@@ -247,7 +248,7 @@ impl SharedDocuments {
         Ok(Self { pieces: Arc::new(AnswerPieces { all: text.all, bytes, _room: text.held }) })
     }
 
-    /// A body of these documents between two texts, and its length.
+    /// Returns a body of these documents between two texts, and its length.
     pub(super) fn body(&self, before: String, after: String) -> (Body, u64) {
         let length = before.len() as u64 + self.pieces.bytes + after.len() as u64;
         let (pieces, mut next) = (self.pieces.clone(), 0);
@@ -261,7 +262,7 @@ impl SharedDocuments {
     }
 }
 
-/// Text being written, in pieces.
+/// A writer that collects text in pieces.
 struct Text {
     all: Vec<Bytes>,
     open: Vec<u8>,
@@ -280,7 +281,7 @@ impl Text {
 
     fn end_piece(&mut self) -> Result<(), AnswersFull> {
         let piece = Bytes::from(std::mem::replace(&mut self.open, Vec::with_capacity(PIECE)));
-        // What a piece takes, not what is in it.
+        // A piece counts with the memory it takes, not with the bytes in it.
         let permits =
             u32::try_from(piece.len().max(PIECE).div_ceil(PERMIT)).map_err(|_| AnswersFull)?;
         let more = self.room.clone().try_acquire_many_owned(permits).map_err(|_| AnswersFull)?;

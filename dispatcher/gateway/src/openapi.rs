@@ -1,4 +1,4 @@
-//! The OpenAPI document: what each route says of itself, and what all of them have in common.
+//! The OpenAPI document: the operation of each route, and the parts that all routes share.
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -10,7 +10,7 @@ use super::problem::{PROBLEM_JSON, TYPES};
 use super::route::{Access, Route};
 use super::{Shared, intake};
 
-/// The route that shows it.
+/// The route that shows the document.
 pub(super) fn routes() -> Vec<Route> {
     vec![Route::get(
         "/openapi.json",
@@ -23,45 +23,45 @@ pub(super) fn routes() -> Vec<Route> {
     )]
 }
 
-/// An answer that is a JSON document of this schema.
+/// Describes an answer that is a JSON document of this schema.
 pub(super) fn json_answer(description: &str, schema: Value) -> Value {
     json!({"description": description, "content": {"application/json": {"schema": schema}}})
 }
 
-/// An answer that is a problem document.
+/// Describes an answer that is a problem document.
 pub(super) fn problem(description: &str) -> Value {
     json!({"description": description, "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}})
 }
 
-/// An answer of 415, which may name the encodings that are known.
+/// Describes an answer of 415, which may name the known encodings.
 pub(super) fn unknown_encoding(description: &str) -> Value {
     let mut answer = problem(description);
     answer["headers"] = json!({"Accept-Encoding": {
-        "description": "The encodings that are known, if that is what is wrong.", "schema": {"type": "string"},
+        "description": "The known encodings, if the encoding is the problem.", "schema": {"type": "string"},
     }});
     answer
 }
 
-/// The parameter `wait`.
+/// Describes the parameter `wait`.
 pub(super) fn wait_parameter() -> Value {
     json!({
         "name": "wait", "in": "query", "description":
-            "How long to wait until all that comes of it has ended: 500ms, 30s, 2m; at most five minutes.",
+            "How long to wait until every job that comes of it has ended: 500ms, 30s, 2m; at most five minutes.",
         "schema": {"type": "string", "pattern": "^[0-9]{1,4}(ms|s|m)$"}, "example": "30s",
     })
 }
 
-/// The document of these routes, of a gateway that asks for tokens or of one that does not.
+/// Builds the document of these routes, for a gateway with or without tokens.
 pub(super) fn document(routes: &[Route], tokens: &Tokens) -> Value {
     let mut paths: Map<String, Value> = Map::new();
     for route in routes {
         let mut operation = route.operation.clone();
         let answers = &mut operation["responses"];
         let common = [
-            ("403", "A page of another site sent it, or the token lacks the scope."),
-            ("421", "It is for another host."),
+            ("403", "A page of another site sent the request, or the token lacks the scope."),
+            ("421", "The request is for another host."),
             ("500", "The gateway failed, or a stored file is damaged."),
-            ("503", "A store does not answer, or there is no room; try again later."),
+            ("503", "A store does not answer, or the gateway has no room; try again later."),
         ];
         for (status, description) in common {
             if answers.get(status).is_none() {
@@ -87,7 +87,7 @@ pub(super) fn document(routes: &[Route], tokens: &Tokens) -> Value {
         "openapi": "3.1.0",
         "info": {
             "title": "Ion", "version": env!("CARGO_PKG_VERSION"), "license": {"name": "Apache-2.0"},
-            "description": "Starts pipelines, and shows what came of them.",
+            "description": "Starts pipelines, and shows their results.",
         },
         "paths": paths,
         "components": {
@@ -101,7 +101,7 @@ pub(super) fn document(routes: &[Route], tokens: &Tokens) -> Value {
                     "properties": {
                         "type": {"type": "string", "pattern": format!("^{TYPES}")}, "title": {"type": "string"},
                         "status": {"type": "integer"},
-                        "detail": {"type": "string", "description": "What it was, and the way out."},
+                        "detail": {"type": "string", "description": "What went wrong, and what to do about it."},
                     },
                 },
             },

@@ -1,14 +1,16 @@
-//! The portal: a payload goes through a chain, and what its last link writes is the answer.
+//! The portal: a client sends a payload through a chain, and the answer is what the last link
+//! writes.
 //!
-//! A chain that this process serves is run here, on processes that wait for it, and its answer
-//! begins with the first bytes that come out. Any other goes the way of every event: whichever
-//! dispatcher of the plane claims it runs it, and the answer is read from the store when it is
-//! done. The portal need not know where that was.
+//! This process runs the chains that it serves itself, on link processes that were started ahead,
+//! and the answer begins with the first bytes of output. The event of any other chain is published
+//! like any event: a dispatcher of the plane claims it and runs the chain, and the portal reads the
+//! answer from the store when the run has ended. The portal need not know which dispatcher that
+//! was.
 //!
 //! # Guarantees
-//! The end of an answer says that every link ended well and that the run is recorded. One that
-//! fails before its answer has begun is a problem document; one that fails later breaks off, and no
-//! client takes what it got for all there is.
+//! An answer that ends completely says that every link ended well and that the run is recorded. A
+//! run that fails before its answer has begun is answered with a problem document. A run that fails
+//! later breaks the answer off, so that no client takes a part for the whole.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,21 +39,21 @@ use super::problem::{Kind, Problem};
 use super::route::{Access, InPath, Route, query};
 use super::{Shared, file, intake, openapi};
 
-/// How long an answer that has bytes is held back in case a link fails: most chains end within it,
-/// and are told of by their status.
+/// How long the first bytes of an answer are held back in case a link fails: most chains end within
+/// it, and a status code states their outcome.
 const HOLD: Duration = Duration::from_millis(50);
 
-/// Bytes that are held back at most.
+/// The maximum bytes that are held back.
 const HOLD_BYTES: usize = 256 << 10;
 
-/// The first pause of who waits for a run elsewhere, and the longest.
+/// The first and the longest pause between two looks at a run elsewhere.
 const PAUSE: Duration = Duration::from_millis(2);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 
-/// Bytes of a failed link's log that are shown: the last ones.
+/// The maximum bytes of a failed link's log that a problem shows: the last ones.
 const SAID_MAX: u64 = 8 << 10;
 
-/// Where a run can be looked at.
+/// The header with the correlation of a run.
 const CORRELATION: HeaderName = HeaderName::from_static("ion-correlation-id");
 
 /// The chains that this process runs itself.
@@ -62,7 +64,7 @@ pub struct Portal {
 }
 
 impl Portal {
-    /// Those of these modules that are chains.
+    /// Returns a portal for the chains among these modules.
     pub fn new(chains: Arc<Chains>, modules: &[Module]) -> Self {
         let chained = modules.iter().filter(|module| !module.links.is_empty());
         let modules =
@@ -74,9 +76,9 @@ impl Portal {
 /// The routes.
 pub(super) fn routes() -> Vec<Route> {
     let said = json!({
-        "description": "What the last link wrote, as it comes.",
+        "description": "The output of the last link, as it comes.",
         "headers": {"Ion-Correlation-Id": {
-            "description": "The run's trace.", "required": true, "schema": {"type": "string"},
+            "description": "The correlation of the run.", "required": true, "schema": {"type": "string"},
         }},
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     });
@@ -86,8 +88,8 @@ pub(super) fn routes() -> Vec<Route> {
         send_through,
         json!({
             "operationId": "runChain", "summary": "Send a payload through a chain",
-            "description": "The body goes to the first link's stdin. The answer is what the last one writes to stdout; it \
-                breaks off if a link fails once it has begun.",
+            "description": "The body goes to the first link's stdin. The answer is what the last link writes to stdout; it \
+                breaks off if a link fails after the answer has begun.",
             "parameters": [{
                 "name": "chain", "in": "path", "required": true, "description": "The chain's name.",
                 "schema": {"type": "string", "minLength": 1},
@@ -95,22 +97,22 @@ pub(super) fn routes() -> Vec<Route> {
             "requestBody": {"content": {"application/octet-stream": {"schema": {}}}},
             "responses": {
                 "200": said,
-                "400": openapi::problem("The request is not what it has to be."),
-                "404": openapi::problem("There is no such chain."),
-                "408": openapi::problem("The body did not go on."),
+                "400": openapi::problem("The path, a parameter or a header cannot be read."),
+                "404": openapi::problem("The chain does not exist."),
+                "408": openapi::problem("The body came too slowly."),
                 "413": openapi::problem("The body is too long."),
-                "415": openapi::unknown_encoding("The body has an encoding that is not known."),
+                "415": openapi::unknown_encoding("The body has an unknown encoding."),
                 "502": openapi::problem(
-                    "A link failed: `link`, `linkId`, `job`, `exitCode` and `stderr` say which and how.",
+                    "A link failed: `link`, `linkId`, `job`, `exitCode` and `stderr` say which one and how.",
                 ),
-                "504": openapi::problem("A link was over its time."),
+                "504": openapi::problem("A link timed out."),
                 "507": openapi::problem("The gateway's disk is full."),
             },
         }),
     )]
 }
 
-/// `POST /chains/<name>`.
+/// Handles `POST /chains/<name>`.
 async fn send_through(
     State(gate): State<Shared>,
     InPath(name): InPath<String>,
@@ -122,7 +124,7 @@ async fn send_through(
     query(asked.as_deref(), &[])?;
     if headers.contains_key("idempotency-key") {
         let detail =
-            "a chain takes no Idempotency-Key: each request is a run of its own; leave it out";
+            "a chain takes no Idempotency-Key, because each request is a new run; leave it out";
         return Err(Problem::new(Kind::Malformed, detail));
     }
     let ids = (EventId::random(), CorrelationId::random());
@@ -139,21 +141,20 @@ async fn send_through(
     let module = match gate.in_time(gate.ledger.module(&name)).await? {
         Some(module) if !module.links.is_empty() => module,
         Some(_) => {
-            let detail = format!("module {} is no chain: it reads and writes files", quote(&name));
+            let detail =
+                format!("module {} is not a chain: it reads and writes files", quote(&name));
             return Err(Problem::new(Kind::NotFound, detail));
         }
         None => {
-            let detail = format!(
-                "there is no chain {}; `ion module list` shows what there is",
-                quote(&name)
-            );
+            let detail =
+                format!("there is no chain {}; `ion module list` shows the modules", quote(&name));
             return Err(Problem::new(Kind::NotFound, detail));
         }
     };
     run_elsewhere(&gate, module, ids, gate.body_of_files(&headers, body)?).await
 }
 
-/// The event that begins a run.
+/// Returns the document of the event that begins a run.
 async fn first_event(
     gate: &Shared,
     module: &Module,
@@ -170,28 +171,28 @@ async fn first_event(
         directories: vec![],
         data: vec![],
     };
-    // One file at most: its list needs no blob of its own.
+    // There is at most one file, so the list of files needs no blob of its own.
     Ok(first.document(&gate.node.plane, "").await?)
 }
 
-// ---- here ----
+// ---- runs in this process ----
 
-/// A run in this process that somebody waits for.
+/// A run in this process whose client waits for it.
 struct RunHere {
     running: Running,
     correlation: CorrelationId,
-    /// Why the body broke off: the run only knows that it did.
+    /// Why the request body broke off: the run itself only knows that it did.
     broke: Arc<Mutex<Option<Problem>>>,
 }
 
 impl RunHere {
-    /// Why there is no answer, or none that is whole.
+    /// Returns why there is no whole answer.
     fn problem(&self, end: End) -> Problem {
         let broke = self.broke.lock().unwrap_or_else(PoisonError::into_inner).take();
         broke.unwrap_or_else(|| problem_of(end, &self.correlation))
     }
 
-    /// How it ended.
+    /// Waits for the end of the run.
     async fn end(&mut self) -> End {
         (&mut self.running.ended).await.unwrap_or(End::Cancelled)
     }
@@ -215,14 +216,14 @@ async fn begin(
     });
     let run = Run { module, event, stored: Stored::Not, input: input.boxed() };
     let full = |full: ion_run::chain::Full| {
-        Problem::new(Kind::Busy, format!("{full}; send it again later"))
+        Problem::new(Kind::Busy, format!("{full}; send the request again later"))
     };
     let running = portal.chains.start(run).map_err(full)?;
     Ok(RunHere { running, correlation, broke })
 }
 
-/// What the last link writes, while it writes it. A run that fails then breaks the answer off: it
-/// comes in chunks, and its last chunk never comes.
+/// Answers with the output of the last link while the link writes it. If the run fails, the answer
+/// breaks off: it is sent in chunks, and the last chunk is never sent.
 async fn answer_as_it_comes(mut run: RunHere) -> Result<Response, Problem> {
     let mut held = BytesMut::new();
     let mut until = None;
@@ -237,7 +238,7 @@ async fn answer_as_it_comes(mut run: RunHere) -> Result<Response, Problem> {
                         break None;
                     }
                 }
-                // All is written; now it is recorded.
+                // All output is written; the run is now being recorded.
                 None => break Some(run.end().await),
             },
             () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => break None,
@@ -254,8 +255,8 @@ async fn answer_as_it_comes(mut run: RunHere) -> Result<Response, Problem> {
     }
 }
 
-/// The answer once its run has ended. HTTP/1.0 has no chunks, so an answer that breaks off would
-/// look like one that is whole, to the client and to each proxy on the way.
+/// Answers once the run has ended. HTTP/1.0 has no chunks, so an answer that breaks off would look
+/// complete to the client and to each proxy on the way.
 async fn whole_answer(gate: &Shared, mut run: RunHere) -> Result<Response, Problem> {
     while run.running.output.recv().await.is_some() {}
     match run.end().await {
@@ -264,7 +265,7 @@ async fn whole_answer(gate: &Shared, mut run: RunHere) -> Result<Response, Probl
     }
 }
 
-/// What the last link wrote, from the store.
+/// Answers with the output of the last link, read from the store.
 async fn stored_answer(
     gate: &Shared,
     last: &EventId,
@@ -274,7 +275,7 @@ async fn stored_answer(
     let Some(answer) = event.and_then(|event| event.files.into_iter().next()) else {
         return Err(Problem::new(
             Kind::Internal,
-            "the run ended well and its last event is not there",
+            "the run ended well, but its last event is missing",
         ));
     };
     let (length, all) = (answer.size, 0..answer.size);
@@ -283,7 +284,7 @@ async fn stored_answer(
     Ok(response)
 }
 
-/// What is held, and what comes after it; an error if the run does not end well.
+/// Returns the held bytes and then the rest of the output; an error if the run does not end well.
 fn rest(
     held: Bytes,
     running: Running,
@@ -309,7 +310,7 @@ fn answer_of(body: Body, correlation: &CorrelationId) -> Response {
     let said = response.headers_mut();
     said.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     let correlation = HeaderValue::try_from(correlation.as_str());
-    said.insert(CORRELATION, correlation.expect("an id of ours is a header"));
+    said.insert(CORRELATION, correlation.expect("a generated id is a valid header value"));
     response
 }
 
@@ -319,11 +320,12 @@ fn problem_of(end: End, correlation: &CorrelationId) -> Problem {
         End::Broken { reason } => {
             Problem::new(Kind::StoresAway, format!("{reason}; try again later"))
         }
-        End::NoPlace => {
-            Problem::new(Kind::Busy, "all places of chain runs are taken; send it again later")
-        }
+        End::NoPlace => Problem::new(
+            Kind::Busy,
+            "too many chain runs are under way; send the request again later",
+        ),
         End::Cancelled => {
-            Problem::new(Kind::Busy, "the run was ended before it was done; send it again")
+            Problem::new(Kind::Busy, "the run was cancelled before its end; send the request again")
         }
         End::Well { .. } => Problem::new(Kind::Internal, "the run ended well"),
     };
@@ -340,7 +342,7 @@ fn failed(failure: Failure) -> Problem {
         .with("stderr", failure.stderr)
 }
 
-// ---- elsewhere ----
+// ---- runs elsewhere ----
 
 async fn run_elsewhere(
     gate: &Shared,
@@ -373,7 +375,7 @@ async fn run_elsewhere(
     }
 }
 
-/// A job; none if nobody has claimed it, or none ever will.
+/// Returns a job; none if no dispatcher has claimed it.
 async fn job_of(gate: &Shared, job: &JobId) -> Result<Option<JobRecord>, Problem> {
     let found = async {
         match gate.ledger.get(job).await {
@@ -384,9 +386,9 @@ async fn job_of(gate: &Shared, job: &JobId) -> Result<Option<JobRecord>, Problem
     gate.in_time(found).await
 }
 
-/// The chain's job once it has ended; it is cancelled if nobody waits for it any more.
+/// Waits until the chain's job has ended. If the client stops waiting, the job is cancelled.
 async fn final_record(gate: &Shared, module: &Module, job: &JobId) -> Result<JobRecord, Problem> {
-    // Each link has its time, and a message may wait for a place.
+    // Each link has its own timeout, and a message may wait for a free place.
     let limit = module.timeout * 2 + gate.settings.stall;
     let over = Instant::now() + limit;
     let cancel = CancelJob { gate: gate.clone(), job: Some(job.clone()) };
@@ -401,14 +403,17 @@ async fn final_record(gate: &Shared, module: &Module, job: &JobId) -> Result<Job
             return Err(Problem::new(Kind::LinkTimedOut, detail));
         }
         if gate.stopping.is_cancelled() {
-            return Err(Problem::new(Kind::Busy, "the gateway is stopping; send it again"));
+            return Err(Problem::new(
+                Kind::Busy,
+                "the gateway is stopping; send the request again",
+            ));
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 5 / 4).min(PAUSE_MAX);
     }
 }
 
-/// Asks for a job's end when nobody waits for it any more.
+/// Cancels a job on drop, unless it is kept.
 struct CancelJob {
     gate: Shared,
     job: Option<JobId>,
@@ -426,13 +431,13 @@ impl Drop for CancelJob {
         let gate = self.gate.clone();
         self.gate.tasks.spawn(async move {
             if let Err(error) = gate.ledger.cancel(&job).await {
-                tracing::debug!(%job, error = ion_model::errors::chain(&error), "it was not ours to cancel");
+                tracing::debug!(%job, error = ion_model::errors::chain(&error), "a run that no client waits for cannot be cancelled");
             }
         });
     }
 }
 
-/// Which link of a run elsewhere failed.
+/// Returns which link of a run elsewhere failed, and how.
 async fn failure(
     gate: &Shared,
     module: &Module,

@@ -1,5 +1,4 @@
-//! What went wrong, as RFC 9457 has it said: a document that programs tell apart by its `type` and
-//! people read.
+//! Errors as RFC 9457 problem documents: programs distinguish them by `type`, and people read them.
 
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
@@ -15,67 +14,67 @@ use serde_json::{Map, Value, json};
 /// The media type of problem documents.
 pub(super) const PROBLEM_JSON: &str = "application/problem+json";
 
-/// Before each kind's name in `type`.
+/// The prefix of each kind's name in `type`.
 pub(super) const TYPES: &str = "urn:ion:problem:";
 
-/// When to come back after a store was away or everything was taken.
+/// Seconds after which a client may try again when a store does not answer or there is no room.
 const RETRY_AFTER: &str = "5";
 
-/// What can go wrong. docs/http.md has a row for each.
+/// The kinds of problems. docs/http.md has a row for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The request is not what it has to be.
+    /// The request cannot be read.
     Malformed,
-    /// It brings no token that is known.
+    /// The request has no known token.
     TokenNeeded,
-    /// Its token may not do this.
+    /// The token lacks the scope.
     ScopeNeeded,
-    /// It is not signed by whom it has to be.
+    /// The request has no valid signature.
     Unsigned,
-    /// A web page of another site sent it.
+    /// A page of another site sent the request.
     ForeignOrigin,
-    /// There is no such thing.
+    /// The event, correlation, job, file, chain or route does not exist.
     NotFound,
-    /// The thing is there, and this cannot be done with it.
+    /// The route exists, but not for this method.
     WrongMethod,
-    /// Its body did not go on.
+    /// The body came too slowly.
     TooSlow,
-    /// An event of this id is there and says something else.
+    /// An event with this id exists with other content.
     Differs,
-    /// What it wanted to be so is not.
+    /// The file is not one that `If-Match` names.
     Changed,
-    /// It is longer than it may be.
+    /// The body, its values or its files are over a limit.
     TooBig,
-    /// Its body is in a form that is not read.
+    /// The body has an unsupported Content-Type.
     WrongForm,
-    /// Its body has an encoding that is not known.
+    /// The body has an unknown encoding.
     UnknownEncoding,
     /// The file has no such bytes.
     NoSuchRange,
-    /// It is for a host that this is not.
+    /// The request is for another host.
     ForeignHost,
-    /// It says something that cannot be done.
+    /// The request can be read, but its event is refused.
     Refused,
-    /// Its idempotency key was used for something else.
+    /// The idempotency key was used for another event.
     KeyReused,
-    /// A stored file is not what was written.
+    /// A stored file is missing or damaged.
     Damaged,
     /// A store does not answer.
     StoresAway,
-    /// There is no room for it now.
+    /// The gateway has no room now, or it is starting or stopping.
     Busy,
     /// The disk that holds uploads is full.
     DiskFull,
-    /// A link of a chain did not end well.
+    /// A link of a chain failed.
     LinkFailed,
-    /// A link of a chain was over its time.
+    /// A link of a chain timed out.
     LinkTimedOut,
-    /// Something of ours failed.
+    /// The gateway failed.
     Internal,
 }
 
 impl Kind {
-    /// All of them.
+    /// All kinds.
     #[cfg(test)]
     pub(super) const ALL: [Self; 24] = [
         Self::Malformed,
@@ -104,7 +103,7 @@ impl Kind {
         Self::Internal,
     ];
 
-    /// Its status, its name and its title.
+    /// Returns the kind's status, name and title.
     pub(super) fn said(self) -> (StatusCode, &'static str, &'static str) {
         match self {
             Self::Malformed => (StatusCode::BAD_REQUEST, "malformed", "The request cannot be read"),
@@ -114,25 +113,33 @@ impl Kind {
             Self::ScopeNeeded => {
                 (StatusCode::FORBIDDEN, "scope-needed", "The token may not do this")
             }
-            Self::Unsigned => (StatusCode::FORBIDDEN, "unsigned", "The request is not signed well"),
-            Self::ForeignOrigin => {
-                (StatusCode::FORBIDDEN, "foreign-origin", "Pages of other sites are not served")
+            Self::Unsigned => {
+                (StatusCode::FORBIDDEN, "unsigned", "The request has no valid signature")
             }
-            Self::NotFound => (StatusCode::NOT_FOUND, "not-found", "There is no such thing"),
+            Self::ForeignOrigin => (
+                StatusCode::FORBIDDEN,
+                "foreign-origin",
+                "Requests of other sites' pages are refused",
+            ),
+            Self::NotFound => (StatusCode::NOT_FOUND, "not-found", "It does not exist"),
             Self::WrongMethod => {
-                (StatusCode::METHOD_NOT_ALLOWED, "wrong-method", "This cannot be done here")
+                (StatusCode::METHOD_NOT_ALLOWED, "wrong-method", "The method is not allowed here")
             }
-            Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "too-slow", "The request did not go on"),
+            Self::TooSlow => {
+                (StatusCode::REQUEST_TIMEOUT, "too-slow", "The request came too slowly")
+            }
             Self::Differs => {
-                (StatusCode::CONFLICT, "differs", "The event is there and says something else")
+                (StatusCode::CONFLICT, "differs", "The event exists with other content")
             }
             Self::Changed => {
-                (StatusCode::PRECONDITION_FAILED, "changed", "It is another one by now")
+                (StatusCode::PRECONDITION_FAILED, "changed", "The file does not match If-Match")
             }
             Self::TooBig => (StatusCode::PAYLOAD_TOO_LARGE, "too-big", "The request is too big"),
-            Self::WrongForm => {
-                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "wrong-form", "The body's form is not read")
-            }
+            Self::WrongForm => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "wrong-form",
+                "The body's Content-Type is not supported",
+            ),
             Self::UnknownEncoding => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "unknown-encoding",
@@ -141,11 +148,9 @@ impl Kind {
             Self::NoSuchRange => {
                 (StatusCode::RANGE_NOT_SATISFIABLE, "no-such-range", "The file has no such bytes")
             }
-            Self::ForeignHost => (
-                StatusCode::MISDIRECTED_REQUEST,
-                "foreign-host",
-                "This is not the host that was asked",
-            ),
+            Self::ForeignHost => {
+                (StatusCode::MISDIRECTED_REQUEST, "foreign-host", "The request is for another host")
+            }
             Self::Refused => (StatusCode::UNPROCESSABLE_ENTITY, "refused", "The event is refused"),
             Self::KeyReused => (
                 StatusCode::UNPROCESSABLE_ENTITY,
@@ -155,27 +160,25 @@ impl Kind {
             Self::Damaged => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "damaged",
-                "A stored file is not what was written",
+                "A stored file is missing or damaged",
             ),
             Self::StoresAway => {
                 (StatusCode::SERVICE_UNAVAILABLE, "stores-away", "The stores do not answer")
             }
-            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy", "There is no room now"),
+            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy", "The gateway has no room now"),
             Self::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, "disk-full", "The disk is full"),
             Self::LinkFailed => {
                 (StatusCode::BAD_GATEWAY, "link-failed", "A link of the chain failed")
             }
-            Self::LinkTimedOut => (
-                StatusCode::GATEWAY_TIMEOUT,
-                "link-timed-out",
-                "A link of the chain was over its time",
-            ),
+            Self::LinkTimedOut => {
+                (StatusCode::GATEWAY_TIMEOUT, "link-timed-out", "A link of the chain timed out")
+            }
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The gateway failed"),
         }
     }
 }
 
-/// One thing that went wrong: what it was, in words that name it and the way out.
+/// A problem: what went wrong, and what the client can do about it.
 #[derive(Debug)]
 pub(super) struct Problem(Box<Parts>);
 
@@ -188,9 +191,9 @@ struct Parts {
 }
 
 impl Problem {
-    /// A problem in words.
+    /// Creates a problem with its detail text.
     pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        // A request chooses some of the words.
+        // The text may quote the request, so its length is limited.
         let detail = cut_off(detail.into(), REASON_MAX);
         let parts = Parts { kind, detail, more: Map::new(), headers: vec![] };
         let mut problem = Self(Box::new(parts));
@@ -200,21 +203,21 @@ impl Problem {
         problem
     }
 
-    /// With a member for programs.
+    /// Adds a member for programs.
     #[must_use]
     pub(super) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.0.more.insert(name.to_owned(), value.into());
         self
     }
 
-    /// With a header.
+    /// Adds a header.
     #[must_use]
     pub(super) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.0.headers.push((name, value));
         self
     }
 
-    /// The same, of one event of several.
+    /// States that the problem is of one event of a batch, by its place.
     #[must_use]
     pub(super) fn of_event(mut self, place: usize) -> Self {
         self.0.detail =
@@ -222,7 +225,7 @@ impl Problem {
         self.with("index", place)
     }
 
-    /// Its document.
+    /// Returns the problem document.
     pub(super) fn document(&self) -> Value {
         let (status, name, title) = self.0.kind.said();
         let mut document = json!({
@@ -234,7 +237,7 @@ impl Problem {
         document
     }
 
-    /// Of what kind it is.
+    /// Returns the kind.
     pub(super) fn kind(&self) -> Kind {
         self.0.kind
     }
@@ -262,9 +265,10 @@ impl From<StoreError> for Problem {
             StoreError::Unavailable { .. } => {
                 Self::new(Kind::StoresAway, format!("{detail}; try again later"))
             }
-            StoreError::NoSuchBlob(_) => {
-                Self::new(Kind::Damaged, format!("{detail}; `ion check` says what else is missing"))
-            }
+            StoreError::NoSuchBlob(_) => Self::new(
+                Kind::Damaged,
+                format!("{detail}; `ion check` lists everything that is missing"),
+            ),
             _ => Self::new(Kind::Internal, detail),
         }
     }

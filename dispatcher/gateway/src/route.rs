@@ -1,5 +1,5 @@
-//! One route: where it is, who may take it, who answers, and what the OpenAPI document says of it.
-//! All four in one place, so that none is forgotten.
+//! A route: its path, its access rule, its handler, and its OpenAPI operation. All four are in one
+//! place, so that none is forgotten.
 
 use std::collections::HashMap;
 
@@ -16,32 +16,32 @@ use super::Shared;
 use super::auth::Scope;
 use super::problem::{Kind, Problem};
 
-/// Who may take a route.
+/// The access rule of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Everybody: it says nothing that is worth a token.
+    /// Every client: the answer is not worth protecting by a token.
     Open,
-    /// Whoever signs with a secret of this route's own; its handler sees to it.
+    /// Every client that signs with a secret of this route's own; the handler checks the signature.
     Signed,
-    /// Whoever has a token with this scope, if the gateway has tokens.
+    /// Every client whose token has this scope, if the gateway has tokens.
     Needs(Scope),
 }
 
 /// One route of the gateway.
 pub(super) struct Route {
-    /// The method in OpenAPI's words.
+    /// The method, as OpenAPI names it.
     pub(super) method: &'static str,
-    /// The path, `{name}` for a part that varies, `{*name}` for all that follows.
+    /// The path, with `{name}` for a variable segment and `{*name}` for all that follows.
     pub(super) path: &'static str,
-    /// Who may take it.
+    /// The access rule.
     pub(super) access: Access,
-    /// OpenAPI's operation; what every operation has is added by `openapi`.
+    /// The OpenAPI operation; `openapi` adds the parts that all operations share.
     pub(super) operation: Value,
     serves: MethodRouter<Shared>,
 }
 
 impl Route {
-    /// For GET, and HEAD with it.
+    /// Creates a route for GET and HEAD.
     pub(super) fn get<H, T>(
         path: &'static str,
         access: Access,
@@ -55,7 +55,7 @@ impl Route {
         Self { method: "get", path, access, operation, serves: get(handler) }
     }
 
-    /// For POST.
+    /// Creates a route for POST.
     pub(super) fn post<H, T>(
         path: &'static str,
         access: Access,
@@ -69,7 +69,7 @@ impl Route {
         Self { method: "post", path, access, operation, serves: post(handler) }
     }
 
-    /// What answers, behind its door.
+    /// Returns the handler, behind the check of its access rule.
     pub(super) fn behind_its_door(self, gate: &Shared) -> MethodRouter<Shared> {
         let door = Door { access: self.access, path: self.path, gate: gate.clone() };
         self.serves.route_layer(middleware::from_fn_with_state(door, enter))
@@ -83,7 +83,7 @@ struct Door {
     gate: Shared,
 }
 
-/// Lets in who may take the route; handlers find out who it is by its
+/// Checks the access rule, and gives the handler the sender as a
 /// [`Principal`](super::auth::Principal).
 async fn enter(State(door): State<Door>, mut request: Request, next: Next) -> Response {
     let admitted = match door.access {
@@ -103,7 +103,7 @@ async fn enter(State(door): State<Door>, mut request: Request, next: Next) -> Re
     response
 }
 
-/// The parts of a path that vary.
+/// The variable segments of a path.
 pub(super) struct InPath<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for InPath<T> {
@@ -118,7 +118,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for InPath<
     }
 }
 
-/// The parameters after the question mark: those with these names and no others, each once.
+/// Returns the parameters after the question mark: only the allowed names, each at most once.
 pub(super) fn query(
     query: Option<&str>,
     allowed: &[&str],
@@ -136,7 +136,7 @@ pub(super) fn query(
             return wrong("is not known here");
         }
         if found.insert(name.clone().into_owned(), value.into_owned()).is_some() {
-            return wrong("is there twice");
+            return wrong("is given twice");
         }
     }
     Ok(found)

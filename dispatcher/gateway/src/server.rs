@@ -1,8 +1,9 @@
-//! Connections: how many there may be, how long each may stand still, and how they end.
+//! The HTTP server: how many connections may be open, how long each may make no progress, and how
+//! they end.
 //!
-//! Nobody's connection holds up another's: one that sends no whole request head in time, or does
-//! not take what it asked for, is closed; when as many are open as may be, the next ones wait in
-//! the kernel until one is. Bodies have their pace in `body`.
+//! No connection delays another: one that sends no whole request head in time, or does not read its
+//! answer, is closed. When the maximum number of connections is open, the next ones wait in the
+//! kernel until one ends. The pace of bodies is checked in `body`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,26 +25,26 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::Client;
 
-/// Bytes of a request's head. Longer ones are answered with 431.
+/// The maximum bytes of a request's head. A longer head is answered with 431.
 const HEAD_MAX: usize = 64 << 10;
 
-/// The wait after a connection could not be accepted: descriptors may have run out, and asking at
-/// once again would take a processor for nothing.
+/// The pause after a connection could not be accepted: the process may have no descriptors left,
+/// and trying again at once would keep a processor busy for nothing.
 const ACCEPT_WAIT: Duration = Duration::from_millis(100);
 
-/// How connections are treated.
+/// The limits of connections.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
-    /// How many at a time.
+    /// The maximum number of open connections.
     pub(super) connections_max: usize,
-    /// How long one may send no whole head, or not take anything.
+    /// How long a client may take to send a whole head, or to read anything of an answer.
     pub(super) stall: Duration,
-    /// How long requests under way have when it is told to stop.
+    /// How long running requests may take to end after `stop`.
     pub(super) grace: Duration,
 }
 
-/// Serves until it is told to stop; then takes no more connections and gives those under way their
-/// grace.
+/// Serves until `stop` is cancelled. Then it accepts no more connections and waits up to the grace
+/// period for the open ones.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
@@ -63,7 +64,7 @@ pub(super) async fn serve(
         let (stream, slot) = match next {
             Ok(next) => next,
             Err(error) => {
-                tracing::warn!(%error, "a connection cannot be accepted");
+                tracing::warn!(%error, "a connection cannot be accepted; the gateway tries again");
                 tokio::time::sleep(ACCEPT_WAIT).await;
                 continue;
             }
@@ -88,8 +89,7 @@ pub(super) async fn serve(
             .timer(TokioTimer::new())
             .header_read_timeout(terms.stall)
             .max_buf_size(HEAD_MAX)
-            // A client that has closed its side may read on; whether it does is found out by
-            // `client`.
+            // A client that has closed its side may still read; `client` finds out whether it does.
             .half_close(true)
             .serve_connection(TokioIo::new(Box::pin(stream)), service);
         let connection = graceful.watch(connection);
@@ -99,7 +99,7 @@ pub(super) async fn serve(
             let ended = tokio::select! {
                 ended = connection => ended,
                 () = client.gone() => {
-                    tracing::debug!("a client has gone");
+                    tracing::debug!("a client has gone; its connection ends");
                     return;
                 }
             };
@@ -108,7 +108,7 @@ pub(super) async fn serve(
                     error = ion_model::errors::chain(&error),
                     "a connection ended early"
                 );
-                // The answer broke off, and not the client.
+                // The gateway's answer broke off, not the client's connection.
                 if error.is_user() {
                     client.is_to_be_reset();
                 }
@@ -122,7 +122,7 @@ pub(super) async fn serve(
     connections.shutdown().await;
 }
 
-/// A connection, and its slot. Cancelled, it has taken none.
+/// Waits for a slot and accepts a connection. If the future is dropped, it has taken no connection.
 async fn accept(
     listener: &TcpListener,
     slots: Arc<Semaphore>,

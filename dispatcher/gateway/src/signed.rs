@@ -1,10 +1,10 @@
-//! Signatures of webhooks: whether who sent a body has the secret.
+//! Signatures of webhooks: checks that the sender of a body has the secret.
 //!
 //! GitHub signs the body and gives each delivery an id in a header. Stripe signs a time and the
-//! body, and the body holds the event's id. Both take an HMAC with SHA-256. A webhook may have
-//! several secrets while one takes the place of another. All signatures are compared with what all
-//! secrets make of the body, each in the same time: how long it takes tells nothing of how much of
-//! one is right.
+//! body, and the body holds the event's id. Both use HMAC with SHA-256. A webhook may have several
+//! secrets while one replaces another. Every signature of the request is compared with the HMAC of
+//! every secret, in constant time, so the time of a comparison reveals nothing about a correct
+//! signature.
 
 use axum::http::HeaderMap;
 use hmac::digest::KeyInit as _;
@@ -17,31 +17,33 @@ use subtle::{Choice, ConstantTimeEq as _};
 use super::auth::unhex;
 use super::problem::{Kind, Problem};
 
-/// How far the time of a signature may be from now: what Stripe's own libraries allow. Longer lets
-/// whoever saw a request send it again for longer, shorter refuses what waited on its way.
+/// How far the time of a signature may be from now: the value that Stripe's own libraries allow.
+/// Longer lets an attacker who saw a request replay it for longer, shorter refuses requests that
+/// were delayed.
 const TOLERANCE_SECONDS: u64 = 300;
 
-/// Signatures of one request that are looked at: Stripe sends one for each of its secrets.
+/// The maximum number of signatures of one request that are checked: Stripe sends one for each of
+/// its secrets.
 const SIGNATURES_MAX: usize = 16;
 
-/// Bytes of the shortest secret: fewer can be guessed.
+/// The minimum bytes of a secret: a shorter one can be guessed.
 const SECRET_MIN: usize = 16;
 
-/// Bytes of a delivery's id.
+/// The maximum bytes of a delivery's id.
 const ID_MAX: usize = 255;
 
-/// Whose way to sign it is.
+/// The way a sender signs its requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scheme {
-    /// `X-Hub-Signature-256: sha256=HEX` and `X-GitHub-Delivery: ID`. Others sign so, too: Gitea,
-    /// Forgejo.
+    /// `X-Hub-Signature-256: sha256=HEX` and `X-GitHub-Delivery: ID`. Gitea and Forgejo sign the
+    /// same way.
     Github,
     /// `Stripe-Signature: t=SECONDS,v1=HEX`.
     Stripe,
 }
 
 impl Scheme {
-    /// The scheme of this name.
+    /// Returns the scheme of this name.
     pub(super) fn of(name: &str) -> Option<Self> {
         match name {
             "github" => Some(Self::Github),
@@ -57,14 +59,14 @@ impl Scheme {
         }
     }
 
-    /// What a request says of its signature. This is known before anything of its body is read.
+    /// Reads the signature headers of a request. This needs no byte of the body.
     pub(super) fn claim(self, headers: &HeaderMap) -> Result<Claim, Problem> {
         let name = self.header();
         let said = headers
             .get(name)
             .ok_or_else(|| unsigned(format!("the request has no header {name}")))?;
         let wrong =
-            || unsigned(format!("the header {name} is no signature of this webhook's kind"));
+            || unsigned(format!("the header {name} is not a signature of this webhook's scheme"));
         let said = said.to_str().map_err(|_| wrong())?;
         let mut claim = Claim { time: None, signatures: vec![] };
         match self {
@@ -74,7 +76,7 @@ impl Scheme {
                     match part.trim().split_once('=') {
                         Some(("t", time)) => claim.time = Some(time.to_owned()),
                         Some(("v1", signature)) => claim.add(signature),
-                        // Those of other versions say nothing that is worth more.
+                        // Signatures of other versions add no security.
                         _ => {}
                     }
                 }
@@ -86,7 +88,7 @@ impl Scheme {
         if claim.signatures.is_empty() { Err(wrong()) } else { Ok(claim) }
     }
 
-    /// What a body that was signed says of itself.
+    /// Returns the id and the kind of a delivery whose signature was checked.
     pub(super) fn delivery(self, headers: &HeaderMap, body: &[u8]) -> Result<Delivery, Problem> {
         let (id, event) = match self {
             Self::Github => {
@@ -104,7 +106,7 @@ impl Scheme {
                 let wrong = |error| {
                     Problem::new(
                         Kind::Malformed,
-                        format!("the body is no event of Stripe's: {error}"),
+                        format!("the body is not a Stripe event: {error}"),
                     )
                 };
                 let named: Named = serde_json::from_slice(body).map_err(wrong)?;
@@ -126,19 +128,19 @@ impl Scheme {
     }
 }
 
-/// What a delivery is.
+/// The id and the kind of a delivery.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Delivery {
-    /// Its id: the same when it is sent again.
+    /// The delivery's id: the same when the delivery is sent again.
     pub(super) id: String,
-    /// The kind of event in its sender's words.
+    /// The kind of event, as the sender names it.
     pub(super) event: String,
 }
 
-/// What a request says of its signature.
+/// The signatures that a request claims, not checked yet.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Claim {
-    /// When it was signed, in seconds, as it was signed.
+    /// The time of signing in seconds, as text, because the text itself is signed.
     time: Option<String>,
     signatures: Vec<[u8; 32]>,
 }
@@ -151,19 +153,19 @@ impl Claim {
     }
 }
 
-/// What a webhook's bodies are signed with: one secret, or several while one takes the place of
-/// another.
+/// The secrets of a webhook: one, or several while one replaces another.
 #[derive(Clone, Debug)]
 pub(super) struct Secrets(Vec<Hmac<Sha256>>);
 
 impl Secrets {
-    /// From texts, of which the end of the line is no part.
+    /// Builds the secrets from texts; surrounding white space, such as the end of a line, is
+    /// ignored.
     pub(super) fn new<'t>(texts: impl IntoIterator<Item = &'t [u8]>) -> Result<Self, String> {
         let secret = |text: &[u8]| {
             let text = text.trim_ascii();
             if text.len() < SECRET_MIN {
                 return Err(format!(
-                    "a secret is short; {SECRET_MIN} characters are needed, as `openssl rand -hex 32` prints"
+                    "a secret is short: it needs at least {SECRET_MIN} characters; `openssl rand -hex 32` prints a good one"
                 ));
             }
             Hmac::new_from_slice(text).map_err(|error| error.to_string())
@@ -171,7 +173,7 @@ impl Secrets {
         texts.into_iter().map(secret).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Begins to look at a body, of which pieces come next.
+    /// Starts the check of a body. Its pieces follow by [`Check::update`].
     pub(super) fn check(&self, claim: Claim) -> Check {
         let mut made = self.0.clone();
         if let Some(time) = &claim.time {
@@ -184,20 +186,20 @@ impl Secrets {
     }
 }
 
-/// A body on its way past all secrets.
+/// A running check of a body against all secrets.
 pub(super) struct Check {
     made: Vec<Hmac<Sha256>>,
     claim: Claim,
 }
 
 impl Check {
-    /// The next piece of the body.
+    /// Adds the next piece of the body.
     pub(super) fn update(&mut self, piece: &[u8]) {
         self.made.iter_mut().for_each(|mac| mac.update(piece));
     }
 
-    /// Refuses a body that nobody signed who has one of the secrets, and one that was signed long
-    /// ago.
+    /// Refuses a body that is not signed with one of the secrets, or whose signing time is too far
+    /// from now.
     pub(super) fn finish(self, now: Millis) -> Result<(), Problem> {
         let mut signed = Choice::from(0);
         for mac in self.made {
@@ -207,18 +209,16 @@ impl Check {
             }
         }
         if !bool::from(signed) {
-            return Err(unsigned(
-                "no signature is one that a secret of this webhook makes of the body",
-            ));
+            return Err(unsigned("no signature of the request matches a secret of this webhook"));
         }
         let Some(time) = &self.claim.time else { return Ok(()) };
         let time: Millis = time
             .parse()
-            .map_err(|_| unsigned("the time of the signature is no number of seconds"))?;
+            .map_err(|_| unsigned("the time of the signature is not a number of seconds"))?;
         let off = time.abs_diff(now / 1000);
         if off > TOLERANCE_SECONDS {
             return Err(unsigned(format!(
-                "it was signed {off} s from now, and {TOLERANCE_SECONDS} s are allowed: is the clock right here?"
+                "the signature's time differs by {off} s from this machine's clock, and {TOLERANCE_SECONDS} s are allowed; check the clock"
             )));
         }
         Ok(())
@@ -260,7 +260,7 @@ mod tests {
         run().map_err(|problem: Problem| problem.kind())
     }
 
-    /// The example in GitHub's manual.
+    /// Uses the example in GitHub's manual.
     #[test]
     fn a_body_that_github_signed_is_known() {
         const SECRET: &str = "It's a Secret to Everybody";

@@ -1,4 +1,5 @@
-//! What came of an event: correlations and events as documents, and waiting for the end of one.
+//! The results of an event: correlations and events as documents, and waiting for the end of a
+//! correlation.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,16 +22,18 @@ use super::problem::{Kind, Problem};
 use super::route::{Access, InPath, Route, query};
 use super::{Shared, openapi};
 
-/// The longest wait. Proxies cut off requests that stay silent for longer; who waits on asks again.
+/// The longest wait. Proxies cut off requests that stay silent for longer; a client that still
+/// waits asks again.
 const WAIT_MAX: Duration = Duration::from_secs(300);
 
-/// The first pause of who waits. Shorter asks the stores more often than a fast job needs.
+/// The first pause between two looks. Shorter asks the stores more often than a fast job needs.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The longest one: a correlation that takes minutes is known to have ended this much later.
+/// The longest pause between two looks: the end of a correlation that takes minutes is noticed this
+/// much later.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// How a correlation stands, beside its documents.
+/// The header that states a correlation's outcome.
 const OUTCOME: HeaderName = HeaderName::from_static("ion-outcome");
 
 /// The routes.
@@ -41,10 +44,10 @@ pub(super) fn routes() -> Vec<Route> {
         json!({"type": "array", "items": {"type": "object"}}),
     );
     trace["headers"] = json!({"Ion-Outcome": {
-        "description": "How it stands.", "required": true, "schema": {"enum": ["running", "succeeded", "failed"]},
+        "description": "The correlation's outcome so far.", "required": true, "schema": {"enum": ["running", "succeeded", "failed"]},
     }});
-    let missing = openapi::problem("There is none.");
-    let malformed = openapi::problem("The path or a parameter is not what it has to be.");
+    let missing = openapi::problem("It does not exist.");
+    let malformed = openapi::problem("The path or a parameter cannot be read.");
     vec![
         Route::get(
             "/correlations/{correlation}",
@@ -74,7 +77,7 @@ pub(super) fn routes() -> Vec<Route> {
     ]
 }
 
-/// The parameter `wait`, as a time.
+/// Returns the parameter `wait` as a duration, at most [`WAIT_MAX`].
 pub(super) fn wait_in(parameters: &HashMap<String, String>) -> Result<Option<Duration>, Problem> {
     let Some(said) = parameters.get("wait") else { return Ok(None) };
     let (digits, unit) =
@@ -85,16 +88,17 @@ pub(super) fn wait_in(parameters: &HashMap<String, String>) -> Result<Option<Dur
         (Some(number), "s") => Duration::from_secs(number),
         (Some(number), "m") => Duration::from_secs(number * 60),
         _ => {
-            let detail =
-                format!("wait={said:?} is no time: up to four digits and ms, s or m, as in 30s");
+            let detail = format!(
+                "wait={said:?} is not a duration: write up to four digits and ms, s or m, as in 30s"
+            );
             return Err(Problem::new(Kind::Malformed, detail));
         }
     };
     Ok(Some(wait.min(WAIT_MAX)))
 }
 
-/// Waits until a correlation has ended, at most so long; gives how it stands then, with what is
-/// needed.
+/// Waits until a correlation has ended, for at most `longest`. Returns the last look, with what
+/// `need` asks for.
 pub(super) async fn wait(
     gate: &Shared,
     correlation: &str,
@@ -108,7 +112,7 @@ pub(super) async fn wait(
     let mut ended = false;
     loop {
         let over = Instant::now() >= deadline || gate.stopping.is_cancelled();
-        // Only the last look has to show the documents, and as they are about now.
+        // Only the last look needs the documents, and they must be at most [`PAUSE_MAX`] old.
         let (need_now, since) = match over {
             true => (need, Instant::now().checked_sub(PAUSE_MAX).unwrap_or(asked).max(asked)),
             false => (if ended { need } else { Need::Verdict }, asked),
@@ -148,7 +152,7 @@ async fn correlation(
     Ok(response)
 }
 
-/// An answer of a JSON document that is sent as it is read.
+/// Builds an answer whose JSON document is sent as it is read.
 pub(super) fn streamed(status: StatusCode, (body, length): (Body, u64)) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -165,12 +169,13 @@ async fn event(
     let event = find(&gate, &id).await?;
     let text = serde_json::to_vec(&event)
         .map_err(|error| Problem::new(Kind::Internal, error.to_string()))?;
-    // With all its values and files it may be large, and its reader slow.
+    // A document with many values and files is large, and its reader may be slow, so it counts as
+    // an answer in memory.
     let length = text.len() as u64;
     Ok(streamed(StatusCode::OK, (gate.looks.body_of(text)?, length)))
 }
 
-/// The event of an id.
+/// Returns the event with this id.
 pub(super) async fn find(gate: &Shared, id: &str) -> Result<Event, Problem> {
     let found = gate.in_time(gate.ledger.visible_event(&EventId::new(id))).await?;
     found.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no event {}", quote(id))))

@@ -1,9 +1,10 @@
-//! Files that requests bring: staged on this host's disk as fast as their sender goes, then stored
+//! Uploaded files: each is staged on this host's disk as fast as its sender sends, and then stored
 //! like any file that a job writes.
 //!
-//! Not sent to the store as they come: a store's connections and buffers would be held by whoever
-//! sends slowest. What is staged has no name on the disk, so a gateway that is killed leaves
-//! nothing there. It is summed on its way in, and what the disk gives back has to match.
+//! Files are not streamed to the store, because a slow sender would hold a connection and buffers
+//! of the store. A staged file has no name on the disk, so a killed gateway leaves nothing there.
+//! Its checksums are computed as it arrives and compared with those of the bytes read back from the
+//! disk.
 
 use std::io;
 use std::path::PathBuf;
@@ -30,26 +31,26 @@ use super::disposition::Disposition;
 use super::encoding;
 use super::problem::{Kind, Problem};
 
-/// Bytes that may come before anything is made of them: a part's head, or what stands before the
-/// first part, is held in memory until its end is found. Pieces of 64 KiB come in while a head is
-/// looked for, so it is more than any sensible one.
+/// The maximum bytes that may arrive before the parser of forms returns anything. The parser holds
+/// a part's head, or what comes before the first part, in memory until that ends. Pieces of 64 KiB
+/// arrive while it looks for the end of a head, so the limit is larger than any sensible head.
 const HEAD_MAX: u64 = 1 << 20;
 
-/// The files of one event, as they become blobs below a prefix of their own.
+/// The files of one event, stored as blobs below a prefix of their own.
 pub(super) struct Uploads {
     gate: Shared,
     prefix: String,
     entries: Vec<FileEntry>,
     names: FileNames,
-    /// Room for the values of a form, until its event is committed: forms may come slowly, and many
-    /// at a time.
+    /// The memory reserved for the values of a form, until its event is committed: many forms may
+    /// arrive slowly at once.
     values: Reserved,
-    /// Cleared once an event may name them.
+    /// Whether no event names the blobs, so that they are removed on drop.
     unnamed: bool,
 }
 
 impl Uploads {
-    /// None yet; nobody else may store anything below `prefix`.
+    /// Returns an empty set of uploads. No other request may store anything below `prefix`.
     pub(super) fn new(gate: &Shared, prefix: String) -> Self {
         let values = gate.room.reserve();
         Self {
@@ -62,27 +63,27 @@ impl Uploads {
         }
     }
 
-    /// Where they are.
+    /// Returns the prefix of the blobs.
     pub(super) fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// What they are.
+    /// Returns the entries of the stored files.
     pub(super) fn entries(&self) -> &[FileEntry] {
         &self.entries
     }
 
-    /// An event is about to name them: from now on they stay, whatever happens.
+    /// Marks the blobs as named by an event: from now on they are kept.
     pub(super) fn are_named(&mut self) {
         self.unnamed = false;
     }
 
-    /// No event names them after all: they go when this is dropped.
+    /// Marks the blobs as not named by any event: they are removed on drop.
     pub(super) fn are_not_named(&mut self) {
         self.unnamed = true;
     }
 
-    /// Takes the file `name`, read by `next` piece by piece.
+    /// Stages and stores the file `name` from its pieces.
     async fn take(&mut self, name: String, pieces: &mut impl Pieces) -> Result<(), Problem> {
         let limits = &self.gate.node.settings.limits;
         let too_long = name.len() as u64 > limits.path_bytes
@@ -106,7 +107,7 @@ impl Uploads {
         let disk = |error: io::Error| match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 let detail = format!(
-                    "file {name:?} finds no room on the gateway's disk; send it again later"
+                    "the gateway's disk has no room for file {name:?}; send it again later"
                 );
                 Problem::new(Kind::DiskFull, detail)
             }
@@ -129,14 +130,14 @@ impl Uploads {
         self.entries.push(entry);
         if damaged {
             let detail = format!(
-                "the gateway's disk gave file {name:?} back other than it was sent; send it again"
+                "the gateway's disk returned other bytes for file {name:?} than were written; send it again"
             );
             return Err(Problem::new(Kind::Internal, detail));
         }
         Ok(())
     }
 
-    /// Takes a body as the file `name`.
+    /// Stores a body as the file `name`.
     pub(super) async fn take_body(
         &mut self,
         name: &str,
@@ -145,18 +146,18 @@ impl Uploads {
         self.take(name.to_owned(), &mut body).await
     }
 
-    /// Takes bytes at hand as the file `name`.
+    /// Stores bytes from memory as the file `name`.
     pub(super) async fn take_bytes(&mut self, name: &str, bytes: Vec<u8>) -> Result<(), Problem> {
         self.take(name.to_owned(), &mut Some(Bytes::from(bytes))).await
     }
 
-    /// Takes a form: its files, and its fields as values, which it gives.
+    /// Reads a form: stores its files, and returns its fields as values.
     pub(super) async fn take_form(
         &mut self,
         body: Incoming,
         boundary: &str,
     ) -> Result<Vec<KeyValue>, Problem> {
-        // The whole has its limit in `body`.
+        // `body` limits the size of the whole form.
         let limits = Constraints::new().size_limit(SizeLimit::new().whole_stream(u64::MAX));
         let since = Arc::new(AtomicU64::new(0));
         let body = Watched { body: Box::pin(body.pieces()), since: since.clone() };
@@ -169,14 +170,14 @@ impl Uploads {
             let said = field.field.headers().get(CONTENT_DISPOSITION);
             let called = said.map(|said| Disposition::of(said.as_bytes())).unwrap_or_default();
             match (called.file_name, called.name) {
-                // A form in a page sends this where nothing was chosen.
+                // A browser sends an empty file name when no file was chosen.
                 (Some(name), _) if name.is_empty() => while field.next().await?.is_some() {},
                 (Some(name), _) => {
                     let path = clean_path(&name).ok_or_else(|| {
                         let name = quote(&name);
                         Problem::new(
                             Kind::Refused,
-                            format!("{name} is no path below the event's files"),
+                            format!("{name} is not a path below the event's files"),
                         )
                     })?;
                     self.take(path, &mut field).await?;
@@ -212,8 +213,9 @@ impl Uploads {
             *taken += piece.len() as u64;
             if *taken > most {
                 let key = quote(key);
-                let detail =
-                    format!("the values of an event may take {most} bytes; send {key} as a file");
+                let detail = format!(
+                    "the values of an event may have {most} bytes in all; send {key} as a file"
+                );
                 return Err(Problem::new(Kind::TooBig, detail));
             }
             self.values.add(piece.len())?;
@@ -222,14 +224,14 @@ impl Uploads {
         String::from_utf8(text).map_err(|_| {
             Problem::new(
                 Kind::Refused,
-                format!("value {} is no UTF-8; send it as a file", quote(key)),
+                format!("value {} is not UTF-8; send it as a file", quote(key)),
             )
         })
     }
 }
 
 impl Drop for Uploads {
-    /// What no event names is removed at once; if that fails, `ion gc` finds it.
+    /// Removes the blobs that no event names; if that fails, `ion gc` removes them.
     fn drop(&mut self) {
         if !self.unnamed || self.entries.is_empty() {
             return;
@@ -241,7 +243,7 @@ impl Drop for Uploads {
                     tracing::warn!(
                         key = entry.key,
                         error = chain(&error),
-                        "a blob without an event stays until `ion gc`"
+                        "a blob that no event names cannot be removed; `ion gc` removes it"
                     );
                 }
             }
@@ -249,9 +251,9 @@ impl Drop for Uploads {
     }
 }
 
-/// Something that comes in pieces.
+/// A source of a file's bytes, read piece by piece.
 trait Pieces: Send {
-    /// The next one; none at the end.
+    /// Returns the next piece, or none at the end.
     fn next(&mut self) -> impl Future<Output = Result<Option<Bytes>, Problem>> + Send;
 }
 
@@ -267,7 +269,7 @@ impl Pieces for Option<Bytes> {
     }
 }
 
-/// A part of a form.
+/// One part of a form.
 struct Part<'f> {
     field: Field<'f>,
     since: &'f AtomicU64,
@@ -281,14 +283,14 @@ impl Pieces for Part<'_> {
     }
 }
 
-/// A form's body that ends in an error when too much of it is gathered without anything being made
-/// of it.
+/// A form's body that fails when the parser of forms holds too many bytes without returning
+/// anything.
 struct Watched {
     body: Pin<Box<dyn Stream<Item = Result<Bytes, BodyError>> + Send>>,
     since: Arc<AtomicU64>,
 }
 
-/// Why a form cannot be read on, as the reader of forms passes it through.
+/// The reasons a form's body fails. The parser of forms passes them through.
 #[derive(Debug, thiserror::Error)]
 enum FormError {
     #[error(transparent)]
@@ -301,7 +303,7 @@ impl Stream for Watched {
     type Item = Result<Bytes, FormError>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        // Before this piece is counted: a piece may be any length.
+        // The check comes before this piece is counted: a piece may have any length.
         if self.since.load(Ordering::Relaxed) > HEAD_MAX {
             return Poll::Ready(Some(Err(FormError::Head)));
         }
@@ -328,7 +330,7 @@ fn form_problem(error: multer::Error) -> Problem {
     }
 }
 
-/// Where a gateway stages what it is sent, below a home.
+/// Returns the staging folder of a gateway, below a home.
 pub(super) fn staging(home: &std::path::Path) -> PathBuf {
     home.join("gateway")
 }

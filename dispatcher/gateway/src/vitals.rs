@@ -1,8 +1,7 @@
-//! Whether this process is alive and takes work, and its numbers: for load balancers and
-//! Prometheus.
+//! Health, readiness and metrics of this process, for load balancers and Prometheus.
 //!
-//! `--metrics` shows them at an address of their own, the gateway beside everything else. What is
-//! counted is said where it is counted.
+//! `--metrics` serves them at an address of their own; a gateway serves them beside its other
+//! routes. Each metric is described where it is counted.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -32,19 +31,19 @@ use super::route::{Access, Route};
 use super::server::{Terms, serve};
 use super::{GatewayError, Shared, json_answer};
 
-/// How long the stores have to answer whoever asks whether this process is ready.
+/// How long a readiness check waits for the stores.
 const READY_WAIT: Duration = Duration::from_secs(2);
 
-/// Connections at a time of whoever reads numbers: a few collectors and balancers.
+/// The maximum number of open connections of a [`Reading`]: a few collectors and balancers use it.
 const READERS_MAX: usize = 64;
 
-/// How long one of them may stand still.
+/// How long a connection of a [`Reading`] may make no progress.
 const READER_STALL: Duration = Duration::from_secs(30);
 
-/// How long the end waits for requests under way.
+/// How long a [`Reading`] waits for running requests when it closes.
 const READER_GRACE: Duration = Duration::from_secs(1);
 
-/// The numbers of a process, and whether it takes work.
+/// The metrics of a process, and whether it takes work.
 pub struct Vitals {
     registry: Mutex<Registry>,
     ready: AtomicBool,
@@ -63,17 +62,17 @@ impl fmt::Debug for Vitals {
 }
 
 impl Vitals {
-    /// Adds numbers.
+    /// Registers metrics.
     pub fn describe(&self, describe: impl FnOnce(&mut Registry)) {
         describe(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Work is taken from now on.
+    /// Marks the process as ready: it takes work from now on.
     pub fn begins(&self) {
         self.ready.store(true, Ordering::Relaxed);
     }
 
-    /// Not any more.
+    /// Marks the process as not ready: it takes no more work.
     pub fn ends(&self) {
         self.ready.store(false, Ordering::Relaxed);
     }
@@ -91,7 +90,7 @@ impl Vitals {
     }
 }
 
-/// An address at which only numbers and readiness are shown.
+/// A server that only shows metrics and readiness, at an address of its own.
 #[derive(Debug)]
 pub struct Reading {
     address: SocketAddr,
@@ -100,11 +99,11 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Begins to answer. `token` is what requests for numbers have to bring along; an address that
-    /// other machines reach needs one.
+    /// Starts the server. Requests for metrics must bring `token`; an address that other machines
+    /// can reach needs one.
     ///
     /// # Errors
-    /// When it needs one and has none, or nobody can listen there.
+    /// When the address needs a token and none is given, or the address cannot be listened on.
     pub async fn open(
         address: SocketAddr,
         vitals: Arc<Vitals>,
@@ -133,19 +132,20 @@ impl Reading {
         Ok(Self { address, stop, serving })
     }
 
-    /// Where it listens.
+    /// Returns the address it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Answers what was asked, and nothing more.
+    /// Answers the running requests, and stops.
     pub async fn close(self) {
         self.stop.cancel();
         let _ = self.serving.await;
     }
 }
 
-/// As at a gateway: without a token a page of another site must not read the numbers.
+/// Checks the request as a gateway does: without a token a page of another site must not read the
+/// metrics.
 async fn admit_reader(State(hosts): State<Arc<Hosts>>, request: Request, next: Next) -> Response {
     match hosts.admit(&request) {
         Ok(()) => next.run(request).await,
@@ -171,11 +171,11 @@ async fn taking_work(
     }
 }
 
-/// The routes of a gateway that show this.
+/// The routes by which a gateway shows its vitals.
 pub(super) fn routes() -> Vec<Route> {
     let status = |word: &str| {
         openapi::json_answer(
-            "It is so.",
+            "The state is as named.",
             json!({
                 "type": "object", "required": ["status"], "properties": {"status": {"const": word}},
             }),
@@ -196,8 +196,8 @@ pub(super) fn routes() -> Vec<Route> {
             Access::Open,
             readyz,
             json!({
-                "operationId": "readiness", "summary": "Whether events are taken and the stores answer",
-                "responses": {"200": status("ready"), "503": openapi::problem("Not now."),
+                "operationId": "readiness", "summary": "Whether the gateway takes events and the stores answer",
+                "responses": {"200": status("ready"), "503": openapi::problem("The gateway does not take events now, or the stores do not answer."),
                     "507": openapi::problem("The gateway's disk is full.")},
             }),
         ),
@@ -206,16 +206,17 @@ pub(super) fn routes() -> Vec<Route> {
             Access::Needs(Scope::MetricsRead),
             metrics,
             json!({
-                "operationId": "metrics", "summary": "Numbers for Prometheus, in the OpenMetrics text format",
+                "operationId": "metrics", "summary": "Metrics for Prometheus, in the OpenMetrics text format",
                 "responses": {"200": {
-                    "description": "All numbers of this process.", "content": {OPENMETRICS: {"schema": {"type": "string"}}},
+                    "description": "All metrics of this process.", "content": {OPENMETRICS: {"schema": {"type": "string"}}},
                 }},
             }),
         ),
     ]
 }
 
-/// Bytes and files that a disk has left which takes requests. Less is used up by what is under way.
+/// The least free bytes and files of a disk that accepts requests. Running requests may use up less
+/// than that.
 const ROOM_MIN: u64 = 16 << 20;
 const FILES_MIN: u64 = 100;
 
@@ -227,26 +228,26 @@ async fn readyz(State(gate): State<Shared>) -> Result<Response, Problem> {
     if !gate.vitals.is_ready() || gate.stopping.is_cancelled() {
         return Err(Problem::new(
             Kind::Busy,
-            "this process is starting or stopping; ask another one",
+            "this gateway is starting or stopping; ask another gateway of the plane",
         ));
     }
-    // Any read will do, and one of an id that nobody has costs least.
+    // Any read works, and a read of an id that does not exist costs least.
     let asked = gate.node.plane.documents.get(Collection::Modules, "");
     match tokio::time::timeout(READY_WAIT, asked).await {
         Ok(answer) => answer?,
         Err(_) => {
             let detail =
-                format!("the document store gave no answer within {} s", READY_WAIT.as_secs());
+                format!("the document store did not answer within {} s", READY_WAIT.as_secs());
             return Err(Problem::new(Kind::StoresAway, detail));
         }
     };
     let disk =
         statvfs(&gate.staging).map_err(|error| Problem::new(Kind::Internal, error.to_string()))?;
     let left = disk.f_bavail.saturating_mul(disk.f_frsize);
-    // Some filesystems have no number of files that could run out.
+    // Filesystems without a limit on the number of files report 0.
     if left < ROOM_MIN || (disk.f_files > 0 && disk.f_favail < FILES_MIN) {
         let detail = format!(
-            "the disk of {} is full: {left} bytes and {} files are left; requests that bring files would fail",
+            "the disk of {} is full: it has room for {left} bytes and {} files, so uploads would fail; free some space",
             gate.node.settings.home.display(),
             disk.f_favail
         );

@@ -1,16 +1,15 @@
-//! Webhooks: other systems tell of what happened there, and their signature is all that is asked of
-//! them.
+//! Webhooks: other systems report what happened there; their signature takes the place of a token.
 //!
 //! # Flow
-//! 1. The request names a webhook of the list, and says of its signature what can be known before
-//!    the body.
-//! 2. The body comes into memory that webhooks have for themselves, and past the secrets on its
-//!    way: whoever has none of them can take no room of other requests, and nothing of what they
-//!    send is stored.
-//! 3. A body that was signed becomes an event, whose id is made of the delivery's.
+//! 1. The request names a webhook of the list, and its headers are checked as far as possible
+//!    without the body.
+//! 2. The body is read into memory that is reserved for webhooks, and passed to the signature check
+//!    as it arrives: a sender without a secret can take no memory of other requests, and nothing
+//!    that it sends is stored.
+//! 3. A body with a valid signature becomes an event, whose id is derived from the delivery's id.
 //!
 //! # Guarantees
-//! A delivery that is sent again is the same event, once, at every gateway of the plane.
+//! A delivery that is sent again is the same event, committed once, at every gateway of the plane.
 
 use std::path::{Path, PathBuf};
 
@@ -31,16 +30,17 @@ use super::route::{Access, InPath, Route};
 use super::signed::{Scheme, Secrets};
 use super::{Shared, json_answer, openapi};
 
-/// Bytes of a body: as much as GitHub sends at most.
+/// The maximum bytes of a body: as many as GitHub sends at most.
 const BODY_MAX: u64 = 25 << 20;
 
-/// Bytes of all bodies of webhooks at a time, which may come from anybody.
+/// The maximum bytes of all webhook bodies in memory. They have a limit of their own because
+/// anybody may send them.
 pub(super) const ROOM: usize = 64 << 20;
 
-/// The file that holds the body.
+/// The name of the file that holds the body.
 const FILE: &str = "body.json";
 
-/// The webhooks that are taken.
+/// The webhooks that a gateway accepts.
 #[derive(Clone, Debug, Default)]
 pub struct Webhooks(Vec<Webhook>);
 
@@ -52,23 +52,23 @@ struct Webhook {
     secrets: Secrets,
 }
 
-/// Why a list of webhooks cannot be used. No text of a secret is in it.
+/// The reason a list of webhooks cannot be used. It contains no secret.
 #[derive(Debug, thiserror::Error)]
 #[error("line {line} of {path}: {reason}")]
 pub struct WebhooksError {
     path: String,
-    /// From 1.
+    /// The line's number, from 1.
     line: usize,
     reason: String,
 }
 
 impl Webhooks {
-    /// The webhooks of a list: a line for each, `NAME SCHEME TYPE SECRET-FILE...`. Files of secrets
-    /// are looked for beside the list, and `read` reads them. Empty lines and those that begin with
-    /// `#` say nothing.
+    /// Parses a list of webhooks, one per line: `NAME SCHEME TYPE SECRET-FILE...`. Secret files are
+    /// relative to the list's folder, and `read` reads them. Empty lines and lines that begin with
+    /// `#` are ignored.
     ///
     /// # Errors
-    /// The first line that says something else, or whose secrets cannot be read.
+    /// The first line that is not a valid entry, or whose secrets cannot be read.
     pub fn parse(
         path: &Path,
         text: &str,
@@ -103,7 +103,7 @@ impl Webhook {
         let (name, scheme, event_type) = (word()?, word()?, word()?);
         if !is_event_type(name) {
             return Err(format!(
-                "{name:?} is no name of a webhook; letters, digits, '.', '_' and '-' are allowed"
+                "{name:?} cannot be the name of a webhook; letters, digits, '.', '_' and '-' are allowed"
             ));
         }
         if !is_event_type(event_type) {
@@ -113,7 +113,7 @@ impl Webhook {
             .ok_or_else(|| format!("no scheme is {scheme:?}; allowed: github, stripe"))?;
         let texts = words.map(|file| read(file.into())).collect::<Result<Vec<_>, _>>()?;
         if texts.is_empty() {
-            return Err("the file of a secret is needed behind the event type".into());
+            return Err("the file of a secret is needed after the event type".into());
         }
         let secrets = Secrets::new(texts.iter().map(Vec::as_slice))?;
         Ok(Self { name: name.to_owned(), scheme, event_type: event_type.to_owned(), secrets })
@@ -127,21 +127,21 @@ pub(super) fn routes() -> Vec<Route> {
         "schema": {"type": "string", "minLength": 1},
     });
     let operation = json!({
-        "operationId": "takeWebhook", "summary": "Take what another system tells, if it is signed",
+        "operationId": "takeWebhook", "summary": "Accept a signed request of another system as an event",
         "description":
-            "`X-Hub-Signature-256` and `X-GitHub-Delivery`, or `Stripe-Signature`, as the gateway's list of webhooks says.",
+            "Signed by `X-Hub-Signature-256` with `X-GitHub-Delivery`, or by `Stripe-Signature`, as the gateway's list of webhooks says.",
         "parameters": [name],
         "requestBody": {"required": true, "content": {"application/json": {"schema": {}}}},
         "responses": {
-            "200": openapi::json_answer("It was a ping, which is no event.", json!({"type": "object"})),
+            "200": openapi::json_answer("The delivery is a ping, which creates no event.", json!({"type": "object"})),
             "202": openapi::json_answer(
-                "It is committed and will be published.", json!({"$ref": "#/components/schemas/Made"}),
+                "The event is committed and will be published.", json!({"$ref": "#/components/schemas/Made"}),
             ),
-            "400": openapi::problem("The request is not what it has to be."),
-            "403": openapi::problem("It is not signed with a secret of the webhook, or was long ago."),
-            "404": openapi::problem("There is no such webhook."),
-            "408": openapi::problem("The body did not go on."),
-            "409": openapi::problem("The delivery is known, and its body was another one."),
+            "400": openapi::problem("The path, a header or the body cannot be read."),
+            "403": openapi::problem("The request is not signed with a secret of the webhook, or the signature is too old."),
+            "404": openapi::problem("The webhook does not exist."),
+            "408": openapi::problem("The body came too slowly."),
+            "409": openapi::problem("The delivery is known with another body."),
             "413": openapi::problem("The body is too long."),
             "415": openapi::problem("The body is encoded."),
             "507": openapi::problem("The gateway's disk is full."),
@@ -150,7 +150,7 @@ pub(super) fn routes() -> Vec<Route> {
     vec![Route::post("/webhooks/{webhook}", Access::Signed, take, operation)]
 }
 
-/// `POST /webhooks/<name>`.
+/// Handles `POST /webhooks/<name>`.
 async fn take(
     State(gate): State<Shared>,
     InPath(name): InPath<String>,
@@ -160,13 +160,12 @@ async fn take(
     let Some(webhook) = gate.settings.webhooks.0.iter().find(|webhook| webhook.name == name) else {
         let name = quote(&name);
         let detail = format!(
-            "there is no webhook {name}; the list that --gateway-webhooks names has those that are taken"
+            "there is no webhook {name}; the list of --gateway-webhooks names the accepted webhooks"
         );
         return Err(Problem::new(Kind::NotFound, detail));
     };
     if headers.contains_key(header::CONTENT_ENCODING) {
-        let detail =
-            "a webhook's body is read as it was signed; send it without a Content-Encoding";
+        let detail = "a webhook's signature covers the body as it is sent; send the body without a Content-Encoding";
         return Err(Problem::new(Kind::UnknownEncoding, detail));
     }
     let mut check = webhook.secrets.check(webhook.scheme.claim(&headers)?);
@@ -196,8 +195,9 @@ async fn take(
     let made = Made::new(&webhook.event_type, ids.clone(), data);
     match intake::commit(&gate, made, uploads, &same).await {
         Ok(_) => {}
-        // Stripe counts in an event how many have not taken it yet, so one that is sent again may
-        // say something else. Its id was signed: it is the same one.
+        // A Stripe event counts the deliveries that are still pending, so an event that is sent
+        // again may have other content. Its id is covered by the signature, so it is the same
+        // event.
         Err(problem) if webhook.scheme == Scheme::Stripe && problem.kind() == Kind::Differs => {}
         Err(problem) => return Err(problem),
     }
@@ -205,12 +205,14 @@ async fn take(
     let said = intake::made_answer((&ids.0, &ids.1), &webhook.event_type, registered.as_deref());
     let mut response = json_answer(StatusCode::ACCEPTED, &said);
     let location = HeaderValue::try_from(format!("/correlations/{}", ids.1));
-    response.headers_mut().insert(header::LOCATION, location.expect("an id of ours is a header"));
+    response
+        .headers_mut()
+        .insert(header::LOCATION, location.expect("a generated id is a valid header value"));
     Ok(response)
 }
 
-/// The document that a body holds: GitHub sends it as the field of a form where nobody told it
-/// otherwise.
+/// Returns the JSON document of a body. GitHub sends it as a field of a form unless it is
+/// configured otherwise.
 fn document(headers: &HeaderMap, body: &[u8]) -> Result<Vec<u8>, Problem> {
     let said =
         headers.get(header::CONTENT_TYPE).and_then(|said| said.to_str().ok()).unwrap_or_default();
@@ -250,7 +252,7 @@ mod tests {
             ("pushes github", "line 1 of etc/webhooks: NAME SCHEME"),
             ("pushes github code.pushed", "the file of a secret"),
             ("pushes gitlab code.pushed good", "allowed: github, stripe"),
-            ("a/b github code.pushed good", "no name"),
+            ("a/b github code.pushed good", "cannot be the name"),
             ("pushes github ../x good", "event type"),
             ("\npushes github x short", "line 2 of etc/webhooks: a secret is short"),
             ("pushes github x missing", "etc/missing is not there"),

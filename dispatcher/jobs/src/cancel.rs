@@ -1,19 +1,21 @@
-//! Cancelling a correlation, or an event and all that came of it.
+//! Cancels a correlation, or an event and everything below it.
 //!
 //! # How it works
-//! The registry says what is being cancelled ([`Cancelling`]): from then on what is committed below
-//! it is for no module. What was committed before is gone through, event by event: jobs that wait
-//! or are queued are cancelled, those that run are asked to stop, and those that nobody has claimed
-//! yet are written down as cancelled, so that a message finds them there. A job that runs may
-//! commit until it has stopped, so all of it is gone through again until nothing was found twice in
-//! a row; then the registry forgets it.
+//! The registry says what is being cancelled ([`Cancelling`]): an event that is committed below it
+//! from then on is for no module. The events that were committed before are visited one by one:
+//! waiting and queued jobs are cancelled, running jobs are asked to stop, and jobs that no
+//! dispatcher has claimed yet are inserted as cancelled, so that a message finds them in the
+//! ledger. A running job may commit events until it has stopped, so all events are visited again,
+//! until two rounds in a row have found no job that had not ended. Then the registry forgets the
+//! cancellation.
 //!
 //! # After a crash
-//! If the command that began it dies, dispatchers finish it: each looks for cancellations that have
-//! stood in the registry for [`GRACE`].
+//! If the command that began a cancellation dies, dispatchers finish it: each looks for
+//! cancellations that have been in the registry for [`GRACE`].
 //!
 //! # What it never does
-//! Read more than a page of events at a time; touch what has ended: dead jobs stay as they are.
+//! It never reads more than a page of events at a time. It never changes a job that has ended: dead
+//! jobs stay as they are.
 
 #[cfg(test)]
 mod model;
@@ -34,27 +36,27 @@ use serde_json::{Value, json};
 
 use crate::ledger::{Claim, Ledger, LedgerError, Registered};
 
-/// Events whose jobs are looked at side by side.
+/// How many events have their jobs cancelled concurrently.
 const AT_A_TIME: usize = 16;
 
-/// How long dispatchers leave a cancellation to the command that began it. Shorter, and both would
-/// do the work.
+/// How long dispatchers leave a cancellation to the command that began it. If this were shorter,
+/// both would do the work.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// The longest that a dispatcher goes on with it before it looks after other things.
+/// How long a dispatcher works on a cancellation, at most, before it does other work.
 const ROUND: Duration = Duration::from_millis(200);
 
-/// What was done so far.
+/// What a cancellation has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Cancelled {
-    /// Events that were gone through.
+    /// Events that the last round visited.
     pub events: usize,
-    /// Jobs that waited or were queued, and are cancelled.
+    /// Jobs that were waiting or queued, and are now cancelled.
     pub queued: usize,
-    /// Jobs that would still have been started, and are cancelled.
+    /// Jobs that no dispatcher had claimed yet, and that are now cancelled.
     pub prevented: usize,
-    /// Jobs that ran and were asked to stop.
+    /// Running jobs that were asked to stop.
     pub stopped: usize,
     /// Jobs that still run.
     pub running: usize,
@@ -62,12 +64,12 @@ pub struct Cancelled {
     pub dead: usize,
 }
 
-/// What became of one job.
+/// What the cancellation has found or done about one job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Queued,
     Prevented,
-    /// It runs; whether it was asked to stop just now.
+    /// It runs. True: it was asked to stop just now. False: it was asked before.
     Runs(bool),
     Dead,
     Over,
@@ -78,27 +80,28 @@ enum Fate {
 pub struct Cancellation {
     what: Cancelling,
     events: Option<Below>,
-    /// What was done, in all rounds.
+    /// What was done in all rounds.
     done: Cancelled,
     rounds: Rounds,
-    /// Events and dead jobs of this round.
+    /// How many events and dead jobs this round has found.
     seen: (usize, usize),
-    /// Jobs that were asked to stop and run.
+    /// How many jobs of this round were asked to stop and still run.
     running: usize,
 }
 
-/// When all of it was gone through often enough.
+/// Decides when all events were visited often enough.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Rounds {
-    /// Jobs of this round that had not ended.
+    /// How many jobs of this round had not ended.
     found: usize,
-    /// Rounds in a row that have found none.
+    /// How many rounds in a row have found none.
     clean: u32,
 }
 
 impl Rounds {
-    /// A round is over. True: nothing of it runs any more. One clean round alone may have passed an
-    /// event by that a job committed just before it ended, and then have come to that job.
+    /// Ends a round. Returns true when nothing below the cancellation runs any more. One clean
+    /// round is not enough: it may have passed the place of an event before a job committed the
+    /// event, and have come to that job only after the job had ended.
     fn end(&mut self) -> bool {
         self.clean = if self.found == 0 { self.clean + 1 } else { 0 };
         self.found = 0;
@@ -107,10 +110,10 @@ impl Rounds {
 }
 
 impl Cancellation {
-    /// Begins it: nothing that is committed below it from now on starts anything.
+    /// Begins a cancellation: an event that is committed below it from now on starts nothing.
     ///
     /// # Errors
-    /// When a store does not do its part, or too much is being cancelled already.
+    /// When a store fails, or too many cancellations are under way.
     pub async fn begin(ledger: &Ledger, what: Cancelling) -> Result<Self, LedgerError> {
         match Registry::begin_cancelling(&ledger.plane().documents, &what).await? {
             true => {
@@ -121,7 +124,7 @@ impl Cancellation {
         }
     }
 
-    /// One that somebody has begun.
+    /// Returns a cancellation that is in the registry already.
     fn going_on(what: Cancelling) -> Self {
         Self {
             what,
@@ -133,19 +136,20 @@ impl Cancellation {
         }
     }
 
-    /// What was done so far.
+    /// Returns what was done so far.
     pub fn done(&self) -> Cancelled {
         self.done
     }
 
-    /// Goes on with it until then at most; true when nothing of it runs any more, or will.
+    /// Continues the cancellation until `until` at most. Returns true when no job below it runs any
+    /// more, and none will start.
     ///
     /// # Errors
-    /// When a store does not do its part; it may be called again.
+    /// When a store fails. The caller may call it again.
     pub async fn go_on(&mut self, ledger: &Ledger, until: Instant) -> Result<bool, LedgerError> {
         let went_on = self.try_to_go_on(ledger, until).await;
         if went_on.is_err() {
-            // Part of a page may not have been gone into.
+            // Some events of a page may not have been handled, so the rounds are counted from zero.
             self.end_round();
             self.rounds = Rounds::default();
         }
@@ -202,14 +206,15 @@ impl Cancellation {
     }
 }
 
-/// Cancels all jobs of an event that have not ended, also those that nobody has claimed.
+/// Cancels all jobs of an event that have not ended, also those that no dispatcher has claimed.
 async fn cancel_jobs_of(
     ledger: &Ledger,
     registered: &Registered,
     event: &Event,
 ) -> Result<Vec<Fate>, LedgerError> {
     if event.publication == Publication::Staged {
-        // Nobody may see it; should its job end well, it is committed then, for no module.
+        // The event is not visible yet. If its job succeeds, the event is committed then, for no
+        // module.
         return Ok(vec![]);
     }
     let of_event =
@@ -239,18 +244,18 @@ async fn cancel(ledger: &Ledger, job: &JobRecord) -> Result<Fate, LedgerError> {
     match ledger.cancel(&job.id).await {
         Ok(job) if job.state == JobState::Cancelled => Ok(Fate::Queued),
         Ok(_) => Ok(Fate::Runs(true)),
-        // It has ended meanwhile.
+        // The job has ended meanwhile.
         Err(LedgerError::Illegal { .. }) => Ok(Fate::Over),
         Err(error) => Err(error),
     }
 }
 
-/// The events of what is cancelled, a page at a time.
+/// The events that a cancellation covers, read page by page.
 #[derive(Debug)]
 enum Below {
-    /// All of a correlation.
+    /// All events of a correlation.
     Correlation(Pages),
-    /// First the event itself, then its children, then theirs.
+    /// First the event itself, then its children, then the children of those.
     Event { root: Option<String>, levels: Vec<Level> },
 }
 
@@ -259,7 +264,7 @@ enum Below {
 struct Level {
     of: String,
     pages: Pages,
-    /// What of the last page is still to be gone into.
+    /// The events of the last page whose children are still to be read.
     below: Vec<String>,
 }
 
@@ -281,7 +286,7 @@ impl Below {
         }
     }
 
-    /// The next events; none behind the last.
+    /// Returns the next page of events; none after the last one.
     async fn next(&mut self, ledger: &Ledger) -> Result<Option<Vec<Event>>, StoreError> {
         let documents = &*ledger.plane().documents;
         match self {
@@ -294,7 +299,7 @@ impl Below {
                 }
                 while let Some(level) = levels.last_mut() {
                     if let Some(id) = level.below.pop() {
-                        // Ids and parents that were chosen by hand may make a circle.
+                        // Ids and parents that were chosen by hand may form a cycle.
                         if levels.iter().all(|level| level.of != id) {
                             levels.push(Level::new(id));
                         }
@@ -315,7 +320,8 @@ impl Below {
     }
 }
 
-/// The events among documents. One that cannot be read starts nothing: `ion check` tells of it.
+/// Returns the events among the documents. An event that cannot be decoded is left out: it starts
+/// nothing, and `ion check` reports it.
 fn events(documents: Vec<Value>) -> Vec<Event> {
     let kind = DocumentType::EventMeta.as_str();
     let events =
@@ -323,18 +329,18 @@ fn events(documents: Vec<Value>) -> Vec<Event> {
     events.filter_map(|document| decode(Collection::Events, document).ok()).collect()
 }
 
-/// What a dispatcher does about cancellations whose commands have died.
+/// The cancellations whose commands have died, as a dispatcher continues them.
 #[derive(Debug, Default)]
 pub struct LeftCancellations {
     seen: Standing<i64>,
     /// By [`Cancelling::id`].
     at_work: BTreeMap<String, Cancellation>,
-    /// The one that it went on with last.
+    /// The id of the one that the dispatcher continued last.
     last: String,
 }
 
 impl LeftCancellations {
-    /// Goes on with one that has stood for a while.
+    /// Continues one cancellation that has been in the registry for [`GRACE`].
     pub async fn round(&mut self, ledger: &Ledger) -> Result<(), LedgerError> {
         let registered = ledger.registered().await?;
         let all: Vec<&Cancelling> = registered.registry.cancelling().collect();
@@ -342,7 +348,8 @@ impl LeftCancellations {
         let left = all.into_iter().zip(stood).filter(|(_, stood)| *stood >= GRACE);
         let left: BTreeMap<String, &Cancelling> = left.map(|(what, _)| (what.id(), what)).collect();
         self.at_work.retain(|id, _| left.contains_key(id));
-        // One after another, so that none waits for the end of a job of another.
+        // The cancellations take turns, so that none of them waits for a running job of another
+        // one.
         let behind = (Bound::Excluded(self.last.clone()), Bound::Unbounded);
         let Some((id, what)) = left.range(behind).next().or_else(|| left.iter().next()) else {
             return Ok(());
@@ -352,7 +359,7 @@ impl LeftCancellations {
         let at_work = self.at_work.entry(id.clone()).or_insert_with(going_on);
         if at_work.go_on(ledger, Instant::now() + ROUND).await? {
             let done = at_work.done;
-            tracing::info!(what = id, ?done, "what somebody has begun to cancel is cancelled");
+            tracing::info!(what = id, ?done, "a cancellation left by its command is done");
             self.at_work.remove(id);
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! First events: those that a person or a program makes, and no job.
+//! First events: events that a person or a program creates, and not a job.
 
 use bytes::Bytes;
 use ion_model::clock;
@@ -8,28 +8,28 @@ use ion_plane::commit::LISTED_MAX;
 use ion_plane::upload::{UploadError, in_tries, store_bytes, try_suffix};
 use ion_stores::{Collection, DataPlane, decode};
 
-/// What a first event is made of. Its files are durable already.
+/// The content of a first event. Its files are already durable.
 #[derive(Clone, Debug)]
 pub struct FirstEvent {
-    /// The event; the same id with the same content is the same event.
+    /// The event's id; the same id with the same content is the same event.
     pub id: EventId,
     /// The correlation it begins, or belongs to.
     pub correlation_id: CorrelationId,
-    /// Who makes it: a program's name.
+    /// The name of the program that creates it.
     pub name: String,
-    /// The event it came of; empty, or a program's name, if it came of none.
+    /// The id of its parent event; empty, or a program's name, if it has no parent.
     pub parent: String,
     /// The event type.
     pub event_type: String,
     /// Its files.
     pub files: Vec<FileEntry>,
-    /// The directories it has beside its files: those that are empty.
+    /// Its empty directories.
     pub directories: Vec<String>,
     /// Its values.
     pub data: Vec<KeyValue>,
 }
 
-/// The depth of an event whose parent has this id: 0 if it has none.
+/// Returns the depth of an event whose parent has this id: 0 if no event has it.
 async fn depth_below(plane: &DataPlane, parent: &str) -> Result<u32, UploadError> {
     if parent.is_empty() {
         return Ok(0);
@@ -40,12 +40,12 @@ async fn depth_below(plane: &DataPlane, parent: &str) -> Result<u32, UploadError
 }
 
 impl FirstEvent {
-    /// Its document. A list of files that is too long for a document becomes a blob below `prefix`,
-    /// which nobody else may use: a second one with the same id must not write over what the first
-    /// one names.
+    /// Returns its document. A list of files that is too long for a document becomes a blob below
+    /// `prefix`. No other caller may use that prefix: a second event with the same id must not
+    /// overwrite the blob that the first one names.
     ///
     /// # Errors
-    /// When that blob cannot be stored, or the event it came of cannot be read.
+    /// When that blob cannot be stored, or the parent event cannot be read.
     pub async fn document(self, plane: &DataPlane, prefix: &str) -> Result<Event, UploadError> {
         let (files, file_list) = if self.files.len() > LISTED_MAX {
             let list = serde_json::to_vec(&self.files).expect("entries have string keys only");

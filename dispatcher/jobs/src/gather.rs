@@ -1,8 +1,8 @@
-//! Fan-in without an API: when everything below an event has ended.
+//! Fan-in without an API: a gathering job starts when everything below its event has ended.
 //!
-//! A gathering module's queue is bound to its `per` type. Claiming inserts the job as *waiting*, in
-//! the ledger, so nothing is lost with a dispatcher; whoever sees that all has ended moves it to
-//! *queued* by one conditional write, so it fires once.
+//! A gathering module's queue is bound to its `per` type. A claim inserts the job as *waiting* into
+//! the ledger, so nothing is lost with a dispatcher. A dispatcher that sees that everything has
+//! ended moves the job to *queued* by one conditional write, so it fires once.
 
 #[cfg(test)]
 mod model;
@@ -20,27 +20,27 @@ use crate::pipeline::{Module, OnDead, reachable};
 /// Whether a gathering job may start.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Readiness {
-    /// Everything below has ended; the gathered events, in order, and what was cancelled or is
-    /// dead.
+    /// Everything below has ended: the gathered events, in order, and the jobs that were cancelled
+    /// or are dead.
     Ready(Vec<Event>, Without),
-    /// Not yet.
+    /// Not yet: what it waits for.
     Waiting(WaitsFor),
-    /// Modules have come, changed or gone while it was judged: it has to be judged again.
+    /// Modules were registered, changed or removed during the readings: it has to be judged again.
     Unsettled,
 }
 
-/// Reads the correlation and says whether the gathering job of `module` on the event `root` may
-/// start. `registered` was read before.
+/// Reads the correlation and returns whether the gathering job `waiting` of `module` may start.
+/// `registered` was read before.
 ///
 /// # Guarantees
-/// Never early. Jobs are read before events: a job that is final in the first reading has all its
-/// events in the second, and one that is not keeps the answer at [`Readiness::Waiting`]. Read the
-/// other way round, an event committed between the readings by a job that ended between them would
-/// be missed. The registry is read again after both, and nothing is concluded if it has changed: an
-/// event that was committed between the readings may be for a module that `registered` does not
-/// know, and a module that it does not name any more may have begun to work on one.
-/// `gather/model.rs` explores every order of these readings and of all that may happen between
-/// them.
+/// The answer is never `Ready` too early. Jobs are read before events: a job that is final in the
+/// first reading has all its events in the second, and a job that is not final keeps the answer at
+/// [`Readiness::Waiting`]. In the other order, an event would be missed if a job committed it and
+/// ended between the readings. The registry is read again after both, and nothing is concluded if
+/// it has changed: an event that was committed between the readings may be for a module that
+/// `registered` does not know, and a module that the registry does not name any more may have begun
+/// to work on an event. `gather/model.rs` explores every order of these readings and of all that
+/// may happen between them.
 pub async fn readiness(
     ledger: &Ledger,
     waiting: &JobRecord,
@@ -68,8 +68,9 @@ fn judge(
 ) -> Readiness {
     let below = below(waiting, events);
     let gathered = module.gather.as_deref().unwrap_or_default();
-    // Another gathering module counts as work below only if what it makes can be gathered here; two
-    // that cannot feed each other would otherwise wait for each other.
+    // Another gathering module counts as work below only if its events can lead to events that are
+    // gathered here. Otherwise two gathering modules that cannot feed each other would wait for
+    // each other.
     let counts = |other: &Module| {
         let feeds = || reachable(&registered.modules, &other.emits).contains(gathered);
         other.gather.is_none() || (other.name != module.name && feeds())
@@ -103,7 +104,8 @@ fn judge(
                 Some(_) | None => open.push(open_job()),
             }
         }
-        // The event is not for their modules any more: these went, or went and came again.
+        // The remaining jobs are of modules that the event is not for any more: these were removed,
+        // or removed and registered again.
         let former = jobs.into_values().filter(|job| goes_on(job, registered.module(&job.module)));
         let former = former.filter(|job| registered.module(&job.module).is_none_or(counts));
         open.extend(former.map(|job| OpenJob {
@@ -121,15 +123,15 @@ fn judge(
     Readiness::Ready(gathered.cloned().collect(), without)
 }
 
-/// Whether a job may still commit something: what runs goes on to its end without its module, and
-/// what is queued is taken if there is a module of that name.
+/// Returns whether a job may still commit something: an active job goes on to its end without its
+/// module, and a queued job is claimed if a module of that name is registered.
 fn goes_on(job: &JobRecord, module: Option<&Module>) -> bool {
     let has_to_tell = job.state == JobState::Succeeded && job.outbox;
     job.state.is_active() || has_to_tell || (module.is_some() && !job.state.is_final())
 }
 
-/// The job's event and all that came of it, by time and id; but for what an earlier attempt of the
-/// job itself has published, which is not what it waits for.
+/// Returns the job's event and everything below it, sorted by time and id. What an earlier attempt
+/// of the job itself has published is left out: the job does not wait for it.
 fn below<'a>(waiting: &JobRecord, events: &'a [Event]) -> Vec<&'a Event> {
     let root = waiting.event_id.as_str();
     let mut children: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();

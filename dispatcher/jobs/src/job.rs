@@ -1,4 +1,5 @@
-//! What a job may become next: a pure function of its record and what happened. No I/O, no clock.
+//! The state machine of a job: a pure function that makes the next record from a job's record and
+//! what happened. No I/O, no clock.
 
 use std::time::Duration;
 
@@ -8,8 +9,9 @@ use ion_model::record::{
 };
 use ion_model::text::{REASON_MAX, cut};
 
-/// Attempts that may be lost with their dispatchers before a job is dead: a job that takes its host
-/// down must not go on for ever, and a cluster's ordinary restarts must not end one.
+/// How many attempts may be lost with their dispatchers before a job is dead. A job that takes its
+/// host down must not be retried for ever, and the ordinary restarts of a cluster must not end a
+/// job.
 pub const LOST_MAX: u32 = 5;
 
 /// The wait before the first retry; it doubles up to [`BACKOFF_MAX`].
@@ -26,70 +28,71 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
     strum_discriminants(name(HappeningKind), derive(strum::EnumIter))
 )]
 pub enum Happening {
-    /// A gathering job: everything below its event has ended.
+    /// For a gathering job that is waiting: everything below its event has ended.
     Gathered,
-    /// A gathering job waits for this.
+    /// For a gathering job that is waiting: what it waits for.
     WaitsFor(WaitsFor),
-    /// A gathering job that was taken: something below its event works again. It was no attempt.
+    /// For a gathering job that was claimed: something below its event works again, so the job
+    /// waits again. The claim does not count as an attempt.
     WaitsAgain,
-    /// A gathering job begins without what these would have made.
+    /// A gathering job begins without what these jobs would have made.
     Gathers(Without),
-    /// A dispatcher takes it.
+    /// A dispatcher claims the job.
     Claimed {
         /// The dispatcher's id.
         holder: String,
-        /// How long it holds the job without a sign of life.
+        /// How long it holds the job without a renewal.
         lease: Millis,
     },
     /// Its process runs.
     Running,
-    /// Its holder lives: the lease begins anew.
+    /// Its holder renews the lease, which begins again.
     Renewed,
-    /// Its holder goes, and what runs stays: another one may adopt it now.
+    /// Its holder ends while the attempt goes on: another dispatcher may adopt the job now.
     Left,
-    /// Another dispatcher has it from now on; the attempt goes on.
+    /// Another dispatcher holds the job from now on; the attempt goes on.
     Adopted {
         /// The dispatcher's id.
         holder: String,
-        /// How long it holds the job without a sign of life.
+        /// How long it holds the job without a renewal.
         lease: Millis,
     },
     /// The attempt ended.
     Ended(Ended),
-    /// A person wants it stopped, or the dead one dropped.
+    /// A person cancels the job, or drops a dead one.
     CancelAsked,
-    /// A person wants it tried again.
+    /// A person retries a dead or cancelled job.
     Revived,
 }
 
 /// How an attempt ended, and what the module allows next.
 #[derive(Clone, Debug)]
 pub struct Ended {
-    /// How.
+    /// How it ended.
     pub end: AttemptEnd,
-    /// The exit status, if it exited by itself.
+    /// The exit status, if the process exited by itself.
     pub exit_code: Option<i32>,
-    /// Why, in words.
+    /// Why it ended, as text.
     pub reason: Option<String>,
     /// Its output.
     pub log: Option<StoredLog>,
-    /// Events are staged and become visible by this very write.
+    /// Whether the attempt has staged events, which this write commits.
     pub staged: bool,
     /// Its reads that Ion could not answer.
     pub failed_reads: FailedReads,
-    /// How often the module may be tried again in all.
+    /// How many retries the module allows in all.
     pub retries: u32,
     /// Between 0 and 1: spreads retries of jobs that failed together.
     pub jitter: f64,
 }
 
-/// Something happened that cannot happen to a job in this state.
+/// A happening that is not allowed in the state of the job.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a job that is {} cannot be {happening}", state.as_str())]
 pub struct IllegalStep {
-    /// Where the job stands.
+    /// The state of the job.
     pub state: JobState,
-    /// What should have happened.
+    /// The word for the happening.
     pub happening: &'static str,
 }
 
@@ -112,10 +115,10 @@ impl Happening {
     }
 }
 
-/// The record after `happening`. Its version is the ledger's to raise.
+/// Returns the record after `happening`. The ledger raises its version.
 ///
 /// # Errors
-/// [`IllegalStep`] when that cannot happen now.
+/// [`IllegalStep`] when `happening` is not allowed in the state of the job.
 pub fn next(job: &JobRecord, happening: &Happening, now: Millis) -> Result<JobRecord, IllegalStep> {
     let mut job = job.clone();
     match (job.state, happening) {
@@ -184,8 +187,8 @@ fn finish(job: &mut JobRecord, state: JobState, now: Millis) {
     job.holder = None;
     stand(job, now, 0);
     job.ended = Some(now);
-    // Who is dead is told to the bus; the record comes first, so that a broker that is away holds
-    // nothing up.
+    // The dead letter is sent to the bus later: the record is written first, so that an unavailable
+    // broker delays nothing.
     job.outbox = state == JobState::Dead;
 }
 
@@ -194,7 +197,7 @@ fn end(job: &mut JobRecord, ended: &Ended, now: Millis) {
         attempt.ended = Some(now);
         attempt.end = Some(ended.end);
         attempt.exit_code = ended.exit_code;
-        // A module chooses some of the words.
+        // A module chooses a part of the text, so its length is limited.
         attempt.reason = ended.reason.as_deref().map(|reason| cut(reason, REASON_MAX).into_owned());
         attempt.log = ended.log.as_ref().map(|log| log.entry.clone());
         attempt.log_left_out = ended.log.as_ref().map_or(0, |log| log.left_out);
@@ -206,7 +209,8 @@ fn end(job: &mut JobRecord, ended: &Ended, now: Millis) {
             job.outbox = ended.staged;
         }
         AttemptEnd::Cancelled => finish(job, JobState::Cancelled, now),
-        // A person asked while it was ending by itself: no other attempt follows.
+        // A person cancelled the job while the attempt was ending by itself: no other attempt
+        // follows.
         _ if job.cancel => finish(job, JobState::Cancelled, now),
         AttemptEnd::Released => queue(job, now, 0),
         AttemptEnd::Lost => {
@@ -240,7 +244,8 @@ fn end(job: &mut JobRecord, ended: &Ended, now: Millis) {
     }
 }
 
-/// The wait after so many failures: doubling, bounded, shortened by up to a quarter.
+/// Returns the wait after this many failures. It doubles with each failure up to [`BACKOFF_MAX`];
+/// `jitter` shortens it by up to a quarter.
 fn backoff(failures: u32, jitter: f64) -> Duration {
     let doubled = BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(BACKOFF_MAX);
     doubled.mul_f64(1.0 - 0.25 * jitter.clamp(0.0, 1.0))
@@ -291,7 +296,7 @@ mod tests {
         })
     }
 
-    /// One happening of each kind.
+    /// Returns a happening of this kind.
     fn one_of(kind: HappeningKind) -> Happening {
         let (holder, lease) = ("h".into(), 9);
         match kind {

@@ -1,7 +1,7 @@
-//! The job ledger: the only truth about jobs. Every write names the version it read, so a stale one
-//! is refused.
+//! The job ledger: the only source of truth about jobs. Every write names the version it read, so a
+//! stale write is refused.
 
-/// What a job's dead letter is known by.
+/// Returns the key of a job's dead letter: its module and the id of its event.
 pub(crate) fn letter_of(job: &JobRecord) -> (String, String) {
     (job.module.clone(), job.event_id.to_string())
 }
@@ -30,64 +30,68 @@ use serde_json::{Value, json};
 use crate::job::{Ended, Happening, IllegalStep, next};
 use crate::pipeline::Module;
 
-/// Times a write is tried again when another one came first. Each loss means somebody else made
-/// progress.
+/// How often a write is tried when other writes come first. Each lost race means that another
+/// writer made progress.
 const RACES_MAX: usize = 16;
 
-/// Queued jobs looked at when one is to be taken: others may take the first ones meanwhile.
+/// How many queued jobs are read to take one of them: other dispatchers may take the first ones
+/// meanwhile.
 const LOOKED_AT: usize = 8;
 
-/// How long a lease is watched that is over by the clock.
+/// How long a lease is watched, at most, if it has ended by the clock.
 const WATCHED_MAX: Millis = 600_000;
 
-/// What changes while a job's holder lives: the attempt, and `due`, which every renewal moves.
+/// What changes in a record while the job's holder lives: the attempt's number, and `due`, which
+/// every renewal moves.
 pub type Lease = (u32, Millis);
 
-/// When others may take a job over, counted from when they saw its last renewal: its holder gives
-/// it up before three quarters of the lease are over. Whoever takes it looks once in a sixth, so it
-/// is taken within a lease and a sixth, and never before it was given up.
+/// Returns how long after they saw the last renewal of a lease other dispatchers may take the job.
+/// The holder gives the job up before three quarters of the lease are over. A dispatcher looks once
+/// in a sixth of the lease, so the job is taken within a lease and a sixth, and never before its
+/// holder gave it up.
 fn taken_after(lease: Millis) -> Millis {
     lease / 6 * 5
 }
 
-/// Whether others may take a job over whose lease they have seen to stand still for so long;
-/// `over`: by the clock it has ended, wherever that was written. `ledger/model.rs` explores what
-/// clocks, stores and dispatchers may do meanwhile.
+/// Returns whether other dispatchers may take a job whose lease they have seen unchanged for
+/// `stood`. `over` says that the lease has ended by the clock, on whatever host it was written.
+/// `ledger/model.rs` explores what clocks, stores and dispatchers may do meanwhile.
 fn is_expired(lease: Millis, stood: Millis, over: bool) -> bool {
     let watched = taken_after(lease);
     // A lease of a day, as `ion-handler` takes, is not watched for a day. The clock alone proves
-    // nothing, as it may have stepped: so long without a renewal is required besides.
+    // nothing, because it may have stepped: the lease must also have been watched for `WATCHED_MAX`
+    // without a renewal.
     stood >= if over { watched.min(WATCHED_MAX) } else { watched }
 }
 
-/// The definition that is there, if it is another one than was registered: somebody else has
-/// defined the module meanwhile, and may have registered it before.
+/// Returns the stored definition if it is not the registered one. Then another process has defined
+/// the module meanwhile, and may have registered it before this one did.
 fn defined_otherwise(registered: &Module, defined: Option<Module>) -> Option<Module> {
     defined.filter(|defined| defined != registered)
 }
 
-/// Why the ledger did not do something.
+/// Why an operation of the ledger failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// The document store.
+    /// The document store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// There is no such job.
     #[error("there is no job {0}")]
     NoSuchJob(String),
-    /// The job is in a state where that cannot happen.
+    /// The step is not allowed in the state of the job.
     #[error("job {id}: {source}")]
     Illegal {
         /// The job.
         id: JobId,
-        /// What cannot happen.
+        /// The step and the state.
         #[source]
         source: IllegalStep,
     },
-    /// Another dispatcher has the job, or a later attempt of it.
+    /// Another dispatcher holds the job, or a later attempt of it has begun.
     #[error("job {0} is not held any more: another dispatcher took it over")]
     Lost(JobId),
-    /// Nobody would take it.
+    /// No registered module could run the job.
     #[error(
         "job {id}: no module {module:?} is registered that could run it (a link of a chain is run again by sending the \
          request again)"
@@ -95,18 +99,18 @@ pub enum LedgerError {
     NoModule {
         /// The job.
         id: JobId,
-        /// What it is of.
+        /// The module of the job.
         module: String,
     },
-    /// More is being cancelled than the registry holds.
-    #[error("too much is being cancelled at a time; wait until some of it has ended")]
+    /// More cancellations are under way than the registry holds.
+    #[error("too many cancellations are under way; wait until one of them has ended")]
     TooManyCancellations,
-    /// Others kept writing first.
+    /// Other writes came first too often.
     #[error("job {0} was written by others again and again; try once more")]
     Contended(JobId),
 }
 
-/// Which jobs to list. What is none does not matter.
+/// Which jobs to list. A field that is none does not restrict the list.
 #[derive(Clone, Debug, Default)]
 pub struct JobFilter {
     /// Of this module.
@@ -117,37 +121,38 @@ pub struct JobFilter {
     pub correlation: Option<String>,
 }
 
-/// The modules of a plane.
+/// The registered modules of a plane.
 #[derive(Clone, Debug)]
 pub struct Registered {
-    /// How their jobs run, by name.
+    /// Their definitions, by name: how their jobs run.
     pub modules: Vec<Module>,
     /// Which events are for them.
     pub registry: Registry,
 }
 
 impl Registered {
-    /// The module of this name.
+    /// Returns the module of this name.
     pub fn module(&self, name: &str) -> Option<&Module> {
         self.modules.iter().find(|module| module.name == name)
     }
 
-    /// The modules that an event is for.
+    /// Returns the modules that an event is for.
     pub fn expected<'a>(&'a self, event: &'a Event) -> impl Iterator<Item = &'a Module> {
         self.registry.expected(event).filter_map(|name| self.module(name))
     }
 }
 
-/// What a claim found.
+/// The outcome of a claim.
 #[derive(Clone, Debug)]
 pub enum Claim {
-    /// The job is new and ours to start (a gathering one waits, one without a holder is queued).
+    /// The job is new, and the caller's holder has to start it. Exceptions: a gathering job is
+    /// waiting, and a job without a holder is queued.
     Won(JobRecord),
-    /// It was there before.
+    /// The job existed before.
     Known(JobRecord),
 }
 
-/// What a message is about.
+/// What a message names.
 #[derive(Clone, Debug)]
 pub enum Announced {
     /// A committed event.
@@ -155,7 +160,7 @@ pub enum Announced {
     /// An event that an on-success job has staged: it is published when that job succeeds, and not
     /// before.
     NotYet,
-    /// Nothing that a job could work on; why, in words.
+    /// Nothing that a job could work on; the text says why.
     NoEvent(String),
 }
 
@@ -168,30 +173,32 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// The ledger of this plane.
+    /// Returns the ledger of this plane.
     pub fn new(plane: DataPlane) -> Self {
         Self { plane, known: Arc::default() }
     }
 
-    /// The plane it is part of.
+    /// Returns the plane that it belongs to.
     pub fn plane(&self) -> &DataPlane {
         &self.plane
     }
 
     // ---- modules ----
 
-    /// Registers a module; gives what was registered under its name, if that says something else.
+    /// Registers a module. Returns the former definition under its name, if that is a different
+    /// one.
     ///
     /// # Guarantees
-    /// Its queue is there first, then its definition, then the registry says that events are for
-    /// it: an event that is for it finds its queue, and a reader of the registry finds how its jobs
-    /// run. The queue goes on to take what the module subscribed to before until the registry says
-    /// otherwise. Cut short, it is not registered, and done again it is. Of several definitions at
-    /// the same time the one that was written last stands in the end, and events are for it as that
-    /// one says.
+    /// First the queue is declared, then the definition is stored, then the registry says that
+    /// events are for the module. So an event that is for the module finds its queue, and a reader
+    /// of the registry finds how its jobs run. The queue still takes the types that the module
+    /// subscribed to before, until the registry has changed. If this function is interrupted, the
+    /// module is not registered; calling it again registers it. If several definitions are
+    /// registered at the same time, the one that was written last remains, and the registry says
+    /// which events are for that one.
     ///
     /// # Errors
-    /// When a store does not do its part.
+    /// When a store fails.
     pub async fn put_module(&self, module: &Module) -> Result<Option<Module>, StoreError> {
         let former = self.module(&module.name).await?;
         let subscribes = module.subscribes();
@@ -208,7 +215,7 @@ impl Ledger {
             let (on, fingerprint) = (registered.subscribes(), registered.fingerprint());
             Registry::register(&self.plane.documents, &module.name, &on, &fingerprint).await?;
             let Some(defined) = self.module(&module.name).await? else {
-                // Somebody was about to remove the module, and has taken its definition away.
+                // Another process was removing the module, and has deleted its definition.
                 self.plane.documents.put(Collection::Modules, encode(&registered), None).await?;
                 continue;
             };
@@ -218,17 +225,17 @@ impl Ledger {
             }
         }
         failpoint::reach("module.registered");
-        // Unbound before, the queue would miss events that are committed until then, and that are
-        // for the module.
+        // Not before the registry has changed: until then, committed events of the former types are
+        // for the module, and an unbound queue would miss them.
         if !gone.is_empty() {
             bus.declare(&module.name, &registered.subscribes(), &gone).await?;
         }
         Ok(former.filter(|former| former != module))
     }
 
-    /// The types that a module's queue may be bound to, and that it does not subscribe to any more:
-    /// those that it is registered for, and those of a definition that somebody may not have come
-    /// to register.
+    /// Returns the types that a module's queue may be bound to and that the module does not
+    /// subscribe to any more: the types that it is registered for, and those of the former
+    /// definition, which its process may not have registered.
     async fn gone(
         &self,
         module: &Module,
@@ -246,19 +253,20 @@ impl Ledger {
         Ok(gone)
     }
 
-    /// The registered modules, by name.
+    /// Returns the registered modules, by name.
     pub async fn modules(&self) -> Result<Vec<Module>, StoreError> {
         Ok(self.registered().await?.modules.clone())
     }
 
-    /// The registered modules, and which events are for them. Modules are read again when the
-    /// registry has changed, and not before: it changes with each of them.
+    /// Returns the registered modules, and which events are for them. The modules are read again
+    /// only when the registry has changed: each change of a module changes the registry.
     ///
     /// # Errors
     /// When the documents cannot be read.
     pub async fn registered(&self) -> Result<Arc<Registered>, StoreError> {
         let documents = &self.plane.documents;
-        // The registry first: what it names has been defined.
+        // The registry is read first: the definitions of the modules that it names are stored
+        // already.
         let registry = Registry::read(documents).await?;
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(known) = known.filter(|known| known.registry == registry) {
@@ -272,23 +280,23 @@ impl Ledger {
         Ok(registered)
     }
 
-    /// Whether the same modules are registered still as when `registered` was read, and were all
-    /// the time.
+    /// Returns whether the same modules are still registered as when `registered` was read, without
+    /// any change in between.
     ///
     /// # Errors
     /// When the documents cannot be read.
     pub async fn is_still(&self, registered: &Registered) -> Result<bool, StoreError> {
-        // Every change raises its version.
+        // Every change raises the registry's version.
         Ok(Registry::read(&self.plane.documents).await? == registered.registry)
     }
 
-    /// One module.
+    /// Returns the stored definition of a module.
     pub async fn module(&self, name: &str) -> Result<Option<Module>, StoreError> {
         self.plane.documents.get_as(Collection::Modules, name).await
     }
 
-    /// Removes a module and its queue; its jobs stay in the ledger. Whether it was there. Events
-    /// that are for it and that it has not claimed start nothing any more.
+    /// Removes a module and its queue. Returns whether the module existed. Its jobs stay in the
+    /// ledger. Events that are for the module and that it has not claimed start nothing any more.
     pub async fn delete_module(&self, name: &str) -> Result<bool, StoreError> {
         Registry::remove(&self.plane.documents, name).await?;
         failpoint::reach("module.removed");
@@ -297,7 +305,8 @@ impl Ledger {
         let definition = documents.get(Collection::Modules, name).await?;
         failpoint::linger("module.deleting");
         let deleted = documents.delete(Collection::Modules, name, vec![]).await?;
-        // Somebody may have registered it again meanwhile, and found its definition there.
+        // Another process may have registered the module again meanwhile, and have found the
+        // definition that was then deleted here.
         if let Some(definition) = definition
             && Registry::read(documents).await?.registration(name).is_some()
         {
@@ -306,22 +315,22 @@ impl Ledger {
         Ok(deleted)
     }
 
-    /// The events that are published and that some module has yet to claim, as far as anybody has
-    /// seen; oldest first.
+    /// Returns the published events that are marked as not yet claimed by all their modules, oldest
+    /// first.
     pub fn unclaimed_events() -> Pages {
         Pages::new(Query::equal(Collection::Events, Self::unclaimed()), "created")
     }
 
-    /// What holds of them.
+    /// Returns the conditions that select those events.
     pub fn unclaimed() -> Vec<Equals> {
         vec![("unclaimed", json!(true)), ("publication", json!(Publication::Published))]
     }
 
-    /// Puts an event's message into a module's queue once more, which is made anew if somebody has
-    /// removed it.
+    /// Sends an event's message to a module's queue again. If the queue was removed, it is declared
+    /// again.
     ///
     /// # Errors
-    /// When the bus does not do it.
+    /// When the bus fails.
     pub async fn send_again(&self, module: &Module, event: &Event) -> Result<(), StoreError> {
         let bus = &self.plane.bus;
         bus.declare(&module.name, &module.subscribes(), &[]).await?;
@@ -330,9 +339,9 @@ impl Ledger {
 
     // ---- jobs ----
 
-    /// Claims the job of a module on an event by one insert. Of many who try, one wins. With a
-    /// holder and its lease the job is the holder's to start; without, it is queued in the ledger
-    /// for whoever has a free slot.
+    /// Claims the job of a module on an event by one insert. If several callers try, one wins. With
+    /// a holder and its lease, the holder has to start the job; without, the job is queued in the
+    /// ledger for any dispatcher that has a free slot.
     pub async fn claim(
         &self,
         module: &Module,
@@ -349,7 +358,7 @@ impl Ledger {
         self.insert(record).await
     }
 
-    /// The same of a job that nobody is to start: it is cancelled from the beginning.
+    /// Claims a job that no dispatcher may start: it is inserted as cancelled.
     pub async fn claim_cancelled(
         &self,
         module: &Module,
@@ -360,8 +369,9 @@ impl Ledger {
 
     async fn insert(&self, record: JobRecord) -> Result<Claim, LedgerError> {
         let documents = &self.plane.documents;
-        // One log: what is lost with the machine's power takes with it the acknowledgement of the
-        // message and all that the job did. So the job is claimed again, and no sync is waited for.
+        // With one log, a power failure that loses this insert also loses the acknowledgement of
+        // the message and all that the job did. The job is then claimed again, so the insert need
+        // not wait for a sync.
         let inserted = match self.plane.one_log {
             true => documents.insert_soon(Collection::Jobs, encode(&record), None).await?,
             false => documents.insert(Collection::Jobs, encode(&record), None).await?,
@@ -373,13 +383,13 @@ impl Ledger {
         })
     }
 
-    /// The job of this id.
+    /// Returns the job of this id.
     pub async fn get(&self, id: &JobId) -> Result<JobRecord, LedgerError> {
         let found = self.plane.documents.get_as(Collection::Jobs, id.as_str()).await?;
         found.ok_or_else(|| LedgerError::NoSuchJob(id.to_string()))
     }
 
-    /// The latest jobs, at most `limit`, oldest first.
+    /// Returns the latest jobs that match, at most `limit`, oldest first.
     pub async fn list(
         &self,
         filter: &JobFilter,
@@ -396,10 +406,11 @@ impl Ledger {
         Ok(jobs)
     }
 
-    /// Lets `happening` happen to the job as its holder knows it.
+    /// Applies `happening` to the job, whose attempt and holder must still be those of `job`.
     ///
     /// # Errors
-    /// [`LedgerError::Lost`] when somebody else holds the job by now, or a later attempt has begun.
+    /// [`LedgerError::Lost`] when another dispatcher holds the job by now, or a later attempt has
+    /// begun.
     pub async fn advance(
         &self,
         job: &JobRecord,
@@ -411,7 +422,7 @@ impl Ledger {
             if self.write(&current, &after).await? {
                 return Ok(after);
             }
-            // A person may have asked for its end meanwhile; that changes the version, not the
+            // A person may have cancelled the job meanwhile; that changes the version, not the
             // holder.
             current = self.get(&job.id).await?;
             if current.attempt != job.attempt || current.holder != job.holder {
@@ -421,7 +432,8 @@ impl Ledger {
         Err(LedgerError::Contended(job.id.clone()))
     }
 
-    /// The job's holder is gone: another attempt, or dead.
+    /// Ends the attempt as lost, because the job's holder is gone. The job is queued for another
+    /// attempt, or dead.
     pub async fn lose(&self, job: &JobRecord, reason: &str) -> Result<JobRecord, LedgerError> {
         let lost = Happening::Ended(Ended {
             end: AttemptEnd::Lost,
@@ -436,7 +448,7 @@ impl Ledger {
         self.advance(job, &lost).await
     }
 
-    /// Lets `happening` happen to whatever the job is by now.
+    /// Applies `happening` to the job as it is now, whatever its attempt and its holder.
     async fn force(&self, id: &JobId, happening: &Happening) -> Result<JobRecord, LedgerError> {
         for _ in 0..RACES_MAX {
             let current = self.get(id).await?;
@@ -455,14 +467,15 @@ impl Ledger {
         let documents = &self.plane.documents;
         let expect = vec![("version", json!(before.version))];
         let written = match (before.state, after.state) {
-            // That it runs, or runs on, may be lost with the machine's power: then its dispatcher
-            // is gone too.
+            // A power failure may lose the record that the job runs, or a renewal of its lease:
+            // then the job's dispatcher is gone, too.
             (JobState::Starting | JobState::Running, JobState::Running)
                 if before.cancel == after.cancel =>
             {
                 documents.replace_soon(Collection::Jobs, encode(after), expect).await?
             }
-            // As for a claim by message: then it is queued still.
+            // As for a claim by message: if a power failure loses this write, the job is still
+            // queued.
             (JobState::Queued, JobState::Starting) if self.plane.one_log => {
                 documents.replace_soon(Collection::Jobs, encode(after), expect).await?
             }
@@ -472,10 +485,10 @@ impl Ledger {
         Ok(written)
     }
 
-    /// The module's next jobs that wait in the ledger and may run now, at most [`LOOKED_AT`]:
-    /// retries, released and gathered ones. `seen` is what this caller has seen of them: a wait is
-    /// over when the writer's clock says so or when it was watched to its end, so that a clock that
-    /// is minutes ahead delays nothing.
+    /// Returns the module's next queued jobs that may run now, at most [`LOOKED_AT`]: retries,
+    /// released jobs and gathering jobs. `seen` is what this caller has seen of them. A wait is
+    /// over when `due`, a time by its writer's clock, has passed, or when the caller has watched
+    /// the wait to its end; so a writer's clock that is minutes ahead delays no job.
     pub async fn due(
         &self,
         module: &str,
@@ -492,7 +505,7 @@ impl Ledger {
         Ok(due.map(|(job, _)| job).collect())
     }
 
-    /// Takes the first of these queued jobs that no other dispatcher takes.
+    /// Claims the first of these queued jobs that no other dispatcher has claimed.
     pub async fn take(
         &self,
         due: &[JobRecord],
@@ -508,9 +521,9 @@ impl Ledger {
         Ok(None)
     }
 
-    /// The active jobs whose holder has given no sign of life for a lease, as far as this caller
-    /// has `seen`. It has to be asked again and again: who asks for the first time has seen nobody
-    /// for long.
+    /// Returns the active jobs whose holder has not renewed the lease in time, as far as this
+    /// caller has `seen`. The caller has to call it repeatedly: at the first call it has not
+    /// watched any lease yet.
     pub async fn expired(&self, seen: &mut Standing<Lease>) -> Result<Vec<JobRecord>, StoreError> {
         let active = self.active().await?;
         let stood =
@@ -531,14 +544,14 @@ impl Ledger {
         Ok(active)
     }
 
-    /// The jobs that a dispatcher holds.
+    /// Returns the active jobs that a dispatcher holds.
     pub async fn held_by(&self, holder: &str) -> Result<Vec<JobRecord>, StoreError> {
         let mut held = self.active().await?;
         held.retain(|job| job.holder.as_deref() == Some(holder));
         Ok(held)
     }
 
-    /// The gathering jobs that wait.
+    /// Returns the gathering jobs that are waiting.
     pub async fn waiting(&self) -> Result<Vec<JobRecord>, StoreError> {
         self.list(
             &JobFilter { state: Some(JobState::Waiting), ..JobFilter::default() },
@@ -547,13 +560,13 @@ impl Ledger {
         .await
     }
 
-    /// Stops a job: at once if it does not run, else as soon as its dispatcher sees it. A succeeded
-    /// job cannot be.
+    /// Cancels a job: at once if it does not run, otherwise as soon as its dispatcher sees the
+    /// request. A job that has succeeded cannot be cancelled.
     pub async fn cancel(&self, id: &JobId) -> Result<JobRecord, LedgerError> {
         self.force(id, &Happening::CancelAsked).await
     }
 
-    /// Lets a dead or cancelled job run again, with all its retries.
+    /// Queues a dead or cancelled job again, with all its retries.
     pub async fn retry(&self, id: &JobId) -> Result<JobRecord, LedgerError> {
         let module = self.get(id).await?.module;
         if self.module(&module).await?.is_none() {
@@ -562,15 +575,15 @@ impl Ledger {
         self.force(id, &Happening::Revived).await
     }
 
-    /// The record is the truth; a letter that stays, because the broker is away, is one too many to
-    /// look at.
+    /// Removes the job's dead letter. The record is the truth: if the broker is unavailable and the
+    /// letter stays, people see one letter too many, and nothing else is wrong.
     async fn forget_letter(&self, job: &JobRecord) {
         if let Err(error) = self.plane.bus.exhume(&[letter_of(job)]).await {
             tracing::warn!(job = %job.id, error = chain(&error), "its dead letter could not be removed");
         }
     }
 
-    /// The gathering jobs that have begun without what this job makes.
+    /// Returns the gathering jobs that have begun without the events of this job.
     pub async fn ran_without(&self, job: &JobRecord) -> Result<Vec<JobRecord>, StoreError> {
         let documents = &*self.plane.documents;
         let registered = self.registered().await?;
@@ -591,7 +604,7 @@ impl Ledger {
         Ok(found)
     }
 
-    /// The visible events of a correlation, oldest first.
+    /// Returns the visible events of a correlation, oldest first.
     pub async fn events_of(&self, correlation: &str) -> Result<Vec<Event>, StoreError> {
         let equals = vec![
             ("context.correlationId", json!(correlation)),
@@ -606,7 +619,7 @@ impl Ledger {
         Ok(events)
     }
 
-    /// An event that everybody may see: no insight or log that has this id, and none that is only
+    /// Returns a visible event: not an insight or log of this id, and not an event that is only
     /// staged.
     pub async fn visible_event(&self, id: &EventId) -> Result<Option<Event>, StoreError> {
         let found = self.plane.documents.get(Collection::Events, id.as_str()).await?;
@@ -617,10 +630,11 @@ impl Ledger {
         Ok(event.filter(|event| event.publication != Publication::Staged))
     }
 
-    /// What a message is about. Whoever may write to the broker names any id in it.
+    /// Returns what a message names. A message may contain any id: the id was chosen by a client
+    /// that may write to the broker.
     ///
     /// # Errors
-    /// When the store cannot be read; never because of what the document says.
+    /// When the store cannot be read; never because of the content of the document.
     pub async fn announced(&self, id: &EventId) -> Result<Announced, StoreError> {
         if id.as_str().len() > ID_BYTES_MAX {
             return Ok(Announced::NoEvent(format!(
@@ -630,8 +644,8 @@ impl Ledger {
         }
         let Some(document) = self.plane.documents.get(Collection::Events, id.as_str()).await?
         else {
-            // The document is inserted before its message is published, so this event never was, or
-            // was removed.
+            // The document is inserted before its message is published, so this event never
+            // existed, or was removed.
             return Ok(Announced::NoEvent(format!("event {id} is not in the document store")));
         };
         let event: Event = match decode(Collection::Events, document) {
@@ -652,19 +666,19 @@ impl Ledger {
         })
     }
 
-    /// An event.
+    /// Returns the event of this id, staged or not.
     pub async fn event(&self, id: &EventId) -> Result<Option<Event>, StoreError> {
         self.plane.documents.get_as(Collection::Events, id.as_str()).await
     }
 }
 
-/// The job of a module on an event, which nobody has claimed yet.
+/// Returns a new record of the job of a module on an event, before it is claimed.
 fn fresh(module: &Module, event: &Event) -> JobRecord {
     let state = if module.gather.is_some() { JobState::Waiting } else { JobState::Queued };
     JobRecord::new(JobId::derive(&event.id, &module.name), &module.name, event, state, clock::now())
 }
 
-/// The record after a happening, its version raised.
+/// Returns the record after `happening`, with its version raised.
 fn step(job: &JobRecord, happening: &Happening) -> Result<JobRecord, LedgerError> {
     let after = next(job, happening, clock::now());
     let mut after = after.map_err(|source| LedgerError::Illegal { id: job.id.clone(), source })?;

@@ -1,5 +1,5 @@
-//! What a job says: from the file that its dispatcher writes while it runs on this host, from the
-//! blob once it has ended.
+//! Reads the log of a job: from the file that its dispatcher writes while the job runs on this
+//! host, and from the blob once the attempt has ended.
 
 mod kept;
 
@@ -15,17 +15,17 @@ use ion_stores::StoreError;
 pub use self::kept::{HEAD, KeptOutput, LogPiece, read_piece, without_hole};
 use crate::ledger::{Ledger, LedgerError};
 
-/// Bytes of a log read at a time: less is more requests to a remote store, more is memory for each
-/// who follows.
+/// How many bytes of a log are read at once, at most. A smaller number means more requests to a
+/// remote store, a larger one more memory for each reader.
 const PIECE: u64 = 1 << 20;
 
 /// Why a log cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The job's record.
+    /// The job's record cannot be read.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// The blob.
+    /// The blob cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The job has no attempt of this number.
@@ -33,10 +33,10 @@ pub enum LogError {
     NoAttempt {
         /// The job.
         job: JobId,
-        /// The number asked for.
+        /// The requested number.
         attempt: u32,
     },
-    /// The file of a running job.
+    /// The log file of a running job cannot be read.
     #[error("the log of job {job}, which runs on this host, cannot be read")]
     Local {
         /// The job.
@@ -47,19 +47,19 @@ pub enum LogError {
     },
 }
 
-/// What a look at a log gave.
+/// The result of reading the next piece of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
     /// The next bytes.
     More(Bytes),
-    /// Nothing new; the attempt runs on. One that runs on another host says nothing here until it
-    /// has ended.
+    /// Nothing new, and the attempt still runs. The log of an attempt on another host has nothing
+    /// here until the attempt has ended.
     NothingYet,
-    /// The attempt has ended, and this was all.
+    /// The attempt has ended, and its log was read to the end.
     Nothing,
 }
 
-/// The log of one attempt, read from some place on.
+/// A reader of one attempt's log.
 #[derive(Debug)]
 pub struct Log {
     ledger: Ledger,
@@ -70,29 +70,31 @@ pub struct Log {
 }
 
 impl Log {
-    /// The log of an attempt from byte `at` on; `home` is this host's folder of state.
+    /// Returns a reader of an attempt's log from byte `at` on. `home` is this host's state folder.
     pub fn new(ledger: Ledger, home: &std::path::Path, job: &JobId, attempt: u32, at: u64) -> Self {
         Self { ledger, job: job.clone(), attempt, live: live_log(home, job, attempt), at }
     }
 
-    /// The byte that comes next.
+    /// Returns the offset of the next byte.
     pub fn at(&self) -> u64 {
         self.at
     }
 
-    /// What comes next.
+    /// Reads the next piece.
     ///
     /// # Errors
     /// When there is no such attempt, or a store or the disk fails.
     pub async fn next(&mut self) -> Result<Said, LogError> {
-        // The record before the file: once the record says that it ended, the stored log is whole.
+        // The record is read before the file: once the record says that the attempt has ended, the
+        // stored log is complete.
         let job = self.ledger.get(&self.job).await?;
         let attempt = job.attempts.iter().find(|attempt| attempt.number == self.attempt);
         let attempt = attempt
             .ok_or_else(|| LogError::NoAttempt { job: self.job.clone(), attempt: self.attempt })?;
         let piece = match &attempt.log {
             Some(log) => {
-                // Places are those in what was written; the middle of it may not be stored.
+                // Offsets count the bytes that the attempt wrote; the middle of them may not be
+                // stored.
                 let at = if self.at > HEAD {
                     HEAD.max(self.at - attempt.log_left_out.min(self.at))
                 } else {

@@ -1,4 +1,5 @@
-//! What a dispatcher and a gateway count, for operators. How it is shown is not known here.
+//! The metrics of a dispatcher and a gateway, for operators. This module does not know how they are
+//! shown.
 
 use ion_model::record::AttemptEnd;
 use ion_system::metrics::{Latency, Registry};
@@ -9,7 +10,8 @@ use prometheus_client::metrics::gauge::Gauge;
 
 use crate::ledger::Claim;
 
-/// Whose jobs. A dispatcher's modules are named in its pipeline, so their number is bounded.
+/// The label of metrics by module. A dispatcher's modules are named in its pipeline, so their
+/// number is bounded.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfModule {
     module: String,
@@ -36,33 +38,33 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Gives all of them their names. docs/metrics.md is the same list for people.
+    /// Registers all metrics under their names. docs/metrics.md has the same list for people.
     pub fn describe(&self, registry: &mut Registry) {
         registry.register("jobs_started", "Attempts of jobs started", self.started.clone());
         registry.register("jobs_ended", "Attempts of jobs ended, by verdict", self.ended.clone());
         registry.register("jobs_running", "Attempts of jobs running now", self.running.clone());
         registry.register(
             "claims",
-            "Jobs claimed, by what became of the claim",
+            "Jobs claimed, by the outcome of the claim",
             self.claims.clone(),
         );
     }
 
-    /// An attempt runs until what this gives is dropped.
+    /// Counts an attempt that starts. It counts as running until the returned guard is dropped.
     pub fn runs(&self, module: &str) -> Running {
         let of = OfModule { module: module.to_owned() };
         self.started.get_or_create(&of).inc();
         Level(self.running.get_or_create_owned(&of)).rises()
     }
 
-    /// An attempt has ended so.
+    /// Counts an attempt that has ended.
     pub fn ended(&self, module: &str, end: AttemptEnd) {
         self.ended
             .get_or_create(&Ending { module: module.to_owned(), verdict: end.as_str() })
             .inc();
     }
 
-    /// A message asked for a job, and this came of it.
+    /// Counts the claim of a job that a message announced, by its outcome.
     pub fn claimed(&self, claim: &Claim) {
         self.claim(match claim {
             Claim::Won(job) if job.holder.is_some() => "started",
@@ -71,12 +73,12 @@ impl Metrics {
         });
     }
 
-    /// A job that waited in the ledger starts here.
+    /// Counts a queued job that this dispatcher has claimed from the ledger.
     pub fn taken(&self) {
         self.claim("taken");
     }
 
-    /// A job that another dispatcher left is gone on with here.
+    /// Counts a job that this dispatcher has adopted from another one.
     pub fn adopted(&self) {
         self.claim("adopted");
     }
@@ -96,12 +98,12 @@ struct Starting {
 pub struct ChainMetrics {
     processes: Family<Starting, Counter>,
     runs: Family<Ending, Counter>,
-    /// From the use of the last process of a link that waited to the next one that waits.
+    /// The time from the use of a link's last waiting process until the next process waits.
     pub pool_empty: Latency,
 }
 
 impl ChainMetrics {
-    /// Gives all of them their names. docs/metrics.md is the same list for people.
+    /// Registers all metrics under their names. docs/metrics.md has the same list for people.
     pub fn describe(&self, registry: &mut Registry) {
         let processes =
             "Processes of links used, by whether they were started ahead or when they were needed";
@@ -109,24 +111,25 @@ impl ChainMetrics {
         self.pool_empty.describe(
             registry,
             "link_pool_empty",
-            "From the use of the last process of a link that waited to the next one that waits",
+            "From the use of a link's last waiting process until the next process waits",
         );
         registry.register("chain_runs", "Runs of chains ended, by verdict", self.runs.clone());
     }
 
-    /// A process that was started ahead is used, or one that had to be started now.
+    /// Counts a process that is used, by whether it was started ahead or only when it was needed.
     pub fn process(&self, ahead: bool) {
         let start = if ahead { "ahead" } else { "late" };
         self.processes.get_or_create(&Starting { start }).inc();
     }
 
-    /// A run has ended so.
+    /// Counts a run that has ended.
     pub fn ran(&self, module: &str, verdict: &'static str) {
         self.runs.get_or_create(&Ending { module: module.to_owned(), verdict }).inc();
     }
 }
 
-/// Which answers. Routes and statuses are the program's own, so their number is bounded.
+/// The labels of an answer. The program itself defines all routes and statuses, so their number is
+/// bounded.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Answered {
     route: &'static str,
@@ -142,7 +145,7 @@ pub struct GatewayMetrics {
 }
 
 impl GatewayMetrics {
-    /// Gives all of them their names. docs/metrics.md is the same list for people.
+    /// Registers all metrics under their names. docs/metrics.md has the same list for people.
     pub fn describe(&self, registry: &mut Registry) {
         registry.register(
             "gateway_requests",
@@ -156,25 +159,25 @@ impl GatewayMetrics {
         );
     }
 
-    /// A request was answered so.
+    /// Counts a request that was answered.
     pub fn answered(&self, route: &'static str, status: u16) {
         self.requests.get_or_create(&Answered { route, status }).inc();
     }
 }
 
-/// How many of something there are now.
+/// A gauge of how many of something there are now.
 #[derive(Clone, Debug, Default)]
 pub struct Level(Gauge);
 
 impl Level {
-    /// One more, until what this gives is dropped.
+    /// Counts one more until the returned guard is dropped.
     pub fn rises(&self) -> Running {
         self.0.inc();
         Running(self.0.clone())
     }
 }
 
-/// One of those that a gauge counts.
+/// A guard for one of the things that a gauge counts: its drop ends the count.
 #[derive(Debug)]
 pub struct Running(Gauge);
 

@@ -14,38 +14,39 @@ pub use self::obstacles::{Obstacle, obstacles};
 use crate::gather::{Readiness, readiness};
 use crate::ledger::{JobFilter, Ledger, Registered};
 
-/// A correlation at one moment.
+/// The state of a correlation at one moment.
 #[derive(Clone, Debug)]
 pub struct Status {
     /// Its events, oldest first.
     pub events: Vec<Event>,
     /// Its jobs, oldest first.
     pub jobs: Vec<JobRecord>,
-    /// Jobs that events still wait for: nobody has claimed them yet.
+    /// How many jobs its events should start that no dispatcher has claimed yet.
     pub unclaimed: usize,
     /// What each gathering job waits for.
     pub waits_for: BTreeMap<JobId, WaitsFor>,
-    /// Gathering jobs that dead jobs hold back.
+    /// How many gathering jobs wait for dead jobs only.
     pub held_back: usize,
-    /// Nothing more will happen by itself.
+    /// Whether it has ended: nothing more will happen by itself.
     pub ended: bool,
-    /// Some of the jobs that have to end first: see [`is_under_way`].
+    /// Some of the jobs that have to end before the correlation has ended: see [`is_under_way`].
     pub under_way: Vec<JobId>,
 }
 
-/// Jobs that [`Status::under_way`] names. One is enough most of the time; more spare whole looks
-/// while jobs end one by one.
+/// How many jobs [`Status::under_way`] names, at most. One is enough most of the time; more of them
+/// save readings of the whole correlation while jobs end one by one.
 const UNDER_WAY: usize = 8;
 
 impl Status {
-    /// Whether something went wrong for good.
+    /// Returns whether something has failed for good: a job is dead or cancelled, or a gathering
+    /// job waits for dead jobs only.
     pub fn failed(&self) -> bool {
         self.held_back > 0
             || self.jobs.iter().any(|job| matches!(job.state, JobState::Dead | JobState::Cancelled))
     }
 
-    /// Gathering jobs that have run without a job that was run again since, and one such job of
-    /// each.
+    /// Returns each gathering job that has run without a job which was run again since, with one
+    /// such job.
     pub fn outdated(&self) -> Vec<(&JobRecord, &JobRecord)> {
         let gatherers = self.jobs.iter().filter(|job| !job.without.is_empty());
         let by_id: BTreeMap<&JobId, &JobRecord> = match gatherers.clone().next() {
@@ -59,7 +60,7 @@ impl Status {
         gatherers.filter_map(|job| Some((job, job.without.jobs.iter().find_map(again)?))).collect()
     }
 
-    /// How it stands, in a word.
+    /// Returns the verdict of this state.
     pub fn verdict(&self) -> Verdict {
         match (self.ended, self.failed()) {
             (false, _) => Verdict::Running,
@@ -68,7 +69,7 @@ impl Status {
         }
     }
 
-    /// How many jobs of each module are in each state.
+    /// Returns how many jobs of each module are in each state.
     pub fn by_module(&self) -> BTreeMap<&str, BTreeMap<&'static str, usize>> {
         let mut counts: BTreeMap<&str, BTreeMap<&'static str, usize>> = BTreeMap::new();
         for job in &self.jobs {
@@ -78,19 +79,19 @@ impl Status {
     }
 }
 
-/// How a correlation stands, in a word.
+/// The state of a correlation in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Something may still happen.
     Running,
-    /// All of it ended well.
+    /// It has ended, and everything succeeded.
     Succeeded,
-    /// All that can has ended, and something went wrong for good.
+    /// It has ended, and something has failed for good.
     Failed,
 }
 
 impl Verdict {
-    /// The word shown to people and programs.
+    /// Returns the word shown to people and programs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Running => "running",
@@ -100,17 +101,17 @@ impl Verdict {
     }
 }
 
-/// All that is known of a correlation.
+/// Everything that is known about a correlation.
 #[derive(Clone, Debug)]
 pub struct Trace {
     /// Its events and jobs.
     pub status: Status,
-    /// What its jobs keep for analysis, by job.
+    /// The insights that its jobs keep for analysis, by job.
     pub insights: BTreeMap<String, InsightRecord>,
 }
 
 impl Trace {
-    /// Reads it.
+    /// Reads a correlation.
     ///
     /// # Errors
     /// When a store cannot be read.
@@ -128,7 +129,7 @@ impl Trace {
         Ok(Self { status, insights })
     }
 
-    /// Its documents: events, insights, jobs.
+    /// Returns its documents: events, insights, jobs.
     pub fn documents(&self) -> Vec<Value> {
         let mut documents = Vec::new();
         let gathered = self.each_document(|document| {
@@ -139,11 +140,11 @@ impl Trace {
         documents
     }
 
-    /// Gives each of its documents in turn: all of them at once would take many times the memory of
-    /// their text.
+    /// Calls `take` with one document after another: all of them together would take many times the
+    /// memory of their text.
     ///
     /// # Errors
-    /// The first that `take` gives.
+    /// The first error that `take` returns.
     pub fn each_document<E>(&self, mut take: impl FnMut(&Value) -> Result<(), E>) -> Result<(), E> {
         self.status.events.iter().try_for_each(|event| take(&encode(event)))?;
         self.insights.values().try_for_each(|insight| take(&encode(insight)))?;
@@ -151,8 +152,8 @@ impl Trace {
     }
 }
 
-/// Reads a correlation. Jobs before events, and the registry before and after both, for the reason
-/// that [`readiness`] gives.
+/// Reads the state of a correlation. The jobs are read before the events, and the registry before
+/// and after both, for the reason that [`readiness`] gives.
 pub async fn status(
     ledger: &Ledger,
     correlation: &str,
@@ -203,13 +204,15 @@ pub async fn status(
     Ok(Status { events, jobs, unclaimed: unclaimed.len(), waits_for, held_back, ended, under_way })
 }
 
-/// Whether a job has something to do yet, or something to tell.
+/// Returns whether a job has not ended, or has succeeded and its staged events are not published
+/// yet.
 fn is_open(job: &JobRecord) -> bool {
     !job.state.is_final() || (job.state == JobState::Succeeded && job.outbox)
 }
 
-/// Whether one of these jobs has not ended, by [`Status::under_way`] of an earlier look: then the
-/// correlation has not either, and nobody need read all of it to know. Otherwise it may have.
+/// Returns whether one of these jobs has not ended; they are [`Status::under_way`] of an earlier
+/// reading. If so, the correlation has not ended either, and the caller need not read all of it. If
+/// not, it may have ended.
 ///
 /// # Errors
 /// When a store cannot be read.

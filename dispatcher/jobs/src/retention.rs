@@ -1,4 +1,4 @@
-//! `ion gc --older-than`: correlations that have ended go whole.
+//! `ion gc --older-than`: drops whole correlations that have ended.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::ledger::{Ledger, Registered, letter_of};
 use crate::progress::status;
 
-/// What was dropped, or would be.
+/// What was dropped, or would be dropped in a dry run.
 #[derive(Debug, Default)]
 pub struct Retired {
     /// Correlations dropped whole.
@@ -30,14 +30,14 @@ pub struct Retired {
 
 /// Drops correlations that have ended and in which nothing has happened for `age`: their jobs with
 /// their dead letters, then their other documents, then their blobs. A correlation with an event
-/// that waits in some queue has not ended.
+/// that waits in a queue has not ended.
 ///
 /// # After a crash
-/// What is left is a correlation that has ended all the same, or blobs that nothing names: the next
-/// run goes on.
+/// What remains still counts as a correlation that has ended, or is blobs that no document names.
+/// The next run continues.
 ///
 /// # Errors
-/// When a store fails; what was dropped until then is dropped.
+/// When a store fails. What was dropped before stays dropped.
 pub async fn retire(ledger: &Ledger, age: Duration, how: Collect) -> Result<Retired, StoreError> {
     let before = clock::now() - millis(age);
     let registered = ledger.registered().await?;
@@ -55,7 +55,7 @@ pub async fn retire(ledger: &Ledger, age: Duration, how: Collect) -> Result<Reti
     Ok(retired)
 }
 
-/// Drops one correlation, if it ended before that moment.
+/// Drops one correlation, if it ended before `before`.
 async fn drop_one(
     ledger: &Ledger,
     registered: &Registered,
@@ -75,14 +75,14 @@ async fn drop_one(
     let rest = children_first(plane.documents.find(rest).await?);
     if how == Collect::Remove {
         let dead = status.jobs.iter().filter(|job| job.state == JobState::Dead);
-        // First: a letter that is left without its job would be taken for one that nobody could
-        // read.
+        // The letters are removed first: a letter without its job would be taken for a message that
+        // could not be read.
         plane.bus.exhume(&dead.map(letter_of).collect::<Vec<_>>()).await?;
         for job in &status.jobs {
-            // Somebody may have revived it meanwhile: then its correlation has not ended.
+            // A person may have retried the job meanwhile: then its correlation has not ended.
             let same = vec![("version", json!(job.version))];
             if !plane.documents.delete(Collection::Jobs, job.id.as_str(), same).await? {
-                tracing::info!(job = %job.id, "a job moved while its correlation was being dropped; it stays");
+                tracing::info!(job = %job.id, "a job changed while its correlation was being dropped; the rest stays");
                 return Ok(());
             }
             failpoint::reach("gc.job-dropped");
@@ -95,13 +95,14 @@ async fn drop_one(
     }
     retired.correlations += 1;
     retired.documents += status.jobs.len() + rest.len();
-    // Their keys begin with the correlation, and only events of it refer to them.
+    // The keys of its blobs begin with the correlation's id, and only events of the correlation
+    // refer to them.
     remove_below(plane, correlation.as_str(), how, &mut retired.blobs).await?;
     remove_below(plane, &logs_below(correlation), how, &mut retired.blobs).await
 }
 
-/// A correlation's documents, children before their parents: what is left of a lineage, if this is
-/// cut short, has its beginning.
+/// Sorts a correlation's documents: children before their parents. If the deletion is interrupted,
+/// what remains of a lineage still has its beginning.
 fn children_first(mut documents: Vec<Value>) -> Vec<Value> {
     let is_event = |document: &Value| document["id"] == document["context"]["eventId"];
     let of = |document: &Value, key: &str| {
@@ -111,10 +112,10 @@ fn children_first(mut documents: Vec<Value>) -> Vec<Value> {
     let parents: HashMap<String, String> =
         events.map(|event| (of(event, "eventId"), of(event, "parentEventId"))).collect();
     let depth = |document: &Value| {
-        // What is said of an event goes before it.
+        // A document about an event, such as a log, is sorted before the event.
         let mut depth = usize::from(!is_event(document));
         let mut at = of(document, "eventId");
-        // Nothing is its own ancestor, unless somebody has written so.
+        // No event is its own ancestor, unless a document was written by hand: hence the bound.
         while depth <= parents.len()
             && let Some(parent) = parents.get(&at)
         {

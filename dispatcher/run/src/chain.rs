@@ -1,9 +1,9 @@
-//! Chains: programs through which bytes go from stdin to stdout, one after the other.
+//! Chains: programs through which bytes pass from stdin to stdout, one program after the other.
 //!
-//! A chain is a module like any other: it has a name, starts on an event type and publishes
-//! another. What it runs is not one program with a tree of files but *links*, each reading what the
-//! one before writes, all at the same time as in a shell. Nothing of the bytes stays in memory,
-//! however many there are.
+//! A chain is a module like any other: it has a name, subscribes to an event type and publishes
+//! another. Instead of one program with a tree of files it runs *links*. Each link reads what the
+//! link before it writes, and all run at the same time, as in a shell. The bytes are never all in
+//! memory, however many there are.
 //!
 //! | room | what it holds |
 //! | --- | --- |
@@ -13,11 +13,12 @@
 //! | `record` | the trace: an event for what each link wrote, a job for each link |
 //!
 //! # What is promised
-//! A run is on the disk before its caller is told of its end: the first event, a job for each link
-//! and an event for all that a link wrote, each the parent of the next. What the links before the
-//! last did is recorded while that one is still at work, the rest when it has ended. A process that
-//! is killed in the middle of a run leaves no more than that, told to nobody, and blobs that `ion
-//! gc` removes; its caller sees the connection break and asks again.
+//! A run is on the disk before its caller receives its end: the first event, a job for each link
+//! and an event for the whole output of each link, each the parent of the next. The work of all
+//! links before the last is recorded while the last one still runs; the rest is recorded when the
+//! last one has ended. If Ion's process is killed in the middle of a run, only those first records
+//! remain, which are published to no module, and blobs that `ion gc` removes. The caller sees the
+//! connection break and sends its request again.
 
 mod flow;
 mod pool;
@@ -47,51 +48,52 @@ pub use self::record::STDIN;
 use crate::executor::container::Containers;
 use crate::executor::sandbox::{Covers, ForkServer, Mode};
 
-/// Runs whose answer somebody waits for, at a time, for each processor. More take the processors
-/// from each other.
+/// The most concurrent runs whose caller waits for the answer, for each processor. More would
+/// compete for the processors.
 const PLACES_EACH: usize = 4;
 
-/// Runs that wait for a place. More are told to come again.
+/// The most runs that wait for a place. The callers of more receive [`Full`].
 const WAITING_MAX: usize = 1024;
 
 /// How long a run waits for a place.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// Pieces of the last link's output that wait for whoever reads it.
+/// The most pieces of the last link's output that wait for their reader.
 const PIECES: usize = 4;
 
-/// The events that a run on this first event makes, and the jobs that make them, in the order of
-/// the links.
+/// Returns the events that a run on this first event makes, and the jobs that make them, in the
+/// order of the links.
 pub fn steps(module: &Module, first: &EventId) -> Vec<(EventId, JobId)> {
     record::steps(module, first).map(|step| (step.event, step.job)).collect()
 }
 
-/// Bytes for the first link, as they come.
+/// The bytes for the first link, as they come.
 pub type Input = BoxStream<'static, io::Result<Bytes>>;
 
-/// One run to be.
+/// A request for one run.
 pub struct Run {
     /// The chain.
     pub module: Arc<Module>,
-    /// Its first event. Where it is not stored yet, it has no file: what the first link reads
-    /// becomes its only one.
+    /// Its first event. An event that is not stored yet has no file: what the first link reads
+    /// becomes its only file.
     pub event: Event,
-    /// Whether it is.
+    /// Whether the event is stored, and by which attempt.
     pub stored: Stored,
-    /// The bytes.
+    /// The bytes that the first link reads.
     pub input: Input,
 }
 
-/// Who asked for a run.
+/// Whether a run's first event is stored already.
 #[derive(Clone, Debug)]
 pub enum Stored {
-    /// Somebody who waits for its answer: the event is stored with all that came of it.
+    /// It is not: a client waits for the run's answer, and the event is stored together with all
+    /// that the run makes.
     Not,
-    /// The ledger: the event is stored, and this attempt of the chain's job holds the lease.
+    /// It is: the run is an attempt of the chain's job, and that attempt holds the lease.
     By {
         /// The attempt.
         attempt: u32,
-        /// What must hold whenever something is recorded.
+        /// The guard that must hold for every write that records the run.
         guard: Guard,
     },
 }
@@ -105,23 +107,23 @@ impl Stored {
     }
 }
 
-/// How a run ended, once it is recorded.
+/// The end of a run, once it is recorded.
 #[derive(Clone, Debug)]
 pub enum End {
-    /// Every link ended well.
+    /// Every link ended well: with exit status 0, or after the next link had closed its stdin.
     Well {
-        /// The event of what the last one wrote.
+        /// The event of what the last link wrote.
         event: EventId,
     },
-    /// A link did not. What the others wrote until then is in the trace.
+    /// A link failed. The trace has what the other links wrote until then.
     Failed(Failure),
-    /// It was asked to stop, or nobody was left to read its answer.
+    /// The run was asked to stop, or the reader of its answer was gone.
     Cancelled,
-    /// It has waited for a place for too long. Nothing was begun.
+    /// The run waited too long for a place. Nothing was started.
     NoPlace,
-    /// Ion could not do its part; nothing of the run counts.
+    /// Ion itself failed; nothing of the run counts.
     Broken {
-        /// Why, in words.
+        /// The reason, in words.
         reason: String,
     },
 }
@@ -138,80 +140,81 @@ impl End {
     }
 }
 
-/// What a run has come to.
+/// The result of a run.
 pub struct Ran {
     /// How it ended.
     pub end: End,
-    /// What is left of it.
+    /// What is left of the run's processes.
     pub left: Left,
 }
 
-/// The remains of a run. Dropped, they are taken away, and what was used is replaced.
+/// The remains of a run. Dropping them ends the processes that are left, and lets the pools replace
+/// those that were used.
 pub struct Left {
     links: Vec<LinkEnd>,
     _used: Used,
 }
 
 impl Left {
-    /// What each link wrote to stderr, by its name.
+    /// Returns what each link wrote to stderr, with the link's name.
     pub fn words(&self) -> impl Iterator<Item = (&str, &Bytes)> {
         self.links.iter().map(|end| (end.link.name.as_str(), &end.stderr))
     }
 }
 
-/// Which link failed, and how.
+/// The failure of a run: which link failed, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// What people call it.
+    /// The link's name.
     pub link: String,
-    /// Its id.
+    /// The link's id.
     pub link_id: String,
-    /// Its job.
+    /// The link's job.
     pub job: JobId,
-    /// Why, in words.
+    /// The reason, in words.
     pub reason: String,
     /// Its exit status, if it exited by itself.
     pub exit_code: Option<i32>,
-    /// It ran out of time.
+    /// Whether it exceeded its timeout.
     pub timed_out: bool,
-    /// The end of what it wrote to stderr.
+    /// The last part of what it wrote to stderr.
     pub stderr: String,
 }
 
-/// A run under way. Dropped, it is cancelled.
+/// A run in progress. Dropping it cancels the run.
 #[derive(Debug)]
 pub struct Running {
     /// What the last link writes, as it comes.
     pub output: mpsc::Receiver<Bytes>,
-    /// How it ended.
+    /// Receives the run's end.
     pub ended: oneshot::Receiver<End>,
     _cancel: DropGuard,
 }
 
-/// There is no place for another run.
+/// The error of [`Chains::start`] when too many runs wait for a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("all places of chain runs are taken, and {WAITING_MAX} requests wait for one")]
 pub struct Full;
 
-/// Where processes of links are started.
+/// What is needed to start the processes of links.
 #[derive(Clone, Debug)]
 pub struct Places {
-    /// What forks them.
+    /// The server that forks them.
     pub server: Arc<ForkServer>,
-    /// What separates them.
+    /// The mode that separates them from this machine.
     pub mode: Mode,
-    /// What those of images run in.
+    /// Makes the containers of links that have an image.
     pub containers: Arc<Containers>,
-    /// What of this machine they do not see.
+    /// The paths of this machine that links must not see.
     pub covers: Arc<Covers>,
 }
 
-/// Runs chains on this machine.
+/// The runner of chains on this machine.
 #[derive(Debug)]
 pub struct Chains {
     node: Arc<Node>,
     pools: Pools,
-    /// Runs at a time.
+    /// One permit for each run of [`Self::start`] that may go on.
     places: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
     runs: TaskTracker,
@@ -220,7 +223,8 @@ pub struct Chains {
 }
 
 impl Chains {
-    /// Their processes start in these places, and each of this machine's begins with `env`.
+    /// Returns a runner whose processes start with `places`. The environment of each process of
+    /// this machine begins with `env`.
     pub fn new(node: Arc<Node>, places: Places, env: Vec<(String, String)>) -> Arc<Self> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let (processes, metrics) = (node.settings.limits.processes, Arc::<ChainMetrics>::default());
@@ -235,22 +239,22 @@ impl Chains {
         })
     }
 
-    /// Starts a chain's processes ahead.
+    /// Begins to start a chain's processes ahead of its runs.
     pub fn warm(&self, module: &Module) {
         for link in &module.links {
             self.pools.keep(module, link);
         }
     }
 
-    /// What it counts, also while it runs.
+    /// Returns the metrics of chains, which are updated while chains run.
     pub fn metrics(&self) -> Arc<ChainMetrics> {
         self.metrics.clone()
     }
 
-    /// Begins a run whose answer somebody waits for, once there is a place for it.
+    /// Begins a run, once there is a place for it, for a caller that waits for the answer.
     ///
     /// # Errors
-    /// When too many wait.
+    /// If too many runs wait for a place.
     pub fn start(self: &Arc<Self>, run: Run) -> Result<Running, Full> {
         let turn = self.waiting.clone().try_acquire_owned().map_err(|_| Full)?;
         let (live, output) = mpsc::channel(PIECES);
@@ -272,10 +276,10 @@ impl Chains {
                 }
                 Err(_) => (End::NoPlace, None),
             };
-            // Whoever asked may have gone.
+            // The caller may be gone.
             let _ = told.send(end);
-            // The answer first: taking away what is left, and starting other processes, takes the
-            // processors too.
+            // The answer goes first: removing what is left, and starting replacements, takes
+            // processor time too.
             tokio::task::yield_now().await;
         });
         Ok(Running { output, ended, _cancel: cancel })
@@ -298,7 +302,7 @@ impl Chains {
         Ran { end, left: Left { links: outcome.links, _used: used } }
     }
 
-    /// Ends what runs and all that was started ahead.
+    /// Cancels all runs and ends all processes that were started ahead.
     pub async fn close(&self) {
         self.stopping.cancel();
         self.runs.close();
@@ -321,7 +325,7 @@ mod tests {
         };
         assert_eq!(link("a", &["-v", "x"]).id(), link("b", &["-v", "x"]).id());
         assert_ne!(link("a", &["-v", "x"]).id(), link("a", &["-vx"]).id());
-        // As `printf '\0grep\0-v\0x' | md5sum` says.
+        // The digest that `printf '\0grep\0-v\0x' | md5sum` prints.
         assert_eq!(link("a", &["-v", "x"]).id(), "58ee7196942af0f5d3084f94e7c2c94c");
     }
 }

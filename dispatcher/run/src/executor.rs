@@ -1,4 +1,4 @@
-//! How a job runs: one small trait for every kind of machine.
+//! How a job runs: one small trait for every kind of machine, and its implementations.
 
 mod attempt;
 pub mod choice;
@@ -26,34 +26,34 @@ use tracing::{Span, info_span};
 
 pub use self::log::{LiveOutput, OutputWatcher};
 
-/// Why a running job is to end.
+/// The reason why a running job is asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// A person asked for it.
+    /// A person cancelled the job.
     Cancel,
-    /// The dispatcher is shut down; another attempt goes on later.
+    /// The dispatcher shuts down; another attempt follows later.
     Shutdown,
-    /// Another dispatcher has the job.
+    /// This dispatcher lost the job's lease; another dispatcher has the job.
     LostLease,
 }
 
-/// What is to run.
+/// One attempt to run.
 #[derive(Debug)]
 pub struct Start {
-    /// The job, claimed.
+    /// The job, which this dispatcher has claimed.
     pub job: JobRecord,
     /// Its module.
     pub module: Module,
     /// Its event.
     pub event: Event,
-    /// What a gathering job gathered.
+    /// The gathered events, for a job of a module with `gather`.
     pub gathered: Option<Vec<Event>>,
-    /// Told when the process runs.
+    /// The executor sends on this channel once the process runs.
     pub running: oneshot::Sender<()>,
 }
 
 impl Start {
-    /// The attempt's span: whoever has it run runs it in there, and adds the verdict with
+    /// Returns the attempt's span. The caller runs the attempt inside it, and adds the verdict with
     /// [`Ended::tell`].
     pub fn span(&self) -> Span {
         info_span!(
@@ -68,25 +68,25 @@ impl Start {
     }
 }
 
-/// How it ended.
+/// The end of an attempt.
 #[derive(Debug)]
 pub struct Ended {
-    /// How.
+    /// How the attempt ended.
     pub end: AttemptEnd,
-    /// The exit status, if it exited by itself.
+    /// The exit status, if the process exited by itself.
     pub exit_code: Option<i32>,
-    /// Why, in words; none for success.
+    /// The reason, in words; none for success.
     pub reason: Option<String>,
-    /// Its output.
+    /// Its stored output.
     pub log: Option<StoredLog>,
-    /// Events are staged and wait for the job's success to be written.
+    /// Whether events are staged; they are committed by the write that marks the job succeeded.
     pub staged: bool,
-    /// Its reads that Ion could not answer.
+    /// The attempt's reads that Ion could not answer.
     pub failed_reads: FailedReads,
 }
 
 impl Ended {
-    /// Adds the verdict to the attempt's span.
+    /// Records the verdict in the attempt's span.
     pub fn tell(&self, span: &Span) {
         span.record("ion.verdict", self.end.as_str());
         if let Some(reason) = &self.reason {
@@ -94,7 +94,7 @@ impl Ended {
         }
     }
 
-    /// It failed before it could run.
+    /// Returns the end of an attempt that failed before its process ran.
     pub fn failed(reason: impl Into<String>) -> Self {
         Self {
             end: AttemptEnd::Failed,
@@ -107,27 +107,28 @@ impl Ended {
     }
 }
 
-/// What an executor has to say of an attempt when it is done with it.
+/// What an executor returns for an attempt when its work on it is over.
 #[derive(Debug)]
 #[expect(
     clippy::large_enum_variant,
-    reason = "there is one for each attempt, and most are of the large kind"
+    reason = "there is one for each attempt, and most are of the large variant"
 )]
 pub enum Fate {
-    /// It ended.
+    /// The attempt ended.
     Ended(Ended),
-    /// It goes on without this dispatcher: whoever adopts it sees its end.
+    /// The attempt goes on without this dispatcher; the dispatcher that adopts it sees its end.
     Left,
 }
 
-/// Runs jobs.
+/// An executor of jobs.
 #[async_trait]
 pub trait Executor: Send + Sync + fmt::Debug {
-    /// Runs the attempt to its end. The module's timeout is the executor's to enforce; `stop` ends
-    /// it early. Asked again for the same attempt, by another dispatcher, it goes on with what runs
-    /// already, if this kind of executor can.
+    /// Runs the attempt to its end. The executor enforces the module's timeout; `stop` ends the
+    /// attempt early. When another dispatcher calls this again for the same attempt, the executor
+    /// adopts what already runs, if this kind of executor can.
     async fn run(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Fate;
 
-    /// The attempt's end is in the ledger: what was kept for a dispatcher to come may go.
+    /// Called once the attempt's end is in the ledger: the executor may remove what it kept for a
+    /// dispatcher that would adopt the attempt.
     async fn settled(&self, _module: &Module, _job: &JobRecord) {}
 }

@@ -1,9 +1,10 @@
-//! How a job is run.
+//! The execution of jobs.
 //!
-//! [`executor`] has one small trait for every kind of machine, and its kinds: a process of this
-//! machine in a sandbox, the same in a container, a pod of a Kubernetes cluster. [`chain`] runs
-//! programs through which bytes go from stdin to stdout. It must not know queues, the ledger's
-//! claims or HTTP requests: it is given one attempt, and says how that ended.
+//! [`executor`] has one small trait for every kind of machine, and its implementations: a process
+//! of this machine in a sandbox, the same in a container, a pod of a Kubernetes cluster. [`chain`]
+//! runs programs through which bytes pass from stdin to stdout. This crate must not know about
+//! queues, the ledger's claims or HTTP requests: it receives one attempt, and returns how that
+//! attempt ended.
 //!
 //! Begin with [`executor`].
 

@@ -1,9 +1,9 @@
-//! Flags and environment of older Ion's handler, read in this one place.
+//! The flags and the environment of older Ion's handler, all read in this module.
 //!
-//! Each flag has a variable of its name in capitals, with `_` for `.`: older Ion's own way. Where
-//! the stores are is said by `ION_BLOBS`, `ION_DOCUMENTS` and `ION_BUS`, as to the command `ion`;
-//! what is not, by the older groups of flags; what neither says, below `ION_HOME`. So a deployment
-//! moves to other stores without touching its command lines.
+//! Each flag has an environment variable of its name in capitals with `_` for `.`, as in older Ion.
+//! `ION_BLOBS`, `ION_DOCUMENTS` and `ION_BUS` name the stores, as for the command `ion`. A store
+//! that they do not name is named by the older groups of flags, and otherwise is below `ION_HOME`.
+//! So a deployment moves to other stores without a change to its command lines.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use tracing_subscriber::fmt::format::{Writer, debug_fn};
 
 use super::complain;
 
-/// Where the folder is when nobody says.
+/// The module's folder if neither a flag nor the environment names one.
 const BASE_DIR: &str = "/ion";
 
 /// Flags that hold a secret.
@@ -67,10 +67,10 @@ pub(super) struct Arguments {
     /// The event the module works on
     #[arg(long = "context.eventid", env = "CONTEXT_EVENTID", value_name = "ID")]
     event_id: Option<String>,
-    /// The correlation it belongs to; refused if the event says otherwise
+    /// The correlation of that event; refused if the event is of another correlation
     #[arg(long = "context.correlationid", env = "CONTEXT_CORRELATIONID", value_name = "ID")]
     correlation_id: Option<String>,
-    /// The event before it; the event itself says so, and it is right
+    /// The parent of that event; accepted and not used, because the event names its parent
     #[arg(long = "context.parenteventid", env = "CONTEXT_PARENTEVENTID", value_name = "ID")]
     parent_event_id: Option<String>,
     /// The module's name
@@ -82,22 +82,22 @@ pub(super) struct Arguments {
     /// Files' addresses in in/eventmeta.json: none, ion, or signed by the store
     #[arg(long, env = "ION_URLS", default_value = "ion", value_parser = FileUrls::named, value_name = "KIND")]
     urls: FileUrls,
-    /// Taken and not used: the localhost API is served beside a job of `ion up` (`api: sidecar`)
+    /// Accepted and not used: `ion up` serves the localhost API beside a job (`api: sidecar`)
     #[arg(long, env = "SHARED_SECRET", hide_env_values = true, value_name = "SECRET")]
     sharedsecret: Option<String>,
-    /// Taken and not used, as --sharedsecret
+    /// Accepted and not used, as --sharedsecret
     #[arg(long, value_name = "PORT")]
     serverport: Option<u16>,
-    /// How much is said: debug, info, warn or error
+    /// The least level of messages to log: debug, info, warn or error
     #[arg(short, long, env = "LOGLEVEL", default_value = "warn", ignore_case = true, value_enum)]
     loglevel: Level,
-    /// Where it is said [default: standard error]
+    /// The file to log to [default: standard error]
     #[arg(short = 'L', long, env = "LOGFILE", value_name = "FILE")]
     logfile: Option<PathBuf>,
-    /// Needs no store; shows what passed as files below .dev/
+    /// Development mode: needs no store, and writes contexts and events to files below .dev/
     #[arg(long, alias = "development.enabled", env = "DEVELOPMENT", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_name = "BOOL")]
     development: bool,
-    /// Where development mode keeps what it shows
+    /// The folder of development mode
     #[arg(
         long = "development.basedir",
         env = "DEVELOPMENT_BASEDIR",
@@ -114,10 +114,10 @@ pub(super) struct Arguments {
     mongo: MongoArguments,
     #[command(flatten)]
     service_bus: ServiceBusArguments,
-    /// How long a commit goes on while no store moves anything
+    /// How long a commit continues while no store makes progress
     #[arg(long, env = "ION_COMMIT_DEADLINE", default_value = "30s", value_parser = humantime::parse_duration, value_name = "TIME")]
     commit_deadline: Duration,
-    /// What a job's events may take, as to the command `ion`
+    /// A limit of a job's events, as for the command `ion`
     #[arg(
         long = "job-limit",
         env = "ION_JOB_LIMITS",
@@ -134,7 +134,7 @@ pub(super) struct Arguments {
     /// Where events and jobs are kept: sqlite:// or mongodb://
     #[arg(long, env = "ION_DOCUMENTS", hide_env_values = true, value_name = "URL")]
     documents: Option<String>,
-    /// Who is told of events: sqlite:// or amqp://
+    /// Where events are announced to modules: sqlite:// or amqp://
     #[arg(long, env = "ION_BUS", hide_env_values = true, value_name = "URL")]
     bus: Option<String>,
 }
@@ -154,7 +154,7 @@ struct AzureArguments {
         value_name = "NAME"
     )]
     account: Option<String>,
-    /// Its key; better in the environment
+    /// The key of the account; set it in the environment rather than here
     #[arg(
         id = "azureblobprovider.blobaccountkey",
         long = "azureblobprovider.blobaccountkey",
@@ -181,7 +181,7 @@ struct MongoArguments {
     /// Whether to use it [default: if any of these is given]
     #[arg(long = "mongodbdocprovider", alias = "mongodbdocprovider.enabled", env = "MONGODBDOCPROVIDER", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     mongo_enabled: Option<bool>,
-    /// The account: also its host, its user and its database
+    /// The account, which is also the name of its host, its user and its database
     #[arg(
         id = "mongodbdocprovider.name",
         long = "mongodbdocprovider.name",
@@ -189,7 +189,7 @@ struct MongoArguments {
         value_name = "NAME"
     )]
     account: Option<String>,
-    /// Its password; better in the environment
+    /// The password of the account; set it in the environment rather than here
     #[arg(
         id = "mongodbdocprovider.password",
         long = "mongodbdocprovider.password",
@@ -198,14 +198,14 @@ struct MongoArguments {
         value_name = "PASSWORD"
     )]
     password: Option<String>,
-    /// Taken and not used: events are in the collection "events" of that database
+    /// Accepted and not used: events are in the collection "events" of that database
     #[arg(
         long = "mongodbdocprovider.collection",
         env = "MONGODBDOCPROVIDER_COLLECTION",
         value_name = "NAME"
     )]
     collection: Option<String>,
-    /// Its port
+    /// The port of the account's server
     #[arg(
         long = "mongodbdocprovider.port",
         env = "MONGODBDOCPROVIDER_PORT",
@@ -215,11 +215,11 @@ struct MongoArguments {
     port: u16,
 }
 
-/// Older Ion's bus, whose protocol is not spoken any more.
+/// Older Ion's bus, whose protocol Ion does not support any more.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Azure Service Bus: ION_BUS takes its place")]
 struct ServiceBusArguments {
-    /// Whether it was used
+    /// Whether older Ion used it
     #[arg(long = "servicebuseventprovider", alias = "servicebuseventprovider.enabled", env = "SERVICEBUSEVENTPROVIDER", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     bus_enabled: Option<bool>,
     /// The namespace
@@ -254,16 +254,16 @@ struct ServiceBusArguments {
     rule: Option<String>,
 }
 
-/// What the handler does.
+/// The action of one command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Action {
     /// Fill the folder
     Prepare,
-    /// Commit what is in it
+    /// Commit what the module left in the folder
     Commit,
 }
 
-/// How much is said.
+/// The least level of messages that are logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Level {
     Debug,
@@ -295,7 +295,7 @@ pub(super) struct Settings {
     pub(super) urls: FileUrls,
     pub(super) limits: Limits,
     pub(super) deadline: Duration,
-    /// Where development mode dumps; none outside of it.
+    /// The folder to which development mode dumps; `None` in production.
     pub(super) development: Option<PathBuf>,
     pub(super) print_config: bool,
     pub(super) stores: Stores,
@@ -303,10 +303,10 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// Checks what was said, and begins to log.
+    /// Checks the arguments, and starts the log.
     ///
     /// # Errors
-    /// What is wrong and what to do about it, in words without secrets.
+    /// Returns in words, without secrets, what is wrong and what to do about it.
     pub(super) fn resolve(arguments: Arguments, matches: &ArgMatches) -> Result<Self, String> {
         log(&arguments)?;
         for secret in SECRETS.iter().filter(|name| from_command_line(matches, name)) {
@@ -320,7 +320,7 @@ impl Settings {
         let stores = Stores::choose(&arguments, development.is_some())?;
         let nothing = |path: &PathBuf| path.as_os_str().is_empty();
         let base_dir = match &arguments.basedir {
-            // Older Ion's own default, which meant its place in the container.
+            // `./` is older Ion's own default, which meant its place in the container.
             Some(path) if !nothing(path) && path.as_os_str() != "./" => path.clone(),
             _ => std::env::var_os("HANDLER_BASE_DIR")
                 .map(PathBuf::from)
@@ -348,7 +348,7 @@ impl Settings {
         })
     }
 
-    /// The settings, for people: of a secret only whether there is one.
+    /// Returns the settings for people. They show only whether a secret is set.
     pub(super) fn printable(&self) -> &Value {
         &self.printable
     }
@@ -362,7 +362,8 @@ fn log(arguments: &Arguments) -> Result<(), String> {
     let level = arguments.loglevel.as_str();
     let others = if arguments.loglevel == Level::Error { level } else { "warn" };
     let spans = ion_system::spans::TARGET;
-    // Of the libraries' own words nobody knows what they hold.
+    // Other libraries log only warnings and errors, and lapin nothing: their messages may hold
+    // anything, even a secret.
     let filter = format!("{others},lapin=off,ion={level},handler_shim={level},{spans}=off");
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
@@ -382,8 +383,8 @@ fn log(arguments: &Arguments) -> Result<(), String> {
     Ok(())
 }
 
-/// Writes the fields of a log, of which modules choose some: each in one line, and cut where it is
-/// long.
+/// Formats the fields of log messages: each field is in one line, and a long one is cut, because
+/// modules choose some of them.
 fn harmless_fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
     let field = |out: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| {
         if field.name() != "message" {
@@ -394,17 +395,17 @@ fn harmless_fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
     debug_fn(field).delimited(" ")
 }
 
-/// Which stores.
+/// The stores that the command uses.
 pub(super) struct Stores {
     urls: StoreUrls,
-    /// In place of `urls.blobs`: a key that stands in no URL.
+    /// Used in place of `urls.blobs` if set, because a URL does not hold the account's key.
     azure: Option<Azure>,
 }
 
 /// A container of Azure Blob and its key.
 #[cfg_attr(
     not(feature = "azure"),
-    expect(dead_code, reason = "some fields are for its client only")
+    expect(dead_code, reason = "only the Azure client reads some fields")
 )]
 struct Azure {
     account: String,
@@ -421,7 +422,7 @@ impl std::fmt::Debug for Stores {
 impl Stores {
     fn choose(arguments: &Arguments, development: bool) -> Result<Self, String> {
         let embedded = StoreUrls::embedded(&arguments.home);
-        // Development mode looks at no store, whatever is said of them.
+        // Development mode uses no configured store.
         if development {
             return Ok(Self { urls: embedded, azure: None });
         }
@@ -434,8 +435,8 @@ impl Stores {
             None => cosmos(&arguments.mongo)?,
         };
         if arguments.bus.is_none() && is_used(&arguments.service_bus) {
-            return Err("--servicebuseventprovider: Azure Service Bus is not spoken to any more; name a RabbitMQ with \
-                ION_BUS=amqp://HOST/VHOST, which takes the place of this group"
+            return Err("--servicebuseventprovider: Azure Service Bus is not supported any more; name a RabbitMQ with \
+                ION_BUS=amqp://HOST/VHOST, which replaces this group of flags"
                 .into());
         }
         let urls = StoreUrls {
@@ -446,10 +447,10 @@ impl Stores {
         Ok(Self { urls, azure })
     }
 
-    /// Opens them.
+    /// Opens the stores.
     ///
     /// # Errors
-    /// As [`ion_stores::open::open`].
+    /// Returns the same errors as [`ion_stores::open::open`].
     pub(super) async fn open(&self) -> Result<DataPlane, StoreError> {
         let blobs: Arc<dyn Blobs> = match &self.azure {
             #[cfg(feature = "azure")]
@@ -463,7 +464,7 @@ impl Stores {
         open_over(blobs, &self.urls).await
     }
 
-    /// Where events are, for people.
+    /// Returns where events are, for people: the URL of the documents without credentials.
     pub(super) fn documents(&self) -> String {
         without_credentials(&self.urls.documents)
     }
@@ -477,7 +478,10 @@ impl Stores {
     }
 }
 
-/// What a group needs, or the flag that is missing.
+/// Returns a value that a group of flags needs.
+///
+/// # Errors
+/// Returns in words which flag is missing.
 fn needed(group: &str, flag: &str, value: Option<&String>) -> Result<String, String> {
     let value = value.filter(|value| !value.is_empty());
     value.cloned().ok_or_else(|| format!("--{group} needs --{group}.{flag}"))
@@ -496,7 +500,8 @@ fn azure(group: &AzureArguments) -> Result<Option<Azure>, String> {
     }))
 }
 
-/// The URL of the Cosmos DB account that older Ion connected to.
+/// Returns the URL of the Cosmos DB account that older Ion connected to; `None` if the group is not
+/// used.
 fn cosmos(group: &MongoArguments) -> Result<Option<String>, String> {
     let given = group.account.is_some() || group.password.is_some() || group.collection.is_some();
     if !group.mongo_enabled.unwrap_or(given) {
@@ -507,7 +512,7 @@ fn cosmos(group: &MongoArguments) -> Result<Option<String>, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-';
     if !name.chars().all(allowed) {
         return Err(format!(
-            "--mongodbdocprovider.name {name:?}: letters, digits and '-' are allowed; another server is named with ION_DOCUMENTS=mongodb://"
+            "--mongodbdocprovider.name {name:?}: letters, digits and '-' are allowed; to use another server, set ION_DOCUMENTS=mongodb://"
         ));
     }
     let password = escaped(&needed("password", &group.password)?);
@@ -517,7 +522,7 @@ fn cosmos(group: &MongoArguments) -> Result<Option<String>, String> {
     )))
 }
 
-/// A password as it may stand in a URL.
+/// Escapes a password for a URL.
 fn escaped(password: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     let escape =
@@ -530,7 +535,7 @@ fn is_used(group: &ServiceBusArguments) -> bool {
     group.bus_enabled.unwrap_or_else(|| given.into_iter().any(Option::is_some))
 }
 
-/// What `--printconfig` shows.
+/// Returns what `--printconfig` prints.
 fn printable(arguments: &Arguments, base_dir: &std::path::Path, stores: &Stores) -> Value {
     let hidden = |secret: &Option<String>| if secret.is_some() { "***" } else { "" };
     let (azure, mongo, bus) = (&arguments.azure, &arguments.mongo, &arguments.service_bus);

@@ -1,10 +1,10 @@
-//! Requests of older kubelets, made readable.
+//! A filter that makes the requests of older kubelets valid.
 //!
-//! A request of HTTP/2 names the server in `:authority`. Kubelets before 1.26 put the path of the
-//! driver's socket there, which no authority may be, and the server's library refuses such a
-//! request before anybody sees it (kubernetes issue 108254). So what a kubelet sends passes through
-//! here first: header blocks are read and written anew with `localhost` in that place, all else is
-//! passed on as it came. What the server answers is not touched.
+//! An HTTP/2 request names the server in `:authority`. Kubelets before 1.26 put the path of the
+//! driver's socket there. A path is not a valid authority, and the server's library refuses such a
+//! request before the driver sees it (kubernetes issue 108254). So all requests of a kubelet pass
+//! through this filter first: it decodes header blocks and encodes them again with `localhost` as
+//! the authority, and passes everything else on unchanged. It does not touch the server's answers.
 
 use std::io;
 
@@ -12,32 +12,33 @@ use loona_hpack::{Decoder, Encoder};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, copy, duplex, split};
 use tokio::net::UnixStream;
 
-/// What a connection begins with.
+/// Bytes of the preface with which a connection begins.
 const PREFACE: usize = 24;
 
-/// Bytes before each frame's content: its length in three, type, flags, and stream in four.
+/// Bytes before each frame's content: three for its length, one for its type, one for its flags and
+/// four for its stream.
 const HEAD: usize = 9;
 
 /// Types of frames.
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 
-/// Flags of HEADERS: the block ends here; there is padding; there is a priority.
+/// Flags of HEADERS: the block ends in this frame; the frame has padding; the frame has a priority.
 const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
 const PRIORITY: u8 = 32;
 
-/// Bytes of a frame's content: what a server takes that has said nothing else, and ours says
-/// nothing else.
+/// The most bytes of a frame's content: the default of HTTP/2, which the driver's server does not
+/// change.
 const FRAME_MAX: usize = 16 << 10;
 
-/// Bytes of a header block. A kubelet's has some hundred.
+/// The most bytes of a header block. A kubelet's has some hundred.
 const BLOCK_MAX: usize = 64 << 10;
 
-/// Bytes under way in each direction.
+/// The most bytes that are buffered in each direction.
 const BUFFER: usize = 64 << 10;
 
-/// The same connection, as the server may read it.
+/// Returns the connection as the server may read it, with valid requests.
 pub(super) fn readable(client: UnixStream) -> DuplexStream {
     let (ours, served) = duplex(BUFFER);
     tokio::spawn(async move {
@@ -45,7 +46,7 @@ pub(super) fn readable(client: UnixStream) -> DuplexStream {
         let (mut answers, mut requests) = split(ours);
         let forth = async {
             let passed = pass(&mut from, &mut requests).await;
-            // The server sees the end, however it came.
+            // The server sees the end of the connection, also after an error.
             let _ = requests.shutdown().await;
             passed
         };
@@ -61,7 +62,7 @@ pub(super) fn readable(client: UnixStream) -> DuplexStream {
     served
 }
 
-/// Passes on what the client sends, to its end.
+/// Passes on everything that the client sends, until the client closes the connection.
 async fn pass(
     from: &mut (impl tokio::io::AsyncRead + Unpin),
     to: &mut (impl tokio::io::AsyncWrite + Unpin),
@@ -70,7 +71,7 @@ async fn pass(
     from.read_exact(&mut preface).await?;
     to.write_all(&preface).await?;
     let mut decoder = Decoder::new();
-    // Of a block that goes on in the next frame: its first frame's flags, and what came of it.
+    // A block that continues in the next frame: the flags of its first frame, and its bytes so far.
     let mut begun: Option<(u8, Vec<u8>)> = None;
     loop {
         let mut head = [0; HEAD];
@@ -115,7 +116,7 @@ async fn pass(
     }
 }
 
-/// The header block of a HEADERS frame, without what may stand around it.
+/// Returns the header block of a HEADERS frame, without the padding and the priority around it.
 fn block_of(flags: u8, content: &[u8]) -> io::Result<&[u8]> {
     let mut block = content;
     let mut padding = 0;
@@ -130,7 +131,8 @@ fn block_of(flags: u8, content: &[u8]) -> io::Result<&[u8]> {
     Ok(&block[..end])
 }
 
-/// The same headers, but for `:authority`. Nothing of the block depends on an earlier one.
+/// Encodes the headers of a block again, with `localhost` as `:authority`. The new block does not
+/// depend on an earlier block.
 fn anew(decoder: &mut Decoder<'_>, block: &[u8]) -> io::Result<Vec<u8>> {
     let headers = decoder
         .decode(block)
@@ -141,7 +143,8 @@ fn anew(decoder: &mut Decoder<'_>, block: &[u8]) -> io::Result<Vec<u8>> {
         _ => (name, value),
     });
     let headers: Vec<(Vec<u8>, Vec<u8>)> = headers.collect();
-    // A new encoder remembers nothing, and what it adds to the server's table is never referred to.
+    // A new encoder has an empty table, so it never refers to an entry that an earlier block added
+    // to the server's table.
     Ok(Encoder::new().encode(headers.iter().map(|(name, value)| (&name[..], &value[..]))))
 }
 
@@ -158,7 +161,7 @@ mod tests {
         [&length[1..], &[kind, flags, 0, 0, 0, 1], content].concat()
     }
 
-    /// The header blocks that come through, read by one decoder as a server has.
+    /// The header blocks that the filter passes on, read by one decoder, as a server reads them.
     async fn passed(frames: &[Vec<u8>]) -> io::Result<Vec<Vec<(String, String)>>> {
         let sent = [vec![b'x'; PREFACE], frames.concat()].concat();
         let mut came = Vec::new();

@@ -1,4 +1,4 @@
-//! What the kubelet calls.
+//! The services that the kubelet calls, and the publishing of volumes behind them.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -35,30 +35,31 @@ use super::volumes::{Note, State, Volume, Volumes, clear};
 use super::{CsiError, NAME, TOKEN};
 use crate::ticket::{Ended, Pod, Ticket, TicketError, TicketKey, TokenError};
 
-/// What the kubelet says of the pod, as the CSIDriver object asks for it with `podInfoOnMount`.
+/// Keys of what the kubelet says about the pod. The CSIDriver object asks for it with
+/// `podInfoOnMount`.
 const POD_NAME: &str = "csi.storage.k8s.io/pod.name";
 const POD_NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
 const POD_UID: &str = "csi.storage.k8s.io/pod.uid";
 const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 
-/// Bytes of a volume's id.
+/// The most bytes of a volume's id.
 const ID_MAX: usize = 128;
 
-/// Receipts, and rejections, in a ticket: enough for people, and less than a document may hold. A
-/// job may publish without end.
+/// The most receipts, and the most rejections, in a ticket: enough for people, and less than a
+/// document may hold. A job may publish any number of events.
 const SAID_MAX: usize = 50;
 
-/// How long a mount may take to be gone once nobody uses it.
+/// How long the driver waits for an unmounted tree to end.
 const GONE_WAIT: Duration = Duration::from_secs(10);
 
-/// How long the end of a daemon may wait for a store, well within the 30 seconds that a pod has for
-/// its own end.
+/// How long an ending daemon may wait for a store: well below the 30 seconds that its pod has to
+/// end.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
-/// How long a call may take: the kubelet gives up after two minutes, and asks again.
+/// How long a call may take. The kubelet gives up after two minutes and calls again.
 const CALL_WAIT: Duration = Duration::from_secs(100);
 
-/// The driver of one node. Clones are the same.
+/// The driver of one node. All clones share its state.
 #[derive(Clone, Debug)]
 pub(super) struct Driver {
     node: Arc<Node>,
@@ -75,8 +76,9 @@ impl Driver {
         Ok(Self { node, key, node_id, volumes: Arc::new(volumes) })
     }
 
-    /// Takes away what a daemon that died left mounted, and says so in its tickets. What cannot be
-    /// said now is said when the volume is published again or unpublished.
+    /// Unmounts what a daemon that died left mounted, and records in the tickets that the trees are
+    /// lost. A loss that cannot be recorded now is recorded when the volume is published again or
+    /// unpublished.
     pub(super) async fn take_away_what_is_lost(&self) {
         let notes = match self.volumes.noted() {
             Ok(notes) => notes,
@@ -92,12 +94,13 @@ impl Driver {
         self.say_all(notes.into_iter().map(|note| (note, None))).await;
     }
 
-    /// The daemon ends: what its pods still have ends with it, and their tickets say so. Nothing of
-    /// it can commit any more when the first ticket is written.
+    /// Ends the daemon: stops all trees that its pods still have, and records in their tickets how
+    /// they ended. All trees are stopped before the first ticket is written, so none of them can
+    /// commit after that.
     pub(super) async fn close(&self) {
         let mut ended = Vec::new();
         for place in self.volumes.all() {
-            // Of one that is being worked on its note stays.
+            // The note of a volume that is being published or unpublished is kept.
             let Some(Volume { note, state }) =
                 place.try_lock().ok().and_then(|mut held| held.take())
             else {
@@ -115,12 +118,12 @@ impl Driver {
         let said = timeout(CLOSE_WAIT, self.say_all(ended)).await;
         if said.is_err() {
             tracing::warn!(
-                "that trees are lost is not said in all tickets; the next daemon does it"
+                "not all tickets say yet how their trees ended; the next daemon records it"
             );
         }
     }
 
-    /// Unmounts what is lost, and removes what it had staged.
+    /// Unmounts a lost tree, and removes the files that it had staged.
     async fn take_away(&self, note: &Note) {
         let target = note.target.clone();
         if let Err(error) = run_blocking(move || clear(&target)).await {
@@ -129,14 +132,15 @@ impl Driver {
         remove_attempt(&self.node.settings.home, &note.job, note.attempt).await;
     }
 
-    /// Says in tickets how they ended: with this outcome, or lost. The first that cannot be written
-    /// leaves the others for later: a store that is away would be waited for again and again.
+    /// Records in tickets how their trees ended: with this outcome, or lost. Stops at the first
+    /// ticket that cannot be written and leaves the others for later: each further write would wait
+    /// for the unavailable store again.
     async fn say_all(&self, ended: impl IntoIterator<Item = (Note, Option<Outcome>)>) {
         for (note, outcome) in ended {
             if let Err(error) = self.say(&note, outcome).await {
                 return tracing::warn!(
                     error = chain(&error),
-                    "that a tree is lost is not in its ticket yet"
+                    "a ticket does not say yet how its tree ended"
                 );
             }
         }
@@ -163,7 +167,8 @@ impl Driver {
         }
     }
 
-    /// What an earlier daemon served of this volume is lost, if that is not said yet.
+    /// Records that the tree which an earlier daemon served at this volume is lost, if there is a
+    /// note of one.
     async fn say_what_is_lost(&self, volume: &str) -> Result<(), Status> {
         let Some(note) = self.volumes.noted_of(volume) else { return Ok(()) };
         self.take_away(&note).await;
@@ -204,8 +209,8 @@ impl Driver {
             .key
             .verify(token, &of_pod(context, POD_NAMESPACE)?, clock::now())
             .map_err(refused)?;
-        // Its pod may have begun there: what it wrote is gone, so it must not go on in another
-        // tree.
+        // The pod may have begun to work in the lost tree. What it wrote there is gone, so it must
+        // not continue in another tree.
         self.say_what_is_lost(&asked.volume_id).await?;
         let note = Note {
             volume: asked.volume_id,
@@ -239,7 +244,7 @@ impl Driver {
         let (tree, mounted) = match self.mount(spec, limits, &target).await {
             Ok(mounted) => mounted,
             Err(status) => {
-                // No pod has seen it: the next try begins anew.
+                // No pod has seen the tree, so the next try starts from the beginning.
                 self.take_away(&note).await;
                 self.forget(&note);
                 return Err(status);
@@ -263,7 +268,7 @@ impl Driver {
         })?;
         let at = target.to_owned();
         let made = run_blocking(move || {
-            // Whatever an earlier try left.
+            // Removes what an earlier try left.
             clear(&at)?;
             std::fs::create_dir_all(&at)
         });
@@ -290,7 +295,7 @@ impl Driver {
                 }
             }
             None if held.is_none() => self.say_what_is_lost(&asked.volume_id).await?,
-            // It is published elsewhere, and stays.
+            // The volume is published at another target, and stays there.
             None => {}
         }
         run_blocking(move || clear(&target))
@@ -298,8 +303,9 @@ impl Driver {
             .map_err(|error| internal("the target cannot be removed", &error))
     }
 
-    /// Unmounts a volume, decides upon what its pod left, and says so in the ticket. What was done
-    /// is done when it is tried again.
+    /// Unmounts a volume, commits or refuses what its pod left, and records the outcome in the
+    /// ticket. On an error it returns the volume in the state that it has reached, so that the next
+    /// try repeats no finished step.
     async fn settle(&self, volume: Volume) -> Result<(), (Volume, Status)> {
         let Volume { note, state } = volume;
         let outcome = match state {
@@ -309,7 +315,7 @@ impl Driver {
                     let status = internal("the tree cannot be unmounted", &error);
                     return Err((Volume { note, state: State::Served(tree, mounted) }, status));
                 }
-                // Somebody may still have a file open; nothing new can be.
+                // A process may still have a file open; no new file can be opened.
                 if timeout(GONE_WAIT, mounted.ended()).await.is_err() {
                     tracing::warn!(
                         ticket = note.ticket(),
@@ -330,7 +336,7 @@ impl Driver {
     }
 }
 
-/// The target of a request whose arguments can be right.
+/// Checks the volume's id and the target of a request, and returns the target.
 fn checked(volume: &str, target: &str) -> Result<PathBuf, Status> {
     if volume.is_empty() || volume.len() > ID_MAX {
         return Err(Status::invalid_argument(format!("volume_id has 1 to {ID_MAX} bytes")));
@@ -338,7 +344,9 @@ fn checked(volume: &str, target: &str) -> Result<PathBuf, Status> {
     let path = Path::new(target);
     let plain = path.components().all(|part| part != std::path::Component::ParentDir);
     if !path.is_absolute() || !plain || path.parent().is_none() {
-        return Err(Status::invalid_argument("target_path is no absolute path of a folder"));
+        return Err(Status::invalid_argument(
+            "target_path is not an absolute path of a folder without \"..\"",
+        ));
     }
     Ok(path.to_owned())
 }
@@ -351,7 +359,7 @@ fn may_be_mounted(asked: &NodePublishVolumeRequest) -> Result<(), Status> {
     match &capability.access_type {
         Some(AccessType::Mount(_)) => {}
         Some(AccessType::Block(_)) => {
-            return refuse("a job's tree is a filesystem and no block device");
+            return refuse("a job's tree is a filesystem, not a block device");
         }
         None => return refuse("volume_capability has no access_type"),
     }
@@ -368,7 +376,7 @@ fn may_be_mounted(asked: &NodePublishVolumeRequest) -> Result<(), Status> {
     Ok(())
 }
 
-/// What the kubelet says of the pod.
+/// Returns a value that the kubelet says about the pod.
 fn of_pod(context: &HashMap<String, String>, key: &str) -> Result<String, Status> {
     context.get(key).filter(|value| !value.is_empty()).cloned().ok_or_else(|| {
         Status::invalid_argument(format!(
@@ -402,7 +410,8 @@ fn internal(what: &str, error: &dyn std::error::Error) -> Status {
     Status::internal(format!("{what}: {}", chain(error)))
 }
 
-/// An answer in time; what goes on is waited for by the next try.
+/// Awaits `work` and returns its answer, or an error after [`CALL_WAIT`]. The work itself continues
+/// then, and the kubelet's next call waits for it.
 async fn in_time<T>(
     work: impl Future<Output = Result<(), Status>>,
     answer: T,
@@ -446,7 +455,7 @@ impl NodeService for Driver {
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
         let asked = request.into_inner();
         let (volume, this) = (asked.volume_id.clone(), self.clone());
-        // A task of its own: a kubelet that hangs up must not stop it half way.
+        // The work runs in its own task: a kubelet that hangs up must not stop it half way.
         let work = tokio::spawn(async move { this.publish(asked).await });
         let work = async { work.await.unwrap_or_else(|error| Err(internal("publishing", &error))) };
         let answer = in_time(work, NodePublishVolumeResponse {}).await;
@@ -488,10 +497,10 @@ impl NodeService for Driver {
     }
 }
 
-/// Tells the kubelet of the driver.
+/// The service that tells the kubelet about the driver.
 #[derive(Debug)]
 pub(super) struct Registrar {
-    /// The driver's socket, as the kubelet finds it.
+    /// The path of the driver's socket as the kubelet sees it.
     pub(super) endpoint: PathBuf,
 }
 

@@ -1,19 +1,21 @@
-//! The node's driver: pods' trees, mounted by one daemon a node over the Container Storage
-//! Interface.
+//! The CSI driver of a node: one daemon on each node mounts the trees of pods over the Container
+//! Storage Interface.
 //!
-//! A pod has an ephemeral inline volume whose attribute `token` names its attempt's
-//! [`Ticket`](crate::ticket::Ticket); the kubelet asks the driver to mount it before the pod's
-//! containers start, and to unmount it as soon as they have ended. All pods of a node share the
-//! daemon's clients, memory and cache. No pod needs a right for it, and none sees a credential.
+//! A pod has an ephemeral inline volume whose attribute `token` names the
+//! [`Ticket`](crate::ticket::Ticket) of its attempt. The kubelet asks the driver to mount the
+//! volume before the pod's containers start, and to unmount it as soon as they have ended. All pods
+//! of a node share the daemon's clients, memory and cache. A pod needs no privilege for this, and
+//! sees no credential.
 //!
 //! # What is promised
-//! - A tree is served when its publishing is answered; publishing and unpublishing may be asked
-//!   again and change nothing.
-//! - Unpublishing answers when everything the pod left was decided upon and the ticket says so; a
-//!   store that is away is waited for by being asked again.
-//! - When the daemon ends, however, the trees it served end with it: the kernel answers every call
-//!   in them at once with an error. The next daemon takes away what is left of them and says in
-//!   their tickets that they are lost.
+//! - The driver answers a publish call once it serves the tree. Publishing and unpublishing are
+//!   idempotent.
+//! - The driver answers an unpublish call once everything that the pod left is committed or
+//!   refused, and the ticket says so. If a store is unavailable, the call fails and the kubelet
+//!   calls again.
+//! - When the daemon ends, for whatever reason, the trees that it served end with it: the kernel
+//!   answers every call in them at once with an error. The next daemon unmounts what is left of
+//!   them and records in their tickets that they are lost.
 
 mod authority;
 mod driver;
@@ -43,40 +45,40 @@ use crate::ticket::TicketKey;
 /// The driver's name, in the CSIDriver object and in pods' volumes.
 pub const NAME: &str = "csi.ionfs";
 
-/// The volume's attribute that holds its token.
+/// The attribute of a volume that holds its token.
 pub const TOKEN: &str = "token";
 
-/// How long calls under way may go on when the driver is to stop: a pod has 30 seconds for its own
-/// end.
+/// How long calls in progress may take after the driver was asked to stop. The driver's own pod has
+/// 30 seconds to end.
 const CALLS_WAIT: Duration = Duration::from_secs(10);
 
-/// The messages of the protocols, as other programs speak them to the driver.
+/// The messages of the protocols that other programs speak to the driver.
 #[allow(
     missing_docs,
     clippy::all,
     clippy::unwrap_used,
-    reason = "made from proto/, where they are described"
+    reason = "generated from proto/, where the messages are described"
 )]
 pub mod api {
     /// The Container Storage Interface.
     pub mod csi {
         tonic::include_proto!("csi.v1");
     }
-    /// How a kubelet learns of a driver.
+    /// The protocol by which a kubelet finds a driver.
     pub mod registration {
         tonic::include_proto!("pluginregistration");
     }
 }
 
-/// Where a driver listens and who it is.
+/// The addresses of a driver, and the name of its node.
 #[derive(Clone, Debug)]
 pub struct CsiSettings {
-    /// The socket of the driver.
+    /// The path of the driver's socket.
     pub endpoint: PathBuf,
-    /// The socket in the kubelet's folder `plugins_registry`; none: somebody else registers the
-    /// driver.
+    /// The path of the registration socket in the kubelet's folder `plugins_registry`; `None` if
+    /// another program registers the driver.
     pub registration: Option<PathBuf>,
-    /// The driver's socket, as the kubelet finds it.
+    /// The path of the driver's socket as the kubelet sees it.
     pub kubelet_endpoint: PathBuf,
     /// This node's name.
     pub node_id: String,
@@ -85,33 +87,34 @@ pub struct CsiSettings {
 /// Why a driver cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum CsiError {
-    /// A socket.
+    /// A socket cannot be made.
     #[error("the socket {path:?} cannot be served")]
     Socket {
-        /// Where.
+        /// The socket's path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// What an earlier daemon noted.
+    /// The folder with the notes of published volumes cannot be used.
     #[error("the folder {path:?} of published volumes cannot be used")]
     Notes {
-        /// Where.
+        /// The folder's path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The protocol's server.
+    /// The server of the protocol failed.
     #[error("the driver cannot serve")]
     Server(#[from] tonic::transport::Error),
 }
 
-/// Serves the driver until `stop`; `ready` is called once it answers.
+/// Serves the driver until `stop` is cancelled. Calls `ready` once the driver's socket exists.
 ///
 /// # Errors
-/// When a socket cannot be made, or what an earlier daemon left cannot be read.
+/// Returns an error when a socket cannot be made, when the folder with the notes of an earlier
+/// daemon cannot be used, or when the server fails.
 pub async fn serve(
     node: Arc<Node>,
     key: TicketKey,
@@ -130,7 +133,7 @@ pub async fn serve(
         let Some(at) = &settings.registration else { return Ok(()) };
         let registrar = Registrar { endpoint: settings.kubelet_endpoint.clone() };
         let server = Server::builder().add_service(RegistrationServer::new(registrar));
-        // The driver's own socket is there: the kubelet calls it as soon as it has heard of it.
+        // The driver's own socket exists already: the kubelet calls it as soon as it is registered.
         Ok(server.serve_with_incoming_shutdown(listen(at)?, stop.clone().cancelled_owned()).await?)
     };
     ready();
@@ -140,7 +143,7 @@ pub async fn serve(
     };
     let (served, registered) = tokio::select! {
         ended = async { tokio::join!(services, registration) } => ended,
-        // What is still asked for is asked again of the next daemon.
+        // The kubelet repeats the unanswered calls to the next daemon.
         () = calls => (Ok(()), Ok(())),
     };
     for socket in [Some(&settings.endpoint), settings.registration.as_ref()].into_iter().flatten() {
@@ -151,7 +154,7 @@ pub async fn serve(
     registered
 }
 
-/// A socket in place of what a killed daemon left of it.
+/// Listens on a socket. Replaces the socket that a killed daemon left at the same path.
 fn listen(path: &Path) -> Result<impl Stream<Item = io::Result<DuplexStream>> + use<>, CsiError> {
     let failed = |source| CsiError::Socket { path: path.to_owned(), source };
     if let Some(folder) = path.parent() {
@@ -162,7 +165,7 @@ fn listen(path: &Path) -> Result<impl Stream<Item = io::Result<DuplexStream>> + 
         _ => {}
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
-    // Who speaks to the driver may mount and unmount anywhere.
+    // A program that can connect to the driver can mount and unmount anywhere.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
     Ok(UnixListenerStream::new(listener).map(|client| client.map(authority::readable)))
 }

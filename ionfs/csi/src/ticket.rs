@@ -1,11 +1,12 @@
-//! Tickets: what a node needs to know to mount an attempt's tree for a pod, and who may ask for it.
+//! Tickets: what a node must know to mount an attempt's tree for a pod, and the tokens that entitle
+//! a pod to it.
 //!
 //! A dispatcher writes a ticket into the document store and gives the pod a token that names it.
-//! The token is signed and expires, so nobody who can create a pod can name another job's ticket;
-//! it counts in one namespace only; and the first pod that comes with it has it, so a token that
-//! was copied opens nothing twice. No credential is in either.
+//! The token is signed and expires, so a user who can create a pod cannot name another job's
+//! ticket. The token is valid in one namespace only. The first pod that presents the token claims
+//! the ticket, so a copied token does not open the tree a second time. Neither holds a credential.
 //!
-//! The ticket also brings back what only the node knows: how the attempt's filesystem work ended.
+//! The ticket also carries back what only the node knows: how the attempt's filesystem work ended.
 
 use std::fmt;
 use std::time::Duration;
@@ -25,125 +26,129 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::Sha256;
 
-/// Bytes that a key has at least: what the hash gives.
+/// The fewest bytes of a key: the length of the hash.
 const KEY_MIN: usize = 32;
 
-/// What a token begins with; another format would have another word.
+/// The word with which a token begins. Another format would have another word.
 const FORMAT: &str = "ion1";
 
-/// Times a write is tried again when another one came first.
+/// How often a change is tried when other writes keep coming first.
 const RACES_MAX: usize = 8;
 
-/// One attempt's ticket.
+/// The ticket of one attempt.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ticket {
-    /// `<job id>-<attempt>`.
+    /// The ticket's id: `<job id>-<attempt>`.
     pub id: String,
-    /// Raised by every write.
+    /// The version, which every write raises.
     pub version: i64,
-    /// When it was written.
+    /// When the dispatcher wrote the ticket.
     #[serde(default)]
     pub offered: Millis,
-    /// Who commits, and what it may.
+    /// The job and attempt that commit, and what they may commit.
     pub origin: Origin,
-    /// The event it works on.
+    /// The event that the job works on.
     pub event_id: EventId,
     /// The events that a gathering job gathered, in order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gathered: Option<Vec<EventId>>,
-    /// What it finds in its tree of older Ion's ways.
+    /// The conventions of older Ion that its tree follows.
     pub older: Older,
-    /// What its module says that it may take.
+    /// The limits that its module sets.
     #[serde(default)]
     pub limits: SetLimits,
-    /// The pod that has come with the token.
+    /// The pod that has claimed the ticket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<Pod>,
-    /// How its filesystem work ended.
+    /// How the attempt's filesystem work ended; `None` while it has not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Ended>,
 }
 
-/// A pod that has a ticket's tree.
+/// The pod that has claimed a ticket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
-    /// The uid that no other pod ever has.
+    /// The pod's uid, which no other pod ever has.
     pub uid: String,
     /// Its name.
     pub name: String,
-    /// Where it is.
+    /// The node that it runs on.
     pub node: String,
-    /// Its volume that holds the tree: a second one would be a second tree of one attempt.
+    /// The pod's volume that holds the tree. A second volume would be a second tree of the same
+    /// attempt, so it is refused.
     pub volume: String,
 }
 
-/// How an attempt's filesystem work ended, as its node says.
+/// How an attempt's filesystem work ended, as its node recorded it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ended {
-    /// The pod has ended and everything was decided upon.
+    /// The pod has ended, and everything that it left is committed or refused.
     Outcome(Outcome),
-    /// The tree went away below the pod, and why.
+    /// The tree was lost while the pod used it; the reason, in words.
     Lost(String),
 }
 
-/// What a token names.
+/// The content of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claims {
     /// The job.
     pub job: JobId,
-    /// Its attempt.
+    /// The attempt of the job.
     pub attempt: u32,
-    /// The namespace that its pod is in.
+    /// The namespace of the attempt's pod.
     pub namespace: String,
-    /// When it has expired.
+    /// The moment from which on the token is expired.
     pub expires: Millis,
 }
 
-/// Why a token opens nothing.
+/// Why a token is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// Not of this form.
+    /// The text does not have the form of a token.
     #[error("the token is none of Ion's; only pods that a dispatcher starts have one")]
     Malformed,
-    /// Not signed with this key, or changed since.
+    /// The token is not signed with this key, or was changed after it was signed.
     #[error(
         "the token is not signed by a dispatcher of this cluster (do all have the same ION_TICKET_KEY?)"
     )]
     Forged,
-    /// Its time is over.
+    /// The token has expired.
     #[error(
         "the token has expired: the pod came too late, or the clock of its node or dispatcher is wrong"
     )]
     Expired,
-    /// It was made for pods elsewhere.
-    #[error("the token is of another namespace; it counts only where its dispatcher starts pods")]
+    /// The token was made for pods of another namespace.
+    #[error("the token is of another namespace; it is valid only where its dispatcher starts pods")]
     Elsewhere,
 }
 
-/// Why there is no tree for a pod.
+/// Why a pod cannot claim a ticket.
 #[derive(Debug, thiserror::Error)]
 pub enum TicketError {
-    /// The documents.
+    /// The document store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The attempt is over, or never was.
-    #[error("attempt {0} does not wait for a pod any more: it is over, and its pod is of no use")]
+    /// The attempt is over, or there never was such an attempt.
+    #[error(
+        "attempt {0} does not wait for a pod any more: it is over; its pod can do nothing and may be deleted"
+    )]
     Gone(String),
-    /// Another pod or volume came before.
+    /// Another pod or another volume claimed the ticket before.
     #[error("attempt {id} belongs to volume {volume:?} of pod {pod:?}; no other one has its tree")]
     Taken {
-        /// The ticket.
+        /// The ticket's id.
         id: String,
-        /// The pod that has it.
+        /// The pod that claimed the ticket.
         pod: String,
-        /// And its volume.
+        /// The volume of that pod.
         volume: String,
     },
 }
 
-/// What dispatchers sign tokens with, and nodes check them with. Both have it, nobody else.
+/// The key with which dispatchers sign tokens and nodes check them. Only dispatchers and nodes have
+/// it.
 #[derive(Clone)]
 pub struct TicketKey(Hmac<Sha256>);
 
@@ -154,22 +159,23 @@ impl fmt::Debug for TicketKey {
 }
 
 impl TicketKey {
-    /// The key of this text.
+    /// Makes a key of its text.
     ///
     /// # Errors
-    /// In words, when it is too short to be a secret.
+    /// Returns in words that the text is too short to be a secret.
     pub fn new(text: &str) -> Result<Self, String> {
         let text = text.trim();
         if text.len() < KEY_MIN {
             return Err(format!(
-                "the key of tickets has {} bytes; {KEY_MIN} or more are needed: `openssl rand -hex 32` makes such",
+                "the key of tickets has {} bytes; at least {KEY_MIN} are needed: `openssl rand -hex 32` makes one",
                 text.len()
             ));
         }
         Hmac::new_from_slice(text.as_bytes()).map(Self).map_err(|error| error.to_string())
     }
 
-    /// The token of these claims: text without a space, to be seen by whoever may see the pod.
+    /// Returns the token of these claims: text without a space. Every user who may read the pod can
+    /// read it.
     pub fn sign(&self, claims: &Claims) -> String {
         let text = said(claims);
         let signature = self.signed(&text).finalize().into_bytes();
@@ -182,15 +188,16 @@ impl TicketKey {
         mac
     }
 
-    /// What a token names, if it is good at `now` for a pod of this namespace.
+    /// Returns the content of a token, if the token is valid at `now` for a pod of `namespace`.
     ///
     /// # Errors
-    /// Why not.
+    /// Returns why the token is not valid.
     pub fn verify(&self, token: &str, namespace: &str, now: Millis) -> Result<Claims, TokenError> {
         let (text, signature) = token.trim().rsplit_once('.').ok_or(TokenError::Malformed)?;
         let claims = claims(text).ok_or(TokenError::Malformed)?;
         let signature = unhex(signature).ok_or(TokenError::Malformed)?;
-        // In a time that tells nothing of the right one.
+        // The comparison takes the same time for every wrong signature, so its time reveals nothing
+        // about the right one.
         self.signed(text).verify_slice(&signature).map_err(|_| TokenError::Forged)?;
         match claims {
             claims if claims.expires <= now => Err(TokenError::Expired),
@@ -215,7 +222,7 @@ fn claims(text: &str) -> Option<Claims> {
         namespace: namespace.to_owned(),
         expires: expires.parse().ok()?,
     };
-    // Said again it is the same text, so nothing of it was left unread.
+    // The claims written as text again must give the same text: then no part of it was left unread.
     (format == FORMAT && said(&claims) == text).then_some(claims)
 }
 
@@ -231,35 +238,35 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 }
 
 impl Ticket {
-    /// The id of an attempt's ticket.
+    /// Returns the id of an attempt's ticket.
     pub fn id(job: &JobId, attempt: u32) -> String {
         format!("{job}-{attempt}")
     }
 
-    /// Writes it, for pods to come. One that is there already, from a dispatcher that died, stays
-    /// as it is.
+    /// Writes the ticket, so that a pod can claim it. A ticket that exists already, written by a
+    /// dispatcher that died, stays as it is.
     ///
     /// # Errors
-    /// When the store does not take it.
+    /// Returns the store's error.
     pub async fn offer(&self, plane: &DataPlane) -> Result<(), StoreError> {
         match plane.documents.insert(Collection::Tickets, encode(self), None).await? {
             Inserted::New | Inserted::Existing(_) => Ok(()),
         }
     }
 
-    /// The ticket of this id.
+    /// Reads a ticket; `None` if there is no such ticket.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// Returns the store's error.
     pub async fn find(plane: &DataPlane, id: &str) -> Result<Option<Self>, StoreError> {
         plane.documents.get_as(Collection::Tickets, id).await
     }
 
-    /// Gives the tree to this pod's volume, for the first time or again.
+    /// Claims the ticket for a volume of a pod. The same volume of the same pod may claim it again.
     ///
     /// # Errors
-    /// [`TicketError::Taken`] when another one has it; [`TicketError::Gone`] when there is nothing
-    /// to give any more.
+    /// Returns [`TicketError::Taken`] when another pod or volume has claimed the ticket, and
+    /// [`TicketError::Gone`] when there is no such ticket or its attempt has ended.
     pub async fn claim(plane: &DataPlane, id: &str, pod: &Pod) -> Result<Self, TicketError> {
         let found = Self::change(plane, id, |ticket| match &ticket.pod {
             None => {
@@ -280,10 +287,11 @@ impl Ticket {
         }
     }
 
-    /// Says how it ended, unless that was said.
+    /// Records in the ticket how the attempt's filesystem work ended, unless that is recorded
+    /// already.
     ///
     /// # Errors
-    /// When the store does not take it.
+    /// Returns the store's error.
     pub async fn end(plane: &DataPlane, id: &str, ended: &Ended) -> Result<(), StoreError> {
         let said = Self::change(plane, id, |ticket| {
             let first = ticket.ended.is_none();
@@ -295,23 +303,23 @@ impl Ticket {
         said.await.map(drop)
     }
 
-    /// Removes it: nobody needs it any more.
+    /// Removes a ticket that is no longer needed.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// Returns the store's error.
     pub async fn withdraw(plane: &DataPlane, id: &str) -> Result<(), StoreError> {
         plane.documents.delete(Collection::Tickets, id, vec![]).await.map(drop)
     }
 
-    /// Removes the tickets of attempts that have ended, whose dispatchers died before they did so,
-    /// if they are older than `grace`; gives how many. For `ion gc`.
+    /// Removes tickets older than `grace` whose attempts have ended, which remain when a dispatcher
+    /// died before it removed them. Returns how many there were. `ion gc` calls it.
     ///
-    /// Tickets are read first, then the job of each. An attempt's ticket is written after the
-    /// ledger says that it starts, and one that has ended never starts again: a job that is not
-    /// active, or at another attempt, is done with that ticket.
+    /// It reads the tickets first, then the job of each. A dispatcher writes a ticket after the
+    /// ledger says that the attempt starts, and an attempt that has ended never starts again. So a
+    /// job that is not active, or is at another attempt, does not need the ticket any more.
     ///
     /// # Errors
-    /// When a store fails; what was removed until then is removed.
+    /// Returns the store's error; tickets that it removed before stay removed.
     pub async fn collect(
         plane: &DataPlane,
         grace: Duration,
@@ -336,7 +344,8 @@ impl Ticket {
         Ok(collected)
     }
 
-    /// The ticket after `change`, or as it is if that says there is nothing to write.
+    /// Applies `change` to a ticket and writes the result, unless `change` returns false. Returns
+    /// the ticket as it is afterwards; `None` if there is no such ticket.
     async fn change(
         plane: &DataPlane,
         id: &str,
@@ -356,7 +365,7 @@ impl Ticket {
         Err(StoreError::Unavailable {
             store: Collection::Tickets.as_str().to_owned(),
             what: format!("changing {id}"),
-            source: "others kept changing it first".into(),
+            source: "other processes kept changing it first".into(),
         })
     }
 }

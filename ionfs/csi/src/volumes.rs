@@ -1,5 +1,5 @@
-//! The volumes that a node's daemon has published, and a note of each on the disk: after the
-//! daemon's death the next one knows what it left.
+//! The volumes that the daemon of a node has published, and a note of each on the disk. From the
+//! notes the next daemon knows what a daemon that died has left.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,11 +18,11 @@ use uuid::Uuid;
 
 use crate::ticket::Ticket;
 
-/// Mounts on top of each other at one place that are taken away. More are nobody's doing but an
-/// attacker's.
+/// The most mounts on top of each other that are unmounted at one target. Only an attacker would
+/// stack more.
 const MOUNTS_MAX: usize = 16;
 
-/// What is noted of a volume while it is published.
+/// The note of a volume, which is kept on the disk while the volume is published.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Note {
     pub(super) volume: String,
@@ -32,7 +32,7 @@ pub(super) struct Note {
 }
 
 impl Note {
-    /// The attempt's ticket.
+    /// Returns the id of the attempt's ticket.
     pub(super) fn ticket(&self) -> String {
         Ticket::id(&self.job, self.attempt)
     }
@@ -45,29 +45,33 @@ pub(super) struct Volume {
     pub(super) state: State,
 }
 
-/// How far it is. Each state is kept until the next is reached: unpublishing may be asked again.
+/// The state of a published volume. A volume keeps its state until it reaches the next, because the
+/// kubelet may repeat an unpublish call that failed.
 #[derive(Debug)]
 pub(super) enum State {
+    /// The tree is mounted and served.
     Served(JobTree, Mounted),
-    /// Everything was decided upon; the ticket does not say so yet.
+    /// Everything that the pod left is committed or refused; the ticket does not say so yet.
     Decided(Outcome),
 }
 
-/// One place for each volume id: whoever works on a volume holds it.
+/// The place of one volume id. A call that publishes or unpublishes the volume holds its lock.
 pub(super) type Place = Arc<AsyncMutex<Option<Volume>>>;
 
-/// All of them.
+/// All volumes of a node's daemon.
 #[derive(Debug)]
 pub(super) struct Volumes {
     notes: PathBuf,
     places: Mutex<HashMap<String, Place>>,
-    /// Held while the daemon lives, however it ends.
+    /// A file lock that is held while the daemon lives. The kernel releases it however the daemon
+    /// ends.
     _lock: File,
 }
 
 impl Volumes {
-    /// Those noted below `notes`, a folder that is made if it is missing. Of one daemon only:
-    /// another one would take for lost what this one serves.
+    /// Opens the folder `notes` with the notes of published volumes, and makes it if it is missing.
+    /// Only one daemon may have it: a second one would treat the volumes that the first one serves
+    /// as lost.
     pub(super) fn new(notes: PathBuf) -> io::Result<Self> {
         std::fs::create_dir_all(&notes)?;
         let lock = File::create(notes.with_extension("lock"))?;
@@ -76,27 +80,28 @@ impl Volumes {
         Ok(Self { notes, places: Mutex::default(), _lock: lock })
     }
 
-    /// The place of this volume.
+    /// Returns the place of a volume, and makes it if there is none.
     pub(super) fn place(&self, volume: &str) -> Place {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        // Empty ones that nobody works on are of no use.
+        // Removes empty places that no call uses.
         places.retain(|_, place| {
             Arc::strong_count(place) > 1 || place.try_lock().is_ok_and(|held| held.is_some())
         });
         places.entry(volume.to_owned()).or_default().clone()
     }
 
-    /// All places there are.
+    /// Returns all places.
     pub(super) fn all(&self) -> Vec<Place> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// A volume's id may be anything; this is a name.
+    /// Returns the path of a volume's note. A volume's id may be any text, so the file's name is
+    /// derived from it.
     fn path(&self, volume: &str) -> PathBuf {
         self.notes.join(Uuid::new_v5(&Uuid::NAMESPACE_OID, volume.as_bytes()).to_string())
     }
 
-    /// Notes a volume, before it is mounted.
+    /// Writes the note of a volume. Call it before the volume is mounted.
     pub(super) fn note(&self, note: &Note) -> io::Result<()> {
         let path = self.path(&note.volume);
         let beside = path.with_extension("new");
@@ -104,7 +109,7 @@ impl Volumes {
         std::fs::rename(beside, path)
     }
 
-    /// It is not published any more.
+    /// Removes the note of a volume that is not published any more.
     pub(super) fn forget(&self, volume: &str) -> io::Result<()> {
         match std::fs::remove_file(self.path(volume)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -112,33 +117,33 @@ impl Volumes {
         }
     }
 
-    /// What an earlier daemon noted and did not forget.
+    /// Reads the notes that an earlier daemon wrote and did not remove.
     pub(super) fn noted(&self) -> io::Result<Vec<Note>> {
         let mut notes = Vec::new();
         for entry in std::fs::read_dir(&self.notes)? {
             let path = entry?.path();
             match std::fs::read(&path).map(|bytes| serde_json::from_slice(&bytes)) {
                 Ok(Ok(note)) => notes.push(note),
-                // Written half: what it would say was not mounted yet.
+                // The note was written only in part, so its volume was not mounted yet.
                 _ => drop(std::fs::remove_file(&path)),
             }
         }
         Ok(notes)
     }
 
-    /// The note of one volume.
+    /// Reads the note of one volume.
     pub(super) fn noted_of(&self, volume: &str) -> Option<Note> {
         serde_json::from_slice(&std::fs::read(self.path(volume)).ok()?).ok()
     }
 }
 
-/// Takes away whatever is mounted at `target`, and the folder. Blocks, but never on a filesystem
-/// that does not answer.
+/// Unmounts everything that is mounted at `target`, and removes the folder. Blocks, but never waits
+/// for a filesystem that does not answer.
 pub(super) fn clear(target: &Path) -> io::Result<()> {
     for _ in 0..MOUNTS_MAX {
         match unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) => {}
-            // Not mounted, or not there.
+            // Nothing is mounted there, or the target does not exist.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => break,
             Err(error) => return Err(error.into()),
         }

@@ -1,5 +1,5 @@
-//! The browsing mount: the whole plane as a tree, read-only, each directory listed when it is
-//! looked at.
+//! The browsing mount: the whole plane as a read-only tree. Each directory is listed when it is
+//! accessed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -15,10 +15,11 @@ use super::reads::ReadLog;
 use super::view::{Item, View};
 use super::{CURRENT, Tree};
 
-/// Correlations, types' events and a module's jobs shown: more cannot be looked at by people.
+/// The most events, jobs or modules that one listing reads; the listings of correlations and types
+/// come from those events. People cannot look at more.
 const SHOWN_MAX: usize = 10_000;
 
-/// The tree of a whole plane.
+/// Makes the tree of a whole plane.
 pub fn tree(daemon: Arc<Daemon>) -> Arc<Tree> {
     let part = |list: Lister| {
         let daemon = daemon.clone();
@@ -44,7 +45,7 @@ fn directory(
     Item::lazy(CURRENT, move || list(daemon.clone()))
 }
 
-/// The visible events that fit, oldest first.
+/// Returns the visible events that match, oldest first.
 async fn events(daemon: &Daemon, mut equals: Vec<(&'static str, Value)>) -> Result<Vec<Event>> {
     equals.push(("context.documentType", json!(DocumentType::EventMeta)));
     let query = Query::equal(Collection::Events, equals).order_by("created").limit(SHOWN_MAX);
@@ -58,7 +59,7 @@ async fn jobs(daemon: &Daemon, equals: Vec<(&'static str, Value)>) -> Result<Vec
     daemon.plane.documents.find_as(query).await
 }
 
-/// `correlations/`
+/// Lists `correlations/`.
 async fn correlations(daemon: Arc<Daemon>) -> Result<Items> {
     let mut ids: Vec<String> = events(&daemon, vec![])
         .await?
@@ -79,7 +80,7 @@ async fn correlations(daemon: Arc<Daemon>) -> Result<Items> {
         .collect())
 }
 
-/// `correlations/<id>/`
+/// Lists `correlations/<id>/`.
 async fn correlation(daemon: Arc<Daemon>, id: String) -> Result<Items> {
     let events = events(&daemon, vec![("context.correlationId", json!(id))]).await?;
     Ok(events
@@ -98,10 +99,11 @@ async fn correlation(daemon: Arc<Daemon>, id: String) -> Result<Items> {
         .collect())
 }
 
-/// `correlations/<id>/<n>-<type>-<id8>/`
+/// Lists `correlations/<id>/<n>-<type>-<id8>/`.
 async fn event_directory(daemon: Arc<Daemon>, event: Arc<Event>) -> Result<Items> {
     let mut items = event_items(&daemon, &event).await?;
-    // The log of the job that committed it stands with that job, under its own event.
+    // The log of the job that committed the event is shown with that job, under the job's own
+    // event.
     items.retain(|(name, _)| name != "log");
     let id = event.id.clone();
     items.push((
@@ -120,7 +122,7 @@ async fn event_directory(daemon: Arc<Daemon>, event: Arc<Event>) -> Result<Items
     Ok(items)
 }
 
-/// `jobs/<module>/`
+/// Makes `jobs/<module>/`.
 fn job_directory(daemon: Arc<Daemon>, job: JobRecord) -> Item {
     let job = Arc::new(job);
     directory(daemon, move |daemon| {
@@ -135,7 +137,7 @@ fn job_directory(daemon: Arc<Daemon>, job: JobRecord) -> Item {
     })
 }
 
-/// `modules/`
+/// Lists `modules/`.
 async fn modules(daemon: Arc<Daemon>) -> Result<Items> {
     let query = Query::equal(Collection::Modules, vec![]).limit(SHOWN_MAX);
     let modules = daemon.plane.documents.find(query).await?;
@@ -160,7 +162,7 @@ async fn modules(daemon: Arc<Daemon>) -> Result<Items> {
                     }),
                 ));
             }
-            // What failed and is to be tried again.
+            // Jobs that failed and are to be retried.
             items.push((
                 "failed".to_owned(),
                 directory(daemon.clone(), {
@@ -176,7 +178,7 @@ async fn modules(daemon: Arc<Daemon>) -> Result<Items> {
 async fn jobs_in_state(daemon: Arc<Daemon>, module: String, state: JobState) -> Result<Items> {
     let mut found = jobs(&daemon, vec![("module", json!(module)), ("state", json!(state))]).await?;
     if state == JobState::Running {
-        // Starting is a moment of running to a person who looks.
+        // To a person who looks, a job that starts is running.
         found.extend(
             jobs(&daemon, vec![("module", json!(module)), ("state", json!(JobState::Starting))])
                 .await?,
@@ -195,7 +197,7 @@ async fn failed_jobs(daemon: Arc<Daemon>, module: String) -> Result<Items> {
     links_to_jobs(&daemon, found).await
 }
 
-/// The directory names of each correlation's events, read once for each.
+/// The directory names of each correlation's events, read once for each correlation.
 #[derive(Default)]
 struct Names(HashMap<String, HashMap<String, String>>);
 
@@ -232,7 +234,7 @@ async fn links_to_jobs(daemon: &Daemon, jobs: Vec<JobRecord>) -> Result<Items> {
     Ok(items)
 }
 
-/// `types/`
+/// Lists `types/`.
 async fn types(daemon: Arc<Daemon>) -> Result<Items> {
     let mut by_type: BTreeMap<String, ()> = BTreeMap::new();
     for event in events(&daemon, vec![]).await? {

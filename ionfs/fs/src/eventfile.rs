@@ -1,49 +1,50 @@
-//! When a file in `out/events` becomes an event: the rule of DESIGN.md section 3, as a pure state.
+//! When a file in `out/events` becomes an event: the rule of DESIGN.md section 3, as a pure state
+//! machine.
 //!
-//! The kernel sends FLUSH for every close of every duplicate of a descriptor, so the rule looks at
-//! content, not at closers: a complete document commits, an incomplete one waits, and what is there
-//! when the last handle goes is final.
+//! The kernel sends FLUSH for every close of every duplicate of a descriptor. So the rule looks at
+//! the content, not at which process closes the file: a complete document commits, an incomplete
+//! one waits, and the content at the release of the last handle is final.
 
 use ion_model::event::{EventFile, Parsed};
 use ion_plane::commit::Receipt;
 
 use super::{Errno, Result};
 
-/// What is known of one event file, or of `insights.json`.
+/// The state of one event file, or of `insights.json`.
 #[derive(Debug, Default)]
 pub(crate) struct EventState {
     /// Raised by each write and truncation.
     version: u64,
-    /// The version that the last FLUSH looked at.
+    /// The version that the last decision looked at.
     seen: u64,
-    /// Something was written to it once.
+    /// Whether anything was ever written to it.
     pub(crate) wrote: bool,
-    /// What it was refused with, if nothing was written since.
+    /// The errno that it was refused with, if the content has not changed since.
     refused: Option<Errno>,
-    /// A commit of its content is under way.
+    /// Whether a commit of its content is under way.
     pub(crate) committing: bool,
-    /// It is an event; immutable from now on.
+    /// The receipt, if it is an event: it is immutable from then on.
     pub(crate) committed: Option<Receipt>,
-    /// One decision at a time for each file: two closers must not both commit.
+    /// Allows one decision at a time for the file: two closes must not both commit.
     pub(crate) deciding: std::sync::Arc<tokio::sync::Mutex<()>>,
 }
 
-/// What a close or the end asks of a file.
+/// What triggers a decision about a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asked {
-    /// FLUSH or fsync: some descriptor was closed, others may still write.
+    /// FLUSH or fsync: a descriptor was closed, and other processes may still write.
     Flush,
-    /// The last handle that could write is gone, or the file is given an event's name: the content
-    /// is final.
+    /// The last handle that could write is gone, the file was renamed to `insights.json`, or the
+    /// module has ended: the content is final.
     Final,
 }
 
-/// What to do.
+/// What to do about a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// Answer OK.
     Nothing,
-    /// Commit this.
+    /// Commit this event.
     Commit(EventFile),
     /// Refuse, with this reason: EINVAL.
     Refuse(String),
@@ -52,50 +53,52 @@ pub(crate) enum Decision {
 }
 
 impl EventState {
-    /// The content changed.
+    /// Notes that the content changed.
     pub(crate) fn changed(&mut self, by_writing: bool) {
         self.version += 1;
         self.wrote |= by_writing;
         self.refused = None;
     }
 
-    /// Whether a FLUSH has anything to look at (rule 1).
+    /// Returns whether there is anything new to decide (rule 1).
     pub(crate) fn is_news(&self, asked: Asked) -> bool {
         self.committed.is_none() && (asked == Asked::Final || self.version != self.seen)
     }
 
-    /// Whether it may not be changed: it is an event, or about to be one.
+    /// Returns whether the content may not change, because it is an event or is being committed as
+    /// one.
     pub(crate) fn is_fixed(&self) -> bool {
         self.committing || self.committed.is_some()
     }
 
-    /// Which content this is: to be asked before it is read, as a write may come while it is.
+    /// Returns the version of the content. It must be asked for before the content is read, because
+    /// a write may come during the read.
     pub(crate) fn version(&self) -> u64 {
         self.version
     }
 
-    /// The outcome of a decision was a refusal: the content of that version is not tried again.
+    /// Notes that the content of a version was refused, so that it is not tried again.
     pub(crate) fn was_refused(&mut self, version: u64, errno: Errno) {
         self.committing = false;
         self.refused = (self.version == version).then_some(errno);
     }
 
-    /// What a FLUSH without news answers: a refusal once more. The first may have gone to a child
-    /// that was forked with the file open; whoever wrote it must not take its own close for a
-    /// commit.
+    /// Returns the answer to a FLUSH without new content: the same refusal again, if there was one.
+    /// The first answer may have gone to a child that was forked with the file open, and the
+    /// process that wrote the file must not take its own close for a commit.
     pub(crate) fn without_news(&self) -> Result<()> {
         self.refused.map_or(Ok(()), Err)
     }
 
-    /// What the content of a version means (rules 1 to 4). Once it is to be committed, nobody may
-    /// change it.
+    /// Decides what the content of a version means (rules 1 to 4). Once it is to be committed, it
+    /// may not be changed.
     pub(crate) fn decide(&mut self, asked: Asked, version: u64, parsed: Parsed) -> Decision {
         if !self.is_news(asked) {
             return Decision::Nothing;
         }
         self.seen = version;
         if self.version != version {
-            // Written to while it was read: the writer's own close decides.
+            // The file was written to while it was read: the writer's own close decides.
             return Decision::Nothing;
         }
         let decision = self.meaning(asked, parsed);
@@ -105,7 +108,8 @@ impl EventState {
 
     fn meaning(&self, asked: Asked, parsed: Parsed) -> Decision {
         match (parsed, asked) {
-            // What was refused at its close stays refused; its last handle going adds nothing.
+            // Content that was refused at a close stays refused; the release of the last handle
+            // adds nothing.
             _ if self.refused.is_some() => Decision::Nothing,
             (Parsed::Complete(file), _) => Decision::Commit(file),
             (Parsed::Invalid(reason), _) => Decision::Refuse(reason),

@@ -1,9 +1,8 @@
-//! The kernel's calls, answered by a [`Tree`].
+//! Answers the kernel's FUSE requests from a [`Tree`].
 //!
-//! A kernel thread answers at once what memory or the local disk can answer, and moves everything
-//! else (the stores, a commit) into a task that carries the reply, so that no request waits behind
-//! another's network. Every such task has a deadline; the kernel's caller gets EIO when it runs
-//! out.
+//! A FUSE thread answers at once what memory or the local disk can answer. It moves everything else
+//! (the stores, a commit) into a task that carries the reply, so that no request waits for another
+//! request's network. Every such task has a deadline; when it passes, the kernel's caller gets EIO.
 
 mod first;
 mod handles;
@@ -39,18 +38,18 @@ use crate::output::{By, DOT_DOT, OpenHow, Over, SetAttr, Staged, no_attribute};
 use crate::view::{Item, Listing};
 use crate::{Errno, Ino, ListingDetail, Result, Seek, Tree, is_staged, seek_dense};
 
-/// Bytes of one write request. The kernel's default of 128 KiB costs eight times the round trips;
-/// more than 1 MiB wins nothing measurable.
+/// The most bytes of one write request. The kernel's default of 128 KiB costs eight times the round
+/// trips; more than 1 MiB gains nothing measurable.
 const WRITE_MAX: u32 = 1 << 20;
 
-/// Requests the kernel may have under way in the background (read-ahead, releases). Its default of
-/// 16 lets few slow reads block all others.
+/// The most background requests (read-ahead, releases) that the kernel may have under way. With its
+/// default of 16, a few slow reads block all others.
 const BACKGROUND_MAX: u16 = 256;
 
-/// How long a rename, a flush or a copy may take beyond the commit's own deadline.
+/// How long a request may take beyond the deadline of the commit or the read that it waits for.
 const MARGIN: Duration = Duration::from_secs(10);
 
-/// Answers the kernel for one mount.
+/// Answers the kernel's requests for one mount.
 #[derive(Debug)]
 pub(crate) struct Kernel {
     shared: Arc<Shared>,
@@ -75,8 +74,8 @@ impl Kernel {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Runs `work`, which reads of `ino`, beside the kernel threads and lets `reply` have its
-    /// outcome, EIO after `deadline`.
+    /// Runs `work`, which reads from `ino`, in a task and passes its outcome to `reply`. After
+    /// `deadline` the outcome is EIO, and the read is recorded as failed.
     fn later<T, F, L>(
         &self,
         ino: Ino,
@@ -98,8 +97,9 @@ impl Kernel {
         });
     }
 
-    /// The same for what may commit an event or wait for an upload: its deadline begins anew while
-    /// bytes move. The commit has one of its own, this one only catches what hangs.
+    /// Like [`Kernel::later`], for work that may commit an event or wait for an upload: the
+    /// deadline begins again while bytes move. The commit has a deadline of its own; this one only
+    /// catches work that hangs.
     fn patiently<T, F, L>(&self, work: F, reply: impl FnOnce(Result<T>) + Send + 'static)
     where
         T: Send + 'static,
@@ -121,7 +121,7 @@ impl Kernel {
 }
 
 impl Shared {
-    /// Awaits `work`, for a job that is ended by force not any longer.
+    /// Awaits `work`. Returns EIO when the job is ended by force.
     async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         match &self.tree.output {
             Some(output) => output.unless_stopped(work).await,
@@ -132,17 +132,17 @@ impl Shared {
 
 impl Filesystem for Kernel {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Each is asked for by itself: an older kernel that lacks one still mounts.
+        // Each capability is requested separately: an older kernel that lacks one still mounts.
         for wanted in [
             InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_PARALLEL_DIROPS,
-            // Always with attributes: left to itself the kernel asks for those of each name that
-            // `find` looks at.
+            // Always list with attributes: without this, the kernel asks separately for the
+            // attributes of each name that `find` looks at.
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-            // Without it the kernel asks for an attribute before each write, with it before a
-            // file's first one.
+            // Without this, the kernel asks for an extended attribute before each write; with it,
+            // only before a file's first write.
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ] {
             let _ = config.add_capabilities(wanted);
@@ -166,7 +166,7 @@ impl Filesystem for Kernel {
         let shared = self.shared.clone();
         let answer = move |reply: ReplyEntry, outcome: Result<crate::Found>| match outcome {
             Ok(Ok(attr)) => shared.reply_entry(reply, Ok(attr)),
-            // An entry with inode 0 lets the kernel remember that there is nothing.
+            // An entry with inode 0 lets the kernel remember that the name does not exist.
             Ok(Err(ttl)) if !ttl.is_zero() => {
                 reply.entry(&ttl, &file_attr(&nothing()), Generation(0))
             }
@@ -575,7 +575,7 @@ impl Filesystem for Kernel {
         if let Err(errno) = self.shared.may_open() {
             return reply.error(fuse_errno(errno));
         }
-        // Nothing is listed before it is read.
+        // The directory is not listed before it is read.
         let open = Open::Directory(Arc::default());
         let flags = self.shared.flags(ino, &open);
         reply.opened(self.shared.add(ino, open, None), flags);
@@ -639,7 +639,7 @@ impl Filesystem for Kernel {
                             &file_attr(&attr),
                             Generation(0),
                         );
-                        // `.` and `..` are not looked up by being listed.
+                        // A listing does not count as a lookup of `.` and `..`.
                         if !full && place > DOT_DOT {
                             given.push(attr.ino);
                         }
@@ -647,7 +647,7 @@ impl Filesystem for Kernel {
                     },
                 )
             });
-            // Before the kernel has them: it might forget them at once.
+            // Count them before the kernel receives them: it might forget them at once.
             tree.remember(&given);
             match read {
                 Ok(()) => reply.ok(),
@@ -725,7 +725,7 @@ impl Filesystem for Kernel {
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         self.shared.requests.count(RequestKind::Getxattr);
         let ino = self.shared.tree.current(ino.0);
-        // ENOSYS would switch attributes off for the whole mount.
+        // ENOSYS would switch extended attributes off for the whole mount.
         let value = if is_staged(ino) {
             self.output_at(ino).and_then(|output| output.getxattr(ino, name))
         } else {
@@ -831,7 +831,7 @@ impl Filesystem for Kernel {
             let output = tree.output()?;
             let to = self.shared.staged(fh_out)?;
             if let Some((entry, length)) = tree.blob_of(ino_in)? {
-                // Only the bytes that are the file's: a copy of a cut reference is cut too.
+                // Copy only the bytes that the file has: a copy of a cut reference is cut too.
                 let len = len.min(length.saturating_sub(offset_in));
                 return if len == 0 {
                     Ok(0)
@@ -839,7 +839,7 @@ impl Filesystem for Kernel {
                     output.refer(&to, &entry, offset_in, offset_out, len)
                 };
             }
-            // EOPNOTSUPP: the kernel reads and writes instead.
+            // On EOPNOTSUPP the kernel reads and writes instead.
             let from = self.shared.staged(fh_in).map_err(|_| Errno::OPNOTSUPP)?;
             output.copy_range(&from, offset_in, &to, offset_out, len, writer_of(req))
         })();
@@ -848,8 +848,8 @@ impl Filesystem for Kernel {
 }
 
 impl Kernel {
-    /// Answers a request for a directory's names: at once below `out/`; elsewhere when it is known
-    /// what stands there.
+    /// Answers a request for a directory's names: below `out/` at once; elsewhere in a task, once
+    /// the directory is listed.
     fn list(
         &self,
         ino: Ino,
@@ -865,7 +865,8 @@ impl Kernel {
         self.later(ino, self.read_deadline(), work, move |listing| answer(&tree, listing));
     }
 
-    /// The output side, for an operation that changes something at `ino`.
+    /// Returns the output for an operation that changes something at `ino`, or EROFS outside
+    /// `out/`.
     fn output_at(&self, ino: Ino) -> Result<&Arc<crate::output::Output>> {
         if is_staged(ino) { self.shared.tree.output() } else { Err(Errno::ROFS) }
     }

@@ -30,7 +30,7 @@ use super::{FOREVER, Tree, lineage};
 /// Why a job's tree could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// A document or list could not be read.
+    /// A document or a list of files could not be read.
     #[error("the event's files cannot be read")]
     Store(#[from] StoreError),
     /// The staging folder could not be made.
@@ -45,12 +45,12 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Whether this machine had no room for one more tree.
+    /// Returns whether this machine had no room for one more tree.
     pub fn is_no_room(&self) -> bool {
         matches!(self, Self::Staging { source, .. } if is_no_room(source))
     }
 
-    /// The same as a failed read of the job: its input could not be listed.
+    /// Returns the error as a failed read of the job, if the job's input could not be listed.
     pub fn failed_reads(&self) -> FailedReads {
         match self {
             Self::Store(error) => failed_listing(error),
@@ -59,52 +59,52 @@ impl OpenError {
     }
 }
 
-/// What a job's tree is made of.
+/// What a job's tree is made from.
 #[derive(Clone, Debug)]
 pub struct JobSpec {
-    /// Who commits.
+    /// The attempt that commits.
     pub origin: Origin,
-    /// The event it works on.
+    /// The event that the job works on.
     pub event: Event,
-    /// The gathered events of a gathering job, in order; none for others.
+    /// The gathered events of a gathering job, in order; none for other jobs.
     pub gathered: Option<Vec<Event>>,
-    /// What it finds in its tree of older Ion's ways.
+    /// Which conventions of older Ion its tree follows.
     pub older: Older,
-    /// Who may write to `out/`.
+    /// Which users may write to `out/`.
     pub writers: Writers,
 }
 
-/// What of older Ion's ways a job's tree follows; nothing unless its module asks for it.
+/// Which conventions of older Ion a job's tree follows: none unless its module asks for them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Older {
-    /// The names that the second generation's modules know.
+    /// The names of the files that hold values: modules of the second generation know further ones.
     pub names: Names,
-    /// Whether files' addresses stand among the event's values.
+    /// Whether the event's values include the addresses of its files.
     pub urls: FileUrls,
 }
 
-/// How a job's filesystem work ended.
+/// The outcome of what a job did in its tree.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Outcome {
-    /// What was committed (or staged, for on-success).
+    /// The events that were committed (or staged, for on-success).
     pub receipts: Vec<Receipt>,
-    /// What was refused and not committed since: a job with any fails.
+    /// The event files that were refused and not committed since. A job with any of them fails.
     pub rejections: Vec<Rejection>,
-    /// The limit it went over, in words, if one that fails a job.
+    /// The staging limit that the job exceeded, in words. A job that exceeds one fails.
     pub exceeded: Option<String>,
-    /// What this machine had no room for, in words: if the job failed, it was not by a fault of its
-    /// module's.
+    /// What this machine had no room for, in words. If the job failed, this was not its module's
+    /// fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_room: Option<String>,
-    /// Its reads that Ion could not answer: a job with any fails.
+    /// The job's reads that Ion could not answer. A job with any of them fails.
     #[serde(default, skip_serializing_if = "FailedReads::is_empty")]
     pub failed_reads: FailedReads,
 }
 
 impl Outcome {
-    /// The same for a document, which a store does not take in any length: no more of each than so
-    /// many, as a job may publish without end. Whether anything was committed or refused stays the
-    /// same.
+    /// Shortens each list to at most `most` entries, for a document: a store limits a document's
+    /// length, and a job may publish without end. Whether anything was committed or refused stays
+    /// the same.
     #[must_use]
     pub fn shortened(mut self, most: usize) -> Self {
         self.receipts.truncate(most);
@@ -124,7 +124,7 @@ pub struct JobTree {
 }
 
 impl JobTree {
-    /// Makes the tree of an attempt. Reads the event's list of files and nothing of their bytes.
+    /// Makes the tree of an attempt. Reads the event's list of files but none of their bytes.
     pub async fn open(
         daemon: &Arc<Daemon>,
         spec: JobSpec,
@@ -133,8 +133,8 @@ impl JobTree {
         let directory =
             job_dir(&daemon.settings.home, &spec.origin.job_id, spec.origin.attempt).join("stage");
         let staging = |source| OpenError::Staging { path: directory.clone(), source };
-        // Left by a daemon that died in this very attempt: nothing in it was committed under a name
-        // we know.
+        // A daemon that died in this very attempt may have left the folder: nothing in it was
+        // committed under a name that is known here.
         match remove_tree(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(staging(error)),
             _ => {}
@@ -170,30 +170,30 @@ impl JobTree {
         Ok(Self { tree, output, directory, reads })
     }
 
-    /// The filesystem to mount.
+    /// Returns the filesystem to mount.
     pub fn tree(&self) -> Arc<Tree> {
         self.tree.clone()
     }
 
-    /// The folder where what the module writes is staged.
+    /// Returns the folder where what the module writes is staged.
     pub fn staging(&self) -> &Path {
         &self.directory
     }
 
-    /// What the job may take.
+    /// Returns the limits on what the job may use.
     pub fn limits(&self) -> Limits {
         *self.output.limits()
     }
 
-    /// The job is ended by force: what waits for a store is answered with EIO, and nothing is
-    /// committed any more.
+    /// Ends the waits of a job that is ended by force: what waits for a store is answered with EIO,
+    /// and nothing is committed any more.
     pub fn stop(&self) {
         self.output.stop();
     }
 
-    /// The module says that it has done its work, and goes on: decides about every event file as it
-    /// is now, and gives the outcome so far. A file that somebody still has open for writing is
-    /// among the rejections, as nobody knows what it will be.
+    /// Decides every event file as it is now, and returns the outcome so far. Called when the
+    /// module reports that it has done its work and goes on running. A file that a process still
+    /// has open for writing is among the rejections, because its final content is not known.
     pub async fn settle(&self) -> Outcome {
         let still_open = self.output.settle().await;
         let mut outcome = self.outcome();
@@ -201,8 +201,8 @@ impl JobTree {
         outcome
     }
 
-    /// The module has ended and its mount is gone: decides what is left open, and gives the
-    /// outcome. The staging folder is removed.
+    /// Decides what is left, removes the staging folder and returns the outcome. Called when the
+    /// module has ended and its mount is gone.
     pub async fn finish(&self) -> Outcome {
         self.output.finish().await;
         let directory = self.directory.clone();
@@ -229,22 +229,22 @@ pub async fn remove_attempt(home: &Path, job: &JobId, attempt: u32) {
     let folder = job_dir(home, job, attempt);
     ion_system::run_blocking(move || match remove_tree(&folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(folder = %folder.display(), %error, "what a dead attempt left could not be removed");
+            tracing::warn!(folder = %folder.display(), %error, "the files of a dead attempt could not be removed");
         }
         _ => {}
     })
     .await;
 }
 
-/// Lets nobody but the daemon's user reach the staging folder, whose modes let anybody write: jobs
-/// come through their mount.
+/// Lets only the daemon's user reach the staging folder, whose modes let any user write: jobs reach
+/// it through their mount.
 fn shut_out_others(directory: &Path) -> io::Result<()> {
     let Some(above) = directory.parent() else { return Ok(()) };
     Ok(Folder::made(above)?.itself()?.set_mode(Mode::RWXU)?)
 }
 
-/// Removes a folder with all that a module left in it, also where the module took away the right
-/// to.
+/// Removes a folder with everything that a module left in it, even where the module took away the
+/// right to remove it.
 fn remove_tree(directory: &Path) -> io::Result<()> {
     let (Some(above), Some(name)) = (directory.parent(), directory.file_name()) else {
         return Ok(());
@@ -252,7 +252,7 @@ fn remove_tree(directory: &Path) -> io::Result<()> {
     Ok(Folder::open(above)?.remove_all(name)?)
 }
 
-/// `in/`
+/// Makes the entries of `in/`.
 async fn input_items(daemon: &Daemon, spec: &JobSpec) -> Result<Vec<(String, Item)>, StoreError> {
     let at = spec.event.created;
     let own = files_of(&daemon.plane, &spec.event).await?;
@@ -270,7 +270,7 @@ async fn input_items(daemon: &Daemon, spec: &JobSpec) -> Result<Vec<(String, Ite
             let of_event = files_of(plane, event).await?;
             list.push(event_json(event, &of_event));
             each.insert(n.to_string(), gathered_item(event));
-            // Each event has its folder, also one without files.
+            // Each event has its folder, even one without files.
             directories.push(n.to_string());
             meta.extend(addresses(plane, urls, &event.id, &of_event, &format!("{n}/")).await?);
             directories.extend(event.directories.iter().map(|name| format!("{n}/{name}")));
@@ -297,7 +297,7 @@ async fn input_items(daemon: &Daemon, spec: &JobSpec) -> Result<Vec<(String, Ite
     Ok(items)
 }
 
-/// A gathered event: its values, made when they are looked at.
+/// Makes the directory of a gathered event's values. Its entries are made when it is accessed.
 fn gathered_item(event: &Event) -> Item {
     let (at, data) = (event.created, event.data.clone());
     Item::lazy(FOREVER, move || {
@@ -309,7 +309,8 @@ fn gathered_item(event: &Event) -> Item {
     })
 }
 
-/// Each value as a file. One whose key cannot be a name is in `eventmeta.json` only.
+/// Makes a directory with a file for each value. A value whose key cannot be a name is only in
+/// `eventmeta.json`.
 fn values_item(values: &[KeyValue], at: Millis) -> Item {
     let can_be_name = |key: &str| {
         !key.is_empty()
@@ -322,8 +323,8 @@ fn values_item(values: &[KeyValue], at: Millis) -> Item {
     Item::fixed(values.map(|pair| (pair.key.clone(), Item::Text(pair.value.clone().into(), at))))
 }
 
-/// `events/`: the lineage is read when it is first looked at; receipts and rejections are always
-/// current.
+/// Makes `events/`. The lineage is read when the directory is first accessed; receipts, rejections
+/// and failed reads are always current.
 fn events_item(
     daemon: Arc<Daemon>,
     output: Arc<Output>,
@@ -354,7 +355,7 @@ fn events_item(
     })
 }
 
-/// A directory of JSON documents, one for each event file.
+/// Makes a directory of JSON documents, one for each record.
 fn records<T: Serialize + 'static>(
     current: impl Fn() -> BTreeMap<String, T> + Send + Sync + 'static,
     at: fn(&T) -> i64,
@@ -365,7 +366,7 @@ fn records<T: Serialize + 'static>(
             .iter()
             .map(|(name, record)| {
                 let longer = format!("{name}.json");
-                // Beside `a.json`, the record of `a` keeps its own name.
+                // If there is a record `a.json`, the record of `a` keeps its own name.
                 let own =
                     name.ends_with(".json") || longer.len() > 255 || current.contains_key(&longer);
                 let name = if own { name.clone() } else { longer };

@@ -1,8 +1,9 @@
-//! The filesystem in Ion's own types: no FUSE type, no store's name.
+//! The filesystem, in Ion's own types: its public interface names no FUSE type and no particular
+//! store.
 //!
-//! Two kinds of inodes live side by side under one root. [`view`] holds what is only read: `in/`,
-//! `events/` and the browsing mount, each directory listed when it is first looked at. [`output`]
-//! holds what a module writes: `out/`, staged on a real local directory. [`Tree`] is both together;
+//! Two kinds of inodes live under one root. [`view`] holds the read-only ones: `in/`, `events/` and
+//! the browsing mount, where each directory is listed when it is first accessed. [`output`] holds
+//! what a module writes: `out/`, staged on a real local directory. A [`Tree`] combines both;
 //! [`job`] and [`browse`] make one.
 
 pub mod browse;
@@ -26,7 +27,7 @@ pub(crate) use self::tree::ListingDetail;
 pub use self::tree::{Found, Tree};
 pub(crate) use self::walk::SMALL;
 
-/// What an operation gives, or the errno it fails with.
+/// The result of a filesystem operation, or the errno that it fails with.
 pub type Result<T> = std::result::Result<T, Errno>;
 
 /// An inode's number. 1 is the root.
@@ -35,23 +36,24 @@ pub type Ino = u64;
 /// The root directory.
 pub const ROOT: Ino = 1;
 
-/// Inode numbers from here on are staged (below `out/`); smaller ones are views.
+/// The first staged inode number. Inodes with this or a higher number are `out/` and what lies
+/// below it; lower numbers belong to the view.
 pub const STAGED: Ino = 1 << 48;
 
-/// Whether the inode is below `out/`.
+/// Returns whether the inode is `out/` or lies below it.
 pub fn is_staged(ino: Ino) -> bool {
     ino >= STAGED
 }
 
-/// How long the kernel may keep what cannot change behind its back. Nothing is gained beyond an
-/// hour.
+/// How long the kernel may cache what changes only through the kernel itself, or never. A time
+/// longer than one hour gains nothing.
 pub const FOREVER: Duration = Duration::from_secs(3600);
 
-/// How long a listing of what changes is kept. Longer shows people the past; shorter asks the store
-/// for each `ls`.
+/// How long the listing of a changing directory is cached. A longer time shows people stale
+/// entries; a shorter one asks the store for each `ls`.
 const CURRENT: Duration = Duration::from_secs(1);
 
-/// What an inode is.
+/// The kind of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A directory.
@@ -71,29 +73,31 @@ pub enum Kind {
 pub struct Attr {
     /// Its number.
     pub ino: Ino,
-    /// The number that stat() shows: of a hard link to a file of `in/`, that file's. Else its own.
+    /// The number that stat() shows: for a hard link to a file of `in/`, the number of that file;
+    /// otherwise the inode's own number.
     pub shown_ino: Ino,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Blocks of 512 bytes. Dense for what is fetched lazily, or `cp` takes it for a hole.
+    /// Blocks of 512 bytes. A lazily fetched file counts as dense, or `cp` would take it for a
+    /// hole.
     pub blocks: u64,
-    /// Last read.
+    /// Time of the last read.
     pub atime: SystemTime,
-    /// Last write.
+    /// Time of the last write.
     pub mtime: SystemTime,
-    /// Last change.
+    /// Time of the last change.
     pub ctime: SystemTime,
     /// Permission bits.
     pub perm: u16,
-    /// Hard links.
+    /// Number of hard links.
     pub nlink: u32,
     /// Owner.
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// How long this stays true.
+    /// How long these attributes stay valid.
     pub ttl: Duration,
 }
 
@@ -102,11 +106,12 @@ pub struct Attr {
 pub struct DirEntry {
     /// The name.
     pub name: std::ffi::OsString,
-    /// What is there.
+    /// The attributes of the inode.
     pub attr: Attr,
 }
 
-/// Bytes that a seek to data or to a hole finds in a file without holes.
+/// Returns the offset that a seek for data or for a hole finds in a file of `size` bytes without
+/// holes. Returns ENXIO at or beyond the end of the file.
 pub(crate) fn seek_dense(size: u64, offset: u64, whence: Seek) -> Result<u64> {
     if offset >= size {
         return Err(Errno::NXIO);
@@ -120,13 +125,13 @@ pub(crate) fn seek_dense(size: u64, offset: u64, whence: Seek) -> Result<u64> {
 /// What a seek looks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seek {
-    /// The next byte that is there.
+    /// The next data.
     Data,
     /// The next hole.
     Hole,
 }
 
-/// The errno of a system error, EIO when it has none.
+/// Returns the errno of a system error, or EIO if it has none.
 pub(crate) fn errno(error: &std::io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }

@@ -13,16 +13,17 @@ use serde_json::json;
 use super::view::{Item, Listed, files_tree};
 use super::{CURRENT, FOREVER};
 
-/// Ancestors shown. A longer chain is a loop of modules that feed each other.
+/// The most events of a lineage that are shown. A longer chain is a loop of modules that feed each
+/// other.
 const DEPTH_MAX: usize = 1000;
 
-/// `<n>-<type>-<id8>`
+/// Returns the name of an event's directory: `<n>-<type>-<id8>`.
 pub(super) fn directory_name(n: usize, event: &Event) -> String {
     format!("{n}-{}-{}", event.event_type, event.id.short())
 }
 
-/// What an event's directory holds: `event.json`, `meta.json`, `data/`, and of the job that
-/// committed it, `insights.json` and `log`.
+/// Returns the entries of an event's directory: `event.json`, `meta.json`, `data/`, and, from the
+/// job that committed the event, `insights.json` and `log`.
 pub(super) async fn event_items(daemon: &Arc<Daemon>, event: &Event) -> Listed {
     let files = files_of(&daemon.plane, event).await?;
     let mut items = vec![
@@ -40,7 +41,7 @@ pub(super) async fn event_items(daemon: &Arc<Daemon>, event: &Event) -> Listed {
     Ok(items)
 }
 
-/// `insights.json` of a job, if it kept any.
+/// Returns a job's `insights.json`, if the job kept any insights.
 pub(super) async fn insights_item(
     daemon: &Daemon,
     job: &JobId,
@@ -53,7 +54,8 @@ pub(super) async fn insights_item(
         .map(|insight| ("insights.json".into(), Item::json(&json!(insight.data), insight.created))))
 }
 
-/// `log` of one attempt: the stored blob, or the live file of an attempt that runs on this machine.
+/// Returns the `log` of one attempt: the stored blob, or the live file of an attempt that runs on
+/// this machine.
 pub(super) async fn log_item(
     daemon: &Daemon,
     job: &JobId,
@@ -70,7 +72,7 @@ pub(super) async fn log_item(
     Ok(live.exists().then(|| ("log".into(), Item::Live(live))))
 }
 
-/// The event and its ancestors, oldest first.
+/// Returns the event and its ancestors, oldest first.
 async fn ancestors(daemon: &Daemon, event: &Event) -> Result<Vec<Event>, StoreError> {
     let mut events = vec![event.clone()];
     while let Some(last) = events.last().filter(|_| events.len() < DEPTH_MAX) {
@@ -85,7 +87,7 @@ async fn ancestors(daemon: &Daemon, event: &Event) -> Result<Vec<Event>, StoreEr
     Ok(events)
 }
 
-/// `trigger` and `lineage/`.
+/// Returns `trigger` and `lineage/`.
 pub(super) async fn lineage_items(daemon: &Arc<Daemon>, event: &Event) -> Listed {
     let events = ancestors(daemon, event).await?;
     let names: Vec<String> =
@@ -102,7 +104,7 @@ pub(super) async fn lineage_items(daemon: &Arc<Daemon>, event: &Event) -> Listed
                 let (daemon, event) = (daemon.clone(), event.clone());
                 async move { event_items(&daemon, &event).await }
             };
-            // Its job may still run: its log grows, and its insights are yet to come.
+            // The job may still run: its log grows, and its insights may still come.
             let ttl = if event_of_a_job { CURRENT } else { FOREVER };
             (name, Item::lazy(ttl, list))
         })

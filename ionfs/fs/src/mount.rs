@@ -13,15 +13,15 @@ use tokio::runtime::Handle as Runtime;
 use crate::Tree;
 use crate::fuse::Kernel;
 
-/// Threads that answer one mount. Each blocks for a local disk operation at most; the rest is
-/// tasks. More win nothing on few cores and cost a buffer each.
+/// The number of threads that answer one mount. Each thread blocks only for local disk operations;
+/// the rest runs in tasks. More threads gain nothing on few cores and cost a buffer each.
 const THREADS: usize = 2;
 
-/// A tree being served.
+/// A tree that is being served.
 #[derive(Debug)]
 pub struct Mounted {
     served: tokio::task::JoinHandle<io::Result<()>>,
-    /// What unmounts what [`mount_at`] mounted, and where.
+    /// The unmounter and the directory of a mount that [`mount_at`] made.
     unmounter: Option<(fuser::SessionUnmounter, PathBuf)>,
 }
 
@@ -39,11 +39,11 @@ fn config(acl: SessionACL) -> Config {
     config
 }
 
-/// Serves a tree through a kernel device that somebody else mounted. Must be called inside a Tokio
+/// Serves a tree through a kernel device that is already mounted. Must be called inside a Tokio
 /// runtime.
 ///
 /// # Errors
-/// When the kernel does not shake hands.
+/// If the FUSE handshake with the kernel fails.
 pub async fn serve(device: OwnedFd, tree: Arc<Tree>) -> io::Result<Mounted> {
     let kernel = Kernel::new(tree, Runtime::current());
     let session = ion_system::run_blocking(move || {
@@ -56,9 +56,9 @@ pub async fn serve(device: OwnedFd, tree: Arc<Tree>) -> io::Result<Mounted> {
 /// Which users of the machine may enter a mount, where the tree's own permissions let them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Visitors {
-    /// Whoever mounts it, and nobody else, root neither.
+    /// The user who mounts it and no other, not even root.
     Owner,
-    /// All of them.
+    /// All users.
     Everybody,
 }
 
@@ -66,8 +66,8 @@ pub enum Visitors {
 /// inside a Tokio runtime.
 ///
 /// # Errors
-/// When mounting is refused: an ordinary user needs the `fusermount3` program of the package
-/// `fuse3`, and for [`Visitors::Everybody`] the line `user_allow_other` in `/etc/fuse.conf`.
+/// If mounting is refused: an ordinary user needs the `fusermount3` program of the package `fuse3`,
+/// and for [`Visitors::Everybody`] the line `user_allow_other` in `/etc/fuse.conf`.
 pub async fn mount_at(
     directory: &Path,
     tree: Arc<Tree>,
@@ -89,14 +89,15 @@ pub async fn mount_at(
     Ok(Mounted { served: run(session), unmounter: Some((unmounter, at)) })
 }
 
-/// KiB that the kernel reads ahead in one request: a block. By itself it takes an eighth, and as
-/// many more requests.
+/// KiB that the kernel reads ahead in one request: one block. By default it reads an eighth of
+/// that, and makes eight times as many requests.
 const READ_AHEAD_KIB: &str = "1024";
 
-/// Lets the kernel read further ahead in what is mounted at `directory` and served already, by its
-/// settings in `/sys/class/bdi`, which is open. Only root may; reads are as right without it.
+/// Lets the kernel read further ahead in the mount at `directory`, which must already be served.
+/// `settings` is the open folder `/sys/class/bdi`. Only root may do this; reads are just as correct
+/// without it.
 pub fn widen_read_ahead(directory: &Path, settings: impl AsFd) {
-    // Not by stat(), which would ask the filesystem.
+    // Not by stat(), which would send a request to the filesystem.
     let found = rustix::fs::statx(CWD, directory, AtFlags::STATX_DONT_SYNC, StatxFlags::empty());
     if let Ok(found) = found {
         let file = format!("{}:{}/read_ahead_kb", found.stx_dev_major, found.stx_dev_minor);
@@ -107,7 +108,8 @@ pub fn widen_read_ahead(directory: &Path, settings: impl AsFd) {
     }
 }
 
-/// The session's own thread is a blocking one: it waits for its workers until the mount is gone.
+/// Runs the session on a blocking thread, because the session waits for its workers until the mount
+/// is gone.
 fn run(session: Session<Kernel>) -> tokio::task::JoinHandle<io::Result<()>> {
     tokio::task::spawn_blocking(move || session.run())
 }
@@ -116,7 +118,7 @@ impl Mounted {
     /// Waits until the mount is gone and every request was answered.
     ///
     /// # Errors
-    /// What ended the session, if not an unmount.
+    /// The error that ended the session, if it was not an unmount.
     pub async fn ended(&mut self) -> io::Result<()> {
         match (&mut self.served).await {
             Ok(outcome) => outcome,
@@ -124,14 +126,14 @@ impl Mounted {
         }
     }
 
-    /// Unmounts and waits until every request was answered. Only for what [`mount_at`] mounted; the
-    /// mount of a job's own namespace goes with the namespace.
+    /// Unmounts and waits until every request was answered. Only for a mount that [`mount_at`]
+    /// made; the mount of a job's own namespace goes with the namespace.
     ///
-    /// Where somebody is still in there, it is taken out of the tree of files all the same: nothing
-    /// is left mounted. Those who are in there get errors once this process has ended.
+    /// If processes still use the mount, it is detached from the directory tree all the same:
+    /// nothing is left mounted. Those processes get errors once this process has ended.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// If the system refuses.
     pub async fn unmount(mut self) -> io::Result<Unmounted> {
         if let Some((mut unmounter, at)) = self.unmounter.take() {
             let in_use = ion_system::run_blocking(move || match unmounter.unmount() {
@@ -146,22 +148,23 @@ impl Mounted {
     }
 }
 
-/// What an unmounting came to.
+/// The outcome of an unmount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unmounted {
-    /// Nobody was in there.
+    /// No process used the mount.
     Whole,
-    /// Programs have files of it open, or stand in one of its folders.
+    /// Processes have files of the mount open, or one of its folders as their working directory.
     InUse,
 }
 
-/// Unmounts what a daemon that was killed left mounted at `directory`.
+/// Unmounts what a daemon that was killed left mounted at `directory`. Blocks: call it at the start
+/// of a process.
 ///
 /// # Errors
-/// When nothing is mounted there, or this user may not unmount it. Blocks; for the start of a
-/// process.
+/// If nothing is mounted there, or this user may not unmount it.
 pub fn unmount_stale(directory: &Path) -> io::Result<()> {
-    // A mount whose daemon is gone answers every call so; one that is alive is somebody's.
+    // A mount whose daemon is gone answers every call with ENOTCONN. A mount that answers belongs
+    // to a running daemon.
     match std::fs::metadata(directory) {
         Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {}
         Err(error) => return Err(error),
@@ -170,14 +173,14 @@ pub fn unmount_stale(directory: &Path) -> io::Result<()> {
     detach(directory)
 }
 
-/// Takes a mount out of the tree of files, whoever is in there.
+/// Detaches a mount from the directory tree, even while processes use it.
 #[expect(
     clippy::disallowed_methods,
-    reason = "fusermount3 is no module: it undoes what it did for an ordinary user"
+    reason = "fusermount3 is not a module: it undoes the mount that it made for an ordinary user"
 )]
 fn detach(directory: &Path) -> io::Result<()> {
     match rustix::mount::unmount(directory, rustix::mount::UnmountFlags::DETACH) {
-        // An ordinary user's mount was made by this setuid program, and only it may undo it.
+        // This setuid program made the ordinary user's mount, and only it may undo it.
         Err(rustix::io::Errno::PERM) => {
             let status =
                 Command::new("fusermount3").args(["-u", "-z", "--"]).arg(directory).status()?;

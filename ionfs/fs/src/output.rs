@@ -2,14 +2,14 @@
 //!
 //! # How it works
 //! The table of names ([`table`]) is the truth; the staging folder holds content and attributes.
-//! Writes come to the daemon, so that each change is seen and a file's blob is known to be of its
-//! last content. A file copied, linked or moved from `in/data` is a [`reference`]: a hole in the
-//! staging folder and the name of a blob, until somebody writes to it. Files upload in the
-//! background when their last writer closes them, and long ones while they are written ([`early`]);
-//! a commit waits only for what is not stored yet.
+//! All writes go through the daemon, so that it sees each change and knows whether a blob holds a
+//! file's latest content. A file that is copied, linked or moved from `in/data` is a [`reference`]:
+//! a hole in the staging folder and the name of a blob, until the module writes to it. Files upload
+//! in the background when their last writer closes them, and long ones while they are written
+//! ([`early`]); a commit waits only for what is not stored yet.
 //!
 //! # What it never does
-//! Follow a symbolic link out of `out/data` (one may point anywhere: only the module's own
+//! Follow a symbolic link out of `out/data` (a link may point anywhere: only the module's own
 //! processes go there); hold its lock across a wait; let an event file change after its commit.
 
 mod bounds;
@@ -59,38 +59,39 @@ pub(crate) use self::xattr::no_attribute;
 use super::reads::{ReadFailure, ReadLog};
 use super::{Attr, Errno, FOREVER, Ino, Kind, ROOT, Result, errno};
 
-/// Bytes of a name. The kernel asks for longer ones, the staging disk has none.
+/// The longest name, in bytes. The kernel passes on longer names, but the staging disk holds none.
 const NAME_MAX: usize = 255;
 
-/// Room that one job has for event files that are read and decided upon at a time, in units of
-/// [`READING_UNIT`] bytes: four of the largest that are allowed by default. Parsed they take more;
-/// without a bound a job of many threads takes all memory of the daemon.
+/// The memory that one job may use for event files that are read and decided at the same time, in
+/// units of [`READING_UNIT`] bytes: enough for four event files of the largest size that is allowed
+/// by default. Parsed documents take more; without a bound, a job of many threads takes all memory
+/// of the daemon.
 const READING_UNITS: usize = 16 << 10;
 const READING_UNIT: u64 = 4096;
 
-/// By which names a module knows its values.
+/// The names of the files that hold a module's values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Names {
     /// `in/eventmeta.json` and `out/insights.json`.
     #[default]
     Current,
-    /// These, and `in/meta.json` and `out/meta.json` beside them.
+    /// The current names, and also `in/meta.json` and `out/meta.json`.
     AndSecondGeneration,
 }
 
-/// Who may write to the folders that a tree begins with.
+/// Which users may write to the folders that a tree begins with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Writers {
-    /// The daemon's own user, as whom its modules run.
+    /// The user that the daemon and its modules run as.
     #[default]
     Owner,
-    /// Any user among the job's processes: in a container or a pod the module has a user of its
-    /// own, unknown here.
+    /// Any user among the job's processes: in a container or a pod the module runs as a user that
+    /// the daemon does not know.
     AnyUser,
 }
 
-/// A change of attributes; what is none stays.
+/// A change of attributes. An attribute that is none stays as it is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SetAttr {
     /// Permission bits.
@@ -101,20 +102,20 @@ pub struct SetAttr {
     pub gid: Option<u32>,
     /// Length.
     pub size: Option<u64>,
-    /// Last read; none inside: now.
+    /// Time of the last read; `Some(None)` means now.
     pub atime: Option<Option<SystemTime>>,
-    /// Last write; none inside: now.
+    /// Time of the last write; `Some(None)` means now.
     pub mtime: Option<Option<SystemTime>>,
 }
 
-/// What a rename may take the place of.
+/// What a rename may replace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Over {
     /// Nothing: the new name must be free (`RENAME_NOREPLACE`).
     Nothing,
-    /// Whatever POSIX lets it replace, but no event.
+    /// Everything that POSIX lets it replace, except an event.
     Anything,
-    /// Also an event, which the renamed file has just been found to be once more.
+    /// Also an event, because the renamed file was just found to be the same event.
     SameEvent,
 }
 
@@ -124,45 +125,46 @@ pub struct Output {
     daemon: Arc<Daemon>,
     committer: Committer,
     limits: Limits,
-    /// Ended: what waits for a store or an upload waits no longer.
+    /// Cancelled when the job ends: everything that waits for a store or an upload then stops
+    /// waiting.
     stopped: CancellationToken,
-    /// The first limit of what it may stage that the job went over.
+    /// The first staging limit that the job exceeded.
     exceeded: OnceLock<Exceeded>,
-    /// The first thing that the disk had no room for.
+    /// The errno of the first operation for which the disk had no room.
     no_room: OnceLock<Errno>,
     folders: OpenFolders,
     table: Mutex<Table>,
-    /// Rung whenever a writer's handle is gone.
+    /// Notified whenever a handle is released.
     released: Notify,
-    /// Files whose last writer is gone, and what is left to do about them.
+    /// Files whose last writer is gone, and the work that is left to do for them.
     closed: Closed,
     blobs_made: AtomicU64,
-    /// Bytes that uploads have moved: what waits for them may wait while it grows.
+    /// Bytes that uploads have moved. A request that waits for uploads may wait while this grows.
     moved: Arc<AtomicU64>,
     receipts: Mutex<BTreeMap<String, Receipt>>,
     rejections: Mutex<BTreeMap<String, Rejection>>,
-    /// Files as events named them, for whoever reads them next on this node.
+    /// Files as events named them, for their next reader on this node.
     named: Mutex<Vec<(Ino, FileEntry)>>,
     own_blobs: Arc<OwnBlobs>,
-    /// Room to read event files in.
+    /// Permits for the memory that event files are read into ([`READING_UNITS`]).
     reading: Semaphore,
     runtime: tokio::runtime::Handle,
     reads: ReadLog,
 }
 
 impl Output {
-    /// The attempt's span.
+    /// Returns the attempt's span.
     pub(crate) fn span(&self) -> &tracing::Span {
         self.committer.span()
     }
 
-    /// Bytes that uploads have moved.
+    /// Returns the bytes that uploads have moved.
     pub(crate) fn bytes_moved(&self) -> u64 {
         self.moved.load(Ordering::Relaxed)
     }
 
-    /// An empty tree staged at `directory`, which must not exist yet. Must be called inside a Tokio
-    /// runtime.
+    /// Makes an empty tree that is staged at `directory`, which must not exist yet. Must be called
+    /// inside a Tokio runtime.
     pub(super) fn new(
         daemon: Arc<Daemon>,
         committer: Committer,
@@ -222,7 +224,7 @@ impl Output {
 
     // ---- names and attributes ----
 
-    /// What stands under a name; none: nothing.
+    /// Looks up a name. Returns none if it does not exist.
     pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Option<Attr>> {
         if name.len() > NAME_MAX {
             return Err(Errno::NAMETOOLONG);
@@ -231,13 +233,13 @@ impl Output {
         table.child(parent, name)?.map(|ino| self.attr(&table, ino)).transpose()
     }
 
-    /// An inode's attributes.
+    /// Returns an inode's attributes.
     pub fn getattr(&self, ino: Ino) -> Result<Attr> {
         self.attr(&self.lock(), ino)
     }
 
-    /// Gives the names of a directory behind a place of its listing to `take`, each with its own
-    /// place and what it names, until `take` has enough.
+    /// Passes the names of a directory behind position `place` of its listing to `take`, each with
+    /// its own position, inode and kind, until `take` returns true.
     pub fn names_behind(
         &self,
         ino: Ino,
@@ -255,8 +257,8 @@ impl Output {
         Ok(())
     }
 
-    /// The same with the attributes of this moment. A name whose inode cannot be looked at any more
-    /// is left out.
+    /// Like [`Output::names_behind`], but passes the current attributes. Leaves out a name whose
+    /// inode is gone.
     pub fn entries_behind(
         &self,
         ino: Ino,
@@ -274,7 +276,7 @@ impl Output {
         Ok(())
     }
 
-    /// The parent of a directory.
+    /// Returns the parent of a directory.
     pub fn parent(&self, ino: Ino) -> Ino {
         if ino == OUT {
             return ROOT;
@@ -282,12 +284,13 @@ impl Output {
         self.lock().place(ino).map_or(OUT, |(parent, _)| parent)
     }
 
-    /// A read of bytes that a file refers to failed; gives what the module gets.
+    /// Records a failed read of bytes that a file refers to. Returns the errno that the module
+    /// receives.
     fn read_failed(&self, ino: Ino, failure: &ReadFailure) -> Errno {
         self.reads.note(&self.shown_path(ino), failure)
     }
 
-    /// Where an inode stands, seen from `ION_DIR`.
+    /// Returns the path of an inode as seen from `ION_DIR`.
     pub(super) fn shown_path(&self, ino: Ino) -> String {
         match self.lock().path(ino) {
             Some(path) => format!("out/{}", path.display()),
@@ -300,7 +303,8 @@ impl Output {
         Ok(attr_of(ino, table.node(ino)?, &stat))
     }
 
-    /// Changes attributes; a new length through the handle that asks for it, if one does.
+    /// Changes attributes. A new length is set through `through`, the handle that the request
+    /// names, if it names one.
     pub fn setattr(
         &self,
         ino: Ino,
@@ -349,7 +353,7 @@ impl Output {
             }
         };
         give_up_rights(backing, by)?;
-        // A blob takes no room here.
+        // Bytes that are a blob's take no room on the staging disk.
         let takes = table
             .file(ino)?
             .reference
@@ -370,12 +374,12 @@ impl Output {
         Ok(())
     }
 
-    /// Where a symbolic link points.
+    /// Returns the target of a symbolic link.
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
         self.pin(&self.lock(), ino)?.link_target()
     }
 
-    /// A hard link inside `out/data`.
+    /// Makes a hard link inside `out/data`.
     pub fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
         let mut table = self.lock();
         let kind = match &table.node(ino)?.body {
@@ -408,22 +412,23 @@ impl Output {
         Ok(())
     }
 
-    /// Removes what was stored of files that are gone. Of what is still being stored its own end
-    /// will; its space is freed now, as a module that removed a file counts on that. What the
-    /// upload reads then is named by no event.
+    /// Removes the blobs of files that are gone. An upload that is still running removes its own
+    /// blob when it ends. The file's local space is freed now, because a module that removed a file
+    /// counts on that space; what the upload reads after that is named by no event.
     fn discard_orphans(&self, table: &mut Table) {
         for Orphan { stored, known } in table.take_orphans() {
             match (stored.get(), known) {
                 (Some(entry), _) => self.own_blobs.discard(&entry.key),
-                // Refused, the space comes back with the end of the upload.
+                // If the truncation is refused, the space is freed when the upload ends.
                 (None, Some(content)) => drop(content.open(OFlags::WRONLY | OFlags::TRUNC)),
                 (None, None) => {}
             }
         }
     }
 
-    /// What will be left of an inode whose last name is about to go: of an open file its content,
-    /// of others that the kernel knows their attributes.
+    /// Returns what must be kept of an inode whose last name is about to be removed: the content of
+    /// an open file; for another inode that the kernel knows, its content (a file, while there is
+    /// room) or its attributes.
     fn remains(&self, table: &Table, ino: Ino) -> Result<Option<Remains>> {
         let node = table.node(ino)?;
         if node.links.len() > 1 {
@@ -443,14 +448,14 @@ impl Output {
         })
     }
 
-    /// The kernel was given this inode once more.
+    /// Increments the kernel's lookup count of this inode.
     pub(super) fn remember(&self, ino: Ino) {
         if let Ok(node) = self.lock().node_mut(ino) {
             node.known += 1;
         }
     }
 
-    /// The kernel forgets so many times that it was given this inode.
+    /// Lowers the kernel's lookup count of this inode by `times`.
     pub(super) fn forget(&self, ino: Ino, times: u64) {
         let mut table = self.lock();
         if let Ok(node) = table.node_mut(ino) {
@@ -473,7 +478,7 @@ impl Output {
         table.unlink(parent, name, remains)
     }
 
-    /// Renames inside `out/`, with nothing to commit.
+    /// Renames inside `out/` without committing anything.
     fn rename_plain(
         &self,
         parent: Ino,
@@ -495,7 +500,7 @@ impl Output {
         if kind == Kind::Directory && table.is_below(newparent, ino) {
             return Err(Errno::INVAL);
         }
-        // What lies below it goes with it.
+        // What lies below a directory moves with it and must fit the longest path too.
         self.may_reach(&table.path_in(newparent, newname)?, || table.reach(ino))?;
         let target = table.child(newparent, newname)?;
         if target.is_some() && over == Over::Nothing {
@@ -519,7 +524,7 @@ impl Output {
             table.unlink(newparent, newname, remains)?;
             self.discard_orphans(&mut table);
         }
-        // Linked before unlinked: a file without a name and without a handle would be forgotten.
+        // Link before unlinking: the table would drop a file that has neither a name nor a handle.
         table.link(ino, newparent, newname)?;
         table.unlink(parent, name, None)?;
         if (newparent == EVENTS || table.is_insights(newparent, newname))
@@ -530,13 +535,13 @@ impl Output {
         Ok(())
     }
 
-    /// The space of the staging disk.
+    /// Returns the space of the staging disk.
     pub fn statfs(&self) -> Result<StatVfs> {
         self.folders.root().space()
     }
 }
 
-/// No change of a content that is an event, or about to be one.
+/// Refuses to change content that is an event or is being committed as one (EROFS).
 fn forbid_change(file: &FileNode) -> Result<()> {
     match &file.event {
         Some(event) if event.is_fixed() => Err(Errno::ROFS),
@@ -544,7 +549,8 @@ fn forbid_change(file: &FileNode) -> Result<()> {
     }
 }
 
-/// No other name for an event. One that is about to be one is given its name by its own commit.
+/// Refuses another name for an event (EROFS). A file that is being committed may still be renamed:
+/// its own commit gives it its name.
 fn forbid_move(file: &FileNode) -> Result<()> {
     match &file.event {
         Some(event) if event.committed.is_some() => Err(Errno::ROFS),
@@ -588,7 +594,7 @@ fn attr_of(ino: Ino, node: &Node, stat: &Stat) -> Attr {
         nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
         uid: stat.st_uid,
         gid: stat.st_gid,
-        // The number it shows goes with its first change, of which nobody tells the kernel.
+        // The file stops showing that number at its first change, and nothing notifies the kernel.
         ttl: if linked_to.is_some() { Duration::ZERO } else { FOREVER },
     }
 }

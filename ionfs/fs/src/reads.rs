@@ -2,11 +2,11 @@
 //!
 //! A module that ignores EIO would go on with an input that was cut off, and its result would look
 //! like any other. So each read that got EIO because a blob was missing or damaged, or a store did
-//! not answer, is recorded here with its file, its blob and its cause. The job's outcome takes the
-//! list along.
+//! not answer, is recorded here with its file, its blob and its cause. The job's outcome includes
+//! the list.
 //!
-//! A read that the kernel tried again with success stays recorded: nobody knows what the module
-//! made of the first answer.
+//! A read that the kernel retried with success stays recorded: what the module did with the first
+//! answer is not known.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,14 +18,15 @@ use ion_stores::StoreError;
 
 use super::Errno;
 
-/// Files whose failed reads are recorded one by one; the others are counted. More fill the job's
-/// document without telling more; fewer hide that several causes came together.
+/// The most failed reads that are recorded one by one; further ones are only counted. More would
+/// fill the job's document without telling more; fewer would hide that several causes came
+/// together.
 const RECORDED_MAX: usize = 100;
 
-/// Bytes of a path or of a reason that are recorded.
+/// The most bytes of a path or of a reason that are recorded.
 const TEXT_MAX: usize = 1000;
 
-/// Why a read could not be answered. Which file it was of, the caller knows.
+/// Why a read could not be answered. The caller knows which file it was of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ReadFailure {
     blob: Option<String>,
@@ -34,7 +35,7 @@ pub(crate) struct ReadFailure {
 }
 
 impl ReadFailure {
-    /// The bytes of a blob could not be had.
+    /// Makes the failure of a read of a blob.
     pub(crate) fn of_blob(error: &CacheError) -> Self {
         let (key, cause) = match error {
             CacheError::Store { key, source } => (key, cause_of(source)),
@@ -52,7 +53,7 @@ impl ReadFailure {
         Self { blob: Some(key.clone()), cause, reason: chain(error) }
     }
 
-    /// A document, or a list of files, could not be had.
+    /// Makes the failure of a read of a document or of a list of files.
     pub(crate) fn of_store(error: &StoreError) -> Self {
         let blob = match error {
             StoreError::NoSuchBlob(key) | StoreError::DamagedBlob(key) => Some(key.clone()),
@@ -61,7 +62,7 @@ impl ReadFailure {
         Self { blob, cause: cause_of(error), reason: chain(error) }
     }
 
-    /// Nothing came within the daemon's deadline.
+    /// Makes the failure of a read that was not answered within the daemon's deadline.
     pub(crate) fn unanswered(blob: Option<&str>) -> Self {
         let reason = "the store did not answer in time".to_owned();
         Self { blob: blob.map(str::to_owned), cause: ReadFailureCause::StoreUnavailable, reason }
@@ -87,12 +88,12 @@ fn cause_of(error: &StoreError) -> ReadFailureCause {
     }
 }
 
-/// The one read of a file of an event that failed because of its blob.
+/// Returns one failed read: of a file of an event, because of its blob.
 pub fn failed_read_of_blob(name: &str, error: &CacheError) -> FailedReads {
     failed_read(&format!("in/data/{name}"), &ReadFailure::of_blob(error))
 }
 
-/// The one read that failed because the event's files could not be listed.
+/// Returns one failed read: the event's files could not be listed.
 pub(crate) fn failed_listing(error: &StoreError) -> FailedReads {
     failed_read("in/data", &ReadFailure::of_store(error))
 }
@@ -103,13 +104,13 @@ fn failed_read(path: &str, failure: &ReadFailure) -> FailedReads {
     log.so_far()
 }
 
-/// The failed reads of one tree, shared by all that read for it.
+/// The failed reads of one tree, shared by everything that reads for it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ReadLog(Arc<Mutex<FailedReads>>);
 
 impl ReadLog {
-    /// Records a failed read of the file or folder at `path`, seen from `ION_DIR`; gives what the
-    /// module gets.
+    /// Records a failed read of the file or folder at `path`, as seen from `ION_DIR`. Returns the
+    /// errno that the module receives.
     pub(crate) fn note(&self, path: &str, failure: &ReadFailure) -> Errno {
         let (path, reason) = (cut(path), cut(&failure.reason));
         let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -135,7 +136,7 @@ impl ReadLog {
         Errno::IO
     }
 
-    /// What has failed so far.
+    /// Returns the reads that have failed so far.
     pub(crate) fn so_far(&self) -> FailedReads {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

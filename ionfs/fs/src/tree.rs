@@ -1,4 +1,4 @@
-//! Views and output under one root.
+//! The view and the output of one mount, under one root.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -16,10 +16,10 @@ use super::view::{Item, Listing, View};
 use super::walk::Walks;
 use super::{Attr, Errno, FOREVER, Ino, Kind, ROOT, Result, is_staged};
 
-/// The name of what is moved over something else, for a moment.
+/// The temporary name of a file that is being moved over another file.
 const BESIDE: &str = ".ion-moved-here";
 
-/// One mounted tree: what is read, and, for a job, what it writes.
+/// One mounted tree: the view that is read and, for a job, the output that it writes.
 #[derive(Debug)]
 pub struct Tree {
     pub(crate) daemon: Arc<Daemon>,
@@ -29,21 +29,21 @@ pub struct Tree {
     reads: ReadLog,
 }
 
-/// What a listing is to tell of each name.
+/// What a listing reports of each name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ListingDetail {
-    /// What it names.
+    /// Its inode and kind.
     Names,
-    /// Its attributes of this moment, too.
+    /// Its current attributes as well.
     Attributes,
 }
 
-/// What a listing tells of a name.
+/// What a listing reports of one name.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Listed {
     pub(crate) ino: Ino,
     pub(crate) kind: Kind,
-    /// None unless wanted.
+    /// The attributes; may be none if only names were requested.
     pub(crate) attr: Option<Attr>,
 }
 
@@ -53,11 +53,12 @@ impl Listed {
     }
 }
 
-/// What a name stands for: an inode, or nothing for so long.
+/// The outcome of a lookup: the inode's attributes, or how long the kernel may remember that the
+/// name does not exist.
 pub type Found = std::result::Result<Attr, Duration>;
 
 impl Tree {
-    /// A tree of what is read, and, for a job, of what it writes.
+    /// Makes a tree of a view and, for a job, of its output.
     pub(super) fn new(
         daemon: Arc<Daemon>,
         view: View,
@@ -67,7 +68,7 @@ impl Tree {
         Arc::new(Self { daemon, view, output, walks: Mutex::default(), reads })
     }
 
-    /// A read of an inode failed; gives what the module gets.
+    /// Records that a read of an inode failed. Returns the errno that the module receives.
     pub(crate) fn read_failed(&self, ino: Ino, failure: &ReadFailure) -> Errno {
         let path = match &self.output {
             Some(output) if is_staged(ino) => output.shown_path(ino),
@@ -76,26 +77,25 @@ impl Tree {
         self.reads.note(&path, failure)
     }
 
-    /// Nothing came of a read of an inode in time: EIO.
+    /// Records that a read of an inode was not answered within its deadline. Returns EIO.
     pub(crate) fn read_unanswered(&self, ino: Ino) -> Errno {
         self.read_failed(ino, &ReadFailure::unanswered(None))
     }
 
-    /// The output side; EROFS where there is none.
+    /// Returns the output, or EROFS if the tree has none.
     pub(crate) fn output(&self) -> Result<&Arc<Output>> {
         self.output.as_ref().ok_or(Errno::ROFS)
     }
 
-    /// What an inode number means now.
+    /// Returns the inode that the kernel means by this number now.
     pub(crate) fn current(&self, ino: Ino) -> Ino {
         if is_staged(ino) { ino } else { self.view.current(ino) }
     }
 
-    /// What stands under a name.
+    /// Looks up a name.
     pub(crate) async fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Found> {
         if is_staged(parent) {
-            // Nothing, and not to be remembered: the kernel sees each name made here, but not what
-            // `sed` means.
+            // Zero: the kernel must not remember that the name does not exist.
             return Ok(self.output()?.lookup(parent, name)?.ok_or(Duration::ZERO));
         }
         if let (ROOT, Some("out"), Some(output)) = (parent, name.to_str(), &self.output) {
@@ -107,25 +107,25 @@ impl Tree {
         }
     }
 
-    /// An inode's attributes.
+    /// Returns an inode's attributes.
     pub(crate) fn getattr(&self, ino: Ino) -> Result<Attr> {
         if is_staged(ino) {
             return self.output()?.getattr(ino).map(|attr| self.as_known(attr));
         }
         let mut attr = self.view.getattr(ino)?;
-        // The view does not know of `out/`.
+        // The view's own link count does not include `out/`.
         attr.nlink += u32::from(ino == ROOT && self.output.is_some());
         Ok(attr)
     }
 
-    /// The kernel is given these inodes in a listing.
+    /// Increments the kernel's lookup count of these inodes, which it receives in a listing.
     pub(crate) fn remember(&self, inodes: &[Ino]) {
         for ino in inodes {
             if is_staged(*ino) { self.remember_staged(*ino) } else { self.view.remember(*ino) }
         }
     }
 
-    /// The attributes of a staged inode under the number by which the kernel knows it.
+    /// Returns the attributes of a staged inode under the number by which the kernel knows it.
     pub(crate) fn as_known(&self, attr: Attr) -> Attr {
         match self.view.known_as(attr.ino) {
             Some(ino) if attr.shown_ino == attr.ino => Attr { ino, shown_ino: ino, ..attr },
@@ -134,18 +134,18 @@ impl Tree {
         }
     }
 
-    /// The kernel is given this inode that stands below `out/`; of views a lookup itself keeps
-    /// count.
+    /// Increments the kernel's lookup count of an inode below `out/`. For the inodes of a view, the
+    /// lookup itself does that.
     pub(crate) fn remember_staged(&self, ino: Ino) {
         match &self.output {
             Some(output) if is_staged(ino) => output.remember(ino),
-            // It was moved here, and the kernel knows it by its old number.
+            // It was moved to `out/`, and the kernel knows it by its old number.
             Some(_) if is_staged(self.view.current(ino)) => self.view.remember(ino),
             _ => {}
         }
     }
 
-    /// The kernel forgets so many times that it was given this inode.
+    /// Lowers the kernel's lookup count of an inode by `times`.
     pub(crate) fn forget(&self, ino: Ino, times: u64) {
         linger("forget");
         match &self.output {
@@ -158,22 +158,25 @@ impl Tree {
         }
     }
 
-    /// The names of a directory of views, now; of what cannot change the same each time.
+    /// Returns the current entries of a view directory. For a directory that cannot change they are
+    /// the same each time.
     pub(crate) async fn list(&self, ino: Ino) -> Result<Listing> {
         self.view.list(ino).await
     }
 
-    /// Whether a directory's names never change: the kernel may keep them. It does not keep them
-    /// right when they change while several list them, not even by its own doing (Linux 6.18 looks
-    /// at its copy's age at the start of a listing only).
+    /// Returns whether a directory's names never change, so that the kernel may cache its listing.
+    /// The cached listing goes wrong when names change while several processes list the directory,
+    /// even if the change came through the kernel itself (Linux 6.18 checks the age of its copy
+    /// only at the start of a listing).
     pub(crate) fn is_fixed(&self, ino: Ino) -> bool {
         !is_staged(ino) && self.view.is_fixed(ino)
     }
 
-    /// Gives the entries of a directory behind a place of its listing to `take`, each with its own
-    /// place, until `take` has enough. Of a directory of views `listing` is what it held when it
-    /// was read from the start. An entry that cannot be looked at is an error only if none was
-    /// taken before: else the next request meets it.
+    /// Passes the entries of a directory behind position `place` of its listing to `take`, each
+    /// with its own position, until `take` returns true. For a view directory, `listing` is what
+    /// the directory held when it was read from the start. An entry whose attributes cannot be read
+    /// is an error only if no entry was passed before it; otherwise the next request returns the
+    /// error.
     pub(crate) fn list_behind(
         &self,
         ino: Ino,
@@ -215,7 +218,7 @@ impl Tree {
             };
         }
         let listing = listing.ok_or(Errno::BADF)?;
-        // `out/` stands in the root beside what is listed there.
+        // In the root, `out/` stands before the entries of the view.
         let before = DOT_DOT + u64::from(ino == ROOT && self.output.is_some());
         if at < before {
             at = before;
@@ -236,8 +239,8 @@ impl Tree {
         Ok(())
     }
 
-    /// The blob an inode's bytes are, and how many of them: of a file of `in/`, or of a reference
-    /// in `out/`.
+    /// Returns the blob that holds an inode's bytes, and how many of the blob's bytes the inode
+    /// has: for a file of `in/`, or a reference in `out/`. Returns none for other inodes.
     pub(crate) fn blob_of(&self, ino: Ino) -> Result<Option<(Arc<FileEntry>, u64)>> {
         if is_staged(ino) {
             return self.output()?.referenced(ino);
@@ -251,13 +254,13 @@ impl Tree {
         })
     }
 
-    /// The blob behind an inode's entry, opened.
+    /// Opens the blob of an inode's entry. Records a failure as a failed read of the inode.
     pub(crate) fn open_blob(&self, ino: Ino, entry: &FileEntry) -> Result<Arc<CachedBlob>> {
         open_blob(&self.daemon, entry).map_err(|failure| self.read_failed(ino, &failure))
     }
 
-    /// A small file of a view is being read: if somebody goes through its directory, the next ones
-    /// are fetched.
+    /// Notes that a small file of a view is being read. If a program walks the file's directory,
+    /// starts to fetch the next files.
     pub(crate) fn walked_to(&self, ino: Ino) {
         let Some((directory, listing, name)) = self.view.place(ino) else { return };
         let mut walks = self.walks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -270,7 +273,8 @@ impl Tree {
         }
     }
 
-    /// `ln` of a file of `in/` into `out/data`: a new file that refers to the same blob.
+    /// Handles `ln` of a file of `in/` into `out/data`: makes a new file that refers to the same
+    /// blob.
     pub(crate) fn link_in(
         &self,
         ino: Ino,
@@ -289,8 +293,9 @@ impl Tree {
         )
     }
 
-    /// `mv` of a file or directory of `in/data` into `out/data`: it is gone there and a reference
-    /// here. Only the job's own view changes; the event keeps its files.
+    /// Handles `mv` of a file or directory of `in/data` into `out/data`: removes the name from
+    /// `in/data` and makes a reference in `out/data`. Only the job's own view changes; the event
+    /// keeps its files.
     pub(crate) async fn move_in(
         &self,
         parent: Ino,
@@ -311,8 +316,8 @@ impl Tree {
         if target.kind == Kind::Directory {
             return Err(Errno::ISDIR);
         }
-        // Beside it first: what is replaced must not be lost if there is no room. The kernel lets
-        // nobody list the folder meanwhile.
+        // Move it to a temporary name first: the file that it replaces must not be lost if there is
+        // no room. The kernel lets no process list the folder meanwhile.
         let beside = OsStr::new(BESIDE);
         self.move_item(parent, text, newparent, beside, maker).await?;
         output.rename(newparent, beside, newparent, newname, Over::Anything).await
@@ -345,7 +350,7 @@ impl Tree {
                     ))
                     .await
                     {
-                        // It was moved away before.
+                        // The child was moved away earlier.
                         Err(Errno::NOENT) => {}
                         moved => moved?,
                     }
@@ -354,10 +359,10 @@ impl Tree {
             }
             _ => return Err(Errno::XDEV),
         };
-        // It stays as long as the kernel knows it by its old number.
+        // The staged inode is kept as long as the kernel knows it by its old number.
         output.remember(moved);
         self.view.carry(parent, name, moved);
-        // The lookup above was ours, not the kernel's.
+        // The lookup above was the daemon's, not the kernel's.
         self.forget(attr.ino, 1);
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! What is only read: directories that are listed when first looked at, files whose bytes are
-//! fetched when read.
+//! The read-only part of a tree: directories that are listed when they are first accessed, and
+//! files whose bytes are fetched when they are read.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::MetadataExt as _;
@@ -17,12 +17,12 @@ use ion_stores::StoreError;
 use super::reads::{ReadFailure, ReadLog};
 use super::{Attr, DirEntry, Errno, FOREVER, Ino, Kind, ROOT, Result};
 
-/// What stands under a name.
+/// What a name in a view stands for.
 #[derive(Clone, Debug)]
 pub enum Item {
     /// A directory.
     Directory(Arc<dyn Directory>),
-    /// A small file whose bytes are at hand, and its time.
+    /// A small file: its bytes, held in memory, and its modification time.
     Text(Bytes, Millis),
     /// A file whose bytes are a blob.
     Blob(Arc<FileEntry>),
@@ -33,7 +33,7 @@ pub enum Item {
 }
 
 impl Item {
-    /// A directory whose entries are known and never change.
+    /// Makes a directory whose entries are known and never change.
     pub fn fixed(entries: impl IntoIterator<Item = (String, Item)>) -> Self {
         let listing: Listing = entries.into_iter().collect();
         let directories = listing.iter().filter(|(_, item)| matches!(item, Item::Directory(_)));
@@ -41,7 +41,7 @@ impl Item {
         Self::Directory(Arc::new(Fixed { listing, directories }))
     }
 
-    /// A directory that is listed when it is looked at; a listing stays true for `ttl`.
+    /// Makes a directory that `list` lists on access. A listing stays valid for `ttl`.
     pub fn lazy<F, L>(ttl: Duration, list: F) -> Self
     where
         F: Fn() -> L + Send + Sync + 'static,
@@ -50,7 +50,7 @@ impl Item {
         Self::Directory(Arc::new(Lazy { ttl, list }))
     }
 
-    /// A file that holds a JSON document, pretty, with a newline at its end.
+    /// Makes a file that holds `value` as pretty-printed JSON with a newline at its end.
     pub fn json(value: &impl serde::Serialize, at: Millis) -> Self {
         let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
         text.push('\n');
@@ -58,15 +58,15 @@ impl Item {
     }
 }
 
-/// What is in a directory, or why the stores do not tell.
+/// The entries of a directory, or the error of the store that could not list them.
 pub type Listed = std::result::Result<Vec<(String, Item)>, StoreError>;
 
-/// The names in a directory at one moment, sorted. A clone shares them.
+/// The entries of a directory at one moment, sorted by name. Clones share one copy.
 #[derive(Clone, Debug, Default)]
 pub struct Listing(Arc<[(String, Item)]>);
 
 impl FromIterator<(String, Item)> for Listing {
-    /// Of two items of one name the later one counts.
+    /// If two items have the same name, the later one is kept.
     fn from_iter<I: IntoIterator<Item = (String, Item)>>(items: I) -> Self {
         let by_name: BTreeMap<String, Item> = items.into_iter().collect();
         Self(by_name.into_iter().collect())
@@ -74,24 +74,24 @@ impl FromIterator<(String, Item)> for Listing {
 }
 
 impl Listing {
-    /// What stands under a name.
+    /// Returns the item of a name.
     pub fn get(&self, name: &str) -> Option<&Item> {
         let at = self.0.binary_search_by(|(one, _)| one.as_str().cmp(name)).ok()?;
         Some(&self.0[at].1)
     }
 
-    /// All of it, in the order of names.
+    /// Returns all entries in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Item)> {
         self.0.iter().map(|(name, item)| (name.as_str(), item))
     }
 
-    /// What follows a name, which need not be there.
+    /// Returns the entries whose names sort after `name`, which need not be in the listing.
     pub(super) fn after(&self, name: &str) -> impl Iterator<Item = (&str, &Item)> {
         let from = self.0.partition_point(|(one, _)| one.as_str() <= name);
         self.0[from..].iter().map(|(name, item)| (name.as_str(), item))
     }
 
-    /// The name and the item at a place, counted from 0.
+    /// Returns the name and the item at a position, counted from 0.
     pub(super) fn at(&self, place: usize) -> Option<(&str, &Item)> {
         self.0.get(place).map(|(name, item)| (name.as_str(), item))
     }
@@ -100,20 +100,20 @@ impl Listing {
 /// A directory that can be listed.
 #[async_trait]
 pub trait Directory: Send + Sync + std::fmt::Debug {
-    /// Its names.
+    /// Lists the directory's entries.
     async fn list(&self) -> std::result::Result<Listing, StoreError>;
 
-    /// What is in it, if that is known without asking anybody.
+    /// Returns the entries if they are known without asking a store.
     fn known(&self) -> Option<&Fixed> {
         None
     }
 
-    /// How long a listing stays true.
+    /// Returns how long a listing stays valid.
     fn ttl(&self) -> Duration {
         FOREVER
     }
 
-    /// Its modification time.
+    /// Returns the directory's modification time.
     fn mtime(&self) -> Millis {
         0
     }
@@ -146,11 +146,11 @@ where
     }
 }
 
-/// A directory whose entries are known.
+/// A directory whose entries are known and never change.
 #[derive(Debug)]
 pub struct Fixed {
     listing: Listing,
-    /// The names of those that are directories.
+    /// The names of the entries that are directories.
     directories: Vec<String>,
 }
 
@@ -165,8 +165,8 @@ impl Directory for Fixed {
     }
 }
 
-/// The directory that holds these files under their paths; directories come of the slashes, and of
-/// `empty` those in which nothing is.
+/// Makes the directory that holds these files under their paths. Slashes in the paths become
+/// directories; `empty` names directories that hold nothing.
 pub fn files_tree(files: &[FileEntry], empty: &[String]) -> Item {
     #[derive(Default)]
     struct Branch {
@@ -205,15 +205,15 @@ struct Inode {
     parent: Ino,
     name: String,
     item: Item,
-    /// How often the kernel looked it up and has not forgotten it.
+    /// The kernel's lookup count: lookups that it has not forgotten.
     lookups: u64,
     children: HashMap<String, Ino>,
     listing: Option<(Instant, Listing)>,
-    /// Names that were moved away (`mv` from `in/data` to `out/data`): gone for this mount.
+    /// Names that `mv` took from `in/data` to `out/data`: this mount no longer shows them.
     moved_away: HashSet<String>,
 }
 
-/// The inodes of what is only read.
+/// The read-only inodes of a mount.
 #[derive(Debug)]
 pub struct View {
     state: Mutex<State>,
@@ -223,12 +223,13 @@ pub struct View {
     reads: ReadLog,
 }
 
-/// Who reads a view.
+/// Which users read a view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Readers {
-    /// The daemon's own user.
+    /// The user that the daemon runs as.
     Owner,
-    /// Users of any number: in a container or a pod the module has a user of its own, unknown here.
+    /// Users with any ID: in a container or a pod the module runs as a user that the daemon does
+    /// not know.
     AnyUser,
 }
 
@@ -236,15 +237,16 @@ enum Readers {
 struct State {
     inodes: HashMap<Ino, Inode>,
     next: Ino,
-    /// Inodes that `mv` carried over to `out/`, and what they are there: the kernel still calls
-    /// them by their old number.
+    /// View inodes that `mv` moved to `out/`, each with the staged inode that it became: the kernel
+    /// still uses the old number.
     carried: HashMap<Ino, Ino>,
-    /// The same the other way round: by which number the kernel knows a staged inode.
+    /// The reverse of `carried`: the number by which the kernel knows a staged inode.
     known_as: HashMap<Ino, Ino>,
 }
 
 impl View {
-    /// A view whose root is `root`. Directories that cannot be listed are recorded in `reads`.
+    /// Makes a view whose root is `root`. Directories that cannot be listed are recorded in
+    /// `reads`.
     pub(crate) fn new(root: Item, reads: ReadLog) -> Self {
         let root = Inode::new(ROOT, String::new(), root);
         Self {
@@ -261,8 +263,9 @@ impl View {
         }
     }
 
-    /// The same for users of any number: everybody may read, and the kernel lets nobody link or
-    /// move what is another's and cannot be written. Writing is refused all the same (EROFS).
+    /// Makes a view that users with any ID may read. Its modes also allow writing, because the
+    /// kernel refuses to link or move a file that belongs to another user and is not writable.
+    /// Writes are refused all the same (EROFS).
     pub(crate) fn for_any_user(root: Item, reads: ReadLog) -> Self {
         Self { readers: Readers::AnyUser, ..Self::new(root, reads) }
     }
@@ -271,24 +274,26 @@ impl View {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the kernel means by this number: itself, or the staged inode it became by `mv`.
+    /// Returns the inode that the kernel means by this number: the staged inode if `mv` moved it to
+    /// `out/`, otherwise `ino` itself.
     pub fn current(&self, ino: Ino) -> Ino {
         self.lock().carried.get(&ino).copied().unwrap_or(ino)
     }
 
-    /// By which number the kernel knows a staged inode, if not by its own. Two numbers of one file
-    /// would be two files to the kernel, each with pages and a length of its own.
+    /// Returns the number by which the kernel knows a staged inode, if that is not its own. With
+    /// two numbers for one file, the kernel would see two files, each with its own pages and
+    /// length.
     pub fn known_as(&self, staged: Ino) -> Option<Ino> {
         self.lock().known_as.get(&staged).copied()
     }
 
-    /// What an inode is.
+    /// Returns what an inode is.
     pub fn item(&self, ino: Ino) -> Result<Item> {
         Ok(self.lock().inodes.get(&ino).ok_or(Errno::STALE)?.item.clone())
     }
 
-    /// Where an inode stands: its directory, what is in there, and its name. None: its directory
-    /// was not listed yet.
+    /// Returns the directory of an inode, the listing of that directory, and the inode's name.
+    /// Returns none if the directory was not listed yet.
     pub(super) fn place(&self, ino: Ino) -> Option<(Ino, Listing, String)> {
         let state = self.lock();
         let inode = state.inodes.get(&ino)?;
@@ -296,12 +301,12 @@ impl View {
         Some((inode.parent, listing.clone(), inode.name.clone()))
     }
 
-    /// The parent of a directory.
+    /// Returns the parent of a directory.
     pub fn parent(&self, ino: Ino) -> Ino {
         self.lock().inodes.get(&ino).map_or(ROOT, |inode| inode.parent)
     }
 
-    /// The name an inode is known by, from the root down.
+    /// Returns the path of an inode from the root.
     pub fn path(&self, ino: Ino) -> String {
         let state = self.lock();
         let mut parts = Vec::new();
@@ -314,13 +319,14 @@ impl View {
         parts.join("/")
     }
 
-    /// An inode's attributes.
+    /// Returns an inode's attributes.
     pub fn getattr(&self, ino: Ino) -> Result<Attr> {
         let item = self.item(ino)?;
         self.attr(ino, &item)
     }
 
-    /// What stands under a name; counts as a lookup by the kernel. None: nothing, for so long.
+    /// Looks up a name and increments the lookup count of its inode. The inner error says how long
+    /// the kernel may remember that the name does not exist.
     pub async fn lookup(
         &self,
         parent: Ino,
@@ -333,13 +339,13 @@ impl View {
         }
     }
 
-    /// The names of a directory now.
+    /// Returns the current entries of a directory.
     pub async fn list(&self, ino: Ino) -> Result<Listing> {
         self.listing(ino, true).await.map(|(listing, _)| listing)
     }
 
-    /// The first entry of a listing that still stands, from a place on, and the place after it. Its
-    /// attributes are those of this moment.
+    /// Returns the first entry at position `from` or later that was not moved away, with its
+    /// current attributes, and the position after it.
     pub fn entry_from(
         &self,
         ino: Ino,
@@ -356,7 +362,8 @@ impl View {
         Ok(None)
     }
 
-    /// Whether what stands in a directory never changes: nothing was moved away from it either.
+    /// Returns whether a directory's entries never change. A directory that a name was moved away
+    /// from does not count.
     pub fn is_fixed(&self, ino: Ino) -> bool {
         self.lock().inodes.get(&ino).is_some_and(|inode| {
             let stays =
@@ -365,20 +372,20 @@ impl View {
         })
     }
 
-    /// Whether a file's bytes can never change: it stands in a fixed directory.
+    /// Returns whether a file's bytes can never change, because its directory is fixed.
     pub fn stays(&self, ino: Ino) -> bool {
         self.is_fixed(self.parent(ino))
     }
 
-    /// The kernel was given this inode in a listing: one more lookup.
+    /// Increments an inode's lookup count: the kernel received the inode in a listing.
     pub fn remember(&self, ino: Ino) {
         if let Some(inode) = self.lock().inodes.get_mut(&ino) {
             inode.lookups += 1;
         }
     }
 
-    /// The kernel forgets so many lookups of an inode. Gives the staged inodes that it does not
-    /// know by an old number any more.
+    /// Lowers an inode's lookup count by `lookups`, which the kernel forgot. Returns the staged
+    /// inodes that the kernel no longer knows by an old number.
     pub fn forget(&self, ino: Ino, lookups: u64) -> Vec<Ino> {
         let mut released = Vec::new();
         let mut state = self.lock();
@@ -389,7 +396,7 @@ impl View {
         if inode.lookups > 0 || !inode.children.is_empty() || !inode.moved_away.is_empty() {
             return released;
         }
-        // A parent that was waiting only for this child goes with it.
+        // A parent that was kept only for this child is removed with it.
         let mut at = ino;
         while let Some(inode) = state.inodes.get(&at) {
             if at == ROOT
@@ -415,7 +422,8 @@ impl View {
         released
     }
 
-    /// `mv` took `name` away from here: it is gone, and `ino` is the staged inode `to` from now on.
+    /// Records that `mv` took `name` out of `parent`: the name is gone, and its inode is the staged
+    /// inode `to` from now on.
     pub fn carry(&self, parent: Ino, name: &str, to: Ino) {
         let mut state = self.lock();
         let Some(inode) = state.inodes.get_mut(&parent) else { return };
@@ -430,8 +438,8 @@ impl View {
         self.lock().inodes.get(&parent).is_some_and(|inode| inode.moved_away.contains(name))
     }
 
-    /// A directory's listing, kept as long as it may be; `afresh` asks again if it can change at
-    /// all.
+    /// Returns a directory's listing and how long it stays valid. Uses the kept listing while that
+    /// is valid; with `afresh`, only if the directory never changes.
     async fn listing(&self, ino: Ino, afresh: bool) -> Result<(Listing, Duration)> {
         let directory = {
             let state = self.lock();
@@ -457,7 +465,7 @@ impl View {
         Ok((listing, directory.ttl()))
     }
 
-    /// The inode of a name, made if there is none yet.
+    /// Returns the attributes of a name's inode. Makes the inode if there is none yet.
     fn entry(&self, parent: Ino, name: &str, item: &Item, looked_up: bool) -> Result<Attr> {
         let mut state = self.lock();
         let next = state.next;
@@ -488,9 +496,9 @@ impl View {
         Ok(attr)
     }
 
-    /// The permissions that a blob's file was stored with, made readable for whoever reads this
-    /// view. What its owner alone might read, such as a key, stays so where the module is that
-    /// owner.
+    /// Returns the permissions that a blob's file was stored with, made readable for the users who
+    /// read this view. Where the module runs as the file's owner, a file that only its owner could
+    /// read, such as a key, stays so.
     pub(super) fn stored_mode(&self, entry: &FileEntry) -> u16 {
         let readable = match self.readers {
             Readers::Owner => 0o400,
@@ -499,9 +507,9 @@ impl View {
         readable | u16::try_from(entry.mode & 0o777).unwrap_or(0)
     }
 
-    /// The links of a directory: its name, its `.`, and the `..` of each directory in it, as on a
-    /// plain disk; programs that walk a tree stop asking when they have met so many. 1 says that
-    /// the number is not known.
+    /// Returns the link count of a directory: its name, its `.`, and the `..` of each directory in
+    /// it, as on a plain disk. Programs that walk a tree stop looking for directories once they
+    /// have found that many. 1 means that the count is not known.
     fn links_of(&self, ino: Ino, directory: &dyn Directory) -> u32 {
         let Some(fixed) = directory.known() else { return 1 };
         let state = self.lock();
@@ -526,8 +534,8 @@ impl View {
                 (Kind::File, bytes.len() as u64, clock::system_time(*at), 0o444, FOREVER)
             }
             Item::Blob(entry) => {
-                // As it was stored: a copy of it can be written then. Writing here is refused
-                // whatever it says (EROFS).
+                // The stored mode, so that a copy of the file is writable if the original was.
+                // Writing here is refused whatever the mode says (EROFS).
                 let perm = self.stored_mode(entry) | more;
                 (Kind::File, entry.size, entry.modified(), perm, FOREVER)
             }

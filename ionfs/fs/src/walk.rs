@@ -1,5 +1,5 @@
-//! Programs that go through a directory of small files, one after the other: what they will read
-//! next.
+//! Directory walks: predicts which files a program reads next when it reads the small files of a
+//! directory one after the other.
 
 use std::sync::Arc;
 
@@ -8,17 +8,18 @@ use ion_model::event::FileEntry;
 use super::Ino;
 use super::view::{Item, Listing};
 
-/// Bytes of a file that is fetched whole: when it is first read, or before.
+/// The largest size, in bytes, of a file that is fetched whole: when it is first read, or before.
 pub(crate) const SMALL: u64 = 4 << 20;
 
-/// Directories walked at the same time in one mount.
+/// The most directory walks that one mount tracks at the same time.
 const WALKS_MAX: usize = 16;
 
-/// Names that a walk may pass over and still be one: a program may want some of the files only.
+/// The most names that a walk may skip at once and still count as a walk: a program may want only
+/// some of the files.
 const SKIPPED_MAX: usize = 8;
 
-/// Files and bytes fetched ahead of a walk at most: what some dozens of requests side by side keep
-/// a remote store busy with.
+/// The most files and bytes fetched ahead of a walk: what keeps a remote store busy with some
+/// dozens of parallel requests.
 const AHEAD_FILES_MAX: usize = 128;
 const AHEAD_BYTES_MAX: u64 = 32 << 20;
 
@@ -31,18 +32,18 @@ pub(crate) struct Walks {
 #[derive(Debug)]
 struct Walk {
     directory: Ino,
-    /// The name read last.
+    /// The name that was read last.
     last: String,
-    /// The name up to which files were asked for.
+    /// The name up to which files were fetched ahead.
     ahead: String,
-    /// How many of them have not been read yet.
+    /// How many of the files fetched ahead have not been read yet.
     left: usize,
     window: usize,
 }
 
 impl Walks {
-    /// The file `name` of a directory is being read. Gives what to fetch ahead of it: nothing,
-    /// unless it follows the file that was read before.
+    /// Notes that the file `name` of a directory is being read. Returns the files to fetch ahead:
+    /// none, unless `name` follows the file that was read before.
     pub(crate) fn reached(
         &mut self,
         directory: Ino,
@@ -57,7 +58,7 @@ impl Walks {
             self.walks.push(Walk::at(directory, name));
             return vec![];
         };
-        // The one used last stands last.
+        // The walk that was used last stays at the end.
         let mut walk = self.walks.remove(at);
         let ahead = walk.goes_on(listing, name);
         self.walks.push(walk);
@@ -81,7 +82,7 @@ impl Walk {
         };
         self.last = name.to_owned();
         self.left = self.left.saturating_sub(steps + 1);
-        // Not for every file: when half of those asked for are used up.
+        // Fetch more only when half of the files fetched ahead have been read, not for every file.
         if self.left > self.window / 2 {
             return vec![];
         }
@@ -131,7 +132,7 @@ mod tests {
         let (mut asked, mut largest) = (Vec::new(), 0);
         for (name, _) in listing.iter() {
             let ahead = walks.reached(7, &listing, name);
-            assert!(ahead.iter().all(|entry| *entry.name > *name), "only what comes");
+            assert!(ahead.iter().all(|entry| *entry.name > *name), "only names that come later");
             largest = largest.max(ahead.len());
             asked.extend(ahead.iter().map(|entry| entry.name.clone()));
         }

@@ -1,18 +1,18 @@
 //! Block checksums: made while a file becomes a blob, checked before a module sees a byte of it.
 //!
-//! CRC-32C of each block. A block is 1 MiB, so that a read of 1 MiB from a blob of any size fetches
-//! no more than the one or two blocks it touches and can still be checked. The size is stored with
-//! the sums: blobs written with another one stay readable.
+//! Each block has its CRC-32C. A block is 1 MiB, so that a read of 1 MiB from a blob of any size
+//! fetches no more than the one or two blocks it touches and can still be checked. The block size
+//! is stored with the sums, so that blobs written with another block size stay readable.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use serde::{Deserialize, Serialize};
 
-/// Bytes in a block. Smaller lengthens event documents (4 bytes a block before encoding); larger
-/// makes a small random read fetch more than it needs.
+/// Bytes in a block. A smaller block lengthens event documents (4 bytes for each block before
+/// encoding); a larger one makes a small random read fetch more than it needs.
 pub const BLOCK: u64 = 1 << 20;
 
-/// A digest as people write it.
+/// Returns a digest as lowercase hexadecimal digits.
 pub fn hex(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -20,16 +20,17 @@ pub fn hex(digest: &[u8]) -> String {
 /// The checksums of one blob.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Checksums {
-    /// `crc32c`, the only one so far.
+    /// The algorithm: `crc32c`, the only one so far.
     pub algorithm: String,
-    /// Bytes in each block but the last.
+    /// Bytes in each block except the last, which may be shorter.
     pub block: u64,
     /// The blocks' sums, four bytes each, big endian, in base64 without padding.
     sums: String,
 }
 
 impl Checksums {
-    /// The sum of block `index`; none when there is no such block or the text was tampered with.
+    /// Returns the sum of block `index`; `None` when there is no such block or the stored text is
+    /// not valid.
     pub fn block_sum(&self, index: u64) -> Option<u32> {
         // Four bytes are not a whole number of base64 quanta, but twelve (three sums) are: only the
         // group of sixteen characters that holds the sum is decoded.
@@ -40,13 +41,13 @@ impl Checksums {
         Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
     }
 
-    /// Whether `bytes` are what block `index` held when it was written.
+    /// Whether `bytes` match the checksum of block `index`.
     pub fn agrees(&self, index: u64, bytes: &[u8]) -> bool {
         self.block_sum(index) == Some(crc32c::crc32c(bytes))
     }
 }
 
-/// Sums a file that passes by in pieces of any size.
+/// Computes the checksums of a file that arrives in pieces of any size.
 #[derive(Clone, Debug, Default)]
 pub struct Summer {
     sums: Vec<u8>,
@@ -56,7 +57,7 @@ pub struct Summer {
 }
 
 impl Summer {
-    /// Takes the next bytes.
+    /// Adds the next bytes.
     pub fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let room = usize::try_from(BLOCK - self.filled).unwrap_or(usize::MAX);
@@ -71,12 +72,12 @@ impl Summer {
         }
     }
 
-    /// Bytes taken so far.
+    /// Returns the number of bytes added so far.
     pub fn total(&self) -> u64 {
         self.total
     }
 
-    /// The sums of all bytes taken.
+    /// Returns the checksums of all bytes added.
     pub fn finish(mut self) -> Checksums {
         if self.filled > 0 {
             self.end_block();
@@ -95,7 +96,7 @@ impl Summer {
     }
 }
 
-/// The checksums of bytes at hand.
+/// Returns the checksums of bytes that are all in memory.
 pub fn of(bytes: &[u8]) -> Checksums {
     let mut summer = Summer::default();
     summer.update(bytes);

@@ -7,32 +7,33 @@ pub type Millis = i64;
 
 const NANOS_IN_MILLI: i128 = 1_000_000;
 
-/// How far the clocks of hosts may differ: no decision rests on a time that another host wrote,
-/// unless it is further away than this.
+/// The most by which the clocks of hosts may differ. No decision rests on a time that another host
+/// wrote, unless that time is further away than this.
 pub const SKEW_MAX: Duration = Duration::from_secs(600);
 
-/// Whether a moment has passed, on whatever host's clock.
+/// Whether a moment has passed by the clock of every host, as clocks differ by at most
+/// [`SKEW_MAX`].
 pub fn has_passed_everywhere(moment: Millis) -> bool {
     moment.saturating_add(millis(SKEW_MAX)) < now()
 }
 
-/// Now. Zero on a machine whose clock stands before 1970.
+/// Returns the current time; 0 on a machine whose clock is set before 1970.
 pub fn now() -> Millis {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
 }
 
-/// A duration in whole milliseconds, saturating.
+/// Returns a duration in whole milliseconds; `Millis::MAX` if it is longer.
 pub fn millis(duration: Duration) -> Millis {
     Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
 }
 
-/// The moment `at` as the system's own type.
+/// Returns the moment `at` as a [`SystemTime`].
 pub fn system_time(at: Millis) -> SystemTime {
     system_time_nanos(at, 0)
 }
 
-/// The moment `nanos` nanoseconds after `at`, as the system's own type. One that the system has no
-/// form for becomes 1970.
+/// Returns the moment `nanos` nanoseconds after `at` as a [`SystemTime`]; the Unix epoch if a
+/// [`SystemTime`] cannot represent it.
 pub fn system_time_nanos(at: Millis, nanos: u32) -> SystemTime {
     let whole = Duration::from_millis(at.unsigned_abs());
     let moment = if at < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
@@ -40,7 +41,8 @@ pub fn system_time_nanos(at: Millis, nanos: u32) -> SystemTime {
     moment.unwrap_or(UNIX_EPOCH)
 }
 
-/// A moment as documents store it: the last whole millisecond, and the nanoseconds since then.
+/// Returns a moment as documents store it: the last whole millisecond, and the nanoseconds since
+/// then.
 pub fn millis_and_nanos(moment: SystemTime) -> (Millis, u32) {
     let nanos = match moment.duration_since(UNIX_EPOCH) {
         Ok(since) => i128::try_from(since.as_nanos()).unwrap_or(i128::MAX),

@@ -1,6 +1,7 @@
-//! Errors as people read them.
+//! Errors: their text for people, and one question that callers ask about them.
 
-/// An error and its causes in one line; a cause that an error repeats itself is said once.
+/// Returns an error and its causes in one line. A cause whose text the line already contains is not
+/// repeated.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -15,8 +16,8 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Whether an act failed because this machine has no room left: a full disk, a quota, no
-/// descriptor, no memory. Another time or another machine may have it.
+/// Whether an operation failed because this machine has no room left: the disk is full, a quota is
+/// used up, or no descriptor or no memory is free. A later try or another machine may have room.
 pub fn is_no_room(error: &std::io::Error) -> bool {
     let lacks = [libc::ENOSPC, libc::EDQUOT, libc::EMFILE, libc::ENFILE, libc::ENOMEM];
     error.raw_os_error().is_some_and(|errno| lacks.contains(&errno))

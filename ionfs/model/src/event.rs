@@ -1,9 +1,10 @@
-//! Events: their documents, the messages that announce them, and the files modules write.
+//! Events: their documents, the messages that announce them, and the event files that modules
+//! write.
 //!
-//! [`parse`] reads what a module left in `out/events/<name>.json` or `out/insights.json`. It
-//! survives any bytes and tells three things apart that the commit rule (DESIGN.md section 3)
-//! depends on: content that may still become a document, a complete document, and content that
-//! never can be one.
+//! [`parse`] reads what a module wrote to `out/events/<name>.json` or `out/insights.json`. It never
+//! panics, whatever the bytes are. It distinguishes three cases that the commit rule (DESIGN.md
+//! section 3) depends on: content that may still become a document, a complete document, and
+//! content that can never become one.
 
 use std::fmt;
 use std::time::SystemTime;
@@ -19,52 +20,53 @@ use crate::id::{CorrelationId, EventId, JobId};
 use crate::limits::{Limits, bytes_in_words};
 use crate::text::{QUOTE_MAX, cut, quote};
 
-/// Brackets in brackets in one value of an event: what common JSON readers take.
+/// How deep brackets may be nested in one value of an event: as deep as common JSON readers accept.
 const DEPTH_MAX: usize = 128;
 
-/// Bytes of a key that may be a near miss: as many as somebody might put `_` and `-` into a
-/// reserved word.
+/// The most bytes of a key that may be a near miss: enough for a reserved word with every `_` and
+/// `-` that somebody might put into it.
 const NEAR_MISS_BYTES: usize = 20;
 
-/// Near misses of reserved words that are remembered. More would let an event of many odd keys take
-/// memory twice.
+/// The most near misses of reserved words that one event file keeps. With more, an event of many
+/// odd keys would take its memory twice.
 const NEAR_MISSES_MAX: usize = 16;
 
-/// Where an event stands: older Ion's `context`, unchanged.
+/// The place of an event in its lineage: older Ion's `context`, unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Context {
     /// The module that produced the document; for a first event, the program that created it.
     pub name: String,
-    /// The event.
+    /// The id of the event.
     pub event_id: EventId,
-    /// All that came of one first event.
+    /// The correlation: one first event and all events that descend from it.
     pub correlation_id: CorrelationId,
-    /// The event whose job produced this one; empty or a program's name for a first event.
+    /// The id of the event whose job produced this one; for a first event, empty or a program's
+    /// name.
     #[serde(default)]
     pub parent_event_id: String,
-    /// `eventMeta`, `insight` or `modulelogs`.
+    /// The kind of document: `eventMeta`, `insight` or `modulelogs`.
     #[serde(default)]
     pub document_type: DocumentType,
 }
 
-/// What a document of the events collection is.
+/// The kind of a document in the events collection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DocumentType {
     /// An event.
     #[default]
     #[serde(rename = "eventMeta")]
     EventMeta,
-    /// Values kept for analysis.
+    /// Values that a module keeps for analysis.
     #[serde(rename = "insight")]
     Insight,
-    /// Where a job's output is kept.
+    /// A reference to the blob that holds a job's output.
     #[serde(rename = "modulelogs")]
     ModuleLogs,
 }
 
 impl DocumentType {
-    /// The word stored in documents.
+    /// Returns the word stored in documents.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::EventMeta => "eventMeta",
@@ -74,12 +76,13 @@ impl DocumentType {
     }
 }
 
-/// One value of an event. A list of them, not a map: older Ion's form keeps order and repeats.
+/// One value of an event. An event has a list of values and not a map, because older Ion's form
+/// keeps their order and repeated keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyValue {
     /// The key.
     pub key: String,
-    /// The value; what was not a string in the event file is kept as its JSON text.
+    /// The value; a value that is not a string in the event file is kept as its JSON text.
     pub value: String,
 }
 
@@ -95,28 +98,28 @@ pub struct FileEntry {
     pub size: u64,
     /// Modification time.
     pub mtime: Millis,
-    /// Nanoseconds beyond `mtime`, below a million. Older Ion neither writes nor reads them.
+    /// Nanoseconds after `mtime`, fewer than a million. Older Ion neither writes nor reads them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub mtime_nanos: u32,
     /// Permission bits (`0o7777`).
     pub mode: u32,
-    /// What the bytes are checked against on every read.
+    /// The checksums that every read is checked against.
     pub checksums: Checksums,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
 impl FileEntry {
-    /// When it was modified, to the nanosecond.
+    /// Returns the modification time, to the nanosecond.
     pub fn modified(&self) -> SystemTime {
         clock::system_time_nanos(self.mtime, self.mtime_nanos)
     }
 
-    /// Whether these are the bytes that were written: all of them, and each block with its
-    /// checksum.
+    /// Whether `bytes` are the file's whole content as it was written: the length agrees, and each
+    /// block matches its checksum.
     pub fn holds(&self, bytes: &[u8]) -> bool {
         let Some(block) = usize::try_from(self.checksums.block).ok().filter(|block| *block > 0)
         else {
@@ -129,13 +132,13 @@ impl FileEntry {
     }
 }
 
-/// Where an event stands on its way out.
+/// The state of an event between its commit and its publication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Publication {
-    /// Of an on-success job that has not succeeded yet: nobody may see it.
+    /// Written by an on-success job that has not succeeded yet. No module and no person may see it.
     Staged,
-    /// Committed; the relay publishes it if its writer does not.
+    /// Committed; the relay publishes it if the process that committed it does not.
     Unpublished,
     /// Committed and published.
     Published,
@@ -145,68 +148,71 @@ pub enum Publication {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
-    /// The event's id, again: the key of the document.
+    /// The event's id, as in `context`: the key of the document.
     pub id: EventId,
-    /// Where it stands.
+    /// Its place in its lineage.
     pub context: Context,
-    /// The event type: what modules subscribe to.
+    /// The event type, which modules subscribe to.
     #[serde(rename = "type")]
     pub event_type: String,
     /// Its files; empty when `file_list` names the blob that lists them.
     #[serde(default)]
     pub files: Vec<FileEntry>,
-    /// The blob that holds the list of files, as JSON, when it is too long for a document.
+    /// The blob that holds the list of files as JSON, if the list is too long for a document.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_list: Option<FileEntry>,
     /// Its values, in the order written.
     #[serde(default)]
     pub data: Vec<KeyValue>,
-    /// Directories that it names and of which none of its files makes one: those that are empty.
-    /// Older Ion neither writes nor reads them.
+    /// The empty directories that it names: those that the paths of its files do not imply. Older
+    /// Ion neither writes nor reads them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub directories: Vec<String>,
-    /// When it was committed (for a staged one: staged).
+    /// When it was committed; while it is staged, when it was staged.
     pub created: Millis,
-    /// Where it stands on its way out.
+    /// Whether it is staged, unpublished or published.
     pub publication: Publication,
-    /// How many events stand between it and the first one of its correlation, which has 0 as those
-    /// of an older Ion have.
+    /// How many generations it is below the first event of its correlation, whose depth is 0. An
+    /// event that an older Ion committed has depth 0 too.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub depth: u32,
-    /// The name of the event file it came from; none for an event created by `ion event create`.
+    /// The name of the event file it came from; `None` for an event that `ion event create` made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_name: Option<String>,
-    /// The job that committed it; none for a first event.
+    /// The job that committed it; `None` for a first event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_id: Option<JobId>,
-    /// That job's attempt.
+    /// The attempt of that job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
-    /// The relay that publishes it, where its writer did not; none: its writer does.
+    /// The relay that has taken over its publication; `None` while the process that committed it is
+    /// to publish it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub publisher: Option<String>,
     /// True when no module was registered for its type.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unrouted: bool,
-    /// True when it came of what was being cancelled: it is for no module.
+    /// True when its correlation, or an event that it descends from, was being cancelled as it was
+    /// committed: no module receives it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cancelled: bool,
-    /// The modules that it is for: those that were registered for its type when it was committed
-    /// ([`ion_stores::registry`]). None: an older Ion has committed it.
+    /// The modules that receive it: those that were registered for its type when it was committed
+    /// (`ion_stores::registry`). `None` if an older Ion committed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_by: Option<Vec<String>>,
-    /// The version of the registry that says so.
+    /// The version of the registry that `expected_by` was taken from.
     #[serde(default)]
     pub registry: u64,
-    /// True until each of these modules that is still registered has been seen to have a job of it.
+    /// True until a dispatcher has seen that each module of `expected_by` that is still registered
+    /// has a job for it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unclaimed: bool,
 }
 
 impl Event {
-    /// Whether `other` says the same, given the files of both: what a repeated commit is compared
-    /// by. Blob keys, times and attempts may differ between attempts; type, values, and files'
-    /// names and bytes may not.
+    /// Whether `other` has the same content, given the files of both. A repeated commit is compared
+    /// by this. Blob keys, times and attempts may differ between attempts; the type, the values,
+    /// the directories, and the names and bytes of files may not.
     pub fn same_content(
         &self,
         files: &[FileEntry],
@@ -223,25 +229,25 @@ impl Event {
             && files.iter().zip(other_files).all(same_file)
     }
 
-    /// The depth of what comes of it.
+    /// Returns the depth of the events that its jobs publish.
     pub fn depth_below(&self) -> u32 {
         self.depth.saturating_add(1)
     }
 
-    /// For no module: it is there to be looked at, and starts nothing.
+    /// Returns the event addressed to no module: people can look at it, and it starts no job.
     #[must_use]
     pub fn for_nobody(self) -> Self {
         let (publication, expected_by) = (Publication::Published, Some(vec![]));
         Self { publication, expected_by, unrouted: true, unclaimed: false, ..self }
     }
 
-    /// The message that announces it.
+    /// Returns the message that announces it.
     pub fn message(&self) -> Message {
         Message { context: self.context.clone(), event_type: self.event_type.clone() }
     }
 }
 
-/// What travels on the bus: "look at this event", in older Ion's words.
+/// A message on the bus, in older Ion's form. It says only "look at this event".
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// The event's context.
@@ -251,7 +257,8 @@ pub struct Message {
     pub event_type: String,
 }
 
-/// `in/event.json`: the event as a module sees it (no blob keys: a module cannot use them).
+/// Returns the content of `in/event.json`: the event as a module sees it. It has no blob keys,
+/// because a module cannot use them.
 pub fn event_json(event: &Event, files: &[FileEntry]) -> Value {
     let files: Vec<Value> =
         files.iter().map(|f| json!({"name": f.name, "size": f.size, "mtime": f.mtime})).collect();
@@ -267,36 +274,37 @@ pub fn event_json(event: &Event, files: &[FileEntry]) -> Value {
     whole
 }
 
-/// The document a module wrote into an event file.
+/// The document that a module wrote into an event file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EventFile {
-    /// The event type, when there was one.
+    /// The event type, if the document has one.
     pub event_type: Option<String>,
-    /// Paths below `out/data`, as written. One that ends in a slash is a directory with all that is
-    /// in it.
+    /// Paths below `out/data`, as written. A path that ends in a slash names a directory with all
+    /// its content.
     pub files: Vec<String>,
-    /// All else.
+    /// All other values.
     pub data: Vec<KeyValue>,
-    /// Whether it says which files it has, if only that there are none.
+    /// Whether the document has the key `files`, even if its list is empty.
     pub says_files: bool,
-    /// Values whose keys are almost a reserved word.
+    /// Keys that are almost a reserved word.
     pub near_misses: Vec<NearMiss>,
 }
 
-/// A key that is almost a reserved word, and a value that could be that word's.
+/// A key that is almost a reserved word, and whose value could be the value of that word.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NearMiss {
-    /// As it was written.
+    /// The key as it was written.
     key: String,
     /// The reserved word.
     word: &'static str,
-    /// None: it is meant whatever it says. Some: only if one of these files is there.
+    /// The files of which one must exist for the key to count as a slip; `None` if it always
+    /// counts.
     if_there: Option<Vec<String>>,
 }
 
 impl NearMiss {
-    /// If the key is a reserved word but for capitals, `_` and `-`, or its singular. `text` is the
-    /// value, if it is a string.
+    /// Returns a near miss if the key differs from a reserved word only by capitals, `_`, `-` and
+    /// spaces, or is its singular. `text` is the value, if the value is a string.
     fn of(key: &str, value: &str, text: Option<&str>) -> Option<Self> {
         if key.len() > NEAR_MISS_BYTES {
             return None;
@@ -307,7 +315,7 @@ impl NearMiss {
             ("eventtype", Some(_)) => near("eventType", None),
             ("files", Some(_)) => near("files", None),
             ("files" | "file", None) if value.starts_with('[') => near("files", None),
-            // One file may well be a value of its own.
+            // A string under `file` may be an ordinary value, so it counts only if it names a file.
             ("file", Some(text)) => {
                 near("files", Some(file_names(text).map(str::to_owned).collect()))
             }
@@ -316,14 +324,15 @@ impl NearMiss {
     }
 }
 
-/// Older Ion's list of files: comma separated, empty parts skipped.
+/// Splits older Ion's list of files: the parts are separated by commas, and empty parts are
+/// skipped.
 fn file_names(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty())
 }
 
 impl EventFile {
-    /// What is probably a slip, if a reserved word is missing and another key is almost that word.
-    /// `is_there` says whether a path is a file of the job.
+    /// Describes a probable slip in words, if a reserved word is missing and another key is almost
+    /// that word. `is_there` returns whether a path is a file of the job.
     pub fn slip(&self, is_there: impl Fn(&str) -> bool) -> Option<String> {
         let missing = |word| match word {
             "eventType" => self.event_type.is_none(),
@@ -340,7 +349,8 @@ impl EventFile {
         Some(format!("did you mean {word:?}? There is a value {key:?} and no {word:?}"))
     }
 
-    /// All of it as values, whatever their names: what `insights.json` says.
+    /// Returns the whole document as values, the reserved words included. `insights.json` is read
+    /// so.
     pub fn into_values(self) -> Vec<KeyValue> {
         let pair = |key: &str, value| KeyValue { key: key.to_owned(), value };
         let event_type = self.event_type.map(|value| pair("eventType", value));
@@ -349,23 +359,22 @@ impl EventFile {
     }
 }
 
-/// What some content of an event file is.
+/// The result of reading an event file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Parsed {
-    /// Nothing but white space.
+    /// The content is nothing but white space.
     Empty,
-    /// May become a document when more is written.
+    /// The content may become a document when more is written.
     Incomplete,
-    /// One complete document of either form.
+    /// The content is one complete document of either form.
     Complete(EventFile),
-    /// Never can be one; the reason, in words.
+    /// The content can never become a document; the reason, in words.
     Invalid(String),
-    /// A document over a limit; which one, in words.
+    /// The content is a document that exceeds a limit; which limit, in words.
     TooBig(String),
 }
 
-/// Reads the content of an event file or of `insights.json`, within the limits that jobs have by
-/// default.
+/// Reads the content of an event file or of `insights.json`, within the default limits of jobs.
 pub fn parse(content: &[u8]) -> Parsed {
     parse_within(content, &Limits::default())
 }
@@ -373,17 +382,18 @@ pub fn parse(content: &[u8]) -> Parsed {
 /// Reads the content of an event file or of `insights.json`.
 ///
 /// A complete array or object cannot be the prefix of a longer one, so [`Parsed::Complete`] is
-/// never early; a number can (`4` of `42`), but no scalar is a document.
+/// never early. A number can be such a prefix (`4` of `42`), but no scalar is a document.
 ///
-/// Never makes a tree of the whole: a file of 16 MiB can hold millions of values, which would take
-/// a gigabyte. What is not a string is kept to the letter, so that no digit of a number is lost.
+/// It never builds a tree of the whole document: a file of 16 MiB can hold millions of values,
+/// which would take a gigabyte. It keeps the text of a value that is not a string unchanged, so
+/// that no digit of a number is lost.
 pub fn parse_within(content: &[u8], limits: &Limits) -> Parsed {
-    // Programs of Windows put a byte order mark before UTF-8.
+    // Windows programs put a byte order mark before UTF-8.
     let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
     if content.iter().all(|byte| byte.is_ascii_whitespace()) {
         return Parsed::Empty;
     }
-    // Passes over everything without keeping it, at any depth without recursion.
+    // Checks the syntax of the whole without keeping it, and without recursion at any depth.
     match serde_json::from_slice::<IgnoredAny>(content) {
         Ok(_) => {}
         Err(error) if error.is_eof() => return Parsed::Incomplete,
@@ -400,13 +410,13 @@ pub fn parse_within(content: &[u8], limits: &Limits) -> Parsed {
     }
 }
 
-/// Why a document is no event file.
+/// Why a JSON document is not a valid event file.
 enum Wrong {
     Form(String),
     Size(String),
 }
 
-/// An event file being read from valid JSON.
+/// The state of reading an event file from valid JSON.
 struct Reading<'l> {
     file: EventFile,
     limits: &'l Limits,
@@ -436,7 +446,7 @@ impl Reading<'_> {
     fn take(&mut self, key: String, value: &str) -> Result<(), Wrong> {
         let text = if value.starts_with('"') { Some(string(value)?) } else { None };
         self.file.says_files |= key == "files";
-        // Enough of them to find one that counts.
+        // Only the first near misses are kept: they are enough to find one that counts as a slip.
         if self.file.near_misses.len() < NEAR_MISSES_MAX {
             self.file.near_misses.extend(NearMiss::of(&key, value, text.as_deref()));
         }
@@ -500,7 +510,7 @@ impl Reading<'_> {
     }
 }
 
-/// One of older Ion's pairs: its key, and the text of its value.
+/// Reads one of older Ion's pairs: returns its key, and the JSON text of its value.
 fn pair(index: usize, element: &str) -> Result<(String, &str), Wrong> {
     if !element.starts_with('{') {
         return Err(Wrong::Form(format!(
@@ -527,8 +537,8 @@ fn pair(index: usize, element: &str) -> Result<(String, &str), Wrong> {
     }
 }
 
-/// Gives the members of an object with their names, or the elements of an array with empty ones,
-/// each as its text.
+/// Calls `take` for each member of an object with its name, or for each element of an array with an
+/// empty name. Each value is given as its JSON text.
 fn each<'t>(
     text: &'t str,
     mut take: impl FnMut(String, &'t str) -> Result<(), Wrong>,
@@ -545,7 +555,7 @@ fn each<'t>(
     }
 }
 
-/// Visits the parts of one value until one is not taken.
+/// Visits the parts of one value until the callback returns false.
 struct Each<F>(F);
 
 impl<'de, F: FnMut(String, &'de RawValue) -> bool> Visitor<'de> for Each<F> {
@@ -574,7 +584,7 @@ impl<'de, F: FnMut(String, &'de RawValue) -> bool> Visitor<'de> for Each<F> {
     }
 }
 
-/// What the parser says; it may quote what it does not like.
+/// Describes a parser error in words, cut because the parser may quote the offending text.
 fn not_json(error: &serde_json::Error) -> String {
     format!("not JSON: {}", cut(&error.to_string(), QUOTE_MAX))
 }
@@ -583,7 +593,7 @@ fn string(text: &str) -> Result<String, Wrong> {
     serde_json::from_str(text).map_err(|error| Wrong::Form(not_json(&error)))
 }
 
-/// Refuses a value nested so deeply that programs which read it run out of stack.
+/// Refuses a value that is nested so deeply that programs which read it run out of stack.
 fn nested_sensibly(value: &str) -> Result<(), Wrong> {
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
     for byte in value.bytes() {
@@ -604,8 +614,8 @@ fn nested_sensibly(value: &str) -> Result<(), Wrong> {
     Ok(())
 }
 
-/// A path below `out/data` as an event file may name it, cleaned of `./` and doubled slashes; none
-/// if it is absolute, empty, climbs with `..` or holds a zero byte.
+/// Returns a path below `out/data` from an event file without `./` and doubled slashes; `None` if
+/// the path is absolute or empty, or has a `..` component or a zero byte.
 pub fn clean_path(path: &str) -> Option<String> {
     if path.starts_with('/') || path.contains('\0') {
         return None;
@@ -615,16 +625,17 @@ pub fn clean_path(path: &str) -> Option<String> {
     (!parts.is_empty() && !parts.contains(&"..")).then(|| parts.join("/"))
 }
 
-/// Whether a name in `out/events` is a draft: no event until it is renamed.
+/// Whether a name in `out/events` is a draft: the file is no event until it is renamed.
 pub fn is_event_draft(name: &str) -> bool {
     is_draft(name) || is_doubtful_draft(name)
 }
 
-/// Whether a name in `out/events` is a draft by its form alone, which may be meant as an event's
-/// name too. Such a file that is a whole event when its job ends was not meant as a draft.
+/// Whether a name in `out/events` has the form of a draft's name, but could also be meant as an
+/// event's name. If such a file holds a complete event when its job ends, it was not meant as a
+/// draft.
 ///
-/// Python's `tempfile` makes `tmp` and eight small letters, digits or `_`; many programs put a
-/// number behind the name that they will rename the file to: `made.json.4711`.
+/// Python's `tempfile` makes names of `tmp` and eight lowercase letters, digits or `_`. Many
+/// programs append a number to the name that they will rename the file to: `made.json.4711`.
 pub fn is_doubtful_draft(name: &str) -> bool {
     let pythons_own = |rest: &str| {
         rest.len() == 8
@@ -636,12 +647,14 @@ pub fn is_doubtful_draft(name: &str) -> bool {
     name.strip_prefix("tmp").is_some_and(pythons_own) || name.rsplit_once('.').is_some_and(numbered)
 }
 
-/// Why a [doubtful draft](is_doubtful_draft) that is a whole event at the end is refused.
+/// Why a [doubtful draft](is_doubtful_draft) that holds a complete event at the job's end is
+/// refused.
 pub const WHOLE_DRAFT: &str = "it is a whole event under the name of a draft (`tmp` and 8 letters, or a number at its end), so \
-                               nothing was published; rename it, or give it another name";
+                               nothing was published; rename the file once it is complete, or write it under another name";
 
-/// Whether a name is that of a file which will be renamed. `sed -i` writes its result to a file
-/// beside it, `sed` and six letters or digits, and renames that, so such a name is a draft too.
+/// Whether a name is that of a file which will be renamed. `sed -i` writes its result to a new file
+/// beside the old one, named `sed` and six letters or digits, and renames it, so such a name is a
+/// draft too.
 pub fn is_draft(name: &str) -> bool {
     let seds_own = name.len() == 9
         && name.starts_with("sed")
@@ -651,12 +664,13 @@ pub fn is_draft(name: &str) -> bool {
         || [".tmp", ".part", ".swp", "~"].iter().any(|end| name.ends_with(end))
 }
 
-/// Bytes of an event type. AMQP's routing keys and file names have 255; the rest is for what stands
-/// beside it.
+/// The most bytes of an event type. AMQP's routing keys and file names have at most 255 bytes; the
+/// difference is left for the text that stands beside the type in them.
 pub const TYPE_BYTES_MAX: usize = 200;
 
-/// Whether a text can be an event type: it is a routing key, part of names and paths. At most
-/// [`TYPE_BYTES_MAX`] bytes of letters, digits, `.`, `_` and `-`, beginning with a letter or digit.
+/// Whether a text can be an event type: at most [`TYPE_BYTES_MAX`] bytes of ASCII letters, digits,
+/// `.`, `_` and `-`, beginning with a letter or a digit. An event type is a routing key and part of
+/// names and paths.
 pub fn is_event_type(text: &str) -> bool {
     text.len() <= TYPE_BYTES_MAX
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -823,7 +837,7 @@ mod tests {
             prop_assert_eq!(file.data[0].value.clone(), n.to_string());
         }
 
-        /// The members that are found by looking at brackets are those that a whole reader finds.
+        /// The members that this parser finds are those that serde_json's own tree has.
         #[test]
         fn members_are_those_of_a_whole_reader(text in "\\{(\"[a-c\\\\\\]\\[{}:,]{0,4}\" ?: ?(1.50|null|\"[a,:{}\\[\\]]{0,5}\"|\\[1, ?\"\\]\"\\]|\\{\"x\": ?\\{\\}\\}),? ?){0,4}\\}") {
             let Ok(Value::Object(fields)) = serde_json::from_str::<Value>(&text) else { return Ok(()) };

@@ -1,8 +1,8 @@
-//! Ids. Each kind is a type of its own, so that an event's id cannot be passed for a job's.
+//! Ids. Each kind has its own type, so that an event's id cannot be passed where a job's is needed.
 //!
-//! They are strings, not UUIDs, because older Ion's documents hold ids such as `frontapi`. Those
-//! that Ion derives are UUIDv5: the same parent, module and file name give the same id on every
-//! attempt and every host, which is what makes a repeated commit harmless.
+//! Ids are strings, not UUIDs, because older Ion's documents hold ids such as `frontapi`. Ids that
+//! Ion derives are UUIDv5: the same parent, module and file name give the same id on every attempt
+//! and every host. This makes commits idempotent.
 
 use std::fmt;
 
@@ -17,22 +17,22 @@ macro_rules! id {
         pub struct $name(String);
 
         impl $name {
-            /// An id as it stands in a document or a message.
+            /// Makes an id of its text in a document or a message.
             pub fn new(text: impl Into<String>) -> Self {
                 Self(text.into())
             }
 
-            /// A fresh random id (UUIDv4).
+            /// Returns a new random id (UUIDv4).
             pub fn random() -> Self {
                 Self(Uuid::new_v4().to_string())
             }
 
-            /// The id's text.
+            /// Returns the id's text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
 
-            /// The first eight characters: enough for people to tell ids apart.
+            /// Returns the first eight characters, which are enough for people to tell ids apart.
             pub fn short(&self) -> &str {
                 self.0.char_indices().nth(8).map_or(&self.0, |(end, _)| &self.0[..end])
             }
@@ -59,35 +59,37 @@ macro_rules! id {
 }
 
 id! {
-    /// One event.
+    /// The id of an event.
     EventId
 }
 id! {
-    /// All that came of one first event.
+    /// The id of a correlation: one first event and all events that descend from it.
     CorrelationId
 }
 id! {
-    /// One module on one event.
+    /// The id of a job: one module on one event.
     JobId
 }
 
-/// The namespace of an id that need not be a UUID itself.
+/// Returns the UUIDv5 namespace that an id stands for: the id itself if it is a UUID, otherwise a
+/// UUIDv5 of its text.
 fn namespace(id: &str) -> Uuid {
     Uuid::parse_str(id).unwrap_or_else(|_| Uuid::new_v5(&Uuid::NAMESPACE_OID, id.as_bytes()))
 }
 
 impl EventId {
-    /// The id of the event that `module`, started by `parent`, publishes from the event file
-    /// `file_name`.
+    /// Returns the id of the event that `module`, started by the event `parent`, publishes from the
+    /// event file `file_name`.
     pub fn derive(parent: &EventId, module: &str, file_name: &str) -> Self {
-        // The zero byte keeps ("a", "bc") apart from ("ab", "c"): neither part can hold one.
+        // The zero byte keeps ("a", "bc") apart from ("ab", "c"): neither part can contain a zero
+        // byte.
         let name = format!("{module}\0{file_name}");
         Self(Uuid::new_v5(&namespace(parent.as_str()), name.as_bytes()).to_string())
     }
 }
 
 impl JobId {
-    /// The id of the job of `module` on `event`.
+    /// Returns the id of the job of `module` on `event`.
     pub fn derive(event: &EventId, module: &str) -> Self {
         Self(Uuid::new_v5(&namespace(event.as_str()), module.as_bytes()).to_string())
     }

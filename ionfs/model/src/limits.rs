@@ -1,7 +1,8 @@
-//! What one job may take, so that its neighbours and the daemon do not notice a greedy one.
+//! Limits on what one job may use, so that a greedy job harms neither its neighbours nor the
+//! daemon.
 //!
-//! Each limit has one unit, one default and one errno. A module is told by the errno; whoever looks
-//! at its job, by the reason it failed for.
+//! Each limit has one unit, one default and one errno. The module receives the errno; the job's
+//! record holds the reason for which the job failed.
 
 use std::collections::BTreeMap;
 
@@ -9,50 +10,53 @@ use serde::{Deserialize, Serialize};
 
 use crate::text::quote;
 
-/// Bytes of a path below `out/data` that any store can hold: keys of S3 and Azure have 1,024, of
-/// which the ids before the path take up to 124.
+/// The most bytes of a path below `out/data` that every store can hold: keys of S3 and Azure have
+/// at most 1,024 bytes, of which the ids before the path take up to 124.
 pub const PATH_BYTES_MAX: u64 = 900;
 
 /// The limits of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of an event file or of `insights.json`. Default 16 MiB: it names about 200,000 files;
-    /// a larger one is more likely data than an event. Over it: EFBIG to its writer, E2BIG to its
-    /// close.
+    /// Bytes of an event file or of `insights.json`. Default 16 MiB: an event file of this size
+    /// names about 200,000 files; a larger one is more likely data than an event. Over it, a write
+    /// fails with EFBIG and the close with E2BIG.
     pub event_bytes: u64,
-    /// Values of an event. Default 10,000: each becomes a file in the next module's `in/meta`. Over
-    /// it: E2BIG.
+    /// Values of an event. Default 10,000: each value becomes a file in the next module's
+    /// `in/meta`. Over it: E2BIG.
     pub event_values: u64,
-    /// Bytes of all keys and values of an event. Default 1 MiB: event documents hold 16 MiB on
-    /// MongoDB, on Cosmos DB 2. Over it: E2BIG.
+    /// Bytes of all keys and values of an event together. Default 1 MiB: a document holds at most
+    /// 16 MiB on MongoDB and 2 MiB on Cosmos DB. Over it: E2BIG.
     pub event_value_bytes: u64,
-    /// Files that an event names. Default 200,000: more is slow to list for every module that
+    /// Files that an event names. Default 200,000: a longer list is slow for every module that
     /// follows. Over it: E2BIG.
     pub event_files: u64,
     /// Bytes of a path that an event names. Default 900, and never more ([`PATH_BYTES_MAX`]). Over
-    /// it: ENAMETOOLONG to the event's close. What no event names may be as long as everywhere.
+    /// it, the event's close fails with ENAMETOOLONG. A path that no event names may be as long as
+    /// in any other filesystem.
     pub path_bytes: u64,
-    /// Names in a path that an event names. Default 100: each becomes a directory in the next
-    /// module's `in/data`. Over it: ENAMETOOLONG to the event's close.
+    /// Components of a path that an event names. Default 100: each becomes a directory in the next
+    /// module's `in/data`. Over it, the event's close fails with ENAMETOOLONG.
     pub path_depth: u64,
-    /// Events between an event and the first one of its correlation. Default 1,000: no pipeline
-    /// that was meant so is as deep, and modules that feed each other come to an end. Over it:
-    /// ELOOP to the event's close.
+    /// Generations from the first event of a correlation to an event
+    /// ([`depth`](crate::event::Event::depth)). Default 1,000: no sensible pipeline is as deep, and
+    /// modules that feed each other stop at this depth. Over it, the event's close fails with
+    /// ELOOP.
     pub lineage_depth: u64,
-    /// Bytes that are staged in `out/` at a time, holes counted as bytes: they would be in the
-    /// store. What refers to a blob of the input counts nothing. Default 256 GiB: more than most
-    /// disks have free, less than a mistaken `truncate`. Over it: EDQUOT, and the job fails.
+    /// Bytes that `out/` stages at the same time. Holes count as bytes, because the store would
+    /// hold them as bytes. Files that refer to a blob of the input count as 0. Default 256 GiB:
+    /// more than most disks have free, less than a mistaken `truncate`. Over it: EDQUOT, and the
+    /// job fails.
     pub staged_bytes: u64,
-    /// Files, directories and links that are staged in `out/` at a time. Default 500,000: each
-    /// takes about a kilobyte of the daemon's memory and an inode of the disk, which all its jobs
-    /// share. Over it: EDQUOT, and the job fails.
+    /// Files, directories and links that `out/` stages at the same time. Default 500,000: each
+    /// takes about a kilobyte of the daemon's memory and an inode of the disk, which all jobs of
+    /// the daemon share. Over it: EDQUOT, and the job fails.
     pub staged_files: u64,
-    /// Files and directories of the tree that are open at a time. Default 4,096: each takes a
-    /// descriptor of the daemon, which all its jobs share. Over it: EMFILE.
+    /// Files and directories of the tree that are open at the same time. Default 4,096: each takes
+    /// a descriptor of the daemon, which all jobs of the daemon share. Over it: EMFILE.
     pub open_files: u64,
-    /// Processes and threads of the job at a time. Default 4,096. Over it: EAGAIN from fork().
-    /// Bound by the kernel where it can do so for one job alone: as an ordinary user since Linux
-    /// 5.14, as root since Linux 6.14.
+    /// Processes and threads that the job has at the same time. Default 4,096. Over it, fork()
+    /// fails with EAGAIN. The kernel enforces this limit where it can do so for one job alone: as
+    /// an ordinary user since Linux 5.14, as root since Linux 6.14.
     pub processes: u64,
 }
 
@@ -75,46 +79,47 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Whether an event may name this path.
+    /// Checks that an event may name this path.
     ///
     /// # Errors
-    /// The limit it is over, in words.
+    /// Returns in words which limit the path exceeds.
     pub fn may_name(&self, path: &str) -> Result<(), String> {
         let (bytes, depth) = (self.path_bytes, self.path_depth);
         if path.len() as u64 > bytes {
             let length = path.len();
             let path = quote(path);
             return Err(format!(
-                "a path that an event names may have {bytes} bytes; {path} has {length}"
+                "a path that an event names may have at most {bytes} bytes; {path} has {length}"
             ));
         }
         if path.split('/').count() as u64 > depth {
             let path = quote(path);
             return Err(format!(
-                "a path that an event names may be {depth} names deep; {path} is deeper"
+                "a path that an event names may be at most {depth} names deep; {path} is deeper"
             ));
         }
         Ok(())
     }
 }
 
-/// What a number of a limit counts.
+/// The unit of a limit.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Unit {
     Bytes,
     Count,
 }
 
-/// A limit as users set it.
+/// A limit as users set it, by its name.
 struct Limit {
     name: &'static str,
     unit: Unit,
-    /// The most it may be set to.
+    /// The highest value that users may set.
     most: u64,
     of: fn(&mut Limits) -> &mut u64,
 }
 
-/// The most that an event file or its values may be allowed: the daemon reads them whole.
+/// The highest limit that users may set for the bytes of an event file or of its values. The daemon
+/// reads them whole into memory.
 const EVENT_BYTES_MAX: u64 = 256 << 20;
 
 const fn limit(
@@ -142,15 +147,15 @@ const LIMITS: [Limit; 11] = [
     limit("processes", Unit::Count, u32::MAX as u64, |limits| &mut limits.processes),
 ];
 
-/// Limits that somebody set; of the others nothing is said.
+/// The limits that a user has set, by name. All other limits are left open.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetLimits(BTreeMap<String, u64>);
 
 impl SetLimits {
-    /// Sets the limit `name` to what `text` says: a number as in `1000`, or bytes as in `16MiB`.
+    /// Sets the limit `name` to the value in `text`: a number as in `1000`, or bytes as in `16MiB`.
     ///
     /// # Errors
-    /// In words: no limit has this name, or it cannot be this much.
+    /// Returns in words that no limit has this name, or that the limit cannot have this value.
     pub fn set(&mut self, name: &str, text: &str) -> Result<(), String> {
         let Some(limit) = LIMITS.iter().find(|limit| limit.name == name) else {
             let names = LIMITS.map(|limit| limit.name).join(", ");
@@ -175,10 +180,10 @@ impl SetLimits {
         }
     }
 
-    /// The limits that words such as `open-files=100` set, as `--job-limit` has them.
+    /// Reads limits from the arguments of `--job-limit`, such as `open-files=100`.
     ///
     /// # Errors
-    /// The first word that sets none, and what is allowed.
+    /// Returns in words the first argument that sets no limit, and what is allowed.
     pub fn said(words: &[String]) -> Result<Self, String> {
         let mut set = Self::default();
         for word in words {
@@ -190,7 +195,7 @@ impl SetLimits {
         Ok(set)
     }
 
-    /// These limits, and of the others those in `limits`.
+    /// Returns `limits` with the limits that are set here in place of its own.
     pub fn over(&self, mut limits: Limits) -> Limits {
         for limit in &LIMITS {
             if let Some(value) = self.0.get(limit.name) {
@@ -200,22 +205,22 @@ impl SetLimits {
         limits
     }
 
-    /// Whether it says nothing.
+    /// Whether no limit is set.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// Bytes as people write them: `500`, `16MiB`, `2 GiB`.
+/// Reads a number of bytes as people write it: `500`, `16MiB`, `2 GiB`.
 ///
 /// # Errors
-/// In words, what is allowed.
+/// Returns in words what is allowed.
 pub fn bytes(text: &str) -> Result<u64, String> {
     amount(text, Unit::Bytes)
-        .ok_or_else(|| format!("{text:?} is no size: bytes as in 500, 16MiB or 2GiB"))
+        .ok_or_else(|| format!("{text:?} is not a size: bytes as in 500, 16MiB or 2GiB"))
 }
 
-/// `10000`, or for bytes also `900 KiB`, `16MiB`, `2GiB`, `1TiB`.
+/// Reads a number as in `10000`, or for bytes also as in `900 KiB`, `16MiB`, `2GiB` or `1TiB`.
 fn amount(text: &str, unit: Unit) -> Option<u64> {
     let text = text.trim();
     let (digits, rest) =
@@ -231,7 +236,7 @@ fn amount(text: &str, unit: Unit) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(factor)
 }
 
-/// Bytes in words, exact: the largest unit that leaves no remainder.
+/// Returns a number of bytes in words, exact: in the largest unit that leaves no remainder.
 pub fn bytes_in_words(bytes: u64) -> String {
     let unit = [(30, "GiB"), (20, "MiB"), (10, "KiB")]
         .into_iter()

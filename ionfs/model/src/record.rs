@@ -1,7 +1,7 @@
-//! The documents beside events: jobs, modules, insights and module logs, as they are stored.
+//! The documents other than events, as they are stored: jobs, insights and module logs.
 //!
-//! Plain data. What a job may become next is the dispatcher's to say; the data plane reads a job's
-//! record to fence its commits and to show it in the browsing mount.
+//! They are plain data. The dispatcher decides which state a job enters next; the data plane reads
+//! a job's record to fence its commits and to show it in the browsing mount.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,28 +9,28 @@ use crate::clock::Millis;
 use crate::event::{Context, Event, FileEntry, KeyValue};
 use crate::id::{CorrelationId, EventId, JobId};
 
-/// Where a job stands (DESIGN.md section 5).
+/// The state of a job (DESIGN.md section 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobState {
     /// A gathering job: the work below its event has not ended yet.
     Waiting,
-    /// May start once `notBefore` has come and a slot is free.
+    /// May start once its `term` is over and a slot is free.
     Queued,
-    /// Claimed; its filesystem and process are being made.
+    /// Claimed; the dispatcher prepares its filesystem and its process.
     Starting,
     /// Its process runs.
     Running,
-    /// Ended well; final.
+    /// Its last attempt succeeded; final.
     Succeeded,
-    /// Ended badly with no retries left; final until `ion dead retry` revives it.
+    /// Its last attempt failed and no retries are left; final until `ion dead retry` revives it.
     Dead,
-    /// Ended by `ion job cancel` or dropped from the dead; final.
+    /// Ended by `ion job cancel`, or dropped from the dead jobs; final.
     Cancelled,
 }
 
 impl JobState {
-    /// All of them.
+    /// All states.
     pub const ALL: [Self; 7] = [
         Self::Waiting,
         Self::Queued,
@@ -41,12 +41,12 @@ impl JobState {
         Self::Cancelled,
     ];
 
-    /// Whether no attempt will follow by itself.
+    /// Whether no further attempt starts unless a person asks for it.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Succeeded | Self::Dead | Self::Cancelled)
     }
 
-    /// Whether an attempt is under way.
+    /// Whether an attempt is in progress.
     pub fn is_active(self) -> bool {
         matches!(self, Self::Starting | Self::Running)
     }
@@ -71,22 +71,24 @@ impl JobState {
 pub enum AttemptEnd {
     /// Exit status 0 and no rejected event.
     Succeeded,
-    /// Another exit status, a signal, a rejected event, or it could not start this time.
+    /// Another exit status, a signal, a rejected event, or an attempt that could not start this
+    /// time.
     Failed,
-    /// It cannot start, however often it is tried: its program is not there or is none. No other
-    /// attempt follows.
+    /// The attempt can never start: its program is missing or is not a program. No other attempt
+    /// follows.
     CannotRun,
-    /// Over the module's timeout.
+    /// The attempt ran longer than the module's timeout.
     TimedOut,
-    /// Its dispatcher died or lost its lease. Counts against `LOST_MAX`, not against the module's
+    /// The dispatcher died or lost its lease. Counts against `LOST_MAX`, not against the module's
     /// retries.
     Lost,
-    /// Its dispatcher was shut down. Does not count against the retries.
+    /// The dispatcher was shut down. Does not count against the retries.
     Released,
-    /// Cancelled by a person.
+    /// A person cancelled the job.
     Cancelled,
-    /// Its machine had no room for it: a full disk, no descriptor left. Counts as
-    /// [`AttemptEnd::Lost`] does, and is waited after as after a failure.
+    /// The machine had no room for the attempt: its disk is full or no descriptor is left. Counts
+    /// against `LOST_MAX` as [`AttemptEnd::Lost`] does, but the next attempt starts after a backoff
+    /// as after a failure.
     NoRoom,
 }
 
@@ -110,11 +112,11 @@ impl AttemptEnd {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Attempt {
-    /// 1 for the first.
+    /// The number of the attempt; 1 for the first.
     pub number: u32,
     /// When it was claimed.
     pub started: Millis,
-    /// When it ended; none while it is under way.
+    /// When it ended; `None` while it is in progress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Millis>,
     /// How it ended.
@@ -123,17 +125,18 @@ pub struct Attempt {
     /// The exit status, when the process exited by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// Why, in words: `exit status 3`, `killed by signal 9`, `event "a.json" rejected: ...`.
+    /// Why it ended so, in words: `exit status 3`, `killed by signal 9`,
+    /// `event "a.json" rejected: ...`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The blob that holds its output (stdout and stderr).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<FileEntry>,
-    /// How many bytes shorter that is than what was written: of a log that is too long the middle
-    /// is left out.
+    /// How many bytes of the output the blob does not hold: the middle of a log that is too long is
+    /// left out.
     #[serde(default, skip_serializing_if = "is_nothing")]
     pub log_left_out: u64,
-    /// Its reads that Ion could not answer; with any of them it failed.
+    /// The reads that Ion could not answer. An attempt with such a read has failed.
     #[serde(default, skip_serializing_if = "FailedReads::is_empty")]
     pub failed_reads: FailedReads,
 }
@@ -143,7 +146,7 @@ fn is_nothing(bytes: &u64) -> bool {
 }
 
 impl Attempt {
-    /// One that begins.
+    /// Returns an attempt that begins at `started`.
     pub fn begun(number: u32, started: Millis) -> Self {
         Self {
             number,
@@ -159,13 +162,13 @@ impl Attempt {
     }
 }
 
-/// Why a read failed that Ion should have answered.
+/// Why Ion could not answer a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReadFailureCause {
     /// The blob is not in the store.
     Missing,
-    /// The bytes are not those that were written, or a document does not have its shape.
+    /// The bytes are not those that were written, or a document does not have the expected shape.
     Damaged,
     /// The store could not be reached, failed, or did not answer in time.
     StoreUnavailable,
@@ -194,29 +197,30 @@ impl ReadFailureCause {
     }
 }
 
-/// A read that Ion could not answer: the module got EIO. `events/failed-reads/<n>.json` shows it.
+/// A read that Ion could not answer: the module received EIO. `events/failed-reads/<n>.json` shows
+/// it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailedRead {
-    /// The file or folder, seen from `ION_DIR`: `in/data/a.png`.
+    /// The path of the file or directory, relative to `ION_DIR`: `in/data/a.png`.
     pub path: String,
-    /// The key of the blob, if it is known which one it was.
+    /// The key of the blob, if the blob is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blob: Option<String>,
     /// The cause.
     pub cause: ReadFailureCause,
-    /// The cause in words, with what the store said.
+    /// The cause in words, with the store's own error.
     pub reason: String,
-    /// When it failed first.
+    /// When the read failed first.
     pub at: Millis,
 }
 
 /// The reads of an attempt that Ion could not answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailedReads {
-    /// The first of them, one for each file and cause.
+    /// The first failed reads, one for each file and cause.
     #[serde(default)]
     pub first: Vec<FailedRead>,
-    /// Failed reads of other files, each counted.
+    /// The number of failed reads of other files.
     #[serde(default)]
     pub more: u64,
 }
@@ -227,7 +231,7 @@ impl FailedReads {
         self.first.is_empty() && self.more == 0
     }
 
-    /// The same with no more than so many in the list.
+    /// Returns these failed reads with at most `most` of them in the list; the others are counted.
     #[must_use]
     pub fn shortened(mut self, most: usize) -> Self {
         self.more += self.first.len().saturating_sub(most) as u64;
@@ -235,7 +239,8 @@ impl FailedReads {
         self
     }
 
-    /// The first in words, and how many more there are; none if every read was answered.
+    /// Describes the first failed read in words, and says how many more there are; `None` if every
+    /// read was answered.
     pub fn in_words(&self) -> Option<String> {
         let first = self.first.first()?;
         let others = self.more + self.first.len() as u64 - 1;
@@ -245,47 +250,48 @@ impl FailedReads {
     }
 }
 
-/// Jobs that a record names, where they may be many.
+/// The most jobs that a record names in a list that may be long.
 pub const NAMED_MAX: usize = 20;
 
-/// Jobs that one line names.
+/// The most jobs that one line of text names.
 const SAID_MAX: usize = 5;
 
-/// What has to end before a gathering job starts.
+/// The jobs that have to end before a gathering job starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaitsFor {
-    /// Jobs that have not ended, those that nobody has claimed yet among them.
+    /// The number of jobs that have not ended, including those that no dispatcher has claimed yet.
     pub open: usize,
-    /// Dead jobs: they hold it back until they are retried or dropped.
+    /// The number of dead jobs: they hold the gathering job back until they are retried or dropped.
     pub dead: usize,
-    /// The first [`NAMED_MAX`] of them, dead ones before others.
+    /// The first [`NAMED_MAX`] of these jobs, dead jobs first.
     pub named: Vec<OpenJob>,
 }
 
-/// A job that something waits for.
+/// A job that a gathering job waits for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenJob {
     /// The job.
     pub job: JobId,
     /// Its module.
     pub module: String,
-    /// Where it stands; none: nobody has claimed it yet.
+    /// Its state; `None` if no dispatcher has claimed it yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<JobState>,
 }
 
-/// What a gathering job has run without: jobs below its event that were cancelled, or dead, when it
-/// began.
+/// The jobs without whose output a gathering job runs: jobs below its event that were cancelled or
+/// dead when it began.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Without {
-    /// The first [`NAMED_MAX`] of them.
+    /// The first [`NAMED_MAX`] of these jobs.
     pub jobs: Vec<JobId>,
-    /// How many others there were.
+    /// The number of further jobs.
     pub more: usize,
 }
 
 impl WaitsFor {
-    /// In words that name the first few, and the way out where there is one.
+    /// Describes in words what the job waits for: names the first few jobs, and what to do if only
+    /// dead jobs are left.
     pub fn in_words(&self) -> String {
         let name = |open: &OpenJob| {
             let state = open.state.map_or("not claimed yet", JobState::as_str);
@@ -304,17 +310,17 @@ impl WaitsFor {
 }
 
 impl Without {
-    /// Whether it had everything.
+    /// Whether no job's output is missing.
     pub fn is_empty(&self) -> bool {
         self.jobs.is_empty()
     }
 
-    /// How many there were.
+    /// Returns the number of all these jobs.
     pub fn count(&self) -> usize {
         self.jobs.len() + self.more
     }
 
-    /// One more.
+    /// Adds a job.
     pub fn add(&mut self, job: &JobId) {
         if self.jobs.len() < NAMED_MAX {
             self.jobs.push(job.clone());
@@ -324,13 +330,14 @@ impl Without {
     }
 }
 
-/// A job: one module on one event. The ledger's only truth.
+/// A job: one module on one event. This record is the ledger's only source of truth.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JobRecord {
     /// `UUIDv5(event id, module)`.
     pub id: JobId,
-    /// Raised by every write; each write names the version it read, so a stale one is refused.
+    /// The version, which every write raises. Each write names the version that its writer read, so
+    /// that a stale write is refused.
     pub version: i64,
     /// The module's name.
     pub module: String,
@@ -340,21 +347,21 @@ pub struct JobRecord {
     pub event_type: String,
     /// The correlation of that event.
     pub correlation_id: CorrelationId,
-    /// Where it stands.
+    /// Its state.
     pub state: JobState,
     /// The number of the latest attempt; 0 before the first.
     pub attempt: u32,
     /// Every attempt, oldest first.
     #[serde(default)]
     pub attempts: Vec<Attempt>,
-    /// Who runs the attempt: a dispatcher's id. None when nobody does.
+    /// The id of the dispatcher that runs the attempt; `None` if no dispatcher does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<String>,
-    /// When `term` is over, by the clock of who wrote it: what jobs are sorted by. Another host's
-    /// clock may differ.
+    /// When `term` is over, by the clock of the host that wrote it; jobs are sorted by this time.
+    /// Another host's clock may differ.
     pub due: Millis,
-    /// How long this state stands unless it is written again: the lease of an active job, the wait
-    /// of a queued one before it may start. 0: none.
+    /// How long this state lasts unless the record is written again: the lease of an active job, or
+    /// the wait before a queued job may start. 0 if there is neither.
     #[serde(default)]
     pub term: Millis,
     /// When it was claimed first.
@@ -362,29 +369,30 @@ pub struct JobRecord {
     /// When it became final.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Millis>,
-    /// A person asked for it to be stopped.
+    /// Whether a person has asked to stop the job.
     #[serde(default)]
     pub cancel: bool,
-    /// The bus has still to be told of its end: of the events it staged (`commit: on-success`), or
-    /// that it is dead.
+    /// Whether something about its end still has to be published on the bus: the events it staged
+    /// (`commit: on-success`), or the dead letter.
     #[serde(default)]
     pub outbox: bool,
-    /// Attempts that ended in a way that counts against the module's retries.
+    /// The number of attempts that ended in a way that counts against the module's retries.
     #[serde(default)]
     pub failures: u32,
-    /// Attempts that were lost with their dispatcher.
+    /// The number of attempts that were lost with their dispatcher, or ended because their machine
+    /// had no room ([`AttemptEnd::NoRoom`]).
     #[serde(default)]
     pub losses: u32,
-    /// Of a gathering job that waits: what for, as it was seen last.
+    /// What a waiting gathering job waits for, as a dispatcher saw it last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<WaitsFor>,
-    /// Of a gathering job that has begun: what it runs without.
+    /// The jobs without whose output a gathering job that has begun runs.
     #[serde(default, skip_serializing_if = "Without::is_empty")]
     pub without: Without,
 }
 
 impl JobRecord {
-    /// The job of a module on an event, before anything has happened to it.
+    /// Returns a new job of a module on an event, with no attempt yet.
     pub fn new(id: JobId, module: &str, event: &Event, state: JobState, now: Millis) -> Self {
         Self {
             id,
@@ -415,10 +423,10 @@ impl JobRecord {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CommitMode {
-    /// Each at its close.
+    /// Each event commits when its file is closed.
     #[default]
     OnClose,
-    /// All together, by the write that marks the job succeeded.
+    /// The write that marks the job succeeded commits all its events together.
     OnSuccess,
 }
 
@@ -426,26 +434,26 @@ pub enum CommitMode {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InsightRecord {
-    /// Deterministic: one for each job.
+    /// The document's id, derived from the job's: there is one document for each job.
     pub id: String,
-    /// `name` is the module that kept them; `eventId` the event it worked on.
+    /// `name` is the module that kept the values; `eventId` is the event that it worked on.
     pub context: Context,
     /// The values.
     pub data: Vec<KeyValue>,
-    /// When they were kept.
+    /// When the values were kept.
     pub created: Millis,
     /// The job that kept them.
     pub job_id: JobId,
-    /// Its attempt.
+    /// The attempt that kept them.
     #[serde(default)]
     pub attempt: u32,
-    /// See [`crate::event::Publication`]: `staged` until an on-success job has succeeded.
+    /// True until an on-success job has succeeded: see [`crate::event::Publication::Staged`].
     #[serde(default)]
     pub staged: bool,
 }
 
 impl InsightRecord {
-    /// The id of a job's insight document.
+    /// Returns the id of a job's insight document.
     pub fn id(job: &JobId) -> String {
         format!("insight:{job}")
     }
@@ -459,18 +467,18 @@ pub struct LogRecord {
     pub id: String,
     /// The same text, as in older Ion.
     pub desc: String,
-    /// `name` is the module; `eventId` the event it worked on.
+    /// `name` is the module; `eventId` is the event that it worked on.
     pub context: Context,
-    /// The blob.
+    /// The blob that holds the output.
     pub logs: FileEntry,
     /// Whether the attempt succeeded.
     pub succeeded: bool,
-    /// When it was stored.
+    /// When the output was stored.
     pub created: Millis,
 }
 
 impl LogRecord {
-    /// The id of the document of one attempt's log.
+    /// Returns the id of the document of one attempt's log.
     pub fn id(module: &str, event: &EventId, attempt: u32) -> String {
         format!("module:{module}-event:{event}-attempt:{attempt}")
     }
@@ -480,12 +488,13 @@ impl LogRecord {
 pub struct StoredLog {
     /// The blob.
     pub entry: FileEntry,
-    /// How many bytes shorter it is than what was written: the middle of a log that is too long.
+    /// How many bytes of the output the blob does not hold: the middle of a log that is too long is
+    /// left out.
     pub left_out: u64,
 }
 
-/// The beginning of the keys of a correlation's logs: beside its files, so that these alone can be
-/// browsed.
+/// Returns the prefix of the keys of a correlation's logs. It differs from the prefix of the
+/// correlation's files, so that a store's own tools can browse the files alone.
 pub fn logs_below(correlation: &CorrelationId) -> String {
     format!("logs/{correlation}")
 }

@@ -1,29 +1,31 @@
-//! Texts that others wrote, in what Ion itself says.
+//! Foreign text that Ion quotes in its own texts.
 //!
 //! A module, a request or a message chooses names, types and values freely. Ion quotes them in
-//! logs, reasons, records, tables and errors: a long one is cut, so that nobody fills a log or a
-//! document with one name, and what a terminal would obey is shown instead, so that nobody forges a
-//! line.
+//! logs, reasons, records, tables and errors. A long text is cut, so that one name cannot fill a
+//! log or a document. Characters that a terminal would obey are shown as escapes, so that a foreign
+//! text cannot forge a line.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
-/// Bytes of a name, a type or a value that a sentence quotes. Longer ones hide the rest of the
-/// sentence; shorter cuts would hit names that files really have (255 bytes are allowed, most have
-/// fewer than 100). Event types have as many.
+/// The most bytes of a name, a type or a value that a sentence quotes. A longer quote hides the
+/// rest of the sentence; a shorter limit would cut real file names (255 bytes are allowed, most
+/// have fewer than 100). An event type may have as many bytes.
 pub const QUOTE_MAX: usize = 200;
 
-/// Bytes of a whole reason, as job records, dead letters and answers keep it. A sentence with
-/// several quotes fits; the headers of an AMQP message, whose frames may have 4 KiB, hold it too.
+/// The most bytes of a whole reason in job records, dead letters and answers. A sentence with
+/// several quotes fits. So does a reason in the headers of an AMQP message, whose frames may be
+/// limited to 4 KiB.
 pub const REASON_MAX: usize = 2000;
 
-/// At most so many bytes of the text, up to the end of a character.
+/// Returns at most `most` bytes from the beginning of the text, and never a part of a character.
 fn beginning(text: &str, most: usize) -> &str {
     let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or(0)]
 }
 
-/// The text, or its beginning and how much was left out: at most `most` bytes of it.
+/// Returns the text if it has at most `most` bytes. Otherwise returns its first `most` bytes, up to
+/// the end of a character, and how many bytes were left out.
 pub fn cut(text: &str, most: usize) -> Cow<'_, str> {
     if text.len() <= most {
         return Cow::Borrowed(text);
@@ -32,7 +34,7 @@ pub fn cut(text: &str, most: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{head}... ({} more bytes)", text.len() - head.len()))
 }
 
-/// The same of a text that nobody needs otherwise.
+/// Like [`cut`], for a text that the caller gives away: a short text is not copied.
 pub fn cut_off(text: String, most: usize) -> String {
     match cut(&text, most) {
         Cow::Borrowed(_) => text,
@@ -40,13 +42,14 @@ pub fn cut_off(text: String, most: usize) -> String {
     }
 }
 
-/// The end of a text of `all` bytes, as text, and how much stands before it.
+/// Returns the end of a text as a string, with the number of bytes before it. The whole text has
+/// `all` bytes, of which `end` holds the last ones.
 pub fn ending(all: u64, end: &[u8]) -> String {
     let before = all.saturating_sub(end.len() as u64);
     if before == 0 {
         return String::from_utf8_lossy(end).into_owned();
     }
-    // Not from the middle of a character on.
+    // Skips the rest of a character that was cut in the middle.
     let begun = end.iter().take(3).take_while(|byte| **byte & 0xc0 == 0x80).count();
     format!(
         "({} bytes before) ...{}",
@@ -55,12 +58,13 @@ pub fn ending(all: u64, end: &[u8]) -> String {
     )
 }
 
-/// Shows a name, a type or a value in quotes: escaped, and cut after [`QUOTE_MAX`] bytes.
+/// Returns a name, a type or a value for display in quotes: escaped, and cut after [`QUOTE_MAX`]
+/// bytes.
 pub fn quote<T: AsRef<str> + ?Sized>(text: &T) -> Quoted<'_> {
     Quoted(text.as_ref())
 }
 
-/// A text in quotes: see [`quote`].
+/// A text that is displayed in quotes: see [`quote`].
 #[derive(Clone, Copy, Debug)]
 pub struct Quoted<'t>(&'t str);
 
@@ -74,9 +78,9 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-/// Whether a terminal or a reader of lines would obey this character instead of showing it: control
-/// characters, line separators, and those that turn the direction of writing or take no room at
-/// all.
+/// Whether a terminal or a program that reads lines would obey this character instead of showing
+/// it: control characters, line separators, and characters that change the direction of writing or
+/// have no width.
 pub fn is_obeyed(c: char) -> bool {
     c.is_control()
         || matches!(
@@ -86,13 +90,13 @@ pub fn is_obeyed(c: char) -> bool {
         )
 }
 
-/// The text in one line: each character that would be obeyed stands as its escape, `\n` or
-/// `\u{1b}`.
+/// Returns the text in one line: each character that a terminal would obey ([`is_obeyed`]) is
+/// replaced by its escape, such as `\n` or `\u{1b}`.
 pub fn visible(text: &str) -> Cow<'_, str> {
     visible_but(text, |_| false)
 }
 
-/// The same, where these characters stay as they are.
+/// Like [`visible`], but keeps the characters for which `stays` returns true.
 pub fn visible_but(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
     let escaped = |c: char| is_obeyed(c) && !stays(c);
     if !text.chars().any(escaped) {
@@ -108,8 +112,8 @@ pub fn visible_but(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Writes a value as a field of a log has it: in one line, cut after [`REASON_MAX`] bytes. Memory
-/// stays small however much the value says.
+/// Writes a value as a field of a log line: in one line, cut after [`REASON_MAX`] bytes. It needs
+/// little memory, however long the value is.
 pub fn write_field(out: &mut dyn fmt::Write, value: &dyn fmt::Debug) -> fmt::Result {
     let mut field = Field { out, left: REASON_MAX, more: 0 };
     write!(field, "{value:?}")?;
@@ -129,7 +133,7 @@ impl fmt::Write for Field<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let head = beginning(text, self.left);
         self.more += text.len() - head.len();
-        // Once something was left out nothing follows it.
+        // After the first text that is cut, nothing more is written.
         self.left = if head.len() < text.len() { 0 } else { self.left - head.len() };
         self.out.write_str(&visible(head))
     }

@@ -1,10 +1,10 @@
-//! Where an event's files are, for modules that ask for addresses: older ones, which find them
-//! among their values.
+//! The addresses of an event's files, for older modules, which expect the addresses among their
+//! event's values.
 //!
-//! `ion://<event>/<path>` names a file of an event and says nothing of the store: the gateway
-//! serves it as `/events/<event>/data/<path>`, and the module itself has it as `in/data/<path>`. A
-//! signed URL can be given to any HTTP client; whoever has one may read that file, so it stands in
-//! the job's own tree only, never in a document or a log.
+//! `ion://<event>/<path>` names a file of an event independently of the store: the gateway serves
+//! the file as `/events/<event>/data/<path>`, and the module itself sees it as `in/data/<path>`. A
+//! signed URL works with any HTTP client. Anybody who has the URL may read the file, so it is
+//! written only into the job's own tree, never into a document or a log.
 
 use std::time::Duration;
 
@@ -14,31 +14,33 @@ use ion_model::id::EventId;
 use ion_stores::{DataPlane, StoreError};
 use serde::{Deserialize, Serialize};
 
-/// How long a signed URL can be read from: longer than most jobs take, shorter than the seven days
-/// after which S3 refuses. Each attempt has its own.
+/// How long a signed URL is valid: longer than most jobs take, and shorter than seven days, the
+/// most that S3 accepts. Each attempt gets new URLs.
 const SIGNED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// URLs signed at a time. Most stores sign without asking anybody; Google's may have to be asked.
+/// The number of URLs that are signed concurrently. The clients of most stores sign locally;
+/// Google's may need a request.
 const SIGNING_MAX: usize = 16;
 
-/// Whether files' addresses stand in a module's `in/eventmeta.json`, each under the file's name.
+/// The kind of file addresses in a module's `in/eventmeta.json`, each under the file's name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FileUrls {
-    /// No: that file holds the event's values and nothing else.
+    /// No addresses: `in/eventmeta.json` holds only the event's values.
     #[default]
     None,
-    /// As `ion://<event>/<path>`.
+    /// Addresses such as `ion://<event>/<path>`.
     Ion,
-    /// As a URL of the store that needs no credential; `ion://` where the store makes none.
+    /// URLs of the store that need no credential, or `ion://` addresses if the store makes no such
+    /// URLs.
     Signed,
 }
 
 impl FileUrls {
-    /// The kind of this name, as pipeline files and flags say it.
+    /// Returns the kind with this name, as pipeline files and flags write it.
     ///
     /// # Errors
-    /// What is allowed, in words.
+    /// A text that names the allowed kinds.
     pub fn named(name: &str) -> Result<Self, String> {
         match name {
             "none" => Ok(Self::None),
@@ -49,8 +51,8 @@ impl FileUrls {
     }
 }
 
-/// The addresses of an event's files, each under the name by which the module finds it below
-/// `in/data`: the file's own, after `below`.
+/// Returns the addresses of an event's files. The key of each is the name by which the module finds
+/// the file below `in/data`: `below` followed by the file's own name.
 ///
 /// # Errors
 /// When the store cannot sign a URL.
@@ -79,7 +81,7 @@ pub async fn addresses(
     stream::iter(all).buffered(SIGNING_MAX).try_collect().await
 }
 
-/// `ion://<event>/<path>`, with what is not allowed in a URL escaped.
+/// Returns `ion://<event>/<path>`, with the characters escaped that a URL may not contain.
 fn ion(event: &EventId, path: &str) -> String {
     let mut uri = String::from("ion://");
     escape(event.as_str(), &mut uri);

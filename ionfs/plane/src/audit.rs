@@ -1,4 +1,4 @@
-//! `ion check`: do documents and blobs agree, and is every event published?
+//! `ion check`: checks that documents and blobs agree, and that every event is published.
 
 use std::time::Duration;
 
@@ -11,74 +11,78 @@ use serde_json::json;
 use crate::commit::files_of;
 use crate::relay::{self, Relay};
 
-/// What a walk over the plane found.
+/// The result of a check of the plane.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Events seen.
+    /// The number of events that were checked.
     pub events: usize,
-    /// Blobs looked at.
+    /// The number of blobs that were checked.
     pub blobs: usize,
-    /// Bytes read and compared with their checksums; 0 unless asked for.
+    /// The number of bytes that were read and compared with their checksums; 0 with
+    /// [`Depth::Lengths`].
     pub bytes_read: u64,
-    /// What does not agree.
+    /// The faults that were found.
     pub findings: Vec<Finding>,
 }
 
-/// One thing that is not as it must be.
+/// A fault in the plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What is wrong, in words.
+    /// What is wrong, as a text.
     pub what: String,
-    /// What was done about it; none: nothing, as it was not asked for or is not safe.
+    /// What was done to repair it, or `None` if nothing was done, because no repair was requested
+    /// or none is safe.
     pub repaired: Option<String>,
 }
 
 impl Report {
-    /// Adds a finding nothing is done about.
+    /// Adds a finding that is not repaired.
     pub fn found(&mut self, what: String) {
         self.findings.push(Finding { what, repaired: None });
     }
 
-    /// Adds a finding and what a repair did about it.
+    /// Adds a finding, and what a repair did about it.
     pub fn repaired(&mut self, what: String, repaired: Option<String>) {
         self.findings.push(Finding { what, repaired });
     }
 
-    /// Whether all that was found is repaired.
+    /// Returns whether every finding has been repaired.
     pub fn is_well(&self) -> bool {
         self.findings.iter().all(|finding| finding.repaired.is_some())
     }
 }
 
-/// How closely to look.
+/// How thoroughly blobs are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
-    /// Whether each blob is there with its length.
+    /// Checks that each blob exists with its length.
     Lengths,
-    /// Every byte against its checksum.
+    /// Also compares every byte with its checksum.
     Checksums,
 }
 
-/// Whether what can safely be put right is.
+/// Whether to repair faults that can be repaired safely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repair {
-    /// It is only reported.
+    /// Faults are only reported.
     No,
-    /// It is: what anybody may do at any time, as a relay or a dispatcher would.
+    /// Faults are repaired by steps that any process may take at any time, as a relay or a
+    /// dispatcher does.
     Safe,
 }
 
-/// How long a suspect is watched before it is a finding: whoever should move it has had more than
-/// his time. What was written by a clock that differs is seen to move.
+/// How long an unpublished event is watched before it is a finding: longer than the relay that must
+/// publish it needs. Watching for a change does not depend on the time in the document, which may
+/// be from a clock that differs.
 const WATCHED: Duration = relay::GRACE.saturating_add(Duration::from_secs(5));
 
-/// Suspects that are watched together.
+/// The number of unpublished events that are watched together.
 const SUSPECTS: usize = 1_000;
 
 /// Compares documents with blobs and with each other, a page of documents at a time.
 ///
 /// # Errors
-/// When a store cannot be read at all; what is merely wrong is a finding.
+/// When a store cannot be read. A fault in its content is a finding, not an error.
 pub async fn check(plane: &DataPlane, depth: Depth, repair: Repair) -> Result<Report, StoreError> {
     let mut report = Report::default();
     let mut suspects = Vec::new();
@@ -105,7 +109,7 @@ pub async fn check(plane: &DataPlane, depth: Depth, repair: Repair) -> Result<Re
     while let Some(page) = pages.next(&*plane.documents).await? {
         for document in page {
             match decode::<LogRecord>(Collection::Events, document) {
-                // An empty one has no blob.
+                // An empty log has no blob.
                 Ok(log) if log.logs.size > 0 => {
                     examine(plane, &format!("log {}", log.id), &log.logs, depth, &mut report)
                         .await?;
@@ -119,7 +123,7 @@ pub async fn check(plane: &DataPlane, depth: Depth, repair: Repair) -> Result<Re
     Ok(report)
 }
 
-/// One event and the blobs that it names.
+/// Checks one event and the blobs that it names.
 async fn check_event(
     plane: &DataPlane,
     event: &Event,
@@ -144,20 +148,21 @@ async fn check_event(
     Ok(())
 }
 
-/// Whether a staged event is of an attempt whose job succeeded and has nothing left to tell: nobody
-/// would reveal it.
+/// Returns whether a staged event is lost: its attempt's job succeeded and has an empty outbox, so
+/// no relay would make the event visible.
 async fn is_lost(plane: &DataPlane, event: &Event) -> Result<bool, StoreError> {
     let Some(job_id) = &event.job_id else { return Ok(true) };
     let job = plane.documents.get_as::<JobRecord>(Collection::Jobs, job_id.as_str()).await?;
     let over = job.is_some_and(|job| {
         job.state == JobState::Succeeded && !job.outbox && Some(job.attempt) == event.attempt
     });
-    // It may have been revealed between the two readings.
+    // A relay may have made the event visible between the two reads.
     let again = plane.documents.get_as::<Event>(Collection::Events, event.id.as_str()).await?;
     Ok(over && again.is_some_and(|event| event.publication == Publication::Staged))
 }
 
-/// Looks a second time, after a while, at events that were not published.
+/// Waits for [`WATCHED`], then reads the unpublished events again and reports those that have not
+/// changed.
 async fn watch_out(
     plane: &DataPlane,
     suspects: Vec<Event>,
@@ -177,7 +182,7 @@ async fn watch_out(
             continue;
         };
         let what = format!(
-            "event {} ({}) was committed and is not published: is a dispatcher running?",
+            "event {} ({}) was committed and is not published; start a dispatcher or `ion relay`",
             event.id, event.event_type
         );
         let repaired = match repair {

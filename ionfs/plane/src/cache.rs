@@ -1,14 +1,14 @@
-//! Blobs on this node: blocks in memory and on the local disk, fetched when first read and compared
-//! with their checksums before anybody sees them.
+//! The node's cache of blobs. It holds blocks in memory and on the local disk, fetches a block when
+//! it is first read, and compares it with its checksum before a reader receives it.
 //!
-//! A blob is immutable, so a block needs no coherence: it is right or it is not. The bytes of a
-//! blob lie in the store's own local file (nothing is copied), in a file of the node's cache folder
-//! that fills as blocks arrive and outlives the daemon, or, while the job runs that made it, in
-//! that job's staging folder. A blob of which every block was compared is *whole*: the kernel may
-//! read its file directly.
+//! A blob is immutable, so blocks need no cache coherence: a block is right or it is not. The bytes
+//! of a blob are in one of three places: in the store's own local file (nothing is copied); in a
+//! file of the node's cache folder, which fills as blocks arrive and outlives the daemon; or in the
+//! staging folder of the job that made the blob, while that job runs. A blob is *whole* when every
+//! block has been compared: the kernel may then read its file directly.
 //!
-//! Reads go through memory, block by block. One fetch a block however many readers wait for it; one
-//! budget for all blocks in memory, however many files are open.
+//! Reads go through memory, block by block. A block is fetched once, however many readers wait for
+//! it. One budget covers all blocks in memory, however many files are open.
 
 mod ahead;
 mod blob;
@@ -35,45 +35,46 @@ use self::buffer::Buffers;
 use self::disk::Disk;
 use self::memory::Memory;
 
-/// Requests to the store under way at a time: enough for a remote one, and few enough for its rate
-/// limits.
+/// The number of concurrent requests to the store: enough for a remote store, and few enough for
+/// its rate limits.
 const FETCHES_MAX: usize = 32;
 
-/// Bytes of a block that is not taken for nonsense: each is in memory as a whole.
+/// The largest block size that a document may name, in bytes. A whole block is in memory, so a
+/// larger size is refused as an error in the document.
 const BLOCK_MAX: u64 = 64 << 20;
 
 /// Why a read failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    /// The store did not give the bytes.
+    /// The store did not return the bytes.
     #[error("blob {key:?} cannot be read")]
     Store {
-        /// The blob.
+        /// The blob's key.
         key: String,
         /// The store's error.
         #[source]
         source: StoreError,
     },
-    /// The bytes are not those that were written.
+    /// The bytes differ from those that were written.
     #[error("blob {key:?}: block {block} does not match its checksum")]
     Corrupt {
-        /// The blob.
+        /// The blob's key.
         key: String,
         /// The block's index.
         block: u64,
     },
-    /// Its document says what no document of Ion's says.
+    /// The blob's document names a block size above the limit, which no document of Ion's does.
     #[error("blob {key:?} has blocks of {block} bytes, which is more than this version reads")]
     Block {
-        /// The blob.
+        /// The blob's key.
         key: String,
-        /// Bytes of its blocks.
+        /// The size of the blob's blocks, in bytes.
         block: u64,
     },
-    /// The local file failed.
+    /// The blob's local file could not be opened or read.
     #[error("the local file of blob {key:?} failed")]
     Local {
-        /// The blob.
+        /// The blob's key.
         key: String,
         /// The system's error.
         #[source]
@@ -81,15 +82,16 @@ pub enum CacheError {
     },
 }
 
-/// What a cache may hold.
+/// The limits of a cache.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheLimits {
-    /// Bytes on disk of blobs copied from a store that is not local. Default 10 GiB.
+    /// Bytes on disk, for blobs copied from a store that is not local. Default 10 GiB.
     pub disk_bytes: u64,
-    /// Bytes of blocks in memory. Default: see [`default_memory`].
+    /// Bytes in memory, for blocks. Default: see [`default_memory`].
     pub memory_bytes: u64,
-    /// Blobs kept open that nobody reads. Default 2,048, and at most a quarter of the descriptors
-    /// this process may have: each holds one. A blob that is opened again is compared again.
+    /// The number of blobs that are kept open although nobody reads them. Default 2,048, and at
+    /// most a quarter of the file descriptors that this process may have, because each blob holds
+    /// one. A blob that was closed and is opened again is compared again.
     pub idle_max: usize,
 }
 
@@ -102,8 +104,9 @@ impl Default for CacheLimits {
     }
 }
 
-/// A 256th of the memory this process may use (its cgroup's limit, or the machine's memory),
-/// between 64 and 256 MiB: what two to eight streams read ahead at most.
+/// Returns the default memory budget in bytes: a 256th of the memory that this process may use (its
+/// cgroup's limit, or the machine's memory), between 64 and 256 MiB, the most that two to eight
+/// streams read ahead.
 pub fn default_memory() -> u64 {
     let machine = rustix::system::sysinfo();
     let machine = machine.totalram as u64 * u64::from(machine.mem_unit.max(1));
@@ -119,13 +122,13 @@ pub fn default_memory() -> u64 {
             _ => None,
         }
     });
-    // In a container, its own group is seen as the root.
+    // In a container, the process sees its own cgroup as the root.
     let root = number("/sys/fs/cgroup/memory.max");
     let least = own.chain(root).chain([machine]).min().unwrap_or(machine);
     (least / 256).clamp(64 << 20, 256 << 20)
 }
 
-/// What all open blobs share.
+/// The state that all open blobs share.
 #[derive(Debug)]
 struct Shared {
     blobs: Arc<dyn Blobs>,
@@ -147,8 +150,9 @@ struct Open {
 }
 
 impl Open {
-    /// The blob of this entry. Another document may name the same key with other sums only if one
-    /// of them lies: each is held to its own.
+    /// Returns the open blob of this entry. Two documents can name the same key with different
+    /// checksums only if one of them is wrong. So an entry never shares a blob with other
+    /// checksums.
     fn find(&mut self, entry: &FileEntry) -> Option<&mut (u64, Arc<CachedBlob>)> {
         self.by_key.get_mut(&entry.key).filter(|(_, blob)| blob.is_of(entry))
     }
@@ -159,7 +163,7 @@ impl Shared {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to remove what was not used for long, if the cache has little room left.
+    /// Starts to remove the least recently used blobs if the cache folder has little room left.
     fn make_room_if_full(self: &Arc<Self>) {
         if !self.disk.is_full() || self.making_room.swap(true, Ordering::AcqRel) {
             return;
@@ -168,7 +172,7 @@ impl Shared {
         tokio::task::spawn_blocking(move || {
             let in_use: HashSet<String> = {
                 let mut open = this.open();
-                // What is open stays on the disk though its file is gone.
+                // An open blob keeps its space on the disk even when its file is removed.
                 open.by_key.retain(|_, (_, blob)| Arc::strong_count(blob) > 1);
                 open.by_key.values().map(|(_, blob)| Disk::name(blob.entry())).collect()
             };
@@ -178,7 +182,7 @@ impl Shared {
     }
 }
 
-/// The blobs of this node.
+/// The cache of blobs on this node.
 #[derive(Debug)]
 pub struct Cache {
     shared: Arc<Shared>,
@@ -207,10 +211,11 @@ impl Cache {
         }
     }
 
-    /// The blob that `entry` names, shared by all its readers. Fetches nothing.
+    /// Opens the blob that `entry` names. All its readers share the returned value. Fetches
+    /// nothing.
     ///
     /// # Errors
-    /// When its local file cannot be made.
+    /// When the blob's local file cannot be made, or `entry` names a block size above the limit.
     pub fn open(&self, entry: &FileEntry) -> Result<Arc<CachedBlob>, CacheError> {
         if entry.checksums.block > BLOCK_MAX {
             return Err(CacheError::Block { key: entry.key.clone(), block: entry.checksums.block });
@@ -232,8 +237,9 @@ impl Cache {
         Ok(self.insert(&mut open, entry, place, file))
     }
 
-    /// A job of this node has made the blob; `file` is its staged file. Its next reader need not
-    /// ask the store. Whether [`Cache::settled`] is to be told when the job has ended.
+    /// Adds a blob that a job of this node has made. `file` is the blob's staged file, so that its
+    /// readers need not ask the store. Returns whether the caller must call [`Cache::settled`] when
+    /// the job has ended.
     pub fn produced(&self, entry: &FileEntry, file: File) -> bool {
         if self.shared.blobs.open_local(&entry.key).is_some() {
             return false;
@@ -246,8 +252,9 @@ impl Cache {
         true
     }
 
-    /// The job that made the blob has ended. `file` is its staged file, if it still is what was
-    /// named; the cache keeps it.
+    /// Ends the use of a staged file, because the job that made the blob has ended. `file` is the
+    /// staged file if its content is still that of the blob: the cache then keeps the file.
+    /// Otherwise the cache forgets the blob.
     pub fn settled(&self, entry: &FileEntry, file: Option<&File>) {
         let kept =
             file.is_some_and(|file| self.shared.disk.adopt(&Disk::name(entry), file).is_ok());
@@ -263,7 +270,7 @@ impl Cache {
         self.shared.make_room_if_full();
     }
 
-    /// Bytes of blocks that are in memory now.
+    /// Returns the number of bytes that blocks take in memory now.
     pub fn memory_taken(&self) -> u64 {
         self.shared.memory.taken()
     }
@@ -283,7 +290,7 @@ impl Cache {
             let mut idle: Vec<(u64, String)> =
                 idle.map(|(key, (used, _))| (*used, key.clone())).collect();
             idle.sort_unstable();
-            // Some at once, so that this is not done for every blob.
+            // Removes several at once, so that this search does not run for every blob.
             for (_, key) in idle.iter().take((idle.len() + idle_max / 8).saturating_sub(idle_max)) {
                 open.by_key.remove(key);
             }
@@ -294,7 +301,8 @@ impl Cache {
 
 impl Drop for Cache {
     fn drop(&mut self) {
-        // Each blob holds what they share.
+        // Each open blob holds a reference to the shared state, which in turn holds the blobs: this
+        // breaks the cycle.
         let open = std::mem::take(&mut *self.shared.open());
         drop(open);
     }

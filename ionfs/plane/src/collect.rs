@@ -1,27 +1,28 @@
-//! `ion gc`: what nothing names goes.
+//! `ion gc`: removes blobs that no document names.
 //!
 //! # How it works
-//! Blobs are listed, and looked at in parts of [`PART`]. For each part the jobs that are active are
-//! read, and then, page by page, the documents of each correlation that the part's keys begin with:
-//! what they name stays. All is read before anything of the part is removed, so what cannot be read
-//! whole removes nothing.
+//! `gc` lists the blobs and examines them in parts of [`PART`]. For each part it reads the active
+//! jobs, and then, page by page, the documents of each correlation that the part's keys begin with.
+//! A blob that a document names stays. `gc` reads all of this before it removes anything of the
+//! part, so it removes nothing of a part if a document cannot be read.
 //!
 //! # Why it can never remove a blob that a running job is about to commit
-//! The blobs of a part are listed first, then the jobs that are active are read, then the
-//! documents. Take a listed blob that no document names in the end.
-//! - Its job is active when the jobs are read: the key holds the id of the job or of its event, so
-//!   the blob stays.
-//! - The attempt that stored it has ended before: an ended attempt commits nothing, as every insert
-//!   is guarded by the ledger, so whatever names the blob was in before the documents were read.
-//!   [`Pages`] give every document that is there all the time and keeps its place, which is the
-//!   moment of its commit: of an ended attempt's documents nothing changes that moment.
-//! - A reference to an ancestor's blob: the ancestor's own document names it, in the same
-//!   correlation.
+//! The blobs of a part are listed first, then the active jobs are read, then the documents.
+//! Consider a listed blob that no document names at the end of this. There are three cases.
+//! - The blob's job is active when the jobs are read. The key holds the id of the job or of its
+//!   event, so the blob stays.
+//! - The attempt that stored the blob had ended before the jobs were read. An ended attempt commits
+//!   nothing, because the ledger guards every insert. So a document that names the blob was
+//!   inserted before the documents were read. [`Pages`] returns every document that exists during
+//!   the whole reading and keeps its position in the order, which is the time of its commit.
+//!   Nothing changes that time in the documents of an ended attempt.
+//! - An event refers to an ancestor's blob. The ancestor's own document names that blob, in the
+//!   same correlation.
 //!
-//! What has no job (the files of `ion event create`, before its one insert), and a write that a
-//! store carries out long after it stopped answering, is younger than the grace period.
-//! `commit/model.rs` explores `gc` beside all else, and `collect/model.rs` its pages beside commits
-//! whose clocks differ.
+//! The grace period protects blobs that have no job (the files of `ion event create`, before its
+//! one insert), and blobs that a store writes long after it stopped answering: both are younger
+//! than the grace period. `commit/model.rs` explores `gc` beside everything else, and
+//! `collect/model.rs` explores its pages beside commits whose clocks differ.
 
 #[cfg(test)]
 mod model;
@@ -39,35 +40,38 @@ use serde_json::{Value, json};
 
 use crate::commit::files_of;
 
-/// What `gc` did, or would do.
+/// What `gc` removed, or would remove.
 #[derive(Debug, Default)]
 pub struct Collected {
-    /// Blobs removed.
+    /// The number of removed blobs.
     pub blobs: usize,
-    /// Their bytes.
+    /// The bytes of the removed blobs.
     pub bytes: u64,
-    /// Blobs that nothing names yet and that are too young to go, or of a job that runs.
+    /// The number of blobs that nothing names and that stay, because they are younger than the
+    /// grace period or their job is active.
     pub young: usize,
-    /// Uploads that were begun and never finished.
+    /// The number of uploads that were begun and never finished.
     pub unfinished: usize,
 }
 
-/// Whether `gc` removes what it finds.
+/// Whether `gc` removes the blobs that it finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Collect {
-    /// It only counts.
+    /// It only counts them.
     DryRun,
-    /// It removes.
+    /// It removes them.
     Remove,
 }
 
-/// Blobs that are looked at together: so many are held in memory, at 200 bytes or so each.
+/// The number of blobs that are examined together. This many are held in memory, at about 200 bytes
+/// each.
 const PART: usize = 100_000;
 
-/// Removes blobs that no document names, that are older than `grace`, and whose job does not run.
+/// Removes blobs that no document names, that are older than `grace`, and whose job is not active.
+/// Ends unfinished uploads that are older than `grace`.
 ///
 /// # Errors
-/// When a store cannot be read; of the part that was being looked at nothing is removed then.
+/// When a store cannot be read. Nothing of the part that was being examined is removed then.
 pub async fn collect(
     plane: &DataPlane,
     grace: Duration,
@@ -90,7 +94,7 @@ pub async fn collect(
         let running = running(plane).await?;
         leave_out_named(plane, &mut part).await?;
         for blob in part.values() {
-            // A file's key holds the job's id, a log's the event's.
+            // The key of a file holds the job's id, and the key of a log the event's id.
             if blob.modified > before || blob.key.split('/').any(|part| running.contains(part)) {
                 collected.young += 1;
             } else {
@@ -103,7 +107,7 @@ pub async fn collect(
     Ok(collected)
 }
 
-/// The ids of the jobs that are active, and of their events.
+/// Returns the ids of the active jobs and of their events.
 async fn running(plane: &DataPlane) -> Result<HashSet<String>, StoreError> {
     let mut running = HashSet::new();
     for state in [JobState::Starting, JobState::Running] {
@@ -116,7 +120,7 @@ async fn running(plane: &DataPlane) -> Result<HashSet<String>, StoreError> {
     Ok(running)
 }
 
-/// Takes out of a part what some document names.
+/// Removes from `part` the blobs that a document names.
 async fn leave_out_named(
     plane: &DataPlane,
     part: &mut HashMap<String, BlobInfo>,
@@ -155,22 +159,23 @@ async fn leave_out_named(
     Ok(())
 }
 
-/// The correlations that a listed key may be of; none: a name may stand there otherwise than it is.
+/// Returns the correlations that a listed key may belong to, or `None` if the store may have
+/// escaped or shortened a correlation's name in the key.
 fn correlations_of(key: &str) -> Option<Vec<&str>> {
     let parts: Vec<&str> = key.splitn(3, '/').collect();
     let candidates = match parts.as_slice() {
-        // Of the logs of a correlation, or of a correlation of that name.
+        // The key of a log in a correlation, or a key in a correlation named `logs`.
         [logs @ "logs", correlation, ..] => vec![*logs, *correlation],
         [correlation, ..] => vec![*correlation],
         [] => vec![],
     };
-    // A store escapes other characters, and what it escapes or shortens has one that is not among
-    // these.
+    // A store keeps these characters as they are. A name that it has escaped or shortened contains
+    // another character.
     let plain = |name: &&str| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
     candidates.iter().all(plain).then_some(candidates)
 }
 
-/// The keys that a document names.
+/// Returns the keys that a document names.
 async fn names(plane: &DataPlane, document: Value) -> Result<Vec<String>, StoreError> {
     let kind = document["context"]["documentType"].as_str().unwrap_or_default().to_owned();
     if kind == DocumentType::ModuleLogs.as_str() {
@@ -199,10 +204,11 @@ async fn remove(
     Ok(())
 }
 
-/// Removes every blob below a key's beginning: for a correlation no document names any more.
+/// Removes every blob whose key begins with `prefix`, for a correlation that no document names any
+/// more.
 ///
 /// # Errors
-/// When the store fails; what was removed until then is gone.
+/// When the store fails. Blobs that were removed before stay removed.
 pub async fn remove_below(
     plane: &DataPlane,
     prefix: &str,
@@ -229,7 +235,7 @@ mod tests {
         store_bytes(&*plane.blobs, key, "f".into(), Bytes::from_static(b"x")).await.unwrap()
     }
 
-    /// More documents than a page holds, and correlations of any name.
+    /// The test has more documents than a page holds, and correlations with unusual names.
     #[tokio::test(flavor = "multi_thread")]
     async fn only_what_nothing_names_goes_however_many_documents_there_are() {
         const EVENTS: usize = 300;
@@ -259,7 +265,7 @@ mod tests {
         assert_eq!(collected.blobs, orphans.len());
         let left: Vec<BlobInfo> = plane.blobs.list("").await.unwrap().try_collect().await.unwrap();
         assert_eq!(left.len(), EVENTS);
-        // A document that cannot be read may name anything: nothing goes.
+        // A document that cannot be read may name any blob, so nothing is removed.
         store(&plane, "c-1/e0/1/f".into()).await;
         let odd = json!({"id": "odd", "created": 1, "context": {"correlationId": "c-1", "documentType": "eventMeta"}});
         plane.documents.insert(Collection::Events, odd, None).await.unwrap();

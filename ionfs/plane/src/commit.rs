@@ -1,7 +1,7 @@
 //! The commit of an event (DESIGN.md section 3): blobs, document, publish, mark.
 //!
-//! Knows nothing of the kernel: [`Committer`] is given the content of an event file and a
-//! [`Staging`] that answers for the files it names.
+//! This module knows nothing of the kernel: [`Committer`] receives the content of an event file,
+//! and a [`Staging`] that knows the files in `out/data`.
 
 mod errno;
 #[cfg(test)]
@@ -37,90 +37,90 @@ use tokio_util::task::TaskTracker;
 use tracing::field::{Empty, display};
 use tracing::{Instrument as _, Span, info_span};
 
-use self::naming::named_paths;
 pub use self::errno::RefusalErrno;
+use self::naming::named_paths;
 pub use self::naming::{Below, FileNames, check_directories};
 pub use self::refusal::{Refusal, Rejection, TooDeep};
 use self::steps::{Answer, End, Step};
 use crate::upload::store_bytes;
 
-/// Files that a document lists itself; a longer list becomes a blob. Documents are limited to 2 MiB
-/// on Cosmos DB, and one entry takes about 300 bytes.
+/// The most files that an event document lists itself. A longer list becomes a blob, because
+/// documents are limited to 2 MiB on Cosmos DB, and one entry takes about 300 bytes.
 pub const LISTED_MAX: usize = 1000;
 
-/// Bytes of that list, for the same reason.
+/// The most bytes of that list, for the same reason.
 const LIST_BYTES_MAX: usize = 256 << 10;
 
-/// How long a commit whose document is in waits for the bus before it leaves the publishing to the
-/// relay.
+/// How long a commit whose document has been inserted waits for the bus before it leaves the
+/// publishing to the relay.
 const PUBLISH_WAIT: Duration = Duration::from_secs(5);
 
-/// The wait before stores that did not answer are asked again. Shorter hammers a store that is
-/// starting.
+/// The wait before a commit that the stores did not complete is tried again. A shorter wait
+/// overloads a store that is starting.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
 
-/// Times a commit begins anew because modules have been registered or removed meanwhile.
+/// How often a commit begins again because modules were registered or removed meanwhile.
 pub(crate) const OUTDATED_MAX: u32 = 100;
 
-/// Tries of one commit: a store that takes most of a file and fails again and again is given up in
-/// the end.
+/// How often one commit is tried. The limit ends a commit whose store takes most of a file and
+/// fails every time.
 const TRIES_MAX: u32 = 200;
 
-/// What a job leaves in `events/published/<name>.json`: the event is committed.
+/// The receipt of a committed event, in `events/published/<name>.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Receipt {
     /// The event file's name.
     pub name: String,
-    /// The event.
+    /// The event's id.
     pub event_id: EventId,
-    /// Its type.
+    /// The event's type.
     #[serde(rename = "type")]
     pub event_type: String,
-    /// How many files it names.
+    /// The number of files that the event names.
     pub files: usize,
-    /// Their bytes.
+    /// The bytes of these files.
     pub bytes: u64,
-    /// When it was committed (or, for an on-success job, staged).
+    /// The time at which the event was committed, or, for an on-success job, staged.
     pub at: Millis,
-    /// Whether the bus has it; if not, the relay publishes it.
+    /// Whether the bus has received the event. If not, the relay publishes it.
     pub published: bool,
 }
 
-/// What must hold of a job for an attempt of it to write anything.
+/// What must hold of a job's record for an attempt to write anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fence {
-    /// This one holds its lease. An attempt that has ended is held by nobody, so it can commit no
-    /// more.
+    /// The process with this id holds the job's lease. Nobody holds the lease of an attempt that
+    /// has ended, so such an attempt can commit nothing more.
     HeldBy(Option<String>),
-    /// The attempt runs, whoever holds its lease: a pod goes on when its dispatcher has died and
-    /// another adopts it.
+    /// The attempt is running, whoever holds its lease: a pod continues when its dispatcher dies
+    /// and another one adopts the job.
     Running,
 }
 
-/// Who commits: one attempt of one job.
+/// The committing party: one attempt of one job.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Origin {
-    /// The job.
+    /// The job's id.
     pub job_id: JobId,
-    /// Its attempt: the fence of every write.
+    /// The number of the attempt, which fences every write.
     pub attempt: u32,
-    /// What must hold besides.
+    /// What else must hold of the job's record.
     pub fence: Fence,
     /// The module's name.
     pub module: String,
-    /// The event types it may publish; none: any.
+    /// The event types that the module may publish, or `None` for any type.
     pub emits: Option<Vec<String>>,
-    /// When its events become visible.
+    /// When the job's events become visible.
     pub commit: CommitMode,
-    /// The context of the event it works on.
+    /// The context of the event that the job works on.
     pub parent: Context,
 }
 
 impl Origin {
-    /// What must hold of the ledger at every write this attempt makes.
+    /// Returns the guard on the ledger for every write of this attempt.
     pub fn guard(&self) -> Guard {
         let holds = match &self.fence {
             Fence::HeldBy(holder) => ("holder", json!(holder)),
@@ -141,25 +141,26 @@ impl Origin {
     }
 }
 
-/// Answers for the files in `out/data`.
+/// Provides the files in `out/data`.
 #[async_trait]
 pub trait Staging: Send + Sync {
-    /// The entry of the file at a clean path, durable in the object store when this returns.
+    /// Makes the file at a clean path durable in the object store, and returns its entry.
     async fn durable(&self, path: &str) -> Result<FileEntry, Refusal>;
 
-    /// Whether a path is that of a file.
+    /// Returns whether there is a file at a path.
     fn has(&self, path: &str) -> bool;
 
-    /// What is below the directory at a clean path, sorted; none if no directory is there.
+    /// Returns what is below the directory at a clean path, sorted, or `None` if there is no
+    /// directory.
     async fn below(&self, path: &str) -> Result<Option<Below>, Refusal>;
 
-    /// How many files an event may name.
+    /// Returns how many files an event may name.
     fn files_max(&self) -> u64;
 
-    /// Bytes its uploads have moved so far: a commit waits while this grows.
+    /// Returns the number of bytes that uploads have moved so far. A commit waits while this grows.
     fn moved(&self) -> u64;
 
-    /// A key for one more blob of this attempt, never given before.
+    /// Returns a new key for a blob of this attempt.
     fn fresh_key(&self, path: &str) -> String;
 }
 
@@ -172,13 +173,15 @@ pub struct Committer {
     deadline: Duration,
     /// The attempt's span.
     span: Span,
-    /// Events the bus is being told of, or was told of while the document does not say so yet.
+    /// The tasks that are publishing an event, or have published it and are still marking its
+    /// document.
     telling: TaskTracker,
 }
 
 impl Committer {
-    /// For one attempt, in whose span this is called; its events stand at `depth`. `deadline`
-    /// bounds each commit until its document is durable: the time in which no byte moved.
+    /// Makes a committer for one attempt. The caller must be in the attempt's span. The attempt's
+    /// events have the lineage depth `depth`. `deadline` bounds each commit until its document is
+    /// durable: it is the longest time without progress.
     pub fn new(
         plane: DataPlane,
         origin: Origin,
@@ -188,12 +191,12 @@ impl Committer {
         Self { plane, origin, depth, deadline, span: Span::current(), telling: TaskTracker::new() }
     }
 
-    /// The attempt's span.
+    /// Returns the attempt's span.
     pub fn span(&self) -> &Span {
         &self.span
     }
 
-    /// Who commits.
+    /// Returns the attempt that commits.
     pub fn origin(&self) -> &Origin {
         &self.origin
     }
@@ -202,24 +205,24 @@ impl Committer {
     ///
     /// # Flow
     /// 1. Every named file is made durable in the object store.
-    /// 2. The document goes in by one guarded insert: this is the commit.
+    /// 2. The document is inserted by one guarded write: this is the commit.
     /// 3. The event is published.
-    /// 4. It is marked published.
+    /// 4. The event is marked published.
     ///
     /// On-success jobs stop after step 2, with a staged document.
     ///
     /// # Guarantees
-    /// `Ok`: the event will be published exactly once in effect, whatever dies. `Err`: nothing was
-    /// published. The id depends on parent, module and name alone, so a repeated commit finds its
-    /// own document.
+    /// `Ok` means that the event will be published, in effect exactly once, whatever dies. `Err`
+    /// means that nothing was published. The id depends only on parent, module and name, so a
+    /// repeated commit finds its own document.
     ///
     /// # After a crash
-    /// Before step 2 is done nothing happened but blobs that `gc` removes; after it the relay does
-    /// 3 and 4.
+    /// A crash before the end of step 2 leaves only blobs, which `gc` removes. After step 2 the
+    /// relay does steps 3 and 4.
     ///
     /// # Errors
-    /// A [`Refusal`]. After a time-out inside step 2 the document may be in: the next attempt finds
-    /// it there.
+    /// A [`Refusal`]. After a time-out in step 2 the document may exist; the next attempt then
+    /// finds it.
     pub async fn commit(
         &self,
         name: &str,
@@ -261,7 +264,7 @@ impl Committer {
         Ok(receipt)
     }
 
-    /// Steps 1 and 2; gives the step that follows.
+    /// Does steps 1 and 2. Returns the step that follows.
     async fn make_durable(
         &self,
         name: &str,
@@ -274,7 +277,7 @@ impl Committer {
         let event_type = self.checked_type(file.event_type)?;
         let depth = self.depth?;
         let Below { files: paths, empty: directories } = named_paths(&file.files, staging).await?;
-        // Step 1. All at once: the staging bounds what runs in parallel.
+        // Step 1, for all files at once: the staging bounds what runs in parallel.
         let (files, (listed, file_list)) = timed(&self.plane, Step::StoreBlobs, async {
             let files = try_join_all(paths.iter().map(|path| staging.durable(path))).await?;
             let listed = self.shorten(&files, staging).await?;
@@ -342,7 +345,8 @@ impl Committer {
         }
     }
 
-    /// The list as the document holds it: itself, or the blob it became.
+    /// Returns the file list as the document holds it: the list itself, or the entry of the blob
+    /// that holds it.
     async fn shorten(
         &self,
         files: &[FileEntry],
@@ -363,8 +367,9 @@ impl Committer {
         Ok((Vec::new(), Some(list)))
     }
 
-    /// Steps 3 and 4; whether the bus was told. The mark is not waited for: without it the event is
-    /// published once more, which the ledger knows.
+    /// Does steps 3 and 4. Returns whether the bus has received the event. Does not wait for the
+    /// mark: without it the event is published once more, and the ledger ignores that because the
+    /// job exists.
     async fn publish(&self, step: Step, event: Event) -> bool {
         let id = event.id.clone();
         let (told, hears) = oneshot::channel();
@@ -383,20 +388,20 @@ impl Committer {
                 format!("no answer within {} s", PUBLISH_WAIT.as_secs())
             }
         };
-        tracing::warn!(event = %id, reason = why, "the event is committed but not published yet; the relay will");
+        tracing::warn!(event = %id, reason = why, "the event is committed but not published yet; the relay will publish it");
         false
     }
 
-    /// The job has ended: waits until its documents say what became of them, as long as a publish
-    /// may take.
+    /// Waits, after the end of the job, until its published events are marked. Waits no longer than
+    /// a publish may take.
     pub async fn settled(&self) {
         self.telling.close();
-        // What is not marked by then is the relay's.
+        // Events that are not marked by then are left to the relay.
         let _ = tokio::time::timeout(PUBLISH_WAIT, self.telling.wait()).await;
     }
 
-    /// Keeps the values of `insights.json`. The document's id is the job's, so closing the file
-    /// again replaces it.
+    /// Stores the values of `insights.json`. The document's id depends only on the job, so closing
+    /// the file again replaces the document.
     pub async fn keep_insights(&self, data: Vec<KeyValue>) -> Result<(), Refusal> {
         let record = InsightRecord {
             id: InsightRecord::id(&self.origin.job_id),
@@ -418,8 +423,9 @@ impl Committer {
         self.patiently(|| 0, put).await
     }
 
-    /// Repeats what the stores did not do, until they do it or nothing has moved for the deadline.
-    /// Every step of a commit may be repeated: it finds what an earlier try has done.
+    /// Repeats `work` while the stores fail, until it succeeds or no byte has moved for the
+    /// deadline. Every step of a commit may be repeated, because it finds what an earlier try has
+    /// done.
     async fn patiently<T, F: Future<Output = Result<T, Refusal>>>(
         &self,
         moved: impl Fn() -> u64,
@@ -432,7 +438,7 @@ impl Committer {
                 tries += 1;
                 match work().await {
                     Err(Refusal::Stores(reason)) if tries < TRIES_MAX => {
-                        tracing::debug!(reason, "the stores did not take it yet");
+                        tracing::debug!(reason, "the stores failed; the commit is tried again");
                         *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
                         tokio::time::sleep(RETRY_WAIT).await;
                     }
@@ -449,7 +455,7 @@ impl Committer {
     }
 }
 
-/// All files of an event, also of one whose list is a blob.
+/// Returns all files of an event, even if its file list is a blob.
 pub async fn files_of(plane: &DataPlane, event: &Event) -> Result<Vec<FileEntry>, StoreError> {
     let Some(list) = &event.file_list else {
         return Ok(event.files.clone());
@@ -468,18 +474,17 @@ pub async fn files_of(plane: &DataPlane, event: &Event) -> Result<Vec<FileEntry>
 /// Creates a first event, or one on behalf of a person: inserts and publishes it.
 ///
 /// # Errors
-/// [`Refusal::Differs`] when an event of that id is there with other content; the same content is
-/// `Ok`.
+/// [`Refusal::Differs`] when an event with this id and other content exists. An event with the same
+/// content is `Ok`.
 pub async fn create_event(plane: &DataPlane, event: Event) -> Result<(), Refusal> {
     if let Some(marking) = append(plane, event, None).await? {
-        // A process that ends before it would leave the event to the relay, which would publish it
-        // once more.
+        // If the process ended before the mark, the relay would publish the event once more.
         let _ = marking.await;
     }
     Ok(())
 }
 
-/// Inserts an event that is [for nobody](Event::for_nobody), and tells the bus nothing.
+/// Inserts an event that is [for nobody](Event::for_nobody), and does not publish it.
 ///
 /// # Errors
 /// As [`create_event`].
@@ -492,14 +497,15 @@ pub async fn record_event(plane: &DataPlane, event: Event) -> Result<(), Refusal
     }
 }
 
-/// The same for an event that no event file describes, of a job for which `guard` must hold, after
-/// documents, and blobs that they name and that were [put soon](ion_stores::Blobs::put_soon). All
-/// is durable when this returns, and the bus was told if that could be done. Gives what became of
-/// the documents.
+/// Inserts documents, then inserts and publishes an event that no event file describes. `guard`
+/// must hold for the job that the event is of. `blobs` are the blobs that the documents name and
+/// that were put with [`Blobs::put_soon`](ion_stores::Blobs::put_soon). All is durable when this
+/// returns, and the event is published if the bus is available. Returns the outcome of each
+/// document's insert.
 ///
 /// # Errors
-/// As [`create_event`]; [`Refusal::Fenced`] when the guard does not hold any more. Then documents
-/// may be there, and no event.
+/// As [`create_event`], and [`Refusal::Fenced`] when the guard no longer holds. Then documents may
+/// have been inserted, but the event was not.
 pub async fn append_event(
     plane: &DataPlane,
     blobs: Vec<(String, Bytes)>,
@@ -515,14 +521,15 @@ pub async fn append_event(
         }
         None => (plane.insert_with_blobs(blobs, documents, guard.clone()).await?, None),
     };
-    // One that was there may not be published.
+    // An event that existed before may still be unpublished.
     if event_inserted != Some(Inserted::New) {
         drop(append(plane, event, guard).await?);
     }
     Ok(inserted)
 }
 
-/// Inserts an event and publishes it. What this gives is done when its document says so too.
+/// Inserts an event and publishes it. The returned task ends when the event is also marked
+/// published.
 async fn append(
     plane: &DataPlane,
     event: Event,
@@ -538,7 +545,7 @@ async fn append(
     let (id, stores) = (event.id.clone(), plane.clone());
     let telling = async move {
         if let Err(error) = publish(&stores, event, step, Some(told)).await {
-            tracing::warn!(event = %id, reason = chain(&error), "the event is stored but not published yet; a dispatcher will");
+            tracing::warn!(event = %id, reason = chain(&error), "the event is stored but not published yet; a dispatcher will publish it");
         }
     };
     let telling = tokio::spawn(telling.in_current_span());
@@ -548,13 +555,14 @@ async fn append(
     Ok(Some(telling))
 }
 
-/// Nobody may be told of a commit whose document is not on the disk. Where documents and messages
-/// have one log, a message of ours that is there has taken it along; else this does it.
+/// Makes the committed document durable, before anybody learns of the commit. Where documents and
+/// messages share one log, a published message has made it durable already; this is for commits
+/// without a message.
 async fn seal(plane: &DataPlane) -> Result<(), Refusal> {
     if plane.one_log { Ok(plane.documents.seal().await?) } else { Ok(()) }
 }
 
-/// Step 2: the document goes in, or the one that is there says the same. Gives that document and
+/// Does step 2: inserts the document, or finds one with the same content. Returns that document and
 /// the step that follows.
 async fn insert(
     plane: &DataPlane,
@@ -610,7 +618,7 @@ async fn insert(
     }
 }
 
-/// Inserts the document; `found` becomes the one that was there before.
+/// Inserts the document. If one with its id exists, `found` becomes that document.
 async fn try_insert(
     plane: &DataPlane,
     event: &Event,
@@ -632,8 +640,9 @@ async fn try_insert(
     }
 }
 
-/// Steps 3 and 4 of a commit, from the step that the one before has led to; any other is not ours
-/// to publish. Publishing twice is harmless: the ledger knows the job.
+/// Does steps 3 and 4 of a commit, beginning with `from`. Does nothing if `from` is neither of
+/// them, because then another process publishes. Publishing twice is harmless, because the job
+/// exists in the ledger.
 pub(crate) async fn publish(
     plane: &DataPlane,
     mut event: Event,
@@ -647,7 +656,7 @@ pub(crate) async fn publish(
             Step::Publish => timed(plane, step, plane.bus.publish(&event.message())).await.map(|routed| {
                 failpoint::reach("commit.published");
                 if routed == Routed::Nowhere && !event.unrouted {
-                    tracing::warn!(event = %event.id, "no queue has its message; what it is for will be told again");
+                    tracing::warn!(event = %event.id, "no queue took the message; it will be sent again to the modules that the event is for");
                 }
                 if let Some(told) = told.take() {
                     let _ = told.send(());
@@ -657,7 +666,7 @@ pub(crate) async fn publish(
             Step::Mark => {
                 event.publication = Publication::Published;
                 let expect = vec![("publication", json!(Publication::Unpublished))];
-                // Without the mark it is published once more.
+                // If the mark is lost, the event is published once more.
                 let marked = plane.documents.replace_soon(Collection::Events, encode(&event), expect);
                 let marked = timed(plane, step, marked).await;
                 failpoint::reach("commit.marked");
@@ -670,7 +679,7 @@ pub(crate) async fn publish(
     }
 }
 
-/// Carries out a step of a commit, timed, in a span of its own.
+/// Carries out a step of a commit in a span of its own, and measures its time.
 pub(crate) async fn timed<T>(plane: &DataPlane, step: Step, work: impl Future<Output = T>) -> T {
     let begun = Instant::now();
     let span = info_span!(target: spans::TARGET, "step", otel.name = step.name());
@@ -679,12 +688,12 @@ pub(crate) async fn timed<T>(plane: &DataPlane, step: Step, work: impl Future<Ou
     done
 }
 
-/// What a conditional write says.
+/// Converts the outcome of a conditional write to an answer.
 pub(crate) fn changed(written: bool) -> Answer {
     if written { Answer::Done } else { Answer::Changed }
 }
 
-/// A store's error as an answer; the error itself is kept for people.
+/// Converts a store's result to an answer. Keeps an error in `failed`, for reports to people.
 fn answer(tried: Result<Answer, StoreError>, failed: &mut Option<StoreError>) -> Answer {
     tried.unwrap_or_else(|error| match error {
         StoreError::Fenced(Collection::Plane) => Answer::Outdated,

@@ -1,12 +1,13 @@
-//! The data plane: what Ion does with its stores.
+//! The data plane: everything that Ion does with its stores.
 //!
-//! Reading: [`cache`] gives verified bytes of blobs. Writing: [`upload`] makes blobs of closed
-//! files, [`commit`] makes an event of them in four steps, and [`relay`] publishes what a dead
-//! process did not. Care: [`audit`] checks everything, [`collect`] removes what nobody names,
-//! [`probe`] says what a store lets us do. [`node`] is what all mounts of one daemon share. It must
-//! not know the kernel's calls, FUSE, modules or who runs jobs.
+//! For reading, [`cache`] provides verified bytes of blobs. For writing, [`upload`] makes blobs of
+//! closed files, [`commit`] makes an event of them in four steps, and [`relay`] publishes the
+//! events that a dead process left unpublished. For maintenance, [`audit`] checks everything,
+//! [`collect`] removes blobs that no document names, and [`probe`] finds out what a store allows.
+//! [`node`] holds what all mounts of one daemon share. This crate must not know the kernel's calls,
+//! FUSE, modules or who runs jobs.
 //!
-//! Begin with [`commit`]: its steps are Ion's promise.
+//! Begin with [`commit`]: Ion's guarantees rest on its steps.
 
 pub mod address;
 pub mod audit;

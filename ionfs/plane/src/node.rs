@@ -1,5 +1,5 @@
-//! What all mounts of one daemon share: the stores, the cache, the counters, the folders and the
-//! deadlines.
+//! The state that all mounts of one daemon share: the stores, the cache, the counters, the folders
+//! and the deadlines.
 
 use std::fs::File;
 use std::io::Seek as _;
@@ -20,44 +20,44 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use crate::cache::{Cache, CacheLimits};
 use crate::upload::{UploadError, in_tries, store_file};
 
-/// Bytes of files that one daemon has under way to the store, in units of [`UPLOAD_UNIT`]: 32 small
-/// files at a time, so that a remote store is not idle between them, or three of many parts.
+/// The number of bytes that one daemon uploads concurrently, in units of [`UPLOAD_UNIT`]: 32 small
+/// files, so that a remote store is not idle between them, or three files of many parts.
 const UPLOADS_MAX: usize = 32;
 
-/// Bytes of one of [`UPLOADS_MAX`]: what a small file takes of memory at most.
+/// The bytes of one unit of [`UPLOADS_MAX`]: the most memory that a small file takes.
 const UPLOAD_UNIT: u64 = 4 << 20;
 
-/// Files of [`UPLOADS_MAX`] that are uploaded before an event names them. More take the disk and
-/// the processors from the module that goes on writing; what is left when it closes its event has
-/// all places.
+/// The number of files, within [`UPLOADS_MAX`], that are uploaded concurrently before an event
+/// names them. More would take the disk and the processors from the module that is still writing.
+/// When the module closes its event, the remaining files may use all of [`UPLOADS_MAX`].
 const BACKGROUND_MAX: usize = 4;
 
-/// Files uploaded at the same time while they are still being written: beside [`UPLOADS_MAX`], as
-/// each may last as long as its job.
+/// The number of files that are uploaded concurrently while they are still being written. They are
+/// counted apart from [`UPLOADS_MAX`], because each upload may last as long as its job.
 const EARLY_UPLOADS_MAX: usize = 2;
 
-/// How a daemon behaves.
+/// The settings of a daemon.
 #[derive(Clone, Debug)]
 pub struct NodeSettings {
-    /// The folder of all state: staging, cache, locks.
+    /// The folder of all the daemon's state: staging, cache, locks.
     pub home: PathBuf,
-    /// Whether the kernel may serve whole blobs by itself, where it can. Default true; off, the
-    /// daemon answers every read: slower, and the same to see.
+    /// Whether the kernel may serve reads of whole blobs by itself, where it can. Default true. If
+    /// false, the daemon answers every read, which is slower and gives the same bytes.
     pub passthrough: bool,
-    /// How long a close of an event file waits while nothing moves until the stores have made it
-    /// durable. Default 30 s: it outlasts a replica set's election and a store's restart; a
-    /// dispatcher whose document store is away for longer gives up its leases.
+    /// How long a close of an event file waits without progress for the stores to make the event
+    /// durable. Default 30 s: longer than a replica set's election and a store's restart. A
+    /// dispatcher whose document store is unavailable for longer gives up its leases.
     pub commit_deadline: Duration,
     /// How long one read or listing may take. Default 30 s.
     pub read_deadline: Duration,
-    /// What the cache may hold.
+    /// The limits of the cache.
     pub cache: CacheLimits,
-    /// What a job may take unless its module says otherwise.
+    /// The limits of a job, unless its module sets others.
     pub limits: Limits,
 }
 
 impl NodeSettings {
-    /// The defaults, with all state below `home`.
+    /// Returns the default settings, with all state below `home`.
     pub fn new(home: impl Into<PathBuf>) -> Self {
         Self {
             home: home.into(),
@@ -70,31 +70,31 @@ impl NodeSettings {
     }
 }
 
-/// One daemon's shared parts.
+/// The shared state of one daemon.
 #[derive(Debug)]
 pub struct Node {
     /// The stores.
     pub plane: DataPlane,
-    /// How it behaves.
+    /// The daemon's settings.
     pub settings: NodeSettings,
-    /// Verified blocks of blobs.
+    /// The cache of verified blocks of blobs.
     pub cache: Cache,
-    /// Counters.
+    /// The daemon's counters.
     pub metrics: Arc<Metrics>,
-    /// Bounds the uploads under way.
+    /// Bounds the concurrent uploads.
     uploads: Semaphore,
-    /// Bounds those of them that no event waits for.
+    /// Bounds the concurrent uploads that no event waits for.
     pub background: Semaphore,
-    /// Bounds those of files that are still being written.
+    /// Bounds the concurrent uploads of files that are still being written.
     pub early_uploads: Arc<Semaphore>,
     passthrough_refused: AtomicBool,
 }
 
 impl Node {
-    /// A daemon over these stores.
+    /// Makes the shared state of a daemon over these stores, and its folders.
     ///
     /// # Errors
-    /// When its folders cannot be made.
+    /// When the daemon's folders cannot be made.
     pub fn new(plane: DataPlane, settings: NodeSettings) -> std::io::Result<Arc<Self>> {
         make_home(&settings.home)?;
         private_folder(&settings.home.join("jobs"))?;
@@ -114,19 +114,19 @@ impl Node {
         }))
     }
 
-    /// A turn to upload a file of so many bytes: all jobs share them.
+    /// Waits for a permit to upload a file of this many bytes. All jobs share the permits.
     pub async fn upload_turn(&self, bytes: u64) -> SemaphorePermit<'_> {
         let units = bytes.min(IN_FLIGHT_MAX).div_ceil(UPLOAD_UNIT).max(1);
         let units = u32::try_from(units).expect("a few parts");
         self.uploads.acquire_many(units).await.expect("the semaphore is never closed")
     }
 
-    /// Stores an open file that nobody writes to any more, in its turn among all that is uploaded,
-    /// and gives its entry under `name`. From its beginning to its end, wherever it stands. `key`
-    /// gives a key for each [try](in_tries).
+    /// Waits for an upload permit, then stores an open file that nobody writes to any more, from
+    /// its beginning to its end, whatever its position. Returns its entry under `name`. `key`
+    /// returns the key for each [try](in_tries).
     ///
     /// # Errors
-    /// When it cannot be read, or the store does not take it.
+    /// When the file cannot be read, or the store fails.
     pub async fn store(
         &self,
         key: impl Fn(u32) -> String,
@@ -150,7 +150,7 @@ impl Node {
         Ok(entry)
     }
 
-    /// Gives the numbers of this daemon and of its stores their names.
+    /// Registers the metrics of this daemon and of its stores, with their names.
     pub fn describe(self: &Arc<Self>, registry: &mut Registry) {
         self.metrics.describe(registry);
         let node = self.clone();
@@ -159,12 +159,13 @@ impl Node {
         });
     }
 
-    /// Whether to offer the kernel a file of its own.
+    /// Returns whether to offer the kernel a file to read by itself.
     pub fn may_pass_through(&self) -> bool {
         self.settings.passthrough && !self.passthrough_refused.load(Ordering::Relaxed)
     }
 
-    /// The kernel refused: it would refuse again, so the daemon answers from now on.
+    /// Records that the kernel refused passthrough. It would refuse again, so from now on the
+    /// daemon answers all reads.
     pub fn passthrough_was_refused(&self, error: &std::io::Error) {
         if !self.passthrough_refused.swap(true, Ordering::Relaxed) {
             tracing::info!(%error, "the kernel refuses passthrough; the daemon answers reads itself");
@@ -172,12 +173,12 @@ impl Node {
     }
 }
 
-/// The folder of one attempt: its staged files and its live log.
+/// Returns the folder of one attempt, which holds its staged files and its live log.
 pub fn job_dir(home: &Path, job: &JobId, attempt: u32) -> PathBuf {
     home.join("jobs").join(format!("{job}-{attempt}"))
 }
 
-/// Where an attempt's output is kept while it runs.
+/// Returns the path of the file that keeps an attempt's output while it runs.
 pub fn live_log(home: &Path, job: &JobId, attempt: u32) -> PathBuf {
     job_dir(home, job, attempt).join("log")
 }

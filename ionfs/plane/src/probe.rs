@@ -1,5 +1,5 @@
-//! Whether each store lets Ion do what it does: found out by doing it, with something of its own
-//! that it removes again.
+//! Finds out whether each store allows what Ion does, by doing it with test data that it removes
+//! again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,24 +15,24 @@ use ion_stores::{
 use serde_json::json;
 use uuid::Uuid;
 
-/// How long one store may take for all of it.
+/// How long the whole test of one store may take.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// How long a message may be on its way. Longer leaves too little of [`WAIT`] to clean up.
+/// How long a message may take to arrive. A longer time leaves too little of [`WAIT`] to clean up.
 const ARRIVES: Duration = Duration::from_secs(10);
 
-/// What was found out about one store.
+/// The result of testing one store.
 #[derive(Debug)]
 pub struct Probed {
-    /// `blobs`, `documents`, `bus` or `queues`: those of the modules, on a broker.
+    /// `blobs`, `documents`, `bus`, or `queues` for the modules' queues on a broker.
     pub store: &'static str,
-    /// Its URL without credentials.
+    /// The store's URL, without credentials.
     pub url: String,
-    /// What it can do, or what is wrong and the way out.
+    /// What the store allows, or what is wrong and the way out.
     pub outcome: Result<String, String>,
 }
 
-/// Tries all three, and looks at the modules' queues.
+/// Tests the three stores, and checks the modules' queues.
 pub async fn probe(urls: &StoreUrls) -> Vec<Probed> {
     let documents = async { try_documents(&*open_documents(&urls.documents).await?).await };
     let bus = async {
@@ -47,13 +47,14 @@ pub async fn probe(urls: &StoreUrls) -> Vec<Probed> {
     [Some(blobs), Some(documents), Some(bus), queues].into_iter().flatten().collect()
 }
 
-/// Tries the object store alone: it is the one that nobody hears of before a job needs it.
+/// Tests only the blob store: nothing else would show a fault of it before a job needs it.
 pub async fn blobs(urls: &StoreUrls) -> Probed {
     let blobs = async { try_blobs(&*open_blobs(&urls.blobs).await?).await };
     one("blobs", &urls.blobs, "put, read, list, delete", blobs.boxed()).await
 }
 
-/// What the documents say of the bus; nothing where they cannot be read, which is said of them.
+/// The plane's id and modules, from the documents. Empty if the documents cannot be read; the test
+/// of the documents reports that.
 #[derive(Default)]
 struct Registered {
     plane: Option<String>,
@@ -75,7 +76,7 @@ async fn registered(urls: &StoreUrls) -> Registered {
     read.await.unwrap_or_default()
 }
 
-/// The queues of the registered modules, on a bus of which others may change them.
+/// Checks the queues of the registered modules, on a bus where others may change them.
 async fn queues(urls: &StoreUrls) -> Option<Probed> {
     let registered = registered(urls).await;
     if registered.modules.is_empty() {
@@ -85,7 +86,7 @@ async fn queues(urls: &StoreUrls) -> Option<Probed> {
         open_bus(&urls.bus, registered.plane.as_deref()).await?.inspect(&registered.modules).await
     };
     let outcome = match tokio::time::timeout(WAIT, look).await {
-        // The bus itself says why.
+        // The test of the bus itself reports the reason.
         Ok(Err(_)) | Err(_) => return None,
         Ok(Ok(report)) if report == BusReport::default() => return None,
         Ok(Ok(report)) if report.complaints.is_empty() => {
@@ -122,7 +123,7 @@ fn disagrees(what: &str) -> StoreError {
     StoreError::Unavailable {
         store: "the store".into(),
         what: what.into(),
-        source: "it does not give back what it was given".into(),
+        source: "it does not return what was written to it".into(),
     }
 }
 
@@ -181,7 +182,8 @@ async fn try_bus(bus: Arc<dyn Bus>) -> Result<(), StoreError> {
         Ok(Ok(false)) => Err(disagrees("receiving a message")),
         Ok(Err(error)) => Err(error),
         Err(_) => {
-            // The broker may have taken it off: nobody is to find it among the dead letters.
+            // The broker may have dead-lettered the message. It must not stay among the dead
+            // letters.
             bus.exhume(&[(id.clone(), id)]).await?;
             Err(StoreError::Unavailable {
                 store: "the store".into(),
@@ -192,16 +194,17 @@ async fn try_bus(bus: Arc<dyn Bus>) -> Result<(), StoreError> {
     }
 }
 
-/// What people do about the commonest reasons. Words of the stores' own errors; the first that
-/// fits. What a broker refuses says so itself.
+/// Advice for the most common errors: texts of the stores' own errors, and what to do about them.
+/// The first entry that matches is used. A broker's refusal needs none, because its error already
+/// names the way out.
 const ADVICE: [(&[&str], &str); 7] = [
     (
         &["Connection refused", "connection refused"],
-        "nothing listens there: is the server started, and is the port right?",
+        "nothing listens there: start the server, or correct the port",
     ),
     (
         &["failed to lookup", "dns error", "Name or service not known", "No address"],
-        "no such host: look at the name in the URL or the endpoint",
+        "there is no such host: check the name in the URL or the endpoint",
     ),
     (
         &["NoSuchBucket", "ContainerNotFound"],
@@ -220,15 +223,15 @@ const ADVICE: [(&[&str], &str); 7] = [
             "AuthenticationFailed",
             "401 Unauthorized",
         ],
-        "the store knows no such user or key: look at the name, the password or the key",
+        "the store knows no such user or key: check the name, the password or the key",
     ),
     (
         &["AccessDenied", "AuthorizationFailure", "403 Forbidden", "not authorized"],
-        "this user or key may not do that: give it the right",
+        "this user or key lacks a right: grant it",
     ),
     (
         &["timed out", "no answer within", "no server can be reached"],
-        "it does not answer: is it running, and does a firewall stand between?",
+        "the server does not answer: check that it is running and that no firewall blocks it",
     ),
 ];
 

@@ -1,10 +1,10 @@
-//! The outbox: tells the bus what was committed and not published, what on-success jobs staged, and
-//! who is dead.
+//! The relay of the outbox. It publishes committed events that are still unpublished, publishes
+//! what on-success jobs have staged, and buries the messages of dead jobs.
 //!
-//! Any number of relays may run. What has stood in the outbox for a while was left there by a
-//! writer that died or could not reach the bus; one relay writes itself into the event's document
-//! and publishes it. If that relay dies too, the document has stood still for another while, and
-//! the next one takes it. Each step is idempotent all the same.
+//! Any number of relays may run. An event that has been in the outbox for [`GRACE`] was left there
+//! by a writer that died or could not reach the bus. One relay writes its own id into the event's
+//! document and publishes the event. If that relay dies too, the document stays unchanged for
+//! another [`GRACE`], and the next relay takes it. In addition, each step is idempotent.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -26,17 +26,18 @@ use uuid::Uuid;
 use crate::commit::steps::Step;
 use crate::commit::{OUTDATED_MAX, changed, publish, timed};
 
-/// How long what is committed is left to its own writer, and what a relay took on to that relay.
-/// Shorter makes relays publish what the writer is about to.
+/// How long a committed event is left to its writer, and an adopted event to its relay. With a
+/// shorter time relays publish events that the writer is about to publish.
 pub const GRACE: Duration = Duration::from_secs(10);
 
-/// Events and jobs looked at in one round.
+/// The number of events, and of jobs, that one round reads at most.
 const BATCH: usize = 1000;
 
-/// Events published at the same time.
+/// The number of events that are published concurrently.
 const AT_A_TIME: usize = 16;
 
-/// One relay: it remembers what it has seen, and for how long.
+/// A relay. It remembers which events and jobs it has seen, and for how long they have stayed
+/// unchanged.
 #[derive(Debug)]
 pub struct Relay {
     plane: DataPlane,
@@ -47,20 +48,19 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// A relay that leaves everything to its writer for `grace`; [`GRACE`] unless a test has no
-    /// time.
+    /// Makes a relay that leaves every event to its writer for `grace`. This is [`GRACE`], except
+    /// in tests that cannot wait.
     pub fn new(plane: DataPlane, grace: Duration) -> Self {
         let id = Uuid::new_v4().simple().to_string();
         Self { plane, id, grace, events: Standing::default(), jobs: Standing::default() }
     }
 
-    /// Looks once and publishes what has stood still for the grace; gives how many events it
-    /// published.
+    /// Reads the outbox once and publishes the events that have stayed unchanged for the grace
+    /// period. Returns how many events it published.
     ///
     /// # Errors
-    /// When a store failed. What could be done is done all the same: a queue that is broken must
-    /// not hold up the events of all others, so for the rest of the round only its type is left
-    /// alone.
+    /// When a store failed. The round still does everything that it can: a broken queue must not
+    /// hold up the events of other queues, so the rest of the round skips only events of its type.
     pub async fn round(&mut self) -> Result<usize, StoreError> {
         let mut published = 0;
         let unpublished = Query::equal(
@@ -69,14 +69,14 @@ impl Relay {
         )
         .order_by("created")
         .limit(BATCH);
-        // One that cannot be read must not hold up all others; `ion check` tells of it.
+        // An event that cannot be read must not hold up the others; `ion check` reports it.
         let unpublished = self.plane.documents.find(unpublished).await?.into_iter();
         let unpublished: Vec<Event> = unpublished
             .filter_map(|document| {
                 let event = decode(Collection::Events, document);
                 event
                     .inspect_err(|error| {
-                        tracing::debug!(error = chain(error), "an event is left unpublished")
+                        tracing::debug!(error = chain(error), "an event stays unpublished because it cannot be read; `ion check` reports it")
                     })
                     .ok()
             })
@@ -124,7 +124,8 @@ impl Relay {
         }
     }
 
-    /// Takes the event on and publishes it; false when somebody else has.
+    /// Adopts the event and publishes it. Returns false if another process has adopted or published
+    /// it.
     pub(crate) async fn publish(&self, event: Event) -> Result<bool, StoreError> {
         let span = info_span!(
             target: spans::TARGET, parent: None, "relay",
@@ -157,13 +158,13 @@ impl Relay {
     }
 }
 
-/// Tells the bus what a job's end has left to be told, and clears its outbox: publishes what a
-/// succeeded on-success job staged, buries the message of a dead one. Gives how many events it
-/// published.
+/// Carries out what a job's end has left for the bus, and clears the job's outbox: publishes the
+/// staged events of a succeeded on-success job, and buries the message of a dead job. Returns how
+/// many events it published.
 ///
 /// # Guarantees
-/// The job's own record says how it ended: that one write committed all of this, which is only
-/// carried out here. Repeating it, or two at once, changes nothing.
+/// The write of the job's record that says how it ended has committed all of this; this function
+/// only carries it out. Repeating it, or running it twice at once, changes nothing.
 pub async fn promote(plane: &DataPlane, job_id: &JobId) -> Result<usize, StoreError> {
     let documents = &plane.documents;
     let Some(job) = documents.get_as::<JobRecord>(Collection::Jobs, job_id.as_str()).await? else {
@@ -187,7 +188,7 @@ pub async fn promote(plane: &DataPlane, job_id: &JobId) -> Result<usize, StoreEr
     Ok(promoted)
 }
 
-/// The message of a job with no retries left becomes a dead letter.
+/// Makes the message of a job that has no retries left a dead letter.
 async fn bury(plane: &DataPlane, job: &JobRecord) -> Result<(), StoreError> {
     let event = plane.documents.get_as::<Event>(Collection::Events, job.event_id.as_str()).await?;
     let reason = job.attempts.last().and_then(|attempt| attempt.reason.clone());
@@ -197,8 +198,8 @@ async fn bury(plane: &DataPlane, job: &JobRecord) -> Result<(), StoreError> {
     plane.bus.bury(DeadLetter::new(&job.module, job.event_id.as_str(), body, reason, at)).await
 }
 
-/// Makes a staged event visible, for the modules that are registered now: this is its commit.
-/// Whether it was as expected.
+/// Makes a staged event visible, for the modules that are registered now. This is the event's
+/// commit. Returns whether the document had the fields of `expect`.
 async fn reveal(
     plane: &DataPlane,
     event: &mut Event,
@@ -232,7 +233,7 @@ async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, Sto
         let expect =
             vec![("publication", json!(Publication::Staged)), ("attempt", json!(event.attempt))];
         if event.attempt != Some(job.attempt) {
-            // Of an attempt that failed: it was never committed.
+            // The event is of an attempt that failed, so it was never committed.
             documents.delete(Collection::Events, event.id.as_str(), expect).await?;
             continue;
         }
@@ -251,7 +252,7 @@ async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, Sto
             insight.staged = false;
             documents.replace(Collection::Events, encode(&insight), expect, None).await?;
         } else {
-            // Of an attempt that failed: nobody may see them.
+            // The insights are of an attempt that failed, so nobody may see them.
             documents.delete(Collection::Events, &insight.id, expect).await?;
         }
     }

@@ -1,9 +1,10 @@
-//! Files become blobs: read once, checksummed on the way, durable when this returns.
+//! Stores files as blobs. A file is read once and checksummed on the way, and its blob is durable
+//! when the call returns.
 //!
-//! A store's answer may be lost although it did what it was asked. So when a put fails whose bytes
-//! were all sent, the blob is looked for, and taken if it holds them. What is not there is put
-//! again under a key of its own, by [`in_tries`] or by whoever repeats the whole act: what the
-//! store makes late of the first try is then a blob that no event names.
+//! A store's answer may be lost although the store did its work. So when a put fails after all
+//! bytes were sent, the blob is looked up, and used if it holds those bytes. If it does not,
+//! [`in_tries`] or a caller that repeats the whole operation puts the file again under another key.
+//! If the store completes the first try late, the result is a blob that no event names.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -26,14 +27,17 @@ use ion_stores::{Blobs, StoreError};
 use ion_system::run_blocking;
 use tokio::sync::watch;
 
-/// Bytes read at a time: one block, so that memory stays small and a store still gets large parts.
+/// The number of bytes that are read at once: one block, so that memory use stays small and a store
+/// still receives large parts.
 const PIECE: usize = 1 << 20;
 
-/// Tries of what nobody would try again. Each has the retries of the store's own client in it: more
-/// of them keep a person waiting for minutes before a store that is away.
+/// How often a file is stored at most, where no caller would retry. Each try includes the retries
+/// of the store's own client: more tries would keep a person waiting for minutes when a store is
+/// unavailable.
 const TRIES: u32 = 3;
 
-/// How long to wait between two tries. Most of what fails has failed for long already.
+/// The wait between two tries. It can be short, because a store that fails has mostly failed for
+/// long already.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why a file did not become a blob.
@@ -42,7 +46,7 @@ pub enum UploadError {
     /// The file could not be read.
     #[error("{path:?} cannot be read")]
     Read {
-        /// Its path, as people know it.
+        /// The file's path, as people know it.
         path: String,
         /// The system's error.
         #[source]
@@ -51,22 +55,22 @@ pub enum UploadError {
     /// The blob store refused or failed.
     #[error("{path:?} cannot be stored")]
     Store {
-        /// Its path, as people know it.
+        /// The file's path, as people know it.
         path: String,
         /// The store's error.
         #[source]
         source: StoreError,
     },
-    /// The documents that say where it belongs could not be read.
+    /// The documents that determine the blob's key could not be read.
     #[error(transparent)]
     Documents(#[from] StoreError),
 }
 
-/// Stores something, a few times if the store fails. `store` is given the number of the try and
-/// must use another key for each: see [`try_suffix`].
+/// Calls `store`, and calls it again if the store fails, up to [`TRIES`] times. `store` receives
+/// the number of the try, from 0, and must use another key for each try: see [`try_suffix`].
 ///
 /// # Errors
-/// The last error; at once, what another try would not mend.
+/// The error of the last try. An error that another try would not fix is returned at once.
 pub async fn in_tries<S>(store: impl Fn(u32) -> S) -> Result<FileEntry, UploadError>
 where
     S: Future<Output = Result<FileEntry, UploadError>>,
@@ -86,12 +90,12 @@ where
     }
 }
 
-/// What a part of a key ends with at this try of [`in_tries`].
+/// Returns the suffix that makes a key different for each try of [`in_tries`].
 pub fn try_suffix(number: u32) -> String {
     if number == 0 { String::new() } else { format!(".{number}") }
 }
 
-/// Stores the file at `path` as blob `key` and gives its entry under `name`.
+/// Stores the file at `path` as blob `key`. Returns its entry under `name`.
 pub async fn store_path(
     blobs: &dyn Blobs,
     key: String,
@@ -103,10 +107,10 @@ pub async fn store_path(
     store_open(blobs, key, name, file, &AtomicU64::new(0)).await
 }
 
-/// Opens a file to be stored, whatever stands at its path by now: a pipe is not waited for.
+/// Opens a file that is to be stored. Never blocks, even if a pipe is now at the path.
 ///
 /// # Errors
-/// [`UploadError::Read`], also when it is no regular file.
+/// [`UploadError::Read`], also when the path is no regular file.
 pub fn open_regular(path: &Path) -> Result<File, UploadError> {
     let opened = || {
         let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
@@ -118,8 +122,8 @@ pub fn open_regular(path: &Path) -> Result<File, UploadError> {
     opened().map_err(|source| UploadError::Read { path: path.display().to_string(), source })
 }
 
-/// Stores an open file, from its beginning to its end, as blob `key` and gives its entry under
-/// `name`. `moved` grows while the store takes bytes.
+/// Stores an open file, from its current position to its end, as blob `key`. Returns its entry
+/// under `name`. `moved` grows while the store takes bytes.
 pub async fn store_open(
     blobs: &dyn Blobs,
     key: String,
@@ -130,7 +134,7 @@ pub async fn store_open(
     store_file(blobs, key, name, file, moved, None).await
 }
 
-/// How much of a file that is still being written has been.
+/// How much of a file has been written while it is still being written.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Written {
     bytes: u64,
@@ -138,7 +142,7 @@ pub struct Written {
 }
 
 impl Written {
-    /// So many bytes now. Whether there is a piece more to read than before.
+    /// Records that the file has `bytes` bytes now. Returns whether another piece can be read.
     pub fn reach(&mut self, bytes: u64) -> bool {
         let pieces = |bytes| bytes / PIECE as u64;
         let more = pieces(bytes) > pieces(self.bytes);
@@ -146,24 +150,26 @@ impl Written {
         more
     }
 
-    /// Nothing more comes.
+    /// Records that the file is complete.
     pub fn end(&mut self) {
         self.all = true;
     }
 }
 
-/// Waits until the piece from `at` on may be read. An error: whoever writes the file has given the
-/// upload up.
+/// Waits until the piece from `at` on may be read.
+///
+/// # Errors
+/// When the writer of the file has given the upload up.
 async fn is_written(more: &mut Option<watch::Receiver<Written>>, at: u64) -> io::Result<()> {
     let Some(more) = more else { return Ok(()) };
     let enough = |written: &Written| written.all || written.bytes >= at + PIECE as u64;
-    more.wait_for(enough).await.map(drop).map_err(|_| io::Error::other("its writer has changed it"))
+    more.wait_for(enough).await.map(drop).map_err(|_| io::Error::other("it changed meanwhile"))
 }
 
-/// Stores an open file, from its beginning to its end, as blob `key` and gives its entry under
-/// `name`. `moved` grows while the store takes bytes; those that may only have filled its buffers
-/// do not count. With `more` the file is still being written, and its end is where it is when that
-/// says so.
+/// Stores an open file, from its current position to its end, as blob `key`. Returns its entry
+/// under `name`. `moved` grows while the store takes bytes; bytes that may only have filled the
+/// client's buffers do not count. With `more` the file is still being written, and ends where it
+/// ends once `more` says that it is complete.
 pub async fn store_file(
     blobs: &dyn Blobs,
     key: String,
@@ -203,12 +209,12 @@ pub async fn store_file(
     Ok(FileEntry { name, key, size, mtime, mtime_nanos, mode, checksums })
 }
 
-/// The entry of an empty file that no blob stands for: nothing of it is ever read.
+/// Returns the entry of an empty file. It has no blob, because nothing of it is ever read.
 pub fn empty_file(key: String, name: String) -> FileEntry {
     made_now(name, key, 0, checksum::of(&[]))
 }
 
-/// Stores bytes at hand as blob `key` and gives their entry under `name`.
+/// Stores bytes as blob `key`. Returns their entry under `name`.
 pub async fn store_bytes(
     blobs: &dyn Blobs,
     key: String,
@@ -219,7 +225,8 @@ pub async fn store_bytes(
     store_stream(blobs, key, name, body).await
 }
 
-/// The same, durable only after [`Blobs::settle`] of its key.
+/// Stores bytes as blob `key` like [`store_bytes`], but the blob is durable only after
+/// [`Blobs::settle`] of its key.
 pub async fn store_bytes_soon(
     blobs: &dyn Blobs,
     key: String,
@@ -234,8 +241,8 @@ pub async fn store_bytes_soon(
     Ok(made_now(name, key, size, checksums))
 }
 
-/// Stores bytes as they come, to the end of `body`, as blob `key` and gives their entry under
-/// `name`. Memory use is bounded whatever the length; a body that fails leaves no blob.
+/// Stores the bytes of `body` as they arrive, to its end, as blob `key`. Returns their entry under
+/// `name`. Memory use is bounded whatever the length. A body that fails leaves no blob.
 pub async fn store_stream(
     blobs: &dyn Blobs,
     key: String,
@@ -258,7 +265,7 @@ fn made_now(name: String, key: String, size: u64, checksums: Checksums) -> FileE
     }
 }
 
-/// Stores a stream as blob `key`; gives its length and checksums.
+/// Stores a stream as blob `key`. Returns its length and checksums.
 async fn put_summed(
     blobs: &dyn Blobs,
     key: &str,
@@ -275,7 +282,7 @@ async fn put_summed(
                 passing.lock().unwrap_or_else(PoisonError::into_inner).update(&piece);
                 Ok(piece)
             }
-            // The store's error only says that there was one.
+            // The store's error only says that reading failed, so this keeps the error itself.
             Err(error) => {
                 let told = error.kind().into();
                 *failing.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
@@ -300,13 +307,13 @@ async fn put_summed(
         if !(all_sent && holds(blobs, key, size, &checksums).await) {
             return Err(UploadError::Store { path: name.to_owned(), source });
         }
-        tracing::info!(key, error = chain(&source), "the store has it all the same");
+        tracing::info!(key, error = chain(&source), "a put failed, but the blob is whole");
     }
     Ok((size, checksums))
 }
 
-/// Whether the blob is there with these bytes. It is read again: a key that another process used
-/// before may hold others.
+/// Returns whether the blob exists with these bytes. It is read again to find out, because a key
+/// that another process used before may hold other bytes.
 async fn holds(blobs: &dyn Blobs, key: &str, size: u64, checksums: &Checksums) -> bool {
     if !matches!(blobs.size(key).await, Ok(Some(there)) if there == size) {
         return false;

@@ -1,19 +1,21 @@
 //! The bus on AMQP 0.9.1: RabbitMQ.
 //!
 //! # Topology
-//! The durable topic exchange `ion.events`, routing key = event type; for each module the quorum
-//! queue `ion.module.<name>`; the topic exchange `ion.dead` and its quorum queue of the same name
-//! for dead letters; the exchange `ion.plane`, which says whose all of it is. Every connection
-//! declares it again: that changes nothing where it stands, and repairs a broker that lost it.
+//! Ion uses the durable topic exchange `ion.events`, with the event type as routing key; a quorum
+//! queue `ion.module.<name>` for each module; the topic exchange `ion.dead` and its quorum queue of
+//! the same name for dead letters; and the exchange `ion.plane`, which says which plane the virtual
+//! host belongs to. Every connection declares the exchanges and the dead letter queue again: this
+//! changes nothing where they exist, and repairs a broker that lost them.
 //!
 //! # How it works
-//! Two connections, as brokers that slow publishers down must not slow consumers: one publishes and
-//! administers, one consumes. Neither is kept alive by force: whoever finds one broken opens it
-//! again, with a backoff. A publisher's channel carries one message at a time, because a broker's
-//! "unroutable" names no message but comes before that message's confirm.
+//! There are two connections, because a broker that slows publishers down must not slow consumers:
+//! one publishes and administers, the other consumes. No task keeps a connection alive: the caller
+//! that finds one broken opens it again, with a backoff. A publisher's channel carries one message
+//! at a time, because a broker that returns an unroutable message does not say which message it is.
+//! It only sends the return before that message's confirm.
 //!
 //! # What it never does
-//! Wait without a bound: each exchange with the broker has [`ANSWER_WAIT`].
+//! It never waits without a bound: each exchange with the broker may take [`ANSWER_WAIT`].
 
 mod consuming;
 mod dead;
@@ -45,44 +47,47 @@ use self::refusal::{Act, explained, is_missing};
 use self::url::Address;
 use super::{Bus, BusReport, DeadLetter, Routed, StoreError, Subscription};
 
-/// How long one exchange with the broker may take. A close() whose document is in waits at most so
-/// long for it.
+/// How long one exchange with the broker may take. A close() whose event document has been inserted
+/// waits at most this long for the broker.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
 
-/// How long a broken connection rests before it is tried again, doubled by each failure up to
-/// [`REST_MAX`]; whoever asks meanwhile is told at once why.
+/// How long a failed connection waits before the next try. Each failure doubles the wait up to
+/// [`REST_MAX`]. Callers during the wait receive the last error at once.
 const REST: Duration = Duration::from_millis(250);
 
-/// Longer leaves a broker that is back waiting.
+/// The longest wait. With a longer one, a broker that is available again would stay unused.
 const REST_MAX: Duration = Duration::from_secs(5);
 
-/// Publishing at a time. Confirms of a quorum queue take a disk's sync: this many share it.
+/// The number of messages that are published concurrently. A confirm of a quorum queue needs a sync
+/// of the disk, which this many messages can share.
 const PUBLISHERS: usize = 32;
 
-/// How often a message may come back before the broker takes it for poisonous. It counts each
-/// return, also those of dispatchers that were killed and of people who looked into the queue.
+/// How often a message may be returned to its queue before the broker treats it as poison and
+/// dead-letters it. The broker counts each return, including those by killed dispatchers and by
+/// people who looked into the queue.
 const DELIVERY_LIMIT: i32 = 100;
 
-/// A message looked at so often is put into its queue anew: looking must never use up
-/// [`DELIVERY_LIMIT`].
+/// The number of returns after which [`Bus::peek`] publishes a message to its queue again: looking
+/// into a queue must never use up [`DELIVERY_LIMIT`].
 const REFRESHED_AT: i64 = 50;
 
-/// Tries to declare a queue that others delete meanwhile. One is too few for a dispatcher that
-/// starts at that moment; a broker that says so again and again has another fault, which somebody
-/// must hear of.
+/// How often declaring a queue is tried while others delete it. One try is too few for a dispatcher
+/// that starts at that moment. A broker that reports a missing queue every time has another fault,
+/// which must be reported.
 const DECLARES_MAX: usize = 5;
 
 const EVENTS: &str = "ion.events";
 const DEAD: &str = "ion.dead";
 const QUEUE_PREFIX: &str = "ion.module.";
 
-/// The exchange that says which plane a virtual host belongs to.
+/// The exchange that marks which plane a virtual host belongs to.
 const PLANE: &str = "ion.plane";
 
-/// Ion's queues have no length of their own, and reject what they cannot hold.
+/// The error for a message that the broker did not accept. Ion's queues set no maximum length, and
+/// reject messages that they cannot hold.
 const REFUSED: &str = "the broker refused the message: one of its queues is full, by a policy with max-length (rabbitmqctl list_policies), or cannot write";
 
-/// What a dead letter says of itself.
+/// The names of a dead letter's headers.
 mod header {
     pub(super) const MODULE: &str = "ion-module";
     pub(super) const REASON: &str = "ion-reason";
@@ -96,25 +101,26 @@ fn queue_of(module: &str) -> String {
     format!("{QUEUE_PREFIX}{module}")
 }
 
-/// A broker as a bus.
+/// A bus on an AMQP broker.
 #[derive(Debug)]
 pub struct Amqp {
     name: String,
     publishing: Line,
     consuming: Line,
-    /// Channels in confirm mode that nobody uses now.
+    /// The idle channels in confirm mode.
     free: Mutex<Vec<Channel>>,
     publishers: Semaphore,
-    /// What each module's queue is bound to, to declare it again after a broker's loss.
+    /// The event types that each module's queue is bound to, to declare the queue again if the
+    /// broker loses it.
     declared: Mutex<HashMap<String, Vec<String>>>,
 }
 
-/// One connection, opened when it is needed.
+/// A connection that is opened when it is needed.
 #[derive(Debug)]
 struct Line {
     address: Address,
     purpose: &'static str,
-    /// The plane that the virtual host must belong to.
+    /// The id of the plane that the virtual host must belong to.
     plane: Option<String>,
     state: tokio::sync::Mutex<State>,
 }
@@ -132,12 +138,13 @@ struct Failed {
     reason: String,
 }
 
-/// Runs one exchange with the broker within its time.
+/// Runs one exchange with the broker, for at most [`ANSWER_WAIT`].
 async fn within<T>(exchange: impl Future<Output = Result<T, lapin::Error>>) -> Result<T, Cause> {
     asking(Act::Other, exchange).await
 }
 
-/// The same of one that the broker may refuse.
+/// Runs one exchange with the broker that the broker may refuse, for at most [`ANSWER_WAIT`]. The
+/// error explains a refusal of this act.
 async fn asking<T>(
     act: Act,
     exchange: impl Future<Output = Result<T, lapin::Error>>,
@@ -200,10 +207,11 @@ impl Line {
         Ok(connection)
     }
 
-    /// A new channel, on a new connection where the old one gives none.
+    /// Opens a channel. If the current connection cannot open it, a new connection does.
     ///
-    /// That is one that ended just now, and one whose channels' numbers have come round (after
-    /// 2,047) to one that the broker had closed: lapin keeps why, and refuses it for good.
+    /// A connection cannot if it has just ended. Nor can it if its channel numbers have wrapped
+    /// around (after 2,047) to a channel that the broker had closed: lapin keeps the reason for
+    /// that, and refuses the number for good.
     async fn channel(&self) -> Result<Channel, Cause> {
         let connection = self.connection().await?;
         if let Ok(channel) = within(connection.create_channel()).await {
@@ -213,7 +221,7 @@ impl Line {
         within(self.connection().await?.create_channel()).await
     }
 
-    /// The connection does not answer: the next one who needs it opens another.
+    /// Drops a connection that does not answer. The next caller that needs one opens another.
     async fn drop_connection(&self, broken: &Arc<Connection>) {
         let mut state = self.state.lock().await;
         if state.connection.as_ref().is_some_and(|current| Arc::ptr_eq(current, broken)) {
@@ -222,11 +230,12 @@ impl Line {
     }
 }
 
-/// Makes the virtual host this plane's, or fails if it is another one's: each would take the
-/// other's messages and find no events for them.
+/// Marks the virtual host as this plane's. Fails if it belongs to another plane: each plane would
+/// receive the other's messages and find no events for them.
 ///
-/// The mark is an exchange, as no policy makes it expire, and its alternate exchange is the only
-/// argument of one that a broker compares. Nothing is ever published to it.
+/// The mark is an exchange, because no policy makes an exchange expire. The plane's id is in its
+/// alternate exchange, the only argument of an exchange that a broker compares. Nothing is ever
+/// published to it.
 async fn claim_virtual_host(connection: &Connection, plane: &str) -> Result<(), Cause> {
     let channel = within(connection.create_channel()).await?;
     let mut mark = FieldTable::default();
@@ -265,9 +274,9 @@ async fn declare_exchanges(connection: &Connection) -> Result<(), Cause> {
     Ok(())
 }
 
-/// Dead letters are looked at again and again, which must not use them up. From RabbitMQ 4.0 a
-/// queue without a limit has one of 20, and before that none can be said to be none: this one is as
-/// good.
+/// Declares the queue of dead letters. People look at dead letters again and again, and that must
+/// not use up a delivery limit. From RabbitMQ 4.0 a queue without a delivery limit has one of 20,
+/// and older versions cannot declare that there is none. The highest limit has the same effect.
 async fn declare_dead_queue(connection: &Connection) -> Result<(), Cause> {
     let channel = within(connection.create_channel()).await?;
     let mut arguments = quorum();
@@ -285,7 +294,7 @@ fn quorum() -> FieldTable {
     arguments
 }
 
-/// The arguments of every module's queue.
+/// Returns the arguments of a module's queue.
 fn module_arguments() -> FieldTable {
     let mut arguments = quorum();
     let text = |text: &str| AMQPValue::LongString(text.into());
@@ -296,7 +305,7 @@ fn module_arguments() -> FieldTable {
     arguments
 }
 
-/// A channel in confirm mode, used by one at a time.
+/// A channel in confirm mode, for one message at a time.
 struct Publisher<'a> {
     bus: &'a Amqp,
     channel: Option<Channel>,
@@ -312,7 +321,7 @@ impl Publisher<'_> {
         body: &[u8],
         properties: BasicProperties,
     ) -> Result<Routed, Cause> {
-        let channel = self.channel.take().expect("it is there until it was used");
+        let channel = self.channel.take().expect("a publisher has its channel until it publishes");
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let confirmed = asking(Act::Publish, async {
             let publish = channel.basic_publish(
@@ -331,19 +340,20 @@ impl Publisher<'_> {
                     Confirmation::Ack(None) => Ok(Routed::To(1)),
                     Confirmation::Ack(Some(_)) => Ok(Routed::Nowhere),
                     Confirmation::Nack(_) => Err(REFUSED.into()),
-                    Confirmation::NotRequested => Err("the broker confirms nothing".into()),
+                    Confirmation::NotRequested => Err("no confirm from the broker".into()),
                 }
             }
-            // The channel goes; whether the connection does, the next channel on it will show. One
-            // queue that does not confirm must not break what others have under way.
+            // The channel is dropped. The connection is kept: the next channel on it shows whether
+            // it still works. One queue that does not confirm must not break the messages that
+            // others are publishing.
             Err(error) => Err(error),
         }
     }
 }
 
 impl Amqp {
-    /// A bus on the broker of this URL. Connects when it is used first: what needs no broker works
-    /// without one.
+    /// Makes a bus on the broker of this URL. It connects at the first use, so that work that needs
+    /// no broker does not depend on one.
     ///
     /// # Errors
     /// [`StoreError::Url`] for a URL that is wrong.
@@ -359,7 +369,8 @@ impl Amqp {
         })
     }
 
-    /// The same for the plane of this id: it refuses a virtual host that another plane has.
+    /// Binds the bus to the plane with this id: it then refuses a virtual host that belongs to
+    /// another plane.
     #[must_use]
     pub fn of_plane(mut self, id: &str) -> Self {
         for line in [&mut self.publishing, &mut self.consuming] {
@@ -397,8 +408,8 @@ impl Amqp {
         self.publisher().await?.publish(exchange, routing_key, body, properties).await
     }
 
-    /// Declares a module's queue, bound to these types, through a channel of the consumer's or of
-    /// our own.
+    /// Declares a module's queue and binds it to these event types, through a channel of either
+    /// connection.
     async fn declare_queue(
         &self,
         channel: &Channel,
@@ -426,8 +437,8 @@ impl Amqp {
         Ok(())
     }
 
-    /// Declares a module's queue, binds it to these types, and unbinds it from those of the former
-    /// that are not among them.
+    /// Declares a module's queue, binds it to `event_types`, and unbinds it from the types of
+    /// `former` that are not among them.
     async fn declare_and_bind(
         &self,
         module: &str,
@@ -448,7 +459,7 @@ impl Amqp {
         Ok(())
     }
 
-    /// Declares the queue again as this process knows it.
+    /// Declares a module's queue again, if this process has declared it before.
     async fn redeclare(&self, channel: &Channel, module: &str) -> Result<(), Cause> {
         let known =
             self.declared.lock().unwrap_or_else(PoisonError::into_inner).get(module).cloned();
@@ -458,8 +469,8 @@ impl Amqp {
         }
     }
 
-    /// Takes up to `limit` messages off a queue and holds them; whoever asked settles or drops the
-    /// channel.
+    /// Takes up to `limit` messages off a queue and holds them. The caller acknowledges or returns
+    /// each message, or drops the channel.
     async fn hold(
         &self,
         channel: &Channel,
@@ -478,7 +489,8 @@ impl Amqp {
     }
 }
 
-/// The properties of every message: persistent, and CloudEvents in AMQP's binding, for other tools.
+/// Returns the properties of a message: persistent, and with the headers of CloudEvents' AMQP
+/// binding, for other tools.
 fn properties(message: &Message, headers: FieldTable) -> BasicProperties {
     let context = &message.context;
     let mut all = headers;
@@ -501,7 +513,7 @@ fn properties(message: &Message, headers: FieldTable) -> BasicProperties {
         .with_headers(all)
 }
 
-/// A property of at most 255 bytes.
+/// Cuts a text to 255 bytes, the most that a short string can hold.
 fn short(text: &str) -> lapin::types::ShortString {
     let end = (0..=text.len().min(255)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     text[..end].into()
@@ -522,7 +534,7 @@ impl Bus for Amqp {
         let mut declared = self.declare_and_bind(module, event_types, former).await;
         for _ in 1..DECLARES_MAX {
             match declared {
-                // Somebody has deleted the queue before it was bound to all types.
+                // Somebody deleted the queue before it was bound to all types.
                 Err(error) if is_missing(&error) => {
                     declared = self.declare_and_bind(module, event_types, former).await;
                 }
@@ -556,7 +568,7 @@ impl Bus for Amqp {
     async fn send(&self, module: &str, message: &Message) -> Result<(), StoreError> {
         let properties = properties(message, FieldTable::default());
         let what = format!("sending to module {module:?}");
-        // The default exchange knows every queue by its name.
+        // The default exchange routes to every queue by its name.
         match self.put("", &queue_of(module), &body_of(message), properties).await {
             Ok(Routed::To(_)) => Ok(()),
             Ok(Routed::Nowhere) => Err(self.failed(what)("it has no queue".into())),
@@ -573,8 +585,9 @@ impl Bus for Amqp {
         Ok(Box::new(subscriber::Subscriber::new(self, module, prefetch)))
     }
 
-    /// Takes the messages off the queue for a moment and puts them back. That counts as a delivery,
-    /// so one that was looked at often is put into the queue anew first.
+    /// Takes the messages off the queue for a moment and returns them. The broker counts each
+    /// return, so a message that was returned [`REFRESHED_AT`] times is published to the queue
+    /// again instead.
     async fn peek(&self, module: &str, limit: usize) -> Result<Vec<Message>, StoreError> {
         let queue = queue_of(module);
         let looking = async {
@@ -643,7 +656,7 @@ impl Bus for Amqp {
     }
 }
 
-/// How often the broker says that the message came back.
+/// Returns how often the message was returned to its queue, by the broker's count.
 fn times_returned(received: &Received) -> i64 {
     let headers = received.properties.headers().as_ref();
     match headers.and_then(|headers| headers.inner().get("x-delivery-count")) {
@@ -654,7 +667,7 @@ fn times_returned(received: &Received) -> i64 {
     }
 }
 
-/// The headers of a message that is published again: without the broker's own.
+/// Returns the headers for publishing a message again: all except the broker's own.
 fn fresh_headers(received: &Received) -> FieldTable {
     let mut fresh = FieldTable::default();
     for (key, value) in received.properties.headers().iter().flat_map(|headers| headers.inner()) {

@@ -12,105 +12,107 @@ use ion_model::clock::Millis;
 
 use crate::error::StoreError;
 
-/// Files' bytes. A key is written once and never changed; readers need no coherence.
+/// Stores the bytes of files. A key is written once and never changed, so readers need no cache
+/// coherence.
 #[async_trait]
 pub trait Blobs: Send + Sync + fmt::Debug {
-    /// Makes the blob `key` of all bytes of `body`, durable when this returns; gives its length.
-    /// Bytes arrive in pieces; memory use is bounded whatever the length. A failed put leaves no
-    /// blob to be read.
+    /// Makes the blob `key` of all bytes of `body`, durable when this returns. Returns its length
+    /// in bytes. The bytes arrive in pieces, and memory use is bounded whatever the length. A
+    /// failed put leaves no readable blob.
     async fn put(
         &self,
         key: &str,
         body: BoxStream<'_, std::io::Result<Bytes>>,
     ) -> Result<u64, StoreError>;
 
-    /// As [`Blobs::put`], of bytes at hand, for what is followed by [`Blobs::settle`] before
-    /// anybody is told of it: until then the blob can be read, and a crash of the machine may leave
-    /// anything in its place.
+    /// Puts bytes like [`Blobs::put`], but the blob need not be durable when this returns. The
+    /// caller must call [`Blobs::settle`] before it tells anybody of the blob. Until then the blob
+    /// can be read, but a crash of the machine may leave anything in its place.
     async fn put_soon(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
         let body = futures_util::stream::once(async move { Ok(bytes) }).boxed();
         self.put(key, body).await.map(drop)
     }
 
-    /// Whether [`Blobs::put_soon`] leaves something to [`Blobs::settle`].
+    /// Returns whether [`Blobs::put_soon`] leaves work to [`Blobs::settle`].
     fn settles(&self) -> bool {
         false
     }
 
-    /// Makes these blobs durable, in less than each alone would take.
+    /// Makes these blobs durable, all together in less time than one by one.
     async fn settle(&self, _keys: &[&str]) -> Result<(), StoreError> {
         Ok(())
     }
 
-    /// The bytes of a range; shorter only where the blob ends.
+    /// Returns the bytes of a range. They are fewer than the range only where the blob ends.
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError>;
 
-    /// The bytes of a range as they arrive.
+    /// Returns the bytes of a range as a stream, as they arrive.
     async fn get(
         &self,
         key: &str,
         range: Range<u64>,
     ) -> Result<BoxStream<'static, Result<Bytes, StoreError>>, StoreError>;
 
-    /// The blob's length, none if there is no such blob.
+    /// Returns the blob's length in bytes, or `None` if there is no such blob.
     async fn size(&self, key: &str) -> Result<Option<u64>, StoreError>;
 
-    /// Every blob whose key begins with `prefix` (whole components), in no order.
+    /// Returns every blob whose key begins with `prefix` (whole components), in no particular
+    /// order.
     async fn list(
         &self,
         prefix: &str,
     ) -> Result<BoxStream<'_, Result<BlobInfo, StoreError>>, StoreError>;
 
-    /// Removes the blob of this key; it is no error if it was gone.
+    /// Removes the blob with this key. A missing blob is no error.
     async fn delete(&self, key: &str) -> Result<(), StoreError>;
 
-    /// Removes the blobs of these keys, many with one request where the store can; it is no error
-    /// if some were gone. The first failure is told when all were tried.
+    /// Removes the blobs with these keys, many with one request where the store can. Missing blobs
+    /// are no error. All keys are tried before the first failure is returned.
     async fn delete_all(&self, keys: &[String]) -> Result<(), StoreError>;
 
-    /// Removes a blob that [`Blobs::list`] gave.
+    /// Removes a blob that [`Blobs::list`] returned.
     async fn delete_listed(&self, listed: &BlobInfo) -> Result<(), StoreError>;
 
-    /// Ends uploads that were begun before `before` and never finished, as a killed process leaves
-    /// them; gives how many.
+    /// Ends uploads that were begun before `before` and never finished; killed processes leave such
+    /// uploads. Returns their number.
     async fn abandon_uploads(&self, before: Millis, how: Abandon) -> Result<usize, StoreError>;
 
-    /// The key as a listing shows it: a store may escape or shorten what it cannot hold as a name.
-    /// The canonical form of a canonical key need not be itself.
+    /// Returns the key as a listing shows it: a store may escape or shorten a key that it cannot
+    /// hold as a name. Applying this to a canonical key again may give another key.
     fn canonical(&self, key: &str) -> String {
         key.to_owned()
     }
 
-    /// A URL at which whoever has it may read the blob for so long; none where the store makes no
-    /// such URLs.
+    /// Returns a URL that lets anybody who has it read the blob for the time `lasts`, or `None` if
+    /// the store makes no such URLs.
     async fn signed_url(&self, _key: &str, _lasts: Duration) -> Result<Option<String>, StoreError> {
         Ok(None)
     }
 
-    /// The blob as a local file opened for reading, where the store has one. It spares a copy into
-    /// the node's cache and lets the kernel read it directly; its bytes are checked like any
+    /// Opens the blob's local file for reading, where the store has one. This avoids a copy in the
+    /// node's cache and lets the kernel read the file directly. Its bytes are checked like any
     /// others.
     fn open_local(&self, _key: &str) -> Option<std::fs::File> {
         None
     }
 }
 
-/// Whether unfinished uploads are ended.
+/// What to do with unfinished uploads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Abandon {
-    /// They are only counted.
+    /// Only count them.
     Count,
-    /// They are.
+    /// End them.
     End,
 }
 
-/// One blob in a listing.
+/// A blob in a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlobInfo {
-    /// Its key.
+    /// The blob's key.
     pub key: String,
-    /// Its length in bytes.
+    /// The blob's length in bytes.
     pub size: u64,
-    /// When it was stored.
+    /// The time at which the blob was stored.
     pub modified: Millis,
 }

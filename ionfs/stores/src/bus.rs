@@ -14,45 +14,45 @@ use crate::error::StoreError;
 /// What became of a published message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Routed {
-    /// It stands in this many queues (a broker that cannot count says 1).
+    /// The message is in this many queues (1 for a broker that does not report the number).
     To(usize),
-    /// Nobody subscribes to its type.
+    /// No module subscribes to the message's event type.
     Nowhere,
 }
 
-/// A message given to a subscriber, to be acknowledged or rejected.
+/// A message that a subscriber received and must acknowledge or give back.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    /// What the subscription knows it by.
+    /// The subscription's number for this delivery.
     pub tag: u64,
-    /// The message; or, if it is none of ours, its bytes and what is wrong with them.
+    /// The message. If it is not one of Ion's messages, its bytes and what is wrong with them.
     pub message: Result<Message, Unreadable>,
 }
 
 /// A message that is not one of Ion's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
-    /// Its body.
+    /// The message's body.
     pub body: Vec<u8>,
-    /// What is wrong.
+    /// Why the body is no message of Ion's.
     pub reason: String,
 }
 
 impl Unreadable {
-    /// A name for it, the same for the same bytes.
+    /// Returns a name for the message. The same bytes give the same name.
     pub fn id(&self) -> String {
         format!("unreadable-{}", Uuid::new_v5(&Uuid::NAMESPACE_OID, &self.body).simple())
     }
 }
 
-/// Bytes of a message that its dead letter keeps. Ion's own have fewer than 1 KiB; a broker takes
-/// 128 MiB.
+/// The most bytes of a message's body that its dead letter keeps. Ion's own messages have fewer
+/// than 1 KiB; a broker accepts 128 MiB.
 const LETTER_BYTES_MAX: usize = 64 << 10;
 
-/// Bytes of an event's id. Ion's own have 36; more is no id of anybody's.
+/// The most bytes of an event's id. Ion's own ids have 36; a longer text is not accepted as an id.
 pub const ID_BYTES_MAX: usize = 255;
 
-/// A dead letter: a message no module could be run for.
+/// A dead letter: a message for which the module could not be run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
     /// The module whose queue it came from.
@@ -61,15 +61,15 @@ pub struct DeadLetter {
     pub event_id: String,
     /// The message's body.
     pub body: String,
-    /// Why it is dead.
+    /// Why the message is dead.
     pub reason: String,
-    /// Since when.
+    /// The time at which it became a dead letter.
     pub at: Millis,
 }
 
 impl DeadLetter {
-    /// A letter that any broker can hold: what is longer than a message of Ion's is cut, and an id
-    /// that is too long to be one becomes a name for it.
+    /// Makes a letter that any broker can hold. Body and reason are cut at their limits, and an
+    /// event id that is too long is replaced by a hash of it.
     pub fn new(module: &str, event_id: &str, body: String, reason: String, at: Millis) -> Self {
         let event_id = match event_id.len() > ID_BYTES_MAX {
             true => {
@@ -87,29 +87,30 @@ impl DeadLetter {
     }
 }
 
-/// What a look at the bus found.
+/// The result of [`Bus::inspect`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BusReport {
-    /// The queues that are as they must be.
+    /// The queues that are correctly declared.
     pub queues: Vec<QueueLength>,
-    /// What is not, in words that name the way out.
+    /// The problems that were found, in words that name the way out.
     pub complaints: Vec<String>,
 }
 
-/// How long a module's queue is.
+/// The length of a module's queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueueLength {
     /// The module.
     pub module: String,
-    /// Messages in it that nobody holds.
+    /// The number of messages in the queue that no subscriber holds.
     pub messages: u32,
 }
 
-/// Announces events to modules. At least once: a message is given again unless it was acknowledged.
+/// Announces events to modules. Delivery is at least once: a message is delivered again unless it
+/// is acknowledged.
 #[async_trait]
 pub trait Bus: Send + Sync + fmt::Debug {
-    /// Makes the module's queue, bound to these event types and no longer to those of `former`.
-    /// Idempotent; messages in it stay.
+    /// Makes the module's queue, binds it to `event_types`, and unbinds it from the types of
+    /// `former` that are not among them. Idempotent. Messages in the queue stay.
     async fn declare(
         &self,
         module: &str,
@@ -117,58 +118,62 @@ pub trait Bus: Send + Sync + fmt::Debug {
         former: &[String],
     ) -> Result<(), StoreError>;
 
-    /// Removes the module's queue and what is in it.
+    /// Removes the module's queue and the messages in it.
     async fn retire(&self, module: &str) -> Result<(), StoreError>;
 
-    /// Puts the message into every queue bound to its type; durable when this returns.
+    /// Puts the message into every queue bound to its event type. The message is durable when this
+    /// returns.
     async fn publish(&self, message: &Message) -> Result<Routed, StoreError>;
 
     /// Puts the message into one module's queue.
     async fn send(&self, module: &str, message: &Message) -> Result<(), StoreError>;
 
-    /// Begins to receive from the module's queue, at most `prefetch` messages unacknowledged.
+    /// Begins to receive from the module's queue, with at most `prefetch` unacknowledged messages.
     async fn subscribe(
         self: Arc<Self>,
         module: &str,
         prefetch: usize,
     ) -> Result<Box<dyn Subscription>, StoreError>;
 
-    /// The first messages of the module's queue, without receiving them.
+    /// Returns at most `limit` messages from the front of the module's queue, without receiving
+    /// them.
     async fn peek(&self, module: &str, limit: usize) -> Result<Vec<Message>, StoreError>;
 
-    /// How many messages the module's queue holds that nobody is at work on, counted up to `most`;
-    /// none: it has no queue.
+    /// Returns the number of waiting messages in the module's queue, counted up to `most`, or
+    /// `None` if the module has no queue.
     async fn depth(&self, module: &str, most: usize) -> Result<Option<usize>, StoreError>;
 
-    /// Puts a dead letter aside for people to look at. Idempotent by module and event.
+    /// Stores a dead letter for people to look at. Idempotent by module and event.
     async fn bury(&self, letter: DeadLetter) -> Result<(), StoreError>;
 
-    /// The dead letters, oldest first.
+    /// Returns at most `limit` dead letters, oldest first.
     async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, StoreError>;
 
-    /// Removes these dead letters, by module and event; how many there were.
+    /// Removes the dead letters with these modules and event ids. Returns how many were found.
     async fn exhume(&self, letters: &[(String, String)]) -> Result<usize, StoreError>;
 
-    /// Looks at these modules' queues and at the rights to use them. Where nobody else can change
-    /// them there is nothing to say.
+    /// Checks these modules' queues and the rights to use them. A bus whose queues nobody else can
+    /// change returns an empty report.
     async fn inspect(&self, _modules: &[String]) -> Result<BusReport, StoreError> {
         Ok(BusReport::default())
     }
 }
 
-/// One subscriber's end of a queue. Dropped: what it has not acknowledged goes to the next one.
+/// One subscriber's end of a queue. When it is dropped, its unacknowledged messages go to the next
+/// subscriber.
 #[async_trait]
 pub trait Subscription: Send {
-    /// The next message; waits until there is one. Dropped while it waits, it has taken none.
+    /// Waits for the next message and returns it. If the call is dropped while it waits, no message
+    /// is lost.
     async fn next(&mut self) -> Result<Delivery, StoreError>;
 
-    /// The message is dealt with and leaves the queue.
+    /// Acknowledges a message: it leaves the queue.
     async fn acknowledge(&mut self, tag: u64) -> Result<(), StoreError>;
 
-    /// The message goes back to its queue, to be given again.
+    /// Returns a message to its queue, to be delivered again.
     async fn give_back(&mut self, tag: u64) -> Result<(), StoreError>;
 
-    /// Receives no more until [`Subscription::next`] is called again; gives what the broker had
-    /// sent ahead, to be settled like any other.
+    /// Stops receiving until [`Subscription::next`] is called again. Returns the messages that the
+    /// broker had already sent, to be acknowledged or given back like any others.
     async fn pause(&mut self) -> Result<Vec<Delivery>, StoreError>;
 }

@@ -1,28 +1,28 @@
-//! The collections of a plane.
+//! The collections of a plane's documents.
 
-/// The collections of documents.
+/// A collection of documents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Collection {
-    /// Events, insights and module logs: older Ion's one collection.
+    /// Events, insights and module logs, in one collection as in older Ion.
     Events,
     /// The job ledger.
     Jobs,
     /// Registered modules.
     Modules,
-    /// Running dispatchers, for people to see.
+    /// Running dispatchers, so that people can see them.
     Dispatchers,
-    /// Attempts whose trees pods have: see [`ion_csi::ticket`].
+    /// Tickets: one for each attempt whose tree a pod may mount. See `ion_csi::ticket`.
     Tickets,
-    /// What is known of the plane as a whole: see [`crate::registry`] and [`plane_id`].
+    /// Facts about the plane as a whole: see [`crate::registry`] and [`crate::plane_id`].
     Plane,
 }
 
 impl Collection {
-    /// All of them.
+    /// All collections.
     pub const ALL: [Self; 6] =
         [Self::Events, Self::Jobs, Self::Modules, Self::Dispatchers, Self::Tickets, Self::Plane];
 
-    /// Its name in a store.
+    /// Returns the collection's name in a store.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Events => "events",

@@ -15,14 +15,15 @@ pub use self::query::{Page, Pages, Query, known_queries};
 use crate::collection::Collection;
 use crate::error::StoreError;
 
-/// A field of a document (a dotted path) and the value it must have; a missing field equals null.
+/// A field of a document (a dotted path) and the value that it must have. A missing field equals
+/// null.
 pub type Equals = (&'static str, Value);
 
-/// What must hold of other documents at the moment of a write.
+/// Conditions on other documents that must hold at the moment of a write.
 #[derive(Clone, Debug)]
 pub struct Guard(Vec<Condition>);
 
-/// What must hold of one document.
+/// A condition on one document.
 #[derive(Clone, Debug)]
 pub(crate) struct Condition {
     pub(crate) collection: Collection,
@@ -31,7 +32,7 @@ pub(crate) struct Condition {
 }
 
 impl Guard {
-    /// The document of an id must be there and have these fields.
+    /// Requires that the document with this id exists and has these fields.
     pub fn new(collection: Collection, id: impl Into<String>, equals: Vec<Equals>) -> Self {
         Self(vec![Condition { collection, id: id.into(), equals }])
     }
@@ -48,21 +49,21 @@ impl Guard {
     }
 }
 
-/// What an insert found.
+/// The outcome of an insert.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Inserted {
-    /// The document is new and durable.
+    /// The document is new. It is durable if the insert promises that.
     New,
-    /// A document of this id was there before; it is unchanged.
+    /// A document with this id existed before and is unchanged. This is that document.
     Existing(Value),
 }
 
-/// JSON documents under ids. Each write is durable when it returns and atomic by itself; nothing
-/// needs a transaction over several documents.
+/// Stores JSON documents under ids. Each write is atomic by itself, and durable when it returns
+/// unless its name ends in `_soon`. Nothing needs a transaction over several documents.
 #[async_trait]
 pub trait Documents: Send + Sync + fmt::Debug {
-    /// Inserts `document` (its `id` field is its key) unless one of that id is there. With a guard
-    /// that does not hold: [`StoreError::Fenced`], and nothing was written.
+    /// Inserts `document` (its `id` field is its key) unless a document with that id exists. If the
+    /// guard does not hold, writes nothing and returns [`StoreError::Fenced`].
     async fn insert(
         &self,
         collection: Collection,
@@ -70,8 +71,9 @@ pub trait Documents: Send + Sync + fmt::Debug {
         guard: Option<Guard>,
     ) -> Result<Inserted, StoreError>;
 
-    /// As [`Documents::insert`], for what is followed by a write to the same log or by
-    /// [`Documents::seal`] before anybody is told of it, or what would only be done again.
+    /// Inserts like [`Documents::insert`], but the document need not be durable when this returns.
+    /// The caller either writes durably to the same log, or calls [`Documents::seal`], before it
+    /// tells anybody of the document; or a loss only means that the work is repeated.
     async fn insert_soon(
         &self,
         collection: Collection,
@@ -81,7 +83,8 @@ pub trait Documents: Send + Sync + fmt::Debug {
         self.insert(collection, document, guard).await
     }
 
-    /// As [`Documents::insert_soon`] of each, in this order where the store has one.
+    /// Inserts each document like [`Documents::insert_soon`], in this order where the store keeps
+    /// an order.
     async fn insert_all_soon(
         &self,
         documents: Vec<(Collection, Value)>,
@@ -91,19 +94,19 @@ pub trait Documents: Send + Sync + fmt::Debug {
         futures_util::future::try_join_all(documents.into_iter().map(insert)).await
     }
 
-    /// Everything written so far is on the disk when this returns.
+    /// Makes everything written so far durable.
     async fn seal(&self) -> Result<(), StoreError> {
         Ok(())
     }
 
-    /// Of these ids those of which there is a document.
+    /// Returns those of these ids for which a document exists.
     async fn present(
         &self,
         collection: Collection,
         ids: Vec<String>,
     ) -> Result<HashSet<String>, StoreError>;
 
-    /// As [`Documents::replace_soon`] of each; gives how many were replaced.
+    /// Replaces each document like [`Documents::replace_soon`]. Returns how many were replaced.
     async fn replace_all_soon(
         &self,
         collection: Collection,
@@ -116,8 +119,8 @@ pub trait Documents: Send + Sync + fmt::Debug {
         Ok(replaced.into_iter().filter(|replaced| *replaced).count())
     }
 
-    /// Replaces the document of the same id if it has the fields of `expect`; false, and nothing
-    /// written, when it has not or is missing.
+    /// Replaces the document with the same id if it has the fields of `expect`. If it has not, or
+    /// is missing, writes nothing and returns false.
     async fn replace(
         &self,
         collection: Collection,
@@ -126,8 +129,9 @@ pub trait Documents: Send + Sync + fmt::Debug {
         guard: Option<Guard>,
     ) -> Result<bool, StoreError>;
 
-    /// As [`Documents::replace`], for what may be lost with the machine's power, together with all
-    /// that is written after it: it is on the disk with the next write, where that spares a sync.
+    /// Replaces like [`Documents::replace`], but where it saves a sync, the write becomes durable
+    /// only with the next durable write. A loss of the machine's power may undo it, together with
+    /// everything written after it.
     async fn replace_soon(
         &self,
         collection: Collection,
@@ -137,13 +141,14 @@ pub trait Documents: Send + Sync + fmt::Debug {
         self.replace(collection, document, expect, None).await
     }
 
-    /// The document of an id.
+    /// Returns the document with this id.
     async fn get(&self, collection: Collection, id: &str) -> Result<Option<Value>, StoreError>;
 
-    /// The documents that fit.
+    /// Returns the documents that match the query.
     async fn find(&self, query: Query) -> Result<Vec<Value>, StoreError>;
 
-    /// Removes a document if it has the fields of `expect`; whether one was removed.
+    /// Removes the document with this id if it has the fields of `expect`. Returns whether it was
+    /// removed.
     async fn delete(
         &self,
         collection: Collection,
@@ -151,11 +156,14 @@ pub trait Documents: Send + Sync + fmt::Debug {
         expect: Vec<Equals>,
     ) -> Result<bool, StoreError>;
 
-    /// Takes leave of the server, where there is one: the last call.
+    /// Closes the connection to the server, where there is one. This must be the last call.
     async fn close(&self) {}
 }
 
-/// Reads a stored document as what it must be.
+/// Decodes a stored document to a record.
+///
+/// # Errors
+/// [`StoreError::Malformed`] when the document does not have the record's shape.
 pub fn decode<T: DeserializeOwned>(
     collection: Collection,
     document: Value,
@@ -168,16 +176,16 @@ pub fn decode<T: DeserializeOwned>(
     })
 }
 
-/// The JSON form of a record of ours.
+/// Returns the JSON form of a record.
 pub fn encode<T: Serialize>(record: &T) -> Value {
     serde_json::to_value(record).expect("a record has string keys only, so it has a JSON form")
 }
 
-/// Tries of a put that others undo.
+/// How often a put is tried while other writers keep removing the document.
 const PUT_TRIES: usize = 8;
 
 impl dyn Documents {
-    /// The document of an id, as a record.
+    /// Returns the document with this id, decoded to a record.
     pub async fn get_as<T: DeserializeOwned>(
         &self,
         collection: Collection,
@@ -186,11 +194,11 @@ impl dyn Documents {
         self.get(collection, id).await?.map(|document| decode(collection, document)).transpose()
     }
 
-    /// The documents that fit, as records.
+    /// Returns the documents that match the query, decoded to records.
     ///
     /// # Errors
-    /// [`StoreError::TooMany`] when there may be more than [`Query::LIMIT`], unless the query asked
-    /// for so many only.
+    /// [`StoreError::TooMany`] when as many documents as [`Query::LIMIT`] match, because there may
+    /// be more. A query with a smaller limit never fails in this way.
     pub async fn find_as<T: DeserializeOwned>(&self, query: Query) -> Result<Vec<T>, StoreError> {
         let collection = query.collection;
         let found = self.find(query).await?;
@@ -203,7 +211,7 @@ impl dyn Documents {
         found.into_iter().map(|document| decode(collection, document)).collect()
     }
 
-    /// Inserts the document, or replaces the one that is there.
+    /// Inserts the document, or replaces the one with the same id.
     pub async fn put(
         &self,
         collection: Collection,
@@ -214,7 +222,8 @@ impl dyn Documents {
             if self.insert(collection, document.clone(), guard.clone()).await? == Inserted::New {
                 return Ok(());
             }
-            // Removed between the two calls: insert again.
+            // If neither call has an effect, the document was removed between them, and the loop
+            // inserts it again.
             if self.replace(collection, document.clone(), vec![], guard.clone()).await? {
                 return Ok(());
             }

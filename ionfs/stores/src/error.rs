@@ -1,55 +1,55 @@
-//! Why a store fails.
+//! The error of the stores.
 
 use ion_model::text::quote;
 
 use crate::collection::Collection;
 
-/// Why a store did not do what it was asked.
+/// The reason why a store did not carry out a call.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// There is no blob of that key.
+    /// There is no blob with this key.
     #[error("there is no blob {0:?}")]
     NoSuchBlob(String),
-    /// A blob does not hold the bytes that were written.
+    /// A blob does not hold the bytes that were written to it.
     #[error("blob {0:?} does not hold what was written")]
     DamagedBlob(String),
-    /// The guard of a write does not hold any more: of [`Collection::Jobs`], a later attempt has
-    /// begun.
-    #[error("what the write depends on has changed, in {}", .0.as_str())]
+    /// The guard of a write no longer holds. The field is the collection of the guard's document:
+    /// with [`Collection::Jobs`], a later attempt has begun.
+    #[error("a document that the write depends on has changed, in collection {}", .0.as_str())]
     Fenced(Collection),
-    /// A question that must be answered as a whole has more answers than are read at once.
+    /// A query whose answer must be complete matches more documents than are read at once.
     #[error(
-        "more than {most} documents in {collection} answer one question; nothing was done, as not all can be known"
+        "one query matches more than {most} documents in {collection}, too many to read at once; nothing was done"
     )]
     TooMany {
-        /// Where.
+        /// The collection that was queried.
         collection: &'static str,
-        /// How many are read at most.
+        /// The number of documents that are read at most.
         most: usize,
     },
-    /// The store could not be reached or failed; asking again may help.
+    /// The store could not be reached or failed. A retry may help.
     #[error("{store}: {what}")]
     Unavailable {
-        /// Which store: its URL without credentials.
+        /// The store's URL, without credentials.
         store: String,
-        /// What was being done.
+        /// The operation that failed.
         what: String,
         /// The backend's own error.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A stored document does not have the shape it must have.
+    /// A stored document does not have the required shape.
     #[error("document {} in {collection} is malformed", quote(.id))]
     Malformed {
-        /// Its id.
+        /// The document's id.
         id: String,
-        /// Its collection.
+        /// The document's collection.
         collection: &'static str,
-        /// What is wrong with it.
+        /// What is wrong with the document.
         #[source]
         source: serde_json::Error,
     },
-    /// A URL that names no store.
+    /// A URL does not name a store.
     #[error("{url:?} is no {kind} store: {reason}")]
     Url {
         /// The URL as given, without credentials.

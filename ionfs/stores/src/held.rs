@@ -1,11 +1,12 @@
-//! Small blobs that are durable before their files are.
+//! Makes small blobs durable before their files are.
 //!
-//! A file is durable after syncs of itself and of its folders, which take longer than all else that
-//! a small blob costs. Where documents and messages have one log on this machine's disk, a small
-//! blob's bytes go into it too, together with the documents that name it, and are on the disk with
-//! its next sync. The file is there from the beginning, for everybody to read; it is synced soon,
-//! together with many others, and then the log lets the bytes go. After a crash of the machine,
-//! whoever opens the stores first puts anew what the log still holds.
+//! A file is durable after syncs of the file and of its folders. These syncs take longer than
+//! everything else that a small blob costs. Where documents and messages share one log on this
+//! machine's disk, the bytes of a small blob go into that log too, together with the documents that
+//! name the blob, and are on the disk with the log's next sync. The file exists from the beginning,
+//! for everybody to read. It is synced soon, together with many others, and then the log drops the
+//! bytes. After a crash of the machine, the first process that opens the stores puts the blobs
+//! again that the log still holds.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,26 +22,28 @@ use uuid::Uuid;
 use super::sqlite::{HeldBlob, Sqlite};
 use super::{Blobs, Collection, Guard, Inserted, StoreError};
 
-/// Bytes that are kept at a time. More are synced as files: writing them twice takes longer.
+/// The most bytes that one call puts into the log. Larger blobs are synced as files, because
+/// writing them twice takes longer.
 const TOGETHER_MAX: usize = 64 << 10;
 
-/// Bytes of this process that the log may hold. More are synced as files: the disk does not keep
-/// up.
+/// The most bytes of this process that the log may hold. Beyond that blobs are synced as files,
+/// because the disk does not keep up.
 const HELD_MAX: usize = 16 << 20;
 
-/// How long blobs gather before their files are synced.
+/// How long blobs collect before their files are synced.
 const GATHER: Duration = Duration::from_secs(1);
 
-/// The longest wait after a failure; it doubles up to this.
+/// The longest wait between syncs. The wait doubles with each failure up to this.
 const GATHER_MAX: Duration = Duration::from_secs(60);
 
-/// Files that are synced together.
+/// The number of files that are synced together.
 const ROUND: usize = 512;
 
-/// What names this boot of the machine: files put before it may be anything.
+/// The file with the id of this boot of the machine. Unsynced files from before this boot may have
+/// any content.
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 
-/// The blobs that the log holds.
+/// The small blobs that the log holds until their files are durable.
 #[derive(Debug)]
 pub(super) struct Held {
     log: Arc<Sqlite>,
@@ -51,21 +54,23 @@ pub(super) struct Held {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Bytes that this process has added, and that are not let go yet.
+    /// The bytes that this process has added and the log has not released yet.
     bytes: usize,
-    /// Raised by each that adds some.
+    /// The number of calls that have added blobs.
     added: u64,
-    /// Somebody syncs their files.
+    /// Whether a task of this process is syncing the files.
     syncing: bool,
 }
 
 impl Held {
-    /// Puts anew what an earlier boot of the machine has left in the log.
+    /// Puts the blobs again that an earlier boot of the machine left in the log, then returns the
+    /// value.
     pub(super) async fn open(
         log: Arc<Sqlite>,
         blobs: Arc<dyn Blobs>,
     ) -> Result<Arc<Self>, StoreError> {
-        // A machine that does not say is another one each time: then more is put anew than must be.
+        // Without a boot id each start counts as another boot: then more blobs are put again than
+        // necessary.
         let boot = run_blocking(|| std::fs::read_to_string(BOOT)).await;
         let boot = boot.map_or_else(|_| Uuid::new_v4().to_string(), |boot| boot.trim().to_owned());
         let held = Self { log, blobs, boot, state: Mutex::default() };
@@ -74,7 +79,10 @@ impl Held {
             if left.is_empty() {
                 return Ok(Arc::new(held));
             }
-            tracing::info!(blobs = left.len(), "put anew after a crash of the machine");
+            tracing::info!(
+                blobs = left.len(),
+                "small blobs were put again after a crash of the machine"
+            );
             for blob in &left {
                 held.put(blob).await?;
             }
@@ -91,14 +99,14 @@ impl Held {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether these are for the log.
+    /// Returns whether these blobs are small enough for the log.
     pub(super) fn takes(&self, blobs: &[(String, Bytes)]) -> bool {
         let bytes = size(blobs);
         bytes <= TOGETHER_MAX && self.state().bytes + bytes <= HELD_MAX
     }
 
-    /// Makes them durable with the log's next sync, together with documents that name them; at once
-    /// together with an event, which is published.
+    /// Makes blobs durable with the log's next sync, together with the documents that name them.
+    /// With an event, all of it is durable when this returns, and the event is published.
     pub(super) async fn add(
         self: &Arc<Self>,
         blobs: Vec<(String, Bytes)>,
@@ -119,7 +127,7 @@ impl Held {
         Ok(inserted)
     }
 
-    /// Makes files durable until the log holds none.
+    /// Syncs files until the log holds no more blobs.
     async fn sync(self: Arc<Self>) {
         let mut wait = GATHER;
         loop {
@@ -142,7 +150,7 @@ impl Held {
                 Err(error) => {
                     tracing::warn!(
                         error = chain(&error),
-                        "small blobs stay in the log: their files are not durable"
+                        "small blobs stay in the log because their files could not be synced; Ion tries again"
                     );
                     wait = (wait * 2).min(GATHER_MAX);
                 }
@@ -150,8 +158,8 @@ impl Held {
         }
     }
 
-    /// Makes the files of some durable, of whichever process of this machine; gives their bytes,
-    /// none if there are none.
+    /// Makes the files of up to [`ROUND`] held blobs durable, of any process on this machine, and
+    /// releases the blobs. Returns their total size in bytes, or `None` if the log holds no blobs.
     async fn round(&self) -> Result<Option<usize>, StoreError> {
         let held = self.log.held(&self.boot, true, ROUND).await?;
         if held.is_empty() {
@@ -159,8 +167,8 @@ impl Held {
         }
         let keys: Vec<&str> = held.iter().map(|blob| blob.key.as_str()).collect();
         if self.blobs.settle(&keys).await.is_err() {
-            // A file whose sync failed once cannot be trusted again; and one may have been removed
-            // meanwhile.
+            // A file whose sync failed once cannot be trusted again, so it is put again; a blob
+            // that was removed meanwhile is not.
             for blob in &held {
                 if self.blobs.size(&blob.key).await?.is_some() {
                     self.put(blob).await?;
@@ -206,7 +214,7 @@ mod tests {
         let Stores { log, blobs, _folder } = stores();
         let many: Vec<_> = (0..ROUND + 1).map(|n| small(&format!("c/j/{n}"))).collect();
         log.hold("another boot".into(), many.clone(), vec![], None, None).await.unwrap();
-        // As a crash leaves one: a name, and no bytes.
+        // A crash may leave a file like this: a name without bytes.
         blobs.put_soon("c/j/7", Bytes::new()).await.unwrap();
         let held = Held::open(log.clone(), blobs.clone()).await.unwrap();
         for (key, bytes) in &many {
@@ -231,10 +239,10 @@ mod tests {
         assert!(log.get(Collection::Events, "e").await.unwrap().is_some());
         let keys = |held: Vec<HeldBlob>| held.into_iter().map(|blob| blob.key).collect::<Vec<_>>();
         assert_eq!(keys(log.held(&held.boot, true, 9).await.unwrap()), ["c/kept", "c/removed"]);
-        // Whoever opens the stores on the same boot leaves them to it.
+        // A process that opens the stores during the same boot leaves the blobs in the log.
         Held::open(log.clone(), blobs.clone()).await.unwrap();
         assert_eq!(log.held(&held.boot, true, 9).await.unwrap().len(), 2);
-        // What was removed meanwhile stays so.
+        // A blob that is removed meanwhile stays removed.
         blobs.delete("c/removed").await.unwrap();
         let gone = async {
             while held.state().syncing {

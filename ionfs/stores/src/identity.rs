@@ -1,4 +1,5 @@
-//! Which plane documents are of: an id that is made once, and marks a bus as this plane's.
+//! The id of a plane. It is made once, is stored with the documents, and marks a bus as belonging
+//! to this plane.
 
 use serde_json::json;
 use uuid::Uuid;
@@ -8,8 +9,8 @@ use super::{Collection, Documents, Inserted, StoreError};
 /// The id of the document that holds a plane's id.
 const IDENTITY: &str = "identity";
 
-/// The id of the plane that these documents belong to. The first caller makes it; it stays as long
-/// as the documents.
+/// Returns the id of the plane that these documents belong to. The first caller makes the id; it
+/// lasts as long as the documents.
 ///
 /// # Errors
 /// When the documents cannot be read or written.
@@ -20,7 +21,7 @@ pub async fn plane_id(documents: &dyn Documents) -> Result<String, StoreError> {
     }
 }
 
-/// The same where it was made already.
+/// Returns the plane's id if it has been made already.
 ///
 /// # Errors
 /// When the documents cannot be read.
@@ -29,8 +30,8 @@ pub async fn known_plane_id(documents: &dyn Documents) -> Result<Option<String>,
     Ok(found.and_then(|document| document["plane"].as_str().map(str::to_owned)))
 }
 
-/// Notes a plane's id in a document of this id; gives the one that is noted there, which the first
-/// caller chose.
+/// Stores a plane's id in the document `id`, unless that document exists. Returns the plane's id
+/// that the document holds, which is the first caller's.
 pub(super) async fn set_plane_id(
     documents: &dyn Documents,
     id: &str,

@@ -1,11 +1,12 @@
 //! The stores: blobs, documents and the bus, each behind a small trait, each chosen by one URL.
 //!
-//! Nothing of a backend leaks through: no SQL, no path, no broker's frame. What every backend
-//! promises is written at the traits and checked by one contract (`tests/stores.rs`) that each
-//! backend runs, on real servers. It must not know what is committed, read or dispatched by it.
+//! The traits hide everything that belongs to one backend: SQL, file paths, the broker's frames.
+//! The traits document what every backend promises, and one contract (`tests/servers/stores.rs`)
+//! checks it for each backend, on real servers. This crate must not know what its callers commit,
+//! read or dispatch.
 //!
-//! Begin with [`Documents`], then with its embedded backend in [`sqlite`]; [`open`](mod@open)
-//! chooses backends by URLs, and [`DataPlane`] is the three stores together.
+//! Begin with [`Documents`], then read its embedded backend in [`sqlite`]. [`open`](mod@open)
+//! chooses the backends by URL, and [`DataPlane`] is the three stores together.
 
 #[cfg(feature = "amqp")]
 pub mod amqp;

@@ -1,14 +1,16 @@
-//! Documents on MongoDB, and on what speaks its protocol (Azure Cosmos DB's MongoDB API).
+//! Stores documents on MongoDB, and on servers that speak its protocol (Azure Cosmos DB's MongoDB
+//! API).
 //!
 //! # How it works
-//! A document's `id` is its `_id` too, so that one insert is a claim or a commit. Writes are
-//! acknowledged by the majority's journals, reads go to the primary: what one dispatcher wrote, the
-//! next one reads. Nothing needs a transaction over several documents, a change stream or a server
-//! of one kind; `correlationId` can be the shard key.
+//! A document's `id` is also its `_id`, so that one insert is a claim or a commit. A write is
+//! acknowledged when it is in the journals of a majority of the servers, and reads go to the
+//! primary: what one dispatcher wrote, the next one reads. Nothing needs a transaction over several
+//! documents, a change stream or one particular kind of server. `correlationId` can be the shard
+//! key.
 //!
 //! # What it never does
-//! Wait without a bound: each call has [`ANSWER_WAIT`]. A write that ran into it may have happened
-//! all the same; its caller repeats it and finds it there.
+//! It never waits without a bound: each call may take [`ANSWER_WAIT`]. A write that timed out may
+//! have happened all the same. Its caller repeats it and finds the document.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -28,27 +30,28 @@ use serde_json::{Map, Value};
 use super::open::without_credentials;
 use super::{Collection, Documents, Equals, Guard, Inserted, Page, Query, StoreError, indexes};
 
-/// How long one call may take. A replica set elects a new primary in about ten seconds; the caller
-/// tries again then.
+/// How long one call may take. A replica set elects a new primary in about ten seconds; after that
+/// time the caller tries again.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 
-/// How long to look for a server, and to connect to it. Within [`ANSWER_WAIT`], so that its words
-/// are heard.
+/// How long to look for a server, and how long to connect to it. Shorter than [`ANSWER_WAIT`], so
+/// that the caller receives the driver's own error.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
 
-/// How long taking leave may take: a server that is away forgets us by itself.
+/// How long closing the client may take. A server that is unavailable drops the session by itself.
 const FAREWELL_WAIT: Duration = Duration::from_secs(1);
 
-/// The database when the URL names none.
+/// The database if the URL names none.
 const DATABASE: &str = "ion";
 
-/// The code of a duplicate key.
+/// MongoDB's error code for a duplicate key.
 const DUPLICATE_KEY: i32 = 11000;
 
-/// The codes of an index that is there under another name, or with other keys or options.
+/// MongoDB's error codes for an index that exists under another name, or with other keys or
+/// options.
 const INDEX_CONFLICTS: [i32; 2] = [85, 86];
 
-/// Collections of a MongoDB database.
+/// A MongoDB database as a document store.
 #[derive(Debug)]
 pub struct Mongo {
     name: String,
@@ -72,7 +75,8 @@ impl Mongo {
         options.app_name.get_or_insert_with(|| "ion".into());
         options.server_selection_timeout.get_or_insert(CONNECT_WAIT);
         options.connect_timeout.get_or_insert(CONNECT_WAIT);
-        // What the protocol of commits and claims stands on; a URL may not weaken it.
+        // The protocol of commits and claims depends on these three options, so a URL may not
+        // weaken them.
         options.write_concern =
             Some(WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build());
         options.read_concern = Some(ReadConcern::majority());
@@ -104,8 +108,8 @@ impl Mongo {
         self.within("making indexes", make).await
     }
 
-    /// Makes the indexes whose keys no index has yet. People make indexes under names of their own:
-    /// one of the same keys serves as well, and a second one cannot be made.
+    /// Makes the indexes whose keys no existing index has. An operator may have made an index under
+    /// another name. An index with the same keys serves as well, and MongoDB refuses a second one.
     async fn make_missing_indexes(
         &self,
         collection: Collection,
@@ -121,20 +125,20 @@ impl Mongo {
                         tracing::debug!(
                             collection = collection.as_str(),
                             name,
-                            "an index is used as it is"
+                            "an existing index with the same keys is used"
                         )
                     }
                     false => tracing::warn!(
                         collection = collection.as_str(),
                         name,
-                        "an index holds a part of the documents only, and Ion's queries read the whole collection; remove it: Ion makes its own"
+                        "an existing index holds only a part of the documents, so that Ion's queries read the whole collection; remove the index, and Ion makes its own at the next start"
                     ),
                 }
                 continue;
             }
             let made = target.create_index(model.clone()).await;
             match made {
-                // The name is taken by an index of other keys.
+                // An index with other keys has this name.
                 Err(error) if is_index_conflict(&error) => {
                     target
                         .create_index(named(model.keys.clone(), format!("{}_own", name_of(&model))))
@@ -146,7 +150,7 @@ impl Mongo {
         Ok(())
     }
 
-    /// How the server would find these documents: the plan of its `explain`.
+    /// Returns the server's query plan, the output of its `explain`.
     ///
     /// # Errors
     /// When the server does not answer.
@@ -197,16 +201,16 @@ impl Mongo {
         }
     }
 
-    /// Fails unless the guard's document is there and has the fields. Checked just before the
-    /// write, not with it: a lease is given up by its holder's own clock well before others may
-    /// take it, so nothing comes between. What the registry says may change in between: then the
-    /// write counts as one that came before the change.
+    /// Fails unless each document of the guard exists and has the required fields. This is checked
+    /// just before the write, not together with it. For a lease that is enough: its holder gives it
+    /// up by its own clock well before others may take it, so no other attempt begins in between.
+    /// The registry may change in between: then the write counts as made before the change.
     async fn check(&self, guard: Option<Guard>) -> Result<(), StoreError> {
         let conditions = guard.iter().flat_map(Guard::conditions).map(|condition| async move {
             let filter = filter(Some(&condition.id), &condition.equals);
             let target = self.of(condition.collection);
             let found = target.find_one(filter).projection(doc! {"_id": 1});
-            let found = self.within("looking at what a write depends on", found).await?;
+            let found = self.within("checking what a write depends on", found).await?;
             Ok(found.is_none().then_some(condition.collection))
         });
         match try_join_all(conditions).await?.into_iter().flatten().next() {
@@ -216,7 +220,7 @@ impl Mongo {
     }
 }
 
-/// The driver's error in a line: it repeats the whole topology where a few words do.
+/// Returns the driver's error in one line, without the topology that the driver repeats in it.
 fn words(error: &Error) -> String {
     match error.kind.as_ref() {
         ErrorKind::ServerSelection { message, .. } => {
@@ -231,9 +235,9 @@ fn named(keys: Document, name: String) -> IndexModel {
     IndexModel::builder().keys(keys).options(IndexOptions::builder().name(name).build()).build()
 }
 
-/// The index of these fields.
+/// Returns the index of these fields.
 fn index(fields: &[&'static str]) -> IndexModel {
-    // `_id` last: it is what equal ones are sorted by.
+    // `_id` comes last: documents with equal values are sorted by it.
     let keys = ascending(fields.iter().copied().chain(["_id"]));
     named(keys, format!("ion_{}", fields.join("_").replace('.', "_")))
 }
@@ -242,7 +246,7 @@ fn name_of(index: &IndexModel) -> &str {
     index.options.as_ref().and_then(|options| options.name.as_deref()).unwrap_or_default()
 }
 
-/// Whether every document is in it, and the server may use it for any query.
+/// Returns whether the index holds every document, and the server may use it for any query.
 fn finds_all(index: &IndexModel) -> bool {
     index.options.as_ref().is_none_or(|options| {
         options.partial_filter_expression.is_none()
@@ -252,8 +256,8 @@ fn finds_all(index: &IndexModel) -> bool {
     })
 }
 
-/// Whether two indexes have the same fields in the same order and directions, whatever kind of
-/// number says so.
+/// Returns whether two indexes have the same fields in the same order and directions, whatever
+/// number type the directions have.
 fn same_keys(one: &Document, other: &Document) -> bool {
     let direction = |value: &Bson| match value {
         Bson::Int32(number) => Some(f64::from(*number)),
@@ -268,7 +272,8 @@ fn same_keys(one: &Document, other: &Document) -> bool {
     one == parts(other) && one.iter().all(|(_, direction)| direction.is_some())
 }
 
-/// Whether an index of the same keys has another name, or one of the same name other keys.
+/// Returns whether an existing index has the same keys and another name, or the same name and other
+/// keys or options.
 fn is_index_conflict(error: &Error) -> bool {
     matches!(error.kind.as_ref(), ErrorKind::Command(refused) if INDEX_CONFLICTS.contains(&refused.code))
 }
@@ -277,14 +282,14 @@ fn is_duplicate(error: &Error) -> bool {
     matches!(error.kind.as_ref(), ErrorKind::Write(WriteFailure::WriteError(write)) if write.code == DUPLICATE_KEY)
 }
 
-/// Equality with null holds for a missing field too, in MongoDB as in the trait.
+/// Returns a filter for these fields. In MongoDB, as in the trait, a missing field equals null.
 fn filter(id: Option<&str>, equals: &[Equals]) -> Document {
     let id = id.map(|id| ("_id".to_owned(), Bson::String(id.to_owned())));
     let fields = equals.iter().map(|(field, value)| ((*field).to_owned(), to_bson(value.clone())));
     id.into_iter().chain(fields).collect()
 }
 
-/// The filter that names one document, with the shard key where the document has it.
+/// Returns the filter that selects one document, with the shard key where the document has it.
 fn key_of(collection: Collection, document: &Value, equals: &[Equals]) -> Document {
     let mut filter = filter(document["id"].as_str(), equals);
     let shard_key = match collection {
@@ -308,8 +313,8 @@ fn query_filter(query: &Query) -> Document {
         let field = query.order_by.unwrap_or("_id");
         let (from, behind) = if query.descending { ("$lte", "$lt") } else { ("$gte", "$gt") };
         let value = to_bson(value.clone());
-        // The first condition is a range of the index, the second leaves out those at its
-        // beginning.
+        // The first condition is a range of the index. The second leaves out the documents at its
+        // beginning that the previous page has returned.
         let range = doc! {field: {from: value.clone()}};
         let rest = doc! {"$or": [{field: {behind: value}}, {"_id": {behind: id}}]};
         filter.insert("$and", vec![range, rest]);
@@ -329,7 +334,8 @@ fn ascending(fields: impl Iterator<Item = &'static str>) -> Document {
     fields.map(|field| (field.to_owned(), Bson::Int32(1))).collect()
 }
 
-/// JSON as BSON, name by name: no key of a module's values has a meaning here.
+/// Converts JSON to BSON, key by key. Keys such as `$oid` in a module's values have no special
+/// meaning.
 fn to_bson(value: Value) -> Bson {
     match value {
         Value::Null => Bson::Null,
@@ -358,13 +364,13 @@ fn to_json(bson: Bson) -> Value {
         Bson::Int64(number) => number.into(),
         Bson::Double(number) => number.into(),
         Bson::String(text) => text.into(),
-        // Written by other tools: dates, object ids and the like, as people read them.
+        // Other tools wrote these types: dates, object ids and the like. They become readable text.
         other => other.to_string().into(),
     }
 }
 
-/// The stored form of a document: its `id` is its `_id`, and stays where older Ion's tools look for
-/// it.
+/// Returns the stored form of a document: `_id` is a copy of its `id`, and `id` stays because older
+/// Ion's tools read it.
 fn stored(document: Value) -> Document {
     let Bson::Document(document) = to_bson(document) else { return Document::new() };
     let id = document.get("id").cloned().map(|id| ("_id".to_owned(), id));
@@ -403,7 +409,7 @@ impl Documents for Mongo {
         match self.get(collection, &id).await? {
             Some(existing) => Ok(Inserted::Existing(existing)),
             None => {
-                Err(self.failed(WHAT, "a document of its id was there, and was removed meanwhile"))
+                Err(self.failed(WHAT, "a document with its id existed, and was removed meanwhile"))
             }
         }
     }
@@ -452,7 +458,7 @@ impl Documents for Mongo {
         let found = target.find(query_filter(&query)).sort(query_order(&query)).limit(limit);
         let mut cursor = self.within("finding documents", found).await?;
         let mut documents = Vec::new();
-        // Each batch has its own time: a long answer is no late one.
+        // Each step of the cursor has its own deadline, so a long answer does not time out.
         while let Some(document) = self.within("finding documents", cursor.try_next()).await? {
             documents.push(read(document));
         }
@@ -472,8 +478,8 @@ impl Documents for Mongo {
         Ok(deleted.deleted_count == 1)
     }
 
-    /// The driver's own farewell, when a client is dropped, runs in a task that the end of the
-    /// runtime may break.
+    /// Shuts the client down here, because the driver's own shutdown of a dropped client runs in a
+    /// task that the end of the runtime may interrupt.
     async fn close(&self) {
         let farewell = self.database.client().clone().shutdown().immediate(true);
         let _ = tokio::time::timeout(FAREWELL_WAIT, farewell.into_future()).await;

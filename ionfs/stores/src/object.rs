@@ -2,18 +2,19 @@
 //! memory for tests.
 //!
 //! # How it works
-//! Bodies up to one part are put at once; longer ones as multipart uploads, which every backend
-//! publishes as a whole or not at all. On local files every put is synced, with the folders it
-//! made, before it returns. No put is ever conditional: keys are written once, and not every S3 can
-//! say "if none".
+//! A body of at most one part is put with one request. A longer body is a multipart upload, which
+//! every backend publishes as a whole or not at all. On local files a put syncs the file and the
+//! folders it made before it returns. No put is conditional: keys are written once, and not every
+//! S3 implementation supports "put if absent".
 //!
 //! # Deadlines
-//! By progress, not by size: every request carries at most one part and fails when nothing moves
-//! for [`STALL`].
+//! Deadlines measure progress, not size: every request carries at most one part, and fails when no
+//! bytes move for `cloud::STALL`.
 //!
 //! # After a crash
-//! An upload that a killed process left open takes up space and shows in no listing. So each has a
-//! small marker blob below [`UPLOADS`] while it lasts; what is left there is ended by `ion gc`.
+//! An upload that a killed process left open takes up space and appears in no listing. So each
+//! upload has a small marker blob below [`UPLOADS`] while it runs. `ion gc` ends the uploads whose
+//! markers are left there.
 
 #[cfg(feature = "azure")]
 mod azure;
@@ -49,42 +50,46 @@ use uuid::Uuid;
 
 use super::{Abandon, BlobInfo, Blobs, StoreError};
 
-/// Bytes of one part. S3 wants at least 5 MiB and at most 10,000 parts: 8 MiB allow blobs of 78 GiB
-/// with one buffer of that size for each part under way.
+/// Bytes of one part. S3 requires parts of at least 5 MiB and at most 10,000 parts: 8 MiB allow
+/// blobs of 78 GiB, and each part in flight needs one buffer of that size.
 const PART: usize = 8 << 20;
 
-/// Parts of one blob under way at a time; with [`PART`] it bounds the memory of an upload.
+/// The number of parts of one blob that are in flight at most. With [`PART`] it bounds the memory
+/// of an upload.
 const PARTS_MAX: usize = 4;
 
-/// Bytes of a body that may have been read before any was sent.
+/// The number of bytes of a body that a put may have read before the store has received any of
+/// them.
 pub const IN_FLIGHT_MAX: u64 = (PART * (PARTS_MAX + 1)) as u64;
 
-/// Bytes of one component of a key. File systems allow 255, and the local backend appends to a name
-/// while it is being written.
+/// The longest component of a key, in bytes. File systems allow 255, and the local backend appends
+/// a suffix to the name of a file while it writes the file.
 const COMPONENT_MAX: usize = 200;
 
-/// Where the markers of unfinished uploads lie: a name that no correlation has.
+/// The folder for the markers of unfinished uploads. No correlation has this name.
 const UPLOADS: &str = ".ion-uploads";
 
 /// Blobs in an object store.
 pub struct ObjectBlobs {
     store: Arc<dyn ObjectStore>,
-    /// Where uploads outlive the process that began them: S3 and GCS.
+    /// The multipart interface of a store where an unfinished upload outlives the process that
+    /// began it: S3 and GCS.
     multipart: Option<Arc<dyn MultipartStore>>,
-    /// What makes URLs that need no credential.
+    /// Makes URLs that need no credential.
     signer: Option<Arc<dyn Signer>>,
     local: Option<Local>,
-    /// Before every key.
+    /// The prefix of every key.
     prefix: Path,
     name: String,
 }
 
-/// Blobs as files.
+/// The blob store's local folder.
 struct Local {
-    /// The same as the store.
+    /// The same store as [`ObjectBlobs::store`]: it syncs every put.
     synced: Arc<LocalFileSystem>,
-    /// The same folder, by a store that leaves syncing to [`Blobs::settle`], and for removing: a
-    /// blob that comes back with a crash of the machine is one that `ion gc` removes.
+    /// A store over the same folder that does not sync. It serves puts that leave syncing to
+    /// [`Blobs::settle`], and removals: if a crash of the machine brings a removed blob back, `ion
+    /// gc` removes it again.
     unsynced: LocalFileSystem,
     directory: PathBuf,
 }
@@ -96,7 +101,7 @@ impl std::fmt::Debug for ObjectBlobs {
 }
 
 impl ObjectBlobs {
-    /// Blobs as files below `directory`, which is made if it is missing.
+    /// Opens blobs as files below `directory`, which is made if it is missing.
     ///
     /// # Errors
     /// When the folder cannot be made.
@@ -117,15 +122,15 @@ impl ObjectBlobs {
         Ok(Self { store, multipart: None, signer: None, local, prefix: Path::default(), name })
     }
 
-    /// Blobs in memory, gone with this value.
+    /// Makes a blob store in memory. Its blobs are lost when it is dropped.
     pub fn memory() -> Self {
         let store = Arc::new(InMemory::new());
         let (prefix, name) = (Path::default(), "memory://".into());
         Self { store, multipart: None, signer: None, local: None, prefix, name }
     }
 
-    /// A key as a path of the store: what it cannot hold is escaped, a component that is too long
-    /// is shortened to its beginning and a hash of the whole.
+    /// Converts a key to a path of the store. Characters that the store cannot hold are escaped. A
+    /// component that is too long is shortened to its beginning and a hash of the whole component.
     fn location(&self, key: &str) -> Path {
         let mut location = self.prefix.clone();
         for component in key.split('/') {
@@ -142,7 +147,7 @@ impl ObjectBlobs {
         location
     }
 
-    /// A location as keys are listed: without the prefix.
+    /// Returns the key of a location as listings show it: without the prefix.
     fn key_of(&self, location: &Path) -> String {
         match location.prefix_match(&self.prefix) {
             Some(parts) => Path::from_iter(parts).to_string(),
@@ -167,12 +172,12 @@ impl ObjectBlobs {
     }
 }
 
-/// Syncs files and all folders from them up to `directory`.
+/// Syncs the files and all their folders up to and including `directory`.
 fn sync_all(directory: &FilePath, paths: &[PathBuf]) -> std::io::Result<()> {
     let files = paths.iter().map(File::open).collect::<Result<Vec<_>, _>>()?;
     for file in &files {
-        // All on their way first: then the first sync takes the others' names along, and they find
-        // little to do.
+        // Writeback begins for all files first: then the first sync also writes the names of the
+        // others, and their syncs have little left to do.
         ion_system::sys::begin_writeback(file);
     }
     for file in &files {
@@ -183,7 +188,8 @@ fn sync_all(directory: &FilePath, paths: &[PathBuf]) -> std::io::Result<()> {
         within.map(FilePath::to_owned).collect::<Vec<_>>()
     };
     let folders: BTreeSet<PathBuf> = paths.iter().flat_map(above).collect();
-    // The deepest first: a folder that cannot be found again is of no use.
+    // The deepest folder comes first: a durable folder is of no use if a crash loses its parent's
+    // entry for it.
     folders.iter().rev().try_for_each(|folder| File::open(folder)?.sync_all())
 }
 

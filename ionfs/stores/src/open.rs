@@ -1,4 +1,4 @@
-//! Stores by URL.
+//! Opens stores by URL.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,13 +15,14 @@ use super::object::ObjectBlobs;
 use super::sqlite::Sqlite;
 use super::{Blobs, Bus, DataPlane, Documents, StoreError};
 
-/// The id of the document that says which plane a bus in a file of its own belongs to.
+/// The id of the document that names the plane of a bus. A bus that has its own SQLite file holds
+/// this document.
 const BUS_OF: &str = "bus";
 
-/// The embedded stores' database, below their home.
+/// The file name of the embedded stores' database, below their home.
 pub const DATABASE: &str = "ion.db";
 
-/// Which stores a plane is made of.
+/// The URLs of the three stores of a plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreUrls {
     /// `file:///folder`, `s3://bucket/prefix`, `az://container/prefix` or `gs://bucket/prefix`
@@ -33,7 +34,7 @@ pub struct StoreUrls {
 }
 
 impl StoreUrls {
-    /// The embedded stores below `home`.
+    /// Returns the URLs of the embedded stores below `home`.
     pub fn embedded(home: &Path) -> Self {
         let home = std::path::absolute(home).unwrap_or_else(|_| home.to_owned());
         let database = format!("sqlite://{}", home.join(DATABASE).display());
@@ -46,14 +47,16 @@ impl StoreUrls {
 }
 
 impl StoreUrls {
-    /// The database of this machine that is not there yet, if the documents are kept in one.
+    /// Returns the path of the SQLite database if the documents are kept in one and its file does
+    /// not exist yet.
     pub fn missing(&self) -> Option<PathBuf> {
         let database = (scheme(&self.documents) == "sqlite")
             .then(|| path_of(&self.documents, "document").ok());
         database.flatten().filter(|database| !database.exists())
     }
 
-    /// The same with the embedded stores of one home below another one.
+    /// Returns these URLs with the embedded stores below `home` replaced by the embedded stores
+    /// below `to`. Other URLs stay as they are.
     pub fn moved(&self, home: &Path, to: &Path) -> Self {
         let (from, to) = (Self::embedded(home), Self::embedded(to));
         let moved =
@@ -65,7 +68,7 @@ impl StoreUrls {
         }
     }
 
-    /// The folders and files of this machine that are stores.
+    /// Returns the local folders and files of the `file:` and `sqlite:` stores.
     pub fn files(&self) -> Vec<PathBuf> {
         let local = |url: &str| matches!(scheme(url), "file" | "sqlite");
         let urls = [&self.blobs, &self.documents, &self.bus].into_iter().filter(|url| local(url));
@@ -73,16 +76,17 @@ impl StoreUrls {
     }
 }
 
-/// Opens the three stores, and connects to the documents' server: nothing works without it.
+/// Opens the three stores, and connects to the server of the documents, because nothing works
+/// without it.
 ///
 /// # Errors
-/// [`StoreError::Url`] for a URL that names no store; [`StoreError::Unavailable`] when one cannot
-/// be opened.
+/// [`StoreError::Url`] for a URL that names no store; [`StoreError::Unavailable`] when a store
+/// cannot be opened.
 pub async fn open(urls: &StoreUrls) -> Result<DataPlane, StoreError> {
     open_over(open_blobs(&urls.blobs).await?, urls).await
 }
 
-/// The same over a blob store that is open already.
+/// Opens the other two stores and combines them with a blob store that is already open.
 ///
 /// # Errors
 /// As [`open`].
@@ -121,7 +125,7 @@ pub async fn open_over(blobs: Arc<dyn Blobs>, urls: &StoreUrls) -> Result<DataPl
     })
 }
 
-/// Chooses the TLS code that this build has; whoever installed another one before keeps it.
+/// Installs this build's TLS provider, unless the process has already installed another one.
 pub fn choose_tls() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
@@ -155,8 +159,8 @@ pub async fn open_documents(url: &str) -> Result<Arc<dyn Documents>, StoreError>
     }
 }
 
-/// Opens a bus for the plane of this id. One that another plane has is refused: at once, or where
-/// it is a broker, with the first use of it.
+/// Opens a bus for the plane with this id. A bus that belongs to another plane is refused: SQLite
+/// refuses at once, a broker at the first use.
 ///
 /// # Errors
 /// As [`open`].
@@ -194,7 +198,7 @@ fn scheme(url: &str) -> &str {
     url.split_once("://").map_or("", |(scheme, _)| scheme)
 }
 
-/// The schemes of backends that a build may lack, and the cargo features that add them.
+/// The kinds and schemes of backends that a build may lack, with the cargo features that add them.
 const FEATURES: [(&str, &str, &str); 7] = [
     ("blob", "s3", "s3"),
     ("blob", "az", "azure"),
@@ -205,7 +209,7 @@ const FEATURES: [(&str, &str, &str); 7] = [
     ("bus", "amqps", "amqp"),
 ];
 
-/// The error for a URL for which this build has no backend.
+/// Returns the error for a URL for which this build has no backend.
 pub(crate) fn unknown(url: &str, kind: &'static str, known: &str) -> StoreError {
     let lacking = FEATURES.iter().find(|lacking| lacking.0 == kind && lacking.1 == scheme(url));
     let reason = match lacking {
@@ -217,7 +221,7 @@ pub(crate) fn unknown(url: &str, kind: &'static str, known: &str) -> StoreError 
     StoreError::Url { url: without_credentials(url), kind, reason }
 }
 
-/// The absolute path that a URL of the embedded stores names.
+/// Returns the absolute path that a URL of an embedded store names.
 fn path_of(url: &str, kind: &'static str) -> Result<PathBuf, StoreError> {
     match url.split_once("://") {
         Some((_, path)) if path.starts_with('/') => Ok(PathBuf::from(path)),
@@ -229,7 +233,8 @@ fn path_of(url: &str, kind: &'static str) -> Result<PathBuf, StoreError> {
     }
 }
 
-/// A URL as it may be shown: what stands before an `@` in its authority is a secret.
+/// Returns the URL in a form that may be shown: whatever precedes an `@` in its authority is secret
+/// and is replaced by `***`.
 pub fn without_credentials(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
@@ -255,7 +260,7 @@ mod tests {
         assert!(error.contains("file:///var/lib/ion"), "{error}");
     }
 
-    /// `make test` runs this with the backends and without them.
+    /// `make test` runs this test both with and without the optional backends.
     #[tokio::test]
     async fn a_backend_that_this_build_lacks_is_named_with_the_way_to_have_it() {
         let lacks = |error: StoreError, feature: &str| {

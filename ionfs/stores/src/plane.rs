@@ -15,33 +15,34 @@ use crate::error::StoreError;
 use crate::held::Held;
 use crate::registry::KnownRegistry;
 
-/// The three stores together.
+/// The three stores of one plane, together.
 #[derive(Clone, Debug)]
 pub struct DataPlane {
-    /// Files' bytes.
+    /// The blob store: the bytes of files.
     pub blobs: Arc<dyn Blobs>,
-    /// Events, jobs, modules.
+    /// The document store: events, jobs, modules.
     pub documents: Arc<dyn Documents>,
-    /// Who is told of events.
+    /// The bus, which announces events to modules.
     pub bus: Arc<dyn Bus>,
-    /// Both write to one log: once a message is on the disk, so is every document that was written
-    /// before it.
+    /// Whether documents and bus write to one log. If so, once a message is on the disk, every
+    /// document that was written before it is too.
     pub one_log: bool,
-    /// Small blobs whose bytes that log holds until their files are durable.
+    /// The small blobs whose bytes that log holds until their files are durable.
     pub(crate) held: Option<Arc<Held>>,
-    /// Which modules an event is for, as it was read last.
+    /// The registry of modules as it was last read: it says which modules an event is for.
     pub(crate) registry: Arc<KnownRegistry>,
-    /// What is done with them, counted and timed.
+    /// Counts and times the operations on the stores.
     pub metrics: Arc<Metrics>,
 }
 
 impl DataPlane {
-    /// Inserts documents, and makes the blobs durable that they name and that were [put
-    /// soon](Blobs::put_soon), these bytes under these keys: before the documents are, or with
-    /// them. The documents are as [`Documents::insert_all_soon`] has them.
+    /// Inserts documents, and makes the blobs durable that they name. `blobs` are the keys and
+    /// bytes of those that were put with [`Blobs::put_soon`]. They become durable before the
+    /// documents or together with them. The documents are inserted as by
+    /// [`Documents::insert_all_soon`].
     ///
     /// # Errors
-    /// When a store fails, or the guard does not hold.
+    /// When a store fails, or when the guard does not hold ([`StoreError::Fenced`]).
     pub async fn insert_with_blobs(
         &self,
         blobs: Vec<(String, Bytes)>,
@@ -55,8 +56,8 @@ impl DataPlane {
         self.documents.insert_all_soon(documents, guard).await
     }
 
-    /// Writes into an event which modules it is for, and gives what must hold for that when the
-    /// event is written.
+    /// Writes into an event which modules it is for. Returns the guard that must hold for this when
+    /// the event is inserted.
     ///
     /// # Errors
     /// When the registry cannot be read.
@@ -64,14 +65,20 @@ impl DataPlane {
         self.registry.address(&self.documents, event).await
     }
 
-    /// The registry has changed since it was read: it is read again when it is needed.
+    /// Drops the registry that was read, because it has changed. It is read again when it is
+    /// needed.
     pub fn forget_registry(&self) {
         self.registry.forget();
     }
 
-    /// The same, and an event after them which is published, all in one transaction and durable
-    /// when this returns; the event is the last of what was inserted, and not published if it was
-    /// there. None, and nothing done, where that cannot be.
+    /// Inserts documents and makes their blobs durable as [`DataPlane::insert_with_blobs`] does,
+    /// then inserts and publishes an event, all in one transaction that is durable when this
+    /// returns. The event is the last entry of the result. It is not published if it existed
+    /// before. Returns `None`, and does nothing, where the stores cannot do this in one
+    /// transaction.
+    ///
+    /// # Errors
+    /// When a store fails, or when the guard does not hold ([`StoreError::Fenced`]).
     pub async fn insert_and_publish(
         &self,
         blobs: &[(String, Bytes)],
@@ -86,7 +93,8 @@ impl DataPlane {
         let registered = self.address(&mut event).await?;
         let guard = guard.cloned().into_iter().fold(registered, |all, guard| guard.and(all));
         match held.add(blobs.to_vec(), documents.to_vec(), Some(event), Some(guard)).await {
-            // In parts, which begin anew with the modules that are registered now.
+            // The registry has changed. The caller then commits in separate steps, with the modules
+            // that are registered now.
             Err(StoreError::Fenced(Collection::Plane)) => {
                 self.forget_registry();
                 Ok(None)

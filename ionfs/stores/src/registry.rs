@@ -1,18 +1,20 @@
-//! Which modules are to have an event: one answer for the whole plane.
+//! The registry of modules. It decides, for the whole plane, which modules an event is for.
 //!
 //! # How it works
 //! One document of the plane names each registered module with the event types it subscribes to.
-//! Every change raises its version. A commit writes the names of the modules that its event is for,
-//! and that version, into the event's document, guarded by the version: so they are those that were
-//! registered when the event was committed. What a broker's queues are bound to, when a process
-//! started and what a clock says change nothing about it.
+//! Every change raises the document's version. A commit writes into the event's document the names
+//! of the modules that the event is for, and the registry's version, and the insert is guarded by
+//! that version: so the names are those of the modules that were registered when the event was
+//! committed. The bindings of a broker's queues, the start time of a process and the time of any
+//! clock have no influence.
 //!
 //! # What it promises
-//! An event that is committed after a module's registration has returned is for that module. One
-//! that was committed before the registration began is not. A module that was removed and
-//! registered again does not get what was committed for the former one.
+//! An event that is committed after a module's registration has returned is for that module. An
+//! event that was committed before the registration began is not. A module that was removed and
+//! registered again does not receive events that were committed for the removed module.
 //!
-//! What is being cancelled stands there too: an event that is committed below it is for no module.
+//! The registry also lists what is being cancelled: an event that is committed below such a
+//! correlation or event is for no module.
 
 mod cancelling;
 #[cfg(test)]
@@ -31,37 +33,38 @@ use crate::{Collection, Documents, Guard, Inserted, Query, StoreError, decode, e
 /// The id of the registry's document.
 const ID: &str = "registry";
 
-/// Tries of a change that others come before. Each loss means that somebody else has registered
-/// something.
+/// How often a change is tried while other changes come first. Each lost try means that another
+/// process has changed the registry.
 const RACES_MAX: usize = 64;
 
-/// The registered modules, as one version of the registry has them.
+/// One version of the registry: the registered modules, and what is being cancelled.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Registry {
     id: String,
     /// Raised by every change.
     version: u64,
-    /// By name.
+    /// The registered modules, by name.
     modules: BTreeMap<String, Registration>,
-    /// What is being cancelled, by [`Cancelling::id`].
+    /// What is being cancelled, keyed by [`Cancelling::id`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     cancelling: BTreeMap<String, Cancelling>,
 }
 
-/// One registered module.
+/// A registered module.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Registration {
-    /// The event types it subscribes to.
+    /// The event types that the module subscribes to.
     on: Vec<String>,
-    /// The version in which it came.
+    /// The version of the registry in which the module was added.
     since: u64,
-    /// What tells its definition from any other. Empty: an older Ion has registered it.
+    /// Identifies the module's definition, to tell it from any other. Empty if an older Ion
+    /// registered the module.
     #[serde(default)]
     definition: String,
 }
 
 impl Registry {
-    /// The plane's registry as it is now.
+    /// Reads the plane's current registry.
     ///
     /// # Errors
     /// When the documents cannot be read.
@@ -72,7 +75,8 @@ impl Registry {
         }
     }
 
-    /// The same, and it is a document of the plane then: what is guarded by it finds one.
+    /// Reads the plane's registry, and first stores it if the plane has no registry document yet. A
+    /// guard needs the document to exist.
     async fn stored(documents: &Arc<dyn Documents>) -> Result<Self, StoreError> {
         if let Some(registry) = documents.get_as(Collection::Plane, ID).await? {
             return Ok(registry);
@@ -84,7 +88,7 @@ impl Registry {
         }
     }
 
-    /// The first registry of a plane: its modules may have been registered before there was one.
+    /// Makes the first registry of a plane, with the modules that an older Ion has registered.
     async fn of_an_older_plane(documents: &Arc<dyn Documents>) -> Result<Self, StoreError> {
         #[derive(Deserialize)]
         struct Registered {
@@ -104,7 +108,7 @@ impl Registry {
         Ok(Self { id: ID.into(), version: 1, modules, cancelling: BTreeMap::new() })
     }
 
-    /// The modules that subscribe to a type, by name.
+    /// Returns the names of the modules that subscribe to an event type.
     pub fn subscribers(&self, event_type: &str) -> Vec<String> {
         let subscribes = |entry: &Registration| entry.on.iter().any(|on| on == event_type);
         self.modules
@@ -114,7 +118,7 @@ impl Registry {
             .collect()
     }
 
-    /// The registered modules that an event is for.
+    /// Returns the names of the registered modules that an event is for.
     pub fn expected<'a>(&'a self, event: &'a Event) -> impl Iterator<Item = &'a str> {
         self.modules
             .iter()
@@ -122,33 +126,34 @@ impl Registry {
             .map(|(name, _)| name.as_str())
     }
 
-    /// What is registered under a name.
+    /// Returns the registration of the module with this name.
     pub fn registration(&self, name: &str) -> Option<&Registration> {
         self.modules.get(name)
     }
 
-    /// The names of the registered modules.
+    /// Returns the names of the registered modules.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.modules.keys().map(String::as_str)
     }
 
-    /// Raised by every change of the registered modules, and of what is being cancelled.
+    /// Returns the version. Every change of the registered modules, and of what is being cancelled,
+    /// raises it.
     pub fn version(&self) -> u64 {
         self.version
     }
 
-    /// What is being cancelled.
+    /// Returns what is being cancelled.
     pub fn cancelling(&self) -> impl Iterator<Item = &Cancelling> {
         self.cancelling.values()
     }
 
-    /// What must hold of the plane for an event to be for the modules that this version says.
+    /// Returns the guard of an event's insert: the registry must still have this version.
     fn guard(&self) -> Guard {
         Guard::new(Collection::Plane, ID, vec![("version", json!(self.version))])
     }
 
-    /// The registry in which a module subscribes to these types, and to no others; none: it does
-    /// already.
+    /// Returns the registry in which a module subscribes to exactly these types, or `None` if that
+    /// changes nothing.
     pub fn with(&self, module: &str, on: &[String], definition: &str) -> Option<Self> {
         let mut after = Self { version: self.version + 1, ..self.clone() };
         let since = self.modules.get(module).map_or(after.version, |registered| registered.since);
@@ -157,15 +162,15 @@ impl Registry {
         (before.as_ref() != after.modules.get(module)).then_some(after)
     }
 
-    /// The registry without a module; none: it is not there.
+    /// Returns the registry without a module, or `None` if the module is not registered.
     pub fn without(&self, module: &str) -> Option<Self> {
         let mut after = Self { version: self.version + 1, ..self.clone() };
         after.modules.remove(module).map(|_| after)
     }
 
-    /// A module subscribes to these types from now on, and to no others. `definition` tells how its
-    /// jobs run from how any other's do: readers of the registry see by it that they have to read
-    /// that again.
+    /// Registers a module that subscribes to exactly these event types from now on. `definition`
+    /// identifies how the module's jobs run: readers of the registry see by it that they must read
+    /// the module's definition again.
     ///
     /// # Errors
     /// When the documents cannot be written.
@@ -178,7 +183,7 @@ impl Registry {
         Self::change(documents, |before| before.with(module, on, definition)).await
     }
 
-    /// A module is not registered any more.
+    /// Removes a module from the registry.
     ///
     /// # Errors
     /// When the documents cannot be written.
@@ -201,34 +206,34 @@ impl Registry {
         Err(StoreError::Unavailable {
             store: Collection::Plane.as_str().into(),
             what: "changing the registry of modules".into(),
-            source: "others change it again and again".into(),
+            source: "other changes came first each time; try again".into(),
         })
     }
 }
 
 impl Registration {
-    /// The event types that it subscribes to.
+    /// Returns the event types that the module subscribes to.
     pub fn subscribes(&self) -> &[String] {
         &self.on
     }
 
-    /// Whether an event that says it is for these modules, by a version of the registry, is for the
-    /// one of this name.
+    /// Returns whether an event is for the module `name`. The event's document lists the modules
+    /// `expected`, by `version` of the registry.
     fn is_among(&self, name: &str, expected: &[String], version: u64) -> bool {
         version >= self.since && expected.iter().any(|module| module == name)
     }
 
-    /// Whether an event is for the module, whose name this is.
+    /// Returns whether an event is for this module, whose name is `name`.
     pub fn is_for(&self, name: &str, event: &Event) -> bool {
         match &event.expected_by {
             Some(expected) => self.is_among(name, expected, event.registry),
-            // It was committed by an older Ion.
+            // An older Ion committed the event.
             None => self.since == 0 && !event.unrouted && self.on.contains(&event.event_type),
         }
     }
 }
 
-/// The registry as this process has read it last.
+/// The registry as this process last read it.
 #[derive(Debug, Default)]
 pub(crate) struct KnownRegistry(Mutex<Option<Arc<Registry>>>);
 
@@ -243,13 +248,14 @@ impl KnownRegistry {
         Ok(registry)
     }
 
-    /// It has changed since it was read: it is read again when it is needed.
+    /// Drops the registry that was read, because it has changed. It is read again when it is
+    /// needed.
     pub(crate) fn forget(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Writes into an event which modules it is for, and gives what must hold for that when the
-    /// event is written.
+    /// Writes into an event which modules it is for. Returns the guard that must hold for this when
+    /// the event is inserted.
     pub(crate) async fn address(
         &self,
         documents: &Arc<dyn Documents>,
@@ -296,7 +302,7 @@ mod tests {
             Self { documents, known: KnownRegistry::default(), _folder: folder }
         }
 
-        /// An event as a commit writes it now.
+        /// Commits an event and returns it.
         async fn committed(&self, event_type: &str) -> Event {
             loop {
                 let mut event = event(event_type);
@@ -334,11 +340,11 @@ mod tests {
         assert_eq!(first.expected_by, Some(vec!["one".to_owned(), "two".to_owned()]));
         assert_eq!(plane.expected(&before).await, [""; 0]);
         assert_eq!(plane.expected(&first).await, ["one", "two"]);
-        // What it subscribes to from now on changes nothing about what was for it.
+        // A later change of the subscription does not change which events were for the module.
         plane.register("one", &["c"]).await;
         assert_eq!(plane.expected(&first).await, ["one", "two"]);
         assert_eq!(plane.committed("a").await.expected_by, Some(vec!["two".to_owned()]));
-        // One that went and came again is another one.
+        // A module that is removed and registered again is another module.
         Registry::remove(&plane.documents, "two").await.unwrap();
         assert_eq!(plane.expected(&first).await, ["one"]);
         plane.register("two", &["a"]).await;

@@ -1,16 +1,16 @@
-//! Documents and the bus in one SQLite file, which several processes may share.
+//! Stores documents and the bus in one SQLite file, which several processes may share.
 //!
 //! # How it works
-//! WAL with `synchronous=FULL`: what was answered is on the disk. One thread holds the only writing
-//! connection; it takes all requests that wait, runs each in a savepoint of one transaction,
-//! commits once and answers all: a hundred writers at a time cost one sync. What may be lost with
-//! the machine's power, as it would only be done again, is written without one; the order of the
-//! log keeps it from outliving what was written before. Readers have connections of their own and
-//! never wait for the writer.
+//! The file is in WAL mode with `synchronous=FULL`: a write that was answered is on the disk. One
+//! thread holds the only writing connection. It takes all waiting requests, runs each in a
+//! savepoint of one transaction, commits once and answers all: a hundred concurrent writers cost
+//! one sync. A write that may be lost when the machine loses power, because it would only be
+//! repeated, is made without a sync. Because the log is ordered, such a write never outlives what
+//! was written before it. Readers have connections of their own and never wait for the writer.
 //!
 //! # What it never does
-//! Wait without a bound: the queue of requests is bounded, and another process that holds the file
-//! is waited for no longer than [`BUSY_WAIT`].
+//! It never waits without a bound: the queue of requests is bounded, and it waits at most
+//! [`BUSY_WAIT`] for another process that holds the file.
 
 mod arrivals;
 mod bus;
@@ -33,23 +33,25 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{Collection, StoreError};
 
-/// How long another process may hold the file before a request fails. Shorter fails commits on a
-/// slow disk.
+/// How long another process may hold the file before a request fails. A shorter wait fails commits
+/// on a slow disk.
 const BUSY_WAIT: Duration = Duration::from_secs(30);
 
-/// The wait before a file that others are making is tried again.
+/// The wait before the next try to open a file that other processes are creating.
 const OPEN_AGAIN: Duration = Duration::from_millis(5);
 
-/// Requests waiting for the writer. More wait at their callers.
+/// The number of requests that wait for the writer. Further callers wait until there is room.
 const QUEUE: usize = 1024;
 
-/// Requests in one transaction. More delay the first one's answer; fewer cost more syncs.
+/// The number of requests in one transaction. More delay the first request's answer; fewer cost
+/// more syncs.
 const BATCH: usize = 256;
 
-/// Readers at a time: SQLite reads from the page cache, more threads than this win nothing.
+/// The number of concurrent readers. SQLite reads from the page cache, so more threads gain
+/// nothing.
 const READERS: usize = 4;
 
-/// The layout of the tables; raised when they change.
+/// The version of the tables' layout. It is raised when the layout changes.
 const SCHEMA_VERSION: i64 = 5;
 
 /// Why one request failed inside the writer.
@@ -65,23 +67,24 @@ impl From<rusqlite::Error> for Failure {
     }
 }
 
-/// Answers the caller once the transaction is on the disk, or is not.
+/// Answers the caller with the outcome of the transaction's commit.
 type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
 
-/// Does a request's work and gives how to answer.
+/// Does a request's work and returns the function that answers the caller.
 type Work = Box<dyn FnOnce(&mut Connection) -> Answer + Send>;
 
-/// When a write is on the disk.
+/// The time at which a write must be durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Durable {
-    /// With the next write that is at once. Other processes see it now.
+    /// The write is on the disk with the next [`Durable::AtOnce`] write. Other processes see it
+    /// now.
     Later,
-    /// When it is answered.
+    /// The write is on the disk when it is answered.
     AtOnce,
 }
 
 impl Durable {
-    /// The value of `PRAGMA synchronous`.
+    /// Returns the value of `PRAGMA synchronous`.
     fn level(self) -> &'static str {
         match self {
             Self::Later => "NORMAL",
@@ -90,17 +93,17 @@ impl Durable {
     }
 }
 
-/// One request.
+/// A request to the writer.
 struct Request {
     durable: Durable,
     work: Work,
 }
 
-/// A SQLite file as a store.
+/// A SQLite file that holds documents and the bus.
 #[derive(Debug)]
 pub struct Sqlite {
     path: PathBuf,
-    /// The file, wherever it is by now.
+    /// The file, even if its folder has been moved.
     file: Arc<OwnedFd>,
     writer: Option<mpsc::Sender<Request>>,
     thread: Option<JoinHandle<()>>,
@@ -110,10 +113,10 @@ pub struct Sqlite {
 }
 
 impl Sqlite {
-    /// Opens the file, made with its folders if it is missing.
+    /// Opens the file. Makes the file and its folders if they are missing.
     ///
     /// # Errors
-    /// When it cannot be opened, is no database, or was written by a newer Ion.
+    /// When the file cannot be opened, is no database, or was written by a newer Ion.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let failed = |what: &str, source: Box<dyn std::error::Error + Send + Sync>| {
             StoreError::Unavailable {
@@ -159,7 +162,7 @@ impl Sqlite {
         }
     }
 
-    /// Runs `work` in the writer, durable when this returns.
+    /// Runs `work` in the writer. Its writes are durable when this returns.
     async fn write<T: Send + 'static>(
         &self,
         what: &'static str,
@@ -178,7 +181,7 @@ impl Sqlite {
         let work: Work = Box::new(move |connection| {
             let outcome = in_savepoint(connection, work);
             Box::new(move |committed| {
-                // The caller may have given up; its write is done all the same.
+                // The caller may have stopped waiting; its write is done all the same.
                 let _ = answer.send(committed.map(|()| outcome));
             })
         });
@@ -221,25 +224,26 @@ impl Sqlite {
 impl Drop for Sqlite {
     fn drop(&mut self) {
         drop(self.writer.take());
-        // Its channel is closed, so it ends after what it holds.
+        // The thread's channel is closed, so it ends after the requests that it has received.
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-/// The file, made unless it is there. Nothing but SQLite opens it in earnest: where a process
-/// closes one descriptor of a file, it loses all its locks on it.
+/// Makes the file unless it exists, and returns a path descriptor (O_PATH) of it. Only SQLite opens
+/// the file for reading or writing: when a process closes any such descriptor of a file, it loses
+/// all its locks on that file.
 fn made(path: &Path) -> rustix::io::Result<OwnedFd> {
-    // What SQLite makes beside it has the same mode.
+    // SQLite makes its other files beside this one with the same mode.
     match fs::mknodat(CWD, path, FileType::RegularFile, Mode::RUSR | Mode::WUSR, 0) {
         Ok(()) | Err(Errno::EXIST) => fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()),
         Err(error) => Err(error),
     }
 }
 
-/// A connection to the file, wherever it is by now: where its folder was moved, the path of before
-/// may lead to another file.
+/// Opens a connection to the file at its current path. If its folder has been moved, the original
+/// path may lead to another file.
 fn connect(file: &OwnedFd) -> Result<Connection, Box<dyn std::error::Error + Send + Sync>> {
     let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -248,14 +252,16 @@ fn connect(file: &OwnedFd) -> Result<Connection, Box<dyn std::error::Error + Sen
     log_ahead(&connection)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.set_prepared_statement_cache_capacity(64);
-    // Plans are made without looking at what is bound: else a statement with a bound limit, and
-    // many another, is prepared anew at each use. Each query has its index whatever the values are.
+    // SQLite plans statements without looking at the bound values. Otherwise it would prepare
+    // statements with a bound limit, and many others, again at each use. Each query has its index
+    // whatever the values are.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(connection)
 }
 
-/// Turns the log on. Where others open a new file at the same moment SQLite does not wait for them,
-/// as two who wait for each other never would end, but refuses: then it is asked again.
+/// Turns the write-ahead log on. While other processes open the same new file, SQLite refuses
+/// instead of waiting, because two that waited for each other would never end. So this function
+/// retries, for at most [`BUSY_WAIT`].
 fn log_ahead(connection: &Connection) -> rusqlite::Result<()> {
     let deadline = Instant::now() + BUSY_WAIT;
     loop {
@@ -264,7 +270,10 @@ fn log_ahead(connection: &Connection) -> rusqlite::Result<()> {
                 if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
                     && Instant::now() < deadline =>
             {
-                #[expect(clippy::disallowed_methods, reason = "nobody tells when it is free")]
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "SQLite does not report when the file is free"
+                )]
                 std::thread::sleep(OPEN_AGAIN);
             }
             done => return done,
@@ -272,7 +281,7 @@ fn log_ahead(connection: &Connection) -> rusqlite::Result<()> {
     }
 }
 
-/// Makes the tables, unless they are there.
+/// Makes the tables unless they exist.
 fn prepare(connection: &mut Connection) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let version: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
@@ -295,10 +304,11 @@ fn prepare(connection: &mut Connection) -> Result<(), Box<dyn std::error::Error 
     Ok(())
 }
 
-/// Writes what says nothing: a transaction that writes nothing syncs nothing, whatever was written
-/// before it.
+/// Writes a page without changing its content. A transaction that writes nothing syncs nothing,
+/// even if earlier transactions are not yet on the disk.
 fn touch(connection: &Connection) -> rusqlite::Result<()> {
-    // As it is: a newer Ion may have laid the tables out anew while this one runs.
+    // Writes the version that the file has: a newer Ion may have changed the layout of the tables
+    // while this process runs.
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     connection.pragma_update(None, "user_version", version)
 }
@@ -313,9 +323,9 @@ fn in_savepoint<T>(
     Ok(value)
 }
 
-/// The writer: all that waits in one transaction, then all answers.
+/// Runs the writer: does all waiting requests in one transaction, then answers them.
 fn write_loop(mut connection: Connection, mut requests: mpsc::Receiver<Request>) {
-    // As `connect` has set it.
+    // `connect` has set this level.
     let mut level = Durable::AtOnce;
     while let Some(first) = requests.blocking_recv() {
         let mut batch = vec![first];
@@ -332,8 +342,9 @@ fn write_loop(mut connection: Connection, mut requests: mpsc::Receiver<Request>)
                 .map(|()| level = wanted),
         };
         if let Err(error) = begun.and_then(|()| connection.execute_batch("BEGIN IMMEDIATE")) {
-            // Dropped unanswered, their callers learn that the writer gave up.
-            tracing::error!(%error, "the database cannot be written");
+            // The requests are dropped unanswered, and their callers receive the error that the
+            // writer has stopped.
+            tracing::error!(%error, "the database cannot be written; the requests of this batch fail");
             continue;
         }
         let answers: Vec<Answer> =

@@ -1,14 +1,16 @@
-//! What others may change, touched safely: each act names one inode that is held by a descriptor.
+//! Safe access to trees that others may change: each operation acts on one inode that a descriptor
+//! holds.
 //!
 //! # How it works
-//! A module, an archive or a folder's user may put a symbolic link in the place of a folder between
-//! any two system calls. A path that is looked up twice may then lead anywhere on the host. So
-//! nothing here takes a path that the kernel walks again: a [`Folder`] is held open, each of its
-//! methods takes one name, and a [`Pinned`] holds one inode, whatever becomes of its name. Folders
-//! are opened by `openat2` with `RESOLVE_BENEATH` and without following links.
+//! A module, an archive or a user of a folder may replace a folder by a symbolic link between any
+//! two system calls. A path that is looked up twice may then lead anywhere on the host. So no
+//! operation here walks a path that an earlier call has walked: a [`Folder`] is held open, each of
+//! its methods takes one name, and a [`Pinned`] holds one inode, whatever happens to its name.
+//! Folders are opened by `openat2` with `RESOLVE_BENEATH` and without following links.
 //!
 //! # What it never does
-//! Follow a symbolic link that it finds below its root, or leave the root by `..`.
+//! It never follows a symbolic link that it finds below its root, and never leaves the root by
+//! `..`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -25,25 +27,26 @@ use uuid::Uuid;
 
 use crate::failpoint::linger;
 
-/// How the kernel resolves a name: never out of the folder, never through a link.
+/// How the kernel resolves a name: it never leaves the folder and never follows a link.
 const RESOLVE: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
-/// An inode held without being opened: no right to its content is asked for.
+/// The flags that hold an inode without opening it: they need no right to read or write it.
 const HELD: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Names that are listed at a time to be removed: a folder of millions need not fit into memory.
+/// The most names that a removal lists at once: the names of a folder of millions need not fit into
+/// memory.
 const NAMES_AT_A_TIME: usize = 1024;
 
-/// Bytes of the longest value of an extended attribute, and of all names together: the kernel's own
-/// limit.
+/// The most bytes of the value of an extended attribute, and of the names of all attributes of an
+/// inode together: the kernel's own limit.
 const XATTR_MAX: usize = 65_536;
 
 /// A folder that is held open.
 #[derive(Debug)]
 pub struct Folder(OwnedFd);
 
-/// One inode, whatever becomes of its names.
+/// One inode that is held by a descriptor, whatever happens to its names.
 #[derive(Debug)]
 pub struct Pinned(OwnedFd);
 
@@ -53,8 +56,8 @@ impl AsFd for Folder {
     }
 }
 
-/// The name, if it is one: no path, and neither `.` nor `..`. Each act on a folder begins here,
-/// after the folder was opened.
+/// Checks that `name` is a single name: not a path, and neither `.` nor `..`. Each operation on a
+/// folder begins with this check, after the folder was opened.
 fn one_name(name: &OsStr) -> Result<&OsStr> {
     linger("beneath");
     match name.as_bytes() {
@@ -66,56 +69,57 @@ fn one_name(name: &OsStr) -> Result<&OsStr> {
 }
 
 impl Folder {
-    /// A folder of Ion's own at a path that only Ion and its operator can change. The last name
-    /// must not be a link.
+    /// Opens a folder of Ion's own, at a path that only Ion and its operator can change. The last
+    /// component must not be a link.
     ///
     /// # Errors
-    /// What the system says: ENOENT, ENOTDIR for a link or a file, EACCES.
+    /// Returns the system's error: ENOENT, ENOTDIR for a link or a file, EACCES.
     pub fn open(path: &Path) -> Result<Self> {
         fs::open(path, HELD | OFlags::DIRECTORY, Mode::empty()).map(Self)
     }
 
-    /// The same, made with those above it if it is missing.
+    /// Opens a folder like [`Folder::open`]. Makes it and those above it if they are missing.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn made(path: &Path) -> Result<Self> {
         std::fs::create_dir_all(path)
             .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         Self::open(path)
     }
 
-    /// The folder at a path below this one, by one walk of the kernel that follows no link.
+    /// Opens the folder at a path below this one. The kernel walks the path once and follows no
+    /// link.
     ///
     /// # Errors
-    /// What the system says: ELOOP where a link is in the way, EXDEV where the path leaves this
+    /// Returns the system's error: ELOOP if a component is a link, EXDEV if the path leaves this
     /// folder.
     pub fn below(&self, path: &Path) -> Result<Self> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         fs::openat2(&self.0, path, HELD | OFlags::DIRECTORY, Mode::empty(), RESOLVE).map(Self)
     }
 
-    /// A folder in this one.
+    /// Opens a folder in this one.
     ///
     /// # Errors
-    /// What the system says: ENOTDIR for a symbolic link or a file.
+    /// Returns the system's error: ENOTDIR for a symbolic link or a file.
     pub fn folder(&self, name: &OsStr) -> Result<Self> {
         fs::openat2(&self.0, one_name(name)?, HELD | OFlags::DIRECTORY, Mode::empty(), RESOLVE)
             .map(Self)
     }
 
-    /// The inode under a name; of a symbolic link the link itself.
+    /// Holds the inode under a name. Under the name of a symbolic link, this is the link itself.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn pin(&self, name: &OsStr) -> Result<Pinned> {
         fs::openat(&self.0, one_name(name)?, HELD, Mode::empty()).map(Pinned)
     }
 
-    /// This folder's own inode.
+    /// Holds this folder's own inode.
     ///
     /// # Errors
-    /// When this process has no descriptor left.
+    /// Returns an error when this process has no descriptor left.
     pub fn itself(&self) -> Result<Pinned> {
         self.0
             .try_clone()
@@ -123,19 +127,20 @@ impl Folder {
             .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::MFILE))
     }
 
-    /// The attributes of what is under a name; of a symbolic link its own.
+    /// Returns the attributes of the inode under a name. For a symbolic link they are those of the
+    /// link itself.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn stat(&self, name: &OsStr) -> Result<Stat> {
         fs::statat(&self.0, one_name(name)?, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// Opens what is under a name, or makes it if `flags` say so. A symbolic link is refused
-    /// (ELOOP). Whoever opens what may be a pipe adds `NONBLOCK`.
+    /// Opens the file under a name, or makes it if `flags` say so. Refuses a symbolic link (ELOOP).
+    /// A caller that may meet a pipe adds `NONBLOCK`.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn open_file(&self, name: &OsStr, flags: OFlags, mode: Mode) -> Result<File> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
         fs::openat2(&self.0, one_name(name)?, flags, mode, RESOLVE).map(File::from)
@@ -144,15 +149,15 @@ impl Folder {
     /// Makes a folder.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn make_folder(&self, name: &OsStr, mode: Mode) -> Result<()> {
         fs::mkdirat(&self.0, one_name(name)?, mode)
     }
 
-    /// Makes a symbolic link, which nothing here will follow.
+    /// Makes a symbolic link. No operation of this module follows it.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn make_symlink(&self, name: &OsStr, target: &Path) -> Result<()> {
         fs::symlinkat(target, &self.0, one_name(name)?)
     }
@@ -160,15 +165,15 @@ impl Folder {
     /// Makes a pipe or a socket.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn make_node(&self, name: &OsStr, kind: FileType, mode: Mode) -> Result<()> {
         fs::mknodat(&self.0, one_name(name)?, kind, mode, 0)
     }
 
-    /// Removes a name of anything but a folder.
+    /// Removes the name of an inode that is not a folder.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn remove_file(&self, name: &OsStr) -> Result<()> {
         fs::unlinkat(&self.0, one_name(name)?, AtFlags::empty())
     }
@@ -176,30 +181,32 @@ impl Folder {
     /// Removes an empty folder.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn remove_folder(&self, name: &OsStr) -> Result<()> {
         fs::unlinkat(&self.0, one_name(name)?, AtFlags::REMOVEDIR)
     }
 
-    /// Removes a name and all below it, also where the rights to were taken away; nothing there is
-    /// well.
+    /// Removes a name and all below it, also where the modes of folders forbid it. It is no error
+    /// if the name does not exist.
     ///
-    /// Folders inside come to stand in this folder, under names that nobody can guess, and go one
-    /// after the other: a tree may be deeper than a stack is, and than there are descriptors.
+    /// It moves inner folders into this folder, under names that nobody can guess, and removes them
+    /// one after the other: a tree may be deeper than the stack, and than the number of
+    /// descriptors.
     ///
     /// # Errors
-    /// What the system says of the first name that stays.
+    /// Returns the system's error for the first name that it cannot remove.
     pub fn remove_all(&self, name: &OsStr) -> Result<()> {
         match self.remove_file(name) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
-            // A folder.
+            // The name is a folder.
             Err(Errno::ISDIR | Errno::PERM) => {}
             Err(error) => return Err(error),
         }
         let mut left = vec![name.to_owned()];
         while let Some(name) = left.pop() {
             let removed = match self.remove_flat(&name, &mut left) {
-                // An ordinary user is bound by the modes that a module gave its own folders.
+                // The modes that a module gave its own folders bind Ion when it runs as an ordinary
+                // user.
                 Err(Errno::ACCESS) => {
                     self.pin(&name)?.set_mode(Mode::RWXU)?;
                     self.remove_flat(&name, &mut left)
@@ -214,8 +221,8 @@ impl Folder {
         Ok(())
     }
 
-    /// Removes a folder in this one; the folders in it that are not empty are moved here, and added
-    /// to `left`.
+    /// Removes a folder in this one. Moves the folders in it that are not empty into this folder,
+    /// and adds their new names to `left`.
     fn remove_flat(&self, name: &OsStr, left: &mut Vec<OsString>) -> Result<()> {
         let folder = self.folder(name)?;
         loop {
@@ -236,7 +243,7 @@ impl Folder {
                 }
                 let beside = OsString::from(format!(".removed-{}", Uuid::new_v4().simple()));
                 match folder.rename(&inside, self, &beside) {
-                    // To move a folder is to write to it.
+                    // Moving a folder writes to it, because its `..` changes.
                     Err(Errno::ACCESS) => {
                         folder.pin(&inside)?.set_mode(Mode::RWXU)?;
                         folder.rename(&inside, self, &beside)?;
@@ -248,10 +255,10 @@ impl Folder {
         }
     }
 
-    /// Removes all that is in this folder, and leaves the folder.
+    /// Removes everything in this folder, but not the folder itself.
     ///
     /// # Errors
-    /// What the system says of the first name that stays.
+    /// Returns the system's error for the first name that it cannot remove.
     pub fn remove_content(&self) -> Result<()> {
         loop {
             let names = self.names_within(NAMES_AT_A_TIME)?;
@@ -264,10 +271,10 @@ impl Folder {
         }
     }
 
-    /// The names in this folder, in no order.
+    /// Returns the names in this folder, in no particular order.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn names(&self) -> Result<Vec<OsString>> {
         self.names_within(usize::MAX)
     }
@@ -288,44 +295,44 @@ impl Folder {
         Ok(names)
     }
 
-    /// Moves a name to another folder, over what is there.
+    /// Moves a name to another folder, and replaces what has the new name there.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn rename(&self, name: &OsStr, to: &Self, new_name: &OsStr) -> Result<()> {
         fs::renameat(&self.0, one_name(name)?, &to.0, one_name(new_name)?)
     }
 
-    /// The space of the disk that it lies on.
+    /// Returns how large and how full the filesystem is that the folder lies on.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn space(&self) -> Result<StatVfs> {
         fs::fstatvfs(&self.0)
     }
 }
 
 impl Pinned {
-    /// Its attributes.
+    /// Returns the attributes of the inode.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn stat(&self) -> Result<Stat> {
         fs::fstat(&self.0)
     }
 
-    /// A path that leads to this inode and nowhere else, for calls that take no descriptor of this
-    /// kind. The kernel does not walk it: it is the inode, also if that is a symbolic link or has
-    /// no name any more.
+    /// Returns a path that leads to this inode and nowhere else, for system calls that accept no
+    /// descriptor of this kind. The kernel goes from this path straight to the inode, even if the
+    /// inode is a symbolic link or has no name any more.
     fn in_proc(&self) -> String {
         linger("beneath");
         format!("/proc/self/fd/{}", self.0.as_raw_fd())
     }
 
-    /// Opens its content. A symbolic link is refused (ELOOP).
+    /// Opens the inode's content. Refuses a symbolic link (ELOOP).
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn open(&self, flags: OFlags) -> Result<File> {
         let flags = (flags - OFlags::NOFOLLOW) | OFlags::CLOEXEC | OFlags::NOCTTY;
         fs::openat(CWD, self.in_proc(), flags, Mode::empty()).map(File::from)
@@ -334,15 +341,15 @@ impl Pinned {
     /// Changes owner and group.
     ///
     /// # Errors
-    /// What the system says: EPERM for an ordinary user.
+    /// Returns the system's error: EPERM for an ordinary user.
     pub fn set_owner(&self, uid: Option<Uid>, gid: Option<Gid>) -> Result<()> {
         fs::chownat(&self.0, "", uid, gid, AtFlags::EMPTY_PATH)
     }
 
-    /// Changes the permission bits. A symbolic link has none (EOPNOTSUPP).
+    /// Changes the permission bits.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error; EOPNOTSUPP for a symbolic link, which has no permission bits.
     pub fn set_mode(&self, mode: Mode) -> Result<()> {
         if FileType::from_raw_mode(self.stat()?.st_mode).is_symlink() {
             return Err(Errno::OPNOTSUPP);
@@ -353,31 +360,31 @@ impl Pinned {
     /// Changes the times of access and modification.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn set_times(&self, times: &Timestamps) -> Result<()> {
         fs::utimensat(CWD, self.in_proc(), times, AtFlags::empty())
     }
 
-    /// Where a symbolic link points.
+    /// Returns the target of a symbolic link.
     ///
     /// # Errors
-    /// EINVAL if it is none.
+    /// Returns EINVAL if the inode is not a symbolic link.
     pub fn link_target(&self) -> Result<Vec<u8>> {
         fs::readlinkat(&self.0, "", Vec::new()).map(std::ffi::CString::into_bytes)
     }
 
-    /// Gives it one more name.
+    /// Gives the inode one more name.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn link(&self, folder: &Folder, name: &OsStr) -> Result<()> {
         fs::linkat(CWD, self.in_proc(), &folder.0, one_name(name)?, AtFlags::SYMLINK_FOLLOW)
     }
 
-    /// An extended attribute's value.
+    /// Returns the value of an extended attribute.
     ///
     /// # Errors
-    /// What the system says: ENODATA if there is none.
+    /// Returns the system's error: ENODATA if there is no such attribute.
     pub fn xattr(&self, name: &OsStr) -> Result<Vec<u8>> {
         let mut value = vec![0; XATTR_MAX];
         let length = fs::getxattr(self.in_proc(), name, &mut value)?;
@@ -388,7 +395,7 @@ impl Pinned {
     /// Sets an extended attribute.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn set_xattr(&self, name: &OsStr, value: &[u8], flags: XattrFlags) -> Result<()> {
         fs::setxattr(self.in_proc(), name, value, flags)
     }
@@ -396,15 +403,15 @@ impl Pinned {
     /// Removes an extended attribute.
     ///
     /// # Errors
-    /// What the system says: ENODATA if there is none.
+    /// Returns the system's error: ENODATA if there is no such attribute.
     pub fn remove_xattr(&self, name: &OsStr) -> Result<()> {
         fs::removexattr(self.in_proc(), name)
     }
 
-    /// The names of the extended attributes, each ended by a zero byte.
+    /// Returns the names of the extended attributes, each ended by a zero byte.
     ///
     /// # Errors
-    /// What the system says.
+    /// Returns the system's error.
     pub fn xattrs(&self) -> Result<Vec<u8>> {
         let mut names = vec![0; XATTR_MAX];
         let length = fs::listxattr(self.in_proc(), &mut names)?;

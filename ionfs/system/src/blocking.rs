@@ -1,6 +1,6 @@
 //! Work that blocks its thread.
 
-/// Runs work that blocks, such as file I/O, on a thread of its own, and gives its result.
+/// Runs work that blocks, such as file I/O, on a thread where it may block, and returns its result.
 ///
 /// # Panics
 /// When the work panics.

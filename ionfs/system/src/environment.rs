@@ -1,9 +1,9 @@
-//! Credentials in the environment: taken out of it when the process starts, and known to whoever
-//! asks here.
+//! Credentials in the environment: removed from it when the process starts, and kept in this module
+//! for its callers.
 //!
-//! What stands in a process's environment stands in `/proc`, in a core dump, and in the environment
-//! of every program that it starts. So each program of Ion's empties the variables that hold
-//! credentials before it does anything else.
+//! The environment of a process can be read in `/proc`, in a core dump, and in every program that
+//! the process starts. So each of Ion's programs empties the variables that hold credentials before
+//! it does anything else.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -12,26 +12,28 @@ use crate::sys;
 
 static TAKEN: OnceLock<BTreeMap<String, String>> = OnceLock::new();
 
-/// What stands in the name of a variable that holds a credential.
+/// Words in the names of variables that hold credentials.
 const WORDS: [&str; 7] =
     ["KEY", "SECRET", "TOKEN", "PASSWORD", "PASSWD", "CREDENTIAL", "CONNECTION_STRING"];
 
-/// How names end of variables that say where a credential is.
+/// Endings of the names of variables that say where a credential is, and do not hold it.
 const PLACES: [&str; 6] = ["_FILE", "_DIRECTORY", "_DIR", "_PATH", "_URI", "_CREDENTIALS"];
 
-/// URLs of proxies may have a password, and are read by those who connect.
+/// The ending of the names of variables for proxies. Their URLs may have a password, but they stay:
+/// the libraries that connect read them from the environment.
 const PROXY: &str = "_PROXY";
 
-/// What OpenTelemetry's variables begin with: its library reads them itself.
+/// The beginning of the names of OpenTelemetry's variables. They stay, because its library reads
+/// them from the environment.
 const OPEN_TELEMETRY: &str = "OTEL_";
 
-/// Whether a text is a URL with a user's name or password.
+/// Whether a text is a URL with a user name or a password.
 fn is_url_with_password(text: &str) -> bool {
     let authority = text.split_once("://").and_then(|(_, rest)| rest.split('/').next());
     authority.is_some_and(|authority| authority.contains('@'))
 }
 
-/// Whether a variable holds a credential.
+/// Whether a variable holds a credential that must leave the environment.
 fn is_credential(name: &str, value: &str) -> bool {
     let name = name.to_ascii_uppercase();
     let stays = name.ends_with(PROXY) || name.starts_with(OPEN_TELEMETRY);
@@ -41,8 +43,8 @@ fn is_credential(name: &str, value: &str) -> bool {
     WORDS.iter().any(|word| name.contains(word)) || is_url_with_password(value)
 }
 
-/// Empties every variable that holds a credential. For the start of a process, after its arguments
-/// were read and before it has a second thread.
+/// Moves every variable that holds a credential out of the environment. Call it at the start of a
+/// process, after the arguments are read and before a second thread starts.
 pub fn take_credentials() {
     TAKEN.get_or_init(|| {
         let all =
@@ -59,13 +61,13 @@ pub fn take_credentials() {
     });
 }
 
-/// A variable of the environment that this process was started with.
+/// Returns a variable of the environment that this process was started with.
 pub fn variable(name: &str) -> Option<String> {
     let taken = TAKEN.get().and_then(|taken| taken.get(name)).cloned();
     taken.or_else(|| std::env::var(name).ok())
 }
 
-/// The variables that were taken whose names begin so.
+/// Returns the names and values of the removed variables whose names begin with `beginning`.
 pub fn taken(beginning: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
     let all = TAKEN.get().into_iter().flatten();
     all.filter(move |(name, _)| name.starts_with(beginning))

@@ -1,26 +1,27 @@
-//! Named places of the protocol at which a test kills this process, as `kill -9` at that moment
-//! would.
+//! Failpoints: named places of the protocol at which a test kills this process, as `kill -9` at
+//! that moment would.
 //!
-//! `ION_FAILPOINTS` says where: `commit.inserted=3` kills when that place is reached for the third
-//! time, `*=1/200:7` at each place in one of 200 cases, drawn with seed 7. Several are separated by
-//! commas. `ION_DELAYPOINTS` says where it waits instead: `beneath=300` waits up to 300
-//! microseconds each time, so that what happens between a look and an act has time to happen. Only
-//! builds with debug assertions look: in a release build [`reach`] and [`linger`] are nothing.
+//! `ION_FAILPOINTS` names the places: `commit.inserted=3` kills when that place is reached for the
+//! third time; `*=1/200:7` kills at any place in one of 200 cases, drawn with seed 7. Several rules
+//! are separated by commas. `ION_DELAYPOINTS` names one place where the process waits instead:
+//! `beneath=300` waits for less than 300 microseconds each time, so that a race between a check and
+//! the action after it has time to happen. Only builds with debug assertions read these variables:
+//! in a release build [`reach`] and [`linger`] do nothing.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What the environment asked for.
+/// The rules in `ION_FAILPOINTS`.
 struct Plan(Vec<Rule>);
 
 enum Rule {
-    /// At the last of so many times that this place is reached.
+    /// Kills when the place `name` is reached and `left` is 1; each time before lowers `left`.
     Count { name: String, left: AtomicU64 },
-    /// In one of so many cases, anywhere.
+    /// Kills at any place, in one of `one_of` cases.
     Chance { one_of: u64, drawn: AtomicU64, seed: u64 },
 }
 
-/// Marks a place. Returns, unless this process is to die here.
+/// Marks a failpoint. Returns, unless a rule kills this process here.
 #[inline]
 pub fn reach(name: &'static str) {
     static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
@@ -31,7 +32,7 @@ pub fn reach(name: &'static str) {
         let text = std::env::var("ION_FAILPOINTS").ok()?;
         Some(
             Plan::parse(&text)
-                .unwrap_or_else(|| panic!("ION_FAILPOINTS: {text:?} is no list of failpoints")),
+                .unwrap_or_else(|| panic!("ION_FAILPOINTS: {text:?} is not a list of failpoints")),
         )
     });
     if plan.as_ref().is_some_and(|plan| plan.strikes(name)) {
@@ -39,12 +40,12 @@ pub fn reach(name: &'static str) {
     }
 }
 
-/// Marks a place between looking and acting. Returns after a while if this process is to wait here,
-/// else at once.
+/// Marks a place between a check and the action after it. Returns at once, unless
+/// `ION_DELAYPOINTS` lets this process wait here.
 #[inline]
 pub fn linger(name: &'static str) {
     static PLAN: OnceLock<Option<(String, u64)>> = OnceLock::new();
-    // The first of them is 0.
+    // Not from 0: the number drawn for seed 0 is 0.
     static DRAWN: AtomicU64 = AtomicU64::new(1);
     if !cfg!(debug_assertions) {
         return;
@@ -70,7 +71,7 @@ fn die(name: &str) -> ! {
 }
 
 impl Plan {
-    /// None when a rule cannot be read.
+    /// Reads the rules; `None` when one of them is not valid.
     fn parse(text: &str) -> Option<Self> {
         let rule = |rule: &str| {
             let (name, when) = rule.split_once('=')?;
@@ -100,7 +101,7 @@ impl Plan {
     }
 }
 
-/// SplitMix64: the same numbers for the same seed, on every machine.
+/// Returns the number that SplitMix64 makes of a seed: the same on every machine.
 fn draw(seed: u64) -> u64 {
     let mut mixed = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

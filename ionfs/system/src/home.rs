@@ -1,7 +1,7 @@
-//! The home: the folder of all state of Ion's on a machine. It is its owner's alone.
+//! The home: the folder that holds all of Ion's state on a machine. Only its owner may enter it.
 //!
-//! In it are the embedded stores, staged files with the permissions that their modules gave them,
-//! and what jobs print. So nobody else enters it, and no job sees it.
+//! It holds the embedded stores, staged files with the permissions that their modules gave them,
+//! and the output of jobs. So no other user may enter it, and no job sees it.
 
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, Permissions};
@@ -9,11 +9,12 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
-/// Names in the home that are Ion's own. What else lies there belongs to whoever put it there.
+/// Names in the home that are Ion's own. Anything else in the home belongs to the user who put it
+/// there.
 const STATE: [&str; 9] =
     ["blobs", "cache", "dispatchers", "gateway", "images", "jobs", "mnt", "plane.json", "volumes"];
 
-/// What the name of an embedded database begins with, and those of the files beside it.
+/// The beginning of the names of an embedded database and of the files beside it.
 const DATABASE: &str = "ion.db";
 
 /// Whether an entry of the home is Ion's own state.
@@ -21,18 +22,19 @@ pub fn is_state(name: &OsStr) -> bool {
     name.to_str().is_some_and(|name| STATE.contains(&name) || name.starts_with(DATABASE))
 }
 
-/// Makes a folder, and those above it that are missing, for this user alone.
+/// Makes a folder, and the missing folders above it, that only this user may enter.
 ///
 /// # Errors
-/// When it cannot be made.
+/// Returns an error when the folder cannot be made.
 pub fn private_folder(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
-/// Makes the home for this user alone, and closes one that others may enter.
+/// Makes the home, so that only this user may enter it. If the home exists and other users may
+/// enter it, takes their access away.
 ///
 /// # Errors
-/// When it cannot be made.
+/// Returns an error when the home cannot be made.
 pub fn make_home(home: &Path) -> io::Result<()> {
     private_folder(home)?;
     let mode = std::fs::metadata(home)?.mode();
@@ -42,11 +44,11 @@ pub fn make_home(home: &Path) -> io::Result<()> {
     match std::fs::set_permissions(home, Permissions::from_mode(mode & 0o700)) {
         Ok(()) => tracing::warn!(
             home = %home.display(),
-            "other users of this machine could enter the home, where all data are; they no longer can"
+            "other users of this machine could enter the home, which holds all data; they no longer can"
         ),
-        // It is another user's, who lets this one use it.
+        // The home belongs to another user, who lets this one use it.
         Err(error) => {
-            tracing::debug!(%error, home = %home.display(), "the home is not this user's to close")
+            tracing::debug!(%error, home = %home.display(), "other users may enter the home; this user cannot change that")
         }
     }
     Ok(())

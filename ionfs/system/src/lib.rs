@@ -1,9 +1,11 @@
-//! What Ion needs of its process and of the operating system.
+//! What Ion needs from its process and from the operating system.
 //!
-//! System calls that the standard library lacks ([`sys`] has every `unsafe` line), files that
-//! others may change at the same time ([`beneath`]), the folder of all state ([`home`]), secrets
-//! taken out of the environment, waiting, counting, and the points at which tests kill the process
-//! ([`failpoint`]). It must not know what an event, a store or a job is.
+//! It has the system calls that the standard library lacks ([`sys`] has every `unsafe` line), safe
+//! access to files that others may change at the same time ([`beneath`]), the folder of all state
+//! ([`home`]), the removal of credentials from the environment ([`environment`]), waiting with
+//! deadlines ([`patience`]), metrics ([`metrics`]), the names of spans ([`spans`]), and the points
+//! at which tests kill the process ([`failpoint`]). It must not know what an event, a store or a
+//! job is.
 //!
 //! Begin with [`beneath`], which is the reason for most of the rest.
 

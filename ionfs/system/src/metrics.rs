@@ -1,8 +1,8 @@
-//! What the data plane counts and times, for operators, tests and benches.
+//! The metrics of the data plane, for operators, tests and benchmarks.
 //!
-//! The numbers are Prometheus's own types, and [`Metrics::describe`] names them; who shows them,
-//! and how, is not known here. What each read touches is an atomic: labels are looked up once, when
-//! a [`Metrics`] is made.
+//! The numbers have the types of the crate `prometheus_client`, and [`Metrics::describe`] names
+//! them. This module does not know which program shows them, nor how. A read touches only atomics:
+//! labels are looked up once, when a [`Metrics`] is made.
 
 use std::fmt;
 use std::time::Instant;
@@ -16,30 +16,30 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge as Level};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Unit;
 
-/// Where metrics get their names.
+/// The registry in which metrics get their names.
 pub use prometheus_client::registry::Registry;
 
-/// The media type of what [`openmetrics`] gives, as the OpenMetrics specification writes it;
-/// Prometheus chooses its parser by this.
+/// The media type of the text that [`openmetrics`] returns, as the OpenMetrics specification writes
+/// it. Prometheus chooses its parser by this type.
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// All numbers as the OpenMetrics text format has them.
+/// Returns all metrics of a registry in the OpenMetrics text format.
 ///
 /// # Errors
-/// When a number cannot be written out.
+/// Returns an error when a metric cannot be encoded.
 pub fn openmetrics(registry: &Registry) -> Result<String, fmt::Error> {
     let mut written = String::new();
     text::encode(&mut written, registry)?;
     Ok(written)
 }
 
-/// Upper bounds of the buckets of all latencies, in seconds: an embedded store answers within the
-/// first ones, a commit that outlasts a store's restart ends in the last ones. More of them cost a
-/// time series each, for each label.
+/// Upper bounds of the buckets of all latencies, in seconds. An embedded store answers within the
+/// first buckets; a commit that outlasts a store's restart falls into the last ones. Each further
+/// bucket costs one time series for each label.
 const SECONDS: [f64; 15] =
     [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 
-/// One label and its value. Both are words of the program, so their number is bounded.
+/// One label and its value. Both are constants of the program, so their number is bounded.
 type Label = [(&'static str, &'static str); 1];
 
 /// A number that only grows.
@@ -52,7 +52,7 @@ impl Counter {
         self.0.inc_by(n);
     }
 
-    /// The number now.
+    /// Returns the current number.
     pub fn get(&self) -> u64 {
         self.0.get()
     }
@@ -63,24 +63,24 @@ impl Counter {
 pub struct Gauge(Level);
 
 impl Gauge {
-    /// It is this now.
+    /// Sets the number.
     pub fn set(&self, n: usize) {
         self.0.set(i64::try_from(n).unwrap_or(i64::MAX));
     }
 }
 
-/// How long something took, each time. Observing takes a short lock: for what happens once for a
-/// job or a commit, not for each read.
+/// A histogram of how long something took. An observation takes a short lock, so it is meant for
+/// what happens once for each job or commit, and not for each read.
 #[derive(Clone, Debug)]
 pub struct Latency(Histogram);
 
 impl Latency {
-    /// It began then and has ended now.
+    /// Observes the time from `begun` until now.
     pub fn since(&self, begun: Instant) {
         self.0.observe(begun.elapsed().as_secs_f64());
     }
 
-    /// Gives it a name, to which `_seconds` is added.
+    /// Registers it under a name, to which `_seconds` is added.
     pub fn describe(&self, registry: &mut Registry, name: &str, help: &str) {
         registry.register_with_unit(name, help, Unit::Seconds, self.0.clone());
     }
@@ -92,16 +92,16 @@ impl Default for Latency {
     }
 }
 
-/// What one daemon has done since it started.
+/// The metrics of one process since it started.
 #[derive(Debug)]
 pub struct Metrics {
     /// Bytes of blobs read from the blob store and checked.
     pub bytes_fetched: Counter,
     /// Bytes of blobs read from the node's disk and checked.
     pub bytes_cached: Counter,
-    /// Bytes of blobs that readers asked for and that were in memory.
+    /// Bytes of blobs that readers asked for and found in memory.
     pub bytes_remembered: Counter,
-    /// Blocks that readers asked for and that were in memory.
+    /// Blocks that readers asked for and found in memory.
     pub cache_hits: Counter,
     /// Blocks that readers asked for and had to wait for.
     pub cache_misses: Counter,
@@ -117,13 +117,13 @@ pub struct Metrics {
     pub refusals: Counter,
     /// Events that a relay published.
     pub relayed: Counter,
-    /// Committed events that the bus had not been told of when a relay last looked.
+    /// Committed events that were not published yet when a relay last looked.
     pub outbox: Gauge,
-    /// From the close of an event file, or the rename to its name, to the answer.
+    /// The time from the close of an event file, or the rename to its name, to the answer.
     pub closes: Latency,
-    /// From a job's mount to the answer of its first read.
+    /// The time from a job's mount to the answer of its first read.
     pub first_reads: Latency,
-    /// From the start of a job's process to its tree being served.
+    /// The time from the start of a job's process until its tree is served.
     pub mounts: Latency,
     steps: Family<Label, Histogram, fn() -> Histogram>,
     requests: Family<Label, Total>,
@@ -162,17 +162,17 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// How long the commit step of this name took.
+    /// Returns the latency of the commit step of this name.
     pub fn step(&self, name: &'static str) -> Latency {
         Latency(self.steps.get_or_create_owned(&[("step", name)]))
     }
 
-    /// How many requests of this kind the kernel has made of all mounts.
+    /// Returns the counter of requests of this kind that all mounts have answered.
     pub fn requests(&self, kind: &'static str) -> Counter {
         Counter(self.requests.get_or_create_owned(&[("kind", kind)]))
     }
 
-    /// Each counter's name and number.
+    /// Returns the counters of bytes, opens, commits and refusals, each with its name.
     pub fn snapshot(&self) -> [(&'static str, u64); 7] {
         [
             ("bytesFetched", self.bytes_fetched.get()),
@@ -185,7 +185,7 @@ impl Metrics {
         ]
     }
 
-    /// Gives all of them their names. docs/metrics.md is the same list for people.
+    /// Registers all metrics under their names. docs/metrics.md describes the same list for people.
     pub fn describe(&self, registry: &mut Registry) {
         registry.register_with_unit(
             "read",
@@ -212,7 +212,7 @@ impl Metrics {
             ("refusals", "Event files refused", &self.refusals),
             (
                 "relayed_events",
-                "Events published by a relay and not by who committed them",
+                "Events published by a relay and not by the process that committed them",
                 &self.relayed,
             ),
         ] {
@@ -247,7 +247,7 @@ impl Metrics {
     }
 }
 
-/// Adds a number of bytes that is looked up whenever somebody asks.
+/// Registers a number of bytes that `now` returns each time the metrics are read.
 pub fn describe_bytes(
     registry: &mut Registry,
     name: &'static str,

@@ -1,16 +1,19 @@
-//! Time by this process's own monotonic clock. Deadlines by progress: work may take as long as it
-//! moves, and no longer than a limit once it stands. And how long what others write has stood
-//! still: whatever their clocks say.
+//! Waiting by this process's own monotonic clock.
+//!
+//! [`while_it_moves`] is a deadline by progress: work may take as long as it makes progress, and
+//! ends when it has made none for a limit. [`Standing`] measures how long the state that another
+//! host wrote has not changed, whatever that host's clock says.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How often to look whether something moved. Deadlines are late by at most this.
+/// How often [`while_it_moves`] checks for progress. Its deadlines are late by at most this time.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Awaits `work`; none when `moved`, a number that grows with every step, stood still for `limit`.
+/// Awaits `work`. Returns `None` when `moved`, a number that grows with every step of the work, has
+/// not changed for `limit`.
 pub async fn while_it_moves<T>(
     limit: Duration,
     moved: impl Fn() -> u64,
@@ -29,10 +32,11 @@ pub async fn while_it_moves<T>(
     }
 }
 
-/// How long things have been as they are, as this process has seen them.
+/// How long named things have been in their present state, as this process has seen them.
 ///
-/// What another host has left undone is judged by this and not by the times it wrote: their clocks
-/// may differ by minutes. What is seen for the first time has its whole time still before it.
+/// This process judges by these times whether another host has abandoned its work, and not by the
+/// times which that host wrote: clocks of hosts may differ by minutes. The time of a thing begins
+/// when this process sees it for the first time.
 #[derive(Debug)]
 pub struct Standing<S>(HashMap<String, (S, Instant)>);
 
@@ -43,8 +47,8 @@ impl<S> Default for Standing<S> {
 }
 
 impl<S: PartialEq> Standing<S> {
-    /// Looks at everything there is now, by name and state; gives how long each has been in that
-    /// state, in the same order. What is not there any more is forgotten.
+    /// Takes the name and the present state of every thing, and returns how long each has been in
+    /// that state, in the same order. Forgets a thing that is not in `all`.
     pub fn look(&mut self, all: impl IntoIterator<Item = (String, S)>) -> Vec<Duration> {
         self.look_at(Instant::now(), all)
     }

@@ -1,5 +1,5 @@
-//! Every `unsafe` line of Ion: what the kernel offers and no safe library wraps.
-#![expect(unsafe_code, reason = "the one room where it is allowed")]
+//! Every `unsafe` line of Ion: calls that the kernel offers and no safe library wraps.
+#![expect(unsafe_code, reason = "the only module where it is allowed")]
 
 use std::ffi::CString;
 use std::io;
@@ -17,35 +17,36 @@ use rustix::thread::UnshareFlags;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Whether this process is root's.
+/// Whether this process runs as root.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
 static OPEN_FILES_BEFORE: OnceLock<u64> = OnceLock::new();
 
-/// Allows this process as many descriptors as it may allow itself: every open file of every job
-/// takes one. For the start of a process.
+/// Raises this process's limit of open descriptors as far as the system allows: every open file of
+/// every job takes one. Call it at the start of a process.
 pub fn allow_all_descriptors() {
     let now = getrlimit(Resource::Nofile);
     if let Some(current) = now.current {
         let _ = OPEN_FILES_BEFORE.set(current);
     }
-    // Refused, it goes on with what it has.
+    // If the kernel refuses, the process goes on with the limit that it has.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
 }
 
-/// What [`allow_all_descriptors`] found: what programs expect that this process starts.
+/// Returns the limit of open descriptors before [`allow_all_descriptors`] raised it. Programs that
+/// this process starts expect this limit.
 pub fn open_files_before() -> Option<u64> {
     OPEN_FILES_BEFORE.get().copied()
 }
 
-/// Lets no program that this process starts have a descriptor that this process was started with,
-/// beside its three streams: whoever started it may have left open what only they may read. For the
-/// start of a process.
+/// Keeps the descriptors that this process was started with, other than its three streams, from the
+/// programs that it starts: the process's parent may have left a file open that only the parent may
+/// read. Call it at the start of a process.
 pub fn keep_descriptors_to_itself() {
     let (first, last, flags) = (3_u32, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
-    // SAFETY: the call touches no memory of ours, and closes nothing now.
+    // SAFETY: the call touches no memory of this process, and closes nothing now.
     if unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } == 0 {
         return;
     }
@@ -53,33 +54,33 @@ pub fn keep_descriptors_to_itself() {
     for entry in std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten() {
         let number = entry.file_name().to_str().and_then(|name| name.parse::<libc::c_int>().ok());
         if let Some(descriptor) = number.filter(|&number| number > 2) {
-            // SAFETY: the call touches no memory of ours; the listing's own descriptor has the flag
-            // already.
+            // SAFETY: the call touches no memory of this process; the listing's own descriptor has
+            // the flag already.
             let _ = unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
         }
     }
 }
 
-/// Lets no other process without capabilities look into this one, through `/proc` or as a debugger,
-/// nor its memory be dumped: it holds credentials, and modules may be of the same user. For the
-/// start of a process.
+/// Forbids core dumps of this process, and forbids other processes without capabilities to look
+/// into it through `/proc` or as a debugger: it holds credentials, and modules may run as the same
+/// user. Call it at the start of a process.
 pub fn close_to_other_processes() {
-    // It cannot be refused.
+    // The kernel never refuses this value.
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
-/// Takes a variable out of the environment, so that no trace of its value is left in what `/proc`
-/// shows; its value, if it is there and is text. None from a process that has a second thread: it
-/// might be reading.
+/// Removes a variable from the environment, so that `/proc` shows no trace of its value. Returns
+/// the value; `None` if the variable is not set or is not UTF-8, or if this process has a second
+/// thread, which might read the environment at the same time.
 pub fn take_variable(name: &str) -> Option<String> {
     if std::fs::read_dir("/proc/self/task").ok()?.count() != 1 {
         return None;
     }
     let value = std::env::var(name).ok()?;
     let known_as = CString::new(name).ok()?;
-    // SAFETY: there is one thread, so nobody reads or changes the environment meanwhile. What
-    // `getenv` points to is this process's own memory, up to a zero, and nobody else keeps a
-    // pointer to it. The name stays, for the removal to find it.
+    // SAFETY: there is one thread, so no other code reads or changes the environment meanwhile.
+    // `getenv` points to this process's own memory, up to a zero, and no other code keeps a pointer
+    // to it. The name stays, so that the removal finds it.
     unsafe {
         let at = libc::getenv(known_as.as_ptr());
         if !at.is_null() {
@@ -90,39 +91,40 @@ pub fn take_variable(name: &str) -> Option<String> {
     Some(value)
 }
 
-/// Lets the kernel kill the program that `command` starts when the thread ends that starts it, so
-/// at the latest with this process, however it ends. The thread has to wait for the program.
+/// Lets the kernel kill the program that `command` starts when the thread that starts it ends, so
+/// at the latest when this process ends, however it ends. The thread has to wait for the program.
 pub fn end_with_this_thread(command: &mut std::process::Command) {
     let parent = rustix::process::getpid();
     let end_with_parent = move || {
         set_parent_process_death_signal(Some(Signal::KILL))?;
-        // Had the parent died before, nobody would send the signal.
+        // If the parent died before the call, the kernel would never send the signal.
         if rustix::process::getppid() == Some(parent) {
             Ok(())
         } else {
             Err(io::ErrorKind::NotFound.into())
         }
     };
-    // SAFETY: between fork and exec it makes two system calls, takes no lock and no memory.
+    // SAFETY: between fork and exec the closure makes two system calls, takes no lock and allocates
+    // no memory.
     unsafe { command.pre_exec(end_with_parent) };
 }
 
-/// Lets this process hear the signals again that whoever started Ion had it ignore, as `nohup` and
-/// a shell's `&` do: its children would ignore them too. All but SIGPIPE, which Rust ignores and
-/// gives back to its children.
+/// Restores the default action of the signals that this process ignores because its parent did, as
+/// `nohup` and a shell's `&` do: its children would ignore them too. Leaves SIGPIPE alone, which
+/// Rust ignores itself and restores for its children.
 pub fn hear_ignored_signals() {
     (1..=libc::SIGRTMAX()).filter(|number| *number != libc::SIGPIPE).for_each(hear_if_ignored);
 }
 
-/// Lets this process hear of its children's ends: who ignores SIGCHLD, as whoever started Ion may,
-/// cannot wait for any.
+/// Restores the default action of SIGCHLD, which the parent of this process may have set to be
+/// ignored: a process that ignores it cannot wait for its children.
 pub fn hear_of_children() {
     hear_if_ignored(libc::SIGCHLD);
 }
 
 fn hear_if_ignored(number: i32) {
-    // SAFETY: it reads one structure, and takes no handler away. The C library refuses its own
-    // signals.
+    // SAFETY: the calls read one structure and remove no handler. The C library refuses calls for
+    // the signals that it uses itself.
     unsafe {
         let mut now = std::mem::zeroed::<libc::sigaction>();
         if libc::sigaction(number, std::ptr::null(), &raw mut now) == 0
@@ -133,19 +135,19 @@ fn hear_if_ignored(number: i32) {
     }
 }
 
-/// A signal by its number, those of real time among them.
+/// Returns the signal with a number, including real-time signals; `None` if there is none.
 pub fn signal(number: i32) -> Option<Signal> {
     let real_time = libc::SIGRTMIN()..=libc::SIGRTMAX();
-    // SAFETY: the C library leaves these numbers to programs.
+    // SAFETY: the C library leaves the real-time signals to programs.
     let other =
         || real_time.contains(&number).then(|| unsafe { Signal::from_raw_unchecked(number) });
     Signal::from_named_raw(number).or_else(other)
 }
 
-/// Makes the mount at `at` and all below it read-only.
+/// Makes the mount at `at` and all mounts below it read-only.
 ///
 /// # Errors
-/// ENOSYS before Linux 5.12.
+/// Returns the kernel's error: ENOSYS before Linux 5.12.
 pub fn make_read_only(at: &Path) -> io::Result<()> {
     let path = CString::new(at.as_os_str().as_bytes())?;
     let wanted = libc::mount_attr {
@@ -156,7 +158,7 @@ pub fn make_read_only(at: &Path) -> io::Result<()> {
     };
     let flags = libc::AT_RECURSIVE;
     // SAFETY: the path ends with a zero, and the kernel reads no more of the structure than the
-    // size that it is told.
+    // given size.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -170,21 +172,21 @@ pub fn make_read_only(at: &Path) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Which side of a fork runs on.
+/// The side of a fork on which the call returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fork {
-    /// The process that called, and the child's pid.
+    /// The call returns in the process that called, with the child's pid.
     Parent(Pid),
-    /// The new process.
+    /// The call returns in the new process.
     Child,
 }
 
-/// Forks a process that has one thread only, the child as the first process of these new
-/// namespaces.
+/// Forks this process, which must have only one thread. The child is the first process of the new
+/// `namespaces`.
 ///
 /// # Errors
-/// When the process has more threads, or the kernel refuses: EPERM where it does not allow such
-/// namespaces.
+/// Returns an error when the process has more threads, or when the kernel refuses: EPERM where it
+/// does not allow such namespaces.
 pub fn fork_single_threaded(namespaces: UnshareFlags) -> io::Result<Fork> {
     let allowed = UnshareFlags::NEWNS | UnshareFlags::NEWPID | UnshareFlags::NEWUSER;
     assert!(allowed.contains(namespaces), "nothing but namespaces is made with a process");
@@ -192,10 +194,10 @@ pub fn fork_single_threaded(namespaces: UnshareFlags) -> io::Result<Fork> {
         return Err(io::Error::other("a process with several threads must not fork"));
     }
     let flags = libc::c_long::from(namespaces.bits()) | libc::c_long::from(libc::SIGCHLD);
-    // SAFETY: checked above: there is one thread, so no lock can be held by another in the child.
-    // Without CLONE_VM the child has a copy of everything, the stack too. The C library's fork()
-    // cannot make namespaces; what it does besides (locks of other threads, handlers) is for
-    // programs of several threads.
+    // SAFETY: as checked above, there is one thread, so no other thread can hold a lock that the
+    // child needs. Without CLONE_VM the child has a copy of everything, including the stack. The C
+    // library's fork() cannot make namespaces; what else it does (locks of other threads, handlers)
+    // is for programs with several threads.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     match i32::try_from(pid).ok().filter(|&pid| pid >= 0).map(Pid::from_raw) {
         None => Err(io::Error::last_os_error()),
@@ -204,43 +206,44 @@ pub fn fork_single_threaded(namespaces: UnshareFlags) -> io::Result<Fork> {
     }
 }
 
-/// Sends a signal to every process of this PID namespace but the caller, which must be its first
-/// process: anywhere else it would reach strangers.
+/// Sends a signal to every process of this PID namespace except the caller, which must be its first
+/// process: outside such a namespace the signal would reach processes that are not Ion's.
 ///
 /// # Errors
-/// ESRCH when there is no other process.
+/// Returns the kernel's error: ESRCH when there is no other process.
 pub fn kill_namespace(signal: Signal) -> io::Result<()> {
     assert!(
         rustix::process::getpid().is_init(),
         "only the first process of a namespace may end all others"
     );
-    // SAFETY: kill() touches no memory of ours.
+    // SAFETY: kill() touches no memory of this process.
     match unsafe { libc::kill(-1, signal.as_raw()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// Waits until this process has ended, given a descriptor of it (`pidfd_open`).
+/// Waits until a process has ended, given a descriptor of that process (`pidfd_open`).
 ///
 /// # Errors
-/// When the runtime cannot watch the descriptor.
+/// Returns an error when the runtime cannot watch the descriptor.
 pub async fn process_end(process: &OwnedFd) -> io::Result<()> {
     let own = process.try_clone()?;
-    // SAFETY: an `OwnedFd` is open, stays the same and is closed by nobody else while it lives,
-    // which is here as long as the registration.
+    // SAFETY: an `OwnedFd` is open, stays the same and is closed by no other code while it lives.
+    // Here it lives as long as the registration.
     let watched = unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) }?;
     watched.readable().await.map(drop)
 }
 
-/// Whether the kernel could not write some of the file's pages to its disk, which nobody was told
-/// of yet: what is read of them later need not be what was written. Writes nothing itself.
+/// Checks whether the kernel failed to write some of the file's pages to its disk and has not
+/// reported it yet. After such a failure, a later read may return other bytes than were written.
+/// Writes nothing itself.
 ///
 /// # Errors
-/// What the disk said: EIO, ENOSPC.
+/// Returns the disk's error: EIO or ENOSPC.
 pub fn check_writeback(file: &std::fs::File) -> io::Result<()> {
-    // SAFETY: the call touches no memory of ours. Waiting without writing before is fdatawait,
-    // which reports the error.
+    // SAFETY: the call touches no memory of this process. With this flag alone the kernel waits for
+    // the writes in progress (fdatawait) and reports their error.
     match unsafe {
         libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WAIT_BEFORE)
     } {
@@ -249,17 +252,19 @@ pub fn check_writeback(file: &std::fs::File) -> io::Result<()> {
     }
 }
 
-/// Begins to write the file's changed pages to its disk, and does not wait for it: a sync that
+/// Begins to write the file's changed pages to its disk, and does not wait for the end: a sync that
 /// follows is shorter.
 pub fn begin_writeback(file: &std::fs::File) {
-    // SAFETY: the call touches no memory of ours. It is a hint; what fails is said by the sync.
+    // SAFETY: the call touches no memory of this process. It is a hint; the later sync reports an
+    // error.
     let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
-/// Lets every allocation of a megabyte or more be a mapping of its own. The kernel gives such pages
-/// when they are touched and takes them back at once; from the allocator's arenas, each mount's
-/// read buffers (fuser makes them of 16 MiB, of which a request fills 1 MiB at most) would be
-/// zeroed for every job and stay with the process. For the start of a process.
+/// Lets the allocator give every allocation of a megabyte or more a memory mapping of its own. The
+/// kernel provides the pages of a mapping when they are touched, and takes them back when it is
+/// freed. In the allocator's arenas, the read buffers of each mount (fuser makes them of 16 MiB, of
+/// which a request fills 1 MiB at most) would be zeroed for every job and stay with the process.
+/// Call it at the start of a process.
 pub fn map_large_buffers() {
     #[cfg(target_env = "gnu")]
     // SAFETY: mallopt only sets a parameter of the allocator.

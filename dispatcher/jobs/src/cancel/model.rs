@@ -1,28 +1,29 @@
-//! Explores every order of a cancellation beside a job that runs, commits an event and ends, and a
-//! dispatcher that claims the job of that event. When the cancellation is over, nothing of it may
-//! start any more; and while it is under way nothing may be committed for a module, or what goes
-//! round and round would go on before it for ever.
+//! Explores every order of the steps of a cancellation, of a job that runs, commits an event and
+//! ends, and of a dispatcher that claims the job of that event. When the cancellation is over, none
+//! of the jobs may run or start any more. While it is under way, no event may be committed for a
+//! module: otherwise modules that start each other in a cycle would stay ahead of the cancellation
+//! for ever.
 
 use std::collections::HashSet;
 
 use super::Rounds;
 
-/// The registry, as far as a commit asks it.
+/// The registry, as far as a commit reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Registry {
     version: u8,
     cancelling: bool,
 }
 
-/// Where the commit of the running job stands.
+/// The progress of the running job's commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Commit {
     NotBegun,
     /// It has read the registry.
     Read(Registry),
-    /// The guard held when it was looked at, just before the insert is sent (MongoDB).
+    /// The guard held when it was checked, just before the insert is sent (MongoDB).
     Checked(Registry),
-    /// The event is there, and is for a module or not.
+    /// The event is inserted, and is for a module or not.
     Inserted {
         for_a_module: bool,
     },
@@ -36,7 +37,7 @@ enum Job {
     Cancelled,
 }
 
-/// Where the cancellation stands. `looked_at` says which of the two events it has gone into in this
+/// The progress of the cancellation. `At` says which of the two events it has visited in this
 /// round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Sweep {
@@ -51,7 +52,7 @@ struct State {
     /// The job of the event that is cancelled.
     parent: Job,
     commit: Commit,
-    /// The job of the event that it commits.
+    /// The job of the event that `parent` commits.
     child: Job,
     sweep: Sweep,
     rounds: Rounds,
@@ -59,19 +60,19 @@ struct State {
     strict: bool,
 }
 
-/// A protocol that is wrong in one place.
+/// A protocol with one seeded fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     None,
-    /// Commits are not told.
+    /// The cancellation is not written to the registry, so commits do not see it.
     NotInTheRegistry,
-    /// A commit writes what it has read, without looking whether that is still so.
+    /// A commit writes what it has read from the registry, without checking that it is still so.
     NoGuard,
-    /// It is over with the first round that finds nothing.
+    /// The cancellation is over after the first round that finds nothing.
     OneRound,
-    /// Jobs that run are asked to stop, and not waited for.
+    /// Running jobs are asked to stop, and the cancellation does not wait for their end.
     NotWaitedFor,
-    /// What nobody has claimed is passed by.
+    /// A job that no dispatcher has claimed is left as it is.
     UnclaimedPassedBy,
 }
 
@@ -94,7 +95,7 @@ impl State {
         }
     }
 
-    /// All states that one step leads to.
+    /// Returns all states that one step leads to.
     fn next(self, fault: Fault) -> Vec<Self> {
         let mut all = Vec::new();
         let mut step = |change: &dyn Fn(&mut Self)| {
@@ -111,7 +112,7 @@ impl State {
                     {
                         true if state.strict => Commit::Inserted { for_a_module: !read.cancelling },
                         true => Commit::Checked(read),
-                        // It reads again.
+                        // The registry has changed: the commit reads it again.
                         false => Commit::NotBegun,
                     };
                 }),
@@ -122,7 +123,7 @@ impl State {
                 }
                 Commit::Inserted { .. } => {}
             }
-            // An attempt ends after its commits have.
+            // An attempt ends only after its commits have ended.
             if matches!(self.commit, Commit::NotBegun | Commit::Inserted { .. }) {
                 step(&|state| state.parent = Job::Ended);
             }
@@ -148,7 +149,8 @@ impl State {
                     state.sweep = Sweep::Over;
                 }
             }),
-            // In either order: a page may have been read before the event came.
+            // The events are visited in either order: a page may have been read before the child
+            // event was committed.
             Sweep::At { parent, child } => {
                 if !parent {
                     step(&|state| {
@@ -170,7 +172,8 @@ impl State {
         all
     }
 
-    /// Whether the next step commits an event for a module, though it is being cancelled.
+    /// Returns whether the step to `next` commits an event for a module while the cancellation is
+    /// under way.
     fn goes_on_in(&self, next: &Self) -> bool {
         let for_a_module = Commit::Inserted { for_a_module: true };
         matches!(self.sweep, Sweep::At { .. })
@@ -194,7 +197,7 @@ impl State {
     }
 }
 
-/// Explores all there is; gives the first state that may not be, and how many states there are.
+/// Explores all states. Returns the first state that is not allowed, and the number of states.
 fn explore(fault: Fault, strict: bool) -> (Option<State>, usize) {
     let mut seen = HashSet::from([State::new(strict)]);
     let mut todo = vec![State::new(strict)];

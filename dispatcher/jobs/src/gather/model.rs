@@ -1,13 +1,13 @@
 //! Explores every order of steps around one gathering: a root event that `fan` and the gathering
 //! module `all` work on, the pieces that `fan` commits, and what `work`, `work2` and `look` make of
-//! them. Modules register, go and are renamed at any point; dispatcher A serves the registry as it
-//! is, B an older one; attempts are lost, fail, are revived or dropped; on-success jobs reveal
-//! their events after their end.
+//! them. Modules are registered, removed and renamed at any point. Dispatcher A serves the current
+//! registry, B an older one. Attempts are lost or fail; dead jobs are revived or dropped;
+//! on-success jobs publish their staged events after their end.
 //!
-//! Whoever judges the gathering reads the registry, the jobs, the events and the registry again, in
-//! separate steps, with anything in between. The judgement, a job's steps, who an event is for and
-//! every change of the registry are the real ones. Stores and claims are as their contract says.
-//! Each [`Fault`] must be refuted.
+//! The judge of the gathering (a dispatcher) reads the registry, the jobs, the events and the
+//! registry again, in separate steps, with any other steps in between. The judgement, the steps of
+//! a job, the modules that an event is for and every change of the registry are the real code.
+//! Stores and claims behave as their contract says. Each [`Fault`] must be refuted.
 
 mod rules;
 mod scenarios;
@@ -24,7 +24,7 @@ use self::scenarios::{
 use self::verdicts::{began_wrongly, is_done, is_over};
 use crate::job::{Ended, Happening, next};
 
-/// The jobs there may be: a module, and the event it works on.
+/// All possible jobs: a module, and the number of the event it works on.
 const SLOTS: [(&str, usize); 10] = [
     ("fan", 0),
     ("all", 0),
@@ -40,11 +40,12 @@ const SLOTS: [(&str, usize); 10] = [
 const FAN: usize = 0;
 const ALL: usize = 1;
 
-/// The types of the events there may be: the root, two pieces, and what the jobs 2 to 5 make of
-/// these.
+/// The types of all possible events: the root, two pieces, and what the jobs 2 to 5 make of the
+/// pieces.
 const TYPES: [&str; 7] = ["root", "piece", "piece", "done", "done", "done", "done"];
 
-/// The event that a job commits; `fan` commits the pieces, and none comes of the others.
+/// Returns the event that a job of `work` or `work2` commits. None: `fan` commits the pieces, and
+/// the other jobs commit nothing.
 fn made_by(slot: usize) -> Option<usize> {
     (2..=5).contains(&slot).then_some(slot + 1)
 }
@@ -52,9 +53,9 @@ fn made_by(slot: usize) -> Option<usize> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Committed {
     No,
-    /// An on-success job has it staged.
+    /// An on-success job has staged it.
     Staged,
-    /// It is for the modules that this version of the registry says.
+    /// It is committed, for the modules that this version of the registry names.
     At(u8),
 }
 
@@ -64,10 +65,11 @@ struct Job {
     outbox: bool,
 }
 
-/// What a reading of the jobs shows: the state, and whether the outbox is full.
+/// What a reading of the jobs shows: the state, and whether the outbox still has something to
+/// publish.
 type Shown = [Option<(JobState, bool)>; SLOTS.len()];
 
-/// What whoever judges the gathering has read until now.
+/// What the judge of the gathering has read until now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Reading {
     registry: Option<u8>,
@@ -76,38 +78,40 @@ struct Reading {
     events: Option<u8>,
 }
 
-/// What whoever judges concludes.
+/// What the judge concludes.
 enum Conclusion {
     Waits,
     /// The gathered events, a bit for each.
     Ready(u8),
 }
 
-/// Takes what one step does to a state, and whether that is fair: no operator, and no misfortune.
-/// None: it cannot be done.
+/// Receives one step: whether it is fair (no operator and no failure causes it), and the change
+/// that it makes to a state. A change that returns none is not possible in that state.
 type Steps<'a> = dyn FnMut(bool, &dyn Fn(&mut State) -> Option<()>) + 'a;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct State {
-    /// The registry as it is, and as dispatcher B has read it last.
+    /// The version of the current registry, and the version that dispatcher B has read last.
     registry: u8,
     known_to_b: u8,
     events: [Committed; TYPES.len()],
     jobs: [Option<Job>; SLOTS.len()],
     reading: Reading,
-    /// Some dispatcher's house has found that the gathering is ready, and may say so late.
+    /// A dispatcher's housekeeping has found that the gathering is ready, and may write it late.
     found_ready: bool,
-    /// What the attempt of `all` that runs has gathered: a bit for each event.
+    /// What the running attempt of `all` has gathered: a bit for each event.
     gathered: Option<u8>,
-    /// That attempt's number, and whether it goes on under another dispatcher than it began with.
+    /// The number of that attempt, and whether another dispatcher than the first one has adopted
+    /// it.
     attempt: u8,
     adopted: bool,
-    /// What runs of an attempt of this number, with what that gathered: it may outlive its
+    /// The pod of an attempt: the attempt's number, and what it gathered. The pod may outlive its
     /// dispatcher.
     pod: Option<(u8, u8)>,
     successes: u8,
-    /// Jobs that began after whoever judges had read the jobs, and that nobody could have expected:
-    /// an operator revived them, or B did not know that their module is not registered any more.
+    /// Jobs, a bit for each, that began after the judge had read the jobs, and that no judge could
+    /// have expected: an operator revived them, or B did not know that their module is not
+    /// registered any more.
     unforeseen: u16,
     changes: u8,
     losses: u8,
@@ -143,8 +147,8 @@ impl Plane {
         }
     }
 
-    /// All states that one step leads to, and whether what is fair leads there: no operator, and no
-    /// misfortune.
+    /// Returns all states that one step leads to, and whether the step is fair: no operator and no
+    /// failure causes it.
     fn next(&self, state: &State) -> Vec<(State, bool)> {
         let mut all = Vec::new();
         let mut step = |fair, change: &dyn Fn(&mut State) -> Option<()>| {
@@ -171,7 +175,7 @@ impl Plane {
             self.claim_or_take(slot, &mut step);
             step(true, &|state| self.work(state, slot));
             step(true, &|state| reveal(state, slot));
-            // `fan` has begun, and may end with as many pieces as there are then.
+            // `fan` may end with any number of pieces.
             step(true, &|state| (slot == FAN).then(|| end(state, slot, AttemptEnd::Succeeded))?);
             step(false, &|state| {
                 state.losses = state.losses.checked_sub(1)?;
@@ -187,7 +191,7 @@ impl Plane {
                 state.unforeseen |= u16::from(state.reading.jobs.is_some()) << slot;
                 Some(())
             });
-            // A dead job is dropped.
+            // An operator drops a dead job.
             step(false, &|state| {
                 let dead = state.jobs[slot]?.state == JobState::Dead;
                 dead.then(|| advance(state, slot, &Happening::CancelAsked))?.map(drop)
@@ -197,8 +201,8 @@ impl Plane {
         all
     }
 
-    /// A dispatcher claims the job of a message, or takes one that is queued; A knows the registry,
-    /// B a former one.
+    /// A dispatcher claims the job of a message, or a queued job. A knows the current registry, B a
+    /// former one.
     fn claim_or_take(&self, slot: usize, step: &mut Steps<'_>) {
         for by_b in [false, true] {
             step(true, &|state| {
@@ -227,7 +231,7 @@ impl Plane {
         }
     }
 
-    /// A job's process goes on: it commits an event, or ends well.
+    /// A job's process continues: it commits an event, or succeeds.
     fn work(&self, state: &mut State, slot: usize) -> Option<()> {
         if !state.jobs[slot]?.state.is_active() {
             return None;
@@ -258,7 +262,8 @@ impl Plane {
         }
     }
 
-    /// The gathering is judged, by the house while it waits and by whoever has taken it.
+    /// The gathering is judged: by a dispatcher's housekeeping while the job waits, and by the
+    /// dispatcher that has claimed it.
     fn gather(&self, step: &mut Steps<'_>) {
         let judged = |state: &State| {
             let all = state.jobs[ALL].map(|all| all.state)?;
@@ -275,7 +280,7 @@ impl Plane {
                     state.gathered = (self.fault == Fault::NotJudgedAgain).then_some(found);
                 }
                 (_, Conclusion::Ready(gathered)) => state.begin(gathered),
-                // It is left again, and adopted later.
+                // The adopted attempt is left again, and adopted later.
                 (_, Conclusion::Waits)
                     if state.adopted && self.fault != Fault::AdoptedIsPutBack => {}
                 (_, Conclusion::Waits) if self.fault == Fault::PutBackFails => {
@@ -286,7 +291,7 @@ impl Plane {
             state.read_anew();
             Some(())
         });
-        // Its dispatcher goes, and another one goes on with what runs.
+        // The dispatcher of the attempt goes, and another one adopts the attempt.
         step(false, &|state| {
             (self.scenario.outlives && state.runs()).then_some(())?;
             state.losses = state.losses.checked_sub(1)?;
@@ -306,7 +311,7 @@ impl Plane {
         });
     }
 
-    /// What the readings say, as soon as that is certain.
+    /// Returns what follows from the readings, as soon as it is certain.
     fn conclude(&self, state: &State) -> Option<Conclusion> {
         let Reading { registry: Some(registry), jobs, events } = state.reading else { return None };
         let asks_again =
@@ -322,7 +327,7 @@ impl Plane {
             (Some(_), Some(events)) => {
                 Some(judge(events).map_or(Conclusion::Waits, Conclusion::Ready))
             }
-            // More events make it no readier.
+            // More events cannot make the gathering ready.
             (Some(_), None) if self.fault != Fault::RegistryLast => {
                 judge(state.visible()).is_none().then_some(Conclusion::Waits)
             }
@@ -330,7 +335,7 @@ impl Plane {
         }
     }
 
-    /// The next of the readings.
+    /// Makes the next reading.
     fn read(&self, state: &mut State) -> Option<()> {
         let reading = &mut state.reading;
         let jobs_first = self.fault != Fault::EventsFirst;
@@ -354,27 +359,27 @@ impl State {
         self.unforeseen = 0;
     }
 
-    /// The attempt runs from now on, with what it gathers; where its pod is there, that one goes on
-    /// as it began.
+    /// The attempt runs from now on, with what it gathers. If its pod exists already, the pod goes
+    /// on with what it gathered before.
     fn begin(&mut self, gathered: u8) {
         let pod = self.pod.filter(|(attempt, _)| *attempt == self.attempt);
         let (_, gathered) = *self.pod.insert(pod.unwrap_or((self.attempt, gathered)));
         self.gathered = Some(gathered);
     }
 
-    /// The visible events, a bit for each.
+    /// Returns the visible events, a bit for each.
     fn visible(&self) -> u8 {
         let seen = |event: &usize| matches!(self.events[*event], Committed::At(_));
         (0..TYPES.len()).filter(seen).fold(0, |all, event| all | 1 << event)
     }
 
-    /// Whether the gathering's attempt has begun to run.
+    /// Returns whether the attempt of the gathering job has begun to run.
     fn runs(&self) -> bool {
         self.gathered.is_some() && self.jobs[ALL].is_some_and(|all| all.state.is_active())
     }
 }
 
-/// Lets something happen to a job, by the real rule.
+/// Applies a happening to a job, by the real rule.
 fn advance<'a>(state: &'a mut State, slot: usize, happening: &Happening) -> Option<&'a mut State> {
     let mut before = state.jobs[slot]?.record(slot);
     if slot == ALL {
@@ -408,8 +413,8 @@ fn end(state: &mut State, slot: usize, end: AttemptEnd) -> Option<()> {
     Some(())
 }
 
-/// What an ended job has to tell: its staged event becomes visible, then its record says that this
-/// was done.
+/// Publishes what an ended job has in its outbox: its staged event becomes visible, then its record
+/// says that this was done.
 fn reveal(state: &mut State, slot: usize) -> Option<()> {
     let job = state.jobs[slot].filter(|job| job.outbox)?;
     let staged = made_by(slot).filter(|event| state.events[*event] == Committed::Staged);
@@ -420,12 +425,12 @@ fn reveal(state: &mut State, slot: usize) -> Option<()> {
     Some(())
 }
 
-/// Explores all there is; gives the first complaint, and how many states there are.
+/// Explores all states. Returns the first complaint, and the number of states.
 fn explore(scenario: Scenario, fault: Fault) -> (Option<String>, usize) {
     let plane = Plane::new(scenario, fault);
     let mut known = HashMap::from([(plane.first(), 0)]);
     let mut states = vec![plane.first()];
-    // For each state those from which something fair leads there.
+    // For each state, the states from which a fair step leads to it.
     let mut from: Vec<Vec<u32>> = vec![vec![]];
     let mut at = 0;
     while let Some(state) = states.get(at).copied() {
@@ -449,7 +454,7 @@ fn explore(scenario: Scenario, fault: Fault) -> (Option<String>, usize) {
             }
         }
     }
-    // Whatever has happened, what is fair leads to the end from there.
+    // Fair steps must lead from every state to an end.
     let mut ends: Vec<bool> = states.iter().map(|state| is_done(&plane, state)).collect();
     let mut todo: Vec<usize> = (0..states.len()).filter(|at| ends[*at]).collect();
     while let Some(at) = todo.pop() {

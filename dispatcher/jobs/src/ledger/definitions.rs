@@ -1,7 +1,8 @@
-//! Explores every order in which two dispatchers register one module by two definitions, again and
-//! again: each reads what is there, writes its definition, registers it and looks whether another
-//! one is defined by then. The registry's changes and what follows from that look are the real
-//! ones. In the end the registry says what the definition says.
+//! Explores every order in which two dispatchers repeatedly register one module with two
+//! definitions. Each dispatcher reads the stored definition, writes its own, registers it, and
+//! looks whether another definition is stored by then. The changes of the registry and the decision
+//! after that look are the real code. In the end the registry must agree with the stored
+//! definition.
 
 use std::collections::HashSet;
 
@@ -14,8 +15,9 @@ use crate::pipeline::Module;
 const MODULE: &str = "m";
 const TYPES: [&str; 2] = ["a", "b"];
 
-/// What a dispatcher does next; its definition is that of its number, another one's that of the
-/// number here.
+/// What a dispatcher does next. Each dispatcher's own definition has the dispatcher's number. The
+/// number in a variant is the definition that the step is about, which may be the other
+/// dispatcher's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Next {
     Read,
@@ -29,7 +31,7 @@ struct State {
     defined: Option<usize>,
     registry: Registry,
     next: [Next; 2],
-    /// How often each registers it yet.
+    /// How often each dispatcher will still register the module.
     rounds: [u8; 2],
 }
 
@@ -37,7 +39,8 @@ fn module(definition: usize) -> Module {
     Module { on: vec![TYPES[definition].into()], ..Module::new(MODULE, vec![], "/".into()) }
 }
 
-/// One step of a dispatcher; `looks`: it asks in the end whether another definition is there.
+/// Returns the state after one step of a dispatcher. `looks`: after it has registered its
+/// definition, it looks whether another one is stored.
 fn step(state: &State, dispatcher: usize, looks: bool) -> Option<State> {
     let mut after = state.clone();
     after.next[dispatcher] = match state.next[dispatcher] {
@@ -72,8 +75,8 @@ fn step(state: &State, dispatcher: usize, looks: bool) -> Option<State> {
     Some(after)
 }
 
-/// Explores all there is; gives a state in which all is done and the registry says something else
-/// than the definition, and how many states there are.
+/// Explores all states. Returns a state in which both dispatchers are done and the registry does
+/// not agree with the stored definition, and the number of states.
 fn explore(looks: bool) -> (Option<State>, usize) {
     let empty = json!({"id": "registry", "version": 1, "modules": {}});
     let registry = serde_json::from_value(empty).unwrap();

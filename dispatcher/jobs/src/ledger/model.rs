@@ -1,12 +1,12 @@
-//! Explores what may happen around one lease: its holder renews it, dies or gives it up by its own
-//! clock; the store answers late, not at all, or writes what it did not answer; a dispatcher
-//! watches it, and may be started anew. Of many who watch each does so for itself: one stands for
-//! all. The wall clocks step as they like: at each look they may say that the lease is over, or
-//! that it is not. Who may take the job is decided by [`is_expired`].
+//! Explores what may happen around one lease. Its holder renews it, dies, or gives it up by its own
+//! clock. The store answers late or not at all, or performs a write that it did not answer. A
+//! dispatcher watches the lease, and may be restarted. If several dispatchers watch, each does so
+//! independently, so one stands for all. The wall clocks may step at any time: at each look they
+//! may say that the lease is over, or that it is not. [`is_expired`] decides who may take the job.
 //!
-//! Time goes in twelfths of the lease. What is shown: nobody takes the job of a holder that works
-//! on it, and the job of one that works no more is taken within a lease and a sixth. Each [`Fault`]
-//! must be refuted.
+//! Time advances in twelfths of the lease. The model shows that no dispatcher takes the job of a
+//! holder that works on it, and that the job of a holder that has stopped working is taken within a
+//! lease and a sixth. Each [`Fault`] must be refuted.
 
 use std::collections::HashSet;
 
@@ -18,42 +18,44 @@ use super::is_expired;
 const LEASE: Millis = 60_000;
 const TICK: Millis = LEASE / 12;
 
-/// In ticks: when the lease is renewed, after what it is given up, for how long an answer is waited
-/// for at most.
+/// In ticks since the last renewal: when the holder renews the lease, after how long it gives the
+/// lease up if a renewal fails, and until when, at most, it waits for an answer.
 const RENEWED_AT: u8 = 4;
 const GIVEN_UP_AFTER: u8 = 8;
 const ANSWERED_BY: u8 = 9;
 
-/// In ticks: how long a store may take to say that it failed, and what a dispatcher that watches
-/// lets pass between looks.
+/// In ticks: how long a store may take to answer that it failed, and the time between two looks of
+/// the dispatcher that watches.
 const ANSWER: u8 = 3;
 const LOOK: u8 = 2;
 
-/// Ages are not told apart beyond this.
+/// Ages beyond this, in ticks, are not distinguished.
 const OLD: u8 = 15;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Holder {
-    /// It works, and has renewed the lease so long ago, by its own monotonic clock.
+    /// It works. The number is how long ago it renewed the lease, in ticks of its own monotonic
+    /// clock.
     Works(u8),
     Dead,
     GaveUp,
 }
 
-/// A renewal that was sent and not answered.
+/// A renewal that was sent and is not answered yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Renewal {
-    /// How long ago.
+    /// How long ago it was sent, in ticks.
     age: u8,
     written: bool,
 }
 
-/// A dispatcher that watches.
+/// The dispatcher that watches the lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Watcher {
-    /// How long it has seen the lease as it is now; none: it has not seen it so.
+    /// How long it has seen the lease as it is now, in ticks; none: it has not seen the lease in
+    /// this state.
     stood: Option<u8>,
-    /// Since it looked last.
+    /// How long ago it looked last, in ticks.
     looked: u8,
 }
 
@@ -61,31 +63,32 @@ struct Watcher {
 struct State {
     holder: Holder,
     renewal: Option<Renewal>,
-    /// One that the holder has given up on and that the store may still write.
+    /// Whether there is a renewal that the holder no longer waits for and that the store may still
+    /// write.
     late: bool,
-    /// Since when the record is as it is.
+    /// How long the record has been unchanged, in ticks.
     stands: u8,
     watcher: Watcher,
     taken: bool,
-    /// How often whoever watches may be started anew.
+    /// How often the watching dispatcher may still be restarted.
     starts: u8,
 }
 
-/// A rule that is wrong in one place.
+/// A rule with one seeded fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     None,
-    /// The job is taken when the clock says that the lease is over.
+    /// The job is taken as soon as the wall clock says that the lease is over.
     WallClockAlone,
-    /// It is taken only when the clock says so, too.
+    /// The job is taken only if the wall clock also says that the lease is over.
     WallClockToo,
-    /// What is watched is not begun anew with a renewal.
+    /// The watcher does not begin to watch again after a renewal.
     RenewalUnseen,
-    /// The holder counts from the answer, and not from before it asked.
+    /// The holder counts from the answer, and not from when it sent the renewal.
     CountsFromAnswer,
-    /// It waits for the store's answer, however long that takes.
+    /// The holder waits for the store's answer, however long that takes.
     WaitsForAnswer,
-    /// It never gives up.
+    /// The holder never gives the lease up.
     NeverGivesUp,
 }
 
@@ -103,7 +106,7 @@ impl State {
         }
     }
 
-    /// A renewal is written: all who watch see another lease from now on.
+    /// A renewal is written: the watcher sees a changed lease from now on.
     fn write(&mut self, fault: Fault) {
         self.stands = 0;
         if fault != Fault::RenewalUnseen {
@@ -141,7 +144,7 @@ impl State {
             *renewed = if fault == Fault::CountsFromAnswer { 0 } else { renewal.age };
             Some(())
         });
-        // The store says that it failed, whatever it does later.
+        // The store answers that it failed; it may still write the renewal later.
         step(&|state| state.goes_unanswered(fault));
         step(&|state| {
             std::mem::take(&mut state.late).then_some(())?;
@@ -164,7 +167,8 @@ impl State {
         all
     }
 
-    /// Time goes on, if nobody has to do something first.
+    /// Advances the time by one tick; none if the holder, the store or the watcher has to act
+    /// first.
     fn tick(&mut self, fault: Fault) -> Option<()> {
         if let Holder::Works(renewed) = &mut self.holder {
             let waits = self.renewal.is_some();
@@ -187,7 +191,8 @@ impl State {
         (watcher.looked <= LOOK).then_some(())
     }
 
-    /// The holder hears nothing, or that the store failed, and gives up if it is time.
+    /// The holder receives no answer, or the answer that the store failed. It gives the lease up if
+    /// it is time.
     fn goes_unanswered(&mut self, fault: Fault) -> Option<()> {
         let Holder::Works(renewed) = self.holder else { return None };
         let renewal = self.renewal.take()?;
@@ -198,7 +203,7 @@ impl State {
         Some(())
     }
 
-    /// The dispatcher looks, and takes the job if it may.
+    /// The dispatcher looks at the lease, and takes the job if the rule allows it.
     fn look(&mut self, over: bool, fault: Fault) -> Option<()> {
         let stood = *self.watcher.stood.get_or_insert(0);
         self.watcher.looked = 0;
@@ -213,8 +218,8 @@ impl State {
 
     fn complaint(&self) -> Option<&'static str> {
         let works = matches!(self.holder, Holder::Works(_));
-        // Seen first after a look's time, watched for five sixths, taken at the next look. Whoever
-        // is started anew begins to watch then.
+        // The lease is first seen after the time between two looks, is watched for five sixths, and
+        // the job is taken at the next look. A dispatcher that is restarted begins to watch then.
         let late = i64::from(self.stands) > LEASE / TICK + i64::from(LOOK) && self.starts > 0;
         match self.taken {
             true if works => Some("the job of a holder that works is taken"),
@@ -224,8 +229,8 @@ impl State {
     }
 }
 
-/// Explores all there is; gives the first complaint, how many states there are, and whether the job
-/// was taken in one.
+/// Explores all states. Returns the first complaint, the number of states, and whether the job was
+/// taken in one of them.
 fn explore(fault: Fault) -> (Option<String>, usize, bool) {
     let mut seen = HashSet::from([State::first()]);
     let mut todo = vec![State::first()];

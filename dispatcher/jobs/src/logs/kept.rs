@@ -1,15 +1,16 @@
-//! The file that keeps what an attempt writes: all of it, or its beginning and its end with a hole
-//! between them.
+//! The file that keeps the output of an attempt: all of it, or its beginning and its end with a
+//! hole between them.
 //!
 //! # How it works
-//! Each byte stands at the offset at which it was written. Of an attempt that writes more than is
-//! kept, the middle is given back to the disk (`fallocate(2)` with PUNCH_HOLE). The hole always
-//! begins at [`HEAD`]; readers find where it ends by SEEK_DATA, look again after they have read,
-//! and so never take the zeros of a hole for what was written.
+//! Each byte is at the offset at which it was written. If an attempt writes more than is kept, the
+//! middle is given back to the disk (`fallocate(2)` with PUNCH_HOLE). The hole always begins at
+//! [`HEAD`]. Readers find its end by SEEK_DATA and look again after they have read, so they never
+//! take the zeros of a hole for output.
 //!
 //! # What it never does
-//! Lose bytes without a word. What the disk had no room for is counted, and the log says so where
-//! they are missing. On a disk that has no holes the end is not kept, and the log says that.
+//! It never loses bytes without a note. Bytes that the disk had no room for are counted, and the
+//! log says how many, in the place where they are missing. On a disk that has no holes the end is
+//! not kept, and the log says so.
 
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
@@ -21,19 +22,19 @@ use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 /// Bytes kept from the beginning of a log that is too long to be kept whole.
 pub const HEAD: u64 = 128 << 20;
 
-/// Bytes kept from its end.
+/// Bytes kept from the end of such a log.
 const TAIL: u64 = 128 << 20;
 
-/// The middle is given back in steps of so many bytes.
+/// The middle is given back to the disk in steps of at least this many bytes.
 const STEP: u64 = 16 << 20;
 
-/// Where a hole may end: a multiple of any disk's block.
+/// A hole ends at a multiple of this many bytes, which is a multiple of any disk's block.
 const BLOCK: u64 = 1 << 20;
 
-/// Bytes of output that wait while the disk does not take them.
+/// How many bytes of output are kept in memory, at most, while the disk does not take them.
 const PENDING_MAX: usize = 1 << 20;
 
-/// How often a reader looks again because the hole has grown over what it was reading.
+/// How often a reader tries while the hole grows over what it is reading.
 const LOOKS: u32 = 10;
 
 /// A log being written.
@@ -44,16 +45,16 @@ pub struct KeptOutput {
     length: u64,
     /// The offset at which the hole ends; [`HEAD`] while the file has no hole.
     hole_end: u64,
-    /// What a full disk did not take yet: the module's own words about it are in there, and it may
-    /// make room again.
+    /// Output that a full disk did not take yet. The module's own message about the full disk may
+    /// be in it, and the disk may have room again later.
     pending: Vec<u8>,
-    /// Bytes that there was no room for, and of which nothing is said in the log yet.
+    /// How many bytes there was no room for that the log does not mention yet.
     lost: u64,
     has_holes: bool,
 }
 
 impl KeptOutput {
-    /// Goes on with the file at `path`.
+    /// Opens the file at `path`, to append to it.
     ///
     /// # Errors
     /// When it cannot be opened.
@@ -63,7 +64,7 @@ impl KeptOutput {
         Ok(Self { file, length, hole_end: HEAD, pending: Vec::new(), lost: 0, has_holes: true })
     }
 
-    /// The file, to read it.
+    /// Returns the file, to read it.
     ///
     /// # Errors
     /// When this process has no descriptor left.
@@ -71,7 +72,7 @@ impl KeptOutput {
         self.file.try_clone()
     }
 
-    /// Adds what came.
+    /// Appends output.
     pub fn add(&mut self, piece: &[u8]) {
         if !self.has_holes && self.length >= HEAD + TAIL {
             self.lost += piece.len() as u64;
@@ -109,7 +110,7 @@ impl KeptOutput {
         let why = if self.has_holes {
             "the disk had no room for them"
         } else {
-            "no more is kept of a job"
+            "no more output of a job is kept"
         };
         let words = format!("\nion: {} bytes are missing here: {why}\n", self.lost);
         self.lost = 0;
@@ -117,7 +118,7 @@ impl KeptOutput {
         self.write();
     }
 
-    /// Gives the middle back, once it is [`STEP`] bytes.
+    /// Gives the middle back to the disk, once it has [`STEP`] more bytes.
     fn give_back(&mut self) {
         let end = self.length.saturating_sub(TAIL) / BLOCK * BLOCK;
         if !self.has_holes || end < self.hole_end + STEP {
@@ -127,14 +128,14 @@ impl KeptOutput {
         match fallocate(&self.file, flags, self.hole_end, end - self.hole_end) {
             Ok(()) => self.hole_end = end,
             Err(error) => {
-                tracing::debug!(%error, "the disk makes no holes: the end of a long log is not kept");
+                tracing::debug!(%error, "the disk has no holes: the end of a long log is not kept");
                 self.has_holes = false;
             }
         }
     }
 
-    /// Says in the log what is missing at its end. Gives how many bytes the disk did not even take
-    /// a word of.
+    /// Says in the log how many bytes are missing at its end. Returns how many bytes are missing
+    /// that the log does not mention, because the disk took no more.
     pub fn finish(mut self) -> u64 {
         self.write();
         if self.pending.is_empty() && self.lost > 0 {
@@ -147,19 +148,19 @@ impl KeptOutput {
 /// Some bytes of a log.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct LogPiece {
-    /// How many bytes between the place asked for and these are not kept.
+    /// How many bytes between the requested offset and `bytes` are not kept.
     pub left_out: u64,
-    /// What comes after them; nothing at the end.
+    /// The bytes after those; empty at the end of the log.
     pub bytes: Vec<u8>,
 }
 
 impl LogPiece {
-    /// The line that stands in place of the bytes that are not kept, for whoever prints this piece.
+    /// Returns the line to print in place of the bytes that are not kept; none if all are kept.
     pub fn words(&self) -> Option<String> {
         (self.left_out > 0).then(|| left_out_words(self.left_out))
     }
 
-    /// How many bytes of the log this stands for.
+    /// Returns how many bytes of the log this piece stands for.
     pub fn length(&self) -> u64 {
         self.left_out + self.bytes.len() as u64
     }
@@ -167,14 +168,14 @@ impl LogPiece {
 
 fn left_out_words(bytes: u64) -> String {
     format!(
-        "\nion: {bytes} bytes are left out here: of a long log the beginning and the end are kept\n"
+        "\nion: {bytes} bytes are left out here: only the beginning and the end of a long log are kept\n"
     )
 }
 
 /// Reads at most `most` bytes of a log that may be written at the same time, from byte `at` on.
 ///
 /// # Errors
-/// The disk's.
+/// The disk's error.
 pub fn read_piece(file: &File, at: u64, most: usize) -> io::Result<LogPiece> {
     for _ in 0..LOOKS {
         let from = data_from(file, at)?;
@@ -190,14 +191,14 @@ pub fn read_piece(file: &File, at: u64, most: usize) -> io::Result<LogPiece> {
     Ok(LogPiece::default())
 }
 
-/// The first byte from `at` on that is kept.
+/// Returns the offset of the first byte from `at` on that is kept.
 fn data_from(file: &File, at: u64) -> io::Result<u64> {
     if at < HEAD {
         return Ok(at);
     }
     match seek(file, SeekFrom::Data(at)) {
         Ok(from) => Ok(from),
-        // At the end; or on a disk that has no holes.
+        // `at` is at the end, or the disk has no holes.
         Err(rustix::io::Errno::NXIO | rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => {
             Ok(at)
         }
@@ -205,11 +206,12 @@ fn data_from(file: &File, at: u64) -> io::Result<u64> {
     }
 }
 
-/// The log as it is to be stored, where that is another file than the one that was written: its
-/// beginning, how many bytes are left out, its end. It has no name.
+/// Returns the log to store in place of one with a hole: its beginning, the number of bytes that
+/// are left out, its end. It is a file without a name, made in `folder`. None: the log has no hole,
+/// and is stored as it was written.
 ///
 /// # Errors
-/// The disk's.
+/// The disk's error.
 pub fn without_hole(log: &File, folder: &Path) -> io::Result<Option<File>> {
     let (length, from) = (log.metadata()?.len(), data_from(log, HEAD)?);
     if length <= HEAD || from == HEAD {
@@ -244,7 +246,7 @@ mod tests {
 
     use super::*;
 
-    /// Lines of 64 bytes that tell where they stand.
+    /// Returns numbered lines of 64 bytes each.
     fn numbered(bytes: u64) -> Vec<u8> {
         (0..bytes / 64).flat_map(|n| format!("{n:063}\n").into_bytes()).collect()
     }
@@ -317,7 +319,7 @@ mod tests {
         assert_eq!(read_piece(&reader, HEAD + 9, 3).unwrap(), LogPiece::default());
     }
 
-    /// A disk that takes nothing for a while: /dev/full takes nothing at all.
+    /// The disk takes nothing for a while: /dev/full takes nothing at all.
     #[test]
     fn what_a_full_disk_did_not_take_is_counted() {
         let mut kept = KeptOutput::open(Path::new("/dev/full")).unwrap();

@@ -1,19 +1,18 @@
-//! Numbers that people give, and between which they must be.
+//! Numbers that people set, and their bounds.
 
 use std::time::Duration;
 
-/// The longest time that anything may be told to take: a year. More is a slip, and would overflow a
-/// clock.
+/// The longest time that people may set: a year. More is a mistake, and would overflow a clock.
 pub const TIME_MAX: Duration = Duration::from_secs(31_557_600);
 
-/// Jobs, or processes, at a time. More is a slip: each takes processes, descriptors and memory of
-/// one machine.
+/// The most jobs, or processes, that may run at the same time. More is a mistake: each takes
+/// processes, descriptors and memory of one machine.
 pub const AT_A_TIME_MAX: usize = 10_000;
 
-/// A time as people write it, between these two.
+/// Reads a time as people write it, from `least` to `most`.
 ///
 /// # Errors
-/// In words, with what is allowed.
+/// A text that says what is allowed.
 pub fn time_within(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
     let between = || {
         format!(
@@ -29,10 +28,10 @@ pub fn time_within(text: &str, least: Duration, most: Duration) -> Result<Durati
     }
 }
 
-/// How many at a time: from 1 to [`AT_A_TIME_MAX`].
+/// Reads how many jobs or processes may run at the same time: from 1 to [`AT_A_TIME_MAX`].
 ///
 /// # Errors
-/// In words, with what is allowed.
+/// A text that says what is allowed.
 pub fn at_a_time(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number) if (1..=AT_A_TIME_MAX).contains(&number) => Ok(number),

@@ -1,5 +1,5 @@
-//! Chains in a pipeline file: a `Chain:` of links in the older system's words, and modules with
-//! `stdio: true`.
+//! Chains in a pipeline file: a `Chain:` of links with the field names of older Ion, and modules
+//! with `stdio: true`.
 
 use std::path::Path;
 
@@ -10,31 +10,32 @@ use serde_saphyr::{Location, Spanned};
 
 use super::{Link, Module, Wrong, default_concurrency, duration, terms};
 
-/// Runs of one chain at a time in one dispatcher, for each processor: its links wait for each other
-/// and for the world.
+/// How many runs of one chain a dispatcher has at the same time, for each processor. More than one,
+/// because links wait for each other and for other systems.
 const RUNS_EACH: usize = 4;
 
-/// Processes of one link that may be started ahead.
+/// The most processes of one link that may be started ahead.
 pub(super) const WARM_MAX: usize = 64;
 
-/// Before a chain's name, the event type that starts it; `.done` behind it, what it publishes.
+/// The prefix that turns a chain's name into the event type that starts it. The same type with
+/// `.done` appended is what the chain publishes.
 const CHAIN: &str = "chain.";
 
-/// What a file says of its chain beside the links.
+/// The top-level fields of a file that belong to its chain, beside the links themselves.
 pub(super) struct ChainEntry {
     pub(super) timeout: Option<Spanned<String>>,
     pub(super) concurrency: Option<Spanned<usize>>,
     pub(super) links: LinkTerms,
 }
 
-/// What a file says of how links are run, of a chain or of a module that is one link.
+/// The fields that say how links are run: those of a chain, or of a module that is one link.
 pub(super) struct LinkTerms {
     pub(super) warm: Option<Spanned<usize>>,
     pub(super) idle: Option<Spanned<String>>,
     pub(super) output: Option<Spanned<String>>,
 }
 
-/// A link, in the older system's words.
+/// A link, with the field names of older Ion.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LinkEntry {
@@ -49,7 +50,8 @@ pub(super) struct LinkEntry {
 }
 
 impl ChainEntry {
-    /// What belongs to a chain, where there is none.
+    /// Returns the first field that is set, with its location. A file without a chain must not set
+    /// any.
     pub(super) fn stray(&self) -> Option<(Location, &'static str)> {
         let at = |spanned: Option<Location>, key| spanned.map(|place| (place, key));
         at(self.timeout.as_ref().map(|one| one.referenced), "timeout")
@@ -59,7 +61,8 @@ impl ChainEntry {
 }
 
 impl LinkTerms {
-    /// What belongs to links, where there are none.
+    /// Returns the first field that is set, with its location. A module without links must not set
+    /// any.
     pub(super) fn stray(&self) -> Option<(Location, &'static str)> {
         let text = |spanned: &Option<Spanned<String>>| spanned.as_ref().map(|one| one.referenced);
         let said = [
@@ -70,7 +73,7 @@ impl LinkTerms {
         said.into_iter().find_map(|(place, key)| Some((place?, key)))
     }
 
-    /// Sets them.
+    /// Checks the fields and sets them in the module.
     pub(super) fn apply(self, module: &mut Module) -> Result<(), Wrong> {
         if let Some(warm) = self.warm {
             if warm.value > WARM_MAX {
@@ -94,7 +97,8 @@ impl LinkTerms {
     }
 }
 
-/// A module that is one link. Without a command it is what its image says.
+/// Returns the one link of a module with `stdio: true`. A link without a command runs the program
+/// that its image names.
 pub(super) fn link_of(module: &Module) -> Link {
     let mut run = module.run.iter().cloned();
     Link {
@@ -109,7 +113,7 @@ pub(super) fn link_of(module: &Module) -> Link {
     }
 }
 
-/// A chain: a module that is called as its file is.
+/// Returns the module of a chain. The file's `name` is the module's name.
 pub(super) fn chain(
     name: &str,
     links: Spanned<Vec<Spanned<LinkEntry>>>,
@@ -119,7 +123,7 @@ pub(super) fn chain(
     let place = links.referenced;
     if !is_event_type(name) {
         let reason = format!(
-            "\"name\" {name:?} is the chain's: letters, digits, '.', '_' and '-' are allowed"
+            "\"name\" {name:?} is the chain's name: letters, digits, '.', '_' and '-' are allowed"
         );
         return Err((place, reason));
     }
@@ -129,7 +133,7 @@ pub(super) fn chain(
     let mut module = Module::new(name, vec![], directory.to_owned());
     module.on = vec![format!("{CHAIN}{name}")];
     module.emits = vec![format!("{CHAIN}{name}.done")];
-    // Whoever asks for a run is told how it went, and asks again.
+    // The caller who starts a run receives its outcome, and can start it again.
     module.retries = 0;
     module.concurrency = RUNS_EACH * default_concurrency();
     for link in links.value {

@@ -1,5 +1,5 @@
-//! What a pipeline file says of a module that runs from an image: `image`, `executor`, `network`,
-//! `resources` and `user`.
+//! The fields of a pipeline file for a module that runs from an image: `image`, `executor`,
+//! `network`, `resources` and `user`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +11,7 @@ use super::image::ImageReference;
 use super::resources::Resources;
 use super::{Api, Module, Wrong};
 
-/// What runs a module's jobs.
+/// The executor that runs a module's jobs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ExecutorKind {
@@ -25,48 +25,49 @@ pub enum ExecutorKind {
 }
 
 impl ExecutorKind {
-    /// Whether what runs of a job goes on when its dispatcher ends, for another one to adopt.
+    /// Returns whether a running attempt goes on when its dispatcher ends, so that another
+    /// dispatcher can adopt it.
     pub fn outlives_dispatchers(self) -> bool {
         self == Self::Kubernetes
     }
 }
 
-/// What a container can reach.
+/// What a container can reach over the network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Network {
     /// Nothing but itself.
     #[default]
     None,
-    /// All that its machine can.
+    /// Everything that its machine can reach.
     Host,
 }
 
-/// What a module's jobs run from, and what they may take.
+/// The container that a module's jobs run in, and what they may use.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Container {
     /// The image.
     pub image: ImageReference,
-    /// What it can reach.
+    /// What it can reach over the network.
     #[serde(default)]
     pub network: Network,
-    /// What it may take.
+    /// What it may use of its machine.
     #[serde(default, skip_serializing_if = "Resources::is_empty")]
     pub resources: Resources,
-    /// As whom it runs: a name or number of the image's, with `:group` or without. None: as the
-    /// image says.
+    /// The user that it runs as: a name or number in the image, with or without `:group`. None: the
+    /// user that the image names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }
 
 impl Container {
-    /// Of this image, and nothing else said.
+    /// Returns a container of this image, with the defaults of all other fields.
     pub fn of(image: ImageReference) -> Self {
         Self { image, network: Network::default(), resources: Resources::default(), user: None }
     }
 }
 
-/// The words, as they stand in the file.
+/// The fields, as they are in the file.
 pub(super) struct ContainerTerms {
     pub(super) image: Option<Spanned<String>>,
     pub(super) executor: Option<Spanned<String>>,
@@ -76,7 +77,7 @@ pub(super) struct ContainerTerms {
 }
 
 impl ContainerTerms {
-    /// What runs the module, and in what.
+    /// Checks the fields. Returns the module's executor, and its container if it has an image.
     pub(super) fn read(self, directory: &Path) -> Result<(ExecutorKind, Option<Container>), Wrong> {
         let said = match &self.executor {
             None => None,
@@ -105,7 +106,10 @@ impl ContainerTerms {
             };
         };
         if let (Some(ExecutorKind::Local), Some(executor)) = (said, &self.executor) {
-            return Err((executor.referenced, "an image needs executor: container".into()));
+            return Err((
+                executor.referenced,
+                "an image needs executor: container or kubernetes".into(),
+            ));
         }
         let at = image.referenced;
         let mut container = Container::of(
@@ -142,7 +146,8 @@ impl ContainerTerms {
         Ok((said.unwrap_or(ExecutorKind::Container), Some(container)))
     }
 
-    /// What belongs to an image, where there is none.
+    /// Returns the first field that needs an image, with its location. A module without an image
+    /// must not set any.
     fn stray(&self) -> Option<(Location, &'static str)> {
         let text = |spanned: &Option<Spanned<String>>| spanned.as_ref().map(|one| one.referenced);
         let said = [
@@ -154,7 +159,7 @@ impl ContainerTerms {
     }
 }
 
-/// What the rest of a module's entry must not say beside an image.
+/// Refuses the other fields of a module that do not work with its image.
 pub(super) fn check_beside(module: &Module) -> Result<(), String> {
     let Some(container) = &module.container else { return Ok(()) };
     if module.api == Api::Sidecar && container.network == Network::None {

@@ -1,11 +1,11 @@
-//! Modules that feed each other without an end.
+//! Modules that start each other in a cycle, without an end.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::Module;
 
-/// The shortest cycle through each module that is part of one, as modules and the types between
-/// them; each cycle once. In words: `ping -> b -> pong -> a -> ping`.
+/// Returns the shortest cycle through each module that is part of one, each cycle once. The text
+/// has the modules and the types between them: `ping -> b -> pong -> a -> ping`.
 pub fn cycles(modules: &[Module]) -> Vec<String> {
     let mut subscribers: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (index, module) in modules.iter().enumerate() {
@@ -26,14 +26,15 @@ pub fn cycles(modules: &[Module]) -> Vec<String> {
     found.into_values().collect()
 }
 
-/// The shortest way from a module back to itself: modules, and the type that each emits for the
-/// next.
+/// Returns the shortest path from a module back to itself: the modules, each with the type that it
+/// emits for the next one.
 fn way_back<'a>(
     modules: &'a [Module],
     subscribers: &BTreeMap<String, Vec<usize>>,
     start: usize,
 ) -> Option<Vec<(usize, &'a str)>> {
-    // By module: which one comes before it, and by what type.
+    // For each module: the module before it on the path, and the type that leads from that one to
+    // it.
     let mut before: BTreeMap<usize, (usize, &str)> = BTreeMap::new();
     let mut open = VecDeque::from([start]);
     while let Some(module) = open.pop_front() {

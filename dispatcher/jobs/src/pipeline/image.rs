@@ -1,4 +1,4 @@
-//! Names of images, as a pipeline file has them.
+//! References to images, as a pipeline file contains them.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,25 +13,25 @@ pub enum ImageReference {
     Layout {
         /// The folder.
         folder: PathBuf,
-        /// Which of its images; needless if it has one.
+        /// The tag of the image; not needed if the folder has only one image.
         tag: Option<String>,
     },
     /// `oci-archive:<file>`: such a folder as a tar file.
     OciArchive(PathBuf),
     /// `docker-archive:<file>`: what `docker save` writes.
     DockerArchive(PathBuf),
-    /// `name`, `name:tag` or `name@sha256:...`: in a registry.
+    /// `name`, `name:tag` or `name@sha256:...`: an image in a registry.
     Registry(String),
 }
 
-/// Bytes of a registry's reference: names have 255 at most, tags 128, digests 71.
+/// The most bytes of a reference to a registry: a name has at most 255, a tag 128, a digest 71.
 const REFERENCE_MAX: usize = 500;
 
 impl ImageReference {
-    /// Reads a reference; files and folders lie below `directory`.
+    /// Reads a reference. Relative files and folders are below `directory`.
     ///
     /// # Errors
-    /// In words, what is allowed.
+    /// A text that says what is allowed.
     pub fn parse(text: &str, directory: &Path) -> Result<Self, String> {
         let wrong = || {
             format!(
@@ -41,7 +41,8 @@ impl ImageReference {
         let file =
             |path: &str| if path.is_empty() { Err(wrong()) } else { Ok(directory.join(path)) };
         if let Some(rest) = text.strip_prefix("oci:") {
-            // A tag may be a whole name, as copied images have it: what comes first is the folder.
+            // A tag may be a whole image name with colons, as copied images have it: the folder
+            // ends at the first colon.
             let (folder, tag) = match rest.split_once(':') {
                 Some((_, "")) => return Err(wrong()),
                 Some((folder, tag)) => (folder, Some(tag.to_owned())),
@@ -55,7 +56,8 @@ impl ImageReference {
         if let Some(rest) = text.strip_prefix("docker-archive:") {
             return Ok(Self::DockerArchive(file(rest)?));
         }
-        // What a registry's client sees as an option, or as another kind of place, is none.
+        // A text that a registry's client would read as an option, or as another kind of location,
+        // is refused.
         let allowed = |c: char| c.is_ascii_alphanumeric() || "._-/:@".contains(c);
         let well = text.starts_with(|c: char| c.is_ascii_alphanumeric())
             && text.len() <= REFERENCE_MAX
@@ -67,8 +69,7 @@ impl ImageReference {
 }
 
 impl ImageReference {
-    /// Whether it is there, if it is to be on this machine. What is in it is found when a job
-    /// starts.
+    /// Checks that an image on this machine exists. Its content is read when a job starts.
     pub(super) fn check(&self) -> Result<(), String> {
         match self {
             Self::Layout { folder, .. } if !folder.join("oci-layout").is_file() => Err(format!(

@@ -1,4 +1,4 @@
-//! The links of a chain, as its module has them.
+//! The links of a chain, as its module stores them.
 
 use std::time::Duration;
 
@@ -8,21 +8,21 @@ use serde::{Deserialize, Serialize};
 
 use super::milliseconds;
 
-/// Bytes that one link may write, unless its chain says otherwise.
+/// How many bytes one link may write in one run, unless its chain sets `output`.
 pub const OUTPUT_MAX: u64 = 1 << 30;
 
-/// Processes of each link that wait, unless its chain says otherwise.
+/// How many processes of each link are started ahead, unless its chain sets `warm`.
 const WARM: usize = 2;
 
-/// How long a link that nobody uses keeps its processes, unless its chain says otherwise.
+/// How long an unused link keeps its processes, unless its chain sets `idle`.
 const IDLE: Duration = Duration::from_secs(300);
 
 /// One program of a chain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
-    /// What people call it: said in the file, else the program's own name.
+    /// Its name for people: the one in the file, or else the program's own name.
     pub name: String,
-    /// The image it is to run from; empty: this machine.
+    /// The image it runs from; empty: it is a program of this machine.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub image: String,
     /// The program.
@@ -33,9 +33,9 @@ pub struct Link {
 }
 
 impl Link {
-    /// The MD5 of image, command and arguments: links of all chains that say the same are the same,
-    /// and share their processes. A zero byte stands between the parts, which none of them can
-    /// hold.
+    /// Returns the MD5 of image, command and arguments. Links of all chains that have the same
+    /// image, command and arguments are one link, and share their processes. A zero byte is between
+    /// the parts; no part can contain one.
     pub fn id(&self) -> String {
         let mut hash = Md5::new();
         for (n, part) in [&self.image, &self.command].into_iter().chain(&self.arguments).enumerate()
@@ -49,13 +49,13 @@ impl Link {
     }
 }
 
-/// What the runs of a chain may take, and how it is kept ready.
+/// What the runs of a chain may use, and how its links are kept ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LinkSettings {
     /// Processes of each link that are started ahead.
     pub warm: usize,
-    /// How long a link that nobody uses keeps its processes.
+    /// How long an unused link keeps its processes.
     #[serde(with = "milliseconds", rename = "idleMs", default = "idle")]
     pub idle: Duration,
     /// Bytes that one link may write in one run.

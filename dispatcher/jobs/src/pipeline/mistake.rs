@@ -1,4 +1,4 @@
-//! What a parser says of a mistake, in words that name the field, what is allowed there, and an
+//! Turns the parser's error into a text that names the field, what is allowed there, and an
 //! example.
 
 use std::fmt;
@@ -12,11 +12,10 @@ use serde_saphyr::Location;
 use super::chain::WARM_MAX;
 use super::{AT_A_TIME_MAX, File, RETRIES_MAX, Wrong};
 
-/// Keys at the top of a file that begin so say nothing: they are a place for what anchors (`&name`)
-/// hold.
+/// The prefix of top-level keys that are ignored: people define anchors (`&name`) there.
 const ASIDE: &str = "x-";
 
-/// Reads a file's text.
+/// Reads the text of a pipeline file.
 pub(super) fn read(text: &str) -> Result<File, Wrong> {
     let mut keys = Vec::new();
     let read = serde_saphyr::with_deserializer_from_str(text, |yaml| {
@@ -34,8 +33,8 @@ pub(super) fn read(text: &str) -> Result<File, Wrong> {
     }
 }
 
-/// A key on the way to the mistake. [`serde_saphyr::Spanned`] has each value one step below its
-/// key.
+/// Returns a key on the path to the mistake. [`serde_saphyr::Spanned`] keeps each value one step
+/// below its key, as `value`: that step is left out.
 fn key(segment: &Segment) -> Option<String> {
     match segment {
         Segment::Map { key } if key != "value" => Some(key.clone()),
@@ -43,7 +42,7 @@ fn key(segment: &Segment) -> Option<String> {
     }
 }
 
-/// A file but for its keys that are set aside.
+/// A file without its ignored keys.
 struct WithoutAside(File);
 
 impl<'de> Deserialize<'de> for WithoutAside {
@@ -87,8 +86,8 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Rest<A> {
     }
 }
 
-/// A parser's message with the field, what is allowed there, and without its own words for the
-/// place.
+/// Returns the parser's message with the field and what is allowed there, and without the parser's
+/// own text for the location.
 fn explained(message: &str, keys: &[String]) -> String {
     let message = message.rsplit_once(" at line ").map_or(message, |(message, _)| message).trim();
     let unknown = message
@@ -108,10 +107,10 @@ fn explained(message: &str, keys: &[String]) -> String {
     if let Some((key, _)) =
         message.strip_prefix("duplicate mapping key: ").and_then(|rest| rest.split_once(','))
     {
-        return format!("{key:?} stands here a second time; it is allowed once");
+        return format!("{key:?} is set here a second time; it is allowed once");
     }
     if message.starts_with("multiple YAML documents") {
-        return "a second document begins here: a pipeline file is one; put its modules into the first"
+        return "a second document begins here: a pipeline file is one YAML document; put these modules into the first"
             .into();
     }
     if message.starts_with("tabs disallowed") {
@@ -147,7 +146,7 @@ fn example_of(map: &str) -> &'static str {
     }
 }
 
-/// What a field may be, with an example.
+/// Returns what a field may be, with an example where its values are not listed.
 fn allowed(field: &str) -> Option<String> {
     let fixed = match field {
         "name" => "a text, as in name: video",

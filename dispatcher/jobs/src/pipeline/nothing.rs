@@ -1,17 +1,18 @@
-//! Events that start nothing: most are slips of the pen.
+//! Event types that start nothing: most are misspelled.
 
 use std::collections::BTreeSet;
 
 use super::Module;
 
-/// How alike a type has to be to be what was meant: one or two letters of a short name.
+/// The similarity (Jaro-Winkler) from which two types may be meant to be the same: one or two
+/// letters of a short name differ.
 const ALIKE: f64 = 0.85;
 
-/// Types that are named where none is alike.
+/// How many types are listed where none is similar.
 const NAMED_MAX: usize = 10;
 
-/// Why an event of this type starts nothing, with what may have been meant; none: it starts
-/// something.
+/// Returns why an event of this type starts nothing, with the type that may have been meant; none
+/// if a module subscribes to it.
 pub fn starts_nothing(event_type: &str, modules: &[Module]) -> Option<String> {
     let types: BTreeSet<String> = modules.iter().flat_map(Module::subscribes).collect();
     if types.contains(event_type) {
@@ -34,8 +35,9 @@ pub fn starts_nothing(event_type: &str, modules: &[Module]) -> Option<String> {
     Some(format!("no module subscribes to {event_type:?}, so nothing will start: {way_out}"))
 }
 
-/// Types that are probably meant to be one: a module emits the first and nobody starts on it,
-/// another starts on the second and nobody emits that. In words.
+/// Returns a warning for each pair of types that are probably meant to be the same: a module emits
+/// the first type and no module waits for it; another module waits for the second type and no
+/// module emits it.
 pub fn slips(modules: &[Module]) -> Vec<String> {
     let emitted: BTreeSet<&String> = modules.iter().flat_map(|module| &module.emits).collect();
     let wanted: BTreeSet<&String> = modules
@@ -55,8 +57,8 @@ pub fn slips(modules: &[Module]) -> Vec<String> {
         });
         let emits = who(&|module| module.emits.contains(other));
         slips.push(format!(
-            "{starts:?} waits for {never:?}, which no module emits, and {emits:?} emits {other:?}, which none waits for: \
-             are they meant to be one?"
+            "{starts:?} waits for {never:?}, which no module emits, and {emits:?} emits {other:?}, which no module waits \
+             for: are they meant to be the same type?"
         ));
     }
     slips
@@ -80,7 +82,7 @@ mod tests {
             slip[0].contains("\"detect\" waits for \"frame\"")
                 && slip[0].contains("\"sample\" emits \"frames\"")
         );
-        // What comes from outside, and what nobody waits for, is no slip.
+        // A type that comes from outside, or that no module waits for, is not a misspelling.
         assert!(slips(&[sample.clone(), module("detect", "frames", &["faces"])]).is_empty());
         assert!(
             slips(&[sample, module("detect", "frames", &[]), module("frame", "frame", &[])])

@@ -1,5 +1,5 @@
-//! What a pipeline file says of modules written for older Ion: where they look for their tree, and
-//! what they are told by.
+//! The fields of a pipeline file for modules written for older Ion: where they look for their tree,
+//! and the API that serves them.
 
 use std::collections::BTreeMap;
 
@@ -9,13 +9,13 @@ use serde_saphyr::Spanned;
 
 use super::{Api, BASE_DIR, MOUNT_AT, Module, Wrong};
 
-/// Folders of the machine that a module's tree may not stand over: no program would run.
+/// Folders of the machine that a module's tree must not hide: no program would run.
 const SYSTEM_FOLDERS: [&str; 14] = [
     "bin", "dev", "etc", "home", "lib", "lib64", "proc", "root", "run", "sbin", "sys", "tmp",
     "usr", "var",
 ];
 
-/// What becomes of a module's environment, `api`, `commit` and `urls`.
+/// Checks `env`, `api`, `commit` and `urls`, and sets them in the module.
 pub(super) fn older_words(
     module: &mut Module,
     env: Option<Spanned<BTreeMap<String, String>>>,
@@ -36,8 +36,8 @@ pub(super) fn older_words(
             }
         };
     }
-    // What those modules were written for: nothing is seen before they say that they are done, and
-    // files have addresses.
+    // Modules for the sidecar were written for these defaults: nothing is visible before the module
+    // reports that it is done, and files have addresses.
     let (usual, usually) = match module.api {
         Api::None => (CommitMode::default(), FileUrls::default()),
         Api::Sidecar => (CommitMode::OnSuccess, FileUrls::Ion),
@@ -51,7 +51,7 @@ pub(super) fn older_words(
     Ok(())
 }
 
-/// Whether a tree can stand where the environment says.
+/// Checks that a tree can be at the path that the environment names.
 fn check_base_dir(env: &BTreeMap<String, String>) -> Result<(), String> {
     let Some(path) = env.get(BASE_DIR) else { return Ok(()) };
     let name =

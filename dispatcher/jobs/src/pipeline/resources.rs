@@ -1,9 +1,10 @@
-//! What a module asks of a machine, in Kubernetes' quantities: `cpu: 500m`, `memory: 256Mi`, `gpu:
-//! 1`.
+//! What a module's jobs may use of a machine, in Kubernetes quantities: `cpu: 500m`,
+//! `memory: 256Mi`, `gpu: 1`.
 
 use serde::{Deserialize, Serialize};
 
-/// What one job may take of a machine, where its executor can bind it. What is none is not bound.
+/// What one job may use of a machine, where its executor can limit it. A resource that is none is
+/// not limited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Resources {
@@ -13,15 +14,15 @@ pub struct Resources {
     /// Bytes of memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
-    /// GPUs, each whole.
+    /// Whole GPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpus: Option<u64>,
 }
 
-/// The least memory a container starts in: less is a mistake in the unit (`64` for `64Mi`).
+/// The least memory in which a container starts. Less is a mistake in the unit (`64` for `64Mi`).
 const MEMORY_LEAST: u64 = 4 << 20;
 
-/// Kubernetes' suffixes, and what they multiply by: twos to a power, or tens.
+/// The suffixes of Kubernetes, and their factors: powers of two, or of ten.
 const SUFFIXES: [(&str, Factor); 15] = [
     ("Ki", Factor::Twos(10)),
     ("Mi", Factor::Twos(20)),
@@ -50,7 +51,7 @@ impl Resources {
     /// Sets the resource `name` to what `text` says.
     ///
     /// # Errors
-    /// In words: there is no such resource, or it cannot be this much.
+    /// A text that says that there is no such resource, or which values it may have.
     pub(super) fn set(&mut self, name: &str, text: &str) -> Result<(), String> {
         let wrong = |example: &str| format!("{name:?} cannot be {text:?}: {example} is allowed");
         let positive = |value: Option<u64>| value.filter(|value| *value > 0);
@@ -74,13 +75,14 @@ impl Resources {
         Ok(())
     }
 
-    /// Whether it asks for nothing.
+    /// Returns whether no resource is limited.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// A quantity in units of `10^-places`, rounded up as Kubernetes does.
+/// Reads a quantity in units of `10^-places`, rounded up as Kubernetes does; none if it is not
+/// valid.
 fn quantity(text: &str, places: i32) -> Option<u64> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -105,7 +107,7 @@ fn quantity(text: &str, places: i32) -> Option<u64> {
     u64::try_from(value).ok().filter(|value| i64::try_from(*value).is_ok())
 }
 
-/// `e3` or `E3`; nothing is `e0`.
+/// Reads an exponent: `e3` or `E3`; an empty text is `e0`.
 fn exponent(suffix: &str) -> Option<i32> {
     if suffix.is_empty() {
         return Some(0);

@@ -130,7 +130,7 @@ fn each_mistake_is_named_with_its_line_and_the_way_out() {
         (module("gather: y"), "p.yaml:3:", "exclude each other"),
         (module("retries: many"), "p.yaml:5:", "\"retries\" has to be a number from 0 to 1000, as in retries: 3"),
         (module("retries: 1001"), "p.yaml:5:", "0 to 1000 are allowed"),
-        (module("run: [ls]"), "p.yaml:5:", "\"run\" stands here a second time"),
+        (module("run: [ls]"), "p.yaml:5:", "\"run\" is set here a second time"),
         (module("emits: y"), "p.yaml:5:", "\"emits\" has to be a list of event types, as in emits: [thumbnail]"),
         (module("env: {A: }"), "p.yaml:5:", "\"A\" of \"env\" has to be a text, as in env: {A: \"1\"}"),
         (module("commit: sometimes"), "p.yaml:5:", "\"commit\" has to be on-close or on-success"),

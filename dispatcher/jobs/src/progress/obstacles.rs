@@ -1,4 +1,4 @@
-//! What a correlation waits for, for people who wait with it.
+//! What a correlation waits for, as it is shown to people who wait for its end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -21,26 +21,26 @@ pub enum Obstacle {
         job: JobId,
         /// Its module.
         module: String,
-        /// The modules that gather and have not begun.
+        /// The modules whose gathering jobs are still waiting.
         gathering: Vec<String>,
     },
-    /// So many events that the bus has not been told of.
+    /// The number of events that are not published yet.
     Unpublished(usize),
-    /// So many events and jobs that wait for a slot of the module.
+    /// The number of events and jobs that wait for a slot of the module.
     Queue(String, usize),
-    /// So many jobs of the module that run.
+    /// The number of jobs of the module that run.
     Running(String, usize),
     /// A gathering job of the module, which waits for all that is below its event.
     Gathering(String),
 }
 
 impl Obstacle {
-    /// Whether it stays until somebody does something about it.
+    /// Returns whether it remains until a person acts.
     pub fn needs_people(&self) -> bool {
         matches!(self, Self::NotServed(_) | Self::DeadJob { .. })
     }
 
-    /// Whether it is the same one, though its number may have changed.
+    /// Returns whether both are the same obstacle, although its number may have changed.
     pub fn is_same_kind(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Unpublished(_), Self::Unpublished(_)) => true,
@@ -75,7 +75,7 @@ impl fmt::Display for Obstacle {
             }
             Self::Unpublished(events) => write!(
                 out,
-                "events that are not published yet ({events}): the bus is away, or no dispatcher and no relay runs"
+                "events that are not published yet ({events}): the bus is unavailable, or no dispatcher and no relay runs"
             ),
             Self::Queue(module, waiting) => {
                 write!(out, "the queue of module {module:?} ({waiting})")
@@ -91,7 +91,7 @@ impl fmt::Display for Obstacle {
     }
 }
 
-/// What keeps a correlation from its end, what people have to mend first.
+/// Returns what keeps a correlation from ending. The obstacles that need a person come first.
 pub fn obstacles(status: &Status, registered: &Registered, served: &[String]) -> Vec<Obstacle> {
     let claimed: BTreeSet<(&str, &str)> =
         status.jobs.iter().map(|job| (job.event_id.as_str(), job.module.as_str())).collect();

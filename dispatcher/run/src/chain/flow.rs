@@ -1,11 +1,11 @@
-//! Bytes from link to link, as in a shell, and into the blob store at the same time.
+//! The flow of bytes from link to link, as in a shell, and into the blob store at the same time.
 //!
-//! Each link reads what the one before writes, while it writes it. Every channel has a bound, so
-//! the slowest of links, stores and the reader of the answer sets the pace.
+//! Each link reads what the link before it writes, while that one writes it. Every channel has a
+//! bound, so the slowest of the links, the stores and the reader of the answer sets the pace.
 //!
 //! When a link closes its stdin early, the link before it ends, as in a shell: its next write
-//! fails, with SIGPIPE unless it ignores that signal. The trace keeps what it had written, and its
-//! exit status does not count. The input of a client is kept whole in any case.
+//! fails, with SIGPIPE unless it ignores that signal. The trace keeps what that link had written,
+//! and its exit status does not count. The input of a client is stored whole in any case.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -29,20 +29,21 @@ use super::spool::{Blob, Spool, Storing};
 use super::{Input, Link, PIECES};
 use crate::executor::sandbox::{Exit, Piped, Sandbox, SandboxError};
 
-/// Bytes read from a link at a time: what a pipe holds.
+/// The most bytes of one read from a link: what a pipe holds.
 const PIECE: usize = 64 << 10;
 
-/// Bytes of a link's stderr that are kept: the last ones.
+/// The most bytes of a link's stderr that are kept: the last ones.
 const STDERR_MAX: usize = 64 << 10;
 
-/// How long a link may go on after another one has failed: it may be about to end, and its failure
-/// the reason of the other's.
+/// How long a link may go on after another one has failed: it may be about to end too, and its
+/// failure may be the cause of the other's.
 const GIVE_UP_WAIT: Duration = Duration::from_millis(50);
 
-/// How long a link may go on whose output nobody wants any more. In a shell it could for ever.
+/// How long a link may go on after the next one has closed its stdin. In a shell it could go on for
+/// ever.
 const UNWANTED_WAIT: Duration = Duration::from_secs(10);
 
-/// How long a killed link may take to be gone.
+/// How long a killed link may take to end.
 const GONE_WAIT: Duration = Duration::from_secs(10);
 
 /// One run's links and where their bytes are kept.
@@ -52,24 +53,24 @@ pub(super) struct Flow<'a> {
     pub(super) recording: &'a Recording,
 }
 
-/// How a run went.
+/// How the links of a run ended, and what is recorded of them.
 #[derive(Debug)]
 pub(super) struct Outcome {
     /// Each link, in order.
     pub(super) links: Vec<LinkEnd>,
-    /// What the first one was given; none where that is an event's already.
+    /// The stored input of the first link; none where the input is an event's file already.
     pub(super) input: Option<Blob>,
-    /// Not all of the input was read.
+    /// Whether a part of the input was not read.
     pub(super) cut_off: bool,
-    /// Somebody asked for its end.
+    /// Whether the run was asked to stop.
     pub(super) stopped: bool,
-    /// What is recorded of it already.
+    /// The part of the trace that is recorded already.
     pub(super) begun: Option<Trace>,
-    /// Ion could not do its part.
+    /// Why Ion itself failed, in words; none if it did not.
     pub(super) broken: Option<String>,
 }
 
-/// How a link went.
+/// How one link ended, and what it wrote.
 #[derive(Debug)]
 pub(super) struct LinkEnd {
     pub(super) link: Link,
@@ -77,9 +78,9 @@ pub(super) struct LinkEnd {
     pub(super) started: Millis,
     pub(super) ended: Millis,
     pub(super) stderr: Bytes,
-    /// All it wrote, if it ended well.
+    /// All that it wrote, if it ended well.
     pub(super) output: Option<Blob>,
-    /// What is left of its processes. Taking it away is for later than the run's answer.
+    /// What is left of its processes. They are removed only after the run's answer is sent.
     pub(super) _left: Option<Sandbox>,
 }
 
@@ -87,15 +88,16 @@ pub(super) struct LinkEnd {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum How {
     Exited(Exit),
-    /// The next one had closed its stdin, as in `yes | head`. How it ended then does not count.
+    /// The next link had closed its stdin, as in `yes | head`. The exit status after that does not
+    /// count.
     Unwanted,
     TimedOut(Duration),
     WroteTooMuch(u64),
     NotStarted(String),
     Vanished(String),
-    /// Another one failed, or somebody asked for its end.
+    /// Another link failed, or the run was asked to stop.
     GivenUp,
-    /// What it wrote could not be stored.
+    /// Its output could not be stored.
     NotStored(String),
 }
 
@@ -105,10 +107,10 @@ impl How {
     }
 }
 
-/// Where a link's bytes go.
+/// The receiver of a link's output.
 enum Next {
     Link(mpsc::Sender<Bytes>),
-    /// Whoever asked; gone, the run is of no use.
+    /// The caller of the run. If it is gone, the run is cancelled.
     Asker(mpsc::Sender<Bytes>),
     Nobody,
 }
@@ -145,7 +147,8 @@ impl Flow<'_> {
             let (fed, links) = tokio::join!(self.feed(input, first, &give_up), join_all(stages));
             let (input, cut_off, unread) = fed;
             let well = unread.is_none() && links.iter().all(|end| end.how.is_well());
-            // While the last one is still at work: less is left to do when it has ended.
+            // This happens while the last link still runs, so that less is left to do when it has
+            // ended.
             let begun = match well && !last_ended.load(Ordering::Relaxed) {
                 true => self.recording.begin(input.as_ref(), cut_off, &links).await.map(Some),
                 false => Ok(None),
@@ -174,8 +177,8 @@ impl Flow<'_> {
         Outcome { links, input, cut_off, stopped: stop.is_cancelled(), begun, broken }
     }
 
-    /// Gives the input to the first link. What it was, whether it was cut off, and why it could not
-    /// be kept.
+    /// Passes the input to the first link. Returns the stored input, whether it was cut off, and
+    /// why it could not be read or stored.
     async fn feed(
         &self,
         mut input: Input,
@@ -198,7 +201,8 @@ impl Flow<'_> {
                     if let Some(link) = &to
                         && link.send(piece).await.is_err()
                     {
-                        // It has closed its stdin. What comes is kept all the same.
+                        // The link has closed its stdin. The rest of the input is stored all the
+                        // same.
                         to = None;
                         if spool.is_none() {
                             break false;
@@ -222,7 +226,7 @@ impl Flow<'_> {
         }
     }
 
-    /// One link from its beginning to its end.
+    /// Runs one link from its start to its end.
     async fn stage(
         &self,
         index: usize,
@@ -248,7 +252,7 @@ impl Flow<'_> {
         let (how, output) = match stored {
             None => (how, None),
             Some(Ok(blob)) if how.is_well() => (how, Some(blob)),
-            // Nothing names it.
+            // No event will name this blob.
             Some(Ok(blob)) => {
                 self.recording.forget(&blob.entry.key).await;
                 (how, None)
@@ -274,7 +278,7 @@ impl Flow<'_> {
     ) -> (How, Option<(Storing, Sandbox)>) {
         let Piped { mut sandbox, stdin, stdout, stderr } = piped;
         let timeout = self.module.timeout;
-        // Since when nobody wants what it writes.
+        // When the next link closed its stdin, if it did.
         let unwanted = SetOnce::new();
         let over = async || {
             let since: &Instant = unwanted.wait().await;
@@ -290,7 +294,7 @@ impl Flow<'_> {
             };
             let ((), spool) =
                 tokio::try_join!(beside, self.read(index, stdout, to, &unwanted, give_up))?;
-            // It has written all, and is about to end: meanwhile its bytes are stored.
+            // The link has written all, and is about to end: meanwhile its output is stored.
             let storing = spool.finish();
             let exit = tokio::select! {
                 exit = sandbox.exit() => exit,
@@ -323,8 +327,8 @@ impl Flow<'_> {
         }
     }
 
-    /// What a link writes, to the store and to the next one, until it has written all or the next
-    /// one wants no more.
+    /// Copies a link's output to the store and to the next link, until all is written or the next
+    /// link closes its stdin.
     async fn read(
         &self,
         index: usize,
@@ -350,7 +354,8 @@ impl Flow<'_> {
             match &to {
                 Next::Link(link) => {
                     if link.send(piece).await.is_err() {
-                        // Only set here; its end of the pipe is closed with this function's.
+                        // It is set only here. This function's end closes `stdout`, and so the
+                        // pipe.
                         let _ = unwanted.set(Instant::now());
                         return Ok(spool);
                     }
@@ -367,7 +372,7 @@ impl Flow<'_> {
     }
 }
 
-/// Gives a link its input, until there is no more or it does not want any.
+/// Writes a link's input, until there is no more or the link has closed its stdin.
 async fn write(mut stdin: Sender, mut from: mpsc::Receiver<Bytes>) {
     while let Some(piece) = from.recv().await {
         if stdin.write_all(&piece).await.is_err() {
@@ -376,7 +381,7 @@ async fn write(mut stdin: Sender, mut from: mpsc::Receiver<Bytes>) {
     }
 }
 
-/// Keeps the end of what a link says.
+/// Keeps the last [`STDERR_MAX`] bytes of a link's stderr in `said`.
 async fn hear(mut stderr: Receiver, said: &Mutex<BytesMut>) {
     let mut buffer = BytesMut::new();
     loop {
@@ -399,10 +404,10 @@ fn ended(exit: Result<Exit, SandboxError>) -> How {
     }
 }
 
-/// Kills what is left of a link.
+/// Kills a link's processes and waits until they have ended.
 async fn end(mut sandbox: Sandbox) {
     sandbox.kill().await;
     if tokio::time::timeout(GONE_WAIT, sandbox.exit()).await.is_err() {
-        tracing::warn!("a killed link is not gone yet");
+        tracing::warn!("a killed link has not ended yet");
     }
 }

@@ -1,11 +1,12 @@
-//! Processes started ahead: each waits on its stdin, is used for one run, and is replaced.
+//! Pools of processes started ahead: each process waits on its stdin, serves one run, and is
+//! replaced.
 //!
-//! What a run would wait for otherwise, namespaces, fork, exec and a program's own start, is over
-//! before it begins. A program that does not wait (it ends before anybody used it) is started ahead
-//! less and less often, and when it is needed.
+//! A run then need not wait for namespaces, fork, exec and the program's own start. A program that
+//! does not wait for input (it ends before a run uses it) is started ahead less and less often; a
+//! run that finds none starts its own.
 //!
-//! A pool grows with its use: it keeps at least as many waiting as runs have lately gone on at a
-//! time, but for one of a chain that wants none started ahead.
+//! A pool grows with its use: it keeps at least as many processes waiting as the most concurrent
+//! runs of late. A chain that asks for no processes ahead gets none.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
@@ -25,20 +26,21 @@ use super::{Link, Places};
 use crate::executor::container::Ask;
 use crate::executor::sandbox::{self, Command, Piped, Rights, SandboxError};
 
-/// How often those that wait are looked at.
+/// How often the waiting processes are checked.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// The wait after a process ended by itself before it was used; it doubles up to [`BACKOFF_MAX`].
+/// The backoff after a process ended by itself before it was used; it doubles up to
+/// [`BACKOFF_MAX`].
 const BACKOFF: Duration = Duration::from_millis(200);
 
-/// The longest of these waits.
+/// The longest backoff.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
-/// What makes two processes the same: the link, where it runs, and what its environment has beside
-/// the usual, and its container.
+/// The key of a pool, which two links share only if their processes are the same: the link's id,
+/// the folder it runs in, its own environment variables, and its container.
 type Kind = (String, PathBuf, BTreeMap<String, String>, Option<Container>);
 
-/// All pools of a dispatcher.
+/// All the pools of a dispatcher.
 #[derive(Debug)]
 pub(super) struct Pools {
     places: Places,
@@ -50,19 +52,19 @@ pub(super) struct Pools {
     metrics: Arc<ChainMetrics>,
 }
 
-/// The processes of one link.
+/// The pool of one link's processes.
 #[derive(Debug)]
 struct Pool {
     name: String,
     command: Command,
     places: Places,
-    /// What it runs from, with all it is given; none: this machine.
+    /// The container that it runs in, with its settings; none: this machine.
     container: Result<Option<Container>, String>,
     env: Vec<(String, String)>,
     want: usize,
     idle: Duration,
     held: Mutex<Held>,
-    /// Ended by themselves before they were used, one after the other.
+    /// How many processes in a row ended by themselves before they were used.
     failures: AtomicU32,
     wake: Notify,
 }
@@ -71,12 +73,12 @@ struct Pool {
 struct Held {
     ready: VecDeque<Piped>,
     used: Instant,
-    /// Runs that go on and need one each.
+    /// The runs in progress that use this pool.
     runs: usize,
-    /// The most of them lately.
+    /// The most concurrent runs of late.
     most: usize,
     looked: Instant,
-    /// Since when none has waited.
+    /// Since when no process has been ready; none if one is.
     empty: Option<Instant>,
 }
 
@@ -98,12 +100,12 @@ impl Pools {
         }
     }
 
-    /// Begins to start the link's processes ahead.
+    /// Creates the link's pool, which begins to start processes ahead.
     pub(super) fn keep(&self, module: &Module, link: &Link) {
         self.pool(module, link);
     }
 
-    /// The link's pool, which begins to fill if it is new.
+    /// Returns the link's pool. A new one begins to fill.
     fn pool(&self, module: &Module, link: &Link) -> Arc<Pool> {
         let container = module.container_of(link);
         let kind = (
@@ -145,7 +147,7 @@ impl Pools {
             looked: now,
             empty: None,
         });
-        // As often as one run needs it.
+        // How many processes of this link one run needs.
         let times = module.links.iter().filter(|other| other.id() == kind.0).count();
         let (name, want, idle) =
             (link.name.clone(), module.link_settings.warm * times, module.link_settings.idle);
@@ -173,9 +175,9 @@ impl Pools {
         pool
     }
 
-    /// A run of the chain goes on until what this gives is dropped. Then what it took is replaced.
-    /// Not before, where some are left for the next run: starting processes would take the
-    /// processors from those that run.
+    /// Marks a run of the chain as in progress until the returned value is dropped. Only then are
+    /// the processes that it took replaced, or earlier if none is left for the next run: starting
+    /// processes would take processor time from those that run.
     pub(super) fn begin(&self, module: &Module) -> Used {
         let pools: Vec<_> = module.links.iter().map(|link| self.pool(module, link)).collect();
         for pool in &pools {
@@ -186,7 +188,7 @@ impl Pools {
         Used { pools, metrics: self.metrics.clone() }
     }
 
-    /// Ends them all.
+    /// Ends all waiting processes and the tasks that start them.
     pub(super) async fn close(&self) {
         self.stopping.cancel();
         self.keepers.close();
@@ -194,14 +196,14 @@ impl Pools {
     }
 }
 
-/// The pools that a run takes from, by link.
+/// The pools that a run takes its processes from, by link.
 pub(super) struct Used {
     pools: Vec<Arc<Pool>>,
     metrics: Arc<ChainMetrics>,
 }
 
 impl Used {
-    /// A process for each link.
+    /// Takes or starts a process for each link.
     pub(super) async fn take(&self) -> Vec<Result<Piped, SandboxError>> {
         join_all(self.pools.iter().map(async |pool| {
             let taken = pool.take();
@@ -220,7 +222,7 @@ impl Drop for Used {
         for pool in &self.pools {
             let mut held = pool.held();
             held.runs -= 1;
-            // A long run is a use to its end.
+            // A long run counts as a use until its end.
             held.used = Instant::now();
             drop(held);
             pool.wake.notify_one();
@@ -233,13 +235,13 @@ impl Pool {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Another process.
+    /// Starts another process.
     async fn start(&self) -> Result<Piped, SandboxError> {
         let mut command = self.command.clone();
         if let Some(container) =
             self.container.as_ref().map_err(|reason| SandboxError::Failed(reason.clone()))?
         {
-            // Without a command, what its image says.
+            // Without a command, the image's own command runs.
             let argv = if command.argv[0].is_empty() { vec![] } else { command.argv.clone() };
             let ask = Ask {
                 container,
@@ -274,7 +276,7 @@ impl Pool {
         None
     }
 
-    /// Keeps as many waiting as are wanted, for ever.
+    /// Keeps as many processes waiting as are wanted, for ever.
     async fn keep_full(&self, metrics: &ChainMetrics) {
         loop {
             let missing = self.look();
@@ -310,8 +312,8 @@ impl Pool {
         }
     }
 
-    /// Lets go of those that have ended, and of all when nobody has used one for long. How many are
-    /// missing; none if one ended by itself.
+    /// Drops the processes that have ended, and all of them when no run has used the pool for long.
+    /// Returns how many are missing; none if a process ended by itself.
     fn look(&self) -> Option<usize> {
         let mut held = self.held();
         if held.used.elapsed() > self.idle {
@@ -329,12 +331,12 @@ impl Pool {
             if self.failures.fetch_add(1, Ordering::Relaxed) == 0 {
                 tracing::info!(
                     link = self.name,
-                    "it does not wait for input; it is started when it is needed"
+                    "the link's program does not wait for input, so it is started when a run needs it"
                 );
             }
             return None;
         }
-        // Who wants none ahead wants each started with its payload.
+        // A chain that wants none ahead wants each process started with its payload.
         let want = if self.want == 0 { 0 } else { self.want.max(held.most) };
         held.ready.truncate(want);
         Some(want - held.ready.len())

@@ -1,9 +1,10 @@
-//! The trace of a run: what a pipeline of as many modules would have left.
+//! The trace of a run: the same records that a pipeline of as many modules would have left.
 //!
 //! E0 -> job of link 1 -> E1 -> job of link 2 -> E2 ...: each link works on the event of what the
-//! one before wrote. Beside it stands the chain's own job, on E0. Where a link did not end well the
-//! ones before it may have been cut off, so only what all links up to some place wrote becomes
-//! events, and the jobs of the others stand below the last of them.
+//! link before it wrote. The chain's own job, on E0, is recorded as well. If a link did not end
+//! well, the ones before it may have been cut off. So an output becomes an event only if its link
+//! and all links before it ended well, and the jobs of the other links have the last of these
+//! events as their parent.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,44 +29,46 @@ use super::spool::{Blob, Spool};
 use super::{End, Failure, Link, Stored};
 use crate::executor::sandbox::{Exit, out_of_memory};
 
-/// The name of what a link wrote, as a file of its event.
+/// The name of a link's output, as a file of its event.
 pub(super) const STDOUT: &str = "stdout";
 
-/// The name of what the first link read.
+/// The name of the first link's input, as a file of the first event.
 pub const STDIN: &str = "stdin";
 
-/// Bytes of stderr that a failure carries.
+/// The most bytes of stderr in a [`Failure`].
 const SAID_MAX: usize = 8 << 10;
 
-/// Where one run is recorded.
+/// The recorder of one run.
 pub(super) struct Recording {
     plane: Arc<DataPlane>,
     module: Arc<Module>,
     first: Event,
     stored: Stored,
-    /// How deep its event may stand below the first one of its correlation.
+    /// The largest allowed depth of its last event below the first one of its correlation.
     depth_max: u64,
-    /// How long the stores may take.
+    /// The most time that the stores may take for one recording.
     deadline: Duration,
-    /// The events and jobs to be, by link: each event follows from the one before.
+    /// The ids of the events and jobs that the run will have, by link: each event follows from the
+    /// one before.
     steps: Vec<Step>,
 }
 
-/// What is recorded of a run so far.
+/// The part of a run's trace that exists so far.
 #[derive(Debug)]
 pub(super) struct Trace {
-    /// What the next link worked on.
+    /// The event that the next link worked on.
     on: Event,
-    /// The same, until it is known whether a link follows.
+    /// The same event, kept back until it is known whether a link follows; none if it is written
+    /// already.
     last: Option<Event>,
-    /// How many links are in it.
+    /// How many links are in the trace.
     links: usize,
-    /// What is not written yet.
+    /// Blobs and documents that are not written yet.
     blobs: Vec<Blob>,
     documents: Vec<(Collection, Value)>,
 }
 
-/// What a link works on, and what it makes.
+/// The ids of a link's job and of the event that it makes.
 #[derive(Debug)]
 pub(super) struct Step {
     pub(super) job: JobId,
@@ -81,17 +84,18 @@ impl Recording {
         Self { plane, module, first, stored, depth_max, deadline, steps }
     }
 
-    /// Where the input goes; none where it is an event's file already.
+    /// Returns the spool for the input; none where the input is an event's file already.
     pub(super) fn input(&self) -> Option<Spool> {
         self.begins().then(|| self.spool(STDIN, STDIN))
     }
 
-    /// Where a link's output goes.
+    /// Returns the spool for a link's output.
     pub(super) fn output(&self, index: usize) -> Spool {
         self.spool(&format!("{}-{STDOUT}", index + 1), STDOUT)
     }
 
-    /// All blobs of a run lie in one folder: a store that makes folders durable has one to do.
+    /// Returns a spool for a blob of this run. All blobs of a run lie in one folder, so that a
+    /// store that makes folders durable has only one to sync.
     fn spool(&self, path: &str, name: &'static str) -> Spool {
         let correlation = &self.first.context.correlation_id;
         let key = format!("{correlation}/{}/{}.0/{path}", self.chain_job(), self.stored.attempt());
@@ -109,10 +113,10 @@ impl Recording {
         }
     }
 
-    /// Records what all links but the last did, which ended well.
+    /// Records what all links but the last one did. These links have ended well.
     ///
     /// # Errors
-    /// In words, when it cannot be recorded.
+    /// In words, if it cannot be recorded.
     pub(super) async fn begin(
         &self,
         input: Option<&Blob>,
@@ -131,7 +135,7 @@ impl Recording {
         .await
     }
 
-    /// Writes the whole trace, durable when this returns.
+    /// Writes the whole trace, which is durable when this returns.
     pub(super) async fn keep(&self, outcome: &mut Outcome) -> End {
         match self.within(self.end(outcome)).await {
             Ok(end) => end,
@@ -188,7 +192,7 @@ impl Recording {
         Ok(end)
     }
 
-    /// Where a trace begins.
+    /// Begins a trace with the first event.
     fn trace(&self, input: Option<&Blob>, cut_off: bool) -> Trace {
         let first = self.first_event(input, cut_off);
         let mut documents = Vec::new();
@@ -204,8 +208,8 @@ impl Recording {
         }
     }
 
-    /// Adds the links that it does not have. The first `well` of them are those whose output
-    /// counts.
+    /// Adds the links that the trace does not have yet. Only the output of the first `well` links
+    /// becomes events.
     async fn extend(
         &self,
         trace: &mut Trace,
@@ -235,7 +239,7 @@ impl Recording {
             if let Some(output) = link.output.as_ref().filter(|_| index < well) {
                 let event = self.event(index, link, &trace.on, output.entry.clone());
                 trace.on = event.clone();
-                // All but the last are told to nobody: the next link has had them.
+                // All events but the last are published to no module: the next link has read them.
                 if let Some(event) = trace.last.replace(event) {
                     trace.documents.push((Collection::Events, encode(&event.for_nobody())));
                 }
@@ -244,8 +248,8 @@ impl Recording {
         Ok(())
     }
 
-    /// Writes what a trace has gathered, and its last event, with which all of it is durable when
-    /// this returns.
+    /// Writes the trace's pending blobs and documents, and the `published` event last. All of it is
+    /// durable when this returns if there is such an event; else only after `seal`.
     async fn write(&self, trace: &mut Trace, published: Option<Event>) -> Result<(), Refusal> {
         let soon = |blob: Blob| blob.soon.map(|bytes| (blob.entry.key, bytes));
         let blobs: Vec<_> = trace.blobs.drain(..).filter_map(soon).collect();
@@ -257,7 +261,8 @@ impl Recording {
             None => self.plane.insert_with_blobs(blobs, documents.clone(), self.guard()).await?,
         };
         for ((collection, document), inserted) in documents.into_iter().zip(written) {
-            // An earlier attempt wrote it; what it says of itself is past.
+            // An earlier attempt wrote this job; its record describes that attempt, so it is
+            // replaced.
             if collection == Collection::Jobs && matches!(inserted, Inserted::Existing(_)) {
                 self.plane.documents.put(collection, document, self.guard()).await?;
             }
@@ -265,12 +270,12 @@ impl Recording {
         Ok(())
     }
 
-    /// Whether the chain is one link, whose job is the chain's.
+    /// Returns whether the chain is one link, whose job is the chain's own.
     fn alone(&self) -> bool {
         self.steps.len() == 1
     }
 
-    /// Whether the first event is to be recorded too.
+    /// Returns whether the first event is to be recorded too.
     fn begins(&self) -> bool {
         matches!(self.stored, Stored::Not)
     }
@@ -293,7 +298,7 @@ impl Recording {
         if self.begins() { first.for_nobody() } else { first }
     }
 
-    /// What the chain's own job is called, on the first event.
+    /// Returns the id of the chain's own job, on the first event.
     fn chain_job(&self) -> JobId {
         JobId::derive(&self.first.id, &self.module.name)
     }
@@ -356,7 +361,8 @@ impl Recording {
         }
     }
 
-    /// What a link's event and job are called after: the link, or the module that is nothing else.
+    /// Returns the name of a link's event and job: the link's, or the module's if the chain has
+    /// only this link.
     fn name_of<'a>(&'a self, link: &'a Link) -> &'a str {
         if self.alone() { &self.module.name } else { &link.name }
     }
@@ -397,13 +403,13 @@ impl Recording {
         }
     }
 
-    /// What a link said, as the log of its job; none if it was silent.
+    /// Stores a link's stderr as the log of its job; none if it wrote nothing.
     async fn log(&self, end: &LinkEnd, number: usize) -> Result<Option<Blob>, Refusal> {
-        // The chain's own job has the words of all its links in its log.
+        // The log of the chain's own job has the stderr of all its links.
         if end.stderr.is_empty() || (self.alone() && !self.begins()) {
             return Ok(None);
         }
-        // By its number, too: a chain may have the same link twice.
+        // The key has the link's number too: a chain may have the same link twice.
         let key = format!(
             "{}/{}/{number}-{}-attempt-{}.log",
             logs_below(&self.first.context.correlation_id),
@@ -448,8 +454,8 @@ impl Recording {
     }
 }
 
-/// The job of each link and the event that it makes, of a run on this first event. A chain of one
-/// link is that link: its job is the module's.
+/// Returns the ids of each link's job and of the event that it makes, for a run on this first
+/// event. A chain of one link is that link: its job is the module's.
 pub(super) fn steps<'a>(
     module: &'a Module,
     first: &EventId,
@@ -482,7 +488,7 @@ fn said(how: &How) -> String {
             format!("it wrote more than {most} bytes, which is its output limit")
         }
         How::Unwanted => "ended early: the next link had closed its stdin".into(),
-        How::GivenUp => "given up: the chain could not be ended".into(),
+        How::GivenUp => "stopped: another link failed, or the run was cancelled".into(),
         How::NotStarted(reason) | How::Vanished(reason) | How::NotStored(reason) => reason.clone(),
     }
 }

@@ -1,4 +1,4 @@
-//! Bytes that pass by on their way to the blob store.
+//! Streams of bytes that are stored as blobs.
 
 use std::io;
 use std::sync::Arc;
@@ -12,25 +12,26 @@ use ion_stores::DataPlane;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Bytes that are kept until there are no more: one put instead of a stream.
+/// Up to this many bytes are kept in memory, and stored by one put instead of a stream.
 const SMALL: usize = 256 << 10;
 
-/// Pieces that wait for the store. It slows down who writes them.
+/// The most pieces that wait for the store. When they are reached, the writer waits.
 const PIECES: usize = 4;
 
-/// A blob that was made.
+/// A blob that was stored.
 #[derive(Clone, Debug)]
 pub(super) struct Blob {
-    /// As an event names it.
+    /// Its entry in an event's list of files.
     pub(super) entry: FileEntry,
-    /// Its bytes, where it is not durable yet.
+    /// Its bytes, if it is not durable yet.
     pub(super) soon: Option<Bytes>,
 }
 
-/// A blob being made.
+/// The future of a blob that is being stored.
 pub(super) type Storing = BoxFuture<'static, Result<Blob, UploadError>>;
 
-/// What becomes one blob. Dropped before its end, it becomes none.
+/// A stream of bytes that becomes one blob. If it is dropped before [`Self::finish`], no blob is
+/// made.
 #[derive(Debug)]
 pub(super) struct Spool {
     plane: Arc<DataPlane>,
@@ -44,7 +45,7 @@ pub(super) struct Spool {
 enum Into {
     Memory(BytesMut),
     Store(mpsc::Sender<Bytes>, AbortOnDropHandle<Result<FileEntry, UploadError>>),
-    /// It failed: the end says how.
+    /// Storing failed: the task's result says why.
     Nowhere(AbortOnDropHandle<Result<FileEntry, UploadError>>),
 }
 
@@ -53,12 +54,12 @@ impl Spool {
         Self { plane, key, name, bytes: 0, into: Into::Memory(BytesMut::new()) }
     }
 
-    /// Bytes so far.
+    /// Returns the bytes added so far.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The next bytes; waits while the store does not keep up.
+    /// Adds the next bytes; waits while the store does not keep up.
     pub(super) async fn add(&mut self, piece: &Bytes) {
         self.bytes += piece.len() as u64;
         match &mut self.into {
@@ -92,7 +93,8 @@ impl Spool {
         Into::Store(store, AbortOnDropHandle::new(task))
     }
 
-    /// The blob, which is begun at once, whether this is polled or not.
+    /// Stores the rest and returns the blob. Storing begins at once, even if the future is not
+    /// polled.
     pub(super) fn finish(self) -> Storing {
         let path = self.name.to_owned();
         let (task, soon) = match self.into {

@@ -1,5 +1,5 @@
-//! What every executor says of an attempt: who commits, in which environment it runs, and what its
-//! end means.
+//! What all executors share about an attempt: who commits, in which environment it runs, and what
+//! its end means.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,11 +15,11 @@ use super::sandbox::{self, Exit};
 use super::sidecar::{Sidecar, Word};
 use super::{Ended, Start, Stop};
 
-/// Failed reads in the record of one attempt. A job's document holds all its attempts, and a store
-/// takes 2 MiB at most; the job's own tree lists more.
+/// The most failed reads in the record of one attempt. A job's document holds all its attempts, and
+/// a store takes 2 MiB at most; the job's own tree lists more.
 const RECORDED_READS_MAX: usize = 20;
 
-/// Who commits, as long as `fence` holds.
+/// Returns who commits: the attempt, as long as `fence` holds.
 pub(super) fn origin(start: &Start, fence: Fence) -> Origin {
     Origin {
         job_id: start.job.id.clone(),
@@ -33,7 +33,7 @@ pub(super) fn origin(start: &Start, fence: Fence) -> Origin {
     }
 }
 
-/// What of older Ion's ways a module asks for.
+/// Returns which conventions of older Ion a module asks for.
 pub(super) fn older(module: &Module) -> Older {
     let names = match module.api {
         Api::None => Names::Current,
@@ -42,7 +42,7 @@ pub(super) fn older(module: &Module) -> Older {
     Older { names, urls: module.urls }
 }
 
-/// A module's whole environment (DESIGN.md section 2).
+/// Returns a module's whole environment (DESIGN.md section 2).
 pub(super) fn environment(
     base: &[(String, String)],
     start: &Start,
@@ -66,24 +66,24 @@ pub(super) fn environment(
 /// How the process part of an attempt ended.
 pub(super) enum Ran {
     Exited(Exit),
-    /// However it ended, it had said that its work was done; the exit status, if it exited by
-    /// itself.
+    /// The module had reported its work done before the process ended, however that ended; the exit
+    /// status, if it exited by itself.
     Done(Option<i32>),
-    /// It exited well and had not said so.
+    /// It exited with status 0 and had not reported its work done.
     Undone,
     TimedOut(Duration),
     Stopped(Stop),
     NotStarted(String),
-    /// It could not be started, and never will be.
+    /// It could not be started, and no retry can start it.
     CannotRun(String),
-    /// This machine has no room for one more.
+    /// This machine has no room for one more process.
     NoRoom(String),
     Vanished(String),
 }
 
 impl Ran {
-    /// What its end means, given what the module had said before. Done is done: older Ion had
-    /// committed by then.
+    /// Combines the process's end with the completion that the module had reported before. Work
+    /// that was reported done stays done: older Ion had committed by then.
     pub(super) fn after(self, word: Word) -> Self {
         match (word, self) {
             (Word::Done, Self::Exited(Exit::Code(code))) => Self::Done(Some(code)),
@@ -96,20 +96,21 @@ impl Ran {
     }
 }
 
-/// Waits until somebody asks for the attempt's end.
+/// Waits until the attempt is asked to stop.
 pub(super) async fn asked(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
     loop {
         if let Some(stop) = *stop.borrow_and_update() {
             return stop;
         }
         if stop.changed().await.is_err() {
-            // Nobody is left to ask: only the job's own end counts.
+            // Every sender is dropped, so no request can come: only the job's own end counts.
             return std::future::pending().await;
         }
     }
 }
 
-/// The attempt's end: exit status, no event refused, every read answered, and no limit exceeded.
+/// Returns the attempt's end. It succeeds if the exit status is 0, no event was refused, every read
+/// was answered, and no limit was exceeded.
 pub(super) fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended {
     let exited = matches!(ran, Ran::Exited(_) | Ran::Undone);
     let first_refused =
@@ -119,7 +120,7 @@ pub(super) fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended 
             (AttemptEnd::Succeeded, Some(0), None)
         }
         Ran::Exited(Exit::Code(0)) => (AttemptEnd::Failed, Some(0), first_refused),
-        // What was refused after that is in the log.
+        // The log has the events that were refused after the work was reported done.
         Ran::Done(code) => (AttemptEnd::Succeeded, code, None),
         Ran::Undone => {
             let undone = "it ended and GET /done had not been answered with 200; \"api: sidecar\" waits for that";
@@ -149,19 +150,20 @@ pub(super) fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended 
         Ran::NoRoom(reason) => (AttemptEnd::NoRoom, None, Some(reason)),
         Ran::Vanished(reason) => (AttemptEnd::Failed, None, Some(reason)),
     };
-    // First of its reasons: the others follow from it.
+    // An exceeded limit stands first in the reason: the other reasons follow from it.
     let (end, reason) = match (&outcome.exceeded, reason) {
         (Some(exceeded), None) if exited => (AttemptEnd::Failed, Some(exceeded.clone())),
         (Some(exceeded), Some(reason)) if exited => (end, Some(format!("{exceeded}; {reason}"))),
         (_, reason) => (end, reason),
     };
-    // What was done before a read failed is done; all else may rest on an input that was cut off.
+    // Work that was reported done before a read failed stays done; all other work may rest on an
+    // input that was cut off.
     let (end, reason) = match (outcome.failed_reads.in_words(), reason) {
         (Some(failed), None) if exited => (AttemptEnd::Failed, Some(failed)),
         (Some(failed), Some(reason)) => (end, Some(format!("{failed}; {reason}"))),
         (_, reason) => (end, reason),
     };
-    // A module that does without what it could not write has succeeded all the same.
+    // A module that exits well without what it could not write has still succeeded.
     let (end, reason) = match (&outcome.no_room, reason) {
         (Some(no_room), Some(reason))
             if end == AttemptEnd::Failed && outcome.exceeded.is_none() =>
@@ -175,7 +177,7 @@ pub(super) fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended 
     Ended { end, exit_code, reason, log: None, staged, failed_reads }
 }
 
-/// The end of what was asked to end.
+/// Returns the end of an attempt that was asked to stop.
 pub(super) fn stopped_by(why: Stop) -> Ended {
     let (end, reason) = match why {
         Stop::Cancel => (AttemptEnd::Cancelled, "cancelled"),

@@ -1,4 +1,4 @@
-//! Which executor runs which module.
+//! The choice of the executor for each module.
 
 use std::sync::Arc;
 
@@ -15,19 +15,19 @@ use super::kubernetes::{Kubernetes, KubernetesError};
 use super::local::LocalExecutor;
 use super::{Ended, Executor, Fate, OutputWatcher, Start, Stop};
 
-/// What a dispatcher needs for jobs that are pods.
+/// The settings of a dispatcher for jobs that run as pods.
 #[derive(Clone, Debug)]
 pub struct ClusterSettings {
-    /// Signs the pods' tokens; in words why there is none.
+    /// The key that signs the pods' tokens; else the reason, in words, why there is none.
     pub key: Result<TicketKey, String>,
-    /// Where pods run; none: the namespace of the kubeconfig, or the dispatcher's own.
+    /// The namespace where pods run; none: the one of the kubeconfig, or the dispatcher's own.
     pub namespace: Option<String>,
 }
 
-/// Why jobs cannot be pods.
+/// The reason why jobs cannot run as pods.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    /// This build cannot speak to a cluster.
+    /// This build was made without the `kubernetes` feature.
     #[error(
         "this ion was built without Kubernetes; `cargo build --release --features kubernetes` builds one that has it"
     )]
@@ -42,19 +42,20 @@ pub enum ClusterError {
 #[derive(Debug)]
 #[cfg_attr(
     not(feature = "kubernetes"),
-    expect(dead_code, reason = "some fields are for a cluster only")
+    expect(dead_code, reason = "some fields serve a cluster only")
 )]
 pub struct Executors {
     node: Arc<Node>,
     local: Arc<LocalExecutor>,
     settings: ClusterSettings,
     output: Option<Arc<dyn OutputWatcher>>,
-    /// Once some module asks for it.
+    /// Connected when the first module needs it.
     cluster: OnceCell<Arc<dyn Executor>>,
 }
 
 impl Executors {
-    /// Of this machine, and of a cluster when it is needed.
+    /// Returns the executors: `local` for this machine, and a cluster's, which is connected when it
+    /// is needed.
     pub fn new(
         node: Arc<Node>,
         local: Arc<LocalExecutor>,
@@ -64,10 +65,10 @@ impl Executors {
         Self { node, local, settings, output, cluster: OnceCell::new() }
     }
 
-    /// What runs jobs as pods.
+    /// Returns the executor that runs jobs as pods.
     ///
     /// # Errors
-    /// When no cluster is configured, or this build has no Kubernetes.
+    /// If no cluster is configured, or this build has no Kubernetes.
     pub async fn cluster(&self) -> Result<&Arc<dyn Executor>, ClusterError> {
         self.cluster.get_or_try_init(|| self.connect()).await
     }

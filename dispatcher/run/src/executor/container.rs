@@ -1,16 +1,15 @@
-//! Containers: what a sandbox starts in place of the module's program, where the module has an
-//! image.
+//! Containers: a sandbox starts one in place of the module's program, if the module has an image.
 //!
 //! # How it works
 //! `job-init` makes the job's namespaces and mounts its tree as for any other job, and then starts
-//! `crun`, which makes the container inside of them: its own root, read-only, the tree bound in at
-//! its place, users that are nobody on this machine, no capability, no network unless asked. So
-//! leash, signals, output, limits and adoption are those of every job, and all that `crun` needs
-//! (the bundle, its state) lies in a tmpfs that goes with the namespace.
+//! `crun`, which makes the container inside them: its own root, read-only, with the tree bound in,
+//! users that have no account on this machine, no capability, and no network unless the module asks
+//! for it. So the leash, signals, output, limits and adoption are the same as for every job, and
+//! all that `crun` needs (the bundle, its state) lies in a tmpfs that goes with the namespace.
 //!
 //! # What it never does
 //! Run anything of an image with rights of its own on this machine: no capability is left, and none
-//! can be had again.
+//! can be gained again.
 
 mod cgroups;
 mod program;
@@ -33,42 +32,44 @@ use self::users::{User, user_of};
 use super::image::{HOST_FILES, Image, ImageConfig, ImageError, Images, Owners, USERS, found_in};
 use super::sandbox::{self, BUNDLE, Bounds, MASKED, Mode, READ_ONLY, ROOTFS};
 
-/// The first of the machine's users that stand for a container's. systemd leaves 1,879,048,192 to
-/// 2,147,352,575 to nobody, and what gives users to people's own containers begins far below.
+/// The first of the machine's user ids that a container's users are mapped to. systemd leaves
+/// 1,879,048,192 to 2,147,352,575 unassigned, and tools that assign ids to people's own containers
+/// begin far below.
 const FIRST_USER: u32 = 0x7140_0000;
 
-/// Where an image that does not say so has its programs.
+/// The `PATH` of an image that names none.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Where a runtime may be that is not in an ordinary user's `PATH`.
+/// The folders that are searched for a runtime beside an ordinary user's `PATH`.
 const SYSTEM_PATH: &str = "/usr/bin:/usr/sbin:/usr/local/bin:/usr/local/sbin";
 
-/// Its name, for itself.
+/// The host name that a container has for itself.
 const HOST_NAME: &str = "ion";
 
-/// The host names that a container has for itself, whatever its network.
+/// The host names that a container resolves to itself, whatever its network.
 const OWN_HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 
-/// Bytes of this machine's list of hosts.
+/// The most bytes that are read of this machine's `/etc/hosts`.
 const HOSTS_MAX: u64 = 4 << 20;
 
-/// What a container has of its own, whatever its image has there: no volume takes its place.
+/// The folders that every container has of its own, whatever its image has there: no volume
+/// replaces them.
 const OF_CONTAINER: [&str; 4] = ["/dev", "/ion", "/proc", "/sys"];
 
-/// Signals by their names, each at its number.
+/// The names of signals; the index is the number.
 const SIGNALS: [&str; 32] = [
     "", "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
     "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
     "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
 ];
 
-/// The first and the last signal of real time, as C libraries count them.
+/// The first and the last real-time signal, as C libraries count them.
 const RTMIN: i32 = 34;
 const RTMAX: i32 = 64;
 
-/// System calls that no module needs and that have often been a way out: of the kernel's keys,
-/// mounts, modules, namespaces and tracers. What a capability guards fails anyway; these fail
-/// before the kernel looks.
+/// The denied system calls. No module needs them, and they have often been a way out of a
+/// container: they concern the kernel's keys, mounts, modules, namespaces and tracers. Those that a
+/// capability guards would fail anyway; here they fail before the kernel looks at them.
 const DENIED: [&str; 38] = [
     "acct",
     "add_key",
@@ -110,67 +111,68 @@ const DENIED: [&str; 38] = [
     "userfaultfd",
 ];
 
-/// Of `clone`: a new user namespace.
+/// The flag of `clone` for a new user namespace.
 const CLONE_NEWUSER: u64 = 0x1000_0000;
 
-/// What `clone3` is answered, and the `socketcall` of programs of 32 bits: what they ask for cannot
-/// be looked at. C libraries go on with `clone` and with `socket`.
+/// The error for `clone3`, and for the `socketcall` of 32-bit programs: a filter cannot read their
+/// arguments. C libraries then use `clone` and `socket` instead.
 const ENOSYS: u32 = 38;
 
-/// Sockets of virtual machines: no network namespace holds them, and at their other end is whoever
-/// runs this machine.
+/// Sockets of virtual machines: network namespaces do not contain them, and their other end is the
+/// host that runs this virtual machine.
 const AF_VSOCK: u32 = 40;
 
-/// Sockets of the kernel's cryptography: much code that nobody needs, as libraries have their own.
+/// Sockets of the kernel's cryptography: much code that modules do not need, as libraries have
+/// their own.
 const AF_ALG: u32 = 38;
 
-/// What both are answered, as by a kernel that knows no such sockets.
+/// The error for both, as of a kernel that does not know such sockets.
 const EAFNOSUPPORT: u32 = 97;
 
-/// Why a container cannot be made.
+/// The reason why a container cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ContainerError {
-    /// Its image cannot be had.
+    /// Its image cannot be fetched or unpacked.
     #[error("its image cannot be used")]
     Image(#[from] ImageError),
-    /// This machine cannot do it.
+    /// This machine cannot make it.
     #[error("{0}")]
     Unable(String),
-    /// What is to run is not in the image, or is no program, whichever machine tries it.
+    /// The program is not in the image, or cannot be executed, on whatever machine.
     #[error("{0}")]
     CannotRun(String),
 }
 
-/// What is to run.
+/// A request for a container.
 pub(crate) struct Ask<'a> {
-    /// From what.
+    /// The image and its settings.
     pub(crate) container: &'a Container,
-    /// The program and its arguments; empty: as the image says.
+    /// The program and its arguments; empty: those of the image.
     pub(crate) argv: Vec<String>,
-    /// What is added to the image's environment.
+    /// The variables that are added to the image's environment.
     pub(crate) env: Vec<(String, String)>,
-    /// Where its tree is; none: it has none.
+    /// Where the job's tree is; none: it has no tree.
     pub(crate) tree: Option<&'a Path>,
-    /// Processes and threads at a time.
+    /// The most processes and threads.
     pub(crate) processes: u64,
-    /// Hears what is waited for.
+    /// Receives a line about each wait, for the log.
     pub(crate) say: &'a (dyn Fn(&str) + Send + Sync),
 }
 
-/// Makes containers of this machine's images.
+/// Makes containers from the images of this machine.
 #[derive(Debug)]
 pub struct Containers {
     images: Arc<Images>,
     mode: Mode,
     owners: Owners,
     path: String,
-    /// Found when the first container is made: others need none.
+    /// Looked for when the first container is made; other jobs need none.
     cgroups: OnceLock<Result<Cgroups, String>>,
 }
 
 impl Containers {
-    /// With images below `home`; `env` is what every program of this daemon begins with,
-    /// `registries` what the client of registries has beside.
+    /// Returns a maker of containers with images below `home`. `env` is the environment that every
+    /// program of this daemon begins with, `registries` what the registry client has in addition.
     pub fn new(
         home: &Path,
         mode: Mode,
@@ -192,7 +194,7 @@ impl Containers {
         }
     }
 
-    /// All that a sandbox needs to run it.
+    /// Prepares a container: returns all that a sandbox needs to run it.
     pub(crate) async fn make(&self, ask: Ask<'_>) -> Result<sandbox::Container, ContainerError> {
         if self.mode == Mode::Plain {
             let reason = "an image needs namespaces of its own, which this machine does not allow; `ion doctor` says why";
@@ -229,14 +231,14 @@ impl Containers {
         })
     }
 
-    /// The control groups; without them a job is not bound, which is an error if somebody asked for
-    /// it.
+    /// Returns the control groups for a container. Without control groups a job has no limits,
+    /// which is an error only if the module asks for limits.
     fn bounds(&self, ask: &Ask<'_>) -> Result<Bounds, String> {
         let cgroups = self.cgroups.get_or_init(|| {
             Cgroups::find().inspect_err(|reason| {
                 tracing::warn!(
                     reason,
-                    "containers have no control groups: their memory and processors are not bound"
+                    "containers have no control groups: their memory and processors are not limited"
                 );
             })
         });
@@ -251,10 +253,10 @@ impl Containers {
     }
 }
 
-/// The runtime of containers, if there is one.
+/// Returns the path of the container runtime.
 ///
 /// # Errors
-/// What to do about it.
+/// If there is none: in words, how to install it.
 pub fn runtime(path: &str) -> Result<PathBuf, String> {
     let found = found_in(&format!("{path}:{SYSTEM_PATH}"), "crun");
     found.ok_or_else(|| {
@@ -262,10 +264,10 @@ pub fn runtime(path: &str) -> Result<PathBuf, String> {
     })
 }
 
-/// What a runtime says that it is, if it can be started.
+/// Returns the version that a runtime reports.
 ///
 /// # Errors
-/// Why not.
+/// If it cannot be started: why, in words.
 pub fn version(runtime: &Path) -> Result<String, String> {
     #[expect(clippy::disallowed_methods, reason = "asked by `ion doctor`, beside any job")]
     let output = std::process::Command::new(runtime).arg("--version").env_clear().output();
@@ -274,14 +276,14 @@ pub fn version(runtime: &Path) -> Result<String, String> {
     let text = String::from_utf8_lossy(&output.stdout);
     match text.lines().next() {
         Some(line) if output.status.success() => Ok(line.to_owned()),
-        _ => Err(format!("{} does not say its version", runtime.display())),
+        _ => Err(format!("{} does not report its version", runtime.display())),
     }
 }
 
-/// What fetches images from registries, if it is there.
+/// Returns the path of the program that fetches images from registries.
 ///
 /// # Errors
-/// What to do about it.
+/// If there is none: in words, how to install it.
 pub fn fetcher(path: &str) -> Result<PathBuf, String> {
     let found = found_in(path, "skopeo");
     found.ok_or_else(|| {
@@ -289,8 +291,9 @@ pub fn fetcher(path: &str) -> Result<PathBuf, String> {
     })
 }
 
-/// Whose a container's users are: those of a range of this machine's that nobody else has, or where
-/// there is no such range (an ordinary user's daemon, or one in a container) the daemon's own.
+/// Returns who owns an image's files: a range of user ids of this machine that has no other use,
+/// or, where there is no such range (an ordinary user's daemon, or one in a container), the
+/// daemon's own user.
 fn owners(mode: Mode) -> Owners {
     let uid = rustix::process::geteuid().as_raw();
     let covers = |line: &str| {
@@ -308,7 +311,7 @@ fn owners(mode: Mode) -> Owners {
     }
 }
 
-/// The names of hosts for a container: its own, and of this machine's all where it has this
+/// Returns a container's `/etc/hosts`: its own names, or all names of this machine if it has this
 /// machine's network.
 fn hosts(of_machine: bool) -> String {
     let mut text = String::from(OWN_HOSTS);
@@ -324,7 +327,7 @@ fn hosts(of_machine: bool) -> String {
     format!("{text}127.0.0.1\t{HOST_NAME}\n")
 }
 
-/// The number of a signal, said as SIGINT, INT, 2, SIGRTMIN+3 or SIGRTMAX-1.
+/// Returns the number of a signal, written as SIGINT, INT, 2, SIGRTMIN+3 or SIGRTMAX-1.
 fn signal_of(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse::<i32>() {
         return (1..=RTMAX).contains(&number).then_some(number);
@@ -345,8 +348,8 @@ fn signal_of(text: &str) -> Option<i32> {
     (RTMIN..=RTMAX).contains(&number).then_some(number)
 }
 
-/// The program and its arguments that the image names. An entrypoint that is one empty word counts
-/// as missing, as for podman.
+/// Returns the program and the arguments that the image names. An entrypoint of one empty word
+/// counts as missing, as in podman.
 fn said_to_run(image: &ImageConfig) -> Vec<String> {
     let entrypoint = image.entrypoint.iter().flatten();
     let none =
@@ -354,7 +357,7 @@ fn said_to_run(image: &ImageConfig) -> Vec<String> {
     entrypoint.filter(|_| !none).chain(image.cmd.iter().flatten()).cloned().collect()
 }
 
-/// The bundle's `config.json`, of the OCI runtime specification.
+/// Returns the bundle's `config.json`, of the OCI runtime specification.
 fn config(ask: &Ask<'_>, image: &Image, owners: Owners, user: &User) -> Result<Value, String> {
     let args = if ask.argv.is_empty() { said_to_run(&image.config) } else { ask.argv.clone() };
     let Some(program) = args.first() else {
@@ -386,7 +389,7 @@ fn config(ask: &Ask<'_>, image: &Image, owners: Owners, user: &User) -> Result<V
             json!([{"containerID": gid, "hostID": rustix::process::getegid().as_raw(), "size": 1}]),
         ),
     };
-    // An ordinary user may not choose its groups.
+    // An ordinary user may not set groups.
     let groups = if first.is_some() { &*user.groups } else { &[] };
     let kinds = ["pid", "ipc", "uts", "mount", "user", "cgroup", "network"];
     let namespaces = kinds.iter().filter(|kind| !(host && **kind == "network"));
@@ -416,7 +419,7 @@ fn config(ask: &Ask<'_>, image: &Image, owners: Owners, user: &User) -> Result<V
     }))
 }
 
-/// The image's environment, and ours over it.
+/// Returns the image's environment, with the job's own variables over it.
 fn environment(ask: &Ask<'_>, image: &ImageConfig, user: &User) -> Vec<String> {
     let ours = |name: &str| ask.env.iter().any(|(key, _)| key == name);
     let of_image = image.env.iter().flatten();
@@ -432,14 +435,14 @@ fn environment(ask: &Ask<'_>, image: &ImageConfig, user: &User) -> Vec<String> {
     env
 }
 
-/// A folder that is memory, and counts as the container's own. It begins with what the image has
-/// there.
+/// A folder that is a tmpfs, which counts as the container's memory. It begins with the image's
+/// content of that folder.
 struct Memory {
     at: PathBuf,
     options: Vec<String>,
 }
 
-/// The folders of an image that its programs may write to: `/tmp` and its volumes, those above
+/// Returns the folders of an image that its programs may write to: `/tmp` and its volumes, parents
 /// first.
 fn memory(image: &Image, first: Option<u32>, user: &User) -> Result<Vec<Memory>, String> {
     let mut folders = vec![PathBuf::from("/tmp")];
@@ -482,7 +485,7 @@ fn memory(image: &Image, first: Option<u32>, user: &User) -> Result<Vec<Memory>,
     folders.collect()
 }
 
-/// Opens a folder of an image, through no link that leads out of it.
+/// Opens a folder of an image. No link can lead out of the image.
 fn below_root(image: &Image, at: &Path) -> std::io::Result<fs::File> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -523,14 +526,16 @@ fn mounts(tree: Option<&Path>, host_network: bool, memory: &[Memory]) -> Vec<Val
     let read_only = ["nosuid", "noexec", "nodev", "ro"];
     let bound = ["rbind", "nosuid", "noexec", "nodev", "ro"];
     if host_network {
-        // A new one shows the devices of a network, which has to be the container's own.
+        // The host's /sys is bound: a new sysfs needs a network of the container's own, whose
+        // devices it shows.
         mounts.push(mount("none", "/sys", "/sys", &bound));
     } else {
         mounts.push(mount("sysfs", "/sys", "sysfs", &read_only));
     }
     for name in HOST_FILES {
         let at = format!("/etc/{name}");
-        // Names are asked of others where there is a network; of all else it has its own.
+        // A resolver is needed only where there is a network; the other files are the container's
+        // own.
         let source = match name {
             "resolv.conf" if !host_network || !Path::new(&at).exists() => continue,
             "resolv.conf" => at.clone(),

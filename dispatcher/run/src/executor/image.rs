@@ -1,22 +1,22 @@
-//! Images: found, checked and unpacked once, then shared by all jobs of this home.
+//! Images: each is found, checked and unpacked once, and then shared by all jobs of this home.
 //!
 //! # How it works
-//! An image that is a folder in the OCI layout is read where it is. Any other becomes one first: an
-//! archive is untarred, and what lies in a registry, or in Docker's own format, is copied by
-//! `skopeo`. Its layers are unpacked by ourselves: that is a few hundred lines, and the one part of
-//! it that must not be wrong, where a path may lead, is the kernel's (`openat2`).
+//! An image that is a folder in the OCI layout is read in place. Any other image becomes such a
+//! folder first: an archive is untarred, and an image in a registry, or in Docker's own format, is
+//! copied by `skopeo`. Ion unpacks the layers itself. That takes a few hundred lines, and the
+//! kernel (`openat2`) does the one part that must not be wrong: where a path may lead.
 //!
 //! # Guarantees
-//! What is below `images/<digest>` is whole: it was unpacked beside it, synced and renamed, by one
-//! process at a time. Every blob was compared with its digest. Nothing of an image was written
+//! Every folder `images/<digest>` is whole: one process at a time unpacks an image beside it, syncs
+//! it and renames it. Every blob is compared with its digest. Nothing of an image is written
 //! outside of its folder.
 //!
-//! An image that some process uses is locked by it, and stays: `collect` removes those that nobody
-//! has used for long.
+//! A process locks the image that it uses, so that the image stays: `collect` removes only images
+//! that no process has used for long.
 //!
 //! # After a crash
-//! What was begun stays as `<digest>.part` until the same image is asked for again, or `collect`
-//! comes by.
+//! A half unpacked image stays as `<digest>.part` until the same image is asked for again, or until
+//! `collect` removes it.
 
 mod archive;
 mod collect;
@@ -45,29 +45,31 @@ use self::fetch::{Fetch, Turn};
 use self::layout::{Layout, Manifest};
 pub(super) use self::unpack::{HOST_FILES, USERS};
 
-/// What is beside an unpacked image: its lock, and what is being unpacked or removed.
+/// The suffixes of the files beside an unpacked image: its lock, and the folder that is being
+/// unpacked or removed.
 const LOCK: &str = "lock";
 const PART: &str = "part";
 
-/// What an image says, beside its files; written when these are whole. The number changes with what
-/// unpacking makes of an image: one that was unpacked before is unpacked anew.
+/// The file of an image's configuration, beside its files; it is written when these are whole. Its
+/// number changes when unpacking changes: an image that an older version unpacked is unpacked
+/// again.
 const CONFIG: &str = "config-2.json";
 
-/// Where the digests of references are noted.
+/// The folder of notes: the digest of each reference.
 const REFS: &str = "refs";
 
-/// How often an image is looked for that others make or remove at the same time, and the wait
-/// before each but the first.
+/// How often an image is looked for that other processes make or remove at the same time, and the
+/// wait between two tries.
 const MAKE_TRIES: usize = 1000;
 const MAKE_WAIT: Duration = Duration::from_millis(20);
 
-/// What is being brought here.
+/// The prefix of a folder into which an image is being fetched.
 const FETCH: &str = "fetch-";
 
-/// Why an image cannot be had.
+/// The reason why an image cannot be provided.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// Its files or ours cannot be read or written.
+    /// A file of the image or of Ion cannot be read or written.
     #[error("{path} cannot be used")]
     File {
         /// The file or folder.
@@ -76,11 +78,10 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
-    /// It says what no image says, or is too large, or its bytes are not those that its digests
-    /// name.
+    /// The image is not valid, or is too large, or its bytes do not match their digests.
     #[error("{0}")]
     Wrong(String),
-    /// It lies where only another program reaches.
+    /// Another program has to fetch the image, and could not.
     #[error("{0}")]
     NotFetched(String),
 }
@@ -92,38 +93,38 @@ impl ImageError {
     }
 }
 
-/// Whose an image's files become.
+/// Who owns the files of an unpacked image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owners {
-    /// The image's users and groups, each so many numbers further: those of the containers' user
+    /// The image's users and groups, each shifted by this number: they match the containers' user
     /// namespaces.
     From(u32),
-    /// The user who unpacks.
+    /// The user who unpacks the image.
     Itself(u32),
 }
 
-/// What an image says of the programs that run from it.
+/// An image's configuration of the programs that run from it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ImageConfig {
-    /// As whom.
+    /// The user they run as.
     pub user: Option<String>,
-    /// The environment, each as `NAME=value`.
+    /// The environment variables, each as `NAME=value`.
     pub env: Option<Vec<String>>,
     /// The program.
     pub entrypoint: Option<Vec<String>>,
-    /// Its usual arguments.
+    /// The program's default arguments.
     pub cmd: Option<Vec<String>>,
-    /// The folder it starts in.
+    /// The folder that the program starts in.
     pub working_dir: Option<String>,
-    /// Folders that it may write to.
+    /// Folders that the program may write to.
     pub volumes: Option<BTreeMap<String, Value>>,
-    /// What asks it to end.
+    /// The signal that asks the program to end.
     pub stop_signal: Option<String>,
 }
 
 impl ImageConfig {
-    /// The folder its programs start in.
+    /// Returns the folder that its programs start in.
     pub(super) fn folder(&self) -> PathBuf {
         Path::new("/").join(self.working_dir.as_deref().unwrap_or_default())
     }
@@ -134,9 +135,9 @@ impl ImageConfig {
 pub struct Image {
     /// The root of its files.
     pub rootfs: PathBuf,
-    /// What it says.
+    /// Its configuration.
     pub config: ImageConfig,
-    /// Its lock: it is not removed while anybody has this.
+    /// Its lock: the image is not removed while this is open.
     pub used: Arc<File>,
 }
 
@@ -149,15 +150,16 @@ pub struct Images {
 }
 
 impl Images {
-    /// Those below `home`; `env` is the environment of the registries' client.
+    /// Returns the images below `home`; `env` is the environment of the registry client.
     pub fn new(home: &Path, owners: Owners, env: Vec<(String, String)>) -> Self {
         Self { folder: folder_of(home), owners, fetch: Fetch::new(env) }
     }
 
-    /// An image, fetched and unpacked if it was not yet. What it is waited for is said to `say`.
+    /// Returns an image. Fetches and unpacks it first if that has not been done. `say` receives a
+    /// line about each wait.
     ///
     /// # Errors
-    /// When it is not there, is not what its digests say, or would write where it must not.
+    /// If the image is missing, does not match its digests, or would write outside of its folder.
     pub async fn get(
         self: &Arc<Self>,
         reference: &ImageReference,
@@ -185,14 +187,14 @@ impl Images {
         brought
     }
 
-    /// Fetches and unpacks an image, and notes which one it is.
+    /// Fetches and unpacks an image, and notes its digest.
     async fn bring(
         self: &Arc<Self>,
         reference: &ImageReference,
         note: PathBuf,
         say: &(dyn Fn(&str) + Send + Sync),
     ) -> Result<Image, ImageError> {
-        // What is brought here goes when it has been unpacked.
+        // The fetched files are removed once they are unpacked.
         let folder = self.folder.clone();
         let brought = blocking(move || {
             std::fs::create_dir_all(&folder).map_err(ImageError::file(&folder))?;
@@ -228,8 +230,8 @@ impl Images {
         .await
     }
 
-    /// An image of a layout, and its digest: the one that its reference names, or the one where it
-    /// was brought.
+    /// Returns an image of a layout, unpacked, and its digest. The layout is the one that the
+    /// reference names, or the one that was fetched to `brought`.
     fn unpacked(
         &self,
         reference: &ImageReference,
@@ -253,7 +255,7 @@ impl Images {
         blocking(move || this.at_hand(&wanted)).await
     }
 
-    /// The image, if what its reference names now has been unpacked.
+    /// Returns the image, if what its reference names now has been unpacked.
     fn at_hand(&self, reference: &ImageReference) -> Result<Option<Image>, ImageError> {
         let digest = match (reference, self.note(reference)?) {
             (ImageReference::Layout { folder, tag }, _) => {
@@ -268,9 +270,9 @@ impl Images {
         used(&self.place(&digest))
     }
 
-    /// Where an image's digest is noted that only another program could tell. What a file holds is
-    /// known by its time and size; a name in a registry keeps the image that it was when it was
-    /// first asked for.
+    /// Returns the file that notes the digest of a reference, unless the reference is a layout,
+    /// whose digest can be read at once. An archive is known by its inode, size and modification
+    /// time; a name in a registry keeps the image that it had when it was first fetched.
     fn note(&self, reference: &ImageReference) -> Result<Option<PathBuf>, ImageError> {
         let key = match reference {
             ImageReference::Layout { .. } => return Ok(None),
@@ -288,12 +290,12 @@ impl Images {
         let digest = digest.strip_prefix("sha256:").unwrap_or(digest);
         match self.owners {
             Owners::From(_) => self.folder.join(digest),
-            // Another user of the same home cannot use files that are this one's.
+            // Another user of the same home cannot use files that this user owns.
             Owners::Itself(uid) => self.folder.join(format!("{digest}-{uid}")),
         }
     }
 
-    /// An image, unpacked unless another process has.
+    /// Returns an image. Unpacks it unless another process has.
     fn made(&self, layout: &Layout, manifest: &Manifest) -> Result<Image, ImageError> {
         let place = self.place(&manifest.digest);
         std::fs::create_dir_all(&self.folder).map_err(ImageError::file(&self.folder))?;
@@ -305,10 +307,11 @@ impl Images {
                 if config_of(&place)?.is_none() {
                     self.make(layout, manifest, &place)?;
                 }
-                // Not from here on to its use: who waits for it has it first, or `collect`.
+                // This lock ends here, and the image is locked again for use in the next round:
+                // waiting processes, or `collect`, may get it first.
                 continue;
             }
-            // Whoever unpacks it now, or removes it, is waited for.
+            // Wait for the process that unpacks or removes it now.
             drop(locked(&place, FlockOperation::LockShared)?);
             #[expect(
                 clippy::disallowed_methods,
@@ -323,7 +326,7 @@ impl Images {
         Err(ImageError::Wrong(words))
     }
 
-    /// Unpacks an image, whose lock is held.
+    /// Unpacks an image; the caller holds its lock.
     fn make(&self, layout: &Layout, manifest: &Manifest, place: &Path) -> Result<(), ImageError> {
         let part = beside(place, PART);
         let remove = |folder: &Path| match std::fs::remove_dir_all(folder) {
@@ -338,7 +341,7 @@ impl Images {
             let _ = remove(&part);
         }
         unpacked?;
-        // Of an older Ion, and not used by anybody.
+        // An image that an older Ion unpacked, and that no process uses.
         remove(place)?;
         let placed =
             std::fs::rename(&part, place).and_then(|()| File::open(&self.folder)?.sync_all());
@@ -358,14 +361,14 @@ impl Images {
         let text =
             serde_json::to_vec(&config).map_err(|error| ImageError::Wrong(error.to_string()))?;
         let written = std::fs::write(&file, text).and_then(|()| {
-            // All of it, as a rename alone would name files that a power cut leaves empty.
+            // Everything is synced: a rename alone would name files that a power cut leaves empty.
             rustix::fs::syncfs(File::open(part)?).map_err(io::Error::from)
         });
         written.map_err(ImageError::file(&file))
     }
 }
 
-/// Where a home's images lie.
+/// Returns the folder of a home's images.
 fn folder_of(home: &Path) -> PathBuf {
     home.join("images")
 }
@@ -375,8 +378,8 @@ fn beside(place: &Path, ending: &str) -> PathBuf {
     place.with_file_name(format!("{name}.{ending}"))
 }
 
-/// The lock of an unpacked image, held so until it is dropped. Its time is when the image was last
-/// used.
+/// Opens and locks the lock file of an image. The lock is held until the file is dropped. The
+/// file's modification time is when the image was last used.
 fn locked(place: &Path, how: FlockOperation) -> Result<File, ImageError> {
     let path = beside(place, LOCK);
     let failed = || ImageError::file(&path);
@@ -388,7 +391,8 @@ fn locked(place: &Path, how: FlockOperation) -> Result<File, ImageError> {
             .open(&path)
             .map_err(failed())?;
         flock(&file, how).map_err(|error| failed()(error.into()))?;
-        // Whoever removes an image removes its lock too, and this may be that one.
+        // The process that removes an image removes its lock file too, and this may be a removed
+        // one.
         let (held, named) = (file.metadata().map_err(failed())?, std::fs::metadata(&path));
         if named.is_ok_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino())) {
             return Ok(file);
@@ -396,8 +400,8 @@ fn locked(place: &Path, how: FlockOperation) -> Result<File, ImageError> {
     }
 }
 
-/// The same, if nobody uses the image or is about to: whoever has it alone may make the image, and
-/// remove it.
+/// Locks an image exclusively, if no process uses it or is about to: the holder of this lock may
+/// make the image, and remove it.
 fn unused(place: &Path) -> Result<Option<File>, ImageError> {
     match locked(place, FlockOperation::NonBlockingLockExclusive) {
         Err(ImageError::File { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
@@ -407,7 +411,8 @@ fn unused(place: &Path) -> Result<Option<File>, ImageError> {
     }
 }
 
-/// An unpacked image, which stays while it is used; none if there is none.
+/// Returns an unpacked image and locks it, so that it stays while it is used; none if there is
+/// none.
 fn used(place: &Path) -> Result<Option<Image>, ImageError> {
     if !place.exists() {
         return Ok(None);
@@ -428,7 +433,7 @@ fn config_of(place: &Path) -> Result<Option<ImageConfig>, ImageError> {
     serde_json::from_slice(&text).map(Some).map_err(|error| ImageError::file(&file)(error.into()))
 }
 
-/// Where a program of this name is.
+/// Returns the file of the program in the folders of `path`; none if it is in none of them.
 pub(super) fn found_in(path: &str, program: &str) -> Option<PathBuf> {
     path.split(':').map(|folder| Path::new(folder).join(program)).find(|file| file.is_file())
 }
@@ -440,7 +445,7 @@ fn write_whole(to: &Path, text: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// The door of this room for work on the disk.
+/// Runs work on the disk in a blocking thread. All such work of this module goes through here.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
 ) -> Result<T, ImageError> {

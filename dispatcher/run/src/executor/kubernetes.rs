@@ -1,17 +1,17 @@
-//! Jobs in pods of a Kubernetes cluster, whose nodes mount the tree.
+//! The executor for jobs in pods of a Kubernetes cluster, whose nodes mount the tree.
 //!
-//! An attempt is one Kubernetes Job of one pod, under a name that follows from the attempt. The
-//! pod's volume is mounted by the node's driver ([`ion_csi as csi`]), which learns from the
-//! attempt's [`Ticket`] what to mount, and says there how it ended.
+//! An attempt is one Kubernetes Job of one pod, whose name is derived from the attempt. The node's
+//! driver ([`ion_csi as csi`]) mounts the pod's volume. The driver reads in the attempt's
+//! [`Ticket`] what to mount, and writes there how the attempt's tree ended.
 //!
 //! # What is promised
-//! - Asked for again, by whoever adopts the job, an attempt is the same Job: there is no second
-//!   pod. Another Job of the same name is never touched.
+//! - A dispatcher that adopts the job asks for the same Job again: there is no second pod. Another
+//!   Job of the same name is never touched.
 //! - Nothing in the cluster is removed before the attempt's end is in the ledger.
-//! - A pod that the cluster takes away (eviction, a lost node, a hand) is no failure of the
-//!   module's: another attempt follows.
-//! - No secret of a store is in a spec. The token in it opens one attempt's tree, once, in one
-//!   namespace, for a time.
+//! - A pod that the cluster removes (an eviction, a lost node, a person who deletes it) is not a
+//!   failure of the module: another attempt follows.
+//! - No credential of a store is in a spec. The token in it opens one attempt's tree, once, in one
+//!   namespace, for a limited time.
 
 mod phase;
 mod spec;
@@ -53,51 +53,50 @@ use super::{Ended, Executor, Fate, OutputWatcher, Start, Stop};
 const TRY_WAIT: Duration = Duration::from_secs(1);
 const TRIES_FOR: Duration = Duration::from_secs(600);
 
-/// How often an attempt's ticket is looked at while it runs.
+/// How often an attempt's ticket is read while it runs.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// How long a container may be in a state that no waiting mends: an image that is being pushed, a
-/// registry that restarts.
+/// How long a container may be in a state that waiting seldom ends: an image may still be being
+/// pushed, or a registry may restart.
 const STUCK_MAX: Duration = Duration::from_secs(30);
 
-/// How long a node may take to say how an ended pod's tree ended: the kubelet unmounts it within
+/// How long a node may take to report how an ended pod's tree ended: the kubelet unmounts it within
 /// seconds.
 const TREE_WAIT: Duration = Duration::from_secs(180);
 
-/// How long beyond its grace a deleted pod may take to be gone; after that its node is taken to be
-/// lost.
+/// How long beyond its grace a deleted pod may take to be gone; after that its node counts as lost.
 const GONE_WAIT: Duration = Duration::from_secs(60);
 
-/// How long the end of the output may take to come after the pod's end.
+/// How long the rest of the output may take to arrive after the pod's end.
 const LOG_WAIT: Duration = Duration::from_secs(30);
 
-/// How long the rest of an ended pod's output may stand still before it is asked for anew.
+/// How long the stream of an ended pod's output may send nothing before it is opened again.
 const QUIET_MAX: Duration = Duration::from_secs(5);
 
-/// How long a token is good beyond its attempt's own time.
+/// How long a token is valid beyond its attempt's timeout.
 const TOKEN_SLACK: Duration = Duration::from_secs(300);
 
 /// How long one request to the API server may take.
 const REQUEST_WAIT: Duration = Duration::from_secs(30);
 
-/// Bytes of output under way from the API server to the disk.
+/// The most bytes of output in transit from the API server to the disk.
 const PIPE: usize = 64 << 10;
 
-/// Why there is no cluster to run pods in.
+/// The reason why there is no cluster to run pods in.
 #[derive(Debug, thiserror::Error)]
 pub enum KubernetesError {
-    /// Neither a kubeconfig nor a pod's own account.
+    /// There is neither a kubeconfig nor a pod's service account.
     #[error("no cluster is configured (KUBECONFIG, ~/.kube/config, or a pod's service account)")]
     Config(#[from] kube::config::InferConfigError),
-    /// Nothing signs its tokens.
+    /// There is no key to sign its tokens.
     #[error("{0}")]
     Key(String),
-    /// The client.
+    /// The client cannot be made.
     #[error("the cluster's client cannot be made")]
     Client(#[from] kube::Error),
 }
 
-/// Runs jobs as pods.
+/// The executor that runs jobs as pods.
 pub struct Kubernetes {
     node: Arc<Node>,
     key: TicketKey,
@@ -116,11 +115,11 @@ impl std::fmt::Debug for Kubernetes {
 }
 
 impl Kubernetes {
-    /// In the cluster that the environment names, in this namespace or in its own. Connects to
-    /// nothing yet.
+    /// Returns an executor for the cluster that the environment names, in this namespace or in the
+    /// cluster's default one. It does not wait for a connection.
     ///
     /// # Errors
-    /// When no cluster is configured.
+    /// If no cluster is configured.
     pub async fn new(
         node: Arc<Node>,
         key: TicketKey,
@@ -178,8 +177,8 @@ impl Kubernetes {
         }
         let commit = start.module.commit;
         let Start { job, module, running, .. } = start;
-        // Now, and not when its container runs: what that commits counts only if the ledger says
-        // so.
+        // Reported now, and not when its container runs: what the container commits counts only if
+        // the ledger says that the job runs.
         let _ = running.send(());
         let news =
             self.output.clone().map(|watcher| OutputNews::new(watcher, &module.name, &job.id));
@@ -229,8 +228,8 @@ impl Kubernetes {
         };
         let mut ended = verdict(ran, &outcome, commit);
         if let Some(words) = words {
-            // Its own shell may have gone on and exited well: it did not have what it asked for all
-            // the same.
+            // The container's shell may have gone on and exited with status 0: still the module did
+            // not get the memory that it asked for.
             ended = Ended { end: AttemptEnd::Failed, reason: Some(words), staged: false, ..ended };
         }
         if let Some(waited) = never_ran {
@@ -240,7 +239,7 @@ impl Kubernetes {
         Fate::Ended(ended)
     }
 
-    /// Writes the ticket and asks for the Job, or finds both.
+    /// Writes the ticket and creates the Job, or finds both.
     async fn begin(&self, start: &Start, ticket: &Ticket, name: &str) -> Result<(), Ended> {
         let released =
             |reason: String| Ended { end: AttemptEnd::Released, ..Ended::failed(reason) };
@@ -269,7 +268,7 @@ impl Kubernetes {
                         Ok(Same::Yes) => return Ok(()),
                         Ok(Same::No) => {
                             return Err(Ended::failed(format!(
-                                "a Job {name} is there that asks for something else; it is not Ion's of this attempt: delete it"
+                                "a Job {name} exists that Ion did not make for this attempt; delete it"
                             )));
                         }
                         Ok(Same::Going) => {
@@ -278,7 +277,7 @@ impl Kubernetes {
                         Err(trouble) => trouble.to_string(),
                     }
                 }
-                // No waiting mends it, but for a quota that others use up.
+                // Waiting does not help, except for a quota that others use up.
                 Err(Trouble::Answered(status))
                     if [400, 401, 403, 404, 405, 422].contains(&status.code)
                         && !status.message.contains("exceeded quota") =>
@@ -298,16 +297,16 @@ impl Kubernetes {
         }
     }
 
-    /// Whether the Job that is there is this one: it asks for the same, or has a token of ours for
-    /// this attempt, whatever else it asks for. Its module, or Ion, may be another one than when it
-    /// was made; what runs is adopted as it is.
+    /// Returns whether the existing Job is this attempt's: it asks for the same, or has a valid
+    /// token for this attempt, whatever else it asks for. Its module, or Ion, may have changed
+    /// since it was made; what runs is adopted as it is.
     async fn same(&self, name: &str, job: &Job) -> Result<Same, Trouble> {
         Ok(match in_time(self.jobs.get_opt(name)).await? {
             None => Same::Going,
             Some(found) if found.metadata.deletion_timestamp.is_some() => Same::Going,
             Some(found) => {
                 let of = |job: &Job| job.annotations().get(spec::FINGERPRINT).cloned();
-                // Also where its time is over.
+                // A token counts even when it has expired.
                 let claims =
                     |job: &Job| self.key.verify(spec::token(job)?, &self.namespace, 0).ok();
                 let attempt = |job: &Job| claims(job).map(|claims| (claims.job, claims.attempt));
@@ -360,7 +359,7 @@ impl Kubernetes {
                         );
                     }
                 }
-                // Its pod was removed before anybody looked; or it is only not listed yet.
+                // Its pod was removed before it was seen, or is not listed yet.
                 Phase::Complete => {
                     if longer(&mut complete, STUCK_MAX) {
                         return End::Exited(0);
@@ -381,12 +380,12 @@ impl Kubernetes {
         }
     }
 
-    /// Why the attempt's tree is nobody's any more, if its ticket says so.
+    /// Returns why the attempt has lost its tree, if its ticket says so.
     async fn lost(&self, ticket: &str, pod: Option<&str>) -> Option<String> {
         let ticket = Ticket::find(&self.node.plane, ticket).await.ok()??;
         match (ticket.ended, ticket.pod) {
             (Some(TreeEnded::Lost(reason)), _) => Some(reason),
-            // What the Job controller put in its place gets no tree.
+            // A pod that the Job controller made as a replacement gets no tree.
             (_, Some(first)) if pod.is_some_and(|uid| uid != first.uid) => {
                 Some(format!("its pod {} was deleted", first.name))
             }
@@ -394,7 +393,7 @@ impl Kubernetes {
         }
     }
 
-    /// How the attempt's filesystem work ended, once its node says so.
+    /// Waits until the node has reported how the attempt's tree ended, and returns that outcome.
     async fn outcome(&self, id: &str) -> Result<Outcome, String> {
         let begun = Instant::now();
         let mut wait = Duration::from_millis(100);
@@ -406,7 +405,7 @@ impl Kubernetes {
                 Ok(Some(Ticket { ended: Some(TreeEnded::Lost(reason)), .. })) => {
                     return Err(reason);
                 }
-                // It never had a tree.
+                // The attempt never had a tree.
                 Ok(Some(Ticket { pod: None, .. })) => return Ok(Outcome::default()),
                 Ok(None) => return Err("its ticket is gone".into()),
                 Ok(Some(_)) => {}
@@ -415,14 +414,15 @@ impl Kubernetes {
                 }
             }
             if begun.elapsed() > TREE_WAIT {
-                return Err("its node does not say how its tree ended".into());
+                return Err("its node did not report how its tree ended".into());
             }
             sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(2));
         }
     }
 
-    /// Somebody asked for its end, or it is somebody else's.
+    /// Handles a stop: a cancelled Job is deleted; on shutdown or a lost lease the Job is left for
+    /// another dispatcher.
     async fn stopped(&self, why: Stop, name: &str, known: &mut watch::Receiver<Known>) -> Fate {
         match why {
             Stop::Shutdown | Stop::LostLease => Fate::Left,
@@ -430,7 +430,7 @@ impl Kubernetes {
                 self.remove(name).await;
                 let gone = known.wait_for(|known| known.pods.is_empty());
                 if timeout(GONE_WAIT, gone).await.is_err() {
-                    tracing::warn!(job = name, "a cancelled pod is not gone yet");
+                    tracing::warn!(job = name, "a cancelled pod has not ended yet");
                 }
                 Fate::Ended(stopped_by(why))
             }
@@ -449,7 +449,8 @@ impl Kubernetes {
                     sleep(TRY_WAIT).await;
                 }
                 Err(trouble) => {
-                    // Its deadline ends it, and the cluster's own clean-up takes it away.
+                    // The Job's deadline ends it, and the cluster removes it some time after its
+                    // end.
                     return tracing::error!(job = name, %trouble, "a Job could not be deleted");
                 }
             }
@@ -496,21 +497,21 @@ impl Executor for Kubernetes {
     }
 }
 
-/// Whether a Job that is there is the one that is asked for.
+/// Whether an existing Job is the one that is asked for.
 enum Same {
     Yes,
     No,
-    /// It is being deleted, or was just now.
+    /// It is being deleted, or was deleted just now.
     Going,
 }
 
-/// Why a request to the API server did not do.
+/// The reason why a request to the API server failed.
 #[derive(Debug, thiserror::Error)]
 enum Trouble {
-    /// It said so.
+    /// The server answered with an error.
     #[error("{}", .0.message)]
     Answered(Box<kube::core::Status>),
-    /// It said nothing.
+    /// The server did not answer.
     #[error("the API server cannot be reached: {0}")]
     Unreachable(String),
 }
@@ -524,7 +525,7 @@ async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T,
     }
 }
 
-/// What a pod says, as it comes.
+/// The reader of a pod's output, which it copies to the log as it comes.
 struct Output {
     pods: Api<Pod>,
     path: PathBuf,
@@ -533,7 +534,8 @@ struct Output {
 }
 
 struct Following {
-    /// Dropped when the pod has ended: what has come by then, or comes at the next try, is all.
+    /// Dropped when the pod has ended: then only the output that has arrived, or arrives at the
+    /// next try, is still to be read.
     ended: Option<oneshot::Sender<()>>,
     fetching: AbortOnDropHandle<()>,
     keeping: AbortOnDropHandle<()>,
@@ -544,7 +546,7 @@ impl Output {
         Self { pods, path, news, following: None }
     }
 
-    /// Begins to read a pod's output, if that was not begun.
+    /// Begins to read a pod's output, unless it has begun.
     fn follow(&mut self, pod: &str) {
         if self.following.is_some() {
             return;
@@ -560,7 +562,7 @@ impl Output {
         });
     }
 
-    /// The pod has ended: waits for the rest of what it said.
+    /// Waits for the rest of the output, after the pod has ended.
     async fn finish(&mut self) {
         let Some(Following { ended, fetching, keeping }) = self.following.take() else { return };
         drop(ended);
@@ -571,8 +573,8 @@ impl Output {
     }
 }
 
-/// Reads a pod's output to its end. A stream that breaks off before is begun again, and what has
-/// come already left out.
+/// Reads a pod's output to its end. A stream that breaks off before its end is opened again, and
+/// the output that has arrived already is skipped.
 async fn fetch(
     pods: Api<Pod>,
     pod: String,
@@ -583,7 +585,8 @@ async fn fetch(
         LogParams { follow: true, container: Some(spec::CONTAINER.into()), ..LogParams::default() };
     let (mut had, mut over) = (0, false);
     loop {
-        // Before the stream is begun: if the pod has ended by now, this stream has all of it.
+        // Checked before the stream is opened: if the pod has ended by now, this stream has all of
+        // the output.
         let last = over || !matches!(ended.try_recv(), Err(oneshot::error::TryRecvError::Empty));
         over = last;
         match pods.log_stream(&pod, &asked).await {
@@ -593,8 +596,8 @@ async fn fetch(
                 let mut left_out = had;
                 let whole = loop {
                     let read = stream.read(&mut buffer);
-                    // A connection may be dropped without a word: once the pod has ended, nothing
-                    // is to be long in coming.
+                    // A connection may break without an error: once the pod has ended, the stream
+                    // must not be silent for long.
                     let read = match over {
                         true => timeout(QUIET_MAX, read)
                             .await

@@ -1,7 +1,7 @@
-//! What a job has in `out/data` when it has ended: for people who try a module, and want to see
-//! what it made.
+//! The files that a job leaves in `out/data`, for people who try a module and want to see what it
+//! made.
 //!
-//! The job's tree is mounted once more, for this process alone, and gone through as any folder.
+//! The job's tree is mounted once more, for this process alone, and walked like any folder.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -12,42 +12,43 @@ use std::sync::{Mutex, PoisonError};
 use ion_fs::job::JobTree;
 use ion_fs::mount::{Visitors, mount_at};
 
-/// Names that are kept to be shown.
+/// The most names that are kept to be shown.
 const NAMES_MAX: usize = 10_000;
 
-/// What is looked for, and what was found.
+/// Collects the files that one job leaves, and copies them if asked.
 #[derive(Debug, Default)]
 pub struct LeftFiles {
-    /// Where copies go; none: they are only listed.
+    /// The folder for copies; none: the files are only listed.
     to: Option<PathBuf>,
     found: Mutex<Found>,
 }
 
-/// The files of `out/data`.
+/// The files found in `out/data`.
 #[derive(Clone, Debug, Default)]
 pub struct Found {
-    /// Their names and sizes in bytes, in the order of names; of very many the first.
+    /// Their names and sizes in bytes, ordered by name; at most 10,000 of them.
     pub files: Vec<(String, u64)>,
-    /// How many there are.
+    /// How many files there are.
     pub count: usize,
-    /// Their bytes.
+    /// The bytes of all files.
     pub bytes: u64,
-    /// Why they could not be looked at or copied.
+    /// Why the files could not be listed or copied.
     pub failed: Option<String>,
 }
 
 impl LeftFiles {
-    /// Copies go below `to`, a folder that is empty or not there.
+    /// Returns a collector that copies below `to`, a folder that is empty or missing.
     pub fn new(to: Option<PathBuf>) -> Self {
         Self { to, found: Mutex::default() }
     }
 
-    /// What was found.
+    /// Returns what was found.
     pub fn found(&self) -> Found {
         self.found.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Looks at a job's tree, whose programs have ended; `at` is where it may be mounted meanwhile.
+    /// Lists (and copies) the files of a job's tree whose programs have ended. The tree is mounted
+    /// at `at` meanwhile.
     pub(super) async fn look(&self, tree: &JobTree, at: &Path) {
         let mut found = Found::default();
         let looked = async {
@@ -83,7 +84,7 @@ fn walk(data: &Path, to: Option<&Path>, found: &mut Found) -> io::Result<()> {
             .map(|entry| entry.map(|entry| entry.file_name()))
             .collect::<io::Result<_>>()?;
         names.sort_unstable();
-        // The last one is taken first.
+        // `folders` is a stack: the last folder pushed is the next one walked.
         for name in names.into_iter().rev() {
             let name = folder.join(name);
             let from = data.join(&name);
@@ -108,7 +109,7 @@ fn walk(data: &Path, to: Option<&Path>, found: &mut Found) -> io::Result<()> {
     Ok(())
 }
 
-/// What is neither a file nor a link (a pipe, a socket) has nothing that could be copied.
+/// Copies a file or a symbolic link. Other kinds (a pipe, a socket) have no content to copy.
 fn copy(from: &Path, to: &Path, metadata: &std::fs::Metadata) -> io::Result<()> {
     let named =
         |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", to.display()));

@@ -1,4 +1,5 @@
-//! Jobs on this machine: a filesystem and a process tree in namespaces of their own.
+//! The executor for jobs on this machine: each has a filesystem and a process tree in namespaces of
+//! its own.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -37,45 +38,46 @@ use super::sidecar::{Sidecar, Word};
 use super::{Ended, Executor, Fate, OutputWatcher, Start, Stop};
 use crate::chain::{Chains, End, Input, Places, Run, Stored};
 
-/// Between SIGTERM and SIGKILL. Shorter cuts off modules that tidy up; longer delays every timeout
-/// and shutdown.
+/// The wait between SIGTERM and SIGKILL. A shorter wait cuts off modules that tidy up; a longer
+/// wait delays every timeout and shutdown.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Tries to read what a job begins with, and the wait between them. The stores' own deadlines come
-/// on top.
+/// How often opening a job's tree is tried while a store is unavailable, and the wait between two
+/// tries. The stores' own deadlines come on top.
 const STORE_TRIES: u32 = 20;
 const STORE_WAIT: Duration = Duration::from_secs(1);
 
-/// How long a killed job may take to be gone, and its mount with it.
+/// How long a killed job, and its mount, may take to be gone.
 const GONE_WAIT: Duration = Duration::from_secs(10);
 
-/// What the local executor needs to know.
+/// The settings of the local executor.
 #[derive(Clone, Debug)]
 pub struct LocalSettings {
-    /// The program that is `job-init`: `ion` itself.
+    /// The program that runs as `job-init`: `ion` itself.
     pub program: PathBuf,
-    /// What every module's environment begins with: `PATH`, `HOME` and the like. No credential.
+    /// The variables that every module's environment begins with: `PATH`, `HOME` and the like. No
+    /// credential.
     pub env: Vec<(String, String)>,
-    /// What the client of registries has in its environment beside that.
+    /// The variables that the registry client has in addition to `env`.
     pub registries: Vec<(String, String)>,
     /// Whether to give jobs namespaces of their own where the kernel allows it.
     pub namespaces: Namespaces,
-    /// Where stores are that are files of this machine. No job sees them, nor the home.
+    /// The paths of stores that are files of this machine. No job sees them, nor the home.
     pub stores: Vec<PathBuf>,
-    /// Who wants to know what jobs leave in `out/data`.
+    /// Collects what jobs leave in `out/data`, if anyone wants it.
     pub left: Option<Arc<LeftFiles>>,
 }
 
 /// Whether jobs get namespaces of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Namespaces {
-    /// Where the kernel allows it.
+    /// They do where the kernel allows it.
     WherePossible,
-    /// Never: `ION_DIR` says where a job's tree is.
+    /// They never do: `ION_DIR` says where a job's tree is.
     Never,
 }
 
-/// Runs jobs as processes of this machine.
+/// The executor that runs jobs as processes of this machine.
 #[derive(Debug)]
 pub struct LocalExecutor {
     node: Arc<Node>,
@@ -89,10 +91,10 @@ pub struct LocalExecutor {
 }
 
 impl LocalExecutor {
-    /// Finds out what separates jobs here, and why not more.
+    /// Finds out how far jobs can be separated here, and logs why not further.
     ///
     /// # Errors
-    /// When the home or a store, which no job is to see, cannot be looked at.
+    /// If the home or a store, which no job may see, cannot be inspected.
     pub async fn new(
         node: Arc<Node>,
         settings: LocalSettings,
@@ -127,12 +129,12 @@ impl LocalExecutor {
         Ok(Self { node, settings, server, mode, containers, covers, chains, output })
     }
 
-    /// What runs chains here.
+    /// Returns the runner of chains on this machine.
     pub fn chains(&self) -> &Arc<Chains> {
         &self.chains
     }
 
-    /// What separates jobs from this machine.
+    /// Returns the mode by which jobs are separated from this machine.
     pub fn mode(&self) -> Mode {
         self.mode
     }
@@ -150,7 +152,7 @@ impl LocalExecutor {
             older: older(&start.module),
             writers: match start.module.container {
                 None => Writers::Owner,
-                // Another user than the daemon's.
+                // A container's user differs from the daemon's.
                 Some(_) => Writers::AnyUser,
             },
         };
@@ -159,8 +161,8 @@ impl LocalExecutor {
         let tree = loop {
             match JobTree::open(&self.node, spec.clone(), limits).await {
                 Ok(tree) => break tree,
-                // A store that is away is no failure of the module's: it is waited for, and then
-                // left to another attempt.
+                // An unavailable store is not a failure of the module: the dispatcher waits for the
+                // store, and then leaves the job to another attempt.
                 Err(error @ OpenError::Store(StoreError::Unavailable { .. })) => {
                     tries += 1;
                     if tries == STORE_TRIES || stop.borrow().is_some() {
@@ -188,7 +190,9 @@ impl LocalExecutor {
                 Ok(api) => Some(api),
                 Err(error) => {
                     tree.finish().await;
-                    return Ended::failed(format!("the localhost API cannot be served: {error}"));
+                    return Ended::failed(format!(
+                        "the localhost API (\"api: sidecar\") cannot be served: {error}"
+                    ));
                 }
             },
         };
@@ -204,7 +208,7 @@ impl LocalExecutor {
         verdict(ran.after(word), &outcome, commit)
     }
 
-    /// Runs the links of a chain on the event's files, one after the other.
+    /// Runs a chain's links on the contents of the event's files, one file after the other.
     async fn chain(
         &self,
         start: Start,
@@ -269,8 +273,8 @@ impl LocalExecutor {
         }
     }
 
-    /// Runs the process; its tree is unmounted when this returns. The span began when the process
-    /// ended.
+    /// Runs the process; its tree is unmounted when this returns. The returned span begins when the
+    /// process ends.
     async fn process(
         &self,
         start: Start,
@@ -290,7 +294,7 @@ impl LocalExecutor {
                 let (argv, env) = (start.module.argv(), environment(&[], &start, &ion_dir, api));
                 let say = |words: &str| log.note(words);
                 let ask = Ask { container, argv, env, tree: Some(&mount_at), processes, say: &say };
-                // An image may have to be fetched first.
+                // This may take long: an image may have to be fetched first.
                 let made = tokio::select! {
                     made = self.containers.make(ask) => made,
                     stop = asked(&mut stop) => return (Ran::Stopped(stop), exit_span()),
@@ -305,7 +309,7 @@ impl LocalExecutor {
             }
         };
         let argv = start.module.argv();
-        // A container's runtime makes a root of its own.
+        // A container's runtime makes a root of its own, so nothing has to be covered.
         let covers = match container {
             None => self.covers.around(&start.module.directory, argv.first().map(String::as_str)),
             Some(_) => vec![],
@@ -343,17 +347,18 @@ impl LocalExecutor {
             Err(error) => Ran::NotStarted(chain(&error)),
         };
         let exit = exit_span();
-        // Dropped: whatever is left is killed, and the mount goes with it.
+        // Dropping it kills every process that is left, and the mount goes with them.
         drop(sandbox);
         self.unmounted(mounted, &plain).await;
-        // Every writer is gone, so the pipe has ended; a stuck disk must not hold the job for ever.
+        // Every writer is gone, so the pipe has ended; the timeout is for a stuck disk, which must
+        // not hold the job for ever.
         if tokio::time::timeout(GONE_WAIT, reading).await.is_err() {
             tracing::warn!(job = %job.id, "the job's output did not end with it");
         }
         (ran, exit)
     }
 
-    /// Starts the process, which waits until its tree is served.
+    /// Starts the process, which waits until its tree is served, and serves the tree.
     async fn mount(
         &self,
         command: Command,
@@ -403,7 +408,7 @@ impl Executor for LocalExecutor {
 }
 
 impl LocalExecutor {
-    /// Runs the attempt to its end, which is here.
+    /// Runs the attempt to its end. A local attempt is never left for another dispatcher.
     pub async fn run_here(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Ended {
         let home = &self.node.settings.home;
         let (job, attempt) = (start.job.id.clone(), start.job.attempt);
@@ -428,17 +433,17 @@ impl LocalExecutor {
     }
 }
 
-/// A process of this machine ends with the dispatcher that holds its lease.
+/// Returns the fence of a local attempt: its process ends with the dispatcher that holds its lease.
 fn held(start: &Start) -> Fence {
     Fence::HeldBy(start.job.holder.clone())
 }
 
-/// From the end of a module's process until its tree is decided upon.
+/// Returns the span from the end of a module's process until Ion has decided on its tree.
 fn exit_span() -> Span {
     info_span!(target: spans::TARGET, "exit")
 }
 
-/// Waits for the module's end, and brings it about when its time is up or somebody asks.
+/// Waits for the module's end, and ends it at its timeout or when it is asked to stop.
 async fn supervise(
     sandbox: &mut Sandbox,
     tree: &JobTree,
@@ -453,7 +458,7 @@ async fn supervise(
     sandbox.terminate().await;
     if tokio::time::timeout(GRACE, sandbox.wait()).await.is_err() {
         sandbox.kill().await;
-        // A process that waits for an answer of its filesystem dies when it has one.
+        // A process that waits for an answer of its filesystem dies once it gets one.
         tree.stop();
         if tokio::time::timeout(GONE_WAIT, sandbox.wait()).await.is_err() {
             tracing::warn!("a killed job is not gone yet");
@@ -469,8 +474,8 @@ fn exited(exit: Result<Exit, SandboxError>) -> Ran {
     }
 }
 
-/// The bytes of an event's files, one after the other. A read that fails ends them, and is left in
-/// `unread`.
+/// Returns the bytes of an event's files, one file after the other. A read that fails ends them,
+/// and is stored in `unread`.
 fn contents(node: Arc<Node>, files: Vec<FileEntry>, unread: Arc<OnceLock<FailedReads>>) -> Input {
     let pieces = move |file: FileEntry| {
         let (unread, name) = (unread.clone(), file.name.clone());
@@ -487,7 +492,7 @@ fn contents(node: Arc<Node>, files: Vec<FileEntry>, unread: Arc<OnceLock<FailedR
     stream::iter(files).map(pieces).flatten().boxed()
 }
 
-/// The next bytes of one file, and where those after them begin.
+/// Returns the next bytes of one file, and the position after them.
 async fn piece<F: Fn(&CacheError) -> io::Error>(
     (reader, at, failed): (Reader, u64, F),
 ) -> io::Result<Option<(Bytes, (Reader, u64, F))>> {

@@ -1,4 +1,5 @@
-//! What an attempt says: kept on this machine while it runs, in the blob store when it has ended.
+//! The output of an attempt: kept on this machine while it runs, and in the blob store once it has
+//! ended.
 
 mod live;
 
@@ -26,28 +27,28 @@ pub(super) use self::live::OutputNews;
 pub use self::live::{LiveOutput, OutputWatcher};
 use super::Ended;
 
-/// Tries to store an attempt's output, and the wait between them. The stores' own deadlines come on
-/// top.
+/// How often storing an attempt's output is tried, and the wait between two tries. The stores' own
+/// deadlines come on top.
 const STORE_TRIES: u32 = 20;
 const STORE_WAIT: Duration = Duration::from_secs(1);
 
-/// The end of an attempt whose log could not be begun.
+/// Returns the end of an attempt whose log could not be created.
 pub(super) fn without_log(error: &io::Error) -> Ended {
     let failed = Ended::failed(format!("the log of its output cannot be made: {error}"));
     if is_no_room(error) { Ended { end: AttemptEnd::NoRoom, ..failed } } else { failed }
 }
 
-/// Where an attempt's output lies.
+/// The local log file of an attempt's output.
 pub(super) struct JobLog {
     attempt: u32,
     path: PathBuf,
 }
 
 impl JobLog {
-    /// An empty one.
+    /// Creates an empty log.
     ///
     /// # Errors
-    /// When the disk has no room for it, or does not let this user make it.
+    /// If the disk has no room for it, or this user may not create it.
     pub(super) fn begin(home: &Path, job: &JobId, attempt: u32) -> io::Result<Self> {
         let path = live_log(home, job, attempt);
         let folder = path.parent().map_or(Ok(()), private_folder);
@@ -57,13 +58,13 @@ impl JobLog {
         Ok(Self { attempt, path })
     }
 
-    /// The file.
+    /// Returns the path of the log file.
     #[cfg(feature = "kubernetes")]
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Ion's own word at its end: why the attempt failed stands where people look first.
+    /// Appends a line of Ion's own, such as why the attempt failed: people look into the log first.
     pub(super) fn note(&self, reason: &str) {
         let newline = if self.ends_within_a_line() { "\n" } else { "" };
         self.append(format!("{newline}ion: {reason}\n").as_bytes());
@@ -84,12 +85,13 @@ impl JobLog {
     pub(super) fn append(&self, words: &[u8]) {
         let log = std::fs::OpenOptions::new().append(true).open(&self.path);
         if let Err(error) = log.and_then(|mut log| log.write_all(words)) {
-            tracing::warn!(%error, "words could not be added to a log");
+            tracing::warn!(%error, "a line could not be added to a job's log");
         }
     }
 
-    /// Stores the attempt's output and the document that says where. What a person will look for is
-    /// not given up because a store is away for a moment; none after [`STORE_TRIES`].
+    /// Stores the attempt's output and the document that names it. It retries for a while, so that
+    /// the output is not lost when a store is unavailable for a moment; returns none after
+    /// [`STORE_TRIES`] tries.
     pub(super) async fn store(
         &self,
         plane: &DataPlane,
@@ -146,7 +148,7 @@ impl JobLog {
         });
         let opened = opened.await.map_err(io::Error::other).flatten();
         let (length, log) = opened.map_err(|error| format!("{}: {error}", self.path.display()))?;
-        // Most jobs of some modules say nothing, and no store has to keep that.
+        // Most jobs of some modules write nothing, and no store has to keep an empty blob.
         let entry = match length {
             0 => empty_file(key, name),
             _ => store_open(&*plane.blobs, key, name, log, &AtomicU64::new(0))
@@ -157,7 +159,7 @@ impl JobLog {
     }
 }
 
-/// Keeps what a job writes as it comes, and tells who shows it.
+/// Copies a job's output to its log as it comes, and notifies the watcher that shows it.
 pub(super) async fn keep_output(
     mut pipe: impl AsyncRead + Unpin,
     log: PathBuf,
@@ -183,6 +185,6 @@ pub(super) async fn keep_output(
     if let Some(bytes @ 1..) = kept.map(KeptOutput::finish) {
         tracing::error!(log = %log.display(), bytes, "the end of a job's output could not be kept");
     }
-    // Told that it has ended: the log is whole.
+    // Dropping it tells the watcher that the output has ended; the log is whole by now.
     drop(news);
 }

@@ -3,11 +3,11 @@
 //! # How it works
 //! The daemon starts its own program once as a fork server: a process of one thread that forks a
 //! `job-init` for each job, which costs a third of starting a program as large as this one.
-//! `job-init` is the first process of the job's namespaces; it mounts a FUSE device in them and
-//! hands the device over a socket; the daemon serves it, says `go`, and `job-init` starts the
-//! module. When the module ends, all it left behind is killed. The socket is also the leash: if the
-//! daemon dies, however, `job-init` sees it close and ends everything, and the mount goes with the
-//! namespace.
+//! `job-init` is the first process of the job's namespaces. It mounts a FUSE device in them and
+//! sends the device over a socket; the daemon serves the device and sends `Go`, and `job-init`
+//! starts the module. When the module ends, `job-init` kills every process that the module left
+//! behind. The socket is also the leash: if the daemon dies, for whatever reason, `job-init` sees
+//! the socket close and ends everything, and the mount goes with the namespace.
 //!
 //! # What it never does
 //! Put anything of the module's environment on a command line; leave a mount or a process behind;
@@ -49,37 +49,37 @@ pub use self::init::main as init_main;
 pub use self::rights::Rights;
 pub(super) use self::root::{MASKED, READ_ONLY};
 
-/// The word that makes the `ion` program the fork server of its `job-init`s.
+/// The argument that makes the `ion` program run as the fork server of its `job-init`s.
 pub const INIT_WORD: &str = "job-init";
 
-/// How long starting may take: namespaces, mount and exec are milliseconds; more means the machine
-/// is stuck.
+/// How long starting a job may take: namespaces, mount and exec take milliseconds; more means that
+/// the machine is stuck.
 const START_WAIT: Duration = Duration::from_secs(20);
 
-/// Bytes of one message on the socket: environment and arguments of a module fit well.
+/// The most bytes of one message on the socket: a module's environment and arguments fit well.
 const MESSAGE_MAX: usize = 160 << 10;
 
-/// Descriptors that come with one message: a socket, and a program's three streams.
+/// The most descriptors of one message: a socket, and a program's three streams.
 const DESCRIPTORS_MAX: usize = 4;
 
-/// Where a container's bundle lies, in its sandbox alone.
+/// Where a container's bundle lies, visible in its sandbox alone.
 pub(super) const BUNDLE: &str = "/.container";
 
-/// The root of its files there.
+/// The root of the container's files in the bundle.
 pub(super) const ROOTFS: &str = "/.container/rootfs";
 
-/// What separates a job from the rest of the machine.
+/// How a job is separated from the rest of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mode {
-    /// Mount and PID namespaces, as root.
+    /// Mount and PID namespaces, made by root.
     Root,
-    /// The same inside a user namespace, as an ordinary user.
+    /// The same inside a user namespace, made by an ordinary user.
     User,
-    /// None: the daemon mounts the tree in a folder, and `ION_DIR` says where.
+    /// No namespaces: the daemon mounts the tree in a folder, and `ION_DIR` says where.
     Plain,
 }
 
-/// What to run and how.
+/// The program of a sandbox, and how to run it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Command {
     /// The program and its arguments.
@@ -88,28 +88,28 @@ pub struct Command {
     pub env: Vec<(String, String)>,
     /// The working folder.
     pub cwd: PathBuf,
-    /// Where the tree stands for the module: `/ion`; unused in [`Mode::Plain`]. None: it has no
-    /// tree, and starts without [`Sandbox::go`].
+    /// Where the module sees the tree: `/ion`; unused in [`Mode::Plain`]. None: it has no tree, and
+    /// starts without [`Sandbox::go`].
     pub mount_at: Option<PathBuf>,
-    /// What separates it.
+    /// How it is separated from the machine.
     pub mode: Mode,
     /// What it keeps of the daemon's rights.
     pub rights: Rights,
-    /// What it does not see of this machine.
+    /// The places of this machine that it must not see.
     pub covers: Vec<Cover>,
-    /// Processes and threads it may have at a time, where the kernel can bind it alone.
+    /// The most processes and threads it may have, where the kernel can limit this job alone.
     pub processes: u64,
-    /// Descriptors of one process that the module begins with: what the daemon had before it asked
-    /// for more.
+    /// The limit of open descriptors that the module begins with: the daemon's own limit before it
+    /// raised it.
     pub open_files: Option<u64>,
-    /// A container to run in place of the program, which then says nothing of argv, env and cwd.
+    /// A container to run instead of the program; `argv`, `env` and `cwd` are unused then.
     pub container: Option<Box<Container>>,
 }
 
-/// A container that a runtime is to make inside of the namespaces.
+/// A container that a runtime makes inside the sandbox's namespaces.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Container {
-    /// The program that makes it.
+    /// The runtime, which makes the container.
     pub(super) runtime: PathBuf,
     /// The bundle's `config.json`.
     pub(super) config: String,
@@ -117,14 +117,14 @@ pub struct Container {
     pub(super) files: Vec<(String, String)>,
     /// The files of its image.
     pub(super) rootfs: PathBuf,
-    /// As whom it runs on this machine: its streams become theirs, so that it may open them by
-    /// name. None: the same user.
+    /// The user and group that it runs as on this machine: its streams become theirs, so that it
+    /// may open them by name. None: the daemon's own.
     pub(super) owner: Option<(u32, u32)>,
-    /// What asks it to end.
+    /// The signal that asks it to end.
     pub(super) signal: i32,
-    /// What bounds it.
+    /// Its control groups.
     pub(super) bounds: Bounds,
-    /// Its image's lock, held until it has ended.
+    /// The lock of its image, held until the container has ended.
     #[serde(skip)]
     pub(super) image: Option<Arc<File>>,
 }
@@ -132,38 +132,38 @@ pub struct Container {
 /// How a module's process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Exit {
-    /// By itself, with this status.
+    /// It ended by itself, with this status.
     Code(i32),
-    /// By this signal.
+    /// A signal of this number killed it.
     Signal(i32),
-    /// It was killed, as it needed more memory than these bytes.
+    /// It was killed, because it needed more memory than this limit in bytes.
     OutOfMemory(u64),
 }
 
-/// What is said of a job that needed more memory than it may take.
+/// Returns the reason of a job that needed more memory than its limit of `bytes`.
 pub(crate) fn out_of_memory(bytes: u64) -> String {
     format!("out of memory: its limit is {}", bytes_in_words(bytes))
 }
 
-/// Why a sandbox could not be made or lost its module.
+/// The reason why a sandbox could not be made, or lost its module.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     /// `job-init` itself could not be started.
     #[error("the job's first process cannot be started")]
     Spawn(#[source] io::Error),
-    /// It said why it could not go on: a mount is refused, there is no memory.
+    /// `job-init` reported why it could not go on: a mount is refused, or there is no memory.
     #[error("{0}")]
     Failed(String),
-    /// It said why it can never go on: the program is missing, or is none.
+    /// `job-init` reported why no retry can help: the program is missing, or is not executable.
     #[error("{0}")]
     CannotRun(String),
-    /// It ended or was silent without saying anything.
-    #[error("the job's first process ended without a word")]
+    /// `job-init` ended, or sent no report in time.
+    #[error("the job's first process ended, or did not answer in time, without saying why")]
     Silent,
 }
 
-/// From the daemon: the first to the fork server, with the socket for the others and the module's
-/// streams.
+/// A message from the daemon. `Fork` goes to the fork server, with the socket for the other
+/// messages and the module's streams.
 #[derive(Debug, Serialize, Deserialize)]
 enum Order {
     Fork(Command),
@@ -172,8 +172,8 @@ enum Order {
     Kill,
 }
 
-/// From `job-init` to the daemon. The first one carries a descriptor of the process; `Mounted` the
-/// device, too.
+/// A message from `job-init` to the daemon. The first one carries a descriptor of its process;
+/// `Mounted` carries the device, too.
 #[derive(Debug, Serialize, Deserialize)]
 enum Report {
     Mounted,
@@ -184,20 +184,21 @@ enum Report {
     Exited(Exit),
 }
 
-/// A running job's processes. Dropped, they are killed.
+/// A running job's processes. Dropping it kills them.
 #[derive(Debug)]
 pub struct Sandbox {
     socket: UnixDatagram,
-    /// The `job-init`, by a descriptor that no other process can come to stand behind.
+    /// A pidfd of the `job-init`: unlike a pid, it can never name another process.
     init: OwnedFd,
-    /// How the module ended, once that was said.
+    /// How the module ended, once `job-init` has reported it.
     exit: Option<Exit>,
-    /// Its `job-init` removes control groups when all is over, and must live until then.
+    /// Its `job-init` removes control groups at the end, and must live until then.
     tidies_up: bool,
     _image: Option<Arc<File>>,
 }
 
-/// Where `job-init`s are forked. Started when the first is needed, and again if it was killed.
+/// The fork server of `job-init`s. It is started when the first one is needed, and again if it was
+/// killed.
 #[derive(Debug)]
 pub struct ForkServer {
     program: PathBuf,
@@ -210,32 +211,32 @@ struct Running {
     _process: Child,
 }
 
-/// What [`spawn`] gives: the sandbox, the device to serve (none in [`Mode::Plain`]), and the
+/// The result of [`spawn`]: the sandbox, the device to serve (none in [`Mode::Plain`]), and the
 /// module's output.
 #[derive(Debug)]
 pub struct Spawned {
     /// The processes, waiting for [`Sandbox::go`].
     pub sandbox: Sandbox,
-    /// The FUSE device that is mounted for the module and not served yet.
+    /// The FUSE device that is mounted for the module but not served yet.
     pub device: Option<OwnedFd>,
-    /// Where its stdout and stderr arrive, in the order written.
+    /// The pipe of its stdout and stderr, in the order written.
     pub output: Receiver,
 }
 
-/// What [`spawn_piped`] gives: a program that runs, and its streams.
+/// The result of [`spawn_piped`]: a running program, and its streams.
 #[derive(Debug)]
 pub struct Piped {
     /// The processes.
     pub sandbox: Sandbox,
-    /// What it reads.
+    /// The pipe to its stdin.
     pub stdin: Sender,
-    /// What it writes.
+    /// The pipe of its stdout.
     pub stdout: Receiver,
-    /// What it says beside that.
+    /// The pipe of its stderr.
     pub stderr: Receiver,
 }
 
-/// Forks a `job-init` and lets it prepare; the module starts at [`Sandbox::go`].
+/// Forks a `job-init`, which prepares the namespaces; the module starts at [`Sandbox::go`].
 pub async fn spawn(server: &ForkServer, command: Command) -> Result<Spawned, SandboxError> {
     let plain = command.mode == Mode::Plain;
     let (output, output_end) = pipe()?;
@@ -266,14 +267,14 @@ pub async fn spawn_piped(server: &ForkServer, command: Command) -> Result<Piped,
     })
 }
 
-/// The end to read from and the one to write to.
+/// Returns a pipe's read end and write end.
 fn pipe() -> Result<(OwnedFd, OwnedFd), SandboxError> {
     rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| SandboxError::Spawn(error.into()))
 }
 
-/// Two ends of a socket. A packet socket keeps messages apart, so that a descriptor cannot come
-/// with half of one. The first end is the daemon's and never blocks.
+/// Returns the two ends of a socket pair. A packet socket keeps messages apart, so that a
+/// descriptor cannot arrive with half of a message. The first end is the daemon's and never blocks.
 fn socket_pair() -> io::Result<(UnixDatagram, OwnedFd)> {
     let (ours, theirs) = rustix::net::socketpair(
         AddressFamily::UNIX,
@@ -282,18 +283,18 @@ fn socket_pair() -> io::Result<(UnixDatagram, OwnedFd)> {
         None,
     )?;
     rustix::io::ioctl_fionbio(&ours, true)?;
-    // It answers to the same calls as a datagram socket.
+    // A packet socket takes the same calls as a datagram socket.
     Ok((UnixDatagram::from_std(ours.into())?, theirs))
 }
 
 impl ForkServer {
-    /// A server that runs `program`, which is `ion`.
+    /// Returns a fork server that runs `program`, which is `ion`.
     pub fn new(program: &Path) -> Self {
         Self { program: program.to_owned(), running: Mutex::default() }
     }
 
-    /// A new `job-init`, the first it said, and the device if it has mounted one. Its module has
-    /// these streams: one for all it writes, or stdin, stdout and stderr.
+    /// Forks a `job-init`. Returns its sandbox, its first report, and the device if it has mounted
+    /// one. `streams` are the module's: one for all its output, or stdin, stdout and stderr.
     async fn fork(
         &self,
         command: Command,
@@ -314,12 +315,12 @@ impl ForkServer {
         };
         let requests = self.requests().map_err(SandboxError::Spawn)?;
         if fork(&requests).await.is_err() {
-            // It was killed: another one.
+            // The server was killed: start another one.
             self.forget(&requests);
             let requests = self.requests().map_err(SandboxError::Spawn)?;
             fork(&requests).await.map_err(SandboxError::Spawn)?;
         }
-        // Else this end would never see that nobody has the other.
+        // If it stayed open here, this process would never see the other end close.
         drop(theirs);
         let (said, descriptors) = report_soon(&socket).await?;
         let mut descriptors = descriptors.into_iter();
@@ -347,14 +348,14 @@ impl ForkServer {
         #[expect(clippy::disallowed_methods, reason = "the door for starting job-init")]
         let process = TokioCommand::new(&self.program)
             .arg(INIT_WORD)
-            // A module can read its first process's environment in /proc, and the daemon's holds
-            // what opens the stores.
+            // A module can read the environment of its namespace's first process in /proc, and the
+            // daemon's environment holds the stores' credentials.
             .env_clear()
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // Its own group: Ctrl-C on the terminal reaches the daemon alone, which stops its jobs
-            // in order.
+            // A process group of its own: Ctrl-C on the terminal then reaches the daemon alone,
+            // which stops its jobs in order.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
@@ -374,16 +375,16 @@ impl ForkServer {
 impl Drop for Sandbox {
     fn drop(&mut self) {
         if self.tidies_up {
-            // It sees the socket close, and kills all others.
+            // The `job-init` sees the socket close, and kills all other processes.
             return;
         }
-        // Gone already: that is what was asked for.
+        // The process may be gone already, which is what the signal is for.
         let _ = pidfd_send_signal(&self.init, Signal::KILL);
     }
 }
 
 impl Sandbox {
-    /// Starts the module.
+    /// Starts the module, whose tree is served now.
     pub async fn go(&mut self) -> Result<(), SandboxError> {
         self.order(&Order::Go).await?;
         match report_soon(&self.socket).await? {
@@ -394,8 +395,8 @@ impl Sandbox {
         }
     }
 
-    /// Waits until the module has ended and all it started was killed. May be called again, also
-    /// after it was dropped.
+    /// Waits until the module has ended and every process it started is killed. Cancel safe: the
+    /// caller may drop the future and call this again.
     pub async fn exit(&mut self) -> Result<Exit, SandboxError> {
         if let Some(exit) = self.exit {
             return Ok(exit);
@@ -408,26 +409,27 @@ impl Sandbox {
         }
     }
 
-    /// The same, until its mount is gone as well.
+    /// Does the same as [`Self::exit`], and waits until the mount is gone as well.
     pub async fn wait(&mut self) -> Result<Exit, SandboxError> {
         let exit = self.exit().await?;
-        // The namespaces go with their first process, before it counts as ended.
+        // The kernel removes the namespaces with their first process, before it reports that
+        // process as ended.
         let _ = tokio::time::timeout(START_WAIT, sys::process_end(&self.init)).await;
         Ok(exit)
     }
 
-    /// Whether the program, which has no tree, has ended, without waiting.
+    /// Returns, without waiting, whether the program has ended. Only for a program without a tree.
     pub fn has_ended(&self) -> bool {
-        // Once it has started, the only word is that of its end.
+        // After its start, `job-init` sends only one more report: the program's end.
         let mut events =
             [PollFd::new(&self.init, PollFlags::IN), PollFd::new(&self.socket, PollFlags::IN)];
         poll(&mut events, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
-    /// Asks every process of the job to end: by SIGTERM, a container by the signal that its image
-    /// says.
+    /// Asks every process of the job to end: by SIGTERM, or a container by the signal that its
+    /// image names.
     pub async fn terminate(&self) {
-        // Gone already: that is what was asked for.
+        // The job may be gone already, which is what the order is for.
         let _ = self.order(&Order::Terminate).await;
     }
 
@@ -474,7 +476,7 @@ async fn report_soon(socket: &UnixDatagram) -> Result<(Report, Vec<OwnedFd>), Sa
     tokio::time::timeout(START_WAIT, report(socket)).await.unwrap_or(Err(SandboxError::Silent))
 }
 
-/// Tries out, in a process of its own, whether jobs can have `mode`; the reason if not.
+/// Tries, in a separate process, whether jobs can have `mode`; returns the reason if not.
 pub async fn probe(server: &ForkServer, mode: Mode) -> Result<(), String> {
     let nothing = Command {
         argv: vec![],
@@ -494,7 +496,7 @@ pub async fn probe(server: &ForkServer, mode: Mode) -> Result<(), String> {
     }
 }
 
-/// The strongest mode that works here, and why the stronger ones do not.
+/// Returns the strongest mode that works here, and why the stronger ones do not.
 pub async fn best_mode(server: &ForkServer) -> (Mode, Vec<(Mode, String)>) {
     let mut refused = Vec::new();
     let first = if rustix::process::geteuid().is_root() { Mode::Root } else { Mode::User };
@@ -516,9 +518,11 @@ fn send(socket: impl AsFd, text: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::R
     Ok(())
 }
 
-/// Receives one message and the descriptors that came with it. Nothing: the other end is closed.
+/// Receives one message and the descriptors that came with it. An empty message means that the
+/// other end is closed.
 fn receive(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    // Its length first: most are a few bytes, and room for the longest would be cleared for each.
+    // The message's length is read first: most messages are a few bytes, and a buffer for the
+    // longest would have to be cleared for each.
     let (_, length) =
         rustix::net::recv(&socket, &mut [0_u8; 0][..], RecvFlags::PEEK | RecvFlags::TRUNC)?;
     let mut text = vec![0; length.min(MESSAGE_MAX)];

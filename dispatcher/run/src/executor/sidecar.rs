@@ -1,22 +1,23 @@
 //! The localhost API of older Ion's second generation, beside a job whose module says `api:
 //! sidecar`.
 //!
-//! `GET /ready`, then `GET /done`, each with the header `secret: $SHARED_SECRET`, at
-//! `127.0.0.1:$HANDLER_PORT`. The port is free and the secret random for each attempt: jobs share
-//! the machine's loopback, and a secret that is not in the header gets 401 and learns nothing.
+//! A module sends `GET /ready`, then `GET /done`, each with the header `secret: $SHARED_SECRET`, to
+//! `127.0.0.1:$HANDLER_PORT`. Each attempt gets a free port and a random secret, because all jobs
+//! share the machine's loopback. A request without the secret in its header gets 401 and no other
+//! information.
 //!
 //! # What the answers mean
-//! - `/ready`: 200 at once, as the tree is there before the module starts and its files are fetched
-//!   when they are read.
-//! - `/done`: every file in `out/events`, and what is kept for analysis, is decided upon as it is
-//!   now. 200: each event is durable, and the job has succeeded whatever the module still does or
-//!   exits with. Under `commit: on-success` (what `api: sidecar` has unless the pipeline says
-//!   otherwise) all of them become visible together with the one write that ends the job; if the
-//!   machine dies before that write, the job runs again and makes the same events. Under `commit:
-//!   on-close` each was committed when its file was closed.
-//! - An event that is refused: 422, or 503 where a store was the reason, with the file's name and
-//!   the reason. The module may write that file anew and ask again.
-//! - Anything in the wrong order: 400.
+//! - `/ready`: 200 at once, because the tree exists before the module starts and its files are
+//!   fetched when they are read.
+//! - `/done`: Ion decides on every file in `out/events`, and on the values kept for analysis, as
+//!   they are now. 200 means that each event is durable and that the job has succeeded, whatever
+//!   the module still does and whatever its exit status. Under `commit: on-success` (the default
+//!   with `api: sidecar`) all events become visible together with the one write that ends the job;
+//!   if the machine dies before that write, the job runs again and makes the same events. Under
+//!   `commit: on-close` each event was committed when its file was closed.
+//! - If an event is refused: 422, or 503 where a store was the reason, with the file's name and the
+//!   reason. The module may write that file again and repeat the request.
+//! - A request in the wrong order: 400.
 //!
 //! A module that ends without a 200 from `/done` has failed.
 
@@ -49,24 +50,24 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use uuid::Uuid;
 
-/// Connections of one job's API at a time. A module needs one; each takes a descriptor of the
-/// daemon, which all jobs share. Fewer are sooner taken by strangers, each of whom then stays for
-/// [`STAY`].
+/// The most open connections of one job's API. A module needs one; each takes a descriptor of the
+/// daemon, which all jobs share. With fewer, strangers take all of them sooner, and each stranger
+/// stays for [`STAY`].
 const CONNECTIONS_MAX: usize = 32;
 
-/// How long a connection may take to send its request, and to take its answer. Shorter cuts off
-/// modules on a busy machine.
+/// How long a connection may take to send its request, and to take its answer. A shorter wait would
+/// cut off modules on a busy machine.
 const HEAD_WAIT: Duration = Duration::from_secs(10);
 
-/// How long a connection that has not brought the secret keeps its place when others wait for one.
-/// Shorter could end the module's own before its request was read; longer lets strangers delay it
-/// by as much.
+/// How long a connection that has not sent the secret keeps its place when others wait for one. A
+/// shorter time could end the module's own connection before its request is read; a longer time
+/// lets strangers delay the module by as much.
 const STAY: Duration = Duration::from_millis(50);
 
-/// Bytes of a request's head.
+/// The most bytes of a request's head.
 const HEAD_MAX: usize = 16 << 10;
 
-/// Where a module stands in what it has to say.
+/// The last request of the module that was answered with 200.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Begun,
@@ -74,23 +75,23 @@ enum Stage {
     Done,
 }
 
-/// What a module has said of its work.
+/// Whether a module has reported its work done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Word {
-    /// Nothing is asked of it: its exit status says all.
+    /// No report is required: the exit status alone decides.
     NotAsked,
-    /// It was asked for, and has not come.
+    /// A report is required, and the module has not sent it.
     NotDone,
     /// `/done` was answered with 200.
     Done,
 }
 
-/// The API of one attempt. Dropped, it is not served any more.
+/// The API of one attempt. It is served until it is dropped.
 #[derive(Debug)]
 pub(super) struct Sidecar {
     port: u16,
     shared: Arc<Shared>,
-    /// Dropped, every connection ends: whoever holds one open must not keep the tree.
+    /// Dropping it ends every connection: an open connection must not keep the tree.
     serving: AbortOnDropHandle<()>,
 }
 
@@ -98,15 +99,15 @@ pub(super) struct Sidecar {
 struct Shared {
     secret: String,
     tree: Arc<JobTree>,
-    /// One request decides at a time.
+    /// Locked by a request while it decides, so that only one decides at a time.
     stage: Mutex<Stage>,
-    /// Decisions go on when whoever asked hangs up: one that is cut off half-way would leave its
-    /// event undecided.
+    /// Decisions, which go on when the client hangs up: a decision that is cut off half-way would
+    /// leave its event undecided.
     deciding: TaskTracker,
 }
 
 impl Sidecar {
-    /// Begins to answer for the tree, at a port of its own.
+    /// Starts to serve the API for the tree, on a port of its own.
     pub(super) async fn serve(tree: Arc<JobTree>) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let port = listener.local_addr()?.port();
@@ -124,7 +125,7 @@ impl Sidecar {
         Ok(Self { port, shared, serving })
     }
 
-    /// What the module finds in its environment.
+    /// Returns the variables that the module finds in its environment.
     pub(super) fn environment(&self) -> [(&'static str, String); 3] {
         let port = self.port.to_string();
         [
@@ -134,7 +135,7 @@ impl Sidecar {
         ]
     }
 
-    /// The module has ended: answers no more, and gives its word.
+    /// Stops serving, after the module has ended, and returns what the module reported.
     pub(super) async fn close(self) -> Word {
         drop(self.serving);
         self.shared.deciding.close();
@@ -195,7 +196,7 @@ async fn decide(shared: &Shared) -> Response {
     json_answer(StatusCode::OK, &json!({"events": outcome.receipts}))
 }
 
-/// What stands against the module's work being done, if anything.
+/// Returns why the module's work cannot count as done: a status and a message; none if it can.
 fn wrong(outcome: &Outcome) -> Option<(StatusCode, String)> {
     if let Some(first) = outcome.rejections.first() {
         let others = outcome.rejections.len() - 1;
@@ -212,17 +213,18 @@ fn wrong(outcome: &Outcome) -> Option<(StatusCode, String)> {
         return Some((status, message));
     }
     if let Some(failed) = outcome.failed_reads.in_words() {
-        // Asked again, the answer would be the same: what this attempt makes may rest on what it
+        // A repeated request would get the same answer: what this attempt makes may rest on what it
         // could not read.
         return Some((StatusCode::UNPROCESSABLE_ENTITY, failed));
     }
     outcome.exceeded.clone().map(|exceeded| (StatusCode::UNPROCESSABLE_ENTITY, exceeded))
 }
 
-/// The answer to a request without the secret; one that brings it is noted.
+/// Returns the refusal of a request without the secret. A connection that sends the secret is
+/// marked as trusted.
 fn refused(headers: &HeaderMap, secret: &str, visit: &Visit) -> Option<Response> {
     let said = headers.get("secret").map(|value| value.as_bytes()).unwrap_or_default();
-    // As long for any other of its length: the time tells nothing of how much of it is right.
+    // A comparison in constant time: its duration does not tell how much of the secret is right.
     let same = said.ct_eq(secret.as_bytes());
     visit.trusted.store(same.into(), Ordering::Relaxed);
     bool::from(!same).then(|| {
@@ -233,7 +235,7 @@ fn refused(headers: &HeaderMap, secret: &str, visit: &Visit) -> Option<Response>
     })
 }
 
-/// An error as the oldest modules read it.
+/// Returns an error in the form that the oldest modules read.
 fn answer(status: StatusCode, message: &str) -> Response {
     json_answer(status, &json!({"statusCode": status.as_u16(), "message": message}))
 }
@@ -242,20 +244,21 @@ fn json_answer(status: StatusCode, body: &Value) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], format!("{body}\n")).into_response()
 }
 
-/// A connection, as others see it.
+/// The state of a connection that other tasks see.
 #[derive(Debug, Default)]
 struct Visit {
-    /// It has brought the secret, and is answered.
+    /// Whether it has sent the secret; its request is being answered.
     trusted: AtomicBool,
-    /// Told when its place is needed.
+    /// Cancelled when another connection needs its place.
     leave: CancellationToken,
 }
 
 /// Answers connections, one task each, until it is dropped.
 ///
-/// Any process of the machine may connect and say nothing. So a connection has to send its request
-/// within [`HEAD_WAIT`], and when all places are taken a new one takes that of the oldest which has
-/// not brought the secret. One that has is never ended for another.
+/// Any process of the machine may connect and send nothing. So a connection has to send its request
+/// within [`HEAD_WAIT`], and when all places are taken, a new connection takes the place of the
+/// oldest one that has not sent the secret. A connection that has sent it is never ended for
+/// another.
 async fn serve(listener: TcpListener, router: Router) {
     let mut connections = JoinSet::new();
     let mut visits: VecDeque<(Instant, Arc<Visit>)> = VecDeque::new();
@@ -281,12 +284,12 @@ async fn serve(listener: TcpListener, router: Router) {
 /// Waits until there is a place for one more connection.
 async fn make_place(connections: &mut JoinSet<()>, visits: &mut VecDeque<(Instant, Arc<Visit>)>) {
     while connections.try_join_next().is_some() {}
-    // Its own task has the other one.
+    // While a connection is open, its task holds the other reference.
     visits.retain(|(_, visit)| Arc::strong_count(visit) > 1);
     while connections.len() >= CONNECTIONS_MAX {
         let stranger = visits.iter().position(|(_, visit)| !visit.trusted.load(Ordering::Relaxed));
         if let Some((since, visit)) = stranger.and_then(|place| visits.remove(place)) {
-            // Time to say what it has to say, however many come.
+            // It may stay long enough to send its request, however many connections come.
             tokio::time::sleep_until(since + STAY).await;
             if visit.trusted.load(Ordering::Relaxed) {
                 visits.push_front((since, visit));
@@ -307,8 +310,8 @@ async fn visited(stream: TcpStream, router: Router, visit: Arc<Visit>) {
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_WAIT)
         .max_buf_size(HEAD_MAX)
-        // Two requests are all that a job sends, perhaps hours apart: none waits for the next one
-        // here.
+        // A job sends only two requests, perhaps hours apart: no connection is kept open for the
+        // next one.
         .keep_alive(false)
         .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router));
     tokio::select! {
@@ -326,7 +329,7 @@ mod tests {
 
     use super::*;
 
-    /// The holder of the secret is answered, slowly; everybody else is told nothing.
+    /// Answers a request with the secret, slowly, and any other with 401.
     async fn slow(Extension(visit): Extension<Arc<Visit>>, headers: HeaderMap) -> StatusCode {
         if headers.get("secret").is_none_or(|secret| secret != "s") {
             return StatusCode::UNAUTHORIZED;
@@ -351,7 +354,7 @@ mod tests {
         }
         let mut holder = connect().await;
         holder.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nsecret: s\r\n\r\n").await.unwrap();
-        // More come while it is answered.
+        // More silent connections come while the holder's request is answered.
         for _ in 0..CONNECTIONS_MAX {
             silent.push(connect().await);
         }
@@ -359,7 +362,7 @@ mod tests {
         let all = tokio::time::timeout(HEAD_WAIT, holder.read_to_end(&mut answer)).await;
         all.expect("it is answered before any silent connection is given up").unwrap();
         assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
-        // The oldest silent ones were ended for those that came later.
+        // The oldest silent connections were ended for later ones.
         assert_eq!(silent[0].read(&mut [0]).await.unwrap_or(0), 0);
         drop(serving);
     }

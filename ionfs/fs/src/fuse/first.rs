@@ -10,10 +10,11 @@ use tracing::{Span, info_span};
 
 use crate::Tree;
 
-/// Told of every read of what a job was given; only the first one counts.
+/// Measures a job's first read of what it was given. The mount reports every read; only the first
+/// one counts.
 #[derive(Debug)]
 pub(super) struct FirstRead {
-    /// None: the mount is not a job's.
+    /// None if the mount is not a job's.
     of_job: Option<(Arc<Metrics>, Span)>,
     mounted: OnceLock<(Instant, SystemTime)>,
     answered: AtomicBool,
@@ -26,14 +27,14 @@ impl FirstRead {
         Self { of_job, mounted: OnceLock::new(), answered: AtomicBool::new(false) }
     }
 
-    /// The kernel has shaken hands: the tree is there.
+    /// Notes that the FUSE handshake is done: the tree is mounted.
     pub(super) fn mounted(&self) {
         let _ = self.mounted.set((Instant::now(), SystemTime::now()));
     }
 
-    /// A read was answered.
+    /// Notes that a read was answered.
     pub(super) fn answered(&self) {
-        // Looked at first: a swap of every reader would move the line between processors.
+        // Load first: a swap by every reader would move the cache line between processors.
         if self.answered.load(Ordering::Relaxed) || self.answered.swap(true, Ordering::Relaxed) {
             return;
         }

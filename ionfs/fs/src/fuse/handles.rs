@@ -16,24 +16,24 @@ use crate::output::{Closing, Staged, read_within};
 use crate::view::{Item, Listing};
 use crate::{Attr, Errno, Ino, Result, SMALL, is_staged};
 
-/// What an open file is.
+/// An open file or directory.
 #[derive(Debug, Clone)]
 pub(super) enum Open {
     Staged(Arc<Staged>),
     Blob(Arc<Reader>),
     Text(Bytes),
     Live(Arc<File>),
-    /// What a directory of views held when it was last read from the start; none before, and of one
-    /// below `out/`.
+    /// A directory. Holds what a view directory listed when it was last read from the start; none
+    /// before that, and for a directory below `out/`.
     Directory(Arc<Mutex<Option<Listing>>>),
 }
 
 #[derive(Debug)]
 pub(super) struct Handle {
-    /// As the kernel numbers it.
+    /// The inode's number as the kernel knows it.
     ino: INodeNo,
     pub(super) open: Open,
-    /// None: a directory.
+    /// None for a directory.
     mode: Option<Mode>,
 }
 
@@ -46,8 +46,9 @@ pub(super) enum Mode {
     Passed,
 }
 
-/// The handles open on one of the kernel's inodes. It fails an open with EIO that is not by
-/// passthrough while another is, so only what nobody can write is ever passed: a blob.
+/// The open handles of one inode, as the kernel numbers it. While one handle uses passthrough, the
+/// kernel fails an open without passthrough with EIO. So only a file that no process can write to
+/// is ever passed through: a blob.
 #[derive(Debug, Default)]
 struct Modes {
     cached: u32,
@@ -66,8 +67,8 @@ impl Shared {
         self.handles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether one more file may be open. Each takes a descriptor of the daemon, which all jobs
-    /// share.
+    /// Returns EMFILE if no further file may be open. Each open file takes a descriptor of the
+    /// daemon, which all jobs share.
     pub(super) fn may_open(&self) -> Result<()> {
         let most = self.tree.output.as_ref().map_or(u64::MAX, |output| output.limits().open_files);
         if (self.handles().by_number.len() as u64) < most { Ok(()) } else { Err(Errno::MFILE) }
@@ -91,7 +92,7 @@ impl Shared {
         FileHandle(number)
     }
 
-    /// Decides who moves the bytes of a file that is being opened, and counts it.
+    /// Decides who moves the bytes of a file that is being opened, and counts the open.
     pub(super) fn choose(
         &self,
         ino: INodeNo,
@@ -106,7 +107,7 @@ impl Shared {
         let mut handles = self.handles();
         let modes = handles.modes.entry(ino).or_default();
         if let Some(id) = modes.backing.clone() {
-            // A file that was moved here from `in/data`, and is still read there.
+            // The file was moved here from `in/data`, and is still being read there.
             if let Open::Staged(staged) = open
                 && !self.tree.output()?.is_untouched(staged)
             {
@@ -132,7 +133,7 @@ impl Shared {
         Ok((Mode::Cached, None))
     }
 
-    /// Opens what is only read.
+    /// Opens a file of the view.
     pub(super) async fn open_view(&self, ino: Ino) -> Result<Open> {
         Ok(match self.tree.view.item(ino)? {
             Item::Directory(_) => return Err(Errno::ISDIR),
@@ -142,7 +143,8 @@ impl Shared {
                 Open::Live(Arc::new(File::open(path).map_err(|error| crate::errno(&error))?))
             }
             Item::Blob(entry) => {
-                // Nothing is fetched yet: many a file is opened to be copied, which moves nothing.
+                // Nothing is fetched yet: many files are opened only to be copied, which moves no
+                // bytes.
                 Open::Blob(Arc::new(Reader::new(self.tree.open_blob(ino, &entry)?)))
             }
         })
@@ -157,7 +159,7 @@ impl Shared {
             }
         };
         let flags = self.flags(ino, &open);
-        // The daemon sees no read of it.
+        // The daemon will see no read of the file.
         if let (Mode::Passed, Open::Blob(reader)) = (mode, &open) {
             self.begins(ino, reader);
         }
@@ -165,23 +167,23 @@ impl Shared {
         match id {
             Some(id) => {
                 reply.opened_passthrough(number, FopenFlags::empty(), &id);
-                // The reads that follow are answered by the kernel.
+                // The kernel answers the reads that follow.
                 self.first_read.answered();
             }
             None => reply.opened(number, flags),
         }
     }
 
-    /// What the kernel may keep of a file, and whether it is to tell of each close.
+    /// Returns what the kernel may cache of a file, and whether it is to report each close.
     pub(super) fn flags(&self, ino: INodeNo, open: &Open) -> FopenFlags {
         let (keep, quiet) = (FopenFlags::FOPEN_KEEP_CACHE, FopenFlags::FOPEN_NOFLUSH);
         match open {
-            // Its length is another by the time that it is read.
+            // Its length may have changed by the time it is read.
             Open::Live(_) => FopenFlags::FOPEN_DIRECT_IO | quiet,
             Open::Text(_) if !self.tree.view.stays(ino.0) => FopenFlags::FOPEN_DIRECT_IO | quiet,
-            // It never changes: what the kernel holds of it stays right.
+            // The file never changes: what the kernel caches of it stays correct.
             Open::Blob(_) | Open::Text(_) => keep | quiet,
-            // Each change comes through the kernel, which keeps its pages right.
+            // Each change comes through the kernel, which keeps its pages correct.
             Open::Staged(staged) if staged.closing() == Closing::Releases => keep | quiet,
             Open::Staged(_) => keep,
             Open::Directory(_) if self.tree.is_fixed(self.tree.current(ino.0)) => {
@@ -191,7 +193,7 @@ impl Shared {
         }
     }
 
-    /// Tells the kernel of an inode, which is known to it from now on until it forgets.
+    /// Replies with an inode. The kernel knows the inode from now on until it forgets it.
     pub(super) fn reply_entry(&self, reply: ReplyEntry, outcome: Result<Attr>) {
         match outcome {
             Ok(attr) => {
@@ -219,15 +221,15 @@ impl Shared {
         self.closed(&handle.open);
     }
 
-    /// The last the kernel says of a handle.
+    /// Releases an open file that the kernel no longer uses.
     pub(super) fn closed(&self, open: &Open) {
         if let (Open::Staged(staged), Some(output)) = (open, &self.tree.output) {
             output.release(staged);
         }
     }
 
-    /// A file is being read: if for the first time by this handle, a small one is fetched whole,
-    /// and those that follow it if somebody goes through its directory.
+    /// Notes that a file is being read. On the handle's first read, fetches a small file whole, and
+    /// also the next files if a program walks the file's directory.
     fn begins(&self, ino: INodeNo, reader: &Arc<Reader>) {
         if reader.begins() && reader.blob().entry().size <= SMALL {
             self.tree.walked_to(self.tree.current(ino.0));
@@ -253,9 +255,9 @@ impl Shared {
         self.tree.output()?.read(staged, offset, size as usize)
     }
 
-    /// What a directory of views held when it was last read from the start; for one below `out/`
-    /// nothing is kept. Read from the start, it is what stands there now: the kernel does not tell
-    /// of rewinddir().
+    /// Returns what a view directory listed when it was last read from the start; none for a
+    /// directory below `out/`. A read from the start lists the directory again, because the kernel
+    /// does not report rewinddir().
     pub(super) async fn listing(&self, number: FileHandle, offset: u64) -> Result<Option<Listing>> {
         let handle = self.handle(number)?;
         let Open::Directory(kept) = &handle.open else { return Err(Errno::NOTDIR) };

@@ -1,4 +1,4 @@
-//! What the kernel is told, in its own types.
+//! Conversions between Ion's types and FUSE types, for replies and requests.
 
 use std::time::{Duration, SystemTime};
 
@@ -54,7 +54,8 @@ pub(super) fn reply_empty(reply: ReplyEmpty, outcome: Result<()>) {
 
 pub(super) fn reply_attr(reply: ReplyAttr, outcome: Result<Attr>) {
     match outcome {
-        // Only here may the number be another than the one by which the kernel calls the inode.
+        // Only in this reply may the number differ from the one by which the kernel knows the
+        // inode.
         Ok(attr) => {
             reply.attr(&attr.ttl, &FileAttr { ino: INodeNo(attr.shown_ino), ..file_attr(&attr) })
         }
@@ -89,8 +90,8 @@ pub(super) fn maker(request: &Request) -> Maker {
     Maker { uid: request.uid(), gid: request.gid() }
 }
 
-/// Who changes a file's content, where the kernel does not say whether it may keep the bits of
-/// set-user-id.
+/// Returns who changes a file's content, for requests in which the kernel does not say whether that
+/// user may keep the set-user-ID bit.
 pub(super) fn writer_of(request: &Request) -> By {
     if request.uid() == 0 { By::Privileged } else { By::AnotherUser }
 }
@@ -102,8 +103,8 @@ pub(super) fn moment(time: TimeOrNow) -> Option<SystemTime> {
     }
 }
 
-/// A moment that fuser made of the kernel's seconds and nanoseconds. Nanoseconds count upwards from
-/// a second also before 1970; fuser 0.18 counts them downwards there.
+/// Corrects a time that fuser made of the kernel's seconds and nanoseconds. Nanoseconds count
+/// upwards from a second even before 1970; fuser 0.18 counts them downwards there.
 fn as_meant(time: SystemTime) -> SystemTime {
     match SystemTime::UNIX_EPOCH.duration_since(time) {
         Ok(before) => time + Duration::from_nanos(2 * u64::from(before.subsec_nanos())),
@@ -111,7 +112,7 @@ fn as_meant(time: SystemTime) -> SystemTime {
     }
 }
 
-/// The attributes of what is not there: inode 0.
+/// Returns the attributes of a name that does not exist: inode 0.
 pub(super) fn nothing() -> Attr {
     let epoch = SystemTime::UNIX_EPOCH;
     Attr {

@@ -1,9 +1,9 @@
-//! How many requests of each kind the kernel makes: what a program costs here, whatever else the
-//! machine does.
+//! Counts the kernel's requests of each kind: what a program costs here, whatever else the machine
+//! does.
 
 use ion_system::metrics::{Counter, Metrics};
 
-/// What the kernel asks for, by the names that FUSE gives them.
+/// The kinds of requests that the kernel makes, by their FUSE names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RequestKind {
     Lookup,

@@ -1,4 +1,4 @@
-//! What a job may take of the node, and the end of its waiting when it is ended by force.
+//! What a job may use of the node, and the end of its waits when it is ended by force.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -13,10 +13,10 @@ use super::super::{Errno, Ino, Result};
 use super::table::Table;
 use super::{NAME_MAX, Output};
 
-/// Bytes of the system's longest path, its end included.
+/// The system's longest path in bytes, including the zero byte at its end.
 const PATH_MAX: usize = libc::PATH_MAX as usize;
 
-/// A limit of what a job may stage.
+/// A staging limit that a job exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Exceeded {
     Bytes,
@@ -24,32 +24,32 @@ pub(super) enum Exceeded {
 }
 
 impl Output {
-    /// What the job may take.
+    /// Returns the limits on what the job may use.
     pub(crate) fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// The job is ended by force: requests that wait for a store are answered now, and nothing is
-    /// committed any more. A process whose request is not answered cannot die.
+    /// Ends the waits of a job that is ended by force: requests that wait for a store are answered
+    /// now, and nothing is committed any more. A process whose request is not answered cannot die.
     pub(crate) fn stop(&self) {
         self.stopped.cancel();
     }
 
-    /// Awaits `work` until the job is ended by force; EIO then.
+    /// Awaits `work`. Returns EIO when the job is ended by force.
     pub(crate) async fn unless_stopped<T>(
         &self,
         work: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         tokio::select! {
-            // First: work that is polled once may have handed its document to the store, if what it
-            // waits for is quick.
+            // Check for the end first: `work` that is polled even once may hand its document to the
+            // store, if what it waits for is quick.
             biased;
             () = self.stopped.cancelled() => Err(Errno::IO),
             outcome = work => outcome,
         }
     }
 
-    /// The limit that the job went over, in words, if one that fails it.
+    /// Returns the staging limit that the job exceeded, in words. Exceeding it fails the job.
     pub(crate) fn exceeded(&self) -> Option<String> {
         self.exceeded.get().map(|exceeded| {
             let (most, name) = match exceeded {
@@ -62,13 +62,14 @@ impl Output {
         })
     }
 
-    /// What the machine had no room for, in words.
+    /// Returns what the machine had no room for, in words.
     pub(crate) fn no_room(&self) -> Option<String> {
         let error = std::io::Error::from(*self.no_room.get()?);
         Some(format!("this machine has no room for what it writes: {error}"))
     }
 
-    /// What an act on the staging disk gave. If the disk had no room, that is remembered.
+    /// Passes on the result of an operation on the staging disk, and remembers it if the disk had
+    /// no room.
     pub(super) fn of_disk<T>(&self, given: Result<T>) -> Result<T> {
         given.inspect_err(|errno| {
             if is_no_room(&(*errno).into()) {
@@ -79,28 +80,29 @@ impl Output {
 
     fn went_over(&self, exceeded: Exceeded) -> Errno {
         if self.exceeded.set(exceeded).is_ok() {
-            tracing::info!(job = %self.committer.origin().job_id, "it has staged all it may");
+            tracing::info!(job = %self.committer.origin().job_id, "the job exceeded a staging limit");
         }
         Errno::DQUOT
     }
 
-    /// Lets a file count `bytes` against the job's limit.
+    /// Sets the bytes that a file's content counts against the job's limit.
     pub(super) fn charge(&self, table: &mut Table, ino: Ino, bytes: u64) -> Result<()> {
         self.within_bytes(table, |table, most| table.charge(ino, bytes, most))
     }
 
-    /// Lets an inode count `bytes` beside its content.
+    /// Sets the bytes that an inode counts in addition to its content.
     pub(super) fn attach(&self, table: &mut Table, ino: Ino, bytes: u64) -> Result<()> {
         self.within_bytes(table, |table, most| table.attach(ino, bytes, most))
     }
 
-    /// Whether the job may stage so many bytes more.
+    /// Returns EDQUOT if the job may not stage `bytes` more.
     pub(super) fn may_take(&self, table: &mut Table, bytes: u64) -> Result<()> {
         self.within_bytes(table, |table, most| table.has_room_for(bytes, most))
     }
 
-    /// EDQUOT unless what the job stages `fits` into its bytes, if need be without what is still
-    /// held of removed files.
+    /// Returns EDQUOT unless the job stays within its limit of bytes, which `fits` checks. If it
+    /// does not fit at first, drops the content that is still held of removed files and checks
+    /// again.
     fn within_bytes(
         &self,
         table: &mut Table,
@@ -113,13 +115,13 @@ impl Output {
         Err(self.went_over(Exceeded::Bytes))
     }
 
-    /// The same for a file that reaches `end` now, and keeps what it counts already.
+    /// Like [`Output::charge`], for a file that now reaches `end`. The charge never becomes lower.
     pub(super) fn charge_to(&self, table: &mut Table, ino: Ino, end: u64) -> Result<()> {
         let now = table.file(ino)?.charged;
         if end > now { self.charge(table, ino, end) } else { Ok(()) }
     }
 
-    /// The folder for a name that is not there yet, if the job may make one more.
+    /// Returns the folder for a new name, if the name is free and the job may make one more inode.
     pub(super) fn folder_for(
         &self,
         table: &Table,
@@ -136,15 +138,16 @@ impl Output {
         self.folder(table, parent)
     }
 
-    /// Whether something may stand at `path`, with what is `below` it: as long as the system's own
-    /// longest path. What is deeper, made step by step, could be opened and removed by nobody.
+    /// Returns ENAMETOOLONG unless `path`, and the longest path `below` it, stay within the
+    /// system's own longest path. An inode that is deeper, made step by step, could be neither
+    /// opened nor removed.
     pub(super) fn may_reach(&self, path: &Path, below: impl FnOnce() -> usize) -> Result<()> {
         let name = path.file_name().unwrap_or_default();
         let fits = name.len() <= NAME_MAX && path.as_os_str().len() + below() < PATH_MAX;
         if fits { Ok(()) } else { Err(Errno::NAMETOOLONG) }
     }
 
-    /// Whether an event may name this path.
+    /// Returns a refusal if an event may not name this path.
     pub(super) fn may_name(&self, path: &str) -> std::result::Result<(), Refusal> {
         self.limits.may_name(path).map_err(Refusal::TooLong)
     }

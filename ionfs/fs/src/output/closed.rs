@@ -1,9 +1,9 @@
-//! Files whose last writer is gone: event files are decided upon, data is stored ahead of its
-//! event.
+//! Files whose last writer is gone: event files are decided (committed, refused or left alone), and
+//! data files are stored ahead of their event.
 //!
-//! A module may close hundreds of thousands of files faster than any store takes them. What waits
-//! is a number for each file and no task: a few workers take the numbers, and end when none is
-//! left.
+//! A module may close hundreds of thousands of files faster than any store takes them. So a file
+//! that waits is only an inode number in a queue, not a task. A few workers take the numbers, and
+//! end when none is left.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,18 +15,20 @@ use super::super::Ino;
 use super::super::eventfile::Asked;
 use super::Output;
 
-/// Event files of one job that are decided upon at a time because their last writer is gone.
+/// The most event files of one job that are decided at the same time because their last writer is
+/// gone.
 const DECIDERS_MAX: usize = 16;
 
-/// Files of one job that ask for a place to be stored at a time. Of all jobs together fewer get
-/// one.
+/// The most files of one job that wait for an upload permit at the same time. All jobs together get
+/// fewer permits than they ask for.
 const STORERS_MAX: usize = 4;
 
-/// How long a closed file lies before it is stored ahead of its event. What lives for less, as most
-/// temporary files do, is never stored; more would take from the head start of what is not.
+/// How long a closed file rests before it is stored ahead of its event. A file that lives for less,
+/// as most temporary files do, is never stored; a longer time would shorten the head start of the
+/// other files.
 const SETTLES: Duration = Duration::from_millis(100);
 
-/// What is left to do, and how many do it.
+/// The queues of closed files, and the number of workers on each queue.
 #[derive(Debug, Default)]
 pub(super) struct Closed(Mutex<Queues>);
 
@@ -34,20 +36,20 @@ pub(super) struct Closed(Mutex<Queues>);
 struct Queues {
     decide: VecDeque<Ino>,
     deciders: usize,
-    /// Since when each can be.
+    /// Each file with the time from which it can be stored.
     store: VecDeque<(Instant, Ino)>,
     storers: usize,
 }
 
-/// One thing to do.
+/// One piece of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ClosedWork {
     Decide(Ino),
-    /// Once it is so late.
+    /// Store the file, but not before this time.
     Store(Instant, Ino),
 }
 
-/// What a worker does.
+/// The kind of work that a worker does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Worker {
     Decider,
@@ -59,17 +61,18 @@ impl Closed {
         work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The content of an event file is final.
+    /// Queues an event file, whose content is final.
     pub(super) fn to_decide(&self, ino: Ino) {
         self.with(|queues| queues.decide.push_back(ino));
     }
 
-    /// The content of a data file can be stored.
+    /// Queues a data file, whose content can be stored.
     pub(super) fn to_store(&self, ino: Ino) {
         self.with(|queues| queues.store.push_back((Instant::now() + SETTLES, ino)));
     }
 
-    /// One more worker, if there is work for one and not too many are at it.
+    /// Returns one more worker to start, if there is work for it and the number of workers is below
+    /// its limit.
     fn hire(&self) -> Option<Worker> {
         self.with(|queues| {
             if queues.decide.len() > queues.deciders && queues.deciders < DECIDERS_MAX {
@@ -84,7 +87,7 @@ impl Closed {
         })
     }
 
-    /// What a worker does next. None: nothing is left, and it ends.
+    /// Returns a worker's next piece of work. None: nothing is left, and the worker ends.
     fn next(&self, worker: Worker) -> Option<ClosedWork> {
         self.with(|queues| match worker {
             Worker::Decider => {
@@ -102,7 +105,7 @@ impl Closed {
 }
 
 impl Output {
-    /// Lets workers do what closed files have left to do.
+    /// Starts workers for the work that closed files have left to do.
     pub(super) fn work_off_closed(self: &Arc<Self>) {
         while let Some(worker) = self.closed.hire() {
             let this = self.clone();
@@ -112,7 +115,7 @@ impl Output {
                         this.do_closed(work).await;
                         Ok(())
                     };
-                    // Of a job that was ended by force the rest is only taken from the queue.
+                    // If the job was ended by force, the rest is only taken from the queue.
                     let _ = this.unless_stopped(done).await;
                 }
             });
@@ -121,7 +124,7 @@ impl Output {
 
     async fn do_closed(&self, work: ClosedWork) {
         match work {
-            // Its errno reaches nobody; the rejection is on record.
+            // No caller receives the errno; the rejection is recorded.
             ClosedWork::Decide(ino) => drop(self.decide(ino, Asked::Final).await),
             ClosedWork::Store(at, ino) => {
                 tokio::time::sleep_until(at).await;
@@ -154,6 +157,6 @@ mod tests {
         assert_eq!(done.len(), 100_001);
         assert_eq!(closed.hire(), None);
         closed.to_decide(8);
-        assert_eq!(closed.hire(), Some(Worker::Decider), "who ended is replaced");
+        assert_eq!(closed.hire(), Some(Worker::Decider), "a worker that ended is replaced");
     }
 }

@@ -1,8 +1,8 @@
-//! Open files: what is read, written and cut, and what becomes of it when a descriptor or the last
-//! handle is closed.
+//! Open files: reads, writes and truncation, and what happens when a descriptor or the last handle
+//! is closed.
 //!
-//! Each change is noted in the table before and after it is made, so that an upload that ran beside
-//! it is known to hold neither the old content nor the new.
+//! The table notes each change before and after it is made. So an upload that ran at the same time
+//! counts as the blob of neither the old content nor the new.
 
 use std::fs::File;
 use std::io;
@@ -24,38 +24,41 @@ use super::early::InOrder;
 use super::table::{FileNode, Table};
 use super::{Output, forbid_change};
 
-/// The kernel's own flag of an open by execve(), which no header names.
+/// The kernel's flag of an open by execve(). No header defines it.
 const FMODE_EXEC: i32 = 0x20;
 
-/// A handle that may write, as the table holds it for as long as it is open.
+/// A handle that may write. The table holds it for as long as it is open.
 #[derive(Debug)]
 pub(super) struct Writer {
-    /// A FLUSH came after the last write: some closer is done, RELEASE should follow.
+    /// Whether a FLUSH came after the last write: a process closed a descriptor, and the RELEASE
+    /// should follow.
     flushed: AtomicBool,
     closing: Closing,
 }
 
-/// How the kernel tells of a close.
+/// How the kernel reports a close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closing {
-    /// By a FLUSH that close() waits for, for each descriptor, and a RELEASE after the last.
+    /// By a FLUSH for each descriptor, which close() waits for, and a RELEASE after the last one.
     Flushes,
     /// By the RELEASE only.
     Releases,
 }
 
 impl Writer {
-    /// Whether it is open for sure. False also for one whose RELEASE may be on its way.
+    /// Returns whether the handle is certainly open. Returns false also for a handle whose RELEASE
+    /// may be on its way.
     pub(super) fn is_surely_open(&self) -> bool {
         self.closing == Closing::Flushes && !self.flushed.load(Ordering::Acquire)
     }
 
-    /// Whether somebody may go on to write by it, as far as anybody knows.
+    /// Returns whether a process may go on to write through the handle, as far as the daemon can
+    /// know.
     pub(super) fn may_write_on(&self) -> bool {
         self.closing == Closing::Releases || self.is_surely_open()
     }
 
-    /// Something was written by it.
+    /// Notes a write through the handle.
     pub(super) fn wrote(&self) {
         self.flushed.store(false, Ordering::Release);
     }
@@ -69,17 +72,17 @@ pub struct Staged {
     writable: bool,
     executes: bool,
     writer: Arc<Writer>,
-    /// Reads the blob that the file refers to, if it does.
+    /// The reader of the blob that the file refers to, if it refers to one.
     reader: Mutex<Option<Arc<Reader>>>,
 }
 
 impl Staged {
-    /// Its inode.
+    /// Returns its inode.
     pub fn ino(&self) -> Ino {
         self.ino
     }
 
-    /// Whether it may write.
+    /// Returns whether the handle may write.
     pub(super) fn writes(&self) -> bool {
         self.writable
     }
@@ -92,12 +95,12 @@ impl Staged {
         &self.writer
     }
 
-    /// How the kernel is to tell of its closes.
+    /// Returns how the kernel is to report closes of this handle.
     pub fn closing(&self) -> Closing {
         self.writer.closing
     }
 
-    /// This handle's reader of a blob, opened if it has none of it.
+    /// Returns this handle's reader of a blob. Opens one if the handle has none of this blob.
     pub(super) fn reader(
         &self,
         entry: &FileEntry,
@@ -111,13 +114,13 @@ impl Staged {
     }
 }
 
-/// Who changes a file's content.
+/// Which kind of user changes a file's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
-    /// Somebody who may keep the bits of set-user-id and set-group-id (`CAP_FSETID`).
+    /// A user who may keep the set-user-ID and set-group-ID bits (`CAP_FSETID`).
     Privileged,
-    /// Anybody else: the bits go, or what was written would run with the rights of the file's
-    /// owner.
+    /// Any other user: the bits are cleared, or the new content would run with the rights of the
+    /// file's owner.
     AnotherUser,
 }
 
@@ -135,12 +138,13 @@ impl OpenHow {
         self.flags & libc::O_ACCMODE != libc::O_RDONLY
     }
 
-    /// Whether anything may change by it.
+    /// Returns whether the open may change anything.
     pub(crate) fn changes(self) -> bool {
         self.writes() || self.truncates()
     }
 
-    /// Whether a program is started from it. The handle then stays for as long as the program runs.
+    /// Returns whether the file is opened to run it as a program. The handle then stays open for as
+    /// long as the program runs.
     fn executes(self) -> bool {
         self.flags & FMODE_EXEC != 0
     }
@@ -149,15 +153,16 @@ impl OpenHow {
         self.flags & libc::O_TRUNC != 0
     }
 
-    /// What the staging file is opened with: creation, append and links are ours to decide.
+    /// Returns the flags for opening the staging file. The daemon itself decides about creation,
+    /// append and links.
     pub(super) fn backing(self) -> OFlags {
         let access = self.flags & (libc::O_ACCMODE | libc::O_TRUNC | libc::O_SYNC | libc::O_DSYNC);
         OFlags::from_bits_retain(access.cast_unsigned())
     }
 
-    /// How the kernel is to tell of closes. A close of data decides nothing, so it need not wait
-    /// for the daemon; but what a mapping changed is only written out by a FLUSH, and only what is
-    /// open for both can be mapped for writing.
+    /// Returns how the kernel is to report closes. A close of a data file decides nothing, so it
+    /// need not wait for the daemon. But the kernel writes out what a mapping changed only by a
+    /// FLUSH, and only a file that is open for both reading and writing can be mapped for writing.
     fn closing(self, file: &FileNode) -> Closing {
         let maps = self.flags & libc::O_ACCMODE == libc::O_RDWR;
         let decides = file.event.is_some() && self.writes();
@@ -173,8 +178,9 @@ impl Output {
         if how.writes() || how.truncates() {
             forbid_change(file)?;
         }
-        // Opened for writing, the kernel looks itself; cut without, it asks us first and looks when
-        // the program is gone.
+        // For an open for writing, the kernel itself checks for running programs. For an open that
+        // only truncates, it asks the daemon first and checks only after the program's content is
+        // gone.
         if how.truncates() && !how.writes() && file.programs > 0 {
             return Err(Errno::TXTBSY);
         }
@@ -213,7 +219,7 @@ impl Output {
         Ok(Arc::new(Staged { ino, file: backing, writable, executes, writer, reader }))
     }
 
-    /// Reads staged content; fewer bytes only at its end.
+    /// Reads staged content. Returns fewer than `size` bytes only at the end of the file.
     pub fn read(&self, staged: &Staged, offset: u64, size: usize) -> Result<Bytes> {
         let mut buffer = vec![0; size];
         let mut filled = 0;
@@ -229,7 +235,7 @@ impl Output {
         Ok(buffer.into())
     }
 
-    /// Writes. A reference needs [`Output::own_range`] first.
+    /// Writes `data` at `offset`. A reference needs [`Output::own_range`] first.
     pub fn write(&self, staged: &Staged, offset: u64, data: &[u8], by: By) -> Result<()> {
         give_up_rights(&staged.file, by)?;
         let end = offset.saturating_add(data.len() as u64);
@@ -259,9 +265,9 @@ impl Output {
         self.written(staged.ino, offset..end, in_order, written)
     }
 
-    /// The write that was announced has been made, or a part of it: an upload that began in between
-    /// may hold either. And no event may name a file that lacks a part, until somebody has written
-    /// there again.
+    /// Notes that the announced write was made, or a part of it: an upload that began in between
+    /// may hold either content. If the write failed, no event may name the file until that part is
+    /// written again.
     fn written<T>(
         &self,
         ino: Ino,
@@ -271,7 +277,7 @@ impl Output {
     ) -> Result<T> {
         let mut is_long = false;
         if let Ok(file) = self.lock().file_mut(ino) {
-            // Nobody else wrote in between.
+            // Keep `in_order` only if there was no other write in between.
             let alone = in_order
                 .filter(|(generation, _)| *generation == file.generation && outcome.is_ok());
             file.in_order = alone.map(|(_, in_order)| in_order);
@@ -281,7 +287,7 @@ impl Output {
             }
             file.generation += 1;
             match &outcome {
-                // Whoever asked copies by other means.
+                // The caller copies by other means.
                 Err(Errno::OPNOTSUPP) => {}
                 Err(errno) => file.failed = Some((range.start, *errno)),
                 Ok(_) if file.failed.is_some_and(|(at, _)| range.contains(&at)) => {
@@ -296,7 +302,7 @@ impl Output {
         outcome
     }
 
-    /// Gives or takes space (fallocate).
+    /// Allocates or frees space (fallocate).
     pub fn allocate(
         &self,
         staged: &Staged,
@@ -317,7 +323,7 @@ impl Output {
         self.of_disk(fs::fallocate(&staged.file, flags, offset, length))
     }
 
-    /// The next data or hole of a staged file.
+    /// Returns the offset of the next data or hole of a staged file.
     pub fn seek(&self, staged: &Staged, offset: u64, whence: Seek) -> Result<u64> {
         if self.refers(staged.ino) {
             let length = staged.file.metadata().map_err(|error| errno(&error))?.len();
@@ -341,14 +347,14 @@ impl Output {
         })
     }
 
-    /// From `at` on, the file may lack what was written.
+    /// Notes that the file may lack what was written from `at` on.
     pub(super) fn not_whole(&self, ino: Ino, at: u64, errno: Errno) {
         if let Ok(file) = self.lock().file_mut(ino) {
             file.failed = Some((at, errno));
         }
     }
 
-    /// Copies between two staged files by the kernel.
+    /// Copies a range between two staged files inside the kernel.
     pub fn copy_range(
         &self,
         from: &Staged,
@@ -382,7 +388,7 @@ impl Output {
             .map(|copied| copied as u64)
     }
 
-    /// FLUSH: a descriptor of the file was closed. Gives what close() is to return.
+    /// Handles FLUSH: a descriptor of the file was closed. Returns what close() is to return.
     pub async fn flush(&self, staged: &Staged) -> Result<()> {
         staged.writer.flushed.store(true, Ordering::Release);
         if !staged.writable {
@@ -391,14 +397,14 @@ impl Output {
         self.decide(staged.ino, Asked::Flush).await
     }
 
-    /// fsync: durable locally; an event file commits as at FLUSH.
+    /// Handles fsync: makes the file durable on the local disk. An event file commits as at FLUSH.
     pub async fn fsync(&self, staged: &Staged) -> Result<()> {
         self.sync(staged)?;
         self.decide(staged.ino, Asked::Flush).await
     }
 
-    /// RELEASE: the handle is gone. The last writer of an event file makes its content final; of a
-    /// data file, begins its upload.
+    /// Handles RELEASE: the handle is gone. If it was the last writer of an event file, the content
+    /// is final; if it was the last writer of a data file, its upload is queued.
     pub fn release(self: &Arc<Self>, staged: &Staged) {
         let ino = staged.ino;
         {
@@ -424,7 +430,7 @@ impl Output {
     }
 }
 
-/// The blob behind an entry, opened.
+/// Opens the blob of an entry.
 pub(crate) fn open_blob(
     daemon: &Daemon,
     entry: &FileEntry,
@@ -432,7 +438,7 @@ pub(crate) fn open_blob(
     daemon.cache.open(entry).map_err(|error| ReadFailure::of_blob(&error))
 }
 
-/// A read of a blob, within the daemon's deadline.
+/// Reads a blob within the daemon's deadline.
 pub(crate) async fn read_within(
     daemon: &Daemon,
     reader: &Reader,
@@ -446,14 +452,14 @@ pub(crate) async fn read_within(
     }
 }
 
-/// Takes the bits of set-user-id and set-group-id from a file that somebody changes who may not
-/// keep them.
+/// Clears the set-user-ID and set-group-ID bits of a file, unless the user who changes it may keep
+/// them.
 pub(super) fn give_up_rights(file: &File, by: By) -> Result<()> {
     if by == By::Privileged {
         return Ok(());
     }
     let mode = fs::fstat(file)?.st_mode & 0o7777;
-    // Without the right to execute it, the bit of the group means a mandatory lock and stays.
+    // Without the group's right to execute, the set-group-ID bit means a mandatory lock and stays.
     let group = if mode & libc::S_IXGRP == 0 { 0 } else { libc::S_ISGID };
     let kept = mode & !(libc::S_ISUID | group);
     if kept == mode { Ok(()) } else { fs::fchmod(file, Mode::from_raw_mode(kept)) }

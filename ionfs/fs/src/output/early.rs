@@ -1,10 +1,10 @@
-//! Files written in order: what is known of them while they are written, and their uploads, which
-//! begin before they end.
+//! Files written in order: their checksums, which are made while they are written, and their
+//! uploads, which begin before the writing ends.
 //!
-//! A large file that a module writes from the first byte to the last follows its writer into the
-//! store, so that the close of its event waits for the rest only. One that is written anywhere
-//! else, or cut, is uploaded anew when it is closed: its first upload is given up, and nothing of
-//! it is ever a blob.
+//! When a module writes a large file from the first byte to the last, the upload follows the
+//! writer, so that the close of the file's event waits only for the rest. If the file is written
+//! anywhere else, or cut, that upload is abandoned and never becomes a blob, and the file is
+//! uploaded again when it is closed.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,13 +19,14 @@ use tokio_util::task::AbortOnDropHandle;
 use super::super::Ino;
 use super::Output;
 
-/// Bytes of a file before its upload begins, and between the tries if there was no place for
-/// another: what a store takes in a few parts. Smaller files are stored in no time once they are
-/// closed.
+/// Bytes that a file has before its upload begins, and bytes between two attempts if there was no
+/// permit for one more upload: what a store takes in a few parts. A smaller file is stored quickly
+/// once it is closed.
 const EARLY_MIN: u64 = 16 << 20;
 
-/// How long a file is written before its upload begins. What is written in less gains nothing: its
-/// upload would take the writer's processors, and most of it would still be to do at the end.
+/// How long a file is written before its upload begins. A file that is written in less time gains
+/// nothing: its upload would take processors from the writer, and most of it would still be left at
+/// the end.
 const EARLY_AFTER: Duration = Duration::from_secs(1);
 
 /// What is known of a file as long as each of its bytes was written once and in order.
@@ -38,7 +39,7 @@ pub(super) struct InOrder {
     upload: Option<Following>,
 }
 
-/// An upload that follows the file's writer. Dropped, it is given up.
+/// An upload that follows the file's writer. Dropping it abandons the upload.
 #[derive(Debug)]
 pub(super) struct Following {
     key: String,
@@ -54,38 +55,38 @@ impl Default for InOrder {
 }
 
 impl InOrder {
-    /// Bytes written so far.
+    /// Returns the bytes written so far.
     pub(super) fn total(&self) -> u64 {
         self.summer.total()
     }
 
-    /// Takes the next bytes, which are about to be written.
+    /// Adds the next bytes, which are about to be written, to the checksums.
     pub(super) fn update(&mut self, data: &[u8]) {
         self.summer.update(data);
     }
 
-    /// Whether its upload should begin.
+    /// Returns whether the upload should begin.
     pub(super) fn is_to_begin(&self) -> bool {
         self.upload.is_none()
             && self.total() >= self.begin_at
             && self.since.elapsed() >= EARLY_AFTER
     }
 
-    /// The bytes taken so far are in the staged file.
+    /// Tells the upload that the bytes added so far are in the staged file.
     pub(super) fn are_written(&self) {
         if let Some(upload) = &self.upload {
             upload.written.send_if_modified(|written| written.reach(self.summer.total()));
         }
     }
 
-    /// The sums of all bytes, and the upload that has begun.
+    /// Returns the checksums of all bytes, and takes the upload that has begun, if there is one.
     pub(super) fn take_upload(&mut self) -> (Summer, Option<Following>) {
         (self.summer.clone(), self.upload.take())
     }
 }
 
 impl Following {
-    /// Tells the upload that nothing more comes, and waits for it.
+    /// Tells the upload that no more bytes come, and waits for it.
     pub(super) async fn finish(self) -> Result<FileEntry, UploadError> {
         self.written.send_modify(Written::end);
         match self.upload.await {
@@ -96,7 +97,7 @@ impl Following {
 }
 
 impl Output {
-    /// Begins to upload a file that is being written, if there is a place.
+    /// Begins to upload a file that is being written, if there is a permit for one more upload.
     pub(super) fn upload_early(&self, ino: Ino) {
         let mut table = self.lock();
         let Some(path) = table.path(ino) else { return };
@@ -125,8 +126,8 @@ impl Output {
         }
     }
 
-    /// The blob of an upload that followed its file; none when there was none, or the store failed:
-    /// then the file is stored anew.
+    /// Waits for an upload that followed its writer, and returns its outcome. Returns none if there
+    /// was no such upload or the store failed: the caller then stores the file again.
     pub(super) async fn followed(
         &self,
         upload: Option<Following>,
@@ -136,7 +137,7 @@ impl Output {
         self.own_blobs.made(&key);
         match upload.finish().await {
             Err(UploadError::Store { source, .. }) => {
-                tracing::debug!(key, %source, "an upload that had begun early failed; it begins anew");
+                tracing::debug!(key, %source, "an early upload failed; the file will be uploaded again");
                 None
             }
             outcome => Some(outcome),

@@ -1,5 +1,5 @@
-//! Files in `out/events` become events, and `insights.json` is kept: the rule of
-//! [`super::super::eventfile`] applied.
+//! Files in `out/events` become events, and `insights.json` is kept, by the rule of
+//! [`super::super::eventfile`].
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -18,11 +18,12 @@ use super::super::{Attr, Errno, Ino, Result, errno};
 use super::{EVENTS, OUT, Output, Over, READING_UNIT, READING_UNITS};
 
 /// How long a rename to an event's name waits for the RELEASE of a file whose document is not
-/// complete. The kernel sends it within a millisecond of the close; one that is open is written on,
-/// and decided upon at its close.
+/// complete. The kernel sends the RELEASE within a millisecond of the close. A file that is still
+/// open may be written further, and is decided at its close.
 const CLOSE_WAIT: Duration = Duration::from_millis(200);
 
-/// Whether a file that is given an event's name is the event that has this name already.
+/// Whether a file that receives an event's name is the same event as the one that already has this
+/// name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EventBefore {
     Same,
@@ -30,7 +31,8 @@ enum EventBefore {
 }
 
 impl Output {
-    /// Renames or links; into an event's name it commits first and then moves (rules 5 and 6).
+    /// Renames a file. If the new name is an event's, commits first and then renames (rule 5). If
+    /// the new name is `insights.json`, renames first and then keeps the content.
     pub async fn rename(
         &self,
         parent: Ino,
@@ -67,7 +69,7 @@ impl Output {
         }
     }
 
-    /// A hard link; to an event's name it commits first.
+    /// Makes a hard link. If the new name is an event's, commits first (rule 6).
     pub async fn link_or_commit(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
         if let Some(event_name) = self.event_name(parent, name)? {
             self.adopt_as_event(ino, &event_name, |_| self.link(ino, parent, name).map(drop))
@@ -77,8 +79,9 @@ impl Output {
         self.link(ino, parent, name)
     }
 
-    /// The name of the event that a file under this name is; none for drafts and other places.
-    /// EILSEQ if it is no UTF-8: made into it, two names could become one.
+    /// Returns the event's name if a file of this name is an event; none for drafts and other
+    /// directories. Returns EILSEQ if the name is not UTF-8: converted to UTF-8, two names could
+    /// become one.
     fn event_name(&self, parent: Ino, name: &OsStr) -> Result<Option<String>> {
         if parent != EVENTS {
             return Ok(None);
@@ -87,7 +90,8 @@ impl Output {
         Ok((!is_event_draft(name)).then(|| name.to_owned()))
     }
 
-    /// Commits the content of `ino` under an event's name, then lets `moved` put it there.
+    /// Commits the content of `ino` under an event's name, then calls `moved` to put the file
+    /// there.
     async fn adopt_as_event(
         &self,
         ino: Ino,
@@ -111,7 +115,7 @@ impl Output {
             && state.committed.is_none()
         {
             state.committing = false;
-            // Refused, a file of `out/data` is one as before.
+            // If the commit was refused, a file of `out/data` is a data file as before.
             if adopted.is_err() && !was_event {
                 file.event = None;
             }
@@ -144,7 +148,8 @@ impl Output {
             Parsed::Complete(file) => Decision::Commit(file),
             Parsed::Invalid(reason) => Decision::Refuse(reason),
             Parsed::TooBig(reason) => Decision::TooBig(reason),
-            // Empty, or a writer is still at it: its own close decides.
+            // The file is empty, or a process is still writing it: that process's own close
+            // decides.
             Parsed::Empty => Decision::Nothing,
             Parsed::Incomplete if writing && self.is_written_on(ino).await => Decision::Nothing,
             Parsed::Incomplete => Decision::Refuse("the JSON document is cut off".into()),
@@ -166,7 +171,7 @@ impl Output {
                     Ok(receipt) => receipt,
                     Err(refusal) => return Err(self.reject(name, &refusal)),
                 };
-                // The same event once more takes the place of the file that was committed first.
+                // A file that is the same event again replaces the file that was committed first.
                 moved(if over_committed.is_some() {
                     EventBefore::Same
                 } else {
@@ -178,8 +183,8 @@ impl Output {
         }
     }
 
-    /// Whether somebody still has the file open for writing. A close of which only the RELEASE
-    /// tells may be on its way.
+    /// Returns whether a process still has the file open for writing. Waits first if a close that
+    /// only the RELEASE reports may be on its way.
     async fn is_written_on(&self, ino: Ino) -> bool {
         let deadline = tokio::time::Instant::now() + CLOSE_WAIT;
         loop {
@@ -205,14 +210,15 @@ impl Output {
         table.file(ino).ok()?.event.as_ref()?.committed.clone()
     }
 
-    /// Applies the rule of section 3 to an event file or to `insights.json`; others: nothing.
+    /// Decides whether an event file or `insights.json` is committed, refused or left alone, by the
+    /// rule of DESIGN.md section 3. Does nothing for other files.
     pub(super) async fn decide(&self, ino: Ino, asked: Asked) -> Result<()> {
         let begun = Instant::now();
         let Some((name, insights)) = self.decided_name(ino) else { return Ok(()) };
         let deciding = {
             let table = self.lock();
             let Some(state) = &table.file(ino)?.event else { return Ok(()) };
-            // While another close is being decided upon, nobody knows yet what this one is to hear.
+            // While another close is being decided, the answer to this one is not known yet.
             if !state.is_news(asked) && state.deciding.try_lock().is_ok() {
                 return state.without_news();
             }
@@ -223,7 +229,7 @@ impl Output {
             let table = self.lock();
             let file = table.file(ino)?;
             let Some(state) = &file.event else { return Ok(()) };
-            // Opened for writing again: that writer's close decides.
+            // The file was opened for writing again: that writer's close decides.
             if asked == Asked::Final && !file.writers.is_empty() {
                 return Ok(());
             }
@@ -243,8 +249,8 @@ impl Output {
             match parsed {
                 Ok(parsed) => {
                     let decision = state.decide(asked, version, parsed);
-                    // Insights may be written again, also while they are kept: the latest decision
-                    // is the last.
+                    // Insights may be written again, even while they are being kept: the latest
+                    // decision counts.
                     state.committing &= !insights;
                     Ok(decision)
                 }
@@ -291,8 +297,8 @@ impl Output {
         Err(errno)
     }
 
-    /// Under what name a file is decided upon, and whether it is `insights.json`; none for drafts
-    /// and data.
+    /// Returns the name under which a file is decided, and whether it is kept as insights; none for
+    /// drafts and data files.
     fn decided_name(&self, ino: Ino) -> Option<(String, bool)> {
         let table = self.lock();
         let links = &table.node(ino).ok()?.links;
@@ -320,7 +326,7 @@ impl Output {
         .await
     }
 
-    /// Waits for room to read an event file in. It is kept until the file is decided upon.
+    /// Waits for memory to read an event file. The caller holds it until the file is decided.
     async fn room_to_read(&self, ino: Ino) -> Result<SemaphorePermit<'_>> {
         let units =
             self.getattr(ino)?.size.min(self.limits.event_bytes).div_ceil(READING_UNIT).max(1);
@@ -328,11 +334,11 @@ impl Output {
         Ok(self.reading.acquire_many(units).await.expect("the semaphore is never closed"))
     }
 
-    /// Why an event file's own content cannot be had.
+    /// Returns the refusal of an event file whose own content cannot be read.
     fn unreadable(&self, name: &str, error: Errno) -> Refusal {
         if error == Errno::TOOBIG {
             let most = bytes_in_words(self.limits.event_bytes);
-            return Refusal::TooBig(format!("an event file may have {most}"));
+            return Refusal::TooBig(format!("an event file may have at most {most}"));
         }
         Refusal::Unreadable { path: name.to_owned(), source: error.into() }
     }
@@ -362,24 +368,24 @@ impl Output {
         refusal.errno().number()
     }
 
-    /// The events committed so far, by file name.
+    /// Returns the events committed so far, by file name.
     pub fn receipts(&self) -> BTreeMap<String, Receipt> {
         self.receipts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The event files refused and not committed since, by name.
+    /// Returns the event files that were refused and not committed since, by name.
     pub fn rejections(&self) -> BTreeMap<String, Rejection> {
         self.rejections.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Decides about every event file, and what is kept for analysis, as if the module had ended;
-    /// gives those that cannot be decided about because somebody may still write to them.
+    /// Decides every event file, and the insights, as if the module had ended. Returns a rejection
+    /// for each file that cannot be decided because a process may still write to it.
     pub(crate) async fn settle(&self) -> Vec<Rejection> {
         let mut open = Vec::new();
         for ino in self.undecided() {
             let Some((name, _)) = self.decided_name(ino) else { continue };
             match self.closed(ino, &name).await {
-                // What it was refused with is remembered.
+                // A refusal is recorded by `decide` itself.
                 Ok(()) => drop(self.decide(ino, Asked::Final).await),
                 Err(refusal) => open.push(Rejection {
                     reason: "it is still open for writing; close it first".into(),
@@ -391,7 +397,8 @@ impl Output {
         open
     }
 
-    /// The files of `out/events`, and those kept for analysis, that are no event yet.
+    /// Returns the files of `out/events`, and those kept for analysis, that are not committed as
+    /// events.
     fn undecided(&self) -> Vec<Ino> {
         let table = self.lock();
         let events = table.files_in(EVENTS).into_iter();
@@ -405,8 +412,9 @@ impl Output {
         events.chain(insights).map(|(_, ino)| ino).filter(undecided).collect()
     }
 
-    /// A file that is a draft by the form of its name alone, and a whole event at the end, was not
-    /// meant as a draft: its module must not be taken for one that published it.
+    /// Rejects each file that is a draft only by the form of its name and holds a whole event at
+    /// the end. It was not meant as a draft, and its module must not look as if it had published
+    /// the event.
     async fn refuse_whole_drafts(&self) {
         for ino in self.undecided() {
             let Some(name) = self.doubtful_draft(ino) else { continue };
@@ -425,15 +433,16 @@ impl Output {
         (is_doubtful_draft(name) && !is_draft(name)).then(|| name.to_owned())
     }
 
-    /// The module has ended: what is in its event files now is final, and blobs no event names go.
+    /// Finishes the output after the module has ended: decides what is left, because its content is
+    /// final now, and removes the blobs that no event names.
     pub(crate) async fn finish(self: &Arc<Self>) {
         for ino in self.undecided() {
-            // Whoever had it open is gone.
+            // The processes that had it open are gone.
             if let Ok(file) = self.lock().file_mut(ino) {
                 file.writers.clear();
             }
-            // One that was ended by force has had its chance: what is not committed by now would
-            // hold it up again.
+            // A job that was ended by force decides nothing more: a commit now would hold up its
+            // end again.
             if !self.stopped.is_cancelled() {
                 let _ = self.decide(ino, Asked::Final).await;
             }
@@ -442,7 +451,7 @@ impl Output {
             self.refuse_whole_drafts().await;
         }
         self.committer.settled().await;
-        // Uploads that no event waits for.
+        // Ends the uploads that no event waits for.
         self.stopped.cancel();
         self.own_blobs.discard_unnamed().await;
         let this = self.clone();

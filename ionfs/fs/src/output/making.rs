@@ -1,7 +1,7 @@
-//! What a module makes below `out/`: files, directories, links, pipes and sockets.
+//! Creation of what a module makes below `out/`: files, directories, links, pipes and sockets.
 //!
-//! Each is made in the staging folder first and then entered into the table. It belongs to whoever
-//! asked for it, so that a module that runs as an ordinary user may use what it made.
+//! Each is made in the staging folder first and then entered into the table. It belongs to the user
+//! who asked for it, so that a module that runs as an ordinary user may use what it made.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -18,17 +18,17 @@ use super::reference::Reference;
 use super::table::{Body, DirectoryNames, FileNode, Table};
 use super::{DATA, EVENTS, OUT, OpenHow, Output, Staged, timespec};
 
-/// Who makes something.
+/// The user and group that make something, and own it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Maker {
-    /// Its user.
+    /// The user's ID.
     pub uid: u32,
-    /// Its group.
+    /// The group's ID.
     pub gid: u32,
 }
 
 impl Maker {
-    /// The daemon itself.
+    /// Returns the daemon's own user and group.
     pub fn daemon() -> Self {
         Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
     }
@@ -47,7 +47,7 @@ impl Output {
     }
 
     /// Makes a symbolic link. It may point anywhere: the kernel follows it for the module, with the
-    /// module's rights; an event that names a path through it stays inside `out/data` or is
+    /// module's rights. An event that names a path through it stays inside `out/data` or is
     /// refused.
     pub fn symlink(&self, parent: Ino, name: &OsStr, target: &Path, maker: Maker) -> Result<Attr> {
         let mut table = self.lock();
@@ -61,8 +61,8 @@ impl Output {
         self.attr(&table, ino)
     }
 
-    /// Makes a regular file without opening it, a pipe or a socket. No device: a module has those
-    /// of its executor.
+    /// Makes a regular file without opening it, a pipe or a socket. Refuses a device (EPERM): a
+    /// module has the devices of its executor.
     pub fn mknod(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Attr> {
         let file_type = FileType::from_raw_mode(mode);
         let kind = match file_type {
@@ -99,7 +99,7 @@ impl Output {
         add_file(&mut table, parent, name)
     }
 
-    /// Makes a file, or opens the one that is there, in one step.
+    /// Makes a file, or opens the existing one, in one step.
     pub fn create(
         &self,
         parent: Ino,
@@ -132,7 +132,7 @@ impl Output {
         Ok((self.attr(&table, ino)?, staged))
     }
 
-    /// A new file in `out/data` that refers to a blob (`ln` and `mv` from `in/data`).
+    /// Makes a new file in `out/data` that refers to a blob (`ln` and `mv` from `in/data`).
     pub fn add_reference(
         &self,
         parent: Ino,
@@ -147,7 +147,7 @@ impl Output {
         let ino = self.make_file(parent, name, mode | libc::S_IFREG, maker)?;
         let mut table = self.lock();
         let pinned = self.pin(&table, ino)?;
-        // First, or an ordinary user could not open a read-only file.
+        // Make it writable first, or an ordinary user could not open a read-only file.
         pinned.set_mode(permissions(mode | 0o200))?;
         let file = pinned.open(OFlags::WRONLY)?;
         file.set_len(entry.size).map_err(|error| errno(&error))?;
@@ -165,8 +165,8 @@ impl Output {
         self.attr(&table, ino)
     }
 
-    /// The same for `ln`: it shows the number of `linked_to` for as long as both have the same
-    /// content.
+    /// Like [`Output::add_reference`], for `ln`: the new file shows the inode number of `linked_to`
+    /// for as long as both have the same content.
     pub fn add_link(
         &self,
         parent: Ino,
@@ -183,12 +183,13 @@ impl Output {
         self.attr(&table, attr.ino)
     }
 
-    /// Gives what was just made its owner and its exact mode, or removes it again. The kernel has
-    /// applied the module's umask already; the daemon's own must not take more away.
+    /// Gives a new inode its owner and its exact mode, or removes it again. The kernel has applied
+    /// the module's umask already; the daemon's own umask must not take more away.
     fn hand_over(&self, folder: &Folder, name: &OsStr, mode: u32, maker: Maker) -> Result<()> {
         let pinned = folder.pin(name)?;
         own(folder, &pinned, mode, maker).inspect_err(|_| {
-            // What stays is not in the table, and goes with the staging folder.
+            // If the removal fails too, the inode is not in the table and goes with the staging
+            // folder.
             let _ = folder.remove_all(name);
         })
     }
@@ -202,27 +203,28 @@ fn own(folder: &Folder, made: &Pinned, mode: u32, maker: Maker) -> Result<()> {
     let above = folder.itself()?.stat()?;
     let now = made.stat()?;
     let kind = FileType::from_raw_mode(now.st_mode);
-    // A directory with this bit gives its group to what is made in it, and the bit to directories.
+    // A directory with the set-group-ID bit gives its group to what is made in it, and the bit to
+    // new directories.
     let inherits = above.st_mode & libc::S_ISGID != 0;
     let owner = Maker { gid: if inherits { above.st_gid } else { maker.gid }, ..maker };
     if owner != (Maker { uid: now.st_uid, gid: now.st_gid }) {
         match made.set_owner(Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid))) {
-            // An ordinary user's daemon may give nothing away. It serves that user alone, whose own
-            // it stays.
+            // A daemon that runs as an ordinary user cannot change owners. It serves only that
+            // user, to whom the new inode belongs already.
             Ok(()) | Err(Errno::PERM) => {}
             Err(error) => return Err(error),
         }
     }
     let mode = if inherits && kind.is_dir() { mode | libc::S_ISGID } else { mode };
-    // After the owner: a change of owner takes the bits of set-user-id and set-group-id away.
+    // Set the mode after the owner: a change of owner clears the set-user-ID and set-group-ID bits.
     let stays = now.st_mode & 0o7777 == mode & 0o7777 && mode & 0o7000 == 0;
     if stays || kind.is_symlink() { Ok(()) } else { made.set_mode(permissions(mode)) }
 }
 
-/// Whether a directory of the fixed part of the tree may hold this.
+/// Returns an error if a directory of the fixed part of the tree may not hold this name and kind.
 pub(super) fn may_hold_more(table: &Table, parent: Ino, name: &OsStr, kind: Kind) -> Result<()> {
     match parent {
-        // An event is told from others by its name, in documents that hold UTF-8 only.
+        // An event is identified by its name, in documents that hold only UTF-8.
         EVENTS if name.to_str().is_none() => Err(Errno::ILSEQ),
         EVENTS if kind != Kind::File => Err(Errno::PERM),
         // Editors and `sed -i` put a draft beside insights.json; anything else there is a mistake

@@ -1,8 +1,8 @@
-//! The blobs that a job has made: which of them events name, and the end of all others.
+//! The blobs that a job has made: keeps those that an event names, and removes all others.
 //!
-//! A file is stored ahead of the event that will name it, and may be removed or written anew before
-//! there is one. Its blob goes at once then, many with one request where the store can: what a job
-//! keeps in the store is not more than what it has staged.
+//! A file is stored before the event that will name it, and may be removed or written again before
+//! that event exists. Its blob is then removed at once, many blobs in one request where the store
+//! can do that. So a job keeps no more in the store than it has staged.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,10 +11,10 @@ use ion_stores::Blobs;
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::Notify;
 
-/// Blobs removed with one call of the store: as many as S3 takes in one request.
+/// The most blobs removed by one call of the store: as many as S3 takes in one request.
 const REMOVED_AT_ONCE: usize = 1000;
 
-/// What became of a blob of this job.
+/// Whether an event names a blob of this job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BlobFate {
     /// No event names it yet.
@@ -29,7 +29,7 @@ pub(super) struct OwnBlobs {
     store: Arc<dyn Blobs>,
     runtime: Runtime,
     state: Mutex<State>,
-    /// Rung when nothing is left to be removed.
+    /// Notified when no blob is left to be removed.
     removed: Notify,
 }
 
@@ -49,18 +49,19 @@ impl OwnBlobs {
         work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A blob of this key may be in the store from now on.
+    /// Notes that a blob of this key may be in the store from now on.
     pub(super) fn made(&self, key: &str) {
         self.with(|state| state.fates.insert(key.to_owned(), BlobFate::Unnamed));
     }
 
-    /// An event is about to name the blob: it stays. False: it is gone, or going. Called before the
-    /// event's document is written: a blob too many is `ion gc`'s, a blob too few is lost data.
+    /// Marks a blob that an event is about to name, so that it stays. Returns false if the blob is
+    /// removed or being removed. Must be called before the event's document is written: `ion gc`
+    /// removes a blob that no event names, but an event whose blob is missing is lost data.
     pub(super) fn is_named(&self, key: &str) -> bool {
         self.with(|state| state.fates.get_mut(key).map(|fate| *fate = BlobFate::Named)).is_some()
     }
 
-    /// Nothing names the blob and nothing will: it is removed, unless an event has named it.
+    /// Removes a blob that its file no longer needs, unless an event has named it.
     pub(super) fn discard(self: &Arc<Self>, key: &str) {
         let begins = self.with(|state| {
             if state.fates.get(key) != Some(&BlobFate::Unnamed) {
@@ -95,11 +96,12 @@ impl OwnBlobs {
     async fn remove(&self, keys: &[String]) {
         if let Err(error) = self.store.delete_all(keys).await {
             let blobs = keys.len();
-            tracing::debug!(blobs, %error, "blobs that no event names could not be removed; `ion gc` will");
+            tracing::debug!(blobs, %error, "cannot remove blobs that no event names; `ion gc` will remove them");
         }
     }
 
-    /// The job has ended: all that no event names goes.
+    /// Removes all blobs that no event names, and waits until they are removed. Called when the job
+    /// has ended.
     pub(super) async fn discard_unnamed(self: &Arc<Self>) {
         let unnamed: Vec<String> = self.with(|state| {
             let unnamed = state.fates.iter().filter(|(_, fate)| **fate == BlobFate::Unnamed);
@@ -139,7 +141,7 @@ mod tests {
         for key in &keys[..2000] {
             own.discard(key);
         }
-        assert!(!own.is_named(&keys[4]), "it is going");
+        assert!(!own.is_named(&keys[4]), "it is being removed");
         assert!(own.is_named(&keys[3]) && own.is_named(&keys[2400]));
         own.discard_unnamed().await;
         let left: Vec<_> = store.list("c").await.unwrap().try_collect().await.unwrap();

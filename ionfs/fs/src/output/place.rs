@@ -1,9 +1,9 @@
-//! Where staged things lie on the disk: below folders that are held open, so that no path of
+//! Access to staged inodes on the disk, through folders that are held open, so that no path of
 //! several names is walked.
 //!
-//! The table says in which directory an inode stands and under which name. Here its folder is
-//! opened, step by step from the nearest one that is open already, and each act names one entry of
-//! it ([`ion_system::beneath`]).
+//! The table records the directory and the name of each inode. This module opens the directory's
+//! folder, step by step from the nearest folder that is open already. Each operation then names one
+//! entry of that folder ([`ion_system::beneath`]).
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -17,21 +17,21 @@ use super::super::{Errno, Ino, Result};
 use super::table::{Remains, Table};
 use super::{OUT, Output};
 
-/// Folders of one job held open at a time. Fewer are opened anew for each file of a job that works
-/// in many; more take descriptors, which all jobs of the daemon share.
+/// The most folders of one job that are held open. With fewer, a job that works in many folders
+/// opens one again for each file; more take descriptors, which all jobs of the daemon share.
 const FOLDERS_MAX: usize = 256;
 
-/// The folders of one job's staging area that are open.
+/// The open folders of one job's staging area.
 #[derive(Debug)]
 pub(super) struct OpenFolders {
     root: Arc<Folder>,
     below: Mutex<FoldersBelow>,
 }
 
-/// Those below the root.
+/// The open folders below the root.
 #[derive(Debug, Default)]
 struct FoldersBelow {
-    /// Raised by each use: what was used last has the highest number.
+    /// Raised by each use: the folder that was used last has the highest number.
     uses: u64,
     folders: HashMap<Ino, Kept>,
 }
@@ -78,14 +78,14 @@ impl OpenFolders {
         below.folders.insert(ino, Kept { used, folder });
     }
 
-    /// The directory was removed.
+    /// Drops the folder of a removed directory.
     pub(super) fn forget(&self, ino: Ino) {
         self.below().folders.remove(&ino);
     }
 }
 
 impl Output {
-    /// The folder of a directory.
+    /// Returns the folder of a directory.
     pub(super) fn folder(&self, table: &Table, ino: Ino) -> Result<Arc<Folder>> {
         let mut steps: Vec<(Ino, &Arc<OsStr>)> = Vec::new();
         let mut at = ino;
@@ -99,7 +99,8 @@ impl Output {
         };
         while let Some((ino, name)) = steps.pop() {
             folder = Arc::new(folder.folder(name)?);
-            // The one asked for and the one above it: what comes next is beside it or in it.
+            // Keep the requested folder and the one above it: the next request is for an entry of
+            // one of them.
             if steps.len() < 2 {
                 self.folders.keep(ino, folder.clone());
             }
@@ -107,9 +108,9 @@ impl Output {
         Ok(folder)
     }
 
-    /// The folder and the name that an inode is found under. ESTALE if it has none: another file
-    /// may have taken the place of it since the kernel looked its name up, and the kernel looks
-    /// again by itself.
+    /// Returns the folder and the name of an inode. Returns ESTALE if the inode has no name:
+    /// another file may have taken its place since the kernel looked up the name, and on ESTALE the
+    /// kernel looks it up again by itself.
     fn named<'table>(
         &self,
         table: &'table Table,
@@ -119,7 +120,7 @@ impl Output {
         Ok((self.folder(table, parent)?, name))
     }
 
-    /// What is left of an inode without a name, if it is an open file.
+    /// Returns the content that is kept of a file without a name, if any is.
     fn unnamed(table: &Table, ino: Ino) -> Result<Option<Arc<Pinned>>> {
         let node = table.node(ino)?;
         Ok(match &node.remains {
@@ -130,7 +131,7 @@ impl Output {
         })
     }
 
-    /// The staged inode itself.
+    /// Returns the staged inode, held by a descriptor.
     pub(super) fn pin(&self, table: &Table, ino: Ino) -> Result<Arc<Pinned>> {
         if ino == OUT {
             return self.folders.root().itself().map(Arc::new);
@@ -144,7 +145,7 @@ impl Output {
         }
     }
 
-    /// The staged file, opened.
+    /// Opens the staged file.
     pub(super) fn open_staged(&self, table: &Table, ino: Ino, flags: OFlags) -> Result<File> {
         match Self::unnamed(table, ino)? {
             Some(pinned) => pinned.open(flags),
@@ -155,7 +156,8 @@ impl Output {
         }
     }
 
-    /// The attributes of what is staged, as the disk has them.
+    /// Returns the attributes of a staged inode as the disk has them, or the last ones of an inode
+    /// that is gone from the disk.
     pub(super) fn stat(&self, table: &Table, ino: Ino) -> Result<Stat> {
         if ino == OUT {
             return self.folders.root().itself()?.stat();

@@ -1,8 +1,9 @@
-//! References: files whose bytes are a blob's until somebody writes there.
+//! References: files whose bytes are those of a blob until the module writes to them.
 //!
-//! `cp`, `ln` and `mv` from `in/data` make one in no time, whatever its size: a hole in the staging
-//! folder and the name of a blob. A write brings the blocks it touches into the staged file and no
-//! others; the rest of them come when the file is closed, since a new blob needs all of them.
+//! `cp`, `ln` and `mv` from `in/data` make a reference at once, whatever its size: a hole in the
+//! staging folder and the name of a blob. A write copies only the blocks that it touches into the
+//! staged file. The other blocks are copied when the file is closed, since a new blob needs all of
+//! them.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -22,43 +23,45 @@ use super::content::{Staged, content_changed, open_blob, read_within};
 use super::table::Table;
 use super::{Output, forbid_change};
 
-/// Content that is a blob's first bytes, but for the blocks that were written to: those lie in the
-/// staged file, which is a hole elsewhere.
+/// Content that equals the first bytes of a blob, except for the blocks that were written to. Those
+/// lie in the staged file, which is a hole elsewhere.
 #[derive(Clone, Debug)]
 pub(super) struct Reference {
     pub(super) entry: Arc<FileEntry>,
-    /// How many of the blob's bytes; all of them unless a copy is still growing or was cut.
+    /// How many of the blob's bytes the content has: all of them, unless a copy is still growing or
+    /// was cut.
     length: u64,
-    /// The blocks that lie in the staged file. Those of the blob's that begin behind `length` all
-    /// do.
+    /// The blocks that lie in the staged file. Blocks that begin at `length` or behind it all lie
+    /// there.
     own: BTreeSet<u64>,
-    /// It was written to, or has grown beyond the blob.
+    /// Whether the content was written to, or grew beyond `length`.
     touched: bool,
 }
 
 impl Reference {
-    /// The first `length` bytes of a blob.
+    /// Makes a reference to the first `length` bytes of a blob.
     pub(super) fn to(entry: Arc<FileEntry>, length: u64) -> Self {
         Self { entry, length, own: BTreeSet::new(), touched: false }
     }
 
-    /// Whether it is the blob, from the first byte to the last.
+    /// Returns whether the content is the blob, from the first byte to the last.
     pub(super) fn is_whole(&self) -> bool {
         !self.touched && self.length == self.entry.size
     }
 
-    /// The file has so many bytes from now on.
+    /// Notes that the file has `size` bytes from now on.
     pub(super) fn resize(&mut self, size: u64) {
         self.touched |= size > self.length;
         self.length = self.length.min(size);
     }
 
-    /// Its bytes are being changed.
+    /// Notes that the file's bytes are being changed.
     pub(super) fn touch(&mut self) {
         self.touched = true;
     }
 
-    /// Whether it will be a file of its own if it has so many bytes.
+    /// Returns whether the file takes room on the staging disk once it has `size` bytes: it then
+    /// becomes a file of its own.
     pub(super) fn takes_room_at(&self, size: u64) -> bool {
         self.touched || size > self.length
     }
@@ -67,14 +70,15 @@ impl Reference {
         self.entry.checksums.block.max(1)
     }
 
-    /// The blocks of the blob that `range` touches and that are not in the staged file.
+    /// Returns the blocks of the blob that `range` touches and that are not in the staged file.
     fn missing(&self, range: &Range<u64>) -> Vec<u64> {
         let block = self.block();
         let blocks = range.start / block..range.end.min(self.length).div_ceil(block);
         blocks.filter(|index| !self.own.contains(index)).collect()
     }
 
-    /// From `at` on: whether the bytes are the blob's, and up to where that is so.
+    /// Returns whether the bytes from `at` on are the blob's, and the offset up to which that
+    /// holds, at most `end`.
     fn piece(&self, at: u64, end: u64) -> (bool, u64) {
         if at >= self.length {
             return (false, end);
@@ -89,7 +93,7 @@ impl Reference {
     }
 }
 
-/// Why bytes of a blob did not get into the staged file that refers to them.
+/// Why bytes of a blob could not be copied into the staged file that refers to it.
 #[derive(Debug)]
 pub(super) enum NotOwned {
     /// The blob could not be read.
@@ -120,19 +124,20 @@ impl From<NotOwned> for io::Error {
 }
 
 impl Output {
-    /// Whether a handle only reads, and what it reads is a blob from the first byte to the last.
+    /// Returns whether a handle only reads, and its file is a blob from the first byte to the last.
     pub fn is_untouched(&self, staged: &Staged) -> bool {
         let table = self.lock();
         let reference = table.file(staged.ino()).ok().and_then(|file| file.reference.as_ref());
         !staged.writes() && reference.is_some_and(Reference::is_whole)
     }
 
-    /// Whether a file's bytes are, in part at least, a blob's.
+    /// Returns whether a file's bytes are, at least in part, a blob's.
     pub fn refers(&self, ino: Ino) -> bool {
         self.lock().file(ino).is_ok_and(|file| file.reference.is_some())
     }
 
-    /// The blob that a file's bytes are, and how many of it; none if it has bytes of its own.
+    /// Returns the blob that holds a file's bytes, and how many of the blob's bytes the file has;
+    /// none if the file has bytes of its own.
     pub fn referenced(&self, ino: Ino) -> Result<Option<(Arc<FileEntry>, u64)>> {
         let table = self.lock();
         let reference = table.file(ino)?.reference.as_ref().filter(|reference| !reference.touched);
@@ -182,9 +187,9 @@ impl Output {
         Ok(Arc::new(Reader::new(open_blob(&self.daemon, entry)?)))
     }
 
-    /// Makes the next bytes of `to` a reference to the blob `entry`, without moving any; gives how
-    /// many. Only for an empty file, or one that is the same blob up to just there; else
-    /// `EOPNOTSUPP`, and the bytes are copied.
+    /// Makes the next bytes of `to` a reference to the blob `entry`, without moving any. Returns
+    /// how many. Works only for an empty file, or for a file that is the same blob up to just
+    /// there; otherwise returns EOPNOTSUPP, and the caller copies the bytes.
     pub fn refer(
         &self,
         to: &Staged,
@@ -203,13 +208,13 @@ impl Output {
             None if to.file().metadata().is_ok_and(|metadata| metadata.len() == 0) => 0,
             _ => return Err(Errno::OPNOTSUPP),
         };
-        // Another reader may have the hole open by passthrough, and an event file's content must be
-        // here.
+        // Another reader may have the hole open by passthrough, and an event file's content must
+        // lie in the staged file.
         if from_offset != held || to_offset != held || file.opens != 1 || file.event.is_some() {
             return Err(Errno::OPNOTSUPP);
         }
         let end = held.saturating_add(length).min(entry.size);
-        // The kernel takes at most 4 GiB less a page as an answer.
+        // The kernel accepts at most 4 GiB less a page as the answer.
         let end = end.min(held + (u64::from(u32::MAX) & !0xfff));
         to.file().set_len(end).map_err(|error| errno(&error))?;
         content_changed(file, true);
@@ -218,20 +223,20 @@ impl Output {
         Ok(end - held)
     }
 
-    /// Brings the blocks that a write to `range` touches into the staged file. Nothing to do for
-    /// what is no reference.
+    /// Copies the blocks that a write to `range` touches from the blob into the staged file. Does
+    /// nothing if the file is not a reference.
     pub async fn own_range(&self, staged: &Staged, range: Range<u64>) -> Result<()> {
         let owned = self.own(staged.ino(), staged.file(), range).await;
         owned.map_err(|error| self.not_owned(staged.ino(), &error))
     }
 
-    /// Makes a reference a file of its own, because the module asked for it. Nothing to do for
-    /// others.
+    /// Turns a reference into a file of its own, because the module asked for it. Does nothing for
+    /// other files.
     pub async fn own_content(&self, ino: Ino) -> Result<()> {
         self.own_all(ino).await.map_err(|error| self.not_owned(ino, &error))
     }
 
-    /// What the module gets that asked for it.
+    /// Returns the errno that the module receives. Records a failed read of the blob.
     fn not_owned(&self, ino: Ino, error: &NotOwned) -> Errno {
         match error {
             NotOwned::Read(failure) => self.read_failed(ino, failure),
@@ -239,7 +244,7 @@ impl Output {
         }
     }
 
-    /// Makes a reference a file of its own. Nothing to do for others.
+    /// Turns a reference into a file of its own. Does nothing for other files.
     pub(super) async fn own_all(&self, ino: Ino) -> std::result::Result<(), NotOwned> {
         if !self.refers(ino) {
             return Ok(());
@@ -259,7 +264,7 @@ impl Output {
             let Some(reference) = &mut table.file_mut(ino)?.reference else { return Ok(()) };
             let (entry, missing) = (reference.entry.clone(), reference.missing(&range));
             let length = reference.length;
-            // In the end all of it will be.
+            // In the end the whole content may lie on the staging disk, so charge all of it.
             self.charge_to(&mut table, ino, length)?;
             (entry, missing)
         };
@@ -268,8 +273,8 @@ impl Output {
         for index in missing {
             let start = index * block;
             let bytes = read_within(&self.daemon, &reader, start, block).await?;
-            // Looked at again with each block: another copier may have been faster and its writer
-            // may have written, or the file was cut. What they left must not be overwritten.
+            // Check again for each block: another task may have copied it first and its writer may
+            // have written to it, or the file was cut. The result must not be overwritten.
             let mut table = self.lock();
             let Some(reference) = &mut table.file_mut(ino)?.reference else { return Ok(()) };
             if reference.entry.key != entry.key {
@@ -294,8 +299,8 @@ impl Output {
         Ok(())
     }
 
-    /// Writes a blob's bytes into the staged file. To everybody else nothing has changed: the
-    /// attributes stay as they were.
+    /// Writes a blob's bytes into the staged file. The attributes stay as they were, because
+    /// nothing has changed for anyone who reads the file.
     fn fill(&self, table: &mut Table, ino: Ino, file: &File, bytes: &[u8], at: u64) -> Result<()> {
         let before = fs::fstat(file)?;
         let shown = self.stat(table, ino)?;

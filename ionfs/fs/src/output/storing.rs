@@ -1,5 +1,5 @@
-//! Staged files become blobs: in the background once closed, and at the latest when an event names
-//! them.
+//! Stores staged files as blobs: in the background once they are closed, and at the latest when an
+//! event names them.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -19,23 +19,23 @@ use super::super::{Errno, Ino, errno};
 use super::table::{Body, Stored, Table};
 use super::{DATA, Output};
 
-/// How long a commit waits for the kernel to report the end of a handle that was closed: RELEASE
-/// comes after close() has returned. Shorter refuses events on a busy machine; longer delays the
+/// How long a commit waits for the RELEASE of a handle that was closed: the kernel sends it after
+/// close() has returned. A shorter time refuses events on a busy machine; a longer one delays the
 /// refusal of a file that really is open.
 const RELEASE_WAIT: Duration = Duration::from_secs(2);
 
-/// Contents of a file that a commit tries to name while somebody goes on writing and closing it.
+/// How often a commit tries to name a file that the module goes on writing and closing.
 const NAMING_TRIES: usize = 3;
 
-/// Symbolic links followed in one path, as the kernel's own limit.
+/// The most symbolic links followed in one path: the kernel's own limit.
 const LINKS_MAX: usize = 40;
 
-/// Whose blob a file's content is.
+/// The blob that holds a file's content, and who made it.
 #[derive(Debug)]
 enum ContentBlob {
-    /// This job's.
+    /// A blob of this job.
     Own(FileEntry),
-    /// The file refers to it, from the first byte to the last.
+    /// A blob of an ancestor event. The file refers to it, from the first byte to the last.
     OfAnAncestor(FileEntry),
 }
 
@@ -45,7 +45,7 @@ impl Output {
         let _turn = self.upload_turn(ino).await;
         match self.lock().file_mut(ino) {
             Ok(file) => file.upload_waits = false,
-            // It was removed while it waited.
+            // The file was removed while it waited.
             Err(_) => return Ok(()),
         }
         let path = {
@@ -61,14 +61,14 @@ impl Output {
         self.stored(ino, &path).await.map(|_| ())
     }
 
-    /// A turn to upload a file as long as it is now.
+    /// Waits for a permit to upload a file of its current length.
     async fn upload_turn(&self, ino: Ino) -> SemaphorePermit<'_> {
         let bytes = self.getattr(ino).map_or(0, |attr| attr.size);
         self.daemon.upload_turn(bytes).await
     }
 
-    /// The blob of the file's content now: the one there is, or a new one. The caller must hold an
-    /// upload permit.
+    /// Returns the blob of the file's current content: the existing one, or a new one. The caller
+    /// must hold an upload permit.
     async fn stored(&self, ino: Ino, path: &str) -> std::result::Result<ContentBlob, Refusal> {
         let (generation, cell, former) = {
             let mut table = self.lock();
@@ -100,7 +100,7 @@ impl Output {
             let table = self.lock();
             table.file(ino).ok().filter(|_| table.is_in_use(ino)).map(|file| file.generation)
         };
-        // Written to while it was read: the blob may hold half of each.
+        // The file was written to while it was read: the blob may hold parts of both contents.
         if now == Some(generation) {
             return Ok(ContentBlob::Own(entry));
         }
@@ -108,8 +108,8 @@ impl Output {
         Err(Refusal::StillOpen(path.to_owned()))
     }
 
-    /// The blob of the file's content now, which no later content removes: an event is about to
-    /// name it.
+    /// Returns the blob of the file's current content, for an event that is about to name it: no
+    /// later content removes the blob.
     async fn stored_for_an_event(
         &self,
         ino: Ino,
@@ -123,7 +123,8 @@ impl Output {
             match stored {
                 ContentBlob::OfAnAncestor(entry) => return Ok(entry),
                 ContentBlob::Own(entry) if self.own_blobs.is_named(&entry.key) => return Ok(entry),
-                // Written to and closed again since it was stored; its blob is on its way out.
+                // The file was written to and closed again since it was stored; that blob is being
+                // removed.
                 ContentBlob::Own(_) => {}
             }
         }
@@ -136,7 +137,8 @@ impl Output {
         }
         let unreadable =
             |errno: Errno| Refusal::Unreadable { path: path.to_owned(), source: errno.into() };
-        // An event that names it is refused; of a file that none names, nobody has read anything.
+        // A failure here is not recorded as a failed read: an event that names the file is refused,
+        // and if no event names it, nothing has read the bytes.
         let owned = self.own_all(ino).await;
         owned
             .map_err(|error| Refusal::Unreadable { path: path.to_owned(), source: error.into() })?;
@@ -162,7 +164,7 @@ impl Output {
         };
         let entry = stored.map_err(|error| match error {
             UploadError::Read { source, .. } => {
-                // The disk tells only once what it lost.
+                // The disk reports lost data only once, so remember the error.
                 self.not_whole(ino, 0, errno(&source));
                 Refusal::Unreadable { path: path.to_owned(), source }
             }
@@ -181,7 +183,7 @@ impl Output {
         Ok(entry)
     }
 
-    /// Lets other jobs of this node read what an event names from the staged file.
+    /// Lets other jobs of this node read a blob that an event names from the staged file.
     fn offer(&self, ino: Ino, stored: &FileEntry) {
         if self.read_only(ino).is_ok_and(|file| self.daemon.cache.produced(stored, file)) {
             self.named.lock().unwrap_or_else(PoisonError::into_inner).push((ino, stored.clone()));
@@ -193,14 +195,15 @@ impl Output {
     }
 
     pub(super) fn read_only_in(&self, table: &Table, ino: Ino) -> super::super::Result<File> {
-        // Of a reference there are no bytes here.
+        // The staged file of a reference does not hold its bytes.
         if table.file(ino)?.reference.is_some() {
             return Err(Errno::NOENT);
         }
         self.open_staged(table, ino, OFlags::RDONLY)
     }
 
-    /// Gives the node's cache the files that are as events named them; the job has ended.
+    /// Gives the node's cache the files that still are as events named them. Called when the job
+    /// has ended.
     pub(super) fn hand_down(&self) {
         let named = std::mem::take(&mut *self.named.lock().unwrap_or_else(PoisonError::into_inner));
         for (ino, entry) in named {
@@ -217,7 +220,8 @@ impl Output {
         }
     }
 
-    /// The inode of a path below `out/data`, symbolic links that stay inside followed.
+    /// Returns the inode of a file at a path below `out/data`. Follows symbolic links that stay
+    /// inside.
     fn resolve(&self, path: &str) -> std::result::Result<Ino, Refusal> {
         let table = self.lock();
         let at = self.resolve_any(&table, path)?;
@@ -233,7 +237,7 @@ impl Output {
         }
     }
 
-    /// The same, whatever stands there.
+    /// Like [`Output::resolve`], for an inode of any kind.
     fn resolve_any(&self, table: &Table, path: &str) -> std::result::Result<Ino, Refusal> {
         let missing = || Refusal::Missing(path.to_owned());
         let mut todo: Vec<OsString> = path.split('/').rev().map(OsString::from).collect();
@@ -269,7 +273,7 @@ impl Output {
         Ok(at)
     }
 
-    /// What is below a directory, sorted; none if `path` is no directory.
+    /// Returns what is below a directory, sorted; none if `path` is not a directory.
     fn below_directory(&self, path: &str) -> std::result::Result<Option<Below>, Refusal> {
         let table = self.lock();
         let top = self.resolve_any(&table, path)?;
@@ -282,7 +286,7 @@ impl Output {
             let Ok(directory) = table.directory(ino) else {
                 below.files.push(path);
                 if below.files.len() as u64 > self.limits.event_files {
-                    // That is refused: the rest of a large tree need not be walked.
+                    // The event will be refused: the rest of a large tree need not be walked.
                     break;
                 }
                 continue;
@@ -293,8 +297,8 @@ impl Output {
                 below.empty.push(path);
                 continue;
             }
-            // The first name is taken last from the stack. A job that is tried again names the same
-            // in the same order.
+            // The first name goes last onto the stack, so that it is taken first. A retried job
+            // names the same files in the same order.
             entries.sort_unstable_by(|a, b| b.0.cmp(a.0));
             for (name, child) in entries {
                 let Some(name) = name.to_str() else {
@@ -309,8 +313,8 @@ impl Output {
         Ok(Some(below))
     }
 
-    /// Waits until no handle can write the file any more. One that nobody closed yet is an error at
-    /// once; one that was closed has its RELEASE on the way.
+    /// Waits until no handle can write the file any more. Fails at once if a handle was not closed
+    /// yet; if it was closed, its RELEASE is on the way.
     pub(super) async fn closed(&self, ino: Ino, path: &str) -> std::result::Result<(), Refusal> {
         let deadline = tokio::time::Instant::now() + RELEASE_WAIT;
         loop {
@@ -369,7 +373,8 @@ impl Staging for Output {
 
     fn fresh_key(&self, path: &str) -> String {
         let origin = self.committer.origin();
-        // Attempt and a number: written once, also when a later attempt makes the same file again.
+        // The attempt and a number: each key is written once, also when a later attempt makes the
+        // same file again.
         let generation = self.blobs_made.fetch_add(1, Ordering::Relaxed);
         format!(
             "{}/{}/{}.{generation}/{path}",

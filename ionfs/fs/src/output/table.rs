@@ -1,7 +1,7 @@
-//! The names below `out/`: which inode stands where, and what is known of each file.
+//! The names below `out/`: where each inode stands, and what is known of each file.
 //!
 //! The staged tree changes only through this filesystem, so the table is the truth and the staging
-//! folder its image: no lookup asks the disk, and a path is made by walking up.
+//! folder its image: no lookup asks the disk, and a path is made by walking up the table.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
@@ -27,51 +27,53 @@ pub(crate) const DATA: Ino = STAGED + 1;
 /// `out/events`
 pub(crate) const EVENTS: Ino = STAGED + 2;
 
-/// Files without a name whose content one job lets be held for who has looked them up and not
-/// opened them yet. The kernel forgets them within a moment; of more than these it hears that they
-/// are gone, as on a disk that was faster.
+/// The most files without a name whose content one job may keep for processes that looked the file
+/// up and have not opened it yet. The kernel forgets such files within a moment. For files beyond
+/// this number it gets the answer that they are gone, as on a faster disk.
 const HELD_UNNAMED_MAX: usize = 256;
 
-/// Inodes that every tree begins with.
+/// The number of inodes that every tree begins with.
 const FIXED: u64 = 3;
 
-/// The blob that one generation of a file became, or is becoming.
+/// The blob of one generation of a file, stored or still being stored.
 pub(super) type Stored = Arc<OnceCell<FileEntry>>;
 
 #[derive(Debug, Default)]
 pub(super) struct FileNode {
     /// Open handles.
     pub(super) opens: u32,
-    /// Those of programs that run from it.
+    /// Open handles of programs that run from the file.
     pub(super) programs: u32,
-    /// Those that may write.
+    /// Open handles that may write.
     pub(super) writers: Vec<Arc<Writer>>,
     /// Raised by every change of content.
     pub(super) generation: u64,
     pub(super) reference: Option<Reference>,
-    /// Bytes it counts against the job's limit.
+    /// Bytes that count against the job's limit.
     pub(super) charged: u64,
-    /// Where a write failed, and with what: until somebody writes there again, it is not what its
-    /// writer meant.
+    /// The offset of a write that failed, and its errno. Until that offset is written again, the
+    /// file does not hold what its writer meant.
     pub(super) failed: Option<(u64, Errno)>,
-    /// If each byte was written once and in order; none otherwise, or while one is being written.
+    /// Present if each byte was written once and in order. None otherwise, and while bytes are
+    /// being written.
     pub(super) in_order: Option<InOrder>,
     pub(super) stored: Option<(u64, Stored)>,
-    /// A background upload waits for its turn.
+    /// Whether a background upload waits for its turn.
     pub(super) upload_waits: bool,
-    /// The attributes it had before the daemon brought bytes of its blob into the staged file. They
-    /// are shown until somebody else changes it: filling a reference is no change that a module
-    /// made.
+    /// The attributes that the file had before the daemon copied bytes of its blob into the staged
+    /// file. They are shown until the module changes the file: filling a reference is not a change
+    /// that the module made.
     pub(super) shown: Option<Box<Stat>>,
-    /// The file of `in/` that this is a hard link of, and the generation it was then. It shows that
-    /// inode's number while their content is the same.
+    /// The file of `in/` that this file is a hard link of, and this file's generation when the link
+    /// was made. The file shows that inode's number while their content is the same.
     pub(super) linked_to: Option<(Ino, u64)>,
-    /// Of files in `out/events` and of `insights.json`.
+    /// Present for files in `out/events` and for `insights.json`.
     pub(super) event: Option<Box<EventState>>,
 }
 
 impl FileNode {
-    /// The number of the file of `in/` whose hard link it is, if it still has that file's content.
+    /// Returns the number of the file of `in/` that this file is a hard link of, if it still has
+    /// that file's content.
     pub(super) fn shares_number_with(&self) -> Option<Ino> {
         self.linked_to.filter(|(_, generation)| *generation == self.generation).map(|(ino, _)| ino)
     }
@@ -82,39 +84,41 @@ pub(super) enum Body {
     Directory(DirectoryNames),
     File(Box<FileNode>),
     Symlink,
-    /// A pipe or a socket: the kernel's own, which asks for its name and its attributes only.
+    /// A pipe or a socket. The kernel handles its content, and asks only for its name and
+    /// attributes.
     Special(Kind),
 }
 
-/// A file that is gone.
+/// A file that is gone, and of which something was stored.
 #[derive(Debug)]
 pub(super) struct Orphan {
-    /// What was stored of it, or is being.
+    /// The blob that was stored of it, or is still being stored.
     pub(super) stored: Stored,
-    /// Its staged content, if that was held.
+    /// Its staged content, if the table still held it.
     pub(super) known: Option<Arc<Pinned>>,
 }
 
-/// What is left of an inode without a name.
+/// What is kept of an inode without a name.
 #[derive(Clone, Debug)]
 pub(super) enum Remains {
-    /// An open file.
+    /// The content of an open file.
     Open(Arc<Pinned>),
-    /// A file that the kernel knows and that nobody has open: somebody who looked its name up may
-    /// be about to.
+    /// The content of a file that the kernel knows and that no process has open: a process that
+    /// looked its name up may be about to open it.
     Known(Arc<Pinned>),
-    /// Its attributes at the end: of a directory that somebody stands in, of a pipe.
+    /// The last attributes of another inode: of a directory that a process still uses, or of a
+    /// pipe.
     Seen(Box<Stat>),
 }
 
-/// The place of `.` in every listing, of `..`, and of the first name. A listing goes on behind a
-/// place, so 0 is its start.
+/// The positions of `.` and `..` in every listing; the first name follows them. A listing continues
+/// behind a position, so 0 is its start.
 pub(crate) const DOT: u64 = 1;
 pub(crate) const DOT_DOT: u64 = 2;
 
-/// A directory's names. Each has a place in the listing, given once and never again: a listing that
-/// goes on behind a place neither repeats nor misses a name that stood all the time, whatever comes
-/// and goes meanwhile.
+/// A directory's names. Each name has a position in the listing that is never used again. So a
+/// listing that continues behind a position neither repeats nor misses a name that existed all the
+/// time, whatever is added and removed meanwhile.
 #[derive(Debug)]
 pub(super) struct DirectoryNames {
     places: HashMap<Arc<OsStr>, u64>,
@@ -144,7 +148,7 @@ impl DirectoryNames {
         self.entries.remove(&place).map(|(_, ino)| ino)
     }
 
-    /// The names behind a place, each with its own place and what it names.
+    /// Returns the names behind a position, each with its own position and its inode.
     pub(super) fn behind(&self, place: u64) -> impl Iterator<Item = (u64, &Arc<OsStr>, Ino)> {
         let from = place.max(DOT_DOT).saturating_add(1);
         self.entries.range(from..).map(|(place, (name, ino))| (*place, name, *ino))
@@ -157,16 +161,17 @@ impl DirectoryNames {
 
 #[derive(Debug)]
 pub(super) struct Node {
-    /// Where it stands; none: unlinked. More than one: hard links.
+    /// Its names, each with the directory that holds it. Empty if it is unlinked; more than one for
+    /// hard links.
     pub(super) links: Vec<(Ino, Arc<OsStr>)>,
     pub(super) body: Body,
-    /// How many times the kernel was given it and has not forgotten: it may ask for it by number,
-    /// also without a name.
+    /// The kernel's lookup count: how often it received the inode and has not forgotten it. While
+    /// it is above 0, the kernel may ask for the inode by number, even if the inode has no name.
     pub(super) known: u64,
-    /// What can be told of it when its last name is gone.
+    /// What is kept of it once its last name is gone.
     pub(super) remains: Option<Remains>,
-    /// Bytes that it counts against the job's limit beside its content: extended attributes, where
-    /// a link points.
+    /// Bytes that count against the job's limit in addition to its content: extended attributes,
+    /// and the target of a symbolic link.
     attached: u64,
 }
 
@@ -174,14 +179,14 @@ pub(super) struct Node {
 pub(super) struct Table {
     nodes: HashMap<Ino, Node>,
     next: Ino,
-    /// The sum of what all inodes are charged.
+    /// The sum of the bytes that all inodes are charged.
     staged_bytes: u64,
-    /// Files that are gone, of which something was stored or is being.
+    /// Files that are gone, of which something was stored or is still being stored.
     orphans: Vec<Orphan>,
-    /// Inodes without a name that nobody has open. On a disk they would be gone; here the kernel
-    /// tells a moment later that it has forgotten them.
+    /// Inodes without a name that no process has open. On a disk they would be gone; here they stay
+    /// until the kernel reports, a moment later, that it has forgotten them.
     unused: HashSet<Ino>,
-    /// Those of them whose content is held.
+    /// Inodes without a name whose content is held.
     held: HashSet<Ino>,
     insights: &'static [&'static str],
 }
@@ -249,7 +254,7 @@ impl Table {
         }
     }
 
-    /// Whether a file has a name or is open: whether its content can still matter.
+    /// Returns whether a file has a name or is open, so that its content can still matter.
     pub(super) fn is_in_use(&self, ino: Ino) -> bool {
         self.node(ino).is_ok_and(|node| {
             !node.links.is_empty() || matches!(&node.body, Body::File(file) if file.opens > 0)
@@ -274,12 +279,13 @@ impl Table {
         Ok(self.directory(parent)?.get(name))
     }
 
-    /// The directory that an inode stands in, and its name there; none when it was unlinked.
+    /// Returns the directory that holds an inode, and the inode's name there; none if it is
+    /// unlinked.
     pub(super) fn place(&self, ino: Ino) -> Option<(Ino, &Arc<OsStr>)> {
         self.nodes.get(&ino)?.links.first().map(|(parent, name)| (*parent, name))
     }
 
-    /// The files of one directory.
+    /// Returns the files of one directory.
     pub(super) fn files_in(&self, parent: Ino) -> Vec<(Arc<OsStr>, Ino)> {
         let entries = self.directory(parent).into_iter().flat_map(DirectoryNames::iter);
         entries
@@ -288,14 +294,15 @@ impl Table {
             .collect()
     }
 
-    /// Inodes of the job that count against its limit: those with a name or open. Of others, of
-    /// which the kernel has yet to tell that it has forgotten them, as many again are free.
+    /// Returns the number of the job's inodes that count against its limit: those with a name or
+    /// open. Other inodes, which the kernel has not reported as forgotten yet, are free as long as
+    /// there are no more of them than of those.
     pub(super) fn made(&self) -> u64 {
         let unused = self.unused.len() as u64;
         (self.nodes.len() as u64).saturating_sub(FIXED + unused).max(unused)
     }
 
-    /// Where the inode stands below the staging folder; none when it was unlinked.
+    /// Returns the path of an inode below the staging folder; none if it is unlinked.
     pub(super) fn path(&self, ino: Ino) -> Option<PathBuf> {
         if ino == OUT {
             return Some(PathBuf::from("."));
@@ -310,13 +317,13 @@ impl Table {
         Some(parts.iter().rev().collect())
     }
 
-    /// The path of a name in a directory.
+    /// Returns the path of a name in a directory.
     pub(super) fn path_in(&self, parent: Ino, name: &OsStr) -> Result<PathBuf> {
         self.directory(parent)?;
         Ok(self.path(parent).ok_or(Errno::NOENT)?.join(name))
     }
 
-    /// Whether `ino` is `ancestor` or lies below it.
+    /// Returns whether `ino` is `ancestor` or lies below it.
     pub(super) fn is_below(&self, ino: Ino, ancestor: Ino) -> bool {
         let mut at = ino;
         loop {
@@ -347,7 +354,7 @@ impl Table {
         Ok(())
     }
 
-    /// Takes a name away. `remains` is what is left if it was the last.
+    /// Removes a name. `remains` is what is kept of the inode if that was its last name.
     pub(super) fn unlink(
         &mut self,
         parent: Ino,
@@ -365,13 +372,13 @@ impl Table {
         Ok(())
     }
 
-    /// Whether the content of one more file without a name may be held.
+    /// Returns whether the content of one more file without a name may be held.
     pub(super) fn may_hold_unnamed(&self) -> bool {
         self.held.len() < HELD_UNNAMED_MAX
     }
 
-    /// Lets go of what is held of files that nobody can name any more, and says whether there was
-    /// something. On a disk its space would be free already.
+    /// Drops the content that is held of files that no process can reach any more, and returns
+    /// whether there was any. On a disk its space would be free already.
     pub(super) fn let_go_of_held(&mut self) -> bool {
         let held: Vec<Ino> = self.held.intersection(&self.unused).copied().collect();
         for ino in &held {
@@ -391,7 +398,7 @@ impl Table {
         self.attach(ino, 0, u64::MAX);
     }
 
-    /// A file is gone: nothing can name what was stored of it any more.
+    /// Records that a file is gone: nothing can name its blob any more.
     fn orphan(&mut self, node: Node) {
         let known = match node.remains {
             Some(Remains::Known(pinned)) => Some(pinned),
@@ -404,13 +411,13 @@ impl Table {
         }
     }
 
-    /// The files that are gone since it was asked last.
+    /// Returns the files that are gone since the last call.
     pub(super) fn take_orphans(&mut self) -> Vec<Orphan> {
         std::mem::take(&mut self.orphans)
     }
 
-    /// Of an inode without a name that nobody has open only what the kernel may ask for is kept,
-    /// and nothing once the kernel knows it no more.
+    /// Updates what is kept of an inode. Of an inode without a name that no process has open, only
+    /// what the kernel may ask for is kept, and nothing once the kernel has forgotten it.
     pub(super) fn look_after_unnamed(&mut self, ino: Ino) {
         let may_hold = self.may_hold_unnamed();
         let Some(node) = self.nodes.get_mut(&ino).filter(|_| ino > EVENTS) else { return };
@@ -445,25 +452,26 @@ impl Table {
         }
     }
 
-    /// Somebody but the daemon changed an inode: what was shown of it until now counts no longer.
+    /// Notes that the module changed an inode: the attributes that were shown until now are no
+    /// longer valid.
     pub(super) fn is_changed(&mut self, ino: Ino) {
         if let Ok(file) = self.file_mut(ino) {
             file.shown = None;
         }
     }
 
-    /// Whether so many bytes more stay within `most`.
+    /// Returns whether `bytes` more stay within `most`.
     pub(super) fn has_room_for(&self, bytes: u64, most: u64) -> bool {
         self.staged_bytes.saturating_add(bytes) <= most
     }
 
-    /// Bytes of extended attributes, or of a symbolic link's target.
+    /// Returns the bytes of an inode's extended attributes, or of a symbolic link's target.
     pub(super) fn attached(&self, ino: Ino) -> u64 {
         self.nodes.get(&ino).map_or(0, |node| node.attached)
     }
 
-    /// Lets an inode count so many bytes beside its content. False: all together would be more than
-    /// `most`, and nothing changes.
+    /// Sets the bytes that an inode counts in addition to its content. Returns false, and changes
+    /// nothing, if all inodes together would count more than `most`.
     pub(super) fn attach(&mut self, ino: Ino, bytes: u64, most: u64) -> bool {
         let Some(node) = self.nodes.get_mut(&ino) else { return true };
         let after = (self.staged_bytes - node.attached).saturating_add(bytes);
@@ -475,13 +483,13 @@ impl Table {
         true
     }
 
-    /// Lets a file count so many bytes from now on. False: all together would be more than `most`,
-    /// and nothing changes.
+    /// Sets the bytes that a file's content counts. Returns false, and changes nothing, if all
+    /// inodes together would count more than `most`.
     pub(super) fn charge(&mut self, ino: Ino, bytes: u64, most: u64) -> bool {
         let total = self.staged_bytes;
         let Ok(file) = self.file_mut(ino) else { return true };
         let after = (total - file.charged).saturating_add(bytes);
-        // Giving back is always allowed.
+        // Lowering the charge is always allowed.
         if bytes > file.charged && after > most {
             return false;
         }
@@ -490,7 +498,8 @@ impl Table {
         true
     }
 
-    /// Bytes of the longest path below a directory, from it on.
+    /// Returns the length in bytes of the longest path below a directory, counted from the
+    /// directory.
     pub(super) fn reach(&self, ino: Ino) -> usize {
         let (mut longest, mut left) = (0, vec![(ino, 0)]);
         while let Some((ino, length)) = left.pop() {
@@ -501,12 +510,12 @@ impl Table {
         longest
     }
 
-    /// The names in `out/` of what is kept for analysis.
+    /// Returns the names of the files in `out/` that are kept for analysis.
     pub(super) fn insights(&self) -> &'static [&'static str] {
         self.insights
     }
 
-    /// Whether a file under this name is kept for analysis.
+    /// Returns whether a file of this name is kept for analysis.
     pub(super) fn is_insights(&self, parent: Ino, name: &OsStr) -> bool {
         parent == OUT && self.insights.iter().any(|known| name == *known)
     }

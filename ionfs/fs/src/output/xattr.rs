@@ -1,8 +1,10 @@
-//! Extended attributes of what is staged: those of `user.` only, and counted like content.
+//! Extended attributes of staged inodes: only those whose names begin with `user.`, and counted
+//! like content.
 //!
-//! `security.` and `trusted.` mean something to the host's kernel, which would obey what a module
-//! wrote there. An access list (`system.posix_acl_*`) would be kept and do nothing, as the kernel
-//! asks a FUSE filesystem for none: it is refused, so that nobody relies on it.
+//! `security.` and `trusted.` attributes have a meaning to the host's kernel, which would obey what
+//! a module wrote there. An access list (`system.posix_acl_*`) would be stored and have no effect,
+//! because the kernel does not ask a FUSE filesystem for one: it is refused, so that no module
+//! relies on it.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -14,13 +16,14 @@ use rustix::fs::XattrFlags;
 use super::super::{Errno, Ino, Result};
 use super::Output;
 
-/// Whether a module may have an attribute of this name.
+/// Returns whether a module may have an attribute of this name.
 fn is_a_users(name: &OsStr) -> bool {
     name.as_bytes().starts_with(b"user.")
 }
 
-/// The answer to a read of an attribute that is not there. EOPNOTSUPP says that this filesystem
-/// keeps none of the kind: `ls -l`, which asks each file for `security.selinux`, then asks no more.
+/// Returns the errno for a read of an attribute that does not exist. EOPNOTSUPP says that this
+/// filesystem has no attributes of that kind: `ls -l`, which asks each file for `security.selinux`,
+/// then stops asking.
 pub(crate) fn no_attribute(name: &OsStr) -> Errno {
     if is_a_users(name) { Errno::NODATA } else { Errno::OPNOTSUPP }
 }
@@ -30,7 +33,7 @@ impl Output {
         self.pin(&self.lock(), ino)
     }
 
-    /// An extended attribute's value. Of names that a module may not set there is none.
+    /// Returns an extended attribute's value. A name that a module may not set has none.
     pub fn getxattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
         if !is_a_users(name) {
             return Err(no_attribute(name));
@@ -38,8 +41,11 @@ impl Output {
         self.pinned(ino)?.xattr(name)
     }
 
-    /// Sets an extended attribute: EOPNOTSUPP for one that is no user's, EDQUOT over the job's
-    /// limit of bytes.
+    /// Sets an extended attribute.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP for a name that does not begin with `user.`, EDQUOT over the job's limit of
+    /// bytes.
     pub fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
         if !is_a_users(name) {
             return Err(Errno::OPNOTSUPP);
@@ -62,7 +68,7 @@ impl Output {
         set
     }
 
-    /// The names of the extended attributes, each ended by a zero byte.
+    /// Returns the names of the extended attributes, each with a zero byte at its end.
     pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
         let names = self.pinned(ino)?.xattrs()?;
         let users =

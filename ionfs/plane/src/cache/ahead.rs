@@ -1,23 +1,25 @@
-//! What a reader will want next.
+//! Read-ahead: predicts the bytes that a reader will ask for next.
 //!
-//! A file is read in streams: one for most programs, several where threads share a handle or a
-//! format keeps an index at its end. Each stream that goes on gets a window ahead of it that
-//! doubles; what jumps about gets nothing but the blocks it asks for.
+//! A file is read in sequential streams: one for most programs, several where threads share a
+//! handle or where a format keeps an index at its end. Each stream that continues gets a window
+//! ahead of it that doubles. Random reads get only the blocks they ask for.
 
 use std::ops::Range;
 
-/// Streams told apart in one open file.
+/// The number of streams that are tracked in one open file.
 const STREAMS_MAX: usize = 8;
 
-/// Bytes by which a read may miss the end of the one before, either way, and still go on with it:
-/// the kernel's own read-ahead sends requests side by side, and they arrive in any order.
+/// How far the start of a read may be before or after the end of a stream, in bytes, and still
+/// continue it: the kernel's own read-ahead sends requests concurrently, and they arrive in any
+/// order.
 const SLACK: u64 = 2 << 20;
 
-/// Bytes that a file's first read has fetched in all. Larger delays a program that looks only at a
-/// header.
+/// The number of bytes that the first read of a file fetches in all. A larger number delays a
+/// program that reads only a header.
 const WINDOW_FIRST: u64 = 1 << 20;
 
-/// Bytes that are under way ahead of a stream at most: what a link of 10 Gbit/s holds in 25 ms.
+/// The number of bytes that are in flight ahead of a stream at most: what a link of 10 Gbit/s
+/// carries in 25 ms.
 const WINDOW_MAX: u64 = 32 << 20;
 
 /// The streams of one open file.
@@ -29,17 +31,18 @@ pub(super) struct ReadAhead {
 
 #[derive(Debug)]
 struct Stream {
-    /// Where its next read is expected.
+    /// The offset at which the next read is expected.
     next: u64,
-    /// Up to where blocks were asked for.
+    /// The offset up to which blocks have been requested.
     ahead: u64,
     window: u64,
     used: u64,
 }
 
 impl ReadAhead {
-    /// Bytes that should be under way besides the read from `start` to `end`; none for a read that
-    /// follows no other.
+    /// Returns the bytes that should be fetched in addition to the read from `start` to `end`.
+    /// Returns `None` if enough bytes are on their way, or if the read continues no stream and is
+    /// not at the start of the file.
     pub(super) fn after(&mut self, start: u64, end: u64) -> Option<Range<u64>> {
         self.clock += 1;
         let used = self.clock;
@@ -59,7 +62,7 @@ impl ReadAhead {
         };
         stream.used = used;
         stream.next = stream.next.max(end);
-        // Not for every read: when half of the window is used up.
+        // The window is not extended for every read, only when half of it is used up.
         if stream.ahead >= stream.next.saturating_add(stream.window / 2) {
             return None;
         }
@@ -107,7 +110,7 @@ mod tests {
         let mut ahead = ReadAhead::default();
         let (mut first, mut second) = (0, 0);
         for step in 0..100 {
-            // Swapped pairs, as the kernel's workers send them.
+            // The reads come in swapped pairs, as the kernel's workers send them.
             let at = (step ^ 1) * READ;
             first += u64::from(ahead.after(at, at + READ).is_some());
             let at = (5 << 30) + step * READ;

@@ -1,4 +1,4 @@
-//! One open blob: where its blocks are, and who is bringing those that are not here.
+//! One open blob: where its blocks are, and which of them are being brought into memory.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -21,42 +21,42 @@ use super::buffer::Buffer;
 use super::memory::{Block, Room};
 use super::{CacheError, Shared, disk};
 
-/// Tries of one fetch before its readers get EIO; the wait between them doubles from
-/// [`RETRY_WAIT`].
+/// How often one fetch is tried before its readers receive EIO. The wait between two tries doubles,
+/// beginning with [`RETRY_WAIT`].
 const TRIES: u32 = 4;
 
-/// The wait before the second try. Shorter hammers a store that is starting again.
+/// The wait before the second try. A shorter wait overloads a store that is restarting.
 const RETRY_WAIT: Duration = Duration::from_millis(100);
 
-/// Bytes of one request to a store. Larger ones need more time before they can be shared out over
-/// connections; smaller ones pay a round trip more often.
+/// The size of one request to a store, in bytes. With larger requests it takes longer until the
+/// work is spread over several connections; smaller ones pay for a round trip more often.
 const RUN_BYTES: u64 = 8 << 20;
 
-/// Bytes read from the disk in one go.
+/// The number of bytes that one task reads from the disk.
 const LOCAL_BYTES: u64 = 4 << 20;
 
-/// Where a blob's local file lies.
+/// The kind of a blob's local file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// It is the store's own file: nothing is copied.
+    /// The store's own file: nothing is copied.
     Store,
-    /// In the node's cache folder.
+    /// A file in the node's cache folder.
     Node,
-    /// It is the staged file of a job that still runs and may write to it: good for its blocks as
-    /// long as they match.
+    /// The staged file of a job that still runs and may write to it. Its blocks are used as long as
+    /// they match their checksums.
     Producer,
 }
 
-/// How a reading of local blocks ended.
+/// The outcome of reading blocks from the local file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
-    /// None is left that it could do something about.
+    /// Nothing is left to do: each block was delivered, has failed, or found no room in memory.
     All,
-    /// The first of those left is not what was written.
+    /// The first of the remaining blocks is not what was written.
     Bad,
 }
 
-/// Bits that are only ever set.
+/// A set of bits that are only ever set, never cleared.
 #[derive(Debug)]
 struct Bits {
     words: Vec<AtomicU64>,
@@ -88,27 +88,28 @@ impl Bits {
     }
 }
 
-/// What became of a block that somebody is bringing.
+/// The outcome of bringing a block into memory; `None` while it is on its way.
 type Landed = Option<Result<Arc<Block>, Arc<CacheError>>>;
 
-/// The blocks of one request, in order, and those who wait for each.
+/// The blocks of one request, in order, each with the sender of its outcome.
 type Waiting = VecDeque<(u64, watch::Sender<Landed>)>;
 
-/// One blob's local file and which of its blocks may be read.
+/// An open blob: its local file, and which blocks of the file may be read.
 #[derive(Debug)]
 pub struct CachedBlob {
     id: u64,
     shared: Arc<Shared>,
     entry: FileEntry,
     place: Place,
-    /// The producer has ended and left the file as it was named.
+    /// Whether no producer can change the file any more: the job that made it has ended and left it
+    /// as it was committed.
     settled: AtomicBool,
     file: File,
     block: u64,
     blocks: u64,
-    /// Blocks that the file has, or had.
+    /// The blocks that the file has, or once had.
     present: Bits,
-    /// Blocks of the file that were compared since it was opened.
+    /// The blocks of the file that have matched their checksums since the file was opened.
     sound: Bits,
     coming: Mutex<HashMap<u64, watch::Receiver<Landed>>>,
 }
@@ -137,35 +138,36 @@ impl CachedBlob {
         }
     }
 
-    /// What it is.
+    /// Returns the blob's file entry.
     pub fn entry(&self) -> &FileEntry {
         &self.entry
     }
 
-    /// Whether it is what this entry says.
+    /// Returns whether the blob has this entry's key, checksums and size.
     pub fn is_of(&self, entry: &FileEntry) -> bool {
         self.entry.key == entry.key
             && self.entry.checksums == entry.checksums
             && self.entry.size == entry.size
     }
 
-    /// The file to read without asking further: every block was compared, and nobody can write to
-    /// it.
+    /// Returns the file if it may be read without further checks: every block has matched its
+    /// checksum, and nobody can write to the file.
     pub fn whole(&self) -> Option<&File> {
         (self.sound.count() == self.blocks && self.settled.load(Ordering::Acquire))
             .then_some(&self.file)
     }
 
-    /// The file is in the cache folder now, as its producer left it.
+    /// Records that the file is now in the cache folder, and that its producer can no longer change
+    /// it.
     pub(super) fn settle(&self) {
         self.settled.store(true, Ordering::Release);
     }
 
-    /// Up to `length` bytes from `offset`; fewer only at the end. Brings the blocks it needs and no
-    /// more.
+    /// Reads up to `length` bytes from `offset`, fewer only at the blob's end. Brings only the
+    /// blocks that it needs.
     ///
     /// # Errors
-    /// What kept the first of them away; it has been logged.
+    /// The error of the first block that could not be brought. It has been logged.
     pub async fn read(
         self: &Arc<Self>,
         offset: u64,
@@ -183,7 +185,7 @@ impl CachedBlob {
             };
             bytes.slice(at(offset).min(bytes.len())..at(end).min(bytes.len()))
         };
-        // Bytes of a block that this read is about.
+        // The number of bytes that this read takes from a block.
         let asked =
             |index: u64| ((index + 1) * self.block).min(end) - (index * self.block).max(offset);
         if first == last {
@@ -197,8 +199,8 @@ impl CachedBlob {
         Ok(all.freeze())
     }
 
-    /// Brings the blocks that the bytes of `range` touch if there is room in memory, without
-    /// waiting for them.
+    /// Starts to bring the blocks that overlap `range` if there is room in memory, and does not
+    /// wait for them.
     fn prefetch(self: &Arc<Self>, range: Range<u64>) {
         let end = range.end.min(self.entry.size);
         if range.start < end {
@@ -206,14 +208,15 @@ impl CachedBlob {
         }
     }
 
-    /// Brings all of it, if it comes from a store and there is room in memory, without waiting.
+    /// Starts to bring the whole blob if it comes from a store and there is room in memory, and
+    /// does not wait.
     pub fn fetch_ahead(self: &Arc<Self>) {
         if self.place == Place::Node && self.present.count() < self.blocks {
             self.prefetch(0..self.entry.size);
         }
     }
 
-    /// A block for a reader who asked for so many bytes of it.
+    /// Returns a block, for a reader that takes `asked` bytes of it.
     async fn block(
         self: &Arc<Self>,
         index: u64,
@@ -234,14 +237,14 @@ impl CachedBlob {
             }
             let coming = self.coming().get(&index).cloned();
             let coming = coming.or_else(|| self.bring(index..index + 1, true));
-            // None: it has come in between.
+            // `None`: the block has arrived in between.
             let Some(mut coming) = coming else { continue };
-            // An error: whoever brought it ahead of time had no room; it is asked for in earnest
-            // now.
+            // An error: the read-ahead that was to bring the block found no room. The loop now
+            // requests the block itself, and waits for room.
             if let Ok(landed) = coming.wait_for(Option::is_some).await
                 && let Some(landed) = landed.clone()
             {
-                // It has been read from now on.
+                // Marks the block as read.
                 let _ = self.shared.memory.get((self.id, index));
                 return landed;
             }
@@ -252,8 +255,9 @@ impl CachedBlob {
         self.coming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has every block of `run` brought that is neither in memory nor on its way: one fetch however
-    /// many wait for it. Gives what becomes of the last of them.
+    /// Starts to bring every block of `run` that is neither in memory nor on its way, so that a
+    /// block is fetched once, however many readers wait. Returns the outcome of the last block that
+    /// it started to bring.
     fn bring(self: &Arc<Self>, run: Range<u64>, wanted: bool) -> Option<watch::Receiver<Landed>> {
         let mut requests: Vec<(bool, Waiting)> = Vec::new();
         let mut last = None;
@@ -292,7 +296,7 @@ impl CachedBlob {
                 } else {
                     this.from_store(&mut waiting, wanted).await;
                 }
-                // Those nobody had room for.
+                // These blocks found no room in memory.
                 let mut coming = this.coming();
                 for (index, _) in &waiting {
                     coming.remove(index);
@@ -306,7 +310,7 @@ impl CachedBlob {
         self.block.min(self.entry.size - index * self.block)
     }
 
-    /// Memory for a block that there is room for.
+    /// Returns a buffer for a block, for which the caller has room.
     fn buffer(&self, index: u64) -> Buffer {
         self.shared.buffers.take(usize::try_from(self.length_of(index)).unwrap_or(usize::MAX))
     }
@@ -320,7 +324,7 @@ impl CachedBlob {
         }
     }
 
-    /// Reads blocks of the local file, until the first of those left is not what it should be.
+    /// Reads blocks from the local file, until all are done or one does not match its checksum.
     async fn from_disk(self: &Arc<Self>, waiting: &mut Waiting, wanted: bool) -> Found {
         while let Some((index, _)) = waiting.front() {
             let index = *index;
@@ -363,8 +367,8 @@ impl CachedBlob {
         Found::All
     }
 
-    /// Fetches blocks from the store in one request, and what is left of them again if it breaks
-    /// off.
+    /// Fetches blocks from the store in one request. If the request breaks off, fetches the
+    /// remaining blocks again.
     async fn from_store(self: &Arc<Self>, waiting: &mut Waiting, wanted: bool) {
         let mut wait = RETRY_WAIT;
         for tries in 1.. {
@@ -374,7 +378,7 @@ impl CachedBlob {
             };
             let again = match &error {
                 CacheError::Store { source: StoreError::Unavailable { .. }, .. } => tries < TRIES,
-                // It may have been the wire.
+                // The network may have damaged the bytes.
                 CacheError::Corrupt { .. } => tries < 2,
                 _ => false,
             };
@@ -426,16 +430,17 @@ impl CachedBlob {
         Ok(())
     }
 
-    /// The first of those under way is there.
+    /// Delivers the first waiting block to its readers.
     fn land(&self, waiting: &mut Waiting, block: Arc<Block>) {
         let Some((index, sender)) = waiting.pop_front() else { return };
-        // Found in memory before it is not on its way any more.
+        // The block is in memory before it leaves `coming`, so that a reader finds it in one of the
+        // two.
         self.shared.memory.put((self.id, index), block.clone());
         let _ = sender.send(Some(Ok(block)));
         self.coming().remove(&index);
     }
 
-    /// None of those under way will come.
+    /// Fails all waiting blocks with this error.
     fn fail(&self, waiting: &mut Waiting, error: CacheError) {
         tracing::error!(
             key = self.entry.key,
@@ -451,7 +456,7 @@ impl CachedBlob {
         }
     }
 
-    /// Writes a block to the node's cache, if it may have more. Its readers do not wait for this.
+    /// Writes a block to the node's cache folder, if that has room. Readers do not wait for this.
     fn keep(self: &Arc<Self>, index: u64, block: Arc<Block>) {
         let disk = &self.shared.disk;
         if self.place != Place::Node || !disk.may_keep(block.bytes.len() as u64) {
@@ -482,7 +487,7 @@ impl Drop for CachedBlob {
     }
 }
 
-/// One open file over a blob: what it reads, and what it will read next.
+/// One open file over a blob, with its read-ahead.
 #[derive(Debug)]
 pub struct Reader {
     blob: Arc<CachedBlob>,
@@ -491,22 +496,23 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// A reader at no place yet.
+    /// Makes a reader that has not read anything yet.
     pub fn new(blob: Arc<CachedBlob>) -> Self {
         Self { blob, begun: AtomicBool::new(false), ahead: Mutex::default() }
     }
 
-    /// The blob it reads.
+    /// Returns the blob that it reads.
     pub fn blob(&self) -> &Arc<CachedBlob> {
         &self.blob
     }
 
-    /// Whether nobody has asked this before: it is about to be read for the first time.
+    /// Returns true at the first call only, when the file is about to be read for the first time.
     pub fn begins(&self) -> bool {
         !self.begun.load(Ordering::Relaxed) && !self.begun.swap(true, Ordering::Relaxed)
     }
 
-    /// Reads as [`CachedBlob::read`] does, and has brought what seems to come next.
+    /// Reads like [`CachedBlob::read`], and starts to bring the bytes that are likely to be read
+    /// next.
     ///
     /// # Errors
     /// As [`CachedBlob::read`].
@@ -515,7 +521,7 @@ impl Reader {
         let end = offset.saturating_add(length).min(blob.entry.size);
         let ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner).after(offset, end);
         if let Some(ahead) = ahead {
-            // What is asked for comes before what may be.
+            // The requested blocks come before those that may be read next.
             if offset < end {
                 blob.bring(offset / blob.block..end.div_ceil(blob.block), true);
             }

@@ -1,27 +1,26 @@
-//! Memory for blocks, used again and again: a page that the system has to find and clear first
-//! costs more than all that is done with its bytes.
+//! Reusable memory for blocks. A page that the system must find and clear first costs more than
+//! everything else that is done with its bytes.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-/// What the bytes of a buffer are aligned to: the largest sector of a disk, as writing past the
-/// page cache wants it.
+/// The alignment of a buffer's bytes: the largest sector of a disk, which writes past the page
+/// cache need.
 pub(super) const ALIGNMENT: usize = 4096;
 
-/// Buffers kept that nobody uses. Blocks come and go one for one, so few are ever spare but when a
-/// blob is let go.
+/// The number of unused buffers that are kept. A new block usually replaces an old one, so many
+/// buffers are unused only when a blob is dropped.
 const SPARE_MAX: usize = 8;
 
-/// Buffers of `size` bytes.
+/// A pool of buffers of `size` bytes.
 #[derive(Debug)]
 pub(super) struct Buffers {
     size: usize,
     spare: Mutex<Vec<Vec<u8>>>,
 }
 
-/// Bytes to be filled, then shared. Its memory goes back to where it came from when the last reader
-/// is done.
+/// A buffer to fill and then share. Its memory returns to the pool when the last reader is done.
 #[derive(Debug)]
 pub(super) struct Buffer {
     home: Arc<Buffers>,
@@ -31,7 +30,7 @@ pub(super) struct Buffer {
 }
 
 impl Buffers {
-    /// For blocks of `size` bytes and less.
+    /// Makes a pool for blocks of at most `size` bytes.
     pub(super) fn new(size: usize) -> Arc<Self> {
         Arc::new(Self { size, spare: Mutex::default() })
     }
@@ -40,9 +39,10 @@ impl Buffers {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Room for `length` bytes, which hold anything.
+    /// Returns a buffer of `length` bytes with unspecified content.
     pub(super) fn take(self: &Arc<Self>, length: usize) -> Buffer {
-        // What is much smaller than a block would keep a whole one.
+        // Bytes that are much smaller than a block would occupy a whole buffer, so they get memory
+        // of their own.
         let spare = if self.fits(length) { self.spare().pop() } else { None };
         let bytes = if self.fits(length) { self.size } else { length };
         let memory = spare.unwrap_or_else(|| vec![0; bytes + ALIGNMENT]);
@@ -60,7 +60,7 @@ impl Buffer {
         &mut self.memory[self.start..self.start + self.length]
     }
 
-    /// Its bytes, as they are now.
+    /// Converts the buffer to shared bytes with its current content.
     pub(super) fn share(self) -> Bytes {
         Bytes::from_owner(self)
     }
@@ -101,7 +101,7 @@ mod tests {
         drop(copy);
         let again = buffers.take(2 * ALIGNMENT);
         assert_eq!((again.as_ref().len(), buffers.spare().len()), (2 * ALIGNMENT, 1));
-        // Small ones and larger ones are memory like any other.
+        // Much smaller and larger buffers are not pooled.
         drop((buffers.take(1), buffers.take(9 * ALIGNMENT)));
         assert_eq!(buffers.spare().len(), 1);
         drop((0..20).map(|_| buffers.take(3 * ALIGNMENT)).collect::<Vec<_>>());

@@ -1,20 +1,22 @@
 //! The node's cache folder: one sparse file for each blob, shared by all daemons of the node and
 //! kept when they end.
 //!
-//! A blob never changes, so the files need no coherence. Nothing is noted beside them and nothing
-//! in them is trusted: a block is there if the file has bytes where it belongs, and is compared
-//! with its checksum when it is read. What a killed daemon left half-written is fetched again.
+//! A blob never changes, so the files need no cache coherence. No metadata is kept beside the
+//! files, and nothing in them is trusted: a block is present if the file has bytes in its place,
+//! and it is compared with its checksum when it is read. A block that a killed daemon left
+//! half-written is fetched again.
 //!
-//! # What goes when it is full
-//! Blobs nobody has open. Those opened once go first, oldest first, while they hold more than a
-//! tenth of the room; a run over much data that is read once leaves alone what is read again and
-//! again. Where nothing may go, new blocks are not kept: reads go on from memory.
+//! # What is removed when the folder is full
+//! Only blobs that nobody has open are removed. Blobs that were opened once are removed first,
+//! oldest first, while they take more than a tenth of the room. So a job that reads much data once
+//! does not displace data that is read again and again. If nothing may be removed, new blocks are
+//! not kept, and reads continue from memory.
 //!
 //! # How blocks are written
-//! Past the page cache, as long as the disk keeps up: most blocks are read once, from memory, and a
-//! page for each of their bytes would cost more than all else that is done with them. A disk that
-//! is slower than the store gets some of them through the page cache, which takes what it can:
-//! reads never wait for either.
+//! Blocks are written past the page cache, as long as the disk keeps up. Most blocks are read once,
+//! from memory, and filling pages of the page cache with them would cost more than everything else
+//! that is done with them. If the disk is slower than the store, some blocks are written through
+//! the page cache instead. Reads never wait for either kind of write.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -32,32 +34,33 @@ use uuid::Uuid;
 
 use super::buffer::ALIGNMENT;
 
-/// The share of the room that blobs opened once may hold before those opened again make way: one in
-/// so many.
+/// The share of the room that blobs opened once may take before blobs opened again are removed: one
+/// part in this many.
 const ONCE_SHARE: u64 = 10;
 
-/// Writes past the page cache under way at a time. Each holds a block of the memory's budget; a
-/// disk of 2 GB/s needs half a millisecond for it, and fewer were too few beside a store on the
-/// same processors.
+/// The number of concurrent writes past the page cache. Each holds a block of the memory budget,
+/// and a disk of 2 GB/s needs half a millisecond for it. Fewer were too few when the store ran on
+/// the same processors.
 const DIRECT_MAX: usize = 32;
 
-/// Bytes from which a write goes past the page cache: smaller ones are mostly waiting for the disk.
+/// The smallest write, in bytes, that goes past the page cache. A smaller write mostly waits for
+/// the disk.
 const DIRECT_BYTES: usize = 256 << 10;
 
 #[derive(Debug)]
 pub(super) struct Disk {
     directory: PathBuf,
     most: u64,
-    /// Bytes on disk, as far as known: other daemons of the node write too.
+    /// Bytes on disk, as far as this daemon knows: other daemons of the node write too.
     used: AtomicU64,
     full: AtomicBool,
     opens: Mutex<HashMap<String, u32>>,
-    /// Writes past the page cache that are under way.
+    /// The number of writes past the page cache in progress.
     direct: AtomicUsize,
 }
 
 impl Disk {
-    /// The cache in `directory`, which is there.
+    /// Opens the cache in `directory`, which must exist.
     pub(super) fn new(directory: PathBuf, most: u64) -> Self {
         let disk = Self {
             directory,
@@ -71,15 +74,16 @@ impl Disk {
         disk
     }
 
-    /// The name of a blob's file. Another document may name the same key with other sums only if
-    /// one of them lies; each is held to its own.
+    /// Returns the name of a blob's file. Two documents can name the same key with different
+    /// checksums only if one of them is wrong. So each size and set of checksums has a file of its
+    /// own.
     pub(super) fn name(entry: &FileEntry) -> String {
         let sums = serde_json::to_vec(&entry.checksums).unwrap_or_default();
         let key = Uuid::new_v5(&Uuid::NAMESPACE_OID, entry.key.as_bytes());
         Uuid::new_v5(&key, &[&entry.size.to_be_bytes()[..], &sums].concat()).simple().to_string()
     }
 
-    /// The blob's file, made if it is not there.
+    /// Opens the blob's file, and makes it if it does not exist.
     pub(super) fn open(&self, name: &str, size: u64) -> io::Result<File> {
         let path = self.directory.join(name);
         let file = File::options()
@@ -92,7 +96,8 @@ impl Disk {
         if file.metadata()?.len() != size {
             file.set_len(size)?;
         }
-        // When it was last of use; what a reader changes otherwise is only holes.
+        // The modification time records the last use. Otherwise only filling a hole would change
+        // it.
         let _ = file.set_modified(SystemTime::now());
         *self
             .opens
@@ -103,17 +108,17 @@ impl Disk {
         Ok(file)
     }
 
-    /// Gives a file that holds the whole blob its place. The file must have a name on the same
-    /// disk, and nobody may write to it any more.
+    /// Links a file that holds the whole blob into the cache folder. The file must have a name on
+    /// the same disk, and nobody may write to it any more.
     pub(super) fn adopt(&self, name: &str, file: &File) -> io::Result<()> {
         let from = format!("/proc/self/fd/{}", file.as_raw_fd());
         let to = self.directory.join(name);
         match rustix::fs::linkat(CWD, &from, CWD, &to, AtFlags::SYMLINK_FOLLOW) {
-            // What was fetched of it before is no better.
+            // A file that was fetched before serves as well.
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }
-        // Whoever the module ran as: it is the node's now.
+        // Whatever user the module ran as, the file belongs to the node's user now.
         let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
         let _ = rustix::fs::fchown(file, Some(uid), Some(gid));
         let _ = rustix::fs::fchmod(file, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR);
@@ -121,7 +126,7 @@ impl Disk {
         Ok(())
     }
 
-    /// Whether another block may be kept; it counts from now on.
+    /// Returns whether a block of this many bytes may be kept. If so, counts its bytes.
     pub(super) fn may_keep(&self, bytes: u64) -> bool {
         if self.full.load(Ordering::Relaxed)
             || self.used.load(Ordering::Relaxed) + bytes > self.most
@@ -132,7 +137,7 @@ impl Disk {
         true
     }
 
-    /// Writes a block.
+    /// Writes a block at offset `at`.
     pub(super) fn write(&self, file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
         let aligned = bytes.len().is_multiple_of(ALIGNMENT)
             && bytes.as_ptr().addr().is_multiple_of(ALIGNMENT)
@@ -142,7 +147,7 @@ impl Disk {
             let written =
                 (under_way < DIRECT_MAX).then(|| past_page_cache(file)?.write_all_at(bytes, at));
             self.direct.fetch_sub(1, Ordering::Relaxed);
-            // EINVAL: this file system has no such way.
+            // EINVAL: this file system does not support writes past the page cache.
             if let Some(written) = written.filter(|written| !is_invalid(written)) {
                 return written;
             }
@@ -150,17 +155,17 @@ impl Disk {
         file.write_all_at(bytes, at)
     }
 
-    /// Whether it is time to make room.
+    /// Returns whether it is time to make room: less than 2 % is free.
     pub(super) fn is_full(&self) -> bool {
         self.used.load(Ordering::Relaxed) + self.most / 50 > self.most
     }
 
-    /// The disk itself has no room: nothing is kept until some was made.
+    /// Records that the disk itself is full: no block is kept until [`Disk::make_room`] has run.
     pub(super) fn disk_is_full(&self) {
         self.full.store(true, Ordering::Relaxed);
     }
 
-    /// Removes files until a tenth of the room is free, none of those that are open.
+    /// Removes files until a tenth of the room is free. Never removes the files in `open`.
     pub(super) fn make_room(&self, open: &HashSet<String>) {
         let files = self.files();
         let opens = self.opens.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -214,8 +219,8 @@ impl Disk {
     }
 }
 
-/// The same file once more. Opening it takes a hundredth of what the write takes, and no blob holds
-/// two descriptors.
+/// Opens the same file again, for writes past the page cache. Opening takes a hundredth of the time
+/// of the write, and so no blob needs to hold two descriptors.
 fn past_page_cache(file: &File) -> io::Result<File> {
     File::options()
         .write(true)
@@ -234,7 +239,7 @@ struct Kept {
     used: SystemTime,
 }
 
-/// Calls `found` with each block of `block` bytes of which the file has all bytes.
+/// Calls `found` with the index of each block of `block` bytes whose bytes are all in the file.
 pub(super) fn blocks_in(file: &File, size: u64, block: u64, mut found: impl FnMut(u64)) {
     let mut at = 0;
     while at < size {
@@ -307,7 +312,7 @@ mod tests {
                 && has(&disk, "open")
                 && !has(&disk, "scan-0")
         );
-        // Kept for the next daemon, which counts what is there.
+        // The files stay for the next daemon, which counts them.
         let again = Disk::new(folder.path().to_owned(), BLOB);
         assert!(!again.may_keep(1), "and keeps nothing more than it may");
     }
@@ -319,7 +324,8 @@ mod tests {
         let (block, tail) = (checksum::BLOCK, 5000);
         let file = disk.open("blob", 3 * block + tail).expect("the folder is there");
         let buffers = Buffers::new(block as usize);
-        // Two past the page cache, one from memory that no disk takes as it is, and an odd end.
+        // Two blocks are written past the page cache, one from memory that is not aligned for that,
+        // and one is an end of odd length.
         for (index, length) in [(1, block), (0, block), (2, block), (3, tail)] {
             let mut buffer = buffers.take(length as usize);
             buffer.bytes().fill(index as u8 + 1);

@@ -1,10 +1,10 @@
-//! One budget for all bytes of blobs in memory: blocks on their way from a store or the disk, and
-//! those just read.
+//! The memory budget for all bytes of blobs: for blocks on their way from a store or the disk, and
+//! for blocks that were read recently.
 //!
-//! Whoever wants to fill a block first takes room for it. Where there is none, blocks that were
-//! read are let go, the longest unread first; then, for what somebody waits for, those that were
-//! brought ahead; if all are in use it waits. So the daemon's memory does not grow with the files
-//! that are open.
+//! A task that fills a block first takes room for it. If there is none, blocks that were read are
+//! dropped, the least recently read first. For a block that a reader waits for, blocks that were
+//! brought ahead are dropped next. If all blocks are in use, the task waits. So the daemon's memory
+//! does not grow with the number of open files.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,16 +13,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bytes of one permit: a semaphore counts to 2^32 at least, so budgets may be large.
+/// The bytes of one permit. A semaphore counts to 2^32 at least, so budgets may be large.
 const GRAIN: u64 = 4096;
 
-/// Bytes that a block takes of the budget, given back when the last of its readers is done.
+/// The bytes of the budget that a block takes. They are returned when the last reader of the block
+/// is done.
 #[derive(Debug)]
 pub(super) struct Room {
     _permits: OwnedSemaphorePermit,
 }
 
-/// A block that was compared with its checksum.
+/// A block that has matched its checksum.
 #[derive(Debug)]
 pub(super) struct Block {
     pub(super) bytes: Bytes,
@@ -43,16 +44,17 @@ pub(super) struct Memory {
     room: Arc<Semaphore>,
     most: u64,
     held: Mutex<Held>,
-    /// Those who wait for room. While there are any, no block stays that nobody reads.
+    /// The number of tasks that wait for room. While there are any, a new block stays only as long
+    /// as its readers hold it.
     waiting: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
 struct Held {
     blocks: HashMap<BlockId, (u64, Arc<Block>)>,
-    /// Those that were read, by when.
+    /// The blocks that were read, by the time of the last read.
     read: BTreeMap<u64, BlockId>,
-    /// Those brought ahead that nobody has read yet, by when they came.
+    /// The blocks that nobody has read yet, by the time of their arrival.
     ahead: BTreeMap<u64, BlockId>,
     clock: u64,
 }
@@ -105,25 +107,26 @@ impl Memory {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes taken now.
+    /// Returns the number of bytes of the budget that are taken now.
     pub(super) fn taken(&self) -> u64 {
         self.most - self.room.available_permits() as u64 * GRAIN
     }
 
     fn grains(&self, bytes: u64) -> u32 {
-        // What is larger than all there is takes all there is, alone.
+        // A block larger than the whole budget takes the whole budget.
         u32::try_from(bytes.min(self.most).div_ceil(GRAIN)).unwrap_or(u32::MAX)
     }
 
-    /// Room for `bytes` if there is some without waiting: for what nobody has asked for yet. What
-    /// was read makes way for it.
+    /// Takes room for `bytes` without waiting, for a block that no reader has asked for yet. Drops
+    /// blocks that were read to make room. Returns `None` if that is not enough.
     pub(super) fn try_room(&self, bytes: u64) -> Option<Room> {
         let mut freed = 0;
         loop {
             if let Some(room) = self.free_room(bytes) {
                 return Some(room);
             }
-            // A block that somebody still holds frees nothing yet: no more are let go for it.
+            // A dropped block that a reader still holds frees nothing yet. So this stops when the
+            // dropped blocks add up to `bytes`.
             if freed >= bytes {
                 return None;
             }
@@ -137,7 +140,7 @@ impl Memory {
         Some(Room { _permits: permits })
     }
 
-    /// Room for `bytes`, once there is some.
+    /// Takes room for `bytes`. Drops blocks to make room, and waits until there is enough.
     pub(super) async fn room(&self, bytes: u64) -> Room {
         if let Some(room) = self.free_room(bytes) {
             return room;
@@ -163,7 +166,8 @@ impl Memory {
 
     pub(super) fn put(&self, id: BlockId, block: Arc<Block>) {
         let mut held = self.lock();
-        // Under the lock: whoever waits has looked here before, or will not find it.
+        // The count is read under the lock: a task that waits has either searched the blocks
+        // already, so that this block must not stay, or it will still find and drop this block.
         if self.waiting.load(Ordering::SeqCst) > 0 {
             return;
         }
@@ -174,7 +178,7 @@ impl Memory {
         held.blocks.insert(id, (at, block));
     }
 
-    /// Lets go of all blocks of a blob.
+    /// Drops all blocks of a blob.
     pub(super) fn drop_blob(&self, blob: u64) {
         let mut held = self.lock();
         let ids: Vec<BlockId> =
@@ -185,7 +189,7 @@ impl Memory {
     }
 }
 
-/// One who waits, until it does not any more.
+/// Counts a waiting task until it is dropped.
 struct Waits<'a>(&'a AtomicUsize);
 
 impl<'a> Waits<'a> {
@@ -235,7 +239,8 @@ mod tests {
             assert!(memory.taken() <= 10 * GRAIN);
         }
         assert!(memory.get((1, 0)).is_none() && memory.get((1, 95)).is_some(), "the oldest went");
-        // In use, though nobody finds it any more: its bytes are still there.
+        // Readers still hold the blocks after they are dropped from the cache, so their bytes stay
+        // taken.
         let kept: Vec<_> = (95..100).map(|index| memory.get((1, index)).expect("held")).collect();
         memory.drop_blob(1);
         assert!(memory.try_room(GRAIN).is_none());

@@ -1,4 +1,4 @@
-//! What reaches a reader, whatever happens to the bytes on their way.
+//! Tests what a reader receives, whatever happens to the bytes on their way.
 
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
@@ -17,14 +17,14 @@ use ion_stores::{Abandon, BlobInfo};
 use super::*;
 use crate::upload::store_bytes;
 
-/// A store in memory behind a wire that can go wrong.
+/// A store in memory behind a faulty network.
 #[derive(Debug)]
 struct Wire {
     store: ObjectBlobs,
     requests: AtomicU64,
-    /// Requests from now on that get a flipped bit.
+    /// How many of the next requests return a flipped bit.
     flips: AtomicU64,
-    /// Requests from now on that break off after a block and a half.
+    /// How many of the next requests break off after a block and a half.
     breaks: AtomicU64,
 }
 
@@ -153,7 +153,7 @@ async fn read(cache: &Cache, entry: &FileEntry, piece: u64) -> Vec<u8> {
     all
 }
 
-/// Waits until nothing is being written behind the readers' backs.
+/// Waits until every block has been written to the cache's file in the background.
 async fn kept(blob: &Arc<CachedBlob>) {
     for _ in 0..1000 {
         if blob.whole().is_some() {
@@ -195,7 +195,7 @@ async fn one_fetch_however_many_wait_and_no_more_than_the_blocks_asked_for() {
         assert!(read.expect("read")[..] == bytes[(7 * BLOCK + 5) as usize..][..4096]);
     }
     assert_eq!((bench.metrics.bytes_fetched.get(), bench.requests()), (BLOCK, 1));
-    // Over the border of two blocks, and beyond the end.
+    // Reads across the boundary of two blocks, and beyond the end.
     let two = blob.read(10 * BLOCK - 10, 20).await.expect("read");
     assert!(two[..] == bytes[(10 * BLOCK - 10) as usize..][..20]);
     assert_eq!(bench.metrics.bytes_fetched.get(), 3 * BLOCK);
@@ -208,11 +208,11 @@ async fn flipped_bits_are_noticed_wherever_they_flip() {
     let bench = Bench::new();
     let bytes = content(9, 99, 3);
     let entry = bench.stored("a", &bytes).await;
-    // On the wire: asked again.
+    // A bit flips on the network: the block is fetched again.
     bench.wire.flips.store(1, Ordering::SeqCst);
     let cache = bench.cache(CacheLimits::default());
     assert!(read(&cache, &entry, 100_000).await == bytes);
-    // In the cache's file: fetched again, and repaired.
+    // A bit flips in the cache's file: the block is fetched again, and the file is repaired.
     kept(&cache.open(&entry).expect("open")).await;
     drop(cache);
     let fetched = bench.metrics.bytes_fetched.get();
@@ -225,7 +225,8 @@ async fn flipped_bits_are_noticed_wherever_they_flip() {
         kept(&cache.open(&entry).expect("open")).await;
         assert_eq!(bench.metrics.bytes_fetched.get(), fetched + BLOCK);
     }
-    // While the daemon runs, too: what leaves its memory is compared again when it comes back.
+    // The same holds while the daemon runs: a block that left its memory is compared again when it
+    // is read again.
     let cache = bench.cache(CacheLimits::default());
     let blob = cache.open(&entry).expect("open");
     assert!(read(&cache, &entry, 1 << 20).await == bytes);
@@ -233,7 +234,7 @@ async fn flipped_bits_are_noticed_wherever_they_flip() {
     bench.stored("other", &bytes).await;
     cache.shared.memory.drop_blob(0);
     assert!(blob.read(5 * BLOCK, 1).await.expect("read")[0] == bytes[5 * BLOCK as usize]);
-    // In the store: nobody has the right bytes.
+    // A bit flips in the store: nobody has the right bytes.
     let mut wrong = bytes.clone();
     wrong[4 * BLOCK as usize + 17] ^= 128;
     let entry = FileEntry { checksums: bench.stored("b", &bytes).await.checksums, ..entry };
@@ -322,13 +323,13 @@ async fn what_a_job_of_this_node_made_is_read_from_its_file_and_stays_right_when
     assert!(read(&cache, &entry, 1 << 20).await == bytes);
     let blob = cache.open(&entry).expect("open");
     assert!(bench.requests() == 0 && blob.whole().is_none(), "the job may still write to it");
-    // It does.
+    // The job writes to the file.
     staged().write_all_at(b"changed", 2 * BLOCK).expect("written");
     cache.shared.memory.drop_blob(0);
     assert!(read(&cache, &entry, 1 << 20).await == bytes);
     assert_eq!(bench.metrics.bytes_fetched.get(), BLOCK, "the one block");
     cache.settled(&entry, None);
-    // Another job leaves its file as it was: the next one has it, and the kernel may.
+    // Another job leaves its file unchanged: the next job reads it, and so may the kernel.
     let entry = bench.stored("kept", &bytes).await;
     std::fs::write(&path, &bytes).expect("written");
     let before = bench.requests();

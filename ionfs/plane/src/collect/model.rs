@@ -1,29 +1,31 @@
-//! Explores `gc` beside attempts that store blobs, commit and end: it lists blobs, reads which jobs
-//! are active, reads the documents page by page in the order of their times, and removes what none
-//! of them names, in separate steps with anything in between. The hosts' clocks differ and step, so
-//! a commit may take its place before, in or behind the page that is read; a retried attempt takes
-//! the place of what the former one has staged; documents are marked as published meanwhile.
+//! Explores `gc` beside attempts that store blobs, commit and end. `gc` lists blobs, reads the
+//! active jobs, reads the documents page by page in the order of their times, and removes the blobs
+//! that no document names. These are separate steps, with anything in between. The hosts' clocks
+//! differ and jump, so a commit's position may be before, in or behind the page that is being read.
+//! A retried attempt replaces the document that the previous attempt staged. Documents are marked
+//! as published meanwhile.
 //!
-//! What is shown: no document ever names a blob that `gc` has removed, and what nobody will name
-//! goes in the end. Each [`Fault`] must be refuted.
+//! The model shows that no document ever names a blob that `gc` has removed, and that `gc` finally
+//! removes every blob that no document will name. Each [`Fault`] must be refuted.
 
 use std::collections::HashSet;
 
-/// The jobs, each of which commits one event, and the times that a clock may show.
+/// The number of jobs, each of which commits one event, and the number of times that a clock may
+/// show.
 const JOBS: usize = 2;
 const TIMES: u8 = 3;
 
-/// Attempts of a job. Each stores a blob of its own.
+/// The number of attempts of a job. Each attempt stores its own blob.
 const ATTEMPTS: usize = 2;
 
-/// Documents in a page.
+/// The number of documents in a page.
 const PAGE: usize = 1;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     NotBegun,
     Active,
-    /// Between two attempts, or after the last: it commits nothing.
+    /// The job is between two attempts, or after the last one, and commits nothing.
     Ended,
 }
 
@@ -33,7 +35,7 @@ struct Job {
     attempt: usize,
 }
 
-/// An event's document: when it was committed, by its host's clock, and which attempt's blob it
+/// An event's document: the time of its commit by its host's clock, and the attempt whose blob it
 /// names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Document {
@@ -42,26 +44,27 @@ struct Document {
     marked: bool,
 }
 
-/// A bit for each attempt of each job.
+/// A set of blobs: one bit for each attempt of each job.
 type Blobs = u8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Gc {
     NotBegun,
-    /// What it reads first has been read.
+    /// The blobs have been listed.
     Listed(Blobs),
     Running(u8),
-    /// Both, and the pages up to this place: what is left of the blobs.
+    /// Blobs and jobs have been read, and the documents up to a position. `blobs` are the listed
+    /// blobs that none of these documents names.
     Pages {
         blobs: Blobs,
         running: u8,
-        /// The place of the last document that was read, and how many were.
+        /// The position of the last document that was read, and the number of documents read.
         behind: Option<(u8, usize)>,
         read: usize,
     },
-    /// All documents were read before the rest (only by a fault).
+    /// All documents were read before the active jobs (only with a fault).
     DocumentsFirst(Blobs),
-    /// The blobs that go.
+    /// The blobs that will be removed.
     Condemned(Blobs),
 }
 
@@ -71,23 +74,23 @@ struct State {
     documents: [Option<Document>; JOBS],
     blobs: Blobs,
     gc: Gc,
-    /// How often `gc` may run yet.
+    /// How often `gc` may still run.
     rounds: u8,
 }
 
-/// A `gc` that is wrong in one place.
+/// A deliberate fault in `gc`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     None,
-    /// It reads which jobs are active before it lists the blobs.
+    /// `gc` reads the active jobs before it lists the blobs.
     JobsFirst,
-    /// It reads the documents before it reads which jobs are active.
+    /// `gc` reads the documents before it reads the active jobs.
     DocumentsBeforeJobs,
-    /// The blobs of a job that is active may go.
+    /// `gc` may remove the blobs of an active job.
     NobodyRuns,
-    /// It counts the documents it has read, and goes on behind so many.
+    /// `gc` finds the next page by the number of documents that it has read.
     PagesByNumber,
-    /// A document that is marked as published gets another time.
+    /// Marking a document as published changes its time.
     MarkedAnew,
 }
 
@@ -126,7 +129,7 @@ impl State {
                 }
                 Some(())
             });
-            // It ends at any point, and the ledger lets it write no more.
+            // An attempt may end at any point. After that the ledger refuses its writes.
             step(&|state| {
                 let active = state.jobs[job].phase == Phase::Active;
                 active.then(|| state.jobs[job].phase = Phase::Ended)
@@ -135,7 +138,8 @@ impl State {
             let attempt = self.jobs[job].attempt;
             step(&|state| active.then(|| state.blobs |= blob(job, attempt)));
             for created in 0..TIMES {
-                // The commit, or in place of what an earlier attempt has staged.
+                // The commit inserts a document, or replaces one that an earlier attempt has
+                // staged.
                 step(&|state| {
                     let stored = state.blobs & blob(job, attempt) != 0;
                     let free = state.documents[job]
@@ -162,7 +166,7 @@ impl State {
         (0..JOBS).filter(active).fold(0, |all, job| all | 1 << job)
     }
 
-    /// The documents in their order.
+    /// Returns the documents in the order of their times.
     fn in_order(&self) -> Vec<((u8, usize), Blobs)> {
         let place = |(job, document): (usize, &Option<Document>)| {
             document.map(|document| ((document.created, job), blob(job, document.attempt)))
@@ -172,7 +176,7 @@ impl State {
         all
     }
 
-    /// What `gc` does next.
+    /// Does the next step of `gc`.
     fn collect(&mut self, fault: Fault) -> Option<()> {
         let begin = |blobs, running| Gc::Pages { blobs, running, behind: None, read: 0 };
         self.gc = match self.gc {
@@ -214,7 +218,7 @@ impl State {
         Some(())
     }
 
-    /// The blobs of jobs that are active stay.
+    /// Returns `blobs` without those of active jobs.
     fn without_running(blobs: Blobs, running: u8) -> Blobs {
         let of = |job: usize| (0..ATTEMPTS).fold(0, |all, attempt| all | blob(job, attempt));
         (0..JOBS).filter(|job| running & (1 << job) != 0).fold(blobs, |left, job| left & !of(job))
@@ -225,7 +229,7 @@ impl State {
         (named & !self.blobs != 0).then_some("a document names a blob that is gone")
     }
 
-    /// Whether `gc`, with nobody beside it, removes what nobody names.
+    /// Returns whether `gc`, when it runs alone, removes every blob that no document names.
     fn is_cleaned(&self, fault: Fault) -> bool {
         let mut state = Self { rounds: 2, ..*self };
         while state.collect(fault).is_some() {}
@@ -234,8 +238,8 @@ impl State {
     }
 }
 
-/// Explores all there is; gives the first complaint, how many states there are, and in how many
-/// something was removed.
+/// Explores all reachable states. Returns the first complaint, the number of states seen, and the
+/// number of states in which `gc` is about to remove something.
 fn explore(fault: Fault) -> (Option<String>, usize, usize) {
     let mut seen = HashSet::from([State::first()]);
     let mut todo = vec![State::first()];

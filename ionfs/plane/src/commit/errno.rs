@@ -36,7 +36,7 @@ pub enum RefusalErrno {
     TooBig,
 }
 
-/// Each with its name in errno(3) and its number.
+/// Each variant with its name in errno(3) and its number.
 const TABLE: [(RefusalErrno, &str, Errno); 11] = [
     (RefusalErrno::Access, "EACCES", Errno::ACCESS),
     (RefusalErrno::Busy, "EBUSY", Errno::BUSY),
@@ -57,17 +57,18 @@ impl RefusalErrno {
         &TABLE[self as usize]
     }
 
-    /// The name in errno(3).
+    /// Returns the name in errno(3).
     pub fn name(self) -> &'static str {
         self.row().1
     }
 
-    /// The number that the kernel returns to the module.
+    /// Returns the number that the kernel returns to the module.
     pub fn number(self) -> Errno {
         self.row().2
     }
 
-    /// The row of an error of the operating system; [`Self::Io`] for one that has no row.
+    /// Returns the error number of an error of the operating system, or [`Self::Io`] if the table
+    /// does not have it.
     pub fn of(error: &io::Error) -> Self {
         let number = Errno::from_io_error(error);
         let row = TABLE.iter().find(|(.., known)| number == Some(*known));

@@ -1,14 +1,14 @@
-//! Every interleaving of the commit protocol, explored with a model checker.
+//! Explores every interleaving of the commit protocol with a model checker.
 //!
-//! [`Step::after`], which the real commit runs by, decides what each actor does next; a model of
-//! the stores answers. Two closers of one event file, a retried attempt, two relays, the end of an
-//! on-success job, a consumer and `gc` act at the same time. Within small budgets, any of them may
-//! die after any step, and any write may go unanswered: done, not done, or done later, when nobody
-//! reckons with it any more.
+//! [`Step::after`], which also decides the steps of the real commit, decides what each actor does
+//! next. A model of the stores answers. Two closers of one event file, a retried attempt, two
+//! relays, the end of an on-success job, a consumer and `gc` act concurrently. Within small
+//! budgets, any of them may die after any step, and any write may go unanswered: it is done, or not
+//! done, or done later, when nobody expects it any more.
 //!
-//! The invariants are the functions `whole`, `announced`, `in_effect_once` ... below. That the
-//! checker can find what it looks for is shown by protocols that are wrong in one place
-//! ([`Fault`]): each must be refuted.
+//! The invariants are the functions `whole`, `announced`, `in_effect_once` and so on below.
+//! Protocols with one deliberate fault ([`Fault`]) show that the checker can find violations: each
+//! must be refuted.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -18,12 +18,13 @@ use stateright::{Checker as _, Model, Property};
 
 use super::steps::{Answer, End, Step};
 
-/// A module's content of the event file. Attempts of a deterministic module write the same.
+/// The content that a module writes into the event file. Attempts of a deterministic module write
+/// the same content.
 type Content = u8;
 
 const RIGHTFUL: &str = "no attempt commits once a later one has begun";
 
-const BY_ONE_RELAY: &str = "of several relays one publishes what a dead closer left";
+const BY_ONE_RELAY: &str = "one of several relays publishes what a dead closer left";
 
 const NOTHING_LEFT: &str = "at rest, every event is published, marked and worked on";
 
@@ -34,23 +35,24 @@ const WHOLE: &str = "an event's document is there only while every blob it names
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Document {
     content: Content,
-    /// Whose blobs it names.
+    /// The closer whose blobs the document names.
     blobs: usize,
     attempt: u32,
     publication: Publication,
     publisher: Option<usize>,
-    /// Whether its attempt held the job when it went in.
+    /// Whether the document's attempt held the job when the document was inserted.
     rightful: bool,
 }
 
-/// A closer of the event file, or the end of the job, which reveals what was staged.
+/// A party that commits: a closer of the event file, a relay, or the end of the job, which reveals
+/// the staged event.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Actor {
     attempt: u32,
     content: Content,
     step: Step,
     dead: bool,
-    /// The document as this one knows it: what it writes back.
+    /// The document as this actor knows it, which it writes back.
     view: Option<Document>,
 }
 
@@ -64,40 +66,41 @@ impl Actor {
     }
 }
 
-/// A write that was sent and not answered.
+/// A write that was sent and has not arrived yet. Nobody waits for its answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Sent {
     who: usize,
     step: Step,
-    /// What it writes, where that is a document.
+    /// The document that it writes, for a step that writes one.
     view: Option<Document>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Gc {
     NotYet,
-    /// The old blobs, as they were listed; a bit for each actor.
+    /// The old blobs that were listed, with a bit for each closer.
     Listed(u8),
-    /// Those that no document named.
+    /// The listed blobs that no document named.
     Condemned(u8),
     Done,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct State {
-    /// Whose blobs are whole in the store: a bit for each closer.
+    /// The closers whose blobs are whole in the store, with a bit for each closer.
     blobs: u8,
     document: Option<Document>,
-    /// The ledger's record of the job: its attempt, whether that one may write, whether it
-    /// succeeded.
+    /// The ledger's record of the job: its attempt, whether that attempt may write, and the attempt
+    /// that succeeded.
     attempt: u32,
     held: bool,
     succeeded: Option<u32>,
     outbox: bool,
-    /// Messages in the queue of the module that subscribes, and how often the bus took one.
+    /// The number of messages in the subscribing module's queue, and how often the bus accepted
+    /// one.
     messages: u8,
     told: u8,
-    /// Jobs that the event has started.
+    /// The number of jobs that the event has started.
     started: u8,
     closers: Vec<Actor>,
     relays: Vec<Actor>,
@@ -105,11 +108,11 @@ struct State {
     gc: Gc,
     deaths: u8,
     silences: u8,
-    /// How often somebody was taken for dead who was only slow.
+    /// How often a slow actor may still be taken for dead.
     hastes: u8,
 }
 
-/// A protocol that is wrong in one place.
+/// A deliberate fault in the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     None,
@@ -126,12 +129,12 @@ struct Protocol {
     mode: CommitMode,
     /// Whether guard and write are one transaction (SQLite) or two calls (MongoDB).
     strict: bool,
-    /// What each closer of the first attempt writes.
+    /// The content that each closer of the first attempt writes.
     closers: Vec<Content>,
-    /// What the closer of a second attempt writes, where there may be one.
+    /// The content that the closer of a second attempt writes, if there may be one.
     retry: Option<Content>,
     relays: usize,
-    /// Whether `gc` runs beside it all.
+    /// Whether `gc` runs concurrently.
     gc: bool,
     deaths: u8,
     silences: u8,
@@ -145,7 +148,7 @@ enum Who {
     Relay(usize),
 }
 
-/// What became of a step that was sent.
+/// The outcome of a step that an actor sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Fate {
     Answered,
@@ -158,13 +161,13 @@ enum Fate {
 enum Action {
     Act(Who, Fate),
     Die(Who),
-    /// An unanswered write arrives after all.
+    /// An unanswered write arrives late.
     Arrive(usize),
-    /// The attempt is taken for dead and the next one begins.
+    /// The attempt is taken for dead, and the next attempt begins.
     NextAttempt,
-    /// The attempt ended well: one write to its record.
+    /// The attempt succeeds, by one write to the job's record.
     Succeed,
-    /// Somebody carries out what the record of a succeeded job says.
+    /// An actor carries out what the record of a succeeded job requires.
     Reveal,
     /// A relay finds the document in the outbox.
     Look(usize),
@@ -174,7 +177,7 @@ enum Action {
 }
 
 impl Protocol {
-    /// One closer and one relay, with no misfortune.
+    /// Makes a protocol with one closer and one relay, and without failures.
     fn new(mode: CommitMode) -> Self {
         Self {
             mode,
@@ -198,8 +201,8 @@ impl Protocol {
         self.fault == Fault::NoGuard || (state.held && state.attempt == attempt)
     }
 
-    /// The write of a step, as the stores carry it out; `checked`: the guard was looked at when it
-    /// was sent.
+    /// Carries out the write of a step, as the stores do. With `checked` the guard was checked when
+    /// the write was sent.
     fn write(
         &self,
         state: &mut State,
@@ -289,7 +292,8 @@ impl Protocol {
         }
     }
 
-    /// Writes the actor's own copy back, if the document stands where the write expects it.
+    /// Writes the actor's own copy back, if the document's publication and attempt are as the write
+    /// expects.
     fn conditional(
         &self,
         state: &mut State,
@@ -309,7 +313,7 @@ impl Protocol {
     }
 
     fn after(&self, actor: &Actor, step: Step, answer: Answer) -> Step {
-        // The end of a job goes on as a close does from there.
+        // After the reveal, the end of a job continues as a close does.
         let mode = if step == Step::Reveal { CommitMode::OnClose } else { self.mode };
         let mode = if matches!(step, Step::Insert | Step::Replace(_)) { self.mode } else { mode };
         let next = step.after(answer, Some(actor.attempt), mode);
@@ -324,7 +328,7 @@ impl Protocol {
         next
     }
 
-    /// Lets an actor carry out its step, with what became of it.
+    /// Lets an actor carry out its step, with this outcome.
     fn act(&self, state: &mut State, who: Who, fate: Fate) -> Option<()> {
         let doing = actor(state, who).clone();
         if fate != Fate::Answered {
@@ -339,7 +343,7 @@ impl Protocol {
             }
             Fate::LostUnanswered => Answer::Unknown,
             Fate::Late => {
-                // Where guard and write are two calls, the guard was looked at before the write was
+                // Where guard and write are two calls, the guard is checked before the write is
                 // sent.
                 let Who::Closer(index) = who else { return None };
                 if !self.strict && !self.guard_holds(state, doing.attempt) {
@@ -351,7 +355,7 @@ impl Protocol {
         };
         let step = self.after(&doing, doing.step, answer);
         let changed = actor_mut(state, who);
-        // What an unanswered write gave back, nobody heard.
+        // The actor does not receive the result of an unanswered write.
         if fate == Fate::Answered {
             changed.view = view;
         }
@@ -362,8 +366,8 @@ impl Protocol {
         Some(())
     }
 
-    /// Whether nobody who could is about to publish the document: what a relay concludes from a
-    /// document that has stood still.
+    /// Returns whether no living actor is about to publish the document. A relay concludes this
+    /// from a document that has stayed unchanged.
     fn stands(&self, state: &State) -> bool {
         let publishes =
             |actor: &Actor| actor.works() && matches!(actor.step, Step::Publish | Step::Mark);
@@ -463,7 +467,7 @@ impl Model for Protocol {
                             ..Actor::new(closer.attempt, closer.content, IDLE)
                         };
                     }
-                    // Another one comes in its place: relays are many.
+                    // Another relay takes its place, because there are many relays.
                     Who::Relay(index) => next.relays[index] = Actor::new(0, 0, IDLE),
                 }
             }
@@ -476,7 +480,7 @@ impl Model for Protocol {
                 if state.attempt > 1 || state.succeeded.is_some() {
                     return None;
                 }
-                // Of an attempt that still works nobody knows yet that it was only slow.
+                // An attempt that still works is only slow, and is taken for dead by mistake.
                 if state.closers.iter().any(Actor::works) {
                     next.hastes = next.hastes.checked_sub(1)?;
                 }
@@ -571,21 +575,18 @@ impl Model for Protocol {
     fn properties(&self) -> Vec<Property<Self>> {
         let mut properties = vec![
             Property::always(WHOLE, whole),
-            Property::always(
-                "nothing is published that has no document, or one that nobody may see",
-                announced,
-            ),
+            Property::always("nothing is published without a visible document", announced),
             Property::always(ONCE, in_effect_once),
             Property::always(NOTHING_LEFT, nothing_left),
-            Property::always("who was told that the event is committed finds it so", kept_word),
+            Property::always("an event that was reported as committed is committed", kept_word),
             Property::always(
-                "of an on-success job only what the succeeded attempt staged is seen",
+                "only what the succeeded attempt of an on-success job staged is visible",
                 of_the_succeeded,
             ),
             Property::always(RIGHTFUL, rightful),
             Property::always(BY_ONE_RELAY, by_one_relay),
         ];
-        // An attempt that writes two contents under one name cannot succeed.
+        // An attempt whose closers write different contents under one name cannot succeed.
         let at_odds = self.closers.iter().any(|content| *content != self.closers[0]);
         if self.mode == CommitMode::OnClose || !at_odds || self.retry.is_some() {
             properties.push(Property::sometimes(
@@ -623,7 +624,7 @@ fn nothing_left(_: &Protocol, state: &State) -> bool {
         there.publication == Publication::Published && state.told > 0 && state.started == 1
     };
     match &state.document {
-        // A relay looks at it: this is no rest.
+        // A relay will still publish the document, so this is not a state of rest.
         Some(there) if there.publication == Publication::Unpublished => true,
         Some(there) if there.publication == Publication::Staged => {
             state.succeeded != Some(there.attempt) || !at_rest
@@ -637,7 +638,7 @@ fn kept_word(protocol: &Protocol, state: &State) -> bool {
     state.closers.iter().filter(|actor| matches!(actor.step, Step::End(End::Committed(_)))).all(
         |actor| {
             let same = state.document.as_ref().is_some_and(|there| there.content == actor.content);
-            // What an attempt staged that did not succeed, a later one may have replaced.
+            // A later attempt may have replaced what an attempt staged that did not succeed.
             same || (protocol.mode == CommitMode::OnSuccess && state.attempt > actor.attempt)
         },
     )
@@ -650,8 +651,8 @@ fn of_the_succeeded(protocol: &Protocol, state: &State) -> bool {
 }
 
 fn rightful(protocol: &Protocol, state: &State) -> bool {
-    // Where guard and write are two calls, the lease's margins stand for this, and no model of time
-    // is here.
+    // Where guard and write are two calls, the margins of the lease ensure this, and this model has
+    // no time.
     !protocol.strict || state.document.as_ref().is_none_or(|there| there.rightful)
 }
 
@@ -660,12 +661,13 @@ fn by_one_relay(protocol: &Protocol, state: &State) -> bool {
     let calm = (state.silences, state.hastes) == (protocol.silences, protocol.hastes);
     let closers_only =
         state.deaths + 1 == protocol.deaths && closers == 0 && state.closers.len() == 1;
-    // Two closers of one event file may both publish it; where all are dead, the one that died may
-    // have done so before.
+    // Two closers of one event file may both publish it, so only one closer is considered here. A
+    // closer that is dead now may have published the event before.
     !calm || !closers_only || state.told <= 2
 }
 
-/// All that may happen at the same time, a part of it in each scenario: together they are too many.
+/// Returns the scenarios. Each covers a part of what may happen concurrently, because everything
+/// together has too many states.
 fn scenarios() -> impl Iterator<Item = Protocol> {
     let modes = [CommitMode::OnClose, CommitMode::OnSuccess].into_iter();
     let strictness = modes.flat_map(|mode| [true, false].map(|strict| (mode, strict)));

@@ -1,4 +1,4 @@
-//! What an event names: the paths in its `files`, and of a directory all that is below it.
+//! The paths that an event names: those in its `files`, and everything below a named directory.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,24 +8,24 @@ use ion_model::text::quote;
 
 use super::{Refusal, Staging};
 
-/// Empty directories of one event. They stand in its document, which a store takes up to 2 MiB
-/// long.
+/// The most empty directories of one event. The event's document lists them, and a store may limit
+/// a document to 2 MiB.
 const DIRECTORIES_MAX: usize = 1000;
 
-/// Bytes of their paths together, for the same reason.
+/// The most bytes of their paths together, for the same reason.
 const DIRECTORY_BYTES_MAX: usize = 64 << 10;
 
-/// What is in a directory and in those below it.
+/// The content of a directory and of the directories below it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Below {
-    /// The paths of what is no directory.
+    /// The paths of everything that is not a directory.
     pub files: Vec<String>,
-    /// The paths of directories that are empty.
+    /// The paths of the empty directories.
     pub empty: Vec<String>,
 }
 
-/// The paths that an event names, each once: of a name with a slash at its end, all that is below
-/// that directory.
+/// Returns the paths that an event names, each once. A name that ends in a slash stands for
+/// everything below that directory.
 pub(super) async fn named_paths(names: &[String], staging: &dyn Staging) -> Result<Below, Refusal> {
     let mut named = Below::default();
     let mut seen = HashSet::new();
@@ -49,20 +49,21 @@ pub(super) async fn named_paths(names: &[String], staging: &dyn Staging) -> Resu
     Ok(named)
 }
 
-/// The names of an event's files as they come, where no folder of a disk keeps them apart.
+/// Collects the names of an event's files and refuses names that clash, where the files are not in
+/// a folder that would prevent clashes.
 #[derive(Debug, Default)]
 pub struct FileNames {
     files: HashSet<String>,
-    /// The folders that they make, and a name for which each is needed.
+    /// The folders that the names imply, each with a name that needs it.
     folders: HashMap<String, String>,
 }
 
 impl FileNames {
-    /// One more file, by its clean path.
+    /// Adds a file, by its clean path.
     ///
     /// # Errors
-    /// In words, with both names: another file has this one, or one is a folder of the other, so
-    /// that a module could reach only one of them.
+    /// A text with both names, when another file has this name, or one name is a folder of the
+    /// other, so that a module could reach only one of the two.
     pub fn add(&mut self, name: &str) -> Result<(), String> {
         if let Some(below) = self.folders.get(name) {
             return Err(clash(name, below));
@@ -74,7 +75,7 @@ impl FileNames {
         }
     }
 
-    /// One more empty folder, by its clean path.
+    /// Adds an empty folder, by its clean path.
     ///
     /// # Errors
     /// As [`FileNames::add`].
@@ -88,7 +89,7 @@ impl FileNames {
             if self.files.contains(folder) {
                 return Err(clash(folder, name));
             }
-            // Then those above it are known, too.
+            // The folders above it are known too.
             if self.folders.contains_key(folder) {
                 break;
             }
@@ -104,10 +105,10 @@ fn clash(file: &str, below: &str) -> String {
     format!("{file} would be a file and, for {below}, a folder; give one another name")
 }
 
-/// Whether an event's document may name these empty directories.
+/// Checks that an event's document may name these empty directories.
 ///
 /// # Errors
-/// In words: they are too many.
+/// A text, when they are too many.
 pub fn check_directories(empty: &[String]) -> Result<(), String> {
     let bytes: usize = empty.iter().map(String::len).sum();
     if empty.len() <= DIRECTORIES_MAX && bytes <= DIRECTORY_BYTES_MAX {

@@ -1,4 +1,5 @@
-//! Why an event file is refused: the reason in words, and the one errno that its writer is told.
+//! The reasons for which an event file is refused: each has a text, and one errno that the file's
+//! writer receives.
 
 use ion_model::clock::{self, Millis};
 use ion_model::errors::chain;
@@ -10,11 +11,11 @@ use serde::{Deserialize, Serialize};
 use super::errno::RefusalErrno;
 use crate::upload::UploadError;
 
-/// Modules feed each other, most likely.
+/// An event is too deep in its lineage. Most likely modules feed each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "more than {most} events would stand between this one and the first of its correlation: do modules feed each other? \
-     Where that is meant, the limit \"lineage-depth\" says how far it may go"
+     If that is intended, raise the limit \"lineage-depth\""
 )]
 pub struct TooDeep {
     /// The limit.
@@ -22,70 +23,71 @@ pub struct TooDeep {
 }
 
 impl TooDeep {
-    /// The depth, if an event may stand there.
+    /// Returns the depth, if an event may have it.
     ///
     /// # Errors
-    /// When none may.
+    /// When the depth is over the limit `most`.
     pub fn check(depth: u32, most: u64) -> Result<u32, Self> {
         if u64::from(depth) > most { Err(Self { most }) } else { Ok(depth) }
     }
 }
 
-/// Why an event file was refused. Each has one errno (the table of DESIGN.md section 3).
+/// The reason why an event file was refused. Each has one errno (the table of DESIGN.md section 3).
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// Not a document of either form, no `eventType`, a path that leaves `out/data`.
+    /// The content is not a document of either form, has no `eventType`, or names a path that
+    /// leaves `out/data`.
     #[error("{0}")]
     Invalid(String),
-    /// The type is not in the module's `emits`.
+    /// The event type is not in the module's `emits`.
     #[error("module {module:?} may not publish {}; its pipeline allows: {allowed}", quote(.event_type))]
     NotEmitted {
-        /// The module.
+        /// The module's name.
         module: String,
-        /// The type it tried.
+        /// The event type in the file.
         event_type: String,
-        /// What it may publish.
+        /// The event types that the module may publish.
         allowed: String,
     },
-    /// A named file is not there.
+    /// A named file is not in `out/data`.
     #[error("file {} is not in out/data", quote(.0))]
     Missing(String),
-    /// A named file is still open.
+    /// A named file is still open for writing.
     #[error("file {} is still open for writing; close it before the event", quote(.0))]
     StillOpen(String),
-    /// Over a limit.
+    /// The event is over a limit.
     #[error("{0}")]
     TooBig(String),
-    /// It names a path that no store need be able to hold.
+    /// The event names a path that is longer than every store must support.
     #[error("{0}")]
     TooLong(String),
-    /// A write to a named file failed, or its bytes were lost or changed on the disk, and nobody
-    /// wrote there again.
-    #[error("a write to file {} did not come through: {source}; what it holds is not whole", quote(.path))]
+    /// A write to a named file failed, or its bytes were lost or changed on the disk, and that
+    /// place was not written again.
+    #[error("a write to file {} failed: {source}; the file is incomplete", quote(.path))]
     NotWhole {
-        /// The file.
+        /// The file's path.
         path: String,
-        /// What the write was told.
+        /// The error that the write returned.
         #[source]
         source: std::io::Error,
     },
-    /// Too far below the first event of its correlation.
+    /// The event is too far below the first event of its correlation.
     #[error(transparent)]
     TooDeep(#[from] TooDeep),
-    /// Committed before with other content.
+    /// The event was committed before with other content.
     #[error("this event was committed before with other content (event {0})")]
     Differs(EventId),
     /// A named file cannot be read from the staging folder.
     #[error("file {} cannot be read: {source}", quote(.path))]
     Unreadable {
-        /// The file.
+        /// The file's path.
         path: String,
         /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// The stores could not make it durable. Nothing was published.
-    #[error("the stores could not make it durable: {0}; nothing was published")]
+    /// The stores could not make the event durable. Nothing was published.
+    #[error("the stores could not make the event durable: {0}; nothing was published")]
     Stores(String),
     /// A later attempt of the job has begun.
     #[error("a later attempt of this job has begun; nothing was published")]
@@ -93,7 +95,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The error that close(), fsync() or rename() returns.
+    /// Returns the error that close(), fsync() or rename() returns.
     pub fn errno(&self) -> RefusalErrno {
         match self {
             Self::Invalid(_) => RefusalErrno::Invalid,
@@ -130,21 +132,21 @@ impl From<UploadError> for Refusal {
     }
 }
 
-/// What a job leaves in `events/rejected/<name>.json`.
+/// The record of a refused event file, in `events/rejected/<name>.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rejection {
     /// The event file's name.
     pub name: String,
     /// The error that the close returned.
     pub errno: RefusalErrno,
-    /// Why, in words.
+    /// The reason, as a text.
     pub reason: String,
-    /// When.
+    /// The time of the refusal.
     pub at: Millis,
 }
 
 impl Rejection {
-    /// The record of a refusal.
+    /// Makes the record of a refusal.
     pub fn new(name: &str, refusal: &Refusal) -> Self {
         Self {
             name: name.to_owned(),

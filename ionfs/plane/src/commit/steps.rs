@@ -1,74 +1,76 @@
-//! The commit as a state machine: what is done next, given what the stores answered. No I/O, no
-//! clock.
+//! The commit as a state machine: it decides the next step from the stores' answer. It has no I/O
+//! and no clock.
 //!
-//! Whoever carries out a commit (a closer, a relay, the end of an on-success job) asks
-//! [`Step::after`] what comes next, so what the model checker explores in `model.rs` is what runs.
+//! Every party that carries out a commit (a closer, a relay, the end of an on-success job) calls
+//! [`Step::after`] for the next step. So the code that runs is the code that the model checker
+//! explores in `model.rs`.
 
 use ion_model::event::Publication;
 use ion_model::record::CommitMode;
 
-/// What is to be done next. The numbers are the steps of DESIGN.md section 3.
+/// The next step of a commit. The numbers are the steps of DESIGN.md section 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Step {
-    /// 1: every named file is made durable in the object store.
+    /// Step 1: make every named file durable in the object store.
     StoreBlobs,
-    /// 2: the document goes in, if the guard holds. This is the commit.
+    /// Step 2: insert the document, if the guard holds. This is the commit.
     Insert,
-    /// 2, where the staged document of this earlier attempt is in the way: it is replaced, if the
+    /// Step 2 where a staged document of this earlier attempt exists: replace that document, if the
     /// guard holds.
     Replace(Option<u32>),
-    /// 2 of an on-success job that has succeeded: what it staged is made visible.
+    /// Step 2 of an on-success job that has succeeded: make its staged event visible.
     Reveal,
-    /// Before 3, by a relay: the document says who publishes it, so that one relay does and not
-    /// all.
+    /// A relay's step before step 3: write the relay's id into the document, so that only one relay
+    /// publishes the event.
     Adopt,
-    /// 3: the bus is told.
+    /// Step 3: publish the event on the bus.
     Publish,
-    /// 4: the document says that the bus was told.
+    /// Step 4: mark the document as published.
     Mark,
-    /// Nothing.
+    /// Nothing is left to do.
     End(End),
 }
 
-/// How a commit ends.
+/// The outcome of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum End {
-    /// The document is in. Unpublished: a relay goes on from there.
+    /// The document has been inserted. If it is unpublished, a relay publishes it.
     Committed(Publication),
-    /// A document of this id with other content is in.
+    /// A document with this id and other content exists.
     Differs,
     /// The attempt may not write any more.
     Fenced,
-    /// Somebody else does it, or has done it.
+    /// Another process does it, or has done it.
     NotOurs,
 }
 
-/// What the stores answered to a step.
+/// The stores' answer to a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Answer {
-    /// It is done, durably.
+    /// The step is done, and durable.
     Done,
-    /// There is a document of this id.
+    /// A document with this id exists.
     Exists {
-        /// Where it stands.
+        /// Whether that document is staged, unpublished or published.
         publication: Publication,
-        /// Whose it is.
+        /// The attempt that wrote that document.
         attempt: Option<u32>,
-        /// Whether it says the same.
+        /// Whether that document has the same content.
         same: bool,
     },
     /// The document is not as the write expected it; nothing was written.
     Changed,
     /// The attempt may not write any more; nothing was written.
     Fenced,
-    /// Other modules are registered than the event says it is for; nothing was written.
+    /// The registry of modules has changed since the event was addressed to them; nothing was
+    /// written.
     Outdated,
-    /// No answer: it was done, or not, or will be.
+    /// There was no answer: the step was done, was not done, or will be done later.
     Unknown,
 }
 
 impl Step {
-    /// The step's name, for people and their figures.
+    /// Returns the step's name, for spans and metrics.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::StoreBlobs => "store-blobs",
@@ -82,7 +84,7 @@ impl Step {
         }
     }
 
-    /// What comes after this step was answered so, for a commit of this attempt in this mode.
+    /// Returns the step that follows this answer, for a commit of this attempt in this mode.
     pub(crate) fn after(self, answer: Answer, attempt: Option<u32>, mode: CommitMode) -> Self {
         use Answer::{Changed, Done, Exists, Fenced, Outdated, Unknown};
         match (self, answer) {
@@ -91,7 +93,7 @@ impl Step {
                 CommitMode::OnClose => Self::Publish,
                 CommitMode::OnSuccess => Self::End(End::Committed(Publication::Staged)),
             },
-            // That attempt failed and nobody saw its event: this one's stands in its place.
+            // The earlier attempt failed and nobody saw its event, so this attempt replaces it.
             (Self::Insert, Exists { publication: Publication::Staged, attempt: earlier, .. })
                 if earlier < attempt =>
             {
@@ -100,21 +102,22 @@ impl Step {
             (Self::Insert, Exists { same: false, .. }) => Self::End(End::Differs),
             (Self::Insert, Exists { publication: Publication::Unpublished, .. }) => Self::Publish,
             (Self::Insert, Exists { publication, .. }) => Self::End(End::Committed(publication)),
-            // Begun again: each step finds what an earlier try has done.
+            // The commit begins again: each step finds what an earlier try has done.
             (Self::StoreBlobs | Self::Insert | Self::Replace(_), Unknown) => Self::StoreBlobs,
             (Self::Replace(_), Changed) => Self::Insert,
-            // Begun again with the modules that are registered now.
+            // The insert begins again with the modules that are registered now.
             (Self::Insert | Self::Replace(_), Outdated) => Self::Insert,
             (Self::Reveal, Outdated) => Self::Reveal,
             (Self::Reveal | Self::Adopt, Done) => Self::Publish,
             (Self::Reveal, Unknown) => Self::Reveal,
-            // The relay looks again, at what the document says by then.
+            // In its next round the relay reads the document again.
             (Self::Adopt, Unknown) => Self::End(End::NotOurs),
-            // Publish before the mark: a crash in between publishes again; reversed, it would
-            // publish never.
+            // Publishing comes before the mark: after a crash in between, the event is published
+            // again. In the reverse order it would never be published.
             (Self::Publish, Done) => Self::Mark,
             (Self::Publish, Unknown) => Self::End(End::Committed(Publication::Unpublished)),
-            // Unmarked it is published once more, which the ledger knows.
+            // An unmarked event is published once more, which is harmless because the job exists in
+            // the ledger.
             (Self::Mark, _) => Self::End(End::Committed(Publication::Published)),
             (_, Fenced) => Self::End(End::Fenced),
             (_, _) => Self::End(End::NotOurs),

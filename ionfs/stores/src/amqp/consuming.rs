@@ -1,16 +1,16 @@
-//! A consumer together with the channel it is on.
+//! A consumer together with its channel.
 
 use lapin::{Channel, Consumer};
 use tokio::runtime::Handle;
 
 use super::{Cause, within};
 
-/// A consumer that goes with its channel.
+/// A consumer and its channel, which are closed together.
 ///
-/// Dropped as they are, one asks for a cancel and the other for a close, from two tasks that know
-/// nothing of each other; where the cancel comes late, lapin takes the error for one of the whole
-/// connection, and ends it for everybody. So the channel is closed, which ends the consumer too,
-/// and only then is the consumer dropped.
+/// If both were dropped separately, the consumer would send a cancel and the channel a close, from
+/// two independent tasks. When the cancel comes late, lapin takes the resulting error for an error
+/// of the whole connection, and ends the connection for everybody. So this type first closes the
+/// channel, which ends the consumer too, and only then drops the consumer.
 pub(super) struct Consuming(Option<(Channel, Consumer)>);
 
 impl Consuming {
@@ -19,14 +19,14 @@ impl Consuming {
     }
 
     pub(super) fn channel(&self) -> &Channel {
-        &self.0.as_ref().expect("taken only by what ends it").0
+        &self.0.as_ref().expect("only the methods that end it take it").0
     }
 
     pub(super) fn consumer(&mut self) -> &mut Consumer {
-        &mut self.0.as_mut().expect("taken only by what ends it").1
+        &mut self.0.as_mut().expect("only the methods that end it take it").1
     }
 
-    /// Closes the channel: what came by it and is not settled goes back to its queue.
+    /// Closes the channel: its unacknowledged messages go back to the queue.
     pub(super) async fn close(mut self) -> Result<(), Cause> {
         match self.0.take() {
             Some(both) => close(both).await,
@@ -34,7 +34,7 @@ impl Consuming {
         }
     }
 
-    /// The channel of a consumer that was cancelled.
+    /// Returns the channel of a consumer that has been cancelled.
     pub(super) fn cancelled(mut self) -> Option<Channel> {
         self.0.take().map(|(channel, _)| channel)
     }
@@ -47,7 +47,7 @@ async fn close((channel, _consumer): (Channel, Consumer)) -> Result<(), Cause> {
 impl Drop for Consuming {
     fn drop(&mut self) {
         let Some(both) = self.0.take() else { return };
-        // Without a runtime the connection is going too.
+        // Without a runtime the connection is ending too.
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async {
                 if let Err(error) = close(both).await {

@@ -1,7 +1,7 @@
-//! Dead letters: a queue that people look at.
+//! The queue of dead letters, which people look at.
 //!
-//! It is read by holding its messages for a moment. Two who look at once would each see a part, so
-//! one who looks has the queue for itself, and another one waits.
+//! To read the queue, a reader holds its messages for a moment. Two concurrent readers would each
+//! see only a part, so a reader consumes exclusively, and a second reader waits.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -19,15 +19,16 @@ use super::refusal::{Act, lacks_right};
 use super::{Amqp, Cause, DEAD, QUEUE_PREFIX, asking, header, short, within};
 use crate::DeadLetter;
 
-/// How often to ask for the queue while somebody else looks at it, and how long.
+/// The wait between tries to consume from the queue while another reader has it; [`ASKS_MAX`] is
+/// the number of tries.
 const ASK: Duration = Duration::from_millis(50);
 const ASKS_MAX: usize = 100;
 
-/// How long nothing more must come. Longer makes people wait; shorter misses letters of a slow
-/// broker.
+/// How long no letter may arrive before the queue counts as read. Longer makes people wait; shorter
+/// misses letters of a slow broker.
 const QUIET: Duration = Duration::from_millis(250);
 
-/// Letters that are looked at. A queue longer than this shows its oldest.
+/// The number of letters that are read at most. Of a longer queue the oldest are read.
 const LOOKED_AT: u16 = 10_000;
 
 pub(super) async fn bury(bus: &Amqp, letter: DeadLetter) -> Result<(), Cause> {
@@ -45,13 +46,13 @@ pub(super) async fn bury(bus: &Amqp, letter: DeadLetter) -> Result<(), Cause> {
     Ok(())
 }
 
-/// All letters, oldest first, as held messages; closed with their channel, they are back in the
-/// queue.
+/// Reads at most `most` letters, oldest first, and holds their messages. They return to the queue
+/// when the channel is closed.
 async fn look(bus: &Amqp, most: u16) -> Result<(Consuming, Vec<Received>), Cause> {
     let mut looking = alone(bus, most).await?;
     let mut letters = Vec::new();
-    // A queue's own count is of a moment ago: what was put back just now may not be in it. Quiet is
-    // the end.
+    // The queue's own count is not used, because it lags: it may miss letters that were returned
+    // just now. The queue is read when nothing arrives for [`QUIET`].
     while letters.len() < usize::from(most) {
         match tokio::time::timeout(QUIET, looking.consumer().next()).await {
             Ok(Some(received)) => letters.push(received?),
@@ -62,7 +63,7 @@ async fn look(bus: &Amqp, most: u16) -> Result<(Consuming, Vec<Received>), Cause
     Ok((looking, letters))
 }
 
-/// A consumer that has the queue for itself.
+/// Makes a consumer that has the queue exclusively. Waits while another reader has it.
 async fn alone(bus: &Amqp, most: u16) -> Result<Consuming, Cause> {
     let mut asks = 0;
     loop {
@@ -84,7 +85,7 @@ async fn alone(bus: &Amqp, most: u16) -> Result<Consuming, Cause> {
 
 pub(super) async fn list(bus: &Amqp, limit: usize) -> Result<Vec<DeadLetter>, Cause> {
     let (looking, held) = look(bus, LOOKED_AT).await?;
-    // The same one buried again is one letter, with its latest words.
+    // A letter that was buried more than once counts as one letter, with its latest content.
     let mut letters: BTreeMap<(String, String), DeadLetter> = BTreeMap::new();
     for received in &held {
         let letter = read(received);
@@ -103,7 +104,7 @@ pub(super) async fn exhume(bus: &Amqp, letters: &[(String, String)]) -> Result<u
     }
     let wanted: HashSet<&(String, String)> = letters.iter().collect();
     let (looking, held) = look(bus, LOOKED_AT).await?;
-    // The same one may have been buried more than once.
+    // The same letter may have been buried more than once.
     let mut found = HashSet::new();
     for received in held {
         let letter = read(&received);
@@ -117,7 +118,8 @@ pub(super) async fn exhume(bus: &Amqp, letters: &[(String, String)]) -> Result<u
     Ok(found.len())
 }
 
-/// The queues, with its reasons, that the broker took the first dead letters from by itself.
+/// Reads at most `most` dead letters. Returns, for each one that the broker itself took off a
+/// queue, the queue's name and the broker's reason.
 pub(super) async fn taken_by_the_broker(
     bus: &Amqp,
     most: u16,
@@ -154,7 +156,7 @@ fn read(received: &Received) -> DeadLetter {
         let reason = text(header(header::REASON)).unwrap_or_default();
         return DeadLetter { module, event_id, body, reason, at };
     }
-    // The broker's own: a message that came back more often than its queue allows.
+    // A letter of the broker's own: a message that was returned more often than its queue allows.
     let queue = text(header("x-first-death-queue")).unwrap_or_default();
     let reason = text(header("x-first-death-reason")).unwrap_or_else(|| "unknown".into());
     let event_id = serde_json::from_slice::<Message>(&received.data)

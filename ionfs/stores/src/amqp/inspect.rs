@@ -1,14 +1,14 @@
-//! A look at Ion's own queues and rights: what somebody changed about them, and what it costs.
+//! Checks Ion's own queues and rights: what somebody changed about them, and what that costs.
 //!
 //! # How it works
-//! By what AMQP itself tells. A passive declare says whether a queue is there and how long it is. A
-//! declare with Ion's arguments changes nothing where they agree, and is refused with the
-//! difference where they do not. A message that no queue takes comes back, unless its user may not
-//! write. A policy does not show, and what it did does: a message that the broker took off a queue
-//! is among the dead letters, with the broker's reason.
+//! The checks use AMQP alone. A passive declare tells whether a queue exists and how long it is. A
+//! declare with Ion's arguments changes nothing if they agree with the queue's, and otherwise is
+//! refused with the difference. A message for which there is no queue comes back, unless the user
+//! may not write. AMQP does not show policies, but it shows their effects: a message that the
+//! broker took off a queue is among the dead letters, with the broker's reason.
 //!
 //! # What it never does
-//! Change anything, or take a message from whoever is to have it.
+//! It never changes anything, and never takes a message away from its consumer.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{BusReport, QueueLength};
 
-/// Dead letters that are looked at for what the broker took off a queue.
+/// The number of dead letters that are searched for messages that the broker took off a queue.
 const LETTERS_MAX: u16 = 1000;
 
 pub(super) async fn inspect(bus: &Amqp, modules: &[String]) -> Result<BusReport, Cause> {
@@ -41,14 +41,16 @@ pub(super) async fn inspect(bus: &Amqp, modules: &[String]) -> Result<BusReport,
     }
     report.complaints.extend(missing_rights(bus).await?);
     report.complaints.extend(taken_off(bus, modules).await?);
-    // A user without a right has the same said of every queue.
+    // A user who lacks a right gets the same complaint for every queue.
     report.complaints.sort();
     report.complaints.dedup();
     Ok(report)
 }
 
-/// The length of a module's queue, none if it is missing; the broker's refusal where it is not as
-/// Ion declares it.
+/// Returns the length of a module's queue, or `None` if it is missing.
+///
+/// # Errors
+/// The broker's refusal if the queue is not as Ion declares it.
 async fn queue_length(bus: &Amqp, module: &str) -> Result<Option<QueueLength>, Cause> {
     let queue = queue_of(module);
     let channel = bus.publishing.channel().await?;
@@ -68,13 +70,13 @@ async fn queue_length(bus: &Amqp, module: &str) -> Result<Option<QueueLength>, C
     Ok(Some(QueueLength { module: module.to_owned(), messages: there.message_count() }))
 }
 
-/// The rights that the user lacks on what all modules share. Those to configure were needed to come
-/// this far.
+/// Returns the rights that the user lacks on the exchanges and the queue that all modules share.
+/// The rights to configure are not checked: the connection has already needed them.
 async fn missing_rights(bus: &Amqp) -> Result<Vec<String>, Cause> {
     let mut missing = Vec::new();
-    // Nobody has a queue of this name, and nobody subscribes to this type.
+    // No queue has this name, and nobody subscribes to this type.
     let nobody = format!("{QUEUE_PREFIX}doctor-{}", Uuid::new_v4());
-    // Not to the exchange of dead letters: each one of them is kept.
+    // The exchange of dead letters is left out, because each message published to it is kept.
     for exchange in [EVENTS, ""] {
         let properties = lapin::BasicProperties::default();
         if let Err(error) = bus.put(exchange, &nobody, b"{}", properties).await {
@@ -84,21 +86,23 @@ async fn missing_rights(bus: &Amqp) -> Result<Vec<String>, Cause> {
     let channel = bus.publishing.channel().await?;
     let get = channel.basic_get(DEAD.into(), BasicGetOptions::default());
     match asking(Act::Receive, get).await {
-        // With its channel the message goes back to where it was.
+        // When the channel is closed, the message returns to its place in the queue.
         Ok(_) => within(channel.close(200, "done".into())).await?,
         Err(error) if lacks_right(&error) => missing.push(chain(&*error)),
-        // Somebody looks at the dead letters at this moment, which takes the same right.
+        // Another reader has the dead letters at this moment, which takes the same right.
         Err(_) => {}
     }
     Ok(missing)
 }
 
-/// A refusal in words; all other errors say nothing of rights.
+/// Returns the text of a refusal for want of a right. Other errors say nothing about rights and are
+/// returned as errors.
 fn refused(error: Cause) -> Result<String, Cause> {
     if lacks_right(&error) { Ok(chain(&*error)) } else { Err(error) }
 }
 
-/// What the broker took off these modules' queues by itself, by queue and reason.
+/// Returns complaints about messages that the broker itself took off these modules' queues, one for
+/// each queue and reason.
 async fn taken_off(bus: &Amqp, modules: &[String]) -> Result<Vec<String>, Cause> {
     let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
     let taken = dead::taken_by_the_broker(bus, LETTERS_MAX).await?;
@@ -112,7 +116,7 @@ async fn taken_off(bus: &Amqp, modules: &[String]) -> Result<Vec<String>, Cause>
         let setting = match reason.as_str() {
             "expired" => "message-ttl",
             "maxlen" => "max-length",
-            // A message that came back too often says nothing of its queue.
+            // A message that was returned too often does not point to a fault of its queue.
             _ => return None,
         };
         Some(format!(

@@ -1,40 +1,41 @@
-//! What the broker refuses, in words that name what is missing and the way out.
+//! Explains the broker's refusals: the text names what is missing and the way out.
 //!
-//! Brokers before 3.12 do not say which right is missing, only of what: that follows from what was
-//! asked of it.
+//! RabbitMQ before 3.12 names only the resource, not the right that is missing. The right follows
+//! from the act that was refused.
 
 use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError, AMQPSoftError};
 
 use super::{Cause, DEAD, PLANE};
 
-/// What Ion's user may configure and read: a pattern of RabbitMQ's rights.
+/// RabbitMQ's pattern for what Ion's user may configure and read.
 const OWN: &str = r"ion\..*";
 
-/// What it may write to: the default exchange too, by which one module's queue is reached.
+/// RabbitMQ's pattern for what Ion's user may write to. It includes the default exchange, through
+/// which Ion reaches one module's queue.
 const WRITTEN: &str = r"ion\..*|amq\.default";
 
-/// What is asked of the broker, as far as rights go.
+/// A request to the broker, by the rights that it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Act {
-    /// To be let in.
+    /// Open a connection.
     Connect,
-    /// An exchange, declared.
+    /// Declare an exchange.
     DeclareExchange,
-    /// A queue with a dead letter exchange, declared.
+    /// Declare a queue that has a dead letter exchange.
     DeclareQueue,
-    /// A queue, bound to an exchange or no longer bound.
+    /// Bind a queue to an exchange, or unbind it.
     Bind,
-    /// A message, published.
+    /// Publish a message.
     Publish,
-    /// Messages, received.
+    /// Receive messages.
     Receive,
-    /// A queue, removed.
+    /// Delete a queue.
     Delete,
-    /// What needs no right.
+    /// A request that needs no right.
     Other,
 }
 
-/// A refusal of the broker's, explained.
+/// An explained refusal of the broker's.
 #[derive(Debug, thiserror::Error)]
 #[error("{words}")]
 struct Refused {
@@ -43,7 +44,8 @@ struct Refused {
     said: lapin::Error,
 }
 
-/// The error of an act, with what is missing and the way out where the broker's words are known.
+/// Returns the error of an act. If the broker's text is known, the error says what is missing and
+/// the way out.
 pub(super) fn explained(act: Act, error: lapin::Error) -> Cause {
     let words = match error.kind() {
         lapin::ErrorKind::ProtocolError(said) => words(act, said),
@@ -55,7 +57,7 @@ pub(super) fn explained(act: Act, error: lapin::Error) -> Cause {
     }
 }
 
-/// What the broker itself said, if it was the broker.
+/// Returns the broker's own error, if the error came from the broker.
 pub(super) fn said(error: &Cause) -> Option<&AMQPError> {
     let own = error.downcast_ref::<Refused>().map(|refused| &refused.said);
     match own.or_else(|| error.downcast_ref())?.kind() {
@@ -64,17 +66,18 @@ pub(super) fn said(error: &Cause) -> Option<&AMQPError> {
     }
 }
 
-/// Whether the broker refused for want of a right.
+/// Returns whether the broker refused because the user lacks a right.
 pub(super) fn lacks_right(error: &Cause) -> bool {
     said(error).is_some_and(|said| said.get_message().as_str().contains("refused for user"))
 }
 
-/// Whether the broker says that there is no such queue or exchange.
+/// Returns whether the broker reported that the queue or exchange does not exist.
 pub(super) fn is_missing(error: &Cause) -> bool {
     said(error).is_some_and(|said| *said.kind() == AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND))
 }
 
-/// The plane whose mark a virtual host bears, by the refusal of another mark.
+/// Returns the id of the plane that the virtual host belongs to, if the error is the broker's
+/// refusal of another plane's mark.
 pub(super) fn other_plane(error: &Cause) -> Option<String> {
     let said = said(error)?;
     let is_mark = *said.kind() == AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)
@@ -100,7 +103,7 @@ fn words(act: Act, said: &AMQPError) -> Option<String> {
         }
         AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => precondition_failed(text),
         AMQPErrorKind::Soft(AMQPSoftError::RESOURCELOCKED) => Some(format!(
-            "queue {:?} belongs to another connection alone; end that one, or remove the queue: Ion declares it again",
+            "queue {:?} belongs exclusively to another connection; end that connection, or remove the queue: Ion declares it again",
             quoted_after(text, "queue ")?
         )),
         AMQPErrorKind::Hard(AMQPHardError::NOTIMPLEMENTED | AMQPHardError::COMMANDINVALID) => Some(
@@ -113,19 +116,19 @@ fn words(act: Act, said: &AMQPError) -> Option<String> {
 fn access_refused(act: Act, text: &str) -> Option<String> {
     if act == Act::Connect {
         return Some(
-            "the broker knows no such user or key: look at the name and the password in the URL (RabbitMQ lets the user guest in from its own machine only)"
+            "the broker knows no such user or key: check the name and the password in the URL (RabbitMQ accepts the user guest only from its own machine)"
                 .into(),
         );
     }
     if text.contains("in exclusive use") {
-        return Some("somebody else has the queue for himself at this moment; try again".into());
+        return Some("another reader has the queue exclusively at this moment; try again".into());
     }
     let user = quoted_after(text, "refused for user ")?;
     let vhost = quoted_after(text, "in vhost ")?;
     let queue = quoted_after(text, "access to queue ").map(|name| ("queue", name));
     let (kind, name) =
         queue.or_else(|| Some(("exchange", quoted_after(text, "access to exchange ")?)))?;
-    // Newer brokers name the right themselves, just before "access".
+    // Newer brokers name the right, just before the word "access".
     let named = text.split(" access to ").next().and_then(|before| before.rsplit(' ').next());
     let right = named.filter(|word| ["configure", "write", "read"].contains(word));
     let right = right.or_else(|| missing_right(act, kind, name)).unwrap_or("use");
@@ -135,27 +138,27 @@ fn access_refused(act: Act, text: &str) -> Option<String> {
     ))
 }
 
-/// The right that an act on a resource of this kind needs, by RabbitMQ's table of them.
+/// Returns the right that an act on a resource of this kind needs, from RabbitMQ's table of rights.
 fn missing_right(act: Act, kind: &str, name: &str) -> Option<&'static str> {
     match (act, kind) {
-        // The mark of a plane names another exchange, which takes two more rights: to read the one,
-        // to write to the other.
+        // The mark of a plane names an alternate exchange, which takes two more rights: to read the
+        // mark, and to write to the alternate exchange.
         (Act::DeclareExchange, _) if name == PLANE => Some("read"),
         (Act::DeclareExchange, _) if name.starts_with(PLANE) => Some("write"),
         (Act::DeclareExchange | Act::Delete, _) => Some("configure"),
         (Act::DeclareQueue | Act::Publish, "exchange") | (Act::Bind, "queue") => Some("write"),
         (Act::Bind, _) | (Act::Receive, _) => Some("read"),
-        // An exchange of the same name was declared just before, which takes the right to configure
-        // that name.
+        // An exchange of the same name was declared just before. That takes the right to configure
+        // this name, so the user has that right.
         (Act::DeclareQueue, _) if name == DEAD => Some("read"),
-        // With a dead letter exchange it takes both, and an old broker does not say which one it
-        // misses.
+        // Declaring a queue with a dead letter exchange takes both rights, and an old broker does
+        // not say which one is missing.
         (Act::DeclareQueue, _) => Some("configure or read"),
         (Act::Publish, _) | (Act::Connect, _) | (Act::Other, _) => None,
     }
 }
 
-/// How all rights are given.
+/// Returns the advice how to grant all rights.
 fn grant(user: &str, vhost: &str) -> String {
     format!(
         "grant configure and read on {OWN} and write on {WRITTEN}: rabbitmqctl set_permissions -p '{vhost}' '{user}' '{OWN}' '{WRITTEN}' '{OWN}'"
@@ -163,7 +166,7 @@ fn grant(user: &str, vhost: &str) -> String {
 }
 
 fn not_allowed(text: &str) -> Option<String> {
-    // "vhost NAME not found", without quotes.
+    // The broker writes "vhost NAME not found", without quotes around the name.
     if let Some(vhost) =
         text.split("vhost ").nth(1).and_then(|rest| rest.strip_suffix(" not found"))
     {
@@ -202,7 +205,7 @@ fn precondition_failed(text: &str) -> Option<String> {
     })
 }
 
-/// What stands in the quotation marks after these words.
+/// Returns the text in the quotation marks that follow these words.
 fn quoted_after<'t>(text: &'t str, words: &str) -> Option<&'t str> {
     let quoted = text.split_once(words)?.1.strip_prefix('\'')?;
     Some(quoted.split_once('\'')?.0)

@@ -1,4 +1,4 @@
-//! One subscriber of one module's queue.
+//! A subscriber of one module's queue.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,20 +18,21 @@ use super::refusal::Act;
 use super::{Amqp, Cause, asking, queue_of, within};
 use crate::{Delivery, StoreError, Subscription, Unreadable};
 
-/// Receives while it is asked for messages.
+/// A subscription that consumes from the first call of `next` until it is paused.
 pub(super) struct Subscriber {
     bus: Arc<Amqp>,
     module: String,
     prefetch: u16,
     open: Option<Consuming>,
-    /// A consumer being made: it outlives the call that began it, or the broker would send to
-    /// nobody. A task, which goes on though nobody waits for it: a future left alone would keep the
-    /// connection from all others.
+    /// The task that opens a consumer. It outlives the call that began it: otherwise the broker
+    /// would send messages to a consumer that nobody reads. It is a task and not a future, because
+    /// a task continues without a waiting caller: a future that nobody polls could hold the
+    /// connection's lock and keep it from all others.
     opening: Option<AbortOnDropHandle<Result<Consuming, Cause>>>,
-    /// Of a consumer that was paused.
+    /// The channel of the paused consumer.
     paused: Option<Channel>,
-    /// What was given out and is not settled, with the channel it came by: one that closes gives
-    /// its messages back.
+    /// The messages that were delivered and not yet settled: by Ion's tag, the channel and the
+    /// broker's tag. When a channel closes, its messages return to the queue.
     held: HashMap<u64, (Channel, u64)>,
     next_tag: u64,
 }
@@ -50,7 +51,7 @@ impl Subscriber {
         }
     }
 
-    /// The open consumer, made if there is none.
+    /// Returns the open consumer, and opens one if there is none.
     async fn opened(&mut self) -> Result<&mut Consumer, StoreError> {
         if self.open.is_none() {
             let (bus, module, prefetch) = (self.bus.clone(), self.module.clone(), self.prefetch);
@@ -75,9 +76,9 @@ impl Subscriber {
         Delivery { tag, message }
     }
 
-    /// Where a message is to be settled.
+    /// Forgets a message that is about to be settled. Returns its channel and the broker's tag.
     fn settle(&mut self, tag: u64) -> Result<(Channel, u64), Cause> {
-        self.held.remove(&tag).ok_or_else(|| "its channel was closed meanwhile".into())
+        self.held.remove(&tag).ok_or_else(|| "its channel closed; it is delivered again".into())
     }
 
     fn failed(&self, error: Cause) -> StoreError {
@@ -105,8 +106,8 @@ impl Subscription for Subscriber {
         loop {
             match self.opened().await?.next().await {
                 Some(Ok(received)) => return Ok(self.give(received)),
-                // The end without an error is a consumer that the broker cancelled: its queue was
-                // removed, or, from RabbitMQ 4.3, it held a message for too long.
+                // The stream ends without an error if the broker cancelled the consumer: its queue
+                // was removed, or, from RabbitMQ 4.3, the consumer held a message for too long.
                 None => self.open = None,
                 Some(Err(error)) => {
                     tracing::warn!(module = self.module, %error, "the broker closed the subscription; opening it again");
@@ -138,7 +139,8 @@ impl Subscription for Subscriber {
             let tag = open.consumer().tag();
             within(open.channel().basic_cancel(tag, BasicCancelOptions::default())).await?;
             let mut rest = Vec::new();
-            // The consumer was cancelled, so this ends with what had arrived before.
+            // The consumer is cancelled, so the stream ends after the messages that had already
+            // arrived.
             while let Some(received) = within(async { Ok(open.consumer().next().await) }).await? {
                 rest.push(received?);
             }

@@ -1,4 +1,4 @@
-//! Where the broker is: `amqp://` and `amqps://` URLs.
+//! Reads the broker's address from `amqp://` and `amqps://` URLs.
 
 use std::path::Path;
 
@@ -8,10 +8,10 @@ use lapin::uri::{AMQPUri, SASLMechanism};
 use crate::StoreError;
 use crate::open::without_credentials;
 
-/// Seconds between two signs of life. A connection that says nothing for twice as long is broken.
+/// The seconds between two heartbeats. A connection that is silent for twice as long is broken.
 const HEARTBEAT: u16 = 10;
 
-/// A broker's address, with what a TLS connection needs.
+/// A broker's address, and the settings of a TLS connection.
 #[derive(Clone)]
 pub(super) struct Address {
     pub(super) uri: AMQPUri,
@@ -19,7 +19,7 @@ pub(super) struct Address {
 }
 
 impl std::fmt::Debug for Address {
-    /// Without the password and the key.
+    /// Writes host and port, without the password and the key.
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "{}:{}", self.uri.authority.host, self.uri.authority.port)
     }
@@ -36,7 +36,7 @@ impl Address {
         };
         let mut uri: AMQPUri = url.parse().map_err(refused)?;
         if uri.vhost.is_empty() {
-            // `amqp://host/`: what people mean by it is the broker's default.
+            // People who write `amqp://host/` mean the broker's default virtual host.
             uri.vhost = "/".into();
         }
         uri.query.heartbeat.get_or_insert(HEARTBEAT);

@@ -1,4 +1,4 @@
-//! Which documents to find, and the indexes by which they are found.
+//! Queries for documents, and the indexes that serve them.
 
 use serde_json::{Value, json};
 
@@ -6,8 +6,8 @@ use super::{Documents, Equals};
 use crate::collection::Collection;
 use crate::error::StoreError;
 
-/// The fields that queries name, for each collection: a row for each index. The last of a row may
-/// be what it is sorted by.
+/// Returns the indexes of a collection. Each row has the fields of one index, which queries name.
+/// The last field of a row may be the field by which results are sorted.
 pub(crate) fn indexes(collection: Collection) -> &'static [&'static [&'static str]] {
     match collection {
         Collection::Events => &[
@@ -31,8 +31,8 @@ pub(crate) fn indexes(collection: Collection) -> &'static [&'static [&'static st
     }
 }
 
-/// One of every kind of query the system makes: tests show that no backend scans a collection for
-/// any of them.
+/// Returns one query of every kind that the system makes. Tests show that no backend scans a
+/// collection for any of them.
 pub fn known_queries() -> Vec<Query> {
     let equal = |collection, fields: &[&'static str]| {
         Query::equal(collection, fields.iter().map(|field| (*field, json!("x"))).collect())
@@ -60,35 +60,37 @@ pub fn known_queries() -> Vec<Query> {
     ]
 }
 
-/// Which documents to find.
+/// A query for documents of one collection.
 #[derive(Clone, Debug)]
 pub struct Query {
-    /// Where.
+    /// The collection to search.
     pub collection: Collection,
-    /// What must hold; at least one of the indexed fields.
+    /// The fields and values that a document must have, at least one of them indexed.
     pub equals: Vec<Equals>,
-    /// Sorted by this field; those that are equal in an order of the store's own. By id when none.
+    /// The field by which results are sorted, or the id if `None`. Documents with equal values have
+    /// an order of the store's own.
     pub order_by: Option<&'static str>,
-    /// The largest first, not the smallest.
+    /// Whether the largest value comes first. Otherwise the smallest does.
     pub descending: bool,
-    /// At most this many.
+    /// The maximum number of results.
     pub limit: usize,
-    /// From where on; none: from the start. With one, those that are equal are in the order of
-    /// their ids.
+    /// Where the results begin; `None` means at the start. With a page, documents with equal values
+    /// are sorted by their ids.
     pub page: Option<Page>,
 }
 
-/// Where in its order the answer to a query begins.
+/// The position in the sort order at which the results begin.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Page {
-    /// With the first.
+    /// The first document.
     First,
-    /// Behind the document that has this value in the field it is sorted by, and this id.
+    /// After the document that has this value in the sort field, and this id.
     Behind(Value, String),
 }
 
 impl Query {
-    /// All documents of a collection with these fields, bounded by [`Query::LIMIT`].
+    /// Makes a query for all documents of a collection with these fields, limited to
+    /// [`Query::LIMIT`].
     pub fn equal(collection: Collection, equals: Vec<Equals>) -> Self {
         Self {
             collection,
@@ -100,32 +102,33 @@ impl Query {
         }
     }
 
-    /// Documents that are read at once at most. Who has to know all of more reads them by
+    /// The number of documents that are read at once at most. To read all of a larger number, use
     /// [`Pages`].
     pub const LIMIT: usize = 1_000_000;
 
-    /// From there on, in the order of a field and, of those that are equal, of their ids.
+    /// Begins the results at `page`. Documents with equal values in the sort field are sorted by
+    /// their ids.
     #[must_use]
     pub fn page(mut self, page: Page) -> Self {
         self.page = Some(page);
         self
     }
 
-    /// Sorted by a field.
+    /// Sorts the results by a field.
     #[must_use]
     pub fn order_by(mut self, field: &'static str) -> Self {
         self.order_by = Some(field);
         self
     }
 
-    /// The largest first.
+    /// Puts the largest value first.
     #[must_use]
     pub fn descending(mut self) -> Self {
         self.descending = true;
         self
     }
 
-    /// Bounded.
+    /// Sets the maximum number of results.
     #[must_use]
     pub fn limit(mut self, limit: usize) -> Self {
         self.limit = limit;
@@ -133,30 +136,32 @@ impl Query {
     }
 }
 
-/// Reads all documents that fit, however many, a page at a time.
+/// Reads all documents that match a query, however many, one page at a time.
 ///
 /// # Guarantees
-/// Every document that fits all the time, and whose place in the order does not change, is given
-/// once. One that comes, goes or moves meanwhile may be or not.
+/// A document that matches during the whole reading, and whose position in the order does not
+/// change, is returned exactly once. A document that is added, removed or moved meanwhile may be
+/// returned or not.
 #[derive(Debug)]
 pub struct Pages {
     query: Option<Query>,
 }
 
 impl Pages {
-    /// Documents in a page. One may have 300 kB: more take memory, fewer cost more questions.
+    /// The number of documents in a page. One document may have 300 kB: larger pages need more
+    /// memory, smaller ones more queries.
     const SIZE: usize = 128;
 
-    /// All that fit `query`, in the order of `field`.
+    /// Reads all documents that match `query`, in the order of `field`.
     pub fn new(query: Query, field: &'static str) -> Self {
         let query = Query { limit: Self::SIZE, ..query.order_by(field).page(Page::First) };
         Self { query: Some(query) }
     }
 
-    /// The next page; none behind the last.
+    /// Returns the next page, or `None` after the last one.
     ///
     /// # Errors
-    /// When the store cannot be read. The same page is given when it is asked again.
+    /// When the store cannot be read. The next call then tries the same page again.
     pub async fn next(
         &mut self,
         documents: &dyn Documents,

@@ -1,4 +1,4 @@
-//! Azure Blob.
+//! The client of Azure Blob storage.
 
 use std::sync::Arc;
 
@@ -7,12 +7,13 @@ use object_store::azure::MicrosoftAzureBuilder;
 
 use super::cloud::{Client, options, retry};
 
-/// A client of this container, set up by the environment.
+/// Returns a client of this container, configured by the environment.
 pub(super) fn client(container: &str) -> object_store::Result<Client> {
     build(from_env(), container)
 }
 
-/// The same, with a key at hand.
+/// Returns a client of this container with the given account and key, otherwise configured by the
+/// environment.
 pub(super) fn client_with_key(
     account: &str,
     key: &str,
@@ -24,11 +25,12 @@ pub(super) fn client_with_key(
 fn build(builder: MicrosoftAzureBuilder, container: &str) -> object_store::Result<Client> {
     let builder = builder.with_container_name(container).with_client_options(options("AZURE"));
     let store = Arc::new(builder.with_retry(retry()).build()?);
-    // Azure drops blocks that were never committed by itself, after a week.
+    // Azure itself drops uncommitted blocks after a week, so nothing has to end unfinished uploads.
     Ok(Client { store: store.clone(), multipart: None, signer: store })
 }
 
-/// What the environment says. Credentials are no longer in it when a store is opened.
+/// Reads the configuration from the environment and from the variables that were taken out of it:
+/// when a store is opened, credentials are no longer in the environment.
 fn from_env() -> MicrosoftAzureBuilder {
     taken("AZURE_").fold(MicrosoftAzureBuilder::from_env(), |builder, (name, value)| {
         match name.to_ascii_lowercase().parse() {

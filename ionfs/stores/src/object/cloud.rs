@@ -15,21 +15,21 @@ use super::ObjectBlobs;
 use crate::StoreError;
 use crate::open::{choose_tls, unknown, without_credentials};
 
-/// How long to connect.
+/// How long connecting to a store may take.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
 
-/// How long a request is repeated that a store answered with "not now". Commits and reads repeat on
-/// their own after.
+/// How long a request is retried when a store answers that it is temporarily unable. After that,
+/// commits and reads retry by themselves.
 const RETRY_TIME: Duration = Duration::from_secs(15);
 
-/// How long a request may stand still before it fails. A part must get through in it: 8 MiB at 140
-/// KiB/s.
+/// How long a request may make no progress before it fails. One part must get through in this time:
+/// 8 MiB at 140 KiB/s.
 const STALL: Duration = Duration::from_secs(60);
 
 /// A client of one bucket or container.
 pub(super) struct Client {
     pub(super) store: Arc<dyn ObjectStore>,
-    /// Where parts of an upload that never ended stay until somebody removes them.
+    /// Set where the parts of an unfinished upload stay until somebody removes them.
     pub(super) multipart: Option<Arc<dyn MultipartStore>>,
     pub(super) signer: Arc<dyn Signer>,
 }
@@ -42,13 +42,13 @@ impl Client {
 }
 
 impl ObjectBlobs {
-    /// The schemes of URLs that name a bucket or container.
+    /// The URL schemes that name a bucket or container.
     pub const SCHEMES: [&str; 3] = ["s3", "az", "gs"];
 
-    /// Blobs in the bucket or container of this URL. Connects to nothing yet.
+    /// Makes a blob store over the bucket or container of this URL. Does not connect yet.
     ///
     /// # Errors
-    /// [`StoreError::Url`] when the URL, or what the environment says beside it, cannot be right.
+    /// [`StoreError::Url`] when the URL, or the configuration in the environment, is invalid.
     pub fn cloud(url: &str) -> Result<Self, StoreError> {
         let refused = |reason: String| StoreError::Url {
             url: without_credentials(url),
@@ -59,7 +59,7 @@ impl ObjectBlobs {
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if bucket.is_empty() || bucket.contains(['@', '?', ':']) {
             return Err(refused(format!(
-                "a bucket's name and at most a prefix belong here, as in {scheme}://bucket/prefix; credentials and endpoint come from the environment"
+                "the URL may hold only a bucket's name and a prefix, as in {scheme}://bucket/prefix; set credentials and endpoint in the environment"
             )));
         }
         let prefix = Path::parse(prefix).map_err(|error| refused(error.to_string()))?;
@@ -77,11 +77,12 @@ impl ObjectBlobs {
         Ok(client.blobs(prefix, url.to_owned()))
     }
 
-    /// Blobs in a container of Azure Blob, with a key at hand instead of in the environment.
-    /// Connects to nothing yet.
+    /// Makes a blob store over a container of Azure Blob, with the given key instead of one from
+    /// the environment. Does not connect yet.
     ///
     /// # Errors
-    /// [`StoreError::Url`] when names or key cannot be right; the key is not in the words.
+    /// [`StoreError::Url`] when a name or the key is invalid. The error text does not contain the
+    /// key.
     #[cfg(feature = "azure")]
     pub fn azure(account: &str, key: &str, container: &str) -> Result<Self, StoreError> {
         let name = format!("az://{container}");
@@ -96,12 +97,13 @@ impl ObjectBlobs {
     }
 }
 
-/// How long a store is asked again.
+/// Returns how often and how long a request is retried.
 pub(super) fn retry() -> RetryConfig {
     RetryConfig { max_retries: 5, retry_timeout: RETRY_TIME, ..RetryConfig::default() }
 }
 
-/// HTTP without TLS only to an endpoint that the user wrote so, in a variable of this family.
+/// Returns the options of the HTTP client. HTTP without TLS is allowed only if the user set an
+/// `http://` endpoint in an environment variable whose name begins with `family`.
 pub(super) fn options(family: &str) -> ClientOptions {
     let plain = std::env::vars().any(|(key, value)| {
         key.starts_with(family) && key.contains("ENDPOINT") && value.starts_with("http://")

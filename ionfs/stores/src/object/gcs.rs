@@ -1,4 +1,4 @@
-//! Google Cloud Storage.
+//! The client of Google Cloud Storage.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 
 use super::cloud::{Client, options, retry};
 
-/// A client of this bucket, set up by the environment.
+/// Returns a client of this bucket, configured by the environment.
 pub(super) fn client(bucket: &str) -> object_store::Result<Client> {
     let builder = from_env().with_bucket_name(bucket);
     let store =
@@ -15,7 +15,8 @@ pub(super) fn client(bucket: &str) -> object_store::Result<Client> {
     Ok(Client { store: store.clone(), multipart: Some(store.clone()), signer: store })
 }
 
-/// What the environment says. Credentials are no longer in it when a store is opened.
+/// Reads the configuration from the environment and from the variables that were taken out of it:
+/// when a store is opened, credentials are no longer in the environment.
 fn from_env() -> GoogleCloudStorageBuilder {
     taken("GOOGLE_").fold(
         GoogleCloudStorageBuilder::from_env(),

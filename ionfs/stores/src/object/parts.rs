@@ -1,5 +1,5 @@
-//! Uploads in parts: in parallel, with bounded memory, and ended when they fail, are dropped or are
-//! left behind.
+//! Multipart uploads. Parts are sent in parallel, with bounded memory. An upload that fails, is
+//! dropped or is left behind by its process is ended.
 
 use std::io;
 use std::path::Path as FilePath;
@@ -18,18 +18,18 @@ use uuid::Uuid;
 use super::{ObjectBlobs, PART, PARTS_MAX, UPLOADS};
 use crate::Abandon;
 
-/// What a marker says: which upload to end.
+/// The content of a marker blob: which upload to end.
 #[derive(Debug, Serialize, Deserialize)]
 struct Marker {
     location: String,
     id: String,
 }
 
-/// One upload under way.
+/// One upload in progress.
 pub(super) enum Upload {
-    /// Where an upload's parts go with its process.
+    /// An upload to a store that drops the parts of an unfinished upload when its process ends.
     Plain(Option<WriteMultipart>),
-    /// Where they outlive it.
+    /// An upload to a store where the parts outlive the process, so the upload has a marker.
     Marked(Box<Marked>),
 }
 
@@ -41,7 +41,8 @@ pub(super) struct Marked {
     under_way: JoinSet<Result<(usize, PartId)>>,
 }
 
-/// An upload that is ended when this is dropped, unless it was finished.
+/// An open multipart upload and its marker. Dropping this value ends the upload unless it is
+/// finished.
 struct Open {
     store: Arc<dyn ObjectStore>,
     multipart: Arc<dyn MultipartStore>,
@@ -80,7 +81,7 @@ impl Upload {
         Ok(Self::Marked(Box::new(marked)))
     }
 
-    /// Takes more bytes; waits while enough parts are under way.
+    /// Takes more bytes. Waits while the maximum number of parts is in flight.
     pub(super) async fn write(&mut self, mut piece: Bytes) -> Result<()> {
         match self {
             Self::Plain(writer) => {
@@ -101,7 +102,7 @@ impl Upload {
         Ok(())
     }
 
-    /// Makes the blob of all parts.
+    /// Sends the rest, and makes the blob of all parts.
     pub(super) async fn finish(mut self) -> Result<()> {
         match &mut self {
             Self::Plain(writer) => {
@@ -167,7 +168,7 @@ impl Marked {
         let parts = std::mem::take(&mut self.parts);
         self.open.multipart.complete_multipart(&self.open.location, &self.open.id, parts).await?;
         self.open.finished = true;
-        // Left behind, it costs `gc` one look.
+        // A marker that stays costs `gc` one look.
         let _ = self.open.store.delete(&self.open.marker).await;
         Ok(())
     }
@@ -181,8 +182,9 @@ impl Drop for Open {
         let (store, multipart) = (self.store.clone(), self.multipart.clone());
         let (location, id, marker) = (self.location.clone(), self.id.clone(), self.marker.clone());
         tokio::spawn(async move {
-            // The marker goes only with the upload: what cannot be ended now is `gc`'s. One that
-            // the store does not have was finished, though its answer was lost.
+            // The marker is removed only when the upload is ended: `gc` ends an upload that cannot
+            // be ended now. If the store does not know the upload, it was finished and only the
+            // answer was lost.
             let ended = multipart.abort_multipart(&location, &id).await;
             if matches!(ended, Ok(()) | Err(object_store::Error::NotFound { .. })) {
                 let _ = store.delete(&marker).await;
@@ -191,7 +193,8 @@ impl Drop for Open {
     }
 }
 
-/// Ends the uploads whose markers are older than `before`.
+/// Ends (or only counts) the uploads whose markers are older than `before`, and returns their
+/// number.
 pub(super) async fn abandon(blobs: &ObjectBlobs, before: Millis, how: Abandon) -> Result<usize> {
     let Some(multipart) = &blobs.multipart else { return Ok(0) };
     let folder = blobs.location(UPLOADS);
@@ -204,14 +207,15 @@ pub(super) async fn abandon(blobs: &ObjectBlobs, before: Millis, how: Abandon) -
         }
         let says = match blobs.store.get(&meta.location).await {
             Ok(found) => found.bytes().await?,
-            // It was finished in between.
+            // The upload was finished after the markers were listed.
             Err(object_store::Error::NotFound { .. }) => continue,
             Err(error) => return Err(error),
         };
         if let Ok(marker) = serde_json::from_slice::<Marker>(&says) {
             let location = Path::parse(&marker.location)?;
             match multipart.abort_multipart(&location, &marker.id).await {
-                // It was finished, and its process died before it removed the marker.
+                // Not found: the upload was finished, and its process died before it removed the
+                // marker.
                 Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -221,8 +225,9 @@ pub(super) async fn abandon(blobs: &ObjectBlobs, before: Millis, how: Abandon) -
     Ok(ended)
 }
 
-/// Removes what killed puts left on a local disk: the backend writes to `<name>#<number>` and
-/// renames. Whatever goes while this looks at it has been somebody else's to remove.
+/// Removes (or only counts) the files that killed puts left on a local disk, and returns their
+/// number. The backend writes to `<name>#<number>` and then renames the file. A file that
+/// disappears during the sweep was removed by another process, and is no error.
 pub(super) fn sweep(directory: &FilePath, before: Millis, how: Abandon) -> io::Result<usize> {
     let mut swept = 0;
     for entry in present(std::fs::read_dir(directory))?.into_iter().flatten() {
@@ -249,7 +254,7 @@ pub(super) fn sweep(directory: &FilePath, before: Millis, how: Abandon) -> io::R
     Ok(swept)
 }
 
-/// None for what is not there.
+/// Returns `None` if the file was not found.
 fn present<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
     match outcome {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

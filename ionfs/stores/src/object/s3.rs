@@ -1,4 +1,4 @@
-//! S3, and what speaks its protocol.
+//! The client of S3 and of stores that speak its protocol.
 
 use std::sync::Arc;
 
@@ -7,14 +7,15 @@ use object_store::aws::AmazonS3Builder;
 
 use super::cloud::{Client, options, retry};
 
-/// A client of this bucket, set up by the environment.
+/// Returns a client of this bucket, configured by the environment.
 pub(super) fn client(bucket: &str) -> object_store::Result<Client> {
     let builder = from_env().with_bucket_name(bucket);
     let store = Arc::new(builder.with_client_options(options("AWS")).with_retry(retry()).build()?);
     Ok(Client { store: store.clone(), multipart: Some(store.clone()), signer: store })
 }
 
-/// What the environment says. Credentials are no longer in it when a store is opened.
+/// Reads the configuration from the environment and from the variables that were taken out of it:
+/// when a store is opened, credentials are no longer in the environment.
 fn from_env() -> AmazonS3Builder {
     taken("AWS_").fold(AmazonS3Builder::from_env(), |builder, (name, value)| {
         match name.to_ascii_lowercase().parse() {

@@ -1,5 +1,5 @@
-//! What is being cancelled: from the moment that somebody asks for it until nothing of it runs any
-//! more.
+//! Cancellations in progress: from the request until no job below the cancelled correlation or
+//! event runs any more.
 
 use std::sync::Arc;
 
@@ -11,39 +11,41 @@ use serde::{Deserialize, Serialize};
 use super::Registry;
 use crate::{Collection, Documents, StoreError};
 
-/// What may be cancelled at a time: the registry is read with every change of it.
+/// The number of cancellations in progress at most. Each one makes the registry's document larger,
+/// and that document is read again after every change.
 const CANCELLING_MAX: usize = 1_000;
 
-/// Events that are looked at on the way from one to the first of its correlation. Those of jobs
-/// stand less deep; whoever names ids and parents by hand may make a circle of them.
+/// The number of ancestors of an event that are read at most. Lineages that jobs make are shorter
+/// than this, but a person who chooses ids and parents by hand may make a cycle.
 const ANCESTORS_MAX: usize = 100_000;
 
-/// A correlation, or an event and all that came of it, of which nothing is to go on.
+/// A cancellation in progress: of a whole correlation, or of one event and its descendants.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Cancelling {
     /// The correlation.
     pub correlation: CorrelationId,
-    /// Of it only this event and what came of it.
+    /// If set, only this event and its descendants are cancelled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event: Option<EventId>,
-    /// Since when, by the clock of whoever asked for it.
+    /// The time of the request, by the clock of the process that made it.
     pub since: Millis,
 }
 
 impl Cancelling {
-    /// All of a correlation.
+    /// Cancels a whole correlation.
     pub fn correlation(correlation: CorrelationId) -> Self {
         Self { correlation, event: None, since: clock::now() }
     }
 
-    /// An event and all that came of it.
+    /// Cancels an event and all its descendants.
     pub fn event(event: &Event) -> Self {
         let correlation = event.context.correlation_id.clone();
         Self { correlation, event: Some(event.id.clone()), since: clock::now() }
     }
 
-    /// What it is known by: the same for the same.
+    /// Returns the cancellation's id. Cancellations of the same correlation or event have the same
+    /// id.
     pub fn id(&self) -> String {
         match &self.event {
             Some(event) => format!("event:{event}"),
@@ -53,8 +55,8 @@ impl Cancelling {
 }
 
 impl Registry {
-    /// From now on an event that is committed below it is for no module. False: too much is being
-    /// cancelled already.
+    /// Begins a cancellation: from now on an event that is committed below it is for no module.
+    /// Returns false, and begins nothing, if too many cancellations are in progress.
     ///
     /// # Errors
     /// When the documents cannot be written.
@@ -66,7 +68,8 @@ impl Registry {
         Ok(Self::read(documents).await?.cancelling.contains_key(&what.id()))
     }
 
-    /// Nothing of it runs any more: what is committed from now on is for the modules again.
+    /// Ends a cancellation, when no job of it runs any more. Events that are committed from now on
+    /// are for modules again.
     ///
     /// # Errors
     /// When the documents cannot be written.
@@ -91,7 +94,8 @@ impl Registry {
         after.cancelling.remove(&what.id()).map(|_| after)
     }
 
-    /// Whether an event that is about to be committed comes of what is being cancelled.
+    /// Returns whether an event that is about to be committed is below anything that is being
+    /// cancelled.
     pub(super) async fn cancels(
         &self,
         documents: &Arc<dyn Documents>,

@@ -1,7 +1,7 @@
-//! Explores every order in which modules are registered, changed and removed, queues vanish and
-//! messages are lost, beside a commit, its publishing, claims, and the walk that sends again what
-//! nobody has claimed. The registry and its rules are the real ones; stores and bus are as their
-//! contract says.
+//! Explores every interleaving of operators who register, change and remove modules, of queues and
+//! messages that are lost, and of one commit, its publishing, the claims, and the walk that sends
+//! unclaimed events again. The registry and its rules are the real ones. The stores and the bus are
+//! modelled by their contract.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -10,29 +10,31 @@ use super::Registry;
 const TYPE: &str = "t";
 const MODULES: [&str; 2] = ["a", "b"];
 
-/// What an operator is in the middle of. A process that dies leaves it there.
+/// The operation that an operator is in the middle of. A process that dies leaves the operation
+/// half done.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Operator {
     Idle,
-    /// The queue was declared, the registry does not know of it yet.
+    /// The queue is declared, but the registry does not have the module yet.
     Registers(&'static str),
-    /// The registry does not know it any more, the queue is still there.
+    /// The registry no longer has the module, but the queue still exists.
     Removes(&'static str),
 }
 
-/// Takes what one step does to a state; none: it cannot be done there.
+/// Receives the function that makes one step in a state. The function returns `None` if the step is
+/// impossible there.
 type Steps<'a> = dyn FnMut(&dyn Fn(&mut State) -> Option<()>) + 'a;
 
-/// A module's name, and the version in which it came.
+/// A module's name, and the registry version in which it was added.
 type Registered = (String, u64);
 
-/// Where the commit of the one event stands.
+/// The progress of the commit of the one event.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Commit {
     NotBegun,
-    /// It has begun when these were registered.
+    /// The commit has begun, while these modules were registered.
     Begun(BTreeSet<Registered>),
-    /// The guard held when it was looked at, just before the insert is sent.
+    /// The guard held when it was checked, just before the insert is sent.
     Checked(BTreeSet<Registered>, Registry),
     Inserted(Inserted),
     Published(Inserted),
@@ -42,42 +44,44 @@ enum Commit {
 struct Inserted {
     expected: Vec<String>,
     version: u64,
-    /// Those that were registered when the commit began and until it was done.
+    /// The modules that were registered from the beginning of the commit to its end.
     owed: BTreeSet<Registered>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct State {
     registry: Registry,
-    /// Each queue that is there, and whether it holds a message of the event.
+    /// Each existing queue, and whether it holds a message of the event.
     queues: BTreeMap<&'static str, bool>,
     operator: Operator,
-    /// The registry as the committing process has read it last.
+    /// The registry as the committing process last read it.
     known: Option<Registry>,
     commit: Commit,
     jobs: BTreeMap<&'static str, u8>,
-    /// Changes of modules, and losses of queues and messages, that may still come.
+    /// The numbers of changes of modules, and of losses of queues and messages, that may still
+    /// happen.
     changes: u8,
     losses: u8,
     /// Whether guard and insert are one transaction (SQLite) or two calls (MongoDB).
     strict: bool,
 }
 
-/// A protocol that is wrong in one place.
+/// A deliberate fault in the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     None,
-    /// A commit writes what it knows, without looking whether that is still so.
+    /// A commit writes what it knows, without a guard on the registry's version.
     NoGuard,
-    /// Nobody sends again.
+    /// No walk sends unclaimed events again.
     NoWalk,
-    /// A walk takes a module without a queue for one that subscribes to nothing.
+    /// The walk treats a module without a queue as one that subscribes to nothing.
     QueuesDecide,
-    /// A module runs whatever its queue holds.
+    /// A module runs for every message in its queue, even if the event is not for it.
     NoFilter,
-    /// A module that came again gets what was for the former one.
+    /// A module that was removed and registered again receives events that were for the removed
+    /// module.
     NoSince,
-    /// The registry knows a module before its queue is there, and nobody sends again.
+    /// The registry has a module before its queue exists, and no walk sends events again.
     RegistryFirst,
 }
 
@@ -113,14 +117,14 @@ impl State {
         }
     }
 
-    /// Whether the event is for a module, as every reader of the registry says.
+    /// Returns whether the event is for a module, as every reader of the registry decides it.
     fn is_for(&self, module: &str, event: &Inserted, fault: Fault) -> bool {
         let Some(registered) = self.registry.registration(module) else { return false };
         let version = if fault == Fault::NoSince { u64::MAX } else { event.version };
         registered.is_among(module, &event.expected, version)
     }
 
-    /// All states that one step leads to.
+    /// Returns all states that one step leads to.
     fn next(&self, fault: Fault) -> Vec<Self> {
         let mut all = Vec::new();
         let mut step = |change: &dyn Fn(&mut Self) -> Option<()>| {
@@ -131,7 +135,7 @@ impl State {
         };
         for module in MODULES {
             self.operate(module, fault, &mut step);
-            // Somebody deletes a queue, or a policy or a broker takes its messages.
+            // Somebody deletes a queue, or a policy or a broker removes its messages.
             step(&|state| {
                 state.losses = state.losses.checked_sub(1)?;
                 state.queues.remove(module).map(drop)
@@ -146,7 +150,7 @@ impl State {
                     *message = false;
                     state.registry.registration(module)?;
                     if fault == Fault::NoFilter || state.is_for(module, event, fault) {
-                        // Claiming finds the job that is there.
+                        // A claim finds an existing job.
                         state.jobs.entry(module).or_insert(1);
                     }
                     Some(())
@@ -192,7 +196,7 @@ impl State {
             }),
         }
         if self.operator != Operator::Idle {
-            // It dies there.
+            // The operator's process dies in the middle of the operation.
             step(&|state| {
                 state.operator = Operator::Idle;
                 Some(())
@@ -206,7 +210,7 @@ impl State {
         self.commit = Commit::Inserted(Inserted { expected, version: known.version, owed });
     }
 
-    /// What nobody has claimed is sent again, where the queue holds nothing.
+    /// Sends an unclaimed event again if the module's queue holds no message of it.
     fn walk(&mut self, module: &'static str, event: &Inserted, fault: Fault) -> Option<()> {
         let walks = !matches!(fault, Fault::NoWalk | Fault::RegistryFirst);
         let wanted = walks && self.is_for(module, event, fault) && !self.jobs.contains_key(module);
@@ -221,7 +225,8 @@ impl State {
     }
 
     fn go_on_with_the_commit(&self, fault: Fault, step: &mut Steps<'_>) {
-        // It may have committed something else before: what it knows may be of any age.
+        // The process may have committed other events before, so the registry that it knows may
+        // have any age.
         step(&|state| state.known.is_none().then(|| state.known = Some(state.registry.clone())));
         match &self.commit {
             Commit::NotBegun => step(&|state| {
@@ -231,7 +236,7 @@ impl State {
             Commit::Begun(owed) => step(&|state| {
                 let known = state.known.take()?;
                 if known.version != state.registry.version && fault != Fault::NoGuard {
-                    // The guard does not hold: it reads again.
+                    // The guard does not hold, so the process reads the registry again.
                     return Some(());
                 }
                 state.known = Some(known.clone());
@@ -254,7 +259,7 @@ impl State {
         }
     }
 
-    /// What is wrong in a state in which nothing more happens by itself.
+    /// Returns what is wrong in a state in which nothing more happens by itself.
     fn complaint(&self) -> Option<String> {
         let Commit::Published(event) = &self.commit else { return None };
         for module in MODULES {
@@ -271,7 +276,7 @@ impl State {
         None
     }
 
-    /// Whether only an operator or a misfortune could change anything.
+    /// Returns whether only an operator or a loss could still change anything.
     fn is_quiet(&self, fault: Fault) -> bool {
         let without = Self { changes: 0, losses: 0, ..self.clone() };
         self.operator == Operator::Idle
@@ -283,7 +288,7 @@ impl State {
     }
 }
 
-/// Explores all there is; gives the first complaint, and how many states there are.
+/// Explores all reachable states. Returns the first complaint, and the number of states seen.
 fn explore(fault: Fault, strict: bool) -> (Option<String>, usize) {
     let mut seen = HashSet::from([State::new(strict)]);
     let mut todo = vec![State::new(strict)];
@@ -305,7 +310,8 @@ fn explore(fault: Fault, strict: bool) -> (Option<String>, usize) {
     (None, seen.len())
 }
 
-/// Whether a step has made a job of an event that is not for the module as it is registered then.
+/// Returns a complaint if a step has started a job for an event that is not for the module as it is
+/// registered at that time.
 fn ran_for_nobody(before: &State, after: &State) -> Option<String> {
     let Commit::Published(event) = &before.commit else { return None };
     let new = |module: &&str| after.jobs.contains_key(module) && !before.jobs.contains_key(module);

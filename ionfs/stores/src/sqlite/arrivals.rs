@@ -1,9 +1,10 @@
 //! Wakes subscribers when their queues have messages.
 //!
-//! A subscriber waits at the bell of its module. What this process puts into a queue rings that
-//! queue's bell alone. Other processes cannot ring it, and a message that a dead subscriber held
-//! becomes free without being put anywhere; so one thread looks for the queues that have free
-//! messages. One query serves all subscribers, however many modules the plane has.
+//! A subscriber waits for the bell of its module. When this process puts a message into a queue, it
+//! rings only that queue's bell. Other processes cannot ring it, and a message that a dead
+//! subscriber held becomes free without being put into a queue again. So one thread looks for the
+//! queues that have free messages. One query serves all subscribers, however many modules the plane
+//! has.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -18,12 +19,12 @@ use tokio::sync::Notify;
 
 use super::connect;
 
-/// How often the thread looks. More often costs an idle plane more; less often delays what other
-/// processes publish.
+/// How often the thread looks. A shorter interval costs an idle plane more; a longer one delays
+/// what other processes publish.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// The queues that have a message which no subscriber holds, one index lookup for each queue that
-/// has messages.
+/// Selects the queues that have a message which no subscriber holds, with one index lookup for each
+/// queue that has messages.
 const FREE: &str = "
     WITH RECURSIVE queue (module) AS (
         SELECT min(module) FROM messages
@@ -35,7 +36,7 @@ const FREE: &str = "
         SELECT 1 FROM messages WHERE messages.module = queue.module AND taken_until <= ?1
     )";
 
-/// A bell for each module that this process has subscribed to.
+/// The bells: one for each module that this process has subscribed to.
 #[derive(Debug, Default)]
 struct Bells(Mutex<HashMap<String, Arc<Notify>>>);
 
@@ -66,14 +67,15 @@ pub(super) struct Arrivals {
 }
 
 impl Arrivals {
-    /// The bell of a module. Listen to it before looking into the queue, so that no message is
-    /// missed. The first call starts the thread that watches `file`.
+    /// Returns the bell of a module. The caller must begin to listen to it before it looks into the
+    /// queue, so that it misses no message. The first call starts the thread that watches `file`.
     ///
     /// # Errors
     /// When the thread cannot be started.
     pub(super) fn bell(&self, module: &str, file: &Arc<OwnedFd>) -> std::io::Result<Arc<Notify>> {
         if self.watcher.get().is_none() {
-            // Of two that are started at the same moment, the one that comes second ends at once.
+            // If two threads start a watcher at the same moment, the second watcher is dropped and
+            // ends at once.
             let _ = self.watcher.set(Watcher::start(self.bells.clone(), file.clone())?);
         }
         Ok(self.bells.of(module))
@@ -103,7 +105,8 @@ impl Watcher {
                     Err(error) => {
                         tracing::debug!(error, "the queues cannot be looked at");
                         connection = None;
-                        // Each subscriber then looks for itself, and tells its caller of the error.
+                        // Each subscriber then looks into its own queue and returns the error to
+                        // its caller.
                         bells.ring_all();
                     }
                 }
@@ -158,7 +161,7 @@ mod tests {
         Message { context, event_type: "t".into() }
     }
 
-    /// The id of the next message and its tag; fails where none comes in time.
+    /// Returns the id of the next message and its tag. Fails if no message comes in time.
     async fn next(subscriber: &mut dyn Subscription) -> (String, u64) {
         let next = tokio::time::timeout(Duration::from_secs(20), subscriber.next()).await;
         let delivery = next.expect("a message comes in time").unwrap();
@@ -170,7 +173,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ion.db");
         let open = || Arc::new(Sqlite::open(&path).unwrap());
-        // Two stores of one file know nothing of each other, as in two processes.
+        // Two stores of one file know nothing of each other, as if they were in two processes.
         let (ours, theirs) = (open(), open());
         for module in ["a", "b"] {
             ours.declare(module, &[format!("type-{module}")], &[]).await.unwrap();

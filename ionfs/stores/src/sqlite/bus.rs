@@ -1,7 +1,7 @@
-//! The bus: queues, their bindings and their messages.
+//! The bus on SQLite: queues, their bindings and their messages.
 //!
-//! A message that was given to a subscriber is hidden for [`TAKEN`]; unacknowledged by then, it is
-//! given again.
+//! A message that a subscriber has received is hidden from others for [`TAKEN`]. If it is not
+//! acknowledged by then, it is delivered again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,8 +19,8 @@ use crate::{
     encode,
 };
 
-/// How long a subscriber may hold a message. It only claims the job in that time; longer delays
-/// what a dead dispatcher held.
+/// How long a subscriber may hold a message. In that time it only claims the job. A longer time
+/// delays the messages that a dead dispatcher held.
 const TAKEN: Duration = Duration::from_secs(30);
 
 pub(super) const SCHEMA: &str = "
@@ -55,15 +55,15 @@ fn enqueue_each(
     modules.iter().try_for_each(|module| enqueue(connection, module, &body))
 }
 
-/// The modules whose queues are bound to a type.
+/// Returns the modules whose queues are bound to an event type.
 fn bound(connection: &Connection, event_type: &str) -> rusqlite::Result<Vec<String>> {
     let mut bound =
         connection.prepare_cached("SELECT module FROM bindings WHERE event_type = ?1")?;
     bound.query_map([event_type], |row| row.get(0))?.collect()
 }
 
-/// Inserts an event and publishes it to the modules that it gives too. An event that is there
-/// already is left as it is, and is published to none.
+/// Inserts an event as published, puts its message into the queues bound to its type, and returns
+/// the modules of those queues. An event that exists already stays unchanged and is not published.
 pub(super) fn insert_published(
     connection: &Connection,
     event: Event,
@@ -124,8 +124,8 @@ impl Bus for Sqlite {
                 let modules = bound(connection, &message.event_type)?;
                 enqueue_each(connection, &modules, &message)?;
                 if modules.is_empty() {
-                    // What it tells of was written before it, to this log, and is to be on the disk
-                    // all the same.
+                    // The event's document was written to this log before, and must be on the disk
+                    // even if no queue takes the message.
                     touch(connection)?;
                 }
                 Ok(modules)
@@ -242,22 +242,23 @@ impl Bus for Sqlite {
 struct Subscriber {
     store: Arc<Sqlite>,
     module: String,
-    /// Rung when the queue has a message that may be taken.
+    /// Rings when the queue has a message that may be taken.
     bell: Arc<Notify>,
     prefetch: usize,
-    /// Tags given and not acknowledged.
+    /// The tags of the messages that were delivered and not yet acknowledged.
     held: Vec<u64>,
-    /// A message being taken: it outlives the call that began it, so that a dropped call loses
-    /// none. A task, which goes on though nobody waits for it: a future left alone would keep the
-    /// store's readers from all others.
+    /// The task that takes a message. It outlives the call that began it, so that a dropped call
+    /// loses no message. It is a task and not a future, because a task continues without a waiting
+    /// caller: a future that nobody polls could hold one of the store's readers and keep it from
+    /// all others.
     taking: Option<JoinHandle<Result<Option<Delivery>, StoreError>>>,
     runtime: tokio::runtime::Handle,
 }
 
-/// The next message of a queue, hidden from others for [`TAKEN`].
+/// Takes the next message of a queue, if there is one, and hides it from others for [`TAKEN`].
 async fn take(store: Arc<Sqlite>, module: String) -> Result<Option<Delivery>, StoreError> {
     let now = clock::now();
-    // Looked at before it is written: an idle subscriber must not sync the disk.
+    // The queue is read before it is written: an idle subscriber must not sync the disk.
     let queue = module.clone();
     let waiting = store.read("looking into a queue", move |connection| {
         connection
@@ -270,7 +271,8 @@ async fn take(store: Arc<Sqlite>, module: String) -> Result<Option<Delivery>, St
         return Ok(None);
     }
     let until: Millis = now + clock::millis(TAKEN);
-    // Lost, the message is given again, and its job found there.
+    // If this write is lost, the message is delivered again and its receiver finds the existing
+    // job.
     let taken = store.write_as(Durable::Later, "receiving", move |connection| {
         let mut update = connection.prepare_cached(
             "UPDATE messages SET taken_until = ?1 WHERE seq = (
@@ -302,7 +304,7 @@ impl Subscriber {
     async fn settle(&mut self, tag: u64, statement: &'static str) -> Result<(), StoreError> {
         self.held.retain(|held| *held != tag);
         self.store
-            // As when it was taken.
+            // If this write is lost, the message is only delivered again, as with `take`.
             .write_as(Durable::Later, "settling a message", move |connection| {
                 Ok(connection.prepare_cached(statement)?.execute([tag.cast_signed()])?)
             })
@@ -316,7 +318,7 @@ impl Subscription for Subscriber {
     async fn next(&mut self) -> Result<Delivery, StoreError> {
         let bell = self.bell.clone();
         loop {
-            // Listening before looking: what arrives in between is not missed.
+            // Listens before it looks, so that it does not miss a message that arrives in between.
             let mut ring = std::pin::pin!(bell.notified());
             ring.as_mut().enable();
             if self.held.len() < self.prefetch
@@ -339,7 +341,7 @@ impl Subscription for Subscriber {
     }
 
     async fn pause(&mut self) -> Result<Vec<Delivery>, StoreError> {
-        // Nothing is sent ahead but what a dropped call was about to take.
+        // Nothing is sent ahead, except a message that a dropped call was taking.
         if self.taking.is_none() {
             return Ok(vec![]);
         }
@@ -354,7 +356,7 @@ impl Drop for Subscriber {
             return;
         }
         let (store, bell) = (self.store.clone(), self.bell.clone());
-        // Best effort: whatever is not given back now is given again when its time is up.
+        // Best effort: a message that is not given back now is delivered again after [`TAKEN`].
         self.runtime.spawn(async move {
             if let Some(taking) = taking
                 && let Ok(Ok(Some(delivery))) = taking.await
@@ -384,7 +386,7 @@ mod tests {
     use ion_model::event::{Context, DocumentType};
     use ion_model::id::{CorrelationId, EventId};
 
-    /// SQLite syncs the log at the end of a transaction that has added to it, and at no other.
+    /// SQLite syncs the log only at the end of a transaction that has added to it.
     #[tokio::test]
     async fn a_message_that_nobody_gets_is_a_sync_too() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Documents: a table for each collection, JSON in it, an expression index for every query the
-//! system makes.
+//! Documents on SQLite: a table of JSON texts for each collection, and an expression index for
+//! every query the system makes.
 
 use std::collections::HashSet;
 
@@ -11,12 +11,11 @@ use serde_json::Value;
 use super::{Durable, Failure, Sqlite, touch};
 use crate::{Collection, Documents, Equals, Guard, Inserted, Page, Query, StoreError, indexes};
 
-/// The statements that make a collection's table and indexes.
+/// Returns the statements that make a collection's table and indexes.
 ///
-/// Rows have SQLite's own numbers, which rise: new documents stand side by side, in the table and
-/// among those of an index that are equal. Ordered by their ids, which are random, each would
-/// change a page of its own in every index, and a commit is as long as the pages are many that it
-/// writes.
+/// Rows have SQLite's own ascending numbers, so new documents are neighbours in the table, and
+/// among equal entries of an index. If rows were ordered by their random ids, each document would
+/// change a different page in every index, and a commit takes longer the more pages it writes.
 pub(super) fn schema(collection: Collection) -> String {
     let table = collection.as_str();
     let mut sql = format!(
@@ -41,7 +40,7 @@ fn named_indexes(
     indexes(collection).iter().map(move |fields| (name(fields), *fields))
 }
 
-/// Makes a collection's table anew, as [`schema`] has it, if an older Ion made it.
+/// Rebuilds a collection's table in the layout of [`schema`] if an older Ion made it.
 pub(super) fn lay_out_anew(
     connection: &Connection,
     collection: Collection,
@@ -49,11 +48,12 @@ pub(super) fn lay_out_anew(
     let table = collection.as_str();
     let by_id = "SELECT wr FROM pragma_table_list WHERE schema = 'main' AND name = ?1";
     let by_id: Option<bool> = connection.query_row(by_id, [table], |row| row.get(0)).optional()?;
-    // An older Ion that still runs may have written its own version since.
+    // The file's version number is no proof: an older Ion that still runs may have written its own
+    // number since.
     if by_id != Some(true) {
         return Ok(());
     }
-    tracing::info!(table, "laid out anew, as this Ion has it");
+    tracing::info!(table, "rebuilt a table that an older Ion made");
     let mut sql = format!("ALTER TABLE {table} RENAME TO former_{table};\n");
     for (name, _) in named_indexes(collection) {
         sql.push_str(&format!("DROP INDEX IF EXISTS {name};\n"));
@@ -67,7 +67,7 @@ pub(super) fn lay_out_anew(
     connection.execute_batch(&sql)
 }
 
-/// The expression for a field. Fields are names in our own code, never input.
+/// Returns the SQL expression for a field. Fields are names in Ion's own code, never input.
 fn extract(field: &str) -> String {
     debug_assert!(
         field.chars().all(|c| c.is_ascii_alphanumeric() || c == '.'),
@@ -85,12 +85,13 @@ fn sql_value(value: &Value) -> Sql {
             None => Sql::Real(number.as_f64().unwrap_or(f64::NAN)),
         },
         Value::String(text) => Sql::Text(text.clone()),
-        // json_extract gives these as their text.
+        // json_extract returns these as JSON text.
         Value::Array(_) | Value::Object(_) => Sql::Text(value.to_string()),
     }
 }
 
-/// ` AND <field> = ?` for each; null is `IS NULL`, as nothing equals null in SQL.
+/// Returns ` AND <field> = ?` for each condition. A null value becomes `IS NULL`, because nothing
+/// equals null in SQL.
 fn conditions(equals: &[Equals], values: &mut Vec<Sql>) -> String {
     let mut sql = String::new();
     for (field, value) in equals {
@@ -109,7 +110,7 @@ fn id_of(document: &Value) -> String {
     document.get("id").and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
-/// Fails unless the guard's document is there and has the fields.
+/// Fails unless each document of the guard exists and has the required fields.
 fn check(connection: &Connection, guard: Option<&Guard>) -> Result<(), Failure> {
     for condition in guard.into_iter().flat_map(Guard::conditions) {
         let mut values = vec![Sql::Text(condition.id.clone())];
@@ -123,7 +124,7 @@ fn check(connection: &Connection, guard: Option<&Guard>) -> Result<(), Failure> 
     Ok(())
 }
 
-/// Inserts a document unless one of its id is there.
+/// Inserts a document unless one with its id exists.
 pub(super) fn insert(
     connection: &Connection,
     collection: Collection,
@@ -141,7 +142,7 @@ pub(super) fn insert(
     Ok(Inserted::Existing(parse(&existing)?))
 }
 
-/// Inserts each, if the guard holds.
+/// Inserts each document, if the guard holds.
 pub(super) fn insert_all(
     connection: &Connection,
     documents: &[(Collection, Value)],
@@ -185,7 +186,7 @@ impl Sqlite {
     }
 }
 
-/// Replaces the document of the same id if it is as expected.
+/// Replaces the document with the same id if it has the fields of `expect`. Returns whether it did.
 fn replace(
     connection: &Connection,
     collection: Collection,
@@ -205,7 +206,7 @@ fn parse(text: &str) -> rusqlite::Result<Value> {
     })
 }
 
-/// The statement and values of a query.
+/// Returns the statement and the values of a query.
 pub(super) fn select(query: &Query) -> (String, Vec<Sql>) {
     let mut values = Vec::new();
     let mut sql = format!(
@@ -219,8 +220,8 @@ pub(super) fn select(query: &Query) -> (String, Vec<Sql>) {
         values.push(sql_value(value));
         let value = values.len();
         values.push(Sql::Text(id.clone()));
-        // The first condition is a range of the index, the second leaves out those at its
-        // beginning.
+        // The first condition is a range of the index. The second leaves out the documents at its
+        // beginning that the previous page has returned.
         sql.push_str(&format!(
             " AND {field} {behind}= ?{value} AND ({field} {behind} ?{value} OR id {behind} ?{})",
             values.len()

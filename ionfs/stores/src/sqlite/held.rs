@@ -1,4 +1,4 @@
-//! Small blobs in the log: see [`crate::held`].
+//! Keeps small blobs in the log: see [`crate::held`].
 
 use bytes::Bytes;
 use ion_model::event::Event;
@@ -21,9 +21,9 @@ pub(crate) struct HeldBlob {
 }
 
 impl Sqlite {
-    /// Holds the bytes, put under these keys while the machine runs that was booted as `boot`,
-    /// inserts documents, and after them `event`, which is published; all of it or nothing. With an
-    /// event it is on the disk when this returns, else with the next write that is at once.
+    /// In one transaction, holds the bytes that were put under these keys during the boot `boot`,
+    /// inserts the documents, and after them inserts and publishes `event`. With an event, all of
+    /// it is on the disk when this returns; otherwise with the next [`Durable::AtOnce`] write.
     pub(crate) async fn hold(
         &self,
         boot: String,
@@ -54,7 +54,8 @@ impl Sqlite {
         Ok(inserted)
     }
 
-    /// The oldest that are held: those put while this boot of the machine, or those before it.
+    /// Returns the oldest held blobs: those put during the boot `boot` if `this_boot` is set,
+    /// otherwise those put during other boots.
     pub(crate) async fn held(
         &self,
         boot: &str,
@@ -75,13 +76,13 @@ impl Sqlite {
         .await
     }
 
-    /// Lets go of some, whose files are durable.
+    /// Removes blobs from the log after their files have become durable.
     pub(crate) async fn release(&self, blobs: &[HeldBlob]) -> Result<(), StoreError> {
         let rows: Vec<(i64, String)> =
             blobs.iter().map(|blob| (blob.seq, blob.key.clone())).collect();
-        self.write_as(Durable::Later, "letting small blobs go", move |connection| {
-            // Its key too: another process may have let it go before, and then its number is given
-            // again.
+        self.write_as(Durable::Later, "removing small blobs from the log", move |connection| {
+            // The key is compared too: another process may already have removed the blob, and then
+            // SQLite may reuse its number.
             let mut delete =
                 connection.prepare_cached("DELETE FROM held_blobs WHERE seq = ?1 AND key = ?2")?;
             for row in rows {

@@ -1,5 +1,5 @@
-//! The real rules, asked about the model's states: which versions of the registry there are, who an
-//! event is for, and what a judge concludes from its readings. What was asked once is remembered.
+//! The real rules, applied to the model's states: which versions of the registry exist, which
+//! modules an event is for, and what a judge concludes from its readings. Results are cached.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,12 +16,12 @@ use crate::gather::{Readiness, judge};
 use crate::ledger::Registered;
 use crate::pipeline::{Module, OnDead};
 
-/// The gathered events, a bit for each, by what was read and how that was committed; none: it
-/// waits.
+/// The cached judgements. The key is what was read, and how the visible events were committed. The
+/// value is the gathered events, a bit for each; none: the gathering waits.
 type Judged = HashMap<(Reading, [Committed; TYPES.len()]), Option<u8>>;
 
-/// What is true of all states of a scenario: every version of the registry, and what the real rules
-/// say of them.
+/// What all states of a scenario share: every version of the registry, and the results of the real
+/// rules for them.
 pub(super) struct Plane {
     pub(super) scenario: Scenario,
     pub(super) fault: Fault,
@@ -72,7 +72,7 @@ impl Plane {
         self.registries.borrow()[usize::from(version)].clone()
     }
 
-    /// The number by which the states know a registry.
+    /// Returns the number of a registry in the states.
     pub(super) fn known_as(&self, registry: Registry) -> u8 {
         let mut all = self.registries.borrow_mut();
         let at = all.iter().position(|known| *known == registry).unwrap_or_else(|| {
@@ -86,7 +86,7 @@ impl Plane {
         self.registries.borrow()[usize::from(version)].registration(SLOTS[slot].0).is_some()
     }
 
-    /// Event number `event` as its commit has written it.
+    /// Returns event number `event` as its commit has written it.
     fn event(&self, event: usize, version: u8) -> Event {
         let parent = match event {
             0 => String::new(),
@@ -105,7 +105,7 @@ impl Plane {
         serde_json::from_value(document).unwrap()
     }
 
-    /// Whether, by a version of the registry, the event of a slot is for its module.
+    /// Returns whether the event of a slot is for its module, by a version of the registry.
     pub(super) fn is_for(&self, state: &State, version: u8, slot: usize) -> bool {
         let (name, event) = SLOTS[slot];
         let Committed::At(committed) = state.events[event] else { return false };
@@ -117,7 +117,8 @@ impl Plane {
         })
     }
 
-    /// What the readings lead to: the gathered events, a bit for each; none: it waits.
+    /// Returns what follows from the readings: the gathered events, a bit for each; none: the
+    /// gathering waits.
     pub(super) fn judge(&self, state: &State, reading: Reading) -> Option<u8> {
         let mut known = [Committed::No; TYPES.len()];
         let seen = reading.events.unwrap();
@@ -183,7 +184,7 @@ impl Job {
         Self { state, outbox: false }
     }
 
-    /// The ledger's record of it.
+    /// Returns the ledger's record of the job.
     pub(super) fn record(self, slot: usize) -> JobRecord {
         let (module, event) = SLOTS[slot];
         let event_id = EventId::new(format!("e{event}"));

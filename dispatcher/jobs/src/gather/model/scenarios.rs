@@ -1,35 +1,36 @@
-//! What may happen around the gathering, and what may be wrong with it.
+//! What may happen around the gathering, and the faults that may be seeded.
 
-/// A gathering that is wrong in one place.
+/// A gathering with one seeded fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
     None,
     /// The events are read before the jobs.
     EventsFirst,
-    /// The registry is read before all else, and whether it still says so is not asked.
+    /// The registry is read first, and not read again to see whether it has changed.
     RegistryOnce,
-    /// The registry is read after all else only.
+    /// The registry is only read last.
     RegistryLast,
-    /// It is judged by what dispatcher B knows of the modules.
+    /// The gathering is judged by the modules that dispatcher B knows.
     OwnFile,
-    /// A job of a module that is not registered any more is no work, even while it runs.
+    /// A job of a module that is not registered any more does not count as work, even while it
+    /// runs.
     FormerForgotten,
     /// A job that has succeeded counts as ended before its events are visible.
     OutboxIgnored,
     /// A dead job counts as ended.
     DeadIsOver,
-    /// What no module has claimed yet counts as ended.
+    /// A job that no dispatcher has claimed yet counts as ended.
     UnclaimedIsOver,
-    /// An event is for whoever subscribes to its type now.
+    /// An event is for the modules that subscribe to its type now.
     ByType,
-    /// Whoever takes the gathering job starts it with what the house has found: a job that was
-    /// revived since is missed.
+    /// The dispatcher that claims the gathering job starts it with what the housekeeping has found:
+    /// a job that was revived since is missed.
     NotJudgedAgain,
-    /// A gathering job that is put back has failed.
+    /// A gathering job that should be put back fails.
     PutBackFails,
-    /// A gathering job that is adopted is put back, though its pod is there.
+    /// A gathering job that is adopted is put back, although its pod exists.
     AdoptedIsPutBack,
-    /// That it is ready is written over whatever became of the job.
+    /// That the gathering is ready is written even if the job has ended meanwhile.
     ReadyIsForced,
 }
 
@@ -38,10 +39,10 @@ pub(super) enum Fault {
 pub(super) struct Scenario {
     pub(super) pieces: usize,
     pub(super) registered: &'static [&'static str],
-    /// What an operator may register or remove.
+    /// The modules that an operator may register or remove.
     pub(super) changing: &'static [&'static str],
     pub(super) on_success: bool,
-    /// Whether what runs of `all` outlives its dispatcher.
+    /// Whether the running attempt of `all` outlives its dispatcher.
     pub(super) outlives: bool,
     pub(super) changes: u8,
     pub(super) losses: u8,
@@ -49,7 +50,7 @@ pub(super) struct Scenario {
     pub(super) revivals: u8,
 }
 
-/// Work moves to another name.
+/// The module `work` moves to another name.
 pub(super) const RENAMED: Scenario = Scenario {
     pieces: 1,
     registered: &["fan", "all", "work"],
@@ -62,10 +63,10 @@ pub(super) const RENAMED: Scenario = Scenario {
     revivals: 0,
 };
 
-/// It goes, and comes again under its name.
+/// The module `work` is removed, and registered again under its name.
 pub(super) const BACK: Scenario = Scenario { changing: &["work"], changes: 3, ..RENAMED };
 
-/// Modules come, and each at a moment of its own.
+/// Modules are registered, each at a moment of its own.
 pub(super) const GROWING: Scenario = Scenario {
     registered: &["fan", "all"],
     changing: &["work", "look"],
@@ -74,7 +75,7 @@ pub(super) const GROWING: Scenario = Scenario {
     ..RENAMED
 };
 
-/// Modules go, and each at a moment of its own.
+/// Modules are removed, each at a moment of its own.
 pub(super) const SHRINKING: Scenario = Scenario {
     registered: &["fan", "all", "work", "look"],
     changing: &["work", "look"],
@@ -82,7 +83,7 @@ pub(super) const SHRINKING: Scenario = Scenario {
     ..RENAMED
 };
 
-/// Jobs end in every way while nobody changes a module.
+/// Jobs end in every way, and no module changes.
 pub(super) const FAILING: Scenario = Scenario {
     pieces: 2,
     on_success: true,
@@ -94,9 +95,9 @@ pub(super) const FAILING: Scenario = Scenario {
     ..RENAMED
 };
 
-/// Dispatchers die, and what runs goes on under others.
+/// Dispatchers die, and other dispatchers adopt the running attempts.
 pub(super) const OUTLIVING: Scenario = Scenario { on_success: false, outlives: true, ..FAILING };
 
-/// A little of all at once.
+/// A little of everything at once.
 pub(super) const MIXED: Scenario =
     Scenario { on_success: true, changes: 1, losses: 0, failures: 1, revivals: 1, ..RENAMED };

@@ -1,18 +1,19 @@
-//! What must hold when the gathering begins, and when all is done.
+//! What must hold when the gathering begins, and when everything is done.
 
 use ion_model::record::JobState;
 
 use super::rules::Plane;
 use super::{ALL, SLOTS, State, made_by};
 
-/// What is wrong with a gathering that begins to run in this step.
+/// Returns what is wrong with a gathering that begins to run in this step; none if nothing is
+/// wrong, or if it does not begin.
 pub(super) fn began_wrongly(plane: &Plane, before: &State, after: &State) -> Option<String> {
-    // What is adopted began before.
+    // An adopted attempt began earlier.
     if before.runs() || !after.runs() || before.adopted {
         return None;
     }
     let unforeseen = |slot: usize| before.unforeseen & (1 << slot) != 0;
-    // And what comes of such a job.
+    // A job on an event that such a job made is excused, too.
     let excused =
         |slot: usize| unforeseen(slot) || (SLOTS[slot].1 > 2 && unforeseen(SLOTS[slot].1 - 1));
     for slot in (0..SLOTS.len()).filter(|slot| *slot != ALL && !excused(*slot)) {
@@ -35,7 +36,7 @@ pub(super) fn began_wrongly(plane: &Plane, before: &State, after: &State) -> Opt
     None
 }
 
-/// Whether all is done that will be done without an operator.
+/// Returns whether everything is done that will be done without an operator.
 pub(super) fn is_done(plane: &Plane, state: &State) -> bool {
     if is_over(state) {
         return true;
@@ -58,7 +59,7 @@ pub(super) fn is_done(plane: &Plane, state: &State) -> bool {
     dead
 }
 
-/// Whether the gathering has succeeded: what comes after that does not matter to it.
+/// Returns whether the gathering has succeeded: later steps do not matter to it.
 pub(super) fn is_over(state: &State) -> bool {
     state.jobs[ALL].is_some_and(|all| all.state == JobState::Succeeded)
 }

@@ -1,8 +1,8 @@
-//! Where a job's control groups can be, and what is written to them.
+//! The place of a job's control groups, and what is written to them.
 //!
-//! With the second version they lie in `ion` at the top of the hierarchy: a group that has
-//! processes, as a service's own, cannot have bounded groups below it. With the first version they
-//! lie below the daemon's own groups, whose limits then hold for them too.
+//! With version 2 they lie in `ion` at the top of the hierarchy: a group that has processes, such
+//! as a service's own, cannot have groups with limits below it. With version 1 they lie below the
+//! daemon's own groups, whose limits then hold for them too.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,32 +12,34 @@ use ion_model::id::EventId;
 
 use super::super::sandbox::{Bounds, Group};
 
-/// Where the hierarchies are.
+/// The folder of the hierarchies.
 const ROOT: &str = "/sys/fs/cgroup";
 
 /// The folder of all jobs' groups.
 const OURS: &str = "ion";
 
-/// The kernel's share of a processor is counted anew so often, in microseconds: its own default.
+/// The period in which the kernel counts a group's processor time, in microseconds: the kernel's
+/// default.
 const PERIOD: u64 = 100_000;
 
-/// The least share that the kernel takes, in microseconds.
+/// The smallest quota that the kernel accepts, in microseconds.
 const QUOTA_LEAST: u64 = 1000;
 
-/// The hierarchies of this machine, and the daemon's places in them.
+/// The hierarchies of this machine, and the daemon's groups in them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Cgroups {
-    /// One for all controllers.
+    /// Version 2: one hierarchy for all controllers.
     Unified { root: PathBuf, own: PathBuf },
-    /// One for each.
+    /// Version 1: one hierarchy for each controller.
     Separate { memory: PathBuf, cpu: PathBuf, pids: PathBuf },
 }
 
 impl Cgroups {
-    /// What there is, if this process may make groups. Removes those that nobody is in.
+    /// Finds the hierarchies, if this process may make groups in them. Removes empty groups of
+    /// earlier jobs.
     ///
     /// # Errors
-    /// Why not, in words.
+    /// In words, why there are none that this process may use.
     pub(super) fn find() -> Result<Self, String> {
         let own = fs::read_to_string("/proc/self/cgroup").map_err(|error| error.to_string())?;
         let found = Self::below(Path::new(ROOT), &own)?;
@@ -76,7 +78,7 @@ impl Cgroups {
         };
         for ours in self.ours() {
             fs::create_dir_all(&ours).map_err(failed(&ours))?;
-            // That it is there does not say whose it is.
+            // The folder may exist and belong to another user: so a group is made in it.
             let tried = ours.join(EventId::random().as_str());
             fs::create_dir(&tried).and_then(|()| fs::remove_dir(&tried)).map_err(failed(&ours))?;
         }
@@ -89,7 +91,7 @@ impl Cgroups {
         Ok(())
     }
 
-    /// The folders of all jobs' groups.
+    /// Returns the folders of all jobs' groups.
     fn ours(&self) -> Vec<PathBuf> {
         match self {
             Self::Unified { root, .. } => vec![root.join(OURS)],
@@ -99,8 +101,8 @@ impl Cgroups {
         }
     }
 
-    /// Removes what a `job-init` left that was killed itself. One that somebody is in cannot be
-    /// removed.
+    /// Removes the groups of `job-init`s that were killed. The kernel does not remove a group that
+    /// still has processes.
     fn sweep(&self) {
         for group in
             self.ours().iter().filter_map(|ours| fs::read_dir(ours).ok()).flatten().flatten()
@@ -109,7 +111,7 @@ impl Cgroups {
         }
     }
 
-    /// The groups of one job.
+    /// Returns the groups of one job.
     pub(super) fn bounds(&self, name: &str, resources: Resources, processes: u64) -> Bounds {
         let set = |file: &str, value: String| (file.to_owned(), value, true);
         let may = |file: &str, value: String| (file.to_owned(), value, false);
@@ -121,8 +123,8 @@ impl Cgroups {
                 let folder = root.join(OURS).join(name);
                 if let Some(bytes) = memory_bytes {
                     pids.push(set("memory.max", bytes.to_string()));
-                    // Else it would go on, slowly, on the disk; and all of it ends, as on a
-                    // cluster.
+                    // Without swap the job cannot go on, slowly, on the disk. With the OOM group
+                    // all its processes end together, as on a cluster.
                     pids.push(may("memory.swap.max", "0".into()));
                     pids.push(may("memory.oom.group", "1".into()));
                 }

@@ -1,8 +1,8 @@
-//! Why a container's program could not be started, before it is tried: a runtime says it in words
-//! of its own.
+//! Checks whether a container's program can be started, before it is tried: a runtime reports the
+//! reason in words of its own.
 //!
-//! Only what is certain is refused. What is not a file of the image (it may be mounted) is left to
-//! the runtime.
+//! Only certain failures are reported. A path that is not a file of the image (it may be mounted)
+//! is left to the runtime.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -14,17 +14,18 @@ use rustix::io::Errno;
 
 use super::users::User;
 
-/// Bytes of a program that say what it is. The kernel looks at 256 for a script's first line.
+/// The bytes at a program's start that say what it is. The kernel looks at 256 for a script's first
+/// line.
 const HEAD: u64 = 256;
 
-/// Bytes of the table of a program's parts, and of the name of its loader.
+/// The most bytes of a program's table of segments, and of the name of its loader.
 const PARTS_MAX: u64 = 64 << 10;
 const LOADER_MAX: u64 = 4096;
 
-/// Scripts that are interpreters of others: as many as the kernel follows.
+/// The most scripts that are interpreters of each other: as many as the kernel follows.
 const SCRIPTS_MAX: usize = 5;
 
-/// What programs are built for: the numbers of ELF.
+/// The machines that programs are built for, by their numbers in ELF.
 const MACHINES: [(u16, &str); 8] = [
     (3, "386"),
     (40, "arm"),
@@ -36,29 +37,28 @@ const MACHINES: [(u16, &str); 8] = [
     (258, "loong64"),
 ];
 
-/// The kind of a part that names the loader.
+/// The type of the segment that names the loader.
 const LOADER: u32 = 3;
 
-/// An image's files, as one of its users has them.
+/// The files of an image, as one of its users sees them.
 pub(super) struct Files<'a> {
     pub(super) rootfs: &'a Path,
     pub(super) user: &'a User,
-    /// The number of the container's first user on this machine; none: all its files are of the
-    /// user itself.
+    /// The id of the container's first user on this machine; none: the user itself owns all files.
     pub(super) first: Option<u32>,
-    /// What is mounted over the image's files.
+    /// The places where something is mounted over the image's files.
     pub(super) mounted: Vec<PathBuf>,
 }
 
-/// What a path of an image leads to.
+/// The result of opening a path of an image.
 enum Found {
     Nothing,
     File(File),
-    /// It is not for the image to say.
+    /// The image alone cannot tell.
     Unknown,
 }
 
-/// Why the program cannot be started, if that is certain.
+/// Returns why the program cannot be started, if that is certain.
 pub(super) fn refusal(
     files: &Files<'_>,
     program: &str,
@@ -108,7 +108,7 @@ impl Files<'_> {
         }
     }
 
-    /// Whether a link on the way may lead to something that is mounted.
+    /// Returns whether a link on the way may lead to a mounted place.
     fn leads_to_a_mount(&self, path: &Path) -> bool {
         path.ancestors().any(|part| {
             let link = self.rootfs.join(part.strip_prefix("/").unwrap_or(part)).read_link();
@@ -119,7 +119,7 @@ impl Files<'_> {
         })
     }
 
-    /// Why no user can start the file, or this one cannot.
+    /// Returns why no user, or not this one, can execute the file.
     fn unusable(&self, file: &File) -> Option<String> {
         let metadata = file.metadata().ok()?;
         if metadata.is_dir() {
@@ -147,7 +147,7 @@ impl Files<'_> {
         None
     }
 
-    /// Why a file that was found cannot be started.
+    /// Returns why a file that was found cannot be started.
     fn refused(&self, file: &File, scripts: usize) -> Option<String> {
         if let Some(why) = self.unusable(file) {
             return Some(why);
@@ -195,7 +195,7 @@ impl Files<'_> {
     }
 
     fn elf(&self, file: &File, head: &[u8]) -> Option<String> {
-        // Those of the other byte order and of 32 bits are left to the runtime.
+        // Programs of the other byte order and of 32 bits are left to the runtime.
         let number = |at: usize, length: usize| -> Option<u64> {
             let bytes = head.get(at..at + length)?;
             Some(bytes.iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte)))
@@ -243,8 +243,8 @@ impl Files<'_> {
     }
 }
 
-/// Whether this machine starts programs of other forms, as those of other architectures by an
-/// emulator.
+/// Returns whether this machine starts programs of other formats too, such as those of other
+/// architectures by an emulator.
 fn has_other_formats() -> bool {
     let registered = std::fs::read_dir("/proc/sys/fs/binfmt_misc").into_iter().flatten().flatten();
     registered.map(|entry| entry.file_name()).any(|name| name != "register" && name != "status")

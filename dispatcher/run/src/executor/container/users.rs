@@ -1,4 +1,5 @@
-//! Who a container's program is: what `USER` says, by the image's own lists of users and groups.
+//! The user that a container's program runs as: `USER`, resolved by the image's own lists of users
+//! and groups.
 
 use std::fs;
 use std::io::Read as _;
@@ -7,32 +8,32 @@ use rustix::fs::{Mode as Permissions, OFlags, ResolveFlags};
 
 use crate::executor::image::{Image, USERS};
 
-/// Bytes of an image's list of users, or of groups.
+/// The most bytes of an image's list of users, or of groups.
 const LIST_MAX: u64 = 1 << 20;
 
-/// Groups of one user: as many as the kernel takes.
+/// The most groups of one user: as many as the kernel takes.
 const GROUPS_MAX: usize = 65_536;
 
-/// A user, as the image knows it.
+/// A user, as the image defines it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct User {
     pub(super) uid: u32,
     pub(super) gid: u32,
-    /// Further groups.
+    /// The supplementary groups.
     pub(super) groups: Vec<u32>,
     pub(super) home: String,
 }
 
-/// The user of an image whom these words name: a name or a number, with a group or without.
+/// Returns the user of an image that `said` names: by name or number, with a group or without.
 ///
 /// # Errors
-/// In words, who is not known.
+/// In words, which user or group the image does not know.
 pub(super) fn user_of(image: &Image, said: &str) -> Result<User, String> {
     found(said, &list(image, "etc/passwd"), &list(image, "etc/group"))
 }
 
-/// The same by the content of both lists. Their lines are bytes, and many a one is no line of
-/// users.
+/// Does the same with the content of both lists. Their lines are bytes, and some are not valid
+/// entries.
 fn found(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, String> {
     let (user, group_said) = match said.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
@@ -72,7 +73,7 @@ fn found(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, String> {
     };
     let name = entry.as_ref().and_then(|entry| entry.first()).filter(|name| !name.is_empty());
     let mut groups = vec![];
-    // A group that is said stands alone.
+    // A group in `USER` excludes the user's other groups.
     if let (Some(name), None) = (name, group_said) {
         let is_member = |entry: &Vec<&[u8]>| {
             field(entry, 3)
@@ -86,7 +87,7 @@ fn found(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, String> {
     if let Some(over) = [uid, gid].iter().chain(&groups).find(|id| **id >= USERS) {
         let last = USERS - 1;
         return Err(format!(
-            "user {said:?} is of the number {over}; containers have users and groups up to {last}"
+            "user {said:?} has the number {over}; containers have users and groups up to {last}"
         ));
     }
     let home = entry.as_ref().and_then(|entry| field(entry, 5)).unwrap_or_default();

@@ -1,13 +1,13 @@
-//! The entries of a tar archive, one after the other.
+//! A reader of the entries of a tar archive, one after the other.
 //!
 //! # How it works
-//! `tar-core` understands the heads, which say what an entry is and how long it is. This room reads
-//! the bytes, holds no more of them than one head and a piece of content, and refuses by name what
-//! would otherwise become another file than the one that was packed: a map of holes in an unknown
-//! form, the rest of a file of another volume, a number that does not fit.
+//! `tar-core` parses the headers, which say what an entry is and how long it is. This module reads
+//! the bytes, keeps no more of them than one header and a piece of content, and refuses what would
+//! otherwise become another file than the one that was packed, naming the entry: a map of holes in
+//! an unknown form, the continuation of a file from another volume, a number that does not fit.
 //!
 //! # What it never does
-//! Believe a length: whatever an archive claims, a head has a bound, and so have the bytes of all
+//! Trust a length: whatever an archive claims, a header has a limit, and so have the bytes of all
 //! archives of an image.
 
 use std::ffi::OsString;
@@ -21,45 +21,48 @@ use rustix::io::Errno;
 use tar_core::parse::{Limits, ParseError, ParseEvent, ParsedEntry, Parser};
 use tar_core::{EntryType, HEADER_SIZE, SparseEntry};
 
-/// Bytes of one entry's long name, long link, PAX records and map of holes, which are read whole.
-/// Names have 4 KiB at most, and extended attributes, the largest records there are, 64 KiB each.
+/// The most bytes of one entry's long name, long link, PAX records and map of holes, which are read
+/// whole. Names have 4 KiB at most, and extended attributes, the largest records there are, 64 KiB
+/// each.
 const METADATA_MAX: u32 = 1 << 20;
 
-/// The same with the blocks that say how long each of these is.
+/// The same, with the blocks that say how long each of these is.
 const HEAD_MAX: usize = METADATA_MAX as usize + 32 * HEADER_SIZE;
 
-/// Bytes that are read at once.
+/// The size of the read buffer, unless a header needs more.
 const PIECE: usize = 64 << 10;
 
-/// Fewest bytes of a map of holes for each piece between them: two numbers and what ends them.
+/// The fewest bytes that a map of holes needs for each piece between them: two numbers and their
+/// terminators.
 const MAP_ENTRY_MIN: usize = 4;
 
-/// What a record's name begins with that is about holes, in the forms of GNU tar and of star.
+/// The prefixes of the records about holes, in the forms of GNU tar and of star.
 const SPARSE: &[u8] = b"GNU.sparse.";
 const SPARSE_OF_STAR: &[u8] = b"SCHILY.realsize";
 
-/// What a record's name begins with that is an extended attribute.
+/// The prefix of the records that are extended attributes.
 const ATTRIBUTE: &[u8] = b"SCHILY.xattr.";
 
-/// Of the extended attributes those that belong to users. All others are about rights, which no
-/// program of a container has.
+/// The prefix of the extended attributes that belong to users. All others are about rights, which
+/// no program of a container has.
 const OF_USERS: &[u8] = b"user.";
 
-/// Records that are numbers. A reader that passed over a wrong one would take another number for
-/// it.
+/// The records that are numbers. A reader that ignored a wrong one would use another number
+/// instead.
 const NUMBERS: [&[u8]; 3] = [b"size", b"uid", b"gid"];
 
-/// Records of all entries that would change where an entry goes or what is in it.
+/// The records that would, if they held for all entries, change where an entry goes or what is in
+/// it.
 const NEVER_GLOBAL: [&[u8]; 3] = [b"path", b"linkpath", b"size"];
 
-/// Nanoseconds of a second.
+/// Nanoseconds in a second.
 const NANOS: i64 = 1_000_000_000;
 
-/// What is refused of an archive, before it is known where it stands.
+/// The reason why an archive is refused, without the archive's name, which the caller adds.
 pub(super) enum Refused {
-    /// In words.
+    /// The reason, in words.
     Because(String),
-    /// The system did not do what the archive asks for.
+    /// The system could not do what the archive asks for.
     System(io::Error),
 }
 
@@ -75,62 +78,62 @@ impl From<Errno> for Refused {
     }
 }
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Folder,
     File,
     Symlink,
-    /// Another name of a file.
+    /// A hard link: another name of a file.
     Link,
     Fifo,
     Device,
 }
 
-/// One entry.
+/// One entry of an archive.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) kind: Kind,
     pub(super) path: PathBuf,
-    /// Where a link leads.
+    /// The target of a link.
     pub(super) target: OsString,
     pub(super) mode: u32,
     pub(super) uid: u64,
     pub(super) gid: u64,
     pub(super) mtime: Timespec,
-    /// Bytes of the file, holes among them.
+    /// Bytes of the file, including holes.
     pub(super) size: u64,
-    /// Where in the file the archive's bytes belong: one after the other, each with its length.
+    /// The places in the file of the archive's bytes, in order: each an offset and a length.
     pub(super) pieces: Vec<(u64, u64)>,
-    /// Extended attributes of users.
+    /// The extended attributes that belong to users.
     pub(super) attributes: Vec<(OsString, Vec<u8>)>,
 }
 
-/// An archive being read.
+/// An archive that is being read.
 pub(super) struct Entries<R> {
     bytes: R,
     parser: Parser,
     buffer: Vec<u8>,
-    /// What of the buffer is not used yet.
+    /// The part of the buffer that is not used yet.
     unread: std::ops::Range<usize>,
-    /// Bytes that were read, and how many may be.
+    /// The bytes that were read so far, and the most that may be read.
     read: u64,
     read_max: u64,
     ended: bool,
-    /// What is left of the entry's content, and of what fills its last block.
+    /// The bytes left of the entry's content, and of the padding of its last block.
     content: u64,
     padding: u64,
-    /// The entry that was read last, for words.
+    /// The entry that was read last, for error texts.
     last: Option<String>,
 }
 
-/// A path of an archive, quoted.
+/// Returns a path of an archive, quoted.
 pub(super) fn shown(path: &Path) -> String {
     quote(&*path.to_string_lossy()).to_string()
 }
 
 impl<R: Read> Entries<R> {
-    /// Of which at most so many bytes are read.
+    /// Returns a reader of the archive that reads at most `read_max` bytes.
     pub(super) fn new(bytes: R, read_max: u64) -> Self {
         let limits = Limits {
             max_metadata_size: METADATA_MAX,
@@ -139,7 +142,7 @@ impl<R: Read> Entries<R> {
         };
         let mut parser = Parser::new(limits);
         parser.set_allow_empty_path(true);
-        // Times before 1970 are no mistake. `checked` looks at all numbers.
+        // Times before 1970 are valid. `checked` validates all numbers.
         parser.set_ignore_pax_errors(true);
         Self {
             bytes,
@@ -155,13 +158,13 @@ impl<R: Read> Entries<R> {
         }
     }
 
-    /// Bytes of the archive that were read so far.
+    /// Returns how many bytes of the archive were read so far.
     pub(super) fn read(&self) -> u64 {
         self.read
     }
 
-    /// The next entry, whose content comes by [`Self::piece`]; what of the last one's was not asked
-    /// for is passed over.
+    /// Returns the next entry, whose content [`Self::piece`] returns; skips the unread content of
+    /// the last entry.
     pub(super) fn next(&mut self) -> Result<Option<Entry>, Refused> {
         self.pass_over()?;
         let mut wanted = HEADER_SIZE;
@@ -177,13 +180,15 @@ impl<R: Read> Entries<R> {
                         return Err(self.too_long());
                     }
                     if self.ended {
-                        // One block of zeros is an end, too, though it should be two.
+                        // A single block of zeros is accepted as the end, though there should be
+                        // two.
                         return match head.iter().all(|byte| *byte == 0) {
                             true => Ok(None),
                             false => Err(self.cut_off()),
                         };
                     }
-                    // Twice as much each time: all of it is looked at again.
+                    // The size doubles each time, because the parser starts again from the first
+                    // byte.
                     wanted = min_bytes.max(2 * head.len()).min(HEAD_MAX);
                     continue;
                 }
@@ -220,7 +225,7 @@ impl<R: Read> Entries<R> {
             let known = checked(&entry, stored, map).map_err(Refused::Because)?;
             self.unread.start += used;
             self.content = stored;
-            // A head whose length needs more than 64 bits was refused.
+            // A header whose length needs more than 64 bits was refused above.
             self.padding = stored.next_multiple_of(HEADER_SIZE as u64) - stored;
             wanted = HEADER_SIZE;
             if let Some(entry) = known {
@@ -231,7 +236,7 @@ impl<R: Read> Entries<R> {
         }
     }
 
-    /// The next piece of the entry's content, of at most so many bytes; empty after its end.
+    /// Returns the next piece of the entry's content, of at most `max` bytes; empty after its end.
     pub(super) fn piece(&mut self, max: u64) -> Result<&[u8], Refused> {
         let max = max.min(self.content);
         if max == 0 {
@@ -248,7 +253,7 @@ impl<R: Read> Entries<R> {
         Ok(&self.buffer[begin..begin + length])
     }
 
-    /// To the next head.
+    /// Skips to the next header.
     fn pass_over(&mut self) -> Result<(), Refused> {
         while self.content > 0 {
             self.piece(u64::MAX)?;
@@ -267,7 +272,7 @@ impl<R: Read> Entries<R> {
         Ok(())
     }
 
-    /// Reads until so many bytes are in the buffer, or to the end.
+    /// Reads until `wanted` bytes are in the buffer, or the archive ends.
     fn fill(&mut self, wanted: usize) -> Result<(), Refused> {
         if self.unread.len() >= wanted {
             return Ok(());
@@ -304,10 +309,10 @@ impl<R: Read> Entries<R> {
     }
 }
 
-/// Bytes that follow an entry's head.
+/// Returns how many bytes follow an entry's header.
 fn stored_bytes(entry: &ParsedEntry<'_>) -> u64 {
     match entry.entry_type {
-        // What they say of a size is about something else, if anything.
+        // The size in the header of these kinds means something else, if anything.
         EntryType::Link
         | EntryType::Symlink
         | EntryType::Char
@@ -318,10 +323,11 @@ fn stored_bytes(entry: &ParsedEntry<'_>) -> u64 {
     }
 }
 
-/// An entry whose every word is known; none if it is about the archive itself.
+/// Returns a checked entry, every part of which is understood; none if the entry is about the
+/// archive itself.
 ///
 /// # Errors
-/// In words, what would be understood wrongly.
+/// In words, which part would be misread.
 fn checked(
     entry: &ParsedEntry<'_>,
     stored: u64,
@@ -361,7 +367,7 @@ fn checked(
         }
     }
     let kind = match entry.entry_type {
-        // Archives of Unix V7 have no folders but such names.
+        // Archives of Unix V7 mark a folder only by such a name.
         EntryType::Regular if entry.path.ends_with(b"/") => Kind::Folder,
         EntryType::Regular | EntryType::Continuous | EntryType::GnuSparse => Kind::File,
         EntryType::Directory | EntryType::Other(b'D') => Kind::Folder,
@@ -407,18 +413,19 @@ fn checked(
     }))
 }
 
-/// Where a head says how long its content is.
+/// The place of the content's length in a header.
 const SIZE: std::ops::Range<usize> = 124..136;
 
-/// Whether a number of a head fits into 64 bits: text does, and bytes whose first ones are zeros.
+/// Returns whether a number of a header fits into 64 bits: text does, and binary numbers whose
+/// leading bytes are zeros.
 fn fits(field: &[u8]) -> bool {
     field[0] & 0x80 == 0
         || (field[0] == 0x80 && field[1..field.len() - 8].iter().all(|byte| *byte == 0))
 }
 
-/// Whether pieces of a file, with holes between them, take exactly what is stored, and lie in the
-/// file. Each but the last one fills its blocks: readers differ about what follows one that does
-/// not.
+/// Returns whether the pieces of a file, with holes between them, take exactly the stored bytes,
+/// and lie in the file. Each piece but the last must fill its blocks: readers differ about what
+/// follows one that does not.
 fn are_pieces(map: &[SparseEntry], stored: u64, size: u64) -> bool {
     let (mut end, mut taken) = (0_u64, 0_u64);
     for piece in map {
@@ -437,7 +444,7 @@ fn are_pieces(map: &[SparseEntry], stored: u64, size: u64) -> bool {
     taken == stored && end <= size && size <= i64::MAX.cast_unsigned()
 }
 
-/// What is wrong about records of all entries.
+/// Returns what is wrong with the records that hold for all entries; none if nothing is.
 fn of_all(pax: &[u8]) -> Option<String> {
     let Some(records) = records(pax) else {
         return Some("its PAX records of all entries are damaged".into());
@@ -451,8 +458,8 @@ fn of_all(pax: &[u8]) -> Option<String> {
     ))
 }
 
-/// The PAX records of an entry, each with its name; none if they are damaged. A record is `<length>
-/// <name>=<value>\n`.
+/// Parses PAX records into names and values; none if they are damaged. A record is
+/// `<length> <name>=<value>\n`.
 fn records(mut pax: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
     let mut records = vec![];
     while !pax.is_empty() {
@@ -470,7 +477,7 @@ fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// A time of a record: seconds since 1970, before which they are negative, with a fraction or
+/// Parses the time of a record: seconds since 1970 (negative before that), with a fraction or
 /// without.
 fn time(text: &[u8]) -> Option<Timespec> {
     let text = std::str::from_utf8(text).ok()?;
@@ -480,7 +487,7 @@ fn time(text: &[u8]) -> Option<Timespec> {
     }
     let nanos: i64 = format!("{fraction:0<9}")[..9].parse().ok()?;
     let tv_sec: i64 = seconds.parse().ok()?;
-    // A fraction goes on counting away from 1970, and nanoseconds count on.
+    // The fraction counts away from 1970, but nanoseconds always count forward.
     if text.starts_with('-') && nanos > 0 {
         return Some(Timespec { tv_sec: tv_sec.checked_sub(1)?, tv_nsec: NANOS - nanos });
     }
@@ -559,7 +566,7 @@ mod tests {
         assert!(!well(&[(u64::MAX, 2)], 2, u64::MAX) && !well(&[], 0, u64::MAX));
     }
 
-    /// One entry: its head, which says that it is of this kind and length, and bytes after it.
+    /// Returns an entry: a header of this kind and length, and the bytes after it.
     fn entry(kind: u8, size: u64, content: &[u8], is_gnu: bool) -> Vec<u8> {
         let mut head = [0; HEADER_SIZE];
         head[..4].copy_from_slice(b"name");
@@ -614,7 +621,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever an archive says, reading it ends, and gives no byte that is not there.
+        /// Reading ends for any archive, and returns no byte that is not in it.
         #[test]
         fn reading_an_archive_ends_whatever_it_says(
             entries in vec(

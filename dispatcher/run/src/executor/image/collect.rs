@@ -1,4 +1,4 @@
-//! Images that nobody has used for long go, and what processes that died have left.
+//! The removal of images that no job has used for long, and of what dead processes have left.
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -9,24 +9,24 @@ use ion_plane::collect::Collect;
 
 use super::{FETCH, ImageError, LOCK, PART, REFS, beside, blocking, folder_of, unused};
 
-/// Bytes of one of the blocks that the system counts.
+/// The bytes of a block of `st_blocks`.
 const BLOCK: u64 = 512;
 
-/// What was removed, or would be.
+/// The amount that was removed, or would be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
     /// Unpacked images.
     pub images: usize,
-    /// Bytes on the disk, of these and of what was left half done.
+    /// Bytes on the disk, of the images and of half-done work.
     pub bytes: u64,
 }
 
-/// Removes the unpacked images of a home that no job has used for so long, if that is said, and
-/// what was begun and left by processes that died. What is older than `grace` is taken for left
-/// where nothing else tells.
+/// Removes the unpacked images of a home that no job has used for `unused_for`, if that is given,
+/// and the half-done work of processes that died. Where nothing else tells, work older than `grace`
+/// counts as abandoned.
 ///
 /// # Errors
-/// When the folder cannot be read, or something in it not removed.
+/// If the folder cannot be read, or something in it cannot be removed.
 pub async fn collect(
     home: &Path,
     unused_for: Option<Duration>,
@@ -59,7 +59,7 @@ fn collect_in(
         let place = folder.join(part.unwrap_or(&name));
         let _held = match unused(&place) {
             Ok(Some(held)) => held,
-            // Whoever unpacks it, or runs something from it, holds it.
+            // A process that unpacks it, or runs something from it, holds the lock.
             Ok(None) => continue,
             Err(ImageError::File { path, source })
                 if source.kind() == io::ErrorKind::PermissionDenied =>
@@ -70,7 +70,7 @@ fn collect_in(
             Err(error) => return Err(error),
         };
         let lock = beside(&place, LOCK);
-        // Since it was listed, another one may have finished or removed it.
+        // Another process may have finished or removed it since it was listed.
         if path.exists() {
             if part.is_none() {
                 if unused_for.is_none_or(|age| !older(&lock, age)) {
@@ -80,7 +80,7 @@ fn collect_in(
             }
             let mut goes = path;
             if how == Collect::Remove && part.is_none() {
-                // First out of the way: nobody may find half of it.
+                // It is renamed first, so that no process can find half of it.
                 goes = beside(&place, PART);
                 std::fs::rename(&place, &goes).map_err(ImageError::file(&place))?;
             }
@@ -96,7 +96,7 @@ fn collect_in(
     Ok(collected)
 }
 
-/// What is in a folder; nothing if it is not there.
+/// Returns the names in a folder; none if the folder is missing.
 fn names_in(folder: &Path) -> Result<Vec<String>, ImageError> {
     let entries = match std::fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
@@ -106,13 +106,13 @@ fn names_in(folder: &Path) -> Result<Vec<String>, ImageError> {
     names.collect::<io::Result<_>>().map_err(ImageError::file(folder))
 }
 
-/// Removes notes of images that are not there any more.
+/// Removes the notes of images that do not exist any more.
 fn forget(folder: &Path) -> Result<(), ImageError> {
     let refs = folder.join(REFS);
-    // The notes first: one is written when its image is there.
+    // The notes are listed first: a note is written after its image.
     let notes = names_in(&refs)?;
     let there = names_in(folder)?;
-    // Those that are being written have other names.
+    // Notes that are being written have other names.
     let locks = format!(".{LOCK}");
     for name in notes.iter().filter(|name| !name.starts_with('.') && !name.ends_with(&locks)) {
         let note = refs.join(name);
@@ -135,13 +135,13 @@ fn forget(folder: &Path) -> Result<(), ImageError> {
     Ok(())
 }
 
-/// What is gone already is no error.
+/// Ignores the error of a file that is missing already.
 fn unless_gone(removed: io::Result<()>) -> io::Result<()> {
     removed
         .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
-/// Whether something was last changed so long ago.
+/// Returns whether a file was last changed at least `age` ago.
 fn older(path: &Path, age: Duration) -> bool {
     let changed = std::fs::metadata(path).and_then(|metadata| metadata.modified());
     changed.is_ok_and(|changed| {
@@ -149,7 +149,7 @@ fn older(path: &Path, age: Duration) -> bool {
     })
 }
 
-/// Removes a folder; gives what it takes on the disk.
+/// Removes a folder; returns the bytes that it takes on the disk.
 fn remove(folder: &Path, how: Collect) -> Result<u64, ImageError> {
     let bytes = bytes_below(folder)?;
     if how == Collect::Remove {
@@ -158,7 +158,8 @@ fn remove(folder: &Path, how: Collect) -> Result<u64, ImageError> {
     Ok(bytes)
 }
 
-/// What all that is in a folder takes on the disk. What others remove meanwhile does not count.
+/// Returns the bytes that all files in a folder take on the disk. Files that others remove
+/// meanwhile do not count.
 pub(super) fn bytes_below(folder: &Path) -> Result<u64, ImageError> {
     let mut bytes = 0;
     let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
@@ -170,7 +171,7 @@ pub(super) fn bytes_below(folder: &Path) -> Result<u64, ImageError> {
                 bytes += metadata.blocks() * BLOCK;
                 folders.push(path);
             } else {
-                // Each name of a file has its share.
+                // A file with several names counts once, divided among its names.
                 bytes += metadata.blocks() * BLOCK / metadata.nlink().max(1);
             }
         }

@@ -1,12 +1,12 @@
-//! Images brought here by `skopeo`: one at a time of each name, and with an end, whatever a
+//! Fetching images by `skopeo`: one fetch of each image at a time, with a timeout, whatever a
 //! registry does.
 //!
 //! # How it works
 //! A job that needs an image which is not here takes the lock of the image's note
-//! (`refs/<hash>.lock`) and fetches it. Other jobs, of this process or of another one with the same
-//! home, wait for the lock. They then find the image, or the reason why it could not be fetched.
-//! `skopeo` is started and watched by a thread that lives as long as it does: the kernel kills it
-//! with that thread, so with the daemon, however that ends.
+//! (`refs/<hash>.lock`) and fetches the image. Other jobs, of this process or of another one with
+//! the same home, wait for the lock. They then find the image, or the reason why it could not be
+//! fetched. A thread starts `skopeo`, watches it and lives as long as it does. The kernel kills
+//! `skopeo` when that thread ends, and so also when the daemon ends, for whatever reason.
 
 use std::fs::File;
 use std::io::{self, PipeReader, Read as _, Seek as _, SeekFrom, Write as _};
@@ -23,36 +23,36 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::collect::bytes_below;
 use super::{ImageError, LOCK, beside, blocking, unused};
 
-/// What a person is told who has no client of registries.
+/// The error text when there is no registry client.
 const NO_SKOPEO: &str = "there is no skopeo; install it with `apt-get install skopeo`, or name a folder in the OCI layout \
                          (oci:FOLDER)";
 
-/// How long bringing an image here may take.
+/// How long fetching an image may take.
 const TIME_MAX: Duration = Duration::from_secs(30 * 60);
 
-/// How long a registry may send nothing. Longer holds a job's place for one that hangs, shorter
-/// gives up one that is slow.
+/// How long a registry may send nothing. A longer wait holds a job's place for a registry that
+/// hangs; a shorter one gives up a slow registry.
 const SILENCE_MAX: Duration = Duration::from_secs(2 * 60);
 
-/// How often it is looked whether something has come.
+/// How often progress is checked.
 const LOOK_EVERY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// How often somebody who waits looks whether another one has fetched the image.
+/// How often a waiting job checks whether another one has fetched the image.
 const WAIT_EVERY: Duration = Duration::from_millis(100);
 
-/// Bytes of the client's words that an error quotes, and of what is read of them.
+/// The most bytes of the client's output that an error quotes, and that are read.
 const WORDS_MAX: usize = 1000;
 const SAID_MAX: u64 = 64 << 10;
 
-/// Names a file of registries, for podman and its kin; `skopeo` itself knows a flag instead.
+/// The variables that name a registries file, for podman and related tools; `skopeo` itself takes a
+/// flag instead.
 const REGISTRIES_FILE: [&str; 3] =
     ["CONTAINERS_REGISTRIES_CONF", "REGISTRIES_CONFIG_PATH", "REGISTRIES_CONFIG"];
 
-/// What fetches.
+/// The registry client.
 #[derive(Debug)]
 pub(super) struct Fetch {
-    /// The client's environment: where it finds itself, who may log in, and by which way registries
-    /// are reached.
+    /// The client's environment: its `PATH`, the credentials for registries, and the proxies.
     env: Vec<(String, String)>,
     silence_max: Duration,
     time_max: Duration,
@@ -61,12 +61,13 @@ pub(super) struct Fetch {
 /// The right to fetch one image, until it is dropped.
 pub(super) struct Turn {
     lock: File,
-    /// Whether another one had it before.
+    /// Whether another job held the right while this one waited.
     pub(super) waited: bool,
 }
 
 impl Turn {
-    /// Takes the right to fetch the image that will be noted at `note`, once nobody else has it.
+    /// Takes the right to fetch the image that will be noted at `note`. Waits while another job
+    /// holds it.
     pub(super) async fn take(
         note: &Path,
         reference: &ImageReference,
@@ -93,29 +94,30 @@ impl Turn {
         }
     }
 
-    /// Why the previous holder of the lock could not fetch the image.
+    /// Returns why the previous holder of the lock could not fetch the image.
     pub(super) fn failure(&self, note: &Path) -> Option<String> {
         let words = std::fs::read_to_string(beside(note, LOCK)).ok();
         words.filter(|words| self.waited && !words.is_empty())
     }
 
-    /// Leaves word of a failure for those who wait; an empty one is about a new try.
+    /// Writes the reason of a failure into the lock file, for the jobs that wait; empty words mark
+    /// a new try.
     pub(super) fn leave(&mut self, words: &str) {
         let left = self.lock.set_len(0).and_then(|()| {
             self.lock.seek(SeekFrom::Start(0))?;
             self.lock.write_all(words.as_bytes())
         });
         if let Err(error) = left {
-            tracing::warn!(%error, "those who wait for an image cannot be told why it failed");
+            tracing::warn!(%error, "the reason of a failed image fetch cannot be saved for the jobs that wait for it");
         }
     }
 }
 
-/// Why the client ended.
+/// How the client ended.
 enum Ended {
     Well,
     Badly(String),
-    /// It was killed, as it had brought nothing for long, or not all of it.
+    /// It was killed: nothing had come for long (`Silent`), or its time was over (`Late`).
     Silent,
     Late,
 }
@@ -125,7 +127,7 @@ impl Fetch {
         Self { env, silence_max: SILENCE_MAX, time_max: TIME_MAX }
     }
 
-    /// Lets `skopeo` copy an image into the folder `to`. Dropped, it ends the copying.
+    /// Lets `skopeo` copy an image into the folder `to`. Dropping the future ends the copying.
     pub(super) async fn copy(
         &self,
         from: &str,
@@ -143,7 +145,7 @@ impl Fetch {
             to,
             words.try_clone().map_err(failed("skopeo's words cannot be kept"))?,
         );
-        // What is on this machine may be read for long before anything is written.
+        // A file of this machine may be read for long before anything is written.
         let silence_max = match reference {
             ImageReference::Registry(_) => self.silence_max,
             _ => self.time_max,
@@ -192,14 +194,14 @@ impl Fetch {
     }
 }
 
-/// Starts the client, which ends with this thread.
+/// Starts the client. The kernel kills it when this thread ends.
 fn start(mut command: Command) -> io::Result<Child> {
     sys::end_with_this_thread(&mut command);
     command.spawn()
 }
 
-/// Waits for the client's end, and brings it about when nothing comes any more, when its time is
-/// up, or when nobody wants to know.
+/// Waits for the client's end. Kills the client when nothing comes any more, when its time is over,
+/// or when the caller has dropped its future.
 fn watch(
     mut child: Child,
     mut words: File,
@@ -243,7 +245,7 @@ fn watch(
     words.seek(SeekFrom::Start(0))?;
     words.take(SAID_MAX).read_to_end(&mut said)?;
     let said = String::from_utf8_lossy(&said);
-    // The last of its tries; before it stand time and level.
+    // The last line is about the last try; time and level stand before its message.
     let last = said.trim().lines().next_back().unwrap_or_default();
     let last = last.split_once("msg=").map_or(last, |(_, words)| words.trim_matches('"'));
     Ok(Ended::Badly(cut(last, WORDS_MAX).into_owned()))

@@ -1,5 +1,5 @@
-//! The OCI image layout: a folder of blobs, each called as its digest, and an index of what they
-//! are.
+//! The OCI image layout: a folder of blobs, each named by its digest, and an index that says what
+//! they are.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -15,24 +15,25 @@ use sha2::{Digest as _, Sha256};
 
 use super::{ImageConfig, ImageError};
 
-/// Bytes of an index, a manifest or a configuration: they are read whole. Registries allow 4 MiB.
+/// The most bytes of an index, a manifest or a configuration: they are read whole. Registries allow
+/// 4 MiB.
 const DOCUMENT_MAX: u64 = 4 << 20;
 
-/// Indexes in indexes: one for platforms, one for what a tool adds.
+/// The most nested indexes: one for platforms, one for what a tool adds.
 const DEPTH_MAX: usize = 3;
 
-/// In an index, the tag of what it names.
+/// The annotation of an index that holds the tag of an image.
 const TAG: &str = "org.opencontainers.image.ref.name";
 
-/// A folder in the layout. What is in it comes from others: each file is opened below the folder,
-/// through no link that leads out of it, and is read only if it is a regular one, as a pipe would
-/// never end.
+/// A folder in the layout. Its content comes from others: each file is opened below the folder,
+/// through no link that leads out of it, and is read only if it is a regular file, because a pipe
+/// would never end.
 pub(super) struct Layout {
     folder: PathBuf,
     root: OwnedFd,
 }
 
-/// What a blob is, and how to check it.
+/// The description of a blob, and the digest and size to check it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Descriptor {
@@ -72,10 +73,10 @@ struct Configuration {
 
 /// One image of a layout.
 pub(super) struct Manifest {
-    /// Its digest: what the image is known by.
+    /// The digest that identifies the image.
     pub(super) digest: String,
     config: Descriptor,
-    /// From the lowest to the highest.
+    /// The layers, from the lowest to the highest.
     pub(super) layers: Vec<Descriptor>,
 }
 
@@ -90,7 +91,7 @@ impl Platform {
     }
 }
 
-/// What this processor can do, as the variants of amd64 count it: each level is one more set of
+/// Returns this processor's level among the variants of amd64: each level has one more set of
 /// instructions.
 #[cfg(target_arch = "x86_64")]
 fn level() -> u32 {
@@ -108,9 +109,10 @@ fn level() -> u32 {
     1
 }
 
-/// How far down a variant is among those that a processor can run; none if it cannot run it. The
-/// one for all processors comes first, so that all machines of a kind take the same, and then the
-/// one that uses the most of this one.
+/// Returns the rank of a variant among those that a processor can run, the lowest being the best;
+/// none if the processor cannot run it. The variant for all processors comes first, so that all
+/// machines of an architecture take the same one, and then the one that uses the most of this
+/// processor.
 fn rank(architecture: &str, variant: &str, level: u32) -> Option<u32> {
     match (architecture, variant) {
         (_, "") | ("amd64", "v1") | ("arm64", "v8") => Some(0),
@@ -154,7 +156,7 @@ impl Layout {
         }
     }
 
-    /// The image with this tag, for this kind of machine.
+    /// Returns the image with this tag, for this kind of machine.
     pub(super) fn manifest(&self, tag: Option<&str>) -> Result<Manifest, ImageError> {
         let text = self.file("index.json").and_then(|file| {
             let mut text = Vec::new();
@@ -162,7 +164,7 @@ impl Layout {
         });
         let text = text.map_err(ImageError::file(&self.folder.join("index.json")))?;
         let index: Index = serde_json::from_slice(&text)
-            .map_err(|error| self.wrong(format!("its index.json is none: {error}")))?;
+            .map_err(|error| self.wrong(format!("its index.json is not a valid index: {error}")))?;
         let tags = || index.manifests.iter().filter_map(|one| one.annotations.get(TAG));
         let mut chosen = match tag {
             None => index.manifests.clone(),
@@ -203,7 +205,7 @@ impl Layout {
         Err(self.wrong("its indexes lie too deep".into()))
     }
 
-    /// The one that runs here; none if it cannot be told.
+    /// Returns the image that runs on this machine; none if several could be meant.
     fn for_this_machine(
         &self,
         mut found: Vec<Descriptor>,
@@ -232,13 +234,13 @@ impl Layout {
                 "it has nothing for linux/{architecture} that this processor can run; it has: {all}"
             )));
         }
-        // The first of several for one platform is the preferred one; without platforms they are
+        // The first of several for one platform is the preferred one; entries without platforms are
         // different images.
         let same = found.len() == 1 || found.iter().all(|one| one.platform.is_some());
         Ok(found.into_iter().min_by_key(rank).filter(|_| same))
     }
 
-    /// What the image says of its programs.
+    /// Returns the image's configuration of its programs.
     pub(super) fn config(&self, manifest: &Manifest) -> Result<ImageConfig, ImageError> {
         self.document::<Configuration>(&manifest.config).map(|said| said.config.unwrap_or_default())
     }
@@ -256,7 +258,7 @@ impl Layout {
             .map_err(|error| self.wrong(format!("{}: {error}", descriptor.digest)))
     }
 
-    /// The bytes of a blob, to be read to their end and checked.
+    /// Opens a blob. The caller reads it to its end and checks it.
     pub(super) fn blob(&self, descriptor: &Descriptor) -> Result<Blob, ImageError> {
         let digest = descriptor.digest.strip_prefix("sha256:").filter(|digest| {
             digest.len() == 64
@@ -281,7 +283,7 @@ impl Layout {
     }
 }
 
-/// A blob being read.
+/// A blob that is being read.
 pub(super) struct Blob {
     file: io::Take<File>,
     hash: Sha256,
@@ -299,7 +301,7 @@ impl Read for Blob {
 }
 
 impl Blob {
-    /// Reads what is left, and compares all of it with its digest.
+    /// Reads the rest, and compares the whole blob with its digest and size.
     pub(super) fn check(mut self, layout: &Layout) -> Result<(), ImageError> {
         io::copy(&mut self, &mut io::sink()).map_err(ImageError::file(&layout.folder))?;
         let found = format!("sha256:{}", hex(&self.hash.finalize()));

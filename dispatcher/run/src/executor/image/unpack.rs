@@ -1,9 +1,10 @@
-//! Layers, one over the other, in a folder.
+//! Unpacking layers, one over the other, into a folder.
 //!
-//! Where a path leads is decided by the kernel: every folder is opened with `openat2` and
-//! `RESOLVE_IN_ROOT`, by which the folder is the root for `..` and for symbolic links, as it is
-//! later for the programs that run there. Real images need links that begin with a slash (`/var/run
-//! -> /run`) to be followed so. A name that says `..` itself is a mistake or an attack.
+//! The kernel decides where a path leads: every folder is opened with `openat2` and
+//! `RESOLVE_IN_ROOT`, so that the folder is the root for `..` and for symbolic links, as it is
+//! later for the programs that run there. Real images need links that begin with a slash
+//! (`/var/run -> /run`) to be followed in this way. A name that itself contains `..` is a mistake
+//! or an attack.
 
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, HashSet};
@@ -25,41 +26,44 @@ use super::archive::{Entries, Entry, Kind, Refused, shown};
 use super::layout::{Descriptor, Layout};
 use super::{ImageConfig, ImageError, Owners};
 
-/// Bytes of an unpacked image. Real ones have up to 30 GB; a small archive of zeros can have any
-/// number.
+/// The most bytes of an unpacked image. Real ones have up to 30 GB; a small archive of zeros can
+/// have any number.
 const BYTES_MAX: u64 = 64 << 30;
 
-/// Bytes of the archives themselves, unpacked: what BYTES_MAX does not count are heads of entries.
+/// The most bytes of the archives themselves, uncompressed: they also have the headers of entries,
+/// which BYTES_MAX does not count.
 const ARCHIVED_MAX: u64 = 2 * BYTES_MAX;
 
-/// Files and folders of an image, and other entries of its archives.
+/// The most files and folders of an image, and other entries of its archives.
 const FILES_MAX: u64 = 5_000_000;
 
-/// A zstd frame may ask for a window of two to this power to be kept: 128 MiB, as much as `zstd -d`
-/// gives.
+/// The largest window of a zstd frame, as a power of two, which has to be kept in memory: 128 MiB,
+/// as much as `zstd -d` allows.
 const WINDOW_LOG_MAX: u32 = 27;
 
-/// Before a name: it is removed. Twice, with `.opq`: all that lower layers have in this folder is.
+/// The prefix of a name that marks that name as removed. The second name marks a folder as opaque:
+/// all that lower layers have in it is removed.
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// Users and groups of a container: as many as leave room for those of directories, which begin at
-/// 65,536 and go into the millions. What an image gives to others is given to the last.
+/// The number of users and of groups of a container: enough for the ids of directory services,
+/// which begin at 65,536 and go into the millions. The owner of a file with a higher id becomes the
+/// last one.
 pub(in super::super) const USERS: u32 = 1 << 24;
 
-/// Where every container has something mounted.
+/// The folders where every container has something mounted.
 const MOUNTS: [&str; 6] = ["dev", "etc", "ion", "proc", "sys", "tmp"];
 
-/// Files of `/etc` that every container has of its own.
+/// The files of `/etc` that every container has of its own.
 pub(in super::super) const HOST_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
 
-/// Links that lead on to others: as many as the kernel follows.
+/// The most links in a row that are followed: as many as the kernel follows.
 const LINKS_MAX: u32 = 40;
 
-/// What crosses many folders at once.
+/// How a path with several folders is resolved.
 const RESOLVE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 
-/// A root being made.
+/// The root of an image that is being unpacked.
 pub(super) struct Root {
     folder: OwnedFd,
     path: PathBuf,
@@ -67,11 +71,11 @@ pub(super) struct Root {
     bytes: u64,
     files: u64,
     archived: u64,
-    /// Whether extended attributes were left out, as the disk keeps none.
+    /// Whether extended attributes were left out, because the disk does not keep them.
     without_attributes: bool,
 }
 
-/// The paths that a layer has laid, each as a number: a layer may have millions of long ones.
+/// The paths that one layer has written, each as a hash: a layer may have millions of long paths.
 #[derive(Default)]
 struct OwnPaths {
     hasher: RandomState,
@@ -79,7 +83,7 @@ struct OwnPaths {
 }
 
 impl OwnPaths {
-    /// This path and the folders above it.
+    /// Adds this path and the folders above it.
     fn add(&mut self, path: &Path) {
         for path in path.ancestors() {
             if !self.paths.insert(self.hasher.hash_one(path)) {
@@ -106,13 +110,14 @@ impl Root {
             without_attributes: false,
         };
         root.own(root.folder.as_fd(), OsStr::new("."), 0, 0).map_err(ImageError::file(path))?;
-        // As long as the image does not say otherwise: whoever runs from it walks through.
+        // This holds unless the image sets another mode: every user who runs from the image walks
+        // through this folder.
         fs::fchmod(&root.folder, Mode::from_raw_mode(0o755))
             .map_err(|error| ImageError::file(path)(error.into()))?;
         Ok(root)
     }
 
-    /// Lays one layer over those before.
+    /// Unpacks one layer over the layers before it.
     pub(super) fn add_layer(
         &mut self,
         layout: &Layout,
@@ -122,7 +127,7 @@ impl Root {
         let laid = self.lay(&mut blob);
         let checked = blob.check(layout);
         match (laid, checked) {
-            // Bytes that are not those of the layer: whatever else is wrong is what comes of it.
+            // The bytes do not match the layer's digest: any other error may follow from that.
             (_, Err(damaged)) => Err(damaged),
             (Err(Refused::Because(reason)), Ok(())) => {
                 Err(layout.wrong(format!("its layer {}: {reason}", quote(&layer.digest))))
@@ -132,8 +137,8 @@ impl Root {
         }
     }
 
-    /// Makes what a container's own mounts stand on, and the folder it starts in: jobs share the
-    /// image, and change nothing of it.
+    /// Makes the places for a container's own mounts, and the folder it starts in: jobs share the
+    /// image, so they cannot add to it later.
     pub(super) fn finish(&mut self, config: &ImageConfig) -> Result<(), ImageError> {
         let folders = MOUNTS.iter().map(PathBuf::from).chain([config.folder()]);
         for folder in
@@ -157,13 +162,13 @@ impl Root {
         Ok(())
     }
 
-    /// Lays what an archive holds, compressed or not. That is seen by its first bytes: what is said
-    /// of it beside is often wrong.
+    /// Unpacks an archive, compressed or not. Its first bytes tell: the declared type is often
+    /// wrong.
     fn lay(&mut self, bytes: impl Read) -> Result<(), Refused> {
         let mut bytes = BufReader::new(bytes);
         match bytes.fill_buf()? {
             [0x1f, 0x8b, ..] => self.lay_tar(flate2::bufread::MultiGzDecoder::new(bytes)),
-            // A frame, or one before it that is to be passed over.
+            // A zstd frame, or a skippable frame before it.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
                 let mut decoder = zstd::stream::Decoder::with_buffer(bytes)?;
                 decoder.window_log_max(WINDOW_LOG_MAX)?;
@@ -176,7 +181,7 @@ impl Root {
     }
 
     fn lay_tar(&mut self, bytes: impl Read) -> Result<(), Refused> {
-        // Of this layer: an opaque folder hides what is below and not what is beside.
+        // The paths of this layer: an opaque folder hides those of lower layers only.
         let mut own = OwnPaths::default();
         let mut entries = Entries::new(bytes, ARCHIVED_MAX - self.archived);
         while let Some(entry) = entries.next()? {
@@ -265,20 +270,20 @@ impl Root {
                 let from = self.folder_at(from_above)?;
                 remove(parent.as_fd(), name)?;
                 fs::linkat(&from, from_name, &parent, name, AtFlags::empty())?;
-                // Owner and mode are those of what it names.
+                // Owner and mode are those of the file that it names.
                 return Ok(());
             }
             Kind::Fifo => {
                 remove(parent.as_fd(), name)?;
                 fs::mknodat(&parent, name, FileType::Fifo, Mode::from_raw_mode(0o600), 0)?;
             }
-            // A container has those of its own /dev.
+            // A container has the devices of its own /dev.
             Kind::Device => return Ok(()),
         }
         self.attributes(parent.as_fd(), name, entry).map_err(Refused::from)
     }
 
-    /// Writes a file's content where it belongs; between its pieces are holes.
+    /// Writes the pieces of a file's content; between them are holes.
     fn copy<R: Read>(
         &mut self,
         entries: &mut Entries<R>,
@@ -299,18 +304,18 @@ impl Root {
             }
         }
         if entry.pieces != [(0, entry.size)] {
-            // A hole at its end, too.
+            // The file may end with a hole, too.
             file.set_len(entry.size)?;
         }
         Ok(())
     }
 
-    /// Gives a file or folder the extended attributes of users.
+    /// Sets the extended attributes of users on a file or folder.
     fn of_users(&mut self, file: BorrowedFd<'_>, entry: &Entry) -> io::Result<()> {
         for (name, value) in &entry.attributes {
             match fs::fsetxattr(file, &**name, value, XattrFlags::empty()) {
                 Ok(()) => {}
-                // Some disks keep none, or no long ones.
+                // Some filesystems keep none, or no long ones.
                 Err(Errno::NOTSUP | Errno::TOOBIG | Errno::NOSPC | Errno::RANGE) => {
                     self.without_attributes = true
                 }
@@ -320,13 +325,13 @@ impl Root {
         Ok(())
     }
 
-    /// Opens what is below the root.
+    /// Opens a path below the root.
     fn opened(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         fs::openat2(&self.folder, path, flags | OFlags::CLOEXEC, Mode::empty(), RESOLVE)
     }
 
-    /// Opens a folder below the root, making what is not there.
+    /// Opens a folder below the root. Makes the folders that are missing.
     fn folder_at(&mut self, path: &Path) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         match self.opened(path, flags) {
@@ -345,12 +350,12 @@ impl Root {
             Err(Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }
-        // A link there that leads to nothing is an error, not a folder.
+        // A link in its place that leads to nothing is an error: no folder is made there.
         self.opened(path, flags).map_err(io::Error::from)
     }
 
-    /// The same, where links on the way may lead to what is not there yet: it is made where they
-    /// lead.
+    /// Does the same where links on the way may lead to missing folders: these are made where the
+    /// links lead.
     fn folder_through_links(&mut self, path: &Path, links: u32) -> io::Result<OwnedFd> {
         let mut through = PathBuf::new();
         for name in path.iter() {
@@ -368,7 +373,7 @@ impl Root {
         self.folder_at(&through)
     }
 
-    /// Makes a file of `/etc` for another one to be mounted on. A link that leads to no file is
+    /// Makes a file of `/etc` that another one can be mounted on. A link that leads to no file is
     /// replaced.
     fn file_in_etc(&mut self, name: &OsStr) -> io::Result<()> {
         let etc = self.folder_at(Path::new("etc"))?;
@@ -383,17 +388,17 @@ impl Root {
         self.own(etc.as_fd(), name, 0, 0)
     }
 
-    /// Gives a file that is no symbolic link its owner, mode and time.
+    /// Sets the owner, mode and time of a file that is not a symbolic link.
     fn attributes(&self, parent: BorrowedFd<'_>, name: &OsStr, entry: &Entry) -> io::Result<()> {
         self.own_as(parent, name, entry)?;
         let folder = entry.kind == Kind::Folder;
-        // Whoever unpacked it must be able to go through it and to remove it; nobody gets rights of
-        // a file's owner by it.
+        // The user who unpacks it must be able to walk through it and to remove it; set-user-ID and
+        // set-group-ID bits are dropped, so that nobody gets the rights of a file's owner.
         let least = if folder { 0o700 } else { 0o400 };
         let mode = entry.mode & 0o1777 | least;
         fs::chmodat(parent, name, Mode::from_raw_mode(mode), AtFlags::empty())?;
         if !folder {
-            // Compiled Python is compared with the time of its source.
+            // Python compares compiled files with the time of their source.
             let times = Timestamps { last_access: entry.mtime, last_modification: entry.mtime };
             fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
         }
@@ -414,7 +419,7 @@ impl Root {
     }
 }
 
-/// A path of an archive, below its root.
+/// Returns a path of an archive, relative to its root.
 fn below(said: &Path) -> Result<PathBuf, Refused> {
     let mut path = PathBuf::new();
     for part in said.components() {
@@ -432,7 +437,7 @@ fn below(said: &Path) -> Result<PathBuf, Refused> {
     Ok(path)
 }
 
-/// A path below its root without `..`, which leads nowhere above it.
+/// Resolves the `..` of a path, which cannot lead above the root.
 fn plain(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for part in path.components() {
@@ -471,7 +476,7 @@ fn is_folder(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<bool> {
     }
 }
 
-/// Removes a name and all below it; nothing there is well.
+/// Removes a name and all below it; a missing name is no error.
 fn remove(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     match fs::unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
@@ -483,15 +488,15 @@ fn remove(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     loop {
         each_name(folder.as_fd(), |inside| remove(folder.as_fd(), inside))?;
         match fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
-            // A listing from which names are removed may pass over others.
+            // A listing may skip names while others are removed.
             Err(Errno::NOTEMPTY) => {}
             removed => return removed.map_err(io::Error::from),
         }
     }
 }
 
-/// Gives each name in a folder, one at a time: a layer may have put millions there. It may be
-/// removed meanwhile.
+/// Calls `take` for each name in a folder, without a list of them: a layer may have put millions
+/// there. `take` may remove the name.
 fn each_name(
     folder: BorrowedFd<'_>,
     mut take: impl FnMut(&OsStr) -> io::Result<()>,
@@ -506,7 +511,7 @@ fn each_name(
     Ok(())
 }
 
-/// Removes what lower layers have in a folder.
+/// Removes what lower layers have in a folder: all paths that are not in `own`.
 fn hide_lower(folder: BorrowedFd<'_>, path: &Path, own: &OwnPaths) -> io::Result<()> {
     each_name(folder, |name| {
         let inside = path.join(name);

@@ -1,4 +1,4 @@
-//! What a Job and its pod say of an attempt: pure functions, no cluster needed.
+//! The phase of an attempt, derived from its Job and its pod: pure functions that need no cluster.
 
 use std::time::Duration;
 
@@ -8,7 +8,8 @@ use k8s_openapi::api::core::v1::{ContainerState, Pod};
 use super::spec::CONTAINER;
 use super::watched::Known;
 
-/// Reasons of a container that waits which no waiting mends: the image or the spec is wrong.
+/// The reasons of a waiting container that waiting does not resolve: the image or the spec is
+/// wrong.
 const HOPELESS: [&str; 7] = [
     "ErrImagePull",
     "ImagePullBackOff",
@@ -19,45 +20,44 @@ const HOPELESS: [&str; 7] = [
     "RunContainerError",
 ];
 
-/// Of these, what says that the image is not to be had.
+/// Those of these reasons that mean that the image cannot be pulled.
 const IMAGES: [&str; 4] =
     ["ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"];
 
-/// How far an attempt is.
+/// The phase of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Its container does not run yet; in words what it waits for.
+    /// Its container does not run yet; in words, what it waits for.
     Waiting(Option<String>),
-    /// It will not run as things are: for how long this may last is the executor's to say.
+    /// It cannot run in its present state; the executor decides how long this may last.
     Stuck(String),
-    /// Its container runs, in this pod.
+    /// Its container runs, in the pod of this name.
     Running(String),
-    /// Its pod is to end, and a node that is there ends it within that grace; its name if its
-    /// container still runs.
+    /// Its pod was asked to end, and a node that works ends it within this grace period; the pod's
+    /// name if its container still runs.
     Leaving(Option<String>, Duration),
-    /// Its Job says that it has ended well, and there is no pod.
+    /// Its Job is complete, and there is no pod.
     Complete,
     /// It has ended.
     Ended(End),
 }
 
-/// How its pod ended.
+/// The end of an attempt's pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// The container exited.
     Exited(i32),
-    /// The kernel ended it, or a part of it, for its memory limit; its status.
+    /// The kernel killed the container, or a process in it, for its memory limit; its exit status.
     OutOfMemory(i32),
-    /// Over its deadline; what its pod waited for by then, if that never ran.
+    /// It exceeded its deadline; what its pod waited for until then, if the pod never ran.
     Deadline(Option<String>),
-    /// The cluster took its place away: eviction, a node that is gone, a pod that was deleted. Not
-    /// the module's fault.
+    /// The cluster removed its pod: an eviction, a lost node, a deletion. Not the module's fault.
     Lost(String),
-    /// The cluster would not have it.
+    /// The cluster refused to run it.
     Refused(String),
 }
 
-/// How far the attempt is.
+/// Returns the attempt's phase.
 pub(super) fn phase(known: &Known) -> Phase {
     let failed = known.job.as_ref().and_then(failure);
     if let Some((reason, _)) = &failed
@@ -68,7 +68,7 @@ pub(super) fn phase(known: &Known) -> Phase {
     if let Some(pod) = known.pod() {
         if let Some(end) = ended(pod) {
             return Phase::Ended(match (&end, &pod.metadata.deletion_timestamp) {
-                // It was asked to end: by the Job controller at its deadline, or by somebody.
+                // It was asked to end: by the Job controller at its deadline, or by a deletion.
                 (End::Exited(code), Some(_)) if *code != 0 => {
                     match over_deadline(known.job.as_ref(), pod) {
                         true => End::Deadline(None),
@@ -104,8 +104,8 @@ pub(super) fn phase(known: &Known) -> Phase {
     }
 }
 
-/// Whether the pod was asked to end when the Job's time was over. The Job itself says so later than
-/// the pod.
+/// Returns whether the pod was asked to end when the Job's time was over. The Job itself reports
+/// this later than the pod.
 fn over_deadline(job: Option<&Job>, pod: &Pod) -> bool {
     let asked = pod.metadata.deletion_timestamp.as_ref().map(|end| end.0.as_second() - grace(pod));
     let begun = job.and_then(|job| job.status.as_ref()?.start_time.clone());
@@ -116,12 +116,12 @@ fn over_deadline(job: Option<&Job>, pod: &Pod) -> bool {
     }
 }
 
-/// The seconds between when a pod was asked to end and when it is to have ended.
+/// Returns the grace period in seconds: from when a pod is asked to end until it must have ended.
 fn grace(pod: &Pod) -> i64 {
     pod.metadata.deletion_grace_period_seconds.unwrap_or(0)
 }
 
-/// The words of a pod that went away before its container ended.
+/// Returns why a pod was removed before its container ended.
 fn gone(pod: &Pod) -> String {
     let status = pod.status.as_ref();
     match status.and_then(|status| status.reason.as_deref()) {
@@ -134,13 +134,13 @@ fn gone(pod: &Pod) -> String {
     }
 }
 
-/// The condition that says that a Job has failed: reason and words.
+/// Returns the reason and the message of a Job's failure, if it has failed.
 fn failure(job: &Job) -> Option<(String, String)> {
     let failed = condition(job, "Failed")?;
     Some((failed.reason.clone().unwrap_or_default(), failed.message.clone().unwrap_or_default()))
 }
 
-/// A condition of a Job that holds.
+/// Returns a condition of a Job that holds.
 fn condition<'a>(job: &'a Job, kind: &str) -> Option<&'a JobCondition> {
     let conditions = job.status.as_ref()?.conditions.as_ref()?;
     conditions.iter().find(|one| one.type_ == kind && one.status == "True")
@@ -151,7 +151,7 @@ fn state(pod: &Pod) -> Option<&ContainerState> {
     containers.iter().find(|container| container.name == CONTAINER)?.state.as_ref()
 }
 
-/// How the pod's container ended, or the pod without it.
+/// Returns how the pod's container ended, or the pod without it.
 fn ended(pod: &Pod) -> Option<End> {
     let status = pod.status.as_ref()?;
     let message = || status.message.clone().unwrap_or_default();
@@ -178,13 +178,14 @@ fn ended(pod: &Pod) -> Option<End> {
             let words = terminated.message.clone().unwrap_or_default();
             Some(End::Refused(format!("its container cannot run: {words}")))
         }
-        // The kubelet's word for a container it knows nothing of: its node was restarted below it.
+        // The kubelet reports this for a container that it does not know: its node was restarted
+        // meanwhile.
         Some("ContainerStatusUnknown") => Some(End::Lost("its node does not know its end".into())),
         _ => Some(End::Exited(code)),
     }
 }
 
-/// What a pod whose container does not run yet waits for.
+/// Returns what a pod waits for while its container does not run yet.
 fn waiting(pod: &Pod) -> Phase {
     let wait = state(pod).and_then(|state| state.waiting.as_ref());
     let (reason, message) = match wait {
@@ -205,7 +206,7 @@ fn waiting(pod: &Pod) -> Phase {
     Phase::Waiting(Some(reason))
 }
 
-/// What a pod that never ran waits for.
+/// Returns what a pod that never ran waits for.
 fn waits_for(pod: &Pod) -> Option<String> {
     match waiting(pod) {
         Phase::Waiting(words) => words,
@@ -289,7 +290,7 @@ mod tests {
             phase(&known)
         };
         assert_eq!(gone(leaving), Phase::Ended(End::Lost("its pod was deleted".into())));
-        // One that no node took goes at once, before its Job says why.
+        // A pod without a node is removed at once, before its Job says why.
         let waited = json!({"metadata": {"name": "p", "uid": "u", "deletionTimestamp": "2026-01-01T00:00:20Z"}, "status": {"conditions": [
             {"type": "PodScheduled", "status": "False", "message": "0/1 nodes"}]}});
         let words = "no node takes it: 0/1 nodes".to_owned();

@@ -1,5 +1,4 @@
-//! The Job of an attempt, as the cluster is asked for it: an ordinary pod that may do nothing
-//! special, with one volume.
+//! The spec of an attempt's Job: an ordinary pod without special rights, with one volume.
 
 use std::collections::BTreeMap;
 
@@ -19,10 +18,11 @@ use sha2::{Digest as _, Sha256};
 use super::super::Start;
 use super::super::attempt::environment;
 
-/// The label by which a dispatcher finds what Ion made.
+/// The label by which a dispatcher finds the objects that Ion made.
 pub(super) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "ion");
 
-/// The annotation that says what was asked for: an adopted Job must be the same.
+/// The annotation that holds the fingerprint of a Job's spec: a Job is adopted if its fingerprint,
+/// or the attempt of its token, is the same.
 pub(super) const FINGERPRINT: &str = "ion/fingerprint";
 
 /// The container that runs the module.
@@ -31,24 +31,24 @@ pub(super) const CONTAINER: &str = "module";
 /// The volume that is mounted at `/ion`.
 const VOLUME: &str = "ion";
 
-/// How long the cluster keeps a Job whose dispatcher never came for its end.
+/// How long the cluster keeps an ended Job that no dispatcher removes.
 const KEPT_SECONDS: i32 = 24 * 3600;
 
-/// How long a pod has between SIGTERM and SIGKILL, as a local job.
+/// How long a pod has between SIGTERM and SIGKILL, as a local job has.
 const GRACE_SECONDS: i64 = 5;
 
-/// Characters of a label's value.
+/// The most characters of a label's value.
 const LABEL_MAX: usize = 63;
 
-/// The name of an attempt's Job: whoever asks for it asks for the same.
+/// Returns the name of an attempt's Job: every dispatcher derives the same one.
 pub(super) fn name(job: &str, attempt: u32) -> String {
     format!("ion-{job}-{attempt}")
 }
 
-/// The Job of this attempt. Its fingerprint is the same whatever the token.
+/// Returns the Job of this attempt. Its fingerprint does not depend on the token.
 ///
 /// # Errors
-/// In words, when the module asks for what a pod cannot have.
+/// In words, if the module asks for something that a pod cannot have.
 pub(super) fn job(start: &Start, token: &str) -> Result<Job, String> {
     let module = &start.module;
     let Some(container) = &module.container else {
@@ -89,7 +89,8 @@ pub(super) fn job(start: &Start, token: &str) -> Result<Job, String> {
                 capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
                 run_as_user: uid,
                 run_as_group: gid,
-                // Said, it passes the strictest of the cluster's own policies.
+                // Set explicitly, so that the pod passes the strictest of the cluster's own
+                // policies.
                 run_as_non_root: uid.map(|uid| uid != 0),
                 ..SecurityContext::default()
             }),
@@ -137,7 +138,7 @@ pub(super) fn job(start: &Start, token: &str) -> Result<Job, String> {
     let spec = JobSpec {
         active_deadline_seconds: Some(seconds),
         backoff_limit: Some(0),
-        // Servers that know it start no second pod while the first one ends.
+        // Servers that support this start no second pod while the first one ends.
         pod_replacement_policy: Some("Failed".into()),
         ttl_seconds_after_finished: Some(KEPT_SECONDS),
         template: PodTemplateSpec {
@@ -159,7 +160,7 @@ pub(super) fn job(start: &Start, token: &str) -> Result<Job, String> {
     })
 }
 
-/// The token that a Job's pod has, if any.
+/// Returns the token in a Job's pod, if there is one.
 pub(super) fn token(job: &Job) -> Option<&str> {
     let volumes = job.spec.as_ref()?.template.spec.as_ref()?.volumes.as_ref()?;
     let attributes =
@@ -167,13 +168,14 @@ pub(super) fn token(job: &Job) -> Option<&str> {
     attributes.get(csi::TOKEN).map(String::as_str)
 }
 
-/// The hash of what is asked for. The token is another each time.
+/// Returns the hash of the spec without the token, which differs each time.
 fn fingerprint(spec: &JobSpec, token: &str) -> Result<String, String> {
     let text = serde_json::to_string(spec).map_err(|error| error.to_string())?;
     Ok(hex(&Sha256::digest(text.replace(token, ""))))
 }
 
-/// As whom it runs: numbers, as a cluster knows no names of an image's users before it has it.
+/// Returns the user and group that it runs as. They must be numbers, because a cluster does not
+/// know an image's names of users before it has the image.
 fn numbers(user: Option<&str>) -> Result<(Option<i64>, Option<i64>), String> {
     let Some(user) = user else { return Ok((None, None)) };
     let (uid, gid) = match user.split_once(':') {
@@ -215,7 +217,7 @@ fn toleration(asked: &ion_jobs::pipeline::Toleration) -> Toleration {
     }
 }
 
-/// What people and policies find a pod by; the second half are older Ion's.
+/// Returns the labels by which people and policies find a pod; the second half are older Ion's.
 fn labels(start: &Start, network: Network) -> BTreeMap<String, String> {
     let event = &start.event;
     let network = match network {
@@ -243,7 +245,7 @@ fn labels(start: &Start, network: Network) -> BTreeMap<String, String> {
     .collect()
 }
 
-/// A text as a label's value.
+/// Turns a text into a valid value of a label.
 fn label(text: &str) -> String {
     let allowed = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
     let value: String = text.chars().map(allowed).take(LABEL_MAX).collect();

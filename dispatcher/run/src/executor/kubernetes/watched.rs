@@ -1,4 +1,5 @@
-//! What the cluster says of Ion's Jobs and pods, as it says it: one watch of each for all attempts.
+//! The state of Ion's Jobs and pods in the cluster, kept up to date: one watch of each kind for all
+//! attempts.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
@@ -20,29 +21,30 @@ use super::spec::MANAGED_BY;
 /// The label that the Job controller gives each pod.
 const OF_JOB: &str = "job-name";
 
-/// The wait before a server that is away is asked again; it doubles up to [`AGAIN_MAX`], and is up
-/// to twice that by chance, so that the watches of many dispatchers do not come back all at once.
+/// The first backoff while the server is unavailable; it doubles up to [`AGAIN_MAX`]. Each wait is
+/// up to twice as long by chance, so that the watches of many dispatchers do not return all at
+/// once.
 const AGAIN: Duration = Duration::from_millis(250);
 
-/// 2.5 s, by chance 5 s: ends of pods are seen that much later than the server is back, where
-/// kube's own default waits up to a minute. Shorter, and a server that struggles is kept busy by
-/// those who ask; one listing of each dispatcher is little.
+/// The longest backoff: 2.5 s, with jitter 5 s. The ends of pods are seen that much later than the
+/// server is back; kube's own default waits up to a minute. A shorter wait would keep a struggling
+/// server busy with requests; one listing of each dispatcher is little.
 const AGAIN_MAX: Duration = Duration::from_millis(2500);
 
-/// What is known of one Job.
+/// The known state of one Job and its pods.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     pub(super) job: Option<Job>,
-    /// By uid.
+    /// The pods by uid.
     pub(super) pods: BTreeMap<String, Pod>,
-    /// A pod that was there and is not any more, as it was seen last.
+    /// A pod that was deleted, in its last known state.
     pub(super) deleted: Option<Pod>,
-    /// The Job was there and is not any more.
+    /// Whether the Job was deleted.
     pub(super) job_deleted: bool,
 }
 
 impl Known {
-    /// Its first pod: a later one is the Job controller's replacement, which no ticket is for.
+    /// Returns its first pod: a later one is the Job controller's replacement, which has no ticket.
     pub(super) fn pod(&self) -> Option<&Pod> {
         self.deleted
             .as_ref()
@@ -50,9 +52,9 @@ impl Known {
     }
 }
 
-/// All Jobs by name. Clones are the same. What is known of one stays as long as it or a pod of it
-/// is there, or somebody looks: a job that was left and is adopted again by the same dispatcher is
-/// not told of anew by the server.
+/// All Jobs by name. Clones share the state. The state of a Job stays as long as the Job or one of
+/// its pods exists, or a receiver is open: when the same dispatcher leaves a job and adopts it
+/// again, the server does not send the Job's state again.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Watched(Arc<Mutex<HashMap<String, watch::Sender<Known>>>>);
 
@@ -61,12 +63,12 @@ impl Watched {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is known of this Job from now on.
+    /// Returns a receiver of this Job's state.
     pub(super) fn of(&self, job: &str) -> watch::Receiver<Known> {
         self.all().entry(job.to_owned()).or_default().subscribe()
     }
 
-    /// Nobody looks at it any more: what is gone is forgotten.
+    /// Called after the receiver of a Job is dropped: removes the Job's state if the Job is gone.
     pub(super) fn let_go(&self, job: &str) {
         forget_if_gone(&mut self.all(), job);
     }
@@ -77,8 +79,8 @@ impl Watched {
         forget_if_gone(&mut all, job);
     }
 
-    /// Watches for ever. A server that is away is asked again, and what changed meanwhile is found
-    /// by listing.
+    /// Watches for ever. While the server is unavailable the watch retries, and a listing finds
+    /// what changed meanwhile.
     pub(super) async fn run(self, jobs: Api<Job>, pods: Api<Pod>) {
         let of_job = |job: &Job| job.name_any();
         let of_pod = |pod: &Pod| pod.labels().get(OF_JOB).cloned().unwrap_or_default();
@@ -115,7 +117,8 @@ impl Watched {
         let config = Config::default().labels(&format!("{}={}", MANAGED_BY.0, MANAGED_BY.1));
         let stream = watcher(api, config).backoff(again());
         pin_mut!(stream);
-        // Those there are, and of which Job; those of a listing that is not whole yet.
+        // The uids of the objects that exist, with their Jobs; and those of a listing that is not
+        // complete yet.
         let (mut there, mut listed) = (HashMap::<String, String>::new(), HashMap::new());
         let mut away = false;
         while let Some(event) = stream.next().await {
@@ -144,7 +147,7 @@ impl Watched {
                     let uid = object.uid().unwrap_or_default();
                     there.remove(&uid);
                     self.change(&job_of(&object), |known| {
-                        // As it was at its end: a pod says there how its container ended.
+                        // Its last state first: a pod's state says how its container ended.
                         note(known, Seen::There(object));
                         note(known, Seen::Gone(uid));
                     });
@@ -177,8 +180,8 @@ fn forget_if_gone(all: &mut HashMap<String, watch::Sender<Known>>, job: &str) {
     }
 }
 
-/// The waits for a server that is away: without an end to them, as jobs may be longer than any
-/// outage.
+/// Returns the backoff while the server is unavailable. It has no end, as jobs may be longer than
+/// any outage.
 fn again() -> ExponentialBackoff {
     let waits =
         ExponentialBuilder::new().with_min_delay(AGAIN).with_max_delay(AGAIN_MAX).with_jitter();
@@ -187,7 +190,7 @@ fn again() -> ExponentialBackoff {
 
 enum Seen<K> {
     There(K),
-    /// The one with this uid is gone.
+    /// The object with this uid is gone.
     Gone(String),
 }
 
@@ -223,7 +226,7 @@ mod tests {
         let looks = watched.of("left");
         drop(looks);
         watched.let_go("left");
-        // Adopted again, before the server says anything.
+        // It is adopted again, before the server sends anything.
         assert!(watched.of("left").borrow().job.is_some());
         gone("left");
         assert!(watched.all().is_empty());
@@ -234,7 +237,7 @@ mod tests {
         drop(looks);
         watched.let_go("looked at");
         assert!(watched.all().is_empty());
-        // Deleted after everybody has let go.
+        // It is deleted after every receiver is dropped.
         gone("unknown");
         assert!(watched.all().is_empty());
     }

@@ -1,9 +1,9 @@
 //! The output of a running attempt, for a program that shows it live.
 //!
 //! # How it works
-//! Only the log of the attempt stands between the two: whoever shows it reads that file at its own
-//! pace. So one who is slow, or stands still, holds up no job and fills no memory, and misses
-//! nothing that is kept.
+//! The writer and the viewer share only the attempt's log: the viewer reads that file at its own
+//! pace. So a viewer that is slow, or stops reading, delays no job and fills no memory, and misses
+//! nothing that the log keeps.
 
 use std::fmt::Debug;
 use std::fs::File;
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ion_jobs::logs::{LogPiece, read_piece};
 use ion_model::id::JobId;
 
-/// What one attempt writes. Nobody is told of one that writes nothing.
+/// The output of one attempt. Watchers are not notified of an attempt that writes nothing.
 #[derive(Debug)]
 pub struct LiveOutput {
     /// The module.
@@ -22,48 +22,49 @@ pub struct LiveOutput {
     /// The job.
     pub job: JobId,
     log: File,
-    /// Where its last byte ends: what Ion itself adds to the log is none of its output. [`RUNS`]
-    /// before it has ended.
+    /// The length of the output, without what Ion itself adds to the log later. [`RUNS`] until the
+    /// output has ended.
     end: AtomicU64,
 }
 
-/// No output is as long.
+/// The value of `end` while the attempt runs: no output is this long.
 const RUNS: u64 = u64::MAX;
 
 impl LiveOutput {
-    /// At most `most` bytes of it from byte `at` on; none where there are no more by now.
+    /// Returns at most `most` bytes of the output from byte `at` on; none where there are no more
+    /// yet.
     ///
     /// # Errors
-    /// The disk's.
+    /// If the log cannot be read.
     pub fn read(&self, at: u64, most: usize) -> io::Result<LogPiece> {
         let left = self.end.load(Ordering::Acquire).saturating_sub(at);
         read_piece(&self.log, at, most.min(usize::try_from(left).unwrap_or(most)))
     }
 
-    /// Its bytes by now, with those that are not kept.
+    /// Returns the length of the output so far in bytes, including the bytes that are not kept.
     ///
     /// # Errors
-    /// The disk's.
+    /// If the log cannot be read.
     pub fn length(&self) -> io::Result<u64> {
         Ok(self.log.metadata()?.len().min(self.end.load(Ordering::Acquire)))
     }
 
-    /// Whether it has written its last byte.
+    /// Returns whether the attempt has written its last byte.
     pub fn has_ended(&self) -> bool {
         self.end.load(Ordering::Acquire) != RUNS
     }
 }
 
-/// Shows what jobs write. None of these calls may wait.
+/// A watcher that shows what jobs write. None of these calls may block.
 pub trait OutputWatcher: Debug + Send + Sync {
-    /// An attempt has written something for the first time.
+    /// Called when an attempt has written output for the first time.
     fn begins(&self, output: Arc<LiveOutput>);
 
-    /// One that has begun has written more, or has ended.
+    /// Called when an attempt that has begun has written more, or has ended.
     fn goes_on(&self);
 }
 
-/// One attempt's output, and who is told of it.
+/// One attempt's output, and the watcher that is notified of it.
 #[derive(Debug)]
 pub(in crate::executor) struct OutputNews {
     watcher: Arc<dyn OutputWatcher>,
@@ -81,7 +82,7 @@ impl OutputNews {
         Self { watcher, module: module.to_owned(), job: job.clone(), output: None }
     }
 
-    /// There is more in the log, which `log` opens.
+    /// Notifies the watcher that the log has grown; `log` opens the log.
     pub(super) fn goes_on(&mut self, log: impl FnOnce() -> io::Result<File>) {
         if self.output.is_some() {
             return self.watcher.goes_on();

@@ -1,9 +1,9 @@
-//! Control groups of a job's processes: made, entered and removed by its `job-init`, as the daemon
-//! planned them.
+//! The control groups of a job's processes, as the daemon planned them: its `job-init` makes,
+//! enters and removes them.
 //!
-//! `job-init` enters them, starts the program, and goes back: what it starts is in them from its
-//! first instruction, and it stays out of the way of the kernel's search for whom to kill when
-//! memory runs out.
+//! `job-init` enters the groups, starts the program, and leaves them again. So the program is in
+//! them from its first instruction, and `job-init` stays outside: the kernel does not consider it
+//! when memory runs out and it looks for a process to kill.
 
 use std::fs;
 use std::io;
@@ -11,37 +11,39 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// The file by which a process enters a group.
+/// The file that a process writes to enter a group.
 const PROCESSES: &str = "cgroup.procs";
 
-/// Tries to make and enter a group: somebody who sweeps empty ones may come between.
+/// How often making and entering a group is tried: another process that sweeps empty groups may
+/// remove it in between.
 const TRIES: u32 = 3;
 
-/// How long a group may be busy after its last process was reaped, in tries a millisecond apart.
+/// How often removing a group is tried, a millisecond apart: it may be busy after its last process
+/// was reaped.
 const REMOVE_TRIES: u32 = 200;
 
 /// One group, in one hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in super::super) struct Group {
-    /// Where `job-init` is before and after.
+    /// The group that `job-init` is in before and after.
     pub(in super::super) home: PathBuf,
-    /// The group.
+    /// The folder of the job's group.
     pub(in super::super) folder: PathBuf,
-    /// Its files and what is written to them. Those with `false` may be missing.
+    /// The group's files, and what is written to them. A file with `false` may be missing.
     pub(in super::super) settings: Vec<(String, String, bool)>,
 }
 
-/// What bounds a job.
+/// The control groups that limit a job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(in super::super) struct Bounds {
     pub(in super::super) groups: Vec<Group>,
-    /// The file that counts whom the kernel killed for want of memory, and how many bytes there
-    /// were.
+    /// The file that counts the processes that the kernel killed for lack of memory, and the memory
+    /// limit in bytes.
     pub(in super::super) memory: Option<(PathBuf, u64)>,
 }
 
 impl Bounds {
-    /// Makes the groups and brings this process into them.
+    /// Makes the groups and moves this process into them.
     pub(super) fn enter(&self) -> Result<(), String> {
         self.groups.iter().try_for_each(|group| {
             let mut tries = 1;
@@ -63,7 +65,7 @@ impl Bounds {
         })
     }
 
-    /// Brings this process back; what it started stays.
+    /// Moves this process back; the processes that it started stay.
     pub(super) fn leave(&self) -> Result<(), String> {
         self.groups.iter().try_for_each(|group| {
             enter(&group.home)
@@ -71,7 +73,8 @@ impl Bounds {
         })
     }
 
-    /// The bytes of memory that were not enough, if that is what killed one of the job's processes.
+    /// Returns the memory limit in bytes, if the kernel killed one of the job's processes for
+    /// exceeding it.
     pub(super) fn out_of_memory(&self) -> Option<u64> {
         let (counter, limit) = self.memory.as_ref()?;
         let text = fs::read_to_string(counter).ok()?;
@@ -79,7 +82,7 @@ impl Bounds {
         (killed.trim() != "0").then_some(*limit)
     }
 
-    /// Removes the groups. Every process that was in them has been reaped.
+    /// Removes the groups. Every process in them must have been reaped.
     pub(super) fn remove(&self) {
         for group in &self.groups {
             for _ in 0..REMOVE_TRIES {
@@ -88,7 +91,7 @@ impl Bounds {
                         let moment = rustix::event::Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
                         let _ = rustix::event::poll(&mut [], Some(&moment));
                     }
-                    // What cannot be removed is swept at the next start.
+                    // A group that cannot be removed is swept at the daemon's next start.
                     _ => break,
                 }
             }
@@ -110,6 +113,6 @@ impl Group {
 }
 
 fn enter(folder: &Path) -> io::Result<()> {
-    // The process that writes.
+    // 0 stands for the process that writes.
     fs::write(folder.join(PROCESSES), "0")
 }

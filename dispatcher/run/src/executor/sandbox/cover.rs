@@ -1,9 +1,10 @@
-//! What of this machine no job sees: Ion's own state, and embedded stores that lie elsewhere.
+//! The places of this machine that no job sees: Ion's own state, and embedded stores that lie
+//! elsewhere.
 //!
-//! A module works with its tree. Whoever could open the database or another job's staged files
-//! could change what others have made, whatever their permissions say: jobs of one daemon have the
-//! same user. So an empty place is mounted over them in each job's namespaces. What the module's
-//! own program needs of a covered folder is shown again.
+//! A module works with its tree. A job that could open the database or another job's staged files
+//! could change what others have made, whatever the permissions: all jobs of one daemon have the
+//! same user. So an empty place is mounted over these paths in each job's namespaces. The parts of
+//! a covered folder that the module's own program needs are shown again.
 
 mod aliases;
 
@@ -21,25 +22,25 @@ use serde::{Deserialize, Serialize};
 use self::aliases::aliases;
 use super::root::{EMPTY_FILE, EMPTY_FOLDER, below, made, said, tmpfs};
 
-/// Where a covering folder is prepared that shows something.
+/// Where a cover that shows something is prepared.
 const PREPARED: &str = "/cover";
 
-/// Beside a database's file, what SQLite keeps of it.
+/// The suffixes of a database's files: SQLite keeps two files beside the database.
 const BESIDE_DATABASE: [&str; 3] = ["", "-wal", "-shm"];
 
-/// A place that is empty for a job.
+/// A path that is empty for a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cover {
-    /// Where it is, without a link on the way.
+    /// Its path, without symbolic links.
     path: PathBuf,
-    /// Of a folder: its device and inode. Somebody who may rename what is above it could put
+    /// Its device and inode, if it is a folder. A user who may rename a folder above it could put
     /// another one in its place.
     folder: Option<(u64, u64)>,
-    /// What below it is there all the same.
+    /// The paths below it that stay visible.
     shown: Vec<PathBuf>,
 }
 
-/// All that is covered for the jobs of one daemon.
+/// All covers for the jobs of one daemon.
 #[derive(Clone, Debug, Default)]
 pub struct Covers {
     home: PathBuf,
@@ -47,11 +48,11 @@ pub struct Covers {
 }
 
 impl Covers {
-    /// The home, which must be there, and where else the stores are: folders of blobs and files of
-    /// databases; each wherever its disk is mounted now.
+    /// Covers the home, which must exist, and the `stores` elsewhere (folders of blobs and files of
+    /// databases), each at every place where its disk is mounted now.
     ///
     /// # Errors
-    /// When one of them cannot be looked at.
+    /// If one of them cannot be inspected.
     pub fn new(home: &Path, stores: &[PathBuf]) -> io::Result<Self> {
         let found = |path: &Path| {
             let named = |error: io::Error| {
@@ -67,7 +68,7 @@ impl Covers {
                 continue;
             }
             if store.is_dir() {
-                // The home may lie in it, and is covered with it then.
+                // If the home lies in this store, the store's cover covers the home, too.
                 places.retain(|place| !place.path.starts_with(&store));
                 places.push(Cover::of(store)?);
                 continue;
@@ -93,8 +94,8 @@ impl Covers {
         Ok(Self { home, places })
     }
 
-    /// For a program in `directory`: it and what lies beside it stay visible, also where they are
-    /// below the home.
+    /// Returns the covers for a program that runs in `directory`: that folder and the program's own
+    /// stay visible with all that lies in them, also below the home.
     pub fn around(&self, directory: &Path, program: Option<&str>) -> Vec<Cover> {
         let mut places = self.places.clone();
         let folder = |program: &str| Path::new(program).parent().map(Path::to_owned);
@@ -112,14 +113,15 @@ impl Covers {
         places
     }
 
-    /// What of a covered folder a program sees that lies in the folder `inside` of it.
+    /// Returns the paths of a covered folder that stay visible to a program in its subfolder
+    /// `inside`.
     fn shown(&self, covered: &Path, inside: &Path) -> Vec<PathBuf> {
         match inside.components().next() {
             Some(first) if covered == self.home && is_state(first.as_os_str()) => vec![],
             Some(_) => vec![covered.join(inside)],
-            // Blobs have any name: what is none of them cannot be told.
+            // Blobs may have any name, so other files cannot be told from them.
             None if covered != self.home => vec![],
-            // Beside the state itself: all that is none.
+            // In the home itself: everything but Ion's state.
             None => {
                 let entries = std::fs::read_dir(covered).into_iter().flatten().flatten();
                 let others = entries.filter(|entry| !is_state(&entry.file_name()));
@@ -135,7 +137,8 @@ impl Cover {
         Ok(Self { path: folder, folder: Some((metadata.dev(), metadata.ino())), shown: vec![] })
     }
 
-    /// The same place as seen through other mounts, and what of it is mounted elsewhere.
+    /// Returns covers for the same place as seen through other mounts, and for parts of it that are
+    /// mounted elsewhere.
     fn elsewhere(&self, mounts: &str) -> Vec<Self> {
         let seen = aliases(&self.path, mounts).into_iter().filter(|path| path.exists());
         match self.folder {
@@ -147,15 +150,16 @@ impl Cover {
         }
     }
 
-    /// Whether another place is this folder, or one below it, and not what was mounted over it.
+    /// Returns whether another place is this folder or one below it (on the same device), and not
+    /// something that was mounted over it.
     fn is_or_holds(&self, other: &Self) -> bool {
         matches!((self.folder, other.folder), (Some((device, _)), Some((other, _))) if device == other)
     }
 
-    /// Covers the place in the new root. The host's whole root is still at `/host`.
+    /// Mounts the cover in the new root. The host's whole root is still at `/host`.
     pub(super) fn lay(&self) -> Result<(), String> {
         let Some(place) = self.open()? else { return Ok(()) };
-        // By the descriptor: a path could lead elsewhere by now.
+        // The mount uses the descriptor: a path could lead elsewhere by now.
         let at = format!("/new/proc/self/fd/{}", place.as_raw_fd());
         let failed = || said("an empty place cannot be laid over", &self.path);
         match (self.folder, self.shown.is_empty()) {
@@ -173,7 +177,7 @@ impl Cover {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = rustix::fs::open(at, flags, Permissions::empty());
         let Some((device, inode)) = self.folder else {
-            // A database that has no such file at this moment.
+            // The database may have no such file at this moment.
             return Ok(opened.ok());
         };
         let place =
@@ -181,14 +185,14 @@ impl Cover {
         let found = rustix::fs::fstat(&place).map_err(said("cannot look at", &self.path))?;
         if (found.st_dev, found.st_ino) != (device, inode) {
             return Err(format!(
-                "{} is another folder than when the daemon started; move it back, or start the daemon anew",
+                "{} is another folder than when the daemon started; move it back, or restart the daemon",
                 self.path.display()
             ));
         }
         Ok(Some(place))
     }
 
-    /// A folder that shows nothing but what it is to show.
+    /// Prepares a read-only folder that shows only the `shown` paths.
     fn prepare(&self) -> Result<(), String> {
         let prepared = Path::new(PREPARED);
         if !prepared.is_dir() {
@@ -234,7 +238,7 @@ mod tests {
         }
         let covers = Covers::new(&home, &[home.join("blobs"), home.join("ion.db")]).unwrap();
         assert_eq!(covers.places.len(), 1, "the stores are below the home");
-        // A folder that holds the home needs nothing of it.
+        // A program in a folder above the home needs nothing of the home.
         assert!(shown(&covers, &root, Some("/bin/sh")).is_empty());
         assert_eq!(shown(&covers, &home.join("mine/deep"), None), [home.join("mine/deep")]);
         assert_eq!(shown(&covers, &home, None), [home.join("mine"), home.join("pipeline.yaml")]);

@@ -1,5 +1,5 @@
 //! The fork server, and the `job-init`s that it forks: each makes a job's namespaces and is the
-//! first process in them. One thread, no runtime.
+//! first process in them. Both have one thread and no async runtime.
 
 use std::fs::File;
 use std::io;
@@ -20,17 +20,17 @@ use rustix::thread::UnshareFlags;
 use super::root::Made;
 use super::{BUNDLE, Command, Container, Exit, Mode, Order, Report, receive, rights, root, send};
 
-/// How often orphans that ended are reaped while the module runs.
+/// How often orphans that have ended are reaped while the module runs.
 const REAP_EVERY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// The runtime's own words, in the bundle's folder.
+/// The runtime's log file, in the bundle's folder.
 const RUNTIME_LOG: &str = "log";
 
-/// Where the runtime finds what it starts: nothing but itself.
+/// The runtime's `PATH`. The runtime starts no other program but itself.
 const RUNTIME_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Runs as the fork server: its standard input is the socket by which the daemon asks for a
-/// `job-init`. Ends the process.
+/// `job-init`. It never returns, but exits the process.
 pub fn main() -> ! {
     let requests = rustix::stdio::stdin();
     let mut forked = false;
@@ -49,7 +49,7 @@ pub fn main() -> ! {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The daemon is gone. Each `job-init` sees that by itself.
+                // The daemon is gone. Each `job-init` notices that by itself.
                 _ => std::process::exit(0),
             }
         }
@@ -63,9 +63,9 @@ pub fn main() -> ! {
     }
 }
 
-/// What the module writes to, and reads.
+/// The module's standard streams.
 struct Streams {
-    /// None: nothing is to be read.
+    /// None: the module reads from `/dev/null`.
     stdin: Option<OwnedFd>,
     stdout: OwnedFd,
     stderr: Option<OwnedFd>,
@@ -105,7 +105,8 @@ fn fork(socket: OwnedFd, streams: Streams, command: Command) {
     }
 }
 
-/// Runs as `job-init`: its standard input becomes the socket to the daemon. Ends the process.
+/// Runs as `job-init`: its standard input becomes the socket to the daemon. It never returns, but
+/// exits the process.
 fn init(socket: OwnedFd, streams: Streams, command: Command, owner: (u32, u32)) -> ! {
     let Streams { stdin, stdout, stderr } = streams;
     let ready = || -> io::Result<OwnedFd> {
@@ -113,7 +114,8 @@ fn init(socket: OwnedFd, streams: Streams, command: Command, owner: (u32, u32)) 
         rustix::stdio::dup2_stdout(&stdout)?;
         rustix::stdio::dup2_stderr(stderr.as_ref().unwrap_or(&stdout))?;
         rustix::process::setpgid(None, None)?;
-        // In a process group of its own: what is sent to the daemon's does not come here.
+        // This process need not ignore any signal: it has a process group of its own, so the
+        // signals sent to the daemon's group do not reach it.
         sys::hear_ignored_signals();
         Ok(rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?)
     };
@@ -137,11 +139,11 @@ fn init(socket: OwnedFd, streams: Streams, command: Command, owner: (u32, u32)) 
     std::process::exit(code)
 }
 
-/// Why the module does not run, in words.
+/// The reason why the module does not run, in words.
 enum Fault {
-    /// It may run at another time.
+    /// A retry may succeed.
     Passing(String),
-    /// It never will.
+    /// No retry can succeed.
     Lasting(String),
 }
 
@@ -160,14 +162,14 @@ fn say(socket: BorrowedFd<'_>, what: &Report, descriptors: &[OwnedFd]) -> Result
     report(socket, what, descriptors).map_err(|error| format!("the daemon is gone: {error}"))
 }
 
-/// The next order; none when the daemon is gone.
+/// Receives the next order; none when the daemon is gone.
 fn order(socket: BorrowedFd<'_>) -> Option<Order> {
     let (text, _) = receive(socket).ok()?;
     serde_json::from_slice(&text).ok()
 }
 
-/// From here to the end of all that the module starts. The first thing said carries `this`, a
-/// descriptor of this process.
+/// Prepares the sandbox, starts the module and stays until everything that it started has ended.
+/// The first report carries `this`, a descriptor of this process.
 fn serve(
     socket: BorrowedFd<'_>,
     this: OwnedFd,
@@ -175,7 +177,7 @@ fn serve(
     stdin: Option<OwnedFd>,
     owner: (u32, u32),
 ) -> Result<(), Fault> {
-    // Now: while the root is made, there is no /dev.
+    // Opened now, because there is no /dev while the root is made.
     let nowhere = File::options().write(true).open("/dev/null");
     let nowhere = nowhere.map_err(|error| format!("/dev/null cannot be opened: {error}"))?;
     match command.mode {
@@ -186,7 +188,8 @@ fn serve(
         }
         Mode::Root => {}
     }
-    // The module may be of the same user, and this process has what the module is not to have.
+    // The module may have the same user, and must not read this process, which has rights and
+    // secrets that the module must not have.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| error.to_string())?;
     let Made { device, read_ahead } = match command.mode {
         Mode::Plain => Made { device: None, read_ahead: None },
@@ -197,12 +200,12 @@ fn serve(
         let prepared = if device.is_some() { Report::Mounted } else { Report::Ready };
         let descriptors: Vec<_> = known_by.take().into_iter().chain(device).collect();
         say(socket, &prepared, &descriptors)?;
-        // The device, too: held here, the tree would not end with the daemon, and this process
-        // might wait for an answer.
+        // The device is closed, too: if it stayed open here, the tree would not end with the
+        // daemon, and this process might wait for an answer.
         drop(descriptors);
         match order(socket) {
             Some(Order::Go) => {}
-            // The daemon is gone, or gave up before it began.
+            // The daemon is gone, or gave up before the start.
             _ => return Ok(()),
         }
         if let Some(settings) = &read_ahead {
@@ -220,7 +223,7 @@ fn serve(
     let said = let_go_of_output(&nowhere)
         .and_then(|()| say(socket, &Report::Started, known_by.as_slice()));
     if said.is_err() {
-        // The daemon died meanwhile: nothing may go on without it.
+        // The daemon died meanwhile: nothing may continue without it.
         end_all(&command, child);
         if let Some(container) = &command.container {
             container.bounds.remove();
@@ -231,15 +234,16 @@ fn serve(
     Ok(supervise(socket, &command, child)?)
 }
 
-/// Maps the user and the group to themselves: the module sees its own uid, and files keep their
-/// owner.
+/// Maps the user and the group to themselves, so that the module sees its own uid, and files keep
+/// their owner.
 fn stay((uid, gid): (u32, u32)) -> io::Result<()> {
     std::fs::write("/proc/self/setgroups", "deny")?;
     std::fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
     std::fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))
 }
 
-/// Stays until the module and all it started have ended.
+/// Waits until the module and every process it started have ended, and obeys the daemon's orders
+/// meanwhile.
 fn supervise(socket: BorrowedFd<'_>, command: &Command, child: Pid) -> Result<(), String> {
     let ended = rustix::process::pidfd_open(child, PidfdFlags::empty())
         .map_err(|error| error.to_string())?;
@@ -254,7 +258,7 @@ fn supervise(socket: BorrowedFd<'_>, command: &Command, child: Pid) -> Result<()
                 Some(Order::Kill) => signal_all(command, child, Signal::KILL),
                 Some(_) => {}
                 None => {
-                    // The daemon died: nothing may go on without it.
+                    // The daemon died: nothing may continue without it.
                     signal_all(command, child, Signal::KILL);
                     break;
                 }
@@ -275,13 +279,14 @@ fn supervise(socket: BorrowedFd<'_>, command: &Command, child: Pid) -> Result<()
     Ok(())
 }
 
-/// Waits until the daemon drops the sandbox. Nothing is left to be seen of a program without a
-/// tree, and the end of its namespaces takes a processor from those that go on.
+/// Waits until the daemon drops the sandbox. A program without a tree leaves nothing visible
+/// behind, and removing its namespaces now would take processor time from the processes that still
+/// run.
 fn stay_until_let_go(socket: BorrowedFd<'_>) {
     while order(socket).is_some() {}
 }
 
-/// What is to be said of a container's end. Its control groups are removed.
+/// Returns the report of a container's end. Removes its control groups.
 fn end_of(container: &Container, exit: Exit) -> Report {
     let out_of_memory = container.bounds.out_of_memory();
     container.bounds.remove();
@@ -295,7 +300,7 @@ fn end_of(container: &Container, exit: Exit) -> Report {
     }
 }
 
-/// What the runtime said in its log when it could not do its work.
+/// Returns the first error in the runtime's log: why it could not do its work.
 fn runtime_error() -> Option<String> {
     let log = std::fs::read_to_string(Path::new(BUNDLE).join(RUNTIME_LOG)).ok()?;
     let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
@@ -303,13 +308,14 @@ fn runtime_error() -> Option<String> {
     errors.filter_map(|line| line["msg"].as_str().map(str::to_owned)).next()
 }
 
-/// What the module writes to ends with the module, and not with those who wait for it.
+/// Replaces this process's copies of the module's output by `nowhere`, so that the output ends with
+/// the module, and not with the `job-init` that waits for it.
 fn let_go_of_output(nowhere: &File) -> Result<(), String> {
     rustix::stdio::dup2_stdout(nowhere).map_err(|error| error.to_string())?;
     rustix::stdio::dup2_stderr(nowhere).map_err(|error| error.to_string())
 }
 
-/// Starts the runtime, which makes the container and stays as long as it does.
+/// Starts the runtime, which makes the container and stays as long as the container does.
 fn start_container(
     container: &Container,
     command: &Command,
@@ -379,7 +385,7 @@ fn start_module(command: &Command, stdin: Option<OwnedFd>) -> Result<Pid, Fault>
             "program {program:?} is not executable; allow it with `chmod +x {program}`"
         )),
         _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => Fault::Lasting(
-            format!("program {program:?} is no executable: a script needs a first line such as #!/bin/sh"),
+            format!("program {program:?} is not an executable file: a script needs a first line such as #!/bin/sh"),
         ),
         _ => Fault::Passing(format!("program {program:?} cannot be started: {error}")),
     })?;
@@ -387,7 +393,7 @@ fn start_module(command: &Command, stdin: Option<OwnedFd>) -> Result<Pid, Fault>
         .ok_or_else(|| Fault::Passing("the module has no process id".into()))
 }
 
-/// Reaps whatever ended; the module's status when it was among them.
+/// Reaps every process that has ended; returns the module's status if it was among them.
 fn reap(module: Pid) -> Option<WaitStatus> {
     let mut found = None;
     while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
@@ -405,8 +411,8 @@ fn exit_of(status: WaitStatus) -> Exit {
     }
 }
 
-/// Asks the job to end. In a container that is its first process's to hear, as on a cluster: the
-/// runtime passes it on.
+/// Asks the job to end. In a container only the first process receives the signal, as on a cluster:
+/// the runtime passes it on.
 fn terminate(command: &Command, module: Pid) {
     if let Some(container) = &command.container {
         let signal = sys::signal(container.signal).unwrap_or(Signal::TERM);
@@ -416,7 +422,7 @@ fn terminate(command: &Command, module: Pid) {
     }
 }
 
-/// Signals every process of the job.
+/// Sends a signal to every process of the job.
 fn signal_all(command: &Command, module: Pid, signal: Signal) {
     if command.mode == Mode::Plain {
         let _ = rustix::process::kill_process_group(module, signal);
@@ -428,22 +434,24 @@ fn signal_all(command: &Command, module: Pid, signal: Signal) {
     }
 }
 
-/// Kills what the module left behind and waits until it is gone.
+/// Kills the processes that the module left behind and waits until they are gone.
 fn end_all(command: &Command, module: Pid) {
     loop {
         signal_all(command, module, Signal::KILL);
         match rustix::process::wait(WaitOptions::empty()) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => {}
-            // No children left: whoever was orphaned came to us first.
+            // No children are left: every orphan had become a child of this process before.
             Err(_) => return,
         }
-        // Each round of signals looks at every process of the machine: one for many that have died.
+        // Each round of signals walks all processes of the machine: one round serves many that have
+        // died.
         while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
     }
 }
 
-/// This process's children: the module's orphans among them, as it is their subreaper.
+/// Returns this process's children. The module's orphans are among them, as this process is their
+/// subreaper.
 fn children() -> Vec<Pid> {
     let list = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
     list.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()

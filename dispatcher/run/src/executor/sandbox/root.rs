@@ -1,15 +1,16 @@
-//! The root of a job's mount namespace: what of the machine its processes see.
+//! The root of a job's mount namespace: the part of the machine that the job's processes see.
 //!
 //! | place | a program of root | one that is `privileged` | of an ordinary user | a container's runtime |
 //! | --- | --- | --- | --- | --- |
 //! | `/proc` | its own; settings read-only | its own | its own | its own |
 //! | `/dev` | terminals, random numbers, GPUs | the machine's | the machine's | the machine's |
 //! | `/sys` | the machine's, read-only | the machine's | the machine's | the machine's |
-//! | Ion's state | empty | empty | empty | never seen: it makes another root |
+//! | Ion's state | empty | empty | empty | never seen: the runtime makes another root |
 //! | all else | the machine's | the machine's | the machine's | the machine's |
 //!
 //! The machine's `/proc` is nowhere in it, not even below another mount: it shows the daemon's
-//! environment and memory. An ordinary user may not write what is closed to root, as it is root's.
+//! environment and memory. Nothing needs to be closed to an ordinary user's program: what is closed
+//! to root's programs belongs to root, so an ordinary user may not write it anyway.
 
 use std::fs::{self, File};
 use std::io;
@@ -24,11 +25,12 @@ use rustix::mount::{self, MountFlags, MountPropagationFlags, UnmountFlags};
 use super::rights::{Rights, bound_processes};
 use super::{BUNDLE, Command, Container, Mode, ROOTFS};
 
-/// An empty folder and an empty file, read-only, while the root is built: what covers others.
+/// An empty folder and an empty file, read-only, that are mounted over other places while the root
+/// is built.
 pub(super) const EMPTY_FOLDER: &str = "/empty";
 pub(super) const EMPTY_FILE: &str = "/nothing";
 
-/// What of `/proc` and `/sys` is read only by people who repair the machine.
+/// The paths of `/proc` and `/sys` that are masked: only people who repair the machine read them.
 pub(in super::super) const MASKED: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
@@ -44,37 +46,38 @@ pub(in super::super) const MASKED: [&str; 12] = [
     "/sys/devices/virtual/powercap",
 ];
 
-/// What of `/proc` changes the machine when it is written; root may, whatever its capabilities.
+/// The paths of `/proc` that change the machine when they are written; root may write them,
+/// whatever its capabilities.
 pub(in super::super) const READ_ONLY: [&str; 5] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// More of it that only programs of this machine could reach: a container's runtime knows no more
-/// than these.
+/// More such paths of `/proc`, for programs of this machine only: a container's runtime knows only
+/// the others.
 const READ_ONLY_TOO: [&str; 3] = ["/proc/driver", "/proc/dynamic_debug", "/proc/mtrr"];
 
-/// Character devices that programs expect, and those of GPUs and their like. No disk, no terminal
-/// of anybody's, no memory.
+/// The character devices that programs expect, and those of GPUs and similar hardware. No disk, no
+/// user's terminal, no memory.
 const DEVICES: [&str; 11] =
     ["null", "zero", "full", "random", "urandom", "tty", "fuse", "kfd", "dxg", "dri", "accel"];
 
-/// What the names of further GPUs begin with.
+/// The prefix of the names of further GPUs.
 const NVIDIA: &str = "nvidia";
 
-/// What a root was made with.
+/// The descriptors that come from making a root.
 pub(super) struct Made {
-    /// The device that serves the tree, if there is one.
+    /// The FUSE device by which the daemon serves the tree, if there is a tree.
     pub(super) device: Option<OwnedFd>,
-    /// `/sys/class/bdi`, which the namespace itself may show read-only.
+    /// `/sys/class/bdi` of the host: the namespace itself may show it read-only.
     pub(super) read_ahead: Option<OwnedFd>,
 }
 
-/// What went wrong with a path, in words.
+/// Returns a function that describes an error with a path, in words.
 pub(super) fn said(what: &str, path: &Path) -> impl FnOnce(rustix::io::Errno) -> String {
     let text = format!("{what} {}", path.display());
     move |error| format!("{text}: {}", io::Error::from(error))
 }
 
-/// An absolute path, in another root.
+/// Returns an absolute path below another root.
 pub(super) fn below(root: &str, path: &Path) -> PathBuf {
     Path::new(root).join(path.strip_prefix("/").unwrap_or(path))
 }
@@ -83,7 +86,7 @@ pub(super) fn made(folder: &Path) -> Result<(), String> {
     fs::create_dir(folder).map_err(|error| format!("{} cannot be made: {error}", folder.display()))
 }
 
-/// A small tmpfs that holds what this namespace alone sees.
+/// Mounts a small tmpfs, for files that this namespace alone sees.
 pub(super) fn tmpfs(at: &Path) -> Result<(), String> {
     small_tmpfs(at, MountFlags::NOSUID | MountFlags::NODEV)
 }
@@ -93,15 +96,15 @@ fn small_tmpfs(at: &Path, flags: MountFlags) -> Result<(), String> {
         .map_err(said("a tmpfs cannot be mounted at", at))
 }
 
-/// Whether the module is a program of root that keeps few rights: then files of root's are closed
-/// to it that no capability guards.
+/// Returns whether the module is a program of root that keeps few rights: then files of root are
+/// closed to it that no capability protects.
 fn is_confined(command: &Command) -> bool {
     command.mode == Mode::Root && command.rights == Rights::Few && command.container.is_none()
 }
 
-/// Makes a root of this mount namespace's own: what is in the host's but for [what no job
+/// Makes a new root for this mount namespace: the content of the host's root without [what no job
 /// sees](super::cover), the tree where the command wants it, and its container's bundle. The host's
-/// root is left as it is: nothing is made or mounted there.
+/// root stays unchanged: nothing is made or mounted there.
 pub(super) fn build(command: &Command, owner: (u32, u32)) -> Result<Made, String> {
     let name = match &command.mount_at {
         None => None,
@@ -153,11 +156,11 @@ pub(super) fn build(command: &Command, owner: (u32, u32)) -> Result<Made, String
     Ok(Made { device, read_ahead })
 }
 
-/// Changes the root to a small place where the host's whole root is at `/host` and the new one,
+/// Changes the root to a small tmpfs where the host's whole root is at `/host` and the new one,
 /// still empty, at `/new`. The new one may hold devices if it is `confined`.
 fn begin(confined: bool) -> Result<(), String> {
     let (root, base) = (Path::new("/"), Path::new("/tmp"));
-    // What is mounted from here on must not reach the host.
+    // No mount from here on may propagate to the host.
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount::mount_change(root, private).map_err(said("mounts cannot be made private at", root))?;
     tmpfs(base)?;
@@ -185,23 +188,23 @@ fn read_only(at: &Path) -> Result<(), String> {
     mount::mount_remount(at, flags, c"").map_err(said("cannot be made read-only:", at))
 }
 
-/// Gives the namespace a `/proc` where its processes have numbers of their own, and no others are.
+/// Mounts a `/proc` that shows only the processes of this namespace, with pids of their own.
 fn mount_proc(new: &Path) -> Result<(), String> {
     let at = new.join("proc");
     made(&at)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     match mount::mount("proc", &at, "proc", flags, None) {
         Ok(()) => Ok(()),
-        // In some containers no other /proc than theirs may be mounted. What is the daemon's in it
-        // is closed to the module all the same: the daemon has capabilities that the module has
-        // not, and cannot be dumped.
+        // In some containers no new /proc may be mounted, only the container's own. The daemon's
+        // entries in it are closed to the module all the same: the daemon has capabilities that the
+        // module lacks, and cannot be dumped.
         Err(_) => {
             mount::mount_bind_recursive("/host/proc", &at).map_err(said("cannot be shown:", &at))
         }
     }
 }
 
-/// Makes what programs need of `/dev`.
+/// Makes the part of `/dev` that programs need.
 fn make_devices(dev: &Path) -> Result<(), String> {
     made(dev)?;
     let failed =
@@ -212,7 +215,7 @@ fn make_devices(dev: &Path) -> Result<(), String> {
         let to = dev.join(&name);
         let kind = entry.file_type().map_err(failed)?;
         if kind.is_symlink() {
-            // To /proc/self/fd, and to the journal's socket.
+            // Such links lead to /proc/self/fd and to the journal's socket.
             std::os::unix::fs::symlink(fs::read_link(&from).map_err(failed)?, &to)
                 .map_err(failed)?;
             continue;
@@ -231,14 +234,14 @@ fn make_devices(dev: &Path) -> Result<(), String> {
     made(&pts)?;
     made(&shm)?;
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
-    // Terminals of its own: others' could be read and written.
+    // A new devpts instance: the terminals of others could be read and written.
     let options = c"newinstance,ptmxmode=0666,mode=0620";
     mount::mount("devpts", &pts, "devpts", flags, Some(options))
         .map_err(said("terminals cannot be mounted at", &pts))?;
     let ptmx = dev.join("ptmx");
     let _ = fs::remove_file(&ptmx);
     std::os::unix::fs::symlink("pts/ptmx", ptmx).map_err(failed)?;
-    // Goes with the job, whatever is left in it.
+    // A tmpfs of its own, which goes with the job, whatever is left in it.
     mount::mount("shm", &shm, "tmpfs", flags | MountFlags::NODEV, Some(c"mode=1777"))
         .map_err(said("shared memory cannot be mounted at", &shm))
 }
@@ -249,24 +252,24 @@ fn make_device(from: &Path, to: &Path) -> io::Result<()> {
     let mode = device.permissions().mode() & 0o777;
     match rustix::fs::mknodat(CWD, to, kind, Permissions::from_raw_mode(mode), device.rdev()) {
         Ok(()) => {}
-        // Root of a user namespace makes none.
+        // Root of a user namespace may not make devices, so the host's device is bound.
         Err(rustix::io::Errno::PERM) => {
             File::create(to)?;
             return Ok(mount::mount_bind(from, to)?);
         }
         Err(error) => return Err(error.into()),
     }
-    // Whatever this process masks.
+    // The umask of this process must not change the mode.
     fs::set_permissions(to, fs::Permissions::from_mode(mode))?;
     std::os::unix::fs::chown(to, Some(device.uid()), Some(device.gid()))
 }
 
-/// Closes what of `/proc` and `/sys` root could change the machine with.
+/// Closes the paths of `/proc` and `/sys` by which root could change the machine.
 fn close_settings() -> Result<(), String> {
     let sysfs = Path::new("/new/sys");
     if sys::make_read_only(sysfs).is_err() {
-        // Before Linux 5.12 only one mount at a time can be: then nothing is shown that is mounted
-        // below.
+        // Linux before 5.12 can make only single mounts read-only: then the mounts below `/sys` are
+        // not shown.
         mount::unmount(sysfs, UnmountFlags::DETACH).map_err(said("cannot be let go:", sysfs))?;
         mount::mount_bind("/host/sys", sysfs).map_err(said("cannot be bound:", sysfs))?;
         read_only(sysfs)?;
@@ -283,13 +286,13 @@ fn close_settings() -> Result<(), String> {
     Ok(())
 }
 
-/// Mounts the tree below the new root. Gives the device that serves it.
+/// Mounts the tree below the new root. Returns the device that serves it.
 fn mount_tree(name: &str, (uid, gid): (u32, u32)) -> Result<OwnedFd, String> {
     let tree = Path::new("/new").join(name);
     made(&tree)?;
     let device = open_device()?;
-    // Nobody but the job's processes sees this mount; some of them may be other users, if the
-    // module is root's.
+    // Only the job's processes see this mount; some of them may be other users, if the module runs
+    // as root.
     let options = format!(
         "fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions,allow_other",
         device.as_raw_fd()
@@ -306,17 +309,18 @@ fn mount_tree(name: &str, (uid, gid): (u32, u32)) -> Result<OwnedFd, String> {
     Ok(device)
 }
 
-/// Lays a container's bundle below the new root. The runtime keeps its state there, too. Its image
-/// is shown read-only, as others share it: all that is to be mounted on is there.
+/// Makes a container's bundle below the new root. The runtime keeps its state there, too. The image
+/// is bound read-only, as other jobs share it: every place that something is mounted on exists in
+/// it already.
 fn lay_bundle(container: &Container, tree: Option<&str>) -> Result<(), String> {
     let (bundle, rootfs) = (below("/new", Path::new(BUNDLE)), below("/new", Path::new(ROOTFS)));
     made(&bundle)?;
-    // Not a part of the root, which becomes read-only.
+    // A mount of its own, because the root becomes read-only.
     tmpfs(&bundle)?;
     made(&rootfs)?;
     let image = below("/host", &container.rootfs);
     match tree {
-        // It has no place for the tree: it gets a root of its own that has.
+        // The image has no folder for the tree: the container gets a new root that has one.
         Some(name) if !image.join(name).is_dir() => {
             tmpfs(&rootfs)?;
             for entry in fs::read_dir(&image).map_err(|error| error.to_string())? {
@@ -343,18 +347,19 @@ fn lay_bundle(container: &Container, tree: Option<&str>) -> Result<(), String> {
     let config = [("config.json".to_owned(), container.config.clone())];
     for (name, text) in config.iter().chain(&container.files) {
         let file = bundle.join(name);
-        // Whatever this process masks, and whoever reads it in the container.
+        // The umask of this process must not change the mode, and every user in the container may
+        // read the file.
         let written = fs::write(&file, text)
             .and_then(|()| fs::set_permissions(&file, fs::Permissions::from_mode(0o644)));
         written.map_err(|error| format!("the container's {name} cannot be written: {error}"))?;
     }
-    // A runtime may refuse a machine that has both versions of control groups: it has nothing to do
-    // with them here.
+    // A runtime may refuse a machine that has both versions of control groups, so the second is
+    // hidden: the runtime does not use control groups here.
     let second = Path::new("/new/sys/fs/cgroup/unified");
     if second.is_dir() { tmpfs(second) } else { Ok(()) }
 }
 
-/// Makes one entry of the host's root appear in the new one.
+/// Makes one entry of the host's root visible in the new one.
 fn carry_over(from: &Path, to: &Path) -> Result<(), String> {
     let failed =
         |error: io::Error| format!("{} cannot be shown to the module: {error}", from.display());
@@ -372,7 +377,7 @@ fn carry_over(from: &Path, to: &Path) -> Result<(), String> {
 }
 
 fn open_device() -> Result<OwnedFd, String> {
-    // The host's own.
+    // The host's own device: the new root may have no /dev yet.
     rustix::fs::open("/host/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Permissions::empty())
         .map_err(|error| {
             let way_out = match error {

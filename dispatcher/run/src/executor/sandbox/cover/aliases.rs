@@ -1,5 +1,5 @@
-//! The same folder elsewhere: a disk may be mounted in several places, or a part of it bound to
-//! another one.
+//! Other paths of the same folder: a disk may be mounted in several places, or a part of it bound
+//! to another one.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
@@ -7,19 +7,20 @@ use std::path::{Path, PathBuf};
 
 /// One mount of this process's namespace.
 struct Mount {
-    /// Which filesystem.
+    /// The filesystem's device.
     device: String,
-    /// What of it.
+    /// The folder of the filesystem that is mounted.
     part: PathBuf,
-    /// Where.
+    /// Where it is mounted.
     at: PathBuf,
 }
 
-/// Where else the folder can be seen, or what is below it, as `/proc/self/mountinfo` says. Whether
-/// it is what it seems is for the caller to see: another mount may cover it.
+/// Returns the other paths where the folder, or a folder below it, can be seen, as
+/// `/proc/self/mountinfo` says. The caller checks that each is what it seems: another mount may
+/// cover it.
 pub(super) fn aliases(folder: &Path, mountinfo: &str) -> Vec<PathBuf> {
     let mounts: Vec<Mount> = mountinfo.lines().filter_map(mount).collect();
-    // Of two at one place the later one is seen.
+    // Of two mounts at one place the later one is visible.
     let own = mounts
         .iter()
         .filter(|mount| folder.starts_with(&mount.at))
@@ -30,21 +31,22 @@ pub(super) fn aliases(folder: &Path, mountinfo: &str) -> Vec<PathBuf> {
     let others = mounts.iter().filter(|mount| mount.device == own.device);
     let seen_at = others.filter_map(|mount| match inside.strip_prefix(&mount.part) {
         Ok(rest) => Some(mount.at.join(rest)),
-        // A part of the folder itself.
+        // Only a part of the folder is mounted there.
         Err(_) => mount.part.starts_with(&inside).then(|| mount.at.clone()),
     });
     let below = |path: &PathBuf| path.starts_with(folder);
     seen_at.filter(|path| !below(path)).collect()
 }
 
-/// A line of `/proc/self/mountinfo`: number, parent, device, part, place, ...
+/// Parses a line of `/proc/self/mountinfo`: number, parent, device, part, place, ...
 fn mount(line: &str) -> Option<Mount> {
     let mut fields = line.split(' ').skip(2);
     let device = fields.next()?.to_owned();
     Some(Mount { device, part: unescaped(fields.next()?), at: unescaped(fields.next()?) })
 }
 
-/// The kernel writes a space as `\040`, and a newline, a tab and a backslash likewise.
+/// Decodes a path: the kernel writes a space as `\040`, and a newline, a tab and a backslash
+/// likewise.
 fn unescaped(text: &str) -> PathBuf {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();

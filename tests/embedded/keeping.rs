@@ -1,0 +1,267 @@
+//! `ion check` and `ion gc`: what dead processes leave behind is found and put right, and nothing
+//! is removed that somebody needs.
+
+use crate::support::csi::Rig;
+use crate::support::{Home, wait_for};
+use ionfs::stores::Collection;
+use ionfs::ticket::Ticket;
+use serde_json::Value;
+
+fn state_of(home: &Home, module: &str) -> String {
+    let jobs = home.jobs();
+    let job = jobs.iter().find(|job| job["module"] == module);
+    job.map_or("none", |job| job["state"].as_str().unwrap()).to_owned()
+}
+
+/// What `ion check` finds, with these flags.
+fn findings(home: &Home, flags: &[&str]) -> Vec<Value> {
+    let ran = home.run([&["--json", "check"], flags].concat());
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|_| panic!("{ran:#?}"));
+    let findings = report["findings"].as_array().unwrap().clone();
+    let well = findings.iter().all(|finding| finding["repaired"].is_string());
+    assert_eq!(ran.code, Some(i32::from(!well)), "{ran:#?}");
+    findings
+}
+
+/// The words of each finding, without ids.
+fn kinds(findings: &[Value]) -> Vec<&'static str> {
+    let known = [
+        "is not published",
+        "is held by nobody",
+        "the bus was not told",
+        "is missing",
+        "instead of",
+        "checksum",
+    ];
+    let kind = |finding: &Value| {
+        let what = finding["what"].as_str().unwrap();
+        *known
+            .iter()
+            .find(|known| what.contains(**known))
+            .unwrap_or_else(|| panic!("unknown: {what}"))
+    };
+    let mut kinds: Vec<&str> = findings.iter().map(kind).collect();
+    kinds.sort_unstable();
+    kinds
+}
+
+/// Whoever closes, ends a job or holds one dies in the middle: `ion check` names each, `--repair`
+/// puts all of it right.
+#[test]
+fn what_the_dead_left_is_found_and_repaired() {
+    let home = Home::new();
+    home.program("quick", "#!/bin/sh\necho '{\"eventType\":\"made\"}' > /ion/out/events/e\n");
+    home.program("slow", "#!/bin/sh\ntest -e $GO || { touch $BEGUN; sleep 600; }\n");
+    let (go, begun) = (home.path().join("go"), home.path().join("begun"));
+    let file = home.write(
+        "pipeline.yaml",
+        format!(
+            "modules:\n  quick: {{on: [one], emits: [made], run: [./quick], commit: on-success}}\n  late: {{on: [made, alone], run: [\"true\"]}}\n  slow: {{on: [two], run: [./slow], env: {{GO: {}, BEGUN: {}}}}}\n",
+            go.display(),
+            begun.display()
+        ),
+    );
+    // A daemon that dies when it has made the event of a job that succeeded visible, and not said
+    // so.
+    let mut host = home.on_another_host();
+    host.env.push(("ION_FAILPOINTS".into(), "promote.revealed=1".into()));
+    let up = host.up(&file);
+    home.run(["event", "create", "one"]).well();
+    assert_eq!(up.wait(), None);
+    // Another that dies with a job under way.
+    let host = home.on_another_host();
+    let up = host.up_with(&["--lease", "3s"], &file);
+    home.run(["event", "create", "two"]).well();
+    wait_for("the slow job", || begun.exists());
+    up.kill();
+    // A command that dies between the insert and the publish.
+    let mut create = home.ion();
+    create.args(["event", "create", "alone"]).env("ION_FAILPOINTS", "commit.inserted=1");
+    assert_eq!(create.status().unwrap().code(), None);
+    let wrong =
+        ["is held by nobody", "is not published", "is not published", "the bus was not told"];
+    wait_for("it all to be old enough", || kinds(&findings(&home, &[])) == wrong);
+    let repaired = findings(&home, &["--repair"]);
+    assert_eq!(kinds(&repaired), wrong);
+    assert!(repaired.iter().all(|finding| finding["repaired"].is_string()), "{repaired:#?}");
+    assert!(findings(&home, &[]).is_empty());
+    std::fs::write(&go, "").unwrap();
+    let up = home.up(&file);
+    for module in ["quick", "slow", "late"] {
+        wait_for(module, || state_of(&home, module) == "succeeded");
+    }
+    wait_for("both of the late ones", || {
+        home.jobs().iter().filter(|job| job["state"] == "succeeded").count() == 4
+    });
+    assert_eq!(up.stop(), Some(0));
+    assert!(findings(&home, &["--deep"]).is_empty());
+}
+
+/// What a check finds wrong with blobs is never repaired, only told.
+#[test]
+fn blobs_that_are_missing_short_or_wrong_are_told() {
+    let home = Home::new();
+    for (name, content) in [("gone", "gone"), ("short", "short"), ("wrong", "wrong")] {
+        home.write(name, content);
+        home.run(["event", "create", "t", "--file", name]).well();
+    }
+    assert!(findings(&home, &["--deep"]).is_empty());
+    let blob = |name: &str| {
+        let found = walk(&home.state().join("blobs"));
+        found.into_iter().find(|path| path.file_name().unwrap() == name).unwrap()
+    };
+    std::fs::remove_file(blob("gone")).unwrap();
+    std::fs::write(blob("short"), "shor").unwrap();
+    std::fs::write(blob("wrong"), "WRONG").unwrap();
+    assert_eq!(kinds(&findings(&home, &["--repair"])), ["instead of", "is missing"]);
+    assert_eq!(kinds(&findings(&home, &["--deep"])), ["checksum", "instead of", "is missing"]);
+}
+
+fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files.extend(walk(&path)) } else { files.push(path) }
+    }
+    files
+}
+
+/// A blob that a running job has stored and will name in hours is left alone, however short the
+/// grace.
+#[test]
+fn gc_leaves_what_a_running_job_is_about_to_commit() {
+    let home = Home::new();
+    home.program("write", "#!/bin/sh\nset -e\necho kept > /ion/out/data/kept\necho lost > /ion/out/data/lost\nuntil [ -e $GO ]; do sleep 0.05; done\necho '{\"eventType\":\"made\",\"files\":[\"kept\"]}' > /ion/out/events/e\n");
+    let go = home.path().join("go");
+    let file = home.write(
+        "pipeline.yaml",
+        format!(
+            "modules:\n  write: {{on: [one], emits: [made], run: [./write], env: {{GO: {}}}}}\n",
+            go.display()
+        ),
+    );
+    home.write("orphan", "stored by nobody");
+    let up = home.up(&file);
+    home.run(["event", "create", "one"]).well();
+    let blobs = home.state().join("blobs");
+    // By their names: while one is being written it has another.
+    let stored = || {
+        let mut names: Vec<_> =
+            walk(&blobs).iter().map(|blob| blob.file_name().unwrap().to_owned()).collect();
+        names.sort();
+        names == ["kept", "lost"]
+    };
+    wait_for("both files to be stored", || blobs.exists() && stored());
+    // Of a correlation and a job that never were.
+    let orphan = blobs.join("0/0/1.0/orphan");
+    std::fs::create_dir_all(orphan.parent().unwrap()).unwrap();
+    std::fs::write(&orphan, "orphan").unwrap();
+    let collected = gc(&home, &["--grace", "0s"]);
+    assert_eq!(
+        (collected["blobs"].as_u64(), collected["young"].as_u64()),
+        (Some(1), Some(2)),
+        "{collected}"
+    );
+    assert!(!orphan.exists());
+    std::fs::write(&go, "").unwrap();
+    wait_for("the job", || state_of(&home, "write") == "succeeded");
+    assert_eq!(up.stop(), Some(0));
+    assert!(findings(&home, &["--deep"]).is_empty());
+    home.run(["gc", "--grace", "0s"]).well();
+    assert!(findings(&home, &["--deep"]).is_empty());
+    let left: Vec<String> = walk(&blobs)
+        .iter()
+        .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    assert!(left.contains(&"kept".to_owned()) && !left.contains(&"lost".to_owned()), "{left:?}");
+}
+
+/// Old correlations that have ended go whole; what is young, runs, waits or is not published stays.
+#[test]
+fn what_is_old_and_has_ended_goes_whole() {
+    let home = Home::new();
+    home.program("copy", "#!/bin/sh\nset -e\ncp /ion/in/data/f /ion/out/data/g\necho x >> /ion/out/data/g\necho '{\"eventType\":\"made\",\"files\":[\"g\"]}' > /ion/out/events/e\n");
+    home.write("f", "content");
+    let file = home.write(
+        "pipeline.yaml",
+        "modules:\n  copy: {on: [one], emits: [made], run: [./copy]}\n  end: {on: [made], run: [\"true\"]}\n  fail: {on: [bad], run: [\"false\"], retries: 0}\n",
+    );
+    let up = home.up(&file);
+    home.run(["event", "create", "one", "--file", "f", "--wait"]).well();
+    home.run(["event", "create", "bad", "--wait"]).failed();
+    assert_eq!(up.stop(), Some(0));
+    let counts = |home: &Home| (home.jobs().len(), walk(&home.state().join("blobs")).len());
+    assert_eq!(gc(&home, &["--older-than", "1h"])["correlations"], 0, "they are young");
+    // These have not ended: a message waits in its queue, and an event was never published.
+    home.run(["event", "create", "one", "--id", "waits", "--file", "f"]).well();
+    let mut create = home.ion();
+    create
+        .args(["event", "create", "alone", "--id", "unpublished"])
+        .env("ION_FAILPOINTS", "commit.inserted=1");
+    assert_eq!(create.status().unwrap().code(), None);
+    let before = counts(&home);
+    let would = gc(&home, &["--older-than", "0s", "--dry-run"]);
+    assert_eq!((would["correlations"].as_u64(), counts(&home)), (Some(2), before));
+    let did = gc(&home, &["--older-than", "0s"]);
+    assert_eq!(
+        (&did["correlations"], &did["documents"]),
+        (&would["correlations"], &would["documents"])
+    );
+    assert_eq!(counts(&home), (0, 1), "but for the file of the event that waits");
+    assert!(!home.run(["dead", "list"]).well().stdout.contains("fail"), "its letter went with it");
+    for id in ["waits", "unpublished"] {
+        home.run(["event", "get", id]).well();
+    }
+    let up = home.up(&file);
+    wait_for("the one that waited", || state_of(&home, "end") == "succeeded");
+    assert_eq!(up.stop(), Some(0));
+    assert!(
+        findings(&home, &["--deep", "--repair"])
+            .iter()
+            .all(|finding| finding["repaired"].is_string())
+    );
+}
+
+/// A dispatcher that dies between a job's end and the removal of its ticket leaves that behind; the
+/// ticket of an attempt that runs stays, however short the grace.
+#[test]
+fn gc_removes_the_tickets_of_attempts_that_have_ended() {
+    let rig = Rig::new(&[]);
+    let jobs = [
+        ("runs", Some(("running", 1))),
+        ("starts", Some(("starting", 1))),
+        ("well", Some(("succeeded", 1))),
+        ("failed", Some(("queued", 1))),
+        ("later", Some(("running", 2))),
+        ("dropped", None),
+    ];
+    let documents = &rig.plane.documents;
+    let mut tickets = vec![];
+    for (name, now) in jobs {
+        let attempt = rig.attempt(name);
+        tickets.push(attempt.ticket());
+        rig.runtime.block_on(async {
+            documents.delete(Collection::Jobs, name, vec![]).await.unwrap();
+            if let Some((state, number)) = now {
+                let record = rig.record(name, &attempt.module, state, number);
+                documents.insert(Collection::Jobs, record, None).await.unwrap();
+            }
+        });
+    }
+    let left = || {
+        let there =
+            |id: &&String| rig.runtime.block_on(Ticket::find(&rig.plane, id)).unwrap().is_some();
+        tickets.iter().filter(there).count()
+    };
+    let removed = |flags: &[&str]| gc(&rig.home, flags)["tickets"].as_u64();
+    assert_eq!((removed(&[]), left()), (Some(0), 6), "they are young");
+    assert_eq!((removed(&["--grace", "0s", "--dry-run"]), left()), (Some(4), 6));
+    assert_eq!((removed(&["--grace", "0s"]), left()), (Some(4), 2));
+    assert_eq!(removed(&["--grace", "0s"]), Some(0), "of those that run none goes");
+}
+
+/// What `ion gc` did.
+fn gc(home: &Home, flags: &[&str]) -> Value {
+    let ran = home.run([&["--json", "gc"], flags].concat()).well();
+    serde_json::from_str(&ran.stdout).unwrap()
+}

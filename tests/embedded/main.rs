@@ -1,0 +1,23 @@
+//! The suites that need neither root nor servers: Ion on its embedded stores, as its users run it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::disallowed_methods, reason = "tests start programs")]
+
+mod carried;
+mod closing;
+mod crash;
+mod data;
+mod files;
+mod hostile;
+mod keeping;
+mod manual;
+mod model;
+mod observing;
+mod output;
+mod pipelines;
+mod reports;
+mod requests;
+mod staging;
+#[path = "../support/mod.rs"]
+mod support;
+mod tidy;

@@ -1,0 +1,212 @@
+//! Which room names which, checked: the edges that docs/ARCHITECTURE.md allows.
+
+use std::path::{Path, PathBuf};
+
+fn sources(folder: &str) -> Vec<(PathBuf, String)> {
+    fn walk(at: &Path, into: &mut Vec<(PathBuf, String)>) {
+        for entry in std::fs::read_dir(at).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, into);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                into.push((path.clone(), std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut all = Vec::new();
+    walk(&root.join(folder), &mut all);
+    assert!(!all.is_empty());
+    all.into_iter()
+        .map(|(path, text)| (path.strip_prefix(root).unwrap().to_owned(), text))
+        .collect()
+}
+
+/// Only files whose path contains one of `rooms` may hold `word`.
+fn only(folder: &str, word: &str, rooms: &[&str]) {
+    for (path, text) in sources(folder) {
+        let path = path.to_str().unwrap();
+        assert!(
+            rooms.iter().any(|room| path.contains(room)) || !text.contains(word),
+            "{path} names {word:?}; only {rooms:?} may"
+        );
+    }
+}
+
+/// Which crate may use which is said by the crates' manifests; inside one, it is said here.
+#[test]
+fn each_library_is_named_in_one_room() {
+    only("ionfs/fs/src", "fuser::", &["src/fuse", "src/mount.rs"]);
+    only("ionfs/stores/src", "rusqlite::", &["src/sqlite"]);
+    only("ionfs/stores/src", "object_store::", &["src/object"]);
+    only("ionfs/stores/src", "mongodb::", &["src/mongo.rs"]);
+    only("ionfs/stores/src", "lapin::", &["src/amqp"]);
+    only("src", "opentelemetry", &["src/spans.rs"]);
+    only("handler-shim/src", "clap::", &["src/cli"]);
+    only("handler-shim/src", "std::env::", &["cli/settings.rs"]);
+    for library in ["tar_core::", "flate2::", "zstd::"] {
+        only("dispatcher/run/src", library, &["executor/image"]);
+    }
+    for library in ["kube::", "k8s_openapi::"] {
+        only("dispatcher/run/src", library, &["executor/kubernetes"]);
+    }
+    for library in ["axum::", "hyper::"] {
+        only("dispatcher/run/src", library, &["executor/sidecar.rs"]);
+    }
+    only("dispatcher/gateway/src", "async_compression::", &["src/encoding.rs"]);
+    for folder in ["src", "ionfs", "dispatcher", "handler-shim/src"] {
+        only(folder, "prometheus_client::", &["src/metrics.rs"]);
+        only(folder, "csi::serve", &["src/csi.rs"]);
+    }
+}
+
+#[test]
+fn layers_point_one_way() {
+    only("ionfs/fs/src", "crate::mount", &["src/fuse"]);
+    only("ionfs/fs/src", "crate::fuse", &["src/mount.rs", "src/fuse"]);
+    only("dispatcher", "executor.run(", &["dispatch/src/lib.rs"]);
+    // Chains run for whoever asks, and know none of them.
+    only("dispatcher", "ion_run::chain", &["gateway/src/portal.rs", "dispatcher/src/lib.rs"]);
+    only("dispatcher/run/src", "crate::chain", &["executor/local.rs"]);
+    only("src", "handler_shim", &["src/bin/ion-handler.rs"]);
+    // What a module left is opened without following a link out of it.
+    only("handler-shim/src", "openat2", &["src/folder.rs"]);
+}
+
+/// What a module may swap for a link between two calls is touched by descriptors below a root only
+/// (`ionfs::beneath`).
+#[test]
+fn what_others_may_change_is_reached_by_no_path() {
+    let by_path = [
+        "std::fs::",
+        "File::open(",
+        "File::create(",
+        "OpenOptions",
+        "tokio::fs",
+        "CWD",
+        "fs::open(",
+        "openat(",
+        "openat2(",
+        "statat(",
+        "mkdirat(",
+        "unlinkat(",
+        "renameat(",
+        "linkat(",
+        "symlinkat(",
+        "mknodat(",
+        "chmodat(",
+        "chownat(",
+        "utimensat(",
+        "readlinkat(",
+        "accessat(",
+        "getxattr(self",
+        "lgetxattr(",
+        "lsetxattr(",
+        "llistxattr(",
+        "lremovexattr(",
+        "/proc/self/fd",
+    ];
+    // Files that may make such calls so many times, and what they reach by them.
+    let allowed = [
+        ("ionfs/fs/src/view.rs", "std::fs::", 1, "a running job's log, which is the daemon's own"),
+        ("ionfs/fs/src/fuse/handles.rs", "File::open(", 1, "the same"),
+        ("handler-shim/src/folder.rs", "std::fs::", 2, "the root itself, which the operator named"),
+        ("handler-shim/src/folder.rs", "openat2(", 1, "below the root, without links out of it"),
+        ("handler-shim/src/prepare.rs", "std::fs::", 1, "a type: the mode of an open file"),
+        ("handler-shim/src/cli/settings.rs", "std::fs::", 1, "the log that the operator named"),
+        (
+            "handler-shim/src/development.rs",
+            "std::fs::",
+            8,
+            "a developer's own folders, with no other user's module",
+        ),
+        (
+            "dispatcher/run/src/executor/image/unpack.rs",
+            "fs::open(",
+            1,
+            "the root itself, which Ion has just made",
+        ),
+        (
+            "dispatcher/run/src/executor/image/unpack.rs",
+            "File::open(",
+            1,
+            "the archive that the pipeline names",
+        ),
+        (
+            "dispatcher/run/src/executor/image/unpack.rs",
+            "openat2(",
+            1,
+            "below the root, without links out of it",
+        ),
+    ];
+    // In an image's folder each act is on one name in a folder that is held open.
+    let by_one_name = [
+        "openat(",
+        "statat(",
+        "mkdirat(",
+        "unlinkat(",
+        "renameat(",
+        "linkat(",
+        "symlinkat(",
+        "mknodat(",
+    ];
+    let by_one_name =
+        [&by_one_name[..], &["chmodat(", "chownat(", "utimensat(", "readlinkat(", "accessat("]]
+            .concat();
+    let unpacks = |path: &Path| path.ends_with("executor/image/unpack.rs");
+    let rooms = ["ionfs/fs/src", "handler-shim/src", "dispatcher/run/src/executor/image"];
+    for (path, text) in rooms.into_iter().flat_map(sources) {
+        // A mount is made where its caller says.
+        if path.ends_with("ionfs/fs/src/mount.rs") {
+            continue;
+        }
+        // Of images, what lays out what somebody else has packed.
+        if path.to_str().unwrap().contains("executor/image") && !unpacks(&path) {
+            continue;
+        }
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for call in by_path {
+            if unpacks(&path) && by_one_name.contains(&call) {
+                continue;
+            }
+            let is_made = |line: &&str| {
+                let line = line.split("//").next().unwrap();
+                line.contains(call)
+                    && !line.contains("std::fs::File;")
+                    && !line.contains("std::fs::DirEntry")
+            };
+            let made = code.lines().filter(is_made).count();
+            let most =
+                allowed.iter().find(|(file, allowed, ..)| path.ends_with(file) && *allowed == call);
+            assert!(
+                made <= most.map_or(0, |(_, _, most, _)| *most),
+                "{} calls {call:?} {made} times; ionfs/system/src/beneath.rs has what is needed",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn unsafe_lines_and_promises_stay_where_they_belong() {
+    for folder in ["src", "ionfs", "dispatcher", "handler-shim/src"] {
+        only(folder, "unsafe {", &["ionfs/system/src/sys.rs"]);
+        for promise in ["TODO", "FIXME", "todo!(", "unimplemented!("] {
+            only(folder, promise, &[]);
+        }
+    }
+    // A job's next state and a commit's next step are pure functions: no clock, no store.
+    let pure = |(path, _): &(PathBuf, String)| {
+        path.ends_with("dispatcher/jobs/src/job.rs")
+            || path.ends_with("ionfs/plane/src/commit/steps.rs")
+    };
+    let all: Vec<_> = ["dispatcher", "ionfs"].into_iter().flat_map(sources).filter(pure).collect();
+    assert_eq!(all.len(), 2);
+    for (path, text) in all {
+        assert!(
+            !text.contains("clock::now") && !text.contains("async"),
+            "{} does I/O",
+            path.display()
+        );
+    }
+}

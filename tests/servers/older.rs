@@ -1,0 +1,853 @@
+//! Modules of older Ion, as they were written: by prepare and commit, by the localhost API, and on
+//! the mount.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::support::servers::{Azure, Mongo, Rabbit, S3, plane};
+use crate::support::{Home, Ran, wait_for};
+use serde_json::{Value, json};
+
+const HANDLER: &str = env!("CARGO_BIN_EXE_ion-handler");
+
+/// A module of the third generation, which tells the second's API of its progress where there is
+/// one.
+const PYTHON: &str = r#"#!/usr/bin/env python3
+import json, os, urllib.request
+
+base = os.environ.get("HANDLER_BASE_DIR", "/ion")
+
+def tell(word):
+    if "SIDECAR_PORT" in os.environ:
+        url = "http://127.0.0.1:%s/%s" % (os.environ["SIDECAR_PORT"], word)
+        request = urllib.request.Request(url, headers={"secret": os.environ["SHARED_SECRET"]})
+        assert urllib.request.urlopen(request).status == 200
+
+def write(path, value):
+    with open(os.path.join(base, path), "w") as out:
+        out.write(value if isinstance(value, str) else json.dumps(value))
+
+tell("ready")
+with open(base + "/in/eventmeta.json") as f:
+    meta = {pair["key"]: pair["value"] for pair in json.load(f)}
+text = open(base + "/in/data/in.txt").read() + open(base + "/in/data/deep/er.txt").read()
+os.makedirs(base + "/out/data/sub", exist_ok=True)
+write("out/data/sub/upper.txt", text.upper())
+write("out/data/count.txt", "%d\n" % len(text))
+write("out/events/event0.json", [
+    {"key": "eventType", "value": "counted"}, {"key": "files", "value": "sub/upper.txt,,count.txt"},
+    {"key": "note", "value": meta["note"]}, {"key": "from", "value": meta["deep/er.txt"]}])
+write("out/events/event1.json", [{"key": "eventType", "value": "noted"}, {"key": "files", "value": ""}])
+write("out/insights.json", [{"key": "length", "value": str(len(text))}])
+tell("done")
+"#;
+
+/// The same in shell.
+const SHELL: &str = r#"#!/bin/bash
+set -e
+base=${HANDLER_BASE_DIR:-/ion}
+tell() {
+    test -n "$HANDLER_PORT" || return 0
+    exec 3<>/dev/tcp/127.0.0.1/$HANDLER_PORT
+    printf 'GET /%s HTTP/1.1\r\nHost: localhost\r\nsecret: %s\r\nConnection: close\r\n\r\n' $1 $SHARED_SECRET >&3
+    grep -q '^HTTP/1.1 200' <&3
+}
+value() { python3 -c 'import json, sys; print(dict((p["key"], p["value"]) for p in json.load(open(sys.argv[1])))[sys.argv[2]])' $base/in/eventmeta.json "$1"; }
+tell ready
+mkdir -p $base/out/data/sub
+cat $base/in/data/in.txt $base/in/data/deep/er.txt | tr a-z A-Z > $base/out/data/sub/upper.txt
+stat -c %s $base/out/data/sub/upper.txt > $base/out/data/count.txt
+cat > $base/out/events/event0.json <<END
+[{"key": "eventType", "value": "counted"}, {"key": "files", "value": "sub/upper.txt,,count.txt"},
+ {"key": "note", "value": "$(value note)"}, {"key": "from", "value": "$(value deep/er.txt)"}]
+END
+echo '[{"key": "eventType", "value": "noted"}, {"key": "files", "value": ""}]' > $base/out/events/event1.json
+echo '[{"key": "length", "value": "'$(cat $base/out/data/count.txt)'"}]' > $base/out/insights.json
+tell done
+"#;
+
+/// A home whose folder `ion/` the handler fills.
+struct Older {
+    home: Home,
+}
+
+impl Older {
+    /// With one event `start` of two files and a value.
+    fn new() -> Self {
+        let older = Self { home: Home::new() };
+        older.home.write("in.txt", "one\n");
+        older.home.write("er.txt", "two words\n");
+        older.start();
+        older
+    }
+
+    fn start(&self) {
+        let words = "event create start --id e --correlation c --data note=kept --file in.txt --file er.txt=deep/er.txt";
+        self.home.run(words.split(' ')).well();
+    }
+
+    fn base(&self) -> PathBuf {
+        self.home.path().join("ion")
+    }
+
+    fn handler(&self) -> Command {
+        let mut command = Command::new(HANDLER);
+        command.env("ION_HOME", self.home.state()).env("HANDLER_BASE_DIR", self.base());
+        command
+            .envs(self.home.env.iter().cloned())
+            .current_dir(self.home.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn act(&self, action: &str) -> Ran {
+        let mut command = self.handler();
+        command.args([
+            "start",
+            &format!("--action={action}"),
+            "--context.name=m",
+            "--context.eventid=e",
+        ]);
+        command.args(["--context.correlationid=c", "--valideventtypes=counted,noted"]);
+        Ran::of(command.output().unwrap())
+    }
+
+    /// Runs a program as the older dispatcher's container did: on the folder, with its variables.
+    fn module(&self, program: &Path) {
+        let mut command = Command::new(program);
+        command
+            .env_remove("SIDECAR_PORT")
+            .env_remove("HANDLER_PORT")
+            .env("HANDLER_BASE_DIR", self.base());
+        Ran::of(command.output().unwrap()).well();
+    }
+
+    fn script(&self, script: &str) {
+        let ran =
+            Command::new("sh").args(["-c", script]).current_dir(self.base()).output().unwrap();
+        Ran::of(ran).well();
+    }
+
+    fn script_in_home(&self, script: &str) {
+        let ran =
+            Command::new("sh").args(["-c", script]).current_dir(self.home.path()).output().unwrap();
+        Ran::of(ran).well();
+    }
+
+    /// What the jobs of the correlation made: events and insights, but for what differs from run to
+    /// run.
+    fn made(&self) -> Vec<Value> {
+        made(&self.home, "c")
+    }
+}
+
+fn made(home: &Home, correlation: &str) -> Vec<Value> {
+    let documents: Vec<Value> =
+        serde_json::from_str(&home.run(["--json", "trace", correlation]).stdout)
+            .unwrap_or_default();
+    let kind = |document: &Value| document["context"]["documentType"].as_str().map(str::to_owned);
+    let of_job = |document: &Value| {
+        matches!(kind(document).as_deref(), Some("eventMeta" | "insight"))
+            && document["jobId"].is_string()
+    };
+    let mut made: Vec<Value> = documents.into_iter().filter(of_job).collect();
+    for document in &mut made {
+        // The registry's version: a plane may have registered its modules before or after its first
+        // event.
+        document
+            .as_object_mut()
+            .unwrap()
+            .retain(|field, _| !["created", "registry"].contains(&field.as_str()));
+        for file in document.get_mut("files").and_then(Value::as_array_mut).into_iter().flatten() {
+            file.as_object_mut()
+                .unwrap()
+                .retain(|field, _| !["key", "mtime", "mtimeNanos"].contains(&field.as_str()));
+        }
+    }
+    made.sort_by_key(|document| document["id"].as_str().unwrap().to_owned());
+    made
+}
+
+fn insight(home: &Home) -> Value {
+    made(home, "c")
+        .into_iter()
+        .find(|document| document["context"]["documentType"] == "insight")
+        .unwrap()
+}
+
+/// Runs a module on the event by `ion up`, and gives what it made.
+fn on_up(program: &str, keys: &str) -> Vec<Value> {
+    let older = Older { home: Home::new() };
+    older.home.write("in.txt", "one\n");
+    older.home.write("er.txt", "two words\n");
+    older.home.program("module", program);
+    let file = older.home.write(
+        "pipeline.yaml",
+        format!(
+            "modules:\n  m: {{on: [start], emits: [counted, noted], run: [./module], retries: 0, {keys}}}\n"
+        ),
+    );
+    let up = older.home.up(&file);
+    older.start();
+    wait_for("the job to end", || ended(&older.home));
+    assert_eq!(up.stop(), Some(0));
+    older.made()
+}
+
+fn ended(home: &Home) -> bool {
+    let jobs = home.jobs();
+    assert!(jobs.iter().all(|job| job["state"] != "dead"), "{jobs:#?}");
+    !jobs.is_empty() && jobs.iter().all(|job| job["state"] == "succeeded" && job["outbox"] == false)
+}
+
+#[test]
+fn an_older_module_makes_the_same_documents_by_commit_by_the_localhost_api_and_on_the_mount() {
+    let mut of_both = Vec::new();
+    for program in [PYTHON, SHELL] {
+        let older = Older::new();
+        older.act("prepare").well();
+        older.module(&older.home.program("module", program));
+        let committed = older.act("commit").well();
+        assert_eq!(committed.stdout.lines().count(), 2, "{committed:#?}");
+        older.home.run(["check", "--deep"]).well();
+        let by_commit = older.made();
+        assert_eq!(by_commit.len(), 3, "two events and what was kept: {by_commit:#?}");
+        assert_eq!(on_up(program, "urls: ion"), by_commit, "on the mount");
+        assert_eq!(
+            on_up(program, "urls: ion, commit: on-success"),
+            by_commit,
+            "on the mount, on success"
+        );
+        assert_eq!(on_up(program, "api: sidecar"), by_commit, "by the localhost API");
+        assert_eq!(
+            on_up(program, "api: sidecar, commit: on-close"),
+            by_commit,
+            "by that API, on close"
+        );
+        of_both.push(by_commit);
+    }
+    assert_eq!(of_both[0], of_both[1], "in either language");
+    let event = of_both[0].iter().find(|document| document["type"] == "counted").unwrap();
+    assert_eq!(event["context"]["parentEventId"], "e");
+    assert_eq!(event["context"]["correlationId"], "c");
+    assert_eq!(event["context"]["name"], "m");
+    assert_eq!(event["files"][0]["name"], "sub/upper.txt");
+    assert_eq!(event["data"][1], json!({"key": "from", "value": "ion://e/deep/er.txt"}));
+}
+
+#[test]
+fn a_commit_that_is_repeated_makes_nothing_new() {
+    let older = Older::new();
+    let module = older.home.program("module", PYTHON);
+    older.act("prepare").well();
+    older.module(&module);
+    let first = older.act("commit").well();
+    let made = older.made();
+    assert_eq!(older.act("commit").well().stdout, first.stdout);
+    // All three containers once more, as a cluster does that lost the first answer.
+    older.act("prepare").well();
+    older.module(&module);
+    assert_eq!(older.act("commit").well().stdout, first.stdout);
+    assert_eq!(older.made(), made);
+    let jobs = older.home.jobs();
+    assert_eq!(
+        (jobs.len(), &jobs[0]["state"], &jobs[0]["attempt"]),
+        (1, &json!("succeeded"), &json!(1))
+    );
+    older.script("echo other > out/data/count.txt");
+    let differs = older.act("commit").failed();
+    assert!(differs.stderr.contains("\"event0.json\" was rejected: EEXIST"), "{differs:#?}");
+    older.module(&module);
+    older.script("cp out/events/event1.json out/events/event2.json");
+    let more = older.act("commit").failed();
+    assert!(
+        more.stderr
+            .contains("\"event2.json\" was rejected: EINVAL: the job has succeeded without it"),
+        "{more:#?}"
+    );
+    assert_eq!(older.made(), made);
+}
+
+#[test]
+fn on_mongodb_rabbitmq_and_s3_the_documents_are_the_same() {
+    let module = |older: &Older| {
+        older.act("prepare").well();
+        older.module(&older.home.program("module", PYTHON));
+        let first = older.act("commit").well();
+        assert_eq!(older.act("commit").well().stdout, first.stdout);
+        older.home.run(["check", "--deep"]).well();
+        older.made()
+    };
+    let (rabbit, mongo, s3) = (Rabbit::start(), Mongo::start(), S3::start());
+    let mut servers = Older { home: Home::new() };
+    servers.home.env =
+        plane(&mongo.database("older"), &rabbit.url, &format!("{}/older", s3.url), &s3.env);
+    servers.home.write("in.txt", "one\n");
+    servers.home.write("er.txt", "two words\n");
+    servers.start();
+    assert_eq!(module(&servers), module(&Older::new()));
+}
+
+#[test]
+fn a_handler_that_is_killed_anywhere_is_gone_on_with_and_has_committed_all_or_nothing() {
+    let older = Older::new();
+    let act = |event: &str, action: &str, failpoint: Option<&str>, base: &str| {
+        let mut command = older.handler();
+        command.env("HANDLER_BASE_DIR", older.home.path().join(base));
+        command.args([
+            "start",
+            &format!("--action={action}"),
+            "--context.name=m",
+            "--valideventtypes=noted",
+        ]);
+        command.arg(format!("--context.eventid={event}"));
+        command.envs(failpoint.map(|point| ("ION_FAILPOINTS", point)));
+        Ran::of(command.output().unwrap())
+    };
+    let points = [
+        ("handler.begun=1", false),
+        ("commit.blobs-stored=1", false),
+        ("commit.inserted=1", false),
+        ("commit.inserted=2", false),
+        // All of them are committed from here on, whoever shows them.
+        ("handler.ended=1", true),
+        ("promote.revealed=1", true),
+        ("promote.revealed=2", true),
+        ("commit.published=1", true),
+        ("commit.marked=2", true),
+        ("promote.told=1", true),
+    ];
+    let mut killed = Vec::new();
+    for (n, (point, committed)) in points.into_iter().enumerate() {
+        let (event, correlation) = (format!("e{n}"), format!("c{n}"));
+        let words =
+            format!("event create start --id {event} --correlation {correlation} --file in.txt");
+        older.home.run(words.split(' ')).well();
+        let in_prepare = point.starts_with("handler.begun");
+        if in_prepare {
+            assert_eq!(act(&event, "prepare", Some(point), &event).code, None, "{point}");
+        }
+        act(&event, "prepare", None, &event).well();
+        older.script_in_home(&format!(
+            "cd {event}; cp in/data/in.txt out/data/f; echo '{{\"kept\":1}}' > out/insights.json; for n in 1 2; do echo '{{\"eventType\":\"noted\",\"files\":[\"f\"],\"n\":'$n'}}' > out/events/$n; done"
+        ));
+        if !in_prepare {
+            let ran = act(&event, "commit", Some(point), &event);
+            assert_eq!(ran.code, None, "{point} was not reached: {ran:#?}");
+        }
+        let seen = made(&older.home, &correlation).len();
+        assert!(committed || seen == 0, "{point}: {seen} documents are seen");
+        killed.push((point, event, correlation, committed));
+    }
+    // What was committed is shown and published by whoever keeps house: the command need not be run
+    // again.
+    let relay = older.home.start("relay", &[]);
+    let published = |documents: &[Value]| {
+        documents.iter().filter(|document| document["publication"] == "published").count()
+    };
+    for (point, _, correlation, _) in killed.iter().filter(|(.., committed)| *committed) {
+        wait_for(&format!("all of it to be published after {point}"), || {
+            let all = made(&older.home, correlation);
+            (all.len(), published(&all)) == (3, 2)
+        });
+    }
+    assert_eq!(relay.stop(), Some(0));
+    for (point, event, correlation, committed) in killed {
+        let before = made(&older.home, &correlation);
+        assert_eq!(before.len(), if committed { 3 } else { 0 }, "{point}: {before:#?}");
+        act(&event, "commit", None, &event).well();
+        let all = made(&older.home, &correlation);
+        assert_eq!((all.len(), published(&all)), (3, 2), "{point}: {all:#?}");
+        assert!(!committed || all == before, "{point}: {before:#?} {all:#?}");
+    }
+    older.home.run(["check", "--deep"]).well();
+}
+
+#[test]
+fn one_bad_event_file_commits_none_and_says_which_and_why() {
+    let older = Older::new();
+    older.act("prepare").well();
+    older.script(
+        "echo a > out/data/a; echo '{\"eventType\":\"counted\",\"files\":[\"a\"]}' > out/events/a.json",
+    );
+    older.script("ln -s /etc/passwd out/data/l; mkdir out/data/d; mkfifo out/data/p");
+    let named = |file: &str| format!("{{\"eventType\":\"noted\",\"files\":[\"{file}\"]}}");
+    let cases = [
+        (named("missing"), "ENOENT: file \"missing\" is not in out/data"),
+        (named("../insights.json"), "EINVAL: \"../insights.json\" is not a path below out/data"),
+        (named("l"), "EINVAL: \"l\" is a link that leads out of its folder"),
+        (named("d"), "EINVAL: \"d\" is a directory; name its files"),
+        (named("p"), "EINVAL: \"p\" is no regular file"),
+        ("{\"eventType\":\"secret\"}".into(), "EACCES: module \"m\" may not publish \"secret\""),
+        ("{\"eventType\":".into(), "EINVAL: the JSON document is cut off"),
+        ("[{\"key\":\"x\"}]".into(), "EINVAL: element 0 (\"x\") has no \"value\""),
+        ("[]".into(), "EINVAL: there is no \"eventType\""),
+    ];
+    for (content, reason) in cases {
+        std::fs::write(older.base().join("out/events/b.json"), content).unwrap();
+        let failed = older.act("commit").failed();
+        let expected = format!("event file \"b.json\" was rejected: {reason}");
+        assert!(
+            failed.stderr.contains(&expected) && failed.stdout.is_empty(),
+            "{reason}: {failed:#?}"
+        );
+        assert_eq!(older.made(), Vec::<Value>::new(), "{reason}");
+    }
+    let job = &older.home.jobs()[0];
+    assert!(job["attempts"][0]["reason"].as_str().unwrap().contains("b.json"), "{job:#?}");
+    std::fs::write(older.base().join("out/events/b.json"), "{\"eventType\":\"noted\"}").unwrap();
+    older.act("commit").well();
+    let types: Vec<Value> = older.made().iter().map(|event| event["type"].clone()).collect();
+    assert!(types.contains(&json!("counted")) && types.contains(&json!("noted")), "{types:?}");
+    assert_eq!(older.home.jobs()[0]["state"], "succeeded");
+    older.home.run(["check", "--deep"]).well();
+}
+
+#[test]
+fn a_later_prepare_takes_the_commit_of_an_earlier_one_away() {
+    let older = Older::new();
+    older.act("prepare").well();
+    older.script("echo '{\"eventType\":\"noted\"}' > out/events/n.json");
+    // Another host prepares the same job in a folder of its own.
+    let elsewhere = older.home.path().join("elsewhere");
+    let mut other = older.handler();
+    other.env("HANDLER_BASE_DIR", &elsewhere).args(["--action", "prepare", "--context.name", "m"]);
+    Ran::of(other.args(["--context.eventid", "e"]).output().unwrap()).well();
+    let fenced = older.act("commit").failed();
+    assert!(fenced.stderr.contains("a later attempt of job"), "{fenced:#?}");
+    assert_eq!(older.made(), Vec::<Value>::new());
+    older.act("prepare").well();
+    older.script(
+        "test ! -e out/events/n.json; echo '{\"eventType\":\"noted\"}' > out/events/n.json",
+    );
+    older.act("commit").well();
+    assert_eq!(older.home.jobs()[0]["attempt"], 3);
+}
+
+#[test]
+fn a_job_that_a_dispatcher_runs_is_left_to_it_and_one_that_a_person_ended_stays_ended() {
+    let older = Older { home: Home::new() };
+    older.home.program("m", "#!/bin/sh\nwhile test ! -e $GO; do sleep 0.02; done\n");
+    let go = older.home.path().join("go");
+    let file = older.home.write(
+        "pipeline.yaml",
+        format!("modules:\n  m: {{on: [start], run: [./m], env: {{GO: {}}}}}\n", go.display()),
+    );
+    let up = older.home.up(&file);
+    older.home.run("event create start --id e --correlation c".split(' ')).well();
+    wait_for("the job to run", || {
+        older.home.jobs().first().is_some_and(|job| job["state"] == "running")
+    });
+    for action in ["prepare", "commit"] {
+        let held = older.act(action).failed();
+        assert!(held.stderr.contains("is run by dispatcher"), "{held:#?}");
+    }
+    let job = older.home.jobs()[0]["id"].as_str().unwrap().to_owned();
+    older.home.run(["job", "cancel", &job]).well();
+    wait_for("its end", || older.home.jobs()[0]["state"] == "cancelled");
+    assert_eq!(up.stop(), Some(0));
+    let ended = older.act("prepare").failed();
+    assert!(
+        ended.stderr.contains(&format!("is cancelled; `ion job retry {job}` allows it again")),
+        "{ended:#?}"
+    );
+    older.home.run(["job", "retry", &job]).well();
+    older.act("prepare").well();
+    // Nothing of the handler runs that could see it: its next command does.
+    older.home.run(["job", "cancel", &job]).well();
+    assert!(older.act("commit").failed().stderr.contains("is cancelled"));
+    assert_eq!(older.home.jobs()[0]["state"], "cancelled");
+    older.home.run(["job", "retry", &job]).well();
+    older.act("prepare").well();
+    older.act("commit").well();
+    assert_eq!(older.home.jobs()[0]["state"], "succeeded");
+}
+
+#[test]
+fn prepare_fills_the_folder_anew_and_takes_no_damaged_file() {
+    let older = Older::new();
+    older.script_in_home("mkdir -p ion/in/data ion/out/data; touch ion/in/data/old ion/out/data/old; ln -s in.txt ion/out/events");
+    older.act("prepare").well();
+    older.script(
+        "test ! -e in/data/old; test ! -e out/data/old; test -d out/events; test ! -s out/insights.json",
+    );
+    older.script(
+        "test \"$(cat in/data/deep/er.txt)\" = 'two words'; grep -q '\"type\": \"start\"' in/event.json",
+    );
+    // 70 MiB come in several ranges, and are what was stored.
+    older.script_in_home("head -c 73400321 /dev/urandom > large");
+    let words = "event create start --id large --correlation c --file large";
+    older.home.run(words.split(' ')).well();
+    let prepare = |event: &str| {
+        let mut command = older.handler();
+        command.args([
+            "--action=prepare",
+            "--context.name=m",
+            &format!("--context.eventid={event}"),
+        ]);
+        Ran::of(command.output().unwrap())
+    };
+    prepare("large").well();
+    older.script("cmp in/data/large ../large; test ! -e in/data/in.txt");
+    let event = older.home.run(["event", "get", "large"]).well();
+    let event: Value = serde_json::from_str(&event.stdout).unwrap();
+    let blob = older.home.state().join("blobs").join(event["files"][0]["key"].as_str().unwrap());
+    let mut bytes = std::fs::read(&blob).unwrap();
+    bytes[50 << 20] ^= 1;
+    std::fs::write(&blob, bytes).unwrap();
+    let damaged = prepare("large").failed();
+    assert!(
+        damaged.stderr.contains("file \"large\" of the event cannot be fetched: block 50"),
+        "{damaged:#?}"
+    );
+    let unknown = prepare("nothing").failed();
+    assert!(unknown.stderr.contains("there is no event nothing in sqlite://"), "{unknown:#?}");
+}
+
+/// Speaks with the API as it should not be spoken with, and notes each status; then ends badly,
+/// having been told 200.
+const STUBBORN: &str = r#"#!/usr/bin/env python3
+import json, os, sys, urllib.error, urllib.request
+
+def get(word, **headers):
+    request = urllib.request.Request("http://127.0.0.1:%s/%s" % (os.environ["HANDLER_PORT"], word), headers=headers)
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return [answer.status, json.loads(answer.read()) if word == "done" else {}]
+    except urllib.error.HTTPError as error:
+        return [error.code, json.loads(error.read())]
+
+base, secret = os.environ["HANDLER_BASE_DIR"], os.environ["SHARED_SECRET"]
+said = [get("ready"), get("ready", secret="x" * len(secret)), get("ready", secret=secret[:-1]),
+        get("done", secret=secret), get("ready", secret=secret), get("ready", secret=secret), get("done")]
+with open(base + "/out/events/b.json", "w") as bad:
+    bad.write('{"eventType": "noted", "files": ["missing"]')
+    bad.flush()
+    said.append(get("done", secret=secret))
+try:
+    with open(base + "/out/events/b.json", "w") as bad:
+        bad.write('{"eventType": "noted", "files": ["missing"]}')
+except OSError:
+    pass
+said.append(get("done", secret=secret))
+with open(base + "/out/meta.json", "w") as meta:
+    json.dump([{"key": "kept", "value": "yes"}], meta)
+with open(base + "/out/events/b.json", "w") as good:
+    good.write('{"eventType": "noted"}')
+assert json.load(open(base + "/in/meta.json")) == json.load(open(base + "/in/eventmeta.json"))
+said += [get("done", secret=secret), get("done", secret=secret), get("ready", secret=secret)]
+try:
+    with open(base + "/out/events/late.json", "w") as late:
+        late.write('{"eventType": "noted", "files": ["missing"]}')
+except OSError:
+    pass
+with open(os.environ["SAID"], "w") as out:
+    json.dump({"said": said, "secret": secret, "port": os.environ["SIDECAR_PORT"]}, out)
+sys.exit(3)
+"#;
+
+#[test]
+fn the_localhost_api_answers_401_and_400_and_names_what_was_rejected() {
+    let home = Home::new();
+    home.program("stubborn", STUBBORN);
+    home.program("silent", "#!/bin/sh\necho '{\"eventType\":\"noted\"}' > /ion/out/events/s.json\necho $HANDLER_PORT > $SAID.tmp; mv $SAID.tmp $SAID.port\nwhile test ! -e $SAID.go; do sleep 0.02; done\n");
+    let said = home.path().join("said");
+    let module = |name: &str| {
+        let keys = "on: [start], emits: [noted], retries: 0, api: sidecar";
+        format!("  {name}: {{{keys}, run: [./{name}], env: {{SAID: {}}}}}\n", said.display())
+    };
+    let port = |text: &str| text.trim().parse::<u16>().unwrap();
+    let file = home
+        .write("pipeline.yaml", format!("modules:\n{}{}", module("stubborn"), module("silent")));
+    let up = home.up(&file);
+    home.run("event create start --id e --correlation c".split(' ')).well();
+    wait_for("the silent one to say its port", || home.path().join("said.port").exists());
+    let silent = port(&std::fs::read_to_string(home.path().join("said.port")).unwrap());
+    // Who connects and says nothing, or not the secret, holds nothing up, and does not outlast the
+    // job.
+    let mut idle = std::net::TcpStream::connect(("127.0.0.1", silent)).unwrap();
+    idle.set_read_timeout(Some(crate::support::DEADLINE)).unwrap();
+    home.write("said.go", "");
+    wait_for("both to end", || {
+        home.jobs().iter().filter(|job| job["ended"].is_number()).count() == 2
+    });
+    let noted: Value = serde_json::from_slice(&std::fs::read(&said).unwrap()).unwrap();
+    let said = noted["said"].as_array().unwrap();
+    let codes: Vec<u64> = said.iter().map(|answer| answer[0].as_u64().unwrap()).collect();
+    assert_eq!(codes, [401, 401, 401, 400, 200, 400, 401, 422, 422, 200, 400, 400], "{said:#?}");
+    let message = |n: usize| said[n][1]["message"].as_str().unwrap();
+    assert!(message(7).contains("\"b.json\" was rejected: EBUSY: it is still open"), "{said:#?}");
+    assert!(
+        message(8).contains("\"b.json\" was rejected: ENOENT: file \"missing\" is not in out/data"),
+        "{said:#?}"
+    );
+    assert_eq!(said[8][1]["statusCode"], 422);
+    assert_eq!(said[9][1]["events"][0]["name"], "b.json");
+    // Done is done: its event and what it kept are there, whatever it wrote later, and though it
+    // exited with 3. Nothing of the silent one is.
+    let jobs = home.jobs();
+    let of = |module: &str| jobs.iter().find(|job| job["module"] == module).unwrap();
+    assert_eq!(of("stubborn")["state"], "succeeded", "{jobs:#?}");
+    assert_eq!(of("stubborn")["attempts"][0]["exitCode"], 3);
+    assert_eq!(of("silent")["state"], "dead");
+    let reason = of("silent")["attempts"][0]["reason"].as_str().unwrap();
+    assert!(reason.contains("it ended and GET /done had not been answered with 200"), "{reason}");
+    let events: Vec<Value> =
+        made(&home, "c").into_iter().filter(|document| document["type"] == "noted").collect();
+    assert_eq!(events.len(), 1, "{events:#?}");
+    assert_eq!(events[0]["context"]["name"], "stubborn");
+    assert_eq!(insight(&home)["data"], json!([{"key": "kept", "value": "yes"}]));
+    // The daemon lives, and has hung up.
+    assert_eq!(std::io::Read::read(&mut idle, &mut [0; 1]).unwrap_or(0), 0);
+    let log = up.log();
+    assert_eq!(up.stop(), Some(0));
+    // The secret is the job's alone, and the port is closed with it.
+    let secret = noted["secret"].as_str().unwrap();
+    let documents =
+        home.run(["--json", "trace", "c"]).stdout + &serde_json::to_string(&jobs).unwrap();
+    assert!(!log.contains(secret) && !documents.contains(secret));
+    let stubborn = port(noted["port"].as_str().unwrap());
+    assert!(
+        [silent, stubborn]
+            .iter()
+            .all(|port| std::net::TcpStream::connect(("127.0.0.1", *port)).is_err())
+    );
+}
+
+#[test]
+fn a_newer_module_finds_its_values_alone_and_an_older_one_its_tree_where_it_says() {
+    let home = Home::new();
+    home.write("f", "content\n");
+    home.program("newer", "#!/bin/sh\nset -e\ntest $HANDLER_BASE_DIR = /ion; test ! -e /ion/in/meta.json; test ! -e /ion/out/meta.json\n! touch /ion/out/meta.json 2>/dev/null\ngrep -c key /ion/in/eventmeta.json\n");
+    home.program("older", "#!/bin/sh\nset -e\ntest $HANDLER_BASE_DIR = /older; test $ION_DIR = /older; test ! -e /ion/in\ncat /older/in/data/f; echo '{\"eventType\":\"x\"}' > /older/out/events/x\n");
+    let file = home.write(
+        "pipeline.yaml",
+        "modules:\n  newer: {on: [start], run: [./newer], retries: 0}\n  older: {on: [start], emits: [x], run: [./older], retries: 0, env: {HANDLER_BASE_DIR: /older}}\n",
+    );
+    let up = home.up(&file);
+    home.run("event create start --data a=1 --file f --wait".split(' ')).well();
+    let jobs = home.jobs();
+    let newer = jobs.iter().find(|job| job["module"] == "newer").unwrap();
+    assert_eq!(home.run(["job", "logs", newer["id"].as_str().unwrap()]).well().stdout, "1\n");
+    assert_eq!(home.trace().iter().filter(|document| document["type"] == "x").count(), 1);
+    assert_eq!(up.stop(), Some(0));
+}
+
+#[test]
+fn a_signed_url_is_read_without_a_credential_and_a_store_that_signs_none_gives_an_ion_uri() {
+    let s3 = S3::start();
+    let script = "import json, sys, urllib.request\n\
+        values = dict((p['key'], p['value']) for p in json.load(open('/ion/in/eventmeta.json')))\n\
+        url = values['f g']\n\
+        print(url if url.startswith('ion://') else urllib.request.urlopen(url).read().decode(), end='')\n";
+    for (signs, expected) in [(true, "content\n"), (false, "ion://e/f%20g")] {
+        let mut home = Home::new();
+        if signs {
+            home.env = s3.env.clone();
+            home.env.push(("ION_BLOBS".into(), format!("{}/signed", s3.url)));
+        }
+        home.write("f g", "content\n");
+        home.write("read.py", script);
+        let file = home.write(
+            "pipeline.yaml",
+            "modules:\n  read: {on: [start], run: [python3, read.py], retries: 0, urls: signed}\n",
+        );
+        let up = home.up(&file);
+        home.run(["event", "create", "start", "--id", "e", "--file", "f g", "--wait"]).well();
+        let job = home.jobs()[0]["id"].as_str().unwrap().to_owned();
+        assert_eq!(home.run(["job", "logs", &job]).well().stdout, expected);
+        assert_eq!(up.stop(), Some(0));
+    }
+}
+
+#[test]
+fn the_older_flags_of_azure_reach_the_container_and_its_files_have_signed_urls() {
+    let azure = Azure::start();
+    azure.make_container("older");
+    let mut older = Older { home: Home::new() };
+    older.home.env = azure.env.clone();
+    older.home.env.push(("ION_BLOBS".into(), "az://older".into()));
+    older.home.write("in.txt", "one\n");
+    older.home.write("er.txt", "two words\n");
+    older.start();
+    let act = |action: &str| {
+        let mut command = older.handler();
+        let named = |name: &str| azure.env.iter().find(|(key, _)| key == name).unwrap().1.clone();
+        for (key, _) in &older.home.env {
+            command.env_remove(key);
+        }
+        // Where the emulator is; Azure itself needs no such word.
+        command.env("AZURE_STORAGE_ENDPOINT", named("AZURE_STORAGE_ENDPOINT"));
+        command.env("AZUREBLOBPROVIDER_BLOBACCOUNTKEY", named("AZURE_STORAGE_ACCOUNT_KEY"));
+        command.args([
+            "--azureblobprovider=true",
+            "--azureblobprovider.containername=older",
+            "--urls=signed",
+        ]);
+        command.arg(format!(
+            "--azureblobprovider.blobaccountname={}",
+            named("AZURE_STORAGE_ACCOUNT_NAME")
+        ));
+        command.args([&format!("--action={action}"), "--context.name=m", "--context.eventid=e"]);
+        Ran::of(command.arg("--valideventtypes=noted").output().unwrap()).well()
+    };
+    act("prepare");
+    older.home.write(
+        "fetch.py",
+        "import json, urllib.request\n\
+        values = dict((p['key'], p['value']) for p in json.load(open('in/eventmeta.json')))\n\
+        open('out/data/fetched', 'wb').write(urllib.request.urlopen(values['deep/er.txt']).read())\n\
+        json.dump({'eventType': 'noted', 'files': ['fetched']}, open('out/events/n.json', 'w'))\n",
+    );
+    older.script("python3 ../fetch.py; cmp out/data/fetched in/data/deep/er.txt");
+    act("commit");
+    assert_eq!(older.made()[0]["files"][0]["size"], 10);
+    older.home.run(["check", "--deep"]).well();
+}
+
+#[test]
+fn no_secret_is_printed_or_logged_and_one_in_the_command_line_is_warned_of() {
+    let older = Older::new();
+    let secrets = ["hunter1", "hunter2", "hunter3"];
+    let log = older.home.path().join("handler.log");
+    let words = |secret: [&str; 3]| {
+        [
+            "--printconfig".to_owned(),
+            "--loglevel=debug".into(),
+            format!("--logfile={}", log.display()),
+            "--azureblobprovider=true".into(),
+            "--azureblobprovider.blobaccountname=account".into(),
+            "--azureblobprovider.containername=container".into(),
+            "--mongodbdocprovider=true".into(),
+            // Nothing listens there: the error names the store.
+            "--mongodbdocprovider.name=localhost-of-nobody".into(),
+            "--action=prepare".into(),
+            "--context.name=m".into(),
+            "--context.eventid=e".into(),
+            format!("--sharedsecret={}", secret[0]),
+            format!("--azureblobprovider.blobaccountkey={}", secret[1]),
+            format!("--mongodbdocprovider.password={}", secret[2]),
+        ]
+    };
+    let mut by_argv = older.handler();
+    by_argv.args(words(secrets));
+    let mut by_environment = older.handler();
+    by_environment.args(&words([""; 3])[..11]).envs([
+        ("SHARED_SECRET", secrets[0]),
+        ("AZUREBLOBPROVIDER_BLOBACCOUNTKEY", secrets[1]),
+        ("MONGODBDOCPROVIDER_PASSWORD", secrets[2]),
+    ]);
+    for (mut command, warns) in [(by_argv, true), (by_environment, false)] {
+        // The older stores are out of reach here: it fails, and says no secret in doing so.
+        let ran = Ran::of(command.output().unwrap()).failed();
+        let config: Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!(config["sharedSecret"], "***");
+        assert_eq!(config["azureBlobProvider"]["blobAccountKey"], "***");
+        assert_eq!(config["mongoDBDocProvider"]["password"], "***");
+        let all = format!("{}{}{}", ran.stdout, ran.stderr, std::fs::read_to_string(&log).unwrap());
+        assert!(!all.contains("hunter"), "{all}");
+        for name in
+            ["sharedsecret", "azureblobprovider.blobaccountkey", "mongodbdocprovider.password"]
+        {
+            let warned = ran.stderr.contains(&format!("--{name} in the command line can be read"));
+            assert_eq!(warned, warns, "{ran:#?}");
+        }
+    }
+    let mut bus = older.handler();
+    bus.args([
+        "--action=commit",
+        "--servicebuseventprovider=true",
+        "--servicebuseventprovider.key=hunter4",
+    ]);
+    let refused = Ran::of(bus.output().unwrap()).failed();
+    assert!(
+        refused.stderr.contains("ION_BUS=amqp://") && !refused.stderr.contains("hunter4"),
+        "{refused:#?}"
+    );
+    // What ION_* says takes the place of the older groups.
+    let mut moved = older.handler();
+    moved.args([
+        "--action=prepare",
+        "--context.name=m",
+        "--context.eventid=e",
+        "--servicebuseventprovider=true",
+    ]);
+    let bus = format!("sqlite://{}", older.home.state().join("ion.db").display());
+    Ran::of(moved.env("ION_BUS", bus).output().unwrap()).well();
+}
+
+#[test]
+fn development_mode_needs_no_store_and_what_it_shows_starts_the_next_module_by_hand() {
+    let home = Home::new();
+    let base = |module: &str| home.path().join(format!("base-{module}"));
+    let act = |module: &str, action: &str, words: &[&str]| {
+        let mut command = Command::new(HANDLER);
+        command.args([
+            "--development",
+            &format!("--action={action}"),
+            &format!("--context.name={module}"),
+        ]);
+        command.args(words).env("HANDLER_BASE_DIR", base(module)).current_dir(home.path());
+        Ran::of(command.stdin(Stdio::null()).output().unwrap())
+    };
+    let script = |module: &str, script: &str| {
+        let ran =
+            Command::new("sh").args(["-c", script]).current_dir(base(module)).output().unwrap();
+        Ran::of(ran).well()
+    };
+    let shown = |path: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(home.path().join(".dev").join(path)).unwrap())
+            .unwrap()
+    };
+    // What lies in the first module's folder is its event.
+    home.write("base-one/in/data/deep/f", "content\n");
+    home.write("base-one/in/eventmeta.json", "[{\"key\": \"note\", \"value\": \"kept\"}]");
+    act("one", "prepare", &["--context.eventid=111", "--context.correlationid=cc"]).well();
+    assert_eq!(shown("one/prepared"), json!({}));
+    assert_eq!(shown("one/context.json")["eventId"], "111");
+    assert!(!home.path().join(".dev/one/committed").exists());
+    let values = script("one", "cat in/eventmeta.json").stdout;
+    assert!(values.contains("kept") && values.contains("ion://111/deep/f"), "{values}");
+    script(
+        "one",
+        "cp in/data/deep/f out/data/g; echo '[{\"key\":\"length\",\"value\":\"8\"}]' > out/insights.json",
+    );
+    script(
+        "one",
+        "echo '[{\"key\":\"eventType\",\"value\":\"made\"},{\"key\":\"files\",\"value\":\"g\"},{\"key\":\"n\",\"value\":\"1\"}]' > out/events/event0.json",
+    );
+    let refused =
+        act("one", "commit", &["--context.eventid=111", "--valideventtypes=other"]).failed();
+    assert!(refused.stderr.contains("EACCES") && !home.path().join(".dev/one/committed").exists());
+    act("one", "commit", &["--context.eventid=111", "--valideventtypes=made"]).well();
+    assert_eq!(shown("one/committed"), json!({}));
+    let meta = shown("one/contexts/event0.json");
+    assert_eq!(
+        (&meta["name"], &meta["parentEventId"], &meta["correlationId"]),
+        (&json!("one"), &json!("111"), &json!("cc"))
+    );
+    assert_eq!(
+        (&meta["files"], &meta["data"]),
+        (&json!(["g"]), &json!([{"key": "n", "value": "1"}]))
+    );
+    let insights = shown("one/insights/insights.json");
+    assert_eq!(
+        (&insights["eventId"], &insights["documentType"]),
+        (&json!("111"), &json!("insight"))
+    );
+    assert_eq!(insights["data"], json!([{"key": "length", "value": "8"}]));
+    // By hand to the next.
+    let event = shown("one/events/event0.json");
+    assert_eq!(event["type"], "made");
+    let id = format!("--context.eventid={}", event["context"]["eventId"].as_str().unwrap());
+    act("two", "prepare", &[&id]).well();
+    assert_eq!(script("two", "cat in/data/g").stdout, "content\n");
+    script("two", "echo '{\"eventType\":\"end\"}' > out/events/e.json");
+    act("two", "commit", &[&id, "--valideventtypes=end"]).well();
+    let last = shown("two/contexts/e.json");
+    assert_eq!(
+        (&last["correlationId"], &last["parentEventId"]),
+        (&json!("cc"), &event["context"]["eventId"])
+    );
+    assert!(!home.path().join(".ion").exists(), "nothing but .dev is made");
+}
