@@ -10,6 +10,7 @@ test: lint ## set up what is missing, run every lint and every test
 
 quick: ## the fast lane while you work: lints, unit tests and the embedded suites; needs neither root nor servers
 	@cargo fmt --all --check
+	@scripts/rooms.py --check
 	@cargo clippy --workspace --all-targets --locked -- -D warnings
 	@cargo test --workspace --locked --lib --bins --test embedded -- --quiet --test-threads 8 \
 		--skip fsx --skip what_the_dead_left_is_found_and_repaired
@@ -21,6 +22,7 @@ test-kubernetes: ## the kubernetes executor and the chart on a real cluster of o
 lint:
 	@scripts/setup-tests.sh
 	@cargo fmt --all --check
+	@scripts/rooms.py --check
 	@cargo clippy --workspace --all-targets --locked -- -D warnings
 	@cargo clippy --package ion --no-default-features --locked -- -D warnings
 

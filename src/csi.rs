@@ -8,8 +8,8 @@ use ionfs::node::Node;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::MetricsArgs;
+use crate::service::until_asked_to_stop;
 use crate::settings::{Settings, ticket_key};
-use crate::up::until_asked_to_stop;
 use crate::{Failure, Outcome, Verdict, output};
 
 /// Mount the trees of jobs for the pods of this Kubernetes node, until SIGTERM

@@ -4,8 +4,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use clap::Args as ClapArgs;
-use dispatcher::executor::container;
-use dispatcher::executor::sandbox::{self, ForkServer, Mode};
+use dispatcher::container;
+use dispatcher::sandbox::{self, ForkServer, Mode};
 use serde_json::json;
 
 use crate::output::{self, Colour};

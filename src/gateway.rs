@@ -13,8 +13,8 @@ use dispatcher::pipeline::{ExecutorKind, Module, Network};
 use ionfs::node::Node;
 
 use crate::metrics::MetricsArgs;
+use crate::service::until_asked_to_stop;
 use crate::settings::{Settings, gateway_tokens, is_credential, some_time};
-use crate::up::until_asked_to_stop;
 use crate::{Failure, Outcome, Verdict, output, service};
 
 /// The flags of every command that can run a gateway.

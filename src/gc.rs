@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use dispatcher::executor::image as images;
+use dispatcher::image as images;
 use dispatcher::ledger::Ledger;
 use dispatcher::retention::{Retired, retire};
 use ionfs::audit::{Depth, Repair};

@@ -10,6 +10,7 @@ mod files;
 mod gateway;
 mod gc;
 mod job;
+mod logging;
 mod metrics;
 mod module;
 mod mount;
@@ -113,11 +114,8 @@ pub(crate) enum Verdict {
 fn main() -> ExitCode {
     ionfs::sys::keep_descriptors_to_itself();
     ionfs::sys::hear_of_children();
-    if std::env::args_os()
-        .nth(1)
-        .is_some_and(|word| word == dispatcher::executor::sandbox::INIT_WORD)
-    {
-        dispatcher::executor::sandbox::init_main();
+    if std::env::args_os().nth(1).is_some_and(|word| word == dispatcher::sandbox::INIT_WORD) {
+        dispatcher::sandbox::init_main();
     }
     ionfs::sys::close_to_other_processes();
     ionfs::sys::map_large_buffers();
@@ -150,7 +148,8 @@ fn main() -> ExitCode {
 
 async fn work(cli: Cli) -> Outcome {
     let exporter = if cli.command.has_spans() { Exporter::from_environment()? } else { None };
-    let settings = Settings::resolve(cli.global, exporter.as_ref())?;
+    logging::start(cli.global.verbose, exporter.as_ref())?;
+    let settings = Settings::resolve(cli.global)?;
     let opened = settings.opened.clone();
     let outcome = carry_out(settings, cli.command).await;
     let opened = std::mem::take(&mut *opened.lock().unwrap_or_else(PoisonError::into_inner));

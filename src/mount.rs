@@ -8,8 +8,8 @@ use ionfs::mount::{Unmounted, Visitors, mount_at, unmount_stale};
 use ionfs::node::Node;
 
 use crate::metrics::MetricsArgs;
+use crate::service::until_asked_to_stop;
 use crate::settings::Settings;
-use crate::up::until_asked_to_stop;
 use crate::{Failure, Outcome, Verdict, output};
 
 /// Mount the whole plane as a read-only tree, until Ctrl-C

@@ -25,8 +25,9 @@ use tracing::Instrument as _;
 use crate::event::pair;
 use crate::files::{StoredFiles, store_files};
 use crate::output::live::{Live, Style};
+use crate::service::until_asked_to_stop;
 use crate::settings::{Settings, search_path};
-use crate::up::{local_executor, until_asked_to_stop};
+use crate::up::local_executor;
 use crate::{Failure, Outcome, Verdict, doctor, output};
 
 /// At most this many of the files that no event names are listed.

@@ -13,7 +13,23 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use tokio::time::MissedTickBehavior;
 
+use crate::output;
 use crate::settings::{notify_socket, watchdog_interval};
+
+/// Waits until the process receives SIGINT or SIGTERM.
+pub(crate) async fn until_asked_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    output::catches_signals();
+    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+        (Ok(mut interrupt), Ok(mut terminate)) => {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        _ => std::future::pending().await,
+    }
+}
 
 /// Tells the manager that this process takes work from now on. If the manager has a watchdog, also
 /// starts a task that sends it signs of life until the runtime ends or stands still.

@@ -15,20 +15,11 @@ use ionfs::environment::variable;
 use ionfs::home::make_home;
 use ionfs::limits::{Limits, SetLimits};
 use ionfs::node::NodeSettings;
-use ionfs::stores::open::{DATABASE, StoreUrls, open, without_credentials};
+use ionfs::stores::open::{DATABASE, StoreUrls, open};
+use ionfs::stores::without_credentials;
 use ionfs::stores::{DataPlane, Documents};
-use ionfs::text::write_field;
 use ionfs::ticket::TicketKey;
-use tracing::field::Field;
-use tracing_subscriber::field::MakeExt as _;
-use tracing_subscriber::fmt::FormatFields;
-use tracing_subscriber::fmt::format::{Writer, debug_fn};
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _};
 
-use crate::output::LogWriter;
-use crate::spans::Exporter;
 use crate::{Failure, output};
 
 /// The variables of the daemon's environment that modules see. None of them can be a credential.
@@ -164,7 +155,7 @@ pub(crate) struct Global {
     json: bool,
     /// Log more: once for what happens, twice for details
     #[arg(short, long, action = clap::ArgAction::Count, global = true, help_heading = "Global options")]
-    verbose: u8,
+    pub(crate) verbose: u8,
     /// Let the daemon answer every read itself, even where the kernel could
     #[arg(long, env = "ION_NO_PASSTHROUGH", global = true, help_heading = "Global options")]
     no_passthrough: bool,
@@ -192,21 +183,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    pub(crate) fn resolve(global: Global, exporter: Option<&Exporter>) -> Result<Self, Failure> {
-        let level = ["warn", "info", "debug"][usize::from(global.verbose.min(2))];
-        let filter = EnvFilter::try_from_env("ION_LOG").unwrap_or_else(|_| {
-            // Ion's crates all have names that begin with `ion`.
-            EnvFilter::new(format!("warn,lapin=off,ion={level}"))
-        });
-        // The log has lines only; spans go to the exporter.
-        let filter = filter.add_directive(format!("{}=off", ionfs::spans::TARGET).parse()?);
-        let log = tracing_subscriber::fmt::layer()
-            .with_writer(|| LogWriter)
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()) && wants_colours())
-            .with_target(false)
-            .fmt_fields(harmless_fields())
-            .with_filter(filter);
-        tracing_subscriber::registry().with(log).with(exporter.map(Exporter::layer)).init();
+    pub(crate) fn resolve(global: Global) -> Result<Self, Failure> {
         let home = match &global.home {
             Some(home) => std::path::absolute(home)?,
             None => nearest_home(&std::env::current_dir()?)?,
@@ -353,18 +330,6 @@ fn nearest_home(folder: &Path) -> Result<PathBuf, Failure> {
         )));
     }
     Ok(home)
-}
-
-/// Writes the fields of a log line. Modules, requests and messages choose some of them, so each
-/// stays in one line and a long one is cut.
-fn harmless_fields() -> impl for<'w> FormatFields<'w> + 'static {
-    let field = |out: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| {
-        if field.name() != "message" {
-            write!(out, "{}=", field.name())?;
-        }
-        write_field(out, value)
-    };
-    debug_fn(field).delimited(" ")
 }
 
 /// Warns of passwords in the command line, which every list of processes shows.

@@ -67,7 +67,7 @@ impl Exporter {
         if !wants_spans() {
             return Ok(None);
         }
-        ionfs::stores::open::choose_tls();
+        ionfs::stores::choose_tls();
         let http = reqwest::Client::builder().timeout(SEND).build()?;
         let client = Client { http, runtime: Handle::current(), failing: AtomicBool::new(false) };
         let exporter = SpanExporter::builder().with_http().with_http_client(client).build()?;

@@ -24,6 +24,7 @@ use crate::gateway::GatewayFlags;
 use crate::metrics::MetricsArgs;
 use crate::output::live::{Live, Style};
 use crate::output::{self, Colour};
+use crate::service::until_asked_to_stop;
 use crate::settings::{
     Settings, module_environment, registry_environment, search_path, some_time, ticket_key,
 };
@@ -317,8 +318,8 @@ async fn missing(ledger: &Ledger, modules: &[Module], drop: bool) -> Result<(), 
             ));
         } else {
             output::say(&format!(
-                "module {name:?} is registered and not in the file any more ({waiting}): events go on to be for it, and \
-                 what gathers waits until they are done. `ion module delete {name}`, or `--drop-missing` at the next start, \
+                "module {name:?} is registered and not in the file any more ({waiting}): new events still go to it, and \
+                 gathering jobs wait until its jobs have ended. `ion module delete {name}`, or `--drop-missing` at the next start, \
                  removes it"
             ));
         }
@@ -356,21 +357,6 @@ fn sweep(home: &Path) {
             Err(error) => tracing::debug!(%error, "not a stale mount"),
         }
         let _ = std::fs::remove_dir(entry.path());
-    }
-}
-
-/// Waits until the process receives SIGINT or SIGTERM.
-pub(crate) async fn until_asked_to_stop() {
-    use tokio::signal::unix::{SignalKind, signal};
-    output::catches_signals();
-    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
-        (Ok(mut interrupt), Ok(mut terminate)) => {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        }
-        _ => std::future::pending().await,
     }
 }
 

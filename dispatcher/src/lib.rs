@@ -18,4 +18,4 @@ pub use ion_gateway as gateway;
 pub use ion_jobs::{
     cancel, first, gather, job, ledger, logs, metrics, pipeline, progress, retention,
 };
-pub use ion_run::{chain, executor};
+pub use ion_run::{chain, container, executor, image, sandbox};

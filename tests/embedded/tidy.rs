@@ -45,7 +45,7 @@ fn each_library_is_named_in_one_room() {
     only("handler-shim/src", "clap::", &["src/cli"]);
     only("handler-shim/src", "std::env::", &["cli/settings.rs"]);
     for library in ["tar_core::", "flate2::", "zstd::"] {
-        only("dispatcher/run/src", library, &["executor/image"]);
+        only("dispatcher/run/src", library, &["image"]);
     }
     for library in ["kube::", "k8s_openapi::"] {
         only("dispatcher/run/src", library, &["executor/kubernetes"]);
@@ -121,19 +121,19 @@ fn what_others_may_change_is_reached_by_no_path() {
             "a developer's own folders, with no other user's module",
         ),
         (
-            "dispatcher/run/src/executor/image/unpack.rs",
+            "dispatcher/run/src/image/unpack.rs",
             "fs::open(",
             1,
             "the root itself, which Ion has just made",
         ),
         (
-            "dispatcher/run/src/executor/image/unpack.rs",
+            "dispatcher/run/src/image/unpack.rs",
             "File::open(",
             1,
             "the archive that the pipeline names",
         ),
         (
-            "dispatcher/run/src/executor/image/unpack.rs",
+            "dispatcher/run/src/image/unpack.rs",
             "openat2(",
             1,
             "below the root, without links out of it",
@@ -153,15 +153,15 @@ fn what_others_may_change_is_reached_by_no_path() {
     let by_one_name =
         [&by_one_name[..], &["chmodat(", "chownat(", "utimensat(", "readlinkat(", "accessat("]]
             .concat();
-    let unpacks = |path: &Path| path.ends_with("executor/image/unpack.rs");
-    let rooms = ["ionfs/fs/src", "handler-shim/src", "dispatcher/run/src/executor/image"];
+    let unpacks = |path: &Path| path.ends_with("image/unpack.rs");
+    let rooms = ["ionfs/fs/src", "handler-shim/src", "dispatcher/run/src/image"];
     for (path, text) in rooms.into_iter().flat_map(sources) {
         // A mount is made where its caller says.
         if path.ends_with("ionfs/fs/src/mount.rs") {
             continue;
         }
         // Of images, what lays out what somebody else has packed.
-        if path.to_str().unwrap().contains("executor/image") && !unpacks(&path) {
+        if path.to_str().unwrap().contains("image") && !unpacks(&path) {
             continue;
         }
         let code = text.split("#[cfg(test)]").next().unwrap();

@@ -173,6 +173,18 @@ pub(super) fn check_part(headers: &HeaderMap) -> Result<(), Problem> {
     Err(unknown(detail))
 }
 
+/// Returns the text of a JSON document, without the byte order mark that some editors put before
+/// it.
+pub(super) fn json_text(body: &[u8]) -> Result<&[u8], Problem> {
+    match body {
+        [0xef, 0xbb, 0xbf, text @ ..] => Ok(text),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
+            Err(Problem::new(Kind::Malformed, "the body is UTF-16; send JSON as UTF-8"))
+        }
+        text => Ok(text),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use axum::http::HeaderName;

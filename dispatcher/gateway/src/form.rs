@@ -12,7 +12,8 @@ use super::auth::Principal;
 use super::batch::{self, Batch};
 use super::body::{BodyError, Held};
 use super::cloudevent::{self, Attributes, BATCH, Carried, DATA, STRUCTURED, values_of};
-use super::intake::{Made, Sameness, uploads};
+use super::draft::{Made, Sameness, uploads};
+use super::encoding::json_text;
 use super::problem::{Kind, Problem};
 use super::upload::Uploads;
 
@@ -206,18 +207,6 @@ fn wrong_form(said: &str) -> Problem {
             quote(said)
         ),
     )
-}
-
-/// Returns the text of a JSON document, without the byte order mark that some editors put before
-/// it.
-pub(super) fn json_text(body: &[u8]) -> Result<&[u8], Problem> {
-    match body {
-        [0xef, 0xbb, 0xbf, text @ ..] => Ok(text),
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
-            Err(Problem::new(Kind::Malformed, "the body is UTF-16; send JSON as UTF-8"))
-        }
-        text => Ok(text),
-    }
 }
 
 /// Reads the values of a form without files: `a=1&b=two+words`. A name that occurs several times

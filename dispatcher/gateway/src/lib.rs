@@ -28,6 +28,7 @@ mod cancel;
 mod client;
 mod cloudevent;
 mod disposition;
+mod draft;
 mod encoding;
 mod file;
 mod form;

@@ -37,7 +37,7 @@ use super::auth::Scope;
 use super::body::Incoming;
 use super::problem::{Kind, Problem};
 use super::route::{Access, InPath, Route, query};
-use super::{Shared, file, intake, openapi};
+use super::{Shared, draft, file, openapi};
 
 /// How long the first bytes of an answer are held back in case a link fails: most chains end within
 /// it, and a status code states their outcome.
@@ -164,7 +164,7 @@ async fn first_event(
     let first = FirstEvent {
         id,
         correlation_id,
-        name: intake::NAME.into(),
+        name: draft::NAME.into(),
         parent: String::new(),
         event_type: module.starts_on().unwrap_or_default().to_owned(),
         files,
@@ -357,10 +357,10 @@ async fn run_elsewhere(
         return Err(Problem::new(Kind::Busy, detail));
     }
     let correlation = ids.1.clone();
-    let mut uploads = intake::uploads(&ids, gate);
+    let mut uploads = draft::uploads(&ids, gate);
     uploads.take_body(STDIN, body).await?;
     let event = first_event(gate, &module, ids, uploads.entries().to_vec()).await?;
-    intake::publish(gate, &event, &mut uploads).await?;
+    draft::publish(gate, &event, &mut uploads).await?;
     let job = JobId::derive(&event.id, &module.name);
     let record = final_record(gate, &module, &job).await;
     let record = record.map_err(|problem| problem.with("correlation", correlation.as_str()))?;

@@ -24,7 +24,7 @@ use serde_json::json;
 
 use super::auth::Principal;
 use super::body::Incoming;
-use super::intake::{self, Made, Sameness};
+use super::draft::{self, Made, Sameness};
 use super::problem::{Kind, Problem};
 use super::route::{Access, InPath, Route};
 use super::signed::{Scheme, Secrets};
@@ -184,7 +184,7 @@ async fn take(
     }
     let same = Sameness::Delivery(webhook.name.clone(), delivery.id.clone());
     let ids = same.ids(&Principal::anybody());
-    let mut uploads = intake::uploads(&ids, &gate);
+    let mut uploads = draft::uploads(&ids, &gate);
     uploads.take_bytes(FILE, document(&headers, held.bytes())?).await?;
     let values = [
         ("webhook", webhook.name.clone()),
@@ -193,7 +193,7 @@ async fn take(
     ];
     let data = values.map(|(key, value)| KeyValue { key: key.into(), value }).into();
     let made = Made::new(&webhook.event_type, ids.clone(), data);
-    match intake::commit(&gate, made, uploads, &same).await {
+    match draft::commit(&gate, made, uploads, &same).await {
         Ok(_) => {}
         // A Stripe event counts the deliveries that are still pending, so an event that is sent
         // again may have other content. Its id is covered by the signature, so it is the same
@@ -201,8 +201,8 @@ async fn take(
         Err(problem) if webhook.scheme == Scheme::Stripe && problem.kind() == Kind::Differs => {}
         Err(problem) => return Err(problem),
     }
-    let registered = intake::registered(&gate).await;
-    let said = intake::made_answer((&ids.0, &ids.1), &webhook.event_type, registered.as_deref());
+    let registered = draft::registered(&gate).await;
+    let said = draft::made_answer((&ids.0, &ids.1), &webhook.event_type, registered.as_deref());
     let mut response = json_answer(StatusCode::ACCEPTED, &said);
     let location = HeaderValue::try_from(format!("/correlations/{}", ids.1));
     response

@@ -45,8 +45,8 @@ use self::flow::{Flow, LinkEnd};
 use self::pool::{Pools, Used};
 use self::record::Recording;
 pub use self::record::STDIN;
-use crate::executor::container::Containers;
-use crate::executor::sandbox::{Covers, ForkServer, Mode};
+use crate::container::Containers;
+use crate::sandbox::{Covers, ForkServer, Mode};
 
 /// The most concurrent runs whose caller waits for the answer, for each processor. More would
 /// compete for the processors.

@@ -2,14 +2,11 @@
 
 mod attempt;
 pub mod choice;
-pub mod container;
-pub mod image;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod left;
 pub mod local;
 mod log;
-pub mod sandbox;
 mod sidecar;
 
 use std::fmt;

@@ -9,4 +9,7 @@
 //! Begin with [`executor`].
 
 pub mod chain;
+pub mod container;
 pub mod executor;
+pub mod image;
+pub mod sandbox;

@@ -16,7 +16,8 @@ use ion_model::text::write_field;
 use ion_plane::address::FileUrls;
 #[cfg(feature = "azure")]
 use ion_stores::object::ObjectBlobs;
-use ion_stores::open::{StoreUrls, open_blobs, open_over, without_credentials};
+use ion_stores::open::{StoreUrls, open_blobs, open_over};
+use ion_stores::without_credentials;
 use ion_stores::{Blobs, DataPlane, StoreError};
 use serde_json::{Value, json};
 use tracing::field::Field;

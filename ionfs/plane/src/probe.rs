@@ -8,7 +8,8 @@ use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use ion_model::errors::chain;
 use ion_model::event::{Context, DocumentType, Message};
 use ion_model::id::{CorrelationId, EventId};
-use ion_stores::open::{StoreUrls, open_blobs, open_bus, open_documents, without_credentials};
+use ion_stores::open::{StoreUrls, open_blobs, open_bus, open_documents};
+use ion_stores::without_credentials;
 use ion_stores::{
     Blobs, Bus, BusReport, Collection, Documents, Query, QueueLength, StoreError, known_plane_id,
 };

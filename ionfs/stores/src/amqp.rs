@@ -360,7 +360,7 @@ impl Amqp {
     pub fn open(url: &str) -> Result<Self, StoreError> {
         let address = Address::parse(url)?;
         Ok(Self {
-            name: super::open::without_credentials(url),
+            name: crate::without_credentials(url),
             publishing: Line::new(address.clone(), "publishes"),
             consuming: Line::new(address, "consumes"),
             free: Mutex::default(),

@@ -24,6 +24,8 @@ pub mod open;
 mod plane;
 pub mod registry;
 pub mod sqlite;
+mod tls;
+mod url;
 
 pub use self::blobs::{Abandon, BlobInfo, Blobs};
 pub use self::bus::{
@@ -38,3 +40,5 @@ pub use self::documents::{
 pub use self::error::StoreError;
 pub use self::identity::{known_plane_id, plane_id};
 pub use self::plane::DataPlane;
+pub use self::tls::choose_tls;
+pub use self::url::without_credentials;

@@ -27,7 +27,7 @@ use mongodb::options::{
 use mongodb::{Client, Database, IndexModel};
 use serde_json::{Map, Value};
 
-use super::open::without_credentials;
+use super::url::without_credentials;
 use super::{Collection, Documents, Equals, Guard, Inserted, Page, Query, StoreError, indexes};
 
 /// How long one call may take. A replica set elects a new primary in about ten seconds; after that

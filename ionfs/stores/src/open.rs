@@ -13,6 +13,7 @@ use super::identity::{plane_id, set_plane_id};
 use super::mongo::Mongo;
 use super::object::ObjectBlobs;
 use super::sqlite::Sqlite;
+use super::url::{path_of, scheme, unknown};
 use super::{Blobs, Bus, DataPlane, Documents, StoreError};
 
 /// The id of the document that names the plane of a bus. A bus that has its own SQLite file holds
@@ -125,11 +126,6 @@ pub async fn open_over(blobs: Arc<dyn Blobs>, urls: &StoreUrls) -> Result<DataPl
     })
 }
 
-/// Installs this build's TLS provider, unless the process has already installed another one.
-pub fn choose_tls() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-}
-
 /// Opens a blob store.
 ///
 /// # Errors
@@ -192,56 +188,6 @@ pub async fn open_bus(url: &str, plane: Option<&str>) -> Result<Arc<dyn Bus>, St
 async fn embedded(url: &str, kind: &'static str) -> Result<Arc<Sqlite>, StoreError> {
     let path = path_of(url, kind)?;
     Ok(Arc::new(run_blocking(move || Sqlite::open(&path)).await?))
-}
-
-fn scheme(url: &str) -> &str {
-    url.split_once("://").map_or("", |(scheme, _)| scheme)
-}
-
-/// The kinds and schemes of backends that a build may lack, with the cargo features that add them.
-const FEATURES: [(&str, &str, &str); 7] = [
-    ("blob", "s3", "s3"),
-    ("blob", "az", "azure"),
-    ("blob", "gs", "gcs"),
-    ("document", "mongodb", "mongodb"),
-    ("document", "mongodb+srv", "mongodb"),
-    ("bus", "amqp", "amqp"),
-    ("bus", "amqps", "amqp"),
-];
-
-/// Returns the error for a URL for which this build has no backend.
-pub(crate) fn unknown(url: &str, kind: &'static str, known: &str) -> StoreError {
-    let lacking = FEATURES.iter().find(|lacking| lacking.0 == kind && lacking.1 == scheme(url));
-    let reason = match lacking {
-        Some((.., feature)) => format!(
-            "this ion was built without {feature}; `cargo build --release --features {feature}` builds one that has it"
-        ),
-        None => format!("these are known: {known}"),
-    };
-    StoreError::Url { url: without_credentials(url), kind, reason }
-}
-
-/// Returns the absolute path that a URL of an embedded store names.
-fn path_of(url: &str, kind: &'static str) -> Result<PathBuf, StoreError> {
-    match url.split_once("://") {
-        Some((_, path)) if path.starts_with('/') => Ok(PathBuf::from(path)),
-        _ => Err(StoreError::Url {
-            url: url.to_owned(),
-            kind,
-            reason: format!("an absolute path is needed, as in {}:///var/lib/ion", scheme(url)),
-        }),
-    }
-}
-
-/// Returns the URL in a form that may be shown: whatever precedes an `@` in its authority is secret
-/// and is replaced by `***`.
-pub fn without_credentials(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    match authority.rsplit_once('@') {
-        Some((_, host)) => format!("{scheme}://***@{host}{path}"),
-        None => url.to_owned(),
-    }
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use super::pool::Used;
 use super::record::{Recording, Trace};
 use super::spool::{Blob, Spool, Storing};
 use super::{Input, Link, PIECES};
-use crate::executor::sandbox::{Exit, Piped, Sandbox, SandboxError};
+use crate::sandbox::{Exit, Piped, Sandbox, SandboxError};
 
 /// The most bytes of one read from a link: what a pipe holds.
 const PIECE: usize = 64 << 10;

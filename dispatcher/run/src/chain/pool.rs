@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Link, Places};
-use crate::executor::container::Ask;
-use crate::executor::sandbox::{self, Command, Piped, Rights, SandboxError};
+use crate::container::Ask;
+use crate::sandbox::{self, Command, Piped, Rights, SandboxError};
 
 /// How often the waiting processes are checked.
 const LOOK: Duration = Duration::from_secs(2);

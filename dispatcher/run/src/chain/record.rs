@@ -27,7 +27,7 @@ use serde_json::Value;
 use super::flow::{How, LinkEnd, Outcome};
 use super::spool::{Blob, Spool};
 use super::{End, Failure, Link, Stored};
-use crate::executor::sandbox::{Exit, out_of_memory};
+use crate::sandbox::{Exit, out_of_memory};
 
 /// The name of a link's output, as a file of its event.
 pub(super) const STDOUT: &str = "stdout";

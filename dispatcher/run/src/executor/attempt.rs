@@ -11,9 +11,9 @@ use ion_model::text::quote;
 use ion_plane::commit::{Fence, Origin, Rejection};
 use tokio::sync::watch;
 
-use super::sandbox::{self, Exit};
 use super::sidecar::{Sidecar, Word};
 use super::{Ended, Start, Stop};
+use crate::sandbox::{self, Exit};
 
 /// The most failed reads in the record of one attempt. A job's document holds all its attempts, and
 /// a store takes 2 MiB at most; the job's own tree lists more.

@@ -46,8 +46,8 @@ use self::phase::{End, Phase, phase};
 use self::watched::{Known, Watched};
 use super::attempt::{Ran, asked, older, origin, stopped_by, verdict};
 use super::log::{JobLog, OutputNews, keep_output, without_log};
-use super::sandbox::{Exit, out_of_memory};
 use super::{Ended, Executor, Fate, OutputWatcher, Start, Stop};
+use crate::sandbox::{Exit, out_of_memory};
 
 /// The wait between two tries to reach the API server or a store, and how long it is tried.
 const TRY_WAIT: Duration = Duration::from_secs(1);

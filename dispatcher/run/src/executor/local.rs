@@ -28,15 +28,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, info_span};
 
 use super::attempt::{Ran, asked, environment, older, origin, stopped_by, verdict};
-use super::container::{Ask, ContainerError, Containers};
 use super::left::LeftFiles;
 use super::log::{JobLog, OutputNews, keep_output, without_log};
-use super::sandbox::{
-    self, Command, Covers, Exit, ForkServer, Mode, Rights, Sandbox, SandboxError,
-};
 use super::sidecar::{Sidecar, Word};
 use super::{Ended, Executor, Fate, OutputWatcher, Start, Stop};
 use crate::chain::{Chains, End, Input, Places, Run, Stored};
+use crate::container::{Ask, ContainerError, Containers};
+use crate::sandbox::{
+    self, Command, Covers, Exit, ForkServer, Mode, Rights, Sandbox, SandboxError,
+};
 
 /// The wait between SIGTERM and SIGKILL. A shorter wait cuts off modules that tidy up; a longer
 /// wait delays every timeout and shutdown.

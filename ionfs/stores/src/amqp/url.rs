@@ -6,7 +6,7 @@ use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::{AMQPUri, SASLMechanism};
 
 use crate::StoreError;
-use crate::open::without_credentials;
+use crate::url::without_credentials;
 
 /// The seconds between two heartbeats. A connection that is silent for twice as long is broken.
 const HEARTBEAT: u16 = 10;

@@ -13,7 +13,8 @@ use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
 use super::ObjectBlobs;
 use crate::StoreError;
-use crate::open::{choose_tls, unknown, without_credentials};
+use crate::tls::choose_tls;
+use crate::url::{unknown, without_credentials};
 
 /// How long connecting to a store may take.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);

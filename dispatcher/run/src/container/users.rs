@@ -6,7 +6,7 @@ use std::io::Read as _;
 
 use rustix::fs::{Mode as Permissions, OFlags, ResolveFlags};
 
-use crate::executor::image::{Image, USERS};
+use crate::image::{Image, USERS};
 
 /// The most bytes of an image's list of users, or of groups.
 const LIST_MAX: u64 = 1 << 20;

@@ -24,22 +24,22 @@ const REMOVE_TRIES: u32 = 200;
 
 /// One group, in one hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(in super::super) struct Group {
+pub(crate) struct Group {
     /// The group that `job-init` is in before and after.
-    pub(in super::super) home: PathBuf,
+    pub(crate) home: PathBuf,
     /// The folder of the job's group.
-    pub(in super::super) folder: PathBuf,
+    pub(crate) folder: PathBuf,
     /// The group's files, and what is written to them. A file with `false` may be missing.
-    pub(in super::super) settings: Vec<(String, String, bool)>,
+    pub(crate) settings: Vec<(String, String, bool)>,
 }
 
 /// The control groups that limit a job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(in super::super) struct Bounds {
-    pub(in super::super) groups: Vec<Group>,
+pub(crate) struct Bounds {
+    pub(crate) groups: Vec<Group>,
     /// The file that counts the processes that the kernel killed for lack of memory, and the memory
     /// limit in bytes.
-    pub(in super::super) memory: Option<(PathBuf, u64)>,
+    pub(crate) memory: Option<(PathBuf, u64)>,
 }
 
 impl Bounds {

@@ -31,7 +31,7 @@ pub(super) const EMPTY_FOLDER: &str = "/empty";
 pub(super) const EMPTY_FILE: &str = "/nothing";
 
 /// The paths of `/proc` and `/sys` that are masked: only people who repair the machine read them.
-pub(in super::super) const MASKED: [&str; 12] = [
+pub(crate) const MASKED: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -48,7 +48,7 @@ pub(in super::super) const MASKED: [&str; 12] = [
 
 /// The paths of `/proc` that change the machine when they are written; root may write them,
 /// whatever its capabilities.
-pub(in super::super) const READ_ONLY: [&str; 5] =
+pub(crate) const READ_ONLY: [&str; 5] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// More such paths of `/proc`, for programs of this machine only: a container's runtime knows only

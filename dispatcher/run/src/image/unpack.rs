@@ -49,13 +49,13 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// The number of users and of groups of a container: enough for the ids of directory services,
 /// which begin at 65,536 and go into the millions. The owner of a file with a higher id becomes the
 /// last one.
-pub(in super::super) const USERS: u32 = 1 << 24;
+pub(crate) const USERS: u32 = 1 << 24;
 
 /// The folders where every container has something mounted.
 const MOUNTS: [&str; 6] = ["dev", "etc", "ion", "proc", "sys", "tmp"];
 
 /// The files of `/etc` that every container has of its own.
-pub(in super::super) const HOST_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
+pub(crate) const HOST_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
 
 /// The most links in a row that are followed: as many as the kernel follows.
 const LINKS_MAX: u32 = 40;

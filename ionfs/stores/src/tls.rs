@@ -1,0 +1,6 @@
+//! The TLS implementation.
+
+/// Installs this build's TLS provider, unless the process has already installed another one.
+pub fn choose_tls() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
