@@ -6,6 +6,7 @@ demo: ## set up what is missing, build, run the video pipeline on a real clip, s
 
 test: lint ## set up what is missing, run every lint and every test
 	@cargo test --workspace --locked --lib --bins --tests
+	@cargo test --workspace --locked --doc -- --quiet
 	@cargo test --locked --package ion-stores --no-default-features --lib -- --quiet open
 
 quick: ## the fast lane while you work: lints, unit tests and the embedded suites; needs neither root nor servers

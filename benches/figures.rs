@@ -24,9 +24,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{middle, read, write};
-use dispatcher::first::FirstEvent;
 use ionfs::commit::create_event;
 use ionfs::event::FileEntry;
+use ionfs::first::FirstEvent;
 use ionfs::id::{CorrelationId, EventId, JobId};
 use ionfs::stores::open::{StoreUrls, open};
 use ionfs::stores::{Collection, encode};

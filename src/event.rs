@@ -4,12 +4,12 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use dispatcher::first::FirstEvent;
 use dispatcher::ledger::Ledger;
 use dispatcher::pipeline::starts_nothing;
 use ionfs::commit::{Refusal, create_event};
 use ionfs::errors::chain;
 use ionfs::event::{Event, KeyValue, is_event_type};
+use ionfs::first::FirstEvent;
 use ionfs::id::{CorrelationId, EventId};
 use ionfs::stores::{DataPlane, ID_BYTES_MAX};
 

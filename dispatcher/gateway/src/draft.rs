@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use axum::http::HeaderMap;
-use ion_jobs::first::FirstEvent;
 use ion_jobs::ledger::Registered;
 use ion_jobs::pipeline::starts_nothing;
 use ion_model::event::{Event, KeyValue};
 use ion_model::id::{CorrelationId, EventId};
 use ion_plane::commit::{Refusal, create_event};
+use ion_plane::first::FirstEvent;
 use ion_system::failpoint;
 use serde_json::{Value, json};
 use uuid::Uuid;

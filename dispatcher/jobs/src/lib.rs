@@ -10,7 +10,6 @@
 //! Begin with [`job`], then [`ledger`].
 
 pub mod cancel;
-pub mod first;
 pub mod gather;
 pub mod job;
 pub mod ledger;

@@ -100,30 +100,13 @@ pub async fn open_over(blobs: Arc<dyn Blobs>, urls: &StoreUrls) -> Result<DataPl
         } else {
             None
         };
-        let metrics = Arc::default();
-        let registry = Arc::default();
-        return Ok(DataPlane {
-            blobs,
-            documents,
-            bus: shared,
-            one_log: true,
-            held,
-            registry,
-            metrics,
-        });
+        let plane = DataPlane::new(blobs, documents, shared);
+        return Ok(DataPlane { one_log: true, held, ..plane });
     }
     let documents = open_documents(&urls.documents).await?;
     let plane = plane_id(&*documents).await?;
     let bus = open_bus(&urls.bus, Some(&plane)).await?;
-    Ok(DataPlane {
-        blobs,
-        documents,
-        bus,
-        one_log: false,
-        held: None,
-        registry: Arc::default(),
-        metrics: Arc::default(),
-    })
+    Ok(DataPlane::new(blobs, documents, bus))
 }
 
 /// Opens a blob store.

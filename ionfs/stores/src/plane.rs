@@ -13,7 +13,9 @@ use crate::collection::Collection;
 use crate::documents::{Documents, Guard, Inserted};
 use crate::error::StoreError;
 use crate::held::Held;
+use crate::object::ObjectBlobs;
 use crate::registry::KnownRegistry;
+use crate::sqlite::Sqlite;
 
 /// The three stores of one plane, together.
 #[derive(Clone, Debug)]
@@ -36,6 +38,28 @@ pub struct DataPlane {
 }
 
 impl DataPlane {
+    /// Makes a plane of three stores that are open.
+    pub fn new(blobs: Arc<dyn Blobs>, documents: Arc<dyn Documents>, bus: Arc<dyn Bus>) -> Self {
+        Self {
+            blobs,
+            documents,
+            bus,
+            one_log: false,
+            held: None,
+            registry: Arc::default(),
+            metrics: Arc::default(),
+        }
+    }
+
+    /// Makes a plane in memory, for tests and examples. It is lost when it is dropped.
+    ///
+    /// # Errors
+    /// When the database cannot be opened.
+    pub fn in_memory() -> Result<Self, StoreError> {
+        let database = Arc::new(Sqlite::in_memory()?);
+        Ok(Self::new(Arc::new(ObjectBlobs::memory()), database.clone(), database))
+    }
+
     /// Inserts documents, and makes the blobs durable that they name. `blobs` are the keys and
     /// bytes of those that were put with [`Blobs::put_soon`]. They become durable before the
     /// documents or together with them. The documents are inserted as by

@@ -30,6 +30,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use rustix::fs::{self, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use uuid::Uuid;
 
 use super::{Collection, StoreError};
 
@@ -99,12 +100,20 @@ struct Request {
     work: Work,
 }
 
+/// Where a database is.
+#[derive(Debug)]
+enum Database {
+    /// In this file, even if its folder has been moved since.
+    File(OwnedFd),
+    /// In this process, under this name.
+    Memory(String),
+}
+
 /// A SQLite file that holds documents and the bus.
 #[derive(Debug)]
 pub struct Sqlite {
     path: PathBuf,
-    /// The file, even if its folder has been moved.
-    file: Arc<OwnedFd>,
+    database: Arc<Database>,
     writer: Option<mpsc::Sender<Request>>,
     thread: Option<JoinHandle<()>>,
     readers: Arc<Mutex<Vec<Connection>>>,
@@ -129,10 +138,32 @@ impl Sqlite {
             private_folder(folder)
                 .map_err(|error| failed("its folder cannot be made", error.into()))?;
         }
-        let file =
-            Arc::new(made(path).map_err(|error| failed("it cannot be opened", error.into()))?);
+        let file = made(path).map_err(|error| failed("it cannot be opened", error.into()))?;
+        Self::of(Database::File(file), path.to_owned())
+    }
+
+    /// Makes a database in memory. It is lost when the store is dropped.
+    ///
+    /// # Errors
+    /// When its thread cannot be started.
+    pub fn in_memory() -> Result<Self, StoreError> {
+        let name = Uuid::new_v4().simple().to_string();
+        let shown = PathBuf::from(format!("memory/{name}"));
+        Self::of(Database::Memory(name), shown)
+    }
+
+    /// Connects to a database and prepares it. `path` is how errors name it.
+    fn of(database: Database, path: PathBuf) -> Result<Self, StoreError> {
+        let failed = |what: &str, source: Box<dyn std::error::Error + Send + Sync>| {
+            StoreError::Unavailable {
+                store: format!("sqlite://{}", path.display()),
+                what: what.to_owned(),
+                source,
+            }
+        };
+        let database = Arc::new(database);
         let mut connection =
-            connect(&file).map_err(|error| failed("it cannot be opened", error))?;
+            connect(&database).map_err(|error| failed("it cannot be opened", error))?;
         prepare(&mut connection).map_err(|error| failed("it cannot be prepared", error))?;
         let (writer, requests) = mpsc::channel(QUEUE);
         let thread = std::thread::Builder::new()
@@ -140,8 +171,8 @@ impl Sqlite {
             .spawn(move || write_loop(connection, requests))
             .map_err(|error| failed("its thread cannot be started", error.into()))?;
         Ok(Self {
-            path: path.to_owned(),
-            file,
+            path,
+            database,
             writer: Some(writer),
             thread: Some(thread),
             readers: Arc::default(),
@@ -205,12 +236,12 @@ impl Sqlite {
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let _slot = self.reading.acquire().await.expect("the semaphore is never closed");
-        let (file, readers) = (self.file.clone(), self.readers.clone());
+        let (database, readers) = (self.database.clone(), self.readers.clone());
         let outcome = run_blocking(move || {
             let free = readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let connection = match free {
                 Some(connection) => connection,
-                None => connect(&file)?,
+                None => connect(&database)?,
             };
             let outcome = work(&connection);
             readers.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
@@ -244,9 +275,19 @@ fn made(path: &Path) -> rustix::io::Result<OwnedFd> {
 
 /// Opens a connection to the file at its current path. If its folder has been moved, the original
 /// path may lead to another file.
-fn connect(file: &OwnedFd) -> Result<Connection, Box<dyn std::error::Error + Send + Sync>> {
-    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+fn connect(database: &Database) -> Result<Connection, Box<dyn std::error::Error + Send + Sync>> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let (path, flags) = match database {
+        Database::File(file) => {
+            (std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?, flags)
+        }
+        // A name that begins with a slash is one database for all connections of the process
+        // (sqlite3 memdb VFS).
+        Database::Memory(name) => (
+            format!("file:/{name}?vfs=memdb").into(),
+            flags | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_CREATE,
+        ),
+    };
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_WAIT)?;
     log_ahead(&connection)?;

@@ -7,7 +7,6 @@
 //! has.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -17,7 +16,7 @@ use ion_model::clock::{self, Millis};
 use rusqlite::Connection;
 use tokio::sync::Notify;
 
-use super::connect;
+use super::{Database, connect};
 
 /// How often the thread looks. A shorter interval costs an idle plane more; a longer one delays
 /// what other processes publish.
@@ -68,15 +67,19 @@ pub(super) struct Arrivals {
 
 impl Arrivals {
     /// Returns the bell of a module. The caller must begin to listen to it before it looks into the
-    /// queue, so that it misses no message. The first call starts the thread that watches `file`.
+    /// queue, so that it misses no message. The first call starts the thread that watches `database`.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub(super) fn bell(&self, module: &str, file: &Arc<OwnedFd>) -> std::io::Result<Arc<Notify>> {
+    pub(super) fn bell(
+        &self,
+        module: &str,
+        database: &Arc<Database>,
+    ) -> std::io::Result<Arc<Notify>> {
         if self.watcher.get().is_none() {
             // If two threads start a watcher at the same moment, the second watcher is dropped and
             // ends at once.
-            let _ = self.watcher.set(Watcher::start(self.bells.clone(), file.clone())?);
+            let _ = self.watcher.set(Watcher::start(self.bells.clone(), database.clone())?);
         }
         Ok(self.bells.of(module))
     }
@@ -95,12 +98,12 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn start(bells: Arc<Bells>, file: Arc<OwnedFd>) -> std::io::Result<Self> {
+    fn start(bells: Arc<Bells>, database: Arc<Database>) -> std::io::Result<Self> {
         let (stop, stopped) = channel();
         let watch = move || {
             let mut connection = None;
             while stopped.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
-                match free_queues(&mut connection, &file, clock::now()) {
+                match free_queues(&mut connection, &database, clock::now()) {
                     Ok(queues) => queues.iter().for_each(|module| bells.ring(module)),
                     Err(error) => {
                         tracing::debug!(error, "the queues cannot be looked at");
@@ -130,12 +133,12 @@ type WatchError = Box<dyn std::error::Error + Send + Sync>;
 
 fn free_queues(
     connection: &mut Option<Connection>,
-    file: &OwnedFd,
+    database: &Database,
     now: Millis,
 ) -> Result<Vec<String>, WatchError> {
     let connection = match connection {
         Some(connection) => connection,
-        None => connection.insert(connect(file)?),
+        None => connection.insert(connect(database)?),
     };
     let mut select = connection.prepare_cached(FREE)?;
     let queues = select.query_map([now], |row| row.get(0))?;

@@ -147,7 +147,7 @@ impl Bus for Sqlite {
         module: &str,
         prefetch: usize,
     ) -> Result<Box<dyn Subscription>, StoreError> {
-        let bell = self.arrivals.bell(module, &self.file);
+        let bell = self.arrivals.bell(module, &self.database);
         let bell = bell.map_err(|error| self.failed("subscribing", error))?;
         Ok(Box::new(Subscriber {
             bell,

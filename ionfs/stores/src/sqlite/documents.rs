@@ -371,7 +371,7 @@ mod tests {
     fn every_query_the_system_makes_uses_an_index() {
         let folder = tempfile::tempdir().unwrap();
         let store = Sqlite::open(&folder.path().join("ion.db")).unwrap();
-        let connection = super::super::connect(&store.file).unwrap();
+        let connection = super::super::connect(&store.database).unwrap();
         for query in crate::known_queries() {
             let (sql, values) = select(&query);
             let plan: Vec<String> = connection

@@ -4,9 +4,10 @@ use bytes::Bytes;
 use ion_model::clock;
 use ion_model::event::{Context, DocumentType, Event, FileEntry, KeyValue, Publication};
 use ion_model::id::{CorrelationId, EventId};
-use ion_plane::commit::LISTED_MAX;
-use ion_plane::upload::{UploadError, in_tries, store_bytes, try_suffix};
 use ion_stores::{Collection, DataPlane, decode};
+
+use crate::commit::LISTED_MAX;
+use crate::upload::{UploadError, in_tries, store_bytes, try_suffix};
 
 /// The content of a first event. Its files are already durable.
 #[derive(Clone, Debug)]
