@@ -6,8 +6,8 @@ use clap::Args;
 use dispatcher::image as images;
 use dispatcher::ledger::Ledger;
 use dispatcher::retention::{Retired, retire};
-use ionfs::audit::{Depth, Repair};
-use ionfs::collect::{Collect, collect as collect_unnamed};
+use ionfs::audit::{CheckDepth, CheckRepair};
+use ionfs::collect::{GcMode, collect as collect_unnamed};
 use ionfs::ticket::Ticket;
 use serde_json::json;
 
@@ -56,8 +56,8 @@ pub(crate) struct GcArgs {
 
 pub(crate) async fn check(settings: &Settings, args: CheckArgs) -> Outcome {
     let plane = settings.existing_plane().await?;
-    let depth = if args.deep { Depth::Checksums } else { Depth::Lengths };
-    let repair = if args.repair { Repair::Safe } else { Repair::No };
+    let depth = if args.deep { CheckDepth::Checksums } else { CheckDepth::Lengths };
+    let repair = if args.repair { CheckRepair::Safe } else { CheckRepair::No };
     let ledger = Ledger::new(plane.clone());
     let (report, jobs) = tokio::join!(
         ionfs::audit::check(&plane, depth, repair),
@@ -104,7 +104,7 @@ pub(crate) async fn check(settings: &Settings, args: CheckArgs) -> Outcome {
 
 pub(crate) async fn collect(settings: &Settings, args: GcArgs) -> Outcome {
     let plane = settings.existing_plane().await?;
-    let how = if args.dry_run { Collect::DryRun } else { Collect::Remove };
+    let how = if args.dry_run { GcMode::DryRun } else { GcMode::Remove };
     let retired = match args.older_than {
         Some(age) => retire(&Ledger::new(plane.clone()), age, how).await?,
         None => Retired::default(),

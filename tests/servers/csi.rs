@@ -158,7 +158,10 @@ fn what_a_request_lacks_is_an_invalid_argument() {
     );
     let block = Some(AccessType::Block(BlockVolume {}));
     let block = VolumeCapability { access_type: block, access_mode: None };
-    invalid(without(&|request| request.volume_capability = Some(block.clone())), "no block device");
+    invalid(
+        without(&|request| request.volume_capability = Some(block.clone())),
+        "not a block device",
+    );
     invalid(without(&|request| request.readonly = true), "readOnly");
     let set = |key: &'static str, value: &'static str| {
         move |request: &mut NodePublishVolumeRequest| {

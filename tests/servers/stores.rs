@@ -609,6 +609,14 @@ async fn documents_and_bus_on_sqlite() {
     bus_contract(one, two).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_and_bus_in_memory() {
+    let one = Arc::new(Sqlite::in_memory().unwrap());
+    documents_contract(one.clone(), one.clone()).await;
+    waits_left_alone_hold_up_nobody(one.clone(), &*one, "memory").await;
+    bus_contract(one.clone(), one).await;
+}
+
 #[test]
 fn documents_on_mongodb() {
     let start = || {

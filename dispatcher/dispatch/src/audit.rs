@@ -10,7 +10,7 @@ use ion_model::errors::chain;
 use ion_model::event::Event;
 use ion_model::id::JobId;
 use ion_model::record::{JobRecord, JobState};
-use ion_plane::audit::{Repair, Report};
+use ion_plane::audit::{CheckRepair, CheckReport};
 use ion_plane::relay;
 use ion_stores::{Collection, Pages, Query, decode};
 use serde_json::json;
@@ -27,7 +27,7 @@ const SUSPECTS: usize = 1_000;
 #[derive(Debug, Default)]
 pub struct LedgerReport {
     /// What is wrong.
-    pub report: Report,
+    pub report: CheckReport,
     /// How many events wait for each module that no living dispatcher serves: nothing is wrong, and
     /// nothing goes on.
     pub not_served: BTreeMap<String, usize>,
@@ -40,8 +40,8 @@ pub struct LedgerReport {
 ///
 /// # Errors
 /// When the ledger cannot be read; what is merely wrong is a finding.
-pub async fn check(ledger: &Ledger, repair: Repair) -> Result<LedgerReport, LedgerError> {
-    let mut report = Report::default();
+pub async fn check(ledger: &Ledger, repair: CheckRepair) -> Result<LedgerReport, LedgerError> {
+    let mut report = CheckReport::default();
     let documents = &ledger.plane().documents;
     let mut suspects = Vec::new();
     for state in JobState::ALL {
@@ -71,7 +71,7 @@ pub async fn check(ledger: &Ledger, repair: Repair) -> Result<LedgerReport, Ledg
 async fn check_events_of(
     ledger: &Ledger,
     jobs: &[JobRecord],
-    report: &mut Report,
+    report: &mut CheckReport,
 ) -> Result<(), LedgerError> {
     let events = jobs.iter().map(|job| job.event_id.to_string()).collect();
     let present = ledger.plane().documents.present(Collection::Events, events).await?;
@@ -91,8 +91,8 @@ async fn check_events_of(
 async fn watch_jobs(
     ledger: &Ledger,
     suspects: Vec<JobRecord>,
-    repair: Repair,
-    report: &mut Report,
+    repair: CheckRepair,
+    report: &mut CheckReport,
 ) -> Result<(), LedgerError> {
     let overdue = |job: &JobRecord| job.outbox || job.due < clock::now();
     let suspects: Vec<JobRecord> = suspects.into_iter().filter(overdue).collect();
@@ -114,8 +114,8 @@ const CLAIM_WATCHED: Duration = Duration::from_secs(10);
 /// Gives how many events each has not claimed.
 async fn check_claims(
     ledger: &Ledger,
-    repair: Repair,
-    report: &mut Report,
+    repair: CheckRepair,
+    report: &mut CheckReport,
 ) -> Result<BTreeMap<String, usize>, LedgerError> {
     let mut waiting = BTreeMap::new();
     let mut pages = Ledger::unclaimed_events();
@@ -157,8 +157,8 @@ async fn unclaimed(
 async fn watch_claims(
     ledger: &Ledger,
     suspects: Vec<(Event, String)>,
-    repair: Repair,
-    report: &mut Report,
+    repair: CheckRepair,
+    report: &mut CheckReport,
 ) -> Result<(), LedgerError> {
     if suspects.is_empty() {
         return Ok(());
@@ -177,11 +177,11 @@ async fn watch_claims(
             event.id, event.event_type
         );
         let sent = match repair {
-            Repair::Safe => {
+            CheckRepair::Safe => {
                 ledger.send_again(definition, &event).await?;
                 Some("it was sent again".to_owned())
             }
-            Repair::No => None,
+            CheckRepair::No => None,
         };
         report.repaired(what, sent);
     }
@@ -204,17 +204,17 @@ fn watched(job: &JobRecord) -> Duration {
 async fn settle(
     ledger: &Ledger,
     job: &JobRecord,
-    repair: Repair,
-    report: &mut Report,
+    repair: CheckRepair,
+    report: &mut CheckReport,
 ) -> Result<(), LedgerError> {
     if job.outbox {
         let what = format!("job {} of {} has ended, and the bus was not told", job.id, job.module);
         let told = match repair {
-            Repair::Safe => {
+            CheckRepair::Safe => {
                 relay::promote(ledger.plane(), &job.id).await?;
                 Some("told".to_owned())
             }
-            Repair::No => None,
+            CheckRepair::No => None,
         };
         report.repaired(what, told);
         return Ok(());
@@ -226,11 +226,11 @@ async fn settle(
         seconds_since(job.due)
     );
     let queued = match repair {
-        Repair::Safe => {
+        CheckRepair::Safe => {
             let moved = ledger.lose(job, "its dispatcher is gone").await?;
             Some(format!("it is {} now", moved.state.as_str()))
         }
-        Repair::No => None,
+        CheckRepair::No => None,
     };
     report.repaired(what, queued);
     Ok(())

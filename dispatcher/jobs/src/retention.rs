@@ -9,7 +9,7 @@ use ion_model::event::{DocumentType, Event};
 use ion_model::id::CorrelationId;
 use ion_model::record::JobState;
 use ion_model::record::logs_below;
-use ion_plane::collect::{Collect, Collected, remove_below};
+use ion_plane::collect::{GcMode, GcReport, remove_below};
 use ion_stores::{Collection, Query, StoreError};
 use ion_system::failpoint;
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ pub struct Retired {
     /// Their documents: jobs, events, insights and logs.
     pub documents: usize,
     /// Their blobs.
-    pub blobs: Collected,
+    pub blobs: GcReport,
 }
 
 /// Drops correlations that have ended and in which nothing has happened for `age`: their jobs with
@@ -38,7 +38,7 @@ pub struct Retired {
 ///
 /// # Errors
 /// When a store fails. What was dropped before stays dropped.
-pub async fn retire(ledger: &Ledger, age: Duration, how: Collect) -> Result<Retired, StoreError> {
+pub async fn retire(ledger: &Ledger, age: Duration, how: GcMode) -> Result<Retired, StoreError> {
     let before = clock::now() - millis(age);
     let registered = ledger.registered().await?;
     let of_events = vec![("context.documentType", json!(DocumentType::EventMeta))];
@@ -61,7 +61,7 @@ async fn drop_one(
     registered: &Registered,
     correlation: &CorrelationId,
     before: Millis,
-    how: Collect,
+    how: GcMode,
     retired: &mut Retired,
 ) -> Result<(), StoreError> {
     let plane = ledger.plane();
@@ -73,7 +73,7 @@ async fn drop_one(
     let rest =
         Query::equal(Collection::Events, vec![("context.correlationId", json!(correlation))]);
     let rest = children_first(plane.documents.find(rest).await?);
-    if how == Collect::Remove {
+    if how == GcMode::Remove {
         let dead = status.jobs.iter().filter(|job| job.state == JobState::Dead);
         // The letters are removed first: a letter without its job would be taken for a message that
         // could not be read.

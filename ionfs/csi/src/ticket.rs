@@ -19,7 +19,7 @@ use ion_model::clock::{self, Millis, millis};
 use ion_model::id::{EventId, JobId};
 use ion_model::limits::SetLimits;
 use ion_model::record::JobRecord;
-use ion_plane::collect::Collect;
+use ion_plane::collect::GcMode;
 use ion_plane::commit::Origin;
 use ion_stores::{Collection, DataPlane, Equals, Inserted, Query, StoreError, encode};
 use serde::{Deserialize, Serialize};
@@ -323,7 +323,7 @@ impl Ticket {
     pub async fn collect(
         plane: &DataPlane,
         grace: Duration,
-        how: Collect,
+        how: GcMode,
     ) -> Result<usize, StoreError> {
         let before = clock::now() - millis(grace);
         let tickets =
@@ -336,7 +336,7 @@ impl Ticket {
             if job.is_some_and(|job| job.attempt == *attempt && job.state.is_active()) {
                 continue;
             }
-            if how == Collect::Remove {
+            if how == GcMode::Remove {
                 Self::withdraw(plane, &ticket.id).await?;
             }
             collected += 1;

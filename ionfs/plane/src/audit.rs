@@ -13,13 +13,13 @@ use crate::relay::{self, Relay};
 
 /// The result of a check of the plane.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct CheckReport {
     /// The number of events that were checked.
     pub events: usize,
     /// The number of blobs that were checked.
     pub blobs: usize,
     /// The number of bytes that were read and compared with their checksums; 0 with
-    /// [`Depth::Lengths`].
+    /// [`CheckDepth::Lengths`].
     pub bytes_read: u64,
     /// The faults that were found.
     pub findings: Vec<Finding>,
@@ -35,7 +35,7 @@ pub struct Finding {
     pub repaired: Option<String>,
 }
 
-impl Report {
+impl CheckReport {
     /// Adds a finding that is not repaired.
     pub fn found(&mut self, what: String) {
         self.findings.push(Finding { what, repaired: None });
@@ -54,7 +54,7 @@ impl Report {
 
 /// How thoroughly blobs are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Depth {
+pub enum CheckDepth {
     /// Checks that each blob exists with its length.
     Lengths,
     /// Also compares every byte with its checksum.
@@ -63,7 +63,7 @@ pub enum Depth {
 
 /// Whether to repair faults that can be repaired safely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Repair {
+pub enum CheckRepair {
     /// Faults are only reported.
     No,
     /// Faults are repaired by steps that any process may take at any time, as a relay or a
@@ -83,8 +83,12 @@ const SUSPECTS: usize = 1_000;
 ///
 /// # Errors
 /// When a store cannot be read. A fault in its content is a finding, not an error.
-pub async fn check(plane: &DataPlane, depth: Depth, repair: Repair) -> Result<Report, StoreError> {
-    let mut report = Report::default();
+pub async fn check(
+    plane: &DataPlane,
+    depth: CheckDepth,
+    repair: CheckRepair,
+) -> Result<CheckReport, StoreError> {
+    let mut report = CheckReport::default();
     let mut suspects = Vec::new();
     let mut pages = of_type(DocumentType::EventMeta);
     while let Some(page) = pages.next(&*plane.documents).await? {
@@ -127,8 +131,8 @@ pub async fn check(plane: &DataPlane, depth: Depth, repair: Repair) -> Result<Re
 async fn check_event(
     plane: &DataPlane,
     event: &Event,
-    depth: Depth,
-    report: &mut Report,
+    depth: CheckDepth,
+    report: &mut CheckReport,
 ) -> Result<(), StoreError> {
     report.events += 1;
     let what = format!("event {} ({})", event.id, event.event_type);
@@ -166,8 +170,8 @@ async fn is_lost(plane: &DataPlane, event: &Event) -> Result<bool, StoreError> {
 async fn watch_out(
     plane: &DataPlane,
     suspects: Vec<Event>,
-    repair: Repair,
-    report: &mut Report,
+    repair: CheckRepair,
+    report: &mut CheckReport,
 ) -> Result<(), StoreError> {
     if suspects.is_empty() {
         return Ok(());
@@ -186,8 +190,8 @@ async fn watch_out(
             event.id, event.event_type
         );
         let repaired = match repair {
-            Repair::Safe => relay.publish(event).await?.then(|| "published".to_owned()),
-            Repair::No => None,
+            CheckRepair::Safe => relay.publish(event).await?.then(|| "published".to_owned()),
+            CheckRepair::No => None,
         };
         report.repaired(what, repaired);
     }
@@ -198,8 +202,8 @@ async fn examine(
     plane: &DataPlane,
     what: &str,
     file: &FileEntry,
-    depth: Depth,
-    report: &mut Report,
+    depth: CheckDepth,
+    report: &mut CheckReport,
 ) -> Result<(), StoreError> {
     report.blobs += 1;
     match plane.blobs.size(&file.key).await? {
@@ -216,7 +220,7 @@ async fn examine(
         }
         Some(_) => {}
     }
-    if depth == Depth::Lengths {
+    if depth == CheckDepth::Lengths {
         return Ok(());
     }
     let block = file.checksums.block.max(1);

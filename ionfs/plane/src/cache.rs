@@ -130,7 +130,7 @@ pub fn default_memory() -> u64 {
 
 /// The state that all open blobs share.
 #[derive(Debug)]
-struct Shared {
+struct CacheShared {
     blobs: Arc<dyn Blobs>,
     metrics: Arc<Metrics>,
     memory: Memory,
@@ -158,7 +158,7 @@ impl Open {
     }
 }
 
-impl Shared {
+impl CacheShared {
     fn open(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -185,7 +185,7 @@ impl Shared {
 /// The cache of blobs on this node.
 #[derive(Debug)]
 pub struct Cache {
-    shared: Arc<Shared>,
+    shared: Arc<CacheShared>,
 }
 
 impl Cache {
@@ -196,7 +196,7 @@ impl Cache {
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(CacheShared {
                 blobs,
                 metrics,
                 memory: Memory::new(limits.memory_bytes),

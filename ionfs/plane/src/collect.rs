@@ -42,7 +42,7 @@ use crate::commit::files_of;
 
 /// What `gc` removed, or would remove.
 #[derive(Debug, Default)]
-pub struct Collected {
+pub struct GcReport {
     /// The number of removed blobs.
     pub blobs: usize,
     /// The bytes of the removed blobs.
@@ -56,7 +56,7 @@ pub struct Collected {
 
 /// Whether `gc` removes the blobs that it finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Collect {
+pub enum GcMode {
     /// It only counts them.
     DryRun,
     /// It removes them.
@@ -75,10 +75,10 @@ const PART: usize = 100_000;
 pub async fn collect(
     plane: &DataPlane,
     grace: Duration,
-    how: Collect,
-) -> Result<Collected, StoreError> {
+    how: GcMode,
+) -> Result<GcReport, StoreError> {
     let before = clock::now() - millis(grace);
-    let mut collected = Collected::default();
+    let mut collected = GcReport::default();
     let mut listing = plane.blobs.list("").await?.fuse();
     loop {
         let mut part = HashMap::new();
@@ -102,7 +102,7 @@ pub async fn collect(
             }
         }
     }
-    let abandon = if how == Collect::Remove { Abandon::End } else { Abandon::Count };
+    let abandon = if how == GcMode::Remove { Abandon::End } else { Abandon::Count };
     collected.unfinished = plane.blobs.abandon_uploads(before, abandon).await?;
     Ok(collected)
 }
@@ -192,10 +192,10 @@ async fn names(plane: &DataPlane, document: Value) -> Result<Vec<String>, StoreE
 async fn remove(
     plane: &DataPlane,
     blob: &BlobInfo,
-    how: Collect,
-    collected: &mut Collected,
+    how: GcMode,
+    collected: &mut GcReport,
 ) -> Result<(), StoreError> {
-    if how == Collect::Remove {
+    if how == GcMode::Remove {
         plane.blobs.delete_listed(blob).await?;
         failpoint::reach("gc.removed");
     }
@@ -212,8 +212,8 @@ async fn remove(
 pub async fn remove_below(
     plane: &DataPlane,
     prefix: &str,
-    how: Collect,
-    collected: &mut Collected,
+    how: GcMode,
+    collected: &mut GcReport,
 ) -> Result<(), StoreError> {
     let mut blobs = plane.blobs.list(prefix).await?;
     while let Some(blob) = blobs.try_next().await? {
@@ -257,11 +257,11 @@ mod tests {
         for orphan in orphans {
             store(&plane, orphan.into()).await;
         }
-        let young = collect(&plane, Duration::from_secs(3_600), Collect::Remove).await.unwrap();
+        let young = collect(&plane, Duration::from_secs(3_600), GcMode::Remove).await.unwrap();
         assert_eq!((young.blobs, young.young), (0, orphans.len()));
-        let counted = collect(&plane, Duration::ZERO, Collect::DryRun).await.unwrap();
+        let counted = collect(&plane, Duration::ZERO, GcMode::DryRun).await.unwrap();
         assert_eq!((counted.blobs, counted.bytes), (orphans.len(), orphans.len() as u64));
-        let collected = collect(&plane, Duration::ZERO, Collect::Remove).await.unwrap();
+        let collected = collect(&plane, Duration::ZERO, GcMode::Remove).await.unwrap();
         assert_eq!(collected.blobs, orphans.len());
         let left: Vec<BlobInfo> = plane.blobs.list("").await.unwrap().try_collect().await.unwrap();
         assert_eq!(left.len(), EVENTS);
@@ -269,7 +269,7 @@ mod tests {
         store(&plane, "c-1/e0/1/f".into()).await;
         let odd = json!({"id": "odd", "created": 1, "context": {"correlationId": "c-1", "documentType": "eventMeta"}});
         plane.documents.insert(Collection::Events, odd, None).await.unwrap();
-        collect(&plane, Duration::ZERO, Collect::Remove).await.unwrap_err();
+        collect(&plane, Duration::ZERO, GcMode::Remove).await.unwrap_err();
         let left: Vec<BlobInfo> = plane.blobs.list("").await.unwrap().try_collect().await.unwrap();
         assert_eq!(left.len(), EVENTS + 1);
     }

@@ -41,7 +41,7 @@ pub use self::errno::RefusalErrno;
 use self::naming::named_paths;
 pub use self::naming::{Below, FileNames, check_directories};
 pub use self::refusal::{Refusal, Rejection, TooDeep};
-use self::steps::{Answer, End, Step};
+use self::steps::{CommitEnd, CommitStep, StoreAnswer};
 use crate::upload::store_bytes;
 
 /// The most files that an event document lists itself. A longer list becomes a blob, because
@@ -255,8 +255,8 @@ impl Committer {
         let durable = || self.make_durable(name, file.clone(), staging);
         let (step, event, mut receipt) = self.patiently(|| staging.moved(), durable).await?;
         self.plane.metrics.commits.add(1);
-        receipt.published = step == Step::End(End::Committed(Publication::Published));
-        if matches!(step, Step::End(_)) || !self.publish(step, event).await {
+        receipt.published = step == CommitStep::End(CommitEnd::Committed(Publication::Published));
+        if matches!(step, CommitStep::End(_)) || !self.publish(step, event).await {
             seal(&self.plane).await?;
         } else {
             receipt.published = true;
@@ -270,7 +270,7 @@ impl Committer {
         name: &str,
         file: EventFile,
         staging: &dyn Staging,
-    ) -> Result<(Step, Event, Receipt), Refusal> {
+    ) -> Result<(CommitStep, Event, Receipt), Refusal> {
         if let Some(slip) = file.slip(|path| staging.has(path)) {
             return Err(Refusal::Invalid(slip));
         }
@@ -278,7 +278,7 @@ impl Committer {
         let depth = self.depth?;
         let Below { files: paths, empty: directories } = named_paths(&file.files, staging).await?;
         // Step 1, for all files at once: the staging bounds what runs in parallel.
-        let (files, (listed, file_list)) = timed(&self.plane, Step::StoreBlobs, async {
+        let (files, (listed, file_list)) = timed(&self.plane, CommitStep::StoreBlobs, async {
             let files = try_join_all(paths.iter().map(|path| staging.durable(path))).await?;
             let listed = self.shorten(&files, staging).await?;
             Ok::<_, Refusal>((files, listed))
@@ -370,7 +370,7 @@ impl Committer {
     /// Does steps 3 and 4. Returns whether the bus has received the event. Does not wait for the
     /// mark: without it the event is published once more, and the ledger ignores that because the
     /// job exists.
-    async fn publish(&self, step: Step, event: Event) -> bool {
+    async fn publish(&self, step: CommitStep, event: Event) -> bool {
         let id = event.id.clone();
         let (told, hears) = oneshot::channel();
         let plane = self.plane.clone();
@@ -492,7 +492,7 @@ pub async fn record_event(plane: &DataPlane, event: Event) -> Result<(), Refusal
     let event = event.for_nobody();
     let files = files_of(plane, &event).await?;
     match try_insert(plane, &event, &files, None, &mut event.clone()).await? {
-        Answer::Exists { same: false, .. } => Err(Refusal::Differs(event.id)),
+        StoreAnswer::Exists { same: false, .. } => Err(Refusal::Differs(event.id)),
         _ => seal(plane).await,
     }
 }
@@ -537,7 +537,7 @@ async fn append(
 ) -> Result<Option<JoinHandle<()>>, Refusal> {
     let files = files_of(plane, &event).await?;
     let (step, event) = insert(plane, event, &files, guard, CommitMode::OnClose).await?;
-    if step != Step::Publish {
+    if step != CommitStep::Publish {
         seal(plane).await?;
         return Ok(None);
     }
@@ -570,26 +570,26 @@ async fn insert(
     files: &[FileEntry],
     guard: Option<Guard>,
     mode: CommitMode,
-) -> Result<(Step, Event), Refusal> {
+) -> Result<(CommitStep, Event), Refusal> {
     let mut found = event.clone();
-    let mut step = Step::Insert;
+    let mut step = CommitStep::Insert;
     let mut failed = None;
     let mut outdated = 0;
     loop {
         let tried = match step {
-            Step::Insert | Step::Replace(_) if outdated > OUTDATED_MAX => {
+            CommitStep::Insert | CommitStep::Replace(_) if outdated > OUTDATED_MAX => {
                 return Err(Refusal::Stores(
                     "modules are registered and removed again and again".into(),
                 ));
             }
-            Step::Insert => {
+            CommitStep::Insert => {
                 let registered = plane.address(&mut event).await?;
                 found.clone_from(&event);
                 let guard =
                     Some(guard.iter().cloned().fold(registered, |all, guard| guard.and(all)));
                 timed(plane, step, try_insert(plane, &event, files, guard, &mut found)).await
             }
-            Step::Replace(attempt) => {
+            CommitStep::Replace(attempt) => {
                 found.clone_from(&event);
                 let expect =
                     vec![("publication", json!(Publication::Staged)), ("attempt", json!(attempt))];
@@ -601,8 +601,8 @@ async fn insert(
                 );
                 timed(plane, step, replaced).await.map(changed)
             }
-            Step::End(End::Differs) => return Err(Refusal::Differs(event.id)),
-            Step::End(End::Fenced) => return Err(Refusal::Fenced),
+            CommitStep::End(CommitEnd::Differs) => return Err(Refusal::Differs(event.id)),
+            CommitStep::End(CommitEnd::Fenced) => return Err(Refusal::Fenced),
             step => match failed {
                 Some(error) => return Err(Refusal::from(error)),
                 None => return Ok((step, found)),
@@ -610,7 +610,7 @@ async fn insert(
         };
         failpoint::reach("commit.inserted");
         let answer = answer(tried, &mut failed);
-        if answer == Answer::Outdated {
+        if answer == StoreAnswer::Outdated {
             plane.forget_registry();
             outdated += 1;
         }
@@ -625,17 +625,17 @@ async fn try_insert(
     files: &[FileEntry],
     guard: Option<Guard>,
     found: &mut Event,
-) -> Result<Answer, StoreError> {
+) -> Result<StoreAnswer, StoreError> {
     let inserted = match plane.one_log {
         true => plane.documents.insert_soon(Collection::Events, encode(event), guard).await?,
         false => plane.documents.insert(Collection::Events, encode(event), guard).await?,
     };
     match inserted {
-        Inserted::New => Ok(Answer::Done),
+        Inserted::New => Ok(StoreAnswer::Done),
         Inserted::Existing(existing) => {
             *found = decode(Collection::Events, existing)?;
             let same = event.same_content(files, found, &files_of(plane, found).await?);
-            Ok(Answer::Exists { publication: found.publication, attempt: found.attempt, same })
+            Ok(StoreAnswer::Exists { publication: found.publication, attempt: found.attempt, same })
         }
     }
 }
@@ -646,14 +646,14 @@ async fn try_insert(
 pub(crate) async fn publish(
     plane: &DataPlane,
     mut event: Event,
-    from: Step,
+    from: CommitStep,
     mut told: Option<oneshot::Sender<()>>,
 ) -> Result<(), StoreError> {
     let mut step = from;
     let mut failed = None;
     loop {
         let tried = match step {
-            Step::Publish => timed(plane, step, plane.bus.publish(&event.message())).await.map(|routed| {
+            CommitStep::Publish => timed(plane, step, plane.bus.publish(&event.message())).await.map(|routed| {
                 failpoint::reach("commit.published");
                 if routed == Routed::Nowhere && !event.unrouted {
                     tracing::warn!(event = %event.id, "no queue took the message; it will be sent again to the modules that the event is for");
@@ -661,9 +661,9 @@ pub(crate) async fn publish(
                 if let Some(told) = told.take() {
                     let _ = told.send(());
                 }
-                Answer::Done
+                StoreAnswer::Done
             }),
-            Step::Mark => {
+            CommitStep::Mark => {
                 event.publication = Publication::Published;
                 let expect = vec![("publication", json!(Publication::Unpublished))];
                 // If the mark is lost, the event is published once more.
@@ -672,7 +672,7 @@ pub(crate) async fn publish(
                 failpoint::reach("commit.marked");
                 marked.map(changed)
             }
-            Step::End(End::Committed(Publication::Unpublished)) => return failed.map_or(Ok(()), Err),
+            CommitStep::End(CommitEnd::Committed(Publication::Unpublished)) => return failed.map_or(Ok(()), Err),
             _ => return Ok(()),
         };
         step = step.after(answer(tried, &mut failed), event.attempt, CommitMode::OnClose);
@@ -680,7 +680,11 @@ pub(crate) async fn publish(
 }
 
 /// Carries out a step of a commit in a span of its own, and measures its time.
-pub(crate) async fn timed<T>(plane: &DataPlane, step: Step, work: impl Future<Output = T>) -> T {
+pub(crate) async fn timed<T>(
+    plane: &DataPlane,
+    step: CommitStep,
+    work: impl Future<Output = T>,
+) -> T {
     let begun = Instant::now();
     let span = info_span!(target: spans::TARGET, "step", otel.name = step.name());
     let done = work.instrument(span).await;
@@ -689,18 +693,18 @@ pub(crate) async fn timed<T>(plane: &DataPlane, step: Step, work: impl Future<Ou
 }
 
 /// Converts the outcome of a conditional write to an answer.
-pub(crate) fn changed(written: bool) -> Answer {
-    if written { Answer::Done } else { Answer::Changed }
+pub(crate) fn changed(written: bool) -> StoreAnswer {
+    if written { StoreAnswer::Done } else { StoreAnswer::Changed }
 }
 
 /// Converts a store's result to an answer. Keeps an error in `failed`, for reports to people.
-fn answer(tried: Result<Answer, StoreError>, failed: &mut Option<StoreError>) -> Answer {
+fn answer(tried: Result<StoreAnswer, StoreError>, failed: &mut Option<StoreError>) -> StoreAnswer {
     tried.unwrap_or_else(|error| match error {
-        StoreError::Fenced(Collection::Plane) => Answer::Outdated,
-        StoreError::Fenced(_) => Answer::Fenced,
+        StoreError::Fenced(Collection::Plane) => StoreAnswer::Outdated,
+        StoreError::Fenced(_) => StoreAnswer::Fenced,
         error => {
             *failed = Some(error);
-            Answer::Unknown
+            StoreAnswer::Unknown
         }
     })
 }

@@ -24,7 +24,7 @@ const ARRIVES: Duration = Duration::from_secs(10);
 
 /// The result of testing one store.
 #[derive(Debug)]
-pub struct Probed {
+pub struct ProbeResult {
     /// `blobs`, `documents`, `bus`, or `queues` for the modules' queues on a broker.
     pub store: &'static str,
     /// The store's URL, without credentials.
@@ -34,7 +34,7 @@ pub struct Probed {
 }
 
 /// Tests the three stores, and checks the modules' queues.
-pub async fn probe(urls: &StoreUrls) -> Vec<Probed> {
+pub async fn probe(urls: &StoreUrls) -> Vec<ProbeResult> {
     let documents = async { try_documents(&*open_documents(&urls.documents).await?).await };
     let bus = async {
         try_bus(open_bus(&urls.bus, registered(urls).await.plane.as_deref()).await?).await
@@ -49,7 +49,7 @@ pub async fn probe(urls: &StoreUrls) -> Vec<Probed> {
 }
 
 /// Tests only the blob store: nothing else would show a fault of it before a job needs it.
-pub async fn blobs(urls: &StoreUrls) -> Probed {
+pub async fn blobs(urls: &StoreUrls) -> ProbeResult {
     let blobs = async { try_blobs(&*open_blobs(&urls.blobs).await?).await };
     one("blobs", &urls.blobs, "put, read, list, delete", blobs.boxed()).await
 }
@@ -78,7 +78,7 @@ async fn registered(urls: &StoreUrls) -> Registered {
 }
 
 /// Checks the queues of the registered modules, on a bus where others may change them.
-async fn queues(urls: &StoreUrls) -> Option<Probed> {
+async fn queues(urls: &StoreUrls) -> Option<ProbeResult> {
     let registered = registered(urls).await;
     if registered.modules.is_empty() {
         return None;
@@ -97,7 +97,7 @@ async fn queues(urls: &StoreUrls) -> Option<Probed> {
         }
         Ok(Ok(report)) => Err(report.complaints.join("\n")),
     };
-    Some(Probed { store: "queues", url: without_credentials(&urls.bus), outcome })
+    Some(ProbeResult { store: "queues", url: without_credentials(&urls.bus), outcome })
 }
 
 async fn one(
@@ -105,7 +105,7 @@ async fn one(
     url: &str,
     can: &'static str,
     work: impl Future<Output = Result<(), StoreError>>,
-) -> Probed {
+) -> ProbeResult {
     let outcome = match tokio::time::timeout(WAIT, work).await {
         Ok(Ok(())) => Ok(can.to_owned()),
         Ok(Err(error)) => {
@@ -117,7 +117,7 @@ async fn one(
         }
         Err(_) => Err(format!("no answer within {} s", WAIT.as_secs())),
     };
-    Probed { store, url: without_credentials(url), outcome }
+    ProbeResult { store, url: without_credentials(url), outcome }
 }
 
 fn disagrees(what: &str) -> StoreError {

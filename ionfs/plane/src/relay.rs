@@ -23,7 +23,7 @@ use serde_json::json;
 use tracing::{Instrument as _, info_span};
 use uuid::Uuid;
 
-use crate::commit::steps::Step;
+use crate::commit::steps::CommitStep;
 use crate::commit::{OUTDATED_MAX, changed, publish, timed};
 
 /// How long a committed event is left to its writer, and an adopted event to its relay. With a
@@ -140,7 +140,7 @@ impl Relay {
     }
 
     async fn adopt_and_publish(&self, mut event: Event) -> Result<bool, StoreError> {
-        let mut step = Step::Publish;
+        let mut step = CommitStep::Publish;
         if event.publisher.as_ref() != Some(&self.id) {
             let expect = vec![
                 ("publication", json!(Publication::Unpublished)),
@@ -149,11 +149,11 @@ impl Relay {
             event.publisher = Some(self.id.clone());
             let adopted =
                 self.plane.documents.replace(Collection::Events, encode(&event), expect, None);
-            let adopted = timed(&self.plane, Step::Adopt, adopted).await?;
-            step = Step::Adopt.after(changed(adopted), event.attempt, CommitMode::OnClose);
+            let adopted = timed(&self.plane, CommitStep::Adopt, adopted).await?;
+            step = CommitStep::Adopt.after(changed(adopted), event.attempt, CommitMode::OnClose);
             failpoint::reach("relay.adopted");
         }
-        let ours = step == Step::Publish;
+        let ours = step == CommitStep::Publish;
         publish(&self.plane, event, step, None).await.map(|()| ours)
     }
 }
@@ -238,11 +238,12 @@ async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, Sto
             continue;
         }
         event.publication = Publication::Unpublished;
-        let revealed = timed(plane, Step::Reveal, reveal(plane, &mut event, expect)).await?;
-        let step = Step::Reveal.after(changed(revealed), event.attempt, CommitMode::OnSuccess);
+        let revealed = timed(plane, CommitStep::Reveal, reveal(plane, &mut event, expect)).await?;
+        let step =
+            CommitStep::Reveal.after(changed(revealed), event.attempt, CommitMode::OnSuccess);
         failpoint::reach("promote.revealed");
         publish(plane, event, step, None).await?;
-        promoted += usize::from(step == Step::Publish);
+        promoted += usize::from(step == CommitStep::Publish);
     }
     let insight =
         documents.get_as::<InsightRecord>(Collection::Events, &InsightRecord::id(job_id)).await?;

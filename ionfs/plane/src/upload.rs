@@ -136,12 +136,12 @@ pub async fn store_open(
 
 /// How much of a file has been written while it is still being written.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Written {
+pub struct WriteProgress {
     bytes: u64,
     all: bool,
 }
 
-impl Written {
+impl WriteProgress {
     /// Records that the file has `bytes` bytes now. Returns whether another piece can be read.
     pub fn reach(&mut self, bytes: u64) -> bool {
         let pieces = |bytes| bytes / PIECE as u64;
@@ -160,9 +160,9 @@ impl Written {
 ///
 /// # Errors
 /// When the writer of the file has given the upload up.
-async fn is_written(more: &mut Option<watch::Receiver<Written>>, at: u64) -> io::Result<()> {
+async fn is_written(more: &mut Option<watch::Receiver<WriteProgress>>, at: u64) -> io::Result<()> {
     let Some(more) = more else { return Ok(()) };
-    let enough = |written: &Written| written.all || written.bytes >= at + PIECE as u64;
+    let enough = |written: &WriteProgress| written.all || written.bytes >= at + PIECE as u64;
     more.wait_for(enough).await.map(drop).map_err(|_| io::Error::other("it changed meanwhile"))
 }
 
@@ -176,7 +176,7 @@ pub async fn store_file(
     name: String,
     file: File,
     moved: &AtomicU64,
-    more: Option<watch::Receiver<Written>>,
+    more: Option<watch::Receiver<WriteProgress>>,
 ) -> Result<FileEntry, UploadError> {
     let unreadable = |source| UploadError::Read { path: name.clone(), source };
     let metadata = file.metadata().map_err(unreadable)?;

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use ion_plane::collect::Collect;
+use ion_plane::collect::GcMode;
 
 use super::{FETCH, ImageError, LOCK, PART, REFS, beside, blocking, folder_of, unused};
 
@@ -31,7 +31,7 @@ pub async fn collect(
     home: &Path,
     unused_for: Option<Duration>,
     grace: Duration,
-    how: Collect,
+    how: GcMode,
 ) -> Result<Collected, ImageError> {
     let folder = folder_of(home);
     blocking(move || collect_in(&folder, unused_for, grace, how)).await
@@ -41,7 +41,7 @@ fn collect_in(
     folder: &Path,
     unused_for: Option<Duration>,
     grace: Duration,
-    how: Collect,
+    how: GcMode,
 ) -> Result<Collected, ImageError> {
     let mut collected = Collected::default();
     for name in names_in(folder)? {
@@ -79,18 +79,18 @@ fn collect_in(
                 collected.images += 1;
             }
             let mut goes = path;
-            if how == Collect::Remove && part.is_none() {
+            if how == GcMode::Remove && part.is_none() {
                 // It is renamed first, so that no process can find half of it.
                 goes = beside(&place, PART);
                 std::fs::rename(&place, &goes).map_err(ImageError::file(&place))?;
             }
             collected.bytes += remove(&goes, how)?;
         }
-        if how == Collect::Remove && !place.exists() {
+        if how == GcMode::Remove && !place.exists() {
             std::fs::remove_file(&lock).map_err(ImageError::file(&lock))?;
         }
     }
-    if how == Collect::Remove {
+    if how == GcMode::Remove {
         forget(folder)?;
     }
     Ok(collected)
@@ -150,9 +150,9 @@ fn older(path: &Path, age: Duration) -> bool {
 }
 
 /// Removes a folder; returns the bytes that it takes on the disk.
-fn remove(folder: &Path, how: Collect) -> Result<u64, ImageError> {
+fn remove(folder: &Path, how: GcMode) -> Result<u64, ImageError> {
     let bytes = bytes_below(folder)?;
-    if how == Collect::Remove {
+    if how == GcMode::Remove {
         unless_gone(std::fs::remove_dir_all(folder)).map_err(ImageError::file(folder))?;
     }
     Ok(bytes)

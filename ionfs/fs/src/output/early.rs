@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ion_model::checksum::Summer;
 use ion_model::event::{FileEntry, is_draft};
 use ion_plane::commit::Staging as _;
-use ion_plane::upload::{UploadError, Written, store_file};
+use ion_plane::upload::{UploadError, WriteProgress, store_file};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -43,7 +43,7 @@ pub(super) struct InOrder {
 #[derive(Debug)]
 pub(super) struct Following {
     key: String,
-    written: watch::Sender<Written>,
+    written: watch::Sender<WriteProgress>,
     upload: AbortOnDropHandle<Result<FileEntry, UploadError>>,
     _place: OwnedSemaphorePermit,
 }
@@ -88,7 +88,7 @@ impl InOrder {
 impl Following {
     /// Tells the upload that no more bytes come, and waits for it.
     pub(super) async fn finish(self) -> Result<FileEntry, UploadError> {
-        self.written.send_modify(Written::end);
+        self.written.send_modify(WriteProgress::end);
         match self.upload.await {
             Ok(outcome) => outcome,
             Err(error) => Err(UploadError::Read { path: self.key, source: error.into() }),
@@ -113,7 +113,7 @@ impl Output {
         let Ok(place) = self.daemon.early_uploads.clone().try_acquire_owned() else { return };
         let Ok(file) = self.read_only_in(&table, ino) else { return };
         let (key, name) = (self.fresh_key(name), name.to_owned());
-        let (written, more) = watch::channel(Written::default());
+        let (written, more) = watch::channel(WriteProgress::default());
         let (blobs, moved) = (self.daemon.plane.blobs.clone(), self.moved.clone());
         let upload = self.runtime.spawn({
             let key = key.clone();

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use super::ahead::ReadAhead;
 use super::buffer::Buffer;
 use super::memory::{Block, Room};
-use super::{CacheError, Shared, disk};
+use super::{CacheError, CacheShared, disk};
 
 /// How often one fetch is tried before its readers receive EIO. The wait between two tries doubles,
 /// beginning with [`RETRY_WAIT`].
@@ -89,16 +89,16 @@ impl Bits {
 }
 
 /// The outcome of bringing a block into memory; `None` while it is on its way.
-type Landed = Option<Result<Arc<Block>, Arc<CacheError>>>;
+type BlockOutcome = Option<Result<Arc<Block>, Arc<CacheError>>>;
 
 /// The blocks of one request, in order, each with the sender of its outcome.
-type Waiting = VecDeque<(u64, watch::Sender<Landed>)>;
+type Waiting = VecDeque<(u64, watch::Sender<BlockOutcome>)>;
 
 /// An open blob: its local file, and which blocks of the file may be read.
 #[derive(Debug)]
 pub struct CachedBlob {
     id: u64,
-    shared: Arc<Shared>,
+    shared: Arc<CacheShared>,
     entry: FileEntry,
     place: Place,
     /// Whether no producer can change the file any more: the job that made it has ended and left it
@@ -111,11 +111,16 @@ pub struct CachedBlob {
     present: Bits,
     /// The blocks of the file that have matched their checksums since the file was opened.
     sound: Bits,
-    coming: Mutex<HashMap<u64, watch::Receiver<Landed>>>,
+    coming: Mutex<HashMap<u64, watch::Receiver<BlockOutcome>>>,
 }
 
 impl CachedBlob {
-    pub(super) fn new(shared: Arc<Shared>, entry: &FileEntry, place: Place, file: File) -> Self {
+    pub(super) fn new(
+        shared: Arc<CacheShared>,
+        entry: &FileEntry,
+        place: Place,
+        file: File,
+    ) -> Self {
         let block = entry.checksums.block.max(1);
         let blocks = entry.size.div_ceil(block);
         let present = Bits::new(blocks);
@@ -251,14 +256,18 @@ impl CachedBlob {
         }
     }
 
-    fn coming(&self) -> MutexGuard<'_, HashMap<u64, watch::Receiver<Landed>>> {
+    fn coming(&self) -> MutexGuard<'_, HashMap<u64, watch::Receiver<BlockOutcome>>> {
         self.coming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts to bring every block of `run` that is neither in memory nor on its way, so that a
     /// block is fetched once, however many readers wait. Returns the outcome of the last block that
     /// it started to bring.
-    fn bring(self: &Arc<Self>, run: Range<u64>, wanted: bool) -> Option<watch::Receiver<Landed>> {
+    fn bring(
+        self: &Arc<Self>,
+        run: Range<u64>,
+        wanted: bool,
+    ) -> Option<watch::Receiver<BlockOutcome>> {
         let mut requests: Vec<(bool, Waiting)> = Vec::new();
         let mut last = None;
         {

@@ -170,15 +170,16 @@ impl Disk {
         let files = self.files();
         let opens = self.opens.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut used: u64 = files.iter().map(|file| file.bytes).sum();
-        let again = |file: &Kept| opens.get(&file.name).copied().unwrap_or_default() > 1;
+        let again = |file: &CacheFile| opens.get(&file.name).copied().unwrap_or_default() > 1;
         let mut once: u64 = files.iter().filter(|file| !again(file)).map(|file| file.bytes).sum();
-        let mut idle: Vec<&Kept> = files.iter().filter(|file| !open.contains(&file.name)).collect();
+        let mut idle: Vec<&CacheFile> =
+            files.iter().filter(|file| !open.contains(&file.name)).collect();
         idle.sort_by_key(|file| file.used);
-        let (firsts, seconds): (Vec<&Kept>, Vec<&Kept>) =
+        let (firsts, seconds): (Vec<&CacheFile>, Vec<&CacheFile>) =
             idle.into_iter().partition(|file| !again(file));
         let goal = self.most - self.most / 10;
         let mut gone = HashSet::new();
-        let remove = |file: &Kept, used: &mut u64| {
+        let remove = |file: &CacheFile, used: &mut u64| {
             if std::fs::remove_file(self.directory.join(&file.name)).is_ok() {
                 *used -= file.bytes.min(*used);
             }
@@ -207,13 +208,17 @@ impl Disk {
         self.full.store(false, Ordering::Relaxed);
     }
 
-    fn files(&self) -> Vec<Kept> {
+    fn files(&self) -> Vec<CacheFile> {
         let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
         entries
             .filter_map(|entry| {
                 let metadata = entry.metadata().ok().filter(std::fs::Metadata::is_file)?;
                 let name = entry.file_name().into_string().ok()?;
-                Some(Kept { name, bytes: metadata.blocks() * 512, used: metadata.modified().ok()? })
+                Some(CacheFile {
+                    name,
+                    bytes: metadata.blocks() * 512,
+                    used: metadata.modified().ok()?,
+                })
             })
             .collect()
     }
@@ -233,7 +238,7 @@ fn is_invalid(written: &io::Result<()>) -> bool {
 }
 
 #[derive(Debug)]
-struct Kept {
+struct CacheFile {
     name: String,
     bytes: u64,
     used: SystemTime,

@@ -43,14 +43,14 @@ pub(super) type BlockId = (u64, u64);
 pub(super) struct Memory {
     room: Arc<Semaphore>,
     most: u64,
-    held: Mutex<Held>,
+    held: Mutex<HeldBlocks>,
     /// The number of tasks that wait for room. While there are any, a new block stays only as long
     /// as its readers hold it.
     waiting: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct HeldBlocks {
     blocks: HashMap<BlockId, (u64, Arc<Block>)>,
     /// The blocks that were read, by the time of the last read.
     read: BTreeMap<u64, BlockId>,
@@ -59,7 +59,7 @@ struct Held {
     clock: u64,
 }
 
-impl Held {
+impl HeldBlocks {
     fn touch(&mut self, id: BlockId) -> Option<Arc<Block>> {
         self.clock += 1;
         let (at, block) = self.blocks.get_mut(&id)?;
@@ -103,7 +103,7 @@ impl Memory {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Held> {
+    fn lock(&self) -> MutexGuard<'_, HeldBlocks> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

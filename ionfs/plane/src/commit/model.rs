@@ -1,6 +1,6 @@
 //! Explores every interleaving of the commit protocol with a model checker.
 //!
-//! [`Step::after`], which also decides the steps of the real commit, decides what each actor does
+//! [`CommitStep::after`], which also decides the steps of the real commit, decides what each actor does
 //! next. A model of the stores answers. Two closers of one event file, a retried attempt, two
 //! relays, the end of an on-success job, a consumer and `gc` act concurrently. Within small
 //! budgets, any of them may die after any step, and any write may go unanswered: it is done, or not
@@ -16,7 +16,7 @@ use ion_model::event::Publication;
 use ion_model::record::CommitMode;
 use stateright::{Checker as _, Model, Property};
 
-use super::steps::{Answer, End, Step};
+use super::steps::{CommitEnd, CommitStep, StoreAnswer};
 
 /// The content that a module writes into the event file. Attempts of a deterministic module write
 /// the same content.
@@ -50,19 +50,19 @@ struct Document {
 struct Actor {
     attempt: u32,
     content: Content,
-    step: Step,
+    step: CommitStep,
     dead: bool,
     /// The document as this actor knows it, which it writes back.
     view: Option<Document>,
 }
 
 impl Actor {
-    fn new(attempt: u32, content: Content, step: Step) -> Self {
+    fn new(attempt: u32, content: Content, step: CommitStep) -> Self {
         Self { attempt, content, step, dead: false, view: None }
     }
 
     fn works(&self) -> bool {
-        !self.dead && !matches!(self.step, Step::End(_))
+        !self.dead && !matches!(self.step, CommitStep::End(_))
     }
 }
 
@@ -70,7 +70,7 @@ impl Actor {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Sent {
     who: usize,
-    step: Step,
+    step: CommitStep,
     /// The document that it writes, for a step that writes one.
     view: Option<Document>,
 }
@@ -193,8 +193,12 @@ impl Protocol {
         }
     }
 
-    fn first_step(&self) -> Step {
-        if self.fault == Fault::DocumentBeforeBlobs { Step::Insert } else { Step::StoreBlobs }
+    fn first_step(&self) -> CommitStep {
+        if self.fault == Fault::DocumentBeforeBlobs {
+            CommitStep::Insert
+        } else {
+            CommitStep::StoreBlobs
+        }
     }
 
     fn guard_holds(&self, state: &State, attempt: u32) -> bool {
@@ -207,18 +211,18 @@ impl Protocol {
         &self,
         state: &mut State,
         who: Who,
-        step: Step,
+        step: CommitStep,
         view: &mut Option<Document>,
         checked: bool,
-    ) -> Answer {
+    ) -> StoreAnswer {
         let index = match who {
             Who::Closer(index) | Who::Relay(index) => index,
         };
         let actor = actor(state, who).clone();
-        let guarded =
-            matches!(who, Who::Closer(_)) && matches!(step, Step::Insert | Step::Replace(_));
+        let guarded = matches!(who, Who::Closer(_))
+            && matches!(step, CommitStep::Insert | CommitStep::Replace(_));
         if guarded && !checked && !self.guard_holds(state, actor.attempt) {
-            return Answer::Fenced;
+            return StoreAnswer::Fenced;
         }
         let publication = match self.mode {
             CommitMode::OnClose => Publication::Unpublished,
@@ -234,61 +238,61 @@ impl Protocol {
             rightful,
         };
         match step {
-            Step::StoreBlobs => {
+            CommitStep::StoreBlobs => {
                 state.blobs |= 1 << index;
-                Answer::Done
+                StoreAnswer::Done
             }
-            Step::Insert => match &state.document {
+            CommitStep::Insert => match &state.document {
                 None => {
                     *view = Some(own());
                     state.document.clone_from(view);
-                    Answer::Done
+                    StoreAnswer::Done
                 }
                 Some(there) => {
                     *view = Some(there.clone());
-                    Answer::Exists {
+                    StoreAnswer::Exists {
                         publication: there.publication,
                         attempt: Some(there.attempt),
                         same: there.content == actor.content,
                     }
                 }
             },
-            Step::Replace(earlier) => match &state.document {
+            CommitStep::Replace(earlier) => match &state.document {
                 Some(there)
                     if there.publication == Publication::Staged
                         && Some(there.attempt) == earlier =>
                 {
                     *view = Some(own());
                     state.document.clone_from(view);
-                    Answer::Done
+                    StoreAnswer::Done
                 }
-                _ => Answer::Changed,
+                _ => StoreAnswer::Changed,
             },
-            Step::Reveal => {
+            CommitStep::Reveal => {
                 self.conditional(state, view, Publication::Staged, Publication::Unpublished)
             }
-            Step::Adopt => {
+            CommitStep::Adopt => {
                 let (Some(there), Some(known)) = (&mut state.document, view.as_mut()) else {
-                    return Answer::Changed;
+                    return StoreAnswer::Changed;
                 };
                 let free =
                     there.publisher == known.publisher || self.fault == Fault::RelaysDoNotAgree;
                 if there.publication != Publication::Unpublished || !free {
-                    return Answer::Changed;
+                    return StoreAnswer::Changed;
                 }
                 there.publisher = Some(index);
                 *known = there.clone();
-                Answer::Done
+                StoreAnswer::Done
             }
-            Step::Publish => {
+            CommitStep::Publish => {
                 state.messages += 1;
                 state.told += 1;
-                Answer::Done
+                StoreAnswer::Done
             }
-            Step::Mark => {
+            CommitStep::Mark => {
                 self.conditional(state, view, Publication::Unpublished, Publication::Published)
             }
-            Step::End(_) => Answer::Changed,
+            CommitStep::End(_) => StoreAnswer::Changed,
         }
     }
 
@@ -300,28 +304,34 @@ impl Protocol {
         view: &mut Option<Document>,
         expected: Publication,
         becomes: Publication,
-    ) -> Answer {
+    ) -> StoreAnswer {
         let (Some(there), Some(known)) = (&mut state.document, view.as_mut()) else {
-            return Answer::Changed;
+            return StoreAnswer::Changed;
         };
         if there.publication != expected || there.attempt != known.attempt {
-            return Answer::Changed;
+            return StoreAnswer::Changed;
         }
         known.publication = becomes;
         *there = known.clone();
-        Answer::Done
+        StoreAnswer::Done
     }
 
-    fn after(&self, actor: &Actor, step: Step, answer: Answer) -> Step {
+    fn after(&self, actor: &Actor, step: CommitStep, answer: StoreAnswer) -> CommitStep {
         // After the reveal, the end of a job continues as a close does.
-        let mode = if step == Step::Reveal { CommitMode::OnClose } else { self.mode };
-        let mode = if matches!(step, Step::Insert | Step::Replace(_)) { self.mode } else { mode };
+        let mode = if step == CommitStep::Reveal { CommitMode::OnClose } else { self.mode };
+        let mode = if matches!(step, CommitStep::Insert | CommitStep::Replace(_)) {
+            self.mode
+        } else {
+            mode
+        };
         let next = step.after(answer, Some(actor.attempt), mode);
         if self.fault == Fault::MarkBeforePublish {
             return match (step, next) {
-                (Step::Publish, _) => Step::End(End::Committed(Publication::Published)),
-                (_, Step::Publish) => Step::Mark,
-                (Step::Mark, _) => Step::Publish,
+                (CommitStep::Publish, _) => {
+                    CommitStep::End(CommitEnd::Committed(Publication::Published))
+                }
+                (_, CommitStep::Publish) => CommitStep::Mark,
+                (CommitStep::Mark, _) => CommitStep::Publish,
                 (_, next) => next,
             };
         }
@@ -339,9 +349,9 @@ impl Protocol {
             Fate::Answered => self.write(state, who, doing.step, &mut view, false),
             Fate::DoneUnanswered => {
                 self.write(state, who, doing.step, &mut view, false);
-                Answer::Unknown
+                StoreAnswer::Unknown
             }
-            Fate::LostUnanswered => Answer::Unknown,
+            Fate::LostUnanswered => StoreAnswer::Unknown,
             Fate::Late => {
                 // Where guard and write are two calls, the guard is checked before the write is
                 // sent.
@@ -350,7 +360,7 @@ impl Protocol {
                     return None;
                 }
                 state.sent.push(Sent { who: index, step: doing.step, view: view.clone() });
-                Answer::Unknown
+                StoreAnswer::Unknown
             }
         };
         let step = self.after(&doing, doing.step, answer);
@@ -369,8 +379,9 @@ impl Protocol {
     /// Returns whether no living actor is about to publish the document. A relay concludes this
     /// from a document that has stayed unchanged.
     fn stands(&self, state: &State) -> bool {
-        let publishes =
-            |actor: &Actor| actor.works() && matches!(actor.step, Step::Publish | Step::Mark);
+        let publishes = |actor: &Actor| {
+            actor.works() && matches!(actor.step, CommitStep::Publish | CommitStep::Mark)
+        };
         !state.closers.iter().chain(&state.relays).any(publishes)
     }
 
@@ -400,7 +411,7 @@ fn actor_mut(state: &mut State, who: Who) -> &mut Actor {
     }
 }
 
-const IDLE: Step = Step::End(End::NotOurs);
+const IDLE: CommitStep = CommitStep::End(CommitEnd::NotOurs);
 
 impl Model for Protocol {
     type State = State;
@@ -491,7 +502,7 @@ impl Model for Protocol {
                 let mut of_attempt =
                     state.closers.iter().filter(|actor| actor.attempt == state.attempt);
                 let well = |actor: &Actor| {
-                    !actor.dead && matches!(actor.step, Step::End(End::Committed(_)))
+                    !actor.dead && matches!(actor.step, CommitStep::End(CommitEnd::Committed(_)))
                 };
                 if state.succeeded.is_some() || !of_attempt.all(well) {
                     return None;
@@ -501,8 +512,10 @@ impl Model for Protocol {
                 next.outbox = self.mode == CommitMode::OnSuccess;
             }
             Action::Reveal => {
-                let busy =
-                    state.closers.iter().any(|actor| actor.step == Step::Reveal && actor.works());
+                let busy = state
+                    .closers
+                    .iter()
+                    .any(|actor| actor.step == CommitStep::Reveal && actor.works());
                 if !state.outbox || busy {
                     return None;
                 }
@@ -511,7 +524,8 @@ impl Model for Protocol {
                         if staged.publication == Publication::Staged
                             && Some(staged.attempt) == state.succeeded =>
                     {
-                        let mut end = Actor::new(staged.attempt, staged.content, Step::Reveal);
+                        let mut end =
+                            Actor::new(staged.attempt, staged.content, CommitStep::Reveal);
                         end.view = Some(staged.clone());
                         next.closers.push(end);
                     }
@@ -530,9 +544,9 @@ impl Model for Protocol {
                 relay.attempt = there.attempt;
                 relay.content = there.content;
                 relay.view = Some(there.clone());
-                relay.step = Step::Publish;
+                relay.step = CommitStep::Publish;
                 if there.publisher != Some(index) {
-                    relay.step = Step::Adopt;
+                    relay.step = CommitStep::Adopt;
                     if !self.stands(state) {
                         next.hastes = next.hastes.checked_sub(1)?;
                     }
@@ -594,7 +608,7 @@ impl Model for Protocol {
                 |_, state: &State| state.started > 0,
             ));
             properties.push(Property::sometimes("a relay publishes", |_, state: &State| {
-                state.relays.iter().any(|relay| relay.step == Step::Mark)
+                state.relays.iter().any(|relay| relay.step == CommitStep::Mark)
             }));
         }
         properties
@@ -635,13 +649,15 @@ fn nothing_left(_: &Protocol, state: &State) -> bool {
 }
 
 fn kept_word(protocol: &Protocol, state: &State) -> bool {
-    state.closers.iter().filter(|actor| matches!(actor.step, Step::End(End::Committed(_)))).all(
-        |actor| {
+    state
+        .closers
+        .iter()
+        .filter(|actor| matches!(actor.step, CommitStep::End(CommitEnd::Committed(_))))
+        .all(|actor| {
             let same = state.document.as_ref().is_some_and(|there| there.content == actor.content);
             // A later attempt may have replaced what an attempt staged that did not succeed.
             same || (protocol.mode == CommitMode::OnSuccess && state.attempt > actor.attempt)
-        },
-    )
+        })
 }
 
 fn of_the_succeeded(protocol: &Protocol, state: &State) -> bool {

@@ -2,7 +2,7 @@
 //! and no clock.
 //!
 //! Every party that carries out a commit (a closer, a relay, the end of an on-success job) calls
-//! [`Step::after`] for the next step. So the code that runs is the code that the model checker
+//! [`CommitStep::after`] for the next step. So the code that runs is the code that the model checker
 //! explores in `model.rs`.
 
 use ion_model::event::Publication;
@@ -10,7 +10,7 @@ use ion_model::record::CommitMode;
 
 /// The next step of a commit. The numbers are the steps of DESIGN.md section 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Step {
+pub(crate) enum CommitStep {
     /// Step 1: make every named file durable in the object store.
     StoreBlobs,
     /// Step 2: insert the document, if the guard holds. This is the commit.
@@ -28,12 +28,12 @@ pub(crate) enum Step {
     /// Step 4: mark the document as published.
     Mark,
     /// Nothing is left to do.
-    End(End),
+    End(CommitEnd),
 }
 
 /// The outcome of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum End {
+pub(crate) enum CommitEnd {
     /// The document has been inserted. If it is unpublished, a relay publishes it.
     Committed(Publication),
     /// A document with this id and other content exists.
@@ -46,7 +46,7 @@ pub(crate) enum End {
 
 /// The stores' answer to a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Answer {
+pub(crate) enum StoreAnswer {
     /// The step is done, and durable.
     Done,
     /// A document with this id exists.
@@ -69,7 +69,7 @@ pub(crate) enum Answer {
     Unknown,
 }
 
-impl Step {
+impl CommitStep {
     /// Returns the step's name, for spans and metrics.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -85,13 +85,13 @@ impl Step {
     }
 
     /// Returns the step that follows this answer, for a commit of this attempt in this mode.
-    pub(crate) fn after(self, answer: Answer, attempt: Option<u32>, mode: CommitMode) -> Self {
-        use Answer::{Changed, Done, Exists, Fenced, Outdated, Unknown};
+    pub(crate) fn after(self, answer: StoreAnswer, attempt: Option<u32>, mode: CommitMode) -> Self {
+        use StoreAnswer::{Changed, Done, Exists, Fenced, Outdated, Unknown};
         match (self, answer) {
             (Self::StoreBlobs, Done) => Self::Insert,
             (Self::Insert | Self::Replace(_), Done) => match mode {
                 CommitMode::OnClose => Self::Publish,
-                CommitMode::OnSuccess => Self::End(End::Committed(Publication::Staged)),
+                CommitMode::OnSuccess => Self::End(CommitEnd::Committed(Publication::Staged)),
             },
             // The earlier attempt failed and nobody saw its event, so this attempt replaces it.
             (Self::Insert, Exists { publication: Publication::Staged, attempt: earlier, .. })
@@ -99,9 +99,11 @@ impl Step {
             {
                 Self::Replace(earlier)
             }
-            (Self::Insert, Exists { same: false, .. }) => Self::End(End::Differs),
+            (Self::Insert, Exists { same: false, .. }) => Self::End(CommitEnd::Differs),
             (Self::Insert, Exists { publication: Publication::Unpublished, .. }) => Self::Publish,
-            (Self::Insert, Exists { publication, .. }) => Self::End(End::Committed(publication)),
+            (Self::Insert, Exists { publication, .. }) => {
+                Self::End(CommitEnd::Committed(publication))
+            }
             // The commit begins again: each step finds what an earlier try has done.
             (Self::StoreBlobs | Self::Insert | Self::Replace(_), Unknown) => Self::StoreBlobs,
             (Self::Replace(_), Changed) => Self::Insert,
@@ -111,16 +113,16 @@ impl Step {
             (Self::Reveal | Self::Adopt, Done) => Self::Publish,
             (Self::Reveal, Unknown) => Self::Reveal,
             // In its next round the relay reads the document again.
-            (Self::Adopt, Unknown) => Self::End(End::NotOurs),
+            (Self::Adopt, Unknown) => Self::End(CommitEnd::NotOurs),
             // Publishing comes before the mark: after a crash in between, the event is published
             // again. In the reverse order it would never be published.
             (Self::Publish, Done) => Self::Mark,
-            (Self::Publish, Unknown) => Self::End(End::Committed(Publication::Unpublished)),
+            (Self::Publish, Unknown) => Self::End(CommitEnd::Committed(Publication::Unpublished)),
             // An unmarked event is published once more, which is harmless because the job exists in
             // the ledger.
-            (Self::Mark, _) => Self::End(End::Committed(Publication::Published)),
-            (_, Fenced) => Self::End(End::Fenced),
-            (_, _) => Self::End(End::NotOurs),
+            (Self::Mark, _) => Self::End(CommitEnd::Committed(Publication::Published)),
+            (_, Fenced) => Self::End(CommitEnd::Fenced),
+            (_, _) => Self::End(CommitEnd::NotOurs),
         }
     }
 }
