@@ -11,10 +11,10 @@ use crate::support::Ran;
 use crate::support::mount::{Blobs, Mount, Passthrough};
 use crate::support::trees::picture;
 
-/// Runs a program of tests/programs in a folder and gives what stands there afterwards.
+/// Runs a program of tests/machine/programs in a folder and gives what stands there afterwards.
 fn runs(program: &str, folder: &Path) -> BTreeMap<PathBuf, String> {
     fs::create_dir(folder).unwrap();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(program);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machine/programs").join(program);
     let shell = if program.ends_with(".py") { "python3" } else { "bash" };
     // By the kernel's own end of it: what hangs in the filesystem must not hang the tests.
     let mut command = Command::new("timeout");

@@ -4,7 +4,7 @@
 #
 #   video-image.sh FOLDER
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 
 folder=${1:?usage: video-image.sh FOLDER}
 venv=${ION_EXAMPLES:-$HOME/.cache/ion-examples}/venv

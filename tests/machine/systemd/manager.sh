@@ -17,9 +17,9 @@ begin() {
     mount --bind /run/etc /etc
     mkdir -p /etc/ion /run/units
     cp "$etc"/* /etc/ion/
-    install -D -m 644 "$here"/../../deploy/systemd/ion.sysusers /etc/sysusers.d/ion.conf
+    install -D -m 644 "$here"/../../../deploy/systemd/ion.sysusers /etc/sysusers.d/ion.conf
     systemd-sysusers ion.conf
-    cp "$here"/../../deploy/systemd/*.service /run/units/
+    cp "$here"/../../../deploy/systemd/*.service /run/units/
     for name in test basic sysinit shutdown network-online; do printf '[Unit]\nDefaultDependencies=no\n' >"/run/units/$name.target"; done
     for name in /run/units/*.service; do # there is no journal
         mkdir "$name.d"
