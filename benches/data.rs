@@ -39,7 +39,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::{median, read, write};
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use ionfs::checksum::Summer;
+use ionfs::checksum::BlockChecksummer;
 use ionfs::event::{Event, FileEntry};
 use ionfs::stores::open::{StoreUrls, open};
 use ionfs::stores::{Collection, DataPlane};
@@ -139,7 +139,7 @@ impl Store {
 
     /// Stores random bytes as a blob; no other copy of them exists.
     fn random(&self, name: &str, size: u64) -> FileEntry {
-        let (key, sums) = (format!("c/e/0/{name}"), Mutex::new(Summer::default()));
+        let (key, sums) = (format!("c/e/0/{name}"), Mutex::new(BlockChecksummer::default()));
         let pieces = futures_util::stream::try_unfold(
             File::open("/dev/urandom").unwrap().take(size),
             |mut random| async {

@@ -7,7 +7,7 @@ use dispatcher::cancel::{Cancellation, Cancelled};
 use dispatcher::ledger::Ledger;
 use humantime::format_duration;
 use ionfs::id::{CorrelationId, EventId};
-use ionfs::registry::Cancelling;
+use ionfs::registry::CancelOrder;
 use ionfs::stores::{Collection, Query};
 use serde_json::json;
 
@@ -96,18 +96,18 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
 
 /// Finds what an id names: an event or a correlation with this id, else the only event or
 /// correlation whose id begins with it.
-async fn find(ledger: &Ledger, id: &str) -> Result<Cancelling, Failure> {
+async fn find(ledger: &Ledger, id: &str) -> Result<CancelOrder, Failure> {
     if let Some(event) = ledger.visible_event(&EventId::new(id)).await? {
-        return Ok(Cancelling::event(&event));
+        return Ok(CancelOrder::event(&event));
     }
     let of_it = Query::equal(Collection::Events, vec![("context.correlationId", json!(id))]);
     let found = ledger.plane().documents.find(of_it.order_by("created").limit(1)).await?;
     if !found.is_empty() {
-        return Ok(Cancelling::correlation(CorrelationId::new(id)));
+        return Ok(CancelOrder::correlation(CorrelationId::new(id)));
     }
     match trace::find_event(ledger, id).await {
-        Ok(event) => Ok(Cancelling::event(&event)),
-        Err(_) => Ok(Cancelling::correlation(CorrelationId::new(
+        Ok(event) => Ok(CancelOrder::event(&event)),
+        Err(_) => Ok(CancelOrder::correlation(CorrelationId::new(
             trace::find_correlation(ledger, id).await?,
         ))),
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 use ionfs::fs::browse;
-use ionfs::mount::{Unmounted, Visitors, mount_at, unmount_stale};
+use ionfs::mount::{UnmountOutcome, Visitors, mount_at, unmount_stale};
 use ionfs::node::Node;
 
 use crate::metrics::MetricsArgs;
@@ -66,7 +66,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
                     "{folder} cannot be unmounted: {error}; `fusermount3 -u -z {folder}` does it once nobody uses it"
                 ))
             })?;
-            if unmounted == Unmounted::InUse {
+            if unmounted == UnmountOutcome::InUse {
                 output::say(&format!(
                     "{folder} is unmounted while programs use it: a shell that stands in it has to `cd` elsewhere"
                 ));

@@ -13,7 +13,7 @@ use ionfs::cache::CacheLimits;
 use ionfs::checksum::BLOCK;
 use ionfs::environment::variable;
 use ionfs::home::make_home;
-use ionfs::limits::{Limits, SetLimits};
+use ionfs::limits::{LimitOverrides, Limits};
 use ionfs::node::NodeSettings;
 use ionfs::stores::open::{DATABASE, StoreUrls, open};
 use ionfs::stores::without_credentials;
@@ -201,7 +201,7 @@ impl Settings {
         let passthrough = !global.no_passthrough;
         let (json, commit_deadline) = (global.json, global.commit_deadline);
         let opened = Opened::default();
-        let limits = SetLimits::said(&global.limits).map_err(Failure)?.over(Limits::default());
+        let limits = LimitOverrides::said(&global.limits).map_err(Failure)?.over(Limits::default());
         let defaults = CacheLimits::default();
         let cache = CacheLimits {
             disk_bytes: global.cache_size,

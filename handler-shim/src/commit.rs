@@ -22,17 +22,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use ion_model::checksum::{BLOCK, Summer};
+use ion_model::checksum::{BLOCK, BlockChecksummer};
 use ion_model::errors::chain;
 use ion_model::event::{
-    Event, EventFile, FileEntry, KeyValue, Parsed, Publication, WHOLE_DRAFT, clean_path,
-    is_doubtful_draft, parse_within,
+    Event, EventFile, FileEntry, KeyValue, ParsedEventFile, PublicationState, WHOLE_DRAFT,
+    clean_path, is_doubtful_draft, parse_within,
 };
 use ion_model::id::EventId;
 use ion_model::limits::{Limits, bytes_in_words};
 use ion_model::record::{CommitMode, InsightRecord, JobRecord};
 use ion_model::text::quote;
-use ion_plane::commit::{Below, Committer, Fence, Origin, Refusal, Staging, TooDeep, files_of};
+use ion_plane::commit::{
+    Committer, DirectoryContent, Fence, Origin, Refusal, Staging, TooDeep, files_of,
+};
 use ion_plane::relay;
 use ion_plane::upload::store_open;
 use ion_stores::{Collection, DataPlane, Query};
@@ -182,13 +184,13 @@ fn parsed(
         ))));
     };
     match parse_within(&content, &work.limits) {
-        Parsed::Complete(file) => Ok(Some(file)),
-        Parsed::Empty => Ok(None),
-        Parsed::Incomplete => {
+        ParsedEventFile::Complete(file) => Ok(Some(file)),
+        ParsedEventFile::Empty => Ok(None),
+        ParsedEventFile::Incomplete => {
             Err(rejected(Refusal::Invalid("the JSON document is cut off".into())))
         }
-        Parsed::Invalid(reason) => Err(rejected(Refusal::Invalid(reason))),
-        Parsed::TooBig(reason) => Err(rejected(Refusal::TooBig(reason))),
+        ParsedEventFile::Invalid(reason) => Err(rejected(Refusal::Invalid(reason))),
+        ParsedEventFile::TooBig(reason) => Err(rejected(Refusal::TooBig(reason))),
     }
 }
 
@@ -238,7 +240,7 @@ async fn show(plane: &DataPlane, work: &Work, job: JobRecord) -> Result<Committe
         );
     }
     let mut events: Vec<Event> = Vec::new();
-    for publication in [Publication::Published, Publication::Unpublished] {
+    for publication in [PublicationState::Published, PublicationState::Unpublished] {
         let of_job = vec![
             ("context.parentEventId", json!(work.event.id)),
             ("jobId", json!(job.id)),
@@ -272,7 +274,7 @@ async fn compare(plane: &DataPlane, work: &Work, output: Output) -> Result<(), H
         let mut files = Vec::with_capacity(file.files.len());
         let mut seen = std::collections::HashSet::new();
         let unreadable = |source| Refusal::Unreadable { path: "out/data".into(), source };
-        let Below { files: paths, empty: directories } =
+        let DirectoryContent { files: paths, empty: directories } =
             named(&output, &file.files, work.limits.event_files)
                 .map_err(unreadable)
                 .map_err(rejected)?;
@@ -301,8 +303,8 @@ async fn compare(plane: &DataPlane, work: &Work, output: Output) -> Result<(), H
 }
 
 /// Returns the files and empty directories that an event file names.
-fn named(output: &Output, names: &[String], files_max: u64) -> io::Result<Below> {
-    let mut all = Below::default();
+fn named(output: &Output, names: &[String], files_max: u64) -> io::Result<DirectoryContent> {
+    let mut all = DirectoryContent::default();
     for name in names {
         let path = clean_path(name).unwrap_or_else(|| name.clone());
         match if name.ends_with('/') { output.below(&path, files_max)? } else { None } {
@@ -320,7 +322,7 @@ fn named(output: &Output, names: &[String], files_max: u64) -> io::Result<Below>
 fn described(output: &Output, path: String) -> Result<FileEntry, Refusal> {
     let mut file = regular(output.data(&path), &path)?;
     let unreadable = |source| Refusal::Unreadable { path: path.clone(), source };
-    let mut summer = Summer::default();
+    let mut summer = BlockChecksummer::default();
     let mut piece = vec![0; usize::try_from(BLOCK).expect("a block fits memory")];
     loop {
         match file.read(&mut piece).map_err(unreadable)? {
@@ -411,7 +413,7 @@ impl Staging for Staged<'_> {
         matches!(opened, Some(Ok(Left::File(_))))
     }
 
-    async fn below(&self, path: &str) -> Result<Option<Below>, Refusal> {
+    async fn below(&self, path: &str) -> Result<Option<DirectoryContent>, Refusal> {
         let below = self.output.below(path, self.work.limits.event_files);
         below.map_err(|source| Refusal::Unreadable { path: path.to_owned(), source })
     }

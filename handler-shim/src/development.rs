@@ -18,11 +18,12 @@ use std::sync::atomic::AtomicU64;
 
 use ion_model::clock;
 use ion_model::event::{
-    Context, DocumentType, Event, EventFile, FileEntry, KeyValue, Parsed, Publication, parse,
+    Context, DocumentType, Event, EventFile, FileEntry, KeyValue, ParsedEventFile,
+    PublicationState, parse,
 };
 use ion_model::id::{CorrelationId, EventId};
 use ion_model::limits::Limits;
-use ion_plane::commit::{Below, record_event};
+use ion_plane::commit::{DirectoryContent, record_event};
 use ion_plane::upload::{UploadError, in_tries, store_open, try_suffix};
 use ion_stores::DataPlane;
 use ion_stores::open::{StoreUrls, open};
@@ -131,7 +132,7 @@ pub async fn first_event(
     let id = id.unwrap_or_else(EventId::random);
     let correlation = correlation.unwrap_or_else(CorrelationId::random);
     let data = folder.at("in/data");
-    let Below { files: names, empty: directories } =
+    let DirectoryContent { files: names, empty: directories } =
         walk(&data).map_err(HandlerError::folder(&data, "cannot be read"))?;
     // Each call has its own prefix: a second call with the same id must not overwrite the files
     // that the first call's event names.
@@ -179,7 +180,7 @@ pub async fn first_event(
         files,
         file_list: None,
         created: clock::now(),
-        publication: Publication::Unpublished,
+        publication: PublicationState::Unpublished,
         depth: 0,
         file_name: None,
         job_id: None,
@@ -215,12 +216,12 @@ fn values(folder: &Folder, files: &[FileEntry]) -> Result<Vec<KeyValue>, Handler
         Err(error) => return Err(HandlerError::folder(path, "cannot be read")(error)),
     };
     let mut values = match parse(&content) {
-        Parsed::Complete(file) => EventFile::into_values(file),
-        Parsed::Empty => vec![],
-        Parsed::Invalid(why) | Parsed::TooBig(why) => {
+        ParsedEventFile::Complete(file) => EventFile::into_values(file),
+        ParsedEventFile::Empty => vec![],
+        ParsedEventFile::Invalid(why) | ParsedEventFile::TooBig(why) => {
             return Err(HandlerError::folder(path, "cannot be read")(malformed(&why)));
         }
-        Parsed::Incomplete => {
+        ParsedEventFile::Incomplete => {
             return Err(HandlerError::folder(path, "cannot be read")(malformed("it is cut off")));
         }
     };
@@ -232,8 +233,8 @@ fn values(folder: &Folder, files: &[FileEntry]) -> Result<Vec<KeyValue>, Handler
 }
 
 /// Lists the files and empty folders in `folder`. The names in each folder are sorted.
-fn walk(folder: &Path) -> std::io::Result<Below> {
-    let mut below = Below::default();
+fn walk(folder: &Path) -> std::io::Result<DirectoryContent> {
+    let mut below = DirectoryContent::default();
     let mut todo = vec![String::new()];
     while let Some(path) = todo.pop() {
         let mut entries = match std::fs::read_dir(folder.join(&path)) {

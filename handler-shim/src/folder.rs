@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use ion_model::event::is_draft;
 use ion_model::id::{EventId, JobId};
-use ion_plane::commit::Below;
+use ion_plane::commit::DirectoryContent;
 use ion_system::beneath;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
@@ -249,13 +249,13 @@ impl Output {
     ///
     /// # Errors
     /// Returns the system's error, or an error when a name is not UTF-8.
-    pub fn below(&self, path: &str, files_max: u64) -> io::Result<Option<Below>> {
+    pub fn below(&self, path: &str, files_max: u64) -> io::Result<Option<DirectoryContent>> {
         match self.data.below(Path::new(path)) {
             Ok(_) => {}
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
             Err(error) => return Err(error.into()),
         }
-        let mut below = Below::default();
+        let mut below = DirectoryContent::default();
         let mut todo = vec![path.to_owned()];
         while let Some(path) = todo.pop() {
             let folder = self.data.below(Path::new(&path))?;

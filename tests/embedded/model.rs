@@ -255,7 +255,7 @@ fn a_megabyte_of_ten_gigabytes_fetches_about_a_megabyte() {
     let target = home.state().join("blobs").join(key);
     fs::create_dir_all(target.parent().unwrap()).unwrap();
     fs::rename(&path, &target).unwrap();
-    let mut summer = ionfs::checksum::Summer::default();
+    let mut summer = ionfs::checksum::BlockChecksummer::default();
     let zeroes = vec![0; 64 << 20];
     for _ in 0..160 {
         summer.update(&zeroes);

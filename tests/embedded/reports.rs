@@ -515,7 +515,7 @@ fn a_copy_of_more_than_four_gigabytes_is_whole() {
 /// The checksums of zeroes with marks in them.
 fn sums_of(size: u64, marks: &[u64]) -> ionfs::checksum::Checksums {
     const PIECE: u64 = 64 << 20;
-    let mut summer = ionfs::checksum::Summer::default();
+    let mut summer = ionfs::checksum::BlockChecksummer::default();
     let mut piece = vec![0_u8; usize::try_from(PIECE).unwrap()];
     for begin in (0..size).step_by(usize::try_from(PIECE).unwrap()) {
         let end = size.min(begin + PIECE);

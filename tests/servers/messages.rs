@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use ionfs::event::{Context, DocumentType, Event, Message, Publication};
+use ionfs::event::{Context, DocumentType, Event, Message, PublicationState};
 use ionfs::id::{CorrelationId, EventId};
 use ionfs::stores::open::{StoreUrls, open};
 use ionfs::stores::{Collection, DataPlane, encode};
@@ -103,7 +103,7 @@ fn waits_for_what_is_staged(home: &Home, runtime: &Runtime, plane: &DataPlane) {
     };
     wait_for("the event to be staged", || staged().is_some());
     let event = staged().unwrap();
-    assert_eq!(event.publication, Publication::Staged);
+    assert_eq!(event.publication, PublicationState::Staged);
     runtime.block_on(plane.bus.send("take", &event.message())).unwrap();
     wait_for("the message to be refused", || up.log().contains("only staged"));
     assert!(home.jobs().iter().all(|job| job["module"] == "make"), "{:#?}", home.jobs());

@@ -18,8 +18,8 @@ use ionfs::stores::mongo::Mongo as MongoDocuments;
 use ionfs::stores::object::ObjectBlobs;
 use ionfs::stores::sqlite::Sqlite;
 use ionfs::stores::{
-    Abandon, Blobs, Bus, Collection, DeadLetter, Delivery, Documents, Guard, Inserted, Pages,
-    Query, Routed, StoreError, Subscription, known_queries,
+    Blobs, Bus, Collection, DeadLetter, Delivery, Documents, Guard, Inserted, Pages, Query, Routed,
+    StoreError, Subscription, UnfinishedUploads, known_queries,
 };
 
 use crate::support::servers::{Azure, Env, Mongo, Rabbit, S3, Server};
@@ -106,13 +106,13 @@ fn an_upload_left_behind_is_found(open: impl Fn() -> ObjectBlobs) {
         let later = ionfs::clock::now() + 60_000;
         let long_ago = later - 3_600_000;
         assert_eq!(
-            blobs.abandon_uploads(long_ago, Abandon::End).await.unwrap(),
+            blobs.abandon_uploads(long_ago, UnfinishedUploads::End).await.unwrap(),
             0,
             "it may be under way"
         );
-        assert_eq!(blobs.abandon_uploads(later, Abandon::Count).await.unwrap(), 1);
-        assert_eq!(blobs.abandon_uploads(later, Abandon::End).await.unwrap(), 1);
-        assert_eq!(blobs.abandon_uploads(later, Abandon::Count).await.unwrap(), 0);
+        assert_eq!(blobs.abandon_uploads(later, UnfinishedUploads::Count).await.unwrap(), 1);
+        assert_eq!(blobs.abandon_uploads(later, UnfinishedUploads::End).await.unwrap(), 1);
+        assert_eq!(blobs.abandon_uploads(later, UnfinishedUploads::Count).await.unwrap(), 0);
     });
 }
 
@@ -133,7 +133,10 @@ async fn blobs_on_files_and_in_memory() {
     // What a killed put leaves: the backend writes beside the name and renames.
     std::fs::write(folder.path().join("blobs/a/c#1"), "half").unwrap();
     assert_eq!(local.list("a").await.unwrap().count().await, 1);
-    assert_eq!(local.abandon_uploads(ionfs::clock::now() + 60_000, Abandon::End).await.unwrap(), 1);
+    assert_eq!(
+        local.abandon_uploads(ionfs::clock::now() + 60_000, UnfinishedUploads::End).await.unwrap(),
+        1
+    );
     assert!(!folder.path().join("blobs/a/c#1").exists());
 }
 

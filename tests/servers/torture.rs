@@ -22,7 +22,7 @@ use crate::support::Home;
 use crate::support::books::Books;
 use crate::support::servers::{Env, Mongo, Rabbit, S3, plane};
 use ionfs::clock::{self, Millis};
-use ionfs::event::Publication;
+use ionfs::event::PublicationState;
 use ionfs::record::{AttemptEnd, JobRecord, JobState};
 use ionfs::stores::open::StoreUrls;
 
@@ -379,7 +379,7 @@ fn batch(env: &Env, books: &Books, seed: u64) -> (Tally, Tally) {
 fn verify(home: &Home, books: &Books, number: usize, seed: u64) {
     let up = home.start("dispatch", &["--quiet"]);
     crate::support::wait_for(&format!("the outbox to be empty (seed {seed})"), || {
-        books.events().iter().all(|event| event.publication == Publication::Published)
+        books.events().iter().all(|event| event.publication == PublicationState::Published)
             && books.jobs().iter().all(|job| !job.outbox)
     });
     assert_eq!(up.stop(), Some(0));

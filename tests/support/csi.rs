@@ -13,13 +13,13 @@ use ionfs::csi::api::csi::{
     NodePublishVolumeRequest, NodeUnpublishVolumeRequest, VolumeCapability,
 };
 use ionfs::event::Event;
-use ionfs::fs::job::{Older, Outcome};
+use ionfs::fs::job::{OlderConventions, TreeOutcome};
 use ionfs::id::{EventId, JobId};
-use ionfs::limits::SetLimits;
+use ionfs::limits::LimitOverrides;
 use ionfs::record::CommitMode;
 use ionfs::stores::open::{StoreUrls, open};
 use ionfs::stores::{Collection, DataPlane};
-use ionfs::ticket::{Claims, Ended, Ticket, TicketKey};
+use ionfs::ticket::{Ticket, TicketKey, TokenClaims, TreeEnd};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tonic::Status;
@@ -162,8 +162,8 @@ impl Rig {
             origin,
             event_id: self.event.id.clone(),
             gathered: None,
-            older: Older::default(),
-            limits: SetLimits::default(),
+            older: OlderConventions::default(),
+            limits: LimitOverrides::default(),
             pod: None,
             ended: None,
         };
@@ -185,9 +185,9 @@ impl Rig {
         })
     }
 
-    pub fn claims(&self, job: &JobId) -> Claims {
+    pub fn claims(&self, job: &JobId) -> TokenClaims {
         let expires = clock::now() + 3_600_000;
-        Claims { job: job.clone(), attempt: 1, namespace: NAMESPACE.into(), expires }
+        TokenClaims { job: job.clone(), attempt: 1, namespace: NAMESPACE.into(), expires }
     }
 
     /// Returns a kubelet's request for a pod whose uid and volume are both `volume`.
@@ -240,9 +240,9 @@ impl Rig {
 
     /// Returns the outcome of the attempt's filesystem work, as its ticket records it.
     #[track_caller]
-    pub fn outcome(&self, attempt: &Attempt) -> Outcome {
+    pub fn outcome(&self, attempt: &Attempt) -> TreeOutcome {
         match self.ticket(attempt).ended {
-            Some(Ended::Outcome(outcome)) => outcome,
+            Some(TreeEnd::Outcome(outcome)) => outcome,
             other => panic!("no outcome: {other:?}"),
         }
     }
@@ -250,7 +250,7 @@ impl Rig {
     #[track_caller]
     pub fn is_lost(&self, attempt: &Attempt) {
         let ended = self.ticket(attempt).ended;
-        assert!(matches!(&ended, Some(Ended::Lost(why)) if why.contains(NODE)), "{ended:?}");
+        assert!(matches!(&ended, Some(TreeEnd::Lost(why)) if why.contains(NODE)), "{ended:?}");
     }
 
     /// Returns the event of an event file, if it was committed.

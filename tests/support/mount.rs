@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use ionfs::clock;
 use ionfs::commit::{Fence, Origin};
-use ionfs::event::{Context, DocumentType, Event, FileEntry, Publication};
-use ionfs::fs::job::{JobSpec, JobTree, Older, Writers};
+use ionfs::event::{Context, DocumentType, Event, FileEntry, PublicationState};
+use ionfs::fs::job::{JobSpec, JobTree, OlderConventions, Writers};
 use ionfs::id::{CorrelationId, EventId, JobId};
-use ionfs::mount::{Mounted, Visitors, mount_at};
+use ionfs::mount::{ServedMount, Visitors, mount_at};
 use ionfs::node::{Node, NodeSettings};
 use ionfs::record::CommitMode;
 use ionfs::stores::object::ObjectBlobs;
@@ -30,7 +30,7 @@ pub struct Mount {
     pub node: Arc<Node>,
     number: u32,
     tree: JobTree,
-    mounted: Option<Mounted>,
+    mounted: Option<ServedMount>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +126,13 @@ impl Mount {
                 commit: CommitMode::OnClose,
                 parent: context("e"),
             };
-            let spec = JobSpec { origin, event, gathered: None, older: Older::default(), writers };
+            let spec = JobSpec {
+                origin,
+                event,
+                gathered: None,
+                older: OlderConventions::default(),
+                writers,
+            };
             let tree = JobTree::open(&node, spec, node.settings.limits).await.unwrap();
             let at = home.path().join(mount_point(number));
             fs::create_dir(&at).unwrap();
@@ -209,7 +215,7 @@ pub fn first_event(id: &str, event_type: &str, files: Vec<FileEntry>) -> Event {
         file_list: None,
         data: vec![],
         created: clock::now(),
-        publication: Publication::Published,
+        publication: PublicationState::Published,
         depth: 0,
         file_name: None,
         job_id: None,

@@ -6,7 +6,7 @@ use ion_jobs::pipeline::Module;
 use ion_model::clock;
 use ion_model::errors::chain;
 use ion_model::event::{Event, Message};
-use ion_model::record::{JobRecord, JobState, Without};
+use ion_model::record::{JobRecord, JobState, MissingJobs};
 use ion_stores::{DeadLetter, Delivery, StoreError, encode};
 
 use super::modules::Served;
@@ -15,7 +15,7 @@ use super::{Job, Shared};
 /// What a job begins with.
 pub(super) enum Materials {
     /// Its event, and what it gathers.
-    Ready(Box<Event>, Option<(Vec<Event>, Without)>),
+    Ready(Box<Event>, Option<(Vec<Event>, MissingJobs)>),
     /// Something that it gathers is worked on again.
     WaitsAgain,
     /// It cannot begin, in words.

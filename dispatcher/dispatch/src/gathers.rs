@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ion_jobs::job::Happening;
 use ion_model::errors::chain;
 use ion_model::id::JobId;
-use ion_model::record::{JobRecord, WaitsFor, Without};
+use ion_model::record::{GatherObstacles, JobRecord, MissingJobs};
 
 use super::Shared;
 
@@ -19,8 +19,13 @@ pub(super) type Noted = HashMap<JobId, Instant>;
 
 impl Shared {
     /// Writes down what a gathering job waits for, if that has changed and it is time.
-    pub(super) async fn note_waiting(&self, noted: &mut Noted, job: &JobRecord, now: WaitsFor) {
-        let is_held_back = |what: &WaitsFor| what.open == 0;
+    pub(super) async fn note_waiting(
+        &self,
+        noted: &mut Noted,
+        job: &JobRecord,
+        now: GatherObstacles,
+    ) {
+        let is_held_back = |what: &GatherObstacles| what.open == 0;
         let is_first = match &job.waits_for {
             Some(before) if *before == now => return,
             Some(before) => is_held_back(before) != is_held_back(&now),
@@ -38,7 +43,7 @@ impl Shared {
     }
 
     /// Writes down what a gathering job that begins now runs without; gives its record.
-    pub(super) async fn note_without(&self, job: JobRecord, without: Without) -> JobRecord {
+    pub(super) async fn note_without(&self, job: JobRecord, without: MissingJobs) -> JobRecord {
         if job.without == without {
             return job;
         }

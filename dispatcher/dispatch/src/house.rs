@@ -12,7 +12,7 @@ use ion_jobs::ledger::{Lease, LedgerError};
 use ion_model::id::JobId;
 use ion_plane::relay::{self, Relay};
 use ion_system::failpoint;
-use ion_system::patience::Standing;
+use ion_system::patience::StateAges;
 
 use super::gathers::Noted;
 use super::presence::Presence;
@@ -29,7 +29,7 @@ const KEEPING_SHARE: u32 = 4;
 struct House {
     presence: Presence,
     relay: Relay,
-    leases: Standing<Lease>,
+    leases: StateAges<Lease>,
     looked: Option<Instant>,
     unclaimed: Unclaimed,
     cancellations: LeftCancellations,
@@ -42,7 +42,7 @@ impl Shared {
         let mut house = House {
             presence,
             relay,
-            leases: Standing::default(),
+            leases: StateAges::default(),
             looked: None,
             unclaimed: Unclaimed::new(self.settings.lease),
             cancellations: LeftCancellations::default(),

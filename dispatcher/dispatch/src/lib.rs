@@ -41,7 +41,7 @@ use ion_plane::relay;
 use ion_run::executor::{Ended, Executor, Fate, Start, Stop};
 use ion_stores::{DataPlane, Delivery, Subscription};
 use ion_system::failpoint;
-use ion_system::patience::Standing;
+use ion_system::patience::StateAges;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -301,7 +301,7 @@ impl Shared {
         let (mut claims, mut jobs) = (JoinSet::new(), JoinSet::new());
         let mut full_since: Option<Instant> = None;
         let mut unheard = false;
-        let mut seen = Standing::default();
+        let mut seen = StateAges::default();
         // The ledger is not asked with each message, but when something may wait there that could
         // run.
         let (mut look_at, mut behind) = (Instant::now(), false);
@@ -480,7 +480,7 @@ impl Shared {
         self: &Arc<Self>,
         served: &Served,
         of_module: &Arc<Semaphore>,
-        seen: &mut Standing<i64>,
+        seen: &mut StateAges<i64>,
         jobs: &mut JoinSet<()>,
     ) -> Due {
         let module = &served.module;
@@ -547,7 +547,7 @@ impl Shared {
         &self,
         served: &Served,
         of_module: &Arc<Semaphore>,
-        seen: &mut Standing<i64>,
+        seen: &mut StateAges<i64>,
     ) -> Result<(JobRecord, bool, Slot), Due> {
         let module = &served.module.name;
         let unreadable = |error: &LedgerError| {

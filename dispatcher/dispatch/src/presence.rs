@@ -9,7 +9,7 @@ use ion_jobs::ledger::{Ledger, LedgerError};
 use ion_model::clock::{self, Millis, millis};
 use ion_stores::{Collection, Query, StoreError};
 use ion_system::home::private_folder;
-use ion_system::patience::Standing;
+use ion_system::patience::StateAges;
 use rustix::fs::{FlockOperation, flock};
 use serde::Deserialize;
 use serde_json::json;
@@ -108,7 +108,7 @@ pub(super) async fn withdraw(ledger: &Ledger, home: &Path, id: &str) {
 /// Which modules living dispatchers serve, as somebody sees it who looks again and again: one lives
 /// that renews its document, whatever time it writes there.
 #[derive(Debug, Default)]
-pub struct ServedWatch(Standing<Millis>);
+pub struct ServedWatch(StateAges<Millis>);
 
 impl ServedWatch {
     /// The modules now. A dispatcher that is seen for the first time may have been killed lately.

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse as _, Response};
 use ion_jobs::cancel::Cancellation;
 use ion_model::id::CorrelationId;
 use ion_model::text::quote;
-use ion_stores::registry::Cancelling;
+use ion_stores::registry::CancelOrder;
 use ion_stores::{Collection, Query};
 use serde_json::{Value, json};
 
@@ -101,7 +101,7 @@ async fn correlation(
             format!("there is no correlation {}", quote(&id)),
         ));
     }
-    cancel(&gate, Cancelling::correlation(CorrelationId::new(id)), asked.as_deref()).await
+    cancel(&gate, CancelOrder::correlation(CorrelationId::new(id)), asked.as_deref()).await
 }
 
 async fn event(
@@ -110,10 +110,14 @@ async fn event(
     RawQuery(asked): RawQuery,
 ) -> Result<Response, Problem> {
     let event = find(&gate, &id).await?;
-    cancel(&gate, Cancelling::event(&event), asked.as_deref()).await
+    cancel(&gate, CancelOrder::event(&event), asked.as_deref()).await
 }
 
-async fn cancel(gate: &Shared, what: Cancelling, asked: Option<&str>) -> Result<Response, Problem> {
+async fn cancel(
+    gate: &Shared,
+    what: CancelOrder,
+    asked: Option<&str>,
+) -> Result<Response, Problem> {
     let longest = wait_in(&query(asked, &["wait"])?)?.unwrap_or_default();
     let deadline = Instant::now() + longest.max(AT_LEAST);
     let mut cancellation = gate.in_time(Cancellation::begin(&gate.ledger, what)).await?;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use axum::http::HeaderMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ion_model::event::{KeyValue, Parsed, parse_within};
+use ion_model::event::{KeyValue, ParsedEventFile, parse_within};
 use ion_model::limits::Limits;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
@@ -181,7 +181,7 @@ pub(super) fn values_of(object: &[u8], limits: &Limits) -> Result<Vec<KeyValue>,
         return Err(malformed("a JSON object is needed; its members are the values".into()));
     }
     match parse_within(object, limits) {
-        Parsed::Complete(file) => {
+        ParsedEventFile::Complete(file) => {
             // Empty `files` are refused too; several members `files` fail to parse, and are
             // refused.
             let files = serde_json::from_slice::<Files>(object);
@@ -197,10 +197,12 @@ pub(super) fn values_of(object: &[u8], limits: &Limits) -> Result<Vec<KeyValue>,
                 None => Ok(file.data),
             }
         }
-        Parsed::Empty => Err(malformed("the body is empty; {} is an event without values".into())),
-        Parsed::Incomplete => Err(malformed("the JSON object is cut off".into())),
-        Parsed::Invalid(reason) => Err(malformed(reason)),
-        Parsed::TooBig(reason) => Err(Problem::new(Kind::TooBig, reason)),
+        ParsedEventFile::Empty => {
+            Err(malformed("the body is empty; {} is an event without values".into()))
+        }
+        ParsedEventFile::Incomplete => Err(malformed("the JSON object is cut off".into())),
+        ParsedEventFile::Invalid(reason) => Err(malformed(reason)),
+        ParsedEventFile::TooBig(reason) => Err(Problem::new(Kind::TooBig, reason)),
     }
 }
 

@@ -16,7 +16,7 @@ use std::task::{Context, Poll};
 use axum::http::header::CONTENT_DISPOSITION;
 use bytes::Bytes;
 use futures_util::Stream;
-use ion_model::checksum::Summer;
+use ion_model::checksum::BlockChecksummer;
 use ion_model::errors::chain;
 use ion_model::event::{FileEntry, KeyValue, clean_path};
 use ion_model::text::quote;
@@ -117,7 +117,7 @@ impl Uploads {
         let file = tokio::task::spawn_blocking(move || tempfile::tempfile_in(folder)).await;
         let file = file.map_err(io::Error::other).and_then(|made| made).map_err(disk)?;
         let mut file = tokio::fs::File::from_std(file);
-        let mut sums = Summer::default();
+        let mut sums = BlockChecksummer::default();
         while let Some(piece) = pieces.next().await? {
             sums.update(&piece);
             file.write_all(&piece).await.map_err(disk)?;

@@ -1,7 +1,7 @@
 //! Cancels a correlation, or an event and everything below it.
 //!
 //! # How it works
-//! The registry says what is being cancelled ([`Cancelling`]): an event that is committed below it
+//! The registry says what is being cancelled ([`CancelOrder`]): an event that is committed below it
 //! from then on is for no module. The events that were committed before are visited one by one:
 //! waiting and queued jobs are cancelled, running jobs are asked to stop, and jobs that no
 //! dispatcher has claimed yet are inserted as cancelled, so that a message finds them in the
@@ -25,12 +25,12 @@ use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
-use ion_model::event::{DocumentType, Event, Publication};
+use ion_model::event::{DocumentType, Event, PublicationState};
 use ion_model::record::{JobRecord, JobState};
-use ion_stores::registry::{Cancelling, Registry};
+use ion_stores::registry::{CancelOrder, Registry};
 use ion_stores::{Collection, Pages, Query, StoreError, decode};
 use ion_system::failpoint;
-use ion_system::patience::Standing;
+use ion_system::patience::StateAges;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -78,7 +78,7 @@ enum Fate {
 /// One cancellation under way.
 #[derive(Debug)]
 pub struct Cancellation {
-    what: Cancelling,
+    what: CancelOrder,
     events: Option<Below>,
     /// What was done in all rounds.
     done: Cancelled,
@@ -114,7 +114,7 @@ impl Cancellation {
     ///
     /// # Errors
     /// When a store fails, or too many cancellations are under way.
-    pub async fn begin(ledger: &Ledger, what: Cancelling) -> Result<Self, LedgerError> {
+    pub async fn begin(ledger: &Ledger, what: CancelOrder) -> Result<Self, LedgerError> {
         match Registry::begin_cancelling(&ledger.plane().documents, &what).await? {
             true => {
                 failpoint::reach("cancel.begun");
@@ -125,7 +125,7 @@ impl Cancellation {
     }
 
     /// Returns a cancellation that is in the registry already.
-    fn going_on(what: Cancelling) -> Self {
+    fn going_on(what: CancelOrder) -> Self {
         Self {
             what,
             events: None,
@@ -212,7 +212,7 @@ async fn cancel_jobs_of(
     registered: &Registered,
     event: &Event,
 ) -> Result<Vec<Fate>, LedgerError> {
-    if event.publication == Publication::Staged {
+    if event.publication == PublicationState::Staged {
         // The event is not visible yet. If its job succeeds, the event is committed then, for no
         // module.
         return Ok(vec![]);
@@ -276,7 +276,7 @@ impl Level {
 }
 
 impl Below {
-    fn new(what: &Cancelling) -> Self {
+    fn new(what: &CancelOrder) -> Self {
         match &what.event {
             None => {
                 let of_it = vec![("context.correlationId", json!(what.correlation))];
@@ -332,8 +332,8 @@ fn events(documents: Vec<Value>) -> Vec<Event> {
 /// The cancellations whose commands have died, as a dispatcher continues them.
 #[derive(Debug, Default)]
 pub struct LeftCancellations {
-    seen: Standing<i64>,
-    /// By [`Cancelling::id`].
+    seen: StateAges<i64>,
+    /// By [`CancelOrder::id`].
     at_work: BTreeMap<String, Cancellation>,
     /// The id of the one that the dispatcher continued last.
     last: String,
@@ -343,10 +343,11 @@ impl LeftCancellations {
     /// Continues one cancellation that has been in the registry for [`GRACE`].
     pub async fn round(&mut self, ledger: &Ledger) -> Result<(), LedgerError> {
         let registered = ledger.registered().await?;
-        let all: Vec<&Cancelling> = registered.registry.cancelling().collect();
+        let all: Vec<&CancelOrder> = registered.registry.cancelling().collect();
         let stood = self.seen.look(all.iter().map(|what| (what.id(), what.since)));
         let left = all.into_iter().zip(stood).filter(|(_, stood)| *stood >= GRACE);
-        let left: BTreeMap<String, &Cancelling> = left.map(|(what, _)| (what.id(), what)).collect();
+        let left: BTreeMap<String, &CancelOrder> =
+            left.map(|(what, _)| (what.id(), what)).collect();
         self.at_work.retain(|id, _| left.contains_key(id));
         // The cancellations take turns, so that none of them waits for a running job of another
         // one.

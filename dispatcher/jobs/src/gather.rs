@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ion_model::event::Event;
 use ion_model::id::JobId;
-use ion_model::record::{JobRecord, JobState, NAMED_MAX, OpenJob, WaitsFor, Without};
+use ion_model::record::{GatherObstacles, JobRecord, JobState, MissingJobs, NAMED_MAX, OpenJob};
 use ion_stores::StoreError;
 
 use crate::ledger::{JobFilter, Ledger, Registered};
@@ -22,9 +22,9 @@ use crate::pipeline::{Module, OnDead, reachable};
 pub enum Readiness {
     /// Everything below has ended: the gathered events, in order, and the jobs that were cancelled
     /// or are dead.
-    Ready(Vec<Event>, Without),
+    Ready(Vec<Event>, MissingJobs),
     /// Not yet: what it waits for.
-    Waiting(WaitsFor),
+    Waiting(GatherObstacles),
     /// Modules were registered, changed or removed during the readings: it has to be judged again.
     Unsettled,
 }
@@ -79,7 +79,7 @@ fn judge(
     for job in jobs {
         jobs_of.entry(job.event_id.as_str()).or_default().insert(&job.module, job);
     }
-    let (mut open, mut dead, mut without) = (Vec::new(), Vec::new(), Without::default());
+    let (mut open, mut dead, mut without) = (Vec::new(), Vec::new(), MissingJobs::default());
     for event in &below {
         let mut jobs = jobs_of.remove(event.id.as_str()).unwrap_or_default();
         for other in registered.expected(event) {
@@ -117,7 +117,7 @@ fn judge(
     if open.len() + dead.len() > 0 {
         let (open_jobs, dead_jobs) = (open.len(), dead.len());
         let named = dead.into_iter().chain(open).take(NAMED_MAX).collect();
-        return Readiness::Waiting(WaitsFor { open: open_jobs, dead: dead_jobs, named });
+        return Readiness::Waiting(GatherObstacles { open: open_jobs, dead: dead_jobs, named });
     }
     let gathered = below.into_iter().filter(|event| event.event_type == gathered);
     Readiness::Ready(gathered.cloned().collect(), without)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ion_model::clock::{Millis, millis};
 use ion_model::record::{
-    Attempt, AttemptEnd, FailedReads, JobRecord, JobState, StoredLog, WaitsFor, Without,
+    Attempt, AttemptEnd, FailedReads, GatherObstacles, JobRecord, JobState, MissingJobs, StoredLog,
 };
 use ion_model::text::{REASON_MAX, cut};
 
@@ -31,12 +31,12 @@ pub enum Happening {
     /// For a gathering job that is waiting: everything below its event has ended.
     Gathered,
     /// For a gathering job that is waiting: what it waits for.
-    WaitsFor(WaitsFor),
+    WaitsFor(GatherObstacles),
     /// For a gathering job that was claimed: something below its event works again, so the job
     /// waits again. The claim does not count as an attempt.
     WaitsAgain,
     /// A gathering job begins without what these jobs would have made.
-    Gathers(Without),
+    Gathers(MissingJobs),
     /// A dispatcher claims the job.
     Claimed {
         /// The dispatcher's id.
@@ -279,7 +279,7 @@ mod tests {
             failures: 0,
             losses: 0,
             waits_for: None,
-            without: Without::default(),
+            without: MissingJobs::default(),
         }
     }
 
@@ -301,9 +301,9 @@ mod tests {
         let (holder, lease) = ("h".into(), 9);
         match kind {
             HappeningKind::Gathered => Happening::Gathered,
-            HappeningKind::WaitsFor => Happening::WaitsFor(WaitsFor::default()),
+            HappeningKind::WaitsFor => Happening::WaitsFor(GatherObstacles::default()),
             HappeningKind::WaitsAgain => Happening::WaitsAgain,
-            HappeningKind::Gathers => Happening::Gathers(Without::default()),
+            HappeningKind::Gathers => Happening::Gathers(MissingJobs::default()),
             HappeningKind::Claimed => Happening::Claimed { holder, lease },
             HappeningKind::Running => Happening::Running,
             HappeningKind::Renewed => Happening::Renewed,

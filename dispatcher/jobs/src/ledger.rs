@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ion_model::clock::{self, Millis, millis};
 use ion_model::errors::chain;
-use ion_model::event::{DocumentType, Event, Publication};
+use ion_model::event::{DocumentType, Event, PublicationState};
 use ion_model::id::{EventId, JobId};
 use ion_model::record::{AttemptEnd, FailedReads, JobRecord, JobState};
 use ion_model::text::quote;
@@ -24,7 +24,7 @@ use ion_stores::{
     Collection, DataPlane, Equals, ID_BYTES_MAX, Inserted, Pages, Query, StoreError, decode, encode,
 };
 use ion_system::failpoint;
-use ion_system::patience::Standing;
+use ion_system::patience::StateAges;
 use serde_json::{Value, json};
 
 use crate::job::{Ended, Happening, IllegalStep, next};
@@ -323,7 +323,7 @@ impl Ledger {
 
     /// Returns the conditions that select those events.
     pub fn unclaimed() -> Vec<Equals> {
-        vec![("unclaimed", json!(true)), ("publication", json!(Publication::Published))]
+        vec![("unclaimed", json!(true)), ("publication", json!(PublicationState::Published))]
     }
 
     /// Sends an event's message to a module's queue again. If the queue was removed, it is declared
@@ -492,7 +492,7 @@ impl Ledger {
     pub async fn due(
         &self,
         module: &str,
-        seen: &mut Standing<i64>,
+        seen: &mut StateAges<i64>,
     ) -> Result<Vec<JobRecord>, StoreError> {
         let queued = vec![("module", json!(module)), ("state", json!(JobState::Queued))];
         let query = Query::equal(Collection::Jobs, queued).order_by("due").limit(LOOKED_AT);
@@ -524,7 +524,7 @@ impl Ledger {
     /// Returns the active jobs whose holder has not renewed the lease in time, as far as this
     /// caller has `seen`. The caller has to call it repeatedly: at the first call it has not
     /// watched any lease yet.
-    pub async fn expired(&self, seen: &mut Standing<Lease>) -> Result<Vec<JobRecord>, StoreError> {
+    pub async fn expired(&self, seen: &mut StateAges<Lease>) -> Result<Vec<JobRecord>, StoreError> {
         let active = self.active().await?;
         let stood =
             seen.look(active.iter().map(|job| (job.id.to_string(), (job.attempt, job.due))));
@@ -615,7 +615,7 @@ impl Ledger {
             .documents
             .find_as(Query::equal(Collection::Events, equals).order_by("created"))
             .await?;
-        events.retain(|event| event.publication != Publication::Staged);
+        events.retain(|event| event.publication != PublicationState::Staged);
         Ok(events)
     }
 
@@ -627,7 +627,7 @@ impl Ledger {
         let found = found.filter(|document| document["context"]["documentType"] == kind);
         let event: Option<Event> =
             found.map(|found| decode(Collection::Events, found)).transpose()?;
-        Ok(event.filter(|event| event.publication != Publication::Staged))
+        Ok(event.filter(|event| event.publication != PublicationState::Staged))
     }
 
     /// Returns what a message names. A message may contain any id: the id was chosen by a client
@@ -661,8 +661,10 @@ impl Ledger {
             _ if context.correlation_id.as_str().len() > ID_BYTES_MAX => {
                 Announced::NoEvent(format!("the correlation of event {id} is too long for an id"))
             }
-            Publication::Staged => Announced::NotYet,
-            Publication::Unpublished | Publication::Published => Announced::Event(Box::new(event)),
+            PublicationState::Staged => Announced::NotYet,
+            PublicationState::Unpublished | PublicationState::Published => {
+                Announced::Event(Box::new(event))
+            }
         })
     }
 

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ion_model::event::is_event_type;
-use ion_model::limits::SetLimits;
+use ion_model::limits::LimitOverrides;
 use ion_model::record::CommitMode;
 use ion_plane::address::FileUrls;
 use ion_stores::encode;
@@ -175,8 +175,8 @@ pub struct Module {
     /// How many of its jobs one dispatcher runs at the same time, at most.
     pub concurrency: usize,
     /// The limits of its jobs that differ from the daemon's.
-    #[serde(default, skip_serializing_if = "SetLimits::is_empty")]
-    pub limits: SetLimits,
+    #[serde(default, skip_serializing_if = "LimitOverrides::is_empty")]
+    pub limits: LimitOverrides,
     /// The working folder of its programs: the folder of the pipeline file.
     pub directory: PathBuf,
     /// The name of the pipeline file in that folder; none if the module was registered without a
@@ -229,7 +229,7 @@ impl Module {
             timeout: TIMEOUT,
             retries: RETRIES,
             concurrency: default_concurrency(),
-            limits: SetLimits::default(),
+            limits: LimitOverrides::default(),
             directory,
             pipeline: None,
         }

@@ -4,9 +4,9 @@ mod obstacles;
 
 use std::collections::BTreeMap;
 
-use ion_model::event::{Event, Publication};
+use ion_model::event::{Event, PublicationState};
 use ion_model::id::JobId;
-use ion_model::record::{InsightRecord, JobRecord, JobState, WaitsFor};
+use ion_model::record::{GatherObstacles, InsightRecord, JobRecord, JobState};
 use ion_stores::{Collection, Query, StoreError, encode};
 use serde_json::{Value, json};
 
@@ -24,7 +24,7 @@ pub struct Status {
     /// How many jobs its events should start that no dispatcher has claimed yet.
     pub unclaimed: usize,
     /// What each gathering job waits for.
-    pub waits_for: BTreeMap<JobId, WaitsFor>,
+    pub waits_for: BTreeMap<JobId, GatherObstacles>,
     /// How many gathering jobs wait for dead jobs only.
     pub held_back: usize,
     /// Whether it has ended: nothing more will happen by itself.
@@ -196,7 +196,7 @@ pub async fn status(
             _ => {}
         }
     }
-    let unpublished = events.iter().any(|event| event.publication == Publication::Unpublished);
+    let unpublished = events.iter().any(|event| event.publication == PublicationState::Unpublished);
     let ended = unclaimed.is_empty() && open == 0 && !unpublished && !events.is_empty();
     let ended = ended && ledger.is_still(registered).await?;
     let room = UNDER_WAY - under_way.len();

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ion_fs::job::{JobSpec, JobTree, OpenError, Outcome, Writers, remove_attempt};
-use ion_fs::mount::{Mounted, Visitors, mount_at};
+use ion_fs::job::{JobSpec, JobTree, OpenError, TreeOutcome, Writers, remove_attempt};
+use ion_fs::mount::{ServedMount, Visitors, mount_at};
 use ion_model::clock;
 use ion_model::errors::chain;
 use ion_model::event::Event;
@@ -31,9 +31,9 @@ use super::api::registration::registration_server::Registration;
 use super::api::registration::{
     InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
 };
-use super::volumes::{Note, State, Volume, Volumes, clear};
+use super::volumes::{Volume, VolumeNote, VolumeState, Volumes, clear};
 use super::{CsiError, NAME, TOKEN};
-use crate::ticket::{Ended, Pod, Ticket, TicketError, TicketKey, TokenError};
+use crate::ticket::{Ticket, TicketError, TicketKey, TicketPod, TokenError, TreeEnd};
 
 /// Keys of what the kubelet says about the pod. The CSIDriver object asks for it with
 /// `podInfoOnMount`.
@@ -107,12 +107,12 @@ impl Driver {
                 continue;
             };
             match state {
-                State::Served(tree, _) => {
+                VolumeState::Served(tree, _) => {
                     tree.stop();
                     self.take_away(&note).await;
                     ended.push((note, None));
                 }
-                State::Decided(outcome) => ended.push((note, Some(outcome))),
+                VolumeState::Decided(outcome) => ended.push((note, Some(outcome))),
             }
         }
         let said = timeout(CLOSE_WAIT, self.say_all(ended)).await;
@@ -124,7 +124,7 @@ impl Driver {
     }
 
     /// Unmounts a lost tree, and removes the files that it had staged.
-    async fn take_away(&self, note: &Note) {
+    async fn take_away(&self, note: &VolumeNote) {
         let target = note.target.clone();
         if let Err(error) = run_blocking(move || clear(&target)).await {
             tracing::warn!(target = %note.target.display(), %error, "a lost tree cannot be unmounted");
@@ -135,7 +135,7 @@ impl Driver {
     /// Records in tickets how their trees ended: with this outcome, or lost. Stops at the first
     /// ticket that cannot be written and leaves the others for later: each further write would wait
     /// for the unavailable store again.
-    async fn say_all(&self, ended: impl IntoIterator<Item = (Note, Option<Outcome>)>) {
+    async fn say_all(&self, ended: impl IntoIterator<Item = (VolumeNote, Option<TreeOutcome>)>) {
         for (note, outcome) in ended {
             if let Err(error) = self.say(&note, outcome).await {
                 return tracing::warn!(
@@ -146,22 +146,22 @@ impl Driver {
         }
     }
 
-    async fn say(&self, note: &Note, outcome: Option<Outcome>) -> Result<(), StoreError> {
+    async fn say(&self, note: &VolumeNote, outcome: Option<TreeOutcome>) -> Result<(), StoreError> {
         let ended = outcome.map_or_else(
             || {
-                Ended::Lost(format!(
+                TreeEnd::Lost(format!(
                     "the daemon of node {} that served its tree ended",
                     self.node_id
                 ))
             },
-            |outcome| Ended::Outcome(outcome.shortened(SAID_MAX)),
+            |outcome| TreeEnd::Outcome(outcome.shortened(SAID_MAX)),
         );
         Ticket::end(&self.node.plane, &note.ticket(), &ended).await?;
         self.forget(note);
         Ok(())
     }
 
-    fn forget(&self, note: &Note) {
+    fn forget(&self, note: &VolumeNote) {
         if let Err(error) = self.volumes.forget(&note.volume) {
             tracing::warn!(%error, "the note of a volume cannot be removed");
         }
@@ -181,7 +181,7 @@ impl Driver {
         let place = self.volumes.place(&asked.volume_id);
         let mut held = place.lock().await;
         match &*held {
-            Some(Volume { note, state: State::Served(..) }) if note.target == target => {
+            Some(Volume { note, state: VolumeState::Served(..) }) if note.target == target => {
                 return Ok(());
             }
             Some(Volume { note, .. }) => {
@@ -194,7 +194,7 @@ impl Driver {
             None => {}
         }
         let context = &asked.volume_context;
-        let pod = Pod {
+        let pod = TicketPod {
             uid: of_pod(context, POD_UID)?,
             name: of_pod(context, POD_NAME)?,
             node: self.node_id.clone(),
@@ -212,7 +212,7 @@ impl Driver {
         // The pod may have begun to work in the lost tree. What it wrote there is gone, so it must
         // not continue in another tree.
         self.say_what_is_lost(&asked.volume_id).await?;
-        let note = Note {
+        let note = VolumeNote {
             volume: asked.volume_id,
             target: target.clone(),
             job: claims.job,
@@ -252,7 +252,7 @@ impl Driver {
         };
         self.node.metrics.mounts.since(begun);
         tracing::info!(pod = pod.name, ticket = note.ticket(), "a pod has its tree");
-        *held = Some(Volume { note, state: State::Served(tree, mounted) });
+        *held = Some(Volume { note, state: VolumeState::Served(tree, mounted) });
         Ok(())
     }
 
@@ -261,7 +261,7 @@ impl Driver {
         spec: JobSpec,
         limits: Limits,
         target: &Path,
-    ) -> Result<(JobTree, Mounted), Status> {
+    ) -> Result<(JobTree, ServedMount), Status> {
         let tree = JobTree::open(&self.node, spec, limits).await.map_err(|error| match error {
             OpenError::Store(error) => unavailable(&error),
             error => internal("the tree cannot be made", &error),
@@ -309,11 +309,14 @@ impl Driver {
     async fn settle(&self, volume: Volume) -> Result<(), (Volume, Status)> {
         let Volume { note, state } = volume;
         let outcome = match state {
-            State::Served(tree, mut mounted) => {
+            VolumeState::Served(tree, mut mounted) => {
                 let target = note.target.clone();
                 if let Err(error) = run_blocking(move || clear(&target)).await {
                     let status = internal("the tree cannot be unmounted", &error);
-                    return Err((Volume { note, state: State::Served(tree, mounted) }, status));
+                    return Err((
+                        Volume { note, state: VolumeState::Served(tree, mounted) },
+                        status,
+                    ));
                 }
                 // A process may still have a file open; no new file can be opened.
                 if timeout(GONE_WAIT, mounted.ended()).await.is_err() {
@@ -326,10 +329,13 @@ impl Driver {
                 remove_attempt(&self.node.settings.home, &note.job, note.attempt).await;
                 outcome
             }
-            State::Decided(outcome) => outcome,
+            VolumeState::Decided(outcome) => outcome,
         };
         if let Err(error) = self.say(&note, Some(outcome.clone())).await {
-            return Err((Volume { note, state: State::Decided(outcome) }, unavailable(&error)));
+            return Err((
+                Volume { note, state: VolumeState::Decided(outcome) },
+                unavailable(&error),
+            ));
         }
         tracing::info!(ticket = note.ticket(), "a pod's tree is gone");
         Ok(())

@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use hmac::digest::KeyInit as _;
 use hmac::{Hmac, Mac as _};
-use ion_fs::job::{Older, Outcome};
+use ion_fs::job::{OlderConventions, TreeOutcome};
 use ion_model::checksum::hex;
 use ion_model::clock::{self, Millis, millis};
 use ion_model::id::{EventId, JobId};
-use ion_model::limits::SetLimits;
+use ion_model::limits::LimitOverrides;
 use ion_model::record::JobRecord;
 use ion_plane::collect::GcMode;
 use ion_plane::commit::Origin;
@@ -54,21 +54,21 @@ pub struct Ticket {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gathered: Option<Vec<EventId>>,
     /// The conventions of older Ion that its tree follows.
-    pub older: Older,
+    pub older: OlderConventions,
     /// The limits that its module sets.
     #[serde(default)]
-    pub limits: SetLimits,
+    pub limits: LimitOverrides,
     /// The pod that has claimed the ticket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pod: Option<Pod>,
+    pub pod: Option<TicketPod>,
     /// How the attempt's filesystem work ended; `None` while it has not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ended: Option<Ended>,
+    pub ended: Option<TreeEnd>,
 }
 
 /// The pod that has claimed a ticket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pod {
+pub struct TicketPod {
     /// The pod's uid, which no other pod ever has.
     pub uid: String,
     /// Its name.
@@ -83,16 +83,16 @@ pub struct Pod {
 /// How an attempt's filesystem work ended, as its node recorded it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Ended {
+pub enum TreeEnd {
     /// The pod has ended, and everything that it left is committed or refused.
-    Outcome(Outcome),
+    Outcome(TreeOutcome),
     /// The tree was lost while the pod used it; the reason, in words.
     Lost(String),
 }
 
 /// The content of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claims {
+pub struct TokenClaims {
     /// The job.
     pub job: JobId,
     /// The attempt of the job.
@@ -176,7 +176,7 @@ impl TicketKey {
 
     /// Returns the token of these claims: text without a space. Every user who may read the pod can
     /// read it.
-    pub fn sign(&self, claims: &Claims) -> String {
+    pub fn sign(&self, claims: &TokenClaims) -> String {
         let text = said(claims);
         let signature = self.signed(&text).finalize().into_bytes();
         format!("{text}.{}", hex(&signature))
@@ -192,7 +192,12 @@ impl TicketKey {
     ///
     /// # Errors
     /// Returns why the token is not valid.
-    pub fn verify(&self, token: &str, namespace: &str, now: Millis) -> Result<Claims, TokenError> {
+    pub fn verify(
+        &self,
+        token: &str,
+        namespace: &str,
+        now: Millis,
+    ) -> Result<TokenClaims, TokenError> {
         let (text, signature) = token.trim().rsplit_once('.').ok_or(TokenError::Malformed)?;
         let claims = claims(text).ok_or(TokenError::Malformed)?;
         let signature = unhex(signature).ok_or(TokenError::Malformed)?;
@@ -207,16 +212,16 @@ impl TicketKey {
     }
 }
 
-fn said(claims: &Claims) -> String {
-    let Claims { job, attempt, namespace, expires } = claims;
+fn said(claims: &TokenClaims) -> String {
+    let TokenClaims { job, attempt, namespace, expires } = claims;
     format!("{FORMAT}.{job}.{attempt}.{namespace}.{expires}")
 }
 
-fn claims(text: &str) -> Option<Claims> {
+fn claims(text: &str) -> Option<TokenClaims> {
     let mut parts = text.split('.');
     let mut next = || parts.next();
     let (format, job, attempt, namespace, expires) = (next()?, next()?, next()?, next()?, next()?);
-    let claims = Claims {
+    let claims = TokenClaims {
         job: JobId::new(job),
         attempt: attempt.parse().ok()?,
         namespace: namespace.to_owned(),
@@ -267,7 +272,7 @@ impl Ticket {
     /// # Errors
     /// Returns [`TicketError::Taken`] when another pod or volume has claimed the ticket, and
     /// [`TicketError::Gone`] when there is no such ticket or its attempt has ended.
-    pub async fn claim(plane: &DataPlane, id: &str, pod: &Pod) -> Result<Self, TicketError> {
+    pub async fn claim(plane: &DataPlane, id: &str, pod: &TicketPod) -> Result<Self, TicketError> {
         let found = Self::change(plane, id, |ticket| match &ticket.pod {
             None => {
                 ticket.pod = Some(pod.clone());
@@ -292,7 +297,7 @@ impl Ticket {
     ///
     /// # Errors
     /// Returns the store's error.
-    pub async fn end(plane: &DataPlane, id: &str, ended: &Ended) -> Result<(), StoreError> {
+    pub async fn end(plane: &DataPlane, id: &str, ended: &TreeEnd) -> Result<(), StoreError> {
         let said = Self::change(plane, id, |ticket| {
             let first = ticket.ended.is_none();
             if first {
@@ -374,9 +379,9 @@ impl Ticket {
 mod tests {
     use super::*;
 
-    fn claims() -> Claims {
+    fn claims() -> TokenClaims {
         let job = JobId::new("ab5ca29f-2f0b-5f7a-9b2c-0a1b2c3d4e5f");
-        Claims { job, attempt: 3, namespace: "media".into(), expires: 2000 }
+        TokenClaims { job, attempt: 3, namespace: "media".into(), expires: 2000 }
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ion_fs::job::{JobTree, Outcome};
-use ion_fs::mount::Mounted;
+use ion_fs::job::{JobTree, TreeOutcome};
+use ion_fs::mount::ServedMount;
 use ion_model::id::JobId;
 use rustix::fs::{FlockOperation, flock};
 use rustix::mount::{UnmountFlags, unmount};
@@ -24,14 +24,14 @@ const MOUNTS_MAX: usize = 16;
 
 /// The note of a volume, which is kept on the disk while the volume is published.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Note {
+pub(super) struct VolumeNote {
     pub(super) volume: String,
     pub(super) target: PathBuf,
     pub(super) job: JobId,
     pub(super) attempt: u32,
 }
 
-impl Note {
+impl VolumeNote {
     /// Returns the id of the attempt's ticket.
     pub(super) fn ticket(&self) -> String {
         Ticket::id(&self.job, self.attempt)
@@ -41,28 +41,28 @@ impl Note {
 /// One published volume.
 #[derive(Debug)]
 pub(super) struct Volume {
-    pub(super) note: Note,
-    pub(super) state: State,
+    pub(super) note: VolumeNote,
+    pub(super) state: VolumeState,
 }
 
 /// The state of a published volume. A volume keeps its state until it reaches the next, because the
 /// kubelet may repeat an unpublish call that failed.
 #[derive(Debug)]
-pub(super) enum State {
+pub(super) enum VolumeState {
     /// The tree is mounted and served.
-    Served(JobTree, Mounted),
+    Served(JobTree, ServedMount),
     /// Everything that the pod left is committed or refused; the ticket does not say so yet.
-    Decided(Outcome),
+    Decided(TreeOutcome),
 }
 
 /// The place of one volume id. A call that publishes or unpublishes the volume holds its lock.
-pub(super) type Place = Arc<AsyncMutex<Option<Volume>>>;
+pub(super) type VolumeSlot = Arc<AsyncMutex<Option<Volume>>>;
 
 /// All volumes of a node's daemon.
 #[derive(Debug)]
 pub(super) struct Volumes {
     notes: PathBuf,
-    places: Mutex<HashMap<String, Place>>,
+    places: Mutex<HashMap<String, VolumeSlot>>,
     /// A file lock that is held while the daemon lives. The kernel releases it however the daemon
     /// ends.
     _lock: File,
@@ -81,7 +81,7 @@ impl Volumes {
     }
 
     /// Returns the place of a volume, and makes it if there is none.
-    pub(super) fn place(&self, volume: &str) -> Place {
+    pub(super) fn place(&self, volume: &str) -> VolumeSlot {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         // Removes empty places that no call uses.
         places.retain(|_, place| {
@@ -91,7 +91,7 @@ impl Volumes {
     }
 
     /// Returns all places.
-    pub(super) fn all(&self) -> Vec<Place> {
+    pub(super) fn all(&self) -> Vec<VolumeSlot> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
@@ -102,7 +102,7 @@ impl Volumes {
     }
 
     /// Writes the note of a volume. Call it before the volume is mounted.
-    pub(super) fn note(&self, note: &Note) -> io::Result<()> {
+    pub(super) fn note(&self, note: &VolumeNote) -> io::Result<()> {
         let path = self.path(&note.volume);
         let beside = path.with_extension("new");
         std::fs::write(&beside, serde_json::to_vec(note)?)?;
@@ -118,7 +118,7 @@ impl Volumes {
     }
 
     /// Reads the notes that an earlier daemon wrote and did not remove.
-    pub(super) fn noted(&self) -> io::Result<Vec<Note>> {
+    pub(super) fn noted(&self) -> io::Result<Vec<VolumeNote>> {
         let mut notes = Vec::new();
         for entry in std::fs::read_dir(&self.notes)? {
             let path = entry?.path();
@@ -132,7 +132,7 @@ impl Volumes {
     }
 
     /// Reads the note of one volume.
-    pub(super) fn noted_of(&self, volume: &str) -> Option<Note> {
+    pub(super) fn noted_of(&self, volume: &str) -> Option<VolumeNote> {
         serde_json::from_slice(&std::fs::read(self.path(volume)).ok()?).ok()
     }
 }

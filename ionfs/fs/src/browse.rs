@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use ion_model::event::{DocumentType, Event, Publication};
+use ion_model::event::{DocumentType, Event, PublicationState};
 use ion_model::record::{JobRecord, JobState};
 use ion_plane::node::Node as Daemon;
 use ion_stores::{Collection, Query, StoreError};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::lineage::{directory_name, event_items, insights_item, log_item};
 use super::reads::ReadLog;
-use super::view::{Item, View};
+use super::view::{View, ViewItem};
 use super::{CURRENT, Tree};
 
 /// The most events, jobs or modules that one listing reads; the listings of correlations and types
@@ -25,7 +25,7 @@ pub fn tree(daemon: Arc<Daemon>) -> Arc<Tree> {
         let daemon = daemon.clone();
         directory(daemon, list)
     };
-    let root = Item::fixed([
+    let root = ViewItem::fixed([
         ("correlations".to_owned(), part(|daemon| Box::pin(correlations(daemon)))),
         ("modules".to_owned(), part(|daemon| Box::pin(modules(daemon)))),
         ("types".to_owned(), part(|daemon| Box::pin(types(daemon)))),
@@ -33,16 +33,16 @@ pub fn tree(daemon: Arc<Daemon>) -> Arc<Tree> {
     Tree::new(daemon, View::new(root, ReadLog::default()), None, ReadLog::default())
 }
 
-type Items = Vec<(String, Item)>;
+type Items = Vec<(String, ViewItem)>;
 type Result<T> = std::result::Result<T, StoreError>;
-type Listed = std::pin::Pin<Box<dyn Future<Output = Result<Items>> + Send>>;
-type Lister = fn(Arc<Daemon>) -> Listed;
+type ListFuture = std::pin::Pin<Box<dyn Future<Output = Result<Items>> + Send>>;
+type Lister = fn(Arc<Daemon>) -> ListFuture;
 
 fn directory(
     daemon: Arc<Daemon>,
-    list: impl Fn(Arc<Daemon>) -> Listed + Send + Sync + 'static,
-) -> Item {
-    Item::lazy(CURRENT, move || list(daemon.clone()))
+    list: impl Fn(Arc<Daemon>) -> ListFuture + Send + Sync + 'static,
+) -> ViewItem {
+    ViewItem::lazy(CURRENT, move || list(daemon.clone()))
 }
 
 /// Returns the visible events that match, oldest first.
@@ -50,7 +50,7 @@ async fn events(daemon: &Daemon, mut equals: Vec<(&'static str, Value)>) -> Resu
     equals.push(("context.documentType", json!(DocumentType::EventMeta)));
     let query = Query::equal(Collection::Events, equals).order_by("created").limit(SHOWN_MAX);
     let mut events: Vec<Event> = daemon.plane.documents.find_as(query).await?;
-    events.retain(|event| event.publication != Publication::Staged);
+    events.retain(|event| event.publication != PublicationState::Staged);
     Ok(events)
 }
 
@@ -123,12 +123,12 @@ async fn event_directory(daemon: Arc<Daemon>, event: Arc<Event>) -> Result<Items
 }
 
 /// Makes `jobs/<module>/`.
-fn job_directory(daemon: Arc<Daemon>, job: JobRecord) -> Item {
+fn job_directory(daemon: Arc<Daemon>, job: JobRecord) -> ViewItem {
     let job = Arc::new(job);
     directory(daemon, move |daemon| {
         let job = job.clone();
         Box::pin(async move {
-            let mut items = vec![("job.json".to_owned(), Item::json(&*job, job.created))];
+            let mut items = vec![("job.json".to_owned(), ViewItem::json(&*job, job.created))];
             items.extend(insights_item(&daemon, &job.id).await?);
             items
                 .extend(log_item(&daemon, &job.id, &job.module, &job.event_id, job.attempt).await?);
@@ -145,7 +145,7 @@ async fn modules(daemon: Arc<Daemon>) -> Result<Items> {
         .into_iter()
         .filter_map(|module| {
             let name = module.get("id")?.as_str()?.to_owned();
-            let mut items = vec![("module.json".to_owned(), Item::json(&module, 0))];
+            let mut items = vec![("module.json".to_owned(), ViewItem::json(&module, 0))];
             for state in [
                 JobState::Waiting,
                 JobState::Queued,
@@ -170,7 +170,7 @@ async fn modules(daemon: Arc<Daemon>) -> Result<Items> {
                     move |daemon| Box::pin(failed_jobs(daemon, name.clone()))
                 }),
             ));
-            Some((name, Item::fixed(items)))
+            Some((name, ViewItem::fixed(items)))
         })
         .collect())
 }
@@ -199,9 +199,9 @@ async fn failed_jobs(daemon: Arc<Daemon>, module: String) -> Result<Items> {
 
 /// The directory names of each correlation's events, read once for each correlation.
 #[derive(Default)]
-struct Names(HashMap<String, HashMap<String, String>>);
+struct EventDirectoryNames(HashMap<String, HashMap<String, String>>);
 
-impl Names {
+impl EventDirectoryNames {
     async fn of(
         &mut self,
         daemon: &Daemon,
@@ -222,13 +222,13 @@ impl Names {
 }
 
 async fn links_to_jobs(daemon: &Daemon, jobs: Vec<JobRecord>) -> Result<Items> {
-    let mut names = Names::default();
+    let mut names = EventDirectoryNames::default();
     let mut items = Vec::new();
     for job in jobs {
         let correlation = job.correlation_id.as_str();
         if let Some(event) = names.of(daemon, correlation, job.event_id.as_str()).await? {
             let target = format!("../../../correlations/{correlation}/{event}/jobs/{}", job.module);
-            items.push((format!("{}-{}", job.event_type, job.id.short()), Item::Link(target)));
+            items.push((format!("{}-{}", job.event_type, job.id.short()), ViewItem::Link(target)));
         }
     }
     Ok(items)
@@ -253,14 +253,14 @@ async fn types(daemon: Arc<Daemon>) -> Result<Items> {
 }
 
 async fn events_of_type(daemon: Arc<Daemon>, event_type: String) -> Result<Items> {
-    let mut names = Names::default();
+    let mut names = EventDirectoryNames::default();
     let mut items = Vec::new();
     for event in events(&daemon, vec![("type", json!(event_type))]).await? {
         let correlation = event.context.correlation_id.as_str();
         if let Some(name) = names.of(&daemon, correlation, event.id.as_str()).await? {
             items.push((
                 format!("{}-{name}", event.context.correlation_id.short()),
-                Item::Link(format!("../../correlations/{correlation}/{name}")),
+                ViewItem::Link(format!("../../correlations/{correlation}/{name}")),
             ));
         }
     }

@@ -5,7 +5,7 @@
 //! the content, not at which process closes the file: a complete document commits, an incomplete
 //! one waits, and the content at the release of the last handle is final.
 
-use ion_model::event::{EventFile, Parsed};
+use ion_model::event::{EventFile, ParsedEventFile};
 use ion_plane::commit::Receipt;
 
 use super::{Errno, Result};
@@ -31,7 +31,7 @@ pub(crate) struct EventState {
 
 /// What triggers a decision about a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub(crate) enum DecisionTrigger {
     /// FLUSH or fsync: a descriptor was closed, and other processes may still write.
     Flush,
     /// The last handle that could write is gone, the file was renamed to `insights.json`, or the
@@ -41,7 +41,7 @@ pub(crate) enum Asked {
 
 /// What to do about a file.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Decision {
+pub(crate) enum EventDecision {
     /// Answer OK.
     Nothing,
     /// Commit this event.
@@ -61,8 +61,8 @@ impl EventState {
     }
 
     /// Returns whether there is anything new to decide (rule 1).
-    pub(crate) fn is_news(&self, asked: Asked) -> bool {
-        self.committed.is_none() && (asked == Asked::Final || self.version != self.seen)
+    pub(crate) fn is_news(&self, asked: DecisionTrigger) -> bool {
+        self.committed.is_none() && (asked == DecisionTrigger::Final || self.version != self.seen)
     }
 
     /// Returns whether the content may not change, because it is an event or is being committed as
@@ -92,35 +92,44 @@ impl EventState {
 
     /// Decides what the content of a version means (rules 1 to 4). Once it is to be committed, it
     /// may not be changed.
-    pub(crate) fn decide(&mut self, asked: Asked, version: u64, parsed: Parsed) -> Decision {
+    pub(crate) fn decide(
+        &mut self,
+        asked: DecisionTrigger,
+        version: u64,
+        parsed: ParsedEventFile,
+    ) -> EventDecision {
         if !self.is_news(asked) {
-            return Decision::Nothing;
+            return EventDecision::Nothing;
         }
         self.seen = version;
         if self.version != version {
             // The file was written to while it was read: the writer's own close decides.
-            return Decision::Nothing;
+            return EventDecision::Nothing;
         }
         let decision = self.meaning(asked, parsed);
-        self.committing = matches!(decision, Decision::Commit(_));
+        self.committing = matches!(decision, EventDecision::Commit(_));
         decision
     }
 
-    fn meaning(&self, asked: Asked, parsed: Parsed) -> Decision {
+    fn meaning(&self, asked: DecisionTrigger, parsed: ParsedEventFile) -> EventDecision {
         match (parsed, asked) {
             // Content that was refused at a close stays refused; the release of the last handle
             // adds nothing.
-            _ if self.refused.is_some() => Decision::Nothing,
-            (Parsed::Complete(file), _) => Decision::Commit(file),
-            (Parsed::Invalid(reason), _) => Decision::Refuse(reason),
-            (Parsed::TooBig(reason), _) => Decision::TooBig(reason),
-            (Parsed::Empty | Parsed::Incomplete, Asked::Flush) => Decision::Nothing,
-            (Parsed::Empty, Asked::Final) if !self.wrote => Decision::Nothing,
-            (Parsed::Empty, Asked::Final) => {
-                Decision::Refuse("the file was written and is empty".into())
+            _ if self.refused.is_some() => EventDecision::Nothing,
+            (ParsedEventFile::Complete(file), _) => EventDecision::Commit(file),
+            (ParsedEventFile::Invalid(reason), _) => EventDecision::Refuse(reason),
+            (ParsedEventFile::TooBig(reason), _) => EventDecision::TooBig(reason),
+            (ParsedEventFile::Empty | ParsedEventFile::Incomplete, DecisionTrigger::Flush) => {
+                EventDecision::Nothing
             }
-            (Parsed::Incomplete, Asked::Final) => {
-                Decision::Refuse("the JSON document is cut off".into())
+            (ParsedEventFile::Empty, DecisionTrigger::Final) if !self.wrote => {
+                EventDecision::Nothing
+            }
+            (ParsedEventFile::Empty, DecisionTrigger::Final) => {
+                EventDecision::Refuse("the file was written and is empty".into())
+            }
+            (ParsedEventFile::Incomplete, DecisionTrigger::Final) => {
+                EventDecision::Refuse("the JSON document is cut off".into())
             }
         }
     }
@@ -131,20 +140,23 @@ mod tests {
     use super::*;
     use ion_model::event::parse;
 
-    fn decide(state: &mut EventState, asked: Asked, content: &str) -> Decision {
+    fn decide(state: &mut EventState, asked: DecisionTrigger, content: &str) -> EventDecision {
         state.decide(asked, state.version(), parse(content.as_bytes()))
     }
 
     #[test]
     fn a_shells_early_close_and_a_builtins_pieces_commit_once_complete() {
         let mut state = EventState::default();
-        assert_eq!(decide(&mut state, Asked::Flush, ""), Decision::Nothing);
+        assert_eq!(decide(&mut state, DecisionTrigger::Flush, ""), EventDecision::Nothing);
         state.changed(true);
-        assert_eq!(decide(&mut state, Asked::Flush, "{\"eventType\":"), Decision::Nothing);
+        assert_eq!(
+            decide(&mut state, DecisionTrigger::Flush, "{\"eventType\":"),
+            EventDecision::Nothing
+        );
         state.changed(true);
         assert!(matches!(
-            decide(&mut state, Asked::Flush, "{\"eventType\":\"a\"}"),
-            Decision::Commit(_)
+            decide(&mut state, DecisionTrigger::Flush, "{\"eventType\":\"a\"}"),
+            EventDecision::Commit(_)
         ));
     }
 
@@ -153,37 +165,52 @@ mod tests {
         let mut state = EventState::default();
         state.changed(true);
         assert!(matches!(
-            decide(&mut state, Asked::Flush, "{\"eventType\":\"a\"}"),
-            Decision::Commit(_)
+            decide(&mut state, DecisionTrigger::Flush, "{\"eventType\":\"a\"}"),
+            EventDecision::Commit(_)
         ));
         assert_eq!(state.without_news(), Ok(()));
         state.was_refused(state.version(), Errno::NOENT);
         assert_eq!(state.without_news(), Err(Errno::NOENT));
-        assert_eq!(decide(&mut state, Asked::Flush, "{\"eventType\":\"a\"}"), Decision::Nothing);
-        assert_eq!(decide(&mut state, Asked::Final, "{\"eventType\":\"a\"}"), Decision::Nothing);
+        assert_eq!(
+            decide(&mut state, DecisionTrigger::Flush, "{\"eventType\":\"a\"}"),
+            EventDecision::Nothing
+        );
+        assert_eq!(
+            decide(&mut state, DecisionTrigger::Final, "{\"eventType\":\"a\"}"),
+            EventDecision::Nothing
+        );
         state.changed(true);
         assert_eq!(state.without_news(), Ok(()));
         assert!(matches!(
-            decide(&mut state, Asked::Flush, "{\"eventType\":\"b\"}"),
-            Decision::Commit(_)
+            decide(&mut state, DecisionTrigger::Flush, "{\"eventType\":\"b\"}"),
+            EventDecision::Commit(_)
         ));
     }
 
     #[test]
     fn what_is_left_at_the_end_is_final() {
         let mut state = EventState::default();
-        assert_eq!(decide(&mut state, Asked::Final, ""), Decision::Nothing);
+        assert_eq!(decide(&mut state, DecisionTrigger::Final, ""), EventDecision::Nothing);
         state.changed(true);
-        assert!(matches!(decide(&mut state, Asked::Final, "{\"eventType\""), Decision::Refuse(_)));
+        assert!(matches!(
+            decide(&mut state, DecisionTrigger::Final, "{\"eventType\""),
+            EventDecision::Refuse(_)
+        ));
         let mut emptied = EventState::default();
         emptied.changed(true);
-        assert!(matches!(decide(&mut emptied, Asked::Final, ""), Decision::Refuse(_)));
+        assert!(matches!(
+            decide(&mut emptied, DecisionTrigger::Final, ""),
+            EventDecision::Refuse(_)
+        ));
     }
 
     #[test]
     fn what_can_never_be_a_document_is_refused_at_once() {
         let mut state = EventState::default();
         state.changed(true);
-        assert!(matches!(decide(&mut state, Asked::Flush, "hello"), Decision::Refuse(_)));
+        assert!(matches!(
+            decide(&mut state, DecisionTrigger::Flush, "hello"),
+            EventDecision::Refuse(_)
+        ));
     }
 }

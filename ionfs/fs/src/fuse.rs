@@ -28,14 +28,14 @@ use ion_system::patience::while_it_moves;
 use tokio::runtime::Handle as Runtime;
 
 use self::first::FirstRead;
-use self::handles::{Handles, Open};
+use self::handles::{Handles, OpenFile};
 use self::reply::{
     file_attr, file_type, fuse_errno, maker, moment, nothing, reply_attr, reply_data, reply_empty,
     reply_written, reply_xattr, writer_of,
 };
 use self::requests::{RequestKind, Requests};
-use crate::output::{By, DOT_DOT, OpenHow, Over, SetAttr, Staged, no_attribute};
-use crate::view::{Item, Listing};
+use crate::output::{By, DOT_DOT, OpenRequest, RenameOver, SetAttr, StagedHandle, no_attribute};
+use crate::view::{Listing, ViewItem};
 use crate::{Errno, Ino, ListingDetail, Result, Seek, Tree, is_staged, seek_dense};
 
 /// The most bytes of one write request. The kernel's default of 128 KiB costs eight times the round
@@ -52,11 +52,11 @@ const MARGIN: Duration = Duration::from_secs(10);
 /// Answers the kernel's requests for one mount.
 #[derive(Debug)]
 pub(crate) struct Kernel {
-    shared: Arc<Shared>,
+    shared: Arc<MountState>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct MountState {
     tree: Arc<Tree>,
     runtime: Runtime,
     handles: Mutex<Handles>,
@@ -70,7 +70,7 @@ impl Kernel {
         let first_read = FirstRead::of(&tree);
         let (handles, next_handle) = (Mutex::default(), AtomicU64::new(1));
         let requests = Requests::of(&tree.daemon.metrics);
-        let shared = Shared { tree, runtime, handles, next_handle, first_read, requests };
+        let shared = MountState { tree, runtime, handles, next_handle, first_read, requests };
         Self { shared: Arc::new(shared) }
     }
 
@@ -84,7 +84,7 @@ impl Kernel {
         reply: impl FnOnce(Result<T>) + Send + 'static,
     ) where
         T: Send + 'static,
-        F: FnOnce(Arc<Shared>) -> L,
+        F: FnOnce(Arc<MountState>) -> L,
         L: Future<Output = Result<T>> + Send + 'static,
     {
         let (shared, work) = (self.shared.clone(), work(self.shared.clone()));
@@ -103,7 +103,7 @@ impl Kernel {
     fn patiently<T, F, L>(&self, work: F, reply: impl FnOnce(Result<T>) + Send + 'static)
     where
         T: Send + 'static,
-        F: FnOnce(Arc<Shared>) -> L,
+        F: FnOnce(Arc<MountState>) -> L,
         L: Future<Output = Result<T>> + Send + 'static,
     {
         let (shared, work) = (self.shared.clone(), work(self.shared.clone()));
@@ -120,7 +120,7 @@ impl Kernel {
     }
 }
 
-impl Shared {
+impl MountState {
     /// Awaits `work`. Returns EIO when the job is ended by force.
     async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         match &self.tree.output {
@@ -164,7 +164,7 @@ impl Filesystem for Kernel {
         let parent = self.shared.tree.current(parent.0);
         let name = name.to_owned();
         let shared = self.shared.clone();
-        let answer = move |reply: ReplyEntry, outcome: Result<crate::Found>| match outcome {
+        let answer = move |reply: ReplyEntry, outcome: Result<crate::LookupOutcome>| match outcome {
             Ok(Ok(attr)) => shared.reply_entry(reply, Ok(attr)),
             // An entry with inode 0 lets the kernel remember that the name does not exist.
             Ok(Err(ttl)) if !ttl.is_zero() => {
@@ -177,7 +177,7 @@ impl Filesystem for Kernel {
             let found = self.shared.tree.output().and_then(|output| output.lookup(parent, &name));
             return answer(reply, found.map(|attr| attr.ok_or(Duration::ZERO)));
         }
-        let work = |shared: Arc<Shared>| async move { shared.tree.lookup(parent, &name).await };
+        let work = |shared: Arc<MountState>| async move { shared.tree.lookup(parent, &name).await };
         self.later(parent, self.read_deadline(), work, move |outcome| answer(reply, outcome));
     }
 
@@ -232,7 +232,7 @@ impl Filesystem for Kernel {
             self.shared.tree.output().and_then(|output| output.readlink(ino)).map(Bytes::from)
         } else {
             self.shared.tree.view.item(ino).and_then(|item| match item {
-                Item::Link(target) => Ok(Bytes::from(target)),
+                ViewItem::Link(target) => Ok(Bytes::from(target)),
                 _ => Err(Errno::INVAL),
             })
         };
@@ -318,9 +318,9 @@ impl Filesystem for Kernel {
             return reply.error(fuser::Errno::EINVAL);
         }
         let over = if flags.contains(RenameFlags::RENAME_NOREPLACE) {
-            Over::Nothing
+            RenameOver::Nothing
         } else {
-            Over::Anything
+            RenameOver::Anything
         };
         let (parent, newparent) =
             (self.shared.tree.current(parent.0), self.shared.tree.current(newparent.0));
@@ -329,12 +329,12 @@ impl Filesystem for Kernel {
             return reply.error(fuser::Errno::EROFS);
         }
         let maker = maker(req);
-        let work = move |shared: Arc<Shared>| async move {
+        let work = move |shared: Arc<MountState>| async move {
             let output = shared.tree.output()?;
             if is_staged(parent) {
                 return output.rename(parent, &name, newparent, &newname, over).await;
             }
-            if over == Over::Nothing && output.lookup(newparent, &newname)?.is_some() {
+            if over == RenameOver::Nothing && output.lookup(newparent, &newname)?.is_some() {
                 return Err(Errno::EXIST);
             }
             shared.tree.move_in(parent, &name, newparent, &newname, maker).await
@@ -362,7 +362,7 @@ impl Filesystem for Kernel {
                 .reply_entry(reply, self.shared.tree.link_in(ino, newparent, newname, maker(req)));
         }
         let newname = newname.to_owned();
-        let work = move |shared: Arc<Shared>| async move {
+        let work = move |shared: Arc<MountState>| async move {
             shared.tree.output()?.link_or_commit(ino, newparent, &newname).await
         };
         let shared = self.shared.clone();
@@ -372,7 +372,7 @@ impl Filesystem for Kernel {
     fn open(&self, req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.shared.requests.count(RequestKind::Open);
         let ino = self.shared.tree.current(node.0);
-        let how = OpenHow { flags: flags.0, by: writer_of(req) };
+        let how = OpenRequest { flags: flags.0, by: writer_of(req) };
         if let Err(errno) = self.shared.may_open() {
             return reply.error(fuse_errno(errno));
         }
@@ -380,7 +380,7 @@ impl Filesystem for Kernel {
             if how.changes() {
                 return reply.error(fuser::Errno::EROFS);
             }
-            let work = |shared: Arc<Shared>| async move {
+            let work = |shared: Arc<MountState>| async move {
                 shared.open_view(ino).await.map(|open| (shared.clone(), open))
             };
             return self.later(ino, self.read_deadline(), work, move |outcome| match outcome {
@@ -392,11 +392,12 @@ impl Filesystem for Kernel {
             Ok(output) => output.clone(),
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
-        let finish =
-            move |shared: &Shared, reply: ReplyOpen, opened: Result<Arc<Staged>>| match opened {
-                Ok(staged) => shared.finish_open(node, Open::Staged(staged), reply),
-                Err(errno) => reply.error(fuse_errno(errno)),
-            };
+        let finish = move |shared: &MountState,
+                           reply: ReplyOpen,
+                           opened: Result<Arc<StagedHandle>>| match opened {
+            Ok(staged) => shared.finish_open(node, OpenFile::Staged(staged), reply),
+            Err(errno) => reply.error(fuse_errno(errno)),
+        };
         finish(&self.shared, reply, output.open(ino, how));
     }
 
@@ -412,7 +413,7 @@ impl Filesystem for Kernel {
     ) {
         self.shared.requests.count(RequestKind::Create);
         let parent = self.shared.tree.current(parent.0);
-        let how = OpenHow { flags, by: writer_of(req) };
+        let how = OpenRequest { flags, by: writer_of(req) };
         let created = self
             .shared
             .may_open()
@@ -420,7 +421,7 @@ impl Filesystem for Kernel {
         match created {
             Ok((attr, staged)) => {
                 let attr = self.shared.tree.as_known(attr);
-                let (ino, open) = (INodeNo(attr.ino), Open::Staged(staged));
+                let (ino, open) = (INodeNo(attr.ino), OpenFile::Staged(staged));
                 let never = |_: &File| Err(io::ErrorKind::Unsupported.into());
                 match self.shared.choose(ino, &open, never) {
                     Ok((mode, _)) => {
@@ -456,27 +457,27 @@ impl Filesystem for Kernel {
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
         match &handle.open {
-            Open::Text(bytes) => {
+            OpenFile::Text(bytes) => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
                 reply.data(&bytes[start..start.saturating_add(size as usize).min(bytes.len())]);
                 self.shared.first_read.answered();
             }
-            Open::Live(file) => {
+            OpenFile::Live(file) => {
                 let mut buffer = vec![0; size as usize];
                 match std::os::unix::fs::FileExt::read_at(&**file, &mut buffer, offset) {
                     Ok(length) => reply.data(&buffer[..length]),
                     Err(error) => reply.error(fuse_errno(crate::errno(&error))),
                 }
             }
-            Open::Staged(staged)
+            OpenFile::Staged(staged)
                 if self.shared.tree.output().is_ok_and(|output| !output.refers(staged.ino())) =>
             {
                 reply_data(reply, self.shared.read_staged(staged, offset, size));
             }
-            Open::Directory(_) => reply.error(fuser::Errno::EISDIR),
-            Open::Staged(_) | Open::Blob(_) => {
+            OpenFile::Directory(_) => reply.error(fuser::Errno::EISDIR),
+            OpenFile::Staged(_) | OpenFile::Blob(_) => {
                 let ino = self.shared.tree.current(ino.0);
-                let work = move |shared: Arc<Shared>| async move {
+                let work = move |shared: Arc<MountState>| async move {
                     shared.read(&handle, offset, size).await
                 };
                 let shared = self.shared.clone();
@@ -535,8 +536,9 @@ impl Filesystem for Kernel {
     ) {
         self.shared.requests.count(RequestKind::Flush);
         let Ok(staged) = self.shared.staged(fh) else { return reply.ok() };
-        let work =
-            move |shared: Arc<Shared>| async move { shared.tree.output()?.flush(&staged).await };
+        let work = move |shared: Arc<MountState>| async move {
+            shared.tree.output()?.flush(&staged).await
+        };
         self.patiently(work, move |outcome| reply_empty(reply, outcome));
     }
 
@@ -565,8 +567,9 @@ impl Filesystem for Kernel {
     ) {
         self.shared.requests.count(RequestKind::Fsync);
         let Ok(staged) = self.shared.staged(fh) else { return reply.ok() };
-        let work =
-            move |shared: Arc<Shared>| async move { shared.tree.output()?.fsync(&staged).await };
+        let work = move |shared: Arc<MountState>| async move {
+            shared.tree.output()?.fsync(&staged).await
+        };
         self.patiently(work, move |outcome| reply_empty(reply, outcome));
     }
 
@@ -576,7 +579,7 @@ impl Filesystem for Kernel {
             return reply.error(fuse_errno(errno));
         }
         // The directory is not listed before it is read.
-        let open = Open::Directory(Arc::default());
+        let open = OpenFile::Directory(Arc::default());
         let flags = self.shared.flags(ino, &open);
         reply.opened(self.shared.add(ino, open, None), flags);
     }
@@ -861,7 +864,7 @@ impl Kernel {
             return answer(&self.shared.tree, Ok(None));
         }
         let tree = self.shared.tree.clone();
-        let work = move |shared: Arc<Shared>| async move { shared.listing(fh, offset).await };
+        let work = move |shared: Arc<MountState>| async move { shared.listing(fh, offset).await };
         self.later(ino, self.read_deadline(), work, move |listing| answer(&tree, listing));
     }
 

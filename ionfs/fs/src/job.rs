@@ -22,9 +22,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::output::Output;
-pub use super::output::{Names, Writers};
+pub use super::output::{ValueFileNames, Writers};
 use super::reads::{ReadLog, failed_listing};
-use super::view::{Item, View, files_tree};
+use super::view::{View, ViewItem, files_tree};
 use super::{FOREVER, Tree, lineage};
 
 /// Why a job's tree could not be made.
@@ -69,23 +69,23 @@ pub struct JobSpec {
     /// The gathered events of a gathering job, in order; none for other jobs.
     pub gathered: Option<Vec<Event>>,
     /// Which conventions of older Ion its tree follows.
-    pub older: Older,
+    pub older: OlderConventions,
     /// Which users may write to `out/`.
     pub writers: Writers,
 }
 
 /// Which conventions of older Ion a job's tree follows: none unless its module asks for them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Older {
+pub struct OlderConventions {
     /// The names of the files that hold values: modules of the second generation know further ones.
-    pub names: Names,
+    pub names: ValueFileNames,
     /// Whether the event's values include the addresses of its files.
     pub urls: FileUrls,
 }
 
 /// The outcome of what a job did in its tree.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Outcome {
+pub struct TreeOutcome {
     /// The events that were committed (or staged, for on-success).
     pub receipts: Vec<Receipt>,
     /// The event files that were refused and not committed since. A job with any of them fails.
@@ -101,7 +101,7 @@ pub struct Outcome {
     pub failed_reads: FailedReads,
 }
 
-impl Outcome {
+impl TreeOutcome {
     /// Shortens each list to at most `most` entries, for a document: a store limits a document's
     /// length, and a job may publish without end. Whether anything was committed or refused stays
     /// the same.
@@ -160,8 +160,10 @@ impl JobTree {
         let input = input_items(daemon, &spec).await?;
         let events =
             events_item(daemon.clone(), output.clone(), reads.clone(), Arc::new(spec.event));
-        let root =
-            Item::fixed([("in".to_owned(), Item::fixed(input)), ("events".to_owned(), events)]);
+        let root = ViewItem::fixed([
+            ("in".to_owned(), ViewItem::fixed(input)),
+            ("events".to_owned(), events),
+        ]);
         let view = match spec.writers {
             Writers::Owner => View::new(root, reads.clone()),
             Writers::AnyUser => View::for_any_user(root, reads.clone()),
@@ -194,7 +196,7 @@ impl JobTree {
     /// Decides every event file as it is now, and returns the outcome so far. Called when the
     /// module reports that it has done its work and goes on running. A file that a process still
     /// has open for writing is among the rejections, because its final content is not known.
-    pub async fn settle(&self) -> Outcome {
+    pub async fn settle(&self) -> TreeOutcome {
         let still_open = self.output.settle().await;
         let mut outcome = self.outcome();
         outcome.rejections.extend(still_open);
@@ -203,7 +205,7 @@ impl JobTree {
 
     /// Decides what is left, removes the staging folder and returns the outcome. Called when the
     /// module has ended and its mount is gone.
-    pub async fn finish(&self) -> Outcome {
+    pub async fn finish(&self) -> TreeOutcome {
         self.output.finish().await;
         let directory = self.directory.clone();
         let removed = ion_system::run_blocking(move || remove_tree(&directory)).await;
@@ -213,8 +215,8 @@ impl JobTree {
         self.outcome()
     }
 
-    fn outcome(&self) -> Outcome {
-        Outcome {
+    fn outcome(&self) -> TreeOutcome {
+        TreeOutcome {
             receipts: self.output.receipts().into_values().collect(),
             rejections: self.output.rejections().into_values().collect(),
             exceeded: self.output.exceeded(),
@@ -253,7 +255,10 @@ fn remove_tree(directory: &Path) -> io::Result<()> {
 }
 
 /// Makes the entries of `in/`.
-async fn input_items(daemon: &Daemon, spec: &JobSpec) -> Result<Vec<(String, Item)>, StoreError> {
+async fn input_items(
+    daemon: &Daemon,
+    spec: &JobSpec,
+) -> Result<Vec<(String, ViewItem)>, StoreError> {
     let at = spec.event.created;
     let own = files_of(&daemon.plane, &spec.event).await?;
     let mut items = Vec::new();
@@ -280,29 +285,29 @@ async fn input_items(daemon: &Daemon, spec: &JobSpec) -> Result<Vec<(String, Ite
                     .map(|file| FileEntry { name: format!("{n}/{}", file.name), ..file }),
             );
         }
-        items.push(("events.json".to_owned(), Item::json(&list, at)));
-        items.push(("events".to_owned(), Item::fixed(each)));
+        items.push(("events.json".to_owned(), ViewItem::json(&list, at)));
+        items.push(("events".to_owned(), ViewItem::fixed(each)));
     } else {
         meta.extend(addresses(plane, urls, &spec.event.id, &own, "").await?);
     }
-    if spec.older.names == Names::AndSecondGeneration {
-        items.push(("meta.json".to_owned(), Item::json(&meta, at)));
+    if spec.older.names == ValueFileNames::AndSecondGeneration {
+        items.push(("meta.json".to_owned(), ViewItem::json(&meta, at)));
     }
     items.extend([
         ("data".to_owned(), files_tree(&files, &directories)),
-        ("eventmeta.json".to_owned(), Item::json(&meta, at)),
-        ("event.json".to_owned(), Item::json(&event_json(&spec.event, &own), at)),
+        ("eventmeta.json".to_owned(), ViewItem::json(&meta, at)),
+        ("event.json".to_owned(), ViewItem::json(&event_json(&spec.event, &own), at)),
         ("meta".to_owned(), values_item(&spec.event.data, at)),
     ]);
     Ok(items)
 }
 
 /// Makes the directory of a gathered event's values. Its entries are made when it is accessed.
-fn gathered_item(event: &Event) -> Item {
+fn gathered_item(event: &Event) -> ViewItem {
     let (at, data) = (event.created, event.data.clone());
-    Item::lazy(FOREVER, move || {
+    ViewItem::lazy(FOREVER, move || {
         let items = vec![
-            ("eventmeta.json".to_owned(), Item::json(&data, at)),
+            ("eventmeta.json".to_owned(), ViewItem::json(&data, at)),
             ("meta".to_owned(), values_item(&data, at)),
         ];
         std::future::ready(Ok(items))
@@ -311,7 +316,7 @@ fn gathered_item(event: &Event) -> Item {
 
 /// Makes a directory with a file for each value. A value whose key cannot be a name is only in
 /// `eventmeta.json`.
-fn values_item(values: &[KeyValue], at: Millis) -> Item {
+fn values_item(values: &[KeyValue], at: Millis) -> ViewItem {
     let can_be_name = |key: &str| {
         !key.is_empty()
             && key.len() <= 255
@@ -320,7 +325,9 @@ fn values_item(values: &[KeyValue], at: Millis) -> Item {
             && !key.contains(['/', '\0'])
     };
     let values = values.iter().filter(|pair| can_be_name(&pair.key));
-    Item::fixed(values.map(|pair| (pair.key.clone(), Item::Text(pair.value.clone().into(), at))))
+    ViewItem::fixed(
+        values.map(|pair| (pair.key.clone(), ViewItem::Text(pair.value.clone().into(), at))),
+    )
 }
 
 /// Makes `events/`. The lineage is read when the directory is first accessed; receipts, rejections
@@ -330,8 +337,8 @@ fn events_item(
     output: Arc<Output>,
     reads: ReadLog,
     event: Arc<Event>,
-) -> Item {
-    Item::lazy(FOREVER, move || {
+) -> ViewItem {
+    ViewItem::lazy(FOREVER, move || {
         let (daemon, output, event) = (daemon.clone(), output.clone(), event.clone());
         let reads = reads.clone();
         async move {
@@ -359,8 +366,8 @@ fn events_item(
 fn records<T: Serialize + 'static>(
     current: impl Fn() -> BTreeMap<String, T> + Send + Sync + 'static,
     at: fn(&T) -> i64,
-) -> Item {
-    Item::lazy(Duration::ZERO, move || {
+) -> ViewItem {
+    ViewItem::lazy(Duration::ZERO, move || {
         let current = current();
         let items = current
             .iter()
@@ -370,7 +377,7 @@ fn records<T: Serialize + 'static>(
                 let own =
                     name.ends_with(".json") || longer.len() > 255 || current.contains_key(&longer);
                 let name = if own { name.clone() } else { longer };
-                (name, Item::json(&json!(record), at(record)))
+                (name, ViewItem::json(&json!(record), at(record)))
             })
             .collect();
         std::future::ready(Ok(items))

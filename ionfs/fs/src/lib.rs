@@ -24,7 +24,7 @@ pub use rustix::io::Errno;
 
 pub use self::reads::failed_read_of_blob;
 pub(crate) use self::tree::ListingDetail;
-pub use self::tree::{Found, Tree};
+pub use self::tree::{LookupOutcome, Tree};
 pub(crate) use self::walk::SMALL;
 
 /// The result of a filesystem operation, or the errno that it fails with.

@@ -10,7 +10,7 @@ use ion_plane::node::{Node as Daemon, live_log};
 use ion_stores::{Collection, StoreError};
 use serde_json::json;
 
-use super::view::{Item, Listed, files_tree};
+use super::view::{ListResult, ViewItem, files_tree};
 use super::{CURRENT, FOREVER};
 
 /// The most events of a lineage that are shown. A longer chain is a loop of modules that feed each
@@ -24,11 +24,11 @@ pub(super) fn directory_name(n: usize, event: &Event) -> String {
 
 /// Returns the entries of an event's directory: `event.json`, `meta.json`, `data/`, and, from the
 /// job that committed the event, `insights.json` and `log`.
-pub(super) async fn event_items(daemon: &Arc<Daemon>, event: &Event) -> Listed {
+pub(super) async fn event_items(daemon: &Arc<Daemon>, event: &Event) -> ListResult {
     let files = files_of(&daemon.plane, event).await?;
     let mut items = vec![
-        ("event.json".to_owned(), Item::json(&event_json(event, &files), event.created)),
-        ("meta.json".to_owned(), Item::json(&event.data, event.created)),
+        ("event.json".to_owned(), ViewItem::json(&event_json(event, &files), event.created)),
+        ("meta.json".to_owned(), ViewItem::json(&event.data, event.created)),
         ("data".to_owned(), files_tree(&files, &event.directories)),
     ];
     if let Some(job) = &event.job_id {
@@ -45,13 +45,14 @@ pub(super) async fn event_items(daemon: &Arc<Daemon>, event: &Event) -> Listed {
 pub(super) async fn insights_item(
     daemon: &Daemon,
     job: &JobId,
-) -> Result<Option<(String, Item)>, StoreError> {
+) -> Result<Option<(String, ViewItem)>, StoreError> {
     let documents = &daemon.plane.documents;
     let insight =
         documents.get_as::<InsightRecord>(Collection::Events, &InsightRecord::id(job)).await;
     let insight = insight?.filter(|insight| !insight.staged);
-    Ok(insight
-        .map(|insight| ("insights.json".into(), Item::json(&json!(insight.data), insight.created))))
+    Ok(insight.map(|insight| {
+        ("insights.json".into(), ViewItem::json(&json!(insight.data), insight.created))
+    }))
 }
 
 /// Returns the `log` of one attempt: the stored blob, or the live file of an attempt that runs on
@@ -62,14 +63,14 @@ pub(super) async fn log_item(
     module: &str,
     event: &EventId,
     attempt: u32,
-) -> Result<Option<(String, Item)>, StoreError> {
+) -> Result<Option<(String, ViewItem)>, StoreError> {
     let id = LogRecord::id(module, event, attempt);
     let log = daemon.plane.documents.get_as::<LogRecord>(Collection::Events, &id).await;
     if let Some(log) = log? {
-        return Ok(Some(("log".into(), Item::Blob(Arc::new(log.logs)))));
+        return Ok(Some(("log".into(), ViewItem::Blob(Arc::new(log.logs)))));
     }
     let live = live_log(&daemon.settings.home, job, attempt);
-    Ok(live.exists().then(|| ("log".into(), Item::Live(live))))
+    Ok(live.exists().then(|| ("log".into(), ViewItem::Live(live))))
 }
 
 /// Returns the event and its ancestors, oldest first.
@@ -88,13 +89,13 @@ async fn ancestors(daemon: &Daemon, event: &Event) -> Result<Vec<Event>, StoreEr
 }
 
 /// Returns `trigger` and `lineage/`.
-pub(super) async fn lineage_items(daemon: &Arc<Daemon>, event: &Event) -> Listed {
+pub(super) async fn lineage_items(daemon: &Arc<Daemon>, event: &Event) -> ListResult {
     let events = ancestors(daemon, event).await?;
     let names: Vec<String> =
         events.iter().enumerate().map(|(n, event)| directory_name(n, event)).collect();
     let trigger =
-        names.last().map(|name| ("trigger".to_owned(), Item::Link(format!("lineage/{name}"))));
-    let directories: Vec<(String, Item)> = names
+        names.last().map(|name| ("trigger".to_owned(), ViewItem::Link(format!("lineage/{name}"))));
+    let directories: Vec<(String, ViewItem)> = names
         .into_iter()
         .zip(events)
         .map(|(name, event)| {
@@ -106,8 +107,8 @@ pub(super) async fn lineage_items(daemon: &Arc<Daemon>, event: &Event) -> Listed
             };
             // The job may still run: its log grows, and its insights may still come.
             let ttl = if event_of_a_job { CURRENT } else { FOREVER };
-            (name, Item::lazy(ttl, list))
+            (name, ViewItem::lazy(ttl, list))
         })
         .collect();
-    Ok(trigger.into_iter().chain([("lineage".to_owned(), Item::fixed(directories))]).collect())
+    Ok(trigger.into_iter().chain([("lineage".to_owned(), ViewItem::fixed(directories))]).collect())
 }

@@ -19,7 +19,7 @@ const THREADS: usize = 2;
 
 /// A tree that is being served.
 #[derive(Debug)]
-pub struct Mounted {
+pub struct ServedMount {
     served: tokio::task::JoinHandle<io::Result<()>>,
     /// The unmounter and the directory of a mount that [`mount_at`] made.
     unmounter: Option<(fuser::SessionUnmounter, PathBuf)>,
@@ -44,13 +44,13 @@ fn config(acl: SessionACL) -> Config {
 ///
 /// # Errors
 /// If the FUSE handshake with the kernel fails.
-pub async fn serve(device: OwnedFd, tree: Arc<Tree>) -> io::Result<Mounted> {
+pub async fn serve(device: OwnedFd, tree: Arc<Tree>) -> io::Result<ServedMount> {
     let kernel = Kernel::new(tree, Runtime::current());
     let session = ion_system::run_blocking(move || {
         Session::from_fd(kernel, device, SessionACL::All, config(SessionACL::All))
     })
     .await?;
-    Ok(Mounted { served: run(session), unmounter: None })
+    Ok(ServedMount { served: run(session), unmounter: None })
 }
 
 /// Which users of the machine may enter a mount, where the tree's own permissions let them.
@@ -72,7 +72,7 @@ pub async fn mount_at(
     directory: &Path,
     tree: Arc<Tree>,
     visitors: Visitors,
-) -> io::Result<Mounted> {
+) -> io::Result<ServedMount> {
     let kernel = Kernel::new(tree, Runtime::current());
     let directory = directory.to_owned();
     let at = directory.clone();
@@ -86,7 +86,7 @@ pub async fn mount_at(
         widen_read_ahead(&at, settings);
     }
     let unmounter = session.unmount_callable();
-    Ok(Mounted { served: run(session), unmounter: Some((unmounter, at)) })
+    Ok(ServedMount { served: run(session), unmounter: Some((unmounter, at)) })
 }
 
 /// KiB that the kernel reads ahead in one request: one block. By default it reads an eighth of
@@ -114,7 +114,7 @@ fn run(session: Session<Kernel>) -> tokio::task::JoinHandle<io::Result<()>> {
     tokio::task::spawn_blocking(move || session.run())
 }
 
-impl Mounted {
+impl ServedMount {
     /// Waits until the mount is gone and every request was answered.
     ///
     /// # Errors
@@ -134,23 +134,23 @@ impl Mounted {
     ///
     /// # Errors
     /// If the system refuses.
-    pub async fn unmount(mut self) -> io::Result<Unmounted> {
+    pub async fn unmount(mut self) -> io::Result<UnmountOutcome> {
         if let Some((mut unmounter, at)) = self.unmounter.take() {
             let in_use = ion_system::run_blocking(move || match unmounter.unmount() {
                 Ok(()) => Ok::<_, io::Error>(false),
                 Err(_) => detach(&at).map(|()| true),
             });
             if in_use.await? {
-                return Ok(Unmounted::InUse);
+                return Ok(UnmountOutcome::InUse);
             }
         }
-        self.ended().await.map(|()| Unmounted::Whole)
+        self.ended().await.map(|()| UnmountOutcome::Whole)
     }
 }
 
 /// The outcome of an unmount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unmounted {
+pub enum UnmountOutcome {
     /// No process used the mount.
     Whole,
     /// Processes have files of the mount open, or one of its folders as their working directory.

@@ -43,18 +43,18 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use self::bounds::Exceeded;
-use self::closed::Closed;
-pub use self::content::{By, Closing, OpenHow, Staged};
+use self::bounds::StagingLimit;
+use self::closed::ClosedFiles;
+pub use self::content::{By, CloseReport, OpenRequest, StagedHandle};
 use self::content::{content_changed, give_up_rights};
 pub(crate) use self::content::{open_blob, read_within};
 use self::early::InOrder;
 pub use self::making::Maker;
 use self::making::may_hold_more;
-use self::own_blobs::OwnBlobs;
+use self::own_blobs::JobBlobs;
 use self::place::OpenFolders;
-use self::table::{Body, FileNode, Node, Orphan, Remains, Table};
 pub(crate) use self::table::{DATA, DOT, DOT_DOT, EVENTS, OUT};
+use self::table::{FileNode, Node, NodeBody, Orphan, Table, UnnamedRemains};
 pub(crate) use self::xattr::no_attribute;
 use super::reads::{ReadFailure, ReadLog};
 use super::{Attr, Errno, FOREVER, Ino, Kind, ROOT, Result, errno};
@@ -72,7 +72,7 @@ const READING_UNIT: u64 = 4096;
 /// The names of the files that hold a module's values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Names {
+pub enum ValueFileNames {
     /// `in/eventmeta.json` and `out/insights.json`.
     #[default]
     Current,
@@ -110,7 +110,7 @@ pub struct SetAttr {
 
 /// What a rename may replace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Over {
+pub enum RenameOver {
     /// Nothing: the new name must be free (`RENAME_NOREPLACE`).
     Nothing,
     /// Everything that POSIX lets it replace, except an event.
@@ -129,7 +129,7 @@ pub struct Output {
     /// waiting.
     stopped: CancellationToken,
     /// The first staging limit that the job exceeded.
-    exceeded: OnceLock<Exceeded>,
+    exceeded: OnceLock<StagingLimit>,
     /// The errno of the first operation for which the disk had no room.
     no_room: OnceLock<Errno>,
     folders: OpenFolders,
@@ -137,7 +137,7 @@ pub struct Output {
     /// Notified whenever a handle is released.
     released: Notify,
     /// Files whose last writer is gone, and the work that is left to do for them.
-    closed: Closed,
+    closed: ClosedFiles,
     blobs_made: AtomicU64,
     /// Bytes that uploads have moved. A request that waits for uploads may wait while this grows.
     moved: Arc<AtomicU64>,
@@ -145,7 +145,7 @@ pub struct Output {
     rejections: Mutex<BTreeMap<String, Rejection>>,
     /// Files as events named them, for their next reader on this node.
     named: Mutex<Vec<(Ino, FileEntry)>>,
-    own_blobs: Arc<OwnBlobs>,
+    own_blobs: Arc<JobBlobs>,
     /// Permits for the memory that event files are read into ([`READING_UNITS`]).
     reading: Semaphore,
     runtime: tokio::runtime::Handle,
@@ -169,7 +169,7 @@ impl Output {
         daemon: Arc<Daemon>,
         committer: Committer,
         limits: Limits,
-        names: Names,
+        names: ValueFileNames,
         writers: Writers,
         directory: &Path,
         reads: ReadLog,
@@ -179,7 +179,7 @@ impl Output {
             root.make_folder(OsStr::new(part), Mode::from_raw_mode(0o755))?;
         }
         let own_blobs =
-            OwnBlobs::new(daemon.plane.blobs.clone(), tokio::runtime::Handle::current());
+            JobBlobs::new(daemon.plane.blobs.clone(), tokio::runtime::Handle::current());
         let output = Self {
             daemon,
             committer,
@@ -190,7 +190,7 @@ impl Output {
             folders: OpenFolders::new(root),
             table: Mutex::new(Table::new(names)),
             released: Notify::new(),
-            closed: Closed::default(),
+            closed: ClosedFiles::default(),
             blobs_made: AtomicU64::new(0),
             moved: Arc::default(),
             receipts: Mutex::default(),
@@ -309,7 +309,7 @@ impl Output {
         &self,
         ino: Ino,
         change: SetAttr,
-        through: Option<&Staged>,
+        through: Option<&StagedHandle>,
         by: By,
     ) -> Result<Attr> {
         let mut table = self.lock();
@@ -340,7 +340,7 @@ impl Output {
         table: &mut Table,
         ino: Ino,
         size: u64,
-        through: Option<&Staged>,
+        through: Option<&StagedHandle>,
         by: By,
     ) -> Result<()> {
         forbid_change(table.file(ino)?)?;
@@ -383,13 +383,13 @@ impl Output {
     pub fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
         let mut table = self.lock();
         let kind = match &table.node(ino)?.body {
-            Body::File(file) => {
+            NodeBody::File(file) => {
                 forbid_move(file)?;
                 Kind::File
             }
-            Body::Symlink => Kind::Symlink,
-            Body::Special(kind) => *kind,
-            Body::Directory(_) => return Err(Errno::PERM),
+            NodeBody::Symlink => Kind::Symlink,
+            NodeBody::Special(kind) => *kind,
+            NodeBody::Directory(_) => return Err(Errno::PERM),
         };
         may_hold_more(&table, parent, name, kind)?;
         let folder = self.folder_for(&table, parent, name)?;
@@ -402,7 +402,7 @@ impl Output {
     pub fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
         let mut table = self.lock();
         let ino = table.child(parent, name)?.ok_or(Errno::NOENT)?;
-        if let Body::File(file) = &table.node(ino)?.body {
+        if let NodeBody::File(file) = &table.node(ino)?.body {
             forbid_change(file)?;
         }
         let remains = self.remains(&table, ino)?;
@@ -429,20 +429,22 @@ impl Output {
     /// Returns what must be kept of an inode whose last name is about to be removed: the content of
     /// an open file; for another inode that the kernel knows, its content (a file, while there is
     /// room) or its attributes.
-    fn remains(&self, table: &Table, ino: Ino) -> Result<Option<Remains>> {
+    fn remains(&self, table: &Table, ino: Ino) -> Result<Option<UnnamedRemains>> {
         let node = table.node(ino)?;
         if node.links.len() > 1 {
             return Ok(None);
         }
         Ok(match &node.body {
-            Body::File(file) if file.opens > 0 => Some(Remains::Open(self.pin(table, ino)?)),
-            Body::File(_) if node.known > 0 && table.may_hold_unnamed() => {
-                Some(Remains::Known(self.pin(table, ino)?))
+            NodeBody::File(file) if file.opens > 0 => {
+                Some(UnnamedRemains::Open(self.pin(table, ino)?))
+            }
+            NodeBody::File(_) if node.known > 0 && table.may_hold_unnamed() => {
+                Some(UnnamedRemains::Known(self.pin(table, ino)?))
             }
             _ if node.known > 0 => {
                 let mut stat = self.stat(table, ino)?;
                 stat.st_nlink = 0;
-                Some(Remains::Seen(Box::new(stat)))
+                Some(UnnamedRemains::Seen(Box::new(stat)))
             }
             _ => None,
         })
@@ -485,7 +487,7 @@ impl Output {
         name: &OsStr,
         newparent: Ino,
         newname: &OsStr,
-        over: Over,
+        over: RenameOver,
     ) -> Result<()> {
         let mut table = self.lock();
         let ino = table.child(parent, name)?.ok_or(Errno::NOENT)?;
@@ -493,7 +495,7 @@ impl Output {
             return Err(Errno::PERM);
         }
         let kind = kind_of(&table.node(ino)?.body);
-        if let Body::File(file) = &table.node(ino)?.body {
+        if let NodeBody::File(file) = &table.node(ino)?.body {
             forbid_move(file)?;
         }
         may_hold_more(&table, newparent, newname, kind)?;
@@ -503,7 +505,7 @@ impl Output {
         // What lies below a directory moves with it and must fit the longest path too.
         self.may_reach(&table.path_in(newparent, newname)?, || table.reach(ino))?;
         let target = table.child(newparent, newname)?;
-        if target.is_some() && over == Over::Nothing {
+        if target.is_some() && over == RenameOver::Nothing {
             return Err(Errno::EXIST);
         }
         if target == Some(ino) {
@@ -511,8 +513,8 @@ impl Output {
             return Ok(());
         }
         if let Some(target) = target
-            && let Body::File(file) = &table.node(target)?.body
-            && over != Over::SameEvent
+            && let NodeBody::File(file) = &table.node(target)?.body
+            && over != RenameOver::SameEvent
         {
             forbid_move(file)?;
         }
@@ -558,12 +560,12 @@ fn forbid_move(file: &FileNode) -> Result<()> {
     }
 }
 
-fn kind_of(body: &Body) -> Kind {
+fn kind_of(body: &NodeBody) -> Kind {
     match body {
-        Body::Directory(_) => Kind::Directory,
-        Body::File(_) => Kind::File,
-        Body::Symlink => Kind::Symlink,
-        Body::Special(kind) => *kind,
+        NodeBody::Directory(_) => Kind::Directory,
+        NodeBody::File(_) => Kind::File,
+        NodeBody::Symlink => Kind::Symlink,
+        NodeBody::Special(kind) => *kind,
     }
 }
 
@@ -576,7 +578,7 @@ fn attr_of(ino: Ino, node: &Node, stat: &Stat) -> Attr {
         }
     };
     let size = stat.st_size.cast_unsigned();
-    let file = if let Body::File(file) = &node.body { Some(file) } else { None };
+    let file = if let NodeBody::File(file) = &node.body { Some(file) } else { None };
     let refers = file.is_some_and(|file| file.reference.is_some());
     let times = file.and_then(|file| file.shown.as_deref()).unwrap_or(stat);
     let linked_to = file.and_then(|file| file.shares_number_with());

@@ -10,9 +10,9 @@ use ion_plane::cache::CachedBlob;
 use ion_plane::node::Node as Daemon;
 use ion_system::failpoint::linger;
 
-use super::output::{DOT, DOT_DOT, Maker, OUT, Output, Over, open_blob};
+use super::output::{DOT, DOT_DOT, Maker, OUT, Output, RenameOver, open_blob};
 use super::reads::{ReadFailure, ReadLog};
-use super::view::{Item, Listing, View};
+use super::view::{Listing, View, ViewItem};
 use super::walk::Walks;
 use super::{Attr, Errno, FOREVER, Ino, Kind, ROOT, Result, is_staged};
 
@@ -40,14 +40,14 @@ pub(crate) enum ListingDetail {
 
 /// What a listing reports of one name.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Listed {
+pub(crate) struct ListedEntry {
     pub(crate) ino: Ino,
     pub(crate) kind: Kind,
     /// The attributes; may be none if only names were requested.
     pub(crate) attr: Option<Attr>,
 }
 
-impl Listed {
+impl ListedEntry {
     fn with(attr: Attr) -> Self {
         Self { ino: attr.ino, kind: attr.kind, attr: Some(attr) }
     }
@@ -55,7 +55,7 @@ impl Listed {
 
 /// The outcome of a lookup: the inode's attributes, or how long the kernel may remember that the
 /// name does not exist.
-pub type Found = std::result::Result<Attr, Duration>;
+pub type LookupOutcome = std::result::Result<Attr, Duration>;
 
 impl Tree {
     /// Makes a tree of a view and, for a job, of its output.
@@ -93,7 +93,7 @@ impl Tree {
     }
 
     /// Looks up a name.
-    pub(crate) async fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Found> {
+    pub(crate) async fn lookup(&self, parent: Ino, name: &OsStr) -> Result<LookupOutcome> {
         if is_staged(parent) {
             // Zero: the kernel must not remember that the name does not exist.
             return Ok(self.output()?.lookup(parent, name)?.ok_or(Duration::ZERO));
@@ -183,12 +183,12 @@ impl Tree {
         place: u64,
         listing: Option<&Listing>,
         wanted: ListingDetail,
-        mut take: impl FnMut(u64, &OsStr, Listed) -> bool,
+        mut take: impl FnMut(u64, &OsStr, ListedEntry) -> bool,
     ) -> Result<()> {
-        let directory = |ino: Ino| -> Result<Listed> {
+        let directory = |ino: Ino| -> Result<ListedEntry> {
             let attr =
                 if wanted == ListingDetail::Attributes { Some(self.getattr(ino)?) } else { None };
-            Ok(Listed { ino, kind: Kind::Directory, attr })
+            Ok(ListedEntry { ino, kind: Kind::Directory, attr })
         };
         let mut at = place;
         while at < DOT_DOT {
@@ -207,12 +207,12 @@ impl Tree {
                 ListingDetail::Names => {
                     self.output()?.names_behind(ino, at, |at, name, ino, kind| {
                         let ino = self.view.known_as(ino).unwrap_or(ino);
-                        take(at, name, Listed { ino, kind, attr: None })
+                        take(at, name, ListedEntry { ino, kind, attr: None })
                     })
                 }
                 ListingDetail::Attributes => {
                     self.output()?.entries_behind(ino, at, |at, name, attr| {
-                        take(at, name, Listed::with(self.as_known(*attr)))
+                        take(at, name, ListedEntry::with(self.as_known(*attr)))
                     })
                 }
             };
@@ -232,7 +232,7 @@ impl Tree {
             found => found?,
         } {
             (next, at) = (after, after as u64 + before);
-            if take(at, &entry.name, Listed::with(entry.attr)) {
+            if take(at, &entry.name, ListedEntry::with(entry.attr)) {
                 break;
             }
         }
@@ -246,7 +246,7 @@ impl Tree {
             return self.output()?.referenced(ino);
         }
         Ok(match self.view.item(ino)? {
-            Item::Blob(entry) => {
+            ViewItem::Blob(entry) => {
                 let size = entry.size;
                 Some((entry, size))
             }
@@ -282,7 +282,7 @@ impl Tree {
         name: &OsStr,
         maker: Maker,
     ) -> Result<Attr> {
-        let Item::Blob(entry) = self.view.item(ino)? else { return Err(Errno::XDEV) };
+        let ViewItem::Blob(entry) = self.view.item(ino)? else { return Err(Errno::XDEV) };
         self.output()?.add_link(
             parent,
             name,
@@ -320,7 +320,7 @@ impl Tree {
         // no room. The kernel lets no process list the folder meanwhile.
         let beside = OsStr::new(BESIDE);
         self.move_item(parent, text, newparent, beside, maker).await?;
-        output.rename(newparent, beside, newparent, newname, Over::Anything).await
+        output.rename(newparent, beside, newparent, newname, RenameOver::Anything).await
     }
 
     async fn move_item(
@@ -334,11 +334,11 @@ impl Tree {
         let output = self.output()?;
         let attr = self.view.lookup(parent, name).await?.map_err(|_| Errno::NOENT)?;
         let moved = match self.view.item(attr.ino)? {
-            Item::Blob(entry) => {
+            ViewItem::Blob(entry) => {
                 let mode = u32::from(self.view.stored_mode(&entry));
                 output.add_reference(newparent, newname, &entry, mode, maker)?.ino
             }
-            Item::Directory(_) => {
+            ViewItem::Directory(_) => {
                 let directory = output.mkdir(newparent, newname, 0o755, maker)?.ino;
                 for (child, _) in self.view.list(attr.ino).await?.iter() {
                     match Box::pin(self.move_item(

@@ -19,7 +19,7 @@ use super::{Attr, DirEntry, Errno, FOREVER, Ino, Kind, ROOT, Result};
 
 /// What a name in a view stands for.
 #[derive(Clone, Debug)]
-pub enum Item {
+pub enum ViewItem {
     /// A directory.
     Directory(Arc<dyn Directory>),
     /// A small file: its bytes, held in memory, and its modification time.
@@ -32,22 +32,22 @@ pub enum Item {
     Link(String),
 }
 
-impl Item {
+impl ViewItem {
     /// Makes a directory whose entries are known and never change.
-    pub fn fixed(entries: impl IntoIterator<Item = (String, Item)>) -> Self {
+    pub fn fixed(entries: impl IntoIterator<Item = (String, ViewItem)>) -> Self {
         let listing: Listing = entries.into_iter().collect();
-        let directories = listing.iter().filter(|(_, item)| matches!(item, Item::Directory(_)));
+        let directories = listing.iter().filter(|(_, item)| matches!(item, ViewItem::Directory(_)));
         let directories = directories.map(|(name, _)| name.to_owned()).collect();
-        Self::Directory(Arc::new(Fixed { listing, directories }))
+        Self::Directory(Arc::new(FixedDirectory { listing, directories }))
     }
 
     /// Makes a directory that `list` lists on access. A listing stays valid for `ttl`.
     pub fn lazy<F, L>(ttl: Duration, list: F) -> Self
     where
         F: Fn() -> L + Send + Sync + 'static,
-        L: Future<Output = Listed> + Send + 'static,
+        L: Future<Output = ListResult> + Send + 'static,
     {
-        Self::Directory(Arc::new(Lazy { ttl, list }))
+        Self::Directory(Arc::new(LazyDirectory { ttl, list }))
     }
 
     /// Makes a file that holds `value` as pretty-printed JSON with a newline at its end.
@@ -59,40 +59,40 @@ impl Item {
 }
 
 /// The entries of a directory, or the error of the store that could not list them.
-pub type Listed = std::result::Result<Vec<(String, Item)>, StoreError>;
+pub type ListResult = std::result::Result<Vec<(String, ViewItem)>, StoreError>;
 
 /// The entries of a directory at one moment, sorted by name. Clones share one copy.
 #[derive(Clone, Debug, Default)]
-pub struct Listing(Arc<[(String, Item)]>);
+pub struct Listing(Arc<[(String, ViewItem)]>);
 
-impl FromIterator<(String, Item)> for Listing {
+impl FromIterator<(String, ViewItem)> for Listing {
     /// If two items have the same name, the later one is kept.
-    fn from_iter<I: IntoIterator<Item = (String, Item)>>(items: I) -> Self {
-        let by_name: BTreeMap<String, Item> = items.into_iter().collect();
+    fn from_iter<I: IntoIterator<Item = (String, ViewItem)>>(items: I) -> Self {
+        let by_name: BTreeMap<String, ViewItem> = items.into_iter().collect();
         Self(by_name.into_iter().collect())
     }
 }
 
 impl Listing {
     /// Returns the item of a name.
-    pub fn get(&self, name: &str) -> Option<&Item> {
+    pub fn get(&self, name: &str) -> Option<&ViewItem> {
         let at = self.0.binary_search_by(|(one, _)| one.as_str().cmp(name)).ok()?;
         Some(&self.0[at].1)
     }
 
     /// Returns all entries in the order of their names.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Item)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &ViewItem)> {
         self.0.iter().map(|(name, item)| (name.as_str(), item))
     }
 
     /// Returns the entries whose names sort after `name`, which need not be in the listing.
-    pub(super) fn after(&self, name: &str) -> impl Iterator<Item = (&str, &Item)> {
+    pub(super) fn after(&self, name: &str) -> impl Iterator<Item = (&str, &ViewItem)> {
         let from = self.0.partition_point(|(one, _)| one.as_str() <= name);
         self.0[from..].iter().map(|(name, item)| (name.as_str(), item))
     }
 
     /// Returns the name and the item at a position, counted from 0.
-    pub(super) fn at(&self, place: usize) -> Option<(&str, &Item)> {
+    pub(super) fn at(&self, place: usize) -> Option<(&str, &ViewItem)> {
         self.0.get(place).map(|(name, item)| (name.as_str(), item))
     }
 }
@@ -104,7 +104,7 @@ pub trait Directory: Send + Sync + std::fmt::Debug {
     async fn list(&self) -> std::result::Result<Listing, StoreError>;
 
     /// Returns the entries if they are known without asking a store.
-    fn known(&self) -> Option<&Fixed> {
+    fn known(&self) -> Option<&FixedDirectory> {
         None
     }
 
@@ -120,22 +120,22 @@ pub trait Directory: Send + Sync + std::fmt::Debug {
 }
 
 /// A directory that a closure lists.
-struct Lazy<F> {
+struct LazyDirectory<F> {
     ttl: Duration,
     list: F,
 }
 
-impl<F> std::fmt::Debug for Lazy<F> {
+impl<F> std::fmt::Debug for LazyDirectory<F> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Lazy").field("ttl", &self.ttl).finish_non_exhaustive()
     }
 }
 
 #[async_trait]
-impl<F, L> Directory for Lazy<F>
+impl<F, L> Directory for LazyDirectory<F>
 where
     F: Fn() -> L + Send + Sync,
-    L: Future<Output = Listed> + Send,
+    L: Future<Output = ListResult> + Send,
 {
     async fn list(&self) -> std::result::Result<Listing, StoreError> {
         Ok((self.list)().await?.into_iter().collect())
@@ -148,36 +148,36 @@ where
 
 /// A directory whose entries are known and never change.
 #[derive(Debug)]
-pub struct Fixed {
+pub struct FixedDirectory {
     listing: Listing,
     /// The names of the entries that are directories.
     directories: Vec<String>,
 }
 
 #[async_trait]
-impl Directory for Fixed {
+impl Directory for FixedDirectory {
     async fn list(&self) -> std::result::Result<Listing, StoreError> {
         Ok(self.listing.clone())
     }
 
-    fn known(&self) -> Option<&Fixed> {
+    fn known(&self) -> Option<&FixedDirectory> {
         Some(self)
     }
 }
 
 /// Makes the directory that holds these files under their paths. Slashes in the paths become
 /// directories; `empty` names directories that hold nothing.
-pub fn files_tree(files: &[FileEntry], empty: &[String]) -> Item {
+pub fn files_tree(files: &[FileEntry], empty: &[String]) -> ViewItem {
     #[derive(Default)]
     struct Branch {
         branches: BTreeMap<String, Branch>,
         leaves: BTreeMap<String, Arc<FileEntry>>,
     }
-    fn grown(branch: Branch) -> Item {
-        let leaves = branch.leaves.into_iter().map(|(name, entry)| (name, Item::Blob(entry)));
+    fn grown(branch: Branch) -> ViewItem {
+        let leaves = branch.leaves.into_iter().map(|(name, entry)| (name, ViewItem::Blob(entry)));
         // A directory wins over a file of the same name: its files could not be reached otherwise.
         let branches = branch.branches.into_iter().map(|(name, branch)| (name, grown(branch)));
-        Item::fixed(leaves.chain(branches))
+        ViewItem::fixed(leaves.chain(branches))
     }
     let mut root = Branch::default();
     for file in files {
@@ -201,10 +201,10 @@ pub fn files_tree(files: &[FileEntry], empty: &[String]) -> Item {
 }
 
 #[derive(Debug)]
-struct Inode {
+struct ViewInode {
     parent: Ino,
     name: String,
-    item: Item,
+    item: ViewItem,
     /// The kernel's lookup count: lookups that it has not forgotten.
     lookups: u64,
     children: HashMap<String, Ino>,
@@ -216,7 +216,7 @@ struct Inode {
 /// The read-only inodes of a mount.
 #[derive(Debug)]
 pub struct View {
-    state: Mutex<State>,
+    state: Mutex<ViewState>,
     uid: u32,
     gid: u32,
     readers: Readers,
@@ -234,8 +234,8 @@ enum Readers {
 }
 
 #[derive(Debug)]
-struct State {
-    inodes: HashMap<Ino, Inode>,
+struct ViewState {
+    inodes: HashMap<Ino, ViewInode>,
     next: Ino,
     /// View inodes that `mv` moved to `out/`, each with the staged inode that it became: the kernel
     /// still uses the old number.
@@ -247,10 +247,10 @@ struct State {
 impl View {
     /// Makes a view whose root is `root`. Directories that cannot be listed are recorded in
     /// `reads`.
-    pub(crate) fn new(root: Item, reads: ReadLog) -> Self {
-        let root = Inode::new(ROOT, String::new(), root);
+    pub(crate) fn new(root: ViewItem, reads: ReadLog) -> Self {
+        let root = ViewInode::new(ROOT, String::new(), root);
         Self {
-            state: Mutex::new(State {
+            state: Mutex::new(ViewState {
                 inodes: HashMap::from([(ROOT, root)]),
                 next: ROOT + 1,
                 carried: HashMap::new(),
@@ -266,11 +266,11 @@ impl View {
     /// Makes a view that users with any ID may read. Its modes also allow writing, because the
     /// kernel refuses to link or move a file that belongs to another user and is not writable.
     /// Writes are refused all the same (EROFS).
-    pub(crate) fn for_any_user(root: Item, reads: ReadLog) -> Self {
+    pub(crate) fn for_any_user(root: ViewItem, reads: ReadLog) -> Self {
         Self { readers: Readers::AnyUser, ..Self::new(root, reads) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ViewState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -288,7 +288,7 @@ impl View {
     }
 
     /// Returns what an inode is.
-    pub fn item(&self, ino: Ino) -> Result<Item> {
+    pub fn item(&self, ino: Ino) -> Result<ViewItem> {
         Ok(self.lock().inodes.get(&ino).ok_or(Errno::STALE)?.item.clone())
     }
 
@@ -367,7 +367,7 @@ impl View {
     pub fn is_fixed(&self, ino: Ino) -> bool {
         self.lock().inodes.get(&ino).is_some_and(|inode| {
             let stays =
-                matches!(&inode.item, Item::Directory(directory) if directory.ttl() == FOREVER);
+                matches!(&inode.item, ViewItem::Directory(directory) if directory.ttl() == FOREVER);
             stays && inode.moved_away.is_empty()
         })
     }
@@ -444,7 +444,7 @@ impl View {
         let directory = {
             let state = self.lock();
             let inode = state.inodes.get(&ino).ok_or(Errno::STALE)?;
-            let Item::Directory(directory) = &inode.item else { return Err(Errno::NOTDIR) };
+            let ViewItem::Directory(directory) = &inode.item else { return Err(Errno::NOTDIR) };
             let ttl = directory.ttl();
             if let Some((since, listing)) = &inode.listing
                 && (ttl == FOREVER || (!afresh && since.elapsed() < ttl))
@@ -466,12 +466,12 @@ impl View {
     }
 
     /// Returns the attributes of a name's inode. Makes the inode if there is none yet.
-    fn entry(&self, parent: Ino, name: &str, item: &Item, looked_up: bool) -> Result<Attr> {
+    fn entry(&self, parent: Ino, name: &str, item: &ViewItem, looked_up: bool) -> Result<Attr> {
         let mut state = self.lock();
         let next = state.next;
         let directory = state.inodes.get_mut(&parent).ok_or(Errno::STALE)?;
         let ttl = match &directory.item {
-            Item::Directory(directory) => directory.ttl(),
+            ViewItem::Directory(directory) => directory.ttl(),
             _ => Duration::ZERO,
         };
         let ino = match directory.children.get(name) {
@@ -483,7 +483,7 @@ impl View {
         };
         if ino == next {
             state.next += 1;
-            state.inodes.insert(ino, Inode::new(parent, name.to_owned(), item.clone()));
+            state.inodes.insert(ino, ViewInode::new(parent, name.to_owned(), item.clone()));
         }
         let inode = state.inodes.get_mut(&ino).ok_or(Errno::STALE)?;
         if ino != next {
@@ -520,31 +520,31 @@ impl View {
         u32::try_from(directories + 2).unwrap_or(u32::MAX)
     }
 
-    fn attr(&self, ino: Ino, item: &Item) -> Result<Attr> {
+    fn attr(&self, ino: Ino, item: &ViewItem) -> Result<Attr> {
         let more = if self.readers == Readers::AnyUser { 0o222 } else { 0 };
         let (kind, size, at, perm, ttl) = match item {
-            Item::Directory(directory) => (
+            ViewItem::Directory(directory) => (
                 Kind::Directory,
                 0,
                 clock::system_time(directory.mtime()),
                 0o755 | more,
                 directory.ttl(),
             ),
-            Item::Text(bytes, at) => {
+            ViewItem::Text(bytes, at) => {
                 (Kind::File, bytes.len() as u64, clock::system_time(*at), 0o444, FOREVER)
             }
-            Item::Blob(entry) => {
+            ViewItem::Blob(entry) => {
                 // The stored mode, so that a copy of the file is writable if the original was.
                 // Writing here is refused whatever the mode says (EROFS).
                 let perm = self.stored_mode(entry) | more;
                 (Kind::File, entry.size, entry.modified(), perm, FOREVER)
             }
-            Item::Live(path) => {
+            ViewItem::Live(path) => {
                 let metadata = std::fs::metadata(path).map_err(|error| super::errno(&error))?;
                 let modified = metadata.modified().map_err(|error| super::errno(&error))?;
                 (Kind::File, metadata.size(), modified, 0o444, Duration::ZERO)
             }
-            Item::Link(target) => {
+            ViewItem::Link(target) => {
                 (Kind::Symlink, target.len() as u64, SystemTime::UNIX_EPOCH, 0o777, FOREVER)
             }
         };
@@ -559,7 +559,7 @@ impl View {
             ctime: at,
             perm,
             nlink: match item {
-                Item::Directory(directory) => self.links_of(ino, &**directory),
+                ViewItem::Directory(directory) => self.links_of(ino, &**directory),
                 _ => 1,
             },
             uid: self.uid,
@@ -569,8 +569,8 @@ impl View {
     }
 }
 
-impl Inode {
-    fn new(parent: Ino, name: String, item: Item) -> Self {
+impl ViewInode {
+    fn new(parent: Ino, name: String, item: ViewItem) -> Self {
         Self {
             parent,
             name,
@@ -595,9 +595,10 @@ mod tests {
     #[tokio::test]
     async fn a_folder_that_cannot_be_listed_is_a_failed_read_of_that_folder() {
         let reads = ReadLog::default();
-        let lost =
-            Item::lazy(FOREVER, || std::future::ready(Err(StoreError::DamagedBlob("k".into()))));
-        let view = View::new(Item::fixed([("lineage".to_owned(), lost)]), reads.clone());
+        let lost = ViewItem::lazy(FOREVER, || {
+            std::future::ready(Err(StoreError::DamagedBlob("k".into())))
+        });
+        let view = View::new(ViewItem::fixed([("lineage".to_owned(), lost)]), reads.clone());
         assert!(view.lookup(ROOT, "lineage").await.unwrap().is_ok());
         assert!(reads.so_far().is_empty());
         let ino = directory_of(&view, "lineage");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ion_model::event::FileEntry;
 
 use super::Ino;
-use super::view::{Item, Listing};
+use super::view::{Listing, ViewItem};
 
 /// The largest size, in bytes, of a file that is fetched whole: when it is first read, or before.
 pub(crate) const SMALL: u64 = 4 << 20;
@@ -91,7 +91,7 @@ impl Walk {
         let mut bytes = 0;
         let mut files = Vec::new();
         for (name, item) in listing.after(&from).take(self.window - self.left) {
-            let Item::Blob(entry) = item else { continue };
+            let ViewItem::Blob(entry) = item else { continue };
             bytes += entry.size;
             if entry.size > SMALL || bytes > AHEAD_BYTES_MAX {
                 break;
@@ -121,7 +121,7 @@ mod tests {
         };
         let items = (0..files)
             .map(|n| format!("{n:05}"))
-            .map(|name| (name.clone(), Item::Blob(Arc::new(entry(&name)))));
+            .map(|name| (name.clone(), ViewItem::Blob(Arc::new(entry(&name)))));
         items.collect()
     }
 

@@ -49,14 +49,14 @@ impl Checksums {
 
 /// Computes the checksums of a file that arrives in pieces of any size.
 #[derive(Clone, Debug, Default)]
-pub struct Summer {
+pub struct BlockChecksummer {
     sums: Vec<u8>,
     current: u32,
     filled: u64,
     total: u64,
 }
 
-impl Summer {
+impl BlockChecksummer {
     /// Adds the next bytes.
     pub fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
@@ -98,7 +98,7 @@ impl Summer {
 
 /// Returns the checksums of bytes that are all in memory.
 pub fn of(bytes: &[u8]) -> Checksums {
-    let mut summer = Summer::default();
+    let mut summer = BlockChecksummer::default();
     summer.update(bytes);
     summer.finish()
 }
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn pieces_of_any_size_give_the_same_sums() {
         let bytes = vec![7u8; 3_000_001];
-        let mut summer = Summer::default();
+        let mut summer = BlockChecksummer::default();
         for piece in bytes.chunks(65_537) {
             summer.update(piece);
         }

@@ -135,7 +135,7 @@ impl FileEntry {
 /// The state of an event between its commit and its publication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Publication {
+pub enum PublicationState {
     /// Written by an on-success job that has not succeeded yet. No module and no person may see it.
     Staged,
     /// Committed; the relay publishes it if the process that committed it does not.
@@ -171,7 +171,7 @@ pub struct Event {
     /// When it was committed; while it is staged, when it was staged.
     pub created: Millis,
     /// Whether it is staged, unpublished or published.
-    pub publication: Publication,
+    pub publication: PublicationState,
     /// How many generations it is below the first event of its correlation, whose depth is 0. An
     /// event that an older Ion committed has depth 0 too.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -237,7 +237,7 @@ impl Event {
     /// Returns the event addressed to no module: people can look at it, and it starts no job.
     #[must_use]
     pub fn for_nobody(self) -> Self {
-        let (publication, expected_by) = (Publication::Published, Some(vec![]));
+        let (publication, expected_by) = (PublicationState::Published, Some(vec![]));
         Self { publication, expected_by, unrouted: true, unclaimed: false, ..self }
     }
 
@@ -361,7 +361,7 @@ impl EventFile {
 
 /// The result of reading an event file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Parsed {
+pub enum ParsedEventFile {
     /// The content is nothing but white space.
     Empty,
     /// The content may become a document when more is written.
@@ -375,56 +375,56 @@ pub enum Parsed {
 }
 
 /// Reads the content of an event file or of `insights.json`, within the default limits of jobs.
-pub fn parse(content: &[u8]) -> Parsed {
+pub fn parse(content: &[u8]) -> ParsedEventFile {
     parse_within(content, &Limits::default())
 }
 
 /// Reads the content of an event file or of `insights.json`.
 ///
-/// A complete array or object cannot be the prefix of a longer one, so [`Parsed::Complete`] is
+/// A complete array or object cannot be the prefix of a longer one, so [`ParsedEventFile::Complete`] is
 /// never early. A number can be such a prefix (`4` of `42`), but no scalar is a document.
 ///
 /// It never builds a tree of the whole document: a file of 16 MiB can hold millions of values,
 /// which would take a gigabyte. It keeps the text of a value that is not a string unchanged, so
 /// that no digit of a number is lost.
-pub fn parse_within(content: &[u8], limits: &Limits) -> Parsed {
+pub fn parse_within(content: &[u8], limits: &Limits) -> ParsedEventFile {
     // Windows programs put a byte order mark before UTF-8.
     let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
     if content.iter().all(|byte| byte.is_ascii_whitespace()) {
-        return Parsed::Empty;
+        return ParsedEventFile::Empty;
     }
     // Checks the syntax of the whole without keeping it, and without recursion at any depth.
     match serde_json::from_slice::<IgnoredAny>(content) {
         Ok(_) => {}
-        Err(error) if error.is_eof() => return Parsed::Incomplete,
-        Err(error) => return Parsed::Invalid(not_json(&error)),
+        Err(error) if error.is_eof() => return ParsedEventFile::Incomplete,
+        Err(error) => return ParsedEventFile::Invalid(not_json(&error)),
     }
     let Ok(text) = std::str::from_utf8(content).map(str::trim_ascii) else {
-        return Parsed::Invalid("not JSON: not UTF-8".into());
+        return ParsedEventFile::Invalid("not JSON: not UTF-8".into());
     };
-    let mut reading = Reading { file: EventFile::default(), limits, value_bytes: 0 };
+    let mut reading = EventFileReader { file: EventFile::default(), limits, value_bytes: 0 };
     match reading.document(text) {
-        Ok(()) => Parsed::Complete(reading.file),
-        Err(Wrong::Form(reason)) => Parsed::Invalid(reason),
-        Err(Wrong::Size(reason)) => Parsed::TooBig(reason),
+        Ok(()) => ParsedEventFile::Complete(reading.file),
+        Err(EventFileError::Form(reason)) => ParsedEventFile::Invalid(reason),
+        Err(EventFileError::Size(reason)) => ParsedEventFile::TooBig(reason),
     }
 }
 
 /// Why a JSON document is not a valid event file.
-enum Wrong {
+enum EventFileError {
     Form(String),
     Size(String),
 }
 
 /// The state of reading an event file from valid JSON.
-struct Reading<'l> {
+struct EventFileReader<'l> {
     file: EventFile,
     limits: &'l Limits,
     value_bytes: u64,
 }
 
-impl Reading<'_> {
-    fn document(&mut self, text: &str) -> Result<(), Wrong> {
+impl EventFileReader<'_> {
+    fn document(&mut self, text: &str) -> Result<(), EventFileError> {
         match text.as_bytes().first() {
             // `[{"key": "eventType", "value": "frame"}, ...]`
             Some(b'[') => {
@@ -437,13 +437,13 @@ impl Reading<'_> {
             }
             // `{"eventType": "frame", ...}`
             Some(b'{') => each(text, |key, value| self.take(key, value)),
-            _ => Err(Wrong::Form(
+            _ => Err(EventFileError::Form(
                 "a JSON array of key-value pairs or a JSON object is needed".into(),
             )),
         }
     }
 
-    fn take(&mut self, key: String, value: &str) -> Result<(), Wrong> {
+    fn take(&mut self, key: String, value: &str) -> Result<(), EventFileError> {
         let text = if value.starts_with('"') { Some(string(value)?) } else { None };
         self.file.says_files |= key == "files";
         // Only the first near misses are kept: they are enough to find one that counts as a slip.
@@ -452,7 +452,9 @@ impl Reading<'_> {
         }
         match (key.as_str(), text) {
             ("eventType", Some(text)) => self.file.event_type = Some(text),
-            ("eventType", None) => return Err(Wrong::Form("\"eventType\" is not a string".into())),
+            ("eventType", None) => {
+                return Err(EventFileError::Form("\"eventType\" is not a string".into()));
+            }
             ("files", Some(text)) => {
                 for name in file_names(&text) {
                     self.name(name.to_owned())?;
@@ -460,14 +462,14 @@ impl Reading<'_> {
             }
             ("files", None) if value.starts_with('[') => each(value, |_, name| {
                 if !name.starts_with('"') {
-                    return Err(Wrong::Form(
+                    return Err(EventFileError::Form(
                         "\"files\" holds something that is not a string".into(),
                     ));
                 }
                 self.name(string(name)?)
             })?,
             ("files", None) => {
-                return Err(Wrong::Form(
+                return Err(EventFileError::Form(
                     "\"files\" is neither a string nor an array of strings".into(),
                 ));
             }
@@ -480,9 +482,9 @@ impl Reading<'_> {
         Ok(())
     }
 
-    fn name(&mut self, name: String) -> Result<(), Wrong> {
+    fn name(&mut self, name: String) -> Result<(), EventFileError> {
         if self.file.files.len() as u64 >= self.limits.event_files {
-            return Err(Wrong::Size(format!(
+            return Err(EventFileError::Size(format!(
                 "an event may name {} files",
                 self.limits.event_files
             )));
@@ -491,9 +493,9 @@ impl Reading<'_> {
         Ok(())
     }
 
-    fn value(&mut self, key: String, value: String) -> Result<(), Wrong> {
+    fn value(&mut self, key: String, value: String) -> Result<(), EventFileError> {
         if self.file.data.len() as u64 >= self.limits.event_values {
-            return Err(Wrong::Size(format!(
+            return Err(EventFileError::Size(format!(
                 "an event may have {} values",
                 self.limits.event_values
             )));
@@ -501,7 +503,7 @@ impl Reading<'_> {
         self.value_bytes += (key.len() + value.len()) as u64;
         if self.value_bytes > self.limits.event_value_bytes {
             let most = bytes_in_words(self.limits.event_value_bytes);
-            return Err(Wrong::Size(format!(
+            return Err(EventFileError::Size(format!(
                 "the values of an event may take {most}; put more into a file and name it"
             )));
         }
@@ -511,9 +513,9 @@ impl Reading<'_> {
 }
 
 /// Reads one of older Ion's pairs: returns its key, and the JSON text of its value.
-fn pair(index: usize, element: &str) -> Result<(String, &str), Wrong> {
+fn pair(index: usize, element: &str) -> Result<(String, &str), EventFileError> {
     if !element.starts_with('{') {
-        return Err(Wrong::Form(format!(
+        return Err(EventFileError::Form(format!(
             "element {index} is not an object with \"key\" and \"value\""
         )));
     }
@@ -527,13 +529,14 @@ fn pair(index: usize, element: &str) -> Result<(String, &str), Wrong> {
         Ok(())
     })?;
     let key = key.filter(|text| text.starts_with('"'));
-    let key =
-        string(key.ok_or_else(|| {
-            Wrong::Form(format!("element {index} has no \"key\" that is a string"))
-        })?)?;
+    let key = string(key.ok_or_else(|| {
+        EventFileError::Form(format!("element {index} has no \"key\" that is a string"))
+    })?)?;
     match value {
         Some(value) => Ok((key, value)),
-        None => Err(Wrong::Form(format!("element {index} ({}) has no \"value\"", quote(&key)))),
+        None => {
+            Err(EventFileError::Form(format!("element {index} ({}) has no \"value\"", quote(&key))))
+        }
     }
 }
 
@@ -541,8 +544,8 @@ fn pair(index: usize, element: &str) -> Result<(String, &str), Wrong> {
 /// empty name. Each value is given as its JSON text.
 fn each<'t>(
     text: &'t str,
-    mut take: impl FnMut(String, &'t str) -> Result<(), Wrong>,
-) -> Result<(), Wrong> {
+    mut take: impl FnMut(String, &'t str) -> Result<(), EventFileError>,
+) -> Result<(), EventFileError> {
     let mut wrong = None;
     let take = |name, value: &'t RawValue| {
         take(name, value.get()).map_err(|why| wrong = Some(why)).is_ok()
@@ -550,7 +553,7 @@ fn each<'t>(
     let read = serde_json::Deserializer::from_str(text).deserialize_any(Each(take));
     match (wrong, read) {
         (Some(wrong), _) => Err(wrong),
-        (None, Err(error)) => Err(Wrong::Form(not_json(&error))),
+        (None, Err(error)) => Err(EventFileError::Form(not_json(&error))),
         (None, Ok(())) => Ok(()),
     }
 }
@@ -589,12 +592,12 @@ fn not_json(error: &serde_json::Error) -> String {
     format!("not JSON: {}", cut(&error.to_string(), QUOTE_MAX))
 }
 
-fn string(text: &str) -> Result<String, Wrong> {
-    serde_json::from_str(text).map_err(|error| Wrong::Form(not_json(&error)))
+fn string(text: &str) -> Result<String, EventFileError> {
+    serde_json::from_str(text).map_err(|error| EventFileError::Form(not_json(&error)))
 }
 
 /// Refuses a value that is nested so deeply that programs which read it run out of stack.
-fn nested_sensibly(value: &str) -> Result<(), Wrong> {
+fn nested_sensibly(value: &str) -> Result<(), EventFileError> {
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
     for byte in value.bytes() {
         match byte {
@@ -608,7 +611,9 @@ fn nested_sensibly(value: &str) -> Result<(), Wrong> {
             _ => {}
         }
         if depth > DEPTH_MAX {
-            return Err(Wrong::Form(format!("a value is nested more than {DEPTH_MAX} deep")));
+            return Err(EventFileError::Form(format!(
+                "a value is nested more than {DEPTH_MAX} deep"
+            )));
         }
     }
     Ok(())
@@ -686,8 +691,8 @@ mod tests {
     #[test]
     fn a_byte_order_mark_says_nothing() {
         assert_eq!(parse(b"\xef\xbb\xbf{\"eventType\": \"a\"}"), parse(b"{\"eventType\": \"a\"}"));
-        assert_eq!(parse(b"\xef\xbb\xbf"), Parsed::Empty);
-        assert!(matches!(parse(b"{\xef\xbb\xbf}"), Parsed::Invalid(_)));
+        assert_eq!(parse(b"\xef\xbb\xbf"), ParsedEventFile::Empty);
+        assert!(matches!(parse(b"{\xef\xbb\xbf}"), ParsedEventFile::Invalid(_)));
     }
 
     #[test]
@@ -695,7 +700,7 @@ mod tests {
         let pairs = br#"[{"key": "eventType", "value": "frame"}, {"key": "files", "value": "a.png,,b.png"}, {"key": "n", "value": "7"}]"#;
         let object = br#"{"eventType": "frame", "files": ["a.png", "b.png"], "n": 7}"#;
         assert_eq!(parse(pairs), parse(object));
-        let Parsed::Complete(file) = parse(object) else { panic!("not complete") };
+        let ParsedEventFile::Complete(file) = parse(object) else { panic!("not complete") };
         assert_eq!(file.event_type.as_deref(), Some("frame"));
         assert_eq!(file.files, ["a.png", "b.png"]);
         assert_eq!(file.data, [KeyValue { key: "n".into(), value: "7".into() }]);
@@ -704,7 +709,7 @@ mod tests {
     #[test]
     fn a_near_miss_of_a_reserved_word_is_a_slip_and_an_honest_value_is_none() {
         let slip = |text: &str| {
-            let Parsed::Complete(file) = parse(text.as_bytes()) else {
+            let ParsedEventFile::Complete(file) = parse(text.as_bytes()) else {
                 panic!("not complete: {text}")
             };
             file.slip(|path| path == "a.png")
@@ -763,11 +768,14 @@ mod tests {
             br#"  {"eventType": "frame", "files": ["a\u00e9.png"], "n": [1, {"x": null}]}"#;
         for end in 0..document.len() {
             assert!(
-                matches!(parse(&document[..end]), Parsed::Empty | Parsed::Incomplete),
+                matches!(
+                    parse(&document[..end]),
+                    ParsedEventFile::Empty | ParsedEventFile::Incomplete
+                ),
                 "prefix of {end} bytes"
             );
         }
-        assert!(matches!(parse(document), Parsed::Complete(_)));
+        assert!(matches!(parse(document), ParsedEventFile::Complete(_)));
     }
 
     #[test]
@@ -784,13 +792,13 @@ mod tests {
             "[".repeat(200_000) + &"]".repeat(200_000),
             format!("{{\"a\":{}{}}}", "[".repeat(200_000), "]".repeat(200_000)),
         ] {
-            assert!(matches!(parse(bomb.as_bytes()), Parsed::Invalid(_)));
+            assert!(matches!(parse(bomb.as_bytes()), ParsedEventFile::Invalid(_)));
         }
     }
 
     #[test]
     fn what_is_no_string_is_kept_to_the_letter() {
-        let Parsed::Complete(file) = parse(br#" { "eventType":"a" , "n" : 1234567890123456789012.50, "l":[ 1,{"]":"\"}"} ], "s" : "\u00e9,:" } "#) else {
+        let ParsedEventFile::Complete(file) = parse(br#" { "eventType":"a" , "n" : 1234567890123456789012.50, "l":[ 1,{"]":"\"}"} ], "s" : "\u00e9,:" } "#) else {
             panic!("not complete")
         };
         let values: Vec<_> = file.data.iter().map(|pair| (&*pair.key, &*pair.value)).collect();
@@ -805,12 +813,12 @@ mod tests {
         let limits =
             Limits { event_values: 2, event_value_bytes: 10, event_files: 1, ..Limits::default() };
         let over = |text: &str| match parse_within(text.as_bytes(), &limits) {
-            Parsed::TooBig(reason) => reason,
+            ParsedEventFile::TooBig(reason) => reason,
             other => panic!("{other:?}"),
         };
         assert!(matches!(
             parse_within(br#"{"a":1,"b":2,"files":"x"}"#, &limits),
-            Parsed::Complete(_)
+            ParsedEventFile::Complete(_)
         ));
         assert_eq!(over(r#"{"a":1,"b":2,"c":3}"#), "an event may have 2 values");
         assert_eq!(over(r#"[{"key":"files","value":"x,y"}]"#), "an event may name 1 files");
@@ -831,7 +839,7 @@ mod tests {
         #[test]
         fn what_was_written_is_read(event_type in "[a-z][a-z0-9._-]{0,20}", files in proptest::collection::vec("[a-z/ ]{1,12}", 0..5), n in any::<i64>()) {
             let document = json!({"eventType": event_type, "files": files, "n": n});
-            let Parsed::Complete(file) = parse(document.to_string().as_bytes()) else { panic!("not complete") };
+            let ParsedEventFile::Complete(file) = parse(document.to_string().as_bytes()) else { panic!("not complete") };
             prop_assert_eq!(file.event_type, Some(event_type));
             prop_assert_eq!(file.files, files);
             prop_assert_eq!(file.data[0].value.clone(), n.to_string());
@@ -841,7 +849,7 @@ mod tests {
         #[test]
         fn members_are_those_of_a_whole_reader(text in "\\{(\"[a-c\\\\\\]\\[{}:,]{0,4}\" ?: ?(1.50|null|\"[a,:{}\\[\\]]{0,5}\"|\\[1, ?\"\\]\"\\]|\\{\"x\": ?\\{\\}\\}),? ?){0,4}\\}") {
             let Ok(Value::Object(fields)) = serde_json::from_str::<Value>(&text) else { return Ok(()) };
-            let Parsed::Complete(file) = parse(text.as_bytes()) else { panic!("not complete: {text}") };
+            let ParsedEventFile::Complete(file) = parse(text.as_bytes()) else { panic!("not complete: {text}") };
             for pair in &file.data {
                 prop_assert!(fields.contains_key(&pair.key), "{}", text);
             }

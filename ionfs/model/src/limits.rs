@@ -149,9 +149,9 @@ const LIMITS: [Limit; 11] = [
 
 /// The limits that a user has set, by name. All other limits are left open.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SetLimits(BTreeMap<String, u64>);
+pub struct LimitOverrides(BTreeMap<String, u64>);
 
-impl SetLimits {
+impl LimitOverrides {
     /// Sets the limit `name` to the value in `text`: a number as in `1000`, or bytes as in `16MiB`.
     ///
     /// # Errors

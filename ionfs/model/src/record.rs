@@ -258,7 +258,7 @@ const SAID_MAX: usize = 5;
 
 /// The jobs that have to end before a gathering job starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WaitsFor {
+pub struct GatherObstacles {
     /// The number of jobs that have not ended, including those that no dispatcher has claimed yet.
     pub open: usize,
     /// The number of dead jobs: they hold the gathering job back until they are retried or dropped.
@@ -282,14 +282,14 @@ pub struct OpenJob {
 /// The jobs without whose output a gathering job runs: jobs below its event that were cancelled or
 /// dead when it began.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Without {
+pub struct MissingJobs {
     /// The first [`NAMED_MAX`] of these jobs.
     pub jobs: Vec<JobId>,
     /// The number of further jobs.
     pub more: usize,
 }
 
-impl WaitsFor {
+impl GatherObstacles {
     /// Describes in words what the job waits for: names the first few jobs, and what to do if only
     /// dead jobs are left.
     pub fn in_words(&self) -> String {
@@ -309,7 +309,7 @@ impl WaitsFor {
     }
 }
 
-impl Without {
+impl MissingJobs {
     /// Whether no job's output is missing.
     pub fn is_empty(&self) -> bool {
         self.jobs.is_empty()
@@ -385,10 +385,10 @@ pub struct JobRecord {
     pub losses: u32,
     /// What a waiting gathering job waits for, as a dispatcher saw it last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub waits_for: Option<WaitsFor>,
+    pub waits_for: Option<GatherObstacles>,
     /// The jobs without whose output a gathering job that has begun runs.
-    #[serde(default, skip_serializing_if = "Without::is_empty")]
-    pub without: Without,
+    #[serde(default, skip_serializing_if = "MissingJobs::is_empty")]
+    pub without: MissingJobs,
 }
 
 impl JobRecord {
@@ -414,7 +414,7 @@ impl JobRecord {
             failures: 0,
             losses: 0,
             waits_for: None,
-            without: Without::default(),
+            without: MissingJobs::default(),
         }
     }
 }
@@ -447,7 +447,7 @@ pub struct InsightRecord {
     /// The attempt that kept them.
     #[serde(default)]
     pub attempt: u32,
-    /// True until an on-success job has succeeded: see [`crate::event::Publication::Staged`].
+    /// True until an on-success job has succeeded: see [`crate::event::PublicationState::Staged`].
     #[serde(default)]
     pub staged: bool,
 }

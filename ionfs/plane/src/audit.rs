@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ion_model::errors::chain;
-use ion_model::event::{DocumentType, Event, FileEntry, Publication};
+use ion_model::event::{DocumentType, Event, FileEntry, PublicationState};
 use ion_model::record::{JobRecord, JobState, LogRecord};
 use ion_stores::{Collection, DataPlane, Pages, Query, StoreError, decode};
 use serde_json::json;
@@ -101,7 +101,7 @@ pub async fn check(
                 }
             };
             check_event(plane, &event, depth, &mut report).await?;
-            if event.publication == Publication::Unpublished {
+            if event.publication == PublicationState::Unpublished {
                 suspects.push(event);
             }
         }
@@ -146,7 +146,7 @@ async fn check_event(
             report.found(format!("{what}: its list of files cannot be read: {}", chain(&error)))
         }
     }
-    if event.publication == Publication::Staged && is_lost(plane, event).await? {
+    if event.publication == PublicationState::Staged && is_lost(plane, event).await? {
         report.found(format!("{what} was staged by an attempt that succeeded, and is not visible"));
     }
     Ok(())
@@ -162,7 +162,7 @@ async fn is_lost(plane: &DataPlane, event: &Event) -> Result<bool, StoreError> {
     });
     // A relay may have made the event visible between the two reads.
     let again = plane.documents.get_as::<Event>(Collection::Events, event.id.as_str()).await?;
-    Ok(over && again.is_some_and(|event| event.publication == Publication::Staged))
+    Ok(over && again.is_some_and(|event| event.publication == PublicationState::Staged))
 }
 
 /// Waits for [`WATCHED`], then reads the unpublished events again and reports those that have not
@@ -181,7 +181,7 @@ async fn watch_out(
     for before in suspects {
         let now = plane.documents.get_as::<Event>(Collection::Events, before.id.as_str()).await?;
         let Some(event) = now.filter(|now| {
-            now.publication == Publication::Unpublished && now.publisher == before.publisher
+            now.publication == PublicationState::Unpublished && now.publisher == before.publisher
         }) else {
             continue;
         };

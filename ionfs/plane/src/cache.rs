@@ -140,16 +140,16 @@ struct CacheShared {
     next_id: AtomicU64,
     idle_max: usize,
     making_room: AtomicBool,
-    open: Mutex<Open>,
+    open: Mutex<OpenBlobs>,
 }
 
 #[derive(Debug, Default)]
-struct Open {
+struct OpenBlobs {
     by_key: HashMap<String, (u64, Arc<CachedBlob>)>,
     clock: u64,
 }
 
-impl Open {
+impl OpenBlobs {
     /// Returns the open blob of this entry. Two documents can name the same key with different
     /// checksums only if one of them is wrong. So an entry never shares a blob with other
     /// checksums.
@@ -159,7 +159,7 @@ impl Open {
 }
 
 impl CacheShared {
-    fn open(&self) -> MutexGuard<'_, Open> {
+    fn open(&self) -> MutexGuard<'_, OpenBlobs> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -277,7 +277,7 @@ impl Cache {
 
     fn insert(
         &self,
-        open: &mut Open,
+        open: &mut OpenBlobs,
         entry: &FileEntry,
         place: Place,
         file: File,

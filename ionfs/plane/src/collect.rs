@@ -34,7 +34,9 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use ion_model::clock::{self, millis};
 use ion_model::event::{DocumentType, Event};
 use ion_model::record::{JobRecord, JobState, LogRecord};
-use ion_stores::{Abandon, BlobInfo, Collection, DataPlane, Pages, Query, StoreError, decode};
+use ion_stores::{
+    BlobInfo, Collection, DataPlane, Pages, Query, StoreError, UnfinishedUploads, decode,
+};
 use ion_system::failpoint;
 use serde_json::{Value, json};
 
@@ -102,7 +104,8 @@ pub async fn collect(
             }
         }
     }
-    let abandon = if how == GcMode::Remove { Abandon::End } else { Abandon::Count };
+    let abandon =
+        if how == GcMode::Remove { UnfinishedUploads::End } else { UnfinishedUploads::Count };
     collected.unfinished = plane.blobs.abandon_uploads(before, abandon).await?;
     Ok(collected)
 }

@@ -19,7 +19,7 @@ use futures_util::future::try_join_all;
 use ion_model::clock::{self, Millis};
 use ion_model::errors::chain;
 use ion_model::event::{
-    Context, DocumentType, Event, EventFile, FileEntry, KeyValue, Publication, TYPE_BYTES_MAX,
+    Context, DocumentType, Event, EventFile, FileEntry, KeyValue, PublicationState, TYPE_BYTES_MAX,
     is_event_type,
 };
 use ion_model::id::{EventId, JobId};
@@ -39,7 +39,7 @@ use tracing::{Instrument as _, Span, info_span};
 
 pub use self::errno::RefusalErrno;
 use self::naming::named_paths;
-pub use self::naming::{Below, FileNames, check_directories};
+pub use self::naming::{DirectoryContent, FileNames, check_directories};
 pub use self::refusal::{Refusal, Rejection, TooDeep};
 use self::steps::{CommitEnd, CommitStep, StoreAnswer};
 use crate::upload::store_bytes;
@@ -152,7 +152,7 @@ pub trait Staging: Send + Sync {
 
     /// Returns what is below the directory at a clean path, sorted, or `None` if there is no
     /// directory.
-    async fn below(&self, path: &str) -> Result<Option<Below>, Refusal>;
+    async fn below(&self, path: &str) -> Result<Option<DirectoryContent>, Refusal>;
 
     /// Returns how many files an event may name.
     fn files_max(&self) -> u64;
@@ -255,7 +255,8 @@ impl Committer {
         let durable = || self.make_durable(name, file.clone(), staging);
         let (step, event, mut receipt) = self.patiently(|| staging.moved(), durable).await?;
         self.plane.metrics.commits.add(1);
-        receipt.published = step == CommitStep::End(CommitEnd::Committed(Publication::Published));
+        receipt.published =
+            step == CommitStep::End(CommitEnd::Committed(PublicationState::Published));
         if matches!(step, CommitStep::End(_)) || !self.publish(step, event).await {
             seal(&self.plane).await?;
         } else {
@@ -276,7 +277,8 @@ impl Committer {
         }
         let event_type = self.checked_type(file.event_type)?;
         let depth = self.depth?;
-        let Below { files: paths, empty: directories } = named_paths(&file.files, staging).await?;
+        let DirectoryContent { files: paths, empty: directories } =
+            named_paths(&file.files, staging).await?;
         // Step 1, for all files at once: the staging bounds what runs in parallel.
         let (files, (listed, file_list)) = timed(&self.plane, CommitStep::StoreBlobs, async {
             let files = try_join_all(paths.iter().map(|path| staging.durable(path))).await?;
@@ -295,8 +297,8 @@ impl Committer {
             directories,
             created: clock::now(),
             publication: match self.origin.commit {
-                CommitMode::OnClose => Publication::Unpublished,
-                CommitMode::OnSuccess => Publication::Staged,
+                CommitMode::OnClose => PublicationState::Unpublished,
+                CommitMode::OnSuccess => PublicationState::Staged,
             },
             depth,
             file_name: Some(name.to_owned()),
@@ -591,8 +593,10 @@ async fn insert(
             }
             CommitStep::Replace(attempt) => {
                 found.clone_from(&event);
-                let expect =
-                    vec![("publication", json!(Publication::Staged)), ("attempt", json!(attempt))];
+                let expect = vec![
+                    ("publication", json!(PublicationState::Staged)),
+                    ("attempt", json!(attempt)),
+                ];
                 let replaced = plane.documents.replace(
                     Collection::Events,
                     encode(&event),
@@ -664,15 +668,15 @@ pub(crate) async fn publish(
                 StoreAnswer::Done
             }),
             CommitStep::Mark => {
-                event.publication = Publication::Published;
-                let expect = vec![("publication", json!(Publication::Unpublished))];
+                event.publication = PublicationState::Published;
+                let expect = vec![("publication", json!(PublicationState::Unpublished))];
                 // If the mark is lost, the event is published once more.
                 let marked = plane.documents.replace_soon(Collection::Events, encode(&event), expect);
                 let marked = timed(plane, step, marked).await;
                 failpoint::reach("commit.marked");
                 marked.map(changed)
             }
-            CommitStep::End(CommitEnd::Committed(Publication::Unpublished)) => return failed.map_or(Ok(()), Err),
+            CommitStep::End(CommitEnd::Committed(PublicationState::Unpublished)) => return failed.map_or(Ok(()), Err),
             _ => return Ok(()),
         };
         step = step.after(answer(tried, &mut failed), event.attempt, CommitMode::OnClose);

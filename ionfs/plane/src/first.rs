@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use ion_model::clock;
-use ion_model::event::{Context, DocumentType, Event, FileEntry, KeyValue, Publication};
+use ion_model::event::{Context, DocumentType, Event, FileEntry, KeyValue, PublicationState};
 use ion_model::id::{CorrelationId, EventId};
 use ion_stores::{Collection, DataPlane, decode};
 
@@ -76,7 +76,7 @@ impl FirstEvent {
             data: self.data,
             directories: self.directories,
             created: clock::now(),
-            publication: Publication::Unpublished,
+            publication: PublicationState::Unpublished,
             depth,
             file_name: None,
             job_id: None,

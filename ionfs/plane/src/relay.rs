@@ -12,12 +12,12 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use ion_model::clock;
 use ion_model::errors::chain;
-use ion_model::event::{Event, Publication};
+use ion_model::event::{Event, PublicationState};
 use ion_model::id::JobId;
 use ion_model::record::{CommitMode, InsightRecord, JobRecord, JobState};
 use ion_stores::{Collection, DataPlane, DeadLetter, Equals, Query, StoreError, decode, encode};
 use ion_system::failpoint;
-use ion_system::patience::Standing;
+use ion_system::patience::StateAges;
 use ion_system::spans;
 use serde_json::json;
 use tracing::{Instrument as _, info_span};
@@ -43,8 +43,8 @@ pub struct Relay {
     plane: DataPlane,
     id: String,
     grace: Duration,
-    events: Standing<Option<String>>,
-    jobs: Standing<i64>,
+    events: StateAges<Option<String>>,
+    jobs: StateAges<i64>,
 }
 
 impl Relay {
@@ -52,7 +52,7 @@ impl Relay {
     /// in tests that cannot wait.
     pub fn new(plane: DataPlane, grace: Duration) -> Self {
         let id = Uuid::new_v4().simple().to_string();
-        Self { plane, id, grace, events: Standing::default(), jobs: Standing::default() }
+        Self { plane, id, grace, events: StateAges::default(), jobs: StateAges::default() }
     }
 
     /// Reads the outbox once and publishes the events that have stayed unchanged for the grace
@@ -65,7 +65,7 @@ impl Relay {
         let mut published = 0;
         let unpublished = Query::equal(
             Collection::Events,
-            vec![("publication", json!(Publication::Unpublished))],
+            vec![("publication", json!(PublicationState::Unpublished))],
         )
         .order_by("created")
         .limit(BATCH);
@@ -143,7 +143,7 @@ impl Relay {
         let mut step = CommitStep::Publish;
         if event.publisher.as_ref() != Some(&self.id) {
             let expect = vec![
-                ("publication", json!(Publication::Unpublished)),
+                ("publication", json!(PublicationState::Unpublished)),
                 ("publisher", json!(event.publisher)),
             ];
             event.publisher = Some(self.id.clone());
@@ -225,19 +225,21 @@ async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, Sto
     let (documents, job_id) = (&plane.documents, &job.id);
     let of_job = vec![("context.parentEventId", json!(job.event_id)), ("jobId", json!(job_id))];
     let staged = |mut equals: Vec<(&'static str, serde_json::Value)>| {
-        equals.push(("publication", json!(Publication::Staged)));
+        equals.push(("publication", json!(PublicationState::Staged)));
         Query::equal(Collection::Events, equals)
     };
     let mut promoted = 0;
     for mut event in documents.find_as::<Event>(staged(of_job)).await? {
-        let expect =
-            vec![("publication", json!(Publication::Staged)), ("attempt", json!(event.attempt))];
+        let expect = vec![
+            ("publication", json!(PublicationState::Staged)),
+            ("attempt", json!(event.attempt)),
+        ];
         if event.attempt != Some(job.attempt) {
             // The event is of an attempt that failed, so it was never committed.
             documents.delete(Collection::Events, event.id.as_str(), expect).await?;
             continue;
         }
-        event.publication = Publication::Unpublished;
+        event.publication = PublicationState::Unpublished;
         let revealed = timed(plane, CommitStep::Reveal, reveal(plane, &mut event, expect)).await?;
         let step =
             CommitStep::Reveal.after(changed(revealed), event.attempt, CommitMode::OnSuccess);

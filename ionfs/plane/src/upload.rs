@@ -18,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use ion_model::checksum::{self, Checksums, Summer};
+use ion_model::checksum::{self, BlockChecksummer, Checksums};
 use ion_model::clock::millis_and_nanos;
 use ion_model::errors::chain;
 use ion_model::event::FileEntry;
@@ -272,7 +272,7 @@ async fn put_summed(
     name: &str,
     body: BoxStream<'_, io::Result<Bytes>>,
 ) -> Result<(u64, Checksums), UploadError> {
-    let summer = Arc::new(Mutex::new(Summer::default()));
+    let summer = Arc::new(Mutex::new(BlockChecksummer::default()));
     let passing = summer.clone();
     let unreadable = Arc::new(Mutex::new(None));
     let failing = unreadable.clone();
@@ -320,7 +320,7 @@ async fn holds(blobs: &dyn Blobs, key: &str, size: u64, checksums: &Checksums) -
     }
     let read = async {
         let mut pieces = blobs.get(key, 0..size).await?;
-        let mut summer = Summer::default();
+        let mut summer = BlockChecksummer::default();
         while let Some(piece) = pieces.try_next().await? {
             summer.update(&piece);
         }

@@ -43,7 +43,7 @@ use lapin::{
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use self::refusal::{Act, explained, is_missing};
+use self::refusal::{BrokerAct, explained, is_missing};
 use self::url::Address;
 use super::{Bus, BusReport, DeadLetter, Routed, StoreError, Subscription};
 
@@ -105,8 +105,8 @@ fn queue_of(module: &str) -> String {
 #[derive(Debug)]
 pub struct Amqp {
     name: String,
-    publishing: Line,
-    consuming: Line,
+    publishing: BrokerConnection,
+    consuming: BrokerConnection,
     /// The idle channels in confirm mode.
     free: Mutex<Vec<Channel>>,
     publishers: Semaphore,
@@ -117,22 +117,22 @@ pub struct Amqp {
 
 /// A connection that is opened when it is needed.
 #[derive(Debug)]
-struct Line {
+struct BrokerConnection {
     address: Address,
     purpose: &'static str,
     /// The id of the plane that the virtual host must belong to.
     plane: Option<String>,
-    state: tokio::sync::Mutex<State>,
+    state: tokio::sync::Mutex<ConnectionState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ConnectionState {
     connection: Option<Arc<Connection>>,
-    failed: Option<Failed>,
+    failed: Option<ConnectFailure>,
 }
 
 #[derive(Debug)]
-struct Failed {
+struct ConnectFailure {
     at: Instant,
     rest: Duration,
     reason: String,
@@ -140,13 +140,13 @@ struct Failed {
 
 /// Runs one exchange with the broker, for at most [`ANSWER_WAIT`].
 async fn within<T>(exchange: impl Future<Output = Result<T, lapin::Error>>) -> Result<T, Cause> {
-    asking(Act::Other, exchange).await
+    asking(BrokerAct::Other, exchange).await
 }
 
 /// Runs one exchange with the broker that the broker may refuse, for at most [`ANSWER_WAIT`]. The
 /// error explains a refusal of this act.
 async fn asking<T>(
-    act: Act,
+    act: BrokerAct,
     exchange: impl Future<Output = Result<T, lapin::Error>>,
 ) -> Result<T, Cause> {
     match tokio::time::timeout(ANSWER_WAIT, exchange).await {
@@ -155,7 +155,7 @@ async fn asking<T>(
     }
 }
 
-impl Line {
+impl BrokerConnection {
     fn new(address: Address, purpose: &'static str) -> Self {
         Self { address, purpose, plane: None, state: tokio::sync::Mutex::default() }
     }
@@ -176,13 +176,14 @@ impl Line {
         match self.connect().await {
             Ok(connection) => {
                 let connection = Arc::new(connection);
-                *state = State { connection: Some(connection.clone()), failed: None };
+                *state = ConnectionState { connection: Some(connection.clone()), failed: None };
                 Ok(connection)
             }
             Err(error) => {
                 let rest =
                     state.failed.as_ref().map_or(REST, |failed| (failed.rest * 2).min(REST_MAX));
-                state.failed = Some(Failed { at: Instant::now(), rest, reason: chain(&*error) });
+                state.failed =
+                    Some(ConnectFailure { at: Instant::now(), rest, reason: chain(&*error) });
                 Err(error)
             }
         }
@@ -198,7 +199,7 @@ impl Line {
             self.address.tls.clone(),
             runtime,
         );
-        let connection = asking(Act::Connect, connecting).await?;
+        let connection = asking(BrokerAct::Connect, connecting).await?;
         declare_exchanges(&connection).await?;
         if let Some(plane) = &self.plane {
             claim_virtual_host(&connection, plane).await?;
@@ -247,7 +248,7 @@ async fn claim_virtual_host(connection: &Connection, plane: &str) -> Result<(), 
         ..ExchangeDeclareOptions::default()
     };
     let declare = channel.exchange_declare(PLANE.into(), ExchangeKind::Fanout, options, mark);
-    match asking(Act::DeclareExchange, declare).await {
+    match asking(BrokerAct::DeclareExchange, declare).await {
         Err(error) => match refusal::other_plane(&error) {
             Some(other) => Err(format!(
                 "this virtual host belongs to plane {other}, and these documents are of plane {plane}: each plane needs a virtual host of its own (rabbitmqctl add_vhost NAME, and NAME as the path of ION_BUS); if the other plane is gone for good, remove the virtual host with all in it and make it again"
@@ -269,7 +270,7 @@ async fn declare_exchanges(connection: &Connection) -> Result<(), Cause> {
             durable,
             FieldTable::default(),
         );
-        asking(Act::DeclareExchange, declare).await?;
+        asking(BrokerAct::DeclareExchange, declare).await?;
     }
     Ok(())
 }
@@ -282,10 +283,10 @@ async fn declare_dead_queue(connection: &Connection) -> Result<(), Cause> {
     let mut arguments = quorum();
     arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(i32::MAX));
     let declare = channel.queue_declare(DEAD.into(), QueueDeclareOptions::durable(), arguments);
-    asking(Act::DeclareQueue, declare).await?;
+    asking(BrokerAct::DeclareQueue, declare).await?;
     let all = QueueBindOptions::default();
     let bind = channel.queue_bind(DEAD.into(), DEAD.into(), "#".into(), all, FieldTable::default());
-    asking(Act::Bind, bind).await
+    asking(BrokerAct::Bind, bind).await
 }
 
 fn quorum() -> FieldTable {
@@ -323,7 +324,7 @@ impl Publisher<'_> {
     ) -> Result<Routed, Cause> {
         let channel = self.channel.take().expect("a publisher has its channel until it publishes");
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let confirmed = asking(Act::Publish, async {
+        let confirmed = asking(BrokerAct::Publish, async {
             let publish = channel.basic_publish(
                 exchange.into(),
                 routing_key.into(),
@@ -361,8 +362,8 @@ impl Amqp {
         let address = Address::parse(url)?;
         Ok(Self {
             name: crate::without_credentials(url),
-            publishing: Line::new(address.clone(), "publishes"),
-            consuming: Line::new(address, "consumes"),
+            publishing: BrokerConnection::new(address.clone(), "publishes"),
+            consuming: BrokerConnection::new(address, "consumes"),
             free: Mutex::default(),
             publishers: Semaphore::new(PUBLISHERS),
             declared: Mutex::default(),
@@ -422,7 +423,7 @@ impl Amqp {
             QueueDeclareOptions::durable(),
             module_arguments(),
         );
-        asking(Act::DeclareQueue, declare).await?;
+        asking(BrokerAct::DeclareQueue, declare).await?;
         for event_type in event_types {
             failpoint::linger("queue.binding");
             let bind = channel.queue_bind(
@@ -432,7 +433,7 @@ impl Amqp {
                 QueueBindOptions::default(),
                 FieldTable::default(),
             );
-            asking(Act::Bind, bind).await?;
+            asking(BrokerAct::Bind, bind).await?;
         }
         Ok(())
     }
@@ -454,7 +455,7 @@ impl Amqp {
                 gone.as_str().into(),
                 FieldTable::default(),
             );
-            asking(Act::Bind, unbind).await?;
+            asking(BrokerAct::Bind, unbind).await?;
         }
         Ok(())
     }
@@ -480,7 +481,7 @@ impl Amqp {
         let mut held = Vec::new();
         while held.len() < limit {
             let get = channel.basic_get(queue.into(), BasicGetOptions::default());
-            match asking(Act::Receive, get).await? {
+            match asking(BrokerAct::Receive, get).await? {
                 Some(message) => held.push(message.delivery),
                 None => break,
             }
@@ -553,7 +554,7 @@ impl Bus for Amqp {
             let channel = self.publishing.channel().await?;
             let queue = queue_of(module);
             let delete = channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default());
-            asking(Act::Delete, delete).await
+            asking(BrokerAct::Delete, delete).await
         };
         removing.await.map_err(self.failed(format!("removing the queue of module {module:?}")))?;
         Ok(())

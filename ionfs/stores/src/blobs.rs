@@ -75,7 +75,11 @@ pub trait Blobs: Send + Sync + fmt::Debug {
 
     /// Ends uploads that were begun before `before` and never finished; killed processes leave such
     /// uploads. Returns their number.
-    async fn abandon_uploads(&self, before: Millis, how: Abandon) -> Result<usize, StoreError>;
+    async fn abandon_uploads(
+        &self,
+        before: Millis,
+        how: UnfinishedUploads,
+    ) -> Result<usize, StoreError>;
 
     /// Returns the key as a listing shows it: a store may escape or shorten a key that it cannot
     /// hold as a name. Applying this to a canonical key again may give another key.
@@ -99,7 +103,7 @@ pub trait Blobs: Send + Sync + fmt::Debug {
 
 /// What to do with unfinished uploads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Abandon {
+pub enum UnfinishedUploads {
     /// Only count them.
     Count,
     /// End them.

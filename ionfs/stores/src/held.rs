@@ -45,15 +45,15 @@ const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The small blobs that the log holds until their files are durable.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct BlobLog {
     log: Arc<Sqlite>,
     blobs: Arc<dyn Blobs>,
     boot: String,
-    state: Mutex<State>,
+    state: Mutex<BlobLogState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct BlobLogState {
     /// The bytes that this process has added and the log has not released yet.
     bytes: usize,
     /// The number of calls that have added blobs.
@@ -62,7 +62,7 @@ struct State {
     syncing: bool,
 }
 
-impl Held {
+impl BlobLog {
     /// Puts the blobs again that an earlier boot of the machine left in the log, then returns the
     /// value.
     pub(super) async fn open(
@@ -95,7 +95,7 @@ impl Held {
         self.blobs.put(&blob.key, stream::once(async { Ok(bytes) }).boxed()).await.map(drop)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, BlobLogState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -216,7 +216,7 @@ mod tests {
         log.hold("another boot".into(), many.clone(), vec![], None, None).await.unwrap();
         // A crash may leave a file like this: a name without bytes.
         blobs.put_soon("c/j/7", Bytes::new()).await.unwrap();
-        let held = Held::open(log.clone(), blobs.clone()).await.unwrap();
+        let held = BlobLog::open(log.clone(), blobs.clone()).await.unwrap();
         for (key, bytes) in &many {
             assert_eq!(blobs.get_range(key, 0..bytes.len() as u64).await.unwrap(), bytes);
         }
@@ -226,7 +226,7 @@ mod tests {
     #[tokio::test]
     async fn the_log_holds_bytes_until_their_files_are_durable() {
         let Stores { log, blobs, _folder } = stores();
-        let held = Held::open(log.clone(), blobs.clone()).await.unwrap();
+        let held = BlobLog::open(log.clone(), blobs.clone()).await.unwrap();
         let (kept, removed) = (small("c/kept"), small("c/removed"));
         for (key, bytes) in [&kept, &removed] {
             blobs.put_soon(key, bytes.clone()).await.unwrap();
@@ -240,7 +240,7 @@ mod tests {
         let keys = |held: Vec<HeldBlob>| held.into_iter().map(|blob| blob.key).collect::<Vec<_>>();
         assert_eq!(keys(log.held(&held.boot, true, 9).await.unwrap()), ["c/kept", "c/removed"]);
         // A process that opens the stores during the same boot leaves the blobs in the log.
-        Held::open(log.clone(), blobs.clone()).await.unwrap();
+        BlobLog::open(log.clone(), blobs.clone()).await.unwrap();
         assert_eq!(log.held(&held.boot, true, 9).await.unwrap().len(), 2);
         // A blob that is removed meanwhile stays removed.
         blobs.delete("c/removed").await.unwrap();
@@ -259,7 +259,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_large_is_not_for_the_log() {
         let Stores { log, blobs, _folder } = stores();
-        let held = Held::open(log, blobs).await.unwrap();
+        let held = BlobLog::open(log, blobs).await.unwrap();
         assert!(!held.takes(&[("large".into(), Bytes::from(vec![0; TOGETHER_MAX + 1]))]));
         held.state().bytes = HELD_MAX;
         assert!(!held.takes(&[small("small")]));

@@ -27,7 +27,7 @@ pub mod sqlite;
 mod tls;
 mod url;
 
-pub use self::blobs::{Abandon, BlobInfo, Blobs};
+pub use self::blobs::{BlobInfo, Blobs, UnfinishedUploads};
 pub use self::bus::{
     Bus, BusReport, DeadLetter, Delivery, ID_BYTES_MAX, QueueLength, Routed, Subscription,
     Unreadable,

@@ -48,7 +48,7 @@ use object_store::signer::Signer;
 use object_store::{GetOptions, ObjectStore, ObjectStoreExt as _, PutPayload};
 use uuid::Uuid;
 
-use super::{Abandon, BlobInfo, Blobs, StoreError};
+use super::{BlobInfo, Blobs, StoreError, UnfinishedUploads};
 
 /// Bytes of one part. S3 requires parts of at least 5 MiB and at most 10,000 parts: 8 MiB allow
 /// blobs of 78 GiB, and each part in flight needs one buffer of that size.
@@ -77,14 +77,14 @@ pub struct ObjectBlobs {
     multipart: Option<Arc<dyn MultipartStore>>,
     /// Makes URLs that need no credential.
     signer: Option<Arc<dyn Signer>>,
-    local: Option<Local>,
+    local: Option<LocalFolder>,
     /// The prefix of every key.
     prefix: Path,
     name: String,
 }
 
 /// The blob store's local folder.
-struct Local {
+struct LocalFolder {
     /// The same store as [`ObjectBlobs::store`]: it syncs every put.
     synced: Arc<LocalFileSystem>,
     /// A store over the same folder that does not sync. It serves puts that leave syncing to
@@ -118,7 +118,7 @@ impl ObjectBlobs {
         let unsynced = unsynced.with_automatic_cleanup(true);
         let store = Arc::new(unsynced.clone().with_fsync(true));
         let local =
-            Some(Local { synced: store.clone(), unsynced, directory: directory.to_owned() });
+            Some(LocalFolder { synced: store.clone(), unsynced, directory: directory.to_owned() });
         Ok(Self { store, multipart: None, signer: None, local, prefix: Path::default(), name })
     }
 
@@ -221,7 +221,7 @@ impl Blobs for ObjectBlobs {
             return Ok(length);
         }
         let failed = || self.failed(format!("putting {key:?}"));
-        let mut upload = parts::Upload::begin(self, &location).await.map_err(failed())?;
+        let mut upload = parts::MultipartUpload::begin(self, &location).await.map_err(failed())?;
         for piece in first {
             upload.write(piece).await.map_err(failed())?;
         }
@@ -350,8 +350,12 @@ impl Blobs for ObjectBlobs {
         self.remove(&location).await
     }
 
-    async fn abandon_uploads(&self, before: Millis, how: Abandon) -> Result<usize, StoreError> {
-        if let Some(Local { directory, .. }) = &self.local {
+    async fn abandon_uploads(
+        &self,
+        before: Millis,
+        how: UnfinishedUploads,
+    ) -> Result<usize, StoreError> {
+        if let Some(LocalFolder { directory, .. }) = &self.local {
             let (directory, name) = (directory.clone(), self.name.clone());
             let swept =
                 ion_system::run_blocking(move || parts::sweep(&directory, before, how)).await;

@@ -7,7 +7,7 @@ use ion_system::run_blocking;
 
 #[cfg(feature = "amqp")]
 use super::amqp::Amqp;
-use super::held::Held;
+use super::held::BlobLog;
 use super::identity::{plane_id, set_plane_id};
 #[cfg(feature = "mongodb")]
 use super::mongo::Mongo;
@@ -96,7 +96,7 @@ pub async fn open_over(blobs: Arc<dyn Blobs>, urls: &StoreUrls) -> Result<DataPl
         let shared = embedded(&urls.documents, "document").await?;
         let documents = shared.clone();
         let held = if blobs.settles() {
-            Some(Held::open(shared.clone(), blobs.clone()).await?)
+            Some(BlobLog::open(shared.clone(), blobs.clone()).await?)
         } else {
             None
         };

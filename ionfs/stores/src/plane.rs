@@ -12,7 +12,7 @@ use crate::bus::Bus;
 use crate::collection::Collection;
 use crate::documents::{Documents, Guard, Inserted};
 use crate::error::StoreError;
-use crate::held::Held;
+use crate::held::BlobLog;
 use crate::object::ObjectBlobs;
 use crate::registry::KnownRegistry;
 use crate::sqlite::Sqlite;
@@ -30,7 +30,7 @@ pub struct DataPlane {
     /// document that was written before it is too.
     pub one_log: bool,
     /// The small blobs whose bytes that log holds until their files are durable.
-    pub(crate) held: Option<Arc<Held>>,
+    pub(crate) held: Option<Arc<BlobLog>>,
     /// The registry of modules as it was last read: it says which modules an event is for.
     pub(crate) registry: Arc<KnownRegistry>,
     /// Counts and times the operations on the stores.

@@ -27,7 +27,7 @@ use ion_model::event::Event;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-pub use self::cancelling::Cancelling;
+pub use self::cancelling::CancelOrder;
 use crate::{Collection, Documents, Guard, Inserted, Query, StoreError, decode, encode};
 
 /// The id of the registry's document.
@@ -45,9 +45,9 @@ pub struct Registry {
     version: u64,
     /// The registered modules, by name.
     modules: BTreeMap<String, Registration>,
-    /// What is being cancelled, keyed by [`Cancelling::id`].
+    /// What is being cancelled, keyed by [`CancelOrder::id`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    cancelling: BTreeMap<String, Cancelling>,
+    cancelling: BTreeMap<String, CancelOrder>,
 }
 
 /// A registered module.
@@ -143,7 +143,7 @@ impl Registry {
     }
 
     /// Returns what is being cancelled.
-    pub fn cancelling(&self) -> impl Iterator<Item = &Cancelling> {
+    pub fn cancelling(&self) -> impl Iterator<Item = &CancelOrder> {
         self.cancelling.values()
     }
 
@@ -279,12 +279,12 @@ impl KnownRegistry {
 mod tests {
     use super::*;
     use crate::sqlite::Sqlite;
-    use ion_model::event::Publication;
+    use ion_model::event::PublicationState;
 
     fn event(event_type: &str) -> Event {
         let context = json!({"name": "t", "eventId": "e", "correlationId": "c"});
         let event = json!({
-            "id": "e", "context": context, "type": event_type, "created": 5, "publication": Publication::Unpublished,
+            "id": "e", "context": context, "type": event_type, "created": 5, "publication": PublicationState::Unpublished,
         });
         serde_json::from_value(event).unwrap()
     }

@@ -57,34 +57,34 @@ const SCHEMA_VERSION: i64 = 5;
 
 /// Why one request failed inside the writer.
 #[derive(Debug)]
-enum Failure {
+enum WriteFailure {
     Sql(rusqlite::Error),
     Fenced(Collection),
 }
 
-impl From<rusqlite::Error> for Failure {
+impl From<rusqlite::Error> for WriteFailure {
     fn from(error: rusqlite::Error) -> Self {
         Self::Sql(error)
     }
 }
 
 /// Answers the caller with the outcome of the transaction's commit.
-type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
+type WriteAnswer = Box<dyn FnOnce(Result<(), String>) + Send>;
 
 /// Does a request's work and returns the function that answers the caller.
-type Work = Box<dyn FnOnce(&mut Connection) -> Answer + Send>;
+type WriteWork = Box<dyn FnOnce(&mut Connection) -> WriteAnswer + Send>;
 
 /// The time at which a write must be durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Durable {
-    /// The write is on the disk with the next [`Durable::AtOnce`] write. Other processes see it
+enum SyncLevel {
+    /// The write is on the disk with the next [`SyncLevel::AtOnce`] write. Other processes see it
     /// now.
     Later,
     /// The write is on the disk when it is answered.
     AtOnce,
 }
 
-impl Durable {
+impl SyncLevel {
     /// Returns the value of `PRAGMA synchronous`.
     fn level(self) -> &'static str {
         match self {
@@ -95,9 +95,9 @@ impl Durable {
 }
 
 /// A request to the writer.
-struct Request {
-    durable: Durable,
-    work: Work,
+struct WriteRequest {
+    durable: SyncLevel,
+    work: WriteWork,
 }
 
 /// Where a database is.
@@ -114,7 +114,7 @@ enum Database {
 pub struct Sqlite {
     path: PathBuf,
     database: Arc<Database>,
-    writer: Option<mpsc::Sender<Request>>,
+    writer: Option<mpsc::Sender<WriteRequest>>,
     thread: Option<JoinHandle<()>>,
     readers: Arc<Mutex<Vec<Connection>>>,
     reading: Semaphore,
@@ -197,19 +197,19 @@ impl Sqlite {
     async fn write<T: Send + 'static>(
         &self,
         what: &'static str,
-        work: impl FnOnce(&Connection) -> Result<T, Failure> + Send + 'static,
+        work: impl FnOnce(&Connection) -> Result<T, WriteFailure> + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.write_as(Durable::AtOnce, what, work).await
+        self.write_as(SyncLevel::AtOnce, what, work).await
     }
 
     async fn write_as<T: Send + 'static>(
         &self,
-        durable: Durable,
+        durable: SyncLevel,
         what: &'static str,
-        work: impl FnOnce(&Connection) -> Result<T, Failure> + Send + 'static,
+        work: impl FnOnce(&Connection) -> Result<T, WriteFailure> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
-        let work: Work = Box::new(move |connection| {
+        let work: WriteWork = Box::new(move |connection| {
             let outcome = in_savepoint(connection, work);
             Box::new(move |committed| {
                 // The caller may have stopped waiting; its write is done all the same.
@@ -218,12 +218,12 @@ impl Sqlite {
         });
         let writer = self.writer.as_ref().expect("the writer is there until the store is dropped");
         let stopped = "its writer has stopped";
-        let request = Request { durable, work };
+        let request = WriteRequest { durable, work };
         writer.send(request).await.map_err(|_| self.failed(what, stopped))?;
         match answered.await {
             Ok(Ok(Ok(value))) => Ok(value),
-            Ok(Ok(Err(Failure::Fenced(collection)))) => Err(StoreError::Fenced(collection)),
-            Ok(Ok(Err(Failure::Sql(error)))) => Err(self.failed(what, error)),
+            Ok(Ok(Err(WriteFailure::Fenced(collection)))) => Err(StoreError::Fenced(collection)),
+            Ok(Ok(Err(WriteFailure::Sql(error)))) => Err(self.failed(what, error)),
             Ok(Err(error)) => Err(self.failed(what, error)),
             Err(_) => Err(self.failed(what, stopped)),
         }
@@ -356,8 +356,8 @@ fn touch(connection: &Connection) -> rusqlite::Result<()> {
 
 fn in_savepoint<T>(
     connection: &mut Connection,
-    work: impl FnOnce(&Connection) -> Result<T, Failure>,
-) -> Result<T, Failure> {
+    work: impl FnOnce(&Connection) -> Result<T, WriteFailure>,
+) -> Result<T, WriteFailure> {
     let savepoint = connection.savepoint()?;
     let value = work(&savepoint)?;
     savepoint.commit()?;
@@ -365,9 +365,9 @@ fn in_savepoint<T>(
 }
 
 /// Runs the writer: does all waiting requests in one transaction, then answers them.
-fn write_loop(mut connection: Connection, mut requests: mpsc::Receiver<Request>) {
+fn write_loop(mut connection: Connection, mut requests: mpsc::Receiver<WriteRequest>) {
     // `connect` has set this level.
-    let mut level = Durable::AtOnce;
+    let mut level = SyncLevel::AtOnce;
     while let Some(first) = requests.blocking_recv() {
         let mut batch = vec![first];
         while batch.len() < BATCH
@@ -375,7 +375,7 @@ fn write_loop(mut connection: Connection, mut requests: mpsc::Receiver<Request>)
         {
             batch.push(next);
         }
-        let wanted = batch.iter().map(|request| request.durable).max().unwrap_or(Durable::AtOnce);
+        let wanted = batch.iter().map(|request| request.durable).max().unwrap_or(SyncLevel::AtOnce);
         let begun = match wanted == level {
             true => Ok(()),
             false => connection
@@ -388,7 +388,7 @@ fn write_loop(mut connection: Connection, mut requests: mpsc::Receiver<Request>)
             tracing::error!(%error, "the database cannot be written; the requests of this batch fail");
             continue;
         }
-        let answers: Vec<Answer> =
+        let answers: Vec<WriteAnswer> =
             batch.into_iter().map(|request| (request.work)(&mut connection)).collect();
         let committed = connection.execute_batch("COMMIT").map_err(|error| {
             let _ = connection.execute_batch("ROLLBACK");

@@ -254,22 +254,22 @@ pub fn describe_bytes(
     help: &'static str,
     now: impl Fn() -> u64 + Send + Sync + 'static,
 ) {
-    registry.register_collector(Box::new(Looked { name, help, now }));
+    registry.register_collector(Box::new(PolledBytes { name, help, now }));
 }
 
-struct Looked<F> {
+struct PolledBytes<F> {
     name: &'static str,
     help: &'static str,
     now: F,
 }
 
-impl<F> fmt::Debug for Looked<F> {
+impl<F> fmt::Debug for PolledBytes<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name)
     }
 }
 
-impl<F: Fn() -> u64 + Send + Sync + 'static> Collector for Looked<F> {
+impl<F: Fn() -> u64 + Send + Sync + 'static> Collector for PolledBytes<F> {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let now = ConstGauge::new(i64::try_from((self.now)()).unwrap_or(i64::MAX));
         let metric = encoder.encode_descriptor(

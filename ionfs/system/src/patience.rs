@@ -1,7 +1,7 @@
 //! Waiting by this process's own monotonic clock.
 //!
 //! [`while_it_moves`] is a deadline by progress: work may take as long as it makes progress, and
-//! ends when it has made none for a limit. [`Standing`] measures how long the state that another
+//! ends when it has made none for a limit. [`StateAges`] measures how long the state that another
 //! host wrote has not changed, whatever that host's clock says.
 
 use std::collections::HashMap;
@@ -38,15 +38,15 @@ pub async fn while_it_moves<T>(
 /// times which that host wrote: clocks of hosts may differ by minutes. The time of a thing begins
 /// when this process sees it for the first time.
 #[derive(Debug)]
-pub struct Standing<S>(HashMap<String, (S, Instant)>);
+pub struct StateAges<S>(HashMap<String, (S, Instant)>);
 
-impl<S> Default for Standing<S> {
+impl<S> Default for StateAges<S> {
     fn default() -> Self {
         Self(HashMap::new())
     }
 }
 
-impl<S: PartialEq> Standing<S> {
+impl<S: PartialEq> StateAges<S> {
     /// Takes the name and the present state of every thing, and returns how long each has been in
     /// that state, in the same order. Forgets a thing that is not in `all`.
     pub fn look(&mut self, all: impl IntoIterator<Item = (String, S)>) -> Vec<Duration> {
@@ -96,7 +96,7 @@ mod tests {
     fn what_changes_or_goes_begins_anew() {
         let begun = Instant::now();
         let second = Duration::from_secs(1);
-        let mut standing = Standing::default();
+        let mut standing = StateAges::default();
         let mut look = |at: u32, all: &[(&str, u32)]| {
             let all = all.iter().map(|(name, state)| ((*name).to_owned(), *state));
             standing.look_at(begun + second * at, all)

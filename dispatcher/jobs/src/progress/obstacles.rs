@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use ion_model::event::Publication;
+use ion_model::event::PublicationState;
 use ion_model::id::JobId;
 use ion_model::record::JobState;
 
@@ -127,8 +127,11 @@ pub fn obstacles(status: &Status, registered: &Registered, served: &[String]) ->
         module: job.module.clone(),
         gathering: gathers.clone(),
     }));
-    let unpublished =
-        status.events.iter().filter(|event| event.publication == Publication::Unpublished).count();
+    let unpublished = status
+        .events
+        .iter()
+        .filter(|event| event.publication == PublicationState::Unpublished)
+        .count();
     if unpublished > 0 {
         found.push(Obstacle::Unpublished(unpublished));
     }

@@ -13,7 +13,7 @@ use futures_util::future::try_join_all;
 use ion_jobs::pipeline::Module;
 use ion_model::clock;
 use ion_model::errors::chain;
-use ion_model::event::{Context, DocumentType, Event, FileEntry, KeyValue, Publication};
+use ion_model::event::{Context, DocumentType, Event, FileEntry, KeyValue, PublicationState};
 use ion_model::id::{EventId, JobId};
 use ion_model::record::logs_below;
 use ion_model::record::{Attempt, AttemptEnd, JobRecord, JobState, LogRecord};
@@ -388,7 +388,7 @@ impl Recording {
             file_list: None,
             data: vec![],
             created: end.ended,
-            publication: Publication::Unpublished,
+            publication: PublicationState::Unpublished,
             depth: on.depth_below(),
             file_name: Some(STDOUT.into()),
             job_id: Some(self.steps[index].job.clone()),

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use ion_fs::job::{Names, Older, Outcome};
+use ion_fs::job::{OlderConventions, TreeOutcome, ValueFileNames};
 use ion_jobs::pipeline::{ANY_TYPE, Api, Module};
 use ion_model::record::{AttemptEnd, CommitMode};
 use ion_model::text::quote;
@@ -34,12 +34,12 @@ pub(super) fn origin(start: &Start, fence: Fence) -> Origin {
 }
 
 /// Returns which conventions of older Ion a module asks for.
-pub(super) fn older(module: &Module) -> Older {
+pub(super) fn older(module: &Module) -> OlderConventions {
     let names = match module.api {
-        Api::None => Names::Current,
-        Api::Sidecar => Names::AndSecondGeneration,
+        Api::None => ValueFileNames::Current,
+        Api::Sidecar => ValueFileNames::AndSecondGeneration,
     };
-    Older { names, urls: module.urls }
+    OlderConventions { names, urls: module.urls }
 }
 
 /// Returns a module's whole environment (DESIGN.md section 2).
@@ -111,7 +111,7 @@ pub(super) async fn asked(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
 
 /// Returns the attempt's end. It succeeds if the exit status is 0, no event was refused, every read
 /// was answered, and no limit was exceeded.
-pub(super) fn verdict(ran: Ran, outcome: &Outcome, commit: CommitMode) -> Ended {
+pub(super) fn verdict(ran: Ran, outcome: &TreeOutcome, commit: CommitMode) -> Ended {
     let exited = matches!(ran, Ran::Exited(_) | Ran::Undone);
     let first_refused =
         outcome.rejections.first().map(|first| refused(first, outcome.rejections.len()));
@@ -213,7 +213,7 @@ mod tests {
             at: 0,
         };
         let failed_reads = FailedReads { first: vec![read; RECORDED_READS_MAX + 1], more: 5 };
-        let outcome = Outcome { failed_reads, ..Outcome::default() };
+        let outcome = TreeOutcome { failed_reads, ..TreeOutcome::default() };
         let said = "a read of \"in/data/f\" failed: damaged: block 3 does not match its checksum (and 25 more)";
         let well = verdict(Ran::Exited(Exit::Code(0)), &outcome, CommitMode::OnSuccess);
         assert_eq!((well.end, well.exit_code, well.staged), (AttemptEnd::Failed, Some(0), false));

@@ -23,8 +23,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use ion_csi::ticket::{Claims, Ended as TreeEnded, Ticket, TicketKey};
-use ion_fs::job::Outcome;
+use ion_csi::ticket::{Ticket, TicketKey, TokenClaims, TreeEnd};
+use ion_fs::job::TreeOutcome;
 use ion_jobs::pipeline::Module;
 use ion_model::clock::{self, millis};
 use ion_model::errors::chain;
@@ -218,7 +218,7 @@ impl Kubernetes {
         let outcome = tokio::select! {
             outcome = self.outcome(&ticket.id), if never_ran.is_none() => outcome,
             why = asked(&mut stop), if never_ran.is_none() => return self.stopped(why, name, &mut known).await,
-            else => Ok(Outcome::default()),
+            else => Ok(TreeOutcome::default()),
         };
         let outcome = match outcome {
             Ok(outcome) => outcome,
@@ -252,7 +252,7 @@ impl Kubernetes {
             sleep(TRY_WAIT).await;
         }
         let expires = clock::now() + millis(start.module.timeout + TOKEN_SLACK);
-        let token = self.key.sign(&Claims {
+        let token = self.key.sign(&TokenClaims {
             job: start.job.id.clone(),
             attempt: start.job.attempt,
             namespace: self.namespace.clone(),
@@ -384,7 +384,7 @@ impl Kubernetes {
     async fn lost(&self, ticket: &str, pod: Option<&str>) -> Option<String> {
         let ticket = Ticket::find(&self.node.plane, ticket).await.ok()??;
         match (ticket.ended, ticket.pod) {
-            (Some(TreeEnded::Lost(reason)), _) => Some(reason),
+            (Some(TreeEnd::Lost(reason)), _) => Some(reason),
             // A pod that the Job controller made as a replacement gets no tree.
             (_, Some(first)) if pod.is_some_and(|uid| uid != first.uid) => {
                 Some(format!("its pod {} was deleted", first.name))
@@ -394,19 +394,19 @@ impl Kubernetes {
     }
 
     /// Waits until the node has reported how the attempt's tree ended, and returns that outcome.
-    async fn outcome(&self, id: &str) -> Result<Outcome, String> {
+    async fn outcome(&self, id: &str) -> Result<TreeOutcome, String> {
         let begun = Instant::now();
         let mut wait = Duration::from_millis(100);
         loop {
             match Ticket::find(&self.node.plane, id).await {
-                Ok(Some(Ticket { ended: Some(TreeEnded::Outcome(outcome)), .. })) => {
+                Ok(Some(Ticket { ended: Some(TreeEnd::Outcome(outcome)), .. })) => {
                     return Ok(outcome);
                 }
-                Ok(Some(Ticket { ended: Some(TreeEnded::Lost(reason)), .. })) => {
+                Ok(Some(Ticket { ended: Some(TreeEnd::Lost(reason)), .. })) => {
                     return Err(reason);
                 }
                 // The attempt never had a tree.
-                Ok(Some(Ticket { pod: None, .. })) => return Ok(Outcome::default()),
+                Ok(Some(Ticket { pod: None, .. })) => return Ok(TreeOutcome::default()),
                 Ok(None) => return Err("its ticket is gone".into()),
                 Ok(Some(_)) => {}
                 Err(error) => {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use ion_fs::failed_read_of_blob;
 use ion_fs::job::{JobSpec, JobTree, OpenError, Writers};
-use ion_fs::mount::{Mounted, Visitors, mount_at, serve};
+use ion_fs::mount::{ServedMount, Visitors, mount_at, serve};
 use ion_jobs::pipeline::Api;
 use ion_model::checksum::BLOCK;
 use ion_model::errors::{chain, is_no_room};
@@ -364,7 +364,7 @@ impl LocalExecutor {
         command: Command,
         tree: &JobTree,
         plain: &Path,
-    ) -> Result<(Sandbox, Receiver, Mounted), Ran> {
+    ) -> Result<(Sandbox, Receiver, ServedMount), Ran> {
         let spawned =
             sandbox::spawn(&self.server, command).await.map_err(|error| match &error {
                 SandboxError::Spawn(source) if is_no_room(source) => Ran::NoRoom(chain(&error)),
@@ -384,7 +384,7 @@ impl LocalExecutor {
         Ok((spawned.sandbox, spawned.output, mounted))
     }
 
-    async fn unmounted(&self, mut mounted: Mounted, plain: &Path) {
+    async fn unmounted(&self, mut mounted: ServedMount, plain: &Path) {
         let gone = if self.mode == Mode::Plain {
             let unmount = tokio::time::timeout(GONE_WAIT, mounted.unmount()).await;
             let _ = tokio::fs::remove_dir(plain).await;

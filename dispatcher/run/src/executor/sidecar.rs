@@ -36,7 +36,7 @@ use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use ion_fs::job::{JobTree, Outcome};
+use ion_fs::job::{JobTree, TreeOutcome};
 use ion_model::text::quote;
 use ion_plane::commit::RefusalErrno;
 use serde_json::{Value, json};
@@ -197,7 +197,7 @@ async fn decide(shared: &Shared) -> Response {
 }
 
 /// Returns why the module's work cannot count as done: a status and a message; none if it can.
-fn wrong(outcome: &Outcome) -> Option<(StatusCode, String)> {
+fn wrong(outcome: &TreeOutcome) -> Option<(StatusCode, String)> {
     if let Some(first) = outcome.rejections.first() {
         let others = outcome.rejections.len() - 1;
         let more = if others > 0 { format!(" (and {others} more)") } else { String::new() };
@@ -369,9 +369,9 @@ mod tests {
 
     #[test]
     fn work_that_rests_on_a_read_that_failed_is_not_done() {
-        assert!(wrong(&Outcome::default()).is_none());
+        assert!(wrong(&TreeOutcome::default()).is_none());
         let error = ion_fs::job::OpenError::from(StoreError::NoSuchBlob("k".into()));
-        let outcome = Outcome { failed_reads: error.failed_reads(), ..Outcome::default() };
+        let outcome = TreeOutcome { failed_reads: error.failed_reads(), ..TreeOutcome::default() };
         let (status, message) = wrong(&outcome).unwrap();
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
         assert!(message.contains("\"in/data\" failed: blob missing"), "{message}");

@@ -10,16 +10,16 @@ use bytes::Bytes;
 use fuser::{BackingId, FileHandle, FopenFlags, Generation, INodeNo, ReplyEntry, ReplyOpen};
 use ion_plane::cache::Reader;
 
-use super::Shared;
+use super::MountState;
 use super::reply::{file_attr, fuse_errno};
-use crate::output::{Closing, Staged, read_within};
-use crate::view::{Item, Listing};
+use crate::output::{CloseReport, StagedHandle, read_within};
+use crate::view::{Listing, ViewItem};
 use crate::{Attr, Errno, Ino, Result, SMALL, is_staged};
 
 /// An open file or directory.
 #[derive(Debug, Clone)]
-pub(super) enum Open {
-    Staged(Arc<Staged>),
+pub(super) enum OpenFile {
+    Staged(Arc<StagedHandle>),
     Blob(Arc<Reader>),
     Text(Bytes),
     Live(Arc<File>),
@@ -29,17 +29,17 @@ pub(super) enum Open {
 }
 
 #[derive(Debug)]
-pub(super) struct Handle {
+pub(super) struct OpenHandle {
     /// The inode's number as the kernel knows it.
     ino: INodeNo,
-    pub(super) open: Open,
+    pub(super) open: OpenFile,
     /// None for a directory.
-    mode: Option<Mode>,
+    mode: Option<ByteMover>,
 }
 
 /// Who moves an open file's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mode {
+pub(super) enum ByteMover {
     /// The daemon, through the kernel's page cache.
     Cached,
     /// The kernel, from the backing file.
@@ -50,7 +50,7 @@ pub(super) enum Mode {
 /// kernel fails an open without passthrough with EIO. So only a file that no process can write to
 /// is ever passed through: a blob.
 #[derive(Debug, Default)]
-struct Modes {
+struct InodeOpens {
     cached: u32,
     passed: u32,
     backing: Option<Arc<BackingId>>,
@@ -58,11 +58,11 @@ struct Modes {
 
 #[derive(Debug, Default)]
 pub(super) struct Handles {
-    by_number: HashMap<u64, Arc<Handle>>,
-    modes: HashMap<INodeNo, Modes>,
+    by_number: HashMap<u64, Arc<OpenHandle>>,
+    modes: HashMap<INodeNo, InodeOpens>,
 }
 
-impl Shared {
+impl MountState {
     fn handles(&self) -> MutexGuard<'_, Handles> {
         self.handles.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -74,21 +74,21 @@ impl Shared {
         if (self.handles().by_number.len() as u64) < most { Ok(()) } else { Err(Errno::MFILE) }
     }
 
-    pub(super) fn handle(&self, number: FileHandle) -> Result<Arc<Handle>> {
+    pub(super) fn handle(&self, number: FileHandle) -> Result<Arc<OpenHandle>> {
         self.handles().by_number.get(&number.0).cloned().ok_or(Errno::BADF)
     }
 
-    pub(super) fn staged(&self, number: FileHandle) -> Result<Arc<Staged>> {
+    pub(super) fn staged(&self, number: FileHandle) -> Result<Arc<StagedHandle>> {
         match &self.handle(number)?.open {
-            Open::Staged(staged) => Ok(staged.clone()),
-            Open::Directory(_) => Err(Errno::ISDIR),
+            OpenFile::Staged(staged) => Ok(staged.clone()),
+            OpenFile::Directory(_) => Err(Errno::ISDIR),
             _ => Err(Errno::ROFS),
         }
     }
 
-    pub(super) fn add(&self, ino: INodeNo, open: Open, mode: Option<Mode>) -> FileHandle {
+    pub(super) fn add(&self, ino: INodeNo, open: OpenFile, mode: Option<ByteMover>) -> FileHandle {
         let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        self.handles().by_number.insert(number, Arc::new(Handle { ino, open, mode }));
+        self.handles().by_number.insert(number, Arc::new(OpenHandle { ino, open, mode }));
         FileHandle(number)
     }
 
@@ -96,26 +96,26 @@ impl Shared {
     pub(super) fn choose(
         &self,
         ino: INodeNo,
-        open: &Open,
+        open: &OpenFile,
         open_backing: impl FnOnce(&File) -> io::Result<BackingId>,
-    ) -> Result<(Mode, Option<Arc<BackingId>>)> {
+    ) -> Result<(ByteMover, Option<Arc<BackingId>>)> {
         let daemon = &self.tree.daemon;
         let whole = match open {
-            Open::Blob(reader) => reader.blob().whole(),
+            OpenFile::Blob(reader) => reader.blob().whole(),
             _ => None,
         };
         let mut handles = self.handles();
         let modes = handles.modes.entry(ino).or_default();
         if let Some(id) = modes.backing.clone() {
             // The file was moved here from `in/data`, and is still being read there.
-            if let Open::Staged(staged) = open
+            if let OpenFile::Staged(staged) = open
                 && !self.tree.output()?.is_untouched(staged)
             {
                 return Err(Errno::TXTBSY);
             }
             modes.passed += 1;
             daemon.metrics.opens_passthrough.add(1);
-            return Ok((Mode::Passed, Some(id)));
+            return Ok((ByteMover::Passed, Some(id)));
         }
         if let Some(file) = whole.filter(|_| modes.cached == 0 && daemon.may_pass_through()) {
             match open_backing(file).map(Arc::new) {
@@ -123,34 +123,34 @@ impl Shared {
                     modes.passed += 1;
                     modes.backing = Some(id.clone());
                     daemon.metrics.opens_passthrough.add(1);
-                    return Ok((Mode::Passed, Some(id)));
+                    return Ok((ByteMover::Passed, Some(id)));
                 }
                 Err(error) => daemon.passthrough_was_refused(&error),
             }
         }
         daemon.metrics.opens_served.add(1);
         modes.cached += 1;
-        Ok((Mode::Cached, None))
+        Ok((ByteMover::Cached, None))
     }
 
     /// Opens a file of the view.
-    pub(super) async fn open_view(&self, ino: Ino) -> Result<Open> {
+    pub(super) async fn open_view(&self, ino: Ino) -> Result<OpenFile> {
         Ok(match self.tree.view.item(ino)? {
-            Item::Directory(_) => return Err(Errno::ISDIR),
-            Item::Link(_) => return Err(Errno::LOOP),
-            Item::Text(bytes, _) => Open::Text(bytes),
-            Item::Live(path) => {
-                Open::Live(Arc::new(File::open(path).map_err(|error| crate::errno(&error))?))
+            ViewItem::Directory(_) => return Err(Errno::ISDIR),
+            ViewItem::Link(_) => return Err(Errno::LOOP),
+            ViewItem::Text(bytes, _) => OpenFile::Text(bytes),
+            ViewItem::Live(path) => {
+                OpenFile::Live(Arc::new(File::open(path).map_err(|error| crate::errno(&error))?))
             }
-            Item::Blob(entry) => {
+            ViewItem::Blob(entry) => {
                 // Nothing is fetched yet: many files are opened only to be copied, which moves no
                 // bytes.
-                Open::Blob(Arc::new(Reader::new(self.tree.open_blob(ino, &entry)?)))
+                OpenFile::Blob(Arc::new(Reader::new(self.tree.open_blob(ino, &entry)?)))
             }
         })
     }
 
-    pub(super) fn finish_open(&self, ino: INodeNo, open: Open, reply: ReplyOpen) {
+    pub(super) fn finish_open(&self, ino: INodeNo, open: OpenFile, reply: ReplyOpen) {
         let (mode, id) = match self.choose(ino, &open, |file| reply.open_backing(file)) {
             Ok(chosen) => chosen,
             Err(errno) => {
@@ -160,7 +160,7 @@ impl Shared {
         };
         let flags = self.flags(ino, &open);
         // The daemon will see no read of the file.
-        if let (Mode::Passed, Open::Blob(reader)) = (mode, &open) {
+        if let (ByteMover::Passed, OpenFile::Blob(reader)) = (mode, &open) {
             self.begins(ino, reader);
         }
         let number = self.add(ino, open, Some(mode));
@@ -175,21 +175,23 @@ impl Shared {
     }
 
     /// Returns what the kernel may cache of a file, and whether it is to report each close.
-    pub(super) fn flags(&self, ino: INodeNo, open: &Open) -> FopenFlags {
+    pub(super) fn flags(&self, ino: INodeNo, open: &OpenFile) -> FopenFlags {
         let (keep, quiet) = (FopenFlags::FOPEN_KEEP_CACHE, FopenFlags::FOPEN_NOFLUSH);
         match open {
             // Its length may have changed by the time it is read.
-            Open::Live(_) => FopenFlags::FOPEN_DIRECT_IO | quiet,
-            Open::Text(_) if !self.tree.view.stays(ino.0) => FopenFlags::FOPEN_DIRECT_IO | quiet,
+            OpenFile::Live(_) => FopenFlags::FOPEN_DIRECT_IO | quiet,
+            OpenFile::Text(_) if !self.tree.view.stays(ino.0) => {
+                FopenFlags::FOPEN_DIRECT_IO | quiet
+            }
             // The file never changes: what the kernel caches of it stays correct.
-            Open::Blob(_) | Open::Text(_) => keep | quiet,
+            OpenFile::Blob(_) | OpenFile::Text(_) => keep | quiet,
             // Each change comes through the kernel, which keeps its pages correct.
-            Open::Staged(staged) if staged.closing() == Closing::Releases => keep | quiet,
-            Open::Staged(_) => keep,
-            Open::Directory(_) if self.tree.is_fixed(self.tree.current(ino.0)) => {
+            OpenFile::Staged(staged) if staged.closing() == CloseReport::Releases => keep | quiet,
+            OpenFile::Staged(_) => keep,
+            OpenFile::Directory(_) if self.tree.is_fixed(self.tree.current(ino.0)) => {
                 keep | FopenFlags::FOPEN_CACHE_DIR
             }
-            Open::Directory(_) => FopenFlags::empty(),
+            OpenFile::Directory(_) => FopenFlags::empty(),
         }
     }
 
@@ -210,8 +212,8 @@ impl Shared {
         let Some(handle) = handles.by_number.remove(&number.0) else { return };
         if let (Some(mode), Some(modes)) = (handle.mode, handles.modes.get_mut(&handle.ino)) {
             match mode {
-                Mode::Cached => modes.cached -= 1,
-                Mode::Passed => modes.passed -= 1,
+                ByteMover::Cached => modes.cached -= 1,
+                ByteMover::Passed => modes.passed -= 1,
             }
             if modes.cached == 0 && modes.passed == 0 {
                 handles.modes.remove(&handle.ino);
@@ -222,8 +224,8 @@ impl Shared {
     }
 
     /// Releases an open file that the kernel no longer uses.
-    pub(super) fn closed(&self, open: &Open) {
-        if let (Open::Staged(staged), Some(output)) = (open, &self.tree.output) {
+    pub(super) fn closed(&self, open: &OpenFile) {
+        if let (OpenFile::Staged(staged), Some(output)) = (open, &self.tree.output) {
             output.release(staged);
         }
     }
@@ -237,21 +239,28 @@ impl Shared {
         }
     }
 
-    pub(super) async fn read(&self, handle: &Handle, offset: u64, size: u32) -> Result<Bytes> {
+    pub(super) async fn read(&self, handle: &OpenHandle, offset: u64, size: u32) -> Result<Bytes> {
         match &handle.open {
-            Open::Blob(reader) => {
+            OpenFile::Blob(reader) => {
                 self.begins(handle.ino, reader);
                 let read = read_within(&self.tree.daemon, reader, offset, size.into()).await;
                 read.map_err(|failure| {
                     self.tree.read_failed(self.tree.current(handle.ino.0), &failure)
                 })
             }
-            Open::Staged(staged) => self.tree.output()?.read_through(staged, offset, size).await,
+            OpenFile::Staged(staged) => {
+                self.tree.output()?.read_through(staged, offset, size).await
+            }
             _ => Err(Errno::BADF),
         }
     }
 
-    pub(super) fn read_staged(&self, staged: &Staged, offset: u64, size: u32) -> Result<Bytes> {
+    pub(super) fn read_staged(
+        &self,
+        staged: &StagedHandle,
+        offset: u64,
+        size: u32,
+    ) -> Result<Bytes> {
         self.tree.output()?.read(staged, offset, size as usize)
     }
 
@@ -260,7 +269,7 @@ impl Shared {
     /// does not report rewinddir().
     pub(super) async fn listing(&self, number: FileHandle, offset: u64) -> Result<Option<Listing>> {
         let handle = self.handle(number)?;
-        let Open::Directory(kept) = &handle.open else { return Err(Errno::NOTDIR) };
+        let OpenFile::Directory(kept) = &handle.open else { return Err(Errno::NOTDIR) };
         let ino = self.tree.current(handle.ino.0);
         if is_staged(ino) {
             return Ok(None);

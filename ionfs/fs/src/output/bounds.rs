@@ -18,7 +18,7 @@ const PATH_MAX: usize = libc::PATH_MAX as usize;
 
 /// A staging limit that a job exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Exceeded {
+pub(super) enum StagingLimit {
     Bytes,
     Files,
 }
@@ -53,8 +53,10 @@ impl Output {
     pub(crate) fn exceeded(&self) -> Option<String> {
         self.exceeded.get().map(|exceeded| {
             let (most, name) = match exceeded {
-                Exceeded::Bytes => (bytes_in_words(self.limits.staged_bytes), "staged-bytes"),
-                Exceeded::Files => (format!("{} files", self.limits.staged_files), "staged-files"),
+                StagingLimit::Bytes => (bytes_in_words(self.limits.staged_bytes), "staged-bytes"),
+                StagingLimit::Files => {
+                    (format!("{} files", self.limits.staged_files), "staged-files")
+                }
             };
             format!(
                 "over its limit of {most} in out/ (EDQUOT); {name:?} under \"limits\" allows more"
@@ -78,7 +80,7 @@ impl Output {
         })
     }
 
-    fn went_over(&self, exceeded: Exceeded) -> Errno {
+    fn went_over(&self, exceeded: StagingLimit) -> Errno {
         if self.exceeded.set(exceeded).is_ok() {
             tracing::info!(job = %self.committer.origin().job_id, "the job exceeded a staging limit");
         }
@@ -112,7 +114,7 @@ impl Output {
         if fits(table, most) || (table.let_go_of_held() && fits(table, most)) {
             return Ok(());
         }
-        Err(self.went_over(Exceeded::Bytes))
+        Err(self.went_over(StagingLimit::Bytes))
     }
 
     /// Like [`Output::charge`], for a file that now reaches `end`. The charge never becomes lower.
@@ -133,7 +135,7 @@ impl Output {
         }
         self.may_reach(&table.path_in(parent, name)?, || 0)?;
         if table.made() >= self.limits.staged_files {
-            return Err(self.went_over(Exceeded::Files));
+            return Err(self.went_over(StagingLimit::Files));
         }
         self.folder(table, parent)
     }

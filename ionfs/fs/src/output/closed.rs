@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::super::Ino;
-use super::super::eventfile::Asked;
+use super::super::eventfile::DecisionTrigger;
 use super::Output;
 
 /// The most event files of one job that are decided at the same time because their last writer is
@@ -30,7 +30,7 @@ const SETTLES: Duration = Duration::from_millis(100);
 
 /// The queues of closed files, and the number of workers on each queue.
 #[derive(Debug, Default)]
-pub(super) struct Closed(Mutex<Queues>);
+pub(super) struct ClosedFiles(Mutex<Queues>);
 
 #[derive(Debug, Default)]
 struct Queues {
@@ -56,7 +56,7 @@ enum Worker {
     Storer,
 }
 
-impl Closed {
+impl ClosedFiles {
     fn with<T>(&self, work: impl FnOnce(&mut Queues) -> T) -> T {
         work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -125,7 +125,7 @@ impl Output {
     async fn do_closed(&self, work: ClosedWork) {
         match work {
             // No caller receives the errno; the rejection is recorded.
-            ClosedWork::Decide(ino) => drop(self.decide(ino, Asked::Final).await),
+            ClosedWork::Decide(ino) => drop(self.decide(ino, DecisionTrigger::Final).await),
             ClosedWork::Store(at, ino) => {
                 tokio::time::sleep_until(at).await;
                 if let Err(refusal) = self.upload_in_background(ino).await {
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn few_work_off_many_and_end_when_nothing_is_left() {
-        let closed = Closed::default();
+        let closed = ClosedFiles::default();
         for ino in 0..100_000 {
             closed.to_store(ino);
         }

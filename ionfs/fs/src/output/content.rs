@@ -17,7 +17,7 @@ use ion_plane::cache::{CachedBlob, Reader};
 use ion_plane::node::Node as Daemon;
 use rustix::fs::{self, Mode, OFlags};
 
-use super::super::eventfile::Asked;
+use super::super::eventfile::DecisionTrigger;
 use super::super::reads::ReadFailure;
 use super::super::{Errno, Ino, Result, Seek, errno, seek_dense};
 use super::early::InOrder;
@@ -33,12 +33,12 @@ pub(super) struct Writer {
     /// Whether a FLUSH came after the last write: a process closed a descriptor, and the RELEASE
     /// should follow.
     flushed: AtomicBool,
-    closing: Closing,
+    closing: CloseReport,
 }
 
 /// How the kernel reports a close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closing {
+pub enum CloseReport {
     /// By a FLUSH for each descriptor, which close() waits for, and a RELEASE after the last one.
     Flushes,
     /// By the RELEASE only.
@@ -49,13 +49,13 @@ impl Writer {
     /// Returns whether the handle is certainly open. Returns false also for a handle whose RELEASE
     /// may be on its way.
     pub(super) fn is_surely_open(&self) -> bool {
-        self.closing == Closing::Flushes && !self.flushed.load(Ordering::Acquire)
+        self.closing == CloseReport::Flushes && !self.flushed.load(Ordering::Acquire)
     }
 
     /// Returns whether a process may go on to write through the handle, as far as the daemon can
     /// know.
     pub(super) fn may_write_on(&self) -> bool {
-        self.closing == Closing::Releases || self.is_surely_open()
+        self.closing == CloseReport::Releases || self.is_surely_open()
     }
 
     /// Notes a write through the handle.
@@ -66,7 +66,7 @@ impl Writer {
 
 /// An open staged file.
 #[derive(Debug)]
-pub struct Staged {
+pub struct StagedHandle {
     ino: Ino,
     file: File,
     writable: bool,
@@ -76,7 +76,7 @@ pub struct Staged {
     reader: Mutex<Option<Arc<Reader>>>,
 }
 
-impl Staged {
+impl StagedHandle {
     /// Returns its inode.
     pub fn ino(&self) -> Ino {
         self.ino
@@ -96,7 +96,7 @@ impl Staged {
     }
 
     /// Returns how the kernel is to report closes of this handle.
-    pub fn closing(&self) -> Closing {
+    pub fn closing(&self) -> CloseReport {
         self.writer.closing
     }
 
@@ -126,14 +126,14 @@ pub enum By {
 
 /// How a file is to be opened.
 #[derive(Clone, Copy, Debug)]
-pub struct OpenHow {
+pub struct OpenRequest {
     /// The open flags as the kernel gave them.
     pub flags: i32,
     /// Who opens it.
     pub by: By,
 }
 
-impl OpenHow {
+impl OpenRequest {
     fn writes(self) -> bool {
         self.flags & libc::O_ACCMODE != libc::O_RDONLY
     }
@@ -163,16 +163,16 @@ impl OpenHow {
     /// Returns how the kernel is to report closes. A close of a data file decides nothing, so it
     /// need not wait for the daemon. But the kernel writes out what a mapping changed only by a
     /// FLUSH, and only a file that is open for both reading and writing can be mapped for writing.
-    fn closing(self, file: &FileNode) -> Closing {
+    fn closing(self, file: &FileNode) -> CloseReport {
         let maps = self.flags & libc::O_ACCMODE == libc::O_RDWR;
         let decides = file.event.is_some() && self.writes();
-        if maps || decides { Closing::Flushes } else { Closing::Releases }
+        if maps || decides { CloseReport::Flushes } else { CloseReport::Releases }
     }
 }
 
 impl Output {
     /// Opens a file.
-    pub fn open(&self, ino: Ino, how: OpenHow) -> Result<Arc<Staged>> {
+    pub fn open(&self, ino: Ino, how: OpenRequest) -> Result<Arc<StagedHandle>> {
         let mut table = self.lock();
         let file = table.file(ino)?;
         if how.writes() || how.truncates() {
@@ -196,8 +196,8 @@ impl Output {
         table: &mut Table,
         ino: Ino,
         backing: File,
-        how: OpenHow,
-    ) -> Result<Arc<Staged>> {
+        how: OpenRequest,
+    ) -> Result<Arc<StagedHandle>> {
         let file = table.file_mut(ino)?;
         let writer =
             Arc::new(Writer { flushed: AtomicBool::new(false), closing: how.closing(file) });
@@ -216,11 +216,11 @@ impl Output {
         table.look_after_unnamed(ino);
         let (writable, executes) = (how.writes(), how.executes());
         let reader = Mutex::default();
-        Ok(Arc::new(Staged { ino, file: backing, writable, executes, writer, reader }))
+        Ok(Arc::new(StagedHandle { ino, file: backing, writable, executes, writer, reader }))
     }
 
     /// Reads staged content. Returns fewer than `size` bytes only at the end of the file.
-    pub fn read(&self, staged: &Staged, offset: u64, size: usize) -> Result<Bytes> {
+    pub fn read(&self, staged: &StagedHandle, offset: u64, size: usize) -> Result<Bytes> {
         let mut buffer = vec![0; size];
         let mut filled = 0;
         while filled < size {
@@ -236,7 +236,7 @@ impl Output {
     }
 
     /// Writes `data` at `offset`. A reference needs [`Output::own_range`] first.
-    pub fn write(&self, staged: &Staged, offset: u64, data: &[u8], by: By) -> Result<()> {
+    pub fn write(&self, staged: &StagedHandle, offset: u64, data: &[u8], by: By) -> Result<()> {
         give_up_rights(&staged.file, by)?;
         let end = offset.saturating_add(data.len() as u64);
         let (allowed, in_order) = {
@@ -305,7 +305,7 @@ impl Output {
     /// Allocates or frees space (fallocate).
     pub fn allocate(
         &self,
-        staged: &Staged,
+        staged: &StagedHandle,
         offset: u64,
         length: u64,
         mode: i32,
@@ -324,7 +324,7 @@ impl Output {
     }
 
     /// Returns the offset of the next data or hole of a staged file.
-    pub fn seek(&self, staged: &Staged, offset: u64, whence: Seek) -> Result<u64> {
+    pub fn seek(&self, staged: &StagedHandle, offset: u64, whence: Seek) -> Result<u64> {
         if self.refers(staged.ino) {
             let length = staged.file.metadata().map_err(|error| errno(&error))?.len();
             return seek_dense(length, offset, whence);
@@ -339,7 +339,7 @@ impl Output {
     }
 
     /// Makes the file durable on the local disk.
-    pub fn sync(&self, staged: &Staged) -> Result<()> {
+    pub fn sync(&self, staged: &StagedHandle) -> Result<()> {
         staged.file.sync_all().map_err(|error| {
             let errno = errno(&error);
             self.not_whole(staged.ino, 0, errno);
@@ -357,9 +357,9 @@ impl Output {
     /// Copies a range between two staged files inside the kernel.
     pub fn copy_range(
         &self,
-        from: &Staged,
+        from: &StagedHandle,
         from_offset: u64,
-        to: &Staged,
+        to: &StagedHandle,
         to_offset: u64,
         length: u64,
         by: By,
@@ -389,23 +389,23 @@ impl Output {
     }
 
     /// Handles FLUSH: a descriptor of the file was closed. Returns what close() is to return.
-    pub async fn flush(&self, staged: &Staged) -> Result<()> {
+    pub async fn flush(&self, staged: &StagedHandle) -> Result<()> {
         staged.writer.flushed.store(true, Ordering::Release);
         if !staged.writable {
             return Ok(());
         }
-        self.decide(staged.ino, Asked::Flush).await
+        self.decide(staged.ino, DecisionTrigger::Flush).await
     }
 
     /// Handles fsync: makes the file durable on the local disk. An event file commits as at FLUSH.
-    pub async fn fsync(&self, staged: &Staged) -> Result<()> {
+    pub async fn fsync(&self, staged: &StagedHandle) -> Result<()> {
         self.sync(staged)?;
-        self.decide(staged.ino, Asked::Flush).await
+        self.decide(staged.ino, DecisionTrigger::Flush).await
     }
 
     /// Handles RELEASE: the handle is gone. If it was the last writer of an event file, the content
     /// is final; if it was the last writer of a data file, its upload is queued.
-    pub fn release(self: &Arc<Self>, staged: &Staged) {
+    pub fn release(self: &Arc<Self>, staged: &StagedHandle) {
         let ino = staged.ino;
         {
             let mut table = self.lock();

@@ -9,7 +9,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ion_model::checksum::Summer;
+use ion_model::checksum::BlockChecksummer;
 use ion_model::event::{FileEntry, is_draft};
 use ion_plane::commit::Staging as _;
 use ion_plane::upload::{UploadError, WriteProgress, store_file};
@@ -32,16 +32,16 @@ const EARLY_AFTER: Duration = Duration::from_secs(1);
 /// What is known of a file as long as each of its bytes was written once and in order.
 #[derive(Debug)]
 pub(super) struct InOrder {
-    summer: Summer,
+    summer: BlockChecksummer,
     since: Instant,
     /// The length at which an upload is begun.
     begin_at: u64,
-    upload: Option<Following>,
+    upload: Option<EarlyUpload>,
 }
 
 /// An upload that follows the file's writer. Dropping it abandons the upload.
 #[derive(Debug)]
-pub(super) struct Following {
+pub(super) struct EarlyUpload {
     key: String,
     written: watch::Sender<WriteProgress>,
     upload: AbortOnDropHandle<Result<FileEntry, UploadError>>,
@@ -50,7 +50,12 @@ pub(super) struct Following {
 
 impl Default for InOrder {
     fn default() -> Self {
-        Self { summer: Summer::default(), since: Instant::now(), begin_at: EARLY_MIN, upload: None }
+        Self {
+            summer: BlockChecksummer::default(),
+            since: Instant::now(),
+            begin_at: EARLY_MIN,
+            upload: None,
+        }
     }
 }
 
@@ -80,12 +85,12 @@ impl InOrder {
     }
 
     /// Returns the checksums of all bytes, and takes the upload that has begun, if there is one.
-    pub(super) fn take_upload(&mut self) -> (Summer, Option<Following>) {
+    pub(super) fn take_upload(&mut self) -> (BlockChecksummer, Option<EarlyUpload>) {
         (self.summer.clone(), self.upload.take())
     }
 }
 
-impl Following {
+impl EarlyUpload {
     /// Tells the upload that no more bytes come, and waits for it.
     pub(super) async fn finish(self) -> Result<FileEntry, UploadError> {
         self.written.send_modify(WriteProgress::end);
@@ -121,7 +126,7 @@ impl Output {
         });
         let upload = AbortOnDropHandle::new(upload);
         if let Ok(Some(in_order)) = table.file_mut(ino).map(|file| file.in_order.as_mut()) {
-            in_order.upload = Some(Following { key, written, upload, _place: place });
+            in_order.upload = Some(EarlyUpload { key, written, upload, _place: place });
             in_order.are_written();
         }
     }
@@ -130,7 +135,7 @@ impl Output {
     /// was no such upload or the store failed: the caller then stores the file again.
     pub(super) async fn followed(
         &self,
-        upload: Option<Following>,
+        upload: Option<EarlyUpload>,
     ) -> Option<Result<FileEntry, UploadError>> {
         let upload = upload?;
         let key = upload.key.clone();

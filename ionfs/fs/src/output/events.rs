@@ -7,15 +7,17 @@ use std::io;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use ion_model::event::{self, Parsed, WHOLE_DRAFT, is_doubtful_draft, is_draft, is_event_draft};
+use ion_model::event::{
+    self, ParsedEventFile, WHOLE_DRAFT, is_doubtful_draft, is_draft, is_event_draft,
+};
 use ion_model::limits::bytes_in_words;
 use ion_plane::commit::{Receipt, Refusal, Rejection};
 use rustix::fs::OFlags;
 use tokio::sync::SemaphorePermit;
 
-use super::super::eventfile::{Asked, Decision};
+use super::super::eventfile::{DecisionTrigger, EventDecision};
 use super::super::{Attr, Errno, Ino, Result, errno};
-use super::{EVENTS, OUT, Output, Over, READING_UNIT, READING_UNITS};
+use super::{EVENTS, OUT, Output, READING_UNIT, READING_UNITS, RenameOver};
 
 /// How long a rename to an event's name waits for the RELEASE of a file whose document is not
 /// complete. The kernel sends the RELEASE within a millisecond of the close. A file that is still
@@ -39,14 +41,14 @@ impl Output {
         name: &OsStr,
         newparent: Ino,
         newname: &OsStr,
-        over: Over,
+        over: RenameOver,
     ) -> Result<()> {
         if let Some(event_name) = self.event_name(newparent, newname)? {
             let ino = self.lock().child(parent, name)?.ok_or(Errno::NOENT)?;
             return self
                 .adopt_as_event(ino, &event_name, |same| {
-                    let over = if same == EventBefore::Same && over == Over::Anything {
-                        Over::SameEvent
+                    let over = if same == EventBefore::Same && over == RenameOver::Anything {
+                        RenameOver::SameEvent
                     } else {
                         over
                     };
@@ -64,7 +66,7 @@ impl Output {
             }
         };
         match insights {
-            Some(ino) => self.decide(ino, Asked::Final).await,
+            Some(ino) => self.decide(ino, DecisionTrigger::Final).await,
             None => Ok(()),
         }
     }
@@ -145,22 +147,26 @@ impl Output {
             Err(error) => return Err(self.reject(name, &self.unreadable(name, error))),
         };
         let decision = match event::parse_within(&content, &self.limits) {
-            Parsed::Complete(file) => Decision::Commit(file),
-            Parsed::Invalid(reason) => Decision::Refuse(reason),
-            Parsed::TooBig(reason) => Decision::TooBig(reason),
+            ParsedEventFile::Complete(file) => EventDecision::Commit(file),
+            ParsedEventFile::Invalid(reason) => EventDecision::Refuse(reason),
+            ParsedEventFile::TooBig(reason) => EventDecision::TooBig(reason),
             // The file is empty, or a process is still writing it: that process's own close
             // decides.
-            Parsed::Empty => Decision::Nothing,
-            Parsed::Incomplete if writing && self.is_written_on(ino).await => Decision::Nothing,
-            Parsed::Incomplete => Decision::Refuse("the JSON document is cut off".into()),
+            ParsedEventFile::Empty => EventDecision::Nothing,
+            ParsedEventFile::Incomplete if writing && self.is_written_on(ino).await => {
+                EventDecision::Nothing
+            }
+            ParsedEventFile::Incomplete => {
+                EventDecision::Refuse("the JSON document is cut off".into())
+            }
         };
         let over_committed = self.committed_under(name);
         match decision {
-            Decision::Nothing if over_committed.is_some() => Err(Errno::ROFS),
-            Decision::Nothing => moved(EventBefore::None),
-            Decision::Refuse(reason) => Err(self.reject(name, &Refusal::Invalid(reason))),
-            Decision::TooBig(reason) => Err(self.reject(name, &Refusal::TooBig(reason))),
-            Decision::Commit(file) => {
+            EventDecision::Nothing if over_committed.is_some() => Err(Errno::ROFS),
+            EventDecision::Nothing => moved(EventBefore::None),
+            EventDecision::Refuse(reason) => Err(self.reject(name, &Refusal::Invalid(reason))),
+            EventDecision::TooBig(reason) => Err(self.reject(name, &Refusal::TooBig(reason))),
+            EventDecision::Commit(file) => {
                 if let Some(state) = &mut self.lock().file_mut(ino)?.event {
                     if state.version() != version {
                         return Err(self.reject(name, &Refusal::StillOpen(name.to_owned())));
@@ -212,7 +218,7 @@ impl Output {
 
     /// Decides whether an event file or `insights.json` is committed, refused or left alone, by the
     /// rule of DESIGN.md section 3. Does nothing for other files.
-    pub(super) async fn decide(&self, ino: Ino, asked: Asked) -> Result<()> {
+    pub(super) async fn decide(&self, ino: Ino, asked: DecisionTrigger) -> Result<()> {
         let begun = Instant::now();
         let Some((name, insights)) = self.decided_name(ino) else { return Ok(()) };
         let deciding = {
@@ -230,7 +236,7 @@ impl Output {
             let file = table.file(ino)?;
             let Some(state) = &file.event else { return Ok(()) };
             // The file was opened for writing again: that writer's close decides.
-            if asked == Asked::Final && !file.writers.is_empty() {
+            if asked == DecisionTrigger::Final && !file.writers.is_empty() {
                 return Ok(());
             }
             if !state.is_news(asked) {
@@ -262,10 +268,10 @@ impl Output {
             Err(error) => return Err(self.reject(&name, &self.unreadable(&name, error))),
         };
         let refused = match decision {
-            Decision::Nothing => return Ok(()),
-            Decision::Refuse(reason) => Refusal::Invalid(reason),
-            Decision::TooBig(reason) => Refusal::TooBig(reason),
-            Decision::Commit(file) if insights => {
+            EventDecision::Nothing => return Ok(()),
+            EventDecision::Refuse(reason) => Refusal::Invalid(reason),
+            EventDecision::TooBig(reason) => Refusal::TooBig(reason),
+            EventDecision::Commit(file) if insights => {
                 let kept = self.committer.keep_insights(file.into_values()).await;
                 match kept {
                     Ok(()) => {
@@ -278,7 +284,7 @@ impl Output {
                     Err(refusal) => refusal,
                 }
             }
-            Decision::Commit(file) => match self.committer.commit(&name, file, self).await {
+            EventDecision::Commit(file) => match self.committer.commit(&name, file, self).await {
                 Ok(receipt) => {
                     self.accept(ino, receipt);
                     self.daemon.metrics.closes.since(begun);
@@ -386,7 +392,7 @@ impl Output {
             let Some((name, _)) = self.decided_name(ino) else { continue };
             match self.closed(ino, &name).await {
                 // A refusal is recorded by `decide` itself.
-                Ok(()) => drop(self.decide(ino, Asked::Final).await),
+                Ok(()) => drop(self.decide(ino, DecisionTrigger::Final).await),
                 Err(refusal) => open.push(Rejection {
                     reason: "it is still open for writing; close it first".into(),
                     ..Rejection::new(&name, &refusal)
@@ -420,7 +426,7 @@ impl Output {
             let Some(name) = self.doubtful_draft(ino) else { continue };
             let Ok(content) = self.event_content(ino).await else { continue };
             let parsed = event::parse_within(&content, &self.limits);
-            if matches!(parsed, Parsed::Complete(file) if file.event_type.is_some()) {
+            if matches!(parsed, ParsedEventFile::Complete(file) if file.event_type.is_some()) {
                 self.reject(&name, &Refusal::Invalid(WHOLE_DRAFT.into()));
             }
         }
@@ -444,7 +450,7 @@ impl Output {
             // A job that was ended by force decides nothing more: a commit now would hold up its
             // end again.
             if !self.stopped.is_cancelled() {
-                let _ = self.decide(ino, Asked::Final).await;
+                let _ = self.decide(ino, DecisionTrigger::Final).await;
             }
         }
         if !self.stopped.is_cancelled() {

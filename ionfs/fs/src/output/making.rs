@@ -15,8 +15,8 @@ use super::super::{Attr, Errno, Ino, Kind, Result, errno};
 use super::content::content_changed;
 use super::early::InOrder;
 use super::reference::Reference;
-use super::table::{Body, DirectoryNames, FileNode, Table};
-use super::{DATA, EVENTS, OUT, OpenHow, Output, Staged, timespec};
+use super::table::{DirectoryNames, FileNode, NodeBody, Table};
+use super::{DATA, EVENTS, OUT, OpenRequest, Output, StagedHandle, timespec};
 
 /// The user and group that make something, and own it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ impl Output {
         let folder = self.folder_for(&table, parent, name)?;
         self.of_disk(folder.make_folder(name, permissions(mode)))?;
         self.hand_over(&folder, name, mode, maker)?;
-        let ino = table.add(parent, name, Body::Directory(DirectoryNames::default()))?;
+        let ino = table.add(parent, name, NodeBody::Directory(DirectoryNames::default()))?;
         self.attr(&table, ino)
     }
 
@@ -56,7 +56,7 @@ impl Output {
         self.may_take(&mut table, target.as_os_str().len() as u64)?;
         self.of_disk(folder.make_symlink(name, target))?;
         self.hand_over(&folder, name, 0, maker)?;
-        let ino = table.add(parent, name, Body::Symlink)?;
+        let ino = table.add(parent, name, NodeBody::Symlink)?;
         self.attach(&mut table, ino, target.as_os_str().len() as u64)?;
         self.attr(&table, ino)
     }
@@ -79,7 +79,7 @@ impl Output {
         let folder = self.folder_for(&table, parent, name)?;
         self.of_disk(folder.make_node(name, file_type, permissions(mode)))?;
         self.hand_over(&folder, name, mode, maker)?;
-        let ino = table.add(parent, name, Body::Special(kind))?;
+        let ino = table.add(parent, name, NodeBody::Special(kind))?;
         self.attr(&table, ino)
     }
 
@@ -106,8 +106,8 @@ impl Output {
         name: &OsStr,
         mode: u32,
         maker: Maker,
-        how: OpenHow,
-    ) -> Result<(Attr, Arc<Staged>)> {
+        how: OpenRequest,
+    ) -> Result<(Attr, Arc<StagedHandle>)> {
         let existing = self.lock().child(parent, name)?;
         if let Some(ino) = existing {
             if how.flags & libc::O_EXCL != 0 {
@@ -127,7 +127,7 @@ impl Output {
             &mut table,
             ino,
             backing,
-            OpenHow { flags: how.flags & !libc::O_TRUNC, ..how },
+            OpenRequest { flags: how.flags & !libc::O_TRUNC, ..how },
         )?;
         Ok((self.attr(&table, ino)?, staged))
     }
@@ -244,5 +244,5 @@ fn add_file(table: &mut Table, parent: Ino, name: &OsStr) -> Result<Ino> {
         in_order: Some(InOrder::default()),
         ..FileNode::default()
     };
-    table.add(parent, name, Body::File(Box::new(file)))
+    table.add(parent, name, NodeBody::File(Box::new(file)))
 }

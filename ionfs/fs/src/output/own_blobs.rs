@@ -25,7 +25,7 @@ enum BlobFate {
 
 /// The blobs of one job.
 #[derive(Debug)]
-pub(super) struct OwnBlobs {
+pub(super) struct JobBlobs {
     store: Arc<dyn Blobs>,
     runtime: Runtime,
     state: Mutex<State>,
@@ -40,7 +40,7 @@ struct State {
     removing: bool,
 }
 
-impl OwnBlobs {
+impl JobBlobs {
     pub(super) fn new(store: Arc<dyn Blobs>, runtime: Runtime) -> Arc<Self> {
         Arc::new(Self { store, runtime, state: Mutex::default(), removed: Notify::new() })
     }
@@ -131,7 +131,7 @@ mod tests {
     #[tokio::test]
     async fn what_no_event_names_goes_and_what_one_names_stays() {
         let store: Arc<dyn Blobs> = Arc::new(ObjectBlobs::memory());
-        let own = OwnBlobs::new(store.clone(), Runtime::current());
+        let own = JobBlobs::new(store.clone(), Runtime::current());
         let keys: Vec<String> = (0..2500).map(|n| format!("c/j/1.{n}/f")).collect();
         for key in &keys {
             own.made(key);

@@ -14,7 +14,7 @@ use ion_system::beneath::{Folder, Pinned};
 use rustix::fs::{Mode, OFlags, Stat};
 
 use super::super::{Errno, Ino, Result};
-use super::table::{Remains, Table};
+use super::table::{Table, UnnamedRemains};
 use super::{OUT, Output};
 
 /// The most folders of one job that are held open. With fewer, a job that works in many folders
@@ -33,11 +33,11 @@ pub(super) struct OpenFolders {
 struct FoldersBelow {
     /// Raised by each use: the folder that was used last has the highest number.
     uses: u64,
-    folders: HashMap<Ino, Kept>,
+    folders: HashMap<Ino, OpenFolder>,
 }
 
 #[derive(Debug)]
-struct Kept {
+struct OpenFolder {
     used: u64,
     folder: Arc<Folder>,
 }
@@ -75,7 +75,7 @@ impl OpenFolders {
             oldest.map(|oldest| below.folders.remove(&oldest));
         }
         let used = below.uses;
-        below.folders.insert(ino, Kept { used, folder });
+        below.folders.insert(ino, OpenFolder { used, folder });
     }
 
     /// Drops the folder of a removed directory.
@@ -124,7 +124,9 @@ impl Output {
     fn unnamed(table: &Table, ino: Ino) -> Result<Option<Arc<Pinned>>> {
         let node = table.node(ino)?;
         Ok(match &node.remains {
-            Some(Remains::Open(file) | Remains::Known(file)) if node.links.is_empty() => {
+            Some(UnnamedRemains::Open(file) | UnnamedRemains::Known(file))
+                if node.links.is_empty() =>
+            {
                 Some(file.clone())
             }
             _ => None,
@@ -166,7 +168,7 @@ impl Output {
             return pinned.stat();
         }
         match &table.node(ino)?.remains {
-            Some(Remains::Seen(stat)) if table.place(ino).is_none() => Ok(**stat),
+            Some(UnnamedRemains::Seen(stat)) if table.place(ino).is_none() => Ok(**stat),
             _ => {
                 let (folder, name) = self.named(table, ino)?;
                 folder.stat(name)

@@ -19,7 +19,7 @@ use rustix::fs::{self, OFlags, Timespec, Timestamps};
 
 use super::super::reads::ReadFailure;
 use super::super::{Errno, Ino, Result, errno};
-use super::content::{Staged, content_changed, open_blob, read_within};
+use super::content::{StagedHandle, content_changed, open_blob, read_within};
 use super::table::Table;
 use super::{Output, forbid_change};
 
@@ -125,7 +125,7 @@ impl From<NotOwned> for io::Error {
 
 impl Output {
     /// Returns whether a handle only reads, and its file is a blob from the first byte to the last.
-    pub fn is_untouched(&self, staged: &Staged) -> bool {
+    pub fn is_untouched(&self, staged: &StagedHandle) -> bool {
         let table = self.lock();
         let reference = table.file(staged.ino()).ok().and_then(|file| file.reference.as_ref());
         !staged.writes() && reference.is_some_and(Reference::is_whole)
@@ -147,7 +147,7 @@ impl Output {
     /// Reads a file of which some bytes may be a blob's.
     pub(crate) async fn read_through(
         &self,
-        staged: &Staged,
+        staged: &StagedHandle,
         offset: u64,
         size: u32,
     ) -> Result<Bytes> {
@@ -192,7 +192,7 @@ impl Output {
     /// there; otherwise returns EOPNOTSUPP, and the caller copies the bytes.
     pub fn refer(
         &self,
-        to: &Staged,
+        to: &StagedHandle,
         entry: &Arc<FileEntry>,
         from_offset: u64,
         to_offset: u64,
@@ -225,7 +225,7 @@ impl Output {
 
     /// Copies the blocks that a write to `range` touches from the blob into the staged file. Does
     /// nothing if the file is not a reference.
-    pub async fn own_range(&self, staged: &Staged, range: Range<u64>) -> Result<()> {
+    pub async fn own_range(&self, staged: &StagedHandle, range: Range<u64>) -> Result<()> {
         let owned = self.own(staged.ino(), staged.file(), range).await;
         owned.map_err(|error| self.not_owned(staged.ino(), &error))
     }

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ion_model::event::{FileEntry, clean_path, is_draft};
-use ion_plane::commit::{Below, Refusal, Staging};
+use ion_plane::commit::{DirectoryContent, Refusal, Staging};
 use ion_plane::upload::{UploadError, store_file};
 use rustix::fs::OFlags;
 use tokio::sync::SemaphorePermit;
 
 use super::super::{Errno, Ino, errno};
-use super::table::{Body, Stored, Table};
+use super::table::{BlobCell, NodeBody, Table};
 use super::{DATA, Output};
 
 /// How long a commit waits for the RELEASE of a handle that was closed: the kernel sends it after
@@ -84,7 +84,7 @@ impl Output {
                     (*generation, cell.clone(), None)
                 }
                 _ => {
-                    let cell = Stored::default();
+                    let cell = BlobCell::default();
                     let former = file.stored.replace((file.generation, cell.clone()));
                     (file.generation, cell, former)
                 }
@@ -256,7 +256,7 @@ impl Output {
             }
             let child = table.child(at, &part).ok().flatten().ok_or_else(missing)?;
             let Ok(node) = table.node(child) else { return Err(missing()) };
-            if !matches!(node.body, Body::Symlink) {
+            if !matches!(node.body, NodeBody::Symlink) {
                 at = child;
                 continue;
             }
@@ -274,13 +274,16 @@ impl Output {
     }
 
     /// Returns what is below a directory, sorted; none if `path` is not a directory.
-    fn below_directory(&self, path: &str) -> std::result::Result<Option<Below>, Refusal> {
+    fn below_directory(
+        &self,
+        path: &str,
+    ) -> std::result::Result<Option<DirectoryContent>, Refusal> {
         let table = self.lock();
         let top = self.resolve_any(&table, path)?;
         if table.directory(top).is_err() {
             return Ok(None);
         }
-        let mut below = Below::default();
+        let mut below = DirectoryContent::default();
         let mut todo = vec![(path.to_owned(), top)];
         while let Some((path, ino)) = todo.pop() {
             let Ok(directory) = table.directory(ino) else {
@@ -359,7 +362,7 @@ impl Staging for Output {
         clean_path(path).is_some_and(|path| self.resolve(&path).is_ok())
     }
 
-    async fn below(&self, path: &str) -> std::result::Result<Option<Below>, Refusal> {
+    async fn below(&self, path: &str) -> std::result::Result<Option<DirectoryContent>, Refusal> {
         self.below_directory(path)
     }
 

@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 
 use super::super::eventfile::EventState;
 use super::super::{Errno, Ino, Kind, Result, STAGED};
-use super::Names;
+use super::ValueFileNames;
 use super::content::Writer;
 use super::early::InOrder;
 use super::reference::Reference;
@@ -36,7 +36,7 @@ const HELD_UNNAMED_MAX: usize = 256;
 const FIXED: u64 = 3;
 
 /// The blob of one generation of a file, stored or still being stored.
-pub(super) type Stored = Arc<OnceCell<FileEntry>>;
+pub(super) type BlobCell = Arc<OnceCell<FileEntry>>;
 
 #[derive(Debug, Default)]
 pub(super) struct FileNode {
@@ -57,7 +57,7 @@ pub(super) struct FileNode {
     /// Present if each byte was written once and in order. None otherwise, and while bytes are
     /// being written.
     pub(super) in_order: Option<InOrder>,
-    pub(super) stored: Option<(u64, Stored)>,
+    pub(super) stored: Option<(u64, BlobCell)>,
     /// Whether a background upload waits for its turn.
     pub(super) upload_waits: bool,
     /// The attributes that the file had before the daemon copied bytes of its blob into the staged
@@ -80,7 +80,7 @@ impl FileNode {
 }
 
 #[derive(Debug)]
-pub(super) enum Body {
+pub(super) enum NodeBody {
     Directory(DirectoryNames),
     File(Box<FileNode>),
     Symlink,
@@ -93,14 +93,14 @@ pub(super) enum Body {
 #[derive(Debug)]
 pub(super) struct Orphan {
     /// The blob that was stored of it, or is still being stored.
-    pub(super) stored: Stored,
+    pub(super) stored: BlobCell,
     /// Its staged content, if the table still held it.
     pub(super) known: Option<Arc<Pinned>>,
 }
 
 /// What is kept of an inode without a name.
 #[derive(Clone, Debug)]
-pub(super) enum Remains {
+pub(super) enum UnnamedRemains {
     /// The content of an open file.
     Open(Arc<Pinned>),
     /// The content of a file that the kernel knows and that no process has open: a process that
@@ -164,12 +164,12 @@ pub(super) struct Node {
     /// Its names, each with the directory that holds it. Empty if it is unlinked; more than one for
     /// hard links.
     pub(super) links: Vec<(Ino, Arc<OsStr>)>,
-    pub(super) body: Body,
+    pub(super) body: NodeBody,
     /// The kernel's lookup count: how often it received the inode and has not forgotten it. While
     /// it is above 0, the kernel may ask for the inode by number, even if the inode has no name.
     pub(super) known: u64,
     /// What is kept of it once its last name is gone.
-    pub(super) remains: Option<Remains>,
+    pub(super) remains: Option<UnnamedRemains>,
     /// Bytes that count against the job's limit in addition to its content: extended attributes,
     /// and the target of a symbolic link.
     attached: u64,
@@ -192,10 +192,10 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new(names: Names) -> Self {
+    pub(super) fn new(names: ValueFileNames) -> Self {
         let insights: &[&str] = match names {
-            Names::Current => &["insights.json"],
-            Names::AndSecondGeneration => &["insights.json", "meta.json"],
+            ValueFileNames::Current => &["insights.json"],
+            ValueFileNames::AndSecondGeneration => &["insights.json", "meta.json"],
         };
         let directory = |parent: Ino, name: &str, children: &[(&str, Ino)]| Node {
             links: if parent == OUT && name.is_empty() {
@@ -203,7 +203,7 @@ impl Table {
             } else {
                 vec![(parent, OsStr::new(name).into())]
             },
-            body: Body::Directory(children.iter().fold(
+            body: NodeBody::Directory(children.iter().fold(
                 DirectoryNames::default(),
                 |mut all, (name, ino)| {
                     all.insert(OsStr::new(name).into(), *ino);
@@ -240,37 +240,37 @@ impl Table {
 
     pub(super) fn file(&self, ino: Ino) -> Result<&FileNode> {
         match &self.node(ino)?.body {
-            Body::File(file) => Ok(file),
-            Body::Directory(_) => Err(Errno::ISDIR),
-            Body::Symlink | Body::Special(_) => Err(Errno::INVAL),
+            NodeBody::File(file) => Ok(file),
+            NodeBody::Directory(_) => Err(Errno::ISDIR),
+            NodeBody::Symlink | NodeBody::Special(_) => Err(Errno::INVAL),
         }
     }
 
     pub(super) fn file_mut(&mut self, ino: Ino) -> Result<&mut FileNode> {
         match &mut self.node_mut(ino)?.body {
-            Body::File(file) => Ok(file),
-            Body::Directory(_) => Err(Errno::ISDIR),
-            Body::Symlink | Body::Special(_) => Err(Errno::INVAL),
+            NodeBody::File(file) => Ok(file),
+            NodeBody::Directory(_) => Err(Errno::ISDIR),
+            NodeBody::Symlink | NodeBody::Special(_) => Err(Errno::INVAL),
         }
     }
 
     /// Returns whether a file has a name or is open, so that its content can still matter.
     pub(super) fn is_in_use(&self, ino: Ino) -> bool {
         self.node(ino).is_ok_and(|node| {
-            !node.links.is_empty() || matches!(&node.body, Body::File(file) if file.opens > 0)
+            !node.links.is_empty() || matches!(&node.body, NodeBody::File(file) if file.opens > 0)
         })
     }
 
     pub(super) fn directory(&self, ino: Ino) -> Result<&DirectoryNames> {
         match &self.node(ino)?.body {
-            Body::Directory(directory) => Ok(directory),
+            NodeBody::Directory(directory) => Ok(directory),
             _ => Err(Errno::NOTDIR),
         }
     }
 
     fn directory_mut(&mut self, ino: Ino) -> Result<&mut DirectoryNames> {
         match &mut self.node_mut(ino)?.body {
-            Body::Directory(directory) => Ok(directory),
+            NodeBody::Directory(directory) => Ok(directory),
             _ => Err(Errno::NOTDIR),
         }
     }
@@ -337,7 +337,7 @@ impl Table {
         }
     }
 
-    pub(super) fn add(&mut self, parent: Ino, name: &OsStr, body: Body) -> Result<Ino> {
+    pub(super) fn add(&mut self, parent: Ino, name: &OsStr, body: NodeBody) -> Result<Ino> {
         let ino = self.next;
         self.next += 1;
         self.nodes.insert(ino, Node { links: vec![], body, known: 0, remains: None, attached: 0 });
@@ -359,7 +359,7 @@ impl Table {
         &mut self,
         parent: Ino,
         name: &OsStr,
-        remains: Option<Remains>,
+        remains: Option<UnnamedRemains>,
     ) -> Result<()> {
         let ino = self.directory_mut(parent)?.remove(name).ok_or(Errno::NOENT)?;
         let node = self.node_mut(ino)?;
@@ -389,7 +389,7 @@ impl Table {
 
     fn let_go(&mut self, ino: Ino) {
         if let Some(node) = self.nodes.get_mut(&ino)
-            && !matches!(node.remains, Some(Remains::Seen(_)))
+            && !matches!(node.remains, Some(UnnamedRemains::Seen(_)))
         {
             node.remains = None;
         }
@@ -401,10 +401,10 @@ impl Table {
     /// Records that a file is gone: nothing can name its blob any more.
     fn orphan(&mut self, node: Node) {
         let known = match node.remains {
-            Some(Remains::Known(pinned)) => Some(pinned),
+            Some(UnnamedRemains::Known(pinned)) => Some(pinned),
             _ => None,
         };
-        if let Body::File(file) = node.body
+        if let NodeBody::File(file) = node.body
             && let Some((_, stored)) = file.stored
         {
             self.orphans.push(Orphan { stored, known });
@@ -421,7 +421,7 @@ impl Table {
     pub(super) fn look_after_unnamed(&mut self, ino: Ino) {
         let may_hold = self.may_hold_unnamed();
         let Some(node) = self.nodes.get_mut(&ino).filter(|_| ino > EVENTS) else { return };
-        let open = matches!(&node.body, Body::File(file) if file.opens > 0);
+        let open = matches!(&node.body, NodeBody::File(file) if file.opens > 0);
         if !node.links.is_empty() || open {
             self.unused.remove(&ino);
             return;
@@ -438,13 +438,13 @@ impl Table {
         }
         self.unused.insert(ino);
         match node.remains.take() {
-            Some(Remains::Open(content) | Remains::Known(content))
+            Some(UnnamedRemains::Open(content) | UnnamedRemains::Known(content))
                 if may_hold || self.held.contains(&ino) =>
             {
-                node.remains = Some(Remains::Known(content));
+                node.remains = Some(UnnamedRemains::Known(content));
                 self.held.insert(ino);
             }
-            seen @ Some(Remains::Seen(_)) => {
+            seen @ Some(UnnamedRemains::Seen(_)) => {
                 node.remains = seen;
                 self.let_go(ino);
             }

@@ -49,7 +49,7 @@ pub(super) enum Place {
 
 /// The outcome of reading blocks from the local file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Found {
+enum DiskRead {
     /// Nothing is left to do: each block was delivered, has failed, or found no room in memory.
     All,
     /// The first of the remaining blocks is not what was written.
@@ -298,7 +298,7 @@ impl CachedBlob {
             tokio::spawn(async move {
                 let mut waiting = waiting;
                 if local {
-                    while this.from_disk(&mut waiting, wanted).await == Found::Bad {
+                    while this.from_disk(&mut waiting, wanted).await == DiskRead::Bad {
                         let mut bad: Waiting = waiting.pop_front().into_iter().collect();
                         this.from_store(&mut bad, true).await;
                     }
@@ -334,10 +334,10 @@ impl CachedBlob {
     }
 
     /// Reads blocks from the local file, until all are done or one does not match its checksum.
-    async fn from_disk(self: &Arc<Self>, waiting: &mut Waiting, wanted: bool) -> Found {
+    async fn from_disk(self: &Arc<Self>, waiting: &mut Waiting, wanted: bool) -> DiskRead {
         while let Some((index, _)) = waiting.front() {
             let index = *index;
-            let Some(room) = self.room(index, wanted).await else { return Found::All };
+            let Some(room) = self.room(index, wanted).await else { return DiskRead::All };
             let this = self.clone();
             let read = run_blocking(move || {
                 let mut buffer = this.buffer(index);
@@ -363,7 +363,7 @@ impl CachedBlob {
             };
             if self.place == Place::Store {
                 self.fail(waiting, error);
-                return Found::All;
+                return DiskRead::All;
             }
             tracing::warn!(
                 key = self.entry.key,
@@ -371,9 +371,9 @@ impl CachedBlob {
                 error = &error as &dyn std::error::Error,
                 "a block of the node's cache is not what was written; it is fetched again"
             );
-            return Found::Bad;
+            return DiskRead::Bad;
         }
-        Found::All
+        DiskRead::All
     }
 
     /// Fetches blocks from the store in one request. If the request breaks off, fetches the

@@ -145,7 +145,7 @@ impl Memory {
         if let Some(room) = self.free_room(bytes) {
             return room;
         }
-        let _waits = Waits::of(&self.waiting);
+        let _waits = WaitingGuard::of(&self.waiting);
         while let Some(oldest) = { self.lock().remove_oldest() } {
             drop(oldest);
             if let Some(room) = self.free_room(bytes) {
@@ -190,16 +190,16 @@ impl Memory {
 }
 
 /// Counts a waiting task until it is dropped.
-struct Waits<'a>(&'a AtomicUsize);
+struct WaitingGuard<'a>(&'a AtomicUsize);
 
-impl<'a> Waits<'a> {
+impl<'a> WaitingGuard<'a> {
     fn of(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::SeqCst);
         Self(count)
     }
 }
 
-impl Drop for Waits<'_> {
+impl Drop for WaitingGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }

@@ -12,7 +12,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use ion_model::checksum::BLOCK;
 use ion_model::clock::Millis;
 use ion_stores::object::ObjectBlobs;
-use ion_stores::{Abandon, BlobInfo};
+use ion_stores::{BlobInfo, UnfinishedUploads};
 
 use super::*;
 use crate::upload::store_bytes;
@@ -99,7 +99,11 @@ impl Blobs for Wire {
         self.store.delete_listed(listed).await
     }
 
-    async fn abandon_uploads(&self, before: Millis, how: Abandon) -> Result<usize, StoreError> {
+    async fn abandon_uploads(
+        &self,
+        before: Millis,
+        how: UnfinishedUploads,
+    ) -> Result<usize, StoreError> {
         self.store.abandon_uploads(before, how).await
     }
 }

@@ -12,7 +12,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use ion_model::event::Publication;
+use ion_model::event::PublicationState;
 use ion_model::record::CommitMode;
 use stateright::{Checker as _, Model, Property};
 
@@ -38,7 +38,7 @@ struct Document {
     /// The closer whose blobs the document names.
     blobs: usize,
     attempt: u32,
-    publication: Publication,
+    publication: PublicationState,
     publisher: Option<usize>,
     /// Whether the document's attempt held the job when the document was inserted.
     rightful: bool,
@@ -225,8 +225,8 @@ impl Protocol {
             return StoreAnswer::Fenced;
         }
         let publication = match self.mode {
-            CommitMode::OnClose => Publication::Unpublished,
-            CommitMode::OnSuccess => Publication::Staged,
+            CommitMode::OnClose => PublicationState::Unpublished,
+            CommitMode::OnSuccess => PublicationState::Staged,
         };
         let rightful = state.held && state.attempt == actor.attempt;
         let own = || Document {
@@ -259,7 +259,7 @@ impl Protocol {
             },
             CommitStep::Replace(earlier) => match &state.document {
                 Some(there)
-                    if there.publication == Publication::Staged
+                    if there.publication == PublicationState::Staged
                         && Some(there.attempt) == earlier =>
                 {
                     *view = Some(own());
@@ -268,16 +268,19 @@ impl Protocol {
                 }
                 _ => StoreAnswer::Changed,
             },
-            CommitStep::Reveal => {
-                self.conditional(state, view, Publication::Staged, Publication::Unpublished)
-            }
+            CommitStep::Reveal => self.conditional(
+                state,
+                view,
+                PublicationState::Staged,
+                PublicationState::Unpublished,
+            ),
             CommitStep::Adopt => {
                 let (Some(there), Some(known)) = (&mut state.document, view.as_mut()) else {
                     return StoreAnswer::Changed;
                 };
                 let free =
                     there.publisher == known.publisher || self.fault == Fault::RelaysDoNotAgree;
-                if there.publication != Publication::Unpublished || !free {
+                if there.publication != PublicationState::Unpublished || !free {
                     return StoreAnswer::Changed;
                 }
                 there.publisher = Some(index);
@@ -289,9 +292,12 @@ impl Protocol {
                 state.told += 1;
                 StoreAnswer::Done
             }
-            CommitStep::Mark => {
-                self.conditional(state, view, Publication::Unpublished, Publication::Published)
-            }
+            CommitStep::Mark => self.conditional(
+                state,
+                view,
+                PublicationState::Unpublished,
+                PublicationState::Published,
+            ),
             CommitStep::End(_) => StoreAnswer::Changed,
         }
     }
@@ -302,8 +308,8 @@ impl Protocol {
         &self,
         state: &mut State,
         view: &mut Option<Document>,
-        expected: Publication,
-        becomes: Publication,
+        expected: PublicationState,
+        becomes: PublicationState,
     ) -> StoreAnswer {
         let (Some(there), Some(known)) = (&mut state.document, view.as_mut()) else {
             return StoreAnswer::Changed;
@@ -328,7 +334,7 @@ impl Protocol {
         if self.fault == Fault::MarkBeforePublish {
             return match (step, next) {
                 (CommitStep::Publish, _) => {
-                    CommitStep::End(CommitEnd::Committed(Publication::Published))
+                    CommitStep::End(CommitEnd::Committed(PublicationState::Published))
                 }
                 (_, CommitStep::Publish) => CommitStep::Mark,
                 (CommitStep::Mark, _) => CommitStep::Publish,
@@ -521,7 +527,7 @@ impl Model for Protocol {
                 }
                 match &state.document {
                     Some(staged)
-                        if staged.publication == Publication::Staged
+                        if staged.publication == PublicationState::Staged
                             && Some(staged.attempt) == state.succeeded =>
                     {
                         let mut end =
@@ -529,7 +535,7 @@ impl Model for Protocol {
                         end.view = Some(staged.clone());
                         next.closers.push(end);
                     }
-                    Some(staged) if staged.publication == Publication::Staged => {
+                    Some(staged) if staged.publication == PublicationState::Staged => {
                         next.document = None;
                     }
                     _ => next.outbox = false,
@@ -537,7 +543,8 @@ impl Model for Protocol {
             }
             Action::Look(index) => {
                 let there = state.document.as_ref()?;
-                if there.publication != Publication::Unpublished || state.relays[index].works() {
+                if there.publication != PublicationState::Unpublished || state.relays[index].works()
+                {
                     return None;
                 }
                 let relay = &mut next.relays[index];
@@ -621,7 +628,7 @@ fn whole(_: &Protocol, state: &State) -> bool {
 
 fn announced(_: &Protocol, state: &State) -> bool {
     let seen =
-        state.document.as_ref().is_some_and(|there| there.publication != Publication::Staged);
+        state.document.as_ref().is_some_and(|there| there.publication != PublicationState::Staged);
     seen || (state.told == 0 && state.started == 0)
 }
 
@@ -635,12 +642,12 @@ fn nothing_left(_: &Protocol, state: &State) -> bool {
         && state.sent.is_empty()
         && !state.closers.iter().chain(&state.relays).any(Actor::works);
     let done = |there: &Document| {
-        there.publication == Publication::Published && state.told > 0 && state.started == 1
+        there.publication == PublicationState::Published && state.told > 0 && state.started == 1
     };
     match &state.document {
         // A relay will still publish the document, so this is not a state of rest.
-        Some(there) if there.publication == Publication::Unpublished => true,
-        Some(there) if there.publication == Publication::Staged => {
+        Some(there) if there.publication == PublicationState::Unpublished => true,
+        Some(there) if there.publication == PublicationState::Staged => {
             state.succeeded != Some(there.attempt) || !at_rest
         }
         Some(there) => !at_rest || done(there),
@@ -661,7 +668,8 @@ fn kept_word(protocol: &Protocol, state: &State) -> bool {
 }
 
 fn of_the_succeeded(protocol: &Protocol, state: &State) -> bool {
-    let seen = state.document.as_ref().filter(|there| there.publication != Publication::Staged);
+    let seen =
+        state.document.as_ref().filter(|there| there.publication != PublicationState::Staged);
     protocol.mode == CommitMode::OnClose
         || seen.is_none_or(|there| Some(there.attempt) == state.succeeded)
 }

@@ -17,7 +17,7 @@ const DIRECTORY_BYTES_MAX: usize = 64 << 10;
 
 /// The content of a directory and of the directories below it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Below {
+pub struct DirectoryContent {
     /// The paths of everything that is not a directory.
     pub files: Vec<String>,
     /// The paths of the empty directories.
@@ -26,16 +26,19 @@ pub struct Below {
 
 /// Returns the paths that an event names, each once. A name that ends in a slash stands for
 /// everything below that directory.
-pub(super) async fn named_paths(names: &[String], staging: &dyn Staging) -> Result<Below, Refusal> {
-    let mut named = Below::default();
+pub(super) async fn named_paths(
+    names: &[String],
+    staging: &dyn Staging,
+) -> Result<DirectoryContent, Refusal> {
+    let mut named = DirectoryContent::default();
     let mut seen = HashSet::new();
     for name in names {
         let Some(path) = clean_path(name) else {
             return Err(Refusal::Invalid(format!("{} is not a path below out/data", quote(name))));
         };
         let below = if name.ends_with('/') { staging.below(&path).await? } else { None };
-        let Below { files, empty } =
-            below.unwrap_or_else(|| Below { files: vec![path], empty: vec![] });
+        let DirectoryContent { files, empty } =
+            below.unwrap_or_else(|| DirectoryContent { files: vec![path], empty: vec![] });
         named.files.extend(files.into_iter().filter(|path| seen.insert(path.clone())));
         named.empty.extend(empty.into_iter().filter(|path| seen.insert(path.clone())));
         if named.files.len() as u64 > staging.files_max() {

@@ -5,7 +5,7 @@
 //! [`CommitStep::after`] for the next step. So the code that runs is the code that the model checker
 //! explores in `model.rs`.
 
-use ion_model::event::Publication;
+use ion_model::event::PublicationState;
 use ion_model::record::CommitMode;
 
 /// The next step of a commit. The numbers are the steps of DESIGN.md section 3.
@@ -35,7 +35,7 @@ pub(crate) enum CommitStep {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum CommitEnd {
     /// The document has been inserted. If it is unpublished, a relay publishes it.
-    Committed(Publication),
+    Committed(PublicationState),
     /// A document with this id and other content exists.
     Differs,
     /// The attempt may not write any more.
@@ -52,7 +52,7 @@ pub(crate) enum StoreAnswer {
     /// A document with this id exists.
     Exists {
         /// Whether that document is staged, unpublished or published.
-        publication: Publication,
+        publication: PublicationState,
         /// The attempt that wrote that document.
         attempt: Option<u32>,
         /// Whether that document has the same content.
@@ -91,16 +91,17 @@ impl CommitStep {
             (Self::StoreBlobs, Done) => Self::Insert,
             (Self::Insert | Self::Replace(_), Done) => match mode {
                 CommitMode::OnClose => Self::Publish,
-                CommitMode::OnSuccess => Self::End(CommitEnd::Committed(Publication::Staged)),
+                CommitMode::OnSuccess => Self::End(CommitEnd::Committed(PublicationState::Staged)),
             },
             // The earlier attempt failed and nobody saw its event, so this attempt replaces it.
-            (Self::Insert, Exists { publication: Publication::Staged, attempt: earlier, .. })
-                if earlier < attempt =>
-            {
-                Self::Replace(earlier)
-            }
+            (
+                Self::Insert,
+                Exists { publication: PublicationState::Staged, attempt: earlier, .. },
+            ) if earlier < attempt => Self::Replace(earlier),
             (Self::Insert, Exists { same: false, .. }) => Self::End(CommitEnd::Differs),
-            (Self::Insert, Exists { publication: Publication::Unpublished, .. }) => Self::Publish,
+            (Self::Insert, Exists { publication: PublicationState::Unpublished, .. }) => {
+                Self::Publish
+            }
             (Self::Insert, Exists { publication, .. }) => {
                 Self::End(CommitEnd::Committed(publication))
             }
@@ -117,10 +118,12 @@ impl CommitStep {
             // Publishing comes before the mark: after a crash in between, the event is published
             // again. In the reverse order it would never be published.
             (Self::Publish, Done) => Self::Mark,
-            (Self::Publish, Unknown) => Self::End(CommitEnd::Committed(Publication::Unpublished)),
+            (Self::Publish, Unknown) => {
+                Self::End(CommitEnd::Committed(PublicationState::Unpublished))
+            }
             // An unmarked event is published once more, which is harmless because the job exists in
             // the ledger.
-            (Self::Mark, _) => Self::End(CommitEnd::Committed(Publication::Published)),
+            (Self::Mark, _) => Self::End(CommitEnd::Committed(PublicationState::Published)),
             (_, Fenced) => Self::End(CommitEnd::Fenced),
             (_, _) => Self::End(CommitEnd::NotOurs),
         }

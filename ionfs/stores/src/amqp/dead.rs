@@ -15,7 +15,7 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use super::consuming::Consuming;
-use super::refusal::{Act, lacks_right};
+use super::refusal::{BrokerAct, lacks_right};
 use super::{Amqp, Cause, DEAD, QUEUE_PREFIX, asking, header, short, within};
 use crate::DeadLetter;
 
@@ -72,7 +72,7 @@ async fn alone(bus: &Amqp, most: u16) -> Result<Consuming, Cause> {
         let exclusive = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
         let consume =
             channel.basic_consume(DEAD.into(), "".into(), exclusive, FieldTable::default());
-        match asking(Act::Receive, consume).await {
+        match asking(BrokerAct::Receive, consume).await {
             Ok(consumer) => return Ok(Consuming::new(channel, consumer)),
             Err(error) if asks == ASKS_MAX || lacks_right(&error) => return Err(error),
             Err(_) => {

@@ -17,7 +17,7 @@ use lapin::options::{BasicGetOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use uuid::Uuid;
 
-use super::refusal::{Act, is_missing, lacks_right, said};
+use super::refusal::{BrokerAct, is_missing, lacks_right, said};
 use super::{
     Amqp, Cause, DEAD, EVENTS, QUEUE_PREFIX, asking, dead, module_arguments, queue_of, within,
 };
@@ -56,7 +56,7 @@ async fn queue_length(bus: &Amqp, module: &str) -> Result<Option<QueueLength>, C
     let channel = bus.publishing.channel().await?;
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
     let there = channel.queue_declare(queue.as_str().into(), passive, FieldTable::default());
-    let there = match asking(Act::Other, there).await {
+    let there = match asking(BrokerAct::Other, there).await {
         Err(error) if is_missing(&error) => return Ok(None),
         there => there?,
     };
@@ -65,7 +65,7 @@ async fn queue_length(bus: &Amqp, module: &str) -> Result<Option<QueueLength>, C
         QueueDeclareOptions::durable(),
         module_arguments(),
     );
-    asking(Act::DeclareQueue, declare).await?;
+    asking(BrokerAct::DeclareQueue, declare).await?;
     within(channel.close(200, "done".into())).await?;
     Ok(Some(QueueLength { module: module.to_owned(), messages: there.message_count() }))
 }
@@ -85,7 +85,7 @@ async fn missing_rights(bus: &Amqp) -> Result<Vec<String>, Cause> {
     }
     let channel = bus.publishing.channel().await?;
     let get = channel.basic_get(DEAD.into(), BasicGetOptions::default());
-    match asking(Act::Receive, get).await {
+    match asking(BrokerAct::Receive, get).await {
         // When the channel is closed, the message returns to its place in the queue.
         Ok(_) => within(channel.close(200, "done".into())).await?,
         Err(error) if lacks_right(&error) => missing.push(chain(&*error)),

@@ -16,7 +16,7 @@ const WRITTEN: &str = r"ion\..*|amq\.default";
 
 /// A request to the broker, by the rights that it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Act {
+pub(super) enum BrokerAct {
     /// Open a connection.
     Connect,
     /// Declare an exchange.
@@ -46,7 +46,7 @@ struct Refused {
 
 /// Returns the error of an act. If the broker's text is known, the error says what is missing and
 /// the way out.
-pub(super) fn explained(act: Act, error: lapin::Error) -> Cause {
+pub(super) fn explained(act: BrokerAct, error: lapin::Error) -> Cause {
     let words = match error.kind() {
         lapin::ErrorKind::ProtocolError(said) => words(act, said),
         _ => None,
@@ -90,7 +90,7 @@ pub(super) fn other_plane(error: &Cause) -> Option<String> {
     )
 }
 
-fn words(act: Act, said: &AMQPError) -> Option<String> {
+fn words(act: BrokerAct, said: &AMQPError) -> Option<String> {
     let text = said.get_message().as_str();
     match said.kind() {
         AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => access_refused(act, text),
@@ -113,8 +113,8 @@ fn words(act: Act, said: &AMQPError) -> Option<String> {
     }
 }
 
-fn access_refused(act: Act, text: &str) -> Option<String> {
-    if act == Act::Connect {
+fn access_refused(act: BrokerAct, text: &str) -> Option<String> {
+    if act == BrokerAct::Connect {
         return Some(
             "the broker knows no such user or key: check the name and the password in the URL (RabbitMQ accepts the user guest only from its own machine)"
                 .into(),
@@ -139,22 +139,24 @@ fn access_refused(act: Act, text: &str) -> Option<String> {
 }
 
 /// Returns the right that an act on a resource of this kind needs, from RabbitMQ's table of rights.
-fn missing_right(act: Act, kind: &str, name: &str) -> Option<&'static str> {
+fn missing_right(act: BrokerAct, kind: &str, name: &str) -> Option<&'static str> {
     match (act, kind) {
         // The mark of a plane names an alternate exchange, which takes two more rights: to read the
         // mark, and to write to the alternate exchange.
-        (Act::DeclareExchange, _) if name == PLANE => Some("read"),
-        (Act::DeclareExchange, _) if name.starts_with(PLANE) => Some("write"),
-        (Act::DeclareExchange | Act::Delete, _) => Some("configure"),
-        (Act::DeclareQueue | Act::Publish, "exchange") | (Act::Bind, "queue") => Some("write"),
-        (Act::Bind, _) | (Act::Receive, _) => Some("read"),
+        (BrokerAct::DeclareExchange, _) if name == PLANE => Some("read"),
+        (BrokerAct::DeclareExchange, _) if name.starts_with(PLANE) => Some("write"),
+        (BrokerAct::DeclareExchange | BrokerAct::Delete, _) => Some("configure"),
+        (BrokerAct::DeclareQueue | BrokerAct::Publish, "exchange") | (BrokerAct::Bind, "queue") => {
+            Some("write")
+        }
+        (BrokerAct::Bind, _) | (BrokerAct::Receive, _) => Some("read"),
         // An exchange of the same name was declared just before. That takes the right to configure
         // this name, so the user has that right.
-        (Act::DeclareQueue, _) if name == DEAD => Some("read"),
+        (BrokerAct::DeclareQueue, _) if name == DEAD => Some("read"),
         // Declaring a queue with a dead letter exchange takes both rights, and an old broker does
         // not say which one is missing.
-        (Act::DeclareQueue, _) => Some("configure or read"),
-        (Act::Publish, _) | (Act::Connect, _) | (Act::Other, _) => None,
+        (BrokerAct::DeclareQueue, _) => Some("configure or read"),
+        (BrokerAct::Publish, _) | (BrokerAct::Connect, _) | (BrokerAct::Other, _) => None,
     }
 }
 
@@ -215,7 +217,7 @@ fn quoted_after<'t>(text: &'t str, words: &str) -> Option<&'t str> {
 mod tests {
     use super::*;
 
-    fn refused(act: Act, kind: AMQPErrorKind, text: &str) -> String {
+    fn refused(act: BrokerAct, kind: AMQPErrorKind, text: &str) -> String {
         words(act, &AMQPError::new(kind, text.into())).unwrap_or_default()
     }
 
@@ -225,17 +227,17 @@ mod tests {
         let old =
             "ACCESS_REFUSED - access to queue 'ion.module.a' in vhost '/v' refused for user 'u'";
         let new = "ACCESS_REFUSED - configure access to queue 'ion.module.a' in vhost '/v' refused for user 'u'";
-        let said = refused(Act::DeclareQueue, access.clone(), old);
+        let said = refused(BrokerAct::DeclareQueue, access.clone(), old);
         assert!(
             said.contains("configure or read queue \"ion.module.a\" in vhost \"/v\""),
             "{said}"
         );
-        let said = refused(Act::DeclareQueue, access.clone(), new);
+        let said = refused(BrokerAct::DeclareQueue, access.clone(), new);
         assert!(said.contains("right to configure queue"), "{said}");
         let exclusive = "ACCESS_REFUSED - queue 'ion.dead' in vhost '/' in exclusive use";
-        assert!(refused(Act::Receive, access, exclusive).contains("try again"));
+        assert!(refused(BrokerAct::Receive, access, exclusive).contains("try again"));
         let hard = AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED);
         let limit = "NOT_ALLOWED - access to vhost '/' refused for user 'u': vhost connection limit (1) is reached";
-        assert!(refused(Act::Connect, hard, limit).contains("raise its limit"));
+        assert!(refused(BrokerAct::Connect, hard, limit).contains("raise its limit"));
     }
 }

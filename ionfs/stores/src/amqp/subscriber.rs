@@ -14,7 +14,7 @@ use lapin::{Channel, Consumer};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::consuming::Consuming;
-use super::refusal::Act;
+use super::refusal::BrokerAct;
 use super::{Amqp, Cause, asking, queue_of, within};
 use crate::{Delivery, StoreError, Subscription, Unreadable};
 
@@ -96,7 +96,7 @@ async fn consume(bus: Arc<Amqp>, module: String, prefetch: u16) -> Result<Consum
         BasicConsumeOptions::default(),
         FieldTable::default(),
     );
-    let consumer = asking(Act::Receive, consume).await?;
+    let consumer = asking(BrokerAct::Receive, consume).await?;
     Ok(Consuming::new(channel, consumer))
 }
 

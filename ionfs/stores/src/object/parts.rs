@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::{ObjectBlobs, PART, PARTS_MAX, UPLOADS};
-use crate::Abandon;
+use crate::UnfinishedUploads;
 
 /// The content of a marker blob: which upload to end.
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,15 +26,15 @@ struct Marker {
 }
 
 /// One upload in progress.
-pub(super) enum Upload {
+pub(super) enum MultipartUpload {
     /// An upload to a store that drops the parts of an unfinished upload when its process ends.
     Plain(Option<WriteMultipart>),
     /// An upload to a store where the parts outlive the process, so the upload has a marker.
-    Marked(Box<Marked>),
+    Marked(Box<MarkedUpload>),
 }
 
-pub(super) struct Marked {
-    open: Open,
+pub(super) struct MarkedUpload {
+    open: OpenUpload,
     pending: BytesMut,
     next: usize,
     parts: Vec<PartId>,
@@ -43,7 +43,7 @@ pub(super) struct Marked {
 
 /// An open multipart upload and its marker. Dropping this value ends the upload unless it is
 /// finished.
-struct Open {
+struct OpenUpload {
     store: Arc<dyn ObjectStore>,
     multipart: Arc<dyn MultipartStore>,
     location: Path,
@@ -52,7 +52,7 @@ struct Open {
     finished: bool,
 }
 
-impl Upload {
+impl MultipartUpload {
     pub(super) async fn begin(blobs: &ObjectBlobs, location: &Path) -> Result<Self> {
         let Some(multipart) = &blobs.multipart else {
             let upload = blobs.store.put_multipart(location).await?;
@@ -61,7 +61,7 @@ impl Upload {
         let id = multipart.create_multipart(location).await?;
         let marker = blobs.location(UPLOADS).join(Uuid::new_v4().to_string());
         let says = Marker { location: location.to_string(), id: id.clone() };
-        let open = Open {
+        let open = OpenUpload {
             store: blobs.store.clone(),
             multipart: multipart.clone(),
             location: location.clone(),
@@ -71,7 +71,7 @@ impl Upload {
         };
         let says = serde_json::to_vec(&says).unwrap_or_default();
         open.store.put(&open.marker, PutPayload::from(says)).await?;
-        let marked = Marked {
+        let marked = MarkedUpload {
             open,
             pending: BytesMut::new(),
             next: 0,
@@ -116,7 +116,7 @@ impl Upload {
     }
 }
 
-impl Drop for Upload {
+impl Drop for MultipartUpload {
     fn drop(&mut self) {
         if let Self::Plain(writer) = self
             && let Some(writer) = writer.take()
@@ -126,7 +126,7 @@ impl Drop for Upload {
     }
 }
 
-impl Marked {
+impl MarkedUpload {
     async fn send(&mut self) -> Result<()> {
         while self.under_way.len() >= PARTS_MAX {
             self.one_done().await?;
@@ -174,7 +174,7 @@ impl Marked {
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenUpload {
     fn drop(&mut self) {
         if self.finished {
             return;
@@ -195,14 +195,18 @@ impl Drop for Open {
 
 /// Ends (or only counts) the uploads whose markers are older than `before`, and returns their
 /// number.
-pub(super) async fn abandon(blobs: &ObjectBlobs, before: Millis, how: Abandon) -> Result<usize> {
+pub(super) async fn abandon(
+    blobs: &ObjectBlobs,
+    before: Millis,
+    how: UnfinishedUploads,
+) -> Result<usize> {
     let Some(multipart) = &blobs.multipart else { return Ok(0) };
     let folder = blobs.location(UPLOADS);
     let markers: Vec<_> = blobs.store.list(Some(&folder)).try_collect().await?;
     let mut ended = 0;
     for meta in markers.iter().filter(|meta| meta.last_modified.timestamp_millis() < before) {
         ended += 1;
-        if how == Abandon::Count {
+        if how == UnfinishedUploads::Count {
             continue;
         }
         let says = match blobs.store.get(&meta.location).await {
@@ -228,7 +232,11 @@ pub(super) async fn abandon(blobs: &ObjectBlobs, before: Millis, how: Abandon) -
 /// Removes (or only counts) the files that killed puts left on a local disk, and returns their
 /// number. The backend writes to `<name>#<number>` and then renames the file. A file that
 /// disappears during the sweep was removed by another process, and is no error.
-pub(super) fn sweep(directory: &FilePath, before: Millis, how: Abandon) -> io::Result<usize> {
+pub(super) fn sweep(
+    directory: &FilePath,
+    before: Millis,
+    how: UnfinishedUploads,
+) -> io::Result<usize> {
     let mut swept = 0;
     for entry in present(std::fs::read_dir(directory))?.into_iter().flatten() {
         let Some(entry) = present(entry)? else { continue };
@@ -245,8 +253,8 @@ pub(super) fn sweep(directory: &FilePath, before: Millis, how: Abandon) -> io::R
         let modified = metadata.modified()?.duration_since(std::time::UNIX_EPOCH);
         if unfinished && modified.map_or(0, millis) < before {
             let gone = match how {
-                Abandon::End => present(std::fs::remove_file(entry.path()))?.is_some(),
-                Abandon::Count => true,
+                UnfinishedUploads::End => present(std::fs::remove_file(entry.path()))?.is_some(),
+                UnfinishedUploads::Count => true,
             };
             swept += usize::from(gone);
         }

@@ -22,7 +22,7 @@ const ANCESTORS_MAX: usize = 100_000;
 /// A cancellation in progress: of a whole correlation, or of one event and its descendants.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Cancelling {
+pub struct CancelOrder {
     /// The correlation.
     pub correlation: CorrelationId,
     /// If set, only this event and its descendants are cancelled.
@@ -32,7 +32,7 @@ pub struct Cancelling {
     pub since: Millis,
 }
 
-impl Cancelling {
+impl CancelOrder {
     /// Cancels a whole correlation.
     pub fn correlation(correlation: CorrelationId) -> Self {
         Self { correlation, event: None, since: clock::now() }
@@ -62,7 +62,7 @@ impl Registry {
     /// When the documents cannot be written.
     pub async fn begin_cancelling(
         documents: &Arc<dyn Documents>,
-        what: &Cancelling,
+        what: &CancelOrder,
     ) -> Result<bool, StoreError> {
         Self::change(documents, |before| before.with_cancelling(what)).await?;
         Ok(Self::read(documents).await?.cancelling.contains_key(&what.id()))
@@ -75,12 +75,12 @@ impl Registry {
     /// When the documents cannot be written.
     pub async fn end_cancelling(
         documents: &Arc<dyn Documents>,
-        what: &Cancelling,
+        what: &CancelOrder,
     ) -> Result<(), StoreError> {
         Self::change(documents, |before| before.without_cancelling(what)).await
     }
 
-    pub(super) fn with_cancelling(&self, what: &Cancelling) -> Option<Self> {
+    pub(super) fn with_cancelling(&self, what: &CancelOrder) -> Option<Self> {
         if self.cancelling.len() >= CANCELLING_MAX || self.cancelling.contains_key(&what.id()) {
             return None;
         }
@@ -89,7 +89,7 @@ impl Registry {
         Some(after)
     }
 
-    pub(super) fn without_cancelling(&self, what: &Cancelling) -> Option<Self> {
+    pub(super) fn without_cancelling(&self, what: &CancelOrder) -> Option<Self> {
         let mut after = Self { version: self.version + 1, ..self.clone() };
         after.cancelling.remove(&what.id()).map(|_| after)
     }
@@ -102,7 +102,7 @@ impl Registry {
         event: &Event,
     ) -> Result<bool, StoreError> {
         let correlation = &event.context.correlation_id;
-        let of_it: Vec<&Cancelling> =
+        let of_it: Vec<&CancelOrder> =
             self.cancelling.values().filter(|what| what.correlation == *correlation).collect();
         if of_it.iter().any(|what| what.event.is_none()) {
             return Ok(true);

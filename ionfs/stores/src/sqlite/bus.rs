@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ion_model::clock::{self, Millis};
-use ion_model::event::{Event, Message, Publication};
+use ion_model::event::{Event, Message, PublicationState};
 use rusqlite::{Connection, OptionalExtension as _};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use super::{Durable, Failure, Sqlite, documents, touch};
+use super::{Sqlite, SyncLevel, WriteFailure, documents, touch};
 use crate::{
     Bus, Collection, DeadLetter, Delivery, Inserted, Routed, StoreError, Subscription, Unreadable,
     encode,
@@ -39,7 +39,7 @@ fn body(message: &Message) -> String {
     serde_json::to_string(message).expect("a message has string keys only, so it has a JSON form")
 }
 
-fn enqueue(connection: &Connection, module: &str, body: &str) -> Result<(), Failure> {
+fn enqueue(connection: &Connection, module: &str, body: &str) -> Result<(), WriteFailure> {
     connection
         .prepare_cached("INSERT INTO messages (module, body) VALUES (?1, ?2)")?
         .execute((module, body))?;
@@ -50,7 +50,7 @@ fn enqueue_each(
     connection: &Connection,
     modules: &[String],
     message: &Message,
-) -> Result<(), Failure> {
+) -> Result<(), WriteFailure> {
     let body = body(message);
     modules.iter().try_for_each(|module| enqueue(connection, module, &body))
 }
@@ -67,9 +67,9 @@ fn bound(connection: &Connection, event_type: &str) -> rusqlite::Result<Vec<Stri
 pub(super) fn insert_published(
     connection: &Connection,
     event: Event,
-) -> Result<(Inserted, Vec<String>), Failure> {
+) -> Result<(Inserted, Vec<String>), WriteFailure> {
     let (modules, message) = (bound(connection, &event.event_type)?, event.message());
-    let event = Event { publication: Publication::Published, ..event };
+    let event = Event { publication: PublicationState::Published, ..event };
     let inserted = documents::insert(connection, Collection::Events, &encode(&event))?;
     if inserted != Inserted::New {
         return Ok((inserted, vec![]));
@@ -273,7 +273,7 @@ async fn take(store: Arc<Sqlite>, module: String) -> Result<Option<Delivery>, St
     let until: Millis = now + clock::millis(TAKEN);
     // If this write is lost, the message is delivered again and its receiver finds the existing
     // job.
-    let taken = store.write_as(Durable::Later, "receiving", move |connection| {
+    let taken = store.write_as(SyncLevel::Later, "receiving", move |connection| {
         let mut update = connection.prepare_cached(
             "UPDATE messages SET taken_until = ?1 WHERE seq = (
                 SELECT seq FROM messages WHERE module = ?2 AND taken_until <= ?3 ORDER BY seq LIMIT 1
@@ -305,7 +305,7 @@ impl Subscriber {
         self.held.retain(|held| *held != tag);
         self.store
             // If this write is lost, the message is only delivered again, as with `take`.
-            .write_as(Durable::Later, "settling a message", move |connection| {
+            .write_as(SyncLevel::Later, "settling a message", move |connection| {
                 Ok(connection.prepare_cached(statement)?.execute([tag.cast_signed()])?)
             })
             .await?;

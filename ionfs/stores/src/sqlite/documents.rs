@@ -8,7 +8,7 @@ use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension as _, params_from_iter};
 use serde_json::Value;
 
-use super::{Durable, Failure, Sqlite, touch};
+use super::{Sqlite, SyncLevel, WriteFailure, touch};
 use crate::{Collection, Documents, Equals, Guard, Inserted, Page, Query, StoreError, indexes};
 
 /// Returns the statements that make a collection's table and indexes.
@@ -111,14 +111,14 @@ fn id_of(document: &Value) -> String {
 }
 
 /// Fails unless each document of the guard exists and has the required fields.
-fn check(connection: &Connection, guard: Option<&Guard>) -> Result<(), Failure> {
+fn check(connection: &Connection, guard: Option<&Guard>) -> Result<(), WriteFailure> {
     for condition in guard.into_iter().flat_map(Guard::conditions) {
         let mut values = vec![Sql::Text(condition.id.clone())];
         let conditions = conditions(&condition.equals, &mut values);
         let sql =
             format!("SELECT 1 FROM {} WHERE id = ?1{conditions}", condition.collection.as_str());
         if !connection.prepare_cached(&sql)?.exists(params_from_iter(values))? {
-            return Err(Failure::Fenced(condition.collection));
+            return Err(WriteFailure::Fenced(condition.collection));
         }
     }
     Ok(())
@@ -129,7 +129,7 @@ pub(super) fn insert(
     connection: &Connection,
     collection: Collection,
     document: &Value,
-) -> Result<Inserted, Failure> {
+) -> Result<Inserted, WriteFailure> {
     let (table, id) = (collection.as_str(), id_of(document));
     let insert =
         format!("INSERT INTO {table} (id, document) VALUES (?1, ?2) ON CONFLICT (id) DO NOTHING");
@@ -147,7 +147,7 @@ pub(super) fn insert_all(
     connection: &Connection,
     documents: &[(Collection, Value)],
     guard: Option<&Guard>,
-) -> Result<Vec<Inserted>, Failure> {
+) -> Result<Vec<Inserted>, WriteFailure> {
     check(connection, guard)?;
     documents
         .iter()
@@ -158,7 +158,7 @@ pub(super) fn insert_all(
 impl Sqlite {
     async fn insert_as(
         &self,
-        durable: Durable,
+        durable: SyncLevel,
         collection: Collection,
         document: Value,
         guard: Option<Guard>,
@@ -172,7 +172,7 @@ impl Sqlite {
 
     async fn replace_as(
         &self,
-        durable: Durable,
+        durable: SyncLevel,
         collection: Collection,
         document: Value,
         expect: Vec<Equals>,
@@ -192,7 +192,7 @@ fn replace(
     collection: Collection,
     document: &Value,
     expect: &[Equals],
-) -> Result<bool, Failure> {
+) -> Result<bool, WriteFailure> {
     let mut values = vec![Sql::Text(id_of(document)), Sql::Text(document.to_string())];
     let conditions = conditions(expect, &mut values);
     let update =
@@ -244,7 +244,7 @@ impl Documents for Sqlite {
         document: Value,
         guard: Option<Guard>,
     ) -> Result<Inserted, StoreError> {
-        self.insert_as(Durable::AtOnce, collection, document, guard).await
+        self.insert_as(SyncLevel::AtOnce, collection, document, guard).await
     }
 
     async fn insert_soon(
@@ -253,7 +253,7 @@ impl Documents for Sqlite {
         document: Value,
         guard: Option<Guard>,
     ) -> Result<Inserted, StoreError> {
-        self.insert_as(Durable::Later, collection, document, guard).await
+        self.insert_as(SyncLevel::Later, collection, document, guard).await
     }
 
     async fn insert_all_soon(
@@ -261,7 +261,7 @@ impl Documents for Sqlite {
         documents: Vec<(Collection, Value)>,
         guard: Option<Guard>,
     ) -> Result<Vec<Inserted>, StoreError> {
-        self.write_as(Durable::Later, "inserting documents", move |connection| {
+        self.write_as(SyncLevel::Later, "inserting documents", move |connection| {
             insert_all(connection, &documents, guard.as_ref())
         })
         .await
@@ -278,7 +278,7 @@ impl Documents for Sqlite {
         expect: Vec<Equals>,
         guard: Option<Guard>,
     ) -> Result<bool, StoreError> {
-        self.replace_as(Durable::AtOnce, collection, document, expect, guard).await
+        self.replace_as(SyncLevel::AtOnce, collection, document, expect, guard).await
     }
 
     async fn replace_soon(
@@ -287,7 +287,7 @@ impl Documents for Sqlite {
         document: Value,
         expect: Vec<Equals>,
     ) -> Result<bool, StoreError> {
-        self.replace_as(Durable::Later, collection, document, expect, None).await
+        self.replace_as(SyncLevel::Later, collection, document, expect, None).await
     }
 
     async fn get(&self, collection: Collection, id: &str) -> Result<Option<Value>, StoreError> {
@@ -327,7 +327,7 @@ impl Documents for Sqlite {
         documents: Vec<Value>,
         expect: Vec<Equals>,
     ) -> Result<usize, StoreError> {
-        self.write_as(Durable::Later, "replacing documents", move |connection| {
+        self.write_as(SyncLevel::Later, "replacing documents", move |connection| {
             documents.iter().try_fold(0, |replaced, document| {
                 Ok(replaced + usize::from(replace(connection, collection, document, &expect)?))
             })

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::bus::insert_published;
 use super::documents::insert_all;
-use super::{Durable, Sqlite};
+use super::{Sqlite, SyncLevel};
 use crate::{Collection, Guard, Inserted, StoreError};
 
 pub(super) const SCHEMA: &str = "CREATE TABLE IF NOT EXISTS held_blobs \
@@ -23,7 +23,7 @@ pub(crate) struct HeldBlob {
 impl Sqlite {
     /// In one transaction, holds the bytes that were put under these keys during the boot `boot`,
     /// inserts the documents, and after them inserts and publishes `event`. With an event, all of
-    /// it is on the disk when this returns; otherwise with the next [`Durable::AtOnce`] write.
+    /// it is on the disk when this returns; otherwise with the next [`SyncLevel::AtOnce`] write.
     pub(crate) async fn hold(
         &self,
         boot: String,
@@ -32,7 +32,7 @@ impl Sqlite {
         event: Option<Event>,
         guard: Option<Guard>,
     ) -> Result<Vec<Inserted>, StoreError> {
-        let durable = if event.is_some() { Durable::AtOnce } else { Durable::Later };
+        let durable = if event.is_some() { SyncLevel::AtOnce } else { SyncLevel::Later };
         let written =
             self.write_as(durable, "inserting documents and small blobs", move |connection| {
                 let mut inserted = insert_all(connection, &documents, guard.as_ref())?;
@@ -80,7 +80,7 @@ impl Sqlite {
     pub(crate) async fn release(&self, blobs: &[HeldBlob]) -> Result<(), StoreError> {
         let rows: Vec<(i64, String)> =
             blobs.iter().map(|blob| (blob.seq, blob.key.clone())).collect();
-        self.write_as(Durable::Later, "removing small blobs from the log", move |connection| {
+        self.write_as(SyncLevel::Later, "removing small blobs from the log", move |connection| {
             // The key is compared too: another process may already have removed the blob, and then
             // SQLite may reuse its number.
             let mut delete =

@@ -4,9 +4,9 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use ion_model::event::{Event, Publication};
+use ion_model::event::{Event, PublicationState};
 use ion_model::id::{CorrelationId, EventId, JobId};
-use ion_model::record::{JobRecord, JobState, Without};
+use ion_model::record::{JobRecord, JobState, MissingJobs};
 use ion_stores::registry::Registry;
 use serde_json::json;
 
@@ -99,7 +99,7 @@ impl Plane {
         let registry = self.registry(version);
         let document = json!({
             "id": format!("e{event}"), "context": context, "type": TYPES[event], "created": event,
-            "publication": Publication::Published, "expectedBy": registry.subscribers(TYPES[event]),
+            "publication": PublicationState::Published, "expectedBy": registry.subscribers(TYPES[event]),
             "registry": registry.version(),
         });
         serde_json::from_value(document).unwrap()
@@ -208,7 +208,7 @@ impl Job {
             failures: 0,
             losses: 0,
             waits_for: None,
-            without: Without::default(),
+            without: MissingJobs::default(),
         }
     }
 }
