@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use clap::Args as ClapArgs;
-use dispatcher::cancel::{Cancellation, Cancelled};
+use dispatcher::cancel::{CancelProgress, Cancellation};
 use dispatcher::ledger::Ledger;
 use humantime::format_duration;
 use ionfs::id::{CorrelationId, EventId};
@@ -113,7 +113,7 @@ async fn find(ledger: &Ledger, id: &str) -> Result<CancelOrder, Failure> {
     }
 }
 
-fn in_words(done: &Cancelled) -> String {
+fn in_words(done: &CancelProgress) -> String {
     let mut words = vec![
         format!("{} stopped", count(done.stopped, "running job")),
         format!("{} cancelled", count(done.queued, "waiting job")),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use dispatcher::image as images;
 use dispatcher::ledger::Ledger;
-use dispatcher::retention::{Retired, retire};
+use dispatcher::retention::{DroppedCorrelations, retire};
 use ionfs::audit::{CheckDepth, CheckRepair};
 use ionfs::collect::{GcMode, collect as collect_unnamed};
 use ionfs::ticket::Ticket;
@@ -107,7 +107,7 @@ pub(crate) async fn collect(settings: &Settings, args: GcArgs) -> Outcome {
     let how = if args.dry_run { GcMode::DryRun } else { GcMode::Remove };
     let retired = match args.older_than {
         Some(age) => retire(&Ledger::new(plane.clone()), age, how).await?,
-        None => Retired::default(),
+        None => DroppedCorrelations::default(),
     };
     let collected = collect_unnamed(&plane, args.grace, how).await?;
     let tickets = Ticket::collect(&plane, args.grace, how).await?;

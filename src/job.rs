@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use dispatcher::ledger::{JobFilter, Ledger};
-use dispatcher::logs::{Log, Said};
+use dispatcher::logs::{LogRead, LogReader};
 use ionfs::clock;
 use ionfs::id::JobId;
 use ionfs::record::{JobRecord, JobState};
@@ -171,14 +171,14 @@ async fn logs(settings: &Settings, ledger: &Ledger, args: LogArgs) -> Outcome {
         job = ledger.get(&job.id).await?;
     }
     let number = args.attempt.unwrap_or(job.attempt);
-    let mut log = Log::new(ledger.clone(), &settings.home, &job.id, number, 0);
+    let mut log = LogReader::new(ledger.clone(), &settings.home, &job.id, number, 0);
     loop {
         match log.next().await? {
-            Said::More(piece) => output::raw(&piece),
+            LogRead::More(piece) => output::raw(&piece),
             // The command only prints, and nobody reads it any more.
-            Said::NothingYet if output::is_read_by_nobody() => return Ok(Verdict::Well),
-            Said::NothingYet if args.follow => tokio::time::sleep(LOOK).await,
-            Said::NothingYet | Said::Nothing => return Ok(Verdict::Well),
+            LogRead::NothingYet if output::is_read_by_nobody() => return Ok(Verdict::Well),
+            LogRead::NothingYet if args.follow => tokio::time::sleep(LOOK).await,
+            LogRead::NothingYet | LogRead::Nothing => return Ok(Verdict::Well),
         }
     }
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args as ClapArgs;
-use dispatcher::executor::Start;
-use dispatcher::executor::left::{Found, LeftFiles};
-use dispatcher::ledger::{Claim, Ledger};
+use dispatcher::executor::AttemptStart;
+use dispatcher::executor::left::{CollectedOutput, OutputCollector};
+use dispatcher::ledger::{ClaimOutcome, Ledger};
 use dispatcher::pipeline::{ANY_TYPE, Module, Pipeline};
 use ionfs::clock::millis;
 use ionfs::commit::record_event;
@@ -99,7 +99,8 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     record_event(&plane, event.clone()).await?;
     let lease = millis(module.timeout + Duration::from_secs(60));
     let single = Module { gather: None, per: None, ..module.clone() };
-    let Claim::Won(job) = ledger.claim(&single, &event, Some(("ion run", lease))).await? else {
+    let ClaimOutcome::Won(job) = ledger.claim(&single, &event, Some(("ion run", lease))).await?
+    else {
         return Err(Failure("a job of the new event exists already".into()));
     };
     let live = Live::start(Style {
@@ -107,7 +108,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         stream: output::OutputStream::Stderr,
         whole: true,
     })?;
-    let left = Arc::new(LeftFiles::new(args.out.clone()));
+    let left = Arc::new(OutputCollector::new(args.out.clone()));
     let executor = local_executor(settings, node, Some(live.clone()), Some(left.clone())).await?;
     let (stop, stopped) = watch::channel(None);
     let asked_to_stop = CancellationToken::new();
@@ -115,20 +116,20 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     tokio::spawn(async move {
         until_asked_to_stop().await;
         asked.cancel();
-        stop.send_replace(Some(dispatcher::executor::Stop::Cancel));
+        stop.send_replace(Some(dispatcher::executor::StopReason::Cancel));
         // The sender stays alive: dropping it would tell the executor that nobody can stop the job.
         std::future::pending::<()>().await;
     });
     let gathered = module.gather.is_some().then(Vec::new);
     let (running, _runs) = oneshot::channel();
-    let start = Start { job: job.clone(), module: module.clone(), event, gathered, running };
+    let start = AttemptStart { job: job.clone(), module: module.clone(), event, gathered, running };
     let span = start.span();
     let ended = executor.run_here(start, stopped).instrument(span.clone()).await;
     ended.tell(&span);
     drop(executor);
     let well = ended.end == AttemptEnd::Succeeded;
     let reason = ended.reason.clone();
-    let happening = dispatcher::job::Happening::Ended(dispatcher::job::Ended {
+    let happening = dispatcher::job::Transition::Ended(dispatcher::job::EndedAttempt {
         end: ended.end,
         exit_code: ended.exit_code,
         reason: ended.reason,
@@ -181,7 +182,7 @@ fn is_new_or_empty(folder: &Path) -> bool {
 }
 
 /// Says which files of `out/data` are kept nowhere, or where copies of them are.
-fn say_what_is_left(found: &Found, out: Option<&Path>, published: &[Event]) -> Outcome {
+fn say_what_is_left(found: &CollectedOutput, out: Option<&Path>, published: &[Event]) -> Outcome {
     if let Some(out) = out {
         let out = out.display();
         if let Some(reason) = &found.failed {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use clap::Args as ClapArgs;
 use dispatcher::dispatch::served_modules;
 use dispatcher::ledger::Ledger;
-use dispatcher::progress::{Status, Trace, Verdict as ProgressVerdict, obstacles};
+use dispatcher::progress::{CorrelationStatus, Trace, Verdict as ProgressVerdict, obstacles};
 use ionfs::clock;
 use ionfs::event::{Event, KeyValue};
 use ionfs::id::{EventId, JobId};
@@ -71,7 +71,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
 
 /// Returns a line for each gathering job that ran before a job below it was run again, and so lacks
 /// the new results.
-pub(crate) fn outdated(status: &Status) -> Vec<String> {
+pub(crate) fn outdated(status: &CorrelationStatus) -> Vec<String> {
     let line = |(gatherer, again): (&JobRecord, &JobRecord)| {
         format!(
             "{} {} ran without {} {}, which was run again since: its results lack the new ones",
@@ -150,7 +150,7 @@ pub(crate) async fn find_correlation(ledger: &Ledger, id: &str) -> Result<String
 /// Returns the lines of a correlation's tree, with a summary in the last one.
 fn tree(
     correlation: &str,
-    status: &Status,
+    status: &CorrelationStatus,
     insights: &BTreeMap<String, InsightRecord>,
 ) -> Vec<String> {
     let mut lines = vec![format!("correlation {correlation}")];
@@ -186,7 +186,7 @@ const INDENTED_MAX: usize = 40;
 struct Tree<'a> {
     events: &'a [Event],
     insights: &'a BTreeMap<String, InsightRecord>,
-    status: &'a Status,
+    status: &'a CorrelationStatus,
     jobs: HashMap<&'a str, Vec<&'a JobRecord>>,
     /// The events that a job has committed, by the job's id.
     made: HashMap<&'a str, Vec<&'a Event>>,
@@ -195,7 +195,7 @@ struct Tree<'a> {
 }
 
 impl<'a> Tree<'a> {
-    fn new(status: &'a Status, insights: &'a BTreeMap<String, InsightRecord>) -> Self {
+    fn new(status: &'a CorrelationStatus, insights: &'a BTreeMap<String, InsightRecord>) -> Self {
         let (mut jobs, mut made, mut others) =
             (HashMap::<_, Vec<_>>::new(), HashMap::<_, Vec<_>>::new(), HashMap::<_, Vec<_>>::new());
         let mut event_of: HashMap<&str, &str> = HashMap::new();
@@ -350,7 +350,7 @@ pub(crate) fn job_line(job: &JobRecord) -> String {
 }
 
 /// Returns the lines of the graph in Graphviz's language.
-fn dot(status: &Status) -> Vec<String> {
+fn dot(status: &CorrelationStatus) -> Vec<String> {
     // Names are put in quotes, so quotes, backslashes and line breaks in them are escaped.
     let named = |text: &str| output::of_others(text).replace('\\', "\\\\").replace('"', "\\\"");
     let mut lines = vec!["digraph correlation {".to_owned(), "  rankdir=LR;".to_owned()];

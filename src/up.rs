@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args as ClapArgs;
 use dispatcher::dispatch::{DispatchSettings, Dispatcher, Modules, Notice};
 use dispatcher::executor::choice::{ClusterSettings, Executors};
-use dispatcher::executor::left::LeftFiles;
+use dispatcher::executor::left::OutputCollector;
 use dispatcher::executor::local::{LocalExecutor, LocalSettings};
 use dispatcher::executor::{LiveOutput, OutputWatcher};
 use dispatcher::gateway::Portal;
@@ -332,7 +332,7 @@ pub(crate) async fn local_executor(
     settings: &Settings,
     node: Arc<Node>,
     lines: Option<Arc<dyn OutputWatcher>>,
-    left: Option<Arc<LeftFiles>>,
+    left: Option<Arc<OutputCollector>>,
 ) -> Result<LocalExecutor, Failure> {
     let local = LocalSettings {
         program: std::env::current_exe()?,

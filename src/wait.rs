@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use dispatcher::dispatch::ServedWatch;
 use dispatcher::ledger::Ledger;
-use dispatcher::progress::{Obstacle, Status, obstacles, status};
+use dispatcher::progress::{CorrelationStatus, Obstacle, obstacles, status};
 use humantime::format_duration;
 use indicatif::{MultiProgress, ProgressBar};
 use ionfs::errors::chain;
@@ -115,7 +115,7 @@ async fn look(
     ledger: &Ledger,
     served: &mut ServedWatch,
     correlation: &str,
-) -> Result<(Status, Vec<Obstacle>), StoreError> {
+) -> Result<(CorrelationStatus, Vec<Obstacle>), StoreError> {
     let registered = ledger.registered().await?;
     let now = status(ledger, correlation, &registered).await?;
     let waited_for = obstacles(&now, &registered, &served.look(ledger).await?);
@@ -140,7 +140,7 @@ impl Waits {
 
     /// Names the obstacles if one of them is new. Those that people have to remove are named at
     /// once, all others only when nothing has moved for a while.
-    fn say(&mut self, now: &Status, mut obstacles: Vec<Obstacle>) {
+    fn say(&mut self, now: &CorrelationStatus, mut obstacles: Vec<Obstacle>) {
         let ended = now.jobs.iter().filter(|job| job.state.is_final()).count();
         if self.progress != now.events.len() + ended {
             (self.progress, self.moved) = (now.events.len() + ended, Instant::now());
@@ -192,7 +192,7 @@ impl Shown {
         }
     }
 
-    fn update(&mut self, now: &Status) {
+    fn update(&mut self, now: &CorrelationStatus) {
         for job in now.jobs.iter().filter(|job| job.state.is_final()) {
             if self.jobs.insert(job.id.clone()) && !self.terminal && !self.json {
                 output::line(job_line(job));
@@ -215,7 +215,7 @@ impl Shown {
     }
 
     /// Shows how the correlation ended.
-    fn end(&self, now: &Status, waited_for: &[Obstacle]) -> Verdict {
+    fn end(&self, now: &CorrelationStatus, waited_for: &[Obstacle]) -> Verdict {
         self.by_module.values().for_each(ProgressBar::abandon);
         if self.json {
             output::json(&now.jobs);

@@ -1,7 +1,7 @@
 //! From a message to a job of its own, and what a job begins with.
 
 use ion_jobs::gather::{Readiness, readiness};
-use ion_jobs::ledger::{Announced, Claim, LedgerError};
+use ion_jobs::ledger::{ClaimOutcome, LedgerError, MessageSubject};
 use ion_jobs::pipeline::Module;
 use ion_model::clock;
 use ion_model::errors::chain;
@@ -10,7 +10,7 @@ use ion_model::record::{JobRecord, JobState, MissingJobs};
 use ion_stores::{DeadLetter, Delivery, StoreError, encode};
 
 use super::modules::Served;
-use super::{Job, Shared};
+use super::{DispatchState, JobToRun};
 
 /// What a job begins with.
 pub(super) enum Materials {
@@ -22,7 +22,7 @@ pub(super) enum Materials {
     Missing(String),
 }
 
-impl Shared {
+impl DispatchState {
     /// The event of a job and what it gathers, read again: the ledger holds ids only.
     pub(super) async fn materials(
         &self,
@@ -62,7 +62,7 @@ impl Shared {
         delivery: &Delivery,
         ours: bool,
         again: bool,
-    ) -> Result<Option<Job>, LedgerError> {
+    ) -> Result<Option<JobToRun>, LedgerError> {
         let module = &served.module;
         let message: &Message = match &delivery.message {
             Ok(message) => message,
@@ -90,11 +90,11 @@ impl Shared {
         message: &Message,
         ours: bool,
         again: bool,
-    ) -> Result<Option<Job>, LedgerError> {
+    ) -> Result<Option<JobToRun>, LedgerError> {
         let module = &served.module;
         let event = match self.ledger.announced(&message.context.event_id).await? {
-            Announced::Event(event) => *event,
-            Announced::NotYet => {
+            MessageSubject::Event(event) => *event,
+            MessageSubject::NotYet => {
                 // Not lost: what makes the event visible publishes it.
                 let event = message.context.event_id.as_str();
                 tracing::warn!(
@@ -104,7 +104,7 @@ impl Shared {
                 );
                 return Ok(None);
             }
-            Announced::NoEvent(reason) => {
+            MessageSubject::NoEvent(reason) => {
                 self.bury_message(module, message, reason).await?;
                 return Ok(None);
             }
@@ -124,17 +124,17 @@ impl Shared {
         let claim = self.ledger.claim(module, &event, holder).await?;
         self.metrics.claimed(&claim);
         match claim {
-            Claim::Won(job) if job.state == JobState::Waiting => {
+            ClaimOutcome::Won(job) if job.state == JobState::Waiting => {
                 self.ended.notify_one();
                 Ok(None)
             }
-            Claim::Won(job) if ours => Ok(Some((job, event))),
-            Claim::Won(_) => {
+            ClaimOutcome::Won(job) if ours => Ok(Some((job, event))),
+            ClaimOutcome::Won(_) => {
                 self.served.ring(&module.name);
                 Ok(None)
             }
             // The answer to our own first try was lost: the job is ours all the same.
-            Claim::Known(job)
+            ClaimOutcome::Known(job)
                 if again
                     && job.state == JobState::Starting
                     && job.attempt == 1
@@ -143,7 +143,7 @@ impl Shared {
             {
                 Ok(Some((job, event)))
             }
-            Claim::Known(_) => Ok(None),
+            ClaimOutcome::Known(_) => Ok(None),
         }
     }
 

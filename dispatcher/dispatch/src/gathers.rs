@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use ion_jobs::job::Happening;
+use ion_jobs::job::Transition;
 use ion_model::errors::chain;
 use ion_model::id::JobId;
 use ion_model::record::{GatherObstacles, JobRecord, MissingJobs};
 
-use super::Shared;
+use super::DispatchState;
 
 /// How often it is written down what a job waits for: what it gathers may end by the hundred a
 /// second.
@@ -17,7 +17,7 @@ const NOTE: Duration = Duration::from_secs(5);
 /// When it was written down last what a job waits for.
 pub(super) type Noted = HashMap<JobId, Instant>;
 
-impl Shared {
+impl DispatchState {
     /// Writes down what a gathering job waits for, if that has changed and it is time.
     pub(super) async fn note_waiting(
         &self,
@@ -37,7 +37,7 @@ impl Shared {
         }
         noted.insert(job.id.clone(), Instant::now());
         // Somebody else may have written it, or moved the job on.
-        if let Err(error) = self.ledger.advance(job, &Happening::WaitsFor(now)).await {
+        if let Err(error) = self.ledger.advance(job, &Transition::WaitsFor(now)).await {
             tracing::debug!(job = %job.id, error = chain(&error), "what it waits for was not written");
         }
     }
@@ -47,7 +47,7 @@ impl Shared {
         if job.without == without {
             return job;
         }
-        match self.ledger.advance(&job, &Happening::Gathers(without)).await {
+        match self.ledger.advance(&job, &Transition::Gathers(without)).await {
             Ok(job) => job,
             Err(error) => {
                 tracing::warn!(job = %job.id, error = chain(&error), "what it runs without was not written");

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use ion_jobs::cancel::LeftCancellations;
 use ion_jobs::gather::{Readiness, readiness};
-use ion_jobs::job::Happening;
-use ion_jobs::ledger::{Lease, LedgerError};
+use ion_jobs::job::Transition;
+use ion_jobs::ledger::{LeaseMark, LedgerError};
 use ion_model::id::JobId;
 use ion_plane::relay::{self, Relay};
 use ion_system::failpoint;
@@ -17,7 +17,7 @@ use ion_system::patience::StateAges;
 use super::gathers::Noted;
 use super::presence::Presence;
 use super::unclaimed::Unclaimed;
-use super::{Shared, warn_once};
+use super::{DispatchState, warn_once};
 
 /// How often house is kept: outbox, leases, gathering.
 pub(super) const KEEP: Duration = Duration::from_secs(1);
@@ -29,14 +29,14 @@ const KEEPING_SHARE: u32 = 4;
 struct House {
     presence: Presence,
     relay: Relay,
-    leases: StateAges<Lease>,
+    leases: StateAges<LeaseMark>,
     looked: Option<Instant>,
     unclaimed: Unclaimed,
     cancellations: LeftCancellations,
     noted: Noted,
 }
 
-impl Shared {
+impl DispatchState {
     pub(super) async fn keep_house(self: Arc<Self>, presence: Presence) {
         let relay = Relay::new(self.ledger.plane().clone(), relay::GRACE);
         let mut house = House {
@@ -88,7 +88,7 @@ impl Shared {
                 match readiness(&self.ledger, &job, module, &registered).await? {
                     Readiness::Ready(..) => {
                         failpoint::reach("gather.ready");
-                        if self.ledger.advance(&job, &Happening::Gathered).await.is_ok() {
+                        if self.ledger.advance(&job, &Transition::Gathered).await.is_ok() {
                             self.served.ring(&job.module);
                         }
                     }

@@ -2,15 +2,15 @@
 
 use std::sync::PoisonError;
 
-use ion_jobs::job::Happening;
+use ion_jobs::job::Transition;
 use ion_model::errors::chain;
 use ion_model::record::{AttemptEnd, JobRecord};
 use ion_stores::StoreError;
 
 use super::modules::Served;
-use super::{Notice, Shared};
+use super::{DispatchState, Notice};
 
-impl Shared {
+impl DispatchState {
     /// Whether a module's jobs go on when their dispatcher ends.
     pub(super) async fn outlives(&self, module: &str) -> Result<bool, StoreError> {
         if let Some(served) = self.served.get(module) {
@@ -25,7 +25,7 @@ impl Shared {
 
     /// The job goes on, and whoever sees it first may adopt it.
     pub(super) async fn leave(&self, job: &JobRecord) {
-        if let Err(error) = self.ledger.advance(job, &Happening::Left).await {
+        if let Err(error) = self.ledger.advance(job, &Transition::Left).await {
             // Its lease runs out.
             tracing::debug!(job = %job.id, error = chain(&error), "that a job is left could not be written");
         }
@@ -48,7 +48,7 @@ impl Shared {
             if self.runs(&job.id) {
                 continue;
             }
-            let adopted = Happening::Adopted { holder: self.id.clone(), lease: self.lease() };
+            let adopted = Transition::Adopted { holder: self.id.clone(), lease: self.lease() };
             match self.ledger.advance(&job, &adopted).await {
                 Ok(record) => {
                     self.metrics.adopted();

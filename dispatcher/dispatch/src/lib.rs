@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ion_fs::job::remove_attempt;
-use ion_jobs::job::{self, Happening};
+use ion_jobs::job::{self, Transition};
 use ion_jobs::ledger::{Ledger, LedgerError};
 use ion_jobs::metrics::Metrics;
 use ion_jobs::pipeline::{AT_A_TIME_MAX, Module};
@@ -38,7 +38,7 @@ use ion_model::event::Event;
 use ion_model::id::JobId;
 use ion_model::record::{AttemptEnd, JobRecord, JobState};
 use ion_plane::relay;
-use ion_run::executor::{Ended, Executor, Fate, Start, Stop};
+use ion_run::executor::{AttemptOutcome, AttemptStart, Executor, RunResult, StopReason};
 use ion_stores::{DataPlane, Delivery, Subscription};
 use ion_system::failpoint;
 use ion_system::patience::StateAges;
@@ -114,11 +114,11 @@ pub enum Notice {
 
 /// Runs modules on the events of a plane.
 pub struct Dispatcher {
-    shared: Arc<Shared>,
+    shared: Arc<DispatchState>,
     modules: Modules,
 }
 
-struct Shared {
+struct DispatchState {
     ledger: Ledger,
     executor: Arc<dyn Executor>,
     settings: DispatchSettings,
@@ -130,7 +130,7 @@ struct Shared {
     ended: Notify,
     /// Rung when a slot was given back.
     freed: Notify,
-    running: Mutex<HashMap<JobId, watch::Sender<Option<Stop>>>>,
+    running: Mutex<HashMap<JobId, watch::Sender<Option<StopReason>>>>,
     stopping: CancellationToken,
     metrics: Arc<Metrics>,
 }
@@ -144,7 +144,7 @@ impl Dispatcher {
         settings: DispatchSettings,
         notices: Option<mpsc::Sender<Notice>>,
     ) -> Self {
-        let shared = Shared {
+        let shared = DispatchState {
             ledger: Ledger::new(plane),
             executor,
             id: presence::fresh_id(),
@@ -228,7 +228,7 @@ impl Dispatcher {
         let _ = ready.send(());
         shutdown.cancelled().await;
         shared.stopping.cancel();
-        shared.stop_all(Stop::Shutdown);
+        shared.stop_all(StopReason::Shutdown);
         while let Some(ended) = tasks.join_next().await {
             if let Err(error) = ended {
                 tracing::error!(%error, "a dispatcher task ended badly");
@@ -240,22 +240,22 @@ impl Dispatcher {
 }
 
 /// A place to run one job: of its module and of the whole dispatcher.
-type Slot = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+type JobSlot = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
 /// A job to run, and its event.
-type Job = (JobRecord, Event);
+type JobToRun = (JobRecord, Event);
 
 /// A message whose job was claimed.
-struct Claimed {
+struct ClaimedMessage {
     tag: u64,
     /// What to run now, and where; none if somebody else does, or later. The error: it could not be
     /// claimed.
-    job: Result<Option<(Job, Slot)>, LedgerError>,
+    job: Result<Option<(JobToRun, JobSlot)>, LedgerError>,
 }
 
 /// What a look into the ledger found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Due {
+enum DueLook {
     /// No more that could run now.
     Nothing,
     /// All places are taken, and more may wait.
@@ -264,7 +264,7 @@ enum Due {
     Stopping,
 }
 
-impl Shared {
+impl DispatchState {
     fn lease(&self) -> Millis {
         millis(self.settings.lease)
     }
@@ -273,7 +273,7 @@ impl Shared {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).contains_key(job)
     }
 
-    fn stop_all(&self, stop: Stop) {
+    fn stop_all(&self, stop: StopReason) {
         for running in self.running.lock().unwrap_or_else(PoisonError::into_inner).values() {
             running.send_replace(Some(stop));
         }
@@ -287,7 +287,7 @@ impl Shared {
     }
 
     /// A place to run one job of a module, if there is one.
-    fn slot(&self, of_module: &Arc<Semaphore>) -> Option<Slot> {
+    fn slot(&self, of_module: &Arc<Semaphore>) -> Option<JobSlot> {
         Some((
             of_module.clone().try_acquire_owned().ok()?,
             self.slots.clone().try_acquire_owned().ok()?,
@@ -311,8 +311,8 @@ impl Shared {
             if look_at <= Instant::now() || (behind && place) {
                 look_at = Instant::now() + LOOK;
                 match self.run_due(&served, &of_module, &mut seen, &mut jobs).await {
-                    Due::Stopping => break,
-                    due => behind = due == Due::Behind,
+                    DueLook::Stopping => break,
+                    due => behind = due == DueLook::Behind,
                 }
             }
             // No message without a place to run its job: another dispatcher may have one.
@@ -411,14 +411,14 @@ impl Shared {
         self: Arc<Self>,
         served: Arc<Served>,
         delivery: Delivery,
-        slot: Option<Slot>,
-    ) -> Claimed {
+        slot: Option<JobSlot>,
+    ) -> ClaimedMessage {
         let module = &served.module;
         let tag = delivery.tag;
         let mut tries = 0;
         loop {
             match self.claim(&served, &delivery, slot.is_some(), tries > 0).await {
-                Ok(job) => return Claimed { tag, job: Ok(job.zip(slot)) },
+                Ok(job) => return ClaimedMessage { tag, job: Ok(job.zip(slot)) },
                 Err(error) if tries < CLAIM_TRIES && !self.stopping.is_cancelled() => {
                     tries += 1;
                     tracing::warn!(
@@ -428,7 +428,7 @@ impl Shared {
                     );
                     self.rest(STORE_WAIT).await;
                 }
-                Err(error) => return Claimed { tag, job: Err(error) },
+                Err(error) => return ClaimedMessage { tag, job: Err(error) },
             }
         }
     }
@@ -439,10 +439,10 @@ impl Shared {
         self: &Arc<Self>,
         module: &Arc<Module>,
         queue: &mut dyn Subscription,
-        claimed: Result<Claimed, JoinError>,
+        claimed: Result<ClaimedMessage, JoinError>,
         jobs: &mut JoinSet<()>,
     ) -> bool {
-        let Claimed { tag, job } = match claimed {
+        let ClaimedMessage { tag, job } = match claimed {
             Ok(claimed) => claimed,
             Err(error) => {
                 tracing::error!(%error, "a claim ended badly; its message comes again");
@@ -482,11 +482,11 @@ impl Shared {
         of_module: &Arc<Semaphore>,
         seen: &mut StateAges<i64>,
         jobs: &mut JoinSet<()>,
-    ) -> Due {
+    ) -> DueLook {
         let module = &served.module;
         loop {
             if served.stopping.is_cancelled() {
-                return Due::Stopping;
+                return DueLook::Stopping;
             }
             let (job, adopted, slot) = match self.take_due(served, of_module, seen).await {
                 Ok(taken) => taken,
@@ -519,23 +519,25 @@ impl Shared {
                 // has gathered, and take it for its own.
                 Ok(Materials::WaitsAgain) if adopted => self.leave(&job).await,
                 Ok(Materials::WaitsAgain) => {
-                    if let Err(error) = self.ledger.advance(&job, &Happening::WaitsAgain).await {
+                    if let Err(error) = self.ledger.advance(&job, &Transition::WaitsAgain).await {
                         tracing::warn!(job = %job.id, error = chain(&error), "that it waits again was not written");
                     }
                 }
                 Ok(Materials::Missing(reason)) => {
-                    self.end(&job, module, Ended::failed(reason)).await
+                    self.end(&job, module, AttemptOutcome::failed(reason)).await
                 }
                 Err(error) if adopted => {
                     tracing::warn!(job = %job.id, error = chain(&error), "an adopted job's event cannot be read; it goes on");
                     self.leave(&job).await;
-                    return Due::Nothing;
+                    return DueLook::Nothing;
                 }
                 Err(error) => {
-                    let released =
-                        Ended { end: AttemptEnd::Released, ..Ended::failed(chain(&error)) };
+                    let released = AttemptOutcome {
+                        end: AttemptEnd::Released,
+                        ..AttemptOutcome::failed(chain(&error))
+                    };
                     self.end(&job, module, released).await;
-                    return Due::Nothing;
+                    return DueLook::Nothing;
                 }
             }
         }
@@ -548,26 +550,26 @@ impl Shared {
         served: &Served,
         of_module: &Arc<Semaphore>,
         seen: &mut StateAges<i64>,
-    ) -> Result<(JobRecord, bool, Slot), Due> {
+    ) -> Result<(JobRecord, bool, JobSlot), DueLook> {
         let module = &served.module.name;
         let unreadable = |error: &LedgerError| {
             tracing::debug!(module, error = chain(error), "the ledger cannot be read");
-            Due::Nothing
+            DueLook::Nothing
         };
         // A look holds no slot: modules that have nothing to run take none from those that have.
         while !served.left.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
-            let slot = self.slot(of_module).ok_or(Due::Behind)?;
+            let slot = self.slot(of_module).ok_or(DueLook::Behind)?;
             if let Some(left) = self.adopt(served).await {
                 return Ok((left, true, slot));
             }
         }
         let due = self.ledger.due(module, seen).await.map_err(|error| unreadable(&error.into()))?;
         if due.is_empty() {
-            return Err(Due::Nothing);
+            return Err(DueLook::Nothing);
         }
-        let slot = self.slot(of_module).ok_or(Due::Behind)?;
+        let slot = self.slot(of_module).ok_or(DueLook::Behind)?;
         let taken = self.ledger.take(&due, &self.id, self.lease()).await;
-        let job = taken.map_err(|error| unreadable(&error))?.ok_or(Due::Nothing)?;
+        let job = taken.map_err(|error| unreadable(&error))?.ok_or(DueLook::Nothing)?;
         self.metrics.taken();
         Ok((job, false, slot))
     }
@@ -579,7 +581,7 @@ impl Shared {
         job: JobRecord,
         event: Event,
         gathered: Option<Vec<Event>>,
-        slot: Slot,
+        slot: JobSlot,
     ) {
         let (stop, stopped) = watch::channel(None);
         self.running
@@ -587,10 +589,11 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(job.id.clone(), stop.clone());
         if self.stopping.is_cancelled() {
-            stop.send_replace(Some(Stop::Shutdown));
+            stop.send_replace(Some(StopReason::Shutdown));
         }
         let (running, runs) = oneshot::channel();
-        let start = Start { job: job.clone(), module: (*module).clone(), event, gathered, running };
+        let start =
+            AttemptStart { job: job.clone(), module: (*module).clone(), event, gathered, running };
         let (span, counted) = (start.span(), self.metrics.runs(&module.name));
         let work = self.executor.run(start, stopped).instrument(span.clone());
         let ended = tokio::select! {
@@ -600,11 +603,11 @@ impl Shared {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.id);
         drop(counted);
         match ended {
-            Fate::Ended(ended) => {
+            RunResult::Ended(ended) => {
                 ended.tell(&span);
                 self.end(&job, &module, ended).instrument(span).await;
             }
-            Fate::Left => self.leave(&job).await,
+            RunResult::Left => self.leave(&job).await,
         }
         drop(slot);
         self.freed.notify_waiters();
@@ -616,7 +619,7 @@ impl Shared {
         &self,
         job: &JobRecord,
         mut runs: oneshot::Receiver<()>,
-        stop: &watch::Sender<Option<Stop>>,
+        stop: &watch::Sender<Option<StopReason>>,
     ) -> std::convert::Infallible {
         let (mut told, mut said) = (false, job.state == JobState::Running);
         let mut every = tokio::time::interval(KEEP.min(self.settings.lease / 3));
@@ -640,7 +643,7 @@ impl Shared {
                     let asked = Instant::now();
                     let seen = async {
                         match due {
-                            true => self.ledger.advance(job, &Happening::Renewed).await,
+                            true => self.ledger.advance(job, &Transition::Renewed).await,
                             false => self.ledger.get(&job.id).await,
                         }
                     };
@@ -648,12 +651,12 @@ impl Shared {
                     // in time.
                     let Ok(seen) = tokio::time::timeout(self.patience(renewed), seen).await else {
                         tracing::warn!(job = %job.id, "the lease could not be renewed: the store does not answer");
-                        stop.send_replace(Some(Stop::LostLease));
+                        stop.send_replace(Some(StopReason::LostLease));
                         continue;
                     };
                     match seen {
                         Ok(record) if record.attempt != job.attempt || record.holder != job.holder => {
-                            stop.send_replace(Some(Stop::LostLease));
+                            stop.send_replace(Some(StopReason::LostLease));
                         }
                         Ok(record) => {
                             if due {
@@ -661,18 +664,18 @@ impl Shared {
                                 failpoint::reach("lease.renewed");
                             }
                             if record.cancel {
-                                stop.send_replace(Some(Stop::Cancel));
+                                stop.send_replace(Some(StopReason::Cancel));
                             }
                         }
                         Err(LedgerError::Store(error)) => {
                             tracing::warn!(job = %job.id, error = chain(&error), "the lease could not be renewed");
                             // By its own clock, well before others may take the job.
                             if renewed.elapsed() > self.settings.lease * 2 / 3 {
-                                stop.send_replace(Some(Stop::LostLease));
+                                stop.send_replace(Some(StopReason::LostLease));
                             }
                         }
                         Err(_) => {
-                            stop.send_replace(Some(Stop::LostLease));
+                            stop.send_replace(Some(StopReason::LostLease));
                         }
                     }
                 }
@@ -690,7 +693,7 @@ impl Shared {
 
     /// Writes that the attempt runs: what a pod commits counts only then. Whether that was done.
     async fn say_it_runs(&self, job: &JobRecord) -> bool {
-        match self.ledger.advance(job, &Happening::Running).await {
+        match self.ledger.advance(job, &Transition::Running).await {
             Ok(record) => self.notice(Notice::Started(record)).await,
             Err(LedgerError::Store(error)) => {
                 tracing::warn!(job = %job.id, error = chain(&error), "that a job runs could not be written yet");
@@ -702,9 +705,9 @@ impl Shared {
     }
 
     /// Writes how an attempt ended and wakes whoever waits for it.
-    async fn end(&self, job: &JobRecord, module: &Module, ended: Ended) {
+    async fn end(&self, job: &JobRecord, module: &Module, ended: AttemptOutcome) {
         self.metrics.ended(&module.name, ended.end);
-        let happening = Happening::Ended(job::Ended {
+        let happening = Transition::Ended(job::EndedAttempt {
             end: ended.end,
             exit_code: ended.exit_code,
             reason: ended.reason,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ion_jobs::ledger::{LedgerError, Registered};
+use ion_jobs::ledger::{LedgerError, RegisteredModules};
 use ion_jobs::pipeline::Module;
 use ion_model::errors::chain;
 use ion_model::record::JobRecord;
@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Notice, Shared, warn_once};
+use super::{DispatchState, Notice, warn_once};
 use crate::queues::QueueWatch;
 
 /// How often the plane's modules are looked at.
@@ -96,7 +96,7 @@ impl ServedModules {
     }
 }
 
-impl Shared {
+impl DispatchState {
     /// Begins to serve a module; in place of what was served under its name.
     pub(super) async fn begin(
         self: &Arc<Self>,
@@ -187,7 +187,7 @@ impl Shared {
     ) -> Result<Vec<Notice>, LedgerError> {
         let (mut changes, mut failed) = (Vec::new(), Ok(()));
         let registered = self.ledger.registered().await?;
-        let Registered { modules, registry } = &*registered;
+        let RegisteredModules { modules, registry } = &*registered;
         let wanted = modules.iter().filter(|module| wanted.has(module));
         let wanted: BTreeMap<&str, &Module> =
             wanted.map(|module| (module.name.as_str(), module)).collect();

@@ -13,7 +13,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use ion_jobs::ledger::{Ledger, LedgerError, Registered};
+use ion_jobs::ledger::{Ledger, LedgerError, RegisteredModules};
 use ion_model::errors::chain;
 use ion_model::event::Event;
 use ion_model::id::JobId;
@@ -108,7 +108,7 @@ impl Unclaimed {
     async fn look_at(
         &mut self,
         ledger: &Ledger,
-        registered: &Registered,
+        registered: &RegisteredModules,
         queues: &mut Queues,
         page: Vec<Value>,
     ) -> Result<(), LedgerError> {
@@ -180,7 +180,7 @@ impl Unclaimed {
     async fn send_again(
         &mut self,
         ledger: &Ledger,
-        registered: &Registered,
+        registered: &RegisteredModules,
         event: &Event,
         module: &str,
         job: &JobId,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::http::HeaderMap;
-use ion_jobs::ledger::Registered;
+use ion_jobs::ledger::RegisteredModules;
 use ion_jobs::pipeline::starts_nothing;
 use ion_model::event::{Event, KeyValue};
 use ion_model::id::{CorrelationId, EventId};
@@ -235,7 +235,7 @@ fn names_the_same(stored: &Event, event: &Event) -> bool {
 
 /// Returns the registered modules, or none if they cannot be read: the event is committed all the
 /// same.
-pub(super) async fn registered(gate: &Shared) -> Option<Arc<Registered>> {
+pub(super) async fn registered(gate: &Shared) -> Option<Arc<RegisteredModules>> {
     gate.in_time(gate.ledger.registered()).await.ok()
 }
 
@@ -244,7 +244,7 @@ pub(super) async fn registered(gate: &Shared) -> Option<Arc<Registered>> {
 pub(super) fn made_answer(
     (id, correlation): (&EventId, &CorrelationId),
     event_type: &str,
-    registered: Option<&Registered>,
+    registered: Option<&RegisteredModules>,
 ) -> Value {
     let mut said = json!({"eventId": id, "correlationId": correlation, "type": event_type});
     if let Some(words) =

@@ -14,7 +14,7 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use ion_jobs::ledger::LedgerError;
-use ion_jobs::logs::{Log, LogError, Said};
+use ion_jobs::logs::{LogError, LogRead, LogReader};
 use ion_model::id::JobId;
 use ion_model::record::JobRecord;
 use serde_json::json;
@@ -152,12 +152,13 @@ async fn text(gate: &Shared, job: &JobRecord, attempt: u32, named: bool) -> Resu
     if attempt == 0 && !named {
         return Ok(Body::empty());
     }
-    let mut log = Log::new(gate.ledger.clone(), &gate.node.settings.home, &job.id, attempt, 0);
-    let Said::More(first) = gate.in_time(log.next()).await? else { return Ok(Body::empty()) };
+    let mut log =
+        LogReader::new(gate.ledger.clone(), &gate.node.settings.home, &job.id, attempt, 0);
+    let LogRead::More(first) = gate.in_time(log.next()).await? else { return Ok(Body::empty()) };
     let rest = stream::try_unfold(log, |mut log| async move {
         match log.next().await {
-            Ok(Said::More(piece)) => Ok(Some((piece, log))),
-            Ok(Said::NothingYet | Said::Nothing) => Ok(None),
+            Ok(LogRead::More(piece)) => Ok(Some((piece, log))),
+            Ok(LogRead::NothingYet | LogRead::Nothing) => Ok(None),
             Err(error) => Err(error),
         }
     });
@@ -171,7 +172,7 @@ struct Following {
     attempt: u32,
     /// Whether it follows this attempt only, and no later one.
     only: bool,
-    log: Log,
+    log: LogReader,
     /// The bytes of a line that has not ended.
     rest: Vec<u8>,
     /// Whether the last line that was sent ended with a carriage return: a newline after it does
@@ -189,7 +190,13 @@ impl Following {
             job: job.id.clone(),
             attempt,
             only,
-            log: Log::new(gate.ledger.clone(), &gate.node.settings.home, &job.id, attempt, at),
+            log: LogReader::new(
+                gate.ledger.clone(),
+                &gate.node.settings.home,
+                &job.id,
+                attempt,
+                at,
+            ),
             rest: Vec::new(),
             ended_by_return: false,
             pause: LOOK,
@@ -238,9 +245,9 @@ impl Following {
 
     /// Reads the log once, and returns what is new.
     async fn look(&mut self) -> Result<Option<Bytes>, LogError> {
-        let said = if self.attempt == 0 { Said::Nothing } else { self.log.next().await? };
+        let said = if self.attempt == 0 { LogRead::Nothing } else { self.log.next().await? };
         match said {
-            Said::More(piece) => {
+            LogRead::More(piece) => {
                 // The line was sent when its carriage return came.
                 let after_return = std::mem::take(&mut self.ended_by_return);
                 let piece = piece.strip_prefix(b"\n").filter(|_| after_return).unwrap_or(&piece);
@@ -254,9 +261,9 @@ impl Following {
                 };
                 Ok(Some(self.lines(whole)))
             }
-            Said::NothingYet => Ok(None),
-            Said::Nothing if !self.rest.is_empty() => Ok(Some(self.lines(self.rest.len()))),
-            Said::Nothing => self.after_the_attempt().await,
+            LogRead::NothingYet => Ok(None),
+            LogRead::Nothing if !self.rest.is_empty() => Ok(Some(self.lines(self.rest.len()))),
+            LogRead::Nothing => self.after_the_attempt().await,
         }
     }
 
@@ -285,7 +292,7 @@ impl Following {
         if !self.only && job.attempt > self.attempt {
             self.attempt += 1;
             self.ended_by_return = false;
-            self.log = Log::new(
+            self.log = LogReader::new(
                 self.gate.ledger.clone(),
                 &self.gate.node.settings.home,
                 &self.job,

@@ -29,7 +29,9 @@ use ion_model::id::{CorrelationId, EventId, JobId};
 use ion_model::record::{AttemptEnd, JobRecord, JobState};
 use ion_model::text::{ending, quote};
 use ion_plane::first::FirstEvent;
-use ion_run::chain::{Chains, End, Failure, Run, Running, STDIN, Stored, steps};
+use ion_run::chain::{
+    ChainEnd, ChainRequest, ChainRun, Chains, InputState, LinkFailure, STDIN, steps,
+};
 use serde_json::json;
 use tokio::time::{Instant, sleep_until};
 
@@ -179,7 +181,7 @@ async fn first_event(
 
 /// A run in this process whose client waits for it.
 struct RunHere {
-    running: Running,
+    running: ChainRun,
     correlation: CorrelationId,
     /// Why the request body broke off: the run itself only knows that it did.
     broke: Arc<Mutex<Option<Problem>>>,
@@ -187,14 +189,14 @@ struct RunHere {
 
 impl RunHere {
     /// Returns why there is no whole answer.
-    fn problem(&self, end: End) -> Problem {
+    fn problem(&self, end: ChainEnd) -> Problem {
         let broke = self.broke.lock().unwrap_or_else(PoisonError::into_inner).take();
         broke.unwrap_or_else(|| problem_of(end, &self.correlation))
     }
 
     /// Waits for the end of the run.
-    async fn end(&mut self) -> End {
-        (&mut self.running.ended).await.unwrap_or(End::Cancelled)
+    async fn end(&mut self) -> ChainEnd {
+        (&mut self.running.ended).await.unwrap_or(ChainEnd::Cancelled)
     }
 }
 
@@ -214,8 +216,8 @@ async fn begin(
         *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.into());
         said
     });
-    let run = Run { module, event, stored: Stored::Not, input: input.boxed() };
-    let full = |full: ion_run::chain::Full| {
+    let run = ChainRequest { module, event, stored: InputState::Not, input: input.boxed() };
+    let full = |full: ion_run::chain::ChainQueueFull| {
         Problem::new(Kind::Busy, format!("{full}; send the request again later"))
     };
     let running = portal.chains.start(run).map_err(full)?;
@@ -250,7 +252,7 @@ async fn answer_as_it_comes(mut run: RunHere) -> Result<Response, Problem> {
             let correlation = run.correlation.clone();
             Ok(answer_of(Body::from_stream(rest(held, run.running)), &correlation))
         }
-        Some(End::Well { .. }) => Ok(answer_of(Body::from(held), &run.correlation)),
+        Some(ChainEnd::Well { .. }) => Ok(answer_of(Body::from(held), &run.correlation)),
         Some(end) => Err(run.problem(end)),
     }
 }
@@ -260,7 +262,7 @@ async fn answer_as_it_comes(mut run: RunHere) -> Result<Response, Problem> {
 async fn whole_answer(gate: &Shared, mut run: RunHere) -> Result<Response, Problem> {
     while run.running.output.recv().await.is_some() {}
     match run.end().await {
-        End::Well { event } => stored_answer(gate, &event, &run.correlation).await,
+        ChainEnd::Well { event } => stored_answer(gate, &event, &run.correlation).await,
         end => Err(run.problem(end)),
     }
 }
@@ -287,7 +289,7 @@ async fn stored_answer(
 /// Returns the held bytes and then the rest of the output; an error if the run does not end well.
 fn rest(
     held: Bytes,
-    running: Running,
+    running: ChainRun,
 ) -> impl futures_util::Stream<Item = std::io::Result<Bytes>> + Send + 'static {
     let rest = stream::unfold(Some(running), |running| async move {
         let mut running = running?;
@@ -295,7 +297,7 @@ fn rest(
             return Some((Ok(piece), Some(running)));
         }
         match (&mut running.ended).await {
-            Ok(End::Well { .. }) => None,
+            Ok(ChainEnd::Well { .. }) => None,
             end => {
                 tracing::warn!(?end, "the answer of a chain broke off");
                 Some((Err(std::io::Error::other("the chain failed")), None))
@@ -314,25 +316,25 @@ fn answer_of(body: Body, correlation: &CorrelationId) -> Response {
     response
 }
 
-fn problem_of(end: End, correlation: &CorrelationId) -> Problem {
+fn problem_of(end: ChainEnd, correlation: &CorrelationId) -> Problem {
     let problem = match end {
-        End::Failed(failure) => failed(failure),
-        End::Broken { reason } => {
+        ChainEnd::Failed(failure) => failed(failure),
+        ChainEnd::Broken { reason } => {
             Problem::new(Kind::StoresAway, format!("{reason}; try again later"))
         }
-        End::NoPlace => Problem::new(
+        ChainEnd::NoPlace => Problem::new(
             Kind::Busy,
             "too many chain runs are under way; send the request again later",
         ),
-        End::Cancelled => {
+        ChainEnd::Cancelled => {
             Problem::new(Kind::Busy, "the run was cancelled before its end; send the request again")
         }
-        End::Well { .. } => Problem::new(Kind::Internal, "the run ended well"),
+        ChainEnd::Well { .. } => Problem::new(Kind::Internal, "the run ended well"),
     };
     problem.with("correlation", correlation.as_str())
 }
 
-fn failed(failure: Failure) -> Problem {
+fn failed(failure: LinkFailure) -> Problem {
     let kind = if failure.timed_out { Kind::LinkTimedOut } else { Kind::LinkFailed };
     Problem::new(kind, format!("link {:?}: {}", failure.link, failure.reason))
         .with("link", failure.link)
@@ -443,7 +445,7 @@ async fn failure(
     module: &Module,
     steps: &[(EventId, JobId)],
     of_chain: &JobRecord,
-) -> Result<Failure, Problem> {
+) -> Result<LinkFailure, Problem> {
     let reason = |record: &JobRecord| {
         let attempt = record.attempts.last();
         attempt
@@ -462,7 +464,7 @@ async fn failure(
             }
             None => String::new(),
         };
-        return Ok(Failure {
+        return Ok(LinkFailure {
             link: link.name.clone(),
             link_id: link.id(),
             job: job.clone(),
@@ -472,7 +474,7 @@ async fn failure(
             stderr,
         });
     }
-    Ok(Failure {
+    Ok(LinkFailure {
         link: module.name.clone(),
         link_id: String::new(),
         job: of_chain.id.clone(),

@@ -16,7 +16,7 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use ion_jobs::metrics::Level;
+use ion_jobs::metrics::CountGauge;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -49,7 +49,7 @@ pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
     terms: Terms,
-    open: Level,
+    open: CountGauge,
     stop: CancellationToken,
 ) {
     let slots = Arc::new(Semaphore::new(terms.connections_max));

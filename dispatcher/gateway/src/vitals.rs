@@ -15,7 +15,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use ion_jobs::metrics::Level;
+use ion_jobs::metrics::CountGauge;
 use ion_stores::Collection;
 use ion_system::metrics::{OPENMETRICS, Registry, openmetrics};
 use rustix::fs::statvfs;
@@ -128,7 +128,8 @@ impl Reading {
         let terms =
             Terms { connections_max: READERS_MAX, stall: READER_STALL, grace: READER_GRACE };
         let stop = CancellationToken::new();
-        let serving = tokio::spawn(serve(listener, router, terms, Level::default(), stop.clone()));
+        let serving =
+            tokio::spawn(serve(listener, router, terms, CountGauge::default(), stop.clone()));
         Ok(Self { address, stop, serving })
     }
 

@@ -34,7 +34,7 @@ use ion_system::patience::StateAges;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::ledger::{Claim, Ledger, LedgerError, Registered};
+use crate::ledger::{ClaimOutcome, Ledger, LedgerError, RegisteredModules};
 
 /// How many events have their jobs cancelled concurrently.
 const AT_A_TIME: usize = 16;
@@ -49,7 +49,7 @@ const ROUND: Duration = Duration::from_millis(200);
 /// What a cancellation has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Cancelled {
+pub struct CancelProgress {
     /// Events that the last round visited.
     pub events: usize,
     /// Jobs that were waiting or queued, and are now cancelled.
@@ -66,7 +66,7 @@ pub struct Cancelled {
 
 /// What the cancellation has found or done about one job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+enum JobCancelOutcome {
     Queued,
     Prevented,
     /// It runs. True: it was asked to stop just now. False: it was asked before.
@@ -79,9 +79,9 @@ enum Fate {
 #[derive(Debug)]
 pub struct Cancellation {
     what: CancelOrder,
-    events: Option<Below>,
+    events: Option<CancelledEvents>,
     /// What was done in all rounds.
-    done: Cancelled,
+    done: CancelProgress,
     rounds: Rounds,
     /// How many events and dead jobs this round has found.
     seen: (usize, usize),
@@ -129,7 +129,7 @@ impl Cancellation {
         Self {
             what,
             events: None,
-            done: Cancelled::default(),
+            done: CancelProgress::default(),
             rounds: Rounds::default(),
             seen: (0, 0),
             running: 0,
@@ -137,7 +137,7 @@ impl Cancellation {
     }
 
     /// Returns what was done so far.
-    pub fn done(&self) -> Cancelled {
+    pub fn done(&self) -> CancelProgress {
         self.done
     }
 
@@ -159,7 +159,7 @@ impl Cancellation {
     async fn try_to_go_on(&mut self, ledger: &Ledger, until: Instant) -> Result<bool, LedgerError> {
         let documents = &ledger.plane().documents;
         loop {
-            let events = self.events.get_or_insert_with(|| Below::new(&self.what));
+            let events = self.events.get_or_insert_with(|| CancelledEvents::new(&self.what));
             let Some(page) = events.next(ledger).await? else {
                 if self.end_round() {
                     Registry::end_cancelling(documents, &self.what).await?;
@@ -183,17 +183,18 @@ impl Cancellation {
         }
     }
 
-    fn count(&mut self, fate: Fate) {
-        self.rounds.found += usize::from(!matches!(fate, Fate::Dead | Fate::Over));
+    fn count(&mut self, fate: JobCancelOutcome) {
+        self.rounds.found +=
+            usize::from(!matches!(fate, JobCancelOutcome::Dead | JobCancelOutcome::Over));
         match fate {
-            Fate::Queued => self.done.queued += 1,
-            Fate::Prevented => self.done.prevented += 1,
-            Fate::Runs(asked) => {
+            JobCancelOutcome::Queued => self.done.queued += 1,
+            JobCancelOutcome::Prevented => self.done.prevented += 1,
+            JobCancelOutcome::Runs(asked) => {
                 self.running += 1;
                 self.done.stopped += usize::from(asked);
             }
-            Fate::Dead => self.seen.1 += 1,
-            Fate::Over => {}
+            JobCancelOutcome::Dead => self.seen.1 += 1,
+            JobCancelOutcome::Over => {}
         }
     }
 
@@ -209,9 +210,9 @@ impl Cancellation {
 /// Cancels all jobs of an event that have not ended, also those that no dispatcher has claimed.
 async fn cancel_jobs_of(
     ledger: &Ledger,
-    registered: &Registered,
+    registered: &RegisteredModules,
     event: &Event,
-) -> Result<Vec<Fate>, LedgerError> {
+) -> Result<Vec<JobCancelOutcome>, LedgerError> {
     if event.publication == PublicationState::Staged {
         // The event is not visible yet. If its job succeeds, the event is committed then, for no
         // module.
@@ -227,55 +228,57 @@ async fn cancel_jobs_of(
     let has_job = |name: &str| jobs.iter().any(|job| job.module == name);
     for module in registered.expected(event).filter(|module| !has_job(&module.name)) {
         fates.push(match ledger.claim_cancelled(module, event).await? {
-            Claim::Won(_) => Fate::Prevented,
-            Claim::Known(job) => cancel(ledger, &job).await?,
+            ClaimOutcome::Won(_) => JobCancelOutcome::Prevented,
+            ClaimOutcome::Known(job) => cancel(ledger, &job).await?,
         });
     }
     Ok(fates)
 }
 
-async fn cancel(ledger: &Ledger, job: &JobRecord) -> Result<Fate, LedgerError> {
+async fn cancel(ledger: &Ledger, job: &JobRecord) -> Result<JobCancelOutcome, LedgerError> {
     match job.state {
-        JobState::Dead => return Ok(Fate::Dead),
-        JobState::Succeeded | JobState::Cancelled => return Ok(Fate::Over),
-        JobState::Starting | JobState::Running if job.cancel => return Ok(Fate::Runs(false)),
+        JobState::Dead => return Ok(JobCancelOutcome::Dead),
+        JobState::Succeeded | JobState::Cancelled => return Ok(JobCancelOutcome::Over),
+        JobState::Starting | JobState::Running if job.cancel => {
+            return Ok(JobCancelOutcome::Runs(false));
+        }
         JobState::Waiting | JobState::Queued | JobState::Starting | JobState::Running => {}
     }
     match ledger.cancel(&job.id).await {
-        Ok(job) if job.state == JobState::Cancelled => Ok(Fate::Queued),
-        Ok(_) => Ok(Fate::Runs(true)),
+        Ok(job) if job.state == JobState::Cancelled => Ok(JobCancelOutcome::Queued),
+        Ok(_) => Ok(JobCancelOutcome::Runs(true)),
         // The job has ended meanwhile.
-        Err(LedgerError::Illegal { .. }) => Ok(Fate::Over),
+        Err(LedgerError::Illegal { .. }) => Ok(JobCancelOutcome::Over),
         Err(error) => Err(error),
     }
 }
 
 /// The events that a cancellation covers, read page by page.
 #[derive(Debug)]
-enum Below {
+enum CancelledEvents {
     /// All events of a correlation.
     Correlation(Pages),
     /// First the event itself, then its children, then the children of those.
-    Event { root: Option<String>, levels: Vec<Level> },
+    Event { root: Option<String>, levels: Vec<ChildPages> },
 }
 
 /// The children of one event.
 #[derive(Debug)]
-struct Level {
+struct ChildPages {
     of: String,
     pages: Pages,
     /// The events of the last page whose children are still to be read.
     below: Vec<String>,
 }
 
-impl Level {
+impl ChildPages {
     fn new(id: String) -> Self {
         let children = Query::equal(Collection::Events, vec![("context.parentEventId", json!(id))]);
         Self { pages: Pages::new(children, "jobId"), of: id, below: vec![] }
     }
 }
 
-impl Below {
+impl CancelledEvents {
     fn new(what: &CancelOrder) -> Self {
         match &what.event {
             None => {
@@ -294,14 +297,14 @@ impl Below {
             Self::Event { root, levels } => {
                 if let Some(id) = root {
                     let found = documents.get(Collection::Events, id).await?;
-                    levels.extend(root.take().map(Level::new));
+                    levels.extend(root.take().map(ChildPages::new));
                     return Ok(Some(events(found.into_iter().collect())));
                 }
                 while let Some(level) = levels.last_mut() {
                     if let Some(id) = level.below.pop() {
                         // Ids and parents that were chosen by hand may form a cycle.
                         if levels.iter().all(|level| level.of != id) {
-                            levels.push(Level::new(id));
+                            levels.push(ChildPages::new(id));
                         }
                         continue;
                     }

@@ -14,7 +14,7 @@ use ion_model::id::JobId;
 use ion_model::record::{GatherObstacles, JobRecord, JobState, MissingJobs, NAMED_MAX, OpenJob};
 use ion_stores::StoreError;
 
-use crate::ledger::{JobFilter, Ledger, Registered};
+use crate::ledger::{JobFilter, Ledger, RegisteredModules};
 use crate::pipeline::{Module, OnDead, reachable};
 
 /// Whether a gathering job may start.
@@ -45,7 +45,7 @@ pub async fn readiness(
     ledger: &Ledger,
     waiting: &JobRecord,
     module: &Module,
-    registered: &Registered,
+    registered: &RegisteredModules,
 ) -> Result<Readiness, StoreError> {
     let correlation = waiting.correlation_id.to_string();
     let filter = JobFilter { correlation: Some(correlation.clone()), ..JobFilter::default() };
@@ -62,7 +62,7 @@ pub async fn readiness(
 fn judge(
     waiting: &JobRecord,
     module: &Module,
-    registered: &Registered,
+    registered: &RegisteredModules,
     jobs: &[JobRecord],
     events: &[Event],
 ) -> Readiness {

@@ -27,7 +27,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
     derive(strum::EnumDiscriminants),
     strum_discriminants(name(HappeningKind), derive(strum::EnumIter))
 )]
-pub enum Happening {
+pub enum Transition {
     /// For a gathering job that is waiting: everything below its event has ended.
     Gathered,
     /// For a gathering job that is waiting: what it waits for.
@@ -58,7 +58,7 @@ pub enum Happening {
         lease: Millis,
     },
     /// The attempt ended.
-    Ended(Ended),
+    Ended(EndedAttempt),
     /// A person cancels the job, or drops a dead one.
     CancelAsked,
     /// A person retries a dead or cancelled job.
@@ -67,7 +67,7 @@ pub enum Happening {
 
 /// How an attempt ended, and what the module allows next.
 #[derive(Clone, Debug)]
-pub struct Ended {
+pub struct EndedAttempt {
     /// How it ended.
     pub end: AttemptEnd,
     /// The exit status, if the process exited by itself.
@@ -96,7 +96,7 @@ pub struct IllegalStep {
     pub happening: &'static str,
 }
 
-impl Happening {
+impl Transition {
     fn word(&self) -> &'static str {
         match self {
             Self::Gathered => "gathered for",
@@ -119,44 +119,48 @@ impl Happening {
 ///
 /// # Errors
 /// [`IllegalStep`] when `happening` is not allowed in the state of the job.
-pub fn next(job: &JobRecord, happening: &Happening, now: Millis) -> Result<JobRecord, IllegalStep> {
+pub fn next(
+    job: &JobRecord,
+    happening: &Transition,
+    now: Millis,
+) -> Result<JobRecord, IllegalStep> {
     let mut job = job.clone();
     match (job.state, happening) {
-        (JobState::Waiting, Happening::WaitsFor(what)) => job.waits_for = Some(what.clone()),
-        (JobState::Waiting, Happening::Gathered) => queue(&mut job, now, 0),
-        (JobState::Starting, Happening::Gathers(without)) => job.without.clone_from(without),
-        (JobState::Queued, Happening::Claimed { holder, lease }) => {
+        (JobState::Waiting, Transition::WaitsFor(what)) => job.waits_for = Some(what.clone()),
+        (JobState::Waiting, Transition::Gathered) => queue(&mut job, now, 0),
+        (JobState::Starting, Transition::Gathers(without)) => job.without.clone_from(without),
+        (JobState::Queued, Transition::Claimed { holder, lease }) => {
             job.state = JobState::Starting;
             job.attempt += 1;
             job.holder = Some(holder.clone());
             stand(&mut job, now, *lease);
             job.attempts.push(Attempt::begun(job.attempt, now));
         }
-        (JobState::Starting, Happening::WaitsAgain) => {
+        (JobState::Starting, Transition::WaitsAgain) => {
             job.state = JobState::Waiting;
             job.holder = None;
             job.attempt = job.attempt.saturating_sub(1);
             job.attempts.pop();
             stand(&mut job, now, 0);
         }
-        (JobState::Starting, Happening::Running) => job.state = JobState::Running,
-        (JobState::Starting | JobState::Running, Happening::Renewed) => {
+        (JobState::Starting, Transition::Running) => job.state = JobState::Running,
+        (JobState::Starting | JobState::Running, Transition::Renewed) => {
             let lease = job.term;
             stand(&mut job, now, lease);
         }
-        (JobState::Starting | JobState::Running, Happening::Left) => stand(&mut job, now, 0),
-        (JobState::Starting | JobState::Running, Happening::Adopted { holder, lease }) => {
+        (JobState::Starting | JobState::Running, Transition::Left) => stand(&mut job, now, 0),
+        (JobState::Starting | JobState::Running, Transition::Adopted { holder, lease }) => {
             job.holder = Some(holder.clone());
             stand(&mut job, now, *lease);
         }
-        (JobState::Starting | JobState::Running, Happening::Ended(ended)) => {
+        (JobState::Starting | JobState::Running, Transition::Ended(ended)) => {
             end(&mut job, ended, now)
         }
-        (JobState::Starting | JobState::Running, Happening::CancelAsked) => job.cancel = true,
-        (JobState::Waiting | JobState::Queued | JobState::Dead, Happening::CancelAsked) => {
+        (JobState::Starting | JobState::Running, Transition::CancelAsked) => job.cancel = true,
+        (JobState::Waiting | JobState::Queued | JobState::Dead, Transition::CancelAsked) => {
             finish(&mut job, JobState::Cancelled, now)
         }
-        (JobState::Dead | JobState::Cancelled, Happening::Revived) => {
+        (JobState::Dead | JobState::Cancelled, Transition::Revived) => {
             job.failures = 0;
             job.losses = 0;
             job.cancel = false;
@@ -192,7 +196,7 @@ fn finish(job: &mut JobRecord, state: JobState, now: Millis) {
     job.outbox = state == JobState::Dead;
 }
 
-fn end(job: &mut JobRecord, ended: &Ended, now: Millis) {
+fn end(job: &mut JobRecord, ended: &EndedAttempt, now: Millis) {
     if let Some(attempt) = job.attempts.last_mut() {
         attempt.ended = Some(now);
         attempt.end = Some(ended.end);
@@ -283,8 +287,8 @@ mod tests {
         }
     }
 
-    fn ended(end: AttemptEnd) -> Happening {
-        Happening::Ended(Ended {
+    fn ended(end: AttemptEnd) -> Transition {
+        Transition::Ended(EndedAttempt {
             end,
             exit_code: None,
             reason: None,
@@ -297,21 +301,21 @@ mod tests {
     }
 
     /// Returns a happening of this kind.
-    fn one_of(kind: HappeningKind) -> Happening {
+    fn one_of(kind: HappeningKind) -> Transition {
         let (holder, lease) = ("h".into(), 9);
         match kind {
-            HappeningKind::Gathered => Happening::Gathered,
-            HappeningKind::WaitsFor => Happening::WaitsFor(GatherObstacles::default()),
-            HappeningKind::WaitsAgain => Happening::WaitsAgain,
-            HappeningKind::Gathers => Happening::Gathers(MissingJobs::default()),
-            HappeningKind::Claimed => Happening::Claimed { holder, lease },
-            HappeningKind::Running => Happening::Running,
-            HappeningKind::Renewed => Happening::Renewed,
-            HappeningKind::Left => Happening::Left,
-            HappeningKind::Adopted => Happening::Adopted { holder, lease },
+            HappeningKind::Gathered => Transition::Gathered,
+            HappeningKind::WaitsFor => Transition::WaitsFor(GatherObstacles::default()),
+            HappeningKind::WaitsAgain => Transition::WaitsAgain,
+            HappeningKind::Gathers => Transition::Gathers(MissingJobs::default()),
+            HappeningKind::Claimed => Transition::Claimed { holder, lease },
+            HappeningKind::Running => Transition::Running,
+            HappeningKind::Renewed => Transition::Renewed,
+            HappeningKind::Left => Transition::Left,
+            HappeningKind::Adopted => Transition::Adopted { holder, lease },
             HappeningKind::Ended => ended(AttemptEnd::Failed),
-            HappeningKind::CancelAsked => Happening::CancelAsked,
-            HappeningKind::Revived => Happening::Revived,
+            HappeningKind::CancelAsked => Transition::CancelAsked,
+            HappeningKind::Revived => Transition::Revived,
         }
     }
 
@@ -327,22 +331,22 @@ mod tests {
                 Waiting,
                 vec![
                     (one(waits), Waiting),
-                    (Happening::Gathered, Queued),
-                    (Happening::CancelAsked, Cancelled),
+                    (Transition::Gathered, Queued),
+                    (Transition::CancelAsked, Cancelled),
                 ],
             ),
-            (Queued, vec![(one(claimed), Starting), (Happening::CancelAsked, Cancelled)]),
+            (Queued, vec![(one(claimed), Starting), (Transition::CancelAsked, Cancelled)]),
             (
                 Starting,
                 vec![
                     (one(gathers), Starting),
-                    (Happening::Running, Running),
-                    (Happening::WaitsAgain, Waiting),
+                    (Transition::Running, Running),
+                    (Transition::WaitsAgain, Waiting),
                     (one(renewed), Starting),
                     (one(left), Starting),
                     (one(adopted), Starting),
                     (ended(AttemptEnd::Succeeded), Succeeded),
-                    (Happening::CancelAsked, Starting),
+                    (Transition::CancelAsked, Starting),
                 ],
             ),
             (
@@ -355,12 +359,12 @@ mod tests {
                     (ended(AttemptEnd::Lost), Queued),
                     (ended(AttemptEnd::Released), Queued),
                     (ended(AttemptEnd::Cancelled), Cancelled),
-                    (Happening::CancelAsked, Running),
+                    (Transition::CancelAsked, Running),
                 ],
             ),
             (Succeeded, vec![]),
-            (Dead, vec![(Happening::Revived, Queued), (Happening::CancelAsked, Cancelled)]),
-            (Cancelled, vec![(Happening::Revived, Queued)]),
+            (Dead, vec![(Transition::Revived, Queued), (Transition::CancelAsked, Cancelled)]),
+            (Cancelled, vec![(Transition::Revived, Queued)]),
         ];
         assert_eq!(table.len(), JobState::ALL.len());
         for (state, allowed) in table {
@@ -382,7 +386,7 @@ mod tests {
 
     #[test]
     fn retries_run_out_and_losses_have_a_bound_of_their_own() {
-        let claimed = Happening::Claimed { holder: "h".into(), lease: 9 };
+        let claimed = Transition::Claimed { holder: "h".into(), lease: 9 };
         let again = |record: &JobRecord, end| {
             next(&next(record, &claimed, 5).unwrap(), &ended(end), 6).unwrap()
         };
@@ -399,7 +403,7 @@ mod tests {
             assert_eq!((lost.state, lost.failures), (JobState::Queued, 0));
         }
         assert_eq!(again(&lost, AttemptEnd::Lost).state, JobState::Dead);
-        assert_eq!(next(&twice, &Happening::Revived, 7).unwrap().failures, 0);
+        assert_eq!(next(&twice, &Transition::Revived, 7).unwrap().failures, 0);
     }
 
     #[test]

@@ -27,7 +27,7 @@ use ion_system::failpoint;
 use ion_system::patience::StateAges;
 use serde_json::{Value, json};
 
-use crate::job::{Ended, Happening, IllegalStep, next};
+use crate::job::{EndedAttempt, IllegalStep, Transition, next};
 use crate::pipeline::Module;
 
 /// How often a write is tried when other writes come first. Each lost race means that another
@@ -43,7 +43,7 @@ const WATCHED_MAX: Millis = 600_000;
 
 /// What changes in a record while the job's holder lives: the attempt's number, and `due`, which
 /// every renewal moves.
-pub type Lease = (u32, Millis);
+pub type LeaseMark = (u32, Millis);
 
 /// Returns how long after they saw the last renewal of a lease other dispatchers may take the job.
 /// The holder gives the job up before three quarters of the lease are over. A dispatcher looks once
@@ -123,14 +123,14 @@ pub struct JobFilter {
 
 /// The registered modules of a plane.
 #[derive(Clone, Debug)]
-pub struct Registered {
+pub struct RegisteredModules {
     /// Their definitions, by name: how their jobs run.
     pub modules: Vec<Module>,
     /// Which events are for them.
     pub registry: Registry,
 }
 
-impl Registered {
+impl RegisteredModules {
     /// Returns the module of this name.
     pub fn module(&self, name: &str) -> Option<&Module> {
         self.modules.iter().find(|module| module.name == name)
@@ -144,7 +144,7 @@ impl Registered {
 
 /// The outcome of a claim.
 #[derive(Clone, Debug)]
-pub enum Claim {
+pub enum ClaimOutcome {
     /// The job is new, and the caller's holder has to start it. Exceptions: a gathering job is
     /// waiting, and a job without a holder is queued.
     Won(JobRecord),
@@ -154,7 +154,7 @@ pub enum Claim {
 
 /// What a message names.
 #[derive(Clone, Debug)]
-pub enum Announced {
+pub enum MessageSubject {
     /// A committed event.
     Event(Box<Event>),
     /// An event that an on-success job has staged: it is published when that job succeeds, and not
@@ -169,7 +169,7 @@ pub enum Announced {
 pub struct Ledger {
     plane: DataPlane,
     /// The modules as they were read last.
-    known: Arc<Mutex<Option<Arc<Registered>>>>,
+    known: Arc<Mutex<Option<Arc<RegisteredModules>>>>,
 }
 
 impl Ledger {
@@ -263,7 +263,7 @@ impl Ledger {
     ///
     /// # Errors
     /// When the documents cannot be read.
-    pub async fn registered(&self) -> Result<Arc<Registered>, StoreError> {
+    pub async fn registered(&self) -> Result<Arc<RegisteredModules>, StoreError> {
         let documents = &self.plane.documents;
         // The registry is read first: the definitions of the modules that it names are stored
         // already.
@@ -275,7 +275,7 @@ impl Ledger {
         let mut modules: Vec<Module> =
             documents.find_as(Query::equal(Collection::Modules, vec![])).await?;
         modules.retain(|module| registry.registration(&module.name).is_some());
-        let registered = Arc::new(Registered { modules, registry });
+        let registered = Arc::new(RegisteredModules { modules, registry });
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(registered.clone());
         Ok(registered)
     }
@@ -285,7 +285,7 @@ impl Ledger {
     ///
     /// # Errors
     /// When the documents cannot be read.
-    pub async fn is_still(&self, registered: &Registered) -> Result<bool, StoreError> {
+    pub async fn is_still(&self, registered: &RegisteredModules) -> Result<bool, StoreError> {
         // Every change raises the registry's version.
         Ok(Registry::read(&self.plane.documents).await? == registered.registry)
     }
@@ -347,12 +347,12 @@ impl Ledger {
         module: &Module,
         event: &Event,
         holder: Option<(&str, Millis)>,
-    ) -> Result<Claim, LedgerError> {
+    ) -> Result<ClaimOutcome, LedgerError> {
         let queued = fresh(module, event);
         let record = match (queued.state, holder) {
             (JobState::Waiting, _) | (_, None) => queued,
             (_, Some((holder, lease))) => {
-                step(&queued, &Happening::Claimed { holder: holder.to_owned(), lease })?
+                step(&queued, &Transition::Claimed { holder: holder.to_owned(), lease })?
             }
         };
         self.insert(record).await
@@ -363,11 +363,11 @@ impl Ledger {
         &self,
         module: &Module,
         event: &Event,
-    ) -> Result<Claim, LedgerError> {
-        self.insert(step(&fresh(module, event), &Happening::CancelAsked)?).await
+    ) -> Result<ClaimOutcome, LedgerError> {
+        self.insert(step(&fresh(module, event), &Transition::CancelAsked)?).await
     }
 
-    async fn insert(&self, record: JobRecord) -> Result<Claim, LedgerError> {
+    async fn insert(&self, record: JobRecord) -> Result<ClaimOutcome, LedgerError> {
         let documents = &self.plane.documents;
         // With one log, a power failure that loses this insert also loses the acknowledgement of
         // the message and all that the job did. The job is then claimed again, so the insert need
@@ -378,8 +378,10 @@ impl Ledger {
         };
         failpoint::reach("claim.inserted");
         Ok(match inserted {
-            Inserted::New => Claim::Won(record),
-            Inserted::Existing(existing) => Claim::Known(decode(Collection::Jobs, existing)?),
+            Inserted::New => ClaimOutcome::Won(record),
+            Inserted::Existing(existing) => {
+                ClaimOutcome::Known(decode(Collection::Jobs, existing)?)
+            }
         })
     }
 
@@ -414,7 +416,7 @@ impl Ledger {
     pub async fn advance(
         &self,
         job: &JobRecord,
-        happening: &Happening,
+        happening: &Transition,
     ) -> Result<JobRecord, LedgerError> {
         let mut current = job.clone();
         for _ in 0..RACES_MAX {
@@ -435,7 +437,7 @@ impl Ledger {
     /// Ends the attempt as lost, because the job's holder is gone. The job is queued for another
     /// attempt, or dead.
     pub async fn lose(&self, job: &JobRecord, reason: &str) -> Result<JobRecord, LedgerError> {
-        let lost = Happening::Ended(Ended {
+        let lost = Transition::Ended(EndedAttempt {
             end: AttemptEnd::Lost,
             exit_code: None,
             reason: Some(reason.to_owned()),
@@ -449,7 +451,7 @@ impl Ledger {
     }
 
     /// Applies `happening` to the job as it is now, whatever its attempt and its holder.
-    async fn force(&self, id: &JobId, happening: &Happening) -> Result<JobRecord, LedgerError> {
+    async fn force(&self, id: &JobId, happening: &Transition) -> Result<JobRecord, LedgerError> {
         for _ in 0..RACES_MAX {
             let current = self.get(id).await?;
             let after = step(&current, happening)?;
@@ -513,7 +515,7 @@ impl Ledger {
         lease: Millis,
     ) -> Result<Option<JobRecord>, LedgerError> {
         for job in due {
-            let claimed = step(job, &Happening::Claimed { holder: holder.to_owned(), lease })?;
+            let claimed = step(job, &Transition::Claimed { holder: holder.to_owned(), lease })?;
             if self.write(job, &claimed).await? {
                 return Ok(Some(claimed));
             }
@@ -524,7 +526,10 @@ impl Ledger {
     /// Returns the active jobs whose holder has not renewed the lease in time, as far as this
     /// caller has `seen`. The caller has to call it repeatedly: at the first call it has not
     /// watched any lease yet.
-    pub async fn expired(&self, seen: &mut StateAges<Lease>) -> Result<Vec<JobRecord>, StoreError> {
+    pub async fn expired(
+        &self,
+        seen: &mut StateAges<LeaseMark>,
+    ) -> Result<Vec<JobRecord>, StoreError> {
         let active = self.active().await?;
         let stood =
             seen.look(active.iter().map(|job| (job.id.to_string(), (job.attempt, job.due))));
@@ -563,7 +568,7 @@ impl Ledger {
     /// Cancels a job: at once if it does not run, otherwise as soon as its dispatcher sees the
     /// request. A job that has succeeded cannot be cancelled.
     pub async fn cancel(&self, id: &JobId) -> Result<JobRecord, LedgerError> {
-        self.force(id, &Happening::CancelAsked).await
+        self.force(id, &Transition::CancelAsked).await
     }
 
     /// Queues a dead or cancelled job again, with all its retries.
@@ -572,7 +577,7 @@ impl Ledger {
         if self.module(&module).await?.is_none() {
             return Err(LedgerError::NoModule { id: id.clone(), module });
         }
-        self.force(id, &Happening::Revived).await
+        self.force(id, &Transition::Revived).await
     }
 
     /// Removes the job's dead letter. The record is the truth: if the broker is unavailable and the
@@ -635,9 +640,9 @@ impl Ledger {
     ///
     /// # Errors
     /// When the store cannot be read; never because of the content of the document.
-    pub async fn announced(&self, id: &EventId) -> Result<Announced, StoreError> {
+    pub async fn announced(&self, id: &EventId) -> Result<MessageSubject, StoreError> {
         if id.as_str().len() > ID_BYTES_MAX {
-            return Ok(Announced::NoEvent(format!(
+            return Ok(MessageSubject::NoEvent(format!(
                 "{} is too long for an event's id",
                 quote(id.as_str())
             )));
@@ -646,24 +651,24 @@ impl Ledger {
         else {
             // The document is inserted before its message is published, so this event never
             // existed, or was removed.
-            return Ok(Announced::NoEvent(format!("event {id} is not in the document store")));
+            return Ok(MessageSubject::NoEvent(format!("event {id} is not in the document store")));
         };
         let event: Event = match decode(Collection::Events, document) {
             Ok(event) => event,
-            Err(error) => return Ok(Announced::NoEvent(chain(&error))),
+            Err(error) => return Ok(MessageSubject::NoEvent(chain(&error))),
         };
         let context = &event.context;
         Ok(match event.publication {
             _ if context.document_type != DocumentType::EventMeta => {
                 let kind = context.document_type.as_str();
-                Announced::NoEvent(format!("document {id} is no event: its type is {kind:?}"))
+                MessageSubject::NoEvent(format!("document {id} is no event: its type is {kind:?}"))
             }
-            _ if context.correlation_id.as_str().len() > ID_BYTES_MAX => {
-                Announced::NoEvent(format!("the correlation of event {id} is too long for an id"))
-            }
-            PublicationState::Staged => Announced::NotYet,
+            _ if context.correlation_id.as_str().len() > ID_BYTES_MAX => MessageSubject::NoEvent(
+                format!("the correlation of event {id} is too long for an id"),
+            ),
+            PublicationState::Staged => MessageSubject::NotYet,
             PublicationState::Unpublished | PublicationState::Published => {
-                Announced::Event(Box::new(event))
+                MessageSubject::Event(Box::new(event))
             }
         })
     }
@@ -681,7 +686,7 @@ fn fresh(module: &Module, event: &Event) -> JobRecord {
 }
 
 /// Returns the record after `happening`, with its version raised.
-fn step(job: &JobRecord, happening: &Happening) -> Result<JobRecord, LedgerError> {
+fn step(job: &JobRecord, happening: &Transition) -> Result<JobRecord, LedgerError> {
     let after = next(job, happening, clock::now());
     let mut after = after.map_err(|source| LedgerError::Illegal { id: job.id.clone(), source })?;
     after.version += 1;

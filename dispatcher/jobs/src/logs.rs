@@ -49,7 +49,7 @@ pub enum LogError {
 
 /// The result of reading the next piece of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Said {
+pub enum LogRead {
     /// The next bytes.
     More(Bytes),
     /// Nothing new, and the attempt still runs. The log of an attempt on another host has nothing
@@ -61,7 +61,7 @@ pub enum Said {
 
 /// A reader of one attempt's log.
 #[derive(Debug)]
-pub struct Log {
+pub struct LogReader {
     ledger: Ledger,
     job: JobId,
     attempt: u32,
@@ -69,7 +69,7 @@ pub struct Log {
     at: u64,
 }
 
-impl Log {
+impl LogReader {
     /// Returns a reader of an attempt's log from byte `at` on. `home` is this host's state folder.
     pub fn new(ledger: Ledger, home: &std::path::Path, job: &JobId, attempt: u32, at: u64) -> Self {
         Self { ledger, job: job.clone(), attempt, live: live_log(home, job, attempt), at }
@@ -84,7 +84,7 @@ impl Log {
     ///
     /// # Errors
     /// When there is no such attempt, or a store or the disk fails.
-    pub async fn next(&mut self) -> Result<Said, LogError> {
+    pub async fn next(&mut self) -> Result<LogRead, LogError> {
         // The record is read before the file: once the record says that the attempt has ended, the
         // stored log is complete.
         let job = self.ledger.get(&self.job).await?;
@@ -115,9 +115,9 @@ impl Log {
             }
         };
         Ok(match (piece.is_empty(), attempt.ended) {
-            (false, _) => Said::More(piece),
-            (true, Some(_)) => Said::Nothing,
-            (true, None) => Said::NothingYet,
+            (false, _) => LogRead::More(piece),
+            (true, Some(_)) => LogRead::Nothing,
+            (true, None) => LogRead::NothingYet,
         })
     }
 

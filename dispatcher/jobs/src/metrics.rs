@@ -8,33 +8,33 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
-use crate::ledger::Claim;
+use crate::ledger::ClaimOutcome;
 
 /// The label of metrics by module. A dispatcher's modules are named in its pipeline, so their
 /// number is bounded.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfModule {
+struct ModuleLabel {
     module: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Ending {
+struct EndLabels {
     module: String,
     verdict: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Claiming {
+struct ClaimLabel {
     outcome: &'static str,
 }
 
 /// What one dispatcher has done since it started.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    started: Family<OfModule, Counter>,
-    ended: Family<Ending, Counter>,
-    running: Family<OfModule, Gauge>,
-    claims: Family<Claiming, Counter>,
+    started: Family<ModuleLabel, Counter>,
+    ended: Family<EndLabels, Counter>,
+    running: Family<ModuleLabel, Gauge>,
+    claims: Family<ClaimLabel, Counter>,
 }
 
 impl Metrics {
@@ -51,25 +51,25 @@ impl Metrics {
     }
 
     /// Counts an attempt that starts. It counts as running until the returned guard is dropped.
-    pub fn runs(&self, module: &str) -> Running {
-        let of = OfModule { module: module.to_owned() };
+    pub fn runs(&self, module: &str) -> GaugeGuard {
+        let of = ModuleLabel { module: module.to_owned() };
         self.started.get_or_create(&of).inc();
-        Level(self.running.get_or_create_owned(&of)).rises()
+        CountGauge(self.running.get_or_create_owned(&of)).rises()
     }
 
     /// Counts an attempt that has ended.
     pub fn ended(&self, module: &str, end: AttemptEnd) {
         self.ended
-            .get_or_create(&Ending { module: module.to_owned(), verdict: end.as_str() })
+            .get_or_create(&EndLabels { module: module.to_owned(), verdict: end.as_str() })
             .inc();
     }
 
     /// Counts the claim of a job that a message announced, by its outcome.
-    pub fn claimed(&self, claim: &Claim) {
+    pub fn claimed(&self, claim: &ClaimOutcome) {
         self.claim(match claim {
-            Claim::Won(job) if job.holder.is_some() => "started",
-            Claim::Won(_) => "queued",
-            Claim::Known(_) => "known",
+            ClaimOutcome::Won(job) if job.holder.is_some() => "started",
+            ClaimOutcome::Won(_) => "queued",
+            ClaimOutcome::Known(_) => "known",
         });
     }
 
@@ -84,20 +84,20 @@ impl Metrics {
     }
 
     fn claim(&self, outcome: &'static str) {
-        self.claims.get_or_create(&Claiming { outcome }).inc();
+        self.claims.get_or_create(&ClaimLabel { outcome }).inc();
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Starting {
+struct StartLabel {
     start: &'static str,
 }
 
 /// What the chains of one dispatcher have done since it started.
 #[derive(Debug, Default)]
 pub struct ChainMetrics {
-    processes: Family<Starting, Counter>,
-    runs: Family<Ending, Counter>,
+    processes: Family<StartLabel, Counter>,
+    runs: Family<EndLabels, Counter>,
     /// The time from the use of a link's last waiting process until the next process waits.
     pub pool_empty: Latency,
 }
@@ -119,19 +119,19 @@ impl ChainMetrics {
     /// Counts a process that is used, by whether it was started ahead or only when it was needed.
     pub fn process(&self, ahead: bool) {
         let start = if ahead { "ahead" } else { "late" };
-        self.processes.get_or_create(&Starting { start }).inc();
+        self.processes.get_or_create(&StartLabel { start }).inc();
     }
 
     /// Counts a run that has ended.
     pub fn ran(&self, module: &str, verdict: &'static str) {
-        self.runs.get_or_create(&Ending { module: module.to_owned(), verdict }).inc();
+        self.runs.get_or_create(&EndLabels { module: module.to_owned(), verdict }).inc();
     }
 }
 
 /// The labels of an answer. The program itself defines all routes and statuses, so their number is
 /// bounded.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Answered {
+struct AnswerLabels {
     route: &'static str,
     status: u16,
 }
@@ -139,9 +139,9 @@ struct Answered {
 /// What one gateway has done since it started.
 #[derive(Debug, Default)]
 pub struct GatewayMetrics {
-    requests: Family<Answered, Counter>,
+    requests: Family<AnswerLabels, Counter>,
     /// Connections open now.
-    pub connections: Level,
+    pub connections: CountGauge,
 }
 
 impl GatewayMetrics {
@@ -161,27 +161,27 @@ impl GatewayMetrics {
 
     /// Counts a request that was answered.
     pub fn answered(&self, route: &'static str, status: u16) {
-        self.requests.get_or_create(&Answered { route, status }).inc();
+        self.requests.get_or_create(&AnswerLabels { route, status }).inc();
     }
 }
 
 /// A gauge of how many of something there are now.
 #[derive(Clone, Debug, Default)]
-pub struct Level(Gauge);
+pub struct CountGauge(Gauge);
 
-impl Level {
+impl CountGauge {
     /// Counts one more until the returned guard is dropped.
-    pub fn rises(&self) -> Running {
+    pub fn rises(&self) -> GaugeGuard {
         self.0.inc();
-        Running(self.0.clone())
+        GaugeGuard(self.0.clone())
     }
 }
 
 /// A guard for one of the things that a gauge counts: its drop ends the count.
 #[derive(Debug)]
-pub struct Running(Gauge);
+pub struct GaugeGuard(Gauge);
 
-impl Drop for Running {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }

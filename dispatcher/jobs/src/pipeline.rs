@@ -438,11 +438,11 @@ fn expand(url: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+struct PipelineFile {
     name: Option<String>,
     #[serde(default)]
     plane: PlaneSection,
-    modules: Option<Spanned<BTreeMap<String, Spanned<Entry>>>>,
+    modules: Option<Spanned<BTreeMap<String, Spanned<ModuleEntry>>>>,
     #[serde(rename = "Chain")]
     chain: Option<Spanned<Vec<Spanned<LinkEntry>>>>,
     timeout: Option<Spanned<String>>,
@@ -454,7 +454,7 @@ struct File {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Entry {
+struct ModuleEntry {
     on: Option<Spanned<Vec<Spanned<String>>>>,
     gather: Option<Spanned<String>>,
     per: Option<Spanned<String>>,
@@ -486,7 +486,7 @@ struct Entry {
 }
 
 /// Where a mistake is, and what is wrong.
-type Wrong = (Location, String);
+type Mistake = (Location, String);
 
 impl Pipeline {
     /// Reads and checks a pipeline file. `path` is the `PATH` in which programs without a slash are
@@ -550,7 +550,7 @@ impl Pipeline {
     }
 }
 
-fn wrong(path: &str, (place, reason): Wrong) -> PipelineError {
+fn wrong(path: &str, (place, reason): Mistake) -> PipelineError {
     // An empty file has no location: the error points to the first line.
     PipelineError::Wrong {
         path: path.to_owned(),
@@ -560,9 +560,12 @@ fn wrong(path: &str, (place, reason): Wrong) -> PipelineError {
     }
 }
 
-fn build(file: File, directory: &Path) -> Result<(Pipeline, BTreeMap<String, Location>), Wrong> {
+fn build(
+    file: PipelineFile,
+    directory: &Path,
+) -> Result<(Pipeline, BTreeMap<String, Location>), Mistake> {
     let name = file.name.unwrap_or_else(|| "pipeline".into());
-    let File { timeout, concurrency, warm, idle, output, .. } = file;
+    let PipelineFile { timeout, concurrency, warm, idle, output, .. } = file;
     let of_chain = ChainEntry { timeout, concurrency, links: LinkTerms { warm, idle, output } };
     if let Some(links) = file.chain {
         if let Some(modules) = file.modules {
@@ -593,7 +596,7 @@ fn build(file: File, directory: &Path) -> Result<(Pipeline, BTreeMap<String, Loc
     let mut modules = Vec::new();
     for (name, entry) in entries.value {
         let place = entry.referenced;
-        let in_module = |(place, reason): Wrong| (place, format!("module {name:?}: {reason}"));
+        let in_module = |(place, reason): Mistake| (place, format!("module {name:?}: {reason}"));
         if !is_event_type(&name) {
             return Err((
                 place,
@@ -610,8 +613,13 @@ fn build(file: File, directory: &Path) -> Result<(Pipeline, BTreeMap<String, Loc
     Ok((Pipeline { name, modules, plane: file.plane }, places))
 }
 
-fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result<Module, Wrong> {
-    let Entry { image, executor, network, resources, user, kubernetes, .. } = entry;
+fn module(
+    name: &str,
+    entry: ModuleEntry,
+    place: Location,
+    directory: &Path,
+) -> Result<Module, Mistake> {
+    let ModuleEntry { image, executor, network, resources, user, kubernetes, .. } = entry;
     let (executor, container) =
         ContainerTerms { image, executor, network, resources, user }.read(directory)?;
     let run = match (entry.run, &container) {
@@ -714,7 +722,11 @@ fn module(name: &str, entry: Entry, place: Location, directory: &Path) -> Result
 
 /// Returns whether the module keeps the daemon's rights. Only a program of this machine that works
 /// with files can have them.
-fn privileged_of(said: Option<Spanned<bool>>, container: bool, stdio: bool) -> Result<bool, Wrong> {
+fn privileged_of(
+    said: Option<Spanned<bool>>,
+    container: bool,
+    stdio: bool,
+) -> Result<bool, Mistake> {
     let Some(said) = said.filter(|said| said.value) else { return Ok(false) };
     let reason = match (container, stdio) {
         (true, _) => {
@@ -736,7 +748,7 @@ fn terms(
     module: &mut Module,
     timeout: Option<Spanned<String>>,
     concurrency: Option<Spanned<usize>>,
-) -> Result<(), Wrong> {
+) -> Result<(), Mistake> {
     if let Some(timeout) = timeout {
         module.timeout = duration("timeout", timeout)?;
     }
@@ -753,13 +765,13 @@ fn terms(
     Ok(())
 }
 
-fn duration(key: &str, said: Spanned<String>) -> Result<Duration, Wrong> {
+fn duration(key: &str, said: Spanned<String>) -> Result<Duration, Mistake> {
     // A shorter time is over before a process has started.
     let time = time_within(&said.value, Duration::from_millis(100), TIME_MAX);
     time.map_err(|wrong| (said.referenced, format!("{key:?} {wrong}")))
 }
 
-fn event_types(types: Vec<Spanned<String>>) -> Result<Vec<String>, Wrong> {
+fn event_types(types: Vec<Spanned<String>>) -> Result<Vec<String>, Mistake> {
     let checked = |event_type: Spanned<String>| {
         if is_event_type(&event_type.value) {
             Ok(event_type.value)
@@ -794,7 +806,7 @@ pub(crate) fn reachable(modules: &[Module], from: &[String]) -> BTreeSet<String>
 
 /// Refuses a module that gathers a type which no module emits, and a module that waits for a type
 /// to which its own events lead.
-fn check_gathers(modules: &[Module], places: &BTreeMap<String, Location>) -> Result<(), Wrong> {
+fn check_gathers(modules: &[Module], places: &BTreeMap<String, Location>) -> Result<(), Mistake> {
     for module in modules {
         let Some(gather) = &module.gather else { continue };
         let place = places.get(&module.name).copied().unwrap_or(Location::UNKNOWN);

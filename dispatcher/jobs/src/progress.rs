@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 
 pub use self::obstacles::{Obstacle, obstacles};
 use crate::gather::{Readiness, readiness};
-use crate::ledger::{JobFilter, Ledger, Registered};
+use crate::ledger::{JobFilter, Ledger, RegisteredModules};
 
 /// The state of a correlation at one moment.
 #[derive(Clone, Debug)]
-pub struct Status {
+pub struct CorrelationStatus {
     /// Its events, oldest first.
     pub events: Vec<Event>,
     /// Its jobs, oldest first.
@@ -33,11 +33,11 @@ pub struct Status {
     pub under_way: Vec<JobId>,
 }
 
-/// How many jobs [`Status::under_way`] names, at most. One is enough most of the time; more of them
+/// How many jobs [`CorrelationStatus::under_way`] names, at most. One is enough most of the time; more of them
 /// save readings of the whole correlation while jobs end one by one.
 const UNDER_WAY: usize = 8;
 
-impl Status {
+impl CorrelationStatus {
     /// Returns whether something has failed for good: a job is dead or cancelled, or a gathering
     /// job waits for dead jobs only.
     pub fn failed(&self) -> bool {
@@ -105,7 +105,7 @@ impl Verdict {
 #[derive(Clone, Debug)]
 pub struct Trace {
     /// Its events and jobs.
-    pub status: Status,
+    pub status: CorrelationStatus,
     /// The insights that its jobs keep for analysis, by job.
     pub insights: BTreeMap<String, InsightRecord>,
 }
@@ -157,8 +157,8 @@ impl Trace {
 pub async fn status(
     ledger: &Ledger,
     correlation: &str,
-    registered: &Registered,
-) -> Result<Status, StoreError> {
+    registered: &RegisteredModules,
+) -> Result<CorrelationStatus, StoreError> {
     let filter = JobFilter { correlation: Some(correlation.to_owned()), ..JobFilter::default() };
     let jobs = ledger.list(&filter, usize::MAX >> 1).await?;
     let events = ledger.events_of(correlation).await?;
@@ -201,7 +201,15 @@ pub async fn status(
     let ended = ended && ledger.is_still(registered).await?;
     let room = UNDER_WAY - under_way.len();
     under_way.extend(unclaimed.iter().take(room).cloned());
-    Ok(Status { events, jobs, unclaimed: unclaimed.len(), waits_for, held_back, ended, under_way })
+    Ok(CorrelationStatus {
+        events,
+        jobs,
+        unclaimed: unclaimed.len(),
+        waits_for,
+        held_back,
+        ended,
+        under_way,
+    })
 }
 
 /// Returns whether a job has not ended, or has succeeded and its staged events are not published
@@ -210,7 +218,7 @@ fn is_open(job: &JobRecord) -> bool {
     !job.state.is_final() || (job.state == JobState::Succeeded && job.outbox)
 }
 
-/// Returns whether one of these jobs has not ended; they are [`Status::under_way`] of an earlier
+/// Returns whether one of these jobs has not ended; they are [`CorrelationStatus::under_way`] of an earlier
 /// reading. If so, the correlation has not ended either, and the caller need not read all of it. If
 /// not, it may have ended.
 ///

@@ -14,12 +14,12 @@ use ion_stores::{Collection, Query, StoreError};
 use ion_system::failpoint;
 use serde_json::{Value, json};
 
-use crate::ledger::{Ledger, Registered, letter_of};
+use crate::ledger::{Ledger, RegisteredModules, letter_of};
 use crate::progress::status;
 
 /// What was dropped, or would be dropped in a dry run.
 #[derive(Debug, Default)]
-pub struct Retired {
+pub struct DroppedCorrelations {
     /// Correlations dropped whole.
     pub correlations: usize,
     /// Their documents: jobs, events, insights and logs.
@@ -38,7 +38,11 @@ pub struct Retired {
 ///
 /// # Errors
 /// When a store fails. What was dropped before stays dropped.
-pub async fn retire(ledger: &Ledger, age: Duration, how: GcMode) -> Result<Retired, StoreError> {
+pub async fn retire(
+    ledger: &Ledger,
+    age: Duration,
+    how: GcMode,
+) -> Result<DroppedCorrelations, StoreError> {
     let before = clock::now() - millis(age);
     let registered = ledger.registered().await?;
     let of_events = vec![("context.documentType", json!(DocumentType::EventMeta))];
@@ -48,7 +52,7 @@ pub async fn retire(ledger: &Ledger, age: Duration, how: GcMode) -> Result<Retir
         let latest = latest.entry(event.context.correlation_id).or_insert(event.created);
         *latest = event.created.max(*latest);
     }
-    let mut retired = Retired::default();
+    let mut retired = DroppedCorrelations::default();
     for (correlation, _) in latest.into_iter().filter(|(_, latest)| *latest < before) {
         drop_one(ledger, &registered, &correlation, before, how, &mut retired).await?;
     }
@@ -58,11 +62,11 @@ pub async fn retire(ledger: &Ledger, age: Duration, how: GcMode) -> Result<Retir
 /// Drops one correlation, if it ended before `before`.
 async fn drop_one(
     ledger: &Ledger,
-    registered: &Registered,
+    registered: &RegisteredModules,
     correlation: &CorrelationId,
     before: Millis,
     how: GcMode,
-    retired: &mut Retired,
+    retired: &mut DroppedCorrelations,
 ) -> Result<(), StoreError> {
     let plane = ledger.plane();
     let status = status(ledger, correlation.as_str(), registered).await?;

@@ -42,7 +42,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use self::flow::{Flow, LinkEnd};
-use self::pool::{Pools, Used};
+use self::pool::{PoolLease, Pools};
 use self::record::Recording;
 pub use self::record::STDIN;
 use crate::container::Containers;
@@ -52,7 +52,7 @@ use crate::sandbox::{Covers, ForkServer, Mode};
 /// compete for the processors.
 const PLACES_EACH: usize = 4;
 
-/// The most runs that wait for a place. The callers of more receive [`Full`].
+/// The most runs that wait for a place. The callers of more receive [`ChainQueueFull`].
 const WAITING_MAX: usize = 1024;
 
 /// How long a run waits for a place.
@@ -71,21 +71,21 @@ pub fn steps(module: &Module, first: &EventId) -> Vec<(EventId, JobId)> {
 pub type Input = BoxStream<'static, io::Result<Bytes>>;
 
 /// A request for one run.
-pub struct Run {
+pub struct ChainRequest {
     /// The chain.
     pub module: Arc<Module>,
     /// Its first event. An event that is not stored yet has no file: what the first link reads
     /// becomes its only file.
     pub event: Event,
     /// Whether the event is stored, and by which attempt.
-    pub stored: Stored,
+    pub stored: InputState,
     /// The bytes that the first link reads.
     pub input: Input,
 }
 
 /// Whether a run's first event is stored already.
 #[derive(Clone, Debug)]
-pub enum Stored {
+pub enum InputState {
     /// It is not: a client waits for the run's answer, and the event is stored together with all
     /// that the run makes.
     Not,
@@ -98,7 +98,7 @@ pub enum Stored {
     },
 }
 
-impl Stored {
+impl InputState {
     fn attempt(&self) -> u32 {
         match self {
             Self::Not => 1,
@@ -109,14 +109,14 @@ impl Stored {
 
 /// The end of a run, once it is recorded.
 #[derive(Clone, Debug)]
-pub enum End {
+pub enum ChainEnd {
     /// Every link ended well: with exit status 0, or after the next link had closed its stdin.
     Well {
         /// The event of what the last link wrote.
         event: EventId,
     },
     /// A link failed. The trace has what the other links wrote until then.
-    Failed(Failure),
+    Failed(LinkFailure),
     /// The run was asked to stop, or the reader of its answer was gone.
     Cancelled,
     /// The run waited too long for a place. Nothing was started.
@@ -128,7 +128,7 @@ pub enum End {
     },
 }
 
-impl End {
+impl ChainEnd {
     fn as_str(&self) -> &'static str {
         match self {
             Self::Well { .. } => "succeeded",
@@ -141,21 +141,21 @@ impl End {
 }
 
 /// The result of a run.
-pub struct Ran {
+pub struct ChainResult {
     /// How it ended.
-    pub end: End,
+    pub end: ChainEnd,
     /// What is left of the run's processes.
-    pub left: Left,
+    pub left: ChainRemains,
 }
 
 /// The remains of a run. Dropping them ends the processes that are left, and lets the pools replace
 /// those that were used.
-pub struct Left {
+pub struct ChainRemains {
     links: Vec<LinkEnd>,
-    _used: Used,
+    _used: PoolLease,
 }
 
-impl Left {
+impl ChainRemains {
     /// Returns what each link wrote to stderr, with the link's name.
     pub fn words(&self) -> impl Iterator<Item = (&str, &Bytes)> {
         self.links.iter().map(|end| (end.link.name.as_str(), &end.stderr))
@@ -164,7 +164,7 @@ impl Left {
 
 /// The failure of a run: which link failed, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub struct LinkFailure {
     /// The link's name.
     pub link: String,
     /// The link's id.
@@ -183,22 +183,22 @@ pub struct Failure {
 
 /// A run in progress. Dropping it cancels the run.
 #[derive(Debug)]
-pub struct Running {
+pub struct ChainRun {
     /// What the last link writes, as it comes.
     pub output: mpsc::Receiver<Bytes>,
     /// Receives the run's end.
-    pub ended: oneshot::Receiver<End>,
+    pub ended: oneshot::Receiver<ChainEnd>,
     _cancel: DropGuard,
 }
 
 /// The error of [`Chains::start`] when too many runs wait for a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("all places of chain runs are taken, and {WAITING_MAX} requests wait for one")]
-pub struct Full;
+pub struct ChainQueueFull;
 
 /// What is needed to start the processes of links.
 #[derive(Clone, Debug)]
-pub struct Places {
+pub struct LinkRuntime {
     /// The server that forks them.
     pub server: Arc<ForkServer>,
     /// The mode that separates them from this machine.
@@ -225,7 +225,7 @@ pub struct Chains {
 impl Chains {
     /// Returns a runner whose processes start with `places`. The environment of each process of
     /// this machine begins with `env`.
-    pub fn new(node: Arc<Node>, places: Places, env: Vec<(String, String)>) -> Arc<Self> {
+    pub fn new(node: Arc<Node>, places: LinkRuntime, env: Vec<(String, String)>) -> Arc<Self> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let (processes, metrics) = (node.settings.limits.processes, Arc::<ChainMetrics>::default());
         Arc::new(Self {
@@ -255,8 +255,8 @@ impl Chains {
     ///
     /// # Errors
     /// If too many runs wait for a place.
-    pub fn start(self: &Arc<Self>, run: Run) -> Result<Running, Full> {
-        let turn = self.waiting.clone().try_acquire_owned().map_err(|_| Full)?;
+    pub fn start(self: &Arc<Self>, run: ChainRequest) -> Result<ChainRun, ChainQueueFull> {
+        let turn = self.waiting.clone().try_acquire_owned().map_err(|_| ChainQueueFull)?;
         let (live, output) = mpsc::channel(PIECES);
         let (told, ended) = oneshot::channel();
         let stop = self.stopping.child_token();
@@ -265,7 +265,7 @@ impl Chains {
         self.runs.spawn(async move {
             let place = tokio::select! {
                 biased;
-                () = stop.cancelled() => return drop(told.send(End::Cancelled)),
+                () = stop.cancelled() => return drop(told.send(ChainEnd::Cancelled)),
                 place = tokio::time::timeout(WAIT, this.places.acquire()) => place,
             };
             drop(turn);
@@ -274,7 +274,7 @@ impl Chains {
                     let ran = this.run(run, Some(live), stop).await;
                     (ran.end, Some(ran.left))
                 }
-                Err(_) => (End::NoPlace, None),
+                Err(_) => (ChainEnd::NoPlace, None),
             };
             // The caller may be gone.
             let _ = told.send(end);
@@ -282,24 +282,24 @@ impl Chains {
             // processor time too.
             tokio::task::yield_now().await;
         });
-        Ok(Running { output, ended, _cancel: cancel })
+        Ok(ChainRun { output, ended, _cancel: cancel })
     }
 
     /// Runs a chain to its end and records it. The last link's output goes to `live` as it comes.
     pub async fn run(
         &self,
-        run: Run,
+        run: ChainRequest,
         live: Option<mpsc::Sender<Bytes>>,
         stop: CancellationToken,
-    ) -> Ran {
-        let Run { module, event, stored, input } = run;
+    ) -> ChainResult {
+        let ChainRequest { module, event, stored, input } = run;
         let used = self.pools.begin(&module);
         let recording = Recording::new(&self.node, module.clone(), event, stored);
         let flow = Flow { used: &used, module: &module, recording: &recording };
         let mut outcome = flow.run(input, live, stop).await;
         let end = recording.keep(&mut outcome).await;
         self.metrics.ran(&module.name, end.as_str());
-        Ran { end, left: Left { links: outcome.links, _used: used } }
+        ChainResult { end, left: ChainRemains { links: outcome.links, _used: used } }
     }
 
     /// Cancels all runs and ends all processes that were started ahead.

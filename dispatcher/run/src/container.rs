@@ -27,10 +27,10 @@ use rustix::fs::{Mode as Permissions, OFlags, ResolveFlags};
 use serde_json::{Value, json};
 
 use self::cgroups::Cgroups;
-use self::program::{Files, refusal};
+use self::program::{ImageFiles, refusal};
 use self::users::{User, user_of};
 use super::image::{HOST_FILES, Image, ImageConfig, ImageError, Images, Owners, USERS, found_in};
-use super::sandbox::{self, BUNDLE, Bounds, MASKED, Mode, READ_ONLY, ROOTFS};
+use super::sandbox::{self, BUNDLE, CgroupLimits, MASKED, Mode, READ_ONLY, ROOTFS};
 
 /// The first of the machine's user ids that a container's users are mapped to. systemd leaves
 /// 1,879,048,192 to 2,147,352,575 unassigned, and tools that assign ids to people's own containers
@@ -144,7 +144,7 @@ pub enum ContainerError {
 }
 
 /// A request for a container.
-pub(crate) struct Ask<'a> {
+pub(crate) struct ContainerRequest<'a> {
     /// The image and its settings.
     pub(crate) container: &'a Container,
     /// The program and its arguments; empty: those of the image.
@@ -195,7 +195,10 @@ impl Containers {
     }
 
     /// Prepares a container: returns all that a sandbox needs to run it.
-    pub(crate) async fn make(&self, ask: Ask<'_>) -> Result<sandbox::Container, ContainerError> {
+    pub(crate) async fn make(
+        &self,
+        ask: ContainerRequest<'_>,
+    ) -> Result<sandbox::Container, ContainerError> {
         if self.mode == Mode::Plain {
             let reason = "an image needs namespaces of its own, which this machine does not allow; `ion doctor` says why";
             return Err(ContainerError::Unable(reason.into()));
@@ -233,7 +236,7 @@ impl Containers {
 
     /// Returns the control groups for a container. Without control groups a job has no limits,
     /// which is an error only if the module asks for limits.
-    fn bounds(&self, ask: &Ask<'_>) -> Result<Bounds, String> {
+    fn bounds(&self, ask: &ContainerRequest<'_>) -> Result<CgroupLimits, String> {
         let cgroups = self.cgroups.get_or_init(|| {
             Cgroups::find().inspect_err(|reason| {
                 tracing::warn!(
@@ -245,7 +248,7 @@ impl Containers {
         let resources = ask.container.resources;
         match cgroups {
             Ok(cgroups) => Ok(cgroups.bounds(EventId::random().as_str(), resources, ask.processes)),
-            Err(_) if resources.is_empty() => Ok(Bounds::default()),
+            Err(_) if resources.is_empty() => Ok(CgroupLimits::default()),
             Err(reason) => Err(format!(
                 "its \"resources\" cannot be bound here: {reason}; run the daemon as root with writable control groups, or leave \"resources\" out"
             )),
@@ -358,7 +361,12 @@ fn said_to_run(image: &ImageConfig) -> Vec<String> {
 }
 
 /// Returns the bundle's `config.json`, of the OCI runtime specification.
-fn config(ask: &Ask<'_>, image: &Image, owners: Owners, user: &User) -> Result<Value, String> {
+fn config(
+    ask: &ContainerRequest<'_>,
+    image: &Image,
+    owners: Owners,
+    user: &User,
+) -> Result<Value, String> {
     let args = if ask.argv.is_empty() { said_to_run(&image.config) } else { ask.argv.clone() };
     let Some(program) = args.first() else {
         return Err("its image does not say what to run; say it with \"run\"".into());
@@ -374,7 +382,7 @@ fn config(ask: &Ask<'_>, image: &Image, owners: Owners, user: &User) -> Result<V
     let mounts = mounts(ask.tree, host, &memory(image, first, user)?);
     let mounted =
         mounts.iter().filter_map(|mount| Some(PathBuf::from(mount["destination"].as_str()?)));
-    let files = Files { rootfs: &image.rootfs, user, first, mounted: mounted.collect() };
+    let files = ImageFiles { rootfs: &image.rootfs, user, first, mounted: mounted.collect() };
     let folder = image.config.folder();
     if let Some(refusal) = refusal(&files, program, path, &folder) {
         return Err(refusal);
@@ -420,7 +428,7 @@ fn config(ask: &Ask<'_>, image: &Image, owners: Owners, user: &User) -> Result<V
 }
 
 /// Returns the image's environment, with the job's own variables over it.
-fn environment(ask: &Ask<'_>, image: &ImageConfig, user: &User) -> Vec<String> {
+fn environment(ask: &ContainerRequest<'_>, image: &ImageConfig, user: &User) -> Vec<String> {
     let ours = |name: &str| ask.env.iter().any(|(key, _)| key == name);
     let of_image = image.env.iter().flatten();
     let kept = of_image.filter(|pair| pair.split_once('=').is_some_and(|(name, _)| !ours(name)));
@@ -437,14 +445,14 @@ fn environment(ask: &Ask<'_>, image: &ImageConfig, user: &User) -> Vec<String> {
 
 /// A folder that is a tmpfs, which counts as the container's memory. It begins with the image's
 /// content of that folder.
-struct Memory {
+struct TmpfsFolder {
     at: PathBuf,
     options: Vec<String>,
 }
 
 /// Returns the folders of an image that its programs may write to: `/tmp` and its volumes, parents
 /// first.
-fn memory(image: &Image, first: Option<u32>, user: &User) -> Result<Vec<Memory>, String> {
+fn memory(image: &Image, first: Option<u32>, user: &User) -> Result<Vec<TmpfsFolder>, String> {
     let mut folders = vec![PathBuf::from("/tmp")];
     for volume in image.config.volumes.iter().flat_map(|volumes| volumes.keys()) {
         let at: PathBuf = Path::new("/").join(volume).components().collect();
@@ -480,7 +488,7 @@ fn memory(image: &Image, first: Option<u32>, user: &User) -> Result<Vec<Memory>,
         if has_content(&folder) {
             options.push("tmpcopyup".into());
         }
-        Ok(Memory { at, options })
+        Ok(TmpfsFolder { at, options })
     });
     folders.collect()
 }
@@ -506,7 +514,7 @@ fn has_content(folder: &fs::File) -> bool {
         .any(|name| name != b"." && name != b"..")
 }
 
-fn mounts(tree: Option<&Path>, host_network: bool, memory: &[Memory]) -> Vec<Value> {
+fn mounts(tree: Option<&Path>, host_network: bool, memory: &[TmpfsFolder]) -> Vec<Value> {
     let mount = |kind: &str, at: &str, source: &str, options: &[&str]| json!({"destination": at, "type": kind, "source": source, "options": options});
     let mut mounts = vec![
         mount("proc", "/proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -519,7 +527,7 @@ fn mounts(tree: Option<&Path>, host_network: bool, memory: &[Memory]) -> Vec<Val
         ),
         mount("tmpfs", "/dev/shm", "shm", &["nosuid", "noexec", "nodev", "mode=1777"]),
     ];
-    let memory = memory.iter().map(|Memory { at, options }| {
+    let memory = memory.iter().map(|TmpfsFolder { at, options }| {
         json!({"destination": at, "type": "tmpfs", "source": "memory", "options": options})
     });
     mounts.extend(memory);

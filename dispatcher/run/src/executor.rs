@@ -25,7 +25,7 @@ pub use self::log::{LiveOutput, OutputWatcher};
 
 /// The reason why a running job is asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
+pub enum StopReason {
     /// A person cancelled the job.
     Cancel,
     /// The dispatcher shuts down; another attempt follows later.
@@ -36,7 +36,7 @@ pub enum Stop {
 
 /// One attempt to run.
 #[derive(Debug)]
-pub struct Start {
+pub struct AttemptStart {
     /// The job, which this dispatcher has claimed.
     pub job: JobRecord,
     /// Its module.
@@ -49,9 +49,9 @@ pub struct Start {
     pub running: oneshot::Sender<()>,
 }
 
-impl Start {
+impl AttemptStart {
     /// Returns the attempt's span. The caller runs the attempt inside it, and adds the verdict with
-    /// [`Ended::tell`].
+    /// [`AttemptOutcome::tell`].
     pub fn span(&self) -> Span {
         info_span!(
             target: spans::TARGET, parent: None, "job",
@@ -67,7 +67,7 @@ impl Start {
 
 /// The end of an attempt.
 #[derive(Debug)]
-pub struct Ended {
+pub struct AttemptOutcome {
     /// How the attempt ended.
     pub end: AttemptEnd,
     /// The exit status, if the process exited by itself.
@@ -82,7 +82,7 @@ pub struct Ended {
     pub failed_reads: FailedReads,
 }
 
-impl Ended {
+impl AttemptOutcome {
     /// Records the verdict in the attempt's span.
     pub fn tell(&self, span: &Span) {
         span.record("ion.verdict", self.end.as_str());
@@ -110,9 +110,9 @@ impl Ended {
     clippy::large_enum_variant,
     reason = "there is one for each attempt, and most are of the large variant"
 )]
-pub enum Fate {
+pub enum RunResult {
     /// The attempt ended.
-    Ended(Ended),
+    Ended(AttemptOutcome),
     /// The attempt goes on without this dispatcher; the dispatcher that adopts it sees its end.
     Left,
 }
@@ -123,7 +123,11 @@ pub trait Executor: Send + Sync + fmt::Debug {
     /// Runs the attempt to its end. The executor enforces the module's timeout; `stop` ends the
     /// attempt early. When another dispatcher calls this again for the same attempt, the executor
     /// adopts what already runs, if this kind of executor can.
-    async fn run(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Fate;
+    async fn run(
+        &self,
+        start: AttemptStart,
+        stop: watch::Receiver<Option<StopReason>>,
+    ) -> RunResult;
 
     /// Called once the attempt's end is in the ledger: the executor may remove what it kept for a
     /// dispatcher that would adopt the attempt.

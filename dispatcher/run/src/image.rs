@@ -41,7 +41,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 pub use self::collect::{Collected, collect};
-use self::fetch::{Fetch, Turn};
+use self::fetch::{Fetch, FetchLock};
 use self::layout::{Layout, Manifest};
 pub(super) use self::unpack::{HOST_FILES, USERS};
 
@@ -172,7 +172,7 @@ impl Images {
             let (this, reference) = (self.clone(), reference.clone());
             return blocking(move || Ok(this.unpacked(&reference, None)?.0)).await;
         };
-        let mut turn = Turn::take(&note, reference, say).await?;
+        let mut turn = FetchLock::take(&note, reference, say).await?;
         if let Some(image) = self.at_hand_soon(reference).await? {
             return Ok(image);
         }

@@ -43,7 +43,7 @@ use tokio::net::UnixDatagram;
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::process::{Child, Command as TokioCommand};
 
-pub(super) use self::bounds::{Bounds, Group};
+pub(super) use self::bounds::{Cgroup, CgroupLimits};
 pub use self::cover::{Cover, Covers};
 pub use self::init::main as init_main;
 pub use self::rights::Rights;
@@ -123,7 +123,7 @@ pub struct Container {
     /// The signal that asks it to end.
     pub(super) signal: i32,
     /// Its control groups.
-    pub(super) bounds: Bounds,
+    pub(super) bounds: CgroupLimits,
     /// The lock of its image, held until the container has ended.
     #[serde(skip)]
     pub(super) image: Option<Arc<File>>,
@@ -202,11 +202,11 @@ pub struct Sandbox {
 #[derive(Debug)]
 pub struct ForkServer {
     program: PathBuf,
-    running: Mutex<Option<Running>>,
+    running: Mutex<Option<ForkServerProcess>>,
 }
 
 #[derive(Debug)]
-struct Running {
+struct ForkServerProcess {
     requests: Arc<UnixDatagram>,
     _process: Child,
 }
@@ -335,7 +335,7 @@ impl ForkServer {
         }
     }
 
-    fn running(&self) -> std::sync::MutexGuard<'_, Option<Running>> {
+    fn running(&self) -> std::sync::MutexGuard<'_, Option<ForkServerProcess>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -360,7 +360,7 @@ impl ForkServer {
             .kill_on_drop(true)
             .spawn()?;
         let requests = Arc::new(ours);
-        *running = Some(Running { requests: requests.clone(), _process: process });
+        *running = Some(ForkServerProcess { requests: requests.clone(), _process: process });
         Ok(requests)
     }
 

@@ -4,8 +4,8 @@
 use std::io::Read as _;
 use std::time::{Duration, Instant};
 
-use dispatcher::job::{Ended, Happening};
-use dispatcher::ledger::{Claim, Ledger};
+use dispatcher::job::{EndedAttempt, Transition};
+use dispatcher::ledger::{ClaimOutcome, Ledger};
 use dispatcher::pipeline::Module;
 use ionfs::event::Event;
 use ionfs::record::AttemptEnd;
@@ -335,7 +335,7 @@ fn many_who_wait_for_one_large_correlation_are_one_look() {
         let documents = events.into_iter().map(|event| (Collection::Events, event)).collect();
         plane.documents.insert_all_soon(documents, None).await.unwrap();
         match ledger.claim(&module, &first, Some(("test", 600_000))).await.unwrap() {
-            Claim::Won(job) => job,
+            ClaimOutcome::Won(job) => job,
             known => panic!("{known:?}"),
         }
     });
@@ -359,7 +359,7 @@ fn many_who_wait_for_one_large_correlation_are_one_look() {
         assert_eq!(get(&at, "/correlations/c").status, 200);
         slowest = slowest.max(asked.elapsed());
     }
-    let ended = Happening::Ended(Ended {
+    let ended = Transition::Ended(EndedAttempt {
         end: AttemptEnd::Succeeded,
         exit_code: Some(0),
         reason: None,

@@ -22,7 +22,7 @@ use self::scenarios::{
     BACK, FAILING, Fault, GROWING, MIXED, OUTLIVING, RENAMED, SHRINKING, Scenario,
 };
 use self::verdicts::{began_wrongly, is_done, is_over};
-use crate::job::{Ended, Happening, next};
+use crate::job::{EndedAttempt, Transition, next};
 
 /// All possible jobs: a module, and the number of the event it works on.
 const SLOTS: [(&str, usize); 10] = [
@@ -187,14 +187,14 @@ impl Plane {
             });
             step(false, &|state| {
                 state.revivals = state.revivals.checked_sub(1)?;
-                let state = advance(state, slot, &Happening::Revived)?;
+                let state = advance(state, slot, &Transition::Revived)?;
                 state.unforeseen |= u16::from(state.reading.jobs.is_some()) << slot;
                 Some(())
             });
             // An operator drops a dead job.
             step(false, &|state| {
                 let dead = state.jobs[slot]?.state == JobState::Dead;
-                dead.then(|| advance(state, slot, &Happening::CancelAsked))?.map(drop)
+                dead.then(|| advance(state, slot, &Transition::CancelAsked))?.map(drop)
             });
         }
         self.gather(&mut step);
@@ -220,7 +220,7 @@ impl Plane {
                 };
                 state.unforeseen |= u16::from(!registered && state.reading.jobs.is_some()) << slot;
                 state.jobs[slot].get_or_insert(Job::new(JobState::Queued));
-                let claimed = Happening::Claimed { holder: "d".into(), lease: 9 };
+                let claimed = Transition::Claimed { holder: "d".into(), lease: 9 };
                 let state = advance(state, slot, &claimed)?;
                 if slot == ALL {
                     state.adopted = false;
@@ -286,7 +286,7 @@ impl Plane {
                 (_, Conclusion::Waits) if self.fault == Fault::PutBackFails => {
                     end(state, ALL, AttemptEnd::Failed)?;
                 }
-                (_, Conclusion::Waits) => drop(advance(state, ALL, &Happening::WaitsAgain)?),
+                (_, Conclusion::Waits) => drop(advance(state, ALL, &Transition::WaitsAgain)?),
             }
             state.read_anew();
             Some(())
@@ -295,7 +295,7 @@ impl Plane {
         step(false, &|state| {
             (self.scenario.outlives && state.runs()).then_some(())?;
             state.losses = state.losses.checked_sub(1)?;
-            advance(state, ALL, &Happening::Adopted { holder: "d".into(), lease: 9 })?;
+            advance(state, ALL, &Transition::Adopted { holder: "d".into(), lease: 9 })?;
             (state.gathered, state.adopted) = (None, true);
             state.read_anew();
             Some(())
@@ -305,7 +305,7 @@ impl Plane {
             if self.fault == Fault::ReadyIsForced && state.jobs[ALL]?.state.is_final() {
                 state.jobs[ALL].as_mut()?.state = JobState::Waiting;
             }
-            advance(state, ALL, &Happening::Gathered)?;
+            advance(state, ALL, &Transition::Gathered)?;
             state.read_anew();
             Some(())
         });
@@ -380,7 +380,7 @@ impl State {
 }
 
 /// Applies a happening to a job, by the real rule.
-fn advance<'a>(state: &'a mut State, slot: usize, happening: &Happening) -> Option<&'a mut State> {
+fn advance<'a>(state: &'a mut State, slot: usize, happening: &Transition) -> Option<&'a mut State> {
     let mut before = state.jobs[slot]?.record(slot);
     if slot == ALL {
         before.attempt = state.attempt.into();
@@ -395,7 +395,7 @@ fn advance<'a>(state: &'a mut State, slot: usize, happening: &Happening) -> Opti
 
 fn end(state: &mut State, slot: usize, end: AttemptEnd) -> Option<()> {
     let staged = made_by(slot).is_some_and(|event| state.events[event] == Committed::Staged);
-    let ended = Ended {
+    let ended = EndedAttempt {
         end,
         exit_code: None,
         reason: None,
@@ -405,7 +405,7 @@ fn end(state: &mut State, slot: usize, end: AttemptEnd) -> Option<()> {
         retries: 0,
         jitter: 0.0,
     };
-    let state = advance(state, slot, &Happening::Ended(ended))?;
+    let state = advance(state, slot, &Transition::Ended(ended))?;
     if slot == ALL {
         (state.gathered, state.pod) = (None, None);
         state.read_anew();

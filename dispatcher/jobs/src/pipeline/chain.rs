@@ -8,7 +8,7 @@ use ion_model::limits::bytes;
 use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 
-use super::{Link, Module, Wrong, default_concurrency, duration, terms};
+use super::{Link, Mistake, Module, default_concurrency, duration, terms};
 
 /// How many runs of one chain a dispatcher has at the same time, for each processor. More than one,
 /// because links wait for each other and for other systems.
@@ -74,7 +74,7 @@ impl LinkTerms {
     }
 
     /// Checks the fields and sets them in the module.
-    pub(super) fn apply(self, module: &mut Module) -> Result<(), Wrong> {
+    pub(super) fn apply(self, module: &mut Module) -> Result<(), Mistake> {
         if let Some(warm) = self.warm {
             if warm.value > WARM_MAX {
                 let reason = format!(
@@ -119,7 +119,7 @@ pub(super) fn chain(
     links: Spanned<Vec<Spanned<LinkEntry>>>,
     entry: ChainEntry,
     directory: &Path,
-) -> Result<Module, Wrong> {
+) -> Result<Module, Mistake> {
     let place = links.referenced;
     if !is_event_type(name) {
         let reason = format!(

@@ -9,7 +9,7 @@ use serde_saphyr::{Location, Spanned};
 
 use super::image::ImageReference;
 use super::resources::Resources;
-use super::{Api, Module, Wrong};
+use super::{Api, Mistake, Module};
 
 /// The executor that runs a module's jobs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +78,10 @@ pub(super) struct ContainerTerms {
 
 impl ContainerTerms {
     /// Checks the fields. Returns the module's executor, and its container if it has an image.
-    pub(super) fn read(self, directory: &Path) -> Result<(ExecutorKind, Option<Container>), Wrong> {
+    pub(super) fn read(
+        self,
+        directory: &Path,
+    ) -> Result<(ExecutorKind, Option<Container>), Mistake> {
         let said = match &self.executor {
             None => None,
             Some(executor) => Some(match &*executor.value {
@@ -168,7 +171,7 @@ pub(super) fn check_beside(module: &Module) -> Result<(), String> {
     Ok(())
 }
 
-fn checked_user(user: Spanned<String>) -> Result<String, Wrong> {
+fn checked_user(user: Spanned<String>) -> Result<String, Mistake> {
     let part = |text: &str| {
         !text.is_empty()
             && text.len() <= 64

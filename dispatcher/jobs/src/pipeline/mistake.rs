@@ -10,13 +10,13 @@ use serde_path_to_error::Segment;
 use serde_saphyr::Location;
 
 use super::chain::WARM_MAX;
-use super::{AT_A_TIME_MAX, File, RETRIES_MAX, Wrong};
+use super::{AT_A_TIME_MAX, Mistake, PipelineFile, RETRIES_MAX};
 
 /// The prefix of top-level keys that are ignored: people define anchors (`&name`) there.
 const ASIDE: &str = "x-";
 
 /// Reads the text of a pipeline file.
-pub(super) fn read(text: &str) -> Result<File, Wrong> {
+pub(super) fn read(text: &str) -> Result<PipelineFile, Mistake> {
     let mut keys = Vec::new();
     let read = serde_saphyr::with_deserializer_from_str(text, |yaml| {
         let mut track = serde_path_to_error::Track::new();
@@ -43,7 +43,7 @@ fn key(segment: &Segment) -> Option<String> {
 }
 
 /// A file without its ignored keys.
-struct WithoutAside(File);
+struct WithoutAside(PipelineFile);
 
 impl<'de> Deserialize<'de> for WithoutAside {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -56,7 +56,7 @@ impl<'de> Deserialize<'de> for WithoutAside {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                File::deserialize(MapAccessDeserializer::new(Rest(map))).map(WithoutAside)
+                PipelineFile::deserialize(MapAccessDeserializer::new(Rest(map))).map(WithoutAside)
             }
         }
         deserializer.deserialize_map(Whole)

@@ -7,7 +7,7 @@ use ion_model::record::CommitMode;
 use ion_plane::address::FileUrls;
 use serde_saphyr::Spanned;
 
-use super::{Api, BASE_DIR, MOUNT_AT, Module, Wrong};
+use super::{Api, BASE_DIR, MOUNT_AT, Mistake, Module};
 
 /// Folders of the machine that a module's tree must not hide: no program would run.
 const SYSTEM_FOLDERS: [&str; 14] = [
@@ -22,7 +22,7 @@ pub(super) fn older_words(
     api: Option<Spanned<String>>,
     commit: Option<CommitMode>,
     urls: Option<Spanned<String>>,
-) -> Result<(), Wrong> {
+) -> Result<(), Mistake> {
     if let Some(env) = env {
         module.env = env.value;
         check_base_dir(&module.env).map_err(|reason| (env.referenced, reason))?;

@@ -7,8 +7,8 @@ use ion_model::event::PublicationState;
 use ion_model::id::JobId;
 use ion_model::record::JobState;
 
-use super::Status;
-use crate::ledger::Registered;
+use super::CorrelationStatus;
+use crate::ledger::RegisteredModules;
 
 /// Something that has to happen before a correlation ends.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,7 +92,11 @@ impl fmt::Display for Obstacle {
 }
 
 /// Returns what keeps a correlation from ending. The obstacles that need a person come first.
-pub fn obstacles(status: &Status, registered: &Registered, served: &[String]) -> Vec<Obstacle> {
+pub fn obstacles(
+    status: &CorrelationStatus,
+    registered: &RegisteredModules,
+    served: &[String],
+) -> Vec<Obstacle> {
     let claimed: BTreeSet<(&str, &str)> =
         status.jobs.iter().map(|job| (job.event_id.as_str(), job.module.as_str())).collect();
     let mut queued: BTreeMap<&str, usize> = BTreeMap::new();

@@ -23,7 +23,7 @@ use tokio::sync::{SetOnce, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::pool::Used;
+use super::pool::PoolLease;
 use super::record::{Recording, Trace};
 use super::spool::{Blob, Spool, Storing};
 use super::{Input, Link, PIECES};
@@ -48,14 +48,14 @@ const GONE_WAIT: Duration = Duration::from_secs(10);
 
 /// One run's links and where their bytes are kept.
 pub(super) struct Flow<'a> {
-    pub(super) used: &'a Used,
+    pub(super) used: &'a PoolLease,
     pub(super) module: &'a Module,
     pub(super) recording: &'a Recording,
 }
 
 /// How the links of a run ended, and what is recorded of them.
 #[derive(Debug)]
-pub(super) struct Outcome {
+pub(super) struct FlowOutcome {
     /// Each link, in order.
     pub(super) links: Vec<LinkEnd>,
     /// The stored input of the first link; none where the input is an event's file already.
@@ -74,7 +74,7 @@ pub(super) struct Outcome {
 #[derive(Debug)]
 pub(super) struct LinkEnd {
     pub(super) link: Link,
-    pub(super) how: How,
+    pub(super) how: LinkExit,
     pub(super) started: Millis,
     pub(super) ended: Millis,
     pub(super) stderr: Bytes,
@@ -86,7 +86,7 @@ pub(super) struct LinkEnd {
 
 /// How a link ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum How {
+pub(super) enum LinkExit {
     Exited(Exit),
     /// The next link had closed its stdin, as in `yes | head`. The exit status after that does not
     /// count.
@@ -101,14 +101,14 @@ pub(super) enum How {
     NotStored(String),
 }
 
-impl How {
+impl LinkExit {
     pub(super) fn is_well(&self) -> bool {
         matches!(self, Self::Exited(Exit::Code(0)) | Self::Unwanted)
     }
 }
 
 /// The receiver of a link's output.
-enum Next {
+enum OutputReceiver {
     Link(mpsc::Sender<Bytes>),
     /// The caller of the run. If it is gone, the run is cancelled.
     Asker(mpsc::Sender<Bytes>),
@@ -121,19 +121,19 @@ impl Flow<'_> {
         input: Input,
         live: Option<mpsc::Sender<Bytes>>,
         stop: CancellationToken,
-    ) -> Outcome {
+    ) -> FlowOutcome {
         let give_up = stop.child_token();
         let links = &self.module.links;
         let taken = self.used.take().await;
         let (first, mut from) = mpsc::channel(PIECES);
         let mut stages = Vec::with_capacity(links.len());
-        let mut live = live.map_or(Next::Nobody, Next::Asker);
+        let mut live = live.map_or(OutputReceiver::Nobody, OutputReceiver::Asker);
         for (index, taken) in taken.into_iter().enumerate() {
             let (to, next) = if index + 1 < links.len() {
                 let (to, next) = mpsc::channel(PIECES);
-                (Next::Link(to), Some(next))
+                (OutputReceiver::Link(to), Some(next))
             } else {
-                (std::mem::replace(&mut live, Next::Nobody), None)
+                (std::mem::replace(&mut live, OutputReceiver::Nobody), None)
             };
             let before = match next {
                 Some(next) => std::mem::replace(&mut from, next),
@@ -166,7 +166,7 @@ impl Flow<'_> {
         let ((input, cut_off, unread, mut links, begun), last) = tokio::join!(before, last);
         links.extend(last);
         let not_stored = links.iter().find_map(|end| match &end.how {
-            How::NotStored(reason) => Some(reason.clone()),
+            LinkExit::NotStored(reason) => Some(reason.clone()),
             _ => None,
         });
         let (begun, not_begun) = match begun {
@@ -174,7 +174,7 @@ impl Flow<'_> {
             Err(reason) => (None, Some(reason)),
         };
         let broken = unread.or(not_stored).or(not_begun);
-        Outcome { links, input, cut_off, stopped: stop.is_cancelled(), begun, broken }
+        FlowOutcome { links, input, cut_off, stopped: stop.is_cancelled(), begun, broken }
     }
 
     /// Passes the input to the first link. Returns the stored input, whether it was cut off, and
@@ -232,14 +232,14 @@ impl Flow<'_> {
         index: usize,
         taken: Result<Piped, SandboxError>,
         from: mpsc::Receiver<Bytes>,
-        to: Next,
+        to: OutputReceiver,
         give_up: &CancellationToken,
     ) -> LinkEnd {
         let started = clock::now();
         let said = Mutex::new(BytesMut::new());
         let (how, wrote) = match taken {
             Ok(piped) => self.supervise(index, piped, from, to, &said, give_up).await,
-            Err(error) => (How::NotStarted(chain(&error)), None),
+            Err(error) => (LinkExit::NotStarted(chain(&error)), None),
         };
         let (storing, left) = wrote.unzip();
         if !how.is_well() {
@@ -259,7 +259,7 @@ impl Flow<'_> {
             }
             Some(Err(error)) => {
                 give_up.cancel();
-                (How::NotStored(chain(&error)), None)
+                (LinkExit::NotStored(chain(&error)), None)
             }
         };
         let link = self.module.links[index].clone();
@@ -272,10 +272,10 @@ impl Flow<'_> {
         index: usize,
         piped: Piped,
         from: mpsc::Receiver<Bytes>,
-        to: Next,
+        to: OutputReceiver,
         said: &Mutex<BytesMut>,
         give_up: &CancellationToken,
-    ) -> (How, Option<(Storing, Sandbox)>) {
+    ) -> (LinkExit, Option<(Storing, Sandbox)>) {
         let Piped { mut sandbox, stdin, stdout, stderr } = piped;
         let timeout = self.module.timeout;
         // When the next link closed its stdin, if it did.
@@ -303,7 +303,7 @@ impl Flow<'_> {
                     sandbox.exit().await
                 }
             };
-            Ok((if unwanted.initialized() { How::Unwanted } else { ended(exit) }, storing))
+            Ok((if unwanted.initialized() { LinkExit::Unwanted } else { ended(exit) }, storing))
         };
         let done = {
             tokio::pin!(work);
@@ -314,8 +314,8 @@ impl Flow<'_> {
             tokio::select! {
                 biased;
                 done = &mut work => done,
-                () = asked => Err(How::GivenUp),
-                () = tokio::time::sleep(timeout) => Err(How::TimedOut(timeout)),
+                () = asked => Err(LinkExit::GivenUp),
+                () = tokio::time::sleep(timeout) => Err(LinkExit::TimedOut(timeout)),
             }
         };
         match done {
@@ -333,10 +333,10 @@ impl Flow<'_> {
         &self,
         index: usize,
         mut stdout: Receiver,
-        to: Next,
+        to: OutputReceiver,
         unwanted: &SetOnce<Instant>,
         give_up: &CancellationToken,
-    ) -> Result<Spool, How> {
+    ) -> Result<Spool, LinkExit> {
         let most = self.module.link_settings.output_bytes;
         let mut spool = self.recording.output(index);
         let mut buffer = BytesMut::with_capacity(PIECE);
@@ -348,11 +348,11 @@ impl Flow<'_> {
             }
             let piece = buffer.split().freeze();
             if spool.bytes() + piece.len() as u64 > most {
-                return Err(How::WroteTooMuch(most));
+                return Err(LinkExit::WroteTooMuch(most));
             }
             spool.add(&piece).await;
             match &to {
-                Next::Link(link) => {
+                OutputReceiver::Link(link) => {
                     if link.send(piece).await.is_err() {
                         // It is set only here. This function's end closes `stdout`, and so the
                         // pipe.
@@ -360,13 +360,13 @@ impl Flow<'_> {
                         return Ok(spool);
                     }
                 }
-                Next::Asker(asker) => {
+                OutputReceiver::Asker(asker) => {
                     if asker.send(piece).await.is_err() {
                         give_up.cancel();
-                        return Err(How::GivenUp);
+                        return Err(LinkExit::GivenUp);
                     }
                 }
-                Next::Nobody => {}
+                OutputReceiver::Nobody => {}
             }
         }
     }
@@ -397,10 +397,10 @@ async fn hear(mut stderr: Receiver, said: &Mutex<BytesMut>) {
     }
 }
 
-fn ended(exit: Result<Exit, SandboxError>) -> How {
+fn ended(exit: Result<Exit, SandboxError>) -> LinkExit {
     match exit {
-        Ok(exit) => How::Exited(exit),
-        Err(error) => How::Vanished(chain(&error)),
+        Ok(exit) => LinkExit::Exited(exit),
+        Err(error) => LinkExit::Vanished(chain(&error)),
     }
 }
 

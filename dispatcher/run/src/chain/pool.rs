@@ -22,8 +22,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Link, Places};
-use crate::container::Ask;
+use super::{Link, LinkRuntime};
+use crate::container::ContainerRequest;
 use crate::sandbox::{self, Command, Piped, Rights, SandboxError};
 
 /// How often the waiting processes are checked.
@@ -38,15 +38,15 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
 /// The key of a pool, which two links share only if their processes are the same: the link's id,
 /// the folder it runs in, its own environment variables, and its container.
-type Kind = (String, PathBuf, BTreeMap<String, String>, Option<Container>);
+type PoolKey = (String, PathBuf, BTreeMap<String, String>, Option<Container>);
 
 /// All the pools of a dispatcher.
 #[derive(Debug)]
 pub(super) struct Pools {
-    places: Places,
+    places: LinkRuntime,
     env: Vec<(String, String)>,
     processes: u64,
-    pools: Mutex<HashMap<Kind, Arc<Pool>>>,
+    pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
     keepers: TaskTracker,
     stopping: CancellationToken,
     metrics: Arc<ChainMetrics>,
@@ -57,20 +57,20 @@ pub(super) struct Pools {
 struct Pool {
     name: String,
     command: Command,
-    places: Places,
+    places: LinkRuntime,
     /// The container that it runs in, with its settings; none: this machine.
     container: Result<Option<Container>, String>,
     env: Vec<(String, String)>,
     want: usize,
     idle: Duration,
-    held: Mutex<Held>,
+    held: Mutex<PoolState>,
     /// How many processes in a row ended by themselves before they were used.
     failures: AtomicU32,
     wake: Notify,
 }
 
 #[derive(Debug)]
-struct Held {
+struct PoolState {
     ready: VecDeque<Piped>,
     used: Instant,
     /// The runs in progress that use this pool.
@@ -84,7 +84,7 @@ struct Held {
 
 impl Pools {
     pub(super) fn new(
-        places: Places,
+        places: LinkRuntime,
         env: Vec<(String, String)>,
         processes: u64,
         metrics: Arc<ChainMetrics>,
@@ -139,7 +139,7 @@ impl Pools {
             container: None,
         };
         let now = Instant::now();
-        let held = Mutex::new(Held {
+        let held = Mutex::new(PoolState {
             ready: VecDeque::new(),
             used: now,
             runs: 0,
@@ -178,14 +178,14 @@ impl Pools {
     /// Marks a run of the chain as in progress until the returned value is dropped. Only then are
     /// the processes that it took replaced, or earlier if none is left for the next run: starting
     /// processes would take processor time from those that run.
-    pub(super) fn begin(&self, module: &Module) -> Used {
+    pub(super) fn begin(&self, module: &Module) -> PoolLease {
         let pools: Vec<_> = module.links.iter().map(|link| self.pool(module, link)).collect();
         for pool in &pools {
             let mut held = pool.held();
             held.runs += 1;
             held.most = held.most.max(held.runs);
         }
-        Used { pools, metrics: self.metrics.clone() }
+        PoolLease { pools, metrics: self.metrics.clone() }
     }
 
     /// Ends all waiting processes and the tasks that start them.
@@ -197,12 +197,12 @@ impl Pools {
 }
 
 /// The pools that a run takes its processes from, by link.
-pub(super) struct Used {
+pub(super) struct PoolLease {
     pools: Vec<Arc<Pool>>,
     metrics: Arc<ChainMetrics>,
 }
 
-impl Used {
+impl PoolLease {
     /// Takes or starts a process for each link.
     pub(super) async fn take(&self) -> Vec<Result<Piped, SandboxError>> {
         join_all(self.pools.iter().map(async |pool| {
@@ -217,7 +217,7 @@ impl Used {
     }
 }
 
-impl Drop for Used {
+impl Drop for PoolLease {
     fn drop(&mut self) {
         for pool in &self.pools {
             let mut held = pool.held();
@@ -231,7 +231,7 @@ impl Drop for Used {
 }
 
 impl Pool {
-    fn held(&self) -> MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, PoolState> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -243,7 +243,7 @@ impl Pool {
         {
             // Without a command, the image's own command runs.
             let argv = if command.argv[0].is_empty() { vec![] } else { command.argv.clone() };
-            let ask = Ask {
+            let ask = ContainerRequest {
                 container,
                 argv,
                 env: self.env.clone(),

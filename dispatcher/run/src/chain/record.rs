@@ -24,9 +24,9 @@ use ion_plane::upload::store_bytes_soon;
 use ion_stores::{Collection, DataPlane, Guard, Inserted, encode};
 use serde_json::Value;
 
-use super::flow::{How, LinkEnd, Outcome};
+use super::flow::{FlowOutcome, LinkEnd, LinkExit};
 use super::spool::{Blob, Spool};
-use super::{End, Failure, Link, Stored};
+use super::{ChainEnd, InputState, Link, LinkFailure};
 use crate::sandbox::{Exit, out_of_memory};
 
 /// The name of a link's output, as a file of its event.
@@ -35,7 +35,7 @@ pub(super) const STDOUT: &str = "stdout";
 /// The name of the first link's input, as a file of the first event.
 pub const STDIN: &str = "stdin";
 
-/// The most bytes of stderr in a [`Failure`].
+/// The most bytes of stderr in a [`LinkFailure`].
 const SAID_MAX: usize = 8 << 10;
 
 /// The recorder of one run.
@@ -43,7 +43,7 @@ pub(super) struct Recording {
     plane: Arc<DataPlane>,
     module: Arc<Module>,
     first: Event,
-    stored: Stored,
+    stored: InputState,
     /// The largest allowed depth of its last event below the first one of its correlation.
     depth_max: u64,
     /// The most time that the stores may take for one recording.
@@ -76,7 +76,7 @@ pub(super) struct Step {
 }
 
 impl Recording {
-    pub(super) fn new(node: &Node, module: Arc<Module>, first: Event, stored: Stored) -> Self {
+    pub(super) fn new(node: &Node, module: Arc<Module>, first: Event, stored: InputState) -> Self {
         let steps = steps(&module, &first.id).collect();
         let plane = Arc::new(node.plane.clone());
         let deadline = node.settings.commit_deadline;
@@ -136,10 +136,10 @@ impl Recording {
     }
 
     /// Writes the whole trace, which is durable when this returns.
-    pub(super) async fn keep(&self, outcome: &mut Outcome) -> End {
+    pub(super) async fn keep(&self, outcome: &mut FlowOutcome) -> ChainEnd {
         match self.within(self.end(outcome)).await {
             Ok(end) => end,
-            Err(reason) => End::Broken { reason },
+            Err(reason) => ChainEnd::Broken { reason },
         }
     }
 
@@ -154,18 +154,21 @@ impl Recording {
         }
     }
 
-    async fn end(&self, outcome: &mut Outcome) -> Result<End, Refusal> {
+    async fn end(&self, outcome: &mut FlowOutcome) -> Result<ChainEnd, Refusal> {
         if let Some(reason) = outcome.broken.take() {
-            return Ok(End::Broken { reason });
+            return Ok(ChainEnd::Broken { reason });
         }
         let begun = outcome.begun.take();
         let links = &outcome.links;
         let well = links.iter().take_while(|end| end.how.is_well()).count();
-        let failed = links.iter().position(|end| !end.how.is_well() && end.how != How::GivenUp);
+        let failed =
+            links.iter().position(|end| !end.how.is_well() && end.how != LinkExit::GivenUp);
         let end = match failed {
-            _ if well == links.len() => End::Well { event: self.steps[well - 1].event.clone() },
-            Some(index) if !outcome.stopped => End::Failed(self.failure(index, &links[index])),
-            _ => End::Cancelled,
+            _ if well == links.len() => {
+                ChainEnd::Well { event: self.steps[well - 1].event.clone() }
+            }
+            Some(index) if !outcome.stopped => ChainEnd::Failed(self.failure(index, &links[index])),
+            _ => ChainEnd::Cancelled,
         };
         let mut trace =
             begun.unwrap_or_else(|| self.trace(outcome.input.as_ref(), outcome.cut_off));
@@ -174,7 +177,7 @@ impl Recording {
         }
         self.extend(&mut trace, links, well).await?;
         let published = match (trace.last.take(), &end) {
-            (last, End::Well { .. }) => last,
+            (last, ChainEnd::Well { .. }) => last,
             (last, _) => {
                 let last = last.map(|event| (Collection::Events, encode(&event.for_nobody())));
                 trace.documents.extend(last);
@@ -277,13 +280,13 @@ impl Recording {
 
     /// Returns whether the first event is to be recorded too.
     fn begins(&self) -> bool {
-        matches!(self.stored, Stored::Not)
+        matches!(self.stored, InputState::Not)
     }
 
     fn guard(&self) -> Option<Guard> {
         match &self.stored {
-            Stored::Not => None,
-            Stored::By { guard, .. } => Some(guard.clone()),
+            InputState::Not => None,
+            InputState::By { guard, .. } => Some(guard.clone()),
         }
     }
 
@@ -303,14 +306,14 @@ impl Recording {
         JobId::derive(&self.first.id, &self.module.name)
     }
 
-    fn chain_record(&self, end: &End, links: &[LinkEnd]) -> JobRecord {
+    fn chain_record(&self, end: &ChainEnd, links: &[LinkEnd]) -> JobRecord {
         let (state, attempt_end, reason) = match end {
-            End::Failed(failure) => {
+            ChainEnd::Failed(failure) => {
                 let reason = format!("link {}: {}", failure.link, failure.reason);
                 let end = if failure.timed_out { AttemptEnd::TimedOut } else { AttemptEnd::Failed };
                 (JobState::Dead, end, Some(reason))
             }
-            End::Well { .. } => (JobState::Succeeded, AttemptEnd::Succeeded, None),
+            ChainEnd::Well { .. } => (JobState::Succeeded, AttemptEnd::Succeeded, None),
             _ => (JobState::Cancelled, AttemptEnd::Cancelled, Some("cancelled".into())),
         };
         let started = links.iter().map(|end| end.started).min().unwrap_or_else(clock::now);
@@ -327,15 +330,15 @@ impl Recording {
     fn job(&self, index: usize, end: &LinkEnd, on: &Event, log: Option<FileEntry>) -> JobRecord {
         let (state, attempt_end) = match &end.how {
             how if how.is_well() => (JobState::Succeeded, AttemptEnd::Succeeded),
-            How::TimedOut(_) => (JobState::Dead, AttemptEnd::TimedOut),
-            How::GivenUp => (JobState::Cancelled, AttemptEnd::Cancelled),
+            LinkExit::TimedOut(_) => (JobState::Dead, AttemptEnd::TimedOut),
+            LinkExit::GivenUp => (JobState::Cancelled, AttemptEnd::Cancelled),
             _ => (JobState::Dead, AttemptEnd::Failed),
         };
         let attempt = Attempt {
             ended: Some(end.ended),
             end: Some(attempt_end),
             exit_code: exit_code(&end.how),
-            reason: (end.how != How::Exited(Exit::Code(0))).then(|| said(&end.how)),
+            reason: (end.how != LinkExit::Exited(Exit::Code(0))).then(|| said(&end.how)),
             log,
             ..Attempt::begun(self.stored.attempt(), end.started)
         };
@@ -440,15 +443,15 @@ impl Recording {
         }
     }
 
-    fn failure(&self, index: usize, end: &LinkEnd) -> Failure {
+    fn failure(&self, index: usize, end: &LinkEnd) -> LinkFailure {
         let from = end.stderr.len().saturating_sub(SAID_MAX);
-        Failure {
+        LinkFailure {
             link: end.link.name.clone(),
             link_id: end.link.id(),
             job: self.steps[index].job.clone(),
             reason: said(&end.how),
             exit_code: exit_code(&end.how),
-            timed_out: matches!(end.how, How::TimedOut(_)),
+            timed_out: matches!(end.how, LinkExit::TimedOut(_)),
             stderr: ending(end.stderr.len() as u64, &end.stderr[from..]),
         }
     }
@@ -469,26 +472,28 @@ pub(super) fn steps<'a>(
     })
 }
 
-fn exit_code(how: &How) -> Option<i32> {
+fn exit_code(how: &LinkExit) -> Option<i32> {
     match how {
-        How::Exited(Exit::Code(code)) => Some(*code),
+        LinkExit::Exited(Exit::Code(code)) => Some(*code),
         _ => None,
     }
 }
 
-fn said(how: &How) -> String {
+fn said(how: &LinkExit) -> String {
     match how {
-        How::Exited(Exit::Code(code)) => format!("exit status {code}"),
-        How::Exited(Exit::Signal(signal)) => format!("killed by signal {signal}"),
-        How::Exited(Exit::OutOfMemory(bytes)) => out_of_memory(*bytes),
-        How::TimedOut(timeout) => {
+        LinkExit::Exited(Exit::Code(code)) => format!("exit status {code}"),
+        LinkExit::Exited(Exit::Signal(signal)) => format!("killed by signal {signal}"),
+        LinkExit::Exited(Exit::OutOfMemory(bytes)) => out_of_memory(*bytes),
+        LinkExit::TimedOut(timeout) => {
             format!("over its timeout of {}", humantime::format_duration(*timeout))
         }
-        How::WroteTooMuch(most) => {
+        LinkExit::WroteTooMuch(most) => {
             format!("it wrote more than {most} bytes, which is its output limit")
         }
-        How::Unwanted => "ended early: the next link had closed its stdin".into(),
-        How::GivenUp => "stopped: another link failed, or the run was cancelled".into(),
-        How::NotStarted(reason) | How::Vanished(reason) | How::NotStored(reason) => reason.clone(),
+        LinkExit::Unwanted => "ended early: the next link had closed its stdin".into(),
+        LinkExit::GivenUp => "stopped: another link failed, or the run was cancelled".into(),
+        LinkExit::NotStarted(reason) | LinkExit::Vanished(reason) | LinkExit::NotStored(reason) => {
+            reason.clone()
+        }
     }
 }

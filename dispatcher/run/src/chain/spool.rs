@@ -38,11 +38,11 @@ pub(super) struct Spool {
     key: String,
     name: &'static str,
     bytes: u64,
-    into: Into,
+    into: SpoolTarget,
 }
 
 #[derive(Debug)]
-enum Into {
+enum SpoolTarget {
     Memory(BytesMut),
     Store(mpsc::Sender<Bytes>, AbortOnDropHandle<Result<FileEntry, UploadError>>),
     /// Storing failed: the task's result says why.
@@ -51,7 +51,7 @@ enum Into {
 
 impl Spool {
     pub(super) fn new(plane: Arc<DataPlane>, key: String, name: &'static str) -> Self {
-        Self { plane, key, name, bytes: 0, into: Into::Memory(BytesMut::new()) }
+        Self { plane, key, name, bytes: 0, into: SpoolTarget::Memory(BytesMut::new()) }
     }
 
     /// Returns the bytes added so far.
@@ -63,26 +63,27 @@ impl Spool {
     pub(super) async fn add(&mut self, piece: &Bytes) {
         self.bytes += piece.len() as u64;
         match &mut self.into {
-            Into::Memory(memory) => {
+            SpoolTarget::Memory(memory) => {
                 memory.extend_from_slice(piece);
                 if memory.len() > SMALL {
                     let begun = memory.split().freeze();
                     self.into = self.stream(begun);
                 }
             }
-            Into::Store(store, _) => {
+            SpoolTarget::Store(store, _) => {
                 if store.send(piece.clone()).await.is_err() {
-                    let into = std::mem::replace(&mut self.into, Into::Memory(BytesMut::new()));
-                    if let Into::Store(_, task) = into {
-                        self.into = Into::Nowhere(task);
+                    let into =
+                        std::mem::replace(&mut self.into, SpoolTarget::Memory(BytesMut::new()));
+                    if let SpoolTarget::Store(_, task) = into {
+                        self.into = SpoolTarget::Nowhere(task);
                     }
                 }
             }
-            Into::Nowhere(_) => {}
+            SpoolTarget::Nowhere(_) => {}
         }
     }
 
-    fn stream(&self, begun: Bytes) -> Into {
+    fn stream(&self, begun: Bytes) -> SpoolTarget {
         let (store, pieces) = mpsc::channel::<Bytes>(PIECES);
         let rest = stream::unfold(pieces, async |mut pieces| {
             pieces.recv().await.map(|piece| (piece, pieces))
@@ -90,7 +91,7 @@ impl Spool {
         let body = stream::iter([begun]).chain(rest).map(Ok::<_, io::Error>).boxed();
         let (plane, key, name) = (self.plane.clone(), self.key.clone(), self.name.to_owned());
         let task = tokio::spawn(async move { store_stream(&*plane.blobs, key, name, body).await });
-        Into::Store(store, AbortOnDropHandle::new(task))
+        SpoolTarget::Store(store, AbortOnDropHandle::new(task))
     }
 
     /// Stores the rest and returns the blob. Storing begins at once, even if the future is not
@@ -98,14 +99,14 @@ impl Spool {
     pub(super) fn finish(self) -> Storing {
         let path = self.name.to_owned();
         let (task, soon) = match self.into {
-            Into::Memory(memory) => {
+            SpoolTarget::Memory(memory) => {
                 let (plane, key, name, bytes) =
                     (self.plane, self.key, path.clone(), memory.freeze());
                 let soon = Some(bytes.clone());
                 let store = async move { store_bytes_soon(&*plane.blobs, key, name, bytes).await };
                 (AbortOnDropHandle::new(tokio::spawn(store)), soon)
             }
-            Into::Store(_, task) | Into::Nowhere(task) => (task, None),
+            SpoolTarget::Store(_, task) | SpoolTarget::Nowhere(task) => (task, None),
         };
         Box::pin(async move {
             let ended = task.await;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use ion_jobs::pipeline::Resources;
 use ion_model::id::EventId;
 
-use super::super::sandbox::{Bounds, Group};
+use super::super::sandbox::{Cgroup, CgroupLimits};
 
 /// The folder of the hierarchies.
 const ROOT: &str = "/sys/fs/cgroup";
@@ -112,7 +112,7 @@ impl Cgroups {
     }
 
     /// Returns the groups of one job.
-    pub(super) fn bounds(&self, name: &str, resources: Resources, processes: u64) -> Bounds {
+    pub(super) fn bounds(&self, name: &str, resources: Resources, processes: u64) -> CgroupLimits {
         let set = |file: &str, value: String| (file.to_owned(), value, true);
         let may = |file: &str, value: String| (file.to_owned(), value, false);
         let quota = |millis: u64| (millis * PERIOD / 1000).max(QUOTA_LEAST);
@@ -132,10 +132,13 @@ impl Cgroups {
                     cpu_millis.map(|millis| set("cpu.max", format!("{} {PERIOD}", quota(millis)))),
                 );
                 let memory = memory_bytes.map(|bytes| (folder.join("memory.events"), bytes));
-                Bounds { groups: vec![Group { home: own.clone(), folder, settings: pids }], memory }
+                CgroupLimits {
+                    groups: vec![Cgroup { home: own.clone(), folder, settings: pids }],
+                    memory,
+                }
             }
             Self::Separate { memory: of_memory, cpu, pids: of_pids } => {
-                let group = |own: &PathBuf, settings| Group {
+                let group = |own: &PathBuf, settings| Cgroup {
                     home: own.clone(),
                     folder: own.join(OURS).join(name),
                     settings,
@@ -156,7 +159,7 @@ impl Cgroups {
                     groups.push(group(cpu, settings));
                 }
                 let counter = of_memory.join(OURS).join(name).join("memory.oom_control");
-                Bounds { groups, memory: memory_bytes.map(|bytes| (counter, bytes)) }
+                CgroupLimits { groups, memory: memory_bytes.map(|bytes| (counter, bytes)) }
             }
         }
     }

@@ -41,7 +41,7 @@ const MACHINES: [(u16, &str); 8] = [
 const LOADER: u32 = 3;
 
 /// The files of an image, as one of its users sees them.
-pub(super) struct Files<'a> {
+pub(super) struct ImageFiles<'a> {
     pub(super) rootfs: &'a Path,
     pub(super) user: &'a User,
     /// The id of the container's first user on this machine; none: the user itself owns all files.
@@ -51,7 +51,7 @@ pub(super) struct Files<'a> {
 }
 
 /// The result of opening a path of an image.
-enum Found {
+enum ImagePath {
     Nothing,
     File(File),
     /// The image alone cannot tell.
@@ -60,7 +60,7 @@ enum Found {
 
 /// Returns why the program cannot be started, if that is certain.
 pub(super) fn refusal(
-    files: &Files<'_>,
+    files: &ImageFiles<'_>,
     program: &str,
     path: &str,
     folder: &Path,
@@ -72,17 +72,17 @@ pub(super) fn refusal(
     }
     if program.contains('/') {
         return match files.open(&folder.join(program)) {
-            Found::Nothing => cannot("it is not there".into()),
-            Found::File(file) => files.refused(&file, 0).and_then(cannot),
-            Found::Unknown => None,
+            ImagePath::Nothing => cannot("it is not there".into()),
+            ImagePath::File(file) => files.refused(&file, 0).and_then(cannot),
+            ImagePath::Unknown => None,
         };
     }
     let mut first = None;
     for place in path.split(':') {
         match files.open(&folder.join(place).join(program)) {
-            Found::Nothing => {}
-            Found::Unknown => return None,
-            Found::File(file) => match files.unusable(&file) {
+            ImagePath::Nothing => {}
+            ImagePath::Unknown => return None,
+            ImagePath::File(file) => match files.unusable(&file) {
                 None => return files.refused(&file, 0).and_then(cannot),
                 Some(why) => first = first.or(Some(why)),
             },
@@ -91,10 +91,10 @@ pub(super) fn refusal(
     cannot(first.unwrap_or_else(|| format!("it is in no folder of its PATH ({path})")))
 }
 
-impl Files<'_> {
-    fn open(&self, path: &Path) -> Found {
+impl ImageFiles<'_> {
+    fn open(&self, path: &Path) -> ImagePath {
         if self.mounted.iter().any(|at| path.starts_with(at)) {
-            return Found::Unknown;
+            return ImagePath::Unknown;
         }
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -102,9 +102,9 @@ impl Files<'_> {
             .map_err(|_| Errno::IO)
             .and_then(|root| rustix::fs::openat2(root, path, flags, Permissions::empty(), resolve));
         match opened {
-            Ok(file) => Found::File(file.into()),
-            Err(Errno::NOENT | Errno::NOTDIR) if !self.leads_to_a_mount(path) => Found::Nothing,
-            Err(_) => Found::Unknown,
+            Ok(file) => ImagePath::File(file.into()),
+            Err(Errno::NOENT | Errno::NOTDIR) if !self.leads_to_a_mount(path) => ImagePath::Nothing,
+            Err(_) => ImagePath::Unknown,
         }
     }
 
@@ -181,14 +181,14 @@ impl Files<'_> {
             return Some("its first line names no interpreter".into());
         }
         match self.open(&Path::new("/").join(&interpreter)) {
-            Found::Unknown => None,
-            Found::Nothing => Some(format!(
+            ImagePath::Unknown => None,
+            ImagePath::Nothing => Some(format!(
                 "the interpreter in its first line, {interpreter}, is not in the image; install it there, or name another one"
             )),
-            Found::File(_) if scripts == SCRIPTS_MAX => {
+            ImagePath::File(_) if scripts == SCRIPTS_MAX => {
                 Some("its interpreters are scripts that name each other".into())
             }
-            Found::File(file) => self
+            ImagePath::File(file) => self
                 .refused(&file, scripts + 1)
                 .map(|why| format!("its interpreter is {interpreter}: {why}")),
         }
@@ -234,7 +234,7 @@ impl Files<'_> {
         let loader = String::from_utf8(loader).ok()?;
         let loader = loader.trim_end_matches('\0');
         match self.open(&Path::new("/").join(loader)) {
-            Found::Nothing => Some(format!(
+            ImagePath::Nothing => Some(format!(
                 "the loader of its libraries, {loader}, is not in the image; take an image with the C library it was built \
                  with, or link it statically"
             )),

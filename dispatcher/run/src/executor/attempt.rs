@@ -11,8 +11,8 @@ use ion_model::text::quote;
 use ion_plane::commit::{Fence, Origin, Rejection};
 use tokio::sync::watch;
 
-use super::sidecar::{Sidecar, Word};
-use super::{Ended, Start, Stop};
+use super::sidecar::{CompletionReport, Sidecar};
+use super::{AttemptOutcome, AttemptStart, StopReason};
 use crate::sandbox::{self, Exit};
 
 /// The most failed reads in the record of one attempt. A job's document holds all its attempts, and
@@ -20,7 +20,7 @@ use crate::sandbox::{self, Exit};
 const RECORDED_READS_MAX: usize = 20;
 
 /// Returns who commits: the attempt, as long as `fence` holds.
-pub(super) fn origin(start: &Start, fence: Fence) -> Origin {
+pub(super) fn origin(start: &AttemptStart, fence: Fence) -> Origin {
     Origin {
         job_id: start.job.id.clone(),
         attempt: start.job.attempt,
@@ -45,7 +45,7 @@ pub(super) fn older(module: &Module) -> OlderConventions {
 /// Returns a module's whole environment (DESIGN.md section 2).
 pub(super) fn environment(
     base: &[(String, String)],
-    start: &Start,
+    start: &AttemptStart,
     ion_dir: &Path,
     api: Option<&Sidecar>,
 ) -> Vec<(String, String)> {
@@ -64,7 +64,7 @@ pub(super) fn environment(
 }
 
 /// How the process part of an attempt ended.
-pub(super) enum Ran {
+pub(super) enum ProcessEnd {
     Exited(Exit),
     /// The module had reported its work done before the process ended, however that ended; the exit
     /// status, if it exited by itself.
@@ -72,7 +72,7 @@ pub(super) enum Ran {
     /// It exited with status 0 and had not reported its work done.
     Undone,
     TimedOut(Duration),
-    Stopped(Stop),
+    Stopped(StopReason),
     NotStarted(String),
     /// It could not be started, and no retry can start it.
     CannotRun(String),
@@ -81,23 +81,24 @@ pub(super) enum Ran {
     Vanished(String),
 }
 
-impl Ran {
+impl ProcessEnd {
     /// Combines the process's end with the completion that the module had reported before. Work
     /// that was reported done stays done: older Ion had committed by then.
-    pub(super) fn after(self, word: Word) -> Self {
+    pub(super) fn after(self, word: CompletionReport) -> Self {
         match (word, self) {
-            (Word::Done, Self::Exited(Exit::Code(code))) => Self::Done(Some(code)),
-            (Word::Done, Self::Exited(_) | Self::TimedOut(_) | Self::Stopped(Stop::Shutdown)) => {
-                Self::Done(None)
-            }
-            (Word::NotDone, Self::Exited(Exit::Code(0))) => Self::Undone,
+            (CompletionReport::Done, Self::Exited(Exit::Code(code))) => Self::Done(Some(code)),
+            (
+                CompletionReport::Done,
+                Self::Exited(_) | Self::TimedOut(_) | Self::Stopped(StopReason::Shutdown),
+            ) => Self::Done(None),
+            (CompletionReport::NotDone, Self::Exited(Exit::Code(0))) => Self::Undone,
             (_, ran) => ran,
         }
     }
 }
 
 /// Waits until the attempt is asked to stop.
-pub(super) async fn asked(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
+pub(super) async fn asked(stop: &mut watch::Receiver<Option<StopReason>>) -> StopReason {
     loop {
         if let Some(stop) = *stop.borrow_and_update() {
             return stop;
@@ -111,44 +112,48 @@ pub(super) async fn asked(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
 
 /// Returns the attempt's end. It succeeds if the exit status is 0, no event was refused, every read
 /// was answered, and no limit was exceeded.
-pub(super) fn verdict(ran: Ran, outcome: &TreeOutcome, commit: CommitMode) -> Ended {
-    let exited = matches!(ran, Ran::Exited(_) | Ran::Undone);
+pub(super) fn verdict(
+    ran: ProcessEnd,
+    outcome: &TreeOutcome,
+    commit: CommitMode,
+) -> AttemptOutcome {
+    let exited = matches!(ran, ProcessEnd::Exited(_) | ProcessEnd::Undone);
     let first_refused =
         outcome.rejections.first().map(|first| refused(first, outcome.rejections.len()));
     let (end, exit_code, reason) = match ran {
-        Ran::Exited(Exit::Code(0)) if first_refused.is_none() => {
+        ProcessEnd::Exited(Exit::Code(0)) if first_refused.is_none() => {
             (AttemptEnd::Succeeded, Some(0), None)
         }
-        Ran::Exited(Exit::Code(0)) => (AttemptEnd::Failed, Some(0), first_refused),
+        ProcessEnd::Exited(Exit::Code(0)) => (AttemptEnd::Failed, Some(0), first_refused),
         // The log has the events that were refused after the work was reported done.
-        Ran::Done(code) => (AttemptEnd::Succeeded, code, None),
-        Ran::Undone => {
+        ProcessEnd::Done(code) => (AttemptEnd::Succeeded, code, None),
+        ProcessEnd::Undone => {
             let undone = "it ended and GET /done had not been answered with 200; \"api: sidecar\" waits for that";
             (AttemptEnd::Failed, Some(0), Some(first_refused.unwrap_or_else(|| undone.into())))
         }
-        Ran::Exited(Exit::Code(code)) => {
+        ProcessEnd::Exited(Exit::Code(code)) => {
             let refused = first_refused.map(|refused| format!("; {refused}")).unwrap_or_default();
             (AttemptEnd::Failed, Some(code), Some(format!("exit status {code}{refused}")))
         }
-        Ran::Exited(Exit::Signal(signal)) => {
+        ProcessEnd::Exited(Exit::Signal(signal)) => {
             (AttemptEnd::Failed, None, Some(format!("killed by signal {signal}")))
         }
-        Ran::Exited(Exit::OutOfMemory(bytes)) => {
+        ProcessEnd::Exited(Exit::OutOfMemory(bytes)) => {
             (AttemptEnd::Failed, None, Some(sandbox::out_of_memory(bytes)))
         }
-        Ran::TimedOut(timeout) => (
+        ProcessEnd::TimedOut(timeout) => (
             AttemptEnd::TimedOut,
             None,
             Some(format!("over its timeout of {}", humantime::format_duration(timeout))),
         ),
-        Ran::Stopped(why) => {
-            let Ended { end, reason, .. } = stopped_by(why);
+        ProcessEnd::Stopped(why) => {
+            let AttemptOutcome { end, reason, .. } = stopped_by(why);
             (end, None, reason)
         }
-        Ran::NotStarted(reason) => (AttemptEnd::Failed, None, Some(reason)),
-        Ran::CannotRun(reason) => (AttemptEnd::CannotRun, None, Some(reason)),
-        Ran::NoRoom(reason) => (AttemptEnd::NoRoom, None, Some(reason)),
-        Ran::Vanished(reason) => (AttemptEnd::Failed, None, Some(reason)),
+        ProcessEnd::NotStarted(reason) => (AttemptEnd::Failed, None, Some(reason)),
+        ProcessEnd::CannotRun(reason) => (AttemptEnd::CannotRun, None, Some(reason)),
+        ProcessEnd::NoRoom(reason) => (AttemptEnd::NoRoom, None, Some(reason)),
+        ProcessEnd::Vanished(reason) => (AttemptEnd::Failed, None, Some(reason)),
     };
     // An exceeded limit stands first in the reason: the other reasons follow from it.
     let (end, reason) = match (&outcome.exceeded, reason) {
@@ -174,17 +179,17 @@ pub(super) fn verdict(ran: Ran, outcome: &TreeOutcome, commit: CommitMode) -> En
     };
     let staged = end == AttemptEnd::Succeeded && commit == CommitMode::OnSuccess;
     let failed_reads = outcome.failed_reads.clone().shortened(RECORDED_READS_MAX);
-    Ended { end, exit_code, reason, log: None, staged, failed_reads }
+    AttemptOutcome { end, exit_code, reason, log: None, staged, failed_reads }
 }
 
 /// Returns the end of an attempt that was asked to stop.
-pub(super) fn stopped_by(why: Stop) -> Ended {
+pub(super) fn stopped_by(why: StopReason) -> AttemptOutcome {
     let (end, reason) = match why {
-        Stop::Cancel => (AttemptEnd::Cancelled, "cancelled"),
-        Stop::Shutdown => (AttemptEnd::Released, "its dispatcher was shut down"),
-        Stop::LostLease => (AttemptEnd::Lost, "another dispatcher took it over"),
+        StopReason::Cancel => (AttemptEnd::Cancelled, "cancelled"),
+        StopReason::Shutdown => (AttemptEnd::Released, "its dispatcher was shut down"),
+        StopReason::LostLease => (AttemptEnd::Lost, "another dispatcher took it over"),
     };
-    Ended { end, ..Ended::failed(reason) }
+    AttemptOutcome { end, ..AttemptOutcome::failed(reason) }
 }
 
 fn refused(first: &Rejection, count: usize) -> String {
@@ -215,21 +220,22 @@ mod tests {
         let failed_reads = FailedReads { first: vec![read; RECORDED_READS_MAX + 1], more: 5 };
         let outcome = TreeOutcome { failed_reads, ..TreeOutcome::default() };
         let said = "a read of \"in/data/f\" failed: damaged: block 3 does not match its checksum (and 25 more)";
-        let well = verdict(Ran::Exited(Exit::Code(0)), &outcome, CommitMode::OnSuccess);
+        let well = verdict(ProcessEnd::Exited(Exit::Code(0)), &outcome, CommitMode::OnSuccess);
         assert_eq!((well.end, well.exit_code, well.staged), (AttemptEnd::Failed, Some(0), false));
         assert_eq!(well.reason.as_deref(), Some(said));
         assert_eq!(
             (well.failed_reads.first.len(), well.failed_reads.more),
             (RECORDED_READS_MAX, 6)
         );
-        let badly = verdict(Ran::Exited(Exit::Code(3)), &outcome, CommitMode::OnClose);
+        let badly = verdict(ProcessEnd::Exited(Exit::Code(3)), &outcome, CommitMode::OnClose);
         assert_eq!(badly.reason, Some(format!("{said}; exit status 3")));
-        let late = verdict(Ran::TimedOut(Duration::from_secs(1)), &outcome, CommitMode::OnClose);
+        let late =
+            verdict(ProcessEnd::TimedOut(Duration::from_secs(1)), &outcome, CommitMode::OnClose);
         assert_eq!(
             (late.end, late.reason),
             (AttemptEnd::TimedOut, Some(format!("{said}; over its timeout of 1s")))
         );
-        let done = verdict(Ran::Done(Some(0)), &outcome, CommitMode::OnClose);
+        let done = verdict(ProcessEnd::Done(Some(0)), &outcome, CommitMode::OnClose);
         assert_eq!((done.end, done.reason), (AttemptEnd::Succeeded, None));
     }
 }

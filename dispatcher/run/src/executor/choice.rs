@@ -13,7 +13,7 @@ use tokio::sync::{OnceCell, watch};
 #[cfg(feature = "kubernetes")]
 use super::kubernetes::{Kubernetes, KubernetesError};
 use super::local::LocalExecutor;
-use super::{Ended, Executor, Fate, OutputWatcher, Start, Stop};
+use super::{AttemptOutcome, AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
 
 /// The settings of a dispatcher for jobs that run as pods.
 #[derive(Clone, Debug)]
@@ -88,14 +88,18 @@ impl Executors {
 
 #[async_trait]
 impl Executor for Executors {
-    async fn run(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Fate {
+    async fn run(
+        &self,
+        start: AttemptStart,
+        stop: watch::Receiver<Option<StopReason>>,
+    ) -> RunResult {
         match start.module.executor {
             ExecutorKind::Local | ExecutorKind::Container => {
-                Fate::Ended(self.local.run_here(start, stop).await)
+                RunResult::Ended(self.local.run_here(start, stop).await)
             }
             ExecutorKind::Kubernetes => match self.cluster().await {
                 Ok(cluster) => cluster.run(start, stop).await,
-                Err(error) => Fate::Ended(Ended::failed(chain(&error))),
+                Err(error) => RunResult::Ended(AttemptOutcome::failed(chain(&error))),
             },
         }
     }

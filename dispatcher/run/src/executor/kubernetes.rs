@@ -42,11 +42,11 @@ use tokio::time::{sleep, timeout};
 use tokio_util::compat::FuturesAsyncReadCompatExt as _;
 use tokio_util::task::AbortOnDropHandle;
 
-use self::phase::{End, Phase, phase};
-use self::watched::{Known, Watched};
-use super::attempt::{Ran, asked, older, origin, stopped_by, verdict};
-use super::log::{JobLog, OutputNews, keep_output, without_log};
-use super::{Ended, Executor, Fate, OutputWatcher, Start, Stop};
+use self::phase::{Phase, PodEnd, phase};
+use self::watched::{JobStates, PodJobState};
+use super::attempt::{ProcessEnd, asked, older, origin, stopped_by, verdict};
+use super::log::{JobLog, OutputNotifier, keep_output, without_log};
+use super::{AttemptOutcome, AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
 use crate::sandbox::{Exit, out_of_memory};
 
 /// The wait between two tries to reach the API server or a store, and how long it is tried.
@@ -103,7 +103,7 @@ pub struct Kubernetes {
     namespace: String,
     jobs: Api<Job>,
     pods: Api<Pod>,
-    watched: Watched,
+    watched: JobStates,
     output: Option<Arc<dyn OutputWatcher>>,
     _watching: AbortOnDropHandle<()>,
 }
@@ -131,7 +131,7 @@ impl Kubernetes {
         let client = Client::try_from(config)?;
         let (jobs, pods) =
             (Api::namespaced(client.clone(), &namespace), Api::namespaced(client, &namespace));
-        let watched = Watched::default();
+        let watched = JobStates::default();
         let watching = tokio::spawn(watched.clone().run(jobs.clone(), pods.clone()));
         Ok(Self {
             node,
@@ -147,11 +147,11 @@ impl Kubernetes {
 
     async fn attempt(
         &self,
-        start: Start,
+        start: AttemptStart,
         name: &str,
         log: &JobLog,
-        mut stop: watch::Receiver<Option<Stop>>,
-    ) -> Fate {
+        mut stop: watch::Receiver<Option<StopReason>>,
+    ) -> RunResult {
         let ticket = Ticket {
             id: Ticket::id(&start.job.id, start.job.attempt),
             version: 1,
@@ -173,16 +173,16 @@ impl Kubernetes {
             why = asked(&mut stop) => return self.stopped(why, name, &mut known).await,
         };
         if let Err(ended) = begun {
-            return Fate::Ended(ended);
+            return RunResult::Ended(ended);
         }
         let commit = start.module.commit;
-        let Start { job, module, running, .. } = start;
+        let AttemptStart { job, module, running, .. } = start;
         // Reported now, and not when its container runs: what the container commits counts only if
         // the ledger says that the job runs.
         let _ = running.send(());
         let news =
-            self.output.clone().map(|watcher| OutputNews::new(watcher, &module.name, &job.id));
-        let mut output = Output::new(self.pods.clone(), log.path().to_owned(), news);
+            self.output.clone().map(|watcher| OutputNotifier::new(watcher, &module.name, &job.id));
+        let mut output = PodOutput::new(self.pods.clone(), log.path().to_owned(), news);
         let end = tokio::select! {
             end = self.watch(&mut known, &ticket.id, &mut output) => end,
             why = asked(&mut stop) => return self.stopped(why, name, &mut known).await,
@@ -190,27 +190,30 @@ impl Kubernetes {
         output.finish().await;
         let mut never_ran = None;
         let (ran, words) = match end {
-            End::Exited(code) => (Ran::Exited(Exit::Code(code)), None),
-            End::OutOfMemory(code) => {
+            PodEnd::Exited(code) => (ProcessEnd::Exited(Exit::Code(code)), None),
+            PodEnd::OutOfMemory(code) => {
                 let limit = module
                     .container
                     .as_ref()
                     .and_then(|container| container.resources.memory_bytes);
                 let words =
                     limit.map_or("out of memory, as its node had no more".into(), out_of_memory);
-                (Ran::Exited(Exit::Code(code)), Some(words))
+                (ProcessEnd::Exited(Exit::Code(code)), Some(words))
             }
-            End::Deadline(waited) => {
+            PodEnd::Deadline(waited) => {
                 never_ran = waited;
-                (Ran::TimedOut(module.timeout), None)
+                (ProcessEnd::TimedOut(module.timeout), None)
             }
-            End::Refused(reason) => (Ran::NotStarted(reason), None),
-            End::Lost(reason) => {
+            PodEnd::Refused(reason) => (ProcessEnd::NotStarted(reason), None),
+            PodEnd::Lost(reason) => {
                 self.remove(name).await;
-                return Fate::Ended(Ended { end: AttemptEnd::Lost, ..Ended::failed(reason) });
+                return RunResult::Ended(AttemptOutcome {
+                    end: AttemptEnd::Lost,
+                    ..AttemptOutcome::failed(reason)
+                });
             }
         };
-        if !matches!(ran, Ran::Exited(_)) {
+        if !matches!(ran, ProcessEnd::Exited(_)) {
             // Its pod may still be there.
             self.remove(name).await;
         }
@@ -223,26 +226,41 @@ impl Kubernetes {
         let outcome = match outcome {
             Ok(outcome) => outcome,
             Err(reason) => {
-                return Fate::Ended(Ended { end: AttemptEnd::Lost, ..Ended::failed(reason) });
+                return RunResult::Ended(AttemptOutcome {
+                    end: AttemptEnd::Lost,
+                    ..AttemptOutcome::failed(reason)
+                });
             }
         };
         let mut ended = verdict(ran, &outcome, commit);
         if let Some(words) = words {
             // The container's shell may have gone on and exited with status 0: still the module did
             // not get the memory that it asked for.
-            ended = Ended { end: AttemptEnd::Failed, reason: Some(words), staged: false, ..ended };
+            ended = AttemptOutcome {
+                end: AttemptEnd::Failed,
+                reason: Some(words),
+                staged: false,
+                ..ended
+            };
         }
         if let Some(waited) = never_ran {
             ended.reason =
                 ended.reason.map(|reason| format!("{reason}; its pod never ran: {waited}"));
         }
-        Fate::Ended(ended)
+        RunResult::Ended(ended)
     }
 
     /// Writes the ticket and creates the Job, or finds both.
-    async fn begin(&self, start: &Start, ticket: &Ticket, name: &str) -> Result<(), Ended> {
-        let released =
-            |reason: String| Ended { end: AttemptEnd::Released, ..Ended::failed(reason) };
+    async fn begin(
+        &self,
+        start: &AttemptStart,
+        ticket: &Ticket,
+        name: &str,
+    ) -> Result<(), AttemptOutcome> {
+        let released = |reason: String| AttemptOutcome {
+            end: AttemptEnd::Released,
+            ..AttemptOutcome::failed(reason)
+        };
         let begun = Instant::now();
         while let Err(error) = ticket.offer(&self.node.plane).await {
             if begun.elapsed() > TRIES_FOR {
@@ -258,31 +276,31 @@ impl Kubernetes {
             namespace: self.namespace.clone(),
             expires,
         });
-        let job = spec::job(start, &token).map_err(Ended::failed)?;
+        let job = spec::job(start, &token).map_err(AttemptOutcome::failed)?;
         let begun = Instant::now();
         loop {
             let why = match in_time(self.jobs.create(&PostParams::default(), &job)).await {
                 Ok(_) => return Ok(()),
-                Err(Trouble::Answered(status)) if status.code == 409 => {
+                Err(ApiFailure::Answered(status)) if status.code == 409 => {
                     match self.same(name, &job).await {
-                        Ok(Same::Yes) => return Ok(()),
-                        Ok(Same::No) => {
-                            return Err(Ended::failed(format!(
+                        Ok(JobMatch::Yes) => return Ok(()),
+                        Ok(JobMatch::No) => {
+                            return Err(AttemptOutcome::failed(format!(
                                 "a Job {name} exists that Ion did not make for this attempt; delete it"
                             )));
                         }
-                        Ok(Same::Going) => {
+                        Ok(JobMatch::Going) => {
                             "an earlier Job of its name is still being deleted".to_owned()
                         }
                         Err(trouble) => trouble.to_string(),
                     }
                 }
                 // Waiting does not help, except for a quota that others use up.
-                Err(Trouble::Answered(status))
+                Err(ApiFailure::Answered(status))
                     if [400, 401, 403, 404, 405, 422].contains(&status.code)
                         && !status.message.contains("exceeded quota") =>
                 {
-                    return Err(Ended::failed(format!(
+                    return Err(AttemptOutcome::failed(format!(
                         "the cluster refuses its Job: {}",
                         status.message
                     )));
@@ -300,10 +318,10 @@ impl Kubernetes {
     /// Returns whether the existing Job is this attempt's: it asks for the same, or has a valid
     /// token for this attempt, whatever else it asks for. Its module, or Ion, may have changed
     /// since it was made; what runs is adopted as it is.
-    async fn same(&self, name: &str, job: &Job) -> Result<Same, Trouble> {
+    async fn same(&self, name: &str, job: &Job) -> Result<JobMatch, ApiFailure> {
         Ok(match in_time(self.jobs.get_opt(name)).await? {
-            None => Same::Going,
-            Some(found) if found.metadata.deletion_timestamp.is_some() => Same::Going,
+            None => JobMatch::Going,
+            Some(found) if found.metadata.deletion_timestamp.is_some() => JobMatch::Going,
             Some(found) => {
                 let of = |job: &Job| job.annotations().get(spec::FINGERPRINT).cloned();
                 // A token counts even when it has expired.
@@ -311,7 +329,7 @@ impl Kubernetes {
                     |job: &Job| self.key.verify(spec::token(job)?, &self.namespace, 0).ok();
                 let attempt = |job: &Job| claims(job).map(|claims| (claims.job, claims.attempt));
                 let ours = attempt(&found).is_some() && attempt(&found) == attempt(job);
-                if of(&found) == of(job) || ours { Same::Yes } else { Same::No }
+                if of(&found) == of(job) || ours { JobMatch::Yes } else { JobMatch::No }
             }
         })
     }
@@ -319,10 +337,10 @@ impl Kubernetes {
     /// Waits for the pod's end.
     async fn watch(
         &self,
-        known: &mut watch::Receiver<Known>,
+        known: &mut watch::Receiver<PodJobState>,
         ticket: &str,
-        output: &mut Output,
-    ) -> End {
+        output: &mut PodOutput,
+    ) -> PodEnd {
         let (mut stuck, mut leaving, mut complete) = (None, None, None);
         let longer = |since: &mut Option<Instant>, most| {
             since.get_or_insert_with(Instant::now).elapsed() > most
@@ -335,7 +353,9 @@ impl Kubernetes {
             };
             match &phase {
                 Phase::Ended(end) => {
-                    if let (End::Exited(_) | End::OutOfMemory(_), Some((_, name))) = (end, &pod) {
+                    if let (PodEnd::Exited(_) | PodEnd::OutOfMemory(_), Some((_, name))) =
+                        (end, &pod)
+                    {
                         output.follow(name);
                     }
                     return end.clone();
@@ -346,7 +366,7 @@ impl Kubernetes {
                 }
                 Phase::Stuck(words) => {
                     if longer(&mut stuck, STUCK_MAX) {
-                        return End::Refused(words.clone());
+                        return PodEnd::Refused(words.clone());
                     }
                 }
                 Phase::Leaving(pod, grace) => {
@@ -354,7 +374,7 @@ impl Kubernetes {
                         output.follow(pod);
                     }
                     if longer(&mut leaving, *grace + GONE_WAIT) {
-                        return End::Lost(
+                        return PodEnd::Lost(
                             "its node was lost: its pod was to end, and does not".into(),
                         );
                     }
@@ -362,7 +382,7 @@ impl Kubernetes {
                 // Its pod was removed before it was seen, or is not listed yet.
                 Phase::Complete => {
                     if longer(&mut complete, STUCK_MAX) {
-                        return End::Exited(0);
+                        return PodEnd::Exited(0);
                     }
                 }
                 Phase::Waiting(_) => {}
@@ -375,7 +395,7 @@ impl Kubernetes {
                 && let Some(reason) =
                     self.lost(ticket, pod.as_ref().map(|(uid, _)| uid.as_str())).await
             {
-                return End::Lost(reason);
+                return PodEnd::Lost(reason);
             }
         }
     }
@@ -423,16 +443,21 @@ impl Kubernetes {
 
     /// Handles a stop: a cancelled Job is deleted; on shutdown or a lost lease the Job is left for
     /// another dispatcher.
-    async fn stopped(&self, why: Stop, name: &str, known: &mut watch::Receiver<Known>) -> Fate {
+    async fn stopped(
+        &self,
+        why: StopReason,
+        name: &str,
+        known: &mut watch::Receiver<PodJobState>,
+    ) -> RunResult {
         match why {
-            Stop::Shutdown | Stop::LostLease => Fate::Left,
-            Stop::Cancel => {
+            StopReason::Shutdown | StopReason::LostLease => RunResult::Left,
+            StopReason::Cancel => {
                 self.remove(name).await;
                 let gone = known.wait_for(|known| known.pods.is_empty());
                 if timeout(GONE_WAIT, gone).await.is_err() {
                     tracing::warn!(job = name, "a cancelled pod has not ended yet");
                 }
-                Fate::Ended(stopped_by(why))
+                RunResult::Ended(stopped_by(why))
             }
         }
     }
@@ -443,7 +468,7 @@ impl Kubernetes {
         loop {
             match in_time(self.jobs.delete(name, &DeleteParams::background())).await {
                 Ok(_) => return,
-                Err(Trouble::Answered(status)) if status.code == 404 => return,
+                Err(ApiFailure::Answered(status)) if status.code == 404 => return,
                 Err(trouble) if begun.elapsed() < GONE_WAIT => {
                     tracing::warn!(job = name, %trouble, "a Job cannot be deleted yet");
                     sleep(TRY_WAIT).await;
@@ -460,26 +485,30 @@ impl Kubernetes {
 
 #[async_trait]
 impl Executor for Kubernetes {
-    async fn run(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Fate {
+    async fn run(
+        &self,
+        start: AttemptStart,
+        stop: watch::Receiver<Option<StopReason>>,
+    ) -> RunResult {
         let (job, attempt) = (start.job.id.clone(), start.job.attempt);
         let context = Context { name: start.module.name.clone(), ..start.event.context.clone() };
         let home = &self.node.settings.home;
         let log = match JobLog::begin(home, &job, attempt) {
             Ok(log) => log,
-            Err(error) => return Fate::Ended(without_log(&error)),
+            Err(error) => return RunResult::Ended(without_log(&error)),
         };
         let name = spec::name(job.as_str(), attempt);
         let fate = self.attempt(start, &name, &log, stop).await;
         self.watched.let_go(&name);
         let fate = match fate {
-            Fate::Left => Fate::Left,
-            Fate::Ended(mut ended) => {
+            RunResult::Left => RunResult::Left,
+            RunResult::Ended(mut ended) => {
                 if let Some(reason) = &ended.reason {
                     log.note(reason);
                 }
                 let well = ended.end == AttemptEnd::Succeeded;
                 ended.log = log.store(&self.node.plane, &context, well).await;
-                Fate::Ended(ended)
+                RunResult::Ended(ended)
             }
         };
         if let Err(error) = tokio::fs::remove_dir_all(job_dir(home, &job, attempt)).await {
@@ -498,7 +527,7 @@ impl Executor for Kubernetes {
 }
 
 /// Whether an existing Job is the one that is asked for.
-enum Same {
+enum JobMatch {
     Yes,
     No,
     /// It is being deleted, or was deleted just now.
@@ -507,7 +536,7 @@ enum Same {
 
 /// The reason why a request to the API server failed.
 #[derive(Debug, thiserror::Error)]
-enum Trouble {
+enum ApiFailure {
     /// The server answered with an error.
     #[error("{}", .0.message)]
     Answered(Box<kube::core::Status>),
@@ -516,24 +545,26 @@ enum Trouble {
     Unreachable(String),
 }
 
-async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Trouble> {
+async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, ApiFailure> {
     match timeout(REQUEST_WAIT, request).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(kube::Error::Api(status))) => Err(Trouble::Answered(status)),
-        Ok(Err(error)) => Err(Trouble::Unreachable(chain(&error))),
-        Err(_) => Err(Trouble::Unreachable(format!("no answer for {} s", REQUEST_WAIT.as_secs()))),
+        Ok(Err(kube::Error::Api(status))) => Err(ApiFailure::Answered(status)),
+        Ok(Err(error)) => Err(ApiFailure::Unreachable(chain(&error))),
+        Err(_) => {
+            Err(ApiFailure::Unreachable(format!("no answer for {} s", REQUEST_WAIT.as_secs())))
+        }
     }
 }
 
 /// The reader of a pod's output, which it copies to the log as it comes.
-struct Output {
+struct PodOutput {
     pods: Api<Pod>,
     path: PathBuf,
-    news: Option<OutputNews>,
-    following: Option<Following>,
+    news: Option<OutputNotifier>,
+    following: Option<PodLogStream>,
 }
 
-struct Following {
+struct PodLogStream {
     /// Dropped when the pod has ended: then only the output that has arrived, or arrives at the
     /// next try, is still to be read.
     ended: Option<oneshot::Sender<()>>,
@@ -541,8 +572,8 @@ struct Following {
     keeping: AbortOnDropHandle<()>,
 }
 
-impl Output {
-    fn new(pods: Api<Pod>, path: PathBuf, news: Option<OutputNews>) -> Self {
+impl PodOutput {
+    fn new(pods: Api<Pod>, path: PathBuf, news: Option<OutputNotifier>) -> Self {
         Self { pods, path, news, following: None }
     }
 
@@ -555,7 +586,7 @@ impl Output {
         let (ended, has_ended) = oneshot::channel();
         let fetching = tokio::spawn(fetch(self.pods.clone(), pod.to_owned(), from, has_ended));
         let keeping = tokio::spawn(keep_output(to, self.path.clone(), self.news.take()));
-        self.following = Some(Following {
+        self.following = Some(PodLogStream {
             ended: Some(ended),
             fetching: AbortOnDropHandle::new(fetching),
             keeping: AbortOnDropHandle::new(keeping),
@@ -564,7 +595,7 @@ impl Output {
 
     /// Waits for the rest of the output, after the pod has ended.
     async fn finish(&mut self) {
-        let Some(Following { ended, fetching, keeping }) = self.following.take() else { return };
+        let Some(PodLogStream { ended, fetching, keeping }) = self.following.take() else { return };
         drop(ended);
         if !matches!(timeout(LOG_WAIT, fetching).await, Ok(Ok(()))) {
             tracing::warn!(log = %self.path.display(), "the end of a pod's output did not come");

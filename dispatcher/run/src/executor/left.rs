@@ -17,15 +17,15 @@ const NAMES_MAX: usize = 10_000;
 
 /// Collects the files that one job leaves, and copies them if asked.
 #[derive(Debug, Default)]
-pub struct LeftFiles {
+pub struct OutputCollector {
     /// The folder for copies; none: the files are only listed.
     to: Option<PathBuf>,
-    found: Mutex<Found>,
+    found: Mutex<CollectedOutput>,
 }
 
 /// The files found in `out/data`.
 #[derive(Clone, Debug, Default)]
-pub struct Found {
+pub struct CollectedOutput {
     /// Their names and sizes in bytes, ordered by name; at most 10,000 of them.
     pub files: Vec<(String, u64)>,
     /// How many files there are.
@@ -36,27 +36,27 @@ pub struct Found {
     pub failed: Option<String>,
 }
 
-impl LeftFiles {
+impl OutputCollector {
     /// Returns a collector that copies below `to`, a folder that is empty or missing.
     pub fn new(to: Option<PathBuf>) -> Self {
         Self { to, found: Mutex::default() }
     }
 
     /// Returns what was found.
-    pub fn found(&self) -> Found {
+    pub fn found(&self) -> CollectedOutput {
         self.found.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Lists (and copies) the files of a job's tree whose programs have ended. The tree is mounted
     /// at `at` meanwhile.
     pub(super) async fn look(&self, tree: &JobTree, at: &Path) {
-        let mut found = Found::default();
+        let mut found = CollectedOutput::default();
         let looked = async {
             tokio::fs::create_dir_all(at).await?;
             let mounted = mount_at(at, tree.tree(), Visitors::Owner).await?;
             let (data, to) = (at.join("out/data"), self.to.clone());
             let walked = tokio::task::spawn_blocking(move || {
-                let mut found = Found::default();
+                let mut found = CollectedOutput::default();
                 let walked = walk(&data, to.as_deref(), &mut found);
                 (found, walked)
             });
@@ -74,7 +74,7 @@ impl LeftFiles {
     }
 }
 
-fn walk(data: &Path, to: Option<&Path>, found: &mut Found) -> io::Result<()> {
+fn walk(data: &Path, to: Option<&Path>, found: &mut CollectedOutput) -> io::Result<()> {
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
         if let Some(to) = to {

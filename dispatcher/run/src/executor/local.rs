@@ -27,13 +27,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, info_span};
 
-use super::attempt::{Ran, asked, environment, older, origin, stopped_by, verdict};
-use super::left::LeftFiles;
-use super::log::{JobLog, OutputNews, keep_output, without_log};
-use super::sidecar::{Sidecar, Word};
-use super::{Ended, Executor, Fate, OutputWatcher, Start, Stop};
-use crate::chain::{Chains, End, Input, Places, Run, Stored};
-use crate::container::{Ask, ContainerError, Containers};
+use super::attempt::{ProcessEnd, asked, environment, older, origin, stopped_by, verdict};
+use super::left::OutputCollector;
+use super::log::{JobLog, OutputNotifier, keep_output, without_log};
+use super::sidecar::{CompletionReport, Sidecar};
+use super::{AttemptOutcome, AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
+use crate::chain::{ChainEnd, ChainRequest, Chains, Input, InputState, LinkRuntime};
+use crate::container::{ContainerError, ContainerRequest, Containers};
 use crate::sandbox::{
     self, Command, Covers, Exit, ForkServer, Mode, Rights, Sandbox, SandboxError,
 };
@@ -65,7 +65,7 @@ pub struct LocalSettings {
     /// The paths of stores that are files of this machine. No job sees them, nor the home.
     pub stores: Vec<PathBuf>,
     /// Collects what jobs leave in `out/data`, if anyone wants it.
-    pub left: Option<Arc<LeftFiles>>,
+    pub left: Option<Arc<OutputCollector>>,
 }
 
 /// Whether jobs get namespaces of their own.
@@ -119,7 +119,7 @@ impl LocalExecutor {
             &settings.registries,
         ));
         let covers = Arc::new(Covers::new(&node.settings.home, &settings.stores)?);
-        let places = Places {
+        let places = LinkRuntime {
             server: server.clone(),
             mode,
             containers: containers.clone(),
@@ -141,10 +141,10 @@ impl LocalExecutor {
 
     async fn attempt(
         &self,
-        start: Start,
-        stop: watch::Receiver<Option<Stop>>,
+        start: AttemptStart,
+        stop: watch::Receiver<Option<StopReason>>,
         log: &JobLog,
-    ) -> Ended {
+    ) -> AttemptOutcome {
         let spec = JobSpec {
             origin: origin(&start, held(&start)),
             event: start.event.clone(),
@@ -166,17 +166,23 @@ impl LocalExecutor {
                 Err(error @ OpenError::Store(StoreError::Unavailable { .. })) => {
                     tries += 1;
                     if tries == STORE_TRIES || stop.borrow().is_some() {
-                        return Ended { end: AttemptEnd::Released, ..Ended::failed(chain(&error)) };
+                        return AttemptOutcome {
+                            end: AttemptEnd::Released,
+                            ..AttemptOutcome::failed(chain(&error))
+                        };
                     }
                     tokio::time::sleep(STORE_WAIT).await;
                 }
                 Err(error) if error.is_no_room() => {
-                    return Ended { end: AttemptEnd::NoRoom, ..Ended::failed(chain(&error)) };
+                    return AttemptOutcome {
+                        end: AttemptEnd::NoRoom,
+                        ..AttemptOutcome::failed(chain(&error))
+                    };
                 }
                 Err(error) => {
-                    return Ended {
+                    return AttemptOutcome {
                         failed_reads: error.failed_reads(),
-                        ..Ended::failed(chain(&error))
+                        ..AttemptOutcome::failed(chain(&error))
                     };
                 }
             }
@@ -190,7 +196,7 @@ impl LocalExecutor {
                 Ok(api) => Some(api),
                 Err(error) => {
                     tree.finish().await;
-                    return Ended::failed(format!(
+                    return AttemptOutcome::failed(format!(
                         "the localhost API (\"api: sidecar\") cannot be served: {error}"
                     ));
                 }
@@ -199,7 +205,7 @@ impl LocalExecutor {
         let (ran, exit) = self.process(start, &tree, api.as_ref(), stop, log).await;
         let word = match api {
             Some(api) => api.close().await,
-            None => Word::NotAsked,
+            None => CompletionReport::NotAsked,
         };
         if let Some(left) = &self.settings.left {
             left.look(&tree, &folder.join("left")).await;
@@ -211,29 +217,34 @@ impl LocalExecutor {
     /// Runs a chain's links on the contents of the event's files, one file after the other.
     async fn chain(
         &self,
-        start: Start,
-        mut stop: watch::Receiver<Option<Stop>>,
+        start: AttemptStart,
+        mut stop: watch::Receiver<Option<StopReason>>,
         log: &JobLog,
-    ) -> Ended {
+    ) -> AttemptOutcome {
         let files = match files_of(&self.node.plane, &start.event).await {
             Ok(files) => files,
             Err(error @ StoreError::Unavailable { .. }) => {
-                return Ended { end: AttemptEnd::Released, ..Ended::failed(chain(&error)) };
+                return AttemptOutcome {
+                    end: AttemptEnd::Released,
+                    ..AttemptOutcome::failed(chain(&error))
+                };
             }
             Err(error) => {
                 let error = OpenError::from(error);
-                return Ended {
+                return AttemptOutcome {
                     failed_reads: error.failed_reads(),
-                    ..Ended::failed(chain(&error))
+                    ..AttemptOutcome::failed(chain(&error))
                 };
             }
         };
-        let stored =
-            Stored::By { attempt: start.job.attempt, guard: origin(&start, held(&start)).guard() };
-        let Start { module, event, running, .. } = start;
+        let stored = InputState::By {
+            attempt: start.job.attempt,
+            guard: origin(&start, held(&start)).guard(),
+        };
+        let AttemptStart { module, event, running, .. } = start;
         let unread = Arc::new(OnceLock::new());
         let input = contents(self.node.clone(), files, unread.clone());
-        let run = Run { module: Arc::new(module), event, stored, input };
+        let run = ChainRequest { module: Arc::new(module), event, stored, input };
         let _ = running.send(());
         let cancel = CancellationToken::new();
         let running = self.chains.run(run, None, cancel.clone());
@@ -250,7 +261,7 @@ impl LocalExecutor {
             log.append(words);
         }
         match (ran.end, stopped) {
-            (End::Well { .. }, _) => Ended {
+            (ChainEnd::Well { .. }, _) => AttemptOutcome {
                 end: AttemptEnd::Succeeded,
                 exit_code: Some(0),
                 reason: None,
@@ -259,16 +270,16 @@ impl LocalExecutor {
                 failed_reads: FailedReads::default(),
             },
             (_, Some(why)) => stopped_by(why),
-            (End::Failed(failure), None) => Ended {
+            (ChainEnd::Failed(failure), None) => AttemptOutcome {
                 end: if failure.timed_out { AttemptEnd::TimedOut } else { AttemptEnd::Failed },
                 exit_code: failure.exit_code,
-                ..Ended::failed(format!("link {}: {}", failure.link, failure.reason))
+                ..AttemptOutcome::failed(format!("link {}: {}", failure.link, failure.reason))
             },
-            (End::Cancelled, None) => Ended::failed("cancelled"),
-            (End::NoPlace, None) => Ended::failed("no place was free"),
-            (End::Broken { reason }, None) => {
+            (ChainEnd::Cancelled, None) => AttemptOutcome::failed("cancelled"),
+            (ChainEnd::NoPlace, None) => AttemptOutcome::failed("no place was free"),
+            (ChainEnd::Broken { reason }, None) => {
                 let failed_reads = unread.get().cloned().unwrap_or_default();
-                Ended { failed_reads, ..Ended::failed(reason) }
+                AttemptOutcome { failed_reads, ..AttemptOutcome::failed(reason) }
             }
         }
     }
@@ -277,12 +288,12 @@ impl LocalExecutor {
     /// process ends.
     async fn process(
         &self,
-        start: Start,
+        start: AttemptStart,
         tree: &JobTree,
         api: Option<&Sidecar>,
-        mut stop: watch::Receiver<Option<Stop>>,
+        mut stop: watch::Receiver<Option<StopReason>>,
         log: &JobLog,
-    ) -> (Ran, Span) {
+    ) -> (ProcessEnd, Span) {
         let job = &start.job;
         let plain = self.node.settings.home.join("mnt").join(format!("{}-{}", job.id, job.attempt));
         let mount_at = start.module.base_dir();
@@ -293,18 +304,25 @@ impl LocalExecutor {
             Some(container) => {
                 let (argv, env) = (start.module.argv(), environment(&[], &start, &ion_dir, api));
                 let say = |words: &str| log.note(words);
-                let ask = Ask { container, argv, env, tree: Some(&mount_at), processes, say: &say };
+                let ask = ContainerRequest {
+                    container,
+                    argv,
+                    env,
+                    tree: Some(&mount_at),
+                    processes,
+                    say: &say,
+                };
                 // This may take long: an image may have to be fetched first.
                 let made = tokio::select! {
                     made = self.containers.make(ask) => made,
-                    stop = asked(&mut stop) => return (Ran::Stopped(stop), exit_span()),
+                    stop = asked(&mut stop) => return (ProcessEnd::Stopped(stop), exit_span()),
                 };
                 match made {
                     Ok(container) => Some(Box::new(container)),
                     Err(ContainerError::CannotRun(reason)) => {
-                        return (Ran::CannotRun(reason), exit_span());
+                        return (ProcessEnd::CannotRun(reason), exit_span());
                     }
-                    Err(error) => return (Ran::NotStarted(chain(&error)), exit_span()),
+                    Err(error) => return (ProcessEnd::NotStarted(chain(&error)), exit_span()),
                 }
             }
         };
@@ -336,15 +354,15 @@ impl LocalExecutor {
         self.node.metrics.mounts.since(begun);
         let log = live_log(&self.node.settings.home, &job.id, job.attempt);
         let news =
-            self.output.clone().map(|watcher| OutputNews::new(watcher, &job.module, &job.id));
+            self.output.clone().map(|watcher| OutputNotifier::new(watcher, &job.module, &job.id));
         let reading = tokio::spawn(keep_output(output, log, news));
         let ran = match sandbox.go().await {
             Ok(()) => {
                 let _ = start.running.send(());
                 supervise(&mut sandbox, tree, start.module.timeout, &mut stop).await
             }
-            Err(SandboxError::CannotRun(reason)) => Ran::CannotRun(reason),
-            Err(error) => Ran::NotStarted(chain(&error)),
+            Err(SandboxError::CannotRun(reason)) => ProcessEnd::CannotRun(reason),
+            Err(error) => ProcessEnd::NotStarted(chain(&error)),
         };
         let exit = exit_span();
         // Dropping it kills every process that is left, and the mount goes with them.
@@ -364,11 +382,13 @@ impl LocalExecutor {
         command: Command,
         tree: &JobTree,
         plain: &Path,
-    ) -> Result<(Sandbox, Receiver, ServedMount), Ran> {
+    ) -> Result<(Sandbox, Receiver, ServedMount), ProcessEnd> {
         let spawned =
             sandbox::spawn(&self.server, command).await.map_err(|error| match &error {
-                SandboxError::Spawn(source) if is_no_room(source) => Ran::NoRoom(chain(&error)),
-                _ => Ran::NotStarted(chain(&error)),
+                SandboxError::Spawn(source) if is_no_room(source) => {
+                    ProcessEnd::NoRoom(chain(&error))
+                }
+                _ => ProcessEnd::NotStarted(chain(&error)),
             })?;
         let mounted = match spawned.device {
             Some(device) => serve(device, tree.tree()).await,
@@ -379,7 +399,11 @@ impl LocalExecutor {
         };
         let mounted = mounted.map_err(|error| {
             let reason = format!("the filesystem cannot be mounted: {error}");
-            if is_no_room(&error) { Ran::NoRoom(reason) } else { Ran::NotStarted(reason) }
+            if is_no_room(&error) {
+                ProcessEnd::NoRoom(reason)
+            } else {
+                ProcessEnd::NotStarted(reason)
+            }
         })?;
         Ok((spawned.sandbox, spawned.output, mounted))
     }
@@ -402,14 +426,22 @@ impl LocalExecutor {
 
 #[async_trait]
 impl Executor for LocalExecutor {
-    async fn run(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Fate {
-        Fate::Ended(self.run_here(start, stop).await)
+    async fn run(
+        &self,
+        start: AttemptStart,
+        stop: watch::Receiver<Option<StopReason>>,
+    ) -> RunResult {
+        RunResult::Ended(self.run_here(start, stop).await)
     }
 }
 
 impl LocalExecutor {
     /// Runs the attempt to its end. A local attempt is never left for another dispatcher.
-    pub async fn run_here(&self, start: Start, stop: watch::Receiver<Option<Stop>>) -> Ended {
+    pub async fn run_here(
+        &self,
+        start: AttemptStart,
+        stop: watch::Receiver<Option<StopReason>>,
+    ) -> AttemptOutcome {
         let home = &self.node.settings.home;
         let (job, attempt) = (start.job.id.clone(), start.job.attempt);
         let context = Context { name: start.module.name.clone(), ..start.event.context.clone() };
@@ -434,7 +466,7 @@ impl LocalExecutor {
 }
 
 /// Returns the fence of a local attempt: its process ends with the dispatcher that holds its lease.
-fn held(start: &Start) -> Fence {
+fn held(start: &AttemptStart) -> Fence {
     Fence::HeldBy(start.job.holder.clone())
 }
 
@@ -448,12 +480,12 @@ async fn supervise(
     sandbox: &mut Sandbox,
     tree: &JobTree,
     timeout: Duration,
-    stop: &mut watch::Receiver<Option<Stop>>,
-) -> Ran {
+    stop: &mut watch::Receiver<Option<StopReason>>,
+) -> ProcessEnd {
     let why = tokio::select! {
         exit = sandbox.wait() => return exited(exit),
-        () = tokio::time::sleep(timeout) => Ran::TimedOut(timeout),
-        stop = asked(stop) => Ran::Stopped(stop),
+        () = tokio::time::sleep(timeout) => ProcessEnd::TimedOut(timeout),
+        stop = asked(stop) => ProcessEnd::Stopped(stop),
     };
     sandbox.terminate().await;
     if tokio::time::timeout(GRACE, sandbox.wait()).await.is_err() {
@@ -467,10 +499,10 @@ async fn supervise(
     why
 }
 
-fn exited(exit: Result<Exit, SandboxError>) -> Ran {
+fn exited(exit: Result<Exit, SandboxError>) -> ProcessEnd {
     match exit {
-        Ok(exit) => Ran::Exited(exit),
-        Err(error) => Ran::Vanished(chain(&error)),
+        Ok(exit) => ProcessEnd::Exited(exit),
+        Err(error) => ProcessEnd::Vanished(chain(&error)),
     }
 }
 

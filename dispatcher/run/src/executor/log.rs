@@ -23,9 +23,9 @@ use ion_stores::{Collection, DataPlane, encode};
 use ion_system::home::private_folder;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-pub(super) use self::live::OutputNews;
+pub(super) use self::live::OutputNotifier;
 pub use self::live::{LiveOutput, OutputWatcher};
-use super::Ended;
+use super::AttemptOutcome;
 
 /// How often storing an attempt's output is tried, and the wait between two tries. The stores' own
 /// deadlines come on top.
@@ -33,9 +33,9 @@ const STORE_TRIES: u32 = 20;
 const STORE_WAIT: Duration = Duration::from_secs(1);
 
 /// Returns the end of an attempt whose log could not be created.
-pub(super) fn without_log(error: &io::Error) -> Ended {
-    let failed = Ended::failed(format!("the log of its output cannot be made: {error}"));
-    if is_no_room(error) { Ended { end: AttemptEnd::NoRoom, ..failed } } else { failed }
+pub(super) fn without_log(error: &io::Error) -> AttemptOutcome {
+    let failed = AttemptOutcome::failed(format!("the log of its output cannot be made: {error}"));
+    if is_no_room(error) { AttemptOutcome { end: AttemptEnd::NoRoom, ..failed } } else { failed }
 }
 
 /// The local log file of an attempt's output.
@@ -163,7 +163,7 @@ impl JobLog {
 pub(super) async fn keep_output(
     mut pipe: impl AsyncRead + Unpin,
     log: PathBuf,
-    mut news: Option<OutputNews>,
+    mut news: Option<OutputNotifier>,
 ) {
     let mut kept = KeptOutput::open(&log)
         .inspect_err(

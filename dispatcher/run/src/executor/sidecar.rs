@@ -77,7 +77,7 @@ enum Stage {
 
 /// Whether a module has reported its work done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Word {
+pub(super) enum CompletionReport {
     /// No report is required: the exit status alone decides.
     NotAsked,
     /// A report is required, and the module has not sent it.
@@ -90,13 +90,13 @@ pub(super) enum Word {
 #[derive(Debug)]
 pub(super) struct Sidecar {
     port: u16,
-    shared: Arc<Shared>,
+    shared: Arc<SidecarState>,
     /// Dropping it ends every connection: an open connection must not keep the tree.
     serving: AbortOnDropHandle<()>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct SidecarState {
     secret: String,
     tree: Arc<JobTree>,
     /// Locked by a request while it decides, so that only one decides at a time.
@@ -111,7 +111,7 @@ impl Sidecar {
     pub(super) async fn serve(tree: Arc<JobTree>) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let port = listener.local_addr()?.port();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(SidecarState {
             secret: Uuid::new_v4().simple().to_string(),
             tree,
             stage: Mutex::new(Stage::Begun),
@@ -136,20 +136,20 @@ impl Sidecar {
     }
 
     /// Stops serving, after the module has ended, and returns what the module reported.
-    pub(super) async fn close(self) -> Word {
+    pub(super) async fn close(self) -> CompletionReport {
         drop(self.serving);
         self.shared.deciding.close();
         self.shared.deciding.wait().await;
         match *self.shared.stage.lock().await {
-            Stage::Done => Word::Done,
-            Stage::Begun | Stage::Ready => Word::NotDone,
+            Stage::Done => CompletionReport::Done,
+            Stage::Begun | Stage::Ready => CompletionReport::NotDone,
         }
     }
 }
 
 async fn ready(
-    State(shared): State<Arc<Shared>>,
-    Extension(visit): Extension<Arc<Visit>>,
+    State(shared): State<Arc<SidecarState>>,
+    Extension(visit): Extension<Arc<SidecarConnection>>,
     headers: HeaderMap,
 ) -> Response {
     if let Some(refused) = refused(&headers, &shared.secret, &visit) {
@@ -167,8 +167,8 @@ async fn ready(
 }
 
 async fn done(
-    State(shared): State<Arc<Shared>>,
-    Extension(visit): Extension<Arc<Visit>>,
+    State(shared): State<Arc<SidecarState>>,
+    Extension(visit): Extension<Arc<SidecarConnection>>,
     headers: HeaderMap,
 ) -> Response {
     if let Some(refused) = refused(&headers, &shared.secret, &visit) {
@@ -179,7 +179,7 @@ async fn done(
     decided.await.unwrap_or_else(|_| answer(StatusCode::SERVICE_UNAVAILABLE, "the job is ending"))
 }
 
-async fn decide(shared: &Shared) -> Response {
+async fn decide(shared: &SidecarState) -> Response {
     let mut stage = shared.stage.lock().await;
     match *stage {
         Stage::Begun => {
@@ -222,7 +222,7 @@ fn wrong(outcome: &TreeOutcome) -> Option<(StatusCode, String)> {
 
 /// Returns the refusal of a request without the secret. A connection that sends the secret is
 /// marked as trusted.
-fn refused(headers: &HeaderMap, secret: &str, visit: &Visit) -> Option<Response> {
+fn refused(headers: &HeaderMap, secret: &str, visit: &SidecarConnection) -> Option<Response> {
     let said = headers.get("secret").map(|value| value.as_bytes()).unwrap_or_default();
     // A comparison in constant time: its duration does not tell how much of the secret is right.
     let same = said.ct_eq(secret.as_bytes());
@@ -246,7 +246,7 @@ fn json_answer(status: StatusCode, body: &Value) -> Response {
 
 /// The state of a connection that other tasks see.
 #[derive(Debug, Default)]
-struct Visit {
+struct SidecarConnection {
     /// Whether it has sent the secret; its request is being answered.
     trusted: AtomicBool,
     /// Cancelled when another connection needs its place.
@@ -261,7 +261,7 @@ struct Visit {
 /// another.
 async fn serve(listener: TcpListener, router: Router) {
     let mut connections = JoinSet::new();
-    let mut visits: VecDeque<(Instant, Arc<Visit>)> = VecDeque::new();
+    let mut visits: VecDeque<(Instant, Arc<SidecarConnection>)> = VecDeque::new();
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -275,14 +275,17 @@ async fn serve(listener: TcpListener, router: Router) {
             Some(_) = connections.join_next() => continue,
         };
         make_place(&mut connections, &mut visits).await;
-        let visit = Arc::new(Visit::default());
+        let visit = Arc::new(SidecarConnection::default());
         visits.push_back((Instant::now(), visit.clone()));
         connections.spawn(visited(stream, router.clone(), visit));
     }
 }
 
 /// Waits until there is a place for one more connection.
-async fn make_place(connections: &mut JoinSet<()>, visits: &mut VecDeque<(Instant, Arc<Visit>)>) {
+async fn make_place(
+    connections: &mut JoinSet<()>,
+    visits: &mut VecDeque<(Instant, Arc<SidecarConnection>)>,
+) {
     while connections.try_join_next().is_some() {}
     // While a connection is open, its task holds the other reference.
     visits.retain(|(_, visit)| Arc::strong_count(visit) > 1);
@@ -301,7 +304,7 @@ async fn make_place(connections: &mut JoinSet<()>, visits: &mut VecDeque<(Instan
     }
 }
 
-async fn visited(stream: TcpStream, router: Router, visit: Arc<Visit>) {
+async fn visited(stream: TcpStream, router: Router, visit: Arc<SidecarConnection>) {
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(HEAD_WAIT));
@@ -330,7 +333,10 @@ mod tests {
     use super::*;
 
     /// Answers a request with the secret, slowly, and any other with 401.
-    async fn slow(Extension(visit): Extension<Arc<Visit>>, headers: HeaderMap) -> StatusCode {
+    async fn slow(
+        Extension(visit): Extension<Arc<SidecarConnection>>,
+        headers: HeaderMap,
+    ) -> StatusCode {
         if headers.get("secret").is_none_or(|secret| secret != "s") {
             return StatusCode::UNAUTHORIZED;
         }

@@ -59,20 +59,20 @@ const NEVER_GLOBAL: [&[u8]; 3] = [b"path", b"linkpath", b"size"];
 const NANOS: i64 = 1_000_000_000;
 
 /// The reason why an archive is refused, without the archive's name, which the caller adds.
-pub(super) enum Refused {
+pub(super) enum ArchiveRefusal {
     /// The reason, in words.
     Because(String),
     /// The system could not do what the archive asks for.
     System(io::Error),
 }
 
-impl From<io::Error> for Refused {
+impl From<io::Error> for ArchiveRefusal {
     fn from(error: io::Error) -> Self {
         Self::System(error)
     }
 }
 
-impl From<Errno> for Refused {
+impl From<Errno> for ArchiveRefusal {
     fn from(error: Errno) -> Self {
         Self::System(error.into())
     }
@@ -165,7 +165,7 @@ impl<R: Read> Entries<R> {
 
     /// Returns the next entry, whose content [`Self::piece`] returns; skips the unread content of
     /// the last entry.
-    pub(super) fn next(&mut self) -> Result<Option<Entry>, Refused> {
+    pub(super) fn next(&mut self) -> Result<Option<Entry>, ArchiveRefusal> {
         self.pass_over()?;
         let mut wanted = HEADER_SIZE;
         loop {
@@ -199,7 +199,7 @@ impl<R: Read> Entries<R> {
                     wanted = HEADER_SIZE;
                     match refused {
                         None => continue,
-                        Some(reason) => return Err(Refused::Because(reason)),
+                        Some(reason) => return Err(ArchiveRefusal::Because(reason)),
                     }
                 }
                 Ok(ParseEvent::Entry { consumed, entry }) => (consumed, entry, None),
@@ -208,7 +208,7 @@ impl<R: Read> Entries<R> {
                 }
                 Err(ParseError::MetadataTooLarge { .. }) => return Err(self.too_long()),
                 Err(error) => {
-                    return Err(Refused::Because(match (&self.last, error) {
+                    return Err(ArchiveRefusal::Because(match (&self.last, error) {
                         (None, ParseError::Header(error)) => {
                             format!(
                                 "it is no tar archive, nor one that is compressed by gzip or zstd: {error}"
@@ -222,7 +222,7 @@ impl<R: Read> Entries<R> {
                 }
             };
             let stored = stored_bytes(&entry);
-            let known = checked(&entry, stored, map).map_err(Refused::Because)?;
+            let known = checked(&entry, stored, map).map_err(ArchiveRefusal::Because)?;
             self.unread.start += used;
             self.content = stored;
             // A header whose length needs more than 64 bits was refused above.
@@ -237,7 +237,7 @@ impl<R: Read> Entries<R> {
     }
 
     /// Returns the next piece of the entry's content, of at most `max` bytes; empty after its end.
-    pub(super) fn piece(&mut self, max: u64) -> Result<&[u8], Refused> {
+    pub(super) fn piece(&mut self, max: u64) -> Result<&[u8], ArchiveRefusal> {
         let max = max.min(self.content);
         if max == 0 {
             return Ok(&[]);
@@ -254,7 +254,7 @@ impl<R: Read> Entries<R> {
     }
 
     /// Skips to the next header.
-    fn pass_over(&mut self) -> Result<(), Refused> {
+    fn pass_over(&mut self) -> Result<(), ArchiveRefusal> {
         while self.content > 0 {
             self.piece(u64::MAX)?;
         }
@@ -273,7 +273,7 @@ impl<R: Read> Entries<R> {
     }
 
     /// Reads until `wanted` bytes are in the buffer, or the archive ends.
-    fn fill(&mut self, wanted: usize) -> Result<(), Refused> {
+    fn fill(&mut self, wanted: usize) -> Result<(), ArchiveRefusal> {
         if self.unread.len() >= wanted {
             return Ok(());
         }
@@ -284,28 +284,30 @@ impl<R: Read> Entries<R> {
             let length = match self.bytes.read(&mut self.buffer[self.unread.end..]) {
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Refused::Because(format!("it cannot be read: {error}"))),
+                Err(error) => {
+                    return Err(ArchiveRefusal::Because(format!("it cannot be read: {error}")));
+                }
             };
             self.ended = length == 0;
             self.unread.end += length;
             self.read += length as u64;
             if self.read > self.read_max {
-                return Err(Refused::Because("the image's archives are too large".into()));
+                return Err(ArchiveRefusal::Because("the image's archives are too large".into()));
             }
         }
         Ok(())
     }
 
-    fn too_long(&self) -> Refused {
+    fn too_long(&self) -> ArchiveRefusal {
         let last = self.last.as_deref().unwrap_or("the first one");
-        Refused::Because(format!(
+        ArchiveRefusal::Because(format!(
             "one entry's name, link and attributes have more than {METADATA_MAX} bytes; it follows {last}"
         ))
     }
 
-    fn cut_off(&self) -> Refused {
+    fn cut_off(&self) -> ArchiveRefusal {
         let last = self.last.as_deref().unwrap_or("its beginning");
-        Refused::Because(format!("it is cut off: it ends soon after {last}"))
+        ArchiveRefusal::Because(format!("it is cut off: it ends soon after {last}"))
     }
 }
 

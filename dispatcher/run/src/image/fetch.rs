@@ -59,13 +59,13 @@ pub(super) struct Fetch {
 }
 
 /// The right to fetch one image, until it is dropped.
-pub(super) struct Turn {
+pub(super) struct FetchLock {
     lock: File,
     /// Whether another job held the right while this one waited.
     pub(super) waited: bool,
 }
 
-impl Turn {
+impl FetchLock {
     /// Takes the right to fetch the image that will be noted at `note`. Waits while another job
     /// holds it.
     pub(super) async fn take(
@@ -114,7 +114,7 @@ impl Turn {
 }
 
 /// How the client ended.
-enum Ended {
+enum ClientEnd {
     Well,
     Badly(String),
     /// It was killed: nothing had come for long (`Silent`), or its time was over (`Late`).
@@ -162,12 +162,12 @@ impl Fetch {
         let ended = ended.await;
         drop(held);
         let because = match ended {
-            Ok(Ended::Well) => return Ok(()),
-            Ok(Ended::Badly(words)) => format!("skopeo: {words}"),
-            Ok(Ended::Silent) => {
+            Ok(ClientEnd::Well) => return Ok(()),
+            Ok(ClientEnd::Badly(words)) => format!("skopeo: {words}"),
+            Ok(ClientEnd::Silent) => {
                 format!("the registry has sent nothing for {} seconds", silence_max.as_secs())
             }
-            Ok(Ended::Late) => format!("skopeo was not done in {} seconds", time_max.as_secs()),
+            Ok(ClientEnd::Late) => format!("skopeo was not done in {} seconds", time_max.as_secs()),
             Err(ImageError::NotFetched(words)) => words,
             Err(error) => return Err(error),
         };
@@ -209,7 +209,7 @@ fn watch(
     to: &Path,
     silence_max: Duration,
     time_max: Duration,
-) -> io::Result<Ended> {
+) -> io::Result<ClientEnd> {
     let pid = Pid::from_raw(child.id().cast_signed()).ok_or(io::ErrorKind::InvalidInput)?;
     let process = pidfd_open(pid, PidfdFlags::empty())?;
     let begun = Instant::now();
@@ -227,10 +227,10 @@ fn watch(
             (moved, bytes) = (now, there);
         }
         if !events[1].revents().is_empty() || now - begun >= time_max {
-            break Some(Ended::Late);
+            break Some(ClientEnd::Late);
         }
         if now - moved >= silence_max {
-            break Some(Ended::Silent);
+            break Some(ClientEnd::Silent);
         }
     };
     if let Some(killed) = killed {
@@ -239,7 +239,7 @@ fn watch(
         return Ok(killed);
     }
     if child.wait()?.success() {
-        return Ok(Ended::Well);
+        return Ok(ClientEnd::Well);
     }
     let mut said = vec![];
     words.seek(SeekFrom::Start(0))?;
@@ -248,7 +248,7 @@ fn watch(
     // The last line is about the last try; time and level stand before its message.
     let last = said.trim().lines().next_back().unwrap_or_default();
     let last = last.split_once("msg=").map_or(last, |(_, words)| words.trim_matches('"'));
-    Ok(Ended::Badly(cut(last, WORDS_MAX).into_owned()))
+    Ok(ClientEnd::Badly(cut(last, WORDS_MAX).into_owned()))
 }
 
 #[cfg(test)]
@@ -279,14 +279,15 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let (note, image) =
             (home.path().join("refs/note"), ImageReference::Registry("tools/module:1".into()));
-        let mut first = Turn::take(&note, &image, &|words| panic!("nobody is before it: {words}"))
-            .await
-            .unwrap();
+        let mut first =
+            FetchLock::take(&note, &image, &|words| panic!("nobody is before it: {words}"))
+                .await
+                .unwrap();
         first.leave("");
         let (said, mut heard) = tokio::sync::mpsc::channel(1);
         let say = |words: &str| said.try_send(words.to_owned()).unwrap();
         let waits = async {
-            let second = Turn::take(&note, &image, &say).await.unwrap();
+            let second = FetchLock::take(&note, &image, &say).await.unwrap();
             second.failure(&note)
         };
         let fails = async {
@@ -300,7 +301,7 @@ mod tests {
         };
         let (failure, ()) = tokio::join!(waits, fails);
         assert_eq!(failure.as_deref(), Some("no such image"));
-        let later = Turn::take(&note, &image, &|words| panic!("nobody is before it: {words}"))
+        let later = FetchLock::take(&note, &image, &|words| panic!("nobody is before it: {words}"))
             .await
             .unwrap();
         assert_eq!(later.failure(&note), None);

@@ -60,7 +60,7 @@ struct Index {
 }
 
 #[derive(Deserialize)]
-struct Parts {
+struct ManifestDocument {
     config: Descriptor,
     layers: Vec<Descriptor>,
 }
@@ -199,7 +199,7 @@ impl Layout {
                 chosen = self.document::<Index>(&one)?.manifests;
                 continue;
             }
-            let Parts { config, layers } = self.document(&one)?;
+            let ManifestDocument { config, layers } = self.document(&one)?;
             return Ok(Manifest { digest: one.digest, config, layers });
         }
         Err(self.wrong("its indexes lie too deep".into()))

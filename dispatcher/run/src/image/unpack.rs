@@ -22,7 +22,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::archive::{Entries, Entry, Kind, Refused, shown};
+use super::archive::{ArchiveRefusal, Entries, Entry, Kind, shown};
 use super::layout::{Descriptor, Layout};
 use super::{ImageConfig, ImageError, Owners};
 
@@ -129,10 +129,12 @@ impl Root {
         match (laid, checked) {
             // The bytes do not match the layer's digest: any other error may follow from that.
             (_, Err(damaged)) => Err(damaged),
-            (Err(Refused::Because(reason)), Ok(())) => {
+            (Err(ArchiveRefusal::Because(reason)), Ok(())) => {
                 Err(layout.wrong(format!("its layer {}: {reason}", quote(&layer.digest))))
             }
-            (Err(Refused::System(source)), Ok(())) => Err(ImageError::file(&self.path)(source)),
+            (Err(ArchiveRefusal::System(source)), Ok(())) => {
+                Err(ImageError::file(&self.path)(source))
+            }
             (Ok(()), Ok(())) => Ok(()),
         }
     }
@@ -147,8 +149,8 @@ impl Root {
             let made =
                 below(&folder).and_then(|path| Ok(self.folder_through_links(&path, LINKS_MAX)?));
             made.map_err(|refused| match refused {
-                Refused::Because(reason) => ImageError::Wrong(reason),
-                Refused::System(error) => ImageError::file(&self.path.join(folder))(error),
+                ArchiveRefusal::Because(reason) => ImageError::Wrong(reason),
+                ArchiveRefusal::System(error) => ImageError::file(&self.path.join(folder))(error),
             })?;
         }
         for name in HOST_FILES {
@@ -164,7 +166,7 @@ impl Root {
 
     /// Unpacks an archive, compressed or not. Its first bytes tell: the declared type is often
     /// wrong.
-    fn lay(&mut self, bytes: impl Read) -> Result<(), Refused> {
+    fn lay(&mut self, bytes: impl Read) -> Result<(), ArchiveRefusal> {
         let mut bytes = BufReader::new(bytes);
         match bytes.fill_buf()? {
             [0x1f, 0x8b, ..] => self.lay_tar(flate2::bufread::MultiGzDecoder::new(bytes)),
@@ -180,7 +182,7 @@ impl Root {
         }
     }
 
-    fn lay_tar(&mut self, bytes: impl Read) -> Result<(), Refused> {
+    fn lay_tar(&mut self, bytes: impl Read) -> Result<(), ArchiveRefusal> {
         // The paths of this layer: an opaque folder hides those of lower layers only.
         let mut own = OwnPaths::default();
         let mut entries = Entries::new(bytes, ARCHIVED_MAX - self.archived);
@@ -188,14 +190,16 @@ impl Root {
             let path = below(&entry.path)?;
             self.files += 1;
             if self.files > FILES_MAX {
-                return Err(Refused::Because(format!("the image has more than {FILES_MAX} files")));
+                return Err(ArchiveRefusal::Because(format!(
+                    "the image has more than {FILES_MAX} files"
+                )));
             }
             self.add(&mut entries, &entry, &path, &mut own).map_err(|refused| match refused {
-                Refused::System(error) => {
+                ArchiveRefusal::System(error) => {
                     let name = shown(&entry.path);
-                    Refused::System(io::Error::new(error.kind(), format!("{name}: {error}")))
+                    ArchiveRefusal::System(io::Error::new(error.kind(), format!("{name}: {error}")))
                 }
-                because @ Refused::Because(_) => because,
+                because @ ArchiveRefusal::Because(_) => because,
             })?;
         }
         self.archived += entries.read();
@@ -208,7 +212,7 @@ impl Root {
         entry: &Entry,
         path: &Path,
         own: &mut OwnPaths,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), ArchiveRefusal> {
         let Some(name) = path.file_name() else {
             if entry.kind == Kind::Folder {
                 self.attributes(self.folder.as_fd(), OsStr::new("."), entry)?;
@@ -218,14 +222,17 @@ impl Root {
         let above = path.parent().unwrap_or(Path::new(""));
         let parent = self.folder_at(above)?;
         if name.as_bytes() == OPAQUE {
-            return hide_lower(parent.as_fd(), above, own).map_err(Refused::from);
+            return hide_lower(parent.as_fd(), above, own).map_err(ArchiveRefusal::from);
         }
         if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
             return match hidden {
-                b"" | b"." | b".." => {
-                    Err(Refused::Because(format!("its whiteout {} names nothing", shown(path))))
+                b"" | b"." | b".." => Err(ArchiveRefusal::Because(format!(
+                    "its whiteout {} names nothing",
+                    shown(path)
+                ))),
+                hidden => {
+                    remove(parent.as_fd(), OsStr::from_bytes(hidden)).map_err(ArchiveRefusal::from)
                 }
-                hidden => remove(parent.as_fd(), OsStr::from_bytes(hidden)).map_err(Refused::from),
             };
         }
         own.add(path);
@@ -255,14 +262,14 @@ impl Root {
             Kind::Symlink => {
                 remove(parent.as_fd(), name)?;
                 fs::symlinkat(link_target(entry, path)?, &parent, name)?;
-                return self.own_as(parent.as_fd(), name, entry).map_err(Refused::from);
+                return self.own_as(parent.as_fd(), name, entry).map_err(ArchiveRefusal::from);
             }
             Kind::Link => {
                 let from = below(Path::new(link_target(entry, path)?))?;
                 let (Some(from_name), from_above) =
                     (from.file_name(), from.parent().unwrap_or(Path::new("")))
                 else {
-                    return Err(Refused::Because(format!(
+                    return Err(ArchiveRefusal::Because(format!(
                         "its link {} leads to no file",
                         shown(path)
                     )));
@@ -280,7 +287,7 @@ impl Root {
             // A container has the devices of its own /dev.
             Kind::Device => return Ok(()),
         }
-        self.attributes(parent.as_fd(), name, entry).map_err(Refused::from)
+        self.attributes(parent.as_fd(), name, entry).map_err(ArchiveRefusal::from)
     }
 
     /// Writes the pieces of a file's content; between them are holes.
@@ -289,9 +296,11 @@ impl Root {
         entries: &mut Entries<R>,
         entry: &Entry,
         file: &mut File,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), ArchiveRefusal> {
         if entry.size > BYTES_MAX - self.bytes {
-            return Err(Refused::Because(format!("unpacked it has more than {BYTES_MAX} bytes")));
+            return Err(ArchiveRefusal::Because(format!(
+                "unpacked it has more than {BYTES_MAX} bytes"
+            )));
         }
         self.bytes += entry.size;
         for &(offset, length) in &entry.pieces {
@@ -420,14 +429,14 @@ impl Root {
 }
 
 /// Returns a path of an archive, relative to its root.
-fn below(said: &Path) -> Result<PathBuf, Refused> {
+fn below(said: &Path) -> Result<PathBuf, ArchiveRefusal> {
     let mut path = PathBuf::new();
     for part in said.components() {
         match part {
             Component::Normal(name) => path.push(name),
             Component::CurDir | Component::RootDir => {}
             Component::ParentDir | Component::Prefix(_) => {
-                return Err(Refused::Because(format!(
+                return Err(ArchiveRefusal::Because(format!(
                     "its path {} leads out of the image",
                     shown(said)
                 )));
@@ -450,15 +459,15 @@ fn plain(path: &Path) -> PathBuf {
     plain
 }
 
-fn link_target<'e>(entry: &'e Entry, path: &Path) -> Result<&'e OsStr, Refused> {
+fn link_target<'e>(entry: &'e Entry, path: &Path) -> Result<&'e OsStr, ArchiveRefusal> {
     if entry.target.is_empty() {
-        return Err(Refused::Because(format!("its link {} leads nowhere", shown(path))));
+        return Err(ArchiveRefusal::Because(format!("its link {} leads nowhere", shown(path))));
     }
     Ok(&entry.target)
 }
 
-fn other_compression(name: &str) -> Refused {
-    Refused::Because(format!(
+fn other_compression(name: &str) -> ArchiveRefusal {
+    ArchiveRefusal::Because(format!(
         "it is compressed by {name}, which is not read here; copy the image with `skopeo copy --dest-compress-format gzip`"
     ))
 }
@@ -533,9 +542,9 @@ pub(super) fn archive(file: &Path, to: &Path) -> Result<(), ImageError> {
     let mut root = Root::new(to, Owners::Itself(uid))?;
     let bytes = File::open(file).map_err(ImageError::file(file))?;
     root.lay(bytes).map_err(|refused| match refused {
-        Refused::Because(reason) => {
+        ArchiveRefusal::Because(reason) => {
             ImageError::Wrong(format!("archive {}: {reason}", file.display()))
         }
-        Refused::System(source) => ImageError::file(file)(source),
+        ArchiveRefusal::System(source) => ImageError::file(file)(source),
     })
 }

@@ -24,7 +24,7 @@ const REMOVE_TRIES: u32 = 200;
 
 /// One group, in one hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Group {
+pub(crate) struct Cgroup {
     /// The group that `job-init` is in before and after.
     pub(crate) home: PathBuf,
     /// The folder of the job's group.
@@ -35,14 +35,14 @@ pub(crate) struct Group {
 
 /// The control groups that limit a job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Bounds {
-    pub(crate) groups: Vec<Group>,
+pub(crate) struct CgroupLimits {
+    pub(crate) groups: Vec<Cgroup>,
     /// The file that counts the processes that the kernel killed for lack of memory, and the memory
     /// limit in bytes.
     pub(crate) memory: Option<(PathBuf, u64)>,
 }
 
-impl Bounds {
+impl CgroupLimits {
     /// Makes the groups and moves this process into them.
     pub(super) fn enter(&self) -> Result<(), String> {
         self.groups.iter().try_for_each(|group| {
@@ -99,7 +99,7 @@ impl Bounds {
     }
 }
 
-impl Group {
+impl Cgroup {
     fn make(&self) -> io::Result<()> {
         fs::create_dir_all(&self.folder)?;
         for (name, value, needed) in &self.settings {

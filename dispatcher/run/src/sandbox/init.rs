@@ -17,7 +17,7 @@ use rustix::process::{
 };
 use rustix::thread::UnshareFlags;
 
-use super::root::Made;
+use super::root::RootHandles;
 use super::{BUNDLE, Command, Container, Exit, Mode, Order, Report, receive, rights, root, send};
 
 /// How often orphans that have ended are reaped while the module runs.
@@ -123,14 +123,14 @@ fn init(socket: OwnedFd, streams: Streams, command: Command, owner: (u32, u32)) 
     drop((socket, stdout, stderr));
     let socket = rustix::stdio::stdin();
     let served = ready
-        .map_err(|error| Fault::Passing(error.to_string()))
+        .map_err(|error| StartFault::Passing(error.to_string()))
         .and_then(|this| serve(socket, this, command, stdin, owner));
     let code = match served {
         Ok(()) => 0,
         Err(fault) => {
             let told = match fault {
-                Fault::Passing(reason) => Report::Failed(reason),
-                Fault::Lasting(reason) => Report::CannotRun(reason),
+                StartFault::Passing(reason) => Report::Failed(reason),
+                StartFault::Lasting(reason) => Report::CannotRun(reason),
             };
             let _ = report(socket, &told, &[]);
             1
@@ -140,14 +140,14 @@ fn init(socket: OwnedFd, streams: Streams, command: Command, owner: (u32, u32)) 
 }
 
 /// The reason why the module does not run, in words.
-enum Fault {
+enum StartFault {
     /// A retry may succeed.
     Passing(String),
     /// No retry can succeed.
     Lasting(String),
 }
 
-impl From<String> for Fault {
+impl From<String> for StartFault {
     fn from(reason: String) -> Self {
         Self::Passing(reason)
     }
@@ -176,7 +176,7 @@ fn serve(
     command: Command,
     stdin: Option<OwnedFd>,
     owner: (u32, u32),
-) -> Result<(), Fault> {
+) -> Result<(), StartFault> {
     // Opened now, because there is no /dev while the root is made.
     let nowhere = File::options().write(true).open("/dev/null");
     let nowhere = nowhere.map_err(|error| format!("/dev/null cannot be opened: {error}"))?;
@@ -191,8 +191,8 @@ fn serve(
     // The module may have the same user, and must not read this process, which has rights and
     // secrets that the module must not have.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| error.to_string())?;
-    let Made { device, read_ahead } = match command.mode {
-        Mode::Plain => Made { device: None, read_ahead: None },
+    let RootHandles { device, read_ahead } = match command.mode {
+        Mode::Plain => RootHandles { device: None, read_ahead: None },
         Mode::Root | Mode::User => root::build(&command, owner)?,
     };
     let mut known_by = Some(this);
@@ -320,7 +320,7 @@ fn start_container(
     container: &Container,
     command: &Command,
     stdin: Option<OwnedFd>,
-) -> Result<Pid, Fault> {
+) -> Result<Pid, StartFault> {
     if let Some((uid, gid)) = container.owner {
         let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
         let streams = [rustix::stdio::stdout(), rustix::stdio::stderr()];
@@ -356,14 +356,14 @@ fn start_container(
     started
 }
 
-fn start_module(command: &Command, stdin: Option<OwnedFd>) -> Result<Pid, Fault> {
+fn start_module(command: &Command, stdin: Option<OwnedFd>) -> Result<Pid, StartFault> {
     if let Some(current) = command.open_files {
         let _ = setrlimit(
             Resource::Nofile,
             Rlimit { current: Some(current), ..getrlimit(Resource::Nofile) },
         );
     }
-    let no_program = || Fault::Lasting("there is no program to run".into());
+    let no_program = || StartFault::Lasting("there is no program to run".into());
     let program = command.argv.first().ok_or_else(no_program)?;
     #[expect(clippy::disallowed_methods, reason = "the door for starting modules")]
     let child = std::process::Command::new(program)
@@ -376,21 +376,21 @@ fn start_module(command: &Command, stdin: Option<OwnedFd>) -> Result<Pid, Fault>
         .spawn();
     let child = child.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound if !command.cwd.is_dir() => {
-            Fault::Lasting(format!("the folder {} is not there", command.cwd.display()))
+            StartFault::Lasting(format!("the folder {} is not there", command.cwd.display()))
         }
-        io::ErrorKind::NotFound => Fault::Lasting(format!(
+        io::ErrorKind::NotFound => StartFault::Lasting(format!(
             "program {program:?} is not there (nor, for a script, the interpreter in its first line)"
         )),
-        io::ErrorKind::PermissionDenied => Fault::Lasting(format!(
+        io::ErrorKind::PermissionDenied => StartFault::Lasting(format!(
             "program {program:?} is not executable; allow it with `chmod +x {program}`"
         )),
-        _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => Fault::Lasting(
+        _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => StartFault::Lasting(
             format!("program {program:?} is not an executable file: a script needs a first line such as #!/bin/sh"),
         ),
-        _ => Fault::Passing(format!("program {program:?} cannot be started: {error}")),
+        _ => StartFault::Passing(format!("program {program:?} cannot be started: {error}")),
     })?;
     Pid::from_raw(child.id().cast_signed())
-        .ok_or_else(|| Fault::Passing("the module has no process id".into()))
+        .ok_or_else(|| StartFault::Passing("the module has no process id".into()))
 }
 
 /// Reaps every process that has ended; returns the module's status if it was among them.

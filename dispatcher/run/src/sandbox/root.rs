@@ -64,7 +64,7 @@ const DEVICES: [&str; 11] =
 const NVIDIA: &str = "nvidia";
 
 /// The descriptors that come from making a root.
-pub(super) struct Made {
+pub(super) struct RootHandles {
     /// The FUSE device by which the daemon serves the tree, if there is a tree.
     pub(super) device: Option<OwnedFd>,
     /// `/sys/class/bdi` of the host: the namespace itself may show it read-only.
@@ -105,7 +105,7 @@ fn is_confined(command: &Command) -> bool {
 /// Makes a new root for this mount namespace: the content of the host's root without [what no job
 /// sees](super::cover), the tree where the command wants it, and its container's bundle. The host's
 /// root stays unchanged: nothing is made or mounted there.
-pub(super) fn build(command: &Command, owner: (u32, u32)) -> Result<Made, String> {
+pub(super) fn build(command: &Command, owner: (u32, u32)) -> Result<RootHandles, String> {
     let name = match &command.mount_at {
         None => None,
         Some(mount_at) => match mount_at.strip_prefix("/").ok().and_then(|rest| rest.to_str()) {
@@ -153,7 +153,7 @@ pub(super) fn build(command: &Command, owner: (u32, u32)) -> Result<Made, String
     mount::unmount(".", UnmountFlags::DETACH)
         .map_err(said("the host's root cannot be let go at", root))?;
     enter(root)?;
-    Ok(Made { device, read_ahead })
+    Ok(RootHandles { device, read_ahead })
 }
 
 /// Changes the root to a small tmpfs where the host's whole root is at `/host` and the new one,

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::scenarios::{Fault, Scenario};
 use super::{Committed, Job, Reading, SLOTS, State, TYPES};
 use crate::gather::{Readiness, judge};
-use crate::ledger::Registered;
+use crate::ledger::RegisteredModules;
 use crate::pipeline::{Module, OnDead};
 
 /// The cached judgements. The key is what was read, and how the visible events were committed. The
@@ -136,7 +136,7 @@ impl Plane {
         let registry = self.registry(reading.registry.unwrap());
         let modules =
             self.modules.iter().filter(|module| registry.registration(&module.name).is_some());
-        let mut registered = Registered { modules: modules.cloned().collect(), registry };
+        let mut registered = RegisteredModules { modules: modules.cloned().collect(), registry };
         let mut events: Vec<Event> = (0..known.len())
             .filter_map(|event| match known[event] {
                 Committed::At(version) => Some(self.event(event, version)),

@@ -6,7 +6,7 @@ use k8s_openapi::api::batch::v1::{Job, JobCondition};
 use k8s_openapi::api::core::v1::{ContainerState, Pod};
 
 use super::spec::CONTAINER;
-use super::watched::Known;
+use super::watched::PodJobState;
 
 /// The reasons of a waiting container that waiting does not resolve: the image or the spec is
 /// wrong.
@@ -39,12 +39,12 @@ pub(super) enum Phase {
     /// Its Job is complete, and there is no pod.
     Complete,
     /// It has ended.
-    Ended(End),
+    Ended(PodEnd),
 }
 
 /// The end of an attempt's pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum PodEnd {
     /// The container exited.
     Exited(i32),
     /// The kernel killed the container, or a process in it, for its memory limit; its exit status.
@@ -58,21 +58,21 @@ pub(super) enum End {
 }
 
 /// Returns the attempt's phase.
-pub(super) fn phase(known: &Known) -> Phase {
+pub(super) fn phase(known: &PodJobState) -> Phase {
     let failed = known.job.as_ref().and_then(failure);
     if let Some((reason, _)) = &failed
         && reason == "DeadlineExceeded"
     {
-        return Phase::Ended(End::Deadline(known.pod().and_then(waits_for)));
+        return Phase::Ended(PodEnd::Deadline(known.pod().and_then(waits_for)));
     }
     if let Some(pod) = known.pod() {
         if let Some(end) = ended(pod) {
             return Phase::Ended(match (&end, &pod.metadata.deletion_timestamp) {
                 // It was asked to end: by the Job controller at its deadline, or by a deletion.
-                (End::Exited(code), Some(_)) if *code != 0 => {
+                (PodEnd::Exited(code), Some(_)) if *code != 0 => {
                     match over_deadline(known.job.as_ref(), pod) {
-                        true => End::Deadline(None),
-                        false => End::Lost(gone(pod)),
+                        true => PodEnd::Deadline(None),
+                        false => PodEnd::Lost(gone(pod)),
                     }
                 }
                 _ => end,
@@ -80,8 +80,8 @@ pub(super) fn phase(known: &Known) -> Phase {
         }
         if known.deleted.is_some() {
             return Phase::Ended(match over_deadline(known.job.as_ref(), pod) {
-                true => End::Deadline(waits_for(pod)),
-                false => End::Lost(gone(pod)),
+                true => PodEnd::Deadline(waits_for(pod)),
+                false => PodEnd::Lost(gone(pod)),
             });
         }
         let runs = state(pod).is_some_and(|state| state.running.is_some());
@@ -95,11 +95,11 @@ pub(super) fn phase(known: &Known) -> Phase {
         };
     }
     match failed {
-        Some((reason, message)) => Phase::Ended(End::Refused(format!("{reason}: {message}"))),
+        Some((reason, message)) => Phase::Ended(PodEnd::Refused(format!("{reason}: {message}"))),
         None if known.job.as_ref().is_some_and(|job| condition(job, "Complete").is_some()) => {
             Phase::Complete
         }
-        None if known.job_deleted => Phase::Ended(End::Lost("its Job was deleted".into())),
+        None if known.job_deleted => Phase::Ended(PodEnd::Lost("its Job was deleted".into())),
         None => Phase::Waiting(None),
     }
 }
@@ -152,36 +152,43 @@ fn state(pod: &Pod) -> Option<&ContainerState> {
 }
 
 /// Returns how the pod's container ended, or the pod without it.
-fn ended(pod: &Pod) -> Option<End> {
+fn ended(pod: &Pod) -> Option<PodEnd> {
     let status = pod.status.as_ref()?;
     let message = || status.message.clone().unwrap_or_default();
     match status.reason.as_deref() {
-        Some("Evicted") => return Some(End::Lost(format!("its pod was evicted: {}", message()))),
-        Some("Preempting" | "Preempted") => {
-            return Some(End::Lost(format!("its pod made room for another: {}", message())));
+        Some("Evicted") => {
+            return Some(PodEnd::Lost(format!("its pod was evicted: {}", message())));
         }
-        Some("NodeLost") => return Some(End::Lost("its node was lost".into())),
+        Some("Preempting" | "Preempted") => {
+            return Some(PodEnd::Lost(format!("its pod made room for another: {}", message())));
+        }
+        Some("NodeLost") => return Some(PodEnd::Lost("its node was lost".into())),
         Some(
             reason @ ("NodeAffinity" | "OutOfcpu" | "OutOfmemory" | "OutOfpods" | "Shutdown"
             | "Terminated"),
         ) => {
-            return Some(End::Lost(format!("its node refused the pod: {reason}: {}", message())));
+            return Some(PodEnd::Lost(format!(
+                "its node refused the pod: {reason}: {}",
+                message()
+            )));
         }
-        Some("DeadlineExceeded") => return Some(End::Deadline(None)),
+        Some("DeadlineExceeded") => return Some(PodEnd::Deadline(None)),
         _ => {}
     }
     let terminated = state(pod).and_then(|state| state.terminated.as_ref())?;
     let code = terminated.exit_code;
     match terminated.reason.as_deref() {
-        Some("OOMKilled") => Some(End::OutOfMemory(code)),
+        Some("OOMKilled") => Some(PodEnd::OutOfMemory(code)),
         Some("ContainerCannotRun" | "StartError") => {
             let words = terminated.message.clone().unwrap_or_default();
-            Some(End::Refused(format!("its container cannot run: {words}")))
+            Some(PodEnd::Refused(format!("its container cannot run: {words}")))
         }
         // The kubelet reports this for a container that it does not know: its node was restarted
         // meanwhile.
-        Some("ContainerStatusUnknown") => Some(End::Lost("its node does not know its end".into())),
-        _ => Some(End::Exited(code)),
+        Some("ContainerStatusUnknown") => {
+            Some(PodEnd::Lost("its node does not know its end".into()))
+        }
+        _ => Some(PodEnd::Exited(code)),
     }
 }
 
@@ -228,10 +235,14 @@ mod tests {
 
     use super::*;
 
-    fn known(pod: Value, job: Value) -> Known {
+    fn known(pod: Value, job: Value) -> PodJobState {
         let pod: Pod = serde_json::from_value(pod).unwrap();
         let job: Job = serde_json::from_value(job).unwrap();
-        Known { job: Some(job), pods: [("u".to_owned(), pod)].into(), ..Known::default() }
+        PodJobState {
+            job: Some(job),
+            pods: [("u".to_owned(), pod)].into(),
+            ..PodJobState::default()
+        }
     }
 
     fn pod(state: Value) -> Value {
@@ -251,29 +262,29 @@ mod tests {
             Phase::Ended(end) => end,
             other => panic!("{other:?}"),
         };
-        assert_eq!(end(exited(3, "Error"), json!({"metadata": {}})), End::Exited(3));
-        assert_eq!(end(exited(3, "OOMKilled"), json!({"metadata": {}})), End::OutOfMemory(3));
+        assert_eq!(end(exited(3, "Error"), json!({"metadata": {}})), PodEnd::Exited(3));
+        assert_eq!(end(exited(3, "OOMKilled"), json!({"metadata": {}})), PodEnd::OutOfMemory(3));
         let mut deleted = exited(137, "Error");
         deleted["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:25Z");
         deleted["metadata"]["deletionGracePeriodSeconds"] = json!(5);
         let job = |deadline: i64| json!({"metadata": {}, "spec": {"activeDeadlineSeconds": deadline, "template": {}}, "status": {"startTime": "2026-01-01T00:00:00Z"}});
-        assert_eq!(end(deleted.clone(), job(60)), End::Lost("its pod was deleted".into()));
-        assert_eq!(end(deleted.clone(), job(21)), End::Lost("its pod was deleted".into()));
-        assert_eq!(end(deleted.clone(), job(20)), End::Deadline(None));
+        assert_eq!(end(deleted.clone(), job(60)), PodEnd::Lost("its pod was deleted".into()));
+        assert_eq!(end(deleted.clone(), job(21)), PodEnd::Lost("its pod was deleted".into()));
+        assert_eq!(end(deleted.clone(), job(20)), PodEnd::Deadline(None));
         deleted["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] = json!(0);
-        assert_eq!(end(deleted, job(60)), End::Exited(0));
+        assert_eq!(end(deleted, job(60)), PodEnd::Exited(0));
         let mut evicted = exited(137, "Error");
         evicted["status"]["reason"] = json!("Evicted");
         evicted["status"]["message"] = json!("the node was low on memory");
         assert_eq!(
             end(evicted, json!({"metadata": {}})),
-            End::Lost("its pod was evicted: the node was low on memory".into())
+            PodEnd::Lost("its pod was evicted: the node was low on memory".into())
         );
         let failed = json!({"metadata": {}, "status": {"conditions": [
             {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "m"}]}});
-        assert_eq!(end(pod(json!({"running": {}})), failed.clone()), End::Deadline(None));
+        assert_eq!(end(pod(json!({"running": {}})), failed.clone()), PodEnd::Deadline(None));
         let waits = pod(json!({"waiting": {"reason": "ContainerCreating"}}));
-        assert_eq!(end(waits, failed), End::Deadline(Some("ContainerCreating".into())));
+        assert_eq!(end(waits, failed), PodEnd::Deadline(Some("ContainerCreating".into())));
     }
 
     #[test]
@@ -285,16 +296,16 @@ mod tests {
         let grace = Duration::from_secs(5);
         let leaving = known(leaving, job.clone());
         assert_eq!(phase(&leaving), Phase::Leaving(Some("p".into()), grace));
-        let gone = |mut known: Known| {
+        let gone = |mut known: PodJobState| {
             known.deleted = known.pods.remove("u");
             phase(&known)
         };
-        assert_eq!(gone(leaving), Phase::Ended(End::Lost("its pod was deleted".into())));
+        assert_eq!(gone(leaving), Phase::Ended(PodEnd::Lost("its pod was deleted".into())));
         // A pod without a node is removed at once, before its Job says why.
         let waited = json!({"metadata": {"name": "p", "uid": "u", "deletionTimestamp": "2026-01-01T00:00:20Z"}, "status": {"conditions": [
             {"type": "PodScheduled", "status": "False", "message": "0/1 nodes"}]}});
         let words = "no node takes it: 0/1 nodes".to_owned();
-        assert_eq!(gone(known(waited, job)), Phase::Ended(End::Deadline(Some(words))));
+        assert_eq!(gone(known(waited, job)), Phase::Ended(PodEnd::Deadline(Some(words))));
     }
 
     #[test]

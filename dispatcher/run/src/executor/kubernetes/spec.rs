@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sha2::{Digest as _, Sha256};
 
-use super::super::Start;
+use super::super::AttemptStart;
 use super::super::attempt::environment;
 
 /// The label by which a dispatcher finds the objects that Ion made.
@@ -49,7 +49,7 @@ pub(super) fn name(job: &str, attempt: u32) -> String {
 ///
 /// # Errors
 /// In words, if the module asks for something that a pod cannot have.
-pub(super) fn job(start: &Start, token: &str) -> Result<Job, String> {
+pub(super) fn job(start: &AttemptStart, token: &str) -> Result<Job, String> {
     let module = &start.module;
     let Some(container) = &module.container else {
         return Err("executor: kubernetes needs an image".into());
@@ -218,7 +218,7 @@ fn toleration(asked: &ion_jobs::pipeline::Toleration) -> Toleration {
 }
 
 /// Returns the labels by which people and policies find a pod; the second half are older Ion's.
-fn labels(start: &Start, network: Network) -> BTreeMap<String, String> {
+fn labels(start: &AttemptStart, network: Network) -> BTreeMap<String, String> {
     let event = &start.event;
     let network = match network {
         Network::None => "none",

@@ -33,7 +33,7 @@ const AGAIN_MAX: Duration = Duration::from_millis(2500);
 
 /// The known state of one Job and its pods.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Known {
+pub(super) struct PodJobState {
     pub(super) job: Option<Job>,
     /// The pods by uid.
     pub(super) pods: BTreeMap<String, Pod>,
@@ -43,7 +43,7 @@ pub(super) struct Known {
     pub(super) job_deleted: bool,
 }
 
-impl Known {
+impl PodJobState {
     /// Returns its first pod: a later one is the Job controller's replacement, which has no ticket.
     pub(super) fn pod(&self) -> Option<&Pod> {
         self.deleted
@@ -56,15 +56,15 @@ impl Known {
 /// its pods exists, or a receiver is open: when the same dispatcher leaves a job and adopts it
 /// again, the server does not send the Job's state again.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Watched(Arc<Mutex<HashMap<String, watch::Sender<Known>>>>);
+pub(super) struct JobStates(Arc<Mutex<HashMap<String, watch::Sender<PodJobState>>>>);
 
-impl Watched {
-    fn all(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<Known>>> {
+impl JobStates {
+    fn all(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<PodJobState>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns a receiver of this Job's state.
-    pub(super) fn of(&self, job: &str) -> watch::Receiver<Known> {
+    pub(super) fn of(&self, job: &str) -> watch::Receiver<PodJobState> {
         self.all().entry(job.to_owned()).or_default().subscribe()
     }
 
@@ -73,7 +73,7 @@ impl Watched {
         forget_if_gone(&mut self.all(), job);
     }
 
-    fn change(&self, job: &str, change: impl FnOnce(&mut Known)) {
+    fn change(&self, job: &str, change: impl FnOnce(&mut PodJobState)) {
         let mut all = self.all();
         all.entry(job.to_owned()).or_default().send_modify(change);
         forget_if_gone(&mut all, job);
@@ -86,17 +86,17 @@ impl Watched {
         let of_pod = |pod: &Pod| pod.labels().get(OF_JOB).cloned().unwrap_or_default();
         tokio::join!(
             self.follow(jobs, "Jobs", of_job, |known, seen| match seen {
-                Seen::There(job) => known.job = Some(job),
-                Seen::Gone(_) => {
+                ObjectChange::There(job) => known.job = Some(job),
+                ObjectChange::Gone(_) => {
                     known.job_deleted |= known.job.is_some();
                     known.job = None;
                 }
             }),
             self.follow(pods, "pods", of_pod, |known, seen| match seen {
-                Seen::There(pod) => {
+                ObjectChange::There(pod) => {
                     known.pods.insert(pod.uid().unwrap_or_default(), pod);
                 }
-                Seen::Gone(uid) => {
+                ObjectChange::Gone(uid) => {
                     if let Some(pod) = known.pods.remove(&uid) {
                         known.deleted.get_or_insert(pod);
                     }
@@ -110,7 +110,7 @@ impl Watched {
         api: Api<K>,
         what: &str,
         job_of: impl Fn(&K) -> String,
-        mut note: impl FnMut(&mut Known, Seen<K>),
+        mut note: impl FnMut(&mut PodJobState, ObjectChange<K>),
     ) where
         K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     {
@@ -141,27 +141,27 @@ impl Watched {
                 }
                 Event::Apply(object) => {
                     there.insert(object.uid().unwrap_or_default(), job_of(&object));
-                    self.change(&job_of(&object), |known| note(known, Seen::There(object)));
+                    self.change(&job_of(&object), |known| note(known, ObjectChange::There(object)));
                 }
                 Event::Delete(object) => {
                     let uid = object.uid().unwrap_or_default();
                     there.remove(&uid);
                     self.change(&job_of(&object), |known| {
                         // Its last state first: a pod's state says how its container ended.
-                        note(known, Seen::There(object));
-                        note(known, Seen::Gone(uid));
+                        note(known, ObjectChange::There(object));
+                        note(known, ObjectChange::Gone(uid));
                     });
                 }
                 Event::Init => listed.clear(),
                 Event::InitApply(object) => {
                     listed.insert(object.uid().unwrap_or_default(), job_of(&object));
-                    self.change(&job_of(&object), |known| note(known, Seen::There(object)));
+                    self.change(&job_of(&object), |known| note(known, ObjectChange::There(object)));
                 }
                 Event::InitDone => {
                     let before = std::mem::replace(&mut there, std::mem::take(&mut listed));
                     for (uid, job) in before {
                         if !there.contains_key(&uid) {
-                            self.change(&job, |known| note(known, Seen::Gone(uid)));
+                            self.change(&job, |known| note(known, ObjectChange::Gone(uid)));
                         }
                     }
                 }
@@ -170,8 +170,8 @@ impl Watched {
     }
 }
 
-fn forget_if_gone(all: &mut HashMap<String, watch::Sender<Known>>, job: &str) {
-    let of_use = |sender: &watch::Sender<Known>| {
+fn forget_if_gone(all: &mut HashMap<String, watch::Sender<PodJobState>>, job: &str) {
+    let of_use = |sender: &watch::Sender<PodJobState>| {
         let known = sender.borrow();
         sender.receiver_count() > 0 || known.job.is_some() || !known.pods.is_empty()
     };
@@ -188,7 +188,7 @@ fn again() -> ExponentialBackoff {
     waits.without_max_times().into()
 }
 
-enum Seen<K> {
+enum ObjectChange<K> {
     There(K),
     /// The object with this uid is gone.
     Gone(String),
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn what_is_known_stays_while_it_is_there_or_looked_at_and_no_longer() {
-        let watched = Watched::default();
+        let watched = JobStates::default();
         let named = |name: &str| Job {
             metadata: kube::core::ObjectMeta { name: Some(name.to_owned()), ..Default::default() },
             ..Job::default()

@@ -66,14 +66,14 @@ pub trait OutputWatcher: Debug + Send + Sync {
 
 /// One attempt's output, and the watcher that is notified of it.
 #[derive(Debug)]
-pub(in crate::executor) struct OutputNews {
+pub(in crate::executor) struct OutputNotifier {
     watcher: Arc<dyn OutputWatcher>,
     module: String,
     job: JobId,
     output: Option<Arc<LiveOutput>>,
 }
 
-impl OutputNews {
+impl OutputNotifier {
     pub(in crate::executor) fn new(
         watcher: Arc<dyn OutputWatcher>,
         module: &str,
@@ -99,7 +99,7 @@ impl OutputNews {
     }
 }
 
-impl Drop for OutputNews {
+impl Drop for OutputNotifier {
     fn drop(&mut self) {
         if let Some(output) = &self.output {
             output.end.store(output.log.metadata().map_or(0, |log| log.len()), Ordering::Release);
