@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use common::middle;
 use futures_util::future::join_all;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use support::csi::{Attempt, Rig, unpublish};
+use support::csi::{CsiRig, PodAttempt, unpublish};
 
 /// The pods of the node. A kubelet allows 110 by default.
 const PODS: usize = 200;
@@ -33,7 +33,7 @@ const ROUNDS: usize = 4;
 
 fn main() {
     println!("{:<58} {:>11} {:>11} {:>8}", "", "ion", "baseline", "ratio");
-    let rig = Rig::new(&[("f", b"content")]);
+    let rig = CsiRig::new(&[("f", b"content")]);
     let pid = rig.driver.as_ref().unwrap().pid();
     // The first volume loads code and data that do not belong to any volume.
     let (_, first) = rig.pod("first");
@@ -104,7 +104,7 @@ fn main() {
     println!("  memory that is left when all are gone, round by round: {left:?} KiB");
 }
 
-fn pods(rig: &Rig, name: &str) -> Vec<(String, Attempt, PathBuf)> {
+fn pods(rig: &CsiRig, name: &str) -> Vec<(String, PodAttempt, PathBuf)> {
     let names = (0..PODS).map(|number| format!("{name}-{number}"));
     names.map(|name| (name.clone(), rig.attempt(&name), rig.target(&name))).collect()
 }

@@ -12,7 +12,7 @@ use ionfs::stores::{Collection, Query};
 use serde_json::json;
 
 use crate::settings::{Settings, any_time};
-use crate::{Failure, Outcome, Verdict, output, trace};
+use crate::{CommandFailure, CommandResult, CommandVerdict, output, trace};
 
 /// The time between two looks at whether the running jobs have stopped.
 const LOOK: Duration = Duration::from_millis(200);
@@ -40,7 +40,7 @@ pub(crate) struct Args {
     timeout: Duration,
 }
 
-pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
+pub(crate) async fn run(settings: &Settings, args: Args) -> CommandResult {
     let ledger = Ledger::new(settings.existing_plane().await?);
     let what = find(&ledger, &args.id).await?;
     let begun = Instant::now();
@@ -81,9 +81,9 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         ));
     }
     if ended {
-        return Ok(Verdict::Well);
+        return Ok(CommandVerdict::Well);
     }
-    Err(Failure(format!(
+    Err(CommandFailure(format!(
         "after {} {} still running; their dispatchers will stop them, and nothing new is started",
         format_duration(args.timeout),
         if done.running == 1 {
@@ -96,7 +96,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
 
 /// Finds what an id names: an event or a correlation with this id, else the only event or
 /// correlation whose id begins with it.
-async fn find(ledger: &Ledger, id: &str) -> Result<CancelOrder, Failure> {
+async fn find(ledger: &Ledger, id: &str) -> Result<CancelOrder, CommandFailure> {
     if let Some(event) = ledger.visible_event(&EventId::new(id)).await? {
         return Ok(CancelOrder::event(&event));
     }

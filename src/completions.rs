@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _};
 
-use crate::{Cli, Outcome, Verdict, output};
+use crate::{Cli, CommandResult, CommandVerdict, output};
 
 /// Print command-line completions for a shell
 #[derive(Debug, Args)]
@@ -23,15 +23,15 @@ pub(crate) struct ManArgs {
     folder: PathBuf,
 }
 
-pub(crate) fn completions(args: &CompletionArgs) -> Outcome {
+pub(crate) fn completions(args: &CompletionArgs) -> CommandResult {
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "ion", &mut text);
     output::raw(&text);
-    Ok(Verdict::Well)
+    Ok(CommandVerdict::Well)
 }
 
-pub(crate) fn man(args: &ManArgs) -> Outcome {
+pub(crate) fn man(args: &ManArgs) -> CommandResult {
     std::fs::create_dir_all(&args.folder)?;
     clap_mangen::generate_to(Cli::command(), &args.folder)?;
-    Ok(Verdict::Well)
+    Ok(CommandVerdict::Well)
 }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::MetricsArgs;
 use crate::service::until_asked_to_stop;
 use crate::settings::{Settings, ticket_key};
-use crate::{Failure, Outcome, Verdict, output};
+use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// Mount the trees of jobs for the pods of this Kubernetes node, until SIGTERM
 ///
@@ -48,8 +48,8 @@ fn socket(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
-    let key = ticket_key().map_err(Failure)?;
+pub(crate) async fn run(settings: &Settings, args: Args) -> CommandResult {
+    let key = ticket_key().map_err(CommandFailure)?;
     let endpoint = args.metrics.open().await?;
     let node = Node::new(settings.plane().await?, settings.node())?;
     endpoint.vitals.describe(|registry| node.describe(registry));
@@ -73,5 +73,5 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     };
     serve(node, key, settings, stop, ready).await?;
     endpoint.close().await;
-    Ok(Verdict::Well)
+    Ok(CommandVerdict::Well)
 }

@@ -8,7 +8,7 @@ use ionfs::record::{JobRecord, JobState};
 use ionfs::stores::DeadLetter;
 
 use crate::settings::Settings;
-use crate::{Failure, Outcome, Verdict, job, output};
+use crate::{CommandFailure, CommandResult, CommandVerdict, job, output};
 
 /// How many dead letters are read at most. Of a longer queue the oldest are shown, and the others
 /// once these are gone.
@@ -61,12 +61,12 @@ pub(crate) struct DropArgs {
     module: Option<String>,
 }
 
-pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
+pub(crate) async fn run(settings: &Settings, command: Command) -> CommandResult {
     let ledger = Ledger::new(settings.existing_plane().await?);
     match command {
         Command::List => list(settings, &ledger).await,
         Command::Retry(which) => {
-            let mut tally = Tally::default();
+            let mut tally = DeadJobTally::default();
             for job in chosen(&ledger, &which.ids, which.module).await? {
                 match ledger.retry(&job.id).await {
                     Ok(job) => {
@@ -83,7 +83,7 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
             drop_unreadable(&ledger, args.module.as_deref()).await
         }
         Command::Drop(args) => {
-            let mut tally = Tally::default();
+            let mut tally = DeadJobTally::default();
             for job in chosen(&ledger, &args.ids, args.module).await? {
                 match ledger.cancel(&job.id).await {
                     Ok(_) => {
@@ -101,12 +101,12 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
 /// How many jobs of a list were changed, and how many could not be: a job that cannot be changed
 /// does not keep the command from the others.
 #[derive(Debug, Default)]
-struct Tally {
+struct DeadJobTally {
     done: usize,
     failed: usize,
 }
 
-impl Tally {
+impl DeadJobTally {
     fn failed(&mut self, job: &JobRecord, what: &str, error: &LedgerError) {
         output::say(&format!(
             "job {} of {} cannot be {what}: {}",
@@ -117,16 +117,16 @@ impl Tally {
         self.failed += 1;
     }
 
-    fn verdict(&self, what: &str) -> Verdict {
+    fn verdict(&self, what: &str) -> CommandVerdict {
         if self.failed == 0 {
-            return Verdict::Well;
+            return CommandVerdict::Well;
         }
         output::say(&format!("{} jobs are {what}, {} are not", self.done, self.failed));
-        Verdict::Failed
+        CommandVerdict::Failed
     }
 }
 
-async fn drop_unreadable(ledger: &Ledger, module: Option<&str>) -> Outcome {
+async fn drop_unreadable(ledger: &Ledger, module: Option<&str>) -> CommandResult {
     let mut dropped = 0;
     loop {
         let letters = unreadable(ledger).await?.into_iter();
@@ -138,10 +138,10 @@ async fn drop_unreadable(ledger: &Ledger, module: Option<&str>) -> Outcome {
         }
     }
     output::say(&format!("{dropped} unreadable messages are dropped"));
-    Ok(Verdict::Well)
+    Ok(CommandVerdict::Well)
 }
 
-async fn dead(ledger: &Ledger, module: Option<String>) -> Result<Vec<JobRecord>, Failure> {
+async fn dead(ledger: &Ledger, module: Option<String>) -> Result<Vec<JobRecord>, CommandFailure> {
     let filter = JobFilter { module, state: Some(JobState::Dead), correlation: None };
     Ok(ledger.list(&filter, usize::MAX >> 1).await?)
 }
@@ -155,7 +155,7 @@ async fn chosen(
     ledger: &Ledger,
     ids: &[String],
     module: Option<String>,
-) -> Result<Vec<JobRecord>, Failure> {
+) -> Result<Vec<JobRecord>, CommandFailure> {
     if ids.is_empty() {
         return dead(ledger, module).await;
     }
@@ -163,7 +163,7 @@ async fn chosen(
     for id in ids {
         let found = job::find(ledger, id).await?;
         if found.state != JobState::Dead {
-            return Err(Failure(format!(
+            return Err(CommandFailure(format!(
                 "job {} is not dead but {}",
                 found.id,
                 found.state.as_str()
@@ -176,7 +176,7 @@ async fn chosen(
 
 /// Returns the messages that no job could be made from: the dead letters without a job in the
 /// ledger.
-async fn unreadable(ledger: &Ledger) -> Result<Vec<DeadLetter>, Failure> {
+async fn unreadable(ledger: &Ledger) -> Result<Vec<DeadLetter>, CommandFailure> {
     let mut unreadable = Vec::new();
     for letter in ledger.plane().bus.dead_letters(LETTERS).await? {
         let job = JobId::derive(&EventId::new(letter.event_id.clone()), &letter.module);
@@ -189,7 +189,7 @@ async fn unreadable(ledger: &Ledger) -> Result<Vec<DeadLetter>, Failure> {
     Ok(unreadable)
 }
 
-async fn list(settings: &Settings, ledger: &Ledger) -> Outcome {
+async fn list(settings: &Settings, ledger: &Ledger) -> CommandResult {
     job::show(settings, &dead(ledger, None).await?);
     let unread = unreadable(ledger).await?;
     if !settings.json && !unread.is_empty() {
@@ -202,5 +202,5 @@ async fn list(settings: &Settings, ledger: &Ledger) -> Outcome {
             output::line(format!("  {} for {module}: {reason}", output::moment(letter.at)));
         }
     }
-    Ok(Verdict::Well)
+    Ok(CommandVerdict::Well)
 }

@@ -10,27 +10,27 @@ use serde_json::json;
 
 use crate::output::{self, Colour};
 use crate::settings::{Settings, search_path};
-use crate::{Failure, Outcome, Verdict};
+use crate::{CommandFailure, CommandResult, CommandVerdict};
 
 /// Say what this machine can do, and how to make the rest work; exit 1 if Ion cannot run here
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Args {}
 
-struct Finding {
+struct DoctorFinding {
     what: &'static str,
     good: bool,
     needed: bool,
     text: String,
 }
 
-pub(crate) async fn run(settings: &Settings, _args: Args) -> Outcome {
+pub(crate) async fn run(settings: &Settings, _args: Args) -> CommandResult {
     let mut findings = vec![device()];
     let program = std::env::current_exe()?;
     let root = ionfs::sys::is_root();
     let mode = if root { Mode::Root } else { Mode::User };
     findings.push(match sandbox::probe(&ForkServer::new(&program), mode).await {
         Ok(()) => good("namespaces", "each job has its own, with the tree at /ion"),
-        Err(reason) => Finding {
+        Err(reason) => DoctorFinding {
             what: "namespaces",
             good: false,
             needed: false,
@@ -67,11 +67,11 @@ pub(crate) async fn run(settings: &Settings, _args: Args) -> Outcome {
             lines.for_each(|text| output::line(format!("{:20}{text}", "")));
         }
     }
-    Ok(if well { Verdict::Well } else { Verdict::Failed })
+    Ok(if well { CommandVerdict::Well } else { CommandVerdict::Failed })
 }
 
-async fn stores(settings: &Settings) -> Vec<Finding> {
-    let bad = |what, text| Finding { what, good: false, needed: true, text };
+async fn stores(settings: &Settings) -> Vec<DoctorFinding> {
+    let bad = |what, text| DoctorFinding { what, good: false, needed: true, text };
     // Stores of a home that does not exist are not made just to look at them: a temporary folder on
     // the same disk shows the same.
     let home = settings.home.clone();
@@ -100,26 +100,26 @@ async fn stores(settings: &Settings) -> Vec<Finding> {
     found.collect()
 }
 
-fn good(what: &'static str, text: &str) -> Finding {
-    Finding { what, good: true, needed: true, text: text.to_owned() }
+fn good(what: &'static str, text: &str) -> DoctorFinding {
+    DoctorFinding { what, good: true, needed: true, text: text.to_owned() }
 }
 
 /// Checks that this machine can give jobs their files.
 ///
 /// # Errors
 /// When it cannot. The error says why, and what to do about it.
-pub(crate) fn check_device() -> Result<(), Failure> {
+pub(crate) fn check_device() -> Result<(), CommandFailure> {
     let device = device();
     match device.good {
         true => Ok(()),
-        false => Err(Failure(format!("jobs cannot have their files here: {}", device.text))),
+        false => Err(CommandFailure(format!("jobs cannot have their files here: {}", device.text))),
     }
 }
 
-fn device() -> Finding {
+fn device() -> DoctorFinding {
     let path = Path::new("/dev/fuse");
     let opened = std::fs::OpenOptions::new().read(true).write(true).open(path);
-    let bad = |text: String| Finding { what: "fuse", good: false, needed: true, text };
+    let bad = |text: String| DoctorFinding { what: "fuse", good: false, needed: true, text };
     match (opened, path.metadata()) {
         (Ok(_), _) => good("fuse", "/dev/fuse can be opened"),
         (Err(_), Err(_)) => bad(
@@ -134,8 +134,8 @@ fn device() -> Finding {
 }
 
 /// Checks the programs that modules with an image need.
-fn containers() -> [Finding; 2] {
-    let so_so = |what, text| Finding { what, good: false, needed: false, text };
+fn containers() -> [DoctorFinding; 2] {
+    let so_so = |what, text| DoctorFinding { what, good: false, needed: false, text };
     let path = search_path();
     let runtime = match container::runtime(&path).and_then(|program| container::version(&program)) {
         Ok(version) => good("containers", &format!("{version} runs modules that have an image")),
@@ -152,8 +152,9 @@ fn containers() -> [Finding; 2] {
 
 /// Checks for passthrough: since Linux 6.9 the kernel accepts backing files from a daemon with
 /// CAP_SYS_ADMIN. If a mount finds that it does not, the mount works without passthrough.
-fn passthrough(root: bool) -> Finding {
-    let so_so = |text: String| Finding { what: "passthrough", good: false, needed: false, text };
+fn passthrough(root: bool) -> DoctorFinding {
+    let so_so =
+        |text: String| DoctorFinding { what: "passthrough", good: false, needed: false, text };
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim();
     let mut numbers =

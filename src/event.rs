@@ -16,7 +16,7 @@ use ionfs::stores::{DataPlane, ID_BYTES_MAX};
 use crate::files::{StoredFiles, store_files};
 use crate::settings::{Settings, any_time};
 use crate::wait::wait;
-use crate::{Failure, Outcome, Verdict, output, trace};
+use crate::{CommandFailure, CommandResult, CommandVerdict, output, trace};
 
 /// Create events, and look at them
 #[derive(Debug, Subcommand)]
@@ -98,7 +98,7 @@ fn id(text: &str) -> Result<String, String> {
     }
 }
 
-pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
+pub(crate) async fn run(settings: &Settings, command: Command) -> CommandResult {
     match command {
         Command::Create(args) => create(settings, args).await,
         Command::Get(args) => get(settings, args).await,
@@ -106,9 +106,9 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
     }
 }
 
-async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
+async fn create(settings: &Settings, args: CreateArgs) -> CommandResult {
     if !is_event_type(&args.event_type) {
-        return Err(Failure(format!(
+        return Err(CommandFailure(format!(
             "{:?} cannot be an event type: letters, digits, '.', '_' and '-' are allowed",
             args.event_type
         )));
@@ -143,7 +143,7 @@ async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
     };
     let correlation = &event.context.correlation_id;
     if let Some(wanted) = belongs_to.as_ref().filter(|wanted| *wanted != correlation) {
-        return Err(Failure(format!(
+        return Err(CommandFailure(format!(
             "event {} is there already, in correlation {correlation} and not in {wanted}; leave --correlation out, or give another --id",
             event.id
         )));
@@ -168,18 +168,18 @@ async fn create(settings: &Settings, args: CreateArgs) -> Outcome {
         }
     };
     if !args.wait {
-        return Ok(Verdict::Well);
+        return Ok(CommandVerdict::Well);
     }
     // An event that starts nothing may belong to a correlation whose other work is waited for.
     if !starts_something && belongs_to.is_none() {
-        return Ok(Verdict::Failed);
+        return Ok(CommandVerdict::Failed);
     }
     wait(settings, &ledger, correlation.as_str(), args.timeout).await
 }
 
 /// Commits an event whose id the user has chosen. Returns the stored event, which may be that of an
 /// earlier call, in another correlation. Removes the blobs of this call if no event names them.
-async fn commit_or_find(ledger: &Ledger, event: Event) -> Result<Event, Failure> {
+async fn commit_or_find(ledger: &Ledger, event: Event) -> Result<Event, CommandFailure> {
     let plane = ledger.plane();
     if let Err(refusal) = create_event(plane, event.clone()).await {
         if matches!(refusal, Refusal::Differs(_)) {
@@ -204,14 +204,14 @@ async fn remove_blobs(plane: &DataPlane, keys: &[String]) {
     }
 }
 
-async fn get(settings: &Settings, args: GetArgs) -> Outcome {
+async fn get(settings: &Settings, args: GetArgs) -> CommandResult {
     let ledger = Ledger::new(settings.existing_plane().await?);
     let event = trace::find_event(&ledger, &args.id).await?;
     output::json(&event);
-    Ok(Verdict::Well)
+    Ok(CommandVerdict::Well)
 }
 
-async fn peek(settings: &Settings, args: PeekArgs) -> Outcome {
+async fn peek(settings: &Settings, args: PeekArgs) -> CommandResult {
     let plane = settings.existing_plane().await?;
     let messages = plane.bus.peek(&args.module, args.limit).await?;
     if settings.json {
@@ -230,7 +230,7 @@ async fn peek(settings: &Settings, args: PeekArgs) -> Outcome {
             &messages.iter().map(row).collect::<Vec<_>>(),
         );
     }
-    Ok(Verdict::Well)
+    Ok(CommandVerdict::Well)
 }
 
 #[cfg(test)]

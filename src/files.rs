@@ -22,7 +22,7 @@ use ionfs::limits::Limits;
 use ionfs::stores::DataPlane;
 use ionfs::upload::{UploadError, in_tries, open_regular, store_open, try_suffix};
 
-use crate::{Failure, output};
+use crate::{CommandFailure, output};
 
 /// How many files are stored at the same time at most. Each waits for its own answer from the
 /// store, and takes some megabytes of memory.
@@ -67,14 +67,14 @@ pub(crate) async fn store_files(
     plane: &DataPlane,
     prefix: &str,
     named: &[OsString],
-) -> Result<StoredFiles, Failure> {
+) -> Result<StoredFiles, CommandFailure> {
     let mut found = FoundFiles::default();
     for text in named {
         found.add(text)?;
     }
-    check_directories(&found.empty).map_err(Failure)?;
+    check_directories(&found.empty).map_err(CommandFailure)?;
     let FoundFiles { files, empty, bytes, .. } = found;
-    let progress = Arc::new(Progress::new(files.len(), bytes));
+    let progress = Arc::new(StoringProgress::new(files.len(), bytes));
     let shown = tokio::spawn(progress.clone().show());
     let store = |(n, file): (usize, FoundFile)| {
         store_one(plane.clone(), format!("{prefix}/{n}"), n, file, progress.clone())
@@ -91,7 +91,7 @@ async fn store_one(
     key: String,
     n: usize,
     file: FoundFile,
-    progress: Arc<Progress>,
+    progress: Arc<StoringProgress>,
 ) -> Result<FileEntry, UploadError> {
     let FoundFile { path, name } = file;
     let moved = progress.begin(n);
@@ -112,14 +112,14 @@ async fn store_one(
 
 /// Splits `PATH=NAME` into a path, which may have any bytes, and the name that the file gets. If
 /// the whole word is the path of an existing file, it is taken as a path, even with a `=` in it.
-fn path_and_name(text: &OsStr) -> Result<(PathBuf, Option<String>), Failure> {
+fn path_and_name(text: &OsStr) -> Result<(PathBuf, Option<String>), CommandFailure> {
     let bytes = text.as_bytes();
     match bytes.iter().position(|byte| *byte == b'=') {
         Some(at) if !Path::new(text).exists() => {
             let name = OsStr::from_bytes(&bytes[at + 1..]);
             let path = PathBuf::from(OsStr::from_bytes(&bytes[..at]));
             let Some(name) = name.to_str() else {
-                return Err(Failure(format!(
+                return Err(CommandFailure(format!(
                     "{text:?}: the name {name:?} is not UTF-8, and names in an event are; give {path:?} another one"
                 )));
             };
@@ -130,21 +130,21 @@ fn path_and_name(text: &OsStr) -> Result<(PathBuf, Option<String>), Failure> {
 }
 
 /// Returns a name as UTF-8, which names in an event must be.
-fn utf8<'n>(name: &'n OsStr, path: &Path) -> Result<&'n str, Failure> {
+fn utf8<'n>(name: &'n OsStr, path: &Path) -> Result<&'n str, CommandFailure> {
     name.to_str().ok_or_else(|| {
-        Failure(format!(
+        CommandFailure(format!(
             "{path:?}: the name {name:?} is not UTF-8, and names in an event are; rename it, or name it with PATH=NAME"
         ))
     })
 }
 
-fn look(path: &Path) -> Result<Metadata, Failure> {
-    path.metadata().map_err(|error| Failure(format!("{path:?} cannot be read: {error}")))
+fn look(path: &Path) -> Result<Metadata, CommandFailure> {
+    path.metadata().map_err(|error| CommandFailure(format!("{path:?} cannot be read: {error}")))
 }
 
 impl FoundFiles {
     /// Adds the file or folder that one word of the command line names.
-    fn add(&mut self, text: &OsStr) -> Result<(), Failure> {
+    fn add(&mut self, text: &OsStr) -> Result<(), CommandFailure> {
         let (path, name) = path_and_name(text)?;
         let metadata = look(&path)?;
         if metadata.is_dir() {
@@ -163,7 +163,9 @@ impl FoundFiles {
         }
         let own = || match path.file_name() {
             Some(own) => utf8(own, &path),
-            None => Err(Failure(format!("{path:?} has no file name; give it one with PATH=NAME"))),
+            None => Err(CommandFailure(format!(
+                "{path:?} has no file name; give it one with PATH=NAME"
+            ))),
         };
         let name = match name {
             // A name that ends in a slash is a folder to put the file in, as with `cp`.
@@ -180,7 +182,7 @@ impl FoundFiles {
         path: PathBuf,
         metadata: &Metadata,
         name: String,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CommandFailure> {
         let kind = metadata.file_type();
         if !kind.is_file() {
             let what = match kind {
@@ -189,12 +191,12 @@ impl FoundFiles {
                 kind if kind.is_char_device() || kind.is_block_device() => "a device",
                 _ => "no file",
             };
-            return Err(Failure(format!(
+            return Err(CommandFailure(format!(
                 "{path:?} is {what}, and an event has regular files only: leave it out, or write what it gives to a file"
             )));
         }
-        Limits::default().may_name(&name).map_err(Failure)?;
-        self.names.add(&name).map_err(Failure)?;
+        Limits::default().may_name(&name).map_err(CommandFailure)?;
+        self.names.add(&name).map_err(CommandFailure)?;
         self.bytes += metadata.len();
         self.files.push(FoundFile { path, name });
         Ok(())
@@ -202,8 +204,8 @@ impl FoundFiles {
 
     /// Adds everything below a folder. Symbolic links are followed. A link that leads back to a
     /// folder that it is in is refused.
-    fn walk(&mut self, folder: PathBuf, prefix: String) -> Result<(), Failure> {
-        let mut open = vec![Level::of(folder, prefix)?];
+    fn walk(&mut self, folder: PathBuf, prefix: String) -> Result<(), CommandFailure> {
+        let mut open = vec![WalkedFolder::of(folder, prefix)?];
         while let Some(level) = open.last_mut() {
             let Some(own) = level.names.pop() else {
                 open.pop();
@@ -221,15 +223,15 @@ impl FoundFiles {
                 self.add_file(path, &metadata, name)?;
                 continue;
             }
-            let deeper = Level::of(path, name)?;
+            let deeper = WalkedFolder::of(path, name)?;
             if let Some(around) = open.iter().find(|level| level.id == deeper.id) {
-                return Err(Failure(format!(
+                return Err(CommandFailure(format!(
                     "{:?} leads back to {:?}, which it is in: remove the link, or name files one by one",
                     deeper.folder, around.folder
                 )));
             }
             if deeper.names.is_empty() {
-                self.names.add_folder(&deeper.prefix).map_err(Failure)?;
+                self.names.add_folder(&deeper.prefix).map_err(CommandFailure)?;
                 self.empty.push(deeper.prefix.clone());
             }
             open.push(deeper);
@@ -239,7 +241,7 @@ impl FoundFiles {
 }
 
 /// A folder whose content is being added.
-struct Level {
+struct WalkedFolder {
     folder: PathBuf,
     /// The beginning of the names of its files in the event.
     prefix: String,
@@ -249,8 +251,8 @@ struct Level {
     names: Vec<OsString>,
 }
 
-impl Level {
-    fn of(folder: PathBuf, prefix: String) -> Result<Self, Failure> {
+impl WalkedFolder {
+    fn of(folder: PathBuf, prefix: String) -> Result<Self, CommandFailure> {
         let read = || {
             let metadata = folder.metadata()?;
             let names =
@@ -260,17 +262,17 @@ impl Level {
                 names.collect::<Result<Vec<_>, _>>()?,
             ))
         };
-        let (id, mut names) =
-            read().map_err(|error| Failure(format!("{folder:?} cannot be read: {error}")))?;
+        let (id, mut names) = read()
+            .map_err(|error| CommandFailure(format!("{folder:?} cannot be read: {error}")))?;
         names.sort_unstable_by(|a, b| b.cmp(a));
         Ok(Self { folder, prefix, id, names })
     }
 }
 
 /// Returns a name that the user has chosen as a path below `in/data`.
-fn below(name: &str, path: &Path) -> Result<String, Failure> {
+fn below(name: &str, path: &Path) -> Result<String, CommandFailure> {
     clean_path(name).ok_or_else(|| {
-        Failure(format!(
+        CommandFailure(format!(
             "{path:?} cannot be called {name:?}: a path below in/data is needed, as in `a.txt` or `scans/a.txt`"
         ))
     })
@@ -278,22 +280,22 @@ fn below(name: &str, path: &Path) -> Result<String, Failure> {
 
 /// How much has been stored so far.
 #[derive(Debug)]
-struct Progress {
+struct StoringProgress {
     files: usize,
     bytes: u64,
-    done: Mutex<Done>,
+    done: Mutex<StoredSoFar>,
     bar: ProgressBar,
 }
 
 #[derive(Debug, Default)]
-struct Done {
+struct StoredSoFar {
     files: usize,
     bytes: u64,
     /// How many bytes of each file that is being stored have been stored, by the file's number.
     active: BTreeMap<usize, Arc<AtomicU64>>,
 }
 
-impl Progress {
+impl StoringProgress {
     /// Begins to count, for a total of `files` files and `bytes` bytes.
     fn new(files: usize, bytes: u64) -> Self {
         let template = "storing {msg}  {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
@@ -305,7 +307,7 @@ impl Progress {
         Self { files, bytes, done: Mutex::default(), bar }
     }
 
-    fn done(&self) -> std::sync::MutexGuard<'_, Done> {
+    fn done(&self) -> std::sync::MutexGuard<'_, StoredSoFar> {
         self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -15,7 +15,7 @@ use ionfs::node::Node;
 use crate::metrics::MetricsArgs;
 use crate::service::until_asked_to_stop;
 use crate::settings::{Settings, gateway_tokens, is_credential, some_time};
-use crate::{Failure, Outcome, Verdict, output, service};
+use crate::{CommandFailure, CommandResult, CommandVerdict, output, service};
 
 /// The flags of every command that can run a gateway.
 #[derive(Debug, ClapArgs)]
@@ -61,7 +61,7 @@ pub(crate) struct GatewayFlags {
 
 impl GatewayFlags {
     /// Reads the tokens that requests must bring, from the file and from the environment.
-    fn tokens(&self) -> Result<Tokens, Failure> {
+    fn tokens(&self) -> Result<Tokens, CommandFailure> {
         let listed = match &self.tokens {
             // systemd itself keeps other users from reading these. On some machines it does so with
             // an access list, which the mode does not show, so the mode is not checked.
@@ -70,20 +70,23 @@ impl GatewayFlags {
             None => Tokens::default(),
         };
         let said = gateway_tokens().map(|lines| Tokens::parse(&lines)).transpose();
-        let said = said.map_err(|error| Failure(format!("ION_GATEWAY_TOKENS: {error}")))?;
+        let said = said.map_err(|error| CommandFailure(format!("ION_GATEWAY_TOKENS: {error}")))?;
         Ok(listed.and(said.unwrap_or_default()))
     }
 
     /// Reads the list of webhooks and their secrets.
-    fn webhooks(&self) -> Result<Webhooks, Failure> {
+    fn webhooks(&self) -> Result<Webhooks, CommandFailure> {
         let Some(list) = &self.webhooks else { return Ok(Webhooks::default()) };
         let text = std::fs::read_to_string(list).map_err(|error| {
-            Failure(format!("the list of webhooks {} cannot be read: {error}", list.display()))
+            CommandFailure(format!(
+                "the list of webhooks {} cannot be read: {error}",
+                list.display()
+            ))
         })?;
         let secret = |file: &Path| match is_credential(file) {
             true => std::fs::read(file)
                 .map_err(|error| format!("{} cannot be read: {error}", file.display())),
-            false => read_private(file).map_err(|error| Failure::from(error).0),
+            false => read_private(file).map_err(|error| CommandFailure::from(error).0),
         };
         Ok(Webhooks::parse(list, &text, secret)?)
     }
@@ -93,7 +96,7 @@ impl GatewayFlags {
     ///
     /// # Errors
     /// When it would. The error names the module and the way out.
-    pub(crate) fn check_beside(&self, modules: &[Module]) -> Result<(), Failure> {
+    pub(crate) fn check_beside(&self, modules: &[Module]) -> Result<(), CommandFailure> {
         let on_this_machine = |module: &&Module| {
             module.executor == ExecutorKind::Container
                 && module
@@ -102,7 +105,7 @@ impl GatewayFlags {
                     .is_some_and(|container| container.network == Network::Host)
         };
         match modules.iter().find(on_this_machine) {
-            Some(module) if self.tokens()?.is_empty() => Err(Failure(format!(
+            Some(module) if self.tokens()?.is_empty() => Err(CommandFailure(format!(
                 "module {:?} has \"network: host\" and could publish any event at the gateway: name a file of tokens with \
                  --gateway-tokens, or set ION_GATEWAY_TOKENS (docs/http.md)",
                 module.name
@@ -118,7 +121,7 @@ impl GatewayFlags {
         node: Arc<Node>,
         vitals: Arc<Vitals>,
         portal: Option<Portal>,
-    ) -> Result<Gateway, Failure> {
+    ) -> Result<Gateway, CommandFailure> {
         let settings = GatewaySettings {
             tokens: self.tokens()?,
             webhooks: self.webhooks()?,
@@ -130,10 +133,10 @@ impl GatewayFlags {
             ..GatewaySettings::new(address)
         };
         let gateway = Gateway::open(node, vitals, portal, settings).await.map_err(|error| match error {
-            GatewayError::Unguarded(_) => Failure(format!(
+            GatewayError::Unguarded(_) => CommandFailure(format!(
                 "the gateway at {error}: name a file of tokens with --gateway-tokens (docs/http.md), or listen at 127.0.0.1"
             )),
-            error => Failure(format!("the gateway at {}", Failure::from(error).0)),
+            error => CommandFailure(format!("the gateway at {}", CommandFailure::from(error).0)),
         })?;
         output::say(&format!("the gateway is at http://{}", gateway.address()));
         Ok(gateway)
@@ -160,7 +163,7 @@ pub(crate) struct Args {
     metrics: MetricsArgs,
 }
 
-pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
+pub(crate) async fn run(settings: &Settings, args: Args) -> CommandResult {
     let endpoint = args.metrics.open().await?;
     let node = Node::new(settings.plane().await?, settings.node())?;
     endpoint.vitals.describe(|registry| node.describe(registry));
@@ -178,5 +181,5 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         () = until_asked_to_stop() => std::process::exit(130),
     }
     endpoint.close().await;
-    Ok(Verdict::Well)
+    Ok(CommandVerdict::Well)
 }

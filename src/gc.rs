@@ -12,7 +12,7 @@ use ionfs::ticket::Ticket;
 use serde_json::json;
 
 use crate::settings::Settings;
-use crate::{Outcome, Verdict, output};
+use crate::{CommandResult, CommandVerdict, output};
 
 /// Check that every document, blob, checksum and job agree; exit 1 if not
 ///
@@ -54,7 +54,7 @@ pub(crate) struct GcArgs {
     dry_run: bool,
 }
 
-pub(crate) async fn check(settings: &Settings, args: CheckArgs) -> Outcome {
+pub(crate) async fn check(settings: &Settings, args: CheckArgs) -> CommandResult {
     let plane = settings.existing_plane().await?;
     let depth = if args.deep { CheckDepth::Checksums } else { CheckDepth::Lengths };
     let repair = if args.repair { CheckRepair::Safe } else { CheckRepair::No };
@@ -99,10 +99,10 @@ pub(crate) async fn check(settings: &Settings, args: CheckArgs) -> Outcome {
              delete {module}`"
         ));
     }
-    Ok(if report.is_well() { Verdict::Well } else { Verdict::Failed })
+    Ok(if report.is_well() { CommandVerdict::Well } else { CommandVerdict::Failed })
 }
 
-pub(crate) async fn collect(settings: &Settings, args: GcArgs) -> Outcome {
+pub(crate) async fn collect(settings: &Settings, args: GcArgs) -> CommandResult {
     let plane = settings.existing_plane().await?;
     let how = if args.dry_run { GcMode::DryRun } else { GcMode::Remove };
     let retired = match args.older_than {
@@ -119,7 +119,7 @@ pub(crate) async fn collect(settings: &Settings, args: GcArgs) -> Outcome {
             "young": collected.young, "unfinished": collected.unfinished, "tickets": tickets,
             "images": images.images, "imageBytes": images.bytes,
         }));
-        return Ok(Verdict::Well);
+        return Ok(CommandVerdict::Well);
     }
     let verb = if args.dry_run { "would remove" } else { "removed" };
     if args.older_than.is_some() {
@@ -148,5 +148,5 @@ pub(crate) async fn collect(settings: &Settings, args: GcArgs) -> Outcome {
             images.images
         ));
     }
-    Ok(Verdict::Well)
+    Ok(CommandVerdict::Well)
 }

@@ -10,7 +10,7 @@ use ionfs::id::JobId;
 use ionfs::record::{JobRecord, JobState};
 
 use crate::settings::Settings;
-use crate::{Failure, Outcome, Verdict, output};
+use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// The time between two looks at a log that is followed.
 const LOOK: Duration = Duration::from_millis(100);
@@ -71,7 +71,7 @@ fn state(text: &str) -> Result<JobState, String> {
     })
 }
 
-pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
+pub(crate) async fn run(settings: &Settings, command: Command) -> CommandResult {
     let ledger = Ledger::new(settings.existing_plane().await?);
     match command {
         Command::List(args) => {
@@ -98,11 +98,14 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
             say_who_ran_without(&ledger, &job).await?;
         }
     }
-    Ok(Verdict::Well)
+    Ok(CommandVerdict::Well)
 }
 
 /// Names the gathering jobs that have begun without the job `again`, which is run once more.
-pub(crate) async fn say_who_ran_without(ledger: &Ledger, again: &JobRecord) -> Result<(), Failure> {
+pub(crate) async fn say_who_ran_without(
+    ledger: &Ledger,
+    again: &JobRecord,
+) -> Result<(), CommandFailure> {
     for gatherer in ledger.ran_without(again).await? {
         output::say(&format!(
             "job {} of {} has begun without it: its results lack what this job will make",
@@ -116,7 +119,7 @@ pub(crate) async fn say_who_ran_without(ledger: &Ledger, again: &JobRecord) -> R
 ///
 /// # Errors
 /// When there is no such job, or more than one.
-pub(crate) async fn find(ledger: &Ledger, id: &str) -> Result<JobRecord, Failure> {
+pub(crate) async fn find(ledger: &Ledger, id: &str) -> Result<JobRecord, CommandFailure> {
     if let Ok(job) = ledger.get(&JobId::new(id)).await {
         return Ok(job);
     }
@@ -126,9 +129,11 @@ pub(crate) async fn find(ledger: &Ledger, id: &str) -> Result<JobRecord, Failure
     match (found.pop(), found.len()) {
         (Some(job), 0) => Ok(job),
         (Some(_), more) => {
-            Err(Failure(format!("{} jobs begin with {id:?}; give more of the id", more + 1)))
+            Err(CommandFailure(format!("{} jobs begin with {id:?}; give more of the id", more + 1)))
         }
-        (None, _) => Err(Failure(format!("there is no job {id:?}; `ion job list` shows all jobs"))),
+        (None, _) => {
+            Err(CommandFailure(format!("there is no job {id:?}; `ion job list` shows all jobs")))
+        }
     }
 }
 
@@ -160,12 +165,12 @@ pub(crate) fn show(settings: &Settings, jobs: &[JobRecord]) {
     );
 }
 
-async fn logs(settings: &Settings, ledger: &Ledger, args: LogArgs) -> Outcome {
+async fn logs(settings: &Settings, ledger: &Ledger, args: LogArgs) -> CommandResult {
     let mut job = find(ledger, &args.id).await?;
     while args.attempt.is_none() && job.attempt == 0 {
         if !args.follow || job.state.is_final() {
             output::say(&format!("job {} has not begun: it is {}", job.id, job.state.as_str()));
-            return Ok(Verdict::Well);
+            return Ok(CommandVerdict::Well);
         }
         tokio::time::sleep(LOOK).await;
         job = ledger.get(&job.id).await?;
@@ -176,9 +181,9 @@ async fn logs(settings: &Settings, ledger: &Ledger, args: LogArgs) -> Outcome {
         match log.next().await? {
             LogRead::More(piece) => output::raw(&piece),
             // The command only prints, and nobody reads it any more.
-            LogRead::NothingYet if output::is_read_by_nobody() => return Ok(Verdict::Well),
+            LogRead::NothingYet if output::is_read_by_nobody() => return Ok(CommandVerdict::Well),
             LogRead::NothingYet if args.follow => tokio::time::sleep(LOOK).await,
-            LogRead::NothingYet | LogRead::Nothing => return Ok(Verdict::Well),
+            LogRead::NothingYet | LogRead::Nothing => return Ok(CommandVerdict::Well),
         }
     }
 }

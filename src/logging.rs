@@ -9,14 +9,14 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
-use crate::Failure;
+use crate::CommandFailure;
 use crate::output::LogWriter;
 use crate::settings::wants_colours;
 use crate::spans::Exporter;
 
 /// Starts the log on stderr, and sends spans to the exporter, if there is one. `ION_LOG` says what
 /// is logged; without it, each `--verbose` raises Ion's own level by one.
-pub(crate) fn start(verbose: u8, exporter: Option<&Exporter>) -> Result<(), Failure> {
+pub(crate) fn start(verbose: u8, exporter: Option<&Exporter>) -> Result<(), CommandFailure> {
     let level = ["warn", "info", "debug"][usize::from(verbose.min(2))];
     let filter = EnvFilter::try_from_env("ION_LOG").unwrap_or_else(|_| {
         // Ion's crates all have names that begin with `ion`.

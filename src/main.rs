@@ -91,20 +91,20 @@ impl Command {
 
 /// Why a command could not do its work, in one line for people.
 #[derive(Debug)]
-pub(crate) struct Failure(pub(crate) String);
+pub(crate) struct CommandFailure(pub(crate) String);
 
-impl<E: std::error::Error> From<E> for Failure {
+impl<E: std::error::Error> From<E> for CommandFailure {
     fn from(error: E) -> Self {
         Self(ionfs::errors::chain(&error))
     }
 }
 
 /// The result of a command: a verdict on the work it looked at, or why the command itself failed.
-pub(crate) type Outcome = Result<Verdict, Failure>;
+pub(crate) type CommandResult = Result<CommandVerdict, CommandFailure>;
 
 /// The exit code of a command that could do its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum CommandVerdict {
     /// Exit code 0.
     Well,
     /// Exit code 1: the command worked, and the work it looked at failed.
@@ -132,21 +132,21 @@ fn main() -> ExitCode {
         }
         Err(error) => Err(error.into()),
     };
-    let outcome = outcome.unwrap_or_else(|Failure(text)| {
+    let outcome = outcome.unwrap_or_else(|CommandFailure(text)| {
         output::say(&text);
-        Verdict::Failed
+        CommandVerdict::Failed
     });
     let printed = output::finish().inspect_err(|error| {
         output::say(&format!("the result could not be written: {error}"));
         let _ = output::finish();
     });
     match (outcome, printed) {
-        (Verdict::Well, Ok(())) => ExitCode::SUCCESS,
+        (CommandVerdict::Well, Ok(())) => ExitCode::SUCCESS,
         _ => ExitCode::from(1),
     }
 }
 
-async fn work(cli: Cli) -> Outcome {
+async fn work(cli: Cli) -> CommandResult {
     let exporter = if cli.command.has_spans() { Exporter::from_environment()? } else { None };
     logging::start(cli.global.verbose, exporter.as_ref())?;
     let settings = Settings::resolve(cli.global)?;
@@ -160,7 +160,7 @@ async fn work(cli: Cli) -> Outcome {
     outcome
 }
 
-async fn carry_out(settings: Settings, command: Command) -> Outcome {
+async fn carry_out(settings: Settings, command: Command) -> CommandResult {
     match command {
         Command::Up(args) => up::run(settings, args).await,
         Command::Dispatch(args) => up::dispatch(settings, args).await,

@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use clap::Args as ClapArgs;
-use dispatcher::gateway::{GatewayError, Reading, Vitals};
+use dispatcher::gateway::{GatewayError, MetricsServer, Vitals};
 
 use crate::settings::metrics_token;
-use crate::{Failure, output};
+use crate::{CommandFailure, output};
 
 /// The flags of commands that run until they are told to stop.
 #[derive(Debug, ClapArgs)]
@@ -22,31 +22,34 @@ pub(crate) struct MetricsArgs {
 
 impl MetricsArgs {
     /// Starts to serve metrics if `--metrics` is given.
-    pub(crate) async fn open(&self) -> Result<Endpoint, Failure> {
+    pub(crate) async fn open(&self) -> Result<MetricsEndpoint, CommandFailure> {
         let vitals = Arc::new(Vitals::default());
-        let Some(address) = self.metrics else { return Ok(Endpoint { vitals, reading: None }) };
-        let reading = Reading::open(address, vitals.clone(), metrics_token().as_deref()).await;
+        let Some(address) = self.metrics else {
+            return Ok(MetricsEndpoint { vitals, reading: None });
+        };
+        let reading =
+            MetricsServer::open(address, vitals.clone(), metrics_token().as_deref()).await;
         let reading = reading.map_err(|error| match error {
-            GatewayError::Unguarded(_) => Failure(format!(
+            GatewayError::Unguarded(_) => CommandFailure(format!(
                 "--metrics {error}: set ION_METRICS_TOKEN, which requests must then bring as a bearer token, or \
                  listen at 127.0.0.1"
             )),
-            error => Failure(format!("--metrics {}", Failure::from(error).0)),
+            error => CommandFailure(format!("--metrics {}", CommandFailure::from(error).0)),
         })?;
         output::say(&format!("metrics are at http://{}/metrics", reading.address()));
-        Ok(Endpoint { vitals, reading: Some(reading) })
+        Ok(MetricsEndpoint { vitals, reading: Some(reading) })
     }
 }
 
 /// The metrics of this process, and the server that shows them if `--metrics` is given.
 #[derive(Debug)]
-pub(crate) struct Endpoint {
+pub(crate) struct MetricsEndpoint {
     /// The metrics. Without `--metrics` and without a gateway nothing shows them.
     pub(crate) vitals: Arc<Vitals>,
-    reading: Option<Reading>,
+    reading: Option<MetricsServer>,
 }
 
-impl Endpoint {
+impl MetricsEndpoint {
     /// Answers the requests that have come, and takes no more.
     pub(crate) async fn close(self) {
         if let Some(reading) = self.reading {

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::event::pair;
 use crate::settings::{Settings, search_path};
 use crate::up::say_slips;
-use crate::{Failure, Outcome, Verdict, output};
+use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// Register, list and remove modules
 #[derive(Debug, Subcommand)]
@@ -46,18 +46,18 @@ Examples:
   ion module create -n crops -i frame -o crop --image crops:1 --executor kubernetes --timeout 1h")]
 pub(crate) struct CreateArgs {
     /// The pipeline file whose modules to register
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "Says"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "ModuleFlags"])]
     pipeline: Option<PathBuf>,
     /// The module's name
     #[arg(short, long, required_unless_present = "pipeline")]
     name: Option<String>,
     #[command(flatten)]
-    says: Says,
+    says: ModuleFlags,
 }
 
 /// A module's fields in a pipeline file, as flags.
 #[derive(Debug, Args)]
-struct Says {
+struct ModuleFlags {
     /// An event type that the module starts on; may be repeated
     #[arg(short = 'i', long, value_name = "TYPE", required_unless_present = "pipeline")]
     on: Vec<String>,
@@ -108,7 +108,7 @@ struct Says {
     run: Vec<String>,
 }
 
-impl Says {
+impl ModuleFlags {
     /// Returns the fields that were given, as a pipeline file would have them.
     fn fields(self) -> Map<String, Value> {
         let Self {
@@ -150,7 +150,7 @@ impl Says {
     }
 }
 
-pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
+pub(crate) async fn run(settings: &Settings, command: Command) -> CommandResult {
     let plane = match command {
         Command::Create(_) => settings.plane().await?,
         _ => settings.existing_plane().await?,
@@ -161,7 +161,7 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
         Command::Get(args) => match ledger.module(&args.name).await? {
             Some(module) => {
                 output::json(&module);
-                Ok(Verdict::Well)
+                Ok(CommandVerdict::Well)
             }
             None => Err(unknown(&args.name)),
         },
@@ -171,20 +171,20 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> Outcome {
                 return Err(unknown(&args.name));
             }
             output::say(&format!("module {:?} is removed", args.name));
-            Ok(Verdict::Well)
+            Ok(CommandVerdict::Well)
         }
     }
 }
 
-fn unknown(name: &str) -> Failure {
-    Failure(format!("there is no module {name:?}; `ion module list` shows all modules"))
+fn unknown(name: &str) -> CommandFailure {
+    CommandFailure(format!("there is no module {name:?}; `ion module list` shows all modules"))
 }
 
-async fn list(settings: &Settings, ledger: &Ledger) -> Outcome {
+async fn list(settings: &Settings, ledger: &Ledger) -> CommandResult {
     let modules = ledger.modules().await?;
     if settings.json {
         output::json(&modules);
-        return Ok(Verdict::Well);
+        return Ok(CommandVerdict::Well);
     }
     let row = |m: &Module| {
         let on = match (&m.gather, &m.per) {
@@ -196,17 +196,17 @@ async fn list(settings: &Settings, ledger: &Ledger) -> Outcome {
         vec![m.name.clone(), on, m.emits.join(", "), runs]
     };
     output::table(&["MODULE", "ON", "EMITS", "RUNS"], &modules.iter().map(row).collect::<Vec<_>>());
-    Ok(Verdict::Well)
+    Ok(CommandVerdict::Well)
 }
 
-async fn create(ledger: &Ledger, args: CreateArgs) -> Outcome {
+async fn create(ledger: &Ledger, args: CreateArgs) -> CommandResult {
     let modules = match (args.pipeline, args.name) {
         (Some(file), _) => Pipeline::load(&file, &search_path())?.modules,
         (None, name) => {
             let (name, directory) = (name.unwrap_or_default(), std::env::current_dir()?);
-            let module =
-                Module::from_fields(&name, &args.says.fields(), &directory).map_err(Failure)?;
-            module.check_programs(&search_path()).map_err(Failure)?;
+            let module = Module::from_fields(&name, &args.says.fields(), &directory)
+                .map_err(CommandFailure)?;
+            module.check_programs(&search_path()).map_err(CommandFailure)?;
             vec![module]
         }
     };
@@ -215,5 +215,5 @@ async fn create(ledger: &Ledger, args: CreateArgs) -> Outcome {
         ledger.put_module(module).await?;
         output::say(&format!("module {:?} is registered", module.name));
     }
-    Ok(Verdict::Well)
+    Ok(CommandVerdict::Well)
 }

@@ -10,7 +10,7 @@ use ionfs::node::Node;
 use crate::metrics::MetricsArgs;
 use crate::service::until_asked_to_stop;
 use crate::settings::Settings;
-use crate::{Failure, Outcome, Verdict, output};
+use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// Mount the whole plane as a read-only tree, until Ctrl-C
 ///
@@ -34,7 +34,7 @@ pub(crate) struct Args {
     metrics: MetricsArgs,
 }
 
-pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
+pub(crate) async fn run(settings: &Settings, args: Args) -> CommandResult {
     let endpoint = args.metrics.open().await?;
     let node = Node::new(settings.existing_plane().await?, settings.node())?;
     endpoint.vitals.describe(|registry| node.describe(registry));
@@ -44,13 +44,14 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
             args.folder.display()
         ));
     }
-    std::fs::create_dir_all(&args.folder)
-        .map_err(|error| Failure(format!("{} cannot be made: {error}", args.folder.display())))?;
+    std::fs::create_dir_all(&args.folder).map_err(|error| {
+        CommandFailure(format!("{} cannot be made: {error}", args.folder.display()))
+    })?;
     let tree = browse::tree(node);
     let visitors = if args.allow_other { Visitors::Everybody } else { Visitors::Owner };
     let mounted = mount_at(&args.folder, tree, visitors).await;
     let mut mounted = mounted.map_err(|error| {
-        Failure(format!(
+        CommandFailure(format!(
             "{} cannot be mounted: {error}; `ion doctor` says what this machine can do",
             args.folder.display()
         ))
@@ -62,7 +63,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         () = until_asked_to_stop() => {
             let folder = args.folder.display();
             let unmounted = mounted.unmount().await.map_err(|error| {
-                Failure(format!(
+                CommandFailure(format!(
                     "{folder} cannot be unmounted: {error}; `fusermount3 -u -z {folder}` does it once nobody uses it"
                 ))
             })?;
@@ -74,5 +75,5 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         }
     }
     endpoint.close().await;
-    Ok(Verdict::Well)
+    Ok(CommandVerdict::Well)
 }

@@ -24,11 +24,11 @@ use tracing::Instrument as _;
 
 use crate::event::pair;
 use crate::files::{StoredFiles, store_files};
-use crate::output::live::{Live, Style};
+use crate::output::live::{LiveStyle, LiveView};
 use crate::service::until_asked_to_stop;
 use crate::settings::{Settings, search_path};
 use crate::up::local_executor;
-use crate::{Failure, Outcome, Verdict, doctor, output};
+use crate::{CommandFailure, CommandResult, CommandVerdict, doctor, output};
 
 /// At most this many of the files that no event names are listed.
 const LEFT_SHOWN: usize = 5;
@@ -67,9 +67,9 @@ pub(crate) struct Args {
     argv: Vec<String>,
 }
 
-pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
+pub(crate) async fn run(settings: &Settings, args: Args) -> CommandResult {
     if let Some(out) = args.out.as_deref().filter(|out| !is_new_or_empty(out)) {
-        return Err(Failure(format!(
+        return Err(CommandFailure(format!(
             "{} is not an empty folder: copies of out/data need a new or an empty one",
             out.display()
         )));
@@ -101,9 +101,9 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     let single = Module { gather: None, per: None, ..module.clone() };
     let ClaimOutcome::Won(job) = ledger.claim(&single, &event, Some(("ion run", lease))).await?
     else {
-        return Err(Failure("a job of the new event exists already".into()));
+        return Err(CommandFailure("a job of the new event exists already".into()));
     };
-    let live = Live::start(Style {
+    let live = LiveView::start(LiveStyle {
         prefix: |output| format!("ion: {} | ", output::of_others(&output.module)),
         stream: output::OutputStream::Stderr,
         whole: true,
@@ -169,7 +169,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
     }
     let copied = say_what_is_left(&left.found(), args.out.as_deref(), &published);
     match reason.filter(|_| !well) {
-        Some(reason) => Err(Failure(format!("{}: {reason}", module.name))),
+        Some(reason) => Err(CommandFailure(format!("{}: {reason}", module.name))),
         None => copied,
     }
 }
@@ -182,18 +182,24 @@ fn is_new_or_empty(folder: &Path) -> bool {
 }
 
 /// Says which files of `out/data` are kept nowhere, or where copies of them are.
-fn say_what_is_left(found: &CollectedOutput, out: Option<&Path>, published: &[Event]) -> Outcome {
+fn say_what_is_left(
+    found: &CollectedOutput,
+    out: Option<&Path>,
+    published: &[Event],
+) -> CommandResult {
     if let Some(out) = out {
         let out = out.display();
         if let Some(reason) = &found.failed {
-            return Err(Failure(format!("out/data could not be copied into {out}: {reason}")));
+            return Err(CommandFailure(format!(
+                "out/data could not be copied into {out}: {reason}"
+            )));
         }
         output::say(&format!(
             "{} files of out/data ({}) are in {out}",
             found.count,
             output::size(found.bytes)
         ));
-        return Ok(Verdict::Well);
+        return Ok(CommandVerdict::Well);
     }
     let named: HashSet<&str> = published
         .iter()
@@ -218,15 +224,15 @@ fn say_what_is_left(found: &CollectedOutput, out: Option<&Path>, published: &[Ev
             shown.join(", ")
         ));
     }
-    Ok(Verdict::Well)
+    Ok(CommandVerdict::Well)
 }
 
-async fn module(ledger: &Ledger, args: &Args) -> Result<Module, Failure> {
+async fn module(ledger: &Ledger, args: &Args) -> Result<Module, CommandFailure> {
     let Some(name) = &args.module else {
         let mut module = Module::new("run", args.argv.clone(), std::env::current_dir()?);
         module.emits = vec![ANY_TYPE.into()];
         module.privileged = args.privileged;
-        module.check_programs(&search_path()).map_err(Failure)?;
+        module.check_programs(&search_path()).map_err(CommandFailure)?;
         return Ok(module);
     };
     let file = args
@@ -241,9 +247,9 @@ async fn module(ledger: &Ledger, args: &Args) -> Result<Module, Failure> {
         None => ledger.module(name).await?,
     };
     found.ok_or_else(|| match file {
-        Some(file) => Failure(format!("{} has no module {name:?}", file.display())),
-        None => {
-            Failure(format!("there is no module {name:?}; name its pipeline file with --pipeline"))
-        }
+        Some(file) => CommandFailure(format!("{} has no module {name:?}", file.display())),
+        None => CommandFailure(format!(
+            "there is no module {name:?}; name its pipeline file with --pipeline"
+        )),
     })
 }

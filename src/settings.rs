@@ -20,7 +20,7 @@ use ionfs::stores::without_credentials;
 use ionfs::stores::{DataPlane, Documents};
 use ionfs::ticket::TicketKey;
 
-use crate::{Failure, output};
+use crate::{CommandFailure, output};
 
 /// The variables of the daemon's environment that modules see. None of them can be a credential.
 const PASSED_ON: [&str; 8] = ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ"];
@@ -48,7 +48,7 @@ const OF_REGISTRIES: [&str; 16] = [
 ];
 
 /// The document stores that a command has opened.
-pub(crate) type Opened = Arc<Mutex<Vec<Arc<dyn Documents>>>>;
+pub(crate) type OpenedDocuments = Arc<Mutex<Vec<Arc<dyn Documents>>>>;
 
 /// The file below the home that names the stores of the last pipeline.
 const PLANE: &str = "plane.json";
@@ -174,7 +174,7 @@ pub(crate) struct Settings {
     urls: StoreUrls,
     passthrough: bool,
     /// The document stores to close before the command ends.
-    pub(crate) opened: Opened,
+    pub(crate) opened: OpenedDocuments,
     commit_deadline: Duration,
     limits: Limits,
     cache: CacheLimits,
@@ -183,7 +183,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    pub(crate) fn resolve(global: Global) -> Result<Self, Failure> {
+    pub(crate) fn resolve(global: Global) -> Result<Self, CommandFailure> {
         let home = match &global.home {
             Some(home) => std::path::absolute(home)?,
             None => nearest_home(&std::env::current_dir()?)?,
@@ -200,8 +200,9 @@ impl Settings {
         let urls = StoreUrls::embedded(&home);
         let passthrough = !global.no_passthrough;
         let (json, commit_deadline) = (global.json, global.commit_deadline);
-        let opened = Opened::default();
-        let limits = LimitOverrides::said(&global.limits).map_err(Failure)?.over(Limits::default());
+        let opened = OpenedDocuments::default();
+        let limits =
+            LimitOverrides::said(&global.limits).map_err(CommandFailure)?.over(Limits::default());
         let defaults = CacheLimits::default();
         let cache = CacheLimits {
             disk_bytes: global.cache_size,
@@ -227,13 +228,13 @@ impl Settings {
 
     /// Chooses each store: the one that flags or environment name, else the one that the file
     /// names, else the embedded one.
-    fn choose(&mut self, file: &PlaneSection) -> Result<(), Failure> {
+    fn choose(&mut self, file: &PlaneSection) -> Result<(), CommandFailure> {
         let wanted = PlaneSection {
             blobs: self.said.blobs.clone().or_else(|| file.blobs.clone()),
             documents: self.said.documents.clone().or_else(|| file.documents.clone()),
             bus: self.said.bus.clone().or_else(|| file.bus.clone()),
         };
-        let wanted = wanted.expanded(variable).map_err(Failure)?;
+        let wanted = wanted.expanded(variable).map_err(CommandFailure)?;
         let defaults = StoreUrls::embedded(&self.home);
         self.urls = StoreUrls {
             blobs: wanted.blobs.unwrap_or(defaults.blobs),
@@ -246,7 +247,7 @@ impl Settings {
     /// Takes the stores that a pipeline file names, and notes them in the home, so that `ion trace`
     /// and other commands open the same ones. The note has them as the file has: a password that
     /// the file takes from the environment is not written down.
-    pub(crate) fn adopt(&mut self, section: &PlaneSection) -> Result<(), Failure> {
+    pub(crate) fn adopt(&mut self, section: &PlaneSection) -> Result<(), CommandFailure> {
         self.choose(section)?;
         let file = self.home.join(PLANE);
         if *section == PlaneSection::default() {
@@ -266,10 +267,10 @@ impl Settings {
     ///
     /// # Errors
     /// When a file of an embedded store does not exist, or a store cannot be opened.
-    pub(crate) async fn existing_plane(&self) -> Result<DataPlane, Failure> {
+    pub(crate) async fn existing_plane(&self) -> Result<DataPlane, CommandFailure> {
         match self.urls.missing() {
             None => self.plane().await,
-            Some(missing) => Err(Failure(format!(
+            Some(missing) => Err(CommandFailure(format!(
                 "{} is not there: nothing has been run from this folder or one above it. Start with `ion up`, or name \
                  the folder that holds the state with --home (or ION_HOME)",
                 missing.display()
@@ -278,7 +279,7 @@ impl Settings {
     }
 
     /// Opens the stores, and makes embedded ones that do not exist yet.
-    pub(crate) async fn plane(&self) -> Result<DataPlane, Failure> {
+    pub(crate) async fn plane(&self) -> Result<DataPlane, CommandFailure> {
         if self.home.exists() || self.urls.files().iter().any(|store| store.starts_with(&self.home))
         {
             make_home(&self.home)?;
@@ -307,7 +308,7 @@ impl Settings {
 
 /// Finds the home of a command that names none. As with `git`, it is in the working directory, or
 /// in the nearest folder above that has one.
-fn nearest_home(folder: &Path) -> Result<PathBuf, Failure> {
+fn nearest_home(folder: &Path) -> Result<PathBuf, CommandFailure> {
     let mut homes = folder.ancestors().map(|folder| folder.join(HOME));
     // A folder that only has the name of a home holds neither file. One that cannot be looked into
     // is taken for a home.
@@ -323,7 +324,7 @@ fn nearest_home(folder: &Path) -> Result<PathBuf, Failure> {
     // Another user's home would decide which stores this command opens, with which variables of its
     // environment; and that user could not change the files that this command makes in it.
     if metadata.uid() != rustix::process::geteuid().as_raw() {
-        return Err(Failure(format!(
+        return Err(CommandFailure(format!(
             "{} belongs to user {}: run ion as that user, or name a home of your own with --home (or ION_HOME)",
             home.display(),
             metadata.uid()

@@ -39,7 +39,7 @@ use tracing_subscriber::filter::{LevelFilter, filter_fn};
 use tracing_subscriber::layer;
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::Failure;
+use crate::CommandFailure;
 use crate::settings::wants_spans;
 
 /// The service name in spans, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES names another.
@@ -63,13 +63,14 @@ pub(crate) struct Exporter {
 impl Exporter {
     /// Makes the exporter that OpenTelemetry's standard variables describe, or none if they ask for
     /// no spans. Must be called inside a Tokio runtime.
-    pub(crate) fn from_environment() -> Result<Option<Self>, Failure> {
+    pub(crate) fn from_environment() -> Result<Option<Self>, CommandFailure> {
         if !wants_spans() {
             return Ok(None);
         }
         ionfs::stores::choose_tls();
         let http = reqwest::Client::builder().timeout(SEND).build()?;
-        let client = Client { http, runtime: Handle::current(), failing: AtomicBool::new(false) };
+        let client =
+            CollectorClient { http, runtime: Handle::current(), failing: AtomicBool::new(false) };
         let exporter = SpanExporter::builder().with_http().with_http_client(client).build()?;
         let named = Resource::builder().build().get(&Key::from_static_str("service.name"));
         let mut resource = Resource::builder();
@@ -78,7 +79,7 @@ impl Exporter {
         }
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
-            .with_id_generator(Ids::default())
+            .with_id_generator(DerivedIds::default())
             .with_resource(resource.build())
             .build();
         Ok(Some(Self { provider }))
@@ -92,7 +93,7 @@ impl Exporter {
         let ours =
             |metadata: &Metadata<'_>| metadata.is_span() && metadata.target() == spans::TARGET;
         let ours = filter_fn(ours).with_max_level_hint(LevelFilter::from_level(Level::INFO));
-        Bridge { tracer: self.provider.tracer(SERVICE) }.with_filter(ours)
+        OtelLayer { tracer: self.provider.tracer(SERVICE) }.with_filter(ours)
     }
 
     /// Sends the spans that are left, if the collector takes them within [`FLUSH`].
@@ -112,9 +113,9 @@ thread_local! {
 
 /// Gives spans the ids that were derived from Ion's ids, and random ones otherwise.
 #[derive(Debug, Default)]
-struct Ids(RandomIdGenerator);
+struct DerivedIds(RandomIdGenerator);
 
-impl IdGenerator for Ids {
+impl IdGenerator for DerivedIds {
     fn new_trace_id(&self) -> TraceId {
         NEXT.get().0.unwrap_or_else(|| self.0.new_trace_id())
     }
@@ -126,14 +127,14 @@ impl IdGenerator for Ids {
 
 /// The layer that turns spans of `tracing` into OpenTelemetry's. An open span has its [`Context`]
 /// in its extensions.
-struct Bridge {
+struct OtelLayer {
     tracer: SdkTracer,
 }
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Bridge {
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for OtelLayer {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: layer::Context<'_, S>) {
         let Some(span) = context.span(id) else { return };
-        let mut fields = Fields::default();
+        let mut fields = SpanFields::default();
         attributes.record(&mut fields);
         let above = span.parent();
         let above = above.as_ref().and_then(|above| above.extensions().get::<Context>().cloned());
@@ -157,7 +158,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Bridge {
         let Some(span) = context.span(id) else { return };
         let extensions = span.extensions();
         let Some(own) = extensions.get::<Context>() else { return };
-        let mut fields = Fields::default();
+        let mut fields = SpanFields::default();
         values.record(&mut fields);
         own.span().set_attributes(fields.attributes);
         if let Some(error) = fields.error {
@@ -175,12 +176,12 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Bridge {
 
 /// An attempt of a job, as the fields of a span name it.
 #[derive(Default)]
-struct Attempt {
+struct AttemptFields {
     job: Option<String>,
     number: Option<u64>,
 }
 
-impl Attempt {
+impl AttemptFields {
     fn id(&self) -> Option<SpanId> {
         Some(SpanId::from_bytes(spans::span_id(self.job.as_deref()?, self.number?)))
     }
@@ -188,17 +189,17 @@ impl Attempt {
 
 /// The fields of a span. Those that decide its name, ids or status have a member of their own.
 #[derive(Default)]
-struct Fields {
+struct SpanFields {
     name: Option<String>,
     begun: Option<u64>,
     error: Option<String>,
     correlation: Option<String>,
-    job: Attempt,
-    parent: Attempt,
+    job: AttemptFields,
+    parent: AttemptFields,
     attributes: Vec<KeyValue>,
 }
 
-impl Fields {
+impl SpanFields {
     /// Returns the parent context of a span that has no parent in this process.
     fn context(&self) -> Option<Context> {
         let trace = trace(self.correlation.as_deref()?);
@@ -229,7 +230,7 @@ impl Fields {
     }
 }
 
-impl Visit for Fields {
+impl Visit for SpanFields {
     fn record_str(&mut self, field: &Field, value: &str) {
         self.text(field, value.to_owned());
     }
@@ -256,14 +257,14 @@ fn trace(correlation: &str) -> TraceId {
 /// An HTTP client for the SDK's thread. That thread has no Tokio runtime, so the client sends the
 /// requests on the program's runtime.
 #[derive(Debug)]
-struct Client {
+struct CollectorClient {
     http: reqwest::Client,
     runtime: Handle,
     failing: AtomicBool,
 }
 
 #[async_trait]
-impl HttpClient for Client {
+impl HttpClient for CollectorClient {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let request = reqwest::Request::try_from(request)?;
         let sent = self.runtime.spawn(send(self.http.clone(), request)).await?;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use clap::Args as ClapArgs;
 use dispatcher::dispatch::served_modules;
 use dispatcher::ledger::Ledger;
-use dispatcher::progress::{CorrelationStatus, Trace, Verdict as ProgressVerdict, obstacles};
+use dispatcher::progress::{CorrelationStatus, Trace, Verdict, obstacles};
 use ionfs::clock;
 use ionfs::event::{Event, KeyValue};
 use ionfs::id::{EventId, JobId};
@@ -14,7 +14,7 @@ use ionfs::stores::{Collection, Query};
 use serde_json::json;
 
 use crate::settings::Settings;
-use crate::{Failure, Outcome, Verdict, output};
+use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// The tree shows at most this many values of a job's insights.
 const VALUES_MAX: usize = 100;
@@ -38,7 +38,7 @@ pub(crate) struct Args {
     dot: bool,
 }
 
-pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
+pub(crate) async fn run(settings: &Settings, args: Args) -> CommandResult {
     let ledger = Ledger::new(settings.existing_plane().await?);
     let correlation = match &args.id {
         Some(id) => find_correlation(&ledger, id).await?,
@@ -55,7 +55,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
         }
         outdated(&trace.status).iter().for_each(output::line);
         // A correlation that has ended waits for dead jobs only, and the tree shows those.
-        if trace.status.verdict() == ProgressVerdict::Running || trace.status.held_back > 0 {
+        if trace.status.verdict() == Verdict::Running || trace.status.held_back > 0 {
             let (registered, served) = (ledger.registered().await?, served_modules(&ledger).await?);
             let obstacles = obstacles(&trace.status, &registered, &served);
             for obstacle in obstacles.iter().take(OBSTACLES_MAX) {
@@ -66,7 +66,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Outcome {
             }
         }
     }
-    Ok(Verdict::Well)
+    Ok(CommandVerdict::Well)
 }
 
 /// Returns a line for each gathering job that ran before a job below it was run again, and so lacks
@@ -85,17 +85,17 @@ pub(crate) fn outdated(status: &CorrelationStatus) -> Vec<String> {
 }
 
 /// Returns all events, the oldest first.
-async fn events(ledger: &Ledger) -> Result<Vec<Event>, Failure> {
+async fn events(ledger: &Ledger) -> Result<Vec<Event>, CommandFailure> {
     let query =
         Query::equal(Collection::Events, vec![("context.documentType", json!("eventMeta"))])
             .order_by("created");
     Ok(ledger.plane().documents.find_as(query).await?)
 }
 
-async fn latest(ledger: &Ledger) -> Result<Event, Failure> {
+async fn latest(ledger: &Ledger) -> Result<Event, CommandFailure> {
     let first = events(ledger).await?.into_iter().rfind(|event| event.job_id.is_none());
     first.ok_or_else(|| {
-        Failure("there are no events yet; create one with `ion event create`".into())
+        CommandFailure("there are no events yet; create one with `ion event create`".into())
     })
 }
 
@@ -103,7 +103,7 @@ async fn latest(ledger: &Ledger) -> Result<Event, Failure> {
 ///
 /// # Errors
 /// When there is no such event, or more than one.
-pub(crate) async fn find_event(ledger: &Ledger, id: &str) -> Result<Event, Failure> {
+pub(crate) async fn find_event(ledger: &Ledger, id: &str) -> Result<Event, CommandFailure> {
     if let Some(event) = ledger.event(&EventId::new(id)).await? {
         return Ok(event);
     }
@@ -114,14 +114,15 @@ pub(crate) async fn find_event(ledger: &Ledger, id: &str) -> Result<Event, Failu
         .collect();
     match (found.pop(), found.len()) {
         (Some(event), 0) => Ok(event),
-        (Some(_), more) => {
-            Err(Failure(format!("{} events begin with {id:?}; give more of the id", more + 1)))
-        }
-        (None, _) => Err(Failure(format!("there is no event {id:?}"))),
+        (Some(_), more) => Err(CommandFailure(format!(
+            "{} events begin with {id:?}; give more of the id",
+            more + 1
+        ))),
+        (None, _) => Err(CommandFailure(format!("there is no event {id:?}"))),
     }
 }
 
-pub(crate) async fn find_correlation(ledger: &Ledger, id: &str) -> Result<String, Failure> {
+pub(crate) async fn find_correlation(ledger: &Ledger, id: &str) -> Result<String, CommandFailure> {
     let mut found: Vec<String> = events(ledger)
         .await?
         .iter()
@@ -132,14 +133,16 @@ pub(crate) async fn find_correlation(ledger: &Ledger, id: &str) -> Result<String
     found.dedup();
     match (found.pop(), found.len()) {
         (Some(one), 0) => Ok(one),
-        (Some(_), more) => Err(Failure(format!(
+        (Some(_), more) => Err(CommandFailure(format!(
             "{} correlations begin with {id:?}; give more of the id",
             more + 1
         ))),
         (None, _) => {
             let event = find_event(ledger, id).await;
             Ok(event
-                .map_err(|_| Failure(format!("there is no correlation and no event {id:?}")))?
+                .map_err(|_| {
+                    CommandFailure(format!("there is no correlation and no event {id:?}"))
+                })?
                 .context
                 .correlation_id
                 .to_string())

@@ -22,13 +22,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::gateway::GatewayFlags;
 use crate::metrics::MetricsArgs;
-use crate::output::live::{Live, Style};
+use crate::output::live::{LiveStyle, LiveView};
 use crate::output::{self, Colour};
 use crate::service::until_asked_to_stop;
 use crate::settings::{
     Settings, module_environment, registry_environment, search_path, some_time, ticket_key,
 };
-use crate::{Failure, Outcome, Verdict, doctor};
+use crate::{CommandFailure, CommandResult, CommandVerdict, doctor};
 
 /// At most this many waiting events are counted.
 const WAITING_SHOWN: usize = 1_000_000;
@@ -92,11 +92,11 @@ pub(crate) struct DispatchArgs {
     modules: Vec<String>,
 }
 
-pub(crate) async fn dispatch(settings: Settings, args: DispatchArgs) -> Outcome {
+pub(crate) async fn dispatch(settings: Settings, args: DispatchArgs) -> CommandResult {
     serve(settings, args.up, &args.modules, true).await
 }
 
-pub(crate) async fn run(settings: Settings, args: Args) -> Outcome {
+pub(crate) async fn run(settings: Settings, args: Args) -> CommandResult {
     serve(settings, args, &[], false).await
 }
 
@@ -109,7 +109,7 @@ pub(crate) struct RelayArgs {
     metrics: MetricsArgs,
 }
 
-pub(crate) async fn relay(settings: &Settings, args: RelayArgs) -> Outcome {
+pub(crate) async fn relay(settings: &Settings, args: RelayArgs) -> CommandResult {
     let endpoint = args.metrics.open().await?;
     let plane = settings.plane().await?;
     endpoint.vitals.describe(|registry| plane.metrics.describe(registry));
@@ -137,12 +137,12 @@ pub(crate) async fn relay(settings: &Settings, args: RelayArgs) -> Outcome {
         }
     }
     endpoint.close().await;
-    Ok(Verdict::Well)
+    Ok(CommandVerdict::Well)
 }
 
 /// Warns of mistakes in these modules and the registered ones: modules that feed each other without
 /// an end, and event types that differ by a letter, so that a module misses the other's events.
-pub(crate) async fn say_slips(ledger: &Ledger, modules: &[Module]) -> Result<(), Failure> {
+pub(crate) async fn say_slips(ledger: &Ledger, modules: &[Module]) -> Result<(), CommandFailure> {
     let is_named = |other: &Module| modules.iter().any(|module| module.name == other.name);
     let mut all = ledger.modules().await?;
     all.retain(|other| !is_named(other));
@@ -159,7 +159,12 @@ pub(crate) async fn say_slips(ledger: &Ledger, modules: &[Module]) -> Result<(),
 /// Serves the modules of a pipeline file, or the registered ones, until it is asked to stop. If
 /// `only` names modules, it serves no others. Without a pipeline file `may_be_empty` allows that no
 /// module is registered yet.
-async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty: bool) -> Outcome {
+async fn serve(
+    mut settings: Settings,
+    args: Args,
+    only: &[String],
+    may_be_empty: bool,
+) -> CommandResult {
     // The file is read first, so that a mistake in it is found before anything starts.
     let file =
         args.pipeline.or_else(|| Some(PathBuf::from("pipeline.yaml")).filter(|file| file.exists()));
@@ -180,7 +185,7 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
     if let Some(unknown) =
         only.iter().find(|name| !modules.iter().any(|module| module.name == **name))
     {
-        return Err(Failure(format!(
+        return Err(CommandFailure(format!(
             "there is no module {unknown:?}; `ion module list` shows those there are"
         )));
     }
@@ -190,7 +195,7 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
     }
     modules.retain(|module| only.is_empty() || only.contains(&module.name));
     if modules.is_empty() && !(follows && may_be_empty) {
-        return Err(Failure(
+        return Err(CommandFailure(
             "there are no modules to run; name a pipeline file, or register one with `ion module create`"
                 .into(),
         ));
@@ -203,10 +208,11 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
     }
     let blobs = ionfs::probe::blobs(settings.urls()).await;
     blobs.outcome.map_err(|reason| {
-        Failure(format!("the blob store {} cannot be used: {reason}", blobs.url))
+        CommandFailure(format!("the blob store {} cannot be used: {reason}", blobs.url))
     })?;
     sweep(&settings.home);
-    let live = Live::start(Style { prefix, stream: output::OutputStream::Stdout, whole: false })?;
+    let live =
+        LiveView::start(LiveStyle { prefix, stream: output::OutputStream::Stdout, whole: false })?;
     let lines = (!args.quiet).then(|| live.clone() as Arc<dyn OutputWatcher>);
     let (notices, shown_notices) = mpsc::channel(NOTICES);
     let cluster = ClusterSettings { key: ticket_key(), namespace: args.kubernetes_namespace };
@@ -287,13 +293,13 @@ async fn serve(mut settings: Settings, args: Args, only: &[String], may_be_empty
     showing.await?;
     endpoint.close().await;
     tokio::task::spawn_blocking(move || live.finish(Some(output::READER_WAIT))).await?;
-    Ok(Verdict::Well)
+    Ok(CommandVerdict::Well)
 }
 
 /// Warns of modules that an earlier version of the pipeline file registered and this version no
 /// longer has: new events still name them, and gathering jobs wait for them. With `drop` it removes
 /// them.
-async fn missing(ledger: &Ledger, modules: &[Module], drop: bool) -> Result<(), Failure> {
+async fn missing(ledger: &Ledger, modules: &[Module], drop: bool) -> Result<(), CommandFailure> {
     let Some(of_file) = modules.first() else { return Ok(()) };
     let same_file = |other: &Module| {
         other.pipeline.is_some()
@@ -333,7 +339,7 @@ pub(crate) async fn local_executor(
     node: Arc<Node>,
     lines: Option<Arc<dyn OutputWatcher>>,
     left: Option<Arc<OutputCollector>>,
-) -> Result<LocalExecutor, Failure> {
+) -> Result<LocalExecutor, CommandFailure> {
     let local = LocalSettings {
         program: std::env::current_exe()?,
         env: module_environment(),
@@ -370,7 +376,7 @@ fn coloured_name(module: &str, job: &JobId) -> String {
 }
 
 /// Shows how jobs end and modules change, until the sender of notices is dropped.
-async fn show(live: Arc<Live>, mut notices: mpsc::Receiver<Notice>) {
+async fn show(live: Arc<LiveView>, mut notices: mpsc::Receiver<Notice>) {
     while let Some(notice) = notices.recv().await {
         match notice {
             Notice::Started(job) => {
@@ -382,7 +388,7 @@ async fn show(live: Arc<Live>, mut notices: mpsc::Receiver<Notice>) {
     }
 }
 
-fn ended(live: &Live, job: &JobRecord) {
+fn ended(live: &LiveView, job: &JobRecord) {
     let Some(attempt) = job.attempts.last() else { return };
     let took =
         output::duration((attempt.ended.unwrap_or(attempt.started) - attempt.started).max(0));

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use crate::settings::Settings;
 use crate::trace::{job_line, outdated};
-use crate::{Failure, Outcome, Verdict, output};
+use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// The shortest time between two looks at the correlation.
 const LOOK: Duration = Duration::from_millis(100);
@@ -57,10 +57,10 @@ pub(crate) async fn wait(
     ledger: &Ledger,
     correlation: &str,
     timeout: Duration,
-) -> Outcome {
+) -> CommandResult {
     let deadline = Instant::now() + timeout;
-    let mut shown = Shown::new(settings);
-    let mut waits = Waits::new();
+    let mut shown = ShownJobs::new(settings);
+    let mut waits = ObstacleReporter::new();
     let mut served = ServedWatch::default();
     let mut away = None;
     loop {
@@ -71,7 +71,7 @@ pub(crate) async fn wait(
                     output::say("the document store is back");
                 }
                 if now.events.is_empty() {
-                    return Err(Failure(format!("there is no correlation {correlation}")));
+                    return Err(CommandFailure(format!("there is no correlation {correlation}")));
                 }
                 shown.update(&now);
                 if now.ended {
@@ -91,7 +91,7 @@ pub(crate) async fn wait(
                 });
                 if since.elapsed() > STORE_AWAY_MAX {
                     let most = format_duration(STORE_AWAY_MAX);
-                    return Err(Failure(format!(
+                    return Err(CommandFailure(format!(
                         "the document store was unavailable for {most}: {}; `ion trace {correlation}` shows the rest",
                         chain(&error)
                     )));
@@ -100,7 +100,7 @@ pub(crate) async fn wait(
             Err(error) => return Err(error.into()),
         }
         if Instant::now() > deadline {
-            return Err(Failure(format!(
+            return Err(CommandFailure(format!(
                 "the correlation has not ended after {}; `ion trace {correlation}` shows how far it is",
                 format_duration(timeout)
             )));
@@ -123,7 +123,7 @@ async fn look(
 }
 
 /// What the command has said about the obstacles that a correlation waits for.
-struct Waits {
+struct ObstacleReporter {
     /// The number of events and ended jobs at the last look at which it changed.
     progress: usize,
     /// When it changed.
@@ -133,7 +133,7 @@ struct Waits {
     spoke: Option<Instant>,
 }
 
-impl Waits {
+impl ObstacleReporter {
     fn new() -> Self {
         Self { progress: 0, moved: Instant::now(), said: Vec::new(), spoke: None }
     }
@@ -173,7 +173,7 @@ fn named(obstacles: &[Obstacle]) -> String {
 }
 
 /// What the user has been shown of a correlation's jobs.
-struct Shown {
+struct ShownJobs {
     jobs: BTreeSet<JobId>,
     bars: MultiProgress,
     by_module: BTreeMap<String, ProgressBar>,
@@ -181,7 +181,7 @@ struct Shown {
     json: bool,
 }
 
-impl Shown {
+impl ShownJobs {
     fn new(settings: &Settings) -> Self {
         Self {
             jobs: BTreeSet::new(),
@@ -215,7 +215,7 @@ impl Shown {
     }
 
     /// Shows how the correlation ended.
-    fn end(&self, now: &CorrelationStatus, waited_for: &[Obstacle]) -> Verdict {
+    fn end(&self, now: &CorrelationStatus, waited_for: &[Obstacle]) -> CommandVerdict {
         self.by_module.values().for_each(ProgressBar::abandon);
         if self.json {
             output::json(&now.jobs);
@@ -231,6 +231,6 @@ impl Shown {
         if now.held_back > 0 {
             output::say(&format!("the correlation goes on only after {}", named(waited_for)));
         }
-        if now.failed() { Verdict::Failed } else { Verdict::Well }
+        if now.failed() { CommandVerdict::Failed } else { CommandVerdict::Well }
     }
 }

@@ -17,7 +17,7 @@ use ionfs::stores::{Collection, encode};
 
 use super::common::{middle, read, read_at_most};
 use super::support::mount::first_event;
-use super::support::{Home, Up};
+use super::support::{Home, RunningCommand};
 use super::{Bench, MIB, Store, number, row, row_of, urls};
 
 /// A module's environment variables: the task, and the folder of its notes.
@@ -113,7 +113,7 @@ struct Plane<'a> {
     store: &'a Store,
     home: Home,
     notes: PathBuf,
-    up: Option<Up>,
+    up: Option<RunningCommand>,
 }
 
 impl<'a> Plane<'a> {

@@ -19,7 +19,7 @@ use ion_system::failpoint;
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::folder::{Folder, Note};
+use crate::folder::{AttemptNote, ModuleFolder};
 use crate::{HandlerError, Work};
 
 /// The lease of the handler's attempt: longer than any module runs while a person waits for it.
@@ -34,7 +34,7 @@ const RACES_MAX: usize = 8;
 
 /// The result of beginning or resuming an attempt of a job.
 #[derive(Clone, Debug)]
-pub enum Standing {
+pub enum AttemptBegin {
     /// The handler holds this attempt of the job.
     Ours(Attempt),
     /// The job has succeeded before.
@@ -58,8 +58,8 @@ impl Attempt {
     pub async fn begin(
         plane: &DataPlane,
         work: &Work,
-        folder: &Folder,
-    ) -> Result<Standing, HandlerError> {
+        folder: &ModuleFolder,
+    ) -> Result<AttemptBegin, HandlerError> {
         let holder = format!("{HOLDER}{}", Uuid::new_v4().simple());
         let id = work.job();
         for _ in 0..RACES_MAX {
@@ -67,7 +67,7 @@ impl Attempt {
             if let Some(job) = &found
                 && job.state == JobState::Succeeded
             {
-                return Ok(Standing::Succeeded(job.clone()));
+                return Ok(AttemptBegin::Succeeded(job.clone()));
             }
             if let Some(job) = &found {
                 if is_handlers(job) && job.cancel {
@@ -79,7 +79,7 @@ impl Attempt {
             }
             // The note comes before the ledger, so that an attempt in the ledger always has a note.
             let event_id = work.event.id.clone();
-            folder.note(&Note { event_id, job_id: id.clone(), holder: holder.clone() })?;
+            folder.note(&AttemptNote { event_id, job_id: id.clone(), holder: holder.clone() })?;
             let record = begun(
                 found.clone().unwrap_or_else(|| unclaimed(work)),
                 holder.clone(),
@@ -95,7 +95,7 @@ impl Attempt {
             };
             if written {
                 failpoint::reach("handler.begun");
-                return Ok(Standing::Ours(Self { record }));
+                return Ok(AttemptBegin::Ours(Self { record }));
             }
         }
         Err(HandlerError::Contended(id))
@@ -110,19 +110,19 @@ impl Attempt {
     pub async fn resume(
         plane: &DataPlane,
         work: &Work,
-        folder: &Folder,
-    ) -> Result<Standing, HandlerError> {
+        folder: &ModuleFolder,
+    ) -> Result<AttemptBegin, HandlerError> {
         let id = work.job();
         let note = folder.noted().filter(|note| note.job_id == id);
         let found = plane.documents.get_as::<JobRecord>(Collection::Jobs, id.as_str()).await?;
         match (found, note) {
             (Some(record), _) if record.state == JobState::Succeeded => {
-                Ok(Standing::Succeeded(record))
+                Ok(AttemptBegin::Succeeded(record))
             }
             (Some(record), Some(note)) if record.state.is_active() && !record.cancel => {
                 free(&record)?;
                 if record.holder.as_ref() == Some(&note.holder) {
-                    return Ok(Standing::Ours(Self { record }));
+                    return Ok(AttemptBegin::Ours(Self { record }));
                 }
                 Err(HandlerError::Later(id))
             }

@@ -14,7 +14,7 @@ use ion_stores::{Collection, DataPlane};
 use self::settings::{Action, Arguments, Settings};
 use crate::commit::commit;
 use crate::development::{Dump, first_event};
-use crate::folder::Folder;
+use crate::folder::ModuleFolder;
 use crate::prepare::prepare;
 use crate::{HandlerError, Work};
 
@@ -84,7 +84,7 @@ async fn act(
     plane: &DataPlane,
     dump: Option<&Dump>,
 ) -> Result<(), Failure> {
-    let folder = Folder::new(&settings.base_dir);
+    let folder = ModuleFolder::new(&settings.base_dir);
     let work = Work {
         module: settings.module.clone(),
         event: event(settings, action, plane, &folder).await?,
@@ -119,7 +119,7 @@ async fn event(
     settings: &Settings,
     action: Action,
     plane: &DataPlane,
-    folder: &Folder,
+    folder: &ModuleFolder,
 ) -> Result<Event, Failure> {
     let development = settings.development.is_some();
     // In development mode the first module of a pipeline has no event; its commit continues with

@@ -42,8 +42,8 @@ use serde_json::json;
 use tokio::sync::{OnceCell, Semaphore};
 use uuid::Uuid;
 
-use crate::attempt::{Attempt, Standing};
-use crate::folder::{Folder, Left, Output, read_within};
+use crate::attempt::{Attempt, AttemptBegin};
+use crate::folder::{ModuleFolder, OpenedPath, OutputFolders, read_within};
 use crate::{HandlerError, Work};
 
 /// The most events that are committed at the same time. With fewer, the events wait for the stores
@@ -86,17 +86,17 @@ pub struct Committed {
 /// folder.
 pub async fn commit(
     plane: &DataPlane,
-    folder: &Folder,
+    folder: &ModuleFolder,
     work: &Work,
 ) -> Result<Committed, HandlerError> {
     let standing = Attempt::resume(plane, work, folder).await?;
     let output = folder.output()?;
     match standing {
-        Standing::Ours(attempt) => match stage(plane, work, &attempt, output).await {
+        AttemptBegin::Ours(attempt) => match stage(plane, work, &attempt, output).await {
             Ok(()) => show(plane, work, attempt.succeed(plane).await?).await,
             Err(error) => Err(give_up(plane, attempt, error).await),
         },
-        Standing::Succeeded(job) => {
+        AttemptBegin::Succeeded(job) => {
             compare(plane, work, output).await?;
             show(plane, work, job).await
         }
@@ -131,7 +131,7 @@ struct Written {
 }
 
 /// Reads and checks what the module wrote: step 1.
-fn read(output: &Output, work: &Work) -> Result<Written, HandlerError> {
+fn read(output: &OutputFolders, work: &Work) -> Result<Written, HandlerError> {
     let names = output.event_names();
     let names = names.map_err(HandlerError::folder("out/events", "cannot be read"))?;
     let mut events = Vec::with_capacity(names.len());
@@ -152,7 +152,7 @@ fn read(output: &Output, work: &Work) -> Result<Written, HandlerError> {
 
 /// Refuses a file that has only the name of a draft and holds a complete event: it was not meant as
 /// a draft.
-fn refuse_whole_draft(output: &Output, work: &Work, name: &str) -> Result<(), HandlerError> {
+fn refuse_whole_draft(output: &OutputFolders, work: &Work, name: &str) -> Result<(), HandlerError> {
     match parsed(output.event(name), work, name) {
         Ok(Some(file)) if file.event_type.is_some() => {
             let refusal = Refusal::Invalid(WHOLE_DRAFT.into());
@@ -165,16 +165,16 @@ fn refuse_whole_draft(output: &Output, work: &Work, name: &str) -> Result<(), Ha
 
 /// Parses a JSON file that the module left; `None` if the file is empty or missing.
 fn parsed(
-    left: io::Result<Left>,
+    left: io::Result<OpenedPath>,
     work: &Work,
     name: &str,
 ) -> Result<Option<EventFile>, HandlerError> {
     let rejected = |refusal| HandlerError::Rejected { name: name.to_owned(), refusal };
     let unreadable = |source| rejected(Refusal::Unreadable { path: name.to_owned(), source });
     let file = match left.map_err(unreadable)? {
-        Left::File(file) => file,
-        Left::Missing => return Ok(None),
-        Left::Other(what) => return Err(rejected(Refusal::Invalid(format!("it is {what}")))),
+        OpenedPath::File(file) => file,
+        OpenedPath::Missing => return Ok(None),
+        OpenedPath::Other(what) => return Err(rejected(Refusal::Invalid(format!("it is {what}")))),
     };
     let most = work.limits.event_bytes;
     let Some(content) = read_within(&file, most).map_err(unreadable)? else {
@@ -199,7 +199,7 @@ async fn stage(
     plane: &DataPlane,
     work: &Work,
     attempt: &Attempt,
-    output: Output,
+    output: OutputFolders,
 ) -> Result<(), HandlerError> {
     let written = read(&output, work)?;
     let record = attempt.record();
@@ -259,7 +259,11 @@ async fn show(plane: &DataPlane, work: &Work, job: JobRecord) -> Result<Committe
 
 /// Checks that the event files in the folder have the same content as the job's events: a job that
 /// has succeeded makes no other events.
-async fn compare(plane: &DataPlane, work: &Work, output: Output) -> Result<(), HandlerError> {
+async fn compare(
+    plane: &DataPlane,
+    work: &Work,
+    output: OutputFolders,
+) -> Result<(), HandlerError> {
     let written = read(&output, work)?;
     let output = Arc::new(output);
     for (name, file) in written.events {
@@ -303,7 +307,7 @@ async fn compare(plane: &DataPlane, work: &Work, output: Output) -> Result<(), H
 }
 
 /// Returns the files and empty directories that an event file names.
-fn named(output: &Output, names: &[String], files_max: u64) -> io::Result<DirectoryContent> {
+fn named(output: &OutputFolders, names: &[String], files_max: u64) -> io::Result<DirectoryContent> {
     let mut all = DirectoryContent::default();
     for name in names {
         let path = clean_path(name).unwrap_or_else(|| name.clone());
@@ -319,7 +323,7 @@ fn named(output: &Output, names: &[String], files_max: u64) -> io::Result<Direct
 }
 
 /// Describes a file in `out/data` as an event's document would, without storing the file.
-fn described(output: &Output, path: String) -> Result<FileEntry, Refusal> {
+fn described(output: &OutputFolders, path: String) -> Result<FileEntry, Refusal> {
     let mut file = regular(output.data(&path), &path)?;
     let unreadable = |source| Refusal::Unreadable { path: path.clone(), source };
     let mut summer = BlockChecksummer::default();
@@ -342,11 +346,11 @@ fn described(output: &Output, path: String) -> Result<FileEntry, Refusal> {
     })
 }
 
-fn regular(left: io::Result<Left>, path: &str) -> Result<File, Refusal> {
+fn regular(left: io::Result<OpenedPath>, path: &str) -> Result<File, Refusal> {
     match left.map_err(|source| Refusal::Unreadable { path: path.to_owned(), source })? {
-        Left::File(file) => Ok(file),
-        Left::Missing => Err(Refusal::Missing(path.to_owned())),
-        Left::Other(what) => Err(Refusal::Invalid(format!("{} is {what}", quote(path)))),
+        OpenedPath::File(file) => Ok(file),
+        OpenedPath::Missing => Err(Refusal::Missing(path.to_owned())),
+        OpenedPath::Other(what) => Err(Refusal::Invalid(format!("{} is {what}", quote(path)))),
     }
 }
 
@@ -357,7 +361,7 @@ type Stored = Arc<OnceCell<FileEntry>>;
 struct Staged<'w> {
     plane: &'w DataPlane,
     work: &'w Work,
-    output: Output,
+    output: OutputFolders,
     /// The beginning of every blob key, before the number and the path.
     below: String,
     made: AtomicU64,
@@ -368,7 +372,12 @@ struct Staged<'w> {
 }
 
 impl<'w> Staged<'w> {
-    fn new(plane: &'w DataPlane, work: &'w Work, record: &JobRecord, output: Output) -> Self {
+    fn new(
+        plane: &'w DataPlane,
+        work: &'w Work,
+        record: &JobRecord,
+        output: OutputFolders,
+    ) -> Self {
         // A key is written once, but a commit that crashed may have stored other bytes in this same
         // attempt. So every run has its own keys.
         let run = Uuid::new_v4().simple().to_string();
@@ -410,7 +419,7 @@ impl Staging for Staged<'_> {
 
     fn has(&self, path: &str) -> bool {
         let opened = clean_path(path).map(|path| self.output.data(&path));
-        matches!(opened, Some(Ok(Left::File(_))))
+        matches!(opened, Some(Ok(OpenedPath::File(_))))
     }
 
     async fn below(&self, path: &str) -> Result<Option<DirectoryContent>, Refusal> {

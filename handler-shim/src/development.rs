@@ -31,7 +31,7 @@ use serde_json::{Value, json};
 
 use crate::HandlerError;
 use crate::commit::Committed;
-use crate::folder::{Folder, Left, read_within, utf8};
+use crate::folder::{ModuleFolder, OpenedPath, read_within, utf8};
 
 /// The type of a first event, which no module published.
 const EVENT_TYPE: &str = "development";
@@ -125,7 +125,7 @@ fn flat(context: &Context, others: Value) -> Value {
 /// Returns an error when a file cannot be read or stored.
 pub async fn first_event(
     plane: &DataPlane,
-    folder: &Folder,
+    folder: &ModuleFolder,
     id: Option<EventId>,
     correlation: Option<CorrelationId>,
 ) -> Result<Event, HandlerError> {
@@ -141,9 +141,9 @@ pub async fn first_event(
     let mut files: Vec<FileEntry> = Vec::with_capacity(names.len());
     for (n, name) in names.into_iter().enumerate() {
         let file = match folder.input(&format!("data/{name}")) {
-            Ok(Left::File(file)) => file,
-            Ok(Left::Missing) => continue,
-            Ok(Left::Other(what)) => {
+            Ok(OpenedPath::File(file)) => file,
+            Ok(OpenedPath::Missing) => continue,
+            Ok(OpenedPath::Other(what)) => {
                 return Err(HandlerError::Input { name, reason: format!("it is {what}") });
             }
             Err(error) => return Err(HandlerError::Input { name, reason: error.to_string() }),
@@ -199,17 +199,17 @@ pub async fn first_event(
 }
 
 /// Reads the values in `in/eventmeta.json`, without the addresses that an earlier `prepare` added.
-fn values(folder: &Folder, files: &[FileEntry]) -> Result<Vec<KeyValue>, HandlerError> {
+fn values(folder: &ModuleFolder, files: &[FileEntry]) -> Result<Vec<KeyValue>, HandlerError> {
     let path = folder.at("in/eventmeta.json");
     let malformed =
         |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
     let read = || match folder.input("eventmeta.json")? {
-        Left::File(file) => match read_within(&file, Limits::default().event_bytes)? {
+        OpenedPath::File(file) => match read_within(&file, Limits::default().event_bytes)? {
             Some(content) => Ok(content),
             None => Err(malformed("it is larger than an event may be")),
         },
-        Left::Missing => Ok(vec![]),
-        Left::Other(what) => Err(malformed(&format!("it is {what}"))),
+        OpenedPath::Missing => Ok(vec![]),
+        OpenedPath::Other(what) => Err(malformed(&format!("it is {what}"))),
     };
     let content = match read() {
         Ok(content) => content,

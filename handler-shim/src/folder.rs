@@ -31,14 +31,14 @@ const NOTE_BYTES_MAX: u64 = 64 << 10;
 
 /// The folder that a module works in.
 #[derive(Clone, Debug)]
-pub struct Folder {
+pub struct ModuleFolder {
     root: PathBuf,
 }
 
 /// The note in the folder: for which attempt the folder was filled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Note {
+pub struct AttemptNote {
     /// The event that the job works on.
     pub event_id: EventId,
     /// The job.
@@ -49,7 +49,7 @@ pub struct Note {
 
 /// The result of opening a path in the folder.
 #[derive(Debug)]
-pub enum Left {
+pub enum OpenedPath {
     /// A regular file, opened for reading.
     File(File),
     /// Nothing has this name.
@@ -58,7 +58,7 @@ pub enum Left {
     Other(String),
 }
 
-impl Folder {
+impl ModuleFolder {
     /// Returns the folder at `root`.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
@@ -86,7 +86,7 @@ impl Folder {
     }
 
     /// Opens `in` and `out`, and makes them if they do not exist.
-    fn parts(&self) -> Result<Parts, HandlerError> {
+    fn parts(&self) -> Result<InOutFolders, HandlerError> {
         let open = |name: &str| -> io::Result<beneath::Folder> {
             std::fs::create_dir_all(&self.root)?;
             // A link is refused, because it might lead to files of others.
@@ -94,7 +94,7 @@ impl Folder {
         };
         let open =
             |name: &str| open(name).map_err(HandlerError::folder(self.at(name), "cannot be made"));
-        Ok(Parts { input: open("in")?, output: open("out")? })
+        Ok(InOutFolders { input: open("in")?, output: open("out")? })
     }
 
     /// Writes a new small file in `in` or `out`.
@@ -126,7 +126,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Opens a file that [`Folder::new_file`] made, for writing.
+    /// Opens a file that [`ModuleFolder::new_file`] made, for writing.
     pub(crate) fn made_file(&self, path: &Path) -> io::Result<File> {
         let (above, name) = split(path)?;
         let file = self.opened()?.below(above)?.open_file(
@@ -148,7 +148,7 @@ impl Folder {
     ///
     /// # Errors
     /// Returns the system's error.
-    pub(crate) fn input(&self, path: &str) -> io::Result<Left> {
+    pub(crate) fn input(&self, path: &str) -> io::Result<OpenedPath> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         open(self.opened()?.as_fd(), &Path::new("in").join(path), resolve)
     }
@@ -158,7 +158,7 @@ impl Folder {
     ///
     /// # Errors
     /// Returns an error when the note cannot be written.
-    pub fn note(&self, note: &Note) -> Result<(), HandlerError> {
+    pub fn note(&self, note: &AttemptNote) -> Result<(), HandlerError> {
         let (name, draft) = (OsStr::new(NOTE), format!("{NOTE}.tmp"));
         let write = || -> io::Result<()> {
             std::fs::create_dir_all(&self.root)?;
@@ -174,9 +174,10 @@ impl Folder {
 
     /// Reads the note; `None` if there is no valid note. The module may have put anything in its
     /// place.
-    pub fn noted(&self) -> Option<Note> {
+    pub fn noted(&self) -> Option<AttemptNote> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let Ok(Left::File(file)) = open(self.opened().ok()?.as_fd(), Path::new(NOTE), resolve)
+        let Ok(OpenedPath::File(file)) =
+            open(self.opened().ok()?.as_fd(), Path::new(NOTE), resolve)
         else {
             return None;
         };
@@ -187,24 +188,28 @@ impl Folder {
     ///
     /// # Errors
     /// Returns an error when one of the folders cannot be opened, or is a link.
-    pub fn output(&self) -> Result<Output, HandlerError> {
+    pub fn output(&self) -> Result<OutputFolders, HandlerError> {
         let open = |path: &str| -> io::Result<_> { Ok(self.opened()?.below(Path::new(path))?) };
         let open = |path: &str| {
             open(path).map_err(HandlerError::folder(self.at(path), "cannot be opened"))
         };
-        Ok(Output { out: open("out")?, data: open("out/data")?, events: open("out/events")? })
+        Ok(OutputFolders {
+            out: open("out")?,
+            data: open("out/data")?,
+            events: open("out/events")?,
+        })
     }
 }
 
 /// The folders `in` and `out`, held open: operations act on these two folders, even if others
 /// replace their names meanwhile.
-struct Parts {
+struct InOutFolders {
     input: beneath::Folder,
     output: beneath::Folder,
 }
 
-impl Parts {
-    fn empty(&self, folder: &Folder) -> Result<(), HandlerError> {
+impl InOutFolders {
+    fn empty(&self, folder: &ModuleFolder) -> Result<(), HandlerError> {
         for (part, name, path) in [
             (&self.input, "data", "in/data"),
             (&self.output, "data", "out/data"),
@@ -229,18 +234,18 @@ impl Parts {
 
 /// The folders `out`, `out/data` and `out/events`, held open.
 #[derive(Debug)]
-pub struct Output {
+pub struct OutputFolders {
     out: beneath::Folder,
     data: beneath::Folder,
     events: beneath::Folder,
 }
 
-impl Output {
+impl OutputFolders {
     /// Opens the file at a clean path below `out/data`. Follows links that stay inside `out/data`.
     ///
     /// # Errors
     /// Returns the system's error.
-    pub fn data(&self, path: &str) -> io::Result<Left> {
+    pub fn data(&self, path: &str) -> io::Result<OpenedPath> {
         open(self.data.as_fd(), Path::new(path), ResolveFlags::BENEATH)
     }
 
@@ -285,7 +290,7 @@ impl Output {
     ///
     /// # Errors
     /// Returns the system's error.
-    pub fn event(&self, name: &str) -> io::Result<Left> {
+    pub fn event(&self, name: &str) -> io::Result<OpenedPath> {
         open(
             self.events.as_fd(),
             Path::new(name),
@@ -297,7 +302,7 @@ impl Output {
     ///
     /// # Errors
     /// Returns the system's error.
-    pub fn insights(&self) -> io::Result<Left> {
+    pub fn insights(&self) -> io::Result<OpenedPath> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         open(self.out.as_fd(), Path::new("insights.json"), resolve)
     }
@@ -334,15 +339,17 @@ pub(crate) fn utf8(name: &OsStr) -> io::Result<&str> {
 }
 
 /// Opens a regular file for reading, and nothing else: a read of a pipe might never end.
-fn open(folder: BorrowedFd<'_>, path: &Path, resolve: ResolveFlags) -> io::Result<Left> {
+fn open(folder: BorrowedFd<'_>, path: &Path, resolve: ResolveFlags) -> io::Result<OpenedPath> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let opened = match openat2(folder, path, flags, Mode::empty(), resolve) {
         Ok(opened) => File::from(opened),
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Left::Missing),
-        Err(Errno::XDEV) => return Ok(Left::Other("a link that leads out of its folder".into())),
-        Err(Errno::LOOP) => return Ok(Left::Other("a symbolic link".into())),
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(OpenedPath::Missing),
+        Err(Errno::XDEV) => {
+            return Ok(OpenedPath::Other("a link that leads out of its folder".into()));
+        }
+        Err(Errno::LOOP) => return Ok(OpenedPath::Other("a symbolic link".into())),
         // The path is a socket.
-        Err(Errno::NXIO) => return Ok(Left::Other("no regular file".into())),
+        Err(Errno::NXIO) => return Ok(OpenedPath::Other("no regular file".into())),
         Err(Errno::NOSYS) => {
             let reason =
                 "this kernel is too old to read the folder safely: openat2 needs Linux 5.6";
@@ -352,11 +359,11 @@ fn open(folder: BorrowedFd<'_>, path: &Path, resolve: ResolveFlags) -> io::Resul
     };
     let kind = opened.metadata()?.file_type();
     Ok(match (kind.is_file(), kind.is_dir()) {
-        (true, _) => Left::File(opened),
-        (_, true) => Left::Other(
+        (true, _) => OpenedPath::File(opened),
+        (_, true) => OpenedPath::Other(
             "a directory; name its files, or add a slash to its name for all of them".into(),
         ),
-        _ => Left::Other("no regular file".into()),
+        _ => OpenedPath::Other("no regular file".into()),
     })
 }
 
@@ -407,9 +414,9 @@ mod tests {
 
     use super::*;
 
-    fn folder() -> (tempfile::TempDir, Folder) {
+    fn folder() -> (tempfile::TempDir, ModuleFolder) {
         let place = tempfile::tempdir().unwrap();
-        let folder = Folder::new(place.path().join("ion"));
+        let folder = ModuleFolder::new(place.path().join("ion"));
         folder.reset().unwrap();
         (place, folder)
     }
@@ -509,8 +516,11 @@ mod tests {
     #[test]
     fn a_note_is_a_small_file_or_none() {
         let (place, folder) = folder();
-        let note =
-            Note { event_id: EventId::new("e"), job_id: JobId::new("j"), holder: "h".into() };
+        let note = AttemptNote {
+            event_id: EventId::new("e"),
+            job_id: JobId::new("j"),
+            holder: "h".into(),
+        };
         folder.note(&note).unwrap();
         assert_eq!(folder.noted().as_ref(), Some(&note));
         let replace = |with: &dyn Fn(&Path)| {
@@ -551,13 +561,13 @@ mod tests {
         .unwrap();
         symlink("../data/f", folder.at("out/events/e.json")).unwrap();
         let output = folder.output().unwrap();
-        assert!(matches!(output.data("f"), Ok(Left::File(_))));
-        assert!(matches!(output.data("inside"), Ok(Left::File(_))));
-        assert!(matches!(output.data("nothing"), Ok(Left::Missing)));
+        assert!(matches!(output.data("f"), Ok(OpenedPath::File(_))));
+        assert!(matches!(output.data("inside"), Ok(OpenedPath::File(_))));
+        assert!(matches!(output.data("nothing"), Ok(OpenedPath::Missing)));
         for name in ["absolute", "up", "folder", "pipe"] {
-            assert!(matches!(output.data(name), Ok(Left::Other(_))), "{name}");
+            assert!(matches!(output.data(name), Ok(OpenedPath::Other(_))), "{name}");
         }
-        assert!(matches!(output.event("e.json"), Ok(Left::Other(_))));
+        assert!(matches!(output.event("e.json"), Ok(OpenedPath::Other(_))));
         std::fs::write(folder.at("out/events/b"), "").unwrap();
         std::fs::write(folder.at("out/events/.draft"), "").unwrap();
         assert_eq!(output.event_names().unwrap(), ["b", "e.json"]);

@@ -19,8 +19,8 @@ use ion_plane::commit::files_of;
 use ion_stores::DataPlane;
 use serde::Serialize;
 
-use crate::attempt::{Attempt, Standing};
-use crate::folder::Folder;
+use crate::attempt::{Attempt, AttemptBegin};
+use crate::folder::ModuleFolder;
 use crate::{HandlerError, Work};
 
 /// The most ranges that are fetched at the same time, with one block of each in memory. With fewer,
@@ -56,12 +56,12 @@ pub struct Prepared {
 /// may be half filled then; the next `prepare` empties it.
 pub async fn prepare(
     plane: &DataPlane,
-    folder: &Folder,
+    folder: &ModuleFolder,
     work: &Work,
     urls: FileUrls,
 ) -> Result<Prepared, HandlerError> {
     let standing = Attempt::begin(plane, work, folder).await?;
-    let succeeded_before = matches!(standing, Standing::Succeeded(_));
+    let succeeded_before = matches!(standing, AttemptBegin::Succeeded(_));
     if succeeded_before {
         tracing::warn!(job = %work.job(), "the job has succeeded before; a commit adds no events to it");
     }
@@ -88,14 +88,14 @@ fn pretty(value: &impl Serialize) -> Vec<u8> {
 
 /// A file that is being fetched into the folder.
 #[derive(Clone, Debug)]
-struct Coming {
+struct IncomingFile {
     entry: Arc<FileEntry>,
-    folder: Folder,
+    folder: ModuleFolder,
     /// The path below the folder.
     path: PathBuf,
 }
 
-impl Coming {
+impl IncomingFile {
     fn shown(&self) -> PathBuf {
         self.folder.at(&self.path)
     }
@@ -103,7 +103,7 @@ impl Coming {
 
 async fn fetch_all(
     plane: &DataPlane,
-    folder: &Folder,
+    folder: &ModuleFolder,
     files: &[FileEntry],
 ) -> Result<(), HandlerError> {
     let coming = places(folder, files)?;
@@ -111,7 +111,7 @@ async fn fetch_all(
     blocking(move || made.iter().try_for_each(make)).await?;
     let ranges =
         coming.iter().flat_map(|file| ranges(&file.entry).map(|range| (file.clone(), range)));
-    let ranges: Vec<(Coming, Range<u64>)> = ranges.collect();
+    let ranges: Vec<(IncomingFile, Range<u64>)> = ranges.collect();
     stream::iter(ranges)
         .map(|(file, range)| fetch(plane, file, range))
         .buffer_unordered(FETCHES_MAX)
@@ -122,7 +122,7 @@ async fn fetch_all(
 
 /// Returns where each file goes. Names come from documents of other hosts, so a name that leaves
 /// `in/data` is refused.
-fn places(folder: &Folder, files: &[FileEntry]) -> Result<Vec<Coming>, HandlerError> {
+fn places(folder: &ModuleFolder, files: &[FileEntry]) -> Result<Vec<IncomingFile>, HandlerError> {
     let mut directories = HashSet::new();
     for file in files {
         let wrong = |reason: &str| HandlerError::Input {
@@ -137,7 +137,7 @@ fn places(folder: &Folder, files: &[FileEntry]) -> Result<Vec<Coming>, HandlerEr
         }
         directories.extend(Path::new(&file.name).ancestors().skip(1).map(Path::to_owned));
     }
-    let coming = |file: &FileEntry| Coming {
+    let coming = |file: &FileEntry| IncomingFile {
         entry: Arc::new(file.clone()),
         folder: folder.clone(),
         path: Path::new("in/data").join(&file.name),
@@ -149,7 +149,7 @@ fn places(folder: &Folder, files: &[FileEntry]) -> Result<Vec<Coming>, HandlerEr
 }
 
 /// Makes the event's empty directories.
-fn make_directories(folder: &Folder, names: &[String]) -> Result<(), HandlerError> {
+fn make_directories(folder: &ModuleFolder, names: &[String]) -> Result<(), HandlerError> {
     for name in names {
         if clean_path(name).as_deref() != Some(name.as_str()) {
             let reason = "it is not a path below in/data".to_owned();
@@ -163,13 +163,13 @@ fn make_directories(folder: &Folder, names: &[String]) -> Result<(), HandlerErro
     Ok(())
 }
 
-fn make(file: &Coming) -> Result<(), HandlerError> {
+fn make(file: &IncomingFile) -> Result<(), HandlerError> {
     let made = || file.folder.new_file(&file.path)?.set_len(file.entry.size);
     made().map_err(HandlerError::folder(file.shown(), "cannot be made"))
 }
 
 /// Sets a file's attributes, once all its bytes are written.
-fn finish(file: &Coming) -> Result<(), HandlerError> {
+fn finish(file: &IncomingFile) -> Result<(), HandlerError> {
     let finished = || -> io::Result<()> {
         let opened = file.folder.made_file(&file.path)?;
         opened.set_modified(file.entry.modified())?;
@@ -186,7 +186,11 @@ fn ranges(entry: &FileEntry) -> impl Iterator<Item = Range<u64>> + use<> {
     (0..size.div_ceil(step)).map(move |n| n * step..((n + 1) * step).min(size))
 }
 
-async fn fetch(plane: &DataPlane, file: Coming, range: Range<u64>) -> Result<(), HandlerError> {
+async fn fetch(
+    plane: &DataPlane,
+    file: IncomingFile,
+    range: Range<u64>,
+) -> Result<(), HandlerError> {
     let mut tries = 0;
     loop {
         tries += 1;
@@ -201,7 +205,7 @@ async fn fetch(plane: &DataPlane, file: Coming, range: Range<u64>) -> Result<(),
 
 async fn try_to_fetch(
     plane: &DataPlane,
-    file: &Coming,
+    file: &IncomingFile,
     range: Range<u64>,
 ) -> Result<(), HandlerError> {
     let wrong = |reason: String| HandlerError::Input { name: file.entry.name.clone(), reason };
@@ -262,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_name_that_leaves_the_folder_is_refused_and_a_directory_wins() {
-        let folder = Folder::new("/nowhere");
+        let folder = ModuleFolder::new("/nowhere");
         for name in ["../x", "/etc/passwd", "a/../../b", "a//b", ""] {
             assert!(places(&folder, &[entry(name, 1)]).is_err(), "{name:?}");
         }

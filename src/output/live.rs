@@ -40,7 +40,7 @@ const MESSAGES_MAX: usize = 4096;
 
 /// How the output of jobs is shown.
 #[derive(Debug)]
-pub(crate) struct Style {
+pub(crate) struct LiveStyle {
     /// Returns the prefix of each line of an attempt's output.
     pub(crate) prefix: fn(&LiveOutput) -> String,
     pub(crate) stream: OutputStream,
@@ -51,14 +51,14 @@ pub(crate) struct Style {
 
 /// The view of running jobs, which a thread of its own prints.
 #[derive(Debug)]
-pub(crate) struct Live {
-    style: Style,
-    told: Mutex<Told>,
+pub(crate) struct LiveView {
+    style: LiveStyle,
+    told: Mutex<LiveReports>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Told {
+struct LiveReports {
     new: Vec<Arc<LiveOutput>>,
     /// How many attempts are not shown at all, because too many were waiting.
     not_shown: u64,
@@ -70,7 +70,7 @@ struct Told {
     has_ended: bool,
 }
 
-impl OutputWatcher for Live {
+impl OutputWatcher for LiveView {
     fn begins(&self, output: Arc<LiveOutput>) {
         let mut told = self.told();
         if told.new.len() < WAITING_MAX {
@@ -87,12 +87,12 @@ impl OutputWatcher for Live {
     }
 }
 
-impl Live {
+impl LiveView {
     /// Starts the thread.
     ///
     /// # Errors
     /// When the system cannot start a thread.
-    pub(crate) fn start(style: Style) -> std::io::Result<Arc<Self>> {
+    pub(crate) fn start(style: LiveStyle) -> std::io::Result<Arc<Self>> {
         let live = Arc::new(Self { style, told: Mutex::default(), changed: Condvar::new() });
         let shows = live.clone();
         thread::Builder::new().name("live-view".into()).spawn(move || {
@@ -103,7 +103,7 @@ impl Live {
         Ok(live)
     }
 
-    fn told(&self) -> MutexGuard<'_, Told> {
+    fn told(&self) -> MutexGuard<'_, LiveReports> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -132,7 +132,7 @@ impl Live {
     }
 
     /// Waits until there is something to show, or until the deadline, and takes what was reported.
-    fn wait(&self, deadline: Option<Instant>) -> Told {
+    fn wait(&self, deadline: Option<Instant>) -> LiveReports {
         let mut told = self.told();
         while told.new.is_empty() && told.messages.is_empty() && !told.goes_on && !told.ends {
             told = match wait(&self.changed, told, deadline) {
@@ -144,11 +144,11 @@ impl Live {
             };
         }
         let ends = told.ends;
-        std::mem::replace(&mut *told, Told { ends, ..Told::default() })
+        std::mem::replace(&mut *told, LiveReports { ends, ..LiveReports::default() })
     }
 
     fn work(&self) {
-        let paper = Paper { printer: printer(self.style.stream), style: &self.style };
+        let paper = LinePrinter { printer: printer(self.style.stream), style: &self.style };
         let mut shown: Vec<ShownOutput> = Vec::new();
         let mut more = false;
         let mut in_trouble = false;
@@ -205,12 +205,12 @@ impl Live {
 }
 
 /// The stream that lines are printed on, and their style.
-struct Paper<'a> {
+struct LinePrinter<'a> {
     printer: &'static Printer,
-    style: &'a Style,
+    style: &'a LiveStyle,
 }
 
-impl Paper<'_> {
+impl LinePrinter<'_> {
     fn text(&self, text: String) {
         self.printer.put(self.style.stream, text.into_bytes(), WhenFull::Wait);
     }
@@ -224,16 +224,16 @@ impl Paper<'_> {
 struct ShownOutput {
     output: Arc<LiveOutput>,
     at: u64,
-    lines: Lines,
+    lines: LineAssembler,
 }
 
 impl ShownOutput {
     fn new(output: Arc<LiveOutput>) -> Self {
-        Self { output, at: 0, lines: Lines::default() }
+        Self { output, at: 0, lines: LineAssembler::default() }
     }
 
     /// Shows the next piece of the output. Returns whether that was all there is now.
-    fn turn(&mut self, paper: &Paper<'_>) -> bool {
+    fn turn(&mut self, paper: &LinePrinter<'_>) -> bool {
         self.catch_up(paper);
         let piece = match self.output.read(self.at, TURN) {
             Ok(piece) => piece,
@@ -253,13 +253,13 @@ impl ShownOutput {
     }
 
     /// Shows all the output there is now, and returns true.
-    fn rest(&mut self, paper: &Paper<'_>) -> bool {
+    fn rest(&mut self, paper: &LinePrinter<'_>) -> bool {
         while !self.turn(paper) {}
         true
     }
 
     /// Leaves out the output that is too far behind, or all of it if nobody reads.
-    fn catch_up(&mut self, paper: &Paper<'_>) {
+    fn catch_up(&mut self, paper: &LinePrinter<'_>) {
         let Ok(length) = self.output.length() else { return };
         let nobody_reads = paper.printer.is_gone();
         if nobody_reads {
@@ -283,7 +283,7 @@ impl ShownOutput {
 /// After a carriage return the next text overwrites the one before, as on a terminal. Of a row of
 /// texts that overwrite each other, one is shown every [`OVERWRITTEN_EVERY`], and the last one.
 #[derive(Debug, Default)]
-struct Lines {
+struct LineAssembler {
     line: Vec<u8>,
     /// How many bytes of the line were cut off.
     cut: u64,
@@ -294,7 +294,7 @@ struct Lines {
     shown_at: Option<Instant>,
 }
 
-impl Lines {
+impl LineAssembler {
     fn add(&mut self, mut bytes: &[u8], show: &mut impl FnMut(&str)) {
         while let Some(first) = bytes.first() {
             match first {
@@ -369,7 +369,7 @@ mod tests {
     use super::*;
 
     fn lines_of(pieces: &[&str]) -> Vec<String> {
-        let mut lines = Lines::default();
+        let mut lines = LineAssembler::default();
         let mut shown = Vec::new();
         let mut show = |text: &str| shown.push(text.to_owned());
         for piece in pieces {

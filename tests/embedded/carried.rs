@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::mount::{Blobs, Mount, Passthrough};
-use crate::support::{Home, Ran, wait_for};
+use crate::support::{CommandOutput, Home, wait_for};
 use ionfs::fs::job::Writers;
 use serde_json::{Value, json};
 
@@ -18,9 +18,10 @@ const MANUAL: &str = include_str!("../../docs/files.md");
 /// What a shell prints in a plain folder.
 #[track_caller]
 fn plainly(folder: &Path, script: &str) -> String {
-    let ran =
-        Ran::of(Command::new("bash").args(["-ec", script]).current_dir(folder).output().unwrap())
-            .well();
+    let ran = CommandOutput::of(
+        Command::new("bash").args(["-ec", script]).current_dir(folder).output().unwrap(),
+    )
+    .well();
     ran.stdout
 }
 
@@ -510,7 +511,7 @@ os._exit(0)
             .current_dir(home.path())
             .output()
             .unwrap();
-        Ran::of(ran).well();
+        CommandOutput::of(ran).well();
     };
     let count = |open: &str| {
         format!(

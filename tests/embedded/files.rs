@@ -3,10 +3,10 @@
 
 use std::process::{Command, Stdio};
 
-use crate::support::{Home, ION, Ran};
+use crate::support::{CommandOutput, Home, ION};
 
 /// Runs a script of bash as a job in `out/data`, which must end well, and gives what it wrote.
-fn job(home: &Home, files: &[&str], script: &str) -> (Ran, String) {
+fn job(home: &Home, files: &[&str], script: &str) -> (CommandOutput, String) {
     let script = format!(
         "set -e; cd /ion/out/data; {{ {script}; }} > /ion/out/data/said; echo '{{\"eventType\":\"said\",\"files\":[\"said\"]}}' > /ion/out/events/said.json"
     );
@@ -142,7 +142,7 @@ fn git_clones_from_the_input_to_the_output() {
         let user = ["-c", "user.name=a", "-c", "user.email=a@example.org"];
         let output =
             Command::new("git").args(user).args(words).current_dir(home.path()).output().unwrap();
-        Ran::of(output).well();
+        CommandOutput::of(output).well();
     };
     git(&["init", "-q", "repository"]);
     home.write("repository/f", "content\n");
@@ -192,6 +192,6 @@ fn new_files_have_the_modes_of_the_modules_umask() {
             .current_dir(home.path())
             .stdin(Stdio::null())
             .output();
-        Ran::of(output.unwrap()).well();
+        CommandOutput::of(output.unwrap()).well();
     }
 }

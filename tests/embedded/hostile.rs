@@ -6,11 +6,11 @@ mod words;
 
 use std::path::PathBuf;
 
-use crate::support::{Home, Up, may_mount_or_runs_where_it_may, wait_for};
+use crate::support::{Home, RunningCommand, may_mount_or_runs_where_it_may, wait_for};
 use serde_json::Value;
 
 /// Runs a Python program as a job.
-fn python(home: &Home, program: &str) -> crate::support::Ran {
+fn python(home: &Home, program: &str) -> crate::support::CommandOutput {
     home.write("module.py", program);
     let module = home.path().join("module.py");
     home.run(["--json", "run", "--", "python3", module.to_str().unwrap()])
@@ -34,7 +34,7 @@ os.chdir("/ion/out/data")
 
 /// A pipeline of hostile modules and of a good neighbour, which works all the time.
 struct Town {
-    up: Option<Up>,
+    up: Option<RunningCommand>,
     home: Home,
 }
 

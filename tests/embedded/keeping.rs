@@ -1,7 +1,7 @@
 //! `ion check` and `ion gc`: what dead processes leave behind is found and put right, and nothing
 //! is removed that somebody needs.
 
-use crate::support::csi::Rig;
+use crate::support::csi::CsiRig;
 use crate::support::{Home, wait_for};
 use ionfs::stores::Collection;
 use ionfs::ticket::Ticket;
@@ -226,7 +226,7 @@ fn what_is_old_and_has_ended_goes_whole() {
 /// ticket of an attempt that runs stays, however short the grace.
 #[test]
 fn gc_removes_the_tickets_of_attempts_that_have_ended() {
-    let rig = Rig::new(&[]);
+    let rig = CsiRig::new(&[]);
     let jobs = [
         ("runs", Some(("running", 1))),
         ("starts", Some(("starting", 1))),

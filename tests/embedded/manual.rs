@@ -8,7 +8,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use crate::support::{Home, ION, Ran, signal, wait_for};
+use crate::support::{CommandOutput, Home, ION, signal, wait_for};
 
 /// A page, and the shell in which its lines are run.
 struct Page {
@@ -65,9 +65,9 @@ impl Page {
     }
 
     /// Runs the line that begins so.
-    fn run(&self, beginning: &str) -> Ran {
+    fn run(&self, beginning: &str) -> CommandOutput {
         let line = self.line(beginning);
-        Ran::of(self.shell(&line).output().unwrap())
+        CommandOutput::of(self.shell(&line).output().unwrap())
     }
 
     /// Runs the one that goes on until it is stopped, until it says that it is ready.

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::support::{DEADLINE, Home, Up, may_mount_or_runs_where_it_may, wait_for};
+use crate::support::{DEADLINE, Home, RunningCommand, may_mount_or_runs_where_it_may, wait_for};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as AnyValue;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -50,7 +50,7 @@ fn get(address: &str, path: &str, token: Option<&str>) -> (u16, String) {
 }
 
 /// Where the daemon says that its metrics are.
-fn address(up: &Up) -> String {
+fn address(up: &RunningCommand) -> String {
     address_in(&up.log())
 }
 

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 
-use crate::support::{DEADLINE, Home, Ran, signal, wait_for};
+use crate::support::{CommandOutput, DEADLINE, Home, signal, wait_for};
 
 /// A command whose outputs a test has its hands on.
 struct Started(Child);
@@ -244,7 +244,7 @@ fn a_result_that_cannot_be_written_is_no_success() {
     home.write("pipeline.yaml", "modules:\n  hello: {on: [go], run: [\"false\"], retries: 0}\n");
     let full = || File::options().write(true).open("/dev/full").unwrap();
     home.run(["event", "create", "go"]).well();
-    let ran = Ran::of(home.ion().arg("trace").stdout(full()).output().unwrap()).failed();
+    let ran = CommandOutput::of(home.ion().arg("trace").stdout(full()).output().unwrap()).failed();
     assert!(
         ran.stderr.contains("the result could not be written: No space left on device"),
         "{}",

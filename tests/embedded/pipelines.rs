@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::support::{Home, Ran, may_mount_or_runs_where_it_may, signal, wait_for};
+use crate::support::{CommandOutput, Home, may_mount_or_runs_where_it_may, signal, wait_for};
 use serde_json::Value;
 
 /// A pipeline file beside its programs.
@@ -415,7 +415,7 @@ fn where_jobs_cannot_have_their_files_nothing_starts() {
             "sh",
             crate::support::ION,
         ]);
-        Ran::of(unshare.args(words).env("ION_HOME", home.state()).output().unwrap())
+        CommandOutput::of(unshare.args(words).env("ION_HOME", home.state()).output().unwrap())
     };
     let doctor = without_fuse(&["doctor"]).failed();
     assert!(doctor.stdout.contains("/dev/fuse is not there"), "{doctor:#?}");
@@ -459,7 +459,7 @@ fn the_mount_shows_a_running_pipeline() {
             .current_dir(&at)
             .output()
             .unwrap();
-        crate::support::Ran::of(output)
+        crate::support::CommandOutput::of(output)
     };
     let listing = sh("ls -lR .").well();
     assert!(

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::support::mount::{Blobs, Mount, Passthrough, run, runtime};
-use crate::support::{Home, Ran};
+use crate::support::{CommandOutput, Home};
 use ionfs::event::FileEntry;
 use ionfs::stores::open::{StoreUrls, open};
 
@@ -37,7 +37,7 @@ fn python(folder: &Path, program: &str) {
     command
         .args(["-k", "5", "120", "python3", "-c", &format!("{PRELUDE}{program}")])
         .current_dir(folder);
-    let ran = Ran::of(command.stdin(Stdio::null()).output().unwrap());
+    let ran = CommandOutput::of(command.stdin(Stdio::null()).output().unwrap());
     assert_eq!(ran.code, Some(0), "in {}: {ran:#?}", folder.display());
 }
 

@@ -23,7 +23,7 @@ use crate::support::chains::address;
 use crate::support::http::{Answer, request};
 use crate::support::images::{Entry, Image, largest_blob};
 use crate::support::servers::Registry;
-use crate::support::{Home, Ran, below, may_mount_or_runs_where_it_may, wait_for};
+use crate::support::{CommandOutput, Home, below, may_mount_or_runs_where_it_may, wait_for};
 use serde_json::{Value, json};
 
 /// Reads its input, writes, commits.
@@ -37,18 +37,18 @@ fn pipeline(home: &Home, modules: &str) -> PathBuf {
 }
 
 /// Runs a module of the pipeline once.
-fn run(home: &Home, module: &str) -> Ran {
+fn run(home: &Home, module: &str) -> CommandOutput {
     home.write("f", "content\n");
     run_with(home, module)
 }
 
 /// The same with the file that is there.
-fn run_with(home: &Home, module: &str) -> Ran {
+fn run_with(home: &Home, module: &str) -> CommandOutput {
     home.run(["--json", "run", module, "--file", "f", "--pipeline", "pipeline.yaml"])
 }
 
 /// A pipeline of one module `m` that runs this script in an image.
-fn script(home: &Home, script: &str, more: &str) -> Ran {
+fn script(home: &Home, script: &str, more: &str) -> CommandOutput {
     Image::of("exit 9").write(home, "image");
     let script = json!(script);
     pipeline(
@@ -345,7 +345,7 @@ fn an_ordinary_user_runs_containers_as_itself_and_is_told_what_cannot_be_bound()
         } else {
             shell.args(["-c", &job]);
         }
-        Ran::of(shell.current_dir(home.path()).output().unwrap())
+        CommandOutput::of(shell.current_dir(home.path()).output().unwrap())
     };
     let ran = as_user("m").well();
     assert_eq!(ran.types(), ["made"]);

@@ -13,7 +13,7 @@ use std::process::Command;
 
 use crate::support::cluster::{Cluster, words_programs};
 use crate::support::servers::{Mongo, Rabbit, S3, cache, plane};
-use crate::support::{Home, Ran, wait_for};
+use crate::support::{CommandOutput, Home, wait_for};
 use serde_json::{Value, json};
 
 const CHART: &str = "deploy/helm/ion";
@@ -27,7 +27,7 @@ fn helm<'w>(
     home: &Home,
     kubeconfig: Option<&Path>,
     words: impl IntoIterator<Item = &'w str>,
-) -> Ran {
+) -> CommandOutput {
     let program = cache().join("bin/helm");
     assert!(program.exists(), "{program:?} is missing; scripts/setup-deploy.sh installs it");
     let mut command = Command::new(program);
@@ -35,10 +35,10 @@ fn helm<'w>(
         command.env(name, home.path());
     }
     command.env("KUBECONFIG", kubeconfig.unwrap_or(Path::new("/dev/null")));
-    Ran::of(command.args(words).output().unwrap())
+    CommandOutput::of(command.args(words).output().unwrap())
 }
 
-fn template(words: &[&str]) -> Ran {
+fn template(words: &[&str]) -> CommandOutput {
     helm(
         &Home::new(),
         None,
@@ -321,11 +321,11 @@ struct Charted {
 }
 
 impl Charted {
-    fn helm(&self, words: &[&str]) -> Ran {
+    fn helm(&self, words: &[&str]) -> CommandOutput {
         helm(&self.home, Some(&self.cluster.at("kubeconfig")), words.iter().copied())
     }
 
-    fn kubectl(&self, words: &[&str]) -> Ran {
+    fn kubectl(&self, words: &[&str]) -> CommandOutput {
         self.cluster.kubectl(words)
     }
 
@@ -335,7 +335,7 @@ impl Charted {
     }
 
     /// What is meant to succeed; otherwise the pods' side of it is shown.
-    fn well(&self, ran: Ran) -> Ran {
+    fn well(&self, ran: CommandOutput) -> CommandOutput {
         if ran.code != Some(0) {
             for words in
                 [["describe", "pods"].as_slice(), &["logs", "-l", "app.kubernetes.io/name=ion"]]
@@ -407,7 +407,7 @@ fn on_a_real_cluster_it_is_installed_upgraded_and_removed() {
         .arg("--output")
         .arg(&image)
         .output();
-    println!("{}", Ran::of(made.unwrap()).well().stdout);
+    println!("{}", CommandOutput::of(made.unwrap()).well().stdout);
     cluster
         .cluster
         .script("image", &[concat!("ion:", env!("CARGO_PKG_VERSION")), image.to_str().unwrap()]);

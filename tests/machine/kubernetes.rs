@@ -12,7 +12,7 @@ use std::io::Read as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::cluster::{KEY, World, words_programs, world};
+use crate::support::cluster::{ClusterPlane, KEY, words_programs, world};
 use crate::support::{Home, example_clip, wait_for, wait_up_to};
 use ionfs::id::JobId;
 use ionfs::ticket::{TicketKey, TokenClaims};
@@ -191,7 +191,7 @@ fn wait_long(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// The name of a module's pod in this namespace, once that runs.
-fn running_pod(world: &World, namespace: &str, module: &str) -> Option<String> {
+fn running_pod(world: &ClusterPlane, namespace: &str, module: &str) -> Option<String> {
     let pods = world.kubectl_json(&[
         "-n",
         namespace,

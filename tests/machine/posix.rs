@@ -15,7 +15,7 @@ use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, Permis
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::Ran;
+use crate::support::CommandOutput;
 use crate::support::mount::{Blobs, Mount, Passthrough, built, run};
 use ionfs::fs::job::Writers;
 
@@ -83,7 +83,7 @@ fn pjdfstest_of(mount: &Mount, remount: bool, cases: &str) -> BTreeMap<String, E
         .current_dir(home.path())
         .output()
         .unwrap();
-    let ran = Ran::of(output).well();
+    let ran = CommandOutput::of(output).well();
     let ended = |line: &str| {
         let (name, how) = line.split_once(' ')?;
         let how = match how.trim() {
@@ -228,7 +228,7 @@ fn corners_are_as_on_a_local_disk() {
     let said = |folder: &Path| {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/machine/posix/corners.py");
         let output = Command::new("python3").arg(script).arg(folder).output().unwrap();
-        Ran::of(output).well().stdout
+        CommandOutput::of(output).well().stdout
     };
     for passthrough in [Passthrough::Allowed, Passthrough::Off] {
         let mount = Mount::new(passthrough, Blobs::Files, &[]);
@@ -350,7 +350,9 @@ fn a_tree_for_any_user_is_written_by_one_and_its_staging_folder_is_shut() {
             at.display(),
             script.replace('\'', "'\\''")
         );
-        Ran::of(Command::new("unshare").args(["-m", "sh", "-c", &script]).output().unwrap())
+        CommandOutput::of(
+            Command::new("unshare").args(["-m", "sh", "-c", &script]).output().unwrap(),
+        )
     };
     let refused = run(&owners);
     assert!(refused.stderr.contains("Permission denied"), "{refused:#?}");

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::support::Ran;
+use crate::support::CommandOutput;
 use crate::support::mount::{Blobs, Mount, Passthrough};
 use crate::support::trees::picture;
 
@@ -19,7 +19,7 @@ fn runs(program: &str, folder: &Path) -> BTreeMap<PathBuf, String> {
     // By the kernel's own end of it: what hangs in the filesystem must not hang the tests.
     let mut command = Command::new("timeout");
     command.args(["-k", "5", "240", shell]).arg(script).current_dir(folder).stdin(Stdio::null());
-    let ran = Ran::of(command.output().unwrap());
+    let ran = CommandOutput::of(command.output().unwrap());
     assert_eq!(ran.code, Some(0), "{program} in {}: {ran:#?}", folder.display());
     picture(folder)
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::support::images::{Entry, Image};
-use crate::support::{Home, Ran, wait_for};
+use crate::support::{CommandOutput, Home, wait_for};
 use serde_json::Value;
 
 /// Shell functions: what must not work, and the processes that can be seen.
@@ -23,7 +23,7 @@ fn is_root() -> bool {
 }
 
 /// A job of a module of the user that runs this test.
-fn job(home: &Home, flags: &[&str], script: &str) -> Ran {
+fn job(home: &Home, flags: &[&str], script: &str) -> CommandOutput {
     let script = format!("{PRELUDE}{script}");
     home.run([&["run"], flags, &["--", "sh", "-ec", &script]].concat())
 }
@@ -31,12 +31,12 @@ fn job(home: &Home, flags: &[&str], script: &str) -> Ran {
 /// Runs a shell script as an ordinary user in the home's folder, which is bound to a place where
 /// they may walk. Root becomes `nobody`; `/dev/fuse` is open to users, as distributions have it.
 /// `$ION` is the program, `$ION_HOME` its home.
-fn as_user(home: &Home, script: &str) -> Ran {
+fn as_user(home: &Home, script: &str) -> CommandOutput {
     as_user_after(home, "chown -R 65534 .", script)
 }
 
 /// The same, with something that root does before.
-fn as_user_after(home: &Home, before: &str, script: &str) -> Ran {
+fn as_user_after(home: &Home, before: &str, script: &str) -> CommandOutput {
     let ion = home.path().join("ion");
     if !ion.exists() {
         fs::copy(crate::support::ION, &ion).unwrap();
@@ -55,7 +55,7 @@ fn as_user_after(home: &Home, before: &str, script: &str) -> Ran {
     }
     let output =
         shell.env("SCRIPT", script).env_remove("ION_LOG").current_dir(home.path()).output();
-    Ran::of(output.unwrap())
+    CommandOutput::of(output.unwrap())
 }
 
 // ---- programs of root ----
@@ -194,8 +194,9 @@ fn a_home_that_was_put_elsewhere_under_a_daemon_is_not_shown() {
     let away = home.path().join("away");
     fs::rename(home.state(), &away).unwrap();
     fs::create_dir(home.state()).unwrap();
-    let run =
-        |words: &[&str]| Ran::of(home.ion().env("ION_HOME", &away).args(words).output().unwrap());
+    let run = |words: &[&str]| {
+        CommandOutput::of(home.ion().env("ION_HOME", &away).args(words).output().unwrap())
+    };
     run(&["event", "create", "go"]).well();
     let mut jobs = Value::Null;
     wait_for("the job to end", || {
@@ -386,7 +387,7 @@ fn a_module_has_no_descriptor_of_whoever_started_its_daemon() {
             .env("ION_HOME", home.state())
             .current_dir(home.path())
             .output();
-        let ran = Ran::of(output.unwrap()).failed();
+        let ran = CommandOutput::of(output.unwrap()).failed();
         assert!(!ran.stderr.contains("hunter2"), "{ran:#?}");
         // Its three streams, and the listing's own.
         let descriptors: Vec<_> =

@@ -20,9 +20,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::support::cgroup::{MemoryGroup, peak_mib};
-use crate::support::csi::Rig;
+use crate::support::csi::CsiRig;
 use crate::support::images::{Image, gzip};
-use crate::support::{Home, Ran, Up, wait_up_to};
+use crate::support::{CommandOutput, Home, RunningCommand, wait_up_to};
 use ionfs::stores::open::StoreUrls;
 use serde_json::Value;
 use tar::{EntryType, Header};
@@ -122,7 +122,7 @@ fn tell(name: &str, peak: u64, began: Instant, noticed: &Noticed) {
 /// A daemon in a group, with the neighbour's module and the storm's.
 struct Town {
     // In the order of their ends: the daemon, its group, its folder.
-    up: Up,
+    up: RunningCommand,
     group: MemoryGroup,
     home: Home,
 }
@@ -363,7 +363,7 @@ fn storms_in_a_pod(kind: &str, size: u32, rejections: usize) {
     let mut home = Home::new();
     home.cgroup = Some(group.processes());
     let urls = StoreUrls::embedded(&home.state());
-    let rig = Rig::over(home, &urls, &[("content", &vec![b'x'; 100_000])]);
+    let rig = CsiRig::over(home, &urls, &[("content", &vec![b'x'; 100_000])]);
     let began = Instant::now();
     let works = |n: u32| {
         let name = format!("neighbour-{n}");
@@ -382,7 +382,7 @@ fn storms_in_a_pod(kind: &str, size: u32, rejections: usize) {
         let (attempt, target) = rig.pod("storm");
         let mut command = Command::new("python3");
         command.args([SCRIPT, kind, &size.to_string()]).arg(&target).stdin(Stdio::null());
-        let ran = Ran::of(command.output().unwrap());
+        let ran = CommandOutput::of(command.output().unwrap());
         assert_eq!(ran.code, Some(0), "{ran:#?}");
         // It takes long to remove so much. The kubelet asks again, too.
         wait_up_to(STORM, "the volume to be gone", || match rig.unpublish("storm", &target) {

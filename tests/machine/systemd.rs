@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
 
-use crate::support::{DEADLINE, Home, Ran};
+use crate::support::{CommandOutput, DEADLINE, Home};
 
 const PIPELINE: &str = "modules:\n  m:\n    on: [t]\n    run: [sh, -c, 'test -z \"${NOTIFY_SOCKET-}${WATCHDOG_USEC-}\"']\n";
 
@@ -96,7 +96,7 @@ fn the_units_are_what_systemd_understands_and_confine_the_daemons() {
         let unit = home.write(unit, text);
         let analyze = |words: &[&str]| {
             let mut command = Command::new("systemd-analyze");
-            Ran::of(command.args(words).arg("--no-pager").arg(&unit).output().unwrap())
+            CommandOutput::of(command.args(words).arg("--no-pager").arg(&unit).output().unwrap())
         };
         let verified = analyze(&["verify"]).well();
         assert_eq!(verified.stderr, "", "{unit:?}");
@@ -130,7 +130,7 @@ fn under_a_real_systemd_jobs_run_as_tightly_as_they_can() {
     home.write("etc/tokens", "ci all 0123456789abcdef0123456789abcdef\n");
     let manager = |script: &str| {
         let mut command = Command::new("tests/machine/systemd/manager.sh");
-        Ran::of(
+        CommandOutput::of(
             command
                 .arg(crate::support::ION)
                 .arg(home.path().join("etc"))

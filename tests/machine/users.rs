@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{Home, Ran, signal, wait_for};
+use crate::support::{CommandOutput, Home, signal, wait_for};
 
 const MODULE: &str = "set -e; test $(id -u) = $(stat -c %u $ION_DIR/out/data); cat $ION_DIR/in/data/f; \
     cp $ION_DIR/in/data/f $ION_DIR/out/data/c; echo more > $ION_DIR/out/data/d; \
@@ -40,7 +40,7 @@ fn an_ordinary_user_gets_a_user_namespace_with_the_tree_at_ion() {
         .current_dir(home.path())
         .output()
         .unwrap();
-    let ran = Ran::of(output).well();
+    let ran = CommandOutput::of(output).well();
     assert_eq!(ran.types(), ["x"], "{ran:#?}");
     assert!(ran.stderr.contains("| content"), "{ran:#?}");
 }
@@ -110,7 +110,7 @@ fn a_module_sees_nothing_of_the_daemons_environment() {
             .args(flags)
             .args(["run", "--", "sh", "-c", script])
             .output();
-        let ran = Ran::of(output.unwrap()).well();
+        let ran = CommandOutput::of(output.unwrap()).well();
         assert!(
             ran.stderr.contains("ION_EVENT_ID=") && !ran.stderr.contains("hunter2"),
             "{ran:#?}"
@@ -188,7 +188,7 @@ fn a_command_that_only_looks_makes_nothing_and_finds_the_home_above() {
     std::fs::create_dir_all(&deep).unwrap();
     let ion = |at: &Path, words: &[&str]| {
         let mut ion = home.ion();
-        Ran::of(ion.env_remove("ION_HOME").current_dir(at).args(words).output().unwrap())
+        CommandOutput::of(ion.env_remove("ION_HOME").current_dir(at).args(words).output().unwrap())
     };
     let empty = || std::fs::read_dir(&deep).unwrap().next().is_none();
     for words in LOOKS {

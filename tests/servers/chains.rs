@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use crate::support::chains::{LINES, address, load, pools};
 use crate::support::http::{Answer, Http, get, request};
 use crate::support::servers::{Mongo, Rabbit, S3, plane};
-use crate::support::{Home, Ran, Up, below, wait_for};
+use crate::support::{CommandOutput, Home, RunningCommand, below, wait_for};
 use serde_json::{Value, json};
 
 /// A dispatcher of a chain file with this text, and its gateway.
-fn up(home: &Home, chain: &str) -> (Up, String) {
+fn up(home: &Home, chain: &str) -> (RunningCommand, String) {
     let file = home.write("chain.yaml", chain);
     let up = home.up_with(&["--gateway", "127.0.0.1:0"], &file);
     let address = address(&up);
@@ -322,11 +322,11 @@ fn any_dispatcher_of_the_plane_runs_what_any_gateway_is_sent() {
         home
     };
     let homes = [home(), home(), home()];
-    let dispatchers: Vec<Up> = homes[..2]
+    let dispatchers: Vec<RunningCommand> = homes[..2]
         .iter()
         .map(|home| home.start("dispatch", &[home.write("chain.yaml", LINES).to_str().unwrap()]))
         .collect();
-    let gateways: Vec<Up> =
+    let gateways: Vec<RunningCommand> =
         homes[1..].iter().map(|home| home.start("gateway", &["--listen", "127.0.0.1:0"])).collect();
     let addresses: Vec<String> = gateways.iter().map(address).collect();
     let times = load(&addresses, 100, 8);
@@ -485,7 +485,7 @@ fn a_failed_answer_is_taken_for_whole_by_nobody() {
             let ran = Command::new("curl")
                 .args(["-sS", "-w", "%{stderr}%{http_code}", "-d", "x", &url])
                 .output();
-            Ran::of(ran.unwrap())
+            CommandOutput::of(ran.unwrap())
         };
         let answer = curl("well").well();
         assert_eq!((answer.stdout.as_str(), answer.stderr.as_str()), ("begun\ndone\n", "200"));

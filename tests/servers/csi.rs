@@ -14,9 +14,9 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use crate::support::csi::{Attempt, KEY, NODE, Rig, key, mounts_below, unpublish};
+use crate::support::csi::{CsiRig, KEY, NODE, PodAttempt, key, mounts_below, unpublish};
 use crate::support::servers::Mongo;
-use crate::support::{Home, Ran, may_mount_or_runs_where_it_may, signal, wait_for};
+use crate::support::{CommandOutput, Home, may_mount_or_runs_where_it_may, signal, wait_for};
 use futures_util::future::join_all;
 use ionfs::csi::NAME;
 use ionfs::csi::api::csi::identity_client::IdentityClient;
@@ -59,7 +59,7 @@ fn folder_of(path: &Path) -> Vec<String> {
 
 #[test]
 fn the_driver_tells_who_it_is_and_that_it_is_ready() {
-    let rig = Rig::new(&[]);
+    let rig = CsiRig::new(&[]);
     let (identity, node) = (IdentityClient::new(rig.to_driver()), rig.node());
     rig.runtime.block_on(async {
         let (mut identity, mut node) = (identity, node);
@@ -85,7 +85,7 @@ fn the_driver_tells_who_it_is_and_that_it_is_ready() {
 #[test]
 fn a_kubelet_learns_of_the_driver() {
     use std::os::unix::fs::PermissionsExt as _;
-    let mut rig = Rig::new(&[]);
+    let mut rig = CsiRig::new(&[]);
     let registration = rig.registration();
     let mut registrar = RegistrationClient::new(rig.channel(&registration));
     rig.runtime.block_on(async {
@@ -113,7 +113,7 @@ fn a_kubelet_learns_of_the_driver() {
 
 #[test]
 fn a_call_that_the_driver_does_not_have_is_unimplemented() {
-    let rig = Rig::new(&[]);
+    let rig = CsiRig::new(&[]);
     let channel = rig.to_driver();
     for path in [
         "/csi.v1.Node/NodeStageVolume",
@@ -137,7 +137,7 @@ fn a_call_that_the_driver_does_not_have_is_unimplemented() {
 
 #[test]
 fn what_a_request_lacks_is_an_invalid_argument() {
-    let rig = Rig::new(&[]);
+    let rig = CsiRig::new(&[]);
     let (attempt, target) = (rig.attempt("j"), rig.target("v"));
     let good = rig.request("v", &target, &attempt.token);
     let without = |change: &dyn Fn(&mut NodePublishVolumeRequest)| {
@@ -186,7 +186,7 @@ fn publishing_again_changes_nothing_and_elsewhere_it_is_there_already() {
     ) {
         return;
     }
-    let rig = Rig::new(&[]);
+    let rig = CsiRig::new(&[]);
     let (attempt, target) = rig.pod("v");
     fs::write(target.join("out/data/f"), "kept").unwrap();
     rig.publish("v", &target, &attempt).unwrap();
@@ -207,7 +207,7 @@ fn publishing_again_changes_nothing_and_elsewhere_it_is_there_already() {
 
 #[test]
 fn what_is_not_published_can_be_unpublished() {
-    let rig = Rig::new(&[]);
+    let rig = CsiRig::new(&[]);
     let target = rig.target("v");
     rig.unpublish("v", &target).unwrap();
     fs::create_dir(&target).unwrap();
@@ -232,7 +232,7 @@ fn volumes_come_and_go_many_times_and_side_by_side() {
     if !may_mount_or_runs_where_it_may("volumes_come_and_go_many_times_and_side_by_side") {
         return;
     }
-    let rig = Rig::new(&[("f", b"content")]);
+    let rig = CsiRig::new(&[("f", b"content")]);
     for round in 0..20 {
         let (attempt, target) = (rig.attempt(&format!("round-{round}")), rig.target("v"));
         rig.publish("v", &target, &attempt).unwrap();
@@ -240,7 +240,7 @@ fn volumes_come_and_go_many_times_and_side_by_side() {
         rig.unpublish("v", &target).unwrap();
         assert!(rig.outcome(&attempt).receipts.is_empty());
     }
-    let pods: Vec<(String, Attempt, PathBuf)> = (0..24)
+    let pods: Vec<(String, PodAttempt, PathBuf)> = (0..24)
         .map(|number| {
             let name = format!("pod-{number}");
             (name.clone(), rig.attempt(&name), rig.target(&name))
@@ -296,7 +296,7 @@ fn a_volumes_id_may_be_anything() {
     if !may_mount_or_runs_where_it_may("a_volumes_id_may_be_anything") {
         return;
     }
-    let rig = Rig::new(&[]);
+    let rig = CsiRig::new(&[]);
     let ids = [
         "v".repeat(128),
         "../../../etc/x".into(),
@@ -328,7 +328,7 @@ fn a_token_opens_one_tree_to_one_pod() {
     if !may_mount_or_runs_where_it_may("a_token_opens_one_tree_to_one_pod") {
         return;
     }
-    let rig = Rig::new(&[]);
+    let rig = CsiRig::new(&[]);
     let (attempt, target) = (rig.attempt("j"), rig.target("v"));
     let ask = |token: &str| rig.ask(rig.request("v", &target, token));
     refused(ask(""), Code::InvalidArgument, "only pods that an Ion dispatcher starts have a tree");
@@ -376,7 +376,7 @@ fn a_pod_of_any_user_reads_writes_and_commits_and_its_ticket_says_so() {
     ) {
         return;
     }
-    let rig = Rig::new(&[("f", b"content\n")]);
+    let rig = CsiRig::new(&[("f", b"content\n")]);
     let (attempt, target) = rig.pod("v");
     let script = "set -e; cat in/data/f >out/data/copy; test $(cat in/meta/n) = 7; mkdir out/data/d; echo more >out/data/d/x; \
         echo '{\"eventType\": \"made\", \"files\": [\"copy\", \"d/x\"], \"k\": \"v\"}' >out/events/made.json; \
@@ -387,8 +387,10 @@ fn a_pod_of_any_user_reads_writes_and_commits_and_its_ticket_says_so() {
     let user = if root { "setpriv --reuid=1234 --regid=1234 --clear-groups" } else { "" };
     let inside =
         format!("mount --bind {} /mnt && cd /mnt && exec {user} sh -c \"$0\"", target.display());
-    Ran::of(Command::new("unshare").args(["-m", "sh", "-c", &inside, script]).output().unwrap())
-        .well();
+    CommandOutput::of(
+        Command::new("unshare").args(["-m", "sh", "-c", &inside, script]).output().unwrap(),
+    )
+    .well();
     let event = rig.committed(&attempt, "made.json").expect("a closed event is committed");
     assert_eq!(
         event.files.iter().map(|file| (file.name.as_str(), file.size)).collect::<Vec<_>>(),
@@ -412,7 +414,7 @@ fn an_event_that_is_left_open_or_incomplete_is_rejected_and_the_ticket_says_so()
     if !may_mount_or_runs_where_it_may(name) {
         return;
     }
-    let rig = Rig::new(&[]);
+    let rig = CsiRig::new(&[]);
     let (attempt, target) = rig.pod("v");
     fs::write(target.join("out/events/half.json"), r#"{"eventType": "ma"#).unwrap();
     // Of somebody else on the node: the pod's own processes have ended.
@@ -446,7 +448,7 @@ fn an_attempt_that_does_not_run_any_more_commits_nothing() {
     if !may_mount_or_runs_where_it_may("an_attempt_that_does_not_run_any_more_commits_nothing") {
         return;
     }
-    let rig = Rig::new(&[]);
+    let rig = CsiRig::new(&[]);
     for (name, state, number) in
         [("queued", "queued", 1), ("cancelled", "cancelled", 1), ("later", "running", 2)]
     {
@@ -509,7 +511,7 @@ const HALVES: usize = 16;
 
 fn ends_with_its_daemon(how: &str) {
     let large: Vec<u8> = (0..48_u32 << 20).map(|at| (at / 7) as u8).collect();
-    let mut rig = Rig::new(&[("large", &large)]);
+    let mut rig = CsiRig::new(&[("large", &large)]);
     let (attempt, target) = rig.pod("v");
     let (idle, idle_target) = rig.pod("idle");
     let at = |path: &str| target.join(path);
@@ -609,7 +611,7 @@ fn a_node_has_one_driver() {
     if !may_mount_or_runs_where_it_may("a_node_has_one_driver") {
         return;
     }
-    let rig = Rig::new(&[]);
+    let rig = CsiRig::new(&[]);
     let (_, target) = rig.pod("v");
     let words = [vec!["csi".to_owned()], rig.words()].concat();
     let second = rig.home.run(words).failed();
@@ -621,7 +623,7 @@ fn a_node_has_one_driver() {
 
 #[test]
 fn a_client_that_says_nothing_does_not_hold_the_daemon() {
-    let mut rig = Rig::new(&[]);
+    let mut rig = CsiRig::new(&[]);
     let silent = std::os::unix::net::UnixStream::connect(rig.home.path().join("csi.sock")).unwrap();
     let (driver, begun) = (rig.driver.take().unwrap(), Instant::now());
     assert_eq!(driver.stop(), Some(0));
@@ -643,7 +645,7 @@ fn a_store_that_is_away_is_told_when_it_is_back() {
     let urls = StoreUrls { documents: mongo.database("csi"), ..StoreUrls::embedded(&home.state()) };
     home.env.push(("ION_DOCUMENTS".into(), urls.documents.clone()));
     home.env.push(("ION_COMMIT_DEADLINE".into(), "5s".into()));
-    let mut rig = Rig::over(home, &urls, &[("f", b"content")]);
+    let mut rig = CsiRig::over(home, &urls, &[("f", b"content")]);
     let (attempt, target) = rig.pod("v");
     let (left, left_target) = rig.pod("left");
     let (late, late_target) = (rig.attempt("late"), rig.target("late"));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::support::servers::Mongo;
-use crate::support::{Home, ION, Ran, Up, wait_for};
+use crate::support::{CommandOutput, Home, ION, RunningCommand, wait_for};
 use serde_json::{Value, json};
 
 fn pipeline(home: &Home, modules: &str) -> PathBuf {
@@ -201,14 +201,15 @@ fn programs_hear_all_signals_whatever_ion_was_started_with() {
     );
     for more in [vec![], vec!["--no-namespaces"]] {
         let words = [vec!["run"], more, vec!["--", "bash", "./hears"]].concat();
-        let ran = Ran::of(deaf(&home, &words).output().unwrap()).well();
+        let ran = CommandOutput::of(deaf(&home, &words).output().unwrap()).well();
         assert!(ran.stderr.contains("| y\n"), "{ran:#?}");
     }
-    let doctor = Ran::of(deaf(&home, &["doctor"]).output().unwrap());
+    let doctor = CommandOutput::of(deaf(&home, &["doctor"]).output().unwrap());
     assert!(doctor.stdout.contains("fuse"), "{doctor:#?}");
     assert!(!doctor.stdout.contains("No child processes"), "{doctor:#?}");
     let failed =
-        Ran::of(deaf(&home, &["run", "--", "sh", "-c", "exit 7"]).output().unwrap()).failed();
+        CommandOutput::of(deaf(&home, &["run", "--", "sh", "-c", "exit 7"]).output().unwrap())
+            .failed();
     assert!(failed.stderr.contains("exit status 7"), "{failed:#?}");
 }
 
@@ -316,7 +317,7 @@ fn what_has_ended_is_not_run_again_when_dispatchers_die() {
             go.display()
         ),
     );
-    let mut up: Up = home.up(&file);
+    let mut up: RunningCommand = home.up(&file);
     for _ in 0..6 {
         home.run(["event", "create", "short", "--wait"]).well();
     }

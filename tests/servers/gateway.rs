@@ -13,18 +13,18 @@ use std::time::{Duration, Instant};
 use crate::support::chains::address;
 use crate::support::http::{Answer, Http, form, get, request};
 use crate::support::servers::{Mongo, Rabbit, S3, plane};
-use crate::support::{Home, Up, signal, wait_for};
+use crate::support::{Home, RunningCommand, signal, wait_for};
 use serde_json::{Value, json};
 
 /// A gateway alone.
-fn gateway(home: &Home, flags: &[&str]) -> (Up, String) {
+fn gateway(home: &Home, flags: &[&str]) -> (RunningCommand, String) {
     let up = home.start("gateway", &[&["--listen", "127.0.0.1:0"], flags].concat());
     let address = address(&up);
     (up, address)
 }
 
 /// A gateway in the process that runs these modules.
-fn up(home: &Home, modules: &str) -> (Up, String) {
+fn up(home: &Home, modules: &str) -> (RunningCommand, String) {
     let file = home.write("pipeline.yaml", format!("modules:\n{modules}"));
     let up = home.up_with(&["--gateway", "127.0.0.1:0"], &file);
     let address = address(&up);

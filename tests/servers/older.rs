@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::support::servers::{Azure, Mongo, Rabbit, S3, plane};
-use crate::support::{Home, Ran, wait_for};
+use crate::support::{CommandOutput, Home, wait_for};
 use serde_json::{Value, json};
 
 const HANDLER: &str = env!("CARGO_BIN_EXE_ion-handler");
@@ -100,7 +100,7 @@ impl Older {
         command
     }
 
-    fn act(&self, action: &str) -> Ran {
+    fn act(&self, action: &str) -> CommandOutput {
         let mut command = self.handler();
         command.args([
             "start",
@@ -109,7 +109,7 @@ impl Older {
             "--context.eventid=e",
         ]);
         command.args(["--context.correlationid=c", "--valideventtypes=counted,noted"]);
-        Ran::of(command.output().unwrap())
+        CommandOutput::of(command.output().unwrap())
     }
 
     /// Runs a program as the older dispatcher's container did: on the folder, with its variables.
@@ -119,19 +119,19 @@ impl Older {
             .env_remove("SIDECAR_PORT")
             .env_remove("HANDLER_PORT")
             .env("HANDLER_BASE_DIR", self.base());
-        Ran::of(command.output().unwrap()).well();
+        CommandOutput::of(command.output().unwrap()).well();
     }
 
     fn script(&self, script: &str) {
         let ran =
             Command::new("sh").args(["-c", script]).current_dir(self.base()).output().unwrap();
-        Ran::of(ran).well();
+        CommandOutput::of(ran).well();
     }
 
     fn script_in_home(&self, script: &str) {
         let ran =
             Command::new("sh").args(["-c", script]).current_dir(self.home.path()).output().unwrap();
-        Ran::of(ran).well();
+        CommandOutput::of(ran).well();
     }
 
     /// What the jobs of the correlation made: events and insights, but for what differs from run to
@@ -302,7 +302,7 @@ fn a_handler_that_is_killed_anywhere_is_gone_on_with_and_has_committed_all_or_no
         ]);
         command.arg(format!("--context.eventid={event}"));
         command.envs(failpoint.map(|point| ("ION_FAILPOINTS", point)));
-        Ran::of(command.output().unwrap())
+        CommandOutput::of(command.output().unwrap())
     };
     let points = [
         ("handler.begun=1", false),
@@ -412,7 +412,7 @@ fn a_later_prepare_takes_the_commit_of_an_earlier_one_away() {
     let elsewhere = older.home.path().join("elsewhere");
     let mut other = older.handler();
     other.env("HANDLER_BASE_DIR", &elsewhere).args(["--action", "prepare", "--context.name", "m"]);
-    Ran::of(other.args(["--context.eventid", "e"]).output().unwrap()).well();
+    CommandOutput::of(other.args(["--context.eventid", "e"]).output().unwrap()).well();
     let fenced = older.act("commit").failed();
     assert!(fenced.stderr.contains("a later attempt of job"), "{fenced:#?}");
     assert_eq!(older.made(), Vec::<Value>::new());
@@ -485,7 +485,7 @@ fn prepare_fills_the_folder_anew_and_takes_no_damaged_file() {
             "--context.name=m",
             &format!("--context.eventid={event}"),
         ]);
-        Ran::of(command.output().unwrap())
+        CommandOutput::of(command.output().unwrap())
     };
     prepare("large").well();
     older.script("cmp in/data/large ../large; test ! -e in/data/in.txt");
@@ -689,7 +689,7 @@ fn the_older_flags_of_azure_reach_the_container_and_its_files_have_signed_urls()
             named("AZURE_STORAGE_ACCOUNT_NAME")
         ));
         command.args([&format!("--action={action}"), "--context.name=m", "--context.eventid=e"]);
-        Ran::of(command.arg("--valideventtypes=noted").output().unwrap()).well()
+        CommandOutput::of(command.arg("--valideventtypes=noted").output().unwrap()).well()
     };
     act("prepare");
     older.home.write(
@@ -739,7 +739,7 @@ fn no_secret_is_printed_or_logged_and_one_in_the_command_line_is_warned_of() {
     ]);
     for (mut command, warns) in [(by_argv, true), (by_environment, false)] {
         // The older stores are out of reach here: it fails, and says no secret in doing so.
-        let ran = Ran::of(command.output().unwrap()).failed();
+        let ran = CommandOutput::of(command.output().unwrap()).failed();
         let config: Value = serde_json::from_str(&ran.stdout).unwrap();
         assert_eq!(config["sharedSecret"], "***");
         assert_eq!(config["azureBlobProvider"]["blobAccountKey"], "***");
@@ -759,7 +759,7 @@ fn no_secret_is_printed_or_logged_and_one_in_the_command_line_is_warned_of() {
         "--servicebuseventprovider=true",
         "--servicebuseventprovider.key=hunter4",
     ]);
-    let refused = Ran::of(bus.output().unwrap()).failed();
+    let refused = CommandOutput::of(bus.output().unwrap()).failed();
     assert!(
         refused.stderr.contains("ION_BUS=amqp://") && !refused.stderr.contains("hunter4"),
         "{refused:#?}"
@@ -773,7 +773,7 @@ fn no_secret_is_printed_or_logged_and_one_in_the_command_line_is_warned_of() {
         "--servicebuseventprovider=true",
     ]);
     let bus = format!("sqlite://{}", older.home.state().join("ion.db").display());
-    Ran::of(moved.env("ION_BUS", bus).output().unwrap()).well();
+    CommandOutput::of(moved.env("ION_BUS", bus).output().unwrap()).well();
 }
 
 #[test]
@@ -788,12 +788,12 @@ fn development_mode_needs_no_store_and_what_it_shows_starts_the_next_module_by_h
             &format!("--context.name={module}"),
         ]);
         command.args(words).env("HANDLER_BASE_DIR", base(module)).current_dir(home.path());
-        Ran::of(command.stdin(Stdio::null()).output().unwrap())
+        CommandOutput::of(command.stdin(Stdio::null()).output().unwrap())
     };
     let script = |module: &str, script: &str| {
         let ran =
             Command::new("sh").args(["-c", script]).current_dir(base(module)).output().unwrap();
-        Ran::of(ran).well()
+        CommandOutput::of(ran).well()
     };
     let shown = |path: &str| -> Value {
         serde_json::from_slice(&std::fs::read(home.path().join(".dev").join(path)).unwrap())

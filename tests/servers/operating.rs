@@ -8,7 +8,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::servers::{Mongo, S3};
-use crate::support::{Home, Ran, wait_for};
+use crate::support::{CommandOutput, Home, wait_for};
 use proxy::{Completion, Proxy};
 
 /// A home whose documents are in a file of its own, and the bus on this broker.
@@ -36,8 +36,8 @@ impl Background {
         std::fs::read_to_string(&self.errors).unwrap()
     }
 
-    fn end(self) -> Ran {
-        let mut ran = Ran::of(self.child.wait_with_output().unwrap());
+    fn end(self) -> CommandOutput {
+        let mut ran = CommandOutput::of(self.child.wait_with_output().unwrap());
         ran.stderr = std::fs::read_to_string(self.errors).unwrap();
         ran
     }

@@ -7,7 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::servers::{Azure, Env, Mongo, Rabbit, S3, plane};
-use crate::support::{DEADLINE, Home, Ran, Up, example_clip, faketime, wait_for, wait_up_to};
+use crate::support::{
+    CommandOutput, DEADLINE, Home, RunningCommand, example_clip, faketime, wait_for, wait_up_to,
+};
 use serde_json::Value;
 
 /// A pipeline with fan-out and fan-in whose modules need nothing but a shell.
@@ -67,7 +69,7 @@ fn succeeded(home: &Home) -> usize {
     home.jobs().iter().filter(|job| job["state"] == "succeeded").count()
 }
 
-fn dispatch(home: &Home, file: &Path, flags: &[&str]) -> Up {
+fn dispatch(home: &Home, file: &Path, flags: &[&str]) -> RunningCommand {
     home.start("dispatch", &[&[file.to_str().unwrap()], flags].concat())
 }
 
@@ -79,7 +81,8 @@ fn three_dispatchers_share_the_work_and_one_may_be_killed() {
     let file = pipeline(&homes[0]);
     homes[0].write("f", "content\n");
     let flags = ["--lease", "6s", "--jobs", "2"];
-    let mut dispatchers: Vec<Up> = homes.iter().map(|home| dispatch(home, &file, &flags)).collect();
+    let mut dispatchers: Vec<RunningCommand> =
+        homes.iter().map(|home| dispatch(home, &file, &flags)).collect();
     for _ in 0..EVENTS {
         homes[0].run(["event", "create", "start", "--file", "f"]).well();
     }
@@ -110,7 +113,7 @@ fn three_dispatchers_share_the_work_and_one_may_be_killed() {
         let log = homes[1].run(["job", "logs", job["id"].as_str().unwrap()]).well();
         assert_eq!(log.stdout, "2\n");
     }
-    let logs: Vec<String> = dispatchers.iter().map(Up::log).collect();
+    let logs: Vec<String> = dispatchers.iter().map(RunningCommand::log).collect();
     assert!(logs.iter().all(|log| log.contains("succeeded")), "each had its share: {logs:#?}");
     for dispatcher in dispatchers {
         assert_eq!(dispatcher.stop(), Some(0));
@@ -142,7 +145,8 @@ fn clocks_that_differ_by_minutes_do_no_harm() {
     // Each fails once: its retry waits in the ledger, by some host's clock.
     homes[0].program("end", "#!/bin/sh\nset -e\ntest $ION_ATTEMPT != 1\ngrep -q more /ion/in/data/f\necho '{\"eventType\":\"ended\"}' > /ion/out/events/e\n");
     let flags = ["--lease", "6s", "--jobs", "2"];
-    let mut dispatchers: Vec<Up> = homes.iter().map(|home| dispatch(home, &file, &flags)).collect();
+    let mut dispatchers: Vec<RunningCommand> =
+        homes.iter().map(|home| dispatch(home, &file, &flags)).collect();
     for n in 0..EVENTS {
         homes[n % 3]
             .run([
@@ -245,7 +249,7 @@ fn the_examples_run_unchanged() {
         let home = &homes[0];
         // Three dispatchers; one of them is killed half-way.
         let video = root.join("examples/video/pipeline.yaml");
-        let mut dispatchers: Vec<Up> = homes
+        let mut dispatchers: Vec<RunningCommand> = homes
             .iter()
             .map(|home| dispatch(home, &video, &["--lease", "6s", "--quiet"]))
             .collect();
@@ -490,7 +494,7 @@ fn a_plane_section_chooses_the_stores() {
     let doctor = home.run(["doctor"]).well();
     assert!(doctor.stdout.contains(&format!("amqp://***@{host}")), "{doctor:#?}");
     // The module's environment has nothing of it, nor has any command line.
-    let shown = Ran::of(Command::new("ps").args(["-eo", "args"]).output().unwrap());
+    let shown = CommandOutput::of(Command::new("ps").args(["-eo", "args"]).output().unwrap());
     assert!(!shown.stdout.contains(host), "{shown:#?}");
     assert_eq!(up.stop(), Some(0));
     let kept = std::fs::read_to_string(home.state().join("plane.json")).unwrap();

@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::support::books::Books;
+use crate::support::books::PlaneDocuments;
 use crate::support::servers::{Mongo, Rabbit, plane};
-use crate::support::{Home, Up, wait_for};
+use crate::support::{Home, RunningCommand, wait_for};
 use ionfs::clock::{self, Millis};
 use ionfs::commit::create_event;
 use ionfs::event::Event;
@@ -126,7 +126,7 @@ fn first(event_type: &str) -> FirstEvent {
 }
 
 /// The jobs of a plane, by event and module: there is one at most.
-fn jobs_of(books: &Books) -> BTreeMap<(String, String), JobRecord> {
+fn jobs_of(books: &PlaneDocuments) -> BTreeMap<(String, String), JobRecord> {
     let jobs = books.jobs();
     let number = jobs.len();
     let by_event: BTreeMap<_, _> =
@@ -141,7 +141,7 @@ fn expected(event: &Event) -> Vec<&str> {
 }
 
 fn a_rolling_update_stalls_and_loses_no_event(urls: &StoreUrls) {
-    let books = Books::of(&urls.documents, &urls.bus);
+    let books = PlaneDocuments::of(&urls.documents, &urls.bus);
     let homes = [(); 3].map(|()| {
         let mut home = Home::new();
         home.env = plane(&urls.documents, &urls.bus, &urls.blobs, &vec![]);
@@ -151,7 +151,7 @@ fn a_rolling_update_stalls_and_loses_no_event(urls: &StoreUrls) {
     let start = |home: &Home, flags: &[&str]| {
         home.start("dispatch", &[&[file.to_str().unwrap(), "--lease", LEASE.0], flags].concat())
     };
-    let mut dispatchers: Vec<Up> = homes.iter().map(|home| start(home, &[])).collect();
+    let mut dispatchers: Vec<RunningCommand> = homes.iter().map(|home| start(home, &[])).collect();
     let load = Load::begin(urls);
     load.wait_for_more(20);
     let before = load.made();

@@ -19,7 +19,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use crate::support::Home;
-use crate::support::books::Books;
+use crate::support::books::PlaneDocuments;
 use crate::support::servers::{Env, Mongo, Rabbit, S3, plane};
 use ionfs::clock::{self, Millis};
 use ionfs::event::PublicationState;
@@ -187,7 +187,7 @@ impl Extra {
 struct Operator<'a> {
     /// Where the pipeline's files are.
     home: &'a Home,
-    books: &'a Books,
+    books: &'a PlaneDocuments,
     extra: Extra,
     /// The command that is under way, and what it makes of `extra`. Nobody knows how far it is.
     command: Option<(Extra, Victim)>,
@@ -203,7 +203,7 @@ struct Operator<'a> {
 }
 
 impl<'a> Operator<'a> {
-    fn new(home: &'a Home, books: &'a Books) -> Self {
+    fn new(home: &'a Home, books: &'a PlaneDocuments) -> Self {
         Self {
             home,
             books,
@@ -275,7 +275,7 @@ impl<'a> Operator<'a> {
 
 /// One batch on a plane of its own, until all its work is done. What was killed, and what the
 /// operator did.
-fn batch(env: &Env, books: &Books, seed: u64) -> (Tally, Tally) {
+fn batch(env: &Env, books: &PlaneDocuments, seed: u64) -> (Tally, Tally) {
     let events = setting("ION_TORTURE_EVENTS", EVENTS) as usize;
     // The others come after the operator's last change.
     let early = events - events.div_ceil(4);
@@ -376,7 +376,7 @@ fn batch(env: &Env, books: &Books, seed: u64) -> (Tally, Tally) {
 
 /// What the plane holds in the end, after one dispatcher that nobody kills has told the bus of the
 /// rest.
-fn verify(home: &Home, books: &Books, number: usize, seed: u64) {
+fn verify(home: &Home, books: &PlaneDocuments, number: usize, seed: u64) {
     let up = home.start("dispatch", &["--quiet"]);
     crate::support::wait_for(&format!("the outbox to be empty (seed {seed})"), || {
         books.events().iter().all(|event| event.publication == PublicationState::Published)
@@ -492,7 +492,7 @@ fn verify_extra(operator: &Operator, late: usize, seed: u64) {
 }
 
 /// Batches until enough was killed.
-fn torture(name: &str, mut plane: impl FnMut(u64) -> (Env, Books)) {
+fn torture(name: &str, mut plane: impl FnMut(u64) -> (Env, PlaneDocuments)) {
     let kills = setting("ION_TORTURE_KILLS", KILLS);
     let seed = setting("ION_TORTURE_SEED", 1);
     let events = setting("ION_TORTURE_EVENTS", EVENTS);
@@ -531,7 +531,7 @@ fn on_the_embedded_stores() {
         let env = host.on_another_host().env.clone();
         std::fs::create_dir_all(host.state()).unwrap();
         let urls = StoreUrls::embedded(&host.state());
-        let books = Books::of(&urls.documents, &urls.bus);
+        let books = PlaneDocuments::of(&urls.documents, &urls.bus);
         kept = vec![host];
         (env, books)
     });
@@ -544,7 +544,7 @@ fn on_real_servers() {
         let database = mongo.database(&format!("torture{batch}"));
         let bus = rabbit.virtual_host(&format!("torture{batch}"));
         let env = plane(&database, &bus, &format!("{}/torture{batch}", s3.url), &s3.env);
-        (env, Books::of(&database, &bus))
+        (env, PlaneDocuments::of(&database, &bus))
     });
 }
 

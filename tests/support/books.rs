@@ -11,13 +11,13 @@ use ionfs::stores::{Bus, Collection, Documents, Query};
 use serde_json::json;
 
 /// The documents and the bus of a plane.
-pub struct Books {
+pub struct PlaneDocuments {
     pub runtime: tokio::runtime::Runtime,
     pub documents: Arc<dyn Documents>,
     pub bus: Arc<dyn Bus>,
 }
 
-impl Books {
+impl PlaneDocuments {
     pub fn of(documents: &str, bus: &str) -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let documents = runtime.block_on(open_documents(documents)).unwrap();

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::Up;
+use super::RunningCommand;
 use super::http::{Http, get};
 
 /// The older system's example chain.
@@ -13,7 +13,7 @@ pub const LINES: &str = "name: lines\nChain:\n\
     - {Command: xargs, Name: one, Arguments: [-n, '1']}\n";
 
 /// Returns the address that a gateway printed.
-pub fn address(up: &Up) -> String {
+pub fn address(up: &RunningCommand) -> String {
     let log = up.log();
     let rest = log.rsplit("the gateway is at http://").next().unwrap();
     rest.lines().next().unwrap().to_owned()

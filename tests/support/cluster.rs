@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use serde_json::Value;
 
 use super::servers::{Mongo, Rabbit, S3, cache, free_port, plane};
-use super::{Home, ION, Ran, Up, wait_for};
+use super::{CommandOutput, Home, ION, RunningCommand, wait_for};
 
 /// The key that signs the tokens.
 pub const KEY: &str = "a-key-of-tests-only-0123456789abcdef";
@@ -63,7 +63,7 @@ impl Cluster {
     pub fn script(&self, verb: &str, words: &[&str]) -> String {
         let ran =
             Command::new(SCRIPT).arg(verb).arg(&self.dir).args(words).stdin(Stdio::null()).output();
-        Ran::of(ran.unwrap()).well().stdout
+        CommandOutput::of(ran.unwrap()).well().stdout
     }
 
     fn kubectl_command(&self, words: &[&str]) -> Command {
@@ -77,8 +77,8 @@ impl Cluster {
         command
     }
 
-    pub fn kubectl(&self, words: &[&str]) -> Ran {
-        Ran::of(self.kubectl_command(words).stdin(Stdio::null()).output().unwrap())
+    pub fn kubectl(&self, words: &[&str]) -> CommandOutput {
+        CommandOutput::of(self.kubectl_command(words).stdin(Stdio::null()).output().unwrap())
     }
 
     /// Builds an image of a shell and these programs below /app.
@@ -105,24 +105,24 @@ impl Drop for Cluster {
 }
 
 /// The cluster, the servers beside it, and the driver of its node.
-pub struct World {
+pub struct ClusterPlane {
     cluster: Cluster,
     /// The environment variables of every command and daemon of the plane.
     pub env: Vec<(String, String)>,
     driver_home: Home,
-    driver: Option<Up>,
+    driver: Option<RunningCommand>,
     _servers: (Mongo, Rabbit, S3),
 }
 
 /// Returns the world, for one test at a time; none where there is no Kubernetes, which is printed.
-pub fn world() -> Option<MutexGuard<'static, World>> {
-    static WORLD: OnceLock<Option<Mutex<World>>> = OnceLock::new();
-    let world =
-        WORLD.get_or_init(|| Cluster::start().map(|cluster| Mutex::new(World::start(cluster))));
+pub fn world() -> Option<MutexGuard<'static, ClusterPlane>> {
+    static WORLD: OnceLock<Option<Mutex<ClusterPlane>>> = OnceLock::new();
+    let world = WORLD
+        .get_or_init(|| Cluster::start().map(|cluster| Mutex::new(ClusterPlane::start(cluster))));
     Some(world.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-impl World {
+impl ClusterPlane {
     fn start(cluster: Cluster) -> Self {
         let (mongo, rabbit, s3) = (Mongo::start(), Rabbit::start(), S3::start());
         let mut env = plane(&mongo.url, &rabbit.url, &s3.url, &s3.env);
@@ -176,7 +176,7 @@ impl World {
     }
 
     /// Takes the node's driver out of the world.
-    pub fn driver(&mut self) -> Up {
+    pub fn driver(&mut self) -> RunningCommand {
         self.driver.take().unwrap()
     }
 
@@ -252,7 +252,7 @@ pub fn words_programs() -> [(&'static str, String); 3] {
 }
 
 /// A taint of the node, removed on drop.
-pub struct Taint<'a>(&'a World, &'a str);
+pub struct Taint<'a>(&'a ClusterPlane, &'a str);
 
 impl Drop for Taint<'_> {
     /// The taint is removed after a failed test too, because the other tests share the node.

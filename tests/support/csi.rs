@@ -26,7 +26,7 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 use super::mount::runtime;
-use super::{Home, Up};
+use super::{Home, RunningCommand};
 
 /// The key with which dispatchers and drivers of the tests sign and check tokens.
 pub const KEY: &str = "0123456789abcdef0123456789abcdef";
@@ -38,24 +38,24 @@ pub const NAMESPACE: &str = "media";
 pub const NODE: &str = "n1";
 
 /// A home with a driver over its stores, and an event for its pods.
-pub struct Rig {
+pub struct CsiRig {
     pub runtime: Arc<Runtime>,
     pub home: Home,
     pub plane: DataPlane,
     /// The event that all jobs of the rig work on.
     pub event: Event,
-    pub driver: Option<Up>,
+    pub driver: Option<RunningCommand>,
 }
 
 /// The attempt that a pod works on, with the token that the pod receives.
 #[derive(Clone, Debug)]
-pub struct Attempt {
+pub struct PodAttempt {
     pub job: JobId,
     pub module: String,
     pub token: String,
 }
 
-impl Attempt {
+impl PodAttempt {
     pub fn ticket(&self) -> String {
         Ticket::id(&self.job, 1)
     }
@@ -65,7 +65,7 @@ pub fn key() -> TicketKey {
     TicketKey::new(KEY).unwrap()
 }
 
-impl Rig {
+impl CsiRig {
     /// Creates a rig over the embedded stores, whose event has these files.
     pub fn new(files: &[(&str, &[u8])]) -> Self {
         let home = Home::new();
@@ -144,7 +144,7 @@ impl Rig {
 
     /// Inserts a running job with a ticket for its pod, and signs a token that is valid for an
     /// hour.
-    pub fn attempt(&self, name: &str) -> Attempt {
+    pub fn attempt(&self, name: &str) -> PodAttempt {
         let (job, module) = (JobId::new(name), format!("module-{name}"));
         let origin = Origin {
             job_id: job.clone(),
@@ -173,7 +173,7 @@ impl Rig {
             ticket.offer(&self.plane).await.unwrap();
         });
         let token = key().sign(&self.claims(&job));
-        Attempt { job, module, token }
+        PodAttempt { job, module, token }
     }
 
     /// Returns a job's document.
@@ -217,7 +217,7 @@ impl Rig {
         self.runtime.block_on(self.node().node_publish_volume(request)).map(drop)
     }
 
-    pub fn publish(&self, volume: &str, target: &Path, attempt: &Attempt) -> Result<(), Status> {
+    pub fn publish(&self, volume: &str, target: &Path, attempt: &PodAttempt) -> Result<(), Status> {
         self.ask(self.request(volume, target, &attempt.token))
     }
 
@@ -228,19 +228,19 @@ impl Rig {
     }
 
     /// Publishes the tree of a new pod. Returns its attempt, and the path of the tree.
-    pub fn pod(&self, name: &str) -> (Attempt, PathBuf) {
+    pub fn pod(&self, name: &str) -> (PodAttempt, PathBuf) {
         let (attempt, target) = (self.attempt(name), self.target(name));
         self.publish(name, &target, &attempt).unwrap();
         (attempt, target)
     }
 
-    pub fn ticket(&self, attempt: &Attempt) -> Ticket {
+    pub fn ticket(&self, attempt: &PodAttempt) -> Ticket {
         self.runtime.block_on(Ticket::find(&self.plane, &attempt.ticket())).unwrap().unwrap()
     }
 
     /// Returns the outcome of the attempt's filesystem work, as its ticket records it.
     #[track_caller]
-    pub fn outcome(&self, attempt: &Attempt) -> TreeOutcome {
+    pub fn outcome(&self, attempt: &PodAttempt) -> TreeOutcome {
         match self.ticket(attempt).ended {
             Some(TreeEnd::Outcome(outcome)) => outcome,
             other => panic!("no outcome: {other:?}"),
@@ -248,13 +248,13 @@ impl Rig {
     }
 
     #[track_caller]
-    pub fn is_lost(&self, attempt: &Attempt) {
+    pub fn is_lost(&self, attempt: &PodAttempt) {
         let ended = self.ticket(attempt).ended;
         assert!(matches!(&ended, Some(TreeEnd::Lost(why)) if why.contains(NODE)), "{ended:?}");
     }
 
     /// Returns the event of an event file, if it was committed.
-    pub fn committed(&self, attempt: &Attempt, file: &str) -> Option<Event> {
+    pub fn committed(&self, attempt: &PodAttempt, file: &str) -> Option<Event> {
         let id = EventId::derive(&self.event.id, &attempt.module, file);
         self.runtime.block_on(self.plane.documents.get_as(Collection::Events, id.as_str())).unwrap()
     }
@@ -269,7 +269,7 @@ impl Rig {
     }
 }
 
-impl Drop for Rig {
+impl Drop for CsiRig {
     fn drop(&mut self) {
         // The driver must stop with nothing left mounted.
         if let Some(driver) = self.driver.take().filter(|_| !std::thread::panicking()) {

@@ -95,7 +95,10 @@ impl Home {
     }
 
     /// Runs `ion` with these arguments, and kills it at [`COMMAND_DEADLINE`].
-    pub fn run<S: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Ran {
+    pub fn run<S: AsRef<std::ffi::OsStr>>(
+        &self,
+        words: impl IntoIterator<Item = S>,
+    ) -> CommandOutput {
         self.run_with(&[], words)
     }
 
@@ -104,7 +107,7 @@ impl Home {
         &self,
         env: &[(&str, &str)],
         words: impl IntoIterator<Item = S>,
-    ) -> Ran {
+    ) -> CommandOutput {
         let mut command = self.ion();
         command.envs(env.iter().copied());
         let child =
@@ -116,18 +119,18 @@ impl Home {
                 signal(pid, "KILL");
             }
         });
-        let ran = Ran::of(child.wait_with_output().unwrap());
+        let ran = CommandOutput::of(child.wait_with_output().unwrap());
         drop(done);
         watch.join().unwrap();
         ran
     }
 
     /// Runs a shell script as a job of a module that may publish anything.
-    pub fn script(&self, script: &str) -> Ran {
+    pub fn script(&self, script: &str) -> CommandOutput {
         self.script_in("sh", script)
     }
 
-    pub fn script_in(&self, shell: &str, script: &str) -> Ran {
+    pub fn script_in(&self, shell: &str, script: &str) -> CommandOutput {
         self.run(["--json", "run", "--", shell, "-c", script])
     }
 
@@ -148,24 +151,24 @@ impl Home {
     }
 
     /// Starts `ion up` and waits until it is ready.
-    pub fn up(&self, pipeline: &Path) -> Up {
+    pub fn up(&self, pipeline: &Path) -> RunningCommand {
         self.up_with(&[], pipeline)
     }
 
     /// Starts `ion up` with flags and waits until it is ready.
-    pub fn up_with(&self, flags: &[&str], pipeline: &Path) -> Up {
+    pub fn up_with(&self, flags: &[&str], pipeline: &Path) -> RunningCommand {
         self.start("up", &[&[pipeline.to_str().unwrap()], flags].concat())
     }
 
     /// Starts a long-running `ion` command and waits until it says that it is ready.
-    pub fn start(&self, command: &str, words: &[&str]) -> Up {
+    pub fn start(&self, command: &str, words: &[&str]) -> RunningCommand {
         let words: Vec<String> =
             [&[command], words].concat().iter().map(|&word| word.to_owned()).collect();
         self.start_program(Path::new(ION), command, &words)
     }
 
     /// Starts a program that becomes an `ion` command, and waits until it is ready.
-    pub fn start_program(&self, program: &Path, command: &str, words: &[String]) -> Up {
+    pub fn start_program(&self, program: &Path, command: &str, words: &[String]) -> RunningCommand {
         let log = self.path().join(format!("{command}-{}.log", std::process::id()));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         let from = file.metadata().unwrap().len() as usize;
@@ -182,7 +185,7 @@ impl Home {
         };
         let child =
             starter.args(words).stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
-        let mut up = Up { child, log: log.clone() };
+        let mut up = RunningCommand { child, log: log.clone() };
         wait_for(&format!("ion {command} to be ready"), || {
             let ended = up.child.try_wait().unwrap();
             assert!(ended.is_none(), "ion {command} ended: {}", up.log());
@@ -211,13 +214,13 @@ impl Home {
 
 /// The output and the exit code of a command.
 #[derive(Debug)]
-pub struct Ran {
+pub struct CommandOutput {
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
 }
 
-impl Ran {
+impl CommandOutput {
     pub fn of(output: Output) -> Self {
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Self {
@@ -256,12 +259,12 @@ impl Ran {
 }
 
 /// A running `ion` command, such as `ion up`.
-pub struct Up {
+pub struct RunningCommand {
     child: Child,
     log: PathBuf,
 }
 
-impl Up {
+impl RunningCommand {
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
@@ -299,7 +302,7 @@ impl Up {
     }
 }
 
-impl Drop for Up {
+impl Drop for RunningCommand {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- ion up\n{}", self.log());

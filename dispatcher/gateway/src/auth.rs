@@ -21,7 +21,7 @@ use ion_model::text::{QUOTE_MAX, cut, quote};
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 
 /// The minimum bytes of a token: a shorter one can be guessed.
 const TOKEN_MIN: usize = 16;
@@ -212,9 +212,8 @@ impl Tokens {
         };
         let Some(presented) = presented(headers) else {
             let detail = "send the header \"Authorization: Bearer TOKEN\" with a token of the gateway's list";
-            return Err(
-                Problem::new(Kind::TokenNeeded, detail).header(header::WWW_AUTHENTICATE, ask(""))
-            );
+            return Err(Problem::new(ProblemKind::TokenNeeded, detail)
+                .header(header::WWW_AUTHENTICATE, ask("")));
         };
         let presented = digest(presented);
         let (mut found, mut at) = (Choice::from(0), 0_u32);
@@ -227,9 +226,8 @@ impl Tokens {
         let Some(token) = token else {
             let asks = ask(", error=\"invalid_token\"");
             let detail = "the gateway does not know this token; send one of its list of tokens";
-            return Err(
-                Problem::new(Kind::TokenNeeded, detail).header(header::WWW_AUTHENTICATE, asks)
-            );
+            return Err(Problem::new(ProblemKind::TokenNeeded, detail)
+                .header(header::WWW_AUTHENTICATE, asks));
         };
         if !token.scopes.contains(&scope) {
             let scope = scope.as_str();
@@ -238,7 +236,7 @@ impl Tokens {
                 "token {:?} lacks the scope {scope}; add it in the gateway's list of tokens",
                 token.name
             );
-            let problem = Problem::new(Kind::ScopeNeeded, detail).with("scope", scope);
+            let problem = Problem::new(ProblemKind::ScopeNeeded, detail).with("scope", scope);
             return Err(problem.header(header::WWW_AUTHENTICATE, asks));
         }
         Ok(Principal { name: token.name.clone(), scopes: token.scopes.clone() })
@@ -297,7 +295,7 @@ fn presented(headers: &HeaderMap) -> Option<&[u8]> {
 
 /// The host names that this gateway answers to, and so which pages are its own.
 #[derive(Clone, Debug)]
-pub(super) struct Hosts {
+pub(super) struct AllowedHosts {
     /// Allowed host names, beside this machine's own.
     pub(super) allowed: Vec<String>,
     /// Whether every other name is allowed too: with tokens it is, because a foreign page knows no
@@ -305,7 +303,7 @@ pub(super) struct Hosts {
     pub(super) any: bool,
 }
 
-impl Hosts {
+impl AllowedHosts {
     /// Refuses requests that a page of another site sends, and requests for a host that is not this
     /// machine's.
     pub(super) fn admit<B>(&self, request: &Request<B>) -> Result<(), Problem> {
@@ -316,7 +314,7 @@ impl Hosts {
         let in_target = request.uri().authority().map(Authority::as_str);
         if in_target.is_some_and(|named| named.contains('@')) {
             let detail = "the request's first line names a user before the host; leave it out";
-            return Err(Problem::new(Kind::Malformed, detail));
+            return Err(Problem::new(ProblemKind::Malformed, detail));
         }
         for named in [Some(host), in_target].into_iter().flatten() {
             let authority = named.parse::<Authority>().ok();
@@ -326,7 +324,7 @@ impl Hosts {
                 let detail = format!(
                     "{named} is not a name of this machine; allow it with --gateway-host, or use localhost"
                 );
-                return Err(Problem::new(Kind::ForeignHost, detail));
+                return Err(Problem::new(ProblemKind::ForeignHost, detail));
             }
         }
         let host = in_target.unwrap_or(host);
@@ -335,7 +333,7 @@ impl Hosts {
             let detail = format!(
                 "a page of {from} sent this request, and the gateway only serves its own pages"
             );
-            Err(Problem::new(Kind::ForeignOrigin, detail))
+            Err(Problem::new(ProblemKind::ForeignOrigin, detail))
         };
         if let Some(origin) = headers.get(header::ORIGIN) {
             let origin = origin.to_str().unwrap_or("an unreadable origin");
@@ -372,7 +370,7 @@ impl Hosts {
 /// different hosts.
 fn host_of<B>(request: &Request<B>) -> Result<&str, Problem> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
-    let malformed = |detail| Err(Problem::new(Kind::Malformed, detail));
+    let malformed = |detail| Err(Problem::new(ProblemKind::Malformed, detail));
     let host = match (hosts.next(), hosts.next()) {
         (Some(host), None) => host,
         (Some(_), Some(_)) => {
@@ -427,10 +425,13 @@ mod tests {
             Some("ops")
         );
         assert_eq!(name("Bearer 0123456789abcdeg", Scope::MetricsRead).as_deref(), Some("end"));
-        assert_eq!(kind("Bearer 0123456789abcdef", Scope::JobsRead), Some(Kind::ScopeNeeded));
+        assert_eq!(
+            kind("Bearer 0123456789abcdef", Scope::JobsRead),
+            Some(ProblemKind::ScopeNeeded)
+        );
         for wrong in ["Bearer 0123456789abcdeh", "Bearer ", "Bearer", "Basic 0123456789abcdef", ""]
         {
-            assert_eq!(kind(wrong, Scope::EventsRead), Some(Kind::TokenNeeded), "{wrong}");
+            assert_eq!(kind(wrong, Scope::EventsRead), Some(ProblemKind::TokenNeeded), "{wrong}");
         }
         assert!(tokens.admit(&HeaderMap::new(), Scope::EventsRead).is_err());
         assert!(Tokens::default().admit(&HeaderMap::new(), Scope::EventsRead).is_ok());
@@ -452,7 +453,7 @@ mod tests {
 
     #[test]
     fn pages_of_other_sites_are_refused_and_programs_are_not() {
-        let hosts = Hosts { allowed: vec!["ion.example".into()], any: false };
+        let hosts = AllowedHosts { allowed: vec!["ion.example".into()], any: false };
         let kind = |method: Method, pairs: &[(&'static str, &str)]| {
             hosts.admit(&request(method, "/", pairs)).map_err(|problem| problem.kind()).err()
         };
@@ -460,7 +461,11 @@ mod tests {
             assert_eq!(kind(Method::POST, &[("host", host)]), None, "{host}");
         }
         for host in ["evil.example:8080", "", "localhost.evil.example", "10.0.0.1"] {
-            assert_eq!(kind(Method::GET, &[("host", host)]), Some(Kind::ForeignHost), "{host}");
+            assert_eq!(
+                kind(Method::GET, &[("host", host)]),
+                Some(ProblemKind::ForeignHost),
+                "{host}"
+            );
         }
         let page = |origin| [("host", "localhost:8080"), ("origin", origin)];
         assert_eq!(kind(Method::POST, &page("http://localhost:8080")), None);
@@ -470,20 +475,24 @@ mod tests {
             "before it stands a proxy"
         );
         for origin in ["http://evil.example", "null", "http://localhost:9999"] {
-            assert_eq!(kind(Method::POST, &page(origin)), Some(Kind::ForeignOrigin), "{origin}");
+            assert_eq!(
+                kind(Method::POST, &page(origin)),
+                Some(ProblemKind::ForeignOrigin),
+                "{origin}"
+            );
         }
         let quiet = [("host", "localhost"), ("sec-fetch-site", "cross-site")];
-        assert_eq!(kind(Method::POST, &quiet), Some(Kind::ForeignOrigin));
+        assert_eq!(kind(Method::POST, &quiet), Some(ProblemKind::ForeignOrigin));
         assert_eq!(kind(Method::GET, &quiet), None);
-        let open = Hosts { allowed: vec![], any: true };
+        let open = AllowedHosts { allowed: vec![], any: true };
         assert!(open.admit(&request(Method::GET, "/", &[("host", "any.example")])).is_ok());
     }
 
     #[test]
     fn a_request_names_one_host_and_names_it_once() {
-        let closed = Hosts { allowed: vec![], any: false };
-        let open = Hosts { allowed: vec![], any: true };
-        let kind = |hosts: &Hosts, target: &str, pairs: &[(&'static str, &str)]| {
+        let closed = AllowedHosts { allowed: vec![], any: false };
+        let open = AllowedHosts { allowed: vec![], any: true };
+        let kind = |hosts: &AllowedHosts, target: &str, pairs: &[(&'static str, &str)]| {
             hosts
                 .admit(&request(Method::GET, target, pairs))
                 .map_err(|problem| problem.kind())
@@ -497,21 +506,24 @@ mod tests {
             &[("host", "local host")],
         ] {
             for hosts in [&closed, &open] {
-                assert_eq!(kind(hosts, "/", wrong), Some(Kind::Malformed), "{wrong:?}");
+                assert_eq!(kind(hosts, "/", wrong), Some(ProblemKind::Malformed), "{wrong:?}");
             }
         }
         let local = [("host", "localhost:8080")];
         assert_eq!(kind(&closed, "http://localhost:8080/healthz", &local), None);
-        assert_eq!(kind(&closed, "http://evil.example/healthz", &local), Some(Kind::ForeignHost));
+        assert_eq!(
+            kind(&closed, "http://evil.example/healthz", &local),
+            Some(ProblemKind::ForeignHost)
+        );
         assert_eq!(
             kind(&closed, "http://localhost/", &[("host", "evil.example")]),
-            Some(Kind::ForeignHost)
+            Some(ProblemKind::ForeignHost)
         );
         assert_eq!(kind(&open, "http://any.example/healthz", &local), None);
         for hosts in [&closed, &open] {
             assert_eq!(
                 kind(hosts, "http://evil.example@localhost:8080/", &local),
-                Some(Kind::Malformed)
+                Some(ProblemKind::Malformed)
             );
         }
         let mut old = request(Method::GET, "/", &[]);
@@ -519,7 +531,7 @@ mod tests {
         assert!(open.admit(&old).is_ok());
         assert_eq!(
             closed.admit(&old).map_err(|problem| problem.kind()).err(),
-            Some(Kind::ForeignHost)
+            Some(ProblemKind::ForeignHost)
         );
     }
 }

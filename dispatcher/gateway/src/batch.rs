@@ -29,13 +29,15 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::auth::Principal;
-use super::body::Held;
-use super::cloudevent::{self, Carried, DATA, values_of};
-use super::draft::{Made, Sameness, check_values, commit, made_answer, registered, uploads};
+use super::body::BufferedBody;
+use super::cloudevent::{self, CloudEventData, DATA, values_of};
+use super::draft::{
+    EventDraft, EventIdentity, check_values, commit, made_answer, registered, uploads,
+};
 use super::encoding::json_text;
-use super::looks::Need;
-use super::problem::{Kind, Problem};
-use super::{Shared, json_answer, trace};
+use super::looks::LookNeed;
+use super::problem::{Problem, ProblemKind};
+use super::{SharedState, json_answer, trace};
 
 /// The maximum number of events in one request. Each takes a commit of milliseconds, on a busy
 /// machine ten: more keep a client waiting for longer than it is willing to.
@@ -47,26 +49,26 @@ const AT_A_TIME: usize = 8;
 /// Several events that are ready to be committed.
 pub(super) struct Batch {
     event_type: String,
-    members: Vec<Member>,
+    members: Vec<BatchMember>,
     /// For each event of the request its index in `members`: an event that the request contains
     /// twice is committed once.
     places: Vec<usize>,
     /// The request's body, which the members were read from. It keeps its reserved memory until
     /// they are committed.
-    _held: Held,
+    _held: BufferedBody,
 }
 
 /// One event of the batch.
 #[derive(PartialEq, Eq)]
-struct Member {
+struct BatchMember {
     ids: (EventId, CorrelationId),
-    same: Sameness,
+    same: EventIdentity,
     data: Vec<KeyValue>,
     file: Option<Vec<u8>>,
 }
 
 /// The outcome of one event.
-enum Outcome {
+enum MemberOutcome {
     Committed(Box<Event>),
     Failed(Problem),
     /// An earlier event failed for a reason that would have failed this one too.
@@ -75,32 +77,31 @@ enum Outcome {
 
 /// Reads an array of objects. Each object holds the values of one event.
 pub(super) fn of_objects(
-    gate: &Shared,
+    gate: &SharedState,
     sender: &Principal,
     event_type: &str,
-    same: &Sameness,
-    held: Held,
+    same: &EventIdentity,
+    held: BufferedBody,
 ) -> Result<Batch, Problem> {
     let limits = &gate.node.settings.limits;
     let members =
         members(&held, sender, |item, place| Ok((same.at(place), values_of(item, limits)?, None)))?;
-    let is_pair =
-        |member: &Member| matches!(&member.data[..], [a, b] if a.key == "key" && b.key == "value");
+    let is_pair = |member: &BatchMember| matches!(&member.data[..], [a, b] if a.key == "key" && b.key == "value");
     if !members.is_empty() && members.iter().all(is_pair) {
         let detail = "an array of objects with \"key\" and \"value\" could be the values of one event, or one event each; \
                       send one object with a member for each value";
-        return Err(Problem::new(Kind::Malformed, detail));
+        return Err(Problem::new(ProblemKind::Malformed, detail));
     }
     Batch::new(gate, event_type, members, held)
 }
 
 /// Reads a batch of CloudEvents.
 pub(super) fn of_cloudevents(
-    gate: &Shared,
+    gate: &SharedState,
     sender: &Principal,
     event_type: &str,
-    same: &Sameness,
-    held: Held,
+    same: &EventIdentity,
+    held: BufferedBody,
 ) -> Result<Batch, Problem> {
     let limits = &gate.node.settings.limits;
     let members = members(&held, sender, |item, place| {
@@ -108,11 +109,11 @@ pub(super) fn of_cloudevents(
         let same = same.at(place).or_of(&attributes);
         let mut data = attributes.values;
         match carried {
-            Carried::Values(values) => {
+            CloudEventData::Values(values) => {
                 data.extend(values);
                 Ok((same, data, None))
             }
-            Carried::File(bytes) => Ok((same, data, Some(bytes))),
+            CloudEventData::File(bytes) => Ok((same, data, Some(bytes))),
         }
     })?;
     Batch::new(gate, event_type, members, held)
@@ -121,23 +122,28 @@ pub(super) fn of_cloudevents(
 /// Reads each item into a member; `read` receives the item's text and its place. A problem names
 /// the place of its item.
 fn members(
-    held: &Held,
+    held: &BufferedBody,
     sender: &Principal,
-    read: impl Fn(&[u8], usize) -> Result<(Sameness, Vec<KeyValue>, Option<Vec<u8>>), Problem>,
-) -> Result<Vec<Member>, Problem> {
+    read: impl Fn(&[u8], usize) -> Result<(EventIdentity, Vec<KeyValue>, Option<Vec<u8>>), Problem>,
+) -> Result<Vec<BatchMember>, Problem> {
     let member = |(place, item): (usize, &RawValue)| {
         let (same, data, file) =
             read(item.get().as_bytes(), place).map_err(|problem| problem.of_event(place))?;
-        Ok(Member { ids: same.ids(sender), same, data, file })
+        Ok(BatchMember { ids: same.ids(sender), same, data, file })
     };
     items(held)?.into_iter().enumerate().map(member).collect()
 }
 
 impl Batch {
     /// Builds the batch. Refuses events whose commit is known to fail before it is tried.
-    fn new(gate: &Shared, event_type: &str, all: Vec<Member>, held: Held) -> Result<Self, Problem> {
+    fn new(
+        gate: &SharedState,
+        event_type: &str,
+        all: Vec<BatchMember>,
+        held: BufferedBody,
+    ) -> Result<Self, Problem> {
         let mut known: HashMap<EventId, usize> = HashMap::new();
-        let (mut members, mut places): (Vec<Member>, Vec<usize>) = (Vec::new(), Vec::new());
+        let (mut members, mut places): (Vec<BatchMember>, Vec<usize>) = (Vec::new(), Vec::new());
         for (place, member) in all.into_iter().enumerate() {
             check_values(gate, &member.data).map_err(|problem| problem.of_event(place))?;
             let at = *known.entry(member.ids.0.clone()).or_insert(members.len());
@@ -148,7 +154,7 @@ impl Batch {
                 Some(_) => {
                     let detail =
                         "another event of the batch has the same source and id, but other content";
-                    return Err(Problem::new(Kind::Differs, detail).of_event(place));
+                    return Err(Problem::new(ProblemKind::Differs, detail).of_event(place));
                 }
             }
         }
@@ -158,7 +164,7 @@ impl Batch {
     /// Commits the events, and answers with the outcome of each.
     pub(super) async fn create(
         self,
-        gate: &Shared,
+        gate: &SharedState,
         wait: Option<Duration>,
     ) -> Result<Response, Problem> {
         let Self { event_type, members, places, _held } = self;
@@ -167,41 +173,43 @@ impl Batch {
             let (event_type, stopped) = (&event_type, &stopped);
             async move {
                 if stopped.load(Ordering::Relaxed) {
-                    return Outcome::NotTried;
+                    return MemberOutcome::NotTried;
                 }
                 match member.commit(gate, event_type).await {
-                    Ok(event) => Outcome::Committed(Box::new(event)),
+                    Ok(event) => MemberOutcome::Committed(Box::new(event)),
                     Err(problem) => {
                         // A problem of this event alone does not stop the others.
-                        let its_own = [Kind::Differs, Kind::KeyReused].contains(&problem.kind());
+                        let its_own = [ProblemKind::Differs, ProblemKind::KeyReused]
+                            .contains(&problem.kind());
                         stopped.fetch_or(!its_own, Ordering::Relaxed);
-                        Outcome::Failed(problem)
+                        MemberOutcome::Failed(problem)
                     }
                 }
             }
         });
-        let outcomes: Vec<Outcome> = stream::iter(commits).buffered(AT_A_TIME).collect().await;
-        if outcomes.iter().all(|outcome| matches!(outcome, Outcome::Committed(_))) {
+        let outcomes: Vec<MemberOutcome> =
+            stream::iter(commits).buffered(AT_A_TIME).collect().await;
+        if outcomes.iter().all(|outcome| matches!(outcome, MemberOutcome::Committed(_))) {
             return answer(gate, &outcomes, &places, wait).await;
         }
         Err(incomplete(outcomes, &places))
     }
 }
 
-impl Member {
-    async fn commit(self, gate: &Shared, event_type: &str) -> Result<Event, Problem> {
+impl BatchMember {
+    async fn commit(self, gate: &SharedState, event_type: &str) -> Result<Event, Problem> {
         let mut uploads = uploads(&self.ids, gate);
         if let Some(bytes) = self.file {
             uploads.take_bytes(DATA, bytes).await?;
         }
-        commit(gate, Made::new(event_type, self.ids, self.data), uploads, &self.same).await
+        commit(gate, EventDraft::new(event_type, self.ids, self.data), uploads, &self.same).await
     }
 }
 
 /// Answers when all events are committed. With `wait`, the answer states how each ended.
 async fn answer(
-    gate: &Shared,
-    outcomes: &[Outcome],
+    gate: &SharedState,
+    outcomes: &[MemberOutcome],
     places: &[usize],
     wait: Option<Duration>,
 ) -> Result<Response, Problem> {
@@ -210,7 +218,7 @@ async fn answer(
     let mut said = Vec::with_capacity(outcomes.len());
     let registered = registered(gate).await;
     for outcome in outcomes {
-        let Outcome::Committed(event) = outcome else { continue };
+        let MemberOutcome::Committed(event) = outcome else { continue };
         let mut made = made_answer(
             (&event.id, &event.context.correlation_id),
             &event.event_type,
@@ -219,7 +227,7 @@ async fn answer(
         if let Some(deadline) = deadline {
             let left = deadline.saturating_duration_since(Instant::now());
             let seen =
-                trace::wait(gate, event.context.correlation_id.as_str(), left, Need::Verdict)
+                trace::wait(gate, event.context.correlation_id.as_str(), left, LookNeed::Verdict)
                     .await?;
             running |= seen.verdict == Verdict::Running;
             made["outcome"] = seen.verdict.as_str().into();
@@ -233,21 +241,21 @@ async fn answer(
 
 /// Answers when some events are not committed: with the problem of the first that failed, and the
 /// outcome of each.
-fn incomplete(outcomes: Vec<Outcome>, places: &[usize]) -> Problem {
+fn incomplete(outcomes: Vec<MemberOutcome>, places: &[usize]) -> Problem {
     let said: Vec<Value> = outcomes
         .iter()
         .map(|outcome| match outcome {
-            Outcome::Committed(event) => {
+            MemberOutcome::Committed(event) => {
                 made_answer((&event.id, &event.context.correlation_id), &event.event_type, None)
             }
-            Outcome::Failed(problem) => json!({"problem": problem.document()}),
-            Outcome::NotTried => json!({"problem": null}),
+            MemberOutcome::Failed(problem) => json!({"problem": problem.document()}),
+            MemberOutcome::NotTried => json!({"problem": null}),
         })
         .collect();
     let events: Vec<&Value> = places.iter().map(|&at| &said[at]).collect();
     let events = json!(events);
     let first = outcomes.into_iter().enumerate().find_map(|(at, outcome)| match outcome {
-        Outcome::Failed(problem) => Some((at, problem)),
+        MemberOutcome::Failed(problem) => Some((at, problem)),
         _ => None,
     });
     let (at, problem) =
@@ -294,17 +302,17 @@ impl<'de> Deserialize<'de> for Items<'de> {
     }
 }
 
-fn items(held: &Held) -> Result<Vec<&RawValue>, Problem> {
+fn items(held: &BufferedBody) -> Result<Vec<&RawValue>, Problem> {
     match serde_json::from_slice::<Items<'_>>(json_text(held.bytes())?) {
         Ok(Items { items, more: false }) => Ok(items),
         Ok(_) => {
             let detail = format!(
                 "a batch may have {EVENTS_MAX} events; send more events in several requests"
             );
-            Err(Problem::new(Kind::TooBig, detail))
+            Err(Problem::new(ProblemKind::TooBig, detail))
         }
         Err(error) => Err(Problem::new(
-            Kind::Malformed,
+            ProblemKind::Malformed,
             format!("the body is not an array of events: {error}"),
         )),
     }

@@ -15,13 +15,13 @@ use ion_model::limits::bytes_in_words;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 
 /// Bytes that must arrive within one `stall` of waiting for the sender: 137 a second at 30 s. Less
 /// lets a client hold a connection with a byte now and then; more cuts off clients on a bad line.
 const PACE: u64 = 4096;
 
-/// Bytes of one permit of [`Room`].
+/// Bytes of one permit of [`BodyMemory`].
 const PERMIT: usize = 1024;
 
 /// The reasons a body cannot be read to its end.
@@ -47,10 +47,10 @@ pub(super) enum BodyError {
 impl From<BodyError> for Problem {
     fn from(error: BodyError) -> Self {
         let kind = match error {
-            BodyError::TooBig(_) => Kind::TooBig,
-            BodyError::Stalled(_) => Kind::TooSlow,
-            BodyError::Broken(_) | BodyError::Undecodable(_) => Kind::Malformed,
-            BodyError::NoRoom => Kind::Busy,
+            BodyError::TooBig(_) => ProblemKind::TooBig,
+            BodyError::Stalled(_) => ProblemKind::TooSlow,
+            BodyError::Broken(_) | BodyError::Undecodable(_) => ProblemKind::Malformed,
+            BodyError::NoRoom => ProblemKind::Busy,
         };
         Self::new(kind, error.to_string())
     }
@@ -60,29 +60,29 @@ impl From<BodyError> for Problem {
 pub(super) type PieceStream = BoxStream<'static, Result<Bytes, BodyError>>;
 
 /// A request body that is read piece by piece.
-pub(super) struct Incoming {
-    source: Source,
+pub(super) struct IncomingBody {
+    source: BodySource,
     most: u64,
     left: u64,
     /// The memory reserved for the decoders' buffers, held as long as the decoders.
-    _memory: Option<Reserved>,
+    _memory: Option<MemoryReservation>,
 }
 
 /// The source of a body's pieces.
-enum Source {
+enum BodySource {
     /// The connection.
-    Sent(Sent),
+    Sent(PacedBody),
     /// A decoder.
     Decoded(PieceStream),
 }
 
-impl Incoming {
+impl IncomingBody {
     /// Creates a body of at most `most` bytes. `stall` is the time in which [`PACE`] bytes must
     /// come.
     pub(super) fn new(body: Body, most: u64, stall: Duration) -> Self {
         let body = body.into_data_stream();
-        let sent = Sent { body, stall, waited: Duration::ZERO, brought: 0 };
-        Self { source: Source::Sent(sent), most, left: most, _memory: None }
+        let sent = PacedBody { body, stall, waited: Duration::ZERO, brought: 0 };
+        Self { source: BodySource::Sent(sent), most, left: most, _memory: None }
     }
 
     /// Returns the body decoded by `decode`, of at most as many bytes; `memory` is kept for the
@@ -90,18 +90,18 @@ impl Incoming {
     pub(super) fn decoded(
         self,
         decode: impl FnOnce(PieceStream) -> PieceStream,
-        memory: Reserved,
+        memory: MemoryReservation,
     ) -> Self {
         let most = self.most;
-        let source = Source::Decoded(decode(self.pieces().boxed()));
+        let source = BodySource::Decoded(decode(self.pieces().boxed()));
         Self { source, most, left: most, _memory: Some(memory) }
     }
 
     /// Returns the next piece, or none at the end of the body.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
         let piece = match &mut self.source {
-            Source::Sent(sent) => sent.next().await?,
-            Source::Decoded(pieces) => pieces.next().await.transpose()?,
+            BodySource::Sent(sent) => sent.next().await?,
+            BodySource::Decoded(pieces) => pieces.next().await.transpose()?,
         };
         let length = piece.as_ref().map_or(0, |piece| piece.len() as u64);
         self.left = self.left.checked_sub(length).ok_or(BodyError::TooBig(self.most))?;
@@ -124,7 +124,7 @@ impl Incoming {
     ///
     /// # Errors
     /// When the body cannot be read to its end, or `room` has too few bytes left.
-    pub(super) async fn whole(mut self, room: &Room) -> Result<Held, BodyError> {
+    pub(super) async fn whole(mut self, room: &BodyMemory) -> Result<BufferedBody, BodyError> {
         let mut held = room.empty();
         while let Some(piece) = self.next().await? {
             held.add(&piece)?;
@@ -134,7 +134,7 @@ impl Incoming {
 }
 
 /// A body on its connection, with the time spent waiting for its sender.
-struct Sent {
+struct PacedBody {
     body: BodyDataStream,
     stall: Duration,
     /// The time spent waiting for the sender since the pace was last checked, and the bytes that
@@ -143,7 +143,7 @@ struct Sent {
     brought: u64,
 }
 
-impl Sent {
+impl PacedBody {
     async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
         loop {
             let begun = Instant::now();
@@ -169,34 +169,34 @@ impl Sent {
 
 /// The memory for all bodies that are read whole, and for decoders. Clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct Room(Arc<Semaphore>);
+pub(super) struct BodyMemory(Arc<Semaphore>);
 
-impl Room {
+impl BodyMemory {
     /// Creates a memory of this many bytes.
     pub(super) fn new(bytes: usize) -> Self {
         Self(Arc::new(Semaphore::new(bytes / PERMIT)))
     }
 
     /// Returns an empty buffer that reserves its memory here.
-    pub(super) fn empty(&self) -> Held {
-        Held { bytes: Vec::new(), reserved: self.reserve() }
+    pub(super) fn empty(&self) -> BufferedBody {
+        BufferedBody { bytes: Vec::new(), reserved: self.reserve() }
     }
 
     /// Returns a reservation of zero bytes.
-    pub(super) fn reserve(&self) -> Reserved {
-        Reserved { bytes: 0, room: self.clone(), permits: None }
+    pub(super) fn reserve(&self) -> MemoryReservation {
+        MemoryReservation { bytes: 0, room: self.clone(), permits: None }
     }
 }
 
 /// A reservation of memory for bytes that are kept elsewhere. Dropping it gives the memory back.
 #[derive(Debug)]
-pub(super) struct Reserved {
+pub(super) struct MemoryReservation {
     bytes: usize,
-    room: Room,
+    room: BodyMemory,
     permits: Option<OwnedSemaphorePermit>,
 }
 
-impl Reserved {
+impl MemoryReservation {
     /// Reserves this many more bytes.
     ///
     /// # Errors
@@ -222,12 +222,12 @@ impl Reserved {
 /// announces a large body and sends nothing takes no memory. Dropping the value gives the memory
 /// back.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct BufferedBody {
     bytes: Vec<u8>,
-    reserved: Reserved,
+    reserved: MemoryReservation,
 }
 
-impl Held {
+impl BufferedBody {
     /// Appends bytes.
     pub(super) fn add(&mut self, piece: &[u8]) -> Result<(), BodyError> {
         self.reserved.add(piece.len())?;
@@ -253,18 +253,18 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_read_is_what_was_sent_and_no_more_than_allowed() {
-        let room = Room::new(4 * PERMIT);
+        let room = BodyMemory::new(4 * PERMIT);
         let sent = || body(vec![b"one ", b"two ", b"three"]);
         let stall = Duration::from_secs(5);
-        let held = Incoming::new(sent(), 13, stall).whole(&room).await.unwrap();
+        let held = IncomingBody::new(sent(), 13, stall).whole(&room).await.unwrap();
         assert_eq!(held.bytes(), b"one two three");
-        let over = Incoming::new(sent(), 12, stall).whole(&room).await;
+        let over = IncomingBody::new(sent(), 12, stall).whole(&room).await;
         assert!(matches!(over, Err(BodyError::TooBig(12))), "{over:?}");
     }
 
     #[tokio::test]
     async fn memory_is_taken_by_what_came_and_given_back() {
-        let room = Room::new(2 * PERMIT);
+        let room = BodyMemory::new(2 * PERMIT);
         let mut one = room.empty();
         one.add(&[0; PERMIT]).unwrap();
         one.add(&[0; PERMIT]).unwrap();
@@ -278,7 +278,7 @@ mod tests {
     async fn a_sender_that_stands_still_is_given_up_and_one_that_goes_on_is_not() {
         let stall = Duration::from_millis(40);
         let still = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
-        let given_up = Incoming::new(still, 100, stall).next().await;
+        let given_up = IncomingBody::new(still, 100, stall).next().await;
         assert!(matches!(given_up, Err(BodyError::Stalled(_))), "{given_up:?}");
         // Six times the stall time, in pieces of enough bytes.
         let slow = stream::unfold(0, |n| async move {
@@ -286,7 +286,9 @@ mod tests {
             let piece = Bytes::from(vec![0; usize::try_from(PACE).unwrap()]);
             (n < 12).then_some((Ok::<_, std::io::Error>(piece), n + 1))
         });
-        let room = Room::new(1 << 20);
-        assert!(Incoming::new(Body::from_stream(slow), 1 << 20, stall).whole(&room).await.is_ok());
+        let room = BodyMemory::new(1 << 20);
+        assert!(
+            IncomingBody::new(Body::from_stream(slow), 1 << 20, stall).whole(&room).await.is_ok()
+        );
     }
 }

@@ -13,10 +13,10 @@ use ion_stores::{Collection, Query};
 use serde_json::{Value, json};
 
 use super::auth::Scope;
-use super::problem::{Kind, Problem};
-use super::route::{Access, InPath, Route, query};
+use super::problem::{Problem, ProblemKind};
+use super::route::{Access, PathParams, Route, query};
 use super::trace::{find, wait_in};
-use super::{Shared, openapi};
+use super::{SharedState, openapi};
 
 /// The least time that a request spends on the cancellation: most correlations are done by then.
 const AT_LEAST: Duration = Duration::from_secs(1);
@@ -89,15 +89,15 @@ fn operation(id: &str, summary: &str, of: &str) -> Value {
 }
 
 async fn correlation(
-    State(gate): State<Shared>,
-    InPath(id): InPath<String>,
+    State(gate): State<SharedState>,
+    PathParams(id): PathParams<String>,
     RawQuery(asked): RawQuery,
 ) -> Result<Response, Problem> {
     let of_it = vec![("context.correlationId", json!(id))];
     let one = Query::equal(Collection::Events, of_it).order_by("created").limit(1);
     if gate.in_time(gate.ledger.plane().documents.find(one)).await?.is_empty() {
         return Err(Problem::new(
-            Kind::NotFound,
+            ProblemKind::NotFound,
             format!("there is no correlation {}", quote(&id)),
         ));
     }
@@ -105,8 +105,8 @@ async fn correlation(
 }
 
 async fn event(
-    State(gate): State<Shared>,
-    InPath(id): InPath<String>,
+    State(gate): State<SharedState>,
+    PathParams(id): PathParams<String>,
     RawQuery(asked): RawQuery,
 ) -> Result<Response, Problem> {
     let event = find(&gate, &id).await?;
@@ -114,7 +114,7 @@ async fn event(
 }
 
 async fn cancel(
-    gate: &Shared,
+    gate: &SharedState,
     what: CancelOrder,
     asked: Option<&str>,
 ) -> Result<Response, Problem> {

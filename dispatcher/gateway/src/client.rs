@@ -44,12 +44,12 @@ const KEEP_ALIVES: u32 = 4;
 #[derive(Clone, Debug)]
 pub(super) struct Client {
     stream: Arc<TcpStream>,
-    stage: Arc<Stage>,
+    stage: Arc<ProbeState>,
 }
 
 /// The state that decides whether a probe may be written between the pieces of the HTTP server.
 #[derive(Debug)]
-struct Stage {
+struct ProbeState {
     /// Whether an HTTP/1.1 request is being handled and its answer has not begun.
     working: AtomicBool,
     /// Whether the operating system has taken all bytes that were to be written.
@@ -68,7 +68,8 @@ impl Client {
         if let Err(error) = keep_alive {
             tracing::debug!(%error, "keep-alives cannot be set on a connection");
         }
-        let stage = Stage { working: AtomicBool::new(false), all_written: AtomicBool::new(true) };
+        let stage =
+            ProbeState { working: AtomicBool::new(false), all_written: AtomicBool::new(true) };
         Self { stream: Arc::new(stream), stage: Arc::new(stage) }
     }
 

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 
 /// The media type of structured mode.
 pub(super) const STRUCTURED: &str = "application/cloudevents+json";
@@ -93,7 +93,7 @@ impl Attributes {
 
 /// The data of a CloudEvent.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Carried {
+pub(super) enum CloudEventData {
     /// Values: the data is a JSON object, or there is no data.
     Values(Vec<KeyValue>),
     /// Bytes for a file.
@@ -104,7 +104,7 @@ pub(super) enum Carried {
 pub(super) fn read_structured(
     document: &[u8],
     limits: &Limits,
-) -> Result<(Attributes, Carried), Problem> {
+) -> Result<(Attributes, CloudEventData), Problem> {
     let wrong = |error: serde_json::Error| {
         malformed(format!("the body is not a CloudEvent in JSON: {error}"))
     };
@@ -125,19 +125,19 @@ pub(super) fn read_structured(
         (Some(_), Some(_)) => {
             return Err(malformed("the CloudEvent has both \"data\" and \"data_base64\"".into()));
         }
-        (None, None) => Carried::Values(vec![]),
+        (None, None) => CloudEventData::Values(vec![]),
         (None, Some(text)) => {
             let bytes = STANDARD.decode(text);
-            Carried::File(
+            CloudEventData::File(
                 bytes.map_err(|error| {
                     malformed(format!("\"data_base64\" is not base64: {error}"))
                 })?,
             )
         }
         (Some(data), None) if data.starts_with('{') => {
-            Carried::Values(values_of(data.as_bytes(), limits)?)
+            CloudEventData::Values(values_of(data.as_bytes(), limits)?)
         }
-        (Some(data), None) => Carried::File(data.as_bytes().to_vec()),
+        (Some(data), None) => CloudEventData::File(data.as_bytes().to_vec()),
     };
     Ok((attributes, carried))
 }
@@ -192,7 +192,7 @@ pub(super) fn values_of(object: &[u8], limits: &Limits) -> Result<Vec<KeyValue>,
             };
             match named {
                 Some(why) => {
-                    Err(Problem::new(Kind::Refused, format!("{why}, and cannot be a value")))
+                    Err(Problem::new(ProblemKind::Refused, format!("{why}, and cannot be a value")))
                 }
                 None => Ok(file.data),
             }
@@ -202,19 +202,19 @@ pub(super) fn values_of(object: &[u8], limits: &Limits) -> Result<Vec<KeyValue>,
         }
         ParsedEventFile::Incomplete => Err(malformed("the JSON object is cut off".into())),
         ParsedEventFile::Invalid(reason) => Err(malformed(reason)),
-        ParsedEventFile::TooBig(reason) => Err(Problem::new(Kind::TooBig, reason)),
+        ParsedEventFile::TooBig(reason) => Err(Problem::new(ProblemKind::TooBig, reason)),
     }
 }
 
 fn malformed(detail: String) -> Problem {
-    Problem::new(Kind::Malformed, detail)
+    Problem::new(ProblemKind::Malformed, detail)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn structured(document: &str) -> Result<(Attributes, Carried), Kind> {
+    fn structured(document: &str) -> Result<(Attributes, CloudEventData), ProblemKind> {
         read_structured(document.as_bytes(), &Limits::default()).map_err(|problem| problem.kind())
     }
 
@@ -243,7 +243,10 @@ mod tests {
             attributes.values
         };
         assert_eq!(sorted(binary), sorted(structured));
-        assert_eq!(carried, Carried::Values(vec![KeyValue { key: "n".into(), value: "1".into() }]));
+        assert_eq!(
+            carried,
+            CloudEventData::Values(vec![KeyValue { key: "n".into(), value: "1".into() }])
+        );
     }
 
     #[test]
@@ -254,21 +257,21 @@ mod tests {
             ))
             .map(|(_, carried)| carried)
         };
-        assert_eq!(with(r#", "data": [1, 2]"#), Ok(Carried::File(b"[1, 2]".to_vec())));
-        assert_eq!(with(r#", "data_base64": "AP8=""#), Ok(Carried::File(vec![0, 255])));
-        assert_eq!(with(""), Ok(Carried::Values(vec![])));
+        assert_eq!(with(r#", "data": [1, 2]"#), Ok(CloudEventData::File(b"[1, 2]".to_vec())));
+        assert_eq!(with(r#", "data_base64": "AP8=""#), Ok(CloudEventData::File(vec![0, 255])));
+        assert_eq!(with(""), Ok(CloudEventData::Values(vec![])));
         for wrong in [
             r#", "data": 1, "data_base64": """#,
             r#", "data_base64": "?""#,
             r#", "Ext": 1"#,
             r#", "ext": []"#,
         ] {
-            assert_eq!(with(wrong), Err(Kind::Malformed), "{wrong}");
+            assert_eq!(with(wrong), Err(ProblemKind::Malformed), "{wrong}");
         }
         assert_eq!(
             structured(r#"{"specversion": "1.0", "id": "7", "source": "s"}"#).err(),
-            Some(Kind::Malformed)
+            Some(ProblemKind::Malformed)
         );
-        assert_eq!(structured("[]").err(), Some(Kind::Malformed));
+        assert_eq!(structured("[]").err(), Some(ProblemKind::Malformed));
     }
 }

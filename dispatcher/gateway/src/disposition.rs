@@ -45,7 +45,7 @@ impl Disposition {
 
 /// A parameter's value as it is written in the header.
 #[derive(Clone, Copy)]
-enum Written<'a> {
+enum ParameterValue<'a> {
     /// The bytes between the quotes.
     Quoted(&'a [u8]),
     Bare(&'a [u8]),
@@ -57,7 +57,7 @@ fn after_kind(header: &[u8]) -> &[u8] {
 
 /// Returns the next parameter: its key, its value, and the rest of the header. Returns none after
 /// the last.
-fn parameter(text: &[u8]) -> Option<(&[u8], Written<'_>, &[u8])> {
+fn parameter(text: &[u8]) -> Option<(&[u8], ParameterValue<'_>, &[u8])> {
     let mut rest = text;
     loop {
         let begin = rest.iter().position(|byte| !matches!(byte, b';' | b' ' | b'\t'))?;
@@ -71,11 +71,11 @@ fn parameter(text: &[u8]) -> Option<(&[u8], Written<'_>, &[u8])> {
         let value = rest[end + 1..].trim_ascii_start();
         let Some(quoted) = value.strip_prefix(b"\"") else {
             let end = value.iter().position(|&byte| byte == b';').unwrap_or(value.len());
-            return Some((key, Written::Bare(value[..end].trim_ascii()), &value[end..]));
+            return Some((key, ParameterValue::Bare(value[..end].trim_ascii()), &value[end..]));
         };
         let end = closing_quote(quoted);
         let after = quoted.get(end + 1..).unwrap_or_default();
-        return Some((key, Written::Quoted(&quoted[..end]), after));
+        return Some((key, ParameterValue::Quoted(&quoted[..end]), after));
     }
 }
 
@@ -103,10 +103,10 @@ fn is_behind(text: &[u8]) -> bool {
 }
 
 /// Returns the bytes of a value, without the backslashes that escape quotes and backslashes.
-fn raw(value: Written<'_>) -> Vec<u8> {
+fn raw(value: ParameterValue<'_>) -> Vec<u8> {
     match value {
-        Written::Bare(bytes) => bytes.to_vec(),
-        Written::Quoted(bytes) => {
+        ParameterValue::Bare(bytes) => bytes.to_vec(),
+        ParameterValue::Quoted(bytes) => {
             let mut plain = Vec::with_capacity(bytes.len());
             let mut at = 0;
             while let Some(&byte) = bytes.get(at) {
@@ -122,7 +122,7 @@ fn raw(value: Written<'_>) -> Vec<u8> {
 }
 
 /// Returns a value as text.
-fn plain(value: Written<'_>) -> String {
+fn plain(value: ParameterValue<'_>) -> String {
     let bytes = raw(value);
     if let Some(word) = encoded_word(&bytes) {
         return word;

@@ -13,10 +13,10 @@ use ion_system::failpoint;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::Shared;
+use super::SharedState;
 use super::auth::Principal;
 use super::cloudevent::Attributes;
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 use super::upload::Uploads;
 
 /// The maximum bytes of an idempotency key.
@@ -27,7 +27,7 @@ pub(super) const NAME: &str = "gateway";
 
 /// What identifies an event, so that two requests with the same identity create one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Sameness {
+pub(super) enum EventIdentity {
     /// The sender's key.
     Key(String),
     /// The sender's key for a batch, and the event's place in the batch.
@@ -40,7 +40,7 @@ pub(super) enum Sameness {
     None,
 }
 
-impl Sameness {
+impl EventIdentity {
     /// Reads the request's `Idempotency-Key`.
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let Some(said) = headers.get("idempotency-key") else { return Ok(Self::None) };
@@ -48,11 +48,11 @@ impl Sameness {
             let detail = format!(
                 "an Idempotency-Key has 1 to {KEY_MAX} printable characters, with or without quotes"
             );
-            Problem::new(Kind::Malformed, detail)
+            Problem::new(ProblemKind::Malformed, detail)
         };
         if headers.get_all("idempotency-key").iter().count() > 1 {
             return Err(Problem::new(
-                Kind::Malformed,
+                ProblemKind::Malformed,
                 "the request has several Idempotency-Key headers; send one",
             ));
         }
@@ -99,7 +99,7 @@ impl Sameness {
 }
 
 /// The parts of an event that the request gives, without its files.
-pub(super) struct Made {
+pub(super) struct EventDraft {
     pub(super) id: EventId,
     pub(super) correlation_id: CorrelationId,
     pub(super) name: &'static str,
@@ -108,7 +108,7 @@ pub(super) struct Made {
     pub(super) data: Vec<KeyValue>,
 }
 
-impl Made {
+impl EventDraft {
     pub(super) fn new(
         event_type: &str,
         (id, correlation_id): (EventId, CorrelationId),
@@ -119,7 +119,7 @@ impl Made {
 }
 
 /// Refuses more values, or more bytes of values, than an event may have.
-pub(super) fn check_values(gate: &Shared, data: &[KeyValue]) -> Result<(), Problem> {
+pub(super) fn check_values(gate: &SharedState, data: &[KeyValue]) -> Result<(), Problem> {
     let limits = &gate.node.settings.limits;
     let bytes: u64 = data.iter().map(|pair| (pair.key.len() + pair.value.len()) as u64).sum();
     if bytes > limits.event_value_bytes || data.len() as u64 > limits.event_values {
@@ -127,17 +127,17 @@ pub(super) fn check_values(gate: &Shared, data: &[KeyValue]) -> Result<(), Probl
             "an event may have {} values of {} bytes in all; send more as a file",
             limits.event_values, limits.event_value_bytes
         );
-        return Err(Problem::new(Kind::TooBig, detail));
+        return Err(Problem::new(ProblemKind::TooBig, detail));
     }
     Ok(())
 }
 
 /// Commits an event and returns its document.
 pub(super) async fn commit(
-    gate: &Shared,
-    made: Made,
+    gate: &SharedState,
+    made: EventDraft,
     mut uploads: Uploads,
-    same: &Sameness,
+    same: &EventIdentity,
 ) -> Result<Event, Problem> {
     check_values(gate, &made.data)?;
     let first = FirstEvent {
@@ -152,7 +152,7 @@ pub(super) async fn commit(
     };
     let event = first.document(&gate.node.plane, uploads.prefix()).await?;
     match (try_commit(gate, &event, &mut uploads).await?, same) {
-        (Ok(()), Sameness::None) => Ok(event),
+        (Ok(()), EventIdentity::None) => Ok(event),
         (Ok(()), _) => {
             // If the event already existed with blobs of its own, these uploads are not needed.
             if let Ok(Some(stored)) = gate.in_time(gate.ledger.visible_event(&event.id)).await
@@ -165,11 +165,11 @@ pub(super) async fn commit(
         (Err(Refusal::Differs(id)), same) => {
             uploads.are_not_named();
             Err(match same {
-                Sameness::Key(key) | Sameness::KeyAt(key, _) => Problem::new(
-                    Kind::KeyReused,
+                EventIdentity::Key(key) | EventIdentity::KeyAt(key, _) => Problem::new(
+                    ProblemKind::KeyReused,
                     format!("Idempotency-Key {key:?} was used for event {id}, which has other content; use a new key"),
                 ),
-                _ => Problem::new(Kind::Differs, format!("event {id} exists with other content; send a new id")),
+                _ => Problem::new(ProblemKind::Differs, format!("event {id} exists with other content; send a new id")),
             }
             .with("eventId", id.to_string()))
         }
@@ -180,7 +180,7 @@ pub(super) async fn commit(
 /// Commits an event whose files are `uploads`, and publishes it. The inner result is the refusal of
 /// the commit protocol.
 pub(super) async fn try_commit(
-    gate: &Shared,
+    gate: &SharedState,
     event: &Event,
     uploads: &mut Uploads,
 ) -> Result<Result<(), Refusal>, Problem> {
@@ -196,7 +196,7 @@ pub(super) async fn try_commit(
     match tokio::time::timeout(deadline, committing).await {
         Ok(Ok(committed)) => Ok(committed),
         Ok(Err(_)) => Err(Problem::new(
-            Kind::Internal,
+            ProblemKind::Internal,
             "the commit broke off, so it is not known whether the event is committed; send it again with the same Idempotency-Key",
         )),
         Err(_) => {
@@ -205,14 +205,14 @@ pub(super) async fn try_commit(
                  the same Idempotency-Key",
                 deadline.as_secs()
             );
-            Err(Problem::new(Kind::StoresAway, detail))
+            Err(Problem::new(ProblemKind::StoresAway, detail))
         }
     }
 }
 
 /// Commits and publishes an event whose id is new, so that any refusal is a problem.
 pub(super) async fn publish(
-    gate: &Shared,
+    gate: &SharedState,
     event: &Event,
     uploads: &mut Uploads,
 ) -> Result<(), Problem> {
@@ -220,7 +220,7 @@ pub(super) async fn publish(
 }
 
 /// Returns an empty set of uploads for one request.
-pub(super) fn uploads(ids: &(EventId, CorrelationId), gate: &Shared) -> Uploads {
+pub(super) fn uploads(ids: &(EventId, CorrelationId), gate: &SharedState) -> Uploads {
     // The prefix belongs to this request alone: another request with the same key writes elsewhere.
     Uploads::new(gate, format!("{}/{}/{}", ids.1, ids.0, Uuid::new_v4().simple()))
 }
@@ -235,7 +235,7 @@ fn names_the_same(stored: &Event, event: &Event) -> bool {
 
 /// Returns the registered modules, or none if they cannot be read: the event is committed all the
 /// same.
-pub(super) async fn registered(gate: &Shared) -> Option<Arc<RegisteredModules>> {
+pub(super) async fn registered(gate: &SharedState) -> Option<Arc<RegisteredModules>> {
     gate.in_time(gate.ledger.registered()).await.ok()
 }
 

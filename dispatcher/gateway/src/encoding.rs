@@ -15,8 +15,8 @@ use ion_model::text::quote;
 use tokio::io::{AsyncBufRead, BufReader};
 use tokio_util::io::{ReaderStream, StreamReader};
 
-use super::body::{BodyError, Incoming, PieceStream, Room};
-use super::problem::{Kind, Problem};
+use super::body::{BodyError, BodyMemory, IncomingBody, PieceStream};
+use super::problem::{Problem, ProblemKind};
 
 /// The known encodings, as `Accept-Encoding` lists them.
 const KNOWN: &str = "gzip, deflate, zstd";
@@ -84,9 +84,9 @@ impl Encoding {
 /// Returns the decoded body of a request. The decoders' memory is reserved in `room`.
 pub(super) fn decoded(
     headers: &HeaderMap,
-    body: Incoming,
-    room: &Room,
-) -> Result<Incoming, Problem> {
+    body: IncomingBody,
+    room: &BodyMemory,
+) -> Result<IncomingBody, Problem> {
     let encodings = encodings(headers)?;
     if encodings.is_empty() {
         return Ok(body);
@@ -147,7 +147,7 @@ fn encodings(headers: &HeaderMap) -> Result<Vec<Encoding>, Problem> {
 
 fn unknown(detail: String) -> Problem {
     let known = HeaderValue::from_static(KNOWN);
-    Problem::new(Kind::UnknownEncoding, detail).header(header::ACCEPT_ENCODING, known)
+    Problem::new(ProblemKind::UnknownEncoding, detail).header(header::ACCEPT_ENCODING, known)
 }
 
 /// Refuses a part of a form that has an encoding of its own, which RFC 7578 advises against: the
@@ -179,7 +179,7 @@ pub(super) fn json_text(body: &[u8]) -> Result<&[u8], Problem> {
     match body {
         [0xef, 0xbb, 0xbf, text @ ..] => Ok(text),
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
-            Err(Problem::new(Kind::Malformed, "the body is UTF-16; send JSON as UTF-8"))
+            Err(Problem::new(ProblemKind::Malformed, "the body is UTF-16; send JSON as UTF-8"))
         }
         text => Ok(text),
     }
@@ -210,7 +210,7 @@ mod tests {
         for wrong in
             [&["br"][..], &["gzip, compress"], &["aws-chunked"], &["gzip,gzip", "gzip,gzip"]]
         {
-            assert_eq!(of(wrong), Err(Kind::UnknownEncoding), "{wrong:?}");
+            assert_eq!(of(wrong), Err(ProblemKind::UnknownEncoding), "{wrong:?}");
         }
     }
 

@@ -22,9 +22,9 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::auth::Scope;
-use super::problem::{Kind, Problem};
-use super::route::{Access, InPath, Route};
-use super::{Shared, openapi, trace};
+use super::problem::{Problem, ProblemKind};
+use super::route::{Access, PathParams, Route};
+use super::{SharedState, openapi, trace};
 
 /// Bytes that are read from the cache at once. Less asks the cache more often, more takes memory
 /// for each client.
@@ -70,7 +70,7 @@ pub(super) fn routes() -> Vec<Route> {
 
 /// The part of a file that a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Wanted {
+enum RequestedRange {
     All,
     Part(Range<u64>),
     /// A range beyond the file's end.
@@ -79,24 +79,24 @@ enum Wanted {
 
 /// Reads a `Range` header for a file of this size. A header that cannot be read, or that names
 /// several ranges, is ignored, as RFC 9110 allows.
-fn wanted(range: &str, size: u64) -> Wanted {
-    let Some((unit, spec)) = range.split_once('=') else { return Wanted::All };
-    let Some((from, to)) = spec.trim().split_once('-') else { return Wanted::All };
+fn wanted(range: &str, size: u64) -> RequestedRange {
+    let Some((unit, spec)) = range.split_once('=') else { return RequestedRange::All };
+    let Some((from, to)) = spec.trim().split_once('-') else { return RequestedRange::All };
     let number = |text: &str| match text {
         _ if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) => None,
         // A number too large for `u64` is beyond every file.
         _ => Some(text.parse::<u64>().unwrap_or(u64::MAX)),
     };
     if !unit.eq_ignore_ascii_case("bytes") {
-        return Wanted::All;
+        return RequestedRange::All;
     }
     let range = match (number(from), number(to), from.is_empty(), to.is_empty()) {
         (Some(from), Some(to), ..) if from <= to => from..to.saturating_add(1).min(size),
         (Some(from), None, _, true) => from..size,
         (None, Some(last), true, _) => size.saturating_sub(last)..size,
-        _ => return Wanted::All,
+        _ => return RequestedRange::All,
     };
-    if range.is_empty() { Wanted::Beyond } else { Wanted::Part(range) }
+    if range.is_empty() { RequestedRange::Beyond } else { RequestedRange::Part(range) }
 }
 
 /// Returns the ETag of a file: files with the same bytes have the same tag.
@@ -115,8 +115,8 @@ fn lists(list: &HeaderValue, tag: &str, weak: bool) -> bool {
 }
 
 async fn file(
-    State(gate): State<Shared>,
-    InPath((event, path)): InPath<(String, String)>,
+    State(gate): State<SharedState>,
+    PathParams((event, path)): PathParams<(String, String)>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -127,7 +127,7 @@ async fn file(
         let detail = format!(
             "file {path:?} of event {event} has the ETag {tag}, which If-Match does not name"
         );
-        return Err(Problem::new(Kind::Changed, detail));
+        return Err(Problem::new(ProblemKind::Changed, detail));
     }
     if headers.get(header::IF_NONE_MATCH).is_some_and(|list| lists(list, &tag, true)) {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, named)]).into_response());
@@ -136,14 +136,16 @@ async fn file(
     let asked = headers.get(header::RANGE).and_then(|range| range.to_str().ok());
     let asked =
         asked.filter(|_| same && method == Method::GET).map(|range| wanted(range, entry.size));
-    let (status, range) = match asked.unwrap_or(Wanted::All) {
-        Wanted::All => (StatusCode::OK, 0..entry.size),
-        Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
-        Wanted::Beyond => {
+    let (status, range) = match asked.unwrap_or(RequestedRange::All) {
+        RequestedRange::All => (StatusCode::OK, 0..entry.size),
+        RequestedRange::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
+        RequestedRange::Beyond => {
             let detail = format!("file {path:?} of event {event} has {} bytes", entry.size);
             let size = HeaderValue::try_from(format!("bytes */{}", entry.size))
                 .expect("digits are a header");
-            return Err(Problem::new(Kind::NoSuchRange, detail).header(header::CONTENT_RANGE, size));
+            return Err(
+                Problem::new(ProblemKind::NoSuchRange, detail).header(header::CONTENT_RANGE, size)
+            );
         }
     };
     let length = range.end - range.start;
@@ -171,7 +173,7 @@ async fn file(
 }
 
 /// Returns the entry of an event's file.
-async fn find(gate: &Shared, event: &str, path: &str) -> Result<FileEntry, Problem> {
+async fn find(gate: &SharedState, event: &str, path: &str) -> Result<FileEntry, Problem> {
     let found = trace::find(gate, event).await?;
     let files = {
         // A long list of files is in memory as a whole, so few may be read at once.
@@ -183,14 +185,14 @@ async fn find(gate: &Shared, event: &str, path: &str) -> Result<FileEntry, Probl
     file.ok_or_else(|| {
         let detail =
             format!("event {event} has no file {path:?}; the event's document lists its files");
-        Problem::new(Kind::NotFound, detail)
+        Problem::new(ProblemKind::NotFound, detail)
     })
 }
 
 /// Returns a body with the bytes of a range. The first piece is read before this returns, so that
 /// an unreadable file is answered with a problem and not with a body that breaks off.
 pub(super) async fn bytes(
-    gate: &Shared,
+    gate: &SharedState,
     entry: FileEntry,
     range: Range<u64>,
 ) -> Result<Body, Problem> {
@@ -198,7 +200,7 @@ pub(super) async fn bytes(
         return Ok(Body::empty());
     }
     let reader = Reader::new(gate.node.cache.open(&entry).map_err(|error| unreadable(&error))?);
-    let read = async move |gate: &Shared, reader: Reader, at: u64, end: u64| {
+    let read = async move |gate: &SharedState, reader: Reader, at: u64, end: u64| {
         let piece = async {
             reader.read(at, PIECE.min(end - at)).await.map_err(|error| unreadable(&error))
         };
@@ -230,11 +232,11 @@ fn unreadable(error: &CacheError) -> Problem {
     let detail = chain(error);
     match error {
         CacheError::Store { source: StoreError::Unavailable { .. }, .. } => {
-            Problem::new(Kind::StoresAway, format!("{detail}; try again later"))
+            Problem::new(ProblemKind::StoresAway, format!("{detail}; try again later"))
         }
-        CacheError::Local { .. } => Problem::new(Kind::Internal, detail),
+        CacheError::Local { .. } => Problem::new(ProblemKind::Internal, detail),
         _ => Problem::new(
-            Kind::Damaged,
+            ProblemKind::Damaged,
             format!("{detail}; `ion check --deep` lists everything that is damaged"),
         ),
     }
@@ -247,24 +249,24 @@ mod tests {
     #[test]
     fn a_range_is_what_rfc_9110_says() {
         for (range, expected) in [
-            ("bytes=0-0", Wanted::Part(0..1)),
-            ("bytes=3-", Wanted::Part(3..10)),
-            ("bytes=-4", Wanted::Part(6..10)),
-            ("bytes=-99", Wanted::Part(0..10)),
-            ("Bytes=2-99", Wanted::Part(2..10)),
-            ("bytes=0-99999999999999999999", Wanted::Part(0..10)),
-            ("bytes=10-", Wanted::Beyond),
-            ("bytes=99999999999999999999-", Wanted::Beyond),
-            ("bytes=-0", Wanted::Beyond),
-            ("bytes=5-4", Wanted::All),
-            ("bytes=0-1,3-4", Wanted::All),
-            ("bytes=-", Wanted::All),
-            ("bytes=+1-2", Wanted::All),
-            ("lines=0-1", Wanted::All),
-            ("bytes", Wanted::All),
+            ("bytes=0-0", RequestedRange::Part(0..1)),
+            ("bytes=3-", RequestedRange::Part(3..10)),
+            ("bytes=-4", RequestedRange::Part(6..10)),
+            ("bytes=-99", RequestedRange::Part(0..10)),
+            ("Bytes=2-99", RequestedRange::Part(2..10)),
+            ("bytes=0-99999999999999999999", RequestedRange::Part(0..10)),
+            ("bytes=10-", RequestedRange::Beyond),
+            ("bytes=99999999999999999999-", RequestedRange::Beyond),
+            ("bytes=-0", RequestedRange::Beyond),
+            ("bytes=5-4", RequestedRange::All),
+            ("bytes=0-1,3-4", RequestedRange::All),
+            ("bytes=-", RequestedRange::All),
+            ("bytes=+1-2", RequestedRange::All),
+            ("lines=0-1", RequestedRange::All),
+            ("bytes", RequestedRange::All),
         ] {
             assert_eq!(wanted(range, 10), expected, "{range}");
         }
-        assert_eq!(wanted("bytes=0-", 0), Wanted::Beyond);
+        assert_eq!(wanted("bytes=0-", 0), RequestedRange::Beyond);
     }
 }

@@ -7,18 +7,18 @@ use ion_model::limits::Limits;
 use ion_model::text::quote;
 use percent_encoding::percent_decode;
 
-use super::Shared;
+use super::SharedState;
 use super::auth::Principal;
 use super::batch::{self, Batch};
-use super::body::{BodyError, Held};
-use super::cloudevent::{self, Attributes, BATCH, Carried, DATA, STRUCTURED, values_of};
-use super::draft::{Made, Sameness, uploads};
+use super::body::{BodyError, BufferedBody};
+use super::cloudevent::{self, Attributes, BATCH, CloudEventData, DATA, STRUCTURED, values_of};
+use super::draft::{EventDraft, EventIdentity, uploads};
 use super::encoding::json_text;
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 use super::upload::Uploads;
 
 /// The events of a request body.
-pub(super) enum Read {
+pub(super) enum ParsedBody {
     /// One event.
     One(Box<OneEvent>),
     /// Several.
@@ -27,20 +27,20 @@ pub(super) enum Read {
 
 /// One event, with its files and its identity.
 pub(super) struct OneEvent {
-    pub(super) made: Made,
+    pub(super) made: EventDraft,
     pub(super) uploads: Uploads,
-    pub(super) same: Sameness,
+    pub(super) same: EventIdentity,
 }
 
 /// Reads a request body in any of its formats.
 pub(super) async fn read(
-    gate: &Shared,
+    gate: &SharedState,
     sender: &Principal,
     event_type: &str,
-    same: Sameness,
+    same: EventIdentity,
     headers: &HeaderMap,
     body: Body,
-) -> Result<Read, Problem> {
+) -> Result<ParsedBody, Problem> {
     let limits = &gate.node.settings.limits;
     let length =
         headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
@@ -48,7 +48,11 @@ pub(super) async fn read(
         return Err(BodyError::TooBig(gate.settings.upload_bytes_max).into());
     }
     let one = |ids, data, uploads, same| {
-        Read::One(Box::new(OneEvent { made: Made::new(event_type, ids, data), uploads, same }))
+        ParsedBody::One(Box::new(OneEvent {
+            made: EventDraft::new(event_type, ids, data),
+            uploads,
+            same,
+        }))
     };
     let form = BodyForm::of(headers)?;
     match form {
@@ -78,14 +82,14 @@ pub(super) async fn read(
             let mut uploads = uploads(&ids, gate);
             let mut data = attributes.values;
             match carried {
-                Carried::Values(values) => data.extend(values),
-                Carried::File(bytes) => uploads.take_bytes(DATA, bytes).await?,
+                CloudEventData::Values(values) => data.extend(values),
+                CloudEventData::File(bytes) => uploads.take_bytes(DATA, bytes).await?,
             }
             Ok(one(ids, data, uploads, same))
         }
         BodyForm::CloudEvents => {
             let held = whole(gate, headers, body).await?;
-            Ok(Read::Batch(batch::of_cloudevents(gate, sender, event_type, &same, held)?))
+            Ok(ParsedBody::Batch(batch::of_cloudevents(gate, sender, event_type, &same, held)?))
         }
         BodyForm::Multipart { boundary } => {
             let ids = same.ids(sender);
@@ -101,7 +105,7 @@ pub(super) async fn read(
                 (BodyForm::UrlEncoded(charset), text) => values_of_form(text, *charset, limits)?,
                 (_, text) => match json_text(text)? {
                     array if array.trim_ascii_start().starts_with(b"[") => {
-                        return Ok(Read::Batch(batch::of_objects(
+                        return Ok(ParsedBody::Batch(batch::of_objects(
                             gate, sender, event_type, &same, held,
                         )?));
                     }
@@ -115,7 +119,11 @@ pub(super) async fn read(
     }
 }
 
-async fn whole(gate: &Shared, headers: &HeaderMap, body: Body) -> Result<Held, Problem> {
+async fn whole(
+    gate: &SharedState,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<BufferedBody, Problem> {
     Ok(gate.body_of_values(headers, body)?.whole(&gate.room).await?)
 }
 
@@ -174,8 +182,12 @@ impl BodyForm {
             }),
             "multipart/form-data" => {
                 let boundary = multer::parse_boundary(said);
-                let wrong =
-                    |_| Problem::new(Kind::Malformed, "the form's Content-Type names no boundary");
+                let wrong = |_| {
+                    Problem::new(
+                        ProblemKind::Malformed,
+                        "the form's Content-Type names no boundary",
+                    )
+                };
                 Ok(Self::Multipart { boundary: boundary.map_err(wrong)? })
             }
             "application/x-www-form-urlencoded" => {
@@ -187,7 +199,7 @@ impl BodyForm {
                     Some("iso-8859-1" | "latin1") => Ok(Self::UrlEncoded(Charset::Latin1)),
                     Some(_) => {
                         let detail = format!("{}: send forms in UTF-8 or ISO-8859-1", quote(said));
-                        Err(Problem::new(Kind::WrongForm, detail))
+                        Err(Problem::new(ProblemKind::WrongForm, detail))
                     }
                 }
             }
@@ -200,7 +212,7 @@ impl BodyForm {
 
 fn wrong_form(said: &str) -> Problem {
     Problem::new(
-        Kind::WrongForm,
+        ProblemKind::WrongForm,
         format!(
             "{} is not supported; send application/json or application/x-www-form-urlencoded (values), multipart/form-data (files and values), \
              or a CloudEvent (ce- headers, {STRUCTURED} or {BATCH})",
@@ -221,13 +233,13 @@ fn values_of_form(
     if matches!(body.trim_ascii_start().first(), Some(b'{' | b'[')) {
         let detail = "the body is JSON, but its Content-Type says that it is a form; \
                       send the header \"Content-Type: application/json\"";
-        return Err(Problem::new(Kind::WrongForm, detail));
+        return Err(Problem::new(ProblemKind::WrongForm, detail));
     }
     let mut values = Vec::new();
     for pair in body.split(|&byte| byte == b'&').filter(|pair| !pair.is_empty()) {
         if values.len() as u64 >= limits.event_values {
             let detail = format!("an event may have {} values", limits.event_values);
-            return Err(Problem::new(Kind::TooBig, detail));
+            return Err(Problem::new(ProblemKind::TooBig, detail));
         }
         let at = pair.iter().position(|&byte| byte == b'=');
         let (key, value) = at.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]));
@@ -246,11 +258,11 @@ fn values_of_form(
             let detail = format!(
                 "value {key} is not UTF-8; name its charset in the Content-Type, or send the value as a file"
             );
-            Problem::new(Kind::Refused, detail)
+            Problem::new(ProblemKind::Refused, detail)
         };
         let (key, value) = (read(key).ok_or_else(not_text)?, read(value).ok_or_else(not_text)?);
         if key.is_empty() {
-            return Err(Problem::new(Kind::Malformed, "a value of the form has no name"));
+            return Err(Problem::new(ProblemKind::Malformed, "a value of the form has no name"));
         }
         values.push(KeyValue { key, value });
     }
@@ -263,7 +275,7 @@ mod tests {
 
     use super::*;
 
-    fn pairs(body: &str, charset: Charset) -> Result<Vec<(String, String)>, Kind> {
+    fn pairs(body: &str, charset: Charset) -> Result<Vec<(String, String)>, ProblemKind> {
         let values = values_of_form(body.as_bytes(), charset, &Limits::default());
         let values = values.map_err(|problem| problem.kind())?;
         Ok(values.into_iter().map(|pair| (pair.key, pair.value)).collect())
@@ -284,11 +296,11 @@ mod tests {
         assert_eq!(read("%C3%A4=%F0%9F%98%80&100%=%zz"), expected(&[("ä", "😀"), ("100%", "%zz")]));
         assert_eq!(read("ä=ö"), expected(&[("ä", "ö")]));
         assert_eq!(pairs("%E4=%F6", Charset::Latin1), expected(&[("ä", "ö")]));
-        assert_eq!(read("a=%E4"), Err(Kind::Refused));
-        assert_eq!(read("=1"), Err(Kind::Malformed));
-        assert_eq!(read(" {\"a\": 1}"), Err(Kind::WrongForm));
+        assert_eq!(read("a=%E4"), Err(ProblemKind::Refused));
+        assert_eq!(read("=1"), Err(ProblemKind::Malformed));
+        assert_eq!(read(" {\"a\": 1}"), Err(ProblemKind::WrongForm));
         assert_eq!(read("%7B=1"), expected(&[("{", "1")]));
-        assert_eq!(read(&"a&".repeat(10_001)), Err(Kind::TooBig));
+        assert_eq!(read(&"a&".repeat(10_001)), Err(ProblemKind::TooBig));
     }
 
     #[test]

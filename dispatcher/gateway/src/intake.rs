@@ -32,14 +32,14 @@ use serde_json::{Value, json};
 
 use super::auth::{Principal, Scope};
 use super::cloudevent::{BATCH, STRUCTURED};
-use super::draft::{Made, Sameness, commit, made_answer, registered, uploads};
+use super::draft::{EventDraft, EventIdentity, commit, made_answer, registered, uploads};
 use super::encoding::json_text;
-use super::form::{self, OneEvent, Read};
-use super::looks::Need;
-use super::problem::{Kind, Problem};
-use super::route::{Access, InPath, Route, query};
+use super::form::{self, OneEvent, ParsedBody};
+use super::looks::LookNeed;
+use super::problem::{Problem, ProblemKind};
+use super::route::{Access, PathParams, Route, query};
 use super::trace::{self, wait_in};
-use super::{Shared, batch, json_answer, openapi};
+use super::{SharedState, batch, json_answer, openapi};
 
 /// The name and parent that older Ion's front API gives its events.
 const FRONT: &str = "frontapi";
@@ -186,15 +186,15 @@ struct NewLink {
 /// Handles `POST /`, for programs written for older Ion. It ignores the Content-Type, because these
 /// programs may send any.
 async fn front_api(
-    State(gate): State<Shared>,
+    State(gate): State<SharedState>,
     Extension(sender): Extension<Principal>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let same = Sameness::of(&headers)?;
+    let same = EventIdentity::of(&headers)?;
     let held = gate.body_of_values(&headers, body)?.whole(&gate.room).await?;
     let wanted = |why: String| {
-        Problem::new(Kind::Malformed, format!("{{\"url\": \"...\"}} is needed: {why}"))
+        Problem::new(ProblemKind::Malformed, format!("{{\"url\": \"...\"}} is needed: {why}"))
     };
     let link: NewLink = serde_json::from_slice(json_text(held.bytes())?)
         .map_err(|error| wanted(error.to_string()))?;
@@ -204,7 +204,7 @@ async fn front_api(
     let ids = same.ids(&sender);
     let uploads = uploads(&ids, &gate);
     let data = vec![KeyValue { key: "url".into(), value: link.url }];
-    let made = Made { name: FRONT, parent: FRONT, ..Made::new(FRONT_TYPE, ids, data) };
+    let made = EventDraft { name: FRONT, parent: FRONT, ..EventDraft::new(FRONT_TYPE, ids, data) };
     let event = commit(&gate, made, uploads, &same).await?;
     // Older Ion answered with the event's message.
     Ok(json_answer(StatusCode::OK, &event.message()))
@@ -212,9 +212,9 @@ async fn front_api(
 
 /// Handles `POST /events/<type>`.
 async fn create_one(
-    State(gate): State<Shared>,
+    State(gate): State<SharedState>,
     Extension(sender): Extension<Principal>,
-    InPath(event_type): InPath<String>,
+    PathParams(event_type): PathParams<String>,
     RawQuery(asked): RawQuery,
     headers: HeaderMap,
     body: Body,
@@ -224,24 +224,24 @@ async fn create_one(
             "{} cannot be an event type: letters, digits, '.', '_' and '-', at most {TYPE_BYTES_MAX}, are allowed",
             quote(&event_type)
         );
-        return Err(Problem::new(Kind::Malformed, detail));
+        return Err(Problem::new(ProblemKind::Malformed, detail));
     }
     let wait = wait_in(&query(asked.as_deref(), &["wait"])?)?;
-    let same = Sameness::of(&headers)?;
+    let same = EventIdentity::of(&headers)?;
     match form::read(&gate, &sender, &event_type, same, &headers, body).await? {
-        Read::One(one) => {
+        ParsedBody::One(one) => {
             let OneEvent { made, uploads, same } = *one;
             let event = commit(&gate, made, uploads, &same).await?;
             answer(&gate, &sender, &event, wait).await
         }
-        Read::Batch(batch) => batch.create(&gate, wait).await,
+        ParsedBody::Batch(batch) => batch.create(&gate, wait).await,
     }
 }
 
 /// Answers the sender with the ids; with `wait`, also with the outcome; and with the trace, if the
 /// sender's token may read events.
 async fn answer(
-    gate: &Shared,
+    gate: &SharedState,
     sender: &Principal,
     event: &Event,
     wait: Option<Duration>,
@@ -256,12 +256,13 @@ async fn answer(
     let mut response = match wait {
         None => json_answer(StatusCode::ACCEPTED, &said),
         Some(wait) => {
-            let need = if sender.may(Scope::EventsRead) { Need::Documents } else { Need::Verdict };
+            let need =
+                if sender.may(Scope::EventsRead) { LookNeed::Documents } else { LookNeed::Verdict };
             let seen = trace::wait(gate, correlation, wait, need).await?;
             let running = seen.verdict == Verdict::Running;
             let status = if running { StatusCode::ACCEPTED } else { StatusCode::OK };
             said["outcome"] = seen.verdict.as_str().into();
-            match seen.documents.as_ref().filter(|_| need == Need::Documents) {
+            match seen.documents.as_ref().filter(|_| need == LookNeed::Documents) {
                 None => json_answer(status, &said),
                 Some(documents) => {
                     let mut before = said.to_string();
@@ -287,7 +288,7 @@ mod tests {
     fn a_key_is_an_event_and_each_senders_own() {
         let key = |text: &'static str| {
             let headers = [("idempotency-key".parse().unwrap(), HeaderValue::from_static(text))];
-            Sameness::of(&headers.into_iter().collect()).map_err(|problem| problem.kind())
+            EventIdentity::of(&headers.into_iter().collect()).map_err(|problem| problem.kind())
         };
         let named = |name: &str| {
             let mut principal = Principal::anybody();
@@ -302,11 +303,12 @@ mod tests {
         assert_ne!(quoted.ids(&one), key("a-2").unwrap().ids(&one));
         assert_ne!(quoted.ids(&one).0.as_str(), quoted.ids(&one).1.as_str());
         for wrong in ["", "\"\"", "a b", "a\"b", "\"a"] {
-            assert_eq!(key(wrong), Err(Kind::Malformed), "{wrong}");
+            assert_eq!(key(wrong), Err(ProblemKind::Malformed), "{wrong}");
         }
-        assert_ne!(Sameness::None.ids(&one), Sameness::None.ids(&one));
+        assert_ne!(EventIdentity::None.ids(&one), EventIdentity::None.ids(&one));
         // The source and the id of a CloudEvent are kept apart.
-        let cloud = |source: &str, id: &str| Sameness::Cloud(source.into(), id.into()).ids(&one);
+        let cloud =
+            |source: &str, id: &str| EventIdentity::Cloud(source.into(), id.into()).ids(&one);
         assert_ne!(cloud("a", "bc"), cloud("ab", "c"));
     }
 }

@@ -69,15 +69,15 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::auth::Hosts;
+use self::auth::AllowedHosts;
 pub use self::auth::{PrivateFileError, Scope, Tokens, TokensError, read_private};
-use self::body::{Incoming, Room};
-use self::looks::Looks;
+use self::body::{BodyMemory, IncomingBody};
+use self::looks::CorrelationLooks;
 pub use self::portal::Portal;
-use self::problem::{Kind, Problem};
+use self::problem::{Problem, ProblemKind};
 use self::route::Route;
-use self::server::{Terms, serve};
-pub use self::vitals::{Reading, Vitals};
+use self::server::{ConnectionLimits, serve};
+pub use self::vitals::{MetricsServer, Vitals};
 pub use self::webhook::{Webhooks, WebhooksError};
 
 /// Bytes of memory for request bodies that are held whole, and for decoders. When they are used up,
@@ -159,18 +159,18 @@ impl GatewaySettings {
 }
 
 /// The state that all requests share.
-struct Gate {
+struct GatewayState {
     settings: GatewaySettings,
     node: Arc<Node>,
     ledger: Ledger,
     vitals: Arc<Vitals>,
     portal: Option<Portal>,
     metrics: Arc<GatewayMetrics>,
-    hosts: Hosts,
-    room: Room,
+    hosts: AllowedHosts,
+    room: BodyMemory,
     /// For webhook bodies: their senders are not authenticated until the whole body is read.
-    webhook_room: Room,
-    looks: Looks,
+    webhook_room: BodyMemory,
+    looks: CorrelationLooks,
     /// Knows which chains other processes serve.
     served: tokio::sync::Mutex<ServedWatch>,
     /// The OpenAPI document.
@@ -182,11 +182,11 @@ struct Gate {
     stopping: CancellationToken,
 }
 
-type Shared = Arc<Gate>;
+type SharedState = Arc<GatewayState>;
 
-impl Gate {
+impl GatewayState {
     /// Returns the decoded body of a request that carries values.
-    fn body_of_values(&self, headers: &HeaderMap, body: Body) -> Result<Incoming, Problem> {
+    fn body_of_values(&self, headers: &HeaderMap, body: Body) -> Result<IncomingBody, Problem> {
         let most = self
             .node
             .settings
@@ -195,7 +195,7 @@ impl Gate {
             .saturating_mul(3)
             .saturating_add(VALUES_EXTRA);
         let body =
-            Incoming::new(body, most.min(self.settings.upload_bytes_max), self.settings.stall);
+            IncomingBody::new(body, most.min(self.settings.upload_bytes_max), self.settings.stall);
         encoding::decoded(headers, body, &self.room)
     }
 
@@ -213,14 +213,14 @@ impl Gate {
                     "the stores did not answer within {} s; try again later",
                     deadline.as_secs()
                 );
-                Err(Problem::new(Kind::StoresAway, detail))
+                Err(Problem::new(ProblemKind::StoresAway, detail))
             }
         }
     }
 
     /// Returns the decoded body of a request that carries files.
-    fn body_of_files(&self, headers: &HeaderMap, body: Body) -> Result<Incoming, Problem> {
-        let body = Incoming::new(body, self.settings.upload_bytes_max, self.settings.stall);
+    fn body_of_files(&self, headers: &HeaderMap, body: Body) -> Result<IncomingBody, Problem> {
+        let body = IncomingBody::new(body, self.settings.upload_bytes_max, self.settings.stall);
         encoding::decoded(headers, body, &self.room)
     }
 }
@@ -264,14 +264,17 @@ impl Gateway {
         vitals.describe(|registry| metrics.describe(registry));
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (stall, grace) = (settings.stall, settings.grace);
-        let terms = Terms { connections_max: settings.connections_max, stall, grace };
+        let terms = ConnectionLimits { connections_max: settings.connections_max, stall, grace };
         let routes = all_routes();
-        let gate = Arc::new(Gate {
-            hosts: Hosts { allowed: settings.hosts.clone(), any: !settings.tokens.is_empty() },
+        let gate = Arc::new(GatewayState {
+            hosts: AllowedHosts {
+                allowed: settings.hosts.clone(),
+                any: !settings.tokens.is_empty(),
+            },
             ledger: Ledger::new(node.plane.clone()),
-            room: Room::new(ROOM),
-            webhook_room: Room::new(webhook::ROOM),
-            looks: Looks::new(),
+            room: BodyMemory::new(ROOM),
+            webhook_room: BodyMemory::new(webhook::ROOM),
+            looks: CorrelationLooks::new(),
             served: tokio::sync::Mutex::default(),
             document: openapi::document(&routes, &settings.tokens).to_string().into(),
             staging,
@@ -324,7 +327,7 @@ fn all_routes() -> Vec<Route> {
     .collect()
 }
 
-fn router(gate: &Shared, routes: Vec<Route>) -> Router {
+fn router(gate: &SharedState, routes: Vec<Route>) -> Router {
     let mut router = Router::new();
     for route in routes {
         router = router.route(route.path, route.behind_its_door(gate));
@@ -338,7 +341,7 @@ fn router(gate: &Shared, routes: Vec<Route>) -> Router {
 
 /// Runs before every handler: checks that the request is for this host and was not sent by a page
 /// of another site.
-async fn admit(State(gate): State<Shared>, request: Request, next: Next) -> Response {
+async fn admit(State(gate): State<SharedState>, request: Request, next: Next) -> Response {
     let mut response = match gate.hosts.admit(&request) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
@@ -353,13 +356,13 @@ async fn admit(State(gate): State<Shared>, request: Request, next: Next) -> Resp
 async fn nowhere(request: Request) -> Problem {
     let path = request.uri().path();
     let detail = format!("there is no route {}; /openapi.json lists the routes", quote(path));
-    Problem::new(Kind::NotFound, detail)
+    Problem::new(ProblemKind::NotFound, detail)
 }
 
 async fn wrong_method(request: Request) -> Problem {
     let (method, path) = (request.method(), request.uri().path());
     Problem::new(
-        Kind::WrongMethod,
+        ProblemKind::WrongMethod,
         format!(
             "{method} is not allowed at {}; the header Allow names the allowed methods",
             quote(path)
@@ -371,7 +374,7 @@ async fn wrong_method(request: Request) -> Problem {
 fn json_answer(status: StatusCode, document: &impl Serialize) -> Response {
     match serde_json::to_vec(document) {
         Ok(text) => (status, [(header::CONTENT_TYPE, "application/json")], text).into_response(),
-        Err(error) => Problem::new(Kind::Internal, error.to_string()).into_response(),
+        Err(error) => Problem::new(ProblemKind::Internal, error.to_string()).into_response(),
     }
 }
 

@@ -21,9 +21,9 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::auth::Scope;
-use super::problem::{Kind, Problem};
-use super::route::{Access, InPath, Route, query};
-use super::{Shared, openapi};
+use super::problem::{Problem, ProblemKind};
+use super::route::{Access, PathParams, Route, query};
+use super::{SharedState, openapi};
 
 /// The media type of server-sent events.
 const EVENT_STREAM: &str = "text/event-stream";
@@ -74,16 +74,16 @@ impl From<LogError> for Problem {
         match error {
             LogError::Ledger(LedgerError::Store(error)) | LogError::Store(error) => error.into(),
             error @ (LogError::Ledger(LedgerError::NoSuchJob(_)) | LogError::NoAttempt { .. }) => {
-                Self::new(Kind::NotFound, error.to_string())
+                Self::new(ProblemKind::NotFound, error.to_string())
             }
-            error => Self::new(Kind::Internal, ion_model::errors::chain(&error)),
+            error => Self::new(ProblemKind::Internal, ion_model::errors::chain(&error)),
         }
     }
 }
 
 async fn log(
-    State(gate): State<Shared>,
-    InPath(job): InPath<String>,
+    State(gate): State<SharedState>,
+    PathParams(job): PathParams<String>,
     RawQuery(asked): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -92,7 +92,10 @@ async fn log(
         let digits = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
         let number = text.parse::<u32>().ok().filter(|_| digits);
         number.ok_or_else(|| {
-            Problem::new(Kind::Malformed, format!("attempt={text:?} is not a number from 1 on"))
+            Problem::new(
+                ProblemKind::Malformed,
+                format!("attempt={text:?} is not a number from 1 on"),
+            )
         })
     };
     let only = asked.get("attempt").map(number).transpose()?;
@@ -103,11 +106,11 @@ async fn log(
         headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let (form, body) = if accepts.contains(EVENT_STREAM) {
         let (attempt, at) = match last {
-            Some(Place::End) => return Ok(StatusCode::NO_CONTENT.into_response()),
-            Some(Place::After(attempt, at)) => (attempt, at),
+            Some(StreamPosition::End) => return Ok(StatusCode::NO_CONTENT.into_response()),
+            Some(StreamPosition::After(attempt, at)) => (attempt, at),
             None => (only.unwrap_or(job.attempt), 0),
         };
-        (EVENT_STREAM, Following::new(&gate, &job, attempt, at, only.is_some()).body().await?)
+        (EVENT_STREAM, LogFollower::new(&gate, &job, attempt, at, only.is_some()).body().await?)
     } else {
         let attempt = only.unwrap_or(job.attempt);
         ("text/plain; charset=utf-8", text(&gate, &job, attempt, only.is_some()).await?)
@@ -121,24 +124,24 @@ async fn log(
 
 /// The place in a stream that a client has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum StreamPosition {
     /// After this byte of this attempt.
     After(u32, u64),
     /// The client has received the last event.
     End,
 }
 
-fn place(id: &HeaderValue) -> Result<Place, Problem> {
+fn place(id: &HeaderValue) -> Result<StreamPosition, Problem> {
     let id = id.to_str().unwrap_or_default();
     let after = |id: &str| {
         let (attempt, at) = id.split_once(':')?;
-        Some(Place::After(attempt.parse().ok()?, at.parse().ok()?))
+        Some(StreamPosition::After(attempt.parse().ok()?, at.parse().ok()?))
     };
     match id {
-        "end" => Ok(Place::End),
+        "end" => Ok(StreamPosition::End),
         id => after(id).ok_or_else(|| {
             Problem::new(
-                Kind::Malformed,
+                ProblemKind::Malformed,
                 format!(
                     "Last-Event-ID {id:?} is not an id of this stream; write ATTEMPT:BYTE or end"
                 ),
@@ -148,7 +151,12 @@ fn place(id: &HeaderValue) -> Result<Place, Problem> {
 }
 
 /// Returns the log as it is now. A job that has not begun has an empty log.
-async fn text(gate: &Shared, job: &JobRecord, attempt: u32, named: bool) -> Result<Body, Problem> {
+async fn text(
+    gate: &SharedState,
+    job: &JobRecord,
+    attempt: u32,
+    named: bool,
+) -> Result<Body, Problem> {
     if attempt == 0 && !named {
         return Ok(Body::empty());
     }
@@ -166,8 +174,8 @@ async fn text(gate: &Shared, job: &JobRecord, attempt: u32, named: bool) -> Resu
 }
 
 /// The stream of one client that follows a job.
-struct Following {
-    gate: Shared,
+struct LogFollower {
+    gate: SharedState,
     job: JobId,
     attempt: u32,
     /// Whether it follows this attempt only, and no later one.
@@ -183,8 +191,8 @@ struct Following {
     ended: bool,
 }
 
-impl Following {
-    fn new(gate: &Shared, job: &JobRecord, attempt: u32, at: u64, only: bool) -> Self {
+impl LogFollower {
+    fn new(gate: &SharedState, job: &JobRecord, attempt: u32, at: u64, only: bool) -> Self {
         Self {
             gate: gate.clone(),
             job: job.id.clone(),
@@ -323,10 +331,10 @@ mod tests {
         let at = |id: &'static str| {
             place(&HeaderValue::from_static(id)).map_err(|problem| problem.kind())
         };
-        assert_eq!(at("2:1024"), Ok(Place::After(2, 1024)));
-        assert_eq!(at("end"), Ok(Place::End));
+        assert_eq!(at("2:1024"), Ok(StreamPosition::After(2, 1024)));
+        assert_eq!(at("end"), Ok(StreamPosition::End));
         for wrong in ["", "2", "2:", ":1", "-1:2", "a:b"] {
-            assert_eq!(at(wrong), Err(Kind::Malformed), "{wrong}");
+            assert_eq!(at(wrong), Err(ProblemKind::Malformed), "{wrong}");
         }
     }
 }

@@ -21,7 +21,7 @@ use ion_model::id::JobId;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 
 /// How many whole correlations may be read at once: each is in memory as records meanwhile.
 const READ_MAX: usize = 4;
@@ -48,15 +48,15 @@ const WHOLE_EVERY: Duration = Duration::from_secs(10);
 
 /// The looks of a gateway.
 #[derive(Debug)]
-pub(super) struct Looks {
-    open: Lock<HashMap<String, Weak<Watched>>>,
+pub(super) struct CorrelationLooks {
+    open: Lock<HashMap<String, Weak<WatchedCorrelation>>>,
     reading: Semaphore,
     answers: Arc<Semaphore>,
 }
 
 /// What a client needs from a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Need {
+pub(super) enum LookNeed {
     /// The correlation's verdict.
     Verdict,
     /// The verdict and the documents.
@@ -65,14 +65,14 @@ pub(super) enum Need {
 
 /// One correlation that clients wait for.
 #[derive(Debug, Default)]
-pub(super) struct Watched {
+pub(super) struct WatchedCorrelation {
     /// The task that looks holds the lock; the others wait for its result.
-    last: Mutex<Option<Arc<LastLook>>>,
+    last: Mutex<Option<Arc<CorrelationLook>>>,
 }
 
 /// The result of a look.
 #[derive(Debug)]
-pub(super) struct LastLook {
+pub(super) struct CorrelationLook {
     begun: Instant,
     took: Duration,
     /// When the whole correlation was last read.
@@ -86,23 +86,23 @@ pub(super) struct LastLook {
     pub(super) documents: Option<SharedDocuments>,
 }
 
-impl LastLook {
+impl CorrelationLook {
     /// Returns whether this look answers a client that asked at `asked`: it began after that, or it
     /// found the correlation running and is recent.
-    fn answers(&self, need: Need, asked: Instant) -> bool {
+    fn answers(&self, need: LookNeed, asked: Instant) -> bool {
         let stands = (self.took * STANDS_TIMES).clamp(STANDS, STANDS_MAX);
         match need {
-            Need::Documents => self.documents.is_some() && self.begun >= asked,
+            LookNeed::Documents => self.documents.is_some() && self.begun >= asked,
             // A client that receives `Running` asks again.
-            Need::Verdict if self.found && self.verdict == Verdict::Running => {
+            LookNeed::Verdict if self.found && self.verdict == Verdict::Running => {
                 self.begun.elapsed() < stands
             }
-            Need::Verdict => self.begun >= asked,
+            LookNeed::Verdict => self.begun >= asked,
         }
     }
 }
 
-impl Looks {
+impl CorrelationLooks {
     pub(super) fn new() -> Self {
         Self {
             open: Lock::default(),
@@ -129,13 +129,13 @@ impl Looks {
     }
 
     /// Returns the shared looks at a correlation. A client keeps the value as long as it waits.
-    pub(super) fn at(&self, correlation: &str) -> Arc<Watched> {
+    pub(super) fn at(&self, correlation: &str) -> Arc<WatchedCorrelation> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(watched) = open.get(correlation).and_then(Weak::upgrade) {
             return watched;
         }
         open.retain(|_, watched| watched.strong_count() > 0);
-        let watched = Arc::<Watched>::default();
+        let watched = Arc::<WatchedCorrelation>::default();
         open.insert(correlation.to_owned(), Arc::downgrade(&watched));
         watched
     }
@@ -144,10 +144,10 @@ impl Looks {
     pub(super) async fn look(
         &self,
         ledger: &Ledger,
-        (correlation, watched): (&str, &Watched),
-        need: Need,
+        (correlation, watched): (&str, &WatchedCorrelation),
+        need: LookNeed,
         asked: Instant,
-    ) -> Result<Arc<LastLook>, Problem> {
+    ) -> Result<Arc<CorrelationLook>, Problem> {
         let mut last = watched.last.lock().await;
         if let Some(seen) = last.as_ref().filter(|seen| seen.answers(need, asked)) {
             return Ok(seen.clone());
@@ -162,17 +162,17 @@ impl Looks {
         &self,
         ledger: &Ledger,
         correlation: &str,
-        need: Need,
-        before: Option<&LastLook>,
-    ) -> Result<LastLook, Problem> {
+        need: LookNeed,
+        before: Option<&CorrelationLook>,
+    ) -> Result<CorrelationLook, Problem> {
         let begun = Instant::now();
-        if let Some(before) = before.filter(|_| need == Need::Verdict)
+        if let Some(before) = before.filter(|_| need == LookNeed::Verdict)
             && before.whole.elapsed() < WHOLE_EVERY
             && is_under_way(ledger, &before.under_way).await?
         {
             let (took, under_way) = (begun.elapsed(), before.under_way.clone());
             let verdict = Verdict::Running;
-            return Ok(LastLook {
+            return Ok(CorrelationLook {
                 begun,
                 took,
                 whole: before.whole,
@@ -188,14 +188,15 @@ impl Looks {
         let (found, verdict) = (!trace.status.events.is_empty(), trace.status.verdict());
         let under_way = trace.status.under_way.clone();
         // A client that waits for the end needs the documents then.
-        let wanted = need == Need::Documents || verdict != Verdict::Running;
+        let wanted = need == LookNeed::Documents || verdict != Verdict::Running;
         let answers = self.answers.clone();
         let documents = tokio::task::spawn_blocking(move || {
             wanted.then(|| SharedDocuments::of(&trace, answers)).transpose()
         });
-        let documents =
-            documents.await.map_err(|error| Problem::new(Kind::Internal, error.to_string()))??;
-        Ok(LastLook {
+        let documents = documents
+            .await
+            .map_err(|error| Problem::new(ProblemKind::Internal, error.to_string()))??;
+        Ok(CorrelationLook {
             begun,
             took: begun.elapsed(),
             whole: begun,
@@ -209,7 +210,7 @@ impl Looks {
 
 impl From<AnswersFull> for Problem {
     fn from(full: AnswersFull) -> Self {
-        Self::new(Kind::Busy, full.to_string())
+        Self::new(ProblemKind::Busy, full.to_string())
     }
 }
 
@@ -233,7 +234,8 @@ struct AnswerPieces {
 
 impl SharedDocuments {
     fn of(trace: &Trace, room: Arc<Semaphore>) -> Result<Self, AnswersFull> {
-        let mut text = Text { all: Vec::new(), open: Vec::with_capacity(PIECE), room, held: None };
+        let mut text =
+            PieceWriter { all: Vec::new(), open: Vec::with_capacity(PIECE), room, held: None };
         text.put(b"[")?;
         let mut first = true;
         trace.each_document(|document| {
@@ -263,14 +265,14 @@ impl SharedDocuments {
 }
 
 /// A writer that collects text in pieces.
-struct Text {
+struct PieceWriter {
     all: Vec<Bytes>,
     open: Vec<u8>,
     room: Arc<Semaphore>,
     held: Option<OwnedSemaphorePermit>,
 }
 
-impl Text {
+impl PieceWriter {
     fn put(&mut self, text: &[u8]) -> Result<(), AnswersFull> {
         if self.open.len() + text.len() > PIECE {
             self.end_piece()?;
@@ -294,7 +296,7 @@ impl Text {
     }
 }
 
-impl io::Write for Text {
+impl io::Write for PieceWriter {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         self.put(text).map_err(io::Error::other)?;
         Ok(text.len())

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::auth::Tokens;
 use super::problem::{PROBLEM_JSON, TYPES};
 use super::route::{Access, Route};
-use super::{Shared, intake};
+use super::{SharedState, intake};
 
 /// The route that shows the document.
 pub(super) fn routes() -> Vec<Route> {
@@ -109,7 +109,7 @@ pub(super) fn document(routes: &[Route], tokens: &Tokens) -> Value {
     })
 }
 
-async fn show(State(gate): State<Shared>) -> Response {
+async fn show(State(gate): State<SharedState>) -> Response {
     let form = [(header::CONTENT_TYPE, "application/json")];
     (StatusCode::OK, form, gate.document.clone()).into_response()
 }

@@ -36,10 +36,10 @@ use serde_json::json;
 use tokio::time::{Instant, sleep_until};
 
 use super::auth::Scope;
-use super::body::Incoming;
-use super::problem::{Kind, Problem};
-use super::route::{Access, InPath, Route, query};
-use super::{Shared, draft, file, openapi};
+use super::body::IncomingBody;
+use super::problem::{Problem, ProblemKind};
+use super::route::{Access, PathParams, Route, query};
+use super::{SharedState, draft, file, openapi};
 
 /// How long the first bytes of an answer are held back in case a link fails: most chains end within
 /// it, and a status code states their outcome.
@@ -116,8 +116,8 @@ pub(super) fn routes() -> Vec<Route> {
 
 /// Handles `POST /chains/<name>`.
 async fn send_through(
-    State(gate): State<Shared>,
-    InPath(name): InPath<String>,
+    State(gate): State<SharedState>,
+    PathParams(name): PathParams<String>,
     RawQuery(asked): RawQuery,
     version: Version,
     headers: HeaderMap,
@@ -127,7 +127,7 @@ async fn send_through(
     if headers.contains_key("idempotency-key") {
         let detail =
             "a chain takes no Idempotency-Key, because each request is a new run; leave it out";
-        return Err(Problem::new(Kind::Malformed, detail));
+        return Err(Problem::new(ProblemKind::Malformed, detail));
     }
     let ids = (EventId::random(), CorrelationId::random());
     if let Some(portal) = &gate.portal
@@ -145,12 +145,12 @@ async fn send_through(
         Some(_) => {
             let detail =
                 format!("module {} is not a chain: it reads and writes files", quote(&name));
-            return Err(Problem::new(Kind::NotFound, detail));
+            return Err(Problem::new(ProblemKind::NotFound, detail));
         }
         None => {
             let detail =
                 format!("there is no chain {}; `ion module list` shows the modules", quote(&name));
-            return Err(Problem::new(Kind::NotFound, detail));
+            return Err(Problem::new(ProblemKind::NotFound, detail));
         }
     };
     run_elsewhere(&gate, module, ids, gate.body_of_files(&headers, body)?).await
@@ -158,7 +158,7 @@ async fn send_through(
 
 /// Returns the document of the event that begins a run.
 async fn first_event(
-    gate: &Shared,
+    gate: &SharedState,
     module: &Module,
     (id, correlation_id): (EventId, CorrelationId),
     files: Vec<FileEntry>,
@@ -180,14 +180,14 @@ async fn first_event(
 // ---- runs in this process ----
 
 /// A run in this process whose client waits for it.
-struct RunHere {
+struct LocalRun {
     running: ChainRun,
     correlation: CorrelationId,
     /// Why the request body broke off: the run itself only knows that it did.
     broke: Arc<Mutex<Option<Problem>>>,
 }
 
-impl RunHere {
+impl LocalRun {
     /// Returns why there is no whole answer.
     fn problem(&self, end: ChainEnd) -> Problem {
         let broke = self.broke.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -201,12 +201,12 @@ impl RunHere {
 }
 
 async fn begin(
-    gate: &Shared,
+    gate: &SharedState,
     portal: &Portal,
     module: Arc<Module>,
     ids: (EventId, CorrelationId),
-    body: Incoming,
-) -> Result<RunHere, Problem> {
+    body: IncomingBody,
+) -> Result<LocalRun, Problem> {
     let event = first_event(gate, &module, ids, vec![]).await?;
     let correlation = event.context.correlation_id.clone();
     let broke: Arc<Mutex<Option<Problem>>> = Arc::default();
@@ -218,15 +218,15 @@ async fn begin(
     });
     let run = ChainRequest { module, event, stored: InputState::Not, input: input.boxed() };
     let full = |full: ion_run::chain::ChainQueueFull| {
-        Problem::new(Kind::Busy, format!("{full}; send the request again later"))
+        Problem::new(ProblemKind::Busy, format!("{full}; send the request again later"))
     };
     let running = portal.chains.start(run).map_err(full)?;
-    Ok(RunHere { running, correlation, broke })
+    Ok(LocalRun { running, correlation, broke })
 }
 
 /// Answers with the output of the last link while the link writes it. If the run fails, the answer
 /// breaks off: it is sent in chunks, and the last chunk is never sent.
-async fn answer_as_it_comes(mut run: RunHere) -> Result<Response, Problem> {
+async fn answer_as_it_comes(mut run: LocalRun) -> Result<Response, Problem> {
     let mut held = BytesMut::new();
     let mut until = None;
     let ended = loop {
@@ -259,7 +259,7 @@ async fn answer_as_it_comes(mut run: RunHere) -> Result<Response, Problem> {
 
 /// Answers once the run has ended. HTTP/1.0 has no chunks, so an answer that breaks off would look
 /// complete to the client and to each proxy on the way.
-async fn whole_answer(gate: &Shared, mut run: RunHere) -> Result<Response, Problem> {
+async fn whole_answer(gate: &SharedState, mut run: LocalRun) -> Result<Response, Problem> {
     while run.running.output.recv().await.is_some() {}
     match run.end().await {
         ChainEnd::Well { event } => stored_answer(gate, &event, &run.correlation).await,
@@ -269,14 +269,14 @@ async fn whole_answer(gate: &Shared, mut run: RunHere) -> Result<Response, Probl
 
 /// Answers with the output of the last link, read from the store.
 async fn stored_answer(
-    gate: &Shared,
+    gate: &SharedState,
     last: &EventId,
     correlation: &CorrelationId,
 ) -> Result<Response, Problem> {
     let event = gate.in_time(gate.ledger.event(last)).await?;
     let Some(answer) = event.and_then(|event| event.files.into_iter().next()) else {
         return Err(Problem::new(
-            Kind::Internal,
+            ProblemKind::Internal,
             "the run ended well, but its last event is missing",
         ));
     };
@@ -320,22 +320,23 @@ fn problem_of(end: ChainEnd, correlation: &CorrelationId) -> Problem {
     let problem = match end {
         ChainEnd::Failed(failure) => failed(failure),
         ChainEnd::Broken { reason } => {
-            Problem::new(Kind::StoresAway, format!("{reason}; try again later"))
+            Problem::new(ProblemKind::StoresAway, format!("{reason}; try again later"))
         }
         ChainEnd::NoPlace => Problem::new(
-            Kind::Busy,
+            ProblemKind::Busy,
             "too many chain runs are under way; send the request again later",
         ),
-        ChainEnd::Cancelled => {
-            Problem::new(Kind::Busy, "the run was cancelled before its end; send the request again")
-        }
-        ChainEnd::Well { .. } => Problem::new(Kind::Internal, "the run ended well"),
+        ChainEnd::Cancelled => Problem::new(
+            ProblemKind::Busy,
+            "the run was cancelled before its end; send the request again",
+        ),
+        ChainEnd::Well { .. } => Problem::new(ProblemKind::Internal, "the run ended well"),
     };
     problem.with("correlation", correlation.as_str())
 }
 
 fn failed(failure: LinkFailure) -> Problem {
-    let kind = if failure.timed_out { Kind::LinkTimedOut } else { Kind::LinkFailed };
+    let kind = if failure.timed_out { ProblemKind::LinkTimedOut } else { ProblemKind::LinkFailed };
     Problem::new(kind, format!("link {:?}: {}", failure.link, failure.reason))
         .with("link", failure.link)
         .with("linkId", failure.link_id)
@@ -347,16 +348,16 @@ fn failed(failure: LinkFailure) -> Problem {
 // ---- runs elsewhere ----
 
 async fn run_elsewhere(
-    gate: &Shared,
+    gate: &SharedState,
     module: Module,
     ids: (EventId, CorrelationId),
-    body: Incoming,
+    body: IncomingBody,
 ) -> Result<Response, Problem> {
     let served = async { gate.served.lock().await.look(&gate.ledger).await };
     if !gate.in_time(served).await?.contains(&module.name) {
         let detail =
             format!("no dispatcher serves chain {:?}; start one with `ion up`", module.name);
-        return Err(Problem::new(Kind::Busy, detail));
+        return Err(Problem::new(ProblemKind::Busy, detail));
     }
     let correlation = ids.1.clone();
     let mut uploads = draft::uploads(&ids, gate);
@@ -373,12 +374,15 @@ async fn run_elsewhere(
     }
     match steps.last() {
         Some((last, _)) => stored_answer(gate, last, &correlation).await,
-        None => Err(Problem::new(Kind::Internal, format!("chain {:?} has no links", module.name))),
+        None => Err(Problem::new(
+            ProblemKind::Internal,
+            format!("chain {:?} has no links", module.name),
+        )),
     }
 }
 
 /// Returns a job; none if no dispatcher has claimed it.
-async fn job_of(gate: &Shared, job: &JobId) -> Result<Option<JobRecord>, Problem> {
+async fn job_of(gate: &SharedState, job: &JobId) -> Result<Option<JobRecord>, Problem> {
     let found = async {
         match gate.ledger.get(job).await {
             Err(LedgerError::NoSuchJob(_)) => Ok(None),
@@ -389,7 +393,11 @@ async fn job_of(gate: &Shared, job: &JobId) -> Result<Option<JobRecord>, Problem
 }
 
 /// Waits until the chain's job has ended. If the client stops waiting, the job is cancelled.
-async fn final_record(gate: &Shared, module: &Module, job: &JobId) -> Result<JobRecord, Problem> {
+async fn final_record(
+    gate: &SharedState,
+    module: &Module,
+    job: &JobId,
+) -> Result<JobRecord, Problem> {
     // Each link has its own timeout, and a message may wait for a free place.
     let limit = module.timeout * 2 + gate.settings.stall;
     let over = Instant::now() + limit;
@@ -402,11 +410,11 @@ async fn final_record(gate: &Shared, module: &Module, job: &JobId) -> Result<Job
         }
         if Instant::now() > over {
             let detail = format!("the run has not ended within {} s", limit.as_secs());
-            return Err(Problem::new(Kind::LinkTimedOut, detail));
+            return Err(Problem::new(ProblemKind::LinkTimedOut, detail));
         }
         if gate.stopping.is_cancelled() {
             return Err(Problem::new(
-                Kind::Busy,
+                ProblemKind::Busy,
                 "the gateway is stopping; send the request again",
             ));
         }
@@ -417,7 +425,7 @@ async fn final_record(gate: &Shared, module: &Module, job: &JobId) -> Result<Job
 
 /// Cancels a job on drop, unless it is kept.
 struct CancelJob {
-    gate: Shared,
+    gate: SharedState,
     job: Option<JobId>,
 }
 
@@ -441,7 +449,7 @@ impl Drop for CancelJob {
 
 /// Returns which link of a run elsewhere failed, and how.
 async fn failure(
-    gate: &Shared,
+    gate: &SharedState,
     module: &Module,
     steps: &[(EventId, JobId)],
     of_chain: &JobRecord,

@@ -22,7 +22,7 @@ const RETRY_AFTER: &str = "5";
 
 /// The kinds of problems. docs/http.md has a row for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ProblemKind {
     /// The request cannot be read.
     Malformed,
     /// The request has no known token.
@@ -73,7 +73,7 @@ pub(super) enum Kind {
     Internal,
 }
 
-impl Kind {
+impl ProblemKind {
     /// All kinds.
     #[cfg(test)]
     pub(super) const ALL: [Self; 24] = [
@@ -184,7 +184,7 @@ pub(super) struct Problem(Box<Parts>);
 
 #[derive(Debug)]
 struct Parts {
-    kind: Kind,
+    kind: ProblemKind,
     detail: String,
     more: Map<String, Value>,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -192,12 +192,12 @@ struct Parts {
 
 impl Problem {
     /// Creates a problem with its detail text.
-    pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Self {
+    pub(super) fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
         // The text may quote the request, so its length is limited.
         let detail = cut_off(detail.into(), REASON_MAX);
         let parts = Parts { kind, detail, more: Map::new(), headers: vec![] };
         let mut problem = Self(Box::new(parts));
-        if matches!(kind, Kind::StoresAway | Kind::Busy) {
+        if matches!(kind, ProblemKind::StoresAway | ProblemKind::Busy) {
             problem = problem.header(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
         }
         problem
@@ -238,7 +238,7 @@ impl Problem {
     }
 
     /// Returns the kind.
-    pub(super) fn kind(&self) -> Kind {
+    pub(super) fn kind(&self) -> ProblemKind {
         self.0.kind
     }
 }
@@ -263,13 +263,13 @@ impl From<StoreError> for Problem {
         let detail = chain(&error);
         match error {
             StoreError::Unavailable { .. } => {
-                Self::new(Kind::StoresAway, format!("{detail}; try again later"))
+                Self::new(ProblemKind::StoresAway, format!("{detail}; try again later"))
             }
             StoreError::NoSuchBlob(_) => Self::new(
-                Kind::Damaged,
+                ProblemKind::Damaged,
                 format!("{detail}; `ion check` lists everything that is missing"),
             ),
-            _ => Self::new(Kind::Internal, detail),
+            _ => Self::new(ProblemKind::Internal, detail),
         }
     }
 }
@@ -278,7 +278,7 @@ impl From<LedgerError> for Problem {
     fn from(error: LedgerError) -> Self {
         match error {
             LedgerError::Store(error) => error.into(),
-            error => Self::new(Kind::Internal, chain(&error)),
+            error => Self::new(ProblemKind::Internal, chain(&error)),
         }
     }
 }
@@ -287,7 +287,7 @@ impl From<UploadError> for Problem {
     fn from(error: UploadError) -> Self {
         match error {
             UploadError::Store { source, .. } | UploadError::Documents(source) => source.into(),
-            error @ UploadError::Read { .. } => Self::new(Kind::Internal, chain(&error)),
+            error @ UploadError::Read { .. } => Self::new(ProblemKind::Internal, chain(&error)),
         }
     }
 }
@@ -296,12 +296,12 @@ impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Stores(_) => Self::new(
-                Kind::StoresAway,
+                ProblemKind::StoresAway,
                 format!("{refusal}; send it again, best with the same Idempotency-Key"),
             ),
-            Refusal::Differs(_) => Self::new(Kind::Differs, refusal.to_string()),
-            Refusal::TooBig(_) => Self::new(Kind::TooBig, refusal.to_string()),
-            refusal => Self::new(Kind::Refused, refusal.to_string()),
+            Refusal::Differs(_) => Self::new(ProblemKind::Differs, refusal.to_string()),
+            Refusal::TooBig(_) => Self::new(ProblemKind::TooBig, refusal.to_string()),
+            refusal => Self::new(ProblemKind::Refused, refusal.to_string()),
         }
     }
 }
@@ -315,7 +315,7 @@ mod tests {
         let page =
             std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/http.md"))
                 .unwrap();
-        for kind in Kind::ALL {
+        for kind in ProblemKind::ALL {
             let (status, name, _) = kind.said();
             assert!(page.contains(&format!("| `{name}` | {} |", status.as_u16())), "{name}");
         }
@@ -323,7 +323,8 @@ mod tests {
 
     #[test]
     fn a_problem_is_a_document_with_its_headers() {
-        let response = Problem::new(Kind::Busy, "later").with("key", "value").into_response();
+        let response =
+            Problem::new(ProblemKind::Busy, "later").with("key", "value").into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()[header::CONTENT_TYPE], PROBLEM_JSON);
         assert_eq!(response.headers()[header::RETRY_AFTER], RETRY_AFTER);

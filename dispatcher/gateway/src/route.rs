@@ -12,9 +12,9 @@ use axum::routing::{MethodRouter, get, post};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::Shared;
+use super::SharedState;
 use super::auth::Scope;
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 
 /// The access rule of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub(super) struct Route {
     pub(super) access: Access,
     /// The OpenAPI operation; `openapi` adds the parts that all operations share.
     pub(super) operation: Value,
-    serves: MethodRouter<Shared>,
+    serves: MethodRouter<SharedState>,
 }
 
 impl Route {
@@ -49,7 +49,7 @@ impl Route {
         operation: Value,
     ) -> Self
     where
-        H: Handler<T, Shared>,
+        H: Handler<T, SharedState>,
         T: 'static,
     {
         Self { method: "get", path, access, operation, serves: get(handler) }
@@ -63,29 +63,29 @@ impl Route {
         operation: Value,
     ) -> Self
     where
-        H: Handler<T, Shared>,
+        H: Handler<T, SharedState>,
         T: 'static,
     {
         Self { method: "post", path, access, operation, serves: post(handler) }
     }
 
     /// Returns the handler, behind the check of its access rule.
-    pub(super) fn behind_its_door(self, gate: &Shared) -> MethodRouter<Shared> {
-        let door = Door { access: self.access, path: self.path, gate: gate.clone() };
+    pub(super) fn behind_its_door(self, gate: &SharedState) -> MethodRouter<SharedState> {
+        let door = RouteGuard { access: self.access, path: self.path, gate: gate.clone() };
         self.serves.route_layer(middleware::from_fn_with_state(door, enter))
     }
 }
 
 #[derive(Clone)]
-struct Door {
+struct RouteGuard {
     access: Access,
     path: &'static str,
-    gate: Shared,
+    gate: SharedState,
 }
 
 /// Checks the access rule, and gives the handler the sender as a
 /// [`Principal`](super::auth::Principal).
-async fn enter(State(door): State<Door>, mut request: Request, next: Next) -> Response {
+async fn enter(State(door): State<RouteGuard>, mut request: Request, next: Next) -> Response {
     let admitted = match door.access {
         Access::Open | Access::Signed => Ok(None),
         Access::Needs(scope) => door.gate.settings.tokens.admit(request.headers(), scope).map(Some),
@@ -104,14 +104,17 @@ async fn enter(State(door): State<Door>, mut request: Request, next: Next) -> Re
 }
 
 /// The variable segments of a path.
-pub(super) struct InPath<T>(pub(super) T);
+pub(super) struct PathParams<T>(pub(super) T);
 
-impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for InPath<T> {
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for PathParams<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let wrong = |error: axum::extract::rejection::PathRejection| {
-            Problem::new(Kind::Malformed, format!("the path cannot be read: {}", error.body_text()))
+            Problem::new(
+                ProblemKind::Malformed,
+                format!("the path cannot be read: {}", error.body_text()),
+            )
         };
         let Path(found) = Path::<T>::from_request_parts(parts, state).await.map_err(wrong)?;
         Ok(Self(found))
@@ -128,7 +131,7 @@ pub(super) fn query(
         let wrong = |what: &str| {
             let allowed = if allowed.is_empty() { "none".to_owned() } else { allowed.join(", ") };
             Err(Problem::new(
-                Kind::Malformed,
+                ProblemKind::Malformed,
                 format!("parameter {name:?} {what}; allowed: {allowed}"),
             ))
         };

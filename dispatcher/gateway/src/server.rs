@@ -34,7 +34,7 @@ const ACCEPT_WAIT: Duration = Duration::from_millis(100);
 
 /// The limits of connections.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Terms {
+pub(super) struct ConnectionLimits {
     /// The maximum number of open connections.
     pub(super) connections_max: usize,
     /// How long a client may take to send a whole head, or to read anything of an answer.
@@ -48,7 +48,7 @@ pub(super) struct Terms {
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
-    terms: Terms,
+    terms: ConnectionLimits,
     open: CountGauge,
     stop: CancellationToken,
 ) {

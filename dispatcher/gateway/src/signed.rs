@@ -15,7 +15,7 @@ use sha2::Sha256;
 use subtle::{Choice, ConstantTimeEq as _};
 
 use super::auth::unhex;
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 
 /// How far the time of a signature may be from now: the value that Stripe's own libraries allow.
 /// Longer lets an attacker who saw a request replay it for longer, shorter refuses requests that
@@ -34,7 +34,7 @@ const ID_MAX: usize = 255;
 
 /// The way a sender signs its requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scheme {
+pub(super) enum SignatureScheme {
     /// `X-Hub-Signature-256: sha256=HEX` and `X-GitHub-Delivery: ID`. Gitea and Forgejo sign the
     /// same way.
     Github,
@@ -42,7 +42,7 @@ pub(super) enum Scheme {
     Stripe,
 }
 
-impl Scheme {
+impl SignatureScheme {
     /// Returns the scheme of this name.
     pub(super) fn of(name: &str) -> Option<Self> {
         match name {
@@ -60,7 +60,7 @@ impl Scheme {
     }
 
     /// Reads the signature headers of a request. This needs no byte of the body.
-    pub(super) fn claim(self, headers: &HeaderMap) -> Result<Claim, Problem> {
+    pub(super) fn claim(self, headers: &HeaderMap) -> Result<SignatureClaim, Problem> {
         let name = self.header();
         let said = headers
             .get(name)
@@ -68,7 +68,7 @@ impl Scheme {
         let wrong =
             || unsigned(format!("the header {name} is not a signature of this webhook's scheme"));
         let said = said.to_str().map_err(|_| wrong())?;
-        let mut claim = Claim { time: None, signatures: vec![] };
+        let mut claim = SignatureClaim { time: None, signatures: vec![] };
         match self {
             Self::Github => claim.add(said.strip_prefix("sha256=").ok_or_else(wrong)?),
             Self::Stripe => {
@@ -105,7 +105,7 @@ impl Scheme {
                 }
                 let wrong = |error| {
                     Problem::new(
-                        Kind::Malformed,
+                        ProblemKind::Malformed,
                         format!("the body is not a Stripe event: {error}"),
                     )
                 };
@@ -122,7 +122,7 @@ impl Scheme {
                 Self::Stripe => "member \"id\" of the body",
             };
             let detail = format!("the {place} is needed: 1 to {ID_MAX} printable characters");
-            return Err(Problem::new(Kind::Malformed, detail));
+            return Err(Problem::new(ProblemKind::Malformed, detail));
         };
         Ok(Delivery { id, event: event.unwrap_or_default() })
     }
@@ -139,13 +139,13 @@ pub(super) struct Delivery {
 
 /// The signatures that a request claims, not checked yet.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Claim {
+pub(super) struct SignatureClaim {
     /// The time of signing in seconds, as text, because the text itself is signed.
     time: Option<String>,
     signatures: Vec<[u8; 32]>,
 }
 
-impl Claim {
+impl SignatureClaim {
     fn add(&mut self, signature: &str) {
         if self.signatures.len() < SIGNATURES_MAX {
             self.signatures.extend(unhex(signature.trim()));
@@ -155,9 +155,9 @@ impl Claim {
 
 /// The secrets of a webhook: one, or several while one replaces another.
 #[derive(Clone, Debug)]
-pub(super) struct Secrets(Vec<Hmac<Sha256>>);
+pub(super) struct WebhookSecrets(Vec<Hmac<Sha256>>);
 
-impl Secrets {
+impl WebhookSecrets {
     /// Builds the secrets from texts; surrounding white space, such as the end of a line, is
     /// ignored.
     pub(super) fn new<'t>(texts: impl IntoIterator<Item = &'t [u8]>) -> Result<Self, String> {
@@ -173,8 +173,8 @@ impl Secrets {
         texts.into_iter().map(secret).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Starts the check of a body. Its pieces follow by [`Check::update`].
-    pub(super) fn check(&self, claim: Claim) -> Check {
+    /// Starts the check of a body. Its pieces follow by [`SignatureCheck::update`].
+    pub(super) fn check(&self, claim: SignatureClaim) -> SignatureCheck {
         let mut made = self.0.clone();
         if let Some(time) = &claim.time {
             made.iter_mut().for_each(|mac| {
@@ -182,17 +182,17 @@ impl Secrets {
                 mac.update(b".");
             });
         }
-        Check { made, claim }
+        SignatureCheck { made, claim }
     }
 }
 
 /// A running check of a body against all secrets.
-pub(super) struct Check {
+pub(super) struct SignatureCheck {
     made: Vec<Hmac<Sha256>>,
-    claim: Claim,
+    claim: SignatureClaim,
 }
 
-impl Check {
+impl SignatureCheck {
     /// Adds the next piece of the body.
     pub(super) fn update(&mut self, piece: &[u8]) {
         self.made.iter_mut().for_each(|mac| mac.update(piece));
@@ -226,7 +226,7 @@ impl Check {
 }
 
 fn unsigned(detail: impl Into<String>) -> Problem {
-    Problem::new(Kind::Unsigned, detail)
+    Problem::new(ProblemKind::Unsigned, detail)
 }
 
 #[cfg(test)]
@@ -243,13 +243,13 @@ mod tests {
     }
 
     fn check(
-        scheme: Scheme,
+        scheme: SignatureScheme,
         secrets: &[&str],
         signature: &str,
         body: &[u8],
         now: Millis,
-    ) -> Result<(), Kind> {
-        let secrets = Secrets::new(secrets.iter().map(|secret| secret.as_bytes())).unwrap();
+    ) -> Result<(), ProblemKind> {
+        let secrets = WebhookSecrets::new(secrets.iter().map(|secret| secret.as_bytes())).unwrap();
         let run = || {
             let mut check = secrets.check(scheme.claim(&headers(&[(scheme.header(), signature)]))?);
             let (one, other) = body.split_at(body.len() / 2);
@@ -267,7 +267,7 @@ mod tests {
         const SIGNATURE: &str =
             "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
         let of = |secrets: &[&str], signature: &str, body: &[u8]| {
-            check(Scheme::Github, secrets, signature, body, 0)
+            check(SignatureScheme::Github, secrets, signature, body, 0)
         };
         assert_eq!(of(&[SECRET], SIGNATURE, b"Hello, World!"), Ok(()));
         assert_eq!(
@@ -286,21 +286,21 @@ mod tests {
             ("sha256=", b"Hello, World!"),
             ("sha1=757107ea0eb2509fc211221cce984b8a37570b6d", b"Hello, World!"),
         ] {
-            assert_eq!(of(&[SECRET], signature, body), Err(Kind::Unsigned), "{signature}");
+            assert_eq!(of(&[SECRET], signature, body), Err(ProblemKind::Unsigned), "{signature}");
         }
         assert_eq!(
             of(&["another secret of ours"], SIGNATURE, b"Hello, World!"),
-            Err(Kind::Unsigned)
+            Err(ProblemKind::Unsigned)
         );
         assert_eq!(
-            Scheme::Github.claim(&HeaderMap::new()).map_err(|problem| problem.kind()),
-            Err(Kind::Unsigned)
+            SignatureScheme::Github.claim(&HeaderMap::new()).map_err(|problem| problem.kind()),
+            Err(ProblemKind::Unsigned)
         );
         let named = headers(&[("x-github-delivery", "72d3162e"), ("x-github-event", "push")]);
         let delivery = Delivery { id: "72d3162e".into(), event: "push".into() };
-        assert_eq!(Scheme::Github.delivery(&named, b"").unwrap(), delivery);
+        assert_eq!(SignatureScheme::Github.delivery(&named, b"").unwrap(), delivery);
         for pairs in [&[][..], &[("x-github-delivery", "")], &[("x-github-delivery", "a b")]] {
-            assert!(Scheme::Github.delivery(&headers(pairs), b"").is_err(), "{pairs:?}");
+            assert!(SignatureScheme::Github.delivery(&headers(pairs), b"").is_err(), "{pairs:?}");
         }
     }
 
@@ -311,7 +311,8 @@ mod tests {
         const SIGNATURE: &str = "c5d42d7dd5598cf53c4dc40893eabe2528694c55fd419bc87cb6d84060d6dbf9";
         const BODY: &[u8] = b"{\"id\":\"evt_1\"}";
         let wrong = "0".repeat(64);
-        let of = |signature: &str, now| check(Scheme::Stripe, &[SECRET], signature, BODY, now);
+        let of =
+            |signature: &str, now| check(SignatureScheme::Stripe, &[SECRET], signature, BODY, now);
         for signature in [
             format!("t=1492774577,v1={SIGNATURE}"),
             format!("t=1492774577,v1={wrong},v1={SIGNATURE},v0={wrong}"),
@@ -321,7 +322,7 @@ mod tests {
                 assert_eq!(of(&signature, now), Ok(()), "{signature}");
             }
             for now in [1_492_774_577 + 301, 1_492_774_577 - 301, 0] {
-                assert_eq!(of(&signature, now), Err(Kind::Unsigned), "{signature}");
+                assert_eq!(of(&signature, now), Err(ProblemKind::Unsigned), "{signature}");
             }
         }
         for signature in [
@@ -332,19 +333,19 @@ mod tests {
             "t=1492774577".into(),
             "".into(),
         ] {
-            assert_eq!(of(&signature, 1_492_774_577), Err(Kind::Unsigned), "{signature}");
+            assert_eq!(of(&signature, 1_492_774_577), Err(ProblemKind::Unsigned), "{signature}");
         }
-        let delivery = Scheme::Stripe
+        let delivery = SignatureScheme::Stripe
             .delivery(&HeaderMap::new(), b"{\"id\":\"evt_1\",\"type\":\"invoice.paid\"}");
         assert_eq!(
             delivery.unwrap(),
             Delivery { id: "evt_1".into(), event: "invoice.paid".into() }
         );
-        assert!(Scheme::Stripe.delivery(&HeaderMap::new(), b"{\"type\":\"x\"}").is_err());
+        assert!(SignatureScheme::Stripe.delivery(&HeaderMap::new(), b"{\"type\":\"x\"}").is_err());
     }
 
     #[test]
     fn a_secret_that_can_be_guessed_is_refused() {
-        assert!(Secrets::new([&b"short\n                    "[..]]).is_err());
+        assert!(WebhookSecrets::new([&b"short\n                    "[..]]).is_err());
     }
 }

@@ -17,10 +17,10 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::auth::Scope;
-use super::looks::{LastLook, Need};
-use super::problem::{Kind, Problem};
-use super::route::{Access, InPath, Route, query};
-use super::{Shared, openapi};
+use super::looks::{CorrelationLook, LookNeed};
+use super::problem::{Problem, ProblemKind};
+use super::route::{Access, PathParams, Route, query};
+use super::{SharedState, openapi};
 
 /// The longest wait. Proxies cut off requests that stay silent for longer; a client that still
 /// waits asks again.
@@ -91,7 +91,7 @@ pub(super) fn wait_in(parameters: &HashMap<String, String>) -> Result<Option<Dur
             let detail = format!(
                 "wait={said:?} is not a duration: write up to four digits and ms, s or m, as in 30s"
             );
-            return Err(Problem::new(Kind::Malformed, detail));
+            return Err(Problem::new(ProblemKind::Malformed, detail));
         }
     };
     Ok(Some(wait.min(WAIT_MAX)))
@@ -100,11 +100,11 @@ pub(super) fn wait_in(parameters: &HashMap<String, String>) -> Result<Option<Dur
 /// Waits until a correlation has ended, for at most `longest`. Returns the last look, with what
 /// `need` asks for.
 pub(super) async fn wait(
-    gate: &Shared,
+    gate: &SharedState,
     correlation: &str,
     longest: Duration,
-    need: Need,
-) -> Result<Arc<LastLook>, Problem> {
+    need: LookNeed,
+) -> Result<Arc<CorrelationLook>, Problem> {
     let asked = Instant::now();
     let deadline = asked + longest;
     let watched = gate.looks.at(correlation);
@@ -115,12 +115,13 @@ pub(super) async fn wait(
         // Only the last look needs the documents, and they must be at most [`PAUSE_MAX`] old.
         let (need_now, since) = match over {
             true => (need, Instant::now().checked_sub(PAUSE_MAX).unwrap_or(asked).max(asked)),
-            false => (if ended { need } else { Need::Verdict }, asked),
+            false => (if ended { need } else { LookNeed::Verdict }, asked),
         };
         let look = gate.looks.look(&gate.ledger, (correlation, &watched), need_now, since);
         let seen = gate.in_time(look).await?;
         ended = seen.verdict != Verdict::Running;
-        if over || !seen.found || (ended && (seen.documents.is_some() || need == Need::Verdict)) {
+        if over || !seen.found || (ended && (seen.documents.is_some() || need == LookNeed::Verdict))
+        {
             return Ok(seen);
         }
         if ended {
@@ -135,15 +136,15 @@ pub(super) async fn wait(
 }
 
 async fn correlation(
-    State(gate): State<Shared>,
-    InPath(id): InPath<String>,
+    State(gate): State<SharedState>,
+    PathParams(id): PathParams<String>,
     RawQuery(asked): RawQuery,
 ) -> Result<Response, Problem> {
     let longest = wait_in(&query(asked.as_deref(), &["wait"])?)?.unwrap_or_default();
-    let seen = wait(&gate, &id, longest, Need::Documents).await?;
+    let seen = wait(&gate, &id, longest, LookNeed::Documents).await?;
     let Some(documents) = seen.documents.as_ref().filter(|_| seen.found) else {
         return Err(Problem::new(
-            Kind::NotFound,
+            ProblemKind::NotFound,
             format!("there is no correlation {}", quote(&id)),
         ));
     };
@@ -163,12 +164,12 @@ pub(super) fn streamed(status: StatusCode, (body, length): (Body, u64)) -> Respo
 }
 
 async fn event(
-    State(gate): State<Shared>,
-    InPath(id): InPath<String>,
+    State(gate): State<SharedState>,
+    PathParams(id): PathParams<String>,
 ) -> Result<Response, Problem> {
     let event = find(&gate, &id).await?;
     let text = serde_json::to_vec(&event)
-        .map_err(|error| Problem::new(Kind::Internal, error.to_string()))?;
+        .map_err(|error| Problem::new(ProblemKind::Internal, error.to_string()))?;
     // A document with many values and files is large, and its reader may be slow, so it counts as
     // an answer in memory.
     let length = text.len() as u64;
@@ -176,9 +177,11 @@ async fn event(
 }
 
 /// Returns the event with this id.
-pub(super) async fn find(gate: &Shared, id: &str) -> Result<Event, Problem> {
+pub(super) async fn find(gate: &SharedState, id: &str) -> Result<Event, Problem> {
     let found = gate.in_time(gate.ledger.visible_event(&EventId::new(id))).await?;
-    found.ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no event {}", quote(id))))
+    found.ok_or_else(|| {
+        Problem::new(ProblemKind::NotFound, format!("there is no event {}", quote(id)))
+    })
 }
 
 #[cfg(test)]

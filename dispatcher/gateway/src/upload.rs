@@ -25,11 +25,11 @@ use ion_plane::upload::try_suffix;
 use multer::{Constraints, Field, Multipart, SizeLimit};
 use tokio::io::AsyncWriteExt as _;
 
-use super::Shared;
-use super::body::{BodyError, Incoming, Reserved};
+use super::SharedState;
+use super::body::{BodyError, IncomingBody, MemoryReservation};
 use super::disposition::Disposition;
 use super::encoding;
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 
 /// The maximum bytes that may arrive before the parser of forms returns anything. The parser holds
 /// a part's head, or what comes before the first part, in memory until that ends. Pieces of 64 KiB
@@ -38,20 +38,20 @@ const HEAD_MAX: u64 = 1 << 20;
 
 /// The files of one event, stored as blobs below a prefix of their own.
 pub(super) struct Uploads {
-    gate: Shared,
+    gate: SharedState,
     prefix: String,
     entries: Vec<FileEntry>,
     names: FileNames,
     /// The memory reserved for the values of a form, until its event is committed: many forms may
     /// arrive slowly at once.
-    values: Reserved,
+    values: MemoryReservation,
     /// Whether no event names the blobs, so that they are removed on drop.
     unnamed: bool,
 }
 
 impl Uploads {
     /// Returns an empty set of uploads. No other request may store anything below `prefix`.
-    pub(super) fn new(gate: &Shared, prefix: String) -> Self {
+    pub(super) fn new(gate: &SharedState, prefix: String) -> Self {
         let values = gate.room.reserve();
         Self {
             gate: gate.clone(),
@@ -84,7 +84,7 @@ impl Uploads {
     }
 
     /// Stages and stores the file `name` from its pieces.
-    async fn take(&mut self, name: String, pieces: &mut impl Pieces) -> Result<(), Problem> {
+    async fn take(&mut self, name: String, pieces: &mut impl FilePieces) -> Result<(), Problem> {
         let limits = &self.gate.node.settings.limits;
         let too_long = name.len() as u64 > limits.path_bytes
             || name.split('/').count() as u64 > limits.path_depth;
@@ -95,12 +95,12 @@ impl Uploads {
                 limits.path_bytes,
                 limits.path_depth
             );
-            return Err(Problem::new(Kind::Refused, detail));
+            return Err(Problem::new(ProblemKind::Refused, detail));
         }
-        self.names.add(&name).map_err(|clash| Problem::new(Kind::Refused, clash))?;
+        self.names.add(&name).map_err(|clash| Problem::new(ProblemKind::Refused, clash))?;
         if self.entries.len() as u64 >= limits.event_files {
             return Err(Problem::new(
-                Kind::TooBig,
+                ProblemKind::TooBig,
                 format!("an event may name {} files", limits.event_files),
             ));
         }
@@ -109,9 +109,12 @@ impl Uploads {
                 let detail = format!(
                     "the gateway's disk has no room for file {name:?}; send it again later"
                 );
-                Problem::new(Kind::DiskFull, detail)
+                Problem::new(ProblemKind::DiskFull, detail)
             }
-            _ => Problem::new(Kind::Internal, format!("file {name:?} cannot be staged: {error}")),
+            _ => Problem::new(
+                ProblemKind::Internal,
+                format!("file {name:?} cannot be staged: {error}"),
+            ),
         };
         let folder = self.gate.staging.clone();
         let file = tokio::task::spawn_blocking(move || tempfile::tempfile_in(folder)).await;
@@ -132,7 +135,7 @@ impl Uploads {
             let detail = format!(
                 "the gateway's disk returned other bytes for file {name:?} than were written; send it again"
             );
-            return Err(Problem::new(Kind::Internal, detail));
+            return Err(Problem::new(ProblemKind::Internal, detail));
         }
         Ok(())
     }
@@ -141,7 +144,7 @@ impl Uploads {
     pub(super) async fn take_body(
         &mut self,
         name: &str,
-        mut body: Incoming,
+        mut body: IncomingBody,
     ) -> Result<(), Problem> {
         self.take(name.to_owned(), &mut body).await
     }
@@ -154,18 +157,18 @@ impl Uploads {
     /// Reads a form: stores its files, and returns its fields as values.
     pub(super) async fn take_form(
         &mut self,
-        body: Incoming,
+        body: IncomingBody,
         boundary: &str,
     ) -> Result<Vec<KeyValue>, Problem> {
         // `body` limits the size of the whole form.
         let limits = Constraints::new().size_limit(SizeLimit::new().whole_stream(u64::MAX));
         let since = Arc::new(AtomicU64::new(0));
-        let body = Watched { body: Box::pin(body.pieces()), since: since.clone() };
+        let body = HeadLimitedBody { body: Box::pin(body.pieces()), since: since.clone() };
         let mut form = Multipart::with_constraints(body, boundary, limits);
         let (mut values, mut value_bytes) = (Vec::new(), 0);
         while let Some(field) = form.next_field().await.map_err(form_problem)? {
             since.store(0, Ordering::Relaxed);
-            let mut field = Part { field, since: &since };
+            let mut field = FormPart { field, since: &since };
             encoding::check_part(field.field.headers())?;
             let said = field.field.headers().get(CONTENT_DISPOSITION);
             let called = said.map(|said| Disposition::of(said.as_bytes())).unwrap_or_default();
@@ -176,7 +179,7 @@ impl Uploads {
                     let path = clean_path(&name).ok_or_else(|| {
                         let name = quote(&name);
                         Problem::new(
-                            Kind::Refused,
+                            ProblemKind::Refused,
                             format!("{name} is not a path below the event's files"),
                         )
                     })?;
@@ -188,12 +191,15 @@ impl Uploads {
                 }
                 (None, _) => {
                     let detail = "a part of the form has neither a name nor a file name";
-                    return Err(Problem::new(Kind::Malformed, detail));
+                    return Err(Problem::new(ProblemKind::Malformed, detail));
                 }
             }
             if values.len() as u64 > self.gate.node.settings.limits.event_values {
                 let most = self.gate.node.settings.limits.event_values;
-                return Err(Problem::new(Kind::TooBig, format!("an event may have {most} values")));
+                return Err(Problem::new(
+                    ProblemKind::TooBig,
+                    format!("an event may have {most} values"),
+                ));
             }
         }
         Ok(values)
@@ -202,7 +208,7 @@ impl Uploads {
     async fn value(
         &mut self,
         key: &str,
-        field: &mut impl Pieces,
+        field: &mut impl FilePieces,
         taken: &mut u64,
     ) -> Result<String, Problem> {
         let most = self.gate.node.settings.limits.event_value_bytes;
@@ -216,14 +222,14 @@ impl Uploads {
                 let detail = format!(
                     "the values of an event may have {most} bytes in all; send {key} as a file"
                 );
-                return Err(Problem::new(Kind::TooBig, detail));
+                return Err(Problem::new(ProblemKind::TooBig, detail));
             }
             self.values.add(piece.len())?;
             text.extend_from_slice(&piece);
         }
         String::from_utf8(text).map_err(|_| {
             Problem::new(
-                Kind::Refused,
+                ProblemKind::Refused,
                 format!("value {} is not UTF-8; send it as a file", quote(key)),
             )
         })
@@ -252,30 +258,30 @@ impl Drop for Uploads {
 }
 
 /// A source of a file's bytes, read piece by piece.
-trait Pieces: Send {
+trait FilePieces: Send {
     /// Returns the next piece, or none at the end.
     fn next(&mut self) -> impl Future<Output = Result<Option<Bytes>, Problem>> + Send;
 }
 
-impl Pieces for Incoming {
+impl FilePieces for IncomingBody {
     async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
-        Ok(Incoming::next(self).await?)
+        Ok(IncomingBody::next(self).await?)
     }
 }
 
-impl Pieces for Option<Bytes> {
+impl FilePieces for Option<Bytes> {
     async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
         Ok(self.take())
     }
 }
 
 /// One part of a form.
-struct Part<'f> {
+struct FormPart<'f> {
     field: Field<'f>,
     since: &'f AtomicU64,
 }
 
-impl Pieces for Part<'_> {
+impl FilePieces for FormPart<'_> {
     async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
         let piece = self.field.chunk().await.map_err(form_problem)?;
         self.since.store(0, Ordering::Relaxed);
@@ -285,7 +291,7 @@ impl Pieces for Part<'_> {
 
 /// A form's body that fails when the parser of forms holds too many bytes without returning
 /// anything.
-struct Watched {
+struct HeadLimitedBody {
     body: Pin<Box<dyn Stream<Item = Result<Bytes, BodyError>> + Send>>,
     since: Arc<AtomicU64>,
 }
@@ -299,7 +305,7 @@ enum FormError {
     Head,
 }
 
-impl Stream for Watched {
+impl Stream for HeadLimitedBody {
     type Item = Result<Bytes, FormError>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -316,13 +322,14 @@ impl Stream for Watched {
 }
 
 fn form_problem(error: multer::Error) -> Problem {
-    let malformed =
-        |why: String| Problem::new(Kind::Malformed, format!("the form cannot be read: {why}"));
+    let malformed = |why: String| {
+        Problem::new(ProblemKind::Malformed, format!("the form cannot be read: {why}"))
+    };
     match error {
         multer::Error::StreamReadFailed(source) => match source.downcast::<FormError>() {
             Ok(passed) => match *passed {
                 FormError::Body(error) => error.into(),
-                error @ FormError::Head => Problem::new(Kind::TooBig, error.to_string()),
+                error @ FormError::Head => Problem::new(ProblemKind::TooBig, error.to_string()),
             },
             Err(source) => malformed(source.to_string()),
         },

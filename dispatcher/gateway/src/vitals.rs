@@ -24,23 +24,23 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::auth::{Hosts, Scope, Tokens};
+use super::auth::{AllowedHosts, Scope, Tokens};
 use super::openapi;
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 use super::route::{Access, Route};
-use super::server::{Terms, serve};
-use super::{GatewayError, Shared, json_answer};
+use super::server::{ConnectionLimits, serve};
+use super::{GatewayError, SharedState, json_answer};
 
 /// How long a readiness check waits for the stores.
 const READY_WAIT: Duration = Duration::from_secs(2);
 
-/// The maximum number of open connections of a [`Reading`]: a few collectors and balancers use it.
+/// The maximum number of open connections of a [`MetricsServer`]: a few collectors and balancers use it.
 const READERS_MAX: usize = 64;
 
-/// How long a connection of a [`Reading`] may make no progress.
+/// How long a connection of a [`MetricsServer`] may make no progress.
 const READER_STALL: Duration = Duration::from_secs(30);
 
-/// How long a [`Reading`] waits for running requests when it closes.
+/// How long a [`MetricsServer`] waits for running requests when it closes.
 const READER_GRACE: Duration = Duration::from_secs(1);
 
 /// The metrics of a process, and whether it takes work.
@@ -85,20 +85,20 @@ impl Vitals {
         let written = openmetrics(&self.registry.lock().unwrap_or_else(PoisonError::into_inner));
         match written {
             Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
-            Err(error) => Problem::new(Kind::Internal, error.to_string()).into_response(),
+            Err(error) => Problem::new(ProblemKind::Internal, error.to_string()).into_response(),
         }
     }
 }
 
 /// A server that only shows metrics and readiness, at an address of its own.
 #[derive(Debug)]
-pub struct Reading {
+pub struct MetricsServer {
     address: SocketAddr,
     stop: CancellationToken,
     serving: JoinHandle<()>,
 }
 
-impl Reading {
+impl MetricsServer {
     /// Starts the server. Requests for metrics must bring `token`; an address that other machines
     /// can reach needs one.
     ///
@@ -118,15 +118,18 @@ impl Reading {
         let failed = |source| GatewayError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let hosts = Arc::new(Hosts { allowed: vec![], any: !tokens.is_empty() });
+        let hosts = Arc::new(AllowedHosts { allowed: vec![], any: !tokens.is_empty() });
         let router = Router::new()
             .route("/metrics", get(guarded_numbers))
             .route("/ready", get(taking_work))
             .route("/healthz", get(healthz))
             .layer(middleware::from_fn_with_state(hosts, admit_reader))
             .with_state((vitals, tokens));
-        let terms =
-            Terms { connections_max: READERS_MAX, stall: READER_STALL, grace: READER_GRACE };
+        let terms = ConnectionLimits {
+            connections_max: READERS_MAX,
+            stall: READER_STALL,
+            grace: READER_GRACE,
+        };
         let stop = CancellationToken::new();
         let serving =
             tokio::spawn(serve(listener, router, terms, CountGauge::default(), stop.clone()));
@@ -147,7 +150,11 @@ impl Reading {
 
 /// Checks the request as a gateway does: without a token a page of another site must not read the
 /// metrics.
-async fn admit_reader(State(hosts): State<Arc<Hosts>>, request: Request, next: Next) -> Response {
+async fn admit_reader(
+    State(hosts): State<Arc<AllowedHosts>>,
+    request: Request,
+    next: Next,
+) -> Response {
     match hosts.admit(&request) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
@@ -225,10 +232,10 @@ async fn healthz() -> Response {
     json_answer(StatusCode::OK, &json!({"status": "alive"}))
 }
 
-async fn readyz(State(gate): State<Shared>) -> Result<Response, Problem> {
+async fn readyz(State(gate): State<SharedState>) -> Result<Response, Problem> {
     if !gate.vitals.is_ready() || gate.stopping.is_cancelled() {
         return Err(Problem::new(
-            Kind::Busy,
+            ProblemKind::Busy,
             "this gateway is starting or stopping; ask another gateway of the plane",
         ));
     }
@@ -239,11 +246,11 @@ async fn readyz(State(gate): State<Shared>) -> Result<Response, Problem> {
         Err(_) => {
             let detail =
                 format!("the document store did not answer within {} s", READY_WAIT.as_secs());
-            return Err(Problem::new(Kind::StoresAway, detail));
+            return Err(Problem::new(ProblemKind::StoresAway, detail));
         }
     };
-    let disk =
-        statvfs(&gate.staging).map_err(|error| Problem::new(Kind::Internal, error.to_string()))?;
+    let disk = statvfs(&gate.staging)
+        .map_err(|error| Problem::new(ProblemKind::Internal, error.to_string()))?;
     let left = disk.f_bavail.saturating_mul(disk.f_frsize);
     // Filesystems without a limit on the number of files report 0.
     if left < ROOM_MIN || (disk.f_files > 0 && disk.f_favail < FILES_MIN) {
@@ -252,11 +259,11 @@ async fn readyz(State(gate): State<Shared>) -> Result<Response, Problem> {
             gate.node.settings.home.display(),
             disk.f_favail
         );
-        return Err(Problem::new(Kind::DiskFull, detail));
+        return Err(Problem::new(ProblemKind::DiskFull, detail));
     }
     Ok(json_answer(StatusCode::OK, &json!({"status": "ready"})))
 }
 
-async fn metrics(State(gate): State<Shared>) -> Response {
+async fn metrics(State(gate): State<SharedState>) -> Response {
     gate.vitals.numbers()
 }

@@ -23,12 +23,12 @@ use ion_model::text::quote;
 use serde_json::json;
 
 use super::auth::Principal;
-use super::body::Incoming;
-use super::draft::{self, Made, Sameness};
-use super::problem::{Kind, Problem};
-use super::route::{Access, InPath, Route};
-use super::signed::{Scheme, Secrets};
-use super::{Shared, json_answer, openapi};
+use super::body::IncomingBody;
+use super::draft::{self, EventDraft, EventIdentity};
+use super::problem::{Problem, ProblemKind};
+use super::route::{Access, PathParams, Route};
+use super::signed::{SignatureScheme, WebhookSecrets};
+use super::{SharedState, json_answer, openapi};
 
 /// The maximum bytes of a body: as many as GitHub sends at most.
 const BODY_MAX: u64 = 25 << 20;
@@ -47,9 +47,9 @@ pub struct Webhooks(Vec<Webhook>);
 #[derive(Clone, Debug)]
 struct Webhook {
     name: String,
-    scheme: Scheme,
+    scheme: SignatureScheme,
     event_type: String,
-    secrets: Secrets,
+    secrets: WebhookSecrets,
 }
 
 /// The reason a list of webhooks cannot be used. It contains no secret.
@@ -109,13 +109,13 @@ impl Webhook {
         if !is_event_type(event_type) {
             return Err(format!("{event_type:?} cannot be an event type"));
         }
-        let scheme = Scheme::of(scheme)
+        let scheme = SignatureScheme::of(scheme)
             .ok_or_else(|| format!("no scheme is {scheme:?}; allowed: github, stripe"))?;
         let texts = words.map(|file| read(file.into())).collect::<Result<Vec<_>, _>>()?;
         if texts.is_empty() {
             return Err("the file of a secret is needed after the event type".into());
         }
-        let secrets = Secrets::new(texts.iter().map(Vec::as_slice))?;
+        let secrets = WebhookSecrets::new(texts.iter().map(Vec::as_slice))?;
         Ok(Self { name: name.to_owned(), scheme, event_type: event_type.to_owned(), secrets })
     }
 }
@@ -152,8 +152,8 @@ pub(super) fn routes() -> Vec<Route> {
 
 /// Handles `POST /webhooks/<name>`.
 async fn take(
-    State(gate): State<Shared>,
-    InPath(name): InPath<String>,
+    State(gate): State<SharedState>,
+    PathParams(name): PathParams<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -162,15 +162,15 @@ async fn take(
         let detail = format!(
             "there is no webhook {name}; the list of --gateway-webhooks names the accepted webhooks"
         );
-        return Err(Problem::new(Kind::NotFound, detail));
+        return Err(Problem::new(ProblemKind::NotFound, detail));
     };
     if headers.contains_key(header::CONTENT_ENCODING) {
         let detail = "a webhook's signature covers the body as it is sent; send the body without a Content-Encoding";
-        return Err(Problem::new(Kind::UnknownEncoding, detail));
+        return Err(Problem::new(ProblemKind::UnknownEncoding, detail));
     }
     let mut check = webhook.secrets.check(webhook.scheme.claim(&headers)?);
     let mut body =
-        Incoming::new(body, BODY_MAX.min(gate.settings.upload_bytes_max), gate.settings.stall);
+        IncomingBody::new(body, BODY_MAX.min(gate.settings.upload_bytes_max), gate.settings.stall);
     let mut held = gate.webhook_room.empty();
     while let Some(piece) = body.next().await? {
         check.update(&piece);
@@ -179,10 +179,10 @@ async fn take(
     check.finish(clock::now())?;
 
     let delivery = webhook.scheme.delivery(&headers, held.bytes())?;
-    if webhook.scheme == Scheme::Github && delivery.event == "ping" {
+    if webhook.scheme == SignatureScheme::Github && delivery.event == "ping" {
         return Ok(json_answer(StatusCode::OK, &json!({"ping": "the webhook is set up well"})));
     }
-    let same = Sameness::Delivery(webhook.name.clone(), delivery.id.clone());
+    let same = EventIdentity::Delivery(webhook.name.clone(), delivery.id.clone());
     let ids = same.ids(&Principal::anybody());
     let mut uploads = draft::uploads(&ids, &gate);
     uploads.take_bytes(FILE, document(&headers, held.bytes())?).await?;
@@ -192,13 +192,15 @@ async fn take(
         ("webhook-event", delivery.event),
     ];
     let data = values.map(|(key, value)| KeyValue { key: key.into(), value }).into();
-    let made = Made::new(&webhook.event_type, ids.clone(), data);
+    let made = EventDraft::new(&webhook.event_type, ids.clone(), data);
     match draft::commit(&gate, made, uploads, &same).await {
         Ok(_) => {}
         // A Stripe event counts the deliveries that are still pending, so an event that is sent
         // again may have other content. Its id is covered by the signature, so it is the same
         // event.
-        Err(problem) if webhook.scheme == Scheme::Stripe && problem.kind() == Kind::Differs => {}
+        Err(problem)
+            if webhook.scheme == SignatureScheme::Stripe
+                && problem.kind() == ProblemKind::Differs => {}
         Err(problem) => return Err(problem),
     }
     let registered = draft::registered(&gate).await;
@@ -223,7 +225,7 @@ fn document(headers: &HeaderMap, body: &[u8]) -> Result<Vec<u8>, Problem> {
     let payload = form_urlencoded::parse(body).find(|(name, _)| name == "payload");
     match payload {
         Some((_, payload)) => Ok(payload.into_owned().into_bytes()),
-        None => Err(Problem::new(Kind::Malformed, "the form has no field \"payload\"")),
+        None => Err(Problem::new(ProblemKind::Malformed, "the form has no field \"payload\"")),
     }
 }
 

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use super::{PRELUDE, reason};
-use crate::support::{Home, ION, Ran};
+use crate::support::{CommandOutput, Home, ION};
 
 /// Starts `ion up` with a module of this program, lets it work on one event, and gives its job and
 /// what `ion up` said.
@@ -58,7 +58,7 @@ for name in ["type", "pair", "word", "path", "climbs"]:
 }
 
 /// Runs `ion` at a terminal of its own.
-fn at_a_terminal(home: &Home, words: &[&str]) -> Ran {
+fn at_a_terminal(home: &Home, words: &[&str]) -> CommandOutput {
     let program =
         "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
     let output = Command::new("python3")
@@ -70,7 +70,7 @@ fn at_a_terminal(home: &Home, words: &[&str]) -> Ran {
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    Ran::of(output)
+    CommandOutput::of(output)
 }
 
 /// The text without the colours that the command itself makes.

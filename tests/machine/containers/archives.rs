@@ -11,7 +11,7 @@ use tar::{Builder, EntryType, Header};
 
 use super::{pipeline, run};
 use crate::support::images::{Image, digest, gzip};
-use crate::support::{Home, ION, Ran};
+use crate::support::{CommandOutput, Home, ION};
 
 /// Bytes that an archive claims for one name: more than the daemon may take, far more than it
 /// needs.
@@ -92,7 +92,7 @@ pub(super) fn filled(mut header: Header, name: &str, mode: u32, bytes: u64) -> H
 }
 
 /// Runs the module in a process that may not take much; says how much it took at most.
-fn run_small(home: &Home) -> (Ran, u64) {
+fn run_small(home: &Home) -> (CommandOutput, u64) {
     home.write("f", "content\n");
     let program = "import resource, subprocess, sys\n\
         limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (32 << 30, 32 << 30))\n\
@@ -106,7 +106,7 @@ fn run_small(home: &Home) -> (Ran, u64) {
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    let ran = Ran::of(output);
+    let ran = CommandOutput::of(output);
     let kib = ran
         .stdout
         .rsplit("KiB ")

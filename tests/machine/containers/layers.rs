@@ -12,7 +12,7 @@ use tar::{Builder, EntryType, Header};
 use super::archives::{filled, head, with_layer};
 use super::{pipeline, run};
 use crate::support::images::{Image, gzip};
-use crate::support::{Home, Ran};
+use crate::support::{CommandOutput, Home};
 
 /// Bytes of a file that is mostly holes.
 const SPARSE_BYTES: u64 = 8 << 20;
@@ -25,7 +25,7 @@ fn here(folder: &Path, argv: &[&str]) -> String {
 }
 
 /// Runs a script in an image of this name.
-fn in_image(home: &Home, name: &str, script: &str) -> Ran {
+fn in_image(home: &Home, name: &str, script: &str) -> CommandOutput {
     let script = json!(script);
     pipeline(home, &format!("  m: {{on: [x], image: 'oci:{name}', run: [sh, -c, {script}]}}\n"));
     run(home, "m")

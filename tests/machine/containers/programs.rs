@@ -8,17 +8,17 @@ use serde_json::{Value, json};
 
 use super::{pipeline, processes, run};
 use crate::support::images::{Entry, Image};
-use crate::support::{Home, Ran, wait_for};
+use crate::support::{CommandOutput, Home, wait_for};
 
 /// Runs what an image says.
-fn says(home: &Home, image: &Image, more: &str) -> Ran {
+fn says(home: &Home, image: &Image, more: &str) -> CommandOutput {
     image.write(home, "image");
     pipeline(home, &format!("  m: {{on: [x], image: 'oci:image'{more}}}\n"));
     run(home, "m")
 }
 
 /// The lines that the module wrote.
-fn lines(ran: &Ran) -> Vec<&str> {
+fn lines(ran: &CommandOutput) -> Vec<&str> {
     ran.stderr.lines().filter_map(|line| line.strip_prefix("ion: m | ")).collect()
 }
 
